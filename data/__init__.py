@@ -1,0 +1,1 @@
+"""Recordings become shards, shards become clips."""

@@ -1,0 +1,1 @@
+"""What every stage shares: the command line, checkpoints, the training run."""

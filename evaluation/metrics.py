@@ -16,6 +16,7 @@ from torch.nn import functional as F
 BLUR, SIGMA = 11, 1.5  # SSIM's Gaussian window, Wang et al. 2004
 STEADY, CONTRAST = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # its constants for 8-bit pictures
 CAP = 60.0  # dB, where a mean of per-frame PSNRs is wanted all the same
+SAME = 1e-10  # the least mean squared error a curve shows: 100 dB stands for equal pictures
 
 
 def mse(truth: Tensor, other: Tensor) -> Tensor:
@@ -30,8 +31,8 @@ def psnr(truth: Tensor, other: Tensor) -> Tensor:
 
 
 def pooled_psnr(errors: Tensor) -> float:
-    """PSNR in dB of the mean of many frames' squared errors."""
-    return float(-10 * torch.log10(errors.double().mean()))
+    """PSNR in dB of the mean of many frames' squared errors; 100 dB where all are equal."""
+    return float(-10 * torch.log10(errors.double().mean().clamp(min=SAME)))
 
 
 def capped_psnr(errors: Tensor) -> float:

@@ -1,0 +1,117 @@
+"""Worlds whose figures are known beforehand: a dot that goes where its action points.
+
+The frame is a function of the last action alone, so the oracle imagines the truth exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.actions import ActionSpec
+
+DOT = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), "share of the picture", True)
+
+
+def draw(places: Tensor, size: int = 16) -> Tensor:
+    """(..., 2) from 0 to 1 -> (..., 3, size, size) uint8 with a soft dot at each place."""
+    line = (torch.arange(size) + 0.5) / size
+    x, y = places[..., 0, None, None], places[..., 1, None, None]
+    near = torch.exp(-((line[None, :] - x) ** 2 + (line[:, None] - y) ** 2) / 0.02)
+    return (near * 255).to(torch.uint8).unsqueeze(-3).expand(*places.shape[:-1], 3, size, size)
+
+
+@dataclass
+class FakeClip:
+    frames: Tensor
+    actions: Tensor
+    states: Tensor | None = None
+
+
+class DotClips:
+    """As data.clips.Clips: windows of episodes in which the dot wanders."""
+
+    def __init__(self, episodes: int = 6, length: int = 30, frames: int = 20, seed: int = 0):
+        random = np.random.default_rng(seed)
+        self.frames = frames
+        steps = random.normal(0, 0.08, (episodes, length, 2)).cumsum(1)
+        self.places = torch.tensor(0.5 + 0.4 * np.sin(steps * 3), dtype=torch.float32)
+        self.each = length - frames + 1
+
+    def __len__(self) -> int:
+        return len(self.places) * self.each
+
+    def episode_of(self, index: int) -> int:
+        return index // self.each
+
+    def batch(self, indices: np.ndarray) -> FakeClip:
+        rows = [divmod(int(i), self.each) for i in indices]
+        places = torch.stack([self.places[e, s : s + self.frames] for e, s in rows])
+        actions = torch.cat([places[:, 1:], places[:, -1:]], 1)
+        return FakeClip(draw(places), actions, places)
+
+
+class Identity:
+    """A tokenizer that loses nothing."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return frames.flatten(1).long()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        size = int((latents.shape[1] / 3) ** 0.5)
+        return latents.view(-1, 3, size, size).to(torch.uint8)
+
+
+@dataclass
+class DotState:
+    latents: Tensor
+
+
+class CopyWorld:
+    """Imagines that nothing ever happens."""
+
+    actions = DOT
+    context = 3
+    device = torch.device("cpu")
+
+    def __init__(self, tokenizer: Any = None):
+        self.tokenizer = tokenizer or Identity()
+
+    def reset(self, frames: Tensor, actions: Tensor) -> DotState:
+        assert frames.shape[1] == actions.shape[1] + 1
+        return DotState(self.tokenizer.encode(frames[:, -1]))
+
+    def step(self, state: DotState, action: Tensor) -> DotState:
+        return replace(state)
+
+    def observe(self, state: DotState, action: Tensor, frames: Tensor) -> DotState:
+        return DotState(self.tokenizer.encode(frames))
+
+    def decode(self, state: DotState) -> Tensor:
+        return self.tokenizer.decode(state.latents)
+
+
+class OracleWorld(CopyWorld):
+    """Imagines exactly what happens: the dot goes where it is told."""
+
+    def step(self, state: DotState, action: Tensor) -> DotState:
+        return DotState(self.tokenizer.encode(draw(action)))
+
+
+class Centroid:
+    """Reads the place of the dot from a picture: a ruler for the fake world."""
+
+    def read(self, frames: Tensor) -> Tensor:
+        light = frames[:, 0].float()
+        line = (torch.arange(light.shape[-1]) + 0.5) / light.shape[-1]
+        total = light.sum((1, 2))
+        x = (light.sum(1) * line).sum(1) / total
+        y = (light.sum(2) * line).sum(1) / total
+        return torch.stack([x, y], 1)
+
+    def errors(self, truth: Tensor, read: Tensor) -> dict[str, Tensor]:
+        return {"agent_px": (truth - read).norm(dim=-1)}

@@ -1,0 +1,93 @@
+"""Open-loop figures say what a known world is worth."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fake_worlds import Centroid, CopyWorld, DotClips, Identity, OracleWorld
+
+from evaluation.open_loop import choose_windows, imagine, open_loop
+
+HORIZONS = (1, 2, 4, 8)
+
+
+class Lossy(Identity):
+    """Gives every picture back with an eighth of its shades."""
+
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        return frames.flatten(1).long() // 32 * 32
+
+
+def test_an_oracle_is_exact_at_every_horizon():
+    figures = open_loop(OracleWorld(), DotClips(), HORIZONS, windows=24, estimator=Centroid())
+    assert figures["psnr"] == pytest.approx([100] * 4)
+    assert figures["ssim"] == pytest.approx([1] * 4)
+    assert np.all(np.array(figures["copy_last_agent_px"]) > figures["agent_px"])
+    assert min(figures["delta_psnr"]) > 50
+
+
+def test_copying_equals_the_copy_baselines_exactly():
+    figures = open_loop(CopyWorld(), DotClips(), HORIZONS, windows=24, estimator=Centroid())
+    assert figures["psnr"] == figures["copy_last_psnr"] == figures["copy_last_reconstructed_psnr"]
+    assert figures["ssim"] == figures["copy_last_ssim"]
+    assert figures["agent_px"] == figures["copy_last_agent_px"]
+    assert figures["delta_psnr"] == [0] * 4
+
+
+def test_with_a_lossy_tokenizer_the_two_copies_and_the_ceiling_part():
+    figures = open_loop(OracleWorld(Lossy()), DotClips(), HORIZONS, windows=24)
+    assert figures["psnr"] == figures["reconstruction_psnr"]
+    assert figures["copy_last_psnr"] != figures["copy_last_reconstructed_psnr"]
+    copying = open_loop(CopyWorld(Lossy()), DotClips(), HORIZONS, windows=24)
+    assert copying["psnr"] == copying["copy_last_reconstructed_psnr"]
+
+
+def test_figures_do_not_depend_on_the_batch_size():
+    one = open_loop(CopyWorld(), DotClips(), HORIZONS, windows=20, batch_size=3)
+    two = open_loop(CopyWorld(), DotClips(), HORIZONS, windows=20, batch_size=20)
+    for name, values in one.items():
+        assert values == pytest.approx(two[name])
+
+
+def test_horizon_h_is_h_steps_after_the_last_true_frame():
+    clip = DotClips().batch(np.array([0, 40]))
+    for context in (1, 3):
+        frames = imagine(OracleWorld(), clip.frames, clip.actions, context, [0, 1, 5])
+        assert torch.equal(frames, clip.frames[:, [context - 1, context, context + 4]])
+
+
+def test_windows_are_spread_over_all_episodes():
+    episodes = np.repeat([0, 1, 2, 3], [40, 40, 3, 40])
+    chosen = choose_windows(episodes, 20, seed=0)
+    assert np.bincount(episodes[chosen]).tolist() in ([6, 6, 3, 5], [6, 5, 3, 6], [5, 6, 3, 6])
+    assert len(set(chosen)) == 20
+    assert len(choose_windows(episodes, 1000, seed=0)) == len(episodes)
+
+
+def test_shuffled_actions_come_from_another_episode():
+    clips = DotClips(episodes=2)
+    asked = []
+
+    class Spying(DotClips):
+        def batch(self, indices: np.ndarray):
+            asked.append([self.episode_of(i) for i in indices])
+            return clips.batch(indices)
+
+    open_loop(CopyWorld(), Spying(episodes=2), HORIZONS, windows=16, batch_size=16)
+    assert all(own != other for own, other in zip(*asked, strict=True))
+
+
+def test_intervals_hold_the_figure_and_all_is_plain_json():
+    figures = open_loop(
+        OracleWorld(), DotClips(), HORIZONS, windows=24, estimator=Centroid(), intervals=True
+    )
+    low, high = figures["copy_last_psnr_low"], figures["copy_last_psnr_high"]
+    for at in range(4):
+        assert low[at] < figures["copy_last_psnr"][at] < high[at]
+    assert {"delta_psnr_low", "agent_px_high", "copy_last_agent_px_low"} <= set(figures)
+    json.dumps(figures, allow_nan=False)
+
+
+def test_without_an_estimator_there_are_no_state_errors():
+    assert "agent_px" not in open_loop(OracleWorld(), DotClips(), HORIZONS, windows=4)

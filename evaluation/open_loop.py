@@ -22,6 +22,7 @@ from evaluation.intervals import resampled_means, spread
 from evaluation.metrics import SAME, capped_psnr, mse, pooled_psnr, ssim
 
 HORIZONS = (1, 2, 3, 4, 6, 8, 12, 16)
+CANDIDATES = 20_000  # windows to choose from, at most: evenly over all that there are
 
 
 class Ruler(Protocol):
@@ -88,11 +89,16 @@ def open_loop(
     clips: windows (data/clips.py) of at least context + max(horizons) frames.  Windows are spread
     evenly over the episodes and start anywhere.  The result is for JSON: `n`, `episodes`,
     `horizons`, and lists; errors of states only with an `estimator`, and `_low` and `_high` (a 95%
-    bootstrap over whole episodes) only with `intervals`.
+    bootstrap over whole sources, such as a demonstration and its replays) only with `intervals`.
     """
     context = context or world.context
-    episodes = np.array([clips.episode_of(i) for i in range(len(clips))])
-    chosen = choose_windows(episodes, windows, seed)
+    candidates = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), CANDIDATES)).astype(int))
+    episodes = np.array([clips.episode_of(i) for i in candidates])
+    picked = choose_windows(episodes, windows, seed)
+    chosen, episodes = candidates[picked], episodes[picked]
+    # Perturbed replays of one demonstration are not independent of each other.
+    recordings = getattr(clips, "recordings", None)
+    sources = episodes if recordings is None else recordings.sources[episodes]
     # Windows are in order of their episodes, so half the list away lies another episode.
     others = np.roll(chosen, len(chosen) // 2)
 
@@ -107,11 +113,11 @@ def open_loop(
     cases = {name: torch.cat(values) for name, values in measured.items()}
     return {
         "n": len(chosen),
-        "episodes": len(np.unique(episodes[chosen])),
+        "episodes": len(np.unique(episodes)),
         "context": context,
         "horizons": list(horizons),
         **_summary(cases),
-        **(_intervals(cases, episodes[chosen], seed) if intervals else {}),
+        **(_intervals(cases, sources, seed) if intervals else {}),
     }
 
 
@@ -175,10 +181,10 @@ def _summary(cases: dict[str, Tensor]) -> dict[str, list[float]]:
     return curves
 
 
-def _intervals(cases: dict[str, Tensor], episodes: np.ndarray, seed: int) -> dict[str, list[float]]:
-    """Bootstrap every curve over episodes, all curves on the same draws."""
+def _intervals(cases: dict[str, Tensor], sources: np.ndarray, seed: int) -> dict[str, list[float]]:
+    """Bootstrap every curve over whole sources, all curves on the same draws."""
     resampled = {
-        key: resampled_means(values.double().numpy(), episodes, seed=seed)
+        key: resampled_means(values.double().numpy(), sources, seed=seed)
         for key, values in cases.items()
     }
     curves: dict[str, np.ndarray] = {}

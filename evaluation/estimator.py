@@ -9,12 +9,13 @@ fits a body's points best.  Letters: B frames, P points, S numbers of a state.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pipeline.device import pick_precision
 
 SIZE = 64  # pixels; other pictures are resized to it, so that one ruler serves every resolution
 MAPS = SIZE // 2  # rows and columns of a heat map
@@ -144,15 +145,14 @@ class Estimator:
         self.layout = layout
         self.width = width
         self.device = torch.device(device)
+        self.bf16 = pick_precision(self.device, "auto") == "bf16"
         points = sum(len(body.points) for body in layout.bodies)
         self.network = PointFinder(points).to(self.device, memory_format=torch.channels_last)
 
     def logits(self, frames: Tensor) -> Tensor:
         """(B, 3, SIZE, SIZE) from 0 (white) to 1 -> heat maps, in bf16 where that is fast."""
         frames = frames.contiguous(memory_format=torch.channels_last)
-        kind = self.device.type
-        fast = torch.autocast(kind, torch.bfloat16) if kind in ("cpu", "cuda") else nullcontext()
-        with fast:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.network(frames)
 
     def prepare(self, frames: Tensor) -> Tensor:

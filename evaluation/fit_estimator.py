@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from evaluation.estimator import (
     centres,
     points_of,
 )
+from pipeline import checkpoint
 
 BLUR = 0.03  # standard deviation of a target heat map, as a share of the picture
 FRAMES = 12_000  # real frames to train on, at most: about 150 MB at 64 pixels
@@ -149,8 +149,5 @@ def cached_estimator(
             return estimator
     pictures, states, _ = sample_frames(recordings, "train", FRAMES, seed)
     estimator = fit(layout, pictures, states, steps=steps, seed=seed, device=device)
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"made_from": made_from, "network": estimator.network.state_dict()}, partial)
-    os.replace(partial, path)
+    checkpoint.save(path, {"made_from": made_from, "network": estimator.network.state_dict()})
     return estimator

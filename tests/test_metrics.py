@@ -77,6 +77,13 @@ def test_ssim_falls_as_noise_grows():
     assert 1 > float(ssim(frames, small)) > float(ssim(frames, large))
 
 
+def test_ssim_does_not_depend_on_the_precision_around_it():
+    frames, other = noise(1, 3, 32, 32), noise(1, 3, 32, 32, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = ssim(frames, other)
+    assert torch.equal(rough, ssim(frames, other))
+
+
 def test_only_codes_that_differ_from_the_frame_before_count():
     codes = torch.tensor([[[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 0, 0]]])
     assert codes_changing(codes) == pytest.approx(0.25)

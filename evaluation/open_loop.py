@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from evaluation.intervals import resampled_means, spread
 from evaluation.metrics import SAME, capped_psnr, mse, pooled_psnr, ssim
+from evaluation.windows import spread_windows
 
 HORIZONS = (1, 2, 3, 4, 6, 8, 12, 16)
-CANDIDATES = 20_000  # windows to choose from, at most: evenly over all that there are
 
 
 class Ruler(Protocol):
@@ -57,21 +57,6 @@ def imagine(
     return torch.stack(pictures, 1)
 
 
-def choose_windows(episodes: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Pick `count` windows, as many from each episode as can be, ordered by episode.
-
-    episodes: (n,) the episode of every window.
-    """
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(episodes))
-    by_episode = order[np.argsort(episodes[order], kind="stable")]
-    _, starts = np.unique(episodes[by_episode], return_index=True)
-    sizes = np.diff([*starts, len(episodes)])
-    turn = np.arange(len(episodes)) - np.repeat(starts, sizes)  # 0 for an episode's first pick
-    chosen = by_episode[np.argsort(turn, kind="stable")[:count]]
-    return chosen[np.argsort(episodes[chosen], kind="stable")]
-
-
 def open_loop(
     world: Any,
     clips: Any,
@@ -87,19 +72,13 @@ def open_loop(
     """Measure a world on windows of held-out clips: lists over the horizons.
 
     clips: windows (data/clips.py) of at least context + max(horizons) frames.  Windows are spread
-    evenly over the episodes and start anywhere.  The result is for JSON: `n`, `episodes`,
+    evenly over the episodes and start anywhere.  The result is for JSON: `n`, `sources`,
     `horizons`, and lists; errors of states only with an `estimator`, and `_low` and `_high` (a 95%
     bootstrap over whole sources, such as a demonstration and its replays) only with `intervals`.
     """
     context = context or world.context
-    candidates = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), CANDIDATES)).astype(int))
-    episodes = np.array([clips.episode_of(i) for i in candidates])
-    picked = choose_windows(episodes, windows, seed)
-    chosen, episodes = candidates[picked], episodes[picked]
-    # Perturbed replays of one demonstration are not independent of each other.
-    recordings = getattr(clips, "recordings", None)
-    sources = episodes if recordings is None else recordings.sources[episodes]
-    # Windows are in order of their episodes, so half the list away lies another episode.
+    chosen, sources = spread_windows(clips, windows, seed)
+    # Windows are in order of their episodes, so half the list away lies another one.
     others = np.roll(chosen, len(chosen) // 2)
 
     measured: dict[str, list[Tensor]] = {}
@@ -113,7 +92,7 @@ def open_loop(
     cases = {name: torch.cat(values) for name, values in measured.items()}
     return {
         "n": len(chosen),
-        "episodes": len(np.unique(episodes)),
+        "sources": len(np.unique(sources)),
         "context": context,
         "horizons": list(horizons),
         **_summary(cases),

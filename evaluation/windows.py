@@ -1,0 +1,37 @@
+"""Choose windows of held-out clips, evenly over the episodes they are cut from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+CANDIDATES = 20_000  # windows to choose from, at most: evenly over all that there are
+
+
+def choose_windows(episodes: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Pick `count` windows, as many from each episode as can be, ordered by episode.
+
+    episodes: (n,) the episode of every window.
+    """
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(episodes))
+    by_episode = order[np.argsort(episodes[order], kind="stable")]
+    _, starts = np.unique(episodes[by_episode], return_index=True)
+    sizes = np.diff([*starts, len(episodes)])
+    turn = np.arange(len(episodes)) - np.repeat(starts, sizes)  # 0 for an episode's first pick
+    chosen = by_episode[np.argsort(turn, kind="stable")[:count]]
+    return chosen[np.argsort(episodes[chosen], kind="stable")]
+
+
+def spread_windows(clips: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pick windows of clips evenly over episodes: their indices and their sources, (n,) each.
+
+    Perturbed replays of one demonstration have one source: they are not independent.
+    """
+    candidates = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), CANDIDATES)).astype(int))
+    episodes = np.array([clips.episode_of(i) for i in candidates])
+    picked = choose_windows(episodes, count, seed)
+    recordings = getattr(clips, "recordings", None)
+    sources = episodes if recordings is None else recordings.sources[episodes]
+    return candidates[picked], sources[picked]

@@ -1,0 +1,54 @@
+# make demo    install, then Push-T end to end on the CPU: shards, three trainings, film, report
+# make test    install, then the test suite
+#
+# make demo DEMOS=PATH RUN=runs/human    the same on human demonstrations (zarr folder, zip or npz)
+# A second call goes on from where the first was interrupted, or says that all is done.
+
+RUN ?= runs/demo
+PRESET ?= pusht cpu
+DEMOS ?=
+PYTHON := .venv/bin/python
+INSTALLED := .venv/installed
+STAGE := --preset $(PRESET) --run $(RUN)
+
+.PHONY: demo test install
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	$(PYTHON) -m data.preprocess pusht $(STAGE) $(if $(DEMOS),--demos $(DEMOS))
+	$(PYTHON) train_tokenizer.py $(STAGE)
+	$(PYTHON) train_dynamics.py $(STAGE)
+	$(PYTHON) train_controller.py $(STAGE)
+	@$(MAKE) --no-print-directory $(RUN)/play/film.mp4 $(RUN)/report/index.html
+	@echo
+	@echo "film    $(RUN)/play/film.gif and film.mp4: the truth beside what the world imagines"
+	@echo "report  $(RUN)/report/index.html, and its figures in $(RUN)/report/metrics.json"
+
+# Film and report are made anew only when a stage beneath them has found a better checkpoint.
+BEST := $(RUN)/tokenizer/best.pt $(RUN)/dynamics/best.pt $(RUN)/controller/best.pt
+$(BEST): ;
+$(RUN)/play/film.mp4: $(BEST)
+	$(PYTHON) play.py $(STAGE) --headless --beside-simulator
+$(RUN)/report/index.html: $(BEST)
+	$(PYTHON) evaluate.py $(STAGE)
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.txt
+	@python=; for candidate in python3.11 python3; do \
+	  if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	  then python=$$candidate; break; fi; done; \
+	if [ -z "$$python" ]; then \
+	  echo "error: Python 3.11 or later is needed, and $$(python3 --version 2>&1 || true) is what" \
+	    "python3 is here; install python3.11 and run make again" >&2; exit 1; fi; \
+	[ -x $(PYTHON) ] || $$python -m venv .venv || { \
+	  echo "error: $$python cannot make a virtual environment; on Debian and Ubuntu:" \
+	    "apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m pip install --quiet --requirement requirements.txt
+	@$(PYTHON) -c 'import cv2' || { \
+	  echo "error: OpenCV lacks a system library (named above); on Debian and Ubuntu:" \
+	    "apt-get install libgl1 libglib2.0-0" >&2; exit 1; }
+	@touch $@

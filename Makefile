@@ -38,7 +38,7 @@ test: $(INSTALLED)
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.txt
-	@python=; for candidate in python3.11 python3; do \
+	@python=; for candidate in python3.11 python3.12 python3.13 python3; do \
 	  if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
 	  then python=$$candidate; break; fi; done; \
 	if [ -z "$$python" ]; then \

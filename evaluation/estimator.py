@@ -47,7 +47,7 @@ class Layout:
 
 # The two ends of the T's bar, the middle of the bar and the foot of its stem.
 TEE = ((-45.0, 15.0), (45.0, 15.0), (0.0, 15.0), (0.0, 105.0))
-LAYOUTS = {
+LAYOUTS: dict[tuple[str, ...], Layout] = {
     ("agent_x", "agent_y", "block_x", "block_y", "block_angle"): Layout(
         512.0, (Body("agent", (0, 1)), Body("block", (2, 3), 4, TEE, (1, 0, 2, 3)))
     )
@@ -147,7 +147,8 @@ class Estimator:
         self.device = torch.device(device)
         self.bf16 = pick_precision(self.device, "auto") == "bf16"
         points = sum(len(body.points) for body in layout.bodies)
-        self.network = PointFinder(points).to(self.device, memory_format=torch.channels_last)
+        network = PointFinder(points).to(self.device)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def logits(self, frames: Tensor) -> Tensor:
         """(B, 3, SIZE, SIZE) from 0 (white) to 1 -> heat maps, in bf16 where that is fast."""

@@ -38,9 +38,9 @@ def sample_frames(
 
     Returns (n, 3, H, W) uint8, (n, S) float32 and the (n,) episodes; n is `count` or all there are.
     """
-    episodes = np.array(recordings.episodes(split), np.int64)
+    episodes = recordings.episodes(split)
     rows = np.concatenate(
-        [recordings.first_rows[e] + np.arange(recordings.lengths[e]) for e in episodes]
+        [recordings.first_rows[e] + np.arange(recordings.length(e)) for e in episodes]
     )
     if len(rows) > count:
         kept = np.random.default_rng(seed).choice(len(rows), count, replace=False)
@@ -129,7 +129,11 @@ def measure(estimator: Estimator, recordings: Recordings, frames: int = 2000) ->
 
 
 def cached_estimator(
-    path: Path, recordings: Recordings, steps: int, seed: int = 0, device: str = "cpu"
+    path: Path,
+    recordings: Recordings,
+    steps: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Estimator | None:
     """Load the estimator of these recordings from `path`, or train it and save it there.
 

@@ -76,7 +76,7 @@ def open_loop(
     `horizons`, and lists; errors of states only with an `estimator`, and `_low` and `_high` (a 95%
     bootstrap over whole sources, such as a demonstration and its replays) only with `intervals`.
     """
-    context = context or world.context
+    shown = world.context if context is None else context
     chosen, sources = spread_windows(clips, windows, seed)
     # Windows are in order of their episodes, so half the list away lies another one.
     others = np.roll(chosen, len(chosen) // 2)
@@ -87,13 +87,13 @@ def open_loop(
         rows = slice(start, start + batch_size)
         clip = clips.batch(chosen[rows])
         shuffled = clips.batch(others[rows]).actions
-        for name, values in _measure(world, clip, shuffled, horizons, context, estimator).items():
+        for name, values in _measure(world, clip, shuffled, horizons, shown, estimator).items():
             measured.setdefault(name, []).append(values.cpu())
     cases = {name: torch.cat(values) for name, values in measured.items()}
     return {
         "n": len(chosen),
         "sources": len(np.unique(sources)),
-        "context": context,
+        "context": shown,
         "horizons": list(horizons),
         **_summary(cases),
         **(_intervals(cases, sources, seed) if intervals else {}),

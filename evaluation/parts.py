@@ -48,9 +48,10 @@ class Parts:
         whole = self._read(name)
         return whole["result"] if whole and whole["made_from"] == plain(made_from) else None
 
-    def seconds(self, name: str) -> float | None:
-        whole = self._read(name)
-        return whole["seconds"] if whole else None
+    def total(self, names: list[str]) -> float:
+        """Seconds that the saved parts of these names took."""
+        found = (self._read(name) for name in names)
+        return round(sum(whole["seconds"] for whole in found if whole), 1)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:

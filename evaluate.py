@@ -1,0 +1,324 @@
+"""Measure a run on held-out episodes and in the real simulator: figures, plots, a report.
+
+Reads   RUN/shards (or --shards), RUN/tokenizer, RUN/dynamics, RUN/controller if there is one.
+Writes  RUN/report: metrics.json, index.html, plots/, pairs.json; of other recordings
+        RUN/report/on-NAME. Interrupted, it goes on with the part that was not done.
+Try     python evaluate.py --preset debug --run runs/debug
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.clips import Clips
+from evaluation import goals, plots, policies, task
+from evaluation.fit_estimator import measure
+from evaluation.keys import blank
+from evaluation.metrics import mse
+from evaluation.open_loop import HORIZONS, imagine, open_loop
+from evaluation.parts import Parts, write_json
+from evaluation.report import write_report
+from evaluation.session import Session
+from evaluation.speed import measure_play
+from evaluation.still_frames import measure_tokenizer
+from evaluation.windows import spread_windows
+from pipeline.cli import run
+
+Part = Literal["tokenizer", "open_loop", "play", "task", "goal"]
+FILM = 16  # frames to show of a clip, at most
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Path = Path("runs/pusht")
+    """Folder of the run to measure."""
+    shards: Path | None = None
+    """Recordings to measure on, other than the run's own; of the same action space and size."""
+    out: Path | None = None
+    """Folder of the report, if not RUN/report (with --shards: RUN/report/on-NAME)."""
+    parts: tuple[Part, ...] = ("tokenizer", "open_loop", "play", "task", "goal")
+    """What to measure; the rest keeps its figures from before, if they still hold, or is null."""
+    windows: int = 256
+    """Windows of held-out episodes for the tokenizer and the open loop."""
+    horizons: tuple[int, ...] = HORIZONS
+    """Steps ahead at which imagination is compared with the truth."""
+    estimator_steps: int = 400
+    """Training steps of the state estimator."""
+    films: int = 4
+    """Film strips in the report."""
+    play_frames: int = 120
+    """Frames over which the speed of play is measured."""
+    task_episodes: int = 100
+    """Episodes of each policy in the task protocol, of seeds from 100000."""
+    task_steps: int = task.STEPS
+    """Steps of an episode at most; the protocol's figure, less is only a trial."""
+    goal_pairs: int = 500
+    """Pairs of start and goal for each seed."""
+    pair_seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the pair lists."""
+    planner_pairs: int = 50
+    """Of the pairs, how many the true simulator is planned in: the upper bound is dear."""
+    planner_samples: int = 300
+    """Candidate plans of an iteration in the true simulator."""
+    planner_iterations: int = 8
+    """Iterations of a plan in the true simulator."""
+    workers: int = 0
+    """Processes of simulators; 0 is one for each core."""
+    seed: int = 0
+    restart: bool = False
+    """Measure again what has been measured."""
+
+
+PRESETS = {
+    "pusht": lambda c: replace(c, horizons=(*HORIZONS, 25)),
+    "cpu": lambda c: replace(
+        c,
+        goal_pairs=30,
+        pair_seeds=(0,),
+        planner_pairs=30,
+        planner_samples=48,
+        planner_iterations=4,
+    ),
+    "debug": lambda c: replace(
+        c,
+        windows=8,
+        horizons=(1, 2, 4),
+        estimator_steps=4,
+        films=1,
+        play_frames=10,
+        task_episodes=2,
+        task_steps=6,
+        goal_pairs=2,
+        pair_seeds=(0,),
+        planner_pairs=2,
+        planner_samples=4,
+        planner_iterations=2,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to measure, saved under its name when done."""
+
+    part: Part
+    name: str
+    made_from: dict[str, Any]
+    measure: Callable[[], dict[str, Any]]
+    put: Callable[[dict[str, Any], dict[str, Any]], None]
+    """Where the result belongs in the metrics."""
+
+
+def main(config: Config) -> None:
+    with Session(config.run, config.shards, config.out, config.workers) as session:
+        parts = Parts(session.folder / "parts", config.restart)
+        tqdm.write(session.about())
+        metrics = blank()
+        jobs = [
+            *tokenizer_jobs(session, config),
+            *open_loop_jobs(session, config),
+            *play_jobs(session, config),
+            *task_jobs(session, config),
+            *goal_jobs(session, config),
+        ]
+        for job in tqdm(jobs, "evaluate", unit="part"):
+            if job.part in config.parts:
+                result = parts.do(job.name, job.made_from, job.measure)
+            else:
+                result = parts.saved(job.name, job.made_from)
+            if result is not None:
+                job.put(metrics, result)
+        metrics["provenance"] = session.provenance() | {
+            "seeds": {"windows": config.seed, "task": task.FIRST_SEED, "pairs": config.pair_seeds},
+            "seconds": session.stage_seconds() | {"evaluate": parts.total([j.name for j in jobs])},
+            "finished": time.strftime("%Y-%m-%d %H:%M"),
+        }
+        write_json(session.folder / "metrics.json", metrics)
+        draw(session.plots, metrics)
+        page = write_report(session.folder, f"{config.run.name}: evaluation", metrics)
+        tqdm.write(f"evaluate: {session.folder / 'metrics.json'} and {page}")
+
+
+def tokenizer_jobs(session: Session, config: Config) -> Iterator[Job]:
+    """Reconstruction, codebook use and flicker on held-out frames."""
+    frames = session.world.context + max(config.horizons)
+
+    def make() -> dict[str, Any]:
+        clips = session.clips(frames)
+        chosen, _ = spread_windows(clips, FILM // 2, config.seed)
+        truth = clips.batch(chosen).frames[:, 0].to(session.device)
+        tokenizer = session.world.tokenizer
+        with torch.inference_mode():
+            given_back = tokenizer.decode(tokenizer.encode(truth))
+        plots.reconstructions(truth, given_back, session.plots / "reconstructions.png")
+        return measure_tokenizer(tokenizer, clips, config.windows, session.device, config.seed)
+
+    made_from = session.made_from(
+        "tokenizer", windows=config.windows, frames=frames, seed=config.seed
+    )
+    yield Job("tokenizer", "tokenizer", made_from, make, lambda m, r: m["tokenizer"].update(r))
+
+
+def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
+    """Imagination against the truth by horizon, in pictures and in states."""
+
+    def make() -> dict[str, Any]:
+        ruler = session.estimator(config.estimator_steps, config.seed)
+        clips = session.clips(session.world.context + max(config.horizons))
+        figures = open_loop(
+            session.world,
+            clips,
+            config.horizons,
+            windows=config.windows,
+            estimator=ruler,
+            intervals=True,
+            seed=config.seed,
+            progress=True,
+        )
+        if ruler is not None:
+            figures["estimator_error"] = measure(ruler, session.recordings)
+        draw_films(session, clips, config)
+        return figures
+
+    made_from = session.made_from(
+        "tokenizer",
+        "dynamics",
+        horizons=config.horizons,
+        windows=config.windows,
+        estimator_steps=config.estimator_steps,
+        films=config.films,
+        seed=config.seed,
+    )
+    yield Job("open_loop", "open_loop", made_from, make, lambda m, r: m["open_loop"].update(r))
+
+
+def play_jobs(session: Session, config: Config) -> Iterator[Job]:
+    """Frames a second of one stream."""
+
+    def make() -> dict[str, Any]:
+        clip = session.clips(session.world.context + 1).batch(np.array([0]))
+        actions = clip.actions[0]
+        return measure_play(session.world, clip.frames[0, :-1], actions, steps=config.play_frames)
+
+    made_from = session.made_from(
+        "tokenizer", "dynamics", frames=config.play_frames, device=str(session.device)
+    )
+    yield Job("play", "play", made_from, make, lambda m, r: m["play"].update(r))
+
+
+def task_jobs(session: Session, config: Config) -> Iterator[Job]:
+    """The task protocol, every policy from the same seeds."""
+    if not session.is_pusht:
+        return
+    seeds = list(range(task.FIRST_SEED, task.FIRST_SEED + config.task_episodes))
+    for name, policy in session.task_policies(config.seed).items():
+
+        def make(name: str = name, policy: policies.Policy = policy) -> dict[str, Any]:
+            best = task.run_task(policy, session.pool, seeds, config.task_steps, f"task, {name}")
+            return task.summary(best) | {"highest_coverage": best.tolist()}
+
+        def put(metrics: dict[str, Any], result: dict[str, Any], name: str = name) -> None:
+            metrics["task"][name] = {k: v for k, v in result.items() if k != "highest_coverage"}
+
+        made_from = session.made_from(
+            *session.depends_on(name), seeds=[seeds[0], seeds[-1]], steps=config.task_steps
+        )
+        yield Job("task", f"task-{name}", made_from, make, put)
+
+
+def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
+    """Goal reaching: each policy plays the pairs of an offset once, for all criteria on it."""
+    if not session.has_goals:
+        return
+    lists = {}
+    policies_to_try = session.goal_policies(
+        config.seed, config.planner_samples, config.planner_iterations
+    )
+    for offset in sorted({protocol.offset for protocol in goals.PROTOCOLS.values()}):
+        by_seed = [
+            goals.make_pairs(session.recordings, offset, config.goal_pairs, seed)
+            for seed in config.pair_seeds
+        ]
+        pairs = [pair for drawn in by_seed for pair in drawn]
+        lists[str(offset)] = goals.pair_list(pairs)
+        if not pairs:
+            tqdm.write(f"goal: no held-out episode is longer than {offset} steps; left out")
+            continue
+        for name, policy in policies_to_try.items():
+            # Evenly over the seeds, so that fewer pairs are still of all of them.
+            share = -(-config.planner_pairs // len(by_seed)) if name == "simulator" else None
+            own = [pair for drawn in by_seed for pair in drawn[:share]]
+            yield goal_job(session, config, offset, name, policy, own)
+    write_json(
+        session.folder / "pairs.json", {"recordings": session.fingerprints["shards"], **lists}
+    )
+
+
+def goal_job(
+    session: Session,
+    config: Config,
+    offset: int,
+    name: str,
+    policy: policies.Policy,
+    pairs: list[goals.Pair],
+) -> Job:
+    wanted = {key: p for key, p in goals.PROTOCOLS.items() if p.offset == offset}
+
+    def make() -> dict[str, Any]:
+        errors = goals.run_pairs(
+            policy, session.pool, session.recordings, pairs, name=f"goal +{offset}, {name}"
+        )
+        return {key: goals.summary(p.reached(errors), pairs) for key, p in wanted.items()}
+
+    def put(metrics: dict[str, Any], result: dict[str, Any]) -> None:
+        for key, row in result.items():
+            metrics["goal"][key][name] = row
+
+    settings: dict[str, Any] = {"pairs": goals.pair_list(pairs), "budget": goals.BUDGET}
+    if name == "simulator":
+        settings |= {"samples": config.planner_samples, "iterations": config.planner_iterations}
+    made_from = session.made_from(*session.depends_on(name), **settings)
+    return Job("goal", f"goal-{offset}-{name}", made_from, make, put)
+
+
+@torch.inference_mode()
+def draw_films(session: Session, clips: Clips, config: Config) -> None:
+    """Draw truth above imagination for the windows, of 32, in which the most changes."""
+    context = session.world.context
+    shown = [0, *config.horizons][:FILM]
+    chosen, _ = spread_windows(clips, 32, config.seed)
+    clip = clips.batch(chosen)
+    truth = clip.frames[:, [context - 1 + h for h in shown]]
+    change = mse(truth[:, 1:], truth[:, :1].expand_as(truth[:, 1:])).mean(1)
+    most = change.argsort(descending=True)[: config.films]
+    frames, actions = clip.frames[most].to(session.device), clip.actions[most].to(session.device)
+    imagined = imagine(session.world, frames, actions, context, shown)
+    for number, row in enumerate(most):
+        films = [("truth", truth[row]), ("imagined", imagined[number].cpu())]
+        titles = [f"+{h}" if h else "start" for h in shown]
+        plots.strip(films, titles, session.plots / f"film-{number}.png")
+
+
+def draw(folder: Path, metrics: dict[str, Any]) -> None:
+    """Draw what follows from the figures alone."""
+    if metrics["open_loop"]["horizons"]:
+        plots.pixel_curves(metrics["open_loop"], folder / "curves_pixels.png")
+        if metrics["open_loop"]["agent_px"]:
+            plots.state_curves(metrics["open_loop"], folder / "curves_states.png")
+    if any(row["n"] for row in metrics["task"].values()):
+        plots.bars(metrics["task"], "score", "task: mean score", folder / "task.png")
+    for protocol, rows in metrics["goal"].items():
+        if any(row["n"] for row in rows.values()):
+            plots.bars(rows, "success", f"goal, {protocol}", folder / f"goal-{protocol}.png")
+
+
+if __name__ == "__main__":
+    run(main, Config, PRESETS)

@@ -1,0 +1,186 @@
+"""What the parts of an evaluation share: the run, the recordings, a ruler, simulators."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+
+from data import pusht
+from data.clips import Clips
+from data.pusht_pool import SimulatorPool
+from data.shards import Recordings
+from evaluation.estimator import Estimator
+from evaluation.fit_estimator import cached_estimator
+from evaluation import policies
+from evaluation.policies import InWorld, Policy
+from evaluation.simulator_planner import SimulatorPlanner
+from pipeline import checkpoint
+from pipeline.device import describe_device, pick_device
+from pipeline.load import load_controller, load_world
+from pipeline.lock import lock
+
+STAGES = ("tokenizer", "dynamics", "controller")
+CONTROLLERS = {"controller": "best.pt", "cloning": "cloning.pt"}
+PARALLEL = 128  # simulators at a time: the world model sees them as one batch
+
+
+class Session:
+    """A run on recordings. Opening it checks what is cheap; the rest is made when asked for."""
+
+    def __init__(self, run: Path, shards: Path | None, out: Path | None, workers: int):
+        self.run = run
+        own = run / "shards"
+        self.device = pick_device()
+        self.recordings = Recordings(shards or own)
+        self.world = load_world(run, self.device)
+        self.controllers = {
+            name: load_controller(run, self.world, file)
+            for name, file in CONTROLLERS.items()
+            if (run / "controller" / file).exists()
+        }
+        self.workers = workers or len(os.sched_getaffinity(0))
+        where = self.recordings.folder
+        self.world.actions.check_same(self.recordings.actions, f"{run}'s world", str(where))
+        if tuple(self.world.tokenizer.image_size) != self.recordings.image_size:
+            raise ValueError(
+                f"{run}'s world has frames of {tuple(self.world.tokenizer.image_size)} pixels and "
+                f"{where} of {self.recordings.image_size}; preprocess them at the same resolution"
+            )
+        elsewhere = shards is not None and shards.resolve() != own.resolve()
+        place = "report" if not elsewhere else f"report/on-{_name(where)}"
+        self.folder = out or run / place
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.plots = self.folder / "plots"
+        self._open = ExitStack()
+        self._open.enter_context(lock(self.folder))
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.close()
+
+    def clips(self, frames: int) -> Clips:
+        """Windows of held-out episodes."""
+        return Clips(self.recordings, "test", frames=frames)
+
+    def estimator(self, steps: int, seed: int) -> Estimator | None:
+        """The ruler of these recordings, or of the run's own where all of these are held out."""
+        source = self.recordings
+        if not source.episodes("train"):
+            source = Recordings(self.run / "shards")
+        path = self.folder / "estimator.pt"
+        return cached_estimator(path, source, steps, seed, device=self.device)
+
+    @property
+    def is_pusht(self) -> bool:
+        """The recordings are of the world that has the protocols (the toy shares its actions)."""
+        toy = str(self.recordings.description.get("source")).startswith("toy")
+        return self.recordings.actions == pusht.ACTIONS and not toy
+
+    @property
+    def has_goals(self) -> bool:
+        """Held-out states are known, from which and to which a simulator can be set."""
+        names = self.recordings.state_names == tuple(pusht.STATE_NAMES)
+        return self.is_pusht and names and self.recordings.has("states")
+
+    @cached_property
+    def pool(self) -> SimulatorPool:
+        """Simulators over processes, started when first needed."""
+        size = self.recordings.image_size[0]
+        return self._open.enter_context(SimulatorPool(PARALLEL, size, self.workers))
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str | None]:
+        found: dict[str, str | None] = {"shards": self.recordings.fingerprint}
+        for name in (*STAGES, "cloning"):
+            stage = "controller" if name == "cloning" else name
+            path = self.run / stage / CONTROLLERS.get(name, "best.pt")
+            known = checkpoint.load(path, stage) if path.exists() else {}
+            found[name] = known.get("fingerprint")
+        return found
+
+    def task_policies(self, seed: int) -> dict[str, Policy]:
+        """Controllers of the run, and what they stand beside."""
+        return {
+            "random": policies.Random(self.recordings.actions, seed),
+            "still": policies.Still(),
+            "scripted": policies.Scripted(seed),
+            **{name: InWorld(self.world, each) for name, each in self.controllers.items()},
+        }
+
+    def goal_policies(self, seed: int, samples: int, iterations: int) -> dict[str, Policy]:
+        """As in the task, with what knows the goal; the controllers do not."""
+        return {
+            "random": policies.Random(self.recordings.actions, seed),
+            "still": policies.Still(),
+            "agent_only": policies.AgentOnly(),
+            "simulator": SimulatorPlanner(lambda: self.pool, samples, iterations, seed=seed),
+            **{name: InWorld(self.world, each) for name, each in self.controllers.items()},
+        }
+
+    def depends_on(self, policy: str) -> tuple[str, ...]:
+        """The fingerprints that a policy's figures hang on."""
+        return ("tokenizer", "dynamics", policy) if policy in self.controllers else ()
+
+    def made_from(self, *what: str, **settings: Any) -> dict[str, Any]:
+        """What a part depends on: fingerprints by name, and settings."""
+        return {name: self.fingerprints[name] for name in ("shards", *what)} | settings
+
+    def stage_seconds(self) -> dict[str, float | None]:
+        """Seconds of training of each stage, as its last checkpoint says."""
+        found: dict[str, float | None] = {"preprocess": _preprocess_seconds(self.run / "shards")}
+        for stage in STAGES:
+            path = self.run / stage / "last.pt"
+            path = path if path.exists() else self.run / stage / "best.pt"
+            known = checkpoint.load(path, stage) if path.exists() else {}
+            seconds = known.get("seconds")
+            found[stage] = None if seconds is None else round(float(seconds), 1)
+        return found
+
+    def about(self) -> str:
+        """One line at the start."""
+        return (
+            f"evaluate: {describe_device(self.device)}, {self.run} on {self.recordings.folder} "
+            f"({len(self.recordings.episodes('test'))} held-out episodes), controllers: "
+            f"{', '.join(self.controllers) or 'none'}"
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """Say what, on what and with what this was measured."""
+        return {
+            "run": str(self.run),
+            "recordings": str(self.recordings.folder),
+            "device": describe_device(self.device),
+            "cores": self.workers,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": str(torch.__version__),
+                "numpy": np.__version__,
+                "gymnasium": gymnasium.__version__,
+                "platform": platform.platform(),
+            },
+            "fingerprints": self.fingerprints,
+        }
+
+
+def _name(folder: Path) -> str:
+    """Name recordings by their run, or by their folder where it is not a run's."""
+    folder = folder.resolve()
+    return folder.parent.name if folder.name == "shards" else folder.name
+
+
+def _preprocess_seconds(shards: Path) -> float | None:
+    try:
+        return json.loads((shards / "build.json").read_text()).get("seconds")
+    except (OSError, ValueError):
+        return None

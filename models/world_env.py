@@ -1,0 +1,245 @@
+"""A world model as a gymnasium environment: any reinforcement learner can train inside it.
+
+Letters: N environments, (H, W) of a frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from data.actions import ActionSpec, as_tensor
+from models.dynamics import State
+
+if TYPE_CHECKING:
+    from models.world import World
+
+Observe = Literal["frames", "latents"]
+
+
+class Starts(Protocol):
+    """Where episodes begin: clips of at least one frame (data/clips.py)."""
+
+    def __len__(self) -> int: ...
+    def batch(self, indices: np.ndarray) -> Any: ...
+
+
+@dataclass
+class Cohort:
+    """Environments that were reset together: one state of the world holds them all.
+
+    A world's memory knows how old it is, so states of different ages cannot share a batch.
+    """
+
+    rows: np.ndarray  # (M,) which environments
+    state: State  # M rows
+
+
+class WorldEnv(VectorEnv):
+    """N imagined episodes at once, in batches of those that began at the same time.
+
+    An episode starts from a clip of real frames and goes on by imagination alone. It terminates
+    where the world thinks that it does not continue, and is truncated after `horizon` steps; the
+    step after that resets it and ignores its action (gymnasium's NEXT_STEP).
+
+    observe: frames, (H, W, 3) uint8, or latents as the dynamics has them, which costs no decoding.
+    `reset(options={"clips": [...]})` starts from given clips; `info["clip"]` says which they are.
+    """
+
+    metadata = {  # noqa: RUF012 (gymnasium's own shape)
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+        "render_modes": ["rgb_array"],
+        "render_fps": 10,
+    }
+
+    def __init__(
+        self,
+        world: World,
+        starts: Starts,
+        num_envs: int = 1,
+        horizon: int = 100,
+        observe: Observe = "frames",
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1 or horizon < 1:
+            raise ValueError(
+                f"{num_envs} environments of {horizon} steps are none; both start at 1"
+            )
+        self.world, self.starts = world, starts
+        self.num_envs, self.horizon = num_envs, horizon
+        self.observe: Observe = observe
+        self.render_mode = render_mode
+        self.single_observation_space = observation_space(world, observe)
+        self.single_action_space = action_space(world.actions)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._cohorts: list[Cohort] = []
+        self._ended = np.ones(num_envs, bool)
+        self._steps = np.zeros(num_envs, np.int64)
+
+    @torch.inference_mode()
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin all episodes anew: (N, ...) observations."""
+        super().reset(seed=seed)
+        self._cohorts = []
+        clips = np.asarray((options or {}).get("clips", self._draw(self.num_envs)))
+        if clips.shape != (self.num_envs,):
+            raise ValueError(
+                f"options['clips'] has shape {clips.shape}, but there are {self.num_envs} "
+                f"environments; give one clip each"
+            )
+        self._begin(np.arange(self.num_envs), clips)
+        return self._observations(), {"clip": clips, "_clip": np.ones(self.num_envs, bool)}
+
+    @torch.inference_mode()
+    def step(
+        self, actions: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """(N, A) or (N,) -> observations, rewards, terminations, truncations, infos."""
+        assert self._cohorts, "call reset first"
+        actions = np.asarray(actions, self.single_action_space.dtype)
+        fresh = self._ended.copy()
+        self._leave(fresh)
+        rewards = np.zeros(self.num_envs)
+        terminations = np.zeros(self.num_envs, bool)
+        for cohort in self._cohorts:
+            action = as_tensor(actions[cohort.rows]).to(self.world.device)
+            with self._seeded():
+                cohort.state = self.world.step(cohort.state, action)
+            rewards[cohort.rows] = cohort.state.reward.float().cpu().numpy()
+            terminations[cohort.rows] = cohort.state.continues.float().cpu().numpy() < 0.5
+        self._steps[~fresh] += 1
+        info: dict[str, Any] = {}
+        if fresh.any():
+            clips = np.zeros(self.num_envs, np.int64)
+            clips[fresh] = self._draw(int(fresh.sum()))
+            self._begin(np.flatnonzero(fresh), clips[fresh])
+            info = {"clip": clips, "_clip": fresh}
+        truncations = ~terminations & (self._steps >= self.horizon)
+        self._ended = terminations | truncations
+        return self._observations(), rewards, terminations, truncations, info
+
+    @torch.inference_mode()
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """Give N pictures, (H, W, 3) uint8 each."""
+        if self.render_mode is None:
+            return None
+        return tuple(self._gather(self._decode))
+
+    def single(self) -> SingleWorldEnv:
+        """Give one such episode as a plain `gymnasium.Env`."""
+        return SingleWorldEnv(
+            self.world, self.starts, self.horizon, self.observe, render_mode=self.render_mode
+        )
+
+    def _draw(self, count: int) -> np.ndarray:
+        return self.np_random.integers(0, len(self.starts), count)
+
+    @contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """What a world draws by itself follows from this environment's seed, too."""
+        device = self.world.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(self.np_random.integers(2**62)))
+            yield
+
+    def _begin(self, rows: np.ndarray, clips: np.ndarray) -> None:
+        clip = self.starts.batch(clips)
+        frames = clip.frames[:, : self.world.context].to(self.world.device)
+        actions = clip.actions[:, : frames.shape[1] - 1].to(self.world.device)
+        self._cohorts.append(Cohort(rows, self.world.reset(frames, actions)))
+        self._steps[rows] = 0
+        self._ended[rows] = False
+
+    def _leave(self, ended: np.ndarray) -> None:
+        """Take the environments that ended out of their cohorts."""
+        kept = []
+        for cohort in self._cohorts:
+            stays = ~ended[cohort.rows]
+            if stays.all():
+                kept.append(cohort)
+            elif stays.any():
+                index = torch.from_numpy(np.flatnonzero(stays)).to(self.world.device)
+                kept.append(Cohort(cohort.rows[stays], cohort.state.select(index)))
+        self._cohorts = kept
+
+    def _observations(self) -> np.ndarray:
+        if self.observe == "frames":
+            return self._gather(self._decode)
+        dtype = self.single_observation_space.dtype
+        return self._gather(lambda state: state.latents.cpu().numpy().astype(dtype))
+
+    def _decode(self, state: State) -> np.ndarray:
+        return self.world.decode(state).permute(0, 2, 3, 1).cpu().numpy()
+
+    def _gather(self, look: Any) -> np.ndarray:
+        """Look at every cohort and put the rows in their places."""
+        order = np.concatenate([cohort.rows for cohort in self._cohorts])
+        seen = np.concatenate([look(cohort.state) for cohort in self._cohorts])
+        placed = np.empty_like(seen)
+        placed[order] = seen
+        return placed
+
+
+class SingleWorldEnv(gymnasium.Env):
+    """One imagined episode, without autoreset."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(
+        self,
+        world: World,
+        starts: Starts,
+        horizon: int = 100,
+        observe: Observe = "frames",
+        render_mode: str | None = None,
+    ) -> None:
+        self._env = WorldEnv(world, starts, 1, horizon, observe, render_mode)
+        self.observation_space = self._env.single_observation_space
+        self.action_space = self._env.single_action_space
+        self.render_mode = render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """options: `clip`, the number of a clip to start from."""
+        super().reset(seed=seed)
+        many = {"clips": [options["clip"]]} if options and "clip" in options else None
+        observations, info = self._env.reset(seed=seed, options=many)
+        return observations[0], {"clip": int(info["clip"][0])}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert not self._env._ended[0], "the episode has ended; call reset"
+        seen, reward, ended, cut, _ = self._env.step(np.asarray(action)[None])
+        return seen[0], float(reward[0]), bool(ended[0]), bool(cut[0]), {}
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        pictures = self._env.render()
+        return None if pictures is None else pictures[0]
+
+
+def observation_space(world: World, observe: Observe) -> spaces.Box:
+    height, width = world.tokenizer.image_size
+    if observe == "frames":
+        return spaces.Box(0, 255, (height, width, 3), np.uint8)
+    latents = world.tokenizer.latents
+    if latents.kind == "discrete":
+        return spaces.Box(0, latents.codes - 1, (latents.per_frame,), np.int64)
+    return spaces.Box(-np.inf, np.inf, (latents.per_frame, latents.width), np.float32)
+
+
+def action_space(spec: ActionSpec) -> spaces.Box | spaces.Discrete:
+    if spec.kind == "discrete":
+        return spaces.Discrete(spec.size)
+    return spaces.Box(np.array(spec.low, np.float32), np.array(spec.high, np.float32))

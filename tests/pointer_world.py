@@ -1,0 +1,104 @@
+"""A world whose imagination is known: a blue disc on white that runs to the pointer.
+
+It reads the disc from the frames that it is shown, so it starts wherever the toy world's
+recordings do.  The square is forgotten: what is imagined differs from what is true.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.actions import ActionSpec
+from data.toy import MOVE_VECTORS, POINTER, RADIUS, SPEED, WORLD
+from models.dynamics import State
+from models.tokenizer import Latents
+
+BLUE = (65, 105, 225)
+
+
+@dataclass
+class Nothing:
+    def select(self, index: Tensor) -> Nothing:
+        return self
+
+
+class Drawing:
+    """Latents are the whole pixels of the 512 x 512 world at which the disc stands."""
+
+    latents = Latents("discrete", (1, 2), 1, 513)
+
+    def __init__(self, size: int = 32) -> None:
+        self.image_size = (size, size)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        size = self.image_size[0]
+        blue = (frames.int() - torch.tensor(BLUE)[:, None, None]).abs().sum(1) < 30
+        line = (torch.arange(size) + 0.5) * WORLD / size
+        weight = blue.sum((1, 2)).clamp(min=1)
+        x = (blue.sum(1) * line).sum(1) / weight
+        y = (blue.sum(2) * line).sum(1) / weight
+        return torch.stack([x, y], 1).round().long()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        size = self.image_size[0]
+        line = (torch.arange(size) + 0.5) * WORLD / size
+        x, y = latents[:, 0, None, None], latents[:, 1, None, None]
+        inside = (line[None] - x) ** 2 + (line[:, None] - y) ** 2 < RADIUS**2
+        colour = torch.tensor(BLUE, dtype=torch.uint8)[:, None, None]
+        return torch.where(inside[:, None], colour, torch.tensor(255, dtype=torch.uint8))
+
+
+class PointerWorld:
+    """The disc moves at most SPEED a step; the reward is its place from left to right."""
+
+    context = 3
+    device = torch.device("cpu")
+
+    def __init__(self, actions: ActionSpec = POINTER, size: int = 32, ends_at: float = 2.0) -> None:
+        self.actions, self.tokenizer, self.ends_at = actions, Drawing(size), ends_at
+        self.dynamics = SimpleNamespace(has_rewards=True)
+
+    def reset(self, frames: Tensor, actions: Tensor) -> State:
+        assert frames.shape[1] == actions.shape[1] + 1
+        latents = self.tokenizer.encode(frames[:, -1])
+        rows = torch.ones(len(latents))
+        return State(latents, 0 * rows, rows, Nothing())
+
+    def step(self, state: State, action: Tensor) -> State:
+        place = state.latents.float()
+        if self.actions.kind == "discrete":
+            move = torch.tensor(MOVE_VECTORS[action.numpy()]).float()
+        else:
+            move = action - place
+        move = move * (SPEED / move.norm(dim=1, keepdim=True).clamp(min=SPEED))
+        latents = (place + move).clamp(0, WORLD).round().long()
+        share = latents[:, 0] / WORLD
+        return State(latents, share, (share < self.ends_at).float(), Nothing())
+
+    def observe(self, state: State, action: Tensor, frames: Tensor) -> State:
+        return self.reset(frames[:, None], action[:, None][:, :0])
+
+    def decode(self, state: State) -> Tensor:
+        return self.tokenizer.decode(state.latents)
+
+
+class ToTheRight:
+    """A controller: whatever is seen, up and to the right."""
+
+    name = "to the right"
+
+    def act(self, state: State, sample: bool = False) -> Tensor:
+        return torch.tensor([[WORLD, 0.0]]).expand(len(state), 2)
+
+
+def blue_at(picture: np.ndarray) -> tuple[float, float]:
+    """Give the centre of the blue disc in a picture, as shares of its width and height."""
+    blue = np.abs(picture.astype(int) - BLUE).sum(-1) < 30
+    assert blue.any(), "no disc in the picture"
+    y, x = np.nonzero(blue)
+    return (x.mean() + 0.5) / picture.shape[1], (y.mean() + 0.5) / picture.shape[0]

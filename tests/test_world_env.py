@@ -1,0 +1,139 @@
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers.vector import (
+    DictInfoToList,
+    FlattenObservation,
+    NormalizeReward,
+    RecordEpisodeStatistics,
+    RescaleAction,
+)
+from pointer_world import PointerWorld
+
+from data.clips import Clips
+from data.shards import Recordings
+from data.toy import MOVES, POINTER, write_toy_shards
+from models.world_env import WorldEnv
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    folder: Path = write_toy_shards(tmp_path_factory.mktemp("toy"), episodes=6)
+    return Clips(Recordings(folder), "train", frames=3)
+
+
+def make(starts: Clips, **options: Any) -> WorldEnv:
+    return WorldEnv(PointerWorld(), starts, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("observe", ["frames", "latents"])
+@pytest.mark.parametrize("spec", [POINTER, MOVES], ids=["continuous", "discrete"])
+# It recommends actions from -1 to 1; gymnasium's RescaleAction makes them so.
+@pytest.mark.filterwarnings("error", "ignore:.*normalized space:UserWarning")
+def test_gymnasiums_own_checker_accepts_one_world(starts: Clips, observe: Any, spec: Any):
+    world: Any = PointerWorld(spec)
+    check_env(WorldEnv(world, starts, 4, observe=observe).single(), skip_render_check=True)
+
+
+def test_the_checker_accepts_its_pictures(starts: Clips):
+    env = make(starts, render_mode="rgb_array").single()
+    check_env(env)
+    env.reset(seed=0)
+    picture = env.render()
+    assert picture is not None and picture.shape == (32, 32, 3) and picture.dtype == np.uint8
+
+
+def test_batches_lie_in_their_spaces_and_follow_from_the_seed(starts: Clips):
+    def play(seed: int) -> list[Any]:
+        env = make(starts, num_envs=5, horizon=4)
+        env.action_space.seed(seed)
+        seen, _ = env.reset(seed=seed)
+        history: list[Any] = [seen]
+        for _ in range(10):
+            out = env.step(env.action_space.sample())
+            assert env.observation_space.contains(out[0])
+            assert out[1].shape == out[2].shape == out[3].shape == (5,)
+            assert (out[1].dtype, out[2].dtype, out[3].dtype) == (np.float64, bool, bool)
+            history += list(out[:4])
+        return history
+
+    first, second, other = play(1), play(1), play(2)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_step_after_an_end_resets_and_ignores_its_action(starts: Clips):
+    world: Any = PointerWorld(ends_at=0.9)
+    env = WorldEnv(world, starts, 3, horizon=6, observe="latents")
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    seen, _ = env.reset(seed=0)
+    right, steps, ended = np.array([[512.0, 256.0]] * 3), np.zeros(3, int), np.zeros(3, bool)
+    kinds = set()
+    for _ in range(40):
+        before = seen
+        seen, rewards, terminations, truncations, info = env.step(right)
+        for row in range(3):
+            if ended[row]:  # this step was the reset
+                assert info["_clip"][row] and not terminations[row] and not truncations[row]
+                clip = starts.batch(info["clip"][row : row + 1])
+                expected = world.reset(clip.frames, clip.actions[:, :2]).latents[0]
+                assert seen[row].tolist() == expected.tolist() and rewards[row] == 0
+                steps[row] = 0
+            else:
+                steps[row] += 1
+                assert abs(int(seen[row, 0]) - before[row, 0]) <= 41
+                assert rewards[row] == pytest.approx(seen[row, 0] / 512)
+                assert terminations[row] == (rewards[row] >= 0.9)
+                assert truncations[row] == (steps[row] >= 6 and not terminations[row])
+        kinds |= {"end"} if terminations.any() else set()
+        kinds |= {"cut"} if truncations.any() else set()
+        ended = terminations | truncations
+    assert kinds == {"end", "cut"}
+
+
+def test_a_row_imagines_the_same_alone_and_in_a_batch(starts: Clips):
+    many = make(starts, num_envs=4, horizon=50)
+    one = make(starts, horizon=50).single()
+    seen, _ = many.reset(seed=0, options={"clips": [0, 5, 9, 2]})
+    alone, info = one.reset(seed=3, options={"clip": 9})
+    assert info == {"clip": 9}
+    many.action_space.seed(0)
+    for _ in range(8):
+        assert np.array_equal(seen[2], alone)
+        actions = many.action_space.sample()
+        seen, rewards, *_ = many.step(actions)
+        alone, reward, *_ = one.step(actions[2])
+        assert reward == pytest.approx(rewards[2])
+
+
+def test_wrappers_of_gymnasium_take_it(starts: Clips):
+    env: Any = RecordEpisodeStatistics(make(starts, num_envs=3, horizon=5))
+    env = RescaleAction(env, -1.0, 1.0)
+    env = DictInfoToList(NormalizeReward(FlattenObservation(env)))
+    seen, _ = env.reset(seed=0)
+    assert tuple(seen.shape) == (3, 32 * 32 * 3)
+    lengths = []
+    for _ in range(12):
+        _, _, _, _, info = env.step(env.action_space.sample())
+        lengths += [int(i["episode"]["l"]) for i in info if "episode" in i]
+    assert lengths == [5] * 6
+
+
+def test_what_cannot_be_is_refused_in_one_line(starts: Clips):
+    with pytest.raises(ValueError, match="both start at 1"):
+        make(starts, num_envs=0)
+    with pytest.raises(ValueError, match="4 environments"):
+        make(starts, num_envs=4).reset(options={"clips": [1]})
+
+
+def test_it_is_a_vector_environment(starts: Clips):
+    env = make(starts, num_envs=2)
+    assert isinstance(env, gymnasium.vector.VectorEnv)
+    assert isinstance(env.single(), gymnasium.Env)
+    assert env.single_action_space == gymnasium.spaces.Box(0, 512, (2,), np.float32)
+    env.close()

@@ -1,0 +1,1 @@
+"""Modules and their configs: no files, no flags, no optimizers."""

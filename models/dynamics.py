@@ -1,0 +1,80 @@
+"""What callers may rely on when they hold a dynamics model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from data.actions import ActionSpec
+from models.tokenizer import Latents, Tokenizer
+
+
+class Memory(Protocol):
+    """What a dynamics model remembers of the past, a row a state."""
+
+    def select(self, index: Tensor) -> Self:
+        """Give the rows at `index`, (M,) int64."""
+        ...
+
+
+@dataclass
+class State:
+    """Where a batch of imagined worlds stands. B rows, N latents a frame."""
+
+    latents: Tensor  # (B, N) int64 codes, or (B, N, D)
+    reward: Tensor  # (B,) expected reward on arriving here; 0 at a start, or without a head
+    continues: Tensor  # (B,) probability that it goes on; 1 at a start, or without a head
+    memory: Memory
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def select(self, index: Tensor) -> State:
+        """Give the rows at `index`, (M,) int64."""
+        return State(
+            self.latents[index],
+            self.reward[index],
+            self.continues[index],
+            self.memory.select(index),
+        )
+
+    def repeat(self, count: int) -> State:
+        """Give every row `count` times in a row: N candidates from one state."""
+        rows = torch.arange(len(self), device=self.latents.device)
+        return self.select(rows.repeat_interleave(count))
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """Latents and actions to the next latents. Actions are normalised: [-1, 1], or codes."""
+
+    latents: Latents
+    actions: ActionSpec
+    context: int
+    """Frames that it can make use of."""
+    has_rewards: bool
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """Take from the tokenizer, before training, what helps to read its latents."""
+        ...
+
+    def loss(
+        self, latents: Tensor, actions: Tensor, rewards: Tensor | None, continues: Tensor | None
+    ) -> dict[str, Tensor]:
+        """latents (B, T, N), actions (B, T, A), rewards and continues (B, T) -> named terms."""
+        ...
+
+    def start(self, latents: Tensor, actions: Tensor) -> State:
+        """latents (B, T, N) of T >= 1 frames, the T - 1 actions between them -> state at the last."""
+        ...
+
+    def step(self, state: State, action: Tensor) -> State:
+        """Imagine what one action, (B, A), leads to."""
+        ...
+
+    def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
+        """Take in what one action has really led to: latents (B, N)."""
+        ...

@@ -1,0 +1,64 @@
+"""Actions and places as vectors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from data.actions import ActionSpec
+
+
+def fourier(x: Tensor, wavelengths: Tensor) -> Tensor:
+    """(..., A) -> (..., A * 2 * F): sine and cosine of each number at each wavelength."""
+    phases = x[..., None] * (2 * math.pi / wavelengths)
+    return torch.cat([phases.sin(), phases.cos()], dim=-1).flatten(-2)
+
+
+class ActionEmbedding(nn.Module):
+    """One vector for an action: Fourier features of its numbers, or a table of codes."""
+
+    def __init__(self, spec: ActionSpec, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.none = nn.Parameter(0.02 * torch.randn(width))
+        if spec.kind == "discrete":
+            self.table = nn.Embedding(spec.size, width)
+            nn.init.normal_(self.table.weight, std=0.02)
+        else:
+            # normalised actions span 2: from the whole range down to a sixteenth of it
+            waves = 4.0 * 2.0 ** -torch.arange(6)
+            self.register_buffer("wavelengths", waves, persistent=False)
+            self.linear = nn.Linear(spec.size * (1 + 2 * len(waves)), width)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """(..., A) in [-1, 1] or (...) codes -> (..., D)."""
+        if self.spec.kind == "discrete":
+            return self.table(actions)
+        features = torch.cat([actions, fourier(actions, self.wavelengths)], dim=-1)
+        return self.linear(features)
+
+
+class PointerEmbedding(nn.Module):
+    """Where an action's point lies from each patch: what moves towards it needs no arithmetic."""
+
+    def __init__(self, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        rows, columns = grid
+        y = (torch.arange(rows) + 0.5) / rows * 2 - 1
+        x = (torch.arange(columns) + 0.5) / columns * 2 - 1
+        centres = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+        self.register_buffer("centres", centres.reshape(-1, 2), persistent=False)
+        cell = 2.0 / max(rows, columns)
+        waves = cell * 2.0 ** torch.arange(0, 6)
+        self.register_buffer("wavelengths", waves, persistent=False)
+        self.linear = nn.Linear(2 * (2 + 2 * len(waves)), width)
+        self.cell = cell
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """(..., A) in [-1, 1], the point first -> (..., N, D)."""
+        offset = actions[..., None, :2] - self.centres
+        near = torch.tanh(offset / self.cell)
+        features = torch.cat([offset, near, fourier(offset, self.wavelengths)], dim=-1)
+        return self.linear(features)

@@ -1,0 +1,282 @@
+"""Dynamics as a Llama-style transformer over interleaved frame and action tokens.
+
+Two ways of decoding the next frame:
+  frame  a block is [a_t, z_t]; its outputs at the patches are z_{t+1}, all at once;
+  token  a block is [a_{t-1}, z_t]; each output is the next token, one by one.
+
+Letters: B clips, T frames, N latents a frame, K codes, D width, A action numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from data.actions import ActionSpec
+from models.dynamics import State
+from models.embed import ActionEmbedding, PointerEmbedding
+from models.heads import TwoHot
+from models.tokenizer import Latents, Tokenizer
+from models.transformer import Cache, Transformer, TransformerConfig
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    decoding: Literal["frame", "token"] = "frame"
+    """A whole frame at once, or token by token."""
+    change_weight: float = 5.0
+    """Weight of a patch whose code changes, beside 1 for one that stays: most stay, and a model
+    that copies would be right nearly everywhere."""
+    softness: float = 0.1
+    """Share of the target that goes to the codes that look most alike."""
+    imagined: float = 0.5
+    """Share of training steps in which the later frames of a clip are the model's own, as they
+    will be in imagination (frame decoding only)."""
+    rewards: bool = True
+    """Learn a reward and a continue head."""
+
+
+@dataclass
+class LlamaMemory:
+    """The cache, and the blocks that it does not hold yet: frames (B, P, N) with the action of
+    their block (B, P, A).  `given` is False where a block has no action (a first frame)."""
+
+    cache: Cache | None
+    latents: Tensor
+    actions: Tensor
+    given: list[bool]
+
+    def select(self, index: Tensor) -> LlamaMemory:
+        cache = self.cache.select(index) if self.cache else None
+        return LlamaMemory(cache, self.latents[index], self.actions[index], self.given)
+
+    def append(self, latents: Tensor, action: Tensor, given: bool, limit: int) -> LlamaMemory:
+        """Add a block; with `limit` blocks waiting, what lies before them is forgotten."""
+        waiting = torch.cat([self.latents, latents[:, None]], dim=1)[:, -limit:]
+        actions = torch.cat([self.actions, action[:, None]], dim=1)[:, -limit:]
+        cache = None if len(self.given) + 1 >= limit else self.cache
+        return LlamaMemory(cache, waiting, actions, [*self.given, given][-limit:])
+
+
+class LlamaDynamics(nn.Module):
+    """Predict the codes of the next frame."""
+
+    def __init__(self, config: LlamaConfig, latents: Latents, actions: ActionSpec) -> None:
+        super().__init__()
+        if latents.kind != "discrete":
+            raise ValueError("this dynamics model predicts codes, but the tokenizer has none")
+        self.config, self.latents, self.actions = config, latents, actions
+        self.context = config.transformer.context
+        self.has_rewards = config.rewards
+        self.temperature = 0.0  # 0 takes the likeliest code
+        width = config.transformer.width
+
+        self.register_buffer("codebook", torch.zeros(latents.codes, latents.width))
+        self.look = nn.Linear(latents.width, width)
+        self.name = nn.Embedding(latents.codes, width)
+        nn.init.zeros_(self.name.weight)
+        self.place = nn.Parameter(0.02 * torch.randn(latents.per_frame, width))
+        self.action = ActionEmbedding(actions, width)
+        self.pointer = PointerEmbedding(latents.grid, width) if actions.pointer else None
+
+        rows, columns = latents.grid
+        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+        centre = places.mean(0, keepdim=True)
+        self.transformer = Transformer(
+            config.transformer,
+            places=torch.cat([centre, places]),
+            causal_inside=config.decoding == "token",
+        )
+        self.head_look = nn.Linear(width, latents.width, bias=False)
+        self.head_name = nn.Linear(width, latents.codes)
+        nn.init.zeros_(self.head_name.weight)
+        nn.init.zeros_(self.head_name.bias)
+        if config.rewards:
+            self.reward = TwoHot(width)
+            self.goes_on = nn.Linear(width, 1)
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """Take over the vectors of the tokenizer's codes: they embed the codes, and stay fixed."""
+        codes = torch.arange(self.latents.codes, device=self.codebook.device)
+        vectors = tokenizer.vectors(codes)
+        self.codebook.copy_((vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-4))
+
+    # -- training ---------------------------------------------------------------------------
+
+    def loss(
+        self,
+        latents: Tensor,
+        actions: Tensor,
+        rewards: Tensor | None = None,
+        continues: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of the next codes, and of the heads where the data has them."""
+        if self.config.decoding == "frame":
+            shown = latents[:, :-1]
+            if self.config.imagined and torch.rand(()) < self.config.imagined:
+                shown = self._show_own(shown, actions)
+            out = self._blocks(shown, actions[:, :-1], [True] * shown.shape[1])[0]
+            logits, summary = self._logits(out[:, :, 1:]), out[:, :, 0]
+            before, target = latents[:, :-1], latents[:, 1:]
+        else:
+            leading = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, :-1]], dim=1)
+            given = [False] + [True] * (latents.shape[1] - 1)
+            out = self._blocks(latents, leading, given)[0]
+            logits, summary = self._logits(out[:, 1:, :-1]), out[:, 1:, -1]
+            before, target = latents[:, :-1], latents[:, 1:]
+        changed = before != target
+        weight = 1 + (self.config.change_weight - 1) * changed.float()
+        entropy = self._cross_entropy(logits, target)
+        with torch.no_grad():
+            right = logits.argmax(-1) == target
+            share = (right & changed).sum() / changed.sum().clamp(min=1)
+        losses = {
+            "codes": (entropy * weight).sum() / weight.sum(),
+            "changed_right": share,
+        }
+        if self.config.rewards and rewards is not None:
+            losses["reward"] = self.reward.loss(summary, rewards[:, 1:]).mean()
+        if self.config.rewards and continues is not None:
+            logit = self.goes_on(summary)[..., 0].float()
+            losses["continue"] = nn.functional.binary_cross_entropy_with_logits(
+                logit, continues[:, 1:].float()
+            )
+        return losses
+
+    @torch.no_grad()
+    def _show_own(self, shown: Tensor, actions: Tensor) -> Tensor:
+        """Replace the frames after a random one by predictions from the frames before them."""
+        out = self._blocks(shown, actions[:, :-1], [True] * shown.shape[1])[0]
+        own = self._logits(out[:, :-1, 1:]).argmax(-1)
+        first = torch.randint(1, shown.shape[1] + 1, (len(shown), 1, 1), device=shown.device)
+        later = torch.arange(1, shown.shape[1], device=shown.device)[None, :, None] >= first
+        return torch.cat([shown[:, :1], torch.where(later, own, shown[:, 1:])], dim=1)
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """(..., K), (...) -> (...); a share of the target lies on the look-alikes of the code."""
+        log_share = torch.log_softmax(logits.float(), dim=-1)
+        exact = -log_share.gather(-1, target[..., None])[..., 0]
+        if not self.config.softness:
+            return exact
+        near, share = self._look_alikes()
+        alike = -(log_share.gather(-1, near[target]) * share[target]).sum(-1)
+        return (1 - self.config.softness) * exact + self.config.softness * alike
+
+    def _look_alikes(self, count: int = 8) -> tuple[Tensor, Tensor]:
+        """The nearest codes of each code and their shares, (K, count) each."""
+        if not hasattr(self, "_near"):
+            distance = torch.cdist(self.codebook, self.codebook).square()
+            distance.fill_diagonal_(float("inf"))
+            nearest = distance.topk(min(count, len(distance) - 1), largest=False)
+            scale = nearest.values[:, :1].clamp(min=1e-6)
+            self._near = (nearest.indices, torch.softmax(-nearest.values / scale, dim=-1))
+        return self._near[0].to(self.codebook.device), self._near[1].to(self.codebook.device)
+
+    # -- imagination ------------------------------------------------------------------------
+
+    def start(self, latents: Tensor, actions: Tensor) -> State:
+        """latents (B, T, N), actions (B, T - 1, A) -> state at the last frame."""
+        latents, actions = latents[:, -self.context :], actions[:, -(self.context - 1) :]
+        if self.context == 1:
+            actions = actions[:, :0]
+        rows = torch.ones(len(latents), device=latents.device)
+        if self.config.decoding == "frame":
+            waiting, given = latents[:, :-1], [True] * (latents.shape[1] - 1)
+        else:
+            waiting, given = latents, [False] + [True] * (latents.shape[1] - 1)
+            none = actions.new_zeros(len(latents), 1, *self.actions.shape)
+            actions = torch.cat([none, actions], dim=1)
+        return State(latents[:, -1], 0 * rows, rows, LlamaMemory(None, waiting, actions, given))
+
+    def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
+        """latents: (B, N), what `action` has really led to."""
+        memory = state.memory
+        assert isinstance(memory, LlamaMemory)
+        rows = torch.ones(len(latents), device=latents.device)
+        if self.config.decoding == "frame":
+            memory = memory.append(state.latents, action, True, self.context - 1)
+        else:
+            memory = memory.append(latents, action, True, self.context)
+        return State(latents, 0 * rows, rows, memory)
+
+    def step(self, state: State, action: Tensor) -> State:
+        """Imagine the next frame."""
+        memory = state.memory
+        assert isinstance(memory, LlamaMemory)
+        if self.config.decoding == "frame":
+            return self._step_frame(state, memory, action)
+        return self._step_token(memory, action)
+
+    def _step_frame(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
+        latents = torch.cat([memory.latents, state.latents[:, None]], dim=1)
+        actions = torch.cat([memory.actions, action[:, None]], dim=1)
+        out, cache = self._blocks(latents, actions, [*memory.given, True], memory.cache)
+        codes = self._choose(self._logits(out[:, -1, 1:]))
+        return self._arrive(codes, out[:, -1, 0], cache, memory)
+
+    def _step_token(self, memory: LlamaMemory, action: Tensor) -> State:
+        cache = memory.cache or self.transformer.empty_cache(memory.latents)
+        if memory.given:
+            _, cache = self._blocks(memory.latents, memory.actions, memory.given, cache)
+        token = self.action(action)[:, None]
+        pointed = self.pointer(action) if self.pointer else None
+        codes = []
+        for position in range(self.latents.per_frame + 1):
+            out, cache = self.transformer.extend(token, cache, position)
+            if position == self.latents.per_frame:
+                break
+            code = self._choose(self._logits(out[:, 0]))
+            codes.append(code)
+            token = self._embed(code[:, None], slice(position, position + 1))
+            if pointed is not None:
+                token = token + pointed[:, position : position + 1]
+        return self._arrive(torch.stack(codes, dim=1), out[:, 0], cache, memory)
+
+    def _arrive(self, codes: Tensor, summary: Tensor, cache: Cache, memory: LlamaMemory) -> State:
+        if self.config.rewards:
+            reward = self.reward(summary)
+            continues = torch.sigmoid(self.goes_on(summary)[..., 0].float())
+        else:
+            reward = torch.zeros(len(codes), device=codes.device)
+            continues = torch.ones(len(codes), device=codes.device)
+        empty = LlamaMemory(cache, memory.latents[:, :0], memory.actions[:, :0], [])
+        return State(codes, reward, continues, empty)
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        if not self.temperature:
+            return logits.argmax(-1)
+        share = torch.softmax(logits.float() / self.temperature, dim=-1)
+        flat = torch.multinomial(share.flatten(0, -2), 1)
+        return flat.view(share.shape[:-1])
+
+    # -- pieces -----------------------------------------------------------------------------
+
+    def _blocks(
+        self, latents: Tensor, actions: Tensor, given: list[bool], cache: Cache | None = None
+    ) -> tuple[Tensor, Cache]:
+        """latents (B, T, N), the action of each block (B, T, A) -> outputs (B, T, 1 + N, D)."""
+        spoken = self.action(actions)
+        patches = self._embed(latents, slice(None))
+        if self.pointer:
+            pointed = self.pointer(actions)
+        else:
+            pointed = torch.zeros_like(patches)
+        if not all(given):
+            known = torch.tensor(given, device=latents.device)[:, None]
+            spoken = torch.where(known, spoken, self.action.none.to(spoken.dtype))
+            pointed = pointed * known[..., None]
+        x = torch.cat([spoken[:, :, None], patches + pointed], dim=2)
+        out, cache = self.transformer(rearrange(x, "B T S D -> B (T S) D"), cache)
+        return rearrange(out, "B (T S) D -> B T S D", T=latents.shape[1]), cache
+
+    def _embed(self, latents: Tensor, places: slice) -> Tensor:
+        return self.look(self.codebook[latents]) + self.name(latents) + self.place[places]
+
+    def _logits(self, out: Tensor) -> Tensor:
+        scale = self.codebook.shape[1] ** -0.5
+        return self.head_look(out) @ self.codebook.T.to(out.dtype) * scale + self.head_name(out)

@@ -1,0 +1,133 @@
+"""A light policy on the latents of one frame.
+
+Letters: B states, N latents a frame, D latent width, M keypoints, A action numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, Normal
+
+from data.actions import ActionSpec
+from models.dynamics import State
+from models.tokenizer import Latents, Tokenizer
+from models.transformer import RmsNorm
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    channels: int = 64
+    """Channels on the latent grid."""
+    keypoints: int = 32
+    """Places that are looked for in the frame."""
+    hidden: int = 256
+    """Width of the two layers behind them."""
+    low_spread: float = 0.03
+    """Least and greatest standard deviation of an action, where its range is [-1, 1]."""
+    high_spread: float = 1.0
+
+
+class Glance(nn.Module):
+    """A frame's latents as a few places and what stands there (spatial softmax, Levine et al.,
+    arXiv:1504.00702)."""
+
+    def __init__(self, config: PolicyConfig, latents: Latents) -> None:
+        super().__init__()
+        self.latents = latents
+        rows, columns = latents.grid
+        channels, points = config.channels, config.keypoints
+        if latents.kind == "discrete":
+            self.register_buffer("codebook", torch.zeros(latents.codes, latents.width))
+        self.look = nn.Conv2d(latents.width, channels, 1)
+        self.place = nn.Parameter(torch.zeros(channels, rows, columns))
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+        self.maps = nn.Conv2d(channels, points, 1)
+        self.values = nn.Conv2d(channels, points, 1)
+        y, x = torch.meshgrid(
+            torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij"
+        )
+        self.register_buffer("where", torch.stack([x.flatten(), y.flatten()], 1), persistent=False)
+        flat = channels // 8
+        self.squeeze = nn.Conv2d(channels, flat, 1)
+        self.width = 3 * points + flat * rows * columns
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """Take over the vectors of the tokenizer's codes."""
+        if self.latents.kind == "discrete":
+            codes = torch.arange(self.latents.codes, device=self.codebook.device)
+            vectors = tokenizer.vectors(codes)
+            self.codebook.copy_((vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-4))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, N) codes or (B, N, D) -> (B, width)."""
+        vectors = self.codebook[latents] if self.latents.kind == "discrete" else latents
+        rows, columns = self.latents.grid
+        x = rearrange(vectors, "B (h w) D -> B D h w", h=rows, w=columns)
+        x = nn.functional.silu(self.look(x) + self.place)
+        x = x + nn.functional.silu(self.mix(x))
+        share = torch.softmax(self.maps(x).flatten(2).float(), dim=-1)
+        places = (share @ self.where).flatten(1)
+        found = (share * self.values(x).flatten(2)).sum(-1)
+        return torch.cat([places, found, self.squeeze(x).flatten(1)], dim=-1)
+
+
+def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Two hidden layers, each with a norm; the last layer starts small."""
+    last = nn.Linear(hidden, out)
+    nn.init.normal_(last.weight, std=0.01)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Linear(width, hidden), RmsNorm(hidden), nn.SiLU(),
+        nn.Linear(hidden, hidden), RmsNorm(hidden), nn.SiLU(),
+        last,
+    )  # fmt: skip
+
+
+class PolicyController(nn.Module):
+    """State to action: a normal distribution around a tanh mean, or a choice of codes."""
+
+    def __init__(self, config: PolicyConfig, latents: Latents, actions: ActionSpec) -> None:
+        super().__init__()
+        self.config, self.actions = config, actions
+        self.glance = Glance(config, latents)
+        outputs = actions.size * (2 if actions.kind == "continuous" else 1)
+        self.head = mlp(self.glance.width, config.hidden, outputs)
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        self.glance.adopt(tokenizer)
+
+    def distribution(self, latents: Tensor) -> Independent | Categorical:
+        """Latents of B states -> a distribution over normalised actions, (B, A), or codes, (B,)."""
+        out = self.head(self.glance(latents)).float()
+        if self.actions.kind == "discrete":
+            return Categorical(logits=out)
+        mean, spread = out.chunk(2, dim=-1)
+        low, high = self.config.low_spread, self.config.high_spread
+        spread = low + (high - low) * torch.sigmoid(spread - 1)
+        return Independent(Normal(torch.tanh(mean), spread), 1)
+
+    def act(self, state: State, sample: bool = False) -> Tensor:
+        """Give the likeliest action, or a drawn one, in the environment's units: (B, A) or (B,)."""
+        chosen = self.distribution(state.latents)
+        action = chosen.sample() if sample else chosen.mode
+        if self.actions.kind == "continuous":
+            action = action.clamp(-1, 1)
+        return self.actions.denormalize(action)
+
+    def loss(self, latents: Tensor, actions: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """Behaviour cloning: latents (B, N), actions (B, A) or (B,), weight (B,)."""
+        chosen = self.distribution(latents)
+        surprise = -chosen.log_prob(actions)
+        total = weight.sum().clamp(min=1e-6)
+        losses = {"cloning": (surprise * weight).sum() / total}
+        if self.actions.kind == "continuous":
+            far = (chosen.mode - actions).square().sum(-1).sqrt()
+            losses["distance"] = ((far * weight).sum() / total).detach()
+        else:
+            right = (chosen.mode == actions).float()
+            losses["agreement"] = ((right * weight).sum() / total).detach()
+        return losses

@@ -1,0 +1,299 @@
+"""VQ-VAE (van den Oord et al., arXiv:1711.00937) with an EMA codebook.
+
+Letters: B frames, H W pixels, h w latent grid, N = h * w, C channels, D code width, K codes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from einops.layers.torch import Rearrange
+from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
+
+from models.tokenizer import Latents
+
+
+@dataclass(frozen=True)
+class VqVaeConfig:
+    image_size: tuple[int, int] = (64, 64)
+    """Height and width of a frame, in pixels."""
+    downsample: int = 8
+    """Pixels between neighbouring latents; divides both sides of the frame."""
+    stem: int = 4
+    """Side of the patch that the first layer folds into channels, in pixels; the rest of the
+    downsampling is done by halvings."""
+    blocks: Literal["resnet", "convnext"] = "convnext"
+    """Kind of residual block."""
+    encoder_kernel: int = 1
+    """Side of the encoder's kernels. At 1 a code depends on its own patch alone, so codes are
+    still where the picture is still; wider kernels flicker."""
+    decoder_kernel: int = 3
+    """Side of the decoder's kernels; above 1 a patch is drawn with its neighbours in view."""
+    channels: int = 256
+    """Channels on the latent grid."""
+    multiplier: float = 0.5
+    """Factor on the channels, for each halving away from the latent grid."""
+    depth: int = 2
+    """Residual blocks at every resolution, in the encoder and again in the decoder."""
+    codes: int = 1024
+    """Vectors in the codebook."""
+    code_width: int = 32
+    """Numbers in a codebook vector."""
+    decay: float = 0.98
+    """Moving average of the codebook, per step."""
+    commitment: float = 0.25
+    """Weight of the commitment loss."""
+    continuous_steps: int = 150
+    """Training steps before the first quantisation: k-means then starts from an encoder that
+    already tells patches apart."""
+
+    def __post_init__(self) -> None:
+        height, width = self.image_size
+        if height % self.downsample or width % self.downsample:
+            raise ValueError(
+                f"frames of {height} x {width} pixels do not divide into patches of "
+                f"{self.downsample}; choose a downsample that divides both sides"
+            )
+        halvings = self.downsample / self.stem
+        if halvings < 1 or 2 ** round(_log2(halvings)) != halvings:
+            raise ValueError(
+                f"downsample {self.downsample} is not stem {self.stem} times a power of two; "
+                f"choose a stem of {self.downsample} or half, a quarter ... of it"
+            )
+
+    @property
+    def halvings(self) -> int:
+        return round(_log2(self.downsample / self.stem))
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels from the stem's resolution to the latent grid's."""
+        return [
+            max(8, round(self.channels * self.multiplier**level / 8) * 8)
+            for level in range(self.halvings, -1, -1)
+        ]
+
+
+def _log2(value: float) -> float:
+    return float(torch.log2(torch.tensor(value)))
+
+
+class ConvNextBlock(nn.Module):
+    """Depthwise mixing, then a channel MLP (Liu et al., arXiv:2201.03545)."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.mix = (
+            nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+            if kernel > 1
+            else nn.Identity()
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.expand = nn.Linear(channels, 2 * channels)
+        self.contract = nn.Linear(2 * channels, channels)
+        nn.init.zeros_(self.contract.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
+        y = self.norm(rearrange(self.mix(x), "B C h w -> B h w C"))
+        y = self.contract(nn.functional.gelu(self.expand(y)))
+        return x + rearrange(y, "B h w C -> B C h w")
+
+
+class ResNetBlock(nn.Module):
+    """Two convolutions around a skip (He et al., arXiv:1603.05027)."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        groups = 8
+        self.layers = nn.Sequential(
+            nn.GroupNorm(groups, channels) if kernel > 1 else _PixelNorm(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, kernel, padding=kernel // 2),
+            nn.GroupNorm(groups, channels) if kernel > 1 else _PixelNorm(channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, kernel, padding=kernel // 2),
+        )
+        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class _PixelNorm(nn.Module):
+    """Layer norm over channels: group norm would let one patch see the others."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(self.norm(rearrange(x, "B C h w -> B h w C")), "B h w C -> B C h w")
+
+
+BLOCKS = {"convnext": ConvNextBlock, "resnet": ResNetBlock}
+
+
+class VqVae(nn.Module):
+    """Turn each patch of a frame into one of K codes and draw it back."""
+
+    def __init__(self, config: VqVaeConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_size = config.image_size
+        height, width = config.image_size
+        grid = (height // config.downsample, width // config.downsample)
+        self.latents = Latents("discrete", grid, config.code_width, config.codes)
+
+        self.encoder = _Encoder(config)
+        self.quantizer = VectorQuantize(
+            dim=config.code_width,
+            codebook_size=config.codes,
+            decay=config.decay,
+            kmeans_init=True,
+            kmeans_iters=10,
+            threshold_ema_dead_code=0.1,
+            commitment_weight=1.0,
+            rotation_trick=False,
+        )
+        self.decoder = _Decoder(config)
+        self.register_buffer("trained_steps", torch.zeros((), dtype=torch.long))
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, N) int64."""
+        return self._quantize(self.encoder(_to_unit(frames)))[1]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, N) int64 -> (B, 3, H, W) uint8."""
+        return self.draw(self.vectors(latents))
+
+    def draw(self, vectors: Tensor) -> Tensor:
+        """(B, N, D) codebook vectors, or mixtures of them -> (B, 3, H, W) uint8."""
+        h, w = self.latents.grid
+        pixels = self.decoder(rearrange(vectors, "B (h w) D -> B D h w", h=h, w=w))
+        return (pixels.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+    def vectors(self, latents: Tensor) -> Tensor:
+        """(..., N) int64 -> (..., N, D)."""
+        return self.codebook[latents]
+
+    @property
+    def codebook(self) -> Tensor:
+        """(K, D) float32."""
+        return self.quantizer.codebook.float()
+
+    def loss(self, frames: Tensor) -> dict[str, Tensor]:
+        """Squared error and commitment (equation 3 of the paper; the codebook moves by EMA)."""
+        truth = _to_unit(frames)
+        quantized, codes, commitment = self._quantize(self.encoder(truth))
+        h, w = self.latents.grid
+        drawn = self.decoder(rearrange(quantized, "B (h w) D -> B D h w", h=h, w=w))
+        used = torch.bincount(codes.flatten(), minlength=self.config.codes).float()
+        share = used / used.sum()
+        perplexity = torch.exp(-(share * torch.log(share + 1e-10)).sum())
+        return {
+            # times 100: a loss of order one, so that the commitment's weight means what it says
+            "reconstruction": 100 * nn.functional.mse_loss(drawn.float(), truth),
+            "commitment": self.config.commitment * commitment,
+            "perplexity": perplexity.detach(),
+        }
+
+    def _quantize(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, D, h, w) -> quantized (B, N, D), codes (B, N), commitment ()."""
+        # float32: nearest neighbours and moving averages do not survive bfloat16
+        with torch.autocast(encoded.device.type, enabled=False):
+            vectors = rearrange(encoded.float(), "B D h w -> B (h w) D").contiguous()
+            if self.training:
+                self.trained_steps += 1
+                if self.trained_steps <= self.config.continuous_steps:
+                    codes = torch.zeros(vectors.shape[:2], dtype=torch.long, device=vectors.device)
+                    return vectors, codes, vectors.new_zeros(())
+            codes = self._nearest(vectors)
+            if self.training:
+                self._move_codebook(vectors, codes)
+            quantized = self.vectors(codes)
+            commitment = nn.functional.mse_loss(vectors, quantized.detach())
+            # the gradient passes straight through the choice of a code
+            return vectors + (quantized - vectors).detach(), codes, commitment
+
+    @torch.no_grad()
+    def _nearest(self, vectors: Tensor) -> Tensor:
+        was_training = self.quantizer.training
+        self.quantizer.eval()
+        codes = self.quantizer(vectors)[1]
+        self.quantizer.train(was_training)
+        return codes
+
+    @torch.no_grad()
+    def _move_codebook(self, vectors: Tensor, codes: Tensor) -> None:
+        """Update the moving averages from a balanced quarter of the patches.
+
+        Most patches of a recording are plain background. Left alone they crowd the averages and
+        the revival of dead codes; drawn by one over the size of their code, rare patches count.
+        """
+        flat = codes.flatten()
+        rarity = 1 / torch.bincount(flat, minlength=self.config.codes)[flat].float()
+        chosen = torch.multinomial(rarity, max(1, len(flat) // 4))
+        self.quantizer(rearrange(vectors, "B N D -> 1 (B N) D")[:, chosen])
+
+
+def _to_unit(frames: Tensor) -> Tensor:
+    return frames.float() / 127.5 - 1
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: VqVaeConfig) -> None:
+        super().__init__()
+        height, width = config.image_size
+        widths = config.widths
+        block = BLOCKS[config.blocks]
+        self.fold = Rearrange("B c (h p) (w q) -> B (c p q) h w", p=config.stem, q=config.stem)
+        self.first = nn.Conv2d(3 * config.stem**2, widths[0], 1)
+        # Where a patch lies: a camera that stands still has a background to be subtracted.
+        self.place = nn.Parameter(
+            torch.zeros(widths[0], height // config.stem, width // config.stem)
+        )
+        layers: list[nn.Module] = []
+        for level, channels in enumerate(widths):
+            layers += [block(channels, config.encoder_kernel) for _ in range(config.depth)]
+            if level + 1 < len(widths):
+                layers.append(nn.Conv2d(channels, widths[level + 1], 2, stride=2))
+        self.layers = nn.Sequential(*layers)
+        self.norm = _PixelNorm(widths[-1])
+        self.last = nn.Conv2d(widths[-1], config.code_width, 1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, D, h, w)."""
+        x = self.first(self.fold(frames)) + self.place
+        return self.last(self.norm(self.layers(x)))
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: VqVaeConfig) -> None:
+        super().__init__()
+        height, width = config.image_size
+        widths = config.widths[::-1]
+        block = BLOCKS[config.blocks]
+        self.first = nn.Conv2d(config.code_width, widths[0], 1)
+        self.place = nn.Parameter(
+            torch.zeros(widths[0], height // config.downsample, width // config.downsample)
+        )
+        layers: list[nn.Module] = []
+        for level, channels in enumerate(widths):
+            layers += [block(channels, config.decoder_kernel) for _ in range(config.depth)]
+            if level + 1 < len(widths):
+                layers.append(nn.ConvTranspose2d(channels, widths[level + 1], 2, stride=2))
+        self.layers = nn.Sequential(*layers)
+        self.norm = _PixelNorm(widths[-1])
+        self.last = nn.Conv2d(widths[-1], 3 * config.stem**2, 1)
+        self.unfold = Rearrange("B (c p q) h w -> B c (h p) (w q)", p=config.stem, q=config.stem)
+        self.background = nn.Parameter(torch.zeros(3, height, width))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, 3, H, W), about [-1, 1]."""
+        x = self.first(vectors) + self.place
+        return self.unfold(self.last(self.norm(self.layers(x)))) + self.background

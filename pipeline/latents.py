@@ -1,0 +1,102 @@
+"""Latents of all recordings, made once per tokenizer and read from a memory map."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.clips import Clips
+from data.shards import Recordings, write_whole
+from models.tokenizer import Latents
+
+
+@dataclass
+class LatentClip:
+    """A batch of windows. Letters as in data/clips.py, N latents a frame."""
+
+    latents: Tensor  # (B, T, N) int64, or (B, T, N, D) float32
+    actions: Tensor  # (B, T, A) normalised, or (B, T) codes
+    rewards: Tensor | None  # (B, T)
+    continues: Tensor | None  # (B, T) float, 0 at a true end
+
+
+class LatentClips:
+    """The windows of `clips` as latents."""
+
+    def __init__(self, clips: Clips, latents: np.ndarray) -> None:
+        self.clips, self.latents = clips, latents
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def batch(self, indices: np.ndarray) -> LatentClip:
+        rows = self.clips.rows(indices)
+        latents = torch.from_numpy(np.asarray(self.latents[rows]))
+        actions = self.clips.column("actions", rows)
+        assert actions is not None
+        terminals = self.clips.column("terminals", rows)
+        return LatentClip(
+            latents=latents.float() if latents.is_floating_point() else latents.long(),
+            actions=self.clips.actions.normalize(actions),
+            rewards=self.clips.column("rewards", rows),
+            continues=None if terminals is None else 1 - terminals.float(),
+        )
+
+
+def cache_latents(
+    folder: Path,
+    tokenizer: Any,
+    fingerprint: str,
+    recordings: Recordings,
+    device: torch.device,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Give (frames, N[, D]) latents of all recordings, encoded now where they are not there yet.
+
+    `fingerprint` is the tokenizer's; another one, or other recordings, make the cache anew. An
+    interrupted pass goes on at the batch where it was.
+    """
+    latents: Latents = tokenizer.latents
+    shape: tuple[int, ...] = (recordings.total, latents.per_frame)
+    if latents.kind == "discrete":
+        dtype = np.int16 if latents.codes <= 2**15 else np.int32
+    else:
+        shape, dtype = (*shape, latents.width), np.float16
+    wanted = {
+        "tokenizer": fingerprint,
+        "recordings": recordings.fingerprint,
+        "shape": list(shape),
+        "dtype": np.dtype(dtype).name,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    about, values = folder / "about.json", folder / "latents.bin"
+    known: dict[str, Any] = json.loads(about.read_text()) if about.exists() else {}
+    done = known.pop("done", 0)
+    if known != wanted or not values.exists():
+        done = 0
+        write_whole(about, json.dumps(wanted | {"done": 0}).encode())
+    mode = "r+" if values.exists() and done else "w+"
+    store = np.memmap(values, dtype, mode, shape=shape)
+    if done < recordings.total:
+        bar = tqdm(total=recordings.total, initial=done, desc="latents", unit=" frames")
+        for start in range(done, recordings.total, batch_size):
+            stop = min(start + batch_size, recordings.total)
+            frames = torch.from_numpy(recordings.read_rows("frames", start, stop))
+            frames = frames.permute(0, 3, 1, 2).to(device)
+            with torch.no_grad():
+                store[start:stop] = tokenizer.encode(frames).cpu().numpy()
+            bar.update(stop - start)
+            if (start // batch_size) % 50 == 49:
+                store.flush()
+                write_whole(about, json.dumps(wanted | {"done": stop}).encode())
+        bar.close()
+        store.flush()
+        write_whole(about, json.dumps(wanted | {"done": recordings.total}).encode())
+    return np.memmap(values, dtype, "r", shape=shape)

@@ -1,0 +1,27 @@
+"""One process at a time in a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold `folder` until the returned file is closed or the process ends, however it ends."""
+    file = open(folder / ".lock", "a+")  # noqa: SIM115: held for as long as the run lives
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        file.close()
+        raise ValueError(
+            f"{folder} is in use by another process (number {holder}); "
+            f"wait for it, stop it, or choose another --run"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file

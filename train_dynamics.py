@@ -1,0 +1,154 @@
+"""Stage 3: learn how actions move the latents.
+
+Reads   RUN/shards and RUN/tokenizer/best.pt.
+Writes  RUN/latents, a cache, and RUN/dynamics: best.pt, last.pt, log.jsonl, tensorboard, pictures
+        of imagined beside true futures.
+Try     python train_dynamics.py --run runs/pusht --preset pusht cpu
+Next    train_controller.py, play.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.clips import Clips
+from data.shards import Recordings
+from evaluation.open_loop import HORIZONS, imagine, open_loop
+from evaluation.windows import spread_windows
+from models.build import build_dynamics, describe
+from models.llama import LlamaConfig
+from models.transformer import TransformerConfig
+from models.world import World
+from pipeline.checkpoint import action_spec
+from pipeline.cli import run as run_stage
+from pipeline.device import pick_precision
+from pipeline.latents import LatentClips, cache_latents
+from pipeline.load import load_tokenizer
+from pipeline.pictures import grid
+from pipeline.run import Run, TrainConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Path = Path("runs/pusht")
+    """Folder of the world model; shards and tokenizer are read, dynamics is written."""
+    model: LlamaConfig = field(default_factory=LlamaConfig)
+    frames: int = 8
+    """Frames of a training clip."""
+    windows: int = 64
+    """Held-out clips at each validation."""
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=40000, batch_size=64, learning_rate=1e-3, weight_decay=0.05, evaluate_every=2000
+        )
+    )
+    restart: bool = False
+    """Begin anew, although there is a checkpoint to go on from."""
+
+
+def _train(config: Config, **changes: Any) -> Config:
+    return replace(config, train=replace(config.train, **changes))
+
+
+def _transformer(config: Config, **changes: Any) -> Config:
+    model = replace(config.model, transformer=replace(config.model.transformer, **changes))
+    return replace(config, model=model)
+
+
+PRESETS = {
+    "pusht": lambda c: _transformer(c, width=384, layers=8, heads=6, hidden=1024),
+    "cpu": lambda c: _train(
+        _transformer(replace(c, frames=6), width=192, layers=6, heads=6, hidden=512),
+        steps=900, batch_size=16, evaluate_every=225, save_every=100,
+    ),
+    "tokens": lambda c: replace(c, model=replace(c.model, decoding="token")),
+    "debug": lambda c: _train(
+        _transformer(
+            replace(c, frames=4, windows=4), width=32, layers=2, heads=2, hidden=64, context=3
+        ),
+        steps=40, batch_size=4, evaluate_every=20, save_every=10, warmup=5,
+    ),
+}  # fmt: skip
+
+
+def main(config: Config) -> None:
+    recordings = Recordings(config.run / "shards")
+    tokenizer, parent = load_tokenizer(config.run)
+    recordings.actions.check_same(
+        action_spec(parent), str(recordings.folder), str(config.run / "tokenizer" / "best.pt")
+    )
+    config = _with_heads(config, recordings)
+    torch.manual_seed(config.train.seed)
+    model = build_dynamics(config.model, tokenizer.latents, recordings.actions)
+    model.adopt(tokenizer)
+    train = Clips(recordings, "train", config.frames)
+    held_out = Clips(recordings, "validation", model.context + max(HORIZONS))
+
+    run = Run(
+        "dynamics",
+        config.run / "dynamics",
+        model,
+        config.train,
+        identity={
+            "config": describe(config.model),
+            "latents": tokenizer.latents.as_dict(),
+            "actions": recordings.actions.as_dict(),
+            "parent": {
+                "path": str(config.run / "tokenizer" / "best.pt"),
+                "fingerprint": parent["fingerprint"],
+            },
+        },
+        restart=config.restart,
+        data=f"{len(train)} clips of {config.frames} frames",
+    )
+    if run.done:
+        return run.say_done()
+    tokenizer = tokenizer.to(run.device)
+    with run.first_on_main():
+        latents = cache_latents(
+            config.run / "latents", tokenizer, parent["fingerprint"], recordings, run.device
+        )
+    for _, clip in run.batches(LatentClips(train, latents)):
+        run.descend(clip.latents, clip.actions, clip.rewards, clip.continues)
+        if run.due(config.train.evaluate_every):
+            with run.averaged() as average:
+                world = World(tokenizer, average, pick_precision(run.device, config.train.precision))
+                figures = validate(world, held_out, config.windows)
+                run.picture("imagined", picture(world, held_out))
+            run.keep_best(figures["psnr"], figures)
+
+
+def _with_heads(config: Config, recordings: Recordings) -> Config:
+    """Leave the reward head out where there is nothing that it could learn."""
+    rewards = config.model.rewards and recordings.has("rewards")
+    return replace(config, model=replace(config.model, rewards=rewards))
+
+
+def validate(world: World, held_out: Clips, windows: int) -> dict[str, float]:
+    """Give the open-loop figures that best.pt is chosen by: `psnr` is the mean over horizons."""
+    measured = open_loop(world, held_out, HORIZONS, windows=windows)
+    at = {h: i for i, h in enumerate(measured["horizons"])}
+    figures = {"psnr": sum(measured["psnr"]) / len(HORIZONS)}
+    for horizon in (1, 4, 8, 16):
+        figures[f"psnr_{horizon}"] = measured["psnr"][at[horizon]]
+    figures["copy_psnr_8"] = measured["copy_last_psnr"][at[8]]
+    figures["delta_psnr_4"] = measured["delta_psnr"][at[4]]
+    return figures
+
+
+def picture(world: World, held_out: Clips, clips: int = 3) -> Any:
+    """Show true futures, and below each what the world imagines."""
+    chosen, _ = spread_windows(held_out, clips, seed=0)
+    clip = held_out.batch(chosen)
+    context = world.context
+    imagined = imagine(world, clip.frames, clip.actions, context, list(HORIZONS))
+    truth = clip.frames[:, [context - 1 + h for h in HORIZONS]]
+    return grid([row for pair in zip(truth, imagined, strict=True) for row in pair])
+
+
+if __name__ == "__main__":
+    run_stage(main, Config, PRESETS)

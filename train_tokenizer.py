@@ -1,0 +1,127 @@
+"""Stage 2: learn to turn frames into codes and back (VQ-VAE).
+
+Reads   RUN/shards, written by python -m data.preprocess.
+Writes  RUN/tokenizer: best.pt, last.pt, log.jsonl, tensorboard, pictures of reconstructions.
+Try     python train_tokenizer.py --run runs/pusht --preset pusht cpu
+Next    train_dynamics.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.clips import Clips
+from data.shards import Recordings
+from evaluation.metrics import codes_changing, mse, patches_changing, pooled_psnr, psnr, ssim
+from evaluation.windows import spread_windows
+from models.build import build_tokenizer, describe
+from models.vqvae import VqVaeConfig
+from pipeline.cli import run as run_stage
+from pipeline.pictures import grid
+from pipeline.run import Run, TrainConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Path = Path("runs/pusht")
+    """Folder of the world model; its shards are read, its tokenizer is written."""
+    model: VqVaeConfig = field(default_factory=VqVaeConfig)
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=20000, batch_size=256, learning_rate=1e-3, weight_decay=0.01, evaluate_every=1000
+        )
+    )
+    restart: bool = False
+    """Begin anew, although there is a checkpoint to go on from."""
+
+
+def _train(config: Config, **changes: Any) -> Config:
+    return replace(config, train=replace(config.train, **changes))
+
+
+def _model(config: Config, **changes: Any) -> Config:
+    return replace(config, model=replace(config.model, **changes))
+
+
+PRESETS = {
+    "pusht": lambda c: _model(c, image_size=(64, 64)),
+    "high_res": lambda c: _model(c, image_size=(96, 96)),
+    "cpu": lambda c: _train(c, steps=1100, batch_size=64, evaluate_every=275, save_every=100),
+    "debug": lambda c: _model(
+        _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
+        channels=32, codes=64, code_width=8, depth=1, continuous_steps=10,
+    ),
+}  # fmt: skip
+
+
+def main(config: Config) -> None:
+    recordings = Recordings(config.run / "shards")
+    if recordings.image_size != config.model.image_size:
+        raise ValueError(
+            f"{config.run / 'shards'} holds frames of {recordings.image_size} pixels, but the model "
+            f"is for {config.model.image_size}; give --model.image-size "
+            f"{recordings.image_size[0]} {recordings.image_size[1]}, or preprocess with another "
+            f"--resolution"
+        )
+    frames = Clips(recordings, "train", frames=1)
+    held_out = Clips(recordings, "validation", frames=2)
+
+    torch.manual_seed(config.train.seed)
+    model = build_tokenizer(config.model)
+    run = Run(
+        "tokenizer",
+        config.run / "tokenizer",
+        model,
+        config.train,
+        identity={
+            "config": describe(config.model),
+            "latents": model.latents.as_dict(),
+            "actions": recordings.actions.as_dict(),
+            "parent": {"path": str(recordings.folder), "fingerprint": recordings.fingerprint},
+        },
+        restart=config.restart,
+        data=f"{len(frames)} frames of {recordings.image_size[0]} x {recordings.image_size[1]}",
+    )
+    for _, clip in run.batches(frames):
+        run.descend(clip.frames[:, 0])
+        if run.due(config.train.evaluate_every):
+            with run.averaged() as average:
+                figures, picture = validate(average, held_out, run.device)
+            run.picture("reconstructions", grid(picture))
+            run.keep_best(figures["psnr"], figures)
+
+
+def validate(
+    model: Any, held_out: Clips, device: torch.device, windows: int = 256
+) -> tuple[dict[str, float], list[Tensor]]:
+    """Measure reconstruction and flicker on pairs of consecutive frames; show eight of them."""
+    chosen, _ = spread_windows(held_out, windows, seed=0)
+    batches = [held_out.batch(part) for part in torch.from_numpy(chosen).split(64)]
+    truth = torch.cat([b.frames for b in batches]).to(device)  # (B, 2, 3, H, W)
+    codes = torch.cat([model.encode(part) for part in truth.flatten(0, 1).split(128)])
+    drawn = torch.cat([model.decode(part) for part in codes.split(128)])
+    first, again = truth[:, 0], drawn.view_as(truth)[:, 0]
+    figures = {
+        "psnr": float(psnr(first, again).clamp(max=60).mean()),
+        "psnr_pooled": pooled_psnr(mse(first, again)),
+        "ssim": float(ssim(first, again).mean()),
+        "patches_changing": float(patches_changing(truth, model.latents.grid)),
+    }
+    if model.latents.kind == "discrete":
+        share = torch.bincount(codes.flatten(), minlength=model.latents.codes) / codes.numel()
+        entropy = -(share * torch.log(share.clamp(min=1e-12))).sum()
+        figures |= {
+            "codes_changing": float(codes_changing(codes.view(len(truth), 2, -1))),
+            "codes_used": float((share > 0).sum()),
+            "perplexity": float(torch.exp(entropy)),
+        }
+    return figures, [first[:8], again[:8]]
+
+
+if __name__ == "__main__":
+    run_stage(main, Config, PRESETS)

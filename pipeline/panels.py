@@ -1,0 +1,73 @@
+"""Put pictures side by side under captions, with a line of text beneath.
+
+Nothing here needs a display.  Pictures are (H, W, 3) uint8, RGB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+CAPTION = 22  # pixels above a panel
+GAP = 4  # pixels between two panels
+LINE = 20  # pixels of a line of text
+INK, DIM, PAPER = (235, 235, 235), (160, 160, 160), (24, 24, 28)
+RING = (220, 40, 40)
+
+
+@dataclass
+class Panel:
+    caption: str
+    picture: np.ndarray  # (H, W, 3) uint8
+
+
+def compose(
+    panels: Sequence[Panel], size: int, pointer: tuple[float, float] | None = None
+) -> np.ndarray:
+    """Draw panels `size` pixels high side by side, and a ring at the pointer in each of them."""
+    drawn = []
+    for panel in panels:
+        height, width = panel.picture.shape[:2]
+        columns = round(width * size / height)
+        how = cv2.INTER_NEAREST if size >= height else cv2.INTER_AREA
+        big = cv2.resize(panel.picture, (columns, size), interpolation=how)
+        if pointer is not None:
+            place = round(pointer[0] * columns), round(pointer[1] * size)
+            cv2.circle(big, place, max(3, size // 64), RING, max(1, size // 256), cv2.LINE_AA)
+        strip = np.full((CAPTION, columns, 3), PAPER, np.uint8)
+        _write(strip, panel.caption, 15, INK)
+        drawn += [np.concatenate([strip, big]), np.full((CAPTION + size, GAP, 3), PAPER, np.uint8)]
+    return np.concatenate(drawn[:-1], axis=1)
+
+
+def with_lines(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """Put lines of text beneath a picture, which is widened for the longest of them."""
+    width = max([picture.shape[1]] + [text_width(line) + 12 for line in lines])
+    wide = np.full((picture.shape[0], width, 3), PAPER, np.uint8)
+    wide[:, : picture.shape[1]] = picture
+    strip = np.full((LINE * len(lines) + 4, width, 3), PAPER, np.uint8)
+    for number, line in enumerate(lines):
+        _write(strip, line, 15 + LINE * number, INK if number == 0 else DIM)
+    return np.concatenate([wide, strip])
+
+
+def share_at(
+    x: int, y: int, size: int, panels: int = 1, aspect: float = 1.0
+) -> tuple[float, float]:
+    """Turn a pixel of a composed picture into shares of the panel that it lies in."""
+    width = round(size * aspect)
+    x = min(max(x, 0), panels * (width + GAP) - GAP - 1)  # text may reach further
+    inside = min(x % (width + GAP), width - 1)
+    return (inside + 0.5) / width, min(max((y - CAPTION + 0.5) / size, 0.0), 1.0)
+
+
+def text_width(text: str) -> int:
+    return cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0]
+
+
+def _write(strip: np.ndarray, text: str, baseline: int, colour: tuple[int, int, int]) -> None:
+    place, font = (6, baseline), cv2.FONT_HERSHEY_SIMPLEX
+    cv2.putText(strip, text, place, font, 0.42, colour, 1, cv2.LINE_AA)

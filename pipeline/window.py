@@ -1,0 +1,101 @@
+"""A window of OpenCV: pictures in, keys and the mouse out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+
+# The arrow keys as waitKeyEx gives them: X11 (Qt and GTK), Windows, macOS, and their low bytes.
+CODES = {
+    "left": (65361, 2424832, 63234, 81),
+    "up": (65362, 2490368, 63232, 82),
+    "right": (65363, 2555904, 63235, 83),
+    "down": (65364, 2621440, 63233, 84),
+}
+KEYS = {code: name for name, codes in CODES.items() for code in codes[:3]}
+KEYS |= {27: "escape", 32: "space", 9: "tab", 13: "enter"}
+# On Linux a lock key (Num, Caps) or Shift can add bits above the sixteen of the key.
+LOW_BITS = 0xFFFF
+
+TRIAL = "import cv2; cv2.namedWindow('dreamstage'); cv2.waitKey(1)"
+
+
+def key_name(code: int) -> str | None:
+    """Give "left", "space", "a" ... for a code of waitKeyEx; None for no key or an unknown one."""
+    if code < 0:
+        return None
+    for candidate in (code, code & LOW_BITS):
+        if candidate in KEYS:
+            return KEYS[candidate]
+        if 33 <= candidate < 127:
+            return chr(candidate).lower()
+    return None
+
+
+def check_display() -> None:
+    """Raise ValueError, in one line, where no window can be opened.
+
+    Asked in a process of its own: without a display Qt does not fail, it ends the process.
+    """
+    interface = [x for x in cv2.getBuildInformation().splitlines() if x.strip().startswith("GUI:")]
+    if not interface or interface[0].split()[-1] == "NONE":
+        reason = "this OpenCV is built without windows (opencv-python-headless?)"
+    elif sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        reason = "no DISPLAY is set"
+    else:
+        trial = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, timeout=60)
+        if trial.returncode == 0:
+            return
+        reason = f"the display {os.environ.get('DISPLAY', '')} does not answer"
+    raise ValueError(f"no window can be opened here: {reason}; --headless writes a film instead")
+
+
+class Window:
+    """A picture on the screen. Use as a context; `closed` once the user closes it."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.closed = False
+        self.mouse: tuple[int, int] | None = None
+        """Where the mouse went since it was last asked for, in pixels of the picture."""
+
+    def __enter__(self) -> Window:
+        os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")
+        flags = cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL
+        cv2.namedWindow(self.title, flags)
+        cv2.setMouseCallback(self.title, self._moved)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        cv2.destroyAllWindows()
+        cv2.waitKey(1)  # lets the window go
+
+    def show(self, picture: np.ndarray) -> None:
+        """Show an (H, W, 3) uint8 RGB picture; it appears with the next `keys`."""
+        cv2.imshow(self.title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def keys(self, milliseconds: float) -> list[str]:
+        """Wait, drawing and listening, and give the first key, and those already behind it."""
+        pressed = []
+        code = cv2.waitKeyEx(max(1, round(milliseconds)))
+        while code >= 0:
+            name = key_name(code)
+            if name:
+                pressed.append(name)
+            code = cv2.waitKeyEx(1)
+        if cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1:
+            self.closed = True
+        return pressed
+
+    def take_mouse(self) -> tuple[int, int] | None:
+        """Give where the mouse went since the last call, if it moved."""
+        place, self.mouse = self.mouse, None
+        return place
+
+    def _moved(self, event: int, x: int, y: int, flags: int, parameter: object) -> None:
+        if event in (cv2.EVENT_MOUSEMOVE, cv2.EVENT_LBUTTONDOWN):
+            self.mouse = (x, y)

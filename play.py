@@ -1,0 +1,257 @@
+"""Play inside a world model: keys and mouse in, imagined frames out.
+
+Reads   RUN/shards, RUN/tokenizer, RUN/dynamics, and RUN/controller if there is one.
+Writes  RUN/play: a film (frames/, film.gif, film.mp4, actions.npy) with --headless, and
+        recording-000 ... in the window, one for each time V is pressed.
+Try     python play.py --run runs/demo
+        python play.py --run runs/demo --headless --beside-simulator
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from data.actions import ActionSpec
+from data.shards import Recordings
+from data.splits import Split
+from pipeline.cli import run as run_stage
+from pipeline.film import write_film
+from pipeline.game import Game, headless_scene
+from pipeline.load import load_controller, load_world
+from pipeline.player import Player, Start, Starts
+from pipeline.simulators import Simulator, open_simulator
+from pipeline.window import Window, check_display
+
+Source = Literal["recorded", "controller", "random", "file"]
+FILM_SIZE, WINDOW_SIZE = 256, 512
+RANDOM_HOLD = 6  # steps that a random action is kept for: a new one each step goes nowhere
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Path = Path("runs/pusht")
+    """Folder of the run to play in."""
+    headless: bool = False
+    """Write a film instead of opening a window."""
+    beside_simulator: bool = False
+    """Show the real simulator beside, under the same actions."""
+    actions: Source | None = None
+    """Who acts: the recorded episode (the default with --headless), the controller, chance, or
+    --actions-file. In a window it is you, or the controller if that is asked for."""
+    actions_file: Path | None = None
+    """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
+    steps: int = 100
+    """Steps of a film, at most."""
+    split: Split = "test"
+    """Episodes to start from."""
+    episode: int | None = None
+    """Number of the episode, within the split; drawn if not given."""
+    frame: int | None = None
+    """Frame of the --episode to start from; the first possible one if not given."""
+    fps: float = 10.0
+    """Steps a second, in the window and in films; the recordings' own pace."""
+    size: int = 0
+    """Side of a picture in pixels; 0 is 512 in the window and 256 in a film."""
+    seed: int = 0
+    """Draws starts and random actions."""
+
+
+PRESETS = {
+    "pusht": lambda c: c,
+    "high_res": lambda c: c,
+    "tokens": lambda c: c,
+    "cpu": lambda c: c,
+    "debug": lambda c: replace(c, steps=min(c.steps, 12), size=128),
+}
+
+
+def main(config: Config) -> None:
+    check(config)
+    if not config.headless:
+        check_display()
+    world = load_world(config.run)
+    recordings = Recordings(config.run / "shards")
+    world.actions.check_same(recordings.actions, "the world", str(recordings.folder))
+    starts = Starts(recordings, config.split, world.context, config.seed)
+    player = Player(
+        world,
+        find_controller(config, world),
+        find_simulator(recordings, needed=config.beside_simulator, wanted=not config.headless),
+    )
+    if config.headless:
+        write(config, player, starts)
+    else:
+        play(config, player, starts)
+
+
+def check(config: Config) -> None:
+    """Refuse, before anything is loaded, what does not go together."""
+    if config.fps <= 0 or config.steps < 1:
+        raise ValueError(
+            f"--fps {config.fps} and --steps {config.steps} make no film; both must be above 0"
+        )
+    if (config.actions == "file") != (config.actions_file is not None):
+        raise ValueError("--actions file and --actions-file PATH belong together; give both")
+    if config.frame is not None and config.episode is None:
+        raise ValueError(f"--frame {config.frame} is of no episode; give --episode too")
+    if not config.headless and config.actions not in (None, "controller"):
+        raise ValueError(
+            f"--actions {config.actions} has no effect in a window, where you act; "
+            f"add --headless for a film"
+        )
+
+
+def find_controller(config: Config, world: Any) -> Any:
+    """Load the controller: it must be there if it shall act, and may be for the window."""
+    if config.actions == "controller":
+        return load_controller(config.run, world)
+    if config.headless or not (config.run / "controller" / "best.pt").exists():
+        return None
+    return load_controller(config.run, world)
+
+
+def find_simulator(recordings: Recordings, needed: bool, wanted: bool) -> Simulator | None:
+    if not needed and not wanted:
+        return None
+    try:
+        return open_simulator(recordings)
+    except ValueError:
+        if needed:
+            raise
+        return None
+
+
+def first_start(config: Config, starts: Starts, steps: int = 0) -> Start:
+    if config.episode is not None:
+        return starts.at(config.episode, config.frame)
+    return starts.draw(steps)
+
+
+# -- a film --------------------------------------------------------------------------------------
+
+
+def write(config: Config, player: Player, starts: Starts) -> None:
+    """Play without a window, and write what was seen to RUN/play."""
+    source = config.actions or "recorded"
+    start = first_start(config, starts, config.steps)
+    act, available = actor(config, source, player, start)
+    steps = min(config.steps, available)
+    if steps < config.steps:
+        print(f"play: {steps} steps instead of {config.steps}: there are no more {source} actions")
+    truth = None
+    if config.beside_simulator:
+        truth = "simulator"
+    elif source == "recorded":
+        truth = "recording"
+    size = config.size or FILM_SIZE
+
+    player.reset(start)
+    shots = [headless_scene(player, size, truth)]
+    began = time.perf_counter()
+    for step in tqdm(range(steps), "play"):
+        player.step(act(step))
+        shots.append(headless_scene(player, size, truth))
+    speed = steps / (time.perf_counter() - began)
+
+    folder = config.run / "play"
+    write_film(folder, shots, config.fps)
+    np.save(folder / "actions.npy", np.array(player.actions))
+    beside = f"the {truth} beside what is imagined" if truth else "what is imagined"
+    print(
+        f"play: {len(shots)} frames of {beside}, {source} actions, from frame {start.frame} of "
+        f"episode {start.episode} ({config.split}), {speed:.0f} frames/s"
+    )
+    print(f"play: {folder / 'film.gif'}, {folder / 'film.mp4'}, {folder / 'frames'}")
+
+
+def actor(
+    config: Config, source: Source, player: Player, start: Start
+) -> tuple[Callable[[int], np.ndarray], int]:
+    """Give who acts, step -> action, and how many steps it can."""
+    spec = player.world.actions
+    if source == "controller":
+        return lambda step: player.controllers_choice(), config.steps
+    if source == "recorded":
+        return lambda step: start.next_actions[step], len(start.next_frames)
+    if source == "file":
+        assert config.actions_file is not None
+        given = read_actions(config.actions_file, spec)
+        return lambda step: given[step], len(given)
+    count = -(-config.steps // RANDOM_HOLD)
+    drawn = spec.sample(count, np.random.default_rng(config.seed))
+    return lambda step: drawn[step // RANDOM_HOLD], config.steps
+
+
+def read_actions(path: Path, spec: ActionSpec) -> np.ndarray:
+    """Read (N, A) or (N,) actions and check that they are of this action space."""
+    try:
+        actions = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as problem:
+        raise ValueError(f"{path} is no .npy file of numbers ({problem})") from None
+    if actions.ndim != 1 + len(spec.shape) or actions.shape[1:] != spec.shape or not len(actions):
+        names = ", ".join(spec.names)
+        shape = ", ".join(["N", *map(str, spec.shape)])
+        raise ValueError(f"{path} holds {actions.shape}, but actions ({names}) are ({shape})")
+    if spec.kind == "discrete":
+        if not np.issubdtype(actions.dtype, np.integer):
+            raise ValueError(f"{path} holds {actions.dtype}, but actions are whole numbers here")
+        low, high = 0, spec.size - 1
+    else:
+        low, high = np.array(spec.low), np.array(spec.high)
+    inside = (actions >= low) & (actions <= high)  # NaN is outside, too
+    if not inside.all():
+        row = int(np.argwhere(~inside)[0][0])
+        raise ValueError(f"{path} has action {actions[row]} at step {row}, outside {low} to {high}")
+    return actions
+
+
+# -- a window ------------------------------------------------------------------------------------
+
+
+def play(config: Config, player: Player, starts: Starts) -> None:
+    """Open the window and play until it is closed."""
+    game = Game(
+        player,
+        starts,
+        first_start(config, starts),
+        config.run / "play",
+        config.size or WINDOW_SIZE,
+        config.fps,
+        beside=config.beside_simulator,
+        automatic=config.actions == "controller",
+    )
+    with Window(f"dreamstage {config.run}") as window:
+        try:
+            loop(game, window)
+        finally:
+            game.finish()
+
+
+def loop(game: Game, window: Window) -> None:
+    """Tick at the game's pace, listening in between."""
+    due = time.perf_counter()
+    while not game.over and not window.closed:
+        window.show(game.tick())
+        due = max(due + 1 / game.fps, time.perf_counter())
+        while True:
+            remaining = due - time.perf_counter()
+            pressed = window.keys(1000 * remaining)
+            place = window.take_mouse()
+            if place is not None:
+                game.point(*place)
+            for key in pressed:
+                game.press(key)
+            late = time.perf_counter() >= due
+            if late or game.over or window.closed or (pressed and game.paused):
+                break
+
+
+if __name__ == "__main__":
+    run_stage(main, Config, PRESETS)

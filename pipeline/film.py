@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import imageio.v3 as imageio
 import numpy as np
 from PIL import Image
@@ -74,6 +73,8 @@ def write_gif(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
 
 def write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
     """Write H.264 that browsers play: an even size, the last row or column repeated if need be."""
+    import av  # not at the top: an OpenCV window that opens after this import hangs (PyAV #1050)
+
     _check(pictures, path)
     height, width = pictures[0].shape[:2]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +97,8 @@ def write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
 
 def read_mp4(path: Path) -> np.ndarray:
     """Read a film back: (T, H, W, 3) uint8."""
+    import av
+
     with av.open(path) as film:
         return np.stack([f.to_ndarray(format="rgb24") for f in film.decode(video=0)])
 

@@ -115,14 +115,14 @@ class Game:
         """Draw the panels and the lines beneath them."""
         lines = [self.status()]
         if self.help:
-            lines += [self.hand.help, *_halves(HELP)]
+            lines += [f"{self.hand.help}  {HELP}"]
         return with_lines(self.scene(), lines)
 
     def status(self) -> str:
         """Say speed, latency and where things stand, in one line."""
         spans = np.diff(self._ticks)
-        speed = f"{1 / spans.mean():4.1f}" if len(spans) else "   -"
-        latency = f"{1000 * np.mean(self._taken):3.0f}" if self._taken else "  -"
+        speed = f"{1 / spans.mean():.1f}" if len(spans) else "-"
+        latency = f"{1000 * np.mean(self._taken):.0f}" if self._taken else "-"
         parts = [f"{speed} frames/s", f"{latency} ms", f"step {self.player.steps}"]
         if self.player.world.dynamics.has_rewards:
             parts.append(f"reward {self.player.reward:.2f}")
@@ -181,9 +181,3 @@ def _next_folder(parent: Path) -> Path:
     while (parent / f"recording-{number:03d}").exists():
         number += 1
     return parent / f"recording-{number:03d}"
-
-
-def _halves(text: str) -> list[str]:
-    words = text.split("  ")
-    middle = (len(words) + 1) // 2
-    return ["  ".join(words[:middle]), "  ".join(words[middle:])]

@@ -14,6 +14,7 @@ import numpy as np
 CAPTION = 22  # pixels above a panel
 GAP = 4  # pixels between two panels
 LINE = 20  # pixels of a line of text
+LEAST_WIDTH = 400  # pixels of a picture with lines beneath: a small world needs words, too
 INK, DIM, PAPER = (235, 235, 235), (160, 160, 160), (24, 24, 28)
 RING = (220, 40, 40)
 
@@ -44,12 +45,13 @@ def compose(
 
 
 def with_lines(picture: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """Put lines of text beneath a picture, which is widened for the longest of them."""
-    width = max([picture.shape[1]] + [text_width(line) + 12 for line in lines])
+    """Put lines of text beneath a picture, broken at double spaces where they are too long."""
+    width = max(picture.shape[1], LEAST_WIDTH)
     wide = np.full((picture.shape[0], width, 3), PAPER, np.uint8)
     wide[:, : picture.shape[1]] = picture
-    strip = np.full((LINE * len(lines) + 4, width, 3), PAPER, np.uint8)
-    for number, line in enumerate(lines):
+    broken = [part for line in lines for part in _break(line, width - 12)]
+    strip = np.full((LINE * len(broken) + 4, width, 3), PAPER, np.uint8)
+    for number, line in enumerate(broken):
         _write(strip, line, 15 + LINE * number, INK if number == 0 else DIM)
     return np.concatenate([wide, strip])
 
@@ -66,6 +68,16 @@ def share_at(
 
 def text_width(text: str) -> int:
     return cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.42, 1)[0][0]
+
+
+def _break(text: str, width: int) -> list[str]:
+    lines: list[str] = []
+    for part in text.split("  "):
+        if lines and text_width(f"{lines[-1]}  {part}") <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def _write(strip: np.ndarray, text: str, baseline: int, colour: tuple[int, int, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ KEYS |= {27: "escape", 32: "space", 9: "tab", 13: "enter"}
 # On Linux a lock key (Num, Caps) or Shift can add bits above the sixteen of the key.
 LOW_BITS = 0xFFFF
 
-TRIAL = "import cv2; cv2.namedWindow('dreamstage'); cv2.waitKey(1)"
+TRIAL = "import cv2; cv2.namedWindow('trial'); cv2.waitKey(1)"
 
 
 def key_name(code: int) -> str | None:
@@ -71,8 +72,9 @@ class Window:
         return self
 
     def __exit__(self, *error: object) -> None:
-        cv2.destroyAllWindows()
-        cv2.waitKey(1)  # lets the window go
+        with suppress(cv2.error):  # the user may have closed it already
+            cv2.destroyAllWindows()
+            cv2.waitKey(1)  # lets the window go
 
     def show(self, picture: np.ndarray) -> None:
         """Show an (H, W, 3) uint8 RGB picture; it appears with the next `keys`."""
@@ -87,14 +89,19 @@ class Window:
             if name:
                 pressed.append(name)
             code = cv2.waitKeyEx(1)
-        if cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1:
-            self.closed = True
+        self.closed = self.closed or not self._visible()
         return pressed
 
     def take_mouse(self) -> tuple[int, int] | None:
         """Give where the mouse went since the last call, if it moved."""
         place, self.mouse = self.mouse, None
         return place
+
+    def _visible(self) -> bool:
+        try:
+            return cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) >= 1
+        except cv2.error:  # Qt, once its last window is closed
+            return False
 
     def _moved(self, event: int, x: int, y: int, flags: int, parameter: object) -> None:
         if event in (cv2.EVENT_MOUSEMOVE, cv2.EVENT_LBUTTONDOWN):

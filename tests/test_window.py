@@ -1,0 +1,294 @@
+"""The real window, driven by real keys and a real mouse, on a display that no one sees."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+from PIL import ImageGrab
+from pointer_world import blue_at
+
+from data.toy import write_toy_shards
+from pipeline.panels import CAPTION, GAP, Panel, compose, share_at, text_width, with_lines
+from pipeline.window import check_display, key_name
+
+TESTS = Path(__file__).parent
+SIZE = 256
+PLAY = """
+import sys; sys.path[:0] = {paths!r}
+import play
+from pipeline.cli import run
+from pointer_world import PointerWorld, ToTheRight
+play.load_world = lambda run: PointerWorld()
+play.load_controller = lambda run, world: ToTheRight()
+play.main.__module__ = "play"
+run(play.main, play.Config, play.PRESETS)
+"""
+
+
+def play_command(*flags: str) -> list[str]:
+    script = PLAY.format(paths=[str(TESTS.parent), str(TESTS)])
+    return [sys.executable, "-c", script, *flags]
+
+
+# -- without a display -----------------------------------------------------------------------------
+
+
+def test_keys_have_names_on_every_system():
+    assert [key_name(c) for c in (65361, 65362, 65363, 65364)] == ["left", "up", "right", "down"]
+    assert [key_name(c) for c in (2424832, 63232)] == ["left", "up"]
+    assert [key_name(ord(c)) for c in "rRq+ 1"] == ["r", "r", "q", "+", "space", "1"]
+    assert key_name(27) == "escape" and key_name(-1) is None and key_name(65505) is None
+    assert key_name(0x100000 | ord("n")) == "n"  # with Num Lock
+
+
+def test_panels_lie_where_the_mouse_looks_for_them():
+    black, white = np.zeros((32, 48, 3), np.uint8), np.full((32, 48, 3), 255, np.uint8)
+    picture = compose([Panel("a", black), Panel("b", white)], 64)
+    assert picture.shape == (CAPTION + 64, 96 + GAP + 96, 3)
+    assert (picture[CAPTION:, :96] == 0).all() and (picture[CAPTION:, 96 + GAP :] == 255).all()
+    for x, share in ((24, 0.25), (96 + GAP + 72, 0.75), (500, 1.0), (-3, 0.0)):
+        assert share_at(x, CAPTION + 16, 64, 2, 1.5) == pytest.approx((share, 0.25), abs=0.02)
+    assert share_at(0, 0, 64)[1] == 0 and share_at(0, 900, 64)[1] == 1
+
+
+def test_the_pointer_is_a_ring_in_every_panel():
+    white = np.full((32, 32, 3), 255, np.uint8)
+    picture = compose([Panel("a", white), Panel("b", white)], 64, pointer=(0.5, 0.25))
+    for left in (0, 64 + GAP):
+        y, x = np.nonzero((picture[CAPTION:, left : left + 64] < 128).any(-1))
+        assert abs(x.mean() - 32) < 1.5 and abs(y.mean() - 16) < 1.5
+
+
+def test_text_is_beneath_the_picture_and_broken_where_it_is_too_long():
+    picture = np.full((40, 500, 3), 200, np.uint8)
+    one, two = with_lines(picture, ["a"]), with_lines(picture, ["a", "b"])
+    words = "  ".join(f"word{i}" for i in range(14))
+    assert text_width(words) > 500
+    broken = with_lines(picture, [words])
+    np.testing.assert_array_equal(broken[:40], picture)
+    assert broken.shape == two.shape and two.shape[0] > one.shape[0]
+    edge = broken[40:, -6:]
+    assert (edge == edge[0, 0]).all()  # nothing is cut
+
+
+def test_no_display_is_said_in_one_line(tmp_path: Path):
+    write_toy_shards(tmp_path / "shards", episodes=4)
+    for display, reason in (("", "no DISPLAY is set"), (":987", "display :987 does not answer")):
+        environment = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
+        environment |= {"DISPLAY": display} if display else {}
+        ended = subprocess.run(
+            play_command("--run", str(tmp_path)), env=environment, capture_output=True, text=True
+        )
+        assert ended.returncode == 1, ended.stderr
+        assert len(ended.stderr.strip().splitlines()) == 1
+        assert reason in ended.stderr and "--headless" in ended.stderr
+
+
+# -- under Xvfb -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def display() -> Iterator[str]:
+    missing = [name for name in ("Xvfb", "xdotool") if shutil.which(name) is None]
+    if missing or sys.platform != "linux":
+        pytest.skip(f"{' and '.join(missing) or 'an X server'} not installed")
+    reading, writing = os.pipe()
+    command = [
+        "Xvfb",
+        "-displayfd",
+        str(writing),
+        "-screen",
+        "0",
+        "1024x768x24",
+        "-nolisten",
+        "tcp",
+    ]
+    server = subprocess.Popen(command, pass_fds=[writing], stderr=subprocess.DEVNULL)
+    os.close(writing)
+    with os.fdopen(reading) as said:
+        number = said.readline().strip()
+    if not number:
+        pytest.skip("Xvfb does not start here")
+    yield f":{number}"
+    server.terminate()
+    server.wait(10)
+
+
+class Screen:
+    """A person at the display: looks, moves the mouse, presses keys."""
+
+    def __init__(self, display: str, run: Path) -> None:
+        self.display, self.run = display, run
+        self.environment = os.environ | {"DISPLAY": display}
+
+    def do(self, *command: str) -> str:
+        return subprocess.run(
+            ["xdotool", *command], env=self.environment, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    def find_window(self) -> None:
+        self.window = self.wait_for(
+            lambda: self._search() or None, "a window", seconds=40
+        ).splitlines()[-1]
+        self.do("windowmove", "--sync", self.window, "40", "30")
+
+    def _search(self) -> str:
+        try:
+            return self.do("search", "--onlyvisible", "--name", "dreamstage")
+        except subprocess.CalledProcessError:
+            return ""
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            try:
+                self.do("key", "--window", self.window, key)
+            except subprocess.CalledProcessError:
+                assert key == "q"  # the window was gone before the key came up
+            time.sleep(0.15)
+
+    def mouse(self, x: float, y: float) -> None:
+        """Go to a share of the first panel."""
+        place = round(x * SIZE), round(CAPTION + y * SIZE)
+        self.do("mousemove", "--window", self.window, str(place[0]), str(place[1]))
+
+    def look(self) -> np.ndarray:
+        """Take the window's pixels off the screen."""
+        where = dict(
+            line.split("=") for line in self.do("getwindowgeometry", "--shell", self.window).split()
+        )
+        x, y = int(where["X"]), int(where["Y"])
+        box = (x, y, x + int(where["WIDTH"]), y + int(where["HEIGHT"]))
+        return np.array(ImageGrab.grab(bbox=box, xdisplay=self.display).convert("RGB"))
+
+    def disc(self, panel: int = 0) -> tuple[float, float]:
+        left = panel * (SIZE + GAP)
+        return blue_at(self.look()[CAPTION : CAPTION + SIZE, left : left + SIZE])
+
+    def wait_for(self, see: Callable[[], object], what: str, seconds: float = 10) -> str:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            seen = see()
+            if seen:
+                return seen if isinstance(seen, str) else ""
+            time.sleep(0.1)
+        imageio.imwrite(self.run / "screen.png", np.array(ImageGrab.grab(xdisplay=self.display)))
+        raise AssertionError(f"{what} did not come; the screen is in {self.run / 'screen.png'}")
+
+    def wait_for_disc(self, x: float, y: float, panel: int = 0) -> None:
+        def there() -> bool:
+            try:
+                seen = self.disc(panel)
+            except AssertionError:
+                return False
+            return abs(seen[0] - x) < 0.05 and abs(seen[1] - y) < 0.05
+
+        self.wait_for(there, f"the disc at {x}, {y} of panel {panel}")
+
+
+def test_a_real_window_follows_real_keys_and_a_real_mouse(display: str, tmp_path: Path):
+    write_toy_shards(tmp_path / "shards", episodes=12)
+    (tmp_path / "controller").mkdir()
+    (tmp_path / "controller/best.pt").touch()  # play.py looks whether it is there
+    screen = Screen(display, tmp_path)
+    flags = ["--run", str(tmp_path), "--size", str(SIZE), "--fps", "20", "--episode", "0"]
+    with open(tmp_path / "said", "w") as said:
+        game = subprocess.Popen(
+            play_command(*flags), env=screen.environment, stdout=said, stderr=subprocess.STDOUT
+        )
+    try:
+        screen.find_window()
+        screen.mouse(0.3, 0.8)
+        screen.wait_for_disc(0.3, 0.8)
+        screen.mouse(0.7, 0.25)
+        screen.wait_for_disc(0.7, 0.25)
+        screen.press("Left", "Left", "Left", "Down")  # 4 percent each
+        screen.wait_for_disc(0.58, 0.29)
+
+        screen.press("p")
+        screen.mouse(0.2, 0.2)
+        time.sleep(0.4)
+        screen.wait_for_disc(0.58, 0.29)  # it waits
+        held = screen.disc()
+        screen.press("n")
+        screen.wait_for(lambda: screen.disc() != held, "a single step")
+        moved = np.hypot(*(np.array(screen.disc()) - held))
+        assert moved < 0.13, "more than one step"
+        screen.press("space")
+        screen.wait_for_disc(0.2, 0.2)
+
+        narrow = screen.look().shape[1]
+        screen.press("b")
+        screen.wait_for(lambda: screen.look().shape[1] > narrow, "the simulator beside")
+        screen.wait_for_disc(0.2, 0.2, panel=1)
+
+        screen.press("v")
+        time.sleep(0.5)
+        screen.press("v")
+        folder = tmp_path / "play/recording-000"
+        screen.wait_for(lambda: (folder / "actions.npy").exists(), "a recording")
+        shots = sorted((folder / "frames").iterdir())
+        shot = imageio.imread(shots[-1])
+        assert shot.shape == (CAPTION + SIZE, 2 * SIZE + GAP, 3)
+        np.testing.assert_allclose(blue_at(shot[CAPTION:, :SIZE]), (0.2, 0.2), atol=0.05)
+        assert len(np.load(folder / "actions.npy")) == len(shots) - 1
+        assert (folder / "film.gif").exists() and (folder / "film.mp4").exists()
+
+        screen.press("c")
+        screen.wait_for_disc(0.97, 0.03)
+        screen.press("c", "p", "r")
+        screen.wait_for(lambda: screen.disc()[0] < 0.9, "another start")
+        assert game.poll() is None
+        screen.press("q")
+        assert game.wait(15) == 0
+    finally:
+        if game.poll() is None:
+            game.kill()
+            game.wait()
+    assert "Traceback" not in (tmp_path / "said").read_text()
+
+
+def close(display: str, window: int) -> None:
+    """Ask a window to close, as a click on its cross does (old xdotool has no windowquit)."""
+    x11 = ctypes.CDLL("libX11.so.6")
+    x11.XOpenDisplay.restype = ctypes.c_void_p
+    screen = ctypes.c_void_p(x11.XOpenDisplay(display.encode()))
+    message = (ctypes.c_long * 24)()  # XClientMessageEvent, all of whose fields are this wide
+    message[0], message[4], message[6] = 33, window, 32
+    message[5] = x11.XInternAtom(screen, b"WM_PROTOCOLS", 0)
+    message[7] = x11.XInternAtom(screen, b"WM_DELETE_WINDOW", 0)
+    x11.XSendEvent(screen, ctypes.c_ulong(window), 0, ctypes.c_long(0), message)
+    x11.XSync(screen, 0)
+    x11.XCloseDisplay(screen)
+
+
+def test_closing_the_window_ends_the_game(display: str, tmp_path: Path):
+    write_toy_shards(tmp_path / "shards", episodes=4)
+    screen = Screen(display, tmp_path)
+    game = subprocess.Popen(
+        play_command("--run", str(tmp_path), "--size", "96"), env=screen.environment
+    )
+    try:
+        screen.find_window()
+        screen.press("v")
+        close(display, int(screen.window))
+        assert game.wait(15) == 0
+        assert (tmp_path / "play/recording-000/film.mp4").exists()  # what was begun is kept
+    finally:
+        if game.poll() is None:
+            game.kill()
+            game.wait()
+
+
+def test_a_display_is_recognised(display: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DISPLAY", display)
+    check_display()

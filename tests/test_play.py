@@ -6,6 +6,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 from pointer_world import PointerWorld, ToTheRight, blue_at
+from untrained_run import write_run
 
 import play
 from data.actions import ActionSpec
@@ -178,6 +179,23 @@ def test_without_a_display_one_line_names_headless(toy: Path, monkeypatch: pytes
     monkeypatch.setattr("sys.platform", "linux")
     with pytest.raises(ValueError, match=r"no DISPLAY is set; --headless writes a film"):
         play.main(config(toy, headless=False))
+
+
+def test_a_run_of_the_stages_is_played(tmp_path: Path, capsys: Any):
+    write_toy_shards(tmp_path / "shards", episodes=6)
+    write_run(tmp_path, Recordings(tmp_path / "shards"))
+    for source in ("recorded", "controller"):
+        play.main(config(tmp_path, steps=5, actions=source, beside_simulator=True))
+        assert len(frames(tmp_path)) == 6
+    assert "controller actions" in capsys.readouterr().out
+
+
+def test_a_run_without_a_controller_says_which_command_makes_it(tmp_path: Path):
+    write_toy_shards(tmp_path / "shards", episodes=6)
+    write_run(tmp_path, Recordings(tmp_path / "shards"), controllers=False)
+    with pytest.raises(ValueError, match=r"train_controller.py --run .* makes it"):
+        play.main(config(tmp_path, actions="controller"))
+    play.main(config(tmp_path, steps=2))
 
 
 # -- the game, without a window --------------------------------------------------------------------

@@ -14,11 +14,13 @@ from gymnasium.wrappers.vector import (
     RescaleAction,
 )
 from pointer_world import PointerWorld
+from untrained_run import write_run
 
 from data.clips import Clips
 from data.shards import Recordings
 from data.toy import MOVES, POINTER, write_toy_shards
 from models.world_env import WorldEnv
+from pipeline.load import load_world
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,21 @@ def make(starts: Clips, **options: Any) -> WorldEnv:
 def test_gymnasiums_own_checker_accepts_one_world(starts: Clips, observe: Any, spec: Any):
     world: Any = PointerWorld(spec)
     check_env(WorldEnv(world, starts, 4, observe=observe).single(), skip_render_check=True)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_checker_accepts_a_world_of_the_stages(tmp_path: Path, temperature: float):
+    recordings = Recordings(write_toy_shards(tmp_path / "shards", episodes=6))
+    world: Any = load_world(write_run(tmp_path, recordings))
+    world.dynamics.temperature = temperature  # it draws, but from the environment's seed
+    held_out = Clips(recordings, "validation", frames=world.context)
+    check_env(WorldEnv(world, held_out, observe="latents").single(), skip_render_check=True)
+    many = WorldEnv(world, held_out, 3, horizon=4)
+    seen, _ = many.reset(seed=0)
+    for _ in range(6):
+        assert seen.shape == (3, 32, 32, 3)
+        seen, rewards, *_ = many.step(many.action_space.sample())
+        assert np.isfinite(rewards).all()
 
 
 def test_the_checker_accepts_its_pictures(starts: Clips):

@@ -1,0 +1,177 @@
+"""Clips: windows of consecutive frames, cut from the episodes of one split.
+
+Letters: B clips, T frames of a clip, A numbers in an action, S in a state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.shards import Recordings
+from data.splits import Split
+
+GIB = 2**30
+
+
+@dataclass
+class Clip:
+    """A window of an episode; `Clips.batch` puts B in front of every shape."""
+
+    frames: Tensor  # (T, 3, H, W) uint8, RGB
+    actions: Tensor  # (T, A) float32 | (T,) int64; actions[t]: frames[t] -> frames[t + 1]
+    rewards: Tensor | None  # (T,) float32, earned on reaching frames[t]
+    terminals: Tensor | None  # (T,) bool, frames[t] is a true end
+    states: Tensor | None  # (T, S) float32
+    real: Tensor  # (T,) bool, False where a short episode was padded
+
+    def to(self, device: torch.device | str) -> Clip:
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Clip(
+            **{k: None if v is None else v.to(device, non_blocking=True) for k, v in moved.items()}
+        )
+
+
+class Clips(Dataset):
+    """All windows of `frames` consecutive frames that lie within an episode of `split`.
+
+    stride: frames between the beginnings of two windows.
+    pad: keep episodes shorter than a window, their last step repeated and marked as not real.
+    memory_limit: bytes; a split whose frames need less is read once and kept.
+    """
+
+    def __init__(
+        self,
+        recordings: Recordings,
+        split: Split,
+        frames: int,
+        stride: int = 1,
+        pad: bool = False,
+        memory_limit: int = GIB,
+    ) -> None:
+        if frames < 1 or stride < 1:
+            raise ValueError(f"a clip of {frames} frames every {stride} is none; both start at 1")
+        self.recordings, self.split, self.frames, self.stride = recordings, split, frames, stride
+        episodes = np.array(recordings.episodes(split), np.int64)
+        if not len(episodes):
+            raise ValueError(
+                f"{recordings.folder} has no {split} episode (its {len(recordings)} episodes stem "
+                f"from {len(set(recordings.sources.tolist()))} sources, and each split needs one "
+                f"of its own); record at least 3 sources"
+            )
+        lengths = recordings.lengths[episodes]
+        windows = np.maximum((lengths - frames) // stride + 1, int(pad))
+        if not windows.sum():
+            raise ValueError(
+                f"no {split} episode of {recordings.folder} has {frames} frames (the longest has "
+                f"{lengths.max()}); ask for shorter clips"
+            )
+        self.skipped = int((windows == 0).sum())
+        """Episodes left out, as they are shorter than a window."""
+        self._windows_until = np.cumsum(windows)
+        self._episodes = episodes
+        self._first = recordings.first_rows[episodes]
+        self._end = self._first + lengths
+        # Frames in memory are those of this split alone, one episode behind the other.
+        self._shift = self._first - (np.cumsum(lengths) - lengths)
+        height, width = recordings.image_size
+        self._in_memory = int(lengths.sum()) * height * width * 3 <= memory_limit
+        self._kept: Tensor | None = None
+        self._columns: dict[str, np.ndarray] = {}
+
+    @property
+    def actions(self):
+        return self.recordings.actions
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.recordings.image_size
+
+    def __len__(self) -> int:
+        return int(self._windows_until[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": None, "_columns": {}}  # read again where it is needed
+
+    def __getitem__(self, index: int) -> Clip:
+        batch = self.batch(np.array([index]))
+        values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        return Clip(**{name: None if v is None else v[0] for name, v in values.items()})
+
+    def episode_of(self, index: int) -> int:
+        """Give the number, within the recordings, of the episode a clip is cut from."""
+        return int(self._episodes[self._locate(np.array([index]))[0][0]])
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Give the clips' places among all frames of the recordings: (B,) -> (B, T) int64."""
+        episode, starts = self._locate(indices)
+        rows = starts[:, None] + np.arange(self.frames)
+        return np.minimum(rows, self._end[episode][:, None] - 1)
+
+    def batch(self, indices: np.ndarray) -> Clip:
+        """Read clips: (B,) int64 -> a Clip with (B, T, ...)."""
+        episode, starts = self._locate(indices)
+        wanted = starts[:, None] + np.arange(self.frames)
+        real = wanted < self._end[episode][:, None]
+        rows = np.minimum(wanted, self._end[episode][:, None] - 1)
+        if self._in_memory:
+            frames = self._frames_in_memory()[
+                torch.from_numpy(rows - self._shift[episode][:, None])
+            ]
+        else:
+            frames = self._read_frames(rows)
+        actions = self.column("actions", rows)
+        assert actions is not None
+        return Clip(
+            frames=frames,
+            actions=actions,
+            rewards=self.column("rewards", rows),
+            terminals=self.column("terminals", rows),
+            states=self.column("states", rows),
+            real=torch.from_numpy(real),
+        )
+
+    def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Give the place of each clip's episode within the split, and its first row: (B,), (B,)."""
+        indices = np.asarray(indices, np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"clips are numbered 0 to {len(self) - 1}; {indices} reaches outside")
+        episode = np.searchsorted(self._windows_until, indices, side="right")
+        before = np.concatenate([[0], self._windows_until])[episode]
+        return episode, self._first[episode] + (indices - before) * self.stride
+
+    def column(self, name: str, rows: np.ndarray) -> Tensor | None:
+        """Gather a small field at `rows`, (B, T); None where the recordings have none."""
+        if not self.recordings.has(name):
+            return None
+        if name not in self._columns:
+            self._columns[name] = self.recordings.read_rows(name, 0, self.recordings.total)
+        return torch.from_numpy(self._columns[name][rows])
+
+    def _frames_in_memory(self) -> Tensor:
+        """Give all frames of the split: (rows, 3, H, W) uint8."""
+        if self._kept is None:
+            height, width = self.recordings.image_size
+            lengths = self._end - self._first
+            kept = torch.empty(int(lengths.sum()), 3, height, width, dtype=torch.uint8)
+            for first, end, shift in zip(self._first, self._end, self._shift, strict=True):
+                frames = self.recordings.read_rows("frames", int(first), int(end))
+                kept[first - shift : end - shift] = torch.from_numpy(frames).permute(0, 3, 1, 2)
+            self._kept = kept
+        return self._kept
+
+    def _read_frames(self, rows: np.ndarray) -> Tensor:
+        """Read from the shards, in their order: (B, T) -> (B, T, 3, H, W) uint8."""
+        height, width = self.recordings.image_size
+        frames = np.empty((*rows.shape, height, width, 3), np.uint8)
+        for clip in np.argsort(rows[:, 0], kind="stable"):
+            first, last = int(rows[clip, 0]), int(rows[clip, -1])
+            read = self.recordings.read_rows("frames", first, last + 1)
+            frames[clip, : len(read)] = read
+            frames[clip, len(read) :] = read[-1]
+        return torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()

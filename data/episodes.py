@@ -1,0 +1,70 @@
+"""One recording of an episode, and what must hold for it to become part of a shard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+STEP_TYPES = {"frames": "uint8", "rewards": "float32", "terminals": "bool"}
+STEP_TYPES |= {"states": "float32", "contacts": "float32"}
+
+
+@dataclass
+class Episode:
+    """One recording of T frames; all arrays have T rows."""
+
+    frames: np.ndarray  # (T, H, W, 3) uint8, RGB
+    actions: np.ndarray  # (T, A) float32 | (T,) int64; actions[t]: frames[t] -> frames[t + 1]
+    split: int = 0  # 0 train, 1 validation, 2 test
+    source: int = 0  # id of the source; perturbed replays of one demonstration share it
+    rewards: np.ndarray | None = None  # (T,) float32; rewards[t] is earned on reaching frames[t]
+    terminals: np.ndarray | None = None  # (T,) bool; frames[t] is a true end, not a time limit
+    states: np.ndarray | None = None  # (T, S) float32, what the simulator knows at frames[t]
+    contacts: np.ndarray | None = None  # (T,) float32, points of contact at frames[t]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+STEP_FIELDS = tuple(f.name for f in fields(Episode) if f.name not in ("split", "source"))
+
+
+def check_episode(episode: Episode, where: str, description: dict[str, Any]) -> None:
+    height, width = description["image_size"]
+    if episode.frames.dtype != np.uint8 or episode.frames.shape[1:] != (height, width, 3):
+        raise ValueError(
+            f"{where} has frames {episode.frames.dtype} {episode.frames.shape[1:]}, "
+            f"but uint8 ({height}, {width}, 3) are needed"
+        )
+    if len(episode) == 0:
+        raise ValueError(f"{where} has no frames")
+    discrete = description["actions"]["kind"] == "discrete"
+    shape = () if discrete else (len(description["actions"]["names"]),)
+    if episode.actions.shape[1:] != shape:
+        raise ValueError(f"{where} has actions of {episode.actions.shape[1:]}, not {shape}")
+    if np.issubdtype(episode.actions.dtype, np.integer) != discrete:
+        kind = "whole numbers" if discrete else "floats"
+        raise ValueError(f"{where} has actions of {episode.actions.dtype}, but needs {kind}")
+    for name in STEP_FIELDS:
+        values = getattr(episode, name)
+        if values is None:
+            continue
+        if len(values) != len(episode):
+            raise ValueError(f"{where} has {len(episode)} frames but {len(values)} {name}")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            row = int(np.argwhere(~np.isfinite(values))[0][0])
+            raise ValueError(f"{where} has NaN or infinity in {name} at step {row}")
+
+
+def join_column(episodes: list[Episode], name: str, where: str) -> np.ndarray | None:
+    parts = [getattr(e, name) for e in episodes]
+    if all(part is None for part in parts):
+        return None
+    if any(part is None for part in parts):
+        raise ValueError(f"{where}: some episodes have {name} and others do not")
+    column = np.concatenate(parts)
+    if name == "actions":
+        return column.astype(np.int64 if np.issubdtype(column.dtype, np.integer) else np.float32)
+    return column.astype(STEP_TYPES[name], copy=False)

@@ -1,0 +1,269 @@
+"""Shards: HDF5 files of whole episodes that describe themselves.
+
+A folder of them is read as one list of episodes. Letters: E episodes of a shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+
+from data.actions import ActionSpec
+from data.episodes import STEP_FIELDS, Episode, check_episode, join_column
+from data.splits import SPLITS, Split
+
+FORMAT = 1
+FRAMES_PER_CHUNK = 16  # a window of 16 frames touches two chunks at most
+BUILD_FILE = "build.json"
+OPEN_FILES = 256
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.h5"
+
+
+def write_shard(path: Path, episodes: list[Episode], description: dict[str, Any]) -> None:
+    """Write whole episodes with their description, or nothing at all.
+
+    `description` holds at least `image_size` [H, W] and `actions` (ActionSpec.as_dict()).
+    """
+    if not episodes:
+        raise ValueError(f"{path} would hold no episode; a shard needs at least one")
+    for number, episode in enumerate(episodes):
+        check_episode(episode, f"episode {number} of {path}", description)
+    columns = {name: join_column(episodes, name, str(path)) for name in STEP_FIELDS}
+
+    memory = io.BytesIO()  # a full disk then meets plain file writing, not the HDF5 library
+    with h5py.File(memory, "w") as file:
+        file.attrs["description"] = json.dumps({"format": FORMAT} | description, sort_keys=True)
+        for name, column in columns.items():
+            if column is not None:
+                rows = min(FRAMES_PER_CHUNK if name == "frames" else 4096, len(column))
+                file.create_dataset(
+                    name,
+                    data=column,
+                    chunks=(rows, *column.shape[1:]),
+                    compression=hdf5plugin.Blosc(cname="lz4", shuffle=hdf5plugin.Blosc.NOSHUFFLE),
+                    fletcher32=True,  # a flipped bit is an error, not another picture
+                )
+        file["episode_ends"] = np.cumsum([len(e) for e in episodes], dtype=np.int64)
+        file["episode_split"] = np.array([e.split for e in episodes], np.uint8)
+        file["episode_source"] = np.array([e.source for e in episodes], np.int64)
+    write_whole(path, memory.getbuffer())
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ValueError(f"{path} was not written: {error.strerror or error}") from None
+
+
+@dataclass
+class ShardHeader:
+    """What a shard says without its steps being read. E episodes."""
+
+    path: Path
+    description: dict[str, Any]
+    fields: frozenset[str]
+    ends: np.ndarray  # (E,) int64, exclusive
+    split: np.ndarray  # (E,) uint8
+    source: np.ndarray  # (E,) int64
+
+
+class Recordings:
+    """All episodes of a folder, numbered through; also all frames, as rows 0 ... total - 1.
+
+    Opening reads the headers alone. Files are opened when something is read, once in each
+    process, so a `Recordings` may be pickled and forked.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.headers = [read_header(path) for path in _shard_paths(self.folder)]
+        self.description = self.headers[0].description
+        for header in self.headers:
+            _check_alike(self.headers[0], header)
+        self.actions = ActionSpec.from_dict(self.description["actions"])
+        height, width = self.description["image_size"]
+        self.image_size: tuple[int, int] = (height, width)
+        self.state_names: tuple[str, ...] = tuple(self.description.get("state_names") or ())
+
+        lengths = [np.diff(header.ends, prepend=0) for header in self.headers]
+        self.lengths = np.concatenate(lengths)  # (episodes,) frames of each
+        self.first_rows = np.cumsum(self.lengths) - self.lengths  # (episodes,) where each begins
+        self.splits = np.concatenate([header.split for header in self.headers])
+        self.sources = np.concatenate([header.source for header in self.headers])
+        self.total = int(self.lengths.sum())
+        self._shard_starts = np.cumsum([0] + [int(h.ends[-1]) for h in self.headers])
+        self._files: dict[int, h5py.File] = {}
+        self._process = os.getpid()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}}
+
+    def has(self, field: str) -> bool:
+        """Tell whether the shards hold rewards, terminals, states or contacts."""
+        return field in self.headers[0].fields
+
+    def episodes(self, split: Split) -> list[int]:
+        return np.flatnonzero(self.splits == SPLITS.index(split)).tolist()
+
+    def length(self, episode: int) -> int:
+        return int(self.lengths[episode])
+
+    def source(self, episode: int) -> int:
+        return int(self.sources[episode])
+
+    def read(self, episode: int, field: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read steps [start, stop) of one episode; frames come as (T, H, W, 3) uint8."""
+        length = self.length(episode)
+        stop = length if stop is None else stop
+        if not 0 <= start <= stop <= length:
+            raise ValueError(f"episode {episode} has {length} frames; [{start}, {stop}) is outside")
+        first = int(self.first_rows[episode])
+        return self.read_rows(field, first + start, first + stop)
+
+    def read_rows(self, field: str, start: int, stop: int) -> np.ndarray:
+        """Read rows [start, stop) of all frames, over as many shards as they reach."""
+        first = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
+        first = min(first, len(self.headers) - 1)
+        last = max(first, int(np.searchsorted(self._shard_starts, stop, side="left")) - 1)
+        parts = []
+        for shard in range(first, last + 1):
+            begin = int(self._shard_starts[shard])
+            end = int(self._shard_starts[shard + 1])
+            parts.append(
+                self._read(shard, field, max(start, begin) - begin, min(stop, end) - begin)
+            )
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Name these recordings in 16 letters: changes with any shard, costs no reading."""
+        digest = hashlib.sha256()
+        for header in self.headers:
+            facts = [header.path.name, header.path.stat().st_size, header.description]
+            digest.update(json.dumps(facts, sort_keys=True).encode())
+            digest.update(header.ends.tobytes() + header.split.tobytes() + header.source.tobytes())
+        return digest.hexdigest()[:16]
+
+    def _read(self, shard: int, field: str, start: int, stop: int) -> np.ndarray:
+        header = self.headers[shard]
+        if field not in header.fields:
+            has = ", ".join(sorted(header.fields))
+            raise ValueError(f"{header.path} has no {field}; it holds {has}")
+        try:
+            return dataset(self._file(shard), field)[start:stop]
+        except (OSError, RuntimeError, KeyError) as error:
+            raise _corrupt(
+                header.path, f"{field} {start} to {stop} cannot be read: {error}"
+            ) from None
+
+    def _file(self, shard: int) -> h5py.File:
+        if self._process != os.getpid():  # a fork: the parent's handles are not ours
+            self._files, self._process = {}, os.getpid()
+        if shard not in self._files:
+            while len(self._files) >= OPEN_FILES:
+                self._files.pop(next(iter(self._files))).close()
+            self._files[shard] = h5py.File(self.headers[shard].path, "r", locking=False)
+        return self._files[shard]
+
+
+def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    item = file[name]
+    assert isinstance(item, h5py.Dataset)
+    return item
+
+
+def read_header(path: Path) -> ShardHeader:
+    """Read and check what a shard says of itself, without its steps."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            description = json.loads(str(file.attrs["description"]))
+            held = frozenset(name for name in STEP_FIELDS if name in file)
+            rows = {name: dataset(file, name).shape[0] for name in held}
+            frame_shape = list(dataset(file, "frames").shape[1:])
+            ends = dataset(file, "episode_ends")[:]
+            split, source = dataset(file, "episode_split")[:], dataset(file, "episode_source")[:]
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except (OSError, KeyError, ValueError, RuntimeError, AssertionError) as error:
+        raise _corrupt(path, str(error)) from None
+    if description.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has shard format {description.get('format')}, but this version reads "
+            f"{FORMAT}; make the shards anew with: {redo_command(path.parent)}"
+        )
+    count = rows["frames"]
+    if frame_shape != [*description["image_size"], 3]:
+        raise _corrupt(path, f"frames are {frame_shape}, described as {description['image_size']}")
+    if "actions" not in held or set(rows.values()) != {count}:
+        raise _corrupt(path, f"its columns differ in length or lack actions: {rows}")
+    if not (len(ends) and (np.diff(ends, prepend=0) > 0).all() and ends[-1] == count):
+        raise _corrupt(path, f"its episode ends do not rise to its {count} frames")
+    if not len(ends) == len(split) == len(source) or not (split < len(SPLITS)).all():
+        raise _corrupt(path, "its episodes lack a split or a source")
+    return ShardHeader(path, description, held, ends, split, source)
+
+
+def redo_command(folder: Path) -> str:
+    """Give the command that made (or would make) the shards of a folder."""
+    try:
+        return json.loads((folder / BUILD_FILE).read_text())["command"]
+    except (OSError, ValueError, KeyError):
+        return f"python -m data.preprocess pusht --run {folder.parent}"
+
+
+def _corrupt(path: Path, reason: str) -> ValueError:
+    reason = " ".join(reason.split())
+    return ValueError(
+        f"{path} is damaged ({reason}); delete that one file and run again, which makes it "
+        f"anew and keeps the others: {redo_command(path.parent)}"
+    )
+
+
+def _check_alike(first: ShardHeader, other: ShardHeader) -> None:
+    if first.description == other.description and first.fields == other.fields:
+        return
+    keys = first.description.keys() | other.description.keys()
+    differs = [k for k in sorted(keys) if first.description.get(k) != other.description.get(k)]
+    raise ValueError(
+        f"{first.path} and {other.path.name} are of different recordings (they differ in "
+        f"{', '.join(differs) or 'their columns'}); keep each set of shards in its own folder"
+    )
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("shard-*.h5"))
+    if not paths:
+        raise ValueError(f"{folder} holds no shards; make them with: {redo_command(folder)}")
+    try:
+        expected = int(json.loads((folder / BUILD_FILE).read_text())["shards"])
+    except (OSError, ValueError, KeyError):
+        return paths  # made by hand: whatever is there
+    if len(paths) != expected:
+        raise ValueError(
+            f"{folder} holds {len(paths)} of {expected} shards; finish them with: "
+            f"{redo_command(folder)}"
+        )
+    return paths

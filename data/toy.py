@@ -1,0 +1,184 @@
+"""A toy world in the likeness of Push-T, small enough for every test.
+
+A disc runs towards the pointer and pushes a square; the reward is the share of the goal that the
+square covers. World and action units are those of Push-T: 512 x 512, y down.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.actions import ActionSpec
+from data.episodes import Episode
+from data.shards import shard_name, write_shard
+from data.splits import split_sources
+
+WORLD, SPEED, RADIUS, HALF = 512.0, 40.0, 40.0, 56.0
+GOAL = np.array([256.0, 256.0])
+STATE_NAMES = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
+POINTER = ActionSpec(
+    "continuous",
+    ("target_x", "target_y"),
+    (0.0, 0.0),
+    (WORLD, WORLD),
+    "pixels of the 512 x 512 world",
+    pointer=True,
+)
+MOVES = ActionSpec("discrete", ("stay", "left", "right", "up", "down"))
+MOVE_VECTORS = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]]) * SPEED
+
+
+class ToyWorld:
+    """The square and its pusher. state: (5,) float64, as STATE_NAMES; the angle stays 0."""
+
+    def __init__(self, state: np.ndarray, discrete: bool = False) -> None:
+        self.state = np.array(state, np.float64)
+        self.discrete = discrete
+        self.contacts = 0.0
+
+    def step(self, action: np.ndarray) -> None:
+        """Move at most SPEED towards the pointer, or by one of MOVES, and push what is there."""
+        agent, block = self.state[:2], self.state[2:4]  # views: the state moves with them
+        move = MOVE_VECTORS[int(action)] if self.discrete else np.asarray(action) - agent
+        agent += move * min(1.0, SPEED / max(float(np.linalg.norm(move)), 1e-9))
+        agent[:] = np.clip(agent, 0, WORLD)
+        offset = block - agent
+        overlap = HALF + RADIUS - np.abs(offset)
+        self.contacts = float((overlap > 0).all())
+        if self.contacts:
+            axis = int(np.argmin(overlap))
+            block[axis] += overlap[axis] * (1.0 if offset[axis] >= 0 else -1.0)
+            block[:] = np.clip(block, HALF, WORLD - HALF)
+
+    def coverage(self) -> float:
+        """Give the share of the goal's area under the square."""
+        return float(np.prod(np.clip(1 - np.abs(self.state[2:4] - GOAL) / (2 * HALF), 0, 1)))
+
+    def render(self, size: int) -> np.ndarray:
+        """Draw (size, size, 3) uint8."""
+        y, x = (np.mgrid[:size, :size] + 0.5) * (WORLD / size)
+        frame = np.full((size, size, 3), 255, np.uint8)
+        for centre, colour in ((GOAL, (144, 238, 144)), (self.state[2:4], (119, 136, 153))):
+            frame[np.maximum(abs(x - centre[0]), abs(y - centre[1])) < HALF] = colour
+        agent = self.state[:2]
+        frame[(x - agent[0]) ** 2 + (y - agent[1]) ** 2 < RADIUS**2] = (65, 105, 225)
+        return frame
+
+
+@dataclass(frozen=True)
+class ToyEpisodes:
+    """A source of toy episodes: half push the square home, half wander.
+
+    Each has exactly `length` frames; one that ends with the goal half covered ends truly.
+    """
+
+    episodes: int = 12
+    length: int = 24
+    size: int = 32
+    seed: int = 0
+    discrete: bool = False
+    episodes_per_shard: int = 6
+
+    @property
+    def shards(self) -> int:
+        return -(-self.episodes // self.episodes_per_shard)
+
+    @property
+    def sources(self) -> int:
+        return self.episodes
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "source": "toy",
+            "image_size": [self.size, self.size],
+            "actions": (MOVES if self.discrete else POINTER).as_dict(),
+            "state_names": list(STATE_NAMES),
+            "settings": asdict(self),
+        }
+
+    def make(self, index: int) -> list[Episode]:
+        first = index * self.episodes_per_shard
+        numbers = range(first, min(first + self.episodes_per_shard, self.episodes))
+        return [self.episode(number) for number in numbers]
+
+    def episode(self, number: int) -> Episode:
+        random = np.random.default_rng((self.seed, number))
+        start = np.concatenate([random.uniform(40, 472, 2), random.uniform(100, 412, 2), [0.0]])
+        world = ToyWorld(start, self.discrete)
+        frames, actions, rewards, states, contacts = [], [], [], [], []
+        target = random.uniform(0, WORLD, 2)
+        for step in range(self.length):
+            frames.append(world.render(self.size))
+            rewards.append(world.coverage())
+            states.append(world.state.copy())
+            contacts.append(world.contacts)
+            if number % 2 == 0:
+                target = push_home(world.state)
+            elif step % 6 == 5:
+                target = random.uniform(0, WORLD, 2)
+            aim = np.clip(target + random.normal(0, 8, 2), 0, WORLD)
+            actions.append(nearest_move(world.state[:2], aim) if self.discrete else aim)
+            world.step(actions[-1])
+        terminals = np.zeros(self.length, bool)
+        terminals[-1] = rewards[-1] >= 0.5
+        return Episode(
+            frames=np.stack(frames),
+            actions=np.array(actions, np.int64 if self.discrete else np.float32),
+            source=number,
+            rewards=np.array(rewards, np.float32),
+            terminals=terminals,
+            states=np.array(states, np.float32),
+            contacts=np.array(contacts, np.float32),
+        )
+
+
+def push_home(state: np.ndarray) -> np.ndarray:
+    """Aim so that the square comes nearer to the goal: get behind it, then push."""
+    agent, block = state[:2], state[2:4]
+    error = GOAL - block
+    axis = int(np.argmax(np.abs(error)))
+    if abs(error[axis]) < 20:
+        return agent.copy()
+    reach, sign = HALF + RADIUS, float(np.sign(error[axis]))
+    along = (agent - block)[axis] * sign
+    across = (agent - block)[1 - axis]
+    aim = block.copy()
+    if along < 20 - reach and abs(across) < HALF:  # behind it: push
+        aim[axis] = GOAL[axis] - sign * reach
+    elif along < -reach:  # level with its back: go to the middle
+        aim[axis] = agent[axis]
+    else:  # beside or before it: go round the corner
+        aim[1 - axis] += np.copysign(reach + 15, across)
+        aim[axis] -= sign * (reach + 25) if abs(across) > reach else -(agent - block)[axis]
+    return aim
+
+
+def nearest_move(agent: np.ndarray, aim: np.ndarray) -> int:
+    if np.linalg.norm(aim - agent) < SPEED / 2:
+        return 0
+    return int(np.argmin(np.linalg.norm(agent + MOVE_VECTORS - aim, axis=1)))
+
+
+def write_toy_shards(
+    folder: Path | str,
+    episodes: int = 12,
+    length: int = 24,
+    size: int = 32,
+    seed: int = 0,
+    discrete: bool = False,
+) -> Path:
+    """Write toy episodes as shards, six in each, and give the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    source = ToyEpisodes(episodes, length, size, seed, discrete)
+    splits = split_sources(source.sources, seed)
+    for shard in range(source.shards):
+        made = source.make(shard)
+        for episode in made:
+            episode.split = int(splits[episode.source])
+        write_shard(folder / shard_name(shard), made, source.description())
+    return folder

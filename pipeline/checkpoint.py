@@ -47,7 +47,7 @@ def load(path: Path, stage: str, device: str | torch.device = "cpu") -> Checkpoi
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as problem:
-        reason = str(problem).splitlines()[0][:120]
+        reason = (str(problem).splitlines() or ["it is empty"])[0][:120]
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({reason}); "
             f"move it away and run {script} again, or restore it from a copy"

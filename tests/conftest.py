@@ -1,0 +1,9 @@
+"""Tests run on one thread: their tensors are tiny, and threads that wait for each other are slow."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+torch.set_num_threads(1)

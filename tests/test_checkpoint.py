@@ -1,0 +1,90 @@
+import errno
+import os
+
+import pytest
+import torch
+
+from pipeline import checkpoint as ckpt
+
+
+def one(stage: str = "tokenizer", **changes):
+    weights = {"w": torch.arange(6.0).view(2, 3)}
+    config = {"kind": "vqvae", "codes": 4}
+    return {
+        "format": ckpt.FORMAT,
+        "stage": stage,
+        "config": config,
+        "parent": {"path": "shards", "fingerprint": "0"},
+        "model": weights,
+        "fingerprint": ckpt.fingerprint(weights, config),
+        "best": None,
+    } | changes
+
+
+def test_what_is_saved_comes_back_with_weights_only(tmp_path):
+    ckpt.save(tmp_path / "a.pt", one())
+    back = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert torch.equal(back["model"]["w"], one()["model"]["w"])
+    assert ckpt.load(tmp_path / "a.pt", "tokenizer")["config"] == one()["config"]
+
+
+def test_the_fingerprint_changes_with_a_weight_and_with_a_setting():
+    weights = {"w": torch.zeros(3)}
+    first = ckpt.fingerprint(weights, {"a": 1})
+    assert first == ckpt.fingerprint({"w": torch.zeros(3)}, {"a": 1})
+    assert first != ckpt.fingerprint({"w": torch.tensor([0.0, 0.0, 1e-7])}, {"a": 1})
+    assert first != ckpt.fingerprint(weights, {"a": 2})
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_broken_file_is_named_in_one_line(tmp_path, content):
+    path = tmp_path / "last.pt"
+    ckpt.save(path, one())
+    path.write_bytes(path.read_bytes()[:-200] if content is None else content)
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint") as problem:
+        ckpt.load(path, "tokenizer")
+    assert "\n" not in str(problem.value) and str(path) in str(problem.value)
+
+
+def test_a_missing_file_says_which_command_makes_it(tmp_path):
+    with pytest.raises(ValueError, match=r"train_dynamics\.py --run .*toy writes it"):
+        ckpt.load(tmp_path / "toy" / "dynamics" / "best.pt", "dynamics")
+
+
+def test_another_stage_and_another_format_are_refused(tmp_path):
+    ckpt.save(tmp_path / "a.pt", one())
+    with pytest.raises(ValueError, match="holds a tokenizer checkpoint, but a dynamics one"):
+        ckpt.load(tmp_path / "a.pt", "dynamics")
+    ckpt.save(tmp_path / "b.pt", one(format=99))
+    with pytest.raises(ValueError, match="has format 99"):
+        ckpt.load(tmp_path / "b.pt", "tokenizer")
+    torch.save([1, 2], tmp_path / "c.pt")
+    with pytest.raises(ValueError, match="not a checkpoint of this project"):
+        ckpt.load(tmp_path / "c.pt", "tokenizer")
+
+
+def test_a_child_of_another_parent_is_refused(tmp_path):
+    child = one("dynamics", parent={"path": "x", "fingerprint": "beef"})
+    with pytest.raises(ValueError, match="fingerprint beef"):
+        ckpt.check_parent(child, tmp_path / "c", one(), tmp_path / "p")
+    ckpt.check_parent(
+        one("dynamics", parent={"path": "x", "fingerprint": one()["fingerprint"]}),
+        tmp_path / "c",
+        one(),
+        tmp_path / "p",
+    )
+
+
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    ckpt.save(path, one())
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises((OSError, ValueError), match="No space left on device") as problem:
+        ckpt.save(path, one(best=1.0))
+    assert str(path) in str(problem.value)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,125 @@
+"""Clips are the windows of the episodes of one split, from memory or from disk."""
+
+import multiprocessing
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from data.clips import Clips
+from data.episodes import Episode
+from data.shards import Recordings, shard_name, write_shard
+from data.toy import POINTER, write_toy_shards
+
+DESCRIPTION = {"image_size": [8, 8], "actions": POINTER.as_dict(), "source": "test"}
+
+
+def ragged(folder, lengths=(5, 21, 3, 34, 1), split=0):
+    """Frames and actions carry their row's number."""
+    rows = iter(range(1000))
+    for shard, part in enumerate((lengths[:2], lengths[2:])):
+        episodes = []
+        for length in part:
+            numbers = np.array([next(rows) for _ in range(length)])
+            frames = np.zeros((length, 8, 8, 3), np.uint8) + numbers[:, None, None, None]
+            actions = np.stack([numbers, numbers], 1).astype(np.float32)
+            episodes.append(Episode(frames.astype(np.uint8), actions, split=split))
+        write_shard(folder / shard_name(shard), episodes, DESCRIPTION)
+    return Recordings(folder)
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+def test_clips_are_all_windows_and_none_crosses_an_episode(tmp_path, memory_limit):
+    clips = Clips(ragged(tmp_path), "train", frames=4, memory_limit=memory_limit)
+    assert len(clips) == 2 + 18 + 31 and clips.skipped == 2
+    batch = clips.batch(np.arange(len(clips)))
+    assert batch.frames.shape == (51, 4, 3, 8, 8) and batch.frames.is_contiguous()
+    numbers = batch.actions[..., 0]
+    assert (numbers.diff(dim=1) == 1).all() and len(numbers[:, 0].unique()) == 51
+    assert (batch.frames == numbers[:, :, None, None, None]).all()
+    assert np.array_equal(clips.rows(np.arange(51)), numbers.long().numpy())
+    starts = np.cumsum([0, 5, 21, 3, 34, 1])
+    for index in range(51):
+        episode = clips.episode_of(index)
+        assert starts[episode] <= numbers[index, 0] and numbers[index, -1] < starts[episode + 1]
+    assert batch.real.all()
+
+
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+def test_padding_keeps_short_episodes_and_marks_what_is_not_real(tmp_path, memory_limit):
+    clips = Clips(
+        ragged(tmp_path), "train", frames=4, stride=4, pad=True, memory_limit=memory_limit
+    )
+    batch = clips.batch(np.arange(len(clips)))
+    assert batch.real.sum(1).tolist() == [4] * 6 + [3] + [4] * 8 + [1]
+    assert batch.actions[6, :, 0].tolist() == [26, 27, 28, 28]
+    assert batch.frames[6, :, 0, 0, 0].tolist() == [26, 27, 28, 28]
+
+
+def test_memory_and_disk_hold_the_same(tmp_path):
+    recordings = Recordings(write_toy_shards(tmp_path))
+    kept = Clips(recordings, "train", frames=5)
+    streamed = Clips(recordings, "train", frames=5, memory_limit=0)
+    indices = np.random.default_rng(0).permutation(len(kept))[:50]
+    first, second = kept.batch(indices), streamed.batch(indices)
+    for name in ("frames", "actions", "rewards", "terminals", "states", "real"):
+        assert torch.equal(getattr(first, name), getattr(second, name))
+    assert torch.equal(kept[int(indices[0])].frames, first.frames[0])
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_a_clip_has_the_shapes_it_promises(tmp_path, discrete):
+    clips = Clips(Recordings(write_toy_shards(tmp_path, discrete=discrete)), "validation", 6)
+    assert len(clips) == 24 - 6 + 1
+    clip = clips[3]
+    assert clip.frames.shape == (6, 3, 32, 32) and clip.frames.dtype == torch.uint8
+    assert clip.actions.shape == ((6,) if discrete else (6, 2))
+    assert clip.actions.dtype == (torch.int64 if discrete else torch.float32)
+    assert clip.rewards is not None and clip.rewards.dtype == torch.float32
+    assert clip.terminals is not None and clip.terminals.dtype == torch.bool
+    assert clip.states is not None and clip.states.shape == (6, 5)
+    batch = clips.batch(np.array([0, 18])).to("cpu")
+    assert batch.frames.shape == (2, 6, 3, 32, 32)
+    with pytest.raises(IndexError):
+        clips.batch(np.array([19]))
+
+
+def test_splits_share_no_source(tmp_path):
+    recordings = Recordings(write_toy_shards(tmp_path))
+    sources = [
+        {recordings.source(e) for e in recordings.episodes(split)}
+        for split in ("train", "validation", "test")
+    ]
+    assert all(sources) and len(set.union(*sources)) == sum(map(len, sources)) == 12
+
+
+def test_an_empty_split_and_too_long_a_window_are_said(tmp_path):
+    recordings = ragged(tmp_path)
+    with pytest.raises(ValueError, match="no validation episode .* record at least 3 sources"):
+        Clips(recordings, "validation", 4)
+    with pytest.raises(ValueError, match="has 99 frames .the longest has 34"):
+        Clips(recordings, "train", 99)
+
+
+def read_in_child(clips: Clips) -> tuple[int, torch.Tensor]:
+    return os.getpid(), clips.batch(np.arange(40)).frames.sum(dim=(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+def test_clips_travel_to_other_processes(tmp_path, method, memory_limit):
+    clips = Clips(ragged(tmp_path), "train", frames=4, memory_limit=memory_limit)
+    _, expected = read_in_child(clips)  # the parent's files are open now
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        process, seen = pool.apply(read_in_child, (clips,))
+    assert process != os.getpid() and torch.equal(seen, expected)
+
+
+def test_a_pickle_carries_no_frames(tmp_path):
+    clips = Clips(ragged(tmp_path), "train", frames=4)
+    before = clips.batch(np.arange(9)).frames
+    packed = pickle.dumps(clips)
+    assert len(packed) < 8 * 8 * 3 * 64
+    assert torch.equal(pickle.loads(packed).batch(np.arange(9)).frames, before)

@@ -1,0 +1,135 @@
+from typing import Literal
+
+import pytest
+import torch
+
+from data.actions import ActionSpec
+from models.llama import LlamaConfig, LlamaDynamics
+from models.tokenizer import Latents
+from models.transformer import TransformerConfig
+
+LATENTS = Latents("discrete", (2, 3), width=4, codes=12)
+POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), pointer=True)
+MOVES = ActionSpec("discrete", ("stay", "left", "right"))
+Decoding = Literal["frame", "token"]
+BOTH: list[Decoding] = ["frame", "token"]
+
+
+def dynamics(decoding: Decoding = "frame", actions: ActionSpec = POINTER) -> LlamaDynamics:
+    torch.manual_seed(0)
+    small = TransformerConfig(width=24, layers=2, heads=2, hidden=32, context=3)
+    model = LlamaDynamics(LlamaConfig(small, decoding=decoding), LATENTS, actions)
+    torch.nn.init.normal_(model.codebook)
+    for parameter in model.parameters():  # zero-initialised heads would agree about everything
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def episode(actions: ActionSpec = POINTER, frames: int = 6, clips: int = 3):
+    random = torch.Generator().manual_seed(1)
+    latents = torch.randint(0, 12, (clips, frames, 6), generator=random)
+    if actions.kind == "discrete":
+        return latents, torch.randint(0, 3, (clips, frames), generator=random)
+    return latents, torch.rand(clips, frames, 2, generator=random) * 2 - 1
+
+
+@pytest.mark.parametrize("actions", [POINTER, MOVES])
+@pytest.mark.parametrize("decoding", BOTH)
+def test_each_loss_falls_on_one_batch(decoding, actions):
+    model = dynamics(decoding, actions).train()
+    latents, acts = episode(actions)
+    rewards, continues = torch.rand(3, 6), torch.ones(3, 6)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    history = []
+    for _ in range(40):
+        losses = model.loss(latents, acts, rewards, continues)
+        total = losses["codes"] + losses["reward"] + losses["continue"]
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append({k: float(v.detach()) for k, v in losses.items()})
+    for name in ("codes", "reward", "continue"):
+        assert history[-1][name] < 0.7 * history[0][name]
+
+
+@pytest.mark.parametrize("actions", [POINTER, MOVES])
+@pytest.mark.parametrize("decoding", BOTH)
+def test_the_cached_path_gives_the_tokens_of_the_uncached_one(decoding, actions):
+    model = dynamics(decoding, actions)
+    latents, acts = episode(actions, frames=8)
+    state = model.start(latents[:, :1], acts[:, :0])
+    imagined = [latents[:, 0]]
+    for t in range(7):
+        state = model.step(state, acts[:, t])
+        imagined.append(state.latents)
+    # no cache: every frame again from the start of everything that was imagined so far
+    whole = torch.stack(imagined, dim=1)
+    if decoding == "frame":
+        out = model._blocks(whole[:, :-1], acts[:, :7], [True] * 7)[0]
+        again = model._logits(out[:, :, 1:]).argmax(-1)
+    else:
+        leading = torch.cat([torch.zeros_like(acts[:, :1]), acts[:, :7]], dim=1)
+        out = model._blocks(whole, leading, [False] + [True] * 7)[0]
+        again = model._logits(out[:, 1:, :-1]).argmax(-1)
+    assert len(again.unique()) > 2
+    assert torch.equal(again, whole[:, 1:])
+
+
+@pytest.mark.parametrize("decoding", BOTH)
+def test_an_action_changes_what_follows_it(decoding):
+    model = dynamics(decoding)
+    latents, acts = episode()
+    other = acts.clone()
+    other[:, 3] *= -1
+
+    def heard(a):
+        if decoding == "frame":
+            return model._blocks(latents, a, [True] * 6)[0]
+        leading = torch.cat([torch.zeros_like(a[:, :1]), a[:, :-1]], dim=1)
+        return model._blocks(latents, leading, [False] + [True] * 5)[0]
+
+    same = (heard(acts) == heard(other)).all(dim=(0, 2, 3))
+    first = 3 if decoding == "frame" else 4  # the block that holds the action
+    assert same[:first].all() and not same[first:].any()
+
+
+@pytest.mark.parametrize("decoding", BOTH)
+def test_observing_what_was_imagined_is_the_same_as_imagining_it(decoding):
+    model = dynamics(decoding)
+    latents, acts = episode()
+    state = model.start(latents[:, :2], acts[:, :1])
+    seen = model.observe(state, acts[:, 1], latents[:, 2])
+    started = model.start(latents[:, :3], acts[:, :2])
+    a, b = model.step(seen, acts[:, 2]), model.step(started, acts[:, 2])
+    assert torch.equal(a.latents, b.latents) and torch.allclose(a.reward, b.reward, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoding", BOTH)
+def test_candidates_of_a_repeated_state_go_their_own_ways(decoding):
+    model = dynamics(decoding)
+    latents, acts = episode()
+    state = model.step(model.start(latents[:, :2], acts[:, :1]), acts[:, 1])
+    many = model.step(state.repeat(2), acts[:, 2:4].flatten(0, 1))
+    for candidate in range(2):
+        alone = model.step(state, acts[:, 2 + candidate])
+        assert torch.equal(many.latents[candidate::2], alone.latents)
+
+
+def test_a_longer_past_than_the_context_changes_nothing():
+    model = dynamics()
+    latents, acts = episode()
+    long = model.step(model.start(latents, acts[:, :5]), acts[:, 5])
+    short = model.step(model.start(latents[:, 3:], acts[:, 3:5]), acts[:, 5])
+    assert torch.equal(long.latents, short.latents)
+
+
+def test_sampling_follows_the_seed():
+    model = dynamics()
+    model.temperature = 5.0
+    latents, acts = episode()
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(model.step(model.start(latents, acts[:, :5]), acts[:, 5]).latents)
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])

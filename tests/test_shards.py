@@ -1,0 +1,182 @@
+"""A shard gives back what was written, and says clearly when it cannot."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from data.episodes import Episode
+from data.shards import BUILD_FILE, Recordings, shard_name, write_shard
+from data.splits import split_sources
+from data.toy import MOVES, POINTER, write_toy_shards
+
+DESCRIPTION = {"image_size": [8, 12], "actions": POINTER.as_dict(), "source": "test"}
+
+
+def episode(length: int, seed: int = 0) -> Episode:
+    random = np.random.default_rng(seed)
+    frames = random.integers(0, 256, (length, 8, 12, 3), dtype=np.uint8)
+    return Episode(
+        frames,
+        random.uniform(0, 512, (length, 2)).astype(np.float32),
+        split=seed % 3,
+        source=seed,
+        rewards=random.random(length, np.float32),
+        terminals=np.arange(length) == length - 1,
+        states=random.random((length, 4), np.float32),
+        contacts=np.zeros(length, np.float32),
+    )
+
+
+def test_what_is_written_is_read(tmp_path):
+    episodes = [episode(length, seed) for seed, length in enumerate((7, 40, 1, 16, 17))]
+    write_shard(tmp_path / shard_name(0), episodes[:2], DESCRIPTION)
+    write_shard(tmp_path / shard_name(1), episodes[2:], DESCRIPTION)
+    recordings = Recordings(tmp_path)
+    assert recordings.image_size == (8, 12) and recordings.actions == POINTER
+    assert recordings.lengths.tolist() == [7, 40, 1, 16, 17] and recordings.total == 81
+    for split, number in (("train", 0), ("validation", 1), ("test", 2)):
+        assert recordings.episodes(split) == [e for e in range(5) if e % 3 == number]
+    for number, one in enumerate(episodes):
+        assert recordings.source(number) == number and recordings.length(number) == len(one)
+        for field in ("frames", "actions", "rewards", "terminals", "states", "contacts"):
+            assert np.array_equal(recordings.read(number, field), getattr(one, field))
+    part = recordings.read(1, "frames", 15, 33)
+    assert np.array_equal(part, episodes[1].frames[15:33])
+    everything = np.concatenate([one.states for one in episodes if one.states is not None])
+    assert np.array_equal(recordings.read_rows("states", 0, 81), everything)
+    assert np.array_equal(recordings.read_rows("states", 45, 60), everything[45:60])
+
+
+def test_a_field_that_is_not_there_is_named(tmp_path):
+    bare = [replace(episode(5), rewards=None, states=None)]
+    write_shard(tmp_path / shard_name(0), bare, DESCRIPTION)
+    recordings = Recordings(tmp_path)
+    assert recordings.has("contacts") and not recordings.has("rewards")
+    with pytest.raises(ValueError, match="has no rewards; it holds actions, contacts"):
+        recordings.read(0, "rewards")
+    with pytest.raises(ValueError, match="is outside"):
+        recordings.read(0, "frames", 2, 6)
+
+
+def test_episodes_that_cannot_be_right_are_refused(tmp_path):
+    good, path = episode(5), tmp_path / shard_name(0)
+    wrong = [
+        (replace(good, frames=good.frames[:, :, :8]), "frames uint8"),
+        (replace(good, frames=good.frames / 255), "frames float64"),
+        (replace(good, actions=good.actions[:4]), "5 frames but 4 actions"),
+        (replace(good, actions=good.actions[:, :1]), r"actions of \(1,\)"),
+        (replace(good, actions=good.actions.astype(np.int64)), "needs floats"),
+        (replace(good, states=np.full((5, 4), np.nan)), "NaN or infinity in states at step 0"),
+        (replace(good, rewards=None), "some episodes have rewards"),
+    ]
+    for bad, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            write_shard(path, [good, bad], DESCRIPTION)
+    with pytest.raises(ValueError, match="needs whole numbers"):
+        actions = good.actions[:, 0]
+        write_shard(
+            path, [replace(good, actions=actions)], DESCRIPTION | {"actions": MOVES.as_dict()}
+        )
+    with pytest.raises(ValueError, match="no episode"):
+        write_shard(path, [], DESCRIPTION)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_one_line_and_leaves_the_old_shard(tmp_path):
+    path = tmp_path / shard_name(0)
+    write_shard(path, [episode(5)], DESCRIPTION)
+    before = path.read_bytes()
+    os.symlink("/dev/full", tmp_path / (path.name + ".partial"))
+    with pytest.raises(ValueError, match="was not written: No space left on device"):
+        write_shard(path, [episode(9)], DESCRIPTION)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_same_episodes_give_the_same_bytes(tmp_path):
+    first, second = tmp_path / shard_name(0), tmp_path / shard_name(1)
+    write_shard(first, [episode(20)], DESCRIPTION)
+    write_shard(second, [episode(20)], DESCRIPTION)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_fingerprint_changes_with_the_recordings_and_not_with_the_place(tmp_path):
+    one = write_toy_shards(tmp_path / "one")
+    shutil.copytree(one, tmp_path / "copy")
+    two = write_toy_shards(tmp_path / "two", seed=1)
+    assert Recordings(one).fingerprint == Recordings(tmp_path / "copy").fingerprint
+    assert Recordings(one).fingerprint != Recordings(two).fingerprint
+
+
+@pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
+def test_a_truncated_shard_is_named_with_the_way_to_redo_it(tmp_path, keep):
+    write_toy_shards(tmp_path)
+    path = tmp_path / shard_name(1)
+    size = int(keep * path.stat().st_size) if isinstance(keep, float) else keep
+    os.truncate(path, size)
+    with pytest.raises(ValueError, match="shard-00001.h5 is damaged .*delete that one file") as e:
+        Recordings(tmp_path)
+    assert "\n" not in str(e.value) and "python -m data.preprocess" in str(e.value)
+
+
+def test_a_flipped_bit_among_the_frames_is_found_on_reading(tmp_path):
+    write_toy_shards(tmp_path)
+    path = tmp_path / shard_name(0)
+    with h5py.File(path) as file:
+        chunk = file["frames"].id.get_chunk_info(2)  # type: ignore[union-attr]
+    with open(path, "r+b") as file:
+        file.seek(chunk.byte_offset + chunk.size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 4]))
+    recordings = Recordings(tmp_path)
+    with pytest.raises(ValueError, match="shard-00000.h5 is damaged"):
+        recordings.read_rows("frames", 0, recordings.total)
+
+
+def test_ends_past_the_data_are_refused(tmp_path):
+    write_toy_shards(tmp_path)
+    with h5py.File(tmp_path / shard_name(0), "r+") as file:
+        file["episode_ends"][-1] += 1  # type: ignore[index]
+    with pytest.raises(ValueError, match="do not rise to its 144 frames"):
+        Recordings(tmp_path)
+
+
+def test_another_format_is_refused(tmp_path):
+    write_toy_shards(tmp_path)
+    with h5py.File(tmp_path / shard_name(0), "r+") as file:
+        description = json.loads(str(file.attrs["description"]))
+        file.attrs["description"] = json.dumps(description | {"format": 2})
+    with pytest.raises(ValueError, match="has shard format 2, but this version reads 1"):
+        Recordings(tmp_path)
+
+
+def test_two_sets_in_one_folder_are_refused(tmp_path):
+    write_toy_shards(tmp_path, episodes=12)
+    write_toy_shards(tmp_path, episodes=6, size=16)
+    with pytest.raises(ValueError, match="different recordings .they differ in image_size"):
+        Recordings(tmp_path)
+
+
+def test_missing_shards_are_named_with_the_command_that_finishes(tmp_path):
+    with pytest.raises(ValueError, match="holds no shards; make them with: python -m"):
+        Recordings(tmp_path)
+    write_toy_shards(tmp_path)
+    build = {"shards": 3, "command": "python -m data.preprocess pusht --seed 7"}
+    (tmp_path / BUILD_FILE).write_text(json.dumps(build))
+    with pytest.raises(ValueError, match="holds 2 of 3 shards; .* pusht --seed 7"):
+        Recordings(tmp_path)
+
+
+def test_splits_are_drawn_by_source_and_never_empty():
+    for count in (3, 4, 5, 12, 206):
+        splits = split_sources(count, seed=0)
+        shares = np.bincount(splits, minlength=3)
+        assert shares[1] == shares[2] == max(1, round(count / 10)) and shares[0] >= 1
+    assert split_sources(2, seed=0).tolist() == [0, 0]
+    assert not np.array_equal(split_sources(206, seed=0), split_sources(206, seed=1))

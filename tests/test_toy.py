@@ -1,0 +1,58 @@
+"""The toy world moves as told and is made alike every time."""
+
+import numpy as np
+import pytest
+
+from data.shards import Recordings
+from data.toy import MOVES, POINTER, SPEED, WORLD, ToyEpisodes, ToyWorld, write_toy_shards
+
+
+def test_the_disc_runs_towards_the_pointer():
+    world = ToyWorld(np.array([100.0, 100.0, 400.0, 400.0, 0.0]))
+    world.step(np.array([100.0, 400.0]))
+    assert world.state[:2].tolist() == [100.0, 100.0 + SPEED]
+    assert world.state[2:4].tolist() == [400.0, 400.0]
+
+
+def test_the_disc_pushes_the_square_and_says_so():
+    world = ToyWorld(np.array([100.0, 256.0, 256.0, 256.0, 0.0]))
+    for _ in range(4):
+        world.step(np.array([200.0, 256.0]))
+    assert world.contacts == 1
+    assert world.state[2] > 256 and world.state[3] == 256
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_actions_lead_from_one_state_to_the_next(tmp_path, discrete):
+    recordings = Recordings(write_toy_shards(tmp_path, discrete=discrete))
+    assert recordings.actions == (MOVES if discrete else POINTER)
+    for episode in range(len(recordings)):
+        states = recordings.read(episode, "states")
+        actions = recordings.read(episode, "actions")
+        world = ToyWorld(states[0], discrete)
+        for step in range(len(states) - 1):
+            world.step(actions[step])
+            assert np.allclose(world.state, states[step + 1], atol=0.1)
+
+
+def test_half_of_the_episodes_bring_the_square_nearer_and_some_end_truly(tmp_path):
+    recordings = Recordings(write_toy_shards(tmp_path))
+    rewards = [recordings.read(e, "rewards") for e in range(12)]
+    gains = [float(r[-1] - r[0]) for r in rewards]
+    assert np.mean(gains[::2]) > 0.1 > np.mean(gains[1::2])
+    terminals = recordings.read_rows("terminals", 0, recordings.total)
+    assert 0 < terminals.sum() < 12
+    assert recordings.episodes("validation") and recordings.episodes("test")
+
+
+def test_an_episode_depends_on_its_seed_and_number_alone():
+    few, many = ToyEpisodes(episodes=3), ToyEpisodes(episodes=30, episodes_per_shard=4)
+    assert np.array_equal(few.episode(2).frames, many.episode(2).frames)
+    assert not np.array_equal(few.episode(2).frames, ToyEpisodes(seed=1).episode(2).frames)
+
+
+def test_the_picture_shows_the_state():
+    world = ToyWorld(np.array([64.0, 448.0, 256.0, 100.0, 0.0]))
+    frame = world.render(64)
+    blue = np.argwhere((frame == (65, 105, 225)).all(-1)).mean(0)
+    assert np.allclose(blue * WORLD / 64, [448.0, 64.0], atol=6)

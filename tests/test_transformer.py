@@ -1,0 +1,69 @@
+import torch
+
+from models.transformer import Transformer, TransformerConfig
+
+CONFIG = TransformerConfig(width=32, layers=3, heads=2, hidden=48, context=3)
+PLACES = torch.cartesian_prod(torch.arange(2), torch.arange(2)).float()
+
+
+def blocks(count: int) -> torch.Tensor:
+    return torch.randn(2, count * 4, 32, generator=torch.Generator().manual_seed(count))
+
+
+def test_the_future_does_not_reach_the_past():
+    model = Transformer(CONFIG, PLACES, causal_inside=False)
+    x = blocks(5)
+    changed = x.clone()
+    changed[:, 12:] += 1  # the fourth block and on
+    before, after = model(x)[0], model(changed)[0]
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert not torch.allclose(before[:, 12:], after[:, 12:])
+
+
+def test_tokens_of_a_block_see_each_other_unless_causal():
+    x = blocks(1)
+    changed = x.clone()
+    changed[:, -1] += 1
+    for causal in (False, True):
+        model = Transformer(CONFIG, PLACES, causal)
+        same = torch.equal(model(x)[0][:, 0], model(changed)[0][:, 0])
+        assert same == causal
+
+
+def test_one_layer_sees_exactly_its_context():
+    config = TransformerConfig(width=32, layers=1, heads=2, hidden=48, context=3)
+    model = Transformer(config, PLACES, causal_inside=False)
+    x = blocks(6)
+    for touched, reaches in ((1, False), (3, True)):
+        changed = x.clone()
+        changed[:, touched * 4 : touched * 4 + 4] += 1
+        same = torch.allclose(model(x)[0][:, -4:], model(changed)[0][:, -4:])
+        assert same != reaches
+
+
+def test_block_by_block_with_a_cache_equals_all_at_once():
+    model = Transformer(CONFIG, PLACES, causal_inside=False)
+    x = blocks(7)
+    whole, cache, parts = model(x)[0], None, []
+    for part in x.split(4, dim=1):
+        out, cache = model(part, cache)
+        parts.append(out)
+    assert torch.allclose(whole, torch.cat(parts, dim=1), atol=1e-5)
+
+
+def test_token_by_token_with_a_cache_equals_all_at_once():
+    model = Transformer(CONFIG, PLACES, causal_inside=True)
+    x = blocks(6)
+    whole, cache, parts = model(x)[0], model.empty_cache(x), []
+    for index in range(x.shape[1]):
+        out, cache = model.extend(x[:, index : index + 1], cache, index % 4)
+        parts.append(out)
+    assert torch.allclose(whole, torch.cat(parts, dim=1), atol=1e-5)
+
+
+def test_only_differences_of_time_matter():
+    model = Transformer(CONFIG, PLACES, causal_inside=False)
+    x = blocks(2)
+    late = model.empty_cache(x)
+    late.blocks = 50
+    assert torch.allclose(model(x)[0], model(x, late)[0], atol=1e-4)

@@ -32,9 +32,7 @@ class LlamaConfig:
     change_weight: float = 5.0
     """Weight of a patch whose code changes, beside 1 for one that stays: most stay, and a model
     that copies would be right nearly everywhere."""
-    softness: float = 0.1
-    """Share of the target that goes to the codes that look most alike."""
-    imagined: float = 0.5
+    imagined: float = 0.25
     """Share of training steps in which the later frames of a clip are the model's own, as they
     will be in imagination (frame decoding only)."""
     rewards: bool = True
@@ -131,7 +129,8 @@ class LlamaDynamics(nn.Module):
             before, target = latents[:, :-1], latents[:, 1:]
         changed = before != target
         weight = 1 + (self.config.change_weight - 1) * changed.float()
-        entropy = self._cross_entropy(logits, target)
+        log_share = torch.log_softmax(logits.float(), dim=-1)
+        entropy = -log_share.gather(-1, target[..., None])[..., 0]
         with torch.no_grad():
             right = logits.argmax(-1) == target
             share = (right & changed).sum() / changed.sum().clamp(min=1)
@@ -156,26 +155,6 @@ class LlamaDynamics(nn.Module):
         first = torch.randint(1, shown.shape[1] + 1, (len(shown), 1, 1), device=shown.device)
         later = torch.arange(1, shown.shape[1], device=shown.device)[None, :, None] >= first
         return torch.cat([shown[:, :1], torch.where(later, own, shown[:, 1:])], dim=1)
-
-    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
-        """(..., K), (...) -> (...); a share of the target lies on the look-alikes of the code."""
-        log_share = torch.log_softmax(logits.float(), dim=-1)
-        exact = -log_share.gather(-1, target[..., None])[..., 0]
-        if not self.config.softness:
-            return exact
-        near, share = self._look_alikes()
-        alike = -(log_share.gather(-1, near[target]) * share[target]).sum(-1)
-        return (1 - self.config.softness) * exact + self.config.softness * alike
-
-    def _look_alikes(self, count: int = 8) -> tuple[Tensor, Tensor]:
-        """The nearest codes of each code and their shares, (K, count) each."""
-        if not hasattr(self, "_near"):
-            distance = torch.cdist(self.codebook, self.codebook).square()
-            distance.fill_diagonal_(float("inf"))
-            nearest = distance.topk(min(count, len(distance) - 1), largest=False)
-            scale = nearest.values[:, :1].clamp(min=1e-6)
-            self._near = (nearest.indices, torch.softmax(-nearest.values / scale, dim=-1))
-        return self._near[0].to(self.codebook.device), self._near[1].to(self.codebook.device)
 
     # -- imagination ------------------------------------------------------------------------
 

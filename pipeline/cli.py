@@ -9,7 +9,8 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import tyro
 
@@ -26,15 +27,18 @@ def parse(
     after a field.  ValueError names an unknown preset; an unknown flag exits with tyro's own hint.
     """
     names, flags = split_presets(arguments)
-    default = config()
+    default = None
     for name in names:
         if name not in presets:
             near = difflib.get_close_matches(name, presets, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"unknown preset {name!r}; {hint}there are: {', '.join(presets)}")
-        default = presets[name](default)
-    about = f"{description}\n\n--preset NAME [NAME ...]: {', '.join(presets)} (they stack; flags win)"
-    return tyro.cli(config, default=default, args=flags, description=about)
+        default = presets[name](config() if default is None else default)
+    if presets:
+        known = ", ".join(presets)
+        description += f"\n\n--preset NAME [NAME ...]: {known} (they stack; flags win)"
+    given = {} if default is None else {"default": default}
+    return tyro.cli(config, args=flags, description=description, **given)
 
 
 def split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -55,13 +59,45 @@ def split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, flags
 
 
+@dataclass(frozen=True)
+class Command:
+    """A sub-command of a script: what it runs, with which config and presets."""
+
+    main: Callable[[Any], None]
+    config: type
+    presets: Presets[Any]
+    about: str
+
+
 def run(main: Callable[[C], None], config: type[C], presets: Presets[C]) -> None:
     """Be the entry of a stage script: parse, run, and answer a user's mistake in one line."""
-    # CPU threads that wait by spinning steal the core from the process next to them.
-    os.environ.setdefault("KMP_BLOCKTIME", "1")
     description = sys.modules[main.__module__].__doc__ or ""
+    _answer(lambda: main(parse(config, presets, sys.argv[1:], description)))
+
+
+def run_commands(commands: Mapping[str, Command], description: str) -> None:
+    """Be the entry of a script whose first argument names one of `commands`."""
+
+    def chosen() -> None:
+        name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+        if name in ("-h", "--help"):
+            lines = [f"  {name:<10}{command.about}" for name, command in commands.items()]
+            print(f"{description.strip()}\n\n" + "\n".join(lines))
+            print("\nEach explains itself with --help.")
+            return
+        if name not in commands:
+            near = difflib.get_close_matches(name, commands, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"unknown command {name!r}; {hint}there are: {', '.join(commands)}")
+        command = commands[name]
+        command.main(parse(command.config, command.presets, sys.argv[2:], command.about))
+
+    _answer(chosen)
+
+
+def _answer(work: Callable[[], None]) -> None:
     try:
-        main(parse(config, presets, sys.argv[1:], description))
+        work()
     except (ValueError, OSError) as problem:
         if os.environ.get("DREAMSTAGE_TRACEBACK"):
             raise

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from data.order import batch_order
 from pipeline import checkpoint as ckpt
 from pipeline.device import Precision, describe_device, pick_device, pick_precision
-from pipeline.log import Log
 from pipeline.lock import lock
+from pipeline.log import Log
 
 B = TypeVar("B", covariant=True)
 Losses = dict[str, Tensor]

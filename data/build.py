@@ -1,0 +1,138 @@
+"""From any source of episodes to a folder of shards, in parallel, and on from where it was.
+
+Shard i of a source is a function of its settings and i alone, so neither the number of workers nor
+an interruption can change what comes out.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from data.episodes import Episode
+from data.shards import BUILD_FILE, FORMAT, read_header, shard_name, write_shard, write_whole
+from data.splits import split_sources
+
+
+class Source(Protocol):
+    """Picklable; every method is a function of the source's own settings."""
+
+    @property
+    def shards(self) -> int:
+        """How many shards it makes."""
+        ...
+
+    @property
+    def sources(self) -> int:
+        """How many independent sources its episodes stem from; splits never part one."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """What every shard says of itself."""
+        ...
+
+    def make(self, index: int) -> list[Episode]:
+        """The episodes of one shard; their split is filled in by `build`."""
+        ...
+
+
+def build(
+    source: Source,
+    folder: Path,
+    command: str,
+    seed: int = 0,
+    workers: int = 1,
+    restart: bool = False,
+) -> int:
+    """Write the shards that are missing, and give the number of those that were.
+
+    Under torchrun or an array job (RANK, WORLD_SIZE) each rank takes its share. ValueError when
+    the folder holds shards of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    description = json.loads(json.dumps(source.description() | {"split_seed": seed}))
+    if rank == 0:
+        _begin(folder, description, source.shards, command, restart)
+    missing = [
+        index
+        for index in range(rank, source.shards, ranks)
+        if not _is_there(folder / shard_name(index), description)
+    ]
+    if not missing:
+        return 0
+    started = time.monotonic()
+    splits = split_sources(source.sources, seed)
+    bar = tqdm(total=source.shards, initial=source.shards - len(missing), desc="shards")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(missing)), context) as pool, bar:
+        waiting: set[Future[None]] = set()
+        try:
+            for index in missing:
+                path = folder / shard_name(index)
+                waiting.add(pool.submit(_make, source, index, path, splits, description))
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    bar.update()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    if rank == 0:
+        _add_seconds(folder, time.monotonic() - started)
+    return len(missing)
+
+
+def _begin(
+    folder: Path, description: dict[str, Any], shards: int, command: str, restart: bool
+) -> None:
+    """Note what the folder is going to hold, or see that it is the same."""
+    note = folder / BUILD_FILE
+    if restart:
+        for path in [*folder.glob("shard-*.h5"), note]:
+            path.unlink(missing_ok=True)
+    if note.exists():
+        known = json.loads(note.read_text())
+        for key, value in description.items():
+            if known["description"].get(key) != value:
+                raise ValueError(
+                    f"{folder} holds shards with {key} {known['description'].get(key)}, but now it "
+                    f"is {value}; --restart makes them anew, another --run keeps both"
+                )
+        return
+    about = {"description": description, "shards": shards, "command": command, "seconds": 0.0}
+    write_whole(note, json.dumps(about, indent=1).encode())
+
+
+def _is_there(path: Path, description: dict[str, Any]) -> bool:
+    """A shard that can be opened and is of these settings; one that cannot is made again."""
+    if not path.exists():
+        return False
+    try:
+        return read_header(path).description == {"format": FORMAT} | description
+    except ValueError:
+        return False
+
+
+def _make(
+    source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]
+) -> None:
+    episodes = source.make(index)
+    for episode in episodes:
+        episode.split = int(splits[episode.source])
+    write_shard(path, episodes, description)
+
+
+def _add_seconds(folder: Path, seconds: float) -> None:
+    note = folder / BUILD_FILE
+    about = json.loads(note.read_text())
+    about["seconds"] = round(about["seconds"] + seconds, 1)
+    write_whole(note, json.dumps(about, indent=1).encode())

@@ -81,6 +81,7 @@ PRESETS = {
     "pusht": lambda c: replace(c, horizons=(*HORIZONS, 25)),
     "cpu": lambda c: replace(
         c,
+        horizons=HORIZONS,
         goal_pairs=30,
         pair_seeds=(0,),
         planner_pairs=30,

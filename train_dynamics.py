@@ -21,7 +21,6 @@ from evaluation.open_loop import HORIZONS, imagine, open_loop
 from evaluation.windows import spread_windows
 from models.build import build_dynamics, describe
 from models.llama import LlamaConfig
-from models.transformer import TransformerConfig
 from models.world import World
 from pipeline.checkpoint import action_spec
 from pipeline.cli import run as run_stage
@@ -116,7 +115,9 @@ def main(config: Config) -> None:
         run.descend(clip.latents, clip.actions, clip.rewards, clip.continues)
         if run.due(config.train.evaluate_every):
             with run.averaged() as average:
-                world = World(tokenizer, average, pick_precision(run.device, config.train.precision))
+                world = World(
+                    tokenizer, average, pick_precision(run.device, config.train.precision)
+                )
                 figures = validate(world, held_out, config.windows)
                 run.picture("imagined", picture(world, held_out))
             run.keep_best(figures["psnr"], figures)

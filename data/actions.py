@@ -79,9 +79,7 @@ class ActionSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Give plain values for HDF5 attributes and checkpoints."""
-        return {
-            k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()
-        }
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ActionSpec:

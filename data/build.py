@@ -122,9 +122,7 @@ def _is_there(path: Path, description: dict[str, Any]) -> bool:
         return False
 
 
-def _make(
-    source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]
-) -> None:
+def _make(source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]) -> None:
     episodes = source.make(index)
     for episode in episodes:
         episode.split = int(splits[episode.source])

@@ -137,9 +137,7 @@ class ScriptedPushes:
             if rested > 5 or (pose is GOAL and record.solved):
                 break
 
-    def _move_about(
-        self, record: Recorder, random: np.random.Generator, noise: np.ndarray
-    ) -> None:
+    def _move_about(self, record: Recorder, random: np.random.Generator, noise: np.ndarray) -> None:
         """Go to places, fast or slowly, some of them beyond the block."""
         target = record.states[-1][:2]
         aim, speed = target, 20.0

@@ -153,5 +153,6 @@ def cached_estimator(
             return estimator
     pictures, states, _ = sample_frames(recordings, "train", FRAMES, seed)
     estimator = fit(layout, pictures, states, steps=steps, seed=seed, device=device)
+    path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(path, {"made_from": made_from, "network": estimator.network.state_dict()})
     return estimator

@@ -77,4 +77,5 @@ def plain(value: Any) -> Any:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a file of JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode())

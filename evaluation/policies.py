@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.pusher import ScriptedPolicy
+
 
 @dataclass
 class View:
@@ -80,18 +82,15 @@ class AgentOnly:
 
 
 class Scripted:
-    """The pusher that records the demonstrations (data/pusher.py), towards the task's goal."""
+    """The pusher that records episodes (data/pusher.py), towards the task's goal; it sees states."""
 
     looks = False
 
-    def __init__(self, seed: int = 0):
-        self.seed = seed
-
     def begin(self, view: View, goal: View | None) -> None:
-        raise NotImplementedError
+        self.pusher = ScriptedPolicy()
 
     def act(self, view: View) -> np.ndarray:
-        raise NotImplementedError
+        return np.stack([self.pusher.act(state) for state in view.states])
 
 
 class InWorld:

@@ -18,18 +18,17 @@ from data import pusht
 from data.clips import Clips
 from data.pusht_pool import SimulatorPool
 from data.shards import Recordings
+from evaluation import policies
 from evaluation.estimator import Estimator
 from evaluation.fit_estimator import cached_estimator
-from evaluation import policies
 from evaluation.policies import InWorld, Policy
 from evaluation.simulator_planner import SimulatorPlanner
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
-from pipeline.load import load_controller, load_world
+from pipeline.load import load_controllers, load_world
 from pipeline.lock import lock
 
 STAGES = ("tokenizer", "dynamics", "controller")
-CONTROLLERS = {"controller": "best.pt", "cloning": "cloning.pt"}
 PARALLEL = 128  # simulators at a time: the world model sees them as one batch
 
 
@@ -42,11 +41,7 @@ class Session:
         self.device = pick_device()
         self.recordings = Recordings(shards or own)
         self.world = load_world(run, self.device)
-        self.controllers = {
-            name: load_controller(run, self.world, file)
-            for name, file in CONTROLLERS.items()
-            if (run / "controller" / file).exists()
-        }
+        self.controllers = load_controllers(run, self.world)
         self.workers = workers or len(os.sched_getaffinity(0))
         where = self.recordings.folder
         self.world.actions.check_same(self.recordings.actions, f"{run}'s world", str(where))
@@ -102,19 +97,22 @@ class Session:
     @cached_property
     def fingerprints(self) -> dict[str, str | None]:
         found: dict[str, str | None] = {"shards": self.recordings.fingerprint}
-        for name in (*STAGES, "cloning"):
-            stage = "controller" if name == "cloning" else name
-            path = self.run / stage / CONTROLLERS.get(name, "best.pt")
-            known = checkpoint.load(path, stage) if path.exists() else {}
-            found[name] = known.get("fingerprint")
+        for stage in STAGES:
+            found[stage] = self._says(self.run / stage / "best.pt", stage).get("fingerprint")
+        cloning = self.run / "controller" / "cloning" / "best.pt"
+        found["cloning"] = self._says(cloning, "controller").get("fingerprint")
+        found["controller"] = found["controller"] or found["cloning"]
         return found
+
+    def _says(self, path: Path, stage: str) -> dict[str, Any]:
+        return checkpoint.load(path, stage) if path.exists() else {}
 
     def task_policies(self, seed: int) -> dict[str, Policy]:
         """Controllers of the run, and what they stand beside."""
         return {
             "random": policies.Random(self.recordings.actions, seed),
             "still": policies.Still(),
-            "scripted": policies.Scripted(seed),
+            "scripted": policies.Scripted(),
             **{name: InWorld(self.world, each) for name, each in self.controllers.items()},
         }
 
@@ -140,10 +138,8 @@ class Session:
         """Seconds of training of each stage, as its last checkpoint says."""
         found: dict[str, float | None] = {"preprocess": _preprocess_seconds(self.run / "shards")}
         for stage in STAGES:
-            path = self.run / stage / "last.pt"
-            path = path if path.exists() else self.run / stage / "best.pt"
-            known = checkpoint.load(path, stage) if path.exists() else {}
-            seconds = known.get("seconds")
+            last, best = (self.run / stage / name for name in ("last.pt", "best.pt"))
+            seconds = self._says(last if last.exists() else best, stage).get("seconds")
             found[stage] = None if seconds is None else round(float(seconds), 1)
         return found
 

@@ -24,7 +24,7 @@ def choose_windows(episodes: np.ndarray, count: int, seed: int) -> np.ndarray:
     return chosen[np.argsort(episodes[chosen], kind="stable")]
 
 
-def spread_windows(clips: Any, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def spread_windows(clips: Any, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Pick windows of clips evenly over episodes: their indices and their sources, (n,) each.
 
     Perturbed replays of one demonstration have one source: they are not independent.

@@ -77,7 +77,9 @@ def fingerprint(weights: dict[str, Tensor], config: dict[str, Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_parent(child: Checkpoint, child_path: Path, parent: Checkpoint, parent_path: Path) -> None:
+def check_parent(
+    child: Checkpoint, child_path: Path, parent: Checkpoint, parent_path: Path
+) -> None:
     """Raise ValueError when `child` was trained on another parent than this one."""
     known = child["parent"]["fingerprint"]
     if known != parent["fingerprint"]:

@@ -12,7 +12,7 @@ from data.toy import write_toy_shards
 from evaluation.estimator import LAYOUTS, MAPS, centres, distances, points_of, states_of
 from evaluation.fit_estimator import augment, cached_estimator, fit, layout_of, sample_frames
 
-PUSHT = LAYOUTS[tuple(STATE_NAMES)]
+PUSHT = LAYOUTS[STATE_NAMES]
 
 
 def states(count: int, seed: int = 0) -> torch.Tensor:

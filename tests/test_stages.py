@@ -1,0 +1,168 @@
+"""The stages one behind the other on the toy world, as a user runs them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_controller
+import train_dynamics
+import train_tokenizer
+from data.toy import write_toy_shards
+from pipeline import checkpoint as ckpt
+from pipeline.load import load_controllers, load_world
+
+ROOT = Path(__file__).parent.parent
+STAGES = [
+    (train_tokenizer, "tokenizer", 40),
+    (train_dynamics, "dynamics", 40),
+    (train_controller, "controller", 4),
+]
+
+
+def config(stage, run: Path, **changes):
+    made = stage.PRESETS["debug"](stage.Config(run=run))
+    if stage is train_tokenizer:
+        made = replace(made, model=replace(made.model, image_size=(32, 32)))
+    return replace(made, **changes)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    write_toy_shards(folder / "shards", episodes=18, length=40)
+    for stage, _, _ in STAGES:
+        stage.main(config(stage, folder))
+    return folder
+
+
+def test_every_stage_leaves_what_the_next_one_needs(run):
+    for _, name, steps in STAGES:
+        last = ckpt.load(run / name / "last.pt", name)
+        assert last["step"] == steps and last["seconds"] > 0
+        assert (run / name / "log.jsonl").read_text().count("\n") > 2
+        assert list((run / name / "tensorboard").iterdir())
+    assert list((run / "tokenizer" / "pictures").glob("*.png"))
+    assert list((run / "dynamics" / "pictures").glob("*.png"))
+    assert set(load_controllers(run, load_world(run))) == {"cloning", "controller"}
+
+
+@pytest.mark.parametrize("stage, name, steps", STAGES)
+def test_stopped_and_resumed_equals_never_stopped(run, tmp_path, stage, name, steps):
+    for part in ("shards", "tokenizer", "dynamics"):
+        if part != name:
+            os.symlink(run / part, tmp_path / part)
+    made = config(stage, tmp_path)
+    if name == "controller":  # the cloning before it is stopped too
+        half = replace(made, cloning=replace(made.cloning, steps=20))
+        stage.main(replace(half, train=replace(made.train, steps=2)))
+    else:
+        stage.main(replace(made, train=replace(made.train, steps=steps // 2)))
+    # constant: cosine knows where it ends, so a longer run is another one
+    stage.main(replace(made, train=replace(made.train, workers=0)))
+    whole, parts = (ckpt.load(r / name / "last.pt", name)["model"] for r in (run, tmp_path))
+    if made.train.schedule == "constant":
+        assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    else:
+        assert set(whole) == set(parts)
+
+
+def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_users_mistake_is_answered_in_one_line(run, tmp_path):
+    write_toy_shards(tmp_path / "shards")
+    write_toy_shards(tmp_path / "moves" / "shards", discrete=True)
+    os.symlink(run / "tokenizer", tmp_path / "moves" / "tokenizer")
+    mistakes = {
+        ("train_dynamics.py", "--run", f"{tmp_path}"): "train_tokenizer.py --run",
+        ("train_controller.py", "--run", f"{tmp_path}"): "train_dynamics.py --run",
+        ("train_tokenizer.py", "--run", f"{tmp_path}/nowhere"): "python -m data.preprocess",
+        ("train_tokenizer.py", "--preset", "debgu"): "did you mean debug",
+        ("train_tokenizer.py", "--run", f"{tmp_path}"): "--model.image-size 32 32",
+        ("train_dynamics.py", "--run", f"{tmp_path}/moves"): "different action spaces",
+    }
+    for arguments, answer in mistakes.items():
+        said = ask(*arguments)
+        assert said.returncode == 1, said.stderr
+        assert said.stderr.count("\n") == 1 and said.stderr.startswith("error: "), said.stderr
+        assert answer in said.stderr, said.stderr
+
+
+@pytest.mark.parametrize("stage", ["train_tokenizer", "train_dynamics", "train_controller"])
+def test_help_explains_the_stage(stage):
+    said = ask(f"{stage}.py", "--help")
+    assert said.returncode == 0
+    for word in ("Stage", "Reads", "Writes", "--preset", "--run", "--restart", "cpu", "debug"):
+        assert word in said.stdout, word
+
+
+def test_a_folder_in_use_is_refused(run):
+    hold = (
+        "import sys, time; from pathlib import Path; from pipeline.lock import lock;"
+        "f = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, f"{run}/tokenizer"], stdout=subprocess.PIPE, text=True,
+        cwd=ROOT,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="in use by another process"):
+            train_tokenizer.main(config(train_tokenizer, run))
+        process.kill()
+
+
+def test_two_processes_take_the_step_of_one(run, tmp_path):
+    """torchrun on two CPU processes (gloo): the first step equals the single-process step."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for part in ("shards", "tokenizer"):
+            os.symlink(run / part, tmp_path / name / part)
+    flags = [
+        "--preset", "debug", "--train.steps", "1", "--train.precision", "fp32",
+        "--train.average", "0", "--model.imagined", "0", "--train.warmup", "1",
+    ]  # fmt: skip
+    script = str(ROOT / "train_dynamics.py")
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    for arguments in (
+        [script, "--run", f"{tmp_path}/one", *flags],
+        [*many, script, "--run", f"{tmp_path}/two", *flags],
+    ):
+        said = ask(*arguments)
+        assert said.returncode == 0, said.stderr[-3000:]
+    one, two = (
+        ckpt.load(tmp_path / name / "dynamics" / "last.pt", "dynamics")["model"]
+        for name in ("one", "two")
+    )
+    begun = ckpt.load(run / "dynamics" / "last.pt", "dynamics")["model"]
+    assert set(one) == set(two) == set(begun)
+    for key in one:
+        assert torch.allclose(one[key], two[key], atol=2e-5), key
+
+
+def test_a_stage_that_is_killed_goes_on(run, tmp_path):
+    os.symlink(run / "shards", tmp_path / "shards")
+    arguments = [
+        sys.executable, "train_tokenizer.py", "--run", str(tmp_path), "--preset", "debug",
+        "--model.image-size", "32", "32", "--train.steps", "100000", "--train.save-every", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
+    last = tmp_path / "tokenizer" / "last.pt"
+    until = time.monotonic() + 60
+    while not last.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    step = ckpt.load(last, "tokenizer")["step"]
+    done = ask(*arguments[1:-4], "--train.steps", str(step + 2))
+    assert done.returncode == 0 and f"goes on from step {step}" in done.stdout, done.stderr
+    assert ckpt.load(last, "tokenizer")["step"] == step + 2

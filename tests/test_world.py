@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+import torch
+from untrained_run import write_run
+
+from data.clips import Clips
+from data.shards import Recordings
+from data.toy import write_toy_shards
+from pipeline.latents import LatentClips, cache_latents
+from pipeline.load import load_controllers, load_tokenizer, load_world
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["continuous", "discrete"])
+def run(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_toy_shards(folder / "shards", discrete=request.param)
+    return write_run(folder, Recordings(folder / "shards"))
+
+
+def clip(run: Path, frames: int = 6):
+    return Clips(Recordings(run / "shards"), "train", frames).batch(torch.arange(4).numpy())
+
+
+def test_a_world_is_entered_acted_in_and_looked_at(run):
+    world, shown = load_world(run, "cpu"), clip(run)
+    state = world.reset(shown.frames[:, :3], shown.actions[:, :2])
+    for t in range(2, 5):
+        state = world.step(state, shown.actions[:, t])
+        assert state.reward.shape == state.continues.shape == (4,)
+        assert ((state.continues >= 0) & (state.continues <= 1)).all()
+    seen = world.decode(state)
+    assert seen.shape == (4, 3, 32, 32) and seen.dtype == torch.uint8
+
+
+def test_more_past_than_the_context_is_left_out(run):
+    world, shown = load_world(run, "cpu"), clip(run)
+    long = world.step(world.reset(shown.frames, shown.actions[:, :5]), shown.actions[:, 5])
+    short = world.step(
+        world.reset(shown.frames[:, -3:], shown.actions[:, 3:5]), shown.actions[:, 5]
+    )
+    assert torch.equal(long.latents, short.latents)
+
+
+def test_one_frame_is_enough_to_enter(run):
+    world, shown = load_world(run, "cpu"), clip(run)
+    state = world.reset(shown.frames[:, :1], shown.actions[:, :0])
+    assert len(world.step(state, shown.actions[:, 0])) == 4
+
+
+def test_controllers_answer_in_the_environments_units(run):
+    world, shown = load_world(run, "cpu"), clip(run)
+    controllers = load_controllers(run, world)
+    assert set(controllers) == {"cloning", "controller"}
+    state = world.reset(shown.frames[:, :1], shown.actions[:, :0])
+    for sample in (False, True):
+        action = controllers["controller"].act(state, sample)
+        assert action.shape == (4, *world.actions.shape)
+        if world.actions.kind == "continuous":
+            assert (action >= 0).all() and (action <= 512).all() and action.max() > 1
+
+
+def test_cached_latents_are_the_tokenizers_and_are_made_once(run):
+    recordings = Recordings(run / "shards")
+    tokenizer, checkpoint = load_tokenizer(run, "cpu")
+    where = run / "latents"
+    known = checkpoint["fingerprint"]
+    made = cache_latents(where, tokenizer, known, recordings, torch.device("cpu"), batch_size=7)
+    clips = LatentClips(Clips(recordings, "train", 4), made)
+    batch = clips.batch(torch.tensor([0, 9]).numpy())
+    frames = clips.clips.batch(torch.tensor([0, 9]).numpy()).frames
+    assert torch.equal(batch.latents, tokenizer.encode(frames.flatten(0, 1)).view(2, 4, -1))
+
+    class Refuses:
+        latents = tokenizer.latents
+
+        def encode(self, frames):
+            raise AssertionError("encoded again")
+
+    device = torch.device("cpu")
+    again = cache_latents(where, Refuses(), known, recordings, device)
+    assert (again == made).all()
+    with pytest.raises(AssertionError, match="encoded again"):
+        cache_latents(where, Refuses(), "another tokenizer", recordings, device)
+
+
+def test_an_interrupted_cache_goes_on(run):
+    recordings = Recordings(run / "shards")
+    tokenizer, _ = load_tokenizer(run, "cpu")
+
+    class Stops:
+        latents = tokenizer.latents
+        calls = 0
+
+        def encode(self, frames):
+            self.calls += 1
+            if self.calls == 60:
+                raise KeyboardInterrupt
+            return tokenizer.encode(frames)
+
+    where, device = run / "cut", torch.device("cpu")
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(where, Stops(), "f", recordings, device, batch_size=2)
+    rest = Stops()
+    rest.calls = -1000
+    made = cache_latents(where, rest, "f", recordings, device, batch_size=2)
+    assert 0 < rest.calls + 1000 < recordings.total / 2  # the first hundred frames were kept
+    frames = torch.from_numpy(recordings.read_rows("frames", 0, 5)).permute(0, 3, 1, 2)
+    assert (tokenizer.encode(frames).numpy() == made[:5]).all()

@@ -1,0 +1,72 @@
+"""A run folder as the stages leave it, with models that have learned nothing yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data.shards import Recordings
+from models.build import build_controller, build_dynamics, build_tokenizer, describe
+from models.llama import LlamaConfig
+from models.policy import PolicyConfig
+from models.transformer import TransformerConfig
+from models.vqvae import VqVaeConfig
+from pipeline import checkpoint
+
+
+def write_run(run: Path, recordings: Recordings, controllers: bool = True) -> Path:
+    """Write tokenizer, dynamics and both controllers into a run whose shards are there."""
+    torch.manual_seed(0)
+    actions = recordings.actions
+    config = VqVaeConfig(
+        image_size=recordings.image_size, channels=16, depth=1, codes=32, code_width=8
+    )
+    tokenizer = build_tokenizer(config)
+    frames = torch.from_numpy(recordings.read(0, "frames")).permute(0, 3, 1, 2)
+    tokenizer.train()
+    for _ in range(3):
+        tokenizer.loss(frames)
+    root = {"path": str(recordings.folder), "fingerprint": recordings.fingerprint}
+    first = save(run / "tokenizer", "tokenizer", tokenizer, config, root, recordings)
+
+    llama = LlamaConfig(TransformerConfig(width=32, layers=1, heads=2, hidden=64, context=3))
+    dynamics = build_dynamics(llama, tokenizer.latents, actions)
+    second = save(run / "dynamics", "dynamics", dynamics, llama, first, recordings, tokenizer)
+
+    for place in ("controller/cloning", "controller") if controllers else ():
+        policy = PolicyConfig(channels=8, keypoints=4, hidden=16)
+        controller = build_controller(policy, tokenizer.latents, actions)
+        save(run / place, "controller", controller, policy, second, recordings, tokenizer)
+    return run
+
+
+def save(
+    folder: Path,
+    stage: str,
+    model: nn.Module,
+    config: Any,
+    parent: dict[str, Any],
+    recordings: Recordings,
+    tokenizer: Any = None,
+) -> dict[str, Any]:
+    """Write FOLDER/best.pt and give what a child says of its parent."""
+    weights, plain = model.state_dict(), describe(config)
+    fingerprint = checkpoint.fingerprint(weights, plain)
+    path = folder / "best.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {
+        "format": checkpoint.FORMAT,
+        "stage": stage,
+        "config": plain,
+        "latents": (tokenizer or model).latents.as_dict(),
+        "actions": recordings.actions.as_dict(),
+        "parent": parent,
+        "model": weights,
+        "fingerprint": fingerprint,
+        "seconds": 1.5,
+    }
+    checkpoint.save(path, described)
+    return {"path": str(path), "fingerprint": fingerprint}

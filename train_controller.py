@@ -124,12 +124,13 @@ def clone(
         f"{sum(p.numel() for p in world.dynamics.parameters()) / 1e6:.2f} M",  # type: ignore[attr-defined]
     )
     for _, step in run.batches(shown):
-        run.descend(step.latents, step.actions, step.weight)
+        run.descend(step.latents, step.actions)
         if run.due(config.cloning.evaluate_every):
             part = held_out.batch(np.linspace(0, len(held_out) - 1, 2048).astype(np.int64))
             with run.averaged() as average:
-                tensors = (part.latents, part.actions, part.weight)
-                losses = average.loss(*(t.to(run.device) for t in tensors))  # type: ignore[operator]
+                losses = average.loss(  # type: ignore[operator]
+                    part.latents.to(run.device), part.actions.to(run.device)
+                )
             run.keep_best(float(losses["cloning"]), {k: float(v) for k, v in losses.items()})
     best = ckpt.load(config.run / "controller" / "cloning" / "best.pt", "controller", run.device)
     return best["model"]
@@ -168,13 +169,13 @@ def improve(
         run.keep_best(**_imagined_reward(run, world, held_out))
     for _, batch in run.batches(starts):
         start, step = batch.starts, batch.shown
-        run.descend(start.latents, start.actions, step.latents, step.actions, step.weight)
+        run.descend(start.latents, start.actions, step.latents, step.actions)
         if run.due(config.train.evaluate_every):
             run.keep_best(**_imagined_reward(run, world, held_out))
 
 
 def _imagined_reward(run: Run, world: World, held_out: LatentClips, starts: int = 32) -> Any:
-    """Mean imagined reward over twice the horizon from held-out starts: what best.pt is chosen by."""
+    """Imagined reward over twice the horizon, from held-out starts: best.pt is chosen by it."""
     chosen, _ = spread_windows(held_out.clips, starts, seed=0)
     clip = held_out.batch(chosen)
     with run.averaged() as average, torch.random.fork_rng():

@@ -63,8 +63,8 @@ def main(config: Config) -> None:
     recordings = Recordings(config.run / "shards")
     if recordings.image_size != config.model.image_size:
         raise ValueError(
-            f"{config.run / 'shards'} holds frames of {recordings.image_size} pixels, but the model "
-            f"is for {config.model.image_size}; give --model.image-size "
+            f"{config.run / 'shards'} holds frames of {recordings.image_size} pixels, but the "
+            f"model is for {config.model.image_size}; give --model.image-size "
             f"{recordings.image_size[0]} {recordings.image_size[1]}, or preprocess with another "
             f"--resolution"
         )

@@ -63,11 +63,10 @@ class ActorCritic(nn.Module):
         actions: Tensor,
         shown: Tensor,
         shown_actions: Tensor,
-        shown_weight: Tensor,
     ) -> dict[str, Tensor]:
         """Imagine from the last of latents (B, T, N) with actions (B, T, A) between them.
 
-        shown, shown_actions, shown_weight: what to clone, as in `PolicyController.loss`.
+        shown, shown_actions: what to clone, as in `PolicyController.loss`.
         """
         seen, taken, rewards, continues = self.imagine(world, latents, actions)
         config = self.config
@@ -92,7 +91,7 @@ class ActorCritic(nn.Module):
             slow = self.slow(seen[:-1].flatten(0, 1))
         out = self.critic.out
         critic = out.loss(inside, target) + out.loss(inside, slow)
-        cloned = self.policy.loss(shown, shown_actions, shown_weight)["cloning"]
+        cloned = self.policy.loss(shown, shown_actions)["cloning"]
         return {
             "actor": actor,
             "critic": (weight.flatten() * critic).mean(),

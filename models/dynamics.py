@@ -68,7 +68,7 @@ class Dynamics(Protocol):
         ...
 
     def start(self, latents: Tensor, actions: Tensor) -> State:
-        """latents (B, T, N) of T >= 1 frames, the T - 1 actions between them -> state at the last."""
+        """latents (B, T, N), T >= 1, and the T - 1 actions between -> state at the last."""
         ...
 
     def step(self, state: State, action: Tensor) -> State:

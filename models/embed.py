@@ -22,7 +22,6 @@ class ActionEmbedding(nn.Module):
     def __init__(self, spec: ActionSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
-        self.none = nn.Parameter(0.02 * torch.randn(width))
         if spec.kind == "discrete":
             self.table = nn.Embedding(spec.size, width)
             nn.init.normal_(self.table.weight, std=0.02)

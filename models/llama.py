@@ -37,6 +37,8 @@ class LlamaConfig:
     will be in imagination (frame decoding only)."""
     rewards: bool = True
     """Learn a reward and a continue head."""
+    reward_weight: float = 0.1
+    """Weight of the two heads' losses: at 1 their gradient drowns that of the codes."""
 
 
 @dataclass
@@ -80,6 +82,8 @@ class LlamaDynamics(nn.Module):
         nn.init.zeros_(self.name.weight)
         self.place = nn.Parameter(0.02 * torch.randn(latents.per_frame, width))
         self.action = ActionEmbedding(actions, width)
+        if config.decoding == "token":  # a first frame has no action that led to it
+            self.no_action = nn.Parameter(0.02 * torch.randn(width))
         self.pointer = PointerEmbedding(latents.grid, width) if actions.pointer else None
 
         rows, columns = latents.grid
@@ -135,16 +139,19 @@ class LlamaDynamics(nn.Module):
             right = logits.argmax(-1) == target
             share = (right & changed).sum() / changed.sum().clamp(min=1)
         losses = {
-            "codes": (entropy * weight).sum() / weight.sum(),
+            # a plain mean: processes and parts of a batch then add up to the whole
+            "codes": (entropy * weight).mean(),
             "changed_right": share,
         }
         if self.config.rewards and rewards is not None:
-            losses["reward"] = self.reward.loss(summary, rewards[:, 1:]).mean()
+            surprise = self.reward.loss(summary, rewards[:, 1:]).mean()
+            losses["reward"] = self.config.reward_weight * surprise
         if self.config.rewards and continues is not None:
             logit = self.goes_on(summary)[..., 0].float()
-            losses["continue"] = nn.functional.binary_cross_entropy_with_logits(
+            surprise = nn.functional.binary_cross_entropy_with_logits(
                 logit, continues[:, 1:].float()
             )
+            losses["continue"] = self.config.reward_weight * surprise
         return losses
 
     @torch.no_grad()
@@ -241,13 +248,10 @@ class LlamaDynamics(nn.Module):
         """latents (B, T, N), the action of each block (B, T, A) -> outputs (B, T, 1 + N, D)."""
         spoken = self.action(actions)
         patches = self._embed(latents, slice(None))
-        if self.pointer:
-            pointed = self.pointer(actions)
-        else:
-            pointed = torch.zeros_like(patches)
+        pointed = self.pointer(actions) if self.pointer else torch.zeros_like(patches)
         if not all(given):
             known = torch.tensor(given, device=latents.device)[:, None]
-            spoken = torch.where(known, spoken, self.action.none.to(spoken.dtype))
+            spoken = torch.where(known, spoken, self.no_action.to(spoken.dtype))
             pointed = pointed * known[..., None]
         x = torch.cat([spoken[:, :, None], patches + pointed], dim=2)
         out, cache = self.transformer(rearrange(x, "B T S D -> B (T S) D"), cache)

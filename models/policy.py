@@ -118,16 +118,14 @@ class PolicyController(nn.Module):
             action = action.clamp(-1, 1)
         return self.actions.denormalize(action)
 
-    def loss(self, latents: Tensor, actions: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """Behaviour cloning: latents (B, N), actions (B, A) or (B,), weight (B,)."""
+    def loss(self, latents: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """Behaviour cloning: latents (B, N), normalised actions (B, A), or codes (B,)."""
         chosen = self.distribution(latents)
-        surprise = -chosen.log_prob(actions)
-        total = weight.sum().clamp(min=1e-6)
-        losses = {"cloning": (surprise * weight).sum() / total}
+        losses = {"cloning": -chosen.log_prob(actions).mean()}
         if self.actions.kind == "continuous":
             far = (chosen.mode - actions).square().sum(-1).sqrt()
-            losses["distance"] = ((far * weight).sum() / total).detach()
+            losses["distance"] = far.mean().detach()
         else:
             right = (chosen.mode == actions).float()
-            losses["agreement"] = ((right * weight).sum() / total).detach()
+            losses["agreement"] = right.mean()
         return losses

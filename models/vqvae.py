@@ -222,11 +222,17 @@ class VqVae(nn.Module):
 
     @torch.no_grad()
     def _nearest(self, vectors: Tensor) -> Tensor:
-        was_training = self.quantizer.training
-        self.quantizer.eval()
-        codes = self.quantizer(vectors)[1]
-        self.quantizer.train(was_training)
-        return codes
+        """(B, N, D) -> (B, N) int64: argmin over k of |e_k|^2 - 2 v e_k.
+
+        In parts that stay in the cache; the library's own pass keeps several (B N, K) arrays.
+        """
+        book = self.codebook
+        length = book.square().sum(-1)
+        flat = rearrange(vectors, "B N D -> (B N) D")
+        parts = [
+            torch.addmm(length, part, book.T, alpha=-2).argmin(-1) for part in flat.split(1024)
+        ]
+        return torch.cat(parts).view(vectors.shape[:2])
 
     @torch.no_grad()
     def _move_codebook(self, vectors: Tensor, codes: Tensor) -> None:

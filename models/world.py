@@ -67,6 +67,11 @@ class World(nn.Module):
             return self.tokenizer.decode(state.latents)
 
     def _arithmetic(self) -> AbstractContextManager[object]:
-        return torch.autocast(
-            self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        return arithmetic(self.device, self.precision)
+
+
+def arithmetic(
+    device: torch.device, precision: Literal["bf16", "fp32"]
+) -> AbstractContextManager[object]:
+    """Multiply in `precision` inside a `with`."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

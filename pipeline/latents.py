@@ -15,6 +15,8 @@ from tqdm import tqdm
 from data.clips import Clips
 from data.shards import Recordings, write_whole
 from models.tokenizer import Latents
+from models.world import arithmetic
+from pipeline.device import pick_precision
 
 
 @dataclass
@@ -56,7 +58,7 @@ def cache_latents(
     fingerprint: str,
     recordings: Recordings,
     device: torch.device,
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> np.ndarray:
     """Give (frames, N[, D]) latents of all recordings, encoded now where they are not there yet.
 
@@ -90,10 +92,11 @@ def cache_latents(
             stop = min(start + batch_size, recordings.total)
             frames = torch.from_numpy(recordings.read_rows("frames", start, stop))
             frames = frames.permute(0, 3, 1, 2).to(device)
-            with torch.no_grad():
+            precision = pick_precision(device, "auto")
+            with torch.no_grad(), arithmetic(device, precision):
                 store[start:stop] = tokenizer.encode(frames).cpu().numpy()
             bar.update(stop - start)
-            if (start // batch_size) % 50 == 49:
+            if (start // batch_size) % 100 == 99:
                 store.flush()
                 write_whole(about, json.dumps(wanted | {"done": stop}).encode())
         bar.close()

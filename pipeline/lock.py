@@ -10,7 +10,8 @@ from typing import IO
 
 def lock(folder: Path) -> IO[str]:
     """Hold `folder` until the returned file is closed or the process ends, however it ends."""
-    file = open(folder / ".lock", "a+")  # noqa: SIM115: held for as long as the run lives
+    # held for as long as the run lives
+    file = open(folder / ".lock", "a+")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

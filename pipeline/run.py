@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -103,6 +104,11 @@ class Run:
             mixed_precision="bf16" if precision == "bf16" else "no",
         )
         self.device = self.accelerator.device
+        if train.batch_size % self.accelerator.num_processes:
+            raise ValueError(
+                f"a batch of {train.batch_size} does not part evenly among "
+                f"{self.accelerator.num_processes} processes; change --train.batch-size"
+            )
         if self.device.type == "cpu":
             # oneDNN's float32 products: twice as fast here, and exact without AMX
             amx = torch.cpu.get_capabilities().get("amx_bf16", False)
@@ -213,7 +219,7 @@ class Run:
         parts = min(self.train.accumulate, rows)
         bounds = [rows * i // parts for i in range(parts + 1)]
         totals: Losses = {}
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in pairwise(bounds):
             chunk = [None if t is None else t[low:high].to(self.device) for t in tensors]
             with self.accelerator.autocast():
                 losses = self.wrapped(*chunk)

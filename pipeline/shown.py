@@ -20,7 +20,6 @@ class Step:
 
     latents: Tensor  # (B, N) int64, or (B, N, D)
     actions: Tensor  # (B, A) normalised, or (B,) codes
-    weight: Tensor  # (B,)
 
 
 class ShownSteps:
@@ -61,7 +60,7 @@ class ShownSteps:
         latents = torch.from_numpy(np.asarray(self.latents[rows]))
         latents = latents.float() if latents.is_floating_point() else latents.long()
         actions = torch.from_numpy(self.recorded[rows])
-        return Step(latents, self.actions.normalize(actions), torch.ones(len(rows)))
+        return Step(latents, self.actions.normalize(actions))
 
 
 @dataclass

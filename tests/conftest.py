@@ -1,4 +1,4 @@
-"""Tests run on one thread: their tensors are tiny, and threads that wait for each other are slow."""
+"""Tests run on one thread: their tensors are tiny, and threads wait for each other."""
 
 import os
 

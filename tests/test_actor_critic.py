@@ -51,7 +51,7 @@ def test_the_actor_finds_what_is_rewarded():
     )  # fmt: skip
     model = ActorCritic(config, LATENTS, ACTIONS)
     latents = torch.ones(32, 1, 4, 3)
-    shown = (latents[:, 0], torch.zeros(32, 2), torch.ones(32))
+    shown = (latents[:, 0], torch.zeros(32, 2))
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     world = Spot()
     for _ in range(250):
@@ -73,7 +73,7 @@ def test_behaviour_cloning_learns_a_map_from_latents_to_actions():
     actions = torch.stack([latents[:, 0, 0], -latents[:, 3, 2]], dim=-1)
     optimizer = torch.optim.AdamW(policy.parameters(), 3e-3)
     for _ in range(200):
-        losses = policy.loss(latents, actions, torch.ones(256))
+        losses = policy.loss(latents, actions)
         optimizer.zero_grad()
         losses["cloning"].backward()
         optimizer.step()

@@ -132,7 +132,7 @@ def test_two_processes_take_the_step_of_one(run, tmp_path):
         "--train.average", "0", "--model.imagined", "0", "--train.warmup", "1",
     ]  # fmt: skip
     script = str(ROOT / "train_dynamics.py")
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
     for arguments in (
         [script, "--run", f"{tmp_path}/one", *flags],
         [*many, script, "--run", f"{tmp_path}/two", *flags],
@@ -140,13 +140,16 @@ def test_two_processes_take_the_step_of_one(run, tmp_path):
         said = ask(*arguments)
         assert said.returncode == 0, said.stderr[-3000:]
     one, two = (
-        ckpt.load(tmp_path / name / "dynamics" / "last.pt", "dynamics")["model"]
-        for name in ("one", "two")
+        ckpt.load(tmp_path / name / "dynamics" / "last.pt", "dynamics") for name in ("one", "two")
     )
-    begun = ckpt.load(run / "dynamics" / "last.pt", "dynamics")["model"]
-    assert set(one) == set(two) == set(begun)
-    for key in one:
-        assert torch.allclose(one[key], two[key], atol=2e-5), key
+    # Adam's first step is the sign of the gradient, so the gradients themselves are compared
+    gradients = [
+        torch.cat([s["exp_avg"].flatten() for s in last["optimizer"]["state"].values()])
+        for last in (one, two)
+    ]
+    assert gradients[0].norm() > 0
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-7)
+    assert one["fingerprint"] != ckpt.load(run / "dynamics" / "last.pt", "dynamics")["fingerprint"]
 
 
 def test_a_stage_that_is_killed_goes_on(run, tmp_path):

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pointer_world import PointerWorld
+
+from data.episodes import Episode
+from data.pusht import ACTIONS, STATE_NAMES, PushT, random_start
+from data.shards import Recordings, shard_name, write_shard
+from data.toy import write_toy_shards
+from pipeline.player import Player, Starts
+from pipeline.simulators import open_simulator
+
+
+def record_pusht(folder: Path, sources: int = 3, length: int = 40) -> Recordings:
+    """Write episodes in which the agent is sent straight into the block, and past it."""
+    folder.mkdir()
+    episodes = []
+    for number in range(sources):
+        world = PushT(32)
+        world.reset(random_start(number))
+        random = np.random.default_rng(number)
+        frames, states, actions = [], [], []
+        for step in range(length):
+            frames.append(world.render(32))
+            states.append(world.state.copy())
+            if step % 5 == 0:
+                target = world.state[2:4] + random.normal(0, 40, 2)
+            actions.append(np.clip(target, 0, 512))
+            world.step(actions[-1])
+        told = np.array(actions, np.float32), number, number  # one source for each split
+        episodes.append(Episode(np.stack(frames), *told, states=np.array(states, np.float32)))
+    description = {
+        "image_size": [32, 32],
+        "actions": ACTIONS.as_dict(),
+        "state_names": list(STATE_NAMES),
+        "source": "test",
+    }
+    write_shard(folder / shard_name(0), episodes, description)
+    return Recordings(folder)
+
+
+def test_the_simulator_set_beside_does_what_the_recording_did(tmp_path: Path):
+    recordings = record_pusht(tmp_path / "shards")
+    starts = Starts(recordings, "test", context=3, seed=0)
+    player = Player(PointerWorld(ACTIONS), simulator=open_simulator(recordings))
+    for frame in (2, 17):
+        start = starts.at(0, frame)
+        player.reset(start)
+        states = recordings.read(start.episode, "states")[frame:]
+        moved = np.abs(states[-1, 2:4] - states[0, 2:4]).max()
+        assert moved > 10, "the block is not pushed, so nothing is tested"
+        for step in range(len(start.next_frames)):
+            player.step(start.next_actions[step])
+            seen, truth = player.simulated().astype(int), player.recorded()
+            assert np.abs(seen - truth).mean() < 1.0, f"step {step} from frame {frame}"
+        assert np.abs(player.simulator.state[:4] - states[-1, :4]).max() < 2  # type: ignore
+
+
+def test_recordings_without_a_simulator_are_told_so(tmp_path: Path):
+    folder = write_toy_shards(tmp_path / "toy", episodes=3)
+    recordings = Recordings(folder)
+    recordings.description["source"] = "elsewhere"
+    recordings.state_names = ("height",)
+    with pytest.raises(ValueError, match="no simulator is known"):
+        open_simulator(recordings)
+    for header in recordings.headers:
+        header.fields = header.fields - {"states"}
+    with pytest.raises(ValueError, match="no simulator states"):
+        open_simulator(recordings)

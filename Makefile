@@ -47,7 +47,8 @@ $(INSTALLED): requirements.txt
 	[ -x $(PYTHON) ] || $$python -m venv .venv || { \
 	  echo "error: $$python cannot make a virtual environment; on Debian and Ubuntu:" \
 	    "apt-get install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m pip install --quiet --requirement requirements.txt
+	@echo "installing requirements.txt into .venv; this takes a minute or a few"
+	@$(PYTHON) -m pip install --quiet --requirement requirements.txt
 	@$(PYTHON) -c 'import cv2' || { \
 	  echo "error: OpenCV lacks a system library (named above); on Debian and Ubuntu:" \
 	    "apt-get install libgl1 libglib2.0-0" >&2; exit 1; }

@@ -1,4 +1,4 @@
-"""The 206 human Push-T demonstrations (Chi et al., arXiv:2303.04137), from either of their forms."""
+"""The 206 human Push-T demonstrations (Chi et al., arXiv:2303.04137), from either form."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _need(arrays: dict[str, Any], path: Path) -> dict[str, Any]:
         if name not in arrays:
             there = ", ".join(sorted(arrays)) or "nothing"
             raise ValueError(
-                f"{path} has no {where} (it holds {there}); this is not the Push-T set, or a cut one"
+                f"{path} has no {where} (it holds {there}); not the Push-T set, or cut"
             )
     return arrays
 

@@ -53,14 +53,6 @@ class PushTConfig:
     restart: bool = False
     """Throw away what is there and begin anew."""
 
-    def __post_init__(self) -> None:
-        if self.resolution < 16:
-            raise ValueError(f"--resolution {self.resolution} shows nothing; give 16 or more")
-        if self.replays and not self.demos:
-            raise ValueError("--replays needs --demos, the demonstrations to replay")
-        if self.episodes < 1 or self.replays < 0 or self.workers < 1:
-            raise ValueError("--episodes and --workers start at 1, --replays at 0")
-
 
 PRESETS = {
     "pusht": lambda c: c,
@@ -71,6 +63,12 @@ PRESETS = {
 
 
 def pusht(config: PushTConfig) -> None:
+    if config.resolution < 16:
+        raise ValueError(f"--resolution {config.resolution} shows nothing; give 16 or more")
+    if config.replays and not config.demos:
+        raise ValueError("--replays needs --demos, the demonstrations to replay")
+    if config.episodes < 1 or config.replays < 0 or config.workers < 1:
+        raise ValueError("--episodes and --workers start at 1, --replays at 0")
     folder = config.run / "shards"
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder)

@@ -110,7 +110,7 @@ class ScriptedPolicy:
 
 
 def _travel(agent: np.ndarray, leans: np.ndarray) -> np.ndarray:
-    """Length of the way round the block, roughly; both seen from its centre: (2,), (P, 2) -> (P,)."""
+    """Length of the way round the block, roughly; from its centre: (2,), (P, 2) -> (P,)."""
     bearings = np.arctan2(leans[:, 1], leans[:, 0])
     turn = np.abs(angle_difference(bearings, np.arctan2(agent[1], agent[0])))
     return np.hypot(*(leans - agent).T) + 60 * np.clip(turn - 0.6, 0, None)

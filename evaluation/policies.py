@@ -82,7 +82,7 @@ class AgentOnly:
 
 
 class Scripted:
-    """The pusher that records episodes (data/pusher.py), towards the task's goal; it sees states."""
+    """The pusher that records episodes (data/pusher.py), to the task's goal; it sees states."""
 
     looks = False
 

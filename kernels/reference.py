@@ -27,6 +27,6 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """Gate one half of the last axis by the other (Shazeer, arXiv:2002.05202): (..., 2F) -> (..., F)."""
+    """Gate half of the last axis by the other (Shazeer, arXiv:2002.05202): (.., 2F) -> (.., F)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up

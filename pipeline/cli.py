@@ -38,7 +38,13 @@ def parse(
         known = ", ".join(presets)
         description += f"\n\n--preset NAME [NAME ...]: {known} (they stack; flags win)"
     given = {} if default is None else {"default": default}
-    return tyro.cli(config, args=flags, description=description, **given)
+    return tyro.cli(
+        config,
+        args=flags,
+        description=description,
+        config=(tyro.conf.PositionalRequiredArgs,),
+        **given,
+    )
 
 
 def split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

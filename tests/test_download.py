@@ -1,0 +1,100 @@
+import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+
+from data.download import fetch
+
+CONTENT = bytes(range(256)) * 4000
+
+
+class Server(BaseHTTPRequestHandler):
+    """Serves CONTENT; the first answers misbehave as `faults` says."""
+
+    faults: ClassVar[list[str]] = []
+    ranges: ClassVar[list[str | None]] = []
+
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.ranges.append(asked)
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault.isdigit():
+            return self.send_error(int(fault))
+        first = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
+        if fault == "ignores ranges":
+            first = 0
+        if first >= len(CONTENT):
+            return self.send_error(416)
+        rest = CONTENT[first:]
+        self.send_response(206 if first else 200)
+        self.send_header("Content-Length", str(len(rest) + (999 if fault == "lies" else 0)))
+        self.end_headers()
+        self.wfile.write(rest[: len(rest) // 2] if fault == "breaks off" else rest)
+
+    def log_message(self, format, *arguments):
+        pass
+
+
+@pytest.fixture
+def url():
+    Server.faults, Server.ranges = [], []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/pusht.zip"
+    server.shutdown()
+    server.server_close()
+
+
+def get(url, folder, sha256=None):
+    return fetch(url, folder, sha256, pause=0.01)
+
+
+def test_a_file_arrives_whole_and_is_not_fetched_twice(url, tmp_path):
+    path = get(url, tmp_path, hashlib.sha256(CONTENT).hexdigest())
+    assert path.read_bytes() == CONTENT and path.name == "pusht.zip"
+    assert list(tmp_path.iterdir()) == [path]
+    get(url, tmp_path)
+    assert len(Server.ranges) == 1
+
+
+@pytest.mark.parametrize("fault", ["breaks off", "lies", "503", "500"])
+def test_it_goes_on_after_a_fault(url, tmp_path, fault):
+    Server.faults = [fault, fault]
+    assert get(url, tmp_path).read_bytes() == CONTENT
+    if fault == "breaks off":
+        assert Server.ranges == [None, f"bytes={len(CONTENT) // 2}-", "bytes=768000-"]
+
+
+def test_the_next_call_goes_on_where_the_last_one_gave_up(url, tmp_path):
+    (tmp_path / "pusht.zip.partial").write_bytes(CONTENT[:1000])
+    assert get(url, tmp_path).read_bytes() == CONTENT
+    assert Server.ranges == ["bytes=1000-"]
+
+
+def test_a_server_without_ranges_sends_all_again(url, tmp_path):
+    (tmp_path / "pusht.zip.partial").write_bytes(CONTENT[:1000])
+    Server.faults = ["ignores ranges"]
+    assert get(url, tmp_path).read_bytes() == CONTENT
+
+
+def test_what_is_not_there_is_said_at_once(url, tmp_path):
+    Server.faults = ["404"]
+    with pytest.raises(ValueError, match="404 Not Found") as problem:
+        get(url, tmp_path)
+    assert len(Server.ranges) == 1 and "\n" not in str(problem.value)
+
+
+def test_it_gives_up_in_the_end_and_keeps_what_came(url, tmp_path):
+    Server.faults = ["breaks off"] + ["503"] * 9
+    with pytest.raises(ValueError, match=r"in 5 tries .*503.* run the same command again"):
+        get(url, tmp_path)
+    assert (tmp_path / "pusht.zip.partial").stat().st_size == len(CONTENT) // 2
+
+
+def test_another_checksum_is_refused(url, tmp_path):
+    with pytest.raises(ValueError, match="was asked for"):
+        get(url, tmp_path, "0" * 64)
+    assert not (tmp_path / "pusht.zip").exists()

@@ -1,0 +1,140 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.build import build
+from data.check import contact_sheet, describe, main_check
+from data.shards import Recordings, shard_name
+from data.toy import ToyEpisodes, write_toy_shards
+
+ROOT = Path(__file__).parent.parent
+TOY = ToyEpisodes(episodes=18, length=12, size=16, episodes_per_shard=3)
+
+
+def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "data.preprocess", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def contents(folder: Path) -> list[bytes]:
+    recordings = Recordings(folder)
+    fields = ("frames", "actions", "rewards", "states")
+    return [recordings.read_rows(f, 0, recordings.total).tobytes() for f in fields] + [
+        recordings.sources.tobytes(),
+        bytes(recordings.splits.tolist()),
+    ]
+
+
+def test_the_number_of_workers_and_a_gap_change_nothing(tmp_path):
+    assert build(TOY, tmp_path / "one", "-", workers=1) == 6
+    assert build(TOY, tmp_path / "two", "-", workers=2) == 6
+    whole = contents(tmp_path / "one")
+    assert contents(tmp_path / "two") == whole
+    (tmp_path / "two" / shard_name(4)).unlink()
+    with open(tmp_path / "two" / shard_name(1), "r+b") as file:
+        file.truncate(700)
+    with pytest.raises(ValueError, match="5 of 6 shards"):
+        Recordings(tmp_path / "two")
+    assert build(TOY, tmp_path / "two", "-") == 2  # the missing one, and the damaged one
+    assert contents(tmp_path / "two") == whole
+    assert build(TOY, tmp_path / "two", "-") == 0
+
+
+def test_each_rank_makes_its_share(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        assert build(TOY, tmp_path / "ranks", "-") == 3
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    build(TOY, tmp_path / "one", "-")
+    assert contents(tmp_path / "ranks") == contents(tmp_path / "one")
+
+
+def test_other_settings_are_refused_and_restart_begins_anew(tmp_path):
+    build(TOY, tmp_path, "-")
+    other = ToyEpisodes(episodes=9, length=12, size=16, episodes_per_shard=3)
+    with pytest.raises(ValueError, match=r"shards with settings .*--restart"):
+        build(other, tmp_path, "-")
+    assert len(Recordings(tmp_path)) == 18
+    build(other, tmp_path, "-", restart=True)
+    assert len(Recordings(tmp_path)) == 9
+
+
+def test_a_killed_build_goes_on_without_holes(tmp_path):
+    flags = ["pusht", "--preset", "debug", "--episodes", "40", "--resolution", "16"]
+    flags += ["--workers", "2", "--run", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data.preprocess", *flags],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not list((tmp_path / "shards").glob("*.h5")) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.killpg(process.pid, 9)
+    process.wait()
+    cut = ask("check", str(tmp_path))
+    assert cut.returncode == 1 and "finish them with: python -m data.preprocess" in cut.stderr
+    done = ask(*flags)
+    assert done.returncode == 0, done.stderr
+    recordings = Recordings(tmp_path / "shards")
+    assert sorted(recordings.sources.tolist()) == list(range(40))
+    assert not list((tmp_path / "shards").glob("*.partial"))
+    assert "all shards were there" in ask(*flags).stdout
+
+
+def test_check_describes_whole_shards_and_draws_them(tmp_path, capsys):
+    write_toy_shards(tmp_path, episodes=12)
+    main_check(tmp_path)
+    said = capsys.readouterr().out
+    assert "12 episodes" in said and "target_x: mean" in said and "all shards are whole" in said
+    assert (tmp_path / "sheet.png").stat().st_size > 500
+    recordings = Recordings(tmp_path)
+    assert contact_sheet(recordings).shape == (12 * 34 * 2, 8 * 34 * 2, 3)
+    line = describe(recordings)[-1]
+    before, now, after = (float(part.split()[0]) for part in line.split("r = ")[1].split(", "))
+    assert now > 0.8 and now > before and now > after
+
+
+def test_check_names_a_damaged_shard_and_how_to_make_it_again(tmp_path):
+    write_toy_shards(tmp_path / "shards")
+    path = tmp_path / "shards" / shard_name(1)
+    middle = path.stat().st_size // 2
+    data = bytearray(path.read_bytes())
+    data[middle : middle + 200] = os.urandom(200)
+    path.write_bytes(bytes(data))
+    said = ask("check", str(tmp_path))
+    assert said.returncode == 1 and "Traceback" not in said.stderr
+    assert shard_name(1) in said.stderr and "python -m data.preprocess" in said.stderr
+
+
+def test_arrays_become_shards(tmp_path):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "frames.npy", random.integers(0, 255, (4, 6, 16, 16, 3), dtype=np.uint8))
+    np.save(tmp_path / "actions.npy", random.integers(0, 3, (4, 6)))
+    said = ask("arrays", str(tmp_path), "--run", str(tmp_path / "run"), "--workers", "1")
+    assert said.returncode == 0, said.stderr
+    recordings = Recordings(tmp_path / "run" / "shards")
+    assert len(recordings) == 4 and recordings.actions.kind == "discrete"
+    about = json.loads((tmp_path / "run" / "shards" / "build.json").read_text())
+    assert about["command"].startswith("python -m data.preprocess arrays")
+
+
+def test_mistakes_are_answered_in_one_line(tmp_path):
+    for arguments, answer in {
+        ("pushed",): "did you mean pusht",
+        ("pusht", "--replays", "2"): "--replays needs --demos",
+        ("pusht", "--preset", "cpus"): "did you mean cpu",
+        ("pusht", "--run", str(tmp_path), "--demos", "nowhere.zip"): "nowhere.zip is not there",
+        ("arrays", "nowhere", "--run", str(tmp_path)): "nowhere is none of these",
+        ("check", str(tmp_path)): "holds no shards",
+    }.items():
+        said = ask(*arguments)
+        assert said.returncode == 1 and said.stderr.count("\n") == 1, said.stderr
+        assert answer in said.stderr, said.stderr

@@ -1,0 +1,195 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.demos import Demonstrations, read_demonstrations
+from data.pusher import ScriptedPolicy
+from data.pushes import ScriptedPushes
+from data.pusht import GOAL, PushT, angle_difference, random_start, reward
+from data.pusht_pool import SimulatorPool
+from data.replays import Replays
+
+RECORDED = Path(__file__).parents[2] / "shared" / "data" / "pusht"
+LOWDIM = RECORDED / "pusht_cchi_v7_replay_lowdim.npz"
+STORE = RECORDED / "pusht_cchi_v7_replay.zarr.zip"
+recorded = pytest.mark.skipif(not LOWDIM.exists(), reason=f"{LOWDIM} is not there")
+
+
+def error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Greatest error of agent and block, in pixels, and of the angle, in radians."""
+    turn = np.abs(angle_difference(a[..., 4], b[..., 4]))
+    return np.array([np.abs(a[..., :4] - b[..., :4]).max(), turn.max()])
+
+
+def test_reset_gives_the_state_that_was_asked_for():
+    random, world = np.random.default_rng(0), PushT()
+    for _ in range(20):
+        state = np.array([*random.uniform(20, 60, 2), *random.uniform(200, 300, 2), 0])
+        state[4] = random.uniform(0, 2 * np.pi)
+        world.reset(state, (30.0, -10.0))
+        assert error(world.state, state).max() < 1e-6
+        assert np.allclose(world.velocity, (30, -10))
+
+
+def test_what_went_before_a_reset_leaves_nothing_behind():
+    world, fresh = PushT(), PushT()
+    for _ in range(5):
+        world.step((300, 280))
+    start = random_start(1)
+    world.reset(start)
+    fresh.reset(start)
+    for _ in range(10):
+        world.step((256, 256))
+        fresh.step((256, 256))
+    assert np.array_equal(world.state, fresh.state)
+
+
+def test_a_reset_to_nonsense_is_refused():
+    with pytest.raises(ValueError, match="five finite numbers"):
+        PushT().reset(np.array([1, 2, np.nan, 4, 5]))
+
+
+def test_pictures_are_those_of_gym_pusht():
+    import pygame
+
+    world = PushT()
+    world.reset(random_start(3))
+    world.step((100, 400))
+    own = pygame.surfarray.array3d(world._env._draw()).transpose(1, 0, 2)
+    assert np.array_equal(world.render(512), own)
+    assert not ((own[..., 0] > 200) & (own[..., 1] < 50)).any()  # no red cross
+    area = own.reshape(64, 8, 64, 8, 3).mean((1, 3))
+    assert np.abs(world.render(64) - area).max() <= 0.5 + 1e-6
+
+
+def test_a_block_on_the_goal_covers_it():
+    world = PushT()
+    world.reset(np.array([30.0, 30.0, *GOAL]))
+    assert world.coverage() == pytest.approx(1.0, abs=1e-6)
+    assert reward(world.coverage()) == 1.0
+    world.reset(np.array([30.0, 30.0, 440.0, 300.0, 1.0]))
+    assert world.coverage() == 0.0
+
+
+def test_task_starts_are_drawn_in_the_legacy_order():
+    random = np.random.RandomState(100_000)
+    agent = [random.randint(50, 450), random.randint(50, 450)]
+    block = [random.randint(100, 400), random.randint(100, 400)]
+    angle = random.randn() * 2 * np.pi - np.pi
+    world = PushT()
+    env = world._env
+    env._setup()
+    env.block.position = block  # position before angle, which turns about the centre
+    env.block.angle = angle
+    expected = np.array([*agent, *env.block.position, angle % (2 * np.pi)])
+    assert error(random_start(100_000), expected).max() < 1e-6
+
+
+@recorded
+@pytest.mark.parametrize("number", [0, 57, 205])
+def test_a_replayed_demonstration_stays_within_half_a_pixel(number):
+    source = Replays(str(LOWDIM), replays=2)
+    episode = source.episode(PushT(), number, 0)
+    known = read_demonstrations(LOWDIM)
+    away = error(episode.states, known.states[known.rows(number)])
+    assert away[0] < 0.5 and away[1] < 0.01
+    again = source.episode(PushT(), number, 1)
+    assert error(again.states[0], episode.states[0]).max() < 1e-4
+    assert error(again.states, episode.states)[0] > 5
+    assert again.source == episode.source == number
+    assert np.array_equal(again.actions, source.episode(PushT(), number, 1).actions)
+
+
+@recorded
+def test_a_start_in_the_middle_needs_the_agents_velocity():
+    known = read_demonstrations(LOWDIM)
+    world, errors = PushT(), {True: [], False: []}
+    for number in range(0, 200, 10):
+        rows = known.rows(number)
+        states, actions = known.states[rows], known.actions[rows]
+        first = len(states) // 3
+        for given in (True, False):
+            velocity = (states[first] - states[first - 1])[:2] / 0.1 if given else (0, 0)
+            world.reset(states[first], velocity)
+            world.step(actions[first])
+            errors[given].append(error(world.state, states[first + 1])[0])
+    assert np.mean(errors[True]) < 0.5 < np.mean(errors[False])
+
+
+@recorded
+def test_both_forms_of_the_demonstrations_hold_the_same():
+    if not STORE.exists():
+        pytest.skip(f"{STORE} is not there")
+    a, b = read_demonstrations(LOWDIM), read_demonstrations(STORE)
+    assert np.array_equal(a.ends, b.ends) and len(a.ends) == 206
+    assert np.allclose(a.states, b.states, atol=1e-4) and np.allclose(a.actions, b.actions)
+    episode = Demonstrations(str(STORE)).episode(PushT(), 5)
+    assert episode.frames.shape == (len(episode), 64, 64, 3)
+    assert episode.rewards is not None and episode.rewards.max() > 0.8
+
+
+def test_the_pusher_brings_the_block_home():
+    world, policy, best = PushT(), ScriptedPolicy(), []
+    for seed in range(300_000, 300_008):
+        world.reset(random_start(seed))
+        covered = [world.coverage()]
+        for _ in range(250):
+            world.step(policy.act(world.state))
+            covered.append(world.coverage())
+            if covered[-1] > 0.9:
+                break
+        best.append(max(covered))
+    assert np.mean(best) > 0.8
+
+
+def test_scripted_episodes_are_a_function_of_seed_and_number():
+    source = ScriptedPushes(episodes=4, image_size=32, seed=3, steps=40)
+    one, again = source.episode(PushT(32), 2), source.make(0)[2]
+    assert np.array_equal(one.frames, again.frames) and np.array_equal(one.actions, again.actions)
+    other = ScriptedPushes(episodes=4, image_size=32, seed=4, steps=40).episode(PushT(32), 2)
+    assert not np.array_equal(one.actions[:5], other.actions[:5])
+
+
+def test_an_action_leads_from_its_frame_to_the_next():
+    episode = ScriptedPushes(image_size=32, steps=30).episode(PushT(32), 0)
+    assert episode.states is not None and episode.rewards is not None
+    world = PushT(32)
+    world.reset(episode.states[0].astype(np.float64))
+    for t in range(10):
+        assert np.abs(world.render().astype(int) - episode.frames[t]).mean() < 0.5
+        assert reward(world.coverage()) == pytest.approx(episode.rewards[t], abs=0.01)
+        world.step(episode.actions[t])
+        assert error(world.state, episode.states[t + 1])[0] < 0.5
+
+
+def test_a_pool_is_many_single_simulators():
+    starts = np.stack([random_start(seed) for seed in range(5)])
+    targets = np.random.default_rng(0).uniform(100, 400, (6, 5, 2))
+    singles = []
+    for start, path in zip(starts, targets.transpose(1, 0, 2), strict=True):
+        world = PushT(32)
+        world.reset(start)
+        for target in path:
+            world.step(target)
+        singles.append((world.state, world.coverage(), world.render()))
+    for workers in (1, 2):
+        with SimulatorPool(5, 32, workers) as pool:
+            pool.reset(np.arange(5), starts, np.zeros((5, 2)))
+            for step in targets:
+                states, coverages = pool.step(step)
+            frames = pool.frames()
+            rolled = pool.rollout(starts, np.zeros((5, 2)), targets.transpose(1, 0, 2)[:, None])
+            active = np.array([True, False, True, True, True])
+            after, _ = pool.step(targets[0], active)
+        for i, (state, coverage, frame) in enumerate(singles):
+            assert np.array_equal(states[i], state)
+            assert coverages[i] == pytest.approx(coverage, abs=1e-9)
+            assert np.array_equal(frames[i], frame.transpose(2, 0, 1))
+            assert np.array_equal(rolled[i, 0], state)
+        assert np.array_equal(after[1], states[1]) and not np.array_equal(after[0], states[0])
+
+
+def test_what_goes_wrong_in_a_worker_is_said_here():
+    with SimulatorPool(2, 32, 1) as pool, pytest.raises(ValueError, match="five finite numbers"):
+        pool.reset(np.arange(2), np.full((2, 5), np.nan), np.zeros((2, 2)))

@@ -133,4 +133,4 @@ class InWorld:
 
     def _frames(self, view: View) -> Tensor:
         assert view.frames is not None
-        return view.frames[torch.from_numpy(self.rows)].to(self.world.device)
+        return torch.from_numpy(view.frames[self.rows]).to(self.world.device)

@@ -51,7 +51,7 @@ def _model(config: Config, **changes: Any) -> Config:
 PRESETS = {
     "pusht": lambda c: _model(c, image_size=(64, 64)),
     "high_res": lambda c: _model(c, image_size=(96, 96)),
-    "cpu": lambda c: _train(c, steps=1100, batch_size=64, evaluate_every=275, save_every=100),
+    "cpu": lambda c: _train(c, steps=1000, batch_size=64, evaluate_every=500, save_every=100),
     "debug": lambda c: _model(
         _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
         channels=32, codes=64, code_width=8, depth=1, continuous_steps=10,

@@ -57,7 +57,7 @@ class PushTConfig:
 PRESETS = {
     "pusht": lambda c: c,
     "high_res": lambda c: replace(c, resolution=96),
-    "cpu": lambda c: replace(c, episodes=300),
+    "cpu": lambda c: replace(c, episodes=420),
     "debug": lambda c: replace(c, episodes=6),
 }
 

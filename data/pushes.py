@@ -11,7 +11,7 @@ from data.episodes import Episode
 from data.pusher import ScriptedPolicy
 from data.pusht import ACTIONS, GOAL, STATE_NAMES, SUCCESS, PushT, random_start, reward
 
-HOME, ELSEWHERE = 0.6, 0.25  # shares of episodes that push to the goal, and to another pose
+HOME, ELSEWHERE = 0.7, 0.2  # shares of episodes that push to the goal, and to another pose
 EPISODES_PER_SHARD = 10
 
 
@@ -109,7 +109,8 @@ class ScriptedPushes:
         world.reset(random_start(int(random.integers(2**31))))
         record = Recorder(world)
         kind = random.uniform()
-        spread = 0.0 if random.uniform() < 0.3 else random.uniform(3, 30)
+        loudest = 12 if kind < HOME else 30  # what is shown of the task should be clear
+        spread = 0.0 if random.uniform() < 0.3 else random.uniform(3, loudest)
         noise = smooth_noise(random, self.steps, spread)
         if kind < HOME + ELSEWHERE:
             self._push(record, random, noise, GOAL if kind < HOME else _other_pose(random))
@@ -127,8 +128,8 @@ class ScriptedPushes:
             agent = record.states[-1][:2]
             target = policy.act(record.states[-1])
             rested = rested + 1 if np.hypot(*(target - agent)) < 2 else 0
-            if strayed == 0 and random.uniform() < 0.015:
-                strayed = int(random.integers(2, 7))
+            if strayed == 0 and random.uniform() < 0.02:
+                strayed = int(random.integers(2, 9))
                 astray = random.uniform(-150, 150, 2)
             if strayed:
                 strayed -= 1

@@ -19,7 +19,7 @@ from data.pusher import ScriptedPolicy
 class View:
     """What N simulators show after a step. Only the baselines that say so look at `states`."""
 
-    frames: Tensor | None  # (N, 3, H, W) uint8; None for policies that do not look at frames
+    frames: np.ndarray | None  # (N, 3, H, W) uint8; None for policies that do not look at frames
     states: np.ndarray  # (N, S)
     velocities: np.ndarray  # (N, 2) of the agent, units of the world a second
     active: np.ndarray  # (N,) bool, False where the episode is over and the action is not used
@@ -101,12 +101,14 @@ class InWorld:
 
     looks = True
 
-    def __init__(self, world: Any, controller: Any):
+    def __init__(self, world: Any, controller: Any, seed: int = 0):
+        self.seed = seed
         self.world = world
         self.controller = controller
 
     @torch.inference_mode()
     def begin(self, view: View, goal: View | None) -> None:
+        torch.manual_seed(self.seed)  # controllers draw their actions
         self.rows = np.flatnonzero(view.active)  # the simulators that the state still follows
         frames = self._frames(view)
         spec = self.world.actions

@@ -53,7 +53,7 @@ class ActorCritic(nn.Module):
         for part in (self.policy.glance, self.critic.glance, self.slow.glance):
             part.adopt(tokenizer)
 
-    def act(self, state: State, sample: bool = False) -> Tensor:
+    def act(self, state: State, sample: bool = True) -> Tensor:
         return self.policy.act(state, sample)
 
     def loss(

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, Normal
+from torch.distributions import Categorical
 
 from data.actions import ActionSpec
 from models.dynamics import State
+from models.mixture import ActionMixture
 from models.tokenizer import Latents, Tokenizer
 from models.transformer import RmsNorm
 
@@ -26,7 +27,11 @@ class PolicyConfig:
     """Places that are looked for in the frame."""
     hidden: int = 256
     """Width of the two layers behind them."""
-    low_spread: float = 0.03
+    components: int = 5
+    """Normal distributions in the mixture over a continuous action."""
+    dropout: float = 0.1
+    """Share of what was found in the frame that is hidden in training."""
+    low_spread: float = 0.05
     """Least and greatest standard deviation of an action, where its range is [-1, 1]."""
     high_spread: float = 1.0
 
@@ -88,30 +93,40 @@ def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
 
 
 class PolicyController(nn.Module):
-    """State to action: a normal distribution around a tanh mean, or a choice of codes."""
+    """State to action: a mixture of normals around tanh means, or a choice of codes."""
 
     def __init__(self, config: PolicyConfig, latents: Latents, actions: ActionSpec) -> None:
         super().__init__()
         self.config, self.actions = config, actions
         self.glance = Glance(config, latents)
-        outputs = actions.size * (2 if actions.kind == "continuous" else 1)
-        self.head = mlp(self.glance.width, config.hidden, outputs)
+        outputs = actions.size
+        if actions.kind == "continuous":
+            outputs = config.components * (1 + 2 * actions.size)
+        self.head = nn.Sequential(
+            nn.Dropout(config.dropout), mlp(self.glance.width, config.hidden, outputs)
+        )
 
     def adopt(self, tokenizer: Tokenizer) -> None:
         self.glance.adopt(tokenizer)
 
-    def distribution(self, latents: Tensor) -> Independent | Categorical:
+    def distribution(self, latents: Tensor) -> ActionMixture | Categorical:
         """Latents of B states -> a distribution over normalised actions, (B, A), or codes, (B,)."""
         out = self.head(self.glance(latents)).float()
         if self.actions.kind == "discrete":
             return Categorical(logits=out)
-        mean, spread = out.chunk(2, dim=-1)
+        out = rearrange(out, "B (M K) -> B M K", M=self.config.components)
+        mean, spread = out[..., 1:].chunk(2, dim=-1)
+        # apart from the start, or all components would learn the same
+        apart = torch.linspace(-0.7, 0.7, self.config.components, device=out.device)
+        mean = torch.tanh(mean + apart[:, None])
         low, high = self.config.low_spread, self.config.high_spread
-        spread = low + (high - low) * torch.sigmoid(spread - 1)
-        return Independent(Normal(torch.tanh(mean), spread), 1)
+        return ActionMixture(out[..., 0], mean, low + (high - low) * torch.sigmoid(spread - 1))
 
-    def act(self, state: State, sample: bool = False) -> Tensor:
-        """Give the likeliest action, or a drawn one, in the environment's units: (B, A) or (B,)."""
+    def act(self, state: State, sample: bool = True) -> Tensor:
+        """Draw an action, or give the likeliest, in the environment's units: (B, A) or (B,).
+
+        Drawn, as it was trained to act: the likeliest alone comes to rest where ways part.
+        """
         chosen = self.distribution(state.latents)
         action = chosen.sample() if sample else chosen.mode
         if self.actions.kind == "continuous":

@@ -101,8 +101,7 @@ def validate(
 ) -> tuple[dict[str, float], list[Tensor]]:
     """Measure reconstruction and flicker on pairs of consecutive frames; show eight of them."""
     chosen, _ = spread_windows(held_out, windows, seed=0)
-    batches = [held_out.batch(part) for part in torch.from_numpy(chosen).split(64)]
-    truth = torch.cat([b.frames for b in batches]).to(device)  # (B, 2, 3, H, W)
+    truth = held_out.batch(chosen).frames.to(device)  # (B, 2, 3, H, W)
     codes = torch.cat([model.encode(part) for part in truth.flatten(0, 1).split(128)])
     drawn = torch.cat([model.decode(part) for part in codes.split(128)])
     first, again = truth[:, 0], drawn.view_as(truth)[:, 0]

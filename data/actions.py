@@ -83,7 +83,10 @@ class ActionSpec:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ActionSpec:
-        return ActionSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+        }
+        return ActionSpec(**plain)
 
 
 def as_tensor(actions: np.ndarray) -> Tensor:

@@ -17,7 +17,7 @@ import hdf5plugin  # noqa: F401
 import numpy as np
 
 from data.actions import ActionSpec
-from data.episodes import Episode
+from data.episodes import STEP_TYPES, Episode
 
 Layout = Literal["auto", "CHW", "HWC"]
 BYTES_PER_SHARD = 64 * 2**20
@@ -88,13 +88,14 @@ class Arrays:
                 f"for each frame (the last leads nowhere)"
             )
         kind = np.int64 if opened.actions.kind == "discrete" else np.float32
-        extra = {name: opened.read(number, name) for name in opened.optional}
-        types = {"rewards": np.float32, "terminals": bool, "states": np.float32}
+        extra: dict[str, Any] = {
+            name: opened.read(number, name).astype(STEP_TYPES[name]) for name in opened.optional
+        }
         return Episode(
             frames=np.ascontiguousarray(frames),
             actions=actions.astype(kind),
             source=number,
-            **{k: v.astype(types.get(k, np.float32)) for k, v in extra.items()},
+            **extra,
         )
 
     def _opened(self) -> Opened:

@@ -5,6 +5,7 @@ Letters: B clips, T frames of a clip, A numbers in an action, S in a state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -31,10 +32,13 @@ class Clip:
     real: Tensor  # (T,) bool, False where a short episode was padded
 
     def to(self, device: torch.device | str) -> Clip:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Clip(
-            **{k: None if v is None else v.to(device, non_blocking=True) for k, v in moved.items()}
-        )
+        return self.map(lambda values: values.to(device, non_blocking=True))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Clip:
+        """Apply `change` to each field that is there."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {k: None if v is None else change(v) for k, v in values.items()}
+        return Clip(**changed)
 
 
 class Clips(Dataset):
@@ -99,9 +103,7 @@ class Clips(Dataset):
         return self.__dict__ | {"_kept": None, "_columns": {}}  # read again where it is needed
 
     def __getitem__(self, index: int) -> Clip:
-        batch = self.batch(np.array([index]))
-        values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-        return Clip(**{name: None if v is None else v[0] for name, v in values.items()})
+        return self.batch(np.array([index])).map(lambda values: values[0])
 
     def episode_of(self, index: int) -> int:
         """Give the number, within the recordings, of the episode a clip is cut from."""

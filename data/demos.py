@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.storage import ZipStore
 
 from data.episodes import Episode
 from data.pusht import ACTIONS, STATE_NAMES, SUCCESS, PushT, reward
@@ -84,7 +85,7 @@ def _from_zarr(path: Path) -> dict[str, Any]:
                 names = archive.namelist()
             roots = [n.removesuffix(".zgroup") for n in names if n.endswith(".zgroup")]
             root = min(roots, key=len) if roots else ""
-            store = zarr.storage.ZipStore(path, mode="r")
+            store = ZipStore(path, mode="r")
             group = zarr.open_group(store, path=root.rstrip("/"), mode="r")
         arrays: dict[str, Any] = {}
         for place in ("data", "meta"):

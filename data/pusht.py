@@ -133,6 +133,7 @@ class PushT:
         """
         side = size or self.image_size
         screen = self._env._draw()
-        pixels = np.frombuffer(screen.get_buffer(), np.uint8).reshape(WORLD, WORLD, 4)
+        memory: Any = screen.get_buffer()
+        pixels = np.frombuffer(memory, np.uint8).reshape(WORLD, WORLD, 4)
         small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
         return np.ascontiguousarray(small[..., 2::-1])  # the screen is blue, green, red, unused

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ class SimulatorPool:
         self._shares = np.array_split(np.arange(count), workers)
         # spawn: a fork of a process with threads (torch has them) can hang
         context = multiprocessing.get_context("spawn")
-        self._pipes: list[Connection] = []
+        self._pipes: list[Any] = []
         self._processes = []
         for share in self._shares:
             ours, theirs = context.Pipe()
@@ -113,7 +112,7 @@ class SimulatorPool:
         return answers
 
 
-def _serve(pipe: Connection, count: int, image_size: int) -> None:
+def _serve(pipe: Any, count: int, image_size: int) -> None:
     """Be a worker: answer until None comes."""
     worlds = [PushT(image_size) for _ in range(count)]
     spare = PushT(image_size)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from data.pusht import STEPS_PER_SECOND, angle_difference
@@ -178,5 +177,5 @@ def _goal_view(
     frames = None
     if policy.looks:
         read = [recordings.read(p.episode, "frames", p.goal, p.goal + 1)[0] for p in pairs]
-        frames = torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)
+        frames = np.stack(read).transpose(0, 3, 1, 2)
     return View(frames, goals, np.zeros((len(pairs), 2)), active)

@@ -41,6 +41,8 @@ class ActorCriticConfig:
 class ActorCritic(nn.Module):
     """A policy and a critic; the critic looks at the same latents with eyes of its own."""
 
+    scale: Tensor
+
     def __init__(self, config: ActorCriticConfig, latents: Latents, actions: ActionSpec) -> None:
         super().__init__()
         self.config = config

@@ -19,6 +19,8 @@ def fourier(x: Tensor, wavelengths: Tensor) -> Tensor:
 class ActionEmbedding(nn.Module):
     """One vector for an action: Fourier features of its numbers, or a table of codes."""
 
+    wavelengths: Tensor
+
     def __init__(self, spec: ActionSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
@@ -41,6 +43,9 @@ class ActionEmbedding(nn.Module):
 
 class PointerEmbedding(nn.Module):
     """Where an action's point lies from each patch: what moves towards it needs no arithmetic."""
+
+    centres: Tensor
+    wavelengths: Tensor
 
     def __init__(self, grid: tuple[int, int], width: int) -> None:
         super().__init__()

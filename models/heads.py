@@ -24,6 +24,8 @@ class TwoHot(nn.Module):
     each, and there that is worth 0.05.
     """
 
+    bins: Tensor
+
     def __init__(self, width: int, bins: int = 255, limit: float = 6.0) -> None:
         super().__init__()
         self.out = nn.Linear(width, bins)

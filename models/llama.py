@@ -66,6 +66,8 @@ class LlamaMemory:
 class LlamaDynamics(nn.Module):
     """Predict the codes of the next frame."""
 
+    codebook: Tensor
+
     def __init__(self, config: LlamaConfig, latents: Latents, actions: ActionSpec) -> None:
         super().__init__()
         if latents.kind != "discrete":
@@ -254,8 +256,8 @@ class LlamaDynamics(nn.Module):
             spoken = torch.where(known, spoken, self.no_action.to(spoken.dtype))
             pointed = pointed * known[..., None]
         x = torch.cat([spoken[:, :, None], patches + pointed], dim=2)
-        out, cache = self.transformer(rearrange(x, "B T S D -> B (T S) D"), cache)
-        return rearrange(out, "B (T S) D -> B T S D", T=latents.shape[1]), cache
+        out, after = self.transformer(rearrange(x, "B T S D -> B (T S) D"), cache)
+        return rearrange(out, "B (T S) D -> B T S D", T=latents.shape[1]), after
 
     def _embed(self, latents: Tensor, places: slice) -> Tensor:
         return self.look(self.codebook[latents]) + self.name(latents) + self.place[places]

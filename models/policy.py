@@ -40,6 +40,9 @@ class Glance(nn.Module):
     """A frame's latents as a few places and what stands there (spatial softmax, Levine et al.,
     arXiv:1504.00702)."""
 
+    codebook: Tensor
+    where: Tensor
+
     def __init__(self, config: PolicyConfig, latents: Latents) -> None:
         super().__init__()
         self.latents = latents

@@ -30,7 +30,8 @@ class Latents:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> Latents:
-        return Latents(**values | {"grid": tuple(values["grid"])})
+        plain: dict[str, Any] = values | {"grid": tuple(values["grid"])}
+        return Latents(**plain)
 
 
 @runtime_checkable

@@ -64,6 +64,8 @@ class Rotary(nn.Module):
     Only differences matter, so that an old frame can leave the window and nothing else moves.
     """
 
+    places: Tensor
+
     def __init__(self, head_width: int, places: Tensor) -> None:
         """places: (S, 2) row and column of a block's tokens."""
         super().__init__()
@@ -160,6 +162,8 @@ def windowed_attention(
 
 class Transformer(nn.Module):
     """Layers over a sequence of equal blocks, with a cache of the blocks in view."""
+
+    inside: Tensor | None
 
     def __init__(self, config: TransformerConfig, places: Tensor, causal_inside: bool) -> None:
         super().__init__()

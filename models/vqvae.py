@@ -156,7 +156,7 @@ class VqVae(nn.Module):
             decay=config.decay,
             kmeans_init=True,
             kmeans_iters=10,
-            threshold_ema_dead_code=0.1,
+            threshold_ema_dead_code=0.1,  # type: ignore[arg-type]
             commitment_weight=1.0,
             rotation_trick=False,
         )

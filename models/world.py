@@ -32,7 +32,7 @@ class World(nn.Module):
         self.actions, self.latents = dynamics.actions, dynamics.latents
         self.context = dynamics.context
         self.image_size = tokenizer.image_size
-        self.precision = precision
+        self.precision: Literal["bf16", "fp32"] = precision
         self.eval()
 
     @property

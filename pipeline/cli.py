@@ -37,7 +37,7 @@ def parse(
     if presets:
         known = ", ".join(presets)
         description += f"\n\n--preset NAME [NAME ...]: {known} (they stack; flags win)"
-    given = {} if default is None else {"default": default}
+    given: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(
         config,
         args=flags,

@@ -92,9 +92,11 @@ def test_a_replayed_demonstration_stays_within_half_a_pixel(number):
     source = Replays(str(LOWDIM), replays=2)
     episode = source.episode(PushT(), number, 0)
     known = read_demonstrations(LOWDIM)
+    assert episode.states is not None
     away = error(episode.states, known.states[known.rows(number)])
     assert away[0] < 0.5 and away[1] < 0.01
     again = source.episode(PushT(), number, 1)
+    assert again.states is not None
     assert error(again.states[0], episode.states[0]).max() < 1e-4
     assert error(again.states, episode.states)[0] > 5
     assert again.source == episode.source == number

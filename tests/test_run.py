@@ -137,9 +137,10 @@ def test_changed_settings_are_refused(tmp_path):
 def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_whole(tmp_path):
     train(tmp_path, stop_at=4)
     torch.manual_seed(0)
+    line = Line()
     run = Run(
-        "tokenizer", tmp_path, Line(), TRAIN, IDENTITY,
-        objective=lambda x: {"error": run.model.net(x).mean() * float("nan")},
+        "tokenizer", tmp_path, line, TRAIN, IDENTITY,
+        objective=lambda x: {"error": line.net(x).mean() * float("nan")},
     )  # fmt: skip
     with pytest.raises(ValueError, match="the loss is not finite at step 4"):
         for _, x in run.batches(Points()):

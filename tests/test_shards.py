@@ -11,7 +11,7 @@ import pytest
 
 from data.episodes import Episode
 from data.shards import BUILD_FILE, Recordings, shard_name, write_shard
-from data.splits import split_sources
+from data.splits import SPLITS, split_sources
 from data.toy import MOVES, POINTER, write_toy_shards
 
 DESCRIPTION = {"image_size": [8, 12], "actions": POINTER.as_dict(), "source": "test"}
@@ -39,7 +39,7 @@ def test_what_is_written_is_read(tmp_path):
     recordings = Recordings(tmp_path)
     assert recordings.image_size == (8, 12) and recordings.actions == POINTER
     assert recordings.lengths.tolist() == [7, 40, 1, 16, 17] and recordings.total == 81
-    for split, number in (("train", 0), ("validation", 1), ("test", 2)):
+    for number, split in enumerate(SPLITS):
         assert recordings.episodes(split) == [e for e in range(5) if e % 3 == number]
     for number, one in enumerate(episodes):
         assert recordings.source(number) == number and recordings.length(number) == len(one)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from data.shards import Recordings
 from models.build import build_controller, build_dynamics, build_tokenizer, describe
@@ -46,7 +45,7 @@ def write_run(run: Path, recordings: Recordings, controllers: bool = True) -> Pa
 def save(
     folder: Path,
     stage: str,
-    model: nn.Module,
+    model: Any,
     config: Any,
     parent: dict[str, Any],
     recordings: Recordings,

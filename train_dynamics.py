@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -20,6 +20,7 @@ from data.shards import Recordings
 from evaluation.open_loop import HORIZONS, imagine, open_loop
 from evaluation.windows import spread_windows
 from models.build import build_dynamics, describe
+from models.dynamics import Dynamics
 from models.llama import LlamaConfig
 from models.world import World
 from pipeline.checkpoint import action_spec
@@ -115,9 +116,8 @@ def main(config: Config) -> None:
         run.descend(clip.latents, clip.actions, clip.rewards, clip.continues)
         if run.due(config.train.evaluate_every):
             with run.averaged() as average:
-                world = World(
-                    tokenizer, average, pick_precision(run.device, config.train.precision)
-                )
+                precision = pick_precision(run.device, config.train.precision)
+                world = World(tokenizer, cast(Dynamics, average), precision)
                 figures = validate(world, held_out, config.windows)
                 run.picture("imagined", picture(world, held_out))
             run.keep_best(figures["psnr"], figures)

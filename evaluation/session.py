@@ -29,7 +29,7 @@ from pipeline.load import load_controllers, load_world
 from pipeline.lock import lock
 
 STAGES = ("tokenizer", "dynamics", "controller")
-PARALLEL = 128  # simulators at a time: the world model sees them as one batch
+PARALLEL = 100  # simulators at a time: the world model sees them as one batch
 
 
 class Session:

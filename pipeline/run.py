@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.order import batch_order
+from models.world import arithmetic
 from pipeline import checkpoint as ckpt
 from pipeline.device import Precision, describe_device, pick_device, pick_precision
 from pipeline.lock import lock
@@ -98,11 +99,9 @@ class Run:
         self.stage, self.folder, self.train, self.identity = stage, folder, train, identity
         self.higher_is_better = higher_is_better
         self.device = pick_device()
-        precision = pick_precision(self.device, train.precision)
-        self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu",
-            mixed_precision="bf16" if precision == "bf16" else "no",
-        )
+        # autocast is ours: Accelerate holds one precision for the whole process
+        self.precision = pick_precision(self.device, train.precision)
+        self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
         self.device = self.accelerator.device
         if train.batch_size % self.accelerator.num_processes:
             raise ValueError(
@@ -144,7 +143,7 @@ class Run:
         self._stop = False
         parameters = sum(p.numel() for p in trained) / 1e6
         self.say(
-            f"{stage}: {describe_device(self.device)}, {precision}, "
+            f"{stage}: {describe_device(self.device)}, {self.precision}, "
             f"{self.accelerator.num_processes} process(es), {parameters:.2f} M parameters, {data}"
         )
         if self.step:
@@ -221,7 +220,7 @@ class Run:
         totals: Losses = {}
         for low, high in pairwise(bounds):
             chunk = [None if t is None else t[low:high].to(self.device) for t in tensors]
-            with self.accelerator.autocast():
+            with arithmetic(self.device, self.precision):
                 losses = self.wrapped(*chunk)
             share = (high - low) / rows
             total = sum((v for v in losses.values() if v.requires_grad), torch.zeros(()))
@@ -277,7 +276,7 @@ class Run:
         self.model.load_state_dict(self.averaged_weights())
         self.model.eval()
         try:
-            with torch.no_grad(), self.accelerator.autocast():
+            with torch.no_grad(), arithmetic(self.device, self.precision):
                 yield self.model
         finally:
             self.model.load_state_dict(own)

@@ -16,7 +16,7 @@ def test_the_disc_runs_towards_the_pointer():
 
 def test_the_disc_pushes_the_square_and_says_so():
     world = ToyWorld(np.array([100.0, 256.0, 256.0, 256.0, 0.0]))
-    for _ in range(4):
+    for _ in range(3):
         world.step(np.array([200.0, 256.0]))
     assert world.contacts == 1
     assert world.state[2] > 256 and world.state[3] == 256

@@ -100,7 +100,7 @@ class Run:
         self.higher_is_better = higher_is_better
         self.device = pick_device()
         # autocast is ours: Accelerate holds one precision for the whole process
-        self.precision = pick_precision(self.device, train.precision)
+        self.precision: Literal["bf16", "fp32"] = pick_precision(self.device, train.precision)
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
         self.device = self.accelerator.device
         if train.batch_size % self.accelerator.num_processes:

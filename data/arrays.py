@@ -6,6 +6,7 @@ Letters: N episodes, T steps, H W pixels, A numbers of an action.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,26 +23,39 @@ from data.episodes import STEP_TYPES, Episode
 Layout = Literal["auto", "CHW", "HWC"]
 BYTES_PER_SHARD = 64 * 2**20
 OPTIONAL = ("rewards", "terminals", "states", "contacts")
+MOST_CODES = 2**16
+UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Episodes as they lie in files, nothing of them understood yet."""
+
+    lengths: tuple[int, ...]
+    names: frozenset[str]
+    read: Callable[[int, str], np.ndarray]  # (episode, field) -> (T, ...)
+    where: Callable[[int], str]  # an episode, in words that name its file
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What is known of the recordings before a frame is read."""
+    """What is known of the recordings before all frames are read."""
 
-    lengths: tuple[int, ...]
+    stored: Stored
     image_size: tuple[int, int]
+    layout: Layout
     actions: ActionSpec
     optional: tuple[str, ...]
-    read: Callable[[int, str], np.ndarray]  # (episode, field) -> (T, ...)
-    layout: Layout
+    states: int  # numbers in a state
 
 
 @dataclass(frozen=True)
 class Arrays:
     """A source of imported episodes; each is a source of its own.
 
-    Frames are uint8, or floats of 0 to 255 once multiplied by `scale`. Whole-number actions are
-    codes; others are continuous, between the smallest and the largest value of each dimension.
+    Frames are uint8, or numbers of 0 to 255 once multiplied by `scale`. Whole-number actions
+    (N, T) are codes of 0 to the largest; those of (N, T, A) are continuous, between the smallest
+    and the largest value of each dimension.
     """
 
     path: str
@@ -50,7 +64,7 @@ class Arrays:
 
     @property
     def sources(self) -> int:
-        return len(self._opened().lengths)
+        return len(self._opened().stored.lengths)
 
     @property
     def shards(self) -> int:
@@ -62,7 +76,7 @@ class Arrays:
             "source": "arrays",
             "image_size": list(opened.image_size),
             "actions": opened.actions.as_dict(),
-            "state_names": [],
+            "state_names": [f"state_{i}" for i in range(opened.states)],
             "settings": asdict(self) | {"path": Path(self.path).name},
         }
 
@@ -71,8 +85,16 @@ class Arrays:
 
     def episode(self, number: int) -> Episode:
         opened = self._opened()
-        where = f"episode {number} of {self.path}"
-        frames = _as_bytes(opened.read(number, "frames"), self.scale, where)
+        stored = opened.stored
+        where = stored.where(number)
+        frames = stored.read(number, "frames")
+        colours = 1 if opened.layout == "CHW" else 3
+        if frames.ndim != 4 or frames.shape[colours] != 3:
+            raise ValueError(
+                f"{where} has frames of {frames.shape[1:]}, but the first episode's are "
+                f"{opened.layout} with 3 colours; store all in one way"
+            )
+        frames = _as_bytes(frames, self.scale, where)
         if opened.layout == "CHW":
             frames = frames.transpose(0, 2, 3, 1)
         if frames.shape[1:3] != opened.image_size:
@@ -81,7 +103,7 @@ class Arrays:
                 f"first episode of {opened.image_size[0]} x {opened.image_size[1]}; make them one "
                 f"size"
             )
-        actions = opened.read(number, "actions")
+        actions = stored.read(number, "actions")
         if len(actions) != len(frames):
             raise ValueError(
                 f"{where} has {len(frames)} frames but {len(actions)} actions; there is one action "
@@ -89,7 +111,7 @@ class Arrays:
             )
         kind = np.int64 if opened.actions.kind == "discrete" else np.float32
         extra: dict[str, Any] = {
-            name: opened.read(number, name).astype(STEP_TYPES[name]) for name in opened.optional
+            name: self._extra(opened, number, name, len(frames)) for name in opened.optional
         }
         return Episode(
             frames=np.ascontiguousarray(frames),
@@ -98,15 +120,28 @@ class Arrays:
             **extra,
         )
 
+    def _extra(self, opened: Opened, number: int, name: str, length: int) -> np.ndarray:
+        where, values = opened.stored.where(number), opened.stored.read(number, name)
+        shape = (length, opened.states) if name == "states" else (length,)
+        if values.shape != shape or values.dtype.kind not in "biuf":
+            raise ValueError(
+                f"{where} has {name} of {values.dtype} {values.shape}, but {length} frames need "
+                f"numbers of {shape}; mend or leave out that array"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"{where} has NaN or infinity in its {name}; leave such steps out")
+        return values.astype(STEP_TYPES[name])
+
     def _opened(self) -> Opened:
         return _open(Path(self.path), self.layout, self.scale)
 
     def _groups(self) -> list[list[int]]:
+        """Episodes of each shard: what is in memory at once."""
         opened = self._opened()
         height, width = opened.image_size
         groups: list[list[int]] = [[]]
         size = 0
-        for number, length in enumerate(opened.lengths):
+        for number, length in enumerate(opened.stored.lengths):
             if groups[-1] and size + length * height * width * 3 > BYTES_PER_SHARD:
                 groups.append([])
                 size = 0
@@ -117,42 +152,49 @@ class Arrays:
 
 @lru_cache(maxsize=2)
 def _open(path: Path, layout: Layout, scale: float) -> Opened:
-    lengths, read, names = _reader(path)
-    if not lengths:
-        raise ValueError(f"{path} holds no episode")
+    stored = _stored(path)
     for name in ("frames", "actions"):
-        if name not in names:
+        if name not in stored.names:
             raise ValueError(
-                f"{path} has no {name} (it holds {', '.join(sorted(names)) or 'nothing'}); an "
-                f"array of that name is needed"
+                f"{path} has no {name} (it holds {', '.join(sorted(stored.names)) or 'nothing'}); "
+                f"an array of that name is needed"
             )
-    first = read(0, "frames")
-    layout = _tell_layout(first.shape, layout, path)
-    _as_bytes(first[:1], scale, f"episode 0 of {path}")
-    size = first.shape[2:4] if layout == "CHW" else first.shape[1:3]
-    spec = _action_spec([read(n, "actions") for n in range(len(lengths))], path)
-    optional = tuple(name for name in OPTIONAL if name in names)
-    return Opened(tuple(lengths), (int(size[0]), int(size[1])), spec, optional, read, layout)
+    if not stored.lengths:
+        raise ValueError(f"{path} holds no episode; give a file with some")
+    if 0 in stored.lengths:
+        where = stored.where(stored.lengths.index(0))
+        raise ValueError(f"{where} has 0 steps; leave it out, or get the file again")
+    first = stored.read(0, "frames")
+    layout = _tell_layout(first.shape, layout, stored.where(0))
+    _as_bytes(first, scale, stored.where(0))
+    height, width = first.shape[2:4] if layout == "CHW" else first.shape[1:3]
+    optional = tuple(name for name in OPTIONAL if name in stored.names)
+    states = stored.read(0, "states").shape[1:] if "states" in optional else (0,)
+    if len(states) != 1:
+        raise ValueError(f"{stored.where(0)} has states of {states} a step; (S,) is needed")
+    return Opened(
+        stored, (int(height), int(width)), layout, _action_spec(stored), optional, int(states[0])
+    )
 
 
-def _reader(path: Path) -> tuple[list[int], Callable[[int, str], np.ndarray], set[str]]:
-    """Lengths of the episodes, what reads a field of one, and the names of the fields."""
+def _stored(path: Path) -> Stored:
     if path.is_dir() and (files := sorted(path.glob("*.npz"))):
-        return _npz_reader(files)
+        return _npz(files)
     pair = _npy_pair(path)
     if pair:
-        arrays = {k: _load_npy(p) for k, p in pair.items()}
-        return _stacked(arrays, str(path))
+        return _stacked({name: _load_npy(file) for name, file in pair.items()}, path)
     if path.is_file() and path.suffix in (".h5", ".hdf5", ".hdf"):
         try:
-            file = h5py.File(path, "r")
-        except OSError as problem:
-            raise ValueError(f"{path} cannot be read as HDF5 ({problem})") from None
-        arrays = {k: v for k, v in file.items() if isinstance(v, h5py.Dataset)}
-        return _stacked(arrays, str(path))
+            arrays = dict(h5py.File(path, "r", locking=False).items())
+        except (OSError, RuntimeError, KeyError) as problem:
+            raise ValueError(
+                f"{path} cannot be read as HDF5 ({_line(problem)}); get it again"
+            ) from None
+        return _stacked(arrays, path)
+    missing = "" if path.exists() else ", for nothing is there"
     raise ValueError(
-        f"{path} is none of these: an .h5 file, a folder or stem of frames.npy and actions.npy, a "
-        f"folder of .npz"
+        f"{path} is none of these{missing}: an .h5 file, a folder or stem of frames.npy and "
+        f"actions.npy, a folder of .npz"
     )
 
 
@@ -169,107 +211,174 @@ def _load_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as problem:
-        raise ValueError(f"{path} cannot be read ({problem})") from None
+        raise ValueError(f"{path} cannot be read ({_line(problem)}); get it again") from None
 
 
-def _stacked(
-    arrays: dict[str, Any], where: str
-) -> tuple[list[int], Callable[[int, str], np.ndarray], set[str]]:
+def _stacked(arrays: dict[str, Any], path: Path) -> Stored:
     """Arrays whose first two axes are episode and step."""
-    kept = {k: v for k, v in arrays.items() if k in ("frames", "actions", *OPTIONAL)}
-    if "frames" in kept and "actions" in kept:
-        frames, actions = kept["frames"].shape, kept["actions"].shape
-        if len(frames) != 5:
+    known = ("frames", "actions", *OPTIONAL)
+    kept = {k: v for k, v in arrays.items() if k in known and hasattr(v, "shape")}
+    names = frozenset(kept) | frozenset(k for k in arrays if k not in known)
+    if not {"frames", "actions"} <= kept.keys():
+        return Stored((), names, lambda n, k: np.empty(0), lambda n: str(path))
+    frames, actions = kept["frames"].shape, kept["actions"].shape
+    if len(frames) != 5:
+        raise ValueError(
+            f"{path} has frames of {frames}; (N, T, C, H, W) or (N, T, H, W, C) is needed"
+        )
+    for name, array in kept.items():
+        if array.shape[:2] != frames[:2]:
             raise ValueError(
-                f"{where} has frames of {frames}; (N, T, C, H, W) or (N, T, H, W, C) is needed"
+                f"{path} has {frames[0]} episodes of {frames[1]} frames, but its {name} are "
+                f"{array.shape}; the first two axes are the same in both"
             )
-        for name, array in kept.items():
-            if array.shape[:2] != frames[:2]:
-                raise ValueError(
-                    f"{where} has {frames[0]} episodes of {frames[1]} frames, but its {name} are "
-                    f"{array.shape}; the first two axes are the same in both"
-                )
-        if len(actions) > 3:
-            raise ValueError(f"{where} has actions of {actions}; (N, T) or (N, T, A) is needed")
-    count, steps = kept["frames"].shape[:2] if "frames" in kept else (1, 0)
-    return [int(steps)] * int(count), lambda n, k: np.asarray(kept[k][n]), set(kept)
+    if len(actions) > 3:
+        raise ValueError(f"{path} has actions of {actions}; (N, T) or (N, T, A) is needed")
+
+    def where(number: int) -> str:
+        return f"episode {number} of {path}"
+
+    def read(number: int, name: str) -> np.ndarray:
+        try:
+            return np.asarray(kept[name][number])
+        except (OSError, RuntimeError) as problem:
+            raise ValueError(
+                f"{where(number)}: its {name} cannot be read ({_line(problem)}); get the file again"
+            ) from None
+
+    return Stored((int(frames[1]),) * int(frames[0]), names, read, where)
 
 
-def _npz_reader(
-    files: list[Path],
-) -> tuple[list[int], Callable[[int, str], np.ndarray], set[str]]:
+def _npz(files: list[Path]) -> Stored:
+    """Files that hold an episode each, of any length."""
+
+    def damaged(number: int, problem: Exception) -> ValueError:
+        return ValueError(f"{files[number]} cannot be read ({_line(problem)}); get it again")
+
+    def names(number: int) -> frozenset[str]:
+        try:
+            with np.load(files[number]) as file:
+                return frozenset(file.files)
+        except (*UNREADABLE, AttributeError, TypeError) as problem:  # an .npy of another name
+            raise damaged(number, problem) from None
+
     def read(number: int, name: str) -> np.ndarray:
         try:
             with np.load(files[number]) as file:
-                return file[name]
-        except KeyError:
-            raise ValueError(f"{files[number]} has no {name}; the first file does") from None
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as problem:
-            raise ValueError(f"{files[number]} cannot be read ({problem})") from None
+                values = file[name]
+        except UNREADABLE as problem:
+            raise damaged(number, problem) from None
+        if values.ndim == 0:
+            raise ValueError(
+                f"{files[number]} has {name} of one number; a value for each step is needed"
+            )
+        return values
 
-    try:
-        with np.load(files[0]) as file:
-            names = set(file.files)
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as problem:
-        raise ValueError(f"{files[0]} cannot be read ({problem})") from None
-    lengths = [len(read(n, "actions")) for n in range(len(files))] if "actions" in names else [0]
-    return lengths, read, names
+    first = names(0)
+    wanted = first & {"frames", "actions", *OPTIONAL}
+    for number in range(len(files)):
+        held = names(number) & {"frames", "actions", *OPTIONAL}
+        if held != wanted:
+            raise ValueError(
+                f"{files[number]} holds {', '.join(sorted(held)) or 'nothing known'}, but "
+                f"{files[0].name} holds {', '.join(sorted(wanted)) or 'nothing known'}; all files "
+                f"need the same arrays"
+            )
+    lengths: tuple[int, ...] = ()
+    if "actions" in first:
+        lengths = tuple(len(read(number, "actions")) for number in range(len(files)))
+    return Stored(lengths, first, read, lambda number: str(files[number]))
 
 
-def _tell_layout(shape: tuple[int, ...], layout: Layout, path: Path) -> Layout:
+def _line(problem: Exception) -> str:
+    return " ".join(str(problem).split())
+
+
+def _tell_layout(shape: tuple[int, ...], layout: Layout, where: str) -> Layout:
     """Which of a frame's axes is colour; refused where both could be."""
     if len(shape) != 4:
-        raise ValueError(f"{path} has frames of shape {shape} in an episode; four axes are needed")
+        raise ValueError(f"{where} has frames of shape {shape}; (T, C, H, W) or (T, H, W, C)")
     first, last = shape[1] == 3, shape[3] == 3
     if layout == "auto":
         if first and last:
             raise ValueError(
-                f"{path}: frames of {shape[1:]} could be (C, H, W) or (H, W, C); give --layout CHW "
-                f"or --layout HWC"
+                f"{where}: frames of {shape[1:]} could be (C, H, W) or (H, W, C); give --layout "
+                f"CHW or --layout HWC"
             )
         layout = "CHW" if first else "HWC"
     if not (first if layout == "CHW" else last):
-        raise ValueError(f"{path}: frames of {shape[1:]} have no axis of 3 colours as {layout}")
+        raise ValueError(
+            f"{where}: frames of {shape[1:]} have no axis of 3 colours as {layout}; store RGB, or "
+            f"see to --layout"
+        )
     return layout
 
 
 def _as_bytes(frames: np.ndarray, scale: float, where: str) -> np.ndarray:
     """Give uint8 frames."""
-    if frames.dtype == np.uint8:
+    if frames.dtype == np.uint8 and scale == 1:
         return frames
+    if frames.dtype.kind not in "biuf":
+        raise ValueError(f"{where} has frames of {frames.dtype}; uint8 or floats are needed")
+    if frames.size == 0:
+        raise ValueError(f"{where} has frames of {frames.shape}, which hold no pixel; leave it out")
     values = frames.astype(np.float32) * scale
     if not np.isfinite(values).all():
-        raise ValueError(f"{where} has NaN or infinity in its frames")
-    if values.min() < -0.5 or values.max() > 255.5:
+        raise ValueError(f"{where} has NaN or infinity in its frames; leave such frames out")
+    low, high = values.min(), values.max()
+    if frames.dtype.kind == "f" and scale == 1 and low >= -0.5 and 0 < high <= 2:
         raise ValueError(
-            f"{where} has frames from {values.min():.3g} to {values.max():.3g}, but 0 to 255 is "
-            f"needed; see to --scale"
+            f"{where} has frames from {low:.3g} to {high:.3g}, which look like fractions; give "
+            f"--scale 255"
         )
-    if 0 < values.max() <= 1.0:
+    if low < -0.5 or high > 255.5:
+        if low < -0.5:
+            way = "shift them before the import"
+        else:
+            way = f"--scale {scale:g} is too much" if scale != 1 else "give a --scale below 1"
         raise ValueError(
-            f"{where} has frames from {values.min():.3g} to {values.max():.3g}, which look like "
-            f"fractions; give --scale 255"
+            f"{where} has frames from {low:.6g} to {high:.6g}, but 0 to 255 is needed; {way}"
         )
     return values.round().clip(0, 255).astype(np.uint8)
 
 
-def _action_spec(parts: list[np.ndarray], path: Path) -> ActionSpec:
-    ranks = {part.ndim for part in parts}
-    if len(ranks) != 1 or len({part.shape[1:] for part in parts}) != 1:
-        shapes = sorted({str(part.shape[1:]) for part in parts})
-        raise ValueError(f"{path} has actions of different shapes: {', '.join(shapes)}")
-    whole = np.concatenate(parts)
-    if np.issubdtype(whole.dtype, np.integer) and whole.ndim == 1:
-        if whole.min() < 0:
-            raise ValueError(f"{path} has the action code {whole.min()}; codes start at 0")
-        return ActionSpec("discrete", tuple(str(code) for code in range(int(whole.max()) + 1)))
-    if whole.ndim != 2:
-        raise ValueError(
-            f"{path} has actions of {whole.shape[1:]} a step; codes or (A,) are needed"
-        )
-    if not np.isfinite(whole).all():
-        raise ValueError(f"{path} has NaN or infinity in its actions")
-    low, high = whole.min(0).astype(float), whole.max(0).astype(float)
-    high = np.where(high > low, high, low + 1)
-    names = tuple(f"action_{i}" for i in range(whole.shape[1]))
-    return ActionSpec("continuous", names, tuple(low.tolist()), tuple(high.tolist()))
+def _action_spec(stored: Stored) -> ActionSpec:
+    """Tell the space from all actions, an episode in memory at a time."""
+    kinds: dict[tuple[bool, tuple[int, ...]], int] = {}
+    lows, highs = [], []
+    for number in range(len(stored.lengths)):
+        values, where = stored.read(number, "actions"), stored.where(number)
+        whole = values.dtype.kind in "biu"
+        if (
+            not (values.ndim == 2 or (values.ndim == 1 and whole))
+            or values.dtype.kind not in "biuf"
+        ):
+            raise ValueError(
+                f"{where} has actions of {values.dtype} {values.shape[1:]} a step; whole numbers "
+                f"or (A,) floats are needed"
+            )
+        kinds.setdefault((values.ndim == 1, values.shape[1:]), number)
+        if len(kinds) > 1:
+            other = next(iter(kinds.values()))
+            raise ValueError(
+                f"{where} has actions of {values.shape[1:]} a step, and {stored.where(other)} of "
+                f"{next(iter(kinds))[1]}; all need one shape"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"{where} has NaN or infinity in its actions; leave such steps out")
+        if values.ndim == 2:
+            values = values.astype(np.float32)  # as the shards keep them
+        lows.append(values.min(0))
+        highs.append(values.max(0))
+    low, high = np.min(lows, 0), np.max(highs, 0)
+    if low.ndim == 0:
+        if low < 0 or high >= MOST_CODES:
+            first = int(np.argmin(lows) if low < 0 else np.argmax(highs))
+            raise ValueError(
+                f"{stored.where(first)} has the action code {int(low if low < 0 else high)}; codes "
+                f"start at 0 and end below {MOST_CODES}: number them anew"
+            )
+        return ActionSpec("discrete", tuple(str(code) for code in range(int(high) + 1)))
+    high = np.where(high > low, high, low + 1)  # a dimension that never changes
+    names = tuple(f"action_{i}" for i in range(len(low)))
+    return ActionSpec("continuous", names, tuple(map(float, low)), tuple(map(float, high)))

@@ -8,92 +8,160 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.shards import Recordings
+from data.shards import Recordings, redo_command, write_whole
 from data.splits import SPLITS
 
 COLUMNS, ROWS = 8, 12  # times and episodes on the contact sheet
 LEAST_SIDE = 64  # pixels of a frame on it
+ROWS_AT_ONCE = 1024  # frames in memory while they are read
+ALIGNED = 50  # episodes that the alignment is told from
 
 
-def main_check(folder: Path) -> None:
-    """Validate every shard, print what there is, write FOLDER/sheet.png.
-
-    ValueError names a shard that cannot be read, and the command that makes just that one again.
-    """
-    recordings = Recordings(folder)
-    for start in tqdm(range(0, recordings.total, 1024), desc="reading every frame"):
-        recordings.read_rows("frames", start, min(start + 1024, recordings.total))
-    for line in describe(recordings):
+def main_check(shards: Path) -> None:
+    """Check a folder of shards, say what it holds, and write SHARDS/sheet.png."""
+    sheet = shards / "sheet.png"
+    for line in check(shards, sheet):
         print(line)
-    sheet = folder / "sheet.png"
-    cv2.imwrite(str(sheet), contact_sheet(recordings)[..., ::-1])
     print(f"all shards are whole; contact sheet: {sheet}")
 
 
+def check(folder: Path, sheet: Path) -> list[str]:
+    """Validate every shard, draw `sheet`, and give the report's lines.
+
+    ValueError names each shard that is not whole, and the command that makes just those again.
+    """
+    recordings = Recordings(folder)
+    validate(recordings)
+    report = describe(recordings)
+    whole, picture = cv2.imencode(".png", contact_sheet(recordings)[..., ::-1])
+    assert whole
+    write_whole(sheet, picture.tobytes())
+    return report
+
+
+def validate(recordings: Recordings) -> None:
+    """Read every value of every shard; the headers were checked when they were opened."""
+    faults: dict[Path, str] = {}
+    first = 0
+    with tqdm(total=recordings.total, desc="reading every frame") as bar:
+        for header in recordings.headers:
+            last = first + int(header.ends[-1])
+            for start in range(first, last, ROWS_AT_ONCE):
+                stop = min(start + ROWS_AT_ONCE, last)
+                bar.update(stop - start)
+                if header.path in faults:
+                    continue
+                try:
+                    if fault := _fault(recordings, sorted(header.fields), start, stop, first):
+                        faults[header.path] = f"{header.path} is damaged: {fault}"
+                except ValueError as damage:
+                    faults[header.path] = str(damage).partition("; delete")[0]
+            first = last
+    if faults:
+        paths = list(faults)
+        also = f", and so are {', '.join(p.name for p in paths[1:])}" if len(paths) > 1 else ""
+        files, them = ("those files", "them") if also else ("that one file", "it")
+        raise ValueError(
+            f"{faults[paths[0]]}{also}; delete {files} and run again, which makes {them} anew and "
+            f"keeps the others: {redo_command(recordings.folder)}"
+        )
+
+
+def _fault(recordings: Recordings, fields: list[str], start: int, stop: int, first: int) -> str:
+    """Say what cannot be in rows [start, stop) of the shard that begins at row `first`."""
+    for field in fields:
+        values = recordings.read_rows(field, start, stop)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            row = start - first + int(np.argwhere(~np.isfinite(values))[0][0])
+            return f"{field} at its frame {row} are NaN or infinite"
+        if field == "actions" and recordings.actions.kind == "discrete":
+            outside = (values < 0) | (values >= recordings.actions.size)
+            if outside.any():
+                row = int(np.argmax(outside))
+                return (
+                    f"the action code at its frame {start - first + row} is {values[row]}, and "
+                    f"codes go from 0 to {recordings.actions.size - 1}"
+                )
+    return ""
+
+
 def describe(recordings: Recordings) -> list[str]:
-    """Say what the recordings hold, a line each. ValueError where a value cannot be."""
-    size, spec, total = recordings.image_size, recordings.actions, recordings.total
-    lengths = recordings.lengths
+    """Say what the recordings hold, a line each."""
+    size, total, lengths = recordings.image_size, recordings.total, recordings.lengths
     source = recordings.description.get("source", "unknown")
+    used = sum(header.path.stat().st_size for header in recordings.headers)
     lines = [
         f"{recordings.folder}: {source}, {total} frames of {size[0]} x {size[1]}, "
         f"{len(recordings)} episodes of {lengths.min()} to {lengths.max()} "
-        f"(median {int(np.median(lengths))}) frames"
+        f"(median {int(np.median(lengths))}) frames, {len(recordings.headers)} shards of "
+        f"{used / 2**20:.1f} MiB together"
     ]
     for split in SPLITS:
         episodes = np.array(recordings.episodes(split), int)
         sources = len(set(recordings.sources[episodes].tolist()))
         frames = int(lengths[episodes].sum())
         lines.append(f"  {split}: {len(episodes)} episodes, {frames} frames, {sources} sources")
-    actions = recordings.read_rows("actions", 0, total)
-    if spec.kind == "discrete":
-        counts = np.bincount(actions, minlength=spec.size)
-        if actions.min() < 0 or len(counts) > spec.size:
-            raise ValueError(
-                f"{recordings.folder} has action code {actions.max()}, but its space has "
-                f"{spec.size}; make the shards again"
-            )
-        shares = ", ".join(f"{n} {c / total:.1%}" for n, c in zip(spec.names, counts, strict=True))
-        lines.append(f"  actions: {shares}")
-    else:
-        if not np.isfinite(actions).all():
-            raise ValueError(f"{recordings.folder} has NaN in its actions; make the shards again")
-        for axis, name in enumerate(spec.names):
-            values = actions[:, axis]
-            outside = ((values < spec.low[axis]) | (values > spec.high[axis])).mean()
-            lines.append(
-                f"  {name}: mean {values.mean():.4g}, deviation {values.std():.4g}, from "
-                f"{values.min():.4g} to {values.max():.4g}, {outside:.2%} outside of "
-                f"{spec.low[axis]:g} to {spec.high[axis]:g}"
-            )
+    lines += _actions(recordings)
     if recordings.has("contacts"):
         contacts = recordings.read_rows("contacts", 0, total)
         lines.append(f"  in contact in {(contacts > 0).mean():.1%} of the frames")
     if recordings.has("rewards"):
-        best = [recordings.read(e, "rewards").max() for e in range(len(recordings))]
+        rewards = recordings.read_rows("rewards", 0, total)
+        best = np.maximum.reduceat(rewards, recordings.first_rows)
         lines.append(
-            f"  best reward of an episode: mean {np.mean(best):.3f}, greatest {np.max(best):.3f}"
+            f"  rewards: mean {rewards.mean():.3f}, greatest {rewards.max():.3f}; "
+            f"best reward of an episode: mean {best.mean():.3f}"
         )
-    if recordings.has("states") and spec.pointer:
+    names = recordings.state_names[:2]
+    if recordings.has("states") and recordings.actions.pointer and names == ("agent_x", "agent_y"):
         lines.append(f"  {_alignment(recordings)}")
+    return lines
+
+
+def _actions(recordings: Recordings) -> list[str]:
+    spec = recordings.actions
+    actions = recordings.read_rows("actions", 0, recordings.total)
+    if spec.kind == "discrete":
+        counts = np.bincount(actions, minlength=spec.size) / len(actions)
+        shares = ", ".join(f"{n} {share:.1%}" for n, share in zip(spec.names, counts, strict=True))
+        return [f"  actions: {shares}"]
+    lines = []
+    for axis, name in enumerate(spec.names):
+        values = actions[:, axis].astype(np.float64)
+        outside = ((values < spec.low[axis]) | (values > spec.high[axis])).mean()
+        lines.append(
+            f"  {name}: mean {values.mean():.4g}, deviation {values.std():.4g}, from "
+            f"{values.min():.4g} to {values.max():.4g}, {outside:.2%} outside of "
+            f"{spec.low[axis]:g} to {spec.high[axis]:g}"
+        )
     return lines
 
 
 def _alignment(recordings: Recordings) -> str:
     """Does action t move what it points at between frames t and t + 1?"""
-    agreements = {shift: [] for shift in (-1, 0, 1)}
-    for episode in range(min(len(recordings), 50)):
+    count = len(recordings)
+    chosen = np.unique(np.linspace(0, count - 1, min(ALIGNED, count)).astype(int))
+    moves: list[np.ndarray] = []
+    ways: dict[int, list[np.ndarray]] = {-1: [], 0: [], 1: []}
+    for episode in chosen.tolist():
         where = recordings.read(episode, "states")[:, :2]
         target = recordings.read(episode, "actions")[:, :2]
-        moved = where[2:-1] - where[1:-2]  # from t to t + 1
-        for shift, found in agreements.items():
-            way = target[1 + shift : len(moved) + 1 + shift] - where[1:-2]
-            found += [moved.ravel(), way.ravel()]
-    says = []
-    for shift, found in agreements.items():
-        pair = np.concatenate(found[::2]), np.concatenate(found[1::2])
-        says.append(f"{np.corrcoef(*pair)[0, 1]:.3f} with actions[t{shift:+d}]".replace("+0", ""))
-    return f"moves from t to t + 1 go with the way to the target: r = {', '.join(says)}"
+        if len(where) < 4:
+            continue
+        moves.append((where[2:-1] - where[1:-2]).ravel())  # from t to t + 1
+        for shift, found in ways.items():
+            found.append((target[1 + shift : len(where) - 2 + shift] - where[1:-2]).ravel())
+    if not moves or np.ptp(moved := np.concatenate(moves)) == 0:
+        return "too little moves to tell whether actions and frames are aligned"
+    agreement = {
+        shift: float(np.corrcoef(moved, np.concatenate(found))[0, 1])
+        for shift, found in ways.items()
+    }
+    says = [f"{r:.3f} with actions[t{s:+d}]".replace("+0", "") for s, r in agreement.items()]
+    line = f"moves from t to t + 1 go with the way to the target: r = {', '.join(says)}"
+    if agreement[0] < max(agreement.values()):
+        line += "; mind: actions seem to be shifted against the frames"
+    return line
 
 
 def contact_sheet(recordings: Recordings) -> np.ndarray:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,7 +18,7 @@ TRIES = 5
 PAUSE = 1.0  # seconds before the second try; twice as long before each next one
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 18
-FINAL = (400, 401, 403, 404, 410)  # answers that another try will not change
+PASSING = (408, 416, 425, 429)  # of the 4xx, those that another try may change
 
 
 def fetch(url: str, folder: Path, sha256: str | None = None, pause: float = PAUSE) -> Path:
@@ -25,11 +27,16 @@ def fetch(url: str, folder: Path, sha256: str | None = None, pause: float = PAUS
     What has come so far stays in NAME.partial and is resumed, after a break or by the next call.
     ValueError says in one line what went wrong.
     """
-    name = Path(urllib.parse.urlparse(url).path).name or "download"
+    name = Path(urllib.parse.urlparse(url).path).name
+    name = "download" if name in ("", "..") else name
     target, partial = folder / name, folder / f"{name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
     if target.exists():
-        _check(target, sha256, url)
+        if problem := _differs(target, sha256):
+            raise ValueError(
+                f"{target} is there, but {problem}; delete it to fetch it again, or see to "
+                f"--checksum"
+            )
         return target
     problem = "no answer"
     for attempt in range(TRIES):
@@ -40,18 +47,25 @@ def fetch(url: str, folder: Path, sha256: str | None = None, pause: float = PAUS
             break
         except urllib.error.HTTPError as error:
             problem = f"the server answered {error.code} {error.reason}"
-            if error.code == 416:  # what is there is longer than what the server has
-                partial.unlink(missing_ok=True)
-            elif error.code in FINAL:
+            if error.code == 416:
+                if _is_whole(partial, error):
+                    break
+                partial.unlink(missing_ok=True)  # longer than what the server has
+            elif error.code < 500 and error.code not in PASSING:
                 raise ValueError(f"{url} cannot be had: {problem}; see to the address") from None
         except (OSError, http.client.HTTPException) as error:
             problem = str(error) or type(error).__name__
     else:
+        kept = f"what came is kept in {partial}: " if partial.exists() else ""
         raise ValueError(
-            f"{url} could not be fetched in {TRIES} tries ({problem}); what came is kept in "
-            f"{partial}: run the same command again to go on"
+            f"{url} could not be fetched in {TRIES} tries ({problem}); {kept}run the same command "
+            f"again to go on"
         )
-    _check(partial, sha256, url)
+    if problem := _differs(partial, sha256):
+        partial.unlink()
+        raise ValueError(
+            f"{url}: {problem}; what came was thrown away: fetch it again, or see to --checksum"
+        )
     partial.replace(target)
     return target
 
@@ -63,30 +77,75 @@ def _receive(url: str, partial: Path) -> None:
     if there:
         request.add_header("Range", f"bytes={there}-")
     with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-        if answer.status != 206:
-            there = 0  # the server sends all of it again
-        size = answer.headers.get("Content-Length")
-        total = None if size is None else there + int(size)
+        there = _first_byte(answer, there)
+        size = answer.headers.get("Content-Length", "")
+        total = there + int(size) if size.isdecimal() else None
         bar = tqdm(total=total, initial=there, desc=partial.stem, unit="B", unit_scale=True)
-        with open(partial, "ab" if there else "wb") as file, bar:
-            while block := answer.read(BLOCK):
+        with bar, _Kept(partial, there) as file:
+            while block := answer.read1(BLOCK):  # what came before a stall is kept
                 file.write(block)
                 bar.update(len(block))
                 there += len(block)
+    if there == 0:
+        raise OSError("the answer was empty")
     if total is not None and there != total:
         raise OSError(f"the connection ended at {there} of {total} bytes")
 
 
-def _check(path: Path, sha256: str | None, url: str) -> None:
+def _first_byte(answer: Any, there: int) -> int:
+    """Give the place in the file where the answer begins, `there` at most."""
+    if answer.status != 206:
+        return 0  # the server sends all of it again
+    begins = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+    first = int(begins[1]) if begins else there
+    if first > there:
+        raise OSError(f"the server sent bytes from {first}, but {there} was asked for")
+    return first
+
+
+def _is_whole(partial: Path, answer: urllib.error.HTTPError) -> bool:
+    """Tell from "bytes */SIZE" whether all bytes had come before the last call ended."""
+    size = answer.headers.get("Content-Range", "").removeprefix("bytes */")
+    return partial.exists() and size == str(partial.stat().st_size)
+
+
+class _Kept:
+    """`partial` from byte `first` on. A full disk is a ValueError: no other try will mend it."""
+
+    def __init__(self, partial: Path, first: int) -> None:
+        self.path = partial
+        try:
+            self.file = open(partial, "r+b" if first else "wb", buffering=0)  # noqa: SIM115
+            self.file.truncate(first)
+            self.file.seek(first)
+        except OSError as error:
+            raise self.refused(error) from None
+
+    def write(self, block: bytes) -> None:
+        rest = memoryview(block)
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            raise self.refused(error) from None
+
+    def refused(self, error: OSError) -> ValueError:
+        reason = error.strerror or error
+        return ValueError(f"{self.path} cannot be written ({reason}); run again to go on")
+
+    def __enter__(self) -> _Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def _differs(path: Path, sha256: str | None) -> str:
+    """Say how the file's checksum differs; nothing where it does not."""
     if sha256 is None:
-        return
-    digest = hashlib.sha256()
+        return ""
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != sha256.lower():
-        path.unlink()
-        raise ValueError(
-            f"{url} has the SHA-256 {digest.hexdigest()}, but {sha256.lower()} was asked for; the "
-            f"file was thrown away: fetch it again, or see to --checksum"
-        )
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found == sha256.lower():
+        return ""
+    return f"its SHA-256 is {found}, and {sha256.lower()} was asked for"

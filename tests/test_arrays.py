@@ -105,6 +105,12 @@ def test_a_doubtful_layout_is_asked_for(tmp_path):
         ({"frames": FRAMES * 2.0, "actions": CODES}, "0 to 255 is needed"),
         ({"frames": FRAMES, "actions": VECTORS * np.nan}, "NaN or infinity in its actions"),
         ({"frames": FRAMES, "actions": -1 - CODES}, "codes start at 0"),
+        ({"frames": FRAMES, "actions": CODES + 10**9}, "end below 65536"),
+        ({"frames": FRAMES, "actions": CODES.astype(complex)}, "whole numbers or"),
+        ({"frames": FRAMES / 127.5 - 1, "actions": CODES}, "shift them before"),
+        ({"frames": FRAMES[:, :0], "actions": CODES[:, :0]}, "has 0 steps"),
+        ({"frames": FRAMES, "actions": CODES, "rewards": VECTORS[..., 0] * np.nan}, "its rewards"),
+        ({"frames": FRAMES, "actions": CODES, "rewards": VECTORS}, "has rewards of"),
     ],
 )
 def test_a_fault_is_named(tmp_path, write, arrays, answer):
@@ -118,7 +124,7 @@ def test_a_fault_is_named(tmp_path, write, arrays, answer):
 def test_frames_of_two_sizes_are_named(tmp_path):
     np.savez(tmp_path / "0.npz", frames=FRAMES[0], actions=CODES[0])
     np.savez(tmp_path / "1.npz", frames=FRAMES[1, :, :8], actions=CODES[1])
-    with pytest.raises(ValueError, match=r"episode 1 .* 8 x 24 pixels, .* 16 x 24"):
+    with pytest.raises(ValueError, match=r"1\.npz has frames of 8 x 24 pixels, .* 16 x 24"):
         Arrays(str(tmp_path)).make(0)
 
 
@@ -129,3 +135,79 @@ def test_a_cut_file_and_nothing_at_all_are_named(tmp_path):
         Arrays(str(path)).description()
     with pytest.raises(ValueError, match="is none of these"):
         Arrays(str(tmp_path / "nothing")).description()
+
+
+GOOD = {"frames": FRAMES[0], "actions": CODES[0]}
+
+
+@pytest.mark.parametrize(
+    "second, answer",
+    [
+        (GOOD | {"frames": FRAMES[1, ..., :2]}, r"1\.npz has frames of \(16, 24, 2\)"),
+        (GOOD | {"frames": FRAMES[1, ..., 0]}, r"1\.npz has frames of \(16, 24\)"),
+        (GOOD | {"frames": FRAMES[1].transpose(0, 3, 1, 2)}, r"1\.npz has frames of \(3, 16, 24\)"),
+        (GOOD | {"frames": FRAMES[1, :4]}, r"1\.npz has 4 frames but 5 actions"),
+        (GOOD | {"actions": CODES[1, :0]}, r"1\.npz has 0 steps"),
+        (GOOD | {"actions": VECTORS[1]}, r"1\.npz has actions of \(2,\) .*0\.npz of \(\)"),
+        (GOOD | {"actions": np.int64(3)}, r"1\.npz has actions of one number"),
+        (GOOD | {"rewards": np.zeros(5)}, r"1\.npz holds .*rewards, but 0\.npz holds"),
+        ({"frames": FRAMES[1]}, r"1\.npz holds frames, but 0\.npz holds actions, frames"),
+    ],
+)
+def test_the_file_that_differs_from_the_first_is_named(tmp_path, second, answer):
+    np.savez(tmp_path / "0.npz", **GOOD)
+    np.savez(tmp_path / "1.npz", **second)
+    with pytest.raises(ValueError, match=answer) as problem:
+        source = Arrays(str(tmp_path))
+        source.description()
+        source.make(0)
+    assert "\n" not in str(problem.value)
+
+
+def test_a_damaged_npz_is_named(tmp_path):
+    np.savez_compressed(tmp_path / "0.npz", **GOOD)
+    np.savez_compressed(tmp_path / "1.npz", **GOOD)
+    data = bytearray((tmp_path / "1.npz").read_bytes())
+    data[200:400] = bytes(200)
+    (tmp_path / "1.npz").write_bytes(data)
+    with pytest.raises(ValueError, match=r"1\.npz cannot be read"):
+        Arrays(str(tmp_path)).make(0)
+
+
+def test_a_scale_that_bytes_do_not_need_is_refused(tmp_path):
+    path = str(write_h5(tmp_path, frames=FRAMES, actions=CODES))
+    with pytest.raises(ValueError, match="--scale 255 is too much"):
+        Arrays(path, scale=255.0).description()
+
+
+def test_a_dark_episode_among_scaled_ones_is_kept(tmp_path):
+    frames = FRAMES / 255.0
+    frames[1] *= 0.003
+    path = str(write_h5(tmp_path, frames=frames, actions=CODES))
+    assert Arrays(path, scale=255.0).make(0)[1].frames.max() <= 1
+
+
+def test_stored_numbers_lie_within_the_range_they_are_said_to_have(tmp_path):
+    numbers = RANDOM.normal(size=(3, 5, 2))
+    numbers[..., 1] = 7.0
+    source = Arrays(str(write_h5(tmp_path, frames=FRAMES, actions=numbers)))
+    spec = source.description()["actions"]
+    for episode in source.make(0):
+        assert (episode.actions >= spec["low"]).all() and (episode.actions <= spec["high"]).all()
+    assert spec["low"][1] == 7.0 and spec["high"][1] == 8.0  # never changes, yet has a width
+
+
+def test_states_come_along_with_names(tmp_path):
+    path = write_h5(tmp_path, frames=FRAMES, actions=CODES, states=np.ones((3, 5, 4)))
+    source = Arrays(str(path))
+    assert source.description()["state_names"] == ["state_0", "state_1", "state_2", "state_3"]
+    states = source.make(0)[0].states
+    assert states is not None and states.shape == (5, 4) and states.dtype == np.float32
+
+
+def test_a_shard_at_a_time_is_read(tmp_path, monkeypatch):
+    path = write_h5(tmp_path, frames=FRAMES, actions=CODES)
+    monkeypatch.setattr("data.arrays.BYTES_PER_SHARD", FRAMES[0].nbytes)
+    source = Arrays(str(path))
+    assert source.shards == 3
+    assert [len(source.make(shard)) for shard in range(3)] == [1, 1, 1]

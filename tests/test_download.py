@@ -1,4 +1,5 @@
 import hashlib
+import resource
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -15,6 +16,7 @@ class Server(BaseHTTPRequestHandler):
 
     faults: ClassVar[list[str]] = []
     ranges: ClassVar[list[str | None]] = []
+    finished: ClassVar[threading.Event] = threading.Event()
 
     def do_GET(self):
         asked = self.headers.get("Range")
@@ -26,12 +28,24 @@ class Server(BaseHTTPRequestHandler):
         if fault == "ignores ranges":
             first = 0
         if first >= len(CONTENT):
-            return self.send_error(416)
-        rest = CONTENT[first:]
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        back = 500 if fault == "begins earlier" else 0
+        rest = b"" if fault == "empty" else CONTENT[first - back :]
+        length = "many" if fault == "nonsense" else len(rest) + (999 if fault == "lies" else 0)
         self.send_response(206 if first else 200)
-        self.send_header("Content-Length", str(len(rest) + (999 if fault == "lies" else 0)))
+        if first:
+            last = len(CONTENT) - 1
+            self.send_header("Content-Range", f"bytes {first - back}-{last}/{len(CONTENT)}")
+        self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(rest[: len(rest) // 2] if fault == "breaks off" else rest)
+        part = rest[: len(rest) // 2] if fault in ("breaks off", "stalls") else rest
+        self.wfile.write(part)
+        self.wfile.flush()
+        if fault == "stalls":
+            self.finished.wait(5)
 
     def log_message(self, format, *arguments):
         pass
@@ -39,11 +53,12 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url():
-    Server.faults, Server.ranges = [], []
+    Server.faults, Server.ranges, Server.finished = [], [], threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/pusht.zip"
+    Server.finished.set()
     server.shutdown()
     server.server_close()
 
@@ -60,7 +75,7 @@ def test_a_file_arrives_whole_and_is_not_fetched_twice(url, tmp_path):
     assert len(Server.ranges) == 1
 
 
-@pytest.mark.parametrize("fault", ["breaks off", "lies", "503", "500"])
+@pytest.mark.parametrize("fault", ["breaks off", "lies", "503", "500", "429", "empty", "nonsense"])
 def test_it_goes_on_after_a_fault(url, tmp_path, fault):
     Server.faults = [fault, fault]
     assert get(url, tmp_path).read_bytes() == CONTENT
@@ -97,4 +112,49 @@ def test_it_gives_up_in_the_end_and_keeps_what_came(url, tmp_path):
 def test_another_checksum_is_refused(url, tmp_path):
     with pytest.raises(ValueError, match="was asked for"):
         get(url, tmp_path, "0" * 64)
-    assert not (tmp_path / "pusht.zip").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistyped_checksum_does_not_cost_the_file_that_is_there(url, tmp_path):
+    path = get(url, tmp_path)
+    with pytest.raises(ValueError, match=r"pusht\.zip is there, but its SHA-256 .*--checksum"):
+        get(url, tmp_path, "0" * 64)
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_partial_that_is_whole_is_not_fetched_again(url, tmp_path):
+    (tmp_path / "pusht.zip.partial").write_bytes(CONTENT)
+    assert get(url, tmp_path).read_bytes() == CONTENT
+    assert Server.ranges == [f"bytes={len(CONTENT)}-"]
+
+
+def test_a_partial_longer_than_the_file_is_begun_anew(url, tmp_path):
+    (tmp_path / "pusht.zip.partial").write_bytes(CONTENT + b"more")
+    assert get(url, tmp_path).read_bytes() == CONTENT
+
+
+def test_bytes_from_another_place_than_asked_for_do_not_spoil_the_file(url, tmp_path):
+    (tmp_path / "pusht.zip.partial").write_bytes(CONTENT[:1000])
+    Server.faults = ["begins earlier"]
+    assert get(url, tmp_path).read_bytes() == CONTENT
+    assert Server.ranges == ["bytes=1000-"]
+
+
+def test_a_stalled_server_is_left_and_asked_again(url, tmp_path, monkeypatch):
+    monkeypatch.setattr("data.download.TIMEOUT", 0.3)
+    Server.faults = ["stalls"]
+    assert get(url, tmp_path).read_bytes() == CONTENT
+    assert Server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
+
+
+def test_a_full_disk_is_said_at_once_and_what_came_is_kept(url, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        with pytest.raises(ValueError, match=r"partial cannot be written .*run again to go on"):
+            get(url, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(Server.ranges) == 1
+    assert (tmp_path / "pusht.zip.partial").read_bytes() == CONTENT[:300_000]
+    assert get(url, tmp_path).read_bytes() == CONTENT

@@ -1,0 +1,183 @@
+"""What `python -m data.preprocess check` finds, says and draws."""
+
+import os
+import warnings
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+
+from data.check import check, contact_sheet, describe, validate
+from data.episodes import Episode
+from data.shards import Recordings, shard_name, write_shard
+from data.toy import POINTER, write_toy_shards
+
+
+def spoil(folder, shard, field, row, value):
+    with h5py.File(folder / shard_name(shard), "r+") as file:
+        column = file[field]
+        assert isinstance(column, h5py.Dataset)
+        column[row] = value
+
+
+def scramble(folder, shard):
+    path = folder / shard_name(shard)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 200] = os.urandom(200)
+    path.write_bytes(bytes(data))
+
+
+def refusal(folder) -> str:
+    with pytest.raises(ValueError) as problem:
+        check(folder, folder / "sheet.png")
+    assert "\n" not in str(problem.value)
+    assert not (folder / "sheet.png").exists()
+    return str(problem.value)
+
+
+def line_of(report, word):
+    return next(line for line in report if word in line)
+
+
+def test_the_report_says_what_is_there(tmp_path):
+    write_toy_shards(tmp_path, episodes=12, length=24)
+    recordings = Recordings(tmp_path)
+    report = check(tmp_path, tmp_path / "sheet.png")
+    assert "toy, 288 frames of 32 x 32, 12 episodes" in report[0] and "2 shards of" in report[0]
+    for split in ("train", "validation", "test"):
+        episodes = recordings.episodes(split)
+        said = line_of(report, f"{split}:")
+        assert f"{len(episodes)} episodes, {24 * len(episodes)} frames" in said
+    x = recordings.read_rows("actions", 0, 288)[:, 0].astype(float)
+    said = line_of(report, "target_x")
+    assert f"mean {x.mean():.4g}, deviation {x.std():.4g}" in said and "0.00% outside" in said
+    touching = (recordings.read_rows("contacts", 0, 288) > 0).mean()
+    assert f"in contact in {touching:.1%}" in line_of(report, "in contact")
+    rewards = recordings.read_rows("rewards", 0, 288)
+    best = rewards.reshape(12, 24).max(1).mean()
+    said = line_of(report, "rewards:")
+    assert f"mean {rewards.mean():.3f}, greatest {rewards.max():.3f}" in said
+    assert f"best reward of an episode: mean {best:.3f}" in said
+
+
+def test_the_sheet_shows_the_first_and_the_last_frame_of_an_episode(tmp_path):
+    write_toy_shards(tmp_path, episodes=4, size=64)
+    check(tmp_path, tmp_path / "mine.png")
+    drawn = cv2.imread(str(tmp_path / "mine.png"))
+    assert drawn is not None
+    recordings = Recordings(tmp_path)
+    assert np.array_equal(drawn[..., ::-1], contact_sheet(recordings))
+    first, last = (recordings.read(0, "frames")[t] for t in (0, -1))
+    assert np.array_equal(drawn[:64, :64, ::-1], first)
+    assert np.array_equal(drawn[:64, 7 * 66 : 7 * 66 + 64, ::-1], last)
+
+
+def test_the_share_outside_of_the_range_is_told(tmp_path):
+    write_toy_shards(tmp_path, episodes=6, length=20)
+    spoil(tmp_path, 0, "actions", slice(0, 12), [600, 100])
+    report = check(tmp_path, tmp_path / "sheet.png")
+    assert "10.00% outside of 0 to 512" in line_of(report, "target_x")
+    assert "0.00% outside of 0 to 512" in line_of(report, "target_y")
+
+
+def test_codes_are_counted(tmp_path):
+    write_toy_shards(tmp_path, episodes=6, discrete=True)
+    codes = Recordings(tmp_path).read_rows("actions", 0, 6 * 24)
+    said = line_of(check(tmp_path, tmp_path / "sheet.png"), "actions:")
+    assert f"stay {(codes == 0).mean():.1%}" in said and "down" in said
+
+
+@pytest.mark.parametrize("field", ["actions", "rewards", "states", "contacts"])
+def test_a_value_that_is_none_is_named_with_its_shard(tmp_path, field):
+    write_toy_shards(tmp_path / "shards")
+    spoil(tmp_path / "shards", 1, field, 30, np.nan)
+    said = refusal(tmp_path / "shards")
+    assert f"{shard_name(1)} is damaged: {field} at its frame 30 are NaN" in said
+    assert said.endswith(f"python -m data.preprocess pusht --run {tmp_path}")
+
+
+@pytest.mark.parametrize("code", [-1, 5])
+def test_a_code_outside_of_its_space_is_named_with_its_shard(tmp_path, code):
+    write_toy_shards(tmp_path, discrete=True)
+    spoil(tmp_path, 1, "actions", 7, code)
+    said = refusal(tmp_path)
+    assert f"{shard_name(1)} is damaged: the action code at its frame 7 is {code}" in said
+    assert "0 to 4; delete that one file" in said
+
+
+def test_frames_that_cannot_be_read_are_found_in_every_shard(tmp_path):
+    write_toy_shards(tmp_path, episodes=24, size=64)
+    scramble(tmp_path, 1)
+    spoil(tmp_path, 3, "rewards", 0, np.inf)
+    said = refusal(tmp_path)
+    assert f"{shard_name(1)} is damaged (" in said
+    assert said.count("is damaged") == 1 and said.count("delete") == 1
+    assert f", and so are {shard_name(3)}; delete those files" in said
+
+
+@pytest.mark.parametrize(
+    "ends, reason", [([24, 48, 40], "do not rise"), ([24, 48, 999], "do not rise to its 72")]
+)
+def test_ends_that_fall_or_pass_the_frames_are_refused(tmp_path, ends, reason):
+    write_toy_shards(tmp_path, episodes=3)
+    spoil(tmp_path, 0, "episode_ends", slice(None), ends)
+    said = refusal(tmp_path)
+    assert shard_name(0) in said and reason in said and "delete that one file" in said
+
+
+def test_a_shard_made_again_is_whole(tmp_path):
+    write_toy_shards(tmp_path)
+    scramble(tmp_path, 0)
+    with pytest.raises(ValueError, match=shard_name(0)):
+        validate(Recordings(tmp_path))
+    write_toy_shards(tmp_path)
+    validate(Recordings(tmp_path))
+
+
+def shift_actions(folder, steps):
+    """Write toy recordings whose actions are `steps` late."""
+    write_toy_shards(folder / "right", episodes=6)
+    recordings = Recordings(folder / "right")
+    episodes = []
+    for number in range(6):
+        actions = np.roll(recordings.read(number, "actions"), steps, axis=0)
+        frames, states = (recordings.read(number, f) for f in ("frames", "states"))
+        episodes.append(Episode(frames, actions, source=number, states=states))
+    (folder / "wrong").mkdir()
+    description = {k: v for k, v in recordings.description.items() if k != "format"}
+    write_shard(folder / "wrong" / shard_name(0), episodes, description)
+    return Recordings(folder / "wrong")
+
+
+def test_actions_shifted_against_the_frames_are_noticed(tmp_path):
+    said = describe(shift_actions(tmp_path, 1))[-1]
+    assert "actions seem to be shifted" in said
+    assert "shifted" not in describe(Recordings(tmp_path / "right"))[-1]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_short_episodes_are_checked_without_a_warning(tmp_path, length):
+    write_toy_shards(tmp_path, length=length)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(check(tmp_path, tmp_path / "sheet.png")) > 4
+
+
+def test_an_agent_that_never_moves_proves_nothing(tmp_path):
+    still = Episode(
+        frames=np.zeros((9, 8, 8, 3), np.uint8),
+        actions=np.random.default_rng(0).uniform(0, 512, (9, 2)).astype(np.float32),
+        states=np.ones((9, 2), np.float32),
+    )
+    description = {"image_size": [8, 8], "actions": POINTER.as_dict()}
+    description |= {"state_names": ["agent_x", "agent_y"]}
+    write_shard(tmp_path / shard_name(0), [still], description)
+    assert "too little moves" in describe(Recordings(tmp_path))[-1]
+
+
+def test_a_sheet_that_cannot_be_written_is_said(tmp_path):
+    write_toy_shards(tmp_path)
+    (tmp_path / "sheet.png").mkdir()
+    with pytest.raises(ValueError, match=r"sheet\.png was not written"):
+        check(tmp_path, tmp_path / "sheet.png")

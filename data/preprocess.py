@@ -13,6 +13,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from data.arrays import Arrays, Layout
 from data.build import Source, build
@@ -71,7 +72,7 @@ def pusht(config: PushTConfig) -> None:
         raise ValueError("--episodes and --workers start at 1, --replays at 0")
     folder = config.run / "shards"
     folder.mkdir(parents=True, exist_ok=True)
-    held = lock(folder)
+    held = _hold(folder)
     source: Source
     if config.demos:
         path = _local(config)
@@ -82,7 +83,8 @@ def pusht(config: PushTConfig) -> None:
     else:
         source = ScriptedPushes(config.episodes, config.resolution, config.seed)
     _build(source, folder, config.seed, config.workers, config.restart)
-    held.close()
+    if held:
+        held.close()
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,16 @@ class ArraysConfig:
 def arrays(config: ArraysConfig) -> None:
     folder = config.run / "shards"
     folder.mkdir(parents=True, exist_ok=True)
-    held = lock(folder)
+    held = _hold(folder)
     source = Arrays(str(config.path), config.layout, config.scale)
     _build(source, folder, config.seed, config.workers, config.restart)
-    held.close()
+    if held:
+        held.close()
+
+
+def _hold(folder: Path) -> IO[str] | None:
+    """One process at a time, or one job of several ranks."""
+    return lock(folder) if int(os.environ.get("RANK", 0)) == 0 else None
 
 
 def _local(config: PushTConfig) -> Path:
@@ -121,6 +129,9 @@ def _build(source: Source, folder: Path, seed: int, workers: int, restart: bool)
     words = [w for w in sys.argv[1:] if w != "--restart"]
     command = f"python -m data.preprocess {shlex.join(words)}"
     made = build(source, folder, command, seed, workers, restart)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others may not be done yet
+        print(f"shards: rank {os.environ.get('RANK', 0)} made {made} in {folder}")
+        return
     recordings = Recordings(folder)
     counts = {split: len(recordings.episodes(split)) for split in ("train", "validation", "test")}
     done = f"{made} shards made" if made else "all shards were there"

@@ -64,6 +64,6 @@ class Replays:
             targets = np.clip(targets + smooth_noise(random, len(targets), spread), 0, 512)
         world.reset(recorded.states[rows][0])
         record = Recorder(world)
-        for target in targets[:-1]:
+        for target in targets:  # the last too: some demonstrations succeed with it
             record.step(target)
         return record.episode(demonstration)

@@ -93,7 +93,7 @@ def test_a_replayed_demonstration_stays_within_half_a_pixel(number):
     episode = source.episode(PushT(), number, 0)
     known = read_demonstrations(LOWDIM)
     assert episode.states is not None
-    away = error(episode.states, known.states[known.rows(number)])
+    away = error(episode.states[:-1], known.states[known.rows(number)])
     assert away[0] < 0.5 and away[1] < 0.01
     again = source.episode(PushT(), number, 1)
     assert again.states is not None

@@ -20,6 +20,7 @@ from data.shards import Recordings
 from evaluation.metrics import codes_changing, mse, patches_changing, pooled_psnr, psnr, ssim
 from evaluation.windows import spread_windows
 from models.build import build_tokenizer, describe
+from models.codes import code_counts, perplexity
 from models.vqvae import VqVaeConfig
 from pipeline.cli import run as run_stage
 from pipeline.pictures import grid
@@ -51,7 +52,9 @@ def _model(config: Config, **changes: Any) -> Config:
 PRESETS = {
     "pusht": lambda c: _model(c, image_size=(64, 64)),
     "high_res": lambda c: _model(c, image_size=(96, 96)),
-    "cpu": lambda c: _train(c, steps=1000, batch_size=64, evaluate_every=500, save_every=100),
+    "cpu": lambda c: _model(
+        _train(c, steps=1100, batch_size=64, evaluate_every=550, save_every=100), depth=1
+    ),
     "debug": lambda c: _model(
         _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
         channels=32, codes=64, code_width=8, depth=1, continuous_steps=10,
@@ -112,12 +115,11 @@ def validate(
         "patches_changing": float(patches_changing(truth, model.latents.grid)),
     }
     if model.latents.kind == "discrete":
-        share = torch.bincount(codes.flatten(), minlength=model.latents.codes) / codes.numel()
-        entropy = -(share * torch.log(share.clamp(min=1e-12))).sum()
+        counts = code_counts(codes, model.latents)
         figures |= {
             "codes_changing": float(codes_changing(codes.view(len(truth), 2, -1))),
-            "codes_used": float((share > 0).sum()),
-            "perplexity": float(torch.exp(entropy)),
+            "codes_used": float((counts > 0).sum()),
+            "perplexity": float(perplexity(counts)),
         }
     return figures, [first[:8], again[:8]]
 

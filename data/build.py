@@ -21,6 +21,11 @@ from data.shards import BUILD_FILE, FORMAT, read_header, shard_name, write_shard
 from data.splits import split_sources
 
 
+def cores() -> int:
+    """Count the processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Source(Protocol):
     """Picklable; every method is a function of the source's own settings."""
 

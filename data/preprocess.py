@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from data.arrays import Arrays, Layout
-from data.build import Source, build
+from data.build import Source, build, cores
 from data.check import main_check
 from data.demos import Demonstrations
 from data.download import fetch
@@ -25,10 +25,6 @@ from data.replays import Replays
 from data.shards import Recordings
 from pipeline.cli import Command, run_commands
 from pipeline.lock import lock
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,7 @@ class PushTConfig:
     """Height and width of a frame, in pixels."""
     seed: int = 0
     """Of episodes, noise and splits."""
-    workers: int = _cores()
+    workers: int = cores()
     """Processes; what is written does not depend on it."""
     restart: bool = False
     """Throw away what is there and begin anew."""
@@ -58,7 +54,7 @@ class PushTConfig:
 PRESETS = {
     "pusht": lambda c: c,
     "high_res": lambda c: replace(c, resolution=96),
-    "cpu": lambda c: replace(c, episodes=420),
+    "cpu": lambda c: replace(c, episodes=360),
     "debug": lambda c: replace(c, episodes=6),
 }
 
@@ -99,7 +95,7 @@ class ArraysConfig:
     """Factor to 0..255, for frames stored as fractions."""
     seed: int = 0
     """Of the splits."""
-    workers: int = _cores()
+    workers: int = cores()
     restart: bool = False
     """Throw away what is there and begin anew."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from contextlib import ExitStack
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from data import pusht
+from data.build import cores
 from data.clips import Clips
 from data.pusht_pool import SimulatorPool
 from data.shards import Recordings
@@ -42,7 +42,7 @@ class Session:
         self.recordings = Recordings(shards or own)
         self.world = load_world(run, self.device)
         self.controllers = load_controllers(run, self.world)
-        self.workers = workers or len(os.sched_getaffinity(0))
+        self.workers = workers or cores()
         where = self.recordings.folder
         self.world.actions.check_same(self.recordings.actions, f"{run}'s world", str(where))
         if tuple(self.world.tokenizer.image_size) != self.recordings.image_size:

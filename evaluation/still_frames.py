@@ -18,6 +18,7 @@ from evaluation.metrics import (
     ssim,
 )
 from evaluation.windows import spread_windows
+from models.codes import code_counts, perplexity
 
 
 @torch.inference_mode()
@@ -26,9 +27,10 @@ def measure_tokenizer(
 ) -> dict[str, Any]:
     """Measure reconstruction, codebook use and flicker on windows of held-out clips."""
     chosen, sources = spread_windows(clips, windows, seed)
-    grid, codes_held = tokenizer.latents.grid, tokenizer.latents.codes
+    about = tokenizer.latents
+    grid, codes_held = about.grid, about.codes * about.codebooks
     errors, similar, changing, moving = [], [], [], []
-    used = np.zeros(max(codes_held, 1), np.int64)
+    used = torch.zeros(about.codebooks, about.codes, dtype=torch.long)
     for first in range(0, len(chosen), 32):
         frames = clips.batch(chosen[first : first + 32]).frames.to(device)
         count, length = frames.shape[:2]
@@ -39,13 +41,11 @@ def measure_tokenizer(
         similar.append(ssim(flat, given_back).view(count, length).cpu())
         moving.append(patches_changing(frames, grid) * count)
         if codes_held:
-            used += np.bincount(latents.flatten().cpu().numpy(), minlength=codes_held)
+            used += code_counts(latents, about).cpu()
             changing.append(codes_changing(latents.view(count, length, -1)) * count)
     error, similarity = torch.cat(errors), torch.cat(similar)
     means = torch.stack([error.mean(1), similarity.mean(1)], 1).double().numpy()
     low, high = spread(resampled_means(means, sources, seed=seed))
-    share = used / max(used.sum(), 1)
-    entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
     return {
         "n": error.numel(),
         "psnr": pooled_psnr(error),
@@ -57,7 +57,7 @@ def measure_tokenizer(
         "ssim_high": float(high[1]),
         "codes_used": int((used > 0).sum()) if codes_held else None,
         "codes": codes_held or None,
-        "perplexity": float(np.exp(entropy)) if codes_held else None,
+        "perplexity": float(perplexity(used)) if codes_held else None,
         "codes_changing": sum(changing) / len(chosen) if codes_held else None,
         "patches_changing": sum(moving) / len(chosen),
     }

@@ -1,6 +1,6 @@
 """Actor-critic on imagined trajectories (DreamerV3, arXiv:2301.04104, section 3).
 
-Letters: B starts, H imagined steps, N latents a frame, A action numbers.
+Letters: B starts, H imagined steps, P patches, N latents a frame, D latent width, A action numbers.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Critic(nn.Module):
         self.out = TwoHot(config.hidden)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, N) codes or (B, N, D) -> (B,)."""
+        """(B, N) codes or (B, P, D) -> (B,)."""
         return self.out(self.features(latents))
 
 

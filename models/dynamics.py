@@ -24,7 +24,7 @@ class Memory(Protocol):
 class State:
     """Where a batch of imagined worlds stands. B rows, N latents a frame."""
 
-    latents: Tensor  # (B, N) int64 codes, or (B, N, D)
+    latents: Tensor  # (B, N) int64 codes, or (B, P, D)
     reward: Tensor  # (B,) expected reward on arriving here; 0 at a start, or without a head
     continues: Tensor  # (B,) probability that it goes on; 1 at a start, or without a head
     memory: Memory

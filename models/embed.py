@@ -61,7 +61,7 @@ class PointerEmbedding(nn.Module):
         self.cell = cell
 
     def forward(self, actions: Tensor) -> Tensor:
-        """(..., A) in [-1, 1], the point first -> (..., N, D)."""
+        """(..., A) in [-1, 1], the point first -> (..., P, D)."""
         offset = actions[..., None, :2] - self.centres
         near = torch.tanh(offset / self.cell)
         features = torch.cat([offset, near, fourier(offset, self.wavelengths)], dim=-1)

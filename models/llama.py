@@ -4,7 +4,10 @@ Two ways of decoding the next frame:
   frame  a block is [a_t, z_t]; its outputs at the patches are z_{t+1}, all at once;
   token  a block is [a_{t-1}, z_t]; each output is the next token, one by one.
 
-Letters: B clips, T frames, N latents a frame, K codes, D width, A action numbers.
+A patch may have several codes (product quantisation): they are read and foretold together.
+
+Letters: B clips, T frames, P patches, N codes a frame, K codes of a codebook, D width, A action
+numbers.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
+from models.codes import CodeVectors
 from models.dynamics import State
 from models.embed import ActionEmbedding, PointerEmbedding
 from models.heads import TwoHot
@@ -66,8 +70,6 @@ class LlamaMemory:
 class LlamaDynamics(nn.Module):
     """Predict the codes of the next frame."""
 
-    codebook: Tensor
-
     def __init__(self, config: LlamaConfig, latents: Latents, actions: ActionSpec) -> None:
         super().__init__()
         if latents.kind != "discrete":
@@ -78,11 +80,11 @@ class LlamaDynamics(nn.Module):
         self.temperature = 0.0  # 0 takes the likeliest code
         width = config.transformer.width
 
-        self.register_buffer("codebook", torch.zeros(latents.codes, latents.width))
+        self.vectors = CodeVectors(latents)
         self.look = nn.Linear(latents.width, width)
-        self.name = nn.Embedding(latents.codes, width)
+        self.name = nn.Embedding(latents.codebooks * latents.codes, width)
         nn.init.zeros_(self.name.weight)
-        self.place = nn.Parameter(0.02 * torch.randn(latents.per_frame, width))
+        self.place = nn.Parameter(0.02 * torch.randn(latents.patches, width))
         self.action = ActionEmbedding(actions, width)
         if config.decoding == "token":  # a first frame has no action that led to it
             self.no_action = nn.Parameter(0.02 * torch.randn(width))
@@ -96,19 +98,20 @@ class LlamaDynamics(nn.Module):
             places=torch.cat([centre, places]),
             causal_inside=config.decoding == "token",
         )
-        self.head_look = nn.Linear(width, latents.width, bias=False)
-        self.head_name = nn.Linear(width, latents.codes)
-        nn.init.zeros_(self.head_name.weight)
-        nn.init.zeros_(self.head_name.bias)
+        books, codes, share = self.vectors.book.shape
+        self.head_look = nn.Parameter(torch.randn(books, share, width) / (3 * width) ** 0.5)
+        self.head_name = nn.Parameter(torch.zeros(books, codes, width))
+        self.head_bias = nn.Parameter(torch.zeros(books, codes))
+        self.stay = nn.Linear(width, books)
+        nn.init.zeros_(self.stay.weight)
+        nn.init.constant_(self.stay.bias, 6.0)  # nearly all of 256 codes' share
         if config.rewards:
             self.reward = TwoHot(width)
             self.goes_on = nn.Linear(width, 1)
 
     def adopt(self, tokenizer: Tokenizer) -> None:
         """Take over the vectors of the tokenizer's codes: they embed the codes, and stay fixed."""
-        codes = torch.arange(self.latents.codes, device=self.codebook.device)
-        vectors = tokenizer.vectors(codes)
-        self.codebook.copy_((vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-4))
+        self.vectors.adopt(tokenizer)
 
     # -- training ---------------------------------------------------------------------------
 
@@ -125,21 +128,21 @@ class LlamaDynamics(nn.Module):
             if self.config.imagined and torch.rand(()) < self.config.imagined:
                 shown = self._show_own(shown, actions)
             out = self._blocks(shown, actions[:, :-1], [True] * shown.shape[1])[0]
-            logits, summary = self._logits(out[:, :, 1:]), out[:, :, 0]
-            before, target = latents[:, :-1], latents[:, 1:]
+            out, summary = out[:, :, 1:], out[:, :, 0]
         else:
             leading = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, :-1]], dim=1)
             given = [False] + [True] * (latents.shape[1] - 1)
             out = self._blocks(latents, leading, given)[0]
-            logits, summary = self._logits(out[:, 1:, :-1]), out[:, 1:, -1]
-            before, target = latents[:, :-1], latents[:, 1:]
-        changed = before != target
+            shown, out, summary = latents[:, :-1], out[:, 1:, :-1], out[:, 1:, -1]
+        target = latents[:, 1:]
+        logits = self._logits(out, shown)
+        changed = latents[:, :-1] != target
         weight = 1 + (self.config.change_weight - 1) * changed.float()
-        log_share = torch.log_softmax(logits.float(), dim=-1)
-        entropy = -log_share.gather(-1, target[..., None])[..., 0]
+        entropy = nn.functional.cross_entropy(
+            logits.flatten(0, -2).float(), target.flatten(), reduction="none"
+        ).view(target.shape)
         with torch.no_grad():
-            right = logits.argmax(-1) == target
-            share = (right & changed).sum() / changed.sum().clamp(min=1)
+            share = (logits[changed].argmax(-1) == target[changed]).sum() / max(changed.sum(), 1)
         losses = {
             # a plain mean: processes and parts of a batch then add up to the whole
             "codes": (entropy * weight).mean(),
@@ -160,7 +163,7 @@ class LlamaDynamics(nn.Module):
     def _show_own(self, shown: Tensor, actions: Tensor) -> Tensor:
         """Replace the frames after a random one by predictions from the frames before them."""
         out = self._blocks(shown, actions[:, :-1], [True] * shown.shape[1])[0]
-        own = self._logits(out[:, :-1, 1:]).argmax(-1)
+        own = self._logits(out[:, :-1, 1:], shown[:, :-1]).argmax(-1)
         first = torch.randint(1, shown.shape[1] + 1, (len(shown), 1, 1), device=shown.device)
         later = torch.arange(1, shown.shape[1], device=shown.device)[None, :, None] >= first
         return torch.cat([shown[:, :1], torch.where(later, own, shown[:, 1:])], dim=1)
@@ -198,32 +201,33 @@ class LlamaDynamics(nn.Module):
         assert isinstance(memory, LlamaMemory)
         if self.config.decoding == "frame":
             return self._step_frame(state, memory, action)
-        return self._step_token(memory, action)
+        return self._step_token(state, memory, action)
 
     def _step_frame(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         latents = torch.cat([memory.latents, state.latents[:, None]], dim=1)
         actions = torch.cat([memory.actions, action[:, None]], dim=1)
         out, cache = self._blocks(latents, actions, [*memory.given, True], memory.cache)
-        codes = self._choose(self._logits(out[:, -1, 1:]))
+        codes = self._choose(self._logits(out[:, -1, 1:], state.latents))
         return self._arrive(codes, out[:, -1, 0], cache, memory)
 
-    def _step_token(self, memory: LlamaMemory, action: Tensor) -> State:
+    def _step_token(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         cache = memory.cache or self.transformer.empty_cache(memory.latents)
         if memory.given:
             _, cache = self._blocks(memory.latents, memory.actions, memory.given, cache)
         token = self.action(action)[:, None]
         pointed = self.pointer(action) if self.pointer else None
+        before = state.latents.unflatten(1, (-1, self.latents.codebooks))
         codes = []
-        for position in range(self.latents.per_frame + 1):
+        for position in range(self.latents.patches + 1):
             out, cache = self.transformer.extend(token, cache, position)
-            if position == self.latents.per_frame:
+            if position == self.latents.patches:
                 break
-            code = self._choose(self._logits(out[:, 0]))
+            code = self._choose(self._logits(out, before[:, position]))
             codes.append(code)
-            token = self._embed(code[:, None], slice(position, position + 1))
+            token = self._embed(code, slice(position, position + 1))
             if pointed is not None:
                 token = token + pointed[:, position : position + 1]
-        return self._arrive(torch.stack(codes, dim=1), out[:, 0], cache, memory)
+        return self._arrive(torch.cat(codes, dim=1), out[:, 0], cache, memory)
 
     def _arrive(self, codes: Tensor, summary: Tensor, cache: Cache, memory: LlamaMemory) -> State:
         if self.config.rewards:
@@ -247,7 +251,7 @@ class LlamaDynamics(nn.Module):
     def _blocks(
         self, latents: Tensor, actions: Tensor, given: list[bool], cache: Cache | None = None
     ) -> tuple[Tensor, Cache]:
-        """latents (B, T, N), the action of each block (B, T, A) -> outputs (B, T, 1 + N, D)."""
+        """latents (B, T, N), the action of each block (B, T, A) -> outputs (B, T, 1 + P, D)."""
         spoken = self.action(actions)
         patches = self._embed(latents, slice(None))
         pointed = self.pointer(actions) if self.pointer else torch.zeros_like(patches)
@@ -260,8 +264,20 @@ class LlamaDynamics(nn.Module):
         return rearrange(out, "B (T S) D -> B T S D", T=latents.shape[1]), after
 
     def _embed(self, latents: Tensor, places: slice) -> Tensor:
-        return self.look(self.codebook[latents]) + self.name(latents) + self.place[places]
+        """(..., N) -> (..., P, D), for the patches at `places`."""
+        names = self.name(self.vectors.numbered(latents)).sum(-2)
+        return self.look(self.vectors(latents)) + names + self.place[places]
 
-    def _logits(self, out: Tensor) -> Tensor:
-        scale = self.codebook.shape[1] ** -0.5
-        return self.head_look(out) @ self.codebook.T.to(out.dtype) * scale + self.head_name(out)
+    def _logits(self, out: Tensor, before: Tensor) -> Tensor:
+        """(..., P, D), and the codes that stand there before, (..., N) -> (..., N, K).
+
+        A code's row of the last layer is its own and a map of its vector.  What stays as it was
+        gets a bonus: a model need not learn to copy before it can learn what moves.
+        """
+        book = self.vectors.book
+        looks = torch.einsum("GKd,GdD->GKD", book, self.head_look)
+        row = self.head_name + book.shape[-1] ** -0.5 * looks
+        logits = nn.functional.linear(out, row.flatten(0, 1), self.head_bias.flatten())
+        logits = logits.unflatten(-1, book.shape[:2]).flatten(-3, -2)
+        stay = self.stay(out).flatten(-2)[..., None]
+        return logits.scatter_add(-1, before[..., None], stay.to(logits.dtype))

@@ -1,6 +1,6 @@
 """A light policy on the latents of one frame.
 
-Letters: B states, N latents a frame, D latent width, M keypoints, A action numbers.
+Letters: B states, P patches, N latents a frame, D latent width, M keypoints, A action numbers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from data.actions import ActionSpec
+from models.codes import CodeVectors
 from models.dynamics import State
 from models.mixture import ActionMixture
 from models.tokenizer import Latents, Tokenizer
@@ -40,7 +41,6 @@ class Glance(nn.Module):
     """A frame's latents as a few places and what stands there (spatial softmax, Levine et al.,
     arXiv:1504.00702)."""
 
-    codebook: Tensor
     where: Tensor
 
     def __init__(self, config: PolicyConfig, latents: Latents) -> None:
@@ -48,8 +48,7 @@ class Glance(nn.Module):
         self.latents = latents
         rows, columns = latents.grid
         channels, points = config.channels, config.keypoints
-        if latents.kind == "discrete":
-            self.register_buffer("codebook", torch.zeros(latents.codes, latents.width))
+        self.vectors = CodeVectors(latents)
         self.look = nn.Conv2d(latents.width, channels, 1)
         self.place = nn.Parameter(torch.zeros(channels, rows, columns))
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
@@ -65,16 +64,12 @@ class Glance(nn.Module):
 
     def adopt(self, tokenizer: Tokenizer) -> None:
         """Take over the vectors of the tokenizer's codes."""
-        if self.latents.kind == "discrete":
-            codes = torch.arange(self.latents.codes, device=self.codebook.device)
-            vectors = tokenizer.vectors(codes)
-            self.codebook.copy_((vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-4))
+        self.vectors.adopt(tokenizer)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, N) codes or (B, N, D) -> (B, width)."""
-        vectors = self.codebook[latents] if self.latents.kind == "discrete" else latents
+        """(B, N) codes or (B, P, D) -> (B, width)."""
         rows, columns = self.latents.grid
-        x = rearrange(vectors, "B (h w) D -> B D h w", h=rows, w=columns)
+        x = rearrange(self.vectors(latents), "B (h w) D -> B D h w", h=rows, w=columns)
         x = nn.functional.silu(self.look(x) + self.place)
         x = x + nn.functional.silu(self.mix(x))
         share = torch.softmax(self.maps(x).flatten(2).float(), dim=-1)

@@ -16,13 +16,20 @@ class Latents:
     grid: tuple[int, int]
     """Rows and columns of latents in a frame."""
     width: int
-    """Numbers in one latent vector (of a code: in its codebook vector)."""
+    """Numbers that stand for one patch, all its codes together."""
     codes: int = 0
-    """Size of the codebook; 0 where latents are continuous."""
+    """Size of a codebook; 0 where latents are continuous."""
+    codebooks: int = 1
+    """Codes of one patch, each from a codebook of its own."""
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
 
     @property
     def per_frame(self) -> int:
-        return self.grid[0] * self.grid[1]
+        """Latents of a frame: its codes, patch by patch, or its vectors."""
+        return self.patches * self.codebooks
 
     def as_dict(self) -> dict[str, Any]:
         """Give plain values for checkpoints."""
@@ -36,21 +43,25 @@ class Latents:
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Frames to latents and back. B frames, N latents a frame, D numbers a latent vector."""
+    """Frames to latents and back.
+
+    B frames, P patches, G codebooks of K codes, N latents a frame (P, or P G codes), D width.
+    """
 
     latents: Latents
     image_size: tuple[int, int]
 
+    @property
+    def codebooks(self) -> Tensor:
+        """(G, K, D / G) float, the vectors of the codes; empty where latents are continuous."""
+        ...
+
     def encode(self, frames: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> (B, N) int64 codes, or (B, N, D) float."""
+        """(B, 3, H, W) uint8 -> (B, N) int64 codes, or (B, P, D) float."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, N) codes or (B, N, D) -> (B, 3, H, W) uint8."""
-        ...
-
-    def vectors(self, latents: Tensor) -> Tensor:
-        """(..., N) codes or (..., N, D) -> (..., N, D) float."""
+        """(B, N) codes or (B, P, D) -> (B, 3, H, W) uint8."""
         ...
 
     def loss(self, frames: Tensor) -> dict[str, Tensor]:

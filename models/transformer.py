@@ -145,19 +145,29 @@ def windowed_attention(
     Block by block rather than under one mask: nothing out of view is ever multiplied.
     """
     past = (k.shape[2] - q.shape[2]) // size
-    scale = q.shape[-1] ** -0.5
+    q = q * q.shape[-1] ** -0.5
     outputs = []
     for block in range(q.shape[2] // size):
         last = (past + block + 1) * size
         first = max(0, last - context * size)
-        query = q[:, :, block * size : (block + 1) * size] * scale
-        scores = query @ k[:, :, first:last].transpose(-1, -2)
+        query = q[:, :, block * size : (block + 1) * size]
+        outputs.append(attention(query, k[:, :, first:last], v[:, :, first:last], inside))
+    return torch.cat(outputs, dim=2)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, inside: Tensor | None = None) -> Tensor:
+    """softmax(q k^T) v.  `inside`, (S, S) bool: which of the last S keys each query may see.
+
+    Outside autocast, which would take the scores to float32 and back: softmax adds up in float32
+    whatever it is given.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q @ k.transpose(-1, -2)
         if inside is not None:
+            size = len(inside)
             own = scores[..., -size:].masked_fill(~inside, float("-inf"))
             scores = torch.cat([scores[..., :-size], own], dim=-1)
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
-        outputs.append(weights @ v[:, :, first:last])
-    return torch.cat(outputs, dim=2)
+        return torch.softmax(scores, dim=-1) @ v
 
 
 class Transformer(nn.Module):
@@ -201,10 +211,7 @@ class Transformer(nn.Module):
         for index, layer in enumerate(self.layers):
             past = (cache.keys[index], cache.values[index])
             q, k, v = layer.project(x, angles, past)  # type: ignore[operator]
-            weights = torch.softmax(
-                q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, dim=-1, dtype=torch.float32
-            )
-            x = layer.finish(x, weights.to(v.dtype) @ v)  # type: ignore[operator]
+            x = layer.finish(x, attention(q * q.shape[-1] ** -0.5, k, v))  # type: ignore[operator]
             low = max(0, k.shape[2] - keep) if full else 0
             keys.append(k[:, :, low:])
             values.append(v[:, :, low:])

@@ -1,6 +1,7 @@
 """VQ-VAE (van den Oord et al., arXiv:1711.00937) with an EMA codebook.
 
-Letters: B frames, H W pixels, h w latent grid, N = h * w, C channels, D code width, K codes.
+Letters: B frames, H W pixels, h w latent grid, P = h * w patches, C channels, D latent width,
+G codebooks of K codes, N = P * G codes a frame.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
+from models.codes import code_counts, perplexity
 from models.tokenizer import Latents
 
 
@@ -39,10 +41,13 @@ class VqVaeConfig:
     """Factor on the channels, for each halving away from the latent grid."""
     depth: int = 2
     """Residual blocks at every resolution, in the encoder and again in the decoder."""
-    codes: int = 1024
-    """Vectors in the codebook."""
+    codebooks: int = 4
+    """Codes of one patch, each for its own share of the patch's vector (product quantisation).
+    Edges move by less than a pixel a step: one code of 1,024 is too coarse to tell."""
+    codes: int = 256
+    """Vectors in a codebook."""
     code_width: int = 32
-    """Numbers in a codebook vector."""
+    """Numbers that stand for one patch, shared out among its codebooks."""
     decay: float = 0.98
     """Moving average of the codebook, per step."""
     commitment: float = 0.25
@@ -63,6 +68,12 @@ class VqVaeConfig:
             raise ValueError(
                 f"downsample {self.downsample} is not stem {self.stem} times a power of two; "
                 f"choose a stem of {self.downsample} or half, a quarter ... of it"
+            )
+
+        if self.code_width % self.codebooks:
+            raise ValueError(
+                f"a code width of {self.code_width} does not part among {self.codebooks} "
+                f"codebooks; change --model.code-width or --model.codebooks"
             )
 
     @property
@@ -147,18 +158,21 @@ class VqVae(nn.Module):
         self.image_size = config.image_size
         height, width = config.image_size
         grid = (height // config.downsample, width // config.downsample)
-        self.latents = Latents("discrete", grid, config.code_width, config.codes)
+        self.latents = Latents("discrete", grid, config.code_width, config.codes, config.codebooks)
 
         self.encoder = _Encoder(config)
-        self.quantizer = VectorQuantize(
-            dim=config.code_width,
-            codebook_size=config.codes,
-            decay=config.decay,
-            kmeans_init=True,
-            kmeans_iters=10,
-            threshold_ema_dead_code=0.1,  # type: ignore[arg-type]
-            commitment_weight=1.0,
-            rotation_trick=False,
+        self.quantizers = nn.ModuleList(
+            VectorQuantize(
+                dim=config.code_width // config.codebooks,
+                codebook_size=config.codes,
+                decay=config.decay,
+                kmeans_init=True,
+                kmeans_iters=10,
+                threshold_ema_dead_code=0.1,  # type: ignore[arg-type]
+                commitment_weight=1.0,
+                rotation_trick=False,
+            )
+            for _ in range(config.codebooks)
         )
         self.decoder = _Decoder(config)
         self.register_buffer("trained_steps", torch.zeros((), dtype=torch.long))
@@ -169,82 +183,84 @@ class VqVae(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, N) int64 -> (B, 3, H, W) uint8."""
-        return self.draw(self.vectors(latents))
-
-    def draw(self, vectors: Tensor) -> Tensor:
-        """(B, N, D) codebook vectors, or mixtures of them -> (B, 3, H, W) uint8."""
-        h, w = self.latents.grid
-        pixels = self.decoder(rearrange(vectors, "B (h w) D -> B D h w", h=h, w=w))
+        pixels = self._draw(self._vectors(latents))
         return (pixels.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
-    def vectors(self, latents: Tensor) -> Tensor:
-        """(..., N) int64 -> (..., N, D)."""
-        return self.codebook[latents]
-
     @property
-    def codebook(self) -> Tensor:
-        """(K, D) float32."""
-        return self.quantizer.codebook.float()
+    def codebooks(self) -> Tensor:
+        """(G, K, D / G) float32."""
+        return torch.stack([part.codebook.float() for part in self.quantizers])  # type: ignore
+
+    def _vectors(self, codes: Tensor) -> Tensor:
+        """(B, N) int64 -> (B, P, D)."""
+        parts = codes.unflatten(-1, (-1, self.config.codebooks)).unbind(-1)
+        books = self.codebooks
+        return torch.cat([book[part] for book, part in zip(books, parts, strict=True)], dim=-1)
+
+    def _draw(self, vectors: Tensor) -> Tensor:
+        """(B, P, D) -> (B, 3, H, W), about [-1, 1]."""
+        h, w = self.latents.grid
+        return self.decoder(rearrange(vectors, "B (h w) D -> B D h w", h=h, w=w))
 
     def loss(self, frames: Tensor) -> dict[str, Tensor]:
         """Squared error and commitment (equation 3 of the paper; the codebook moves by EMA)."""
         truth = _to_unit(frames)
         quantized, codes, commitment = self._quantize(self.encoder(truth))
-        h, w = self.latents.grid
-        drawn = self.decoder(rearrange(quantized, "B (h w) D -> B D h w", h=h, w=w))
-        used = torch.bincount(codes.flatten(), minlength=self.config.codes).float()
-        share = used / used.sum()
-        perplexity = torch.exp(-(share * torch.log(share + 1e-10)).sum())
+        drawn = self._draw(quantized)
         return {
             # times 100: a loss of order one, so that the commitment's weight means what it says
             "reconstruction": 100 * nn.functional.mse_loss(drawn.float(), truth),
             "commitment": self.config.commitment * commitment,
-            "perplexity": perplexity.detach(),
+            "perplexity": perplexity(code_counts(codes, self.latents)),
         }
 
     def _quantize(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, D, h, w) -> quantized (B, N, D), codes (B, N), commitment ()."""
+        """(B, D, h, w) -> quantized (B, P, D), codes (B, N), commitment ()."""
         # float32: nearest neighbours and moving averages do not survive bfloat16
         with torch.autocast(encoded.device.type, enabled=False):
             vectors = rearrange(encoded.float(), "B D h w -> B (h w) D").contiguous()
             if self.training:
                 self.trained_steps += 1
                 if self.trained_steps <= self.config.continuous_steps:
-                    codes = torch.zeros(vectors.shape[:2], dtype=torch.long, device=vectors.device)
+                    shape = (len(vectors), self.latents.per_frame)
+                    codes = torch.zeros(shape, dtype=torch.long, device=vectors.device)
                     return vectors, codes, vectors.new_zeros(())
-            codes = self._nearest(vectors)
-            if self.training:
-                self._move_codebook(vectors, codes)
-            quantized = self.vectors(codes)
+            parts = vectors.chunk(self.config.codebooks, dim=-1)
+            codes = []
+            for part, quantizer in zip(parts, self.quantizers, strict=True):
+                codes.append(_nearest(part, quantizer.codebook.float()))  # type: ignore
+                if self.training:
+                    _move_codebook(quantizer, part, codes[-1])
+            codes = torch.stack(codes, dim=-1).flatten(1)
+            quantized = self._vectors(codes)
             commitment = nn.functional.mse_loss(vectors, quantized.detach())
             # the gradient passes straight through the choice of a code
             return vectors + (quantized - vectors).detach(), codes, commitment
 
-    @torch.no_grad()
-    def _nearest(self, vectors: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N) int64: argmin over k of |e_k|^2 - 2 v e_k.
 
-        In parts that stay in the cache; the library's own pass keeps several (B N, K) arrays.
-        """
-        book = self.codebook
-        length = book.square().sum(-1)
-        flat = rearrange(vectors, "B N D -> (B N) D")
-        parts = [
-            torch.addmm(length, part, book.T, alpha=-2).argmin(-1) for part in flat.split(1024)
-        ]
-        return torch.cat(parts).view(vectors.shape[:2])
+@torch.no_grad()
+def _nearest(vectors: Tensor, book: Tensor) -> Tensor:
+    """(B, P, d), (K, d) -> (B, P) int64: argmin over k of |e_k|^2 - 2 v e_k.
 
-    @torch.no_grad()
-    def _move_codebook(self, vectors: Tensor, codes: Tensor) -> None:
-        """Update the moving averages from a balanced quarter of the patches.
+    In parts that stay in the cache; the library's own pass keeps several (B P, K) arrays.
+    """
+    length = book.square().sum(-1)
+    flat = rearrange(vectors, "B P d -> (B P) d")
+    parts = [torch.addmm(length, part, book.T, alpha=-2).argmin(-1) for part in flat.split(1024)]
+    return torch.cat(parts).view(vectors.shape[:2])
 
-        Most patches of a recording are plain background. Left alone they crowd the averages and
-        the revival of dead codes; drawn by one over the size of their code, rare patches count.
-        """
-        flat = codes.flatten()
-        rarity = 1 / torch.bincount(flat, minlength=self.config.codes)[flat].float()
-        chosen = torch.multinomial(rarity, max(1, len(flat) // 4))
-        self.quantizer(rearrange(vectors, "B N D -> 1 (B N) D")[:, chosen])
+
+@torch.no_grad()
+def _move_codebook(quantizer: nn.Module, vectors: Tensor, codes: Tensor) -> None:
+    """Update the moving averages from a balanced quarter of the patches.
+
+    Most patches of a recording are plain background. Left alone they crowd the averages and
+    the revival of dead codes; drawn by one over the size of their code, rare patches count.
+    """
+    flat = codes.flatten()
+    rarity = 1 / torch.bincount(flat)[flat].float()
+    chosen = torch.multinomial(rarity, max(1, len(flat) // 4))
+    quantizer(rearrange(vectors, "B P d -> 1 (B P) d")[:, chosen])
 
 
 def _to_unit(frames: Tensor) -> Tensor:

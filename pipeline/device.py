@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 from typing import Literal
 
 import torch
@@ -37,3 +39,17 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cpu":
         return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
     return device.type
+
+
+def prepare_cpu() -> None:
+    """Set what makes long work on a CPU faster."""
+    # oneDNN's float32 products: twice as fast, and exact without AMX
+    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    torch.set_float32_matmul_precision("highest" if amx else "medium")
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        # glibc hands every large tensor back to the system, and each new one is zeroed page by
+        # page: a tenth of a training step. Up to 32 MB (its limit) memory is kept instead.
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 * 2**20)
+        libc.mallopt(trim_threshold, 2**30)

@@ -23,7 +23,7 @@ from pipeline.device import pick_precision
 class LatentClip:
     """A batch of windows. Letters as in data/clips.py, N latents a frame."""
 
-    latents: Tensor  # (B, T, N) int64, or (B, T, N, D) float32
+    latents: Tensor  # (B, T, N) int64, or (B, T, P, D) float32
     actions: Tensor  # (B, T, A) normalised, or (B, T) codes
     rewards: Tensor | None  # (B, T)
     continues: Tensor | None  # (B, T) float, 0 at a true end
@@ -60,7 +60,9 @@ def cache_latents(
     device: torch.device,
     batch_size: int = 64,
 ) -> np.ndarray:
-    """Give (frames, N[, D]) latents of all recordings, encoded now where they are not there yet.
+    """Give latents of all recordings, encoded now where they are not there yet.
+
+    (frames, N) codes, or (frames, P, D).
 
     `fingerprint` is the tokenizer's; another one, or other recordings, make the cache anew. An
     interrupted pass goes on at the batch where it was.

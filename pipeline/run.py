@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data.order import batch_order
 from models.world import arithmetic
 from pipeline import checkpoint as ckpt
-from pipeline.device import Precision, describe_device, pick_device, pick_precision
+from pipeline.device import Precision, describe_device, pick_device, pick_precision, prepare_cpu
 from pipeline.lock import lock
 from pipeline.log import Log
 
@@ -109,9 +109,7 @@ class Run:
                 f"{self.accelerator.num_processes} processes; change --train.batch-size"
             )
         if self.device.type == "cpu":
-            # oneDNN's float32 products: twice as fast here, and exact without AMX
-            amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-            torch.set_float32_matmul_precision("highest" if amx else "medium")
+            prepare_cpu()
         torch.manual_seed(train.seed)
         if self.is_main:
             folder.mkdir(parents=True, exist_ok=True)

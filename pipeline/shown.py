@@ -18,7 +18,7 @@ from pipeline.latents import LatentClip, LatentClips
 class Step:
     """A batch of frames and what was done there."""
 
-    latents: Tensor  # (B, N) int64, or (B, N, D)
+    latents: Tensor  # (B, N) int64, or (B, P, D)
     actions: Tensor  # (B, A) normalised, or (B,) codes
 
 

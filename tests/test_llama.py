@@ -8,7 +8,7 @@ from models.llama import LlamaConfig, LlamaDynamics
 from models.tokenizer import Latents
 from models.transformer import TransformerConfig
 
-LATENTS = Latents("discrete", (2, 3), width=4, codes=12)
+LATENTS = Latents("discrete", (2, 3), width=4, codes=12, codebooks=2)
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), pointer=True)
 MOVES = ActionSpec("discrete", ("stay", "left", "right"))
 Decoding = Literal["frame", "token"]
@@ -19,7 +19,7 @@ def dynamics(decoding: Decoding = "frame", actions: ActionSpec = POINTER) -> Lla
     torch.manual_seed(0)
     small = TransformerConfig(width=24, layers=2, heads=2, hidden=32, context=3)
     model = LlamaDynamics(LlamaConfig(small, decoding=decoding), LATENTS, actions)
-    torch.nn.init.normal_(model.codebook)
+    torch.nn.init.normal_(model.vectors.book)
     for parameter in model.parameters():  # zero-initialised heads would agree about everything
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -28,7 +28,7 @@ def dynamics(decoding: Decoding = "frame", actions: ActionSpec = POINTER) -> Lla
 
 def episode(actions: ActionSpec = POINTER, frames: int = 6, clips: int = 3):
     random = torch.Generator().manual_seed(1)
-    latents = torch.randint(0, 12, (clips, frames, 6), generator=random)
+    latents = torch.randint(0, 12, (clips, frames, 12), generator=random)
     if actions.kind == "discrete":
         return latents, torch.randint(0, 3, (clips, frames), generator=random)
     return latents, torch.rand(clips, frames, 2, generator=random) * 2 - 1
@@ -67,11 +67,11 @@ def test_the_cached_path_gives_the_tokens_of_the_uncached_one(decoding, actions)
     whole = torch.stack(imagined, dim=1)
     if decoding == "frame":
         out = model._blocks(whole[:, :-1], acts[:, :7], [True] * 7)[0]
-        again = model._logits(out[:, :, 1:]).argmax(-1)
+        again = model._logits(out[:, :, 1:], whole[:, :-1]).argmax(-1)
     else:
         leading = torch.cat([torch.zeros_like(acts[:, :1]), acts[:, :7]], dim=1)
         out = model._blocks(whole, leading, [False] + [True] * 7)[0]
-        again = model._logits(out[:, 1:, :-1]).argmax(-1)
+        again = model._logits(out[:, 1:, :-1], whole[:, :-1]).argmax(-1)
     assert len(again.unique()) > 2
     assert torch.equal(again, whole[:, 1:])
 

@@ -4,8 +4,8 @@ import torch
 from models.vqvae import VqVae, VqVaeConfig
 
 SMALL = {
-    "image_size": (32, 32), "channels": 32, "codes": 16, "code_width": 8, "depth": 1,
-    "continuous_steps": 2,
+    "image_size": (32, 32), "channels": 32, "depth": 1, "continuous_steps": 2,
+    "codebooks": 2, "codes": 16, "code_width": 8,
 }  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def test_any_whole_grid_goes_there_and_back(blocks, downsample, stem, size):
     )
     model = VqVae(config).eval()
     codes = model.encode(noise(size=size))
-    assert codes.shape == (6, size[0] // downsample * (size[1] // downsample))
+    assert codes.shape == (6, 2 * (size[0] // downsample) * (size[1] // downsample))
     assert codes.dtype == torch.int64 and codes.min() >= 0 and codes.max() < 16
     drawn = model.decode(codes)
     assert drawn.shape == (6, 3, *size) and drawn.dtype == torch.uint8
@@ -66,7 +66,34 @@ def test_training_lowers_the_loss_and_uses_the_codebook():
     assert losses["commitment"] > 0
 
 
-def test_codebook_vectors_of_codes_are_what_the_decoder_draws():
+def test_each_codebook_draws_its_own_share_of_a_patch():
+    torch.manual_seed(0)
     model = VqVae(VqVaeConfig(**SMALL)).eval()
+    for quantizer in model.quantizers:
+        torch.nn.init.normal_(quantizer.codebook)
     codes = model.encode(noise())
-    assert torch.equal(model.draw(model.vectors(codes)), model.decode(codes))
+    vectors = model._vectors(codes)
+    assert vectors.shape == (6, 16, 8) and model.codebooks.shape == (2, 16, 4)
+    other = codes.clone()
+    other[:, 1::2] = (other[:, 1::2] + 1) % 16  # the second code of every patch
+    changed = (model._vectors(other) != vectors).any(0).any(0)
+    assert changed.tolist() == [False] * 4 + [True] * 4
+    assert not torch.equal(model.decode(other), model.decode(codes))
+
+
+def test_a_code_is_the_nearest_of_its_codebook():
+    torch.manual_seed(0)
+    model = VqVae(VqVaeConfig(**SMALL)).eval()
+    for quantizer in model.quantizers:
+        torch.nn.init.normal_(quantizer.codebook)
+    frames = noise(2)
+    encoded = model.encoder(frames.float() / 127.5 - 1).flatten(2).transpose(1, 2)
+    for number, book in enumerate(model.codebooks):
+        share = encoded[..., 4 * number : 4 * number + 4]
+        nearest = torch.cdist(share, book.expand(2, -1, -1)).argmin(-1)
+        assert torch.equal(model.encode(frames)[:, number::2], nearest)
+
+
+def test_a_width_that_does_not_part_among_the_codebooks_is_refused():
+    with pytest.raises(ValueError, match="code width of 10 does not part among 4"):
+        VqVaeConfig(code_width=10)

@@ -1,0 +1,105 @@
+"""The whole of evaluate.py on runs that have learned nothing: keys, nulls, going on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from untrained_run import write_run
+
+import evaluate
+from data.build import build
+from data.pushes import ScriptedPushes
+from data.shards import Recordings
+from data.toy import write_toy_shards
+from evaluation.keys import blank
+
+
+def measured(run: Path, **changes: Any) -> dict[str, Any]:
+    config = evaluate.PRESETS["debug"](evaluate.Config(run=run, workers=1))
+    evaluate.main(replace(config, **changes))
+    return json.loads((run / "report" / "metrics.json").read_text())
+
+
+def keys(tree: Any) -> Any:
+    return {k: keys(v) for k, v in tree.items()} if isinstance(tree, dict) else None
+
+
+@pytest.fixture(scope="module")
+def pusht_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("pusht")
+    build(ScriptedPushes(10, 64, 0), run / "shards", "", 0, 1)
+    return write_run(run, Recordings(run / "shards"))
+
+
+@pytest.fixture
+def toy_run(tmp_path: Path) -> Path:
+    write_toy_shards(tmp_path / "shards", episodes=12)
+    return write_run(tmp_path, Recordings(tmp_path / "shards"))
+
+
+def test_what_was_not_measured_is_null_and_never_absent(toy_run: Path):
+    metrics = measured(toy_run, parts=("tokenizer", "play"))
+    empty = blank()
+    assert set(metrics) == set(empty)
+    for part in ("task", "goal"):
+        assert metrics[part] == empty[part]
+    assert metrics["open_loop"] == empty["open_loop"]
+    for part in ("tokenizer", "play"):
+        assert set(empty[part]) <= set(metrics[part]) and None not in metrics[part].values()
+    assert (toy_run / "report" / "index.html").exists()
+
+
+def test_parts_are_added_one_by_one_and_done_once(toy_run: Path):
+    first = measured(toy_run, parts=("tokenizer",))
+    parts = toy_run / "report" / "parts"
+    before = (parts / "tokenizer.json").read_bytes()
+    (parts / "tokenizer.json").write_bytes(before.replace(b'"n": ', b'"n": 1'))  # a telltale
+    second = measured(toy_run, parts=("tokenizer", "open_loop"))
+    assert second["tokenizer"]["n"] == int(f"1{first['tokenizer']['n']}")  # taken, not made
+    assert first["open_loop"]["psnr"] is None and len(second["open_loop"]["psnr"]) == 3
+    third = measured(toy_run, parts=("tokenizer",), restart=True)
+    assert third["tokenizer"] == first["tokenizer"]
+    assert third["open_loop"] == second["open_loop"]
+
+
+def test_another_checkpoint_makes_the_figures_anew(toy_run: Path):
+    measured(toy_run, parts=("tokenizer", "play"))
+    write_run(toy_run, Recordings(toy_run / "shards"), controllers=False)  # the same weights
+    kept = measured(toy_run, parts=("tokenizer",))
+    assert kept["play"]["frames_per_second"] is not None
+    config = evaluate.PRESETS["debug"](evaluate.Config(run=toy_run))
+    assert measured(toy_run, parts=("play",), windows=config.windows + 1)["tokenizer"]["n"] is None
+
+
+def test_push_t_fills_task_and_goal(pusht_run: Path):
+    metrics = measured(pusht_run)
+    for policy in ("controller", "cloning", "random", "still", "scripted"):
+        row = metrics["task"][policy]
+        assert row["n"] == 2 and row["low"] <= row["score"] <= row["high"]
+    for protocol in ("first_hit", "strict"):
+        for policy in ("random", "still", "agent_only", "controller", "simulator"):
+            row = metrics["goal"][protocol][policy]
+            assert row["n"] == 2 and row["low"] <= row["success"] <= row["high"]
+    assert metrics["provenance"]["fingerprints"]["dynamics"]
+    pairs = json.loads((pusht_run / "report" / "pairs.json").read_text())
+    assert len(pairs["25"]) == 2
+
+
+def test_other_recordings_get_a_report_of_their_own(pusht_run: Path, tmp_path: Path):
+    other = tmp_path / "elsewhere"
+    build(ScriptedPushes(10, 64, 5), other / "shards", "", 0, 1)
+    config = evaluate.PRESETS["debug"](evaluate.Config(run=pusht_run, workers=1))
+    evaluate.main(replace(config, shards=other / "shards", parts=("tokenizer",)))
+    made = json.loads((pusht_run / "report" / "on-elsewhere" / "metrics.json").read_text())
+    assert made["provenance"]["recordings"] == str(other / "shards")
+
+
+def test_recordings_of_another_size_are_refused(pusht_run: Path, tmp_path: Path):
+    build(ScriptedPushes(10, 32, 0), tmp_path / "shards", "", 0, 1)
+    config = evaluate.PRESETS["debug"](evaluate.Config(run=pusht_run, workers=1))
+    with pytest.raises(ValueError, match=r"frames of \(64, 64\) pixels"):
+        evaluate.main(replace(config, shards=tmp_path / "shards"))

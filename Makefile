@@ -2,11 +2,13 @@
 # make test    install, then the test suite
 #
 # make demo DEMOS=PATH RUN=runs/human    the same on human demonstrations (zarr folder, zip or npz)
+# make demo DEMOS=PATH REPLAYS=90 PRESET=pusht RUN=runs/pusht    the same at full size, on a GPU
 # A second call goes on from where the first was interrupted, or says that all is done.
 
 RUN ?= runs/demo
 PRESET ?= pusht cpu
 DEMOS ?=
+REPLAYS ?=
 PYTHON := .venv/bin/python
 INSTALLED := .venv/installed
 STAGE := --preset $(PRESET) --run $(RUN)
@@ -15,7 +17,8 @@ STAGE := --preset $(PRESET) --run $(RUN)
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
-	$(PYTHON) -m data.preprocess pusht $(STAGE) $(if $(DEMOS),--demos $(DEMOS))
+	$(PYTHON) -m data.preprocess pusht $(STAGE) $(if $(DEMOS),--demos $(DEMOS)) \
+	  $(if $(REPLAYS),--replays $(REPLAYS))
 	$(PYTHON) train_tokenizer.py $(STAGE)
 	$(PYTHON) train_dynamics.py $(STAGE)
 	$(PYTHON) train_controller.py $(STAGE)

@@ -82,6 +82,7 @@ PRESETS = {
     "cpu": lambda c: replace(
         c,
         horizons=HORIZONS,
+        estimator_steps=250,
         goal_pairs=30,
         pair_seeds=(0,),
         planner_pairs=30,

@@ -53,7 +53,7 @@ PRESETS = {
     "pusht": lambda c: _model(c, image_size=(64, 64)),
     "high_res": lambda c: _model(c, image_size=(96, 96)),
     "cpu": lambda c: _model(
-        _train(c, steps=1100, batch_size=64, evaluate_every=550, save_every=100), depth=1
+        _train(c, steps=950, batch_size=64, evaluate_every=475, save_every=100), depth=1
     ),
     "debug": lambda c: _model(
         _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),

@@ -32,20 +32,16 @@ class CodeVectors(nn.Module):
             spread = book.std(1, keepdim=True).clamp(min=1e-4)
             self.book.copy_((book - book.mean(1, keepdim=True)) / spread)
 
-    def numbered(self, latents: Tensor) -> Tensor:
-        """Tell the codes of the codebooks apart: (..., N) -> (..., P, G), from 0 to G K - 1."""
-        return _numbered(latents, self.latents)
-
     def forward(self, latents: Tensor) -> Tensor:
         """(..., N) codes or (..., P, D) -> (..., P, D)."""
         if self.latents.kind == "continuous":
             return latents
-        return self.book.flatten(0, 1)[self.numbered(latents)].flatten(-2)
+        return self.book.flatten(0, 1)[numbered(latents, self.latents)].flatten(-2)
 
 
 def code_counts(codes: Tensor, latents: Latents) -> Tensor:
     """Count how often each code occurs: (..., N) int64 -> (G, K) int64."""
-    numbers = _numbered(codes, latents).flatten()
+    numbers = numbered(codes, latents).flatten()
     counts = torch.bincount(numbers, minlength=latents.codebooks * latents.codes)
     return counts.view(latents.codebooks, latents.codes)
 
@@ -56,7 +52,7 @@ def perplexity(counts: Tensor) -> Tensor:
     return torch.special.entr(share.double()).sum(-1).exp().mean()
 
 
-def _numbered(codes: Tensor, latents: Latents) -> Tensor:
+def numbered(codes: Tensor, latents: Latents) -> Tensor:
     """Tell the codes of the codebooks apart: (..., N) -> (..., P, G), from 0 to G K - 1."""
     apart = latents.codes * torch.arange(latents.codebooks, device=codes.device)
     return codes.unflatten(-1, (-1, latents.codebooks)) + apart

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
-from models.codes import CodeVectors
+from models.codes import CodeVectors, numbered
 from models.dynamics import State
 from models.embed import ActionEmbedding, PointerEmbedding
 from models.heads import TwoHot
@@ -265,7 +265,7 @@ class LlamaDynamics(nn.Module):
 
     def _embed(self, latents: Tensor, places: slice) -> Tensor:
         """(..., N) -> (..., P, D), for the patches at `places`."""
-        names = self.name(self.vectors.numbered(latents)).sum(-2)
+        names = self.name(numbered(latents, self.latents)).sum(-2)
         return self.look(self.vectors(latents)) + names + self.place[places]
 
     def _logits(self, out: Tensor, before: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from data.actions import ActionSpec
 from data.shards import write_whole
 from models.tokenizer import Latents
 
-FORMAT = 1
+FORMAT = 2
 WRITTEN_BY = {
     "tokenizer": "train_tokenizer.py",
     "dynamics": "train_dynamics.py",

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data.order import batch_order
 from models.world import arithmetic
 from pipeline import checkpoint as ckpt
-from pipeline.device import Precision, describe_device, pick_device, pick_precision, prepare_cpu
+from pipeline.device import Precision, describe_device, pick_device, pick_precision
 from pipeline.lock import lock
 from pipeline.log import Log
 
@@ -108,8 +108,6 @@ class Run:
                 f"a batch of {train.batch_size} does not part evenly among "
                 f"{self.accelerator.num_processes} processes; change --train.batch-size"
             )
-        if self.device.type == "cpu":
-            prepare_cpu()
         torch.manual_seed(train.seed)
         if self.is_main:
             folder.mkdir(parents=True, exist_ok=True)

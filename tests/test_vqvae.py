@@ -70,7 +70,7 @@ def test_each_codebook_draws_its_own_share_of_a_patch():
     torch.manual_seed(0)
     model = VqVae(VqVaeConfig(**SMALL)).eval()
     for quantizer in model.quantizers:
-        torch.nn.init.normal_(quantizer.codebook)
+        torch.nn.init.normal_(quantizer.codebook)  # type: ignore[arg-type]
     codes = model.encode(noise())
     vectors = model._vectors(codes)
     assert vectors.shape == (6, 16, 8) and model.codebooks.shape == (2, 16, 4)
@@ -85,7 +85,7 @@ def test_a_code_is_the_nearest_of_its_codebook():
     torch.manual_seed(0)
     model = VqVae(VqVaeConfig(**SMALL)).eval()
     for quantizer in model.quantizers:
-        torch.nn.init.normal_(quantizer.codebook)
+        torch.nn.init.normal_(quantizer.codebook)  # type: ignore[arg-type]
     frames = noise(2)
     encoded = model.encoder(frames.float() / 127.5 - 1).flatten(2).transpose(1, 2)
     for number, book in enumerate(model.codebooks):

@@ -133,3 +133,13 @@ def test_sampling_follows_the_seed():
         torch.manual_seed(seed)
         drawn.append(model.step(model.start(latents, acts[:, :5]), acts[:, 5]).latents)
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("decoding", BOTH)
+def test_before_training_everything_stays_where_it_is(decoding):
+    torch.manual_seed(0)
+    small = TransformerConfig(width=24, layers=2, heads=2, hidden=32, context=3)
+    model = LlamaDynamics(LlamaConfig(small, decoding=decoding), LATENTS, POINTER).eval()
+    latents, acts = episode()
+    after = model.step(model.start(latents, acts[:, :5]), acts[:, 5])
+    assert torch.equal(after.latents, latents[:, -1])

@@ -72,7 +72,7 @@ PRESETS = {
     "cpu": lambda c: _steps(
         c,
         {"steps": 700, "batch_size": 256, "learning_rate": 1e-3, "evaluate_every": 100},
-        {"steps": 45, "batch_size": 48, "evaluate_every": 15, "save_every": 15, "report_every": 5,
+        {"steps": 30, "batch_size": 48, "evaluate_every": 15, "save_every": 15, "report_every": 5,
          "warmup": 10},
     ),
     "debug": lambda c: replace(

@@ -63,7 +63,7 @@ PRESETS = {
     "pusht": lambda c: _transformer(c, width=384, layers=8, heads=6, hidden=1024),
     "cpu": lambda c: _train(
         _transformer(replace(c, frames=6), width=128, layers=6, heads=2, hidden=384, context=3),
-        steps=1000, batch_size=16, learning_rate=2e-3, evaluate_every=500, save_every=100,
+        steps=900, batch_size=16, learning_rate=2e-3, evaluate_every=450, save_every=100,
     ),
     "tokens": lambda c: replace(c, model=replace(c.model, decoding="token")),
     "debug": lambda c: _train(

@@ -1,4 +1,4 @@
-"""SwiGLU with its gradient written out: both halves in place, nothing kept but the input."""
+"""SwiGLU with its gradient written out: nothing is kept but the input."""
 
 from __future__ import annotations
 

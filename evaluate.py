@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from data.clips import Clips
@@ -25,15 +26,20 @@ from evaluation.keys import blank
 from evaluation.metrics import mse
 from evaluation.open_loop import HORIZONS, imagine, open_loop
 from evaluation.parts import Parts, write_json
+from evaluation.planning import Filmed, PlansInWorld
+from evaluation.probe import probe
 from evaluation.report import write_report
 from evaluation.session import Session
 from evaluation.speed import measure_play
 from evaluation.still_frames import measure_tokenizer
 from evaluation.windows import spread_windows
+from models.planner import Planner, PlannerConfig
 from pipeline.cli import run
 
-Part = Literal["tokenizer", "open_loop", "play", "task", "goal"]
+Part = Literal["tokenizer", "probe", "open_loop", "play", "task", "goal"]
+Protocol = Literal["first-hit", "strict", "chunk-end", "far", "far-strict", "task"]
 FILM = 16  # frames to show of a clip, at most
+FILMED = 32  # attempts at goals that are kept to choose pictures from
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,10 @@ class Config:
     """Recordings to measure on, other than the run's own; of the same action space and size."""
     out: Path | None = None
     """Folder of the report, if not RUN/report (with --shards: RUN/report/on-NAME)."""
-    parts: tuple[Part, ...] = ("tokenizer", "open_loop", "play", "task", "goal")
+    parts: tuple[Part, ...] = ("tokenizer", "probe", "open_loop", "play", "task", "goal")
     """What to measure; the rest keeps its figures from before, if they still hold, or is null."""
+    protocol: tuple[Protocol, ...] = ()
+    """Only these protocols of the simulator, and nothing else."""
     windows: int = 256
     """Windows of held-out episodes for the tokenizer and the open loop."""
     horizons: tuple[int, ...] = HORIZONS
@@ -64,12 +72,16 @@ class Config:
     """Pairs of start and goal for each seed."""
     pair_seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the pair lists."""
-    planner_pairs: int = 50
+    simulator_pairs: int = 50
     """Of the pairs, how many the true simulator is planned in: the upper bound is dear."""
-    planner_samples: int = 300
+    simulator_samples: int = 300
     """Candidate plans of an iteration in the true simulator."""
-    planner_iterations: int = 8
+    simulator_iterations: int = 8
     """Iterations of a plan in the true simulator."""
+    planner: PlannerConfig | None = None
+    """Plan in the world itself, towards every goal (--preset goals)."""
+    keep: int = goals.BUDGET // 2
+    """Actions of such a plan that are carried out before the next."""
     workers: int = 0
     """Processes of simulators; 0 is one for each core."""
     seed: int = 0
@@ -77,18 +89,28 @@ class Config:
     """Measure again what has been measured."""
 
 
-PRESETS = {
-    "pusht": lambda c: replace(c, horizons=(*HORIZONS, 25)),
-    "cpu": lambda c: replace(
-        c,
+def _cpu(config: Config) -> Config:
+    """Give the task its protocol, and goals a trial; but a run for goals its whole table."""
+    config = replace(
+        config,
         horizons=HORIZONS,
         estimator_steps=250,
         goal_pairs=30,
         pair_seeds=(0,),
-        planner_pairs=30,
-        planner_samples=48,
-        planner_iterations=4,
-    ),
+        simulator_pairs=30,
+        simulator_samples=48,
+        simulator_iterations=4,
+    )
+    if config.planner is None:
+        return config
+    planner = replace(config.planner, samples=200, iterations=10, best=20)
+    return replace(config, goal_pairs=100, pair_seeds=(0, 1, 2), planner=planner)
+
+
+PRESETS = {
+    "pusht": lambda c: replace(c, horizons=(*HORIZONS, 25)),
+    "goals": lambda c: replace(c, planner=PlannerConfig()),
+    "cpu": _cpu,
     "debug": lambda c: replace(
         c,
         windows=8,
@@ -100,9 +122,10 @@ PRESETS = {
         task_steps=6,
         goal_pairs=2,
         pair_seeds=(0,),
-        planner_pairs=2,
-        planner_samples=4,
-        planner_iterations=2,
+        simulator_pairs=2,
+        simulator_samples=4,
+        simulator_iterations=2,
+        planner=c.planner and replace(c.planner, samples=4, iterations=2, best=2),
     ),
 }
 
@@ -117,6 +140,8 @@ class Job:
     measure: Callable[[], dict[str, Any]]
     put: Callable[[dict[str, Any], dict[str, Any]], None]
     """Where the result belongs in the metrics."""
+    protocols: tuple[str, ...] = ()
+    """The simulator's protocols that it is part of, as --protocol names them."""
 
 
 def main(config: Config) -> None:
@@ -126,13 +151,14 @@ def main(config: Config) -> None:
         metrics = blank()
         jobs = [
             *tokenizer_jobs(session, config),
+            *probe_jobs(session, config),
             *open_loop_jobs(session, config),
             *play_jobs(session, config),
             *task_jobs(session, config),
             *goal_jobs(session, config),
         ]
         for job in tqdm(jobs, "evaluate", unit="part"):
-            if job.part in config.parts:
+            if _wanted(job, config):
                 result = parts.do(job.name, job.made_from, job.measure)
             else:
                 result = parts.saved(job.name, job.made_from)
@@ -147,6 +173,12 @@ def main(config: Config) -> None:
         draw(session.plots, metrics)
         page = write_report(session.folder, f"{config.run.name}: evaluation", metrics)
         tqdm.write(f"evaluate: {session.folder / 'metrics.json'} and {page}")
+
+
+def _wanted(job: Job, config: Config) -> bool:
+    if config.protocol:
+        return bool(set(job.protocols) & set(config.protocol))
+    return job.part in config.parts
 
 
 def tokenizer_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -167,6 +199,18 @@ def tokenizer_jobs(session: Session, config: Config) -> Iterator[Job]:
         "tokenizer", windows=config.windows, frames=frames, seed=config.seed
     )
     yield Job("tokenizer", "tokenizer", made_from, make, lambda m, r: m["tokenizer"].update(r))
+
+
+def probe_jobs(session: Session, config: Config) -> Iterator[Job]:
+    """What the latents know of the simulator's state."""
+    if not session.has_goals or not session.recordings.episodes("train"):
+        return
+
+    def make() -> dict[str, Any]:
+        return probe(session.world, session.recordings, seed=config.seed)
+
+    made_from = session.made_from("tokenizer", seed=config.seed)
+    yield Job("probe", "probe", made_from, make, lambda m, r: m["probe"].update(r))
 
 
 def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -233,7 +277,7 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
         made_from = session.made_from(
             *session.depends_on(name), seeds=[seeds[0], seeds[-1]], steps=config.task_steps
         )
-        yield Job("task", f"task-{name}", made_from, make, put)
+        yield Job("task", f"task-{name}", made_from, make, put, ("task",))
 
 
 def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -242,8 +286,11 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
         return
     lists = {}
     policies_to_try = session.goal_policies(
-        config.seed, config.planner_samples, config.planner_iterations
+        config.seed, config.simulator_samples, config.simulator_iterations
     )
+    if config.planner is not None:
+        planner = Planner(config.planner, session.world)
+        policies_to_try["planner"] = PlansInWorld(planner, config.keep)
     for offset in sorted({protocol.offset for protocol in goals.PROTOCOLS.values()}):
         by_seed = [
             goals.make_pairs(session.recordings, offset, config.goal_pairs, seed)
@@ -256,7 +303,7 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
             continue
         for name, policy in policies_to_try.items():
             # Evenly over the seeds, so that fewer pairs are still of all of them.
-            share = -(-config.planner_pairs // len(by_seed)) if name == "simulator" else None
+            share = -(-config.simulator_pairs // len(by_seed)) if name == "simulator" else None
             own = [pair for drawn in by_seed for pair in drawn[:share]]
             yield goal_job(session, config, offset, name, policy, own)
     write_json(
@@ -275,10 +322,17 @@ def goal_job(
     wanted = {key: p for key, p in goals.PROTOCOLS.items() if p.offset == offset}
 
     def make() -> dict[str, Any]:
+        filmed = Filmed(policy, min(FILMED, len(pairs))) if name == "planner" else None
         errors = goals.run_pairs(
-            policy, session.pool, session.recordings, pairs, name=f"goal +{offset}, {name}"
+            filmed or policy, session.pool, session.recordings, pairs, name=f"+{offset}, {name}"
         )
-        return {key: goals.summary(p.reached(errors), pairs) for key, p in wanted.items()}
+        found = {key: goals.summary(p.reached(errors), pairs) for key, p in wanted.items()}
+        if filmed is not None and isinstance(policy, PlansInWorld):
+            for row in found.values():
+                row["seconds_of_a_plan"] = float(np.median(policy.seconds))
+            path = session.plots / f"goal-{offset}-films.png"
+            draw_attempts(filmed.films(), goals.first_hit(errors), path)
+        return found
 
     def put(metrics: dict[str, Any], result: dict[str, Any]) -> None:
         for key, row in result.items():
@@ -286,9 +340,13 @@ def goal_job(
 
     settings: dict[str, Any] = {"pairs": goals.pair_list(pairs), "budget": goals.BUDGET}
     if name == "simulator":
-        settings |= {"samples": config.planner_samples, "iterations": config.planner_iterations}
+        settings |= {"samples": config.simulator_samples, "iterations": config.simulator_iterations}
+    if name == "planner":
+        assert config.planner is not None
+        settings |= asdict(config.planner) | {"keep": config.keep}
     made_from = session.made_from(*session.depends_on(name), **settings)
-    return Job("goal", f"goal-{offset}-{name}", made_from, make, put)
+    names = tuple(key.replace("_", "-") for key in wanted)
+    return Job("goal", f"goal-{offset}-{name}", made_from, make, put, names)
 
 
 @torch.inference_mode()
@@ -307,6 +365,20 @@ def draw_films(session: Session, clips: Clips, config: Config) -> None:
         films = [("truth", truth[row]), ("imagined", imagined[number].cpu())]
         titles = [f"+{h}" if h else "start" for h in shown]
         plots.strip(films, titles, session.plots / f"film-{number}.png")
+
+
+def draw_attempts(films: Tensor, reached: np.ndarray, path: Path, shown: int = 6) -> None:
+    """Draw attempts (n, 1 + T, 3, H, W), the goal first in each: failures above successes."""
+    reached = reached[: len(films)]
+    failed, hit = np.flatnonzero(~reached), np.flatnonzero(reached)
+    failed = failed[: max(shown - len(hit), shown * 2 // 3)]
+    chosen = [*failed, *hit[: shown - len(failed)]]
+    steps = list(range(0, films.shape[1] - 1, 5))
+    rows = [
+        ("reached" if reached[i] else "failed", films[i][[0, *(1 + s for s in steps)]])
+        for i in chosen
+    ]
+    plots.strip(rows, ["goal", *(f"+{s}" for s in steps)], path, error=False)
 
 
 def draw(folder: Path, metrics: dict[str, Any]) -> None:

@@ -67,6 +67,7 @@ PRESETS = {
     "pusht": lambda c: c,
     "high_res": lambda c: c,
     "tokens": lambda c: c,
+    "goals": lambda c: c,
     "cpu": lambda c: c,
     "debug": lambda c: replace(c, steps=min(c.steps, 12), size=128),
 }

@@ -22,6 +22,7 @@ from evaluation.windows import spread_windows
 from models.build import build_dynamics, describe
 from models.dynamics import Dynamics
 from models.llama import LlamaConfig
+from models.predictor import PredictorConfig
 from models.world import World
 from pipeline.checkpoint import action_spec
 from pipeline.cli import run as run_stage
@@ -36,7 +37,8 @@ from pipeline.run import Run, TrainConfig
 class Config:
     run: Path = Path("runs/pusht")
     """Folder of the world model; shards and tokenizer are read, dynamics is written."""
-    model: LlamaConfig = field(default_factory=LlamaConfig)
+    model: LlamaConfig | PredictorConfig = field(default_factory=LlamaConfig)
+    """The method: for codes a transformer over tokens, for vectors (--preset goals) a predictor."""
     frames: int = 8
     """Frames of a training clip."""
     windows: int = 64
@@ -59,20 +61,40 @@ def _transformer(config: Config, **changes: Any) -> Config:
     return replace(config, model=model)
 
 
-PRESETS = {
-    "pusht": lambda c: _transformer(c, width=384, layers=8, heads=6, hidden=1024),
-    "cpu": lambda c: _train(
+# What a size means to each method.
+SIZES = {
+    ("pusht", LlamaConfig): lambda c: _transformer(c, width=384, layers=8, heads=6, hidden=1024),
+    ("pusht", PredictorConfig): lambda c: c,
+    ("cpu", LlamaConfig): lambda c: _train(
         _transformer(replace(c, frames=6), width=128, layers=6, heads=2, hidden=384, context=3),
         steps=900, batch_size=16, learning_rate=2e-3, evaluate_every=450, save_every=100,
     ),
-    "tokens": lambda c: replace(c, model=replace(c.model, decoding="token")),
-    "debug": lambda c: _train(
+    ("cpu", PredictorConfig): lambda c: _train(
+        _transformer(c, layers=4, dropout=0.0),
+        steps=2600, batch_size=128, learning_rate=1.5e-3, evaluate_every=1300, save_every=200,
+    ),
+    ("debug", LlamaConfig): lambda c: _train(
         _transformer(
             replace(c, frames=4, windows=4), width=32, layers=2, heads=2, hidden=64, context=3
         ),
         steps=40, batch_size=4, evaluate_every=20, save_every=10, warmup=5,
     ),
+    ("debug", PredictorConfig): lambda c: _train(
+        _transformer(
+            replace(c, frames=7, windows=4, model=replace(c.model, skip=2)),
+            width=32, layers=2, heads=2, hidden=64, context=2,
+        ),
+        steps=40, batch_size=4, evaluate_every=20, save_every=10, warmup=5,
+    ),
 }  # fmt: skip
+
+PRESETS = {
+    "pusht": lambda c: SIZES["pusht", type(c.model)](c),
+    "goals": lambda c: replace(c, model=PredictorConfig(), frames=21),
+    "cpu": lambda c: SIZES["cpu", type(c.model)](c),
+    "tokens": lambda c: replace(c, model=replace(c.model, decoding="token")),
+    "debug": lambda c: SIZES["debug", type(c.model)](c),
+}
 
 
 def main(config: Config) -> None:

@@ -1,4 +1,4 @@
-"""Stage 2: learn to turn frames into codes and back (VQ-VAE).
+"""Stage 2: learn to turn frames into latents and back.
 
 Reads   RUN/shards, written by python -m data.preprocess.
 Writes  RUN/tokenizer: best.pt, last.pt, log.jsonl, tensorboard, pictures of reconstructions.
@@ -21,6 +21,7 @@ from evaluation.metrics import codes_changing, mse, patches_changing, pooled_psn
 from evaluation.windows import spread_windows
 from models.build import build_tokenizer, describe
 from models.codes import code_counts, perplexity
+from models.keypoints import KeypointsConfig
 from models.vqvae import VqVaeConfig
 from pipeline.cli import run as run_stage
 from pipeline.pictures import grid
@@ -31,7 +32,8 @@ from pipeline.run import Run, TrainConfig
 class Config:
     run: Path = Path("runs/pusht")
     """Folder of the world model; its shards are read, its tokenizer is written."""
-    model: VqVaeConfig = field(default_factory=VqVaeConfig)
+    model: VqVaeConfig | KeypointsConfig = field(default_factory=VqVaeConfig)
+    """The method; --preset goals takes keypoints, others a VQ-VAE."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=20000, batch_size=256, learning_rate=1e-3, weight_decay=0.01, evaluate_every=1000
@@ -49,17 +51,31 @@ def _model(config: Config, **changes: Any) -> Config:
     return replace(config, model=replace(config.model, **changes))
 
 
-PRESETS = {
-    "pusht": lambda c: _model(c, image_size=(64, 64)),
-    "high_res": lambda c: _model(c, image_size=(96, 96)),
-    "cpu": lambda c: _model(
+# What a size means to each method.
+SIZES = {
+    ("cpu", VqVaeConfig): lambda c: _model(
         _train(c, steps=950, batch_size=64, evaluate_every=475, save_every=100), depth=1
     ),
-    "debug": lambda c: _model(
+    ("debug", VqVaeConfig): lambda c: _model(
         _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
         channels=32, codes=64, code_width=8, depth=1, continuous_steps=10,
     ),
+    ("cpu", KeypointsConfig): lambda c: _train(
+        c, steps=1500, batch_size=64, learning_rate=1.5e-3, evaluate_every=500, save_every=100
+    ),
+    ("debug", KeypointsConfig): lambda c: _model(
+        _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
+        channels=16, keypoints=4, depth=1,
+    ),
 }  # fmt: skip
+
+PRESETS = {
+    "pusht": lambda c: _model(c, image_size=(64, 64)),
+    "goals": lambda c: replace(c, model=KeypointsConfig(c.model.image_size)),
+    "high_res": lambda c: _model(c, image_size=(96, 96)),
+    "cpu": lambda c: SIZES["cpu", type(c.model)](c),
+    "debug": lambda c: SIZES["debug", type(c.model)](c),
+}
 
 
 def main(config: Config) -> None:
@@ -112,11 +128,11 @@ def validate(
         "psnr": float(psnr(first, again).clamp(max=60).mean()),
         "psnr_pooled": pooled_psnr(mse(first, again)),
         "ssim": float(ssim(first, again).mean()),
-        "patches_changing": float(patches_changing(truth, model.latents.grid)),
     }
     if model.latents.kind == "discrete":
         counts = code_counts(codes, model.latents)
         figures |= {
+            "patches_changing": float(patches_changing(truth, model.latents.grid)),
             "codes_changing": float(codes_changing(codes.view(len(truth), 2, -1))),
             "codes_used": float((counts > 0).sum()),
             "perplexity": float(perplexity(counts)),

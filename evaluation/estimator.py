@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.residual import Residual
 from pipeline.device import pick_precision
 
 SIZE = 64  # pixels; other pictures are resized to it, so that one ruler serves every resolution
@@ -108,22 +109,6 @@ class PointFinder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         fine = self.fine(self.stem(x))
         return self.maps(self.both(fine + self.coarse(fine)))
-
-
-class Residual(nn.Module):
-    """x plus two convolutions of it, after normalisation over groups of channels."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.GroupNorm(8, width),
-            nn.Conv2d(width, width, 3, 1, 1),
-            nn.GELU(),
-            nn.Conv2d(width, width, 3, 1, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
 
 
 def cells(device: torch.device) -> Tensor:

@@ -23,8 +23,11 @@ OPEN_LOOP = (
 TASK = ("score", "low", "high", "success", "n")
 TASK_POLICIES = ("controller", "cloning", "random", "still", "scripted")
 GOAL = ("success", "low", "high", "n")
-GOAL_PROTOCOLS = ("first_hit", "strict", "far", "far_strict")
-GOAL_POLICIES = ("controller", "cloning", "random", "still", "agent_only", "simulator")
+GOAL_PROTOCOLS = ("first_hit", "strict", "chunk_end", "far", "far_strict")
+GOAL_POLICIES = (
+    "planner", "controller", "cloning", "random", "still", "agent_only", "simulator",
+)  # fmt: skip
+PROBE = ("n", "linear", "mlp", "rank", "variance")
 PLAY = ("n", "frames_per_second", "latency_ms_p50", "latency_ms_p95")
 
 
@@ -32,6 +35,7 @@ def blank() -> dict[str, Any]:
     """Every key, with nothing measured yet."""
     return {
         "tokenizer": dict.fromkeys(TOKENIZER),
+        "probe": dict.fromkeys(PROBE),
         "open_loop": dict.fromkeys(OPEN_LOOP),
         "task": {policy: dict.fromkeys(TASK) for policy in TASK_POLICIES},
         "goal": {

@@ -93,14 +93,15 @@ def reconstructions(truth: Tensor, other: Tensor, path: Path) -> None:
     strip([("truth", truth), ("tokenizer", other)], [""] * len(truth), path)
 
 
-def strip(rows: Sequence[tuple[str, Tensor]], titles: Sequence[str], path: Path) -> None:
+def strip(
+    rows: Sequence[tuple[str, Tensor]], titles: Sequence[str], path: Path, error: bool = True
+) -> None:
     """Draw films one above the other, and below them the error of the last against the first.
 
     rows: a name and (T, 3, H, W) uint8 each.
     """
-    error = (rows[0][1].int() - rows[-1][1].int()).abs().amax(1)
     figure, axes = plt.subplots(
-        len(rows) + 1,
+        len(rows) + error,
         len(titles),
         figsize=(1.15 * len(titles) + 0.7, 1.2 * len(rows) + 1.4),
         squeeze=False,
@@ -109,9 +110,12 @@ def strip(rows: Sequence[tuple[str, Tensor]], titles: Sequence[str], path: Path)
         for axis, frame in zip(line, film, strict=True):
             axis.imshow(frame.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
         line[0].set_ylabel(name, fontsize=8)
-    for axis, frame in zip(axes[-1], error, strict=True):
-        axis.imshow(frame.cpu().numpy(), cmap="magma", vmin=0, vmax=160, interpolation="nearest")
-    axes[-1][0].set_ylabel("error", fontsize=8)
+    if error:
+        wrong = (rows[0][1].int() - rows[-1][1].int()).abs().amax(1)
+        for axis, frame in zip(axes[-1], wrong, strict=True):
+            picture = frame.cpu().numpy()
+            axis.imshow(picture, cmap="magma", vmin=0, vmax=160, interpolation="nearest")
+        axes[-1][0].set_ylabel("error", fontsize=8)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=8)
     for axis in axes.flat:

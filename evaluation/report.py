@@ -49,6 +49,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         "A dash is what was not measured.</p>",
         *_tokenizer(metrics["tokenizer"]),
         *_pictures(plots, "reconstructions.png", "Truth, what the tokenizer gives back, error."),
+        *_probe(metrics["probe"]),
         *_open_loop(metrics["open_loop"]),
         *_pictures(plots, "curves_pixels.png", "By horizon, beside the copies that cost nothing."),
         *_pictures(plots, "curves_states.png", "Read from the pictures by the state estimator."),
@@ -58,7 +59,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *_task(metrics["task"]),
         *_pictures(plots, "task.png", ""),
         *_goals(metrics["goal"]),
-        *_pictures(plots, "goal-*.png", ""),
+        *_pictures(plots, "goal-*.png", "Attempts of the planner: failures first."),
         *_play(metrics["play"]),
         "<h2>Provenance</h2>",
         _provenance(metrics["provenance"]),
@@ -144,6 +145,19 @@ def _open_loop(figures: dict[str, Any]) -> list[str]:
     return parts
 
 
+def _probe(figures: dict[str, Any]) -> list[str]:
+    if not figures["n"]:
+        return []
+    names = list(figures["linear"])
+    rows = [[kind, *(number(figures[kind][n], 3) for n in names)] for kind in ("linear", "mlp")]
+    return [
+        "<h2>Probes: what the latents know of the state</h2>",
+        table(["correlation r", *(name.replace("_", " ") for name in names)], rows),
+        f"<p>{number(figures['n'])} held-out frames; effective rank {number(figures['rank'], 1)}, "
+        f"mean variance {number(figures['variance'], 3)}.</p>",
+    ]
+
+
 def _task(policies: dict[str, Any]) -> list[str]:
     parts = ["<h2>Task: push the block onto the goal (Diffusion Policy's protocol)</h2>"]
     rows = []
@@ -158,17 +172,18 @@ def _task(policies: dict[str, Any]) -> list[str]:
 
 def _goals(protocols: dict[str, Any]) -> list[str]:
     parts = [
-        "<h2>Goal reaching</h2><p>Three protocols, which are not comparable with each other. "
-        "Controller and cloning are not told the goal; simulator is the true simulator under a "
-        "sampling planner, the upper bound.</p>"
+        "<h2>Goal reaching</h2><p>Protocols that are not comparable with each other. Planner plans "
+        "in the imagined world; controller and cloning are not told the goal; simulator is the "
+        "true simulator under a sampling planner, the upper bound.</p>"
     ]
     for protocol, policies in protocols.items():
         rows = []
         for name, row in policies.items():
             row = row or {}
             shown = number(row.get("success"), 3) + interval(row, digits=3)
-            rows.append([name, shown, number(row.get("n"))])
-        parts.append(table([escape(protocol), "success", "pairs"], rows))
+            seconds = number(row.get("seconds_of_a_plan"), 3)
+            rows.append([name, shown, number(row.get("n")), seconds])
+        parts.append(table([escape(protocol), "success", "pairs", "s a plan"], rows))
     return parts
 
 

@@ -128,6 +128,8 @@ class Session:
 
     def depends_on(self, policy: str) -> tuple[str, ...]:
         """The fingerprints that a policy's figures hang on."""
+        if policy == "planner":
+            return ("tokenizer", "dynamics")
         return ("tokenizer", "dynamics", policy) if policy in self.controllers else ()
 
     def made_from(self, *what: str, **settings: Any) -> dict[str, Any]:

@@ -11,16 +11,24 @@ from torch import nn
 
 from data.actions import ActionSpec
 from models.actor_critic import ActorCritic, ActorCriticConfig
+from models.keypoints import Keypoints, KeypointsConfig
 from models.llama import LlamaConfig, LlamaDynamics
 from models.policy import PolicyConfig, PolicyController
+from models.predictor import Predictor, PredictorConfig
 from models.tokenizer import Latents
 from models.vqvae import VqVae, VqVaeConfig
 
 C = TypeVar("C")
 
 # A new method is one line here.
-TOKENIZERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {"vqvae": (VqVaeConfig, VqVae)}
-DYNAMICS: dict[str, tuple[type, Callable[..., nn.Module]]] = {"llama": (LlamaConfig, LlamaDynamics)}
+TOKENIZERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
+    "vqvae": (VqVaeConfig, VqVae),
+    "keypoints": (KeypointsConfig, Keypoints),
+}
+DYNAMICS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
+    "llama": (LlamaConfig, LlamaDynamics),
+    "predictor": (PredictorConfig, Predictor),
+}
 CONTROLLERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
     "policy": (PolicyConfig, PolicyController),
     "actor_critic": (ActorCriticConfig, ActorCritic),

@@ -75,6 +75,10 @@ class Dynamics(Protocol):
         """Imagine what one action, (B, A), leads to."""
         ...
 
+    def rollout(self, state: State, actions: Tensor) -> State:
+        """Imagine what actions in a row, (B, T, A), lead to in the end; planners ask no more."""
+        ...
+
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
         """Take in what one action has really led to: latents (B, N)."""
         ...

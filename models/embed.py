@@ -66,3 +66,23 @@ class PointerEmbedding(nn.Module):
         near = torch.tanh(offset / self.cell)
         features = torch.cat([offset, near, fourier(offset, self.wavelengths)], dim=-1)
         return self.linear(features)
+
+
+class BlockEmbedding(nn.Module):
+    """One vector for up to `size` actions in a row, each with a slot of its own."""
+
+    slots: Tensor
+
+    def __init__(self, spec: ActionSpec, size: int, width: int) -> None:
+        super().__init__()
+        self.each = ActionEmbedding(spec, width)
+        self.mix = nn.Linear(size * width, width)
+        self.count = nn.Embedding(size, width)
+        nn.init.normal_(self.count.weight, std=0.02)
+        self.register_buffer("slots", torch.arange(size), persistent=False)
+
+    def forward(self, actions: Tensor, count: Tensor) -> Tensor:
+        """(..., size, A) or (..., size) codes, how many of them are there (...) -> (..., D)."""
+        given = self.slots < count[..., None]
+        each = self.each(actions) * given[..., None]
+        return self.mix(nn.functional.gelu(each).flatten(-2)) + self.count(count - 1)

@@ -203,6 +203,12 @@ class LlamaDynamics(nn.Module):
             return self._step_frame(state, memory, action)
         return self._step_token(state, memory, action)
 
+    def rollout(self, state: State, actions: Tensor) -> State:
+        """Imagine what actions, (B, T, A), lead to in the end."""
+        for action in actions.unbind(1):
+            state = self.step(state, action)
+        return state
+
     def _step_frame(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         latents = torch.cat([memory.latents, state.latents[:, None]], dim=1)
         actions = torch.cat([memory.actions, action[:, None]], dim=1)

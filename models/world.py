@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.codes import CodeVectors
 from models.dynamics import Dynamics, State
 from models.tokenizer import Tokenizer
 
@@ -32,6 +33,9 @@ class World(nn.Module):
         self.actions, self.latents = dynamics.actions, dynamics.latents
         self.context = dynamics.context
         self.image_size = tokenizer.image_size
+        self.vectors = CodeVectors(self.latents)
+        """Latents, (..., N) codes or (..., P, D), as vectors (..., P, D) that can be compared."""
+        self.vectors.adopt(tokenizer)
         self.precision: Literal["bf16", "fp32"] = precision
         self.eval()
 
@@ -53,6 +57,11 @@ class World(nn.Module):
         with self._arithmetic():
             return self.dynamics.step(state, self.actions.normalize(action.to(self.device)))
 
+    def rollout(self, state: State, actions: Tensor) -> State:
+        """Imagine what actions, (B, T, A), lead to in the end."""
+        with self._arithmetic():
+            return self.dynamics.rollout(state, self.actions.normalize(actions.to(self.device)))
+
     def observe(self, state: State, action: Tensor, frames: Tensor) -> State:
         """Take in the real frames, (B, 3, H, W) uint8, that `action`, (B, A), has led to."""
         with self._arithmetic():
@@ -60,6 +69,11 @@ class World(nn.Module):
             return self.dynamics.observe(
                 state, self.actions.normalize(action.to(self.device)), latents
             )
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, N) codes or (B, P, D)."""
+        with self._arithmetic():
+            return self.tokenizer.encode(frames.to(self.device))
 
     def decode(self, state: State) -> Tensor:
         """Look: (B, 3, H, W) uint8."""

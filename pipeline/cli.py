@@ -24,7 +24,8 @@ def parse(
     """Give the config that the arguments ask for.
 
     `--preset a b` applies presets["a"], then presets["b"]; every other argument is a flag named
-    after a field.  ValueError names an unknown preset; an unknown flag exits with tyro's own hint.
+    after a field; which of several methods a field holds is for the presets to say.  ValueError
+    names an unknown preset; an unknown flag exits with tyro's own hint.
     """
     names, flags = split_presets(arguments)
     default = None
@@ -42,7 +43,7 @@ def parse(
         config,
         args=flags,
         description=description,
-        config=(tyro.conf.PositionalRequiredArgs,),
+        config=(tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands),
         **given,
     )
 

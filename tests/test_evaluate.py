@@ -89,6 +89,21 @@ def test_push_t_fills_task_and_goal(pusht_run: Path):
     assert len(pairs["25"]) == 2
 
 
+def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):
+    build(ScriptedPushes(10, 32, 0), tmp_path / "shards", "", 0, 1)
+    run = write_run(tmp_path, Recordings(tmp_path / "shards"), method="goals")
+    config = evaluate.PRESETS["goals"](evaluate.Config(run=run, workers=1))
+    config = evaluate.PRESETS["debug"](config)
+    evaluate.main(replace(config, parts=("probe", "goal")))
+    metrics = json.loads((run / "report" / "metrics.json").read_text())
+    for protocol in ("first_hit", "strict", "chunk_end", "far"):
+        row = metrics["goal"][protocol]["planner"]
+        assert row["n"] == 2 and row["seconds_of_a_plan"] > 0
+    assert set(metrics["probe"]["linear"]) == set(metrics["probe"]["mlp"])
+    saved = json.loads((run / "report" / "parts" / "goal-25-planner.json").read_text())
+    assert saved["made_from"]["samples"] == 4 and saved["made_from"]["method"] == "cem"
+
+
 def test_other_recordings_get_a_report_of_their_own(pusht_run: Path, tmp_path: Path):
     other = tmp_path / "elsewhere"
     build(ScriptedPushes(10, 64, 5), other / "shards", "", 0, 1)

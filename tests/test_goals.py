@@ -14,6 +14,14 @@ def errors(*steps: tuple[float, float, float]) -> np.ndarray:
     return np.array([steps])
 
 
+def test_chunk_end_looks_after_every_25_steps_alone():
+    far, near = (99, 99, 99), (5, 5, 5)
+    there_between = errors(*[far] * 10, *[near] * 14, far)
+    there_at_the_end = errors(*[far] * 24, near)
+    assert goals.first_hit(there_between)[0] and not goals.chunk_end(there_between)[0]
+    assert goals.chunk_end(there_at_the_end)[0]
+
+
 def test_first_hit_needs_agent_block_and_angle_at_one_step():
     assert goals.first_hit(errors((30, 5, 5), (19, 15, 19)))[0]
     assert not goals.first_hit(errors((19, 15, 21), (21, 1, 1)))[0]

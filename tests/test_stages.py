@@ -24,24 +24,31 @@ STAGES = [
     (train_dynamics, "dynamics", 40),
     (train_controller, "controller", 4),
 ]
+METHODS = {"codes": (), "goals": ("goals",)}
+EACH = pytest.mark.parametrize("run", METHODS, indirect=True, scope="module")
+CODES = pytest.mark.parametrize("run", ["codes"], indirect=True, scope="module")
 
 
 def config(stage, run: Path, **changes):
-    made = stage.PRESETS["debug"](stage.Config(run=run))
+    """The debug preset of the method that a run's folder is named after."""
+    made = stage.Config(run=run)
+    for preset in (*METHODS[run.name], "debug"):
+        made = stage.PRESETS[preset](made)
     if stage is train_tokenizer:
         made = replace(made, model=replace(made.model, image_size=(32, 32)))
     return replace(made, **changes)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("toy")
+def run(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / request.param
     write_toy_shards(folder / "shards", episodes=18, length=40)
     for stage, _, _ in STAGES:
         stage.main(config(stage, folder))
     return folder
 
 
+@EACH
 def test_every_stage_leaves_what_the_next_one_needs(run):
     for _, name, steps in STAGES:
         last = ckpt.load(run / name / "last.pt", name)
@@ -53,12 +60,15 @@ def test_every_stage_leaves_what_the_next_one_needs(run):
     assert set(load_controllers(run, load_world(run))) == {"cloning", "controller"}
 
 
+@EACH
 @pytest.mark.parametrize("stage, name, steps", STAGES)
 def test_stopped_and_resumed_equals_never_stopped(run, tmp_path, stage, name, steps):
+    again = tmp_path / run.name
+    again.mkdir()
     for part in ("shards", "tokenizer", "dynamics"):
         if part != name:
-            os.symlink(run / part, tmp_path / part)
-    made = config(stage, tmp_path)
+            os.symlink(run / part, again / part)
+    made = config(stage, again)
     if name == "controller":  # the cloning before it is stopped too
         half = replace(made, cloning=replace(made.cloning, steps=20))
         stage.main(replace(half, train=replace(made.train, steps=2)))
@@ -66,7 +76,7 @@ def test_stopped_and_resumed_equals_never_stopped(run, tmp_path, stage, name, st
         stage.main(replace(made, train=replace(made.train, steps=steps // 2)))
     # constant: cosine knows where it ends, so a longer run is another one
     stage.main(replace(made, train=replace(made.train, workers=0)))
-    whole, parts = (ckpt.load(r / name / "last.pt", name)["model"] for r in (run, tmp_path))
+    whole, parts = (ckpt.load(r / name / "last.pt", name)["model"] for r in (run, again))
     if made.train.schedule == "constant":
         assert all(torch.equal(whole[k], parts[k]) for k in whole)
     else:
@@ -79,6 +89,7 @@ def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@CODES
 def test_a_users_mistake_is_answered_in_one_line(run, tmp_path):
     write_toy_shards(tmp_path / "shards")
     write_toy_shards(tmp_path / "moves" / "shards", discrete=True)
@@ -106,6 +117,7 @@ def test_help_explains_the_stage(stage):
         assert word in said.stdout, word
 
 
+@CODES
 def test_a_folder_in_use_is_refused(run):
     hold = (
         "import sys, time; from pathlib import Path; from pipeline.lock import lock;"
@@ -121,6 +133,7 @@ def test_a_folder_in_use_is_refused(run):
         process.kill()
 
 
+@CODES
 def test_two_processes_take_the_step_of_one(run, tmp_path):
     """torchrun on two CPU processes (gloo): the first step equals the single-process step."""
     for name in ("one", "two"):
@@ -152,6 +165,7 @@ def test_two_processes_take_the_step_of_one(run, tmp_path):
     assert one["fingerprint"] != ckpt.load(run / "dynamics" / "last.pt", "dynamics")["fingerprint"]
 
 
+@CODES
 def test_a_stage_that_is_killed_goes_on(run, tmp_path):
     os.symlink(run / "shards", tmp_path / "shards")
     arguments = [

@@ -9,20 +9,31 @@ import torch
 
 from data.shards import Recordings
 from models.build import build_controller, build_dynamics, build_tokenizer, describe
+from models.keypoints import KeypointsConfig
 from models.llama import LlamaConfig
 from models.policy import PolicyConfig
+from models.predictor import PredictorConfig
 from models.transformer import TransformerConfig
 from models.vqvae import VqVaeConfig
 from pipeline import checkpoint
 
 
-def write_run(run: Path, recordings: Recordings, controllers: bool = True) -> Path:
+def codes_or_vectors(method: str, size: tuple[int, int]) -> tuple[Any, Any]:
+    """Small configs of a tokenizer and of the dynamics that go with it."""
+    small = TransformerConfig(width=32, layers=1, heads=2, hidden=64, context=3)
+    if method == "goals":
+        return KeypointsConfig(size, keypoints=4, channels=16, depth=1), PredictorConfig(small)
+    tokenizer = VqVaeConfig(size, channels=16, depth=1, codes=32, code_width=8)
+    return tokenizer, LlamaConfig(small)
+
+
+def write_run(
+    run: Path, recordings: Recordings, controllers: bool = True, method: str = "codes"
+) -> Path:
     """Write tokenizer, dynamics and both controllers into a run whose shards are there."""
     torch.manual_seed(0)
     actions = recordings.actions
-    config = VqVaeConfig(
-        image_size=recordings.image_size, channels=16, depth=1, codes=32, code_width=8
-    )
+    config, memory = codes_or_vectors(method, recordings.image_size)
     tokenizer = build_tokenizer(config)
     frames = torch.from_numpy(recordings.read(0, "frames")).permute(0, 3, 1, 2)
     tokenizer.train()
@@ -31,9 +42,8 @@ def write_run(run: Path, recordings: Recordings, controllers: bool = True) -> Pa
     root = {"path": str(recordings.folder), "fingerprint": recordings.fingerprint}
     first = save(run / "tokenizer", "tokenizer", tokenizer, config, root, recordings)
 
-    llama = LlamaConfig(TransformerConfig(width=32, layers=1, heads=2, hidden=64, context=3))
-    dynamics = build_dynamics(llama, tokenizer.latents, actions)
-    second = save(run / "dynamics", "dynamics", dynamics, llama, first, recordings, tokenizer)
+    dynamics = build_dynamics(memory, tokenizer.latents, actions)
+    second = save(run / "dynamics", "dynamics", dynamics, memory, first, recordings, tokenizer)
 
     for place in ("controller/cloning", "controller") if controllers else ():
         policy = PolicyConfig(channels=8, keypoints=4, hidden=16)

@@ -1,0 +1,92 @@
+"""A planner in an imagined world as a policy: it looks at frames, and is shown the goal's frame."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evaluation.policies import Policy, View
+from models.planner import Plan, Planner
+
+
+class PlansInWorld:
+    """Plan, carry out the first `keep` actions, plan again from what is then seen.
+
+    As LeWorldModel is measured: whole plans are carried out, two in a budget of 50 steps.
+    """
+
+    looks = True
+
+    def __init__(self, planner: Planner, keep: int = 25) -> None:
+        self.planner, self.world, self.keep = planner, planner.world, keep
+        self.seconds: list[float] = []
+        """Of each call of the planner, by world planned in."""
+
+    @torch.inference_mode()
+    def begin(self, view: View, goal: View | None) -> None:
+        assert goal is not None and goal.frames is not None, "planning needs a goal"
+        device = self.world.device
+        self.goals = self.world.encode(torch.from_numpy(goal.frames).to(device))
+        self.seen: list[np.ndarray] = []  # frames and, between them, actions so far
+        self.done: list[np.ndarray] = []
+        self.left = 0
+
+    def act(self, view: View) -> np.ndarray:
+        assert view.frames is not None
+        self.seen = [*self.seen, view.frames][-self.world.context :]
+        self.done = self.done[-(self.world.context - 1) :] if self.world.context > 1 else []
+        if self.left == 0:
+            rows = np.flatnonzero(view.active)
+            shape = (len(view.states), self.keep, self.world.actions.size)
+            self.plans = np.zeros(shape, np.float32)
+            self.plans[rows] = self._plan(rows).actions[:, : self.keep].float().cpu().numpy()
+            self.left = self.keep
+        action = self.plans[:, self.keep - self.left]
+        self.left -= 1
+        self.done.append(action)
+        return action
+
+    @torch.inference_mode()
+    def _plan(self, rows: np.ndarray) -> Plan:
+        frames = torch.from_numpy(np.stack([f[rows] for f in self.seen], 1)).to(self.world.device)
+        actions = [torch.from_numpy(a[rows]).to(self.world.device) for a in self.done]
+        none = torch.zeros(len(rows), 0, self.world.actions.size)
+        done = torch.stack(actions, 1) if actions else none
+        last: Tensor | None = actions[-1] if actions else None
+        state = self.world.reset(frames, done)
+        goals = self.goals[torch.from_numpy(rows).to(self.world.device)]
+        started = time.perf_counter()
+        plan = self.planner.to_goal(state, goals, last, None)
+        self.seconds.append((time.perf_counter() - started) / len(rows))
+        return plan
+
+
+class Filmed:
+    """Keeps what a policy saw in its first episodes: (T, 3, H, W) uint8 each, the goal first."""
+
+    looks = True
+
+    def __init__(self, policy: Policy, episodes: int) -> None:
+        self.policy, self.episodes = policy, episodes
+        self._films: list[np.ndarray] = []
+        self._full = False
+
+    def begin(self, view: View, goal: View | None) -> None:
+        self._full = bool(self._films)
+        if not self._full:
+            assert goal is not None and goal.frames is not None
+            self._films = [goal.frames[: self.episodes]]
+        self.policy.begin(view, goal)
+
+    def act(self, view: View) -> np.ndarray:
+        if not self._full:
+            assert view.frames is not None
+            self._films.append(view.frames[: self.episodes])
+        return self.policy.act(view)
+
+    def films(self) -> Tensor:
+        """(episodes, 1 + steps, 3, H, W) uint8; an episode that ended early stands still."""
+        return torch.from_numpy(np.stack(self._films, 1))

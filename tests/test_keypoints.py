@@ -1,0 +1,57 @@
+"""Keypoints as latents."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.keypoints import Keypoints, KeypointsConfig
+
+SMALL = KeypointsConfig(image_size=(32, 32), keypoints=6, channels=16, depth=1)
+
+
+def squares(places: Tensor, size: tuple[int, int] = (32, 32)) -> Tensor:
+    """White frames with a dark square of 6 pixels whose corner is at (row, column)."""
+    frames = torch.full((len(places), 3, *size), 255, dtype=torch.uint8)
+    for frame, (row, column) in zip(frames, places.tolist(), strict=True):
+        frame[:, row : row + 6, column : column + 6] = 40
+    return frames
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 48)])
+def test_frames_go_there_and_back(size: tuple[int, int]) -> None:
+    model = Keypoints(KeypointsConfig(image_size=size, keypoints=6, channels=16, depth=1)).eval()
+    frames = torch.randint(0, 256, (5, 3, *size), dtype=torch.uint8)
+    latents = model.encode(frames)
+    assert latents.shape == (5, 1, 12) and latents.abs().max() <= 1
+    drawn = model.decode(latents)
+    assert drawn.shape == frames.shape and drawn.dtype == torch.uint8
+
+
+def test_a_grid_with_a_rest_is_refused() -> None:
+    with pytest.raises(ValueError, match="coarse cells of 8"):
+        KeypointsConfig(image_size=(36, 32))
+
+
+def test_places_follow_what_moves() -> None:
+    """Trained on a square that is anywhere, latents tell where it is on places never shown."""
+    torch.manual_seed(0)
+    model = Keypoints(SMALL).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    first = None
+    for _ in range(120):
+        losses = model.loss(squares(torch.randint(0, 26, (32, 2))))
+        optimizer.zero_grad()
+        losses["reconstruction"].backward()
+        optimizer.step()
+        first = first or float(losses["reconstruction"].detach())
+    assert float(losses["reconstruction"].detach()) < 0.3 * first
+    assert losses["moving"] >= 1
+    places = torch.randint(0, 26, (200, 2), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        latents = model.eval().encode(squares(places))[:, 0]
+    x = torch.cat([latents, torch.ones(200, 1)], 1)
+    fit = torch.linalg.lstsq(x[:100], places[:100].float()).solution
+    error = (x[100:] @ fit - places[100:]).abs().mean()
+    assert error < 2  # pixels; not knowing at all is 6.5

@@ -1,0 +1,116 @@
+"""Planning in a world that is known by heart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.actions import ActionSpec
+from models.dynamics import State
+from models.planner import Planner, PlannerConfig, along
+
+Method = Literal["cem", "mppi", "gradient", "shooting"]
+POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (100.0, 100.0), pointer=True)
+
+
+class Nothing:
+    def select(self, index: Tensor) -> Nothing:
+        return self
+
+
+class Follower:
+    """A point that goes half of the way to the action at each step: latents (B, 1, 2)."""
+
+    actions = POINTER
+    device = torch.device("cpu")
+
+    def vectors(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def state(self, places: Tensor) -> State:
+        rows = torch.ones(len(places))
+        return State(places[:, None], 0 * rows, rows, Nothing())
+
+    def rollout(self, state: State, actions: Tensor) -> State:
+        place = state.latents[:, 0]
+        for action in POINTER.normalize(actions).unbind(1):
+            place = place + 0.5 * (action - place)
+        return self.state(place)
+
+
+def planner(method: Method, **changes) -> Planner:
+    config = PlannerConfig(method, samples=64, iterations=12, best=8, legs=2, leg=3)
+    return Planner(replace(config, **changes), Follower())  # type: ignore[arg-type]
+
+
+STARTS = torch.tensor([[-0.5, -0.5], [0.4, 0.1], [0.0, 0.8]])
+GOALS = torch.tensor([[0.5, 0.2], [-0.4, 0.6], [0.1, -0.9]])
+
+
+@pytest.mark.parametrize("method, near", [("cem", 0.02), ("mppi", 0.05), ("gradient", 0.1)])
+def test_a_plan_ends_at_the_goal(method: Method, near: float) -> None:
+    world = Follower()
+    plan = planner(method).to_goal(world.state(STARTS), GOALS[:, None], None, None)
+    assert plan.actions.shape == (3, 6, 2) and plan.ends.shape == (3, 3, 2)
+    assert plan.actions.min() >= 0 and plan.actions.max() <= 100
+    end = world.rollout(world.state(STARTS), plan.actions).latents[:, 0]
+    assert (end - GOALS).norm(dim=1).max() < near
+    assert torch.allclose(plan.cost, (end - GOALS).square().mean(1), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["cem", "mppi", "gradient"])
+def test_searching_beats_shooting_with_the_same_samples(method: Method) -> None:
+    state = Follower().state(STARTS)
+    once = planner("shooting", iterations=1).to_goal(state, GOALS[:, None], None, None)
+    shot = planner("shooting").to_goal(state, GOALS[:, None], None, None)
+    found = planner(method).to_goal(state, GOALS[:, None], None, None)
+    assert bool((shot.cost <= once.cost).all())
+    assert found.cost.mean() < shot.cost.mean()
+
+
+@pytest.mark.parametrize("method", ["cem", "mppi", "gradient", "shooting"])
+def test_a_plan_is_the_same_whatever_stands_beside_it(method: Method) -> None:
+    world = Follower()
+    together = planner(method).to_goal(world.state(STARTS), GOALS[:, None], None, None)
+    parts = planner(method, candidates=64).to_goal(world.state(STARTS), GOALS[:, None], None, None)
+    alone = planner(method).to_goal(world.state(STARTS[1:2]), GOALS[1:2, None], None, None)
+    assert torch.equal(together.actions, parts.actions)
+    assert torch.equal(together.actions[1:2], alone.actions)
+
+
+def test_another_seed_draws_other_candidates() -> None:
+    state = Follower().state(STARTS)
+    goals = GOALS[:, None]
+    one, two = (planner("shooting", seed=s).to_goal(state, goals, None, None) for s in (0, 1))
+    assert not torch.equal(one.actions, two.actions)
+
+
+def test_a_way_begins_at_the_last_action() -> None:
+    last = torch.tensor([[10.0, 20.0], [50.0, 50.0], [90.0, 0.0]])
+    plan = planner("cem").to_goal(Follower().state(STARTS), GOALS[:, None], last, None)
+    assert torch.allclose(plan.ends[:, 0], POINTER.normalize(last))
+    assert torch.allclose(plan.actions[:, 0], last + (plan.actions[:, 2] - last) / 3, atol=1e-3)
+
+
+def test_a_search_from_a_good_way_is_no_worse_than_it() -> None:
+    state = Follower().state(STARTS)
+    good = planner("cem").to_goal(state, GOALS[:, None], None, None)
+    again = planner("cem", iterations=1).to_goal(state, GOALS[:, None], None, good.ends)
+    assert bool((again.cost <= good.cost + 1e-7).all())
+
+
+def test_going_along_is_even_and_arrives() -> None:
+    ends = torch.tensor([[[0.0], [1.0], [-1.0]]])
+    assert along(ends, 2)[0, :, 0].tolist() == [0.5, 1.0, 0.0, -1.0]
+
+
+def test_codes_of_actions_are_refused() -> None:
+    class Keys(Follower):
+        actions = ActionSpec("discrete", ("stay", "left"))
+
+    with pytest.raises(ValueError, match="codes of actions"):
+        Planner(PlannerConfig(), Keys())  # type: ignore[arg-type]

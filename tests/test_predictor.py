@@ -1,0 +1,126 @@
+"""Dynamics over vectors, in blocks of actions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data.actions import ActionSpec
+from models.predictor import Predictor, PredictorConfig
+from models.tokenizer import Latents
+from models.transformer import TransformerConfig
+
+POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), pointer=True)
+MOVES = ActionSpec("discrete", ("stay", "left", "right"))
+ONE = Latents("continuous", (1, 1), 6)
+GRID = Latents("continuous", (2, 2), 6)
+
+
+def predictor(latents: Latents = ONE, actions: ActionSpec = POINTER, context: int = 3) -> Predictor:
+    torch.manual_seed(0)
+    small = TransformerConfig(width=24, layers=2, heads=2, hidden=32, context=context)
+    model = Predictor(PredictorConfig(small, skip=3), latents, actions)
+    torch.nn.init.normal_(model.change.weight, std=0.2)  # it would foretell that all stays
+    torch.nn.init.normal_(model.reward.out.weight, std=0.2)
+    return model.eval()
+
+
+def episode(
+    latents: Latents = ONE, actions: ActionSpec = POINTER, frames: int = 10, clips: int = 3
+):
+    random = torch.Generator().manual_seed(1)
+    shown = torch.randn(clips, frames, latents.patches, 6, generator=random)
+    if actions.kind == "discrete":
+        return shown, torch.randint(0, 3, (clips, frames), generator=random)
+    return shown, torch.rand(clips, frames, 2, generator=random) * 2 - 1
+
+
+@pytest.mark.parametrize("latents", [ONE, GRID])
+@pytest.mark.parametrize("actions", [POINTER, MOVES])
+def test_every_loss_falls_on_one_batch(latents: Latents, actions: ActionSpec) -> None:
+    model = predictor(latents, actions).train()
+    shown, acts = episode(latents, actions)
+    shown = shown.cumsum(1) / 3
+    rewards, continues = torch.rand(3, 10), torch.ones(3, 10)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    history = []
+    for _ in range(80):
+        losses = model.loss(shown, acts, rewards, continues)
+        total = sum((v for v in losses.values() if v.requires_grad), torch.zeros(()))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        history.append({k: float(v.detach()) for k, v in losses.items()})
+    for name in ("latents", "own", "reward", "continue"):
+        late = sum(h[name] for h in history[-10:]) / 10
+        assert late < 0.7 * history[0][name], name
+
+
+@pytest.mark.parametrize("latents", [ONE, GRID])
+def test_steps_one_by_one_are_the_rollout(latents: Latents) -> None:
+    model = predictor(latents)
+    shown, acts = episode(latents)
+    many = model.rollout(model.start(shown[:, :1], acts[:, :0]), acts[:, :8])
+    state = model.start(shown[:, :1], acts[:, :0])
+    for t in range(8):
+        state = model.step(state, acts[:, t])
+    assert torch.allclose(many.latents, state.latents, atol=1e-5)
+    assert torch.allclose(many.reward, state.reward, atol=1e-5)
+
+
+def test_the_cached_path_says_what_training_says() -> None:
+    """Three anchors seen, then one block: as the training pass over the same four anchors."""
+    model = predictor(context=4)
+    shown, acts = episode(frames=10)
+    anchors, blocks = shown[:, ::3], acts[:, :9].unflatten(1, (3, 3))
+    count = torch.full((3, 3), 3)
+    whole, _ = model._foretell(anchors[:, :3], blocks, count)
+    state = model.start(shown[:, :7], acts[:, :6])
+    assert torch.allclose(model.rollout(state, acts[:, 6:9]).latents, whole[:, 2], atol=1e-5)
+
+
+def test_observing_is_as_good_as_starting_there() -> None:
+    model = predictor()
+    shown, acts = episode(frames=10)
+    state = model.start(shown[:, :1], acts[:, :0])
+    for t in range(6):
+        state = model.observe(state, acts[:, t], shown[:, t + 1])
+    again = model.start(shown[:, :7], acts[:, :6])
+    here, there = (model.rollout(s, acts[:, 6:9]).latents for s in (state, again))
+    assert torch.allclose(here, there, atol=1e-5)
+    assert torch.equal(state.latents, shown[:, 6])
+
+
+@pytest.mark.parametrize("actions", [POINTER, MOVES])
+def test_an_action_changes_what_follows_it_and_nothing_before(actions: ActionSpec) -> None:
+    model = predictor(actions=actions)
+    shown, acts = episode(actions=actions)
+    for changed in range(6):
+        other = acts.clone()
+        other[:, changed] = (
+            (acts[:, changed] + 1) % 3 if actions.kind == "discrete" else -acts[:, changed]
+        )
+        one, two = (model.start(shown[:, :1], acts[:, :0]) for _ in range(2))
+        for t in range(6):
+            one, two = model.step(one, acts[:, t]), model.step(two, other[:, t])
+            same = torch.equal(one.latents, two.latents)
+            assert same == (t < changed)
+
+
+def test_candidates_share_a_history() -> None:
+    model = predictor()
+    shown, acts = episode()
+    state = model.start(shown[:, :4], acts[:, :3])
+    many = model.rollout(state.repeat(5), acts[:, 3:9].repeat_interleave(5, 0))
+    alone = model.rollout(state, acts[:, 3:9])
+    assert torch.allclose(many.latents[::5], alone.latents, atol=1e-5)
+    picked = model.rollout(state.select(torch.tensor([2])), acts[2:3, 3:9])
+    assert torch.allclose(picked.latents[0], alone.latents[2], atol=1e-5)
+
+
+def test_a_clip_that_does_not_part_into_blocks_is_refused() -> None:
+    shown, acts = episode(frames=9)
+    with pytest.raises(ValueError, match="multiple of 3, plus 1"):
+        predictor().loss(shown, acts)
+    with pytest.raises(ValueError, match="tokenizer makes codes"):
+        Predictor(PredictorConfig(), Latents("discrete", (2, 2), 4, 8), POINTER)

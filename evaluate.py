@@ -110,6 +110,7 @@ def _cpu(config: Config) -> Config:
 PRESETS = {
     "pusht": lambda c: replace(c, horizons=(*HORIZONS, 25)),
     "goals": lambda c: replace(c, planner=PlannerConfig()),
+    "dinov2": lambda c: replace(c, planner=PlannerConfig()),
     "cpu": _cpu,
     "debug": lambda c: replace(
         c,

@@ -68,6 +68,7 @@ PRESETS = {
     "high_res": lambda c: c,
     "tokens": lambda c: c,
     "goals": lambda c: c,
+    "dinov2": lambda c: c,
     "cpu": lambda c: c,
     "debug": lambda c: replace(c, steps=min(c.steps, 12), size=128),
 }

@@ -70,6 +70,7 @@ def _steps(config: Config, cloning: dict[str, Any], train: dict[str, Any]) -> Co
 PRESETS = {
     "pusht": lambda c: c,
     "goals": lambda c: c,
+    "dinov2": lambda c: c,
     "cpu": lambda c: _steps(
         c,
         {"steps": 700, "batch_size": 256, "learning_rate": 1e-3, "evaluate_every": 100},

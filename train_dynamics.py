@@ -91,6 +91,7 @@ SIZES = {
 PRESETS = {
     "pusht": lambda c: SIZES["pusht", type(c.model)](c),
     "goals": lambda c: replace(c, model=PredictorConfig(), frames=21),
+    "dinov2": lambda c: replace(c, model=PredictorConfig(), frames=21),
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),
     "tokens": lambda c: replace(c, model=replace(c.model, decoding="token")),
     "debug": lambda c: SIZES["debug", type(c.model)](c),

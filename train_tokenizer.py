@@ -21,6 +21,7 @@ from evaluation.metrics import codes_changing, mse, patches_changing, pooled_psn
 from evaluation.windows import spread_windows
 from models.build import build_tokenizer, describe
 from models.codes import code_counts, perplexity
+from models.frozen import FrozenConfig
 from models.keypoints import KeypointsConfig
 from models.vqvae import VqVaeConfig
 from pipeline.cli import run as run_stage
@@ -32,8 +33,8 @@ from pipeline.run import Run, TrainConfig
 class Config:
     run: Path = Path("runs/pusht")
     """Folder of the world model; its shards are read, its tokenizer is written."""
-    model: VqVaeConfig | KeypointsConfig = field(default_factory=VqVaeConfig)
-    """The method; --preset goals takes keypoints, others a VQ-VAE."""
+    model: VqVaeConfig | KeypointsConfig | FrozenConfig = field(default_factory=VqVaeConfig)
+    """The method: a VQ-VAE, or what --preset goals (keypoints) or dinov2 (frozen) takes."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=20000, batch_size=256, learning_rate=1e-3, weight_decay=0.01, evaluate_every=1000
@@ -67,11 +68,19 @@ SIZES = {
         _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
         channels=16, keypoints=4, depth=1,
     ),
+    ("cpu", FrozenConfig): lambda c: _model(
+        _train(c, steps=500, batch_size=32, evaluate_every=250, save_every=100), seen=56
+    ),
+    ("debug", FrozenConfig): lambda c: _model(
+        _train(c, steps=6, batch_size=4, evaluate_every=3, save_every=3, warmup=2),
+        channels=16, depth=1, seen=28,
+    ),
 }  # fmt: skip
 
 PRESETS = {
     "pusht": lambda c: _model(c, image_size=(64, 64)),
     "goals": lambda c: replace(c, model=KeypointsConfig(c.model.image_size)),
+    "dinov2": lambda c: replace(c, model=FrozenConfig(c.model.image_size)),
     "high_res": lambda c: _model(c, image_size=(96, 96)),
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),
     "debug": lambda c: SIZES["debug", type(c.model)](c),
@@ -98,7 +107,7 @@ def main(config: Config) -> None:
         model,
         config.train,
         identity={
-            "config": describe(config.model),
+            "config": describe(model.config),
             "latents": model.latents.as_dict(),
             "actions": recordings.actions.as_dict(),
             "parent": {"path": str(recordings.folder), "fingerprint": recordings.fingerprint},

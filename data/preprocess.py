@@ -55,6 +55,7 @@ PRESETS = {
     "pusht": lambda c: c,
     "high_res": lambda c: replace(c, resolution=96),
     "goals": lambda c: c,
+    "dinov2": lambda c: c,
     "cpu": lambda c: replace(c, episodes=360),
     "debug": lambda c: replace(c, episodes=6),
 }

@@ -168,7 +168,14 @@ class Session:
                 "platform": platform.platform(),
             },
             "fingerprints": self.fingerprints,
+            "methods": {stage: self._method(stage) for stage in STAGES},
         }
+
+    def _method(self, stage: str) -> str | None:
+        """What was trained; a frozen backbone with where it is from, `random` if from nowhere."""
+        config = self._says(self.run / stage / "best.pt", stage).get("config", {})
+        said = (str(config[key]) for key in ("kind", "weights") if key in config)
+        return ", ".join(said) or None
 
 
 def _name(folder: Path) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from data.actions import ActionSpec
 from models.actor_critic import ActorCritic, ActorCriticConfig
+from models.frozen import Frozen, FrozenConfig
 from models.keypoints import Keypoints, KeypointsConfig
 from models.llama import LlamaConfig, LlamaDynamics
 from models.policy import PolicyConfig, PolicyController
@@ -24,6 +25,7 @@ C = TypeVar("C")
 TOKENIZERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
     "vqvae": (VqVaeConfig, VqVae),
     "keypoints": (KeypointsConfig, Keypoints),
+    "frozen": (FrozenConfig, Frozen),
 }
 DYNAMICS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
     "llama": (LlamaConfig, LlamaDynamics),

@@ -98,6 +98,9 @@ class Predictor(nn.Module):
     ) -> dict[str, Tensor]:
         """Squared error of the next anchors, from true anchors and from the model's own.
 
+        As a share of that of staying: whatever the latents' scale, 1 is to have learnt nothing,
+        and the other heads do not drown it.
+
         latents (B, T, P, D) with T = n skip + 1 frames.  The last block of a clip holds any number
         of actions from 1 to skip, so that every number is learnt.
         """
@@ -116,15 +119,13 @@ class Predictor(nn.Module):
         anchors, target = latents[:, starts], latents[rows, arrived]
 
         guess, out = self._foretell(anchors, done, count)
-        losses = {"latents": nn.functional.mse_loss(guess.float(), target.float())}
+        stayed = nn.functional.mse_loss(anchors.float(), target.float()).clamp(min=1e-8)
+        losses = {"latents": nn.functional.mse_loss(guess.float(), target.float()) / stayed}
         if blocks > 1 and self.config.imagined:
             own = torch.cat([anchors[:, :1], guess[:, :-1]], dim=1)
             again, _ = self._foretell(own, done, count)
             surprise = nn.functional.mse_loss(again[:, 1:].float(), target[:, 1:].float())
-            losses["own"] = self.config.imagined * surprise
-        with torch.no_grad():
-            stayed = nn.functional.mse_loss(anchors.float(), target.float())
-            losses["of_staying"] = losses["latents"] / stayed.clamp(min=1e-8)
+            losses["own"] = self.config.imagined * surprise / stayed
         if self.config.rewards and rewards is not None:
             surprise = self.reward.loss(out.mean(2), rewards[rows, arrived]).mean()
             losses["reward"] = self.config.reward_weight * surprise

@@ -100,6 +100,8 @@ def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):
         row = metrics["goal"][protocol]["planner"]
         assert row["n"] == 2 and row["seconds_of_a_plan"] > 0
     assert set(metrics["probe"]["linear"]) == set(metrics["probe"]["mlp"])
+    assert metrics["provenance"]["methods"]["tokenizer"] == "keypoints"
+    assert (run / "report" / "plots" / "goal-25-films.png").exists()
     saved = json.loads((run / "report" / "parts" / "goal-25-planner.json").read_text())
     assert saved["made_from"]["samples"] == 4 and saved["made_from"]["method"] == "cem"
 

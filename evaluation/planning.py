@@ -9,23 +9,30 @@ import torch
 from torch import Tensor
 
 from evaluation.policies import Policy, View
-from models.planner import Plan, Planner
+from models.planner import Plan, Planner, after
 
 
 class PlansInWorld:
     """Plan, carry out the first `keep` actions, plan again from what is then seen.
 
-    As LeWorldModel is measured: whole plans are carried out, two in a budget of 50 steps.
+    As LeWorldModel is measured: whole plans are carried out, two in a budget of 50 steps. With a
+    smaller `keep`, of whole legs, a search starts from what is left of the plan before.
     """
 
     looks = True
 
     def __init__(self, planner: Planner, keep: int = 25) -> None:
+        length = planner.config.legs * planner.config.leg
+        if not 0 < keep <= length or keep % planner.config.leg:
+            raise ValueError(
+                f"{keep} actions of a plan of {length} cannot be kept; give --keep whole legs of "
+                f"{planner.config.leg}, at most {length}"
+            )
         self.planner, self.world, self.keep = planner, planner.world, keep
         self.seconds: list[float] = []
         """Of each call of the planner, by world planned in."""
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: a planner may follow gradients
     def begin(self, view: View, goal: View | None) -> None:
         assert goal is not None and goal.frames is not None, "planning needs a goal"
         device = self.world.device
@@ -33,6 +40,7 @@ class PlansInWorld:
         self.seen: list[np.ndarray] = []  # frames and, between them, actions so far
         self.done: list[np.ndarray] = []
         self.left = 0
+        self.ways: Tensor | None = None  # (N, E, A) of the plans before
 
     def act(self, view: View) -> np.ndarray:
         assert view.frames is not None
@@ -49,7 +57,7 @@ class PlansInWorld:
         self.done.append(action)
         return action
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _plan(self, rows: np.ndarray) -> Plan:
         frames = torch.from_numpy(np.stack([f[rows] for f in self.seen], 1)).to(self.world.device)
         actions = [torch.from_numpy(a[rows]).to(self.world.device) for a in self.done]
@@ -58,9 +66,15 @@ class PlansInWorld:
         last: Tensor | None = actions[-1] if actions else None
         state = self.world.reset(frames, done)
         goals = self.goals[torch.from_numpy(rows).to(self.world.device)]
+        legs = self.keep // self.planner.config.leg
+        over = legs == self.planner.config.legs  # nothing is left of the plans before
+        left = None if self.ways is None or over else after(self.ways, legs)[rows]
         started = time.perf_counter()
-        plan = self.planner.to_goal(state, goals, last, None)
+        plan = self.planner.to_goal(state, goals, last, left)
         self.seconds.append((time.perf_counter() - started) / len(rows))
+        if self.ways is None:
+            self.ways = plan.ends.new_zeros(len(self.goals), *plan.ends.shape[1:])
+        self.ways[rows] = plan.ends
         return plan
 
 

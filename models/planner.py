@@ -80,6 +80,10 @@ class Planner:
 
         return self.search(state, distance, last, ends)
 
+    def to_reward(self, state: State, last: Tensor | None, ends: Tensor | None) -> Plan:
+        """Plan for the highest reward on arriving; the world needs a reward head."""
+        return self.search(state, lambda rows: lambda end: -end.reward, last, ends)
+
     def search(
         self,
         state: State,
@@ -206,6 +210,12 @@ class Planner:
         if first is not None:
             ways = torch.cat([first[:, None, None].expand_as(ways[:, :, :1]), ways[:, :, 1:]], 2)
         return ways
+
+
+def after(ends: Tensor, legs: int) -> Tensor:
+    """What is left of a way once `legs` of it are done, with rest at its end: (B, E, A)."""
+    rest = ends[:, -1:].expand(-1, legs, -1)
+    return torch.cat([ends[:, legs:], rest], dim=1)
 
 
 def along(ends: Tensor, leg: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.actions import ActionSpec
 from models.dynamics import State
-from models.planner import Planner, PlannerConfig, along
+from models.planner import Planner, PlannerConfig, after, along
 
 Method = Literal["cem", "mppi", "gradient", "shooting"]
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (100.0, 100.0), pointer=True)
@@ -101,6 +101,23 @@ def test_a_search_from_a_good_way_is_no_worse_than_it() -> None:
     good = planner("cem").to_goal(state, GOALS[:, None], None, None)
     again = planner("cem", iterations=1).to_goal(state, GOALS[:, None], None, good.ends)
     assert bool((again.cost <= good.cost + 1e-7).all())
+
+
+def test_the_way_to_a_reward_is_found_without_a_goal() -> None:
+    class Rewarding(Follower):
+        def state(self, places: Tensor) -> State:
+            state = super().state(places)
+            return replace(state, reward=-(places - torch.tensor([0.6, -0.6])).norm(dim=1))
+
+    world = Rewarding()
+    config = PlannerConfig(samples=64, iterations=12, best=8, legs=2, leg=3)
+    plan = Planner(config, world).to_reward(world.state(STARTS), None, None)  # type: ignore[arg-type]
+    assert plan.cost.max() < 0.05
+
+
+def test_what_is_left_of_a_way_rests_at_its_end() -> None:
+    ends = torch.arange(4.0)[None, :, None]
+    assert after(ends, 2)[0, :, 0].tolist() == [2, 3, 3, 3]
 
 
 def test_going_along_is_even_and_arrives() -> None:

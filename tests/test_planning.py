@@ -1,0 +1,121 @@
+"""A planner as a policy: what it is shown, when it plans, what it carries out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from data.actions import ActionSpec
+from evaluation.planning import Filmed, PlansInWorld
+from evaluation.policies import View
+from models.dynamics import State
+from models.planner import Planner, PlannerConfig
+
+SIZE = 100.0
+SPEC = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (SIZE, SIZE), pointer=True)
+GOALS = np.array([[80.0, 20.0], [10.0, 90.0], [50.0, 50.0]])
+
+
+class Nothing:
+    def select(self, index: Tensor) -> Nothing:
+        return self
+
+
+class Seen:
+    """A point that goes half of the way to the action; a frame is two pixels: its x and its y."""
+
+    actions = SPEC
+    device = torch.device("cpu")
+    context = 3
+
+    def __init__(self) -> None:
+        self.shown: list[tuple[int, int]] = []
+
+    def vectors(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return frames[:, :1, 0].float() / 255 * 2 - 1
+
+    def reset(self, frames: Tensor, actions: Tensor) -> State:
+        self.shown.append((frames.shape[1], actions.shape[1]))
+        return self._state(self.encode(frames[:, -1]))
+
+    def rollout(self, state: State, actions: Tensor) -> State:
+        place = state.latents[:, 0]
+        for action in SPEC.normalize(actions).unbind(1):
+            place = place + 0.5 * (action - place)
+        return self._state(place[:, None])
+
+    def _state(self, latents: Tensor) -> State:
+        rows = torch.ones(len(latents))
+        return State(latents, 0 * rows, rows, Nothing())
+
+
+def view(places: np.ndarray, active: np.ndarray | None = None) -> View:
+    frames = np.zeros((len(places), 3, 1, 2), np.uint8)
+    frames[:, :, 0] = (places / SIZE * 255).round()[:, None]
+    everywhere = np.ones(len(places), bool)
+    return View(frames, places, 0 * places, everywhere if active is None else active)
+
+
+def play(policy: PlansInWorld | Filmed, steps: int) -> np.ndarray:
+    places = np.full((3, 2), 30.0)
+    policy.begin(view(places), view(GOALS))
+    for _ in range(steps):
+        places = places + 0.5 * (policy.act(view(places)) - places)
+    return places
+
+
+def policy(method: Literal["cem", "gradient"] = "cem", keep: int = 6) -> tuple[PlansInWorld, Seen]:
+    world = Seen()
+    config = PlannerConfig(method, samples=64, iterations=12, best=8, legs=2, leg=3)
+    return PlansInWorld(Planner(config, world), keep), world  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["cem", "gradient"])
+def test_a_whole_plan_is_carried_out_and_the_next_made_from_what_is_seen(method) -> None:
+    plans, world = policy(method)
+    places = play(plans, 12)
+    assert np.abs(places - GOALS).max() < 5
+    assert world.shown == [(1, 0), (3, 2)]  # as many frames as it has in view
+    assert len(plans.seconds) == 2
+
+
+def test_a_plan_that_is_kept_in_part_is_made_more_often_and_begun_from_the_rest() -> None:
+    plans, world = policy(keep=3)
+    play(plans, 12)
+    assert len(world.shown) == 4
+    plans.planner.config = PlannerConfig("shooting", samples=1, iterations=1, legs=2, leg=3)
+    before = plans.ways
+    assert before is not None
+    plans.act(view(GOALS))
+    assert plans.ways is not None  # one candidate: it is what was left of the way
+    assert torch.allclose(plans.ways[:, 1], before[:, 2])
+
+
+def test_what_is_over_is_not_planned_for() -> None:
+    plans = policy()[0]
+    places, active = np.full((3, 2), 30.0), np.array([True, False, True])
+    plans.begin(view(places), view(GOALS))
+    action = plans.act(view(places, active))
+    assert not action[1].any() and action[0].any() and action[2].any()
+
+
+def test_parts_of_legs_cannot_be_kept() -> None:
+    with pytest.raises(ValueError, match="whole legs of 3, at most 6"):
+        policy(keep=4)
+
+
+def test_films_begin_with_the_goal_and_are_of_the_first_episodes() -> None:
+    filmed = Filmed(policy()[0], episodes=2)
+    play(filmed, 6)
+    films = filmed.films()
+    assert films.shape == (2, 7, 3, 1, 2)
+    assert torch.equal(films[:, 0], torch.from_numpy(view(GOALS).frames[:2]))
+    play(filmed, 3)  # of a second batch nothing is kept
+    assert filmed.films().shape == films.shape

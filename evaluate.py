@@ -26,7 +26,7 @@ from evaluation.keys import blank
 from evaluation.metrics import mse
 from evaluation.open_loop import HORIZONS, imagine, open_loop
 from evaluation.parts import Parts, write_json
-from evaluation.planning import Filmed, PlansInWorld
+from evaluation.planning import Filmed, Hand, PlansInWorld
 from evaluation.probe import probe
 from evaluation.report import write_report
 from evaluation.session import Session
@@ -291,7 +291,9 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
     )
     if config.planner is not None:
         planner = Planner(config.planner, session.world)
-        policies_to_try["planner"] = PlansInWorld(planner, config.keep)
+        pointer = session.world.actions.pointer
+        hand = Hand(session.world, session.to_learn_from) if pointer else None
+        policies_to_try["planner"] = PlansInWorld(planner, config.keep, hand)
     for offset in sorted({protocol.offset for protocol in goals.PROTOCOLS.values()}):
         by_seed = [
             goals.make_pairs(session.recordings, offset, config.goal_pairs, seed)

@@ -3,13 +3,51 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.clips import Clips
+from data.shards import Recordings
 from evaluation.policies import Policy, View
+from evaluation.windows import spread_windows
 from models.planner import Plan, Planner, after
+from models.world import World
+
+
+class Hand:
+    """Where the hand is, in a frame before which no action is known: its last action, read from the
+    latents by ridge regression on training episodes.
+
+    Without it a plan's first leg could begin anywhere, and the best imagined way often begins with
+    a leap that no recording shows and the model knows nothing of.
+    """
+
+    PENALTY = 1e-3  # beside a variance of 1
+
+    def __init__(self, world: World, recordings: Recordings, count: int = 2000) -> None:
+        clips = Clips(recordings, "train", frames=2, memory_limit=0)
+        chosen, _ = spread_windows(clips, count, seed=0)
+        parts = [clips.batch(part) for part in np.array_split(chosen, max(1, len(chosen) // 100))]
+        with torch.no_grad():
+            seen = torch.cat([world.vectors(world.encode(p.frames[:, 1])) for p in parts])
+        x = seen.flatten(1).double()
+        action = torch.cat([p.actions[:, 0] for p in parts]).to(x)
+        self.world = world
+        self.centre, self.spread = x.mean(0), x.std(0).clamp(min=1e-6)
+        self.middle = action.mean(0)
+        x = (x - self.centre) / self.spread
+        gram = x.T @ x + self.PENALTY * len(x) * torch.eye(x.shape[1]).to(x)
+        self.map = torch.linalg.solve(gram, x.T @ (action - self.middle))
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """(B, N) codes or (B, P, D) -> (B, A), in the environment's units."""
+        x = self.world.vectors(latents).flatten(1).double()
+        action = (x - self.centre) / self.spread @ self.map + self.middle
+        spec = self.world.actions
+        return action.clamp(action.new_tensor(spec.low), action.new_tensor(spec.high)).float()
 
 
 class PlansInWorld:
@@ -21,14 +59,17 @@ class PlansInWorld:
 
     looks = True
 
-    def __init__(self, planner: Planner, keep: int = 25) -> None:
+    def __init__(
+        self, planner: Planner, keep: int = 25, hand: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """hand: reads the last action from latents, where none is known (`Hand`)."""
         length = planner.config.legs * planner.config.leg
         if not 0 < keep <= length or keep % planner.config.leg:
             raise ValueError(
                 f"{keep} actions of a plan of {length} cannot be kept; give --keep whole legs of "
                 f"{planner.config.leg}, at most {length}"
             )
-        self.planner, self.world, self.keep = planner, planner.world, keep
+        self.planner, self.world, self.keep, self.hand = planner, planner.world, keep, hand
         self.seconds: list[float] = []
         """Of each call of the planner, by world planned in."""
 
@@ -63,8 +104,10 @@ class PlansInWorld:
         actions = [torch.from_numpy(a[rows]).to(self.world.device) for a in self.done]
         none = torch.zeros(len(rows), 0, self.world.actions.size)
         done = torch.stack(actions, 1) if actions else none
-        last: Tensor | None = actions[-1] if actions else None
         state = self.world.reset(frames, done)
+        last: Tensor | None = actions[-1] if actions else None
+        if last is None and self.hand is not None:
+            last = self.hand(state.latents)
         goals = self.goals[torch.from_numpy(rows).to(self.world.device)]
         legs = self.keep // self.planner.config.leg
         over = legs == self.planner.config.legs  # nothing is left of the plans before

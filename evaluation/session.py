@@ -70,11 +70,14 @@ class Session:
 
     def estimator(self, steps: int, seed: int) -> Estimator | None:
         """The ruler of these recordings, or of the run's own where all of these are held out."""
-        source = self.recordings
-        if not source.episodes("train"):
-            source = Recordings(self.run / "shards")
         path = self.folder / "estimator.pt"
-        return cached_estimator(path, source, steps, seed, device=self.device)
+        return cached_estimator(path, self.to_learn_from, steps, seed, device=self.device)
+
+    @cached_property
+    def to_learn_from(self) -> Recordings:
+        """Recordings with training episodes: these, or the run's own where these have none."""
+        known = self.recordings.episodes("train")
+        return self.recordings if known else Recordings(self.run / "shards")
 
     @property
     def is_pusht(self) -> bool:

@@ -35,7 +35,7 @@ class PlannerConfig:
     legs: int = 5
     leg: int = 5
     """Actions of a leg."""
-    reach: float = 0.3
+    reach: float = 0.2
     """Standard deviation of a leg's length at first; an action spans 2."""
     least: float = 0.01
     """Standard deviation below which the search is not narrowed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from evaluation.planning import Filmed, PlansInWorld
+from data.clips import Clips
+from data.shards import Recordings
+from data.toy import write_toy_shards
+from evaluation.planning import Filmed, Hand, PlansInWorld
 from evaluation.policies import View
 from models.dynamics import State
 from models.planner import Planner, PlannerConfig
@@ -104,6 +108,39 @@ def test_what_is_over_is_not_planned_for() -> None:
     plans.begin(view(places), view(GOALS))
     action = plans.act(view(places, active))
     assert not action[1].any() and action[0].any() and action[2].any()
+
+
+def test_the_hand_is_read_from_the_latents_of_training_episodes(tmp_path: Path) -> None:
+    write_toy_shards(tmp_path / "shards", episodes=80)
+    recordings = Recordings(tmp_path / "shards")
+
+    class Pooled(Seen):
+        actions = recordings.actions
+
+        def encode(self, frames: Tensor) -> Tensor:
+            ink = (frames.float() / 255 - 0.5).square()  # where each colour is, and how much
+            line = torch.linspace(-1, 1, ink.shape[-1])
+            across, down = (ink.mean(2) * line).mean(-1), (ink.mean(3) * line).mean(-1)
+            return torch.cat([across, down, ink.mean((2, 3))], 1)[:, None]
+
+    world = Pooled()
+    hand = Hand(world, recordings, count=1500)  # type: ignore[arg-type]
+    clip = Clips(recordings, "test", frames=2)
+    held = clip.batch(np.arange(0, len(clip), 3))
+    known = world.encode(held.frames[:, 1])
+    span = np.array(recordings.actions.high) - np.array(recordings.actions.low)
+    wrong = (hand(known) - held.actions[:, 0]).abs().mean(0).numpy() / span
+    blind = (held.actions[:, 0] - held.actions[:, 0].mean(0)).abs().mean(0).numpy() / span
+    assert (wrong < 0.7 * blind).all()
+
+
+def test_where_no_action_is_known_a_plan_begins_at_the_hand() -> None:
+    plans, _ = policy()
+    plans.hand = lambda latents: torch.full((len(latents), 2), 40.0)
+    plans.begin(view(np.full((3, 2), 30.0)), view(GOALS))
+    plans.act(view(np.full((3, 2), 30.0)))
+    assert plans.ways is not None
+    assert torch.allclose(plans.ways[:, 0], SPEC.normalize(torch.full((3, 2), 40.0)))
 
 
 def test_parts_of_legs_cannot_be_kept() -> None:

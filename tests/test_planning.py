@@ -139,8 +139,9 @@ def test_where_no_action_is_known_a_plan_begins_at_the_hand() -> None:
     plans.hand = lambda latents: torch.full((len(latents), 2), 40.0)
     plans.begin(view(np.full((3, 2), 30.0)), view(GOALS))
     plans.act(view(np.full((3, 2), 30.0)))
-    assert plans.ways is not None
-    assert torch.allclose(plans.ways[:, 0], SPEC.normalize(torch.full((3, 2), 40.0)))
+    ways = plans.ways
+    assert isinstance(ways, Tensor)
+    assert torch.allclose(ways[:, 0], SPEC.normalize(torch.full((3, 2), 40.0)))
 
 
 def test_parts_of_legs_cannot_be_kept() -> None:

@@ -2,11 +2,12 @@
 # make test    install, then the test suite
 #
 # make demo DEMOS=PATH RUN=runs/human    the same on human demonstrations (zarr folder, zip or npz)
-# make demo DEMOS=PATH REPLAYS=90 PRESET=pusht RUN=runs/pusht    the same at full size, on a GPU
+# make demo DEMOS=PATH REPLAYS=4 PRESET="pusht goals hour" RUN=runs/goals    an hour on 2 cores
+# make demo DEMOS=PATH REPLAYS=90 PRESET="pusht goals" RUN=runs/pusht    at full size, on a GPU
 # A second call goes on from where the first was interrupted, or says that all is done.
 
 RUN ?= runs/demo
-PRESET ?= pusht cpu
+PRESET ?= pusht goals cpu
 DEMOS ?=
 REPLAYS ?=
 PYTHON := .venv/bin/python
@@ -28,8 +29,7 @@ demo: $(INSTALLED)
 	@echo "report  $(RUN)/report/index.html, and its figures in $(RUN)/report/metrics.json"
 
 # Film and report are made anew only when a stage beneath them has found a better checkpoint.
-BEST := $(RUN)/tokenizer/best.pt $(RUN)/dynamics/best.pt $(RUN)/controller/best.pt
-$(BEST): ;
+BEST := $(wildcard $(RUN)/*/best.pt $(RUN)/controller/*/best.pt)
 $(RUN)/play/film.mp4: $(BEST)
 	$(PYTHON) play.py $(STAGE) --headless --beside-simulator
 $(RUN)/report/index.html: $(BEST)

@@ -33,12 +33,13 @@ from evaluation.session import Session
 from evaluation.speed import measure_play
 from evaluation.still_frames import measure_tokenizer
 from evaluation.windows import spread_windows
-from models.planner import Planner, PlannerConfig
+from models.planner import Planner, PlannerConfig, ToGoal
 from pipeline.cli import run
 
 Part = Literal["tokenizer", "probe", "open_loop", "play", "task", "goal"]
 Protocol = Literal["first-hit", "strict", "chunk-end", "far", "far-strict", "task"]
 FILM = 16  # frames to show of a clip, at most
+PARALLEL = 100  # simulators at a time, at most: the world model sees them as one batch
 FILMED = 32  # attempts at goals that are kept to choose pictures from
 
 
@@ -90,8 +91,8 @@ class Config:
 
 
 def _cpu(config: Config) -> Config:
-    """Give the task its protocol, and goals a trial; but a run for goals its whole table."""
-    config = replace(
+    """Give the task its protocol, and goals a trial."""
+    return replace(
         config,
         horizons=HORIZONS,
         estimator_steps=250,
@@ -100,18 +101,17 @@ def _cpu(config: Config) -> Config:
         simulator_pairs=30,
         simulator_samples=48,
         simulator_iterations=4,
+        planner=config.planner and replace(config.planner, samples=200, iterations=10, best=20),
     )
-    if config.planner is None:
-        return config
-    planner = replace(config.planner, samples=200, iterations=10, best=20)
-    return replace(config, goal_pairs=100, pair_seeds=(0, 1, 2), planner=planner)
 
 
 PRESETS = {
     "pusht": lambda c: replace(c, horizons=(*HORIZONS, 25)),
     "goals": lambda c: replace(c, planner=PlannerConfig()),
     "dinov2": lambda c: replace(c, planner=PlannerConfig()),
+    "latent": lambda c: replace(c, planner=PlannerConfig()),
     "cpu": _cpu,
+    "hour": lambda c: replace(_cpu(c), goal_pairs=100, pair_seeds=(0, 1, 2)),
     "debug": lambda c: replace(
         c,
         windows=8,
@@ -146,7 +146,9 @@ class Job:
 
 
 def main(config: Config) -> None:
-    with Session(config.run, config.shards, config.out, config.workers) as session:
+    needed = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
+    parallel = min(PARALLEL, needed)
+    with Session(config.run, config.shards, config.out, config.workers, parallel) as session:
         parts = Parts(session.folder / "parts", config.restart)
         tqdm.write(session.about())
         metrics = blank()
@@ -290,10 +292,13 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
         config.seed, config.simulator_samples, config.simulator_iterations
     )
     if config.planner is not None:
-        planner = Planner(config.planner, session.world)
-        pointer = session.world.actions.pointer
-        hand = Hand(session.world, session.to_learn_from) if pointer else None
-        policies_to_try["planner"] = PlansInWorld(planner, config.keep, hand)
+        world = session.world
+        finders: dict[str, ToGoal] = {"planner": Planner(config.planner, world)}
+        if session.goal_policy is not None:
+            finders["amortised"] = session.goal_policy
+        hand = Hand(world, session.to_learn_from) if world.actions.pointer else None
+        for name, finder in finders.items():
+            policies_to_try[name] = PlansInWorld(world, finder, config.keep, hand)
     for offset in sorted({protocol.offset for protocol in goals.PROTOCOLS.values()}):
         by_seed = [
             goals.make_pairs(session.recordings, offset, config.goal_pairs, seed)
@@ -330,9 +335,10 @@ def goal_job(
             filmed or policy, session.pool, session.recordings, pairs, name=f"+{offset}, {name}"
         )
         found = {key: goals.summary(p.reached(errors), pairs) for key, p in wanted.items()}
-        if filmed is not None and isinstance(policy, PlansInWorld):
+        if isinstance(policy, PlansInWorld):
             for row in found.values():
                 row["seconds_of_a_plan"] = float(np.median(policy.seconds))
+        if filmed is not None:
             path = session.plots / f"goal-{offset}-films.png"
             draw_attempts(filmed.films(), goals.first_hit(errors), path)
         return found
@@ -347,6 +353,8 @@ def goal_job(
     if name == "planner":
         assert config.planner is not None
         settings |= asdict(config.planner) | {"keep": config.keep}
+    if name == "amortised":
+        settings |= {"keep": config.keep}
     made_from = session.made_from(*session.depends_on(name), **settings)
     names = tuple(key.replace("_", "-") for key in wanted)
     return Job("goal", f"goal-{offset}-{name}", made_from, make, put, names)

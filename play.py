@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,15 +21,18 @@ from tqdm import tqdm
 from data.actions import ActionSpec
 from data.shards import Recordings
 from data.splits import Split
+from models.planner import Planner, PlannerConfig, ToGoal
+from models.world import World
 from pipeline.cli import run as run_stage
 from pipeline.film import write_film
 from pipeline.game import Game, headless_scene
-from pipeline.load import load_controller, load_world
+from pipeline.load import load_controller, load_goal_policy, load_world
 from pipeline.player import Player, Start, Starts
 from pipeline.simulators import Simulator, open_simulator
+from pipeline.towards import Towards
 from pipeline.window import Window, check_display
 
-Source = Literal["recorded", "controller", "random", "file"]
+Source = Literal["recorded", "controller", "random", "file", "planner", "amortised"]
 FILM_SIZE, WINDOW_SIZE = 256, 512
 RANDOM_HOLD = 6  # steps that a random action is kept for: a new one each step goes nowhere
 
@@ -43,12 +46,19 @@ class Config:
     beside_simulator: bool = False
     """Show the real simulator beside, under the same actions."""
     actions: Source | None = None
-    """Who acts: the recorded episode (the default with --headless), the controller, chance, or
-    --actions-file. In a window it is you, or the controller if that is asked for."""
+    """Who acts: the recorded episode (the default with --headless), the controller, chance,
+    --actions-file, or a planner, or the controller for goals, towards the frame that was recorded
+    --goal-steps later. In a window it is you, or the controller if that is asked for."""
     actions_file: Path | None = None
     """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
     steps: int = 100
     """Steps of a film, at most."""
+    goal_steps: int = 25
+    """Steps of the recording from the start to the goal."""
+    planner: PlannerConfig = field(
+        default_factory=lambda: PlannerConfig(samples=200, iterations=10, best=20)
+    )
+    """Search of --actions planner."""
     split: Split = "test"
     """Episodes to start from."""
     episode: int | None = None
@@ -69,7 +79,9 @@ PRESETS = {
     "tokens": lambda c: c,
     "goals": lambda c: c,
     "dinov2": lambda c: c,
+    "latent": lambda c: c,
     "cpu": lambda c: c,
+    "hour": lambda c: c,
     "debug": lambda c: replace(c, steps=min(c.steps, 12), size=128),
 }
 
@@ -95,9 +107,10 @@ def main(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Refuse, before anything is loaded, what does not go together."""
-    if config.fps <= 0 or config.steps < 1:
+    if config.fps <= 0 or config.steps < 1 or config.goal_steps < 1:
         raise ValueError(
-            f"--fps {config.fps} and --steps {config.steps} make no film; both must be above 0"
+            f"--fps {config.fps}, --steps {config.steps} and --goal-steps {config.goal_steps} "
+            f"make no film; all must be above 0"
         )
     if (config.actions == "file") != (config.actions_file is not None):
         raise ValueError("--actions file and --actions-file PATH belong together; give both")
@@ -155,11 +168,12 @@ def write(config: Config, player: Player, starts: Starts) -> None:
     size = config.size or FILM_SIZE
 
     player.reset(start)
-    shots = [headless_scene(player, size, truth)]
+    goal = goal_of(config, start) if source in TOWARDS else None
+    shots = [headless_scene(player, size, truth, goal)]
     began = time.perf_counter()
     for step in tqdm(range(steps), "play"):
         player.step(act(step))
-        shots.append(headless_scene(player, size, truth))
+        shots.append(headless_scene(player, size, truth, goal))
     speed = steps / (time.perf_counter() - began)
 
     folder = config.run / "play"
@@ -182,6 +196,9 @@ def actor(
         return lambda step: player.controllers_choice(), config.steps
     if source == "recorded":
         return lambda step: start.next_actions[step], len(start.next_frames)
+    if source in TOWARDS:
+        finder = TOWARDS[source](config, player.world)
+        return Towards(player, finder, goal_of(config, start)), config.steps
     if source == "file":
         assert config.actions_file is not None
         given = read_actions(config.actions_file, spec)
@@ -189,6 +206,28 @@ def actor(
     count = -(-config.steps // RANDOM_HOLD)
     drawn = spec.sample(count, np.random.default_rng(config.seed))
     return lambda step: drawn[step // RANDOM_HOLD], config.steps
+
+
+def goal_of(config: Config, start: Start) -> np.ndarray:
+    """The recorded frame, (H, W, 3), `goal_steps` after the start, or the recording's last."""
+    return start.next_frames[min(config.goal_steps, len(start.next_frames)) - 1]
+
+
+def amortised(config: Config, world: World) -> ToGoal:
+    policy = load_goal_policy(config.run, world)
+    if policy is None:
+        raise ValueError(
+            f"{config.run / 'controller' / 'goals'} holds no controller for goals; "
+            f"train_controller.py --run {config.run} --methods cloning goals makes it, and "
+            f"--actions planner needs none"
+        )
+    return policy
+
+
+TOWARDS: dict[Source, Callable[[Config, World], ToGoal]] = {
+    "planner": lambda config, world: Planner(config.planner, world),
+    "amortised": amortised,
+}
 
 
 def read_actions(path: Path, spec: ActionSpec) -> np.ndarray:

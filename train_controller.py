@@ -2,13 +2,15 @@
 
 Reads   RUN/shards, RUN/tokenizer/best.pt and RUN/dynamics/best.pt.
 Writes  RUN/controller/cloning (behaviour cloning) and, by actor-critic in imagination from there,
-        RUN/controller: best.pt, last.pt, log.jsonl, tensorboard.
+        RUN/controller: best.pt, last.pt, log.jsonl, tensorboard. With --preset goals also
+        RUN/controller/goals: a policy that is shown where to go.
 Try     python train_controller.py --run runs/pusht --preset pusht cpu
 Next    evaluate.py, play.py
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +21,11 @@ from torch import Tensor
 
 from data.clips import Clips
 from data.shards import Recordings
+from data.splits import Split
 from evaluation.windows import spread_windows
 from models.actor_critic import ActorCritic, ActorCriticConfig
 from models.build import build_controller, describe
+from models.goal_policy import GoalPolicyConfig
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.cli import run as run_stage
@@ -30,14 +34,19 @@ from pipeline.load import load_world
 from pipeline.run import Run, TrainConfig
 from pipeline.shown import ShownSteps, StartsBesideSteps
 
+Method = Literal["cloning", "actor_critic", "goals"]
+
 
 @dataclass(frozen=True)
 class Config:
     run: Path = Path("runs/pusht")
-    """Folder of the world model; all is read from there, and the controller written."""
-    method: Literal["actor_critic", "cloning"] = "actor_critic"
-    """Cloning alone, or improved by actor-critic in imagination."""
+    """Folder of the world model; all is read from there, and the controllers written."""
+    methods: tuple[Method, ...] = ("cloning", "actor_critic")
+    """What to fit, in this order: a clone of what is recorded; from there, actor-critic in
+    imagination; a policy that is shown goals and learns in imagination to reach them."""
     model: ActorCriticConfig = field(default_factory=ActorCriticConfig)
+    """Policy of the first two, and the actor-critic."""
+    goals: GoalPolicyConfig = field(default_factory=GoalPolicyConfig)
     enough: float = 0.7
     """Reward that an episode must reach to be cloned, up to where it is highest."""
     cloning: TrainConfig = field(
@@ -57,60 +66,108 @@ class Config:
         )
     )
     """Training of the actor-critic."""
+    reaching: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=10000, batch_size=256, learning_rate=1e-3, weight_decay=0.01, evaluate_every=1000
+        )
+    )
+    """Training towards goals."""
     restart: bool = False
     """Begin anew, although there is a checkpoint to go on from."""
 
 
-def _steps(config: Config, cloning: dict[str, Any], train: dict[str, Any]) -> Config:
+def _steps(
+    config: Config, cloning: dict[str, Any], train: dict[str, Any], reaching: dict[str, Any]
+) -> Config:
     return replace(
-        config, cloning=replace(config.cloning, **cloning), train=replace(config.train, **train)
+        config,
+        cloning=replace(config.cloning, **cloning),
+        train=replace(config.train, **train),
+        reaching=replace(config.reaching, **reaching),
     )
+
+
+def _cpu(config: Config) -> Config:
+    return _steps(
+        config,
+        {"steps": 700, "batch_size": 256, "learning_rate": 1e-3, "evaluate_every": 100},
+        {"steps": 30, "batch_size": 48, "evaluate_every": 15, "save_every": 15, "report_every": 5,
+         "warmup": 10},
+        {"steps": 300, "batch_size": 64, "evaluate_every": 100, "save_every": 50},
+    )  # fmt: skip
+
+
+def _goals(config: Config) -> Config:
+    return replace(config, methods=("cloning", "actor_critic", "goals"))
 
 
 PRESETS = {
     "pusht": lambda c: c,
-    "goals": lambda c: c,
-    "dinov2": lambda c: c,
-    "cpu": lambda c: _steps(
-        c,
-        {"steps": 700, "batch_size": 256, "learning_rate": 1e-3, "evaluate_every": 100},
-        {"steps": 30, "batch_size": 48, "evaluate_every": 15, "save_every": 15, "report_every": 5,
-         "warmup": 10},
-    ),
+    "goals": _goals,
+    "dinov2": _goals,
+    "latent": _goals,
+    "cpu": _cpu,
+    "hour": lambda c: _steps(_cpu(c), {}, {}, {"steps": 1500, "evaluate_every": 250}),
     "debug": lambda c: replace(
         _steps(
             c,
             {"steps": 20, "batch_size": 16, "evaluate_every": 10, "save_every": 5},
             {"steps": 4, "batch_size": 4, "evaluate_every": 2, "save_every": 1},
+            {"steps": 4, "batch_size": 4, "evaluate_every": 2, "save_every": 1},
         ),
         enough=0.1,
     ),
-}  # fmt: skip
+}
+
+
+@dataclass
+class Inside:
+    """What every method learns from: a world, and what is recorded of it."""
+
+    config: Config
+    world: World
+    recordings: Recordings
+    latents: np.ndarray
+
+    def shown(self, split: str) -> ShownSteps:
+        return ShownSteps(self.recordings, split, self.latents, self.config.enough)
+
+    def clips(self, split: Split, frames: int) -> LatentClips:
+        return LatentClips(Clips(self.recordings, split, frames), self.latents)
+
+    def identity(self, model: Any) -> dict[str, Any]:
+        """What a checkpoint of this world says of itself."""
+        path = self.config.run / "dynamics" / "best.pt"
+        fingerprint = ckpt.load(path, "dynamics")["fingerprint"]
+        return {
+            "config": describe(model),
+            "latents": self.world.latents.as_dict(),
+            "actions": self.world.actions.as_dict(),
+            "parent": {"path": str(path), "fingerprint": fingerprint},
+        }
 
 
 def main(config: Config) -> None:
     recordings = Recordings(config.run / "shards")
     world = load_world(config.run)
-    if config.method == "actor_critic" and not world.dynamics.has_rewards:
+    if "actor_critic" in config.methods and not world.dynamics.has_rewards:
         raise ValueError(
             f"the dynamics of {config.run} has no reward head (its recordings had no rewards), so "
-            f"there is nothing to improve on in imagination; --method cloning needs none"
+            f"there is nothing to improve on in imagination; --methods cloning needs none"
         )
     parent = ckpt.load(config.run / "tokenizer" / "best.pt", "tokenizer")
     latents = cache_latents(
         config.run / "latents", world.tokenizer, parent["fingerprint"], recordings, world.device
     )
-    shown = ShownSteps(recordings, "train", latents, config.enough)
-    policy = clone(config, world, shown, recordings, latents)
-    if config.method == "actor_critic":
-        improve(config, world, shown, recordings, latents, policy)
+    inside = Inside(config, world, recordings, latents)
+    for method in config.methods:
+        METHODS[method](inside)
 
 
-def clone(
-    config: Config, world: World, shown: ShownSteps, recordings: Recordings, latents: np.ndarray
-) -> dict[str, Tensor]:
-    """Fit the policy to what the recordings show; give the weights of the best."""
-    held_out = ShownSteps(recordings, "validation", latents, config.enough)
+def clone(inside: Inside) -> None:
+    """Fit the policy to what the recordings show."""
+    config, world = inside.config, inside.world
+    shown, held_out = inside.shown("train"), inside.shown("validation")
     torch.manual_seed(config.cloning.seed)
     policy = build_controller(config.model.policy, world.latents, world.actions)
     policy.adopt(world.tokenizer)
@@ -119,7 +176,7 @@ def clone(
         config.run / "controller" / "cloning",
         policy,
         config.cloning,
-        identity=_identity(config, config.model.policy, world),
+        identity=inside.identity(config.model.policy),
         restart=config.restart,
         higher_is_better=False,
         data=f"cloning {len(shown)} steps of {shown.episodes} episodes; dynamics has "
@@ -134,23 +191,16 @@ def clone(
                     part.latents.to(run.device), part.actions.to(run.device)
                 )
             run.keep_best(float(losses["cloning"]), {k: float(v) for k, v in losses.items()})
-    best = ckpt.load(config.run / "controller" / "cloning" / "best.pt", "controller", run.device)
-    return best["model"]
 
 
-def improve(
-    config: Config,
-    world: World,
-    shown: ShownSteps,
-    recordings: Recordings,
-    latents: np.ndarray,
-    cloned: dict[str, Tensor],
-) -> None:
-    """Go on from the cloned policy with actor-critic on imagined trajectories."""
+def improve(inside: Inside) -> None:
+    """Go on from the best cloned policy with actor-critic on imagined trajectories."""
+    config, world = inside.config, inside.world
     torch.manual_seed(config.train.seed)
     model = build_controller(config.model, world.latents, world.actions)
     model.adopt(world.tokenizer)
-    model.policy.load_state_dict(cloned)
+    cloned = ckpt.load(config.run / "controller" / "cloning" / "best.pt", "controller")
+    model.policy.load_state_dict(cloned["model"])
 
     def objective(*tensors: Tensor) -> dict[str, Tensor]:
         return model.loss(world, *tensors)
@@ -160,13 +210,13 @@ def improve(
         config.run / "controller",
         model,
         config.train,
-        identity=_identity(config, config.model, world),
+        identity=inside.identity(config.model),
         objective=objective,
         restart=config.restart,
         data=f"actor-critic, {config.train.batch_size} starts x {config.model.horizon} steps",
     )
-    starts = StartsBesideSteps(Clips(recordings, "train", world.context), latents, shown)
-    held_out = LatentClips(Clips(recordings, "validation", world.context), latents)
+    starts = StartsBesideSteps(inside.clips("train", world.context), inside.shown("train"))
+    held_out = inside.clips("validation", world.context)
     if run.step == 0:
         run.keep_best(**_imagined_reward(run, world, held_out))
     for _, batch in run.batches(starts):
@@ -193,17 +243,50 @@ def _imagined_reward(run: Run, world: World, held_out: LatentClips, starts: int 
     return {"value": figures["imagined_reward"], "figures": figures}
 
 
-def _identity(config: Config, model: Any, world: World) -> dict[str, Any]:
-    path = config.run / "dynamics" / "best.pt"
-    return {
-        "config": describe(model),
-        "latents": world.latents.as_dict(),
-        "actions": world.actions.as_dict(),
-        "parent": {
-            "path": str(path),
-            "fingerprint": ckpt.load(path, "dynamics")["fingerprint"],
-        },
-    }
+def reach(inside: Inside) -> None:
+    """Learn by imagining how goals are reached; best.pt ends nearest to held-out goals."""
+    config, world = inside.config, inside.world
+    torch.manual_seed(config.reaching.seed)
+    model = build_controller(config.goals, world.latents, world.actions)
+    model.adopt(world.tokenizer)
+
+    def objective(*tensors: Tensor) -> dict[str, Tensor]:
+        return model.loss(world, *tensors)
+
+    train, held_out = (
+        inside.clips(split, world.context + model.horizon) for split in ("train", "validation")
+    )
+    run = Run(
+        "controller",
+        config.run / "controller" / "goals",
+        model,
+        config.reaching,
+        identity=inside.identity(config.goals),
+        objective=objective,
+        restart=config.restart,
+        higher_is_better=False,
+        data=f"towards goals {model.horizon} steps away, {config.reaching.batch_size} starts x "
+        f"{config.goals.proposals} ways",
+    )
+    chosen, _ = spread_windows(held_out.clips, 256, seed=0)
+    clip = held_out.batch(chosen)
+    for _, batch in run.batches(train):
+        run.descend(batch.latents, batch.actions)
+        if run.due(config.reaching.evaluate_every):
+            with run.averaged() as average, torch.random.fork_rng():
+                torch.manual_seed(0)
+                losses = average.loss(  # type: ignore[operator]
+                    world, clip.latents.to(run.device), clip.actions.to(run.device)
+                )
+            run.keep_best(float(losses["chosen"]), {k: float(v) for k, v in losses.items()})
+
+
+# A new method is one line here.
+METHODS: dict[Method, Callable[[Inside], None]] = {
+    "cloning": clone,
+    "actor_critic": improve,
+    "goals": reach,
+}
 
 
 if __name__ == "__main__":

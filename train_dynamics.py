@@ -61,6 +61,11 @@ def _transformer(config: Config, **changes: Any) -> Config:
     return replace(config, model=model)
 
 
+def _longer(config: Config) -> Config:
+    train = config.train
+    return _train(config, steps=5 * train.steps // 2, evaluate_every=5 * train.evaluate_every // 2)
+
+
 # What a size means to each method.
 SIZES = {
     ("pusht", LlamaConfig): lambda c: _transformer(c, width=384, layers=8, heads=6, hidden=1024),
@@ -71,7 +76,7 @@ SIZES = {
     ),
     ("cpu", PredictorConfig): lambda c: _train(
         _transformer(c, layers=4, dropout=0.0),
-        steps=2600, batch_size=128, learning_rate=1.5e-3, evaluate_every=1300, save_every=200,
+        steps=1000, batch_size=128, learning_rate=1.5e-3, evaluate_every=500, save_every=100,
     ),
     ("debug", LlamaConfig): lambda c: _train(
         _transformer(
@@ -92,7 +97,9 @@ PRESETS = {
     "pusht": lambda c: SIZES["pusht", type(c.model)](c),
     "goals": lambda c: replace(c, model=PredictorConfig(), frames=21),
     "dinov2": lambda c: replace(c, model=PredictorConfig(), frames=21),
+    "latent": lambda c: replace(c, model=PredictorConfig(), frames=21),
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),
+    "hour": lambda c: _longer(SIZES["cpu", type(c.model)](c)),
     "tokens": lambda c: replace(c, model=replace(c.model, decoding="token")),
     "debug": lambda c: SIZES["debug", type(c.model)](c),
 }

@@ -23,6 +23,9 @@ from models.build import build_tokenizer, describe
 from models.codes import code_counts, perplexity
 from models.frozen import FrozenConfig
 from models.keypoints import KeypointsConfig
+from models.latent import LatentConfig
+from models.predictor import PredictorConfig
+from models.transformer import TransformerConfig
 from models.vqvae import VqVaeConfig
 from pipeline.cli import run as run_stage
 from pipeline.pictures import grid
@@ -33,8 +36,10 @@ from pipeline.run import Run, TrainConfig
 class Config:
     run: Path = Path("runs/pusht")
     """Folder of the world model; its shards are read, its tokenizer is written."""
-    model: VqVaeConfig | KeypointsConfig | FrozenConfig = field(default_factory=VqVaeConfig)
-    """The method: a VQ-VAE, or what --preset goals (keypoints) or dinov2 (frozen) takes."""
+    model: VqVaeConfig | KeypointsConfig | FrozenConfig | LatentConfig = field(
+        default_factory=VqVaeConfig
+    )
+    """The method: a VQ-VAE, or what --preset goals (keypoints), dinov2 (frozen) or latent takes."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=20000, batch_size=256, learning_rate=1e-3, weight_decay=0.01, evaluate_every=1000
@@ -52,6 +57,11 @@ def _model(config: Config, **changes: Any) -> Config:
     return replace(config, model=replace(config.model, **changes))
 
 
+def _longer(config: Config) -> Config:
+    train = config.train
+    return _train(config, steps=5 * train.steps // 2, evaluate_every=5 * train.evaluate_every // 2)
+
+
 # What a size means to each method.
 SIZES = {
     ("cpu", VqVaeConfig): lambda c: _model(
@@ -62,7 +72,7 @@ SIZES = {
         channels=32, codes=64, code_width=8, depth=1, continuous_steps=10,
     ),
     ("cpu", KeypointsConfig): lambda c: _train(
-        c, steps=1500, batch_size=64, learning_rate=1.5e-3, evaluate_every=500, save_every=100
+        c, steps=600, batch_size=64, learning_rate=1.5e-3, evaluate_every=300, save_every=100
     ),
     ("debug", KeypointsConfig): lambda c: _model(
         _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
@@ -70,6 +80,22 @@ SIZES = {
     ),
     ("cpu", FrozenConfig): lambda c: _model(
         _train(c, steps=500, batch_size=32, evaluate_every=250, save_every=100), seen=56
+    ),
+    ("cpu", LatentConfig): lambda c: _model(
+        _train(c, steps=1000, batch_size=64, evaluate_every=250, save_every=100),
+        encoder=TransformerConfig(width=96, layers=4, heads=3, hidden=256),
+        predictor=PredictorConfig(
+            TransformerConfig(width=128, layers=3, heads=4, hidden=384, context=3), rewards=False
+        ),
+        width=48, channels=48, slices=256,
+    ),
+    ("debug", LatentConfig): lambda c: _model(
+        _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
+        encoder=TransformerConfig(width=24, layers=1, heads=2, hidden=48),
+        predictor=PredictorConfig(
+            TransformerConfig(width=24, layers=1, heads=2, hidden=48, context=3), rewards=False
+        ),
+        width=16, channels=16, depth=1, slices=32,
     ),
     ("debug", FrozenConfig): lambda c: _model(
         _train(c, steps=6, batch_size=4, evaluate_every=3, save_every=3, warmup=2),
@@ -81,8 +107,10 @@ PRESETS = {
     "pusht": lambda c: _model(c, image_size=(64, 64)),
     "goals": lambda c: replace(c, model=KeypointsConfig(c.model.image_size)),
     "dinov2": lambda c: replace(c, model=FrozenConfig(c.model.image_size)),
+    "latent": lambda c: replace(c, model=LatentConfig(c.model.image_size)),
     "high_res": lambda c: _model(c, image_size=(96, 96)),
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),
+    "hour": lambda c: _longer(SIZES["cpu", type(c.model)](c)),
     "debug": lambda c: SIZES["debug", type(c.model)](c),
 }
 
@@ -96,11 +124,11 @@ def main(config: Config) -> None:
             f"{recordings.image_size[0]} {recordings.image_size[1]}, or preprocess with another "
             f"--resolution"
         )
-    frames = Clips(recordings, "train", frames=1)
     held_out = Clips(recordings, "validation", frames=2)
 
     torch.manual_seed(config.train.seed)
-    model = build_tokenizer(config.model)
+    model = build_tokenizer(config.model, recordings.actions)
+    clips = Clips(recordings, "train", frames=model.clip)
     run = Run(
         "tokenizer",
         config.run / "tokenizer",
@@ -113,10 +141,11 @@ def main(config: Config) -> None:
             "parent": {"path": str(recordings.folder), "fingerprint": recordings.fingerprint},
         },
         restart=config.restart,
-        data=f"{len(frames)} frames of {recordings.image_size[0]} x {recordings.image_size[1]}",
+        data=f"{len(clips)} clips of {model.clip} frame(s) of {recordings.image_size[0]} x "
+        f"{recordings.image_size[1]}",
     )
-    for _, clip in run.batches(frames):
-        run.descend(clip.frames[:, 0])
+    for _, clip in run.batches(clips):
+        run.descend(clip.frames, recordings.actions.normalize(clip.actions))
         if run.due(config.train.evaluate_every):
             with run.averaged() as average:
                 figures, picture = validate(average, held_out, run.device)

@@ -56,7 +56,9 @@ PRESETS = {
     "high_res": lambda c: replace(c, resolution=96),
     "goals": lambda c: c,
     "dinov2": lambda c: c,
+    "latent": lambda c: c,
     "cpu": lambda c: replace(c, episodes=360),
+    "hour": lambda c: replace(c, episodes=720),
     "debug": lambda c: replace(c, episodes=6),
 }
 

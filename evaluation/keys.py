@@ -25,7 +25,7 @@ TASK_POLICIES = ("controller", "cloning", "random", "still", "scripted")
 GOAL = ("success", "low", "high", "n")
 GOAL_PROTOCOLS = ("first_hit", "strict", "chunk_end", "far", "far_strict")
 GOAL_POLICIES = (
-    "planner", "controller", "cloning", "random", "still", "agent_only", "simulator",
+    "planner", "amortised", "controller", "cloning", "random", "still", "agent_only", "simulator",
 )  # fmt: skip
 PROBE = ("n", "linear", "mlp", "rank", "variance")
 PLAY = ("n", "frames_per_second", "latency_ms_p50", "latency_ms_p95")

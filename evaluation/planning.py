@@ -1,4 +1,4 @@
-"""A planner in an imagined world as a policy: it looks at frames, and is shown the goal's frame."""
+"""What finds ways in an imagined world as a policy: it looks at frames, and is shown the goal's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data.clips import Clips
 from data.shards import Recordings
 from evaluation.policies import Policy, View
 from evaluation.windows import spread_windows
-from models.planner import Plan, Planner, after
+from models.planner import Plan, ToGoal, after
 from models.world import World
 
 
@@ -60,16 +60,20 @@ class PlansInWorld:
     looks = True
 
     def __init__(
-        self, planner: Planner, keep: int = 25, hand: Callable[[Tensor], Tensor] | None = None
+        self,
+        world: World,
+        planner: ToGoal,
+        keep: int = 25,
+        hand: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """hand: reads the last action from latents, where none is known (`Hand`)."""
-        length = planner.config.legs * planner.config.leg
-        if not 0 < keep <= length or keep % planner.config.leg:
+        length = planner.legs * planner.leg
+        if not 0 < keep <= length or keep % planner.leg:
             raise ValueError(
                 f"{keep} actions of a plan of {length} cannot be kept; give --keep whole legs of "
-                f"{planner.config.leg}, at most {length}"
+                f"{planner.leg}, at most {length}"
             )
-        self.planner, self.world, self.keep, self.hand = planner, planner.world, keep, hand
+        self.world, self.planner, self.keep, self.hand = world, planner, keep, hand
         self.seconds: list[float] = []
         """Of each call of the planner, by world planned in."""
 
@@ -109,8 +113,8 @@ class PlansInWorld:
         if last is None and self.hand is not None:
             last = self.hand(state.latents)
         goals = self.goals[torch.from_numpy(rows).to(self.world.device)]
-        legs = self.keep // self.planner.config.leg
-        over = legs == self.planner.config.legs  # nothing is left of the plans before
+        legs = self.keep // self.planner.leg
+        over = legs == self.planner.legs  # nothing is left of the plans before
         left = None if self.ways is None or over else after(self.ways, legs)[rows]
         started = time.perf_counter()
         plan = self.planner.to_goal(state, goals, last, left)

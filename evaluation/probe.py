@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.shards import Recordings
 from evaluation.fit_estimator import sample_frames
+from models.spread import effective_rank
 
 TARGETS = ("agent_x", "agent_y", "block_x", "block_y", "block_sin", "block_cos")
 PENALTY = 1e-3  # of the linear probe, beside a variance of 1
@@ -46,13 +47,6 @@ def probe(
         "rank": effective_rank(known * scale),
         "variance": float(scale.square().mean()),
     }
-
-
-def effective_rank(latents: Tensor) -> float:
-    """(n, D) -> 1 to D (Roy and Vetterli, 2007)."""
-    values = torch.linalg.svdvals((latents - latents.mean(0)).double()).square()
-    share = values / values.sum().clamp(min=1e-12)
-    return float(torch.special.entr(share).sum().exp())
 
 
 def _read(

@@ -25,23 +25,26 @@ from evaluation.policies import InWorld, Policy
 from evaluation.simulator_planner import SimulatorPlanner
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
-from pipeline.load import load_controllers, load_world
+from pipeline.load import load_controllers, load_goal_policy, load_world
 from pipeline.lock import lock
 
 STAGES = ("tokenizer", "dynamics", "controller")
-PARALLEL = 100  # simulators at a time: the world model sees them as one batch
 
 
 class Session:
     """A run on recordings. Opening it checks what is cheap; the rest is made when asked for."""
 
-    def __init__(self, run: Path, shards: Path | None, out: Path | None, workers: int):
-        self.run = run
+    def __init__(
+        self, run: Path, shards: Path | None, out: Path | None, workers: int, simulators: int
+    ) -> None:
+        """workers: processes, 0 for one on each core; simulators: at a time, in all of them."""
+        self.run, self.simulators = run, simulators
         own = run / "shards"
         self.device = pick_device()
         self.recordings = Recordings(shards or own)
         self.world = load_world(run, self.device)
         self.controllers = load_controllers(run, self.world)
+        self.goal_policy = load_goal_policy(run, self.world)
         self.workers = workers or cores()
         where = self.recordings.folder
         self.world.actions.check_same(self.recordings.actions, f"{run}'s world", str(where))
@@ -95,7 +98,7 @@ class Session:
     def pool(self) -> SimulatorPool:
         """Simulators over processes, started when first needed."""
         size = self.recordings.image_size[0]
-        return self._open.enter_context(SimulatorPool(PARALLEL, size, self.workers))
+        return self._open.enter_context(SimulatorPool(self.simulators, size, self.workers))
 
     @cached_property
     def fingerprints(self) -> dict[str, str | None]:
@@ -105,6 +108,8 @@ class Session:
         cloning = self.run / "controller" / "cloning" / "best.pt"
         found["cloning"] = self._says(cloning, "controller").get("fingerprint")
         found["controller"] = found["controller"] or found["cloning"]
+        goals = self.run / "controller" / "goals" / "best.pt"
+        found["amortised"] = self._says(goals, "controller").get("fingerprint")
         return found
 
     def _says(self, path: Path, stage: str) -> dict[str, Any]:
@@ -133,7 +138,8 @@ class Session:
         """The fingerprints that a policy's figures hang on."""
         if policy == "planner":
             return ("tokenizer", "dynamics")
-        return ("tokenizer", "dynamics", policy) if policy in self.controllers else ()
+        known = policy in (*self.controllers, "amortised")
+        return ("tokenizer", "dynamics", policy) if known else ()
 
     def made_from(self, *what: str, **settings: Any) -> dict[str, Any]:
         """What a part depends on: fingerprints by name, and settings."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data.actions import ActionSpec
 from models.dynamics import State
 from models.heads import TwoHot
-from models.policy import Glance, PolicyConfig, PolicyController, mlp
+from models.policy import PolicyConfig, PolicyController, make_glance, mlp
 from models.tokenizer import Latents, Tokenizer
 from models.world import World
 
@@ -137,7 +137,7 @@ class Critic(nn.Module):
 
     def __init__(self, config: PolicyConfig, latents: Latents) -> None:
         super().__init__()
-        self.glance = Glance(config, latents)
+        self.glance = make_glance(config, latents)
         self.features = nn.Sequential(
             self.glance, mlp(self.glance.width, config.hidden, config.hidden), nn.SiLU()
         )

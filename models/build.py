@@ -12,7 +12,9 @@ from torch import nn
 from data.actions import ActionSpec
 from models.actor_critic import ActorCritic, ActorCriticConfig
 from models.frozen import Frozen, FrozenConfig
+from models.goal_policy import GoalPolicy, GoalPolicyConfig
 from models.keypoints import Keypoints, KeypointsConfig
+from models.latent import Latent, LatentConfig
 from models.llama import LlamaConfig, LlamaDynamics
 from models.policy import PolicyConfig, PolicyController
 from models.predictor import Predictor, PredictorConfig
@@ -21,11 +23,12 @@ from models.vqvae import VqVae, VqVaeConfig
 
 C = TypeVar("C")
 
-# A new method is one line here.
+# A new method is one line here. Most tokenizers know nothing of actions.
 TOKENIZERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
-    "vqvae": (VqVaeConfig, VqVae),
-    "keypoints": (KeypointsConfig, Keypoints),
-    "frozen": (FrozenConfig, Frozen),
+    "vqvae": (VqVaeConfig, lambda config, actions: VqVae(config)),
+    "keypoints": (KeypointsConfig, lambda config, actions: Keypoints(config)),
+    "frozen": (FrozenConfig, lambda config, actions: Frozen(config)),
+    "latent": (LatentConfig, Latent),
 }
 DYNAMICS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
     "llama": (LlamaConfig, LlamaDynamics),
@@ -34,6 +37,7 @@ DYNAMICS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
 CONTROLLERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
     "policy": (PolicyConfig, PolicyController),
     "actor_critic": (ActorCriticConfig, ActorCritic),
+    "goal_policy": (GoalPolicyConfig, GoalPolicy),
 }
 _ALL = TOKENIZERS | DYNAMICS | CONTROLLERS
 
@@ -44,9 +48,9 @@ def describe(config: Any) -> dict[str, Any]:
     return {"kind": kind} | _plain(asdict(config))
 
 
-def build_tokenizer(config: Any) -> Any:
+def build_tokenizer(config: Any, actions: ActionSpec) -> Any:
     """config: a config, or plain values."""
-    return _build(TOKENIZERS, "tokenizer", config)
+    return _build(TOKENIZERS, "tokenizer", config, actions)
 
 
 def build_dynamics(config: Any, latents: Latents, actions: ActionSpec) -> Any:

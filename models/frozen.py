@@ -10,16 +10,14 @@ Letters: B frames, H W pixels, P patches, D latent width, C channels.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from models.residual import Residual
+from models.look import Look
 from models.tokenizer import Latents
 
 # Means and deviations of the pictures that they were trained on, RGB from 0 to 1.
@@ -52,6 +50,7 @@ class FrozenConfig:
 class Frozen(nn.Module):
     """Frames to features that nobody trains here, and from features to a picture."""
 
+    clip = 1
     mean: Tensor
     deviation: Tensor
 
@@ -72,19 +71,7 @@ class Frozen(nn.Module):
         mean, deviation = NORMS[architecture["model_type"]]
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation)[:, None, None], persistent=False)
-
-        # drawn on a grid of 8 x 8 or finer, whatever the latents' is
-        self.grid = max(8, cells)
-        side = max(math.ceil(pixels / self.grid) for pixels in config.image_size)
-        self.decoder = nn.Sequential(
-            nn.Conv2d(self.latents.width, config.channels, 1),
-            nn.Upsample((self.grid, self.grid), mode="bilinear"),
-            *(Residual(config.channels) for _ in range(config.depth)),
-            nn.Conv2d(config.channels, 3 * side**2, 1),
-            nn.PixelShuffle(side),
-            nn.Upsample(config.image_size, mode="bilinear"),
-        )
-        self.background = nn.Parameter(torch.zeros(3, *config.image_size))
+        self.look = Look(self.latents, config.image_size, config.channels, config.depth)
 
     @property
     def codebooks(self) -> Tensor:
@@ -110,18 +97,14 @@ class Frozen(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, P, D) -> (B, 3, H, W) uint8."""
-        return (self._draw(latents).float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return (self.look(latents).float().clamp(0, 1) * 255).round().to(torch.uint8)
 
-    def loss(self, frames: Tensor) -> dict[str, Tensor]:
+    def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
         """Squared error of the decoder's picture; the backbone has no part in it."""
-        drawn = self._draw(self.encode(frames))
+        frames = frames.flatten(0, -4)
+        drawn = self.look(self.encode(frames))
         truth = frames.float() / 255
         return {"reconstruction": 100 * nn.functional.mse_loss(drawn.float(), truth)}
-
-    def _draw(self, latents: Tensor) -> Tensor:
-        rows, columns = self.latents.grid
-        x = rearrange(latents, "B (h w) D -> B D h w", h=rows, w=columns)
-        return self.decoder(x) + self.background
 
 
 _INTERPOLATED = {"interpolate_pos_encoding": True}

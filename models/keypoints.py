@@ -22,11 +22,15 @@ from models.tokenizer import Latents
 class KeypointsConfig:
     image_size: tuple[int, int] = (64, 64)
     """Height and width of a frame, in pixels."""
-    keypoints: int = 16
+    keypoints: int = 32
+    """Some are not needed and stay where they are; too few, and what turns is read wrongly."""
     channels: int = 48
     """Channels on the maps' grid; twice as many on the coarser one."""
     cell: int = 4
-    """Pixels between the centres of a map's cells; twice it divides both sides of the frame."""
+    """Pixels between the centres of a grid's cells; twice it divides both sides of the frame."""
+    finer: int = 2
+    """Cells of a keypoint's map for each cell of the grid, along each side: a place that moves
+    leaves the one and enters the next, and on coarse maps it jumps."""
     depth: int = 2
     """Residual blocks on the coarse grid, and again in the decoder."""
     sharpness: float = 10.0
@@ -48,8 +52,11 @@ class KeypointsConfig:
 class Keypoints(nn.Module):
     """Turn a frame into the places of K keypoints and draw it back."""
 
+    clip = 1
     rows: Tensor
     columns: Tensor
+    fine_rows: Tensor
+    fine_columns: Tensor
 
     def __init__(self, config: KeypointsConfig) -> None:
         super().__init__()
@@ -67,9 +74,13 @@ class Keypoints(nn.Module):
             nn.Upsample(scale_factor=2),
         )
         self.both = Residual(channels)
-        self.maps = nn.Conv2d(channels, config.keypoints, 1)
-        self.register_buffer("rows", _centres(height), persistent=False)
-        self.register_buffer("columns", _centres(width), persistent=False)
+        self.maps = nn.Sequential(
+            nn.Conv2d(channels, config.finer**2 * config.keypoints, 1),
+            nn.PixelShuffle(config.finer),
+        )
+        for finer, name in ((1, ""), (config.finer, "fine_")):
+            self.register_buffer(f"{name}rows", _centres(finer * height), persistent=False)
+            self.register_buffer(f"{name}columns", _centres(finer * width), persistent=False)
 
         self.first = nn.Conv2d(len(config.bumps) * config.keypoints, channels, 3, 1, 1)
         self.place = nn.Parameter(torch.zeros(channels, height, width))
@@ -94,9 +105,9 @@ class Keypoints(nn.Module):
         ink = self._draw(latents.unflatten(-1, (-1, 2))[:, 0])
         return ((1 - ink.float().clamp(0, 1)) * 255).round().to(torch.uint8)
 
-    def loss(self, frames: Tensor) -> dict[str, Tensor]:
+    def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
         """Squared error of the frame drawn from its own keypoints."""
-        truth = _ink(frames)
+        truth = _ink(frames.flatten(0, -4))
         places = self._places(truth)
         drawn = self._draw(places)
         with torch.no_grad():
@@ -111,8 +122,8 @@ class Keypoints(nn.Module):
         fine = self.fine(self.stem(ink))
         maps = self.maps(self.both(fine + self.coarse(fine))).float()
         mass = (self.config.sharpness * maps).flatten(2).softmax(-1).view(maps.shape)
-        x = (mass.sum(2) * self.columns).sum(-1)
-        y = (mass.sum(3) * self.rows).sum(-1)
+        x = (mass.sum(2) * self.fine_columns).sum(-1)
+        y = (mass.sum(3) * self.fine_rows).sum(-1)
         return torch.stack([x, y], dim=-1)
 
     def _draw(self, places: Tensor) -> Tensor:

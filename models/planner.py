@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +58,17 @@ class Plan:
     """(B,)"""
 
 
+class ToGoal(Protocol):
+    """Finds ways to goals: a planner, or a controller that answers at once."""
+
+    legs: int
+    leg: int
+
+    def to_goal(
+        self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None
+    ) -> Plan: ...
+
+
 class Planner:
     """Plans in a world, whatever its tokenizer and dynamics."""
 
@@ -65,6 +76,7 @@ class Planner:
         if world.actions.kind != "continuous":
             raise ValueError("planning moves actions evenly, which codes of actions cannot be")
         self.config, self.world = config, world
+        self.legs, self.leg = config.legs, config.leg
 
     def to_goal(self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None) -> Plan:
         """Plan towards latents, (B, N) codes or (B, P, D).

@@ -37,6 +37,28 @@ class PolicyConfig:
     high_spread: float = 1.0
 
 
+def make_glance(config: PolicyConfig, latents: Latents) -> Glance | Whole:
+    """Give the eyes for latents of many patches, or of one, in which nothing has to be found."""
+    return Glance(config, latents) if latents.patches > 1 else Whole(latents)
+
+
+class Whole(nn.Module):
+    """Latents of one patch, as they are."""
+
+    def __init__(self, latents: Latents) -> None:
+        super().__init__()
+        self.vectors = CodeVectors(latents)
+        self.width = latents.width
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        """Take over the vectors of the tokenizer's codes."""
+        self.vectors.adopt(tokenizer)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, N) codes or (B, 1, D) -> (B, D)."""
+        return self.vectors(latents)[:, 0]
+
+
 class Glance(nn.Module):
     """A frame's latents as a few places and what stands there (spatial softmax, Levine et al.,
     arXiv:1504.00702)."""
@@ -96,7 +118,7 @@ class PolicyController(nn.Module):
     def __init__(self, config: PolicyConfig, latents: Latents, actions: ActionSpec) -> None:
         super().__init__()
         self.config, self.actions = config, actions
-        self.glance = Glance(config, latents)
+        self.glance = make_glance(config, latents)
         outputs = actions.size
         if actions.kind == "continuous":
             outputs = config.components * (1 + 2 * actions.size)

@@ -118,12 +118,12 @@ class Predictor(nn.Module):
         done = actions[:, : blocks * self.skip].unflatten(1, (blocks, self.skip))
         anchors, target = latents[:, starts], latents[rows, arrived]
 
-        guess, out = self._foretell(anchors, done, count)
+        guess, out = self.foretell(anchors, done, count)
         stayed = nn.functional.mse_loss(anchors.float(), target.float()).clamp(min=1e-8)
         losses = {"latents": nn.functional.mse_loss(guess.float(), target.float()) / stayed}
         if blocks > 1 and self.config.imagined:
             own = torch.cat([anchors[:, :1], guess[:, :-1]], dim=1)
-            again, _ = self._foretell(own, done, count)
+            again, _ = self.foretell(own, done, count)
             surprise = nn.functional.mse_loss(again[:, 1:].float(), target[:, 1:].float())
             losses["own"] = self.config.imagined * surprise / stayed
         if self.config.rewards and rewards is not None:
@@ -206,7 +206,7 @@ class Predictor(nn.Module):
         tokens = self._tokens(memory.anchor[:, None], padded, count)[:, 0]
         return self.transformer(tokens, memory.cache)
 
-    def _foretell(self, anchors: Tensor, done: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    def foretell(self, anchors: Tensor, done: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """Anchors (B, C, P, D), their blocks (B, C, skip, A) -> the next (B, C, P, D), outputs."""
         x = self._tokens(anchors, done, count)
         out, _ = self.transformer(rearrange(x, "B C P W -> B (C P) W"))

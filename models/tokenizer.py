@@ -52,6 +52,11 @@ class Tokenizer(Protocol):
     image_size: tuple[int, int]
 
     @property
+    def clip(self) -> int:
+        """Frames in a row that its loss looks at: 1 where each is learnt by itself."""
+        ...
+
+    @property
     def codebooks(self) -> Tensor:
         """(G, K, D / G) float, the vectors of the codes; empty where latents are continuous."""
         ...
@@ -64,6 +69,7 @@ class Tokenizer(Protocol):
         """(B, N) codes or (B, P, D) -> (B, 3, H, W) uint8."""
         ...
 
-    def loss(self, frames: Tensor) -> dict[str, Tensor]:
-        """(B, 3, H, W) uint8 -> named terms; their sum is minimised."""
+    def loss(self, frames: Tensor, actions: Tensor) -> dict[str, Tensor]:
+        """(B, T, 3, H, W) uint8, T = `clip`, and normalised actions (B, T, A), or (B, T) codes ->
+        named terms; the sum of those with a gradient is minimised."""
         ...

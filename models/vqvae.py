@@ -152,6 +152,8 @@ BLOCKS = {"convnext": ConvNextBlock, "resnet": ResNetBlock}
 class VqVae(nn.Module):
     """Turn each patch of a frame into one of K codes and draw it back."""
 
+    clip = 1
+
     def __init__(self, config: VqVaeConfig) -> None:
         super().__init__()
         self.config = config
@@ -202,9 +204,9 @@ class VqVae(nn.Module):
         h, w = self.latents.grid
         return self.decoder(rearrange(vectors, "B (h w) D -> B D h w", h=h, w=w))
 
-    def loss(self, frames: Tensor) -> dict[str, Tensor]:
+    def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
         """Squared error and commitment (equation 3 of the paper; the codebook moves by EMA)."""
-        truth = _to_unit(frames)
+        truth = _to_unit(frames.flatten(0, -4))
         quantized, codes, commitment = self._quantize(self.encoder(truth))
         drawn = self._draw(quantized)
         return {

@@ -162,9 +162,11 @@ class Game:
         print(f"recorded {len(shots)} frames: {folder}")
 
 
-def headless_scene(player: Player, size: int, truth: str | None) -> np.ndarray:
-    """Draw what a film shows: the truth, where it is known, beside what is imagined."""
-    panels = []
+def headless_scene(
+    player: Player, size: int, truth: str | None, goal: np.ndarray | None = None
+) -> np.ndarray:
+    """Draw what a film shows: the goal and the truth, where there are, beside what is imagined."""
+    panels = [] if goal is None else [Panel("goal", goal, live=False)]
     if truth == "simulator":
         panels.append(Panel("simulator", player.simulated()))
     elif truth == "recording":

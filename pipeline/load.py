@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from models.build import build_controller, build_dynamics, build_tokenizer
+from models.goal_policy import GoalPolicy
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.device import pick_device, pick_precision
@@ -18,7 +19,7 @@ Device = torch.device | str | None
 def load_tokenizer(run: Path, device: Device = None) -> tuple[Any, ckpt.Checkpoint]:
     """Give the tokenizer of a run, without gradients, and its checkpoint."""
     checkpoint = ckpt.load(run / "tokenizer" / "best.pt", "tokenizer")
-    tokenizer = build_tokenizer(checkpoint["config"])
+    tokenizer = build_tokenizer(checkpoint["config"], ckpt.action_spec(checkpoint))
     tokenizer.load_state_dict(checkpoint["model"])
     return tokenizer.to(device or pick_device()).eval().requires_grad_(False), checkpoint
 
@@ -51,6 +52,12 @@ def load_controllers(run: Path, world: World) -> dict[str, Any]:
     if "cloning" in found:  # cloning alone was asked for
         found.setdefault("controller", found["cloning"])
     return found
+
+
+def load_goal_policy(run: Path, world: World) -> GoalPolicy | None:
+    """Give the controller of a run that is shown goals; None where none was trained."""
+    path = run / "controller" / "goals" / "best.pt"
+    return _load_controller(path, run, world) if path.exists() else None
 
 
 def load_controller(run: Path, world: World) -> Any:

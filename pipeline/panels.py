@@ -23,19 +23,20 @@ RING = (220, 40, 40)
 class Panel:
     caption: str
     picture: np.ndarray  # (H, W, 3) uint8
+    live: bool = True  # the pointer is at work in it
 
 
 def compose(
     panels: Sequence[Panel], size: int, pointer: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """Draw panels `size` pixels high side by side, and a ring at the pointer in each of them."""
+    """Draw panels `size` pixels high side by side, a ring at the pointer in those that are live."""
     drawn = []
     for panel in panels:
         height, width = panel.picture.shape[:2]
         columns = round(width * size / height)
         how = cv2.INTER_NEAREST if size >= height else cv2.INTER_AREA
         big = cv2.resize(panel.picture, (columns, size), interpolation=how)
-        if pointer is not None:
+        if pointer is not None and panel.live:
             place = round(pointer[0] * columns), round(pointer[1] * size)
             cv2.circle(big, place, max(3, size // 64), RING, max(1, size // 256), cv2.LINE_AA)
         strip = np.full((CAPTION, columns, 3), PAPER, np.uint8)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from data.clips import Clips
 from data.shards import Recordings
 from pipeline.latents import LatentClip, LatentClips
 
@@ -72,8 +71,8 @@ class StartsAndSteps:
 class StartsBesideSteps:
     """For each batch of starts of imagination, as many shown steps."""
 
-    def __init__(self, clips: Clips, latents: np.ndarray, shown: ShownSteps) -> None:
-        self.starts, self.shown = LatentClips(clips, latents), shown
+    def __init__(self, starts: LatentClips, shown: ShownSteps) -> None:
+        self.starts, self.shown = starts, shown
 
     def __len__(self) -> int:
         return len(self.starts)

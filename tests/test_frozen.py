@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.pusht import ACTIONS
 from models.build import build_tokenizer, describe
 from models.frozen import Frozen, FrozenConfig
 
@@ -92,7 +93,7 @@ def test_a_checkpoint_needs_neither_folder_nor_hub(
 ) -> None:
     model = Frozen(request.getfixturevalue(kind)).eval()
     plain = describe(model.config) | {"weights": "/nowhere/any/more"}
-    again = build_tokenizer(plain).eval()
+    again = build_tokenizer(plain, ACTIONS).eval()
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.encode(noise()), model.encode(noise()))
 

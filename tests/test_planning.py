@@ -78,7 +78,7 @@ def play(policy: PlansInWorld | Filmed, steps: int) -> np.ndarray:
 def policy(method: Literal["cem", "gradient"] = "cem", keep: int = 6) -> tuple[PlansInWorld, Seen]:
     world = Seen()
     config = PlannerConfig(method, samples=64, iterations=12, best=8, legs=2, leg=3)
-    return PlansInWorld(Planner(config, world), keep), world  # type: ignore[arg-type]
+    return PlansInWorld(world, Planner(config, world), keep), world  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["cem", "gradient"])
@@ -94,6 +94,7 @@ def test_a_plan_that_is_kept_in_part_is_made_more_often_and_begun_from_the_rest(
     plans, world = policy(keep=3)
     play(plans, 12)
     assert len(world.shown) == 4
+    assert isinstance(plans.planner, Planner)
     plans.planner.config = PlannerConfig("shooting", samples=1, iterations=1, legs=2, leg=3)
     before = plans.ways
     assert before is not None

@@ -12,6 +12,7 @@ import play
 from data.actions import ActionSpec
 from data.shards import Recordings
 from data.toy import MOVES, POINTER, SPEED, write_toy_shards
+from models.planner import PlannerConfig
 from pipeline import film
 from pipeline.game import Game
 from pipeline.hand import Hand
@@ -188,6 +189,27 @@ def test_a_run_of_the_stages_is_played(tmp_path: Path, capsys: Any):
         play.main(config(tmp_path, steps=5, actions=source, beside_simulator=True))
         assert len(frames(tmp_path)) == 6
     assert "controller actions" in capsys.readouterr().out
+
+
+def test_a_plan_and_the_controller_for_goals_lead_to_what_was_recorded_later(tmp_path: Path):
+    write_toy_shards(tmp_path / "shards", episodes=6, length=40)
+    run = write_run(tmp_path, Recordings(tmp_path / "shards"), method="goals")
+    small = PlannerConfig(samples=4, iterations=2, best=2)
+    done = {}
+    for source in ("planner", "amortised"):
+        made = config(run, steps=27, actions=source, planner=small, goal_steps=8)
+        play.main(made)
+        film = frames(run)
+        assert len(film) == 28
+        done[source] = np.load(run / "play" / "actions.npy")
+        # the goal stands still beside what is imagined
+        assert all(np.array_equal(panel(f, 0), panel(film[0], 0)) for f in film[1:])
+    assert not np.array_equal(done["planner"], done["amortised"])
+    legs = np.diff(done["amortised"][:25].reshape(5, 5, 2), axis=1)
+    assert np.allclose(legs, legs[:, :1], atol=1e-2)  # it moves evenly along each leg
+    (run / "controller" / "goals" / "best.pt").unlink()
+    with pytest.raises(ValueError, match="--methods cloning goals makes it"):
+        play.main(config(run, actions="amortised"))
 
 
 def test_a_run_without_a_controller_says_which_command_makes_it(tmp_path: Path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from evaluation.probe import TARGETS, _correlations, _linear, _mlp, effective_rank, targets_of
+from evaluation.probe import TARGETS, _correlations, _linear, _mlp, targets_of
 
 
 def states(count: int) -> torch.Tensor:
@@ -33,10 +33,3 @@ def test_a_wide_latent_is_solved_through_the_smaller_side() -> None:
     y = x @ torch.randn(20, 6)
     padded = torch.cat([x, torch.zeros(300, 400)], 1)
     assert torch.allclose(_linear(x, y, x), _linear(padded, y, padded), atol=1e-3)
-
-
-def test_the_effective_rank_counts_directions() -> None:
-    torch.manual_seed(0)
-    three = torch.randn(1000, 3) @ torch.linalg.qr(torch.randn(10, 10)).Q[:3]
-    assert 2.8 < effective_rank(three) <= 3.01
-    assert effective_rank(torch.ones(100, 4)) == 1

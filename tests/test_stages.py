@@ -16,7 +16,7 @@ import train_dynamics
 import train_tokenizer
 from data.toy import write_toy_shards
 from pipeline import checkpoint as ckpt
-from pipeline.load import load_controllers, load_world
+from pipeline.load import load_controllers, load_goal_policy, load_world
 
 ROOT = Path(__file__).parent.parent
 STAGES = [
@@ -24,7 +24,7 @@ STAGES = [
     (train_dynamics, "dynamics", 40),
     (train_controller, "controller", 4),
 ]
-METHODS = {"codes": (), "goals": ("goals",)}
+METHODS = {"codes": (), "goals": ("goals",), "latent": ("latent",)}
 EACH = pytest.mark.parametrize("run", METHODS, indirect=True, scope="module")
 CODES = pytest.mark.parametrize("run", ["codes"], indirect=True, scope="module")
 
@@ -57,7 +57,9 @@ def test_every_stage_leaves_what_the_next_one_needs(run):
         assert list((run / name / "tensorboard").iterdir())
     assert list((run / "tokenizer" / "pictures").glob("*.png"))
     assert list((run / "dynamics" / "pictures").glob("*.png"))
-    assert set(load_controllers(run, load_world(run))) == {"cloning", "controller"}
+    world = load_world(run)
+    assert set(load_controllers(run, world)) == {"cloning", "controller"}
+    assert (load_goal_policy(run, world) is None) == (run.name == "codes")
 
 
 @EACH
@@ -69,8 +71,9 @@ def test_stopped_and_resumed_equals_never_stopped(run, tmp_path, stage, name, st
         if part != name:
             os.symlink(run / part, again / part)
     made = config(stage, again)
-    if name == "controller":  # the cloning before it is stopped too
+    if name == "controller":  # what comes before and after it is stopped too
         half = replace(made, cloning=replace(made.cloning, steps=20))
+        half = replace(half, reaching=replace(made.reaching, steps=2))
         stage.main(replace(half, train=replace(made.train, steps=2)))
     else:
         stage.main(replace(made, train=replace(made.train, steps=steps // 2)))

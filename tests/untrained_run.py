@@ -9,6 +9,7 @@ import torch
 
 from data.shards import Recordings
 from models.build import build_controller, build_dynamics, build_tokenizer, describe
+from models.goal_policy import GoalPolicyConfig
 from models.keypoints import KeypointsConfig
 from models.llama import LlamaConfig
 from models.policy import PolicyConfig
@@ -30,11 +31,11 @@ def codes_or_vectors(method: str, size: tuple[int, int]) -> tuple[Any, Any]:
 def write_run(
     run: Path, recordings: Recordings, controllers: bool = True, method: str = "codes"
 ) -> Path:
-    """Write tokenizer, dynamics and both controllers into a run whose shards are there."""
+    """Write tokenizer, dynamics and controllers into a run whose shards are there."""
     torch.manual_seed(0)
     actions = recordings.actions
     config, memory = codes_or_vectors(method, recordings.image_size)
-    tokenizer = build_tokenizer(config)
+    tokenizer = build_tokenizer(config, actions)
     frames = torch.from_numpy(recordings.read(0, "frames")).permute(0, 3, 1, 2)
     tokenizer.train()
     for _ in range(3):
@@ -45,8 +46,12 @@ def write_run(
     dynamics = build_dynamics(memory, tokenizer.latents, actions)
     second = save(run / "dynamics", "dynamics", dynamics, memory, first, recordings, tokenizer)
 
-    for place in ("controller/cloning", "controller") if controllers else ():
-        policy = PolicyConfig(channels=8, keypoints=4, hidden=16)
+    policy = PolicyConfig(channels=8, keypoints=4, hidden=16)
+    wanted: dict[str, Any] = {"controller/cloning": policy, "controller": policy}
+    wanted = wanted if controllers else {}
+    if method == "goals":
+        wanted["controller/goals"] = GoalPolicyConfig(policy)
+    for place, policy in wanted.items():
         controller = build_controller(policy, tokenizer.latents, actions)
         save(run / place, "controller", controller, policy, second, recordings, tokenizer)
     return run

@@ -33,7 +33,7 @@ from evaluation.session import Session
 from evaluation.speed import measure_play
 from evaluation.still_frames import measure_tokenizer
 from evaluation.windows import spread_windows
-from models.planner import Planner, PlannerConfig, ToGoal
+from models.planner import Planner, PlannerConfig
 from pipeline.cli import run
 
 Part = Literal["tokenizer", "probe", "open_loop", "play", "task", "goal"]
@@ -82,7 +82,7 @@ class Config:
     planner: PlannerConfig | None = None
     """Plan in the world itself, towards every goal (--preset goals)."""
     keep: int = goals.BUDGET // 2
-    """Actions of such a plan that are carried out before the next."""
+    """Actions of such a plan that are carried out before what is left of it is revised."""
     workers: int = 0
     """Processes of simulators; 0 is one for each core."""
     seed: int = 0
@@ -293,12 +293,12 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
     )
     if config.planner is not None:
         world = session.world
-        finders: dict[str, ToGoal] = {"planner": Planner(config.planner, world)}
-        if session.goal_policy is not None:
-            finders["amortised"] = session.goal_policy
         hand = Hand(world, session.to_learn_from) if world.actions.pointer else None
-        for name, finder in finders.items():
-            policies_to_try[name] = PlansInWorld(world, finder, config.keep, hand)
+        planner = Planner(config.planner, world)
+        policies_to_try["planner"] = PlansInWorld(world, planner, config.keep, hand)
+        if session.goal_policy is not None:
+            at_once = session.goal_policy
+            policies_to_try["amortised"] = PlansInWorld(world, at_once, at_once.horizon, hand)
     for offset in sorted({protocol.offset for protocol in goals.PROTOCOLS.values()}):
         by_seed = [
             goals.make_pairs(session.recordings, offset, config.goal_pairs, seed)
@@ -353,8 +353,6 @@ def goal_job(
     if name == "planner":
         assert config.planner is not None
         settings |= asdict(config.planner) | {"keep": config.keep}
-    if name == "amortised":
-        settings |= {"keep": config.keep}
     made_from = session.made_from(*session.depends_on(name), **settings)
     names = tuple(key.replace("_", "-") for key in wanted)
     return Job("goal", f"goal-{offset}-{name}", made_from, make, put, names)

@@ -107,7 +107,7 @@ PRESETS = {
     "dinov2": _goals,
     "latent": _goals,
     "cpu": _cpu,
-    "hour": lambda c: _steps(_cpu(c), {}, {}, {"steps": 1500, "evaluate_every": 250}),
+    "hour": lambda c: _steps(_cpu(c), {}, {}, {"steps": 1200, "evaluate_every": 200}),
     "debug": lambda c: replace(
         _steps(
             c,

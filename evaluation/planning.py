@@ -13,7 +13,7 @@ from data.clips import Clips
 from data.shards import Recordings
 from evaluation.policies import Policy, View
 from evaluation.windows import spread_windows
-from models.planner import Plan, ToGoal, after
+from models.planner import Plan, ToGoal
 from models.world import World
 
 
@@ -51,10 +51,10 @@ class Hand:
 
 
 class PlansInWorld:
-    """Plan, carry out the first `keep` actions, plan again from what is then seen.
+    """Plan, carry out the first `keep` actions, revise what is left of the plan from what is seen.
 
-    As LeWorldModel is measured: whole plans are carried out, two in a budget of 50 steps. With a
-    smaller `keep`, of whole legs, a search starts from what is left of the plan before.
+    A plan arrives when its last leg ends; then the next is made. With `keep` as long as a plan it
+    is never revised, as LeWorldModel is measured: two plans in a budget of 50 steps.
     """
 
     looks = True
@@ -85,7 +85,7 @@ class PlansInWorld:
         self.seen: list[np.ndarray] = []  # frames and, between them, actions so far
         self.done: list[np.ndarray] = []
         self.left = 0
-        self.ways: Tensor | None = None  # (N, E, A) of the plans before
+        self.ways: Tensor | None = None  # (N, E, A), what is left of the plans
 
     def act(self, view: View) -> np.ndarray:
         assert view.frames is not None
@@ -93,11 +93,13 @@ class PlansInWorld:
         self.done = self.done[-(self.world.context - 1) :] if self.world.context > 1 else []
         if self.left == 0:
             rows = np.flatnonzero(view.active)
-            shape = (len(view.states), self.keep, self.world.actions.size)
-            self.plans = np.zeros(shape, np.float32)
-            self.plans[rows] = self._plan(rows).actions[:, : self.keep].float().cpu().numpy()
-            self.left = self.keep
-        action = self.plans[:, self.keep - self.left]
+            plan = self._plan(rows)
+            self.left = min(self.keep, plan.actions.shape[1])
+            self.plans = np.zeros((len(view.states), *plan.actions.shape[1:]), np.float32)
+            self.plans[rows] = plan.actions.float().cpu().numpy()
+            self.at = 0
+        action = self.plans[:, self.at]
+        self.at += 1
         self.left -= 1
         self.done.append(action)
         return action
@@ -113,15 +115,16 @@ class PlansInWorld:
         if last is None and self.hand is not None:
             last = self.hand(state.latents)
         goals = self.goals[torch.from_numpy(rows).to(self.world.device)]
-        legs = self.keep // self.planner.leg
-        over = legs == self.planner.legs  # nothing is left of the plans before
-        left = None if self.ways is None or over else after(self.ways, legs)[rows]
         started = time.perf_counter()
-        plan = self.planner.to_goal(state, goals, last, left)
+        plan = self.planner.to_goal(
+            state, goals, last, None if self.ways is None else self.ways[rows]
+        )
         self.seconds.append((time.perf_counter() - started) / len(rows))
-        if self.ways is None:
-            self.ways = plan.ends.new_zeros(len(self.goals), *plan.ends.shape[1:])
-        self.ways[rows] = plan.ends
+        rest = plan.ends[:, self.keep // self.planner.leg :]
+        self.ways = None
+        if rest.shape[1] > 1:
+            self.ways = rest.new_zeros(len(self.goals), *rest.shape[1:])
+            self.ways[rows] = rest
         return plan
 
 

@@ -1,8 +1,11 @@
 """A controller that is shown a goal and answers with a way there at once, without search.
 
-It learns by imagining where its ways lead: the distance that a planner searches over is lowered by
-its gradient through the world, for all starts and goals together (amortised planning; the gradient
-through the model is that of SVG, arXiv:1510.09142, and of Dreamer's actor, arXiv:1912.01603).
+It learns from imagined trajectories alone, in two ways.  A way that wanders about a recorded one is
+imagined, and is an answer to the goal where it ended (hindsight, arXiv:1707.01495): so it learns
+what has to be gone around, of which a gradient tells nothing until the block is touched.  And its
+own ways are imagined, and the distance that a planner searches over is lowered by its gradient
+through the world, for all starts and goals together (SVG, arXiv:1510.09142; Dreamer's actor,
+arXiv:1912.01603): so it learns to arrive.
 
 A goal can be reached on either side of a block, so it proposes several ways, of which the best
 learns the most from a goal (multiple choice learning, Guzman-Rivera et al. 2012), and says which it
@@ -38,6 +41,12 @@ class GoalPolicyConfig:
     """Ways of which it takes one."""
     reach: float = 0.2
     """Length of a leg, where an action spans 2, that costs `effort`."""
+    hindsight: float = 0.2
+    """Weight of the answers that imagined ways are to their own ends."""
+    wander: float = 0.1
+    """Standard deviation by which a leg of such a way differs from the recorded one's."""
+    spread: float = 0.1
+    """Standard deviation of answers around a proposal."""
     effort: float = 0.01
     """Cost of legs of that length, beside 1 for staying as far from the goal as before: what lies
     far from the recordings is imagined wrongly."""
@@ -124,9 +133,28 @@ class GoalPolicy(nn.Module):
         with torch.no_grad():
             nearest = share.min(1).values.mean()
             chosen = share.gather(1, likely.argmax(1, keepdim=True)).mean()
+        answer = self._wander(actions[:, start - 1 : start + self.horizon])
+        with torch.no_grad():
+            ended = world.dynamics.rollout(state, along(answer, self.leg)).latents
         return {
             "best": cost.min(1).values.mean(),
             "expected": (likely.exp() * cost).sum(1).mean(),
+            "hindsight": self.config.hindsight
+            * self._surprise(answer, *self(state.latents, ended, answer[:, 0])),
             "nearest": nearest,
             "chosen": chosen,
         }
+
+    def _wander(self, actions: Tensor) -> Tensor:
+        """A way about the recorded one: actions (B, 1 + horizon, A) -> (B, E, A)."""
+        ends = actions[:, :: self.leg]
+        steps = self.config.wander * torch.randn_like(ends)
+        steps[:, 0] = 0
+        return (ends + steps.cumsum(1)).clamp(-1, 1)
+
+    def _surprise(self, answer: Tensor, ways: Tensor, likely: Tensor) -> Tensor:
+        """Minus the log-likelihood of answers, (B, E, A), in a mixture of normals at the ways, for
+        each of their numbers."""
+        apart = ((ways - answer[:, None])[:, :, 1:] / self.config.spread).flatten(2)
+        each = likely - 0.5 * apart.square().sum(2)
+        return -each.logsumexp(1).mean() / apart.shape[2]

@@ -30,6 +30,8 @@ class PlannerConfig:
     samples: int = 300
     """Candidates of an iteration."""
     iterations: int = 30
+    revisions: int = 10
+    """Iterations of a search that starts from what is left of a way."""
     best: int = 30
     """Candidates that the next iteration is drawn around (CEM)."""
     legs: int = 5
@@ -64,9 +66,9 @@ class ToGoal(Protocol):
     legs: int
     leg: int
 
-    def to_goal(
-        self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None
-    ) -> Plan: ...
+    def to_goal(self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None) -> Plan:
+        """As `Planner.to_goal`."""
+        ...
 
 
 class Planner:
@@ -82,7 +84,7 @@ class Planner:
         """Plan towards latents, (B, N) codes or (B, P, D).
 
         last: (B, A), the action before, in the environment's units, where the way begins.
-        ends: (B, E, A), a way to start the search from.
+        ends: (B, E, A), a way to start the search from; its legs are as many as are planned.
         """
         vectors = self.world.vectors(goal)
 
@@ -141,7 +143,8 @@ class Planner:
 
         ways = self._first_ways(len(state), first, ends, random)
         best, least = ways[:, 0], torch.full((len(state),), torch.inf, device=ways.device)
-        for iteration in range(config.iterations):
+        iterations = config.iterations if ends is None else config.revisions
+        for iteration in range(iterations):
             following = None
             if config.method == "gradient":
                 following, costs = self._downhill(ways, judge, first)
@@ -155,7 +158,7 @@ class Planner:
             least = torch.minimum(found, least)
             if following is not None:
                 ways = following
-            elif iteration + 1 < config.iterations:
+            elif iteration + 1 < iterations:
                 ways = self._next_ways(ways, costs, best, first, ends, random)
         return Plan(spec.denormalize(along(best, config.leg)), best, least)
 
@@ -164,7 +167,8 @@ class Planner:
     ) -> Tensor:
         """Draw walks from where the hand is, or from anywhere: (B, N, E, A)."""
         config, size = self.config, self.world.actions.size
-        shape = (1, config.samples, config.legs, size)
+        legs = config.legs if ends is None else ends.shape[1] - 1
+        shape = (1, config.samples, legs, size)
         device = self.world.device
         steps = config.reach * torch.randn(shape, generator=random, device=device)
         anywhere = torch.rand(shape[:2] + (1, size), generator=random, device=device) * 2 - 1
@@ -222,12 +226,6 @@ class Planner:
         if first is not None:
             ways = torch.cat([first[:, None, None].expand_as(ways[:, :, :1]), ways[:, :, 1:]], 2)
         return ways
-
-
-def after(ends: Tensor, legs: int) -> Tensor:
-    """What is left of a way once `legs` of it are done, with rest at its end: (B, E, A)."""
-    rest = ends[:, -1:].expand(-1, legs, -1)
-    return torch.cat([ends[:, legs:], rest], dim=1)
 
 
 def along(ends: Tensor, leg: int) -> Tensor:

@@ -51,7 +51,7 @@ def trained() -> tuple[GoalPolicy, list[dict[str, float]]]:
     for _ in range(300):
         losses = model.loss(world, *clip(64))  # type: ignore[arg-type]
         optimizer.zero_grad()
-        (losses["best"] + losses["expected"]).backward()
+        torch.stack([losses[name] for name in ("best", "expected", "hindsight")]).sum().backward()
         optimizer.step()
         history.append({k: float(v.detach()) for k, v in losses.items()})
     return model.eval(), history

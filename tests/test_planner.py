@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.actions import ActionSpec
 from models.dynamics import State
-from models.planner import Planner, PlannerConfig, after, along
+from models.planner import Planner, PlannerConfig, along
 
 Method = Literal["cem", "mppi", "gradient", "shooting"]
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (100.0, 100.0), pointer=True)
@@ -99,7 +99,7 @@ def test_a_way_begins_at_the_last_action() -> None:
 def test_a_search_from_a_good_way_is_no_worse_than_it() -> None:
     state = Follower().state(STARTS)
     good = planner("cem").to_goal(state, GOALS[:, None], None, None)
-    again = planner("cem", iterations=1).to_goal(state, GOALS[:, None], None, good.ends)
+    again = planner("cem", revisions=1).to_goal(state, GOALS[:, None], None, good.ends)
     assert bool((again.cost <= good.cost + 1e-7).all())
 
 
@@ -115,9 +115,13 @@ def test_the_way_to_a_reward_is_found_without_a_goal() -> None:
     assert plan.cost.max() < 0.05
 
 
-def test_what_is_left_of_a_way_rests_at_its_end() -> None:
-    ends = torch.arange(4.0)[None, :, None]
-    assert after(ends, 2)[0, :, 0].tolist() == [2, 3, 3, 3]
+def test_what_is_left_of_a_way_is_revised_in_the_legs_that_are_left() -> None:
+    state = Follower().state(STARTS)
+    good = planner("cem").to_goal(state, GOALS[:, None], None, None)
+    once = planner("cem", revisions=1, samples=1)
+    rest = once.to_goal(state, GOALS[:, None], None, good.ends[:, 1:])
+    assert rest.actions.shape == (3, 3, 2)
+    assert torch.equal(rest.ends, good.ends[:, 1:])  # the one candidate of the one iteration
 
 
 def test_going_along_is_even_and_arrives() -> None:

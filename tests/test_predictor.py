@@ -74,7 +74,7 @@ def test_the_cached_path_says_what_training_says() -> None:
     shown, acts = episode(frames=10)
     anchors, blocks = shown[:, ::3], acts[:, :9].unflatten(1, (3, 3))
     count = torch.full((3, 3), 3)
-    whole, _ = model._foretell(anchors[:, :3], blocks, count)
+    whole, _ = model.foretell(anchors[:, :3], blocks, count)
     state = model.start(shown[:, :7], acts[:, :6])
     assert torch.allclose(model.rollout(state, acts[:, 6:9]).latents, whole[:, 2], atol=1e-5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import spawn
 
 from models.spread import effective_rank, sigreg
 
@@ -61,7 +61,7 @@ def test_two_processes_see_the_statistics_of_all() -> None:
     torch.manual_seed(0)
     x = torch.rand(40, 4)
     found = torch.zeros(40, 5).share_memory_()
-    mp.spawn(_share, (_free_port(), x, found), nprocs=2)
+    spawn(_share, (_free_port(), x, found), nprocs=2)
     torch.manual_seed(3)
     whole = x.clone().requires_grad_()
     loss = sigreg(whole, 32)

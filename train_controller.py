@@ -93,7 +93,7 @@ def _cpu(config: Config) -> Config:
         {"steps": 700, "batch_size": 256, "learning_rate": 1e-3, "evaluate_every": 100},
         {"steps": 30, "batch_size": 48, "evaluate_every": 15, "save_every": 15, "report_every": 5,
          "warmup": 10},
-        {"steps": 300, "batch_size": 64, "evaluate_every": 100, "save_every": 50},
+        {"steps": 160, "batch_size": 64, "evaluate_every": 80, "save_every": 40},
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def _transformer(config: Config, **changes: Any) -> Config:
 
 def _longer(config: Config) -> Config:
     train = config.train
-    return _train(config, steps=5 * train.steps // 2, evaluate_every=5 * train.evaluate_every // 2)
+    return _train(config, steps=3 * train.steps, evaluate_every=3 * train.evaluate_every)
 
 
 # What a size means to each method.
@@ -76,7 +76,7 @@ SIZES = {
     ),
     ("cpu", PredictorConfig): lambda c: _train(
         _transformer(c, layers=4, dropout=0.0),
-        steps=1000, batch_size=128, learning_rate=1.5e-3, evaluate_every=500, save_every=100,
+        steps=900, batch_size=128, learning_rate=1.5e-3, evaluate_every=450, save_every=100,
     ),
     ("debug", LlamaConfig): lambda c: _train(
         _transformer(

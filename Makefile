@@ -10,6 +10,7 @@ RUN ?= runs/demo
 PRESET ?= pusht goals cpu
 DEMOS ?=
 REPLAYS ?=
+GIVEN := checkpoints/pusht-goals
 PYTHON := .venv/bin/python
 INSTALLED := .venv/installed
 STAGE := --preset $(PRESET) --run $(RUN)
@@ -18,6 +19,11 @@ STAGE := --preset $(PRESET) --run $(RUN)
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
+	$(PYTHON) play.py --run $(GIVEN) --headless --beside-simulator --actions planner --steps 50
+	@echo
+	@echo "goals are reached in the world that comes with the project: $(GIVEN)/play/film.gif"
+	@echo "now one is made here; a second call goes on where this one is interrupted"
+	@echo
 	$(PYTHON) -m data.preprocess pusht $(STAGE) $(if $(DEMOS),--demos $(DEMOS)) \
 	  $(if $(REPLAYS),--replays $(REPLAYS))
 	$(PYTHON) train_tokenizer.py $(STAGE)

@@ -31,7 +31,7 @@ def test_what_is_not_a_unit_normal_costs_more_than_one(change) -> None:
     torch.manual_seed(0)
     x = torch.randn(1000, 8)
     assert 0.3 < sigreg(x) < 1.5
-    assert sigreg(change(x)) > 5
+    assert sigreg(change(x)) > 3
 
 
 def test_its_gradient_spreads_what_has_collapsed() -> None:

@@ -1,0 +1,71 @@
+"""A copy of what a run has learnt."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from untrained_run import write_run
+
+import play
+from data.shards import Recordings
+from data.toy import write_toy_shards
+from models.planner import PlannerConfig
+from pipeline import export
+from pipeline.load import load_controllers, load_goal_policy, load_world
+
+GIVEN = Path(__file__).parents[1] / "checkpoints" / "pusht-goals"
+
+
+def test_a_copy_imagines_nearly_the_same_and_is_half_as_large(tmp_path: Path):
+    write_toy_shards(tmp_path / "run" / "shards", episodes=6)
+    recordings = Recordings(tmp_path / "run" / "shards")
+    run = write_run(tmp_path / "run", recordings, method="goals")
+    export.main(export.Config(run=run, out=tmp_path / "copy"))
+    whole, copy = load_world(run), load_world(tmp_path / "copy")
+    assert set(load_controllers(tmp_path / "copy", copy)) == {"cloning", "controller"}
+    assert load_goal_policy(tmp_path / "copy", copy) is not None
+    frames = torch.from_numpy(recordings.read(0, "frames")[:3]).permute(0, 3, 1, 2)[None]
+    actions = torch.from_numpy(recordings.read(0, "actions")[:2])[None]
+    with torch.no_grad():
+        one, two = (w.reset(frames, actions).latents for w in (whole, copy))
+    assert torch.allclose(one, two, atol=1e-2) and not torch.equal(one, two)
+    sizes = [(f / "dynamics" / "best.pt").stat().st_size for f in (run, tmp_path / "copy")]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_nothing_to_copy_is_said(tmp_path: Path):
+    with pytest.raises(ValueError, match="holds no best.pt"):
+        export.main(export.Config(run=tmp_path, out=tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+
+
+def test_the_checkpoint_that_is_given_away_reaches_a_goal_in_imagination(tmp_path: Path):
+    assert sum(p.stat().st_size for p in GIVEN.rglob("*") if p.is_file()) < 12e6
+    for part in ("tokenizer", "dynamics", "controller", "shards"):
+        shutil.copytree(GIVEN / part, tmp_path / part)
+    plan = PlannerConfig(samples=64, iterations=4, best=8)
+    reached = {}
+    for source in ("planner", "random"):
+        config = play.Config(
+            run=tmp_path, headless=True, steps=25, size=64, planner=plan, episode=0,
+            actions=source,
+        )  # fmt: skip
+        play.main(config)
+        reached[source] = _far_from_goal(tmp_path, np.load(tmp_path / "play" / "actions.npy"))
+    assert reached["planner"] < 0.3 * reached["random"]
+
+
+@torch.no_grad()
+def _far_from_goal(run: Path, actions: np.ndarray) -> float:
+    """Squared distance of what the actions lead to from the recording's frame 25 steps later."""
+    world, recordings = load_world(run), Recordings(run / "shards")
+    start = play.Starts(recordings, "test", world.context, 0).at(0)
+    frames = torch.from_numpy(start.frames).permute(0, 3, 1, 2)[None]
+    state = world.reset(frames, torch.from_numpy(start.actions)[None])
+    end = world.rollout(state, torch.from_numpy(actions)[None]).latents
+    goal = torch.from_numpy(start.next_frames[24]).permute(2, 0, 1)[None]
+    return float((end - world.encode(goal)).square().mean())

@@ -19,7 +19,8 @@ STAGE := --preset $(PRESET) --run $(RUN)
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
-	$(PYTHON) play.py --run $(GIVEN) --headless --beside-simulator --actions planner --steps 50
+	$(PYTHON) play.py --run $(GIVEN) --headless --beside-simulator --actions planner \
+	  --episode 2 --frame 12 --steps 25
 	@echo
 	@echo "goals are reached in the world that comes with the project: $(GIVEN)/play/film.gif"
 	@echo "now one is made here; a second call goes on where this one is interrupted"

@@ -199,7 +199,13 @@ def improve(inside: Inside) -> None:
     torch.manual_seed(config.train.seed)
     model = build_controller(config.model, world.latents, world.actions)
     model.adopt(world.tokenizer)
-    cloned = ckpt.load(config.run / "controller" / "cloning" / "best.pt", "controller")
+    path = config.run / "controller" / "cloning" / "best.pt"
+    if not path.exists():
+        raise ValueError(
+            f"{path} is not there, and actor-critic begins from a clone; --methods cloning "
+            f"actor_critic makes both"
+        )
+    cloned = ckpt.load(path, "controller")
     model.policy.load_state_dict(cloned["model"])
 
     def objective(*tensors: Tensor) -> dict[str, Tensor]:

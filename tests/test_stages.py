@@ -86,6 +86,19 @@ def test_stopped_and_resumed_equals_never_stopped(run, tmp_path, stage, name, st
         assert set(whole) == set(parts)
 
 
+@CODES
+def test_methods_need_what_they_begin_from(run, tmp_path):
+    again = tmp_path / run.name
+    again.mkdir()
+    for part in ("shards", "tokenizer", "dynamics"):
+        os.symlink(run / part, again / part)
+    made = config(train_controller, again)
+    for method, answer in (("actor_critic", "--methods cloning actor_critic"), ("goals", "codes")):
+        with pytest.raises(ValueError, match=answer):
+            train_controller.main(replace(made, methods=(method,)))
+    assert not list(again.glob("controller/**/*.pt"))
+
+
 def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120

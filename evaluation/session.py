@@ -146,12 +146,13 @@ class Session:
         return {name: self.fingerprints[name] for name in ("shards", *what)} | settings
 
     def stage_seconds(self) -> dict[str, float | None]:
-        """Seconds of training of each stage, as its last checkpoint says."""
+        """Seconds of training of each stage, all its methods together, as last checkpoints say."""
         found: dict[str, float | None] = {"preprocess": _preprocess_seconds(self.run / "shards")}
         for stage in STAGES:
-            last, best = (self.run / stage / name for name in ("last.pt", "best.pt"))
-            seconds = self._says(last if last.exists() else best, stage).get("seconds")
-            found[stage] = None if seconds is None else round(float(seconds), 1)
+            folder = self.run / stage
+            paths = list(folder.glob("**/last.pt")) or list(folder.glob("**/best.pt"))
+            seconds = [float(self._says(path, stage)["seconds"]) for path in paths]
+            found[stage] = round(sum(seconds), 1) if seconds else None
         return found
 
     def about(self) -> str:

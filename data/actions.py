@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Codes = TypeVar("Codes", Tensor, np.ndarray)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One of the independent choices that a code stands for, such as a key or a turn."""
+
+    name: str
+    labels: tuple[str, ...]
+    """What can be chosen."""
+    values: tuple[float, ...] = ()
+    """What each label stands for, where that is a number."""
 
 
 @dataclass(frozen=True)
@@ -15,12 +29,13 @@ class ActionSpec:
     """What one action means.
 
     Continuous actions are float vectors of `len(names)` numbers between `low` and `high`;
-    discrete ones are a code, an int64 in [0, len(names)).
+    discrete ones are a code, an int64 in [0, size): one of `names`, or a choice of each of
+    `factors`, the first of which turns the fastest.
     """
 
     kind: Literal["continuous", "discrete"]
     names: tuple[str, ...]
-    """Names of the dimensions (continuous) or of the codes (discrete)."""
+    """Names of the dimensions (continuous) or of the codes (discrete without factors)."""
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     unit: str = ""
@@ -28,6 +43,8 @@ class ActionSpec:
     """The first two dimensions are a point of the frame: `low` is its left and top edge, `high`
     its right and bottom one. A window can then be steered with the mouse, and a model can see
     where the point lies from each patch."""
+    factors: tuple[Factor, ...] = ()
+    """Choices that a discrete code is made of; none where its codes are simply named."""
 
     def __post_init__(self) -> None:
         if self.kind == "continuous" and not len(self.low) == len(self.high) == len(self.names):
@@ -39,7 +56,37 @@ class ActionSpec:
     @property
     def size(self) -> int:
         """Numbers in an action (continuous) or codes to choose from (discrete)."""
-        return len(self.names)
+        return math.prod(self.factor_sizes) if self.factors else len(self.names)
+
+    @property
+    def factor_sizes(self) -> tuple[int, ...]:
+        return tuple(len(factor.labels) for factor in self.factors)
+
+    def split(self, codes: Codes) -> Codes:
+        """(...) codes -> (..., F) choices of each factor."""
+        choices = []
+        for size in self.factor_sizes:
+            choices.append(codes % size)
+            codes = codes // size
+        return torch.stack(choices, -1) if isinstance(codes, Tensor) else np.stack(choices, -1)
+
+    def join(self, choices: Codes) -> Codes:
+        """(..., F) choices -> (...) codes: undoes `split`."""
+        strides = np.cumprod([1, *self.factor_sizes[:-1]]).tolist()
+        parts = [choices[..., i] * stride for i, stride in enumerate(strides)]
+        return sum(parts[1:], parts[0])
+
+    def say(self, code: int) -> str:
+        """Name a code in words, without the choices that are the first of their factor or 0."""
+        if not self.factors:
+            return self.names[code]
+        words = []
+        for factor, choice in zip(self.factors, self.split(np.array(code)), strict=True):
+            if factor.values and factor.values[choice] != 0:
+                words.append(f"{factor.name} {factor.labels[choice]}")
+            elif not factor.values and choice:
+                words.append(factor.labels[choice])
+        return "  ".join(words) or "nothing"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -69,24 +116,40 @@ class ActionSpec:
     def check_same(self, other: ActionSpec, ours: str, theirs: str) -> None:
         """Raise ValueError naming the first field in which two action spaces differ."""
         mine, their = self.as_dict(), other.as_dict()
-        for field, value in mine.items():
-            if value != their[field]:
+        for field in sorted(mine.keys() | their.keys(), key=list({**mine, **their}).index):
+            a, b = mine.get(field), their.get(field)
+            if a != b:
+                if field == "factors" and a and b and len(a) == len(b):
+                    a, b = next((x, y) for x, y in zip(a, b, strict=True) if x != y)
                 raise ValueError(
-                    f"{ours} and {theirs} have different action spaces: {field} is {value!r} in "
-                    f"the first and {their[field]!r} in the second; use recordings and "
+                    f"{ours} and {theirs} have different action spaces: {field} is {a!r} in "
+                    f"the first and {b!r} in the second; use recordings and "
                     f"checkpoints of one world"
                 )
 
     def as_dict(self) -> dict[str, Any]:
         """Give plain values for HDF5 attributes and checkpoints."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = _plain(asdict(self))
+        if not self.factors:
+            del values["factors"]  # shards from before there were factors say nothing of them
+        return values
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ActionSpec:
         plain: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }
-        return ActionSpec(**plain)
+        factors = (
+            Factor(f["name"], tuple(f["labels"]), tuple(f["values"]))
+            for f in values.get("factors", ())
+        )
+        return ActionSpec(**plain | {"factors": tuple(factors)})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
 
 def as_tensor(actions: np.ndarray) -> Tensor:

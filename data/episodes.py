@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 STEP_TYPES = {"frames": "uint8", "rewards": "float32", "terminals": "bool"}
-STEP_TYPES |= {"states": "float32", "contacts": "float32"}
+STEP_TYPES |= {"states": "float32", "contacts": "float32", "inputs": "float32"}
 
 
 @dataclass
@@ -23,12 +23,14 @@ class Episode:
     terminals: np.ndarray | None = None  # (T,) bool; frames[t] is a true end, not a time limit
     states: np.ndarray | None = None  # (T, S) float32, what the simulator knows at frames[t]
     contacts: np.ndarray | None = None  # (T,) float32, points of contact at frames[t]
+    inputs: np.ndarray | None = None  # (T, I) float32, keys and mouse behind actions[t]
+    notes: dict[str, Any] = field(default_factory=dict)  # plain facts of this recording alone
 
     def __len__(self) -> int:
         return len(self.frames)
 
 
-STEP_FIELDS = tuple(f.name for f in fields(Episode) if f.name not in ("split", "source"))
+STEP_FIELDS = tuple(f.name for f in fields(Episode) if f.name not in ("split", "source", "notes"))
 
 
 def check_episode(episode: Episode, where: str, description: dict[str, Any]) -> None:

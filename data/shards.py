@@ -58,6 +58,8 @@ def write_shard(path: Path, episodes: list[Episode], description: dict[str, Any]
         file["episode_ends"] = np.cumsum([len(e) for e in episodes], dtype=np.int64)
         file["episode_split"] = np.array([e.split for e in episodes], np.uint8)
         file["episode_source"] = np.array([e.source for e in episodes], np.int64)
+        if any(e.notes for e in episodes):
+            file["episode_notes"] = [json.dumps(e.notes, sort_keys=True) for e in episodes]
     write_whole(path, memory.getbuffer())
 
 
@@ -85,6 +87,7 @@ class ShardHeader:
     ends: np.ndarray  # (E,) int64, exclusive
     split: np.ndarray  # (E,) uint8
     source: np.ndarray  # (E,) int64
+    notes: list[dict[str, Any]]  # E of them
 
 
 class Recordings:
@@ -104,12 +107,14 @@ class Recordings:
         height, width = self.description["image_size"]
         self.image_size: tuple[int, int] = (height, width)
         self.state_names: tuple[str, ...] = tuple(self.description.get("state_names") or ())
+        self.input_names: tuple[str, ...] = tuple(self.description.get("input_names") or ())
 
         lengths = [np.diff(header.ends, prepend=0) for header in self.headers]
         self.lengths = np.concatenate(lengths)  # (episodes,) frames of each
         self.first_rows = np.cumsum(self.lengths) - self.lengths  # (episodes,) where each begins
         self.splits = np.concatenate([header.split for header in self.headers])
         self.sources = np.concatenate([header.source for header in self.headers])
+        self.notes = [note for header in self.headers for note in header.notes]
         self.total = int(self.lengths.sum())
         self._shard_starts = np.cumsum([0] + [int(h.ends[-1]) for h in self.headers])
         self._files: dict[int, h5py.File] = {}
@@ -205,6 +210,8 @@ def read_header(path: Path) -> ShardHeader:
             frame_shape = list(dataset(file, "frames").shape[1:])
             ends = dataset(file, "episode_ends")[:]
             split, source = dataset(file, "episode_split")[:], dataset(file, "episode_source")[:]
+            kept = dataset(file, "episode_notes")[:] if "episode_notes" in file else []
+            notes = [json.loads(note) for note in kept] or [{} for _ in ends]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except (OSError, KeyError, ValueError, RuntimeError, AssertionError) as error:
@@ -223,7 +230,7 @@ def read_header(path: Path) -> ShardHeader:
         raise _corrupt(path, f"its episode ends do not rise to its {count} frames")
     if not len(ends) == len(split) == len(source) or not (split < len(SPLITS)).all():
         raise _corrupt(path, "its episodes lack a split or a source")
-    return ShardHeader(path, description, held, ends, split, source)
+    return ShardHeader(path, description, held, ends, split, source, notes)
 
 
 def redo_command(folder: Path) -> str:

@@ -10,20 +10,33 @@ import json
 import multiprocessing
 import os
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from data.episodes import Episode
-from data.shards import BUILD_FILE, FORMAT, read_header, shard_name, write_shard, write_whole
+from data.shards import (
+    BUILD_FILE,
+    FORMAT,
+    LEFT_OUT,
+    read_header,
+    shard_name,
+    write_shard,
+    write_whole,
+)
 from data.splits import split_sources
 
 
 def cores() -> int:
     """Count the processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class LeftOut(ValueError):
+    """Why a source makes nothing of one of its shards; the others are made all the same."""
 
 
 class Source(Protocol):
@@ -44,7 +57,7 @@ class Source(Protocol):
         ...
 
     def make(self, index: int) -> list[Episode]:
-        """The episodes of one shard; their split is filled in by `build`."""
+        """The episodes of one shard; their split is filled in by `build`. May raise LeftOut."""
         ...
 
 
@@ -55,11 +68,13 @@ def build(
     seed: int = 0,
     workers: int = 1,
     restart: bool = False,
+    together: int = 1,
 ) -> int:
     """Write the shards that are missing, and give the number of those that were.
 
-    Under torchrun or an array job (RANK, WORLD_SIZE) each rank takes its share. ValueError when
-    the folder holds shards of other settings.
+    Under torchrun or an array job (RANK, WORLD_SIZE) each rank takes its share, `together` shards
+    in a row at a time. What a source leaves out is noted in a file in the place of the shard, and
+    tried again by the next call. ValueError when the folder holds shards of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -68,32 +83,46 @@ def build(
         _begin(folder, description, source.shards, command, restart)
     missing = [
         index
-        for index in range(rank, source.shards, ranks)
-        if not _is_there(folder / shard_name(index), description)
+        for index in range(source.shards)
+        if index // together % ranks == rank
+        and not _is_there(folder / shard_name(index), description)
     ]
     if not missing:
         return 0
     started = time.monotonic()
     splits = split_sources(source.sources, seed)
-    bar = tqdm(total=source.shards, initial=source.shards - len(missing), desc="shards")
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(missing)), context) as pool, bar:
-        waiting: set[Future[None]] = set()
-        try:
-            for index in missing:
-                path = folder / shard_name(index)
-                waiting.add(pool.submit(_make, source, index, path, splits, description))
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                    bar.update()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    with tqdm(total=source.shards, initial=source.shards - len(missing), desc="shards") as bar:
+        for _ in _made(source, folder, missing, min(workers, len(missing)), splits, description):
+            bar.update()
     if rank == 0:
         _add_seconds(folder, time.monotonic() - started)
     return len(missing)
+
+
+def _made(
+    source: Source,
+    folder: Path,
+    missing: list[int],
+    workers: int,
+    splits: Any,
+    description: dict[str, Any],
+) -> Iterator[None]:
+    """Make the missing shards, in processes if more than one is to be had; yields after each."""
+    jobs = [(source, index, folder / shard_name(index), splits, description) for index in missing]
+    if workers == 1:
+        for job in jobs:
+            yield _make(*job)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            waiting = {pool.submit(_make, *job) for job in jobs}
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
 
 
 def _begin(
@@ -102,7 +131,7 @@ def _begin(
     """Note what the folder is going to hold, or see that it is the same."""
     note = folder / BUILD_FILE
     if restart:
-        for path in [*folder.glob("shard-*.h5"), note]:
+        for path in [*folder.glob("shard-*.h5"), *folder.glob(f"*{LEFT_OUT}"), note]:
             path.unlink(missing_ok=True)
     if note.exists():
         known = json.loads(note.read_text())
@@ -128,7 +157,13 @@ def _is_there(path: Path, description: dict[str, Any]) -> bool:
 
 
 def _make(source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]) -> None:
-    episodes = source.make(index)
+    reason = path.with_suffix(LEFT_OUT)
+    try:
+        episodes = source.make(index)
+    except LeftOut as problem:
+        write_whole(reason, f"{problem}\n".encode())
+        return
+    reason.unlink(missing_ok=True)
     for episode in episodes:
         episode.split = int(splits[episode.source])
     write_shard(path, episodes, description)

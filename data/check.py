@@ -10,11 +10,13 @@ from tqdm import tqdm
 
 from data.shards import Recordings, redo_command, write_whole
 from data.splits import SPLITS
+from data.vpt.report import fitting
 
 COLUMNS, ROWS = 8, 12  # times and episodes on the contact sheet
 LEAST_SIDE = 64  # pixels of a frame on it
 ROWS_AT_ONCE = 1024  # frames in memory while they are read
 ALIGNED = 50  # episodes that the alignment is told from
+OFTEN = 6  # codes of many that are named
 
 
 def main_check(shards: Path) -> None:
@@ -115,16 +117,24 @@ def describe(recordings: Recordings) -> list[str]:
     names = recordings.state_names[:2]
     if recordings.has("states") and recordings.actions.pointer and names == ("agent_x", "agent_y"):
         lines.append(f"  {_alignment(recordings)}")
-    return lines
+    return lines + fitting(recordings)
 
 
 def _actions(recordings: Recordings) -> list[str]:
     spec = recordings.actions
     actions = recordings.read_rows("actions", 0, recordings.total)
+    if spec.factors:
+        choices = spec.split(actions)
+        lines = [
+            f"  {factor.name}: {_shares(choices[:, i], factor.labels)}"
+            for i, factor in enumerate(spec.factors)
+        ]
+        codes, counts = np.unique(actions, return_counts=True)
+        often = codes[np.argsort(-counts)[:OFTEN]]
+        shown = ", ".join(f"{spec.say(int(code))} {(actions == code).mean():.1%}" for code in often)
+        return [*lines, f"  {len(codes)} of {spec.size} codes occur, most often: {shown}"]
     if spec.kind == "discrete":
-        counts = np.bincount(actions, minlength=spec.size) / len(actions)
-        shares = ", ".join(f"{n} {share:.1%}" for n, share in zip(spec.names, counts, strict=True))
-        return [f"  actions: {shares}"]
+        return [f"  actions: {_shares(actions, spec.names)}"]
     lines = []
     for axis, name in enumerate(spec.names):
         values = actions[:, axis].astype(np.float64)
@@ -135,6 +145,11 @@ def _actions(recordings: Recordings) -> list[str]:
             f"{spec.low[axis]:g} to {spec.high[axis]:g}"
         )
     return lines
+
+
+def _shares(choices: np.ndarray, labels: tuple[str, ...]) -> str:
+    counts = np.bincount(choices, minlength=len(labels)) / len(choices)
+    return ", ".join(f"{label} {share:.1%}" for label, share in zip(labels, counts, strict=True))
 
 
 def _alignment(recordings: Recordings) -> str:

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,23 @@ BLOCK = 1 << 18
 PASSING = (408, 416, 425, 429)  # of the 4xx, those that another try may change
 
 
-def fetch(url: str, folder: Path, sha256: str | None = None, pause: float = PAUSE) -> Path:
+class Unavailable(ValueError):
+    """The server does not give a file, or not what was asked for."""
+
+
+def fetch(
+    url: str,
+    folder: Path,
+    sha256: str | None = None,
+    pause: float = PAUSE,
+    timeout: float | None = None,
+    report: Callable[[int], None] | None = None,
+) -> Path:
     """Download `url` into `folder` and give the file's path; a whole file there is kept.
 
     What has come so far stays in NAME.partial and is resumed, after a break or by the next call.
-    ValueError says in one line what went wrong.
+    ValueError says in one line what went wrong. `report` takes the place of the progress bar: it
+    hears 0 before each try and the bytes of each block, and what it raises ends the download.
     """
     name = Path(urllib.parse.urlparse(url).path).name
     name = "download" if name in ("", "..") else name
@@ -42,8 +55,10 @@ def fetch(url: str, folder: Path, sha256: str | None = None, pause: float = PAUS
     for attempt in range(TRIES):
         if attempt:
             time.sleep(pause * 2 ** (attempt - 1))
+        if report:
+            report(0)
         try:
-            _receive(url, partial)
+            _receive(url, partial, timeout or TIMEOUT, report)
             break
         except urllib.error.HTTPError as error:
             problem = f"the server answered {error.code} {error.reason}"
@@ -52,12 +67,12 @@ def fetch(url: str, folder: Path, sha256: str | None = None, pause: float = PAUS
                     break
                 partial.unlink(missing_ok=True)  # longer than what the server has
             elif error.code < 500 and error.code not in PASSING:
-                raise ValueError(f"{url} cannot be had: {problem}; see to the address") from None
+                raise Unavailable(f"{url} cannot be had: {problem}; see to the address") from None
         except (OSError, http.client.HTTPException) as error:
             problem = str(error) or type(error).__name__
     else:
         kept = f"what came is kept in {partial}: " if partial.exists() else ""
-        raise ValueError(
+        raise Unavailable(
             f"{url} could not be fetched in {TRIES} tries ({problem}); {kept}run the same command "
             f"again to go on"
         )
@@ -70,21 +85,30 @@ def fetch(url: str, folder: Path, sha256: str | None = None, pause: float = PAUS
     return target
 
 
-def _receive(url: str, partial: Path) -> None:
+def _receive(url: str, partial: Path, timeout: float, report: Callable[[int], None] | None) -> None:
     """Append what is missing to `partial`; an OSError when the connection ends before that."""
     there = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url)
     if there:
         request.add_header("Range", f"bytes={there}-")
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
         there = _first_byte(answer, there)
         size = answer.headers.get("Content-Length", "")
         total = there + int(size) if size.isdecimal() else None
-        bar = tqdm(total=total, initial=there, desc=partial.stem, unit="B", unit_scale=True)
+        bar = tqdm(
+            total=total,
+            initial=there,
+            desc=partial.stem,
+            unit="B",
+            unit_scale=True,
+            disable=report is not None,
+        )
         with bar, _Kept(partial, there) as file:
             while block := answer.read1(BLOCK):  # what came before a stall is kept
                 file.write(block)
                 bar.update(len(block))
+                if report:
+                    report(len(block))
                 there += len(block)
     if there == 0:
         raise OSError("the answer was empty")

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 
 from data.arrays import Arrays, Layout
 from data.build import Source, build, cores
@@ -23,7 +24,12 @@ from data.download import fetch
 from data.pushes import ScriptedPushes
 from data.replays import Replays
 from data.shards import Recordings
-from pipeline.cli import Command, run_commands
+from data.vpt.find import find_local
+from data.vpt.index import choose, fetch_pairs, home, load_index
+from data.vpt.places import Pair
+from data.vpt.recordings import Look, VptRecordings
+from data.vpt.report import report
+from pipeline.cli import Command, also_called, run_commands
 from pipeline.lock import lock
 
 
@@ -125,10 +131,12 @@ def _local(config: PushTConfig) -> Path:
     return Path(config.demos)
 
 
-def _build(source: Source, folder: Path, seed: int, workers: int, restart: bool) -> None:
-    words = [w for w in sys.argv[1:] if w != "--restart"]
+def _build(
+    source: Source, folder: Path, seed: int, workers: int, restart: bool, together: int = 1
+) -> None:
+    words = [w for w in sys.argv[1:] if w not in ("--restart", "--force")]
     command = f"python -m data.preprocess {shlex.join(words)}"
-    made = build(source, folder, command, seed, workers, restart)
+    made = build(source, folder, command, seed, workers, restart, together)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others may not be done yet
         print(f"shards: rank {os.environ.get('RANK', 0)} made {made} in {folder}")
         return
@@ -149,6 +157,69 @@ def _build(source: Source, folder: Path, seed: int, workers: int, restart: bool)
 
 
 @dataclass(frozen=True)
+class VptConfig:
+    run: Path = Path("runs/minecraft")
+    """Folder of the world model; its shards are written."""
+    recordings: Path | None = None
+    """A folder of NAME.mp4 and NAME.jsonl pairs or of tar files of them, one tar, or one mp4."""
+    index: str = ""
+    """OpenAI's index of recordings, a file or a URL: they are downloaded."""
+    clips: int = 10
+    """Recordings of the index to take."""
+    look: Look = field(default_factory=Look)
+    skip_bad: bool = False
+    """Leave out what cannot be used, and count it; a broken line counts as nothing new done."""
+    downloads: int = 8
+    """Files that are fetched at a time."""
+    seed: int = 0
+    """Of the choice from the index, and of splits."""
+    workers: int = cores()
+    """Processes that decode; what is written does not depend on it."""
+    restart: Annotated[bool, also_called("--force")] = False
+    """Throw away what is there and begin anew."""
+
+
+VPT_PRESETS = {
+    "minecraft": lambda c: c,
+    "minecraft-150m": lambda c: c,
+    "high_res": lambda c: replace(c, look=replace(c.look, resolution=128)),
+    "cpu": lambda c: c,
+    "debug": lambda c: c,
+}
+
+
+def vpt(config: VptConfig) -> None:
+    if bool(config.index) == bool(config.recordings):
+        raise ValueError("--recordings PATH or --index FILE|URL, one of the two, says what to read")
+    if config.clips < 1 or config.workers < 1 or config.downloads < 1:
+        raise ValueError("--clips, --workers and --downloads start at 1")
+    folder = config.run / "shards"
+    folder.mkdir(parents=True, exist_ok=True)
+    held = _hold(folder)
+    if config.recordings:
+        pairs, missing = find_local(config.recordings, config.skip_bad)
+        names = tuple(pair.name for pair in pairs)
+    else:
+        names, pairs, missing = _from_index(config)
+    source = VptRecordings(names, tuple(pairs), config.look, config.skip_bad)
+    began = time.monotonic()
+    _build(source, folder, config.seed, config.workers, config.restart, source.parts)
+    for line in report(folder, missing, time.monotonic() - began):
+        print(line)
+    if held:
+        held.close()
+
+
+def _from_index(config: VptConfig) -> tuple[tuple[str, ...], list[Pair], list[str]]:
+    """Fetch this rank's share of the recordings chosen: all names, its pairs, what was not had."""
+    folder = config.run / "download"
+    stems = choose(load_index(config.index, folder), config.clips, config.seed)
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    pairs, missing = fetch_pairs(stems[rank::ranks], folder, config.downloads, config.skip_bad)
+    return tuple(home(stem) for stem in stems), pairs, missing
+
+
+@dataclass(frozen=True)
 class CheckConfig:
     shards: Path
     """A folder of shards, or the run folder that holds it."""
@@ -160,6 +231,7 @@ def check(config: CheckConfig) -> None:
 
 
 COMMANDS = {
+    "vpt": Command(vpt, VptConfig, VPT_PRESETS, "Minecraft: OpenAI's contractor recordings"),
     "pusht": Command(pusht, PushTConfig, PRESETS, "Push-T: scripted pusher or demonstrations"),
     "arrays": Command(arrays, ArraysConfig, {}, "HDF5, .npy or .npz recordings from elsewhere"),
     "check": Command(check, CheckConfig, {}, "validate shards, print statistics, draw a sheet"),

@@ -24,6 +24,7 @@ from data.splits import SPLITS, Split
 FORMAT = 1
 FRAMES_PER_CHUNK = 16  # a window of 16 frames touches two chunks at most
 BUILD_FILE = "build.json"
+LEFT_OUT = ".left-out"  # in the place of .h5: why there is no such shard
 OPEN_FILES = 256
 
 
@@ -268,6 +269,7 @@ def _shard_paths(folder: Path) -> list[Path]:
         expected = int(json.loads((folder / BUILD_FILE).read_text())["shards"])
     except (OSError, ValueError, KeyError):
         return paths  # made by hand: whatever is there
+    expected -= len(list(folder.glob(f"*{LEFT_OUT}")))
     if len(paths) != expected:
         raise ValueError(
             f"{folder} holds {len(paths)} of {expected} shards; finish them with: "

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from data.actions import ActionSpec
+from data.actions import ActionSpec, Factor
 from data.episodes import Episode
 from data.shards import shard_name, write_shard
 from data.splits import split_sources
@@ -30,21 +30,34 @@ POINTER = ActionSpec(
 )
 MOVES = ActionSpec("discrete", ("stay", "left", "right", "up", "down"))
 MOVE_VECTORS = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]]) * SPEED
+KEYS = ActionSpec(
+    "discrete",
+    (),
+    unit="half steps across",
+    factors=(
+        Factor("across", ("-2", "-1", "0", "+1", "+2"), (-2.0, -1.0, 0.0, 1.0, 2.0)),
+        Factor("move", ("none", "up", "down")),
+    ),
+)
+KEY_VECTORS = np.stack([np.tile([-2, -1, 0, 1, 2], 3), np.repeat([0, -2, 2], 5)], 1) * SPEED / 2
 
 
 class ToyWorld:
     """The square and its pusher. state: (5,) float64, as STATE_NAMES; the angle stays 0."""
 
-    def __init__(self, state: np.ndarray, discrete: bool = False) -> None:
+    def __init__(self, state: np.ndarray, discrete: bool = False, factored: bool = False) -> None:
         self.state = np.array(state, np.float64)
-        self.discrete = discrete
+        self.vectors = KEY_VECTORS if factored else MOVE_VECTORS if discrete else None
         self.contacts = 0.0
 
     def step(self, action: np.ndarray) -> None:
-        """Move at most SPEED towards the pointer, or by one of MOVES, and push what is there."""
+        """Move at most SPEED towards the pointer, or by a code, and push what is there."""
         agent, block = self.state[:2], self.state[2:4]  # views: the state moves with them
-        move = MOVE_VECTORS[int(action)] if self.discrete else np.asarray(action) - agent
-        agent += move * min(1.0, SPEED / max(float(np.linalg.norm(move)), 1e-9))
+        if self.vectors is None:
+            move = np.asarray(action) - agent
+            agent += move * min(1.0, SPEED / max(float(np.linalg.norm(move)), 1e-9))
+        else:
+            agent += self.vectors[int(action)]
         agent[:] = np.clip(agent, 0, WORLD)
         offset = block - agent
         overlap = HALF + RADIUS - np.abs(offset)
@@ -82,6 +95,8 @@ class ToyEpisodes:
     seed: int = 0
     discrete: bool = False
     episodes_per_shard: int = 6
+    factored: bool = False
+    """Actions are KEYS: codes made of independent choices."""
 
     @property
     def shards(self) -> int:
@@ -91,11 +106,15 @@ class ToyEpisodes:
     def sources(self) -> int:
         return self.episodes
 
+    @property
+    def actions(self) -> ActionSpec:
+        return KEYS if self.factored else MOVES if self.discrete else POINTER
+
     def description(self) -> dict[str, Any]:
         return {
             "source": "toy",
             "image_size": [self.size, self.size],
-            "actions": (MOVES if self.discrete else POINTER).as_dict(),
+            "actions": self.actions.as_dict(),
             "state_names": list(STATE_NAMES),
             "settings": asdict(self),
         }
@@ -108,7 +127,7 @@ class ToyEpisodes:
     def episode(self, number: int) -> Episode:
         random = np.random.default_rng((self.seed, number))
         start = np.concatenate([random.uniform(40, 472, 2), random.uniform(100, 412, 2), [0.0]])
-        world = ToyWorld(start, self.discrete)
+        world = ToyWorld(start, self.discrete, self.factored)
         frames, actions, rewards, states, contacts = [], [], [], [], []
         target = random.uniform(0, WORLD, 2)
         for step in range(self.length):
@@ -121,13 +140,16 @@ class ToyEpisodes:
             elif step % 6 == 5:
                 target = random.uniform(0, WORLD, 2)
             aim = np.clip(target + random.normal(0, 8, 2), 0, WORLD)
-            actions.append(nearest_move(world.state[:2], aim) if self.discrete else aim)
+            if world.vectors is None:
+                actions.append(aim)
+            else:
+                actions.append(nearest_move(world.state[:2], aim, world.vectors))
             world.step(actions[-1])
         terminals = np.zeros(self.length, bool)
         terminals[-1] = rewards[-1] >= 0.5
         return Episode(
             frames=np.stack(frames),
-            actions=np.array(actions, np.int64 if self.discrete else np.float32),
+            actions=np.array(actions, np.float32 if world.vectors is None else np.int64),
             source=number,
             rewards=np.array(rewards, np.float32),
             terminals=terminals,
@@ -157,10 +179,9 @@ def push_home(state: np.ndarray) -> np.ndarray:
     return aim
 
 
-def nearest_move(agent: np.ndarray, aim: np.ndarray) -> int:
-    if np.linalg.norm(aim - agent) < SPEED / 2:
-        return 0
-    return int(np.argmin(np.linalg.norm(agent + MOVE_VECTORS - aim, axis=1)))
+def nearest_move(agent: np.ndarray, aim: np.ndarray, vectors: np.ndarray) -> int:
+    """Choose the code whose vector, of (codes, 2), ends nearest to the aim."""
+    return int(np.argmin(np.linalg.norm(agent + vectors - aim, axis=1)))
 
 
 def write_toy_shards(
@@ -170,11 +191,12 @@ def write_toy_shards(
     size: int = 32,
     seed: int = 0,
     discrete: bool = False,
+    factored: bool = False,
 ) -> Path:
     """Write toy episodes as shards, six in each, and give the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    source = ToyEpisodes(episodes, length, size, seed, discrete)
+    source = ToyEpisodes(episodes, length, size, seed, discrete, factored=factored)
     splits = split_sources(source.sources, seed)
     for shard in range(source.shards):
         made = source.make(shard)

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import tyro
@@ -23,20 +24,23 @@ def parse(
 ) -> C:
     """Give the config that the arguments ask for.
 
-    `--preset a b` applies presets["a"], then presets["b"]; every other argument is a flag named
-    after a field; which of several methods a field holds is for the presets to say.  ValueError
-    names an unknown preset; an unknown flag exits with tyro's own hint.
+    `--preset a b` applies presets["a"], then presets["a b"] if b means something of its own after
+    a, else presets["b"]; every other argument is a flag named after a field; which of several
+    methods a field holds is for the presets to say.  ValueError names an unknown preset; an unknown
+    flag exits with tyro's own hint.
     """
     names, flags = split_presets(arguments)
+    single = [name for name in presets if " " not in name]
+    known = ", ".join(single)
     default = None
-    for name in names:
-        if name not in presets:
-            near = difflib.get_close_matches(name, presets, n=1)
+    for before, name in pairwise(["", *names]):
+        if name not in single:
+            near = difflib.get_close_matches(name, single, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown preset {name!r}; {hint}there are: {', '.join(presets)}")
-        default = presets[name](config() if default is None else default)
+            raise ValueError(f"unknown preset {name!r}; {hint}there are: {known}")
+        change = presets.get(f"{before} {name}", presets[name])
+        default = change(config() if default is None else default)
     if presets:
-        known = ", ".join(presets)
         description += f"\n\n--preset NAME [NAME ...]: {known} (they stack; flags win)"
     given: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(
@@ -46,6 +50,11 @@ def parse(
         config=(tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands),
         **given,
     )
+
+
+def also_called(*flags: str) -> Any:
+    """Other names of a flag, for `Annotated`."""
+    return tyro.conf.arg(aliases=flags)
 
 
 def split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -21,7 +21,7 @@ class _Mouse(msgspec.Struct):
     dx: float = 0.0
     dy: float = 0.0
     buttons: list[int] | None = None
-    newButtons: list[int] | None = None  # noqa: N815
+    newButtons: list[int] | None = None
 
 
 class _Keyboard(msgspec.Struct):
@@ -33,7 +33,7 @@ class _Line(msgspec.Struct):
 
     mouse: _Mouse | None = None
     keyboard: _Keyboard | None = None
-    isGuiOpen: bool = False  # noqa: N815
+    isGuiOpen: bool = False
     hotbar: int | None = None
     yaw: float | None = None
     pitch: float | None = None

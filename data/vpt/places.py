@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,10 @@ class _Stretch(io.RawIOBase):
     def tell(self) -> int:
         return self._at
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         count = max(0, min(len(buffer), self._size - self._at))
         self._file.seek(self._offset + self._at)
-        read = self._file.readinto(buffer[:count]) or 0
+        read = self._file.readinto(memoryview(buffer)[:count]) or 0
         self._at += read
         return read
 

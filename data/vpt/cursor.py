@@ -1,0 +1,39 @@
+"""The mouse cursor of a GUI: the recorder's videos lack it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+WINDOW_HEIGHT = 720  # of the window in whose pixels logs give the cursor
+SIDE = 16  # pixels of the cursor in a video of 640 x 360 (VPT's loader)
+FINER = 8
+ARROW = np.array([[0, 0], [0, 12], [3, 9], [5.2, 14], [7.4, 13], [5.2, 8.3], [9, 8.3]], np.float32)
+
+
+def draw_cursor(frame: np.ndarray, x: float, y: float) -> None:
+    """Blend an arrow whose tip is at (x, y) of the 1280 x 720 window into (H, W, 3), in place."""
+    height, width = frame.shape[:2]
+    scale = height / WINDOW_HEIGHT
+    left, top = round(x * scale), round(y * scale)
+    x0, x1 = max(left, 0), min(left + SIDE, width)
+    y0, y1 = max(top, 0), min(top + SIDE, height)
+    if x0 >= x1 or y0 >= y1:
+        return
+    colour, share = _arrow()
+    inside = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+    under = frame[y0:y1, x0:x1].astype(np.float32)
+    blended = under + share[inside][..., None] * (colour[inside][..., None] - under)
+    frame[y0:y1, x0:x1] = blended.round().astype(np.uint8)
+
+
+def _arrow() -> tuple[np.ndarray, np.ndarray]:
+    """Grey 0..255 and opacity 0..1, (SIDE, SIDE) each: white, with a black rim."""
+    points = (ARROW * FINER).round().astype(np.int32)
+    fill = np.zeros((SIDE * FINER, SIDE * FINER), np.uint8)
+    cv2.fillPoly(fill, [points], 255)
+    whole = fill.copy()
+    cv2.polylines(whole, [points], True, 255, FINER)
+    small = [cv2.resize(x, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for x in (fill, whole)]
+    share = small[1].astype(np.float32) / 255
+    return 255 * small[0].astype(np.float32) / np.maximum(small[1], 1), share

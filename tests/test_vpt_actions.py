@@ -1,0 +1,95 @@
+"""Minecraft's inputs and their codes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from vpt_clips import line
+
+from data.actions import ActionSpec
+from data.vpt.actions import COLUMN, INPUT_NAMES, NOTHING, Binning, action_spec, decode, encode
+from data.vpt.log import from_minerl, read_log
+
+VPT = Binning()
+ALL = np.arange(4356)
+
+
+def encoded(**held: float) -> int:
+    inputs = np.zeros((1, len(INPUT_NAMES)), np.float32)
+    for name, value in held.items():
+        inputs[0, COLUMN[name]] = value
+    return int(encode(inputs, VPT)[0])
+
+
+@pytest.mark.parametrize("binning", [VPT, Binning(mu=0.0), Binning(limit=20.0, mu=5.0)])
+def test_codes_and_what_they_stand_for_are_a_bijection(binning):
+    assert (encode(decode(ALL, binning), binning) == ALL).all()
+    assert action_spec(binning).size == 4356
+
+
+def test_a_code_is_put_together_as_the_formula_says():
+    assert encoded() == NOTHING == 60
+    assert encoded(attack=1) == 60 + 121 and encoded(jump=1) == 60 + 242
+    moves = [{"forward": 1}, {"left": 1}, {"back": 1}, {"right": 1}]
+    assert [encoded(**m) for m in moves] == [60 + 484 * m for m in (1, 2, 3, 4)]
+    pairs = [("forward", "left"), ("forward", "right"), ("back", "left"), ("back", "right")]
+    assert [encoded(**{a: 1, b: 1}) for a, b in pairs] == [60 + 484 * m for m in (5, 6, 7, 8)]
+    assert encoded(yaw_degrees=10) == 65 and encoded(pitch_degrees=-10) == 5
+
+
+def test_opposite_keys_cancel_and_leave_the_others():
+    assert encoded(forward=1, back=1) == encoded(left=1, right=1) == 60
+    assert encoded(forward=1, back=1, left=1) == encoded(left=1)
+
+
+def test_camera_bins_are_those_of_vpt_and_symmetric():
+    edges = np.array([0.271, 1.053, 2.317, 4.358, 7.655])  # its mu-law, in degrees
+    assert (VPT.choose(edges - 0.002) == [5, 6, 7, 8, 9]).all()
+    assert (VPT.choose(edges + 0.002) == [6, 7, 8, 9, 10]).all()
+    degrees = np.random.default_rng(0).uniform(-30, 30, 1000)
+    assert (VPT.choose(-degrees) == 10 - VPT.choose(degrees)).all()
+    assert np.allclose(VPT.centres[6:], [0.62, 1.61, 3.22, 5.81, 10], atol=0.005)
+
+
+def test_raw_lines_and_minerl_dictionaries_encode_to_the_same_integer():
+    raw = line(20, -6, keys=["w", "a", "space", "left.shift"], buttons=[0, 1])
+    log = read_log(json.dumps(raw).encode(), "a log")
+    minerl = {"camera": [-0.9, 3.0], "forward": 1, "left": np.array(1), "jump": 1, "sneak": 1,
+              "attack": 1, "use": 1, "back": 0}  # fmt: skip
+    assert (encode(log.inputs, VPT) == encode(from_minerl([minerl]), VPT)).all()
+    assert np.allclose(log.inputs, from_minerl([minerl]))
+    with pytest.raises(ValueError, match=r"action 0 has fly = 1.*forward"):
+        from_minerl([{"fly": 1}])
+
+
+def test_codes_outside_are_refused_and_odd_binnings_too():
+    with pytest.raises(ValueError, match="4356"):
+        decode(np.array([4356]), VPT)
+    for wrong in ({"choices": 10}, {"limit": 0.0}, {"mu": -1.0}):
+        with pytest.raises(ValueError, match="camera"):
+            Binning(**wrong)
+
+
+def test_a_spec_of_factors_travels_and_another_binning_is_refused():
+    spec = action_spec(VPT)
+    assert ActionSpec.from_dict(spec.as_dict()) == spec
+    other = action_spec(Binning(mu=5.0))
+    with pytest.raises(ValueError, match=r"a and b have different action spaces: factors.*yaw"):
+        spec.check_same(other, "a", "b")
+
+
+def test_choices_split_and_join_alike_in_numpy_and_torch():
+    spec = action_spec(VPT)
+    choices = spec.split(ALL)
+    assert choices.shape == (4356, 5) and (spec.join(choices) == ALL).all()
+    assert (choices.max(0) == [10, 10, 1, 1, 8]).all()
+    codes = torch.from_numpy(ALL)
+    assert torch.equal(spec.split(codes), torch.from_numpy(choices))
+    assert torch.equal(spec.join(spec.split(codes)), codes)
+
+
+def test_a_code_is_said_in_words():
+    spec = action_spec(VPT)
+    assert spec.say(60) == "nothing"
+    assert spec.say(encoded(forward=1, jump=1, yaw_degrees=3.2)) == "yaw +3.2  jump  forward"

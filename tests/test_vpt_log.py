@@ -1,0 +1,97 @@
+"""Logs of Minecraft, with the recorder's quirks."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from vpt_clips import line
+
+from data.vpt.actions import COLUMN, Binning, action_spec, encode
+from data.vpt.log import read_log
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "vpt"
+
+
+def read(*lines, skip_bad=False):
+    content = "\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines)
+    return read_log(content.encode(), "a.jsonl", skip_bad)
+
+
+def column(log, name):
+    return log.inputs[:, COLUMN[name]].tolist()
+
+
+def test_keys_buttons_and_turns_are_read():
+    log = read(line(10, -20, keys=["w", "q", "5"], buttons=[1, 2], new=[1]))
+    held = {name for name, at in COLUMN.items() if log.inputs[0, at] == 1}
+    assert held == {"forward", "drop", "hotbar.5", "use", "pickItem"}
+    assert log.inputs[0, [COLUMN["pitch_degrees"], COLUMN["yaw_degrees"]]].tolist() == [-3.0, 1.5]
+
+
+def test_a_turn_of_less_than_a_degree_is_not_lost():
+    assert column(read(line(6)), "yaw_degrees") == pytest.approx([0.9])
+
+
+def test_a_button_stuck_from_the_start_is_let_go_until_it_is_pressed():
+    held = line(buttons=[0])
+    log = read(line(buttons=[0], new=[0]), held, line(buttons=[0], new=[0]), held, line())
+    assert column(log, "attack") == [0, 0, 1, 1, 0]
+    free = read(line(), line(buttons=[0], new=[0]), held)
+    assert column(free, "attack") == [0, 1, 1]
+
+
+def test_a_stuck_button_does_not_hide_the_others():
+    log = read(line(buttons=[0], new=[0]), line(buttons=[0, 1], new=[1]))
+    assert column(log, "attack") == [0, 0] and column(log, "use") == [0, 1]
+
+
+def test_the_wheel_chooses_slots_as_keys_do():
+    log = read(line(hotbar=2), line(hotbar=2), line(hotbar=8))
+    assert column(log, "hotbar.3") == [1, 0, 0] and column(log, "hotbar.9") == [0, 0, 1]
+
+
+def test_null_devices_and_unknown_buttons_and_keys_do_nothing():
+    empty = line(mouse=None, keyboard=None)
+    odd = line(keys=["f3", "caps.lock", "scancode.0"], buttons=[3, 7])
+    assert (read(empty, odd).inputs == 0).all()
+
+
+def test_what_competitions_left_out_of_logs_is_not_needed():
+    log = read('{"mouse": {"dx": 20.0}, "keyboard": {"keys": ["key.keyboard.w"]}}')
+    assert column(log, "forward") == [1] and column(log, "yaw_degrees") == [3.0]
+    assert log.angles is None
+
+
+def test_a_gui_is_marked_and_its_cursor_kept():
+    log = read(line(), line(isGuiOpen=True) | {"mouse": {"x": 274.0, "y": 338.0}})
+    assert column(log, "gui") == [0, 1] and log.cursor[1].tolist() == [274.0, 338.0]
+
+
+@pytest.mark.parametrize("broken", ['{"mouse": {"dx": 1', "", '{"mouse": {"dx": "far"}}', "[]"])
+def test_a_broken_line_is_named_by_number_or_stands_for_the_tick_before(broken):
+    lines = (line(keys=["w"]), line(30, keys=["w"]), broken, line())
+    with pytest.raises(ValueError, match=r"a\.jsonl line 3 is broken.*--skip-bad"):
+        read(*lines)
+    log = read(*lines, skip_bad=True)
+    assert len(log) == 4 and log.bad == (3,)
+    assert column(log, "forward") == [1, 1, 1, 0]
+    assert column(log, "yaw_degrees") == [0, 4.5, 0, 0]  # a turn is not made twice
+
+
+def test_an_empty_log_is_refused():
+    with pytest.raises(ValueError, match="a.jsonl is empty"):
+        read("")
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the public logs are not here")
+def test_every_line_of_the_public_logs_encodes():
+    logs = sorted(REAL.glob("*.jsonl"))
+    for path in logs:
+        log = read_log(path.read_bytes(), path.name)
+        codes = encode(log.inputs, Binning())
+        assert len(codes) == path.read_bytes().count(b"\n")
+        assert codes.min() >= 0 and codes.max() < action_spec(Binning()).size
+        assert column(log, "attack")[0] == 0, "all of them begin with the button stuck"
+        assert np.isfinite(log.inputs).all() and log.angles is not None
+    assert logs

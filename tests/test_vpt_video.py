@@ -1,0 +1,71 @@
+"""Frames of videos by number, and the cursor that is drawn into them."""
+
+import numpy as np
+import pytest
+from vpt_clips import scene, write_pair, write_video
+
+from data.vpt.cursor import draw_cursor
+from data.vpt.places import Place
+from data.vpt.video import read_facts, read_frames, shrink
+
+RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (30, 30, 200)
+
+
+def test_a_header_tells_frames_size_and_rate(tmp_path):
+    facts = read_facts(Place(str(write_pair(tmp_path, "a", 30))))
+    assert (facts.frames, facts.height, facts.width, facts.rate) == (30, 360, 640, 20)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_frames_from_the_middle_are_those_of_the_whole(tmp_path, codec):
+    path = tmp_path / "a.mp4"
+    write_video(path, [scene(float(yaw)) for yaw in range(130)], codec=codec)
+    whole = [shrink(f, 32, 32) for f in read_frames(Place(str(path)), 0, 130)]
+    assert len(whole) == 130
+    for first, last in ((1, 4), (49, 52), (77, 130), (129, 130)):
+        part = [shrink(f, 32, 32) for f in read_frames(Place(str(path)), first, last)]
+        assert np.array_equal(part, whole[first:last])
+
+
+@pytest.mark.parametrize("colour", [RED, GREEN, BLUE])
+def test_a_red_frame_stays_red(tmp_path, colour):
+    path = tmp_path / "a.mp4"
+    write_video(path, [np.full((360, 640, 3), colour, np.uint8)] * 3)
+    frames = [shrink(f, 16, 24) for f in read_frames(Place(str(path)), 0, 3)]
+    assert frames[0].shape == (16, 24, 3)
+    assert abs(np.array(frames).astype(int) - colour).max() < 12
+
+
+def test_a_cut_or_empty_or_foreign_file_is_named_with_where_it_ends(tmp_path):
+    path = write_pair(tmp_path, "a", 60)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"a\.mp4 (breaks off|cannot be decoded) after frame \d+"):
+        list(read_frames(Place(str(path)), 0, 60))
+    path.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"a\.mp4 (cannot be opened|holds no video)"):
+        read_facts(Place(str(path)))
+    path.write_bytes(b"<html>" * 50)
+    with pytest.raises(ValueError, match=r"a\.mp4 (cannot be opened|holds no video)"):
+        read_facts(Place(str(path)))
+
+
+def test_a_video_inside_another_file_is_read_from_there(tmp_path):
+    path = write_pair(tmp_path, "a", 20)
+    video = path.read_bytes()
+    (tmp_path / "b.tar").write_bytes(b"x" * 777 + video + b"y" * 5000)
+    place = Place(str(tmp_path / "b.tar"), 777, len(video), "a.mp4")
+    inside = [shrink(f, 16, 16) for f in read_frames(place, 3, 20)]
+    alone = [shrink(f, 16, 16) for f in read_frames(Place(str(path)), 3, 20)]
+    assert np.array_equal(inside, alone) and place.read() == video
+
+
+def test_the_cursor_has_its_tip_where_the_log_says_and_is_cut_at_the_border():
+    frame = np.full((360, 640, 3), 90, np.uint8)
+    draw_cursor(frame, 400.0, 200.0)  # of the 1280 x 720 window
+    changed = np.argwhere((frame != 90).any(-1))
+    assert changed.min(0).tolist() == [100, 200] and (changed.max(0) < [116, 216]).all()
+    assert frame.max() == 255 and frame.min() < 60  # white with a black rim
+    for x, y in ((1279.0, 719.0), (-4.0, -4.0), (5000.0, 3.0)):
+        draw_cursor(frame, x, y)
+    assert (frame[-1, -1] != 90).any() or (frame[0, 0] != 90).any()

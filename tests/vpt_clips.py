@@ -1,0 +1,72 @@
+"""Recordings in the likeness of VPT's, for tests: a scene that turns with the mouse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from data.vpt.actions import DEGREES
+
+HEIGHT, WIDTH = 360, 640
+PIXELS_A_DEGREE = 9  # of a view of 71 degrees
+
+
+def write_log(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def line(dx: float = 0, dy: float = 0, **changes: Any) -> dict[str, Any]:
+    """A line of a log; `keys`, `buttons`, `new` and what else a line can hold."""
+    mouse = {"x": 640.0, "y": 360.0, "dx": dx, "dy": dy, "dwheel": 0.0}
+    mouse |= {"buttons": changes.pop("buttons", []), "newButtons": changes.pop("new", [])}
+    keys = [f"key.keyboard.{key}" for key in changes.pop("keys", [])]
+    keyboard = {"keys": keys, "newKeys": [], "chars": ""}
+    return {"mouse": mouse, "keyboard": keyboard, "isGuiOpen": False, "hotbar": 0,
+            "yaw": 0.0, "pitch": 0.0} | changes  # fmt: skip
+
+
+def turning_lines(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Lines of a player who looks around at random; the recorded view turns as the mouse asks."""
+    random = np.random.default_rng(seed)
+    lines, yaw = [], 0.0
+    for tick in range(count):
+        dx = float(random.integers(-40, 41)) if tick % 3 else 0.0
+        keys = ["w"] if tick % 20 < 8 else []
+        lines.append(line(dx, keys=keys, yaw=yaw))
+        yaw += DEGREES * dx
+    return lines
+
+
+def scene(yaw: float) -> np.ndarray:
+    """(HEIGHT, WIDTH, 3) uint8: a wall that slides to the left when the view turns right."""
+    wall = np.random.default_rng(0).integers(0, 256, (6, 400, 3)).astype(np.uint8)
+    columns = (np.arange(WIDTH) + round(yaw * PIXELS_A_DEGREE) + 10_000) // 16 % 400
+    rows = np.arange(HEIGHT) // 60
+    return wall[rows][:, columns]
+
+
+def write_video(
+    path: Path, frames: list[np.ndarray], rate: int = 20, codec: str = "libx264"
+) -> None:
+    """Frames (H, W, 3) RGB; the header lies in front, so that a cut file can still be opened."""
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
+        stream: Any = file.add_stream(codec, rate=rate, options={"crf": "12", "g": "50"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for pixels in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        file.mux(stream.encode())
+
+
+def write_pair(folder: Path, name: str, count: int = 60, seed: int = 0, late: int = 0) -> Path:
+    """A video and its log; with `late`, frames show what was done so many ticks before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = turning_lines(count, seed)
+    shown = [lines[max(0, tick - late)]["yaw"] for tick in range(count)]
+    write_video(folder / f"{name}.mp4", [scene(yaw) for yaw in shown])
+    write_log(folder / f"{name}.jsonl", lines)
+    return folder / f"{name}.mp4"

@@ -21,6 +21,21 @@ class Memory(Protocol):
 
 
 @dataclass
+class Carry:
+    """What a tokenizer of codes loses of the last real frame, kept for the patches that stay as
+    they were (skip connections from the last true frame: Denton & Fergus, arXiv:1802.07687)."""
+
+    frames: Tensor  # (B, 3, H, W) uint8, the last real ones
+    latents: Tensor  # (B, N), theirs
+    still: Tensor  # (B, P) bool, patches whose codes have not changed since
+    lost: Tensor | None = None  # (B, 3, H, W) int16, once somebody has looked
+
+    def select(self, index: Tensor) -> Carry:
+        lost = None if self.lost is None else self.lost[index]
+        return Carry(self.frames[index], self.latents[index], self.still[index], lost)
+
+
+@dataclass
 class State:
     """Where a batch of imagined worlds stands. B rows, N latents a frame."""
 
@@ -28,6 +43,7 @@ class State:
     reward: Tensor  # (B,) expected reward on arriving here; 0 at a start, or without a head
     continues: Tensor  # (B,) probability that it goes on; 1 at a start, or without a head
     memory: Memory
+    carry: Carry | None = None  # kept by a World that is looked at; dynamics knows nothing of it
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -39,6 +55,7 @@ class State:
             self.reward[index],
             self.continues[index],
             self.memory.select(index),
+            self.carry.select(index) if self.carry else None,
         )
 
     def repeat(self, count: int) -> State:

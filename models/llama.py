@@ -24,6 +24,7 @@ from models.codes import CodeVectors, numbered
 from models.dynamics import State
 from models.embed import ActionEmbedding, PointerEmbedding
 from models.heads import TwoHot
+from models.sampling import Sampling
 from models.tokenizer import Latents, Tokenizer
 from models.transformer import Cache, Transformer, TransformerConfig
 
@@ -77,7 +78,7 @@ class LlamaDynamics(nn.Module):
         self.config, self.latents, self.actions = config, latents, actions
         self.context = config.transformer.context
         self.has_rewards = config.rewards
-        self.temperature = 0.0  # 0 takes the likeliest code
+        self.sampling = Sampling()
         width = config.transformer.width
 
         self.vectors = CodeVectors(latents)
@@ -142,7 +143,9 @@ class LlamaDynamics(nn.Module):
             logits.flatten(0, -2).float(), target.flatten(), reduction="none"
         ).view(target.shape)
         with torch.no_grad():
-            share = (logits[changed].argmax(-1) == target[changed]).sum() / max(changed.sum(), 1)
+            # sums under a mask: indexing by one would wait for the GPU
+            right = (logits.argmax(-1) == target) & changed
+            share = right.sum() / changed.sum().clamp(min=1)
         losses = {
             # a plain mean: processes and parts of a batch then add up to the whole
             "codes": (entropy * weight).mean(),
@@ -213,7 +216,7 @@ class LlamaDynamics(nn.Module):
         latents = torch.cat([memory.latents, state.latents[:, None]], dim=1)
         actions = torch.cat([memory.actions, action[:, None]], dim=1)
         out, cache = self._blocks(latents, actions, [*memory.given, True], memory.cache)
-        codes = self._choose(self._logits(out[:, -1, 1:], state.latents))
+        codes = self.sampling.choose(self._logits(out[:, -1, 1:], state.latents))
         return self._arrive(codes, out[:, -1, 0], cache, memory)
 
     def _step_token(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
@@ -228,7 +231,7 @@ class LlamaDynamics(nn.Module):
             out, cache = self.transformer.extend(token, cache, position)
             if position == self.latents.patches:
                 break
-            code = self._choose(self._logits(out, before[:, position]))
+            code = self.sampling.choose(self._logits(out, before[:, position]))
             codes.append(code)
             token = self._embed(code, slice(position, position + 1))
             if pointed is not None:
@@ -245,13 +248,6 @@ class LlamaDynamics(nn.Module):
         empty = LlamaMemory(cache, memory.latents[:, :0], memory.actions[:, :0], [])
         return State(codes, reward, continues, empty)
 
-    def _choose(self, logits: Tensor) -> Tensor:
-        if not self.temperature:
-            return logits.argmax(-1)
-        share = torch.softmax(logits.float() / self.temperature, dim=-1)
-        flat = torch.multinomial(share.flatten(0, -2), 1)
-        return flat.view(share.shape[:-1])
-
     # -- pieces -----------------------------------------------------------------------------
 
     def _blocks(
@@ -262,7 +258,7 @@ class LlamaDynamics(nn.Module):
         patches = self._embed(latents, slice(None))
         pointed = self.pointer(actions) if self.pointer else torch.zeros_like(patches)
         if not all(given):
-            known = torch.tensor(given, device=latents.device)[:, None]
+            known = torch.tensor(given).to(latents.device, non_blocking=True)[:, None]
             spoken = torch.where(known, spoken, self.no_action.to(spoken.dtype))
             pointed = pointed * known[..., None]
         x = torch.cat([spoken[:, :, None], patches + pointed], dim=2)

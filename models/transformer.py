@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels import rms_norm, rotate, swiglu
 
@@ -27,6 +28,9 @@ class TransformerConfig:
     qk_norm: bool = True
     """Normalise queries and keys of each head."""
     dropout: float = 0.0
+    recompute: bool = False
+    """Forget activations of a layer and compute them again in the backward pass: less memory, a
+    third more time."""
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -117,6 +121,19 @@ class Layer(nn.Module):
         for module in (self.out, self.down):
             nn.init.normal_(module.weight, std=0.02 / (2 * config.layers) ** 0.5)
 
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        past: tuple[Tensor, Tensor] | None,
+        size: int,
+        inside: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x: (B, T * size, D), whole blocks after `past` -> the same; the keys and values seen."""
+        q, k, v = self.project(x, angles, past)
+        seen = windowed_attention(q, k, v, size, self.config.context, inside)
+        return self.finish(x, seen), k, v
+
     def project(
         self, x: Tensor, angles: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,12 +208,15 @@ class Transformer(nn.Module):
         start = cache.blocks if cache else 0
         angles = self.rotary(start, blocks)
         keep = self.size * (self.config.context - 1)
+        forgets = self.config.recompute and self.training and torch.is_grad_enabled()
         keys, values = [], []
         for index, layer in enumerate(self.layers):
             past = (cache.keys[index], cache.values[index]) if cache else None
-            q, k, v = layer.project(x, angles, past)  # type: ignore[operator]
-            seen = windowed_attention(q, k, v, self.size, self.config.context, self.inside)
-            x = layer.finish(x, seen)  # type: ignore[operator]
+            given = (x, angles, past, self.size, self.inside)
+            if forgets:
+                x, k, v = checkpoint(layer, *given, use_reentrant=False)  # type: ignore[misc]
+            else:
+                x, k, v = layer(*given)
             keys.append(k[:, :, max(0, k.shape[2] - keep) :])
             values.append(v[:, :, max(0, v.shape[2] - keep) :])
         return self.norm(x), Cache(keys, values, start + blocks)

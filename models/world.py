@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,8 +11,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.codes import CodeVectors
-from models.dynamics import Dynamics, State
+from models.dynamics import Carry, Dynamics, State
+from models.sampling import Sampling
 from models.tokenizer import Tokenizer
+
+Arithmetic = Literal["bf16", "fp16", "fp32"]
 
 
 class World(nn.Module):
@@ -21,7 +25,7 @@ class World(nn.Module):
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, dynamics: Dynamics, precision: Literal["bf16", "fp32"] = "fp32"
+        self, tokenizer: Tokenizer, dynamics: Dynamics, precision: Arithmetic = "fp32"
     ) -> None:
         super().__init__()
         if tokenizer.latents != dynamics.latents:
@@ -36,7 +40,7 @@ class World(nn.Module):
         self.vectors = CodeVectors(self.latents)
         """Latents, (..., N) codes or (..., P, D), as vectors (..., P, D) that can be compared."""
         self.vectors.adopt(tokenizer)
-        self.precision: Literal["bf16", "fp32"] = precision
+        self.precision: Arithmetic = precision
         self.eval()
 
     @property
@@ -50,12 +54,18 @@ class World(nn.Module):
         with self._arithmetic():
             codes = self.tokenizer.encode(frames.to(self.device).flatten(0, 1))
             latents = rearrange(codes, "(B T) ... -> B T ...", B=len(frames))
-            return self.dynamics.start(latents, self.actions.normalize(actions))
+            state = self.dynamics.start(latents, self.actions.normalize(actions))
+            return self._carrying(state, frames[:, -1])
 
     def step(self, state: State, action: Tensor) -> State:
         """Imagine what `action`, (B, A), leads to."""
         with self._arithmetic():
-            return self.dynamics.step(state, self.actions.normalize(action.to(self.device)))
+            after = self.dynamics.step(state, self.actions.normalize(action.to(self.device)))
+        if state.carry is not None:
+            changed = (after.latents != state.latents).unflatten(1, (self.latents.patches, -1))
+            still = state.carry.still & ~changed.any(-1)
+            after.carry = replace(state.carry, still=still)
+        return after
 
     def rollout(self, state: State, actions: Tensor) -> State:
         """Imagine what actions, (B, T, A), lead to in the end."""
@@ -66,9 +76,10 @@ class World(nn.Module):
         """Take in the real frames, (B, 3, H, W) uint8, that `action`, (B, A), has led to."""
         with self._arithmetic():
             latents = self.tokenizer.encode(frames.to(self.device))
-            return self.dynamics.observe(
+            after = self.dynamics.observe(
                 state, self.actions.normalize(action.to(self.device)), latents
             )
+            return self._carrying(after, frames)
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, N) codes or (B, P, D)."""
@@ -78,14 +89,40 @@ class World(nn.Module):
     def decode(self, state: State) -> Tensor:
         """Look: (B, 3, H, W) uint8."""
         with self._arithmetic():
-            return self.tokenizer.decode(state.latents)
+            frames = self.tokenizer.decode(state.latents)
+            if state.carry is None:
+                return frames
+            carry = state.carry
+            if carry.lost is None:
+                carry.lost = carry.frames.short() - self.tokenizer.decode(carry.latents).short()
+        return (frames.short() + carry.lost * self._over(carry.still)).clamp(0, 255).byte()
+
+    def sample_with(self, sampling: Sampling) -> None:
+        """Imagine with codes that are drawn like this; a new world takes the likeliest."""
+        if not hasattr(self.dynamics, "sampling"):
+            raise ValueError("this world foretells one future; sampling has no effect on it")
+        self.dynamics.sampling = sampling  # type: ignore[attr-defined]
+
+    def _carrying(self, state: State, frames: Tensor) -> State:
+        """Keep the real frames, (B, 3, H, W), where patches have codes that tell if they stay."""
+        if self.latents.kind == "discrete":
+            still = torch.ones(len(frames), self.latents.patches, dtype=torch.bool)
+            carry = Carry(frames.to(self.device), state.latents, still.to(self.device))
+            return replace(state, carry=carry)
+        return state
+
+    def _over(self, patches: Tensor) -> Tensor:
+        """(B, P) -> (B, 1, H, W), each patch over its pixels."""
+        rows, columns = self.latents.grid
+        height, width = self.image_size
+        cells = patches.view(-1, 1, rows, columns)
+        return cells.repeat_interleave(height // rows, 2).repeat_interleave(width // columns, 3)
 
     def _arithmetic(self) -> AbstractContextManager[object]:
         return arithmetic(self.device, self.precision)
 
 
-def arithmetic(
-    device: torch.device, precision: Literal["bf16", "fp32"]
-) -> AbstractContextManager[object]:
+def arithmetic(device: torch.device, precision: Arithmetic) -> AbstractContextManager[object]:
     """Multiply in `precision` inside a `with`."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=kind, enabled=precision != "fp32")

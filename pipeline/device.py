@@ -9,7 +9,9 @@ from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "bf16", "fp32"]
+from models.world import Arithmetic
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def pick_device() -> torch.device:
@@ -22,12 +24,15 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
-def pick_precision(device: torch.device, wish: Precision) -> Literal["bf16", "fp32"]:
-    """bf16 where the hardware multiplies it faster than float32, unless one is asked for."""
+def pick_precision(device: torch.device, wish: Precision) -> Arithmetic:
+    """bf16 where the hardware multiplies it faster than float32, unless one is asked for; fp16 on
+    GPUs that have tensor cores, but none for bf16."""
     if wish != "auto":
         return wish
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16"
+        return "fp16" if torch.cuda.get_device_capability(device) >= (7, 0) else "fp32"
     if device.type == "cpu":
         flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         return "bf16" if flags.get("avx512_bf16") or flags.get("amx_bf16") else "fp32"

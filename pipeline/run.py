@@ -6,31 +6,37 @@ resume, m.
 
 from __future__ import annotations
 
-import signal
+import copy
 import time
 from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data.order import batch_order
-from models.world import arithmetic
+from models.world import Arithmetic, arithmetic
 from pipeline import checkpoint as ckpt
+from pipeline import sharding
+from pipeline.average import Average
 from pipeline.device import Precision, describe_device, pick_device, pick_precision
+from pipeline.finite import Finite, Losses
 from pipeline.lock import lock
 from pipeline.log import Log
+from pipeline.signals import asked_to_stop
 
 B = TypeVar("B", covariant=True)
-Losses = dict[str, Tensor]
 
 
 class Batches(Sized, Protocol[B]):
@@ -68,7 +74,10 @@ class TrainConfig:
     report_every: int = 20
     """Steps between lines of the log."""
     precision: Precision = "auto"
-    """bf16 or fp32 arithmetic; auto takes bf16 where the hardware has it."""
+    """bf16, fp16 (with a loss scaler) or fp32 arithmetic; auto takes bf16 where the hardware has
+    it."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """Spread weights, gradients and optimizer state over the processes (FSDP)."""
     workers: int = 0
     """Processes that load batches; the batches do not depend on it."""
     seed: int = 0
@@ -100,7 +109,7 @@ class Run:
         self.higher_is_better = higher_is_better
         self.device = pick_device()
         # autocast is ours: Accelerate holds one precision for the whole process
-        self.precision: Literal["bf16", "fp32"] = pick_precision(self.device, train.precision)
+        self.precision: Arithmetic = pick_precision(self.device, train.precision)
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
         self.device = self.accelerator.device
         if train.batch_size % self.accelerator.num_processes:
@@ -113,8 +122,13 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder)
 
+        last = folder / "last.pt"
         self.model = model.to(self.device)
         self.objective = _Objective(model, objective or model.loss)  # type: ignore[arg-type]
+        self.twin: nn.Module | None = None  # of a sharded model: whole, for validation
+        if train.sharding == "fsdp" and self.accelerator.num_processes > 1:
+            self.twin = copy.deepcopy(model).cpu()
+            sharding.shard(self.objective, self.device)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             trained,
@@ -123,14 +137,17 @@ class Run:
             weight_decay=train.weight_decay,
             fused=self.device.type == "cuda" or None,
         )
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
-        self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self.optimizer = self.accelerator.prepare(self.optimizer)
+        self.wrapped = self.objective if self.twin else self.accelerator.prepare(self.objective)
+        # fp16 ends at 65504 and at 6e-8: losses are scaled up, what overflows then is left out
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.finite = Finite(stage, last, at_once=self.device.type == "cpu")
+        self.average = Average(model, train.average)
 
         self.step, self.best, self.waited, self.seconds = 0, None, 0, 0.0
         self.factor = 1.0  # of the learning rate, halved on a plateau
-        last = folder / "last.pt"
         if last.exists() and not restart:
-            self._resume(ckpt.load(last, stage, self.device))
+            self._resume(ckpt.load(last, stage, "cpu" if self.twin else self.device))
         elif self.is_main:
             for old in ("best.pt", "last.pt"):
                 (folder / old).unlink(missing_ok=True)
@@ -142,6 +159,8 @@ class Run:
             f"{stage}: {describe_device(self.device)}, {self.precision}, "
             f"{self.accelerator.num_processes} process(es), {parameters:.2f} M parameters, {data}"
         )
+        if train.sharding == "fsdp" and not self.twin:
+            self.say(f"{stage}: --train.sharding fsdp has no effect in one process; use torchrun")
         if self.step:
             self.say(f"{stage}: goes on from step {self.step} of {train.steps} ({last})")
 
@@ -187,7 +206,7 @@ class Run:
             total=self.train.steps, initial=self.step, desc=self.stage, disable=not self.is_main
         )
         started = time.monotonic()
-        with _signals(self), bar:
+        with asked_to_stop(self._ask), bar:
             for batch in loader:
                 torch.manual_seed(hash_seed(self.train.seed, self.step))
                 yield self.step, batch
@@ -214,33 +233,46 @@ class Run:
         parts = min(self.train.accumulate, rows)
         bounds = [rows * i // parts for i in range(parts + 1)]
         totals: Losses = {}
+        goes_on = self.device.type == "cuda"  # nothing in here may wait for the GPU
+        to_device = partial(Tensor.to, device=self.device, non_blocking=goes_on)
         for low, high in pairwise(bounds):
-            chunk = [None if t is None else t[low:high].to(self.device) for t in tensors]
+            chunk = [None if t is None else to_device(t[low:high]) for t in tensors]
             with arithmetic(self.device, self.precision):
                 losses = self.wrapped(*chunk)
             share = (high - low) / rows
             total = sum((v for v in losses.values() if v.requires_grad), torch.zeros(()))
-            if not torch.isfinite(total):
-                terms = ", ".join(f"{k} {v.item():.3g}" for k, v in losses.items())
-                raise ValueError(
-                    f"{self.stage}: the loss is not finite at step {self.step} ({terms}); "
-                    f"{self.folder / 'last.pt'} is whole: lower --train.learning-rate and go on"
-                )
-            self.accelerator.backward(total * share)
+            self.finite.expect("loss", total, self.step, losses)
+            self.accelerator.backward(self.scaler.scale(total * share))
             for name, value in losses.items():
-                totals[name] = totals.get(name, torch.zeros(())) + value.detach().cpu() * share
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.train.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._follow_average()
+                totals[name] = totals.get(name, torch.zeros(())) + value.detach() * share
+        norm = self._step_optimizer(totals)
         self.step += 1
         if self.step % self.train.report_every == 0 or self.step == 1:
+            self.finite.check()
             self._recent = {k: float(v) for k, v in totals.items()}
-            norm_value = float(norm) if norm is not None else 0.0
-            extra = {"grad_norm": norm_value, "learning_rate": self._learning_rate()}
+            extra = {"grad_norm": float(norm), "learning_rate": self._learning_rate()}
+            if self.scaler.is_enabled():
+                extra["loss_scale"] = self.scaler.get_scale()
+            if not isfinite(extra["grad_norm"]):
+                del extra["grad_norm"]  # a step that was left out; JSON has no infinity
             if self.log:
                 self.log.write(self.step, self._recent | extra)
         return totals
+
+    def _step_optimizer(self, terms: Losses) -> Tensor:
+        """Descend by the gradient, unless fp16 has made it infinite; give its norm."""
+        self.scaler.unscale_(self.optimizer)
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.train.clip)
+        norm = sharding.whole(norm, self.device)
+        if not self.scaler.is_enabled():
+            self.finite.expect("gradient", norm, self.step, terms)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.get_scale() >= scale:  # it falls when a step is left out
+            self.average.follow(self.step)
+        return norm
 
     def due(self, every: int) -> bool:
         """True after each `every` steps, and at the end."""
@@ -248,7 +280,8 @@ class Run:
 
     def keep_best(self, value: float, figures: dict[str, float]) -> None:
         """Log a validation; write best.pt when `value` is the best so far."""
-        value = float(value)
+        self.finite.check()
+        value = self._of_main(float(value))
         sign = 1 if self.higher_is_better else -1
         better = self.best is None or sign * value > sign * self.best
         if better:
@@ -257,17 +290,25 @@ class Run:
             self.waited += 1
             if self.train.schedule == "plateau":
                 self.factor /= 2
+        weights = sharding.whole(self.averaged_weights()) if better else {}
         if not self.is_main or self.log is None:
             return
         self.log.write(self.step, {f"validation/{k}": v for k, v in figures.items()})
         line = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
         self.say(f"{self.stage} step {self.step}: {line}{' (best)' if better else ''}")
         if better:
-            ckpt.save(self.folder / "best.pt", self._described(self.averaged_weights()))
+            ckpt.save(self.folder / "best.pt", self._described(weights))
 
     @contextmanager
     def averaged(self) -> Iterator[nn.Module]:
         """The model with its averaged weights, in eval mode, without gradients."""
+        self.finite.check()
+        if self.twin:
+            self.twin.load_state_dict(sharding.whole(self.averaged_weights()))
+            with torch.no_grad(), arithmetic(self.device, self.precision):
+                yield self.twin.to(self.device).eval()
+            self.twin.cpu()
+            return
         own = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(self.averaged_weights())
         self.model.eval()
@@ -286,16 +327,21 @@ class Run:
     # -- state ------------------------------------------------------------------------------
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        return self.average if self.train.average else self.model.state_dict()
+        return self.average.weights if self.train.average else self.model.state_dict()
 
     def save(self) -> None:
-        """Write last.pt, whole or not at all."""
+        """Write last.pt, whole or not at all; every process has to call it."""
+        self.finite.check()
+        weights = sharding.whole(self.model.state_dict())
+        average = sharding.whole(self.average.weights)
+        optimizer = sharding.whole(self.optimizer.state_dict())
         if not self.is_main:
             return
-        checkpoint = self._described(self.model.state_dict())
+        checkpoint = self._described(weights)
         checkpoint |= {
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
+            "average": average,
+            "optimizer": optimizer,
+            "scaler": self.scaler.state_dict(),
             "waited": self.waited,
             "factor": self.factor,
         }
@@ -318,7 +364,7 @@ class Run:
     def _resume(self, last: ckpt.Checkpoint) -> None:
         where = self.folder / "last.pt"
         for key, value in self.identity["config"].items():
-            if last["config"].get(key) != value:
+            if _lasting(last["config"].get(key)) != _lasting(value):
                 raise ValueError(
                     f"{where} was begun with {key} = {last['config'].get(key)}, but now it is "
                     f"{value}; --restart begins anew, another --run keeps both"
@@ -329,29 +375,13 @@ class Run:
                 f"{where} was begun on {known['path']} with fingerprint {known['fingerprint']}, "
                 f"but now it is {parent['fingerprint']}; --restart begins anew"
             )
-        self.model.load_state_dict(last["model"])
-        self.optimizer.load_state_dict(last["optimizer"])
-        self.average = last["average"]
+        self.model.load_state_dict(sharding.parted(last["model"], self.model.state_dict()))
+        self.average.weights = sharding.parted(last["average"], self.average.weights)
+        sharding.load_optimizer(self.optimizer, last["optimizer"])
+        if self.scaler.is_enabled() and last.get("scaler"):
+            self.scaler.load_state_dict(last["scaler"])
         self.step, self.best, self.waited = last["step"], last["best"], last["waited"]
         self.seconds, self.factor = last["seconds"], last["factor"]
-
-    def _follow_average(self) -> None:
-        if not self.train.average:
-            return
-        # a short memory at first, or the random start would weigh on it for long
-        decay = min(self.train.average, (self.step + 1) / (self.step + 10))
-        for name, value in self.model.state_dict().items():
-            mean = self.average[name]
-            if value.is_floating_point() and name in self._parameter_names:
-                mean.lerp_(value.detach(), 1 - decay)
-            else:
-                mean.copy_(value)
-
-    @property
-    def _parameter_names(self) -> set[str]:
-        if not hasattr(self, "_names"):
-            self._names = {n for n, p in self.model.named_parameters() if p.requires_grad}
-        return self._names
 
     def _learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
@@ -365,6 +395,19 @@ class Run:
             fall = 0.02 + 0.98 * (1 + np.cos(np.pi * min(1.0, through))) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = float(train.learning_rate * rise * fall * self.factor)
+
+    def _of_main(self, value: float) -> float:
+        """What the main process holds: a branch on it is then the same for all."""
+        if self.accelerator.num_processes == 1:
+            return value
+        told = torch.tensor([value], device=self.device, dtype=torch.float64)
+        return float(broadcast(told))  # type: ignore[arg-type]
+
+    def _ask(self) -> None:
+        """Stop after this step; asked again, stop at once."""
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
 
     def _everyone_stops(self) -> bool:
         if self.accelerator.num_processes == 1:
@@ -398,27 +441,13 @@ class _Steps(Dataset[Any]):
         return self.clips.batch(order[self.rank :: self.ranks])
 
 
+def _lasting(value: Any) -> Any:
+    """A setting without what may change at a resume, because it changes no result."""
+    if not isinstance(value, dict):
+        return value
+    return {k: _lasting(v) for k, v in value.items() if k != "recompute"}
+
+
 def hash_seed(*numbers: int) -> int:
     """Mix integers into a seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def _signals(run: Run) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a stop after this step; a second one stops at once."""
-
-    def ask(number: int, frame: object) -> None:
-        if run._stop:
-            raise KeyboardInterrupt
-        run._stop = True
-
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    try:
-        before = {s: signal.signal(s, ask) for s in wanted}
-    except ValueError:  # not in the main thread: a test or a notebook
-        before = {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 from data.actions import ActionSpec
 from models.llama import LlamaConfig, LlamaDynamics
+from models.sampling import Sampling
 from models.tokenizer import Latents
 from models.transformer import TransformerConfig
 
@@ -126,7 +128,7 @@ def test_a_longer_past_than_the_context_changes_nothing():
 
 def test_sampling_follows_the_seed():
     model = dynamics()
-    model.temperature = 5.0
+    model.sampling = Sampling(temperature=5.0)
     latents, acts = episode()
     drawn = []
     for seed in (0, 0, 1):
@@ -143,3 +145,19 @@ def test_before_training_everything_stays_where_it_is(decoding):
     latents, acts = episode()
     after = model.step(model.start(latents, acts[:, :5]), acts[:, 5])
     assert torch.equal(after.latents, latents[:, -1])
+
+
+def test_changed_right_counts_only_codes_that_change():
+    model = dynamics()
+    model.config = replace(model.config, imagined=0.0)
+    torch.nn.init.zeros_(model.stay.bias)  # it would keep every code
+    latents, acts = episode()
+    with torch.no_grad():
+        out = model._blocks(latents[:, :-1], acts[:, :-1], [True] * 5)[0]
+        guess = model._logits(out[:, :, 1:], latents[:, :-1]).argmax(-1)
+        target, changed = latents[:, 1:].clone(), latents[:, 1:] != latents[:, :-1]
+        share = (guess[changed] == target[changed]).float().mean()
+        found = model.loss(latents, acts)["changed_right"]
+        still = latents[:, :1].expand_as(latents)
+    assert 0 < share < 1 and torch.equal(found, share)
+    assert model.loss(still, acts)["changed_right"] == 0

@@ -1,4 +1,8 @@
+from dataclasses import replace
+
+import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from models.transformer import Transformer, TransformerConfig
 
@@ -67,3 +71,40 @@ def test_only_differences_of_time_matter():
     late = model.empty_cache(x)
     late.blocks = 50
     assert torch.allclose(model(x)[0], model(x, late)[0], atol=1e-4)
+
+
+def trained(config: TransformerConfig) -> tuple[torch.Tensor, list[torch.Tensor], int]:
+    """Output, gradients, and how many numbers wait for the backward pass."""
+    torch.manual_seed(0)
+    model = Transformer(config, PLACES, causal_inside=False).train()
+    saved = []
+    with saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        out = model(blocks(5))[0]
+        loss = out.square().mean()
+    loss.backward()
+    return out, [p.grad for p in model.parameters() if p.grad is not None], sum(saved)
+
+
+def test_recomputed_activations_change_no_gradient_and_are_not_kept():
+    config = replace(CONFIG, dropout=0.3)
+    out, gradients, kept = trained(config)
+    again, same, fewer = trained(replace(config, recompute=True))
+    assert torch.equal(out, again) and len(gradients) == len(same) > 20
+    assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
+    assert fewer < kept / 5
+    # the dropout is there: another seed gives another output
+    torch.manual_seed(1)
+    assert not torch.equal(Transformer(config, PLACES, False).train()(blocks(5))[0], out)
+
+
+def test_nothing_is_recomputed_where_nothing_is_trained(monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("recomputes")
+
+    monkeypatch.setattr("models.transformer.checkpoint", refuse)
+    model = Transformer(replace(CONFIG, recompute=True), PLACES, causal_inside=False)
+    model.eval()(blocks(2))
+    with torch.no_grad():
+        model.train()(blocks(2))
+    with pytest.raises(AssertionError, match="recomputes"):
+        model(blocks(2))

@@ -19,6 +19,7 @@ from untrained_run import write_run
 from data.clips import Clips
 from data.shards import Recordings
 from data.toy import MOVES, POINTER, write_toy_shards
+from models.sampling import Sampling
 from models.world_env import WorldEnv
 from pipeline.load import load_world
 
@@ -46,7 +47,7 @@ def test_gymnasiums_own_checker_accepts_one_world(starts: Clips, observe: Any, s
 def test_the_checker_accepts_a_world_of_the_stages(tmp_path: Path, temperature: float):
     recordings = Recordings(write_toy_shards(tmp_path / "shards", episodes=6))
     world: Any = load_world(write_run(tmp_path, recordings))
-    world.dynamics.temperature = temperature  # it draws, but from the environment's seed
+    world.sample_with(Sampling(temperature))  # it draws, but from the environment's seed
     held_out = Clips(recordings, "validation", frames=world.context)
     check_env(WorldEnv(world, held_out, observe="latents").single(), skip_render_check=True)
     many = WorldEnv(world, held_out, 3, horizon=4)

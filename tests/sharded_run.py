@@ -1,0 +1,98 @@
+"""Runs on one process or several, as torchrun starts them: FOLDER STEPS [FOLDER STEPS ...].
+
+Every process leaves what it has seen in FOLDER/process-<number>.json.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from models.transformer import Transformer, TransformerConfig
+from pipeline.run import Run, TrainConfig
+
+TRAIN = TrainConfig(
+    steps=3, batch_size=8, accumulate=2, warmup=1, evaluate_every=2, save_every=10,
+    report_every=1, precision="fp32", learning_rate=1e-2, average=0.5, clip=0.1,
+)  # fmt: skip
+IDENTITY = {"config": {"kind": "sums"}, "parent": {"path": "-", "fingerprint": "0"}}
+
+
+class Numbers:
+    """Four tokens of three numbers."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def batch(self, indices: np.ndarray) -> Tensor:
+        every = torch.randn(64, 4, 3, generator=torch.Generator().manual_seed(0))
+        return every[torch.from_numpy(indices)]
+
+
+class Sums(nn.Module):
+    """Learns each token's sum; has an odd width, frozen weights and a buffer that follow along."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = TransformerConfig(width=16, layers=2, heads=2, hidden=24, recompute=True)
+        self.look = nn.Linear(3, 16)
+        self.transformer = Transformer(config, torch.zeros(4, 2), causal_inside=False)
+        self.out = nn.Linear(16, 1)
+        self.slow = nn.Linear(16, 1).requires_grad_(False)
+        self.register_buffer("seen", torch.zeros(()))
+        self.shown = 0.0  # what the buffer was before the last loss
+
+    def loss(self, x: Tensor) -> dict[str, Tensor]:
+        self.shown = float(self.seen)
+        with torch.no_grad():
+            self.slow.weight.lerp_(self.out.weight, 0.5)
+            self.seen += x.mean()
+        seen, _ = self.transformer(self.look(x))
+        return {
+            "error": (self.out(seen) - x.sum(-1, keepdim=True)).square().mean(),
+            "slow": (self.slow(seen.detach()) - x.sum(-1, keepdim=True)).square().mean(),
+        }
+
+
+def go(folder: Path, steps: int, sharding: Literal["none", "fsdp"] = "none") -> Run:
+    torch.manual_seed(0)
+    train = replace(TRAIN, steps=steps, sharding=sharding)
+    run = Run("tokenizer", folder, Sums(), train, IDENTITY, higher_is_better=False)
+    errors, figures = [], {}
+    for _, x in run.batches(Numbers()):
+        errors.append(float(run.descend(x)["error"]))
+        if run.due(train.evaluate_every):
+            with run.averaged() as average:
+                assert isinstance(average, Sums)
+                losses = average.loss(Numbers().batch(np.arange(64)))
+                figures = {k: float(v) for k, v in losses.items()}
+            # the others' figures differ in their last bits: what the first one says is done
+            run.keep_best(figures["error"] + run.accelerator.process_index, figures)
+    own = [p.to_local() if isinstance(p, DTensor) else p for p in run.model.parameters()]
+    found = {
+        "errors": errors,
+        "figures": figures,
+        "weights": sum(p.numel() for p in own if p.requires_grad),
+        "best": run.best,
+        "shown": run.objective.model.shown,
+    }
+    (folder / f"process-{run.accelerator.process_index}.json").write_text(json.dumps(found))
+    if run.is_main:
+        run._lock.close()
+    return run
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for folder, steps in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        go(Path(folder), int(steps), "fsdp")

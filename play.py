@@ -16,23 +16,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from data.actions import ActionSpec
 from data.shards import Recordings
 from data.splits import Split
 from models.planner import Planner, PlannerConfig, ToGoal
+from models.sampling import Sampling
 from models.world import World
 from pipeline.cli import run as run_stage
 from pipeline.film import write_film
 from pipeline.game import Game, headless_scene
+from pipeline.keys import tour
 from pipeline.load import load_controller, load_goal_policy, load_world
 from pipeline.player import Player, Start, Starts
 from pipeline.simulators import Simulator, open_simulator
 from pipeline.towards import Towards
 from pipeline.window import Window, check_display
 
-Source = Literal["recorded", "controller", "random", "file", "planner", "amortised"]
+Source = Literal["recorded", "controller", "random", "file", "script", "planner", "amortised"]
 FILM_SIZE, WINDOW_SIZE = 256, 512
 RANDOM_HOLD = 6  # steps that a random action is kept for: a new one each step goes nowhere
 
@@ -47,8 +50,9 @@ class Config:
     """Show the real simulator beside, under the same actions."""
     actions: Source | None = None
     """Who acts: the recorded episode (the default with --headless), the controller, chance,
-    --actions-file, or a planner, or the controller for goals, towards the frame that was recorded
-    --goal-steps later. In a window it is you, or the controller if that is asked for."""
+    --actions-file, a script that walks and turns (Minecraft), or a planner, or the controller for
+    goals, towards the frame that was recorded --goal-steps later. In a window it is you, or the
+    controller if that is asked for."""
     actions_file: Path | None = None
     """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
     steps: int = 100
@@ -69,12 +73,20 @@ class Config:
     """Steps a second, in the window and in films; the recordings' own pace."""
     size: int = 0
     """Side of a picture in pixels; 0 is 512 in the window and 256 in a film."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How codes are drawn in a world of codes; by default the likeliest are taken."""
     seed: int = 0
-    """Draws starts and random actions."""
+    """Draws starts, random actions and codes."""
+
+
+def _minecraft(config: Config) -> Config:
+    return replace(config, run=Path("runs/minecraft"), fps=20.0)
 
 
 PRESETS = {
     "pusht": lambda c: c,
+    "minecraft": _minecraft,
+    "minecraft-150m": _minecraft,
     "high_res": lambda c: c,
     "tokens": lambda c: c,
     "goals": lambda c: c,
@@ -93,6 +105,9 @@ def main(config: Config) -> None:
     world = load_world(config.run)
     recordings = Recordings(config.run / "shards")
     world.actions.check_same(recordings.actions, "the world", str(recordings.folder))
+    if config.sampling != Sampling():
+        world.sample_with(config.sampling)
+        torch.manual_seed(config.seed)
     starts = Starts(recordings, config.split, world.context, config.seed)
     player = Player(
         world,
@@ -203,6 +218,9 @@ def actor(
         assert config.actions_file is not None
         given = read_actions(config.actions_file, spec)
         return lambda step: given[step], len(given)
+    if source == "script":
+        walk = tour(spec, config.steps)
+        return lambda step: walk[step], config.steps
     count = -(-config.steps // RANDOM_HOLD)
     drawn = spec.sample(count, np.random.default_rng(config.seed))
     return lambda step: drawn[step // RANDOM_HOLD], config.steps
@@ -287,6 +305,8 @@ def loop(game: Game, window: Window) -> None:
             place = window.take_mouse()
             if place is not None:
                 game.point(*place)
+            for down in window.take_buttons():
+                game.button(down)
             for key in pressed:
                 game.press(key)
             late = time.perf_counter() >= due

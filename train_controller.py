@@ -25,6 +25,7 @@ from data.splits import Split
 from evaluation.windows import spread_windows
 from models.actor_critic import ActorCritic, ActorCriticConfig
 from models.build import build_controller, describe
+from models.goal_codes import GoalCodesConfig
 from models.goal_policy import GoalPolicyConfig
 from models.world import World
 from pipeline import checkpoint as ckpt
@@ -46,7 +47,8 @@ class Config:
     imagination; a policy that is shown goals and learns in imagination to reach them."""
     model: ActorCriticConfig = field(default_factory=ActorCriticConfig)
     """Policy of the first two, and the actor-critic."""
-    goals: GoalPolicyConfig = field(default_factory=GoalPolicyConfig)
+    goals: GoalPolicyConfig | GoalCodesConfig = field(default_factory=GoalPolicyConfig)
+    """Policy that is shown goals: of continuous actions, or of keys (--preset minecraft)."""
     enough: float = 0.7
     """Reward that an episode must reach to be cloned, up to where it is highest."""
     cloning: TrainConfig = field(
@@ -101,8 +103,27 @@ def _goals(config: Config) -> Config:
     return replace(config, methods=("cloning", "actor_critic", "goals"))
 
 
+def _minecraft(config: Config) -> Config:
+    """Recordings have no reward: clone, and learn to reach frames."""
+    return replace(
+        config,
+        run=Path("runs/minecraft"),
+        methods=("cloning", "goals"),
+        goals=GoalCodesConfig(),
+        reaching=replace(config.reaching, batch_size=64, learning_rate=3e-4),
+    )
+
+
 PRESETS = {
     "pusht": lambda c: c,
+    "minecraft": _minecraft,
+    "minecraft-150m": _minecraft,
+    "minecraft debug": lambda c: _steps(
+        c,
+        {"steps": 300, "batch_size": 64, "learning_rate": 1e-3, "evaluate_every": 50},
+        {},
+        {"steps": 30, "batch_size": 8, "evaluate_every": 15, "save_every": 15, "warmup": 5},
+    ),
     "goals": _goals,
     "dinov2": _goals,
     "latent": _goals,
@@ -185,7 +206,8 @@ def clone(inside: Inside) -> None:
     for _, step in run.batches(shown):
         run.descend(step.latents, step.actions)
         if run.due(config.cloning.evaluate_every):
-            part = held_out.batch(np.linspace(0, len(held_out) - 1, 2048).astype(np.int64))
+            chosen = np.linspace(0, len(held_out) - 1, min(2048, len(held_out))).astype(np.int64)
+            part = held_out.batch(chosen)
             with run.averaged() as average:
                 losses = average.loss(  # type: ignore[operator]
                     part.latents.to(run.device), part.actions.to(run.device)

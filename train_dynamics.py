@@ -23,6 +23,7 @@ from models.build import build_dynamics, describe
 from models.dynamics import Dynamics
 from models.llama import LlamaConfig
 from models.predictor import PredictorConfig
+from models.transformer import TransformerConfig
 from models.world import World
 from pipeline.checkpoint import action_spec
 from pipeline.cli import run as run_stage
@@ -61,6 +62,17 @@ def _transformer(config: Config, **changes: Any) -> Config:
     return replace(config, model=model)
 
 
+def _minecraft(config: Config) -> Config:
+    """24 layers, 576 wide: 102 M parameters, over 256 codes a frame."""
+    transformer = TransformerConfig(
+        width=576, layers=24, heads=9, hidden=1536, context=8, recompute=True
+    )
+    # in a view that turns most codes change, and there is nothing rare to be made heavier
+    model = LlamaConfig(transformer, change_weight=1.0)
+    train = replace(config.train, batch_size=32, accumulate=4, learning_rate=3e-4, steps=100_000)
+    return replace(config, run=Path("runs/minecraft"), model=model, frames=12, train=train)
+
+
 def _longer(config: Config) -> Config:
     train = config.train
     return _train(config, steps=3 * train.steps, evaluate_every=3 * train.evaluate_every)
@@ -94,6 +106,16 @@ SIZES = {
 }  # fmt: skip
 
 PRESETS = {
+    "minecraft": _minecraft,
+    "minecraft-150m": lambda c: _transformer(_minecraft(c), hidden=2816),
+    "minecraft debug": lambda c: _train(
+        _transformer(
+            replace(c, frames=5), width=128, layers=4, heads=2, hidden=384, context=3,
+            recompute=False,
+        ),
+        steps=300, batch_size=16, accumulate=1, learning_rate=2e-3, evaluate_every=100,
+        save_every=50,
+    ),
     "pusht": lambda c: SIZES["pusht", type(c.model)](c),
     "goals": lambda c: replace(c, model=PredictorConfig(), frames=21),
     "dinov2": lambda c: replace(c, model=PredictorConfig(), frames=21),
@@ -102,7 +124,7 @@ PRESETS = {
     "hour": lambda c: _longer(SIZES["cpu", type(c.model)](c)),
     "tokens": lambda c: replace(c, model=replace(c.model, decoding="token")),
     "debug": lambda c: SIZES["debug", type(c.model)](c),
-}
+}  # fmt: skip
 
 
 def main(config: Config) -> None:

@@ -62,6 +62,14 @@ def _longer(config: Config) -> Config:
     return _train(config, steps=5 * train.steps // 2, evaluate_every=5 * train.evaluate_every // 2)
 
 
+def _minecraft(config: Config) -> Config:
+    """64 x 64 pixels as 256 codes of 1024."""
+    model = VqVaeConfig(
+        downsample=4, stem=2, encoder_kernel=3, codebooks=1, codes=1024, code_width=256
+    )
+    return replace(config, run=Path("runs/minecraft"), model=model)
+
+
 # What a size means to each method.
 SIZES = {
     ("cpu", VqVaeConfig): lambda c: _model(
@@ -105,14 +113,21 @@ SIZES = {
 
 PRESETS = {
     "pusht": lambda c: _model(c, image_size=(64, 64)),
+    "minecraft": _minecraft,
+    "minecraft-150m": _minecraft,
+    "minecraft debug": lambda c: _model(
+        _train(c, steps=600, batch_size=16, evaluate_every=200, save_every=100),
+        channels=128, depth=1, codebooks=4, code_width=64,
+    ),
     "goals": lambda c: replace(c, model=KeypointsConfig(c.model.image_size)),
     "dinov2": lambda c: replace(c, model=FrozenConfig(c.model.image_size)),
     "latent": lambda c: replace(c, model=LatentConfig(c.model.image_size)),
     "high_res": lambda c: _model(c, image_size=(96, 96)),
+    "minecraft high_res": lambda c: _model(c, image_size=(128, 128), downsample=8, stem=4),
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),
     "hour": lambda c: _longer(SIZES["cpu", type(c.model)](c)),
     "debug": lambda c: SIZES["debug", type(c.model)](c),
-}
+}  # fmt: skip
 
 
 def main(config: Config) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from data.actions import ActionSpec
 from models.actor_critic import ActorCritic, ActorCriticConfig
 from models.frozen import Frozen, FrozenConfig
+from models.goal_codes import GoalCodes, GoalCodesConfig
 from models.goal_policy import GoalPolicy, GoalPolicyConfig
 from models.keypoints import Keypoints, KeypointsConfig
 from models.latent import Latent, LatentConfig
@@ -38,6 +39,7 @@ CONTROLLERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
     "policy": (PolicyConfig, PolicyController),
     "actor_critic": (ActorCriticConfig, ActorCritic),
     "goal_policy": (GoalPolicyConfig, GoalPolicy),
+    "goal_codes": (GoalCodesConfig, GoalCodes),
 }
 _ALL = TOKENIZERS | DYNAMICS | CONTROLLERS
 

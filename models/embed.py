@@ -17,16 +17,21 @@ def fourier(x: Tensor, wavelengths: Tensor) -> Tensor:
 
 
 class ActionEmbedding(nn.Module):
-    """One vector for an action: Fourier features of its numbers, or a table of codes."""
+    """One vector for an action: Fourier features of its numbers, or a table of codes; of codes that
+    are made of choices, a sum of one vector for each."""
 
     wavelengths: Tensor
+    before: Tensor
 
     def __init__(self, spec: ActionSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
         if spec.kind == "discrete":
-            self.table = nn.Embedding(spec.size, width)
+            sizes = spec.factor_sizes or (spec.size,)
+            self.table = nn.Embedding(sum(sizes), width)
             nn.init.normal_(self.table.weight, std=0.02)
+            before = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+            self.register_buffer("before", before, persistent=False)
         else:
             # normalised actions span 2: from the whole range down to a sixteenth of it
             waves = 4.0 * 2.0 ** -torch.arange(6)
@@ -35,6 +40,8 @@ class ActionEmbedding(nn.Module):
 
     def forward(self, actions: Tensor) -> Tensor:
         """(..., A) in [-1, 1] or (...) codes -> (..., D)."""
+        if self.spec.factors:
+            return self.table(self.spec.split(actions) + self.before).sum(-2)
         if self.spec.kind == "discrete":
             return self.table(actions)
         features = torch.cat([actions, fourier(actions, self.wavelengths)], dim=-1)

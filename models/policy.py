@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from data.actions import ActionSpec
+from models.choices import Choices
 from models.codes import CodeVectors
 from models.dynamics import State
 from models.mixture import ActionMixture
@@ -113,13 +114,14 @@ def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
 
 
 class PolicyController(nn.Module):
-    """State to action: a mixture of normals around tanh means, or a choice of codes."""
+    """State to action: a mixture of normals around tanh means, or a choice of codes, or of each of
+    the factors that they are made of."""
 
     def __init__(self, config: PolicyConfig, latents: Latents, actions: ActionSpec) -> None:
         super().__init__()
         self.config, self.actions = config, actions
         self.glance = make_glance(config, latents)
-        outputs = actions.size
+        outputs = sum(actions.factor_sizes) or actions.size
         if actions.kind == "continuous":
             outputs = config.components * (1 + 2 * actions.size)
         self.head = nn.Sequential(
@@ -129,9 +131,11 @@ class PolicyController(nn.Module):
     def adopt(self, tokenizer: Tokenizer) -> None:
         self.glance.adopt(tokenizer)
 
-    def distribution(self, latents: Tensor) -> ActionMixture | Categorical:
+    def distribution(self, latents: Tensor) -> ActionMixture | Categorical | Choices:
         """Latents of B states -> a distribution over normalised actions, (B, A), or codes, (B,)."""
         out = self.head(self.glance(latents)).float()
+        if self.actions.factors:
+            return Choices(out, self.actions)
         if self.actions.kind == "discrete":
             return Categorical(logits=out)
         out = rearrange(out, "B (M K) -> B M K", M=self.config.components)

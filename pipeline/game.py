@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.film import write_film
-from pipeline.hand import Hand, pointer_of
+from pipeline.hand import make_hand, pointer_of
 from pipeline.panels import Panel, compose, share_at, with_lines
 from pipeline.player import Player, Start, Starts
 
@@ -39,7 +39,7 @@ class Game:
         self.size, self.fps, self.beside = size, fps, beside
         self.automatic, self.paused, self.help, self.over = automatic, False, True, False
         self.message = ""
-        self.hand = Hand(player.world.actions)
+        self.hand = make_hand(player.world.actions)
         self.recording: list[np.ndarray] | None = None
         self._recorded_from = 0
         self._one_step = False
@@ -57,7 +57,10 @@ class Game:
     def press(self, key: str) -> None:
         """Follow one key; those that steer go to the hand."""
         self.message = ""
-        if key in ("q", "escape"):
+        if self.hand.claims(key):
+            if not self.automatic:
+                self.hand.press(key)
+        elif key in ("q", "escape"):
             self.over = True
         elif key == "r":
             self.reset()
@@ -85,6 +88,11 @@ class Game:
             height, width = self.player.imagined.shape[:2]
             self.hand.point(*share_at(x, y, self.size, 1 + self.beside, width / height))
 
+    def button(self, down: bool) -> None:
+        """Follow the left mouse button."""
+        if not self.automatic:
+            self.hand.button(down)
+
     def tick(self) -> np.ndarray:
         """Take one step, unless paused, and give the picture to show."""
         began = time.perf_counter()
@@ -93,7 +101,7 @@ class Game:
             self._one_step = False
             if self.automatic:
                 self.hand.rest(self.player.controllers_choice())
-            self.player.step(self.hand.action)
+            self.player.step(self.hand.action if self.automatic else self.hand.take())
             if self.recording is not None:
                 self.recording.append(self.scene())
         picture = self.picture()
@@ -171,10 +179,11 @@ def headless_scene(
         panels.append(Panel("simulator", player.simulated()))
     elif truth == "recording":
         panels.append(Panel("recording", player.recorded()))
-    panels.append(Panel("imagined", player.imagined))
-    pointer = None
+    spec, pointer, said = player.world.actions, None, ""
     if player.actions:
-        pointer = pointer_of(player.world.actions, player.actions[-1])
+        pointer = pointer_of(spec, player.actions[-1])
+        said = spec.say(int(player.actions[-1])) if spec.factors else ""
+    panels.append(Panel(f"imagined  {said}".strip(), player.imagined))
     return compose(panels, size, pointer)
 
 

@@ -8,10 +8,16 @@ from __future__ import annotations
 import numpy as np
 
 from data.actions import ActionSpec
+from pipeline.keys import Keys
 
 STEP = 0.04  # share of its range by which one key press moves a number
 ARROWS = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
 ALSO_CALLED = {"up": ("forward",), "down": ("back", "backward")}
+
+
+def make_hand(spec: ActionSpec) -> Hand | Keys:
+    """Give the hand that an action space is played with."""
+    return Keys(spec) if spec.factors else Hand(spec)
 
 
 class Hand:
@@ -29,6 +35,17 @@ class Hand:
     def rest(self, action: np.ndarray) -> None:
         """Go on from an action that somebody else has taken."""
         self.action = np.array(action, self.action.dtype)
+
+    def take(self) -> np.ndarray:
+        """Give the action of this step."""
+        return self.action
+
+    def claims(self, key: str) -> bool:
+        """Tell whether a key steers though the game has a use for it, too."""
+        return False
+
+    def button(self, down: bool) -> None:
+        """The mouse button does nothing here."""
 
     def point(self, x: float, y: float) -> None:
         """Put the target at a share of the picture, 0 to 1 from its left and top edge."""

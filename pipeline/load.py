@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from models.build import build_controller, build_dynamics, build_tokenizer
+from models.goal_codes import GoalCodes
 from models.goal_policy import GoalPolicy
 from models.world import World
 from pipeline import checkpoint as ckpt
@@ -54,7 +55,7 @@ def load_controllers(run: Path, world: World) -> dict[str, Any]:
     return found
 
 
-def load_goal_policy(run: Path, world: World) -> GoalPolicy | None:
+def load_goal_policy(run: Path, world: World) -> GoalPolicy | GoalCodes | None:
     """Give the controller of a run that is shown goals; None where none was trained."""
     path = run / "controller" / "goals" / "best.pt"
     return _load_controller(path, run, world) if path.exists() else None

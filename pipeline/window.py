@@ -63,6 +63,8 @@ class Window:
         self.closed = False
         self.mouse: tuple[int, int] | None = None
         """Where the mouse went since it was last asked for, in pixels of the picture."""
+        self.buttons: list[bool] = []
+        """What the left button did since it was last asked for: True for down."""
 
     def __enter__(self) -> Window:
         os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")
@@ -97,6 +99,11 @@ class Window:
         place, self.mouse = self.mouse, None
         return place
 
+    def take_buttons(self) -> list[bool]:
+        """Give what the left mouse button did since the last call."""
+        done, self.buttons = self.buttons, []
+        return done
+
     def _visible(self) -> bool:
         try:
             return cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) >= 1
@@ -106,3 +113,5 @@ class Window:
     def _moved(self, event: int, x: int, y: int, flags: int, parameter: object) -> None:
         if event in (cv2.EVENT_MOUSEMOVE, cv2.EVENT_LBUTTONDOWN):
             self.mouse = (x, y)
+        if event in (cv2.EVENT_LBUTTONDOWN, cv2.EVENT_LBUTTONUP):
+            self.buttons.append(event == cv2.EVENT_LBUTTONDOWN)

@@ -12,19 +12,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from data.clips import Clips
 from evaluation import goals, plots, policies, task
+from evaluation.agreement import agreement, habits
+from evaluation.controllability import controllability
+from evaluation.drawing import FILM, draw, draw_attempts, draw_films
 from evaluation.fit_estimator import measure
 from evaluation.keys import blank
-from evaluation.metrics import mse
-from evaluation.open_loop import HORIZONS, imagine, open_loop
+from evaluation.open_loop import HORIZONS, open_loop
 from evaluation.parts import Parts, write_json
 from evaluation.planning import Filmed, Hand, PlansInWorld
 from evaluation.probe import probe
@@ -36,9 +36,10 @@ from evaluation.windows import spread_windows
 from models.planner import Planner, PlannerConfig
 from pipeline.cli import run
 
-Part = Literal["tokenizer", "probe", "open_loop", "play", "task", "goal"]
+Part = Literal[
+    "tokenizer", "probe", "open_loop", "controllability", "imitation", "play", "task", "goal"
+]
 Protocol = Literal["first-hit", "strict", "chunk-end", "far", "far-strict", "task"]
-FILM = 16  # frames to show of a clip, at most
 PARALLEL = 100  # simulators at a time, at most: the world model sees them as one batch
 FILMED = 32  # attempts at goals that are kept to choose pictures from
 
@@ -51,16 +52,20 @@ class Config:
     """Recordings to measure on, other than the run's own; of the same action space and size."""
     out: Path | None = None
     """Folder of the report, if not RUN/report (with --shards: RUN/report/on-NAME)."""
-    parts: tuple[Part, ...] = ("tokenizer", "probe", "open_loop", "play", "task", "goal")
+    parts: tuple[Part, ...] = get_args(Part)
     """What to measure; the rest keeps its figures from before, if they still hold, or is null."""
     protocol: tuple[Protocol, ...] = ()
     """Only these protocols of the simulator, and nothing else."""
     windows: int = 256
-    """Windows of held-out episodes for the tokenizer and the open loop."""
+    """Windows of held-out episodes for the tokenizer, the open loop and controllability."""
     horizons: tuple[int, ...] = HORIZONS
     """Steps ahead at which imagination is compared with the truth."""
     estimator_steps: int = 400
     """Training steps of the state estimator."""
+    inverse_steps: int = 3000
+    """Training steps of the inverse model, which reads actions from pairs of frames."""
+    imitation_frames: int = 4000
+    """Held-out frames on which controllers are compared with what was recorded."""
     films: int = 4
     """Film strips in the report."""
     play_frames: int = 120
@@ -96,6 +101,7 @@ def _cpu(config: Config) -> Config:
         config,
         horizons=HORIZONS,
         estimator_steps=250,
+        inverse_steps=900,
         goal_pairs=30,
         pair_seeds=(0,),
         simulator_pairs=30,
@@ -110,6 +116,7 @@ PRESETS = {
     "goals": lambda c: replace(c, planner=PlannerConfig()),
     "dinov2": lambda c: replace(c, planner=PlannerConfig()),
     "latent": lambda c: replace(c, planner=PlannerConfig()),
+    "minecraft": lambda c: replace(c, horizons=(1, 2, 4, 8, 12, 16, 24, 32)),
     "cpu": _cpu,
     "hour": lambda c: replace(_cpu(c), goal_pairs=100, pair_seeds=(0, 1, 2)),
     "debug": lambda c: replace(
@@ -117,6 +124,8 @@ PRESETS = {
         windows=8,
         horizons=(1, 2, 4),
         estimator_steps=4,
+        inverse_steps=4,
+        imitation_frames=32,
         films=1,
         play_frames=10,
         task_episodes=2,
@@ -156,6 +165,8 @@ def main(config: Config) -> None:
             *tokenizer_jobs(session, config),
             *probe_jobs(session, config),
             *open_loop_jobs(session, config),
+            *controllability_jobs(session, config),
+            *imitation_jobs(session, config),
             *play_jobs(session, config),
             *task_jobs(session, config),
             *goal_jobs(session, config),
@@ -234,7 +245,7 @@ def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
         )
         if ruler is not None:
             figures["estimator_error"] = measure(ruler, session.recordings)
-        draw_films(session, clips, config)
+        draw_films(session, clips, config.horizons, config.films, config.seed)
         return figures
 
     made_from = session.made_from(
@@ -247,6 +258,47 @@ def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
         seed=config.seed,
     )
     yield Job("open_loop", "open_loop", made_from, make, lambda m, r: m["open_loop"].update(r))
+
+
+def controllability_jobs(session: Session, config: Config) -> Iterator[Job]:
+    """The actions that an inverse model reads from imagined films, where codes have factors."""
+    if not session.recordings.actions.factors:
+        return
+    steps = max(config.horizons)
+
+    def make() -> dict[str, Any]:
+        inverse = session.inverse(config.inverse_steps, config.seed)
+        clips = session.clips(session.world.context + steps)
+        return controllability(
+            session.world, clips, inverse, steps, config.windows, seed=config.seed, progress=True
+        )
+
+    made_from = session.made_from(
+        "tokenizer",
+        "dynamics",
+        steps=steps,
+        windows=config.windows,
+        inverse_steps=config.inverse_steps,
+        seed=config.seed,
+    )
+    name: Part = "controllability"
+    yield Job(name, name, made_from, make, lambda m, r: m[name].update(r))
+
+
+def imitation_jobs(session: Session, config: Config) -> Iterator[Job]:
+    """What controllers would have done on held-out frames, where actions are codes."""
+    if session.recordings.actions.kind != "discrete":
+        return
+
+    def make() -> dict[str, Any]:
+        asked = session.controllers | habits(session.to_learn_from)
+        frames, seed = config.imitation_frames, config.seed
+        return agreement(session.world, asked, session.clips(2), frames, seed=seed)
+
+    made_from = session.made_from(
+        "tokenizer", "controller", "cloning", frames=config.imitation_frames, seed=config.seed
+    )
+    yield Job("imitation", "imitation", made_from, make, lambda m, r: m["imitation"].update(r))
 
 
 def play_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -356,51 +408,6 @@ def goal_job(
     made_from = session.made_from(*session.depends_on(name), **settings)
     names = tuple(key.replace("_", "-") for key in wanted)
     return Job("goal", f"goal-{offset}-{name}", made_from, make, put, names)
-
-
-@torch.inference_mode()
-def draw_films(session: Session, clips: Clips, config: Config) -> None:
-    """Draw truth above imagination for the windows, of 32, in which the most changes."""
-    context = session.world.context
-    shown = [0, *config.horizons][:FILM]
-    chosen, _ = spread_windows(clips, 32, config.seed)
-    clip = clips.batch(chosen)
-    truth = clip.frames[:, [context - 1 + h for h in shown]]
-    change = mse(truth[:, 1:], truth[:, :1].expand_as(truth[:, 1:])).mean(1)
-    most = change.argsort(descending=True)[: config.films]
-    frames, actions = clip.frames[most].to(session.device), clip.actions[most].to(session.device)
-    imagined = imagine(session.world, frames, actions, context, shown)
-    for number, row in enumerate(most):
-        films = [("truth", truth[row]), ("imagined", imagined[number].cpu())]
-        titles = [f"+{h}" if h else "start" for h in shown]
-        plots.strip(films, titles, session.plots / f"film-{number}.png")
-
-
-def draw_attempts(films: Tensor, reached: np.ndarray, path: Path, shown: int = 6) -> None:
-    """Draw attempts (n, 1 + T, 3, H, W), the goal first in each: failures above successes."""
-    reached = reached[: len(films)]
-    failed, hit = np.flatnonzero(~reached), np.flatnonzero(reached)
-    failed = failed[: max(shown - len(hit), shown * 2 // 3)]
-    chosen = [*failed, *hit[: shown - len(failed)]]
-    steps = list(range(0, films.shape[1] - 1, 5))
-    rows = [
-        ("reached" if reached[i] else "failed", films[i][[0, *(1 + s for s in steps)]])
-        for i in chosen
-    ]
-    plots.strip(rows, ["goal", *(f"+{s}" for s in steps)], path, error=False)
-
-
-def draw(folder: Path, metrics: dict[str, Any]) -> None:
-    """Draw what follows from the figures alone."""
-    if metrics["open_loop"]["horizons"]:
-        plots.pixel_curves(metrics["open_loop"], folder / "curves_pixels.png")
-        if metrics["open_loop"]["agent_px"]:
-            plots.state_curves(metrics["open_loop"], folder / "curves_states.png")
-    if any(row["n"] for row in metrics["task"].values()):
-        plots.bars(metrics["task"], "score", "task: mean score", folder / "task.png")
-    for protocol, rows in metrics["goal"].items():
-        if any(row["n"] for row in rows.values()):
-            plots.bars(rows, "success", f"goal, {protocol}", folder / f"goal-{protocol}.png")
 
 
 if __name__ == "__main__":

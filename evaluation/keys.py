@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-TOKENIZER = ("n", "psnr", "ssim", "codes_used", "codes_changing", "patches_changing")
+TOKENIZER = ("n", "psnr", "ssim", "codes_used", "codes_changing", "patches_changing", "bands")
 STATES = ("agent_px", "block_px", "block_degrees")
 OPEN_LOOP = (
     "n",
@@ -28,6 +28,14 @@ GOAL_POLICIES = (
     "planner", "amortised", "controller", "cloning", "random", "still", "agent_only", "simulator",
 )  # fmt: skip
 PROBE = ("n", "linear", "mlp", "rank", "variance")
+CONTROLLABILITY = (
+    "n", "sources", "steps", "real", "reconstructed", "imagined", "other_actions"
+)  # fmt: skip
+IMITATION = (
+    "n", "sources", "log_likelihood", "log_likelihood_low", "log_likelihood_high",
+    "agreement", "by_factor", "f1", "presses",
+)  # fmt: skip
+IMITATION_POLICIES = ("controller", "cloning", "most_frequent", "no_op")
 PLAY = ("n", "frames_per_second", "latency_ms_p50", "latency_ms_p95")
 
 
@@ -37,6 +45,8 @@ def blank() -> dict[str, Any]:
         "tokenizer": dict.fromkeys(TOKENIZER),
         "probe": dict.fromkeys(PROBE),
         "open_loop": dict.fromkeys(OPEN_LOOP),
+        "controllability": dict.fromkeys(CONTROLLABILITY),
+        "imitation": {policy: dict.fromkeys(IMITATION) for policy in IMITATION_POLICIES},
         "task": {policy: dict.fromkeys(TASK) for policy in TASK_POLICIES},
         "goal": {
             protocol: {policy: dict.fromkeys(GOAL) for policy in GOAL_POLICIES}

@@ -7,6 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from evaluation.report_codes import controllability, imitation
+from evaluation.still_frames import BANDS
+from evaluation.tables import interval, number, table
 from pipeline.checkpoint import write_whole
 
 STYLE = """
@@ -56,6 +59,8 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *_pictures(
             plots, "film-*.png", "Truth above imagination above error, steps after the last frame."
         ),
+        *controllability(metrics["controllability"]),
+        *imitation(metrics["imitation"]),
         *_task(metrics["task"]),
         *_pictures(plots, "task.png", ""),
         *_goals(metrics["goal"]),
@@ -73,29 +78,6 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
     return path
 
 
-def number(value: Any, digits: int = 2) -> str:
-    """Show a figure, or a dash where there is none."""
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def interval(row: dict[str, Any], low: str = "low", high: str = "high", digits: int = 2) -> str:
-    if row.get(low) is None or row.get(high) is None:
-        return ""
-    return f" <small>[{number(row[low], digits)}, {number(row[high], digits)}]</small>"
-
-
-def table(head: list[str], rows: list[list[str]], own: set[int] | None = None) -> str:
-    """Make a table of cells that are HTML already; rows in `own` stand out."""
-    own = own or set()
-    lines = ["<table><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr>"]
-    for at, row in enumerate(rows):
-        cells = "".join(f"<td>{cell}</td>" for cell in row)
-        lines.append(f"<tr{' class=own' if at in own else ''}>{cells}</tr>")
-    return "".join([*lines, "</table>"])
-
-
 def _about(provenance: dict[str, Any]) -> str:
     facts = (provenance.get(key) for key in ("run", "recordings", "device", "finished"))
     return " · ".join(str(fact) for fact in facts if fact)
@@ -110,7 +92,21 @@ def _tokenizer(figures: dict[str, Any]) -> list[str]:
         used += f" <small>of {figures['codes']}</small>"
     changing = [number(figures[key], 4) for key in ("codes_changing", "patches_changing")]
     row = [psnr, ssim, used, *changing, number(figures["n"])]
-    return ["<h2>Tokenizer</h2>", table(head, [row])]
+    parts = ["<h2>Tokenizer</h2>", table(head, [row])]
+    if figures["bands"]:
+        head = ["brightness of the frame", "PSNR (dB)", "SSIM", "frames"]
+        bands = [
+            [f"{name}, {_limits(name)}", number(band["psnr"]), number(band["ssim"], 4),
+             number(band["n"])]
+            for name, band in figures["bands"].items()
+        ]  # fmt: skip
+        parts.append(table(head, bands))
+    return parts
+
+
+def _limits(band: str) -> str:
+    least, below = BANDS[band]
+    return f"from {least}" if below > 1 else f"below {below}"
 
 
 def _open_loop(figures: dict[str, Any]) -> list[str]:

@@ -21,6 +21,8 @@ from data.shards import Recordings
 from evaluation import policies
 from evaluation.estimator import Estimator
 from evaluation.fit_estimator import cached_estimator
+from evaluation.fit_inverse import cached_inverse
+from evaluation.inverse import Inverse
 from evaluation.policies import InWorld, Policy
 from evaluation.simulator_planner import SimulatorPlanner
 from pipeline import checkpoint
@@ -75,6 +77,11 @@ class Session:
         """The ruler of these recordings, or of the run's own where all of these are held out."""
         path = self.folder / "estimator.pt"
         return cached_estimator(path, self.to_learn_from, steps, seed, device=self.device)
+
+    def inverse(self, steps: int, seed: int) -> Inverse:
+        """What reads actions from pairs of frames, for codes that have factors."""
+        path = self.folder / "inverse.pt"
+        return cached_inverse(path, self.to_learn_from, steps, seed, device=self.device)
 
     @cached_property
     def to_learn_from(self) -> Recordings:

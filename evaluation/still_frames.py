@@ -1,11 +1,16 @@
-"""How well the tokenizer gives held-out frames back, and whether its codes are still."""
+"""How well the tokenizer gives held-out frames back, and whether its codes are still.
+
+Letters: n frames.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from evaluation.intervals import resampled_means, spread
 from evaluation.metrics import (
@@ -20,6 +25,9 @@ from evaluation.metrics import (
 from evaluation.windows import spread_windows
 from models.codes import code_counts, perplexity
 
+BANDS = {"dark": (0.0, 0.1), "dim": (0.1, 0.3), "light": (0.3, math.inf)}
+"""Least brightness of a frame, the mean of its pixels from 0 to 1, and what it stays below."""
+
 
 @torch.inference_mode()
 def measure_tokenizer(
@@ -29,7 +37,7 @@ def measure_tokenizer(
     chosen, sources = spread_windows(clips, windows, seed)
     about = tokenizer.latents
     grid, codes_held = about.grid, about.codes * about.codebooks
-    errors, similar, changing, moving = [], [], [], []
+    errors, similar, changing, moving, bright = [], [], [], [], []
     used = torch.zeros(about.codebooks, about.codes, dtype=torch.long)
     for first in range(0, len(chosen), 32):
         frames = clips.batch(chosen[first : first + 32]).frames.to(device)
@@ -39,6 +47,7 @@ def measure_tokenizer(
         given_back = tokenizer.decode(latents)
         errors.append(mse(flat, given_back).view(count, length).cpu())
         similar.append(ssim(flat, given_back).view(count, length).cpu())
+        bright.append(brightness(flat).cpu())
         moving.append(patches_changing(frames, grid) * count)
         if codes_held:
             used += code_counts(latents, about).cpu()
@@ -55,9 +64,29 @@ def measure_tokenizer(
         "ssim": float(similarity.mean()),
         "ssim_low": float(low[1]),
         "ssim_high": float(high[1]),
+        "bands": by_band(torch.cat(bright), error.flatten(), similarity.flatten()),
         "codes_used": int((used > 0).sum()) if codes_held else None,
         "codes": codes_held or None,
         "perplexity": float(perplexity(used)) if codes_held else None,
         "codes_changing": sum(changing) / len(chosen) if codes_held else None,
         "patches_changing": sum(moving) / len(chosen),
     }
+
+
+def brightness(frames: Tensor) -> Tensor:
+    """(n, 3, H, W) uint8 -> (n,), the mean of pixels from 0 to 1."""
+    return frames.float().flatten(1).mean(1) / 255
+
+
+def by_band(bright: Tensor, errors: Tensor, similar: Tensor) -> dict[str, dict[str, Any]]:
+    """PSNR and SSIM of the frames in each of BANDS, from (n,) of each; None where there is none."""
+    found = {}
+    for name, (least, below) in BANDS.items():
+        inside = (bright >= least) & (bright < below)
+        count = int(inside.sum())
+        found[name] = {
+            "n": count,
+            "psnr": pooled_psnr(errors[inside]) if count else None,
+            "ssim": float(similar[inside].mean()) if count else None,
+        }
+    return found

@@ -41,11 +41,17 @@ def toy_run(tmp_path: Path) -> Path:
     return write_run(tmp_path, Recordings(tmp_path / "shards"))
 
 
+@pytest.fixture
+def keys_run(tmp_path: Path) -> Path:
+    write_toy_shards(tmp_path / "shards", episodes=12, factored=True)
+    return write_run(tmp_path, Recordings(tmp_path / "shards"))
+
+
 def test_what_was_not_measured_is_null_and_never_absent(toy_run: Path):
     metrics = measured(toy_run, parts=("tokenizer", "play"))
     empty = blank()
     assert set(metrics) == set(empty)
-    for part in ("task", "goal"):
+    for part in ("task", "goal", "controllability", "imitation"):
         assert metrics[part] == empty[part]
     assert metrics["open_loop"] == empty["open_loop"]
     for part in ("tokenizer", "play"):
@@ -73,6 +79,40 @@ def test_another_checkpoint_makes_the_figures_anew(toy_run: Path):
     assert kept["play"]["frames_per_second"] is not None
     config = evaluate.PRESETS["debug"](evaluate.Config(run=toy_run))
     assert measured(toy_run, parts=("play",), windows=config.windows + 1)["tokenizer"]["n"] is None
+
+
+def test_codes_made_of_choices_fill_controllability_and_imitation(keys_run: Path):
+    metrics = measured(keys_run, parts=("controllability", "imitation"))
+    figures = metrics["controllability"]
+    assert figures["n"] == 8 and figures["steps"] == 4
+    for source in ("real", "reconstructed", "imagined", "other_actions"):
+        assert set(figures[source]["f1"]) == {"up", "down"}
+        assert set(figures[source]["correlation"]) == {"across"}
+        assert figures[source]["n"] == 8 * 4
+    assert set(metrics["imitation"]) == {"controller", "cloning", "most_frequent", "no_op"}
+    for row in metrics["imitation"].values():
+        assert row["n"] > 20 and row["log_likelihood"] < 0 <= row["agreement"] <= 1
+        assert set(row["by_factor"]) == {"across", "move"}
+    empty = blank()
+    assert metrics["task"] == empty["task"] and metrics["goal"] == empty["goal"]
+    page = (keys_run / "report" / "index.html").read_text()
+    assert "r of across" in page and "F1 of up" in page and "most frequent" in page
+    again = measured(keys_run, parts=("tokenizer",))
+    assert again["controllability"] == figures
+
+
+def test_actions_that_are_no_codes_leave_both_null(toy_run: Path):
+    metrics = measured(toy_run, parts=("controllability", "imitation"))
+    assert metrics["controllability"] == blank()["controllability"]
+    assert metrics["imitation"] == blank()["imitation"]
+    assert "Controllability" not in (toy_run / "report" / "index.html").read_text()
+
+
+def test_a_trial_of_minecraft_is_a_trial():
+    config, presets = evaluate.Config(), evaluate.PRESETS
+    assert presets["debug"](presets["minecraft"](config)) == presets["debug"](config)
+    assert presets["cpu"](presets["minecraft"](config)) == presets["cpu"](config)
+    assert max(presets["minecraft"](config).horizons) == 32
 
 
 def test_push_t_fills_task_and_goal(pusht_run: Path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data.shards import Recordings
-from data.toy import MOVES, POINTER, SPEED, WORLD, ToyEpisodes, ToyWorld, write_toy_shards
+from data.toy import KEYS, MOVES, POINTER, SPEED, WORLD, ToyEpisodes, ToyWorld, write_toy_shards
 
 
 def test_the_disc_runs_towards_the_pointer():
@@ -22,17 +22,26 @@ def test_the_disc_pushes_the_square_and_says_so():
     assert world.state[2] > 256 and world.state[3] == 256
 
 
-@pytest.mark.parametrize("discrete", [False, True])
-def test_actions_lead_from_one_state_to_the_next(tmp_path, discrete):
-    recordings = Recordings(write_toy_shards(tmp_path, discrete=discrete))
-    assert recordings.actions == (MOVES if discrete else POINTER)
+@pytest.mark.parametrize(
+    ("kind", "spec"), [({}, POINTER), ({"discrete": True}, MOVES), ({"factored": True}, KEYS)]
+)
+def test_actions_lead_from_one_state_to_the_next(tmp_path, kind, spec):
+    recordings = Recordings(write_toy_shards(tmp_path, **kind))
+    assert recordings.actions == spec
     for episode in range(len(recordings)):
         states = recordings.read(episode, "states")
         actions = recordings.read(episode, "actions")
-        world = ToyWorld(states[0], discrete)
+        world = ToyWorld(states[0], **kind)
         for step in range(len(states) - 1):
             world.step(actions[step])
             assert np.allclose(world.state, states[step + 1], atol=0.1)
+
+
+def test_a_code_of_choices_moves_by_each_of_them():
+    world = ToyWorld(np.array([100.0, 200.0, 400.0, 400.0, 0.0]), factored=True)
+    world.step(KEYS.join(np.array([3, 1])))
+    assert KEYS.say(int(KEYS.join(np.array([3, 1])))) == "across +1  up"
+    assert world.state[:2].tolist() == [100.0 + SPEED / 2, 200.0 - SPEED]
 
 
 def test_half_of_the_episodes_bring_the_square_nearer_and_some_end_truly(tmp_path):

@@ -1,0 +1,103 @@
+"""Worlds whose pictures hold numbers: codes made of choices add to two pixels, which can be read.
+
+Of each frame the first pixel is how far it has gone across, the second how far up or down, the
+third the code that was recorded there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from fake_worlds import CopyWorld, DotState, FakeClip
+from torch import Tensor
+
+from data.toy import KEYS
+
+ALONG = torch.tensor([0, -3, 3])
+
+
+def shift(codes: Tensor) -> Tensor:
+    """(...) codes -> (..., 2): what they add to the first two pixels."""
+    across, move = KEYS.split(codes).unbind(-1)
+    return torch.stack([across - 2, ALONG[move]], -1)
+
+
+class KeyClips:
+    """As data.clips.Clips: windows of episodes of random codes."""
+
+    actions = KEYS
+
+    def __init__(self, episodes: int = 6, length: int = 24, frames: int = 9, keys: int = 3):
+        """keys: how many of the choices of `move` occur."""
+        random = np.random.default_rng(0)
+        self.frames, self.each = frames, length - frames + 1
+        choices = random.integers(0, [5, keys], (episodes, length, 2))
+        self.codes = torch.from_numpy(KEYS.join(choices))
+        places = 100 + shift(self.codes).cumsum(1) - shift(self.codes)
+        self.pictures = torch.zeros(episodes, length, 3, 4, 4, dtype=torch.uint8)
+        self.pictures[:, :, 0, 0, :2] = places.to(torch.uint8)
+        self.pictures[:, :, 0, 0, 2] = self.codes.to(torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.codes) * self.each
+
+    def episode_of(self, index: int) -> int:
+        return index // self.each
+
+    def batch(self, indices: np.ndarray) -> FakeClip:
+        rows = [divmod(int(i), self.each) for i in indices]
+        cut = [(e, slice(s, s + self.frames)) for e, s in rows]
+        return FakeClip(
+            torch.stack([self.pictures[place] for place in cut]),
+            torch.stack([self.codes[place] for place in cut]),
+        )
+
+
+class KeyReader:
+    """Reads pairs of such pictures without a fault."""
+
+    actions = KEYS
+
+    def read(self, films: Tensor) -> tuple[Tensor, Tensor]:
+        step = films[..., 0, 0, :2].long().diff(dim=1)
+        move = (step[..., 1:] == ALONG).long().argmax(-1)
+        return torch.stack([step[..., 0] + 2, move], -1), step[..., :1].float()
+
+
+class StillWorld(CopyWorld):
+    """Nothing happens, whatever is done."""
+
+    actions = KEYS
+
+    def encode(self, frames: Tensor) -> Tensor:
+        return self.tokenizer.encode(frames)
+
+
+class ObedientWorld(StillWorld):
+    """Does what it is told."""
+
+    def heard(self, action: Tensor) -> Tensor:
+        return shift(action)
+
+    def step(self, state: DotState, action: Tensor) -> DotState:
+        latents = state.latents.clone()
+        latents[:, :2] += self.heard(action)
+        return DotState(latents)
+
+
+class DeafWorld(ObedientWorld):
+    """Does what somebody else might have told it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = torch.Generator().manual_seed(1)
+
+    def heard(self, action: Tensor) -> Tensor:
+        return shift(torch.randint(0, KEYS.size, action.shape, generator=self.random))
+
+
+class HalfDeafWorld(DeafWorld):
+    """Goes across as it is told, and up and down as it likes."""
+
+    def heard(self, action: Tensor) -> Tensor:
+        return torch.stack([shift(action)[:, 0], super().heard(action)[:, 1]], 1)

@@ -111,12 +111,20 @@ def _cpu(config: Config) -> Config:
     )
 
 
+def _minecraft(config: Config) -> Config:
+    return replace(config, run=Path("runs/minecraft"), horizons=(1, 2, 4, 8, 12, 16, 24, 32))
+
+
 PRESETS = {
     "pusht": lambda c: replace(c, horizons=(*HORIZONS, 25)),
     "goals": lambda c: replace(c, planner=PlannerConfig()),
     "dinov2": lambda c: replace(c, planner=PlannerConfig()),
     "latent": lambda c: replace(c, planner=PlannerConfig()),
-    "minecraft": lambda c: replace(c, horizons=(1, 2, 4, 8, 12, 16, 24, 32)),
+    "minecraft": _minecraft,
+    "minecraft-150m": _minecraft,
+    "minecraft debug": lambda c: replace(
+        c, windows=48, horizons=(1, 2, 4, 8, 16), films=2, play_frames=60, inverse_steps=150
+    ),
     "cpu": _cpu,
     "hour": lambda c: replace(_cpu(c), goal_pairs=100, pair_seeds=(0, 1, 2)),
     "debug": lambda c: replace(

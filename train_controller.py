@@ -120,9 +120,9 @@ PRESETS = {
     "minecraft-150m": _minecraft,
     "minecraft debug": lambda c: _steps(
         c,
-        {"steps": 300, "batch_size": 64, "learning_rate": 1e-3, "evaluate_every": 50},
+        {"steps": 60, "batch_size": 64, "learning_rate": 5e-4, "evaluate_every": 10, "warmup": 10},
         {},
-        {"steps": 30, "batch_size": 8, "evaluate_every": 15, "save_every": 15, "warmup": 5},
+        {"steps": 20, "batch_size": 8, "evaluate_every": 10, "save_every": 10, "warmup": 5},
     ),
     "goals": _goals,
     "dinov2": _goals,

@@ -116,8 +116,9 @@ PRESETS = {
     "minecraft": _minecraft,
     "minecraft-150m": _minecraft,
     "minecraft debug": lambda c: _model(
-        _train(c, steps=600, batch_size=16, evaluate_every=200, save_every=100),
-        channels=128, depth=1, codebooks=4, code_width=64,
+        _train(c, steps=1000, batch_size=16, learning_rate=2e-3, evaluate_every=250),
+        downsample=8, stem=8, encoder_kernel=1, channels=192, codebooks=8, codes=256,
+        code_width=64, continuous_steps=60,
     ),
     "goals": lambda c: replace(c, model=KeypointsConfig(c.model.image_size)),
     "dinov2": lambda c: replace(c, model=FrozenConfig(c.model.image_size)),

@@ -1,6 +1,6 @@
 """Stage 1: recordings become shards.
 
-Reads   the Push-T simulator, human demonstrations, or arrays from elsewhere.
+Reads   the Push-T simulator, human demonstrations, Minecraft recordings, or arrays from elsewhere.
 Writes  RUN/shards: shard-00000.h5 and so on, and build.json, which says what made them.
 Try     python -m data.preprocess pusht --run runs/pusht --preset pusht cpu
 Next    train_tokenizer.py
@@ -29,7 +29,7 @@ from data.vpt.index import choose, fetch_pairs, home, load_index
 from data.vpt.places import Pair
 from data.vpt.recordings import Look, VptRecordings
 from data.vpt.report import report
-from pipeline.cli import Command, also_called, run_commands
+from pipeline.cli import Command, also_called, run_commands, unprefixed
 from pipeline.lock import lock
 
 
@@ -166,7 +166,7 @@ class VptConfig:
     """OpenAI's index of recordings, a file or a URL: they are downloaded."""
     clips: int = 10
     """Recordings of the index to take."""
-    look: Look = field(default_factory=Look)
+    look: Annotated[Look, unprefixed()] = field(default_factory=Look)
     skip_bad: bool = False
     """Leave out what cannot be used, and count it; a broken line counts as nothing new done."""
     downloads: int = 8

@@ -28,7 +28,7 @@ def resampled_means(
     """Means of `values` (n, K) over whole groups drawn with replacement: (R, K).
 
     groups: (n,) what each case belongs to (windows of one episode are not independent); each case
-    is its own group where it is None.
+    is its own group where it is None.  Of one group nothing is known: all are NaN.
     """
     groups = np.arange(len(values)) if groups is None else groups
     _, group_of = np.unique(groups, return_inverse=True)
@@ -36,6 +36,8 @@ def resampled_means(
     sums = np.zeros((count, values.shape[1]))
     np.add.at(sums, group_of, values)
     sizes = np.bincount(group_of, minlength=count)
+    if count == 1:
+        return np.full((resamples, values.shape[1]), np.nan)
     random = np.random.default_rng(seed)
     drawn = random.multinomial(count, np.full(count, 1 / count), size=resamples)
     return (drawn @ sums) / (drawn @ sizes)[:, None]

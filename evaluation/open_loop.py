@@ -114,13 +114,14 @@ def _measure(
     mixed = torch.cat([actions[:, : context - 1], shuffled.to(world.device)[:, context - 1 :]], 1)
     ahead = torch.as_tensor(horizons) + context - 1
     truth = frames[:, ahead.to(world.device)]
-    imagined = imagine(world, frames, actions, context, [0, *horizons])
-    flat = truth.flatten(0, 1)
+    imagined = imagine(world, frames, actions, context, horizons)
+    last, flat = frames[:, context - 1], truth.flatten(0, 1)
+    given_back = world.tokenizer.decode(world.tokenizer.encode(last))
     pictures = {
-        "model": imagined[:, 1:],
+        "model": imagined,
         "shuffled": imagine(world, frames, mixed, context, horizons),
-        "copy_last": frames[:, context - 1 : context].expand_as(truth),
-        "copy_last_reconstructed": imagined[:, :1].expand_as(truth),
+        "copy_last": last[:, None].expand_as(truth),
+        "copy_last_reconstructed": given_back[:, None].expand_as(truth),
         "reconstruction": world.tokenizer.decode(world.tokenizer.encode(flat)).view_as(truth),
     }
     figures = {}

@@ -63,7 +63,7 @@ def _curves(axis: Any, figures: dict[str, Any], measure: str) -> None:
         axis.plot(horizons, np.minimum(values, SHOWN), line, color=colour, label=label, marker=".")
         low, high = (figures.get(f"{prefix}{measure}_{end}") for end in ("low", "high"))
         if low is not None and high is not None:
-            low, high = np.minimum(low, SHOWN), np.minimum(high, SHOWN)
+            low, high = (np.minimum(np.array(end, float), SHOWN) for end in (low, high))
             axis.fill_between(horizons, low, high, color=colour, alpha=0.13, linewidth=0)
     axis.set_xlabel("steps after the last true frame")
     axis.set_xticks(horizons)

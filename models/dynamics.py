@@ -22,13 +22,13 @@ class Memory(Protocol):
 
 @dataclass
 class Carry:
-    """What a tokenizer of codes loses of the last real frame, kept for the patches that stay as
-    they were (skip connections from the last true frame: Denton & Fergus, arXiv:1802.07687)."""
+    """The last real frames, from which a World keeps what codes cannot tell (skip connections from
+    the last true frame: Denton & Fergus, arXiv:1802.07687)."""
 
-    frames: Tensor  # (B, 3, H, W) uint8, the last real ones
-    latents: Tensor  # (B, N), theirs
-    still: Tensor  # (B, P) bool, patches whose codes have not changed since
-    lost: Tensor | None = None  # (B, 3, H, W) int16, once somebody has looked
+    frames: Tensor  # (B, T, 3, H, W) uint8
+    latents: Tensor  # (B, T, N), theirs
+    still: Tensor  # (B, P), share of a patch's codes that have not changed since
+    lost: Tensor | None = None  # (B, 3, H, W) float, once somebody has looked
 
     def select(self, index: Tensor) -> Carry:
         lost = None if self.lost is None else self.lost[index]

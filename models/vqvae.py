@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from models.codes import code_counts, perplexity
+from models.pyramid import pyramid_distance
 from models.tokenizer import Latents
 
 
@@ -52,6 +53,8 @@ class VqVaeConfig:
     """Moving average of the codebook, per step."""
     commitment: float = 0.25
     """Weight of the commitment loss."""
+    pyramid: float = 0.0
+    """Weight of a perceptual term that needs no download, an L1 between Laplacian pyramids."""
     continuous_steps: int = 150
     """Training steps before the first quantisation: k-means then starts from an encoder that
     already tells patches apart."""
@@ -207,14 +210,19 @@ class VqVae(nn.Module):
     def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
         """Squared error and commitment (equation 3 of the paper; the codebook moves by EMA)."""
         truth = _to_unit(frames.flatten(0, -4))
+        if self.training and self.trained_steps == 0:
+            self.decoder.mean.copy_(truth.mean(0))
         quantized, codes, commitment = self._quantize(self.encoder(truth))
         drawn = self._draw(quantized)
-        return {
+        losses = {
             # times 100: a loss of order one, so that the commitment's weight means what it says
             "reconstruction": 100 * nn.functional.mse_loss(drawn.float(), truth),
             "commitment": self.config.commitment * commitment,
             "perplexity": perplexity(code_counts(codes, self.latents)),
         }
+        if self.config.pyramid:
+            losses["pyramid"] = self.config.pyramid * pyramid_distance(truth, drawn.float())
+        return losses
 
     def _quantize(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, D, h, w) -> quantized (B, P, D), codes (B, N), commitment ()."""
@@ -297,6 +305,8 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
+    mean: Tensor
+
     def __init__(self, config: VqVaeConfig) -> None:
         super().__init__()
         height, width = config.image_size
@@ -316,8 +326,10 @@ class _Decoder(nn.Module):
         self.last = nn.Conv2d(widths[-1], 3 * config.stem**2, 1)
         self.unfold = Rearrange("B (c p q) h w -> B c (h p) (w q)", p=config.stem, q=config.stem)
         self.background = nn.Parameter(torch.zeros(3, height, width))
+        # What the first batch looks like: a night need not be learnt from grey.
+        self.register_buffer("mean", torch.zeros(3, height, width))
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, 3, H, W), about [-1, 1]."""
         x = self.first(vectors) + self.place
-        return self.unfold(self.last(self.norm(self.layers(x)))) + self.background
+        return self.unfold(self.last(self.norm(self.layers(x)))) + self.background + self.mean

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from einops import rearrange
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from models.codes import CodeVectors
@@ -16,6 +16,9 @@ from models.sampling import Sampling
 from models.tokenizer import Tokenizer
 
 Arithmetic = Literal["bf16", "fp16", "fp32"]
+
+
+DRAWN = 0.3  # weight of the whole frame in what is measured of one patch
 
 
 class World(nn.Module):
@@ -37,6 +40,8 @@ class World(nn.Module):
         self.actions, self.latents = dynamics.actions, dynamics.latents
         self.context = dynamics.context
         self.image_size = tokenizer.image_size
+        sides = zip(self.image_size, self.latents.grid, strict=True)
+        self.patch: tuple[int, ...] = tuple(pixels // cells for pixels, cells in sides)
         self.vectors = CodeVectors(self.latents)
         """Latents, (..., N) codes or (..., P, D), as vectors (..., P, D) that can be compared."""
         self.vectors.adopt(tokenizer)
@@ -55,7 +60,7 @@ class World(nn.Module):
             codes = self.tokenizer.encode(frames.to(self.device).flatten(0, 1))
             latents = rearrange(codes, "(B T) ... -> B T ...", B=len(frames))
             state = self.dynamics.start(latents, self.actions.normalize(actions))
-            return self._carrying(state, frames[:, -1])
+            return self._carrying(state, frames, latents)
 
     def step(self, state: State, action: Tensor) -> State:
         """Imagine what `action`, (B, A), leads to."""
@@ -63,7 +68,7 @@ class World(nn.Module):
             after = self.dynamics.step(state, self.actions.normalize(action.to(self.device)))
         if state.carry is not None:
             changed = (after.latents != state.latents).unflatten(1, (self.latents.patches, -1))
-            still = state.carry.still & ~changed.any(-1)
+            still = state.carry.still * (1 - changed.float().mean(-1))
             after.carry = replace(state.carry, still=still)
         return after
 
@@ -79,7 +84,7 @@ class World(nn.Module):
             after = self.dynamics.observe(
                 state, self.actions.normalize(action.to(self.device)), latents
             )
-            return self._carrying(after, frames)
+            return self._carrying(after, frames[:, None], latents[:, None])
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, N) codes or (B, P, D)."""
@@ -94,8 +99,9 @@ class World(nn.Module):
                 return frames
             carry = state.carry
             if carry.lost is None:
-                carry.lost = carry.frames.short() - self.tokenizer.decode(carry.latents).short()
-        return (frames.short() + carry.lost * self._over(carry.still)).clamp(0, 255).byte()
+                carry.lost = self._lost(carry.frames, carry.latents)
+        kept = frames.float() + carry.lost * self._over(carry.still)
+        return kept.round().clamp(0, 255).byte()
 
     def sample_with(self, sampling: Sampling) -> None:
         """Imagine with codes that are drawn like this; a new world takes the likeliest."""
@@ -103,20 +109,40 @@ class World(nn.Module):
             raise ValueError("this world foretells one future; sampling has no effect on it")
         self.dynamics.sampling = sampling  # type: ignore[attr-defined]
 
-    def _carrying(self, state: State, frames: Tensor) -> State:
-        """Keep the real frames, (B, 3, H, W), where patches have codes that tell if they stay."""
-        if self.latents.kind == "discrete":
-            still = torch.ones(len(frames), self.latents.patches, dtype=torch.bool)
-            carry = Carry(frames.to(self.device), state.latents, still.to(self.device))
-            return replace(state, carry=carry)
-        return state
+    def _carrying(self, state: State, frames: Tensor, latents: Tensor) -> State:
+        """Keep the real frames, (B, T, 3, H, W), where patches have codes that tell if they stay:
+        latents (B, T, N)."""
+        if self.latents.kind == "continuous":
+            return state
+        still = torch.ones(len(frames), self.latents.patches, device=self.device)
+        return replace(state, carry=Carry(frames.to(self.device), latents, still))
+
+    def _lost(self, frames: Tensor, latents: Tensor) -> Tensor:
+        """What the tokenizer loses of the last of T real frames and is missing from the next, too.
+
+        Noise is lost as edges are, but it does not stay. Of what was lost of each frame, the share
+        that was missing from the one after it is found patch by patch, by least squares drawn
+        towards that of the whole frame.  (B, T, 3, H, W), (B, T, N) -> (B, 3, H, W).
+        """
+        drawn = self.tokenizer.decode(latents.flatten(0, 1)).view_as(frames).float()
+        lost = frames - drawn
+        if frames.shape[1] == 1:
+            return lost[:, 0]
+        before, after = lost[:, :-1], frames[:, 1:] - drawn[:, :-1]
+        found, whole = self._of_patches(before * after), self._of_patches(before.square())
+        found, whole = (x + DRAWN * x.mean(1, keepdim=True) for x in (found, whole))
+        share = (found / whole.clamp(min=1e-6)).clamp(0, 1)
+        return lost[:, -1] * self._over(share)
+
+    def _of_patches(self, pixels: Tensor) -> Tensor:
+        """(B, T, 3, H, W) -> (B, P), sums."""
+        (h, _), (p, q) = self.latents.grid, self.patch
+        return reduce(pixels, "B T c (h p) (w q) -> B (h w)", "sum", h=h, p=p, q=q)
 
     def _over(self, patches: Tensor) -> Tensor:
         """(B, P) -> (B, 1, H, W), each patch over its pixels."""
-        rows, columns = self.latents.grid
-        height, width = self.image_size
-        cells = patches.view(-1, 1, rows, columns)
-        return cells.repeat_interleave(height // rows, 2).repeat_interleave(width // columns, 3)
+        (h, _), (p, q) = self.latents.grid, self.patch
+        return repeat(patches, "B (h w) -> B 1 (h p) (w q)", h=h, p=p, q=q)
 
     def _arithmetic(self) -> AbstractContextManager[object]:
         return arithmetic(self.device, self.precision)

@@ -57,6 +57,11 @@ def also_called(*flags: str) -> Any:
     return tyro.conf.arg(aliases=flags)
 
 
+def unprefixed() -> Any:
+    """Flags of a config inside a config without its name, for `Annotated`."""
+    return tyro.conf.arg(name="")
+
+
 def split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Part `--preset a b` (or --preset=a) from the other arguments."""
     names: list[str] = []

@@ -20,7 +20,7 @@ OPPOSITES = (
 )  # fmt: skip
 OPPOSITE = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
 TURNS = {"left": ("yaw", -1), "right": ("yaw", 1), "up": ("pitch", -1), "down": ("pitch", 1)}
-FIRST = 0.55  # seconds from a key's first report to its second, and a little more
+FIRST = 0.75  # seconds from a key's first report to its second: 0.66 for X, and a little more
 AGAIN = 0.15  # seconds between reports of a key that is held, at most
 ACROSS = 120.0  # degrees that the view turns when the mouse crosses the picture
 ARROW = 5.0  # degrees of a step with an arrow held

@@ -37,3 +37,8 @@ def test_figures_of_one_case_are_drawn_together():
     values = np.random.default_rng(1).normal(size=(30, 1))
     means = resampled_means(np.hstack([values, values + 5]))
     assert means[:, 1] - means[:, 0] == pytest.approx(5)
+
+
+def test_one_group_has_no_interval():
+    low, high = bootstrap(np.arange(9.0), np.zeros(9))
+    assert np.isnan(low) and np.isnan(high)

@@ -16,8 +16,11 @@ import numpy as np
 import pytest
 from PIL import ImageGrab
 from pointer_world import blue_at
+from walk_world import SPEC, write_walks
 
 from data.toy import write_toy_shards
+from data.vpt.actions import MOVES
+from pipeline.keys import ACROSS
 from pipeline.panels import CAPTION, GAP, Panel, compose, share_at, text_width, with_lines
 from pipeline.window import check_display, key_name
 
@@ -35,9 +38,12 @@ run(play.main, play.Config, play.PRESETS)
 """
 
 
-def play_command(*flags: str) -> list[str]:
-    script = PLAY.format(paths=[str(TESTS.parent), str(TESTS)])
-    return [sys.executable, "-c", script, *flags]
+WALK = PLAY.replace("pointer_world", "walk_world").replace("PointerWorld, ToTheRight", "WalkWorld")
+WALK = WALK.replace("PointerWorld()", "WalkWorld()")
+
+
+def play_command(*flags: str, script: str = PLAY) -> list[str]:
+    return [sys.executable, "-c", script.format(paths=[str(TESTS.parent), str(TESTS)]), *flags]
 
 
 # -- without a display -----------------------------------------------------------------------------
@@ -259,6 +265,50 @@ def test_a_real_window_follows_real_keys_and_a_real_mouse(display: str, tmp_path
             game.kill()
             game.wait()
     assert "Traceback" not in (tmp_path / "said").read_text()
+
+
+def test_one_walks_jumps_looks_and_attacks_at_once_with_real_keys(display: str, tmp_path: Path):
+    write_walks(tmp_path / "shards")
+    screen = Screen(display, tmp_path)
+    flags = ["--preset", "minecraft", "--run", str(tmp_path), "--size", str(SIZE)]
+    with open(tmp_path / "said", "w") as said:
+        command = play_command(*flags, script=WALK)
+        game = subprocess.Popen(command, env=screen.environment, stdout=said, stderr=said)
+    folder = tmp_path / "play/recording-000"
+    try:
+        screen.find_window()
+        screen.mouse(0.2, 0.5)
+        screen.do("windowfocus", screen.window)
+        screen.press("v")
+        screen.do("keydown", "w")
+        time.sleep(1.2)
+        screen.do("keydown", "space")  # from now on X repeats this key alone
+        time.sleep(1.0)
+        screen.do("mousedown", "1")
+        for place in np.linspace(0.2, 0.6, 12):
+            screen.mouse(float(place), 0.5)
+            time.sleep(0.05)
+        screen.do("mouseup", "1", "keyup", "space", "keyup", "w")
+        time.sleep(1.2)
+        screen.press("v")
+        screen.wait_for(lambda: (folder / "actions.npy").exists(), "a recording")
+        screen.press("q")
+        assert game.wait(15) == 0
+    finally:
+        if game.poll() is None:
+            game.kill()
+            game.wait()
+    assert "Traceback" not in (tmp_path / "said").read_text()
+    yaw, pitch, attack, jump, move = SPEC.split(np.load(folder / "actions.npy")).T
+    forward = move == MOVES.index("forward")
+    assert (forward & (jump == 0)).sum() > 5, "first walking alone"
+    assert (forward & (jump == 1) & (attack == 0)).sum() > 5, "then jumping too"
+    assert (forward & (jump == 1) & (attack == 1) & (yaw > 5)).sum() > 2, "then all at once"
+    first, last = np.flatnonzero(jump)[[0, -1]]
+    assert forward[first : last + 1].all(), "a jump does not end the walk"
+    turned = np.array(SPEC.factors[0].values)[yaw].sum()
+    assert turned == pytest.approx(0.4 * ACROSS, abs=2) and (pitch == 5).all()
+    assert move[-1] == jump[-1] == attack[-1] == 0, "in the end all is let go"
 
 
 def close(display: str, window: int) -> None:

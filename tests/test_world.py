@@ -107,3 +107,52 @@ def test_an_interrupted_cache_goes_on(run):
     assert 0 < rest.calls + 1000 == recordings.total - 100  # the first hundred frames were kept
     frames = torch.from_numpy(recordings.read_rows("frames", 0, 5)).permute(0, 3, 1, 2)
     assert (tokenizer.encode(frames).numpy() == made[:5]).all()
+
+
+def codes_run(tmp_path: Path, frames: torch.Tensor | None = None) -> Path:
+    write_toy_shards(tmp_path / "shards", discrete=True)
+    return write_run(tmp_path, Recordings(tmp_path / "shards"))
+
+
+def test_what_codes_lose_of_the_last_real_frame_is_kept_where_nothing_changes(tmp_path):
+    world = load_world(codes_run(tmp_path), "cpu")
+    shown = clip(tmp_path)
+    frames = shown.frames[:, :1].expand(-1, 3, -1, -1, -1)  # a scene that stands still
+    state = world.reset(frames, shown.actions[:, :2])
+    assert torch.equal(world.decode(state), frames[:, -1]), "so all that was lost stays"
+    drawn = world.tokenizer.decode(state.latents)
+    assert not torch.equal(drawn, frames[:, -1])
+    after = world.step(state, shown.actions[:, 2])
+    changed = (after.latents != state.latents).view(4, world.latents.patches, -1)
+    assert after.carry is not None and changed.any()
+    assert torch.equal(after.carry.still, 1 - changed.float().mean(-1)), "codebook by codebook"
+    share = after.carry.still.view(4, 1, *world.latents.grid)
+    share = share.repeat_interleave(world.patch[0], 2).repeat_interleave(world.patch[1], 3)
+    expected = world.tokenizer.decode(after.latents) + share * (frames[:, -1].float() - drawn)
+    assert torch.equal(world.decode(after), expected.round().clamp(0, 255).byte())
+
+
+def test_noise_is_not_kept(tmp_path):
+    world = load_world(codes_run(tmp_path), "cpu")
+    shown = clip(tmp_path)
+    torch.manual_seed(0)
+    scene = shown.frames[:, :1].expand(-1, 3, -1, -1, -1).float() * 0.5 + 60
+    noisy = (scene + 12 * torch.randn(scene.shape)).clamp(0, 255).byte()
+    next_one = (scene[:, 0] + 12 * torch.randn(scene[:, 0].shape)).clamp(0, 255)
+    seen = world.decode(world.reset(noisy, shown.actions[:, :2])).float()
+    apart = (seen - next_one).square().mean()
+    assert apart < (noisy[:, -1].float() - next_one).square().mean(), "a copy repeats the noise"
+    assert apart < (world.tokenizer.decode(world.encode(noisy[:, -1])) - next_one).square().mean()
+
+
+def test_rows_of_a_state_keep_what_is_theirs(tmp_path):
+    world = load_world(codes_run(tmp_path), "cpu")
+    shown = clip(tmp_path)
+    state = world.step(world.reset(shown.frames[:, :3], shown.actions[:, :2]), shown.actions[:, 2])
+    seen = world.decode(state)
+    swapped = world.decode(state.select(torch.tensor([2, 0])))
+    assert torch.equal(swapped, seen[[2, 0]])
+    untouched = world.step(
+        world.reset(shown.frames[:, :3], shown.actions[:, :2]), shown.actions[:, 2]
+    )
+    assert torch.equal(world.decode(untouched.select(torch.tensor([2]))), seen[[2]])

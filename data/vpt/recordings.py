@@ -37,7 +37,7 @@ class Look:
     """What becomes of a recording."""
 
     resolution: int = 64
-    """Height of a frame in pixels, and its width unless --look.keep-aspect."""
+    """Height of a frame in pixels, and its width unless --keep-aspect."""
     keep_aspect: bool = False
     """Keep 16 : 9, to the nearest 16 pixels of width; else frames are squares, as VPT's own."""
     frame_skip: int = 1
@@ -54,7 +54,7 @@ class Look:
     def __post_init__(self) -> None:
         if self.resolution < 16 or self.frame_skip < 1:
             raise ValueError(
-                f"--look.resolution {self.resolution} and --look.frame-skip {self.frame_skip} show "
+                f"--resolution {self.resolution} and --frame-skip {self.frame_skip} show "
                 f"nothing; they begin at 16 and 1"
             )
 

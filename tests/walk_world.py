@@ -1,0 +1,52 @@
+"""A world of keys that shows the last action as a shade, and recordings to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from pointer_world import Nothing
+from torch import Tensor
+
+from data.episodes import Episode
+from data.shards import shard_name, write_shard
+from data.vpt.actions import NOTHING, Binning, action_spec
+from models.dynamics import State
+
+SPEC = action_spec(Binning())
+
+
+class WalkWorld:
+    actions, context = SPEC, 2
+    device = torch.device("cpu")
+    dynamics = SimpleNamespace(has_rewards=False)
+
+    def reset(self, frames: Tensor, actions: Tensor) -> State:
+        rows = torch.ones(len(frames))
+        return State(torch.full((len(frames), 1), NOTHING), 0 * rows, rows, Nothing())
+
+    def step(self, state: State, action: Tensor) -> State:
+        return State(action[:, None], state.reward, state.continues, state.memory)
+
+    def decode(self, state: State) -> Tensor:
+        shade = (state.latents[:, :1, None, None] % 256).to(torch.uint8)
+        return shade.expand(-1, 3, 32, 32)
+
+
+def write_walks(folder: Path, episodes: int = 3, length: int = 12) -> Path:
+    """Shards of grey frames in which nothing is done."""
+    folder.mkdir(parents=True)
+    made = [
+        Episode(
+            np.full((length, 32, 32, 3), 90, np.uint8),
+            np.full(length, NOTHING, np.int64),
+            split=number % 3,
+            source=number,
+        )
+        for number in range(episodes)
+    ]
+    description = {"source": "walks", "image_size": [32, 32], "actions": SPEC.as_dict()}
+    write_shard(folder / shard_name(0), made, description)
+    return folder

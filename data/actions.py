@@ -64,17 +64,22 @@ class ActionSpec:
 
     def split(self, codes: Codes) -> Codes:
         """(...) codes -> (..., F) choices of each factor."""
-        choices = []
+        choices: list[Any] = []
+        left: Any = codes
         for size in self.factor_sizes:
-            choices.append(codes % size)
-            codes = codes // size
-        return torch.stack(choices, -1) if isinstance(codes, Tensor) else np.stack(choices, -1)
+            choices.append(left % size)
+            left = left // size
+        stack: Any = torch.stack if isinstance(codes, Tensor) else np.stack
+        return stack(choices, -1)
 
     def join(self, choices: Codes) -> Codes:
         """(..., F) choices -> (...) codes: undoes `split`."""
-        strides = np.cumprod([1, *self.factor_sizes[:-1]]).tolist()
-        parts = [choices[..., i] * stride for i, stride in enumerate(strides)]
-        return sum(parts[1:], parts[0])
+        codes: Any = choices[..., 0]
+        stride = 1
+        for number, size in enumerate(self.factor_sizes[:-1], 1):
+            stride *= size
+            codes = codes + stride * choices[..., number]
+        return codes
 
     def say(self, code: int) -> str:
         """Name a code in words, without the choices that are the first of their factor or 0."""
@@ -143,7 +148,8 @@ class ActionSpec:
             Factor(f["name"], tuple(f["labels"]), tuple(f["values"]))
             for f in values.get("factors", ())
         )
-        return ActionSpec(**plain | {"factors": tuple(factors)})
+        plain["factors"] = tuple(factors)
+        return ActionSpec(**plain)
 
 
 def _plain(value: Any) -> Any:

@@ -66,9 +66,9 @@ def test_raw_lines_and_minerl_dictionaries_encode_to_the_same_integer():
 def test_codes_outside_are_refused_and_odd_binnings_too():
     with pytest.raises(ValueError, match="4356"):
         decode(np.array([4356]), VPT)
-    for wrong in ({"choices": 10}, {"limit": 0.0}, {"mu": -1.0}):
+    for limit, choices, mu in ((10.0, 10, 10.0), (0.0, 11, 10.0), (10.0, 11, -1.0)):
         with pytest.raises(ValueError, match="camera"):
-            Binning(**wrong)
+            Binning(limit, choices, mu)
 
 
 def test_a_spec_of_factors_travels_and_another_binning_is_refused():

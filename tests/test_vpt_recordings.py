@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,13 +35,14 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
-def source(folder: Path, skip_bad: bool = False, **look) -> VptRecordings:
+def source(folder: Path, skip_bad: bool = False, **look: Any) -> VptRecordings:
     pairs, _ = find_local(folder, skip_bad)
     names = tuple(pair.name for pair in pairs)
-    return VptRecordings(names, tuple(pairs), Look(**({"resolution": 32} | look)), skip_bad)
+    seen: Any = {"resolution": 32} | look
+    return VptRecordings(names, tuple(pairs), Look(**seen), skip_bad)
 
 
-def made(folder: Path, **look):
+def made(folder: Path, **look: Any) -> list[Any]:
     return source(folder, **look).make(0)
 
 

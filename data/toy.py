@@ -40,14 +40,16 @@ KEYS = ActionSpec(
     ),
 )
 KEY_VECTORS = np.stack([np.tile([-2, -1, 0, 1, 2], 3), np.repeat([0, -2, 2], 5)], 1) * SPEED / 2
+VECTORS = {POINTER: None, MOVES: MOVE_VECTORS, KEYS: KEY_VECTORS}
+"""How far each code moves the disc."""
 
 
 class ToyWorld:
     """The square and its pusher. state: (5,) float64, as STATE_NAMES; the angle stays 0."""
 
-    def __init__(self, state: np.ndarray, discrete: bool = False, factored: bool = False) -> None:
+    def __init__(self, state: np.ndarray, actions: ActionSpec = POINTER) -> None:
         self.state = np.array(state, np.float64)
-        self.vectors = KEY_VECTORS if factored else MOVE_VECTORS if discrete else None
+        self.vectors = VECTORS[actions]
         self.contacts = 0.0
 
     def step(self, action: np.ndarray) -> None:
@@ -127,7 +129,7 @@ class ToyEpisodes:
     def episode(self, number: int) -> Episode:
         random = np.random.default_rng((self.seed, number))
         start = np.concatenate([random.uniform(40, 472, 2), random.uniform(100, 412, 2), [0.0]])
-        world = ToyWorld(start, self.discrete, self.factored)
+        world = ToyWorld(start, self.actions)
         frames, actions, rewards, states, contacts = [], [], [], [], []
         target = random.uniform(0, WORLD, 2)
         for step in range(self.length):

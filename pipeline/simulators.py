@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from data.actions import ActionSpec
 from data.shards import Recordings
 
 
@@ -32,10 +33,10 @@ class Simulator(Protocol):
 class Toy:
     """The toy world (data/toy.py); it has no velocity."""
 
-    def __init__(self, discrete: bool) -> None:
+    def __init__(self, actions: ActionSpec) -> None:
         from data.toy import ToyWorld
 
-        self._make = lambda state: ToyWorld(state, discrete)
+        self._make = lambda state: ToyWorld(state, actions)
         self._world = self._make(np.zeros(5))
 
     def reset(self, state: np.ndarray, velocity: np.ndarray) -> None:
@@ -60,7 +61,7 @@ def open_simulator(recordings: Recordings) -> Simulator:
             f"leave --beside-simulator out"
         )
     if source.startswith("toy"):
-        return Toy(recordings.actions.kind == "discrete")
+        return Toy(recordings.actions)
     from data.pusht import STATE_NAMES, PushT
 
     if recordings.state_names == STATE_NAMES:

@@ -31,14 +31,14 @@ def test_actions_lead_from_one_state_to_the_next(tmp_path, kind, spec):
     for episode in range(len(recordings)):
         states = recordings.read(episode, "states")
         actions = recordings.read(episode, "actions")
-        world = ToyWorld(states[0], **kind)
+        world = ToyWorld(states[0], spec)
         for step in range(len(states) - 1):
             world.step(actions[step])
             assert np.allclose(world.state, states[step + 1], atol=0.1)
 
 
 def test_a_code_of_choices_moves_by_each_of_them():
-    world = ToyWorld(np.array([100.0, 200.0, 400.0, 400.0, 0.0]), factored=True)
+    world = ToyWorld(np.array([100.0, 200.0, 400.0, 400.0, 0.0]), KEYS)
     world.step(KEYS.join(np.array([3, 1])))
     assert KEYS.say(int(KEYS.join(np.array([3, 1])))) == "across +1  up"
     assert world.state[:2].tolist() == [100.0 + SPEED / 2, 200.0 - SPEED]

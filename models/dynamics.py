@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
 
 import torch
@@ -59,9 +59,10 @@ class State:
         )
 
     def repeat(self, count: int) -> State:
-        """Give every row `count` times in a row: N candidates from one state."""
+        """Give every row `count` times in a row: N candidates from one state, without what is
+        kept only to be looked at."""
         rows = torch.arange(len(self), device=self.latents.device)
-        return self.select(rows.repeat_interleave(count))
+        return replace(self, carry=None).select(rows.repeat_interleave(count))
 
 
 @runtime_checkable

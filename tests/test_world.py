@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,19 +110,31 @@ def test_an_interrupted_cache_goes_on(run):
     assert (tokenizer.encode(frames).numpy() == made[:5]).all()
 
 
-def codes_run(tmp_path: Path, frames: torch.Tensor | None = None) -> Path:
-    write_toy_shards(tmp_path / "shards", discrete=True)
-    return write_run(tmp_path, Recordings(tmp_path / "shards"))
+def codes_world(folder: Path):
+    """A world of codes, whose codebooks are random (untrained they are zero)."""
+    write_toy_shards(folder / "shards", discrete=True)
+    world = load_world(write_run(folder, Recordings(folder / "shards")), "cpu")
+    torch.manual_seed(0)
+    for quantizer in world.tokenizer.quantizers:  # type: ignore[attr-defined]
+        quantizer._codebook.embed.normal_()
+    return world
 
 
-def test_what_codes_lose_of_the_last_real_frame_is_kept_where_nothing_changes(tmp_path):
-    world = load_world(codes_run(tmp_path), "cpu")
+def test_what_codes_lose_of_the_last_real_frame_is_kept_where_nothing_changes(
+    tmp_path, monkeypatch
+):
+    world = codes_world(tmp_path)
     shown = clip(tmp_path)
     frames = shown.frames[:, :1].expand(-1, 3, -1, -1, -1)  # a scene that stands still
     state = world.reset(frames, shown.actions[:, :2])
     assert torch.equal(world.decode(state), frames[:, -1]), "so all that was lost stays"
     drawn = world.tokenizer.decode(state.latents)
     assert not torch.equal(drawn, frames[:, -1])
+    other = state.latents.clone()
+    other[:, ::3] = (other[:, ::3] + 1) % world.latents.codes
+    monkeypatch.setattr(
+        world.dynamics, "step", lambda *_: replace(state, latents=other, carry=None)
+    )
     after = world.step(state, shown.actions[:, 2])
     changed = (after.latents != state.latents).view(4, world.latents.patches, -1)
     assert after.carry is not None and changed.any()
@@ -133,7 +146,7 @@ def test_what_codes_lose_of_the_last_real_frame_is_kept_where_nothing_changes(tm
 
 
 def test_noise_is_not_kept(tmp_path):
-    world = load_world(codes_run(tmp_path), "cpu")
+    world = codes_world(tmp_path)
     shown = clip(tmp_path)
     torch.manual_seed(0)
     scene = shown.frames[:, :1].expand(-1, 3, -1, -1, -1).float() * 0.5 + 60
@@ -146,7 +159,7 @@ def test_noise_is_not_kept(tmp_path):
 
 
 def test_rows_of_a_state_keep_what_is_theirs(tmp_path):
-    world = load_world(codes_run(tmp_path), "cpu")
+    world = codes_world(tmp_path)
     shown = clip(tmp_path)
     state = world.step(world.reset(shown.frames[:, :3], shown.actions[:, :2]), shown.actions[:, 2])
     seen = world.decode(state)

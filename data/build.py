@@ -92,11 +92,13 @@ def build(
     started = time.monotonic()
     splits = split_sources(source.sources, seed)
     with tqdm(total=source.shards, initial=source.shards - len(missing), desc="shards") as bar:
-        for _ in _made(source, folder, missing, min(workers, len(missing)), splits, description):
+        workers, made = min(workers, len(missing)), 0
+        for whole in _made(source, folder, missing, workers, splits, description):
+            made += whole
             bar.update()
     if rank == 0:
         _add_seconds(folder, time.monotonic() - started)
-    return len(missing)
+    return made
 
 
 def _made(
@@ -106,8 +108,9 @@ def _made(
     workers: int,
     splits: Any,
     description: dict[str, Any],
-) -> Iterator[None]:
-    """Make the missing shards, in processes if more than one is to be had; yields after each."""
+) -> Iterator[bool]:
+    """Make the missing shards, in processes if more than one is to be had; tells of each whether it
+    was, or was left out."""
     jobs = [(source, index, folder / shard_name(index), splits, description) for index in missing]
     if workers == 1:
         for job in jobs:
@@ -156,17 +159,18 @@ def _is_there(path: Path, description: dict[str, Any]) -> bool:
         return False
 
 
-def _make(source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]) -> None:
+def _make(source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]) -> bool:
     reason = path.with_suffix(LEFT_OUT)
     try:
         episodes = source.make(index)
     except LeftOut as problem:
         write_whole(reason, f"{problem}\n".encode())
-        return
+        return False
     reason.unlink(missing_ok=True)
     for episode in episodes:
         episode.split = int(splits[episode.source])
     write_shard(path, episodes, description)
+    return True
 
 
 def _add_seconds(folder: Path, seconds: float) -> None:

@@ -30,6 +30,7 @@ GAP = 0.1  # share by which the numbers of frames and lines may differ; 3% was s
 STRETCHES = 10  # that each recording is cut into, where there are too few to hold one out
 REST = TICKS_PER_SECOND  # ticks left out between two stretches, which would look alike
 LEAST = 2  # frames of an episode
+NOT_FETCHED = "was not fetched"
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class VptRecordings:
         number, part = divmod(index, self.parts)
         pair = next((p for p in self.pairs if p.name == self.names[number]), None)
         if pair is None:
-            raise LeftOut(f"{self.names[number]} is not here")
+            raise LeftOut(f"{self.names[number]} {NOT_FETCHED}")
         try:
             return self._episodes(pair, number, part)
         except ValueError as problem:

@@ -10,6 +10,7 @@ import numpy as np
 from data.shards import LEFT_OUT, Recordings
 from data.vpt.actions import COLUMN
 from data.vpt.alignment import SHIFTS, warnings
+from data.vpt.recordings import NOT_FETCHED
 
 GIB = 2**30
 NAMED = 10  # recordings named one by one, at most
@@ -17,8 +18,8 @@ NAMED = 10  # recordings named one by one, at most
 
 def report(folder: Path, missing: list[str], seconds: float) -> list[str]:
     """Say what was made, how fast, what was left out, and whether it fits together."""
-    reasons = [*missing, *(p.read_text().strip() for p in sorted(folder.glob(f"*{LEFT_OUT}")))]
-    reasons = sorted(set(reasons))
+    noted = {path.read_text().strip() for path in folder.glob(f"*{LEFT_OUT}")}
+    reasons = missing + sorted(reason for reason in noted if not reason.endswith(NOT_FETCHED))
     lines = [f"left out: {reason}" for reason in reasons[:NAMED]]
     if len(reasons) > NAMED:
         lines.append(f"left out: {len(reasons)} in all")

@@ -42,8 +42,9 @@ $(RUN)/play/film.mp4: $(BEST)
 $(RUN)/report/index.html: $(BEST)
 	$(PYTHON) evaluate.py $(STAGE)
 
+# Each core takes whole files: what a file's tests share is made once.
 test: $(INSTALLED)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto --dist loadfile
 
 install: $(INSTALLED)
 

@@ -33,6 +33,7 @@ from evaluation.session import Session
 from evaluation.speed import measure_play
 from evaluation.still_frames import measure_tokenizer
 from evaluation.windows import spread_windows
+from models.goal_codes import GoalCodes
 from models.planner import Planner, PlannerConfig
 from pipeline.cli import run
 
@@ -299,12 +300,15 @@ def imitation_jobs(session: Session, config: Config) -> Iterator[Job]:
         return
 
     def make() -> dict[str, Any]:
-        asked = session.controllers | habits(session.to_learn_from)
+        asked, ahead = session.controllers | habits(session.to_learn_from), 1
+        if isinstance(session.goal_policy, GoalCodes):
+            asked, ahead = asked | {"goals": session.goal_policy}, session.goal_policy.horizon
         frames, seed = config.imitation_frames, config.seed
-        return agreement(session.world, asked, session.clips(2), frames, seed=seed)
+        return agreement(session.world, asked, session.clips(1 + ahead), frames, seed=seed)
 
+    controllers = ("controller", "cloning", "amortised")
     made_from = session.made_from(
-        "tokenizer", "controller", "cloning", frames=config.imitation_frames, seed=config.seed
+        "tokenizer", *controllers, frames=config.imitation_frames, seed=config.seed
     )
     yield Job("imitation", "imitation", made_from, make, lambda m, r: m["imitation"].update(r))
 

@@ -17,6 +17,7 @@ from evaluation.intervals import bootstrap
 from evaluation.presses import as_choices, key_scores, nothing
 from evaluation.windows import spread_windows
 from models.choices import Choices
+from models.goal_codes import GoalCodes
 
 
 class Habit:
@@ -60,9 +61,9 @@ def agreement(
     """Measure policies by name on held-out frames, each seen by itself.
 
     policies: what has a `distribution(latents)` over codes, or a `policy` that has.  clips: windows
-    of a frame or more, the first of which is looked at.  Gives, for each, nats of the recorded
-    action, and of the likeliest one how often it is the recorded, as a whole and by factor, and F1
-    by key.
+    of a frame or more, the first of which is looked at; one that is shown goals sees the last, too,
+    to which the recorded action has led.  Gives, for each, nats of the recorded action, and of the
+    likeliest one how often it is the recorded, as a whole and by factor, and F1 by key.
     """
     chosen, sources = spread_windows(clips, frames, seed)
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in policies}
@@ -70,9 +71,11 @@ def agreement(
     for start in range(0, len(chosen), batch_size):
         clip = clips.batch(chosen[start : start + batch_size])
         codes, latents = clip.actions[:, 0], world.encode(clip.frames[:, 0])
+        goal = world.encode(clip.frames[:, -1])
         recorded.append(codes)
         for name, policy in policies.items():
-            wish = getattr(policy, "policy", policy).distribution(latents)
+            shown = (latents, goal) if isinstance(policy, GoalCodes) else (latents,)
+            wish = getattr(policy, "policy", policy).distribution(*shown)
             nats = wish.log_prob(codes.to(latents.device))
             found[name].append((nats.cpu().double(), wish.mode.cpu()))
     codes, spec = torch.cat(recorded), as_choices(clips.actions)

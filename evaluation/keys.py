@@ -35,7 +35,7 @@ IMITATION = (
     "n", "sources", "log_likelihood", "log_likelihood_low", "log_likelihood_high",
     "agreement", "by_factor", "f1", "presses",
 )  # fmt: skip
-IMITATION_POLICIES = ("controller", "cloning", "most_frequent", "no_op")
+IMITATION_POLICIES = ("goals", "controller", "cloning", "most_frequent", "no_op")
 PLAY = ("n", "frames_per_second", "latency_ms_p50", "latency_ms_p95")
 
 

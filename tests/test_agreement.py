@@ -16,6 +16,8 @@ from data.actions import ActionSpec
 from data.shards import Recordings
 from data.toy import KEYS, MOVES, write_toy_shards
 from evaluation.agreement import Habit, agreement, habits
+from models.choices import Choices
+from models.goal_codes import GoalCodes
 
 NOTHING = int(KEYS.join(torch.tensor([2, 0])))
 
@@ -119,3 +121,23 @@ def test_doing_nothing_agrees_where_nothing_was_done():
     share = float((clips.codes == NOTHING).double().mean())
     assert figures["agreement"] == pytest.approx(share) and share > 0
     assert figures["f1"] == {"up": 0, "down": 0}
+
+
+class Aiming(GoalCodes):
+    """Presses up or down as the goal lies."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def distribution(self, latents: Tensor, goal: Tensor) -> Choices:
+        way = (goal[:, 1] - latents[:, 1]).float()
+        move = 20 * torch.stack([1 - way.abs(), -way, way], -1)
+        return Choices(torch.cat([torch.zeros(len(latents), 5), move], -1), KEYS)
+
+
+def test_who_is_shown_goals_sees_the_last_frame_of_a_window():
+    clips = KeyClips(frames=2)
+    figures = agreement(StillWorld(), {"goals": Aiming()}, clips)["goals"]
+    assert figures["by_factor"]["move"] == 1 and figures["f1"] == {"up": 1, "down": 1}
+    alone = agreement(StillWorld(), {"goals": Aiming()}, KeyClips(frames=1))["goals"]
+    assert alone["f1"] == {"up": 0, "down": 0}

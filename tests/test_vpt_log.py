@@ -79,6 +79,17 @@ def test_a_broken_line_is_named_by_number_or_stands_for_the_tick_before(broken):
     assert column(log, "yaw_degrees") == [0, 4.5, 0, 0]  # a turn is not made twice
 
 
+def test_logs_of_minerls_dictionaries_are_read_too():
+    lines = ({"camera": [0.6, -3.0], "forward": 1, "attack": 0}, "{", {"camera": [0, 0], "jump": 1})
+    with pytest.raises(ValueError, match=r"a\.jsonl line 2 is broken"):
+        read(*lines)
+    log = read(*lines, skip_bad=True)
+    assert column(log, "yaw_degrees") == [-3, 0, 0] and column(log, "forward") == [1, 1, 0]
+    assert column(log, "jump") == [0, 0, 1] and log.bad == (2,) and log.angles is None
+    with pytest.raises(ValueError, match=r"a\.jsonl: action 1 has fly"):
+        read(lines[0], {"camera": [0, 0], "fly": 1})
+
+
 def test_an_empty_log_is_refused():
     with pytest.raises(ValueError, match="a.jsonl is empty"):
         read("")

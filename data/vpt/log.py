@@ -40,6 +40,7 @@ class _Line(msgspec.Struct):
 
 
 _read_line = msgspec.json.Decoder(_Line)
+_read_action = msgspec.json.Decoder(dict[str, Any])
 _NO_MOUSE, _NO_KEYBOARD = _Mouse(), _Keyboard()
 _KEY_COLUMN = {key: COLUMN[name] for key, name in KEYS.items()}
 _BUTTON_COLUMN = {number: COLUMN[name] for number, name in enumerate(BUTTONS)}
@@ -60,7 +61,7 @@ class Log:
 
 
 def read_log(content: bytes, where: str, skip_bad: bool = False) -> Log:
-    """Read a .jsonl file's content.
+    """Read a .jsonl file's content: the recorder's lines, or MineRL's dictionaries.
 
     ValueError names the first line that cannot be read. With `skip_bad` such a line counts as the
     tick before it, with nothing new done, so that frames and lines stay in step.
@@ -68,11 +69,14 @@ def read_log(content: bytes, where: str, skip_bad: bool = False) -> Log:
     lines = content.strip().splitlines()
     if not lines:
         raise ValueError(f"{where} is empty; a log has a line for each frame")
-    read, bad = [], []
-    previous = _Line()
+    minerl = b'"camera"' in lines[0] and b'"mouse"' not in lines[0]
+    decode = _read_action.decode if minerl else _read_line.decode
+    read: list[Any] = []
+    bad: list[int] = []
+    previous: Any = {} if minerl else _Line()
     for number, line in enumerate(lines, 1):
         try:
-            previous = _read_line.decode(line)
+            previous = decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as problem:
             if not skip_bad:
                 raise ValueError(
@@ -80,11 +84,24 @@ def read_log(content: bytes, where: str, skip_bad: bool = False) -> Log:
                     f"--skip-bad reads on"
                 ) from None
             bad.append(number)
-            mouse = previous.mouse or _NO_MOUSE
-            still = _Mouse(mouse.x, mouse.y, buttons=mouse.buttons)
-            previous = msgspec.structs.replace(previous, mouse=still)
+            previous = _with_nothing_new(previous)
         read.append(previous)
-    return _from_lines(read, tuple(bad))
+    if not minerl:
+        return _from_lines(read, tuple(bad))
+    try:
+        inputs = from_minerl(read)
+    except ValueError as problem:
+        raise ValueError(f"{where}: {problem}") from None
+    return Log(inputs, np.zeros((len(read), 2), np.float32), None, tuple(bad))
+
+
+def _with_nothing_new(tick: Any) -> Any:
+    """The same keys held, and nothing turned."""
+    if isinstance(tick, dict):
+        return tick | {"camera": [0.0, 0.0]}
+    mouse = tick.mouse or _NO_MOUSE
+    still = _Mouse(mouse.x, mouse.y, buttons=mouse.buttons)
+    return msgspec.structs.replace(tick, mouse=still)
 
 
 def _from_lines(lines: list[_Line], bad: tuple[int, ...]) -> Log:

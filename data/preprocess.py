@@ -12,9 +12,11 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 from data.arrays import Arrays, Layout
 from data.build import Source, build, cores
@@ -76,21 +78,17 @@ def pusht(config: PushTConfig) -> None:
         raise ValueError("--replays needs --demos, the demonstrations to replay")
     if config.episodes < 1 or config.replays < 0 or config.workers < 1:
         raise ValueError("--episodes and --workers start at 1, --replays at 0")
-    folder = config.run / "shards"
-    folder.mkdir(parents=True, exist_ok=True)
-    held = _hold(folder)
-    source: Source
-    if config.demos:
-        path = _local(config)
-        if config.replays:
-            source = Replays(str(path), config.replays, config.resolution, config.seed)
+    with _held(config.run) as folder:
+        source: Source
+        if config.demos:
+            path = _local(config)
+            if config.replays:
+                source = Replays(str(path), config.replays, config.resolution, config.seed)
+            else:
+                source = Demonstrations(str(path), config.resolution)
         else:
-            source = Demonstrations(str(path), config.resolution)
-    else:
-        source = ScriptedPushes(config.episodes, config.resolution, config.seed)
-    _build(source, folder, config.seed, config.workers, config.restart)
-    if held:
-        held.close()
+            source = ScriptedPushes(config.episodes, config.resolution, config.seed)
+        _build(source, folder, config.seed, config.workers, config.restart)
 
 
 @dataclass(frozen=True)
@@ -111,18 +109,18 @@ class ArraysConfig:
 
 
 def arrays(config: ArraysConfig) -> None:
-    folder = config.run / "shards"
+    with _held(config.run) as folder:
+        source = Arrays(str(config.path), config.layout, config.scale)
+        _build(source, folder, config.seed, config.workers, config.restart)
+
+
+@contextmanager
+def _held(run: Path) -> Iterator[Path]:
+    """The folder of a run's shards, for one process at a time, or one job of several ranks."""
+    folder = run / "shards"
     folder.mkdir(parents=True, exist_ok=True)
-    held = _hold(folder)
-    source = Arrays(str(config.path), config.layout, config.scale)
-    _build(source, folder, config.seed, config.workers, config.restart)
-    if held:
-        held.close()
-
-
-def _hold(folder: Path) -> IO[str] | None:
-    """One process at a time, or one job of several ranks."""
-    return lock(folder) if int(os.environ.get("RANK", 0)) == 0 else None
+    with lock(folder) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
+        yield folder
 
 
 def _local(config: PushTConfig) -> Path:
@@ -193,21 +191,17 @@ def vpt(config: VptConfig) -> None:
         raise ValueError("--recordings PATH or --index FILE|URL, one of the two, says what to read")
     if config.clips < 1 or config.workers < 1 or config.downloads < 1:
         raise ValueError("--clips, --workers and --downloads start at 1")
-    folder = config.run / "shards"
-    folder.mkdir(parents=True, exist_ok=True)
-    held = _hold(folder)
-    if config.recordings:
-        pairs, missing = find_local(config.recordings, config.skip_bad)
-        names = tuple(pair.name for pair in pairs)
-    else:
-        names, pairs, missing = _from_index(config)
-    source = VptRecordings(names, tuple(pairs), config.look, config.skip_bad)
-    began = time.monotonic()
-    _build(source, folder, config.seed, config.workers, config.restart, source.parts)
-    for line in report(folder, missing, time.monotonic() - began):
-        print(line)
-    if held:
-        held.close()
+    with _held(config.run) as folder:
+        if config.recordings:
+            pairs, missing = find_local(config.recordings, config.skip_bad)
+            names = tuple(pair.name for pair in pairs)
+        else:
+            names, pairs, missing = _from_index(config)
+        source = VptRecordings(names, tuple(pairs), config.look, config.skip_bad)
+        began = time.monotonic()
+        _build(source, folder, config.seed, config.workers, config.restart, source.parts)
+        for line in report(folder, missing, time.monotonic() - began):
+            print(line)
 
 
 def _from_index(config: VptConfig) -> tuple[tuple[str, ...], list[Pair], list[str]]:

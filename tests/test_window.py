@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -146,6 +147,20 @@ class Screen:
             ["xdotool", *command], env=self.environment, capture_output=True, text=True, check=True
         ).stdout.strip()
 
+    @contextmanager
+    def game(self, command: list[str]) -> Iterator[subprocess.Popen]:
+        """A game and its window; that it says no Traceback is seen to at the end."""
+        with open(self.run / "said", "w") as said:
+            game = subprocess.Popen(command, env=self.environment, stdout=said, stderr=said)
+        try:
+            self.find_window()
+            yield game
+        finally:
+            if game.poll() is None:
+                game.kill()
+                game.wait()
+        assert "Traceback" not in (self.run / "said").read_text()
+
     def find_window(self) -> None:
         self.window = self.wait_for(
             lambda: self._search() or None, "a window", seconds=40
@@ -211,12 +226,7 @@ def test_a_real_window_follows_real_keys_and_a_real_mouse(display: str, tmp_path
     (tmp_path / "controller/best.pt").touch()  # play.py looks whether it is there
     screen = Screen(display, tmp_path)
     flags = ["--run", str(tmp_path), "--size", str(SIZE), "--fps", "20", "--episode", "0"]
-    with open(tmp_path / "said", "w") as said:
-        game = subprocess.Popen(
-            play_command(*flags), env=screen.environment, stdout=said, stderr=subprocess.STDOUT
-        )
-    try:
-        screen.find_window()
+    with screen.game(play_command(*flags)) as game:
         screen.mouse(0.3, 0.8)
         screen.wait_for_disc(0.3, 0.8)
         screen.mouse(0.7, 0.25)
@@ -260,23 +270,14 @@ def test_a_real_window_follows_real_keys_and_a_real_mouse(display: str, tmp_path
         assert game.poll() is None
         screen.press("q")
         assert game.wait(15) == 0
-    finally:
-        if game.poll() is None:
-            game.kill()
-            game.wait()
-    assert "Traceback" not in (tmp_path / "said").read_text()
 
 
 def test_one_walks_jumps_looks_and_attacks_at_once_with_real_keys(display: str, tmp_path: Path):
     write_walks(tmp_path / "shards")
     screen = Screen(display, tmp_path)
     flags = ["--preset", "minecraft", "--run", str(tmp_path), "--size", str(SIZE)]
-    with open(tmp_path / "said", "w") as said:
-        command = play_command(*flags, script=WALK)
-        game = subprocess.Popen(command, env=screen.environment, stdout=said, stderr=said)
     folder = tmp_path / "play/recording-000"
-    try:
-        screen.find_window()
+    with screen.game(play_command(*flags, script=WALK)) as game:
         screen.mouse(0.2, 0.5)
         screen.do("windowfocus", screen.window)
         screen.press("v")
@@ -294,11 +295,6 @@ def test_one_walks_jumps_looks_and_attacks_at_once_with_real_keys(display: str, 
         screen.wait_for(lambda: (folder / "actions.npy").exists(), "a recording")
         screen.press("q")
         assert game.wait(15) == 0
-    finally:
-        if game.poll() is None:
-            game.kill()
-            game.wait()
-    assert "Traceback" not in (tmp_path / "said").read_text()
     yaw, pitch, attack, jump, move = SPEC.split(np.load(folder / "actions.npy")).T
     forward = move == MOVES.index("forward")
     assert (forward & (jump == 0)).sum() > 5, "first walking alone"
@@ -328,19 +324,11 @@ def close(display: str, window: int) -> None:
 def test_closing_the_window_ends_the_game(display: str, tmp_path: Path):
     write_toy_shards(tmp_path / "shards", episodes=4)
     screen = Screen(display, tmp_path)
-    game = subprocess.Popen(
-        play_command("--run", str(tmp_path), "--size", "96"), env=screen.environment
-    )
-    try:
-        screen.find_window()
+    with screen.game(play_command("--run", str(tmp_path), "--size", "96")) as game:
         screen.press("v")
         close(display, int(screen.window))
         assert game.wait(15) == 0
         assert (tmp_path / "play/recording-000/film.mp4").exists()  # what was begun is kept
-    finally:
-        if game.poll() is None:
-            game.kill()
-            game.wait()
 
 
 def test_a_display_is_recognised(display: str, monkeypatch: pytest.MonkeyPatch):

@@ -42,9 +42,9 @@ $(RUN)/play/film.mp4: $(BEST)
 $(RUN)/report/index.html: $(BEST)
 	$(PYTHON) evaluate.py $(STAGE)
 
-# Each core takes whole files: what a file's tests share is made once.
+# Up to four cores, whole files on each: what the tests of a file share is made once.
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -n auto --dist loadfile
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 install: $(INSTALLED)
 

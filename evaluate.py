@@ -118,6 +118,8 @@ def _minecraft(config: Config) -> Config:
 
 PRESETS = {
     "pusht": lambda c: replace(c, horizons=(*HORIZONS, 25)),
+    "high_res": lambda c: c,
+    "tokens": lambda c: c,
     "goals": lambda c: replace(c, planner=PlannerConfig()),
     "dinov2": lambda c: replace(c, planner=PlannerConfig()),
     "latent": lambda c: replace(c, planner=PlannerConfig()),

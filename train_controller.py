@@ -124,6 +124,8 @@ PRESETS = {
         {},
         {"steps": 20, "batch_size": 8, "evaluate_every": 10, "save_every": 10, "warmup": 5},
     ),
+    "high_res": lambda c: c,
+    "tokens": lambda c: c,
     "goals": _goals,
     "dinov2": _goals,
     "latent": _goals,

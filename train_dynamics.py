@@ -122,6 +122,7 @@ PRESETS = {
     "latent": lambda c: replace(c, model=PredictorConfig(), frames=21),
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),
     "hour": lambda c: _longer(SIZES["cpu", type(c.model)](c)),
+    "high_res": lambda c: c,
     "tokens": lambda c: replace(c, model=replace(c.model, decoding="token")),
     "debug": lambda c: SIZES["debug", type(c.model)](c),
 }  # fmt: skip

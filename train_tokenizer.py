@@ -70,6 +70,10 @@ def _minecraft(config: Config) -> Config:
     return replace(config, run=Path("runs/minecraft"), model=model)
 
 
+def _minecraft_high_res(config: Config) -> Config:
+    return _model(config, image_size=(128, 128), downsample=8, stem=4)
+
+
 # What a size means to each method.
 SIZES = {
     ("cpu", VqVaeConfig): lambda c: _model(
@@ -124,7 +128,9 @@ PRESETS = {
     "dinov2": lambda c: replace(c, model=FrozenConfig(c.model.image_size)),
     "latent": lambda c: replace(c, model=LatentConfig(c.model.image_size)),
     "high_res": lambda c: _model(c, image_size=(96, 96)),
-    "minecraft high_res": lambda c: _model(c, image_size=(128, 128), downsample=8, stem=4),
+    "minecraft high_res": _minecraft_high_res,
+    "minecraft-150m high_res": _minecraft_high_res,
+    "tokens": lambda c: c,
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),
     "hour": lambda c: _longer(SIZES["cpu", type(c.model)](c)),
     "debug": lambda c: SIZES["debug", type(c.model)](c),

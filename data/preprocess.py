@@ -61,6 +61,7 @@ class PushTConfig:
 
 PRESETS = {
     "pusht": lambda c: c,
+    "tokens": lambda c: c,
     "high_res": lambda c: replace(c, resolution=96),
     "goals": lambda c: c,
     "dinov2": lambda c: c,
@@ -181,7 +182,9 @@ VPT_PRESETS = {
     "minecraft": lambda c: c,
     "minecraft-150m": lambda c: c,
     "high_res": lambda c: replace(c, look=replace(c.look, resolution=128)),
+    "tokens": lambda c: c,
     "cpu": lambda c: c,
+    "hour": lambda c: c,
     "debug": lambda c: c,
 }
 

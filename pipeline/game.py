@@ -173,18 +173,19 @@ class Game:
 def headless_scene(
     player: Player, size: int, truth: str | None, goal: np.ndarray | None = None
 ) -> np.ndarray:
-    """Draw what a film shows: the goal and the truth, where there are, beside what is imagined."""
+    """Draw what a film shows: the goal and the truth, where there are, beside what is imagined, and
+    beneath it which keys have led there."""
     panels = [] if goal is None else [Panel("goal", goal, live=False)]
     if truth == "simulator":
         panels.append(Panel("simulator", player.simulated()))
     elif truth == "recording":
         panels.append(Panel("recording", player.recorded()))
-    spec, pointer, said = player.world.actions, None, ""
-    if player.actions:
-        pointer = pointer_of(spec, player.actions[-1])
-        said = spec.say(int(player.actions[-1])) if spec.factors else ""
-    panels.append(Panel(f"imagined  {said}".strip(), player.imagined))
-    return compose(panels, size, pointer)
+    panels.append(Panel("imagined", player.imagined))
+    spec, last = player.world.actions, player.actions[-1] if player.actions else None
+    scene = compose(panels, size, None if last is None else pointer_of(spec, last))
+    if not spec.factors:
+        return scene
+    return with_lines(scene, ["start" if last is None else spec.say(int(last))])
 
 
 def _next_folder(parent: Path) -> Path:

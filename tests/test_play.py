@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pointer_world import PointerWorld, ToTheRight, blue_at
 from untrained_run import write_run
+from walk_world import SPEC, WalkWorld, write_walks
 
 import play
 from data.actions import ActionSpec
@@ -128,6 +129,21 @@ def test_a_discrete_world_is_played_too(tmp_path: Path, monkeypatch: pytest.Monk
     np.save(tmp_path / "a.npy", np.array([2, 7]))
     with pytest.raises(ValueError, match=r"action 7 at step 1, outside 0 to 4"):
         play.main(config(tmp_path, actions="file", actions_file=tmp_path / "a.npy"))
+
+
+def test_films_of_keys_say_what_is_pressed_in_frames_of_one_size(tmp_path: Path, monkeypatch: Any):
+    write_walks(tmp_path / "shards", length=24)
+    monkeypatch.setattr(play, "load_world", lambda run: WalkWorld())
+    longest = SPEC.join(np.array([0, 0, 1, 1, 6]))
+    assert SPEC.say(int(longest)) == "yaw -10.0  pitch -10.0  attack  jump  forward right"
+    np.save(tmp_path / "codes.npy", np.array([60, 60, longest]))
+    made = {"actions": "file", "actions_file": tmp_path / "codes.npy", "size": 96, "steps": 3}
+    play.main(config(tmp_path, **made))
+    shots = [imageio.imread(p) for p in sorted((tmp_path / "play/frames").iterdir())]
+    assert len({shot.shape for shot in shots}) == 1
+    words = [shot[CAPTION + 96 :] for shot in shots]
+    assert not np.array_equal(words[0], words[1]), "the start is no action"
+    assert np.array_equal(words[1], words[2]) and not np.array_equal(words[2], words[3])
 
 
 @pytest.mark.parametrize(

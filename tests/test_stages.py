@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate
+import play
 import train_controller
 import train_dynamics
 import train_tokenizer
+from data import preprocess
 from data.toy import write_toy_shards
 from pipeline import checkpoint as ckpt
 from pipeline.load import load_controllers, load_goal_policy, load_world
@@ -126,6 +129,16 @@ def test_a_users_mistake_is_answered_in_one_line(run, tmp_path):
         assert said.returncode == 1, said.stderr
         assert said.stderr.count("\n") == 1 and said.stderr.startswith("error: "), said.stderr
         assert answer in said.stderr, said.stderr
+
+
+def test_presets_that_one_stage_knows_are_known_to_all():
+    """A user gives every script of a run the same ones."""
+    stages = (train_tokenizer, train_dynamics, train_controller, play, evaluate)
+    known = [{name for name in stage.PRESETS if " " not in name} for stage in stages]
+    assert all(names == known[0] for names in known)
+    pusht, minecraft = set(preprocess.PRESETS), set(preprocess.VPT_PRESETS)
+    assert pusht | minecraft == known[0]
+    assert {"high_res", "tokens", "cpu", "hour", "debug"} <= pusht & minecraft
 
 
 @pytest.mark.parametrize("stage", ["train_tokenizer", "train_dynamics", "train_controller"])

@@ -1,32 +1,142 @@
-"""The truth about every operation, in a few lines of PyTorch."""
+"""The truth about every operation, in a few lines of PyTorch: float64 in, float64 out."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm, linear, silu
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    """Divide the last axis by its root mean square (Zhang and Sennrich, arXiv:1910.07467).
-
-    x: (..., D), any float dtype.  weight: (D,).  Returns (..., D) in x's dtype.
-    """
-    wide = x.float()
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, arXiv:1910.07467, equation 4)."""
+    wide = _wide(x)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * weight.float()).to(x.dtype)
+    return (wide * scale * _wide(weight)).to(x.dtype)
+
+
+def add_rms_norm(
+    x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """The residual stream with a branch added, and its norm, which the next branch reads."""
+    total = x + branch
+    return total, rms_norm(total, weight, eps)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn pairs of channels (RoPE, Su et al., arXiv:2104.09864), the halves being the pairs.
-
-    x: (..., S, D).  cosine, sine: (..., S, D / 2), broadcast over x's leading axes.
-    """
+    """Turn pairs of channels (RoPE, Su et al., arXiv:2104.09864), the halves being the pairs."""
     first, second = x.chunk(2, dim=-1)
     cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """Gate half of the last axis by the other (Shazeer, arXiv:2002.05202): (.., 2F) -> (.., F)."""
+    """silu(gate) * up (Shazeer, arXiv:2002.05202, equation 6): (..., 2F) -> (..., F)."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return torch.nn.functional.silu(gate) * up
+    return silu(gate) * up
+
+
+@dataclass(frozen=True)
+class View:
+    """Who sees whom in a sequence of equal blocks, of which the queries are the last.
+
+    View() is causal; View(size=S) is block-causal, all tokens of a frame seeing each other and the
+    past; View(size=whole sequence) sees everything.
+    """
+
+    size: int = 1
+    """Tokens of a block."""
+    context: int | None = None
+    """Blocks that a block sees, itself included; None: all before it."""
+    causal_inside: bool = False
+    """Tokens of a block see only those up to themselves in it."""
+
+    def mask(self, queries: int, keys: int, device: torch.device | None = None) -> Tensor:
+        """(Q, K) bool, True where a query sees a key; the queries are the last of the keys."""
+        place = torch.arange(keys, device=device)
+        query, key = place[keys - queries :, None], place[None]
+        behind = query // self.size - key // self.size
+        seen = behind >= 0
+        if self.context is not None:
+            seen = seen & (behind < self.context)
+        return seen & (query >= key) if self.causal_inside else seen
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(E)) v over what the view lets see (Vaswani et al., arXiv:1706.03762).
+
+    angles: cosine and sine, (K, E / 2), by which keys, and queries as the last of them, are turned
+    first.
+    """
+    queries, keys = q.shape[-2], k.shape[-2]
+    if angles is not None:
+        q = rotate(q, *(a[keys - queries :] for a in angles))
+        k = rotate(k, *angles)
+    scores = _wide(q) @ _wide(k).transpose(-1, -2) * q.shape[-1] ** -0.5
+    seen = view.mask(queries, keys, q.device)
+    chances = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
+    return (chances @ _wide(v)).to(q.dtype)
+
+
+def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
+    """Attention of a few queries to the rows `bounds[0]` up to `bounds[1]` of a static cache."""
+    low, high = bounds.tolist()
+    everything = View(size=max(1, high - low))
+    return attention(q, keys[:, :, low:high], values[:, :, low:high], everything)
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    before: Tensor | None = None,
+    bonus: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """-log softmax(x weight^T + bias)[target] of each row, and the likeliest class.
+
+    With `before` and `bonus`, row n's logit of class before[n] is raised by bonus[n].
+    """
+    logits = linear(_wide(x), _wide(weight), None if bias is None else _wide(bias))
+    if before is not None and bonus is not None:
+        logits = logits.scatter_add(-1, before[:, None], _wide(bonus)[:, None])
+    losses = torch.logsumexp(logits, -1) - logits.gather(-1, target[:, None])[:, 0]
+    return losses, logits.argmax(-1)
+
+
+def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest row of the codebook, by argmin |e|^2 - 2 v e, and what an EMA of the codebook
+    needs: how many vectors each row got, and their sum (van den Oord et al., arXiv:1711.00937,
+    appendix A.1)."""
+    vectors, book = _wide(vectors), _wide(book)
+    codes = (book.square().sum(-1) - 2 * vectors @ book.T).argmin(-1)
+    counts = torch.bincount(codes, minlength=len(book))
+    sums = torch.zeros_like(book).index_add(0, codes, vectors)
+    return codes, counts, sums
+
+
+def gru_step(
+    parts: Tensor,
+    state: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-3,
+) -> Tensor:
+    """The gates of a GRU whose three parts come from one product (Hafner et al.,
+    arXiv:2301.04104): reset r, candidate c, update u; h' = u tanh(r c) + (1 - u) h, with u biased
+    towards keeping.  With `weight` and `bias` the parts go through one LayerNorm first.
+    """
+    wide = _wide(parts)
+    if weight is not None and bias is not None:
+        wide = layer_norm(wide, wide.shape[-1:], _wide(weight), _wide(bias), eps)
+    reset, candidate, update = wide.chunk(3, dim=-1)
+    update = torch.sigmoid(update - 1)
+    fresh = torch.tanh(torch.sigmoid(reset) * candidate)
+    return (update * fresh + (1 - update) * _wide(state)).to(state.dtype)

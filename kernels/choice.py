@@ -1,0 +1,72 @@
+"""Which operations run as Triton kernels: asked for once, printed and saved by whoever asks.
+
+`auto` uses a kernel where `measured.json` says that on this kind of GPU it was faster than
+torch.compile; `python -m bench kernels --keep` measures and writes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kernels = Literal["auto", "triton", "torch"]
+
+MEASURED = Path(__file__).parent / "measured.json"
+
+_wish: Kernels = "auto"
+
+
+def choose(wish: Kernels) -> None:
+    """Run operations on GPU tensors as Triton kernels, as PyTorch, or as what was measured.
+
+    ValueError if Triton is asked for where it cannot run.
+    """
+    global _wish
+    if wish == "triton" and not (torch.cuda.is_available() or interpreted()):
+        raise ValueError(
+            "--kernels triton needs a CUDA GPU, and there is none here; --kernels auto does "
+            "without (TRITON_INTERPRET=1 runs them on the CPU, slowly, to look at)"
+        )
+    _wish = wish
+
+
+def describe(device: torch.device) -> str:
+    """Say what runs on `device`, in one line."""
+    if device.type != "cuda" and not (interpreted() and _wish == "triton"):
+        return f"torch kernels ({_wish}: no CUDA)" if _wish == "auto" else "torch kernels"
+    if _wish != "auto":
+        return f"{_wish} kernels"
+    faster = sorted(name for name, won in measured(_kind(device)).items() if won > 1)
+    if faster:
+        return f"triton kernels where measured faster (auto: {', '.join(faster)})"
+    return "torch kernels (auto: `python -m bench kernels --keep` measures Triton's here)"
+
+
+def use_triton(operation: str, x: Tensor) -> bool:
+    """Tell whether `operation` on tensors like x is to run as a Triton kernel."""
+    if _wish == "torch" or not (x.is_cuda or (_wish == "triton" and interpreted())):
+        return False
+    return _wish == "triton" or measured(_kind(x.device)).get(operation, 0.0) > 1
+
+
+def interpreted() -> bool:
+    """True where Triton's interpreter stands in for a GPU (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def measured(kind: str) -> dict[str, float]:
+    """How many times faster than torch.compile each kernel was on GPUs of this kind."""
+    return json.loads(MEASURED.read_text()).get(kind, {}) if MEASURED.exists() else {}
+
+
+@cache
+def _kind(device: torch.device) -> str:
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"

@@ -15,7 +15,21 @@ from kernels.reference import View
 # transformers asks any package called `kernels` for its version
 __version__ = "0.1.0"
 
-__all__ = ["Kernels", "View", "choose", "describe", "rms_norm", "rotate", "swiglu"]
+__all__ = [
+    "Kernels",
+    "View",
+    "add_rms_norm",
+    "assign",
+    "attend_cache",
+    "attention",
+    "choose",
+    "describe",
+    "gru_step",
+    "linear_cross_entropy",
+    "rms_norm",
+    "rotate",
+    "swiglu",
+]
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -49,3 +63,100 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
         return gate.swiglu(gate_up)
     return written.swiglu(gate_up)
+
+
+def add_rms_norm(
+    x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Add a branch to the residual stream: the sum, and its norm.
+
+    x, branch: (..., D).  weight: (D,).  Returns two (..., D) in x's dtype.
+    """
+    if use_triton("add_rms_norm", x):
+        from kernels import norm
+
+        return norm.add_rms_norm(x, branch, weight, eps)
+    total = x + branch
+    return total, written.rms_norm(total, weight, eps)
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Attend to what the view lets see, the queries being the last of the keys.
+
+    q: (B, H, Q, E).  k, v: (B, H, K, E), Q <= K, both whole blocks of the view.
+    angles: cosine and sine, (K, E / 2), that turn keys and queries first.
+    Returns (B, H, Q, E) in q's dtype.
+    """
+    if use_triton("attention", q):
+        from kernels import attend
+
+        return attend.attention(q, k, v, view, angles)
+    return written.attention(q, k, v, view, angles)
+
+
+def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
+    """Let all of a few queries see the rows `bounds[0]` up to `bounds[1]` of a static cache.
+
+    q: (B, H, Q, E).  keys, values: (B, H, M, E).  bounds: (2,) int32, on q's device, so that one
+    CUDA graph serves every length.  Returns (B, H, Q, E); there are no gradients.
+    """
+    if use_triton("attend_cache", q):
+        from kernels import decode
+
+        return decode.attend_cache(q, keys, values, bounds)
+    return written.attend_cache(q, keys, values, bounds)
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    before: Tensor | None = None,
+    bonus: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a linear layer's outcome, and the likeliest class.
+
+    x: (R, D).  weight: (V, D).  target: (R,) int64.  bias: (V,).  before: (R,) int64 and bonus:
+    (R,): the logit of class before[r] is raised by bonus[r].  Returns losses (R,) float32 and
+    classes (R,) int64.  No (R, V) array is kept for the gradient on a GPU.
+    """
+    if use_triton("linear_cross_entropy", x):
+        from kernels import entropy
+
+        return entropy.linear_cross_entropy(x, weight, target, bias, before, bonus)
+    return reference.linear_cross_entropy(x, weight, target, bias, before, bonus)
+
+
+def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the nearest row of a codebook for each vector, and what moves the codebook by EMA.
+
+    vectors: (R, D).  book: (K, D), float32.  Returns codes (R,) int64, counts (K,) int64, and sums
+    of the vectors of each code (K, D) float32.  There are no gradients.
+    """
+    if use_triton("assign", vectors):
+        from kernels import quantize
+
+        return quantize.assign(vectors, book)
+    return written.assign(vectors, book)
+
+
+def gru_step(
+    parts: Tensor,
+    state: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-3,
+) -> Tensor:
+    """Take a step of a GRU from the sum of its products: reset, candidate and update in a row.
+
+    parts: (..., 3D).  state: (..., D).  weight, bias: (3D,) of a LayerNorm over the parts, or none.
+    Returns the next state, (..., D).
+    """
+    if use_triton("gru_step", parts):
+        from kernels import recurrent
+
+        return recurrent.gru_step(parts, state, weight, bias, eps)
+    return reference.gru_step(parts, state, weight, bias, eps)

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from kernels.reference import View, rotate
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -62,3 +64,63 @@ class _SwiGlu(torch.autograd.Function):
         torch.mul(grad, silu(gate), out=for_up)
         torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=for_gate)
         return result
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """As `kernels.attention`, block by block: nothing out of view is ever multiplied.
+
+    Outside autocast, which would take the scores to float32 and back: softmax adds up in float32
+    whatever it is given.
+    """
+    queries, keys, size = q.shape[2], k.shape[2], view.size
+    if angles is not None:
+        q = rotate(q, *(a[keys - queries :] for a in angles))
+        k = rotate(k, *angles)
+    with torch.autocast(q.device.type, enabled=False):
+        q = q * q.shape[-1] ** -0.5
+        if size == 1 or q.is_cuda:  # one product under a mask, rather than many small ones
+            seen = view.mask(queries, keys, q.device)
+            return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
+        inside = None
+        if view.causal_inside:
+            inside = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
+        outputs = []
+        for start in range(0, queries, size):
+            last = keys - queries + start + size
+            first = 0 if view.context is None else max(0, last - view.context * size)
+            query = q[:, :, start : start + size]
+            outputs.append(_attend(query, k[:, :, first:last], v[:, :, first:last], inside))
+        return torch.cat(outputs, dim=2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, inside: Tensor | None) -> Tensor:
+    """softmax(q k^T) v.  `inside`, (S, S) bool: which of the last S keys each query may see."""
+    scores = q @ k.transpose(-1, -2)
+    if inside is not None:
+        size = len(inside)
+        own = scores[..., -size:].masked_fill(~inside, float("-inf"))
+        scores = torch.cat([scores[..., :-size], own], dim=-1)
+    return torch.softmax(scores, dim=-1) @ v
+
+
+def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
+    """As `kernels.attend_cache`."""
+    if q.is_cuda:  # a mask, rather than lengths that would have to come back from the GPU
+        row = torch.arange(keys.shape[2], device=q.device)
+        seen = (row >= bounds[0]) & (row < bounds[1])
+        return scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
+    low, high = bounds.tolist()
+    q = q * q.shape[-1] ** -0.5
+    return _attend(q, keys[:, :, low:high], values[:, :, low:high], None)
+
+
+@torch.no_grad()
+def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `kernels.assign`, in parts that stay in the cache."""
+    length = book.square().sum(-1)
+    parts = [torch.addmm(length, part, book.T, alpha=-2).argmin(-1) for part in vectors.split(1024)]
+    codes = torch.cat(parts)
+    counts = torch.bincount(codes, minlength=len(book))
+    return codes, counts, torch.zeros_like(book).index_add_(0, codes, vectors)

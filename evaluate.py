@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import kernels
 from evaluation import goals, plots, policies, task
 from evaluation.agreement import agreement, habits
 from evaluation.controllability import controllability
@@ -33,6 +34,7 @@ from evaluation.session import Session
 from evaluation.speed import measure_play
 from evaluation.still_frames import measure_tokenizer
 from evaluation.windows import spread_windows
+from kernels import Kernels
 from models.goal_codes import GoalCodes
 from models.planner import Planner, PlannerConfig
 from pipeline.cli import run
@@ -91,6 +93,8 @@ class Config:
     """Actions of such a plan that are carried out before what is left of it is revised."""
     workers: int = 0
     """Processes of simulators; 0 is one for each core."""
+    kernels: Kernels = "auto"
+    """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     seed: int = 0
     restart: bool = False
     """Measure again what has been measured."""
@@ -166,6 +170,7 @@ class Job:
 
 
 def main(config: Config) -> None:
+    kernels.choose(config.kernels)
     needed = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
     parallel = min(PARALLEL, needed)
     with Session(config.run, config.shards, config.out, config.workers, parallel) as session:

@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import kernels
 from data.actions import ActionSpec
 from data.shards import Recordings
 from data.splits import Split
+from kernels import Kernels
 from models.planner import Planner, PlannerConfig, ToGoal
 from models.sampling import Sampling
 from models.world import World
@@ -75,6 +77,8 @@ class Config:
     """Side of a picture in pixels; 0 is 512 in the window and 256 in a film."""
     sampling: Sampling = field(default_factory=Sampling)
     """How codes are drawn in a world of codes; by default the likeliest are taken."""
+    kernels: Kernels = "auto"
+    """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     seed: int = 0
     """Draws starts, random actions and codes."""
 
@@ -100,6 +104,7 @@ PRESETS = {
 
 def main(config: Config) -> None:
     check(config)
+    kernels.choose(config.kernels)
     if not config.headless:
         check_display()
     world = load_world(config.run)

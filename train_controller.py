@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import kernels
 from data.clips import Clips
 from data.shards import Recordings
 from data.splits import Split
 from evaluation.windows import spread_windows
+from kernels import Kernels
 from models.actor_critic import ActorCritic, ActorCriticConfig
 from models.build import build_controller, describe
 from models.goal_codes import GoalCodesConfig
@@ -32,8 +34,9 @@ from pipeline import checkpoint as ckpt
 from pipeline.cli import run as run_stage
 from pipeline.latents import LatentClips, cache_latents
 from pipeline.load import load_world
-from pipeline.run import Run, TrainConfig
+from pipeline.run import Run
 from pipeline.shown import ShownSteps, StartsBesideSteps
+from pipeline.train_config import TrainConfig
 
 Method = Literal["cloning", "actor_critic", "goals"]
 
@@ -74,6 +77,8 @@ class Config:
         )
     )
     """Training towards goals."""
+    kernels: Kernels = "auto"
+    """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     restart: bool = False
     """Begin anew, although there is a checkpoint to go on from."""
 
@@ -171,6 +176,7 @@ class Inside:
 
 
 def main(config: Config) -> None:
+    kernels.choose(config.kernels)
     recordings = Recordings(config.run / "shards")
     world = load_world(config.run)
     if "actor_critic" in config.methods and not world.dynamics.has_rewards:

@@ -15,10 +15,12 @@ from typing import Any, cast
 
 import torch
 
+import kernels
 from data.clips import Clips
 from data.shards import Recordings
 from evaluation.open_loop import HORIZONS, imagine, open_loop
 from evaluation.windows import spread_windows
+from kernels import Kernels
 from models.build import build_dynamics, describe
 from models.dynamics import Dynamics
 from models.llama import LlamaConfig
@@ -31,7 +33,8 @@ from pipeline.device import pick_precision
 from pipeline.latents import LatentClips, cache_latents
 from pipeline.load import load_tokenizer
 from pipeline.pictures import grid
-from pipeline.run import Run, TrainConfig
+from pipeline.run import Run
+from pipeline.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Config:
             steps=40000, batch_size=64, learning_rate=1e-3, weight_decay=0.05, evaluate_every=2000
         )
     )
+    kernels: Kernels = "auto"
+    """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     restart: bool = False
     """Begin anew, although there is a checkpoint to go on from."""
 
@@ -129,6 +134,7 @@ PRESETS = {
 
 
 def main(config: Config) -> None:
+    kernels.choose(config.kernels)
     recordings = Recordings(config.run / "shards")
     tokenizer, parent = load_tokenizer(config.run)
     recordings.actions.check_same(

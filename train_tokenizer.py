@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import kernels
 from data.clips import Clips
 from data.shards import Recordings
 from evaluation.metrics import codes_changing, mse, patches_changing, pooled_psnr, psnr, ssim
 from evaluation.windows import spread_windows
+from kernels import Kernels
 from models.build import build_tokenizer, describe
 from models.codes import code_counts, perplexity
 from models.frozen import FrozenConfig
@@ -29,7 +31,8 @@ from models.transformer import TransformerConfig
 from models.vqvae import VqVaeConfig
 from pipeline.cli import run as run_stage
 from pipeline.pictures import grid
-from pipeline.run import Run, TrainConfig
+from pipeline.run import Run
+from pipeline.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Config:
             steps=20000, batch_size=256, learning_rate=1e-3, weight_decay=0.01, evaluate_every=1000
         )
     )
+    kernels: Kernels = "auto"
+    """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     restart: bool = False
     """Begin anew, although there is a checkpoint to go on from."""
 
@@ -138,6 +143,7 @@ PRESETS = {
 
 
 def main(config: Config) -> None:
+    kernels.choose(config.kernels)
     recordings = Recordings(config.run / "shards")
     if recordings.image_size != config.model.image_size:
         raise ValueError(

@@ -223,12 +223,13 @@ class LlamaDynamics(nn.Module):
         cache = memory.cache or self.transformer.empty_cache(memory.latents)
         if memory.given:
             _, cache = self._blocks(memory.latents, memory.actions, memory.given, cache)
+        draft = self.transformer.draft(cache)
         token = self.action(action)[:, None]
         pointed = self.pointer(action) if self.pointer else None
         before = state.latents.unflatten(1, (-1, self.latents.codebooks))
         codes = []
         for position in range(self.latents.patches + 1):
-            out, cache = self.transformer.extend(token, cache, position)
+            out = self.transformer.extend(token, draft, position)
             if position == self.latents.patches:
                 break
             code = self.sampling.choose(self._logits(out, before[:, position]))
@@ -236,6 +237,7 @@ class LlamaDynamics(nn.Module):
             token = self._embed(code, slice(position, position + 1))
             if pointed is not None:
                 token = token + pointed[:, position : position + 1]
+        cache = self.transformer.close(draft)
         return self._arrive(torch.cat(codes, dim=1), out[:, 0], cache, memory)
 
     def _arrive(self, codes: Tensor, summary: Tensor, cache: Cache, memory: LlamaMemory) -> State:

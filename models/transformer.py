@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from kernels import rms_norm, rotate, swiglu
+from kernels import View, add_rms_norm, attend_cache, attention, rms_norm, rotate, swiglu
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,31 @@ class TransformerConfig:
 
 @dataclass
 class Cache:
-    """Keys and values of the blocks in view, per layer: (B, H, C * S, E) each, oldest first."""
+    """Keys and values of the blocks in view, per layer: (B, H, C * S, E) each, oldest first.
+
+    Keys are kept as they were before they are turned by their places, which are counted from the
+    oldest block in view: a window can slide for ever, and no angle loses digits.
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
-    blocks: int
-    """Blocks seen so far, those out of view included."""
 
     def select(self, index: Tensor) -> Cache:
-        return Cache([k[index] for k in self.keys], [v[index] for v in self.values], self.blocks)
+        return Cache([k[index] for k in self.keys], [v[index] for v in self.values])
+
+
+@dataclass
+class Draft:
+    """A block that is being written token by token, behind the blocks in view.
+
+    turned, values: per layer (B, H, C * S, E), with room for the block; `past` rows of a layer's
+    come from the cache.
+    """
+
+    turned: list[Tensor]
+    values: list[Tensor]
+    cache: Cache
+    past: int
 
 
 class RmsNorm(nn.Module):
@@ -79,13 +96,22 @@ class Rotary(nn.Module):
         columns = pairs - time - rows
         self.register_buffer("places", places.float(), persistent=False)
         self.counts = (time, rows, columns)
+        self._known: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, start: int, blocks: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, (blocks * S, E / 2) each, for blocks `start`, `start + 1` ..."""
-        when = torch.arange(start, start + blocks, device=self.places.device).float()
+    def forward(self, blocks: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, (blocks * S, E / 2) each, for blocks in a row, the first at time 0."""
+        known = self._known
+        if known is None or len(known[0]) < blocks * len(self.places):
+            known = self._known = self._angles(blocks)
+        if known[0].device != self.places.device:
+            known = self._known = (known[0].to(self.places), known[1].to(self.places))
+        rows = blocks * len(self.places)
+        return known[0][:rows], known[1][:rows]
+
+    def _angles(self, blocks: int) -> tuple[Tensor, Tensor]:
         size = len(self.places)
         axes = (
-            when.repeat_interleave(size),
+            torch.arange(blocks, device=self.places.device).float().repeat_interleave(size),
             self.places[:, 0].repeat(blocks),
             self.places[:, 1].repeat(blocks),
         )
@@ -124,122 +150,121 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Tensor,
+        branch: Tensor | None,
         angles: tuple[Tensor, Tensor],
         past: tuple[Tensor, Tensor] | None,
-        size: int,
-        inside: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x: (B, T * size, D), whole blocks after `past` -> the same; the keys and values seen."""
-        q, k, v = self.project(x, angles, past)
-        seen = windowed_attention(q, k, v, size, self.config.context, inside)
-        return self.finish(x, seen), k, v
+        view: View,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x: (B, T * S, D), whole blocks after `past`, and the branch not added to it yet.
 
-    def project(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x: (B, S, D) -> its queries (B, H, S, E), and the keys and values of the past and x."""
-        qkv = self.qkv(self.attention_norm(x))
-        q, k, v = rearrange(qkv, "B S (three H E) -> three B H S E", three=3, H=self.config.heads)
-        q = rotate(self.query_norm(q), *angles)
-        k = rotate(self.key_norm(k), *angles)
+        Returns the same two after the layer, and the keys and values seen.
+        """
+        x, q, k, v = self.project(x, branch)
         if past is not None:
             k = torch.cat([past[0].to(k.dtype), k], dim=2)
             v = torch.cat([past[1].to(v.dtype), v], dim=2)
-        return q, k, v
+        seen = attention(q, k, v, view, angles)
+        x, branch = self.finish(x, seen)
+        return x, branch, k, v
 
-    def finish(self, x: Tensor, seen: Tensor) -> Tensor:
-        """Add what attention saw, (B, H, S, E), and the feed-forward to x, (B, S, D)."""
-        x = x + self.dropout(self.out(rearrange(seen, "B H S E -> B S (H E)")))
-        return x + self.dropout(self.down(swiglu(self.gate_up(self.feed_norm(x)))))
+    def project(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Add the branch to x, (B, S, D): queries, keys and values, (B, H, S, E), not turned."""
+        x, normed = _add_norm(x, branch, self.attention_norm)
+        qkv = self.qkv(normed)
+        q, k, v = rearrange(qkv, "B S (three H E) -> three B H S E", three=3, H=self.config.heads)
+        return x, self.query_norm(q), self.key_norm(k), v
 
-
-def windowed_attention(
-    q: Tensor, k: Tensor, v: Tensor, size: int, context: int, inside: Tensor | None
-) -> Tensor:
-    """Let each block see itself and the `context - 1` blocks before it.
-
-    q: (B, H, T * size, E).  k, v: (B, H, (P + T) * size, E) with P <= context - 1 past blocks.
-    Block by block rather than under one mask: nothing out of view is ever multiplied.
-    """
-    past = (k.shape[2] - q.shape[2]) // size
-    q = q * q.shape[-1] ** -0.5
-    outputs = []
-    for block in range(q.shape[2] // size):
-        last = (past + block + 1) * size
-        first = max(0, last - context * size)
-        query = q[:, :, block * size : (block + 1) * size]
-        outputs.append(attention(query, k[:, :, first:last], v[:, :, first:last], inside))
-    return torch.cat(outputs, dim=2)
+    def finish(self, x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Add what attention saw, (B, H, S, E), to x, (B, S, D): it, and the feed-forward branch
+        that is to be added."""
+        branch = self.dropout(self.out(rearrange(seen, "B H S E -> B S (H E)")))
+        x, normed = _add_norm(x, branch, self.feed_norm)
+        return x, self.dropout(self.down(swiglu(self.gate_up(normed))))
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, inside: Tensor | None = None) -> Tensor:
-    """softmax(q k^T) v.  `inside`, (S, S) bool: which of the last S keys each query may see.
-
-    Outside autocast, which would take the scores to float32 and back: softmax adds up in float32
-    whatever it is given.
-    """
-    with torch.autocast(q.device.type, enabled=False):
-        scores = q @ k.transpose(-1, -2)
-        if inside is not None:
-            size = len(inside)
-            own = scores[..., -size:].masked_fill(~inside, float("-inf"))
-            scores = torch.cat([scores[..., :-size], own], dim=-1)
-        return torch.softmax(scores, dim=-1) @ v
+def _add_norm(x: Tensor, branch: Tensor | None, norm: RmsNorm) -> tuple[Tensor, Tensor]:
+    if branch is None:
+        return x, norm(x)
+    return add_rms_norm(x, branch, norm.weight)
 
 
 class Transformer(nn.Module):
     """Layers over a sequence of equal blocks, with a cache of the blocks in view."""
 
-    inside: Tensor | None
+    bounds: Tensor
 
     def __init__(self, config: TransformerConfig, places: Tensor, causal_inside: bool) -> None:
+        """places: (S, 2) row and column of a block's tokens."""
         super().__init__()
         self.config = config
         self.size = len(places)
         self.rotary = Rotary(config.width // config.heads, places)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RmsNorm(config.width)
-        inside = torch.ones(self.size, self.size, dtype=torch.bool).tril()
-        self.register_buffer("inside", inside if causal_inside else None, persistent=False)
+        self.view = View(self.size, config.context, causal_inside)
+        rows = torch.arange(1, 1 + config.context * self.size, dtype=torch.int32)
+        bounds = torch.stack([torch.zeros_like(rows), rows], dim=1)
+        self.register_buffer("bounds", bounds, persistent=False)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """x: (B, T * S, D), whole blocks that follow the cache -> (B, T * S, D), the new cache."""
-        blocks = x.shape[1] // self.size
-        start = cache.blocks if cache else 0
-        angles = self.rotary(start, blocks)
+        past_rows = cache.keys[0].shape[2] if cache else 0
+        angles = self.rotary((past_rows + x.shape[1]) // self.size)
         keep = self.size * (self.config.context - 1)
         forgets = self.config.recompute and self.training and torch.is_grad_enabled()
         keys, values = [], []
+        branch = None
         for index, layer in enumerate(self.layers):
             past = (cache.keys[index], cache.values[index]) if cache else None
-            given = (x, angles, past, self.size, self.inside)
+            given = (x, branch, angles, past, self.view)
             if forgets:
-                x, k, v = checkpoint(layer, *given, use_reentrant=False)  # type: ignore[misc]
+                x, branch, k, v = checkpoint(layer, *given, use_reentrant=False)  # type: ignore[misc]
             else:
-                x, k, v = layer(*given)
+                x, branch, k, v = layer(*given)
             keys.append(k[:, :, max(0, k.shape[2] - keep) :])
             values.append(v[:, :, max(0, v.shape[2] - keep) :])
-        return self.norm(x), Cache(keys, values, start + blocks)
+        return _add_norm(x, branch, self.norm)[1], Cache(keys, values)
 
-    def extend(self, x: Tensor, cache: Cache, position: int) -> tuple[Tensor, Cache]:
-        """Take the one token at `position` of the block that follows the cache: (B, 1, D)."""
-        cosine, sine = self.rotary(cache.blocks, 1)
-        angles = (cosine[position : position + 1], sine[position : position + 1])
-        full = position + 1 == self.size
-        keep = self.size * (self.config.context - 1)
-        keys, values = [], []
+    def draft(self, cache: Cache) -> Draft:
+        """Begin the block that follows the cache."""
+        past = cache.keys[0].shape[2]
+        cosine, sine = (a[:past] for a in self.rotary(self.config.context))
+        room = (0, 0, 0, self.size)  # rows behind the past
+        turned = [pad(rotate(k, cosine, sine), room) for k in cache.keys]
+        return Draft(turned, [pad(v, room) for v in cache.values], cache, past)
+
+    def extend(self, x: Tensor, draft: Draft, position: int) -> Tensor:
+        """Write the token at `position` of the block: (B, 1, D) -> (B, 1, D)."""
+        row = draft.past + position
+        angles = self.rotary(self.config.context)
+        cosine, sine = (a[row : row + 1] for a in angles)
+        seen_rows = self.bounds[row]
+        branch = None
         for index, layer in enumerate(self.layers):
-            past = (cache.keys[index], cache.values[index])
-            q, k, v = layer.project(x, angles, past)  # type: ignore[operator]
-            x = layer.finish(x, attention(q * q.shape[-1] ** -0.5, k, v))  # type: ignore[operator]
-            low = max(0, k.shape[2] - keep) if full else 0
-            keys.append(k[:, :, low:])
-            values.append(v[:, :, low:])
-        return self.norm(x), Cache(keys, values, cache.blocks + full)
+            x, q, k, v = layer.project(x, branch)  # type: ignore[operator]
+            turned, values = draft.turned[index], draft.values[index]
+            turned[:, :, row : row + 1] = rotate(k, cosine, sine)
+            values[:, :, row : row + 1] = v
+            q = rotate(q, cosine, sine).to(turned.dtype)
+            seen = attend_cache(q, turned, values, seen_rows).to(x.dtype)
+            x, branch = layer.finish(x, seen)  # type: ignore[operator]
+        return _add_norm(x, branch, self.norm)[1]
+
+    def close(self, draft: Draft) -> Cache:
+        """Take the block, which is full, among those in view."""
+        past = draft.past
+        oldest = max(0, past + self.size - self.size * (self.config.context - 1))
+        cosine, sine = (a[past : past + self.size] for a in self.rotary(self.config.context))
+        keys, values = [], []
+        for turned, value, before in zip(draft.turned, draft.values, draft.cache.keys, strict=True):
+            own = rotate(turned[:, :, past:], cosine, -sine)
+            keys.append(torch.cat([before.to(own.dtype), own], dim=2)[:, :, oldest:])
+            values.append(value[:, :, oldest:])
+        return Cache(keys, values)
 
     def empty_cache(self, like: Tensor) -> Cache:
         """A cache of nothing, for sequences as many as `like` has rows."""
         head = self.config.width // self.config.heads
         shape = (len(like), self.config.heads, 0, head)
         nothing = [torch.zeros(shape, device=like.device) for _ in self.layers]
-        return Cache(nothing, list(nothing), 0)
+        return Cache(nothing, list(nothing))

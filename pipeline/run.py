@@ -6,16 +6,13 @@ resume, m.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import pairwise
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,16 +22,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+import kernels
 from data.order import batch_order
 from models.world import Arithmetic, arithmetic
 from pipeline import checkpoint as ckpt
 from pipeline import sharding
-from pipeline.average import Average
-from pipeline.device import Precision, describe_device, pick_device, pick_precision
+from pipeline.descent import Descent
+from pipeline.device import describe_device, pick_device, pick_precision
 from pipeline.finite import Finite, Losses
+from pipeline.idle import Idle
 from pipeline.lock import lock
 from pipeline.log import Log
 from pipeline.signals import asked_to_stop
+from pipeline.train_config import TrainConfig
 
 B = TypeVar("B", covariant=True)
 
@@ -43,46 +43,6 @@ class Batches(Sized, Protocol[B]):
     """Anything that gives a batch for an array of indices."""
 
     def batch(self, indices: np.ndarray) -> B: ...
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    steps: int = 1000
-    """Optimizer steps in all, those before a resume included."""
-    batch_size: int = 32
-    """Clips (or frames) a step, over all processes."""
-    accumulate: int = 1
-    """Parts that a batch is cut into, to fit the memory; the step is the same."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
-    warmup: int = 50
-    """Steps of linear warm-up."""
-    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
-    """After the warm-up: cosine to a fiftieth, halved when validation stalls, or constant."""
-    weight_decay: float = 0.01
-    beta2: float = 0.95
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    average: float = 0.99
-    """Decay of the moving average of the weights that is validated and handed on; 0 is none."""
-    patience: int = 0
-    """Stop after this many validations without a better one; 0 never."""
-    evaluate_every: int = 200
-    """Steps between validations."""
-    save_every: int = 100
-    """Steps between checkpoints; a signal saves at once."""
-    report_every: int = 20
-    """Steps between lines of the log."""
-    precision: Precision = "auto"
-    """bf16, fp16 (with a loss scaler) or fp32 arithmetic; auto takes bf16 where the hardware has
-    it."""
-    sharding: Literal["none", "fsdp"] = "none"
-    """Spread weights, gradients and optimizer state over the processes (FSDP)."""
-    workers: int = 0
-    """Processes that load batches; the batches do not depend on it."""
-    seed: int = 0
-    wandb: bool = False
-    """Log to Weights & Biases too (pip install wandb)."""
 
 
 class Run:
@@ -124,42 +84,30 @@ class Run:
 
         last = folder / "last.pt"
         self.model = model.to(self.device)
-        self.objective = _Objective(model, objective or model.loss)  # type: ignore[arg-type]
-        self.twin: nn.Module | None = None  # of a sharded model: whole, for validation
-        if train.sharding == "fsdp" and self.accelerator.num_processes > 1:
-            self.twin = copy.deepcopy(model).cpu()
-            sharding.shard(self.objective, self.device)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            trained,
-            lr=train.learning_rate,
-            betas=(0.9, train.beta2),
-            weight_decay=train.weight_decay,
-            fused=self.device.type == "cuda" or None,
-        )
-        self.optimizer = self.accelerator.prepare(self.optimizer)
-        self.wrapped = self.objective if self.twin else self.accelerator.prepare(self.objective)
-        # fp16 ends at 65504 and at 6e-8: losses are scaled up, what overflows then is left out
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.finite = Finite(stage, last, at_once=self.device.type == "cpu")
-        self.average = Average(model, train.average)
+        self.descent = Descent(
+            model, objective or model.loss, train, self.accelerator, self.precision,  # type: ignore[arg-type]
+            self.finite, self.say,
+        )  # fmt: skip
+        self.idle = Idle(self.device)
 
         self.step, self.best, self.waited, self.seconds = 0, None, 0, 0.0
         self.factor = 1.0  # of the learning rate, halved on a plateau
         if last.exists() and not restart:
-            self._resume(ckpt.load(last, stage, "cpu" if self.twin else self.device))
+            self._resume(ckpt.load(last, stage, "cpu" if self.descent.twin else self.device))
         elif self.is_main:
             for old in ("best.pt", "last.pt"):
                 (folder / old).unlink(missing_ok=True)
         self.log = Log(folder, self.step, train.wandb) if self.is_main else None
         self._recent: dict[str, float] = {}
         self._stop = False
-        parameters = sum(p.numel() for p in trained) / 1e6
+        parameters = sum(p.numel() for p in self.descent.trained) / 1e6
+        self.kernels = kernels.describe(self.device)
         self.say(
-            f"{stage}: {describe_device(self.device)}, {self.precision}, "
+            f"{stage}: {describe_device(self.device)}, {self.precision}, {self.kernels}, "
             f"{self.accelerator.num_processes} process(es), {parameters:.2f} M parameters, {data}"
         )
-        if train.sharding == "fsdp" and not self.twin:
+        if train.sharding == "fsdp" and not self.descent.twin:
             self.say(f"{stage}: --train.sharding fsdp has no effect in one process; use torchrun")
         if self.step:
             self.say(f"{stage}: goes on from step {self.step} of {train.steps} ({last})")
@@ -207,7 +155,7 @@ class Run:
         )
         started = time.monotonic()
         with asked_to_stop(self._ask), bar:
-            for batch in loader:
+            for batch in self.idle.waiting(loader):
                 torch.manual_seed(hash_seed(self.train.seed, self.step))
                 yield self.step, batch
                 self.seconds += time.monotonic() - started
@@ -226,53 +174,25 @@ class Run:
 
     def descend(self, *tensors: Tensor | None) -> Losses:
         """Take one optimizer step on `objective(*tensors)`; the first axis is the batch."""
-        self.model.train()
-        self._set_learning_rate()
-        first = next(t for t in tensors if t is not None)
-        rows = len(first)
-        parts = min(self.train.accumulate, rows)
-        bounds = [rows * i // parts for i in range(parts + 1)]
-        totals: Losses = {}
-        goes_on = self.device.type == "cuda"  # nothing in here may wait for the GPU
-        to_device = partial(Tensor.to, device=self.device, non_blocking=goes_on)
-        for low, high in pairwise(bounds):
-            chunk = [None if t is None else to_device(t[low:high]) for t in tensors]
-            with arithmetic(self.device, self.precision):
-                losses = self.wrapped(*chunk)
-            share = (high - low) / rows
-            total = sum((v for v in losses.values() if v.requires_grad), torch.zeros(()))
-            self.finite.expect("loss", total, self.step, losses)
-            self.accelerator.backward(self.scaler.scale(total * share))
-            for name, value in losses.items():
-                totals[name] = totals.get(name, torch.zeros(())) + value.detach() * share
-        norm = self._step_optimizer(totals)
+        with self.idle.busy():
+            totals = self.descent.take_step(self.step, self._learning_rate(), tensors)
+        norm = totals.pop("grad_norm")
         self.step += 1
         if self.step % self.train.report_every == 0 or self.step == 1:
             self.finite.check()
             self._recent = {k: float(v) for k, v in totals.items()}
-            extra = {"grad_norm": float(norm), "learning_rate": self._learning_rate()}
-            if self.scaler.is_enabled():
-                extra["loss_scale"] = self.scaler.get_scale()
+            extra = {
+                "grad_norm": float(norm),
+                "learning_rate": self._learning_rate(self.step - 1),
+                "idle": self.idle.share(),
+            }
+            if self.descent.scaler.is_enabled():
+                extra["loss_scale"] = self.descent.scaler.get_scale()
             if not isfinite(extra["grad_norm"]):
                 del extra["grad_norm"]  # a step that was left out; JSON has no infinity
             if self.log:
                 self.log.write(self.step, self._recent | extra)
         return totals
-
-    def _step_optimizer(self, terms: Losses) -> Tensor:
-        """Descend by the gradient, unless fp16 has made it infinite; give its norm."""
-        self.scaler.unscale_(self.optimizer)
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.train.clip)
-        norm = sharding.whole(norm, self.device)
-        if not self.scaler.is_enabled():
-            self.finite.expect("gradient", norm, self.step, terms)
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler.get_scale() >= scale:  # it falls when a step is left out
-            self.average.follow(self.step)
-        return norm
 
     def due(self, every: int) -> bool:
         """True after each `every` steps, and at the end."""
@@ -303,11 +223,12 @@ class Run:
     def averaged(self) -> Iterator[nn.Module]:
         """The model with its averaged weights, in eval mode, without gradients."""
         self.finite.check()
-        if self.twin:
-            self.twin.load_state_dict(sharding.whole(self.averaged_weights()))
+        twin = self.descent.twin
+        if twin is not None:
+            twin.load_state_dict(sharding.whole(self.averaged_weights()))
             with torch.no_grad(), arithmetic(self.device, self.precision):
-                yield self.twin.to(self.device).eval()
-            self.twin.cpu()
+                yield twin.to(self.device).eval()
+            twin.cpu()
             return
         own = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.model.load_state_dict(self.averaged_weights())
@@ -327,24 +248,16 @@ class Run:
     # -- state ------------------------------------------------------------------------------
 
     def averaged_weights(self) -> dict[str, Tensor]:
-        return self.average.weights if self.train.average else self.model.state_dict()
+        return self.descent.average.weights if self.train.average else self.model.state_dict()
 
     def save(self) -> None:
         """Write last.pt, whole or not at all; every process has to call it."""
         self.finite.check()
-        weights = sharding.whole(self.model.state_dict())
-        average = sharding.whole(self.average.weights)
-        optimizer = sharding.whole(self.optimizer.state_dict())
+        state = self.descent.state()
         if not self.is_main:
             return
-        checkpoint = self._described(weights)
-        checkpoint |= {
-            "average": average,
-            "optimizer": optimizer,
-            "scaler": self.scaler.state_dict(),
-            "waited": self.waited,
-            "factor": self.factor,
-        }
+        checkpoint = self._described(state["model"]) | state
+        checkpoint |= {"waited": self.waited, "factor": self.factor}
         ckpt.save(self.folder / "last.pt", checkpoint)
 
     def _described(self, weights: dict[str, Tensor]) -> ckpt.Checkpoint:
@@ -358,6 +271,7 @@ class Run:
             "step": self.step,
             "best": self.best,
             "seconds": self.seconds,
+            "kernels": self.kernels,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }
 
@@ -375,26 +289,19 @@ class Run:
                 f"{where} was begun on {known['path']} with fingerprint {known['fingerprint']}, "
                 f"but now it is {parent['fingerprint']}; --restart begins anew"
             )
-        self.model.load_state_dict(sharding.parted(last["model"], self.model.state_dict()))
-        self.average.weights = sharding.parted(last["average"], self.average.weights)
-        sharding.load_optimizer(self.optimizer, last["optimizer"])
-        if self.scaler.is_enabled() and last.get("scaler"):
-            self.scaler.load_state_dict(last["scaler"])
+        self.descent.load(last)
         self.step, self.best, self.waited = last["step"], last["best"], last["waited"]
         self.seconds, self.factor = last["seconds"], last["factor"]
 
-    def _learning_rate(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
-
-    def _set_learning_rate(self) -> None:
-        train = self.train
-        rise = min(1.0, (self.step + 1) / max(1, train.warmup))
+    def _learning_rate(self, step: int | None = None) -> float:
+        """Of a step; the next one if none is given."""
+        train, step = self.train, self.step if step is None else step
+        rise = min(1.0, (step + 1) / max(1, train.warmup))
         fall = 1.0
         if train.schedule == "cosine":
-            through = self.step / max(1, train.steps)
+            through = step / max(1, train.steps)
             fall = 0.02 + 0.98 * (1 + np.cos(np.pi * min(1.0, through))) / 2
-        for group in self.optimizer.param_groups:
-            group["lr"] = float(train.learning_rate * rise * fall * self.factor)
+        return float(train.learning_rate * rise * fall * self.factor)
 
     def _of_main(self, value: float) -> float:
         """What the main process holds: a branch on it is then the same for all."""
@@ -414,18 +321,6 @@ class Run:
             return self._stop
         flag = torch.tensor([float(self._stop)], device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item() > 0)  # type: ignore[union-attr]
-
-
-class _Objective(nn.Module):
-    """The loss as a forward pass, which is where DDP listens."""
-
-    def __init__(self, model: nn.Module, function: Callable[..., Losses]) -> None:
-        super().__init__()
-        self.model = model
-        self.function = function
-
-    def forward(self, *tensors: Tensor | None) -> Losses:
-        return self.function(*tensors)
 
 
 class _Steps(Dataset[Any]):

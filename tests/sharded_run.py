@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from models.transformer import Transformer, TransformerConfig
-from pipeline.run import Run, TrainConfig
+from pipeline.run import Run
+from pipeline.train_config import TrainConfig
 
 TRAIN = TrainConfig(
     steps=3, batch_size=8, accumulate=2, warmup=1, evaluate_every=2, save_every=10,
@@ -84,7 +85,7 @@ def go(folder: Path, steps: int, sharding: Literal["none", "fsdp"] = "none") -> 
         "figures": figures,
         "weights": sum(p.numel() for p in own if p.requires_grad),
         "best": run.best,
-        "shown": run.objective.model.shown,
+        "shown": run.descent.objective.model.shown,
     }
     (folder / f"process-{run.accelerator.process_index}.json").write_text(json.dumps(found))
     if run.is_main:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint as ckpt
-from pipeline.run import Run, TrainConfig
+from pipeline.run import Run
+from pipeline.train_config import TrainConfig
 
 TRAIN = TrainConfig(
     steps=12, batch_size=8, warmup=2, evaluate_every=4, save_every=3, report_every=1,
@@ -118,19 +119,19 @@ def test_a_step_that_overflows_fp16_is_left_out_and_the_loss_scale_halves(tmp_pa
     )  # fmt: skip
 
     def state() -> dict[str, Tensor]:
-        moments = run.optimizer.state_dict()["state"]
+        moments = run.descent.optimizer.state_dict()["state"]
         named = {f"{i} {k}": v for i, kept in moments.items() for k, v in kept.items()}
-        named |= {f"average {k}": v for k, v in run.average.weights.items()}
+        named |= {f"average {k}": v for k, v in run.descent.average.weights.items()}
         return {k: v.clone() for k, v in (named | line.state_dict()).items()}
 
     for step, x in run.batches(Points()):
         factor["is"] = 1e5 if step == 5 else 1.0
-        before, scale = state(), run.scaler.get_scale()
+        before, scale = state(), run.descent.scaler.get_scale()
         run.descend(x)
-        after, left_out = state(), run.scaler.get_scale() < scale
+        after, left_out = state(), run.descent.scaler.get_scale() < scale
         assert left_out == (step == 5) and run.step == step + 1
         if left_out:
-            assert equal(before, after) and run.scaler.get_scale() == scale / 2
+            assert equal(before, after) and run.descent.scaler.get_scale() == scale / 2
         elif before.keys() == after.keys():
             assert not any(torch.equal(before[k], after[k]) for k in before)
     run._lock.close()

@@ -59,18 +59,31 @@ def test_token_by_token_with_a_cache_equals_all_at_once():
     model = Transformer(CONFIG, PLACES, causal_inside=True)
     x = blocks(6)
     whole, cache, parts = model(x)[0], model.empty_cache(x), []
-    for index in range(x.shape[1]):
-        out, cache = model.extend(x[:, index : index + 1], cache, index % 4)
-        parts.append(out)
+    for block in x.split(4, dim=1):
+        draft = model.draft(cache)
+        for position in range(4):
+            parts.append(model.extend(block[:, position : position + 1], draft, position))
+        cache = model.close(draft)
     assert torch.allclose(whole, torch.cat(parts, dim=1), atol=1e-5)
 
 
-def test_only_differences_of_time_matter():
-    model = Transformer(CONFIG, PLACES, causal_inside=False)
-    x = blocks(2)
-    late = model.empty_cache(x)
-    late.blocks = 50
-    assert torch.allclose(model(x)[0], model(x, late)[0], atol=1e-4)
+def test_a_draft_leaves_its_cache_alone_and_one_cache_serves_many():
+    model = Transformer(CONFIG, PLACES, causal_inside=True)
+    cache = model(blocks(3))[1]
+    before = [k.clone() for k in cache.keys + cache.values]
+    first, second = (model.extend(blocks(1)[:, :1], model.draft(cache), 0) for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(before, cache.keys + cache.values, strict=True))
+
+
+def test_a_window_that_has_slid_for_long_is_as_exact_as_a_new_one():
+    """One layer sees its context and no more, so that a cache from far before must not differ."""
+    model = Transformer(replace(CONFIG, layers=1), PLACES, causal_inside=False)
+    last, cache = blocks(3), None
+    for number in range(200):
+        cache = model(blocks(3) * (1 + number), cache)[1]
+    cache = model(last[:, :8], cache)[1]
+    assert torch.allclose(model(last)[0][:, 8:], model(last[:, 8:], cache)[0], atol=1e-6)
 
 
 def trained(config: TransformerConfig) -> tuple[torch.Tensor, list[torch.Tensor], int]:

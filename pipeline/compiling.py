@@ -1,0 +1,85 @@
+"""Whether compiling a loss pays for its start-up: timed, not assumed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from pipeline.train_config import Compile
+
+TRIAL = 10  # steps that are timed each way; the first of each are left out
+LONG = 600.0  # seconds of steps ahead, below which it is not tried: start-up takes a minute or two
+
+
+class Compiling:
+    """Compiles `module` at once, never, or once it has been faster in the steps themselves."""
+
+    def __init__(self, module: nn.Module, wish: Compile, say: Callable[[str], None]) -> None:
+        self.module, self.say = module, say
+        self._trying = wish == "auto"
+        self._eager: list[float] = []
+        self._compiled: list[float] = []
+        if wish != "no" and not torch.cuda.is_available() and not _compiler():
+            raise ValueError(
+                f"--train.compile {wish} needs a C++ compiler, and there is no g++ or clang++ "
+                f"here; install one (Debian, Ubuntu: apt-get install g++), or leave it out"
+            )
+        if wish == "yes":
+            module.compile()
+
+    @property
+    def on(self) -> bool:
+        return self.module._compiled_call_impl is not None
+
+    @contextmanager
+    def timed(self, ahead: int) -> Iterator[None]:
+        """Take a step in here; `ahead` more come after it."""
+        if not self._trying:
+            yield
+            return
+        began = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        (self._compiled if self.on else self._eager).append(time.perf_counter() - began)
+        if not self.on and len(self._eager) == TRIAL:
+            self._begin(ahead)
+        elif self.on and len(self._compiled) == TRIAL:
+            self._decide()
+
+    def _begin(self, ahead: int) -> None:
+        left = ahead * _usual(self._eager)
+        if left < LONG:
+            self._trying = False
+            self.say(f"compile: not tried, {left:.0f} s are left")
+        else:
+            self.module.compile()
+
+    def _decide(self) -> None:
+        self._trying = False
+        eager, compiled = _usual(self._eager), _usual(self._compiled)
+        kept = "kept" if compiled < eager else "given up"
+        if compiled >= eager:
+            self.module._compiled_call_impl = None
+        self.say(
+            f"compile: a step takes {1000 * compiled:.0f} ms instead of {1000 * eager:.0f} ms, "
+            f"after {self._compiled[0]:.0f} s of start-up; {kept}"
+        )
+
+
+def _usual(seconds: list[float]) -> float:
+    return statistics.median(seconds[TRIAL // 2 :])
+
+
+def _compiler() -> str | None:
+    named = os.environ.get("CXX", "")
+    return next(
+        (found for name in (named, "g++", "clang++") if (found := shutil.which(name))), None
+    )

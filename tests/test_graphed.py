@@ -1,0 +1,64 @@
+"""Recorded steps; on a CPU the recording is a stand-in with the same fixed inputs and outputs."""
+
+import pytest
+import torch
+from test_run import Line, equal, train, weights
+
+from pipeline.graphed import WARM_UP, Graphed
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_a_recorded_function_gives_what_the_function_gives():
+    graphed = Graphed(lambda x, none, y: (x * y, (x + y).sum()), DEVICE)
+    for seed in range(WARM_UP + 3):
+        random = torch.Generator().manual_seed(seed)
+        x, y = (torch.randn(4, 3, generator=random) for _ in range(2))
+        product, total = graphed(x, None, y)
+        assert torch.allclose(product.cpu(), x * y)
+        assert torch.allclose(total.cpu(), (x + y).sum(), atol=1e-5)
+
+
+def test_outputs_lie_where_they_lay_and_inputs_are_copied():
+    graphed = Graphed(lambda x: (x + 1,), DEVICE)
+    given = torch.zeros(3)
+    kept = [graphed(given + n)[0] for n in range(WARM_UP + 3)]
+    assert len({t.data_ptr() for t in kept[WARM_UP:]}) == 1
+    assert kept[-1].tolist() == [WARM_UP + 3.0] * 3 and given.tolist() == [0.0] * 3
+
+
+def test_another_shape_is_refused():
+    graphed = Graphed(lambda x: (x,), DEVICE)
+    graphed(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"of \(3,\), but now there is one of \(4,\)"):
+        graphed(torch.zeros(4))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_of_recorded_steps_learns_what_others_learn(tmp_path, accumulate):
+    plain = train(tmp_path / "plain", accumulate=accumulate)
+    graphed = train(tmp_path / "graphed", accumulate=accumulate, graph=True)
+    same = weights(tmp_path / "plain"), weights(tmp_path / "graphed")
+    assert all(torch.allclose(same[0][k], same[1][k], atol=1e-6) for k in same[0])
+    assert graphed.best == pytest.approx(plain.best, rel=1e-4)
+
+
+def test_recorded_runs_resume(tmp_path):
+    train(tmp_path / "whole", graph=True)
+    train(tmp_path / "parts", graph=True, stop_at=6)
+    train(tmp_path / "parts", graph=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_recorded_run_stops_at_a_loss_that_is_not_finite(tmp_path):
+    class Broken(Line):
+        def loss(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"error": self.net(x).mean() * torch.where(x.max() > 0.9, torch.nan, 1.0)}
+
+    with pytest.raises(ValueError, match="the loss is not finite"):
+        train(tmp_path, graph=True, model=Broken)
+
+
+def test_what_cannot_be_recorded_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="in bf16 or fp32, but there are 1 process"):
+        train(tmp_path, graph=True, precision="fp16")

@@ -6,6 +6,7 @@ same mathematics in PyTorch elsewhere.  Triton is imported only where it runs.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kernels import reference, written
@@ -126,8 +127,11 @@ def linear_cross_entropy(
     if use_triton("linear_cross_entropy", x):
         from kernels import entropy
 
+        if torch.is_autocast_enabled(x.device.type):
+            narrow = torch.get_autocast_dtype(x.device.type)
+            x, weight = x.to(narrow), weight.to(narrow)
         return entropy.linear_cross_entropy(x, weight, target, bias, before, bonus)
-    return reference.linear_cross_entropy(x, weight, target, bias, before, bonus)
+    return written.linear_cross_entropy(x, weight, target, bias, before, bonus)
 
 
 def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention, silu
 
 from kernels.reference import View, rotate
 
@@ -107,13 +107,30 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, inside: Tensor | None) -> Tensor:
 
 def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
     """As `kernels.attend_cache`."""
-    if q.is_cuda:  # a mask, rather than lengths that would have to come back from the GPU
+    if q.is_cuda or torch.compiler.is_compiling():
+        # a mask, rather than lengths that would have to come back from the GPU
         row = torch.arange(keys.shape[2], device=q.device)
         seen = (row >= bounds[0]) & (row < bounds[1])
         return scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
     low, high = bounds.tolist()
     q = q * q.shape[-1] ** -0.5
     return _attend(q, keys[:, :, low:high], values[:, :, low:high], None)
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    before: Tensor | None,
+    bonus: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As `kernels.linear_cross_entropy`, the product in the precision of autocast."""
+    logits = linear(x, weight, bias)
+    if before is not None and bonus is not None:
+        logits = logits.scatter_add(-1, before[:, None], bonus[:, None].to(logits.dtype))
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(wide, target, reduction="none"), logits.detach().argmax(-1)
 
 
 @torch.no_grad()

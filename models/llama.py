@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
+from kernels import linear_cross_entropy
 from models.codes import CodeVectors, numbered
 from models.dynamics import State
 from models.embed import ActionEmbedding, PointerEmbedding
@@ -38,8 +39,8 @@ class LlamaConfig:
     """Weight of a patch whose code changes, beside 1 for one that stays: most stay, and a model
     that copies would be right nearly everywhere."""
     imagined: float = 0.25
-    """Share of training steps in which the later frames of a clip are the model's own, as they
-    will be in imagination (frame decoding only)."""
+    """Share of training clips whose later frames are the model's own, as they will be in
+    imagination (frame decoding only)."""
     rewards: bool = True
     """Learn a reward and a continue head."""
     reward_weight: float = 0.1
@@ -125,9 +126,7 @@ class LlamaDynamics(nn.Module):
     ) -> dict[str, Tensor]:
         """Cross-entropy of the next codes, and of the heads where the data has them."""
         if self.config.decoding == "frame":
-            shown = latents[:, :-1]
-            if self.config.imagined and torch.rand(()) < self.config.imagined:
-                shown = self._show_own(shown, actions)
+            shown = self._show_own(latents[:, :-1], actions)
             out = self._blocks(shown, actions[:, :-1], [True] * shown.shape[1])[0]
             out, summary = out[:, :, 1:], out[:, :, 0]
         else:
@@ -136,15 +135,12 @@ class LlamaDynamics(nn.Module):
             out = self._blocks(latents, leading, given)[0]
             shown, out, summary = latents[:, :-1], out[:, 1:, :-1], out[:, 1:, -1]
         target = latents[:, 1:]
-        logits = self._logits(out, shown)
+        entropy, likeliest = self._surprise(out, shown, target)
         changed = latents[:, :-1] != target
         weight = 1 + (self.config.change_weight - 1) * changed.float()
-        entropy = nn.functional.cross_entropy(
-            logits.flatten(0, -2).float(), target.flatten(), reduction="none"
-        ).view(target.shape)
         with torch.no_grad():
             # sums under a mask: indexing by one would wait for the GPU
-            right = (logits.argmax(-1) == target) & changed
+            right = (likeliest == target) & changed
             share = right.sum() / changed.sum().clamp(min=1)
         losses = {
             # a plain mean: processes and parts of a batch then add up to the whole
@@ -164,12 +160,18 @@ class LlamaDynamics(nn.Module):
 
     @torch.no_grad()
     def _show_own(self, shown: Tensor, actions: Tensor) -> Tensor:
-        """Replace the frames after a random one by predictions from the frames before them."""
-        out = self._blocks(shown, actions[:, :-1], [True] * shown.shape[1])[0]
-        own = self._logits(out[:, :-1, 1:], shown[:, :-1]).argmax(-1)
-        first = torch.randint(1, shown.shape[1] + 1, (len(shown), 1, 1), device=shown.device)
-        later = torch.arange(1, shown.shape[1], device=shown.device)[None, :, None] >= first
-        return torch.cat([shown[:, :1], torch.where(later, own, shown[:, 1:])], dim=1)
+        """In the first clips, replace the frames after a random one by predictions from those
+        before them: (B, T, N)."""
+        rows = round(self.config.imagined * len(shown))
+        if not rows or shown.shape[1] == 1:
+            return shown
+        few, done = shown[:rows], actions[:rows, : shown.shape[1]]
+        out = self._blocks(few, done, [True] * few.shape[1])[0]
+        own = self._logits(out[:, :-1, 1:], few[:, :-1]).argmax(-1)
+        first = torch.randint(1, few.shape[1] + 1, (rows, 1, 1), device=few.device)
+        later = torch.arange(1, few.shape[1], device=few.device)[None, :, None] >= first
+        mixed = torch.cat([few[:, :1], torch.where(later, own, few[:, 1:])], dim=1)
+        return torch.cat([mixed, shown[rows:]])
 
     # -- imagination ------------------------------------------------------------------------
 
@@ -272,16 +274,41 @@ class LlamaDynamics(nn.Module):
         names = self.name(numbered(latents, self.latents)).sum(-2)
         return self.look(self.vectors(latents)) + names + self.place[places]
 
+    def _surprise(self, out: Tensor, before: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of codes, and the likeliest: (..., P, D), (..., N) -> (..., N) each."""
+        books = self.latents.codebooks
+        stay = self.stay(out)
+        flat = out.flatten(0, -2)
+        parts = [
+            linear_cross_entropy(flat, row, to.flatten(), bias, since.flatten(), bonus.flatten())
+            for row, bias, to, since, bonus in zip(
+                self._rows(),
+                self.head_bias,
+                target.unflatten(-1, (-1, books)).unbind(-1),
+                before.unflatten(-1, (-1, books)).unbind(-1),
+                stay.unbind(-1),
+                strict=True,
+            )
+        ]
+        entropy, likeliest = (
+            torch.stack(x, dim=-1).view(target.shape) for x in zip(*parts, strict=True)
+        )
+        return entropy, likeliest
+
+    def _rows(self) -> Tensor:
+        """The last layer, (G, K, D): a code's row is its own and a map of its vector."""
+        book = self.vectors.book
+        looks = torch.einsum("GKd,GdD->GKD", book, self.head_look)
+        return self.head_name + book.shape[-1] ** -0.5 * looks
+
     def _logits(self, out: Tensor, before: Tensor) -> Tensor:
         """(..., P, D), and the codes that stand there before, (..., N) -> (..., N, K).
 
-        A code's row of the last layer is its own and a map of its vector.  What stays as it was
-        gets a bonus: a model need not learn to copy before it can learn what moves.
+        What stays as it was gets a bonus: a model need not learn to copy before it can learn what
+        moves.
         """
-        book = self.vectors.book
-        looks = torch.einsum("GKd,GdD->GKD", book, self.head_look)
-        row = self.head_name + book.shape[-1] ** -0.5 * looks
-        logits = nn.functional.linear(out, row.flatten(0, 1), self.head_bias.flatten())
-        logits = logits.unflatten(-1, book.shape[:2]).flatten(-3, -2)
+        rows = self._rows()
+        logits = nn.functional.linear(out, rows.flatten(0, 1), self.head_bias.flatten())
+        logits = logits.unflatten(-1, rows.shape[:2]).flatten(-3, -2)
         stay = self.stay(out).flatten(-2)[..., None]
         return logits.scatter_add(-1, before[..., None], stay.to(logits.dtype))

@@ -60,14 +60,15 @@ class Cache:
 class Draft:
     """A block that is being written token by token, behind the blocks in view.
 
-    turned, values: per layer (B, H, C * S, E), with room for the block; `past` rows of a layer's
-    come from the cache.
+    The layout is static: the block has the last S rows whatever came before it.
     """
 
     turned: list[Tensor]
+    """Keys of each layer, turned by their places: (B, H, C * S, E)."""
     values: list[Tensor]
     cache: Cache
-    past: int
+    bounds: Tensor
+    """(S, 2) int32: the rows that the token at each position sees, from and up to."""
 
 
 class RmsNorm(nn.Module):
@@ -191,7 +192,7 @@ def _add_norm(x: Tensor, branch: Tensor | None, norm: RmsNorm) -> tuple[Tensor, 
 class Transformer(nn.Module):
     """Layers over a sequence of equal blocks, with a cache of the blocks in view."""
 
-    bounds: Tensor
+    rows: Tensor
 
     def __init__(self, config: TransformerConfig, places: Tensor, causal_inside: bool) -> None:
         """places: (S, 2) row and column of a block's tokens."""
@@ -202,9 +203,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RmsNorm(config.width)
         self.view = View(self.size, config.context, causal_inside)
-        rows = torch.arange(1, 1 + config.context * self.size, dtype=torch.int32)
-        bounds = torch.stack([torch.zeros_like(rows), rows], dim=1)
-        self.register_buffer("bounds", bounds, persistent=False)
+        rows = (config.context - 1) * self.size + torch.arange(self.size)
+        self.register_buffer("rows", rows, persistent=False)  # of a draft's own block
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """x: (B, T * S, D), whole blocks that follow the cache -> (B, T * S, D), the new cache."""
@@ -227,39 +227,44 @@ class Transformer(nn.Module):
 
     def draft(self, cache: Cache) -> Draft:
         """Begin the block that follows the cache."""
-        past = cache.keys[0].shape[2]
-        cosine, sine = (a[:past] for a in self.rotary(self.config.context))
-        room = (0, 0, 0, self.size)  # rows behind the past
+        past, whole = cache.keys[0].shape[2], self.config.context * self.size
+        low = whole - self.size - past
+        cosine, sine = (a[low : low + past] for a in self.rotary(self.config.context))
+        room = (0, 0, low, self.size)  # rows in front of the past and behind it
         turned = [pad(rotate(k, cosine, sine), room) for k in cache.keys]
-        return Draft(turned, [pad(v, room) for v in cache.values], cache, past)
+        bounds = torch.stack([torch.full_like(self.rows, low), self.rows + 1], dim=1).int()
+        return Draft(turned, [pad(v, room) for v in cache.values], cache, bounds)
 
     def extend(self, x: Tensor, draft: Draft, position: int) -> Tensor:
         """Write the token at `position` of the block: (B, 1, D) -> (B, 1, D)."""
-        row = draft.past + position
-        angles = self.rotary(self.config.context)
-        cosine, sine = (a[row : row + 1] for a in angles)
-        seen_rows = self.bounds[row]
+        row, bounds = self.rows[position : position + 1], draft.bounds[position]
+        return self.write(x, draft.turned, draft.values, row, bounds)
+
+    def write(
+        self, x: Tensor, turned: list[Tensor], values: list[Tensor], row: Tensor, bounds: Tensor
+    ) -> Tensor:
+        """Write a token into rows of a draft: shapes are the same for all, row (1,) int64."""
+        cosine, sine = (a[row] for a in self.rotary(self.config.context))
         branch = None
-        for index, layer in enumerate(self.layers):
+        for layer, layer_turned, layer_values in zip(self.layers, turned, values, strict=True):
             x, q, k, v = layer.project(x, branch)  # type: ignore[operator]
-            turned, values = draft.turned[index], draft.values[index]
-            turned[:, :, row : row + 1] = rotate(k, cosine, sine)
-            values[:, :, row : row + 1] = v
-            q = rotate(q, cosine, sine).to(turned.dtype)
-            seen = attend_cache(q, turned, values, seen_rows).to(x.dtype)
+            layer_turned.index_copy_(2, row, rotate(k, cosine, sine).to(layer_turned.dtype))
+            layer_values.index_copy_(2, row, v.to(layer_values.dtype))
+            q = rotate(q, cosine, sine).to(layer_turned.dtype)
+            seen = attend_cache(q, layer_turned, layer_values, bounds).to(x.dtype)
             x, branch = layer.finish(x, seen)  # type: ignore[operator]
         return _add_norm(x, branch, self.norm)[1]
 
     def close(self, draft: Draft) -> Cache:
         """Take the block, which is full, among those in view."""
-        past = draft.past
-        oldest = max(0, past + self.size - self.size * (self.config.context - 1))
-        cosine, sine = (a[past : past + self.size] for a in self.rotary(self.config.context))
+        cosine, sine = (a[-self.size :] for a in self.rotary(self.config.context))
+        keep = (self.config.context - 1) * self.size
         keys, values = [], []
         for turned, value, before in zip(draft.turned, draft.values, draft.cache.keys, strict=True):
-            own = rotate(turned[:, :, past:], cosine, -sine)
-            keys.append(torch.cat([before.to(own.dtype), own], dim=2)[:, :, oldest:])
-            values.append(value[:, :, oldest:])
+            own = rotate(turned[:, :, -self.size :], cosine, -sine)
+            known = torch.cat([before.to(own.dtype), own], dim=2)
+            keys.append(known[:, :, max(0, known.shape[2] - keep) :])
+            values.append(value[:, :, value.shape[2] - keys[-1].shape[2] :])
         return Cache(keys, values)
 
     def empty_cache(self, like: Tensor) -> Cache:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from data.actions import ActionSpec
 from data.shards import Recordings
 from data.splits import Split
 from kernels import Kernels
+from models.int8 import quantise_linears
 from models.planner import Planner, PlannerConfig, ToGoal
 from models.sampling import Sampling
 from models.world import World
@@ -33,6 +35,7 @@ from pipeline.game import Game, headless_scene
 from pipeline.keys import tour
 from pipeline.load import load_controller, load_goal_policy, load_world
 from pipeline.player import Player, Start, Starts
+from pipeline.recorded import Recorded, RecordedWorld
 from pipeline.simulators import Simulator, open_simulator
 from pipeline.towards import Towards
 from pipeline.window import Window, check_display
@@ -77,6 +80,12 @@ class Config:
     """Side of a picture in pixels; 0 is 512 in the window and 256 in a film."""
     sampling: Sampling = field(default_factory=Sampling)
     """How codes are drawn in a world of codes; by default the likeliest are taken."""
+    compile: bool = False
+    """Compile the world's steps (torch.compile): a minute or two at the start, then faster."""
+    graph: bool = False
+    """Replay each step, and each search, as one CUDA graph."""
+    int8: bool = False
+    """Hold the dynamics' weights in 8 bits, on a CPU: faster, and less exact (docs/play.md)."""
     kernels: Kernels = "auto"
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     seed: int = 0
@@ -108,6 +117,12 @@ def main(config: Config) -> None:
     if not config.headless:
         check_display()
     world = load_world(config.run)
+    if config.int8:
+        quantise_linears(world.dynamics)  # type: ignore[arg-type]
+    if config.compile:
+        world.compile_steps()
+    if config.graph:
+        world = cast(World, RecordedWorld(world))
     recordings = Recordings(config.run / "shards")
     world.actions.check_same(recordings.actions, "the world", str(recordings.folder))
     if config.sampling != Sampling():
@@ -132,6 +147,8 @@ def check(config: Config) -> None:
             f"--fps {config.fps}, --steps {config.steps} and --goal-steps {config.goal_steps} "
             f"make no film; all must be above 0"
         )
+    if config.graph and not torch.cuda.is_available():
+        raise ValueError("--graph replays CUDA graphs, and there is no CUDA GPU here; leave it out")
     if (config.actions == "file") != (config.actions_file is not None):
         raise ValueError("--actions file and --actions-file PATH belong together; give both")
     if config.frame is not None and config.episode is None:
@@ -248,7 +265,9 @@ def amortised(config: Config, world: World) -> ToGoal:
 
 
 TOWARDS: dict[Source, Callable[[Config, World], ToGoal]] = {
-    "planner": lambda config, world: Planner(config.planner, world),
+    "planner": lambda config, world: Planner(
+        config.planner, world, partial(Recorded, device=world.device) if config.graph else None
+    ),
     "amortised": amortised,
 }
 

@@ -30,7 +30,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
         zero = torch.zeros(len(scale), dtype=torch.int64)
-        kept = torch._make_per_channel_quantized_tensor(whole, scale.double(), zero, 0)
+        kept = torch.ops.aten._make_per_channel_quantized_tensor(whole, scale.double(), zero, 0)
         self._packed = torch.ops.quantized.linear_prepack(kept, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Int8Linear(nn.Module):
         even = self.in_features % 64 == 0 and self.out_features % 16 == 0
         if len(rows) <= FEW and even:
             narrow = rows.bfloat16()  # the only type in which this product is quick everywhere
-            y = torch._weight_int8pack_mm(narrow, self.weight, self.scale.bfloat16()).float()
+            y = torch.ops.aten._weight_int8pack_mm(narrow, self.weight, self.scale.bfloat16()).float()
             y = y if self.bias is None else y + self.bias
         else:
             # 7 bits of activations: without VNNI, sums of two products of 8 overflow 16

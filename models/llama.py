@@ -261,10 +261,10 @@ class LlamaDynamics(nn.Module):
         spoken = self.action(actions)
         patches = self._embed(latents, slice(None))
         pointed = self.pointer(actions) if self.pointer else torch.zeros_like(patches)
-        if not all(given):
-            known = torch.tensor(given).to(latents.device, non_blocking=True)[:, None]
-            spoken = torch.where(known, spoken, self.no_action.to(spoken.dtype))
-            pointed = pointed * known[..., None]
+        if not given[0]:  # only the oldest block can be without
+            none = self.no_action.to(spoken.dtype).expand_as(spoken[:, :1])
+            spoken = torch.cat([none, spoken[:, 1:]], dim=1)
+            pointed = torch.cat([torch.zeros_like(pointed[:, :1]), pointed[:, 1:]], dim=1)
         x = torch.cat([spoken[:, :, None], patches + pointed], dim=2)
         out, after = self.transformer(rearrange(x, "B T S D -> B (T S) D"), cache)
         return rearrange(out, "B (T S) D -> B T S D", T=latents.shape[1]), after

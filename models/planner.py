@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -21,7 +22,9 @@ from torch import Tensor
 from models.dynamics import State
 from models.world import World
 
-Cost = Callable[[State], Tensor]
+Cost = Callable[[State, Tensor | None], Tensor]
+"""Of ends, M rows, each towards its target, (M, ...): (M,)."""
+Search = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,37 @@ class ToGoal(Protocol):
         ...
 
 
-class Planner:
-    """Plans in a world, whatever its tokenizer and dynamics."""
+@dataclass
+class Draws:
+    """All that is drawn in a search, before it begins: nothing in it asks for chance."""
 
-    def __init__(self, config: PlannerConfig, world: World) -> None:
+    steps: list[Tensor]
+    """(1, N, L, A) of each iteration, normal."""
+    places: list[Tensor]
+    """(1, N, 1, A), even over [-1, 1]: where ways begin, of an iteration that draws them anew."""
+
+
+class Planner:
+    """Plans in a world, whatever its tokenizer and dynamics.
+
+    `record` may wrap the search, a function of states and tensors in which nothing waits for a
+    GPU, in something that replays it (pipeline/recorded.py).
+    """
+
+    def __init__(
+        self,
+        config: PlannerConfig,
+        world: World,
+        record: Callable[[Search], Search] | None = None,
+    ) -> None:
         if world.actions.kind != "continuous":
             raise ValueError("planning moves actions evenly, which codes of actions cannot be")
         self.config, self.world = config, world
         self.legs, self.leg = config.legs, config.leg
+        self._to_goal: Search = partial(self._search, self._distance)
+        self._to_reward: Search = partial(self._search, _without_reward)
+        if record is not None:
+            self._to_goal, self._to_reward = record(self._to_goal), record(self._to_reward)
 
     def to_goal(self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None) -> Plan:
         """Plan towards latents, (B, N) codes or (B, P, D).
@@ -86,62 +112,75 @@ class Planner:
         last: (B, A), the action before, in the environment's units, where the way begins.
         ends: (B, E, A), a way to start the search from; its legs are as many as are planned.
         """
-        vectors = self.world.vectors(goal)
-
-        def distance(rows: Tensor) -> Cost:
-            to = vectors[rows]
-            return lambda end: (self.world.vectors(end.latents) - to).square().flatten(1).mean(1)
-
-        return self.search(state, distance, last, ends)
+        return self._plan(self._to_goal, state, self.world.vectors(goal), last, ends)
 
     def to_reward(self, state: State, last: Tensor | None, ends: Tensor | None) -> Plan:
         """Plan for the highest reward on arriving; the world needs a reward head."""
-        return self.search(state, lambda rows: lambda end: -end.reward, last, ends)
+        return self._plan(self._to_reward, state, None, last, ends)
 
-    def search(
-        self,
-        state: State,
-        cost: Callable[[Tensor], Cost],
-        last: Tensor | None = None,
-        ends: Tensor | None = None,
-    ) -> Plan:
-        """Plan for the least `cost(rows)(end)`, (M,): rows, (M,), say whose ends they are."""
-        share = max(1, self.config.candidates // self.config.samples)
-        rows = torch.arange(len(state), device=self.world.device)
-        parts = [
-            self._search(
-                state.select(part),
-                cost,
-                part,
-                None if last is None else last[part],
-                None if ends is None else ends[part],
-            )
-            for part in rows.split(share)
-        ]
-        return Plan(
-            *(torch.cat([getattr(p, name) for p in parts]) for name in ("actions", "ends", "cost"))
-        )
+    def _distance(self, end: State, target: Tensor | None) -> Tensor:
+        assert target is not None
+        return (self.world.vectors(end.latents) - target).square().flatten(1).mean(1)
 
-    def _search(
+    def _plan(
         self,
+        search: Search,
         state: State,
-        cost: Callable[[Tensor], Cost],
-        rows: Tensor,
+        target: Tensor | None,
         last: Tensor | None,
         ends: Tensor | None,
     ) -> Plan:
         config, spec = self.config, self.world.actions
-        # one draw for all worlds: what is planned in one does not depend on its neighbours
-        random = torch.Generator(device=self.world.device).manual_seed(config.seed)
         first = None if last is None else spec.normalize(last.to(self.world.device))
+        # one draw for all worlds: what is planned in one does not depend on its neighbours
+        draws = self._draw(config.legs if ends is None else ends.shape[1] - 1, ends is not None)
+        share = max(1, config.candidates // config.samples)
+        given = (target, first, ends)
+        found = []
+        for part in torch.arange(len(state), device=self.world.device).split(share):
+            own = [None if t is None else t[part] for t in given]
+            found.append(search(state.select(part), *own, draws))
+        best, least = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return Plan(spec.denormalize(along(best, config.leg)), best, least)
+
+    def _draw(self, legs: int, revises: bool) -> Draws:
+        config, size, device = self.config, self.world.actions.size, self.world.device
+        random = torch.Generator(device=device).manual_seed(config.seed)
+        steps, places = [], []
+
+        def normal(rows: int) -> Tensor:
+            shape = (1, config.samples, rows, size)
+            return torch.randn(shape, generator=random, device=device)
+
+        for iteration in range(config.revisions if revises else config.iterations):
+            if iteration == 0 or config.method == "shooting":
+                steps.append(normal(legs))
+                place = torch.rand((1, config.samples, 1, size), generator=random, device=device)
+                places.append(place * 2 - 1)
+            elif config.method != "gradient":
+                steps.append(normal(legs + 1))
+        return Draws(steps, places)
+
+    def _search(
+        self,
+        cost: Cost,
+        state: State,
+        target: Tensor | None,
+        first: Tensor | None,
+        ends: Tensor | None,
+        draws: Draws,
+    ) -> tuple[Tensor, Tensor]:
+        """Give the best way, (B, E, A), and what it costs, (B,); first: (B, A) in [-1, 1]."""
+        config, spec = self.config, self.world.actions
         many = state.repeat(config.samples)
-        distance = cost(rows.repeat_interleave(config.samples))
+        targets = None if target is None else target.repeat_interleave(config.samples, dim=0)
 
         def judge(ways: Tensor) -> Tensor:
             actions = spec.denormalize(along(ways.flatten(0, 1), config.leg))
-            return distance(self.world.rollout(many, actions)).view(len(state), config.samples)
+            found = cost(self.world.rollout(many, actions), targets)
+            return found.view(len(state), config.samples)
 
-        ways = self._first_ways(len(state), first, ends, random)
+        ways = self._first_ways(len(state), first, ends, draws.steps[0], draws.places[0])
         best, least = ways[:, 0], torch.full((len(state),), torch.inf, device=ways.device)
         iterations = config.iterations if ends is None else config.revisions
         for iteration in range(iterations):
@@ -159,40 +198,37 @@ class Planner:
             if following is not None:
                 ways = following
             elif iteration + 1 < iterations:
-                ways = self._next_ways(ways, costs, best, first, ends, random)
-        return Plan(spec.denormalize(along(best, config.leg)), best, least)
+                steps = draws.steps[iteration + 1]
+                if config.method == "shooting":
+                    places = draws.places[iteration + 1]
+                    ways = self._first_ways(len(ways), first, ends, steps, places)
+                else:
+                    ways = self._next_ways(ways, costs, best, first, steps)
+        return best, least
 
     def _first_ways(
-        self, count: int, first: Tensor | None, ends: Tensor | None, random: torch.Generator
-    ) -> Tensor:
-        """Draw walks from where the hand is, or from anywhere: (B, N, E, A)."""
-        config, size = self.config, self.world.actions.size
-        legs = config.legs if ends is None else ends.shape[1] - 1
-        shape = (1, config.samples, legs, size)
-        device = self.world.device
-        steps = config.reach * torch.randn(shape, generator=random, device=device)
-        anywhere = torch.rand(shape[:2] + (1, size), generator=random, device=device) * 2 - 1
-        start = anywhere.expand(count, -1, -1, -1)
-        if first is not None:
-            start = first[:, None, None].expand_as(start)
-        ways = torch.cat([start, start + steps.cumsum(2)], dim=2)
-        if ends is not None:
-            ways = torch.cat([start, ends[:, None, 1:] + steps], dim=2)
-            ways[:, 0] = ends
-        return self._inside(ways, first)
-
-    def _next_ways(
         self,
-        ways: Tensor,
-        costs: Tensor,
-        best: Tensor,
+        count: int,
         first: Tensor | None,
         ends: Tensor | None,
-        random: torch.Generator,
+        steps: Tensor,
+        places: Tensor,
     ) -> Tensor:
+        """Walks from where the hand is, or from anywhere: (B, N, E, A)."""
+        steps = self.config.reach * steps
+        start = places.expand(count, -1, -1, -1)
+        if first is not None:
+            start = first[:, None, None].expand_as(start)
+        if ends is None:
+            return self._inside(torch.cat([start, start + steps.cumsum(2)], dim=2), first)
+        near = torch.cat([start, ends[:, None, 1:] + steps], dim=2)
+        return self._inside(torch.cat([ends[:, None], near[:, 1:]], dim=1), first)
+
+    def _next_ways(
+        self, ways: Tensor, costs: Tensor, best: Tensor, first: Tensor | None, noise: Tensor
+    ) -> Tensor:
+        """Draw around the best ways (CEM), or around all by how good they are (MPPI)."""
         config = self.config
-        if config.method == "shooting":
-            return self._first_ways(len(ways), first, ends, random)
         if config.method == "cem":
             order = costs.argsort(1)[:, : config.best]
             weight = torch.zeros_like(costs).scatter(1, order, 1 / order.shape[1])
@@ -202,11 +238,8 @@ class Planner:
         weight = weight[..., None, None]
         mean = (weight * ways).sum(1, keepdim=True)
         deviation = (weight * (ways - mean).square()).sum(1, keepdim=True).sqrt()
-        shape = (1, *ways.shape[1:])
-        noise = torch.randn(shape, generator=random, device=ways.device)
         drawn = mean + deviation.clamp(min=config.least) * noise
-        drawn[:, 0] = best
-        return self._inside(drawn, first)
+        return self._inside(torch.cat([best[:, None], drawn[:, 1:]], dim=1), first)
 
     def _downhill(
         self, ways: Tensor, judge: Callable[[Tensor], Tensor], first: Tensor | None
@@ -233,3 +266,7 @@ def along(ends: Tensor, leg: int) -> Tensor:
     share = torch.arange(1, leg + 1, device=ends.device)[:, None] / leg
     before, after = ends[..., :-1, None, :], ends[..., 1:, None, :]
     return (before + (after - before) * share).flatten(-3, -2)
+
+
+def _without_reward(end: State, target: Tensor | None) -> Tensor:
+    return -end.reward

@@ -14,6 +14,7 @@ from models.codes import CodeVectors
 from models.dynamics import Carry, Dynamics, State
 from models.sampling import Sampling
 from models.tokenizer import Tokenizer
+from models.transformer import Transformer
 
 Arithmetic = Literal["bf16", "fp16", "fp32"]
 
@@ -102,6 +103,13 @@ class World(nn.Module):
                 carry.lost = self._lost(carry.frames, carry.latents)
         kept = frames.float() + carry.lost * self._over(carry.still)
         return kept.round().clamp(0, 255).byte()
+
+    def compile_steps(self) -> None:
+        """Compile what a step takes of the dynamics (torch.compile): the first few of each shape
+        take a minute or two, those after them a half or less."""
+        for part in self.dynamics.modules():  # type: ignore[attr-defined]
+            if isinstance(part, Transformer):
+                part.compile_steps()
 
     def sample_with(self, sampling: Sampling) -> None:
         """Imagine with codes that are drawn like this; a new world takes the likeliest."""

@@ -35,7 +35,8 @@ class Descent:
         finite: Finite,
         say: Callable[[str], None],
     ) -> None:
-        self.model, self.train, self.precision, self.finite = model, train, precision, finite
+        self.model, self.train, self.finite = model, train, finite
+        self.precision: Arithmetic = precision
         self.accelerator, self.device = accelerator, accelerator.device
         self.objective = _Objective(model, objective)
         self.twin: nn.Module | None = None  # of a sharded model: whole, for validation

@@ -295,11 +295,11 @@ class Run:
 
     def _learning_rate(self, step: int | None = None) -> float:
         """Of a step; the next one if none is given."""
-        train, step = self.train, self.step if step is None else step
-        rise = min(1.0, (step + 1) / max(1, train.warmup))
+        train, at = self.train, self.step if step is None else step
+        rise = min(1.0, (at + 1) / max(1, train.warmup))
         fall = 1.0
         if train.schedule == "cosine":
-            through = step / max(1, train.steps)
+            through = at / max(1, train.steps)
             fall = 0.02 + 0.98 * (1 + np.cos(np.pi * min(1.0, through))) / 2
         return float(train.learning_rate * rise * fall * self.factor)
 

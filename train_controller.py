@@ -306,6 +306,7 @@ def reach(inside: Inside) -> None:
     )
     chosen, _ = spread_windows(held_out.clips, 256, seed=0)
     clip = held_out.batch(chosen)
+    run.keep_near(train)
     for _, batch in run.batches(train):
         run.descend(batch.latents, batch.actions)
         if run.due(config.reaching.evaluate_every):

@@ -171,7 +171,9 @@ def main(config: Config) -> None:
         latents = cache_latents(
             config.run / "latents", tokenizer, parent["fingerprint"], recordings, run.device
         )
-    for _, clip in run.batches(LatentClips(train, latents)):
+    clips = LatentClips(train, latents)
+    run.keep_near(clips)
+    for _, clip in run.batches(clips):
         run.descend(clip.latents, clip.actions, clip.rewards, clip.continues)
         if run.due(config.train.evaluate_every):
             with run.averaged() as average:

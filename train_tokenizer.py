@@ -172,6 +172,7 @@ def main(config: Config) -> None:
         data=f"{len(clips)} clips of {model.clip} frame(s) of {recordings.image_size[0]} x "
         f"{recordings.image_size[1]}",
     )
+    run.keep_near(clips)
     for _, clip in run.batches(clips):
         run.descend(clip.frames, recordings.actions.normalize(clip.actions))
         if run.due(config.train.evaluate_every):

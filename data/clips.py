@@ -83,9 +83,7 @@ class Clips(Dataset):
         self._end = self._first + lengths
         # Frames in memory are those of this split alone, one episode behind the other.
         self._shift = self._first - (np.cumsum(lengths) - lengths)
-        height, width = recordings.image_size
-        self._in_memory = int(lengths.sum()) * height * width * 3 <= memory_limit
-        self._kept: Tensor | None = None
+        self.keep_on(torch.device("cpu"), memory_limit)
         self._columns: dict[str, np.ndarray] = {}
 
     @property
@@ -98,6 +96,14 @@ class Clips(Dataset):
 
     def __len__(self) -> int:
         return int(self._windows_until[-1])
+
+    def keep_on(self, device: torch.device, memory_limit: int) -> None:
+        """Keep the frames of the split on `device` from the first batch on, and give them there,
+        if they need less than `memory_limit` bytes; else each batch is read from the shards."""
+        height, width = self.recordings.image_size
+        needed = int((self._end - self._first).sum()) * height * width * 3
+        self._in_memory, self._device = needed <= memory_limit, device
+        self._kept: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": None, "_columns": {}}  # read again where it is needed
@@ -122,9 +128,11 @@ class Clips(Dataset):
         real = wanted < self._end[episode][:, None]
         rows = np.minimum(wanted, self._end[episode][:, None] - 1)
         if self._in_memory:
-            frames = self._frames_in_memory()[
-                torch.from_numpy(rows - self._shift[episode][:, None])
-            ]
+            inside = torch.from_numpy(rows - self._shift[episode][:, None])
+            kept = self._frames_in_memory()
+            # twenty times as fast as kept[inside] on a CPU
+            frames = kept.index_select(0, inside.flatten().to(self._device))
+            frames = frames.view(*inside.shape, *kept.shape[1:])
         else:
             frames = self._read_frames(rows)
         actions = self.column("actions", rows)
@@ -160,7 +168,8 @@ class Clips(Dataset):
         if self._kept is None:
             height, width = self.recordings.image_size
             lengths = self._end - self._first
-            kept = torch.empty(int(lengths.sum()), 3, height, width, dtype=torch.uint8)
+            shape = (int(lengths.sum()), 3, height, width)
+            kept = torch.empty(shape, dtype=torch.uint8, device=self._device)
             for first, end, shift in zip(self._first, self._end, self._shift, strict=True):
                 frames = self.recordings.read_rows("frames", int(first), int(end))
                 kept[first - shift : end - shift] = torch.from_numpy(frames).permute(0, 3, 1, 2)

@@ -136,6 +136,7 @@ def linear_cross_entropy(
 @torch.no_grad()
 def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `kernels.assign`, in parts that stay in the cache."""
+    vectors = vectors.to(book.dtype)
     length = book.square().sum(-1)
     parts = [torch.addmm(length, part, book.T, alpha=-2).argmin(-1) for part in vectors.split(1024)]
     codes = torch.cat(parts)

@@ -18,6 +18,7 @@ from pipeline.average import Average
 from pipeline.compiling import Compiling
 from pipeline.finite import Finite, Losses
 from pipeline.graphed import Graphed
+from pipeline.log import say
 from pipeline.train_config import TrainConfig
 
 
@@ -33,7 +34,6 @@ class Descent:
         accelerator: Accelerator,
         precision: Arithmetic,
         finite: Finite,
-        say: Callable[[str], None],
     ) -> None:
         self.model, self.train, self.finite = model, train, finite
         self.precision: Arithmetic = precision
@@ -61,7 +61,7 @@ class Descent:
             capturable=train.graph and self.device.type == "cuda",
         )
         self.optimizer = accelerator.prepare(optimizer)
-        self.compiling = Compiling(self.objective, train.compile, say)
+        self.compiling = Compiling(self.objective, train.compile, partial(say, accelerator))
         self.wrapped = self.objective if self.twin else accelerator.prepare(self.objective)
         # fp16 ends at 65504 and at 6e-8: losses are scaled up, what overflows then is left out
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")

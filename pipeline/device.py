@@ -39,6 +39,13 @@ def pick_precision(device: torch.device, wish: Precision) -> Arithmetic:
     return "fp32"
 
 
+def room_for_data(device: torch.device) -> int:
+    """Give the bytes that training data may take on an accelerator: half of what is free."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return 0
+
+
 def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -34,13 +34,23 @@ class LatentClips:
 
     def __init__(self, clips: Clips, latents: np.ndarray) -> None:
         self.clips, self.latents = clips, latents
+        self._near: Tensor | None = None
+
+    def keep_on(self, device: torch.device, memory_limit: int) -> None:
+        """Copy all latents to `device`, and give them there, if they take less than
+        `memory_limit` bytes."""
+        if self.latents.nbytes <= memory_limit:
+            self._near = torch.from_numpy(np.array(self.latents)).to(device)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def batch(self, indices: np.ndarray) -> LatentClip:
         rows = self.clips.rows(indices)
-        latents = torch.from_numpy(np.asarray(self.latents[rows]))
+        if self._near is None:
+            latents = torch.from_numpy(np.asarray(self.latents[rows]))
+        else:
+            latents = self._near[torch.from_numpy(rows).to(self._near.device)]
         actions = self.clips.column("actions", rows)
         assert actions is not None
         terminals = self.clips.column("terminals", rows)

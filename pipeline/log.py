@@ -9,9 +9,17 @@ from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
+from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from data.shards import write_whole
+
+
+def say(accelerator: Accelerator, line: str) -> None:
+    """Print a line once, whatever the number of processes, above a progress bar."""
+    if accelerator.is_main_process:
+        tqdm.write(line)
 
 
 class Log:

@@ -28,11 +28,11 @@ from models.world import Arithmetic, arithmetic
 from pipeline import checkpoint as ckpt
 from pipeline import sharding
 from pipeline.descent import Descent
-from pipeline.device import describe_device, pick_device, pick_precision
+from pipeline.device import describe_device, pick_device, pick_precision, room_for_data
 from pipeline.finite import Finite, Losses
 from pipeline.idle import Idle
 from pipeline.lock import lock
-from pipeline.log import Log
+from pipeline.log import Log, say
 from pipeline.signals import asked_to_stop
 from pipeline.train_config import TrainConfig
 
@@ -43,6 +43,12 @@ class Batches(Sized, Protocol[B]):
     """Anything that gives a batch for an array of indices."""
 
     def batch(self, indices: np.ndarray) -> B: ...
+
+
+class Near(Protocol):
+    """Data that can lie on a GPU."""
+
+    def keep_on(self, device: torch.device, memory_limit: int) -> None: ...
 
 
 class Run:
@@ -85,10 +91,8 @@ class Run:
         last = folder / "last.pt"
         self.model = model.to(self.device)
         self.finite = Finite(stage, last, at_once=self.device.type == "cpu")
-        self.descent = Descent(
-            model, objective or model.loss, train, self.accelerator, self.precision,  # type: ignore[arg-type]
-            self.finite, self.say,
-        )  # fmt: skip
+        goal: Callable[..., Losses] = objective or model.loss  # type: ignore[assignment]
+        self.descent = Descent(model, goal, train, self.accelerator, self.precision, self.finite)
         self.idle = Idle(self.device)
 
         self.step, self.best, self.waited, self.seconds = 0, None, 0, 0.0
@@ -122,8 +126,7 @@ class Run:
         return self.step >= self.train.steps or bool(stalled)
 
     def say(self, line: str) -> None:
-        if self.is_main:
-            tqdm.write(line)
+        say(self.accelerator, line)
 
     def say_done(self) -> None:
         self.say(
@@ -134,6 +137,11 @@ class Run:
     def first_on_main(self) -> AbstractContextManager[None]:
         """Let the main process do first what leaves files that the others then find."""
         return self.accelerator.main_process_first()
+
+    def keep_near(self, clips: Near) -> None:
+        """Let training data lie on a GPU where it fits there, and no other process loads it."""
+        if self.device.type == "cuda" and not self.train.workers:
+            clips.keep_on(self.device, room_for_data(self.device))
 
     # -- the loop ---------------------------------------------------------------------------
 

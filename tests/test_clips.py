@@ -69,6 +69,16 @@ def test_memory_and_disk_hold_the_same(tmp_path):
     assert torch.equal(kept[int(indices[0])].frames, first.frames[0])
 
 
+def test_frames_are_kept_where_they_are_asked_for_if_they_fit_there(tmp_path):
+    clips = Clips(Recordings(write_toy_shards(tmp_path)), "train", frames=5)
+    before = clips.batch(np.arange(7)).frames
+    elsewhere = torch.device("meta")  # a device that has no numbers, but shapes
+    clips.keep_on(elsewhere, 2**30)
+    assert clips.batch(np.arange(7)).frames.device == elsewhere
+    clips.keep_on(elsewhere, 1000)
+    assert torch.equal(clips.batch(np.arange(7)).frames, before)
+
+
 @pytest.mark.parametrize("discrete", [False, True])
 def test_a_clip_has_the_shapes_it_promises(tmp_path, discrete):
     clips = Clips(Recordings(write_toy_shards(tmp_path, discrete=discrete)), "validation", 6)

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from untrained_run import write_run
@@ -68,6 +69,11 @@ def test_cached_latents_are_the_tokenizers_and_are_made_once(run):
     known = checkpoint["fingerprint"]
     made = cache_latents(where, tokenizer, known, recordings, torch.device("cpu"), batch_size=7)
     clips = LatentClips(Clips(recordings, "train", 4), made)
+    before = clips.batch(np.arange(5)).latents
+    clips.keep_on(torch.device("meta"), made.nbytes - 1)
+    assert torch.equal(clips.batch(np.arange(5)).latents, before)
+    clips.keep_on(torch.device("cpu"), made.nbytes)
+    assert torch.equal(clips.batch(np.arange(5)).latents, before)
     batch = clips.batch(torch.tensor([0, 9]).numpy())
     frames = clips.clips.batch(torch.tensor([0, 9]).numpy()).frames
     assert torch.equal(batch.latents, tokenizer.encode(frames.flatten(0, 1)).view(2, 4, -1))

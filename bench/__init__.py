@@ -1,0 +1,1 @@
+"""What dreamstage is measured against: `python -m bench` (docs/bench.md)."""

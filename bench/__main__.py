@@ -1,0 +1,111 @@
+"""Measure dreamstage against its peers, interleaved in one process: a table, bench.json, bench.png.
+
+Areas   ceilings kernels loading training decode play planning controller; all if none is named.
+Writes  OUT/bench.json, OUT/bench.png; with --keep on a GPU kernels/measured.json.
+Try     python -m bench ceilings loading --quick
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import picture, table
+from bench.pairs import Options, Row, Wrong
+from evaluation.parts import write_json
+from pipeline.cli import run
+from pipeline.device import pick_device
+
+AREAS = (
+    "ceilings", "kernels", "loading", "training", "decode", "play", "planning", "controller",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    areas: tuple[str, ...]
+    """What to measure: ceilings kernels loading training decode play planning controller."""
+    quick: bool = False
+    """Smaller sizes and 5 rounds: minutes on two slow cores, for a look."""
+    rounds: int | None = None
+    """Rounds of a race; 10, and 5 with --quick."""
+    run: Path | None = None
+    """A run to play and to decide in, instead of checkpoints/pusht-goals."""
+    out: Path = Path("runs/bench")
+    """Folder of bench.json and bench.png."""
+    keep: bool = False
+    """On a GPU: write how kernels fare against torch.compile to kernels/measured.json, by which
+    --kernels auto chooses."""
+    threads: int | None = None
+    """Threads of PyTorch, if not its own choice."""
+
+
+def main(config: Config) -> None:
+    areas = config.areas or AREAS
+    for area in areas:
+        if area not in AREAS:
+            near = difflib.get_close_matches(area, AREAS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"unknown area {area!r}; {hint}there are: {', '.join(AREAS)}")
+    rounds = config.rounds or (5 if config.quick else 10)
+    if rounds < 1:
+        raise ValueError(f"--rounds {rounds} measures nothing; it starts at 1")
+    if config.keep and not torch.cuda.is_available():
+        raise ValueError("--keep writes what a GPU measured, and there is no CUDA GPU here")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = pick_device()
+    options = Options(
+        rounds, config.quick, device, config.run, torch.get_num_threads(), config.keep
+    )
+    before, about = table.load(), table.machine(device)
+    print(table.heading(about, before))
+    found: list[Row] = []
+    result: dict[str, Any] = {
+        "machine": about,
+        "load": {"before": before, "after": None},
+        "options": {"areas": list(areas), "rounds": rounds, "quick": config.quick},
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "seconds": {},
+    }
+    for area in areas:
+        began = time.perf_counter()
+        for row in measured(area, options):
+            found.append(row)
+            print(table.line(row), flush=True)
+        result["seconds"][area] = round(time.perf_counter() - began, 1)
+        result["load"]["after"] = table.load()
+        result["rows"] = [asdict(row) | {"met": row.met} for row in found]
+        write_json(config.out / "bench.json", result)
+    picture.draw(found, config.out / "bench.png")
+    taken = ", ".join(f"{area} {seconds:.0f} s" for area, seconds in result["seconds"].items())
+    print(f"\nload {result['load']['after']} after; {taken}")
+    missed = sum(row.met is False for row in found)
+    print(f"bench: {len(found)} rows, {missed} below their bar; {config.out / 'bench.json'}")
+
+
+def measured(area: str, options: Options) -> Iterator[Row]:
+    """Rows of an area; what breaks in it becomes a row, so that the others are still measured."""
+    try:
+        yield from importlib.import_module(f"bench.{area}").rows(options)
+    except Wrong as problem:
+        yield Row(area, "not shown", "", "", note=f"wrong: {problem}")
+    except Exception as problem:
+        if os.environ.get("DREAMSTAGE_TRACEBACK"):
+            traceback.print_exc(file=sys.stderr)
+        reason = " ".join(str(problem).split())[:200]
+        yield Row(area, "broken off", "", "", note=f"{type(problem).__name__}: {reason}")
+
+
+if __name__ == "__main__":
+    run(main, Config, {})

@@ -1,0 +1,106 @@
+"""Attention as PyTorch has it: its best backend of SDPA, and FlexAttention with a block mask."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+
+from bench.near import Operation
+from bench.pairs import clocked
+from kernels import View
+
+SDPA = "PyTorch SDPA, best backend"
+FLEX = "FlexAttention, compiled"
+BACKENDS = (
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+)
+
+
+def peers(view: View, tokens: int, device: torch.device) -> dict[str, Operation | str]:
+    """SDPA everywhere; FlexAttention where it has gradients, on a GPU."""
+    found: dict[str, Operation | str] = {SDPA: BestSdpa(view)}
+    if device.type == "cuda":
+        found[FLEX] = Flex(view)
+    return found
+
+
+class BestSdpa:
+    """Attention by the backend that was the fastest forward and backward at a shape."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.chosen: dict[torch.Size, SDPBackend | None] = {}
+        self.masks: dict[torch.Size, Tensor | None] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        shape = q.shape
+        if shape not in self.chosen:
+            causal = self.view.size == 1 and self.view.context is None
+            tokens = shape[-2]
+            self.masks[shape] = None if causal else self.view.mask(tokens, tokens, q.device)
+            self.chosen[shape] = self._fastest(q, k, v) if q.is_cuda else None
+        backend = self.chosen[shape]
+        if backend is None:
+            return self._attend(q, k, v)
+        with sdpa_kernel(backend):
+            return self._attend(q, k, v)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = self.masks[q.shape]
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+    def _fastest(self, q: Tensor, k: Tensor, v: Tensor) -> SDPBackend:
+        inputs = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+
+        def step() -> None:
+            with torch.enable_grad():
+                y = self._attend(*inputs)
+                torch.autograd.grad(y, inputs, torch.ones_like(y))
+
+        taken = {}
+        for backend in BACKENDS:
+            try:
+                with sdpa_kernel(backend):
+                    clocked(step, q.device, repeats=3)
+                    taken[backend] = clocked(step, q.device, repeats=10)
+            except RuntimeError:  # not for this mask, type or GPU
+                continue
+        return min(taken, key=lambda backend: taken[backend])
+
+
+class Flex:
+    """Compiled FlexAttention under the view's mask, whole blocks out of view left out."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.masks: dict[int, Any] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tokens = q.shape[-2]
+        if tokens not in self.masks:
+            self.masks[tokens] = create_block_mask(
+                self._sees, None, None, tokens, tokens, device=str(q.device)
+            )
+        return compiled_flex()(q, k, v, block_mask=self.masks[tokens])
+
+    def _sees(self, clip: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        behind = query // self.view.size - key // self.view.size
+        seen = behind >= 0
+        if self.view.context is not None:
+            seen = seen & (behind < self.view.context)
+        return seen & (query >= key) if self.view.causal_inside else seen
+
+
+@cache
+def compiled_flex() -> Any:
+    """One compiled function for all views."""
+    return torch.compile(flex_attention, dynamic=False)

@@ -1,0 +1,204 @@
+"""What kernels are raced on: operations at shapes of the models, and their named peers.
+
+Letters: R rows, D width, B clips, H heads, S tokens, E head width, V classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+import kernels
+from bench import attention_peers
+from bench.near import Operation
+from kernels import View, reference, written
+
+COMPILED, EAGER, LIGER = "torch.compile", "eager PyTorch", "Liger-Kernel"
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operation at one shape, against its definition compiled, eager and by others."""
+
+    operation: str
+    what: str
+    ours: Operation
+    definition: Operation
+    inputs: list[Tensor]
+    odd: list[Tensor]
+    """Inputs of an awkward size, for the check alone."""
+    path: Operation | None = None
+    """What runs without a kernel, eager and compiled, if not the definition."""
+    peers: dict[str, Operation | str] = field(default_factory=dict)
+    """Others; a string says what pip installs where one is missing."""
+    traffic: tuple[float, float] | None = None
+    """Bytes that forward, and forward and backward, have to move, if memory is the limit."""
+    grads: bool = True
+    memory: bool = False
+    """Whether peak memory is told as well."""
+    fused: bool = False
+    """A peer makes gradients in its forward pass already, and waits for the GPU: only both passes
+    are raced, without CUDA graphs."""
+
+
+def cases(device: torch.device, kind: torch.dtype) -> Iterator[Case]:
+    """Every case: the shapes of a 150M model on a GPU, small ones on a CPU."""
+    on_gpu = device.type == "cuda"
+    make = partial(_drawn, device=device, kind=kind)
+    yield from _pointwise(make, 65_536 if on_gpu else 2048)
+    yield from _attentions(make, on_gpu)
+    yield _attend_cache(make, on_gpu)
+    yield _cross_entropy(make, *((16_384, 576, 8192) if on_gpu else (512, 128, 1024)))
+    yield _gru_step(make, *((16_384, 1024) if on_gpu else (256, 256)))
+
+
+def _drawn(*shape: int, device: torch.device, kind: torch.dtype) -> Tensor:
+    return torch.randn(shape, device=device).to(kind)
+
+
+def _pointwise(make: Callable[..., Tensor], rows: int) -> Iterator[Case]:
+    width, hidden = 576, 1536
+    size = make(1).element_size()
+    weight, odd_weight = make(width), make(100)
+    once = rows * width * size
+    rms_peer = _liger("rms_norm", lambda f: lambda x, w: f(x, w, 1e-6, in_place=False))
+    yield Case(
+        "rms_norm", f"rms_norm {rows} x {width}", kernels.rms_norm, reference.rms_norm,
+        [make(rows, width), weight], [make(37, 100), odd_weight],
+        peers=rms_peer, traffic=(2 * once, 5 * once),
+    )  # fmt: skip
+    yield Case(
+        "add_rms_norm", f"add_rms_norm {rows} x {width}", kernels.add_rms_norm,
+        reference.add_rms_norm, [make(rows, width), make(rows, width), weight],
+        [make(37, 100), make(37, 100), odd_weight], traffic=(4 * once, 8 * once),
+    )  # fmt: skip
+    wide = rows // 2 * hidden * size
+    yield Case(
+        "swiglu", f"swiglu {rows // 2} x {hidden}", kernels.swiglu, reference.swiglu,
+        [make(rows // 2, 2 * hidden)], [make(37, 2 * 99)],
+        peers=_liger_swiglu(), traffic=(3 * wide, 8 * wide),
+    )  # fmt: skip
+    clips, heads, tokens, head = max(1, rows // 1024), 9, 1024 if rows > 4096 else 256, 64
+    angle = torch.arange(tokens, device=weight.device)[:, None] * torch.rand(
+        head // 2, device=weight.device
+    )
+    cosine, sine = angle.cos(), angle.sin()
+
+    def turn(rotate: Callable[..., Tensor], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = cosine[: q.shape[-2]], sine[: q.shape[-2]]
+        return rotate(q, first, second), rotate(k, first, second)
+
+    both = torch.cat([cosine, cosine], -1)[None], torch.cat([sine, sine], -1)[None]
+    once = clips * heads * tokens * head * size
+    yield Case(
+        "rotate", f"rotate q, k of {clips} x {heads} x {tokens} x {head}",
+        partial(turn, kernels.rotate), partial(turn, reference.rotate),
+        [make(clips, heads, tokens, head) for _ in range(2)],
+        [make(1, 3, 37, head) for _ in range(2)],
+        peers=_liger("rope", lambda f: lambda q, k: f(q, k, *(a[:, : q.shape[2]] for a in both))),
+        traffic=(4 * once, 8 * once),
+    )  # fmt: skip
+
+
+def _attentions(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:
+    clips, heads, head = (16, 9, 64) if on_gpu else (2, 4, 32)
+    views = {
+        "causal": (View(), 1024 if on_gpu else 128),
+        "block-causal": (View(size=64), 1024 if on_gpu else 128),
+        "3 frames in view": (View(size=64, context=3), 1024 if on_gpu else 256),
+        "within a frame": (View(size=64, context=1), 64 * (16 if on_gpu else 2)),
+        "through time": (View(), 16),
+    }
+    for name, (view, tokens) in views.items():
+        batch = clips * (64 if tokens == 16 else 1)
+
+        def call(operation: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, view=view):
+            return operation(q, k, v, view)
+
+        shape, odd = (batch, heads, tokens, head), (1, 3, 3 * view.size, head)
+        yield Case(
+            "attention", f"attention, {name}, {batch} x {heads} x {tokens} x {head}",
+            partial(call, kernels.attention), partial(call, reference.attention),
+            [make(*shape) for _ in range(3)], [make(*odd) for _ in range(3)],
+            path=partial(call, _masked),
+            peers=attention_peers.peers(view, tokens, make(1).device),
+        )  # fmt: skip
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+    """What is run where there is no kernel."""
+    return written.attention(q, k, v, view, None)
+
+
+def _attend_cache(make: Callable[..., Tensor], on_gpu: bool) -> Case:
+    heads, rows, head = (9, 1024, 64) if on_gpu else (4, 256, 32)
+    device = make(1).device
+    bounds = torch.tensor([rows // 16, rows * 3 // 4], dtype=torch.int32, device=device)
+    low, high = bounds.tolist()
+    ours = partial(_with_bounds, kernels.attend_cache, bounds)
+    return Case(
+        "attend_cache", f"attend_cache, 1 x {heads} x {rows} x {head}, {high - low} rows seen",
+        ours, partial(_with_bounds, reference.attend_cache, bounds),
+        [make(1, heads, 1, head), make(1, heads, rows, head), make(1, heads, rows, head)],
+        [make(2, 3, 5, head), make(2, 3, rows, head), make(2, 3, rows, head)],
+        path=partial(_with_bounds, written.attend_cache, bounds),
+        peers={
+            "SDPA on a slice of known length": lambda q, k, v: scaled_dot_product_attention(
+                q, k[:, :, low:high], v[:, :, low:high]
+            )
+        },
+        grads=False,
+    )  # fmt: skip
+
+
+def _with_bounds(operation: Callable[..., Tensor], bounds: Tensor, *inputs: Tensor) -> Tensor:
+    return operation(*inputs, bounds)
+
+
+def _cross_entropy(make: Callable[..., Tensor], rows: int, width: int, classes: int) -> Case:
+    target = torch.randint(classes, (rows,), device=make(1).device)
+
+    def mean(operation: Callable[..., tuple[Tensor, Tensor]], x: Tensor, weight: Tensor) -> Tensor:
+        return operation(x, weight, target[: len(x)] % len(weight))[0].mean()
+
+    return Case(
+        "linear_cross_entropy", f"linear_cross_entropy {rows} x {width}, {classes} classes",
+        partial(mean, kernels.linear_cross_entropy), partial(mean, reference.linear_cross_entropy),
+        [make(rows, width), 0.05 * make(classes, width)], [make(37, 100), 0.05 * make(129, 100)],
+        peers=_liger(
+            "fused_linear_cross_entropy", lambda f: lambda x, w: f(x, w, target[: len(x)] % len(w))
+        ),
+        memory=True, fused=True,
+    )  # fmt: skip
+
+
+def _gru_step(make: Callable[..., Tensor], rows: int, width: int) -> Case:
+    once = rows * width * make(1).element_size()
+    return Case(
+        "gru_step", f"gru_step {rows} x {width}, normed", kernels.gru_step, reference.gru_step,
+        [make(rows, 3 * width), make(rows, width), make(3 * width), make(3 * width)],
+        [make(37, 3 * 100), make(37, 100), make(300), make(300)],
+        traffic=(5 * once, 14 * once),
+    )  # fmt: skip
+
+
+def _liger(name: str, wrap: Callable[[Callable[..., Tensor]], Operation]) -> dict:
+    try:
+        from liger_kernel.transformers import functional  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return {LIGER: "liger-kernel"}
+    return {LIGER: wrap(getattr(functional, f"liger_{name}"))}
+
+
+def _liger_swiglu() -> dict:
+    try:
+        from liger_kernel.ops import swiglu  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return {LIGER: "liger-kernel"}
+    # its function of one tensor, which spares copies of the halves
+    return {LIGER: swiglu.LigerFusedGateUpSiLUMulFunction.apply}

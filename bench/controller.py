@@ -1,0 +1,54 @@
+"""One decision of a fitted controller: a new frame comes in, an action goes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bench.pairs import Options, Row, Wrong, clocked, value
+from bench.play import GIVEN, check_world, start_of
+from models.world import World
+from pipeline.load import load_controller, load_world
+
+AREA = "controller"
+BAR, AIM = 20.0, 5.0
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Batch 1, encoding included, in the run that was named or the one with the project."""
+    run = options.run or GIVEN
+    world = load_world(run, options.device)
+    controller = load_controller(run, world)
+    frames, actions = start_of(run, world)
+    check_world(world, frames, actions)
+    decide = Decisions(world, controller, frames, actions)
+    for _ in range(10):
+        decide()
+    if not torch.isfinite(decide.action.float()).all():
+        raise Wrong(f"the controller of {run} decides {decide.action.tolist()}")
+    count = 50 if options.quick else 200
+    taken = sorted(clocked(decide, options.device) for _ in range(count))
+    late = 1000 * taken[math.ceil(0.95 * count) - 1]
+    yield value(
+        AREA, f"observe and act, {run.name}", "ms", 1000 * taken[count // 2],
+        bar=BAR, aim=AIM, rounds=count, note=f"95% within {late:.1f} ms",
+    )  # fmt: skip
+
+
+class Decisions:
+    """Take in a real frame and decide, again and again."""
+
+    def __init__(self, world: World, controller: object, frames: Tensor, actions: Tensor) -> None:
+        self.world, self.controller = world, controller
+        self.frame = frames[None, -1]
+        with torch.inference_mode():
+            self.state = world.reset(frames[None], actions[None, : len(frames) - 1])
+            self.action = actions[None, len(frames) - 1]
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        self.state = self.world.observe(self.state, self.action, self.frame)
+        self.action = self.controller.act(self.state).cpu()  # type: ignore[attr-defined]

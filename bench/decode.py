@@ -1,0 +1,116 @@
+"""Token by token from one prompt, against Hugging Face's generate with the same weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from bench.pairs import Options, Row, Wrong, compare, race
+from bench.peers import hugging_face
+from bench.peers.hugging_face import Decoding
+from bench.training import FULL, QUICK, TokenModel, Work
+from models.int8 import quantise_linears
+from pipeline.device import pick_precision
+
+EXACT, INT8 = "exact weights", "int8 weights"
+BARS = {EXACT: (1.3, 3.0), INT8: (2.5, 6.0)}
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Race our decoding, exact and with int8 weights, against theirs."""
+    work = replace(QUICK if options.quick else FULL, batch=1)
+    yield from measure(options, work, compiled=not options.quick)
+
+
+def measure(options: Options, work: Work, compiled: bool = True) -> Iterator[Row]:
+    """As `rows`, at any size: a quarter of the sequence, one frame, is the prompt."""
+    new = work.length - work.frame
+    torch.manual_seed(0)
+    on_gpu = options.device.type == "cuda"
+    model = TokenModel(work).to(options.device).eval()
+    if on_gpu:
+        model = model.bfloat16()
+    count = sum(p.numel() for p in model.parameters())
+    what = f"{count / 1e6:.1f}M parameters, {work.frame} + {new} tokens"
+    prompt = work.sample(work.frame, options.device)
+
+    ours: dict[str, Callable[[], Tensor]] = {EXACT: lambda: decode_ours(model, prompt, new)}
+    check_greedy(EXACT, model, ours[EXACT](), slack=0.2 if on_gpu else 2e-3)
+    if not on_gpu:  # where they are for
+        narrow = quantised(model)
+        ours[INT8] = lambda: decode_ours(narrow, prompt, new)
+        check_greedy(INT8, model, ours[INT8](), slack=0.3)
+
+    def their(kind: torch.dtype, how: Decoding) -> Callable[[], Tensor]:
+        peer = hugging_face.llama(work.config, work.length, work.vocabulary, "sdpa")
+        hugging_face.adopt(peer.to(options.device), model)
+        return hugging_face.decoder(peer.to(kind).eval(), prompt, new, how)
+
+    ways: list[Decoding] = ["dynamic cache", "static cache"]
+    if compiled:
+        ways.append("static cache + compile")
+    kinds = {"bf16": torch.bfloat16} if on_gpu else {"fp32": torch.float32}
+    if pick_precision(options.device, "auto") == "bf16":
+        kinds["bf16"] = torch.bfloat16
+    theirs = {
+        f"Hugging Face {kind}, {how}": their(dtype, how)
+        for kind, dtype in kinds.items()
+        for how in ways
+    }
+    for name, runner in theirs.items():
+        check_greedy(name, model, runner(), slack=0.2 if "bf16" in name else 2e-3)
+    seconds = race(ours | theirs, options.rounds, warmup=1, device=options.device)
+    for name in ours:
+        # with exact weights against exact ones; what has fewer bits, against all
+        fair = [peer for peer in theirs if name == INT8 or on_gpu or "fp32" in peer]
+        best = min(fair, key=lambda peer: median(seconds[peer]))
+        raced = {peer: seconds[peer] for peer in [name, *fair]}
+        yield from compare(
+            "decode", f"{what}, {name}", raced, {best: BARS[name]}, name,
+            unit="tokens/s", amount=new, notes={best: "the fastest peer"},
+        )  # fmt: skip
+
+
+@torch.inference_mode()
+def decode_ours(model: TokenModel, prompt: Tensor, new: int) -> Tensor:
+    """Decode greedily, each token from those before it: prompt (1, S) -> (1, S + new).
+
+    The prompt is whole frames.  A frame is written into a draft of it, as world models do.
+    """
+    transformer, frame = model.transformer, model.work.frame
+    out, cache = transformer(model.embed(prompt))
+    tokens = [model.head(out[:, -1:]).argmax(-1)]
+    while True:
+        draft = transformer.draft(cache)
+        for position in range(frame):
+            if len(tokens) == new:
+                return torch.cat([prompt, *tokens], dim=1)
+            out = transformer.extend(model.embed(tokens[-1]), draft, position)
+            tokens.append(model.head(out).argmax(-1))
+        cache = transformer.close(draft)
+
+
+def quantised(model: TokenModel) -> TokenModel:
+    """A copy whose linear layers hold int8 weights."""
+    narrow = copy.deepcopy(model)
+    quantise_linears(narrow)
+    return narrow
+
+
+@torch.inference_mode()
+def check_greedy(name: str, model: TokenModel, tokens: Tensor, slack: float) -> None:
+    """Raise Wrong unless each token is the likeliest after those before it, without any cache.
+
+    tokens: (1, S), a whole sequence.  slack: by how much a logit may be less than the highest, in
+    deviations of the logits, for sums in another order or with fewer bits.
+    """
+    logits = model.logits(tokens)[:, model.work.frame - 1 : -1].float()
+    chosen = tokens[:, model.work.frame :, None]
+    worst = (logits.amax(-1) - logits.gather(-1, chosen)[..., 0]).max() / logits.std()
+    if not worst <= slack:
+        raise Wrong(f"{name}: a token is {worst:.3f} deviations less likely than the likeliest")

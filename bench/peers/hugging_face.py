@@ -1,0 +1,129 @@
+"""Llama of Hugging Face's transformers, as the same function as our transformer.
+
+Letters: D width, V vocabulary, S tokens, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
+
+from models.transformer import Transformer, TransformerConfig
+
+# a model of theirs is Any here: decorators hide from a type checker what it takes and holds
+Attention = Literal["eager", "sdpa"]
+
+
+class Ours(Protocol):
+    """What the weights are taken from."""
+
+    embed: nn.Embedding
+    transformer: Transformer
+    head: nn.Linear
+
+
+class Table(nn.Module):
+    """Angles of positions, looked up rather than computed: ours say where in a frame a token is."""
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, cosine: Tensor, sine: Tensor) -> None:
+        """cosine, sine: (S, E / 2)."""
+        super().__init__()
+        self.register_buffer("cosine", torch.cat([cosine, cosine], dim=-1), persistent=False)
+        self.register_buffer("sine", torch.cat([sine, sine], dim=-1), persistent=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """position_ids: (1, S) -> cosine and sine, (1, S, E), in x's dtype."""
+        return self.cosine[position_ids].to(x.dtype), self.sine[position_ids].to(x.dtype)
+
+
+def llama(config: TransformerConfig, length: int, vocabulary: int, attention: Attention) -> Any:
+    """Build a Llama of our sizes for sequences of up to `length` tokens."""
+    sizes: dict[str, Any] = dict(
+        vocab_size=vocabulary,
+        hidden_size=config.width,
+        intermediate_size=config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        head_dim=config.width // config.heads,
+        max_position_embeddings=length,
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=False,
+        attn_implementation=attention,
+        # no token ends a text: every run then makes as many as are asked for
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return LlamaForCausalLM(LlamaConfig(**sizes))
+
+
+@torch.no_grad()
+def adopt(peer: Any, ours: Ours) -> None:
+    """Take over our weights and our table of angles: from here on both are one function."""
+    for theirs, mine, rows in pairs(peer, ours):
+        theirs.copy_(mine[rows])
+    peer.model.rotary_emb = Table(*ours.transformer.rotary(ours.transformer.config.context))
+
+
+def pairs(peer: Any, ours: Ours) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    """Each parameter of theirs with that of ours that holds it, and the rows it fills there."""
+    whole = slice(None)
+    yield peer.model.embed_tokens.weight, ours.embed.weight, whole
+    for theirs, mine in zip(peer.model.layers, ours.transformer.layers, strict=True):
+        their: Any = theirs
+        my: Any = mine
+        attention, feed = their.self_attn, their.mlp
+        packed = [
+            (my.qkv.weight, [attention.q_proj, attention.k_proj, attention.v_proj]),
+            (my.out.weight, [attention.o_proj]),
+            (my.gate_up.weight, [feed.gate_proj, feed.up_proj]),
+            (my.down.weight, [feed.down_proj]),
+            (my.attention_norm.weight, [their.input_layernorm]),
+            (my.feed_norm.weight, [their.post_attention_layernorm]),
+        ]
+        for weight, parts in packed:
+            share = len(weight) // len(parts)
+            for number, part in enumerate(parts):
+                yield part.weight, weight, slice(number * share, (number + 1) * share)
+    yield peer.model.norm.weight, ours.transformer.norm.weight, whole
+    yield peer.lm_head.weight, ours.head.weight, whole
+
+
+def loss_of(peer: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy of the next tokens: tokens (B, S), targets (B, S) -> ()."""
+
+    def loss(tokens: Tensor, targets: Tensor) -> Tensor:
+        # `labels` alone are moved on by one inside, and the last token would be read in vain
+        return peer(tokens, labels=targets, shift_labels=targets, use_cache=False).loss
+
+    return loss
+
+
+Decoding = Literal["dynamic cache", "static cache", "static cache + compile"]
+
+
+def decoder(peer: Any, prompt: Tensor, new: int, how: Decoding) -> Callable[[], Tensor]:
+    """Greedy `generate`: prompt (1, S) -> (1, S + new)."""
+    settings: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
+    settings["cache_implementation"] = "dynamic" if how == "dynamic cache" else "static"
+    if how == "static cache + compile":
+        compiling: Any = CompileConfig(mode="reduce-overhead", fullgraph=False)
+        compiling._compile_all_devices = True  # it leaves the CPU out by itself
+        settings["compile_config"] = compiling
+    else:
+        settings["disable_compile"] = True
+    mask = torch.ones_like(prompt)
+
+    def decode() -> Tensor:
+        with torch.inference_mode():
+            return peer.generate(prompt, attention_mask=mask, **settings)
+
+    return decode

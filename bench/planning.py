@@ -1,0 +1,300 @@
+"""One plan by the cross-entropy method at LeWorldModel's size, against stable-worldmodel's.
+
+Both begin at one frame, as the authors' planning does, with three in view of the model; neither
+its encoding nor that of the goal is timed.  Theirs draws each action freely, ours ends of legs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.pairs import Options, Row, Wrong, clocked, compare, missing, race
+from bench.peers import stable_worldmodel as peer
+from data.actions import ActionSpec
+from models.dynamics import State
+from models.planner import Plan, Planner, PlannerConfig
+from models.predictor import Predictor, PredictorConfig
+from models.tokenizer import Latents
+from models.transformer import TransformerConfig
+from models.world import Arithmetic, World, arithmetic
+from pipeline.device import pick_precision
+
+HAND = ActionSpec("continuous", ("x", "y"), (-1.0, -1.0), (1.0, 1.0))
+LATENTS = Latents("continuous", (1, 1), 192)
+# the published settings: 5 steps of 5 actions each, 300 candidates, 30 iterations, the best 30
+CEM = PlannerConfig("cem", samples=300, iterations=30, best=30, legs=5, leg=5)
+# 3 anchors in view, as theirs; hidden for as many parameters as theirs
+MODEL = PredictorConfig(
+    TransformerConfig(width=192, layers=6, heads=16, hidden=3072, context=3, qk_norm=False),
+    skip=5,
+    rewards=False,
+)
+PEER = "stable-worldmodel 0.1.1 CEM"
+NEAR = 0.02  # from the goal, where both solvers have to end on a plane 2 wide
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Race one plan of ours against one of theirs, with frames that are encoded already."""
+    config = replace(CEM, iterations=2) if options.quick else CEM
+    yield from measure(options, config, compiled=not options.quick)
+
+
+def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> Iterator[Row]:
+    """As `rows`, with any number of candidates and iterations."""
+    share = "" if config.iterations == CEM.iterations else f" (of {CEM.iterations})"
+    what = f"plan, {config.samples} x {config.iterations}{share} x {config.legs}, LeWorldModel"
+    try:
+        peer.submodule("solver.cem")
+    except ImportError:
+        yield missing("planning", what, PEER, peer.INSTALL)
+        return
+    torch.manual_seed(0)
+    device = options.device
+    check_solvers(our_toy_plan(CEM), their_toy_plan(CEM))
+    latents = torch.randn(2, LATENTS.width, device=device)
+    now, goal = latents[:1], latents[1]
+
+    precision: Arithmetic = "bf16" if pick_precision(device, "auto") == "bf16" else "fp32"
+    world = our_world(precision).to(device)
+    planner = Planner(config, world)
+    state = begin(world, now)
+
+    def plan_ours() -> Plan:
+        return planner.to_goal(state, goal[None, None], None, None)
+
+    check_plan(plan_ours(), world, state, goal, slack=5e-2 if precision == "bf16" else 1e-3)
+    settings = [Setting("fp32", False)]
+    if precision == "bf16":
+        settings.append(Setting("bf16", False))
+    if compiled:
+        settings += [replace(setting, compiled=True) for setting in settings]
+    weights = peer.le_world_model(HAND.size * config.leg).state_dict()
+    given = peer.encoded(now, goal)
+    theirs = {str(setting): Theirs(setting, weights, config, given) for setting in settings}
+    check_costs(theirs)
+    trials = {name: clocked(their.iterate, device) for name, their in theirs.items()}
+    best = min(trials, key=lambda name: trials[name])
+    # everyone has run: a plan of theirs is too long to be run for warming up
+    runners = {"ours": plan_ours, PEER: theirs[best].plan}
+    seconds = race(runners, options.rounds, warmup=0, device=device)
+
+    tried = ", ".join(f"{name} {1e3 * seconds:.0f} ms" for name, seconds in trials.items())
+    note = f"{sizes(config)}; ours {precision}; theirs {best}, fastest an iteration of {tried}"
+    yield from compare(
+        "planning", what, seconds, {PEER: (4.0, 12.0)}, unit="ms", notes={PEER: note}
+    )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Stands for a tokenizer where every frame is encoded already."""
+
+    latents: Latents = LATENTS
+    image_size: tuple[int, int] = (224, 224)
+
+
+def our_world(precision: Arithmetic = "fp32") -> World:
+    """Our predictor of LeWorldModel's size, one latent a frame, in a world without pictures."""
+    predictor = Predictor(MODEL, LATENTS, HAND)
+    nn.init.normal_(predictor.change.weight, std=0.02)  # else nothing ever changes
+    return World(Encoded(), predictor, precision)  # type: ignore[arg-type]
+
+
+def begin(world: World, now: Tensor) -> State:
+    """Enter at one encoded frame: (1, D)."""
+    return world.dynamics.start(now[:, None, None], now.new_zeros(1, 0, HAND.size))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How their model runs."""
+
+    precision: Arithmetic
+    compiled: bool
+
+    def __str__(self) -> str:
+        return self.precision + " + compile" * self.compiled
+
+
+class Theirs:
+    """Their solver with their model, in one setting."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        weights: dict[str, Tensor] | None,
+        config: PlannerConfig,
+        given: dict[str, Tensor],
+    ) -> None:
+        """weights: those of its model; None for new ones.  given: what it plans from."""
+        device = given["emb"].device
+        self.setting, self.config, self.given = setting, config, given
+        self.model = peer.le_world_model(HAND.size * config.leg)
+        if weights is not None:
+            self.model.load_state_dict(weights)
+        self.model.to(device)
+        if setting.compiled:  # one graph for each number of frames in view: 1, 2 and 3
+            self.model.predict = torch.compile(self.model.predict, dynamic=False)
+        self.solver = their_solver(self.model, config, device)
+        self.short = their_solver(self.model, replace(config, iterations=1), device)
+
+    def plan(self) -> Tensor:
+        return self._solve(self.solver)
+
+    def iterate(self) -> Tensor:
+        """Search for one iteration."""
+        return self._solve(self.short)
+
+    @torch.inference_mode()
+    def costs(self, candidates: Tensor) -> Tensor:
+        """candidates: (N, steps, A) -> (N,)."""
+        many = {
+            name: given[:, None].expand(-1, len(candidates), *given.shape[1:])
+            for name, given in self.given.items()
+        }
+        with arithmetic(candidates.device, self.setting.precision):
+            return self.model.get_cost(many, candidates[None])[0].float()
+
+    def _solve(self, solver: Any) -> Tensor:
+        with arithmetic(self.given["emb"].device, self.setting.precision):
+            return peer.solve(solver, self.given)
+
+
+def their_solver(model: Any, config: PlannerConfig, device: torch.device) -> Any:
+    """Their CEM with our settings; a step of their horizon is a leg of ours."""
+    return peer.solver(
+        model, config.samples, config.iterations, config.best, config.legs, config.leg,
+        HAND.size, device,
+    )  # fmt: skip
+
+
+# -- what has to be right before any time is taken ----------------------------------------------
+
+
+def check_plan(plan: Plan, world: World, state: State, goal: Tensor, slack: float) -> None:
+    """Raise Wrong unless a plan's actions, imagined alone, cost what the search says."""
+    with torch.no_grad():
+        end = world.rollout(state, plan.actions).latents
+    alone = (end - goal).square().mean()
+    if not torch.isclose(alone, plan.cost[0], rtol=slack):
+        raise Wrong(f"a plan of cost {plan.cost[0]:.5f} costs {alone:.5f} when imagined alone")
+
+
+def check_costs(theirs: dict[str, Theirs]) -> None:
+    """Raise Wrong unless all of their settings judge the same candidates alike.
+
+    By the costs themselves: how they rank candidates hangs on differences far smaller.
+    """
+    first = next(iter(theirs.values()))
+    # as many as in a plan: another number would be compiled again
+    shape = (first.config.samples, first.config.legs, HAND.size * first.config.leg)
+    candidates = torch.randn(shape, device=first.given["emb"].device)
+    exact = first.costs(candidates)
+    for name, their in theirs.items():
+        slack = 5e-2 if their.setting.precision == "bf16" else 1e-3
+        costs = their.costs(candidates)
+        if not torch.allclose(costs, exact, rtol=slack):
+            off = float((costs - exact).abs().max())
+            raise Wrong(f"their {name} is up to {off:.4f} off the costs of their fp32")
+
+
+class Plane:
+    """A point that goes half of the way to the action at each step: latents (B, 1, 2)."""
+
+    actions = HAND
+    device = torch.device("cpu")
+    start = torch.tensor([-0.5, -0.5])
+    goal = torch.tensor([0.4, 0.2])
+
+    def select(self, index: Tensor) -> Self:
+        return self
+
+    def vectors(self, latents: Tensor) -> Tensor:
+        return latents
+
+    def state(self, places: Tensor) -> State:
+        """places: (B, 2)."""
+        rows = torch.ones(len(places))
+        return State(places[:, None], 0 * rows, rows, self)
+
+    def rollout(self, state: State, actions: Tensor) -> State:
+        """actions: (B, T, 2)."""
+        place = state.latents[:, 0]
+        for action in actions.unbind(1):
+            place = place + 0.5 * (action - place)
+        return self.state(place)
+
+    def end(self, actions: Tensor) -> Tensor:
+        """Where actions, (B, T, 2), lead to: (B, 2)."""
+        return self.rollout(self.state(self.start.expand(len(actions), 2)), actions).latents[:, 0]
+
+    def get_cost(self, given: dict[str, Tensor], candidates: Tensor) -> Tensor:
+        """As their models do: candidates (1, N, steps, A) -> (1, N)."""
+        ends = self.end(candidates[0].unflatten(-1, (-1, HAND.size)).flatten(1, 2))
+        return (ends - self.goal).square().sum(-1)[None]
+
+
+def our_toy_plan(config: PlannerConfig) -> Tensor:
+    """Our plan on the plane: actions (1, T, 2)."""
+    plane = Plane()
+    planner = Planner(config, plane)  # type: ignore[arg-type]
+    return planner.to_goal(
+        plane.state(plane.start[None]), plane.goal[None, None], None, None
+    ).actions
+
+
+def their_toy_plan(config: PlannerConfig) -> Tensor:
+    """Their plan on the plane: actions (1, T, 2)."""
+    plane = Plane()
+    made = their_solver(plane, config, plane.device)
+    steps = peer.solve(made, {"emb": plane.start[None]})
+    return steps.unflatten(-1, (-1, HAND.size)).flatten(0, 1)[None]
+
+
+def check_solvers(ours: Tensor, theirs: Tensor) -> None:
+    """Raise Wrong unless both plans, (1, T, 2), end at the goal of the plane."""
+    plane = Plane()
+    for name, actions in (("our", ours), ("their", theirs)):
+        off = float((plane.end(actions) - plane.goal).norm())
+        if not off < NEAR:
+            raise Wrong(f"{name} plan ends {off:.3f} from a goal that {NEAR} is near enough to")
+
+
+# -- how large both are ---------------------------------------------------------------------------
+
+
+def sizes(config: PlannerConfig) -> str:
+    """Say both models' parameters and the matrix products of both plans.
+
+    Products are counted in one iteration on a few candidates, on the CPU, where no kernel hides
+    them.
+    """
+    few = replace(config, samples=8, best=2, iterations=1)
+    latents = torch.randn(2, LATENTS.width)
+    ours, state = our_world(), peer.encoded(latents[:1], latents[1])
+    theirs = Theirs(Setting("fp32", False), None, few, state)
+    runners = (
+        lambda: Planner(few, ours).to_goal(begin(ours, latents[:1]), latents[1:, None], None, None),
+        theirs.plan,
+    )
+    each = config.samples * config.iterations / few.samples / 1e12
+    products = []
+    for runner in runners:
+        with FlopCounterMode(display=False) as counter:
+            runner()
+        products.append(each * counter.get_total_flops())
+    return (
+        f"{parameters(ours.dynamics):.2f}M parameters against {parameters(theirs.model):.2f}M, "
+        f"{products[0]:.2f} TFLOP a plan against {products[1]:.2f}"
+    )
+
+
+def parameters(model: Any) -> float:
+    """In millions."""
+    return sum(p.numel() for p in model.parameters()) / 1e6

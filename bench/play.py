@@ -1,0 +1,70 @@
+"""Frames a second of one stream of play, every frame decoded to bytes in main memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.pairs import Options, Row, Wrong, value
+from data.clips import Clips
+from data.shards import Recordings
+from data.toy import write_toy_shards
+from evaluation.speed import measure_play
+from models.world import World
+from pipeline.load import load_world
+
+AREA = "play"
+GIVEN = Path(__file__).parents[1] / "checkpoints" / "pusht-goals"
+BAR, AIM = 30.0, 60.0
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Batch 1, in the run that was named, else in the world that comes with the project."""
+    run = options.run or GIVEN
+    world = load_world(run, options.device)
+    frames, actions = start_of(run, world)
+    check_world(world, frames, actions)
+    steps = 120 if options.quick else 400
+    seen = measure_play(world, frames, actions, steps=steps)
+    note = f"{seen['latency_ms_p50']:.1f} ms a frame, 95% within {seen['latency_ms_p95']:.1f} ms"
+    what = f"play {run.name}, {world.image_size[0]} x {world.image_size[1]}"
+    yield value(
+        AREA, what, "frames/s", seen["frames_per_second"], bar=BAR, aim=AIM, rounds=steps, note=note
+    )
+
+
+def start_of(run: Path, world: World, more: int = 16) -> tuple[Tensor, Tensor]:
+    """Real context, (T, 3, H, W) uint8, and actions from there on, (n, ...).
+
+    From the run's own shards where they are there, else from the toy world's, which has Push-T's
+    actions: speed does not depend on what is seen.
+    """
+    if any((run / "shards").glob("shard-*.h5")):
+        return _first_clip(Recordings(run / "shards"), world, more)
+    with TemporaryDirectory() as folder:
+        length = world.context + more + 8
+        recordings = Recordings(write_toy_shards(folder, 6, length, world.image_size[0]))
+        world.actions.check_same(recordings.actions, str(run), "the toy world")
+        return _first_clip(recordings, world, more)
+
+
+def _first_clip(recordings: Recordings, world: World, more: int) -> tuple[Tensor, Tensor]:
+    clip = Clips(recordings, "train", world.context + more).batch(np.array([0]))
+    return clip.frames[0, : world.context], clip.actions[0]
+
+
+@torch.inference_mode()
+def check_world(world: World, frames: Tensor, actions: Tensor) -> None:
+    """Hold an imagined frame to what it has to be: bytes of the right shape, not all one colour."""
+    context = len(frames)
+    state = world.reset(frames[None], actions[None, : context - 1])
+    seen = world.decode(world.step(state, actions[None, context - 1].to(world.device)))
+    if seen.dtype != torch.uint8 or seen.shape != (1, 3, *world.image_size):
+        raise Wrong(f"a frame is {tuple(seen.shape)} of {seen.dtype}")
+    if seen.float().std() < 1:
+        raise Wrong("an imagined frame is all one colour")

@@ -1,0 +1,96 @@
+"""The plain-text table, one line as each row comes, and what is printed around it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from bench.pairs import Row
+
+PACKAGES = (
+    "torch", "triton", "numpy", "h5py", "transformers", "vector-quantize-pytorch", "liger-kernel",
+    "stable-worldmodel",
+)  # fmt: skip
+WIDTHS = (11, 64, 34, 17, 17, 22, 10)
+HEADINGS = ("area", "what", "against", "ours", "theirs", "ratio [95%]", "bar, aim")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures are of: processor, GPU, threads, versions."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": gpu,
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+    }
+
+
+def load() -> float | None:
+    """Load average of the last minute, where the system has one."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def heading(about: dict[str, Any], before: float | None) -> str:
+    """What is said once, above the table."""
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    return "\n".join(
+        [
+            f"{about['gpu'] or 'no GPU'}; {about['cpu']}, {about['cores']} cores "
+            f"({about['capability']}), {about['threads']} threads; load {before} before",
+            versions,
+            "",
+            _columns(HEADINGS).rstrip(),
+        ]
+    )
+
+
+def line(row: Row) -> str:
+    """One row; the verdict on its bar comes first, as + or -."""
+    verdict = {True: "+", False: "-", None: " "}[row.met]
+    ratio = ""
+    if row.ratio is not None:
+        ratio = f"{row.ratio:.3g}x"
+        if row.low is not None and row.high is not None:
+            ratio += f" [{row.low:.3g}, {row.high:.3g}]"
+    bars = ", ".join(f"{bar:g}" for bar in (row.bar, row.aim) if bar is not None)
+    cells = (row.area, row.what, row.against, *_values(row), ratio, bars)
+    return f"{_columns(cells)}{verdict} {row.note}".rstrip()
+
+
+def _values(row: Row) -> tuple[str, str]:
+    numbers = (row.ours, row.theirs)
+    ours, theirs = ("" if n is None else f"{_number(n)} {row.unit}" for n in numbers)
+    return ours, theirs
+
+
+def _number(seen: float) -> str:
+    return f"{seen:,.0f}" if abs(seen) >= 1000 else f"{seen:.3g}"
+
+
+def _columns(cells: tuple[str, ...]) -> str:
+    # a cell that is too long pushes the rest aside rather than losing its end
+    return "".join(f"{c:<{w - 1}} " for c, w in zip(cells, WIDTHS, strict=True))
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            for about in file:
+                if about.startswith("model name"):
+                    return about.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

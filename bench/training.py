@@ -1,0 +1,253 @@
+"""A step of training, forward to AdamW, against Hugging Face's Llama of the same sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import ceilings
+from bench.pairs import Options, Row, Wrong, compare, race, value
+from bench.peers import hugging_face
+from bench.peers.hugging_face import Attention
+from kernels import linear_cross_entropy
+from models.transformer import Transformer, TransformerConfig
+from models.world import Arithmetic, arithmetic
+from pipeline.device import pick_precision
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step trains, and on how much."""
+
+    config: TransformerConfig
+    vocabulary: int
+    grid: tuple[int, int]
+    """Rows and columns of a frame's tokens; a sequence is as many frames as the context."""
+    batch: int = 1
+
+    @property
+    def frame(self) -> int:
+        """Tokens of a frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.config.context * self.frame
+
+    def sample(self, count: int, device: torch.device) -> Tensor:
+        """(batch, count) tokens at random."""
+        return torch.randint(self.vocabulary, (self.batch, count), device=device)
+
+
+def sized(width: int, layers: int, heads: int, hidden: int, frames: int) -> TransformerConfig:
+    """Llama's layers, which do not norm queries and keys."""
+    return TransformerConfig(width, layers, heads, hidden, context=frames, qk_norm=False)
+
+
+FULL = Work(sized(256, 8, 4, 704, frames=4), 1024, (8, 8), batch=8)
+QUICK = Work(sized(128, 2, 4, 352, frames=4), 512, (4, 8), batch=4)
+
+
+class TokenModel(nn.Module):
+    """Our transformer as a causal language model over the tokens of frames in a row.
+
+    A token sees all before it in its frame and in those in view, which are the whole sequence:
+    this is Llama, but for the angles of the places.
+
+    Letters: B sequences, S tokens, D width, V vocabulary.
+    """
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.work = work
+        width, (rows, columns) = work.config.width, work.grid
+        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+        self.embed = nn.Embedding(work.vocabulary, width)
+        self.transformer = Transformer(work.config, places, causal_inside=True)
+        self.head = nn.Linear(width, work.vocabulary, bias=False)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of the next tokens: (B, S), (B, S) -> ()."""
+        x = self.transformer(self.embed(tokens))[0]
+        losses, _ = linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
+        return losses.mean()
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(B, S) -> (B, S, V)."""
+        return self.head(self.transformer(self.embed(tokens))[0])
+
+
+class Trainer:
+    """Takes steps on one batch; calling it gives the loss before the step."""
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor], precision: Arithmetic
+    ) -> None:
+        self.parameters = list(model.parameters())
+        self.loss, self.batch = loss, batch
+        self.precision: Arithmetic = precision
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
+
+    def gradients(self) -> Tensor:
+        """Forward and backward."""
+        with arithmetic(self.batch[0].device, self.precision):
+            loss = self.loss(*self.batch)
+        loss.backward()
+        return loss.detach()
+
+    def __call__(self) -> Tensor:
+        loss = self.gradients()
+        clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.clone()  # a CUDA graph writes the next one to the same place
+
+
+def rows(options: Options) -> Iterator[Row]:
+    """Race our step, with and without torch.compile, against theirs."""
+    # a compilation takes a minute on slow cores
+    yield from measure(options, QUICK if options.quick else FULL, compiled=not options.quick)
+
+
+def measure(options: Options, work: Work, compiled: bool = True) -> Iterator[Row]:
+    """As `rows`, at any size."""
+    what = describe(work)
+    device = options.device
+    precision: Arithmetic = "bf16" if pick_precision(device, "auto") == "bf16" else "fp32"
+    torch.manual_seed(0)
+    model = TokenModel(work).to(device)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    sequence = work.sample(work.length + 1, device)
+    batch = (sequence[:, :-1].contiguous(), sequence[:, 1:].contiguous())
+
+    def our(mode: str | None) -> Trainer:
+        mine = TokenModel(work).to(device)
+        mine.load_state_dict(weights)
+        return Trainer(mine, torch.compile(mine, mode=mode) if mode else mine, batch, precision)
+
+    def their(attention: Attention, kind: Arithmetic, mode: str | None) -> Trainer:
+        peer = hugging_face.llama(work.config, work.length, work.vocabulary, attention).to(device)
+        hugging_face.adopt(peer, model)
+        runner: Any = torch.compile(peer, mode=mode) if mode else peer
+        return Trainer(peer, hugging_face.loss_of(runner), batch, kind)
+
+    check_gradients(model, batch)
+    on_gpu = device.type == "cuda"
+    modes = {"compile": "default"} | ({"compile, CUDA graphs": "reduce-overhead"} if on_gpu else {})
+    ours = {f"ours, {precision}": our(None)}
+    theirs = {"Hugging Face eager, fp32": their("eager", "fp32", None)}
+    theirs[f"Hugging Face SDPA, {precision}"] = their("sdpa", precision, None)
+    if compiled:
+        for name, mode in modes.items():
+            ours[f"ours, {precision}, {name}"] = our(mode)
+            theirs[f"Hugging Face SDPA, {precision}, {name}"] = their("sdpa", precision, mode)
+        if not on_gpu:  # on CPUs it can be faster than SDPA, for sequences as short as these
+            name = f"Hugging Face eager, {precision}, compile"
+            theirs[name] = their("eager", precision, "default")
+    runners = ours | theirs
+    check_losses(runners)
+    product = Product(precision, device, ceilings.sizes(device, options.quick)[1])
+    seconds = race(runners | {"product": product}, options.rounds, warmup=1, device=device)
+
+    tokens = work.batch * work.length
+    best = min(ours, key=lambda name: median(seconds[name]))
+    bars = {name: (1.4, 2.0) for name in theirs if "compile" in name}
+    bars["Hugging Face eager, fp32"] = (3.5, 6.0)
+    raced = {name: seconds[name] for name in [best, *theirs]}
+    notes = {name: f"ours: {best.removeprefix('ours, ')}" for name in theirs}
+    yield from compare(
+        "training", what, raced, bars, best, unit="tokens/s", amount=tokens, notes=notes
+    )
+    for name in ours:
+        rate = tokens / median(seconds[name])
+        yield value("training", what, "tokens/s", rate, f"({name})", rounds=options.rounds)
+    yield share_of_product(what, work, product, seconds[best], seconds["product"])
+
+
+def describe(work: Work) -> str:
+    """Name a step by its size."""
+    count = sum(p.numel() for p in TokenModel(work).parameters())
+    return f"step, {count / 1e6:.1f}M parameters, {work.batch} x {work.length} tokens"
+
+
+def check_gradients(model: TokenModel, batch: tuple[Tensor, Tensor], near: float = 1e-2) -> None:
+    """Raise Wrong unless, from the same weights, both have the same loss and gradients."""
+    work = model.work
+    peer = hugging_face.llama(work.config, work.length, work.vocabulary, "eager")
+    peer.to(batch[0].device)
+    hugging_face.adopt(peer, model)
+    ours = Trainer(model, model, batch, "fp32").gradients()
+    theirs = Trainer(peer, hugging_face.loss_of(peer), batch, "fp32").gradients()
+    if not torch.isclose(ours, theirs, rtol=1e-3):
+        raise Wrong(f"our loss is {ours:.5f} and Hugging Face's {theirs:.5f}, at the same weights")
+    for number, (their, our, part) in enumerate(hugging_face.pairs(peer, model)):
+        assert their.grad is not None and our.grad is not None
+        off = (our.grad[part] - their.grad).norm() / their.grad.norm()
+        if not off < near:
+            raise Wrong(f"the gradient of weight {number} is {off:.1%} off Hugging Face's")
+    model.zero_grad(set_to_none=True)
+
+
+def check_losses(runners: dict[str, Trainer], steps: int = 3) -> None:
+    """Take `steps` steps with everyone; raise Wrong unless all losses go the same way."""
+    seen = {name: [float(runner()) for _ in range(steps)] for name, runner in runners.items()}
+    exact = seen["Hugging Face eager, fp32"]
+    for name, losses in seen.items():
+        slack = 2e-2 if runners[name].precision == "bf16" else 2e-3
+        if not all(abs(a - b) < slack * a for a, b in zip(exact, losses, strict=True)):
+            raise Wrong(f"losses of {name} go {losses}, and Hugging Face's eager ones {exact}")
+
+
+class Product:
+    """One large matrix product: what the machine can do when nothing else is in the way."""
+
+    def __init__(self, precision: Arithmetic, device: torch.device, size: int) -> None:
+        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.left, self.right = torch.randn(2, size, size, device=device, dtype=kind)
+        self.flops = 2 * size**3
+
+    def __call__(self) -> Tensor:
+        return self.left @ self.right
+
+
+def share_of_product(
+    what: str, work: Work, product: Product, step: list[float], alone: list[float]
+) -> Row:
+    """Matrix products of a step over its time, as a share of the rate of one large product.
+
+    step, alone: seconds of the step and of the product in the same rounds.
+    """
+    flops = matrix_flops(work)
+    rate, ceiling = flops / median(step), product.flops / median(alone)
+    share = median(flops / s * a / product.flops for s, a in zip(step, alone, strict=True))
+    note = f"{rate / 1e9:.0f} of {ceiling / 1e9:.0f} GFLOP/s"
+    kind = str(product.left.dtype).removeprefix("torch.")
+    return value(
+        "training", what, "%", 100 * share, f"(one product of {len(product.left)}, {kind})",
+        bar=45, aim=65, rounds=len(step), note=note,
+    )  # fmt: skip
+
+
+def matrix_flops(work: Work) -> int:
+    """Multiplications and additions in the matrix products of a step, forward and backward.
+
+    Counted on the CPU, where nothing out of view is multiplied and no kernel hides its products.
+    """
+    single = replace(work, batch=1)
+    tokens = single.sample(work.length, torch.device("cpu"))
+    with FlopCounterMode(display=False) as counter:
+        TokenModel(single)(tokens, tokens).backward()
+    return work.batch * counter.get_total_flops()

@@ -1,0 +1,345 @@
+"""Cross-entropy of a linear layer without its (R, V) logits in memory.
+
+Forward, a program walks over tiles of classes: the product, an online log-sum-exp and the argmax,
+so that one number of a row is kept.  Back, some thousand rows at a time: a kernel makes the same
+tiles of logits again, turns them into their gradients where they are, and writes those once, in
+the type of x; the two large products with them are cuBLAS's (Hsu et al., arXiv:2410.10989, do all
+in such chunks).  That is one product more than with logits kept.  But rounded to bfloat16 they
+would not belong to the log-sum-exp any more, and in float32 an H200 moves them to memory and back
+for longer than it multiplies for 1,024 classes of width 576, going by 4.3 TB/s and 790 TFLOP/s.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.ahead import Ahead
+from kernels.rows import argument_types, cover, processors
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    before: Tensor | None = None,
+    bonus: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `kernels.linear_cross_entropy`; under autocast the product is made in its type."""
+    if before is None or bonus is None:
+        before = bonus = None
+    kind = torch.promote_types(x.dtype, weight.dtype)
+    if torch.is_autocast_enabled(x.device.type):
+        kind = torch.get_autocast_dtype(x.device.type)
+    x, weight = x.to(kind), weight.to(kind)
+    losses, classes, _ = _linear_cross_entropy(x, weight, target, bias, before, bonus)
+    return losses, classes
+
+
+LOG2_E = tl.constexpr(1 / math.log(2))  # GPUs raise 2 to a power, not e
+
+
+@triton.jit
+def _logits(
+    x, weight, bias, before, bonus, row, column, count, classes,
+    WIDTH: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Give a tile of logits in float32; -inf for classes that do not exist.
+
+    What is added to the product is what its sums start from: no registers are needed afterwards.
+    """
+    depth = tl.arange(0, DEPTH)
+    rows = x + row[:, None].to(tl.int64) * WIDTH + depth[None]
+    columns = weight + column[None].to(tl.int64) * WIDTH + depth[:, None]
+    inside, exists = (row < count)[:, None], (column < classes)[None]
+    if bias is None:
+        level = tl.where(exists, 0.0, float("-inf"))
+    else:
+        level = tl.load(bias + column[None], mask=exists, other=float("-inf")).to(tl.float32)
+    if bonus is None:
+        logits = tl.broadcast_to(level, (row.shape[0], column.shape[0]))
+    else:
+        which = tl.load(before + row, mask=row < count, other=-1)[:, None].to(tl.int32)
+        more = tl.load(bonus + row, mask=row < count, other=0.0)[:, None].to(tl.float32)
+        logits = level + tl.where(column[None] == which, more, 0.0)
+    for start in range(0, WIDTH, DEPTH):
+        within = depth < WIDTH - start
+        left = tl.load(rows + start, mask=inside & within[None], other=0.0)
+        right = tl.load(columns + start, mask=exists & within[:, None], other=0.0)
+        logits = tl.dot(left.to(DOT), right.to(DOT), logits, input_precision=PRECISION)
+    return logits
+
+
+@triton.jit
+def _forward(
+    x, weight, bias, before, bonus, target, tops, logsums, bests, hits, count, classes,
+    SHARE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Walk over a share of the classes with ROWS rows.
+
+    tops, logsums, bests, hits: (shares, R), the largest logit, the log-sum-exp, the likeliest
+    class, and the target's logit, 0 where it is in another share.
+    """
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    aim = tl.load(target + row, mask=row < count, other=-1)[:, None].to(tl.int32)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    hit = tl.zeros((ROWS,), tl.float32)
+    best = tl.zeros((ROWS,), tl.int32)
+    first = tl.program_id(1) * SHARE
+    for start in range(first, tl.minimum(first + SHARE, classes), TILE):
+        column = start + tl.arange(0, TILE)
+        logits = _logits(
+            x, weight, bias, before, bonus, row, column, count, classes,
+            WIDTH, DEPTH, DOT, PRECISION,
+        )  # fmt: skip
+        hit += tl.sum(tl.where(column[None] == aim, logits, 0.0), axis=1)
+        high = tl.max(logits, axis=1)
+        where = tl.min(tl.where(logits == high[:, None], column[None], classes), axis=1)
+        best = tl.where(high > top, where, best)
+        higher = tl.maximum(top, high)
+        fresh = tl.sum(tl.exp2(logits * LOG2_E - (higher * LOG2_E)[:, None]), axis=1)
+        total = total * tl.exp2((top - higher) * LOG2_E) + fresh
+        top = higher
+    inside = row < count
+    own = tl.program_id(1).to(tl.int64) * count + row
+    tl.store(tops + own, top, mask=inside)
+    tl.store(logsums + own, top + tl.log(total), mask=inside)
+    tl.store(bests + own, best, mask=inside)
+    tl.store(hits + own, hit, mask=inside)
+
+
+@triton.jit
+def _backward(
+    x, weight, bias, before, bonus, target, logsums, grad, result, for_bias, for_bonus,
+    count, classes,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write a tile of the logits' gradients: (probability - (class is target)) grad.
+
+    result: (R, V).  for_bias: (tiles of rows, V) float32.  for_bonus: (R,) float32, of which the
+    tile with the class before writes its own.
+    """
+    across = tl.cdiv(classes, TILE)
+    tile = tl.program_id(0) // across
+    row = tile * ROWS + tl.arange(0, ROWS)
+    first = tl.program_id(0) % across * TILE
+    column = first + tl.arange(0, TILE)
+    inside, exists = row < count, column < classes
+    logits = _logits(
+        x, weight, bias, before, bonus, row, column, count, classes, WIDTH, DEPTH, DOT, PRECISION
+    )
+    logsum = tl.load(logsums + row, mask=inside, other=0.0)[:, None]
+    up = tl.load(grad + row, mask=inside, other=0.0).to(tl.float32)[:, None]
+    aim = tl.load(target + row, mask=inside, other=-1)[:, None].to(tl.int32)
+    value = tl.exp2(logits * LOG2_E - logsum * LOG2_E)
+    value = tl.where(column[None] == aim, value - 1, value) * up
+    place = result + row[:, None].to(tl.int64) * classes + column[None]
+    tl.store(place, value.to(result.dtype.element_ty), mask=inside[:, None] & exists[None])
+    if bias is not None:
+        own = for_bias + tile.to(tl.int64) * classes + column
+        tl.store(own, tl.sum(value, axis=0), mask=exists)
+    if bonus is not None:
+        which = tl.load(before + row, mask=inside, other=-1).to(tl.int32)
+        raised = tl.sum(tl.where(column[None] == which[:, None], value, 0.0), axis=1)
+        here = (which >= first) & (which < first + TILE)
+        tl.store(for_bonus + row, raised, mask=inside & here)
+
+
+_KINDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def _tiles(width: int, kind: torch.dtype, wide: int) -> dict[str, Any]:
+    """Choose a tile of 128 rows by so many classes; float32 takes twice the room.
+
+    Forward, 128 x 256 spares the L2 cache and fills the registers; back, two tiles of 128 x 128
+    are at work on a multiprocessor, one multiplying while the other computes probabilities.
+    """
+    exact = torch.get_float32_matmul_precision() == "highest"
+    tiles = {
+        "WIDTH": width, "ROWS": 128, "TILE": wide, "DEPTH": 64, "DOT": _KINDS[kind],
+        "PRECISION": "ieee" if kind == torch.float32 and exact else "tf32",
+        "num_warps": 8, "num_stages": 3,
+    }  # fmt: skip
+    if kind == torch.float32:
+        tiles |= {"ROWS": 64, "TILE": 64, "DEPTH": 32}
+    return tiles
+
+
+def _rows_at_once(classes: int) -> int:
+    """Choose how many rows' gradients of logits exist at once: 32 MiB in bfloat16, which the L2 of
+    an H200 holds on their way into two products; but rows enough to make the products large."""
+    return max(4096, 2**24 // classes // 128 * 128)
+
+
+def _shared_out(down: int, across: int, workers: int) -> int:
+    """Choose how many tiles of classes a program walks over, so that all is done the soonest.
+
+    down: tiles of rows.  across: tiles of classes.  workers: programs that run at once.
+    """
+    shares = [2**n for n in range(across.bit_length())]
+    return min(
+        (cover(across, n) for n in shares),
+        key=lambda each: cover(down * cover(across, each), workers) * each,
+    )
+
+
+@torch.library.custom_op("dreamstage::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    before: Tensor | None,
+    bonus: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give losses, classes and the log-sum-exp of each row."""
+    x, weight, target, bias, before, bonus = _packed(x, weight, target, bias, before, bonus)
+    count, (classes, width) = len(x), weight.shape
+    if not count:
+        return (
+            x.new_empty(0, dtype=torch.float32),
+            target.new_empty(0),
+            x.new_empty(0, dtype=torch.float32),
+        )
+    tiles = _tiles(width, x.dtype, 256 if bonus is None else 128)
+    down, across = cover(count, tiles["ROWS"]), cover(classes, tiles["TILE"])
+    each = _shared_out(down, across, processors(x)) * tiles["TILE"]
+    shares = cover(classes, each)
+    tops, logsums, hits = (x.new_empty((shares, count), dtype=torch.float32) for _ in range(3))
+    bests = target.new_empty((shares, count))
+    _forward[(down, shares)](
+        x, weight, bias, before, bonus, target, tops, logsums, bests, hits, count, classes, each,
+        **tiles,
+    )  # fmt: skip
+    if shares == 1:
+        return logsums[0] - hits[0], bests[0], logsums[0]
+    logsums, likeliest = torch.logsumexp(logsums, 0), tops.argmax(0, keepdim=True)
+    return logsums - hits.sum(0), bests.gather(0, likeliest)[0], logsums
+
+
+@torch.library.custom_op("dreamstage::linear_cross_entropy_backward", mutates_args=())
+def _linear_cross_entropy_backward(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    before: Tensor | None,
+    bonus: Tensor | None,
+    logsums: Tensor,
+    grad: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Give the gradients of x, weight, bias and bonus; of those not given, nothing."""
+    x, weight, target, bias, before, bonus, grad = _packed(
+        x, weight, target, bias, before, bonus, grad
+    )
+    count, (classes, width) = len(x), weight.shape
+    at_once, tiles = min(count, _rows_at_once(classes)), _tiles(width, x.dtype, 128)
+    for_x, for_weight = torch.empty_like(x), None
+    for_bias = x.new_zeros(classes if bias is not None else 0, dtype=torch.float32)
+    for_bonus = x.new_empty(count if bonus is not None else 0, dtype=torch.float32)
+    buffer = x.new_empty((at_once, classes))
+    for start in range(0, count, at_once or 1):
+        part = slice(start, start + at_once)
+        rows, up = x[part], buffer[: count - start]
+        down, across = cover(len(rows), tiles["ROWS"]), cover(classes, tiles["TILE"])
+        shares = x.new_empty((down, for_bias.numel()), dtype=torch.float32)
+        _backward[(down * across,)](
+            rows, weight, bias, None if before is None else before[part],
+            None if bonus is None else bonus[part], target[part], logsums[part], grad[part],
+            up, shares, for_bonus[part], len(rows), classes, **tiles,
+        )  # fmt: skip
+        with torch.autocast(x.device.type, enabled=False):
+            torch.mm(up, weight, out=for_x[part])
+            more = up.T @ rows
+        for_weight = more if for_weight is None else for_weight.float().add_(more)
+        for_bias += shares.sum(0)
+    for_weight = torch.zeros_like(weight) if for_weight is None else for_weight.to(weight.dtype)
+    return for_x, for_weight, for_bias, for_bonus
+
+
+def _packed(*given: Tensor | None) -> Any:
+    return (None if x is None else x.contiguous() for x in given)
+
+
+@_linear_cross_entropy.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    before: Tensor | None,
+    bonus: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    losses = x.new_empty(x.shape[0], dtype=torch.float32)
+    return losses, target.new_empty(x.shape[0]), torch.empty_like(losses)
+
+
+@_linear_cross_entropy_backward.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    before: Tensor | None,
+    bonus: Tensor | None,
+    logsums: Tensor,
+    grad: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    for_bias = x.new_empty(weight.shape[0] if bias is not None else 0, dtype=torch.float32)
+    for_bonus = x.new_empty(x.shape[0] if bonus is not None else 0, dtype=torch.float32)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), for_bias, for_bonus
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs, output[2])
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _from_losses(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, logsums = ctx.saved_tensors
+    for_x, for_weight, for_bias, for_bonus = _linear_cross_entropy_backward(*inputs, logsums, grad)
+    bias, bonus = inputs[3], inputs[5]
+    return (
+        for_x,
+        for_weight,
+        None,
+        None if bias is None else for_bias.to(bias.dtype),
+        None,
+        None if bonus is None else for_bonus.to(bonus.dtype),
+    )
+
+
+_linear_cross_entropy.register_autograd(_from_losses, setup_context=_keep)
+
+
+def _case(kernel: Any, name: str, width: int, classes: int, wide: int, extra: bool) -> Ahead:
+    constants = _tiles(width, torch.bfloat16, wide) | {"classes": classes}
+    warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
+    if not extra:
+        constants |= {"bias": None, "before": None, "bonus": None}
+    if kernel is _forward:
+        constants["SHARE"] = classes
+    known = dict.fromkeys(("x", "weight", "result"), "*bf16")
+    known |= dict.fromkeys(("target", "before", "bests"), "*i64")
+    floats = "bias bonus tops hits logsums grad for_bias for_bonus"
+    types = argument_types(kernel, constants, **known, **dict.fromkeys(floats.split(), "*fp32"))
+    name += f" {width} x {classes}{', bias and bonus' * extra}"
+    shared = stages * 64 * 2 * (128 + wide)
+    return Ahead(name, kernel, types, constants, warps, stages, 255, shared, wgmma=True)
+
+
+AHEAD = [
+    _case(_forward, "entropy", 576, 1024, 256, False),
+    _case(_forward, "entropy", 576, 1024, 128, True),
+    _case(_backward, "entropy backward", 576, 1024, 128, True),
+    _case(_backward, "entropy backward", 768, 32768, 128, False),
+]

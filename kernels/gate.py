@@ -1,0 +1,133 @@
+"""SwiGLU, in one pass over memory each way; going back, the gate is computed once more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.ahead import Ahead
+from kernels.rows import cover, tile
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """As `kernels.swiglu`."""
+    return _swiglu(gate_up)
+
+
+@triton.jit
+def _place(count, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr) -> Any:
+    """Rows in int64, columns and mask of this program's tile; columns pass first."""
+    across: tl.constexpr = (WIDTH + TILE - 1) // TILE
+    program = tl.program_id(0)
+    row = (program // across * ROWS + tl.arange(0, ROWS))[:, None]
+    column = (program % across * TILE + tl.arange(0, TILE))[None]
+    return row.to(tl.int64), column, (row < count) & (column < WIDTH)
+
+
+@triton.jit
+def _forward(
+    gate_up, gated, count, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    place = _place(count, WIDTH, TILE, ROWS)
+    row, column, mask = place
+    start = gate_up + row * (2 * WIDTH) + column
+    gate = tl.load(start, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(start + WIDTH, mask=mask, other=0.0).to(tl.float32)
+    value = gate * tl.sigmoid(gate) * up
+    tl.store(gated + row * WIDTH + column, value.to(gated.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _backward(
+    gate_up, grad, result, count, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """d silu(g) / dg = s + g s (1 - s) with s = sigmoid(g)."""
+    place = _place(count, WIDTH, TILE, ROWS)
+    row, column, mask = place
+    pair = row * (2 * WIDTH) + column
+    gate = tl.load(gate_up + pair, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + pair + WIDTH, mask=mask, other=0.0).to(tl.float32)
+    above = tl.load(grad + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
+    open_ = tl.sigmoid(gate)
+    through = gate * open_
+    kind = result.dtype.element_ty
+    for_gate = above * up * (open_ + through * (1 - open_))
+    tl.store(result + pair, for_gate.to(kind), mask=mask)
+    tl.store(result + pair + WIDTH, (above * through).to(kind), mask=mask)
+
+
+def _tiles(width: int, count: int) -> tuple[int, dict[str, Any]]:
+    """Choose a tile as wide as wastes no more than a sixteenth: how many cover all, and its sizes.
+
+    2,688 columns are 10.5 tiles of 256, of which 11 are taken, but 2.6 of 1,024.
+    """
+    wide = min(1024, tile(width))
+    while wide > 64 and -width % wide > width // 16:
+        wide //= 2
+    rows = 2048 // wide
+    programs = cover(width, wide) * cover(count, rows)
+    return programs, {"WIDTH": width, "TILE": wide, "ROWS": rows, "num_warps": 4}
+
+
+@torch.library.custom_op("dreamstage::swiglu", mutates_args=())
+def _swiglu(gate_up: Tensor) -> Tensor:
+    gate_up = gate_up.contiguous()
+    width = gate_up.shape[-1] // 2
+    gated = gate_up.new_empty((*gate_up.shape[:-1], width))
+    if gated.numel():
+        count = gated.numel() // width
+        programs, tiles = _tiles(width, count)
+        _forward[(programs,)](gate_up, gated, count, **tiles)
+    return gated
+
+
+@torch.library.custom_op("dreamstage::swiglu_backward", mutates_args=())
+def _swiglu_backward(gate_up: Tensor, grad: Tensor) -> Tensor:
+    gate_up, grad = gate_up.contiguous(), grad.contiguous()
+    result = torch.empty_like(gate_up)
+    if grad.numel():
+        width = grad.shape[-1]
+        count = grad.numel() // width
+        programs, tiles = _tiles(width, count)
+        _backward[(programs,)](gate_up, grad, result, count, **tiles)
+    return result
+
+
+@_swiglu.register_fake
+def _(gate_up: Tensor) -> Tensor:
+    return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
+
+
+@_swiglu_backward.register_fake
+def _(gate_up: Tensor, grad: Tensor) -> Tensor:
+    return gate_up.new_empty(gate_up.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _from_gated(ctx: Any, grad: Tensor) -> Tensor:
+    (gate_up,) = ctx.saved_tensors
+    return _swiglu_backward(gate_up, grad)
+
+
+_swiglu.register_autograd(_from_gated, setup_context=_keep)
+
+
+def _cases(width: int) -> list[Ahead]:
+    tiles = _tiles(width, 1)[1]
+    warps = tiles.pop("num_warps")
+    types = {"gate_up": "*bf16", "gated": "*bf16", "count": "i32"}
+    back = {"gate_up": "*bf16", "grad": "*bf16", "result": "*bf16", "count": "i32"}
+    return [
+        Ahead(f"swiglu {width}", _forward, types, tiles, warps, registers=64),
+        Ahead(f"swiglu backward {width}", _backward, back, tiles, warps, registers=96),
+    ]
+
+
+AHEAD = _cases(1536) + _cases(2688)

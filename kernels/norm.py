@@ -1,0 +1,314 @@
+"""RMSNorm, alone and after the addition of a branch, in one pass over memory each way.
+
+A row stays in registers from its one read to its one write.  Going back, each program walks over
+many rows and adds up its own share of the weight's gradient; the shares are added afterwards, in
+the same order every time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.ahead import Ahead
+from kernels.rows import (
+    argument_types,
+    cover,
+    fresh_like,
+    order,
+    packed_strides,
+    pieces,
+    plain,
+    processors,
+    row_starts,
+    strides,
+    walk,
+)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """As `kernels.rms_norm`; x may be any view whose last axis has stride 1."""
+    return _rms_norm(x, weight, eps)
+
+
+def add_rms_norm(
+    x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """As `kernels.add_rms_norm`."""
+    return _add_rms_norm(x, branch, weight, eps)
+
+
+@triton.jit
+def _read(source, start, column, inside, WIDTH: tl.constexpr):
+    mask = inside[:, None] & (column < WIDTH)[None]
+    return tl.load(source + start[:, None] + column[None], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _write(target, start, column, inside, value, WIDTH: tl.constexpr):
+    mask = inside[:, None] & (column < WIDTH)[None]
+    tl.store(target + start[:, None] + column[None], value.to(target.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _read_sum(x, x_start, branch, branch_start, total, start, column, inside, WIDTH: tl.constexpr):
+    """Read a piece of x, add the branch if there is one, and keep the sum as it was rounded."""
+    value = _read(x, x_start, column, inside, WIDTH)
+    if branch is not None:
+        value += _read(branch, branch_start, column, inside, WIDTH)
+        value = value.to(total.dtype.element_ty).to(tl.float32)
+        _write(total, start, column, inside, value, WIDTH)
+    return value
+
+
+@triton.jit
+def _forward(
+    x, branch, weight, total, normed, count, middle, last,
+    x_outer, x_middle, x_last, branch_outer, branch_middle, branch_last,
+    eps, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Norm ROWS rows of x, or of x + branch."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < count
+    x_start = row_starts(row, middle, last, x_outer, x_middle, x_last)
+    branch_start = x_start
+    if branch is not None:
+        branch_start = row_starts(row, middle, last, branch_outer, branch_middle, branch_last)
+    start = row.to(tl.int64) * WIDTH
+    column = tl.arange(0, FIRST)
+    value = _read_sum(x, x_start, branch, branch_start, total, start, column, inside, WIDTH)
+    squares = tl.sum(value * value, axis=1)
+    if REST:
+        later = FIRST + tl.arange(0, REST)
+        end = _read_sum(x, x_start, branch, branch_start, total, start, later, inside, WIDTH)
+        squares += tl.sum(end * end, axis=1)
+    scale = tl.rsqrt(squares / WIDTH + eps)[:, None]
+    by = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)
+    _write(normed, start, column, inside, value * scale * by[None], WIDTH)
+    if REST:
+        by_end = tl.load(weight + later, mask=later < WIDTH, other=0.0).to(tl.float32)
+        _write(normed, start, later, inside, end * scale * by_end[None], WIDTH)
+
+
+@triton.jit
+def _pull_back(grad_x, grad_sum, start, sum_start, column, inside, value, WIDTH: tl.constexpr):
+    """Write a piece of the gradient, with that of the sum itself added if there is one."""
+    if grad_sum is not None:
+        value += _read(grad_sum, sum_start, column, inside, WIDTH)
+    _write(grad_x, start, column, inside, value, WIDTH)
+
+
+@triton.jit
+def _backward(
+    x, grad, grad_sum, weight, grad_x, shares, count, middle, last,
+    x_outer, x_middle, x_last, grad_outer, grad_middle, grad_last, sum_outer, sum_middle, sum_last,
+    eps, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """With unit = x scale and along = grad weight: scale (along - unit mean(along unit)).
+
+    shares: (programs, WIDTH) float32, sums of grad unit over a program's rows.
+    """
+    column = tl.arange(0, FIRST)
+    by = tl.load(weight + column, mask=column < WIDTH, other=0.0).to(tl.float32)[None]
+    share = tl.zeros((ROWS, FIRST), tl.float32)
+    if REST:
+        later = FIRST + tl.arange(0, REST)
+        by_end = tl.load(weight + later, mask=later < WIDTH, other=0.0).to(tl.float32)[None]
+        share_end = tl.zeros((ROWS, REST), tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
+        row = tile * ROWS + tl.arange(0, ROWS)
+        inside = row < count
+        x_start = row_starts(row, middle, last, x_outer, x_middle, x_last)
+        grad_start = row_starts(row, middle, last, grad_outer, grad_middle, grad_last)
+        sum_start = x_start
+        if grad_sum is not None:
+            sum_start = row_starts(row, middle, last, sum_outer, sum_middle, sum_last)
+        start = row.to(tl.int64) * WIDTH
+        value = _read(x, x_start, column, inside, WIDTH)
+        up = _read(grad, grad_start, column, inside, WIDTH)
+        squares = tl.sum(value * value, axis=1)
+        overlap = tl.sum(value * up * by, axis=1)
+        if REST:
+            end = _read(x, x_start, later, inside, WIDTH)
+            up_end = _read(grad, grad_start, later, inside, WIDTH)
+            squares += tl.sum(end * end, axis=1)
+            overlap += tl.sum(end * up_end * by_end, axis=1)
+        scale = tl.rsqrt(squares / WIDTH + eps)
+        part = (overlap * scale * scale / WIDTH)[:, None]
+        scale = scale[:, None]
+        share += up * value * scale
+        value = scale * (up * by - value * part)
+        _pull_back(grad_x, grad_sum, start, sum_start, column, inside, value, WIDTH)
+        if REST:
+            share_end += up_end * end * scale
+            end = scale * (up_end * by_end - end * part)
+            _pull_back(grad_x, grad_sum, start, sum_start, later, inside, end, WIDTH)
+    own = shares + tl.program_id(0).to(tl.int64) * WIDTH
+    tl.store(own + column, tl.sum(share, axis=0), mask=column < WIDTH)
+    if REST:
+        tl.store(own + later, tl.sum(share_end, axis=0), mask=later < WIDTH)
+
+
+def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
+    """Choose a tile of about so many elements, and warps to give each thread so many of them."""
+    first, rest = pieces(width)
+    rows = max(1, elements // first)
+    warps = max(1, min(16, first * rows // (32 * each)))
+    return {"WIDTH": width, "FIRST": first, "REST": rest, "ROWS": rows, "num_warps": warps}
+
+
+def _launch_forward(
+    x: Tensor, branch: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor | None, Tensor]:
+    """Give the sum, if there is a branch, and the norm."""
+    shape, x = x.shape, plain(x)
+    axes = order(x)
+    if branch is None:
+        total, steps, normed = None, (0, 0, 0), fresh_like(x, axes)
+    else:
+        branch = plain(branch)
+        total = fresh_like(x, axes, torch.promote_types(x.dtype, branch.dtype))
+        steps, normed = strides(branch, axes), fresh_like(x, axes, total.dtype)
+    if x.numel():
+        width = x.shape[-1]
+        count, tiles = x.numel() // width, _tiles(width, 1024, 32)
+        _forward[(cover(count, tiles["ROWS"]),)](
+            x, branch, weight.contiguous(), total, normed, count, *walk(x, axes),
+            *strides(x, axes), *steps, eps, **tiles,
+        )  # fmt: skip
+    return None if total is None else total.view(shape), normed.view(shape)
+
+
+def _launch_backward(
+    x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Give the gradients of what was normed, the one that came to itself included, and weight."""
+    shape, x, grad = x.shape, plain(x), plain(grad)
+    axes = order(x)
+    grad_x = fresh_like(x, axes)
+    if not x.numel():
+        return grad_x.view(shape), torch.zeros_like(weight)
+    steps = (0, 0, 0)
+    if grad_sum is not None:
+        grad_sum = plain(grad_sum)
+        steps = strides(grad_sum, axes)
+    width = x.shape[-1]
+    count, tiles = x.numel() // width, _tiles(width, 1024, 16)
+    # as many as run at once, so that no multiprocessor is left with a last one of its own
+    programs = processors(x) * max(1, 12 // tiles["num_warps"])
+    programs = min(programs, cover(count, tiles["ROWS"]))
+    shares = x.new_empty((programs, width), dtype=torch.float32)
+    _backward[(programs,)](
+        x, grad, grad_sum, weight.contiguous(), grad_x, shares, count, *walk(x, axes),
+        *strides(x, axes), *strides(grad, axes), *steps, eps, **tiles,
+    )  # fmt: skip
+    return grad_x.view(shape), shares.sum(0).to(weight.dtype)
+
+
+@torch.library.custom_op("dreamstage::rms_norm", mutates_args=())
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _launch_forward(x, None, weight, eps)[1]
+
+
+@torch.library.custom_op("dreamstage::rms_norm_backward", mutates_args=())
+def _rms_norm_backward(
+    x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _launch_backward(x, grad, grad_sum, weight, eps)
+
+
+@torch.library.custom_op("dreamstage::add_rms_norm", mutates_args=())
+def _add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    total, normed = _launch_forward(x, branch, weight, eps)
+    assert total is not None
+    return total, normed
+
+
+def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Give an empty tensor laid out as the kernels lay out what belongs to x."""
+    rows = plain(x)
+    return fresh_like(rows, order(rows), dtype).view(x.shape)
+
+
+@_rms_norm.register_fake
+def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _like(x)
+
+
+@_rms_norm_backward.register_fake
+def _(
+    x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _like(x), torch.empty_like(weight)
+
+
+@_add_rms_norm.register_fake
+def _(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    kind = torch.promote_types(x.dtype, branch.dtype)
+    return _like(x, kind), _like(x, kind)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.eps = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _from_norm(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    x, weight = ctx.saved_tensors
+    return *_rms_norm_backward(x, grad, None, weight, ctx.eps), None
+
+
+def _keep_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, branch, weight, ctx.eps = inputs
+    ctx.kinds = x.dtype, branch.dtype
+    ctx.save_for_backward(output[0], weight)
+
+
+def _from_sum(ctx: Any, grad_sum: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    total, weight = ctx.saved_tensors
+    grad_x, grad_weight = _rms_norm_backward(total, grad, grad_sum, weight, ctx.eps)
+    return grad_x.to(ctx.kinds[0]), grad_x.to(ctx.kinds[1]), grad_weight, None
+
+
+_rms_norm.register_autograd(_from_norm, setup_context=_keep)
+_add_rms_norm.register_autograd(_from_sum, setup_context=_keep_sum)
+
+
+def _case(
+    name: str, kernel: Any, width: int, tile: tuple[int, int], **pointers: str | None
+) -> Ahead:
+    constants = _tiles(width, *tile)
+    warps = constants.pop("num_warps")
+    constants |= {pointer: None for pointer, kind in pointers.items() if kind is None}
+    constants |= packed_strides(kernel, width)
+    kinds = {pointer: kind for pointer, kind in pointers.items() if kind is not None}
+    types = argument_types(kernel, constants, weight="*fp32", eps="fp32", **kinds)
+    return Ahead(name, kernel, types, constants, warps, registers=168, shared=4096)
+
+
+AHEAD: list[Ahead] = [
+    case
+    for width in (64, 768)
+    for case in (
+        _case(
+            f"rms_norm {width}", _forward, width, (1024, 32),
+            x="*bf16", normed="*bf16", branch=None, total=None,
+        ),
+        _case(
+            f"add_rms_norm {width}", _forward, width, (1024, 32),
+            x="*bf16", normed="*bf16", branch="*bf16", total="*bf16",
+        ),
+        _case(
+            f"rms_norm backward {width}", _backward, width, (1024, 16),
+            x="*bf16", grad="*bf16", grad_sum=None, grad_x="*bf16", shares="*fp32",
+        ),
+        _case(
+            f"add_rms_norm backward {width}", _backward, width, (1024, 16),
+            x="*bf16", grad="*bf16", grad_sum="*bf16", grad_x="*bf16", shares="*fp32",
+        ),
+    )
+]  # fmt: skip

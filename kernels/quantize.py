@@ -1,0 +1,297 @@
+"""Nearest rows of a codebook without the table of distances, and what an EMA of the book needs.
+
+Letters: R vectors, K rows of the book, D their width, P pieces of the sorted vectors.
+
+A float32 number times a power of two is the sum of two float16 numbers to 22 bits, and products of
+those are exact in float32, so that three products on tensor cores give one of float32 accuracy
+(Ootomo and Yokota, arXiv:2203.03341).  Sums over the vectors of a code go through a stable sort,
+in a fixed order and without atomics: two runs agree to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.ahead import Ahead
+
+# Rows of a code that one program sums; a code of more rows has several programs.
+PIECE = 128
+
+
+@triton.jit
+def _power_below(peak):
+    """The power of two at or below a positive float32."""
+    return (peak.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _split_book(
+    book, peak, high, low, half, K, D,
+    BLOCK: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Rows of the book as two float16 each, scaled so that the largest is near 2^13; |e|^2 / 2."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.arange(0, WHOLE)
+    inside = (row < K)[:, None] & (column < D)[None]
+    e = tl.load(book + row[:, None] * D + column[None], mask=inside, other=0.0).to(tl.float32)
+    tl.store(half + row, tl.sum(e * e, axis=1) * 0.5, mask=row < K)
+    scaled = e * (8192.0 / _power_below(tl.maximum(tl.load(peak), 1e-30)))
+    first = scaled.to(tl.float16)
+    place = row[:, None] * WIDE + column[None]
+    kept = (row < K)[:, None] & (column < WIDE)[None]
+    tl.store(high + place, first, mask=kept)
+    tl.store(low + place, (scaled - first.to(tl.float32)).to(tl.float16), mask=kept)
+
+
+@triton.jit
+def _add_product(v_at, high_at, low_at, inside, known, scale, product, SPLIT: tl.constexpr):
+    """Add a chunk of v e to the product: the small ones first."""
+    v = tl.load(v_at, mask=inside, other=0.0).to(tl.float32) * scale
+    v_high = v.to(tl.float16)
+    e_high = tl.load(high_at, mask=known, other=0.0)
+    if SPLIT:
+        v_low = (v - v_high.to(tl.float32)).to(tl.float16)
+        product = tl.dot(v_low, e_high.trans(), product)
+    product = tl.dot(v_high, tl.load(low_at, mask=known, other=0.0).trans(), product)
+    return tl.dot(v_high, e_high.trans(), product)
+
+
+@triton.jit
+def _nearest(
+    vectors, high, low, half, peak, codes, R, K, D,
+    WIDE: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+    SPLIT: tl.constexpr, KEEP: tl.constexpr,
+):  # fmt: skip
+    """argmin of |e|^2 / 2 - v e for a tile of vectors, over one tile of the book after another.
+
+    SPLIT: vectors are float32, not narrower.  KEEP: they stay on the chip from tile to tile.
+    """
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    vectors += first_row * D
+    row, column, entry = tl.arange(0, ROWS), tl.arange(0, CHUNK), tl.arange(0, TILE)
+    there = first_row + row < R
+    v_place = row[:, None] * D + column[None]
+    e_place = entry[:, None] * WIDE + column[None]
+    book_peak = tl.maximum(tl.load(peak), 1e-30)
+    tallest = tl.zeros([ROWS], tl.float32)
+    for start in range(0, WIDE, CHUNK):
+        inside = there[:, None] & (start + column < D)[None]
+        v = tl.abs(tl.load(vectors + start + v_place, mask=inside, other=0.0).to(tl.float32))
+        # what is not finite spoils its own row alone
+        tallest = tl.maximum(tallest, tl.max(tl.where(v < float("inf"), v, 0.0), axis=1))
+    power = _power_below(tl.maximum(tl.max(tallest, axis=0), book_peak * 2.0**-24))
+    scale = 8192.0 / power
+    unit = scale * (8192.0 / _power_below(book_peak))
+    best = tl.full([ROWS], float("inf"), tl.float32)
+    code = tl.zeros([ROWS], tl.int32)
+    for first in range(0, K, TILE):
+        known = first + entry < K
+        product = tl.zeros([ROWS, TILE], tl.float32)
+        if KEEP:
+            for chunk in tl.static_range(0, WIDE, CHUNK):
+                product = _add_product(
+                    vectors + chunk + v_place, high + chunk + e_place,
+                    low + chunk + e_place, there[:, None] & (chunk + column < D)[None],
+                    known[:, None], scale, product, SPLIT,
+                )  # fmt: skip
+        else:
+            for start in range(0, WIDE, CHUNK):
+                product = _add_product(
+                    vectors + start + v_place, high + start + e_place,
+                    low + start + e_place, there[:, None] & (start + column < D)[None],
+                    known[:, None], scale, product, SPLIT,
+                )  # fmt: skip
+        length = tl.load(half + first + entry, mask=known, other=float("inf")) * unit
+        score, place = tl.min(
+            length[None] - product, axis=1, return_indices=True, return_indices_tie_break_left=True
+        )
+        nearer = score < best  # the first of equals stays; false for NaN, so that codes are codes
+        best = tl.where(nearer, score, best)
+        code = tl.where(nearer, first + place, code)
+        high += TILE * WIDE
+        low += TILE * WIDE
+    tl.store(codes + first_row + row, code, mask=there)
+
+
+@triton.jit
+def _sum_piece(
+    vectors, order, bounds, pieces, owner, partial, K, D,
+    PIECE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Sum up to PIECE vectors of one code, which lie behind each other in `order`."""
+    piece = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    code = tl.load(owner + piece)
+    used = code < K  # else nothing is left: from 0 to 0
+    begin = tl.load(bounds + code, mask=used, other=0)
+    first = tl.load(pieces + code, mask=used, other=piece)
+    begin += (piece - first) * PIECE
+    end = tl.minimum(tl.load(bounds + code + 1, mask=used, other=0), begin + PIECE)
+    total = tl.zeros([ROWS, CHUNK], tl.float32)
+    for start in range(begin, end, ROWS):
+        place = start + tl.arange(0, ROWS)
+        mine = place < end
+        row = tl.load(order + place, mask=mine, other=0)
+        inside = mine[:, None] & (column < D)[None]
+        v = tl.load(vectors + row[:, None] * D + column[None], mask=inside, other=0.0)
+        total += v.to(tl.float32)
+    tl.store(partial + piece * D + column, tl.sum(total, axis=0), mask=used & (column < D))
+
+
+@triton.jit
+def _sum_pieces(partial, pieces, sums, D, CHUNK: tl.constexpr):
+    """Add the pieces of one code up."""
+    code = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    total = tl.zeros([CHUNK], tl.float32)
+    begin = tl.load(pieces + code)
+    for number in range(tl.load(pieces + code + 1) - begin):
+        total += tl.load(partial + (begin + number) * D + column, mask=column < D, other=0.0)
+    tl.store(sums + code * D + column, total, mask=column < D)
+
+
+def _constants(**constants: int) -> dict[str, Any]:
+    """Of a kernel; Triton's own types would have them wrapped."""
+    return constants
+
+
+def _power_above(count: int) -> int:
+    return 1 << (count - 1).bit_length()
+
+
+def _parts(count: int, each: int) -> int:
+    return -(-count // each)
+
+
+def _padded(width: int) -> int:
+    """The width of a split book in memory: whole chunks, of 16 numbers at least."""
+    return max(16, _power_above(width)) if width <= 64 else _parts(width, 64) * 64
+
+
+def _launch(wide: int) -> dict[str, Any]:
+    """How `_nearest` runs on a book padded to `wide`.
+
+    Three programs of 64 x 64 share a multiprocessor where products are short; wider vectors stay
+    on the chip up to 128, and are read again for each tile of the book beyond.
+    """
+    if wide <= 64:
+        return _constants(ROWS=64, TILE=64, CHUNK=wide, KEEP=True, num_warps=4, num_stages=3)
+    if wide <= 128:
+        return _constants(ROWS=128, TILE=128, CHUNK=64, KEEP=True, num_warps=8, num_stages=2)
+    return _constants(ROWS=128, TILE=128, CHUNK=32, KEEP=False, num_warps=8, num_stages=4)
+
+
+@torch.library.custom_op("dreamstage::assign", mutates_args=())
+def _assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    vectors, book = vectors.contiguous(), book.contiguous()
+    (R, D), K = vectors.shape, len(book)
+    sums = torch.zeros(K, D, device=book.device)
+    if not R:
+        empty = torch.empty(0, dtype=torch.int64, device=book.device)
+        return empty, torch.zeros(K, dtype=torch.int64, device=book.device), sums
+    codes = _codes(vectors, book)
+    ordered, order = torch.sort(codes, stable=True)
+    numbers = torch.arange(max(K + 1, _parts(R, PIECE) + K), device=book.device)
+    bounds = torch.searchsorted(ordered, numbers[: K + 1].to(ordered.dtype))
+    counts = bounds.diff()
+    # pieces[k]: the first piece of code k; at most R / PIECE + K in all, and no wait for how many
+    pieces = torch.cat([counts.new_zeros(1), ((counts + (PIECE - 1)) // PIECE).cumsum(0)])
+    P = _parts(R, PIECE) + K
+    owner = torch.searchsorted(pieces[1:], numbers[:P], right=True)
+    partial = torch.empty(P, D, device=book.device)
+    chunk = min(128, _power_above(D))
+    blocks, constants = _parts(D, chunk), _constants(PIECE=PIECE, ROWS=16, CHUNK=chunk)
+    _sum_piece[(P, blocks)](vectors, order, bounds, pieces, owner, partial, K, D, **constants)
+    constants = _constants(CHUNK=chunk, num_warps=1)
+    _sum_pieces[(K, blocks)](partial, pieces, sums, D, **constants)
+    return codes.long(), counts, sums
+
+
+def _codes(vectors: Tensor, book: Tensor) -> Tensor:
+    """The nearest row of the book for each vector: (R,) int32."""
+    (R, D), K = vectors.shape, len(book)
+    wide = _padded(D)
+    high = torch.empty(K, wide, dtype=torch.float16, device=book.device)
+    low, half = torch.empty_like(high), torch.empty(K, device=book.device)
+    peak = book.abs().amax().float().reshape(1)
+    whole = _power_above(wide)
+    block = max(1, 4096 // whole)
+    constants = _constants(BLOCK=block, WIDE=wide, WHOLE=whole)
+    _split_book[(_parts(K, block),)](book, peak, high, low, half, K, D, **constants)
+    codes = torch.empty(R, dtype=torch.int32, device=book.device)
+    constants = _launch(wide) | {"WIDE": wide, "SPLIT": vectors.element_size() > 2}
+    programs = _parts(R, constants["ROWS"])
+    _nearest[(programs,)](vectors, high, low, half, peak, codes, R, K, D, **constants)
+    return codes
+
+
+@_assign.register_fake
+def _(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    K, D = book.shape
+    return (
+        vectors.new_empty(len(vectors), dtype=torch.int64),
+        vectors.new_empty(K, dtype=torch.int64),
+        vectors.new_empty(K, D, dtype=torch.float32),
+    )
+
+
+def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `kernels.assign`.
+
+    Neighbours are those of float32 arithmetic, the lowest index among equals; a vector that is not
+    finite gets code 0.  Counts and sums are the same to the bit in every run, by a stable sort.
+    """
+    return _assign(vectors.detach(), book.detach())
+
+
+_BOOK = {"high": "*fp16", "low": "*fp16", "half": "*fp32", "peak": "*fp32"}
+_SIZES = {"R": "i32", "K": "i32", "D": "i32"}
+
+
+def _ahead(wide: int, vectors: str, registers: int, shared: int) -> Ahead:
+    launch = _launch(wide)
+    warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
+    return Ahead(
+        f"nearest, {wide} wide, {vectors}",
+        _nearest,
+        {"vectors": f"*{vectors}"} | _BOOK | {"codes": "*i32"} | _SIZES,
+        launch | {"WIDE": wide, "SPLIT": vectors == "fp32"},
+        warps, stages, registers, shared, wgmma=True,
+    )  # fmt: skip
+
+
+AHEAD = [
+    _ahead(64, "fp32", registers=168, shared=75_000),
+    _ahead(64, "bf16", registers=168, shared=75_000),
+    _ahead(128, "fp32", registers=255, shared=200_000),
+    _ahead(256, "fp32", registers=255, shared=135_000),
+    _ahead(256, "bf16", registers=255, shared=135_000),
+    Ahead(
+        "split_book",
+        _split_book,
+        {"book": "*fp32", "peak": "*fp32", "high": "*fp16", "low": "*fp16", "half": "*fp32"}
+        | {"K": "i32", "D": "i32"},
+        {"BLOCK": 16, "WIDE": 256, "WHOLE": 256},
+        shared=1024,
+    ),
+    Ahead(
+        "sum_piece",
+        _sum_piece,
+        {"vectors": "*fp32", "order": "*i64", "bounds": "*i64", "pieces": "*i64", "owner": "*i64"}
+        | {"partial": "*fp32", "K": "i32", "D": "i32"},
+        {"PIECE": PIECE, "ROWS": 16, "CHUNK": 128},
+        shared=4096,
+    ),
+    Ahead(
+        "sum_pieces",
+        _sum_pieces,
+        {"partial": "*fp32", "pieces": "*i64", "sums": "*fp32", "D": "i32"},
+        {"CHUNK": 128},
+        warps=1,
+    ),
+]

@@ -1,0 +1,329 @@
+"""The gates of a GRU, with the LayerNorm before them, in one pass over memory each way.
+
+A row of three parts stays in registers from its one read to its one write.  Going back, mean,
+deviation and gates are computed once more from the parts.  A second kernel adds up the gradients of
+weight and bias down the columns, for their sums and a row of 3 x 4,096 do not fit in one
+multiprocessor's registers; it reads once more what is still in the cache at the sizes of a step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.ahead import Ahead
+from kernels.rows import argument_types, cover, processors, tile
+
+
+def gru_step(
+    parts: Tensor,
+    state: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-3,
+) -> Tensor:
+    """As `kernels.gru_step`."""
+    if weight is None or bias is None:
+        weight = bias = None
+    return _gru_step(parts, state, weight, bias, eps)
+
+
+@triton.jit
+def _part(source, place, number, mask, WIDTH: tl.constexpr):
+    """Read one of three parts that lie WIDTH apart."""
+    return tl.load(source + place + number * WIDTH, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _mean(first, second, third, WIDTH: tl.constexpr):
+    """Give the mean of three parts of each row, (ROWS, 1)."""
+    return tl.sum(first + second + third, axis=1)[:, None] / (3 * WIDTH)
+
+
+@triton.jit
+def _tanh(x):
+    # through the sigmoid, which is finite everywhere
+    return 2 * tl.sigmoid(2 * x) - 1
+
+
+@triton.jit
+def _forward(
+    parts, state, weight, bias, result, count, eps,
+    WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Take a step of the states of ROWS rows."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
+    column = tl.arange(0, TILE)[None]
+    within = column < WIDTH
+    mask = (row < count) & within
+    place = row * (3 * WIDTH) + column
+    reset = _part(parts, place, 0, mask, WIDTH)
+    candidate = _part(parts, place, 1, mask, WIDTH)
+    update = _part(parts, place, 2, mask, WIDTH)
+    old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
+    if weight is not None:
+        mean = _mean(reset, candidate, update, WIDTH)
+        reset = tl.where(mask, reset - mean, 0.0)
+        candidate = tl.where(mask, candidate - mean, 0.0)
+        update = tl.where(mask, update - mean, 0.0)
+        square = _mean(reset * reset, candidate * candidate, update * update, WIDTH)
+        scale = tl.rsqrt(square + eps)
+        reset *= scale * _part(weight, column, 0, within, WIDTH)
+        reset += _part(bias, column, 0, within, WIDTH)
+        candidate *= scale * _part(weight, column, 1, within, WIDTH)
+        candidate += _part(bias, column, 1, within, WIDTH)
+        update *= scale * _part(weight, column, 2, within, WIDTH)
+        update += _part(bias, column, 2, within, WIDTH)
+    fresh = _tanh(tl.sigmoid(reset) * candidate)
+    value = old + tl.sigmoid(update - 1) * (fresh - old)
+    tl.store(result + row * WIDTH + column, value.to(result.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _store_three(target, place, first, second, third, mask, WIDTH: tl.constexpr):
+    kind = target.dtype.element_ty
+    tl.store(target + place, first.to(kind), mask=mask)
+    tl.store(target + place + WIDTH, second.to(kind), mask=mask)
+    tl.store(target + place + 2 * WIDTH, third.to(kind), mask=mask)
+
+
+@triton.jit
+def _pull_back(reset, candidate, update, old, up):
+    """Gradients of the three gates' arguments, for the gradient `up` of the next state."""
+    gate, keep = tl.sigmoid(reset), tl.sigmoid(update - 1)
+    fresh = _tanh(gate * candidate)
+    inner = up * keep * (1 - fresh * fresh)
+    update = up * (fresh - old) * keep * (1 - keep)
+    return inner * candidate * gate * (1 - gate), inner * gate, update, up * (1 - keep)
+
+
+@triton.jit
+def _backward(
+    parts, state, weight, bias, grad, for_parts, for_state, means, scales, count, eps,
+    WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Pull the gradient of ROWS rows back to parts and state; keep what the norm found out."""
+    line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = line[:, None].to(tl.int64)
+    column = tl.arange(0, TILE)[None]
+    within = column < WIDTH
+    mask = (row < count) & within
+    place = row * (3 * WIDTH) + column
+    reset = _part(parts, place, 0, mask, WIDTH)
+    candidate = _part(parts, place, 1, mask, WIDTH)
+    update = _part(parts, place, 2, mask, WIDTH)
+    old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
+    up = _part(grad, row * WIDTH + column, 0, mask, WIDTH)
+    if weight is not None:
+        mean = _mean(reset, candidate, update, WIDTH)
+        x_reset = tl.where(mask, reset - mean, 0.0)
+        x_candidate = tl.where(mask, candidate - mean, 0.0)
+        x_update = tl.where(mask, update - mean, 0.0)
+        square = _mean(x_reset * x_reset, x_candidate * x_candidate, x_update * x_update, WIDTH)
+        scale = tl.rsqrt(square + eps)
+        tl.store(means + line[:, None], mean, mask=row < count)
+        tl.store(scales + line[:, None], scale, mask=row < count)
+        x_reset, x_candidate, x_update = x_reset * scale, x_candidate * scale, x_update * scale
+        reset = x_reset * _part(weight, column, 0, within, WIDTH)
+        reset += _part(bias, column, 0, within, WIDTH)
+        candidate = x_candidate * _part(weight, column, 1, within, WIDTH)
+        candidate += _part(bias, column, 1, within, WIDTH)
+        update = x_update * _part(weight, column, 2, within, WIDTH)
+        update += _part(bias, column, 2, within, WIDTH)
+    pulled = _pull_back(reset, candidate, update, old, up)
+    reset, candidate, update, old = pulled
+    tl.store(for_state + row * WIDTH + column, old.to(for_state.dtype.element_ty), mask=mask)
+    if weight is not None:
+        reset *= _part(weight, column, 0, within, WIDTH)
+        candidate *= _part(weight, column, 1, within, WIDTH)
+        update *= _part(weight, column, 2, within, WIDTH)
+        mean = _mean(reset, candidate, update, WIDTH)
+        along = _mean(reset * x_reset, candidate * x_candidate, update * x_update, WIDTH)
+        reset = scale * (reset - mean - x_reset * along)
+        candidate = scale * (candidate - mean - x_candidate * along)
+        update = scale * (update - mean - x_update * along)
+    _store_three(for_parts, place, reset, candidate, update, mask, WIDTH)
+
+
+@triton.jit
+def _share(
+    parts, state, weight, bias, grad, means, scales, shares, count,
+    WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Add up the gradients of weight and bias over a share of the rows, TILE columns at a time.
+
+    shares: (programs, 2, 3 WIDTH) float32.
+    """
+    column = (tl.program_id(1) * TILE + tl.arange(0, TILE))[None]
+    within = column < WIDTH
+    zeros = tl.zeros((ROWS, TILE), tl.float32)
+    w_reset, w_candidate, w_update = zeros, zeros, zeros
+    b_reset, b_candidate, b_update = zeros, zeros, zeros
+    for step in range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
+        line = (step * ROWS + tl.arange(0, ROWS))[:, None]
+        row = line.to(tl.int64)
+        mask = (row < count) & within
+        place = row * (3 * WIDTH) + column
+        mean = tl.load(means + line, mask=line < count, other=0.0)
+        scale = tl.load(scales + line, mask=line < count, other=0.0)
+        x_reset = (_part(parts, place, 0, mask, WIDTH) - mean) * scale
+        x_candidate = (_part(parts, place, 1, mask, WIDTH) - mean) * scale
+        x_update = (_part(parts, place, 2, mask, WIDTH) - mean) * scale
+        old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
+        up = _part(grad, row * WIDTH + column, 0, mask, WIDTH)
+        reset = x_reset * _part(weight, column, 0, within, WIDTH)
+        reset += _part(bias, column, 0, within, WIDTH)
+        candidate = x_candidate * _part(weight, column, 1, within, WIDTH)
+        candidate += _part(bias, column, 1, within, WIDTH)
+        update = x_update * _part(weight, column, 2, within, WIDTH)
+        update += _part(bias, column, 2, within, WIDTH)
+        pulled = _pull_back(reset, candidate, update, old, up)
+        reset, candidate, update, _ = pulled
+        w_reset += reset * x_reset
+        w_candidate += candidate * x_candidate
+        w_update += update * x_update
+        b_reset += reset
+        b_candidate += candidate
+        b_update += update
+    own = tl.program_id(0).to(tl.int64) * (6 * WIDTH) + column
+    _store_three(
+        shares, own, tl.sum(w_reset, axis=0)[None], tl.sum(w_candidate, axis=0)[None],
+        tl.sum(w_update, axis=0)[None], within, WIDTH,
+    )  # fmt: skip
+    _store_three(
+        shares, own + 3 * WIDTH, tl.sum(b_reset, axis=0)[None], tl.sum(b_candidate, axis=0)[None],
+        tl.sum(b_update, axis=0)[None], within, WIDTH,
+    )  # fmt: skip
+
+
+def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
+    """Choose a tile of about so many elements a part, and warps to give each thread so many."""
+    columns = tile(width)
+    rows = max(1, elements // columns)
+    warps = max(1, min(16, columns * rows // (32 * each)))
+    return {"WIDTH": width, "TILE": columns, "ROWS": rows, "num_warps": warps}
+
+
+def _columns(width: int) -> dict[str, Any]:
+    """Choose a tile for `_share`: in bfloat16 a row of it is two whole lines of 128 bytes."""
+    return {"WIDTH": width, "TILE": 128, "ROWS": 4, "num_warps": 4}
+
+
+@torch.library.custom_op("dreamstage::gru_step", mutates_args=())
+def _gru_step(
+    parts: Tensor, state: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    parts, state, weight, bias = _packed(parts, state, weight, bias)
+    result = torch.empty_like(state)
+    if state.numel():
+        width = state.shape[-1]
+        count, tiles = state.numel() // width, _tiles(width, 512, 8)
+        _forward[(cover(count, tiles["ROWS"]),)](
+            parts, state, weight, bias, result, count, eps, **tiles
+        )
+    return result
+
+
+def _packed(*given: Tensor | None) -> Any:
+    return (None if x is None else x.contiguous() for x in given)
+
+
+@torch.library.custom_op("dreamstage::gru_step_backward", mutates_args=())
+def _gru_step_backward(
+    parts: Tensor,
+    state: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    grad: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the gradients of parts and state, and of weight and bias, (2, 3D) or nothing."""
+    parts, state, weight, bias, grad = _packed(parts, state, weight, bias, grad)
+    for_parts, for_state = torch.empty_like(parts), torch.empty_like(state)
+    width = state.shape[-1]
+    learned = parts.new_zeros(_learned(weight, width), dtype=torch.float32)
+    if not state.numel():
+        return for_parts, for_state, learned
+    count, tiles = state.numel() // width, _tiles(width, 256, 4)
+    means, scales = parts.new_empty((2, count), dtype=torch.float32)
+    _backward[(cover(count, tiles["ROWS"]),)](
+        parts, state, weight, bias, grad, for_parts, for_state, means, scales, count, eps, **tiles
+    )
+    if weight is not None:
+        tiles = _columns(width)
+        across = cover(width, tiles["TILE"])
+        # twice as many programs as processors, and rows enough for each
+        programs = min(cover(2 * processors(parts), across), cover(count, 8 * tiles["ROWS"]))
+        shares = parts.new_empty((programs, 2, 3 * width), dtype=torch.float32)
+        _share[(programs, across)](
+            parts, state, weight, bias, grad, means, scales, shares, count, **tiles
+        )
+        learned = shares.sum(0)
+    return for_parts, for_state, learned
+
+
+def _learned(weight: Tensor | None, width: int) -> tuple[int, int]:
+    return (2, 3 * width) if weight is not None else (0, 0)
+
+
+@_gru_step.register_fake
+def _(
+    parts: Tensor, state: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    return state.new_empty(state.shape)
+
+
+@_gru_step_backward.register_fake
+def _(
+    parts: Tensor,
+    state: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    grad: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    shape = _learned(weight, state.shape[-1])
+    learned = parts.new_empty(shape, dtype=torch.float32)
+    return parts.new_empty(parts.shape), state.new_empty(state.shape), learned
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _from_next(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    parts, state, weight, bias = ctx.saved_tensors
+    for_parts, for_state, learned = _gru_step_backward(parts, state, weight, bias, grad, ctx.eps)
+    if weight is None:
+        return for_parts, for_state, None, None, None
+    for_weight, for_bias = learned.unbind()
+    return for_parts, for_state, for_weight.to(weight.dtype), for_bias.to(bias.dtype), None
+
+
+_gru_step.register_autograd(_from_next, setup_context=_keep)
+
+
+def _case(kernel: Any, name: str, tiles: dict[str, Any], normed: bool) -> Ahead:
+    constants: dict[str, Any] = tiles | dict.fromkeys(() if normed else ("weight", "bias"))
+    warps = constants.pop("num_warps")
+    pointers = ("parts", "state", "result", "grad", "for_parts", "for_state")
+    known = dict.fromkeys(pointers, "*bf16") | {"eps": "fp32"}
+    known |= dict.fromkeys(("weight", "bias", "means", "scales", "shares"), "*fp32")
+    types = argument_types(kernel, constants, **known)
+    name += f" {tiles['WIDTH']}" + " with LayerNorm" * normed
+    return Ahead(name, kernel, types, constants, warps, registers=128, shared=4096)
+
+
+AHEAD: list[Ahead] = []
+for _width in (600, 4096):
+    for _normed in (False, True):
+        AHEAD += [
+            _case(_forward, "gru_step", _tiles(_width, 512, 8), _normed),
+            _case(_backward, "gru_step backward", _tiles(_width, 256, 4), _normed),
+        ]
+    AHEAD.append(_case(_share, "gru_step shares", _columns(_width), True))

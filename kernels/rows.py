@@ -1,0 +1,96 @@
+"""How kernels that work row by row walk over tensors, contiguous or not, and cut a row up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def plain(x: Tensor) -> Tensor:
+    """View x, (..., D), with one to three axes before a last one of stride 1; copy if need be."""
+    if x.dim() == 1:
+        x = x[None]
+    if x.dim() > 4:
+        x = x.reshape(-1, *x.shape[-3:])
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def order(x: Tensor) -> list[int]:
+    """Axes of x before the last, as they lie in memory: the one of the longest stride first."""
+    return sorted(range(x.dim() - 1), key=lambda axis: -x.stride(axis))
+
+
+def fresh_like(x: Tensor, axes: list[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Give an empty tensor of x's shape that is dense when walked over in the order of `axes`."""
+    axes = [*axes, x.dim() - 1]
+    dense = x.new_empty([x.shape[axis] for axis in axes], dtype=dtype)
+    return dense.permute([axes.index(axis) for axis in range(x.dim())])
+
+
+def walk(x: Tensor, axes: list[int]) -> tuple[int, int]:
+    """Sizes of the last two of `axes`, by which `row_starts` takes a row's number apart."""
+    sizes = [1, 1] + [x.shape[axis] for axis in axes]
+    return sizes[-2], sizes[-1]
+
+
+def strides(x: Tensor, axes: list[int]) -> tuple[int, int, int]:
+    """Strides of three axes, the slowest first."""
+    steps = [0, 0] + [x.stride(axis) for axis in axes]
+    return steps[-3], steps[-2], steps[-1]
+
+
+@triton.jit
+def row_starts(row, middle, last, outer_stride, middle_stride, last_stride):
+    """Offsets of rows by number, in int64: rows * width can pass 2**31."""
+    line = row // last
+    outer, second, third = line // middle, line % middle, row % last
+    return (
+        outer.to(tl.int64) * outer_stride
+        + second.to(tl.int64) * middle_stride
+        + third.to(tl.int64) * last_stride
+    )
+
+
+def tile(width: int) -> int:
+    """Give the least power of two that holds so many."""
+    return 1 << (width - 1).bit_length()
+
+
+def cover(count: int, size: int) -> int:
+    """Count the tiles of a size that cover so many."""
+    return -(-count // size)
+
+
+def pieces(width: int) -> tuple[int, int]:
+    """Cut a row into a tile of the largest power of two and one of what is left, or 0.
+
+    576 is 512 and 64: in one tile of 1,024, every other lane would have nothing to do.
+    """
+    whole = tile(width)
+    first = whole if whole == width else whole // 2
+    rest = tile(width - first) if width > first else 0
+    return (whole, 0) if first + rest >= whole else (first, rest)
+
+
+def processors(x: Tensor) -> int:
+    """Multiprocessors of the GPU that x is on; a few where the interpreter stands in for one."""
+    if not x.is_cuda:
+        return 2
+    return torch.cuda.get_device_properties(x.device).multi_processor_count
+
+
+def argument_types(kernel: Any, constants: dict[str, Any], **known: str) -> dict[str, str]:
+    """Types of a kernel's arguments for `Ahead`: those known, and sizes and strides."""
+    names = [name for name in kernel.arg_names if name not in constants]
+    return {name: known.get(name, "i32") for name in names}
+
+
+def packed_strides(kernel: Any, width: int) -> dict[str, int]:
+    """Strides of contiguous rows as constants, for a launch finds out that 16 divides them."""
+    ends = {"_outer": 0, "_middle": 0, "_last": width}
+    names = [(name, end) for name in kernel.arg_names for end in ends if name.endswith(end)]
+    return {name: ends[end] for name, end in names}

@@ -1,0 +1,103 @@
+"""`python -m bench` as it is run: a table, bench.json with the keys of docs/bench.md."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import kernels as kernel_area
+from bench.__main__ import AREAS, Config, main
+from bench.cases import cases
+from bench.pairs import Options
+from kernels import choice, reference
+
+ROOT = Path(__file__).parents[1]
+DOCS = (ROOT / "docs" / "bench.md").read_text()
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def keys_in_docs(section: str) -> set[str]:
+    """Names in the first column of the table under a heading."""
+    part = DOCS.split(section)[1].split("\n## ")[0]
+    return {name for row in re.findall(r"^\| (`.*?) \|", part, re.M) for name in _names(row)}
+
+
+def _names(cell: str) -> list[str]:
+    return re.findall(r"`([a-z_]+)`", cell)
+
+
+def test_ceilings_and_loading_are_measured_and_written_as_documented(tmp_path):
+    ended = bench("ceilings", "loading", "--quick", "--rounds", "2", "--out", str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert set(found) == keys_in_docs("### bench.json")
+    rows = found["rows"]
+    assert all(set(row) == keys_in_docs("### A row") for row in rows)
+    assert {row["area"] for row in rows} == {"ceilings", "loading"}
+    assert not [row["note"] for row in rows if "wrong" in row["note"] or "Error" in row["note"]]
+    paired = [row for row in rows if row["ratio"] is not None]
+    assert paired and all(row["low"] <= row["ratio"] <= row["high"] for row in paired)
+    assert all(row["rounds"] == 2 for row in paired)
+    assert {"cpu", "gpu", "threads", "versions"} <= set(found["machine"])
+    assert found["load"].keys() == {"before", "after"}
+    assert (tmp_path / "bench.png").stat().st_size > 1000
+    assert not list(tmp_path.glob("*.partial"))
+    for row in rows:
+        assert row["what"] in ended.stdout
+
+
+def test_an_unknown_area_is_one_line():
+    ended = bench("laoding")
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr.count("\n") == 1
+    assert "did you mean loading?" in ended.stderr and "ceilings" in ended.stderr
+
+
+def test_every_area_is_a_documented_module_with_rows():
+    for area in AREAS:
+        assert f"`{area}`" in DOCS
+        assert (
+            "def rows(options: Options) -> Iterator[Row]:"
+            in (ROOT / "bench" / f"{area}.py").read_text()
+        )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_keeping_what_no_gpu_measured_is_refused():
+    with pytest.raises(ValueError, match="no CUDA GPU"):
+        main(Config(("ceilings",), keep=True))
+    with pytest.raises(ValueError, match="--rounds -1"):
+        main(Config(("ceilings",), rounds=-1))
+
+
+def test_kept_ratios_are_merged_and_read_by_the_choice(tmp_path, monkeypatch):
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps({"sm_80": {"swiglu": 2.0}, "sm_90": {"rotate": 1.5}}))
+    monkeypatch.setattr(choice, "MEASURED", path)
+    choice.measured.cache_clear()
+    try:
+        kernel_area.keep({"swiglu": 0.9}, "sm_90")
+        assert choice.measured("sm_90") == {"rotate": 1.5, "swiglu": 0.9}
+        assert choice.measured("sm_80") == {"swiglu": 2.0}
+    finally:
+        choice.measured.cache_clear()
+
+
+def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
+    case = next(cases(torch.device("cpu"), torch.float32))
+    monkeypatch.setattr(kernel_area, "race", lambda *a, **k: pytest.fail("timed"))
+    broken = replace(case, ours=lambda x, weight: 1.01 * reference.rms_norm(x, weight))
+    options = Options(rounds=1, quick=True)
+    (row,) = kernel_area._safely(case.what, lambda: kernel_area._raced(broken, options), {})
+    assert row.ratio is None and row.ours is None and "not shown, wrong" in row.note

@@ -1,0 +1,131 @@
+"""RMSNorm in Triton against its definition, alone and after an addition."""
+
+import pytest
+import torch
+from kernel_checks import assert_as_near_as_torch, drawn, each_place, needs_gpu, triton_kernels
+
+import kernels
+from kernels import reference
+
+norm = pytest.importorskip("kernels.norm")
+
+ALL = ("test_schema", "test_faketensor", "test_autograd_registration")
+SHAPES = [(7,), (1, 1), (3, 5, 64), (37, 576), (70, 33), (2, 1000), (2, 3, 2, 2, 24), (2, 2304)]
+
+
+@each_place
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rms_norm_is_as_near_to_the_truth_as_torch(shape, place):
+    inputs = [3 * drawn(*shape), 1 + drawn(shape[-1], seed=1)]
+    assert_as_near_as_torch(kernels.rms_norm, reference.rms_norm, inputs, place)
+
+
+@each_place
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_add_rms_norm_is_as_near_to_the_truth_as_torch(shape, place):
+    inputs = [3 * drawn(*shape), drawn(*shape, seed=2), 1 + drawn(shape[-1], seed=1)]
+    assert_as_near_as_torch(kernels.add_rms_norm, reference.add_rms_norm, inputs, place)
+
+
+@each_place
+def test_heads_of_a_packed_projection_are_normed_where_they_lie(place):
+    def heads(operation):
+        return lambda x, weight: operation(x.permute(2, 0, 3, 1, 4)[1], weight)
+
+    inputs = [drawn(2, 5, 3, 9, 16), 1 + drawn(16, seed=1)]
+    assert_as_near_as_torch(heads(kernels.rms_norm), heads(reference.rms_norm), inputs, place)
+    view = inputs[0].to(*place).permute(2, 0, 3, 1, 4)[1]
+    with triton_kernels():
+        y = kernels.rms_norm(view, torch.ones(16, device=view.device))
+    assert y.transpose(1, 2).is_contiguous(), "the order in memory is not that of the view"
+
+
+@each_place
+@pytest.mark.parametrize("view", ["T", "expand", "slice", "flip"])
+def test_views_of_any_kind_have_the_same_gradients(view, place):
+    def seen(operation):
+        views = {
+            "T": lambda x: x.mT,
+            "expand": lambda x: x[:, :1].expand(-1, 20, -1),
+            "slice": lambda x: x[:, ::2, 4:],
+            "flip": lambda x: x.flip(1),
+        }
+        return lambda x, y, weight: operation(views[view](x), views[view](y), weight)
+
+    width = 20 if view != "slice" else 16
+    inputs = [drawn(3, 20, 20), drawn(3, 20, 20, seed=1), drawn(width, seed=2)]
+    assert_as_near_as_torch(seen(kernels.add_rms_norm), seen(reference.add_rms_norm), inputs, place)
+
+
+@each_place
+def test_an_uneven_gradient_of_any_layout_is_pulled_back(place):
+    def turned(operation):
+        return lambda x, weight: operation(x, weight).transpose(1, 3).contiguous().cos()
+
+    inputs = [drawn(2, 3, 4, 24), drawn(24, seed=1)]
+    assert_as_near_as_torch(turned(kernels.rms_norm), turned(reference.rms_norm), inputs, place)
+
+
+@each_place
+def test_the_norm_alone_is_enough_to_learn_from(place):
+    def normed(operation):
+        return lambda *inputs: operation(*inputs)[1]
+
+    inputs = [drawn(5, 40), drawn(5, 40, seed=1), drawn(40, seed=2)]
+    assert_as_near_as_torch(
+        normed(kernels.add_rms_norm), normed(reference.add_rms_norm), inputs, place
+    )
+
+
+def test_a_wide_stream_keeps_its_type_when_a_narrow_branch_is_added():
+    x = torch.randn(6, 20, requires_grad=True)
+    branch = torch.randn(6, 20).half().requires_grad_()
+    with triton_kernels():
+        total, normed = norm.add_rms_norm(x, branch, torch.ones(20))
+    assert total.dtype == normed.dtype == torch.float32
+    assert torch.equal(total, x + branch)
+    (total + normed).sum().backward()
+    assert x.grad is not None and branch.grad is not None and branch.grad.dtype == torch.float16
+    assert torch.equal(branch.grad, x.grad.half())
+
+
+def test_no_rows_give_no_rows():
+    x, weight = torch.zeros(0, 576, requires_grad=True), torch.ones(576, requires_grad=True)
+    with triton_kernels():
+        total, normed = kernels.add_rms_norm(x, x, weight)
+        (kernels.rms_norm(x, weight).sum() + normed.sum() + total.sum()).backward()
+    assert x.grad is not None and x.grad.shape == (0, 576)
+    assert weight.grad is not None and not weight.grad.any()
+
+
+def test_an_operation_is_what_torch_asks_of_it():
+    view = torch.randn(2, 3, 4, 16).transpose(1, 2).requires_grad_()
+    weight = torch.randn(16, requires_grad=True)
+    other = torch.randn(2, 4, 3, 16)
+    with triton_kernels():
+        torch.library.opcheck(norm._rms_norm, (view, weight, 1e-6), test_utils=ALL)
+        torch.library.opcheck(norm._add_rms_norm, (view, other, weight, 1e-6), test_utils=ALL)
+        plain = view.detach(), other, None, weight.detach(), 1e-6
+        torch.library.opcheck(norm._rms_norm_backward, plain, test_utils=ALL)
+
+
+def test_the_public_functions_lead_to_the_kernels(monkeypatch):
+    x, weight = torch.randn(3, 8), torch.ones(8)
+    monkeypatch.setattr(norm, "_rms_norm", lambda *_: "a norm")
+    monkeypatch.setattr(norm, "_add_rms_norm", lambda *_: "a sum and its norm")
+    with triton_kernels():
+        assert kernels.rms_norm(x, weight) == "a norm"
+        assert kernels.add_rms_norm(x, x, weight) == "a sum and its norm"
+
+
+@needs_gpu
+def test_two_runs_on_a_gpu_are_equal():
+    def run():
+        random = torch.Generator("cuda").manual_seed(0)
+        x = torch.randn(20_000, 576, device="cuda", generator=random).bfloat16().requires_grad_()
+        weight = torch.ones(576, device="cuda", requires_grad=True)
+        total, normed = kernels.add_rms_norm(x, x.detach(), weight)
+        return [normed, *torch.autograd.grad((total * normed).float().sum(), (x, weight))]
+
+    with triton_kernels():
+        assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))

@@ -1,0 +1,142 @@
+"""Assignment to a codebook: nearest rows, counts and sums, against the definition in float64."""
+
+import pytest
+import torch
+from kernel_checks import PLACES, drawn, each_place, needs_gpu, triton_kernels
+
+pytest.importorskip("triton")
+
+import kernels
+from kernels import quantize, reference
+
+DEVICE = PLACES[0][0]
+SIZES = [(500, 33, 64), (1, 1, 5), (130, 70, 16), (70, 129, 96), (65, 20, 576), (33, 10, 200)]
+
+
+def assigned(vectors, book):
+    with triton_kernels():
+        return kernels.assign(vectors, book)
+
+
+def check_sums(vectors, book, codes, counts, sums):
+    """Hold counts and sums against the codes they belong to."""
+    assert torch.equal(counts, torch.bincount(codes, minlength=len(book)))
+    exact = torch.zeros_like(book, dtype=torch.float64).index_add(0, codes, vectors.double())
+    assert sums.dtype == torch.float32 and sums.shape == book.shape
+    assert (sums - exact).abs().max() <= 1e-5 * exact.abs().max().clamp(min=1)
+
+
+def distances(vectors, book):
+    """|e|^2 - 2 v e in float64: (R, K)."""
+    vectors, book = vectors.double(), book.double()
+    return book.square().sum(-1) - 2 * vectors @ book.T
+
+
+@each_place
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
+def test_codes_are_the_nearest_but_for_ties_in_float32(size, place):
+    (rows, entries, width), (device, kind) = size, place
+    vectors, book = drawn(rows, width).to(device, kind), drawn(entries, width, seed=1).to(device)
+    codes, counts, sums = assigned(vectors, book.float())
+    assert codes.shape == (rows,) and codes.dtype == torch.int64
+    far = distances(vectors, book.float())
+    worse = far.gather(1, codes[:, None])[:, 0] - far.min(dim=1).values
+    # a tensor core adds sixteen products at a time and rounds
+    roundings = 4 + width / 16
+    assert worse.max() <= roundings * torch.finfo(torch.float32).eps * far.abs().max()
+    assert (codes == far.argmin(1)).float().mean() > 0.99
+    check_sums(vectors, book.float(), codes, counts, sums)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e8])
+def test_neighbours_do_not_depend_on_how_large_numbers_are(scale):
+    vectors, book = drawn(90, 24, scale=scale), drawn(50, 24, seed=1, scale=scale)
+    vectors, book = vectors.to(DEVICE).float(), book.to(DEVICE).float()
+    codes, _, sums = assigned(vectors, book)
+    assert torch.equal(codes, distances(vectors, book).argmin(1))
+    exact = reference.assign(vectors.double(), book.double())[2]
+    assert (sums - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_products_of_single_float16_would_have_found_other_neighbours():
+    # rows of the book that differ by three thousandths of themselves
+    random = torch.Generator().manual_seed(0)
+    book = 1 + 3e-3 * torch.randn(64, 32, generator=random, dtype=torch.float64)
+    vectors = book[torch.randint(64, (100,), generator=random)].float().to(DEVICE)
+    book = book.float().to(DEVICE)
+    truth = distances(vectors, book).argmin(1)
+    length = book.double().square().sum(-1)
+    rough = (length - 2 * vectors.half().double() @ book.half().double().T).argmin(1)
+    assert (rough != truth).float().mean() > 0.5
+    assert torch.equal(assigned(vectors, book)[0], truth)
+
+
+def test_of_equals_the_lowest_index_wins_as_in_argmin():
+    # whole numbers: their products are exact in whatever order they are summed
+    random = torch.Generator().manual_seed(0)
+    book = torch.randint(-4, 5, (9, 8), generator=random).float().to(DEVICE).repeat(9, 1)
+    vectors = torch.randint(-4, 5, (40, 8), generator=random).float().to(DEVICE)
+    codes = assigned(vectors, book)[0]
+    assert torch.equal(codes, distances(vectors, book[:9]).argmin(1))
+    assert assigned(torch.zeros_like(vectors), torch.zeros_like(book))[0].eq(0).all()
+
+
+def test_all_vectors_on_one_code_are_counted_and_summed():
+    book = drawn(20, 16).float().to(DEVICE)
+    vectors = book[7] + 1e-3 * drawn(700, 16, seed=1).float().to(DEVICE)
+    codes, counts, sums = assigned(vectors, book)
+    assert codes.eq(7).all() and counts[7] == 700 and counts.sum() == 700
+    check_sums(vectors, book, codes, counts, sums)
+    assert sums[[c for c in range(20) if c != 7]].eq(0).all()
+
+
+def test_a_vector_that_is_not_finite_leaves_its_neighbours_alone():
+    vectors, book = drawn(70, 16).float().to(DEVICE), drawn(30, 16, seed=1).float().to(DEVICE)
+    truth = distances(vectors, book).argmin(1)
+    vectors[3, 2], vectors[9] = float("inf"), float("nan")
+    codes, counts, _ = assigned(vectors, book)
+    sound = [r for r in range(70) if r not in (3, 9)]
+    assert torch.equal(codes[sound], truth[sound]) and counts.sum() == 70
+    assert codes.min() >= 0 and codes.max() < 30
+
+
+def test_no_vectors_and_views_of_others_are_no_problem():
+    book = drawn(30, 16).float().to(DEVICE)
+    codes, counts, sums = assigned(torch.empty(0, 16, device=DEVICE), book)
+    assert codes.shape == (0,) and counts.eq(0).all() and sums.eq(0).all()
+    turned = drawn(16, 50, seed=1).float().to(DEVICE).T.requires_grad_()
+    codes, counts, sums = assigned(turned, book)
+    assert torch.equal(codes, distances(turned.detach(), book).argmin(1))
+    assert not sums.requires_grad
+
+
+def test_the_public_function_runs_this_kernel(monkeypatch):
+    monkeypatch.setattr(quantize, "assign", lambda vectors, book: "the kernel")
+    vectors, book = torch.ones(2, 4, device=DEVICE), torch.ones(3, 4, device=DEVICE)
+    assert assigned(vectors, book) == "the kernel"
+    kernels.choose("torch")
+    try:
+        assert kernels.assign(vectors, book) != "the kernel"
+    finally:
+        kernels.choose("auto")
+
+
+def test_the_operation_is_registered_as_pytorch_wants_it():
+    vectors, book = torch.ones(5, 4, device=DEVICE), torch.eye(4, device=DEVICE)
+    torch.library.opcheck(
+        torch.ops.dreamstage.assign.default,
+        (vectors, book),
+        test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+    )
+
+
+@needs_gpu
+def test_two_runs_agree_to_the_bit_and_no_table_of_distances_is_made():
+    rows, entries, width = 65_536, 1024, 128
+    vectors, book = torch.randn(rows, width, device="cuda"), torch.randn(entries, width).cuda()
+    first = assigned(vectors, book)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    second = assigned(vectors, book)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.cuda.max_memory_allocated() - before < rows * entries * 4 / 20

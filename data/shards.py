@@ -118,7 +118,7 @@ class Recordings:
         self.notes = [note for header in self.headers for note in header.notes]
         self.total = int(self.lengths.sum())
         self._shard_starts = np.cumsum([0] + [int(h.ends[-1]) for h in self.headers])
-        self._files: dict[int, h5py.File] = {}
+        self._files: dict[int, tuple[h5py.File, dict[str, h5py.Dataset]]] = {}
         self._process = os.getpid()
 
     def __len__(self) -> int:
@@ -179,20 +179,25 @@ class Recordings:
             has = ", ".join(sorted(header.fields))
             raise ValueError(f"{header.path} has no {field}; it holds {has}")
         try:
-            return dataset(self._file(shard), field)[start:stop]
+            return self._dataset(shard, field)[start:stop]
         except (OSError, RuntimeError, KeyError) as error:
             raise _corrupt(
                 header.path, f"{field} {start} to {stop} cannot be read: {error}"
             ) from None
 
-    def _file(self, shard: int) -> h5py.File:
+    def _dataset(self, shard: int, field: str) -> h5py.Dataset:
+        """Looked up once: finding it takes as long as reading a window of it."""
         if self._process != os.getpid():  # a fork: the parent's handles are not ours
             self._files, self._process = {}, os.getpid()
         if shard not in self._files:
             while len(self._files) >= OPEN_FILES:
-                self._files.pop(next(iter(self._files))).close()
-            self._files[shard] = h5py.File(self.headers[shard].path, "r", locking=False)
-        return self._files[shard]
+                self._files.pop(next(iter(self._files)))[0].close()
+            file = h5py.File(self.headers[shard].path, "r", locking=False)
+            self._files[shard] = (file, {})
+        file, known = self._files[shard]
+        if field not in known:
+            known[field] = dataset(file, field)
+        return known[field]
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:

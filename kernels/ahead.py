@@ -96,6 +96,8 @@ def compile_ahead(case: Ahead) -> Taken:
         over.append(f"{spills} bytes spilled, none are allowed")
     if shared > case.shared:
         over.append(f"{shared} bytes of shared memory, {case.shared} are allowed")
+    if case.wgmma and re.search(r"\(C75\d\d\)", told):  # ptxas says so and goes on
+        over.append("its wgmma instructions wait for one another")
     if case.wgmma and not wgmma:
         over.append("no wgmma, which has to be there")
     return Taken(case.name, registers, spills, shared, wgmma, over)

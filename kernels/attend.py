@@ -1,0 +1,384 @@
+"""Attention under a view: tiles out of view are never visited, tiles wholly in view need no mask.
+
+Up to SHORT keys, one program takes several sequences at once (attend_short.py).  Longer ones go by
+tiles (attend_forward.py, attend_backward.py).  There the keys are turned by their angles before,
+once, where three or more tiles of queries would have to turn them again while multiplying; with
+fewer, they are turned as they are loaded, and no turned copy is written.
+"""
+
+from __future__ import annotations
+
+from math import e, log2
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels import written
+from kernels.ahead import Ahead
+from kernels.attend_backward import backward_keys_kernel, backward_queries_kernel, delta_kernel
+from kernels.attend_forward import forward_kernel, turn_kernel
+from kernels.attend_short import short_backward_kernel, short_kernel
+from kernels.choice import interpreted
+from kernels.reference import View
+
+SHORT = 64
+WIDEST = 128
+TURNED_ROWS = 64
+# of keys and values that programs running together read: a part of the 50 MB that an H200 has
+CACHE_BYTES = 16 << 20
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """As `kernels.attention`; float64, odd and very wide heads are left to PyTorch."""
+    kind = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    if kind == torch.float64 or q.shape[-1] > WIDEST or q.shape[-1] % 2:
+        return written.attention(q, k, v, view, angles)
+    if interpreted():  # it is wrong in bfloat16
+        kind = torch.float32
+    cosine, sine = (None, None) if angles is None else (a.contiguous() for a in angles)
+    given = [_in_rows(x.to(kind)) for x in (q, k, v)]
+    context = view.context
+    if context is not None and context * view.size >= k.shape[2]:
+        context = None  # a window that holds everything
+    rest = (cosine, sine, view.size, context, view.causal_inside)
+    if k.shape[2] <= SHORT:
+        return attend_short(*given, *rest).to(q.dtype)
+    return attend(*given, *rest)[0].to(q.dtype)
+
+
+class Tiles(NamedTuple):
+    """How a kernel divides its work."""
+
+    rows: int
+    """Queries of a tile."""
+    columns: int
+    """Keys of a tile."""
+    warps: int
+    stages: int
+
+    def constants(self) -> dict[str, int]:
+        return dict(
+            ROWS=self.rows, COLUMNS=self.columns, num_warps=self.warps, num_stages=self.stages
+        )  # fmt: skip
+
+
+def forward_tiles(queries: int, width: int, itemsize: int) -> Tiles:
+    """Of long sequences 128 rows, that two programs of a multiprocessor have 8 warps in all."""
+    if itemsize > 2:
+        return Tiles(64, 32, 4, 2)
+    # half a tile of nothing would be a large part of few queries
+    if queries <= 512 and -(-queries // 64) % 2:
+        return Tiles(64, 64, 4, 2)
+    return Tiles(128, 64, 4, 3) if width <= 64 else Tiles(128, 64, 8, 3)
+
+
+def turning_tiles(queries: int, width: int, itemsize: int) -> Tiles:
+    """As `forward_tiles`, where keys are turned on the way: angles take room as well."""
+    tiles = forward_tiles(queries, width, itemsize)
+    if itemsize > 2:
+        return tiles
+    return Tiles(tiles.rows, 64, tiles.rows // 16, 2 if width <= 64 else 1)
+
+
+def backward_keys_tiles(width: int, itemsize: int) -> Tiles:
+    if itemsize > 2:
+        return Tiles(32, 32, 4, 2)
+    return Tiles(64, 64, 4, 3) if width < 64 else Tiles(64, 128, 8, 3)
+
+
+def backward_queries_tiles(width: int, itemsize: int) -> Tiles:
+    if itemsize > 2:
+        return Tiles(32, 32, 4, 2)
+    return Tiles(64, 64, 4, 3) if width < 64 else Tiles(128, 64, 8, 3)
+
+
+def short_warps(width: int, itemsize: int) -> int:
+    return 4 if width <= 64 and itemsize <= 2 else 8
+
+
+@torch.library.custom_op("dreamstage::attend", mutates_args=())
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
+    size: int, context: int | None, causal_inside: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Give the output (B, H, Q, E), log2 sums (B * H, Q), and the turned keys if they were needed
+    before: (B, H, K, E), or nothing."""
+    out, logs = _rows_like(q), q.new_empty(q.shape[0] * q.shape[1], q.shape[2], dtype=torch.float32)
+    turned = q.new_empty(_turned_shape(q, k, cosine))
+    if not q.numel():
+        return out, logs, turned
+    if turned.numel():
+        _turn(k, turned, cosine, sine, 0)
+        k = turned
+    turning = cosine is not None and not turned.numel()
+    divide = turning_tiles if turning else forward_tiles
+    tiles = divide(q.shape[2], _width(q), q.element_size())
+    _launch(
+        forward_kernel, _programs(q, q.shape[2], tiles.rows),
+        q, k, v, out, logs, *_or(q, cosine, sine), *_strides(q, k, v, out), *_sizes(q, k),
+        size, context or 0, _scale(q), TURN_KEYS=turning, **tiles.constants(),
+        **_constants(q, cosine, context, causal_inside),
+    )  # fmt: skip
+    return out, logs, turned
+
+
+@attend.register_fake
+def _(q, k, v, cosine, sine, size, context, causal_inside):
+    logs = q.new_empty(q.shape[0] * q.shape[1], q.shape[2], dtype=torch.float32)
+    return _rows_like(q), logs, q.new_empty(_turned_shape(q, k, cosine))
+
+
+@torch.library.custom_op("dreamstage::attend_backward", mutates_args=())
+def attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logs: Tensor, turned: Tensor,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_inside: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    for_q, for_k, for_v = (_rows_like(x) for x in (q, k, v))
+    if not q.numel():
+        return for_q, for_k.zero_(), for_v.zero_()
+    grad = _in_rows(grad)
+    if cosine is not None:
+        if not turned.numel():
+            turned = k.new_empty(k.shape)
+            _turn(k, turned, cosine, sine, 0)
+        k, given = turned, q
+        q = q.new_empty(q.shape)
+        _turn(given, q, cosine, sine, k.shape[2] - q.shape[2])
+    delta = torch.empty_like(logs)
+    _launch(
+        delta_kernel, _programs(q, q.shape[2], TURNED_ROWS),
+        out, grad, delta, *_strides(out, grad), q.shape[1], q.shape[2],
+        HEAD=q.shape[3], WIDTH=_width(q), ROWS=TURNED_ROWS,
+    )  # fmt: skip
+    constants = _constants(q, cosine, context, causal_inside)
+    view = (size, context or 0, _scale(q), q.shape[3] ** -0.5)
+    tiles = backward_keys_tiles(_width(q), q.element_size())
+    _launch(
+        backward_keys_kernel, _programs(q, k.shape[2], tiles.columns),
+        q, k, v, grad, logs, delta, for_k, for_v, *_or(q, cosine, sine),
+        *_strides(q, k, v, grad, for_k, for_v), *_sizes(q, k), *view,
+        **constants, **tiles.constants(),
+    )  # fmt: skip
+    tiles = backward_queries_tiles(_width(q), q.element_size())
+    _launch(
+        backward_queries_kernel, _programs(q, q.shape[2], tiles.rows),
+        q, k, v, grad, logs, delta, for_q, *_or(q, cosine, sine),
+        *_strides(q, k, v, grad, for_q), *_sizes(q, k), *view,
+        **constants, **tiles.constants(),
+    )  # fmt: skip
+    return for_q, for_k, for_v
+
+
+@attend_backward.register_fake
+def _(grad, q, k, v, out, logs, turned, cosine, sine, size, context, causal_inside):
+    return _rows_like(q), _rows_like(k), _rows_like(v)
+
+
+@torch.library.custom_op("dreamstage::attend_short", mutates_args=())
+def attend_short(
+    q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
+    size: int, context: int | None, causal_inside: bool,
+) -> Tensor:  # fmt: skip
+    out = _rows_like(q)
+    if not q.numel():
+        return out
+    together = SHORT // k.shape[2]
+    _launch(
+        short_kernel, -(-q.shape[0] * q.shape[1] // together),
+        q, k, v, out, *_or(q, cosine, sine), *_strides(q, k, v, out), *_sizes(q, k, together),
+        size, context or 0, _scale(q),
+        TILE=SHORT, num_warps=short_warps(_width(q), q.element_size()),
+        **_constants(q, cosine, context, causal_inside),
+    )  # fmt: skip
+    return out
+
+
+@attend_short.register_fake
+def _(q, k, v, cosine, sine, size, context, causal_inside):
+    return _rows_like(q)
+
+
+@torch.library.custom_op("dreamstage::attend_short_backward", mutates_args=())
+def attend_short_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
+    size: int, context: int | None, causal_inside: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    for_q, for_k, for_v = (_rows_like(x) for x in (q, k, v))
+    if not q.numel():
+        return for_q, for_k.zero_(), for_v.zero_()
+    grad = _in_rows(grad)
+    together = SHORT // k.shape[2]
+    _launch(
+        short_backward_kernel, -(-q.shape[0] * q.shape[1] // together),
+        q, k, v, grad, for_q, for_k, for_v, *_or(q, cosine, sine),
+        *_strides(q, k, v, grad, for_q, for_k, for_v), *_sizes(q, k, together),
+        size, context or 0, _scale(q), q.shape[3] ** -0.5,
+        TILE=SHORT, num_warps=short_warps(_width(q), q.element_size()),
+        **_constants(q, cosine, context, causal_inside),
+    )  # fmt: skip
+    return for_q, for_k, for_v
+
+
+@attend_short_backward.register_fake
+def _(grad, q, k, v, cosine, sine, size, context, causal_inside):
+    return _rows_like(q), _rows_like(k), _rows_like(v)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    q, k, v, cosine, sine, *ctx.view = inputs
+    results = () if isinstance(output, Tensor) else output
+    ctx.save_for_backward(q, k, v, *results, cosine, sine)
+
+
+def _backward(ctx: Any, grad: Tensor, *of_others: Tensor) -> tuple[Tensor | None, ...]:
+    operation = attend_backward if of_others else attend_short_backward
+    return *operation(grad, *ctx.saved_tensors, *ctx.view), None, None, None, None, None
+
+
+attend.register_autograd(_backward, setup_context=_keep)
+attend_short.register_autograd(_backward, setup_context=_keep)
+
+
+def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    kernel[(programs,)](*arguments, **constants)
+
+
+def _turn(x: Tensor, turned: Tensor, cosine: Tensor | None, sine: Tensor | None, past: int) -> None:
+    """Write x, (B, H, S, E), turned by the angles of places `past` and on."""
+    _launch(
+        turn_kernel, _programs(x, x.shape[2], TURNED_ROWS),
+        x, turned, cosine, sine, *_strides(x), x.shape[1], x.shape[2], past,
+        HEAD=x.shape[3], WIDTH=_width(x), ROWS=TURNED_ROWS,
+    )  # fmt: skip
+
+
+def _turned_shape(q: Tensor, k: Tensor, cosine: Tensor | None) -> tuple[int, ...]:
+    """The shape of the turned keys, of no size where nothing is turned before."""
+    tiles = forward_tiles(q.shape[2], _width(q), q.element_size())
+    return (0,) if cosine is None or q.shape[2] <= 2 * tiles.rows else tuple(k.shape)
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _rows_like(x: Tensor) -> Tensor:
+    """Fresh (B, H, S, E), in memory (B, S, H, E): heads join without a copy."""
+    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
+
+
+def _or(x: Tensor, cosine: Tensor | None, sine: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The angles, or x where there are none and nobody looks."""
+    return (x, x) if cosine is None or sine is None else (cosine, sine)
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """Of batch, head and row, one tensor after the other."""
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+def _sizes(q: Tensor, k: Tensor, together: int | None = None) -> tuple[int, ...]:
+    """Heads, sequences, queries, keys, and how many sequences go together."""
+    if together is None:
+        together = max(1, CACHE_BYTES // (2 * k.shape[2] * k.shape[3] * k.element_size()))
+    return q.shape[1], q.shape[0] * q.shape[1], q.shape[2], k.shape[2], together
+
+
+def _programs(x: Tensor, length: int, tile: int) -> int:
+    """How many tiles there are in all sequences."""
+    return x.shape[0] * x.shape[1] * -(-length // tile)
+
+
+def _constants(
+    q: Tensor, cosine: Tensor | None, context: int | None, causal_inside: bool
+) -> dict[str, Any]:
+    ieee = torch.get_float32_matmul_precision() == "highest"
+    return dict(
+        HEAD=q.shape[3], WIDTH=_width(q), CAUSAL_INSIDE=causal_inside,
+        WINDOWED=context is not None, TURN=cosine is not None, PRECISION="ieee" if ieee else "tf32",
+    )  # fmt: skip
+
+
+def _width(q: Tensor) -> int:
+    """Head width as the kernels hold it; a product needs 16 columns."""
+    return max(16, _power(q.shape[3]))
+
+
+def _power(n: int) -> int:
+    """The least power of two that holds so many."""
+    return 1 << (int(n) - 1).bit_length()
+
+
+def _scale(q: Tensor) -> float:
+    return q.shape[3] ** -0.5 * log2(e)
+
+
+def _ahead(name: str, kernel: Any, tensors: str, rows: str, **options: Any) -> Ahead:
+    """A kernel on packed projections, (B, 1024, 3, 9, E), in bfloat16.
+
+    tensors: its arguments before the strides.  rows: those that have strides.
+    """
+    constants = options.pop("constants")
+    head = constants["HEAD"]
+    types = {x: "*fp32" if x in ("logs", "delta") else "*bf16" for x in tensors.split()}
+    types |= {"cosine": "*fp32", "sine": "*fp32"} if "TURN" in constants else {}
+    strides = {"batch": 1024 * 27 * head, "head": head, "row": 27 * head}
+    constants |= {f"{x}_{axis}": n for x in rows.split() for axis, n in strides.items()}
+    numbers = set(kernel.arg_names) - set(types) - set(constants)
+    types |= {x: "fp32" if "scale" in x else "i32" for x in numbers}
+    return Ahead(f"{name}, {head} wide", kernel, types, constants, **options)
+
+
+def _all_ahead(head: int) -> list[Ahead]:
+    causal = dict(CAUSAL_INSIDE=False, WINDOWED=False, TURN=True, PRECISION="tf32")
+    shape = dict(HEAD=head, WIDTH=_power(head))
+
+    def by_tiles(
+        name: str, kernel: Any, tiles: Tiles, tensors: str, rows: str, **more: bool
+    ) -> Ahead:
+        constants = shape | causal | dict(ROWS=tiles.rows, COLUMNS=tiles.columns) | more
+        return _ahead(
+            name, kernel, tensors, rows, constants=constants, warps=tiles.warps,
+            stages=tiles.stages, registers=255, shared=227 << 10, wgmma=True,
+        )  # fmt: skip
+
+    width = shape["WIDTH"]
+    forward = forward_tiles(1024, width, 2)
+    frame = turning_tiles(128, width, 2)
+    for_keys, for_queries = backward_keys_tiles(width, 2), backward_queries_tiles(width, 2)
+    tensors = "q k v grad logs delta"
+    return [
+        by_tiles("attend", forward_kernel, forward, "q k v out logs", "q k v out", TURN_KEYS=False),
+        by_tiles(
+            "attend, window", forward_kernel, forward, "q k v out logs", "q k v out",
+            TURN_KEYS=False, WINDOWED=True,
+        ),
+        by_tiles(
+            "attend, one frame", forward_kernel, frame, "q k v out logs", "q k v out",
+            TURN_KEYS=True,
+        ),
+        by_tiles(
+            "attend, gradient of keys", backward_keys_kernel, for_keys,
+            f"{tensors} for_k for_v", "q k v grad for_k for_v",
+        ),
+        by_tiles(
+            "attend, gradient of queries", backward_queries_kernel, for_queries,
+            f"{tensors} for_q", "q k v grad for_q",
+        ),
+        _ahead(
+            "attend_short", short_kernel, "q k v out", "q k v out",
+            constants=shape | causal | dict(TILE=SHORT), warps=short_warps(width, 2),
+            registers=168, shared=64 << 10, wgmma=True,
+        ),
+        _ahead(
+            "attend_short, gradient", short_backward_kernel, "q k v grad for_q for_k for_v",
+            "q k v grad for_q for_k for_v", constants=shape | causal | dict(TILE=SHORT),
+            warps=short_warps(width, 2), registers=200, shared=96 << 10, wgmma=True,
+        ),
+    ]  # fmt: skip
+
+
+AHEAD = _all_ahead(64) + _all_ahead(128)

@@ -17,11 +17,17 @@ from kernels.reference import View, rotate
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `kernels.rms_norm`; the mean square is summed in float32 at least."""
+    if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+        # one call: on few rows, starting the operations is what takes time
+        return torch.nn.functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     return _RmsNorm.apply(x, weight, eps)  # type: ignore[return-value]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """As `kernels.swiglu`."""
+    if not (torch.is_grad_enabled() and gate_up.requires_grad):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return silu(gate).mul_(up)
     return _SwiGlu.apply(gate_up)  # type: ignore[return-value]
 
 
@@ -111,7 +117,12 @@ def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Ten
         # a mask, rather than lengths that would have to come back from the GPU
         row = torch.arange(keys.shape[2], device=q.device)
         seen = (row >= bounds[0]) & (row < bounds[1])
-        return scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
+        if q.is_cuda:
+            return scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
+        # sums that the compiler fuses: a few queries are not worth a product
+        scores = (q[..., None, :] * keys[..., None, :, :]).sum(-1) * q.shape[-1] ** -0.5
+        chances = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
+        return (chances[..., None] * values[..., None, :, :]).sum(-2)
     low, high = bounds.tolist()
     q = q * q.shape[-1] ** -0.5
     return _attend(q, keys[:, :, low:high], values[:, :, low:high], None)

@@ -7,6 +7,9 @@ what takes time then; with many rows it is rounded to 8 bits too, token by token
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,14 +26,17 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        wide = linear.weight.detach().float()
+        wide = linear.weight.detach().float().contiguous()
         scale = wide.abs().amax(1).clamp(min=1e-8) / 127
         whole = (wide / scale[:, None]).round().to(torch.int8)
         self.register_buffer("weight", whole)
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", scale.bfloat16())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
         zero = torch.zeros(len(scale), dtype=torch.int64)
-        kept = torch.ops.aten._make_per_channel_quantized_tensor(whole, scale.double(), zero, 0)
+        with warnings.catch_warnings():  # these tensors will move to torchao one day
+            warnings.simplefilter("ignore", UserWarning)
+            make: Any = torch._make_per_channel_quantized_tensor  # type: ignore[attr-defined]
+            kept = make(whole, scale.double(), zero, 0)
         self._packed = torch.ops.quantized.linear_prepack(kept, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,7 +46,7 @@ class Int8Linear(nn.Module):
         even = self.in_features % 64 == 0 and self.out_features % 16 == 0
         if len(rows) <= FEW and even:
             narrow = rows.bfloat16()  # the only type in which this product is quick everywhere
-            y = torch.ops.aten._weight_int8pack_mm(narrow, self.weight, self.scale.bfloat16()).float()
+            y = torch.ops.aten._weight_int8pack_mm(narrow, self.weight, self.scale).float()
             y = y if self.bias is None else y + self.bias
         else:
             # 7 bits of activations: without VNNI, sums of two products of 8 overflow 16

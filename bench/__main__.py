@@ -27,14 +27,15 @@ from pipeline.cli import run
 from pipeline.device import pick_device
 
 AREAS = (
-    "ceilings", "kernels", "loading", "training", "decode", "play", "planning", "controller",
+    "ceilings", "kernels", "loading", "training", "decode", "play", "planning", "controller", "int8",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Config:
     areas: tuple[str, ...]
-    """What to measure: ceilings kernels loading training decode play planning controller."""
+    """What to measure: ceilings kernels loading training decode play planning controller
+    int8."""
     quick: bool = False
     """Smaller sizes and 5 rounds: minutes on two slow cores, for a look."""
     rounds: int | None = None

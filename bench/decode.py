@@ -15,7 +15,7 @@ from bench.peers import hugging_face
 from bench.peers.hugging_face import Decoding
 from bench.training import FULL, QUICK, TokenModel, Work
 from models.int8 import quantise_linears
-from models.layout import lay_out_for_imagining
+from models.layout import lay_out_for_writing
 from pipeline.device import pick_precision
 
 EXACT, INT8 = "exact weights", "int8 weights"
@@ -34,7 +34,7 @@ def measure(options: Options, work: Work, compiled: bool = True) -> Iterator[Row
     torch.manual_seed(0)
     on_gpu = options.device.type == "cuda"
     model = TokenModel(work).to(options.device).eval()
-    lay_out_for_imagining(model)  # as load_world does
+    lay_out_for_writing(model)  # as load_world does
     if on_gpu:
         model = model.bfloat16()
     count = sum(p.numel() for p in model.parameters())

@@ -86,6 +86,9 @@ def attention(
         k = rotate(k, *angles)
     with torch.autocast(q.device.type, enabled=False):
         q = q * q.shape[-1] ** -0.5
+        if queries == size == 1 and not q.is_cuda:
+            first = 0 if view.context is None else max(0, keys - view.context)
+            return _attend_by_sums(q, k[:, :, first:], v[:, :, first:])
         if size == 1 or q.is_cuda:  # one product under a mask, rather than many small ones
             seen = view.mask(queries, keys, q.device)
             return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
@@ -111,6 +114,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, inside: Tensor | None) -> Tensor:
     return torch.softmax(scores, dim=-1) @ v
 
 
+def _attend_by_sums(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+    """softmax(q k^T) v without products of matrices: quicker for one query in each of many heads,
+    and the compiler fuses it.  `seen`: (K,) bool."""
+    scores = (q[..., None, :] * k[..., None, :, :]).sum(-1)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
+    return (torch.softmax(scores, dim=-1)[..., None] * v[..., None, :, :]).sum(-2)
+
+
 def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
     """As `kernels.attend_cache`."""
     if q.is_cuda or torch.compiler.is_compiling():
@@ -119,10 +131,7 @@ def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Ten
         seen = (row >= bounds[0]) & (row < bounds[1])
         if q.is_cuda:
             return scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
-        # sums that the compiler fuses: a few queries are not worth a product
-        scores = (q[..., None, :] * keys[..., None, :, :]).sum(-1) * q.shape[-1] ** -0.5
-        chances = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
-        return (chances[..., None] * values[..., None, :, :]).sum(-2)
+        return _attend_by_sums(q * q.shape[-1] ** -0.5, keys, values, seen)
     low, high = bounds.tolist()
     q = q * q.shape[-1] ** -0.5
     return _attend(q, keys[:, :, low:high], values[:, :, low:high], None)

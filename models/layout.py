@@ -5,14 +5,19 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from models.transformer import Transformer
+
 
 @torch.no_grad()
-def lay_out_for_imagining(module: nn.Module) -> None:
-    """Let the weights of linear layers lie column by column, where they are on a CPU.
+def lay_out_for_writing(module: nn.Module) -> None:
+    """Let the weights of transformers that write token by token lie column by column, on a CPU.
 
-    A product with few rows then goes along memory: 1.4 times as fast with one row of 256, 1.5 with
-    four, 1.15 with 65, no slower with 2,048.  The numbers, and what is saved, stay as they are.
+    A product with one row then goes along memory: 1.4 times as fast for all those of 7 M parameters
+    on two cores with AVX2.  With hundreds of rows it may be slower, so that transformers that take
+    whole blocks stay as they are.  The numbers, and what is saved, are the same.
     """
     for part in module.modules():
-        if isinstance(part, nn.Linear) and part.weight.device.type == "cpu":
-            part.weight.data = part.weight.t().contiguous().t()
+        if isinstance(part, Transformer) and part.view.causal_inside:
+            for linear in part.modules():
+                if isinstance(linear, nn.Linear) and linear.weight.device.type == "cpu":
+                    linear.weight.data = linear.weight.t().contiguous().t()

@@ -15,6 +15,7 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
+from kernels import assign
 from models.codes import code_counts, perplexity
 from models.pyramid import pyramid_distance
 from models.tokenizer import Latents
@@ -238,7 +239,8 @@ class VqVae(nn.Module):
             parts = vectors.chunk(self.config.codebooks, dim=-1)
             codes = []
             for part, quantizer in zip(parts, self.quantizers, strict=True):
-                codes.append(_nearest(part, quantizer.codebook.float()))  # type: ignore
+                book: Tensor = quantizer.codebook.float()  # type: ignore[operator, union-attr]
+                codes.append(assign(part.flatten(0, 1), book)[0].view(part.shape[:2]))
                 if self.training:
                     _move_codebook(quantizer, part, codes[-1])
             codes = torch.stack(codes, dim=-1).flatten(1)
@@ -246,18 +248,6 @@ class VqVae(nn.Module):
             commitment = nn.functional.mse_loss(vectors, quantized.detach())
             # the gradient passes straight through the choice of a code
             return vectors + (quantized - vectors).detach(), codes, commitment
-
-
-@torch.no_grad()
-def _nearest(vectors: Tensor, book: Tensor) -> Tensor:
-    """(B, P, d), (K, d) -> (B, P) int64: argmin over k of |e_k|^2 - 2 v e_k.
-
-    In parts that stay in the cache; the library's own pass keeps several (B P, K) arrays.
-    """
-    length = book.square().sum(-1)
-    flat = rearrange(vectors, "B P d -> (B P) d")
-    parts = [torch.addmm(length, part, book.T, alpha=-2).argmin(-1) for part in flat.split(1024)]
-    return torch.cat(parts).view(vectors.shape[:2])
 
 
 @torch.no_grad()

@@ -1,19 +1,28 @@
 import torch
-from torch import nn
 
-from models.layout import lay_out_for_imagining
+from models.layout import lay_out_for_writing
+from models.transformer import Transformer, TransformerConfig
+
+PLACES = torch.cartesian_prod(torch.arange(2), torch.arange(2)).float()
 
 
-def test_weights_lie_by_columns_and_are_what_they_were():
+def transformer(causal: bool) -> Transformer:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5, bias=False))
+    return Transformer(TransformerConfig(16, 1, 2, 24, context=2), PLACES, causal).eval()
+
+
+def test_weights_that_write_tokens_lie_by_columns_and_are_what_they_were():
+    model = transformer(causal=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    x = torch.randn(3, 8)
-    exact = model(x)
-    lay_out_for_imagining(model)
-    assert model[0].weight.stride() == (1, 6) and model[2].weight.stride() == (1, 5)
+    x = torch.randn(2, 8, 16)
+    exact = model(x)[0]
+    lay_out_for_writing(model)
+    assert model.layers[0].qkv.weight.stride() == (1, 48)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert torch.allclose(model(x), exact, atol=1e-6)
-    loaded = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5, bias=False))
-    loaded.load_state_dict(model.state_dict())
-    assert torch.equal(loaded[0].weight, before["0.weight"])
+    assert torch.allclose(model(x)[0], exact, atol=1e-6)
+
+
+def test_a_model_of_whole_frames_stays_as_it_is():
+    model = transformer(causal=False)
+    lay_out_for_writing(model)
+    assert model.layers[0].qkv.weight.is_contiguous()

@@ -27,7 +27,8 @@ from pipeline.cli import run
 from pipeline.device import pick_device
 
 AREAS = (
-    "ceilings", "kernels", "loading", "training", "decode", "play", "planning", "controller", "int8",
+    "ceilings", "kernels", "loading", "training", "decode", "play", "planning", "controller",
+    "int8",
 )  # fmt: skip
 
 

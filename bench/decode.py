@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -13,19 +14,24 @@ from torch import Tensor
 from bench.pairs import Options, Row, Wrong, compare, race
 from bench.peers import hugging_face
 from bench.peers.hugging_face import Decoding
-from bench.training import FULL, QUICK, TokenModel, Work
+from bench.training import FULL, LARGE, QUICK, TokenModel, Work
 from models.int8 import quantise_linears
 from models.layout import lay_out_for_writing
 from pipeline.device import pick_precision
+from pipeline.recorded import Recorded
 
 EXACT, INT8 = "exact weights", "int8 weights"
 BARS = {EXACT: (1.3, 3.0), INT8: (2.5, 6.0)}
+# on a GPU, against theirs as it comes and compiled
+GPU_BARS = {"dynamic cache": (10.0, 40.0), "static cache + compile": (1.5, 4.0)}
+Write = Callable[..., tuple[Tensor, list[Tensor], list[Tensor]]]
 
 
 def rows(options: Options) -> Iterator[Row]:
     """Race our decoding, exact and with int8 weights, against theirs."""
-    work = replace(QUICK if options.quick else FULL, batch=1)
-    yield from measure(options, work, compiled=not options.quick)
+    on_gpu = options.device.type == "cuda"
+    for work in (QUICK,) if options.quick else (FULL, LARGE) if on_gpu else (FULL,):
+        yield from measure(options, replace(work, batch=1), compiled=not options.quick)
 
 
 def measure(options: Options, work: Work, compiled: bool = True) -> Iterator[Row]:
@@ -41,7 +47,10 @@ def measure(options: Options, work: Work, compiled: bool = True) -> Iterator[Row
     what = f"{count / 1e6:.1f}M parameters, {work.frame} + {new} tokens"
     prompt = work.sample(work.frame, options.device)
 
-    ours: dict[str, Callable[[], Tensor]] = {EXACT: lambda: decode_ours(model, prompt, new)}
+    write: Write = partial(write_frame, model)
+    if on_gpu:  # one CUDA graph a frame
+        write = Recorded(write, options.device)
+    ours: dict[str, Callable[[], Tensor]] = {EXACT: lambda: decode_ours(model, prompt, new, write)}
     if not on_gpu:  # where they are for
         narrow = quantised(model)
         ours[INT8] = lambda: decode_ours(narrow, prompt, new)
@@ -78,29 +87,45 @@ def measure(options: Options, work: Work, compiled: bool = True) -> Iterator[Row
         fair = [peer for peer in theirs if name == INT8 or on_gpu or "fp32" in peer]
         best = min(fair, key=lambda peer: median(seconds[peer]))
         raced = {peer: seconds[peer] for peer in [name, *fair]}
+        bars = {best: BARS[name]}
+        if on_gpu:
+            bars = {peer: GPU_BARS[way] for peer in fair for way in GPU_BARS if way in peer}
         yield from compare(
-            "decode", f"{what}, {name}{how}", raced, {best: BARS[name]}, name,
+            "decode", f"{what}, {name}{how}", raced, bars, name,
             unit="tokens/s", amount=new, notes={best: "the fastest peer"},
         )  # fmt: skip
 
 
 @torch.inference_mode()
-def decode_ours(model: TokenModel, prompt: Tensor, new: int) -> Tensor:
+def decode_ours(model: TokenModel, prompt: Tensor, new: int, write: Write | None = None) -> Tensor:
     """Decode greedily, each token from those before it: prompt (1, S) -> (1, S + new).
 
     The prompt is whole frames.  A frame is written into a draft of it, as world models do.
     """
-    transformer, frame = model.transformer, model.work.frame
-    out, cache = transformer(model.embed(prompt))
+    write = write or partial(write_frame, model)
+    out, cache = model.transformer(model.embed(prompt))
     tokens = [model.head(out[:, -1:]).argmax(-1)]
-    while True:
-        draft = transformer.draft(cache)
-        for position in range(frame):
-            if len(tokens) == new:
-                return torch.cat([prompt, *tokens], dim=1)
-            out = transformer.extend(model.embed(tokens[-1]), draft, position)
-            tokens.append(model.head(out).argmax(-1))
-        cache = transformer.close(draft)
+    for _ in range(-(-(new - 1) // model.work.frame)):
+        draft = model.transformer.draft(cache)
+        written, draft.turned, draft.values = write(
+            tokens[-1][:, -1:], draft.turned, draft.values, draft.bounds
+        )
+        tokens.append(written)
+        cache = model.transformer.close(draft)
+    return torch.cat([prompt, *tokens], dim=1)[:, : prompt.shape[1] + new]
+
+
+def write_frame(
+    model: TokenModel, token: Tensor, turned: list[Tensor], values: list[Tensor], bounds: Tensor
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Write a frame that begins with `token`, (1, 1): the tokens after each of its own, (1, S)."""
+    tokens = []
+    for position, row in enumerate(model.transformer.rows.split(1)):
+        x = model.embed(token)
+        out = model.transformer.write(x, turned, values, row, bounds[position])
+        token = model.head(out).argmax(-1)
+        tokens.append(token)
+    return torch.cat(tokens, dim=1), turned, values
 
 
 def quantised(model: TokenModel) -> TokenModel:

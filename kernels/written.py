@@ -75,33 +75,61 @@ class _SwiGlu(torch.autograd.Function):
 def attention(
     q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """As `kernels.attention`, block by block: nothing out of view is ever multiplied.
+    """As `kernels.attention`, in one product under a mask or block by block.
 
     Outside autocast, which would take the scores to float32 and back: softmax adds up in float32
     whatever it is given.
     """
-    queries, keys, size = q.shape[2], k.shape[2], view.size
+    queries, keys = q.shape[2], k.shape[2]
     if angles is not None:
         q = rotate(q, *(a[keys - queries :] for a in angles))
         k = rotate(k, *angles)
     with torch.autocast(q.device.type, enabled=False):
-        q = q * q.shape[-1] ** -0.5
-        if queries == size == 1 and not q.is_cuda:
+        if queries == view.size == 1 and not q.is_cuda:
             first = 0 if view.context is None else max(0, keys - view.context)
+            q = q * q.shape[-1] ** -0.5
             return _attend_by_sums(q, k[:, :, first:], v[:, :, first:])
-        if size == 1 or q.is_cuda:  # one product under a mask, rather than many small ones
+        if _at_once(q, keys, view):
+            causal = view.size == 1 or view.causal_inside
+            whole = view.context is None or view.context * view.size >= keys
+            if whole and causal and queries == keys:
+                return scaled_dot_product_attention(q, k, v, is_causal=True)
+            if whole and not causal and queries == view.size:
+                return scaled_dot_product_attention(q, k, v)
             seen = view.mask(queries, keys, q.device)
-            return scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=1.0)
-        inside = None
-        if view.causal_inside:
-            inside = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
-        outputs = []
-        for start in range(0, queries, size):
-            last = keys - queries + start + size
-            first = 0 if view.context is None else max(0, last - view.context * size)
-            query = q[:, :, start : start + size]
-            outputs.append(_attend(query, k[:, :, first:last], v[:, :, first:last], inside))
-        return torch.cat(outputs, dim=2)
+            return scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return _block_by_block(q * q.shape[-1] ** -0.5, k, v, view)
+
+
+def _at_once(q: Tensor, keys: int, view: View) -> bool:
+    """Whether PyTorch's own attention is the better way.
+
+    On a CPU in bfloat16 it is several times slower than a plain softmax; in float32 it is faster
+    where most of what it multiplies is in view.
+    """
+    if view.size == 1 or q.is_cuda:
+        return True
+    if q.dtype != torch.float32:
+        return False
+    blocks, all_blocks = q.shape[2] // view.size, keys // view.size
+    context = view.context or all_blocks
+    seen = sum(min(context, all_blocks - after) for after in range(blocks))
+    return seen > 0.6 * blocks * all_blocks
+
+
+def _block_by_block(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+    """Nothing out of view is ever multiplied; q is scaled."""
+    queries, keys, size = q.shape[2], k.shape[2], view.size
+    inside = None
+    if view.causal_inside:
+        inside = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
+    outputs = []
+    for start in range(0, queries, size):
+        last = keys - queries + start + size
+        first = 0 if view.context is None else max(0, last - view.context * size)
+        query = q[:, :, start : start + size]
+        outputs.append(_attend(query, k[:, :, first:last], v[:, :, first:last], inside))
+    return torch.cat(outputs, dim=2)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, inside: Tensor | None) -> Tensor:
@@ -133,8 +161,10 @@ def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Ten
             return scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
         return _attend_by_sums(q * q.shape[-1] ** -0.5, keys, values, seen)
     low, high = bounds.tolist()
-    q = q * q.shape[-1] ** -0.5
-    return _attend(q, keys[:, :, low:high], values[:, :, low:high], None)
+    keys, values = keys[:, :, low:high], values[:, :, low:high]
+    if q.dtype == torch.bfloat16:  # see _at_once
+        return _attend(q * q.shape[-1] ** -0.5, keys, values, None)
+    return scaled_dot_product_attention(q, keys, values)
 
 
 def linear_cross_entropy(

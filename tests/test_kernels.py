@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels import reference, rms_norm, swiglu
+from kernels import View, attention, reference, rms_norm, swiglu
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -55,3 +55,47 @@ def test_the_definition_of_rms_norm_is_what_it_says():
     assert torch.allclose(
         reference.rms_norm(x, weight), _exact(x.double(), weight.double()).float(), atol=1e-6
     )
+
+
+VIEWS = [
+    View(),
+    View(context=3),
+    View(size=4),
+    View(size=4, context=1),
+    View(size=4, context=2),
+    View(size=4, causal_inside=True),
+    View(size=4, context=2, causal_inside=True),
+    View(size=20),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("past", [0, 8])
+@pytest.mark.parametrize("view", VIEWS, ids=str)
+def test_attention_in_pytorch_is_its_definition(view, past, dtype):
+    """Whatever way is taken: sums, blocks, or PyTorch's own, in one product."""
+    past = past if 20 % view.size == 0 and view.size < 20 else 0
+    random = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 3, 20, 8, generator=random, dtype=torch.float64).to(dtype)
+    k, v = torch.randn(2, 2, 3, 20 + past, 8, generator=random, dtype=torch.float64).to(dtype)
+    turns = torch.rand(20 + past, 4, generator=random, dtype=torch.float64)
+    angles = (turns.cos().to(dtype), turns.sin().to(dtype))
+
+    def exact(q, k, v):
+        return reference.attention(q, k, v, view, (angles[0].double(), angles[1].double()))
+
+    def mine(q, k, v):
+        return attention(q, k, v, view, angles)
+
+    truth = gradients(exact, *(x.double() for x in (q, k, v)))
+    slack = 12 * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-12
+    for one, other in zip(truth, gradients(mine, q, k, v), strict=True):
+        assert (other.double() - one).abs().max() <= slack * one.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("context", [None, 3])
+def test_one_query_in_pytorch_is_its_definition(context):
+    view = View(context=context)
+    q, k, v = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 6, 8), torch.randn(2, 3, 6, 8)
+    truth = reference.attention(q.double(), k.double(), v.double(), view)
+    assert torch.allclose(attention(q, k, v, view).double(), truth, atol=1e-6)

@@ -38,12 +38,22 @@ class Graphed:
             for kept, value in zip(self._outputs, fresh, strict=True):
                 kept.copy_(value)
         elif self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._outputs = self._run()
+            self._record()
         if self._graph is not None:
             self._graph.replay()
         return self._outputs
+
+    def _record(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._outputs = self._run()
+        except RuntimeError as problem:
+            raise ValueError(
+                f"this cannot be recorded as a CUDA graph: something in it waits for the GPU "
+                f"({str(problem).splitlines()[0]}); go on without --graph"
+            ) from None
+        self._graph = graph
 
     def _take(self, tensors: Sequence[Tensor | None]) -> None:
         if not self._inputs:

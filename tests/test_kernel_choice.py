@@ -41,7 +41,7 @@ def test_a_model_of_triton_kernels_learns_and_imagines_as_one_of_pytorch(decodin
 
     usual, codes = run()
     with triton_kernels():
-        assert kernels.choice.use_triton("attention", latents.float())
+        assert choice.use_triton("attention", latents.float())
         mine, same = run()
     assert torch.equal(codes, same) and len(usual) == len(mine) > 20
     for one, other in zip(usual, mine, strict=True):

@@ -85,7 +85,7 @@ class Config:
     graph: bool = False
     """Replay each step, and each search, as one CUDA graph."""
     int8: bool = False
-    """Hold the dynamics' weights in 8 bits, on a CPU: faster, and less exact (docs/play.md)."""
+    """Hold the dynamics' weights in 8 bits, on a CPU: for large ones; less exact (docs/play.md)."""
     kernels: Kernels = "auto"
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     seed: int = 0

@@ -13,7 +13,7 @@ import zarr
 from zarr.storage import ZipStore
 
 from data.episodes import Episode
-from data.pusht import ACTIONS, STATE_NAMES, SUCCESS, PushT, reward
+from data.pusht import ACTIONS, STATE_NAMES, STEPS_PER_SECOND, SUCCESS, PushT, reward
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,9 @@ def _need(arrays: dict[str, Any], path: Path) -> dict[str, Any]:
 class Demonstrations:
     """The demonstrations as they were recorded, pictures drawn anew at the size asked for.
 
+    A recording holds no state after its last action, with which some succeed: that one action is
+    carried out in the simulator, and its outcome is the last frame.
+
     Also at the 96 pixels of the store's own pictures: those are resized in another way (see
     `PushT.render`), and recordings and simulator must look alike.
     """
@@ -144,6 +147,7 @@ class Demonstrations:
             "state_names": list(STATE_NAMES),
             "success": SUCCESS,
             "pictures": "drawn anew from the states",
+            "last_frame": "the last action, carried out in the simulator",
             "settings": asdict(self) | {"path": Path(self.path).name},
         }
 
@@ -156,7 +160,12 @@ class Demonstrations:
     def episode(self, world: PushT, number: int) -> Episode:
         recorded = read_demonstrations(Path(self.path))
         rows = recorded.rows(number)
-        states = recorded.states[rows]
+        states, actions = recorded.states[rows], recorded.actions[rows].astype(np.float32)
+        before = states[-2] if len(states) > 1 else states[-1]
+        world.reset(states[-1], (states[-1] - before)[:2] * STEPS_PER_SECOND)
+        world.step(actions[-1])
+        contacts = np.append(recorded.contacts[rows], world.contacts).astype(np.float32)
+        states = np.concatenate([states, world.state[None]])
         frames, rewards = [], []
         for state in states:
             world.reset(state)
@@ -166,10 +175,10 @@ class Demonstrations:
         terminals[-1] = rewards[-1] >= 1
         return Episode(
             frames=np.stack(frames),
-            actions=recorded.actions[rows].astype(np.float32),
+            actions=np.concatenate([actions, actions[-1:]]),
             source=number,
             rewards=np.array(rewards, np.float32),
             terminals=terminals,
             states=states.astype(np.float32),
-            contacts=recorded.contacts[rows].astype(np.float32),
+            contacts=contacts,
         )

@@ -57,7 +57,7 @@ def test_folder_zip_nested_zip_and_npz_hold_the_same(tmp_path):
         assert np.array_equal(known.states, arrays()["state"]), path
         assert known.ends.tolist() == [4, 9]
     episodes = Demonstrations(str(forms[0]), image_size=32).make(0)
-    assert [len(e) for e in episodes] == [4, 5] and [e.source for e in episodes] == [0, 1]
+    assert [len(e) for e in episodes] == [4 + 1, 5 + 1] and [e.source for e in episodes] == [0, 1]
 
 
 FAULTS = {

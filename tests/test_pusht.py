@@ -131,6 +131,21 @@ def test_both_forms_of_the_demonstrations_hold_the_same():
     assert episode.rewards is not None and episode.rewards.max() > 0.8
 
 
+@recorded
+def test_the_last_action_of_a_demonstration_is_carried_out():
+    recorded, ends = read_demonstrations(LOWDIM), []
+    for number in range(0, 206, 29):
+        own = Demonstrations(str(LOWDIM), image_size=32).episode(PushT(32), number)
+        replayed = Replays(str(LOWDIM), image_size=32).episode(PushT(32), number, 0)
+        assert len(own) == len(replayed) == len(recorded.states[recorded.rows(number)]) + 1
+        assert own.states is not None and replayed.states is not None
+        assert error(own.states[-1:], replayed.states[-1:])[0] < 1.5
+        assert own.rewards is not None and own.terminals is not None
+        assert own.terminals[-1] == (own.rewards[-1] >= 1) and not own.terminals[:-1].any()
+        ends.append(own.rewards[-1] - own.rewards[-2])
+    assert np.mean(ends) > 0.01
+
+
 def test_the_pusher_brings_the_block_home():
     world, policy, best = PushT(), ScriptedPolicy(), []
     for seed in range(300_000, 300_008):

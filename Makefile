@@ -1,7 +1,8 @@
 # make demo    install, then Push-T end to end on the CPU: shards, three trainings, film, report
 # make test    install, then the test suite
 #
-# make demo DEMOS=PATH RUN=runs/human    the same on human demonstrations (zarr folder, zip or npz)
+# make demo DEMOS=PATH RUN=runs/human    the same on human demonstrations (zarr folder, zip or npz),
+#                                        each replayed three times; REPLAYS=0 for as they are
 # make demo DEMOS=PATH REPLAYS=4 PRESET="pusht goals hour" RUN=runs/goals    an hour on 2 cores
 # make demo DEMOS=PATH REPLAYS=90 PRESET="pusht goals" RUN=runs/pusht    at full size, on a GPU
 # A second call goes on from where the first was interrupted, or says that all is done.
@@ -9,7 +10,7 @@
 RUN ?= runs/demo
 PRESET ?= pusht goals cpu
 DEMOS ?=
-REPLAYS ?=
+REPLAYS ?= $(if $(DEMOS),3)
 GIVEN := checkpoints/pusht-goals
 PYTHON := .venv/bin/python
 INSTALLED := .venv/installed

@@ -80,7 +80,7 @@ def _minecraft(config: Config) -> Config:
 
 def _longer(config: Config) -> Config:
     train = config.train
-    return _train(config, steps=3 * train.steps, evaluate_every=3 * train.evaluate_every)
+    return _train(config, steps=2 * train.steps, evaluate_every=2 * train.evaluate_every)
 
 
 # What a size means to each method.
@@ -93,7 +93,7 @@ SIZES = {
     ),
     ("cpu", PredictorConfig): lambda c: _train(
         _transformer(c, layers=4, dropout=0.0),
-        steps=900, batch_size=128, learning_rate=1.5e-3, evaluate_every=450, save_every=100,
+        steps=1800, batch_size=128, learning_rate=1.5e-3, evaluate_every=900, save_every=100,
     ),
     ("debug", LlamaConfig): lambda c: _train(
         _transformer(

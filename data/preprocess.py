@@ -66,8 +66,8 @@ PRESETS = {
     "goals": lambda c: c,
     "dinov2": lambda c: c,
     "latent": lambda c: c,
-    "cpu": lambda c: replace(c, episodes=360),
-    "hour": lambda c: replace(c, episodes=720),
+    "cpu": lambda c: replace(c, episodes=480),
+    "hour": lambda c: replace(c, episodes=960),
     "debug": lambda c: replace(c, episodes=6),
 }
 

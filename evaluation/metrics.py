@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional as F
 
 BLUR, SIGMA = 11, 1.5  # SSIM's Gaussian window, Wang et al. 2004
 STEADY, CONTRAST = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # its constants for 8-bit pictures
@@ -65,13 +64,23 @@ def _ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H - size + 1, W - size + 1), as products with banded matrices: on a
+    CPU several times as fast as convolutions of one channel each."""
     size = min(BLUR, x.shape[-2], x.shape[-1])
     offsets = torch.arange(size, device=x.device, dtype=x.dtype) - (size - 1) / 2
     window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     window = window / window.sum()
-    channels = x.shape[1]
-    rows = F.conv2d(x, window.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-    return F.conv2d(rows, window.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels)
+    return _band(window, x.shape[-2]).T @ x @ _band(window, x.shape[-1])
+
+
+def _band(window: Tensor, length: int) -> Tensor:
+    """Matrix (length, length - size + 1) whose columns hold the window, each a row lower."""
+    size, places = len(window), length - len(window) + 1
+    rows = torch.arange(places, device=window.device) + torch.arange(
+        size, device=window.device
+    ).unsqueeze(1)
+    band = window.new_zeros(length, places)
+    return band.scatter_(0, rows, window[:, None].expand(size, places))
 
 
 def codes_changing(codes: Tensor) -> float:

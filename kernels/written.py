@@ -14,6 +14,8 @@ from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attent
 
 from kernels.reference import View, rotate
 
+FEW = 64  # keys; PyTorch's attention on a CPU takes two to seven times as long as a softmax of them
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `kernels.rms_norm`; the mean square is summed in float32 at least."""
@@ -89,6 +91,9 @@ def attention(
             first = 0 if view.context is None else max(0, keys - view.context)
             q = q * q.shape[-1] ** -0.5
             return _attend_by_sums(q, k[:, :, first:], v[:, :, first:])
+        if view.size == 1 and keys <= FEW and not q.is_cuda:
+            seen = view.mask(queries, keys, q.device)
+            return _attend(q * q.shape[-1] ** -0.5, k, v, seen)
         if _at_once(q, keys, view):
             causal = view.size == 1 or view.causal_inside
             whole = view.context is None or view.context * view.size >= keys
@@ -132,13 +137,14 @@ def _block_by_block(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
     return torch.cat(outputs, dim=2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, inside: Tensor | None) -> Tensor:
-    """softmax(q k^T) v.  `inside`, (S, S) bool: which of the last S keys each query may see."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
+    """softmax(q k^T) v.  `seen`, (Q, S) bool: which of the last S keys each query sees; it sees
+    all before them."""
     scores = q @ k.transpose(-1, -2)
-    if inside is not None:
-        size = len(inside)
-        own = scores[..., -size:].masked_fill(~inside, float("-inf"))
-        scores = torch.cat([scores[..., :-size], own], dim=-1)
+    if seen is not None:
+        before = scores.shape[-1] - seen.shape[1]
+        own = scores[..., before:].masked_fill(~seen, float("-inf"))
+        scores = torch.cat([scores[..., :before], own], dim=-1) if before else own
     return torch.softmax(scores, dim=-1) @ v
 
 

@@ -64,7 +64,7 @@ def _model(config: Config, **changes: Any) -> Config:
 
 def _longer(config: Config) -> Config:
     train = config.train
-    return _train(config, steps=5 * train.steps // 2, evaluate_every=5 * train.evaluate_every // 2)
+    return _train(config, steps=2 * train.steps, evaluate_every=2 * train.evaluate_every)
 
 
 def _minecraft(config: Config) -> Config:

@@ -81,6 +81,8 @@ class ActorCritic(nn.Module):
             )
             self._follow(reach)
             advantage = (returns - values[:-1]) / self.scale.clamp(min=1e-2)
+            # until the critic knows what to expect, all that is done would look good
+            advantage = advantage - advantage.mean(1, keepdim=True)
             weight = torch.cumprod(torch.cat([torch.ones_like(live[:1]), live[:-1]]), dim=0)
             self._follow_slow()
         chosen = self.policy.distribution(seen[:-1].flatten(0, 1))

@@ -100,3 +100,7 @@ class Dynamics(Protocol):
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
         """Take in what one action has really led to: latents (B, N)."""
         ...
+
+    def compile_steps(self) -> None:
+        """Compile what a step takes (torch.compile), for the sizes it comes in."""
+        ...

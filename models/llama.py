@@ -200,6 +200,9 @@ class LlamaDynamics(nn.Module):
             memory = memory.append(latents, action, True, self.context)
         return State(latents, 0 * rows, rows, memory)
 
+    def compile_steps(self) -> None:
+        self.transformer.compile_steps()
+
     def step(self, state: State, action: Tensor) -> State:
         """Imagine the next frame."""
         memory = state.memory

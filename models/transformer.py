@@ -270,6 +270,7 @@ class Transformer(nn.Module):
     def compile_steps(self) -> None:
         """Compile whole blocks, and the writing of a token into a draft, for the sizes they come
         in."""
+        self.rotary(self.config.context)  # angles that come later would be compiled anew for
         self.compile(dynamic=False)
         self.write = torch.compile(self.write, dynamic=False)
 

@@ -14,7 +14,6 @@ from models.codes import CodeVectors
 from models.dynamics import Carry, Dynamics, State
 from models.sampling import Sampling
 from models.tokenizer import Tokenizer
-from models.transformer import Transformer
 
 Arithmetic = Literal["bf16", "fp16", "fp32"]
 
@@ -107,9 +106,7 @@ class World(nn.Module):
     def compile_steps(self) -> None:
         """Compile what a step takes of the dynamics (torch.compile): the first few of each shape
         take a minute or two, those after them a half or less."""
-        for part in self.dynamics.modules():  # type: ignore[attr-defined]
-            if isinstance(part, Transformer):
-                part.compile_steps()
+        self.dynamics.compile_steps()
 
     def sample_with(self, sampling: Sampling) -> None:
         """Imagine with codes that are drawn like this; a new world takes the likeliest."""

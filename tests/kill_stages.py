@@ -1,11 +1,12 @@
-"""Kill a training stage at random moments, many times, and see that it always goes on.
+"""Kill training stages at random moments, many times, and see that they always go on.
 
 Not part of the suite, as each try starts a process. From the root of the project:
 
-    python tests/kill_stages.py --tries 20
+    python tests/kill_stages.py --tries 21
 
-Each try starts `train_tokenizer.py` on the toy world, which saves at every step, kills it with
-SIGKILL, SIGTERM or SIGINT after a random time, loads `last.pt` and sees that no step was lost.
+Each try starts one of the three training stages on the toy world, saving at every step, kills it
+with SIGKILL, SIGTERM or SIGINT after a random time, loads its `last.pt` and sees that no step was
+lost. The stages take turns, each on what the one before had made by then.
 """
 
 from __future__ import annotations
@@ -27,44 +28,64 @@ from data.toy import write_toy_shards  # noqa: E402
 from pipeline import checkpoint as ckpt  # noqa: E402
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+# each stage, the name of its training's flags, where it saves, and flags of its own
+STAGES = (
+    ("tokenizer", "train", "tokenizer", ["--model.image-size", "32", "32"]),
+    ("dynamics", "train", "dynamics", []),
+    ("controller", "cloning", "controller/cloning", ["--methods", "cloning", "--enough", "0.01"]),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--tries", type=int, default=20)
+    parser.add_argument("--tries", type=int, default=21)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     draw = random.Random(asked.seed)
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder)
-        write_toy_shards(run / "shards")
-        last = run / "tokenizer" / "last.pt"
-        command = [
-            sys.executable, "train_tokenizer.py", "--run", folder, "--preset", "debug",
-            "--model.image-size", "32", "32", "--train.steps", "1000000",
-            "--train.save-every", "1", "--train.evaluate-every", "7",
-        ]  # fmt: skip
-        step, ended = 0, Counter()
-        for attempt in range(asked.tries):
-            before = last.stat().st_mtime if last.exists() else 0.0
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-            while not (last.exists() and last.stat().st_mtime > before):  # its first own save
-                if process.poll() is not None:
-                    raise SystemExit(f"try {attempt}: the stage ended by itself")
-                time.sleep(0.01)
-            time.sleep(draw.uniform(0, 1.0))
-            number = draw.choice(SIGNALS)
-            process.send_signal(number)
-            process.wait()
-            after = ckpt.load(last, "tokenizer")["step"]
-            if after <= step:
-                raise SystemExit(f"try {attempt}: step {step} was reached, {after} is there")
-            ended[number.name] += 1
-            print(f"try {attempt}: {number.name} at step {after}, last.pt is whole", flush=True)
-            step = after
-    print(f"{asked.tries} of {asked.tries} whole: {dict(ended)}")
+        write_toy_shards(Path(folder) / "shards")
+        ended: Counter[str] = Counter()
+        per_stage = -(-asked.tries // len(STAGES))
+        for stage in STAGES:
+            step = 0
+            for attempt in range(per_stage):
+                step, name = kill(*stage, Path(folder), step, draw)
+                ended[f"{stage[0]} {name}"] += 1
+                print(f"{stage[0]}, try {attempt}: {name} at step {step}, whole", flush=True)
+    print(f"{sum(ended.values())} of {per_stage * len(STAGES)} whole: {dict(ended)}")
+
+
+def kill(
+    stage: str, train: str, place: str, flags: list[str], run: Path, step: int, draw: random.Random
+) -> tuple[int, str]:
+    """Kill a stage once; give the step that is saved, which lies after `step`, and the signal."""
+    last = run / place / "last.pt"
+    command = [
+        sys.executable, f"train_{stage}.py", "--run", str(run), "--preset", "debug",
+        f"--{train}.steps", "1000000", f"--{train}.save-every", "1",
+        f"--{train}.evaluate-every", "3", *flags,
+    ]  # fmt: skip
+    before = last.stat().st_mtime if last.exists() else 0.0
+    said = run / "said.txt"  # a pipe that nobody reads would fill, and the stage wait
+    with said.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
+    # its first own save; and a best.pt, on which the next stage begins
+    while not (last.exists() and last.stat().st_mtime > before and has_best(last)):
+        if process.poll() is not None:
+            raise SystemExit(f"{stage} ended by itself: {said.read_text()[-2000:]}")
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0, 1.0))
+    number = draw.choice(SIGNALS)
+    process.send_signal(number)
+    process.wait()
+    after = ckpt.load(last, stage)["step"]
+    if after <= step:
+        raise SystemExit(f"{stage}: step {step} was reached, {after} is there")
+    return after, number.name
+
+
+def has_best(last: Path) -> bool:
+    return last.with_name("best.pt").exists()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from data.actions import ActionSpec
 from models.predictor import Predictor, PredictorConfig
@@ -116,6 +119,22 @@ def test_candidates_share_a_history() -> None:
     assert torch.allclose(many.latents[::5], alone.latents, atol=1e-5)
     picked = model.rollout(state.select(torch.tensor([2])), acts[2:3, 3:9])
     assert torch.allclose(picked.latents[0], alone.latents[2], atol=1e-5)
+
+
+def test_compiled_steps_are_the_steps_and_few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph for each number of blocks in view, and one for a window that slides, however many
+    actions of a block are done."""
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    plain, compiled = predictor(), predictor()
+    compiled.compile_steps()
+    shown, acts = episode(frames=12)
+    one, two = (model.start(shown[:, :1], acts[:, :0]) for model in (plain, compiled))
+    with torch.no_grad():
+        for t in range(11):
+            one, two = plain.step(one, acts[:, t]), compiled.step(two, acts[:, t])
+            assert torch.equal(one.latents, two.latents)
+    assert counter.frame_count == plain.anchors + 1
 
 
 def test_a_clip_that_does_not_part_into_blocks_is_refused() -> None:

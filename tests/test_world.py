@@ -120,6 +120,7 @@ def codes_world(folder: Path):
     """A world of codes, whose codebooks are random (untrained they are zero)."""
     write_toy_shards(folder / "shards", discrete=True)
     world = load_world(write_run(folder, Recordings(folder / "shards")), "cpu")
+    world.precision = "fp32"  # as the tokenizer is asked by itself, whatever this CPU has
     torch.manual_seed(0)
     for quantizer in world.tokenizer.quantizers:  # type: ignore[attr-defined]
         quantizer._codebook.embed.normal_()

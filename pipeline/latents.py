@@ -106,7 +106,10 @@ def cache_latents(
             frames = frames.permute(0, 3, 1, 2).to(device)
             precision = pick_precision(device, "auto")
             with torch.no_grad(), arithmetic(device, precision):
-                store[start:stop] = tokenizer.encode(frames).cpu().numpy()
+                encoded = tokenizer.encode(frames)
+                # numpy has no bfloat16, in which some tokenizers answer
+                encoded = encoded.float() if encoded.is_floating_point() else encoded
+                store[start:stop] = encoded.cpu().numpy()
             bar.update(stop - start)
             if (start // batch_size) % 100 == 99:
                 store.flush()

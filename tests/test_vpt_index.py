@@ -263,6 +263,15 @@ def test_an_error_stops_the_other_downloads_and_keeps_what_came(url, tmp_path):
     assert len(get(stems, tmp_path)[0]) == 30
 
 
+@pytest.fixture
+def interruptible():
+    """A shell starts what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_stalled_downloads_at_once_and_keeps_what_came(url, tmp_path):
     stems = serve(url, "10.0/a", "10.0/b", "10.0/c")
     Server.faults = {f"/data/10.0/{name}.mp4": ["stalls"] for name in "abc"}

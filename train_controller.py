@@ -253,19 +253,21 @@ def improve(inside: Inside) -> None:
         restart=config.restart,
         data=f"actor-critic, {config.train.batch_size} starts x {config.model.horizon} steps",
     )
+    if run.done:
+        return run.say_done()
     starts = StartsBesideSteps(inside.clips("train", world.context), inside.shown("train"))
     held_out = inside.clips("validation", world.context)
     with torch.no_grad(), arithmetic(run.device, run.precision):
         known = imagined_rewards(clone.to(run.device), world, held_out)
     if run.step == 0:
-        run.keep_best(**_improvement(known, known))
+        run.keep_best(**improvement(known, known))
     for _, batch in run.batches(starts):
         start, step = batch.starts, batch.shown
         run.descend(start.latents, start.actions, step.latents, step.actions)
         if run.due(config.train.evaluate_every):
             with run.averaged() as average:
                 found = imagined_rewards(average, world, held_out)
-            run.keep_best(**_improvement(found, known))
+            run.keep_best(**improvement(found, known))
 
 
 def imagined_rewards(model: Any, world: World, held_out: LatentClips, starts: int = 64) -> Tensor:
@@ -283,7 +285,7 @@ def imagined_rewards(model: Any, world: World, held_out: LatentClips, starts: in
     return rewards
 
 
-def _improvement(found: Tensor, known: Tensor) -> dict[str, Any]:
+def improvement(found: Tensor, known: Tensor) -> dict[str, Any]:
     """What best.pt is chosen by: how much better than the clone's, (2 H, starts) each, it is for
     sure, the lower end of a 95% interval of the mean over starts.  The clone itself is at 0."""
     better = (found - known).mean(0)

@@ -65,6 +65,27 @@ def test_the_actor_finds_what_is_rewarded():
     assert losses["imagined_reward"] > 0.8
 
 
+class Level(Spot):
+    """A world that rewards whatever is done."""
+
+    def step(self, state, action):
+        rows = torch.ones(len(action))
+        return State(state.latents, rows, state.continues, Nothing())
+
+
+def test_what_is_rewarded_anyway_teaches_the_actor_nothing():
+    torch.manual_seed(0)
+    config = ActorCriticConfig(PolicyConfig(channels=8, keypoints=2, hidden=16), entropy=0.0)
+    model = ActorCritic(config, LATENTS, ACTIONS)
+    latents = torch.rand(8, 1, 1, 3).expand(-1, 1, 4, 3)
+    given = (latents, torch.zeros(8, 1, 2), latents[:, 0], torch.zeros(8, 2))
+    for world, learns in ((Level(), False), (Spot(), True)):
+        model.zero_grad()
+        model.loss(world, *given)["actor"].backward()  # type: ignore[arg-type]
+        slopes = [p.grad.abs().max() for p in model.policy.parameters() if p.grad is not None]
+        assert (max(slopes) > 1e-3) == learns
+
+
 def test_behaviour_cloning_learns_a_map_from_latents_to_actions():
     torch.manual_seed(0)
     config = ActorCriticConfig(PolicyConfig(channels=16, keypoints=4, hidden=32))

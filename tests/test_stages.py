@@ -215,3 +215,14 @@ def test_a_stage_that_is_killed_goes_on(run, tmp_path):
     done = ask(*arguments[1:-4], "--train.steps", str(step + 2))
     assert done.returncode == 0 and f"goes on from step {step}" in done.stdout, done.stderr
     assert ckpt.load(last, "tokenizer")["step"] == step + 2
+
+
+def test_an_update_has_to_be_better_by_more_than_chance():
+    known = torch.rand(30, 64, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(64, generator=torch.Generator().manual_seed(1))
+    lucky = known + 0.1 * (noise - noise.mean()) + 0.005
+    better = known + 0.1 * (noise - noise.mean()) + 0.05
+    assert train_controller.improvement(known, known)["value"] == 0
+    assert train_controller.improvement(lucky, known)["figures"]["better"] > 0
+    assert train_controller.improvement(lucky, known)["value"] < 0
+    assert 0 < train_controller.improvement(better, known)["value"] < 0.05

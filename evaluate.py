@@ -369,7 +369,9 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
         policies_to_try["planner"] = PlansInWorld(world, planner, config.keep, hand)
         if session.goal_policy is not None:
             at_once = session.goal_policy
-            policies_to_try["amortised"] = PlansInWorld(world, at_once, at_once.horizon, hand)
+            policies_to_try["amortised"] = PlansInWorld(
+                world, at_once, at_once.legs * at_once.leg, hand
+            )
     for offset in sorted({protocol.offset for protocol in goals.PROTOCOLS.values()}):
         by_seed = [
             goals.make_pairs(session.recordings, offset, config.goal_pairs, seed)

@@ -112,7 +112,7 @@ class GoalCodes(nn.Module):
             "hindsight": -self.config.hindsight * ended.log_prob(done).mean(),
             "recorded": self.config.recorded * recorded,
             "entropy": entropy.detach(),
-            "chosen": left.mean(),
+            "left": left.mean(),
         }
 
     @staticmethod

@@ -101,16 +101,15 @@ class Glance(nn.Module):
         return torch.cat([places, found, self.squeeze(x).flatten(1)], dim=-1)
 
 
-def mlp(width: int, hidden: int, out: int) -> nn.Sequential:
-    """Two hidden layers, each with a norm; the last layer starts small."""
+def mlp(width: int, hidden: int, out: int, layers: int = 2) -> nn.Sequential:
+    """Hidden layers, each with a norm; the last layer starts small."""
     last = nn.Linear(hidden, out)
     nn.init.normal_(last.weight, std=0.01)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(
-        nn.Linear(width, hidden), RmsNorm(hidden), nn.SiLU(),
-        nn.Linear(hidden, hidden), RmsNorm(hidden), nn.SiLU(),
-        last,
-    )  # fmt: skip
+    parts: list[nn.Module] = []
+    for given in [width, *[hidden] * (layers - 1)]:
+        parts += [nn.Linear(given, hidden), RmsNorm(hidden), nn.SiLU()]
+    return nn.Sequential(*parts, last)
 
 
 class PolicyController(nn.Module):

@@ -85,7 +85,7 @@ def test_it_learns_in_imagination_alone_to_reach_goals():
         optimizer.step()
         optimizer.zero_grad()
     assert untrained > 0.8 and nearer(model.eval()) < 0.35
-    assert float(losses["chosen"]) < 0.6
+    assert float(losses["left"]) < 0.6
 
 
 def test_recorded_ways_are_learnt_where_their_weight_says_so():

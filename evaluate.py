@@ -27,7 +27,7 @@ from evaluation.fit_estimator import measure
 from evaluation.keys import blank
 from evaluation.open_loop import HORIZONS, open_loop
 from evaluation.parts import Parts, write_json
-from evaluation.planning import Filmed, Hand, PlansInWorld
+from evaluation.planning import Filmed, PlansInWorld
 from evaluation.probe import probe
 from evaluation.report import write_report
 from evaluation.session import Session
@@ -362,16 +362,6 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
     policies_to_try = session.goal_policies(
         config.seed, config.simulator_samples, config.simulator_iterations
     )
-    if config.planner is not None:
-        world = session.world
-        hand = Hand(world, session.to_learn_from) if world.actions.pointer else None
-        planner = Planner(config.planner, world)
-        policies_to_try["planner"] = PlansInWorld(world, planner, config.keep, hand)
-        if session.goal_policy is not None:
-            at_once = session.goal_policy
-            policies_to_try["amortised"] = PlansInWorld(
-                world, at_once, at_once.legs * at_once.leg, hand
-            )
     for offset in sorted({protocol.offset for protocol in goals.PROTOCOLS.values()}):
         by_seed = [
             goals.make_pairs(session.recordings, offset, config.goal_pairs, seed)
@@ -382,7 +372,8 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
         if not pairs:
             tqdm.write(f"goal: no held-out episode is longer than {offset} steps; left out")
             continue
-        for name, policy in policies_to_try.items():
+        in_world = plans_in_world(session, config, offset)
+        for name, policy in (policies_to_try | in_world).items():
             # Evenly over the seeds, so that fewer pairs are still of all of them.
             share = -(-config.simulator_pairs // len(by_seed)) if name == "simulator" else None
             own = [pair for drawn in by_seed for pair in drawn[:share]]
@@ -390,6 +381,22 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
     write_json(
         session.folder / "pairs.json", {"recordings": session.fingerprints["shards"], **lists}
     )
+
+
+def plans_in_world(session: Session, config: Config, offset: int) -> dict[str, policies.Policy]:
+    """What finds ways in imagination: a search, the controller for goals, a search that begins from
+    it and plans as far as the goal is away."""
+    if config.planner is None:
+        return {}
+    world, at_once = session.world, session.goal_policy
+    hand = session.hand if world.actions.pointer else None
+    found = {"planner": PlansInWorld(world, Planner(config.planner, world), config.keep, hand)}
+    if at_once is not None:
+        found["amortised"] = PlansInWorld(world, at_once, at_once.legs * at_once.leg, hand)
+        far = replace(config.planner, legs=max(1, offset // config.planner.leg))
+        guided = Planner(far, world, begin=at_once)
+        found["guided"] = PlansInWorld(world, guided, config.keep, hand)
+    return dict(found)
 
 
 def goal_job(
@@ -423,7 +430,7 @@ def goal_job(
     settings: dict[str, Any] = {"pairs": goals.pair_list(pairs), "budget": goals.BUDGET}
     if name == "simulator":
         settings |= {"samples": config.simulator_samples, "iterations": config.simulator_iterations}
-    if name == "planner":
+    if name in ("planner", "guided"):
         assert config.planner is not None
         settings |= asdict(config.planner) | {"keep": config.keep}
     made_from = session.made_from(*session.depends_on(name), **settings)

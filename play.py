@@ -40,7 +40,9 @@ from pipeline.simulators import Simulator, open_simulator
 from pipeline.towards import Towards
 from pipeline.window import Window, check_display
 
-Source = Literal["recorded", "controller", "random", "file", "script", "planner", "amortised"]
+Source = Literal[
+    "recorded", "controller", "random", "file", "script", "planner", "amortised", "guided"
+]
 FILM_SIZE, WINDOW_SIZE = 256, 512
 RANDOM_HOLD = 6  # steps that a random action is kept for: a new one each step goes nowhere
 
@@ -55,9 +57,9 @@ class Config:
     """Show the real simulator beside, under the same actions."""
     actions: Source | None = None
     """Who acts: the recorded episode (the default with --headless), the controller, chance,
-    --actions-file, a script that walks and turns (Minecraft), or a planner, or the controller for
-    goals, towards the frame that was recorded --goal-steps later. In a window it is you, or the
-    controller if that is asked for."""
+    --actions-file, a script that walks and turns (Minecraft), or, towards the frame that was
+    recorded --goal-steps later, a planner, the controller for goals (amortised), or a search that
+    begins from its way (guided). In a window it is you, or the controller if that is asked for."""
     actions_file: Path | None = None
     """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
     steps: int = 100
@@ -67,7 +69,7 @@ class Config:
     planner: PlannerConfig = field(
         default_factory=lambda: PlannerConfig(samples=200, iterations=10, best=20)
     )
-    """Search of --actions planner."""
+    """Search of --actions planner and guided."""
     split: Split = "test"
     """Episodes to start from."""
     episode: int | None = None
@@ -264,11 +266,15 @@ def amortised(config: Config, world: World) -> ToGoal:
     return policy
 
 
+def planner(config: Config, world: World, begin: ToGoal | None = None) -> Planner:
+    record = partial(Recorded, device=world.device) if config.graph else None
+    return Planner(config.planner, world, record, begin)
+
+
 TOWARDS: dict[Source, Callable[[Config, World], ToGoal]] = {
-    "planner": lambda config, world: Planner(
-        config.planner, world, partial(Recorded, device=world.device) if config.graph else None
-    ),
+    "planner": planner,
     "amortised": amortised,
+    "guided": lambda config, world: planner(config, world, amortised(config, world)),
 }
 
 

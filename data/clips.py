@@ -177,7 +177,8 @@ class Clips(Dataset):
         return self._kept
 
     def _read_frames(self, rows: np.ndarray) -> Tensor:
-        """Read from the shards, in their order: (B, T) -> (B, T, 3, H, W) uint8."""
+        """Read from the shards, in their order: (B, T) -> (B, T, 3, H, W) uint8, whose colours lie
+        innermost as they do there: to turn them would take longer than to read them."""
         height, width = self.recordings.image_size
         frames = np.empty((*rows.shape, height, width, 3), np.uint8)
         for clip in np.argsort(rows[:, 0], kind="stable"):
@@ -185,4 +186,4 @@ class Clips(Dataset):
             read = self.recordings.read_rows("frames", first, last + 1)
             frames[clip, : len(read)] = read
             frames[clip, len(read) :] = read[-1]
-        return torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()
+        return torch.from_numpy(frames).permute(0, 1, 4, 2, 3)

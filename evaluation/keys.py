@@ -25,7 +25,8 @@ TASK_POLICIES = ("controller", "cloning", "random", "still", "scripted")
 GOAL = ("success", "low", "high", "n")
 GOAL_PROTOCOLS = ("first_hit", "strict", "chunk_end", "far", "far_strict")
 GOAL_POLICIES = (
-    "planner", "amortised", "controller", "cloning", "random", "still", "agent_only", "simulator",
+    "planner", "guided", "amortised", "controller", "cloning", "random", "still", "agent_only",
+    "simulator",
 )  # fmt: skip
 PROBE = ("n", "linear", "mlp", "rank", "variance")
 CONTROLLABILITY = (

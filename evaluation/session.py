@@ -23,6 +23,7 @@ from evaluation.estimator import Estimator
 from evaluation.fit_estimator import cached_estimator
 from evaluation.fit_inverse import cached_inverse
 from evaluation.inverse import Inverse
+from evaluation.planning import Hand
 from evaluation.policies import InWorld, Policy
 from evaluation.simulator_planner import SimulatorPlanner
 from pipeline import checkpoint
@@ -108,6 +109,11 @@ class Session:
         return self._open.enter_context(SimulatorPool(self.simulators, size, self.workers))
 
     @cached_property
+    def hand(self) -> Hand:
+        """Where the hand is, read from the world's latents."""
+        return Hand(self.world, self.to_learn_from)
+
+    @cached_property
     def fingerprints(self) -> dict[str, str | None]:
         found: dict[str, str | None] = {"shards": self.recordings.fingerprint}
         for stage in STAGES:
@@ -145,6 +151,8 @@ class Session:
         """The fingerprints that a policy's figures hang on."""
         if policy == "planner":
             return ("tokenizer", "dynamics")
+        if policy == "guided":
+            return ("tokenizer", "dynamics", "amortised")
         known = policy in (*self.controllers, "amortised")
         return ("tokenizer", "dynamics", policy) if known else ()
 

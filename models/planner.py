@@ -87,8 +87,10 @@ class Draws:
 class Planner:
     """Plans in a world, whatever its tokenizer and dynamics.
 
-    `record` may wrap the search, a function of states and tensors in which nothing waits for a
-    GPU, in something that replays it (pipeline/recorded.py).
+    `begin` answers at once: its way, imagined, is what a search for a goal begins from where no
+    plan is left (as the policy in TD-MPC2, arXiv:2310.16828).  `record` may wrap the search, a
+    function of states and tensors in which nothing waits for a GPU, in something that replays it
+    (pipeline/recorded.py).
     """
 
     def __init__(
@@ -96,10 +98,16 @@ class Planner:
         config: PlannerConfig,
         world: World,
         record: Callable[[Search], Search] | None = None,
+        begin: ToGoal | None = None,
     ) -> None:
+        if begin is not None and begin.leg != config.leg:
+            raise ValueError(
+                f"a plan of legs of {config.leg} actions cannot begin from ways of legs of "
+                f"{begin.leg}; give --planner.leg {begin.leg}"
+            )
         if world.actions.kind != "continuous":
             raise ValueError("planning moves actions evenly, which codes of actions cannot be")
-        self.config, self.world = config, world
+        self.config, self.world, self.begin = config, world, begin
         self.legs, self.leg = config.legs, config.leg
         self._to_goal: Search = partial(self._search, self._distance)
         self._to_reward: Search = partial(self._search, _without_reward)
@@ -112,11 +120,24 @@ class Planner:
         last: (B, A), the action before, in the environment's units, where the way begins.
         ends: (B, E, A), a way to start the search from; its legs are as many as are planned.
         """
+        if ends is None and self.begin is not None:
+            ends = self._imagined_way(self.begin, state, goal, last)
         return self._plan(self._to_goal, state, self.world.vectors(goal), last, ends)
 
     def to_reward(self, state: State, last: Tensor | None, ends: Tensor | None) -> Plan:
         """Plan for the highest reward on arriving; the world needs a reward head."""
         return self._plan(self._to_reward, state, None, last, ends)
+
+    def _imagined_way(
+        self, finder: ToGoal, state: State, goal: Tensor, last: Tensor | None
+    ) -> Tensor:
+        """Where `finder` would go if it were let: (B, E, A)."""
+        parts: list[Tensor] = []
+        for _ in range(0, self.legs, finder.legs):
+            plan = finder.to_goal(state, goal, last, None)
+            parts.append(plan.ends[:, 1:] if parts else plan.ends)
+            state, last = self.world.rollout(state, plan.actions), plan.actions[:, -1]
+        return torch.cat(parts, dim=1)[:, : self.legs + 1]
 
     def _distance(self, end: State, target: Tensor | None) -> Tensor:
         assert target is not None

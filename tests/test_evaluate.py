@@ -145,7 +145,7 @@ def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):
     evaluate.main(replace(config, protocol=("first-hit",)))  # what was measured before stays
     metrics = json.loads((run / "report" / "metrics.json").read_text())
     for protocol in ("first_hit", "strict", "chunk_end"):
-        for policy in ("planner", "amortised"):
+        for policy in ("planner", "amortised", "guided"):
             row = metrics["goal"][protocol][policy]
             assert row["n"] == 2 and row["seconds_of_a_plan"] > 0
     assert metrics["goal"]["far"]["planner"]["n"] is None

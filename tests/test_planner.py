@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.actions import ActionSpec
 from models.dynamics import State
-from models.planner import Planner, PlannerConfig, along
+from models.planner import Plan, Planner, PlannerConfig, along
 
 Method = Literal["cem", "mppi", "gradient", "shooting"]
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (100.0, 100.0), pointer=True)
@@ -101,6 +101,38 @@ def test_a_search_from_a_good_way_is_no_worse_than_it() -> None:
     good = planner("cem").to_goal(state, GOALS[:, None], None, None)
     again = planner("cem", revisions=1).to_goal(state, GOALS[:, None], None, good.ends)
     assert bool((again.cost <= good.cost + 1e-7).all())
+
+
+class Straight:
+    """Answers with a leg straight to the goal, asked anew at its end."""
+
+    legs, leg = 1, 3
+
+    def __init__(self) -> None:
+        self.asked: list[Tensor] = []
+
+    def to_goal(
+        self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None = None
+    ) -> Plan:
+        self.asked.append(state.latents[:, 0])
+        first = torch.zeros(len(goal), 2) if last is None else POINTER.normalize(last)
+        way = torch.stack([first, goal[:, 0]], 1)
+        return Plan(POINTER.denormalize(along(way, self.leg)), way, torch.zeros(len(way)))
+
+
+def test_a_search_begins_from_the_way_that_another_would_go_in_imagination() -> None:
+    world, straight = Follower(), Straight()
+    state, last = world.state(STARTS), torch.full((3, 2), 50.0)
+    config = PlannerConfig(samples=1, iterations=9, revisions=1, best=1, legs=2, leg=3)
+    guided = Planner(config, world, begin=straight)  # type: ignore[arg-type]
+    plan = guided.to_goal(state, GOALS[:, None], last, None)
+    assert torch.allclose(plan.ends, torch.stack([0 * GOALS, GOALS, GOALS], 1))
+    there = world.rollout(state, plan.actions[:, :3]).latents[:, 0]
+    assert torch.equal(straight.asked[0], STARTS) and torch.allclose(straight.asked[1], there)
+    guided.to_goal(state, GOALS[:, None], last, plan.ends)  # what is left of a plan goes before it
+    assert len(straight.asked) == 2
+    with pytest.raises(ValueError, match=r"legs of 4 actions .* --planner.leg 3"):
+        Planner(replace(config, leg=4), world, begin=straight)  # type: ignore[arg-type]
 
 
 def test_the_way_to_a_reward_is_found_without_a_goal() -> None:

@@ -212,7 +212,7 @@ def test_a_plan_and_the_controller_for_goals_lead_to_what_was_recorded_later(tmp
     run = write_run(tmp_path, Recordings(tmp_path / "shards"), method="goals")
     small = PlannerConfig(samples=4, iterations=2, best=2)
     done = {}
-    for source in ("planner", "amortised"):
+    for source in ("planner", "amortised", "guided"):
         made = config(run, steps=27, actions=source, planner=small, goal_steps=8)
         play.main(made)
         film = frames(run)
@@ -220,7 +220,7 @@ def test_a_plan_and_the_controller_for_goals_lead_to_what_was_recorded_later(tmp
         done[source] = np.load(run / "play" / "actions.npy")
         # the goal stands still beside what is imagined
         assert all(np.array_equal(panel(f, 0), panel(film[0], 0)) for f in film[1:])
-    assert not np.array_equal(done["planner"], done["amortised"])
+    assert len({actions.tobytes() for actions in done.values()}) == 3
     legs = np.diff(done["amortised"][:25].reshape(5, 5, 2), axis=1)
     assert np.allclose(legs, legs[:, :1], atol=1e-2)  # it moves evenly along each leg
     (run / "controller" / "goals" / "best.pt").unlink()

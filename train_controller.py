@@ -114,6 +114,10 @@ REACHING: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+# What short recordings have room for.
+NEAR: dict[type, dict[str, int]] = {GoalPolicyConfig: {"ahead": 10}, GoalCodesConfig: {}}
+
+
 def _cpu(config: Config) -> Config:
     return _steps(
         config,
@@ -164,6 +168,7 @@ PRESETS = {
             {"steps": 4, "batch_size": 4, "evaluate_every": 2, "save_every": 1},
         ),
         enough=0.1,
+        goals=replace(c.goals, **NEAR[type(c.goals)]),
     ),
 }
 

@@ -393,9 +393,10 @@ def plans_in_world(session: Session, config: Config, offset: int) -> dict[str, p
     found = {"planner": PlansInWorld(world, Planner(config.planner, world), config.keep, hand)}
     if at_once is not None:
         found["amortised"] = PlansInWorld(world, at_once, at_once.legs * at_once.leg, hand)
-        far = replace(config.planner, legs=max(1, offset // config.planner.leg))
-        guided = Planner(far, world, begin=at_once)
-        found["guided"] = PlansInWorld(world, guided, config.keep, hand)
+        # legs are the controller's, whatever the search alone has
+        leg, keep = at_once.leg, -(-config.keep // at_once.leg) * at_once.leg
+        far = replace(config.planner, leg=leg, legs=-(-max(offset, keep) // leg))
+        found["guided"] = PlansInWorld(world, Planner(far, world, begin=at_once), keep, hand)
     return dict(found)
 
 

@@ -149,12 +149,9 @@ class Session:
 
     def depends_on(self, policy: str) -> tuple[str, ...]:
         """The fingerprints that a policy's figures hang on."""
-        if policy == "planner":
-            return ("tokenizer", "dynamics")
-        if policy == "guided":
-            return ("tokenizer", "dynamics", "amortised")
-        known = policy in (*self.controllers, "amortised")
-        return ("tokenizer", "dynamics", policy) if known else ()
+        own = {name: (name,) for name in (*self.controllers, "amortised")}
+        made_by = {"planner": (), "guided": ("amortised",)} | own
+        return ("tokenizer", "dynamics", *made_by[policy]) if policy in made_by else ()
 
     def made_from(self, *what: str, **settings: Any) -> dict[str, Any]:
         """What a part depends on: fingerprints by name, and settings."""

@@ -16,6 +16,8 @@ from data.pushes import ScriptedPushes
 from data.shards import Recordings
 from data.toy import write_toy_shards
 from evaluation.keys import blank
+from evaluation.planning import PlansInWorld
+from models.planner import PlannerConfig
 
 
 def measured(run: Path, **changes: Any) -> dict[str, Any]:
@@ -154,6 +156,21 @@ def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):
     assert (run / "report" / "plots" / "goal-25-films.png").exists()
     saved = json.loads((run / "report" / "parts" / "goal-25-planner.json").read_text())
     assert saved["made_from"]["samples"] == 4 and saved["made_from"]["method"] == "cem"
+
+
+@pytest.mark.parametrize("leg, keep, length", [(5, 25, 50), (1, 3, 50), (10, 50, 50)])
+def test_a_search_from_the_controllers_way_has_legs_like_it_and_goes_as_far_as_the_goal(
+    tmp_path: Path, leg: int, keep: int, length: int
+):
+    build(ScriptedPushes(10, 32, 0), tmp_path / "shards", "", 0, 1)
+    run = write_run(tmp_path, Recordings(tmp_path / "shards"), controllers=False, method="goals")
+    planner = PlannerConfig(samples=4, iterations=2, best=2, legs=50 // leg, leg=leg)
+    config = evaluate.Config(run=run, planner=planner, keep=keep)
+    with evaluate.Session(run, None, None, 1, 2) as session:
+        guided = evaluate.plans_in_world(session, config, offset=50)["guided"]
+        assert isinstance(guided, PlansInWorld)
+        assert guided.planner.leg == 5 and guided.planner.legs * guided.planner.leg == length
+        assert guided.keep % 5 == 0 and guided.keep >= keep
 
 
 def test_other_recordings_get_a_report_of_their_own(pusht_run: Path, tmp_path: Path):

@@ -51,6 +51,19 @@ def angle_difference(a: Any, b: Any) -> Any:
     return (np.asarray(a) - np.asarray(b) + np.pi) % (2 * np.pi) - np.pi
 
 
+def mirrored(rows: np.ndarray) -> np.ndarray:
+    """Mirror points (..., 2) or states (..., 5) in the axis of the goal, x + y = 512.
+
+    The block is symmetric about its own axis, so that what is mirrored is the same task again.
+    """
+    turned = rows.copy()
+    turned[..., 0], turned[..., 1] = WORLD - rows[..., 1], WORLD - rows[..., 0]
+    if rows.shape[-1] == 5:
+        turned[..., 2], turned[..., 3] = WORLD - rows[..., 3], WORLD - rows[..., 2]
+        turned[..., 4] = (np.pi / 2 - rows[..., 4]) % (2 * np.pi)
+    return turned
+
+
 def random_start(seed: int) -> np.ndarray:
     """Draw the task protocol's start state (5,), as Diffusion Policy's environment does.
 

@@ -11,14 +11,14 @@ import numpy as np
 from data.demos import read_demonstrations
 from data.episodes import Episode
 from data.pushes import Recorder, smooth_noise
-from data.pusht import ACTIONS, STATE_NAMES, SUCCESS, PushT
+from data.pusht import ACTIONS, STATE_NAMES, SUCCESS, PushT, mirrored
 
 EPISODES_PER_SHARD = 30
 
 
 @dataclass(frozen=True)
 class Replays:
-    """Each demonstration carried out `replays` times in the simulator from its exact start.
+    """Each demonstration carried out `replays` times in the simulator, every second time mirrored.
 
     The first is exact; in the others the targets have smooth noise, of 5 to 30 pixels (the rule
     of the public set was never published). Siblings share their demonstration as source.
@@ -57,12 +57,14 @@ class Replays:
     def episode(self, world: PushT, demonstration: int, replay: int) -> Episode:
         recorded = read_demonstrations(Path(self.path))
         rows = recorded.rows(demonstration)
-        targets = recorded.actions[rows]
+        start, targets = recorded.states[rows][0], recorded.actions[rows]
         if replay:
             random = np.random.default_rng((self.seed, demonstration, replay))
             spread = random.uniform(5, 30)
             targets = np.clip(targets + smooth_noise(random, len(targets), spread), 0, 512)
-        world.reset(recorded.states[rows][0])
+        if replay % 2:
+            start, targets = mirrored(start), mirrored(targets)
+        world.reset(start)
         record = Recorder(world)
         for target in targets:  # the last too: some demonstrations succeed with it
             record.step(target)

@@ -6,7 +6,7 @@ import pytest
 from data.demos import Demonstrations, read_demonstrations
 from data.pusher import ScriptedPolicy
 from data.pushes import ScriptedPushes
-from data.pusht import GOAL, PushT, angle_difference, random_start, reward
+from data.pusht import GOAL, PushT, angle_difference, mirrored, random_start, reward
 from data.pusht_pool import SimulatorPool
 from data.replays import Replays
 
@@ -95,12 +95,15 @@ def test_a_replayed_demonstration_stays_within_half_a_pixel(number):
     assert episode.states is not None
     away = error(episode.states[:-1], known.states[known.rows(number)])
     assert away[0] < 0.5 and away[1] < 0.01
-    again = source.episode(PushT(), number, 1)
-    assert again.states is not None
-    assert error(again.states[0], episode.states[0]).max() < 1e-4
-    assert error(again.states, episode.states)[0] > 5
-    assert again.source == episode.source == number
-    assert np.array_equal(again.actions, source.episode(PushT(), number, 1).actions)
+    for replay, start in (1, mirrored(episode.states[0])), (2, episode.states[0]):
+        again = source.episode(PushT(), number, replay)
+        assert again.states is not None
+        assert error(again.states[0], start).max() < 1e-4
+        turned = mirrored(again.states) if replay == 1 else again.states
+        assert 5 < error(turned, episode.states)[0]
+        assert np.abs(turned - episode.states)[:, :2].mean() < 40  # the same way, disturbed
+        assert again.source == episode.source == number
+        assert np.array_equal(again.actions, source.episode(PushT(), number, replay).actions)
 
 
 @recorded
@@ -144,6 +147,23 @@ def test_the_last_action_of_a_demonstration_is_carried_out():
         assert own.terminals[-1] == (own.rewards[-1] >= 1) and not own.terminals[:-1].any()
         ends.append(own.rewards[-1] - own.rewards[-2])
     assert np.mean(ends) > 0.01
+
+
+def test_what_is_mirrored_goes_the_same_way():
+    assert np.allclose(mirrored(np.array([256, 400, *GOAL])), [112, 256, *GOAL])
+    world, twin, policy, moved = PushT(), PushT(), ScriptedPolicy(), 0.0
+    for seed in range(300_000, 300_004):
+        start = random_start(seed)
+        world.reset(start)
+        twin.reset(mirrored(start))
+        for _ in range(60):
+            target = policy.act(world.state)
+            world.step(target)
+            twin.step(mirrored(target))
+        assert error(mirrored(twin.state), world.state).max() < 1e-3
+        assert twin.coverage() == pytest.approx(world.coverage(), abs=1e-4)
+        moved = max(moved, error(world.state, start)[0])
+    assert moved > 50
 
 
 def test_the_pusher_brings_the_block_home():

@@ -7,6 +7,7 @@ import json
 import queue
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing, suppress
@@ -181,6 +182,7 @@ def _in_threads(
                 yield event
     finally:
         stop.set()
+        end = time.monotonic() + GRACE
         for thread in threads:
             if thread.ident:
-                thread.join(GRACE / len(threads))
+                thread.join(max(0.0, end - time.monotonic()))

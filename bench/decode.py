@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.pairs import Options, Row, Wrong, compare, race
+from bench.pairs import EXACT, INT8, Options, Row, Wrong, compare, race
 from bench.peers import hugging_face
 from bench.peers.hugging_face import Decoding
 from bench.training import FULL, LARGE, QUICK, TokenModel, Work
@@ -20,7 +20,6 @@ from models.layout import lay_out_for_writing
 from pipeline.device import pick_precision
 from pipeline.recorded import Recorded
 
-EXACT, INT8 = "exact weights", "int8 weights"
 BARS = {EXACT: (1.3, 3.0), INT8: (2.5, 6.0)}
 # on a GPU, against theirs as it comes and compiled
 GPU_BARS = {"dynamic cache": (10.0, 40.0), "static cache + compile": (1.5, 4.0)}

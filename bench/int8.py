@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from bench.pairs import Options, Row, Wrong, compare, race, value
+from bench.pairs import EXACT, INT8, Options, Row, Wrong, compare, race, value
 from bench.play import GIVEN, check_world, start_of
 from data.clips import Clips
 from data.shards import Recordings
@@ -34,15 +34,15 @@ def rows(options: Options) -> Iterator[Row]:
     quantise_linears(narrow.dynamics)  # type: ignore[arg-type]
     frames, actions = start_of(run, exact)
     check_world(narrow, frames, actions)
-    worlds = {"exact weights": exact, "int8": narrow}
+    worlds = {EXACT: exact, INT8: narrow}
     runners = {name: playing(world, frames, actions) for name, world in worlds.items()}
     seconds = race(runners, options.rounds, device=options.device)
     steps = len(actions) - len(frames) + 1
-    yield from compare(AREA, f"play {run.name}", seconds, {}, "int8", "frames/s", steps)
+    yield from compare(AREA, f"play {run.name}", seconds, {}, INT8, "frames/s", steps)
     what = f"{run.name}, lost by int8"
     if not any((run / "shards").glob("shard-*.h5")):
         note = "not measured: --run RUN with its shards"
-        yield Row(AREA, what, "exact weights", "dB", note=note)
+        yield Row(AREA, what, EXACT, "dB", note=note)
         return
     yield from losses(worlds, Recordings(run / "shards"), what, 32 if options.quick else 256)
 
@@ -65,16 +65,15 @@ def losses(
     worlds: dict[str, World], recordings: Recordings, what: str, windows: int
 ) -> Iterator[Row]:
     """PSNR and delta-PSNR, in dB, exact minus int8."""
-    clips = Clips(recordings, "test", worlds["int8"].context + max(HORIZONS))
+    clips = Clips(recordings, "test", worlds[INT8].context + max(HORIZONS))
     exact, narrow = (
-        open_loop(worlds[name], clips, HORIZONS, windows=windows)
-        for name in ("exact weights", "int8")
+        open_loop(worlds[name], clips, HORIZONS, windows=windows) for name in (EXACT, INT8)
     )
     four = HORIZONS.index(4)
     mean = [sum(found["psnr"]) / len(HORIZONS) for found in (exact, narrow)]
     if mean[0] - mean[1] > 3:
         raise Wrong(f"int8 weights lose {mean[0] - mean[1]:.1f} dB: this is another model")
     note = f"{exact['n']} windows of {exact['sources']} sources"
-    yield value(AREA, f"{what}, PSNR", "dB", mean[0] - mean[1], "exact weights", note=note)
+    yield value(AREA, f"{what}, PSNR", "dB", mean[0] - mean[1], EXACT, note=note)
     lost = exact["delta_psnr"][four] - narrow["delta_psnr"][four]
-    yield value(AREA, f"{what}, delta-PSNR(4)", "dB", lost, "exact weights", note=note)
+    yield value(AREA, f"{what}, delta-PSNR(4)", "dB", lost, EXACT, note=note)

@@ -17,6 +17,7 @@ import torch
 # seconds of each unit of time; every other unit is an amount a second
 TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 NOBODY = "(nobody publishes one)"
+EXACT, INT8 = "exact weights", "int8 weights"
 
 
 class Wrong(ValueError):

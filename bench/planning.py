@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.pairs import Options, Row, Wrong, clocked, compare, missing, race
+from bench.pairs import EXACT, INT8, Options, Row, Wrong, clocked, compare, missing, race
 from bench.peers import stable_worldmodel as peer
 from data.actions import ActionSpec
 from models.dynamics import State
+from models.int8 import quantise_linears
 from models.planner import Plan, Planner, PlannerConfig, Search
 from models.predictor import Predictor, PredictorConfig
 from models.tokenizer import Latents
@@ -67,14 +68,22 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
     world = our_world(precision).to(device)
     on_gpu = device.type == "cuda"
     record = partial(Recorded, device=device) if on_gpu else None
-    ours = {str(Setting(precision, False)): Ours(world, config, record, (now, goal))}
-    if compiled and not on_gpu:  # a recorded search starts no kernel from Python
-        swift = copy.deepcopy(world)
-        swift.compile_steps()
-        ours[str(Setting(precision, True))] = Ours(swift, config, record, (now, goal))
-    for our in ours.values():
-        slack = 5e-2 if precision == "bf16" else 1e-3
-        check_plan(our.plan(), our.world, our.state, goal, slack)
+    ours = {EXACT: {str(Setting(precision, False)): Ours(world, config, record, (now, goal))}}
+    if not on_gpu:  # a recorded search starts no kernel from Python, and int8 is for CPUs
+        ours[INT8] = {}
+        for weights in (EXACT, INT8) if compiled else (INT8,):
+            swift = copy.deepcopy(world)
+            if weights == INT8:
+                quantise_linears(swift.dynamics)  # type: ignore[arg-type]
+            if compiled:
+                swift.compile_steps()
+            ours[weights][str(Setting(precision, compiled))] = Ours(
+                swift, config, record, (now, goal)
+            )
+    for weights, runners in ours.items():
+        slack = 0.1 if weights == INT8 else 5e-2 if precision == "bf16" else 1e-3
+        for our in runners.values():
+            check_plan(our.plan(), world, our.state, goal, slack)
     settings = [Setting("fp32", False)]
     if precision == "bf16":
         settings.append(Setting("bf16", False))
@@ -84,31 +93,27 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
     given = peer.encoded(now, goal)
     theirs = {str(setting): Theirs(setting, weights, config, given) for setting in settings}
     check_costs(theirs)
-    tried = {
-        whose: {name: clocked(runner.iterate, device) for name, runner in runners.items()}
-        for whose, runners in (("ours", ours), ("theirs", theirs))
-    }
-    ours_best, theirs_best = (
-        min(trials, key=lambda name: trials[name]) for trials in tried.values()
-    )
-    # everyone has run: a plan of theirs is too long to be run for warming up
-    runners = {"ours": ours[ours_best].plan, PEER: theirs[theirs_best].plan}
-    seconds = race(runners, options.rounds, warmup=0, device=device)
-
-    shown = [
-        f"{whose} {best}, fastest an iteration of "
-        + ", ".join(f"{name} {1e3 * taken:.0f} ms" for name, taken in tried[whose].items())
-        for whose, best in (("ours", ours_best), ("theirs", theirs_best))
-    ]
-    note = "; ".join([sizes(config), *shown])
-    yield from compare(
-        "planning",
-        what,
-        seconds,
-        {PEER: (8.0, 50.0) if on_gpu else (4.0, 12.0)},
-        unit="ms",
-        notes={PEER: note},
-    )
+    # everyone has run then: a plan of theirs is too long to be run for warming up
+    plans: dict[str, Callable[[], object]] = {}
+    shown = {}
+    for whose, runners in (ours | {PEER: theirs}).items():
+        tried = {name: clocked(runner.iterate, device) for name, runner in runners.items()}
+        best = min(tried, key=lambda name: tried[name])
+        plans[whose] = runners[best].plan
+        times = ", ".join(f"{name} {1e3 * taken:.0f} ms" for name, taken in tried.items())
+        shown[whose] = f"{best}, fastest an iteration of {times}"
+    seconds = race(plans, options.rounds, warmup=0, device=device)
+    size = sizes(config)
+    for weights in ours:
+        yield from compare(
+            "planning",
+            f"{what}, {weights}",
+            {whose: seconds[whose] for whose in (weights, PEER)},
+            {PEER: (8.0, 50.0) if on_gpu else (4.0, 12.0)},
+            weights,
+            unit="ms",
+            notes={PEER: f"{size}; ours {shown[weights]}; theirs {shown[PEER]}"},
+        )
 
 
 @dataclass(frozen=True)
@@ -221,7 +226,8 @@ def their_solver(model: Any, config: PlannerConfig, device: torch.device) -> Any
 
 
 def check_plan(plan: Plan, world: World, state: State, goal: Tensor, slack: float) -> None:
-    """Raise Wrong unless a plan's actions, imagined alone, cost what the search says."""
+    """Raise Wrong unless a plan's actions, imagined alone with exact weights, cost what the search
+    says."""
     with torch.no_grad():
         end = world.rollout(state, plan.actions).latents
     alone = (end - goal).square().mean()

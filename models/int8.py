@@ -1,19 +1,18 @@
 """Linear layers that hold their weights in 8 bits, for CPUs.
 
-A row of a weight is whole numbers times one scale (symmetric, as in LLM.int8, arXiv:2208.07339,
-section 2).  What is multiplied stays wide where there are few rows, since reading the weights is
-what takes time then; with many rows it is rounded to 8 bits too, token by token of the product.
+A row of a weight is whole numbers times one scale, and so is each row that comes in (symmetric, as
+in LLM.int8, arXiv:2208.07339, section 2), unless there are few of those: reading the weights is
+what takes time then, and what is multiplied stays wide.
 """
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 FEW = 4  # rows up to which only the weights are in 8 bits
+LAID_OUT = WeakIdKeyDictionary()  # from weights to what the product of many rows reads
 
 
 class Int8Linear(nn.Module):
@@ -28,30 +27,50 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         wide = linear.weight.detach().float().contiguous()
         scale = wide.abs().amax(1).clamp(min=1e-8) / 127
-        whole = (wide / scale[:, None]).round().to(torch.int8)
-        self.register_buffer("weight", whole)
-        self.register_buffer("scale", scale.bfloat16())
+        self.register_buffer("weight", (wide / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
-        zero = torch.zeros(len(scale), dtype=torch.int64)
-        with warnings.catch_warnings():  # these tensors will move to torchao one day
-            warnings.simplefilter("ignore", UserWarning)
-            make: Any = torch._make_per_channel_quantized_tensor  # type: ignore[attr-defined]
-            kept = make(whole, scale.double(), zero, 0)
-        self._packed = torch.ops.quantized.linear_prepack(kept, self.bias)
+        # without VNNI, sums of two products of 8 bits overflow 16: there, rows have 7
+        self.top = 127.0 if torch.cpu._is_vnni_supported() else 63.0
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out), in x's dtype."""
+        """(..., in) -> (..., out), in the dtype of an `nn.Linear`'s product."""
         rows = x.reshape(-1, self.in_features)
+        narrow = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+        kind = narrow or x.dtype
         # the product of a few rows reads past the end of widths that its registers do not divide
         even = self.in_features % 64 == 0 and self.out_features % 16 == 0
         if len(rows) <= FEW and even:
-            narrow = rows.bfloat16()  # the only type in which this product is quick everywhere
-            y = torch.ops.aten._weight_int8pack_mm(narrow, self.weight, self.scale).float()
-            y = y if self.bias is None else y + self.bias
+            # the only type in which this product is quick everywhere
+            narrow = rows.bfloat16(), self.scale.bfloat16()
+            y = torch.ops.aten._weight_int8pack_mm(narrow[0], self.weight, narrow[1]).float()
         else:
-            # 7 bits of activations: without VNNI, sums of two products of 8 overflow 16
-            y = torch.ops.quantized.linear_dynamic(rows.float(), self._packed, reduce_range=True)
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+            # a scale that the product's dtype holds, so that it is not rounded again
+            far = 1.004 * rows.abs().amax(1, keepdim=True).float().clamp(min=1e-8)
+            reach = (far / self.top).to(kind)
+            whole = (rows.float() / reach).add_(128.5).to(torch.uint8)  # cut off: rounds
+            y = _product(whole, self.weight, self.scale, kind == torch.bfloat16).mul_(reach)
+        y = y if self.bias is None else y + self.bias
+        return y.to(kind).view(*x.shape[:-1], self.out_features)
+
+
+@torch.library.custom_op("dreamstage::int8_product", mutates_args=())
+def _product(whole: Tensor, weight: Tensor, scale: Tensor, narrow: bool) -> Tensor:
+    """(R, in) whole numbers above 128 times the weight, (out, in), and its scale: (R, out)."""
+    laid_out = LAID_OUT.get(weight)
+    if laid_out is None:
+        laid_out = LAID_OUT[weight] = torch.ops.onednn.qlinear_prepack(weight, None)
+    kind = torch.bfloat16 if narrow else torch.float32
+    zero = torch.zeros_like(scale, dtype=torch.int64)
+    return torch.ops.onednn.qlinear_pointwise(
+        whole, 1.0, 128, laid_out, scale, zero, None, 1.0, 0, kind, "none", [], ""
+    )
+
+
+@_product.register_fake
+def _(whole: Tensor, weight: Tensor, scale: Tensor, narrow: bool) -> Tensor:
+    kind = torch.bfloat16 if narrow else torch.float32
+    return whole.new_empty(len(whole), len(weight), dtype=kind)
 
 
 def quantise_linears(module: nn.Module) -> int:

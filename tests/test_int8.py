@@ -1,7 +1,10 @@
+import gc
+
 import pytest
 import torch
 from torch import nn
 
+from models import int8
 from models.int8 import FEW, Int8Linear, quantise_linears
 from models.transformer import Transformer, TransformerConfig
 
@@ -24,12 +27,51 @@ def test_a_weight_takes_a_quarter_of_the_bytes():
     assert kept.dtype == torch.int8 and kept.numel() == 64 * 64
 
 
+def test_a_large_row_leaves_its_neighbours_as_exact_as_they_were():
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 32, bias=False)
+    rough, x = Int8Linear(linear), torch.randn(9, 64)
+    alone = rough(x)
+    x[3] *= 1e4
+    x[4] = 0
+    beside = rough(x)
+    others = [0, 1, 2, 5, 6, 7, 8]
+    assert torch.equal(beside[others], alone[others])
+    assert (beside[3] - linear(x[3])).norm() < 0.04 * linear(x[3]).norm()
+    assert torch.equal(beside[4], torch.zeros(32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_multiplied_in_bfloat16_comes_out_as_a_linear_layer_gives_it(dtype: torch.dtype):
+    torch.manual_seed(0)
+    linear = nn.Linear(192, 64)
+    rough, x = Int8Linear(linear), torch.randn(3, 7, 192, dtype=dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        exact, found = linear(x), rough(x)
+    assert found.dtype == exact.dtype == torch.bfloat16
+    assert (found - exact).norm() < 0.04 * exact.norm()
+
+
+def test_the_product_can_be_compiled_and_its_layout_goes_with_the_weight():
+    rough = Int8Linear(nn.Linear(64, 32, bias=False))
+    whole = torch.randint(1, 256, (9, 64), dtype=torch.uint8)
+    for narrow in (False, True):
+        torch.library.opcheck(int8._product, (whole, rough.weight, rough.scale, narrow))
+    rough(torch.randn(9, 64))
+    rough(torch.randn(8, 64))
+    before = len(int8.LAID_OUT)
+    assert rough.weight in int8.LAID_OUT
+    del rough
+    gc.collect()
+    assert len(int8.LAID_OUT) == before - 1
+
+
 def test_weights_that_are_whole_numbers_of_their_scale_are_exact():
-    linear = nn.Linear(16, 8, bias=False)
+    linear = nn.Linear(64, 16, bias=False)
     with torch.no_grad():
-        linear.weight.copy_(torch.randint(-126, 127, (8, 16)).float())
+        linear.weight.copy_(torch.randint(-126, 127, (16, 64)).float())
         linear.weight[:, 0] = 127
-    x = torch.randint(-4, 5, (2, 16)).float()  # products and sums that bfloat16 inputs hold
+    x = torch.randint(-4, 5, (2, 64)).float()  # products and sums that bfloat16 inputs hold
     assert torch.allclose(Int8Linear(linear)(x), linear(x), rtol=1e-2, atol=4.0)
 
 

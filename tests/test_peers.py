@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import ceilings, decode, planning, training
-from bench.pairs import Options, Wrong
+from bench.pairs import EXACT, INT8, Options, Wrong
 from bench.peers import hugging_face
 from bench.peers import stable_worldmodel as peer
 from kernels import written
@@ -192,11 +192,13 @@ def test_both_planners_imagine_with_models_of_one_size() -> None:
 
 
 @needs_stable_worldmodel
-def test_planning_gives_a_row_with_both_sizes_in_its_note() -> None:
+def test_planning_gives_a_row_exact_and_in_8_bits_with_both_sizes_in_its_note() -> None:
     few = replace(planning.CEM, samples=8, iterations=1, best=4)
-    (row,) = planning.measure(ONCE, few, compiled=False)
-    assert row.ratio is not None and (row.bar, row.aim) == (4.0, 12.0)
-    assert "parameters" in row.note and "TFLOP" in row.note and "1 (of 30)" in row.what
+    rows = list(planning.measure(ONCE, few, compiled=False))
+    for row, weights in zip(rows, (EXACT, INT8), strict=True):
+        assert row.ratio is not None and (row.bar, row.aim) == (4.0, 12.0)
+        assert "parameters" in row.note and "TFLOP" in row.note
+        assert "1 (of 30)" in row.what and weights in row.what
 
 
 @needs_stable_worldmodel

@@ -46,7 +46,7 @@ class PushTConfig:
     """SHA-256 that a download must have."""
     replays: int = 0
     """Carry each demonstration out so many times in the simulator: the first exactly, the others
-    with noise; 0 takes the demonstrations as recorded."""
+    with noise, every second one mirrored; 0 takes the demonstrations as recorded."""
     episodes: int = 2000
     """Episodes of the scripted pusher."""
     resolution: int = 64

@@ -15,6 +15,7 @@ from torch import nn
 from pipeline.train_config import Compile
 
 TRIAL = 10  # steps that are timed each way; the first of each are left out
+MISSING = "there is no g++ or clang++; install one (Debian, Ubuntu: apt-get install g++)"
 LONG = 600.0  # seconds of steps ahead, below which it is not tried: start-up takes a minute or two
 
 
@@ -23,14 +24,14 @@ class Compiling:
 
     def __init__(self, module: nn.Module, wish: Compile, say: Callable[[str], None]) -> None:
         self.module, self.say = module, say
-        self._trying = wish == "auto"
+        able = torch.cuda.is_available() or _compiler() is not None
+        self._trying = wish == "auto" and able
         self._eager: list[float] = []
         self._compiled: list[float] = []
-        if wish != "no" and not torch.cuda.is_available() and not _compiler():
-            raise ValueError(
-                f"--train.compile {wish} needs a C++ compiler, and there is no g++ or clang++ "
-                f"here; install one (Debian, Ubuntu: apt-get install g++), or leave it out"
-            )
+        if wish == "yes" and not able:
+            raise ValueError(f"--train.compile yes needs a C++ compiler: {MISSING}, or leave it out")
+        if wish == "auto" and not able:
+            say(f"compile: not tried, {MISSING}")
         if wish == "yes":
             module.compile()
 

@@ -56,6 +56,12 @@ def test_without_a_compiler_it_is_said(monkeypatch):
     monkeypatch.setattr(compiling.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"--train.compile yes needs a C\+\+ compiler"):
         Compiling(nn.Linear(1, 1), "yes", print)
+    said: list[str] = []
+    trial = Compiling(nn.Linear(1, 1), "auto", said.append)
+    with trial.timed(10**6):
+        pass
+    assert not trial.on and not trial._eager
+    assert len(said) == 1 and said[0].startswith("compile: not tried, there is no g++")
 
 
 @pytest.mark.skipif(not compiling._compiler(), reason="needs a C++ compiler")

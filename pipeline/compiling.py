@@ -15,7 +15,7 @@ from torch import nn
 from pipeline.train_config import Compile
 
 TRIAL = 10  # steps that are timed each way; the first of each are left out
-MISSING = "there is no g++ or clang++; install one (Debian, Ubuntu: apt-get install g++)"
+MISSING = "there is no g++ or clang++ here; install one (Debian, Ubuntu: apt-get install g++)"
 LONG = 600.0  # seconds of steps ahead, below which it is not tried: start-up takes a minute or two
 
 
@@ -29,7 +29,7 @@ class Compiling:
         self._eager: list[float] = []
         self._compiled: list[float] = []
         if wish == "yes" and not able:
-            raise ValueError(f"--train.compile yes needs a C++ compiler: {MISSING}, or leave it out")
+            raise ValueError(f"--train.compile yes needs a C++ compiler, and {MISSING}")
         if wish == "auto" and not able:
             say(f"compile: not tried, {MISSING}")
         if wish == "yes":

@@ -89,9 +89,9 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
         settings.append(Setting("bf16", False))
     if compiled:
         settings += [replace(setting, compiled=True) for setting in settings]
-    weights = peer.le_world_model(HAND.size * config.leg).state_dict()
+    given_weights = peer.le_world_model(HAND.size * config.leg).state_dict()
     given = peer.encoded(now, goal)
-    theirs = {str(setting): Theirs(setting, weights, config, given) for setting in settings}
+    theirs = {str(setting): Theirs(setting, given_weights, config, given) for setting in settings}
     check_costs(theirs)
     # everyone has run then: a plan of theirs is too long to be run for warming up
     plans: dict[str, Callable[[], object]] = {}

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 FEW = 4  # rows up to which only the weights are in 8 bits
-LAID_OUT = WeakIdKeyDictionary()  # from weights to what the product of many rows reads
+# what stands for 0 in a row: without VNNI, sums of two products of 8 bits overflow 16
+MIDDLE = 128 if torch.cpu._is_vnni_supported() else 64
+LAID_OUT = WeakIdKeyDictionary()
+"""From a weight to what oneDNN reads: its packed form, the scale of each row, and their zeros."""
 
 
 class Int8Linear(nn.Module):
@@ -26,29 +29,27 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         wide = linear.weight.detach().float().contiguous()
-        scale = wide.abs().amax(1).clamp(min=1e-8) / 127
-        self.register_buffer("weight", (wide / scale[:, None]).round().to(torch.int8))
+        scale = (wide.abs().amax(1).clamp(min=1e-8) / 127).bfloat16()  # as one product wants it
+        whole = (wide / scale.float()[:, None]).round().clamp(-127, 127)
+        self.register_buffer("weight", whole.to(torch.int8))
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
-        # without VNNI, sums of two products of 8 bits overflow 16: there, rows have 7
-        self.top = 127.0 if torch.cpu._is_vnni_supported() else 63.0
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype of an `nn.Linear`'s product."""
         rows = x.reshape(-1, self.in_features)
-        narrow = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
-        kind = narrow or x.dtype
+        kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         # the product of a few rows reads past the end of widths that its registers do not divide
         even = self.in_features % 64 == 0 and self.out_features % 16 == 0
         if len(rows) <= FEW and even:
-            # the only type in which this product is quick everywhere
-            narrow = rows.bfloat16(), self.scale.bfloat16()
-            y = torch.ops.aten._weight_int8pack_mm(narrow[0], self.weight, narrow[1]).float()
+            narrow = rows.bfloat16()  # the only type in which this product is quick everywhere
+            y = torch.ops.aten._weight_int8pack_mm(narrow, self.weight, self.scale).float()
         else:
             # a scale that the product's dtype holds, so that it is not rounded again
             far = 1.004 * rows.abs().amax(1, keepdim=True).float().clamp(min=1e-8)
-            reach = (far / self.top).to(kind)
-            whole = (rows.float() / reach).add_(128.5).to(torch.uint8)  # cut off: rounds
+            reach = (far / (MIDDLE - 1)).to(kind)
+            # cut off, which rounds
+            whole = (rows.float() / reach).add_(MIDDLE + 0.5).to(torch.uint8)
             y = _product(whole, self.weight, self.scale, kind == torch.bfloat16).mul_(reach)
         y = y if self.bias is None else y + self.bias
         return y.to(kind).view(*x.shape[:-1], self.out_features)
@@ -56,14 +57,16 @@ class Int8Linear(nn.Module):
 
 @torch.library.custom_op("dreamstage::int8_product", mutates_args=())
 def _product(whole: Tensor, weight: Tensor, scale: Tensor, narrow: bool) -> Tensor:
-    """(R, in) whole numbers above 128 times the weight, (out, in), and its scale: (R, out)."""
-    laid_out = LAID_OUT.get(weight)
-    if laid_out is None:
-        laid_out = LAID_OUT[weight] = torch.ops.onednn.qlinear_prepack(weight, None)
+    """Multiply rows of whole numbers above MIDDLE: (R, in), (out, in), (out,) -> (R, out)."""
     kind = torch.bfloat16 if narrow else torch.float32
-    zero = torch.zeros_like(scale, dtype=torch.int64)
+    if not torch.backends.mkldnn.is_available():
+        return _product_in_float(whole, weight, scale).to(kind)
+    known = LAID_OUT.get(weight)
+    if known is None:
+        packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        known = LAID_OUT[weight] = packed, scale.float(), torch.zeros(len(scale), dtype=torch.int64)
     return torch.ops.onednn.qlinear_pointwise(
-        whole, 1.0, 128, laid_out, scale, zero, None, 1.0, 0, kind, "none", [], ""
+        whole, 1.0, MIDDLE, *known, None, 1.0, 0, kind, "none", [], ""
     )
 
 
@@ -71,6 +74,10 @@ def _product(whole: Tensor, weight: Tensor, scale: Tensor, narrow: bool) -> Tens
 def _(whole: Tensor, weight: Tensor, scale: Tensor, narrow: bool) -> Tensor:
     kind = torch.bfloat16 if narrow else torch.float32
     return whole.new_empty(len(whole), len(weight), dtype=kind)
+
+
+def _product_in_float(whole: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return (whole.float() - MIDDLE) @ weight.float().T * scale.float()
 
 
 def quantise_linears(module: nn.Module) -> int:

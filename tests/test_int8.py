@@ -41,6 +41,17 @@ def test_a_large_row_leaves_its_neighbours_as_exact_as_they_were():
     assert torch.equal(beside[4], torch.zeros(32))
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_whole_numbers_are_multiplied_exactly(narrow: bool):
+    torch.manual_seed(0)
+    rough = Int8Linear(nn.Linear(192, 48, bias=False))
+    whole = torch.randint(1, 2 * int8.MIDDLE, (70, 192), dtype=torch.uint8)
+    exact = int8._product_in_float(whole, rough.weight, rough.scale)
+    found = int8._product(whole, rough.weight, rough.scale, narrow)
+    assert found.dtype == (torch.bfloat16 if narrow else torch.float32)
+    assert torch.allclose(found.float(), exact, rtol=8e-3 if narrow else 1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_multiplied_in_bfloat16_comes_out_as_a_linear_layer_gives_it(dtype: torch.dtype):
     torch.manual_seed(0)
@@ -54,7 +65,7 @@ def test_what_is_multiplied_in_bfloat16_comes_out_as_a_linear_layer_gives_it(dty
 
 def test_the_product_can_be_compiled_and_its_layout_goes_with_the_weight():
     rough = Int8Linear(nn.Linear(64, 32, bias=False))
-    whole = torch.randint(1, 256, (9, 64), dtype=torch.uint8)
+    whole = torch.randint(1, 2 * int8.MIDDLE, (9, 64), dtype=torch.uint8)
     for narrow in (False, True):
         torch.library.opcheck(int8._product, (whole, rough.weight, rough.scale, narrow))
     rough(torch.randn(9, 64))

@@ -39,7 +39,7 @@ class Replays:
 
     def description(self) -> dict[str, Any]:
         return {
-            "source": "replays of human demonstrations",
+            "source": "replays of human demonstrations, every second one mirrored",
             "image_size": [self.image_size, self.image_size],
             "actions": ACTIONS.as_dict(),
             "state_names": list(STATE_NAMES),

@@ -30,10 +30,10 @@ class Compiling:
         self._compiled: list[float] = []
         if wish == "yes" and not able:
             raise ValueError(f"--train.compile yes needs a C++ compiler, and {MISSING}")
-        if wish == "auto" and not able:
-            say(f"compile: not tried, {MISSING}")
         if wish == "yes":
             module.compile()
+        if wish == "auto" and not able:
+            say(f"compile: not tried, {MISSING}")
 
     @property
     def on(self) -> bool:

@@ -250,7 +250,7 @@ def test_a_file_longer_than_the_server_said_is_not_kept_cut(url, tmp_path, suffi
 
 
 def test_an_error_stops_the_other_downloads_and_keeps_what_came(url, tmp_path):
-    stems = serve(url, *(f"10.0/{n}" for n in range(30)))
+    stems = serve(url, *(f"10.0/{n}" for n in range(60)))
     Server.faults = {"/data/10.0/0.jsonl": ["stalls"], "/data/10.0/5.jsonl": ["404"]}
     with pytest.raises(ValueError, match="404"):
         get(stems, tmp_path, workers=2)
@@ -259,10 +259,10 @@ def test_an_error_stops_the_other_downloads_and_keeps_what_came(url, tmp_path):
     assert not downloads()
     assert (tmp_path / "10.0" / "0.jsonl.partial").stat().st_size == len(LOG) // 2
     asked = len(Server.asked)
-    assert asked < 60  # not all of the files
+    assert asked < 40  # not all of the 120 files
     time.sleep(0.1)
     assert len(Server.asked) == asked
-    assert len(get(stems, tmp_path)[0]) == 30
+    assert len(get(stems[:10], tmp_path)[0]) == 10
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ def test_ctrl_c_ends_stalled_downloads_at_once_and_keeps_what_came(url, tmp_path
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         get(stems, tmp_path, timeout=30)
-    assert time.monotonic() - began[0] < 20  # the downloads would wait for 30
+    assert time.monotonic() - began[0] < 10  # the downloads would wait for 30
     assert kept() == [len(VIDEO) // 2] * 3
     Server.finished.set()
     for thread in working:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from models.dynamics import State
+from models.embed import fourier
 from models.planner import Plan, along
 from models.policy import PolicyConfig, make_glance, mlp
 from models.tokenizer import Latents, Tokenizer
@@ -39,17 +40,26 @@ class GoalPolicyConfig:
     """Length of a leg that costs `effort`, where an action spans 2; none is over three times it."""
     early: float = 0.1
     """Weight of the distance before the recording was at the goal, beside 1 from then on."""
-    recorded: float = 0.015
+    recorded: float = 0.02
     """Weight of answering as recorded, in squares of `spread`."""
     spread: float = 0.1
-    effort: float = 0.01
+    effort: float = 0.0125
     """Cost of legs of length `reach`, beside 1 for staying as far from the goal as before: what
     lies far from the recordings is imagined wrongly."""
 
 
 class GoalPolicy(nn.Module):
     """State and goal to the end of the next leg. An episode's first action begins in the middle of
-    the action space, unless it is known where the hand is."""
+    the action space, unless it is known where the hand is.
+
+    Where latents are places and an action points at one, the network is also shown how far each
+    place is from the hand, as sines and cosines: whether the block is touched, and on which side,
+    is a small difference of large numbers, too.
+    """
+
+    WAVES = (2.0, 1.0, 0.5)
+    """Wavelengths, where the picture spans 2."""
+    waves: Tensor
 
     def __init__(self, config: GoalPolicyConfig, latents: Latents, actions: ActionSpec) -> None:
         super().__init__()
@@ -68,6 +78,11 @@ class GoalPolicy(nn.Module):
         self.horizon = config.ahead
         self.glance = make_glance(config.glance, latents)
         given = 3 * self.glance.width + actions.size
+        self.pointing = latents.places and actions.pointer
+        if self.pointing:
+            given += 2 * self.glance.width * 2 * len(self.WAVES)
+        waves = torch.tensor(self.WAVES)
+        self.register_buffer("waves", waves, persistent=False)
         self.net = mlp(given, config.glance.hidden, actions.size, layers=3)
 
     def adopt(self, tokenizer: Tokenizer) -> None:
@@ -78,9 +93,16 @@ class GoalPolicy(nn.Module):
         (B, A) in [-1, 1]."""
         seen, wanted = self.glance(latents), self.glance(goal)
         # the last of the way is a small difference of large numbers
-        given = torch.cat([seen, wanted, 3 * (wanted - seen), last.to(seen.dtype)], dim=-1)
-        step = 3 * self.config.reach * torch.tanh(self.net(given).float())
+        given = [seen, wanted, 3 * (wanted - seen), last.to(seen.dtype)]
+        if self.pointing:
+            given += [self._from_hand(seen, last), self._from_hand(wanted, last)]
+        step = 3 * self.config.reach * torch.tanh(self.net(torch.cat(given, dim=-1)).float())
         return (last + step).clamp(-1, 1)
+
+    def _from_hand(self, places: Tensor, last: Tensor) -> Tensor:
+        """(B, D), (B, A) -> (B, D * 2 * F)."""
+        apart = places.float().unflatten(-1, (-1, last.shape[-1])) - last.float()[:, None]
+        return fourier(apart.flatten(1), self.waves).to(places.dtype)
 
     def to_goal(
         self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None = None
@@ -121,8 +143,9 @@ class GoalPolicy(nn.Module):
             effort.append(((end - last) / config.reach).square().mean(1))
             answers.append(end)
             last = end
-        # not squared: what is nearly there counts as much as what is far off
-        distance = (torch.stack(left, 1) + 1e-4).sqrt()
+        # the root of the distance: the last of the way, which decides, counts as much as the first
+        squared = torch.stack(left, 1)
+        distance = (squared + 1e-5) ** 0.25
         arrived = self.leg * torch.arange(1, config.legs + 1, device=device)
         weight = torch.where(arrived >= ahead[:, None], 1.0, config.early)
         weight = weight / weight.sum(1, keepdim=True)
@@ -131,5 +154,5 @@ class GoalPolicy(nn.Module):
             "distance": (weight * distance).sum(1).mean(),
             "effort": config.effort * torch.stack(effort).mean(),
             "recorded": config.recorded * ((answers[0] - shown) / config.spread).square().mean(),
-            "left": distance[:, -1].detach().mean(),
+            "left": (squared[:, -1].detach() + 1e-4).sqrt().mean(),
         }

@@ -62,7 +62,7 @@ class Keypoints(nn.Module):
         super().__init__()
         self.config = config
         self.image_size = config.image_size
-        self.latents = Latents("continuous", (1, 1), 2 * config.keypoints)
+        self.latents = Latents("continuous", (1, 1), 2 * config.keypoints, places=True)
         channels = config.channels
         height, width = (side // config.cell for side in config.image_size)
         self.stem = nn.Conv2d(3, channels, 2 * config.cell, config.cell, config.cell // 2)

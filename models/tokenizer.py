@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -21,6 +21,8 @@ class Latents:
     """Size of a codebook; 0 where latents are continuous."""
     codebooks: int = 1
     """Codes of one patch, each from a codebook of its own."""
+    places: bool = field(default=False, compare=False)
+    """The numbers are x and y of places in the frame, from -1 to 1 (runs of before do not say)."""
 
     @property
     def patches(self) -> int:

@@ -146,3 +146,29 @@ def test_codes_are_refused_and_a_checkpoint_is_enough() -> None:
     assert torch.equal(again(x, x, last), model(x, x, last))
     with pytest.raises(ValueError, match="nearer than a leg"):
         GoalPolicy(replace(SMALL, ahead=1), POINT, POINTER)
+
+
+def test_places_are_seen_from_the_hand() -> None:
+    """Moved together, places and hand are as far apart as before, and the sines say so."""
+    torch.manual_seed(0)
+    places = Latents("continuous", (1, 1), 4, places=True)
+    model = GoalPolicy(SMALL, places, POINTER)
+    plain = GoalPolicy(SMALL, Latents("continuous", (1, 1), 4), POINTER)
+    first, width = model.net[0].in_features, plain.net[0].in_features
+    assert first == width + 2 * 4 * 2 * len(model.WAVES)
+    torch.nn.init.zeros_(model.net[0].weight[:, :width])  # only the sines are looked at
+    seen, goal = 0.5 * torch.rand(3, 1, 4), 0.5 * torch.rand(3, 1, 4)
+    last = torch.zeros(3, 2)
+    shift = torch.tensor([0.25, -0.125])
+    step = model(seen, goal, last) - last
+    moved = model(seen + shift.repeat(2), goal + shift.repeat(2), last + shift) - last - shift
+    assert step.abs().min() > 0 and torch.allclose(step, moved, atol=1e-5)
+    assert not torch.allclose(step, model(seen + shift.repeat(2), goal, last) - last, atol=1e-4)
+
+
+def test_latents_of_before_say_nothing_of_places_and_are_the_same() -> None:
+    places = Latents("continuous", (1, 1), 4, places=True)
+    described = places.as_dict()
+    assert Latents.from_dict(described).places
+    del described["places"]
+    assert Latents.from_dict(described) == places and not Latents.from_dict(described).places

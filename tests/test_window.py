@@ -123,6 +123,7 @@ def display() -> Iterator[str]:
         "1024x768x24",
         "-nolisten",
         "tcp",
+        "-noreset",  # else it starts over whenever the last client goes, and newcomers with it
     ]
     server = subprocess.Popen(command, pass_fds=[writing], stderr=subprocess.DEVNULL)
     os.close(writing)
@@ -153,7 +154,7 @@ class Screen:
         with open(self.run / "said", "w") as said:
             game = subprocess.Popen(command, env=self.environment, stdout=said, stderr=said)
         try:
-            self.find_window()
+            self.find_window(game)
             yield game
         finally:
             if game.poll() is None:
@@ -161,10 +162,12 @@ class Screen:
                 game.wait()
         assert "Traceback" not in (self.run / "said").read_text()
 
-    def find_window(self) -> None:
-        self.window = self.wait_for(
-            lambda: self._search() or None, "a window", seconds=40
-        ).splitlines()[-1]
+    def find_window(self, game: subprocess.Popen) -> None:
+        def found() -> str:
+            assert game.poll() is None, f"the game ended: {(self.run / 'said').read_text()}"
+            return self._search()
+
+        self.window = self.wait_for(found, "a window", seconds=90).splitlines()[-1]
         self.do("windowmove", "--sync", self.window, "40", "30")
 
     def _search(self) -> str:
@@ -178,7 +181,8 @@ class Screen:
             try:
                 self.do("key", "--window", self.window, key)
             except subprocess.CalledProcessError:
-                assert key == "q"  # the window was gone before the key came up
+                assert key == "q"  # the window was gone before the key came up,
+                self.do("keyup", key)  # which the next game would be told of
             time.sleep(0.15)
 
     def mouse(self, x: float, y: float) -> None:

@@ -105,7 +105,7 @@ def _steps(
 REACHING: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
     GoalPolicyConfig: (
         {"steps": 300, "batch_size": 256, "evaluate_every": 100, "save_every": 50},
-        {"steps": 8000, "evaluate_every": 1000, "compile": "auto"},
+        {"steps": 6000, "evaluate_every": 1000, "compile": "auto"},
     ),
     GoalCodesConfig: (
         {"steps": 160, "batch_size": 64, "evaluate_every": 80, "save_every": 40},

@@ -80,7 +80,7 @@ def _minecraft(config: Config) -> Config:
 
 def _longer(config: Config) -> Config:
     train = config.train
-    return _train(config, steps=2 * train.steps, evaluate_every=2 * train.evaluate_every)
+    return _train(config, steps=3 * train.steps, evaluate_every=3 * train.evaluate_every)
 
 
 # What a size means to each method.

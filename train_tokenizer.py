@@ -89,7 +89,8 @@ SIZES = {
         channels=32, codes=64, code_width=8, depth=1, continuous_steps=10,
     ),
     ("cpu", KeypointsConfig): lambda c: _train(
-        c, steps=1200, batch_size=64, learning_rate=1.5e-3, evaluate_every=600, save_every=100
+        c, steps=1200, batch_size=64, learning_rate=2.5e-3, warmup=200, evaluate_every=600,
+        save_every=100,
     ),
     ("debug", KeypointsConfig): lambda c: _model(
         _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),

@@ -36,6 +36,9 @@ class KeypointsConfig:
     sharpness: float = 10.0
     """Factor on the maps before their softmax: flat maps all have their centre in the middle, and
     learn nothing from there."""
+    restless: float = 0.2
+    """Standard deviation of a keypoint's x, and of its y, over a batch that spans 2: one that moves
+    less is pushed. Left alone most come to rest in the first thirty steps, and never move again."""
     bumps: tuple[float, ...] = (0.08, 0.35)
     """Widths of the bumps that stand for a place in the decoder; the picture spans 2. A narrow one
     says where exactly, a wide one draws a keypoint that is far off."""
@@ -74,7 +77,10 @@ class Keypoints(nn.Module):
             nn.Upsample(scale_factor=2),
         )
         self.both = Residual(channels)
+        # Normalised: maps that grow without bound end as one cell, which gives no gradient, and
+        # their places leap from cell to cell.
         self.maps = nn.Sequential(
+            nn.GroupNorm(8, channels),
             nn.Conv2d(channels, config.finer**2 * config.keypoints, 1),
             nn.PixelShuffle(config.finer),
         )
@@ -106,15 +112,16 @@ class Keypoints(nn.Module):
         return ((1 - ink.float().clamp(0, 1)) * 255).round().to(torch.uint8)
 
     def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
-        """Squared error of the frame drawn from its own keypoints."""
+        """Squared error of the frame drawn from its own keypoints; `resting`, by how much they move
+        less over the batch than they should (a hinge, as in VICReg, arXiv:2105.04906, eq. 1)."""
         truth = _ink(frames.flatten(0, -4))
         places = self._places(truth)
         drawn = self._draw(places)
-        with torch.no_grad():
-            moving = (places.float().std(0) > 0.05).all(-1).float().sum()
+        deviation = (places.float().var(0, correction=0) + 1e-6).sqrt()
         return {
             "reconstruction": 100 * nn.functional.mse_loss(drawn.float(), truth),
-            "moving": moving,
+            "resting": (self.config.restless - deviation).relu().mean(),
+            "moving": (deviation.detach() > 0.05).all(-1).float().sum(),
         }
 
     def _places(self, ink: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from data.shards import write_whole
@@ -75,6 +75,23 @@ def fingerprint(weights: dict[str, Tensor], config: dict[str, Any]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def restore(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
+    """Put a checkpoint's weights into `model`; ValueError where the model has others by now."""
+    own, given = model.state_dict(), checkpoint["model"]
+    differing = [
+        name
+        for name in sorted(own.keys() | given.keys())
+        if name not in own or name not in given or own[name].shape != given[name].shape
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} was written by another version, whose {checkpoint['config']['kind']} has "
+            f"other weights ({differing[0]} and {len(differing) - 1} more); train again with "
+            f"{WRITTEN_BY[checkpoint['stage']]} --restart, or use the version that wrote it"
+        )
+    model.load_state_dict(given)
 
 
 def check_parent(

@@ -22,7 +22,7 @@ def load_tokenizer(run: Path, device: Device = None) -> tuple[Any, ckpt.Checkpoi
     """Give the tokenizer of a run, without gradients, and its checkpoint."""
     checkpoint = ckpt.load(run / "tokenizer" / "best.pt", "tokenizer")
     tokenizer = build_tokenizer(checkpoint["config"], ckpt.action_spec(checkpoint))
-    tokenizer.load_state_dict(checkpoint["model"])
+    ckpt.restore(tokenizer, checkpoint, run / "tokenizer" / "best.pt")
     return tokenizer.to(device or pick_device()).eval().requires_grad_(False), checkpoint
 
 
@@ -36,7 +36,7 @@ def load_world(run: Path, device: Device = None) -> World:
     dynamics = build_dynamics(
         checkpoint["config"], ckpt.latents_of(checkpoint), ckpt.action_spec(checkpoint)
     )
-    dynamics.load_state_dict(checkpoint["model"])
+    ckpt.restore(dynamics, checkpoint, path)
     lay_out_for_writing(dynamics)
     world = World(tokenizer, dynamics.to(device), pick_precision(device, "auto"))
     return world.requires_grad_(False)
@@ -79,5 +79,5 @@ def _load_controller(path: Path, run: Path, world: World) -> Any:
     ckpt.check_parent(checkpoint, path, ckpt.load(parent_path, "dynamics"), parent_path)
     world.actions.check_same(ckpt.action_spec(checkpoint), "the world", str(path))
     controller = build_controller(checkpoint["config"], world.latents, world.actions)
-    controller.load_state_dict(checkpoint["model"])
+    ckpt.restore(controller, checkpoint, path)
     return controller.to(world.device).eval().requires_grad_(False)

@@ -63,6 +63,20 @@ def test_another_stage_and_another_format_are_refused(tmp_path):
         ckpt.load(tmp_path / "c.pt", "tokenizer")
 
 
+def test_weights_of_another_version_are_refused_in_one_line(tmp_path):
+    weights = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    model = torch.nn.Linear(3, 2)
+    ckpt.restore(model, one(model=weights), tmp_path / "a.pt")
+    assert torch.equal(model.weight, weights["weight"])
+    narrow, more = torch.ones(2, 2), weights | {"gain": torch.ones(2)}
+    for other in (weights | {"weight": narrow}, more, {"weight": weights["weight"]}):
+        with pytest.raises(
+            ValueError, match=r"a\.pt was written by another version.*--restart"
+        ) as e:
+            ckpt.restore(model, one(model=other), tmp_path / "a.pt")
+        assert "\n" not in str(e.value)
+
+
 def test_a_child_of_another_parent_is_refused(tmp_path):
     child = one("dynamics", parent={"path": "x", "fingerprint": "beef"})
     with pytest.raises(ValueError, match="fingerprint beef"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -43,11 +45,11 @@ def test_places_follow_what_moves() -> None:
     for _ in range(120):
         losses = model.loss(squares(torch.randint(0, 26, (32, 2))))
         optimizer.zero_grad()
-        losses["reconstruction"].backward()
+        (losses["reconstruction"] + losses["resting"]).backward()
         optimizer.step()
         history.append({k: float(v.detach()) for k, v in losses.items()})
     assert history[-1]["reconstruction"] < 0.3 * history[0]["reconstruction"]
-    assert history[-1]["moving"] >= 1
+    assert history[-1]["moving"] == SMALL.keypoints
     places = torch.randint(0, 26, (200, 2), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         latents = model.eval().encode(squares(places))[:, 0]
@@ -55,3 +57,28 @@ def test_places_follow_what_moves() -> None:
     fit = torch.linalg.lstsq(x[:100], places[:100].float()).solution
     error = (x[100:] @ fit - places[100:]).abs().mean()
     assert error < 2  # pixels; not knowing at all is 6.5
+
+
+def test_resting_keypoints_are_pushed_and_moving_ones_are_not() -> None:
+    torch.manual_seed(0)
+    model = Keypoints(SMALL)
+    still = squares(torch.full((8, 2), 13))
+    losses = model.loss(still)
+    torch.testing.assert_close(losses["resting"].detach(), torch.tensor(SMALL.restless - 1e-3))
+    assert losses["moving"] == 0
+    anywhere = squares(torch.randint(0, 26, (32, 2)))
+    assert model.loss(anywhere)["resting"] == 0  # not yet at rest
+    pushed = Keypoints(replace(SMALL, restless=0.9))
+    pushed.load_state_dict(model.state_dict())
+    resting = pushed.loss(anywhere)["resting"]
+    (gradient,) = torch.autograd.grad(resting, pushed.maps[1].weight)
+    assert resting > 0 and gradient.abs().max() > 0
+
+
+def test_maps_do_not_saturate_as_what_is_beneath_them_grows() -> None:
+    torch.manual_seed(0)
+    model = Keypoints(SMALL)
+    frames = squares(torch.randint(0, 26, (8, 2)))
+    places = model.encode(frames)
+    model.both.register_forward_hook(lambda module, given, result: 1000 * result)
+    torch.testing.assert_close(model.encode(frames), places, atol=0.01, rtol=0)

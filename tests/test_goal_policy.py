@@ -154,9 +154,10 @@ def test_places_are_seen_from_the_hand() -> None:
     places = Latents("continuous", (1, 1), 4, places=True)
     model = GoalPolicy(SMALL, places, POINTER)
     plain = GoalPolicy(SMALL, Latents("continuous", (1, 1), 4), POINTER)
-    first, width = model.net[0].in_features, plain.net[0].in_features
+    first, width = (next(iter(each.net.parameters())).shape[1] for each in (model, plain))
     assert first == width + 2 * 4 * 2 * len(model.WAVES)
-    torch.nn.init.zeros_(model.net[0].weight[:, :width])  # only the sines are looked at
+    with torch.no_grad():
+        next(iter(model.net.parameters()))[:, :width] = 0  # only the sines are looked at
     seen, goal = 0.5 * torch.rand(3, 1, 4), 0.5 * torch.rand(3, 1, 4)
     last = torch.zeros(3, 2)
     shift = torch.tensor([0.25, -0.125])

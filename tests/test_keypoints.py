@@ -71,7 +71,7 @@ def test_resting_keypoints_are_pushed_and_moving_ones_are_not() -> None:
     pushed = Keypoints(replace(SMALL, restless=0.9))
     pushed.load_state_dict(model.state_dict())
     resting = pushed.loss(anywhere)["resting"]
-    (gradient,) = torch.autograd.grad(resting, pushed.maps[1].weight)
+    (gradient,) = torch.autograd.grad(resting, [pushed.stem.weight])
     assert resting > 0 and gradient.abs().max() > 0
 
 
@@ -80,5 +80,5 @@ def test_maps_do_not_saturate_as_what_is_beneath_them_grows() -> None:
     model = Keypoints(SMALL)
     frames = squares(torch.randint(0, 26, (8, 2)))
     places = model.encode(frames)
-    model.both.register_forward_hook(lambda module, given, result: 1000 * result)
+    model.both.register_forward_hook(lambda *call: 1000 * call[-1])
     torch.testing.assert_close(model.encode(frames), places, atol=0.01, rtol=0)

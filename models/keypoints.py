@@ -37,8 +37,8 @@ class KeypointsConfig:
     """Factor on the maps before their softmax: flat maps all have their centre in the middle, and
     learn nothing from there."""
     restless: float = 0.2
-    """Standard deviation of a keypoint's x, and of its y, over a batch that spans 2: one that moves
-    less is pushed. Left alone most come to rest in the first thirty steps, and never move again."""
+    """Standard deviation of a keypoint's x, and of its y, over a batch (the picture spans 2): one
+    that moves less is pushed. Left alone most rest after thirty steps, and never move again."""
     bumps: tuple[float, ...] = (0.08, 0.35)
     """Widths of the bumps that stand for a place in the decoder; the picture spans 2. A narrow one
     says where exactly, a wide one draws a keypoint that is far off."""

@@ -261,7 +261,7 @@ def improve(inside: Inside) -> None:
             f"actor_critic makes both"
         )
     cloned = ckpt.load(path, "controller")
-    model.policy.load_state_dict(cloned["model"])
+    ckpt.restore(model.policy, cloned, path)
     clone = copy.deepcopy(model).eval()
 
     def objective(*tensors: Tensor) -> dict[str, Tensor]:

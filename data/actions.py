@@ -102,14 +102,14 @@ class ActionSpec:
         """(..., A) in the environment's units -> (..., A) in [-1, 1]; codes stay as they are."""
         if self.kind == "discrete":
             return actions
-        low, high = actions.new_tensor(self.low), actions.new_tensor(self.high)
+        low, high = _row(self.low, actions), _row(self.high, actions)
         return (actions - low) / (high - low) * 2 - 1
 
     def denormalize(self, actions: Tensor) -> Tensor:
         """(..., A) in [-1, 1] -> (..., A) in the environment's units; codes stay as they are."""
         if self.kind == "discrete":
             return actions
-        low, high = actions.new_tensor(self.low), actions.new_tensor(self.high)
+        low, high = _row(self.low, actions), _row(self.high, actions)
         return (actions + 1) / 2 * (high - low) + low
 
     def sample(self, count: int, random: np.random.Generator) -> np.ndarray:
@@ -150,6 +150,11 @@ class ActionSpec:
         )
         plain["factors"] = tuple(factors)
         return ActionSpec(**plain)
+
+
+def _row(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """(A,), filled in where `like` lies: to copy there is to wait, which no CUDA graph records."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def _plain(value: Any) -> Any:

@@ -126,7 +126,7 @@ class ActorCritic(nn.Module):
         return torch.stack(seen), torch.stack(taken), torch.stack(rewards), torch.stack(continues)
 
     def _follow(self, reach: Tensor) -> None:
-        rate = self.config.scale_rate if self.scale > 0 else 1.0
+        rate = torch.where(self.scale > 0, self.config.scale_rate, 1.0)  # `if` would wait for a GPU
         self.scale.lerp_(reach, rate)
 
     def _follow_slow(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from data.actions import ActionSpec
+from models.sampling import draw
 
 
 class Choices:
@@ -19,7 +20,8 @@ class Choices:
         """logits: (B, L), the factors' one behind the other."""
         self.actions = actions
         self.factors = [
-            Categorical(logits=part) for part in logits.split(list(actions.factor_sizes), dim=-1)
+            Categorical(logits=part, validate_args=False)  # to check is to wait for a GPU
+            for part in logits.split(list(actions.factor_sizes), dim=-1)
         ]
 
     def log_prob(self, codes: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ class Choices:
 
     def sample(self) -> Tensor:
         """Draw a code for each row: (B,)."""
-        return self.actions.join(torch.stack([factor.sample() for factor in self.factors], -1))
+        return self.actions.join(torch.stack([draw(factor.probs) for factor in self.factors], -1))
 
     @property
     def mode(self) -> Tensor:

@@ -9,15 +9,20 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from models.sampling import draw
+
 
 class ActionMixture:
     """Several ways to act: the mean of two ways round an obstacle leads into it."""
 
     def __init__(self, logits: Tensor, means: Tensor, spreads: Tensor) -> None:
         """logits: (B, M); means and spreads: (B, M, A)."""
-        self.which = Categorical(logits=logits)
-        self.parts = Independent(Normal(means, spreads), 1)
-        self.whole = MixtureSameFamily(self.which, self.parts)
+        self.means, self.spreads = means, spreads
+        # unchecked: to look at what is given is to wait for a GPU
+        self.which = Categorical(logits=logits, validate_args=False)
+        parts = Normal(means, spreads, validate_args=False)
+        self.parts = Independent(parts, 1, validate_args=False)
+        self.whole = MixtureSameFamily(self.which, self.parts, validate_args=False)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """(B, A) -> (B,)."""
@@ -25,7 +30,9 @@ class ActionMixture:
 
     def sample(self) -> Tensor:
         """(B, A)."""
-        return self.whole.sample()
+        which = draw(self.which.probs)
+        drawn = torch.randn_like(self.means) * self.spreads + self.means
+        return drawn[torch.arange(len(which), device=which.device), which].detach()
 
     @property
     def mode(self) -> Tensor:

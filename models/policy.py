@@ -136,7 +136,7 @@ class PolicyController(nn.Module):
         if self.actions.factors:
             return Choices(out, self.actions)
         if self.actions.kind == "discrete":
-            return Categorical(logits=out)
+            return Categorical(logits=out, validate_args=False)
         out = rearrange(out, "B (M K) -> B M K", M=self.config.components)
         mean, spread = out[..., 1:].chunk(2, dim=-1)
         # apart from the start, or all components would learn the same

@@ -39,17 +39,17 @@ class Sampling:
         logits = logits.float()
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # a tiny one is safe
         if not self.top_k and self.top_p == 1:
-            return _draw(torch.softmax(logits, dim=-1))
+            return draw(torch.softmax(logits, dim=-1))
         # stable: among equals the first stays the likeliest, as for argmax
         logits, codes = logits.sort(dim=-1, descending=True, stable=True)
         share = torch.softmax(logits[..., : self.top_k or None], dim=-1)
         if self.top_p < 1:
             before = nn.functional.pad(share.cumsum(-1)[..., :-1], (1, 0))
             share = share.where(before < self.top_p, 0.0)
-        return codes.gather(-1, _draw(share)[..., None])[..., 0]
+        return codes.gather(-1, draw(share)[..., None])[..., 0]
 
 
-def _draw(share: Tensor) -> Tensor:
+def draw(share: Tensor) -> Tensor:
     """Give each index as often as its share, (..., K), says; shares need not add up to 1.
 
     What torch.multinomial does for one draw, a race of exponential clocks, without its check of

@@ -88,9 +88,11 @@ class Rotary(nn.Module):
 
     places: Tensor
 
-    def __init__(self, head_width: int, places: Tensor) -> None:
-        """places: (S, 2) row and column of a block's tokens."""
+    def __init__(self, head_width: int, places: Tensor, blocks: int = 1) -> None:
+        """places: (S, 2) row and column of a block's tokens.  blocks: how many to be ready for:
+        angles that are made anew leave a CUDA graph to read where the old ones were."""
         super().__init__()
+        self.blocks = blocks
         pairs = head_width // 2
         time = max(1, pairs // 4)
         rows = (pairs - time) // 2
@@ -102,11 +104,10 @@ class Rotary(nn.Module):
     def forward(self, blocks: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine, (blocks * S, E / 2) each, for blocks in a row, the first at time 0."""
         known = self._known
-        if known is None or len(known[0]) < blocks * len(self.places):
-            known = self._known = self._angles(blocks)
-        if known[0].device != self.places.device:
-            known = self._known = (known[0].to(self.places), known[1].to(self.places))
         rows = blocks * len(self.places)
+        if known is None or len(known[0]) < rows or known[0].device != self.places.device:
+            with torch.inference_mode(False):  # who asks next may want gradients
+                known = self._known = self._angles(max(blocks, self.blocks))
         return known[0][:rows], known[1][:rows]
 
     def _angles(self, blocks: int) -> tuple[Tensor, Tensor]:
@@ -199,7 +200,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.size = len(places)
-        self.rotary = Rotary(config.width // config.heads, places)
+        self.rotary = Rotary(config.width // config.heads, places, config.context)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
         self.norm = RmsNorm(config.width)
         self.view = View(self.size, config.context, causal_inside)
@@ -218,7 +219,9 @@ class Transformer(nn.Module):
             past = (cache.keys[index], cache.values[index]) if cache else None
             given = (x, branch, angles, past, self.view)
             if forgets:
-                x, branch, k, v = checkpoint(layer, *given, use_reentrant=False)  # type: ignore[misc]
+                x, branch, k, v = checkpoint(  # type: ignore[misc]
+                    layer, *given, use_reentrant=False, preserve_rng_state=self.config.dropout > 0
+                )
             else:
                 x, branch, k, v = layer(*given)
             keys.append(k[:, :, max(0, k.shape[2] - keep) :])

@@ -44,7 +44,7 @@ class World(nn.Module):
         self.patch: tuple[int, ...] = tuple(pixels // cells for pixels, cells in sides)
         self.vectors = CodeVectors(self.latents)
         """Latents, (..., N) codes or (..., P, D), as vectors (..., P, D) that can be compared."""
-        self.vectors.adopt(tokenizer)
+        self.vectors.to(self.device).adopt(tokenizer)
         self.precision: Arithmetic = precision
         self.eval()
 

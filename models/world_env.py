@@ -16,6 +16,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from torch import Tensor
 
 from data.actions import ActionSpec, as_tensor
 from models.dynamics import State
@@ -178,7 +179,7 @@ class WorldEnv(VectorEnv):
         if self.observe == "frames":
             return self._gather(self._decode)
         dtype = self.single_observation_space.dtype
-        return self._gather(lambda state: state.latents.cpu().numpy().astype(dtype))
+        return self._gather(lambda state: _in_numpy(state.latents).astype(dtype))
 
     def _decode(self, state: State) -> np.ndarray:
         return self.world.decode(state).permute(0, 2, 3, 1).cpu().numpy()
@@ -243,3 +244,8 @@ def action_space(spec: ActionSpec) -> spaces.Box | spaces.Discrete:
     if spec.kind == "discrete":
         return spaces.Discrete(spec.size)
     return spaces.Box(np.array(spec.low, np.float32), np.array(spec.high, np.float32))
+
+
+def _in_numpy(latents: Tensor) -> np.ndarray:
+    # numpy has no bfloat16, in which some tokenizers answer
+    return (latents.float() if latents.is_floating_point() else latents).cpu().numpy()

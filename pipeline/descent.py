@@ -51,6 +51,7 @@ class Descent:
         self.trained = [p for p in model.parameters() if p.requires_grad]
         # a recording reads the learning rate where it lies; a number would stay as it was
         self._rate = torch.tensor(train.learning_rate, device=self.device) if train.graph else None
+        self._recordable = train.graph and self.device.type == "cuda"
         rate: Any = train.learning_rate if self._rate is None else self._rate
         optimizer = torch.optim.AdamW(
             self.trained,
@@ -58,7 +59,7 @@ class Descent:
             betas=(0.9, train.beta2),
             weight_decay=train.weight_decay,
             fused=self.device.type in ("cuda", "cpu") or None,
-            capturable=train.graph and self.device.type == "cuda",
+            capturable=self._recordable,
         )
         self.optimizer = accelerator.prepare(optimizer)
         self.compiling = Compiling(self.objective, train.compile, partial(say, accelerator))
@@ -153,6 +154,8 @@ class Descent:
         self.model.load_state_dict(sharding.parted(state["model"], self.model.state_dict()))
         self.average.weights = sharding.parted(state["average"], self.average.weights)
         sharding.load_optimizer(self.optimizer, state["optimizer"])
+        for group in self.optimizer.param_groups:  # it may come from a run without --train.graph
+            group["capturable"] = self._recordable
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
 

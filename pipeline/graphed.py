@@ -49,10 +49,11 @@ class Graphed:
             with torch.cuda.graph(graph):
                 self._outputs = self._run()
         except RuntimeError as problem:
+            first = problem.__context__ or problem  # the second is that the recording has no end
             raise ValueError(
                 f"this cannot be recorded as a CUDA graph: something in it waits for the GPU "
-                f"({str(problem).splitlines()[0]}); go on without --graph"
-            ) from None
+                f"({str(first).splitlines()[0]}); go on without --graph"
+            ) from first
         self._graph = graph
 
     def _take(self, tensors: Sequence[Tensor | None]) -> None:

@@ -82,10 +82,10 @@ def test_losses_that_part_stop_the_race() -> None:
     same, other = seeded(SMALL), seeded(SMALL)
     runners = {"Hugging Face eager, fp32": training.Trainer(same, same, batch, "fp32")}
     runners["ours"] = training.Trainer(other, other, batch, "fp32")
-    training.check_losses(runners)
+    training.check_losses(runners, "Hugging Face eager, fp32")
     runners["ours"].optimizer.param_groups[0]["lr"] *= 10
     with pytest.raises(Wrong, match="losses of ours"):
-        training.check_losses(runners)
+        training.check_losses(runners, "Hugging Face eager, fp32")
 
 
 @pytest.mark.parametrize("how", ["dynamic cache", "static cache"])

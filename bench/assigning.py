@@ -23,8 +23,8 @@ AREA = "kernels"
 PEER = "vector-quantize-pytorch, compiled"
 PEER_EAGER = "vector-quantize-pytorch"
 # on a GPU: of time, and of peak memory
-BARS = {PEER: (5.0, 10.0), COMPILED: (1.0, 2.0)}
-MEMORY = {PEER: (10.0, 20.0)}
+BARS = {PEER: (3.0, 10.0), COMPILED: (1.0, 2.0)}
+MEMORY = {PEER: (5.0, 20.0)}
 DECAY, EPSILON = 0.99, 1e-5
 
 Size = tuple[int, int, int]

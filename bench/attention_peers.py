@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -88,16 +89,22 @@ class Flex:
         tokens = q.shape[-2]
         if tokens not in self.masks:
             self.masks[tokens] = create_block_mask(
-                self._sees, None, None, tokens, tokens, device=str(q.device)
+                sees(self.view), None, None, tokens, tokens, device=str(q.device)
             )
         return compiled_flex()(q, k, v, block_mask=self.masks[tokens])
 
-    def _sees(self, clip: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        behind = query // self.view.size - key // self.view.size
-        seen = behind >= 0
-        if self.view.context is not None:
-            seen = seen & (behind < self.view.context)
-        return seen & (query >= key) if self.view.causal_inside else seen
+
+def sees(view: View) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The view as FlexAttention asks for it, a function of places (it takes no method)."""
+
+    def seen(clip: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        behind = query // view.size - key // view.size
+        near = behind >= 0
+        if view.context is not None:
+            near = near & (behind < view.context)
+        return near & (query >= key) if view.causal_inside else near
+
+    return seen
 
 
 @cache

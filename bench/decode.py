@@ -47,8 +47,9 @@ def measure(
     on_gpu = options.device.type == "cuda"
     model = TokenModel(work).to(options.device).eval()
     lay_out_for_writing(model)  # as load_world does
-    if on_gpu:
-        model = model.bfloat16()
+    if on_gpu:  # but for tables, such as that of angles
+        for weight in model.parameters():
+            weight.data = weight.data.bfloat16()
     count = sum(p.numel() for p in model.parameters())
     what = f"{count / 1e6:.1f}M parameters, {work.frame} + {new} tokens"
     prompt = work.sample(work.frame, options.device)

@@ -21,6 +21,7 @@ from bench.peers import stable_worldmodel as peer
 from data.actions import ActionSpec
 from models.dynamics import State
 from models.int8 import quantise_linears
+from models.layout import hold_narrow
 from models.planner import Plan, Planner, PlannerConfig, Search
 from models.predictor import Predictor, PredictorConfig
 from models.tokenizer import Latents
@@ -69,18 +70,17 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
     world = our_world(precision).to(device)
     on_gpu = device.type == "cuda"
     record = partial(Recorded, device=device) if on_gpu else None
+    hold_narrow(world, precision)  # as load_world does
     ours = {EXACT: {str(Setting(precision, False)): Ours(world, config, record, (now, goal))}}
-    if not on_gpu:  # a recorded search starts no kernel from Python, and int8 is for CPUs
+    if not on_gpu:  # which int8 is not for
         ours[INT8] = {}
-        for weights in (EXACT, INT8) if compiled else (INT8,):
-            swift = copy.deepcopy(world)
-            if weights == INT8:
-                quantise_linears(swift.dynamics)  # type: ignore[arg-type]
-            if compiled:
-                swift.compile_steps()
-            ours[weights][str(Setting(precision, compiled))] = Ours(
-                swift, config, record, (now, goal)
-            )
+    for weights in (*[EXACT] * compiled, *[INT8] * (not on_gpu)):
+        swift = copy.deepcopy(world)
+        if weights == INT8:
+            quantise_linears(swift.dynamics)  # type: ignore[arg-type]
+        if compiled:
+            swift.compile_steps()
+        ours[weights][str(Setting(precision, compiled))] = Ours(swift, config, record, (now, goal))
     for weights, runners in ours.items():
         slack = 0.1 if weights == INT8 else 5e-2 if precision == "bf16" else 1e-3
         for our in runners.values():
@@ -95,8 +95,9 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
     theirs = {str(setting): Theirs(setting, given_weights, config, given) for setting in settings}
     check_costs(theirs)
     for our in ours[EXACT].values() if on_gpu else ():
-        for _ in range(WARM_UP):  # it is replayed from the next call on
+        for _ in range(WARM_UP):  # each search is replayed from the next call on
             our.plan()
+            our.iterate()
     # everyone has run then: a plan of theirs is too long to be run for warming up
     plans: dict[str, Callable[[], object]] = {}
     shown = {}

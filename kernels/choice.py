@@ -52,12 +52,17 @@ def use_triton(operation: str, x: Tensor) -> bool:
     """Tell whether `operation` on tensors like x is to run as a Triton kernel."""
     if _wish == "torch" or not (x.is_cuda or (_wish == "triton" and interpreted())):
         return False
-    return _wish == "triton" or measured(_kind(x.device)).get(operation, 0.0) > 1
+    return _wish == "triton" or _faster(operation)
 
 
 def interpreted() -> bool:
     """True where Triton's interpreter stands in for a GPU (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.compiler.assume_constant_result  # which torch.compile need not look into
+def _faster(operation: str) -> bool:
+    return measured(_kind(torch.device("cuda"))).get(operation, 0.0) > 1
 
 
 @cache

@@ -29,6 +29,11 @@ from kernels.rows import (
     walk,
 )
 
+# elements of a tile, and how many of them are a thread's
+FORWARD, BACKWARD = (1024, 32), (1024, 16)
+# of a multiprocessor, going back
+WARPS = 12
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """As `kernels.rms_norm`; x may be any view whose last axis has stride 1."""
@@ -175,7 +180,7 @@ def _launch_forward(
         steps, normed = strides(branch, axes), fresh_like(x, axes, total.dtype)
     if x.numel():
         width = x.shape[-1]
-        count, tiles = x.numel() // width, _tiles(width, 1024, 32)
+        count, tiles = x.numel() // width, _tiles(width, *FORWARD)
         _forward[(cover(count, tiles["ROWS"]),)](
             x, branch, weight.contiguous(), total, normed, count, *walk(x, axes),
             *strides(x, axes), *steps, eps, **tiles,
@@ -197,9 +202,9 @@ def _launch_backward(
         grad_sum = plain(grad_sum)
         steps = strides(grad_sum, axes)
     width = x.shape[-1]
-    count, tiles = x.numel() // width, _tiles(width, 1024, 16)
+    count, tiles = x.numel() // width, _tiles(width, *BACKWARD)
     # as many as run at once, so that no multiprocessor is left with a last one of its own
-    programs = processors(x) * max(1, 12 // tiles["num_warps"])
+    programs = processors(x) * max(1, WARPS // tiles["num_warps"])
     programs = min(programs, cover(count, tiles["ROWS"]))
     shares = x.new_empty((programs, width), dtype=torch.float32)
     _backward[(programs,)](
@@ -295,19 +300,19 @@ AHEAD: list[Ahead] = [
     for width in (64, 768)
     for case in (
         _case(
-            f"rms_norm {width}", _forward, width, (1024, 32),
+            f"rms_norm {width}", _forward, width, FORWARD,
             x="*bf16", normed="*bf16", branch=None, total=None,
         ),
         _case(
-            f"add_rms_norm {width}", _forward, width, (1024, 32),
+            f"add_rms_norm {width}", _forward, width, FORWARD,
             x="*bf16", normed="*bf16", branch="*bf16", total="*bf16",
         ),
         _case(
-            f"rms_norm backward {width}", _backward, width, (1024, 16),
+            f"rms_norm backward {width}", _backward, width, BACKWARD,
             x="*bf16", grad="*bf16", grad_sum=None, grad_x="*bf16", shares="*fp32",
         ),
         _case(
-            f"add_rms_norm backward {width}", _backward, width, (1024, 16),
+            f"add_rms_norm backward {width}", _backward, width, BACKWARD,
             x="*bf16", grad="*bf16", grad_sum="*bf16", grad_x="*bf16", shares="*fp32",
         ),
     )

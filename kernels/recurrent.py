@@ -18,6 +18,9 @@ from torch import Tensor
 from kernels.ahead import Ahead
 from kernels.rows import argument_types, cover, processors, tile
 
+# elements of a tile, and how many of them are a thread's
+FORWARD, BACKWARD = (512, 8), (256, 4)
+
 
 def gru_step(
     parts: Tensor,
@@ -221,7 +224,7 @@ def _gru_step(
     result = torch.empty_like(state)
     if state.numel():
         width = state.shape[-1]
-        count, tiles = state.numel() // width, _tiles(width, 512, 8)
+        count, tiles = state.numel() // width, _tiles(width, *FORWARD)
         _forward[(cover(count, tiles["ROWS"]),)](
             parts, state, weight, bias, result, count, eps, **tiles
         )
@@ -248,7 +251,7 @@ def _gru_step_backward(
     learned = parts.new_zeros(_learned(weight, width), dtype=torch.float32)
     if not state.numel():
         return for_parts, for_state, learned
-    count, tiles = state.numel() // width, _tiles(width, 256, 4)
+    count, tiles = state.numel() // width, _tiles(width, *BACKWARD)
     means, scales = parts.new_empty((2, count), dtype=torch.float32)
     _backward[(cover(count, tiles["ROWS"]),)](
         parts, state, weight, bias, grad, for_parts, for_state, means, scales, count, eps, **tiles
@@ -323,7 +326,7 @@ AHEAD: list[Ahead] = []
 for _width in (600, 4096):
     for _normed in (False, True):
         AHEAD += [
-            _case(_forward, "gru_step", _tiles(_width, 512, 8), _normed),
-            _case(_backward, "gru_step backward", _tiles(_width, 256, 4), _normed),
+            _case(_forward, "gru_step", _tiles(_width, *FORWARD), _normed),
+            _case(_backward, "gru_step backward", _tiles(_width, *BACKWARD), _normed),
         ]
     AHEAD.append(_case(_share, "gru_step shares", _columns(_width), True))

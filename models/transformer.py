@@ -87,28 +87,29 @@ class Rotary(nn.Module):
     """
 
     places: Tensor
+    cosine: Tensor
+    sine: Tensor
 
-    def __init__(self, head_width: int, places: Tensor, blocks: int = 1) -> None:
-        """places: (S, 2) row and column of a block's tokens.  blocks: how many to be ready for:
-        angles that are made anew leave a CUDA graph to read where the old ones were."""
+    def __init__(self, head_width: int, places: Tensor, blocks: int) -> None:
+        """places: (S, 2) row and column of a block's tokens.  blocks: how many are in view."""
         super().__init__()
-        self.blocks = blocks
         pairs = head_width // 2
         time = max(1, pairs // 4)
         rows = (pairs - time) // 2
         columns = pairs - time - rows
         self.register_buffer("places", places.float(), persistent=False)
         self.counts = (time, rows, columns)
-        self._known: tuple[Tensor, Tensor] | None = None
+        # made once: a CUDA graph reads them where they lay when it was recorded
+        cosine, sine = self._angles(blocks)
+        self.register_buffer("cosine", cosine, persistent=False)
+        self.register_buffer("sine", sine, persistent=False)
 
     def forward(self, blocks: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine, (blocks * S, E / 2) each, for blocks in a row, the first at time 0."""
-        known = self._known
         rows = blocks * len(self.places)
-        if known is None or len(known[0]) < rows or known[0].device != self.places.device:
-            with torch.inference_mode(False):  # who asks next may want gradients
-                known = self._known = self._angles(max(blocks, self.blocks))
-        return known[0][:rows], known[1][:rows]
+        if rows > len(self.cosine):  # a clip that is longer than the view
+            return self._angles(blocks)
+        return self.cosine[:rows], self.sine[:rows]
 
     def _angles(self, blocks: int) -> tuple[Tensor, Tensor]:
         size = len(self.places)
@@ -273,7 +274,6 @@ class Transformer(nn.Module):
     def compile_steps(self) -> None:
         """Compile whole blocks, and the writing of a token into a draft, for the sizes they come
         in."""
-        self.rotary(self.config.context)  # angles that come later would be compiled anew for
         self.compile(dynamic=False)
         self.write = torch.compile(self.write, dynamic=False)
 

@@ -10,7 +10,7 @@ import torch
 from models.build import build_controller, build_dynamics, build_tokenizer
 from models.goal_codes import GoalCodes
 from models.goal_policy import GoalPolicy
-from models.layout import lay_out_for_writing
+from models.layout import hold_narrow, lay_out_for_writing
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.device import pick_device, pick_precision
@@ -39,6 +39,7 @@ def load_world(run: Path, device: Device = None) -> World:
     ckpt.restore(dynamics, checkpoint, path)
     lay_out_for_writing(dynamics)
     world = World(tokenizer, dynamics.to(device), pick_precision(device, "auto"))
+    hold_narrow(world, world.precision)
     return world.requires_grad_(False)
 
 

@@ -18,6 +18,7 @@ if torch.cuda.is_available():
     PLACES = [("cuda", kind) for kind in (torch.float32, torch.float16, torch.bfloat16)]
 
 each_place = pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0]}-{place[1]}")
+on_the_gpu = pytest.mark.usefixtures("where_kernels_run")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -40,8 +41,9 @@ def triton_kernels() -> Iterator[None]:
 
 def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
     """Random numbers in float64."""
-    random = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(shape, generator=random, dtype=torch.float64)
+    random = torch.Generator("cpu").manual_seed(seed)
+    numbers = torch.randn(shape, generator=random, dtype=torch.float64, device="cpu")
+    return scale * numbers.to(torch.get_default_device())
 
 
 def outputs_and_gradients(

@@ -2,10 +2,19 @@
 
 import pytest
 import torch
-from kernel_checks import assert_as_near_as_torch, drawn, each_place, needs_gpu, triton_kernels
+from kernel_checks import (
+    assert_as_near_as_torch,
+    drawn,
+    each_place,
+    needs_gpu,
+    on_the_gpu,
+    triton_kernels,
+)
 
 import kernels
 from kernels import reference
+
+pytestmark = on_the_gpu
 
 entropy = pytest.importorskip("kernels.entropy")
 
@@ -13,7 +22,9 @@ SHAPES = [(1, 1, 1), (5, 7, 3), (70, 24, 130), (130, 96, 65), (3, 576, 200)]
 
 
 def drawn_classes(rows, classes, seed=9):
-    return torch.randint(classes, (rows,), generator=torch.Generator().manual_seed(seed))
+    random = torch.Generator("cpu").manual_seed(seed)
+    found = torch.randint(classes, (rows,), generator=random, device="cpu")
+    return found.to(torch.get_default_device())
 
 
 def losses(operation, target, bias=False, before=None):

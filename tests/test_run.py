@@ -66,7 +66,7 @@ def train(
             if run.due(run.train.evaluate_every):
                 with run.averaged() as average:
                     assert isinstance(average, Line)
-                    x = Points().batch(np.arange(30))
+                    x = Points().batch(np.arange(30)).to(run.device)
                     error = float((average.net(x) - (2 * x - 1)).square().mean())
                 run.keep_best(-error, {"error": error})
     except KeyboardInterrupt:

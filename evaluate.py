@@ -59,6 +59,8 @@ class Config:
     """What to measure; the rest keeps its figures from before, if they still hold, or is null."""
     protocol: tuple[Protocol, ...] = ()
     """Only these protocols of the simulator, and nothing else."""
+    policies: tuple[str, ...] = ()
+    """Only these policies in the simulator, by their names in the report; all if none is named."""
     windows: int = 256
     """Windows of held-out episodes for the tokenizer, the open loop and controllability."""
     horizons: tuple[int, ...] = HORIZONS
@@ -167,6 +169,8 @@ class Job:
     """Where the result belongs in the metrics."""
     protocols: tuple[str, ...] = ()
     """The simulator's protocols that it is part of, as --protocol names them."""
+    policy: str = ""
+    """Who is measured in the simulator, as --policies names them."""
 
 
 def main(config: Config) -> None:
@@ -187,6 +191,7 @@ def main(config: Config) -> None:
             *task_jobs(session, config),
             *goal_jobs(session, config),
         ]
+        check_policies(config.policies, {job.policy for job in jobs if job.policy})
         for job in tqdm(jobs, "evaluate", unit="part"):
             if _wanted(job, config):
                 result = parts.do(job.name, job.made_from, job.measure)
@@ -205,7 +210,19 @@ def main(config: Config) -> None:
         tqdm.write(f"evaluate: {session.folder / 'metrics.json'} and {page}")
 
 
+def check_policies(asked: tuple[str, ...], known: set[str]) -> None:
+    """ValueError for a name that nobody has here."""
+    for name in asked:
+        if name not in known:
+            raise ValueError(
+                f"--policies {name}: there is none of that name here, but "
+                f"{', '.join(sorted(known)) or 'none at all'}"
+            )
+
+
 def _wanted(job: Job, config: Config) -> bool:
+    if config.policies and job.policy and job.policy not in config.policies:
+        return False
     if config.protocol:
         return bool(set(job.protocols) & set(config.protocol))
     return job.part in config.parts
@@ -351,7 +368,7 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
         made_from = session.made_from(
             *session.depends_on(name), seeds=[seeds[0], seeds[-1]], steps=config.task_steps
         )
-        yield Job("task", f"task-{name}", made_from, make, put, ("task",))
+        yield Job("task", f"task-{name}", made_from, make, put, ("task",), name)
 
 
 def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -436,7 +453,7 @@ def goal_job(
         settings |= asdict(config.planner) | {"keep": config.keep}
     made_from = session.made_from(*session.depends_on(name), **settings)
     names = tuple(key.replace("_", "-") for key in wanted)
-    return Job("goal", f"goal-{offset}-{name}", made_from, make, put, names)
+    return Job("goal", f"goal-{offset}-{name}", made_from, make, put, names, name)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import kernels
 from bench import attention_peers
 from bench.near import Operation
 from kernels import View, reference, written
+from kernels.reference import attention_kind
 
 COMPILED, EAGER, LIGER = "torch.compile", "eager PyTorch", "Liger-Kernel"
 
@@ -122,7 +123,8 @@ def _attentions(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:
 
         shape, odd = (batch, heads, tokens, head), (1, 3, 3 * view.size, head)
         yield Case(
-            "attention", f"attention, {name}, {batch} x {heads} x {tokens} x {head}",
+            attention_kind(view, tokens),
+            f"attention, {name}, {batch} x {heads} x {tokens} x {head}",
             partial(call, kernels.attention), partial(call, reference.attention),
             [make(*shape) for _ in range(3)], [make(*odd) for _ in range(3)],
             path=partial(call, _masked),

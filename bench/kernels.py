@@ -48,15 +48,16 @@ def rows(options: Options) -> Iterator[Row]:
     kernels.choose("triton" if on_gpu else "torch")
     try:
         for case in cases(options.device, torch.bfloat16 if on_gpu else torch.float32):
-            yield from _safely(case.what, partial(_raced, case, options), against_compile)
+            kept = against_compile.setdefault(case.operation, [])
+            yield from _safely(case.what, partial(_raced, case, options), kept)
         for size in assigning.sizes(options.device):
-            what = assigning.named(size)
-            yield from _safely(what, partial(assigning.raced, size, options), against_compile)
+            kept = against_compile.setdefault("assign", [])
+            yield from _safely(assigning.named(size), partial(assigning.raced, size, options), kept)
     finally:
         kernels.choose("auto")
     if options.keep and on_gpu:
-        kept = {name: round(min(ratios), 3) for name, ratios in against_compile.items()}
-        keep(kept, choice._kind(options.device))
+        least = {name: round(min(each), 3) for name, each in against_compile.items() if each}
+        keep(least, choice._kind(options.device))
     if not on_gpu and options.quick:
         note = "not in --quick without a GPU: 8 to 30 s of compiling each"
         yield Row(AREA, "every operation", COMPILED, "", note=note)
@@ -72,14 +73,14 @@ def keep(kept: Mapping[str, float], kind: str) -> None:
 
 
 def _safely(
-    what: str, raced: Callable[[], Iterator[Row]], against_compile: dict[str, list[float]]
+    what: str, raced: Callable[[], Iterator[Row]], against_compile: list[float]
 ) -> Iterator[Row]:
     """Rows of one operation; what is wrong or breaks is a row, and the next one comes."""
     torch.compiler.reset()  # else the eighth shape of a function would run uncompiled
     try:
         for row in raced():
             if row.against == COMPILED and row.ratio is not None and row.unit == "us":
-                against_compile.setdefault(what.split()[0].rstrip(","), []).append(row.ratio)
+                against_compile.append(row.ratio)
             yield row
     except Wrong as problem:
         yield Row(AREA, what, "", "", note=f"not shown, wrong: {problem}")

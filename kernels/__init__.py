@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels import reference, written
 from kernels.choice import Kernels, choose, describe, use_triton
-from kernels.reference import View
+from kernels.reference import View, attention_kind
 
 # transformers asks any package called `kernels` for its version
 __version__ = "0.1.0"
@@ -94,7 +94,7 @@ def attention(
     angles: cosine and sine, (K, E / 2), that turn keys and queries first.
     Returns (B, H, Q, E) in q's dtype.
     """
-    if use_triton("attention", q):
+    if use_triton(attention_kind(view, k.shape[2]), q):
         from kernels import attend
 
         return attend.attention(q, k, v, view, angles)

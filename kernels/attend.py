@@ -20,9 +20,8 @@ from kernels.attend_backward import backward_keys_kernel, backward_queries_kerne
 from kernels.attend_forward import forward_kernel, turn_kernel
 from kernels.attend_short import short_backward_kernel, short_kernel
 from kernels.choice import interpreted
-from kernels.reference import View
+from kernels.reference import SHORT, View
 
-SHORT = 64
 WIDEST = 128
 TURNED_ROWS = 64
 # of keys and values that programs running together read: a part of the 50 MB that an H200 has

@@ -99,5 +99,5 @@ def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
     monkeypatch.setattr(kernel_area, "race", lambda *a, **k: pytest.fail("timed"))
     broken = replace(case, ours=lambda x, weight: 1.01 * reference.rms_norm(x, weight))
     options = Options(rounds=1, quick=True)
-    (row,) = kernel_area._safely(case.what, lambda: kernel_area._raced(broken, options), {})
+    (row,) = kernel_area._safely(case.what, lambda: kernel_area._raced(broken, options), [])
     assert row.ratio is None and row.ours is None and "not shown, wrong" in row.note

@@ -4,7 +4,7 @@
 # make demo DEMOS=PATH RUN=runs/human    the same on human demonstrations (zarr folder, zip or npz),
 #                                        each replayed three times; REPLAYS=0 for as they are
 # make demo DEMOS=PATH REPLAYS=12 PRESET="pusht goals hour" RUN=runs/goals    half an hour on 2 cores
-# make demo DEMOS=PATH REPLAYS=90 PRESET="pusht goals" RUN=runs/pusht    at full size, on a GPU
+# make demo DEMOS=PATH REPLAYS=16 PRESET="pusht goals" RUN=runs/pusht    at full size, on a GPU
 # A second call goes on from where the first was interrupted, or says that all is done.
 
 RUN ?= runs/demo

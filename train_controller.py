@@ -104,7 +104,7 @@ def _steps(
 # keys are learnt from drawn ways.
 REACHING: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
     GoalPolicyConfig: (
-        {"steps": 300, "batch_size": 256, "evaluate_every": 100, "save_every": 50},
+        {"steps": 300, "batch_size": 256, "evaluate_every": 100, "save_every": 50, "graph": False},
         {"steps": 6000, "evaluate_every": 1000, "compile": "auto"},
     ),
     GoalCodesConfig: (
@@ -121,15 +121,26 @@ NEAR: dict[type, dict[str, int]] = {GoalPolicyConfig: {"ahead": 10}, GoalCodesCo
 def _cpu(config: Config) -> Config:
     return _steps(
         config,
-        {"steps": 700, "batch_size": 256, "learning_rate": 1e-3, "evaluate_every": 100},
+        {"steps": 700, "batch_size": 256, "learning_rate": 1e-3, "evaluate_every": 100,
+         "save_every": 100},
         {"steps": 40, "batch_size": 48, "evaluate_every": 20, "save_every": 20, "report_every": 5,
          "warmup": 10},
         REACHING[type(config.goals)][0],
     )  # fmt: skip
 
 
-def _goals(config: Config) -> Config:
+def _with_goals(config: Config) -> Config:
     return replace(config, methods=("cloning", "actor_critic", "goals"))
+
+
+def _goals(config: Config) -> Config:
+    """Keypoints, on a GPU: the others' steps are cut to what they take beside those for goals."""
+    return _steps(
+        _with_goals(config),
+        {"steps": 2000, "evaluate_every": 500, "save_every": 500},
+        {"steps": 300, "evaluate_every": 100},
+        {"steps": 4500, "evaluate_every": 1500, "save_every": 500, "graph": True},
+    )
 
 
 def _minecraft(config: Config) -> Config:
@@ -156,8 +167,8 @@ PRESETS = {
     "high_res": lambda c: c,
     "tokens": lambda c: c,
     "goals": _goals,
-    "dinov2": _goals,
-    "latent": _goals,
+    "dinov2": _with_goals,
+    "latent": _with_goals,
     "cpu": _cpu,
     "hour": lambda c: _steps(_cpu(c), {}, {}, REACHING[type(c.goals)][1]),
     "debug": lambda c: replace(
@@ -165,7 +176,7 @@ PRESETS = {
             c,
             {"steps": 20, "batch_size": 16, "evaluate_every": 10, "save_every": 5},
             {"steps": 4, "batch_size": 4, "evaluate_every": 2, "save_every": 1},
-            {"steps": 4, "batch_size": 4, "evaluate_every": 2, "save_every": 1},
+            {"steps": 4, "batch_size": 4, "evaluate_every": 2, "save_every": 1, "graph": False},
         ),
         enough=0.1,
         goals=replace(c.goals, **NEAR[type(c.goals)]),

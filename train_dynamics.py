@@ -92,8 +92,8 @@ SIZES = {
         steps=900, batch_size=16, learning_rate=2e-3, evaluate_every=450, save_every=100,
     ),
     ("cpu", PredictorConfig): lambda c: _train(
-        _transformer(c, layers=4, dropout=0.0),
-        steps=1800, batch_size=128, learning_rate=1.5e-3, evaluate_every=900, save_every=100,
+        _transformer(c, layers=4, dropout=0.0), steps=1800, batch_size=128, learning_rate=1.5e-3,
+        evaluate_every=900, save_every=100, graph=False,
     ),
     ("debug", LlamaConfig): lambda c: _train(
         _transformer(
@@ -106,7 +106,8 @@ SIZES = {
             replace(c, frames=7, windows=4, model=replace(c.model, skip=2)),
             width=32, layers=2, heads=2, hidden=64, context=2,
         ),
-        steps=40, batch_size=4, evaluate_every=20, save_every=10, warmup=5,
+        steps=40, batch_size=4, learning_rate=1e-3, evaluate_every=20, save_every=10, warmup=5,
+        graph=False,
     ),
 }  # fmt: skip
 
@@ -122,7 +123,11 @@ PRESETS = {
         save_every=40,
     ),
     "pusht": lambda c: SIZES["pusht", type(c.model)](c),
-    "goals": lambda c: replace(c, model=PredictorConfig(), frames=21),
+    "goals": lambda c: _train(
+        _transformer(replace(c, model=PredictorConfig(), frames=21), layers=4, dropout=0.0),
+        steps=6000, batch_size=256, learning_rate=1.5e-3, evaluate_every=3000, save_every=500,
+        graph=True,
+    ),
     "dinov2": lambda c: replace(c, model=PredictorConfig(), frames=21),
     "latent": lambda c: replace(c, model=PredictorConfig(), frames=21),
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),

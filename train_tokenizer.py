@@ -89,11 +89,13 @@ SIZES = {
         channels=32, codes=64, code_width=8, depth=1, continuous_steps=10,
     ),
     ("cpu", KeypointsConfig): lambda c: _train(
-        c, steps=1200, batch_size=64, learning_rate=2.5e-3, warmup=200, evaluate_every=600,
-        save_every=100,
+        c, steps=1200, batch_size=64, evaluate_every=600, save_every=100, graph=False
     ),
     ("debug", KeypointsConfig): lambda c: _model(
-        _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
+        _train(
+            c, steps=40, batch_size=16, learning_rate=1e-3, evaluate_every=20, save_every=10,
+            warmup=5, graph=False,
+        ),
         channels=16, keypoints=4, depth=1,
     ),
     ("cpu", FrozenConfig): lambda c: _model(
@@ -130,7 +132,11 @@ PRESETS = {
         downsample=8, stem=8, encoder_kernel=1, channels=192, codebooks=8, codes=256,
         code_width=64, continuous_steps=60,
     ),
-    "goals": lambda c: replace(c, model=KeypointsConfig(c.model.image_size)),
+    "goals": lambda c: _train(
+        replace(c, model=KeypointsConfig(c.model.image_size)),
+        steps=3000, learning_rate=2.5e-3, warmup=200, evaluate_every=1500, save_every=500,
+        graph=True,
+    ),
     "dinov2": lambda c: replace(c, model=FrozenConfig(c.model.image_size)),
     "latent": lambda c: replace(c, model=LatentConfig(c.model.image_size)),
     "high_res": lambda c: _model(c, image_size=(96, 96)),

@@ -70,7 +70,7 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
     world = our_world(precision).to(device)
     on_gpu = device.type == "cuda"
     record = partial(Recorded, device=device) if on_gpu else None
-    hold_narrow(world, precision)  # as load_world does
+    hold_narrow(world.dynamics, precision)  # type: ignore[arg-type]  # as load_world does
     ours = {EXACT: {str(Setting(precision, False)): Ours(world, config, record, (now, goal))}}
     if not on_gpu:  # which int8 is not for
         ours[INT8] = {}

@@ -38,8 +38,9 @@ def load_world(run: Path, device: Device = None) -> World:
     )
     ckpt.restore(dynamics, checkpoint, path)
     lay_out_for_writing(dynamics)
-    world = World(tokenizer, dynamics.to(device), pick_precision(device, "auto"))
-    hold_narrow(world, world.precision)
+    precision = pick_precision(device, "auto")
+    hold_narrow(dynamics.to(device), precision)
+    world = World(tokenizer, dynamics, precision)
     return world.requires_grad_(False)
 
 

@@ -34,7 +34,7 @@ def main(config: Config) -> None:
     if not paths:
         raise ValueError(f"{config.run} holds no best.pt; the stages write them (README.md)")
     renamed: dict[str, str] = {}
-    total = 0
+    total, replaced = 0, 0
     for path in paths:
         place = path.relative_to(config.run)
         whole = ckpt.load(path, place.parts[0])
@@ -48,9 +48,11 @@ def main(config: Config) -> None:
         copy["parent"] = {"path": Path(parent["path"]).name, "fingerprint": known}
         target = config.out / place
         target.parent.mkdir(parents=True, exist_ok=True)
+        replaced += target.exists()
         ckpt.save(target, copy)
         total += target.stat().st_size
-    print(f"export: {len(paths)} checkpoints, {total / 2**20:.1f} MiB, in {config.out}")
+    older = f", {replaced} of them in place of older ones" if replaced else ""
+    print(f"export: {len(paths)} checkpoints, {total / 2**20:.1f} MiB, in {config.out}{older}")
 
 
 if __name__ == "__main__":

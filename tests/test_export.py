@@ -37,6 +37,15 @@ def test_a_copy_imagines_nearly_the_same_and_is_half_as_large(tmp_path: Path):
     assert sizes[1] < 0.7 * sizes[0]
 
 
+def test_what_was_there_before_is_told_of(tmp_path: Path, capsys):
+    write_toy_shards(tmp_path / "run" / "shards", episodes=6)
+    run = write_run(tmp_path / "run", Recordings(tmp_path / "run" / "shards"))
+    for _ in range(2):
+        export.main(export.Config(run=run, out=tmp_path / "copy"))
+    first, second = capsys.readouterr().out.splitlines()
+    assert "in place of" not in first and "of them in place of older ones" in second
+
+
 def test_nothing_to_copy_is_said(tmp_path: Path):
     with pytest.raises(ValueError, match="holds no best.pt"):
         export.main(export.Config(run=tmp_path, out=tmp_path / "copy"))

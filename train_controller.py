@@ -139,7 +139,7 @@ def _goals(config: Config) -> Config:
         _with_goals(config),
         {"steps": 2000, "evaluate_every": 500, "save_every": 500},
         {"steps": 300, "evaluate_every": 100},
-        {"steps": 4500, "evaluate_every": 1500, "save_every": 500, "graph": True},
+        {"steps": 10000, "evaluate_every": 1000, "save_every": 500, "graph": True},
     )
 
 

@@ -144,13 +144,19 @@ def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):
     config = evaluate.PRESETS["goals"](evaluate.Config(run=run, workers=1))
     config = evaluate.PRESETS["debug"](config)
     evaluate.main(replace(config, parts=("probe",)))
+    evaluate.main(replace(config, protocol=("far",), policies=("amortised",)))
     evaluate.main(replace(config, protocol=("first-hit",)))  # what was measured before stays
     metrics = json.loads((run / "report" / "metrics.json").read_text())
     for protocol in ("first_hit", "strict", "chunk_end"):
         for policy in ("planner", "amortised", "guided"):
             row = metrics["goal"][protocol][policy]
             assert row["n"] == 2 and row["seconds_of_a_plan"] > 0
+    assert metrics["goal"]["far"]["amortised"]["n"] == 2
     assert metrics["goal"]["far"]["planner"]["n"] is None
+    with pytest.raises(
+        ValueError, match="--policies expert: there is none of that name here, but a"
+    ):
+        evaluate.main(replace(config, policies=("expert",)))
     assert set(metrics["probe"]["linear"]) == set(metrics["probe"]["mlp"])
     assert metrics["provenance"]["methods"]["tokenizer"] == "keypoints"
     assert (run / "report" / "plots" / "goal-25-films.png").exists()

@@ -121,7 +121,6 @@ def codes_world(folder: Path):
     write_toy_shards(folder / "shards", discrete=True)
     world = load_world(write_run(folder, Recordings(folder / "shards")), "cpu")
     world.precision = "fp32"  # as the tokenizer is asked by itself, whatever this CPU has
-    world.dynamics.float()  # a GPU holds it narrow
     torch.manual_seed(0)
     for quantizer in world.tokenizer.quantizers:  # type: ignore[attr-defined]
         quantizer._codebook.embed.normal_()

@@ -17,7 +17,7 @@ import kernels
 from bench import attention_peers
 from bench.near import Operation
 from kernels import View, reference, written
-from kernels.reference import attention_kind
+from kernels.choice import attention_kind
 
 COMPILED, EAGER, LIGER = "torch.compile", "eager PyTorch", "Liger-Kernel"
 

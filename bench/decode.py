@@ -74,7 +74,7 @@ def measure(
         hugging_face.adopt(peer.to(options.device), model)
         return hugging_face.decoder(peer.to(kind).eval(), prompt, new, how)
 
-    # on a GPU a static cache alone is the slowest of theirs, and seconds of it are dear
+    # seconds of a GPU are dear: the two that have bars there
     ways: list[Decoding] = ["dynamic cache"] if on_gpu else ["dynamic cache", "static cache"]
     if compiled:
         ways.append("static cache + compile")

@@ -70,11 +70,12 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
     world = our_world(precision).to(device)
     on_gpu = device.type == "cuda"
     record = partial(Recorded, device=device) if on_gpu else None
-    hold_narrow(world.dynamics, precision)  # type: ignore[arg-type]  # as load_world does
+    if on_gpu:  # as load_world does
+        hold_narrow(world.dynamics, precision)  # type: ignore[arg-type]
     ours = {EXACT: {str(Setting(precision, False)): Ours(world, config, record, (now, goal))}}
     if not on_gpu:  # which int8 is not for
         ours[INT8] = {}
-    for weights in (*[EXACT] * compiled, *[INT8] * (not on_gpu)):
+    for weights in [EXACT] * compiled + [INT8] * (not on_gpu):
         swift = copy.deepcopy(world)
         if weights == INT8:
             quantise_linears(swift.dynamics)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WARM_UP = 20  # a recorded step is replayed from its fifth call of a shape on, and there are a few
+WARM_UP = 20  # a step is recorded at the fourth call of a shape, and five actions have five shapes
 
 
 @torch.inference_mode()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kernels import reference, written
-from kernels.choice import Kernels, choose, describe, use_triton
-from kernels.reference import View, attention_kind
+from kernels.choice import Kernels, attention_kind, choose, describe, use_triton
+from kernels.reference import View
 
 # transformers asks any package called `kernels` for its version
 __version__ = "0.1.0"

@@ -19,8 +19,8 @@ from kernels.ahead import Ahead
 from kernels.attend_backward import backward_keys_kernel, backward_queries_kernel, delta_kernel
 from kernels.attend_forward import forward_kernel, turn_kernel
 from kernels.attend_short import short_backward_kernel, short_kernel
-from kernels.choice import interpreted
-from kernels.reference import SHORT, View
+from kernels.choice import SHORT, interpreted
+from kernels.reference import View
 
 WIDEST = 128
 TURNED_ROWS = 64

@@ -15,9 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kernels.reference import View
+
 Kernels = Literal["auto", "triton", "torch"]
 
 MEASURED = Path(__file__).parent / "measured.json"
+# keys up to which one program takes several sequences at once
+SHORT = 64
 
 _wish: Kernels = "auto"
 
@@ -53,6 +57,16 @@ def use_triton(operation: str, x: Tensor) -> bool:
     if _wish == "torch" or not (x.is_cuda or (_wish == "triton" and interpreted())):
         return False
     return _wish == "triton" or _faster(operation)
+
+
+def attention_kind(view: View, keys: int) -> str:
+    """Name attention by what is measured apart: PyTorch has kernels of its own for all
+    of the past in view, and none for frames."""
+    if keys <= SHORT:
+        return "attention_short"
+    whole = view.context is None or view.context * view.size >= keys
+    causal = view.size == 1 or view.causal_inside
+    return "attention" if whole and causal else "attention_blocks"
 
 
 def interpreted() -> bool:

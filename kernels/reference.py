@@ -67,20 +67,6 @@ class View:
         return seen & (query >= key) if self.causal_inside else seen
 
 
-# keys up to which one program takes several sequences at once
-SHORT = 64
-
-
-def attention_kind(view: View, keys: int) -> str:
-    """Name attention by what is measured apart (choice.py): PyTorch has kernels of its own for all
-    of the past in view, and none for frames."""
-    if keys <= SHORT:
-        return "attention_short"
-    whole = view.context is None or view.context * view.size >= keys
-    causal = view.size == 1 or view.causal_inside
-    return "attention" if whole and causal else "attention_blocks"
-
-
 def attention(
     q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:

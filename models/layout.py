@@ -26,10 +26,11 @@ def lay_out_for_writing(module: nn.Module) -> None:
 
 @torch.no_grad()
 def hold_narrow(module: nn.Module, precision: Arithmetic) -> None:
-    """Hold weights of products in the type that they are multiplied in, on a GPU.
+    """Hold weights of products in the type that they are multiplied in; what comes in has to be
+    under autocast.
 
-    Autocast narrows what has no gradient anew at every call: a launch for each weight.  The numbers
-    are the same.
+    Autocast narrows what has no gradient anew at every call: on a GPU a launch for each weight.
+    The numbers are the same.
     """
     if precision == "fp32":
         return
@@ -37,5 +38,4 @@ def hold_narrow(module: nn.Module, precision: Arithmetic) -> None:
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             for weight in part.parameters(recurse=False):
-                if weight.is_cuda:
-                    weight.data = weight.data.to(kind)
+                weight.data = weight.data.to(kind)

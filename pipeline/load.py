@@ -39,8 +39,9 @@ def load_world(run: Path, device: Device = None) -> World:
     ckpt.restore(dynamics, checkpoint, path)
     lay_out_for_writing(dynamics)
     precision = pick_precision(device, "auto")
-    hold_narrow(dynamics.to(device), precision)
-    world = World(tokenizer, dynamics, precision)
+    if device.type == "cuda":
+        hold_narrow(dynamics, precision)
+    world = World(tokenizer, dynamics.to(device), precision)
     return world.requires_grad_(False)
 
 

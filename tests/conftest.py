@@ -14,9 +14,12 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
 
 
-@pytest.fixture
-def where_kernels_run() -> Iterator[None]:
-    """What a test makes lies on the GPU where there is one, for that is where a kernel reads it."""
-    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
-    yield
-    torch.set_default_device(None)
+@pytest.fixture(autouse=True)
+def where_kernels_run(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In files that hold kernels to their definitions (`each_place`), what a test makes lies on the
+    GPU where there is one, for that is where a kernel reads it."""
+    if torch.cuda.is_available() and hasattr(request.module, "each_place"):
+        with torch.device("cuda"):
+            yield
+    else:
+        yield

@@ -18,7 +18,6 @@ if torch.cuda.is_available():
     PLACES = [("cuda", kind) for kind in (torch.float32, torch.float16, torch.bfloat16)]
 
 each_place = pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0]}-{place[1]}")
-on_the_gpu = pytest.mark.usefixtures("where_kernels_run")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 

@@ -2,14 +2,7 @@
 
 import pytest
 import torch
-from kernel_checks import (
-    assert_as_near_as_torch,
-    drawn,
-    each_place,
-    needs_gpu,
-    on_the_gpu,
-    triton_kernels,
-)
+from kernel_checks import assert_as_near_as_torch, drawn, each_place, needs_gpu, triton_kernels
 
 import kernels
 from kernels import View, reference, written
@@ -17,8 +10,6 @@ from kernels import View, reference, written
 pytest.importorskip("triton")
 
 from kernels import attend
-
-pytestmark = on_the_gpu
 
 # batch, heads, queries, keys, head width, view, whether turned; up to 64 keys go by the short way
 CASES = {

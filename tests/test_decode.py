@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_checks import drawn, each_place, needs_gpu, on_the_gpu, triton_kernels
+from kernel_checks import drawn, each_place, needs_gpu, triton_kernels
 
 import kernels
 from kernels import reference, written
@@ -10,8 +10,6 @@ from kernels import reference, written
 pytest.importorskip("triton")
 
 from kernels import decode
-
-pytestmark = on_the_gpu
 
 
 def given(batch, heads, queries, capacity, head):

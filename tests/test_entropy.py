@@ -2,19 +2,10 @@
 
 import pytest
 import torch
-from kernel_checks import (
-    assert_as_near_as_torch,
-    drawn,
-    each_place,
-    needs_gpu,
-    on_the_gpu,
-    triton_kernels,
-)
+from kernel_checks import assert_as_near_as_torch, drawn, each_place, needs_gpu, triton_kernels
 
 import kernels
 from kernels import reference
-
-pytestmark = on_the_gpu
 
 entropy = pytest.importorskip("kernels.entropy")
 
@@ -104,7 +95,9 @@ def test_logits_far_apart_give_finite_losses_and_gradients():
         (grad,) = torch.autograd.grad(found.sum(), x)
     assert torch.allclose(found, torch.tensor([0.0, 300.693147]))
     assert classes.tolist() == [0, 0]
-    assert torch.allclose(grad, torch.tensor([[0.0, 0], [0.5, -1]]), atol=1e-5)
+    # a logit of 300 is known to a unit of its last place, 3e-5; the interpreter is exact here
+    slack = 1e-5 if found.is_cuda else 1e-8
+    assert torch.allclose(grad, torch.tensor([[0.0, 0], [0.5, -1]]), atol=slack)
 
 
 def test_rows_of_no_weight_teach_nothing():

@@ -1,6 +1,6 @@
 import torch
 
-from models.layout import lay_out_for_writing
+from models.layout import hold_narrow, lay_out_for_writing
 from models.transformer import Transformer, TransformerConfig
 
 PLACES = torch.cartesian_prod(torch.arange(2), torch.arange(2)).float()
@@ -26,3 +26,18 @@ def test_a_model_of_whole_frames_stays_as_it_is():
     model = transformer(causal=False)
     lay_out_for_writing(model)
     assert model.state_dict()["layers.0.qkv.weight"].is_contiguous()
+
+
+def test_a_model_whose_weights_are_held_narrow_gives_the_same_numbers():
+    model = transformer(causal=False)
+    x = torch.randn(2, 8, 16)
+    hold_narrow(model, "fp32")
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        wide = model(x)[0]
+        hold_narrow(model, "bf16")
+        assert torch.equal(model(x)[0], wide)
+    assert {p.dtype for p in model.parameters()} == {
+        torch.float32,
+        torch.bfloat16,
+    }  # norms are wide

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from kernel_checks import PLACES, drawn, each_place, needs_gpu, triton_kernels
+from kernel_checks import drawn, each_place, needs_gpu, triton_kernels
 
 pytest.importorskip("triton")
 
 import kernels
 from kernels import quantize, reference
 
-DEVICE = PLACES[0][0]
 SIZES = [(500, 33, 64), (1, 1, 5), (130, 70, 16), (70, 129, 96), (65, 20, 576), (33, 10, 200)]
 
 
@@ -51,7 +50,7 @@ def test_codes_are_the_nearest_but_for_ties_in_float32(size, place):
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e8])
 def test_neighbours_do_not_depend_on_how_large_numbers_are(scale):
     vectors, book = drawn(90, 24, scale=scale), drawn(50, 24, seed=1, scale=scale)
-    vectors, book = vectors.to(DEVICE).float(), book.to(DEVICE).float()
+    vectors, book = vectors.float(), book.float()
     codes, _, sums = assigned(vectors, book)
     assert torch.equal(codes, distances(vectors, book).argmin(1))
     exact = reference.assign(vectors.double(), book.double())[2]
@@ -60,10 +59,9 @@ def test_neighbours_do_not_depend_on_how_large_numbers_are(scale):
 
 def test_products_of_single_float16_would_have_found_other_neighbours():
     # rows of the book that differ by three thousandths of themselves
-    random = torch.Generator().manual_seed(0)
-    book = 1 + 3e-3 * torch.randn(64, 32, generator=random, dtype=torch.float64)
-    vectors = book[torch.randint(64, (100,), generator=random)].float().to(DEVICE)
-    book = book.float().to(DEVICE)
+    book = 1 + 3e-3 * drawn(64, 32)
+    vectors = book[torch.arange(100) % 64].float()
+    book = book.float()
     truth = distances(vectors, book).argmin(1)
     length = book.double().square().sum(-1)
     rough = (length - 2 * vectors.half().double() @ book.half().double().T).argmin(1)
@@ -73,17 +71,16 @@ def test_products_of_single_float16_would_have_found_other_neighbours():
 
 def test_of_equals_the_lowest_index_wins_as_in_argmin():
     # whole numbers: their products are exact in whatever order they are summed
-    random = torch.Generator().manual_seed(0)
-    book = torch.randint(-4, 5, (9, 8), generator=random).float().to(DEVICE).repeat(9, 1)
-    vectors = torch.randint(-4, 5, (40, 8), generator=random).float().to(DEVICE)
+    book = drawn(9, 8, scale=3).round().float().repeat(9, 1)
+    vectors = drawn(40, 8, seed=1, scale=3).round().float()
     codes = assigned(vectors, book)[0]
     assert torch.equal(codes, distances(vectors, book[:9]).argmin(1))
     assert assigned(torch.zeros_like(vectors), torch.zeros_like(book))[0].eq(0).all()
 
 
 def test_all_vectors_on_one_code_are_counted_and_summed():
-    book = drawn(20, 16).float().to(DEVICE)
-    vectors = book[7] + 1e-3 * drawn(700, 16, seed=1).float().to(DEVICE)
+    book = drawn(20, 16).float()
+    vectors = book[7] + 1e-3 * drawn(700, 16, seed=1).float()
     codes, counts, sums = assigned(vectors, book)
     assert codes.eq(7).all() and counts[7] == 700 and counts.sum() == 700
     check_sums(vectors, book, codes, counts, sums)
@@ -91,7 +88,7 @@ def test_all_vectors_on_one_code_are_counted_and_summed():
 
 
 def test_a_vector_that_is_not_finite_leaves_its_neighbours_alone():
-    vectors, book = drawn(70, 16).float().to(DEVICE), drawn(30, 16, seed=1).float().to(DEVICE)
+    vectors, book = drawn(70, 16).float(), drawn(30, 16, seed=1).float()
     truth = distances(vectors, book).argmin(1)
     vectors[3, 2], vectors[9] = float("inf"), float("nan")
     codes, counts, _ = assigned(vectors, book)
@@ -101,10 +98,10 @@ def test_a_vector_that_is_not_finite_leaves_its_neighbours_alone():
 
 
 def test_no_vectors_and_views_of_others_are_no_problem():
-    book = drawn(30, 16).float().to(DEVICE)
-    codes, counts, sums = assigned(torch.empty(0, 16, device=DEVICE), book)
+    book = drawn(30, 16).float()
+    codes, counts, sums = assigned(torch.empty(0, 16), book)
     assert codes.shape == (0,) and counts.eq(0).all() and sums.eq(0).all()
-    turned = drawn(16, 50, seed=1).float().to(DEVICE).T.requires_grad_()
+    turned = drawn(16, 50, seed=1).float().T.requires_grad_()
     codes, counts, sums = assigned(turned, book)
     assert torch.equal(codes, distances(turned.detach(), book).argmin(1))
     assert not sums.requires_grad
@@ -112,7 +109,7 @@ def test_no_vectors_and_views_of_others_are_no_problem():
 
 def test_the_public_function_runs_this_kernel(monkeypatch):
     monkeypatch.setattr(quantize, "assign", lambda vectors, book: "the kernel")
-    vectors, book = torch.ones(2, 4, device=DEVICE), torch.ones(3, 4, device=DEVICE)
+    vectors, book = torch.ones(2, 4), torch.ones(3, 4)
     assert assigned(vectors, book) == "the kernel"
     kernels.choose("torch")
     try:
@@ -122,7 +119,7 @@ def test_the_public_function_runs_this_kernel(monkeypatch):
 
 
 def test_the_operation_is_registered_as_pytorch_wants_it():
-    vectors, book = torch.ones(5, 4, device=DEVICE), torch.eye(4, device=DEVICE)
+    vectors, book = torch.ones(5, 4), torch.eye(4)
     torch.library.opcheck(
         torch.ops.dreamstage.assign.default,
         (vectors, book),
@@ -133,7 +130,7 @@ def test_the_operation_is_registered_as_pytorch_wants_it():
 @needs_gpu
 def test_two_runs_agree_to_the_bit_and_no_table_of_distances_is_made():
     rows, entries, width = 65_536, 1024, 128
-    vectors, book = torch.randn(rows, width, device="cuda"), torch.randn(entries, width).cuda()
+    vectors, book = torch.randn(rows, width), torch.randn(entries, width)
     first = assigned(vectors, book)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

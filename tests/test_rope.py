@@ -2,19 +2,10 @@
 
 import pytest
 import torch
-from kernel_checks import (
-    assert_as_near_as_torch,
-    drawn,
-    each_place,
-    needs_gpu,
-    on_the_gpu,
-    triton_kernels,
-)
+from kernel_checks import assert_as_near_as_torch, drawn, each_place, needs_gpu, triton_kernels
 
 import kernels
 from kernels import reference
-
-pytestmark = on_the_gpu
 
 rope = pytest.importorskip("kernels.rope")
 

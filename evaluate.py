@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 import kernels
+from data.build import cores
 from evaluation import goals, plots, policies, task
 from evaluation.agreement import agreement, habits
 from evaluation.controllability import controllability
@@ -43,7 +44,8 @@ Part = Literal[
     "tokenizer", "probe", "open_loop", "controllability", "imitation", "play", "task", "goal"
 ]
 Protocol = Literal["first-hit", "strict", "chunk-end", "far", "far-strict", "task"]
-PARALLEL = 100  # simulators at a time, at most: the world model sees them as one batch
+# simulators at a time, which the world model sees as one batch: at least, and of a process
+PARALLEL, EACH = 100, 32
 FILMED = 32  # attempts at goals that are kept to choose pictures from
 
 
@@ -176,7 +178,7 @@ class Job:
 def main(config: Config) -> None:
     kernels.choose(config.kernels)
     needed = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
-    parallel = min(PARALLEL, needed)
+    parallel = min(needed, max(PARALLEL, EACH * (config.workers or cores())))
     with Session(config.run, config.shards, config.out, config.workers, parallel) as session:
         parts = Parts(session.folder / "parts", config.restart)
         tqdm.write(session.about())

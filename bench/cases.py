@@ -52,7 +52,9 @@ def cases(device: torch.device, kind: torch.dtype) -> Iterator[Case]:
     on_gpu = device.type == "cuda"
     make = partial(_drawn, device=device, kind=kind)
     yield from _pointwise(make, 65_536 if on_gpu else 2048)
+    yield from _before_products(make, on_gpu)
     yield from _attentions(make, on_gpu)
+    yield _attention_after(make, on_gpu)
     yield _attend_cache(make, on_gpu)
     yield _cross_entropy(make, *((16_384, 576, 8192) if on_gpu else (512, 128, 1024)))
     yield _gru_step(make, *((16_384, 1024) if on_gpu else (256, 256)))
@@ -104,6 +106,64 @@ def _pointwise(make: Callable[..., Tensor], rows: int) -> Iterator[Case]:
         peers=_liger("rope", lambda f: lambda q, k: f(q, k, *(a[:, : q.shape[2]] for a in both))),
         traffic=(4 * once, 8 * once),
     )  # fmt: skip
+
+
+def _before_products(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:
+    """A step of imagination of a small model: 300 candidates of one token."""
+    rows, width = (300, 192) if on_gpu else (32, 64)
+    for outputs, gated in ((3 * width, False), (16 * width, True)):
+
+        def call(
+            x: Tensor, branch: Tensor, weight: Tensor, matrix: Tensor, gated=gated
+        ) -> tuple[Tensor, Tensor]:
+            linear = torch.nn.Linear(*matrix.shape[::-1], bias=False, device="meta")
+            linear.weight = torch.nn.Parameter(matrix, requires_grad=False)
+            with torch.no_grad():
+                return kernels.norm_linear(x, branch, weight, linear, gated)
+
+        def path(
+            x: Tensor, branch: Tensor, weight: Tensor, matrix: Tensor, gated=gated
+        ) -> tuple[Tensor, Tensor]:
+            total, normed = reference.add_rms_norm(x, branch, weight)
+            product = normed @ matrix.T
+            return total, reference.swiglu(product) if gated else product
+
+        wide = outputs * 2 if gated else outputs
+        yield Case(
+            "norm_linear", f"norm_linear {rows} x {width} to {outputs}" + ", gated" * gated,
+            call, partial(reference.norm_linear, gated=gated),
+            [make(rows, width), make(rows, width), make(width), make(wide, width)],
+            [make(37, 100), make(37, 100), make(100), make(66, 100)],
+            path=path, grads=False,
+        )  # fmt: skip
+
+
+def _attention_after(make: Callable[..., Tensor], on_gpu: bool) -> Case:
+    """A step of imagination of a small model, whose cache the attention keeps."""
+    batch, heads, head, view = 300 if on_gpu else 32, 16, 12, View(1, 3)
+
+    @torch.no_grad()
+    def call(attention_after: Callable[..., tuple], q, k, v, past_k, past_v):
+        return attention_after(q, k, v, (past_k, past_v), view)
+
+    def shape(rows: int, batch: int = batch) -> tuple[int, ...]:
+        return batch, heads, rows, head
+
+    return Case(
+        "attention_short", f"attention after 2 of a past, {batch} x {heads} x 1 x {head}",
+        partial(call, kernels.attention_after), partial(call, _joined(reference.attention)),
+        [make(*shape(rows)) for rows in (1, 1, 1, 2, 2)],
+        [make(*shape(rows, 3)) for rows in (1, 1, 1, 2, 2)],
+        path=partial(call, _joined(partial(written.attention, angles=None))), grads=False,
+    )  # fmt: skip
+
+
+def _joined(attention: Callable[..., Tensor]) -> Callable[..., tuple]:
+    def after(q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor], view: View):
+        k, v = (torch.cat(pair, dim=2) for pair in zip(past, (k, v), strict=True))
+        return attention(q, k, v, view), k, v
+
+    return after
 
 
 def _attentions(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:

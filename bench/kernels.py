@@ -14,6 +14,7 @@ from torch import Tensor
 
 import kernels
 from bench import assigning, attention_peers
+from bench.captured import CALLS, Step, captured
 from bench.cases import COMPILED, EAGER, LIGER, Case, cases
 from bench.ceilings import MACHINE, measured
 from bench.memory import memory_rows
@@ -23,8 +24,6 @@ from evaluation.parts import write_json
 from kernels import choice
 
 AREA = "kernels"
-# of one CUDA graph, whose launch then counts for little
-CALLS = 10
 # seconds of a turn, so that the clock does not count
 LONG_ENOUGH = {"cuda": 5e-3, "cpu": 1e-2}
 
@@ -37,8 +36,6 @@ BARS = {
 }
 SHARE = (80.0, 95.0)
 MEMORY = (2.0, 4.0)
-
-Step = Callable[[], object]
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -157,24 +154,6 @@ def _seconds(
     repeats = min(500, max(1, math.ceil(LONG_ENOUGH[device.type] / first)))
     taken = race(steps, options.rounds, device=device, repeats=repeats)
     return {name: [seconds / calls for seconds in turns] for name, turns in taken.items()}, note
-
-
-def captured(run: Step) -> Step:
-    """The launches of CALLS calls as one CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        held = [run() for _ in range(CALLS)]
-
-    def replay() -> object:
-        graph.replay()
-        return held  # what the graph writes stays in memory
-
-    return replay
 
 
 def _share(what: str, traffic: float, seconds: Sequence[float], options: Options) -> Row:

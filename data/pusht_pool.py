@@ -22,6 +22,7 @@ class SimulatorPool:
 
     def __init__(self, count: int, image_size: int = 64, workers: int = 2) -> None:
         self.count, self.image_size = count, image_size
+        self._seen = np.zeros((count, 3, image_size, image_size), np.uint8)
         workers = max(1, min(workers, count))
         self._shares = np.array_split(np.arange(count), workers)
         # spawn: a fork of a process with threads (torch has them) can hang
@@ -75,9 +76,13 @@ class SimulatorPool:
         states, coverages = zip(*answers, strict=True)
         return np.concatenate(states), np.concatenate(coverages)
 
-    def frames(self) -> np.ndarray:
-        """Look: (N, 3, H, W) uint8."""
-        return np.concatenate(self._ask([("frames", None)] * len(self._shares)))
+    def frames(self, active: np.ndarray | None = None) -> np.ndarray:
+        """Look: (N, 3, H, W) uint8; at those that are not `active`, (N,) bool, as they were seen
+        last."""
+        active = np.ones(self.count, bool) if active is None else active
+        drawn = self._ask([("frames", active[share]) for share in self._shares])
+        self._seen[active] = np.concatenate(drawn)
+        return self._seen.copy()
 
     def velocities(self) -> np.ndarray:
         """(N, 2) pixels a second, of the agents."""
@@ -140,7 +145,9 @@ def _step(worlds: list[PushT], spare: PushT, given: Any) -> tuple[np.ndarray, np
 
 
 def _frames(worlds: list[PushT], spare: PushT, given: Any) -> np.ndarray:
-    return np.stack([w.render() for w in worlds]).transpose(0, 3, 1, 2)
+    drawn = [w.render() for w, active in zip(worlds, given, strict=True) if active]
+    size = spare.image_size
+    return np.array(drawn, np.uint8).reshape(-1, size, size, 3).transpose(0, 3, 1, 2)
 
 
 def _velocities(worlds: list[PushT], spare: PushT, given: Any) -> np.ndarray:

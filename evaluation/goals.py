@@ -143,7 +143,7 @@ def play(
     active = np.arange(pool.count) < len(pairs)
     errors = np.zeros((pool.count, budget, 3))
     for step in range(budget):
-        view = View(pool.frames() if policy.looks else None, states, velocities, active)
+        view = View(pool.frames(active) if policy.looks else None, states, velocities, active)
         if step == 0:
             policy.begin(view, _goal_view(policy, recordings, seats, goals, active))
         before = states

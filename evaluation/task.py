@@ -48,7 +48,7 @@ def play(
     states, velocities = seats, np.zeros((pool.count, 2))
     best = np.zeros(pool.count)
     for step in range(steps):
-        view = View(pool.frames() if policy.looks else None, states, velocities, active)
+        view = View(pool.frames(active) if policy.looks else None, states, velocities, active)
         if step == 0:
             policy.begin(view, None)
         before = states

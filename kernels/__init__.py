@@ -7,7 +7,7 @@ same mathematics in PyTorch elsewhere.  Triton is imported only where it runs.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels import reference, written
 from kernels.choice import Kernels, attention_kind, choose, describe, use_triton
@@ -23,10 +23,12 @@ __all__ = [
     "assign",
     "attend_cache",
     "attention",
+    "attention_after",
     "choose",
     "describe",
     "gru_step",
     "linear_cross_entropy",
+    "norm_linear",
     "rms_norm",
     "rotate",
     "swiglu",
@@ -85,6 +87,33 @@ def add_rms_norm(
     return total, rms_norm(total, weight, eps)
 
 
+def norm_linear(
+    x: Tensor,
+    branch: Tensor | None,
+    weight: Tensor,
+    linear: nn.Module,
+    gated: bool = False,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """Add a branch, if there is one, to the residual stream, norm the sum and multiply it.
+
+    x, branch: (..., D).  weight: (D,), the norm's.  linear: D to F without bias, or with `gated`
+    to 2F, gate and what is gated.  Returns the sum, (..., D), and the product, (..., F).
+    """
+    matrix = linear.weight
+    if isinstance(matrix, Tensor) and use_triton("norm_linear", x):
+        from kernels import product
+
+        if product.fits(x, matrix):
+            return product.norm_linear(x, branch, weight, matrix, gated, eps)
+    total, normed = x, x
+    if branch is None:
+        normed = rms_norm(x, weight, eps)
+    else:
+        total, normed = add_rms_norm(x, branch, weight, eps)
+    return total, swiglu(linear(normed)) if gated else linear(normed)
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
@@ -99,6 +128,31 @@ def attention(
 
         return attend.attention(q, k, v, view, angles)
     return written.attention(q, k, v, view, angles)
+
+
+def attention_after(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: tuple[Tensor, Tensor],
+    view: View,
+    angles: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend to a past and to what follows it, and keep both.
+
+    q, k, v: (B, H, S, E).  past: keys and values, (B, H, C, E).  angles: (C + S, E / 2), that turn
+    keys and queries first; the keys are kept as they came.
+    Returns (B, H, S, E), and all keys and values, (B, H, C + S, E).
+    """
+    if use_triton(attention_kind(view, past[0].shape[2] + k.shape[2]), q):
+        from kernels import attend
+
+        found = attend.attention_after(q, k, v, past, view, angles)
+        if found is not None:
+            return found
+    k = torch.cat([past[0].to(k.dtype), k], dim=2)
+    v = torch.cat([past[1].to(v.dtype), v], dim=2)
+    return attention(q, k, v, view, angles), k, v
 
 
 def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:

@@ -48,6 +48,25 @@ def attention(
     return attend(*given, *rest)[0].to(q.dtype)
 
 
+def attention_after(
+    q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor], view: View,
+    angles: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+    """As `kernels.attention_after`, or nothing where that is no single kernel."""
+    before, keys = past[0].shape[2], past[0].shape[2] + k.shape[2]
+    kinds = {x.dtype for x in (q, k, v, *past)}
+    if keys > SHORT or len(kinds) > 1 or torch.is_grad_enabled() or q.shape[2] != keys - before:
+        return None
+    if q.shape[-1] > WIDEST or q.shape[-1] % 2 or not kinds <= _kinds():
+        return None
+    cosine, sine = (None, None) if angles is None else (a.contiguous() for a in angles)
+    given = [_in_rows(x) for x in (q, k, v, *past)]
+    context = view.context
+    if context is not None and context * view.size >= keys:
+        context = None  # a window that holds everything
+    return attend_short_after(*given, cosine, sine, view.size, context, view.causal_inside)
+
+
 class Tiles(NamedTuple):
     """How a kernel divides its work."""
 
@@ -64,19 +83,16 @@ class Tiles(NamedTuple):
         )  # fmt: skip
 
 
-def forward_tiles(queries: int, width: int, itemsize: int) -> Tiles:
-    """Of long sequences 128 rows, that two programs of a multiprocessor have 8 warps in all."""
+def forward_tiles(width: int, itemsize: int) -> Tiles:
+    """Three programs of a multiprocessor have 12 warps in all; wider heads need the registers."""
     if itemsize > 2:
         return Tiles(64, 32, 4, 2)
-    # half a tile of nothing would be a large part of few queries
-    if queries <= 512 and -(-queries // 64) % 2:
-        return Tiles(64, 64, 4, 2)
-    return Tiles(128, 64, 4, 3) if width <= 64 else Tiles(128, 64, 8, 3)
+    return Tiles(64, 64, 4, 3) if width <= 64 else Tiles(128, 64, 8, 3)
 
 
-def turning_tiles(queries: int, width: int, itemsize: int) -> Tiles:
+def turning_tiles(width: int, itemsize: int) -> Tiles:
     """As `forward_tiles`, where keys are turned on the way: angles take room as well."""
-    tiles = forward_tiles(queries, width, itemsize)
+    tiles = forward_tiles(width, itemsize)
     if itemsize > 2:
         return tiles
     return Tiles(tiles.rows, 64, tiles.rows // 16, 2 if width <= 64 else 1)
@@ -85,13 +101,13 @@ def turning_tiles(queries: int, width: int, itemsize: int) -> Tiles:
 def backward_keys_tiles(width: int, itemsize: int) -> Tiles:
     if itemsize > 2:
         return Tiles(32, 32, 4, 2)
-    return Tiles(64, 64, 4, 3) if width < 64 else Tiles(64, 128, 8, 3)
+    return Tiles(64, 64, 4, 2) if width <= 64 else Tiles(64, 128, 8, 3)
 
 
 def backward_queries_tiles(width: int, itemsize: int) -> Tiles:
     if itemsize > 2:
         return Tiles(32, 32, 4, 2)
-    return Tiles(64, 64, 4, 3) if width < 64 else Tiles(128, 64, 8, 3)
+    return Tiles(64, 64, 4, 3) if width <= 64 else Tiles(128, 64, 8, 3)
 
 
 def short_warps(width: int, itemsize: int) -> int:
@@ -114,7 +130,7 @@ def attend(
         k = turned
     turning = cosine is not None and not turned.numel()
     divide = turning_tiles if turning else forward_tiles
-    tiles = divide(q.shape[2], _width(q), q.element_size())
+    tiles = divide(_width(q), q.element_size())
     _launch(
         forward_kernel, _programs(q, q.shape[2], tiles.rows),
         q, k, v, out, logs, *_or(q, cosine, sine), *_strides(q, k, v, out), *_sizes(q, k),
@@ -182,22 +198,50 @@ def attend_short(
     size: int, context: int | None, causal_inside: bool,
 ) -> Tensor:  # fmt: skip
     out = _rows_like(q)
-    if not q.numel():
-        return out
-    together = SHORT // k.shape[2]
-    _launch(
-        short_kernel, -(-q.shape[0] * q.shape[1] // together),
-        q, k, v, out, *_or(q, cosine, sine), *_strides(q, k, v, out), *_sizes(q, k, together),
-        size, context or 0, _scale(q),
-        TILE=SHORT, num_warps=short_warps(_width(q), q.element_size()),
-        **_constants(q, cosine, context, causal_inside),
-    )  # fmt: skip
+    _launch_short(q, k, v, None, None, out, None, None, cosine, sine, size, context, causal_inside)
     return out
 
 
 @attend_short.register_fake
 def _(q, k, v, cosine, sine, size, context, causal_inside):
     return _rows_like(q)
+
+
+@torch.library.custom_op("dreamstage::attend_short_after", mutates_args=())
+def attend_short_after(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_inside: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Give the output and all keys and values, those of the past first; there are no gradients."""
+    out, all_k, all_v = _rows_like(q), _rows_after(past_k, k), _rows_after(past_v, v)
+    _launch_short(
+        q, k, v, past_k, past_v, out, all_k, all_v, cosine, sine, size, context, causal_inside
+    )
+    return out, all_k, all_v
+
+
+@attend_short_after.register_fake
+def _(q, k, v, past_k, past_v, cosine, sine, size, context, causal_inside):
+    return _rows_like(q), _rows_after(past_k, k), _rows_after(past_v, v)
+
+
+def _launch_short(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor | None, past_v: Tensor | None,
+    out: Tensor, all_k: Tensor | None, all_v: Tensor | None,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_inside: bool,
+) -> None:  # fmt: skip
+    if not q.numel():
+        return
+    keys = k if all_k is None else all_k
+    together = SHORT // keys.shape[2]
+    _launch(
+        short_kernel, -(-q.shape[0] * q.shape[1] // together),
+        q, k, v, past_k, past_v, out, all_k, all_v, *_or(q, cosine, sine),
+        *_strides(q, k, v, past_k, past_v, out, all_k, all_v), *_sizes(q, keys, together),
+        size, context or 0, _scale(q),
+        TILE=SHORT, num_warps=short_warps(_width(q), q.element_size()),
+        **_constants(q, cosine, context, causal_inside),
+    )  # fmt: skip
 
 
 @torch.library.custom_op("dreamstage::attend_short_backward", mutates_args=())
@@ -241,6 +285,11 @@ attend.register_autograd(_backward, setup_context=_keep)
 attend_short.register_autograd(_backward, setup_context=_keep)
 
 
+def _kinds() -> set[torch.dtype]:
+    """What kernels multiply; the interpreter is wrong in bfloat16."""
+    return {torch.float32} if interpreted() else {torch.float32, torch.float16, torch.bfloat16}
+
+
 def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     kernel[(programs,)](*arguments, **constants)
 
@@ -256,7 +305,7 @@ def _turn(x: Tensor, turned: Tensor, cosine: Tensor | None, sine: Tensor | None,
 
 def _turned_shape(q: Tensor, k: Tensor, cosine: Tensor | None) -> tuple[int, ...]:
     """The shape of the turned keys, of no size where nothing is turned before."""
-    tiles = forward_tiles(q.shape[2], _width(q), q.element_size())
+    tiles = forward_tiles(_width(q), q.element_size())
     return (0,) if cosine is None or q.shape[2] <= 2 * tiles.rows else tuple(k.shape)
 
 
@@ -269,14 +318,21 @@ def _rows_like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
 
 
+def _rows_after(past: Tensor, x: Tensor) -> Tensor:
+    """Fresh (B, H, C + S, E) for C rows and S behind them, laid out as `_rows_like`."""
+    batch, heads, rows, head = x.shape
+    return x.new_empty(batch, past.shape[2] + rows, heads, head).transpose(1, 2)
+
+
 def _or(x: Tensor, cosine: Tensor | None, sine: Tensor | None) -> tuple[Tensor, Tensor]:
     """The angles, or x where there are none and nobody looks."""
     return (x, x) if cosine is None or sine is None else (cosine, sine)
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    """Of batch, head and row, one tensor after the other."""
-    return [stride for x in tensors for stride in x.stride()[:3]]
+def _strides(*tensors: Tensor | None) -> list[int]:
+    """Of batch, head and row, one tensor after the other; 0 where there is none."""
+    steps = [(0, 0, 0) if x is None else x.stride()[:3] for x in tensors]
+    return [step for three in steps for step in three]
 
 
 def _sizes(q: Tensor, k: Tensor, together: int | None = None) -> tuple[int, ...]:
@@ -335,6 +391,10 @@ def _all_ahead(head: int) -> list[Ahead]:
     causal = dict(CAUSAL_INSIDE=False, WINDOWED=False, TURN=True, PRECISION="tf32")
     shape = dict(HEAD=head, WIDTH=_power(head))
 
+    absent = ("past_k", "past_v", "all_k", "all_v")
+    nothing_before: dict[str, Any] = dict.fromkeys(absent)
+    nothing_before |= {f"{x}_{axis}": 0 for x in absent for axis in ("batch", "head", "row")}
+
     def by_tiles(
         name: str, kernel: Any, tiles: Tiles, tensors: str, rows: str, **more: bool
     ) -> Ahead:
@@ -345,8 +405,8 @@ def _all_ahead(head: int) -> list[Ahead]:
         )  # fmt: skip
 
     width = shape["WIDTH"]
-    forward = forward_tiles(1024, width, 2)
-    frame = turning_tiles(128, width, 2)
+    forward = forward_tiles(width, 2)
+    frame = turning_tiles(width, 2)
     for_keys, for_queries = backward_keys_tiles(width, 2), backward_queries_tiles(width, 2)
     tensors = "q k v grad logs delta"
     return [
@@ -369,8 +429,13 @@ def _all_ahead(head: int) -> list[Ahead]:
         ),
         _ahead(
             "attend_short", short_kernel, "q k v out", "q k v out",
-            constants=shape | causal | dict(TILE=SHORT), warps=short_warps(width, 2),
-            registers=168, shared=64 << 10, wgmma=True,
+            constants=shape | causal | nothing_before | dict(TILE=SHORT),
+            warps=short_warps(width, 2), registers=168, shared=64 << 10, wgmma=True,
+        ),
+        _ahead(
+            "attend_short, after a past", short_kernel, "q k v past_k past_v out all_k all_v",
+            "q k v past_k past_v out all_k all_v", constants=shape | causal | dict(TILE=SHORT),
+            warps=short_warps(width, 2), registers=224, shared=64 << 10, wgmma=True,
         ),
         _ahead(
             "attend_short, gradient", short_backward_kernel, "q k v grad for_q for_k for_v",

@@ -58,33 +58,57 @@ def _chances(query, key, seen, scale, PRECISION: tl.constexpr):
 
 @triton.jit
 def short_kernel(
-    q, k, v, out, cosine, sine,
+    q, k, v, past_k, past_v, out, all_k, all_v, cosine, sine,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    out_batch, out_head, out_row,
+    past_k_batch, past_k_head, past_k_row, past_v_batch, past_v_head, past_v_row,
+    out_batch, out_head, out_row, all_k_batch, all_k_head, all_k_row,
+    all_v_batch, all_v_head, all_v_row,
     heads, sequences, queries, keys, together, size, context, scale,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
     CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr, TURN: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Let `together` whole sequences attend."""
+    """Let `together` whole sequences attend.
+
+    With a past, k and v are as many as the queries, and all of both are written behind each other,
+    the keys as they came.
+    """
     of_queries = _lay_out(queries, together, sequences, TILE)
     of_keys = _lay_out(keys, together, sequences, TILE)
     sequence, row, rank, valid = of_queries
     key_sequence, key_place, key_rank, key_valid = of_keys
-    place = keys - queries + row
+    before = keys - queries
     q_at = _offset(sequence, row, heads, q_batch, q_head, q_row)
-    k_at = _offset(key_sequence, key_place, heads, k_batch, k_head, k_row)
-    v_at = _offset(key_sequence, key_place, heads, v_batch, v_head, v_row)
+    own_place, own = key_place, key_valid
+    if past_k is not None:
+        own_place, own = key_place - before, key_valid & (key_place >= before)
+    k_at = _offset(key_sequence, own_place, heads, k_batch, k_head, k_row)
+    v_at = _offset(key_sequence, own_place, heads, v_batch, v_head, v_row)
     if TURN:
-        query = load_turned(q, q_at, valid, 1, place, cosine, sine, HEAD, WIDTH)
-        key = load_turned(k, k_at, key_valid, 1, key_place, cosine, sine, HEAD, WIDTH)
+        query = load_turned(q, q_at, valid, 1, before + row, cosine, sine, HEAD, WIDTH)
+        key = load_turned(k, k_at, own, 1, key_place, cosine, sine, HEAD, WIDTH)
     else:
         query = load_rows(q, q_at, valid, 1, HEAD, WIDTH)
-        key = load_rows(k, k_at, key_valid, 1, HEAD, WIDTH)
-    value = load_rows(v, v_at, key_valid, 1, HEAD, WIDTH)
+        key = load_rows(k, k_at, own, 1, HEAD, WIDTH)
+    value = load_rows(v, v_at, own, 1, HEAD, WIDTH)
+    if past_k is not None:
+        old = key_valid & (key_place < before)
+        at = _offset(key_sequence, key_place, heads, past_k_batch, past_k_head, past_k_row)
+        kept = load_rows(k, k_at, own, 1, HEAD, WIDTH) + load_rows(past_k, at, old, 1, HEAD, WIDTH)
+        if TURN:
+            key += load_turned(past_k, at, old, 1, key_place, cosine, sine, HEAD, WIDTH)
+        else:
+            key = kept
+        to = _offset(key_sequence, key_place, heads, all_k_batch, all_k_head, all_k_row)
+        store_rows(all_k, kept, to, key_valid, 1, HEAD, WIDTH)
+        at = _offset(key_sequence, key_place, heads, past_v_batch, past_v_head, past_v_row)
+        value += load_rows(past_v, at, old, 1, HEAD, WIDTH)
+        to = _offset(key_sequence, key_place, heads, all_v_batch, all_v_head, all_v_row)
+        store_rows(all_v, value, to, key_valid, 1, HEAD, WIDTH)
     seen = _seen(
-        place, rank, key_place, key_rank, key_valid, keys, size, context, CAUSAL_INSIDE, WINDOWED
-    )
+        before + row, rank, key_place, key_rank, key_valid, keys, size, context,
+        CAUSAL_INSIDE, WINDOWED,
+    )  # fmt: skip
     chances = _chances(query, key, seen, scale, PRECISION)
     result = tl.dot(chances.to(value.dtype), value, input_precision=PRECISION)
     at = _offset(sequence, row, heads, out_batch, out_head, out_row)

@@ -1,8 +1,8 @@
 """RMSNorm, alone and after the addition of a branch, in one pass over memory each way.
 
 A row stays in registers from its one read to its one write.  Going back, each program walks over
-many rows and adds up its own share of the weight's gradient; the shares are added afterwards, in
-the same order every time.
+many rows, the next ones on their way to shared memory meanwhile, and adds up its own share of the
+weight's gradient; the shares are added afterwards, in the same order every time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kernels.ahead import Ahead
 from kernels.rows import (
+    add_up,
     argument_types,
     cover,
     fresh_like,
@@ -31,8 +32,8 @@ from kernels.rows import (
 
 # elements of a tile, and how many of them are a thread's
 FORWARD, BACKWARD = (1024, 32), (1024, 16)
-# of a multiprocessor, going back
-WARPS = 12
+# going back: of a multiprocessor, and tiles of rows that are read at a time
+WARPS, STAGES = 8, 4
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -112,6 +113,7 @@ def _backward(
     x, grad, grad_sum, weight, grad_x, shares, count, middle, last,
     x_outer, x_middle, x_last, grad_outer, grad_middle, grad_last, sum_outer, sum_middle, sum_last,
     eps, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """With unit = x scale and along = grad weight: scale (along - unit mean(along unit)).
 
@@ -124,7 +126,8 @@ def _backward(
         later = FIRST + tl.arange(0, REST)
         by_end = tl.load(weight + later, mask=later < WIDTH, other=0.0).to(tl.float32)[None]
         share_end = tl.zeros((ROWS, REST), tl.float32)
-    for tile in range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
+    tiles = tl.cdiv(count, ROWS)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
         row = tile * ROWS + tl.arange(0, ROWS)
         inside = row < count
         x_start = row_starts(row, middle, last, x_outer, x_middle, x_last)
@@ -166,6 +169,10 @@ def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
     return {"WIDTH": width, "FIRST": first, "REST": rest, "ROWS": rows, "num_warps": warps}
 
 
+def _back(width: int) -> dict[str, Any]:
+    return _tiles(width, *BACKWARD) | {"STAGES": STAGES}
+
+
 def _launch_forward(
     x: Tensor, branch: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor | None, Tensor]:
@@ -202,7 +209,7 @@ def _launch_backward(
         grad_sum = plain(grad_sum)
         steps = strides(grad_sum, axes)
     width = x.shape[-1]
-    count, tiles = x.numel() // width, _tiles(width, *BACKWARD)
+    count, tiles = x.numel() // width, _back(width)
     # as many as run at once, so that no multiprocessor is left with a last one of its own
     programs = processors(x) * max(1, WARPS // tiles["num_warps"])
     programs = min(programs, cover(count, tiles["ROWS"]))
@@ -211,7 +218,7 @@ def _launch_backward(
         x, grad, grad_sum, weight.contiguous(), grad_x, shares, count, *walk(x, axes),
         *strides(x, axes), *strides(grad, axes), *steps, eps, **tiles,
     )  # fmt: skip
-    return grad_x.view(shape), shares.sum(0).to(weight.dtype)
+    return grad_x.view(shape), add_up(shares, weight.dtype)
 
 
 @torch.library.custom_op("dreamstage::rms_norm", mutates_args=())
@@ -283,36 +290,34 @@ _rms_norm.register_autograd(_from_norm, setup_context=_keep)
 _add_rms_norm.register_autograd(_from_sum, setup_context=_keep_sum)
 
 
-def _case(
-    name: str, kernel: Any, width: int, tile: tuple[int, int], **pointers: str | None
-) -> Ahead:
-    constants = _tiles(width, *tile)
+def _case(name: str, kernel: Any, tiles: dict[str, Any], **pointers: str | None) -> Ahead:
+    constants = dict(tiles)
     warps = constants.pop("num_warps")
     constants |= {pointer: None for pointer, kind in pointers.items() if kind is None}
-    constants |= packed_strides(kernel, width)
+    constants |= packed_strides(kernel, tiles["WIDTH"])
     kinds = {pointer: kind for pointer, kind in pointers.items() if kind is not None}
     types = argument_types(kernel, constants, weight="*fp32", eps="fp32", **kinds)
-    return Ahead(name, kernel, types, constants, warps, registers=168, shared=4096)
+    return Ahead(name, kernel, types, constants, warps, registers=168, shared=32 << 10)
 
 
 AHEAD: list[Ahead] = [
     case
-    for width in (64, 768)
+    for width in (64, 576, 768)
     for case in (
         _case(
-            f"rms_norm {width}", _forward, width, FORWARD,
+            f"rms_norm {width}", _forward, _tiles(width, *FORWARD),
             x="*bf16", normed="*bf16", branch=None, total=None,
         ),
         _case(
-            f"add_rms_norm {width}", _forward, width, FORWARD,
+            f"add_rms_norm {width}", _forward, _tiles(width, *FORWARD),
             x="*bf16", normed="*bf16", branch="*bf16", total="*bf16",
         ),
         _case(
-            f"rms_norm backward {width}", _backward, width, BACKWARD,
+            f"rms_norm backward {width}", _backward, _back(width),
             x="*bf16", grad="*bf16", grad_sum=None, grad_x="*bf16", shares="*fp32",
         ),
         _case(
-            f"add_rms_norm backward {width}", _backward, width, BACKWARD,
+            f"add_rms_norm backward {width}", _backward, _back(width),
             x="*bf16", grad="*bf16", grad_sum="*bf16", grad_x="*bf16", shares="*fp32",
         ),
     )

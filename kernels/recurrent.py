@@ -1,25 +1,41 @@
 """The gates of a GRU, with the LayerNorm before them, in one pass over memory each way.
 
 A row of three parts stays in registers from its one read to its one write.  Going back, mean,
-deviation and gates are computed once more from the parts.  A second kernel adds up the gradients of
-weight and bias down the columns, for their sums and a row of 3 x 4,096 do not fit in one
-multiprocessor's registers; it reads once more what is still in the cache at the sizes of a step.
+deviation and gates are computed once more from the parts.  Each program then walks over many rows
+and adds up its own share of the gradients of weight and bias; the shares are added afterwards, in
+the same order every time.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import reference
 from kernels.ahead import Ahead
-from kernels.rows import argument_types, cover, processors, tile
+from kernels.rows import add_up, argument_types, cover, processors, tile
 
-# elements of a tile, and how many of them are a thread's
-FORWARD, BACKWARD = (512, 8), (256, 4)
+
+class Way(NamedTuple):
+    """How a kernel walks over rows."""
+
+    elements: int
+    """Of a part in a tile, about."""
+    each: int
+    """How many of them are a thread's."""
+    warps: int
+    """Of a multiprocessor."""
+    stages: int
+    """Tiles that are read at a time."""
+
+
+FORWARD, BACKWARD = Way(2048, 16, 16, 2), Way(1024, 8, 12, 3)
+# with LayerNorm: the sums of six wider rows do not fit in one multiprocessor's registers
+WIDEST = 2048
 
 
 def gru_step(
@@ -29,9 +45,11 @@ def gru_step(
     bias: Tensor | None = None,
     eps: float = 1e-3,
 ) -> Tensor:
-    """As `kernels.gru_step`."""
+    """As `kernels.gru_step`; very wide states with LayerNorm are left to PyTorch."""
     if weight is None or bias is None:
         weight = bias = None
+    elif state.shape[-1] > WIDEST:
+        return reference.gru_step(parts, state, weight, bias, eps)
     return _gru_step(parts, state, weight, bias, eps)
 
 
@@ -54,36 +72,56 @@ def _tanh(x):
 
 
 @triton.jit
+def _three(source, column, within, WIDTH: tl.constexpr) -> Any:
+    """Read three parts that all rows share."""
+    return (
+        _part(source, column, 0, within, WIDTH),
+        _part(source, column, 1, within, WIDTH),
+        _part(source, column, 2, within, WIDTH),
+    )
+
+
+@triton.jit
+def _centred(reset, candidate, update, mask, eps, WIDTH: tl.constexpr) -> Any:
+    """Norm the three parts of each row together; give what they were scaled by, too."""
+    mean = _mean(reset, candidate, update, WIDTH)
+    reset = tl.where(mask, reset - mean, 0.0)
+    candidate = tl.where(mask, candidate - mean, 0.0)
+    update = tl.where(mask, update - mean, 0.0)
+    square = _mean(reset * reset, candidate * candidate, update * update, WIDTH)
+    scale = tl.rsqrt(square + eps)
+    return reset * scale, candidate * scale, update * scale, scale
+
+
+@triton.jit
 def _forward(
     parts, state, weight, bias, result, count, eps,
-    WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Take a step of the states of ROWS rows."""
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
+    """Take a step of the states of ROWS rows at a time."""
     column = tl.arange(0, TILE)[None]
     within = column < WIDTH
-    mask = (row < count) & within
-    place = row * (3 * WIDTH) + column
-    reset = _part(parts, place, 0, mask, WIDTH)
-    candidate = _part(parts, place, 1, mask, WIDTH)
-    update = _part(parts, place, 2, mask, WIDTH)
-    old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
     if weight is not None:
-        mean = _mean(reset, candidate, update, WIDTH)
-        reset = tl.where(mask, reset - mean, 0.0)
-        candidate = tl.where(mask, candidate - mean, 0.0)
-        update = tl.where(mask, update - mean, 0.0)
-        square = _mean(reset * reset, candidate * candidate, update * update, WIDTH)
-        scale = tl.rsqrt(square + eps)
-        reset *= scale * _part(weight, column, 0, within, WIDTH)
-        reset += _part(bias, column, 0, within, WIDTH)
-        candidate *= scale * _part(weight, column, 1, within, WIDTH)
-        candidate += _part(bias, column, 1, within, WIDTH)
-        update *= scale * _part(weight, column, 2, within, WIDTH)
-        update += _part(bias, column, 2, within, WIDTH)
-    fresh = _tanh(tl.sigmoid(reset) * candidate)
-    value = old + tl.sigmoid(update - 1) * (fresh - old)
-    tl.store(result + row * WIDTH + column, value.to(result.dtype.element_ty), mask=mask)
+        by = _three(weight, column, within, WIDTH)
+        by_reset, by_candidate, by_update = by
+        more = _three(bias, column, within, WIDTH)
+        more_reset, more_candidate, more_update = more
+    tiles = tl.cdiv(count, ROWS)
+    for step in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+        row = (step * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
+        mask = (row < count) & within
+        given = _three(parts, row * (3 * WIDTH) + column, mask, WIDTH)
+        reset, candidate, update = given
+        old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
+        if weight is not None:
+            centred = _centred(reset, candidate, update, mask, eps, WIDTH)
+            reset, candidate, update, _ = centred
+            reset = reset * by_reset + more_reset
+            candidate = candidate * by_candidate + more_candidate
+            update = update * by_update + more_update
+        fresh = _tanh(tl.sigmoid(reset) * candidate)
+        value = old + tl.sigmoid(update - 1) * (fresh - old)
+        tl.store(result + row * WIDTH + column, value.to(result.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -106,114 +144,83 @@ def _pull_back(reset, candidate, update, old, up):
 
 @triton.jit
 def _backward(
-    parts, state, weight, bias, grad, for_parts, for_state, means, scales, count, eps,
-    WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
+    parts, state, weight, bias, grad, for_parts, for_state, shares, count, eps,
+    WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Pull the gradient of ROWS rows back to parts and state; keep what the norm found out."""
-    line = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row = line[:, None].to(tl.int64)
+    """Pull gradients back to parts and state, ROWS rows at a time.
+
+    shares: (programs, 6 WIDTH) float32, sums over a program's rows of the gradients of weight and
+    of bias.
+    """
     column = tl.arange(0, TILE)[None]
     within = column < WIDTH
-    mask = (row < count) & within
-    place = row * (3 * WIDTH) + column
-    reset = _part(parts, place, 0, mask, WIDTH)
-    candidate = _part(parts, place, 1, mask, WIDTH)
-    update = _part(parts, place, 2, mask, WIDTH)
-    old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
-    up = _part(grad, row * WIDTH + column, 0, mask, WIDTH)
     if weight is not None:
-        mean = _mean(reset, candidate, update, WIDTH)
-        x_reset = tl.where(mask, reset - mean, 0.0)
-        x_candidate = tl.where(mask, candidate - mean, 0.0)
-        x_update = tl.where(mask, update - mean, 0.0)
-        square = _mean(x_reset * x_reset, x_candidate * x_candidate, x_update * x_update, WIDTH)
-        scale = tl.rsqrt(square + eps)
-        tl.store(means + line[:, None], mean, mask=row < count)
-        tl.store(scales + line[:, None], scale, mask=row < count)
-        x_reset, x_candidate, x_update = x_reset * scale, x_candidate * scale, x_update * scale
-        reset = x_reset * _part(weight, column, 0, within, WIDTH)
-        reset += _part(bias, column, 0, within, WIDTH)
-        candidate = x_candidate * _part(weight, column, 1, within, WIDTH)
-        candidate += _part(bias, column, 1, within, WIDTH)
-        update = x_update * _part(weight, column, 2, within, WIDTH)
-        update += _part(bias, column, 2, within, WIDTH)
-    pulled = _pull_back(reset, candidate, update, old, up)
-    reset, candidate, update, old = pulled
-    tl.store(for_state + row * WIDTH + column, old.to(for_state.dtype.element_ty), mask=mask)
-    if weight is not None:
-        reset *= _part(weight, column, 0, within, WIDTH)
-        candidate *= _part(weight, column, 1, within, WIDTH)
-        update *= _part(weight, column, 2, within, WIDTH)
-        mean = _mean(reset, candidate, update, WIDTH)
-        along = _mean(reset * x_reset, candidate * x_candidate, update * x_update, WIDTH)
-        reset = scale * (reset - mean - x_reset * along)
-        candidate = scale * (candidate - mean - x_candidate * along)
-        update = scale * (update - mean - x_update * along)
-    _store_three(for_parts, place, reset, candidate, update, mask, WIDTH)
-
-
-@triton.jit
-def _share(
-    parts, state, weight, bias, grad, means, scales, shares, count,
-    WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
-):  # fmt: skip
-    """Add up the gradients of weight and bias over a share of the rows, TILE columns at a time.
-
-    shares: (programs, 2, 3 WIDTH) float32.
-    """
-    column = (tl.program_id(1) * TILE + tl.arange(0, TILE))[None]
-    within = column < WIDTH
-    zeros = tl.zeros((ROWS, TILE), tl.float32)
-    w_reset, w_candidate, w_update = zeros, zeros, zeros
-    b_reset, b_candidate, b_update = zeros, zeros, zeros
-    for step in range(tl.program_id(0), tl.cdiv(count, ROWS), tl.num_programs(0)):
-        line = (step * ROWS + tl.arange(0, ROWS))[:, None]
-        row = line.to(tl.int64)
+        by = _three(weight, column, within, WIDTH)
+        by_reset, by_candidate, by_update = by
+        more = _three(bias, column, within, WIDTH)
+        more_reset, more_candidate, more_update = more
+        zeros = tl.zeros((ROWS, TILE), tl.float32)
+        w_reset, w_candidate, w_update = zeros, zeros, zeros
+        b_reset, b_candidate, b_update = zeros, zeros, zeros
+    tiles = tl.cdiv(count, ROWS)
+    for step in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+        row = (step * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
         mask = (row < count) & within
         place = row * (3 * WIDTH) + column
-        mean = tl.load(means + line, mask=line < count, other=0.0)
-        scale = tl.load(scales + line, mask=line < count, other=0.0)
-        x_reset = (_part(parts, place, 0, mask, WIDTH) - mean) * scale
-        x_candidate = (_part(parts, place, 1, mask, WIDTH) - mean) * scale
-        x_update = (_part(parts, place, 2, mask, WIDTH) - mean) * scale
+        given = _three(parts, place, mask, WIDTH)
+        reset, candidate, update = given
         old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
         up = _part(grad, row * WIDTH + column, 0, mask, WIDTH)
-        reset = x_reset * _part(weight, column, 0, within, WIDTH)
-        reset += _part(bias, column, 0, within, WIDTH)
-        candidate = x_candidate * _part(weight, column, 1, within, WIDTH)
-        candidate += _part(bias, column, 1, within, WIDTH)
-        update = x_update * _part(weight, column, 2, within, WIDTH)
-        update += _part(bias, column, 2, within, WIDTH)
+        if weight is not None:
+            centred = _centred(reset, candidate, update, mask, eps, WIDTH)
+            x_reset, x_candidate, x_update, scale = centred
+            reset = x_reset * by_reset + more_reset
+            candidate = x_candidate * by_candidate + more_candidate
+            update = x_update * by_update + more_update
         pulled = _pull_back(reset, candidate, update, old, up)
-        reset, candidate, update, _ = pulled
-        w_reset += reset * x_reset
-        w_candidate += candidate * x_candidate
-        w_update += update * x_update
-        b_reset += reset
-        b_candidate += candidate
-        b_update += update
-    own = tl.program_id(0).to(tl.int64) * (6 * WIDTH) + column
-    _store_three(
-        shares, own, tl.sum(w_reset, axis=0)[None], tl.sum(w_candidate, axis=0)[None],
-        tl.sum(w_update, axis=0)[None], within, WIDTH,
-    )  # fmt: skip
-    _store_three(
-        shares, own + 3 * WIDTH, tl.sum(b_reset, axis=0)[None], tl.sum(b_candidate, axis=0)[None],
-        tl.sum(b_update, axis=0)[None], within, WIDTH,
-    )  # fmt: skip
+        reset, candidate, update, old = pulled
+        tl.store(for_state + row * WIDTH + column, old.to(for_state.dtype.element_ty), mask=mask)
+        if weight is not None:
+            w_reset += reset * x_reset
+            w_candidate += candidate * x_candidate
+            w_update += update * x_update
+            b_reset += reset
+            b_candidate += candidate
+            b_update += update
+            reset, candidate, update = (
+                reset * by_reset,
+                candidate * by_candidate,
+                update * by_update,
+            )
+            mean = _mean(reset, candidate, update, WIDTH)
+            along = _mean(reset * x_reset, candidate * x_candidate, update * x_update, WIDTH)
+            reset = scale * (reset - mean - x_reset * along)
+            candidate = scale * (candidate - mean - x_candidate * along)
+            update = scale * (update - mean - x_update * along)
+        _store_three(for_parts, place, reset, candidate, update, mask, WIDTH)
+    if weight is not None:
+        own = tl.program_id(0).to(tl.int64) * (6 * WIDTH) + column
+        _store_three(
+            shares, own, tl.sum(w_reset, axis=0)[None], tl.sum(w_candidate, axis=0)[None],
+            tl.sum(w_update, axis=0)[None], within, WIDTH,
+        )  # fmt: skip
+        _store_three(
+            shares, own + 3 * WIDTH, tl.sum(b_reset, axis=0)[None],
+            tl.sum(b_candidate, axis=0)[None], tl.sum(b_update, axis=0)[None], within, WIDTH,
+        )  # fmt: skip
 
 
-def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
-    """Choose a tile of about so many elements a part, and warps to give each thread so many."""
+def _tiles(width: int, way: Way) -> dict[str, Any]:
     columns = tile(width)
-    rows = max(1, elements // columns)
-    warps = max(1, min(16, columns * rows // (32 * each)))
-    return {"WIDTH": width, "TILE": columns, "ROWS": rows, "num_warps": warps}
+    rows = max(1, way.elements // columns)
+    warps = max(1, min(16, columns * rows // (32 * way.each)))
+    return {"WIDTH": width, "TILE": columns, "ROWS": rows, "STAGES": way.stages, "num_warps": warps}
 
 
-def _columns(width: int) -> dict[str, Any]:
-    """Choose a tile for `_share`: in bfloat16 a row of it is two whole lines of 128 bytes."""
-    return {"WIDTH": width, "TILE": 128, "ROWS": 4, "num_warps": 4}
+def _programs(x: Tensor, count: int, tiles: dict[str, Any], way: Way) -> int:
+    """As many as run at once, so that no multiprocessor is left with a last one of its own."""
+    programs = processors(x) * max(1, way.warps // tiles["num_warps"])
+    return min(programs, cover(count, tiles["ROWS"]))
 
 
 @torch.library.custom_op("dreamstage::gru_step", mutates_args=())
@@ -224,8 +231,8 @@ def _gru_step(
     result = torch.empty_like(state)
     if state.numel():
         width = state.shape[-1]
-        count, tiles = state.numel() // width, _tiles(width, *FORWARD)
-        _forward[(cover(count, tiles["ROWS"]),)](
+        count, tiles = state.numel() // width, _tiles(width, FORWARD)
+        _forward[(_programs(parts, count, tiles, FORWARD),)](
             parts, state, weight, bias, result, count, eps, **tiles
         )
     return result
@@ -251,21 +258,16 @@ def _gru_step_backward(
     learned = parts.new_zeros(_learned(weight, width), dtype=torch.float32)
     if not state.numel():
         return for_parts, for_state, learned
-    count, tiles = state.numel() // width, _tiles(width, *BACKWARD)
-    means, scales = parts.new_empty((2, count), dtype=torch.float32)
-    _backward[(cover(count, tiles["ROWS"]),)](
-        parts, state, weight, bias, grad, for_parts, for_state, means, scales, count, eps, **tiles
-    )
+    count, tiles = state.numel() // width, _tiles(width, BACKWARD)
+    programs = _programs(parts, count, tiles, BACKWARD)
+    shares = None
     if weight is not None:
-        tiles = _columns(width)
-        across = cover(width, tiles["TILE"])
-        # twice as many programs as processors, and rows enough for each
-        programs = min(cover(2 * processors(parts), across), cover(count, 8 * tiles["ROWS"]))
-        shares = parts.new_empty((programs, 2, 3 * width), dtype=torch.float32)
-        _share[(programs, across)](
-            parts, state, weight, bias, grad, means, scales, shares, count, **tiles
-        )
-        learned = shares.sum(0)
+        shares = parts.new_empty((programs, 6 * width), dtype=torch.float32)
+    _backward[(programs,)](
+        parts, state, weight, bias, grad, for_parts, for_state, shares, count, eps, **tiles,
+    )  # fmt: skip
+    if shares is not None:
+        learned = add_up(shares, torch.float32).view(2, -1)
     return for_parts, for_state, learned
 
 
@@ -312,21 +314,21 @@ _gru_step.register_autograd(_from_next, setup_context=_keep)
 
 
 def _case(kernel: Any, name: str, tiles: dict[str, Any], normed: bool) -> Ahead:
-    constants: dict[str, Any] = tiles | dict.fromkeys(() if normed else ("weight", "bias"))
+    absent = [] if normed else [x for x in kernel.arg_names if x in ("weight", "bias", "shares")]
+    constants: dict[str, Any] = tiles | dict.fromkeys(absent)
     warps = constants.pop("num_warps")
     pointers = ("parts", "state", "result", "grad", "for_parts", "for_state")
     known = dict.fromkeys(pointers, "*bf16") | {"eps": "fp32"}
-    known |= dict.fromkeys(("weight", "bias", "means", "scales", "shares"), "*fp32")
+    known |= dict.fromkeys(("weight", "bias", "shares"), "*fp32")
     types = argument_types(kernel, constants, **known)
     name += f" {tiles['WIDTH']}" + " with LayerNorm" * normed
-    return Ahead(name, kernel, types, constants, warps, registers=128, shared=4096)
+    return Ahead(name, kernel, types, constants, warps, registers=255, shared=48 << 10)
 
 
 AHEAD: list[Ahead] = []
-for _width in (600, 4096):
+for _width in (600, WIDEST):
     for _normed in (False, True):
         AHEAD += [
-            _case(_forward, "gru_step", _tiles(_width, *FORWARD), _normed),
-            _case(_backward, "gru_step backward", _tiles(_width, *BACKWARD), _normed),
+            _case(_forward, "gru_step", _tiles(_width, FORWARD), _normed),
+            _case(_backward, "gru_step backward", _tiles(_width, BACKWARD), _normed),
         ]
-    AHEAD.append(_case(_share, "gru_step shares", _columns(_width), True))

@@ -83,6 +83,27 @@ def processors(x: Tensor) -> int:
     return torch.cuda.get_device_properties(x.device).multi_processor_count
 
 
+@triton.jit
+def _add_up(shares, total, count, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    column = (tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS))[None]
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for first in range(0, count, ROWS):
+        row = first + tl.arange(0, ROWS)[:, None]
+        mask = (row < count) & (column < width)
+        sums += tl.load(shares + row * width + column, mask=mask, other=0.0)
+    whole = tl.sum(sums, axis=0)[None].to(total.dtype.element_ty)
+    tl.store(total + column, whole, mask=column < width)
+
+
+def add_up(shares: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sum float32 (programs, width) over programs, in the same order every time: (width,)."""
+    count, width = shares.shape
+    total = shares.new_empty(width, dtype=dtype)
+    tile: dict[str, Any] = dict(ROWS=64, COLUMNS=32, num_warps=8)
+    _add_up[(cover(width, tile["COLUMNS"]),)](shares, total, count, width, **tile)
+    return total
+
+
 def argument_types(kernel: Any, constants: dict[str, Any], **known: str) -> dict[str, str]:
     """Types of a kernel's arguments for `Ahead`: those known, and sizes and strides."""
     names = [name for name in kernel.arg_names if name not in constants]

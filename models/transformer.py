@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from kernels import View, add_rms_norm, attend_cache, attention, rms_norm, rotate, swiglu
+from kernels import (
+    View,
+    add_rms_norm,
+    attend_cache,
+    attention,
+    attention_after,
+    norm_linear,
+    rms_norm,
+    rotate,
+)
 
 
 @dataclass(frozen=True)
@@ -163,17 +172,16 @@ class Layer(nn.Module):
         Returns the same two after the layer, and the keys and values seen.
         """
         x, q, k, v = self.project(x, branch)
-        if past is not None:
-            k = torch.cat([past[0].to(k.dtype), k], dim=2)
-            v = torch.cat([past[1].to(v.dtype), v], dim=2)
-        seen = attention(q, k, v, view, angles)
+        if past is None:
+            seen = attention(q, k, v, view, angles)
+        else:
+            seen, k, v = attention_after(q, k, v, past, view, angles)
         x, branch = self.finish(x, seen)
         return x, branch, k, v
 
     def project(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Add the branch to x, (B, S, D): queries, keys and values, (B, H, S, E), not turned."""
-        x, normed = _add_norm(x, branch, self.attention_norm)
-        qkv = self.qkv(normed)
+        x, qkv = norm_linear(x, branch, self.attention_norm.weight, self.qkv)
         q, k, v = rearrange(qkv, "B S (three H E) -> three B H S E", three=3, H=self.config.heads)
         return x, self.query_norm(q), self.key_norm(k), v
 
@@ -181,8 +189,8 @@ class Layer(nn.Module):
         """Add what attention saw, (B, H, S, E), to x, (B, S, D): it, and the feed-forward branch
         that is to be added."""
         branch = self.dropout(self.out(rearrange(seen, "B H S E -> B S (H E)")))
-        x, normed = _add_norm(x, branch, self.feed_norm)
-        return x, self.dropout(self.down(swiglu(self.gate_up(normed))))
+        x, gated = norm_linear(x, branch, self.feed_norm.weight, self.gate_up, gated=True)
+        return x, self.dropout(self.down(gated))
 
 
 def _add_norm(x: Tensor, branch: Tensor | None, norm: RmsNorm) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,52 @@ def test_queries_after_a_cache_see_what_they_see_without(keys):
         assert torch.allclose(part, whole[:, :, -part.shape[2] :], atol=1e-6)
 
 
+@each_place
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("past", "own", "view"),
+    [
+        (1, 1, View(1, 3)),
+        (12, 6, View(6, 3)),
+        (12, 6, View(6, 2, causal_inside=True)),
+        (60, 4, View(4)),
+    ],
+    ids=str,
+)
+def test_a_past_is_seen_and_kept_with_what_follows_it(past, own, view, turned, place):
+    (q, k, v), angles = given(3, 2, own, past + own, 24, turned)
+    q, k, v = (x.to(*place) for x in (q, k, v))
+    cosine, sine = (a.float().to(place[0]) for a in angles) if turned else (None, None)
+    angles = None if cosine is None or sine is None else (cosine, sine)
+    past_k, past_v = (x[:, :, :past].mT.contiguous().mT for x in (k, v))
+    own_k, own_v = (x[:, :, past:] for x in (k, v))
+    wide = None if angles is None else (angles[0].double(), angles[1].double())
+    truth = reference.attention(q.double(), k.double(), v.double(), view, wide)
+    usual = reference.attention(q, k, v, view, angles)
+    with triton_kernels(), torch.no_grad():
+        assert attend.attention_after(q, own_k, own_v, (past_k, past_v), view, angles) is not None
+        found = kernels.attention_after(q, own_k, own_v, (past_k, past_v), view, angles)
+    seen, keys, values = found
+    assert torch.equal(keys, k) and torch.equal(values, v)
+    slack = 1e-6 if place[1] == torch.float32 else 2e-3
+    off, known_off = (seen - truth).norm(), (usual - truth).norm()
+    assert off <= 1.5 * known_off + slack * truth.norm()
+
+
+def test_a_past_of_another_type_or_with_gradients_is_left_to_torch():
+    (q, k, v), _ = given(1, 1, 2, 4, 16, False)
+    q, k, v = (x.float() for x in (q, k, v))
+    past, own_k, own_v = (k[:, :, :2], v[:, :, :2]), k[:, :, 2:], v[:, :, 2:]
+    with triton_kernels():
+        assert attend.attention_after(q, own_k, own_v, past, View(2), None) is None
+        with torch.no_grad():
+            narrow = (past[0].half(), past[1].half())
+            assert attend.attention_after(q, own_k, own_v, narrow, View(2), None) is None
+            assert (
+                kernels.attention_after(q, own_k, own_v, narrow, View(2))[1].dtype == torch.float32
+            )
+
+
 @pytest.mark.parametrize("keys", [24, 72])
 def test_views_of_a_packed_projection_are_as_good_as_copies(keys):
     packed = drawn(1, keys, 3, 2, 16).float().requires_grad_()
@@ -168,6 +214,14 @@ def test_the_operations_are_what_they_are_registered_as(keys):
         kept = () if short else operation(*leaves, *shape)
         tensors = [x.detach() for x in (q, q, k, v, *kept)]
         torch.library.opcheck(back, (*tensors, *shape), test_utils=OPCHECKS)
+
+
+def test_a_past_is_what_it_is_registered_as():
+    (q, k, v), angles = given(1, 2, 4, 12, 16)
+    q, k, v, cosine, sine = (x.float() for x in (q, k, v, *angles))
+    given_all = (q, k[:, :, 8:], v[:, :, 8:], k[:, :, :8], v[:, :, :8], cosine, sine, 4, 2, True)
+    with triton_kernels():
+        torch.library.opcheck(attend.attend_short_after, given_all, test_utils=OPCHECKS[:2])
 
 
 @needs_gpu

@@ -219,11 +219,16 @@ def test_a_pool_is_many_single_simulators():
             rolled = pool.rollout(starts, np.zeros((5, 2)), targets.transpose(1, 0, 2)[:, None])
             active = np.array([True, False, True, True, True])
             after, _ = pool.step(targets[0], active)
+            pool.step(targets[1])
+            later, then = pool.frames(active), pool.frames()
         for i, (state, coverage, frame) in enumerate(singles):
             assert np.array_equal(states[i], state)
             assert coverages[i] == pytest.approx(coverage, abs=1e-9)
             assert np.array_equal(frames[i], frame.transpose(2, 0, 1))
             assert np.array_equal(rolled[i, 0], state)
+        changed = [not np.array_equal(a, b) for a, b in zip(frames, later, strict=True)]
+        assert changed == active.tolist()
+        assert np.array_equal(later[active], then[active]) and not np.array_equal(later, then)
         assert np.array_equal(after[1], states[1]) and not np.array_equal(after[0], states[0])
 
 

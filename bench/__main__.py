@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from bench import picture, table
+from bench.cases import OPERATIONS
 from bench.pairs import Options, Row, Wrong
 from evaluation.parts import write_json
 from pipeline.cli import run
@@ -48,17 +49,16 @@ class Config:
     keep: bool = False
     """On a GPU: write how kernels fare against torch.compile to kernels/measured.json, by which
     --kernels auto chooses."""
+    only: tuple[str, ...] = ()
+    """Of the area kernels only these operations: rms_norm, attention_blocks ..."""
     threads: int | None = None
     """Threads of PyTorch, if not its own choice."""
 
 
 def main(config: Config) -> None:
     areas = config.areas or AREAS
-    for area in areas:
-        if area not in AREAS:
-            near = difflib.get_close_matches(area, AREAS, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown area {area!r}; {hint}there are: {', '.join(AREAS)}")
+    check_known("area", areas, AREAS)
+    check_known("operation", config.only, OPERATIONS)
     rounds = config.rounds or (5 if config.quick else 10)
     if rounds < 1:
         raise ValueError(f"--rounds {rounds} measures nothing; it starts at 1")
@@ -68,7 +68,7 @@ def main(config: Config) -> None:
         torch.set_num_threads(config.threads)
     device = pick_device()
     options = Options(
-        rounds, config.quick, device, config.run, torch.get_num_threads(), config.keep
+        rounds, config.quick, device, config.run, torch.get_num_threads(), config.keep, config.only
     )
     before, about = table.load(), table.machine(device)
     print(table.heading(about, before))
@@ -95,6 +95,15 @@ def main(config: Config) -> None:
     print(f"\nload {result['load']['after']} after; {taken}")
     missed = sum(row.met is False for row in found)
     print(f"bench: {len(found)} rows, {missed} below their bar; {config.out / 'bench.json'}")
+
+
+def check_known(what: str, asked: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """ValueError for a name that there is not, with the nearest that there is."""
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"unknown {what} {name!r}; {hint}there are: {', '.join(known)}")
 
 
 def measured(area: str, options: Options) -> Iterator[Row]:

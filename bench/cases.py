@@ -19,6 +19,10 @@ from bench.near import Operation
 from kernels import View, reference, written
 from kernels.choice import attention_kind
 
+OPERATIONS = (
+    "rms_norm", "add_rms_norm", "swiglu", "rotate", "norm_linear", "attention", "attention_blocks",
+    "attention_short", "attend_cache", "linear_cross_entropy", "gru_step", "assign",
+)  # fmt: skip
 COMPILED, EAGER, LIGER = "torch.compile", "eager PyTorch", "Liger-Kernel"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 import kernels
 from bench import assigning, attention_peers
 from bench.captured import CALLS, Step, captured
-from bench.cases import COMPILED, EAGER, LIGER, Case, cases
+from bench.cases import COMPILED, EAGER, LIGER, OPERATIONS, Case, cases
 from bench.ceilings import MACHINE, measured
 from bench.memory import memory_rows
 from bench.near import Operation, check_near, floating
@@ -44,10 +44,13 @@ def rows(options: Options) -> Iterator[Row]:
     against_compile: dict[str, list[float]] = {}
     kernels.choose("triton" if on_gpu else "torch")
     try:
+        asked = options.only or OPERATIONS
         for case in cases(options.device, torch.bfloat16 if on_gpu else torch.float32):
+            if case.operation not in asked:
+                continue
             kept = against_compile.setdefault(case.operation, [])
             yield from _safely(case.what, partial(_raced, case, options), kept)
-        for size in assigning.sizes(options.device):
+        for size in assigning.sizes(options.device) if "assign" in asked else ():
             kept = against_compile.setdefault("assign", [])
             yield from _safely(assigning.named(size), partial(assigning.raced, size, options), kept)
     finally:

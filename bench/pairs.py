@@ -39,6 +39,8 @@ class Options:
     """Threads of PyTorch."""
     keep: bool = False
     """Write what kernels measured into kernels/measured.json."""
+    only: tuple[str, ...] = ()
+    """Of kernels, these operations; all if none is named."""
 
 
 @dataclass(frozen=True)

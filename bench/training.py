@@ -180,6 +180,9 @@ def measure(options: Options, work: Work, compiled: bool = True) -> Iterator[Row
         if not on_gpu:  # on CPUs it can be faster than SDPA, for sequences as short as these
             name = f"{name_of('eager', precision)}, compile"
             theirs[name] = their("eager", precision, "default")
+    for group in (ours, theirs):
+        for name, reason in drop_broken(group).items():
+            yield Row("training", what, name, "", note=f"broken off, {reason}")
     runners = ours | theirs
     check_losses(runners, name_of(exact, "fp32"))
     if on_gpu:
@@ -242,6 +245,18 @@ def check_gradients(model: TokenModel, batch: tuple[Tensor, Tensor], near: float
         if not off < near:
             raise Wrong(f"the gradient of weight {number} is {off:.1%} off Hugging Face's")
     model.zero_grad(set_to_none=True)
+
+
+def drop_broken(runners: dict[str, Callable[[], Tensor]]) -> dict[str, str]:
+    """Take a step with everyone; who cannot is taken out, and says why: the others are raced."""
+    reasons = {}
+    for name, runner in list(runners.items()):
+        try:
+            runner()
+        except Exception as problem:
+            reasons[name] = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
+            del runners[name]
+    return reasons
 
 
 def check_losses(

@@ -7,7 +7,7 @@ than arithmetic; there are no gradients.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -90,9 +90,26 @@ def norm_linear(
     return x if branch is None else total, product
 
 
+class Tile(NamedTuple):
+    """How much a program does, and with what."""
+
+    rows: int
+    columns: int
+    chunk: int
+    """Of a row, at a time."""
+    warps: int
+    stages: int
+
+
+ONE, MANY = Tile(16, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3)
+
+
 def _tiles(count: int, width: int, gated: bool) -> dict[str, Any]:
-    rows, chunk = 16 if count <= 16 else 64, max(16, min(64, tile(width)))
-    return dict(WIDTH=width, ROWS=rows, COLUMNS=64, CHUNK=chunk, GATED=gated, num_warps=4)
+    size = ONE if count <= ONE.rows else MANY
+    return dict(
+        WIDTH=width, ROWS=size.rows, COLUMNS=size.columns, GATED=gated,
+        CHUNK=max(16, min(size.chunk, tile(width))), num_warps=size.warps, num_stages=size.stages,
+    )  # fmt: skip
 
 
 @torch.library.custom_op("dreamstage::norm_linear", mutates_args=())
@@ -133,12 +150,12 @@ def _(
 
 def _case(name: str, count: int, width: int, gated: bool) -> Ahead:
     constants = _tiles(count, width, gated)
-    warps = constants.pop("num_warps")
+    warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
     known = {"weight": "*fp32", "x": "*fp32", "total": "*fp32", "eps": "fp32"}
     known |= dict.fromkeys(("branch", "matrix", "result"), "*bf16")
     types = argument_types(_norm_linear, constants, **known)
     return Ahead(
-        name, _norm_linear, types, constants, warps, registers=255, shared=100 << 10,
+        name, _norm_linear, types, constants, warps, stages, registers=255, shared=100 << 10,
         wgmma=count > 16,
     )  # fmt: skip
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from bench import kernels as kernel_area
+from bench import training
 from bench.__main__ import AREAS, Config, main
-from bench.cases import cases
+from bench.cases import OPERATIONS, cases
 from bench.pairs import Options
 from kernels import choice, reference
 
@@ -62,6 +63,28 @@ def test_an_unknown_area_is_one_line():
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr.count("\n") == 1
     assert "did you mean loading?" in ended.stderr and "ceilings" in ended.stderr
+
+
+def test_only_named_operations_are_measured(monkeypatch):
+    with pytest.raises(ValueError, match="did you mean norm_linear?"):
+        main(Config(("kernels",), only=("norm_lin",)))
+    every = list(cases(torch.device("cpu"), torch.float32))
+    assert {case.operation for case in every} | {"assign"} == set(OPERATIONS)
+    raced = []
+    monkeypatch.setattr(
+        kernel_area, "_raced", lambda case, _: iter(raced.append(case.operation) or ())
+    )
+    list(kernel_area.rows(Options(rounds=1, only=("gru_step", "rotate"))))
+    assert raced == ["rotate", "gru_step"]
+
+
+def test_who_cannot_take_a_step_is_named_and_the_others_are_raced():
+    def breaks():
+        raise RuntimeError("no such\nbackend")
+
+    runners = {"one": lambda: torch.zeros(()), "two": breaks}
+    assert training.drop_broken(runners) == {"two": "RuntimeError: no such backend"}
+    assert list(runners) == ["one"]
 
 
 def test_every_area_is_a_documented_module_with_rows():

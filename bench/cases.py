@@ -20,7 +20,7 @@ from kernels import View, reference, written
 from kernels.choice import attention_kind
 
 OPERATIONS = (
-    "rms_norm", "add_rms_norm", "swiglu", "rotate", "norm_linear", "attention", "attention_blocks",
+    "rms_norm", "add_rms_norm", "swiglu", "rotate", "attention", "attention_blocks",
     "attention_short", "attend_cache", "linear_cross_entropy", "gru_step", "assign",
 )  # fmt: skip
 COMPILED, EAGER, LIGER = "torch.compile", "eager PyTorch", "Liger-Kernel"
@@ -56,7 +56,6 @@ def cases(device: torch.device, kind: torch.dtype) -> Iterator[Case]:
     on_gpu = device.type == "cuda"
     make = partial(_drawn, device=device, kind=kind)
     yield from _pointwise(make, 65_536 if on_gpu else 2048)
-    yield from _before_products(make, on_gpu)
     yield from _attentions(make, on_gpu)
     yield _attention_after(make, on_gpu)
     yield _attend_cache(make, on_gpu)
@@ -110,36 +109,6 @@ def _pointwise(make: Callable[..., Tensor], rows: int) -> Iterator[Case]:
         peers=_liger("rope", lambda f: lambda q, k: f(q, k, *(a[:, : q.shape[2]] for a in both))),
         traffic=(4 * once, 8 * once),
     )  # fmt: skip
-
-
-def _before_products(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:
-    """A step of imagination of a small model: 300 candidates of one token."""
-    rows, width = (300, 192) if on_gpu else (32, 64)
-    for outputs, gated in ((3 * width, False), (16 * width, True)):
-
-        def call(
-            x: Tensor, branch: Tensor, weight: Tensor, matrix: Tensor, gated=gated
-        ) -> tuple[Tensor, Tensor]:
-            linear = torch.nn.Linear(*matrix.shape[::-1], bias=False, device="meta")
-            linear.weight = torch.nn.Parameter(matrix, requires_grad=False)
-            with torch.no_grad():
-                return kernels.norm_linear(x, branch, weight, linear, gated)
-
-        def path(
-            x: Tensor, branch: Tensor, weight: Tensor, matrix: Tensor, gated=gated
-        ) -> tuple[Tensor, Tensor]:
-            total, normed = reference.add_rms_norm(x, branch, weight)
-            product = normed @ matrix.T
-            return total, reference.swiglu(product) if gated else product
-
-        wide = outputs * 2 if gated else outputs
-        yield Case(
-            "norm_linear", f"norm_linear {rows} x {width} to {outputs}" + ", gated" * gated,
-            call, partial(reference.norm_linear, gated=gated),
-            [make(rows, width), make(rows, width), make(width), make(wide, width)],
-            [make(37, 100), make(37, 100), make(100), make(66, 100)],
-            path=path, grads=False,
-        )  # fmt: skip
 
 
 def _attention_after(make: Callable[..., Tensor], on_gpu: bool) -> Case:

@@ -7,7 +7,7 @@ same mathematics in PyTorch elsewhere.  Triton is imported only where it runs.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels import reference, written
 from kernels.choice import Kernels, attention_kind, choose, describe, use_triton
@@ -28,7 +28,6 @@ __all__ = [
     "describe",
     "gru_step",
     "linear_cross_entropy",
-    "norm_linear",
     "rms_norm",
     "rotate",
     "swiglu",
@@ -40,7 +39,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
 
     x: (..., D), any float dtype.  weight: (D,).  Returns (..., D) in x's dtype.
     """
-    if use_triton("rms_norm", x):
+    if use_triton("rms_norm", x, fuses=True):
         from kernels import norm
 
         return norm.rms_norm(x, weight, eps)
@@ -79,39 +78,12 @@ def add_rms_norm(
 
     x, branch: (..., D).  weight: (D,).  Returns two (..., D) in x's dtype.
     """
-    if use_triton("add_rms_norm", x):
+    if use_triton("add_rms_norm", x, fuses=True):
         from kernels import norm
 
         return norm.add_rms_norm(x, branch, weight, eps)
     total = x + branch
     return total, rms_norm(total, weight, eps)
-
-
-def norm_linear(
-    x: Tensor,
-    branch: Tensor | None,
-    weight: Tensor,
-    linear: nn.Module,
-    gated: bool = False,
-    eps: float = 1e-6,
-) -> tuple[Tensor, Tensor]:
-    """Add a branch, if there is one, to the residual stream, norm the sum and multiply it.
-
-    x, branch: (..., D).  weight: (D,), the norm's.  linear: D to F without bias, or with `gated`
-    to 2F, gate and what is gated.  Returns the sum, (..., D), and the product, (..., F).
-    """
-    matrix = linear.weight
-    if isinstance(matrix, Tensor) and use_triton("norm_linear", x):
-        from kernels import product
-
-        if product.fits(x, matrix):
-            return product.norm_linear(x, branch, weight, matrix, gated, eps)
-    total, normed = x, x
-    if branch is None:
-        normed = rms_norm(x, weight, eps)
-    else:
-        total, normed = add_rms_norm(x, branch, weight, eps)
-    return total, swiglu(linear(normed)) if gated else linear(normed)
 
 
 def attention(

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-THEMES = ("norm", "rope", "gate", "product", "attend", "decode", "entropy", "quantize", "recurrent")
+THEMES = ("norm", "rope", "gate", "attend", "decode", "entropy", "quantize", "recurrent")
 
 
 @dataclass(frozen=True)

@@ -52,11 +52,19 @@ def describe(device: torch.device) -> str:
     return "torch kernels (auto: `python -m bench kernels --keep` measures Triton's here)"
 
 
-def use_triton(operation: str, x: Tensor) -> bool:
-    """Tell whether `operation` on tensors like x is to run as a Triton kernel."""
+def use_triton(operation: str, x: Tensor, fuses: bool = False) -> bool:
+    """Tell whether `operation` on tensors like x is to run as a Triton kernel.
+
+    fuses: where there are no gradients, torch.compile joins it with what is around it, which no
+    measurement of the operation alone shows; `auto` lets it.
+    """
     if _wish == "torch" or not (x.is_cuda or (_wish == "triton" and interpreted())):
         return False
-    return _wish == "triton" or _faster(operation)
+    if _wish == "triton":
+        return True
+    if fuses and torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        return False
+    return _faster(operation)
 
 
 def attention_kind(view: View, keys: int) -> str:

@@ -67,20 +67,6 @@ class View:
         return seen & (query >= key) if self.causal_inside else seen
 
 
-def norm_linear(
-    x: Tensor,
-    branch: Tensor | None,
-    weight: Tensor,
-    matrix: Tensor,
-    gated: bool = False,
-    eps: float = 1e-6,
-) -> tuple[Tensor, Tensor]:
-    """The sum x + branch, and its norm times matrix^T, behind the gate that is its first half."""
-    total = x if branch is None else x + branch
-    product = linear(_wide(rms_norm(_wide(total), weight, eps)), _wide(matrix))
-    return total, (swiglu(product) if gated else product).to(matrix.dtype)
-
-
 def attention(
     q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:

@@ -19,9 +19,9 @@ from kernels import (
     attend_cache,
     attention,
     attention_after,
-    norm_linear,
     rms_norm,
     rotate,
+    swiglu,
 )
 
 
@@ -181,7 +181,8 @@ class Layer(nn.Module):
 
     def project(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Add the branch to x, (B, S, D): queries, keys and values, (B, H, S, E), not turned."""
-        x, qkv = norm_linear(x, branch, self.attention_norm.weight, self.qkv)
+        x, normed = _add_norm(x, branch, self.attention_norm)
+        qkv = self.qkv(normed)
         q, k, v = rearrange(qkv, "B S (three H E) -> three B H S E", three=3, H=self.config.heads)
         return x, self.query_norm(q), self.key_norm(k), v
 
@@ -189,8 +190,8 @@ class Layer(nn.Module):
         """Add what attention saw, (B, H, S, E), to x, (B, S, D): it, and the feed-forward branch
         that is to be added."""
         branch = self.dropout(self.out(rearrange(seen, "B H S E -> B S (H E)")))
-        x, gated = norm_linear(x, branch, self.feed_norm.weight, self.gate_up, gated=True)
-        return x, self.dropout(self.down(gated))
+        x, normed = _add_norm(x, branch, self.feed_norm)
+        return x, self.dropout(self.down(swiglu(self.gate_up(normed))))
 
 
 def _add_norm(x: Tensor, branch: Tensor | None, norm: RmsNorm) -> tuple[Tensor, Tensor]:

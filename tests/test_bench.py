@@ -66,8 +66,8 @@ def test_an_unknown_area_is_one_line():
 
 
 def test_only_named_operations_are_measured(monkeypatch):
-    with pytest.raises(ValueError, match="did you mean norm_linear?"):
-        main(Config(("kernels",), only=("norm_lin",)))
+    with pytest.raises(ValueError, match="did you mean rms_norm?"):
+        main(Config(("kernels",), only=("rmsnorm",)))
     every = list(cases(torch.device("cpu"), torch.float32))
     assert {case.operation for case in every} | {"assign"} == set(OPERATIONS)
     raced = []

@@ -82,5 +82,11 @@ def test_auto_takes_what_was_measured_faster_on_this_kind_of_gpu(monkeypatch, tm
     taken = [name for name in ("assign", "rms_norm", "rotate") if choice.use_triton(name, x)]
     assert taken == ["assign"]
     assert "auto: assign" in kernels.describe(OnGpu.device)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert choice.use_triton("assign", x, fuses=True)  # its gradients are what counts
+    with torch.no_grad():
+        assert choice.use_triton("assign", x) and not choice.use_triton("assign", x, fuses=True)
+        kernels.choose("triton" if torch.cuda.is_available() else "auto")
+        assert choice.use_triton("assign", x, fuses=True) == torch.cuda.is_available()
     kernels.choose("torch")
     assert not choice.use_triton("assign", x)

@@ -368,7 +368,10 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
             metrics["task"][name] = {k: v for k, v in result.items() if k != "highest_coverage"}
 
         made_from = session.made_from(
-            *session.depends_on(name), seeds=[seeds[0], seeds[-1]], steps=config.task_steps
+            *session.depends_on(name),
+            seeds=[seeds[0], seeds[-1]],
+            steps=config.task_steps,
+            simulators=session.simulators,
         )
         yield Job("task", f"task-{name}", made_from, make, put, ("task",), name)
 
@@ -447,7 +450,11 @@ def goal_job(
         for key, row in result.items():
             metrics["goal"][key][name] = row
 
-    settings: dict[str, Any] = {"pairs": goals.pair_list(pairs), "budget": goals.BUDGET}
+    settings: dict[str, Any] = {
+        "pairs": goals.pair_list(pairs),
+        "budget": goals.BUDGET,
+        "simulators": session.simulators,  # what draws, draws for all of them at once
+    }
     if name == "simulator":
         settings |= {"samples": config.simulator_samples, "iterations": config.simulator_iterations}
     if name in ("planner", "guided"):

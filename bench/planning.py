@@ -278,7 +278,7 @@ class Plane:
         rows = torch.ones(len(places))
         return State(places[:, None], 0 * rows, rows, self)
 
-    def rollout(self, state: State, actions: Tensor) -> State:
+    def imagine(self, state: State, actions: Tensor) -> State:
         """actions: (B, T, 2)."""
         place = state.latents[:, 0]
         for action in actions.unbind(1):
@@ -287,7 +287,7 @@ class Plane:
 
     def end(self, actions: Tensor) -> Tensor:
         """Where actions, (B, T, 2), lead to: (B, 2)."""
-        return self.rollout(self.state(self.start.expand(len(actions), 2)), actions).latents[:, 0]
+        return self.imagine(self.state(self.start.expand(len(actions), 2)), actions).latents[:, 0]
 
     def get_cost(self, given: dict[str, Tensor], candidates: Tensor) -> Tensor:
         """As their models do: candidates (1, N, steps, A) -> (1, N)."""

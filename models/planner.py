@@ -192,13 +192,12 @@ class Planner:
         draws: Draws,
     ) -> tuple[Tensor, Tensor]:
         """Give the best way, (B, E, A), and what it costs, (B,); first: (B, A) in [-1, 1]."""
-        config, spec = self.config, self.world.actions
+        config = self.config
         many = state.repeat(config.samples)
         targets = None if target is None else target.repeat_interleave(config.samples, dim=0)
 
         def judge(ways: Tensor) -> Tensor:
-            actions = spec.denormalize(along(ways.flatten(0, 1), config.leg))
-            found = cost(self.world.rollout(many, actions), targets)
+            found = cost(self.world.imagine(many, along(ways.flatten(0, 1), config.leg)), targets)
             return found.view(len(state), config.samples)
 
         ways = self._first_ways(len(state), first, ends, draws.steps[0], draws.places[0])

@@ -61,6 +61,10 @@ class PredictorMemory:
 class Predictor(nn.Module):
     """Predict the latents of the frame after a block of actions."""
 
+    counts: Tensor
+    nothing: Tensor
+    certain: Tensor
+
     def __init__(self, config: PredictorConfig, latents: Latents, actions: ActionSpec) -> None:
         super().__init__()
         if latents.kind != "continuous":
@@ -80,6 +84,10 @@ class Predictor(nn.Module):
         self.change = nn.Linear(width, latents.width)
         nn.init.zeros_(self.change.weight)  # the first guess is that all stays as it is
         nn.init.zeros_(self.change.bias)
+        # a step of imagination reads these where it would fill in numbers anew: launches, on a GPU
+        self.register_buffer("counts", torch.arange(self.skip + 1), persistent=False)
+        self.register_buffer("nothing", torch.zeros(()), persistent=False)
+        self.register_buffer("certain", torch.ones(()), persistent=False)
         if config.rewards:
             self.reward = TwoHot(width)
             self.goes_on = nn.Linear(width, 1)
@@ -176,14 +184,13 @@ class Predictor(nn.Module):
         if since.shape[1] < self.skip:
             memory = replace(memory, since=since)
         else:
-            cache = self._run(memory, since)[1]
+            cache = self._run(memory, since)[2]
             memory = PredictorMemory(cache, latents, self._nothing(latents))
         return State(latents, 0 * rows, rows, memory)
 
     def _jump(self, memory: PredictorMemory, actions: Tensor) -> State:
         since = torch.cat([memory.since, actions], dim=1)
-        out, cache = self._run(memory, since)
-        guess = memory.anchor + self.change(out).to(memory.anchor.dtype)
+        out, guess, cache = self._run(memory, since)
         if since.shape[1] < self.skip:
             memory = replace(memory, since=since)
         else:
@@ -192,8 +199,7 @@ class Predictor(nn.Module):
             reward = self.reward(out.mean(1))
             continues = torch.sigmoid(self.goes_on(out.mean(1))[..., 0].float())
         else:
-            reward = torch.zeros(len(guess), device=guess.device)
-            continues = torch.ones(len(guess), device=guess.device)
+            reward, continues = (one.expand(len(guess)) for one in (self.nothing, self.certain))
         return State(guess, reward, continues, memory)
 
     def compile_steps(self) -> None:
@@ -203,19 +209,23 @@ class Predictor(nn.Module):
 
     # -- pieces -----------------------------------------------------------------------------
 
-    def _run(self, memory: PredictorMemory, since: Tensor) -> tuple[Tensor, Cache]:
-        """Read the last anchor with the actions since: (B, P, W), the cache with it in."""
-        padded = since.new_zeros(len(since), 1, self.skip, *self.actions.shape)
-        padded[:, 0, : since.shape[1]] = since
-        count = torch.full((len(since), 1), since.shape[1], device=since.device)
-        return self._read(memory.anchor, padded, count, memory.cache)
+    def _run(self, memory: PredictorMemory, since: Tensor) -> tuple[Tensor, Tensor, Cache]:
+        """Read the last anchor with the actions since: outputs (B, P, W), the next frame's latents
+        (B, P, D), the cache with the anchor in."""
+        done = since
+        if since.shape[1] < self.skip:
+            done = since.new_zeros(len(since), self.skip, *self.actions.shape)
+            done[:, : since.shape[1]] = since
+        count = self.counts[since.shape[1]].expand(len(since), 1)
+        return self._read(memory.anchor, done[:, None], count, memory.cache)
 
     def _read(
         self, anchor: Tensor, done: Tensor, count: Tensor, cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
+    ) -> tuple[Tensor, Tensor, Cache]:
         """As `_run`, of shapes that do not change with how much was done."""
         tokens = self._tokens(anchor[:, None], done, count)[:, 0]
-        return self.transformer(tokens, cache)
+        out, grown = self.transformer(tokens, cache)
+        return out, anchor + self.change(out).to(anchor.dtype), grown
 
     def foretell(self, anchors: Tensor, done: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """Anchors (B, C, P, D), their blocks (B, C, skip, A) -> the next (B, C, P, D), outputs."""

@@ -74,8 +74,13 @@ class World(nn.Module):
 
     def rollout(self, state: State, actions: Tensor) -> State:
         """Imagine what actions, (B, T, A), lead to in the end."""
+        return self.imagine(state, self.actions.normalize(actions.to(self.device)))
+
+    def imagine(self, state: State, actions: Tensor) -> State:
+        """As `rollout`, of actions in [-1, 1], or codes, on the world's device: what a search asks
+        thousands of times."""
         with self._arithmetic():
-            return self.dynamics.rollout(state, self.actions.normalize(actions.to(self.device)))
+            return self.dynamics.rollout(state, actions)
 
     def observe(self, state: State, action: Tensor, frames: Tensor) -> State:
         """Take in the real frames, (B, 3, H, W) uint8, that `action`, (B, A), has led to."""

@@ -36,8 +36,11 @@ class Follower:
         return State(places[:, None], 0 * rows, rows, Nothing())
 
     def rollout(self, state: State, actions: Tensor) -> State:
+        return self.imagine(state, POINTER.normalize(actions))
+
+    def imagine(self, state: State, actions: Tensor) -> State:
         place = state.latents[:, 0]
-        for action in POINTER.normalize(actions).unbind(1):
+        for action in actions.unbind(1):
             place = place + 0.5 * (action - place)
         return self.state(place)
 

@@ -51,8 +51,11 @@ class Seen:
         return self._state(self.encode(frames[:, -1]))
 
     def rollout(self, state: State, actions: Tensor) -> State:
+        return self.imagine(state, SPEC.normalize(actions))
+
+    def imagine(self, state: State, actions: Tensor) -> State:
         place = state.latents[:, 0]
-        for action in SPEC.normalize(actions).unbind(1):
+        for action in actions.unbind(1):
             place = place + 0.5 * (action - place)
         return self._state(place[:, None])
 

@@ -35,6 +35,20 @@ def test_a_world_is_entered_acted_in_and_looked_at(run):
     assert seen.shape == (4, 3, 32, 32) and seen.dtype == torch.uint8
 
 
+def test_many_steps_are_imagined_at_once_in_the_environments_units_or_normalised(run):
+    world, shown = load_world(run, "cpu"), clip(run)
+    start = world.reset(shown.frames[:, :1], shown.actions[:, :0])
+    state = start
+    for t in range(3):
+        state = world.step(state, shown.actions[:, t])
+    acts = shown.actions[:, :3]
+    for end in (
+        world.rollout(start, acts),
+        world.imagine(start, world.actions.normalize(acts)),
+    ):
+        assert torch.equal(end.latents, state.latents)
+
+
 def test_more_past_than_the_context_is_left_out(run):
     world, shown = load_world(run, "cpu"), clip(run)
     long = world.step(world.reset(shown.frames, shown.actions[:, :5]), shown.actions[:, 5])

@@ -26,6 +26,7 @@ from kernels.rows import (
     plain,
     processors,
     row_starts,
+    stages,
     strides,
     walk,
 )
@@ -169,8 +170,10 @@ def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
     return {"WIDTH": width, "FIRST": first, "REST": rest, "ROWS": rows, "num_warps": warps}
 
 
-def _back(width: int) -> dict[str, Any]:
-    return _tiles(width, *BACKWARD) | {"STAGES": STAGES}
+def _back(width: int, itemsize: int) -> dict[str, Any]:
+    tiles = _tiles(width, *BACKWARD)
+    each = 3 * tiles["ROWS"] * (tiles["FIRST"] + tiles["REST"]) * itemsize
+    return tiles | {"STAGES": stages(STAGES, each)}
 
 
 def _launch_forward(
@@ -209,7 +212,7 @@ def _launch_backward(
         grad_sum = plain(grad_sum)
         steps = strides(grad_sum, axes)
     width = x.shape[-1]
-    count, tiles = x.numel() // width, _back(width)
+    count, tiles = x.numel() // width, _back(width, x.element_size())
     # as many as run at once, so that no multiprocessor is left with a last one of its own
     programs = processors(x) * max(1, WARPS // tiles["num_warps"])
     programs = min(programs, cover(count, tiles["ROWS"]))
@@ -313,11 +316,11 @@ AHEAD: list[Ahead] = [
             x="*bf16", normed="*bf16", branch="*bf16", total="*bf16",
         ),
         _case(
-            f"rms_norm backward {width}", _backward, _back(width),
+            f"rms_norm backward {width}", _backward, _back(width, 2),
             x="*bf16", grad="*bf16", grad_sum=None, grad_x="*bf16", shares="*fp32",
         ),
         _case(
-            f"add_rms_norm backward {width}", _backward, _back(width),
+            f"add_rms_norm backward {width}", _backward, _back(width, 2),
             x="*bf16", grad="*bf16", grad_sum="*bf16", grad_x="*bf16", shares="*fp32",
         ),
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.ahead import Ahead
-from kernels.rows import add_up, argument_types, cover, processors, tile
+from kernels.rows import add_up, argument_types, cover, processors, stages, tile
 
 # elements of a tile, and how many of them are a thread's
 FORWARD, BACKWARD = (2048, 16), (1024, 8)
@@ -197,8 +197,11 @@ def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
     return {"WIDTH": width, "TILE": columns, "ROWS": rows, "num_warps": warps}
 
 
-def _back(width: int) -> dict[str, Any]:
-    return _tiles(width, *BACKWARD) | {"STAGES": STAGES}
+def _back(width: int, itemsize: int) -> dict[str, Any]:
+    tiles = _tiles(width, *BACKWARD)
+    # five parts of what comes, three of each of weight, bias and weight again
+    each = 14 * tiles["ROWS"] * tiles["TILE"] * itemsize
+    return tiles | {"STAGES": stages(STAGES, each)}
 
 
 @torch.library.custom_op("dreamstage::gru_step", mutates_args=())
@@ -236,7 +239,8 @@ def _gru_step_backward(
     learned = parts.new_zeros(_learned(weight, width), dtype=torch.float32)
     if not state.numel():
         return for_parts, for_state, learned
-    count, tiles = state.numel() // width, _back(width)
+    count = state.numel() // width
+    tiles = _back(width, parts.element_size())
     # as many as run at once, so that no multiprocessor is left with a last one of its own
     programs = processors(parts) * max(1, WARPS // tiles["num_warps"])
     programs = min(programs, cover(count, tiles["ROWS"]))
@@ -310,5 +314,5 @@ for _width in (600, WIDEST):
     for _normed in (False, True):
         AHEAD += [
             _case(_forward, "gru_step", _tiles(_width, *FORWARD), _normed),
-            _case(_backward, "gru_step backward", _back(_width), _normed),
+            _case(_backward, "gru_step backward", _back(_width, 2), _normed),
         ]

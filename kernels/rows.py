@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# bytes of a multiprocessor's shared memory that a program fills with rows on their way
+SHARED = 190 << 10
+
 
 def plain(x: Tensor) -> Tensor:
     """View x, (..., D), with one to three axes before a last one of stride 1; copy if need be."""
@@ -102,6 +105,12 @@ def add_up(shares: Tensor, dtype: torch.dtype) -> Tensor:
     tile: dict[str, Any] = dict(ROWS=64, COLUMNS=32, num_warps=8)
     _add_up[(cover(width, tile["COLUMNS"]),)](shares, total, count, width, **tile)
     return total
+
+
+def stages(wanted: int, each: int) -> int:
+    """As many tiles read at a time as wanted, or as fit: `each` bytes of one, all but one in shared
+    memory."""
+    return min(wanted, 1 + SHARED // each)
 
 
 def argument_types(kernel: Any, constants: dict[str, Any], **known: str) -> dict[str, str]:

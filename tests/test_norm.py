@@ -8,6 +8,7 @@ import kernels
 from kernels import reference
 
 norm = pytest.importorskip("kernels.norm")
+rows = pytest.importorskip("kernels.rows")
 
 ALL = ("test_schema", "test_faketensor", "test_autograd_registration")
 SHAPES = [(7,), (1, 1), (3, 5, 64), (37, 576), (70, 33), (2, 1000), (2, 3, 2, 2, 24), (2, 2304)]
@@ -129,3 +130,11 @@ def test_two_runs_on_a_gpu_are_equal():
 
     with triton_kernels():
         assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
+
+
+def test_rows_on_their_way_fit_in_a_multiprocessor():
+    for width in (64, 576, 4096, 8192):
+        for itemsize in (2, 4):
+            tiles = norm._back(width, itemsize)
+            held = 3 * tiles["ROWS"] * width * itemsize * (tiles["STAGES"] - 1)
+            assert held <= rows.SHARED and tiles["STAGES"] > 1

@@ -102,8 +102,8 @@ def add_up(shares: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum float32 (programs, width) over programs, in the same order every time: (width,)."""
     count, width = shares.shape
     total = shares.new_empty(width, dtype=dtype)
-    tile: dict[str, Any] = dict(ROWS=64, COLUMNS=32, num_warps=8)
-    _add_up[(cover(width, tile["COLUMNS"]),)](shares, total, count, width, **tile)
+    size: dict[str, Any] = dict(ROWS=64, COLUMNS=32, num_warps=8)
+    _add_up[(cover(width, size["COLUMNS"]),)](shares, total, count, width, **size)
     return total
 
 

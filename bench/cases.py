@@ -117,26 +117,18 @@ def _attention_after(make: Callable[..., Tensor], on_gpu: bool) -> Case:
 
     @torch.no_grad()
     def call(attention_after: Callable[..., tuple], q, k, v, past_k, past_v):
-        return attention_after(q, k, v, (past_k, past_v), view)
+        return attention_after(q, k, v, (past_k, past_v), view, None)
 
     def shape(rows: int, batch: int = batch) -> tuple[int, ...]:
         return batch, heads, rows, head
 
     return Case(
         "attention_short", f"attention after 2 of a past, {batch} x {heads} x 1 x {head}",
-        partial(call, kernels.attention_after), partial(call, _joined(reference.attention)),
+        partial(call, kernels.attention_after), partial(call, reference.attention_after),
         [make(*shape(rows)) for rows in (1, 1, 1, 2, 2)],
         [make(*shape(rows, 3)) for rows in (1, 1, 1, 2, 2)],
-        path=partial(call, _joined(partial(written.attention, angles=None))), grads=False,
+        path=partial(call, written.attention_after), grads=False,
     )  # fmt: skip
-
-
-def _joined(attention: Callable[..., Tensor]) -> Callable[..., tuple]:
-    def after(q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor], view: View):
-        k, v = (torch.cat(pair, dim=2) for pair in zip(past, (k, v), strict=True))
-        return attention(q, k, v, view), k, v
-
-    return after
 
 
 def _attentions(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:

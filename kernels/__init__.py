@@ -119,12 +119,8 @@ def attention_after(
     if use_triton(attention_kind(view, past[0].shape[2] + k.shape[2]), q):
         from kernels import attend
 
-        found = attend.attention_after(q, k, v, past, view, angles)
-        if found is not None:
-            return found
-    k = torch.cat([past[0].to(k.dtype), k], dim=2)
-    v = torch.cat([past[1].to(v.dtype), v], dim=2)
-    return attention(q, k, v, view, angles), k, v
+        return attend.attention_after(q, k, v, past, view, angles)
+    return written.attention_after(q, k, v, past, view, angles)
 
 
 def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:

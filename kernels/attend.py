@@ -37,12 +37,7 @@ def attention(
         return written.attention(q, k, v, view, angles)
     if interpreted():  # it is wrong in bfloat16
         kind = torch.float32
-    cosine, sine = (None, None) if angles is None else (a.contiguous() for a in angles)
-    given = [_in_rows(x.to(kind)) for x in (q, k, v)]
-    context = view.context
-    if context is not None and context * view.size >= k.shape[2]:
-        context = None  # a window that holds everything
-    rest = (cosine, sine, view.size, context, view.causal_inside)
+    given, rest = [_in_rows(x.to(kind)) for x in (q, k, v)], _under(view, k.shape[2], angles)
     if k.shape[2] <= SHORT:
         return attend_short(*given, *rest).to(q.dtype)
     return attend(*given, *rest)[0].to(q.dtype)
@@ -51,20 +46,28 @@ def attention(
 def attention_after(
     q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor], view: View,
     angles: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
-    """As `kernels.attention_after`, or nothing where that is no single kernel."""
-    before, keys = past[0].shape[2], past[0].shape[2] + k.shape[2]
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `kernels.attention_after`: in one kernel, or joined first where types differ, gradients
+    are asked for, or there are more than SHORT keys."""
+    keys = past[0].shape[2] + k.shape[2]
     kinds = {x.dtype for x in (q, k, v, *past)}
-    if keys > SHORT or len(kinds) > 1 or torch.is_grad_enabled() or q.shape[2] != keys - before:
-        return None
-    if q.shape[-1] > WIDEST or q.shape[-1] % 2 or not kinds <= _kinds():
-        return None
-    cosine, sine = (None, None) if angles is None else (a.contiguous() for a in angles)
+    # the interpreter is wrong in bfloat16
+    known = {torch.float32} if interpreted() else {torch.float32, torch.float16, torch.bfloat16}
+    fits = keys <= SHORT and q.shape[-1] <= WIDEST and q.shape[-1] % 2 == 0
+    if not fits or len(kinds) > 1 or not kinds <= known or torch.is_grad_enabled():
+        k, v = written.joined(past, k, v)
+        return attention(q, k, v, view, angles), k, v
     given = [_in_rows(x) for x in (q, k, v, *past)]
+    return attend_short_after(*given, *_under(view, keys, angles))
+
+
+def _under(view: View, keys: int, angles: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
+    """Angles and view as operators take them."""
+    cosine, sine = (None, None) if angles is None else (a.contiguous() for a in angles)
     context = view.context
     if context is not None and context * view.size >= keys:
         context = None  # a window that holds everything
-    return attend_short_after(*given, cosine, sine, view.size, context, view.causal_inside)
+    return cosine, sine, view.size, context, view.causal_inside
 
 
 class Tiles(NamedTuple):
@@ -283,11 +286,6 @@ def _backward(ctx: Any, grad: Tensor, *of_others: Tensor) -> tuple[Tensor | None
 
 attend.register_autograd(_backward, setup_context=_keep)
 attend_short.register_autograd(_backward, setup_context=_keep)
-
-
-def _kinds() -> set[torch.dtype]:
-    """What kernels multiply; the interpreter is wrong in bfloat16."""
-    return {torch.float32} if interpreted() else {torch.float32, torch.float16, torch.bfloat16}
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:

@@ -24,7 +24,7 @@ from kernels.rows import (
     packed_strides,
     pieces,
     plain,
-    processors,
+    resident,
     row_starts,
     stages,
     strides,
@@ -213,9 +213,7 @@ def _launch_backward(
         steps = strides(grad_sum, axes)
     width = x.shape[-1]
     count, tiles = x.numel() // width, _back(width, x.element_size())
-    # as many as run at once, so that no multiprocessor is left with a last one of its own
-    programs = processors(x) * max(1, WARPS // tiles["num_warps"])
-    programs = min(programs, cover(count, tiles["ROWS"]))
+    programs = resident(x, WARPS, tiles, count)
     shares = x.new_empty((programs, width), dtype=torch.float32)
     _backward[(programs,)](
         x, grad, grad_sum, weight.contiguous(), grad_x, shares, count, *walk(x, axes),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.ahead import Ahead
-from kernels.rows import add_up, argument_types, cover, processors, stages, tile
+from kernels.rows import add_up, argument_types, cover, resident, stages, tile
 
 # elements of a tile, and how many of them are a thread's
 FORWARD, BACKWARD = (2048, 16), (1024, 8)
@@ -241,9 +241,7 @@ def _gru_step_backward(
         return for_parts, for_state, learned
     count = state.numel() // width
     tiles = _back(width, parts.element_size())
-    # as many as run at once, so that no multiprocessor is left with a last one of its own
-    programs = processors(parts) * max(1, WARPS // tiles["num_warps"])
-    programs = min(programs, cover(count, tiles["ROWS"]))
+    programs = resident(parts, WARPS, tiles, count)
     shares = None
     if weight is not None:
         shares = parts.new_empty((programs, 6 * width), dtype=torch.float32)

@@ -85,6 +85,19 @@ def attention(
     return (chances @ _wide(v)).to(q.dtype)
 
 
+def attention_after(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: tuple[Tensor, Tensor],
+    view: View,
+    angles: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of a few to a past and to themselves, and all keys and values, the past first."""
+    k, v = torch.cat([past[0], k], dim=-2), torch.cat([past[1], v], dim=-2)
+    return attention(q, k, v, view, angles), k, v
+
+
 def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
     """Attention of a few queries to the rows `bounds[0]` up to `bounds[1]` of a static cache."""
     low, high = bounds.tolist()

@@ -113,6 +113,13 @@ def stages(wanted: int, each: int) -> int:
     return min(wanted, 1 + SHARED // each)
 
 
+def resident(x: Tensor, warps: int, tiles: dict[str, Any], count: int) -> int:
+    """Count programs, of `warps` warps in all on a multiprocessor, that share `count` rows: as many
+    as run at once, so that no multiprocessor is left with a last one of its own."""
+    programs = processors(x) * max(1, warps // tiles["num_warps"])
+    return min(programs, cover(count, tiles["ROWS"]))
+
+
 def argument_types(kernel: Any, constants: dict[str, Any], **known: str) -> dict[str, str]:
     """Types of a kernel's arguments for `Ahead`: those known, and sizes and strides."""
     names = [name for name in kernel.arg_names if name not in constants]

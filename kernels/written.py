@@ -106,6 +106,25 @@ def attention(
         return _block_by_block(q * q.shape[-1] ** -0.5, k, v, view)
 
 
+def attention_after(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past: tuple[Tensor, Tensor],
+    view: View,
+    angles: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `kernels.attention_after`."""
+    k, v = joined(past, k, v)
+    return attention(q, k, v, view, angles), k, v
+
+
+def joined(past: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values with those of the past before them, in the type of the new."""
+    k = torch.cat([past[0].to(k.dtype), k], dim=2)
+    return k, torch.cat([past[1].to(v.dtype), v], dim=2)
+
+
 def _at_once(q: Tensor, keys: int, view: View) -> bool:
     """Whether PyTorch's own attention is the better way.
 

@@ -109,7 +109,8 @@ def test_queries_after_a_cache_see_what_they_see_without(keys):
     ],
     ids=str,
 )
-def test_a_past_is_seen_and_kept_with_what_follows_it(past, own, view, turned, place):
+def test_a_past_is_seen_and_kept_in_one_kernel(past, own, view, turned, place, monkeypatch):
+    monkeypatch.setattr(attend, "attention", lambda *_: pytest.fail("it was joined first"))
     (q, k, v), angles = given(3, 2, own, past + own, 24, turned)
     q, k, v = (x.to(*place) for x in (q, k, v))
     cosine, sine = (a.float().to(place[0]) for a in angles) if turned else (None, None)
@@ -120,7 +121,6 @@ def test_a_past_is_seen_and_kept_with_what_follows_it(past, own, view, turned, p
     truth = reference.attention(q.double(), k.double(), v.double(), view, wide)
     usual = reference.attention(q, k, v, view, angles)
     with triton_kernels(), torch.no_grad():
-        assert attend.attention_after(q, own_k, own_v, (past_k, past_v), view, angles) is not None
         found = kernels.attention_after(q, own_k, own_v, (past_k, past_v), view, angles)
     seen, keys, values = found
     assert torch.equal(keys, k) and torch.equal(values, v)
@@ -129,18 +129,19 @@ def test_a_past_is_seen_and_kept_with_what_follows_it(past, own, view, turned, p
     assert off <= 1.5 * known_off + slack * truth.norm()
 
 
-def test_a_past_of_another_type_or_with_gradients_is_left_to_torch():
+def test_a_past_of_another_type_or_with_gradients_is_joined_first(monkeypatch):
+    monkeypatch.setattr(attend, "attend_short_after", lambda *_: pytest.fail("one kernel"))
     (q, k, v), _ = given(1, 1, 2, 4, 16, False)
     q, k, v = (x.float() for x in (q, k, v))
-    past, own_k, own_v = (k[:, :, :2], v[:, :, :2]), k[:, :, 2:], v[:, :, 2:]
+    past, own_k, own_v = (k[:, :, :2], v[:, :, :2]), k[:, :, 2:].requires_grad_(), v[:, :, 2:]
+    narrow = (past[0].half(), past[1].half())
     with triton_kernels():
-        assert attend.attention_after(q, own_k, own_v, past, View(2), None) is None
+        seen = kernels.attention_after(q, own_k, own_v, past, View(2))[0]
+        (grad,) = torch.autograd.grad(seen.sum(), own_k)
         with torch.no_grad():
-            narrow = (past[0].half(), past[1].half())
-            assert attend.attention_after(q, own_k, own_v, narrow, View(2), None) is None
-            assert (
-                kernels.attention_after(q, own_k, own_v, narrow, View(2))[1].dtype == torch.float32
-            )
+            again, keys, _ = kernels.attention_after(q, own_k, own_v, narrow, View(2))
+    assert grad.abs().sum() > 0 and keys.dtype == torch.float32
+    assert torch.allclose(again, seen, atol=1e-2)
 
 
 @pytest.mark.parametrize("keys", [24, 72])

@@ -17,6 +17,7 @@ from data.shards import Recordings
 from data.toy import write_toy_shards
 from evaluation.keys import blank
 from evaluation.planning import PlansInWorld
+from evaluation.simulator_jobs import plans_in_world
 from models.planner import PlannerConfig
 
 
@@ -171,7 +172,7 @@ def test_a_search_from_the_controllers_way_has_legs_like_it_and_goes_as_far_as_t
     planner = PlannerConfig(samples=4, iterations=2, best=2, legs=50 // leg, leg=leg)
     config = evaluate.Config(run=run, planner=planner, keep=keep)
     with evaluate.Session(run, None, None, 1, 2) as session:
-        guided = evaluate.plans_in_world(session, config, offset=50)["guided"]
+        guided = plans_in_world(session, config, offset=50)["guided"]
         assert isinstance(guided, PlansInWorld)
         assert guided.planner.leg == 5 and guided.planner.legs * guided.planner.leg == length
         assert guided.keep % 5 == 0 and guided.keep >= keep

@@ -6,6 +6,8 @@ resume, m.
 
 from __future__ import annotations
 
+import atexit
+import sys
 import time
 from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -78,6 +80,7 @@ class Run:
         self.precision: Arithmetic = pick_precision(self.device, train.precision)
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
         self.device = self.accelerator.device
+        atexit.register(_leave)
         if train.batch_size % self.accelerator.num_processes:
             raise ValueError(
                 f"a batch of {train.batch_size} does not part evenly among "
@@ -342,6 +345,13 @@ class _Steps(Dataset[Any]):
         train = self.train
         order = batch_order(len(self.clips), train.batch_size, step, train.seed)
         return self.clips.batch(order[self.rank :: self.ranks])
+
+
+def _leave() -> None:
+    """Take leave of the other processes: threads that speak with them must not outlive what they
+    use.  Not after an error, where the others may never answer."""
+    if not hasattr(sys, "last_value"):
+        PartialState().destroy_process_group()
 
 
 def _lasting(value: Any) -> Any:

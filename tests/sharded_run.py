@@ -1,11 +1,14 @@
 """Runs on one process or several, as torchrun starts them: FOLDER STEPS [FOLDER STEPS ...].
 
-Every process leaves what it has seen in FOLDER/process-<number>.json.
+Every process leaves what it has seen in FOLDER/process-<number>.json, and at its very end in the
+first FOLDER/left-<number> whether it had taken leave of the others.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -95,5 +99,7 @@ def go(folder: Path, steps: int, sharding: Literal["none", "fsdp"] = "none") -> 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    left = Path(sys.argv[1]) / f"left-{os.environ['RANK']}"
+    atexit.register(lambda: left.write_text(str(not dist.is_initialized())))
     for folder, steps in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         go(Path(folder), int(steps), "fsdp")

@@ -54,6 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found["shared"] = [json.loads((two / f"process-{i}.json").read_text()) for i in range(2)]
     read += [(numbers(two), numbers(two, "best.pt"), ckpt.load(two / "last.pt", "tokenizer"))]
     found["last"], found["best"], found["read"] = zip(*read, strict=True)
+    found["left"] = [(two / f"left-{i}").read_text() for i in range(2)]
     alone(two, 5)
     return found
 
@@ -71,6 +72,10 @@ def test_two_processes_with_shares_take_the_steps_of_one(runs):
 def test_what_a_model_counts_is_what_the_first_process_counts(runs):
     first, second = (process["shown"] for process in runs["shared"])
     assert first == second != 0
+
+
+def test_processes_take_leave_of_each_other(runs):
+    assert runs["left"] == ["True", "True"]
 
 
 def test_no_process_holds_all_weights(runs):

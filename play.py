@@ -25,8 +25,10 @@ from data.actions import ActionSpec
 from data.shards import Recordings
 from data.splits import Split
 from kernels import Kernels
+from models.goal_codes import GoalCodes
+from models.goal_policy import GoalPolicy
 from models.int8 import quantise_linears
-from models.planner import Planner, PlannerConfig, ToGoal
+from models.planner import Guide, Planner, PlannerConfig, ToGoal
 from models.sampling import Sampling
 from models.world import World
 from pipeline.cli import run as run_stage
@@ -255,7 +257,7 @@ def goal_of(config: Config, start: Start) -> np.ndarray:
     return start.next_frames[min(config.goal_steps, len(start.next_frames)) - 1]
 
 
-def amortised(config: Config, world: World) -> ToGoal:
+def amortised(config: Config, world: World) -> GoalPolicy | GoalCodes:
     policy = load_goal_policy(config.run, world)
     if policy is None:
         raise ValueError(
@@ -266,9 +268,9 @@ def amortised(config: Config, world: World) -> ToGoal:
     return policy
 
 
-def planner(config: Config, world: World, begin: ToGoal | None = None) -> Planner:
+def planner(config: Config, world: World, guide: Guide | None = None) -> Planner:
     record = partial(Recorded, device=world.device) if config.graph else None
-    return Planner(config.planner, world, record, begin)
+    return Planner(config.planner, world, record, guide)
 
 
 TOWARDS: dict[Source, Callable[[Config, World], ToGoal]] = {

@@ -92,7 +92,7 @@ def plans_in_world(session: Session, config: Config, offset: int) -> dict[str, p
         # legs are the controller's, whatever the search alone has
         leg, keep = at_once.leg, -(-config.keep // at_once.leg) * at_once.leg
         far = replace(config.planner, leg=leg, legs=-(-max(offset, keep) // leg))
-        found["guided"] = PlansInWorld(world, Planner(far, world, begin=at_once), keep, hand)
+        found["guided"] = PlansInWorld(world, Planner(far, world, guide=at_once), keep, hand)
     return dict(found)
 
 

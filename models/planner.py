@@ -33,8 +33,8 @@ class PlannerConfig:
     samples: int = 300
     """Candidates of an iteration."""
     iterations: int = 30
-    revisions: int = 10
-    """Iterations of a search that starts from what is left of a way."""
+    revisions: int = 5
+    """Iterations of a search that starts from a way: a guide's, or what is left of a plan."""
     best: int = 30
     """Candidates that the next iteration is drawn around (CEM)."""
     legs: int = 5
@@ -42,6 +42,12 @@ class PlannerConfig:
     """Actions of a leg."""
     reach: float = 0.2
     """Standard deviation of a leg's length at first; an action spans 2."""
+    detour: float = 0.4
+    """Standard deviation of what is added to a guide's answers on the first legs of its ways."""
+    detours: int = 3
+    """Legs of a way that are changed so, at most."""
+    near: float = 0.05
+    """Standard deviation around the best of a guide's ways, at first."""
     least: float = 0.01
     """Standard deviation below which the search is not narrowed."""
     temperature: float = 0.1
@@ -74,6 +80,16 @@ class ToGoal(Protocol):
         ...
 
 
+class Guide(Protocol):
+    """Says at once where the next leg should end."""
+
+    leg: int
+
+    def __call__(self, latents: Tensor, goal: Tensor, last: Tensor) -> Tensor:
+        """latents, goal (B, P, D), the action before (B, A) -> (B, A); actions in [-1, 1]."""
+        ...
+
+
 @dataclass
 class Draws:
     """All that is drawn in a search, before it begins: nothing in it asks for chance."""
@@ -82,15 +98,19 @@ class Draws:
     """(1, N, L, A) of each iteration, normal."""
     places: list[Tensor]
     """(1, N, 1, A), even over [-1, 1]: where ways begin, of an iteration that draws them anew."""
+    detours: Tensor | None = None
+    """(N, L, A): what is added to a guide's answers."""
 
 
 class Planner:
     """Plans in a world, whatever its tokenizer and dynamics.
 
-    `begin` answers at once: its way, imagined, is what a search for a goal begins from where no
-    plan is left (as the policy in TD-MPC2, arXiv:2310.16828).  `record` may wrap the search, a
-    function of states and tensors in which nothing waits for a GPU, in something that replays it
-    (pipeline/recorded.py).
+    `guide` answers at once.  A search for a goal is then one around the best of many ways that it
+    would go in imagination, each led astray on its first legs and guided from where it has come to:
+    one of them goes around what a single answer, or a search around it, does not (a policy's
+    proposals, as in TD-MPC2, arXiv:2310.16828, and in POPLIN, arXiv:1906.08649, which disturb every
+    step).  `record` may wrap the search, a function of states and tensors in which nothing waits
+    for a GPU, in something that replays it (pipeline/recorded.py).
     """
 
     def __init__(
@@ -98,16 +118,16 @@ class Planner:
         config: PlannerConfig,
         world: World,
         record: Callable[[Search], Search] | None = None,
-        begin: ToGoal | None = None,
+        guide: Guide | None = None,
     ) -> None:
-        if begin is not None and begin.leg != config.leg:
+        if guide is not None and guide.leg != config.leg:
             raise ValueError(
                 f"a plan of legs of {config.leg} actions cannot begin from ways of legs of "
-                f"{begin.leg}; give --planner.leg {begin.leg}"
+                f"{guide.leg}; give --planner.leg {guide.leg}"
             )
         if world.actions.kind != "continuous":
             raise ValueError("planning moves actions evenly, which codes of actions cannot be")
-        self.config, self.world, self.begin = config, world, begin
+        self.config, self.world, self.guide = config, world, guide
         self.legs, self.leg = config.legs, config.leg
         self._to_goal: Search = partial(self._search, self._distance)
         self._to_reward: Search = partial(self._search, _without_reward)
@@ -118,26 +138,14 @@ class Planner:
         """Plan towards latents, (B, N) codes or (B, P, D).
 
         last: (B, A), the action before, in the environment's units, where the way begins.
-        ends: (B, E, A), a way to start the search from; its legs are as many as are planned.
+        ends: (B, E, A), a way to start the search from, if a guide has none that is better; its
+        legs are as many as are planned.
         """
-        if ends is None and self.begin is not None:
-            ends = self._imagined_way(self.begin, state, goal, last)
         return self._plan(self._to_goal, state, self.world.vectors(goal), last, ends)
 
     def to_reward(self, state: State, last: Tensor | None, ends: Tensor | None) -> Plan:
         """Plan for the highest reward on arriving; the world needs a reward head."""
         return self._plan(self._to_reward, state, None, last, ends)
-
-    def _imagined_way(
-        self, finder: ToGoal, state: State, goal: Tensor, last: Tensor | None
-    ) -> Tensor:
-        """Where `finder` would go if it were let: (B, E, A)."""
-        parts: list[Tensor] = []
-        for _ in range(0, self.legs, finder.legs):
-            plan = finder.to_goal(state, goal, last, None)
-            parts.append(plan.ends[:, 1:] if parts else plan.ends)
-            state, last = self.world.rollout(state, plan.actions), plan.actions[:, -1]
-        return torch.cat(parts, dim=1)[:, : self.legs + 1]
 
     def _distance(self, end: State, target: Tensor | None) -> Tensor:
         assert target is not None
@@ -154,7 +162,9 @@ class Planner:
         config, spec = self.config, self.world.actions
         first = None if last is None else spec.normalize(last.to(self.world.device))
         # one draw for all worlds: what is planned in one does not depend on its neighbours
-        draws = self._draw(config.legs if ends is None else ends.shape[1] - 1, ends is not None)
+        guided = self.guide is not None and target is not None
+        legs = config.legs if ends is None else ends.shape[1] - 1
+        draws = self._draw(legs, guided or ends is not None, guided)
         share = max(1, config.candidates // config.samples)
         given = (target, first, ends)
         found = []
@@ -164,7 +174,7 @@ class Planner:
         best, least = (torch.cat(parts) for parts in zip(*found, strict=True))
         return Plan(spec.denormalize(along(best, config.leg)), best, least)
 
-    def _draw(self, legs: int, revises: bool) -> Draws:
+    def _draw(self, legs: int, revises: bool, guided: bool) -> Draws:
         config, size, device = self.config, self.world.actions.size, self.world.device
         random = torch.Generator(device=device).manual_seed(config.seed)
         steps, places = [], []
@@ -180,7 +190,14 @@ class Planner:
                 places.append(place * 2 - 1)
             elif config.method != "gradient":
                 steps.append(normal(legs + 1))
-        return Draws(steps, places)
+        if not guided:
+            return Draws(steps, places)
+        most = min(config.detours, legs)
+        until = torch.randint(1, most + 1, (config.samples, 1, 1), generator=random, device=device)
+        until[0] = 0  # the guide's own way
+        leg = torch.arange(legs, device=device)[:, None]
+        detours = torch.where(leg < until, config.detour * normal(legs)[0], 0.0)
+        return Draws(steps, places, detours)
 
     def _search(
         self,
@@ -200,7 +217,11 @@ class Planner:
             found = cost(self.world.imagine(many, along(ways.flatten(0, 1), config.leg)), targets)
             return found.view(len(state), config.samples)
 
-        ways = self._first_ways(len(state), first, ends, draws.steps[0], draws.places[0])
+        reach = config.reach
+        if draws.detours is not None:
+            ends = self._guided_way(cost, state, target, first, ends, draws.detours)
+            reach = config.near
+        ways = self._first_ways(len(state), first, ends, draws.steps[0], draws.places[0], reach)
         best, least = ways[:, 0], torch.full((len(state),), torch.inf, device=ways.device)
         iterations = config.iterations if ends is None else config.revisions
         for iteration in range(iterations):
@@ -221,10 +242,41 @@ class Planner:
                 steps = draws.steps[iteration + 1]
                 if config.method == "shooting":
                     places = draws.places[iteration + 1]
-                    ways = self._first_ways(len(ways), first, ends, steps, places)
+                    ways = self._first_ways(len(ways), first, ends, steps, places, reach)
                 else:
                     ways = self._next_ways(ways, costs, best, first, steps)
         return best, least
+
+    def _guided_way(
+        self,
+        cost: Cost,
+        state: State,
+        target: Tensor | None,
+        first: Tensor | None,
+        ends: Tensor | None,
+        detours: Tensor,
+    ) -> Tensor:
+        """Give the best of the ways that the guide goes in imagination and of `ends`: (B, E, A)."""
+        assert self.guide is not None and target is not None
+        count, samples = len(state), len(detours)
+        many, targets = state.repeat(samples), target.repeat_interleave(samples, dim=0)
+        middle = torch.zeros(count, detours.shape[-1], device=detours.device)
+        last = (middle if first is None else first).repeat_interleave(samples, dim=0)
+        way = [last]
+        with torch.no_grad():
+            for astray in detours.repeat(count, 1, 1).unbind(1):
+                end = (self.guide(many.latents, targets, last) + astray).clamp(-1, 1)
+                many = self.world.imagine(many, along(torch.stack([last, end], 1), self.leg))
+                way.append(end)
+                last = end
+            costs = cost(many, targets).view(count, samples)
+            least, chosen = costs.min(1)
+            ways = torch.stack(way, 1).unflatten(0, (count, samples))
+            found = ways[torch.arange(count, device=ways.device), chosen]
+            if ends is None:
+                return found
+            known = cost(self.world.imagine(state, along(ends, self.leg)), target)
+            return torch.where((known < least)[:, None, None], ends, found)
 
     def _first_ways(
         self,
@@ -233,9 +285,10 @@ class Planner:
         ends: Tensor | None,
         steps: Tensor,
         places: Tensor,
+        reach: float,
     ) -> Tensor:
         """Walks from where the hand is, or from anywhere: (B, N, E, A)."""
-        steps = self.config.reach * steps
+        steps = reach * steps
         start = places.expand(count, -1, -1, -1)
         if first is not None:
             start = first[:, None, None].expand_as(start)

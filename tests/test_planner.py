@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.actions import ActionSpec
 from models.dynamics import State
-from models.planner import Plan, Planner, PlannerConfig, along
+from models.planner import Planner, PlannerConfig, along
 
 Method = Literal["cem", "mppi", "gradient", "shooting"]
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (100.0, 100.0), pointer=True)
@@ -109,33 +109,81 @@ def test_a_search_from_a_good_way_is_no_worse_than_it() -> None:
 class Straight:
     """Answers with a leg straight to the goal, asked anew at its end."""
 
-    legs, leg = 1, 3
+    leg = 3
 
     def __init__(self) -> None:
         self.asked: list[Tensor] = []
 
-    def to_goal(
-        self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None = None
-    ) -> Plan:
-        self.asked.append(state.latents[:, 0])
-        first = torch.zeros(len(goal), 2) if last is None else POINTER.normalize(last)
-        way = torch.stack([first, goal[:, 0]], 1)
-        return Plan(POINTER.denormalize(along(way, self.leg)), way, torch.zeros(len(way)))
+    def __call__(self, latents: Tensor, goal: Tensor, last: Tensor) -> Tensor:
+        self.asked.append(latents[:, 0])
+        return goal[:, 0]
 
 
-def test_a_search_begins_from_the_way_that_another_would_go_in_imagination() -> None:
+CONFIG = PlannerConfig(samples=1, iterations=9, revisions=1, best=1, legs=2, leg=3)
+
+
+def test_a_search_begins_from_the_way_that_a_guide_goes_in_imagination() -> None:
     world, straight = Follower(), Straight()
     state, last = world.state(STARTS), torch.full((3, 2), 50.0)
-    config = PlannerConfig(samples=1, iterations=9, revisions=1, best=1, legs=2, leg=3)
-    guided = Planner(config, world, begin=straight)  # type: ignore[arg-type]
+    guided = Planner(CONFIG, world, guide=straight)  # type: ignore[arg-type]
     plan = guided.to_goal(state, GOALS[:, None], last, None)
     assert torch.allclose(plan.ends, torch.stack([0 * GOALS, GOALS, GOALS], 1))
     there = world.rollout(state, plan.actions[:, :3]).latents[:, 0]
     assert torch.equal(straight.asked[0], STARTS) and torch.allclose(straight.asked[1], there)
-    guided.to_goal(state, GOALS[:, None], last, plan.ends)  # what is left of a plan goes before it
-    assert len(straight.asked) == 2
     with pytest.raises(ValueError, match=r"legs of 4 actions .* --planner.leg 3"):
-        Planner(replace(config, leg=4), world, begin=straight)  # type: ignore[arg-type]
+        Planner(replace(CONFIG, leg=4), world, guide=straight)  # type: ignore[arg-type]
+
+
+def test_what_is_left_of_a_plan_is_kept_where_the_guide_has_nothing_better() -> None:
+    world = Follower()
+    state = world.state(STARTS)
+    guided = Planner(CONFIG, world, guide=Straight())  # type: ignore[arg-type]
+    good = planner("cem").to_goal(state, GOALS[:, None], None, None).ends
+    bad = torch.zeros_like(good)
+    kept = guided.to_goal(state, GOALS[:, None], None, good)
+    assert torch.equal(kept.ends, good)
+    left = guided.to_goal(state, GOALS[:, None], None, bad)
+    assert torch.equal(left.ends[:, 1:], GOALS[:, None].expand(-1, 2, -1))
+
+
+class Wall(Follower):
+    """Nothing passes the middle from left to right but above 0.5."""
+
+    def imagine(self, state: State, actions: Tensor) -> State:
+        place = state.latents[:, 0]
+        for action in actions.unbind(1):
+            moved = place + 0.5 * (action - place)
+            stopped = (place[:, 0] < 0) & (moved[:, 0] >= 0) & (moved[:, 1] < 0.5)
+            held = torch.stack([moved[:, 0].clamp(max=-0.01), moved[:, 1]], 1)
+            place = torch.where(stopped[:, None], held, moved)
+        return self.state(place)
+
+
+def test_a_way_led_astray_goes_around_what_the_guides_own_does_not() -> None:
+    world = Wall()
+    state, goals = world.state(STARTS[:1]), GOALS[:1, None]
+    config = PlannerConfig(samples=64, revisions=3, best=8, legs=4, leg=3, near=0.02)
+    stuck, free = (
+        Planner(replace(config, detour=detour), world, guide=Straight())  # type: ignore[arg-type]
+        .to_goal(state, goals, None, None)
+        .cost
+        for detour in (0.0, 0.6)
+    )
+    assert stuck > 0.1 and free < 1e-3
+
+
+def test_a_guided_plan_is_the_same_whatever_stands_beside_it() -> None:
+    world = Follower()
+    config = PlannerConfig(samples=64, revisions=3, best=8, legs=2, leg=3)
+
+    def plan(rows: slice, candidates: int) -> Tensor:
+        changed = replace(config, candidates=candidates)
+        guided = Planner(changed, world, guide=Straight())  # type: ignore[arg-type]
+        return guided.to_goal(world.state(STARTS[rows]), GOALS[rows, None], None, None).actions
+
+    together = plan(slice(3), 8192)
+    assert torch.equal(together, plan(slice(3), 64))
+    assert torch.equal(together[1:2], plan(slice(1, 2), 8192))
 
 
 def test_the_way_to_a_reward_is_found_without_a_goal() -> None:

@@ -61,7 +61,7 @@ class Config:
     """Who acts: the recorded episode (the default with --headless), the controller, chance,
     --actions-file, a script that walks and turns (Minecraft), or, towards the frame that was
     recorded --goal-steps later, a planner, the controller for goals (amortised), or a search that
-    begins from its way (guided). In a window it is you, or the controller if that is asked for."""
+    it guides (guided). In a window it is you, or the controller if that is asked for."""
     actions_file: Path | None = None
     """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
     steps: int = 100

@@ -80,8 +80,8 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
 
 
 def plans_in_world(session: Session, config: Config, offset: int) -> dict[str, policies.Policy]:
-    """What finds ways in imagination: a search, the controller for goals, a search that begins from
-    it and plans as far as the goal is away."""
+    """What finds ways in imagination: a search, the controller for goals, a search that it guides,
+    as far as the goal is away."""
     if config.planner is None:
         return {}
     world, at_once = session.world, session.goal_policy

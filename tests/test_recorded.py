@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_planner import GOALS, STARTS, Follower
+from test_planner import GOALS, STARTS, Follower, Straight
 from untrained_run import write_run
 
 from data.clips import Clips
@@ -65,16 +65,17 @@ def test_other_shapes_and_other_nones_are_recorded_apart():
             assert torch.equal(recorded(x, x), x + x)
 
 
+@pytest.mark.parametrize("guide", [None, Straight()])
 @pytest.mark.parametrize("method", ["cem", "mppi", "gradient", "shooting"])
-def test_a_recorded_plan_is_the_plan(method):
+def test_a_recorded_plan_is_the_plan(method, guide):
     config = PlannerConfig(method, samples=32, iterations=4, best=8, legs=2, leg=3)
 
     def record(search):
         return Recorded(search, torch.device("cpu"))
 
     world = Follower()
-    plain = Planner(config, world)  # type: ignore[arg-type]
-    recorded = Planner(config, world, record)  # type: ignore[arg-type]
+    plain = Planner(config, world, guide=guide)  # type: ignore[arg-type]
+    recorded = Planner(config, world, record, guide)  # type: ignore[arg-type]
     for number in range(WARM_UP + 2):
         start, goal = world.state(STARTS + 0.01 * number), GOALS[:, None]
         one, two = (p.to_goal(start, goal, None, None) for p in (plain, recorded))

@@ -273,10 +273,16 @@ def planner(config: Config, world: World, guide: Guide | None = None) -> Planner
     return Planner(config.planner, world, record, guide)
 
 
+def guided(config: Config, world: World) -> Planner:
+    guide = amortised(config, world)
+    search = config.planner.guided(guide.leg, config.goal_steps)
+    return planner(replace(config, planner=search), world, guide)
+
+
 TOWARDS: dict[Source, Callable[[Config, World], ToGoal]] = {
     "planner": planner,
     "amortised": amortised,
-    "guided": lambda config, world: planner(config, world, amortised(config, world)),
+    "guided": guided,
 }
 
 

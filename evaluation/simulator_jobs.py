@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -89,9 +89,8 @@ def plans_in_world(session: Session, config: Config, offset: int) -> dict[str, p
     found = {"planner": PlansInWorld(world, Planner(config.planner, world), config.keep, hand)}
     if at_once is not None:
         found["amortised"] = PlansInWorld(world, at_once, at_once.legs * at_once.leg, hand)
-        # legs are the controller's, whatever the search alone has
-        leg, keep = at_once.leg, -(-config.keep // at_once.leg) * at_once.leg
-        far = replace(config.planner, leg=leg, legs=-(-max(offset, keep) // leg))
+        keep = -(-config.keep // at_once.leg) * at_once.leg
+        far = config.planner.guided(at_once.leg, max(offset, keep))
         found["guided"] = PlansInWorld(world, Planner(far, world, guide=at_once), keep, hand)
     return dict(found)
 

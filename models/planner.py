@@ -12,7 +12,7 @@ Letters: B worlds, N candidates, L legs, E = L + 1 ends, T = L * leg actions, A 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
 
@@ -57,6 +57,10 @@ class PlannerConfig:
     candidates: int = 8192
     """Candidates that are imagined at once; the plan does not depend on it."""
     seed: int = 0
+
+    def guided(self, leg: int, steps: int) -> PlannerConfig:
+        """The same with a guide's legs of `leg` actions, as many as `steps` actions take."""
+        return replace(self, leg=leg, legs=-(-steps // leg))
 
 
 @dataclass

@@ -220,7 +220,9 @@ def test_a_plan_and_the_controller_for_goals_lead_to_what_was_recorded_later(tmp
         done[source] = np.load(run / "play" / "actions.npy")
         # the goal stands still beside what is imagined
         assert all(np.array_equal(panel(f, 0), panel(film[0], 0)) for f in film[1:])
-    assert len({actions.tobytes() for actions in done.values()}) == 3
+    assert not np.allclose(done["planner"], done["amortised"])
+    # nothing moves in a world that has learnt nothing: no way is better than the guide's own
+    assert np.allclose(done["guided"], done["amortised"], atol=1e-3)
     legs = np.diff(done["amortised"][:25].reshape(5, 5, 2), axis=1)
     assert np.allclose(legs, legs[:, :1], atol=1e-2)  # it moves evenly along each leg
     (run / "controller" / "goals" / "best.pt").unlink()

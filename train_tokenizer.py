@@ -102,16 +102,16 @@ SIZES = {
         _train(c, steps=500, batch_size=32, evaluate_every=250, save_every=100), seen=56
     ),
     ("cpu", LatentConfig): lambda c: _model(
-        _train(c, steps=1000, batch_size=64, evaluate_every=250, save_every=100),
-        encoder=TransformerConfig(width=96, layers=4, heads=3, hidden=256),
+        _train(c, steps=5000, batch_size=64, evaluate_every=1000, save_every=200),
+        filters=96, hidden=512,
         predictor=PredictorConfig(
             TransformerConfig(width=128, layers=3, heads=4, hidden=384, context=3), rewards=False
         ),
-        width=48, channels=48, slices=256,
+        width=64, blocks=2, channels=48, slices=256,
     ),
     ("debug", LatentConfig): lambda c: _model(
         _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
-        encoder=TransformerConfig(width=24, layers=1, heads=2, hidden=48),
+        filters=16, hidden=32,
         predictor=PredictorConfig(
             TransformerConfig(width=24, layers=1, heads=2, hidden=48, context=3), rewards=False
         ),

@@ -20,6 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
+from models.filters import Filters
 from models.look import Look
 from models.predictor import Predictor, PredictorConfig
 from models.spread import effective_rank, sigreg
@@ -37,6 +38,11 @@ class LatentConfig:
         default_factory=lambda: TransformerConfig(width=192, layers=12, heads=3, hidden=512)
     )
     """ViT-Tiny's size; its context does not count."""
+    filters: int = 0
+    """Wide filters that read the frame in the ViT's place (`models/filters.py`): what minutes on a
+    CPU suffice for; 0 is the ViT."""
+    hidden: int = 768
+    """Width between encoder and latent."""
     width: int = 192
     """Numbers of a frame's latent."""
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig(rewards=False))
@@ -52,11 +58,29 @@ class LatentConfig:
     """Residual blocks of the decoder."""
 
     def __post_init__(self) -> None:
-        if any(side % self.patch for side in self.image_size):
+        if not self.filters and any(side % self.patch for side in self.image_size):
             raise ValueError(
                 f"frames of {self.image_size} pixels do not part into patches of {self.patch}; "
                 f"choose a --model.patch that divides both sides"
             )
+
+
+class PatchEncoder(nn.Module):
+    """(B, 3, H, W) ink -> (B, hidden): a ViT, its patches averaged."""
+
+    def __init__(self, config: LatentConfig) -> None:
+        super().__init__()
+        rows, columns = (side // config.patch for side in config.image_size)
+        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+        width = config.encoder.width
+        self.patches = nn.Conv2d(3, width, config.patch, config.patch)
+        self.place = nn.Parameter(0.02 * torch.randn(len(places), width))
+        self.layers = Transformer(replace(config.encoder, context=1), places, causal_inside=False)
+        self.out = nn.Linear(width, config.hidden)
+
+    def forward(self, ink: Tensor) -> Tensor:
+        x = rearrange(self.patches(ink), "B W h w -> B (h w) W") + self.place
+        return self.out(self.layers(x)[0].mean(1))
 
 
 class Latent(nn.Module):
@@ -67,17 +91,16 @@ class Latent(nn.Module):
         self.config = config
         self.image_size = config.image_size
         self.latents = Latents("continuous", (1, 1), config.width)
-        rows, columns = (side // config.patch for side in config.image_size)
-        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-        width = config.encoder.width
-        self.patches = nn.Conv2d(3, width, config.patch, config.patch)
-        self.place = nn.Parameter(0.02 * torch.randn(len(places), width))
-        self.encoder = Transformer(replace(config.encoder, context=1), places, causal_inside=False)
-        # the encoder's last norm puts its output on a sphere, where nothing is normal
-        self.project = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, config.width)
+        self.encoder = (
+            Filters(config.filters, config.hidden) if config.filters else PatchEncoder(config)
         )
+        # A ViT's last norm puts its output on a sphere, where nothing is normal. Normalised over
+        # the batch, latents have a spread from the first step on, and what stands on few pixels
+        # counts in them before the predictor has found it unforeseeable.
+        self.project = nn.Sequential(nn.GELU(), nn.Linear(config.hidden, config.width))
+        self.norm = nn.BatchNorm1d(config.width, affine=False, momentum=0.05)
         self.predictor = Predictor(config.predictor, self.latents, actions)
+        nn.init.normal_(self.predictor.change.weight, std=0.02)
         self.look = Look(self.latents, config.image_size, config.channels, config.depth)
 
     @property
@@ -91,12 +114,20 @@ class Latent(nn.Module):
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, 1, D) float."""
         ink = 1 - frames.float() / 255
-        x = rearrange(self.patches(ink), "B W h w -> B (h w) W") + self.place
-        return self.project(self.encoder(x)[0].mean(1, keepdim=True))
+        return self.norm(self.project(self.encoder(ink)).float())[:, None]
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 1, D) -> (B, 3, H, W) uint8."""
         return (self.look(latents).float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def foretell(self, latents: Tensor, done: Tensor) -> Tensor:
+        """(B, C, 1, D) and their blocks of actions (B, C, skip, A) -> the next (B, C, 1, D).
+
+        Said anew, not as a change.  Where the first guess is that all stays, what moves is a
+        surprise, and the encoder gives it up (the agent first) before any action is understood.
+        """
+        count = torch.full(done.shape[:2], self.config.predictor.skip, device=latents.device)
+        return self.predictor.change(self.predictor.foretell(latents, done, count)[1])
 
     def loss(self, frames: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Squared error of foretold latents, their distance from a normal distribution, and, apart
@@ -108,8 +139,7 @@ class Latent(nn.Module):
         seen = frames[:, ::skip]
         latents = self.encode(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
         done = actions[:, : blocks * skip].unflatten(1, (blocks, skip))
-        count = torch.full(done.shape[:2], skip, device=frames.device)
-        foretold, _ = self.predictor.foretell(latents[:, :-1], done, count)
+        foretold = self.foretell(latents[:, :-1], done)
         flat = latents.flatten(0, 2)
         shown = latents[:, 0].detach()
         truth = frames[:, 0].float() / 255

@@ -18,7 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+import torch.distributed as dist
+from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -350,8 +351,8 @@ class _Steps(Dataset[Any]):
 def _leave() -> None:
     """Take leave of the other processes: threads that speak with them must not outlive what they
     use.  Not after an error, where the others may never answer."""
-    if not hasattr(sys, "last_value"):
-        PartialState().destroy_process_group()
+    if dist.is_initialized() and not hasattr(sys, "last_value"):
+        dist.destroy_process_group()
 
 
 def _lasting(value: Any) -> Any:

@@ -33,8 +33,8 @@ demo: $(INSTALLED)
 
 # A goal reached in the world that comes with the project, to look at while another is made.
 $(GIVEN)/play/film.gif: $(GIVEN)/dynamics/best.pt
-	$(PYTHON) play.py --run $(GIVEN) --headless --beside-simulator --actions planner \
-	  --episode 2 --frame 12 --steps 25
+	$(PYTHON) play.py --run $(GIVEN) --headless --beside-simulator --actions guided \
+	  --goal-steps 50 --episode 2 --frame 12 --steps 50
 
 # Film and report are made anew only when a stage beneath them has found a better checkpoint.
 BEST := $(wildcard $(RUN)/*/best.pt $(RUN)/controller/*/best.pt)

@@ -63,6 +63,8 @@ class Config:
     """Plan in the world itself, towards every goal (--preset goals)."""
     keep: int = goals.BUDGET // 2
     """Actions of such a plan that are carried out before what is left of it is revised."""
+    guided_keep: int = 10
+    """The same, where the controller for goals guides the search, which then takes less time."""
     workers: int = 0
     """Processes of simulators; 0 is one for each core."""
     kernels: Kernels = "auto"

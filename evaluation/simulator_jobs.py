@@ -89,7 +89,7 @@ def plans_in_world(session: Session, config: Config, offset: int) -> dict[str, p
     found = {"planner": PlansInWorld(world, Planner(config.planner, world), config.keep, hand)}
     if at_once is not None:
         found["amortised"] = PlansInWorld(world, at_once, at_once.legs * at_once.leg, hand)
-        keep = -(-config.keep // at_once.leg) * at_once.leg
+        keep = -(-config.guided_keep // at_once.leg) * at_once.leg
         far = config.planner.guided(at_once.leg, max(offset, keep))
         found["guided"] = PlansInWorld(world, Planner(far, world, guide=at_once), keep, hand)
     return dict(found)
@@ -132,7 +132,8 @@ def goal_job(
         settings |= {"samples": config.simulator_samples, "iterations": config.simulator_iterations}
     if name in ("planner", "guided"):
         assert config.planner is not None
-        settings |= asdict(config.planner) | {"keep": config.keep}
+        keep = config.keep if name == "planner" else config.guided_keep
+        settings |= asdict(config.planner) | {"keep": keep}
     made_from = session.made_from(*session.depends_on(name), **settings)
     names = tuple(key.replace("_", "-") for key in wanted)
     return Job("goal", f"goal-{offset}-{name}", made_from, make, put, names, name)

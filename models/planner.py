@@ -42,7 +42,7 @@ class PlannerConfig:
     """Actions of a leg."""
     reach: float = 0.2
     """Standard deviation of a leg's length at first; an action spans 2."""
-    detour: float = 0.4
+    detour: float = 0.2
     """Standard deviation of what is added to a guide's answers on the first legs of its ways."""
     detours: int = 3
     """Legs of a way that are changed so, at most."""

@@ -163,19 +163,19 @@ def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):
     assert saved["made_from"]["samples"] == 4 and saved["made_from"]["method"] == "cem"
 
 
-@pytest.mark.parametrize("leg, keep, length", [(5, 25, 50), (1, 3, 50), (10, 50, 50)])
-def test_a_search_from_the_controllers_way_has_legs_like_it_and_goes_as_far_as_the_goal(
+@pytest.mark.parametrize("leg, keep, length", [(5, 25, 50), (1, 3, 50), (10, 55, 55)])
+def test_a_guided_search_has_legs_like_its_guide_and_goes_as_far_as_the_goal(
     tmp_path: Path, leg: int, keep: int, length: int
 ):
     build(ScriptedPushes(10, 32, 0), tmp_path / "shards", "", 0, 1)
     run = write_run(tmp_path, Recordings(tmp_path / "shards"), controllers=False, method="goals")
     planner = PlannerConfig(samples=4, iterations=2, best=2, legs=50 // leg, leg=leg)
-    config = evaluate.Config(run=run, planner=planner, keep=keep)
+    config = evaluate.Config(run=run, planner=planner, keep=50, guided_keep=keep)
     with evaluate.Session(run, None, None, 1, 2) as session:
         guided = plans_in_world(session, config, offset=50)["guided"]
         assert isinstance(guided, PlansInWorld)
         assert guided.planner.leg == 5 and guided.planner.legs * guided.planner.leg == length
-        assert guided.keep % 5 == 0 and guided.keep >= keep
+        assert guided.keep == -(-keep // 5) * 5
 
 
 def test_other_recordings_get_a_report_of_their_own(pusht_run: Path, tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_keypoints import squares
@@ -16,9 +18,11 @@ from models.transformer import TransformerConfig
 PLACE = ActionSpec("continuous", ("row", "column"), (0.0, 0.0), (25.0, 25.0))
 TINY = TransformerConfig(width=32, layers=1, heads=2, hidden=64, context=3)
 SMALL = LatentConfig(
-    (32, 32), 8, TINY, 8, PredictorConfig(TINY, skip=2, rewards=False), blocks=2, slices=64,
-    channels=16, depth=1,
+    (32, 32), 8, TINY, hidden=64, width=8, predictor=PredictorConfig(TINY, skip=2, rewards=False),
+    blocks=2, slices=64, channels=16, depth=1,
 )  # fmt: skip
+WIDE = replace(SMALL, filters=16)
+BOTH = pytest.mark.parametrize("config", [SMALL, WIDE], ids=["vit", "filters"])
 
 
 def clips(count: int) -> tuple[Tensor, Tensor]:
@@ -28,27 +32,30 @@ def clips(count: int) -> tuple[Tensor, Tensor]:
     return frames, PLACE.normalize(places[:, 1:].float())
 
 
-def test_frames_become_one_vector_and_a_picture() -> None:
-    model = Latent(SMALL, PLACE).eval()
+@BOTH
+def test_frames_become_one_vector_and_a_picture(config: LatentConfig) -> None:
+    model = Latent(config, PLACE).eval()
     assert model.clip == 5
     latents = model.encode(clips(3)[0][:, 0])
     assert latents.shape == (3, 1, 8)
     assert model.decode(latents).shape == (3, 3, 32, 32)
 
 
-def test_the_picture_teaches_the_latents_nothing() -> None:
-    model = Latent(SMALL, PLACE).train()
+@BOTH
+def test_the_picture_teaches_the_latents_nothing(config: LatentConfig) -> None:
+    model = Latent(config, PLACE).train()
     model.loss(*clips(4))["reconstruction"].backward()
     apart = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert apart and all(name.startswith("look.") for name in apart)
 
 
-def test_it_learns_what_can_be_foretold_and_does_not_collapse() -> None:
+@BOTH
+def test_it_learns_what_can_be_foretold_and_does_not_collapse(config: LatentConfig) -> None:
     torch.manual_seed(0)
-    model = Latent(SMALL, PLACE).train()
+    model = Latent(config, PLACE).train()
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     history = []
-    for _ in range(200):
+    for _ in range(300):
         losses = model.loss(*clips(32))
         optimizer.zero_grad()
         (losses["prediction"] + losses["regularity"] + losses["reconstruction"]).backward()
@@ -60,18 +67,35 @@ def test_it_learns_what_can_be_foretold_and_does_not_collapse() -> None:
     with torch.no_grad():
         model.eval()
         first, came = (model.encode(frames[:, i]) for i in (0, 2))
-        state = model.predictor.rollout(
-            model.predictor.start(first[:, None], actions[:, :0]), actions[:, :2]
-        )
-    apart = torch.cdist(state.latents[:, 0], came[:, 0])
+        foretold = model.foretell(first[:, None], actions[:, None, :2])
+    apart = torch.cdist(foretold[:, 0, 0], came[:, 0])
     nearer = (apart < apart.diagonal()[:, None]).sum(1)
     assert nearer.median() < 15  # other frames that are nearer to what was foretold; by chance 50
 
 
-def test_a_rest_is_refused_and_a_checkpoint_is_enough() -> None:
+@BOTH
+def test_latents_are_spread_before_anything_is_learnt(config: LatentConfig) -> None:
+    model = Latent(config, PLACE).train()
+    losses = model.loss(*clips(32))
+    assert float(losses["variance"]) == pytest.approx(1, abs=0.05)
+    assert float(losses["of_staying"]) > 0.4  # and the first guess is not that all stays
+
+
+@BOTH
+def test_a_frame_s_latent_is_its_own_once_trained(config: LatentConfig) -> None:
+    model = Latent(config, PLACE).train()
+    frames = clips(8)[0][:, 0]
+    model.encode(frames)
+    model.eval()
+    assert torch.allclose(model.encode(frames)[:1], model.encode(frames[:1]), atol=1e-5)
+
+
+@BOTH
+def test_a_rest_is_refused_and_a_checkpoint_is_enough(config: LatentConfig) -> None:
     with pytest.raises(ValueError, match="patches of 8"):
         LatentConfig((36, 32))
-    model = Latent(SMALL, PLACE).eval()
+    LatentConfig((36, 32), filters=16)
+    model = Latent(config, PLACE).eval()
     again = build_tokenizer(describe(model.config), PLACE).eval()
     again.load_state_dict(model.state_dict())
     frames = clips(2)[0][:, 0]

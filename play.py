@@ -71,7 +71,8 @@ class Config:
     planner: PlannerConfig = field(
         default_factory=lambda: PlannerConfig(samples=200, iterations=10, best=20)
     )
-    """Search of --actions planner and guided."""
+    """Search of --actions planner and guided; a guided one has the controller's legs, as many as
+    --goal-steps takes."""
     split: Split = "test"
     """Episodes to start from."""
     episode: int | None = None

@@ -127,7 +127,7 @@ class Latent(nn.Module):
         surprise, and the encoder gives it up (the agent first) before any action is understood.
         """
         count = torch.full(done.shape[:2], self.config.predictor.skip, device=latents.device)
-        return self.predictor.change(self.predictor.foretell(latents, done, count)[1])
+        return self.predictor.foretell(latents, done, count)[0] - latents
 
     def loss(self, frames: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Squared error of foretold latents, their distance from a normal distribution, and, apart

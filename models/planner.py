@@ -223,8 +223,13 @@ class Planner:
 
         reach = config.reach
         if draws.detours is not None:
-            ends = self._guided_way(cost, state, target, first, ends, draws.detours)
-            reach = config.near
+            with torch.no_grad():
+                ways, there = self._guided_ways(many, targets, first, draws.detours)
+                guided, costs = _cheapest(ways, cost(there, targets).view(len(state), -1))
+                if ends is not None:
+                    known = cost(self.world.imagine(state, along(ends, config.leg)), target)
+                    guided = torch.where((known < costs)[:, None, None], ends, guided)
+            ends, reach = guided, config.near
         ways = self._first_ways(len(state), first, ends, draws.steps[0], draws.places[0], reach)
         best, least = ways[:, 0], torch.full((len(state),), torch.inf, device=ways.device)
         iterations = config.iterations if ends is None else config.revisions
@@ -235,9 +240,7 @@ class Planner:
             else:
                 with torch.no_grad():
                     costs = judge(ways)
-            chosen = costs.argmin(1)
-            found = costs.gather(1, chosen[:, None])[:, 0]
-            taken = ways[torch.arange(len(ways), device=ways.device), chosen]
+            taken, found = _cheapest(ways, costs)
             best = torch.where((found < least)[:, None, None], taken, best)
             least = torch.minimum(found, least)
             if following is not None:
@@ -251,36 +254,22 @@ class Planner:
                     ways = self._next_ways(ways, costs, best, first, steps)
         return best, least
 
-    def _guided_way(
-        self,
-        cost: Cost,
-        state: State,
-        target: Tensor | None,
-        first: Tensor | None,
-        ends: Tensor | None,
-        detours: Tensor,
-    ) -> Tensor:
-        """Give the best of the ways that the guide goes in imagination and of `ends`: (B, E, A)."""
-        assert self.guide is not None and target is not None
-        count, samples = len(state), len(detours)
-        many, targets = state.repeat(samples), target.repeat_interleave(samples, dim=0)
-        middle = torch.zeros(count, detours.shape[-1], device=detours.device)
-        last = (middle if first is None else first).repeat_interleave(samples, dim=0)
+    def _guided_ways(
+        self, many: State, targets: Tensor | None, first: Tensor | None, detours: Tensor
+    ) -> tuple[Tensor, State]:
+        """Let the guide go, N rows for each of B worlds: its ways, (B, N, E, A), and their ends."""
+        assert self.guide is not None and targets is not None
+        samples, size = len(detours), detours.shape[-1]
+        count = len(many) // samples
+        start = torch.zeros(count, size, device=detours.device) if first is None else first
+        last = start.repeat_interleave(samples, dim=0)
         way = [last]
-        with torch.no_grad():
-            for astray in detours.repeat(count, 1, 1).unbind(1):
-                end = (self.guide(many.latents, targets, last) + astray).clamp(-1, 1)
-                many = self.world.imagine(many, along(torch.stack([last, end], 1), self.leg))
-                way.append(end)
-                last = end
-            costs = cost(many, targets).view(count, samples)
-            least, chosen = costs.min(1)
-            ways = torch.stack(way, 1).unflatten(0, (count, samples))
-            found = ways[torch.arange(count, device=ways.device), chosen]
-            if ends is None:
-                return found
-            known = cost(self.world.imagine(state, along(ends, self.leg)), target)
-            return torch.where((known < least)[:, None, None], ends, found)
+        for astray in detours.repeat(count, 1, 1).unbind(1):
+            end = (self.guide(many.latents, targets, last) + astray).clamp(-1, 1)
+            many = self.world.imagine(many, along(torch.stack([last, end], 1), self.leg))
+            way.append(end)
+            last = end
+        return torch.stack(way, 1).unflatten(0, (count, samples)), many
 
     def _first_ways(
         self,
@@ -343,6 +332,12 @@ def along(ends: Tensor, leg: int) -> Tensor:
     share = torch.arange(1, leg + 1, device=ends.device)[:, None] / leg
     before, after = ends[..., :-1, None, :], ends[..., 1:, None, :]
     return (before + (after - before) * share).flatten(-3, -2)
+
+
+def _cheapest(ways: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, N, E, A) and (B, N) -> the best way of each world, (B, E, A), and its cost, (B,)."""
+    least, chosen = costs.min(1)
+    return ways[torch.arange(len(ways), device=ways.device), chosen], least
 
 
 def _without_reward(end: State, target: Tensor | None) -> Tensor:

@@ -87,6 +87,21 @@ def test_who_cannot_take_a_step_is_named_and_the_others_are_raced():
     assert list(runners) == ["one"]
 
 
+def test_a_large_model_is_compiled_layer_by_layer_on_both_sides(monkeypatch):
+    small = training.Work(training.sized(32, 3, 2, 64, frames=2), 16, (2, 2), batch=2)
+    compiled = []
+    monkeypatch.setattr(training, "LARGE", small)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self)))
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled as a whole"))
+    rows = list(training.measure(Options(rounds=1), small))
+    names = [kind.__name__ for kind in compiled]
+    assert names.count("Layer") == 3  # ours
+    assert names.count("LlamaDecoderLayer") == len(names) - 3 > 0
+    raced = [row.against for row in rows if row.ratio is not None]
+    assert any("compile by layers" in name for name in raced)
+    assert not any("broken off" in row.note for row in rows)
+
+
 def test_every_area_is_a_documented_module_with_rows():
     for area in AREAS:
         assert f"`{area}`" in DOCS

@@ -208,8 +208,8 @@ def measure(options: Options, work: Work, compiled: bool = True) -> Iterator[Row
 
 
 def compiling(model: Any, layers: Iterable[Any], mode: str, whole: bool) -> Any:
-    """Have a model compiled, or each of its layers: of many that are alike only one is, in less time,
-    and embedding and loss are left as they come."""
+    """Have a model compiled, or each of its layers: of many that are alike only one is, in less
+    time, and embedding and loss are left as they come."""
     if whole:
         return torch.compile(model, mode=mode)
     for layer in layers:

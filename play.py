@@ -27,7 +27,6 @@ from data.splits import Split
 from kernels import Kernels
 from models.goal_codes import GoalCodes
 from models.goal_policy import GoalPolicy
-from models.int8 import quantise_linears
 from models.planner import Guide, Planner, PlannerConfig, ToGoal
 from models.sampling import Sampling
 from models.world import World
@@ -121,9 +120,7 @@ def main(config: Config) -> None:
     kernels.choose(config.kernels)
     if not config.headless:
         check_display()
-    world = load_world(config.run)
-    if config.int8:
-        quantise_linears(world.dynamics)  # type: ignore[arg-type]
+    world = load_world(config.run, int8=config.int8)
     if config.compile:
         world.compile_steps()
     if config.graph:

@@ -6,7 +6,6 @@ horizons, and delta-PSNR four steps ahead (evaluation/open_loop.py), exact minus
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -17,7 +16,6 @@ from bench.play import GIVEN, check_world, start_of
 from data.clips import Clips
 from data.shards import Recordings
 from evaluation.open_loop import HORIZONS, open_loop
-from models.int8 import quantise_linears
 from models.world import World
 from pipeline.load import load_world
 
@@ -30,8 +28,7 @@ def rows(options: Options) -> Iterator[Row]:
         return
     run = options.run or GIVEN
     exact = load_world(run, options.device)
-    narrow = copy.deepcopy(exact)
-    quantise_linears(narrow.dynamics)  # type: ignore[arg-type]
+    narrow = load_world(run, options.device, int8=True)
     frames, actions = start_of(run, exact)
     check_world(narrow, frames, actions)
     worlds = {EXACT: exact, INT8: narrow}

@@ -68,15 +68,15 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
 
     precision: Arithmetic = "bf16" if pick_precision(device, "auto") == "bf16" else "fp32"
     world = our_world(precision).to(device)
+    wide = copy.deepcopy(world)
+    hold_narrow(world.dynamics, precision)  # type: ignore[arg-type]  # as load_world does
     on_gpu = device.type == "cuda"
     record = partial(Recorded, device=device) if on_gpu else None
-    if on_gpu:  # as load_world does
-        hold_narrow(world.dynamics, precision)  # type: ignore[arg-type]
     ours = {EXACT: {str(Setting(precision, False)): Ours(world, config, record, (now, goal))}}
     if not on_gpu:  # which int8 is not for
         ours[INT8] = {}
     for weights in [EXACT] * compiled + [INT8] * (not on_gpu):
-        swift = copy.deepcopy(world)
+        swift = copy.deepcopy(wide if weights == INT8 else world)
         if weights == INT8:
             quantise_linears(swift.dynamics)  # type: ignore[arg-type]
         if compiled:
@@ -193,6 +193,7 @@ class Theirs:
         if weights is not None:
             self.model.load_state_dict(weights)
         self.model.to(device)
+        hold_narrow(self.model, setting.precision)  # as ours are
         if setting.compiled:  # one graph for each number of frames in view: 1, 2 and 3
             self.model.predict = torch.compile(self.model.predict, dynamic=False)
         self.solver = their_solver(self.model, config, device)

@@ -10,6 +10,7 @@ import torch
 from models.build import build_controller, build_dynamics, build_tokenizer
 from models.goal_codes import GoalCodes
 from models.goal_policy import GoalPolicy
+from models.int8 import quantise_linears
 from models.layout import hold_narrow, lay_out_for_writing
 from models.world import World
 from pipeline import checkpoint as ckpt
@@ -26,8 +27,11 @@ def load_tokenizer(run: Path, device: Device = None) -> tuple[Any, ckpt.Checkpoi
     return tokenizer.to(device or pick_device()).eval().requires_grad_(False), checkpoint
 
 
-def load_world(run: Path, device: Device = None) -> World:
-    """Give the world of a run: its tokenizer, and the dynamics model trained on that."""
+def load_world(run: Path, device: Device = None, int8: bool = False) -> World:
+    """Give the world of a run: its tokenizer, and the dynamics model trained on that.
+
+    int8: hold the dynamics' weights in 8 bits; ValueError on anything but a CPU.
+    """
     device = torch.device(device) if device else pick_device()
     path = run / "dynamics" / "best.pt"
     checkpoint = ckpt.load(path, "dynamics")
@@ -37,11 +41,13 @@ def load_world(run: Path, device: Device = None) -> World:
         checkpoint["config"], ckpt.latents_of(checkpoint), ckpt.action_spec(checkpoint)
     )
     ckpt.restore(dynamics, checkpoint, path)
+    dynamics.to(device)
+    if int8:
+        quantise_linears(dynamics)
     lay_out_for_writing(dynamics)
     precision = pick_precision(device, "auto")
-    if device.type == "cuda":
-        hold_narrow(dynamics, precision)
-    world = World(tokenizer, dynamics.to(device), precision)
+    hold_narrow(dynamics, precision)
+    world = World(tokenizer, dynamics, precision)
     return world.requires_grad_(False)
 
 

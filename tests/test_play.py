@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder whose world is the pointer world, and whose controller goes to the right."""
     (tmp_path / "shards").symlink_to(run / "shards")
-    monkeypatch.setattr(play, "load_world", lambda run: PointerWorld())
+    monkeypatch.setattr(play, "load_world", lambda run, int8: PointerWorld())
     monkeypatch.setattr(play, "load_controller", lambda run, world: ToTheRight())
     return tmp_path
 
@@ -121,7 +121,7 @@ def test_a_recording_that_ends_early_shortens_the_film_and_says_so(toy: Path, ca
 
 def test_a_discrete_world_is_played_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_toy_shards(tmp_path / "shards", discrete=True)
-    monkeypatch.setattr(play, "load_world", lambda run: PointerWorld(MOVES))
+    monkeypatch.setattr(play, "load_world", lambda run, int8: PointerWorld(MOVES))
     play.main(config(tmp_path, beside_simulator=True))
     np.save(tmp_path / "a.npy", np.array([2, 2, 3, 0]))
     play.main(config(tmp_path, actions="file", actions_file=tmp_path / "a.npy"))
@@ -133,7 +133,7 @@ def test_a_discrete_world_is_played_too(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_films_of_keys_say_what_is_pressed_in_frames_of_one_size(tmp_path: Path, monkeypatch: Any):
     write_walks(tmp_path / "shards", length=24)
-    monkeypatch.setattr(play, "load_world", lambda run: WalkWorld())
+    monkeypatch.setattr(play, "load_world", lambda run, int8: WalkWorld())
     longest = SPEC.join(np.array([0, 0, 1, 1, 6]))
     assert SPEC.say(int(longest)) == "yaw -10.0  pitch -10.0  attack  jump  forward right"
     np.save(tmp_path / "codes.npy", np.array([60, 60, longest]))
@@ -186,7 +186,7 @@ def test_wrong_action_files_are_one_line(toy: Path, content: Any, message: str):
 
 
 def test_a_world_of_other_actions_is_refused(toy: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(play, "load_world", lambda run: PointerWorld(MOVES))
+    monkeypatch.setattr(play, "load_world", lambda run, int8: PointerWorld(MOVES))
     with pytest.raises(ValueError, match="different action spaces"):
         play.main(config(toy))
 

@@ -9,6 +9,7 @@ from untrained_run import write_run
 from data.clips import Clips
 from data.shards import Recordings
 from data.toy import write_toy_shards
+from models.int8 import quantise_linears
 from pipeline.latents import LatentClips, cache_latents
 from pipeline.load import load_controllers, load_tokenizer, load_world
 
@@ -62,6 +63,15 @@ def test_one_frame_is_enough_to_enter(run):
     world, shown = load_world(run, "cpu"), clip(run)
     state = world.reset(shown.frames[:, :1], shown.actions[:, :0])
     assert len(world.step(state, shown.actions[:, 0])) == 4
+
+
+def test_weights_in_8_bits_are_made_of_those_that_were_saved(run, monkeypatch):
+    mine = load_world(run, "cpu", int8=True).dynamics.state_dict()
+    monkeypatch.setattr("pipeline.load.pick_precision", lambda *_: "fp32")
+    exact = load_world(run, "cpu").dynamics
+    assert quantise_linears(exact) > 0
+    whole = {name: w for name, w in exact.state_dict().items() if w.dtype == torch.int8}
+    assert whole and all(torch.equal(mine[name], w) for name, w in whole.items())
 
 
 def test_controllers_answer_in_the_environments_units(run):
@@ -135,6 +145,7 @@ def codes_world(folder: Path):
     write_toy_shards(folder / "shards", discrete=True)
     world = load_world(write_run(folder, Recordings(folder / "shards")), "cpu")
     world.precision = "fp32"  # as the tokenizer is asked by itself, whatever this CPU has
+    world.dynamics.float()
     torch.manual_seed(0)
     for quantizer in world.tokenizer.quantizers:  # type: ignore[attr-defined]
         quantizer._codebook.embed.normal_()

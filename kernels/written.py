@@ -6,6 +6,7 @@ ten times as long on a CPU in bfloat16 (5,200 rows of 128).  SwiGLU keeps nothin
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -103,7 +104,14 @@ def attention(
                 return scaled_dot_product_attention(q, k, v)
             seen = view.mask(queries, keys, q.device)
             return scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        return _block_by_block(q * q.shape[-1] ** -0.5, k, v, view)
+        q = q * q.shape[-1] ** -0.5
+        if _share_in_view(queries, keys, view) < 0.5:
+            return _block_by_block(q, k, v, view)
+        # heads in rows of their own: products read them faster, and so would the way back
+        q, k, v = (x.contiguous() for x in (q, k, v))
+        of_view = (view.size, view.context, view.causal_inside)
+        bias = _bias(queries, keys, *of_view, q.dtype, q.device)
+        return _Attend.apply(q, k, v, bias)  # type: ignore[return-value]
 
 
 def attention_after(
@@ -133,12 +141,67 @@ def _at_once(q: Tensor, keys: int, view: View) -> bool:
     """
     if view.size == 1 or q.is_cuda:
         return True
-    if q.dtype != torch.float32:
-        return False
-    blocks, all_blocks = q.shape[2] // view.size, keys // view.size
+    return q.dtype == torch.float32 and _share_in_view(q.shape[2], keys, view) > 0.6
+
+
+def _share_in_view(queries: int, keys: int, view: View) -> float:
+    """How much of what all queries and keys make is in view, by blocks."""
+    blocks, all_blocks = queries // view.size, keys // view.size
     context = view.context or all_blocks
     seen = sum(min(context, all_blocks - after) for after in range(blocks))
-    return seen > 0.6 * blocks * all_blocks
+    return seen / (blocks * all_blocks)
+
+
+@torch.library.custom_op("dreamstage::view_bias", mutates_args=())
+def _bias(
+    queries: int, keys: int, size: int, context: int | None, causal_inside: bool,
+    kind: torch.dtype, device: torch.device,
+) -> Tensor:  # fmt: skip
+    """What is added to scores, (Q, K): 0 where the view lets see.
+
+    An operator, so that the compiler reads numbers instead of comparing places for every head
+    anew, which took twice as long as the softmax; it is called once for all layers.
+    """
+    # a copy: the compiler writes into what it was given when it needs it no more
+    return _kept_bias(View(size, context, causal_inside), queries, keys, kind, device).clone()
+
+
+@lru_cache(maxsize=8)
+def _kept_bias(
+    view: View, queries: int, keys: int, kind: torch.dtype, device: torch.device
+) -> Tensor:
+    # finite: from minus infinity the compiler's own softmax makes NaN on the way back
+    unseen = ~view.mask(queries, keys, device)
+    return torch.zeros(queries, keys, dtype=kind, device=device).masked_fill_(
+        unseen, torch.finfo(kind).min / 2
+    )
+
+
+@_bias.register_fake
+def _(
+    queries: int, keys: int, size: int, context: int | None, causal_inside: bool,
+    kind: torch.dtype, device: torch.device,
+) -> Tensor:  # fmt: skip
+    return torch.empty(queries, keys, dtype=kind, device=device)
+
+
+class _Attend(torch.autograd.Function):
+    """softmax(q k^T + bias) v; the compiler would compute the softmax twice rather than keep it."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        share = torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1)
+        ctx.save_for_backward(q, k, v, share)
+        return share @ v
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, share = ctx.saved_tensors
+        (grad,) = grads
+        of_share = grad @ v.transpose(-1, -2)
+        of_scores = torch.ops.aten._softmax_backward_data(of_share, share, -1, share.dtype)
+        for_k, for_v = of_scores.transpose(-1, -2) @ q, share.transpose(-1, -2) @ grad
+        return of_scores @ k, for_k, for_v, None
 
 
 def _block_by_block(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:

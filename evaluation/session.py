@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,7 @@ class Session:
         self.world = load_world(run, self.device)
         self.controllers = load_controllers(run, self.world)
         self.goal_policy = load_goal_policy(run, self.world)
+        self._played: dict[tuple[str, str], dict[str, Any]] = {}
         self.workers = workers or cores()
         where = self.recordings.folder
         self.world.actions.check_same(self.recordings.actions, f"{run}'s world", str(where))
@@ -146,6 +148,26 @@ class Session:
             "simulator": SimulatorPlanner(lambda: self.pool, samples, iterations, seed=seed),
             **{name: InWorld(self.world, each) for name, each in self.controllers.items()},
         }
+
+    def once(
+        self, protocol: str, policy: str, play: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Play a protocol, but not again for a controller that is the clone: where no update was
+        better, its weights, and so all that it does, are the clone's."""
+        name = "cloning" if policy == "controller" and self._still_clone else policy
+        if (protocol, name) not in self._played:
+            self._played[protocol, name] = play()
+        return self._played[protocol, name]
+
+    @cached_property
+    def _still_clone(self) -> bool:
+        """Whether the controller's policy has the weights of the clone that it began as."""
+        controller, clone = (self.controllers.get(name) for name in ("controller", "cloning"))
+        if controller is None or clone is None:
+            return False
+        mine = getattr(controller, "policy", controller).state_dict()
+        known = clone.state_dict()
+        return mine.keys() == known.keys() and all(torch.equal(mine[n], known[n]) for n in known)
 
     def depends_on(self, policy: str) -> tuple[str, ...]:
         """The fingerprints that a policy's figures hang on."""

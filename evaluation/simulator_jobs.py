@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
     seeds = list(range(task.FIRST_SEED, task.FIRST_SEED + config.task_episodes))
     for name, policy in session.task_policies(config.seed).items():
 
-        def make(name: str = name, policy: policies.Policy = policy) -> dict[str, Any]:
+        def play(name: str = name, policy: policies.Policy = policy) -> dict[str, Any]:
             best = task.run_task(policy, session.pool, seeds, config.task_steps, f"task, {name}")
             return task.summary(best) | {"highest_coverage": best.tolist()}
 
@@ -47,6 +48,7 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
             steps=config.task_steps,
             simulators=session.simulators,
         )
+        make = partial(session.once, "task", name, play)
         yield Job("task", f"task-{name}", made_from, make, put, ("task",), name)
 
 
@@ -105,7 +107,7 @@ def goal_job(
 ) -> Job:
     wanted = {key: p for key, p in goals.PROTOCOLS.items() if p.offset == offset}
 
-    def make() -> dict[str, Any]:
+    def play() -> dict[str, Any]:
         filmed = Filmed(policy, min(FILMED, len(pairs))) if name == "planner" else None
         errors = goals.run_pairs(
             filmed or policy, session.pool, session.recordings, pairs, name=f"+{offset}, {name}"
@@ -136,4 +138,5 @@ def goal_job(
         settings |= asdict(config.planner) | {"keep": keep}
     made_from = session.made_from(*session.depends_on(name), **settings)
     names = tuple(key.replace("_", "-") for key in wanted)
+    make = partial(session.once, f"goal-{offset}", name, play)
     return Job("goal", f"goal-{offset}-{name}", made_from, make, put, names, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,26 @@ def test_push_t_fills_task_and_goal(pusht_run: Path):
     assert metrics["provenance"]["fingerprints"]["dynamics"]
     pairs = json.loads((pusht_run / "report" / "pairs.json").read_text())
     assert len(pairs["25"]) == 2
+
+
+@pytest.mark.parametrize("improved", [True, False])
+def test_a_controller_that_is_still_the_clone_is_not_played_again(pusht_run: Path, improved: bool):
+    played: list[str] = []
+
+    def play(name: str) -> dict[str, Any]:
+        played.append(name)
+        return {"of": name}
+
+    with evaluate.Session(pusht_run, None, None, 1, 2) as session:
+        if not improved:
+            clone = session.controllers["cloning"].state_dict()
+            session.controllers["controller"].load_state_dict(clone)
+        names = ("random", "cloning", "controller")
+        found = [session.once("task", name, partial(play, name))["of"] for name in names]
+        assert found == ["random", "cloning", "controller" if improved else "cloning"]
+        assert played == list(names[: 3 if improved else 2])
+        session.once("goal-25", "controller", partial(play, "another game"))
+        assert played[-1] == "another game"
 
 
 def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,9 +67,10 @@ def test_one_frame_is_enough_to_enter(run):
 
 
 def test_weights_in_8_bits_are_made_of_those_that_were_saved(run, monkeypatch):
-    mine = load_world(run, "cpu", int8=True).dynamics.state_dict()
+    rough: Any = load_world(run, "cpu", int8=True).dynamics
     monkeypatch.setattr("pipeline.load.pick_precision", lambda *_: "fp32")
-    exact = load_world(run, "cpu").dynamics
+    exact: Any = load_world(run, "cpu").dynamics
+    mine = rough.state_dict()
     assert quantise_linears(exact) > 0
     whole = {name: w for name, w in exact.state_dict().items() if w.dtype == torch.int8}
     assert whole and all(torch.equal(mine[name], w) for name, w in whole.items())
@@ -145,7 +147,7 @@ def codes_world(folder: Path):
     write_toy_shards(folder / "shards", discrete=True)
     world = load_world(write_run(folder, Recordings(folder / "shards")), "cpu")
     world.precision = "fp32"  # as the tokenizer is asked by itself, whatever this CPU has
-    world.dynamics.float()
+    world.dynamics.float()  # type: ignore[attr-defined]
     torch.manual_seed(0)
     for quantizer in world.tokenizer.quantizers:  # type: ignore[attr-defined]
         quantizer._codebook.embed.normal_()

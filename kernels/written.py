@@ -170,11 +170,9 @@ def _bias(
 def _kept_bias(
     view: View, queries: int, keys: int, kind: torch.dtype, device: torch.device
 ) -> Tensor:
-    # finite: from minus infinity the compiler's own softmax makes NaN on the way back
     unseen = ~view.mask(queries, keys, device)
-    return torch.zeros(queries, keys, dtype=kind, device=device).masked_fill_(
-        unseen, torch.finfo(kind).min / 2
-    )
+    bias = torch.zeros(queries, keys, dtype=kind, device=device)
+    return bias.masked_fill_(unseen, float("-inf"))
 
 
 @_bias.register_fake
@@ -186,7 +184,8 @@ def _(
 
 
 class _Attend(torch.autograd.Function):
-    """softmax(q k^T + bias) v; the compiler would compute the softmax twice rather than keep it."""
+    """softmax(q k^T + bias) v, the softmax kept: left to itself the compiler computes it again on
+    the way back, and makes NaN where the keys were turned (torch 2.13)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

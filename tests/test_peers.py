@@ -123,8 +123,8 @@ def test_training_gives_a_row_for_each_peer_and_a_share_of_the_ceiling(
 def test_the_products_of_a_step_are_those_that_are_multiplied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # frame by frame, every product is one that the counter knows
-    monkeypatch.setattr(written, "_at_once", lambda *_: False)
+    # frame by frame, every product is one that the counter knows, and none is out of view
+    monkeypatch.setattr(written, "_share_in_view", lambda *_: 0.0)
     tokens = SMALL.sample(SMALL.length, CPU)
     with FlopCounterMode(display=False) as counter:
         seeded(SMALL)(tokens, tokens).backward()

@@ -93,8 +93,7 @@ def attention(
             q = q * q.shape[-1] ** -0.5
             return _attend_by_sums(q, k[:, :, first:], v[:, :, first:])
         if view.size == 1 and keys <= FEW and not q.is_cuda:
-            seen = view.mask(queries, keys, q.device)
-            return _attend(q * q.shape[-1] ** -0.5, k, v, seen)
+            return _attend(q * q.shape[-1] ** -0.5, k, v, _bias_of(view, q, k))
         if _at_once(q, keys, view):
             causal = view.size == 1 or view.causal_inside
             whole = view.context is None or view.context * view.size >= keys
@@ -109,9 +108,7 @@ def attention(
             return _block_by_block(q, k, v, view)
         # heads in rows of their own: products read them faster, and so would the way back
         q, k, v = (x.contiguous() for x in (q, k, v))
-        of_view = (view.size, view.context, view.causal_inside)
-        bias = _bias(queries, keys, *of_view, q.dtype, q.device)
-        return _Attend.apply(q, k, v, bias)  # type: ignore[return-value]
+        return _attend(q, k, v, _bias_of(view, q, k))
 
 
 def attention_after(
@@ -152,44 +149,39 @@ def _share_in_view(queries: int, keys: int, view: View) -> float:
     return seen / (blocks * all_blocks)
 
 
-@torch.library.custom_op("dreamstage::view_bias", mutates_args=())
-def _bias(
-    queries: int, keys: int, size: int, context: int | None, causal_inside: bool,
-    kind: torch.dtype, device: torch.device,
-) -> Tensor:  # fmt: skip
-    """What is added to scores, (Q, K): 0 where the view lets see.
-
-    An operator, so that the compiler reads numbers instead of comparing places for every head
-    anew, which took twice as long as the softmax; it is called once for all layers.
-    """
-    # a copy: the compiler writes into what it was given when it needs it no more
-    return _kept_bias(View(size, context, causal_inside), queries, keys, kind, device).clone()
-
-
-@lru_cache(maxsize=8)
-def _kept_bias(
-    view: View, queries: int, keys: int, kind: torch.dtype, device: torch.device
-) -> Tensor:
-    unseen = ~view.mask(queries, keys, device)
-    bias = torch.zeros(queries, keys, dtype=kind, device=device)
-    return bias.masked_fill_(unseen, float("-inf"))
+def _block_by_block(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+    """Nothing out of view is ever multiplied; q is scaled."""
+    queries, keys, size = q.shape[2], k.shape[2], view.size
+    outputs = []
+    for start in range(0, queries, size):
+        last = keys - queries + start + size
+        first = 0 if view.context is None else max(0, last - view.context * size)
+        query, key = q[:, :, start : start + size], k[:, :, first:last]
+        inside = View(size, causal_inside=True)
+        bias = _bias_of(inside, query, key) if view.causal_inside else None
+        outputs.append(_attend(query, key, v[:, :, first:last], bias))
+    return torch.cat(outputs, dim=2)
 
 
-@_bias.register_fake
-def _(
-    queries: int, keys: int, size: int, context: int | None, causal_inside: bool,
-    kind: torch.dtype, device: torch.device,
-) -> Tensor:  # fmt: skip
-    return torch.empty(queries, keys, dtype=kind, device=device)
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T + bias) v."""
+    if torch.is_grad_enabled():
+        return _Attend.apply(q, k, v, bias)  # type: ignore[return-value]
+    return _share(q, k, bias) @ v
+
+
+def _share(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    scores = q @ k.transpose(-1, -2)
+    return torch.softmax(scores if bias is None else scores + bias, dim=-1)
 
 
 class _Attend(torch.autograd.Function):
-    """softmax(q k^T + bias) v, the softmax kept: left to itself the compiler computes it again on
-    the way back, and makes NaN where the keys were turned (torch 2.13)."""
+    """With the softmax kept: left to itself the compiler computes it again on the way back, and in
+    bfloat16 makes NaN of the gradient of keys that were turned (torch 2.13 on CPUs)."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        share = torch.softmax(q @ k.transpose(-1, -2) + bias, dim=-1)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        share = _share(q, k, bias)
         ctx.save_for_backward(q, k, v, share)
         return share @ v
 
@@ -203,30 +195,38 @@ class _Attend(torch.autograd.Function):
         return of_scores @ k, for_k, for_v, None
 
 
-def _block_by_block(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
-    """Nothing out of view is ever multiplied; q is scaled."""
-    queries, keys, size = q.shape[2], k.shape[2], view.size
-    inside = None
-    if view.causal_inside:
-        inside = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
-    outputs = []
-    for start in range(0, queries, size):
-        last = keys - queries + start + size
-        first = 0 if view.context is None else max(0, last - view.context * size)
-        query = q[:, :, start : start + size]
-        outputs.append(_attend(query, k[:, :, first:last], v[:, :, first:last], inside))
-    return torch.cat(outputs, dim=2)
+def _bias_of(view: View, q: Tensor, k: Tensor) -> Tensor:
+    """What is added to scores, (Q, K): 0 where the view lets see, else minus infinity."""
+    of_view = (view.size, view.context, view.causal_inside)
+    return _bias(q.shape[2], k.shape[2], *of_view, q.dtype, q.device)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
-    """softmax(q k^T) v.  `seen`, (Q, S) bool: which of the last S keys each query sees; it sees
-    all before them."""
-    scores = q @ k.transpose(-1, -2)
-    if seen is not None:
-        before = scores.shape[-1] - seen.shape[1]
-        own = scores[..., before:].masked_fill(~seen, float("-inf"))
-        scores = torch.cat([scores[..., :before], own], dim=-1) if before else own
-    return torch.softmax(scores, dim=-1) @ v
+@torch.library.custom_op("dreamstage::view_bias", mutates_args=())
+def _bias(
+    queries: int, keys: int, size: int, context: int | None, causal_inside: bool,
+    kind: torch.dtype, device: torch.device,
+) -> Tensor:  # fmt: skip
+    """An operator, so that the compiler reads numbers instead of comparing places for every head
+    anew, which took twice as long as the softmax; it is called once for all layers."""
+    # a copy: the compiler writes into what it was given when it needs it no more
+    return _kept_bias(View(size, context, causal_inside), queries, keys, kind, device).clone()
+
+
+@_bias.register_fake
+def _(
+    queries: int, keys: int, size: int, context: int | None, causal_inside: bool,
+    kind: torch.dtype, device: torch.device,
+) -> Tensor:  # fmt: skip
+    return torch.empty(queries, keys, dtype=kind, device=device)
+
+
+@lru_cache(maxsize=32)
+def _kept_bias(
+    view: View, queries: int, keys: int, kind: torch.dtype, device: torch.device
+) -> Tensor:
+    unseen = ~view.mask(queries, keys, device)
+    bias = torch.zeros(queries, keys, dtype=kind, device=device)
+    return bias.masked_fill_(unseen, float("-inf"))
 
 
 def _attend_by_sums(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:

@@ -95,12 +95,16 @@ def test_attention_in_pytorch_is_its_definition(view, past, dtype):
 
 
 @pytest.mark.skipif(not compiling._compiler(), reason="needs a C++ compiler")
-def test_attention_under_one_mask_is_its_definition_when_compiled():
+@pytest.mark.parametrize(
+    ("view", "keys"),
+    [(View(64, causal_inside=True), 256), (View(64, context=3), 384), (View(context=3), 64)],
+    ids=str,
+)
+def test_attention_in_pytorch_is_its_definition_when_compiled(view, keys):
     """With keys that are turned first: there the compiler's own way back has NaN."""
-    view = View(size=64, causal_inside=True)
     random = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 1, 2, 256, 64, generator=random).bfloat16()
-    turns = torch.rand(256, 32, generator=random)
+    q, k, v = torch.randn(3, 4, 2, keys, 64, generator=random).bfloat16()
+    turns = torch.rand(keys, 32, generator=random)
     angles = (turns.cos(), turns.sin())
     compiled = torch.compile(lambda q, k, v: attention(q, k, v, view, angles), dynamic=False)
 

@@ -177,7 +177,7 @@ def _share(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
 
 class _Attend(torch.autograd.Function):
     """With the softmax kept: left to itself the compiler computes it again on the way back, and in
-    bfloat16 makes NaN of the gradient of keys that were turned (torch 2.13 on CPUs)."""
+    bfloat16 makes NaN of gradients of keys that were turned, at some sizes (torch 2.13, CPUs)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:

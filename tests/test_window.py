@@ -32,7 +32,7 @@ import sys; sys.path[:0] = {paths!r}
 import play
 from pipeline.cli import run
 from pointer_world import PointerWorld, ToTheRight
-play.load_world = lambda run: PointerWorld()
+play.load_world = lambda run, int8: PointerWorld()
 play.load_controller = lambda run, world: ToTheRight()
 play.main.__module__ = "play"
 run(play.main, play.Config, play.PRESETS)

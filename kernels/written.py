@@ -106,7 +106,7 @@ def attention(
         q = q * q.shape[-1] ** -0.5
         if _share_in_view(queries, keys, view) < 0.5:
             return _block_by_block(q, k, v, view)
-        # heads in rows of their own: products read them faster, and so would the way back
+        # heads in rows of their own, which all products read faster, those of the way back too
         q, k, v = (x.contiguous() for x in (q, k, v))
         return _attend(q, k, v, _bias_of(view, q, k))
 
@@ -152,13 +152,13 @@ def _share_in_view(queries: int, keys: int, view: View) -> float:
 def _block_by_block(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
     """Nothing out of view is ever multiplied; q is scaled."""
     queries, keys, size = q.shape[2], k.shape[2], view.size
+    inside = View(size, causal_inside=True) if view.causal_inside else None
     outputs = []
     for start in range(0, queries, size):
         last = keys - queries + start + size
         first = 0 if view.context is None else max(0, last - view.context * size)
         query, key = q[:, :, start : start + size], k[:, :, first:last]
-        inside = View(size, causal_inside=True)
-        bias = _bias_of(inside, query, key) if view.causal_inside else None
+        bias = _bias_of(inside, query, key) if inside else None
         outputs.append(_attend(query, key, v[:, :, first:last], bias))
     return torch.cat(outputs, dim=2)
 
@@ -171,6 +171,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _share(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """The softmax alone: how much of each key a query takes, (B, H, Q, K)."""
     scores = q @ k.transpose(-1, -2)
     return torch.softmax(scores if bias is None else scores + bias, dim=-1)
 

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from untrained_run import write_run
 
 from data.clips import Clips
@@ -66,11 +67,21 @@ def test_one_frame_is_enough_to_enter(run):
     assert len(world.step(state, shown.actions[:, 0])) == 4
 
 
+def as_loaded(run: Path, monkeypatch: pytest.MonkeyPatch, kind: str, int8: bool = False) -> Any:
+    """Dynamics of a world on a CPU that multiplies in `kind`."""
+    monkeypatch.setattr("pipeline.load.pick_precision", lambda *_: kind)
+    return load_world(run, "cpu", int8=int8).dynamics
+
+
+def test_a_world_holds_weights_in_the_type_that_they_are_multiplied_in(run, monkeypatch):
+    for kind, held in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        linear = [m for m in as_loaded(run, monkeypatch, kind).modules() if type(m) is nn.Linear]
+        assert linear and {m.weight.dtype for m in linear} == {held}
+
+
 def test_weights_in_8_bits_are_made_of_those_that_were_saved(run, monkeypatch):
-    rough: Any = load_world(run, "cpu", int8=True).dynamics
-    monkeypatch.setattr("pipeline.load.pick_precision", lambda *_: "fp32")
-    exact: Any = load_world(run, "cpu").dynamics
-    mine = rough.state_dict()
+    mine = as_loaded(run, monkeypatch, "bf16", int8=True).state_dict()
+    exact = as_loaded(run, monkeypatch, "fp32")
     assert quantise_linears(exact) > 0
     whole = {name: w for name, w in exact.state_dict().items() if w.dtype == torch.int8}
     assert whole and all(torch.equal(mine[name], w) for name, w in whole.items())

@@ -7,7 +7,6 @@ resume, m.
 from __future__ import annotations
 
 import atexit
-import sys
 import time
 from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +17,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -34,6 +32,7 @@ from pipeline.descent import Descent
 from pipeline.device import describe_device, pick_device, pick_precision, room_for_data
 from pipeline.finite import Finite, Losses
 from pipeline.idle import Idle
+from pipeline.leave import leave
 from pipeline.lock import lock
 from pipeline.log import Log, say
 from pipeline.signals import asked_to_stop
@@ -81,7 +80,7 @@ class Run:
         self.precision: Arithmetic = pick_precision(self.device, train.precision)
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
         self.device = self.accelerator.device
-        atexit.register(_leave)
+        atexit.register(leave)
         if train.batch_size % self.accelerator.num_processes:
             raise ValueError(
                 f"a batch of {train.batch_size} does not part evenly among "
@@ -346,13 +345,6 @@ class _Steps(Dataset[Any]):
         train = self.train
         order = batch_order(len(self.clips), train.batch_size, step, train.seed)
         return self.clips.batch(order[self.rank :: self.ranks])
-
-
-def _leave() -> None:
-    """Take leave of the other processes: threads that speak with them must not outlive what they
-    use.  Not after an error, where the others may never answer."""
-    if dist.is_initialized() and not hasattr(sys, "last_value"):
-        dist.destroy_process_group()
 
 
 def _lasting(value: Any) -> Any:

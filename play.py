@@ -31,6 +31,7 @@ from models.planner import Guide, Planner, PlannerConfig, ToGoal
 from models.sampling import Sampling
 from models.world import World
 from pipeline.cli import run as run_stage
+from pipeline.exported import compiler_for
 from pipeline.film import write_film
 from pipeline.game import Game, headless_scene
 from pipeline.keys import tour
@@ -85,7 +86,7 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
     """How codes are drawn in a world of codes; by default the likeliest are taken."""
     compile: bool = False
-    """Compile the world's steps (torch.compile): a minute or two at the start, then faster."""
+    """Compile the world's steps: a minute or two the first time, then faster."""
     graph: bool = False
     """Replay each step, and each search, as one CUDA graph."""
     int8: bool = False
@@ -122,7 +123,7 @@ def main(config: Config) -> None:
         check_display()
     world = load_world(config.run, int8=config.int8)
     if config.compile:
-        world.compile_steps()
+        world.compile_steps(compiler_for(world.device))
     if config.graph:
         world = cast(World, RecordedWorld(world))
     recordings = Recordings(config.run / "shards")

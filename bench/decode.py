@@ -18,6 +18,7 @@ from bench.training import FULL, LARGE, QUICK, TokenModel, Work
 from models.int8 import quantise_linears
 from models.layout import lay_out_for_writing
 from pipeline.device import pick_precision
+from pipeline.exported import compiler_for
 from pipeline.recorded import Recorded
 
 NEW = 128  # tokens of the large model, which takes seconds for them as theirs comes
@@ -62,9 +63,10 @@ def measure(
         narrow = quantised(model)
         ours[INT8] = lambda: decode_ours(narrow, prompt, new)
     if compiled:
-        model.transformer.compile_steps()
+        compiler = compiler_for(options.device)
+        model.transformer.compile_steps(compiler)
         if not on_gpu:
-            narrow.transformer.compile_steps()
+            narrow.transformer.compile_steps(compiler)
     for name, runner in ours.items():
         exact = 0.2 if on_gpu else 2e-3
         check_greedy(name, model, runner(), slack=0.3 if name == INT8 else exact)

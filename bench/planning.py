@@ -28,6 +28,7 @@ from models.tokenizer import Latents
 from models.transformer import TransformerConfig
 from models.world import Arithmetic, World, arithmetic
 from pipeline.device import pick_precision
+from pipeline.exported import compiler_for
 from pipeline.graphed import WARM_UP
 from pipeline.recorded import Recorded
 
@@ -80,7 +81,7 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
         if weights == INT8:
             quantise_linears(swift.dynamics)  # type: ignore[arg-type]
         if compiled:
-            swift.compile_steps()
+            swift.compile_steps(compiler_for(device))
         ours[weights][str(Setting(precision, compiled))] = Ours(swift, config, record, (now, goal))
     for weights, runners in ours.items():
         slack = 0.1 if weights == INT8 else 5e-2 if precision == "bf16" else 1e-3

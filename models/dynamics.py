@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
+from models.compiler import Compiler
 from models.tokenizer import Latents, Tokenizer
 
 
@@ -101,6 +102,6 @@ class Dynamics(Protocol):
         """Take in what one action has really led to: latents (B, N)."""
         ...
 
-    def compile_steps(self) -> None:
-        """Compile what a step takes (torch.compile), for the sizes it comes in."""
+    def compile_steps(self, compiler: Compiler) -> None:
+        """Compile what a step takes, for the sizes it comes in and the weights that are there."""
         ...

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from data.actions import ActionSpec
 from kernels import linear_cross_entropy
 from models.codes import CodeVectors, numbered
+from models.compiler import Compiler
 from models.dynamics import State
 from models.embed import ActionEmbedding, PointerEmbedding
 from models.heads import TwoHot
@@ -200,8 +201,8 @@ class LlamaDynamics(nn.Module):
             memory = memory.append(latents, action, True, self.context)
         return State(latents, 0 * rows, rows, memory)
 
-    def compile_steps(self) -> None:
-        self.transformer.compile_steps()
+    def compile_steps(self, compiler: Compiler) -> None:
+        self.transformer.compile_steps(compiler)
 
     def step(self, state: State, action: Tensor) -> State:
         """Imagine the next frame."""

@@ -23,6 +23,7 @@ from kernels import (
     rotate,
     swiglu,
 )
+from models.compiler import Compiler
 
 
 @dataclass(frozen=True)
@@ -280,11 +281,10 @@ class Transformer(nn.Module):
             values.append(value[:, :, value.shape[2] - keys[-1].shape[2] :])
         return Cache(keys, values)
 
-    def compile_steps(self) -> None:
-        """Compile whole blocks, and the writing of a token into a draft, for the sizes they come
-        in."""
-        self.compile(dynamic=False)
-        self.write = torch.compile(self.write, dynamic=False)
+    def compile_steps(self, compiler: Compiler) -> None:
+        """Compile whole blocks, and the writing of a token into a draft."""
+        self.forward = compiler(self, self.forward)
+        self.write = compiler(self, self.write)
 
     def empty_cache(self, like: Tensor) -> Cache:
         """A cache of nothing, for sequences as many as `like` has rows."""

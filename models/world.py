@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from models.codes import CodeVectors
+from models.compiler import Compiler
 from models.dynamics import Carry, Dynamics, State
 from models.sampling import Sampling
 from models.tokenizer import Tokenizer
@@ -99,7 +100,7 @@ class World(nn.Module):
     def decode(self, state: State) -> Tensor:
         """Look: (B, 3, H, W) uint8."""
         with self._arithmetic():
-            frames = self.tokenizer.decode(state.latents)
+            frames = self._draw(state.latents)
             if state.carry is None:
                 return frames
             carry = state.carry
@@ -108,10 +109,11 @@ class World(nn.Module):
         kept = frames.float() + carry.lost * self._over(carry.still)
         return kept.round().clamp(0, 255).byte()
 
-    def compile_steps(self) -> None:
-        """Compile what a step takes of the dynamics (torch.compile): the first few of each shape
-        take a minute or two, those after them a half or less."""
-        self.dynamics.compile_steps()
+    def compile_steps(self, compiler: Compiler) -> None:
+        """Compile a step and the look at where it leads, anew for every shape they come in.
+        Weights are those that are there at the first step of each."""
+        self.dynamics.compile_steps(compiler)
+        self._draw = compiler(cast(nn.Module, self.tokenizer), self._draw)
 
     def sample_with(self, sampling: Sampling) -> None:
         """Imagine with codes that are drawn like this; a new world takes the likeliest."""
@@ -126,6 +128,9 @@ class World(nn.Module):
             return state
         still = torch.ones(len(frames), self.latents.patches, device=self.device)
         return replace(state, carry=Carry(frames.to(self.device), latents, still))
+
+    def _draw(self, latents: Tensor) -> Tensor:
+        return self.tokenizer.decode(latents)
 
     def _lost(self, frames: Tensor, latents: Tensor) -> Tensor:
         """What the tokenizer loses of the last of T real frames and is missing from the next, too.

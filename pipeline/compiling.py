@@ -24,7 +24,7 @@ class Compiling:
 
     def __init__(self, module: nn.Module, wish: Compile, say: Callable[[str], None]) -> None:
         self.module, self.say = module, say
-        able = torch.cuda.is_available() or _compiler() is not None
+        able = torch.cuda.is_available() or cpp_compiler() is not None
         self._trying = wish == "auto" and able
         self._eager: list[float] = []
         self._compiled: list[float] = []
@@ -79,7 +79,7 @@ def _usual(seconds: list[float]) -> float:
     return statistics.median(seconds[TRIAL // 2 :])
 
 
-def _compiler() -> str | None:
+def cpp_compiler() -> str | None:
     named = os.environ.get("CXX", "")
     return next(
         (found for name in (named, "g++", "clang++") if (found := shutil.which(name))), None

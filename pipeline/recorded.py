@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from models.dynamics import State
 from models.world import World
 from pipeline.graphed import Graphed
+from pipeline.nested import put_together, taken_apart
 
 
 class Recorded:
@@ -26,22 +26,22 @@ class Recorded:
 
     def __call__(self, *given: Any) -> Any:
         tensors: list[Tensor] = []
-        form = _taken_apart(given, tensors)
+        form = taken_apart(given, tensors)
         key = f"{form} {[(tuple(t.shape), t.dtype) for t in tensors]}"
         if key not in self._known:
             found: list[Any] = [None]
 
             def run(*tensors: Tensor) -> list[Tensor]:
                 outputs: list[Tensor] = []
-                result = self.function(*_put_together(form, iter(tensors)))
-                found[0] = _taken_apart(result, outputs)
+                result = self.function(*put_together(form, iter(tensors)))
+                found[0] = taken_apart(result, outputs)
                 return outputs
 
             self._known[key] = (Graphed(run, self.device), found)
         graphed, found = self._known[key]
         # the next call writes to the same places
         outputs = [t.clone() for t in graphed(*tensors)]
-        return _put_together(found[0], iter(outputs))
+        return put_together(found[0], iter(outputs))
 
 
 class RecordedWorld:
@@ -60,30 +60,3 @@ class RecordedWorld:
         if state.carry is not None and state.carry.lost is None:
             return self.world.decode(state)  # the first look keeps what it finds in the state
         return self._decode(state)
-
-
-_TENSOR = "tensor"
-
-
-def _taken_apart(value: Any, tensors: list[Tensor]) -> Any:
-    """The form of nested dataclasses, lists and tuples; their tensors go to the end of a list."""
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return _TENSOR
-    if is_dataclass(value) and not isinstance(value, type):
-        inside = {f.name: _taken_apart(getattr(value, f.name), tensors) for f in fields(value)}
-        return (type(value), inside)
-    if isinstance(value, (list, tuple)):
-        return [_taken_apart(part, tensors) for part in value]
-    return (None, value)
-
-
-def _put_together(form: Any, tensors: Any) -> Any:
-    if form == _TENSOR:
-        return next(tensors)
-    if isinstance(form, list):
-        return [_put_together(part, tensors) for part in form]
-    kind, inside = form
-    if kind is None:
-        return inside
-    return kind(**{name: _put_together(part, tensors) for name, part in inside.items()})

@@ -19,7 +19,7 @@ class Clock:
 def steps(monkeypatch, eager: float, compiled: float, ahead: int) -> tuple[Compiling, list[str]]:
     """Take steps that last as long as they are said to."""
     clock, said = Clock(), []
-    monkeypatch.setattr(compiling, "_compiler", lambda: "g++")
+    monkeypatch.setattr(compiling, "cpp_compiler", lambda: "g++")
     monkeypatch.setattr(compiling.time, "perf_counter", clock)
     module = nn.Linear(1, 1)
     trial = Compiling(module, "auto", said.append)
@@ -64,7 +64,7 @@ def test_without_a_compiler_it_is_said(monkeypatch):
     assert len(said) == 1 and said[0].startswith("compile: not tried, there is no g++")
 
 
-@pytest.mark.skipif(not compiling._compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not compiling.cpp_compiler(), reason="needs a C++ compiler")
 def test_a_compiled_loss_is_the_loss():
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     x = torch.randn(5, 3)

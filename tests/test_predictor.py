@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -121,13 +119,14 @@ def test_candidates_share_a_history() -> None:
     assert torch.allclose(picked.latents[0], alone.latents[2], atol=1e-5)
 
 
-def test_compiled_steps_are_the_steps_and_few_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_steps_are_the_steps_and_few_graphs() -> None:
     """A graph for each number of blocks in view, and one for a window that slides, however many
     actions of a block are done."""
     counter = CompileCounter()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
     plain, compiled = predictor(), predictor()
-    compiled.compile_steps()
+    compiled.compile_steps(
+        lambda module, function: torch.compile(function, dynamic=False, backend=counter)
+    )
     shown, acts = episode(frames=12)
     one, two = (model.start(shown[:, :1], acts[:, :0]) for model in (plain, compiled))
     with torch.no_grad():

@@ -44,6 +44,7 @@ class Exported:
 
     It has to be a function of what it is given and of the module's weights, which are those of the
     first call: this is for models that learn no more.  What it writes into its tensors is written.
+    Where a gradient is asked for it is the function itself.
     """
 
     def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
@@ -54,6 +55,8 @@ class Exported:
     def __call__(self, *given: Any) -> Any:
         tensors: list[Tensor] = []
         form = taken_apart(given, tensors)
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return self.function(*given)
         # rows that lie in the same place are read from beyond it
         tensors = [t.contiguous() if 0 in t.stride() else t for t in tensors]
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None

@@ -63,6 +63,9 @@ def test_it_is_the_function_whatever_holds_its_tensors(compilations):
         assert len(compilations) == 2
         with torch.autocast("cpu", torch.bfloat16):
             assert swift(x, None, written)[0].sums.dtype == torch.bfloat16
+    leaf = torch.randn(2, 3, requires_grad=True)
+    swift(leaf, None, written)[0].sums.sum().backward()
+    assert leaf.grad is not None and len(compilations) == 3
 
 
 @needs_compiler

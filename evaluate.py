@@ -33,7 +33,8 @@ def main(config: Config) -> None:
     kernels.choose(config.kernels)
     needed = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
     parallel = min(needed, max(PARALLEL, EACH * (config.workers or cores())))
-    with Session(config.run, config.shards, config.out, config.workers, parallel) as session:
+    given = (config.run, config.shards, config.out, config.workers, parallel, config.compile)
+    with Session(*given) as session:
         parts = Parts(session.folder / "parts", config.restart)
         tqdm.write(session.about())
         metrics = blank()

@@ -67,6 +67,9 @@ class Config:
     """The same, where the controller for goals guides the search, which then takes less time."""
     workers: int = 0
     """Processes of simulators; 0 is one for each core."""
+    compile: bool = False
+    """Compile the world's steps, on a CPU: a minute or two the first time, and other last digits;
+    for many pairs (docs/evaluate.md)."""
     kernels: Kernels = "auto"
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     seed: int = 0

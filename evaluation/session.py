@@ -29,6 +29,7 @@ from evaluation.policies import InWorld, Policy
 from evaluation.simulator_planner import SimulatorPlanner
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
+from pipeline.exported import compiler_for
 from pipeline.load import load_controllers, load_goal_policy, load_world
 from pipeline.lock import lock
 
@@ -39,14 +40,25 @@ class Session:
     """A run on recordings. Opening it checks what is cheap; the rest is made when asked for."""
 
     def __init__(
-        self, run: Path, shards: Path | None, out: Path | None, workers: int, simulators: int
+        self,
+        run: Path,
+        shards: Path | None,
+        out: Path | None,
+        workers: int,
+        simulators: int,
+        compiled: bool = False,
     ) -> None:
-        """workers: processes, 0 for one on each core; simulators: at a time, in all of them."""
-        self.run, self.simulators = run, simulators
+        """workers: processes, 0 for one on each core; simulators: at a time, in all of them;
+        compiled: the world's steps, on a CPU, with other last digits."""
+        self.run, self.simulators, self.compiled = run, simulators, compiled
         own = run / "shards"
         self.device = pick_device()
         self.recordings = Recordings(shards or own)
+        if compiled and self.device.type != "cpu":
+            raise ValueError("--compile is for CPUs; on a GPU plans are CUDA graphs without it")
         self.world = load_world(run, self.device)
+        if compiled:
+            self.world.compile_steps(compiler_for(self.device))
         self.controllers = load_controllers(run, self.world)
         self.goal_policy = load_goal_policy(run, self.world)
         self._played: dict[tuple[str, str], dict[str, Any]] = {}
@@ -177,7 +189,8 @@ class Session:
 
     def made_from(self, *what: str, **settings: Any) -> dict[str, Any]:
         """What a part depends on: fingerprints by name, and settings."""
-        return {name: self.fingerprints[name] for name in ("shards", *what)} | settings
+        how = {"compiled": True} if self.compiled else {}
+        return {name: self.fingerprints[name] for name in ("shards", *what)} | settings | how
 
     def stage_seconds(self) -> dict[str, float | None]:
         """Seconds of training of each stage, all its methods together, as last checkpoints say."""

@@ -41,7 +41,7 @@ class Int8Linear(nn.Module):
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         # the product of a few rows reads past the end of widths that its registers do not divide
         even = self.in_features % 64 == 0 and self.out_features % 16 == 0
-        if len(rows) <= FEW and even:
+        if rows.shape[0] <= FEW and even:  # what the compiler can leave open, which len it cannot
             narrow = rows.bfloat16()  # the only type in which this product is quick everywhere
             y = torch.ops.aten._weight_int8pack_mm(narrow, self.weight, self.scale).float()
         else:
@@ -73,7 +73,7 @@ def _product(whole: Tensor, weight: Tensor, scale: Tensor, narrow: bool) -> Tens
 @_product.register_fake
 def _(whole: Tensor, weight: Tensor, scale: Tensor, narrow: bool) -> Tensor:
     kind = torch.bfloat16 if narrow else torch.float32
-    return whole.new_empty(len(whole), len(weight), dtype=kind)
+    return whole.new_empty(whole.shape[0], weight.shape[0], dtype=kind)
 
 
 def _product_in_float(whole: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

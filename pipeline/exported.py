@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from models.compiler import Compiler
 from pipeline.compiling import MISSING, cpp_compiler
-from pipeline.nested import put_together, taken_apart
+from pipeline.nested import Form, put_together, taken_apart
 
 HOW = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
-Runner = Callable[[list[Tensor]], list[Tensor]]
+MOST = 2**62  # rows, where there is no bound
 
 
 def compiler_for(device: torch.device) -> Compiler:
@@ -40,7 +43,8 @@ def compiler_for(device: torch.device) -> Compiler:
 
 
 class Exported:
-    """A function of nested tensors, compiled for every set of shapes that they come in.
+    """A function of nested tensors, compiled for what they look like but for how many rows they
+    have, where it is more than one.
 
     It has to be a function of what it is given and of the module's weights, which are those of the
     first call: this is for models that learn no more.  What it writes into its tensors is written.
@@ -50,7 +54,7 @@ class Exported:
     def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
         """function: of `module`, such as a method."""
         self.module, self.function = module, function
-        self._known: dict[Any, tuple[Runner, Any]] = {}
+        self._known: dict[Any, list[_Package]] = {}
 
     def __call__(self, *given: Any) -> Any:
         tensors: list[Tensor] = []
@@ -60,16 +64,18 @@ class Exported:
         # rows that lie in the same place are read from beyond it
         tensors = [t.contiguous() if 0 in t.stride() else t for t in tensors]
         kind = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-        key = (form, kind, *((t.shape, t.stride(), t.dtype) for t in tensors))
-        if key not in self._known:
-            self._known[key] = self._compile(form, tensors, kind, str(key))
-        run, found = self._known[key]
-        return put_together(found, iter(run(tensors)))
+        key = (form, kind, *((t.shape[1:], t.stride(), t.dtype) for t in tensors))
+        known = self._known.setdefault(key, [])
+        package = next((each for each in known if each.takes(tensors)), None)
+        if package is None:
+            package = self._compile(form, tensors, kind, str(key))
+            known.append(package)
+        return put_together(package.form, iter(package.run(tensors)))
 
     def _compile(
-        self, form: Any, tensors: list[Tensor], kind: torch.dtype | None, key: str
-    ) -> tuple[Runner, Any]:
-        forms: list[Any] = []
+        self, form: Form, tensors: list[Tensor], kind: torch.dtype | None, key: str
+    ) -> _Package:
+        forms: list[Form] = []
 
         def flat(*tensors: Tensor) -> list[Tensor]:
             outputs: list[Tensor] = []
@@ -84,9 +90,43 @@ class Exported:
             examples = tuple(
                 torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t) for t in tensors
             )
-            program = torch.export.export(_Whole(self.module, flat), examples)
-            package = torch._inductor.aoti_load_package(str(_package(program, key)))
-        return package.loader.run, forms[-1]
+            rows = tuple({0: Dim.AUTO} if t.shape[:1].numel() > 1 else {} for t in tensors)
+            program = torch.export.export(
+                _Whole(self.module, flat), examples, dynamic_shapes={"tensors": rows}
+            )
+            loaded = torch._inductor.aoti_load_package(str(_compiled(program, key)))
+        return _Package(loaded.loader.run, forms[-1], *_rows_of(program))
+
+
+@dataclass
+class _Package:
+    run: Callable[[list[Tensor]], list[Tensor]]
+    form: Form
+    """What its outputs are put together to."""
+    rows: list[int | str]
+    """How many each tensor has to have, or what stands for their number."""
+    bounds: dict[str, tuple[int, int]]
+    """The least and the most of what stands for a number."""
+
+    def takes(self, tensors: list[Tensor]) -> bool:
+        found: dict[str, int] = {}
+        for tensor, rows in zip(tensors, self.rows, strict=True):
+            count = len(tensor) if tensor.dim() else 1
+            expected = found.setdefault(rows, count) if isinstance(rows, str) else rows
+            if count != expected:
+                return False
+        return all(low <= found[name] <= high for name, (low, high) in self.bounds.items())
+
+
+def _rows_of(program: ExportedProgram) -> tuple[list[int | str], dict[str, tuple[int, int]]]:
+    """The numbers of rows that a program takes."""
+    names = program.graph_signature.user_inputs
+    inputs = {node.name: node.meta["val"] for node in program.graph.nodes if node.name in names}
+    counts = [inputs[name].shape[0] if inputs[name].dim() else 1 for name in names]
+    rows = [int(count) if is_concrete_int(count) else str(count) for count in counts]
+    ranges = {str(symbol): found for symbol, found in program.range_constraints.items()}
+    bounds = {name: ranges[name] for name in rows if isinstance(name, str)}
+    return rows, {name: (int(b.lower), int(min(b.upper, MOST))) for name, b in bounds.items()}
 
 
 class _Whole(nn.Module):
@@ -100,7 +140,7 @@ class _Whole(nn.Module):
         return self.function(*tensors)
 
 
-def _package(program: Any, key: str) -> Path:
+def _compiled(program: ExportedProgram, key: str) -> Path:
     """Compile a program, unless this machine has done so before."""
     made_for = f"{torch.__version__} {pick_vec_isa()} {torch.get_num_threads()} threads"
     seen = hashlib.sha256(f"{made_for} {HOW} {key} {program}".encode())

@@ -61,11 +61,25 @@ def test_it_is_the_function_whatever_holds_its_tensors(compilations):
         repeated, _ = swift(row.expand(2, 3), None, written)  # rows that lie in one place
         assert torch.allclose(repeated.sums, model.linear(row).expand(2, 5), atol=1e-6)
         assert len(compilations) == 2
+        more = torch.randn(7, 3)
+        assert torch.allclose(swift(more, None, torch.zeros(7))[0].sums, model.linear(more))
+        assert len(compilations) == 2  # for any number of rows
         with torch.autocast("cpu", torch.bfloat16):
             assert swift(x, None, written)[0].sums.dtype == torch.bfloat16
     leaf = torch.randn(2, 3, requires_grad=True)
     swift(leaf, None, written)[0].sums.sum().backward()
     assert leaf.grad is not None and len(compilations) == 3
+
+
+@needs_compiler
+def test_what_a_number_of_rows_decides_is_compiled_for_each_way(compilations):
+    model = nn.Linear(3, 3)
+    swift = Exported(model, lambda x: model(x) if x.shape[0] < 5 else x)
+    with torch.inference_mode():
+        for count, compiled in ((2, 1), (4, 1), (5, 2), (3, 2), (9, 2), (1, 3)):
+            x = torch.randn(count, 3)
+            assert torch.allclose(swift(x), model(x) if count < 5 else x, atol=1e-6)
+            assert len(compilations) == compiled
 
 
 @needs_compiler

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from tqdm import tqdm
 
 from models.compiler import Compiler
 from pipeline.compiling import MISSING, cpp_compiler
@@ -150,6 +152,7 @@ def _compiled(program: ExportedProgram, key: str) -> Path:
     folder = Path(cache_dir()) / "dreamstage"
     path = folder / f"{seen.hexdigest()}.pt2"
     if not path.exists():
+        tqdm.write("compiling a step for this machine, once: up to half a minute", sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         # what was tried, and how long it took, goes to the errors otherwise
         with tempfile.TemporaryDirectory(dir=folder) as made, redirect_stderr(StringIO()):

@@ -33,8 +33,10 @@ def main(config: Config) -> None:
     kernels.choose(config.kernels)
     needed = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
     parallel = min(needed, max(PARALLEL, EACH * (config.workers or cores())))
-    given = (config.run, config.shards, config.out, config.workers, parallel, config.compile)
-    with Session(*given) as session:
+    session = Session(
+        config.run, config.shards, config.out, config.workers, parallel, config.compile
+    )
+    with session:
         parts = Parts(session.folder / "parts", config.restart)
         tqdm.write(session.about())
         metrics = blank()

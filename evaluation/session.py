@@ -217,6 +217,7 @@ class Session:
             "recordings": str(self.recordings.folder),
             "device": describe_device(self.device),
             "cores": self.workers,
+            "compiled": self.compiled,
             "versions": {
                 "python": platform.python_version(),
                 "torch": str(torch.__version__),

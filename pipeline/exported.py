@@ -50,7 +50,7 @@ class Exported:
 
     It has to be a function of what it is given and of the module's weights, which are those of the
     first call: this is for models that learn no more.  What it writes into its tensors is written.
-    Where a gradient is asked for it is the function itself.
+    Where one of its tensors wants a gradient it is the function itself.
     """
 
     def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:

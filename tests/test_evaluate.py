@@ -20,6 +20,7 @@ from evaluation.keys import blank
 from evaluation.planning import PlansInWorld
 from evaluation.simulator_jobs import plans_in_world
 from models.planner import PlannerConfig
+from pipeline.compiling import cpp_compiler
 
 
 def measured(run: Path, **changes: Any) -> dict[str, Any]:
@@ -158,6 +159,17 @@ def test_a_controller_that_is_still_the_clone_is_not_played_again(pusht_run: Pat
         assert played == list(names[: 3 if improved else 2])
         session.once("goal-25", "controller", partial(play, "another game"))
         assert played[-1] == "another game"
+
+
+@pytest.mark.skipif(not cpp_compiler(), reason="needs a C++ compiler")
+def test_figures_say_whether_steps_were_compiled(pusht_run: Path):
+    """Nothing is compiled before a step is taken."""
+    made, said = [], []
+    for compiled in (False, True):
+        with evaluate.Session(pusht_run, None, None, 1, 2, compiled) as session:
+            made.append(session.made_from("dynamics"))
+            said.append(session.provenance()["compiled"])
+    assert made[0] != made[1] and said == [False, True]
 
 
 def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):

@@ -30,8 +30,8 @@ from models.goal_policy import GoalPolicy
 from models.planner import Guide, Planner, PlannerConfig, ToGoal
 from models.sampling import Sampling
 from models.world import World
+from pipeline.ahead_of_time import compiler_for
 from pipeline.cli import run as run_stage
-from pipeline.exported import compiler_for
 from pipeline.film import write_film
 from pipeline.game import Game, headless_scene
 from pipeline.keys import tour

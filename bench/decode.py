@@ -17,8 +17,8 @@ from bench.peers.hugging_face import Decoding
 from bench.training import FULL, LARGE, QUICK, TokenModel, Work
 from models.int8 import quantise_linears
 from models.layout import lay_out_for_writing
+from pipeline.ahead_of_time import compiler_for
 from pipeline.device import pick_precision
-from pipeline.exported import compiler_for
 from pipeline.recorded import Recorded
 
 NEW = 128  # tokens of the large model, which takes seconds for them as theirs comes

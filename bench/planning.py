@@ -27,8 +27,8 @@ from models.predictor import Predictor, PredictorConfig
 from models.tokenizer import Latents
 from models.transformer import TransformerConfig
 from models.world import Arithmetic, World, arithmetic
+from pipeline.ahead_of_time import compiler_for
 from pipeline.device import pick_precision
-from pipeline.exported import compiler_for
 from pipeline.graphed import WARM_UP
 from pipeline.recorded import Recorded
 

@@ -16,7 +16,7 @@ from data.shards import Recordings
 from data.toy import write_toy_shards
 from evaluation.speed import measure_play
 from models.world import World
-from pipeline.exported import compiler_for
+from pipeline.ahead_of_time import compiler_for
 from pipeline.load import load_world
 from pipeline.recorded import RecordedWorld
 

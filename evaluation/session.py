@@ -28,8 +28,8 @@ from evaluation.planning import Hand
 from evaluation.policies import InWorld, Policy
 from evaluation.simulator_planner import SimulatorPlanner
 from pipeline import checkpoint
+from pipeline.ahead_of_time import compiler_for
 from pipeline.device import describe_device, pick_device
-from pipeline.exported import compiler_for
 from pipeline.load import load_controllers, load_goal_policy, load_world
 from pipeline.lock import lock
 

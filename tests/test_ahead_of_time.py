@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from models.transformer import Transformer, TransformerConfig
-from pipeline import compiling, exported
-from pipeline.exported import Exported, compiler_for
+from pipeline import ahead_of_time, compiling
+from pipeline.ahead_of_time import AheadOfTime, compiler_for
 
 needs_compiler = pytest.mark.skipif(not compiling.cpp_compiler(), reason="needs a C++ compiler")
 
@@ -32,8 +32,10 @@ class Adder(nn.Module):
 @pytest.fixture
 def compilations(monkeypatch, tmp_path) -> list[str]:
     """What was compiled; packages are kept in a folder of the test's own."""
-    monkeypatch.setattr(exported, "cache_dir", lambda: str(tmp_path))
-    monkeypatch.setitem(exported.HOW, "max_autotune", False)  # which takes two seconds a product
+    monkeypatch.setattr(ahead_of_time, "cache_dir", lambda: str(tmp_path))
+    monkeypatch.setitem(
+        ahead_of_time.HOW, "max_autotune", False
+    )  # which takes two seconds a product
     done = []
     compile_it = torch._inductor.aoti_compile_and_package
 
@@ -48,7 +50,7 @@ def compilations(monkeypatch, tmp_path) -> list[str]:
 @needs_compiler
 def test_it_is_the_function_whatever_holds_its_tensors(compilations):
     model = Adder()
-    swift = Exported(model, model.add)
+    swift = AheadOfTime(model, model.add)
     x, written = torch.randn(2, 3), torch.zeros(2)
     with torch.inference_mode():
         first, seven = swift(x, None, written)
@@ -74,7 +76,7 @@ def test_it_is_the_function_whatever_holds_its_tensors(compilations):
 @needs_compiler
 def test_what_a_number_of_rows_decides_is_compiled_for_each_way(compilations):
     model = nn.Linear(3, 3)
-    swift = Exported(model, lambda x: model(x) if x.shape[0] < 5 else x)
+    swift = AheadOfTime(model, lambda x: model(x) if x.shape[0] < 5 else x)
     with torch.inference_mode():
         for count, compiled in ((2, 1), (4, 1), (5, 2), (3, 2), (9, 2), (1, 3)):
             x = torch.randn(count, 3)
@@ -87,11 +89,11 @@ def test_it_is_compiled_once_on_a_machine_for_the_same_weights(compilations):
     x, written = torch.randn(2, 3), torch.zeros(2)
     for _ in range(2):
         again = Adder()
-        result = Exported(again, again.add)(x, None, written)[0].sums
+        result = AheadOfTime(again, again.add)(x, None, written)[0].sums
     assert len(compilations) == 1
     other = Adder()
     nn.init.ones_(other.linear.weight)
-    changed = Exported(other, other.add)(x, None, written)[0].sums
+    changed = AheadOfTime(other, other.add)(x, None, written)[0].sums
     assert len(compilations) == 2
     assert torch.allclose(changed, other.linear(x), atol=1e-6)
     assert not torch.allclose(changed, result)
@@ -99,7 +101,7 @@ def test_it_is_compiled_once_on_a_machine_for_the_same_weights(compilations):
 
 @needs_compiler
 def test_a_compilation_that_is_broken_off_leaves_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(exported, "cache_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(ahead_of_time, "cache_dir", lambda: str(tmp_path))
 
     def stopped(program, package_path: str, **_) -> str:
         with open(package_path, "w") as file:
@@ -109,7 +111,7 @@ def test_a_compilation_that_is_broken_off_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", stopped)
     model = Adder()
     with pytest.raises(KeyboardInterrupt):
-        Exported(model, model.add)(torch.randn(2, 3), None, torch.zeros(2))
+        AheadOfTime(model, model.add)(torch.randn(2, 3), None, torch.zeros(2))
     assert not list((tmp_path / "dreamstage").iterdir())
 
 
@@ -120,7 +122,7 @@ def test_a_transformer_writes_and_reads_the_same(compilations):
     config = TransformerConfig(width=16, layers=1, heads=2, hidden=24, context=3)
     plain, swift = (Transformer(config, places, causal_inside=True).eval() for _ in range(2))
     swift.load_state_dict(plain.state_dict())
-    swift.compile_steps(Exported)
+    swift.compile_steps(AheadOfTime)
     blocks, tokens = torch.randn(2, 8, 16), torch.randn(4, 2, 1, 16)
     found = []
     with torch.inference_mode():
@@ -135,6 +137,6 @@ def test_a_transformer_writes_and_reads_the_same(compilations):
 
 
 def test_without_a_compiler_it_is_said(monkeypatch):
-    monkeypatch.setattr(exported, "cpp_compiler", lambda: None)
+    monkeypatch.setattr(ahead_of_time, "cpp_compiler", lambda: None)
     with pytest.raises(ValueError, match=r"compiled steps need a C\+\+ compiler"):
         compiler_for(torch.device("cpu"))

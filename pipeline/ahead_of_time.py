@@ -41,10 +41,10 @@ def compiler_for(device: torch.device) -> Compiler:
         return lambda module, function: torch.compile(function, dynamic=False)
     if cpp_compiler() is None:
         raise ValueError(f"compiled steps need a C++ compiler, and {MISSING}")
-    return Exported
+    return AheadOfTime
 
 
-class Exported:
+class AheadOfTime:
     """A function of nested tensors, compiled for what they look like but for how many rows they
     have, where it is more than one.
 

@@ -55,25 +55,30 @@ class Int8Linear(nn.Module):
         return y.to(kind).view(*x.shape[:-1], self.out_features)
 
 
-@torch.library.custom_op("dreamstage::int8_product", mutates_args=())
 def _product(whole: Tensor, weight: Tensor, scale: Tensor, narrow: bool) -> Tensor:
     """Multiply rows of whole numbers above MIDDLE: (R, in), (out, in), (out,) -> (R, out)."""
     kind = torch.bfloat16 if narrow else torch.float32
     if not torch.backends.mkldnn.is_available():
         return _product_in_float(whole, weight, scale).to(kind)
-    known = LAID_OUT.get(weight)
-    if known is None:
-        packed = torch.ops.onednn.qlinear_prepack(weight, None)
-        known = LAID_OUT[weight] = packed, scale.float(), torch.zeros(len(scale), dtype=torch.int64)
+    if torch.compiler.is_exporting():  # what does not change is worked out once, by the compiler
+        laid_out = _lay_out(weight, scale)
+    else:
+        laid_out = LAID_OUT.get(weight)
+        if laid_out is None:
+            laid_out = LAID_OUT[weight] = _lay_out(weight, scale)
     return torch.ops.onednn.qlinear_pointwise(
-        whole, 1.0, MIDDLE, *known, None, 1.0, 0, kind, "none", [], ""
+        whole, 1.0, MIDDLE, *laid_out, None, 1.0, 0, kind, "none", [], ""
     )
 
 
-@_product.register_fake
-def _(whole: Tensor, weight: Tensor, scale: Tensor, narrow: bool) -> Tensor:
-    kind = torch.bfloat16 if narrow else torch.float32
-    return whole.new_empty(whole.shape[0], weight.shape[0], dtype=kind)
+def _lay_out(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    return packed, scale.float(), torch.zeros(len(scale), dtype=torch.int64)
+
+
+@torch.library.register_fake("onednn::qlinear_prepack")
+def _(weight: Tensor, rows: list[int] | None) -> Tensor:
+    return torch.empty_like(weight).t()  # all that is looked at of it
 
 
 def _product_in_float(whole: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

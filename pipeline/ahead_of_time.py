@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sys
 import tempfile
 import warnings
@@ -32,6 +33,7 @@ from pipeline.nested import Form, put_together, taken_apart
 
 HOW = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
 MOST = 2**62  # rows, where there is no bound
+ROOM = 2 * 2**30  # bytes of packages that are kept: those of one world take some megabytes to 200
 
 
 def compiler_for(device: torch.device) -> Compiler:
@@ -145,14 +147,15 @@ class _Whole(nn.Module):
 def _compiled(program: ExportedProgram, key: str) -> Path:
     """Compile a program, unless this machine has done so before."""
     made_for = f"{torch.__version__} {pick_vec_isa()} {torch.get_num_threads()} threads"
-    seen = hashlib.sha256(f"{made_for} {HOW} {key} {program}".encode())
+    steps = re.sub("#.*", "", str(program))  # whose comments name lines of the source
+    seen = hashlib.sha256(f"{made_for} {HOW} {key} {steps}".encode())
     for name, weight in [*program.state_dict.items(), *program.constants.items()]:
         seen.update(f"{name} {weight.dtype} {weight.shape} {weight.stride()}".encode())
         seen.update(weight.detach().contiguous().flatten().view(torch.uint8).numpy().data)
     folder = Path(cache_dir()) / "dreamstage"
     path = folder / f"{seen.hexdigest()}.pt2"
     if not path.exists():
-        tqdm.write("compiling a step for this machine, once: up to half a minute", sys.stderr)
+        tqdm.write("compiling a step for this machine, once: up to a minute", sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
         # what was tried, and how long it took, goes to the errors otherwise
         with tempfile.TemporaryDirectory(dir=folder) as made, redirect_stderr(StringIO()):
@@ -160,4 +163,16 @@ def _compiled(program: ExportedProgram, key: str) -> Path:
                 program, package_path=f"{made}/it.pt2", inductor_configs=dict(HOW)
             )
             os.replace(whole, path)
+        _forget(folder)
+    os.utime(path)  # it is not what was used longest ago
     return path
+
+
+def _forget(folder: Path) -> None:
+    """Delete what was used longest ago, as far as all packages need more than ROOM."""
+    taken = 0
+    packages = sorted(folder.glob("*.pt2"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for number, path in enumerate(packages):
+        taken += path.stat().st_size
+        if number and taken > ROOM:
+            path.unlink(missing_ok=True)

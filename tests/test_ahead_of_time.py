@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.int8 import Int8Linear
 from models.transformer import Transformer, TransformerConfig
 from pipeline import ahead_of_time, compiling
 from pipeline.ahead_of_time import AheadOfTime, compiler_for
@@ -97,6 +98,32 @@ def test_it_is_compiled_once_on_a_machine_for_the_same_weights(compilations):
     assert len(compilations) == 2
     assert torch.allclose(changed, other.linear(x), atol=1e-6)
     assert not torch.allclose(changed, result)
+
+
+@needs_compiler
+def test_packages_that_were_used_longest_ago_make_room(compilations, monkeypatch):
+    monkeypatch.setattr(ahead_of_time, "ROOM", 1)
+    x, written = torch.randn(2, 3), torch.zeros(2)
+    first, second = Adder(), Adder()
+    nn.init.ones_(second.linear.weight)
+    for model, compiled in ((first, 1), (first, 1), (second, 2), (second, 2), (first, 3)):
+        AheadOfTime(model, model.add)(x, None, written)
+        assert len(compilations) == compiled
+
+
+@needs_compiler
+def test_weights_in_8_bits_are_laid_out_when_it_is_compiled(compilations):
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        rough = Int8Linear(nn.Linear(192, 48))
+        swift = AheadOfTime(rough, rough.forward)
+        with torch.inference_mode():
+            for rows in (9, 30):
+                x = torch.randn(rows, 192, dtype=dtype)
+                # the compiler does not round to bfloat16 in between
+                slack = 1e-5 if dtype == torch.float32 else 2e-2
+                assert (swift(x) - rough(x)).norm() < slack * rough(x).norm()
+    assert len(compilations) == 2
 
 
 @needs_compiler

@@ -76,9 +76,11 @@ def _lay_out(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return packed, scale.float(), torch.zeros(len(scale), dtype=torch.int64)
 
 
-@torch.library.register_fake("onednn::qlinear_prepack")
-def _(weight: Tensor, rows: list[int] | None) -> Tensor:
-    return torch.empty_like(weight).t()  # all that is looked at of it
+if torch.backends.mkldnn.is_available():  # elsewhere there may be no such operator
+
+    @torch.library.register_fake("onednn::qlinear_prepack")
+    def _(weight: Tensor, rows: list[int] | None) -> Tensor:
+        return torch.empty_like(weight).t()  # all that is looked at of it
 
 
 def _product_in_float(whole: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

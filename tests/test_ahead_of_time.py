@@ -101,14 +101,22 @@ def test_it_is_compiled_once_on_a_machine_for_the_same_weights(compilations):
 
 
 @needs_compiler
-def test_packages_that_were_used_longest_ago_make_room(compilations, monkeypatch):
-    monkeypatch.setattr(ahead_of_time, "ROOM", 1)
-    x, written = torch.randn(2, 3), torch.zeros(2)
-    first, second = Adder(), Adder()
-    nn.init.ones_(second.linear.weight)
-    for model, compiled in ((first, 1), (first, 1), (second, 2), (second, 2), (first, 3)):
-        AheadOfTime(model, model.add)(x, None, written)
+def test_the_same_steps_on_other_lines_are_not_compiled_again(compilations):
+    model, x = nn.Linear(3, 3), torch.randn(2, 3)
+    AheadOfTime(model, lambda x: model(x))(x)
+    AheadOfTime(model, lambda x: model(x))(x)
+    assert len(compilations) == 1
+
+
+@needs_compiler
+def test_packages_that_were_used_longest_ago_make_room(compilations, monkeypatch, tmp_path):
+    models = [nn.Linear(3, 3) for _ in range(3)]
+    expected = ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4))  # the second one had to go
+    for number, compiled in expected:
+        AheadOfTime(models[number], models[number].forward)(torch.randn(2, 3))
         assert len(compilations) == compiled
+        sizes = [path.stat().st_size for path in (tmp_path / "dreamstage").glob("*.pt2")]
+        monkeypatch.setattr(ahead_of_time, "ROOM", 2.5 * sizes[0])
 
 
 @needs_compiler

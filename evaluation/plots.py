@@ -35,7 +35,7 @@ def pixel_curves(figures: dict[str, Any], path: Path) -> None:
         axis.set_ylabel(label)
     axes[2].axhline(0, color=GREY, linewidth=0.8)
     axes[2].set_title("what the actions are worth", fontsize=9)
-    axes[0].legend(fontsize=7, frameon=False)
+    _name_curves(axes[0])
     _save(figure, path)
 
 
@@ -50,24 +50,30 @@ def state_curves(figures: dict[str, Any], path: Path) -> None:
             axis.axhline(own, color=GREY, linewidth=0.8, label="estimator on real frames")
         axis.set_ylabel(measure.replace("_", ", "))
         axis.set_ylim(bottom=0)
-    axes[0][0].legend(fontsize=7, frameon=False)
+    _name_curves(axes[0][0])
     _save(figure, path)
 
 
 def _curves(axis: Any, figures: dict[str, Any], measure: str) -> None:
     horizons = figures["horizons"]
+    most = SHOWN if measure.endswith("psnr") else np.inf
     for prefix, (label, colour, line) in LOOKS.items():
         values = figures.get(prefix + measure)
         if values is None:
             continue
-        axis.plot(horizons, np.minimum(values, SHOWN), line, color=colour, label=label, marker=".")
+        axis.plot(horizons, np.minimum(values, most), line, color=colour, label=label, marker=".")
         low, high = (figures.get(f"{prefix}{measure}_{end}") for end in ("low", "high"))
         if low is not None and high is not None:
-            low, high = (np.minimum(np.array(end, float), SHOWN) for end in (low, high))
+            low, high = (np.minimum(np.array(end, float), most) for end in (low, high))
             axis.fill_between(horizons, low, high, color=colour, alpha=0.13, linewidth=0)
     axis.set_xlabel("steps after the last true frame")
     axis.set_xticks(horizons)
     axis.spines[["top", "right"]].set_visible(False)
+
+
+def _name_curves(axis: Any) -> None:
+    """Above the axis, where no curve runs through the names."""
+    axis.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
 def bars(rows: dict[str, dict[str, Any] | None], measure: str, title: str, path: Path) -> None:

@@ -183,7 +183,7 @@ class Clips(Dataset):
         frames = np.empty((*rows.shape, height, width, 3), np.uint8)
         for clip in np.argsort(rows[:, 0], kind="stable"):
             first, last = int(rows[clip, 0]), int(rows[clip, -1])
-            read = self.recordings.read_rows("frames", first, last + 1)
-            frames[clip, : len(read)] = read
-            frames[clip, len(read) :] = read[-1]
+            count = last + 1 - first
+            self.recordings.read_rows("frames", first, last + 1, out=frames[clip, :count])
+            frames[clip, count:] = frames[clip, count - 1]
         return torch.from_numpy(frames).permute(0, 1, 4, 2, 3)

@@ -9,13 +9,16 @@ import hashlib
 import io
 import json
 import os
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import h5py
 import hdf5plugin
 import numpy as np
+from h5py import h5s, h5t
 
 from data.actions import ActionSpec
 from data.episodes import STEP_FIELDS, Episode, check_episode, join_column
@@ -117,8 +120,8 @@ class Recordings:
         self.sources = np.concatenate([header.source for header in self.headers])
         self.notes = [note for header in self.headers for note in header.notes]
         self.total = int(self.lengths.sum())
-        self._shard_starts = np.cumsum([0] + [int(h.ends[-1]) for h in self.headers])
-        self._files: dict[int, tuple[h5py.File, dict[str, h5py.Dataset]]] = {}
+        self._shard_starts = np.cumsum([0] + [int(h.ends[-1]) for h in self.headers]).tolist()
+        self._files: dict[int, tuple[h5py.File, dict[str, _Column]]] = {}
         self._process = os.getpid()
 
     def __len__(self) -> int:
@@ -149,19 +152,26 @@ class Recordings:
         first = int(self.first_rows[episode])
         return self.read_rows(field, first + start, first + stop)
 
-    def read_rows(self, field: str, start: int, stop: int) -> np.ndarray:
-        """Read rows [start, stop) of all frames, over as many shards as they reach."""
-        first = int(np.searchsorted(self._shard_starts, start, side="right")) - 1
-        first = min(first, len(self.headers) - 1)
-        last = max(first, int(np.searchsorted(self._shard_starts, stop, side="left")) - 1)
-        parts = []
+    def read_rows(
+        self, field: str, start: int, stop: int, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Read rows [start, stop) of all frames, over as many shards as they reach, into a new
+        array or into `out`, which has as many and lies in one piece."""
+        first = min(bisect_right(self._shard_starts, start) - 1, len(self.headers) - 1)
+        last = max(first, bisect_left(self._shard_starts, stop) - 1)
         for shard in range(first, last + 1):
-            begin = int(self._shard_starts[shard])
-            end = int(self._shard_starts[shard + 1])
-            parts.append(
-                self._read(shard, field, max(start, begin) - begin, min(stop, end) - begin)
-            )
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            begin, end = self._shard_starts[shard : shard + 2]
+            low, high = max(start, begin), min(stop, end)
+            try:
+                column = self._column(shard, field)
+                if out is None:
+                    out = np.empty((stop - start, *column.row), column.dtype)
+                column.read(low - begin, out[low - start : high - start])
+            except (OSError, RuntimeError, KeyError) as error:
+                where = f"{field} {low - begin} to {high - begin} cannot be read"
+                raise _corrupt(self.headers[shard].path, f"{where}: {error}") from None
+        assert out is not None
+        return out
 
     @property
     def fingerprint(self) -> str:
@@ -173,19 +183,7 @@ class Recordings:
             digest.update(header.ends.tobytes() + header.split.tobytes() + header.source.tobytes())
         return digest.hexdigest()[:16]
 
-    def _read(self, shard: int, field: str, start: int, stop: int) -> np.ndarray:
-        header = self.headers[shard]
-        if field not in header.fields:
-            has = ", ".join(sorted(header.fields))
-            raise ValueError(f"{header.path} has no {field}; it holds {has}")
-        try:
-            return self._dataset(shard, field)[start:stop]
-        except (OSError, RuntimeError, KeyError) as error:
-            raise _corrupt(
-                header.path, f"{field} {start} to {stop} cannot be read: {error}"
-            ) from None
-
-    def _dataset(self, shard: int, field: str) -> h5py.Dataset:
+    def _column(self, shard: int, field: str) -> _Column:
         """Looked up once: finding it takes as long as reading a window of it."""
         if self._process != os.getpid():  # a fork: the parent's handles are not ours
             self._files, self._process = {}, os.getpid()
@@ -196,8 +194,33 @@ class Recordings:
             self._files[shard] = (file, {})
         file, known = self._files[shard]
         if field not in known:
-            known[field] = dataset(file, field)
+            header = self.headers[shard]
+            if field not in header.fields:
+                has = ", ".join(sorted(header.fields))
+                raise ValueError(f"{header.path} has no {field}; it holds {has}")
+            known[field] = _Column(dataset(file, field))
         return known[field]
+
+
+class _Column:
+    """A field of a shard.  What h5py makes anew for every slice, its types and spaces, is kept: for
+    a window it takes as long as reading one."""
+
+    def __init__(self, stored: h5py.Dataset) -> None:
+        self.row, self.dtype = stored.shape[1:], stored.dtype
+        self._id, self._space = stored.id, stored.id.get_space()
+        self._kind = h5t.py_create(stored.dtype)
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Read as many rows as `out` has."""
+        if len(out):
+            self._space.select_hyperslab((start, *(0 for _ in self.row)), out.shape)
+            self._id.read(_space(out.shape), self._space, out, self._kind)
+
+
+@lru_cache(maxsize=64)
+def _space(shape: tuple[int, ...]) -> h5s.SpaceID:
+    return h5s.create_simple(shape)
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:

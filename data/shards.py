@@ -157,6 +157,7 @@ class Recordings:
     ) -> np.ndarray:
         """Read rows [start, stop) of all frames, over as many shards as they reach, into a new
         array or into `out`, which has as many and lies in one piece."""
+        assert 0 <= start <= stop <= self.total and (out is None or len(out) == stop - start)
         first = min(bisect_right(self._shard_starts, start) - 1, len(self.headers) - 1)
         last = max(first, bisect_left(self._shard_starts, stop) - 1)
         for shard in range(first, last + 1):

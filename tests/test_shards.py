@@ -50,6 +50,10 @@ def test_what_is_written_is_read(tmp_path):
     everything = np.concatenate([one.states for one in episodes if one.states is not None])
     assert np.array_equal(recordings.read_rows("states", 0, 81), everything)
     assert np.array_equal(recordings.read_rows("states", 45, 60), everything[45:60])
+    batch = np.zeros((3, 15, 4), np.float32)
+    recordings.read_rows("states", 45, 60, out=batch[1])
+    assert np.array_equal(batch[1], everything[45:60]) and not batch[[0, 2]].any()
+    assert recordings.read_rows("frames", 81, 81).shape == (0, 8, 12, 3)
 
 
 def test_a_field_that_is_not_there_is_named(tmp_path):

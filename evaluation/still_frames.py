@@ -28,6 +28,8 @@ from models.codes import code_counts, perplexity
 BANDS = {"dark": (0.0, 0.1), "dim": (0.1, 0.3), "light": (0.3, math.inf)}
 """Least brightness of a frame, the mean of its pixels from 0 to 1, and what it stays below."""
 
+AT_ONCE = 128  # frames: what lies between layers then stays in a cache, 1.6 times as fast as of 864
+
 
 @torch.inference_mode()
 def measure_tokenizer(
@@ -39,8 +41,9 @@ def measure_tokenizer(
     grid, codes_held = about.grid, about.codes * about.codebooks
     errors, similar, changing, moving, bright = [], [], [], [], []
     used = torch.zeros(about.codebooks, about.codes, dtype=torch.long)
-    for first in range(0, len(chosen), 32):
-        frames = clips.batch(chosen[first : first + 32]).frames.to(device)
+    parts = min(len(chosen), math.ceil(len(chosen) * clips.frames / AT_ONCE))
+    for part in np.array_split(chosen, parts):
+        frames = clips.batch(part).frames.to(device)
         count, length = frames.shape[:2]
         flat = frames.flatten(0, 1)
         latents = tokenizer.encode(flat)

@@ -98,7 +98,7 @@ class Recordings:
     """All episodes of a folder, numbered through; also all frames, as rows 0 ... total - 1.
 
     Opening reads the headers alone. Files are opened when something is read, once in each
-    process, so a `Recordings` may be pickled and forked.
+    process, so a `Recordings` may be pickled and forked; of its threads one may read at a time.
     """
 
     def __init__(self, folder: Path | str) -> None:

@@ -41,9 +41,9 @@ def measure_tokenizer(
     grid, codes_held = about.grid, about.codes * about.codebooks
     errors, similar, changing, moving, bright = [], [], [], [], []
     used = torch.zeros(about.codebooks, about.codes, dtype=torch.long)
-    parts = min(len(chosen), math.ceil(len(chosen) * clips.frames / AT_ONCE))
-    for part in np.array_split(chosen, parts):
-        frames = clips.batch(part).frames.to(device)
+    together = max(1, AT_ONCE // clips.frames)
+    for first in range(0, len(chosen), together):
+        frames = clips.batch(chosen[first : first + together]).frames.to(device)
         count, length = frames.shape[:2]
         flat = frames.flatten(0, 1)
         latents = tokenizer.encode(flat)

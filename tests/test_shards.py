@@ -53,6 +53,8 @@ def test_what_is_written_is_read(tmp_path):
     batch = np.zeros((3, 15, 4), np.float32)
     recordings.read_rows("states", 45, 60, out=batch[1])
     assert np.array_equal(batch[1], everything[45:60]) and not batch[[0, 2]].any()
+    with pytest.raises(AssertionError):  # nothing is converted, and nothing written beside it
+        recordings.read_rows("states", 45, 60, out=np.zeros((15, 4), np.float16))
     assert recordings.read_rows("frames", 81, 81).shape == (0, 8, 12, 3)
 
 

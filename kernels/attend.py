@@ -25,7 +25,7 @@ from kernels.reference import View
 WIDEST = 128
 TURNED_ROWS = 64
 # of keys and values that programs running together read: a part of the 50 MB that an H200 has
-CACHE_BYTES = 16 << 20
+CACHE_BYTES = 20 << 20
 
 
 def attention(
@@ -335,9 +335,12 @@ def _strides(*tensors: Tensor | None) -> list[int]:
 
 def _sizes(q: Tensor, k: Tensor, together: int | None = None) -> tuple[int, ...]:
     """Heads, sequences, queries, keys, and how many sequences go together."""
+    sequences = q.shape[0] * q.shape[1]
     if together is None:
-        together = max(1, CACHE_BYTES // (2 * k.shape[2] * k.shape[3] * k.element_size()))
-    return q.shape[1], q.shape[0] * q.shape[1], q.shape[2], k.shape[2], together
+        sections = -(-2 * k.numel() * k.element_size() // CACHE_BYTES)
+        # as many in each: a small last one would begin its heaviest tiles when others are done
+        together = -(-sequences // max(1, sections))
+    return q.shape[1], sequences, q.shape[2], k.shape[2], together
 
 
 def _programs(x: Tensor, length: int, tile: int) -> int:

@@ -1,9 +1,9 @@
 """The gates of a GRU, with the LayerNorm before them, in one pass over memory each way.
 
-A row of three parts stays in registers from its one read to its one write.  Going back, mean,
-deviation and gates are computed once more from the parts.  Each program then walks over many rows
-and adds up its own share of the gradients of weight and bias; the shares are added afterwards, in
-the same order every time.
+A row of three parts stays in registers from its one read to its one write.  Going back, gates are
+computed once more from the parts; mean and scale are kept, two numbers a row.  Each program then
+walks over many rows and adds up its own share of the gradients of weight and bias; the shares are
+added afterwards, in the same order every time.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from kernels.ahead import Ahead
 from kernels.rows import add_up, argument_types, cover, resident, stages, tile
 
 # elements of a tile, and how many of them are a thread's
-FORWARD, BACKWARD = (2048, 16), (1024, 8)
-# going back: of a multiprocessor, and tiles of rows that are read at a time
-WARPS, STAGES = 24, 3
+FORWARD = 1024, 8
+# going back also warps of a multiprocessor: with LayerNorm, where a row fills its tile and where it
+# does not, which takes more registers; without
+FILLED, PADDED, BARE = (2048, 16, 8), (1024, 8, 12), (1024, 8, 24)
+# tiles of rows that are read at a time, going back
+STAGES = 3
 # with LayerNorm: the sums of six wider rows do not fit in one multiprocessor's registers
 WIDEST = 2048
 
@@ -39,7 +42,7 @@ def gru_step(
         weight = bias = None
     elif state.shape[-1] > WIDEST:
         return reference.gru_step(parts, state, weight, bias, eps)
-    return _gru_step(parts, state, weight, bias, eps)
+    return _gru_step(parts, state, weight, bias, eps)[0]
 
 
 @triton.jit
@@ -55,42 +58,51 @@ def _mean(first, second, third, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _tanh(x):
-    # through the sigmoid, which is finite everywhere
-    return 2 * tl.sigmoid(2 * x) - 1
+def _sigmoid(x, SWIFT: tl.constexpr):
+    """1 / (1 + exp(-x)), by a root instead of a division where 16 bits are kept of it: these
+    kernels have about as many instructions as memory leaves time for."""
+    if SWIFT:
+        root = tl.rsqrt(1 + tl.exp2(x * -1.4426950408889634))
+        return root * root
+    else:
+        return tl.sigmoid(x)
 
 
 @triton.jit
-def _norm_parts(
-    reset, candidate, update, weight, bias, column, mask, within, eps, WIDTH: tl.constexpr
-) -> Any:
-    """LayerNorm of the three parts of each row together: they, before weight and bias, the scale.
+def _tanh(x, SWIFT: tl.constexpr):
+    # through the sigmoid, which is finite everywhere
+    if SWIFT:
+        root = tl.rsqrt(1 + tl.exp2(x * -2.8853900817779268))
+        return 2 * root * root - 1
+    else:
+        return 2 * tl.sigmoid(2 * x) - 1
 
-    Weight and bias come from the cache for every row: kept, they would take the registers that rows
-    on their way need (226 instead of 178 us for both passes of 16,384 x 1,024 on an H200).
-    """
-    mean = _mean(reset, candidate, update, WIDTH)
-    reset = tl.where(mask, reset - mean, 0.0)
-    candidate = tl.where(mask, candidate - mean, 0.0)
-    update = tl.where(mask, update - mean, 0.0)
-    square = _mean(reset * reset, candidate * candidate, update * update, WIDTH)
-    scale = tl.rsqrt(square + eps)
-    x_reset, x_candidate, x_update = reset * scale, candidate * scale, update * scale
-    reset = x_reset * _part(weight, column, 0, within, WIDTH)
-    reset += _part(bias, column, 0, within, WIDTH)
-    candidate = x_candidate * _part(weight, column, 1, within, WIDTH)
-    candidate += _part(bias, column, 1, within, WIDTH)
-    update = x_update * _part(weight, column, 2, within, WIDTH)
-    update += _part(bias, column, 2, within, WIDTH)
-    return reset, candidate, update, x_reset, x_candidate, x_update, scale
+
+@triton.jit
+def _centred(x, mean, within, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    x -= mean
+    if WIDTH < TILE:
+        x = tl.where(within, x, 0.0)
+    return x
+
+
+@triton.jit
+def _weighed(x, weight, bias, column, number, within, WIDTH: tl.constexpr):
+    """Weight and bias of a part come from the cache for every row: kept, they would take registers
+    that rows on their way need."""
+    by = _part(weight, column, number, within, WIDTH)
+    return x * by + _part(bias, column, number, within, WIDTH)
 
 
 @triton.jit
 def _forward(
-    parts, state, weight, bias, result, count, eps,
+    parts, state, weight, bias, result, moments, count, eps,
     WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Take a step of the states of ROWS rows."""
+    """Take a step of the states of ROWS rows.
+
+    moments: (count, 2) float32, mean of each row's parts and the scale that LayerNorm gives them.
+    """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
     column = tl.arange(0, TILE)[None]
     within = column < WIDTH
@@ -101,12 +113,20 @@ def _forward(
     update = _part(parts, place, 2, mask, WIDTH)
     old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
     if weight is not None:
-        normed = _norm_parts(
-            reset, candidate, update, weight, bias, column, mask, within, eps, WIDTH
-        )
-        reset, candidate, update, _, _, _, _ = normed
-    fresh = _tanh(tl.sigmoid(reset) * candidate)
-    value = old + tl.sigmoid(update - 1) * (fresh - old)
+        mean = _mean(reset, candidate, update, WIDTH)
+        reset = _centred(reset, mean, within, WIDTH, TILE)
+        candidate = _centred(candidate, mean, within, WIDTH, TILE)
+        update = _centred(update, mean, within, WIDTH, TILE)
+        square = _mean(reset * reset, candidate * candidate, update * update, WIDTH)
+        scale = tl.rsqrt(square + eps)
+        tl.store(moments + 2 * row, mean, mask=row < count)
+        tl.store(moments + 2 * row + 1, scale, mask=row < count)
+        reset = _weighed(reset * scale, weight, bias, column, 0, within, WIDTH)
+        candidate = _weighed(candidate * scale, weight, bias, column, 1, within, WIDTH)
+        update = _weighed(update * scale, weight, bias, column, 2, within, WIDTH)
+    swift: tl.constexpr = parts.dtype.element_ty.primitive_bitwidth <= 16
+    fresh = _tanh(_sigmoid(reset, swift) * candidate, swift)
+    value = old + _sigmoid(update - 1, swift) * (fresh - old)
     tl.store(result + row * WIDTH + column, value.to(result.dtype.element_ty), mask=mask)
 
 
@@ -119,18 +139,19 @@ def _store_three(target, place, first, second, third, mask, WIDTH: tl.constexpr)
 
 
 @triton.jit
-def _pull_back(reset, candidate, update, old, up):
+def _pull_back(reset, candidate, update, old, up, SWIFT: tl.constexpr):
     """Gradients of the three gates' arguments, for the gradient `up` of the next state."""
-    gate, keep = tl.sigmoid(reset), tl.sigmoid(update - 1)
-    fresh = _tanh(gate * candidate)
-    inner = up * keep * (1 - fresh * fresh)
-    update = up * (fresh - old) * keep * (1 - keep)
-    return inner * candidate * gate * (1 - gate), inner * gate, update, up * (1 - keep)
+    gate, keep = _sigmoid(reset, SWIFT), _sigmoid(update - 1, SWIFT)
+    fresh = _tanh(gate * candidate, SWIFT)
+    kept = up * keep
+    inner = kept * (1 - fresh * fresh) * gate
+    update = (fresh - old) * (kept - kept * keep)
+    return (inner - inner * gate) * candidate, inner, update, up - kept
 
 
 @triton.jit
 def _backward(
-    parts, state, weight, bias, grad, for_parts, for_state, shares, count, eps,
+    parts, state, weight, bias, moments, grad, for_parts, for_state, shares, count,
     WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Pull gradients back to parts and state, ROWS rows at a time.
@@ -145,6 +166,7 @@ def _backward(
         w_reset, w_candidate, w_update = zeros, zeros, zeros
         b_reset, b_candidate, b_update = zeros, zeros, zeros
     tiles = tl.cdiv(count, ROWS)
+    swift: tl.constexpr = parts.dtype.element_ty.primitive_bitwidth <= 16
     for step in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
         row = (step * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
         mask = (row < count) & within
@@ -155,11 +177,15 @@ def _backward(
         old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
         up = _part(grad, row * WIDTH + column, 0, mask, WIDTH)
         if weight is not None:
-            normed = _norm_parts(
-                reset, candidate, update, weight, bias, column, mask, within, eps, WIDTH
-            )
-            reset, candidate, update, x_reset, x_candidate, x_update, scale = normed
-        pulled = _pull_back(reset, candidate, update, old, up)
+            mean = tl.load(moments + 2 * row, mask=row < count, other=0.0)
+            scale = tl.load(moments + 2 * row + 1, mask=row < count, other=0.0)
+            x_reset = _centred(reset, mean, within, WIDTH, TILE) * scale
+            x_candidate = _centred(candidate, mean, within, WIDTH, TILE) * scale
+            x_update = _centred(update, mean, within, WIDTH, TILE) * scale
+            reset = _weighed(x_reset, weight, bias, column, 0, within, WIDTH)
+            candidate = _weighed(x_candidate, weight, bias, column, 1, within, WIDTH)
+            update = _weighed(x_update, weight, bias, column, 2, within, WIDTH)
+        pulled = _pull_back(reset, candidate, update, old, up, swift)
         reset, candidate, update, old = pulled
         tl.store(for_state + row * WIDTH + column, old.to(for_state.dtype.element_ty), mask=mask)
         if weight is not None:
@@ -172,11 +198,12 @@ def _backward(
             reset *= _part(weight, column, 0, within, WIDTH)
             candidate *= _part(weight, column, 1, within, WIDTH)
             update *= _part(weight, column, 2, within, WIDTH)
-            mean = _mean(reset, candidate, update, WIDTH)
+            mean = _mean(reset, candidate, update, WIDTH) * scale
             along = _mean(reset * x_reset, candidate * x_candidate, update * x_update, WIDTH)
-            reset = scale * (reset - mean - x_reset * along)
-            candidate = scale * (candidate - mean - x_candidate * along)
-            update = scale * (update - mean - x_update * along)
+            along *= scale
+            reset = reset * scale - (x_reset * along + mean)
+            candidate = candidate * scale - (x_candidate * along + mean)
+            update = update * scale - (x_update * along + mean)
         _store_three(for_parts, place, reset, candidate, update, mask, WIDTH)
     if weight is not None:
         own = tl.program_id(0).to(tl.int64) * (6 * WIDTH) + column
@@ -197,26 +224,35 @@ def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
     return {"WIDTH": width, "TILE": columns, "ROWS": rows, "num_warps": warps}
 
 
-def _back(width: int, itemsize: int) -> dict[str, Any]:
-    tiles = _tiles(width, *BACKWARD)
+def _back(width: int, itemsize: int, normed: bool) -> tuple[dict[str, Any], int]:
+    """How rows are cut up going back, and the warps that a multiprocessor has for them."""
+    normed_shape = FILLED if tile(width) == width else PADDED
+    elements, each, warps = normed_shape if normed else BARE
+    tiles = _tiles(width, elements, each)
     # five parts of what comes, three of each of weight, bias and weight again
-    each = 14 * tiles["ROWS"] * tiles["TILE"] * itemsize
-    return tiles | {"STAGES": stages(STAGES, each)}
+    bytes_each = 14 * tiles["ROWS"] * tiles["TILE"] * itemsize
+    return tiles | {"STAGES": stages(STAGES, bytes_each)}, warps
 
 
 @torch.library.custom_op("dreamstage::gru_step", mutates_args=())
 def _gru_step(
     parts: Tensor, state: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Give the next state, and each row's moments, (count, 2), or nothing without LayerNorm."""
     parts, state, weight, bias = _packed(parts, state, weight, bias)
-    result = torch.empty_like(state)
+    result, moments = torch.empty_like(state), _fresh_moments(state, weight)
     if state.numel():
         width = state.shape[-1]
         count, tiles = state.numel() // width, _tiles(width, *FORWARD)
         _forward[(cover(count, tiles["ROWS"]),)](
-            parts, state, weight, bias, result, count, eps, **tiles
+            parts, state, weight, bias, result, moments, count, eps, **tiles
         )
-    return result
+    return result, moments
+
+
+def _fresh_moments(state: Tensor, weight: Tensor | None) -> Tensor:
+    count = 0 if weight is None else state.numel() // state.shape[-1]
+    return state.new_empty((count, 2), dtype=torch.float32)
 
 
 def _packed(*given: Tensor | None) -> Any:
@@ -229,8 +265,8 @@ def _gru_step_backward(
     state: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
+    moments: Tensor,
     grad: Tensor,
-    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give the gradients of parts and state, and of weight and bias, (2, 3D) or nothing."""
     parts, state, weight, bias, grad = _packed(parts, state, weight, bias, grad)
@@ -240,13 +276,13 @@ def _gru_step_backward(
     if not state.numel():
         return for_parts, for_state, learned
     count = state.numel() // width
-    tiles = _back(width, parts.element_size())
-    programs = resident(parts, WARPS, tiles, count)
+    tiles, warps = _back(width, parts.element_size(), weight is not None)
+    programs = resident(parts, warps, tiles, count)
     shares = None
     if weight is not None:
         shares = parts.new_empty((programs, 6 * width), dtype=torch.float32)
     _backward[(programs,)](
-        parts, state, weight, bias, grad, for_parts, for_state, shares, count, eps, **tiles,
+        parts, state, weight, bias, moments, grad, for_parts, for_state, shares, count, **tiles,
     )  # fmt: skip
     if shares is not None:
         learned = add_up(shares, torch.float32).view(2, -1)
@@ -260,8 +296,8 @@ def _learned(weight: Tensor | None, width: int) -> tuple[int, int]:
 @_gru_step.register_fake
 def _(
     parts: Tensor, state: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> Tensor:
-    return state.new_empty(state.shape)
+) -> tuple[Tensor, Tensor]:
+    return state.new_empty(state.shape), _fresh_moments(state, weight)
 
 
 @_gru_step_backward.register_fake
@@ -270,22 +306,24 @@ def _(
     state: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
+    moments: Tensor,
     grad: Tensor,
-    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = _learned(weight, state.shape[-1])
     learned = parts.new_empty(shape, dtype=torch.float32)
     return parts.new_empty(parts.shape), state.new_empty(state.shape), learned
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors)
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, moments = output
+    ctx.mark_non_differentiable(moments)
+    ctx.save_for_backward(*inputs[:-1], moments)
 
 
-def _from_next(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    parts, state, weight, bias = ctx.saved_tensors
-    for_parts, for_state, learned = _gru_step_backward(parts, state, weight, bias, grad, ctx.eps)
+def _from_next(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    parts, state, weight, bias, moments = ctx.saved_tensors
+    found = _gru_step_backward(parts, state, weight, bias, moments, grad)
+    for_parts, for_state, learned = found
     if weight is None:
         return for_parts, for_state, None, None, None
     for_weight, for_bias = learned.unbind()
@@ -296,12 +334,13 @@ _gru_step.register_autograd(_from_next, setup_context=_keep)
 
 
 def _case(kernel: Any, name: str, tiles: dict[str, Any], normed: bool) -> Ahead:
-    absent = [] if normed else [x for x in kernel.arg_names if x in ("weight", "bias", "shares")]
+    learned = ("weight", "bias", "moments", "shares")
+    absent = [] if normed else [x for x in kernel.arg_names if x in learned]
     constants: dict[str, Any] = tiles | dict.fromkeys(absent)
     warps = constants.pop("num_warps")
     pointers = ("parts", "state", "result", "grad", "for_parts", "for_state")
     known = dict.fromkeys(pointers, "*bf16") | {"eps": "fp32"}
-    known |= dict.fromkeys(("weight", "bias", "shares"), "*fp32")
+    known |= dict.fromkeys(learned, "*fp32")
     types = argument_types(kernel, constants, **known)
     name += f" {tiles['WIDTH']}" + " with LayerNorm" * normed
     return Ahead(name, kernel, types, constants, warps, registers=255, shared=200 << 10)
@@ -312,5 +351,5 @@ for _width in (600, WIDEST):
     for _normed in (False, True):
         AHEAD += [
             _case(_forward, "gru_step", _tiles(_width, *FORWARD), _normed),
-            _case(_backward, "gru_step backward", _back(_width, 2), _normed),
+            _case(_backward, "gru_step backward", _back(_width, 2, _normed)[0], _normed),
         ]

@@ -235,3 +235,11 @@ def test_two_runs_agree_to_the_bit(keys):
         seen = attended(leaves, View(8), angles)
         runs.append([seen, *torch.autograd.grad(seen.square().sum(), leaves)])
     assert all(torch.equal(x, y) for x, y in zip(*runs, strict=True))
+
+
+def test_sequences_that_run_together_are_as_many_each_time():
+    k = torch.empty(16, 9, 1024, 64, dtype=torch.bfloat16, device="meta")
+    *_, together = attend._sizes(k, k)
+    assert together == 72  # two halves of 144: a small rest would end long after the others
+    *_, together = attend._sizes(k[:1], k[:1])
+    assert together == 9

@@ -5,6 +5,7 @@ import torch
 from kernel_checks import assert_as_near_as_torch, drawn, each_place, needs_gpu, triton_kernels
 
 import kernels
+from bench.near import results
 from kernels import reference
 
 recurrent = pytest.importorskip("kernels.recurrent")
@@ -62,6 +63,16 @@ def test_extreme_parts_give_finite_steps_and_gradients():
     assert torch.allclose(state, expected, atol=1e-6) and grad.isfinite().all()
 
 
+@pytest.mark.parametrize("normed", [False, True], ids=["bare", "normed"])
+def test_sigmoids_by_roots_are_as_near_as_16_bits_ask(normed):
+    inputs = [x.half() for x in step_inputs(70, 96, normed=normed)]
+    with triton_kernels():
+        mine = results(kernels.gru_step, inputs, grads=True)
+    truth = results(reference.gru_step, [x.double() for x in inputs], grads=True)
+    for one, exact in zip(mine, truth, strict=True):
+        assert (one - exact).abs().max() < 2**-10 * exact.abs().max().clamp(min=1)
+
+
 def test_no_rows_give_no_rows():
     parts, state = torch.zeros(0, 12, requires_grad=True), torch.zeros(0, 4)
     weight, bias = (torch.ones(12, requires_grad=True) for _ in range(2))
@@ -89,12 +100,13 @@ def test_the_operation_is_what_torch_asks_of_it(normed):
     with triton_kernels():
         step = parts.requires_grad_(), state, weight, bias, 1e-3
         torch.library.opcheck(recurrent._gru_step, step, test_utils=tests)
-        back = parts.detach(), state, weight, bias, torch.ones(3, 8), 1e-3
+        _, moments = recurrent._gru_step(*(x.detach() if x is parts else x for x in step))
+        back = parts.detach(), state, weight, bias, moments, torch.ones(3, 8)
         torch.library.opcheck(recurrent._gru_step_backward, back, test_utils=tests)
 
 
 def test_the_public_function_leads_to_the_kernel(monkeypatch):
-    monkeypatch.setattr(recurrent, "_gru_step", lambda *_: "a step")
+    monkeypatch.setattr(recurrent, "_gru_step", lambda *_: ("a step", None))
     with triton_kernels():
         assert kernels.gru_step(torch.ones(2, 6), torch.ones(2, 2)) == "a step"
 

@@ -24,6 +24,7 @@ from evaluation.parts import write_json
 from kernels import choice
 
 AREA = "kernels"
+BOTH = "forward and backward"
 # seconds of a turn, so that the clock does not count
 LONG_ENOUGH = {"cuda": 5e-3, "cpu": 1e-2}
 
@@ -36,34 +37,35 @@ BARS = {
 }
 SHARE = (80.0, 95.0)
 MEMORY = (2.0, 4.0)
+Ratios = dict[choice.Pass, float]
 
 
 def rows(options: Options) -> Iterator[Row]:
     """Every case of cases.py, then codebooks; with `keep`, written down for --kernels auto."""
     on_gpu = options.device.type == "cuda"
-    against_compile: dict[str, list[float]] = {}
+    against_compile: dict[str, Ratios] = {}
     kernels.choose("triton" if on_gpu else "torch")
     try:
         asked = options.only or OPERATIONS
         for case in cases(options.device, torch.bfloat16 if on_gpu else torch.float32):
             if case.operation not in asked:
                 continue
-            kept = against_compile.setdefault(case.operation, [])
+            kept = against_compile.setdefault(case.operation, {})
             yield from _safely(case.what, partial(_raced, case, options), kept)
         for size in assigning.sizes(options.device) if "assign" in asked else ():
-            kept = against_compile.setdefault("assign", [])
+            kept = against_compile.setdefault("assign", {})
             yield from _safely(assigning.named(size), partial(assigning.raced, size, options), kept)
     finally:
         kernels.choose("auto")
     if options.keep and on_gpu:
-        least = {name: round(min(each), 3) for name, each in against_compile.items() if each}
+        least = {name: each for name, each in against_compile.items() if each}
         keep(least, choice._kind(options.device))
     if not on_gpu and options.quick:
         note = "not in --quick without a GPU: 8 to 30 s of compiling each"
         yield Row(AREA, "every operation", COMPILED, "", note=note)
 
 
-def keep(kept: Mapping[str, float], kind: str) -> None:
+def keep(kept: Mapping[str, Ratios], kind: str) -> None:
     """Merge ratios of a kind of GPU into kernels/measured.json."""
     path = choice.MEASURED
     known = json.loads(path.read_text()) if path.exists() else {}
@@ -73,14 +75,16 @@ def keep(kept: Mapping[str, float], kind: str) -> None:
 
 
 def _safely(
-    what: str, raced: Callable[[], Iterator[Row]], against_compile: list[float]
+    what: str, raced: Callable[[], Iterator[Row]], against_compile: Ratios
 ) -> Iterator[Row]:
     """Rows of one operation; what is wrong or breaks is a row, and the next one comes."""
     torch.compiler.reset()  # else the eighth shape of a function would run uncompiled
     try:
         for row in raced():
             if row.against == COMPILED and row.ratio is not None and row.unit == "us":
-                against_compile.append(row.ratio)
+                passes: choice.Pass = "both" if row.what.endswith(BOTH) else "forward"
+                worst = min(row.ratio, against_compile.get(passes, row.ratio))
+                against_compile[passes] = round(worst, 3)
             yield row
     except Wrong as problem:
         yield Row(AREA, what, "", "", note=f"not shown, wrong: {problem}")
@@ -107,7 +111,7 @@ def _raced(case: Case, options: Options) -> Iterator[Row]:
     for grads in (False, True) if case.grads else (False,):
         if case.fused and not grads:
             continue
-        what = f"{case.what}, forward and backward" if grads else f"{case.what}, forward"
+        what = f"{case.what}, {BOTH}" if grads else f"{case.what}, forward"
         steps = {name: step(runner, case.inputs, grads) for name, runner in runners.items()}
         bars = {k: v for k, v in BARS.items() if on_gpu}
         seconds, note = _seconds(steps, options, graphs=not case.fused)

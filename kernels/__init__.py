@@ -34,15 +34,17 @@ __all__ = [
 ]
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, multiplied: bool = False) -> Tensor:
     """Divide the last axis by its root mean square.
 
     x: (..., D), any float dtype.  weight: (D,).  Returns (..., D) in x's dtype.
+    multiplied: nothing but products follow, which narrow it under autocast: a kernel then writes
+    autocast's dtype itself.
     """
     if use_triton("rms_norm", x, fuses=True):
         from kernels import norm
 
-        return norm.rms_norm(x, weight, eps)
+        return norm.rms_norm(x, weight, eps, _narrow(x) if multiplied else None)
     if torch.compiler.is_compiling():  # which fuses the definition and its gradient by itself
         return reference.rms_norm(x, weight, eps)
     return written.rms_norm(x, weight, eps)
@@ -72,18 +74,26 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def add_rms_norm(
-    x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6
+    x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6, multiplied: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Add a branch to the residual stream: the sum, and its norm.
 
     x, branch: (..., D).  weight: (D,).  Returns two (..., D) in x's dtype.
+    multiplied: as in `rms_norm`.
     """
     if use_triton("add_rms_norm", x, fuses=True):
         from kernels import norm
 
-        return norm.add_rms_norm(x, branch, weight, eps)
+        return norm.add_rms_norm(x, branch, weight, eps, _narrow(x) if multiplied else None)
     total = x + branch
-    return total, rms_norm(total, weight, eps)
+    return total, rms_norm(total, weight, eps, multiplied)
+
+
+def _narrow(x: Tensor) -> torch.dtype | None:
+    """Give the dtype of products under autocast, on a GPU: Triton's interpreter is wrong in it."""
+    if not (x.is_cuda and torch.is_autocast_enabled(x.device.type)):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def attention(
@@ -153,8 +163,8 @@ def linear_cross_entropy(
     if use_triton("linear_cross_entropy", x):
         from kernels import entropy
 
-        if torch.is_autocast_enabled(x.device.type):
-            narrow = torch.get_autocast_dtype(x.device.type)
+        narrow = _narrow(x)
+        if narrow is not None:
             x, weight = x.to(narrow), weight.to(narrow)
         return entropy.linear_cross_entropy(x, weight, target, bias, before, bonus)
     return written.linear_cross_entropy(x, weight, target, bias, before, bonus)

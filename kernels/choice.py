@@ -1,7 +1,8 @@
 """Which operations run as Triton kernels: asked for once, printed and saved by whoever asks.
 
 `auto` uses a kernel where `measured.json` says that on this kind of GPU it was faster than
-torch.compile; `python -m bench kernels --keep` measures and writes it.
+torch.compile: forward where there are no gradients, else both passes.
+`python -m bench kernels --keep` measures and writes it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Kernels = Literal["auto", "triton", "torch"]
 MEASURED = Path(__file__).parent / "measured.json"
 # keys up to which one program takes several sequences at once
 SHORT = 64
+Pass = Literal["forward", "both"]
 
 _wish: Kernels = "auto"
 
@@ -46,7 +48,8 @@ def describe(device: torch.device) -> str:
         return f"torch kernels ({_wish}: no CUDA)" if _wish == "auto" else "torch kernels"
     if _wish != "auto":
         return f"{_wish} kernels"
-    faster = sorted(name for name, won in measured(_kind(device)).items() if won > 1)
+    won = measured(_kind(device))
+    faster = sorted(name for name, ratios in won.items() if max(ratios.values()) > 1)
     if faster:
         return f"triton kernels where measured faster (auto: {', '.join(faster)})"
     return "torch kernels (auto: `python -m bench kernels --keep` measures Triton's here)"
@@ -64,7 +67,7 @@ def use_triton(operation: str, x: Tensor, fuses: bool = False) -> bool:
         return True
     if fuses and torch.compiler.is_compiling() and not torch.is_grad_enabled():
         return False
-    return _faster(operation)
+    return _faster(operation, "both" if torch.is_grad_enabled() else "forward")
 
 
 def attention_kind(view: View, keys: int) -> str:
@@ -83,13 +86,16 @@ def interpreted() -> bool:
 
 
 @torch.compiler.assume_constant_result  # which torch.compile need not look into
-def _faster(operation: str) -> bool:
-    return measured(_kind(torch.device("cuda"))).get(operation, 0.0) > 1
+def _faster(operation: str, wanted: Pass) -> bool:
+    ratios = measured(_kind(torch.device("cuda"))).get(operation, {})
+    # some have no gradients, others make them on the way forward: their one ratio is for both
+    return ratios.get(wanted, max(ratios.values(), default=0.0)) > 1
 
 
 @cache
-def measured(kind: str) -> dict[str, float]:
-    """How many times faster than torch.compile each kernel was on GPUs of this kind."""
+def measured(kind: str) -> dict[str, dict[Pass, float]]:
+    """How many times faster than torch.compile each kernel was on GPUs of this kind, where it was
+    the slowest, forward and both passes; those that have one of the two have that alone."""
     return json.loads(MEASURED.read_text()).get(kind, {}) if MEASURED.exists() else {}
 
 

@@ -37,16 +37,21 @@ FORWARD, BACKWARD = (1024, 32), (1024, 16)
 WARPS, STAGES = 8, 4
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    """As `kernels.rms_norm`; x may be any view whose last axis has stride 1."""
-    return _rms_norm(x, weight, eps)
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-6, kind: torch.dtype | None = None
+) -> Tensor:
+    """As `kernels.rms_norm`; x may be any view whose last axis has stride 1.
+
+    kind: of the result, if not that of x.
+    """
+    return _rms_norm(x, weight, eps, kind)
 
 
 def add_rms_norm(
-    x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6
+    x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6, kind: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As `kernels.add_rms_norm`."""
-    return _add_rms_norm(x, branch, weight, eps)
+    """As `kernels.add_rms_norm`; kind: of the norm, if not that of the sum."""
+    return _add_rms_norm(x, branch, weight, eps, kind)
 
 
 @triton.jit
@@ -102,16 +107,21 @@ def _forward(
 
 
 @triton.jit
-def _pull_back(grad_x, grad_sum, start, sum_start, column, inside, value, WIDTH: tl.constexpr):
-    """Write a piece of the gradient, with that of the sum itself added if there is one."""
+def _pull_back(
+    grad_x, grad_branch, grad_sum, start, sum_start, column, inside, value, WIDTH: tl.constexpr
+):
+    """Write a piece of the gradient, with that of the sum itself added if there is one, and once
+    more where the branch has a type of its own."""
     if grad_sum is not None:
         value += _read(grad_sum, sum_start, column, inside, WIDTH)
     _write(grad_x, start, column, inside, value, WIDTH)
+    if grad_branch is not None:
+        _write(grad_branch, start, column, inside, value, WIDTH)
 
 
 @triton.jit
 def _backward(
-    x, grad, grad_sum, weight, grad_x, shares, count, middle, last,
+    x, grad, grad_sum, weight, grad_x, grad_branch, shares, count, middle, last,
     x_outer, x_middle, x_last, grad_outer, grad_middle, grad_last, sum_outer, sum_middle, sum_last,
     eps, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr,
     STAGES: tl.constexpr,
@@ -151,11 +161,11 @@ def _backward(
         scale = scale[:, None]
         share += up * value * scale
         value = scale * (up * by - value * part)
-        _pull_back(grad_x, grad_sum, start, sum_start, column, inside, value, WIDTH)
+        _pull_back(grad_x, grad_branch, grad_sum, start, sum_start, column, inside, value, WIDTH)
         if REST:
             share_end += up_end * end * scale
             end = scale * (up_end * by_end - end * part)
-            _pull_back(grad_x, grad_sum, start, sum_start, later, inside, end, WIDTH)
+            _pull_back(grad_x, grad_branch, grad_sum, start, sum_start, later, inside, end, WIDTH)
     own = shares + tl.program_id(0).to(tl.int64) * WIDTH
     tl.store(own + column, tl.sum(share, axis=0), mask=column < WIDTH)
     if REST:
@@ -177,17 +187,17 @@ def _back(width: int, itemsize: int) -> dict[str, Any]:
 
 
 def _launch_forward(
-    x: Tensor, branch: Tensor | None, weight: Tensor, eps: float
+    x: Tensor, branch: Tensor | None, weight: Tensor, eps: float, kind: torch.dtype | None
 ) -> tuple[Tensor | None, Tensor]:
     """Give the sum, if there is a branch, and the norm."""
     shape, x = x.shape, plain(x)
     axes = order(x)
     if branch is None:
-        total, steps, normed = None, (0, 0, 0), fresh_like(x, axes)
+        total, steps, normed = None, (0, 0, 0), fresh_like(x, axes, kind)
     else:
         branch = plain(branch)
         total = fresh_like(x, axes, torch.promote_types(x.dtype, branch.dtype))
-        steps, normed = strides(branch, axes), fresh_like(x, axes, total.dtype)
+        steps, normed = strides(branch, axes), fresh_like(x, axes, kind or total.dtype)
     if x.numel():
         width = x.shape[-1]
         count, tiles = x.numel() // width, _tiles(width, *FORWARD)
@@ -199,14 +209,17 @@ def _launch_forward(
 
 
 def _launch_backward(
-    x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Give the gradients of what was normed, the one that came to itself included, and weight."""
+    x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float,
+    kind: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Give the gradients of what was normed, the one that came to itself included, the same in
+    `kind` if it is asked for, else nothing, and of weight."""
     shape, x, grad = x.shape, plain(x), plain(grad)
     axes = order(x)
     grad_x = fresh_like(x, axes)
+    grad_branch = x.new_empty(0) if kind is None else fresh_like(x, axes, kind)
     if not x.numel():
-        return grad_x.view(shape), torch.zeros_like(weight)
+        return grad_x.view(shape), _shaped(grad_branch, shape, kind), torch.zeros_like(weight)
     steps = (0, 0, 0)
     if grad_sum is not None:
         grad_sum = plain(grad_sum)
@@ -216,27 +229,34 @@ def _launch_backward(
     programs = resident(x, WARPS, tiles, count)
     shares = x.new_empty((programs, width), dtype=torch.float32)
     _backward[(programs,)](
-        x, grad, grad_sum, weight.contiguous(), grad_x, shares, count, *walk(x, axes),
-        *strides(x, axes), *strides(grad, axes), *steps, eps, **tiles,
+        x, grad, grad_sum, weight.contiguous(), grad_x, grad_branch if kind else None, shares,
+        count, *walk(x, axes), *strides(x, axes), *strides(grad, axes), *steps, eps, **tiles,
     )  # fmt: skip
-    return grad_x.view(shape), add_up(shares, weight.dtype)
+    return grad_x.view(shape), _shaped(grad_branch, shape, kind), add_up(shares, weight.dtype)
+
+
+def _shaped(x: Tensor, shape: torch.Size, kind: torch.dtype | None) -> Tensor:
+    return x if kind is None else x.view(shape)
 
 
 @torch.library.custom_op("dreamstage::rms_norm", mutates_args=())
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _launch_forward(x, None, weight, eps)[1]
+def _rms_norm(x: Tensor, weight: Tensor, eps: float, kind: torch.dtype | None) -> Tensor:
+    return _launch_forward(x, None, weight, eps, kind)[1]
 
 
 @torch.library.custom_op("dreamstage::rms_norm_backward", mutates_args=())
 def _rms_norm_backward(
-    x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    return _launch_backward(x, grad, grad_sum, weight, eps)
+    x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float,
+    kind: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _launch_backward(x, grad, grad_sum, weight, eps, kind)
 
 
 @torch.library.custom_op("dreamstage::add_rms_norm", mutates_args=())
-def _add_rms_norm(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    total, normed = _launch_forward(x, branch, weight, eps)
+def _add_rms_norm(
+    x: Tensor, branch: Tensor, weight: Tensor, eps: float, kind: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    total, normed = _launch_forward(x, branch, weight, eps, kind)
     assert total is not None
     return total, normed
 
@@ -248,43 +268,50 @@ def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 @_rms_norm.register_fake
-def _(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _like(x)
+def _(x: Tensor, weight: Tensor, eps: float, kind: torch.dtype | None) -> Tensor:
+    return _like(x, kind)
 
 
 @_rms_norm_backward.register_fake
 def _(
-    x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    return _like(x), torch.empty_like(weight)
+    x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float,
+    kind: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _like(x), x.new_empty(0) if kind is None else _like(x, kind), torch.empty_like(weight)
 
 
 @_add_rms_norm.register_fake
-def _(x: Tensor, branch: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    kind = torch.promote_types(x.dtype, branch.dtype)
-    return _like(x, kind), _like(x, kind)
+def _(
+    x: Tensor, branch: Tensor, weight: Tensor, eps: float, kind: torch.dtype | None
+) -> tuple[Tensor, Tensor]:
+    usual = torch.promote_types(x.dtype, branch.dtype)
+    return _like(x, usual), _like(x, kind or usual)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.eps = inputs
+    x, weight, ctx.eps, _ = inputs
     ctx.save_for_backward(x, weight)
 
 
-def _from_norm(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+def _from_norm(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
     x, weight = ctx.saved_tensors
-    return *_rms_norm_backward(x, grad, None, weight, ctx.eps), None
+    grad_x, _, grad_weight = _rms_norm_backward(x, grad, None, weight, ctx.eps, None)
+    return grad_x, grad_weight, None, None
 
 
 def _keep_sum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, branch, weight, ctx.eps = inputs
+    x, branch, weight, ctx.eps, _ = inputs
     ctx.kinds = x.dtype, branch.dtype
     ctx.save_for_backward(output[0], weight)
 
 
-def _from_sum(ctx: Any, grad_sum: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+def _from_sum(ctx: Any, grad_sum: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
     total, weight = ctx.saved_tensors
-    grad_x, grad_weight = _rms_norm_backward(total, grad, grad_sum, weight, ctx.eps)
-    return grad_x.to(ctx.kinds[0]), grad_x.to(ctx.kinds[1]), grad_weight, None
+    for_x, for_branch = ctx.kinds
+    own = for_branch if for_branch != total.dtype else None
+    found = _rms_norm_backward(total, grad, grad_sum, weight, ctx.eps, own)
+    grad_x, grad_branch, grad_weight = found
+    return grad_x.to(for_x), grad_x if own is None else grad_branch, grad_weight, None, None
 
 
 _rms_norm.register_autograd(_from_norm, setup_context=_keep)
@@ -298,7 +325,7 @@ def _case(name: str, kernel: Any, tiles: dict[str, Any], **pointers: str | None)
     constants |= packed_strides(kernel, tiles["WIDTH"])
     kinds = {pointer: kind for pointer, kind in pointers.items() if kind is not None}
     types = argument_types(kernel, constants, weight="*fp32", eps="fp32", **kinds)
-    return Ahead(name, kernel, types, constants, warps, registers=168, shared=32 << 10)
+    return Ahead(name, kernel, types, constants, warps, registers=168, shared=48 << 10)
 
 
 AHEAD: list[Ahead] = [
@@ -315,11 +342,22 @@ AHEAD: list[Ahead] = [
         ),
         _case(
             f"rms_norm backward {width}", _backward, _back(width, 2),
-            x="*bf16", grad="*bf16", grad_sum=None, grad_x="*bf16", shares="*fp32",
+            x="*bf16", grad="*bf16", grad_sum=None, grad_x="*bf16", grad_branch=None,
+            shares="*fp32",
         ),
         _case(
             f"add_rms_norm backward {width}", _backward, _back(width, 2),
-            x="*bf16", grad="*bf16", grad_sum="*bf16", grad_x="*bf16", shares="*fp32",
+            x="*bf16", grad="*bf16", grad_sum="*bf16", grad_x="*bf16", grad_branch=None,
+            shares="*fp32",
+        ),
+        _case(
+            f"add_rms_norm of bf16 to float32 {width}", _forward, _tiles(width, *FORWARD),
+            x="*fp32", normed="*bf16", branch="*bf16", total="*fp32",
+        ),
+        _case(
+            f"add_rms_norm of bf16 to float32 backward {width}", _backward, _back(width, 4),
+            x="*fp32", grad="*bf16", grad_sum="*fp32", grad_x="*fp32", grad_branch="*bf16",
+            shares="*fp32",
         ),
     )
 ]  # fmt: skip

@@ -182,7 +182,7 @@ class Layer(nn.Module):
 
     def project(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Add the branch to x, (B, S, D): queries, keys and values, (B, H, S, E), not turned."""
-        x, normed = _add_norm(x, branch, self.attention_norm)
+        x, normed = _add_norm(x, branch, self.attention_norm, multiplied=True)
         qkv = self.qkv(normed)
         q, k, v = rearrange(qkv, "B S (three H E) -> three B H S E", three=3, H=self.config.heads)
         return x, self.query_norm(q), self.key_norm(k), v
@@ -191,14 +191,16 @@ class Layer(nn.Module):
         """Add what attention saw, (B, H, S, E), to x, (B, S, D): it, and the feed-forward branch
         that is to be added."""
         branch = self.dropout(self.out(rearrange(seen, "B H S E -> B S (H E)")))
-        x, normed = _add_norm(x, branch, self.feed_norm)
+        x, normed = _add_norm(x, branch, self.feed_norm, multiplied=True)
         return x, self.dropout(self.down(swiglu(self.gate_up(normed))))
 
 
-def _add_norm(x: Tensor, branch: Tensor | None, norm: RmsNorm) -> tuple[Tensor, Tensor]:
+def _add_norm(
+    x: Tensor, branch: Tensor | None, norm: RmsNorm, multiplied: bool = False
+) -> tuple[Tensor, Tensor]:
     if branch is None:
-        return x, norm(x)
-    return add_rms_norm(x, branch, norm.weight)
+        return x, rms_norm(x, norm.weight, multiplied=multiplied)
+    return add_rms_norm(x, branch, norm.weight, multiplied=multiplied)
 
 
 class Transformer(nn.Module):

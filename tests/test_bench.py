@@ -119,15 +119,18 @@ def test_keeping_what_no_gpu_measured_is_refused():
         main(Config(("ceilings",), rounds=-1))
 
 
+ROTATE = {"forward": 1.5, "both": 1.2}
+
+
 def test_kept_ratios_are_merged_and_read_by_the_choice(tmp_path, monkeypatch):
     path = tmp_path / "measured.json"
-    path.write_text(json.dumps({"sm_80": {"swiglu": 2.0}, "sm_90": {"rotate": 1.5}}))
+    path.write_text(json.dumps({"sm_80": {"swiglu": {"both": 2.0}}, "sm_90": {"rotate": ROTATE}}))
     monkeypatch.setattr(choice, "MEASURED", path)
     choice.measured.cache_clear()
     try:
-        kernel_area.keep({"swiglu": 0.9}, "sm_90")
-        assert choice.measured("sm_90") == {"rotate": 1.5, "swiglu": 0.9}
-        assert choice.measured("sm_80") == {"swiglu": 2.0}
+        kernel_area.keep({"swiglu": {"forward": 0.9}}, "sm_90")
+        assert choice.measured("sm_90") == {"rotate": ROTATE, "swiglu": {"forward": 0.9}}
+        assert choice.measured("sm_80") == {"swiglu": {"both": 2.0}}
     finally:
         choice.measured.cache_clear()
 
@@ -137,5 +140,5 @@ def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
     monkeypatch.setattr(kernel_area, "race", lambda *a, **k: pytest.fail("timed"))
     broken = replace(case, ours=lambda x, weight: 1.01 * reference.rms_norm(x, weight))
     options = Options(rounds=1, quick=True)
-    (row,) = kernel_area._safely(case.what, lambda: kernel_area._raced(broken, options), [])
+    (row,) = kernel_area._safely(case.what, lambda: kernel_area._raced(broken, options), {})
     assert row.ratio is None and row.ours is None and "not shown, wrong" in row.note

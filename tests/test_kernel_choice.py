@@ -12,6 +12,12 @@ from test_llama import BOTH, dynamics, episode
 import kernels
 from kernels import choice
 
+MEASURED = {
+    "assign": {"forward": 5.0},
+    "rms_norm": {"forward": 0.9, "both": 0.8},
+    "swiglu": {"forward": 0.9, "both": 1.4},
+}
+
 
 @pytest.fixture(autouse=True)
 def as_it_was():
@@ -76,12 +82,14 @@ def test_auto_takes_what_was_measured_faster_on_this_kind_of_gpu(monkeypatch, tm
     assert not choice.use_triton("assign", x)  # nothing is measured yet
     assert "bench kernels --keep" in kernels.describe(OnGpu.device)
     (tmp_path / "measured.json").write_text(
-        json.dumps({"sm_90": {"assign": 5.0, "rms_norm": 0.9}, "sm_80": {"rotate": 2.0}})
+        json.dumps({"sm_90": MEASURED, "sm_80": {"rotate": {"forward": 2.0, "both": 2.0}}})
     )
     choice.measured.cache_clear()
-    taken = [name for name in ("assign", "rms_norm", "rotate") if choice.use_triton(name, x)]
-    assert taken == ["assign"]
-    assert "auto: assign" in kernels.describe(OnGpu.device)
+    known = ("assign", "rms_norm", "rotate", "swiglu")
+    assert [name for name in known if choice.use_triton(name, x)] == ["assign", "swiglu"]
+    with torch.no_grad():  # where going forward is all that counts
+        assert [name for name in known if choice.use_triton(name, x)] == ["assign"]
+    assert "auto: assign, swiglu" in kernels.describe(OnGpu.device)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert choice.use_triton("assign", x, fuses=True)  # its gradients are what counts
     with torch.no_grad():

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from kernel_checks import assert_as_near_as_torch, drawn, each_place, needs_gpu, triton_kernels
+from kernel_checks import (
+    PLACES,
+    assert_as_near_as_torch,
+    drawn,
+    each_place,
+    needs_gpu,
+    triton_kernels,
+)
 
 import kernels
 from kernels import reference
@@ -90,6 +97,30 @@ def test_a_wide_stream_keeps_its_type_when_a_narrow_branch_is_added():
     assert torch.equal(branch.grad, x.grad.half())
 
 
+def test_a_norm_of_a_type_of_its_own_is_that_norm_narrowed():
+    device = PLACES[0][0]
+    x, branch, weight = (torch.randn(n, 600, device=device) for n in (70, 70, 1))
+    branch, weight = branch.half(), weight[0]
+    up = torch.randn(2, 70, 600, device=device)
+    up[1] = up[1].half()
+
+    def run(kind):
+        given = [x.clone().requires_grad_() for x in (x, branch, weight)]
+        with triton_kernels():
+            total, normed = norm.add_rms_norm(*given, kind=kind)
+            alone = norm.rms_norm(given[0], given[2], kind=kind)
+        up_kind = up[1].to(normed.dtype)
+        grads = torch.autograd.grad((total, normed, alone), given, (up[0], up_kind, up_kind))
+        return normed, alone, *grads
+
+    usual, narrow = run(None), run(torch.float16)
+    assert narrow[0].dtype == narrow[1].dtype == torch.float16
+    for one, other in zip(narrow[:2], usual[:2], strict=True):
+        assert torch.allclose(one, other.half(), rtol=2e-3, atol=1e-6)
+    for one, other in zip(narrow[2:], usual[2:], strict=True):
+        assert one.dtype == other.dtype and torch.allclose(one, other, rtol=2e-3, atol=1e-4)
+
+
 def test_no_rows_give_no_rows():
     x, weight = torch.zeros(0, 576, requires_grad=True), torch.ones(576, requires_grad=True)
     with triton_kernels():
@@ -104,10 +135,12 @@ def test_an_operation_is_what_torch_asks_of_it():
     weight = torch.randn(16, requires_grad=True)
     other = torch.randn(2, 4, 3, 16)
     with triton_kernels():
-        torch.library.opcheck(norm._rms_norm, (view, weight, 1e-6), test_utils=ALL)
-        torch.library.opcheck(norm._add_rms_norm, (view, other, weight, 1e-6), test_utils=ALL)
-        plain = view.detach(), other, None, weight.detach(), 1e-6
-        torch.library.opcheck(norm._rms_norm_backward, plain, test_utils=ALL)
+        torch.library.opcheck(norm._rms_norm, (view, weight, 1e-6, None), test_utils=ALL)
+        added = view, other, weight, 1e-6
+        back = view.detach(), other, None, weight.detach(), 1e-6
+        for kind in (None, torch.float16):
+            torch.library.opcheck(norm._add_rms_norm, (*added, kind), test_utils=ALL)
+            torch.library.opcheck(norm._rms_norm_backward, (*back, kind), test_utils=ALL)
 
 
 def test_the_public_functions_lead_to_the_kernels(monkeypatch):

@@ -13,6 +13,7 @@ from kernel_checks import (
 
 import kernels
 from kernels import reference
+from models.transformer import Transformer, TransformerConfig
 
 norm = pytest.importorskip("kernels.norm")
 rows = pytest.importorskip("kernels.rows")
@@ -171,3 +172,29 @@ def test_rows_on_their_way_fit_in_a_multiprocessor():
             tiles = norm._back(width, itemsize)
             held = 3 * tiles["ROWS"] * width * itemsize * (tiles["STAGES"] - 1)
             assert held <= rows.SHARED and tiles["STAGES"] > 1
+
+
+def test_norms_before_products_are_in_their_type_under_autocast(monkeypatch):
+    device, narrow = PLACES[0][0], torch.float16
+    config = TransformerConfig(width=32, layers=2, heads=2, hidden=48, context=2)
+    torch.manual_seed(0)
+    model = Transformer(config, torch.zeros(3, 2), causal_inside=True).to(device)
+    x, seen = torch.randn(2, 6, 32, device=device), []
+
+    def run():
+        model.zero_grad(set_to_none=True)
+        with triton_kernels(), torch.autocast(device, narrow):
+            y = model(x)[0]
+        y.square().sum().backward()
+        return [y, *(p.grad for p in model.parameters())]
+
+    usual = run()
+    launch = norm._launch_forward
+    monkeypatch.setattr(kernels, "_narrow", lambda x: narrow)  # it is None without a GPU
+    monkeypatch.setattr(
+        norm, "_launch_forward", lambda *given: seen.append(given[-1]) or launch(*given)
+    )
+    mine = run()
+    assert seen.count(narrow) == 4 and mine[0].dtype == usual[0].dtype == torch.float32
+    for one, other in zip(mine, usual, strict=True):
+        assert torch.allclose(one, other, rtol=0.02, atol=0.02 * float(other.abs().max()))

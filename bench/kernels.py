@@ -58,8 +58,8 @@ def rows(options: Options) -> Iterator[Row]:
     finally:
         kernels.choose("auto")
     if options.keep and on_gpu:
-        least = {name: each for name, each in against_compile.items() if each}
-        keep(least, choice._kind(options.device))
+        kept = {name: each for name, each in against_compile.items() if each}
+        keep(kept, choice._kind(options.device))
     if not on_gpu and options.quick:
         note = "not in --quick without a GPU: 8 to 30 s of compiling each"
         yield Row(AREA, "every operation", COMPILED, "", note=note)

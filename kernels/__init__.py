@@ -37,9 +37,9 @@ __all__ = [
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, multiplied: bool = False) -> Tensor:
     """Divide the last axis by its root mean square.
 
-    x: (..., D), any float dtype.  weight: (D,).  Returns (..., D) in x's dtype.
+    x: (..., D), any float dtype.  weight: (D,).
     multiplied: nothing but products follow, which narrow it under autocast: a kernel then writes
-    autocast's dtype itself.
+    autocast's dtype itself.  Returns (..., D), else in x's dtype.
     """
     if use_triton("rms_norm", x, fuses=True):
         from kernels import norm
@@ -78,8 +78,8 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """Add a branch to the residual stream: the sum, and its norm.
 
-    x, branch: (..., D).  weight: (D,).  Returns two (..., D) in x's dtype.
-    multiplied: as in `rms_norm`.
+    x, branch: (..., D).  weight: (D,).  multiplied: as in `rms_norm`, of the norm.
+    Returns two (..., D) in x's dtype.
     """
     if use_triton("add_rms_norm", x, fuses=True):
         from kernels import norm
@@ -87,13 +87,6 @@ def add_rms_norm(
         return norm.add_rms_norm(x, branch, weight, eps, _narrow(x) if multiplied else None)
     total = x + branch
     return total, rms_norm(total, weight, eps, multiplied)
-
-
-def _narrow(x: Tensor) -> torch.dtype | None:
-    """Give the dtype of products under autocast, on a GPU: Triton's interpreter is wrong in it."""
-    if not (x.is_cuda and torch.is_autocast_enabled(x.device.type)):
-        return None
-    return torch.get_autocast_dtype(x.device.type)
 
 
 def attention(
@@ -200,3 +193,10 @@ def gru_step(
 
         return recurrent.gru_step(parts, state, weight, bias, eps)
     return reference.gru_step(parts, state, weight, bias, eps)
+
+
+def _narrow(x: Tensor) -> torch.dtype | None:
+    """Give the dtype of products under autocast, on a GPU: Triton's interpreter is wrong in it."""
+    if not (x.is_cuda and torch.is_autocast_enabled(x.device.type)):
+        return None
+    return torch.get_autocast_dtype(x.device.type)

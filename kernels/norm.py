@@ -217,26 +217,25 @@ def _launch_backward(
     shape, x, grad = x.shape, plain(x), plain(grad)
     axes = order(x)
     grad_x = fresh_like(x, axes)
-    grad_branch = x.new_empty(0) if kind is None else fresh_like(x, axes, kind)
+    grad_branch = None if kind is None else fresh_like(x, axes, kind)
     if not x.numel():
-        return grad_x.view(shape), _shaped(grad_branch, shape, kind), torch.zeros_like(weight)
-    steps = (0, 0, 0)
-    if grad_sum is not None:
-        grad_sum = plain(grad_sum)
-        steps = strides(grad_sum, axes)
-    width = x.shape[-1]
-    count, tiles = x.numel() // width, _back(width, x.element_size())
-    programs = resident(x, WARPS, tiles, count)
-    shares = x.new_empty((programs, width), dtype=torch.float32)
-    _backward[(programs,)](
-        x, grad, grad_sum, weight.contiguous(), grad_x, grad_branch if kind else None, shares,
-        count, *walk(x, axes), *strides(x, axes), *strides(grad, axes), *steps, eps, **tiles,
-    )  # fmt: skip
-    return grad_x.view(shape), _shaped(grad_branch, shape, kind), add_up(shares, weight.dtype)
-
-
-def _shaped(x: Tensor, shape: torch.Size, kind: torch.dtype | None) -> Tensor:
-    return x if kind is None else x.view(shape)
+        grad_weight = torch.zeros_like(weight)
+    else:
+        steps = (0, 0, 0)
+        if grad_sum is not None:
+            grad_sum = plain(grad_sum)
+            steps = strides(grad_sum, axes)
+        width = x.shape[-1]
+        count, tiles = x.numel() // width, _back(width, x.element_size())
+        programs = resident(x, WARPS, tiles, count)
+        shares = x.new_empty((programs, width), dtype=torch.float32)
+        _backward[(programs,)](
+            x, grad, grad_sum, weight.contiguous(), grad_x, grad_branch, shares, count,
+            *walk(x, axes), *strides(x, axes), *strides(grad, axes), *steps, eps, **tiles,
+        )  # fmt: skip
+        grad_weight = add_up(shares, weight.dtype)
+    own = x.new_empty(0) if grad_branch is None else grad_branch.view(shape)
+    return grad_x.view(shape), own, grad_weight
 
 
 @torch.library.custom_op("dreamstage::rms_norm", mutates_args=())

@@ -32,6 +32,7 @@ from models.sampling import Sampling
 from models.world import World
 from pipeline.ahead_of_time import compiler_for
 from pipeline.cli import run as run_stage
+from pipeline.device import describe_device
 from pipeline.film import write_film
 from pipeline.game import Game, headless_scene
 from pipeline.keys import tour
@@ -122,6 +123,9 @@ def main(config: Config) -> None:
     if not config.headless:
         check_display()
     world = load_world(config.run, int8=config.int8)
+    print(f"play: {describe_device(world.device)}, {kernels.describe(world.device)}")
+    if config.int8:
+        print(f"play: `python -m bench int8 --run {config.run}` says what 8 bits lose of PSNR here")
     if config.compile:
         world.compile_steps(compiler_for(world.device))
     if config.graph:

@@ -166,6 +166,7 @@ def play_jobs(session: Session, config: Config) -> Iterator[Job]:
         return measure_play(session.world, clip.frames[0, :-1], actions, steps=config.play_frames)
 
     made_from = session.made_from(
-        "tokenizer", "dynamics", frames=config.play_frames, device=str(session.device)
-    )
+        "tokenizer", "dynamics", frames=config.play_frames, device=str(session.device),
+        kernels=session.kernels,
+    )  # fmt: skip
     yield Job("play", "play", made_from, make, lambda m, r: m["play"].update(r))

@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 
+import kernels
 from data import pusht
 from data.build import cores
 from data.clips import Clips
@@ -53,9 +54,10 @@ class Session:
         self.run, self.simulators, self.compiled = run, simulators, compiled
         own = run / "shards"
         self.device = pick_device()
+        self.kernels = kernels.describe(self.device)
         self.recordings = Recordings(shards or own)
         if compiled and self.device.type != "cpu":
-            raise ValueError("--compile is for CPUs; on a GPU plans are CUDA graphs without it")
+            raise ValueError("--compile compiles for CPUs, and this is a GPU; leave it out")
         self.world = load_world(run, self.device)
         if compiled:
             self.world.compile_steps(compiler_for(self.device))
@@ -205,7 +207,8 @@ class Session:
     def about(self) -> str:
         """One line at the start."""
         return (
-            f"evaluate: {describe_device(self.device)}, {self.run} on {self.recordings.folder} "
+            f"evaluate: {describe_device(self.device)}, {self.kernels}, "
+            f"{self.run} on {self.recordings.folder} "
             f"({len(self.recordings.episodes('test'))} held-out episodes), controllers: "
             f"{', '.join(self.controllers) or 'none'}"
         )
@@ -216,6 +219,7 @@ class Session:
             "run": str(self.run),
             "recordings": str(self.recordings.folder),
             "device": describe_device(self.device),
+            "kernels": self.kernels,
             "cores": self.workers,
             "compiled": self.compiled,
             "versions": {

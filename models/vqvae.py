@@ -7,7 +7,7 @@ G codebooks of K codes, N = P * G codes a frame.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -240,9 +240,11 @@ class VqVae(nn.Module):
             codes = []
             for part, quantizer in zip(parts, self.quantizers, strict=True):
                 book: Tensor = quantizer.codebook.float()  # type: ignore[operator, union-attr]
-                codes.append(assign(part.flatten(0, 1), book)[0].view(part.shape[:2]))
+                rows = part.flatten(0, 1)
+                found, counts, _ = assign(rows, book)
+                codes.append(found.view(part.shape[:2]))
                 if self.training:
-                    _move_codebook(quantizer, part, codes[-1])
+                    _move_codebook(quantizer, rows, 1 / counts[found].float())
             codes = torch.stack(codes, dim=-1).flatten(1)
             quantized = self._vectors(codes)
             commitment = nn.functional.mse_loss(vectors, quantized.detach())
@@ -251,16 +253,21 @@ class VqVae(nn.Module):
 
 
 @torch.no_grad()
-def _move_codebook(quantizer: nn.Module, vectors: Tensor, codes: Tensor) -> None:
-    """Update the moving averages from a balanced quarter of the patches.
+def _move_codebook(quantizer: nn.Module, vectors: Tensor, rarity: Tensor) -> None:
+    """Update the moving averages from a balanced quarter of the patches, (R, D / G).
 
     Most patches of a recording are plain background. Left alone they crowd the averages and
     the revival of dead codes; drawn by one over the size of their code, rare patches count.
     """
-    flat = codes.flatten()
-    rarity = 1 / torch.bincount(flat)[flat].float()
-    chosen = torch.multinomial(rarity, max(1, len(flat) // 4))
-    quantizer(rearrange(vectors, "B P d -> 1 (B P) d")[:, chosen])
+    chosen = vectors[torch.multinomial(rarity, max(1, len(vectors) // 4))].detach()
+    book: Any = quantizer._codebook  # k-means, smoothing and revival are the library's
+    book.init_embed_(chosen[None])
+    _, counts, sums = assign(chosen, book.embed[0])
+    for average, found in ((book.cluster_size, counts.float()), (book.embed_avg, sums)):
+        book.all_reduce_fn(found)
+        average.lerp_(found[None], 1 - book.decay)
+    book.update_ema()
+    book.expire_codes_(chosen[None])
 
 
 def _to_unit(frames: Tensor) -> Tensor:

@@ -22,8 +22,15 @@ LONG = 600.0  # seconds of steps ahead, below which it is not tried: start-up ta
 class Compiling:
     """Compiles `module` at once, never, or once it has been faster in the steps themselves."""
 
-    def __init__(self, module: nn.Module, wish: Compile, say: Callable[[str], None]) -> None:
-        self.module, self.say = module, say
+    def __init__(
+        self,
+        module: nn.Module,
+        wish: Compile,
+        say: Callable[[str], None],
+        switched: Callable[[], None] = lambda: None,
+    ) -> None:
+        """switched: called when later steps are to be taken the other way."""
+        self.module, self.say, self.switched = module, say, switched
         able = torch.cuda.is_available() or cpp_compiler() is not None
         self._trying = wish == "auto" and able
         self._eager: list[float] = []
@@ -62,6 +69,7 @@ class Compiling:
             self.say(f"compile: not tried, {left:.0f} s are left")
         else:
             self.module.compile()
+            self.switched()
 
     def _decide(self) -> None:
         self._trying = False
@@ -69,6 +77,7 @@ class Compiling:
         kept = "kept" if compiled < eager else "given up"
         if compiled >= eager:
             self.module._compiled_call_impl = None
+            self.switched()
         self.say(
             f"compile: a step takes {1000 * compiled:.0f} ms instead of {1000 * eager:.0f} ms, "
             f"after {self._compiled[0]:.0f} s of start-up; {kept}"

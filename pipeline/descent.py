@@ -62,13 +62,16 @@ class Descent:
             capturable=self._recordable,
         )
         self.optimizer = accelerator.prepare(optimizer)
-        self.compiling = Compiling(self.objective, train.compile, partial(say, accelerator))
+        self.compiling = Compiling(
+            self.objective, train.compile, partial(say, accelerator), self._record_anew
+        )
         self.wrapped = self.objective if self.twin else accelerator.prepare(self.objective)
         # fp16 ends at 65504 and at 6e-8: losses are scaled up, what overflows then is left out
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.average = Average(model, train.average)
         self._names: list[str] = []
-        self._whole_step = Graphed(self._follow_gradient, self.device) if train.graph else None
+        self._whole_step: Graphed | None = None
+        self._record_anew()
 
     def take_step(self, step: int, rate: float, tensors: tuple[Tensor | None, ...]) -> Losses:
         """Take step `step` at a learning rate; the first axis of the tensors is the batch.
@@ -89,6 +92,11 @@ class Descent:
             self.average.follow(step)
             del losses["loss"]
             return losses
+
+    def _record_anew(self) -> None:
+        """Have the next steps recorded, if they are: a recording holds what is not compiled."""
+        if self.train.graph:
+            self._whole_step = Graphed(self._follow_gradient, self.device)
 
     def _take_step(self, step: int, tensors: tuple[Tensor | None, ...]) -> Losses:
         losses = self._gradient(tensors)

@@ -107,6 +107,7 @@ class Run:
                 (folder / old).unlink(missing_ok=True)
         self.log = Log(folder, self.step, train.wandb) if self.is_main else None
         self._recent: dict[str, float] = {}
+        self._idle = 0.0
         self._stop = False
         parameters = sum(p.numel() for p in self.descent.trained) / 1e6
         self.kernels = kernels.describe(self.device)
@@ -172,7 +173,8 @@ class Run:
                 self.seconds += time.monotonic() - started
                 started = time.monotonic()
                 bar.update()
-                bar.set_postfix({k: f"{v:.3g}" for k, v in list(self._recent.items())[:3]})
+                terms = {k: f"{v:.3g}" for k, v in list(self._recent.items())[:3]}
+                bar.set_postfix(terms | {"idle": f"{self._idle:.0%}"})
                 if self._everyone_stops():
                     self.save()
                     raise KeyboardInterrupt
@@ -192,10 +194,11 @@ class Run:
         if self.step % self.train.report_every == 0 or self.step == 1:
             self.finite.check()
             self._recent = {k: float(v) for k, v in totals.items()}
+            self._idle = self.idle.share()
             extra = {
                 "grad_norm": float(norm),
                 "learning_rate": self._learning_rate(self.step - 1),
-                "idle": self.idle.share(),
+                "idle": self._idle,
             }
             if self.descent.scaler.is_enabled():
                 extra["loss_scale"] = self.descent.scaler.get_scale()

@@ -4,6 +4,8 @@ import pytest
 import torch
 from test_run import Line, equal, train, weights
 
+from pipeline import compiling
+from pipeline.compiling import TRIAL
 from pipeline.graphed import WARM_UP, Graphed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,6 +50,36 @@ def test_recorded_runs_resume(tmp_path):
     train(tmp_path / "parts", graph=True, stop_at=6)
     train(tmp_path / "parts", graph=True)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_step_is_recorded_anew_once_it_is_compiled(tmp_path, monkeypatch):
+    """What was recorded before would be replayed for ever, and timed against itself."""
+    calls = {"eager": 0, "compiled": 0}
+
+    class Counted(Line):
+        def loss(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            calls["eager"] += 1
+            return super().loss(x)
+
+    def compiled(module: torch.nn.Module) -> None:
+        def call(*given: torch.Tensor) -> dict[str, torch.Tensor]:
+            calls["compiled"] += 1
+            return module.forward(*given)
+
+        module._compiled_call_impl = call
+
+    def replayed(self: Graphed, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        self._calls += 1
+        if self._calls <= WARM_UP + 1:  # the last is the one that is recorded
+            self._outputs = [t.detach() for t in self.function(*tensors)]
+        return self._outputs
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compiled)
+    monkeypatch.setattr(compiling, "LONG", 0.0)
+    monkeypatch.setattr(compiling, "cpp_compiler", lambda: "g++")
+    monkeypatch.setattr(Graphed, "__call__", replayed)
+    train(tmp_path, graph=True, compile="auto", steps=TRIAL + WARM_UP + 1, model=Counted)
+    assert calls == {"eager": 2 * (WARM_UP + 1), "compiled": WARM_UP + 1}
 
 
 def test_a_recorded_run_stops_at_a_loss_that_is_not_finite(tmp_path):

@@ -98,7 +98,7 @@ def attention(
     angles: cosine and sine, (K, E / 2), that turn keys and queries first.
     Returns (B, H, Q, E) in q's dtype.
     """
-    if use_triton(attention_kind(view, k.shape[2]), q):
+    if use_triton(attention_kind(view, k.shape[2]), q, k, v):
         from kernels import attend
 
         return attend.attention(q, k, v, view, angles)
@@ -119,7 +119,7 @@ def attention_after(
     keys and queries first; the keys are kept as they came.
     Returns (B, H, S, E), and all keys and values, (B, H, C + S, E).
     """
-    if use_triton(attention_kind(view, past[0].shape[2] + k.shape[2]), q):
+    if use_triton(attention_kind(view, past[0].shape[2] + k.shape[2]), q, k, v):
         from kernels import attend
 
         return attend.attention_after(q, k, v, past, view, angles)
@@ -132,7 +132,7 @@ def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Ten
     q: (B, H, Q, E).  keys, values: (B, H, M, E).  bounds: (2,) int32, on q's device, so that one
     CUDA graph serves every length.  Returns (B, H, Q, E); there are no gradients.
     """
-    if use_triton("attend_cache", q):
+    if use_triton("attend_cache", q, keys, values):
         from kernels import decode
 
         return decode.attend_cache(q, keys, values, bounds)
@@ -153,7 +153,7 @@ def linear_cross_entropy(
     (R,): the logit of class before[r] is raised by bonus[r].  Returns losses (R,) float32 and
     classes (R,) int64.  No (R, V) array is kept for the gradient on a GPU.
     """
-    if use_triton("linear_cross_entropy", x):
+    if use_triton("linear_cross_entropy", x, weight):
         from kernels import entropy
 
         narrow = _narrow(x)
@@ -169,7 +169,7 @@ def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     vectors: (R, D).  book: (K, D), float32.  Returns codes (R,) int64, counts (K,) int64, and sums
     of the vectors of each code (K, D) float32.  There are no gradients.
     """
-    if use_triton("assign", vectors):
+    if use_triton("assign", vectors, book):
         from kernels import quantize
 
         return quantize.assign(vectors, book)
@@ -188,7 +188,7 @@ def gru_step(
     parts: (..., 3D).  state: (..., D).  weight, bias: (3D,) of a LayerNorm over the parts, or none.
     Returns the next state, (..., D).
     """
-    if use_triton("gru_step", parts):
+    if use_triton("gru_step", parts, state):
         from kernels import recurrent
 
         return recurrent.gru_step(parts, state, weight, bias, eps)

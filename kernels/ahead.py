@@ -2,25 +2,25 @@
 
     python -m kernels.ahead [--json] [THEME ...]
 
-Each theme (norm, attention ...) lists its kernels, with types, constants and limits, in `AHEAD`.
-Registers and spills are what NVIDIA's assembler reports for sm_90a; it comes with Triton.
+Each theme (norm, attention ...) lists its kernels in `AHEAD`, as they are launched, and how many
+programs of each a multiprocessor has to hold.  Registers and spills are what NVIDIA's assembler
+reports for sm_90a; it comes with Triton.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import os
 import re
-import subprocess
 import sys
-import tempfile
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-THEMES = ("norm", "rope", "gate", "attend", "decode", "entropy", "quantize", "recurrent")
+THEMES = ("norm", "rope", "gate", "attend", "decode", "entropy", "quantize", "recurrent", "rows")
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class Ahead:
     kernel: Any
     """The function under `triton.jit`."""
     types: dict[str, str]
-    """Of arguments that are not constants, as Triton writes them: "*bf16", "i32", "fp32"."""
-    constants: dict[str, Any]
+    """Of arguments that have no value here, as Triton writes them: "*bf16", "i32", "fp32"."""
+    values: dict[str, Any]
+    """Of constants, and of whole numbers, which a launch looks at: 1s and multiples of 16 have code
+    of their own."""
     warps: int = 4
     stages: int = 3
-    registers: int = 128
-    """Of a thread, at most."""
-    shared: int = 0
-    """Bytes of shared memory, at most."""
+    programs: int = 1
+    """Those that a multiprocessor has to hold at once."""
     wgmma: bool = False
     """Whether Hopper's matrix instruction has to be there."""
 
@@ -52,55 +52,68 @@ class Taken:
     spills: int
     """Bytes stored to memory for want of registers."""
     shared: int
+    """Bytes of shared memory."""
+    programs: int
+    """Those that a multiprocessor holds at once."""
     wgmma: bool
     over: list[str] = field(default_factory=list)
     """Limits that are passed, in words."""
 
 
+def programs_at_once(registers: int, shared: int, warps: int) -> int:
+    """Count the programs that fit in one of Hopper's multiprocessors.
+
+    As CUDA's occupancy calculator: each of four parts has 16,384 registers, which warps get by 256,
+    and 16 warps; of 228 KiB of shared memory a program gets 128 bytes at a time, and 1 KiB unasked.
+    """
+    of_part = min(16, 16384 // (-(-registers * 32 // 256) * 256))
+    return min(32, 4 * of_part // warps, (228 << 10) // (1024 + -(-shared // 128) * 128))
+
+
 def compile_ahead(case: Ahead) -> Taken:
     """Compile for sm_90 without a GPU."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature = dict(case.types) | {name: "constexpr" for name in case.constants}
-    ordered = {name: signature[name] for name in case.kernel.arg_names}
-    # what a launch would find out: tensors begin at multiples of 16 bytes
-    aligned = {
+    constant = {x.name for x in case.kernel.params if x.is_constexpr}
+    numbers = {n: x for n, x in case.values.items() if n not in constant and x not in (None, 1)}
+    constants = {n: x for n, x in case.values.items() if n not in numbers}
+    known = case.types | dict.fromkeys(numbers, "i32") | dict.fromkeys(constants, "constexpr")
+    signature = {name: known[name] for name in case.kernel.arg_names}
+    # what a launch would find out; tensors begin at multiples of 16 bytes
+    multiples = {name for name, x in numbers.items() if x % 16 == 0}
+    multiples |= {name for name, kind in case.types.items() if kind.startswith("*")}
+    attributes = {
         (index,): [["tt.divisibility", 16]]
-        for index, (name, kind) in enumerate(ordered.items())
-        if kind.startswith("*")
+        for index, name in enumerate(signature)
+        if name in multiples
     }
-    compiled = triton.compile(
-        ASTSource(case.kernel, ordered, constexprs=case.constants, attrs=aligned),
-        target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": case.warps, "num_stages": case.stages},
-    )
-    ptx = compiled.asm["ptx"]
-    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(ptx)
-        told = subprocess.run(
-            [assembler, "-v", "--gpu-name=sm_90a", source, "-o", Path(folder) / "kernel.cubin"],
-            capture_output=True, text=True, check=True,
-        ).stderr  # fmt: skip
+    knobs.nvidia.dump_ptxas_log = True
+    knobs.compilation.always_compile = True  # from the cache, the assembler would say nothing
+    with redirect_stdout(io.StringIO()) as said:
+        compiled = triton.compile(
+            ASTSource(case.kernel, signature, constexprs=constants, attrs=attributes),
+            target=GPUTarget("cuda", 90, 32),
+            options={"num_warps": case.warps, "num_stages": case.stages},
+        )
+    told = said.getvalue()
     registers = int(re.findall(r"Used (\d+) registers", told)[-1])
     spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", told))
     shared = int(compiled.metadata.shared)
-    wgmma = "wgmma.mma_async" in ptx
+    programs = programs_at_once(registers, shared, case.warps)
+    wgmma = "wgmma.mma_async" in compiled.asm["ptx"]
     over = []
-    if registers > case.registers:
-        over.append(f"{registers} registers, {case.registers} are allowed")
     if spills:
         over.append(f"{spills} bytes spilled, none are allowed")
-    if shared > case.shared:
-        over.append(f"{shared} bytes of shared memory, {case.shared} are allowed")
+    if programs < case.programs:
+        over.append(f"a multiprocessor holds {programs} programs, {case.programs} are wanted")
     if case.wgmma and re.search(r"\(C75\d\d\)", told):  # ptxas says so and goes on
         over.append("its wgmma instructions wait for one another")
     if case.wgmma and not wgmma:
         over.append("no wgmma, which has to be there")
-    return Taken(case.name, registers, spills, shared, wgmma, over)
+    return Taken(case.name, registers, spills, shared, programs, wgmma, over)
 
 
 def main() -> None:
@@ -116,9 +129,12 @@ def main() -> None:
     if arguments.json:
         print(json.dumps([asdict(t) for t in taken]))
     else:
-        print(f"{'kernel':<40}{'registers':>10}{'spills':>8}{'shared':>9}  wgmma")
+        columns = ("registers", "spills", "shared", "programs", "wgmma")
+        wide = max(len(t.name) for t in taken)
+        print(f"{'kernel':<{wide}}", *(f"{name:>9}" for name in columns))
         for t in taken:
-            print(f"{t.name:<40}{t.registers:>10}{t.spills:>8}{t.shared:>9}  {t.wgmma}", *t.over)
+            numbers = (f"{getattr(t, name)!s:>9}" for name in columns)
+            print(f"{t.name:<{wide}}", *numbers, *t.over)
     sys.exit(any(t.over for t in taken))
 
 

@@ -31,10 +31,10 @@ CACHE_BYTES = 20 << 20
 def attention(
     q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """As `kernels.attention`; float64, odd and very wide heads are left to PyTorch."""
-    kind = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-    if kind == torch.float64 or q.shape[-1] > WIDEST or q.shape[-1] % 2:
+    """As `kernels.attention`; odd and very wide heads are left to PyTorch."""
+    if q.shape[-1] > WIDEST or q.shape[-1] % 2:
         return written.attention(q, k, v, view, angles)
+    kind = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     if interpreted():  # it is wrong in bfloat16
         kind = torch.float32
     given, rest = [_in_rows(x.to(kind)) for x in (q, k, v)], _under(view, k.shape[2], angles)
@@ -80,7 +80,7 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
 
-    def constants(self) -> dict[str, int]:
+    def constants(self) -> dict[str, Any]:
         return dict(
             ROWS=self.rows, COLUMNS=self.columns, num_warps=self.warps, num_stages=self.stages
         )  # fmt: skip
@@ -372,78 +372,114 @@ def _scale(q: Tensor) -> float:
     return q.shape[3] ** -0.5 * log2(e)
 
 
-def _ahead(name: str, kernel: Any, tensors: str, rows: str, **options: Any) -> Ahead:
-    """A kernel on packed projections, (B, 1024, 3, 9, E), in bfloat16.
+def _ahead(
+    name: str, kernel: Any, programs: int, tensors: str, strided: str, *, kind: str = "bf16",
+    num_warps: int = 4, num_stages: int = 3, wgmma: bool = True, **given: Any,
+) -> Ahead:  # fmt: skip
+    """A kernel on packed projections, (B, 1024, 3, 9, E), of 16 frames.
 
-    tensors: its arguments before the strides.  rows: those that have strides.
+    tensors: its arguments before the strides.  strided: those that have some.
     """
-    constants = options.pop("constants")
-    head = constants["HEAD"]
-    types = {x: "*fp32" if x in ("logs", "delta") else "*bf16" for x in tensors.split()}
-    types |= {"cosine": "*fp32", "sine": "*fp32"} if "TURN" in constants else {}
+    head, arguments = given["HEAD"], kernel.arg_names
+    values = dict(heads=9, sequences=72, together=72, queries=1024, keys=1024, size=64, context=0)
+    values |= dict(CAUSAL_INSIDE=False, WINDOWED=False, TURN=True, PRECISION="tf32")
     strides = {"batch": 1024 * 27 * head, "head": head, "row": 27 * head}
-    constants |= {f"{x}_{axis}": n for x in rows.split() for axis, n in strides.items()}
-    numbers = set(kernel.arg_names) - set(types) - set(constants)
-    types |= {x: "fp32" if "scale" in x else "i32" for x in numbers}
-    return Ahead(f"{name}, {head} wide", kernel, types, constants, **options)
+    values |= {f"{x}_{axis}": n for x in strided.split() for axis, n in strides.items()}
+    values |= given | {"WIDTH": _power(head)}
+    types = {x: "*fp32" if x in ("logs", "delta") else f"*{kind}" for x in tensors.split()}
+    types |= dict.fromkeys(("cosine", "sine"), "*fp32") if "cosine" in arguments else {}
+    types |= {x: "fp32" for x in arguments if x.endswith("scale")}
+    values = {x: n for x, n in values.items() if x in arguments}
+    return Ahead(
+        f"{name}, {head} wide", kernel, types, values, num_warps, num_stages, programs, wgmma
+    )
 
 
-def _all_ahead(head: int) -> list[Ahead]:
-    causal = dict(CAUSAL_INSIDE=False, WINDOWED=False, TURN=True, PRECISION="tf32")
-    shape = dict(HEAD=head, WIDTH=_power(head))
-
-    absent = ("past_k", "past_v", "all_k", "all_v")
-    nothing_before: dict[str, Any] = dict.fromkeys(absent)
-    nothing_before |= {f"{x}_{axis}": 0 for x in absent for axis in ("batch", "head", "row")}
-
-    def by_tiles(
-        name: str, kernel: Any, tiles: Tiles, tensors: str, rows: str, **more: bool
-    ) -> Ahead:
-        constants = shape | causal | dict(ROWS=tiles.rows, COLUMNS=tiles.columns) | more
-        return _ahead(
-            name, kernel, tensors, rows, constants=constants, warps=tiles.warps,
-            stages=tiles.stages, registers=255, shared=227 << 10, wgmma=True,
-        )  # fmt: skip
-
-    width = shape["WIDTH"]
-    forward = forward_tiles(width, 2)
-    frame = turning_tiles(width, 2)
-    for_keys, for_queries = backward_keys_tiles(width, 2), backward_queries_tiles(width, 2)
-    tensors = "q k v grad logs delta"
+def _by_tiles(
+    head: int, programs: tuple[int, int, int], note: str = "", kind: str = "bf16", **view: bool
+) -> list[Ahead]:
+    """Forward, and back to keys and to queries, so many programs of each at once."""
+    shape = _power(head), 2 if kind == "bf16" else 4
+    more: dict[str, Any] = dict(HEAD=head, kind=kind, wgmma=kind == "bf16", TURN_KEYS=False) | view
+    forward, for_keys, for_queries = programs
+    given = "q k v grad logs delta"
     return [
-        by_tiles("attend", forward_kernel, forward, "q k v out logs", "q k v out", TURN_KEYS=False),
-        by_tiles(
-            "attend, window", forward_kernel, forward, "q k v out logs", "q k v out",
-            TURN_KEYS=False, WINDOWED=True,
-        ),
-        by_tiles(
-            "attend, one frame", forward_kernel, frame, "q k v out logs", "q k v out",
-            TURN_KEYS=True,
-        ),
-        by_tiles(
-            "attend, gradient of keys", backward_keys_kernel, for_keys,
-            f"{tensors} for_k for_v", "q k v grad for_k for_v",
-        ),
-        by_tiles(
-            "attend, gradient of queries", backward_queries_kernel, for_queries,
-            f"{tensors} for_q", "q k v grad for_q",
+        _ahead(
+            f"attend{note}", forward_kernel, forward, "q k v out logs", "q k v out",
+            **forward_tiles(*shape).constants(), **more,
         ),
         _ahead(
-            "attend_short", short_kernel, "q k v out", "q k v out",
-            constants=shape | causal | nothing_before | dict(TILE=SHORT),
-            warps=short_warps(width, 2), registers=168, shared=64 << 10, wgmma=True,
+            f"attend{note}, gradient of keys", backward_keys_kernel, for_keys,
+            f"{given} for_k for_v", "q k v grad for_k for_v",
+            **backward_keys_tiles(*shape).constants(), **more,
         ),
         _ahead(
-            "attend_short, after a past", short_kernel, "q k v past_k past_v out all_k all_v",
-            "q k v past_k past_v out all_k all_v", constants=shape | causal | dict(TILE=SHORT),
-            warps=short_warps(width, 2), registers=224, shared=64 << 10, wgmma=True,
-        ),
-        _ahead(
-            "attend_short, gradient", short_backward_kernel, "q k v grad for_q for_k for_v",
-            "q k v grad for_q for_k for_v", constants=shape | causal | dict(TILE=SHORT),
-            warps=short_warps(width, 2), registers=200, shared=96 << 10, wgmma=True,
+            f"attend{note}, gradient of queries", backward_queries_kernel, for_queries,
+            f"{given} for_q", "q k v grad for_q",
+            **backward_queries_tiles(*shape).constants(), **more,
         ),
     ]  # fmt: skip
 
 
-AHEAD = _all_ahead(64) + _all_ahead(128)
+def _around_tiles(head: int, programs: tuple[int, int, int]) -> list[Ahead]:
+    """A frame, whose keys are turned on the way, and what other tiles need before."""
+    one_frame, turn, delta = programs
+    return [
+        _ahead(
+            "attend, one frame", forward_kernel, one_frame, "q k v out logs", "q k v out",
+            HEAD=head, TURN_KEYS=True, queries=128, keys=128, size=128,
+            **turning_tiles(_power(head), 2).constants(),
+        ),
+        _ahead(
+            "attend, turn", turn_kernel, turn, "x turned", "stride",
+            HEAD=head, ROWS=TURNED_ROWS, rows=1024, past=0, wgmma=False,
+        ),
+        _ahead(
+            "attend, delta", delta_kernel, delta, "out grad delta", "out grad",
+            HEAD=head, ROWS=TURNED_ROWS, wgmma=False,
+        ),
+    ]  # fmt: skip
+
+
+def _short(
+    head: int, programs: tuple[int, int, int], note: str = "", kind: str = "bf16", **view: bool
+) -> list[Ahead]:
+    """Forward, behind a past, and back; each position through time."""
+    more: dict[str, Any] = dict(HEAD=head, TILE=SHORT, kind=kind, wgmma=kind == "bf16") | view
+    more |= dict(num_warps=short_warps(_power(head), 2 if kind == "bf16" else 4), size=1)
+    clip: dict[str, Any] = dict(queries=16, keys=16, together=SHORT // 16)
+    absent = ("past_k", "past_v", "all_k", "all_v")
+    nothing: dict[str, Any] = dict.fromkeys(absent)
+    nothing |= {f"{x}_{axis}": 0 for x in absent for axis in ("batch", "head", "row")}
+    forward, after, back = programs
+    return [
+        _ahead(
+            f"attend_short{note}", short_kernel, forward, "q k v out", "q k v out",
+            **more, **clip, **nothing,
+        ),
+        _ahead(
+            f"attend_short{note}, after a past", short_kernel, after,
+            "q k v past_k past_v out all_k all_v", "q k v past_k past_v out all_k all_v",
+            queries=1, keys=3, together=SHORT // 3, **more,
+        ),
+        _ahead(
+            f"attend_short{note}, gradient", short_backward_kernel, back,
+            "q k v grad for_q for_k for_v", "q k v grad for_q for_k for_v", **more, **clip,
+        ),
+    ]  # fmt: skip
+
+
+AHEAD = [
+    *_by_tiles(64, (3, 2, 3)),
+    *_by_tiles(64, (3, 2, 3), ", window", WINDOWED=True),
+    *_by_tiles(64, (3, 2, 3), ", token by token", CAUSAL_INSIDE=True),
+    *_by_tiles(64, (3, 2, 3), ", no angles", TURN=False),
+    *_by_tiles(64, (3, 3, 4), ", float32", kind="fp32"),
+    *_by_tiles(128, (1, 1, 1)),
+    *_around_tiles(64, (2, 8, 12)),
+    *_around_tiles(128, (1, 5, 9)),
+    *_short(64, (4, 2, 3)),
+    *_short(64, (5, 5, 3), ", token by token, no angles", CAUSAL_INSIDE=True, TURN=False),
+    *_short(64, (2, 1, 1), ", float32", kind="fp32"),
+    *_short(128, (2, 1, 1)),
+]

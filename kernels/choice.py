@@ -55,13 +55,15 @@ def describe(device: torch.device) -> str:
     return "torch kernels (auto: `python -m bench kernels --keep` measures Triton's here)"
 
 
-def use_triton(operation: str, x: Tensor, fuses: bool = False) -> bool:
-    """Tell whether `operation` on tensors like x is to run as a Triton kernel.
+def use_triton(operation: str, *given: Tensor, fuses: bool = False) -> bool:
+    """Tell whether `operation` on these tensors is to run as a Triton kernel, float64 never.
 
     fuses: where there are no gradients, torch.compile joins it with what is around it, which no
     measurement of the operation alone shows; `auto` lets it.
     """
-    if _wish == "torch" or not (x.is_cuda or (_wish == "triton" and interpreted())):
+    if _wish == "torch" or not (given[0].is_cuda or (_wish == "triton" and interpreted())):
+        return False
+    if any(x.dtype == torch.float64 for x in given):  # kernels add up in float32
         return False
     if _wish == "triton":
         return True

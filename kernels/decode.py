@@ -125,9 +125,8 @@ def share(sequences: int, queries: int, capacity: int, itemsize: int) -> Share:
 
 
 def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
-    """As `kernels.attend_cache`; float64, odd and very wide heads are left to PyTorch."""
-    kind = torch.promote_types(q.dtype, torch.promote_types(keys.dtype, values.dtype))
-    if kind == torch.float64 or q.shape[-1] > WIDEST or q.shape[-1] % 2:
+    """As `kernels.attend_cache`; odd and very wide heads are left to PyTorch."""
+    if q.shape[-1] > WIDEST or q.shape[-1] % 2:
         return written.attend_cache(q, keys, values, bounds)
     kind = torch.promote_types(keys.dtype, values.dtype)  # a copy of the cache is what costs
     if interpreted():  # it is wrong in bfloat16
@@ -182,28 +181,34 @@ def _power(n: int) -> int:
     return 1 << (int(n) - 1).bit_length()
 
 
-def _ahead(head: int, rows: int, parts: int) -> list[Ahead]:
-    """A cache of (B, 9, 1024, E) in bfloat16."""
+def _ahead(head: int, rows: int, parts: int, kind: str = "bf16") -> list[Ahead]:
+    """A cache of (B, 9, 1024, E)."""
     cache = {"batch": 9 * 1024 * head, "head": 1024 * head, "row": head}
     few = {"batch": rows * 9 * head, "head": head, "row": 9 * head}
     shape = dict(HEAD=head, WIDTH=_power(head), PARTS=parts)
     strides = {f"{x}_{axis}": n for x in ("keys", "values") for axis, n in cache.items()}
     strides |= {f"{x}_{axis}": n for x in ("q", "out") for axis, n in few.items()}
-    types = dict(q="*bf16", keys="*bf16", values="*bf16", bounds="*i32", out="*bf16")
+    types = dict.fromkeys(("q", "keys", "values", "out"), f"*{kind}") | dict(bounds="*i32")
     types |= dict(parts="*fp32", logs="*fp32", heads="i32", sequences="i32", queries="i32")
+    columns = share(1, rows, 1024, 2 if kind == "bf16" else 4).columns
     of_join = ("parts", "logs", "out", "heads", "sequences", "queries")
     return [
         Ahead(
-            f"attend_cache, {head} wide, {rows} rows", part_kernel, types | dict(scale="fp32"),
-            shape | strides | dict(ROWS=rows, COLUMNS=64, PRECISION="tf32"),
-            stages=4, registers=168, shared=104 << 10, wgmma=rows >= 64,
+            f"attend_cache, {head} wide, {rows} rows, {kind}", part_kernel,
+            types | dict(scale="fp32"),
+            shape | strides | dict(ROWS=rows, COLUMNS=columns, PRECISION="tf32"),
+            stages=4, programs=2, wgmma=rows >= 64,  # see PROGRAMS
         ),
         Ahead(
-            f"attend_cache, join, {head} wide", join_kernel, {x: types[x] for x in of_join},
-            shape | {f"out_{axis}": n for axis, n in few.items()},
-            warps=1, registers=168,
+            f"attend_cache, join {parts}, {head} wide", join_kernel, {x: types[x] for x in of_join},
+            shape | {f"out_{axis}": n for axis, n in few.items()}, warps=1, programs=32,
         ),
     ]  # fmt: skip
 
 
-AHEAD = _ahead(64, 16, 8) + _ahead(64, 64, 4) + _ahead(128, 16, 8)[:1]
+AHEAD = [
+    *_ahead(64, 16, 8),
+    *_ahead(64, 64, 4),
+    *_ahead(128, 16, 8)[:1],
+    *_ahead(64, 16, 8, "fp32")[:1],
+]

@@ -161,7 +161,8 @@ def _tiles(width: int, kind: torch.dtype, wide: int) -> dict[str, Any]:
     """Choose a tile of 128 rows by so many classes; float32 takes twice the room.
 
     Forward, 128 x 256 spares the L2 cache and fills the registers; back, two tiles of 128 x 128
-    are at work on a multiprocessor, one multiplying while the other computes probabilities.
+    are at work on a multiprocessor, one multiplying while the other computes probabilities, unless
+    there are bias and bonus: their sums take the registers of the second.
     """
     exact = torch.get_float32_matmul_precision() == "highest"
     tiles = {
@@ -321,25 +322,29 @@ def _from_losses(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...
 _linear_cross_entropy.register_autograd(_from_losses, setup_context=_keep)
 
 
-def _case(kernel: Any, name: str, width: int, classes: int, wide: int, extra: bool) -> Ahead:
-    constants = _tiles(width, torch.bfloat16, wide) | {"classes": classes}
-    warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
+def _case(
+    kernel: Any, name: str, width: int, classes: int, wide: int, extra: bool, programs: int = 1,
+    kind: torch.dtype = torch.bfloat16,
+) -> Ahead:  # fmt: skip
+    values = _tiles(width, kind, wide) | {"PRECISION": "tf32", "classes": classes}
+    warps, stages = values.pop("num_warps"), values.pop("num_stages")
     if not extra:
-        constants |= {"bias": None, "before": None, "bonus": None}
+        values |= {"bias": None, "before": None, "bonus": None}
     if kernel is _forward:
-        constants["SHARE"] = classes
-    known = dict.fromkeys(("x", "weight", "result"), "*bf16")
+        values["SHARE"] = classes
+    narrow = kind == torch.bfloat16
+    known = dict.fromkeys(("x", "weight", "result"), "*bf16" if narrow else "*fp32")
     known |= dict.fromkeys(("target", "before", "bests"), "*i64")
     floats = "bias bonus tops hits logsums grad for_bias for_bonus"
-    types = argument_types(kernel, constants, **known, **dict.fromkeys(floats.split(), "*fp32"))
-    name += f" {width} x {classes}{', bias and bonus' * extra}"
-    shared = stages * 64 * 2 * (128 + wide)
-    return Ahead(name, kernel, types, constants, warps, stages, 255, shared, wgmma=True)
+    types = argument_types(kernel, values, **known, **dict.fromkeys(floats.split(), "*fp32"))
+    name += f" {width} x {classes}{', bias and bonus' * extra}{', float32' * (not narrow)}"
+    return Ahead(name, kernel, types, values, warps, stages, programs, wgmma=narrow)
 
 
 AHEAD = [
     _case(_forward, "entropy", 576, 1024, 256, False),
     _case(_forward, "entropy", 576, 1024, 128, True),
     _case(_backward, "entropy backward", 576, 1024, 128, True),
-    _case(_backward, "entropy backward", 768, 32768, 128, False),
+    _case(_backward, "entropy backward", 768, 32768, 128, False, 2),
+    _case(_backward, "entropy backward", 576, 1024, 64, True, 3, torch.float32),
 ]

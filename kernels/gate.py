@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.ahead import Ahead
-from kernels.rows import cover, tile
+from kernels.rows import argument_types, cover, tile
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -119,15 +119,18 @@ def _from_gated(ctx: Any, grad: Tensor) -> Tensor:
 _swiglu.register_autograd(_from_gated, setup_context=_keep)
 
 
-def _cases(width: int) -> list[Ahead]:
+def _cases(width: int, forth: int, back: int, kind: str = "bf16") -> list[Ahead]:
+    """Both ways, so many programs of each at once."""
     tiles = _tiles(width, 1)[1]
-    warps = tiles.pop("num_warps")
-    types = {"gate_up": "*bf16", "gated": "*bf16", "count": "i32"}
-    back = {"gate_up": "*bf16", "grad": "*bf16", "result": "*bf16", "count": "i32"}
+    warps, name = tiles.pop("num_warps"), f"{width}, {kind}"
+    types = argument_types(_forward, tiles, gate_up=f"*{kind}", gated=f"*{kind}")
+    types_back = argument_types(
+        _backward, tiles, gate_up=f"*{kind}", grad=f"*{kind}", result=f"*{kind}"
+    )
     return [
-        Ahead(f"swiglu {width}", _forward, types, tiles, warps, registers=64),
-        Ahead(f"swiglu backward {width}", _backward, back, tiles, warps, registers=96),
+        Ahead(f"swiglu {name}", _forward, types, tiles, warps, programs=forth),
+        Ahead(f"swiglu backward {name}", _backward, types_back, tiles, warps, programs=back),
     ]
 
 
-AHEAD = _cases(1536) + _cases(2688)
+AHEAD = _cases(1536, 12, 10) + _cases(2688, 16, 10) + _cases(1536, 12, 8, "fp32")

@@ -317,46 +317,51 @@ _rms_norm.register_autograd(_from_norm, setup_context=_keep)
 _add_rms_norm.register_autograd(_from_sum, setup_context=_keep_sum)
 
 
-def _case(name: str, kernel: Any, tiles: dict[str, Any], **pointers: str | None) -> Ahead:
-    constants = dict(tiles)
-    warps = constants.pop("num_warps")
-    constants |= {pointer: None for pointer, kind in pointers.items() if kind is None}
-    constants |= packed_strides(kernel, tiles["WIDTH"])
+def _case(
+    name: str, kernel: Any, tiles: dict[str, Any], programs: int, **pointers: str | None
+) -> Ahead:
+    values = dict(tiles)
+    warps = values.pop("num_warps")
+    values |= {pointer: None for pointer, kind in pointers.items() if kind is None}
+    values |= packed_strides(kernel, tiles["WIDTH"])
     kinds = {pointer: kind for pointer, kind in pointers.items() if kind is not None}
-    types = argument_types(kernel, constants, weight="*fp32", eps="fp32", **kinds)
-    return Ahead(name, kernel, types, constants, warps, registers=168, shared=48 << 10)
+    types = argument_types(kernel, values, weight="*fp32", eps="fp32", **kinds)
+    return Ahead(name, kernel, types, values, warps, programs=programs)
 
 
-AHEAD: list[Ahead] = [
-    case
-    for width in (64, 576, 768)
-    for case in (
+def _cases(width: int, forth: int, forth_wide: int) -> list[Ahead]:
+    """Both ways, with so many programs at once forward; back, with as many as `resident` counts."""
+    tiles, back, back_wide = _tiles(width, *FORWARD), _back(width, 2), _back(width, 4)
+    return [
         _case(
-            f"rms_norm {width}", _forward, _tiles(width, *FORWARD),
+            f"rms_norm {width}", _forward, tiles, forth,
             x="*bf16", normed="*bf16", branch=None, total=None,
         ),
         _case(
-            f"add_rms_norm {width}", _forward, _tiles(width, *FORWARD),
+            f"add_rms_norm {width}", _forward, tiles, forth,
             x="*bf16", normed="*bf16", branch="*bf16", total="*bf16",
         ),
         _case(
-            f"rms_norm backward {width}", _backward, _back(width, 2),
+            f"rms_norm backward {width}", _backward, back, WARPS // back["num_warps"],
             x="*bf16", grad="*bf16", grad_sum=None, grad_x="*bf16", grad_branch=None,
             shares="*fp32",
         ),
         _case(
-            f"add_rms_norm backward {width}", _backward, _back(width, 2),
+            f"add_rms_norm backward {width}", _backward, back, WARPS // back["num_warps"],
             x="*bf16", grad="*bf16", grad_sum="*bf16", grad_x="*bf16", grad_branch=None,
             shares="*fp32",
         ),
         _case(
-            f"add_rms_norm of bf16 to float32 {width}", _forward, _tiles(width, *FORWARD),
+            f"add_rms_norm of bf16 to float32 {width}", _forward, tiles, forth_wide,
             x="*fp32", normed="*bf16", branch="*bf16", total="*fp32",
         ),
         _case(
-            f"add_rms_norm of bf16 to float32 backward {width}", _backward, _back(width, 4),
+            f"add_rms_norm of bf16 to float32 backward {width}", _backward, back_wide,
+            WARPS // back_wide["num_warps"],
             x="*fp32", grad="*bf16", grad_sum="*fp32", grad_x="*fp32", grad_branch="*bf16",
             shares="*fp32",
         ),
-    )
-]  # fmt: skip
+    ]  # fmt: skip
+
+
+AHEAD = _cases(64, 32, 28) + _cases(576, 28, 16) + _cases(768, 28, 20)

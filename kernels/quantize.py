@@ -250,48 +250,47 @@ def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 _BOOK = {"high": "*fp16", "low": "*fp16", "half": "*fp32", "peak": "*fp32"}
-_SIZES = {"R": "i32", "K": "i32", "D": "i32"}
 
 
-def _ahead(wide: int, vectors: str, registers: int, shared: int) -> Ahead:
+def _ahead(wide: int, vectors: str, programs: int) -> Ahead:
     launch = _launch(wide)
     warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
     return Ahead(
         f"nearest, {wide} wide, {vectors}",
         _nearest,
-        {"vectors": f"*{vectors}"} | _BOOK | {"codes": "*i32"} | _SIZES,
-        launch | {"WIDE": wide, "SPLIT": vectors == "fp32"},
-        warps, stages, registers, shared, wgmma=True,
+        {"vectors": f"*{vectors}", "R": "i32"} | _BOOK | {"codes": "*i32"},
+        launch | {"WIDE": wide, "K": 1024, "D": wide, "SPLIT": vectors == "fp32"},
+        warps, stages, programs, wgmma=True,
     )  # fmt: skip
 
 
 AHEAD = [
-    _ahead(64, "fp32", registers=168, shared=75_000),
-    _ahead(64, "bf16", registers=168, shared=75_000),
-    _ahead(128, "fp32", registers=255, shared=200_000),
-    _ahead(256, "fp32", registers=255, shared=135_000),
-    _ahead(256, "bf16", registers=255, shared=135_000),
+    _ahead(64, "fp32", 3),
+    _ahead(64, "bf16", 3),
+    _ahead(128, "fp32", 1),
+    _ahead(256, "fp32", 1),
+    _ahead(256, "bf16", 1),
     Ahead(
         "split_book",
         _split_book,
-        {"book": "*fp32", "peak": "*fp32", "high": "*fp16", "low": "*fp16", "half": "*fp32"}
-        | {"K": "i32", "D": "i32"},
-        {"BLOCK": 16, "WIDE": 256, "WHOLE": 256},
-        shared=1024,
+        {"book": "*fp32"} | _BOOK,
+        {"BLOCK": 16, "WIDE": 256, "WHOLE": 256, "K": 1024, "D": 256},
+        programs=7,
     ),
     Ahead(
         "sum_piece",
         _sum_piece,
         {"vectors": "*fp32", "order": "*i64", "bounds": "*i64", "pieces": "*i64", "owner": "*i64"}
-        | {"partial": "*fp32", "K": "i32", "D": "i32"},
-        {"PIECE": PIECE, "ROWS": 16, "CHUNK": 128},
-        shared=4096,
+        | {"partial": "*fp32"},
+        {"PIECE": PIECE, "ROWS": 16, "CHUNK": 128, "K": 1024, "D": 256},
+        programs=12,
     ),
     Ahead(
         "sum_pieces",
         _sum_pieces,
-        {"partial": "*fp32", "pieces": "*i64", "sums": "*fp32", "D": "i32"},
-        {"CHUNK": 128},
+        {"partial": "*fp32", "pieces": "*i64", "sums": "*fp32"},
+        {"CHUNK": 128, "D": 256},
         warps=1,
+        programs=32,
     ),
 ]

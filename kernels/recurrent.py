@@ -224,14 +224,19 @@ def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
     return {"WIDTH": width, "TILE": columns, "ROWS": rows, "num_warps": warps}
 
 
-def _back(width: int, itemsize: int, normed: bool) -> tuple[dict[str, Any], int]:
-    """How rows are cut up going back, and the warps that a multiprocessor has for them."""
+def _back(width: int, itemsize: int, learned: int) -> tuple[dict[str, Any], int]:
+    """How rows are cut up going back, and the warps that a multiprocessor has for them.
+
+    learned: bytes of a number of weight and bias, 0 where there are none.
+    """
     normed_shape = FILLED if tile(width) == width else PADDED
-    elements, each, warps = normed_shape if normed else BARE
+    elements, each, warps = normed_shape if learned else BARE
     tiles = _tiles(width, elements, each)
     # five parts of what comes, three of each of weight, bias and weight again
     bytes_each = 14 * tiles["ROWS"] * tiles["TILE"] * itemsize
-    return tiles | {"STAGES": stages(STAGES, bytes_each)}, warps
+    # a third tile under way takes registers that wider weights, or more rows, have need of
+    full = learned and (learned > itemsize or tiles["ROWS"] > 2)
+    return tiles | {"STAGES": stages(2 if full else STAGES, bytes_each)}, warps
 
 
 @torch.library.custom_op("dreamstage::gru_step", mutates_args=())
@@ -276,7 +281,7 @@ def _gru_step_backward(
     if not state.numel():
         return for_parts, for_state, learned
     count = state.numel() // width
-    tiles, warps = _back(width, parts.element_size(), weight is not None)
+    tiles, warps = _back(width, parts.element_size(), 0 if weight is None else weight.itemsize)
     programs = resident(parts, warps, tiles, count)
     shares = None
     if weight is not None:
@@ -333,23 +338,41 @@ def _from_next(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 _gru_step.register_autograd(_from_next, setup_context=_keep)
 
 
-def _case(kernel: Any, name: str, tiles: dict[str, Any], normed: bool) -> Ahead:
+def _case(
+    name: str, kernel: Any, tiles: dict[str, Any], normed: bool, programs: int, kind: str,
+    learned_kind: str,
+) -> Ahead:  # fmt: skip
     learned = ("weight", "bias", "moments", "shares")
     absent = [] if normed else [x for x in kernel.arg_names if x in learned]
-    constants: dict[str, Any] = tiles | dict.fromkeys(absent)
-    warps = constants.pop("num_warps")
+    values: dict[str, Any] = tiles | dict.fromkeys(absent)
+    warps = values.pop("num_warps")
     pointers = ("parts", "state", "result", "grad", "for_parts", "for_state")
-    known = dict.fromkeys(pointers, "*bf16") | {"eps": "fp32"}
-    known |= dict.fromkeys(learned, "*fp32")
-    types = argument_types(kernel, constants, **known)
-    name += f" {tiles['WIDTH']}" + " with LayerNorm" * normed
-    return Ahead(name, kernel, types, constants, warps, registers=255, shared=200 << 10)
+    known = dict.fromkeys(pointers, f"*{kind}") | {"eps": "fp32"}
+    known |= dict.fromkeys(learned, "*fp32") | dict.fromkeys(learned[:2], f"*{learned_kind}")
+    types = argument_types(kernel, values, **known)
+    name += f" {tiles['WIDTH']}, {kind}" + f", LayerNorm in {learned_kind}" * normed
+    return Ahead(name, kernel, types, values, warps, programs=programs)
 
 
-AHEAD: list[Ahead] = []
-for _width in (600, WIDEST):
-    for _normed in (False, True):
-        AHEAD += [
-            _case(_forward, "gru_step", _tiles(_width, *FORWARD), _normed),
-            _case(_backward, "gru_step backward", _back(_width, 2, _normed)[0], _normed),
-        ]
+def _cases(
+    width: int, normed: bool, forth: int, back: int, kind: str = "bf16", learned_kind: str = "fp32"
+) -> list[Ahead]:
+    """Both ways, so many programs of each at once."""
+    sizes = {"bf16": 2, "fp32": 4}
+    tiles_back = _back(width, sizes[kind], sizes[learned_kind] * normed)[0]
+    tiles = _tiles(width, *FORWARD)
+    return [
+        _case("gru_step", _forward, tiles, normed, forth, kind, learned_kind),
+        _case("gru_step backward", _backward, tiles_back, normed, back, kind, learned_kind),
+    ]
+
+
+AHEAD = [
+    *_cases(600, False, 16, 10),
+    *_cases(512, True, 8, 2),
+    *_cases(600, True, 9, 3),
+    *_cases(600, True, 8, 2, "fp32"),
+    *_cases(1024, True, 9, 2, learned_kind="bf16"),
+    *_cases(WIDEST, False, 8, 4),
+    *_cases(WIDEST, True, 4, 2),
+]

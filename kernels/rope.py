@@ -98,17 +98,24 @@ def _from_turned(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
 _rotate.register_autograd(_from_turned, setup_context=_keep)
 
 
-def _case(heads: int, positions: int, width: int, back: bool) -> Ahead:
-    constants = _tiles(width // 2, back) | {"heads": heads, "positions": positions}
-    warps = constants.pop("num_warps")
+def _case(
+    heads: int, positions: int, width: int, back: bool, kind: str = "bf16", programs: int = 9
+) -> Ahead:
+    values = _tiles(width // 2, back) | {"heads": heads, "positions": positions}
+    warps = values.pop("num_warps")
     # a view of a packed projection, turned into one that lies as it does
     x = {"x_outer": 3 * heads * width * positions, "x_middle": 3 * heads * width}
     turned = {"turned_outer": heads * width * positions, "turned_middle": heads * width}
-    constants |= x | turned | {"x_last": width, "turned_last": width}
-    pointers = {"x": "*bf16", "cosine": "*fp32", "sine": "*fp32", "turned": "*bf16"}
-    types = argument_types(_turn, constants, **pointers)
-    name = f"rotate {heads} x {width}{' back' if back else ''}"
-    return Ahead(name, _turn, types, constants, warps, registers=96)
+    values |= x | turned | {"x_last": width, "turned_last": width}
+    pointers = {"x": f"*{kind}", "cosine": "*fp32", "sine": "*fp32", "turned": f"*{kind}"}
+    types = argument_types(_turn, values, **pointers)
+    name = f"rotate{' back' * back} {heads} x {width}, {kind}"
+    return Ahead(name, _turn, types, values, warps, programs=programs)
 
 
-AHEAD = [_case(9, 1024, 64, False), _case(9, 1024, 64, True), _case(16, 256, 128, False)]
+AHEAD = [
+    _case(9, 1024, 64, False),
+    _case(9, 1024, 64, True),
+    _case(16, 256, 128, False),
+    _case(9, 1024, 64, False, "fp32", programs=6),
+]

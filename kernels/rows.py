@@ -9,8 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.ahead import Ahead
+
 # bytes of a multiprocessor's shared memory that a program fills with rows on their way
 SHARED = 190 << 10
+# how shares are added up
+_SUMS: dict[str, Any] = dict(ROWS=64, COLUMNS=32, num_warps=8)
 
 
 def plain(x: Tensor) -> Tensor:
@@ -102,8 +106,7 @@ def add_up(shares: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum float32 (programs, width) over programs, in the same order every time: (width,)."""
     count, width = shares.shape
     total = shares.new_empty(width, dtype=dtype)
-    size: dict[str, Any] = dict(ROWS=64, COLUMNS=32, num_warps=8)
-    _add_up[(cover(width, size["COLUMNS"]),)](shares, total, count, width, **size)
+    _add_up[(cover(width, _SUMS["COLUMNS"]),)](shares, total, count, width, **_SUMS)
     return total
 
 
@@ -120,14 +123,23 @@ def resident(x: Tensor, warps: int, tiles: dict[str, Any], count: int) -> int:
     return min(programs, cover(count, tiles["ROWS"]))
 
 
-def argument_types(kernel: Any, constants: dict[str, Any], **known: str) -> dict[str, str]:
+def argument_types(kernel: Any, values: dict[str, Any], **known: str) -> dict[str, str]:
     """Types of a kernel's arguments for `Ahead`: those known, and sizes and strides."""
-    names = [name for name in kernel.arg_names if name not in constants]
+    names = [name for name in kernel.arg_names if name not in values]
     return {name: known.get(name, "i32") for name in names}
 
 
 def packed_strides(kernel: Any, width: int) -> dict[str, int]:
-    """Strides of contiguous rows as constants, for a launch finds out that 16 divides them."""
+    """Strides of contiguous rows, as a launch finds them."""
     ends = {"_outer": 0, "_middle": 0, "_last": width}
     names = [(name, end) for name in kernel.arg_names for end in ends if name.endswith(end)]
     return {name: ends[end] for name, end in names}
+
+
+def _ahead() -> Ahead:
+    types = argument_types(_add_up, _SUMS, shares="*fp32", total="*fp32")
+    values = {name: n for name, n in _SUMS.items() if name != "num_warps"}
+    return Ahead("add_up", _add_up, types, values, _SUMS["num_warps"], programs=8)
+
+
+AHEAD = [_ahead()]

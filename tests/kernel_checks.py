@@ -48,14 +48,17 @@ def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 def outputs_and_gradients(
     operation: Callable[..., Tensor | tuple[Tensor, ...]], inputs: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Run on copies of the inputs; give the floating outputs, then every input's gradient for an
-    uneven gradient from above."""
+    """Run on copies of the inputs; give the outputs, then every input's gradient for an uneven
+    gradient from above of those that have one, if gradients are on."""
     inputs = [x.detach().clone().requires_grad_() for x in inputs]
     found = operation(*inputs)
     found = [found] if isinstance(found, Tensor) else list(found)
+    outputs = [y.detach() for y in found]
+    if not torch.is_grad_enabled():
+        return outputs
     found = [y for y in found if y.is_floating_point()]
     ups = [torch.linspace(-1, 2, y.numel()).view(y.shape).to(y) for y in found]
-    return [y.detach() for y in found] + list(torch.autograd.grad(found, inputs, ups))
+    return outputs + list(torch.autograd.grad(found, inputs, ups))
 
 
 def assert_as_near_as_torch(

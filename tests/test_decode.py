@@ -11,6 +11,16 @@ pytest.importorskip("triton")
 
 from kernels import decode
 
+# batch, heads, queries, capacity, head width
+SIZES = [
+    (1, 2, 1, 300, 16),
+    (1, 9, 5, 100, 24),
+    (1, 1, 70, 130, 32),
+    (1, 9, 1, 140, 64),
+    (1, 2, 3, 140, 80),
+    (1, 1, 2, 200, 128),
+]
+
 
 def given(batch, heads, queries, capacity, head):
     """Queries, keys and values."""
@@ -32,7 +42,7 @@ def one_by_one(inputs, bounds):
 
 
 @each_place
-@pytest.mark.parametrize("sizes", [(1, 2, 1, 300, 16), (1, 9, 5, 100, 24), (1, 1, 70, 130, 32)])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("bounds", [(0, None), (7, 53), (40, 41)])
 def test_attention_to_a_cache_is_as_near_as_torch(sizes, bounds, place):
     device, kind = place
@@ -82,8 +92,9 @@ def test_strided_caches_and_other_types_are_no_trouble():
     assert torch.allclose(seen.double(), expected, atol=2e-3)
 
 
-def test_what_the_kernel_cannot_do_is_left_to_torch():
-    q, keys, values = given(1, 2, 3, 50, 15)
+@pytest.mark.parametrize("head", [15, 130])
+def test_what_the_kernel_cannot_do_is_left_to_torch(head):
+    q, keys, values = (x.float() for x in given(1, 2, 3, 50, head))
     bounds = torch.tensor([4, 40], dtype=torch.int32)
     expected = written.attend_cache(q, keys, values, bounds)
     assert torch.equal(attended([q, keys, values], 4, 40), expected)

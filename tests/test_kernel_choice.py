@@ -69,9 +69,17 @@ def test_on_a_cpu_auto_is_pytorch():
         assert "torch kernels" in kernels.describe(x.device)
 
 
+def test_one_tensor_of_float64_is_one_too_many_for_a_kernel():
+    x = torch.zeros(3, device=PLACES[0][0])
+    with triton_kernels():
+        assert choice.use_triton("gru_step", x, x.half())
+        assert not choice.use_triton("gru_step", x, x.double())
+        assert not choice.use_triton("gru_step", x.double(), x)
+
+
 def test_auto_takes_what_was_measured_faster_on_this_kind_of_gpu(monkeypatch, tmp_path):
     class OnGpu:
-        is_cuda = True
+        is_cuda, dtype = True, torch.float32
         device = torch.device("cuda")
 
     monkeypatch.setattr(choice, "MEASURED", tmp_path / "measured.json")

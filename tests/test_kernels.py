@@ -1,9 +1,20 @@
-"""Every operation against its definition in float64: outputs and all gradients."""
+"""Every operation in PyTorch against its definition in float64: outputs and all gradients."""
 
 import pytest
 import torch
+from kernel_checks import drawn, outputs_and_gradients
 
-from kernels import View, attention, reference, rms_norm, swiglu
+from kernels import (
+    View,
+    assign,
+    attend_cache,
+    attention,
+    attention_after,
+    linear_cross_entropy,
+    reference,
+    rms_norm,
+    swiglu,
+)
 from pipeline import compiling
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -17,9 +28,9 @@ def gradients(operation, *inputs):
     return (y.detach(), *torch.autograd.grad(y, inputs, up))
 
 
-def assert_near(truth, mine, dtype):
-    # a unit in the last place for each of the few roundings on the way
-    slack = 4 * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-12
+def assert_near(truth, mine, dtype, roundings=4):
+    """Allow a unit in the last place for each of the roundings on the way."""
+    slack = roundings * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-12
     for exact, seen in zip(truth, mine, strict=True):
         assert (seen.double() - exact).abs().max() <= slack * exact.abs().max().clamp(min=1)
 
@@ -122,3 +133,73 @@ def test_one_query_in_pytorch_is_its_definition(context):
     q, k, v = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 6, 8), torch.randn(2, 3, 6, 8)
     truth = reference.attention(q.double(), k.double(), v.double(), view)
     assert torch.allclose(attention(q, k, v, view).double(), truth, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("view", [View(4), View(1, 3), View(4, 2, causal_inside=True)], ids=str)
+def test_attention_to_a_past_in_pytorch_is_its_definition(view, dtype):
+    q, k, v = (drawn(2, 3, 4, 8, seed=n).to(dtype) for n in range(3))
+    keys, values = (drawn(2, 3, 8, 8, seed=n).half() for n in (3, 4))
+    turns = drawn(12, 4, seed=5)
+    cosine, sine = turns.cos().to(dtype), turns.sin().to(dtype)
+
+    def exact(q, k, v):
+        # a past is joined in the type of the new
+        past = keys.to(dtype).double(), values.to(dtype).double()
+        return reference.attention_after(q, k, v, past, view, (cosine.double(), sine.double()))
+
+    def mine(q, k, v):
+        return attention_after(q, k, v, (keys, values), view, (cosine, sine))
+
+    truth = outputs_and_gradients(exact, [x.double() for x in (q, k, v)])
+    found = outputs_and_gradients(mine, [q, k, v])
+    assert all(torch.equal(a.double(), b) for a, b in zip(found[1:3], truth[1:3], strict=True))
+    assert_near(truth, found, dtype, roundings=12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("bounds", [(0, 20), (3, 17), (6, 7)], ids=str)
+def test_attention_to_a_cache_in_pytorch_is_its_definition(bounds, compiled, dtype):
+    q, keys, values = (drawn(2, 3, n, 8, seed=n + i).to(dtype) for i, n in enumerate((5, 20, 20)))
+    within = torch.tensor(bounds, dtype=torch.int32)
+    truth = reference.attend_cache(q.double(), keys.double(), values.double(), within)
+    torch.compiler.reset()
+    mine = torch.compile(attend_cache, backend="eager") if compiled else attend_cache
+    assert_near([truth], [mine(q, keys, values, within)], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("more", ["", "bias", "bonus", "bias, bonus"])
+def test_cross_entropy_in_pytorch_is_its_definition(more, dtype):
+    row = torch.arange(33)
+    inputs = [drawn(33, 24), drawn(7, 24, seed=1, scale=0.2)]
+    inputs += [drawn(7, seed=2)] * ("bias" in more) + [drawn(33, seed=3)] * ("bonus" in more)
+    inputs = [x.to(dtype) for x in inputs]
+
+    def by(operation, target=row % 7):
+        def run(x, weight, *more_inputs):
+            bias = more_inputs[0] if "bias" in more else None
+            before, bonus = (row % 5, more_inputs[-1]) if "bonus" in more else (None, None)
+            return operation(x, weight, target, bias, before, bonus)
+
+        return run
+
+    wide = [x.double() for x in inputs]
+    losses, likeliest, *grads = outputs_and_gradients(by(reference.linear_cross_entropy), wide)
+    mine, found, *my_grads = outputs_and_gradients(by(linear_cross_entropy), inputs)
+    assert_near([losses, *grads], [mine, *my_grads], dtype)
+    # among equals but for rounding any class will do: each has the least loss
+    least, own = (by(reference.linear_cross_entropy, c)(*wide)[0] for c in (likeliest, found))
+    assert_near([least], [own], dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_assignment_in_pytorch_is_its_definition(dtype):
+    """In more parts than one, of which the last is not full."""
+    book = drawn(20, 8, seed=1).to(torch.promote_types(dtype, torch.float32))
+    vectors = drawn(1500, 8).to(dtype)
+    codes, counts, sums = assign(vectors, book)
+    truth = reference.assign(vectors.double(), book.double())
+    assert torch.equal(codes, truth[0]) and torch.equal(counts, truth[1])
+    assert_near(truth[2:], [sums], book.dtype)

@@ -29,9 +29,19 @@ def test_a_step_is_as_near_to_the_truth_as_torch(shape, normed, place):
 
 
 @each_place
-def test_a_row_of_three_times_4096_is_stepped_in_one_program(place):
-    inputs = step_inputs(2, 4096, normed=True)
+@pytest.mark.parametrize(("width", "normed"), [(1024, True), (2048, True), (4096, False)])
+def test_a_wide_row_is_stepped_in_one_program(width, normed, place):
+    inputs = step_inputs(3, width, normed=normed)
     assert_as_near_as_torch(kernels.gru_step, reference.gru_step, inputs, place)
+
+
+def test_a_wider_row_with_layer_norm_is_left_to_torch(monkeypatch):
+    given = (x.float() for x in step_inputs(2, recurrent.WIDEST + 1, normed=True))
+    parts, state, weight, bias = given
+    monkeypatch.setattr(recurrent, "_gru_step", lambda *_: pytest.fail("a kernel ran"))
+    with triton_kernels():
+        seen = kernels.gru_step(parts, state, weight, bias)
+    assert torch.equal(seen, reference.gru_step(parts, state, weight, bias))
 
 
 @each_place

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import kernels
 from data.build import cores
 from evaluation import task
-from evaluation.config import PRESETS, Config
+from evaluation.config import PRESETS, Config, check
 from evaluation.drawing import draw
 from evaluation.jobs import Job, jobs_on_recordings
 from evaluation.keys import blank
@@ -30,6 +30,7 @@ PARALLEL, EACH = 100, 32
 
 
 def main(config: Config) -> None:
+    check(config)
     kernels.choose(config.kernels)
     needed = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
     parallel = min(needed, max(PARALLEL, EACH * (config.workers or cores())))

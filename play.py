@@ -27,6 +27,7 @@ from data.splits import Split
 from kernels import Kernels
 from models.goal_codes import GoalCodes
 from models.goal_policy import GoalPolicy
+from models.limits import start_at_one
 from models.planner import Guide, Planner, PlannerConfig, ToGoal
 from models.sampling import Sampling
 from models.world import World
@@ -34,7 +35,7 @@ from pipeline.ahead_of_time import compiler_for
 from pipeline.cli import run as run_stage
 from pipeline.device import describe_device
 from pipeline.film import write_film
-from pipeline.game import Game, headless_scene
+from pipeline.game import Game, headless_scene, write_actions
 from pipeline.keys import tour
 from pipeline.load import load_controller, load_goal_policy, load_world
 from pipeline.player import Player, Start, Starts
@@ -47,6 +48,8 @@ Source = Literal[
     "recorded", "controller", "random", "file", "script", "planner", "amortised", "guided"
 ]
 FILM_SIZE, WINDOW_SIZE = 256, 512
+FPS = 0.01, 1000  # what a GIF and an mp4 can hold
+SIZES = 16, 2048  # pixels of a picture's side; three beside each other are still an mp4
 RANDOM_HOLD = 6  # steps that a random action is kept for: a new one each step goes nowhere
 
 
@@ -149,11 +152,13 @@ def main(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Refuse, before anything is loaded, what does not go together."""
-    if config.fps <= 0 or config.steps < 1 or config.goal_steps < 1:
-        raise ValueError(
-            f"--fps {config.fps}, --steps {config.steps} and --goal-steps {config.goal_steps} "
-            f"make no film; all must be above 0"
-        )
+    start_at_one(config, "--", "steps", "goal_steps")
+    slowest, fastest = FPS
+    if not slowest <= config.fps <= fastest:
+        raise ValueError(f"--fps {config.fps} is no pace to see; give {slowest} to {fastest}")
+    least, most = SIZES
+    if config.size and not least <= config.size <= most:
+        raise ValueError(f"--size {config.size} is no picture; give {least} to {most} pixels, or 0")
     if config.graph and not torch.cuda.is_available():
         raise ValueError("--graph replays CUDA graphs, and there is no CUDA GPU here; leave it out")
     if (config.actions == "file") != (config.actions_file is not None):
@@ -222,11 +227,11 @@ def write(config: Config, player: Player, starts: Starts) -> None:
 
     folder = config.run / "play"
     write_film(folder, shots, config.fps)
-    np.save(folder / "actions.npy", np.array(player.actions))
+    write_actions(folder, player.actions)
     beside = f"the {truth} beside what is imagined" if truth else "what is imagined"
     print(
         f"play: {len(shots)} frames of {beside}, {source} actions, from frame {start.frame} of "
-        f"episode {start.episode} ({config.split}), {speed:.0f} frames/s"
+        f"episode {starts.number(start)} ({config.split}), {speed:.0f} frames/s"
     )
     print(f"play: {folder / 'film.gif'}, {folder / 'film.mp4'}, {folder / 'frames'}")
 
@@ -263,12 +268,24 @@ def goal_of(config: Config, start: Start) -> np.ndarray:
 def amortised(config: Config, world: World) -> GoalPolicy | GoalCodes:
     policy = load_goal_policy(config.run, world)
     if policy is None:
-        raise ValueError(
-            f"{config.run / 'controller' / 'goals'} holds no controller for goals; "
-            f"train_controller.py --run {config.run} --methods cloning goals makes it, and "
-            f"--actions planner needs none"
-        )
+        folder = config.run / "controller" / "goals"
+        raise ValueError(f"{folder} holds no controller for goals; {_advice(config, world)}")
     return policy
+
+
+def _advice(config: Config, world: World) -> str:
+    """Which command makes a controller for goals of this world, if any does."""
+    train, actions = f"train_controller.py --run {config.run}", world.actions
+    if actions.factors:
+        return f"{train} --preset minecraft makes it"
+    if actions.kind == "discrete":
+        return "its actions are no choices that one could learn to make; give other --actions"
+    if world.latents.kind == "discrete":
+        return (
+            "none can learn in a world of codes, but in one of vectors, which --preset goals "
+            "makes; --actions planner needs none"
+        )
+    return f"{train} --methods cloning goals makes it, and --actions planner needs none"
 
 
 def planner(config: Config, world: World, guide: Guide | None = None) -> Planner:
@@ -295,6 +312,10 @@ def read_actions(path: Path, spec: ActionSpec) -> np.ndarray:
         actions = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as problem:
         raise ValueError(f"{path} is no .npy file of numbers ({problem})") from None
+    if not isinstance(actions, np.ndarray):
+        raise ValueError(f"{path} holds several arrays; save the actions alone, with numpy.save")
+    if actions.dtype.kind not in "iuf":
+        raise ValueError(f"{path} holds {actions.dtype}, but actions are real numbers")
     if actions.ndim != 1 + len(spec.shape) or actions.shape[1:] != spec.shape or not len(actions):
         names = ", ".join(spec.names)
         shape = ", ".join(["N", *map(str, spec.shape)])

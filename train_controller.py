@@ -244,6 +244,7 @@ def clone(inside: Inside) -> None:
         identity=inside.identity(config.model.policy),
         restart=config.restart,
         higher_is_better=False,
+        flags="cloning",
         data=f"cloning {len(shown)} steps of {shown.episodes} episodes; dynamics has "
         f"{sum(p.numel() for p in world.dynamics.parameters()) / 1e6:.2f} M",  # type: ignore[attr-defined]
     )
@@ -283,7 +284,8 @@ def improve(inside: Inside) -> None:
         config.run / "controller",
         model,
         config.train,
-        identity=inside.identity(config.model),
+        identity=inside.identity(config.model)
+        | {"clone": {"path": str(path), "fingerprint": cloned["fingerprint"]}},
         objective=objective,
         restart=config.restart,
         data=f"actor-critic, {config.train.batch_size} starts x {config.model.horizon} steps",
@@ -294,7 +296,7 @@ def improve(inside: Inside) -> None:
     held_out = inside.clips("validation", world.context)
     with torch.no_grad(), arithmetic(run.device, run.precision):
         known = imagined_rewards(clone.to(run.device), world, held_out)
-    if run.step == 0:
+    if run.best is None and run.step == 0:
         run.keep_best(**improvement(known, known))
     for _, batch in run.batches(starts):
         start, step = batch.starts, batch.shown
@@ -357,6 +359,7 @@ def reach(inside: Inside) -> None:
         objective=objective,
         restart=config.restart,
         higher_is_better=False,
+        flags="reaching",
         data=f"towards goals up to {model.horizon} steps away, {config.reaching.batch_size} starts",
     )
     chosen, _ = spread_windows(held_out.clips, 256, seed=0)

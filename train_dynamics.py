@@ -23,6 +23,7 @@ from evaluation.windows import spread_windows
 from kernels import Kernels
 from models.build import build_dynamics, describe
 from models.dynamics import Dynamics
+from models.limits import start_at_one
 from models.llama import LlamaConfig
 from models.predictor import PredictorConfig
 from models.transformer import TransformerConfig
@@ -76,6 +77,15 @@ def _minecraft(config: Config) -> Config:
     model = LlamaConfig(transformer, change_weight=1.0)
     train = replace(config.train, batch_size=32, accumulate=4, learning_rate=3e-4, steps=100_000)
     return replace(config, run=Path("runs/minecraft"), model=model, frames=12, train=train)
+
+
+def _tokens(config: Config) -> Config:
+    if not isinstance(config.model, LlamaConfig):
+        raise ValueError(
+            "--preset tokens foretells codes one by one, but --preset goals, dinov2 and latent "
+            "have vectors in their place; leave out the one or the other"
+        )
+    return replace(config, model=replace(config.model, decoding="token"))
 
 
 def _longer(config: Config) -> Config:
@@ -133,12 +143,13 @@ PRESETS = {
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),
     "hour": lambda c: _longer(SIZES["cpu", type(c.model)](c)),
     "high_res": lambda c: c,
-    "tokens": lambda c: replace(c, model=replace(c.model, decoding="token")),
+    "tokens": _tokens,
     "debug": lambda c: SIZES["debug", type(c.model)](c),
 }  # fmt: skip
 
 
 def main(config: Config) -> None:
+    check(config)
     kernels.choose(config.kernels)
     recordings = Recordings(config.run / "shards")
     tokenizer, parent = load_tokenizer(config.run)
@@ -187,6 +198,15 @@ def main(config: Config) -> None:
                 figures = validate(world, held_out, config.windows)
                 run.picture("imagined", picture(world, held_out))
             run.keep_best(figures["psnr"], figures)
+
+
+def check(config: Config) -> None:
+    """Refuse, before anything is read, what nothing can be learnt from."""
+    if config.frames < 2:
+        raise ValueError(
+            f"--frames {config.frames} leaves nothing to foretell; a clip has 2 frames or more"
+        )
+    start_at_one(config, "--", "windows")
 
 
 def _with_heads(config: Config, recordings: Recordings) -> Config:

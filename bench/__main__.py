@@ -22,7 +22,7 @@ import torch
 
 from bench import picture, table
 from bench.cases import OPERATIONS
-from bench.pairs import Options, Row, Wrong
+from bench.pairs import Options, Row, Wrong, reason
 from evaluation.parts import write_json
 from pipeline.cli import run
 from pipeline.device import pick_device
@@ -39,9 +39,9 @@ class Config:
     """What to measure: ceilings kernels loading training decode play planning controller
     int8."""
     quick: bool = False
-    """Smaller sizes and 5 rounds: minutes on two slow cores, for a look."""
+    """Smaller sizes, and less is compiled: minutes on two slow cores, for a look."""
     rounds: int | None = None
-    """Rounds of a race; 10, and 5 with --quick."""
+    """Rounds of a race, 10 if not said."""
     run: Path | None = None
     """A run to play and to decide in, instead of checkpoints/pusht-goals."""
     out: Path = Path("runs/bench")
@@ -59,7 +59,7 @@ def main(config: Config) -> None:
     areas = config.areas or AREAS
     check_known("area", areas, AREAS)
     check_known("operation", config.only, OPERATIONS)
-    rounds = config.rounds or (5 if config.quick else 10)
+    rounds = Options.rounds if config.rounds is None else config.rounds
     if rounds < 1:
         raise ValueError(f"--rounds {rounds} measures nothing; it starts at 1")
     if config.keep and not torch.cuda.is_available():
@@ -90,9 +90,10 @@ def main(config: Config) -> None:
         result["load"]["after"] = table.load()
         result["rows"] = [asdict(row) | {"met": row.met} for row in found]
         write_json(config.out / "bench.json", result)
-    picture.draw(found, config.out / "bench.png")
-    taken = ", ".join(f"{area} {seconds:.0f} s" for area, seconds in result["seconds"].items())
-    print(f"\nload {result['load']['after']} after; {taken}")
+        picture.draw(found, config.out / "bench.png")
+    each = ", ".join(f"{area} {seconds:.0f}" for area, seconds in result["seconds"].items())
+    total = sum(result["seconds"].values())
+    print(f"\nload {result['load']['after']} after; {total:.0f} s: {each}")
     missed = sum(row.met is False for row in found)
     print(f"bench: {len(found)} rows, {missed} below their bar; {config.out / 'bench.json'}")
 
@@ -115,8 +116,7 @@ def measured(area: str, options: Options) -> Iterator[Row]:
     except Exception as problem:
         if os.environ.get("DREAMSTAGE_TRACEBACK"):
             traceback.print_exc(file=sys.stderr)
-        reason = " ".join(str(problem).split())[:200]
-        yield Row(area, "broken off", "", "", note=f"{type(problem).__name__}: {reason}")
+        yield Row(area, "broken off", "", "", note=reason(problem))
 
 
 if __name__ == "__main__":

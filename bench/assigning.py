@@ -100,7 +100,7 @@ def raced(size: Size, options: Options) -> Iterator[Row]:
         run()
     raced: dict[str, Step] = dict(steps)
     calls, note = 1, "codes, EMA, looked-up vectors"
-    if on_gpu:  # ours as in a recorded step; a recording of theirs that fails spoils all after it
+    if on_gpu:  # ours is recorded; a recording of theirs that fails spoils all after it
         raced |= {name: partial(_repeated, run) for name, run in steps.items()}
         raced["ours"], calls = captured(steps["ours"]), CALLS
         note += "; ours as a CUDA graph, the others launched one by one"

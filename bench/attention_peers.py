@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench.near import Operation
 from bench.pairs import clocked
 from kernels import View
+from kernels.reference import rotate
 
 SDPA = "PyTorch SDPA, best backend"
 FLEX = "FlexAttention, compiled"
@@ -24,25 +25,40 @@ BACKENDS = (
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 )
+FLEX_BLOCK = 128  # tokens, of which FlexAttention leaves out what is not in view
+Angles = tuple[Tensor, Tensor] | None
 
 
-def peers(view: View, tokens: int, device: torch.device) -> dict[str, Operation | str]:
-    """SDPA everywhere; FlexAttention where it has gradients, on a GPU."""
-    found: dict[str, Operation | str] = {SDPA: BestSdpa(view)}
-    if device.type == "cuda":
-        found[FLEX] = Flex(view)
+def peers(
+    view: View, tokens: int, device: torch.device, angles: Angles
+) -> dict[str, Operation | str]:
+    """SDPA everywhere; FlexAttention where it has gradients, on a GPU, and blocks to leave out.
+
+    angles: (S, E / 2) each, or more rows, that turn queries and keys before, in plain PyTorch.
+    """
+    found: dict[str, Operation | str] = {SDPA: BestSdpa(view, angles)}
+    if device.type == "cuda" and tokens > FLEX_BLOCK:
+        found[FLEX] = Flex(view, angles)
     return found
+
+
+def turned(q: Tensor, k: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+    if angles is None:
+        return q, k
+    cosine, sine = (a[: q.shape[2]] for a in angles)
+    return rotate(q, cosine, sine), rotate(k, cosine, sine)
 
 
 class BestSdpa:
     """Attention by the backend that was the fastest forward and backward at a shape."""
 
-    def __init__(self, view: View) -> None:
-        self.view = view
+    def __init__(self, view: View, angles: Angles) -> None:
+        self.view, self.angles = view, angles
         self.chosen: dict[torch.Size, SDPBackend | None] = {}
         self.masks: dict[torch.Size, Tensor | None] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = turned(q, k, self.angles)
         shape = q.shape
         if shape not in self.chosen:
             causal = self.view.size == 1 and self.view.context is None
@@ -56,6 +72,12 @@ class BestSdpa:
             return self._attend(q, k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        view = self.view
+        if view.size > 1 and (view.context == 1 or view.size == q.shape[2]):
+            # frames that see nothing else are sequences of their own, and need no mask
+            query, key, value = (x.unflatten(2, (-1, view.size)).flatten(1, 2) for x in (q, k, v))
+            seen = scaled_dot_product_attention(query, key, value, is_causal=view.causal_inside)
+            return seen.unflatten(1, (q.shape[1], -1)).flatten(2, 3)
         mask = self.masks[q.shape]
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
@@ -81,8 +103,8 @@ class BestSdpa:
 class Flex:
     """Compiled FlexAttention under the view's mask, whole blocks out of view left out."""
 
-    def __init__(self, view: View) -> None:
-        self.view = view
+    def __init__(self, view: View, angles: Angles) -> None:
+        self.view, self.angles = view, angles
         self.masks: dict[int, Any] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -91,7 +113,7 @@ class Flex:
             self.masks[tokens] = create_block_mask(
                 sees(self.view), None, None, tokens, tokens, device=str(q.device)
             )
-        return compiled_flex()(q, k, v, block_mask=self.masks[tokens])
+        return compiled_flex()(q, k, v, self.masks[tokens], self.angles)
 
 
 def sees(view: View) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -109,5 +131,9 @@ def sees(view: View) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
 
 @cache
 def compiled_flex() -> Any:
-    """One compiled function for all views."""
-    return torch.compile(flex_attention, dynamic=False)
+    """One compiled function for all views, in which queries and keys are turned, too."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, angles: Angles) -> Any:
+        return flex_attention(*turned(q, k, angles), v, block_mask=mask)
+
+    return torch.compile(attend, dynamic=False)

@@ -90,10 +90,7 @@ def _pointwise(make: Callable[..., Tensor], rows: int) -> Iterator[Case]:
         peers=_liger_swiglu(), traffic=(3 * wide, 8 * wide),
     )  # fmt: skip
     clips, heads, tokens, head = max(1, rows // 1024), 9, 1024 if rows > 4096 else 256, 64
-    angle = torch.arange(tokens, device=weight.device)[:, None] * torch.rand(
-        head // 2, device=weight.device
-    )
-    cosine, sine = angle.cos(), angle.sin()
+    cosine, sine = _angles(tokens, head, weight.device)
 
     def turn(rotate: Callable[..., Tensor], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         first, second = cosine[: q.shape[-2]], sine[: q.shape[-2]]
@@ -111,13 +108,21 @@ def _pointwise(make: Callable[..., Tensor], rows: int) -> Iterator[Case]:
     )  # fmt: skip
 
 
+def _angles(tokens: int, head: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, (S, E / 2)."""
+    turns = torch.rand(head // 2, device=device)
+    angle = torch.arange(tokens, device=device)[:, None] * turns
+    return angle.cos(), angle.sin()
+
+
 def _attention_after(make: Callable[..., Tensor], on_gpu: bool) -> Case:
     """A step of imagination of a small model, whose cache the attention keeps."""
     batch, heads, head, view = 300 if on_gpu else 32, 16, 12, View(1, 3)
+    angles = _angles(3, head, make(1).device)
 
     @torch.no_grad()
     def call(attention_after: Callable[..., tuple], q, k, v, past_k, past_v):
-        return attention_after(q, k, v, (past_k, past_v), view, None)
+        return attention_after(q, k, v, (past_k, past_v), view, angles)
 
     def shape(rows: int, batch: int = batch) -> tuple[int, ...]:
         return batch, heads, rows, head
@@ -132,34 +137,46 @@ def _attention_after(make: Callable[..., Tensor], on_gpu: bool) -> Case:
 
 
 def _attentions(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:
+    """As models attend, queries and keys being turned by angles; once without, as others publish
+    attention."""
     clips, heads, head = (16, 9, 64) if on_gpu else (2, 4, 32)
-    views = {
-        "causal": (View(), 1024 if on_gpu else 128),
-        "block-causal": (View(size=64), 1024 if on_gpu else 128),
-        "3 frames in view": (View(size=64, context=3), 1024 if on_gpu else 256),
-        "within a frame": (View(size=64, context=1), 64 * (16 if on_gpu else 2)),
-        "through time": (View(), 16),
-    }
-    for name, (view, tokens) in views.items():
-        batch = clips * (64 if tokens == 16 else 1)
-
-        def call(operation: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, view=view):
-            return operation(q, k, v, view)
-
-        shape, odd = (batch, heads, tokens, head), (1, 3, 3 * view.size, head)
+    long = 1024 if on_gpu else 128
+    # name, view, sequences of a clip, tokens of one, whether they are turned
+    shapes = [
+        ("causal, no angles", View(), 1, long, False),
+        ("causal", View(), 1, long, True),
+        ("block-causal", View(size=64), 1, long, True),
+        ("3 frames in view", View(size=64, context=3), 1, max(long, 256), True),
+        ("within a frame", View(size=64, context=1), 1, long, True),
+        ("over space", View(size=16), 64, 16, True),
+        ("over space", View(size=256), 4, 256, True),
+        ("through time", View(), 64, 4, True),
+        ("through time", View(), 64, 16, True),
+        ("through time", View(), 16, 64, True),
+    ]
+    for name, view, sequences, tokens, turned in shapes:
+        shape, odd = (clips * sequences, heads, tokens, head), (1, 3, 3 * view.size, head)
+        device = make(1).device
+        angles = _angles(max(tokens, odd[2]), head, device) if turned else None
+        call = _under(view, angles)
         yield Case(
             attention_kind(view, tokens),
-            f"attention, {name}, {batch} x {heads} x {tokens} x {head}",
+            f"attention, {name}, {' x '.join(str(side) for side in shape)}",
             partial(call, kernels.attention), partial(call, reference.attention),
             [make(*shape) for _ in range(3)], [make(*odd) for _ in range(3)],
-            path=partial(call, _masked),
-            peers=attention_peers.peers(view, tokens, make(1).device),
+            path=partial(call, written.attention),
+            peers=attention_peers.peers(view, tokens, device, angles),
         )  # fmt: skip
 
 
-def _masked(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
-    """What is run where there is no kernel."""
-    return written.attention(q, k, v, view, None)
+def _under(view: View, angles: attention_peers.Angles) -> Callable[..., Tensor]:
+    """Attention at the first of the places that angles are of."""
+
+    def call(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        few = None if angles is None else tuple(a[: k.shape[2]] for a in angles)
+        return attention(q, k, v, view, few)
+
+    return call
 
 
 def _attend_cache(make: Callable[..., Tensor], on_gpu: bool) -> Case:

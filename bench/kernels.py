@@ -19,7 +19,7 @@ from bench.cases import COMPILED, EAGER, LIGER, OPERATIONS, Case, cases
 from bench.ceilings import MACHINE, measured
 from bench.memory import memory_rows
 from bench.near import Operation, check_near, floating
-from bench.pairs import Options, Row, Wrong, clocked, compare, missing, race, value
+from bench.pairs import Options, Row, Wrong, clocked, compare, missing, race, reason, value
 from evaluation.parts import write_json
 from kernels import choice
 
@@ -45,6 +45,7 @@ def rows(options: Options) -> Iterator[Row]:
     on_gpu = options.device.type == "cuda"
     against_compile: dict[str, Ratios] = {}
     kernels.choose("triton" if on_gpu else "torch")
+    torch.manual_seed(0)
     try:
         asked = options.only or OPERATIONS
         for case in cases(options.device, torch.bfloat16 if on_gpu else torch.float32):
@@ -57,12 +58,22 @@ def rows(options: Options) -> Iterator[Row]:
             yield from _safely(assigning.named(size), partial(assigning.raced, size, options), kept)
     finally:
         kernels.choose("auto")
+    for name, ratios in against_compile.items() if on_gpu else ():
+        yield from verdicts(name, ratios)
     if options.keep and on_gpu:
         kept = {name: each for name, each in against_compile.items() if each}
         keep(kept, choice._kind(options.device))
     if not on_gpu and options.quick:
         note = "not in --quick without a GPU: 8 to 30 s of compiling each"
         yield Row(AREA, "every operation", COMPILED, "", note=note)
+
+
+def verdicts(operation: str, ratios: Ratios) -> Iterator[Row]:
+    """What `auto` does with an operation in each pass, by these ratios, of its worst shapes."""
+    for passes, worst in ratios.items():
+        what = f"{operation}, {BOTH if passes == 'both' else passes}, at its worst shape"
+        way = "used" if worst > 1 else f"left to {COMPILED}"
+        yield Row(AREA, what, COMPILED, "", ratio=worst, note=f"auto: {way}")
 
 
 def keep(kept: Mapping[str, Ratios], kind: str) -> None:
@@ -89,8 +100,7 @@ def _safely(
     except Wrong as problem:
         yield Row(AREA, what, "", "", note=f"not shown, wrong: {problem}")
     except Exception as problem:
-        reason = " ".join(str(problem).split())[:200]
-        yield Row(AREA, what, "", "", note=f"broken off, {type(problem).__name__}: {reason}")
+        yield Row(AREA, what, "", "", note=f"broken off, {reason(problem)}")
 
 
 def _raced(case: Case, options: Options) -> Iterator[Row]:

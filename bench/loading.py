@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from bench.peers.stable_worldmodel import INSTALL, submodule
 from data.clips import Clips
 from data.shards import Recordings, dataset
 from data.toy import write_toy_shards
+from pipeline.device import room_for_data
 from pipeline.latents import LatentClips
 
 AREA = "loading"
@@ -30,19 +31,20 @@ CONTIGUOUS = "h5py, contiguous"
 STABLE_WORLDMODEL = "stable-worldmodel HDF5"
 BARS = {GZIP: (300.0, 600.0), STABLE_WORLDMODEL: (3.0, 10.0)}
 NOTE = "one process, warm page cache"
+ON_GPU = "on the GPU"
 
 Loader = Callable[[np.ndarray], Tensor]
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Frames of 64 x 64, in memory and from the shards; then codes from a memory map."""
+    """Frames of 64 x 64, in memory, from the shards and on a GPU; then codes from a memory map."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         recordings = _recordings(folder, options)
         files = _write_peers(folder, recordings)
         for frames in LENGTHS:
             yield from _frames(recordings, files, frames, options)
-        yield _tokens(folder, recordings, options)
+        yield from _tokens(folder, recordings, options)
 
 
 def _recordings(folder: Path, options: Options) -> Recordings:
@@ -79,6 +81,9 @@ def _frames(
     memory = Clips(recordings, "train", frames, memory_limit=2**62)
     shards = Clips(recordings, "train", frames, memory_limit=0)
     ours = {"in memory": memory, "from the shards": shards}
+    if options.device.type == "cuda":  # as training keeps them where they fit
+        near = ours[ON_GPU] = Clips(recordings, "train", frames)
+        near.keep_on(options.device, room_for_data(options.device))
     loaders: dict[str, Loader] = {
         name: lambda indices, clips=clips: clips.batch(indices).frames
         for name, clips in ours.items()
@@ -94,14 +99,15 @@ def _frames(
             loaders[STABLE_WORLDMODEL] = _collated(clips)
         _check(loaders, len(memory))
         windows = {name: Windows(loader, len(memory)) for name, loader in loaders.items()}
-        seconds = race(windows, options.rounds, warmup=1)
+        seconds = race(windows, options.rounds, warmup=1, device=options.device)
     # automatic chunks grow with the file: --quick's is too short to hold anyone to that bar
     bars = {k: v for k, v in BARS.items() if k != GZIP or not options.quick}
     for name in ours:
         taken = {k: v for k, v in seconds.items() if k == name or k not in ours}
         yield from compare(
             AREA, f"{BATCH} windows of {frames} frames, {name}", taken, bars, name, "frames/s",
-            amount=BATCH * frames, notes=dict.fromkeys(taken, NOTE),
+            amount=BATCH * frames,
+            notes=dict.fromkeys(taken, NOTE + "; theirs in main memory" * (name == ON_GPU)),
         )  # fmt: skip
     if STABLE_WORLDMODEL not in files:
         what = f"{BATCH} windows of {frames} frames"
@@ -157,25 +163,36 @@ def _check(loaders: dict[str, Loader], count: int) -> None:
     wanted = drawn(0, count)
     first, truth = None, None
     for name, load in loaders.items():
-        read = load(wanted)
+        read = load(wanted).cpu()
         if truth is None:
             first, truth = name, read
         elif not torch.equal(read, truth):
             raise Wrong(f"{name} reads other frames than {first}")
 
 
-def _tokens(folder: Path, recordings: Recordings, options: Options) -> Row:
+def _tokens(folder: Path, recordings: Recordings, options: Options) -> Iterator[Row]:
     path, shape = folder / "latents.bin", (recordings.total, TOKENS)
     store = np.memmap(path, np.int16, "w+", shape=shape)
     store[:] = np.random.default_rng(0).integers(0, 1024, shape)
     store.flush()
     clips = Clips(recordings, "train", LENGTHS[0])
-    latents = LatentClips(clips, np.memmap(path, np.int16, "r", shape=shape))
+    mapped = np.memmap(path, np.int16, "r", shape=shape)
+    places = {"from a memory map": LatentClips(clips, mapped)}
+    if options.device.type == "cuda":
+        near = places[ON_GPU] = LatentClips(clips, mapped)
+        near.keep_on(options.device, room_for_data(options.device))
     wanted = drawn(0, len(clips))
-    if not np.array_equal(latents.batch(wanted).latents.numpy(), store[clips.rows(wanted)]):
-        raise Wrong("latents are those of other frames than the clips'")
-    load = Windows(lambda indices: latents.batch(indices).latents, len(clips))
-    taken = race({"ours": load}, options.rounds, repeats=20)["ours"]
+    for latents in places.values():
+        read = latents.batch(wanted).latents.cpu().numpy()
+        if not np.array_equal(read, store[clips.rows(wanted)]):
+            raise Wrong("latents are those of other frames than the clips'")
+    loaders = {
+        place: Windows(lambda indices, latents=latents: latents.batch(indices).latents, len(clips))
+        for place, latents in places.items()
+    }
     what = f"windows of {LENGTHS[0]} x {TOKENS} tokens, with actions"
-    seen = value(AREA, what, "windows/s", BATCH / float(np.median(taken)), rounds=options.rounds)
-    return replace(seen, note=f"batches of {BATCH} from a memory map, {NOTE}")
+    seconds = race(loaders, options.rounds, device=options.device, repeats=20)
+    for place, taken in seconds.items():
+        seen = BATCH / float(np.median(taken))
+        note = f"batches of {BATCH} {place}, {NOTE}"
+        yield value(AREA, what, "windows/s", seen, rounds=options.rounds, note=note)

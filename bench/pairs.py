@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,6 +75,23 @@ class Row:
             return None
         less = self.ratio is None and self.unit in TIMES
         return seen <= self.bar if less else seen >= self.bar
+
+
+def drop_broken(runners: dict[str, Callable[[], Any]]) -> dict[str, str]:
+    """Run everyone once; who cannot is taken out, and says why: the others are raced."""
+    reasons = {}
+    for name, runner in list(runners.items()):
+        try:
+            runner()
+        except Exception as problem:
+            reasons[name] = reason(problem)
+            del runners[name]
+    return reasons
+
+
+def reason(problem: Exception) -> str:
+    """What broke, in one line."""
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
 
 
 def race(

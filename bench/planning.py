@@ -10,13 +10,26 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.pairs import EXACT, INT8, Options, Row, Wrong, clocked, compare, missing, race
+from bench.pairs import (
+    EXACT,
+    INT8,
+    Options,
+    Row,
+    Wrong,
+    clocked,
+    compare,
+    drop_broken,
+    missing,
+    race,
+    value,
+)
 from bench.peers import stable_worldmodel as peer
 from data.actions import ActionSpec
 from models.dynamics import State
@@ -43,6 +56,7 @@ MODEL = PredictorConfig(
     rewards=False,
 )
 PEER = "stable-worldmodel 0.1.1 CEM"
+GPU_BAR, GPU_AIM = 60.0, 12.0  # ms of a whole plan
 NEAR = 0.02  # from the goal, where both solvers have to end on a plane 2 wide
 
 
@@ -83,8 +97,9 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
         if compiled:
             swift.compile_steps(compiler_for(device))
         ours[weights][str(Setting(precision, compiled))] = Ours(swift, config, record, (now, goal))
+    near = 5e-2 if precision == "bf16" else 1e-3
     for weights, runners in ours.items():
-        slack = 0.1 if weights == INT8 else 5e-2 if precision == "bf16" else 1e-3
+        slack = 0.1 if weights == INT8 else near
         for our in runners.values():
             check_plan(our.plan(), world, our.state, goal, slack)
     settings = [Setting("fp32", False)]
@@ -92,9 +107,14 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
         settings.append(Setting("bf16", False))
     if compiled:
         settings += [replace(setting, compiled=True) for setting in settings]
+        if on_gpu:
+            settings.append(replace(settings[-1], graphs=True))
     given_weights = peer.le_world_model(HAND.size * config.leg).state_dict()
     given = peer.encoded(now, goal)
     theirs = {str(setting): Theirs(setting, given_weights, config, given) for setting in settings}
+    for name, why in drop_broken({name: their.iterate for name, their in theirs.items()}).items():
+        del theirs[name]
+        yield Row("planning", what, f"{PEER}, {name}", "", note=f"broken off, {why}")
     check_costs(theirs)
     for our in ours[EXACT].values() if on_gpu else ():
         for _ in range(WARM_UP):  # each search is replayed from the next call on
@@ -102,10 +122,10 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
             our.iterate()
     # everyone has run then: a plan of theirs is too long to be run for warming up
     plans: dict[str, Callable[[], object]] = {}
-    shown = {}
+    fastest, shown = {}, {}
     for whose, runners in (ours | {PEER: theirs}).items():
         tried = {name: clocked(runner.iterate, device) for name, runner in runners.items()}
-        best = min(tried, key=lambda name: tried[name])
+        best = fastest[whose] = min(tried, key=lambda name: tried[name])
         plans[whose] = runners[best].plan
         times = ", ".join(f"{name} {1e3 * taken:.0f} ms" for name, taken in tried.items())
         shown[whose] = f"{best}, fastest an iteration of {times}"
@@ -121,6 +141,20 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
             unit="ms",
             notes={PEER: f"{size}; ours {shown[weights]}; theirs {shown[PEER]}"},
         )
+    if on_gpu and not share:
+        taken = 1e3 * median(seconds[EXACT])
+        yield value(
+            "planning", f"{what}, {EXACT}", "ms", taken, "(time alone)", GPU_BAR, GPU_AIM,
+            options.rounds,
+        )  # fmt: skip
+    swift = ours[EXACT][fastest[EXACT]].world
+    mppi = Ours(swift, replace(config, method="mppi"), record, (now, goal))
+    for _ in range(WARM_UP if on_gpu else 0):
+        mppi.plan()
+    check_plan(mppi.plan(), world, mppi.state, goal, near)
+    rounds = options.rounds if on_gpu else 1  # a plan takes many seconds on two cores
+    taken = 1e3 * median(clocked(mppi.plan, device) for _ in range(rounds))
+    yield value("planning", f"{what}, MPPI, {EXACT}", "ms", taken, rounds=rounds)
 
 
 @dataclass(frozen=True)
@@ -149,9 +183,11 @@ class Setting:
 
     precision: Arithmetic
     compiled: bool
+    graphs: bool = False
+    """As CUDA graphs, by torch.compile."""
 
     def __str__(self) -> str:
-        return self.precision + " + compile" * self.compiled
+        return self.precision + " + compile" * self.compiled + ", CUDA graphs" * self.graphs
 
 
 class Ours:
@@ -196,7 +232,10 @@ class Theirs:
         self.model.to(device)
         hold_narrow(self.model, setting.precision)  # as ours are
         if setting.compiled:  # one graph for each number of frames in view: 1, 2 and 3
-            self.model.predict = torch.compile(self.model.predict, dynamic=False)
+            mode = "reduce-overhead" if setting.graphs else "default"
+            fast = torch.compile(self.model.predict, dynamic=False, mode=mode)
+            # the next answer of a graph lies where the last one does
+            self.model.predict = (lambda *given: fast(*given).clone()) if setting.graphs else fast
         self.solver = their_solver(self.model, config, device)
         self.short = their_solver(self.model, replace(config, iterations=1), device)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from bench import ceilings
-from bench.pairs import Options, Row, Wrong, compare, race, value
+from bench.pairs import Options, Row, Wrong, compare, drop_broken, missing, race, reason, value
 from bench.peers import hugging_face
 from bench.peers.hugging_face import Attention
 from kernels import linear_cross_entropy
@@ -22,6 +22,8 @@ from pipeline.device import pick_precision
 from pipeline.graphed import Graphed
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Change = Callable[[Any], Callable[..., Any]]
+"""Of a model of theirs: what is called instead of it."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +152,16 @@ def measure(options: Options, work: Work, compiled: bool = True) -> Iterator[Row
         runner = compiling(mine, mine.transformer.layers, mode, whole) if mode else mine
         return Trainer(mine, runner, batch, precision)
 
-    def their(attention: Attention, kind: Arithmetic, mode: str | None) -> Trainer:
+    def their(
+        attention: Attention, kind: Arithmetic, mode: str | None, change: Change = as_it_comes
+    ) -> Trainer:
         peer = hugging_face.llama(work.config, work.length, work.vocabulary, attention).to(device)
         hugging_face.adopt(peer, model)
-        runner = compiling(peer, peer.model.layers, mode, whole) if mode else peer
+        runner = compiling(peer, peer.model.layers, mode, whole) if mode else change(peer)
         return Trainer(peer, hugging_face.loss_of(runner), batch, kind)
 
-    check_gradients(model, (batch[0][:GRADED], batch[1][:GRADED]))
+    few = batch[0][:GRADED], batch[1][:GRADED]
+    check_gradients(model, few)
     on_gpu = device.type == "cuda"
     # every recording keeps a step's memory for itself, and where a step takes a tenth of a second
     # its launches count for nothing
@@ -183,9 +188,18 @@ def measure(options: Options, work: Work, compiled: bool = True) -> Iterator[Row
         if not on_gpu:  # on CPUs it can be faster than SDPA, for sequences as short as these
             name = f"{name_of('eager', precision)}, compile"
             theirs[name] = their("eager", precision, "default")
+    if on_gpu:
+        name = f"{name_of('sdpa', precision)}, Liger-Kernel"
+        try:
+            check_gradients(model, few, change=hugging_face.with_liger)
+            theirs[name] = their("sdpa", precision, None, hugging_face.with_liger)
+        except ImportError:
+            yield missing("training", what, name, "liger-kernel")
+        except Exception as problem:
+            yield Row("training", what, name, "", note=f"broken off, {reason(problem)}")
     for group in (ours, theirs):
-        for name, reason in drop_broken(group).items():
-            yield Row("training", what, name, "", note=f"broken off, {reason}")
+        for name, why in drop_broken(group).items():
+            yield Row("training", what, name, "", note=f"broken off, {why}")
     runners = ours | theirs
     check_losses(runners, name_of(exact, "fp32"))
     if on_gpu:
@@ -226,7 +240,7 @@ def bars_of(theirs: Iterable[str], work: Work, on_gpu: bool) -> dict[str, tuple[
             if on_gpu:
                 small = (1.2, 2.0) if "graphs" in name else (2.0, 5.0)
                 bars[name] = (1.1, 1.35) if work is LARGE else small
-        elif on_gpu and work is LARGE and "fp32" not in name:
+        elif on_gpu and work is LARGE and "fp32" not in name and "Liger" not in name:
             bars[name] = (1.8, 2.5)
     return bars
 
@@ -242,14 +256,23 @@ def describe(work: Work) -> str:
     return f"step, {count / 1e6:.1f}M parameters, {work.batch} x {work.length} tokens"
 
 
-def check_gradients(model: TokenModel, batch: tuple[Tensor, Tensor], near: float = 1e-2) -> None:
+def as_it_comes(peer: Any) -> Callable[..., Any]:
+    return peer
+
+
+def check_gradients(
+    model: TokenModel,
+    batch: tuple[Tensor, Tensor],
+    near: float = 1e-2,
+    change: Change = as_it_comes,
+) -> None:
     """Raise Wrong unless, from the same weights, both have the same loss and gradients."""
     work = model.work
     peer = hugging_face.llama(work.config, work.length, work.vocabulary, "eager")
     peer.to(batch[0].device)
     hugging_face.adopt(peer, model)
     ours = Trainer(model, model, batch, "fp32").gradients()
-    theirs = Trainer(peer, hugging_face.loss_of(peer), batch, "fp32").gradients()
+    theirs = Trainer(peer, hugging_face.loss_of(change(peer)), batch, "fp32").gradients()
     if not torch.isclose(ours, theirs, rtol=1e-3):
         raise Wrong(f"our loss is {ours:.5f} and Hugging Face's {theirs:.5f}, at the same weights")
     for number, (their, our, part) in enumerate(hugging_face.pairs(peer, model)):
@@ -258,18 +281,6 @@ def check_gradients(model: TokenModel, batch: tuple[Tensor, Tensor], near: float
         if not off < near:
             raise Wrong(f"the gradient of weight {number} is {off:.1%} off Hugging Face's")
     model.zero_grad(set_to_none=True)
-
-
-def drop_broken(runners: dict[str, Callable[[], Tensor]]) -> dict[str, str]:
-    """Take a step with everyone; who cannot is taken out, and says why: the others are raced."""
-    reasons = {}
-    for name, runner in list(runners.items()):
-        try:
-            runner()
-        except Exception as problem:
-            reasons[name] = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
-            del runners[name]
-    return reasons
 
 
 def check_losses(

@@ -22,6 +22,7 @@ from data.shards import (
     BUILD_FILE,
     FORMAT,
     LEFT_OUT,
+    read_build,
     read_header,
     shard_name,
     write_shard,
@@ -136,8 +137,8 @@ def _begin(
     if restart:
         for path in [*folder.glob("shard-*.h5"), *folder.glob(f"*{LEFT_OUT}"), note]:
             path.unlink(missing_ok=True)
-    if note.exists():
-        known = json.loads(note.read_text())
+    known = read_build(folder)
+    if known is not None:
         for key, value in description.items():
             if known["description"].get(key) != value:
                 raise ValueError(
@@ -174,7 +175,7 @@ def _make(source: Source, index: int, path: Path, splits: Any, description: dict
 
 
 def _add_seconds(folder: Path, seconds: float) -> None:
-    note = folder / BUILD_FILE
-    about = json.loads(note.read_text())
+    about = read_build(folder)
+    assert about is not None, "noted at the beginning"
     about["seconds"] = round(about["seconds"] + seconds, 1)
-    write_whole(note, json.dumps(about, indent=1).encode())
+    write_whole(folder / BUILD_FILE, json.dumps(about, indent=1).encode())

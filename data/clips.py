@@ -29,7 +29,6 @@ class Clip:
     rewards: Tensor | None  # (T,) float32, earned on reaching frames[t]
     terminals: Tensor | None  # (T,) bool, frames[t] is a true end
     states: Tensor | None  # (T, S) float32
-    real: Tensor  # (T,) bool, False where a short episode was padded
 
     def to(self, device: torch.device | str) -> Clip:
         return self.map(lambda values: values.to(device, non_blocking=True))
@@ -44,8 +43,6 @@ class Clip:
 class Clips(Dataset):
     """All windows of `frames` consecutive frames that lie within an episode of `split`.
 
-    stride: frames between the beginnings of two windows.
-    pad: keep episodes shorter than a window, their last step repeated and marked as not real.
     memory_limit: bytes; a split whose frames need less is read once and kept.
     """
 
@@ -54,13 +51,11 @@ class Clips(Dataset):
         recordings: Recordings,
         split: Split,
         frames: int,
-        stride: int = 1,
-        pad: bool = False,
         memory_limit: int = GIB,
     ) -> None:
-        if frames < 1 or stride < 1:
-            raise ValueError(f"a clip of {frames} frames every {stride} is none; both start at 1")
-        self.recordings, self.split, self.frames, self.stride = recordings, split, frames, stride
+        if frames < 1:
+            raise ValueError(f"a clip of {frames} frames is none; clips start at 1")
+        self.recordings, self.split, self.frames = recordings, split, frames
         episodes = np.array(recordings.episodes(split), np.int64)
         if not len(episodes):
             raise ValueError(
@@ -69,14 +64,12 @@ class Clips(Dataset):
                 f"of its own); record at least 3 sources"
             )
         lengths = recordings.lengths[episodes]
-        windows = np.maximum((lengths - frames) // stride + 1, int(pad))
+        windows = np.maximum(lengths - frames + 1, 0)
         if not windows.sum():
             raise ValueError(
                 f"no {split} episode of {recordings.folder} has {frames} frames (the longest has "
                 f"{lengths.max()}); ask for shorter clips"
             )
-        self.skipped = int((windows == 0).sum())
-        """Episodes left out, as they are shorter than a window."""
         self._windows_until = np.cumsum(windows)
         self._episodes = episodes
         self._first = recordings.first_rows[episodes]
@@ -117,16 +110,13 @@ class Clips(Dataset):
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Give the clips' places among all frames of the recordings: (B,) -> (B, T) int64."""
-        episode, starts = self._locate(indices)
-        rows = starts[:, None] + np.arange(self.frames)
-        return np.minimum(rows, self._end[episode][:, None] - 1)
+        _, starts = self._locate(indices)
+        return starts[:, None] + np.arange(self.frames)
 
     def batch(self, indices: np.ndarray) -> Clip:
         """Read clips: (B,) int64 -> a Clip with (B, T, ...)."""
         episode, starts = self._locate(indices)
-        wanted = starts[:, None] + np.arange(self.frames)
-        real = wanted < self._end[episode][:, None]
-        rows = np.minimum(wanted, self._end[episode][:, None] - 1)
+        rows = starts[:, None] + np.arange(self.frames)
         if self._in_memory:
             inside = torch.from_numpy(rows - self._shift[episode][:, None])
             kept = self._frames_in_memory()
@@ -143,7 +133,6 @@ class Clips(Dataset):
             rewards=self.column("rewards", rows),
             terminals=self.column("terminals", rows),
             states=self.column("states", rows),
-            real=torch.from_numpy(real),
         )
 
     def _locate(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +142,7 @@ class Clips(Dataset):
             raise IndexError(f"clips are numbered 0 to {len(self) - 1}; {indices} reaches outside")
         episode = np.searchsorted(self._windows_until, indices, side="right")
         before = np.concatenate([[0], self._windows_until])[episode]
-        return episode, self._first[episode] + (indices - before) * self.stride
+        return episode, self._first[episode] + indices - before
 
     def column(self, name: str, rows: np.ndarray) -> Tensor | None:
         """Gather a small field at `rows`, (B, T); None where the recordings have none."""
@@ -183,7 +172,5 @@ class Clips(Dataset):
         frames = np.empty((*rows.shape, height, width, 3), np.uint8)
         for clip in np.argsort(rows[:, 0], kind="stable"):
             first, last = int(rows[clip, 0]), int(rows[clip, -1])
-            count = last + 1 - first
-            self.recordings.read_rows("frames", first, last + 1, out=frames[clip, :count])
-            frames[clip, count:] = frames[clip, count - 1]
+            self.recordings.read_rows("frames", first, last + 1, out=frames[clip])
         return torch.from_numpy(frames).permute(0, 1, 4, 2, 3)

@@ -25,7 +25,7 @@ from data.demos import Demonstrations
 from data.download import fetch
 from data.pushes import ScriptedPushes
 from data.replays import Replays
-from data.shards import Recordings
+from data.shards import Recordings, shards_of
 from data.vpt.find import find_local
 from data.vpt.index import choose, fetch_pairs, home, load_index
 from data.vpt.places import Pair
@@ -59,6 +59,8 @@ class PushTConfig:
     """Throw away what is there and begin anew."""
 
 
+RESOLUTIONS = 16, 1024  # the simulator's own 512 pixels, and twice as fine
+
 PRESETS = {
     "pusht": lambda c: c,
     "tokens": lambda c: c,
@@ -73,8 +75,9 @@ PRESETS = {
 
 
 def pusht(config: PushTConfig) -> None:
-    if config.resolution < 16:
-        raise ValueError(f"--resolution {config.resolution} shows nothing; give 16 or more")
+    least, most = RESOLUTIONS
+    if not least <= config.resolution <= most:
+        raise ValueError(f"--resolution {config.resolution} is no picture; give {least} to {most}")
     if config.replays and not config.demos:
         raise ValueError("--replays needs --demos, the demonstrations to replay")
     if config.episodes < 1 or config.replays < 0 or config.workers < 1:
@@ -223,8 +226,7 @@ class CheckConfig:
 
 
 def check(config: CheckConfig) -> None:
-    inside = config.shards / "shards"
-    main_check(inside if inside.is_dir() else config.shards)
+    main_check(shards_of(config.shards))
 
 
 COMMANDS = {

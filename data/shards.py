@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
@@ -111,7 +112,6 @@ class Recordings:
         height, width = self.description["image_size"]
         self.image_size: tuple[int, int] = (height, width)
         self.state_names: tuple[str, ...] = tuple(self.description.get("state_names") or ())
-        self.input_names: tuple[str, ...] = tuple(self.description.get("input_names") or ())
 
         lengths = [np.diff(header.ends, prepend=0) for header in self.headers]
         self.lengths = np.concatenate(lengths)  # (episodes,) frames of each
@@ -266,11 +266,39 @@ def read_header(path: Path) -> ShardHeader:
 
 
 def redo_command(folder: Path) -> str:
-    """Give the command that made (or would make) the shards of a folder."""
+    """Give the command that made (or would make) the shards of a folder, for where it is now."""
+    about = read_build(folder)
+    words = shlex.split(about["command"] if about else "python -m data.preprocess pusht")
+    for at, word in reversed(list(enumerate(words))):
+        if word == "--run" or word.startswith("--run="):
+            del words[at : at + (2 if word == "--run" else 1)]
+    run = folder.parent if folder.name == "shards" else folder
+    return shlex.join([*words, "--run", str(run)])
+
+
+def shards_of(folder: Path) -> Path:
+    """Give the folder of a run's shards, or the folder itself where it is no run's."""
+    inside = folder / "shards"
+    return inside if inside.is_dir() else folder
+
+
+def read_build(folder: Path) -> dict[str, Any] | None:
+    """Read what a build noted of a folder; None where none did, as of shards made by hand."""
+    path = folder / BUILD_FILE
+    if not path.exists():
+        return None
+    kinds = {"description": dict, "shards": int, "command": str, "seconds": int | float}
     try:
-        return json.loads((folder / BUILD_FILE).read_text())["command"]
-    except (OSError, ValueError, KeyError):
-        return f"python -m data.preprocess pusht --run {folder.parent}"
+        about = json.loads(path.read_text())
+        assert isinstance(about, dict), "it holds no fields"
+        wrong = [key for key, kind in kinds.items() if not isinstance(about.get(key), kind)]
+        assert not wrong, f"it lacks {', '.join(wrong)}"
+    except (OSError, ValueError, AssertionError) as problem:
+        raise ValueError(
+            f"{path} is damaged ({problem}); delete it and run python -m data.preprocess as "
+            f"before, which writes it anew and keeps the shards"
+        ) from None
+    return about
 
 
 def _corrupt(path: Path, reason: str) -> ValueError:
@@ -296,11 +324,10 @@ def _shard_paths(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("shard-*.h5"))
     if not paths:
         raise ValueError(f"{folder} holds no shards; make them with: {redo_command(folder)}")
-    try:
-        expected = int(json.loads((folder / BUILD_FILE).read_text())["shards"])
-    except (OSError, ValueError, KeyError):
+    about = read_build(folder)
+    if about is None:
         return paths  # made by hand: whatever is there
-    expected -= len(list(folder.glob(f"*{LEFT_OUT}")))
+    expected = about["shards"] - len(list(folder.glob(f"*{LEFT_OUT}")))
     if len(paths) != expected:
         raise ValueError(
             f"{folder} holds {len(paths)} of {expected} shards; finish them with: "

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from evaluation import goals, task
 from evaluation.open_loop import HORIZONS
 from kernels import Kernels
+from models.limits import start_at_one
 from models.planner import PlannerConfig
 
 Part = Literal[
@@ -22,7 +23,8 @@ class Config:
     run: Path = Path("runs/pusht")
     """Folder of the run to measure."""
     shards: Path | None = None
-    """Recordings to measure on, other than the run's own; of the same action space and size."""
+    """Recordings to measure on, other than the run's own: their folder, or their run's; of the same
+    action space and size."""
     out: Path | None = None
     """Folder of the report, if not RUN/report (with --shards: RUN/report/on-NAME)."""
     parts: tuple[Part, ...] = get_args(Part)
@@ -75,6 +77,19 @@ class Config:
     seed: int = 0
     restart: bool = False
     """Measure again what has been measured."""
+
+
+def check(config: Config) -> None:
+    """Refuse, before anything is loaded, what measures nothing."""
+    if config.films < 0:
+        raise ValueError(f"--films {config.films} is below 0; 0 draws none")
+    if not config.horizons or min(config.horizons) < 1:
+        raise ValueError(f"--horizons {config.horizons} are no steps ahead; give each from 1 on")
+    start_at_one(
+        config, "--", "windows", "estimator_steps", "inverse_steps", "imitation_frames",
+        "play_frames", "task_episodes", "task_steps", "goal_pairs", "simulator_pairs",
+        "simulator_samples", "simulator_iterations", "keep", "guided_keep",
+    )  # fmt: skip
 
 
 def _cpu(config: Config) -> Config:

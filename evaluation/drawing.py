@@ -26,7 +26,12 @@ FILM = 16  # frames to show of a clip, at most
 def draw_films(
     session: Session, clips: Clips, horizons: tuple[int, ...], films: int, seed: int
 ) -> None:
-    """Draw truth above imagination for the windows, of 32, in which the most changes."""
+    """Draw truth above imagination for the windows, of 32, in which the most changes, in the place
+    of the films before."""
+    for old in session.plots.glob("film-*.png"):
+        old.unlink()
+    if not films:
+        return
     context = session.world.context
     shown = [0, *horizons][:FILM]
     chosen, _ = spread_windows(clips, 32, seed)

@@ -12,6 +12,7 @@ from tqdm import tqdm, trange
 
 from data.shards import Recordings
 from data.splits import Split
+from evaluation.cache import kept
 from evaluation.estimator import (
     LAYOUTS,
     Estimator,
@@ -144,13 +145,12 @@ def cached_estimator(
         return None
     made_from = {"shards": recordings.fingerprint, "steps": steps, "seed": seed}
     width = len(recordings.state_names)
-    if path.exists():
-        saved = torch.load(path, weights_only=True, map_location=device)
-        if saved["made_from"] == made_from:
-            estimator = Estimator(layout, width, device)
-            estimator.network.load_state_dict(saved["network"])
-            estimator.network.eval()
-            return estimator
+    weights = kept(path, made_from, device)
+    if weights is not None:
+        estimator = Estimator(layout, width, device)
+        estimator.network.load_state_dict(weights)
+        estimator.network.eval()
+        return estimator
     pictures, states, _ = sample_frames(recordings, "train", FRAMES, seed)
     estimator = fit(layout, pictures, states, steps=steps, seed=seed, device=device)
     path.parent.mkdir(parents=True, exist_ok=True)

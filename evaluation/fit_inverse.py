@@ -11,6 +11,7 @@ from tqdm import trange
 
 from data.clips import Clips
 from data.shards import Recordings
+from evaluation.cache import kept
 from evaluation.inverse import Inverse
 from evaluation.windows import spread_windows
 from pipeline import checkpoint
@@ -84,12 +85,11 @@ def cached_inverse(
     made_from = {"shards": recordings.fingerprint, "steps": steps, "seed": seed}
     torch.manual_seed(seed)
     inverse = Inverse(recordings.actions, device)
-    if path.exists():
-        saved = torch.load(path, weights_only=True, map_location=device)
-        if saved["made_from"] == made_from:
-            inverse.network.load_state_dict(saved["network"])
-            inverse.network.eval()
-            return inverse
+    weights = kept(path, made_from, device)
+    if weights is not None:
+        inverse.network.load_state_dict(weights)
+        inverse.network.eval()
+        return inverse
     clips = Clips(recordings, "train", frames=FRAMES)
     clip = clips.batch(spread_windows(clips, RUNS, seed)[0])
     fit(inverse, clip.frames, recordings.actions.split(clip.actions[:, :-1]), steps, seed=seed)

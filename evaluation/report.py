@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from evaluation.goals import PROTOCOLS
 from evaluation.report_codes import controllability, imitation
 from evaluation.still_frames import BANDS
 from evaluation.tables import interval, number, table
@@ -42,8 +43,11 @@ OWN = {"psnr", "delta_psnr", "ssim", "agent_px", "block_px", "block_degrees"}
 
 
 def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
-    """Write FOLDER/index.html from the figures and the pictures in FOLDER/plots."""
-    plots = folder / "plots"
+    """Write FOLDER/index.html from the figures and their pictures in FOLDER/plots."""
+    plots, open_loop = folder / "plots", metrics["open_loop"]
+    curves = ["curves_pixels.png"] if open_loop["horizons"] else []
+    states = ["curves_states.png"] if open_loop["agent_px"] else []
+    tried = any(row["n"] for row in metrics["task"].values())
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=quiet>{escape(_about(metrics['provenance']))}</p>",
@@ -51,20 +55,28 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         "over whole source episodes for pictures, over episodes for scores, Wilson's for shares. "
         "A dash is what was not measured.</p>",
         *_tokenizer(metrics["tokenizer"]),
-        *_pictures(plots, "reconstructions.png", "Truth, what the tokenizer gives back, error."),
-        *_probe(metrics["probe"]),
-        *_open_loop(metrics["open_loop"]),
-        *_pictures(plots, "curves_pixels.png", "By horizon, beside the copies that cost nothing."),
-        *_pictures(plots, "curves_states.png", "Read from the pictures by the state estimator."),
         *_pictures(
-            plots, "film-*.png", "Truth above imagination above error, steps after the last frame."
+            plots,
+            ["reconstructions.png"] if metrics["tokenizer"]["n"] else [],
+            "Truth, what the tokenizer gives back, error.",
+        ),
+        *_probe(metrics["probe"]),
+        *_open_loop(open_loop),
+        *_pictures(plots, curves, "By horizon, beside the copies that cost nothing."),
+        *_pictures(plots, states, "Read from the pictures by the state estimator."),
+        *_pictures(
+            plots,
+            ["film-*.png"] if curves else [],
+            "Truth above imagination above error, steps after the last frame.",
         ),
         *controllability(metrics["controllability"]),
         *imitation(metrics["imitation"]),
         *_task(metrics["task"]),
-        *_pictures(plots, "task.png", ""),
+        *_pictures(plots, ["task.png"] if tried else [], ""),
         *_goals(metrics["goal"]),
-        *_pictures(plots, "goal-*.png", "Attempts of the planner: failures first."),
+        *_pictures(
+            plots, _goal_pictures(metrics["goal"]), "Attempts of the planner: failures first."
+        ),
         *_play(metrics["play"]),
         "<h2>Provenance</h2>",
         _provenance(metrics["provenance"]),
@@ -193,9 +205,18 @@ def _play(figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _pictures(plots: Path, pattern: str, caption: str) -> list[str]:
+def _goal_pictures(protocols: dict[str, Any]) -> list[str]:
+    measured = [key for key, rows in protocols.items() if any(row["n"] for row in rows.values())]
+    planned = {PROTOCOLS[key].offset for key in measured if protocols[key]["planner"]["n"]}
+    films = [f"goal-{offset}-films.png" for offset in sorted(planned)]
+    return films + [f"goal-{key}.png" for key in measured]
+
+
+def _pictures(plots: Path, patterns: list[str], caption: str) -> list[str]:
+    """Those that match; a caller whose figures were not measured now names none, because what is
+    there is of an evaluation before."""
     found = []
-    for path in sorted(plots.glob(pattern)):
+    for path in [path for pattern in patterns for path in sorted(plots.glob(pattern))]:
         data = base64.b64encode(path.read_bytes()).decode()
         found.append(f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">')
     return [f"<figure>{''.join(found)}<p class=quiet>{caption}</p></figure>"] if found else []

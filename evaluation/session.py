@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from data import pusht
 from data.build import cores
 from data.clips import Clips
 from data.pusht_pool import SimulatorPool
-from data.shards import Recordings
+from data.shards import Recordings, read_build, shards_of
 from evaluation import policies
 from evaluation.estimator import Estimator
 from evaluation.fit_estimator import cached_estimator
@@ -53,6 +52,7 @@ class Session:
         compiled: the world's steps, on a CPU, with other last digits."""
         self.run, self.simulators, self.compiled = run, simulators, compiled
         own = run / "shards"
+        shards = shards and shards_of(shards)
         self.device = pick_device()
         self.kernels = kernels.describe(self.device)
         self.recordings = Recordings(shards or own)
@@ -248,6 +248,6 @@ def _name(folder: Path) -> str:
 
 def _preprocess_seconds(shards: Path) -> float | None:
     try:
-        return json.loads((shards / "build.json").read_text()).get("seconds")
-    except (OSError, ValueError):
+        return (read_build(shards) or {}).get("seconds")
+    except ValueError:  # damaged; nothing else is asked of it where others are measured
         return None

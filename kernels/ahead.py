@@ -121,6 +121,9 @@ def main() -> None:
     parser.add_argument("themes", nargs="*", help=f"of {', '.join(THEMES)}; all if none is named")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    for theme in arguments.themes:
+        if theme not in THEMES:
+            sys.exit(f"error: unknown theme {theme!r}; there are: {', '.join(THEMES)}")
     os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
     taken = []
     for theme in arguments.themes or THEMES:

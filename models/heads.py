@@ -6,13 +6,8 @@ import torch
 from torch import Tensor, nn
 
 
-def symlog(x: Tensor) -> Tensor:
-    """sign(x) ln(1 + |x|) (DreamerV3, arXiv:2301.04104, equation 9)."""
-    return torch.sign(x) * torch.log1p(torch.abs(x))
-
-
 def symexp(x: Tensor) -> Tensor:
-    """sign(x) (exp |x| - 1): undoes symlog."""
+    """sign(x) (exp |x| - 1) (DreamerV3, arXiv:2301.04104, equation 9)."""
     return torch.sign(x) * torch.expm1(torch.abs(x))
 
 

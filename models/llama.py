@@ -47,6 +47,12 @@ class LlamaConfig:
     reward_weight: float = 0.1
     """Weight of the two heads' losses: at 1 their gradient drowns that of the codes."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.imagined <= 1:
+            raise ValueError(
+                f"--model.imagined {self.imagined} is no share of the clips; give 0 to 1"
+            )
+
 
 @dataclass
 class LlamaMemory:

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from models.dynamics import State
+from models.limits import start_at_one
 from models.world import World
 
-Cost = Callable[[State, Tensor | None], Tensor]
-"""Of ends, M rows, each towards its target, (M, ...): (M,)."""
 Search = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -57,6 +55,10 @@ class PlannerConfig:
     candidates: int = 8192
     """Candidates that are imagined at once; the plan does not depend on it."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = ("samples", "iterations", "revisions", "best", "legs", "leg", "detours")
+        start_at_one(self, "--planner.", *counts)
 
     def guided(self, leg: int, steps: int) -> PlannerConfig:
         """The same with a guide's legs of `leg` actions, as many as `steps` actions take."""
@@ -133,10 +135,7 @@ class Planner:
             raise ValueError("planning moves actions evenly, which codes of actions cannot be")
         self.config, self.world, self.guide = config, world, guide
         self.legs, self.leg = config.legs, config.leg
-        self._to_goal: Search = partial(self._search, self._distance)
-        self._to_reward: Search = partial(self._search, _without_reward)
-        if record is not None:
-            self._to_goal, self._to_reward = record(self._to_goal), record(self._to_reward)
+        self._searched: Search = self._search if record is None else record(self._search)
 
     def to_goal(self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None) -> Plan:
         """Plan towards latents, (B, N) codes or (B, P, D).
@@ -145,38 +144,24 @@ class Planner:
         ends: (B, E, A), a way to start the search from, if a guide has none that is better; its
         legs are as many as are planned.
         """
-        return self._plan(self._to_goal, state, self.world.vectors(goal), last, ends)
-
-    def to_reward(self, state: State, last: Tensor | None, ends: Tensor | None) -> Plan:
-        """Plan for the highest reward on arriving; the world needs a reward head."""
-        return self._plan(self._to_reward, state, None, last, ends)
-
-    def _distance(self, end: State, target: Tensor | None) -> Tensor:
-        assert target is not None
-        return (self.world.vectors(end.latents) - target).square().flatten(1).mean(1)
-
-    def _plan(
-        self,
-        search: Search,
-        state: State,
-        target: Tensor | None,
-        last: Tensor | None,
-        ends: Tensor | None,
-    ) -> Plan:
         config, spec = self.config, self.world.actions
         first = None if last is None else spec.normalize(last.to(self.world.device))
         # one draw for all worlds: what is planned in one does not depend on its neighbours
-        guided = self.guide is not None and target is not None
+        guided = self.guide is not None
         legs = config.legs if ends is None else ends.shape[1] - 1
         draws = self._draw(legs, guided or ends is not None, guided)
         share = max(1, config.candidates // config.samples)
-        given = (target, first, ends)
+        given = (self.world.vectors(goal), first, ends)
         found = []
         for part in torch.arange(len(state), device=self.world.device).split(share):
             own = [None if t is None else t[part] for t in given]
-            found.append(search(state.select(part), *own, draws))
+            found.append(self._searched(state.select(part), *own, draws))
         best, least = (torch.cat(parts) for parts in zip(*found, strict=True))
         return Plan(spec.denormalize(along(best, config.leg)), best, least)
+
+    def _distance(self, end: State, target: Tensor) -> Tensor:
+        """Of ends, M rows, each from its target, (M, ...): (M,)."""
+        return (self.world.vectors(end.latents) - target).square().flatten(1).mean(1)
 
     def _draw(self, legs: int, revises: bool, guided: bool) -> Draws:
         config, size, device = self.config, self.world.actions.size, self.world.device
@@ -205,9 +190,8 @@ class Planner:
 
     def _search(
         self,
-        cost: Cost,
         state: State,
-        target: Tensor | None,
+        target: Tensor,
         first: Tensor | None,
         ends: Tensor | None,
         draws: Draws,
@@ -215,19 +199,21 @@ class Planner:
         """Give the best way, (B, E, A), and what it costs, (B,); first: (B, A) in [-1, 1]."""
         config = self.config
         many = state.repeat(config.samples)
-        targets = None if target is None else target.repeat_interleave(config.samples, dim=0)
+        targets = target.repeat_interleave(config.samples, dim=0)
 
         def judge(ways: Tensor) -> Tensor:
-            found = cost(self.world.imagine(many, along(ways.flatten(0, 1), config.leg)), targets)
-            return found.view(len(state), config.samples)
+            there = self.world.imagine(many, along(ways.flatten(0, 1), config.leg))
+            return self._distance(there, targets).view(len(state), config.samples)
 
         reach = config.reach
         if draws.detours is not None:
             with torch.no_grad():
                 ways, there = self._guided_ways(many, targets, first, draws.detours)
-                guided, costs = _cheapest(ways, cost(there, targets).view(len(state), -1))
+                costs = self._distance(there, targets).view(len(state), -1)
+                guided, costs = _cheapest(ways, costs)
                 if ends is not None:
-                    known = cost(self.world.imagine(state, along(ends, config.leg)), target)
+                    there = self.world.imagine(state, along(ends, config.leg))
+                    known = self._distance(there, target)
                     guided = torch.where((known < costs)[:, None, None], ends, guided)
             ends, reach = guided, config.near
         ways = self._first_ways(len(state), first, ends, draws.steps[0], draws.places[0], reach)
@@ -255,10 +241,10 @@ class Planner:
         return best, least
 
     def _guided_ways(
-        self, many: State, targets: Tensor | None, first: Tensor | None, detours: Tensor
+        self, many: State, targets: Tensor, first: Tensor | None, detours: Tensor
     ) -> tuple[Tensor, State]:
         """Let the guide go, N rows for each of B worlds: its ways, (B, N, E, A), and their ends."""
-        assert self.guide is not None and targets is not None
+        assert self.guide is not None
         samples, size = len(detours), detours.shape[-1]
         count = len(many) // samples
         start = torch.zeros(count, size, device=detours.device) if first is None else first
@@ -338,7 +324,3 @@ def _cheapest(ways: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
     """(B, N, E, A) and (B, N) -> the best way of each world, (B, E, A), and its cost, (B,)."""
     least, chosen = costs.min(1)
     return ways[torch.arange(len(ways), device=ways.device), chosen], least
-
-
-def _without_reward(end: State, target: Tensor | None) -> Tensor:
-    return -end.reward

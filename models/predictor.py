@@ -44,6 +44,10 @@ class PredictorConfig:
     def __post_init__(self) -> None:
         if self.skip < 1:
             raise ValueError(f"a skip of {self.skip} actions is none; --model.skip starts at 1")
+        if not self.imagined >= 0:
+            raise ValueError(
+                f"--model.imagined {self.imagined} is no weight; 0 leaves that loss out"
+            )
 
 
 @dataclass

@@ -24,6 +24,7 @@ from kernels import (
     swiglu,
 )
 from models.compiler import Compiler
+from models.limits import start_at_one
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class TransformerConfig:
     third more time."""
 
     def __post_init__(self) -> None:
+        start_at_one(self, "--model.transformer.", "layers", "heads", "width", "hidden", "context")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
                 f"a width of {self.width} does not part into {self.heads} heads of even width; "

@@ -17,6 +17,7 @@ from vector_quantize_pytorch import VectorQuantize
 
 from kernels import assign
 from models.codes import code_counts, perplexity
+from models.limits import start_at_one
 from models.pyramid import pyramid_distance
 from models.tokenizer import Latents
 
@@ -61,6 +62,8 @@ class VqVaeConfig:
     already tells patches apart."""
 
     def __post_init__(self) -> None:
+        counts = ("downsample", "stem", "channels", "codebooks", "codes", "code_width")
+        start_at_one(self, "--model.", *counts)
         height, width = self.image_size
         if height % self.downsample or width % self.downsample:
             raise ValueError(

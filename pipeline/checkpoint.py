@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,15 @@ WRITTEN_BY = {
     "controller": "train_controller.py",
 }
 
+NEEDED = ("stage", "config", "parent", "model", "fingerprint")
+
 Checkpoint = dict[str, Any]
+
+
+def command(stage: str, path: Path) -> str:
+    """What writes the checkpoint of `stage` at `path`, a file in RUN/STAGE or a folder of it."""
+    run = next((p.parent for p in path.parents if p.name == stage), path.parent.parent)
+    return f"{WRITTEN_BY[stage]} --run {run}"
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -41,16 +48,16 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
 
 def load(path: Path, stage: str, device: str | torch.device = "cpu") -> Checkpoint:
     """Read a checkpoint of `stage`; ValueError says what is wrong with the file, in one line."""
-    script = WRITTEN_BY[stage]
+    script = command(stage, path)
     if not path.exists():
-        raise ValueError(f"{path} is not there; {script} --run {path.parent.parent} writes it")
+        raise ValueError(f"{path} is not there; {script} writes it")
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as problem:
+    except Exception as problem:  # reading what is damaged can raise anything
         reason = (str(problem).splitlines() or ["it is empty"])[0][:120]
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({reason}); "
-            f"move it away and run {script} again, or restore it from a copy"
+            f"{path} cannot be read as a checkpoint ({type(problem).__name__}: {reason}); "
+            f"restore it from a copy, or begin anew with {script} --restart"
         ) from None
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project; {script} writes one")
@@ -58,6 +65,11 @@ def load(path: Path, stage: str, device: str | torch.device = "cpu") -> Checkpoi
         raise ValueError(
             f"{path} has format {checkpoint['format']}, but this version reads format {FORMAT}; "
             f"train again with {script}, or use the version that wrote it"
+        )
+    missing = ", ".join(key for key in NEEDED if key not in checkpoint)
+    if missing:
+        raise ValueError(
+            f"{path} is damaged: it holds no {missing}; {script} --restart writes it anew"
         )
     if checkpoint["stage"] != stage:
         raise ValueError(
@@ -73,12 +85,13 @@ def fingerprint(weights: dict[str, Tensor], config: dict[str, Any]) -> str:
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
 def restore(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
-    """Put a checkpoint's weights into `model`; ValueError where the model has others by now."""
+    """Put a checkpoint's weights into `model`; ValueError where the model has others by now, or
+    the file is damaged."""
     own, given = model.state_dict(), checkpoint["model"]
     differing = [
         name
@@ -89,9 +102,21 @@ def restore(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
         raise ValueError(
             f"{path} was written by another version, whose {checkpoint['config']['kind']} has "
             f"other weights ({differing[0]} and {len(differing) - 1} more); train again with "
-            f"{WRITTEN_BY[checkpoint['stage']]} --restart, or use the version that wrote it"
+            f"{command(checkpoint['stage'], path)} --restart, or use the version that wrote it"
         )
+    check_weights(checkpoint, path)
     model.load_state_dict(given)
+
+
+def check_weights(checkpoint: Checkpoint, path: Path) -> None:
+    """Raise ValueError where weights or config are not those that were written."""
+    found = fingerprint(checkpoint["model"], checkpoint["config"])
+    if found != checkpoint["fingerprint"]:
+        raise ValueError(
+            f"{path} is damaged: its weights are not those that were written (fingerprint {found} "
+            f"instead of {checkpoint['fingerprint']}); restore it from a copy, or train again with "
+            f"{command(checkpoint['stage'], path)} --restart"
+        )
 
 
 def check_parent(
@@ -102,7 +127,7 @@ def check_parent(
     if known != parent["fingerprint"]:
         raise ValueError(
             f"{child_path} was trained on a {parent['stage']} with fingerprint {known}, but "
-            f"{parent_path} has {parent['fingerprint']}; run {WRITTEN_BY[child['stage']]} "
+            f"{parent_path} has {parent['fingerprint']}; run {command(child['stage'], child_path)} "
             f"--restart, or put the old {parent['stage']} back"
         )
 

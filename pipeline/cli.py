@@ -125,5 +125,6 @@ def _answer(work: Callable[[], None]) -> None:
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        again = "without --restart" if "--restart" in sys.argv else "again"
+        print(f"stopped; run the same command {again} to go on", file=sys.stderr)
         raise SystemExit(130) from None

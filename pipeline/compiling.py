@@ -28,6 +28,7 @@ class Compiling:
         wish: Compile,
         say: Callable[[str], None],
         switched: Callable[[], None] = lambda: None,
+        flags: str = "train",
     ) -> None:
         """switched: called when later steps are to be taken the other way."""
         self.module, self.say, self.switched = module, say, switched
@@ -36,7 +37,7 @@ class Compiling:
         self._eager: list[float] = []
         self._compiled: list[float] = []
         if wish == "yes" and not able:
-            raise ValueError(f"--train.compile yes needs a C++ compiler, and {MISSING}")
+            raise ValueError(f"--{flags}.compile yes needs a C++ compiler, and {MISSING}")
         if wish == "yes":
             module.compile()
         if wish == "auto" and not able:

@@ -34,8 +34,9 @@ class Descent:
         accelerator: Accelerator,
         precision: Arithmetic,
         finite: Finite,
+        flags: str = "train",
     ) -> None:
-        self.model, self.train, self.finite = model, train, finite
+        self.model, self.train, self.finite, self.flags = model, train, finite, flags
         self.precision: Arithmetic = precision
         self.accelerator, self.device = accelerator, accelerator.device
         self.objective = _Objective(model, objective)
@@ -45,7 +46,7 @@ class Descent:
             sharding.shard(self.objective, self.device)
         if train.graph and (precision == "fp16" or accelerator.num_processes > 1):
             raise ValueError(
-                f"--train.graph records the steps of one process in bf16 or fp32, but there are "
+                f"--{flags}.graph records the steps of one process in bf16 or fp32, but there are "
                 f"{accelerator.num_processes} process(es) in {precision}"
             )
         self.trained = [p for p in model.parameters() if p.requires_grad]
@@ -63,7 +64,7 @@ class Descent:
         )
         self.optimizer = accelerator.prepare(optimizer)
         self.compiling = Compiling(
-            self.objective, train.compile, partial(say, accelerator), self._record_anew
+            self.objective, train.compile, partial(say, accelerator), self._record_anew, flags
         )
         self.wrapped = self.objective if self.twin else accelerator.prepare(self.objective)
         # fp16 ends at 65504 and at 6e-8: losses are scaled up, what overflows then is left out
@@ -96,7 +97,7 @@ class Descent:
     def _record_anew(self) -> None:
         """Have the next steps recorded, if they are: a recording holds what is not compiled."""
         if self.train.graph:
-            self._whole_step = Graphed(self._follow_gradient, self.device)
+            self._whole_step = Graphed(self._follow_gradient, self.device, f"--{self.flags}.graph")
 
     def _take_step(self, step: int, tensors: tuple[Tensor | None, ...]) -> Losses:
         losses = self._gradient(tensors)

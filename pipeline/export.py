@@ -27,10 +27,14 @@ class Config:
 
 
 def main(config: Config) -> None:
-    order = {"tokenizer": 0, "dynamics": 1, "controller": 2}  # parents first: children name them
-    paths = sorted(
-        config.run.glob("**/best.pt"), key=lambda p: order[p.relative_to(config.run).parts[0]]
-    )
+    if config.out.resolve() == config.run.resolve():
+        raise ValueError(
+            f"--out {config.out} is --run {config.run} itself, whose weights would be halved in "
+            f"place; choose another --out"
+        )
+    # parents first: children name them
+    stages = ("tokenizer", "dynamics", "controller")
+    paths = [p for stage in stages for p in sorted((config.run / stage).glob("**/best.pt"))]
     if not paths:
         raise ValueError(f"{config.run} holds no best.pt; the stages write them (README.md)")
     renamed: dict[str, str] = {}
@@ -38,6 +42,7 @@ def main(config: Config) -> None:
     for path in paths:
         place = path.relative_to(config.run)
         whole = ckpt.load(path, place.parts[0])
+        ckpt.check_weights(whole, path)
         # float16 rather than bfloat16: weights need 3 bits more precision, and no range
         small = {k: v.half() if v.is_floating_point() else v for k, v in whole["model"].items()}
         copy = {key: whole[key] for key in KEPT if key in whole} | {"model": small}

@@ -95,14 +95,6 @@ def write_mp4(path: Path, pictures: Sequence[np.ndarray], fps: float) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_mp4(path: Path) -> np.ndarray:
-    """Read a film back: (T, H, W, 3) uint8."""
-    import av
-
-    with av.open(path) as film:
-        return np.stack([f.to_ndarray(format="rgb24") for f in film.decode(video=0)])
-
-
 def _check(pictures: Sequence[np.ndarray], where: Path) -> None:
     if not len(pictures):
         raise ValueError(f"{where} would hold no picture; a film needs at least one")

@@ -15,8 +15,9 @@ class Finite:
     is to wait for it, so there they are kept until a `check`: before every report, validation and
     checkpoint, so that nothing is handed on that has come of one that is not finite."""
 
-    def __init__(self, stage: str, last: Path, at_once: bool) -> None:
-        self.stage, self.last, self.at_once = stage, last, at_once
+    def __init__(self, stage: str, flags: str, at_once: bool) -> None:
+        self.stage, self.flags, self.at_once = stage, flags, at_once
+        self.last: Path | None = None  # the checkpoint to go on from, once there is one
         self._unread: list[tuple[str, Tensor, int, Losses]] = []
 
     def expect(self, name: str, value: Tensor, step: int, terms: Losses) -> None:
@@ -30,8 +31,9 @@ class Finite:
         for name, value, step, terms in self._unread:
             if not torch.isfinite(value):
                 said = ", ".join(f"{k} {v.item():.3g}" for k, v in terms.items())
+                again = f"{self.last} is whole, go on from there" if self.last else "begin again"
                 raise ValueError(
                     f"{self.stage}: the {name} is not finite at step {step} ({said}); "
-                    f"{self.last} is whole: lower --train.learning-rate and go on"
+                    f"{again} with a lower --{self.flags}.learning-rate"
                 )
         self._unread.clear()

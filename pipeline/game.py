@@ -5,12 +5,15 @@ Time and the window come from outside, so that it runs, and is tested, without a
 
 from __future__ import annotations
 
+import io
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from data.shards import write_whole
 from pipeline.film import write_film
 from pipeline.hand import make_hand, pointer_of
 from pipeline.panels import Panel, compose, share_at, with_lines
@@ -165,7 +168,7 @@ class Game:
         shots = [np.pad(s, ((0, 0), (0, largest - s.shape[1]), (0, 0))) for s in shots]
         folder = _next_folder(self.folder)
         write_film(folder, shots, self.fps)
-        np.save(folder / "actions.npy", np.array(self.player.actions[self._recorded_from :]))
+        write_actions(folder, self.player.actions[self._recorded_from :])
         self.message = f"kept in {folder}"
         print(f"recorded {len(shots)} frames: {folder}")
 
@@ -186,6 +189,13 @@ def headless_scene(
     if not spec.factors:
         return scene
     return with_lines(scene, ["start" if last is None else spec.say(int(last))])
+
+
+def write_actions(folder: Path, actions: Sequence[np.ndarray]) -> None:
+    """Write FOLDER/actions.npy, whole or not at all."""
+    memory = io.BytesIO()
+    np.save(memory, np.array(actions))
+    write_whole(folder / "actions.npy", memory.getbuffer())
 
 
 def _next_folder(parent: Path) -> Path:

@@ -19,8 +19,13 @@ class Graphed:
     the function runs, with the same fixed inputs and outputs.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]], device: torch.device) -> None:
-        self.function, self.device = function, device
+    def __init__(
+        self,
+        function: Callable[..., Sequence[Tensor]],
+        device: torch.device,
+        flag: str = "--graph",
+    ) -> None:
+        self.function, self.device, self.flag = function, device, flag
         self._calls = 0
         self._inputs: list[Tensor | None] = []
         self._outputs: list[Tensor] = []
@@ -52,7 +57,7 @@ class Graphed:
             first = problem.__context__ or problem  # the second is that the recording has no end
             raise ValueError(
                 f"this cannot be recorded as a CUDA graph: something in it waits for the GPU "
-                f"({str(first).splitlines()[0]}); go on without --graph"
+                f"({str(first).splitlines()[0]}); go on without {self.flag}"
             ) from first
         self._graph = graph
 
@@ -66,7 +71,7 @@ class Graphed:
             if known != new:
                 raise ValueError(
                     f"a step was recorded for tensors of {known}, but now there is one of {new}; "
-                    f"go on without --graph"
+                    f"go on without {self.flag}"
                 )
             if kept is not None and given is not None:
                 kept.copy_(given, non_blocking=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,14 @@ def cache_latents(
     }
     folder.mkdir(parents=True, exist_ok=True)
     about, values = folder / "about.json", folder / "latents.bin"
-    known: dict[str, Any] = json.loads(about.read_text()) if about.exists() else {}
+    known = _read(about)
     done = known.pop("done", 0)
-    if known != wanted or not values.exists():
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    whole = values.exists() and values.stat().st_size == size  # a short file would read as zeros
+    if known != wanted or not whole or not isinstance(done, int):
         done = 0
         write_whole(about, json.dumps(wanted | {"done": 0}).encode())
-    mode = "r+" if values.exists() and done else "w+"
+    mode = "r+" if done else "w+"
     store = np.memmap(values, dtype, mode, shape=shape)
     if done < recordings.total:
         bar = tqdm(total=recordings.total, initial=done, desc="latents", unit=" frames")
@@ -118,3 +121,12 @@ def cache_latents(
         store.flush()
         write_whole(about, json.dumps(wanted | {"done": recordings.total}).encode())
     return np.memmap(values, dtype, "r", shape=shape)
+
+
+def _read(about: Path) -> dict[str, Any]:
+    """What a cache says of itself; nothing where that cannot be read: it is made anew."""
+    try:
+        known = json.loads(about.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

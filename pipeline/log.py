@@ -25,21 +25,21 @@ def say(accelerator: Accelerator, line: str) -> None:
 class Log:
     """Append to FOLDER/log.jsonl; lines past `step`, from before a crash, are dropped."""
 
-    def __init__(self, folder: Path, step: int, wandb: bool = False) -> None:
+    def __init__(self, folder: Path, step: int, wandb: bool = False, flags: str = "train") -> None:
         self.path = folder / "log.jsonl"
         self.pictures = folder / "pictures"
-        self._rewind(step)
-        self.board = SummaryWriter(folder / "tensorboard", purge_step=step + 1, max_queue=100)
         self.wandb = None
         if wandb:
             try:
                 self.wandb = importlib.import_module("wandb")
             except ImportError:
                 raise ValueError(
-                    "--train.wandb needs the package wandb, which is not installed; "
+                    f"--{flags}.wandb needs the package wandb, which is not installed; "
                     "pip install wandb, or leave the flag out"
                 ) from None
             self.wandb.init(project="dreamstage", name=str(folder), resume="allow")
+        self._rewind(step)
+        self.board = SummaryWriter(folder / "tensorboard", purge_step=step + 1, max_queue=100)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         line = {"step": step, "time": round(time.time(), 2)} | figures
@@ -52,7 +52,8 @@ class Log:
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         self.pictures.mkdir(exist_ok=True)
-        imageio.imwrite(self.pictures / f"{name}-{step:06d}.png", pixels)
+        written = imageio.imwrite("<bytes>", pixels, extension=".png")
+        write_whole(self.pictures / f"{name}-{step:06d}.png", written)
         self.board.add_image(name, pixels, step, dataformats="HWC")
 
     def _rewind(self, step: int) -> None:

@@ -57,6 +57,10 @@ class Starts:
         last = max(self.context - 1, int(lengths[number]) - 1 - max(steps, 1))
         return self.at(number, int(self._random.integers(self.context - 1, last + 1)))
 
+    def number(self, start: Start) -> int:
+        """Give the number of a start's episode, as `at` takes it."""
+        return self.episodes.index(start.episode)
+
     def at(self, number: int, frame: int | None = None) -> Start:
         """Give the place at `frame` of the split's episode `number`; its beginning if not given."""
         if not 0 <= number < len(self.episodes):

@@ -39,6 +39,7 @@ from pipeline.signals import asked_to_stop
 from pipeline.train_config import TrainConfig
 
 B = TypeVar("B", covariant=True)
+RESUMED = ("average", "optimizer", "step", "best", "waited", "seconds", "factor")
 
 
 class Batches(Sized, Protocol[B]):
@@ -58,7 +59,10 @@ class Run:
 
     `model` is what is trained and saved; `objective` gives the named loss terms (model.loss by
     default); the terms that carry a gradient are added up.  `identity` is what the checkpoint says
-    of itself: config, latents, actions, parent.
+    of itself: config, latents, actions, parent, clone if it began from one.  `flags` is what the
+    flags of `train` begin with.
+
+    Until the first `save` the files of a former training stay as they are.
     """
 
     def __init__(
@@ -72,9 +76,10 @@ class Run:
         restart: bool = False,
         higher_is_better: bool = True,
         data: str = "",
+        flags: str = "train",
     ) -> None:
         self.stage, self.folder, self.train, self.identity = stage, folder, train, identity
-        self.higher_is_better = higher_is_better
+        self.higher_is_better, self.flags = higher_is_better, flags
         self.device = pick_device()
         # autocast is ours: Accelerate holds one precision for the whole process
         self.precision: Arithmetic = pick_precision(self.device, train.precision)
@@ -84,28 +89,33 @@ class Run:
         if train.batch_size % self.accelerator.num_processes:
             raise ValueError(
                 f"a batch of {train.batch_size} does not part evenly among "
-                f"{self.accelerator.num_processes} processes; change --train.batch-size"
+                f"{self.accelerator.num_processes} processes; change --{flags}.batch-size"
             )
         torch.manual_seed(train.seed)
         if self.is_main:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder)
 
-        last = folder / "last.pt"
+        last, best = folder / "last.pt", folder / "best.pt"
+        if best.exists() and not last.exists() and not restart:
+            raise ValueError(
+                f"{best} is a finished model, and there is no last.pt beside it to go on from; "
+                f"--restart begins anew in its place, another --run keeps it"
+            )
+        self._begun = False  # last.pt is of this training
         self.model = model.to(self.device)
-        self.finite = Finite(stage, last, at_once=self.device.type == "cpu")
+        self.finite = Finite(stage, flags, at_once=self.device.type == "cpu")
         goal: Callable[..., Losses] = objective or model.loss  # type: ignore[assignment]
-        self.descent = Descent(model, goal, train, self.accelerator, self.precision, self.finite)
+        self.descent = Descent(
+            model, goal, train, self.accelerator, self.precision, self.finite, flags
+        )
         self.idle = Idle(self.device)
 
         self.step, self.best, self.waited, self.seconds = 0, None, 0, 0.0
         self.factor = 1.0  # of the learning rate, halved on a plateau
         if last.exists() and not restart:
             self._resume(ckpt.load(last, stage, "cpu" if self.descent.twin else self.device))
-        elif self.is_main:
-            for old in ("best.pt", "last.pt"):
-                (folder / old).unlink(missing_ok=True)
-        self.log = Log(folder, self.step, train.wandb) if self.is_main else None
+        self.log = Log(folder, self.step, train.wandb, flags) if self.is_main else None
         self._recent: dict[str, float] = {}
         self._idle = 0.0
         self._stop = False
@@ -116,7 +126,9 @@ class Run:
             f"{self.accelerator.num_processes} process(es), {parameters:.2f} M parameters, {data}"
         )
         if train.sharding == "fsdp" and not self.descent.twin:
-            self.say(f"{stage}: --train.sharding fsdp has no effect in one process; use torchrun")
+            self.say(f"{stage}: --{flags}.sharding fsdp has no effect in one process; use torchrun")
+        if train.graph and self.device.type != "cuda":
+            self.say(f"{stage}: --{flags}.graph has no effect without a CUDA GPU")
         if self.step:
             self.say(f"{stage}: goes on from step {self.step} of {train.steps} ({last})")
 
@@ -133,9 +145,11 @@ class Run:
         say(self.accelerator, line)
 
     def say_done(self) -> None:
+        best = self.folder / "best.pt"
+        kept = best if best.exists() else f"but {best} is gone"
         self.say(
-            f"{self.stage}: all {self.step} steps are done ({self.folder / 'best.pt'}); "
-            f"--restart begins anew, --train.steps goes further"
+            f"{self.stage}: all {self.step} steps are done ({kept}); "
+            f"--restart begins anew, --{self.flags}.steps goes further"
         )
 
     def first_on_main(self) -> AbstractContextManager[None]:
@@ -224,6 +238,8 @@ class Run:
             self.waited += 1
             if self.train.schedule == "plateau":
                 self.factor /= 2
+        if not self._begun:  # never a best.pt without the last.pt that goes on from there
+            self.save()
         weights = sharding.whole(self.averaged_weights()) if better else {}
         if not self.is_main or self.log is None:
             return
@@ -268,11 +284,16 @@ class Run:
         """Write last.pt, whole or not at all; every process has to call it."""
         self.finite.check()
         state = self.descent.state()
-        if not self.is_main:
-            return
-        checkpoint = self._described(state["model"]) | state
-        checkpoint |= {"waited": self.waited, "factor": self.factor}
-        ckpt.save(self.folder / "last.pt", checkpoint)
+        last = self.folder / "last.pt"
+        if self.is_main:
+            checkpoint = self._described(state["model"]) | state
+            checkpoint |= {"waited": self.waited, "factor": self.factor}
+            written = last if self._begun else self.folder / "first.pt"
+            ckpt.save(written, checkpoint)
+            if not self._begun:  # it is on the disk: now the files of a former training may go
+                (self.folder / "best.pt").unlink(missing_ok=True)
+                written.replace(last)
+        self._begun, self.finite.last = True, last
 
     def _described(self, weights: dict[str, Tensor]) -> ckpt.Checkpoint:
         return {
@@ -291,20 +312,34 @@ class Run:
 
     def _resume(self, last: ckpt.Checkpoint) -> None:
         where = self.folder / "last.pt"
+        missing = ", ".join(key for key in RESUMED if key not in last)
+        if missing:
+            raise ValueError(
+                f"{where} holds no {missing}, so there is nothing to go on from (a copy of a "
+                f"best.pt?); --restart begins anew"
+            )
         for key, value in self.identity["config"].items():
             if _lasting(last["config"].get(key)) != _lasting(value):
                 raise ValueError(
                     f"{where} was begun with {key} = {last['config'].get(key)}, but now it is "
                     f"{value}; --restart begins anew, another --run keeps both"
                 )
-        parent, known = self.identity["parent"], last["parent"]
-        if parent["fingerprint"] != known["fingerprint"]:
-            raise ValueError(
-                f"{where} was begun on {known['path']} with fingerprint {known['fingerprint']}, "
-                f"but now it is {parent['fingerprint']}; --restart begins anew"
-            )
+        for key in ("parent", "clone"):  # a clone is only beneath an actor-critic
+            now = self.identity.get(key)
+            if now is None:
+                continue
+            known = last.get(key, now)  # older ones do not say what they were cloned from
+            if now["fingerprint"] != known["fingerprint"]:
+                raise ValueError(
+                    f"{where} was begun on {known['path']} with fingerprint "
+                    f"{known['fingerprint']}, but now it is {now['fingerprint']}; --restart begins "
+                    f"anew"
+                )
         self.descent.load(last)
-        self.step, self.best, self.waited = last["step"], last["best"], last["waited"]
+        self._begun, self.finite.last = True, where
+        self.step, self.waited = last["step"], last["waited"]
+        # without best.pt, ended before its first was written, the next is the best
+        self.best = last["best"] if (self.folder / "best.pt").exists() else None
         self.seconds, self.factor = last["seconds"], last["factor"]
 
     def _learning_rate(self, step: int | None = None) -> float:

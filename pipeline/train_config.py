@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from models.limits import start_at_one
 from pipeline.device import Precision
 
 Compile = Literal["no", "yes", "auto"]
+ONE_OR_MORE = ("steps", "batch_size", "accumulate", "evaluate_every", "save_every", "report_every")
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,6 @@ class TrainConfig:
     seed: int = 0
     wandb: bool = False
     """Log to Weights & Biases too (pip install wandb)."""
+
+    def __post_init__(self) -> None:
+        start_at_one(self, "", *ONE_OR_MORE)  # tyro says whether of --train, --cloning, ...

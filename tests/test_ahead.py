@@ -28,6 +28,13 @@ def test_kernels_compile_for_sm_90_within_their_limits(tmp_path):
     assert not [t for t in taken if t["over"]]
 
 
+def test_an_unknown_theme_is_one_line():
+    command = [sys.executable, "-m", "kernels.ahead", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: unknown theme 'nonsense'; there are: norm, rope")
+
+
 def test_every_kernel_that_is_launched_is_compiled():
     from triton.runtime.jit import KernelInterface
 

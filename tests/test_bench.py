@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import __main__ as command
 from bench import kernels as kernel_area
 from bench import training
 from bench.__main__ import AREAS, Config, main
 from bench.cases import OPERATIONS, cases
-from bench.pairs import Options
+from bench.near import floating
+from bench.pairs import Options, Row, drop_broken
 from kernels import choice, reference
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 DOCS = (ROOT / "docs" / "bench.md").read_text()
 
@@ -58,6 +61,39 @@ def test_ceilings_and_loading_are_measured_and_written_as_documented(tmp_path):
         assert row["what"] in ended.stdout
 
 
+def test_quick_has_ten_rounds_at_least_and_areas_that_are_done_have_a_picture(
+    tmp_path, monkeypatch, capsys
+):
+    def measured(area, options):
+        assert options.quick and options.rounds >= 10
+        if area == "decode":
+            assert (tmp_path / "bench.png").stat().st_size > 1000
+        yield Row(area, "work", "peer", "ms", 1.0, 2.0, 2.0, rounds=options.rounds)
+
+    monkeypatch.setattr(command, "measured", measured)
+    main(Config(("training", "decode"), quick=True, out=tmp_path))
+    assert json.loads((tmp_path / "bench.json").read_text())["options"]["rounds"] >= 10
+    assert re.search(r"after; 0 s: training 0, decode 0$", capsys.readouterr().out, re.M)
+
+
+def test_what_auto_takes_is_told_by_the_worst_shape_of_each_pass():
+    rows = list(kernel_area.verdicts("swiglu", {"forward": 0.997, "both": 1.38}))
+    assert [row.note for row in rows] == ["auto: left to torch.compile", "auto: used"]
+    assert [row.ratio for row in rows] == [0.997, 1.38]
+    assert rows[1].what == "swiglu, forward and backward, at its worst shape"
+
+
+def test_attention_is_raced_with_angles_but_once_and_at_lengths_of_space_and_time():
+    raced = [case for case in cases(CPU, torch.float32) if case.what.startswith("attention, ")]
+    plain, turned = raced[:2]
+    assert [case.what for case in raced if "no angles" in case.what] == [plain.what]
+    one, other = (floating(case.definition(*turned.inputs))[0] for case in (plain, turned))
+    assert not torch.allclose(one, other, atol=0.1)
+    lengths = {"over space": [16, 256], "through time": [4, 16, 64]}
+    for name, tokens in lengths.items():
+        assert [case.inputs[0].shape[2] for case in raced if name in case.what] == tokens
+
+
 def test_an_unknown_area_is_one_line():
     ended = bench("laoding")
     assert ended.returncode == 1 and ended.stdout == ""
@@ -83,7 +119,7 @@ def test_who_cannot_take_a_step_is_named_and_the_others_are_raced():
         raise RuntimeError("no such\nbackend")
 
     runners = {"one": lambda: torch.zeros(()), "two": breaks}
-    assert training.drop_broken(runners) == {"two": "RuntimeError: no such backend"}
+    assert drop_broken(runners) == {"two": "RuntimeError: no such backend"}
     assert list(runners) == ["one"]
 
 

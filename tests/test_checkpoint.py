@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 
 import pytest
@@ -16,7 +17,7 @@ def one(stage: str = "tokenizer", **changes):
         "config": config,
         "parent": {"path": "shards", "fingerprint": "0"},
         "model": weights,
-        "fingerprint": ckpt.fingerprint(weights, config),
+        "fingerprint": ckpt.fingerprint(changes.get("model", weights), config),
         "best": None,
     } | changes
 
@@ -36,7 +37,18 @@ def test_the_fingerprint_changes_with_a_weight_and_with_a_setting():
     assert first != ckpt.fingerprint(weights, {"a": 2})
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def old_style() -> bytes:
+    """What torch wrote before its files were zip archives: a pickle, which can be cut anywhere."""
+    memory = io.BytesIO()
+    torch.save(one(), memory, _use_new_zipfile_serialization=False)
+    return memory.getvalue()
+
+
+PICKLE = old_style()
+BROKEN = [b"", b"not a checkpoint", b"e = mc^2\n", *(PICKLE[:n] for n in (1, 5, 40, 200, -9)), None]
+
+
+@pytest.mark.parametrize("content", BROKEN)
 def test_a_broken_file_is_named_in_one_line(tmp_path, content):
     path = tmp_path / "last.pt"
     ckpt.save(path, one())
@@ -49,6 +61,28 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, content):
 def test_a_missing_file_says_which_command_makes_it(tmp_path):
     with pytest.raises(ValueError, match=r"train_dynamics\.py --run .*toy writes it"):
         ckpt.load(tmp_path / "toy" / "dynamics" / "best.pt", "dynamics")
+    with pytest.raises(ValueError, match=r"train_controller\.py --run .*toy writes it"):
+        ckpt.load(tmp_path / "toy" / "controller" / "goals" / "best.pt", "controller")
+
+
+@pytest.mark.parametrize("key", ckpt.NEEDED)
+def test_what_is_missing_in_a_file_is_named(tmp_path, key):
+    path = tmp_path / "toy" / "tokenizer" / "best.pt"
+    path.parent.mkdir(parents=True)
+    ckpt.save(path, {k: v for k, v in one().items() if k != key})
+    with pytest.raises(ValueError, match=rf"holds no {key}; .*--run .*toy --restart"):
+        ckpt.load(path, "tokenizer")
+
+
+def test_a_weight_that_was_not_written_so_is_refused(tmp_path):
+    path = tmp_path / "toy" / "tokenizer" / "best.pt"
+    weights = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    written = one(model=weights)
+    weights["bias"][1] = 1.0000001
+    model = torch.nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"damaged: its weights .* --run .*toy --restart") as e:
+        ckpt.restore(model, written, path)
+    assert "\n" not in str(e.value) and not (model.bias == 1).any()
 
 
 def test_another_stage_and_another_format_are_refused(tmp_path):
@@ -79,8 +113,9 @@ def test_weights_of_another_version_are_refused_in_one_line(tmp_path):
 
 def test_a_child_of_another_parent_is_refused(tmp_path):
     child = one("dynamics", parent={"path": "x", "fingerprint": "beef"})
-    with pytest.raises(ValueError, match="fingerprint beef"):
-        ckpt.check_parent(child, tmp_path / "c", one(), tmp_path / "p")
+    path = tmp_path / "toy" / "dynamics" / "best.pt"
+    with pytest.raises(ValueError, match=r"fingerprint beef.*--run .*toy --restart"):
+        ckpt.check_parent(child, path, one(), tmp_path / "p")
     ckpt.check_parent(
         one("dynamics", parent={"path": "x", "fingerprint": one()["fingerprint"]}),
         tmp_path / "c",

@@ -1,8 +1,9 @@
+import sys
 from dataclasses import dataclass, replace
 
 import pytest
 
-from pipeline.cli import parse
+from pipeline.cli import parse, run
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,21 @@ def test_help_explains_fields_and_presets(capsys):
     assert stop.value.code == 0
     said = capsys.readouterr().out
     assert "Stage 0: count." in said and "Steps to take." in said and "many, double" in said
+
+
+@dataclass(frozen=True)
+class Restarting:
+    restart: bool = False
+
+
+@pytest.mark.parametrize(
+    "flags, said", [([], "command again to go on"), (["--restart"], "command without --restart")]
+)
+def test_what_was_stopped_says_how_it_goes_on(monkeypatch, capsys, flags, said):
+    def stopped(config: Restarting) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    with pytest.raises(SystemExit) as stop:
+        run(stopped, Restarting, {})
+    assert stop.value.code == 130 and said in capsys.readouterr().err

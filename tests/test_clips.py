@@ -33,7 +33,7 @@ def ragged(folder, lengths=(5, 21, 3, 34, 1), split=0):
 @pytest.mark.parametrize("memory_limit", [0, 2**30])
 def test_clips_are_all_windows_and_none_crosses_an_episode(tmp_path, memory_limit):
     clips = Clips(ragged(tmp_path), "train", frames=4, memory_limit=memory_limit)
-    assert len(clips) == 2 + 18 + 31 and clips.skipped == 2
+    assert len(clips) == 2 + 18 + 31
     batch = clips.batch(np.arange(len(clips)))
     assert batch.frames.shape == (51, 4, 3, 8, 8)
     as_stored = batch.frames if memory_limit else batch.frames.permute(0, 1, 3, 4, 2)
@@ -46,18 +46,6 @@ def test_clips_are_all_windows_and_none_crosses_an_episode(tmp_path, memory_limi
     for index in range(51):
         episode = clips.episode_of(index)
         assert starts[episode] <= numbers[index, 0] and numbers[index, -1] < starts[episode + 1]
-    assert batch.real.all()
-
-
-@pytest.mark.parametrize("memory_limit", [0, 2**30])
-def test_padding_keeps_short_episodes_and_marks_what_is_not_real(tmp_path, memory_limit):
-    clips = Clips(
-        ragged(tmp_path), "train", frames=4, stride=4, pad=True, memory_limit=memory_limit
-    )
-    batch = clips.batch(np.arange(len(clips)))
-    assert batch.real.sum(1).tolist() == [4] * 6 + [3] + [4] * 8 + [1]
-    assert batch.actions[6, :, 0].tolist() == [26, 27, 28, 28]
-    assert batch.frames[6, :, 0, 0, 0].tolist() == [26, 27, 28, 28]
 
 
 def test_memory_and_disk_hold_the_same(tmp_path):
@@ -66,7 +54,7 @@ def test_memory_and_disk_hold_the_same(tmp_path):
     streamed = Clips(recordings, "train", frames=5, memory_limit=0)
     indices = np.random.default_rng(0).permutation(len(kept))[:50]
     first, second = kept.batch(indices), streamed.batch(indices)
-    for name in ("frames", "actions", "rewards", "terminals", "states", "real"):
+    for name in ("frames", "actions", "rewards", "terminals", "states"):
         assert torch.equal(getattr(first, name), getattr(second, name))
     assert torch.equal(kept[int(indices[0])].frames, first.frames[0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,22 @@ def test_parts_are_added_one_by_one_and_done_once(toy_run: Path):
     third = measured(toy_run, parts=("tokenizer",), restart=True)
     assert third["tokenizer"] == first["tokenizer"]
     assert third["open_loop"] == second["open_loop"]
+
+
+def test_pictures_are_shown_beside_their_own_figures_alone(toy_run: Path):
+    plots, page = toy_run / "report" / "plots", toy_run / "report" / "index.html"
+    open_loop = ("curves_pixels", "curves_states", "film-0", "film-1")
+
+    def shown(**changes: Any) -> list[str]:
+        measured(toy_run, **changes)
+        return re.findall('img alt="([^"]*)"', page.read_text())
+
+    parts = ("tokenizer", "open_loop")
+    assert shown(parts=parts, films=2) == ["reconstructions", *open_loop]
+    assert shown(parts=("tokenizer",), seed=5) == ["reconstructions"]
+    assert shown(parts=("open_loop",), films=1) == list(open_loop[:3])
+    assert shown(parts=("open_loop",), films=0) == list(open_loop[:2])
+    assert not list(plots.glob("film-*.png"))
 
 
 def test_another_checkpoint_makes_the_figures_anew(toy_run: Path):
@@ -211,11 +228,12 @@ def test_a_guided_search_has_legs_like_its_guide_and_goes_as_far_as_the_goal(
         assert guided.keep == -(-keep // 5) * 5
 
 
-def test_other_recordings_get_a_report_of_their_own(pusht_run: Path, tmp_path: Path):
-    other = tmp_path / "elsewhere"
+@pytest.mark.parametrize("named", ["elsewhere/shards", "elsewhere"])
+def test_other_recordings_get_a_report_of_their_own(pusht_run: Path, tmp_path: Path, named: str):
+    other, shards = tmp_path / "elsewhere", tmp_path / named
     build(ScriptedPushes(10, 64, 5), other / "shards", "", 0, 1)
     config = evaluate.PRESETS["debug"](evaluate.Config(run=pusht_run, workers=1))
-    evaluate.main(replace(config, shards=other / "shards", parts=("tokenizer",)))
+    evaluate.main(replace(config, shards=shards, parts=("tokenizer",)))
     made = json.loads((pusht_run / "report" / "on-elsewhere" / "metrics.json").read_text())
     assert made["provenance"]["recordings"] == str(other / "shards")
 

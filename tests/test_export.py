@@ -46,6 +46,27 @@ def test_what_was_there_before_is_told_of(tmp_path: Path, capsys):
     assert "in place of" not in first and "of them in place of older ones" in second
 
 
+def test_a_run_is_not_copied_onto_itself(tmp_path: Path, monkeypatch):
+    write_toy_shards(tmp_path / "run" / "shards", episodes=6)
+    run = write_run(tmp_path / "run", Recordings(tmp_path / "run" / "shards"))
+    before = {p: p.read_bytes() for p in run.rglob("best.pt")}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"--out run is --run .* itself"):
+        export.main(export.Config(run=run, out=Path("run")))
+    assert {p: p.read_bytes() for p in run.rglob("best.pt")} == before
+
+
+def test_what_is_of_no_stage_is_left_out(tmp_path: Path):
+    write_toy_shards(tmp_path / "run" / "shards", episodes=6)
+    run = write_run(tmp_path / "run", Recordings(tmp_path / "run" / "shards"))
+    shutil.copytree(run / "dynamics", run / "old" / "dynamics")
+    shutil.copy(run / "dynamics" / "best.pt", run)
+    export.main(export.Config(run=run, out=tmp_path / "copy"))
+    assert sorted(p.name for p in (tmp_path / "copy").iterdir()) == [
+        "controller", "dynamics", "tokenizer",
+    ]  # fmt: skip
+
+
 def test_nothing_to_copy_is_said(tmp_path: Path):
     with pytest.raises(ValueError, match="holds no best.pt"):
         export.main(export.Config(run=tmp_path, out=tmp_path / "copy"))

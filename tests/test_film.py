@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline import film
+from play import FPS
 
 
 def pictures(count: int = 6, height: int = 48, width: int = 64) -> list[np.ndarray]:
@@ -13,6 +14,11 @@ def pictures(count: int = 6, height: int = 48, width: int = 64) -> list[np.ndarr
     for number, shot in enumerate(shots):
         shot[:, 8 * number : 8 * number + 8] = (250, 10, 10)
     return shots
+
+
+def read_mp4(path: Path) -> np.ndarray:
+    """(T, H, W, 3) uint8"""
+    return imageio.imread(path, plugin="pyav")
 
 
 def where_red(shot: np.ndarray) -> float:
@@ -27,7 +33,7 @@ def test_a_film_is_pngs_a_gif_and_an_mp4_of_the_same_pictures(tmp_path: Path):
     assert names == [f"{i:05d}.png" for i in range(6)]
     for number, shot in enumerate(shots):
         np.testing.assert_array_equal(imageio.imread(tmp_path / "frames" / names[number]), shot)
-    for read in (imageio.imread(tmp_path / "film.gif"), film.read_mp4(tmp_path / "film.mp4")):
+    for read in (imageio.imread(tmp_path / "film.gif"), read_mp4(tmp_path / "film.mp4")):
         assert len(read) == 6
         for shot, seen in zip(shots, read, strict=True):
             assert abs(where_red(shot) - where_red(seen)) < 1
@@ -45,6 +51,12 @@ def test_a_film_lasts_as_long_as_its_pictures(tmp_path: Path):
         assert float(opened.streams.video[0].average_rate or 0) == 10
 
 
+@pytest.mark.parametrize("fps", FPS)
+def test_a_film_holds_the_slowest_and_the_fastest_pace(tmp_path: Path, fps: float):
+    assert film.write_film(tmp_path, pictures(), fps) == 6
+    assert len(read_mp4(tmp_path / "film.mp4")) == len(imageio.imread(tmp_path / "film.gif"))
+
+
 def test_a_shorter_film_leaves_no_frame_of_the_longer_one(tmp_path: Path):
     film.write_film(tmp_path, pictures(6), fps=10)
     film.write_film(tmp_path, pictures(3), fps=10)
@@ -53,7 +65,7 @@ def test_a_shorter_film_leaves_no_frame_of_the_longer_one(tmp_path: Path):
 
 def test_odd_sizes_are_made_even_for_the_mp4_alone(tmp_path: Path):
     film.write_film(tmp_path, pictures(3, height=33, width=49), fps=7.5)
-    assert film.read_mp4(tmp_path / "film.mp4").shape == (3, 34, 50, 3)
+    assert read_mp4(tmp_path / "film.mp4").shape == (3, 34, 50, 3)
     assert imageio.imread(tmp_path / "frames" / "00000.png").shape == (33, 49, 3)
 
 

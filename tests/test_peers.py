@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
 from dataclasses import replace
@@ -9,15 +10,19 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.llama import modeling_llama
 
-from bench import ceilings, decode, planning, training
+from bench import attention_peers, ceilings, controller, decode, planning, play, training
 from bench.pairs import EXACT, INT8, Options, Wrong
 from bench.peers import hugging_face
 from bench.peers import stable_worldmodel as peer
-from kernels import written
+from kernels import View, reference, written
+from pipeline.load import load_controller
+from pipeline.recorded import RecordedWorld
 
 SMALL = training.Work(training.sized(32, 2, 2, 48, frames=3), 64, (2, 4), batch=2)
 ONCE = Options(rounds=1)
+LIGER_REPLACES = ("LlamaRMSNorm", "LlamaMLP", "apply_rotary_pos_emb")
 CPU = torch.device("cpu")
 
 needs_stable_worldmodel = pytest.mark.skipif(
@@ -160,6 +165,19 @@ def test_no_time_is_taken_of_decoding_that_is_wrong(monkeypatch: pytest.MonkeyPa
         list(decode.measure(ONCE, replace(SMALL, batch=1), compiled=False))
 
 
+VIEWS = [View(), View(size=8), View(size=8, context=1), View(size=8, context=2), View(size=24)]
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=str)
+def test_sdpa_attends_as_the_definition_turned_or_not(view: View) -> None:
+    q, k, v = torch.randn(3, 2, 3, 24, 16)
+    cosine, sine = torch.randn(2, 32, 8)
+    for turns, first in ((None, None), ((cosine, sine), (cosine[:24], sine[:24]))):
+        exact = reference.attention(q, k, v, view, first)
+        seen = attention_peers.BestSdpa(view, turns)(q, k, v)
+        assert torch.allclose(seen, exact, atol=1e-5)
+
+
 def test_our_solver_finds_the_optimum_of_a_plane() -> None:
     found = planning.our_toy_plan(planning.CEM)
     planning.check_solvers(found, found)
@@ -194,8 +212,9 @@ def test_both_planners_imagine_with_models_of_one_size() -> None:
 @needs_stable_worldmodel
 def test_planning_gives_a_row_exact_and_in_8_bits_with_both_sizes_in_its_note() -> None:
     few = replace(planning.CEM, samples=8, iterations=1, best=4)
-    rows = list(planning.measure(ONCE, few, compiled=False))
-    for row, weights in zip(rows, (EXACT, INT8), strict=True):
+    *raced, mppi = planning.measure(ONCE, few, compiled=False)
+    assert mppi.ratio is None and mppi.ours is not None and "MPPI" in mppi.what
+    for row, weights in zip(raced, (EXACT, INT8), strict=True):
         assert row.ratio is not None and (row.bar, row.aim) == (4.0, 12.0)
         assert "parameters" in row.note and "TFLOP" in row.note
         assert "1 (of 30)" in row.what and weights in row.what
@@ -211,6 +230,64 @@ def test_a_plan_that_costs_more_alone_stops_the_race() -> None:
     planning.check_plan(plan, world, state, plane[1, 0], slack=1e-3)
     with pytest.raises(Wrong, match="imagined alone"):
         planning.check_plan(replace(plan, cost=2 * plan.cost), world, state, plane[1, 0], 1e-3)
+
+
+@needs_stable_worldmodel
+def test_a_setting_of_theirs_that_breaks_is_named_and_the_others_are_raced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    iterate, compiled = planning.Theirs.iterate, replace(planning.Setting("fp32", True))
+
+    def breaks(self: planning.Theirs) -> torch.Tensor:
+        if self.setting == compiled:
+            raise RuntimeError("no such compiler")
+        return iterate(self)
+
+    monkeypatch.setattr(planning.Theirs, "iterate", breaks)
+    monkeypatch.setattr(planning, "compiler_for", lambda _: lambda module, function: function)
+    few = replace(planning.CEM, samples=8, iterations=1, best=4)
+    broken, *others = planning.measure(ONCE, few)
+    assert broken.note == "broken off, RuntimeError: no such compiler"
+    assert broken.against == f"{planning.PEER}, fp32 + compile"
+    assert [row.ratio is not None for row in others] == [True, True, False]
+
+
+def test_a_world_that_ignores_an_action_is_not_timed() -> None:
+    world = play.load_world(play.GIVEN, CPU)
+    frames, actions = play.start_of(play.GIVEN, world)
+    play.check_film(RecordedWorld(world), world, frames, actions)
+    still = play.load_world(play.GIVEN, CPU)
+    still.dynamics.step = lambda state, action: state  # type: ignore[method-assign]
+    with pytest.raises(Wrong, match="of 255 off the plain world's"):
+        play.check_film(still, world, frames, actions)
+
+
+def test_a_decision_is_the_one_of_a_world_entered_anew() -> None:
+    world = play.load_world(play.GIVEN, CPU)
+    frames, actions = play.start_of(play.GIVEN, world)
+    made = controller.Decisions(world, load_controller(play.GIVEN, world), frames, actions)
+    made.check(frames, actions)
+    made.frame = frames[None, 0]
+    with pytest.raises(Wrong, match="after observing"):
+        made.check(frames, actions)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("liger_kernel") is None,
+    reason="not installed: pip install --no-deps -r requirements-bench.txt",
+)
+def test_liger_kernel_is_put_into_one_llama_and_no_other() -> None:
+    model = seeded(SMALL)
+    tokens = SMALL.sample(SMALL.length, CPU)
+    before = {name: getattr(modeling_llama, name) for name in LIGER_REPLACES}
+    peer = their_llama(model)
+    call = hugging_face.with_liger(peer)
+    assert "Liger" in str(peer.model.norm) and "Liger" in str(peer.model.layers[0].mlp)
+    with contextlib.suppress(Exception):  # its kernels ask for a GPU
+        call(tokens, labels=tokens)
+    assert {name: getattr(modeling_llama, name) for name in LIGER_REPLACES} == before
+    with torch.no_grad():
+        assert torch.allclose(model.logits(tokens), their_llama(model)(tokens).logits, atol=1e-4)
 
 
 def test_a_missing_peer_is_one_row_that_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

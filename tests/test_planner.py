@@ -186,18 +186,6 @@ def test_a_guided_plan_is_the_same_whatever_stands_beside_it() -> None:
     assert torch.equal(together[1:2], plan(slice(1, 2), 8192))
 
 
-def test_the_way_to_a_reward_is_found_without_a_goal() -> None:
-    class Rewarding(Follower):
-        def state(self, places: Tensor) -> State:
-            state = super().state(places)
-            return replace(state, reward=-(places - torch.tensor([0.6, -0.6])).norm(dim=1))
-
-    world = Rewarding()
-    config = PlannerConfig(samples=64, iterations=12, best=8, legs=2, leg=3)
-    plan = Planner(config, world).to_reward(world.state(STARTS), None, None)  # type: ignore[arg-type]
-    assert plan.cost.max() < 0.05
-
-
 def test_what_is_left_of_a_way_is_revised_in_the_legs_that_are_left() -> None:
     state = Follower().state(STARTS)
     good = planner("cem").to_goal(state, GOALS[:, None], None, None)

@@ -1,3 +1,5 @@
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,7 @@ from data.actions import ActionSpec
 from data.shards import Recordings
 from data.toy import MOVES, POINTER, SPEED, write_toy_shards
 from models.planner import PlannerConfig
-from pipeline import film
-from pipeline.game import Game
+from pipeline.game import Game, write_actions
 from pipeline.hand import Hand
 from pipeline.panels import CAPTION, GAP
 from pipeline.player import Player, Starts
@@ -72,7 +73,7 @@ def test_recorded_actions_stand_beside_the_recording(toy: Path, capsys: Any):
         np.load(toy / "play/actions.npy"), recordings.read(episode, "actions")[2:10]
     )
     assert len(imageio.imread(toy / "play/film.gif")) == 9
-    assert len(film.read_mp4(toy / "play/film.mp4")) == 9
+    assert len(imageio.imread(toy / "play/film.mp4", plugin="pyav")) == 9
     assert "the recording beside what is imagined" in capsys.readouterr().out
 
 
@@ -111,6 +112,25 @@ def test_films_are_the_same_again_by_seed(toy: Path):
         play.main(config(toy, actions="random", seed=seed))
         seen.append(np.stack(frames(toy)))
     assert np.array_equal(seen[0], seen[1]) and not np.array_equal(seen[0], seen[2])
+
+
+def test_the_start_that_is_said_can_be_asked_for_again(toy: Path, capsys: Any):
+    play.main(config(toy, seed=3))
+    drawn = frames(toy)
+    said = re.search(r"from frame (\d+) of episode (\d+) \(test\)", capsys.readouterr().out)
+    assert said
+    frame, episode = (int(number) for number in said.groups())
+    play.main(config(toy, episode=episode, frame=frame))
+    assert np.array_equal(frames(toy), drawn)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_the_actions_before_stay_whole_when_the_disk_is_full(tmp_path: Path):
+    write_actions(tmp_path, [np.ones(2)])
+    (tmp_path / "actions.npy.partial").symlink_to("/dev/full")
+    with pytest.raises(ValueError, match=r"actions.npy was not written"):
+        write_actions(tmp_path, [np.zeros(2)] * 9)
+    assert np.array_equal(np.load(tmp_path / "actions.npy"), [[1, 1]])
 
 
 def test_a_recording_that_ends_early_shortens_the_film_and_says_so(toy: Path, capsys: Any):
@@ -154,14 +174,21 @@ def test_films_of_keys_say_what_is_pressed_in_frames_of_one_size(tmp_path: Path,
         ({"frame": 3}, "give --episode too"),
         ({"episode": 99}, r"numbered from 0; --episode 99"),
         ({"episode": 0, "frame": 1}, r"can start at frames 2 to 22"),
-        ({"fps": 0.0}, "must be above 0"),
+        ({"fps": 0.0}, "--fps 0.0 is no pace to see; give 0.01 to 1000"),
+        ({"fps": 1e-9}, "--fps 1e-09 is"),
+        ({"fps": float("inf")}, "--fps inf is"),
+        ({"fps": float("nan")}, "--fps nan is"),
+        ({"size": -5}, "--size -5 is no picture; give 16 to 2048"),
+        ({"size": 100_000}, "--size 100000 is"),
+        ({"steps": 0}, "--steps 0 is below 1"),
+        ({"goal_steps": -3}, "--goal-steps -3 is below 1"),
         ({"headless": False, "actions": "random"}, "add --headless"),
     ],
 )
 def test_what_does_not_go_together_is_one_line(toy: Path, fields: Any, message: str):
     with pytest.raises(ValueError, match=message) as problem:
         play.main(config(toy, **fields))
-    assert "\n" not in str(problem.value)
+    assert "\n" not in str(problem.value) and not (toy / "play").exists()
 
 
 @pytest.mark.parametrize(
@@ -172,12 +199,18 @@ def test_what_does_not_go_together_is_one_line(toy: Path, fields: Any, message: 
         (np.full((4, 2), 513.0), "outside"),
         (np.zeros((0, 2)), r"holds \(0, 2\)"),
         (b"not a picture", "no .npy file"),
+        (np.full((4, 2), "up"), "holds <U2, but actions are real numbers"),
+        (np.ones((4, 2), complex), "holds complex128"),
+        ({"actions": np.zeros((4, 2))}, "holds several arrays"),
     ],
 )
 def test_wrong_action_files_are_one_line(toy: Path, content: Any, message: str):
     path = toy / "a.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif isinstance(content, dict):
+        path = toy / "a.npz"
+        np.savez(path, **content)
     else:
         np.save(path, content)
     with pytest.raises(ValueError, match=message):
@@ -228,6 +261,23 @@ def test_a_plan_and_the_controller_for_goals_lead_to_what_was_recorded_later(tmp
     (run / "controller" / "goals" / "best.pt").unlink()
     with pytest.raises(ValueError, match="--methods cloning goals makes it"):
         play.main(config(run, actions="amortised"))
+
+
+@pytest.mark.parametrize(
+    ("world", "advice"),
+    [
+        ({}, "none can learn in a world of codes, .* --actions planner needs none"),
+        ({"factored": True}, "train_controller.py --run .* --preset minecraft makes it"),
+        ({"discrete": True}, "its actions are no choices .*; give other --actions"),
+    ],
+)
+def test_a_controller_for_goals_is_advised_only_where_one_can_be_made(
+    tmp_path: Path, world: Any, advice: str
+):
+    write_toy_shards(tmp_path / "shards", episodes=6, **world)
+    write_run(tmp_path, Recordings(tmp_path / "shards"), controllers=False)
+    with pytest.raises(ValueError, match=f"holds no controller for goals; {advice}$"):
+        play.main(config(tmp_path, actions="amortised"))
 
 
 def test_a_run_without_a_controller_says_which_command_makes_it(tmp_path: Path):
@@ -350,7 +400,7 @@ def test_a_recording_is_a_film_and_its_actions(game: Game, toy: Path, capsys: An
     for number in range(2):
         folder = toy / f"play/recording-00{number}"
         assert len(list((folder / "frames").iterdir())) == 6
-        assert len(film.read_mp4(folder / "film.mp4")) == 6
+        assert len(imageio.imread(folder / "film.mp4", plugin="pyav")) == 6
         assert np.load(folder / "actions.npy").shape == (5, 2)
     assert "REC" not in game.status() and "kept in" in game.status()
     # and it can be played again

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,31 @@ def test_the_commands_of_the_debug_run_work_in_their_order(tmp_path: Path):
         assert (run / made).exists(), made
 
 
-@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))])
-def test_links_lead_somewhere(page: str):
-    text = (ROOT / page).read_text()
-    for link in re.findall(r"\]\(([^)#]+)\)", text):
+PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/*/README.md")]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page; a heading that comes again gets a number."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    seen: Counter[str] = Counter()
+    found = set()
+    for heading in re.findall(r"^#{1,6} +(.*)$", text, re.MULTILINE):
+        heading = re.sub(r"\]\([^)]*\)", "", heading)  # of a link its words
+        slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+        found.add(f"{slug}-{seen[slug]}" if seen[slug] else slug)
+        seen[slug] += 1
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         if "://" not in link:
-            assert ((ROOT / page).parent / link).exists(), f"{page} links to {link}"
+            name, _, anchor = link.partition("#")
+            target = page.parent / name if name else page
+            assert target.exists(), f"{page} links to {link}"
+            if anchor:
+                assert anchor in anchors(target), f"{page} links to {link}"
 
 
 def test_every_script_and_folder_that_is_named_is_there():

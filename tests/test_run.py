@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline import checkpoint as ckpt
 from pipeline.run import Run
-from pipeline.train_config import TrainConfig
+from pipeline.train_config import ONE_OR_MORE, TrainConfig
 
 TRAIN = TrainConfig(
     steps=12, batch_size=8, warmup=2, evaluate_every=4, save_every=3, report_every=1,
@@ -185,6 +186,111 @@ def test_a_finished_run_says_so_and_restart_begins_anew(tmp_path, capsys):
     assert train(tmp_path, restart=True, steps=2).step == 2
 
 
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.glob("*.pt")}
+
+
+def test_a_finished_model_without_last_pt_is_replaced_only_when_asked(tmp_path):
+    train(tmp_path)
+    (tmp_path / "last.pt").unlink()
+    before = files(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"best\.pt is a finished model, and there is no last"
+    ) as e:
+        Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
+    assert "\n" not in str(e.value) and files(tmp_path) == before
+    del e  # its traceback holds the lock
+    assert train(tmp_path, restart=True).step == 12
+    assert files(tmp_path).keys() == {"best.pt", "last.pt"}
+
+
+def test_there_is_a_checkpoint_to_go_on_from_before_there_is_a_best_one(tmp_path, monkeypatch):
+    train(tmp_path / "whole", save_every=100)
+    written, save = [], ckpt.save
+
+    def killed(path: Path, checkpoint: ckpt.Checkpoint) -> None:
+        if path.name == "best.pt" and ends == len(written):
+            raise OSError("killed")
+        save(path, checkpoint)
+        written.append(path.name)
+
+    monkeypatch.setattr(ckpt, "save", killed)
+    for ends in (1, 2):  # before the first best.pt, and before the next
+        with pytest.raises(OSError, match="killed"):
+            train(tmp_path / str(ends), save_every=100)
+        assert written == ["first.pt", "best.pt"][:ends]
+        written.clear()
+    monkeypatch.undo()
+    for ends in (1, 2):
+        assert train(tmp_path / str(ends), save_every=100).step == 12
+        assert files(tmp_path / str(ends)).keys() == {"best.pt", "last.pt"}
+        assert equal(weights(tmp_path / "whole"), weights(tmp_path / str(ends)))
+
+
+def test_a_restart_that_fails_at_its_first_step_leaves_the_old_files(tmp_path):
+    train(tmp_path)
+    before = files(tmp_path)
+    line = Line()
+    run = Run(
+        "tokenizer", tmp_path, line, TRAIN, IDENTITY, restart=True, flags="cloning",
+        objective=lambda x: {"error": line.net(x).mean() * float("nan")},
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="begin again with a lower --cloning.learning-rate"):
+        for _, x in run.batches(Points()):
+            run.descend(x)
+    run._lock.close()
+    assert files(tmp_path) == before
+    run = Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY, restart=True)
+    run.save()  # from here on nothing is left of the former training
+    run._lock.close()
+    assert files(tmp_path).keys() == {"last.pt"}
+
+
+def test_a_restart_that_cannot_be_saved_leaves_the_old_files(tmp_path, monkeypatch):
+    train(tmp_path)
+    before = files(tmp_path)
+
+    def full(path: Path, content: memoryview) -> None:
+        raise ValueError(f"{path} was not written: No space left on device")
+
+    monkeypatch.setattr(ckpt, "write_whole", full)
+    with pytest.raises(ValueError, match="No space left on device"):
+        train(tmp_path, restart=True)
+    assert files(tmp_path) == before
+
+
+def test_a_restart_without_wandb_leaves_the_old_files(tmp_path, monkeypatch):
+    train(tmp_path)
+    before, log = files(tmp_path), (tmp_path / "log.jsonl").read_text()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="--train.wandb needs the package wandb"):
+        train(tmp_path, restart=True, wandb=True)
+    assert files(tmp_path) == before and (tmp_path / "log.jsonl").read_text() == log
+
+
+def test_a_finished_run_names_its_own_flags(tmp_path, capsys):
+    train(tmp_path)
+    run = Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY, flags="reaching")
+    run.say_done()
+    run._lock.close()
+    assert "--reaching.steps goes further" in capsys.readouterr().out
+
+
+def test_pictures_are_written_whole(tmp_path, monkeypatch):
+    run = Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
+    run.picture("made", np.full((4, 4, 3), 7, np.uint8))
+    run._lock.close()
+    (picture,) = (tmp_path / "pictures").iterdir()
+    assert picture.name == "made-000000.png"
+    assert (imageio.imread(picture) == 7).all()
+
+
+@pytest.mark.parametrize("name", ONE_OR_MORE)
+def test_settings_that_start_at_1_say_so(name):
+    with pytest.raises(ValueError, match=rf"^{name.replace('_', '-')} 0 is below 1"):
+        replace(TRAIN, **{name: 0})
+
+
 def test_early_stopping_waits_for_patience(tmp_path):
     torch.manual_seed(0)
     run = Run("tokenizer", tmp_path, Line(), replace(TRAIN, steps=50, patience=2), IDENTITY)
@@ -201,6 +307,29 @@ def test_changed_settings_are_refused(tmp_path):
     other = IDENTITY | {"config": {"kind": "curve"}}
     with pytest.raises(ValueError, match=r"was begun with kind = line, but now it is curve"):
         Run("tokenizer", tmp_path, Line(), TRAIN, other)
+
+
+def test_a_run_from_another_clone_is_refused(tmp_path):
+    def begin(identity) -> Run:
+        return Run("tokenizer", tmp_path, Line(), TRAIN, identity)
+
+    def of(fingerprint: str):
+        return IDENTITY | {"clone": {"path": "cloning/best.pt", "fingerprint": fingerprint}}
+
+    for identity in (IDENTITY, of("one"), of("one")):  # the first as before it was kept
+        run = begin(identity)
+        run.save()
+        run._lock.close()
+    with pytest.raises(ValueError, match="begun on cloning/best.pt with fingerprint one, but now"):
+        begin(of("two"))
+
+
+def test_a_best_checkpoint_in_place_of_the_last_is_refused(tmp_path):
+    train(tmp_path)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
+    with pytest.raises(ValueError, match=r"last\.pt holds no average, optimizer.*--restart") as e:
+        Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
+    assert "\n" not in str(e.value)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_whole(tmp_path):
@@ -279,6 +408,12 @@ def test_sharding_in_one_process_says_that_it_has_no_effect(tmp_path, capsys):
     train(tmp_path / "fsdp", steps=2, sharding="fsdp")
     assert "fsdp has no effect in one process" in capsys.readouterr().out
     assert equal(weights(tmp_path / "none"), weights(tmp_path / "fsdp"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it has an effect on a GPU")
+def test_recording_without_a_gpu_says_that_it_has_no_effect(tmp_path, capsys):
+    train(tmp_path, steps=2, graph=True)
+    assert "--train.graph has no effect without a CUDA GPU" in capsys.readouterr().out
 
 
 SCRIPT = """

@@ -9,11 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
+from data.build import build
 from data.episodes import Episode
-from data.shards import BUILD_FILE, Recordings, shard_name, write_shard
+from data.shards import BUILD_FILE, Recordings, shard_name, shards_of, write_shard
 from data.splits import SPLITS, split_sources
-from data.toy import MOVES, POINTER, write_toy_shards
+from data.toy import MOVES, POINTER, ToyEpisodes, write_toy_shards
 
+BUILD = {"description": {}, "shards": 3, "command": "", "seconds": 0.5}
 DESCRIPTION = {"image_size": [8, 12], "actions": POINTER.as_dict(), "source": "test"}
 
 
@@ -173,10 +175,46 @@ def test_missing_shards_are_named_with_the_command_that_finishes(tmp_path):
     with pytest.raises(ValueError, match="holds no shards; make them with: python -m"):
         Recordings(tmp_path)
     write_toy_shards(tmp_path)
-    build = {"shards": 3, "command": "python -m data.preprocess pusht --seed 7"}
-    (tmp_path / BUILD_FILE).write_text(json.dumps(build))
+    about = BUILD | {"command": "python -m data.preprocess pusht --seed 7"}
+    (tmp_path / BUILD_FILE).write_text(json.dumps(about))
     with pytest.raises(ValueError, match="holds 2 of 3 shards; .* pusht --seed 7"):
         Recordings(tmp_path)
+
+
+@pytest.mark.parametrize("run", ["--run old/place", "--run=old/place", "--run 'old place'", ""])
+def test_the_command_that_finishes_is_for_where_the_shards_are_now(tmp_path, run):
+    shards = write_toy_shards(tmp_path / "new place" / "shards")
+    command = f"python -m data.preprocess arrays 'my arrays' {run} --workers 2"
+    (shards / BUILD_FILE).write_text(json.dumps(BUILD | {"command": command}))
+    words = f"arrays 'my arrays' --workers 2 --run '{tmp_path}/new place'"
+    with pytest.raises(ValueError, match=f"with: python -m data.preprocess {words}$"):
+        Recordings(shards)
+
+
+def test_a_run_without_shards_is_named_in_the_command_that_makes_them(tmp_path):
+    for folder in (tmp_path / "empty", tmp_path / "empty" / "shards"):
+        with pytest.raises(ValueError, match=f"pusht --run {tmp_path}/empty$"):
+            Recordings(shards_of(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "Expecting value"),
+        (json.dumps(BUILD)[:40].encode(), "damaged"),
+        (b"\xff\xfe\x00", "codec can't decode"),
+        (b"[]", "holds no fields"),
+        (b"{}", "lacks description, shards, command, seconds"),
+        (json.dumps(BUILD | {"shards": "three"}).encode(), "lacks shards"),
+    ],
+)
+def test_a_damaged_note_of_the_build_is_named(tmp_path, content, said):
+    write_toy_shards(tmp_path)
+    (tmp_path / BUILD_FILE).write_bytes(content)
+    for opens in (Recordings, lambda folder: build(ToyEpisodes(), folder, "-")):
+        with pytest.raises(ValueError, match=f"{BUILD_FILE} is damaged .*delete it") as problem:
+            opens(tmp_path)
+        assert said in str(problem.value) and "\n" not in str(problem.value)
 
 
 def test_splits_are_drawn_by_source_and_never_empty():

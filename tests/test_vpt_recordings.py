@@ -17,7 +17,7 @@ from data.preprocess import VptConfig
 from data.preprocess import vpt as vpt_command
 from data.shards import Recordings
 from data.vpt import recordings as vpt
-from data.vpt.actions import COLUMN, INPUT_NAMES, NOTHING
+from data.vpt.actions import COLUMN, INPUT_NAMES
 from data.vpt.alignment import angles_agree, images_agree, warnings
 from data.vpt.find import find_local
 from data.vpt.log import read_log
@@ -51,7 +51,8 @@ def test_a_recording_becomes_an_episode_with_its_inputs_beside(clips, tmp_path):
     recordings = Recordings(tmp_path)
     assert len(recordings) == 3 and recordings.lengths.tolist() == [64] * 3
     assert sorted(recordings.splits) == [0, 1, 2] and recordings.image_size == (32, 32)
-    assert recordings.input_names == INPUT_NAMES and recordings.actions.size == 4356
+    assert recordings.description["input_names"] == list(INPUT_NAMES)
+    assert recordings.actions.size == 4356
     log = read_log((clips / "clip-1.jsonl").read_bytes(), "")
     assert np.allclose(recordings.read(1, "inputs"), log.inputs)
     assert recordings.notes[1]["recording"] == "clip-1"
@@ -137,7 +138,7 @@ def test_nothing_done_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(VptRecordings, "by_stretch", False)
     write_video(tmp_path / "a.mp4", [scene(0.0)] * 12)
     write_log(tmp_path / "a.jsonl", [line() for _ in range(12)])
-    assert made(tmp_path)[0].actions.tolist() == [NOTHING] * 12
+    assert made(tmp_path)[0].actions.tolist() == [60] * 12
 
 
 def test_other_counts_are_cut_to_the_shorter_and_a_large_gap_is_refused(tmp_path, monkeypatch):

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from data.episodes import Episode
 from data.shards import shard_name, write_shard
-from data.vpt.actions import NOTHING, Binning, action_spec
+from data.vpt.actions import Binning, action_spec
 from models.dynamics import State
 
 SPEC = action_spec(Binning())
+NOTHING = 60
+"""The code of doing nothing."""
 
 
 class WalkWorld:

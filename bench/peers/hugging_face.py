@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama import modeling_llama
 
 from models.transformer import Transformer, TransformerConfig
 
@@ -105,6 +107,28 @@ def loss_of(peer: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor]:
         return peer(tokens, labels=targets, shift_labels=targets, use_cache=False).loss
 
     return loss
+
+
+def with_liger(peer: Any) -> Callable[..., Any]:
+    """Put Liger-Kernel's norms, gate, angles and loss into a Llama, and give what calls it.
+
+    ImportError where it is not installed.  It also replaces what all Llamas read, their function
+    of angles and their classes: that is as it was again outside a call.
+    """
+    from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
+        liger_rotary_pos_emb,
+        monkey_patch,
+    )
+
+    names = ("LlamaRMSNorm", "LlamaMLP")
+    with mock.patch.multiple(modeling_llama, **{n: getattr(modeling_llama, n) for n in names}):
+        monkey_patch.apply_liger_kernel_to_llama(rope=False, model=peer)
+
+    def call(*given: Any, **named: Any) -> Any:
+        with mock.patch.object(modeling_llama, "apply_rotary_pos_emb", liger_rotary_pos_emb):
+            return peer(*given, **named)
+
+    return call
 
 
 Decoding = Literal["dynamic cache", "static cache", "static cache + compile"]

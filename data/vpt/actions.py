@@ -98,10 +98,6 @@ def action_spec(binning: Binning) -> ActionSpec:
     )
 
 
-NOTHING = 60
-"""The code of doing nothing."""
-
-
 def encode(inputs: np.ndarray, binning: Binning) -> np.ndarray:
     """Inputs, (N, I) -> codes, (N,) int64. What a code has no place for is left out: use, sneak,
     sprint, drop, inventory, hotbar. With a GUI open the camera's turns move its cursor."""

@@ -290,10 +290,12 @@ def read_build(folder: Path) -> dict[str, Any] | None:
     kinds = {"description": dict, "shards": int, "command": str, "seconds": int | float}
     try:
         about = json.loads(path.read_text())
-        assert isinstance(about, dict), "it holds no fields"
+        if not isinstance(about, dict):
+            raise ValueError("it holds no fields")
         wrong = [key for key, kind in kinds.items() if not isinstance(about.get(key), kind)]
-        assert not wrong, f"it lacks {', '.join(wrong)}"
-    except (OSError, ValueError, AssertionError) as problem:
+        if wrong:
+            raise ValueError(f"it lacks {', '.join(wrong)}")
+    except (OSError, ValueError) as problem:
         raise ValueError(
             f"{path} is damaged ({problem}); delete it and run python -m data.preprocess as "
             f"before, which writes it anew and keeps the shards"

@@ -1,6 +1,5 @@
 """The ruler that reads states from pictures."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -111,14 +110,3 @@ def test_without_states_there_is_no_ruler(tmp_path: Path):
     recordings.state_names = ("position", "speed")
     assert layout_of(recordings) is None
     assert cached_estimator(tmp_path / "estimator.pt", recordings, steps=1) is None
-
-
-@pytest.mark.parametrize("share", [0, 0.5, 0.99])
-def test_a_damaged_estimator_is_trained_anew(tmp_path: Path, share: float):
-    recordings = Recordings(write_toy_shards(tmp_path / "shards"))
-    path = tmp_path / "estimator.pt"
-    cached_estimator(path, recordings, steps=2)
-    whole = path.stat().st_size
-    os.truncate(path, int(share * whole))
-    cached_estimator(path, recordings, steps=2)
-    assert path.stat().st_size == whole

@@ -1,6 +1,5 @@
 """The ruler that reads actions from two frames in a row."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -83,14 +82,3 @@ def test_an_inverse_model_is_trained_once_for_its_recordings(tmp_path: Path):
     assert torch.equal(first.read(frames)[1], again.read(frames)[1]), "made alike every time"
     cached_inverse(path, recordings, steps=3)
     assert path.stat().st_mtime_ns != written
-
-
-@pytest.mark.parametrize("share", [0, 0.5, 0.99])
-def test_a_damaged_inverse_model_is_trained_anew(tmp_path: Path, share: float):
-    recordings = Recordings(write_toy_shards(tmp_path / "shards", factored=True, size=16))
-    path = tmp_path / "inverse.pt"
-    cached_inverse(path, recordings, steps=2)
-    whole = path.stat().st_size
-    os.truncate(path, int(share * whole))
-    cached_inverse(path, recordings, steps=2)
-    assert path.stat().st_size == whole

@@ -64,8 +64,16 @@ def main(config: Config) -> None:
         raise ValueError(f"--rounds {rounds} measures nothing; it starts at 1")
     if config.keep and not torch.cuda.is_available():
         raise ValueError("--keep writes what a GPU measured, and there is no CUDA GPU here")
+    for flag, given in (("--only", config.only), ("--keep", config.keep)):
+        if given and "kernels" not in areas:
+            raise ValueError(
+                f"{flag} is about the area kernels, and only {' '.join(areas)} is asked for"
+            )
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    config.out.mkdir(parents=True, exist_ok=True)
+    if not os.access(config.out, os.W_OK):
+        raise ValueError(f"{config.out} cannot be written to; give another folder by --out")
     device = pick_device()
     options = Options(
         rounds, config.quick, device, config.run, torch.get_num_threads(), config.keep, config.only
@@ -76,7 +84,13 @@ def main(config: Config) -> None:
     result: dict[str, Any] = {
         "machine": about,
         "load": {"before": before, "after": None},
-        "options": {"areas": list(areas), "rounds": rounds, "quick": config.quick},
+        "options": {
+            "areas": list(areas),
+            "rounds": rounds,
+            "quick": config.quick,
+            "only": list(config.only),
+            "run": str(config.run) if config.run else None,
+        },
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "seconds": {},
     }
@@ -96,6 +110,9 @@ def main(config: Config) -> None:
     print(f"\nload {result['load']['after']} after; {total:.0f} s: {each}")
     missed = sum(row.met is False for row in found)
     print(f"bench: {len(found)} rows, {missed} below their bar; {config.out / 'bench.json'}")
+    failed = [f"{row.area}, {row.what}" for row in found if row.failed]
+    if failed:
+        raise ValueError(f"not measured, for the reason in its row: {'; '.join(failed)}")
 
 
 def check_known(what: str, asked: tuple[str, ...], known: tuple[str, ...]) -> None:

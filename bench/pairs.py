@@ -76,6 +76,11 @@ class Row:
         less = self.ratio is None and self.unit in TIMES
         return seen <= self.bar if less else seen >= self.bar
 
+    @property
+    def failed(self) -> bool:
+        """True where ours is wrong, or broke: nothing was measured, and no peer is why."""
+        return self.ours is None and not self.against
+
 
 def drop_broken(runners: dict[str, Callable[[], Any]]) -> dict[str, str]:
     """Run everyone once; who cannot is taken out, and says why: the others are raced."""

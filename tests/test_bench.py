@@ -13,7 +13,7 @@ import torch
 
 from bench import __main__ as command
 from bench import kernels as kernel_area
-from bench import training
+from bench import loading, training
 from bench.__main__ import AREAS, Config, main
 from bench.cases import OPERATIONS, cases
 from bench.near import floating
@@ -153,6 +153,32 @@ def test_keeping_what_no_gpu_measured_is_refused():
         main(Config(("ceilings",), keep=True))
     with pytest.raises(ValueError, match="--rounds -1"):
         main(Config(("ceilings",), rounds=-1))
+
+
+def test_flags_that_nothing_would_come_of_are_refused_before_anything_is_measured(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(command, "measured", lambda *_: pytest.fail("measured"))
+    with pytest.raises(ValueError, match="--only is about the area kernels, and only loading"):
+        main(Config(("loading",), only=("rms_norm",), out=tmp_path))
+    taken = tmp_path / "file"
+    taken.touch()
+    with pytest.raises(OSError, match="file"):
+        main(Config(("loading",), out=taken))
+
+
+def test_what_is_wrong_or_breaks_is_a_row_and_an_exit_with_1(tmp_path, monkeypatch):
+    def rows(options):
+        yield Row("loading", "windows", "peer", "ms", 1.0, 2.0, 2.0, rounds=1)
+        yield Row("loading", "windows", "a peer that is not here", "", note="not measured")
+        raise RuntimeError("no such disk")
+
+    monkeypatch.setattr(loading, "rows", rows)
+    with pytest.raises(ValueError, match=r"not measured.*: loading, broken off$"):
+        main(Config(("loading", "ceilings"), quick=True, rounds=1, out=tmp_path))
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert {row["area"] for row in found["rows"]} == {"loading", "ceilings"}
+    assert found["options"]["run"] is None and found["options"]["only"] == []
 
 
 ROTATE = {"forward": 1.5, "both": 1.2}

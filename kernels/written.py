@@ -278,5 +278,7 @@ def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     length = book.square().sum(-1)
     parts = [torch.addmm(length, part, book.T, alpha=-2).argmin(-1) for part in vectors.split(1024)]
     codes = torch.cat(parts)
-    counts = torch.bincount(codes, minlength=len(book))
+    # bincount waits for a GPU
+    counts = torch.zeros(len(book), dtype=torch.long, device=book.device)
+    counts.scatter_add_(0, codes, torch.ones_like(codes))
     return codes, counts, torch.zeros_like(book).index_add_(0, codes, vectors)

@@ -42,7 +42,9 @@ class CodeVectors(nn.Module):
 def code_counts(codes: Tensor, latents: Latents) -> Tensor:
     """Count how often each code occurs: (..., N) int64 -> (G, K) int64."""
     numbers = numbered(codes, latents).flatten()
-    counts = torch.bincount(numbers, minlength=latents.codebooks * latents.codes)
+    # bincount waits for a GPU
+    counts = numbers.new_zeros(latents.codebooks * latents.codes)
+    counts.scatter_add_(0, numbers, torch.ones_like(numbers))
     return counts.view(latents.codebooks, latents.codes)
 
 

@@ -50,10 +50,17 @@ class Sampling:
 
 
 def draw(share: Tensor) -> Tensor:
-    """Give each index as often as its share, (..., K), says; shares need not add up to 1.
+    """Give each index as often as its share, (..., K), says; shares need not add up to 1."""
+    return _race(share).argmax(-1)
 
-    What torch.multinomial does for one draw, a race of exponential clocks, without its check of
-    the input, for which it waits.
-    """
+
+def draw_rows(share: Tensor, count: int) -> Tensor:
+    """Draw `count` indices without replacement, by share, (K,): (count,) int64."""
+    return _race(share).topk(count).indices
+
+
+def _race(share: Tensor) -> Tensor:
+    """What torch.multinomial does, a race of exponential clocks whose highest wins, without its
+    check of the input, for which it waits."""
     clock = torch.empty_like(share).exponential_().clamp_(min=torch.finfo(share.dtype).tiny)
-    return (share / clock).argmax(-1)
+    return share / clock

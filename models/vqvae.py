@@ -7,7 +7,7 @@ G codebooks of K codes, N = P * G codes a frame.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from kernels import assign
+from models.codebook import move_codebook
 from models.codes import code_counts, perplexity
 from models.limits import start_at_one
 from models.pyramid import pyramid_distance
@@ -160,6 +161,9 @@ class VqVae(nn.Module):
     """Turn each patch of a frame into one of K codes and draw it back."""
 
     clip = 1
+    settled: bool
+    """Steps of training are alike from now on: codebooks have begun, and nothing need look at
+    values to know it, which would wait for a GPU."""
 
     def __init__(self, config: VqVaeConfig) -> None:
         super().__init__()
@@ -185,6 +189,7 @@ class VqVae(nn.Module):
         )
         self.decoder = _Decoder(config)
         self.register_buffer("trained_steps", torch.zeros((), dtype=torch.long))
+        self.settled = False
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, N) int64."""
@@ -214,7 +219,7 @@ class VqVae(nn.Module):
     def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
         """Squared error and commitment (equation 3 of the paper; the codebook moves by EMA)."""
         truth = _to_unit(frames.flatten(0, -4))
-        if self.training and self.trained_steps == 0:
+        if self.training and not self.settled and self.trained_steps == 0:
             self.decoder.mean.copy_(truth.mean(0))
         quantized, codes, commitment = self._quantize(self.encoder(truth))
         drawn = self._draw(quantized)
@@ -235,7 +240,7 @@ class VqVae(nn.Module):
             vectors = rearrange(encoded.float(), "B D h w -> B (h w) D").contiguous()
             if self.training:
                 self.trained_steps += 1
-                if self.trained_steps <= self.config.continuous_steps:
+                if not self.settled and self.trained_steps <= self.config.continuous_steps:
                     shape = (len(vectors), self.latents.per_frame)
                     codes = torch.zeros(shape, dtype=torch.long, device=vectors.device)
                     return vectors, codes, vectors.new_zeros(())
@@ -247,30 +252,14 @@ class VqVae(nn.Module):
                 found, counts, _ = assign(rows, book)
                 codes.append(found.view(part.shape[:2]))
                 if self.training:
-                    _move_codebook(quantizer, rows, 1 / counts[found].float())
+                    rarity = 1 / counts[found].float()
+                    move_codebook(quantizer, rows, rarity, begins=not self.settled)
+            self.settled = self.settled or self.training
             codes = torch.stack(codes, dim=-1).flatten(1)
             quantized = self._vectors(codes)
             commitment = nn.functional.mse_loss(vectors, quantized.detach())
             # the gradient passes straight through the choice of a code
             return vectors + (quantized - vectors).detach(), codes, commitment
-
-
-@torch.no_grad()
-def _move_codebook(quantizer: nn.Module, vectors: Tensor, rarity: Tensor) -> None:
-    """Update the moving averages from a balanced quarter of the patches, (R, D / G).
-
-    Most patches of a recording are plain background. Left alone they crowd the averages and
-    the revival of dead codes; drawn by one over the size of their code, rare patches count.
-    """
-    chosen = vectors[torch.multinomial(rarity, max(1, len(vectors) // 4))].detach()
-    book: Any = quantizer._codebook  # k-means, smoothing and revival are the library's
-    book.init_embed_(chosen[None])
-    _, counts, sums = assign(chosen, book.embed[0])
-    for average, found in ((book.cluster_size, counts.float()), (book.embed_avg, sums)):
-        book.all_reduce_fn(found)
-        average.lerp_(found[None], 1 - book.decay)
-    book.update_ema()
-    book.expire_codes_(chosen[None])
 
 
 def _to_unit(frames: Tensor) -> Tensor:

@@ -85,7 +85,9 @@ class Descent:
         for group in self.optimizer.param_groups:
             group["lr"] = rate if self._rate is None else self._rate
         with self.compiling.timed(self.train.steps - step - 1):
-            if self._whole_step is None:
+            # a model says so where its first steps are of another kind, and look at values
+            settled = getattr(self.model, "settled", True)
+            if self._whole_step is None or not settled:
                 return self._take_step(step, tensors)
             values = [value.clone() for value in self._whole_step(*tensors)]
             losses = dict(zip(self._names, values, strict=True))

@@ -82,6 +82,33 @@ def test_a_step_is_recorded_anew_once_it_is_compiled(tmp_path, monkeypatch):
     assert calls == {"eager": 2 * (WARM_UP + 1), "compiled": WARM_UP + 1}
 
 
+def test_steps_are_recorded_from_where_they_are_alike(tmp_path, monkeypatch):
+    recorded: list[int] = []
+    call = Graphed.__call__
+
+    class Begins(Line):
+        """Looks at values in its first five steps, as a codebook does before it has begun."""
+
+        settled, steps = False, 0
+
+        def loss(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            if not self.settled:
+                self.steps += 1
+                self.settled = self.steps == 5 and bool(x.isfinite().all())
+            return super().loss(x)
+
+    def counted(self: Graphed, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        recorded.append(1)
+        return call(self, *tensors)
+
+    train(tmp_path / "plain", model=Begins)
+    monkeypatch.setattr(Graphed, "__call__", counted)
+    run = train(tmp_path / "graphed", model=Begins, graph=True)
+    assert len(recorded) == run.train.steps - 5
+    same = weights(tmp_path / "plain"), weights(tmp_path / "graphed")
+    assert all(torch.allclose(same[0][k], same[1][k], atol=1e-6) for k in same[0])
+
+
 def test_a_recorded_run_stops_at_a_loss_that_is_not_finite(tmp_path):
     class Broken(Line):
         def loss(self, x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -61,7 +61,7 @@ def test_two_processes_see_the_statistics_of_all() -> None:
     torch.manual_seed(0)
     x = torch.rand(40, 4)
     found = torch.zeros(40, 5).share_memory_()
-    spawn(_share, (_free_port(), x, found), nprocs=2)
+    spawn(_share, (free_port(), x, found), nprocs=2)
     torch.manual_seed(3)
     whole = x.clone().requires_grad_()
     loss = sigreg(whole, 32)
@@ -72,7 +72,7 @@ def test_two_processes_see_the_statistics_of_all() -> None:
     assert torch.allclose(found[:, :4], 2 * whole.grad, rtol=1e-3, atol=1e-6)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     import socket
 
     with socket.socket() as probe:

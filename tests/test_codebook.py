@@ -1,0 +1,103 @@
+"""Codebooks move as vector-quantize-pytorch moves them, and their dead codes come back."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_spread import free_port
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from vector_quantize_pytorch import VectorQuantize
+
+from kernels import assign
+from models.codebook import move_codebook, revive
+
+
+def quantizer(codes: int = 16, kmeans: bool = True) -> Any:
+    return VectorQuantize(
+        dim=4, codebook_size=codes, decay=0.9, kmeans_init=kmeans,
+        threshold_ema_dead_code=0.1,  # type: ignore[arg-type]
+    ).train()  # fmt: skip
+
+
+def rarity_of(layer: Any, vectors: Tensor) -> Tensor:
+    codes, counts, _ = assign(vectors, layer.codebook.float())
+    return 1 / counts[codes].float()
+
+
+def test_a_codebook_moves_as_the_librarys_own_layer_moves_it():
+    torch.manual_seed(0)
+    ours = quantizer()
+    theirs = copy.deepcopy(ours)
+    for step in range(30):  # the first by k-means
+        vectors = (1 + 0.1 * step) * torch.randn(256, 4)
+        rarity = rarity_of(theirs, vectors)
+        torch.manual_seed(step)
+        move_codebook(ours, vectors, rarity, begins=step == 0)
+        torch.manual_seed(step)
+        theirs(vectors[torch.multinomial(rarity, 64)][None])
+        assert theirs._codebook.cluster_size.min() > 0.1, "none dies"
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-5, atol=1e-5)
+
+
+def dying(codes: int = 16) -> tuple[Any, Tensor]:
+    """A codebook of which all codes but each third are dead, and which."""
+    torch.manual_seed(0)
+    book = quantizer(codes, kmeans=False)._codebook
+    dead = torch.arange(codes) % 3 > 0
+    book.cluster_size.copy_(torch.where(dead, 0.01, 5.0))
+    return book, dead
+
+
+@pytest.mark.parametrize("vectors", [100, 16, 5])
+def test_dead_codes_and_no_others_take_vectors_of_the_batch(vectors):
+    book, dead = dying()
+    before = copy.deepcopy(book.state_dict())
+    batch = torch.randn(vectors, 4)
+    revive(book, batch)
+    took = (book.embed[0] != before["embed"][0]).any(-1)
+    assert took.sum() == min(int(dead.sum()), vectors)  # with fewer vectors, some wait
+    assert not (took & ~dead).any()
+    for name in ("embed", "embed_avg", "cluster_size"):
+        same, old = getattr(book, name)[0][~took], before[name][0][~took]
+        assert torch.equal(same, old), name
+    taken = [(batch == row).all(-1).nonzero().item() for row in book.embed[0][took]]
+    assert len(set(taken)) == len(taken), "each another"
+    assert torch.equal(book.cluster_size[0][took], torch.full((int(took.sum()),), 0.1))
+    assert torch.allclose(book.embed_avg[0][took], 0.1 * book.embed[0][took])
+
+
+def test_codes_that_die_in_training_are_used_again():
+    torch.manual_seed(0)
+    layer = quantizer()
+    corners = 10.0 * torch.cartesian_prod(*[torch.arange(2.0)] * 4)
+    for step in range(120):  # k-means sees a spot from which all but a few codes never get away
+        vectors = corners.repeat(16, 1) if step else torch.full((256, 4), -5.0)
+        vectors = vectors + 0.1 * torch.randn_like(vectors)
+        move_codebook(layer, vectors, rarity_of(layer, vectors), begins=step == 0)
+    _, counts, _ = assign(corners, layer.codebook.float())
+    assert (counts > 0).sum() >= 8, "without revival 3 are used"
+
+
+def _revived(rank: int, port: int, found: Tensor) -> None:
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
+    book, _ = dying()
+    assert book.use_ddp
+    torch.manual_seed(1)
+    revive(book, 100 * rank + torch.rand(32, 4))
+    found[rank] = book.embed[0]
+    dist.destroy_process_group()
+
+
+def test_processes_revive_the_same_codes_with_vectors_of_each():
+    found = torch.zeros(2, 16, 4).share_memory_()
+    spawn(_revived, (free_port(), found), nprocs=2)
+    assert torch.equal(found[0], found[1])
+    _, dead = dying()
+    of_second = found[0][dead] >= 100
+    assert of_second.all(-1).sum() == dead.sum() // 2 and of_second.any(-1).sum() == dead.sum() // 2

@@ -1,12 +1,19 @@
 """Recorded steps; on a CPU the recording is a stand-in with the same fixed inputs and outputs."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from test_run import Line, equal, train, weights
+from test_run import IDENTITY, TRAIN, Line, equal, train, weights
+from test_vqvae import SMALL
 
+from models.vqvae import VqVae, VqVaeConfig
 from pipeline import compiling
 from pipeline.compiling import TRIAL
 from pipeline.graphed import WARM_UP, Graphed
+from pipeline.run import Run
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -107,6 +114,38 @@ def test_steps_are_recorded_from_where_they_are_alike(tmp_path, monkeypatch):
     assert len(recorded) == run.train.steps - 5
     same = weights(tmp_path / "plain"), weights(tmp_path / "graphed")
     assert all(torch.allclose(same[0][k], same[1][k], atol=1e-6) for k in same[0])
+
+
+class Frames:
+    def __len__(self) -> int:
+        return 30
+
+    def batch(self, indices: np.ndarray) -> torch.Tensor:
+        palette = torch.randint(0, 256, (30, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+        return palette[torch.from_numpy(indices)].repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+
+def draws(folder: Path, graph: bool) -> tuple[Run, float]:
+    torch.manual_seed(0)
+    model = VqVae(VqVaeConfig(**SMALL))
+    run = Run("tokenizer", folder, model, replace(TRAIN, steps=40, graph=graph), IDENTITY)
+    loss = 0.0
+    for _, x in run.batches(Frames()):
+        loss = float(run.descend(x)["reconstruction"].detach())
+    run._lock.close()
+    return run, loss
+
+
+def test_a_vqvae_is_recorded_once_its_codebooks_have_begun(tmp_path):
+    _, loss = draws(tmp_path / "plain", graph=False)
+    run, again = draws(tmp_path / "graphed", graph=True)
+    whole = run.descent._whole_step
+    assert whole is not None and whole._calls == 40 - SMALL["continuous_steps"] - 1
+    if DEVICE.type == "cuda":  # chance is spent otherwise there
+        assert whole._graph is not None and again < 2 * loss
+    else:
+        same = weights(tmp_path / "plain"), weights(tmp_path / "graphed")
+        assert all(torch.allclose(same[0][k], same[1][k], atol=1e-5) for k in same[0])
 
 
 def test_a_recorded_run_stops_at_a_loss_that_is_not_finite(tmp_path):

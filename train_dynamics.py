@@ -79,13 +79,22 @@ def _minecraft(config: Config) -> Config:
     return replace(config, run=Path("runs/minecraft"), model=model, frames=12, train=train)
 
 
+NOT_BOTH = (
+    "--preset tokens foretells codes one by one, but --preset goals, dinov2 and latent have "
+    "vectors in their place; leave out the one or the other"
+)
+
+
 def _tokens(config: Config) -> Config:
     if not isinstance(config.model, LlamaConfig):
-        raise ValueError(
-            "--preset tokens foretells codes one by one, but --preset goals, dinov2 and latent "
-            "have vectors in their place; leave out the one or the other"
-        )
+        raise ValueError(NOT_BOTH)
     return replace(config, model=replace(config.model, decoding="token"))
+
+
+def _vectors(config: Config) -> Config:
+    if isinstance(config.model, LlamaConfig) and config.model.decoding == "token":
+        raise ValueError(NOT_BOTH)
+    return replace(config, model=PredictorConfig(), frames=21)
 
 
 def _longer(config: Config) -> Config:
@@ -134,12 +143,12 @@ PRESETS = {
     ),
     "pusht": lambda c: SIZES["pusht", type(c.model)](c),
     "goals": lambda c: _train(
-        _transformer(replace(c, model=PredictorConfig(), frames=21), layers=4, dropout=0.0),
+        _transformer(_vectors(c), layers=4, dropout=0.0),
         steps=6000, batch_size=256, learning_rate=1.5e-3, evaluate_every=3000, save_every=500,
         graph=True,
     ),
-    "dinov2": lambda c: replace(c, model=PredictorConfig(), frames=21),
-    "latent": lambda c: replace(c, model=PredictorConfig(), frames=21),
+    "dinov2": _vectors,
+    "latent": _vectors,
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),
     "hour": lambda c: _longer(SIZES["cpu", type(c.model)](c)),
     "high_res": lambda c: c,

@@ -19,6 +19,7 @@ import train_tokenizer
 from data import preprocess
 from data.toy import write_toy_shards
 from pipeline import checkpoint as ckpt
+from pipeline.cli import parse
 from pipeline.load import load_controllers, load_goal_policy, load_world
 from pipeline.run import Run
 
@@ -149,6 +150,13 @@ def test_presets_that_one_stage_knows_are_known_to_all():
     pusht, minecraft = set(preprocess.PRESETS), set(preprocess.VPT_PRESETS)
     assert pusht | minecraft == known[0]
     assert {"high_res", "tokens", "cpu", "hour", "debug"} <= pusht & minecraft
+
+
+@pytest.mark.parametrize("method", ["goals", "dinov2", "latent"])
+def test_codes_one_by_one_are_not_asked_of_vectors(method):
+    for both in (["tokens", method], [method, "tokens"]):
+        with pytest.raises(ValueError, match="leave out the one or the other"):
+            parse(train_dynamics.Config, train_dynamics.PRESETS, ["--preset", *both])
 
 
 @pytest.mark.parametrize("stage", ["train_tokenizer", "train_dynamics", "train_controller"])

@@ -29,13 +29,18 @@ def move_codebook(quantizer: nn.Module, vectors: Tensor, rarity: Tensor, begins:
     chosen = vectors[draw_rows(rarity, max(1, len(vectors) // 4))].detach()
     book: Any = quantizer._codebook
     if begins:
-        book.init_embed_(chosen[None])
+        _begin(book, chosen)
     _, counts, sums = assign(chosen, book.embed[0])
     for average, found in ((book.cluster_size, counts.float()), (book.embed_avg, sums)):
         book.all_reduce_fn(found)
         average.lerp_(found[None], 1 - book.decay)
     book.update_ema()
     revive(book, chosen)
+
+
+@torch.compiler.disable  # torch 2.13 fails where vectors are as many as codes
+def _begin(book: Any, vectors: Tensor) -> None:
+    book.init_embed_(vectors[None])
 
 
 def revive(book: Any, vectors: Tensor) -> None:

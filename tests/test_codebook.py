@@ -84,6 +84,20 @@ def test_codes_that_die_in_training_are_used_again():
     assert (counts > 0).sum() >= 8, "without revival 3 are used"
 
 
+def test_it_moves_when_it_is_compiled():
+    """torch.compile fails where k-means begins from as many vectors as there are codes; from there
+    on it takes a step whole."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer, vectors = quantizer(), torch.randn(64, 4)
+    torch.compile(move_codebook)(layer, vectors, torch.ones(64), begins=True)
+    assert layer._codebook.initted and layer.codebook.abs().sum(-1).min() > 0
+    before = layer.codebook.clone()
+    torch.compile(move_codebook, fullgraph=True)(layer, vectors, torch.ones(64), begins=False)
+    assert not torch.equal(layer.codebook, before)
+    torch._dynamo.reset()
+
+
 def _revived(rank: int, port: int, found: Tensor) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     book, _ = dying()

@@ -38,7 +38,7 @@ def move_codebook(quantizer: nn.Module, vectors: Tensor, rarity: Tensor, begins:
     revive(book, chosen)
 
 
-@torch.compiler.disable  # torch 2.13 fails where vectors are as many as codes
+@torch.compiler.disable()  # torch 2.13 fails where vectors are as many as codes
 def _begin(book: Any, vectors: Tensor) -> None:
     book.init_embed_(vectors[None])
 

@@ -44,5 +44,6 @@ class Filters(nn.Module):
         answers = self.filters(ink.contiguous(memory_format=torch.channels_last))
         flat = answers.flatten(2).float()
         size = (flat.square().mean(2) + 1e-6).sqrt()
-        pooled = torch.cat([flat.mean(2), size, flat.amax(2)], dim=1)
+        # amax's gradient is shared among equals, and compiled (torch 2.13) there may be none: NaN
+        pooled = torch.cat([flat.mean(2), size, flat.max(2).values], dim=1)
         return self.out(torch.cat([self.norm(pooled), self.grid(answers).flatten(1)], dim=1))

@@ -49,6 +49,21 @@ def test_the_picture_teaches_the_latents_nothing(config: LatentConfig) -> None:
     assert apart and all(name.startswith("look.") for name in apart)
 
 
+def test_compiled_it_has_the_gradient_that_it_has() -> None:
+    torch.manual_seed(0)
+    # without what is measured along random directions, which are others when compiled
+    model = Latent(replace(WIDE, regularity=0.0), PLACE).train()
+    given, found = clips(8), []
+    torch.compiler.reset()
+    for loss in (model.loss, torch.compile(model.loss)):
+        model.zero_grad()
+        sum((v for v in loss(*given).values() if v.requires_grad), torch.zeros(())).backward()
+        every = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append(torch.cat([grad.flatten() for grad in every]))
+    torch.compiler.reset()
+    assert (found[0] - found[1]).norm() < 1e-3 * found[0].norm()
+
+
 @BOTH
 def test_it_learns_what_can_be_foretold_and_does_not_collapse(config: LatentConfig) -> None:
     torch.manual_seed(0)

@@ -19,6 +19,8 @@ from waiting import nothing_waits
 from data.clips import Clips
 from data.shards import Recordings
 from data.toy import write_toy_shards
+from models.actor_critic import ActorCriticConfig
+from models.build import build_controller
 from models.goal_policy import GoalPolicy, GoalPolicyConfig
 from models.keypoints import Keypoints, KeypointsConfig
 from models.planner import Planner, PlannerConfig
@@ -144,3 +146,22 @@ def test_learning_to_reach_goals_waits_for_nothing(world_and_clips):
     actions = world.actions.normalize(shown.actions)
     with nothing_waits():
         follow(model.loss(world, latents, actions))
+
+
+@pytest.mark.parametrize("method", ["cloning", "actor_critic"])
+def test_a_controller_that_learns_waits_for_nothing(world_and_clips, method):
+    world, shown = world_and_clips
+    policy = PolicyConfig(channels=8, keypoints=4, hidden=16)
+    with torch.no_grad():
+        latents = world.encode(shown.frames.flatten(0, 1)).unflatten(0, shown.frames.shape[:2])
+    actions = world.actions.normalize(shown.actions)
+    step = latents[:, 5], actions[:, 5]
+    given: tuple[Any, ...] = step
+    config: Any = policy
+    if method == "actor_critic":
+        config = ActorCriticConfig(policy, horizon=3)
+        given = world, latents[:, :3], actions[:, :2], *step
+    model: Any = build_controller(config, world.latents, world.actions).train()
+    model.adopt(world.tokenizer)
+    with nothing_waits():
+        follow(model.loss(*given))

@@ -13,14 +13,14 @@ import time
 from tqdm import tqdm
 
 import kernels
-from data.build import cores
-from evaluation import task
-from evaluation.config import PRESETS, Config, check
-from evaluation.drawing import draw
+from data.build_shards import cores
+from evaluation.evaluate_config import PRESETS, Config, check
 from evaluation.jobs import Job, jobs_on_recordings
-from evaluation.keys import blank
-from evaluation.parts import Parts, write_json
-from evaluation.report import write_report
+from evaluation.protocols import task
+from evaluation.report.drawing import draw
+from evaluation.report.metrics_schema import blank
+from evaluation.report.page import write_report
+from evaluation.result_cache import Parts, write_json
 from evaluation.session import Session
 from evaluation.simulator_jobs import jobs_in_simulator
 from pipeline.cli import run

@@ -25,24 +25,24 @@ from data.actions import ActionSpec
 from data.shards import Recordings
 from data.splits import Split
 from kernels import Kernels
-from models.goal_codes import GoalCodes
-from models.goal_policy import GoalPolicy
-from models.limits import start_at_one
-from models.planner import Guide, Planner, PlannerConfig, ToGoal
-from models.sampling import Sampling
+from models.config import start_at_one
+from models.controllers.discrete_goal_policy import GoalCodes
+from models.controllers.goal_policy import GoalPolicy
+from models.controllers.planner import Guide, Planner, PlannerConfig, ToGoal
+from models.layers.sampling import Sampling
 from models.world import World
-from pipeline.ahead_of_time import compiler_for
 from pipeline.cli import run as run_stage
 from pipeline.device import describe_device
-from pipeline.film import write_film
-from pipeline.game import Game, headless_scene, write_actions
-from pipeline.keys import tour
-from pipeline.load import load_controller, load_goal_policy, load_world
-from pipeline.player import Player, Start, Starts
-from pipeline.recorded import Recorded, RecordedWorld
-from pipeline.simulators import Simulator, open_simulator
-from pipeline.towards import Towards
-from pipeline.window import Window, check_display
+from pipeline.inference.aot_inductor import compiler_for
+from pipeline.inference.load import load_controller, load_goal_policy, load_world
+from pipeline.inference.recorded import Recorded, RecordedWorld
+from pipeline.play.game import Game, headless_scene, write_actions
+from pipeline.play.keyboard import tour
+from pipeline.play.player import Player, Start, Starts
+from pipeline.play.simulators import Simulator, open_simulator
+from pipeline.play.towards import Towards
+from pipeline.play.window import Window, check_display
+from pipeline.video import write_film
 
 Source = Literal[
     "recorded", "controller", "random", "file", "script", "planner", "amortised", "guided"

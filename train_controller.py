@@ -24,20 +24,20 @@ import kernels
 from data.clips import Clips
 from data.shards import Recordings
 from data.splits import Split
-from evaluation.windows import spread_windows
+from evaluation.measures.sample_clips import spread_windows
 from kernels import Kernels
-from models.actor_critic import ActorCriticConfig
-from models.build import build_controller, describe
-from models.goal_codes import GoalCodesConfig
-from models.goal_policy import GoalPolicyConfig
+from models.controllers.actor_critic import ActorCriticConfig
+from models.controllers.discrete_goal_policy import GoalCodesConfig
+from models.controllers.goal_policy import GoalPolicyConfig
+from models.registry import build_controller, describe
 from models.world import World, arithmetic
 from pipeline import checkpoint as ckpt
 from pipeline.cli import run as run_stage
-from pipeline.latents import LatentClips, cache_latents
-from pipeline.load import load_world
-from pipeline.run import Run
-from pipeline.shown import ShownSteps, StartsBesideSteps
-from pipeline.train_config import TrainConfig
+from pipeline.inference.load import load_world
+from pipeline.training.demonstrations import ShownSteps, StartsBesideSteps
+from pipeline.training.latents import LatentClips, cache_latents
+from pipeline.training.train_config import TrainConfig
+from pipeline.training.trainer import Run
 
 Method = Literal["cloning", "actor_critic", "goals"]
 

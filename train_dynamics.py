@@ -18,24 +18,24 @@ import torch
 import kernels
 from data.clips import Clips
 from data.shards import Recordings
-from evaluation.open_loop import HORIZONS, imagine, open_loop
-from evaluation.windows import spread_windows
+from evaluation.measures.open_loop import HORIZONS, imagine, open_loop
+from evaluation.measures.sample_clips import spread_windows
 from kernels import Kernels
-from models.build import build_dynamics, describe
-from models.dynamics import Dynamics
-from models.limits import start_at_one
-from models.llama import LlamaConfig
-from models.predictor import PredictorConfig
-from models.transformer import TransformerConfig
+from models.config import start_at_one
+from models.dynamics.dynamics import Dynamics
+from models.dynamics.llama import LlamaConfig
+from models.dynamics.predictor import PredictorConfig
+from models.layers.transformer import TransformerConfig
+from models.registry import build_dynamics, describe
 from models.world import World
 from pipeline.checkpoint import action_spec
 from pipeline.cli import run as run_stage
 from pipeline.device import pick_precision
-from pipeline.latents import LatentClips, cache_latents
-from pipeline.load import load_tokenizer
+from pipeline.inference.load import load_tokenizer
 from pipeline.pictures import grid
-from pipeline.run import Run
-from pipeline.train_config import TrainConfig
+from pipeline.training.latents import LatentClips, cache_latents
+from pipeline.training.train_config import TrainConfig
+from pipeline.training.trainer import Run
 
 
 @dataclass(frozen=True)

@@ -18,21 +18,28 @@ from torch import Tensor
 import kernels
 from data.clips import Clips
 from data.shards import Recordings
-from evaluation.metrics import codes_changing, mse, patches_changing, pooled_psnr, psnr, ssim
-from evaluation.windows import spread_windows
+from evaluation.measures.metrics import (
+    codes_changing,
+    mse,
+    patches_changing,
+    pooled_psnr,
+    psnr,
+    ssim,
+)
+from evaluation.measures.sample_clips import spread_windows
 from kernels import Kernels
-from models.build import build_tokenizer, describe
-from models.codes import code_counts, perplexity
-from models.frozen import FrozenConfig
-from models.keypoints import KeypointsConfig
-from models.latent import LatentConfig
-from models.predictor import PredictorConfig
-from models.transformer import TransformerConfig
-from models.vqvae import VqVaeConfig
+from models.dynamics.predictor import PredictorConfig
+from models.layers.transformer import TransformerConfig
+from models.registry import build_tokenizer, describe
+from models.tokenizers.codes import code_counts, perplexity
+from models.tokenizers.frozen_encoder import FrozenConfig
+from models.tokenizers.jepa import LatentConfig
+from models.tokenizers.keypoints import KeypointsConfig
+from models.tokenizers.vqvae import VqVaeConfig
 from pipeline.cli import run as run_stage
 from pipeline.pictures import grid
-from pipeline.run import Run
-from pipeline.train_config import TrainConfig
+from pipeline.training.train_config import TrainConfig
+from pipeline.training.trainer import Run
 
 
 @dataclass(frozen=True)

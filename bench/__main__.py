@@ -1,7 +1,7 @@
 """Measure dreamstage against its peers, interleaved in one process: a table, bench.json, bench.png.
 
 Areas   ceilings kernels loading training decode play planning controller; all if none is named.
-Writes  OUT/bench.json, OUT/bench.png; with --keep on a GPU kernels/measured.json.
+Writes  OUT/bench.json, OUT/bench.png; with --keep on a GPU kernels/tuned.json.
 Try     python -m bench ceilings loading --quick
 """
 
@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from bench import picture, table
+from bench import plot, table
 from bench.cases import OPERATIONS
 from bench.pairs import Options, Row, Wrong, reason
-from evaluation.parts import write_json
+from evaluation.result_cache import write_json
 from pipeline.cli import run
 from pipeline.device import pick_device
 
@@ -47,7 +47,7 @@ class Config:
     out: Path = Path("runs/bench")
     """Folder of bench.json and bench.png."""
     keep: bool = False
-    """On a GPU: write how kernels fare against torch.compile to kernels/measured.json, by which
+    """On a GPU: write how kernels fare against torch.compile to kernels/tuned.json, by which
     --kernels auto chooses."""
     only: tuple[str, ...] = ()
     """Of the area kernels only these operations: rms_norm, attention_blocks ..."""
@@ -104,7 +104,7 @@ def main(config: Config) -> None:
         result["load"]["after"] = table.load()
         result["rows"] = [asdict(row) | {"met": row.met} for row in found]
         write_json(config.out / "bench.json", result)
-        picture.draw(found, config.out / "bench.png")
+        plot.draw(found, config.out / "bench.png")
     each = ", ".join(f"{area} {seconds:.0f}" for area, seconds in result["seconds"].items())
     total = sum(result["seconds"].values())
     print(f"\nload {result['load']['after']} after; {total:.0f} s: {each}")
@@ -127,7 +127,7 @@ def check_known(what: str, asked: tuple[str, ...], known: tuple[str, ...]) -> No
 def measured(area: str, options: Options) -> Iterator[Row]:
     """Rows of an area; what breaks in it becomes a row, so that the others are still measured."""
     try:
-        yield from importlib.import_module(f"bench.{area}").rows(options)
+        yield from importlib.import_module(f"bench.{area}_speed").rows(options)
     except Wrong as problem:
         yield Row(area, "not shown", "", "", note=f"wrong: {problem}")
     except Exception as problem:

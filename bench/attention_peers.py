@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.near import Operation
+from bench.correctness import Operation
 from bench.pairs import clocked
 from kernels import View
 from kernels.reference import rotate

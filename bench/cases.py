@@ -15,9 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import kernels
 from bench import attention_peers
-from bench.near import Operation
-from kernels import View, reference, written
-from kernels.choice import attention_kind
+from bench.correctness import Operation
+from kernels import View, eager, reference
+from kernels.dispatch import attention_kind
 
 OPERATIONS = (
     "rms_norm", "add_rms_norm", "swiglu", "rotate", "attention", "attention_blocks",
@@ -132,7 +132,7 @@ def _attention_after(make: Callable[..., Tensor], on_gpu: bool) -> Case:
         partial(call, kernels.attention_after), partial(call, reference.attention_after),
         [make(*shape(rows)) for rows in (1, 1, 1, 2, 2)],
         [make(*shape(rows, 3)) for rows in (1, 1, 1, 2, 2)],
-        path=partial(call, written.attention_after), grads=False,
+        path=partial(call, eager.attention_after), grads=False,
     )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def _attentions(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:
             f"attention, {name}, {' x '.join(str(side) for side in shape)}",
             partial(call, kernels.attention), partial(call, reference.attention),
             [make(*shape) for _ in range(3)], [make(*odd) for _ in range(3)],
-            path=partial(call, written.attention),
+            path=partial(call, eager.attention),
             peers=attention_peers.peers(view, tokens, device, angles),
         )  # fmt: skip
 
@@ -190,7 +190,7 @@ def _attend_cache(make: Callable[..., Tensor], on_gpu: bool) -> Case:
         ours, partial(_with_bounds, reference.attend_cache, bounds),
         [make(1, heads, 1, head), make(1, heads, rows, head), make(1, heads, rows, head)],
         [make(2, 3, 5, head), make(2, 3, rows, head), make(2, 3, rows, head)],
-        path=partial(_with_bounds, written.attend_cache, bounds),
+        path=partial(_with_bounds, eager.attend_cache, bounds),
         peers={
             "SDPA on a slice of known length": lambda q, k, v: scaled_dot_product_attention(
                 q, k[:, :, low:high], v[:, :, low:high]

@@ -39,7 +39,7 @@ class Options:
     threads: int = 1
     """Threads of PyTorch."""
     keep: bool = False
-    """Write what kernels measured into kernels/measured.json."""
+    """Write what kernels measured into kernels/tuned.json."""
     only: tuple[str, ...] = ()
     """Of kernels, these operations; all if none is named."""
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from data.shards import Recordings, redo_command, write_whole
 from data.splits import SPLITS
-from data.vpt.report import fitting
+from data.vpt.vpt_report import fitting
 
 COLUMNS, ROWS = 8, 12  # times and episodes on the contact sheet
 LEAST_SIDE = 64  # pixels of a frame on it

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation import plots
-from evaluation.agreement import agreement, habits
-from evaluation.config import Config, Part
-from evaluation.controllability import controllability
-from evaluation.drawing import FILM, draw_films
-from evaluation.fit_estimator import measure
-from evaluation.open_loop import open_loop
-from evaluation.probe import probe
+from evaluation.evaluate_config import Config, Part
+from evaluation.measures.controllability import controllability
+from evaluation.measures.imitation import agreement, habits
+from evaluation.measures.open_loop import open_loop
+from evaluation.measures.probe import probe
+from evaluation.measures.reconstruction import measure_tokenizer
+from evaluation.measures.sample_clips import spread_windows
+from evaluation.measures.speed import measure_play
+from evaluation.readers.fit_estimator import measure
+from evaluation.report import plots
+from evaluation.report.drawing import FILM, draw_films
 from evaluation.session import Session
-from evaluation.speed import measure_play
-from evaluation.still_frames import measure_tokenizer
-from evaluation.windows import spread_windows
-from models.goal_codes import GoalCodes
+from models.controllers.discrete_goal_policy import GoalCodes
 
 
 @dataclass(frozen=True)

@@ -14,23 +14,23 @@ import numpy as np
 import torch
 
 import kernels
-from data import pusht
-from data.build import cores
+from data.build_shards import cores
 from data.clips import Clips
-from data.pusht_pool import SimulatorPool
+from data.pusht import simulator
+from data.pusht.vector_pusht import SimulatorPool
 from data.shards import Recordings, read_build, shards_of
-from evaluation import policies
-from evaluation.estimator import Estimator
-from evaluation.fit_estimator import cached_estimator
-from evaluation.fit_inverse import cached_inverse
-from evaluation.inverse import Inverse
-from evaluation.planning import Hand
-from evaluation.policies import InWorld, Policy
-from evaluation.simulator_planner import SimulatorPlanner
+from evaluation.protocols import policies
+from evaluation.protocols.mpc import Hand
+from evaluation.protocols.oracle_cem import SimulatorPlanner
+from evaluation.protocols.policies import InWorld, Policy
+from evaluation.readers.estimator import Estimator
+from evaluation.readers.fit_estimator import cached_estimator
+from evaluation.readers.fit_inverse_dynamics import cached_inverse
+from evaluation.readers.inverse_dynamics import Inverse
 from pipeline import checkpoint
-from pipeline.ahead_of_time import compiler_for
 from pipeline.device import describe_device, pick_device
-from pipeline.load import load_controllers, load_goal_policy, load_world
+from pipeline.inference.aot_inductor import compiler_for
+from pipeline.inference.load import load_controllers, load_goal_policy, load_world
 from pipeline.lock import lock
 
 STAGES = ("tokenizer", "dynamics", "controller")
@@ -110,12 +110,12 @@ class Session:
     def is_pusht(self) -> bool:
         """The recordings are of the world that has the protocols (the toy shares its actions)."""
         toy = str(self.recordings.description.get("source")).startswith("toy")
-        return self.recordings.actions == pusht.ACTIONS and not toy
+        return self.recordings.actions == simulator.ACTIONS and not toy
 
     @property
     def has_goals(self) -> bool:
         """Held-out states are known, from which and to which a simulator can be set."""
-        names = self.recordings.state_names == tuple(pusht.STATE_NAMES)
+        names = self.recordings.state_names == tuple(simulator.STATE_NAMES)
         return self.is_pusht and names and self.recordings.has("states")
 
     @cached_property

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from evaluation import goals, policies, task
-from evaluation.config import Config
-from evaluation.drawing import draw_attempts
+from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
-from evaluation.parts import write_json
-from evaluation.planning import Filmed, PlansInWorld
+from evaluation.protocols import goals, policies, task
+from evaluation.protocols.mpc import Filmed, PlansInWorld
+from evaluation.report.drawing import draw_attempts
+from evaluation.result_cache import write_json
 from evaluation.session import Session
-from models.planner import Planner
+from models.controllers.planner import Planner
 
 FILMED = 32  # attempts at goals that are kept to choose pictures from
 

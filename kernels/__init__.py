@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import reference, written
-from kernels.choice import Kernels, attention_kind, choose, describe, use_triton
+from kernels import eager, reference
+from kernels.dispatch import Kernels, attention_kind, choose, describe, use_triton
 from kernels.reference import View
 
 # transformers asks any package called `kernels` for its version
@@ -47,7 +47,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, multiplied: bool = Fa
         return norm.rms_norm(x, weight, eps, _narrow(x) if multiplied else None)
     if torch.compiler.is_compiling():  # which fuses the definition and its gradient by itself
         return reference.rms_norm(x, weight, eps)
-    return written.rms_norm(x, weight, eps)
+    return eager.rms_norm(x, weight, eps)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
         return gate.swiglu(gate_up)
     if torch.compiler.is_compiling():
         return reference.swiglu(gate_up)
-    return written.swiglu(gate_up)
+    return eager.swiglu(gate_up)
 
 
 def add_rms_norm(
@@ -99,10 +99,10 @@ def attention(
     Returns (B, H, Q, E) in q's dtype.
     """
     if use_triton(attention_kind(view, k.shape[2]), q, k, v):
-        from kernels import attend
+        from kernels import flash
 
-        return attend.attention(q, k, v, view, angles)
-    return written.attention(q, k, v, view, angles)
+        return flash.attention(q, k, v, view, angles)
+    return eager.attention(q, k, v, view, angles)
 
 
 def attention_after(
@@ -120,10 +120,10 @@ def attention_after(
     Returns (B, H, S, E), and all keys and values, (B, H, C + S, E).
     """
     if use_triton(attention_kind(view, past[0].shape[2] + k.shape[2]), q, k, v):
-        from kernels import attend
+        from kernels import flash
 
-        return attend.attention_after(q, k, v, past, view, angles)
-    return written.attention_after(q, k, v, past, view, angles)
+        return flash.attention_after(q, k, v, past, view, angles)
+    return eager.attention_after(q, k, v, past, view, angles)
 
 
 def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
@@ -133,10 +133,10 @@ def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Ten
     CUDA graph serves every length.  Returns (B, H, Q, E); there are no gradients.
     """
     if use_triton("attend_cache", q, keys, values):
-        from kernels import decode
+        from kernels import flash_decoding
 
-        return decode.attend_cache(q, keys, values, bounds)
-    return written.attend_cache(q, keys, values, bounds)
+        return flash_decoding.attend_cache(q, keys, values, bounds)
+    return eager.attend_cache(q, keys, values, bounds)
 
 
 def linear_cross_entropy(
@@ -160,7 +160,7 @@ def linear_cross_entropy(
         if narrow is not None:
             x, weight = x.to(narrow), weight.to(narrow)
         return entropy.linear_cross_entropy(x, weight, target, bias, before, bonus)
-    return written.linear_cross_entropy(x, weight, target, bias, before, bonus)
+    return eager.linear_cross_entropy(x, weight, target, bias, before, bonus)
 
 
 def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,7 +173,7 @@ def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         from kernels import quantize
 
         return quantize.assign(vectors, book)
-    return written.assign(vectors, book)
+    return eager.assign(vectors, book)
 
 
 def gru_step(

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.ahead import Ahead
+from kernels.compile_check import Ahead
 from kernels.rows import argument_types, cover, tile
 
 

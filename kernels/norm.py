@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.ahead import Ahead
+from kernels.compile_check import Ahead
 from kernels.rows import (
     add_up,
     argument_types,

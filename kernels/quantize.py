@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.ahead import Ahead
+from kernels.compile_check import Ahead
 
 # Rows of a code that one program sums; a code of more rows has several programs.
 PIECE = 128

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import reference
-from kernels.ahead import Ahead
+from kernels.compile_check import Ahead
 from kernels.rows import add_up, argument_types, cover, resident, stages, tile
 
 # elements of a tile, and how many of them are a thread's

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.ahead import Ahead
+from kernels.compile_check import Ahead
 
 # bytes of a multiprocessor's shared memory that a program fills with rows on their way
 SHARED = 190 << 10

@@ -10,11 +10,11 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from models.codes import CodeVectors
-from models.compiler import Compiler
-from models.dynamics import Carry, Dynamics, State
-from models.sampling import Sampling
-from models.tokenizer import Tokenizer
+from models.dynamics.dynamics import Carry, Dynamics, State
+from models.layers.compile_fn import Compiler
+from models.layers.sampling import Sampling
+from models.tokenizers.codes import CodeVectors
+from models.tokenizers.tokenizer import Tokenizer
 
 Arithmetic = Literal["bf16", "fp16", "fp32"]
 

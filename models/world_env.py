@@ -19,7 +19,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from data.actions import ActionSpec, as_tensor
-from models.dynamics import State
+from models.dynamics.dynamics import State
 
 if TYPE_CHECKING:
     from models.world import World

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from data.shards import write_whole
-from models.tokenizer import Latents
+from models.tokenizers.tokenizer import Latents
 
 FORMAT = 2
 WRITTEN_BY = {

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from data.actions import ActionSpec
 from data.toy import MOVE_VECTORS, POINTER, RADIUS, SPEED, WORLD
-from models.dynamics import State
-from models.tokenizer import Latents
+from models.dynamics.dynamics import State
+from models.tokenizers.tokenizer import Latents
 
 BLUE = (65, 105, 225)
 

@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from models.transformer import Transformer, TransformerConfig
-from pipeline.run import Run
-from pipeline.train_config import TrainConfig
+from models.layers.transformer import Transformer, TransformerConfig
+from pipeline.training.train_config import TrainConfig
+from pipeline.training.trainer import Run
 
 TRAIN = TrainConfig(
     steps=3, batch_size=8, accumulate=2, warmup=1, evaluate_every=2, save_every=10,

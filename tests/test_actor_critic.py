@@ -1,10 +1,10 @@
 import torch
 
 from data.actions import ActionSpec
-from models.actor_critic import ActorCritic, ActorCriticConfig, lambda_returns
-from models.dynamics import State
-from models.policy import PolicyConfig
-from models.tokenizer import Latents
+from models.controllers.actor_critic import ActorCritic, ActorCriticConfig, lambda_returns
+from models.controllers.policy import PolicyConfig
+from models.dynamics.dynamics import State
+from models.tokenizers.tokenizer import Latents
 
 LATENTS = Latents("continuous", (2, 2), width=3)
 ACTIONS = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (512.0, 512.0))

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import kernels as kernel_area
-from bench import loading, training
+from bench import kernel_speed, load_speed, train_speed
 from bench.__main__ import AREAS, Config, main
 from bench.cases import OPERATIONS, cases
-from bench.near import floating
+from bench.correctness import floating
 from bench.pairs import Options, Row, drop_broken
-from kernels import choice, reference
+from kernels import dispatch, reference
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -77,7 +76,7 @@ def test_quick_has_ten_rounds_at_least_and_areas_that_are_done_have_a_picture(
 
 
 def test_what_auto_takes_is_told_by_the_worst_shape_of_each_pass():
-    rows = list(kernel_area.verdicts("swiglu", {"forward": 0.997, "both": 1.38}))
+    rows = list(kernel_speed.verdicts("swiglu", {"forward": 0.997, "both": 1.38}))
     assert [row.note for row in rows] == ["auto: left to torch.compile", "auto: used"]
     assert [row.ratio for row in rows] == [0.997, 1.38]
     assert rows[1].what == "swiglu, forward and backward, at its worst shape"
@@ -108,9 +107,9 @@ def test_only_named_operations_are_measured(monkeypatch):
     assert {case.operation for case in every} | {"assign"} == set(OPERATIONS)
     raced = []
     monkeypatch.setattr(
-        kernel_area, "_raced", lambda case, _: iter(raced.append(case.operation) or ())
+        kernel_speed, "_raced", lambda case, _: iter(raced.append(case.operation) or ())
     )
-    list(kernel_area.rows(Options(rounds=1, only=("gru_step", "rotate"))))
+    list(kernel_speed.rows(Options(rounds=1, only=("gru_step", "rotate"))))
     assert raced == ["rotate", "gru_step"]
 
 
@@ -124,12 +123,12 @@ def test_who_cannot_take_a_step_is_named_and_the_others_are_raced():
 
 
 def test_a_large_model_is_compiled_layer_by_layer_on_both_sides(monkeypatch):
-    small = training.Work(training.sized(32, 3, 2, 64, frames=2), 16, (2, 2), batch=2)
+    small = train_speed.Work(train_speed.sized(32, 3, 2, 64, frames=2), 16, (2, 2), batch=2)
     compiled = []
-    monkeypatch.setattr(training, "LARGE", small)
+    monkeypatch.setattr(train_speed, "LARGE", small)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self)))
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled as a whole"))
-    rows = list(training.measure(Options(rounds=1), small))
+    rows = list(train_speed.measure(Options(rounds=1), small))
     names = [kind.__name__ for kind in compiled]
     assert names.count("Layer") == 3  # ours
     assert names.count("LlamaDecoderLayer") == len(names) - 3 > 0
@@ -173,7 +172,7 @@ def test_what_is_wrong_or_breaks_is_a_row_and_an_exit_with_1(tmp_path, monkeypat
         yield Row("loading", "windows", "a peer that is not here", "", note="not measured")
         raise RuntimeError("no such disk")
 
-    monkeypatch.setattr(loading, "rows", rows)
+    monkeypatch.setattr(load_speed, "rows", rows)
     with pytest.raises(ValueError, match=r"not measured.*: loading, broken off$"):
         main(Config(("loading", "ceilings"), quick=True, rounds=1, out=tmp_path))
     found = json.loads((tmp_path / "bench.json").read_text())
@@ -185,22 +184,22 @@ ROTATE = {"forward": 1.5, "both": 1.2}
 
 
 def test_kept_ratios_are_merged_and_read_by_the_choice(tmp_path, monkeypatch):
-    path = tmp_path / "measured.json"
+    path = tmp_path / "tuned.json"
     path.write_text(json.dumps({"sm_80": {"swiglu": {"both": 2.0}}, "sm_90": {"rotate": ROTATE}}))
-    monkeypatch.setattr(choice, "MEASURED", path)
-    choice.measured.cache_clear()
+    monkeypatch.setattr(dispatch, "MEASURED", path)
+    dispatch.measured.cache_clear()
     try:
-        kernel_area.keep({"swiglu": {"forward": 0.9}}, "sm_90")
-        assert choice.measured("sm_90") == {"rotate": ROTATE, "swiglu": {"forward": 0.9}}
-        assert choice.measured("sm_80") == {"swiglu": {"both": 2.0}}
+        kernel_speed.keep({"swiglu": {"forward": 0.9}}, "sm_90")
+        assert dispatch.measured("sm_90") == {"rotate": ROTATE, "swiglu": {"forward": 0.9}}
+        assert dispatch.measured("sm_80") == {"swiglu": {"both": 2.0}}
     finally:
-        choice.measured.cache_clear()
+        dispatch.measured.cache_clear()
 
 
 def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
     case = next(cases(torch.device("cpu"), torch.float32))
-    monkeypatch.setattr(kernel_area, "race", lambda *a, **k: pytest.fail("timed"))
+    monkeypatch.setattr(kernel_speed, "race", lambda *a, **k: pytest.fail("timed"))
     broken = replace(case, ours=lambda x, weight: 1.01 * reference.rms_norm(x, weight))
     options = Options(rounds=1, quick=True)
-    (row,) = kernel_area._safely(case.what, lambda: kernel_area._raced(broken, options), {})
+    (row,) = kernel_speed._safely(case.what, lambda: kernel_speed._raced(broken, options), {})
     assert row.ratio is None and row.ours is None and "not shown, wrong" in row.note

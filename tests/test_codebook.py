@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from vector_quantize_pytorch import VectorQuantize
 
 from kernels import assign
-from models.codebook import move_codebook, revive
+from models.tokenizers.codebook import move_codebook, revive
 
 
 def quantizer(codes: int = 16, kmeans: bool = True) -> Any:

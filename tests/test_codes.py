@@ -1,7 +1,7 @@
 import torch
 
-from models.codes import CodeVectors, code_counts, numbered, perplexity
-from models.tokenizer import Latents
+from models.tokenizers.codes import CodeVectors, code_counts, numbered, perplexity
+from models.tokenizers.tokenizer import Latents
 
 LATENTS = Latents("discrete", (1, 2), width=6, codes=4, codebooks=3)
 

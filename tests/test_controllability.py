@@ -6,7 +6,7 @@ import pytest
 import torch
 from key_worlds import DeafWorld, HalfDeafWorld, KeyClips, KeyReader, ObedientWorld, StillWorld
 
-from evaluation.controllability import controllability
+from evaluation.measures.controllability import controllability
 
 
 def measured(world, clips=None, steps: int = 6, **settings):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from data.demos import Demonstrations, read_demonstrations
+from data.pusht.demos import Demonstrations, read_demonstrations
 
 
 def arrays(**changes):

@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from data.pusht import STATE_NAMES, PushT
+from data.pusht.simulator import STATE_NAMES, PushT
 from data.shards import Recordings
 from data.toy import write_toy_shards
-from evaluation.estimator import LAYOUTS, MAPS, centres, distances, points_of, states_of
-from evaluation.fit_estimator import augment, cached_estimator, fit, layout_of, sample_frames
+from evaluation.readers.estimator import LAYOUTS, MAPS, centres, distances, points_of, states_of
+from evaluation.readers.fit_estimator import (
+    augment,
+    cached_estimator,
+    fit,
+    layout_of,
+    sample_frames,
+)
 
 PUSHT = LAYOUTS[STATE_NAMES]
 

@@ -13,15 +13,15 @@ import pytest
 from untrained_run import write_run
 
 import evaluate
-from data.build import build
-from data.pushes import ScriptedPushes
+from data.build_shards import build
+from data.pusht.scripted_episodes import ScriptedPushes
 from data.shards import Recordings
 from data.toy import write_toy_shards
-from evaluation.keys import blank
-from evaluation.planning import PlansInWorld
+from evaluation.protocols.mpc import PlansInWorld
+from evaluation.report.metrics_schema import blank
 from evaluation.simulator_jobs import plans_in_world
-from models.planner import PlannerConfig
-from pipeline.compiling import cpp_compiler
+from models.controllers.planner import PlannerConfig
+from pipeline.training.auto_compile import cpp_compiler
 
 
 def measured(run: Path, **changes: Any) -> dict[str, Any]:

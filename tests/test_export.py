@@ -13,9 +13,9 @@ from untrained_run import write_run
 import play
 from data.shards import Recordings
 from data.toy import write_toy_shards
-from models.planner import PlannerConfig
-from pipeline import export
-from pipeline.load import load_controllers, load_goal_policy, load_world
+from models.controllers.planner import PlannerConfig
+from pipeline.inference import export
+from pipeline.inference.load import load_controllers, load_goal_policy, load_world
 
 GIVEN = Path(__file__).parents[1] / "checkpoints" / "pusht-goals"
 

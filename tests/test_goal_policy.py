@@ -9,10 +9,10 @@ import torch
 from test_planner import POINTER, Follower
 from torch import Tensor
 
-from models.build import build_controller, describe
-from models.goal_policy import GoalPolicy, GoalPolicyConfig
-from models.policy import PolicyConfig
-from models.tokenizer import Latents
+from models.controllers.goal_policy import GoalPolicy, GoalPolicyConfig
+from models.controllers.policy import PolicyConfig
+from models.registry import build_controller, describe
+from models.tokenizers.tokenizer import Latents
 
 POINT = Latents("continuous", (1, 1), 2)
 SMALL = GoalPolicyConfig(PolicyConfig(hidden=64), leg=2, legs=3, ahead=4)

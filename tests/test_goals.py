@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from data.pusht import ACTIONS, GOAL, PushT, random_start
-from data.pusht_pool import SimulatorPool
+from data.pusht.simulator import ACTIONS, GOAL, PushT, random_start
+from data.pusht.vector_pusht import SimulatorPool
 from data.shards import Recordings
 from data.toy import write_toy_shards
-from evaluation import goals, task
-from evaluation.policies import AgentOnly, Random, Scripted, Still, View
-from evaluation.simulator_planner import SimulatorPlanner
+from evaluation.protocols import goals, task
+from evaluation.protocols.oracle_cem import SimulatorPlanner
+from evaluation.protocols.policies import AgentOnly, Random, Scripted, Still, View
 
 
 def errors(*steps: tuple[float, float, float]) -> np.ndarray:

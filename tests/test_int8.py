@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from models import int8
-from models.int8 import FEW, Int8Linear, quantise_linears
-from models.transformer import Transformer, TransformerConfig
+from models.layers import int8
+from models.layers.int8 import FEW, Int8Linear, quantise_linears
+from models.layers.transformer import Transformer, TransformerConfig
 
 
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 65])

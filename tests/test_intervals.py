@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.intervals import bootstrap, resampled_means, wilson
+from evaluation.measures.intervals import bootstrap, resampled_means, wilson
 
 
 def test_wilson_gives_the_published_interval_of_48_in_50():

@@ -15,7 +15,7 @@ from kernels import (
     rms_norm,
     swiglu,
 )
-from pipeline import compiling
+from pipeline.training import auto_compile
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -105,7 +105,7 @@ def test_attention_in_pytorch_is_its_definition(view, past, dtype):
         assert (other.double() - one).abs().max() <= slack * one.abs().max().clamp(min=1)
 
 
-@pytest.mark.skipif(not compiling.cpp_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not auto_compile.cpp_compiler(), reason="needs a C++ compiler")
 @pytest.mark.parametrize(
     ("view", "keys"),
     [(View(64, causal_inside=True), 256), (View(64, context=3), 384), (View(context=3), 64)],

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.keypoints import Keypoints, KeypointsConfig
+from models.tokenizers.keypoints import Keypoints, KeypointsConfig
 
 SMALL = KeypointsConfig(image_size=(32, 32), keypoints=6, channels=16, depth=1)
 

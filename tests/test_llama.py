@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from data.actions import ActionSpec
-from models.llama import LlamaConfig, LlamaDynamics
-from models.sampling import Sampling
-from models.tokenizer import Latents
-from models.transformer import TransformerConfig
+from models.dynamics.llama import LlamaConfig, LlamaDynamics
+from models.layers.sampling import Sampling
+from models.layers.transformer import TransformerConfig
+from models.tokenizers.tokenizer import Latents
 
 LATENTS = Latents("discrete", (2, 3), width=4, codes=12, codebooks=2)
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), pointer=True)

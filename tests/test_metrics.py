@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from evaluation.metrics import (
+from evaluation.measures.metrics import (
     capped_psnr,
     codes_changing,
     mse,

@@ -13,7 +13,7 @@ from kernel_checks import (
 
 import kernels
 from kernels import reference
-from models.transformer import Transformer, TransformerConfig
+from models.layers.transformer import Transformer, TransformerConfig
 
 norm = pytest.importorskip("kernels.norm")
 rows = pytest.importorskip("kernels.rows")

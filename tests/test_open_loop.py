@@ -7,8 +7,8 @@ import pytest
 import torch
 from fake_worlds import Centroid, CopyWorld, DotClips, Identity, OracleWorld
 
-from evaluation.open_loop import imagine, open_loop
-from evaluation.windows import choose_windows
+from evaluation.measures.open_loop import imagine, open_loop
+from evaluation.measures.sample_clips import choose_windows
 
 HORIZONS = (1, 2, 4, 8)
 

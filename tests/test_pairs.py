@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench.__main__ import measured
-from bench.near import check_codes, check_near
+from bench.correctness import check_codes, check_near
 from bench.pairs import Options, Row, Wrong, compare, missing, paired_ratio, race, value
 from bench.table import line
 
@@ -79,7 +79,7 @@ def test_what_is_wrong_has_a_line_and_no_time(monkeypatch):
         check_near("twice", lambda x: 2 * x + 1e-3, lambda x: 2 * x, [torch.randn(7)], grads=True)
         yield value("broken", "twice", "ms", 1.0)
 
-    monkeypatch.setattr("bench.ceilings.rows", rows)
+    monkeypatch.setattr("bench.roofline.rows", rows)
     (row,) = measured("ceilings", Options())
     assert row.ours is None and row.ratio is None and row.note.startswith("wrong: twice")
     assert " ms" not in line(row)

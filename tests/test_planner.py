@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from models.dynamics import State
-from models.planner import Planner, PlannerConfig, along
+from models.controllers.planner import Planner, PlannerConfig, along
+from models.dynamics.dynamics import State
 
 Method = Literal["cem", "mppi", "gradient", "shooting"]
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (100.0, 100.0), pointer=True)

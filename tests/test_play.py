@@ -15,12 +15,12 @@ import play
 from data.actions import ActionSpec
 from data.shards import Recordings
 from data.toy import MOVES, POINTER, SPEED, write_toy_shards
-from models.planner import PlannerConfig
-from pipeline.game import Game, write_actions
-from pipeline.hand import Hand
-from pipeline.panels import CAPTION, GAP
-from pipeline.player import Player, Starts
-from pipeline.simulators import open_simulator
+from models.controllers.planner import PlannerConfig
+from pipeline.play.action_input import Hand
+from pipeline.play.game import Game, write_actions
+from pipeline.play.panels import CAPTION, GAP
+from pipeline.play.player import Player, Starts
+from pipeline.play.simulators import open_simulator
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from evaluation import plots
+from evaluation.report import plots
 
 
 def test_only_decibels_are_cut_off(monkeypatch):

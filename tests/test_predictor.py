@@ -7,9 +7,9 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from data.actions import ActionSpec
-from models.predictor import Predictor, PredictorConfig
-from models.tokenizer import Latents
-from models.transformer import TransformerConfig
+from models.dynamics.predictor import Predictor, PredictorConfig
+from models.layers.transformer import TransformerConfig
+from models.tokenizers.tokenizer import Latents
 
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), pointer=True)
 MOVES = ActionSpec("discrete", ("stay", "left", "right"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.build import build
+from data.build_shards import build
 from data.check import contact_sheet, describe, main_check
 from data.shards import Recordings, shard_name
 from data.toy import ToyEpisodes, write_toy_shards
@@ -18,7 +18,7 @@ TOY = ToyEpisodes(episodes=18, length=12, size=16, episodes_per_shard=3)
 
 
 def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "data.preprocess", *arguments]
+    command = [sys.executable, "-m", "preprocess", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
@@ -71,7 +71,7 @@ def test_a_killed_build_goes_on_without_holes(tmp_path):
     flags = ["pusht", "--preset", "debug", "--episodes", "40", "--resolution", "16"]
     flags += ["--workers", "2", "--run", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "data.preprocess", *flags],
+        [sys.executable, "-m", "preprocess", *flags],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     until = time.monotonic() + 60

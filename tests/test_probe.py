@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from evaluation.probe import TARGETS, _correlations, _linear, _mlp, targets_of
+from evaluation.measures.probe import TARGETS, _correlations, _linear, _mlp, targets_of
 
 
 def states(count: int) -> torch.Tensor:

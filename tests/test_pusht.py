@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.demos import Demonstrations, read_demonstrations
-from data.pusher import ScriptedPolicy
-from data.pushes import ScriptedPushes
-from data.pusht import GOAL, PushT, angle_difference, mirrored, random_start, reward
-from data.pusht_pool import SimulatorPool
-from data.replays import Replays
+from data.pusht.demos import Demonstrations, read_demonstrations
+from data.pusht.perturbed_demos import Replays
+from data.pusht.scripted_episodes import ScriptedPushes
+from data.pusht.scripted_policy import ScriptedPolicy
+from data.pusht.simulator import GOAL, PushT, angle_difference, mirrored, random_start, reward
+from data.pusht.vector_pusht import SimulatorPool
 
 RECORDED = Path(__file__).parents[2] / "shared" / "data" / "pusht"
 LOWDIM = RECORDED / "pusht_cchi_v7_replay_lowdim.npz"

@@ -9,8 +9,8 @@ from untrained_run import write_run
 from data.clips import Clips
 from data.shards import Recordings
 from data.toy import write_toy_shards
-from models.sampling import Sampling
-from pipeline.load import load_world
+from models.layers.sampling import Sampling
+from pipeline.inference.load import load_world
 
 DRAWS = 20000
 

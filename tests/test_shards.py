@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data.build import build
+from data.build_shards import build
 from data.episodes import Episode
 from data.shards import BUILD_FILE, Recordings, shard_name, shards_of, write_shard
 from data.splits import SPLITS, split_sources

@@ -5,11 +5,11 @@ import pytest
 from pointer_world import PointerWorld
 
 from data.episodes import Episode
-from data.pusht import ACTIONS, STATE_NAMES, PushT, random_start
+from data.pusht.simulator import ACTIONS, STATE_NAMES, PushT, random_start
 from data.shards import Recordings, shard_name, write_shard
 from data.toy import write_toy_shards
-from pipeline.player import Player, Starts
-from pipeline.simulators import open_simulator
+from pipeline.play.player import Player, Starts
+from pipeline.play.simulators import open_simulator
 
 
 def record_pusht(folder: Path, sources: int = 3, length: int = 40) -> Recordings:

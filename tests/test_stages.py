@@ -13,15 +13,15 @@ import torch
 
 import evaluate
 import play
+import preprocess
 import train_controller
 import train_dynamics
 import train_tokenizer
-from data import preprocess
 from data.toy import write_toy_shards
 from pipeline import checkpoint as ckpt
 from pipeline.cli import parse
-from pipeline.load import load_controllers, load_goal_policy, load_world
-from pipeline.run import Run
+from pipeline.inference.load import load_controllers, load_goal_policy, load_world
+from pipeline.training.trainer import Run
 
 ROOT = Path(__file__).parent.parent
 STAGES = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from models.transformer import Transformer, TransformerConfig
+from models.layers.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(width=32, layers=3, heads=2, hidden=48, context=3)
 PLACES = torch.cartesian_prod(torch.arange(2), torch.arange(2)).float()
@@ -114,7 +114,7 @@ def test_nothing_is_recomputed_where_nothing_is_trained(monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("recomputes")
 
-    monkeypatch.setattr("models.transformer.checkpoint", refuse)
+    monkeypatch.setattr("models.layers.transformer.checkpoint", refuse)
     model = Transformer(replace(CONFIG, recompute=True), PLACES, causal_inside=False)
     model.eval()(blocks(2))
     with torch.no_grad():

@@ -8,8 +8,8 @@ import torch
 from vpt_clips import line
 
 from data.actions import ActionSpec
-from data.vpt.actions import COLUMN, INPUT_NAMES, Binning, action_spec, decode, encode
-from data.vpt.log import from_minerl, read_log
+from data.vpt.vpt_actions import COLUMN, INPUT_NAMES, Binning, action_spec, decode, encode
+from data.vpt.vpt_log import from_minerl, read_log
 
 VPT = Binning()
 ALL = np.arange(4356)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from vpt_clips import line
 
-from data.vpt.actions import COLUMN, Binning, action_spec, encode
-from data.vpt.log import read_log
+from data.vpt.vpt_actions import COLUMN, Binning, action_spec, encode
+from data.vpt.vpt_log import read_log
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "vpt"
 

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from vpt_clips import line, scene, turning_lines, write_log, write_pair, write_video
 
-from data.build import LeftOut, build
+from data.build_shards import LeftOut, build
 from data.check import describe
-from data.preprocess import VptConfig
-from data.preprocess import vpt as vpt_command
 from data.shards import Recordings
 from data.vpt import recordings as vpt
-from data.vpt.actions import COLUMN, INPUT_NAMES
 from data.vpt.alignment import angles_agree, images_agree, warnings
 from data.vpt.find import find_local
-from data.vpt.log import read_log
 from data.vpt.recordings import Look, VptRecordings, summed
-from data.vpt.report import report
+from data.vpt.vpt_actions import COLUMN, INPUT_NAMES
+from data.vpt.vpt_log import read_log
+from data.vpt.vpt_report import report
+from preprocess import VptConfig
+from preprocess import vpt as vpt_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -225,7 +225,7 @@ def test_ranks_share_the_recordings(clips, tmp_path, capsys, monkeypatch):
 
 
 def preprocess(*flags: str) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "data.preprocess", "vpt", *flags]
+    words = [sys.executable, "-m", "preprocess", "vpt", *flags]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
 
 

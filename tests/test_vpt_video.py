@@ -5,7 +5,7 @@ import pytest
 from vpt_clips import scene, write_pair, write_video
 
 from data.vpt.cursor import draw_cursor
-from data.vpt.places import Place
+from data.vpt.file_slice import Place
 from data.vpt.video import read_facts, read_frames, shrink
 
 RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (30, 30, 200)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.vqvae import VqVae, VqVaeConfig
+from models.tokenizers.vqvae import VqVae, VqVaeConfig
 
 SMALL = {
     "image_size": (32, 32), "channels": 32, "depth": 1, "continuous_steps": 2,

@@ -19,15 +19,15 @@ from waiting import nothing_waits
 from data.clips import Clips
 from data.shards import Recordings
 from data.toy import write_toy_shards
-from models.actor_critic import ActorCriticConfig
-from models.build import build_controller
-from models.goal_policy import GoalPolicy, GoalPolicyConfig
-from models.keypoints import Keypoints, KeypointsConfig
-from models.planner import Planner, PlannerConfig
-from models.policy import PolicyConfig
-from models.vqvae import VqVae, VqVaeConfig
+from models.controllers.actor_critic import ActorCriticConfig
+from models.controllers.goal_policy import GoalPolicy, GoalPolicyConfig
+from models.controllers.planner import Planner, PlannerConfig
+from models.controllers.policy import PolicyConfig
+from models.registry import build_controller
+from models.tokenizers.keypoints import Keypoints, KeypointsConfig
+from models.tokenizers.vqvae import VqVae, VqVaeConfig
 from models.world import World
-from pipeline.load import load_world
+from pipeline.inference.load import load_world
 
 WAITING: dict[str, Callable[[Tensor], Any]] = {
     "a number": lambda x: float(x.sum()),

@@ -20,10 +20,10 @@ from pointer_world import blue_at
 from walk_world import SPEC, write_walks
 
 from data.toy import write_toy_shards
-from data.vpt.actions import MOVES
-from pipeline.keys import ACROSS
-from pipeline.panels import CAPTION, GAP, Panel, compose, share_at, text_width, with_lines
-from pipeline.window import check_display, key_name
+from data.vpt.vpt_actions import MOVES
+from pipeline.play.keyboard import ACROSS
+from pipeline.play.panels import CAPTION, GAP, Panel, compose, share_at, text_width, with_lines
+from pipeline.play.window import check_display, key_name
 
 TESTS = Path(__file__).parent
 SIZE = 256

@@ -11,9 +11,9 @@ from untrained_run import write_run
 from data.clips import Clips
 from data.shards import Recordings
 from data.toy import write_toy_shards
-from models.int8 import quantise_linears
-from pipeline.latents import LatentClips, cache_latents
-from pipeline.load import load_controllers, load_tokenizer, load_world
+from models.layers.int8 import quantise_linears
+from pipeline.inference.load import load_controllers, load_tokenizer, load_world
+from pipeline.training.latents import LatentClips, cache_latents
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["continuous", "discrete"])
@@ -69,7 +69,7 @@ def test_one_frame_is_enough_to_enter(run):
 
 def as_loaded(run: Path, monkeypatch: pytest.MonkeyPatch, kind: str, int8: bool = False) -> Any:
     """Dynamics of a world on a CPU that multiplies in `kind`."""
-    monkeypatch.setattr("pipeline.load.pick_precision", lambda *_: kind)
+    monkeypatch.setattr("pipeline.inference.load.pick_precision", lambda *_: kind)
     return load_world(run, "cpu", int8=int8).dynamics
 
 

@@ -19,9 +19,9 @@ from untrained_run import write_run
 from data.clips import Clips
 from data.shards import Recordings
 from data.toy import MOVES, POINTER, write_toy_shards
-from models.sampling import Sampling
+from models.layers.sampling import Sampling
 from models.world_env import WorldEnv
-from pipeline.load import load_world
+from pipeline.inference.load import load_world
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from data.shards import Recordings
-from models.build import build_controller, build_dynamics, build_tokenizer, describe
-from models.goal_policy import GoalPolicyConfig
-from models.keypoints import KeypointsConfig
-from models.llama import LlamaConfig
-from models.policy import PolicyConfig
-from models.predictor import PredictorConfig
-from models.transformer import TransformerConfig
-from models.vqvae import VqVaeConfig
+from models.controllers.goal_policy import GoalPolicyConfig
+from models.controllers.policy import PolicyConfig
+from models.dynamics.llama import LlamaConfig
+from models.dynamics.predictor import PredictorConfig
+from models.layers.transformer import TransformerConfig
+from models.registry import build_controller, build_dynamics, build_tokenizer, describe
+from models.tokenizers.keypoints import KeypointsConfig
+from models.tokenizers.vqvae import VqVaeConfig
 from pipeline import checkpoint
 
 

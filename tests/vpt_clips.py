@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 
-from data.vpt.actions import DEGREES
+from data.vpt.vpt_actions import DEGREES
 
 HEIGHT, WIDTH = 360, 640
 PIXELS_A_DEGREE = 9  # of a view of 71 degrees

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from data.episodes import Episode
 from data.shards import shard_name, write_shard
-from data.vpt.actions import Binning, action_spec
-from models.dynamics import State
+from data.vpt.vpt_actions import Binning, action_spec
+from models.dynamics.dynamics import State
 
 SPEC = action_spec(Binning())
 NOTHING = 60

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from models.transformer import Transformer, TransformerConfig
+from models.layers.transformer import Transformer, TransformerConfig
 
 # a model of theirs is Any here: decorators hide from a type checker what it takes and holds
 Attention = Literal["eager", "sdpa"]

@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data.vpt.actions import COLUMN
-from data.vpt.log import Log
+from data.vpt.vpt_actions import COLUMN
+from data.vpt.vpt_log import Log
 
 SHIFTS = (-1, 0, 1)  # ticks by which actions could lie beside the frames
 LEAST_TURN = 1.0  # degrees of a tick that can be told from noise

@@ -16,8 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.download import PAUSE, Unavailable, fetch
+from data.vpt.file_slice import Pair, Place
 from data.vpt.find import flaw
-from data.vpt.places import Pair, Place
 
 GRACE = 1.0  # seconds that downloads have to end in; those that wait for a server are left
 

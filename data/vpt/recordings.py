@@ -14,14 +14,14 @@ from typing import Any
 import av
 import numpy as np
 
-from data.build import LeftOut
+from data.build_shards import LeftOut
 from data.episodes import Episode
-from data.vpt.actions import COLUMN, INPUT_NAMES, Binning, action_spec, encode
 from data.vpt.alignment import angles_agree, images_agree
 from data.vpt.cursor import draw_cursor
-from data.vpt.log import Log, read_log
-from data.vpt.places import Pair
+from data.vpt.file_slice import Pair
 from data.vpt.video import read_facts, read_frames, shrink
+from data.vpt.vpt_actions import COLUMN, INPUT_NAMES, Binning, action_spec, encode
+from data.vpt.vpt_log import Log, read_log
 
 TICKS_PER_SECOND = 20
 SEGMENT = 6000  # ticks that a recording lasts at most

@@ -15,7 +15,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
 
-from data.vpt.places import Place
+from data.vpt.file_slice import Place
 
 HOW = "AREA"  # averages: a bilinear look at one pixel in ten shimmers with every step
 

@@ -1,0 +1,485 @@
+"""Attention under a view: tiles out of view are never visited, tiles wholly in view need no mask.
+
+Up to SHORT keys, one program takes several sequences at once (attend_short.py).  Longer ones go by
+tiles (attend_forward.py, attend_backward.py).  There the keys are turned by their angles before,
+once, where three or more tiles of queries would have to turn them again while multiplying; with
+fewer, they are turned as they are loaded, and no turned copy is written.
+"""
+
+from __future__ import annotations
+
+from math import e, log2
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kernels import eager
+from kernels.compile_check import Ahead
+from kernels.dispatch import SHORT, interpreted
+from kernels.flash_backward import backward_keys_kernel, backward_queries_kernel, delta_kernel
+from kernels.flash_forward import forward_kernel, turn_kernel
+from kernels.flash_short import short_backward_kernel, short_kernel
+from kernels.reference import View
+
+WIDEST = 128
+TURNED_ROWS = 64
+# of keys and values that programs running together read: a part of the 50 MB that an H200 has
+CACHE_BYTES = 20 << 20
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """As `kernels.attention`; odd and very wide heads are left to PyTorch."""
+    if q.shape[-1] > WIDEST or q.shape[-1] % 2:
+        return eager.attention(q, k, v, view, angles)
+    kind = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    if interpreted():  # it is wrong in bfloat16
+        kind = torch.float32
+    given, rest = [_in_rows(x.to(kind)) for x in (q, k, v)], _under(view, k.shape[2], angles)
+    if k.shape[2] <= SHORT:
+        return attend_short(*given, *rest).to(q.dtype)
+    return attend(*given, *rest)[0].to(q.dtype)
+
+
+def attention_after(
+    q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor], view: View,
+    angles: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """As `kernels.attention_after`: in one kernel, or joined first where types differ, gradients
+    are asked for, or there are more than SHORT keys."""
+    keys = past[0].shape[2] + k.shape[2]
+    kinds = {x.dtype for x in (q, k, v, *past)}
+    # the interpreter is wrong in bfloat16
+    known = {torch.float32} if interpreted() else {torch.float32, torch.float16, torch.bfloat16}
+    fits = keys <= SHORT and q.shape[-1] <= WIDEST and q.shape[-1] % 2 == 0
+    if not fits or len(kinds) > 1 or not kinds <= known or torch.is_grad_enabled():
+        k, v = eager.joined(past, k, v)
+        return attention(q, k, v, view, angles), k, v
+    given = [_in_rows(x) for x in (q, k, v, *past)]
+    return attend_short_after(*given, *_under(view, keys, angles))
+
+
+def _under(view: View, keys: int, angles: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
+    """Angles and view as operators take them."""
+    cosine, sine = (None, None) if angles is None else (a.contiguous() for a in angles)
+    context = view.context
+    if context is not None and context * view.size >= keys:
+        context = None  # a window that holds everything
+    return cosine, sine, view.size, context, view.causal_inside
+
+
+class Tiles(NamedTuple):
+    """How a kernel divides its work."""
+
+    rows: int
+    """Queries of a tile."""
+    columns: int
+    """Keys of a tile."""
+    warps: int
+    stages: int
+
+    def constants(self) -> dict[str, Any]:
+        return dict(
+            ROWS=self.rows, COLUMNS=self.columns, num_warps=self.warps, num_stages=self.stages
+        )  # fmt: skip
+
+
+def forward_tiles(width: int, itemsize: int) -> Tiles:
+    """Three programs of a multiprocessor have 12 warps in all; wider heads need the registers."""
+    if itemsize > 2:
+        return Tiles(64, 32, 4, 2)
+    return Tiles(64, 64, 4, 3) if width <= 64 else Tiles(128, 64, 8, 3)
+
+
+def turning_tiles(width: int, itemsize: int) -> Tiles:
+    """As `forward_tiles`, where keys are turned on the way: angles take room as well."""
+    tiles = forward_tiles(width, itemsize)
+    if itemsize > 2:
+        return tiles
+    return Tiles(tiles.rows, 64, tiles.rows // 16, 2 if width <= 64 else 1)
+
+
+def backward_keys_tiles(width: int, itemsize: int) -> Tiles:
+    if itemsize > 2:
+        return Tiles(32, 32, 4, 2)
+    return Tiles(64, 64, 4, 2) if width <= 64 else Tiles(64, 128, 8, 3)
+
+
+def backward_queries_tiles(width: int, itemsize: int) -> Tiles:
+    if itemsize > 2:
+        return Tiles(32, 32, 4, 2)
+    return Tiles(64, 64, 4, 3) if width <= 64 else Tiles(128, 64, 8, 3)
+
+
+def short_warps(width: int, itemsize: int) -> int:
+    return 4 if width <= 64 and itemsize <= 2 else 8
+
+
+@torch.library.custom_op("dreamstage::attend", mutates_args=())
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
+    size: int, context: int | None, causal_inside: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Give the output (B, H, Q, E), log2 sums (B * H, Q), and the turned keys if they were needed
+    before: (B, H, K, E), or nothing."""
+    out, logs = _rows_like(q), q.new_empty(q.shape[0] * q.shape[1], q.shape[2], dtype=torch.float32)
+    turned = q.new_empty(_turned_shape(q, k, cosine))
+    if not q.numel():
+        return out, logs, turned
+    if turned.numel():
+        _turn(k, turned, cosine, sine, 0)
+        k = turned
+    turning = cosine is not None and not turned.numel()
+    divide = turning_tiles if turning else forward_tiles
+    tiles = divide(_width(q), q.element_size())
+    _launch(
+        forward_kernel, _programs(q, q.shape[2], tiles.rows),
+        q, k, v, out, logs, *_or(q, cosine, sine), *_strides(q, k, v, out), *_sizes(q, k),
+        size, context or 0, _scale(q), TURN_KEYS=turning, **tiles.constants(),
+        **_constants(q, cosine, context, causal_inside),
+    )  # fmt: skip
+    return out, logs, turned
+
+
+@attend.register_fake
+def _(q, k, v, cosine, sine, size, context, causal_inside):
+    logs = q.new_empty(q.shape[0] * q.shape[1], q.shape[2], dtype=torch.float32)
+    return _rows_like(q), logs, q.new_empty(_turned_shape(q, k, cosine))
+
+
+@torch.library.custom_op("dreamstage::attend_backward", mutates_args=())
+def attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logs: Tensor, turned: Tensor,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_inside: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    for_q, for_k, for_v = (_rows_like(x) for x in (q, k, v))
+    if not q.numel():
+        return for_q, for_k.zero_(), for_v.zero_()
+    grad = _in_rows(grad)
+    if cosine is not None:
+        if not turned.numel():
+            turned = k.new_empty(k.shape)
+            _turn(k, turned, cosine, sine, 0)
+        k, given = turned, q
+        q = q.new_empty(q.shape)
+        _turn(given, q, cosine, sine, k.shape[2] - q.shape[2])
+    delta = torch.empty_like(logs)
+    _launch(
+        delta_kernel, _programs(q, q.shape[2], TURNED_ROWS),
+        out, grad, delta, *_strides(out, grad), q.shape[1], q.shape[2],
+        HEAD=q.shape[3], WIDTH=_width(q), ROWS=TURNED_ROWS,
+    )  # fmt: skip
+    constants = _constants(q, cosine, context, causal_inside)
+    view = (size, context or 0, _scale(q), q.shape[3] ** -0.5)
+    tiles = backward_keys_tiles(_width(q), q.element_size())
+    _launch(
+        backward_keys_kernel, _programs(q, k.shape[2], tiles.columns),
+        q, k, v, grad, logs, delta, for_k, for_v, *_or(q, cosine, sine),
+        *_strides(q, k, v, grad, for_k, for_v), *_sizes(q, k), *view,
+        **constants, **tiles.constants(),
+    )  # fmt: skip
+    tiles = backward_queries_tiles(_width(q), q.element_size())
+    _launch(
+        backward_queries_kernel, _programs(q, q.shape[2], tiles.rows),
+        q, k, v, grad, logs, delta, for_q, *_or(q, cosine, sine),
+        *_strides(q, k, v, grad, for_q), *_sizes(q, k), *view,
+        **constants, **tiles.constants(),
+    )  # fmt: skip
+    return for_q, for_k, for_v
+
+
+@attend_backward.register_fake
+def _(grad, q, k, v, out, logs, turned, cosine, sine, size, context, causal_inside):
+    return _rows_like(q), _rows_like(k), _rows_like(v)
+
+
+@torch.library.custom_op("dreamstage::attend_short", mutates_args=())
+def attend_short(
+    q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
+    size: int, context: int | None, causal_inside: bool,
+) -> Tensor:  # fmt: skip
+    out = _rows_like(q)
+    _launch_short(q, k, v, None, None, out, None, None, cosine, sine, size, context, causal_inside)
+    return out
+
+
+@attend_short.register_fake
+def _(q, k, v, cosine, sine, size, context, causal_inside):
+    return _rows_like(q)
+
+
+@torch.library.custom_op("dreamstage::attend_short_after", mutates_args=())
+def attend_short_after(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_inside: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Give the output and all keys and values, those of the past first; there are no gradients."""
+    out, all_k, all_v = _rows_like(q), _rows_after(past_k, k), _rows_after(past_v, v)
+    _launch_short(
+        q, k, v, past_k, past_v, out, all_k, all_v, cosine, sine, size, context, causal_inside
+    )
+    return out, all_k, all_v
+
+
+@attend_short_after.register_fake
+def _(q, k, v, past_k, past_v, cosine, sine, size, context, causal_inside):
+    return _rows_like(q), _rows_after(past_k, k), _rows_after(past_v, v)
+
+
+def _launch_short(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor | None, past_v: Tensor | None,
+    out: Tensor, all_k: Tensor | None, all_v: Tensor | None,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_inside: bool,
+) -> None:  # fmt: skip
+    if not q.numel():
+        return
+    keys = k if all_k is None else all_k
+    together = SHORT // keys.shape[2]
+    _launch(
+        short_kernel, -(-q.shape[0] * q.shape[1] // together),
+        q, k, v, past_k, past_v, out, all_k, all_v, *_or(q, cosine, sine),
+        *_strides(q, k, v, past_k, past_v, out, all_k, all_v), *_sizes(q, keys, together),
+        size, context or 0, _scale(q),
+        TILE=SHORT, num_warps=short_warps(_width(q), q.element_size()),
+        **_constants(q, cosine, context, causal_inside),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("dreamstage::attend_short_backward", mutates_args=())
+def attend_short_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
+    size: int, context: int | None, causal_inside: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    for_q, for_k, for_v = (_rows_like(x) for x in (q, k, v))
+    if not q.numel():
+        return for_q, for_k.zero_(), for_v.zero_()
+    grad = _in_rows(grad)
+    together = SHORT // k.shape[2]
+    _launch(
+        short_backward_kernel, -(-q.shape[0] * q.shape[1] // together),
+        q, k, v, grad, for_q, for_k, for_v, *_or(q, cosine, sine),
+        *_strides(q, k, v, grad, for_q, for_k, for_v), *_sizes(q, k, together),
+        size, context or 0, _scale(q), q.shape[3] ** -0.5,
+        TILE=SHORT, num_warps=short_warps(_width(q), q.element_size()),
+        **_constants(q, cosine, context, causal_inside),
+    )  # fmt: skip
+    return for_q, for_k, for_v
+
+
+@attend_short_backward.register_fake
+def _(grad, q, k, v, cosine, sine, size, context, causal_inside):
+    return _rows_like(q), _rows_like(k), _rows_like(v)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    q, k, v, cosine, sine, *ctx.view = inputs
+    results = () if isinstance(output, Tensor) else output
+    ctx.save_for_backward(q, k, v, *results, cosine, sine)
+
+
+def _backward(ctx: Any, grad: Tensor, *of_others: Tensor) -> tuple[Tensor | None, ...]:
+    operation = attend_backward if of_others else attend_short_backward
+    return *operation(grad, *ctx.saved_tensors, *ctx.view), None, None, None, None, None
+
+
+attend.register_autograd(_backward, setup_context=_keep)
+attend_short.register_autograd(_backward, setup_context=_keep)
+
+
+def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    kernel[(programs,)](*arguments, **constants)
+
+
+def _turn(x: Tensor, turned: Tensor, cosine: Tensor | None, sine: Tensor | None, past: int) -> None:
+    """Write x, (B, H, S, E), turned by the angles of places `past` and on."""
+    _launch(
+        turn_kernel, _programs(x, x.shape[2], TURNED_ROWS),
+        x, turned, cosine, sine, *_strides(x), x.shape[1], x.shape[2], past,
+        HEAD=x.shape[3], WIDTH=_width(x), ROWS=TURNED_ROWS,
+    )  # fmt: skip
+
+
+def _turned_shape(q: Tensor, k: Tensor, cosine: Tensor | None) -> tuple[int, ...]:
+    """The shape of the turned keys, of no size where nothing is turned before."""
+    tiles = forward_tiles(_width(q), q.element_size())
+    return (0,) if cosine is None or q.shape[2] <= 2 * tiles.rows else tuple(k.shape)
+
+
+def _in_rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _rows_like(x: Tensor) -> Tensor:
+    """Fresh (B, H, S, E), in memory (B, S, H, E): heads join without a copy."""
+    return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
+
+
+def _rows_after(past: Tensor, x: Tensor) -> Tensor:
+    """Fresh (B, H, C + S, E) for C rows and S behind them, laid out as `_rows_like`."""
+    batch, heads, rows, head = x.shape
+    return x.new_empty(batch, past.shape[2] + rows, heads, head).transpose(1, 2)
+
+
+def _or(x: Tensor, cosine: Tensor | None, sine: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The angles, or x where there are none and nobody looks."""
+    return (x, x) if cosine is None or sine is None else (cosine, sine)
+
+
+def _strides(*tensors: Tensor | None) -> list[int]:
+    """Of batch, head and row, one tensor after the other; 0 where there is none."""
+    steps = [(0, 0, 0) if x is None else x.stride()[:3] for x in tensors]
+    return [step for three in steps for step in three]
+
+
+def _sizes(q: Tensor, k: Tensor, together: int | None = None) -> tuple[int, ...]:
+    """Heads, sequences, queries, keys, and how many sequences go together."""
+    sequences = q.shape[0] * q.shape[1]
+    if together is None:
+        sections = -(-2 * k.numel() * k.element_size() // CACHE_BYTES)
+        # as many in each: a small last one would begin its heaviest tiles when others are done
+        together = -(-sequences // max(1, sections))
+    return q.shape[1], sequences, q.shape[2], k.shape[2], together
+
+
+def _programs(x: Tensor, length: int, tile: int) -> int:
+    """How many tiles there are in all sequences."""
+    return x.shape[0] * x.shape[1] * -(-length // tile)
+
+
+def _constants(
+    q: Tensor, cosine: Tensor | None, context: int | None, causal_inside: bool
+) -> dict[str, Any]:
+    ieee = torch.get_float32_matmul_precision() == "highest"
+    return dict(
+        HEAD=q.shape[3], WIDTH=_width(q), CAUSAL_INSIDE=causal_inside,
+        WINDOWED=context is not None, TURN=cosine is not None, PRECISION="ieee" if ieee else "tf32",
+    )  # fmt: skip
+
+
+def _width(q: Tensor) -> int:
+    """Head width as the kernels hold it; a product needs 16 columns."""
+    return max(16, _power(q.shape[3]))
+
+
+def _power(n: int) -> int:
+    """The least power of two that holds so many."""
+    return 1 << (int(n) - 1).bit_length()
+
+
+def _scale(q: Tensor) -> float:
+    return q.shape[3] ** -0.5 * log2(e)
+
+
+def _ahead(
+    name: str, kernel: Any, programs: int, tensors: str, strided: str, *, kind: str = "bf16",
+    num_warps: int = 4, num_stages: int = 3, wgmma: bool = True, **given: Any,
+) -> Ahead:  # fmt: skip
+    """A kernel on packed projections, (B, 1024, 3, 9, E), of 16 frames.
+
+    tensors: its arguments before the strides.  strided: those that have some.
+    """
+    head, arguments = given["HEAD"], kernel.arg_names
+    values = dict(heads=9, sequences=72, together=72, queries=1024, keys=1024, size=64, context=0)
+    values |= dict(CAUSAL_INSIDE=False, WINDOWED=False, TURN=True, PRECISION="tf32")
+    strides = {"batch": 1024 * 27 * head, "head": head, "row": 27 * head}
+    values |= {f"{x}_{axis}": n for x in strided.split() for axis, n in strides.items()}
+    values |= given | {"WIDTH": _power(head)}
+    types = {x: "*fp32" if x in ("logs", "delta") else f"*{kind}" for x in tensors.split()}
+    types |= dict.fromkeys(("cosine", "sine"), "*fp32") if "cosine" in arguments else {}
+    types |= {x: "fp32" for x in arguments if x.endswith("scale")}
+    values = {x: n for x, n in values.items() if x in arguments}
+    return Ahead(
+        f"{name}, {head} wide", kernel, types, values, num_warps, num_stages, programs, wgmma
+    )
+
+
+def _by_tiles(
+    head: int, programs: tuple[int, int, int], note: str = "", kind: str = "bf16", **view: bool
+) -> list[Ahead]:
+    """Forward, and back to keys and to queries, so many programs of each at once."""
+    shape = _power(head), 2 if kind == "bf16" else 4
+    more: dict[str, Any] = dict(HEAD=head, kind=kind, wgmma=kind == "bf16", TURN_KEYS=False) | view
+    forward, for_keys, for_queries = programs
+    given = "q k v grad logs delta"
+    return [
+        _ahead(
+            f"attend{note}", forward_kernel, forward, "q k v out logs", "q k v out",
+            **forward_tiles(*shape).constants(), **more,
+        ),
+        _ahead(
+            f"attend{note}, gradient of keys", backward_keys_kernel, for_keys,
+            f"{given} for_k for_v", "q k v grad for_k for_v",
+            **backward_keys_tiles(*shape).constants(), **more,
+        ),
+        _ahead(
+            f"attend{note}, gradient of queries", backward_queries_kernel, for_queries,
+            f"{given} for_q", "q k v grad for_q",
+            **backward_queries_tiles(*shape).constants(), **more,
+        ),
+    ]  # fmt: skip
+
+
+def _around_tiles(head: int, programs: tuple[int, int, int]) -> list[Ahead]:
+    """A frame, whose keys are turned on the way, and what other tiles need before."""
+    one_frame, turn, delta = programs
+    return [
+        _ahead(
+            "attend, one frame", forward_kernel, one_frame, "q k v out logs", "q k v out",
+            HEAD=head, TURN_KEYS=True, queries=128, keys=128, size=128,
+            **turning_tiles(_power(head), 2).constants(),
+        ),
+        _ahead(
+            "attend, turn", turn_kernel, turn, "x turned", "stride",
+            HEAD=head, ROWS=TURNED_ROWS, rows=1024, past=0, wgmma=False,
+        ),
+        _ahead(
+            "attend, delta", delta_kernel, delta, "out grad delta", "out grad",
+            HEAD=head, ROWS=TURNED_ROWS, wgmma=False,
+        ),
+    ]  # fmt: skip
+
+
+def _short(
+    head: int, programs: tuple[int, int, int], note: str = "", kind: str = "bf16", **view: bool
+) -> list[Ahead]:
+    """Forward, behind a past, and back; each position through time."""
+    more: dict[str, Any] = dict(HEAD=head, TILE=SHORT, kind=kind, wgmma=kind == "bf16") | view
+    more |= dict(num_warps=short_warps(_power(head), 2 if kind == "bf16" else 4), size=1)
+    clip: dict[str, Any] = dict(queries=16, keys=16, together=SHORT // 16)
+    absent = ("past_k", "past_v", "all_k", "all_v")
+    nothing: dict[str, Any] = dict.fromkeys(absent)
+    nothing |= {f"{x}_{axis}": 0 for x in absent for axis in ("batch", "head", "row")}
+    forward, after, back = programs
+    return [
+        _ahead(
+            f"attend_short{note}", short_kernel, forward, "q k v out", "q k v out",
+            **more, **clip, **nothing,
+        ),
+        _ahead(
+            f"attend_short{note}, after a past", short_kernel, after,
+            "q k v past_k past_v out all_k all_v", "q k v past_k past_v out all_k all_v",
+            queries=1, keys=3, together=SHORT // 3, **more,
+        ),
+        _ahead(
+            f"attend_short{note}, gradient", short_backward_kernel, back,
+            "q k v grad for_q for_k for_v", "q k v grad for_q for_k for_v", **more, **clip,
+        ),
+    ]  # fmt: skip
+
+
+AHEAD = [
+    *_by_tiles(64, (3, 2, 3)),
+    *_by_tiles(64, (3, 2, 3), ", window", WINDOWED=True),
+    *_by_tiles(64, (3, 2, 3), ", token by token", CAUSAL_INSIDE=True),
+    *_by_tiles(64, (3, 2, 3), ", no angles", TURN=False),
+    *_by_tiles(64, (3, 3, 4), ", float32", kind="fp32"),
+    *_by_tiles(128, (1, 1, 1)),
+    *_around_tiles(64, (2, 8, 12)),
+    *_around_tiles(128, (1, 5, 9)),
+    *_short(64, (4, 2, 3)),
+    *_short(64, (5, 5, 3), ", token by token, no angles", CAUSAL_INSIDE=True, TURN=False),
+    *_short(64, (2, 1, 1), ", float32", kind="fp32"),
+    *_short(128, (2, 1, 1)),
+]

@@ -1,0 +1,111 @@
+"""Attention by tiles of queries, with a running softmax (Dao, arXiv:2307.08691, algorithm 1)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.flash_tiles import (
+    head_start,
+    load_rows,
+    load_turned,
+    share_out,
+    sight,
+    store_rows,
+)
+
+
+@triton.jit
+def turn_kernel(
+    x, turned, cosine, sine, stride_batch, stride_head, stride_row, heads, rows, past,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Write (B, H, S, E) turned by the angles of its places, which begin at `past`."""
+    tiles = tl.cdiv(rows, ROWS)
+    sequence, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
+    first = tile.to(tl.int64) * ROWS
+    row = tl.arange(0, ROWS)
+    valid = first + row < rows
+    start = head_start(x, sequence, heads, stride_batch, stride_head) + first * stride_row
+    place = past + first + row
+    values = load_turned(start, row, valid, stride_row, place, cosine, sine, HEAD, WIDTH)
+    to = turned + (sequence.to(tl.int64) * rows + first) * HEAD
+    store_rows(to, values, row, valid, HEAD, HEAD, WIDTH)
+
+
+@triton.jit
+def forward_kernel(
+    q, k, v, out, logs, cosine, sine,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    out_batch, out_head, out_row,
+    heads, sequences, queries, keys, together, size, context, scale,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr, TURN: tl.constexpr,
+    TURN_KEYS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Let ROWS queries of a head attend.  logs: (B * H, Q), log2 of the sum of 2 ** scores.
+
+    `scale` holds log2(e) as well, so that powers of two do for the softmax.
+    """
+    tiles = tl.cdiv(queries, ROWS)
+    sequence, rank = share_out(tl.program_id(0), tiles, sequences, together)
+    first = (tiles - 1 - rank) * ROWS  # the last queries see most
+    past = keys - queries
+    offset = tl.cast(first, tl.int64)
+    row = tl.arange(0, ROWS)
+    valid = first + row < queries
+    place = tl.minimum(past + first + row, keys - 1)
+    q_start = head_start(q, sequence, heads, q_batch, q_head) + offset * q_row
+    to = head_start(out, sequence, heads, out_batch, out_head) + offset * out_row
+    if TURN:
+        query = load_turned(q_start, row, valid, q_row, place, cosine, sine, HEAD, WIDTH)
+        # by way of the rows of the output: what is loaded lies in shared memory, and not in
+        # registers, of which the products have too few
+        store_rows(to, query, row, valid, out_row, HEAD, WIDTH)
+        tl.debug_barrier()
+        query = load_rows(to, row, valid, out_row, HEAD, WIDTH)
+    else:
+        query = load_rows(q_start, row, valid, q_row, HEAD, WIDTH)
+
+    last = tl.minimum(past + first + ROWS, keys) - 1
+    bottom, whole_top = sight(past + first, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    whole_bottom, top = sight(last, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    low, high = sight(place, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    k_start = head_start(k, sequence, heads, k_batch, k_head)
+    v_start = head_start(v, sequence, heads, v_batch, v_head)
+    column = tl.arange(0, COLUMNS)
+    total = tl.zeros((ROWS, WIDTH), tl.float32)
+    weight = tl.zeros((ROWS,), tl.float32)
+    highest = tl.full((ROWS,), float("-inf"), tl.float32)
+    start = bottom // COLUMNS * COLUMNS
+    tl.assume(start < top)  # else ptxas lets every matrix instruction wait for the one before
+    for from_key in tl.range(start, top, COLUMNS):
+        key_place = from_key + column
+        here = key_place < keys
+        k_tile = k_start + tl.cast(from_key, tl.int64) * k_row
+        if TURN_KEYS:
+            key = load_turned(k_tile, column, here, k_row, key_place, cosine, sine, HEAD, WIDTH)
+        else:
+            key = load_rows(k_tile, column, here, k_row, HEAD, WIDTH)
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        if (from_key < whole_bottom) | (from_key + COLUMNS > whole_top):
+            seen = key_place[None, :] < high[:, None]
+            if WINDOWED:
+                seen = seen & (key_place[None, :] >= low[:, None])
+            scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1) * scale)
+        base = higher
+        if WINDOWED:  # rows that have seen nothing yet: no -inf - -inf
+            base = tl.where(higher == float("-inf"), 0.0, higher)
+        chances = tl.exp2(scores * scale - base[:, None])
+        fade = tl.exp2(highest - base)
+        weight = weight * fade + tl.sum(chances, 1)
+        total = total * fade[:, None]
+        v_tile = v_start + tl.cast(from_key, tl.int64) * v_row
+        value = load_rows(v_tile, column, here, v_row, HEAD, WIDTH)
+        total = tl.dot(chances.to(value.dtype), value, total, input_precision=PRECISION)
+        highest = higher
+
+    store_rows(to, total / weight[:, None], row, valid, out_row, HEAD, WIDTH)
+    log_rows = logs + sequence.to(tl.int64) * queries + first + row
+    tl.store(log_rows, highest + tl.log2(weight), mask=valid)

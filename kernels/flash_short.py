@@ -1,0 +1,169 @@
+"""Attention over short sequences: one tile holds several of them, which do not see each other.
+
+Everything about a tile fits on the chip at once, so that the gradient needs nothing of the forward
+pass but its inputs, and memory is read and written once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from kernels.flash_tiles import load_rows, load_turned, sight, store_rows, store_turned_back
+
+
+@triton.jit
+def _lay_out(length, together, sequences, TILE: tl.constexpr) -> Any:
+    """Say of each row its sequence, its place there, its rank in the tile, and if there is one."""
+    row = tl.arange(0, TILE)
+    rank = row // length
+    sequence = tl.program_id(0) * together + rank
+    return sequence, row % length, rank, (rank < together) & (sequence < sequences)
+
+
+@triton.jit
+def _offset(sequence, place, heads, stride_batch, stride_head, stride_row):
+    offset = (sequence // heads).to(tl.int64) * stride_batch
+    offset += (sequence % heads).to(tl.int64) * stride_head
+    return offset + place.to(tl.int64) * stride_row
+
+
+@triton.jit
+def _seen(
+    place, rank, key_place, key_rank, key_valid, keys, size, context,
+    CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr,
+):  # fmt: skip
+    bounds = sight(place, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    low, high = bounds
+    seen = (rank[:, None] == key_rank[None, :]) & key_valid[None, :]
+    seen = seen & (key_place[None, :] < high[:, None])
+    if WINDOWED:
+        seen = seen & (key_place[None, :] >= low[:, None])
+    return seen
+
+
+@triton.jit
+def _chances(query, key, seen, scale, PRECISION: tl.constexpr):
+    """Softmax of the scores that are seen, 0 for rows that see nothing."""
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+    scores = tl.where(seen, scores, float("-inf"))
+    highest = tl.max(scores, 1)
+    highest = tl.where(highest == float("-inf"), 0.0, highest)
+    chances = tl.exp2(scores - highest[:, None])
+    weight = tl.sum(chances, 1)
+    return chances / tl.where(weight == 0.0, 1.0, weight)[:, None]
+
+
+@triton.jit
+def short_kernel(
+    q, k, v, past_k, past_v, out, all_k, all_v, cosine, sine,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    past_k_batch, past_k_head, past_k_row, past_v_batch, past_v_head, past_v_row,
+    out_batch, out_head, out_row, all_k_batch, all_k_head, all_k_row,
+    all_v_batch, all_v_head, all_v_row,
+    heads, sequences, queries, keys, together, size, context, scale,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+    CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr, TURN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Let `together` whole sequences attend.
+
+    With a past, k and v are as many as the queries, and all of both are written behind each other,
+    the keys as they came.
+    """
+    of_queries = _lay_out(queries, together, sequences, TILE)
+    of_keys = _lay_out(keys, together, sequences, TILE)
+    sequence, row, rank, valid = of_queries
+    key_sequence, key_place, key_rank, key_valid = of_keys
+    before = keys - queries
+    q_at = _offset(sequence, row, heads, q_batch, q_head, q_row)
+    own_place, own = key_place, key_valid
+    if past_k is not None:
+        own_place, own = key_place - before, key_valid & (key_place >= before)
+    k_at = _offset(key_sequence, own_place, heads, k_batch, k_head, k_row)
+    v_at = _offset(key_sequence, own_place, heads, v_batch, v_head, v_row)
+    if TURN:
+        query = load_turned(q, q_at, valid, 1, before + row, cosine, sine, HEAD, WIDTH)
+        key = load_turned(k, k_at, own, 1, key_place, cosine, sine, HEAD, WIDTH)
+    else:
+        query = load_rows(q, q_at, valid, 1, HEAD, WIDTH)
+        key = load_rows(k, k_at, own, 1, HEAD, WIDTH)
+    value = load_rows(v, v_at, own, 1, HEAD, WIDTH)
+    if past_k is not None:
+        old = key_valid & (key_place < before)
+        at = _offset(key_sequence, key_place, heads, past_k_batch, past_k_head, past_k_row)
+        kept = load_rows(k, k_at, own, 1, HEAD, WIDTH) + load_rows(past_k, at, old, 1, HEAD, WIDTH)
+        if TURN:
+            key += load_turned(past_k, at, old, 1, key_place, cosine, sine, HEAD, WIDTH)
+        else:
+            key = kept
+        to = _offset(key_sequence, key_place, heads, all_k_batch, all_k_head, all_k_row)
+        store_rows(all_k, kept, to, key_valid, 1, HEAD, WIDTH)
+        at = _offset(key_sequence, key_place, heads, past_v_batch, past_v_head, past_v_row)
+        value += load_rows(past_v, at, old, 1, HEAD, WIDTH)
+        to = _offset(key_sequence, key_place, heads, all_v_batch, all_v_head, all_v_row)
+        store_rows(all_v, value, to, key_valid, 1, HEAD, WIDTH)
+    seen = _seen(
+        before + row, rank, key_place, key_rank, key_valid, keys, size, context,
+        CAUSAL_INSIDE, WINDOWED,
+    )  # fmt: skip
+    chances = _chances(query, key, seen, scale, PRECISION)
+    result = tl.dot(chances.to(value.dtype), value, input_precision=PRECISION)
+    at = _offset(sequence, row, heads, out_batch, out_head, out_row)
+    store_rows(out, result, at, valid, 1, HEAD, WIDTH)
+
+
+@triton.jit
+def short_backward_kernel(
+    q, k, v, grad, for_q, for_k, for_v, cosine, sine,
+    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
+    grad_batch, grad_head, grad_row,
+    for_q_batch, for_q_head, for_q_row, for_k_batch, for_k_head, for_k_row,
+    for_v_batch, for_v_head, for_v_row,
+    heads, sequences, queries, keys, together, size, context, scale, score_scale,
+    HEAD: tl.constexpr, WIDTH: tl.constexpr, TILE: tl.constexpr,
+    CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr, TURN: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Write all gradients of `together` whole sequences."""
+    of_queries = _lay_out(queries, together, sequences, TILE)
+    of_keys = _lay_out(keys, together, sequences, TILE)
+    sequence, row, rank, valid = of_queries
+    key_sequence, key_place, key_rank, key_valid = of_keys
+    place = keys - queries + row
+    q_at = _offset(sequence, row, heads, q_batch, q_head, q_row)
+    k_at = _offset(key_sequence, key_place, heads, k_batch, k_head, k_row)
+    v_at = _offset(key_sequence, key_place, heads, v_batch, v_head, v_row)
+    grad_at = _offset(sequence, row, heads, grad_batch, grad_head, grad_row)
+    if TURN:
+        query = load_turned(q, q_at, valid, 1, place, cosine, sine, HEAD, WIDTH)
+        key = load_turned(k, k_at, key_valid, 1, key_place, cosine, sine, HEAD, WIDTH)
+    else:
+        query = load_rows(q, q_at, valid, 1, HEAD, WIDTH)
+        key = load_rows(k, k_at, key_valid, 1, HEAD, WIDTH)
+    value = load_rows(v, v_at, key_valid, 1, HEAD, WIDTH)
+    above = load_rows(grad, grad_at, valid, 1, HEAD, WIDTH)
+    seen = _seen(
+        place, rank, key_place, key_rank, key_valid, keys, size, context, CAUSAL_INSIDE, WINDOWED
+    )
+    chances = _chances(query, key, seen, scale, PRECISION)
+
+    for_value = tl.dot(tl.trans(chances.to(above.dtype)), above, input_precision=PRECISION)
+    at = _offset(key_sequence, key_place, heads, for_v_batch, for_v_head, for_v_row)
+    store_rows(for_v, for_value, at, key_valid, 1, HEAD, WIDTH)
+
+    for_chance = tl.dot(above, tl.trans(value), input_precision=PRECISION)
+    along = tl.sum(chances * for_chance, 1)
+    for_score = (chances * (for_chance - along[:, None]) * score_scale).to(query.dtype)
+    for_query = tl.dot(for_score, key, input_precision=PRECISION)
+    for_key = tl.dot(tl.trans(for_score), query, input_precision=PRECISION)
+    at = _offset(sequence, row, heads, for_q_batch, for_q_head, for_q_row)
+    to = _offset(key_sequence, key_place, heads, for_k_batch, for_k_head, for_k_row)
+    if TURN:
+        store_turned_back(for_q, for_query, at, valid, 1, place, cosine, sine, HEAD, WIDTH)
+        store_turned_back(for_k, for_key, to, key_valid, 1, key_place, cosine, sine, HEAD, WIDTH)
+    else:
+        store_rows(for_q, for_query, at, valid, 1, HEAD, WIDTH)
+        store_rows(for_k, for_key, to, key_valid, 1, HEAD, WIDTH)

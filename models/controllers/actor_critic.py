@@ -1,0 +1,163 @@
+"""Actor-critic on imagined trajectories (DreamerV3, arXiv:2301.04104, section 3).
+
+Letters: B starts, H imagined steps, P patches, N latents a frame, D latent width, A action numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from data.actions import ActionSpec
+from models.controllers.policy import PolicyConfig, PolicyController, make_glance, mlp
+from models.dynamics.dynamics import State
+from models.layers.heads import TwoHot
+from models.tokenizers.tokenizer import Latents, Tokenizer
+from models.world import World
+
+
+@dataclass(frozen=True)
+class ActorCriticConfig:
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    horizon: int = 15
+    """Imagined steps."""
+    discount: float = 0.99
+    """Worth of a reward one step later."""
+    trace: float = 0.95
+    """Lambda of the returns: 0 trusts the critic after one step, 1 only at the end."""
+    entropy: float = 3e-4
+    """Weight of the policy's entropy."""
+    slow_rate: float = 0.02
+    """Share of the critic that its slow copy takes over each step."""
+    scale_rate: float = 0.01
+    """Share of a batch in the running range of returns."""
+    anchor: float = 0.1
+    """Weight of behaviour cloning beside the actor's loss, so that few steps do no harm."""
+
+
+class ActorCritic(nn.Module):
+    """A policy and a critic; the critic looks at the same latents with eyes of its own."""
+
+    scale: Tensor
+
+    def __init__(self, config: ActorCriticConfig, latents: Latents, actions: ActionSpec) -> None:
+        super().__init__()
+        self.config = config
+        self.policy = PolicyController(config.policy, latents, actions)
+        self.critic = Critic(config.policy, latents)
+        self.slow = copy.deepcopy(self.critic).requires_grad_(False)
+        self.register_buffer("scale", torch.zeros(()))
+
+    def adopt(self, tokenizer: Tokenizer) -> None:
+        for part in (self.policy.glance, self.critic.glance, self.slow.glance):
+            part.adopt(tokenizer)
+
+    def act(self, state: State, sample: bool = True) -> Tensor:
+        return self.policy.act(state, sample)
+
+    def loss(
+        self,
+        world: World,
+        latents: Tensor,
+        actions: Tensor,
+        shown: Tensor,
+        shown_actions: Tensor,
+    ) -> dict[str, Tensor]:
+        """Imagine from the last of latents (B, T, N) with actions (B, T, A) between them.
+
+        shown, shown_actions: what to clone, as in `PolicyController.loss`.
+        """
+        seen, taken, rewards, continues = self.imagine(world, latents, actions)
+        config = self.config
+        with torch.no_grad():
+            values = self.critic(seen.flatten(0, 1)).view(seen.shape[:2])  # (H + 1, B)
+            live = config.discount * continues
+            returns = lambda_returns(rewards, values, live, config.trace)  # (H, B)
+            reach = torch.quantile(returns.flatten(), 0.95) - torch.quantile(
+                returns.flatten(), 0.05
+            )
+            self._follow(reach)
+            advantage = (returns - values[:-1]) / self.scale.clamp(min=1e-2)
+            # until the critic knows what to expect, all that is done would look good
+            advantage = advantage - advantage.mean(1, keepdim=True)
+            weight = torch.cumprod(torch.cat([torch.ones_like(live[:1]), live[:-1]]), dim=0)
+            self._follow_slow()
+        chosen = self.policy.distribution(seen[:-1].flatten(0, 1))
+        log_prob = chosen.log_prob(taken.flatten(0, 1)).view(weight.shape)
+        entropy = chosen.entropy().view(weight.shape)
+        actor = -(weight * (log_prob * advantage + config.entropy * entropy)).mean()
+        inside = self.critic.features(seen[:-1].flatten(0, 1))
+        target = returns.flatten()
+        with torch.no_grad():
+            slow = self.slow(seen[:-1].flatten(0, 1))
+        out = self.critic.out
+        critic = out.loss(inside, target) + out.loss(inside, slow)
+        cloned = self.policy.loss(shown, shown_actions)["cloning"]
+        return {
+            "actor": actor,
+            "critic": (weight.flatten() * critic).mean(),
+            "anchor": config.anchor * cloned,
+            "imagined_return": returns[0].mean(),
+            "imagined_reward": rewards.mean(),
+            "entropy": entropy.mean().detach(),
+            "scale": self.scale.clone(),
+        }
+
+    @torch.no_grad()
+    def imagine(
+        self, world: World, latents: Tensor, actions: Tensor, horizon: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Follow the sampled policy: latents (H + 1, B, N), normalised actions (H, B, A),
+        rewards (H, B) and continue probabilities (H, B) of what each action led to."""
+        state = world.dynamics.start(latents, actions[:, : latents.shape[1] - 1])
+        seen, taken, rewards, continues = [state.latents], [], [], []
+        for _ in range(horizon or self.config.horizon):
+            action = self.policy.distribution(state.latents).sample()
+            if self.policy.actions.kind == "continuous":
+                action = action.clamp(-1, 1)
+            state = world.dynamics.step(state, action)
+            seen.append(state.latents)
+            taken.append(action)
+            rewards.append(state.reward.float())
+            continues.append(state.continues.float())
+        return torch.stack(seen), torch.stack(taken), torch.stack(rewards), torch.stack(continues)
+
+    def _follow(self, reach: Tensor) -> None:
+        rate = torch.where(self.scale > 0, self.config.scale_rate, 1.0)  # `if` would wait for a GPU
+        self.scale.lerp_(reach, rate)
+
+    def _follow_slow(self) -> None:
+        for slow, fast in zip(self.slow.parameters(), self.critic.parameters(), strict=True):
+            slow.lerp_(fast, self.config.slow_rate)
+
+
+class Critic(nn.Module):
+    """Expected return of a state, as a distribution over bins."""
+
+    def __init__(self, config: PolicyConfig, latents: Latents) -> None:
+        super().__init__()
+        self.glance = make_glance(config, latents)
+        self.features = nn.Sequential(
+            self.glance, mlp(self.glance.width, config.hidden, config.hidden), nn.SiLU()
+        )
+        self.out = TwoHot(config.hidden)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(B, N) codes or (B, P, D) -> (B,)."""
+        return self.out(self.features(latents))
+
+
+def lambda_returns(rewards: Tensor, values: Tensor, live: Tensor, trace: float) -> Tensor:
+    """R_t = r_t + live_t ((1 - lambda) v_{t+1} + lambda R_{t+1}), R at the end = v (equation 7).
+
+    rewards, live: (H, B), of what action t led to.  values: (H + 1, B).  Returns (H, B).
+    """
+    following = values[-1]
+    returns = []
+    for t in range(len(rewards) - 1, -1, -1):
+        following = rewards[t] + live[t] * ((1 - trace) * values[t + 1] + trace * following)
+        returns.append(following)
+    return torch.stack(returns[::-1])

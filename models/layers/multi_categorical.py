@@ -1,0 +1,44 @@
+"""A distribution over codes that are made of independent choices.
+
+Letters: B rows, F factors, L labels of all factors together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical
+
+from data.actions import ActionSpec
+from models.layers.sampling import draw
+
+
+class Choices:
+    """One categorical for each factor of a code (VPT's factored head, arXiv:2206.11795)."""
+
+    def __init__(self, logits: Tensor, actions: ActionSpec) -> None:
+        """logits: (B, L), the factors' one behind the other."""
+        self.actions = actions
+        self.factors = [
+            Categorical(logits=part, validate_args=False)  # to check is to wait for a GPU
+            for part in logits.split(list(actions.factor_sizes), dim=-1)
+        ]
+
+    def log_prob(self, codes: Tensor) -> Tensor:
+        """(B,) codes -> (B,) nats."""
+        chosen = self.actions.split(codes).unbind(-1)
+        pairs = zip(self.factors, chosen, strict=True)
+        return torch.stack([factor.log_prob(choice) for factor, choice in pairs]).sum(0)
+
+    def sample(self) -> Tensor:
+        """Draw a code for each row: (B,)."""
+        return self.actions.join(torch.stack([draw(factor.probs) for factor in self.factors], -1))
+
+    @property
+    def mode(self) -> Tensor:
+        """The likeliest code of each row: (B,)."""
+        return self.actions.join(torch.stack([factor.mode for factor in self.factors], -1))
+
+    def entropy(self) -> Tensor:
+        """(B,) nats."""
+        return torch.stack([factor.entropy() for factor in self.factors]).sum(0)

@@ -1,0 +1,124 @@
+"""From mouse and keys to an action of any action space.
+
+An action holds until the hand changes it: windows report keys that go down, not keys that are held.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data.actions import ActionSpec
+from pipeline.play.keyboard import Keys
+
+STEP = 0.04  # share of its range by which one key press moves a number
+ARROWS = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
+ALSO_CALLED = {"up": ("forward",), "down": ("back", "backward")}
+
+
+def make_hand(spec: ActionSpec) -> Hand | Keys:
+    """Give the hand that an action space is played with."""
+    return Keys(spec) if spec.factors else Hand(spec)
+
+
+class Hand:
+    """The action that the player asks for, in the environment's units."""
+
+    def __init__(self, spec: ActionSpec) -> None:
+        self.spec = spec
+        self.chosen = 0
+        """The dimension that + and - change (continuous)."""
+        kind = np.float32 if spec.kind == "continuous" else np.int64
+        self.action = np.zeros(spec.shape, kind)
+        if spec.kind == "continuous":
+            self.action += (self._low + self._high) / 2
+
+    def rest(self, action: np.ndarray) -> None:
+        """Go on from an action that somebody else has taken."""
+        self.action = np.array(action, self.action.dtype)
+
+    def take(self) -> np.ndarray:
+        """Give the action of this step."""
+        return self.action
+
+    def claims(self, key: str) -> bool:
+        """Tell whether a key steers though the game has a use for it, too."""
+        return False
+
+    def button(self, down: bool) -> None:
+        """The mouse button does nothing here."""
+
+    def point(self, x: float, y: float) -> None:
+        """Put the target at a share of the picture, 0 to 1 from its left and top edge."""
+        if self.spec.pointer:
+            share = np.clip([x, y], 0, 1)
+            self.action[:2] = self._low[:2] + share * (self._high - self._low)[:2]
+
+    def press(self, key: str) -> None:
+        """Follow a key: an arrow, a digit, + or -, comma or dot.  Others change nothing."""
+        if self.spec.kind == "discrete":
+            self._press_discrete(key)
+        elif key in ARROWS and ARROWS[key][0] < self.spec.size:
+            dimension, sign = ARROWS[key]
+            self._move(dimension, sign)
+        elif key in ("+", "=", "-"):
+            self._move(self.chosen, -1 if key == "-" else 1)
+        elif key.isdigit() and 1 <= int(key) <= self.spec.size:
+            self.chosen = int(key) - 1
+        elif key in (",", "."):
+            self.chosen = (self.chosen + (1 if key == "." else -1)) % self.spec.size
+
+    @property
+    def pointer(self) -> tuple[float, float] | None:
+        """Where the target lies, as shares of the picture."""
+        return pointer_of(self.spec, self.action)
+
+    @property
+    def help(self) -> str:
+        if self.spec.kind == "discrete":
+            digits = [f"{i + 1} {name}" for i, name in enumerate(self.spec.names[:9])]
+            return "  ".join(digits + [", . others" if self.spec.size > 9 else "arrows by name"])
+        if self.spec.pointer and self.spec.size == 2:
+            return "mouse or arrows: target"
+        steer = "mouse or arrows: target  " if self.spec.pointer else "arrows: first two  "
+        return steer + f"1-{min(9, self.spec.size)} or , . choose a number  + - change it"
+
+    def describe(self) -> str:
+        """Say what the hand asks for in a few words."""
+        if self.spec.kind == "discrete":
+            return self.spec.names[int(self.action)]
+        if self.spec.pointer and self.spec.size == 2:
+            return ""  # the ring in the picture shows it
+        return f"{self.spec.names[self.chosen]} {self.action[self.chosen]:.3g}"
+
+    def _press_discrete(self, key: str) -> None:
+        if key.isdigit() and 1 <= int(key) <= min(9, self.spec.size):
+            self.action = np.array(int(key) - 1)
+        elif key in (",", "."):
+            self.action = np.array((int(self.action) + (1 if key == "." else -1)) % self.spec.size)
+        elif key in ARROWS:
+            words = (key, *ALSO_CALLED.get(key, ()))
+            named = [i for i, n in enumerate(self.spec.names) if n.lower() in words]
+            if named:
+                self.action = np.array(named[0])
+
+    def _move(self, dimension: int, sign: int) -> None:
+        low, high = self._low[dimension], self._high[dimension]
+        moved = self.action[dimension] + sign * STEP * (high - low)
+        self.action[dimension] = np.clip(moved, low, high)
+
+    @property
+    def _low(self) -> np.ndarray:
+        return np.array(self.spec.low, np.float32)
+
+    @property
+    def _high(self) -> np.ndarray:
+        return np.array(self.spec.high, np.float32)
+
+
+def pointer_of(spec: ActionSpec, action: np.ndarray) -> tuple[float, float] | None:
+    """Give the point of the picture that an action names, as shares of its width and height."""
+    if not spec.pointer:
+        return None
+    low, high = np.array(spec.low[:2]), np.array(spec.high[:2])
+    x, y = (np.asarray(action)[:2] - low) / (high - low)
+    return float(x), float(y)

@@ -1,0 +1,84 @@
+"""What the recordings show of a task: the steps that lead up to a high reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.actions import ActionSpec
+from data.shards import Recordings
+from pipeline.training.latents import LatentClip, LatentClips
+
+
+@dataclass
+class Step:
+    """A batch of frames and what was done there."""
+
+    latents: Tensor  # (B, N) int64, or (B, P, D)
+    actions: Tensor  # (B, A) normalised, or (B,) codes
+
+
+class ShownSteps:
+    """Steps of `split` worth cloning.
+
+    Of an episode whose reward reaches `enough`, those before it is highest; of recordings without
+    rewards, all.
+    """
+
+    def __init__(
+        self, recordings: Recordings, split: str, latents: np.ndarray, enough: float
+    ) -> None:
+        self.actions: ActionSpec = recordings.actions
+        self.latents = latents
+        self.recorded = recordings.read_rows("actions", 0, recordings.total)
+        rows = []
+        episodes = recordings.episodes(split)  # type: ignore[arg-type]
+        for episode in episodes:
+            first, length = int(recordings.first_rows[episode]), recordings.length(episode)
+            end = length - 1  # the last action leads nowhere
+            if recordings.has("rewards"):
+                rewards = recordings.read(episode, "rewards")
+                end = int(rewards.argmax()) if rewards.max() >= enough else 0
+            rows.append(np.arange(first, first + end))
+        self.episodes = sum(len(r) > 0 for r in rows)
+        self.rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        if not len(self.rows):
+            raise ValueError(
+                f"no {split} episode of {recordings.folder} reaches a reward of {enough}, so there "
+                f"is nothing to clone; lower --enough, or record demonstrations of the task"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: np.ndarray) -> Step:
+        rows = self.rows[indices]
+        latents = torch.from_numpy(np.asarray(self.latents[rows]))
+        latents = latents.float() if latents.is_floating_point() else latents.long()
+        actions = torch.from_numpy(self.recorded[rows])
+        return Step(latents, self.actions.normalize(actions))
+
+
+@dataclass
+class StartsAndSteps:
+    starts: LatentClip
+    shown: Step
+
+
+class StartsBesideSteps:
+    """For each batch of starts of imagination, as many shown steps."""
+
+    def __init__(self, starts: LatentClips, shown: ShownSteps) -> None:
+        self.starts, self.shown = starts, shown
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def batch(self, indices: np.ndarray) -> StartsAndSteps:
+        # drawn from the starts themselves, so that the batch is a function of its indices
+        random = np.random.default_rng(indices)
+        beside = random.integers(0, len(self.shown), len(indices))
+        return StartsAndSteps(self.starts.batch(indices), self.shown.batch(beside))

@@ -1,0 +1,240 @@
+"""Stage 1: recordings become shards.
+
+Reads   the Push-T simulator, human demonstrations, Minecraft recordings, or arrays from elsewhere.
+Writes  RUN/shards: shard-00000.h5 and so on, and build.json, which says what made them.
+Try     python -m data.preprocess pusht --run runs/pusht --preset pusht cpu
+Next    train_tokenizer.py
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+from data.arrays import Arrays, Layout
+from data.build_shards import Source, build, cores
+from data.check import main_check
+from data.download import fetch
+from data.pusht.demos import Demonstrations
+from data.pusht.perturbed_demos import Replays
+from data.pusht.scripted_episodes import ScriptedPushes
+from data.shards import Recordings, shards_of
+from data.vpt.file_slice import Pair
+from data.vpt.find import find_local
+from data.vpt.index import choose, fetch_pairs, home, load_index
+from data.vpt.recordings import Look, VptRecordings
+from data.vpt.vpt_report import report
+from pipeline.cli import Command, also_called, run_commands, unprefixed
+from pipeline.lock import lock
+
+
+@dataclass(frozen=True)
+class PushTConfig:
+    run: Path = Path("runs/pusht")
+    """Folder of the world model; its shards are written."""
+    demos: str = ""
+    """Human demonstrations: a zarr folder, a zip, an npz, or a URL of one; without it, a scripted
+    pusher makes the episodes."""
+    checksum: str = ""
+    """SHA-256 that a download must have."""
+    replays: int = 0
+    """Carry each demonstration out so many times in the simulator: the first exactly, the others
+    with noise, every second one mirrored; 0 takes the demonstrations as recorded."""
+    episodes: int = 2000
+    """Episodes of the scripted pusher."""
+    resolution: int = 64
+    """Height and width of a frame, in pixels."""
+    seed: int = 0
+    """Of episodes, noise and splits."""
+    workers: int = cores()
+    """Processes; what is written does not depend on it."""
+    restart: bool = False
+    """Throw away what is there and begin anew."""
+
+
+RESOLUTIONS = 16, 1024  # the simulator's own 512 pixels, and twice as fine
+
+PRESETS = {
+    "pusht": lambda c: c,
+    "tokens": lambda c: c,
+    "high_res": lambda c: replace(c, resolution=96),
+    "goals": lambda c: c,
+    "dinov2": lambda c: c,
+    "latent": lambda c: c,
+    "cpu": lambda c: replace(c, episodes=480),
+    "hour": lambda c: replace(c, episodes=960),
+    "debug": lambda c: replace(c, episodes=6),
+}
+
+
+def pusht(config: PushTConfig) -> None:
+    least, most = RESOLUTIONS
+    if not least <= config.resolution <= most:
+        raise ValueError(f"--resolution {config.resolution} is no picture; give {least} to {most}")
+    if config.replays and not config.demos:
+        raise ValueError("--replays needs --demos, the demonstrations to replay")
+    if config.episodes < 1 or config.replays < 0 or config.workers < 1:
+        raise ValueError("--episodes and --workers start at 1, --replays at 0")
+    with _held(config.run) as folder:
+        source: Source
+        if config.demos:
+            path = _local(config)
+            if config.replays:
+                source = Replays(str(path), config.replays, config.resolution, config.seed)
+            else:
+                source = Demonstrations(str(path), config.resolution)
+        else:
+            source = ScriptedPushes(config.episodes, config.resolution, config.seed)
+        _build(source, folder, config.seed, config.workers, config.restart)
+
+
+@dataclass(frozen=True)
+class ArraysConfig:
+    path: Path
+    """An HDF5 file with frames and actions, a folder or stem of .npy pairs, or a folder of .npz."""
+    run: Path = Path("runs/arrays")
+    """Folder of the world model; its shards are written."""
+    layout: Layout = "auto"
+    """Order of a frame's axes, where it cannot be told from the sizes."""
+    scale: float = 1.0
+    """Factor to 0..255, for frames stored as fractions."""
+    seed: int = 0
+    """Of the splits."""
+    workers: int = cores()
+    restart: bool = False
+    """Throw away what is there and begin anew."""
+
+
+def arrays(config: ArraysConfig) -> None:
+    with _held(config.run) as folder:
+        source = Arrays(str(config.path), config.layout, config.scale)
+        _build(source, folder, config.seed, config.workers, config.restart)
+
+
+@contextmanager
+def _held(run: Path) -> Iterator[Path]:
+    """The folder of a run's shards, for one process at a time, or one job of several ranks."""
+    folder = run / "shards"
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock(folder) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
+        yield folder
+
+
+def _local(config: PushTConfig) -> Path:
+    if "://" in config.demos:
+        return fetch(config.demos, config.run / "download", config.checksum or None)
+    return Path(config.demos)
+
+
+def _build(
+    source: Source, folder: Path, seed: int, workers: int, restart: bool, together: int = 1
+) -> None:
+    words = [w for w in sys.argv[1:] if w not in ("--restart", "--force")]
+    command = f"python -m data.preprocess {shlex.join(words)}"
+    made = build(source, folder, command, seed, workers, restart, together)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others may not be done yet
+        print(f"shards: rank {os.environ.get('RANK', 0)} made {made} in {folder}")
+        return
+    recordings = Recordings(folder)
+    counts = {split: len(recordings.episodes(split)) for split in ("train", "validation", "test")}
+    done = f"{made} shards made" if made else "all shards were there"
+    line = (
+        f"shards: {done} in {folder}: {recordings.total} frames, {len(recordings)} episodes "
+        f"({', '.join(f'{n} {split}' for split, n in counts.items())})"
+    )
+    if recordings.has("contacts"):
+        contacts = recordings.read_rows("contacts", 0, recordings.total)
+        line += f", in contact in {(contacts > 0).mean():.0%} of them"
+    if recordings.has("rewards"):
+        best = [recordings.read(e, "rewards").max() for e in range(len(recordings))]
+        line += f", best reward of an episode {sum(best) / len(best):.2f} on average"
+    print(line)
+
+
+@dataclass(frozen=True)
+class VptConfig:
+    run: Path = Path("runs/minecraft")
+    """Folder of the world model; its shards are written."""
+    recordings: Path | None = None
+    """A folder of NAME.mp4 and NAME.jsonl pairs or of tar files of them, one tar, or one mp4."""
+    index: str = ""
+    """OpenAI's index of recordings, a file or a URL: they are downloaded."""
+    clips: int = 10
+    """Recordings of the index to take."""
+    look: Annotated[Look, unprefixed()] = field(default_factory=Look)
+    skip_bad: bool = False
+    """Leave out what cannot be used, and count it; a broken line counts as nothing new done."""
+    downloads: int = 8
+    """Files that are fetched at a time."""
+    seed: int = 0
+    """Of the choice from the index, and of splits."""
+    workers: int = cores()
+    """Processes that decode; what is written does not depend on it."""
+    restart: Annotated[bool, also_called("--force")] = False
+    """Throw away what is there and begin anew."""
+
+
+VPT_PRESETS = {
+    "minecraft": lambda c: c,
+    "minecraft-150m": lambda c: c,
+    "high_res": lambda c: replace(c, look=replace(c.look, resolution=128)),
+    "tokens": lambda c: c,
+    "cpu": lambda c: c,
+    "hour": lambda c: c,
+    "debug": lambda c: c,
+}
+
+
+def vpt(config: VptConfig) -> None:
+    if bool(config.index) == bool(config.recordings):
+        raise ValueError("--recordings PATH or --index FILE|URL, one of the two, says what to read")
+    if config.clips < 1 or config.workers < 1 or config.downloads < 1:
+        raise ValueError("--clips, --workers and --downloads start at 1")
+    with _held(config.run) as folder:
+        if config.recordings:
+            pairs, missing = find_local(config.recordings, config.skip_bad)
+            names = tuple(pair.name for pair in pairs)
+        else:
+            names, pairs, missing = _from_index(config)
+        source = VptRecordings(names, tuple(pairs), config.look, config.skip_bad)
+        began = time.monotonic()
+        _build(source, folder, config.seed, config.workers, config.restart, source.parts)
+        for line in report(folder, missing, time.monotonic() - began):
+            print(line)
+
+
+def _from_index(config: VptConfig) -> tuple[tuple[str, ...], list[Pair], list[str]]:
+    """Fetch this rank's share of the recordings chosen: all names, its pairs, what was not had."""
+    folder = config.run / "download"
+    stems = choose(load_index(config.index, folder), config.clips, config.seed)
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    pairs, missing = fetch_pairs(stems[rank::ranks], folder, config.downloads, config.skip_bad)
+    return tuple(home(stem) for stem in stems), pairs, missing
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    shards: Path
+    """A folder of shards, or the run folder that holds it."""
+
+
+def check(config: CheckConfig) -> None:
+    main_check(shards_of(config.shards))
+
+
+COMMANDS = {
+    "vpt": Command(vpt, VptConfig, VPT_PRESETS, "Minecraft: OpenAI's contractor recordings"),
+    "pusht": Command(pusht, PushTConfig, PRESETS, "Push-T: scripted pusher or demonstrations"),
+    "arrays": Command(arrays, ArraysConfig, {}, "HDF5, .npy or .npz recordings from elsewhere"),
+    "check": Command(check, CheckConfig, {}, "validate shards, print statistics, draw a sheet"),
+}
+
+if __name__ == "__main__":
+    run_commands(COMMANDS, __doc__ or "")

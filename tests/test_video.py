@@ -33,7 +33,7 @@ def test_a_film_is_pngs_a_gif_and_an_mp4_of_the_same_pictures(tmp_path: Path):
     assert names == [f"{i:05d}.png" for i in range(6)]
     for number, shot in enumerate(shots):
         np.testing.assert_array_equal(imageio.imread(tmp_path / "frames" / names[number]), shot)
-    for read in (imageio.imread(tmp_path / "video.gif"), read_mp4(tmp_path / "video.mp4")):
+    for read in (imageio.imread(tmp_path / "film.gif"), read_mp4(tmp_path / "film.mp4")):
         assert len(read) == 6
         for shot, seen in zip(shots, read, strict=True):
             assert abs(where_red(shot) - where_red(seen)) < 1
@@ -54,7 +54,7 @@ def test_a_film_lasts_as_long_as_its_pictures(tmp_path: Path):
 @pytest.mark.parametrize("fps", FPS)
 def test_a_film_holds_the_slowest_and_the_fastest_pace(tmp_path: Path, fps: float):
     assert video.write_film(tmp_path, pictures(), fps) == 6
-    assert len(read_mp4(tmp_path / "video.mp4")) == len(imageio.imread(tmp_path / "video.gif"))
+    assert len(read_mp4(tmp_path / "film.mp4")) == len(imageio.imread(tmp_path / "film.gif"))
 
 
 def test_a_shorter_film_leaves_no_frame_of_the_longer_one(tmp_path: Path):
@@ -65,7 +65,7 @@ def test_a_shorter_film_leaves_no_frame_of_the_longer_one(tmp_path: Path):
 
 def test_odd_sizes_are_made_even_for_the_mp4_alone(tmp_path: Path):
     video.write_film(tmp_path, pictures(3, height=33, width=49), fps=7.5)
-    assert read_mp4(tmp_path / "video.mp4").shape == (3, 34, 50, 3)
+    assert read_mp4(tmp_path / "film.mp4").shape == (3, 34, 50, 3)
     assert imageio.imread(tmp_path / "frames" / "00000.png").shape == (33, 49, 3)
 
 
@@ -78,10 +78,10 @@ def test_no_pictures_or_unequal_ones_are_refused(tmp_path: Path):
 
 def test_the_film_before_stays_whole_when_writing_fails(tmp_path: Path, monkeypatch):
     video.write_film(tmp_path, pictures(), fps=10)
-    before = (tmp_path / "video.mp4").read_bytes()
+    before = (tmp_path / "film.mp4").read_bytes()
     monkeypatch.setattr("av.codecs_available", {"libx264": 0})
     monkeypatch.setattr("numpy.pad", None)
     with pytest.raises(TypeError):
-        video.write_mp4(tmp_path / "video.mp4", pictures(), fps=10)
-    assert (tmp_path / "video.mp4").read_bytes() == before
+        video.write_mp4(tmp_path / "film.mp4", pictures(), fps=10)
+    assert (tmp_path / "film.mp4").read_bytes() == before
     assert not list(tmp_path.rglob("*.partial"))

@@ -18,20 +18,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
-from data.arrays import Arrays, Layout
-from data.build_shards import Source, build, cores
+from data.arrays import ArraySource, Layout
+from data.build_shards import Source, build, available_cpus
 from data.check import main_check
 from data.download import fetch
 from data.pusht.demos import Demonstrations
-from data.pusht.perturbed_demos import Replays
-from data.pusht.scripted_episodes import ScriptedPushes
-from data.shards import Recordings, shards_of
-from data.vpt.file_slice import Pair
+from data.pusht.perturbed_demos import PerturbedDemos
+from data.pusht.scripted_episodes import ScriptedEpisodes
+from data.shards import EpisodeDataset, shards_folder
+from data.vpt.file_slice import VideoAndLog
 from data.vpt.find import find_local
-from data.vpt.index import choose, fetch_pairs, home, load_index
-from data.vpt.recordings import Look, VptRecordings
+from data.vpt.index import sample_recordings, download_recordings, local_name, load_index
+from data.vpt.recordings import FrameFormat, VptSource
 from data.vpt.vpt_report import report
-from pipeline.cli import Command, also_called, run_commands, unprefixed
+from pipeline.cli import Command, flag_aliases, run_commands, unprefixed
 from pipeline.lock import lock
 
 
@@ -53,13 +53,13 @@ class PushTConfig:
     """Height and width of a frame, in pixels."""
     seed: int = 0
     """Of episodes, noise and splits."""
-    workers: int = cores()
+    num_workers: int = available_cpus()
     """Processes; what is written does not depend on it."""
     restart: bool = False
     """Throw away what is there and begin anew."""
 
 
-RESOLUTIONS = 16, 1024  # the simulator's own 512 pixels, and twice as fine
+RESOLUTION_RANGE = 16, 1024  # the simulator's own 512 pixels, and twice as fine
 
 PRESETS = {
     "pusht": lambda c: c,
@@ -75,24 +75,24 @@ PRESETS = {
 
 
 def pusht(config: PushTConfig) -> None:
-    least, most = RESOLUTIONS
-    if not least <= config.resolution <= most:
-        raise ValueError(f"--resolution {config.resolution} is no picture; give {least} to {most}")
+    smallest, largest = RESOLUTION_RANGE
+    if not smallest <= config.resolution <= largest:
+        raise ValueError(f"--resolution {config.resolution} is no picture; give {smallest} to {largest}")
     if config.replays and not config.demos:
         raise ValueError("--replays needs --demos, the demonstrations to replay")
-    if config.episodes < 1 or config.replays < 0 or config.workers < 1:
+    if config.episodes < 1 or config.replays < 0 or config.num_workers < 1:
         raise ValueError("--episodes and --workers start at 1, --replays at 0")
-    with _held(config.run) as folder:
+    with _locked_shards(config.run) as folder:
         source: Source
         if config.demos:
-            path = _local(config)
+            path = _local_demos(config)
             if config.replays:
-                source = Replays(str(path), config.replays, config.resolution, config.seed)
+                source = PerturbedDemos(str(path), config.replays, config.resolution, config.seed)
             else:
                 source = Demonstrations(str(path), config.resolution)
         else:
-            source = ScriptedPushes(config.episodes, config.resolution, config.seed)
-        _build(source, folder, config.seed, config.workers, config.restart)
+            source = ScriptedEpisodes(config.episodes, config.resolution, config.seed)
+        _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
 
 
 @dataclass(frozen=True)
@@ -107,19 +107,19 @@ class ArraysConfig:
     """Factor to 0..255, for frames stored as fractions."""
     seed: int = 0
     """Of the splits."""
-    workers: int = cores()
+    num_workers: int = available_cpus()
     restart: bool = False
     """Throw away what is there and begin anew."""
 
 
 def arrays(config: ArraysConfig) -> None:
-    with _held(config.run) as folder:
-        source = Arrays(str(config.path), config.layout, config.scale)
-        _build(source, folder, config.seed, config.workers, config.restart)
+    with _locked_shards(config.run) as folder:
+        source = ArraySource(str(config.path), config.layout, config.scale)
+        _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
 
 
 @contextmanager
-def _held(run: Path) -> Iterator[Path]:
+def _locked_shards(run: Path) -> Iterator[Path]:
     """The folder of a run's shards, for one process at a time, or one job of several ranks."""
     folder = run / "shards"
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,34 +127,34 @@ def _held(run: Path) -> Iterator[Path]:
         yield folder
 
 
-def _local(config: PushTConfig) -> Path:
+def _local_demos(config: PushTConfig) -> Path:
     if "://" in config.demos:
         return fetch(config.demos, config.run / "download", config.checksum or None)
     return Path(config.demos)
 
 
-def _build(
-    source: Source, folder: Path, seed: int, workers: int, restart: bool, together: int = 1
+def _build_and_report(
+    source: Source, folder: Path, seed: int, num_workers: int, restart: bool, group_size: int = 1
 ) -> None:
     words = [w for w in sys.argv[1:] if w not in ("--restart", "--force")]
     command = f"python -m data.preprocess {shlex.join(words)}"
-    made = build(source, folder, command, seed, workers, restart, together)
+    made = build(source, folder, command, seed, num_workers, restart, group_size)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the others may not be done yet
         print(f"shards: rank {os.environ.get('RANK', 0)} made {made} in {folder}")
         return
-    recordings = Recordings(folder)
-    counts = {split: len(recordings.episodes(split)) for split in ("train", "validation", "test")}
-    done = f"{made} shards made" if made else "all shards were there"
+    dataset = EpisodeDataset(folder)
+    counts = {split: len(dataset.episodes(split)) for split in ("train", "validation", "test")}
+    summary = f"{made} shards made" if made else "all shards were there"
     line = (
-        f"shards: {done} in {folder}: {recordings.total} frames, {len(recordings)} episodes "
+        f"shards: {summary} in {folder}: {dataset.total} frames, {len(dataset)} episodes "
         f"({', '.join(f'{n} {split}' for split, n in counts.items())})"
     )
-    if recordings.has("contacts"):
-        contacts = recordings.read_rows("contacts", 0, recordings.total)
+    if dataset.has("contacts"):
+        contacts = dataset.read_rows("contacts", 0, dataset.total)
         line += f", in contact in {(contacts > 0).mean():.0%} of them"
-    if recordings.has("rewards"):
-        best = [recordings.read(e, "rewards").max() for e in range(len(recordings))]
-        line += f", best reward of an episode {sum(best) / len(best):.2f} on average"
+    if dataset.has("rewards"):
+        max_rewards = [dataset.read(e, "rewards").max() for e in range(len(dataset))]
+        line += f", best reward of an episode {sum(max_rewards) / len(max_rewards):.2f} on average"
     print(line)
 
 
@@ -168,16 +168,16 @@ class VptConfig:
     """OpenAI's index of recordings, a file or a URL: they are downloaded."""
     clips: int = 10
     """Recordings of the index to take."""
-    look: Annotated[Look, unprefixed()] = field(default_factory=Look)
-    skip_bad: bool = False
+    look: Annotated[FrameFormat, unprefixed()] = field(default_factory=FrameFormat)
+    skip_invalid: bool = False
     """Leave out what cannot be used, and count it; a broken line counts as nothing new done."""
-    downloads: int = 8
+    download_workers: int = 8
     """Files that are fetched at a time."""
     seed: int = 0
     """Of the choice from the index, and of splits."""
-    workers: int = cores()
+    num_workers: int = available_cpus()
     """Processes that decode; what is written does not depend on it."""
-    restart: Annotated[bool, also_called("--force")] = False
+    restart: Annotated[bool, flag_aliases("--force")] = False
     """Throw away what is there and begin anew."""
 
 
@@ -195,28 +195,28 @@ VPT_PRESETS = {
 def vpt(config: VptConfig) -> None:
     if bool(config.index) == bool(config.recordings):
         raise ValueError("--recordings PATH or --index FILE|URL, one of the two, says what to read")
-    if config.clips < 1 or config.workers < 1 or config.downloads < 1:
+    if config.clips < 1 or config.num_workers < 1 or config.download_workers < 1:
         raise ValueError("--clips, --workers and --downloads start at 1")
-    with _held(config.run) as folder:
+    with _locked_shards(config.run) as folder:
         if config.recordings:
-            pairs, missing = find_local(config.recordings, config.skip_bad)
+            pairs, missing = find_local(config.recordings, config.skip_invalid)
             names = tuple(pair.name for pair in pairs)
         else:
             names, pairs, missing = _from_index(config)
-        source = VptRecordings(names, tuple(pairs), config.look, config.skip_bad)
-        began = time.monotonic()
-        _build(source, folder, config.seed, config.workers, config.restart, source.parts)
-        for line in report(folder, missing, time.monotonic() - began):
+        source = VptSource(names, tuple(pairs), config.look, config.skip_invalid)
+        start = time.monotonic()
+        _build_and_report(source, folder, config.seed, config.num_workers, config.restart, source.parts)
+        for line in report(folder, missing, time.monotonic() - start):
             print(line)
 
 
-def _from_index(config: VptConfig) -> tuple[tuple[str, ...], list[Pair], list[str]]:
+def _from_index(config: VptConfig) -> tuple[tuple[str, ...], list[VideoAndLog], list[str]]:
     """Fetch this rank's share of the recordings chosen: all names, its pairs, what was not had."""
     folder = config.run / "download"
-    stems = choose(load_index(config.index, folder), config.clips, config.seed)
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    pairs, missing = fetch_pairs(stems[rank::ranks], folder, config.downloads, config.skip_bad)
-    return tuple(home(stem) for stem in stems), pairs, missing
+    stems = sample_recordings(load_index(config.index, folder), config.clips, config.seed)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    pairs, missing = download_recordings(stems[rank::world_size], folder, config.download_workers, config.skip_invalid)
+    return tuple(local_name(stem) for stem in stems), pairs, missing
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ class CheckConfig:
 
 
 def check(config: CheckConfig) -> None:
-    main_check(shards_of(config.shards))
+    main_check(shards_folder(config.shards))
 
 
 COMMANDS = {

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bench.pairs import Wrong
+from bench.pairs import Incorrect
 
 Operation = Callable[..., Tensor | tuple[Tensor, ...]]
 
 # units in the last place beyond what PyTorch itself is off, and never less than sums in float32
 # differ by when they are added up in another order
-HAIR, LEAST = 8.0, 2e-6
+TOLERANCE_ULPS, MIN_TOLERANCE = 8.0, 2e-6
 
 
-def check_near(
+def check_against_definition(
     name: str, operation: Operation, definition: Operation, inputs: Sequence[Tensor], grads: bool
 ) -> None:
     """Hold outputs, and with `grads` every input's gradient, to the definition in float64.
@@ -24,19 +24,19 @@ def check_near(
     They may be no further off than the definition in the inputs' own types, plus a hair.  Wrong
     says by how much.
     """
-    truth = results(definition, [x.double() for x in inputs], grads)
-    usual = results(definition, inputs, grads)
-    mine = results(operation, inputs, grads)
-    if not len(truth) == len(mine):
-        raise Wrong(f"{name} gives {len(mine)} results, the definition {len(truth)}")
-    kind = max((x.dtype for x in inputs), key=lambda kind: torch.finfo(kind).eps)
-    for number, (exact, own, seen) in enumerate(zip(truth, usual, mine, strict=True)):
-        hair = max(HAIR * torch.finfo(kind).eps, LEAST)
-        slack = hair * exact.abs().max().clamp(min=1)
-        limit = ((own.double() - exact).abs().max() + slack).item()
-        worst = (seen.double() - exact).abs().max().item()
+    exact = results(definition, [x.double() for x in inputs], grads)
+    definition_results = results(definition, inputs, grads)
+    operation_results = results(operation, inputs, grads)
+    if not len(exact) == len(operation_results):
+        raise Incorrect(f"{name} gives {len(operation_results)} results, the definition {len(exact)}")
+    dtype = max((x.dtype for x in inputs), key=lambda kind: torch.finfo(kind).eps)
+    for number, (expected, own, seen) in enumerate(zip(exact, definition_results, operation_results, strict=True)):
+        hair = max(TOLERANCE_ULPS * torch.finfo(dtype).eps, MIN_TOLERANCE)
+        slack = hair * expected.abs().max().clamp(min=1)
+        limit = ((own.double() - expected).abs().max() + slack).item()
+        worst = (seen.double() - expected).abs().max().item()
         if not worst <= limit:
-            raise Wrong(f"{name}: result {number} is {worst:.2g} off, {limit:.2g} is allowed")
+            raise Incorrect(f"{name}: result {number} is {worst:.2g} off, {limit:.2g} is allowed")
 
 
 def results(operation: Operation, inputs: Sequence[Tensor], grads: bool) -> list[Tensor]:
@@ -45,8 +45,8 @@ def results(operation: Operation, inputs: Sequence[Tensor], grads: bool) -> list
     found = floating(operation(*inputs))
     if not grads:
         return found
-    ups = [torch.linspace(-1, 2, y.numel(), device=y.device).view(y.shape).to(y) for y in found]
-    return [y.detach() for y in found] + list(torch.autograd.grad(found, inputs, ups))
+    grad_outputs = [torch.linspace(-1, 2, y.numel(), device=y.device).view(y.shape).to(y) for y in found]
+    return [y.detach() for y in found] + list(torch.autograd.grad(found, inputs, grad_outputs))
 
 
 def floating(found: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
@@ -55,13 +55,13 @@ def floating(found: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
     return [y for y in outputs if y.is_floating_point()]
 
 
-def check_codes(name: str, codes: Tensor, vectors: Tensor, book: Tensor) -> None:
+def check_codes(name: str, codes: Tensor, vectors: Tensor, codebook: Tensor) -> None:
     """Hold codes to the nearest rows of the book in float64, but for ties in float32."""
-    vectors, book = vectors[:4096].double(), book.double()
-    far = book.square().sum(-1) - 2 * vectors @ book.T
-    chosen = far.gather(1, codes[:4096, None].long())[:, 0]
-    worst = ((chosen - far.min(1).values).max() / far.abs().max()).item()
+    vectors, codebook = vectors[:4096].double(), codebook.double()
+    distances = codebook.square().sum(-1) - 2 * vectors @ codebook.T
+    chosen = distances.gather(1, codes[:4096, None].long())[:, 0]
+    worst = ((chosen - distances.min(1).values).max() / distances.abs().max()).item()
     # a unit for each of the sums' sixteenths, and one for the last difference
-    limit = (4 + book.shape[1] / 16) * torch.finfo(torch.float32).eps
+    limit = (4 + codebook.shape[1] / 16) * torch.finfo(torch.float32).eps
     if not worst <= limit:
-        raise Wrong(f"{name}: a code is {worst:.2g} further than the nearest, {limit:.2g} allowed")
+        raise Incorrect(f"{name}: a code is {worst:.2g} further than the nearest, {limit:.2g} allowed")

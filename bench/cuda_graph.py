@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 
 # of one CUDA graph, whose launch then counts for little
-CALLS = 10
+CALLS_PER_GRAPH = 10
 
 Step = Callable[[], object]
 
 
-def captured(run: Step) -> Step:
+def capture_graph(run: Step) -> Step:
     """The launches of CALLS calls as one CUDA graph; RuntimeError if one waits for the GPU."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -21,10 +21,10 @@ def captured(run: Step) -> Step:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        held = [run() for _ in range(CALLS)]
+        outputs = [run() for _ in range(CALLS_PER_GRAPH)]
 
     def replay() -> object:
         graph.replay()
-        return held  # what the graph writes stays in memory
+        return outputs  # what the graph writes stays in memory
 
     return replay

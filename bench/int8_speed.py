@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from bench.pairs import EXACT, INT8, Options, Row, Wrong, compare, race, value
-from bench.play_speed import GIVEN, check_world, start_of
+from bench.pairs import EXACT, INT8, Options, Row, Incorrect, compare, race, value_row
+from bench.play_speed import DEFAULT_RUN, check_world, start_clip
 from data.clips import Clips
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from evaluation.measures.open_loop import HORIZONS, open_loop
 from models.world import World
 from pipeline.inference.load import load_world
@@ -26,13 +26,13 @@ def rows(options: Options) -> Iterator[Row]:
     """Race frames of play; then imagine the run's held-out windows, if its recordings are there."""
     if options.device.type != "cpu":
         return
-    run = options.run or GIVEN
+    run = options.run or DEFAULT_RUN
     exact = load_world(run, options.device)
-    narrow = load_world(run, options.device, int8=True)
-    frames, actions = start_of(run, exact)
-    check_world(narrow, frames, actions)
-    worlds = {EXACT: exact, INT8: narrow}
-    runners = {name: playing(world, frames, actions) for name, world in worlds.items()}
+    int8_world = load_world(run, options.device, int8=True)
+    frames, actions = start_clip(run, exact)
+    check_world(int8_world, frames, actions)
+    worlds = {EXACT: exact, INT8: int8_world}
+    runners = {name: play_fn(world, frames, actions) for name, world in worlds.items()}
     seconds = race(runners, options.rounds, device=options.device)
     steps = len(actions) - len(frames) + 1
     yield from compare(AREA, f"play {run.name}", seconds, {}, INT8, "frames/s", steps)
@@ -41,10 +41,10 @@ def rows(options: Options) -> Iterator[Row]:
         note = "not measured: --run RUN with its shards"
         yield Row(AREA, what, EXACT, "dB", note=note)
         return
-    yield from losses(worlds, Recordings(run / "shards"), what, 32 if options.quick else 256)
+    yield from quality_rows(worlds, EpisodeDataset(run / "shards"), what, 32 if options.quick else 256)
 
 
-def playing(world: World, frames: Tensor, actions: Tensor) -> Callable[[], None]:
+def play_fn(world: World, frames: Tensor, actions: Tensor) -> Callable[[], None]:
     """Play from the same start through the same actions."""
     context = len(frames)
 
@@ -58,19 +58,19 @@ def playing(world: World, frames: Tensor, actions: Tensor) -> Callable[[], None]
     return play
 
 
-def losses(
-    worlds: dict[str, World], recordings: Recordings, what: str, windows: int
+def quality_rows(
+    worlds: dict[str, World], dataset: EpisodeDataset, what: str, num_clips: int
 ) -> Iterator[Row]:
     """PSNR and delta-PSNR, in dB, exact minus int8."""
-    clips = Clips(recordings, "test", worlds[INT8].context + max(HORIZONS))
-    exact, narrow = (
-        open_loop(worlds[name], clips, HORIZONS, windows=windows) for name in (EXACT, INT8)
+    clips = Clips(dataset, "test", worlds[INT8].context + max(HORIZONS))
+    exact_result, int8_result = (
+        open_loop(worlds[name], clips, HORIZONS, num_clips=num_clips) for name in (EXACT, INT8)
     )
     four = HORIZONS.index(4)
-    mean = [sum(found["psnr"]) / len(HORIZONS) for found in (exact, narrow)]
+    mean = [sum(found["psnr"]) / len(HORIZONS) for found in (exact_result, int8_result)]
     if mean[0] - mean[1] > 3:
-        raise Wrong(f"int8 weights lose {mean[0] - mean[1]:.1f} dB: this is another model")
-    note = f"{exact['n']} windows of {exact['sources']} sources"
-    yield value(AREA, f"{what}, PSNR", "dB", mean[0] - mean[1], EXACT, note=note)
-    lost = exact["delta_psnr"][four] - narrow["delta_psnr"][four]
-    yield value(AREA, f"{what}, delta-PSNR(4)", "dB", lost, EXACT, note=note)
+        raise Incorrect(f"int8 weights lose {mean[0] - mean[1]:.1f} dB: this is another model")
+    note = f"{exact_result['n']} windows of {exact_result['sources']} sources"
+    yield value_row(AREA, f"{what}, PSNR", "dB", mean[0] - mean[1], EXACT, note=note)
+    lost = exact_result["delta_psnr"][four] - int8_result["delta_psnr"][four]
+    yield value_row(AREA, f"{what}, delta-PSNR(4)", "dB", lost, EXACT, note=note)

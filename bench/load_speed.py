@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from bench.pairs import Options, Row, Wrong, compare, missing, race, value
+from bench.pairs import Options, Row, Incorrect, compare, missing_row, race, value_row
 from bench.peers.stable_worldmodel import INSTALL, submodule
 from data.clips import Clips
-from data.shards import Recordings, dataset
+from data.shards import EpisodeDataset, h5_dataset
 from data.toy import write_toy_shards
-from pipeline.device import room_for_data
+from pipeline.device import data_memory_limit
 from pipeline.training.latents import LatentClips
 
 AREA = "loading"
-BATCH = 64
+BATCH_SIZE = 64
 LENGTHS = (16, 4)
 TOKENS = 64
 GZIP = "h5py, automatic chunks, gzip"
 CONTIGUOUS = "h5py, contiguous"
 STABLE_WORLDMODEL = "stable-worldmodel HDF5"
-BARS = {GZIP: (300.0, 600.0), STABLE_WORLDMODEL: (3.0, 10.0)}
+TARGETS = {GZIP: (300.0, 600.0), STABLE_WORLDMODEL: (3.0, 10.0)}
 NOTE = "one process, warm page cache"
 ON_GPU = "on the GPU"
 
@@ -40,24 +40,24 @@ def rows(options: Options) -> Iterator[Row]:
     """Frames of 64 x 64, in memory, from the shards and on a GPU; then codes from a memory map."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        recordings = _recordings(folder, options)
-        files = _write_peers(folder, recordings)
+        dataset = _open_dataset(folder, options)
+        files = _write_peers(folder, dataset)
         for frames in LENGTHS:
-            yield from _frames(recordings, files, frames, options)
-        yield from _tokens(folder, recordings, options)
+            yield from _frames(dataset, files, frames, options)
+        yield from _tokens(folder, dataset, options)
 
 
-def _recordings(folder: Path, options: Options) -> Recordings:
+def _open_dataset(folder: Path, options: Options) -> EpisodeDataset:
     if options.run is not None:
-        return Recordings(options.run / "shards")
+        return EpisodeDataset(options.run / "shards")
     episodes, length = (18, 40) if options.quick else (60, 150)
-    return Recordings(write_toy_shards(folder / "shards", episodes, length, size=64))
+    return EpisodeDataset(write_toy_shards(folder / "shards", episodes, length, size=64))
 
 
-def _write_peers(folder: Path, recordings: Recordings) -> dict[str, Path]:
+def _write_peers(folder: Path, dataset: EpisodeDataset) -> dict[str, Path]:
     """The training episodes one behind the other in each peer's file, numbered as `Clips` does."""
-    episodes = recordings.episodes("train")
-    frames = np.concatenate([recordings.read(e, "frames") for e in episodes])
+    episodes = dataset.episodes("train")
+    frames = np.concatenate([dataset.read(e, "frames") for e in episodes])
     files = {GZIP: folder / "gzip.h5", CONTIGUOUS: folder / "contiguous.h5"}
     with h5py.File(files[GZIP], "w") as file:
         file.create_dataset("frames", data=frames, chunks=True, compression="gzip")
@@ -70,52 +70,52 @@ def _write_peers(folder: Path, recordings: Recordings) -> dict[str, Path]:
     path = files[STABLE_WORLDMODEL] = folder / "stable_worldmodel.h5"
     with peer.HDF5Writer(path) as writer:
         for episode in episodes:
-            pixels, actions = (recordings.read(episode, name) for name in ("frames", "actions"))
+            pixels, actions = (dataset.read(episode, name) for name in ("frames", "actions"))
             writer.write_episode({"pixels": pixels, "action": actions})
     return files
 
 
 def _frames(
-    recordings: Recordings, files: dict[str, Path], frames: int, options: Options
+    recordings: EpisodeDataset, files: dict[str, Path], clip_length: int, options: Options
 ) -> Iterator[Row]:
-    memory = Clips(recordings, "train", frames, memory_limit=2**62)
-    shards = Clips(recordings, "train", frames, memory_limit=0)
+    memory = Clips(recordings, "train", clip_length, memory_limit=2**62)
+    shards = Clips(recordings, "train", clip_length, memory_limit=0)
     ours = {"in memory": memory, "from the shards": shards}
     if options.device.type == "cuda":  # as training keeps them where they fit
-        near = ours[ON_GPU] = Clips(recordings, "train", frames)
-        near.keep_on(options.device, room_for_data(options.device))
+        on_gpu = ours[ON_GPU] = Clips(recordings, "train", clip_length)
+        on_gpu.cache_on_device(options.device, data_memory_limit(options.device))
     loaders: dict[str, Loader] = {
         name: lambda indices, clips=clips: clips.batch(indices).frames
         for name, clips in ours.items()
     }
     lengths = recordings.lengths[recordings.episodes("train")]
-    starts = _starts(lengths, frames)
+    starts = _starts(lengths, clip_length)
     with h5py.File(files[GZIP], "r") as gzip, h5py.File(files[CONTIGUOUS], "r") as contiguous:
         for name, file in ((GZIP, gzip), (CONTIGUOUS, contiguous)):
-            loaders[name] = _slices(dataset(file, "frames"), starts, frames)
+            loaders[name] = _slices(h5_dataset(file, "frames"), starts, clip_length)
         if STABLE_WORLDMODEL in files:
             peer = submodule("data.formats.hdf5")
-            clips = peer.HDF5Dataset(path=files[STABLE_WORLDMODEL], num_steps=frames)
+            clips = peer.HDF5Dataset(path=files[STABLE_WORLDMODEL], num_steps=clip_length)
             loaders[STABLE_WORLDMODEL] = _collated(clips)
         _check(loaders, len(memory))
-        windows = {name: Windows(loader, len(memory)) for name, loader in loaders.items()}
-        seconds = race(windows, options.rounds, warmup=1, device=options.device)
+        runners = {name: BatchLoader(loader, len(memory)) for name, loader in loaders.items()}
+        seconds = race(runners, options.rounds, warmup=1, device=options.device)
     # automatic chunks grow with the file: --quick's is too short to hold anyone to that bar
-    bars = {k: v for k, v in BARS.items() if k != GZIP or not options.quick}
+    targets = {k: v for k, v in TARGETS.items() if k != GZIP or not options.quick}
     for name in ours:
         taken = {k: v for k, v in seconds.items() if k == name or k not in ours}
         yield from compare(
-            AREA, f"{BATCH} windows of {frames} frames, {name}", taken, bars, name, "frames/s",
-            amount=BATCH * frames,
+            AREA, f"{BATCH_SIZE} windows of {clip_length} frames, {name}", taken, targets, name, "frames/s",
+            amount=BATCH_SIZE * clip_length,
             notes=dict.fromkeys(taken, NOTE + "; theirs in main memory" * (name == ON_GPU)),
         )  # fmt: skip
     if STABLE_WORLDMODEL not in files:
-        what = f"{BATCH} windows of {frames} frames"
-        yield missing(AREA, what, STABLE_WORLDMODEL, INSTALL)
+        what = f"{BATCH_SIZE} windows of {clip_length} frames"
+        yield missing_row(AREA, what, STABLE_WORLDMODEL, INSTALL)
 
 
 @dataclass
-class Windows:
+class BatchLoader:
     """Loads other windows at each call; the same ones in the same order for every loader."""
 
     load: Loader
@@ -124,12 +124,12 @@ class Windows:
 
     def __call__(self) -> Tensor:
         self.calls += 1
-        return self.load(drawn(self.calls, self.count))
+        return self.load(sample_indices(self.calls, self.count))
 
 
-def drawn(call: int, count: int) -> np.ndarray:
+def sample_indices(call: int, count: int) -> np.ndarray:
     """The windows of a call: (B,) of `count`."""
-    return np.random.default_rng(call).integers(0, count, BATCH)
+    return np.random.default_rng(call).integers(0, count, BATCH_SIZE)
 
 
 def _starts(lengths: np.ndarray, frames: int) -> np.ndarray:
@@ -145,11 +145,11 @@ def _slices(frames: h5py.Dataset, starts: np.ndarray, length: int) -> Loader:
     def load(indices: np.ndarray) -> Tensor:
         # in the order of the file, which is the better way to read it
         order = np.argsort(starts[indices], kind="stable")
-        held = np.empty((len(indices), length, *frames.shape[1:]), np.uint8)
+        frames_out = np.empty((len(indices), length, *frames.shape[1:]), np.uint8)
         for clip in order:
             start = int(starts[indices[clip]])
-            held[clip] = frames[start : start + length]  # read_direct is slower
-        return torch.from_numpy(held).permute(0, 1, 4, 2, 3)
+            frames_out[clip] = frames[start : start + length]  # read_direct is slower
+        return torch.from_numpy(frames_out).permute(0, 1, 4, 2, 3)
 
     return load
 
@@ -160,39 +160,39 @@ def _collated(clips: Any) -> Loader:
 
 
 def _check(loaders: dict[str, Loader], count: int) -> None:
-    wanted = drawn(0, count)
+    wanted = sample_indices(0, count)
     first, truth = None, None
     for name, load in loaders.items():
         read = load(wanted).cpu()
         if truth is None:
             first, truth = name, read
         elif not torch.equal(read, truth):
-            raise Wrong(f"{name} reads other frames than {first}")
+            raise Incorrect(f"{name} reads other frames than {first}")
 
 
-def _tokens(folder: Path, recordings: Recordings, options: Options) -> Iterator[Row]:
-    path, shape = folder / "latents.bin", (recordings.total, TOKENS)
+def _tokens(folder: Path, dataset: EpisodeDataset, options: Options) -> Iterator[Row]:
+    path, shape = folder / "latents.bin", (dataset.total, TOKENS)
     store = np.memmap(path, np.int16, "w+", shape=shape)
     store[:] = np.random.default_rng(0).integers(0, 1024, shape)
     store.flush()
-    clips = Clips(recordings, "train", LENGTHS[0])
+    clips = Clips(dataset, "train", LENGTHS[0])
     mapped = np.memmap(path, np.int16, "r", shape=shape)
-    places = {"from a memory map": LatentClips(clips, mapped)}
+    variants = {"from a memory map": LatentClips(clips, mapped)}
     if options.device.type == "cuda":
-        near = places[ON_GPU] = LatentClips(clips, mapped)
-        near.keep_on(options.device, room_for_data(options.device))
-    wanted = drawn(0, len(clips))
-    for latents in places.values():
+        on_gpu = variants[ON_GPU] = LatentClips(clips, mapped)
+        on_gpu.cache_on_device(options.device, data_memory_limit(options.device))
+    wanted = sample_indices(0, len(clips))
+    for latents in variants.values():
         read = latents.batch(wanted).latents.cpu().numpy()
         if not np.array_equal(read, store[clips.rows(wanted)]):
-            raise Wrong("latents are those of other frames than the clips'")
+            raise Incorrect("latents are those of other frames than the clips'")
     loaders = {
-        place: Windows(lambda indices, latents=latents: latents.batch(indices).latents, len(clips))
-        for place, latents in places.items()
+        place: BatchLoader(lambda indices, latents=latents: latents.batch(indices).latents, len(clips))
+        for place, latents in variants.items()
     }
     what = f"windows of {LENGTHS[0]} x {TOKENS} tokens, with actions"
     seconds = race(loaders, options.rounds, device=options.device, repeats=20)
     for place, taken in seconds.items():
-        seen = BATCH / float(np.median(taken))
-        note = f"batches of {BATCH} {place}, {NOTE}"
-        yield value(AREA, what, "windows/s", seen, rounds=options.rounds, note=note)
+        seen = BATCH_SIZE / float(np.median(taken))
+        note = f"batches of {BATCH_SIZE} {place}, {NOTE}"
+        yield value_row(AREA, what, "windows/s", seen, rounds=options.rounds, note=note)

@@ -22,42 +22,42 @@ from bench.pairs import (
     INT8,
     Options,
     Row,
-    Wrong,
-    clocked,
+    Incorrect,
+    time_call,
     compare,
     drop_broken,
-    missing,
+    missing_row,
     race,
-    value,
+    value_row,
 )
 from bench.peers import stable_worldmodel as peer
 from data.actions import ActionSpec
 from models.controllers.planner import Plan, Planner, PlannerConfig, Search
 from models.dynamics.dynamics import State
 from models.dynamics.predictor import Predictor, PredictorConfig
-from models.layers.inference import hold_narrow
-from models.layers.int8 import quantise_linears
+from models.layers.inference import cast_weights
+from models.layers.int8 import quantize_linears
 from models.layers.transformer import TransformerConfig
-from models.tokenizers.tokenizer import Latents
-from models.world import Arithmetic, World, arithmetic
+from models.tokenizers.tokenizer import LatentSpec
+from models.world import Precision, World, autocast
 from pipeline.device import pick_precision
-from pipeline.graphed import WARM_UP
-from pipeline.inference.aot_inductor import compiler_for
-from pipeline.inference.recorded import Recorded
+from pipeline.graphed import WARMUP_CALLS
+from pipeline.inference.aot_inductor import pick_compile_fn
+from pipeline.inference.recorded import CudaGraphed
 
-HAND = ActionSpec("continuous", ("x", "y"), (-1.0, -1.0), (1.0, 1.0))
-LATENTS = Latents("continuous", (1, 1), 192)
+ACTIONS = ActionSpec("continuous", ("x", "y"), (-1.0, -1.0), (1.0, 1.0))
+LATENTS = LatentSpec("continuous", (1, 1), 192)
 # the published settings: 5 steps of 5 actions each, 300 candidates, 30 iterations, the best 30
-CEM = PlannerConfig("cem", samples=300, iterations=30, best=30, legs=5, leg=5)
+CEM = PlannerConfig("cem", num_samples=300, iterations=30, best=30, legs=5, action_block=5)
 # 3 anchors in view, as theirs; hidden for as many parameters as theirs
 MODEL = PredictorConfig(
-    TransformerConfig(width=192, layers=6, heads=16, hidden=3072, context=3, qk_norm=False),
-    skip=5,
+    TransformerConfig(width=192, layers=6, num_heads=16, hidden=3072, context=3, qk_norm=False),
+    frameskip=5,
     rewards=False,
 )
 PEER = "stable-worldmodel 0.1.1 CEM"
-GPU_BAR, GPU_AIM = 60.0, 12.0  # ms of a whole plan
-NEAR = 0.02  # from the goal, where both solvers have to end on a plane 2 wide
+GPU_TARGET, GPU_STRETCH = 60.0, 12.0  # ms of a whole plan
+TOLERANCE = 0.02  # from the goal, where both solvers have to end on a plane 2 wide
 
 
 def rows(options: Options) -> Iterator[Row]:
@@ -69,11 +69,11 @@ def rows(options: Options) -> Iterator[Row]:
 def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> Iterator[Row]:
     """As `rows`, with any number of candidates and iterations."""
     share = "" if config.iterations == CEM.iterations else f" (of {CEM.iterations})"
-    what = f"plan, {config.samples} x {config.iterations}{share} x {config.legs}, LeWorldModel"
+    what = f"plan, {config.num_samples} x {config.iterations}{share} x {config.legs}, LeWorldModel"
     try:
         peer.submodule("solver.cem")
     except ImportError:
-        yield missing("planning", what, PEER, peer.INSTALL)
+        yield missing_row("planning", what, PEER, peer.INSTALL)
         return
     torch.manual_seed(0)
     device = options.device
@@ -81,25 +81,25 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
     latents = torch.randn(2, LATENTS.width, device=device)
     now, goal = latents[:1], latents[1]
 
-    precision: Arithmetic = "bf16" if pick_precision(device, "auto") == "bf16" else "fp32"
+    precision: Precision = "bf16" if pick_precision(device, "auto") == "bf16" else "fp32"
     world = our_world(precision).to(device)
     wide = copy.deepcopy(world)
-    hold_narrow(world.dynamics, precision)  # type: ignore[arg-type]  # as load_world does
+    cast_weights(world.dynamics, precision)  # type: ignore[arg-type]  # as load_world does
     on_gpu = device.type == "cuda"
-    record = partial(Recorded, device=device) if on_gpu else None
-    ours = {EXACT: {str(Setting(precision, False)): Ours(world, config, record, (now, goal))}}
+    capture = partial(CudaGraphed, device=device) if on_gpu else None
+    ours = {EXACT: {str(Setting(precision, False)): Ours(world, config, capture, (now, goal))}}
     if not on_gpu:  # which int8 is not for
         ours[INT8] = {}
     for weights in [EXACT] * compiled + [INT8] * (not on_gpu):
-        swift = copy.deepcopy(wide if weights == INT8 else world)
+        fast_world = copy.deepcopy(wide if weights == INT8 else world)
         if weights == INT8:
-            quantise_linears(swift.dynamics)  # type: ignore[arg-type]
+            quantize_linears(fast_world.dynamics)  # type: ignore[arg-type]
         if compiled:
-            swift.compile_steps(compiler_for(device))
-        ours[weights][str(Setting(precision, compiled))] = Ours(swift, config, record, (now, goal))
-    near = 5e-2 if precision == "bf16" else 1e-3
+            fast_world.compile_steps(pick_compile_fn(device))
+        ours[weights][str(Setting(precision, compiled))] = Ours(fast_world, config, capture, (now, goal))
+    tolerance = 5e-2 if precision == "bf16" else 1e-3
     for weights, runners in ours.items():
-        slack = 0.1 if weights == INT8 else near
+        slack = 0.1 if weights == INT8 else tolerance
         for our in runners.values():
             check_plan(our.plan(), world, our.state, goal, slack)
     settings = [Setting("fp32", False)]
@@ -109,26 +109,26 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
         settings += [replace(setting, compiled=True) for setting in settings]
         if on_gpu:
             settings.append(replace(settings[-1], graphs=True))
-    given_weights = peer.le_world_model(HAND.size * config.leg).state_dict()
-    given = peer.encoded(now, goal)
-    theirs = {str(setting): Theirs(setting, given_weights, config, given) for setting in settings}
-    for name, why in drop_broken({name: their.iterate for name, their in theirs.items()}).items():
+    peer_weights = peer.le_world_model(ACTIONS.size * config.action_block).state_dict()
+    peer_inputs = peer.encoded(now, goal)
+    theirs = {str(setting): Theirs(setting, peer_weights, config, peer_inputs) for setting in settings}
+    for name, problem in drop_broken({name: their.iterate for name, their in theirs.items()}).items():
         del theirs[name]
-        yield Row("planning", what, f"{PEER}, {name}", "", note=f"broken off, {why}")
+        yield Row("planning", what, f"{PEER}, {name}", "", note=f"broken off, {problem}")
     check_costs(theirs)
     for our in ours[EXACT].values() if on_gpu else ():
-        for _ in range(WARM_UP):  # each search is replayed from the next call on
+        for _ in range(WARMUP_CALLS):  # each search is replayed from the next call on
             our.plan()
             our.iterate()
     # everyone has run then: a plan of theirs is too long to be run for warming up
     plans: dict[str, Callable[[], object]] = {}
-    fastest, shown = {}, {}
+    fastest, setting_notes = {}, {}
     for whose, runners in (ours | {PEER: theirs}).items():
-        tried = {name: clocked(runner.iterate, device) for name, runner in runners.items()}
+        tried = {name: time_call(runner.iterate, device) for name, runner in runners.items()}
         best = fastest[whose] = min(tried, key=lambda name: tried[name])
         plans[whose] = runners[best].plan
-        times = ", ".join(f"{name} {1e3 * taken:.0f} ms" for name, taken in tried.items())
-        shown[whose] = f"{best}, fastest an iteration of {times}"
+        times = ", ".join(f"{name} {1e3 * milliseconds:.0f} ms" for name, milliseconds in tried.items())
+        setting_notes[whose] = f"{best}, fastest an iteration of {times}"
     seconds = race(plans, options.rounds, warmup=0, device=device)
     size = sizes(config)
     for weights in ours:
@@ -139,49 +139,49 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
             {PEER: (8.0, 50.0) if on_gpu else (4.0, 12.0)},
             weights,
             unit="ms",
-            notes={PEER: f"{size}; ours {shown[weights]}; theirs {shown[PEER]}"},
+            notes={PEER: f"{size}; ours {setting_notes[weights]}; theirs {setting_notes[PEER]}"},
         )
     if on_gpu and not share:
-        taken = 1e3 * median(seconds[EXACT])
-        yield value(
-            "planning", f"{what}, {EXACT}", "ms", taken, "(time alone)", GPU_BAR, GPU_AIM,
+        milliseconds = 1e3 * median(seconds[EXACT])
+        yield value_row(
+            "planning", f"{what}, {EXACT}", "ms", milliseconds, "(time alone)", GPU_TARGET, GPU_STRETCH,
             options.rounds,
         )  # fmt: skip
-    swift = ours[EXACT][fastest[EXACT]].world
-    mppi = Ours(swift, replace(config, method="mppi"), record, (now, goal))
-    for _ in range(WARM_UP if on_gpu else 0):
+    fast_world = ours[EXACT][fastest[EXACT]].world
+    mppi = Ours(fast_world, replace(config, method="mppi"), capture, (now, goal))
+    for _ in range(WARMUP_CALLS if on_gpu else 0):
         mppi.plan()
-    check_plan(mppi.plan(), world, mppi.state, goal, near)
+    check_plan(mppi.plan(), world, mppi.state, goal, tolerance)
     rounds = options.rounds if on_gpu else 1  # a plan takes many seconds on two cores
-    taken = 1e3 * median(clocked(mppi.plan, device) for _ in range(rounds))
-    yield value("planning", f"{what}, MPPI, {EXACT}", "ms", taken, rounds=rounds)
+    milliseconds = 1e3 * median(time_call(mppi.plan, device) for _ in range(rounds))
+    yield value_row("planning", f"{what}, MPPI, {EXACT}", "ms", milliseconds, rounds=rounds)
 
 
 @dataclass(frozen=True)
-class Encoded:
+class IdentityTokenizer:
     """Stands for a tokenizer where every frame is encoded already."""
 
-    latents: Latents = LATENTS
+    latents: LatentSpec = LATENTS
     image_size: tuple[int, int] = (224, 224)
 
 
-def our_world(precision: Arithmetic = "fp32") -> World:
+def our_world(precision: Precision = "fp32") -> World:
     """Our predictor of LeWorldModel's size, one latent a frame, in a world without pictures."""
-    predictor = Predictor(MODEL, LATENTS, HAND)
-    nn.init.normal_(predictor.change.weight, std=0.02)  # else nothing ever changes
-    return World(Encoded(), predictor, precision)  # type: ignore[arg-type]
+    predictor = Predictor(MODEL, LATENTS, ACTIONS)
+    nn.init.normal_(predictor.delta_head.weight, std=0.02)  # else nothing ever changes
+    return World(IdentityTokenizer(), predictor, precision)  # type: ignore[arg-type]
 
 
-def begin(world: World, now: Tensor) -> State:
+def start_state(world: World, now: Tensor) -> State:
     """Enter at one encoded frame: (1, D)."""
-    return world.dynamics.start(now[:, None, None], now.new_zeros(1, 0, HAND.size))
+    return world.dynamics.start(now[:, None, None], now.new_zeros(1, 0, ACTIONS.size))
 
 
 @dataclass(frozen=True)
 class Setting:
     """How a model runs."""
 
-    precision: Arithmetic
+    precision: Precision
     compiled: bool
     graphs: bool = False
     """As CUDA graphs, by torch.compile."""
@@ -197,20 +197,20 @@ class Ours:
         self,
         world: World,
         config: PlannerConfig,
-        record: Callable[[Search], Search] | None,
+        capture: Callable[[Search], Search] | None,
         given: tuple[Tensor, Tensor],
     ) -> None:
         now, self.goal = given
-        self.world, self.state = world, begin(world, now)
-        self.planner = Planner(config, world, record)
-        self.short = Planner(replace(config, iterations=1), world, record)
+        self.world, self.state = world, start_state(world, now)
+        self.planner = Planner(config, world, capture)
+        self.short = Planner(replace(config, iterations=1), world, capture)
 
     def plan(self) -> Plan:
-        return self.planner.to_goal(self.state, self.goal[None, None], None, None)
+        return self.planner.plan(self.state, self.goal[None, None], None, None)
 
     def iterate(self) -> Plan:
         """Search for one iteration."""
-        return self.short.to_goal(self.state, self.goal[None, None], None, None)
+        return self.short.plan(self.state, self.goal[None, None], None, None)
 
 
 class Theirs:
@@ -226,11 +226,11 @@ class Theirs:
         """weights: those of its model; None for new ones.  given: what it plans from."""
         device = given["emb"].device
         self.setting, self.config, self.given = setting, config, given
-        self.model = peer.le_world_model(HAND.size * config.leg)
+        self.model = peer.le_world_model(ACTIONS.size * config.action_block)
         if weights is not None:
             self.model.load_state_dict(weights)
         self.model.to(device)
-        hold_narrow(self.model, setting.precision)  # as ours are
+        cast_weights(self.model, setting.precision)  # as ours are
         if setting.compiled:  # one graph for each number of frames in view: 1, 2 and 3
             mode = "reduce-overhead" if setting.graphs else "default"
             fast = torch.compile(self.model.predict, dynamic=False, mode=mode)
@@ -249,23 +249,23 @@ class Theirs:
     @torch.inference_mode()
     def costs(self, candidates: Tensor) -> Tensor:
         """candidates: (N, steps, A) -> (N,)."""
-        many = {
+        repeated = {
             name: given[:, None].expand(-1, len(candidates), *given.shape[1:])
             for name, given in self.given.items()
         }
-        with arithmetic(candidates.device, self.setting.precision):
-            return self.model.get_cost(many, candidates[None])[0].float()
+        with autocast(candidates.device, self.setting.precision):
+            return self.model.get_cost(repeated, candidates[None])[0].float()
 
     def _solve(self, solver: Any) -> Tensor:
-        with arithmetic(self.given["emb"].device, self.setting.precision):
+        with autocast(self.given["emb"].device, self.setting.precision):
             return peer.solve(solver, self.given)
 
 
 def their_solver(model: Any, config: PlannerConfig, device: torch.device) -> Any:
     """Their CEM with our settings; a step of their horizon is a leg of ours."""
     return peer.solver(
-        model, config.samples, config.iterations, config.best, config.legs, config.leg,
-        HAND.size, device,
+        model, config.num_samples, config.iterations, config.best, config.legs, config.action_block,
+        ACTIONS.size, device,
     )  # fmt: skip
 
 
@@ -277,9 +277,9 @@ def check_plan(plan: Plan, world: World, state: State, goal: Tensor, slack: floa
     says."""
     with torch.no_grad():
         end = world.rollout(state, plan.actions).latents
-    alone = (end - goal).square().mean()
-    if not torch.isclose(alone, plan.cost[0], rtol=slack):
-        raise Wrong(f"a plan of cost {plan.cost[0]:.5f} costs {alone:.5f} when imagined alone")
+    rollout_cost = (end - goal).square().mean()
+    if not torch.isclose(rollout_cost, plan.cost[0], rtol=slack):
+        raise Incorrect(f"a plan of cost {plan.cost[0]:.5f} costs {rollout_cost:.5f} when imagined alone")
 
 
 def check_costs(theirs: dict[str, Theirs]) -> None:
@@ -289,21 +289,21 @@ def check_costs(theirs: dict[str, Theirs]) -> None:
     """
     first = next(iter(theirs.values()))
     # as many as in a plan: another number would be compiled again
-    shape = (first.config.samples, first.config.legs, HAND.size * first.config.leg)
+    shape = (first.config.num_samples, first.config.legs, ACTIONS.size * first.config.action_block)
     candidates = torch.randn(shape, device=first.given["emb"].device)
     exact = first.costs(candidates)
     for name, their in theirs.items():
         slack = 5e-2 if their.setting.precision == "bf16" else 1e-3
         costs = their.costs(candidates)
         if not torch.allclose(costs, exact, rtol=slack):
-            off = float((costs - exact).abs().max())
-            raise Wrong(f"their {name} is up to {off:.4f} off the costs of their fp32")
+            error = float((costs - exact).abs().max())
+            raise Incorrect(f"their {name} is up to {error:.4f} off the costs of their fp32")
 
 
 class Plane:
     """A point that goes half of the way to the action at each step: latents (B, 1, 2)."""
 
-    actions = HAND
+    actions = ACTIONS
     device = torch.device("cpu")
     start = torch.tensor([-0.5, -0.5])
     goal = torch.tensor([0.4, 0.2])
@@ -314,17 +314,17 @@ class Plane:
     def vectors(self, latents: Tensor) -> Tensor:
         return latents
 
-    def state(self, places: Tensor) -> State:
+    def state(self, positions: Tensor) -> State:
         """places: (B, 2)."""
-        rows = torch.ones(len(places))
-        return State(places[:, None], 0 * rows, rows, self)
+        rows = torch.ones(len(positions))
+        return State(positions[:, None], 0 * rows, rows, self)
 
     def imagine(self, state: State, actions: Tensor) -> State:
         """actions: (B, T, 2)."""
-        place = state.latents[:, 0]
+        position = state.latents[:, 0]
         for action in actions.unbind(1):
-            place = place + 0.5 * (action - place)
-        return self.state(place)
+            position = position + 0.5 * (action - position)
+        return self.state(position)
 
     def end(self, actions: Tensor) -> Tensor:
         """Where actions, (B, T, 2), lead to: (B, 2)."""
@@ -332,15 +332,15 @@ class Plane:
 
     def get_cost(self, given: dict[str, Tensor], candidates: Tensor) -> Tensor:
         """As their models do: candidates (1, N, steps, A) -> (1, N)."""
-        ends = self.end(candidates[0].unflatten(-1, (-1, HAND.size)).flatten(1, 2))
-        return (ends - self.goal).square().sum(-1)[None]
+        end_positions = self.end(candidates[0].unflatten(-1, (-1, ACTIONS.size)).flatten(1, 2))
+        return (end_positions - self.goal).square().sum(-1)[None]
 
 
 def our_toy_plan(config: PlannerConfig) -> Tensor:
     """Our plan on the plane: actions (1, T, 2)."""
     plane = Plane()
     planner = Planner(config, plane)  # type: ignore[arg-type]
-    return planner.to_goal(
+    return planner.plan(
         plane.state(plane.start[None]), plane.goal[None, None], None, None
     ).actions
 
@@ -348,18 +348,18 @@ def our_toy_plan(config: PlannerConfig) -> Tensor:
 def their_toy_plan(config: PlannerConfig) -> Tensor:
     """Their plan on the plane: actions (1, T, 2)."""
     plane = Plane()
-    made = their_solver(plane, config, plane.device)
-    steps = peer.solve(made, {"emb": plane.start[None]})
-    return steps.unflatten(-1, (-1, HAND.size)).flatten(0, 1)[None]
+    solver = their_solver(plane, config, plane.device)
+    steps = peer.solve(solver, {"emb": plane.start[None]})
+    return steps.unflatten(-1, (-1, ACTIONS.size)).flatten(0, 1)[None]
 
 
 def check_solvers(ours: Tensor, theirs: Tensor) -> None:
     """Raise Wrong unless both plans, (1, T, 2), end at the goal of the plane."""
     plane = Plane()
     for name, actions in (("our", ours), ("their", theirs)):
-        off = float((plane.end(actions) - plane.goal).norm())
-        if not off < NEAR:
-            raise Wrong(f"{name} plan ends {off:.3f} from a goal that {NEAR} is near enough to")
+        error = float((plane.end(actions) - plane.goal).norm())
+        if not error < TOLERANCE:
+            raise Incorrect(f"{name} plan ends {error:.3f} from a goal that {TOLERANCE} is near enough to")
 
 
 # -- how large both are ---------------------------------------------------------------------------
@@ -371,26 +371,26 @@ def sizes(config: PlannerConfig) -> str:
     Products are counted in one iteration on a few candidates, on the CPU, where no kernel hides
     them.
     """
-    few = replace(config, samples=8, best=2, iterations=1)
+    small = replace(config, num_samples=8, best=2, iterations=1)
     latents = torch.randn(2, LATENTS.width)
     ours, state = our_world(), peer.encoded(latents[:1], latents[1])
-    theirs = Theirs(Setting("fp32", False), None, few, state)
+    theirs = Theirs(Setting("fp32", False), None, small, state)
     runners = (
-        lambda: Planner(few, ours).to_goal(begin(ours, latents[:1]), latents[1:, None], None, None),
+        lambda: Planner(small, ours).plan(start_state(ours, latents[:1]), latents[1:, None], None, None),
         theirs.plan,
     )
-    each = config.samples * config.iterations / few.samples / 1e12
+    each = config.num_samples * config.iterations / small.num_samples / 1e12
     products = []
     for runner in runners:
         with FlopCounterMode(display=False) as counter:
             runner()
         products.append(each * counter.get_total_flops())
     return (
-        f"{parameters(ours.dynamics):.2f}M parameters against {parameters(theirs.model):.2f}M, "
+        f"{params_millions(ours.dynamics):.2f}M parameters against {params_millions(theirs.model):.2f}M, "
         f"{products[0]:.2f} TFLOP a plan against {products[1]:.2f}"
     )
 
 
-def parameters(model: Any) -> float:
+def params_millions(model: Any) -> float:
     """In millions."""
     return sum(p.numel() for p in model.parameters()) / 1e6

@@ -8,28 +8,28 @@ from statistics import median
 
 import torch
 
-from bench.pairs import Options, Row, race, value
+from bench.pairs import Options, Row, race, value_row
 from pipeline.device import pick_precision
 
 AREA = "ceilings"
 MIB = 2**20
-MACHINE = "(a ceiling)"
+HARDWARE_LIMIT = "(a ceiling)"
 
 
 def rows(options: Options) -> Iterator[Row]:
     """One row for each ceiling; `measured` gives the same numbers to other areas."""
     size, side = sizes(options.device, options.quick)
-    for name, seen in measured(options.device, options.quick, options.rounds).items():
+    for name, rate in peak_rates(options.device, options.quick, options.rounds).items():
         if name == "copy":
             what = f"copy of {size // MIB} MiB, reading and writing"
-            yield value(AREA, what, "GB/s", seen / 1e9, MACHINE, rounds=options.rounds)
+            yield value_row(AREA, what, "GB/s", rate / 1e9, HARDWARE_LIMIT, rounds=options.rounds)
         else:
             what = f"product of two {side} x {side}, {name}"
-            yield value(AREA, what, "GFLOP/s", seen / 1e9, MACHINE, rounds=options.rounds)
+            yield value_row(AREA, what, "GFLOP/s", rate / 1e9, HARDWARE_LIMIT, rounds=options.rounds)
 
 
 @cache
-def measured(device: torch.device, quick: bool, rounds: int = 10) -> dict[str, float]:
+def peak_rates(device: torch.device, quick: bool, rounds: int = 10) -> dict[str, float]:
     """Bytes/s of `copy`, and FLOP/s of products in `fp32 highest`, `fp32 medium` and, where the
     hardware has it, `bf16`; measured once."""
     size, side = sizes(device, quick)

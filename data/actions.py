@@ -65,10 +65,10 @@ class ActionSpec:
     def split(self, codes: Codes) -> Codes:
         """(...) codes -> (..., F) choices of each factor."""
         choices: list[Any] = []
-        left: Any = codes
+        rest: Any = codes
         for size in self.factor_sizes:
-            choices.append(left % size)
-            left = left // size
+            choices.append(rest % size)
+            rest = rest // size
         stack: Any = torch.stack if isinstance(codes, Tensor) else np.stack
         return stack(choices, -1)
 
@@ -112,11 +112,11 @@ class ActionSpec:
         low, high = _row(self.low, actions), _row(self.high, actions)
         return (actions + 1) / 2 * (high - low) + low
 
-    def sample(self, count: int, random: np.random.Generator) -> np.ndarray:
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw `count` actions uniformly: (count, A) float32, or (count,) int64."""
         if self.kind == "discrete":
-            return random.integers(0, self.size, count)
-        return random.uniform(self.low, self.high, (count, self.size)).astype(np.float32)
+            return rng.integers(0, self.size, count)
+        return rng.uniform(self.low, self.high, (count, self.size)).astype(np.float32)
 
     def check_same(self, other: ActionSpec, ours: str, theirs: str) -> None:
         """Raise ValueError naming the first field in which two action spaces differ."""

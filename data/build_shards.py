@@ -21,22 +21,22 @@ from data.episodes import Episode
 from data.shards import (
     BUILD_FILE,
     FORMAT,
-    LEFT_OUT,
-    read_build,
+    SKIPPED,
+    read_build_info,
     read_header,
     shard_name,
     write_shard,
-    write_whole,
+    atomic_write,
 )
 from data.splits import split_sources
 
 
-def cores() -> int:
+def available_cpus() -> int:
     """Count the processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class LeftOut(ValueError):
+class SkipShard(ValueError):
     """Why a source makes nothing of one of its shards; the others are made all the same."""
 
 
@@ -57,7 +57,7 @@ class Source(Protocol):
         """What every shard says of itself."""
         ...
 
-    def make(self, index: int) -> list[Episode]:
+    def make_shard(self, index: int) -> list[Episode]:
         """The episodes of one shard; their split is filled in by `build`. May raise LeftOut."""
         ...
 
@@ -67,9 +67,9 @@ def build(
     folder: Path,
     command: str,
     seed: int = 0,
-    workers: int = 1,
+    num_workers: int = 1,
     restart: bool = False,
-    together: int = 1,
+    group_size: int = 1,
 ) -> int:
     """Write the shards that are missing, and give the number of those that were.
 
@@ -78,50 +78,50 @@ def build(
     tried again by the next call. ValueError when the folder holds shards of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     description = json.loads(json.dumps(source.description() | {"split_seed": seed}))
     if rank == 0:
-        _begin(folder, description, source.shards, command, restart)
+        _check_or_write_build_info(folder, description, source.shards, command, restart)
     missing = [
         index
         for index in range(source.shards)
-        if index // together % ranks == rank
-        and not _is_there(folder / shard_name(index), description)
+        if index // group_size % world_size == rank
+        and not _is_complete(folder / shard_name(index), description)
     ]
     if not missing:
         return 0
     started = time.monotonic()
     splits = split_sources(source.sources, seed)
-    with tqdm(total=source.shards, initial=source.shards - len(missing), desc="shards") as bar:
-        workers, made = min(workers, len(missing)), 0
-        for whole in _made(source, folder, missing, workers, splits, description):
-            made += whole
-            bar.update()
+    with tqdm(total=source.shards, initial=source.shards - len(missing), desc="shards") as progress:
+        num_workers, made = min(num_workers, len(missing)), 0
+        for written in _make_missing(source, folder, missing, num_workers, splits, description):
+            made += written
+            progress.update()
     if rank == 0:
         _add_seconds(folder, time.monotonic() - started)
     return made
 
 
-def _made(
+def _make_missing(
     source: Source,
     folder: Path,
     missing: list[int],
-    workers: int,
+    num_workers: int,
     splits: Any,
     description: dict[str, Any],
 ) -> Iterator[bool]:
     """Make the missing shards, in processes if more than one is to be had; tells of each whether it
     was, or was left out."""
     jobs = [(source, index, folder / shard_name(index), splits, description) for index in missing]
-    if workers == 1:
+    if num_workers == 1:
         for job in jobs:
-            yield _make(*job)
+            yield _make_shard(*job)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
         try:
-            waiting = {pool.submit(_make, *job) for job in jobs}
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            pending = {pool.submit(_make_shard, *job) for job in jobs}
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
         except BaseException:
@@ -129,15 +129,15 @@ def _made(
             raise
 
 
-def _begin(
-    folder: Path, description: dict[str, Any], shards: int, command: str, restart: bool
+def _check_or_write_build_info(
+    folder: Path, description: dict[str, Any], num_shards: int, command: str, restart: bool
 ) -> None:
     """Note what the folder is going to hold, or see that it is the same."""
-    note = folder / BUILD_FILE
+    build_file = folder / BUILD_FILE
     if restart:
-        for path in [*folder.glob("shard-*.h5"), *folder.glob(f"*{LEFT_OUT}"), note]:
+        for path in [*folder.glob("shard-*.h5"), *folder.glob(f"*{SKIPPED}"), build_file]:
             path.unlink(missing_ok=True)
-    known = read_build(folder)
+    known = read_build_info(folder)
     if known is not None:
         for key, value in description.items():
             if known["description"].get(key) != value:
@@ -146,11 +146,11 @@ def _begin(
                     f"is {value}; --restart makes them anew, another --run keeps both"
                 )
         return
-    about = {"description": description, "shards": shards, "command": command, "seconds": 0.0}
-    write_whole(note, json.dumps(about, indent=1).encode())
+    info = {"description": description, "shards": num_shards, "command": command, "seconds": 0.0}
+    atomic_write(build_file, json.dumps(info, indent=1).encode())
 
 
-def _is_there(path: Path, description: dict[str, Any]) -> bool:
+def _is_complete(path: Path, description: dict[str, Any]) -> bool:
     """A shard that can be opened and is of these settings; one that cannot is made again."""
     if not path.exists():
         return False
@@ -160,12 +160,12 @@ def _is_there(path: Path, description: dict[str, Any]) -> bool:
         return False
 
 
-def _make(source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]) -> bool:
-    reason = path.with_suffix(LEFT_OUT)
+def _make_shard(source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]) -> bool:
+    reason = path.with_suffix(SKIPPED)
     try:
-        episodes = source.make(index)
-    except LeftOut as problem:
-        write_whole(reason, f"{problem}\n".encode())
+        episodes = source.make_shard(index)
+    except SkipShard as problem:
+        atomic_write(reason, f"{problem}\n".encode())
         return False
     reason.unlink(missing_ok=True)
     for episode in episodes:
@@ -175,7 +175,7 @@ def _make(source: Source, index: int, path: Path, splits: Any, description: dict
 
 
 def _add_seconds(folder: Path, seconds: float) -> None:
-    about = read_build(folder)
-    assert about is not None, "noted at the beginning"
-    about["seconds"] = round(about["seconds"] + seconds, 1)
-    write_whole(folder / BUILD_FILE, json.dumps(about, indent=1).encode())
+    info = read_build_info(folder)
+    assert info is not None, "noted at the beginning"
+    info["seconds"] = round(info["seconds"] + seconds, 1)
+    atomic_write(folder / BUILD_FILE, json.dumps(info, indent=1).encode())

@@ -9,13 +9,13 @@ from typing import Literal, get_args
 from evaluation.measures.open_loop import HORIZONS
 from evaluation.protocols import goals, task
 from kernels import Kernels
-from models.config import start_at_one
+from models.config import check_positive
 from models.controllers.planner import PlannerConfig
 
 Part = Literal[
     "tokenizer", "probe", "open_loop", "controllability", "imitation", "play", "task", "goal"
 ]
-Protocol = Literal["first-hit", "strict", "chunk-end", "far", "far-strict", "task"]
+ProtocolName = Literal["first-hit", "strict", "chunk-end", "far", "far-strict", "task"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Config:
     """Folder of the report, if not RUN/report (with --shards: RUN/report/on-NAME)."""
     parts: tuple[Part, ...] = get_args(Part)
     """What to measure; the rest keeps its figures from before, if they still hold, or is null."""
-    protocol: tuple[Protocol, ...] = ()
+    protocol: tuple[ProtocolName, ...] = ()
     """Only these protocols of the simulator, and nothing else."""
     policies: tuple[str, ...] = ()
     """Only these policies in the simulator, by their names in the report; all if none is named."""
@@ -39,7 +39,7 @@ class Config:
     """Steps ahead at which imagination is compared with the truth."""
     estimator_steps: int = 400
     """Training steps of the state estimator."""
-    inverse_steps: int = 3000
+    idm_steps: int = 3000
     """Training steps of the inverse model, which reads actions from pairs of frames."""
     imitation_frames: int = 4000
     """Held-out frames on which controllers are compared with what was recorded."""
@@ -49,25 +49,25 @@ class Config:
     """Frames over which the speed of play is measured."""
     task_episodes: int = 100
     """Episodes of each policy in the task protocol, of seeds from 100000."""
-    task_steps: int = task.STEPS
+    task_max_steps: int = task.MAX_STEPS
     """Steps of an episode at most; the protocol's figure, less is only a trial."""
     goal_pairs: int = 500
     """Pairs of start and goal for each seed."""
     pair_seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the pair lists."""
-    simulator_pairs: int = 50
+    oracle_pairs: int = 50
     """Of the pairs, how many the true simulator is planned in: the upper bound is dear."""
-    simulator_samples: int = 300
+    oracle_samples: int = 300
     """Candidate plans of an iteration in the true simulator."""
-    simulator_iterations: int = 8
+    oracle_iterations: int = 8
     """Iterations of a plan in the true simulator."""
     planner: PlannerConfig | None = None
     """Plan in the world itself, towards every goal (--preset goals)."""
     keep: int = goals.BUDGET // 2
     """Actions of such a plan that are carried out before what is left of it is revised."""
-    guided_keep: int = 10
+    prior_receding_horizon: int = 10
     """The same, where the controller for goals guides the search, which then takes less time."""
-    workers: int = 0
+    num_workers: int = 0
     """Processes of simulators; 0 is one for each core."""
     compile: bool = False
     """Compile the world's steps, on a CPU: a minute or two the first time, and other last digits;
@@ -85,7 +85,7 @@ def check(config: Config) -> None:
         raise ValueError(f"--films {config.films} is below 0; 0 draws none")
     if not config.horizons or min(config.horizons) < 1:
         raise ValueError(f"--horizons {config.horizons} are no steps ahead; give each from 1 on")
-    start_at_one(
+    check_positive(
         config, "--", "windows", "estimator_steps", "inverse_steps", "imitation_frames",
         "play_frames", "task_episodes", "task_steps", "goal_pairs", "simulator_pairs",
         "simulator_samples", "simulator_iterations", "keep", "guided_keep",
@@ -98,13 +98,13 @@ def _cpu(config: Config) -> Config:
         config,
         horizons=HORIZONS,
         estimator_steps=250,
-        inverse_steps=900,
+        idm_steps=900,
         goal_pairs=30,
         pair_seeds=(0,),
-        simulator_pairs=30,
-        simulator_samples=48,
-        simulator_iterations=4,
-        planner=config.planner and replace(config.planner, samples=200, iterations=10, best=20),
+        oracle_pairs=30,
+        oracle_samples=48,
+        oracle_iterations=4,
+        planner=config.planner and replace(config.planner, num_samples=200, iterations=10, best=20),
     )
 
 
@@ -122,7 +122,7 @@ PRESETS = {
     "minecraft": _minecraft,
     "minecraft-150m": _minecraft,
     "minecraft debug": lambda c: replace(
-        c, windows=48, horizons=(1, 2, 4, 8, 16), films=2, play_frames=60, inverse_steps=150
+        c, windows=48, horizons=(1, 2, 4, 8, 16), films=2, play_frames=60, idm_steps=150
     ),
     "cpu": _cpu,
     "hour": lambda c: replace(_cpu(c), goal_pairs=100, pair_seeds=(0, 1, 2)),
@@ -131,17 +131,17 @@ PRESETS = {
         windows=8,
         horizons=(1, 2, 4),
         estimator_steps=4,
-        inverse_steps=4,
+        idm_steps=4,
         imitation_frames=32,
         films=1,
         play_frames=10,
         task_episodes=2,
-        task_steps=6,
+        task_max_steps=6,
         goal_pairs=2,
         pair_seeds=(0,),
-        simulator_pairs=2,
-        simulator_samples=4,
-        simulator_iterations=2,
-        planner=c.planner and replace(c.planner, samples=4, iterations=2, best=2),
+        oracle_pairs=2,
+        oracle_samples=4,
+        oracle_iterations=2,
+        planner=c.planner and replace(c.planner, num_samples=4, iterations=2, best=2),
     ),
 }

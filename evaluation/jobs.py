@@ -11,17 +11,17 @@ import torch
 
 from evaluation.evaluate_config import Config, Part
 from evaluation.measures.controllability import controllability
-from evaluation.measures.imitation import agreement, habits
+from evaluation.measures.imitation import imitation, marginal_baselines
 from evaluation.measures.open_loop import open_loop
 from evaluation.measures.probe import probe
 from evaluation.measures.reconstruction import measure_tokenizer
-from evaluation.measures.sample_clips import spread_windows
+from evaluation.measures.sample_clips import sample_clips
 from evaluation.measures.speed import measure_play
-from evaluation.readers.fit_estimator import measure
+from evaluation.readers.fit_estimator import measure_estimator
 from evaluation.report import plots
-from evaluation.report.drawing import FILM, draw_films
+from evaluation.report.drawing import MAX_FRAMES, draw_videos
 from evaluation.session import Session
-from models.controllers.discrete_goal_policy import GoalCodes
+from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Job:
 
     part: Part
     name: str
-    made_from: dict[str, Any]
-    measure: Callable[[], dict[str, Any]]
+    cache_key: dict[str, Any]
+    measure_estimator: Callable[[], dict[str, Any]]
     put: Callable[[dict[str, Any], dict[str, Any]], None]
     """Where the result belongs in the metrics."""
     protocols: tuple[str, ...] = ()
@@ -40,7 +40,7 @@ class Job:
     """Who is measured in the simulator, as --policies names them."""
 
 
-def jobs_on_recordings(session: Session, config: Config) -> Iterator[Job]:
+def jobs_on_dataset(session: Session, config: Config) -> Iterator[Job]:
     """All of them, those of the tokenizer first."""
     for jobs in (
         tokenizer_jobs, probe_jobs, open_loop_jobs, controllability_jobs, imitation_jobs, play_jobs,
@@ -50,22 +50,22 @@ def jobs_on_recordings(session: Session, config: Config) -> Iterator[Job]:
 
 def tokenizer_jobs(session: Session, config: Config) -> Iterator[Job]:
     """Reconstruction, codebook use and flicker on held-out frames."""
-    frames = session.world.context + max(config.horizons)
+    clip_length = session.world.context + max(config.horizons)
 
     def make() -> dict[str, Any]:
-        clips = session.clips(frames)
-        chosen, _ = spread_windows(clips, FILM // 2, config.seed)
-        truth = clips.batch(chosen).frames[:, 0].to(session.device)
+        clips = session.clips(clip_length)
+        indices, _ = sample_clips(clips, MAX_FRAMES // 2, config.seed)
+        truth = clips.batch(indices).frames[:, 0].to(session.device)
         tokenizer = session.world.tokenizer
         with torch.inference_mode():
-            given_back = tokenizer.decode(tokenizer.encode(truth))
-        plots.reconstructions(truth, given_back, session.plots / "reconstructions.png")
+            reconstructed = tokenizer.decode(tokenizer.encode(truth))
+        plots.draw_reconstructions(truth, reconstructed, session.plots / "reconstructions.png")
         return measure_tokenizer(tokenizer, clips, config.windows, session.device, config.seed)
 
-    made_from = session.made_from(
-        "tokenizer", windows=config.windows, frames=frames, seed=config.seed
+    cache_key = session.cache_key(
+        "tokenizer", windows=config.windows, frames=clip_length, seed=config.seed
     )
-    yield Job("tokenizer", "tokenizer", made_from, make, lambda m, r: m["tokenizer"].update(r))
+    yield Job("tokenizer", "tokenizer", cache_key, make, lambda m, r: m["tokenizer"].update(r))
 
 
 def probe_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -76,32 +76,32 @@ def probe_jobs(session: Session, config: Config) -> Iterator[Job]:
     def make() -> dict[str, Any]:
         return probe(session.world, session.recordings, seed=config.seed)
 
-    made_from = session.made_from("tokenizer", seed=config.seed)
-    yield Job("probe", "probe", made_from, make, lambda m, r: m["probe"].update(r))
+    cache_key = session.cache_key("tokenizer", seed=config.seed)
+    yield Job("probe", "probe", cache_key, make, lambda m, r: m["probe"].update(r))
 
 
 def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
     """Imagination against the truth by horizon, in pictures and in states."""
 
     def make() -> dict[str, Any]:
-        ruler = session.estimator(config.estimator_steps, config.seed)
+        estimator = session.estimator(config.estimator_steps, config.seed)
         clips = session.clips(session.world.context + max(config.horizons))
-        figures = open_loop(
+        metrics = open_loop(
             session.world,
             clips,
             config.horizons,
-            windows=config.windows,
-            estimator=ruler,
+            num_clips=config.windows,
+            estimator=estimator,
             intervals=True,
             seed=config.seed,
             progress=True,
         )
-        if ruler is not None:
-            figures["estimator_error"] = measure(ruler, session.recordings)
-        draw_films(session, clips, config.horizons, config.films, config.seed)
-        return figures
+        if estimator is not None:
+            metrics["estimator_error"] = measure_estimator(estimator, session.recordings)
+        draw_videos(session, clips, config.horizons, config.films, config.seed)
+        return metrics
 
-    made_from = session.made_from(
+    cache_key = session.cache_key(
         "tokenizer",
         "dynamics",
         horizons=config.horizons,
@@ -110,7 +110,7 @@ def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
         films=config.films,
         seed=config.seed,
     )
-    yield Job("open_loop", "open_loop", made_from, make, lambda m, r: m["open_loop"].update(r))
+    yield Job("open_loop", "open_loop", cache_key, make, lambda m, r: m["open_loop"].update(r))
 
 
 def controllability_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -120,22 +120,22 @@ def controllability_jobs(session: Session, config: Config) -> Iterator[Job]:
     steps = max(config.horizons)
 
     def make() -> dict[str, Any]:
-        inverse = session.inverse(config.inverse_steps, config.seed)
+        idm = session.inverse(config.idm_steps, config.seed)
         clips = session.clips(session.world.context + steps)
         return controllability(
-            session.world, clips, inverse, steps, config.windows, seed=config.seed, progress=True
+            session.world, clips, idm, steps, config.windows, seed=config.seed, progress=True
         )
 
-    made_from = session.made_from(
+    cache_key = session.cache_key(
         "tokenizer",
         "dynamics",
         steps=steps,
         windows=config.windows,
-        inverse_steps=config.inverse_steps,
+        idm_steps=config.idm_steps,
         seed=config.seed,
     )
     name: Part = "controllability"
-    yield Job(name, name, made_from, make, lambda m, r: m[name].update(r))
+    yield Job(name, name, cache_key, make, lambda m, r: m[name].update(r))
 
 
 def imitation_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -144,17 +144,17 @@ def imitation_jobs(session: Session, config: Config) -> Iterator[Job]:
         return
 
     def make() -> dict[str, Any]:
-        asked, ahead = session.controllers | habits(session.to_learn_from), 1
-        if isinstance(session.goal_policy, GoalCodes):
-            asked, ahead = asked | {"goals": session.goal_policy}, session.goal_policy.horizon
+        policies, goal_offset = session.controllers | marginal_baselines(session.train_dataset), 1
+        if isinstance(session.goal_policy, DiscreteGoalPolicy):
+            policies, goal_offset = policies | {"goals": session.goal_policy}, session.goal_policy.horizon
         frames, seed = config.imitation_frames, config.seed
-        return agreement(session.world, asked, session.clips(1 + ahead), frames, seed=seed)
+        return imitation(session.world, policies, session.clips(1 + goal_offset), frames, seed=seed)
 
     controllers = ("controller", "cloning", "amortised")
-    made_from = session.made_from(
+    cache_key = session.cache_key(
         "tokenizer", *controllers, frames=config.imitation_frames, seed=config.seed
     )
-    yield Job("imitation", "imitation", made_from, make, lambda m, r: m["imitation"].update(r))
+    yield Job("imitation", "imitation", cache_key, make, lambda m, r: m["imitation"].update(r))
 
 
 def play_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -163,10 +163,10 @@ def play_jobs(session: Session, config: Config) -> Iterator[Job]:
     def make() -> dict[str, Any]:
         clip = session.clips(session.world.context + 1).batch(np.array([0]))
         actions = clip.actions[0]
-        return measure_play(session.world, clip.frames[0, :-1], actions, steps=config.play_frames)
+        return measure_play(session.world, clip.frames[0, :-1], actions, num_steps=config.play_frames)
 
-    made_from = session.made_from(
+    cache_key = session.cache_key(
         "tokenizer", "dynamics", frames=config.play_frames, device=str(session.device),
         kernels=session.kernels,
     )  # fmt: skip
-    yield Job("play", "play", made_from, make, lambda m, r: m["play"].update(r))
+    yield Job("play", "play", cache_key, make, lambda m, r: m["play"].update(r))

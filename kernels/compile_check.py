@@ -24,7 +24,7 @@ THEMES = ("norm", "rope", "gate", "attend", "decode", "entropy", "quantize", "re
 
 
 @dataclass(frozen=True)
-class Ahead:
+class CompileCase:
     """A kernel as it is launched at one size, and what it may take of the GPU."""
 
     name: str
@@ -44,7 +44,7 @@ class Ahead:
 
 
 @dataclass(frozen=True)
-class Taken:
+class Occupancy:
     """What a compiled kernel takes of the GPU."""
 
     name: str
@@ -60,7 +60,7 @@ class Taken:
     """Limits that are passed, in words."""
 
 
-def programs_at_once(registers: int, shared: int, warps: int) -> int:
+def programs_per_multiprocessor(registers: int, shared: int, warps: int) -> int:
     """Count the programs that fit in one of Hopper's multiprocessors.
 
     As CUDA's occupancy calculator: each of four parts has 16,384 registers, which warps get by 256,
@@ -70,7 +70,7 @@ def programs_at_once(registers: int, shared: int, warps: int) -> int:
     return min(32, 4 * of_part // warps, (228 << 10) // (1024 + -(-shared // 128) * 128))
 
 
-def compile_ahead(case: Ahead) -> Taken:
+def compile_case(case: CompileCase) -> Occupancy:
     """Compile for sm_90 without a GPU."""
     import triton
     from triton import knobs
@@ -92,28 +92,28 @@ def compile_ahead(case: Ahead) -> Taken:
     }
     knobs.nvidia.dump_ptxas_log = True
     knobs.compilation.always_compile = True  # from the cache, the assembler would say nothing
-    with redirect_stdout(io.StringIO()) as said:
+    with redirect_stdout(io.StringIO()) as output:
         compiled = triton.compile(
             ASTSource(case.kernel, signature, constexprs=constants, attrs=attributes),
             target=GPUTarget("cuda", 90, 32),
             options={"num_warps": case.warps, "num_stages": case.stages},
         )
-    told = said.getvalue()
-    registers = int(re.findall(r"Used (\d+) registers", told)[-1])
-    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", told))
+    log = output.getvalue()
+    registers = int(re.findall(r"Used (\d+) registers", log)[-1])
+    spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", log))
     shared = int(compiled.metadata.shared)
-    programs = programs_at_once(registers, shared, case.warps)
+    programs = programs_per_multiprocessor(registers, shared, case.warps)
     wgmma = "wgmma.mma_async" in compiled.asm["ptx"]
-    over = []
+    exceeded = []
     if spills:
-        over.append(f"{spills} bytes spilled, none are allowed")
+        exceeded.append(f"{spills} bytes spilled, none are allowed")
     if programs < case.programs:
-        over.append(f"a multiprocessor holds {programs} programs, {case.programs} are wanted")
-    if case.wgmma and re.search(r"\(C75\d\d\)", told):  # ptxas says so and goes on
-        over.append("its wgmma instructions wait for one another")
+        exceeded.append(f"a multiprocessor holds {programs} programs, {case.programs} are wanted")
+    if case.wgmma and re.search(r"\(C75\d\d\)", log):  # ptxas says so and goes on
+        exceeded.append("its wgmma instructions wait for one another")
     if case.wgmma and not wgmma:
-        over.append("no wgmma, which has to be there")
-    return Taken(case.name, registers, spills, shared, programs, wgmma, over)
+        exceeded.append("no wgmma, which has to be there")
+    return Occupancy(case.name, registers, spills, shared, programs, wgmma, exceeded)
 
 
 def main() -> None:
@@ -125,20 +125,20 @@ def main() -> None:
         if theme not in THEMES:
             sys.exit(f"error: unknown theme {theme!r}; there are: {', '.join(THEMES)}")
     os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
-    taken = []
+    occupancies = []
     for theme in arguments.themes or THEMES:
         for case in importlib.import_module(f"kernels.{theme}").AHEAD:
-            taken.append(compile_ahead(case))
+            occupancies.append(compile_case(case))
     if arguments.json:
-        print(json.dumps([asdict(t) for t in taken]))
+        print(json.dumps([asdict(t) for t in occupancies]))
     else:
         columns = ("registers", "spills", "shared", "programs", "wgmma")
-        wide = max(len(t.name) for t in taken)
+        wide = max(len(t.name) for t in occupancies)
         print(f"{'kernel':<{wide}}", *(f"{name:>9}" for name in columns))
-        for t in taken:
+        for t in occupancies:
             numbers = (f"{getattr(t, name)!s:>9}" for name in columns)
             print(f"{t.name:<{wide}}", *numbers, *t.over)
-    sys.exit(any(t.over for t in taken))
+    sys.exit(any(t.over for t in occupancies))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention, silu
 
-from kernels.reference import View, rotate
+from kernels.reference import BlockMask, apply_rope
 
-FEW = 64  # keys; PyTorch's attention on a CPU takes two to seven times as long as a softmax of them
+FEW_KEYS = 64  # keys; PyTorch's attention on a CPU takes two to seven times as long as a softmax of them
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -50,10 +50,10 @@ class _RmsNorm(torch.autograd.Function):
         (grad,) = grads
         narrow = weight.to(grad.dtype)
         along = grad * unit
-        for_weight = along.reshape(-1, along.shape[-1]).sum(0, dtype=weight.dtype)
+        grad_weight = along.reshape(-1, along.shape[-1]).sum(0, dtype=weight.dtype)
         share = (along @ narrow[:, None]) / grad.shape[-1]
-        for_x = (grad * narrow).addcmul_(unit, share, value=-1).mul_(scale)
-        return for_x, for_weight, None
+        grad_x = (grad * narrow).addcmul_(unit, share, value=-1).mul_(scale)
+        return grad_x, grad_weight, None
 
 
 class _SwiGlu(torch.autograd.Function):
@@ -69,14 +69,14 @@ class _SwiGlu(torch.autograd.Function):
         (grad,) = grads
         gate, up = gate_up.chunk(2, dim=-1)
         result = torch.empty_like(gate_up)
-        for_gate, for_up = result.chunk(2, dim=-1)
-        torch.mul(grad, silu(gate), out=for_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=for_gate)
+        grad_gate, grad_up = result.chunk(2, dim=-1)
+        torch.mul(grad, silu(gate), out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
         return result
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None
+    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, angles: tuple[Tensor, Tensor] | None
 ) -> Tensor:
     """As `kernels.attention`, in one product under a mask or block by block.
 
@@ -85,80 +85,80 @@ def attention(
     """
     queries, keys = q.shape[2], k.shape[2]
     if angles is not None:
-        q = rotate(q, *(a[keys - queries :] for a in angles))
-        k = rotate(k, *angles)
+        q = apply_rope(q, *(a[keys - queries :] for a in angles))
+        k = apply_rope(k, *angles)
     with torch.autocast(q.device.type, enabled=False):
-        if queries == view.size == 1 and not q.is_cuda:
-            first = 0 if view.context is None else max(0, keys - view.context)
+        if queries == block_mask.size == 1 and not q.is_cuda:
+            first = 0 if block_mask.context is None else max(0, keys - block_mask.context)
             q = q * q.shape[-1] ** -0.5
-            return _attend_by_sums(q, k[:, :, first:], v[:, :, first:])
-        if view.size == 1 and keys <= FEW and not q.is_cuda:
-            return _attend(q * q.shape[-1] ** -0.5, k, v, _bias_of(view, q, k))
-        if _at_once(q, keys, view):
-            causal = view.size == 1 or view.causal_inside
-            whole = view.context is None or view.context * view.size >= keys
-            if whole and causal and queries == keys:
+            return _attend_elementwise(q, k[:, :, first:], v[:, :, first:])
+        if block_mask.size == 1 and keys <= FEW_KEYS and not q.is_cuda:
+            return _attend(q * q.shape[-1] ** -0.5, k, v, _mask_bias(block_mask, q, k))
+        if _use_sdpa(q, keys, block_mask):
+            causal = block_mask.size == 1 or block_mask.causal_within_block
+            full_context = block_mask.context is None or block_mask.context * block_mask.size >= keys
+            if full_context and causal and queries == keys:
                 return scaled_dot_product_attention(q, k, v, is_causal=True)
-            if whole and not causal and queries == view.size:
+            if full_context and not causal and queries == block_mask.size:
                 return scaled_dot_product_attention(q, k, v)
-            seen = view.mask(queries, keys, q.device)
-            return scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            mask = block_mask.mask(queries, keys, q.device)
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask)
         q = q * q.shape[-1] ** -0.5
-        if _share_in_view(queries, keys, view) < 0.5:
-            return _block_by_block(q, k, v, view)
+        if _visible_fraction(queries, keys, block_mask) < 0.5:
+            return _block_by_block(q, k, v, block_mask)
         # heads in rows of their own, which all products read faster, those of the way back too
         q, k, v = (x.contiguous() for x in (q, k, v))
-        return _attend(q, k, v, _bias_of(view, q, k))
+        return _attend(q, k, v, _mask_bias(block_mask, q, k))
 
 
-def attention_after(
+def attention_with_cache(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    past: tuple[Tensor, Tensor],
-    view: View,
+    cache: tuple[Tensor, Tensor],
+    block_mask: BlockMask,
     angles: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `kernels.attention_after`."""
-    k, v = joined(past, k, v)
-    return attention(q, k, v, view, angles), k, v
+    k, v = concat_cache(cache, k, v)
+    return attention(q, k, v, block_mask, angles), k, v
 
 
-def joined(past: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def concat_cache(cache: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Keys and values with those of the past before them, in the type of the new."""
-    k = torch.cat([past[0].to(k.dtype), k], dim=2)
-    return k, torch.cat([past[1].to(v.dtype), v], dim=2)
+    k = torch.cat([cache[0].to(k.dtype), k], dim=2)
+    return k, torch.cat([cache[1].to(v.dtype), v], dim=2)
 
 
-def _at_once(q: Tensor, keys: int, view: View) -> bool:
+def _use_sdpa(q: Tensor, keys: int, block_mask: BlockMask) -> bool:
     """Whether PyTorch's own attention is the better way.
 
     On a CPU in bfloat16 it is several times slower than a plain softmax; in float32 it is faster
     where most of what it multiplies is in view.
     """
-    if view.size == 1 or q.is_cuda:
+    if block_mask.size == 1 or q.is_cuda:
         return True
-    return q.dtype == torch.float32 and _share_in_view(q.shape[2], keys, view) > 0.6
+    return q.dtype == torch.float32 and _visible_fraction(q.shape[2], keys, block_mask) > 0.6
 
 
-def _share_in_view(queries: int, keys: int, view: View) -> float:
+def _visible_fraction(queries: int, keys: int, block_mask: BlockMask) -> float:
     """How much of what all queries and keys make is in view, by blocks."""
-    blocks, all_blocks = queries // view.size, keys // view.size
-    context = view.context or all_blocks
-    seen = sum(min(context, all_blocks - after) for after in range(blocks))
-    return seen / (blocks * all_blocks)
+    blocks, all_blocks = queries // block_mask.size, keys // block_mask.size
+    context = block_mask.context or all_blocks
+    visible = sum(min(context, all_blocks - after) for after in range(blocks))
+    return visible / (blocks * all_blocks)
 
 
-def _block_by_block(q: Tensor, k: Tensor, v: Tensor, view: View) -> Tensor:
+def _block_by_block(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> Tensor:
     """Nothing out of view is ever multiplied; q is scaled."""
-    queries, keys, size = q.shape[2], k.shape[2], view.size
-    inside = View(size, causal_inside=True) if view.causal_inside else None
+    queries, keys, size = q.shape[2], k.shape[2], block_mask.size
+    causal_block = BlockMask(size, causal_within_block=True) if block_mask.causal_within_block else None
     outputs = []
     for start in range(0, queries, size):
         last = keys - queries + start + size
-        first = 0 if view.context is None else max(0, last - view.context * size)
+        first = 0 if block_mask.context is None else max(0, last - block_mask.context * size)
         query, key = q[:, :, start : start + size], k[:, :, first:last]
-        bias = _bias_of(inside, query, key) if inside else None
+        bias = _mask_bias(causal_block, query, key) if causal_block else None
         outputs.append(_attend(query, key, v[:, :, first:last], bias))
     return torch.cat(outputs, dim=2)
 
@@ -167,10 +167,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """softmax(q k^T + bias) v."""
     if torch.is_grad_enabled():
         return _Attend.apply(q, k, v, bias)  # type: ignore[return-value]
-    return _share(q, k, bias) @ v
+    return _attention_probs(q, k, bias) @ v
 
 
-def _share(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+def _attention_probs(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     """The softmax alone: how much of each key a query takes, (B, H, Q, K)."""
     scores = q @ k.transpose(-1, -2)
     return torch.softmax(scores if bias is None else scores + bias, dim=-1)
@@ -182,35 +182,35 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        share = _share(q, k, bias)
-        ctx.save_for_backward(q, k, v, share)
-        return share @ v
+        probs = _attention_probs(q, k, bias)
+        ctx.save_for_backward(q, k, v, probs)
+        return probs @ v
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, share = ctx.saved_tensors
+        q, k, v, probs = ctx.saved_tensors
         (grad,) = grads
-        of_share = grad @ v.transpose(-1, -2)
-        of_scores = torch.ops.aten._softmax_backward_data(of_share, share, -1, share.dtype)
-        for_k, for_v = of_scores.transpose(-1, -2) @ q, share.transpose(-1, -2) @ grad
-        return of_scores @ k, for_k, for_v, None
+        grad_probs = grad @ v.transpose(-1, -2)
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+        grad_k, grad_v = grad_scores.transpose(-1, -2) @ q, probs.transpose(-1, -2) @ grad
+        return grad_scores @ k, grad_k, grad_v, None
 
 
-def _bias_of(view: View, q: Tensor, k: Tensor) -> Tensor:
+def _mask_bias(block_mask: BlockMask, q: Tensor, k: Tensor) -> Tensor:
     """What is added to scores, (Q, K): 0 where the view lets see, else minus infinity."""
-    of_view = (view.size, view.context, view.causal_inside)
-    return _bias(q.shape[2], k.shape[2], *of_view, q.dtype, q.device)
+    mask_args = (block_mask.size, block_mask.context, block_mask.causal_within_block)
+    return _bias(q.shape[2], k.shape[2], *mask_args, q.dtype, q.device)
 
 
 @torch.library.custom_op("dreamstage::view_bias", mutates_args=())
 def _bias(
-    queries: int, keys: int, size: int, context: int | None, causal_inside: bool,
-    kind: torch.dtype, device: torch.device,
+    queries: int, keys: int, size: int, context: int | None, causal_within_block: bool,
+    dtype: torch.dtype, device: torch.device,
 ) -> Tensor:  # fmt: skip
     """An operator, so that the compiler reads numbers instead of comparing places for every head
     anew, which took twice as long as the softmax; it is called once for all layers."""
     # a copy: the compiler writes into what it was given when it needs it no more
-    return _kept_bias(View(size, context, causal_inside), queries, keys, kind, device).clone()
+    return _cached_bias(BlockMask(size, context, causal_within_block), queries, keys, dtype, device).clone()
 
 
 @_bias.register_fake
@@ -222,32 +222,32 @@ def _(
 
 
 @lru_cache(maxsize=32)
-def _kept_bias(
-    view: View, queries: int, keys: int, kind: torch.dtype, device: torch.device
+def _cached_bias(
+    block_mask: BlockMask, queries: int, keys: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    unseen = ~view.mask(queries, keys, device)
-    bias = torch.zeros(queries, keys, dtype=kind, device=device)
-    return bias.masked_fill_(unseen, float("-inf"))
+    masked = ~block_mask.mask(queries, keys, device)
+    bias = torch.zeros(queries, keys, dtype=dtype, device=device)
+    return bias.masked_fill_(masked, float("-inf"))
 
 
-def _attend_by_sums(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+def _attend_elementwise(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T) v without products of matrices: quicker for one query in each of many heads,
     and the compiler fuses it.  `seen`: (K,) bool."""
     scores = (q[..., None, :] * k[..., None, :, :]).sum(-1)
-    if seen is not None:
-        scores = scores.masked_fill(~seen, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
     return (torch.softmax(scores, dim=-1)[..., None] * v[..., None, :, :]).sum(-2)
 
 
-def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
+def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
     """As `kernels.attend_cache`."""
     if q.is_cuda or torch.compiler.is_compiling():
         # a mask, rather than lengths that would have to come back from the GPU
         row = torch.arange(keys.shape[2], device=q.device)
-        seen = (row >= bounds[0]) & (row < bounds[1])
+        mask = (row >= bounds[0]) & (row < bounds[1])
         if q.is_cuda:
-            return scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
-        return _attend_by_sums(q * q.shape[-1] ** -0.5, keys, values, seen)
+            return scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
+        return _attend_elementwise(q * q.shape[-1] ** -0.5, keys, values, mask)
     low, high = bounds.tolist()
     keys, values = keys[:, :, low:high], values[:, :, low:high]
     if q.dtype == torch.bfloat16:  # see _at_once
@@ -272,13 +272,13 @@ def linear_cross_entropy(
 
 
 @torch.no_grad()
-def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `kernels.assign`, in parts that stay in the cache."""
-    vectors = vectors.to(book.dtype)
-    length = book.square().sum(-1)
-    parts = [torch.addmm(length, part, book.T, alpha=-2).argmin(-1) for part in vectors.split(1024)]
+    vectors = vectors.to(codebook.dtype)
+    length = codebook.square().sum(-1)
+    parts = [torch.addmm(length, part, codebook.T, alpha=-2).argmin(-1) for part in vectors.split(1024)]
     codes = torch.cat(parts)
     # bincount waits for a GPU
-    counts = torch.zeros(len(book), dtype=torch.long, device=book.device)
+    counts = torch.zeros(len(codebook), dtype=torch.long, device=codebook.device)
     counts.scatter_add_(0, codes, torch.ones_like(codes))
-    return codes, counts, torch.zeros_like(book).index_add_(0, codes, vectors)
+    return codes, counts, torch.zeros_like(codebook).index_add_(0, codes, vectors)

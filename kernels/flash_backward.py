@@ -9,10 +9,10 @@ import triton.language as tl
 from kernels.flash_tiles import (
     head_start,
     load_rows,
-    share_out,
-    sight,
+    assign_tile,
+    key_range,
     store_rows,
-    store_turned_back,
+    store_rotated_back,
 )
 
 
@@ -31,9 +31,9 @@ def delta_kernel(
     out_start = head_start(out, sequence, heads, out_batch, out_head) + first * out_row
     grad_start = head_start(grad, sequence, heads, grad_batch, grad_head) + first * grad_row
     result = load_rows(out_start, row, valid, out_row, HEAD, WIDTH).to(tl.float32)
-    above = load_rows(grad_start, row, valid, grad_row, HEAD, WIDTH).to(tl.float32)
+    grad_rows = load_rows(grad_start, row, valid, grad_row, HEAD, WIDTH).to(tl.float32)
     to = delta + sequence.to(tl.int64) * queries + first + row
-    tl.store(to, tl.sum(result * above, 1), mask=valid)
+    tl.store(to, tl.sum(result * grad_rows, 1), mask=valid)
 
 
 @triton.jit
@@ -49,7 +49,7 @@ def backward_keys_kernel(
 ):  # fmt: skip
     """Write the gradients of COLUMNS keys and values of a head; q and k are turned already."""
     tiles = tl.cdiv(keys, COLUMNS)
-    sequence, rank = share_out(tl.program_id(0), tiles, sequences, together)
+    sequence, rank = assign_tile(tl.program_id(0), tiles, sequences, together)
     first = rank * COLUMNS  # the first keys are seen most
     offset = tl.cast(first, tl.int64)
     past = keys - queries
@@ -77,8 +77,8 @@ def backward_keys_kernel(
     log_start = logs + sequence.to(tl.int64) * queries
     delta_start = delta + sequence.to(tl.int64) * queries
     row = tl.arange(0, ROWS)
-    for_key = tl.zeros((COLUMNS, WIDTH), tl.float32)
-    for_value = tl.zeros((COLUMNS, WIDTH), tl.float32)
+    grad_key = tl.zeros((COLUMNS, WIDTH), tl.float32)
+    grad_value = tl.zeros((COLUMNS, WIDTH), tl.float32)
     start = tl.maximum(bottom - past, 0) // ROWS * ROWS
     stop = tl.maximum(top - past, start + 1)  # once through at least, seen or not
     tl.assume(start < stop)  # as in the forward kernel
@@ -88,33 +88,33 @@ def backward_keys_kernel(
         query = load_rows(q_tile, row, here, q_row, HEAD, WIDTH)
         log = tl.load(log_start + from_query + row, mask=here, other=float("inf"))
         scores = tl.dot(key, tl.trans(query), input_precision=PRECISION)
-        chances = tl.exp2(scores * scale - log[None, :])
+        probs = tl.exp2(scores * scale - log[None, :])
         at = past + from_query
         edge = at < whole_bottom  # at the other end, a query that is not there has no chances
         if WINDOWED:
             edge = edge | (at + ROWS > whole_top)
         if edge:
-            low, high = sight(at + row, keys, size, context, CAUSAL_INSIDE, WINDOWED)
-            seen = place[:, None] < high[None, :]
+            low, high = key_range(at + row, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+            visible = place[:, None] < high[None, :]
             if WINDOWED:
-                seen = seen & (place[:, None] >= low[None, :])
-            chances = tl.where(seen, chances, 0.0)
+                visible = visible & (place[:, None] >= low[None, :])
+            probs = tl.where(visible, probs, 0.0)
         grad_tile = grad_start + tl.cast(from_query, tl.int64) * grad_row
-        above = load_rows(grad_tile, row, here, grad_row, HEAD, WIDTH)
-        for_chance = tl.dot(value, tl.trans(above), input_precision=PRECISION)
-        for_value = tl.dot(chances.to(above.dtype), above, for_value, input_precision=PRECISION)
-        along = tl.load(delta_start + from_query + row, mask=here, other=0.0)
-        for_score = chances * (for_chance - along[None, :])
-        for_key = tl.dot(for_score.to(query.dtype), query, for_key, input_precision=PRECISION)
+        grad_out = load_rows(grad_tile, row, here, grad_row, HEAD, WIDTH)
+        grad_probs = tl.dot(value, tl.trans(grad_out), input_precision=PRECISION)
+        grad_value = tl.dot(probs.to(grad_out.dtype), grad_out, grad_value, input_precision=PRECISION)
+        delta_row = tl.load(delta_start + from_query + row, mask=here, other=0.0)
+        grad_scores = probs * (grad_probs - delta_row[None, :])
+        grad_key = tl.dot(grad_scores.to(query.dtype), query, grad_key, input_precision=PRECISION)
 
     to = head_start(for_v, sequence, heads, for_v_batch, for_v_head) + offset * for_v_row
-    store_rows(to, for_value, column, valid, for_v_row, HEAD, WIDTH)
+    store_rows(to, grad_value, column, valid, for_v_row, HEAD, WIDTH)
     to = head_start(for_k, sequence, heads, for_k_batch, for_k_head) + offset * for_k_row
-    for_key = for_key * score_scale
+    grad_key = grad_key * score_scale
     if TURN:
-        store_turned_back(to, for_key, column, valid, for_k_row, place, cosine, sine, HEAD, WIDTH)
+        store_rotated_back(to, grad_key, column, valid, for_k_row, place, cosine, sine, HEAD, WIDTH)
     else:
-        store_rows(to, for_key, column, valid, for_k_row, HEAD, WIDTH)
+        store_rows(to, grad_key, column, valid, for_k_row, HEAD, WIDTH)
 
 
 @triton.jit
@@ -129,7 +129,7 @@ def backward_queries_kernel(
 ):  # fmt: skip
     """Write the gradients of ROWS queries of a head; q and k are turned already."""
     tiles = tl.cdiv(queries, ROWS)
-    sequence, rank = share_out(tl.program_id(0), tiles, sequences, together)
+    sequence, rank = assign_tile(tl.program_id(0), tiles, sequences, together)
     first = (tiles - 1 - rank) * ROWS
     past = keys - queries
     offset = tl.cast(first, tl.int64)
@@ -139,20 +139,20 @@ def backward_queries_kernel(
     q_start = head_start(q, sequence, heads, q_batch, q_head) + offset * q_row
     grad_start = head_start(grad, sequence, heads, grad_batch, grad_head) + offset * grad_row
     query = load_rows(q_start, row, valid, q_row, HEAD, WIDTH)
-    above = load_rows(grad_start, row, valid, grad_row, HEAD, WIDTH)
+    grad_out = load_rows(grad_start, row, valid, grad_row, HEAD, WIDTH)
     at = sequence.to(tl.int64) * queries + first + row
     log = tl.load(logs + at, mask=valid, other=float("inf"))
-    along = tl.load(delta + at, mask=valid, other=0.0)
+    delta_row = tl.load(delta + at, mask=valid, other=0.0)
 
     # as in the forward kernel
     last = tl.minimum(past + first + ROWS, keys) - 1
-    bottom, whole_top = sight(past + first, keys, size, context, CAUSAL_INSIDE, WINDOWED)
-    whole_bottom, top = sight(last, keys, size, context, CAUSAL_INSIDE, WINDOWED)
-    low, high = sight(place, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    bottom, whole_top = key_range(past + first, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    whole_bottom, top = key_range(last, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    low, high = key_range(place, keys, size, context, CAUSAL_INSIDE, WINDOWED)
     k_start = head_start(k, sequence, heads, k_batch, k_head)
     v_start = head_start(v, sequence, heads, v_batch, v_head)
     column = tl.arange(0, COLUMNS)
-    for_query = tl.zeros((ROWS, WIDTH), tl.float32)
+    grad_query = tl.zeros((ROWS, WIDTH), tl.float32)
     start = bottom // COLUMNS * COLUMNS
     tl.assume(start < top)  # as in the forward kernel
     for from_key in tl.range(start, top, COLUMNS):
@@ -161,21 +161,21 @@ def backward_queries_kernel(
         k_tile = k_start + tl.cast(from_key, tl.int64) * k_row
         key = load_rows(k_tile, column, here, k_row, HEAD, WIDTH)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        chances = tl.exp2(scores * scale - log[:, None])
+        probs = tl.exp2(scores * scale - log[:, None])
         if (from_key < whole_bottom) | (from_key + COLUMNS > whole_top):
-            seen = key_place[None, :] < high[:, None]
+            visible = key_place[None, :] < high[:, None]
             if WINDOWED:
-                seen = seen & (key_place[None, :] >= low[:, None])
-            chances = tl.where(seen, chances, 0.0)
+                visible = visible & (key_place[None, :] >= low[:, None])
+            probs = tl.where(visible, probs, 0.0)
         v_tile = v_start + tl.cast(from_key, tl.int64) * v_row
         value = load_rows(v_tile, column, here, v_row, HEAD, WIDTH)
-        for_chance = tl.dot(above, tl.trans(value), input_precision=PRECISION)
-        for_score = chances * (for_chance - along[:, None])
-        for_query = tl.dot(for_score.to(key.dtype), key, for_query, input_precision=PRECISION)
+        grad_probs = tl.dot(grad_out, tl.trans(value), input_precision=PRECISION)
+        grad_scores = probs * (grad_probs - delta_row[:, None])
+        grad_query = tl.dot(grad_scores.to(key.dtype), key, grad_query, input_precision=PRECISION)
 
     to = head_start(for_q, sequence, heads, for_q_batch, for_q_head) + offset * for_q_row
-    for_query = for_query * score_scale
+    grad_query = grad_query * score_scale
     if TURN:
-        store_turned_back(to, for_query, row, valid, for_q_row, place, cosine, sine, HEAD, WIDTH)
+        store_rotated_back(to, grad_query, row, valid, for_q_row, place, cosine, sine, HEAD, WIDTH)
     else:
-        store_rows(to, for_query, row, valid, for_q_row, HEAD, WIDTH)
+        store_rows(to, grad_query, row, valid, for_q_row, HEAD, WIDTH)

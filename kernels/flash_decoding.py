@@ -16,11 +16,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import eager
-from kernels.compile_check import Ahead
+from kernels.compile_check import CompileCase
 from kernels.dispatch import interpreted
 from kernels.flash_tiles import head_start, load_rows, store_rows
 
-WIDEST = 128
+MAX_HEAD_DIM = 128
 # two for each multiprocessor of an H200
 PROGRAMS = 264
 
@@ -47,45 +47,45 @@ def part_kernel(
     q_start = head_start(q, sequence, heads, q_batch, q_head) + offset * q_row
     query = load_rows(q_start, row, valid, q_row, HEAD, WIDTH)
     low, high = tl.load(bounds), tl.load(bounds + 1)
-    share = tl.cdiv(tl.cdiv(tl.maximum(high - low, 0), COLUMNS), PARTS) * COLUMNS
-    start = low + part * share
-    stop = tl.minimum(start + share, high)
+    rows_per_part = tl.cdiv(tl.cdiv(tl.maximum(high - low, 0), COLUMNS), PARTS) * COLUMNS
+    start = low + part * rows_per_part
+    stop = tl.minimum(start + rows_per_part, high)
 
     keys_start = head_start(keys, sequence, heads, keys_batch, keys_head)
     values_start = head_start(values, sequence, heads, values_batch, values_head)
     column = tl.arange(0, COLUMNS)
-    total = tl.zeros((ROWS, WIDTH), tl.float32)
-    weight = tl.zeros((ROWS,), tl.float32)
-    highest = tl.full((ROWS,), float("-inf"), tl.float32)
+    acc = tl.zeros((ROWS, WIDTH), tl.float32)
+    row_sum = tl.zeros((ROWS,), tl.float32)
+    row_max = tl.full((ROWS,), float("-inf"), tl.float32)
     for from_key in tl.range(start, stop, COLUMNS):
         here = from_key + column < stop
         k_tile = keys_start + tl.cast(from_key, tl.int64) * keys_row
         key = load_rows(k_tile, column, here, keys_row, HEAD, WIDTH)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         scores = tl.where(here[None, :], scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1))
-        chances = tl.exp2(scores - higher[:, None])
-        fade = tl.exp2(highest - higher)
-        weight = weight * fade + tl.sum(chances, 1)
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        probs = tl.exp2(scores - new_max[:, None])
+        rescale = tl.exp2(row_max - new_max)
+        row_sum = row_sum * rescale + tl.sum(probs, 1)
         v_tile = values_start + tl.cast(from_key, tl.int64) * values_row
         value = load_rows(v_tile, column, here, values_row, HEAD, WIDTH)
-        total = total * fade[:, None]
-        total = tl.dot(chances.to(value.dtype), value, total, input_precision=PRECISION)
-        highest = higher
+        acc = acc * rescale[:, None]
+        acc = tl.dot(probs.to(value.dtype), value, acc, input_precision=PRECISION)
+        row_max = new_max
 
-    weight = tl.where(weight == 0.0, 1.0, weight)  # of a part that holds nothing: sum 0, log -inf
-    total = total / weight[:, None]
+    row_sum = tl.where(row_sum == 0.0, 1.0, row_sum)  # of a part that holds nothing: sum 0, log -inf
+    acc = acc / row_sum[:, None]
     if PARTS == 1:
         to = head_start(out, sequence, heads, out_batch, out_head)
-        store_rows(to + tl.cast(first, tl.int64) * out_row, total, row, valid, out_row, HEAD, WIDTH)
+        store_rows(to + tl.cast(first, tl.int64) * out_row, acc, row, valid, out_row, HEAD, WIDTH)
     else:
         at = (part.to(tl.int64) * sequences + sequence) * queries + first
-        store_rows(parts + at * WIDTH, total, row, valid, WIDTH, WIDTH, WIDTH)
-        tl.store(logs + at + row, highest + tl.log2(weight), mask=valid)
+        store_rows(parts + at * WIDTH, acc, row, valid, WIDTH, WIDTH, WIDTH)
+        tl.store(logs + at + row, row_max + tl.log2(row_sum), mask=valid)
 
 
 @triton.jit
-def join_kernel(
+def combine_kernel(
     parts, logs, out, out_batch, out_head, out_row, heads, sequences, queries,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -94,19 +94,19 @@ def join_kernel(
     part = tl.arange(0, PARTS)
     at = (part.to(tl.int64) * sequences + sequence) * queries + row
     log = tl.load(logs + at)
-    highest = tl.max(log, 0)
-    weight = tl.exp2(log - tl.where(highest == float("-inf"), 0.0, highest))
-    everything = tl.sum(weight, 0)
+    max_log = tl.max(log, 0)
+    weight = tl.exp2(log - tl.where(max_log == float("-inf"), 0.0, max_log))
+    weight_sum = tl.sum(weight, 0)
     column = tl.arange(0, WIDTH)
     values = tl.load(parts + at[:, None] * WIDTH + column[None, :])
-    total = tl.sum(values * weight[:, None], 0) / tl.where(everything == 0.0, 1.0, everything)
+    total = tl.sum(values * weight[:, None], 0) / tl.where(weight_sum == 0.0, 1.0, weight_sum)
     to = head_start(out, sequence, heads, out_batch, out_head) + row.to(tl.int64) * out_row
     half = column % (WIDTH // 2)
-    place = column // (WIDTH // 2) * (HEAD // 2) + half
-    tl.store(to + place, total.to(out.dtype.element_ty), mask=half < HEAD // 2)
+    offsets = column // (WIDTH // 2) * (HEAD // 2) + half
+    tl.store(to + offsets, total.to(out.dtype.element_ty), mask=half < HEAD // 2)
 
 
-class Share(NamedTuple):
+class CacheSplit(NamedTuple):
     """How the kernel divides a cache."""
 
     rows: int
@@ -114,39 +114,39 @@ class Share(NamedTuple):
     parts: int
 
 
-def share(sequences: int, queries: int, capacity: int, itemsize: int) -> Share:
+def split_cache(sequences: int, queries: int, capacity: int, itemsize: int) -> CacheSplit:
     """As many parts as keep the GPU busy, of two tiles or more each when the cache is full."""
-    rows = min(64, max(16, _power(queries)))
+    rows = min(64, max(16, _next_power_of_2(queries)))
     columns = 64 if itemsize <= 2 else 32
-    wanted = PROGRAMS // max(1, sequences * -(-queries // rows))
-    most = min(wanted, capacity // (2 * columns), 64)
-    parts = 1 if most < 2 else 1 << (most.bit_length() - 1)
-    return Share(rows, columns, parts)
+    wanted_parts = PROGRAMS // max(1, sequences * -(-queries // rows))
+    max_parts = min(wanted_parts, capacity // (2 * columns), 64)
+    parts = 1 if max_parts < 2 else 1 << (max_parts.bit_length() - 1)
+    return CacheSplit(rows, columns, parts)
 
 
-def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
+def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
     """As `kernels.attend_cache`; odd and very wide heads are left to PyTorch."""
-    if q.shape[-1] > WIDEST or q.shape[-1] % 2:
-        return eager.attend_cache(q, keys, values, bounds)
-    kind = torch.promote_types(keys.dtype, values.dtype)  # a copy of the cache is what costs
+    if q.shape[-1] > MAX_HEAD_DIM or q.shape[-1] % 2:
+        return eager.decode_attention(q, keys, values, bounds)
+    dtype = torch.promote_types(keys.dtype, values.dtype)  # a copy of the cache is what costs
     if interpreted():  # it is wrong in bfloat16
-        kind = torch.float32
-    given = (x.to(kind) for x in (q, keys, values))
-    given = [x if x.stride(-1) == 1 else x.contiguous() for x in given]
-    return attend_cache_operation(*given, bounds).to(q.dtype)
+        dtype = torch.float32
+    tensors = (x.to(dtype) for x in (q, keys, values))
+    tensors = [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+    return decode_attention_operation(*tensors, bounds).to(q.dtype)
 
 
 @torch.library.custom_op("dreamstage::attend_cache", mutates_args=())
-def attend_cache_operation(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
-    out = _out(q)
+def decode_attention_operation(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
+    out = _empty_output(q)
     batch, heads, queries, head = q.shape
     if not q.numel():
         return out
-    width = max(16, _power(head))
+    padded_head_dim = max(16, _next_power_of_2(head))
     sequences = batch * heads
-    rows, columns, parts = share(sequences, queries, keys.shape[2], q.element_size())
+    rows, columns, parts = split_cache(sequences, queries, keys.shape[2], q.element_size())
     shape = (parts, sequences, queries) if parts > 1 else (0,)
-    sums = q.new_empty(*shape, width, dtype=torch.float32)
+    sums = q.new_empty(*shape, padded_head_dim, dtype=torch.float32)
     logs = q.new_empty(shape, dtype=torch.float32)
     ieee = torch.get_float32_matmul_precision() == "highest"
     first: Any = part_kernel
@@ -154,61 +154,61 @@ def attend_cache_operation(q: Tensor, keys: Tensor, values: Tensor, bounds: Tens
         q, keys, values, bounds, out, sums, logs,
         *(n for x in (q, keys, values, out) for n in x.stride()[:3]),
         heads, sequences, queries, head**-0.5 * log2(e),
-        HEAD=head, WIDTH=width, ROWS=rows, COLUMNS=columns, PARTS=parts,
+        HEAD=head, WIDTH=padded_head_dim, ROWS=rows, COLUMNS=columns, PARTS=parts,
         PRECISION="ieee" if ieee else "tf32", num_warps=4, num_stages=4,
     )  # fmt: skip
     if parts > 1:
-        second: Any = join_kernel
+        second: Any = combine_kernel
         second[(sequences * queries,)](
             sums, logs, out, *out.stride()[:3], heads, sequences, queries,
-            HEAD=head, WIDTH=width, PARTS=parts, num_warps=1,
+            HEAD=head, WIDTH=padded_head_dim, PARTS=parts, num_warps=1,
         )  # fmt: skip
     return out
 
 
-@attend_cache_operation.register_fake
+@decode_attention_operation.register_fake
 def _(q, keys, values, bounds):
-    return _out(q)
+    return _empty_output(q)
 
 
-def _out(q: Tensor) -> Tensor:
+def _empty_output(q: Tensor) -> Tensor:
     """Fresh (B, H, Q, E), in memory (B, Q, H, E): heads join without a copy."""
     return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
 
 
-def _power(n: int) -> int:
+def _next_power_of_2(n: int) -> int:
     """The least power of two that holds so many."""
     return 1 << (int(n) - 1).bit_length()
 
 
-def _ahead(head: int, rows: int, parts: int, kind: str = "bf16") -> list[Ahead]:
+def _compile_cases(head: int, rows: int, parts: int, dtype: str = "bf16") -> list[CompileCase]:
     """A cache of (B, 9, 1024, E)."""
-    cache = {"batch": 9 * 1024 * head, "head": 1024 * head, "row": head}
-    few = {"batch": rows * 9 * head, "head": head, "row": 9 * head}
-    shape = dict(HEAD=head, WIDTH=_power(head), PARTS=parts)
-    strides = {f"{x}_{axis}": n for x in ("keys", "values") for axis, n in cache.items()}
-    strides |= {f"{x}_{axis}": n for x in ("q", "out") for axis, n in few.items()}
-    types = dict.fromkeys(("q", "keys", "values", "out"), f"*{kind}") | dict(bounds="*i32")
+    cache_strides = {"batch": 9 * 1024 * head, "head": 1024 * head, "row": head}
+    query_strides = {"batch": rows * 9 * head, "head": head, "row": 9 * head}
+    shape = dict(HEAD=head, WIDTH=_next_power_of_2(head), PARTS=parts)
+    strides = {f"{x}_{axis}": n for x in ("keys", "values") for axis, n in cache_strides.items()}
+    strides |= {f"{x}_{axis}": n for x in ("q", "out") for axis, n in query_strides.items()}
+    types = dict.fromkeys(("q", "keys", "values", "out"), f"*{dtype}") | dict(bounds="*i32")
     types |= dict(parts="*fp32", logs="*fp32", heads="i32", sequences="i32", queries="i32")
-    columns = share(1, rows, 1024, 2 if kind == "bf16" else 4).columns
+    columns = split_cache(1, rows, 1024, 2 if dtype == "bf16" else 4).columns
     of_join = ("parts", "logs", "out", "heads", "sequences", "queries")
     return [
-        Ahead(
-            f"attend_cache, {head} wide, {rows} rows, {kind}", part_kernel,
+        CompileCase(
+            f"attend_cache, {head} wide, {rows} rows, {dtype}", part_kernel,
             types | dict(scale="fp32"),
             shape | strides | dict(ROWS=rows, COLUMNS=columns, PRECISION="tf32"),
             stages=4, programs=2, wgmma=rows >= 64,  # see PROGRAMS
         ),
-        Ahead(
-            f"attend_cache, join {parts}, {head} wide", join_kernel, {x: types[x] for x in of_join},
-            shape | {f"out_{axis}": n for axis, n in few.items()}, warps=1, programs=32,
+        CompileCase(
+            f"attend_cache, join {parts}, {head} wide", combine_kernel, {x: types[x] for x in of_join},
+            shape | {f"out_{axis}": n for axis, n in query_strides.items()}, warps=1, programs=32,
         ),
     ]  # fmt: skip
 
 
-AHEAD = [
-    *_ahead(64, 16, 8),
-    *_ahead(64, 64, 4),
-    *_ahead(128, 16, 8)[:1],
-    *_ahead(64, 16, 8, "fp32")[:1],
+COMPILE_CASES = [
+    *_compile_cases(64, 16, 8),
+    *_compile_cases(64, 64, 4),
+    *_compile_cases(128, 16, 8)[:1],
+    *_compile_cases(64, 16, 8, "fp32")[:1],
 ]

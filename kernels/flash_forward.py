@@ -8,15 +8,15 @@ import triton.language as tl
 from kernels.flash_tiles import (
     head_start,
     load_rows,
-    load_turned,
-    share_out,
-    sight,
+    load_rotated,
+    assign_tile,
+    key_range,
     store_rows,
 )
 
 
 @triton.jit
-def turn_kernel(
+def rotate_kernel(
     x, turned, cosine, sine, stride_batch, stride_head, stride_row, heads, rows, past,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -28,7 +28,7 @@ def turn_kernel(
     valid = first + row < rows
     start = head_start(x, sequence, heads, stride_batch, stride_head) + first * stride_row
     place = past + first + row
-    values = load_turned(start, row, valid, stride_row, place, cosine, sine, HEAD, WIDTH)
+    values = load_rotated(start, row, valid, stride_row, place, cosine, sine, HEAD, WIDTH)
     to = turned + (sequence.to(tl.int64) * rows + first) * HEAD
     store_rows(to, values, row, valid, HEAD, HEAD, WIDTH)
 
@@ -48,7 +48,7 @@ def forward_kernel(
     `scale` holds log2(e) as well, so that powers of two do for the softmax.
     """
     tiles = tl.cdiv(queries, ROWS)
-    sequence, rank = share_out(tl.program_id(0), tiles, sequences, together)
+    sequence, rank = assign_tile(tl.program_id(0), tiles, sequences, together)
     first = (tiles - 1 - rank) * ROWS  # the last queries see most
     past = keys - queries
     offset = tl.cast(first, tl.int64)
@@ -58,7 +58,7 @@ def forward_kernel(
     q_start = head_start(q, sequence, heads, q_batch, q_head) + offset * q_row
     to = head_start(out, sequence, heads, out_batch, out_head) + offset * out_row
     if TURN:
-        query = load_turned(q_start, row, valid, q_row, place, cosine, sine, HEAD, WIDTH)
+        query = load_rotated(q_start, row, valid, q_row, place, cosine, sine, HEAD, WIDTH)
         # by way of the rows of the output: what is loaded lies in shared memory, and not in
         # registers, of which the products have too few
         store_rows(to, query, row, valid, out_row, HEAD, WIDTH)
@@ -68,15 +68,15 @@ def forward_kernel(
         query = load_rows(q_start, row, valid, q_row, HEAD, WIDTH)
 
     last = tl.minimum(past + first + ROWS, keys) - 1
-    bottom, whole_top = sight(past + first, keys, size, context, CAUSAL_INSIDE, WINDOWED)
-    whole_bottom, top = sight(last, keys, size, context, CAUSAL_INSIDE, WINDOWED)
-    low, high = sight(place, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    bottom, whole_top = key_range(past + first, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    whole_bottom, top = key_range(last, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    low, high = key_range(place, keys, size, context, CAUSAL_INSIDE, WINDOWED)
     k_start = head_start(k, sequence, heads, k_batch, k_head)
     v_start = head_start(v, sequence, heads, v_batch, v_head)
     column = tl.arange(0, COLUMNS)
-    total = tl.zeros((ROWS, WIDTH), tl.float32)
-    weight = tl.zeros((ROWS,), tl.float32)
-    highest = tl.full((ROWS,), float("-inf"), tl.float32)
+    acc = tl.zeros((ROWS, WIDTH), tl.float32)
+    row_sum = tl.zeros((ROWS,), tl.float32)
+    row_max = tl.full((ROWS,), float("-inf"), tl.float32)
     start = bottom // COLUMNS * COLUMNS
     tl.assume(start < top)  # else ptxas lets every matrix instruction wait for the one before
     for from_key in tl.range(start, top, COLUMNS):
@@ -84,28 +84,28 @@ def forward_kernel(
         here = key_place < keys
         k_tile = k_start + tl.cast(from_key, tl.int64) * k_row
         if TURN_KEYS:
-            key = load_turned(k_tile, column, here, k_row, key_place, cosine, sine, HEAD, WIDTH)
+            key = load_rotated(k_tile, column, here, k_row, key_place, cosine, sine, HEAD, WIDTH)
         else:
             key = load_rows(k_tile, column, here, k_row, HEAD, WIDTH)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         if (from_key < whole_bottom) | (from_key + COLUMNS > whole_top):
-            seen = key_place[None, :] < high[:, None]
+            visible = key_place[None, :] < high[:, None]
             if WINDOWED:
-                seen = seen & (key_place[None, :] >= low[:, None])
-            scores = tl.where(seen, scores, float("-inf"))
-        higher = tl.maximum(highest, tl.max(scores, 1) * scale)
-        base = higher
+                visible = visible & (key_place[None, :] >= low[:, None])
+            scores = tl.where(visible, scores, float("-inf"))
+        new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
+        base = new_max
         if WINDOWED:  # rows that have seen nothing yet: no -inf - -inf
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-        chances = tl.exp2(scores * scale - base[:, None])
-        fade = tl.exp2(highest - base)
-        weight = weight * fade + tl.sum(chances, 1)
-        total = total * fade[:, None]
+            base = tl.where(new_max == float("-inf"), 0.0, new_max)
+        probs = tl.exp2(scores * scale - base[:, None])
+        rescale = tl.exp2(row_max - base)
+        row_sum = row_sum * rescale + tl.sum(probs, 1)
+        acc = acc * rescale[:, None]
         v_tile = v_start + tl.cast(from_key, tl.int64) * v_row
         value = load_rows(v_tile, column, here, v_row, HEAD, WIDTH)
-        total = tl.dot(chances.to(value.dtype), value, total, input_precision=PRECISION)
-        highest = higher
+        acc = tl.dot(probs.to(value.dtype), value, acc, input_precision=PRECISION)
+        row_max = new_max
 
-    store_rows(to, total / weight[:, None], row, valid, out_row, HEAD, WIDTH)
+    store_rows(to, acc / row_sum[:, None], row, valid, out_row, HEAD, WIDTH)
     log_rows = logs + sequence.to(tl.int64) * queries + first + row
-    tl.store(log_rows, highest + tl.log2(weight), mask=valid)
+    tl.store(log_rows, row_max + tl.log2(row_sum), mask=valid)

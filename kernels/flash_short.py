@@ -11,11 +11,11 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernels.flash_tiles import load_rows, load_turned, sight, store_rows, store_turned_back
+from kernels.flash_tiles import load_rows, load_rotated, key_range, store_rows, store_rotated_back
 
 
 @triton.jit
-def _lay_out(length, together, sequences, TILE: tl.constexpr) -> Any:
+def _row_layout(length, together, sequences, TILE: tl.constexpr) -> Any:
     """Say of each row its sequence, its place there, its rank in the tile, and if there is one."""
     row = tl.arange(0, TILE)
     rank = row // length
@@ -31,24 +31,24 @@ def _offset(sequence, place, heads, stride_batch, stride_head, stride_row):
 
 
 @triton.jit
-def _seen(
+def _visible(
     place, rank, key_place, key_rank, key_valid, keys, size, context,
     CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr,
 ):  # fmt: skip
-    bounds = sight(place, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    bounds = key_range(place, keys, size, context, CAUSAL_INSIDE, WINDOWED)
     low, high = bounds
-    seen = (rank[:, None] == key_rank[None, :]) & key_valid[None, :]
-    seen = seen & (key_place[None, :] < high[:, None])
+    mask = (rank[:, None] == key_rank[None, :]) & key_valid[None, :]
+    mask = mask & (key_place[None, :] < high[:, None])
     if WINDOWED:
-        seen = seen & (key_place[None, :] >= low[:, None])
-    return seen
+        mask = mask & (key_place[None, :] >= low[:, None])
+    return mask
 
 
 @triton.jit
-def _chances(query, key, seen, scale, PRECISION: tl.constexpr):
+def _probs(query, key, visible, scale, PRECISION: tl.constexpr):
     """Softmax of the scores that are seen, 0 for rows that see nothing."""
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-    scores = tl.where(seen, scores, float("-inf"))
+    scores = tl.where(visible, scores, float("-inf"))
     highest = tl.max(scores, 1)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
     chances = tl.exp2(scores - highest[:, None])
@@ -73,8 +73,8 @@ def short_kernel(
     With a past, k and v are as many as the queries, and all of both are written behind each other,
     the keys as they came.
     """
-    of_queries = _lay_out(queries, together, sequences, TILE)
-    of_keys = _lay_out(keys, together, sequences, TILE)
+    of_queries = _row_layout(queries, together, sequences, TILE)
+    of_keys = _row_layout(keys, together, sequences, TILE)
     sequence, row, rank, valid = of_queries
     key_sequence, key_place, key_rank, key_valid = of_keys
     before = keys - queries
@@ -85,8 +85,8 @@ def short_kernel(
     k_at = _offset(key_sequence, own_place, heads, k_batch, k_head, k_row)
     v_at = _offset(key_sequence, own_place, heads, v_batch, v_head, v_row)
     if TURN:
-        query = load_turned(q, q_at, valid, 1, before + row, cosine, sine, HEAD, WIDTH)
-        key = load_turned(k, k_at, own, 1, key_place, cosine, sine, HEAD, WIDTH)
+        query = load_rotated(q, q_at, valid, 1, before + row, cosine, sine, HEAD, WIDTH)
+        key = load_rotated(k, k_at, own, 1, key_place, cosine, sine, HEAD, WIDTH)
     else:
         query = load_rows(q, q_at, valid, 1, HEAD, WIDTH)
         key = load_rows(k, k_at, own, 1, HEAD, WIDTH)
@@ -96,7 +96,7 @@ def short_kernel(
         at = _offset(key_sequence, key_place, heads, past_k_batch, past_k_head, past_k_row)
         kept = load_rows(k, k_at, own, 1, HEAD, WIDTH) + load_rows(past_k, at, old, 1, HEAD, WIDTH)
         if TURN:
-            key += load_turned(past_k, at, old, 1, key_place, cosine, sine, HEAD, WIDTH)
+            key += load_rotated(past_k, at, old, 1, key_place, cosine, sine, HEAD, WIDTH)
         else:
             key = kept
         to = _offset(key_sequence, key_place, heads, all_k_batch, all_k_head, all_k_row)
@@ -105,12 +105,12 @@ def short_kernel(
         value += load_rows(past_v, at, old, 1, HEAD, WIDTH)
         to = _offset(key_sequence, key_place, heads, all_v_batch, all_v_head, all_v_row)
         store_rows(all_v, value, to, key_valid, 1, HEAD, WIDTH)
-    seen = _seen(
+    visible = _visible(
         before + row, rank, key_place, key_rank, key_valid, keys, size, context,
         CAUSAL_INSIDE, WINDOWED,
     )  # fmt: skip
-    chances = _chances(query, key, seen, scale, PRECISION)
-    result = tl.dot(chances.to(value.dtype), value, input_precision=PRECISION)
+    probs = _probs(query, key, visible, scale, PRECISION)
+    result = tl.dot(probs.to(value.dtype), value, input_precision=PRECISION)
     at = _offset(sequence, row, heads, out_batch, out_head, out_row)
     store_rows(out, result, at, valid, 1, HEAD, WIDTH)
 
@@ -128,8 +128,8 @@ def short_backward_kernel(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write all gradients of `together` whole sequences."""
-    of_queries = _lay_out(queries, together, sequences, TILE)
-    of_keys = _lay_out(keys, together, sequences, TILE)
+    of_queries = _row_layout(queries, together, sequences, TILE)
+    of_keys = _row_layout(keys, together, sequences, TILE)
     sequence, row, rank, valid = of_queries
     key_sequence, key_place, key_rank, key_valid = of_keys
     place = keys - queries + row
@@ -138,32 +138,32 @@ def short_backward_kernel(
     v_at = _offset(key_sequence, key_place, heads, v_batch, v_head, v_row)
     grad_at = _offset(sequence, row, heads, grad_batch, grad_head, grad_row)
     if TURN:
-        query = load_turned(q, q_at, valid, 1, place, cosine, sine, HEAD, WIDTH)
-        key = load_turned(k, k_at, key_valid, 1, key_place, cosine, sine, HEAD, WIDTH)
+        query = load_rotated(q, q_at, valid, 1, place, cosine, sine, HEAD, WIDTH)
+        key = load_rotated(k, k_at, key_valid, 1, key_place, cosine, sine, HEAD, WIDTH)
     else:
         query = load_rows(q, q_at, valid, 1, HEAD, WIDTH)
         key = load_rows(k, k_at, key_valid, 1, HEAD, WIDTH)
     value = load_rows(v, v_at, key_valid, 1, HEAD, WIDTH)
-    above = load_rows(grad, grad_at, valid, 1, HEAD, WIDTH)
-    seen = _seen(
+    grad_out = load_rows(grad, grad_at, valid, 1, HEAD, WIDTH)
+    visible = _visible(
         place, rank, key_place, key_rank, key_valid, keys, size, context, CAUSAL_INSIDE, WINDOWED
     )
-    chances = _chances(query, key, seen, scale, PRECISION)
+    probs = _probs(query, key, visible, scale, PRECISION)
 
-    for_value = tl.dot(tl.trans(chances.to(above.dtype)), above, input_precision=PRECISION)
+    grad_value = tl.dot(tl.trans(probs.to(grad_out.dtype)), grad_out, input_precision=PRECISION)
     at = _offset(key_sequence, key_place, heads, for_v_batch, for_v_head, for_v_row)
-    store_rows(for_v, for_value, at, key_valid, 1, HEAD, WIDTH)
+    store_rows(for_v, grad_value, at, key_valid, 1, HEAD, WIDTH)
 
-    for_chance = tl.dot(above, tl.trans(value), input_precision=PRECISION)
-    along = tl.sum(chances * for_chance, 1)
-    for_score = (chances * (for_chance - along[:, None]) * score_scale).to(query.dtype)
-    for_query = tl.dot(for_score, key, input_precision=PRECISION)
-    for_key = tl.dot(tl.trans(for_score), query, input_precision=PRECISION)
+    grad_probs = tl.dot(grad_out, tl.trans(value), input_precision=PRECISION)
+    delta = tl.sum(probs * grad_probs, 1)
+    grad_scores = (probs * (grad_probs - delta[:, None]) * score_scale).to(query.dtype)
+    grad_query = tl.dot(grad_scores, key, input_precision=PRECISION)
+    grad_key = tl.dot(tl.trans(grad_scores), query, input_precision=PRECISION)
     at = _offset(sequence, row, heads, for_q_batch, for_q_head, for_q_row)
     to = _offset(key_sequence, key_place, heads, for_k_batch, for_k_head, for_k_row)
     if TURN:
-        store_turned_back(for_q, for_query, at, valid, 1, place, cosine, sine, HEAD, WIDTH)
-        store_turned_back(for_k, for_key, to, key_valid, 1, key_place, cosine, sine, HEAD, WIDTH)
+        store_rotated_back(for_q, grad_query, at, valid, 1, place, cosine, sine, HEAD, WIDTH)
+        store_rotated_back(for_k, grad_key, to, key_valid, 1, key_place, cosine, sine, HEAD, WIDTH)
     else:
-        store_rows(for_q, for_query, at, valid, 1, HEAD, WIDTH)
-        store_rows(for_k, for_key, to, key_valid, 1, HEAD, WIDTH)
+        store_rows(for_q, grad_query, at, valid, 1, HEAD, WIDTH)
+        store_rows(for_k, grad_key, to, key_valid, 1, HEAD, WIDTH)

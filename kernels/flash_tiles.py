@@ -20,7 +20,7 @@ def head_start(x, sequence, heads, stride_batch, stride_head):
 
 
 @triton.jit
-def share_out(program, tiles, sequences, together):
+def assign_tile(program, tiles, sequences, together):
     """Give each program its sequence and the rank of its tile, the heaviest having rank 0.
 
     `together` sequences at a time, so that what their programs read again is still in the L2 cache.
@@ -33,7 +33,7 @@ def share_out(program, tiles, sequences, together):
 
 
 @triton.jit
-def sight(place, keys, size, context, CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr) -> Any:
+def key_range(place, keys, size, context, CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr) -> Any:
     """Say from which key up to which a query at `place` sees."""
     block = place // size
     low = place * 0
@@ -54,7 +54,7 @@ def _columns(HEAD: tl.constexpr, WIDTH: tl.constexpr) -> Any:
 
 
 @triton.jit
-def _mask(valid, angle, HEAD: tl.constexpr, WIDTH: tl.constexpr):
+def _load_mask(valid, angle, HEAD: tl.constexpr, WIDTH: tl.constexpr):
     inside = valid[:, None]
     if HEAD < WIDTH:
         inside = inside & (angle < HEAD // 2)[None, :]
@@ -67,25 +67,25 @@ def load_rows(start, row, valid, stride, HEAD: tl.constexpr, WIDTH: tl.constexpr
     columns = _columns(HEAD, WIDTH)
     column, angle = columns
     pointers = start + row[:, None] * stride + column[None, :]
-    return tl.load(pointers, mask=_mask(valid, angle, HEAD, WIDTH), other=0.0)
+    return tl.load(pointers, mask=_load_mask(valid, angle, HEAD, WIDTH), other=0.0)
 
 
 @triton.jit
-def load_turned(
+def load_rotated(
     start, row, valid, stride, place, cosine, sine, HEAD: tl.constexpr, WIDTH: tl.constexpr
 ):
     """Load rows, turned by the angles of their places."""
     columns = _columns(HEAD, WIDTH)
     column, angle = columns
-    inside = _mask(valid, angle, HEAD, WIDTH)
+    inside = _load_mask(valid, angle, HEAD, WIDTH)
     # the other of a pair comes from the cache: cheaper than changing threads
     other = (1 - tl.arange(0, WIDTH) // (WIDTH // 2)) * (HEAD // 2) + angle
     sign = (tl.arange(0, WIDTH) // (WIDTH // 2) * 2 - 1).to(tl.float32)
     x = tl.load(start + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
     pair = tl.load(start + row[:, None] * stride + other[None, :], mask=inside, other=0.0)
-    by = place[:, None] * (HEAD // 2) + angle[None, :]
-    cos = tl.load(cosine + by, mask=inside, other=0.0).to(tl.float32)
-    sin = tl.load(sine + by, mask=inside, other=0.0).to(tl.float32)
+    angle_offset = place[:, None] * (HEAD // 2) + angle[None, :]
+    cos = tl.load(cosine + angle_offset, mask=inside, other=0.0).to(tl.float32)
+    sin = tl.load(sine + angle_offset, mask=inside, other=0.0).to(tl.float32)
     return (x.to(tl.float32) * cos + pair.to(tl.float32) * sin * sign[None, :]).to(x.dtype)
 
 
@@ -95,11 +95,11 @@ def store_rows(start, x, row, valid, stride, HEAD: tl.constexpr, WIDTH: tl.const
     columns = _columns(HEAD, WIDTH)
     column, angle = columns
     pointers = start + row[:, None] * stride + column[None, :]
-    tl.store(pointers, x.to(start.dtype.element_ty), mask=_mask(valid, angle, HEAD, WIDTH))
+    tl.store(pointers, x.to(start.dtype.element_ty), mask=_load_mask(valid, angle, HEAD, WIDTH))
 
 
 @triton.jit
-def store_turned_back(
+def store_rotated_back(
     start, x, row, valid, stride, place, cosine, sine, HEAD: tl.constexpr, WIDTH: tl.constexpr
 ):
     """Store (ROWS, WIDTH) as rows, turned by the opposite of the angles of their places."""
@@ -107,10 +107,10 @@ def store_turned_back(
     first, second = tl.split(halves)
     angle = tl.arange(0, WIDTH // 2)
     inside = valid[:, None] & (angle < HEAD // 2)[None, :]
-    by = place[:, None] * (HEAD // 2) + angle[None, :]
-    cos = tl.load(cosine + by, mask=inside, other=0.0).to(tl.float32)
-    sin = tl.load(sine + by, mask=inside, other=0.0).to(tl.float32)
+    angle_offset = place[:, None] * (HEAD // 2) + angle[None, :]
+    cos = tl.load(cosine + angle_offset, mask=inside, other=0.0).to(tl.float32)
+    sin = tl.load(sine + angle_offset, mask=inside, other=0.0).to(tl.float32)
     pointers = start + row[:, None] * stride + angle[None, :]
-    kind = start.dtype.element_ty
-    tl.store(pointers, (first * cos + second * sin).to(kind), mask=inside)
-    tl.store(pointers + HEAD // 2, (second * cos - first * sin).to(kind), mask=inside)
+    dtype = start.dtype.element_ty
+    tl.store(pointers, (first * cos + second * sin).to(dtype), mask=inside)
+    tl.store(pointers + HEAD // 2, (second * cos - first * sin).to(dtype), mask=inside)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 
-def start_at_one(config: Any, flags: str, *names: str) -> None:
+def check_positive(config: Any, prefix: str, *names: str) -> None:
     """ValueError names the first of these fields that is below 1; flags: what its flag begins
     with."""
     for name in names:
         if getattr(config, name) < 1:
-            flag = flags + name.replace("_", "-")
+            flag = prefix + name.replace("_", "-")
             raise ValueError(f"{flag} {getattr(config, name)} is below 1; give 1 or more")

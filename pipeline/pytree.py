@@ -8,32 +8,32 @@ from typing import Any
 
 from torch import Tensor
 
-Form = str | tuple[Any, ...]
+TreeSpec = str | tuple[Any, ...]
 
 _TENSOR = "tensor"
 
 
-def taken_apart(value: Any, tensors: list[Tensor]) -> Form:
+def flatten(value: Any, tensors: list[Tensor]) -> TreeSpec:
     """The form of nested dataclasses, lists and tuples; their tensors go to the end of a list."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return _TENSOR
     if isinstance(value, (list, tuple)):
-        return (list, *[taken_apart(part, tensors) for part in value])
+        return (list, *[flatten(part, tensors) for part in value])
     if is_dataclass(value) and not isinstance(value, type):
-        parts = [taken_apart(getattr(value, f.name), tensors) for f in fields(value)]
-        return (type(value), *parts)
+        children = [flatten(getattr(value, f.name), tensors) for f in fields(value)]
+        return (type(value), *children)
     return (None, value)
 
 
-def put_together(form: Form, tensors: Iterator[Tensor]) -> Any:
+def unflatten(spec: TreeSpec, tensors: Iterator[Tensor]) -> Any:
     """What `taken_apart` took apart, with other tensors; tuples come back as lists."""
-    if isinstance(form, str):
+    if isinstance(spec, str):
         return next(tensors)
-    kind, *inside = form
-    if kind is None:
-        return inside[0]
-    parts = [put_together(part, tensors) for part in inside]
-    if kind is list:
-        return parts
-    return kind(**{f.name: part for f, part in zip(fields(kind), parts, strict=True)})
+    node_type, *child_specs = spec
+    if node_type is None:
+        return child_specs[0]
+    children = [unflatten(part, tensors) for part in child_specs]
+    if node_type is list:
+        return children
+    return node_type(**{f.name: part for f, part in zip(fields(node_type), children, strict=True)})

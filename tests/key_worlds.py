@@ -27,10 +27,10 @@ class KeyClips:
 
     actions = KEYS
 
-    def __init__(self, episodes: int = 6, length: int = 24, frames: int = 9, keys: int = 3):
+    def __init__(self, episodes: int = 6, length: int = 24, clip_length: int = 9, keys: int = 3):
         """keys: how many of the choices of `move` occur."""
         random = np.random.default_rng(0)
-        self.frames, self.each = frames, length - frames + 1
+        self.frames, self.each = clip_length, length - clip_length + 1
         choices = random.integers(0, [5, keys], (episodes, length, 2))
         self.codes = torch.from_numpy(KEYS.join(choices))
         places = 100 + shift(self.codes).cumsum(1) - shift(self.codes)
@@ -58,8 +58,8 @@ class KeyReader:
 
     actions = KEYS
 
-    def read(self, films: Tensor) -> tuple[Tensor, Tensor]:
-        step = films[..., 0, 0, :2].long().diff(dim=1)
+    def read(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        step = frames[..., 0, 0, :2].long().diff(dim=1)
         move = (step[..., 1:] == ALONG).long().argmax(-1)
         return torch.stack([step[..., 0] + 2, move], -1), step[..., :1].float()
 

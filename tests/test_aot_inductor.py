@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.layers.int8 import Int8Linear
 from models.layers.transformer import Transformer, TransformerConfig
 from pipeline.inference import aot_inductor
-from pipeline.inference.aot_inductor import AheadOfTime, compiler_for
+from pipeline.inference.aot_inductor import AotCompiled, pick_compile_fn
 from pipeline.training import auto_compile
 
 needs_compiler = pytest.mark.skipif(not auto_compile.cpp_compiler(), reason="needs a C++ compiler")
@@ -37,7 +37,7 @@ def compilations(monkeypatch, tmp_path) -> list[str]:
     """What was compiled; packages are kept in a folder of the test's own."""
     monkeypatch.setattr(aot_inductor, "cache_dir", lambda: str(tmp_path))
     monkeypatch.setitem(
-        aot_inductor.HOW, "max_autotune", False
+        aot_inductor.INDUCTOR_CONFIG, "max_autotune", False
     )  # which takes two seconds a product
     done = []
     compile_it = torch._inductor.aoti_compile_and_package
@@ -53,7 +53,7 @@ def compilations(monkeypatch, tmp_path) -> list[str]:
 @needs_compiler
 def test_it_is_the_function_whatever_holds_its_tensors(compilations):
     model = Adder()
-    swift = AheadOfTime(model, model.add)
+    swift = AotCompiled(model, model.add)
     x, written = torch.randn(2, 3), torch.zeros(2)
     with torch.inference_mode():
         first, seven = swift(x, None, written)
@@ -79,7 +79,7 @@ def test_it_is_the_function_whatever_holds_its_tensors(compilations):
 @needs_compiler
 def test_what_a_number_of_rows_decides_is_compiled_for_each_way(compilations):
     model = nn.Linear(3, 3)
-    swift = AheadOfTime(model, lambda x: model(x) if x.shape[0] < 5 else x)
+    swift = AotCompiled(model, lambda x: model(x) if x.shape[0] < 5 else x)
     with torch.inference_mode():
         for count, compiled in ((2, 1), (4, 1), (5, 2), (3, 2), (9, 2), (1, 3)):
             x = torch.randn(count, 3)
@@ -92,11 +92,11 @@ def test_it_is_compiled_once_on_a_machine_for_the_same_weights(compilations):
     x, written = torch.randn(2, 3), torch.zeros(2)
     for _ in range(2):
         again = Adder()
-        result = AheadOfTime(again, again.add)(x, None, written)[0].sums
+        result = AotCompiled(again, again.add)(x, None, written)[0].sums
     assert len(compilations) == 1
     other = Adder()
     nn.init.ones_(other.linear.weight)
-    changed = AheadOfTime(other, other.add)(x, None, written)[0].sums
+    changed = AotCompiled(other, other.add)(x, None, written)[0].sums
     assert len(compilations) == 2
     assert torch.allclose(changed, other.linear(x), atol=1e-6)
     assert not torch.allclose(changed, result)
@@ -105,8 +105,8 @@ def test_it_is_compiled_once_on_a_machine_for_the_same_weights(compilations):
 @needs_compiler
 def test_the_same_steps_on_other_lines_are_not_compiled_again(compilations):
     model, x = nn.Linear(3, 3), torch.randn(2, 3)
-    AheadOfTime(model, lambda x: model(x))(x)
-    AheadOfTime(model, lambda x: model(x))(x)
+    AotCompiled(model, lambda x: model(x))(x)
+    AotCompiled(model, lambda x: model(x))(x)
     assert len(compilations) == 1
 
 
@@ -125,10 +125,10 @@ def test_packages_that_were_used_longest_ago_make_room(compilations, monkeypatch
     models = [nn.Linear(3, 3) for _ in range(3)]
     expected = ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4))  # the second one had to go
     for number, compiled in expected:
-        AheadOfTime(models[number], models[number].forward)(torch.randn(2, 3))
+        AotCompiled(models[number], models[number].forward)(torch.randn(2, 3))
         assert len(compilations) == compiled
         sizes = [path.stat().st_size for path in (tmp_path / "dreamstage").glob("*.pt2")]
-        monkeypatch.setattr(aot_inductor, "ROOM", 2.5 * sizes[0])
+        monkeypatch.setattr(aot_inductor, "MAX_CACHE_BYTES", 2.5 * sizes[0])
 
 
 @needs_compiler
@@ -136,7 +136,7 @@ def test_weights_in_8_bits_are_laid_out_when_it_is_compiled(compilations):
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
         rough = Int8Linear(nn.Linear(192, 48))
-        swift = AheadOfTime(rough, rough.forward)
+        swift = AotCompiled(rough, rough.forward)
         with torch.inference_mode():
             for rows in (9, 30):
                 x = torch.randn(rows, 192, dtype=dtype)
@@ -158,7 +158,7 @@ def test_a_compilation_that_is_broken_off_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", stopped)
     model = Adder()
     with pytest.raises(KeyboardInterrupt):
-        AheadOfTime(model, model.add)(torch.randn(2, 3), None, torch.zeros(2))
+        AotCompiled(model, model.add)(torch.randn(2, 3), None, torch.zeros(2))
     assert not list((tmp_path / "dreamstage").iterdir())
 
 
@@ -166,16 +166,16 @@ def test_a_compilation_that_is_broken_off_leaves_nothing(monkeypatch, tmp_path):
 def test_a_transformer_writes_and_reads_the_same(compilations):
     torch.manual_seed(0)
     places = torch.cartesian_prod(torch.arange(2), torch.arange(2))
-    config = TransformerConfig(width=16, layers=1, heads=2, hidden=24, context=3)
-    plain, swift = (Transformer(config, places, causal_inside=True).eval() for _ in range(2))
+    config = TransformerConfig(width=16, layers=1, num_heads=2, hidden=24, context=3)
+    plain, swift = (Transformer(config, places, causal_within_frame=True).eval() for _ in range(2))
     swift.load_state_dict(plain.state_dict())
-    swift.compile_steps(AheadOfTime)
+    swift.compile_steps(AotCompiled)
     blocks, tokens = torch.randn(2, 8, 16), torch.randn(4, 2, 1, 16)
     found = []
     with torch.inference_mode():
         for model in (plain, swift):
             out, cache = model(blocks)
-            draft = model.draft(cache)
+            draft = model.make_static_cache(cache)
             found.append([out, *(model.extend(x, draft, i) for i, x in enumerate(tokens))])
             found[-1] += model.close(draft).keys
     assert len(compilations) == 2  # whole blocks, and a token at whatever place
@@ -186,4 +186,4 @@ def test_a_transformer_writes_and_reads_the_same(compilations):
 def test_without_a_compiler_it_is_said(monkeypatch):
     monkeypatch.setattr(aot_inductor, "cpp_compiler", lambda: None)
     with pytest.raises(ValueError, match=r"compiled steps need a C\+\+ compiler"):
-        compiler_for(torch.device("cpu"))
+        pick_compile_fn(torch.device("cpu"))

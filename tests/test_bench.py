@@ -69,7 +69,7 @@ def test_quick_has_ten_rounds_at_least_and_areas_that_are_done_have_a_picture(
             assert (tmp_path / "bench.png").stat().st_size > 1000
         yield Row(area, "work", "peer", "ms", 1.0, 2.0, 2.0, rounds=options.rounds)
 
-    monkeypatch.setattr(command, "measured", measured)
+    monkeypatch.setattr(command, "safe_rows", measured)
     main(Config(("training", "decode"), quick=True, out=tmp_path))
     assert json.loads((tmp_path / "bench.json").read_text())["options"]["rounds"] >= 10
     assert re.search(r"after; 0 s: training 0, decode 0$", capsys.readouterr().out, re.M)
@@ -79,18 +79,18 @@ def test_what_auto_takes_is_told_by_the_worst_shape_of_each_pass():
     rows = list(kernel_speed.verdicts("swiglu", {"forward": 0.997, "both": 1.38}))
     assert [row.note for row in rows] == ["auto: left to torch.compile", "auto: used"]
     assert [row.ratio for row in rows] == [0.997, 1.38]
-    assert rows[1].what == "swiglu, forward and backward, at its worst shape"
+    assert rows[1].name == "swiglu, forward and backward, at its worst shape"
 
 
 def test_attention_is_raced_with_angles_but_once_and_at_lengths_of_space_and_time():
-    raced = [case for case in cases(CPU, torch.float32) if case.what.startswith("attention, ")]
+    raced = [case for case in cases(CPU, torch.float32) if case.name.startswith("attention, ")]
     plain, turned = raced[:2]
-    assert [case.what for case in raced if "no angles" in case.what] == [plain.what]
+    assert [case.name for case in raced if "no angles" in case.name] == [plain.name]
     one, other = (floating(case.definition(*turned.inputs))[0] for case in (plain, turned))
     assert not torch.allclose(one, other, atol=0.1)
     lengths = {"over space": [16, 256], "through time": [4, 16, 64]}
     for name, tokens in lengths.items():
-        assert [case.inputs[0].shape[2] for case in raced if name in case.what] == tokens
+        assert [case.inputs[0].shape[2] for case in raced if name in case.name] == tokens
 
 
 def test_an_unknown_area_is_one_line():
@@ -107,7 +107,7 @@ def test_only_named_operations_are_measured(monkeypatch):
     assert {case.operation for case in every} | {"assign"} == set(OPERATIONS)
     raced = []
     monkeypatch.setattr(
-        kernel_speed, "_raced", lambda case, _: iter(raced.append(case.operation) or ())
+        kernel_speed, "_race_case", lambda case, _: iter(raced.append(case.operation) or ())
     )
     list(kernel_speed.rows(Options(rounds=1, only=("gru_step", "rotate"))))
     assert raced == ["rotate", "gru_step"]
@@ -123,7 +123,7 @@ def test_who_cannot_take_a_step_is_named_and_the_others_are_raced():
 
 
 def test_a_large_model_is_compiled_layer_by_layer_on_both_sides(monkeypatch):
-    small = train_speed.Work(train_speed.sized(32, 3, 2, 64, frames=2), 16, (2, 2), batch=2)
+    small = train_speed.Workload(train_speed.llama_config(32, 3, 2, 64, context_frames=2), 16, (2, 2), batch=2)
     compiled = []
     monkeypatch.setattr(train_speed, "LARGE", small)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self)))
@@ -132,7 +132,7 @@ def test_a_large_model_is_compiled_layer_by_layer_on_both_sides(monkeypatch):
     names = [kind.__name__ for kind in compiled]
     assert names.count("Layer") == 3  # ours
     assert names.count("LlamaDecoderLayer") == len(names) - 3 > 0
-    raced = [row.against for row in rows if row.ratio is not None]
+    raced = [row.baseline for row in rows if row.ratio is not None]
     assert any("compile by layers" in name for name in raced)
     assert not any("broken off" in row.note for row in rows)
 
@@ -157,7 +157,7 @@ def test_keeping_what_no_gpu_measured_is_refused():
 def test_flags_that_nothing_would_come_of_are_refused_before_anything_is_measured(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(command, "measured", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(command, "safe_rows", lambda *_: pytest.fail("measured"))
     with pytest.raises(ValueError, match="--only is about the area kernels, and only loading"):
         main(Config(("loading",), only=("rms_norm",), out=tmp_path))
     taken = tmp_path / "file"
@@ -186,14 +186,14 @@ ROTATE = {"forward": 1.5, "both": 1.2}
 def test_kept_ratios_are_merged_and_read_by_the_choice(tmp_path, monkeypatch):
     path = tmp_path / "tuned.json"
     path.write_text(json.dumps({"sm_80": {"swiglu": {"both": 2.0}}, "sm_90": {"rotate": ROTATE}}))
-    monkeypatch.setattr(dispatch, "MEASURED", path)
-    dispatch.measured.cache_clear()
+    monkeypatch.setattr(dispatch, "TUNED_FILE", path)
+    dispatch.tuned_speedups.cache_clear()
     try:
-        kernel_speed.keep({"swiglu": {"forward": 0.9}}, "sm_90")
-        assert dispatch.measured("sm_90") == {"rotate": ROTATE, "swiglu": {"forward": 0.9}}
-        assert dispatch.measured("sm_80") == {"swiglu": {"both": 2.0}}
+        kernel_speed.save_tuned({"swiglu": {"forward": 0.9}}, "sm_90")
+        assert dispatch.tuned_speedups("sm_90") == {"rotate": ROTATE, "swiglu": {"forward": 0.9}}
+        assert dispatch.tuned_speedups("sm_80") == {"swiglu": {"both": 2.0}}
     finally:
-        dispatch.measured.cache_clear()
+        dispatch.tuned_speedups.cache_clear()
 
 
 def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
@@ -201,5 +201,5 @@ def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
     monkeypatch.setattr(kernel_speed, "race", lambda *a, **k: pytest.fail("timed"))
     broken = replace(case, ours=lambda x, weight: 1.01 * reference.rms_norm(x, weight))
     options = Options(rounds=1, quick=True)
-    (row,) = kernel_speed._safely(case.what, lambda: kernel_speed._raced(broken, options), {})
+    (row,) = kernel_speed._safely(case.name, lambda: kernel_speed._race_case(broken, options), {})
     assert row.ratio is None and row.ours is None and "not shown, wrong" in row.note

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import kernels
-from kernels.compile_check import THEMES, programs_at_once
+from kernels.compile_check import THEMES, programs_per_multiprocessor
 
 pytest.importorskip("triton")
 
@@ -61,7 +61,7 @@ def test_every_kernel_that_is_launched_is_compiled():
     ],
 )
 def test_programs_of_a_multiprocessor_are_counted_as_cuda_does(registers, shared, warps, programs):
-    assert programs_at_once(registers, shared, warps) == programs
+    assert programs_per_multiprocessor(registers, shared, warps) == programs
 
 
 def cases():

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from data.toy import KEYS, MOVES
-from models.controllers.discrete_goal_policy import GoalCodes, GoalCodesConfig
+from models.controllers.discrete_goal_policy import DiscreteGoalPolicy, DiscreteGoalPolicyConfig
 from models.controllers.policy import PolicyConfig
 from models.dynamics.dynamics import State
 from models.registry import build_controller, describe
-from models.tokenizers.tokenizer import Latents
+from models.tokenizers.tokenizer import LatentSpec
 
-PLACE = Latents("continuous", (1, 1), 2)
-SMALL = GoalCodesConfig(PolicyConfig(hidden=64, dropout=0.0), steps=4, proposals=8, recorded=0.0)
+PLACE = LatentSpec("continuous", (1, 1), 2)
+SMALL = DiscreteGoalPolicyConfig(PolicyConfig(hidden=64, dropout=0.0), steps=4, num_samples=8, recorded=0.0)
 ALONG = torch.tensor([0.0, -1.0, 1.0])
 
 
@@ -60,14 +60,14 @@ def clip(count: int, steps: int = 4) -> tuple[Tensor, Tensor]:
     return torch.stack(places, 1)[:, :, None], codes
 
 
-def nearer(model: GoalCodes) -> float:
+def nearer(model: DiscreteGoalPolicy) -> float:
     """Distance to held-out goals after following the likeliest codes, as a share of that before."""
     torch.manual_seed(1)
     world, (latents, codes) = Places(), clip(256)
     state, goal = world.start(latents[:, :1], codes[:, :0]), latents[:, -1]
     before = (state.latents - goal).norm(dim=-1).mean()
     for _ in range(model.horizon):
-        plan = model.to_goal(state, goal, None)
+        plan = model.plan(state, goal, None)
         assert plan.actions.shape == (256, 1)
         state = world.step(state, plan.actions[:, 0])
     return float((state.latents - goal).norm(dim=-1).mean() / before)
@@ -75,7 +75,7 @@ def nearer(model: GoalCodes) -> float:
 
 def test_it_learns_in_imagination_alone_to_reach_goals():
     torch.manual_seed(0)
-    model = GoalCodes(SMALL, PLACE, KEYS)
+    model = DiscreteGoalPolicy(SMALL, PLACE, KEYS)
     untrained = nearer(model)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     world = Places()
@@ -90,8 +90,8 @@ def test_it_learns_in_imagination_alone_to_reach_goals():
 
 def test_recorded_ways_are_learnt_where_their_weight_says_so():
     torch.manual_seed(0)
-    config = GoalCodesConfig(SMALL.glance, steps=4, proposals=2, hindsight=0.0, recorded=1.0)
-    model, (latents, codes) = GoalCodes(config, PLACE, KEYS), clip(32)
+    config = DiscreteGoalPolicyConfig(SMALL.encoder, steps=4, num_samples=2, her_weight=0.0, recorded=1.0)
+    model, (latents, codes) = DiscreteGoalPolicy(config, PLACE, KEYS), clip(32)
     losses = model.loss(Places(), latents, codes)  # type: ignore[arg-type]
     goal = latents[:, -1].repeat_interleave(4, 0)
     expected = -model.distribution(latents[:, :4].flatten(0, 1), goal).log_prob(
@@ -102,10 +102,10 @@ def test_recorded_ways_are_learnt_where_their_weight_says_so():
 
 
 def test_a_checkpoint_describes_it_and_other_actions_are_refused():
-    model = GoalCodes(SMALL, PLACE, KEYS)
+    model = DiscreteGoalPolicy(SMALL, PLACE, KEYS)
     again = build_controller(describe(SMALL), PLACE, KEYS)
     assert isinstance(again, nn.Module) and again.config == model.config
     again.load_state_dict(model.state_dict())
     for spec in (MOVES, ActionSpec("continuous", ("x",), (0.0,), (1.0,))):
         with pytest.raises(ValueError, match="keys and turns"):
-            GoalCodes(SMALL, PLACE, spec)
+            DiscreteGoalPolicy(SMALL, PLACE, spec)

@@ -23,7 +23,7 @@ MEASURED = {
 def as_it_was():
     yield
     kernels.choose("auto")
-    dispatch.measured.cache_clear()
+    dispatch.tuned_speedups.cache_clear()
 
 
 @pytest.mark.parametrize("decoding", BOTH)
@@ -82,17 +82,17 @@ def test_auto_takes_what_was_measured_faster_on_this_kind_of_gpu(monkeypatch, tm
         is_cuda, dtype = True, torch.float32
         device = torch.device("cuda")
 
-    monkeypatch.setattr(dispatch, "MEASURED", tmp_path / "tuned.json")
-    monkeypatch.setattr(dispatch, "_kind", lambda device: "sm_90")
+    monkeypatch.setattr(dispatch, "TUNED_FILE", tmp_path / "tuned.json")
+    monkeypatch.setattr(dispatch, "_arch", lambda device: "sm_90")
     x: torch.Tensor = OnGpu()  # type: ignore[assignment]
     kernels.choose("auto")
-    dispatch.measured.cache_clear()
+    dispatch.tuned_speedups.cache_clear()
     assert not dispatch.use_triton("assign", x)  # nothing is measured yet
     assert "bench kernels --keep" in kernels.describe(OnGpu.device)
     (tmp_path / "tuned.json").write_text(
         json.dumps({"sm_90": MEASURED, "sm_80": {"rotate": {"forward": 2.0, "both": 2.0}}})
     )
-    dispatch.measured.cache_clear()
+    dispatch.tuned_speedups.cache_clear()
     known = ("assign", "rms_norm", "rotate", "swiglu")
     assert [name for name in known if dispatch.use_triton(name, x)] == ["assign", "swiglu"]
     with torch.no_grad():  # where going forward is all that counts

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from pipeline.training.ema import Average
+from pipeline.training.ema import Ema
 
 
 class Counts(nn.Module):
@@ -14,11 +14,11 @@ class Counts(nn.Module):
 
 def follow(decay: float, steps: int) -> dict[str, torch.Tensor]:
     model = Counts()
-    average = Average(model, decay)
+    average = Ema(model, decay)
     for step in range(steps):
         for value in model.state_dict().values():
             value.fill_(step + 1)
-        average.follow(step)
+        average.update(step)
     return average.weights
 
 

@@ -14,7 +14,7 @@ from kernels import flash
 # batch, heads, queries, keys, head width, view, whether turned; up to 64 keys go by the short way
 CASES = {
     "short, causal": (3, 9, 8, 8, 16, View(), True),
-    "short, cached window": (1, 3, 16, 48, 24, View(8, 3, causal_inside=True), True),
+    "short, cached window": (1, 3, 16, 48, 24, View(8, 3, causal_within_block=True), True),
     "short, one sequence a tile": (1, 2, 33, 33, 16, View(11), False),
     "short, 80 wide": (1, 3, 20, 20, 80, View(5), True),
     "short, 128 wide": (1, 2, 8, 24, 128, View(), False),
@@ -22,10 +22,10 @@ CASES = {
     "frames": (1, 1, 150, 150, 24, View(10), True),
     "one frame": (1, 2, 77, 77, 16, View(77), True),
     "cached window": (1, 1, 100, 150, 16, View(10, 4), False),
-    "keys that nobody sees": (1, 1, 70, 210, 16, View(10, 3, causal_inside=True), True),
+    "keys that nobody sees": (1, 1, 70, 210, 16, View(10, 3, causal_within_block=True), True),
     "80 wide": (1, 1, 70, 70, 80, View(), False),
     "80 wide, cached window": (1, 1, 40, 100, 80, View(10, 4), True),
-    "128 wide": (1, 1, 140, 140, 128, View(10, 3, causal_inside=True), True),
+    "128 wide": (1, 1, 140, 140, 128, View(10, 3, causal_within_block=True), True),
 }
 OPCHECKS = ("test_schema", "test_faketensor", "test_autograd_registration")
 
@@ -74,7 +74,7 @@ def test_heads_that_run_a_few_at_a_time_are_as_near_as_torch(place, monkeypatch)
 
 
 @pytest.mark.parametrize("keys", [40, 80])
-@pytest.mark.parametrize("view", [View(), View(8), View(40, causal_inside=True)])
+@pytest.mark.parametrize("view", [View(), View(8), View(40, causal_within_block=True)])
 def test_the_future_does_not_reach_the_past(view, keys):
     inputs, angles = given(1, 1, keys, keys, 16)
     inputs = [x.float() for x in inputs]
@@ -119,7 +119,7 @@ def test_queries_after_a_cache_see_what_they_see_without(keys):
     [
         (1, 1, View(1, 3)),
         (12, 6, View(6, 3)),
-        (12, 6, View(6, 2, causal_inside=True)),
+        (12, 6, View(6, 2, causal_within_block=True)),
         (60, 4, View(4)),
     ],
     ids=str,
@@ -136,7 +136,7 @@ def test_a_past_is_seen_and_kept_in_one_kernel(past, own, view, turned, place, m
     truth = reference.attention(q.double(), k.double(), v.double(), view, wide)
     usual = reference.attention(q, k, v, view, angles)
     with triton_kernels(), torch.no_grad():
-        found = kernels.attention_after(q, own_k, own_v, (past_k, past_v), view, angles)
+        found = kernels.attention_with_cache(q, own_k, own_v, (past_k, past_v), view, angles)
     seen, keys, values = found
     assert torch.equal(keys, k) and torch.equal(values, v)
     slack = 1e-6 if place[1] == torch.float32 else 2e-3
@@ -145,16 +145,16 @@ def test_a_past_is_seen_and_kept_in_one_kernel(past, own, view, turned, place, m
 
 
 def test_a_past_of_another_type_or_with_gradients_is_joined_first(monkeypatch):
-    monkeypatch.setattr(flash, "attend_short_after", lambda *_: pytest.fail("one kernel"))
+    monkeypatch.setattr(flash, "short_attention_with_cache", lambda *_: pytest.fail("one kernel"))
     (q, k, v), _ = given(1, 1, 2, 4, 16, False)
     q, k, v = (x.float() for x in (q, k, v))
     past, own_k, own_v = (k[:, :, :2], v[:, :, :2]), k[:, :, 2:].requires_grad_(), v[:, :, 2:]
     narrow = (past[0].half(), past[1].half())
     with triton_kernels():
-        seen = kernels.attention_after(q, own_k, own_v, past, View(2))[0]
+        seen = kernels.attention_with_cache(q, own_k, own_v, past, View(2))[0]
         (grad,) = torch.autograd.grad(seen.sum(), own_k)
         with torch.no_grad():
-            again, keys, _ = kernels.attention_after(q, own_k, own_v, narrow, View(2))
+            again, keys, _ = kernels.attention_with_cache(q, own_k, own_v, narrow, View(2))
     assert grad.abs().sum() > 0 and keys.dtype == torch.float32
     assert torch.allclose(again, seen, atol=1e-2)
 
@@ -222,8 +222,8 @@ def test_the_operations_are_what_they_are_registered_as(keys):
     q, k, v = (x.float() for x in inputs)
     shape = (*(x.float() for x in angles), 10, 2, True)
     short = keys <= flash.SHORT
-    operation = flash.attend_short if short else flash.attend
-    back = flash.attend_short_backward if short else flash.attend_backward
+    operation = flash.short_attention if short else flash.flash_attention
+    back = flash.short_attention_backward if short else flash.flash_attention_backward
     with triton_kernels():
         leaves = [x.requires_grad_() for x in (q, k, v)]
         torch.library.opcheck(operation, (*leaves, *shape), test_utils=OPCHECKS)
@@ -237,7 +237,7 @@ def test_a_past_is_what_it_is_registered_as():
     q, k, v, cosine, sine = (x.float() for x in (q, k, v, *angles))
     given_all = (q, k[:, :, 8:], v[:, :, 8:], k[:, :, :8], v[:, :, :8], cosine, sine, 4, 2, True)
     with triton_kernels():
-        torch.library.opcheck(flash.attend_short_after, given_all, test_utils=OPCHECKS[:2])
+        torch.library.opcheck(flash.short_attention_with_cache, given_all, test_utils=OPCHECKS[:2])
 
 
 @needs_gpu

@@ -32,13 +32,13 @@ def attended(inputs, low, high):
     q, keys, values = inputs
     with triton_kernels():
         bounds = torch.tensor([low, high], dtype=torch.int32, device=q.device)
-        return kernels.attend_cache(q, keys, values, bounds)
+        return kernels.decode_attention(q, keys, values, bounds)
 
 
 def one_by_one(inputs, bounds):
     """The definition, query by query: there may be more of them than rows in bounds."""
     q, keys, values = inputs
-    return torch.cat([reference.attend_cache(x, keys, values, bounds) for x in q.split(1, 2)], 2)
+    return torch.cat([reference.decode_attention(x, keys, values, bounds) for x in q.split(1, 2)], 2)
 
 
 @each_place
@@ -73,10 +73,10 @@ def test_an_empty_cache_gives_nothing():
 
 def test_the_parts_of_a_cache_join_to_the_whole(monkeypatch):
     q, keys, values = (x.float() for x in given(1, 1, 3, 300, 16))
-    assert flash_decoding.share(1, 3, 300, 4).parts > 1
+    assert flash_decoding.fraction(1, 3, 300, 4).parts > 1
     parts = [attended([q, keys, values], 10, high) for high in (20, 300)]
     monkeypatch.setattr(flash_decoding, "PROGRAMS", 1)
-    assert flash_decoding.share(1, 3, 300, 4).parts == 1
+    assert flash_decoding.fraction(1, 3, 300, 4).parts == 1
     whole = [attended([q, keys, values], 10, high) for high in (20, 300)]
     assert torch.allclose(torch.cat(parts), torch.cat(whole), atol=1e-6)
 
@@ -96,16 +96,16 @@ def test_strided_caches_and_other_types_are_no_trouble():
 def test_what_the_kernel_cannot_do_is_left_to_torch(head):
     q, keys, values = (x.float() for x in given(1, 2, 3, 50, head))
     bounds = torch.tensor([4, 40], dtype=torch.int32)
-    expected = eager.attend_cache(q, keys, values, bounds)
+    expected = eager.decode_attention(q, keys, values, bounds)
     assert torch.equal(attended([q, keys, values], 4, 40), expected)
 
 
 def test_triton_is_called_where_it_was_asked_for(monkeypatch):
     q, keys, values = (x.float() for x in given(1, 2, 3, 50, 16))
     called = []
-    monkeypatch.setattr(flash_decoding, "attend_cache", lambda *a: called.append(a) or a[0])
+    monkeypatch.setattr(flash_decoding, "decode_attention", lambda *a: called.append(a) or a[0])
     kernels.choose("torch")  # auto takes the kernel where it was measured faster
-    kernels.attend_cache(q, keys, values, torch.tensor([4, 40], dtype=torch.int32))
+    kernels.decode_attention(q, keys, values, torch.tensor([4, 40], dtype=torch.int32))
     assert not called
     attended([q, keys, values], 4, 40)
     assert len(called) == 1
@@ -115,7 +115,7 @@ def test_the_operation_is_what_it_is_registered_as():
     inputs = [x.float() for x in given(1, 2, 3, 150, 16)]
     bounds = torch.tensor([4, 40], dtype=torch.int32)
     torch.library.opcheck(
-        flash_decoding.attend_cache_operation, (*inputs, bounds),
+        flash_decoding.decode_attention_operation, (*inputs, bounds),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )  # fmt: skip
 
@@ -125,14 +125,14 @@ def test_one_graph_serves_every_length():
     q, keys, values = (x.to("cuda", torch.bfloat16) for x in given(1, 9, 1, 1024, 64))
     bounds = torch.tensor([0, 1], dtype=torch.int32, device="cuda")
     with triton_kernels():
-        kernels.attend_cache(q, keys, values, bounds)
+        kernels.decode_attention(q, keys, values, bounds)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            seen = kernels.attend_cache(q, keys, values, bounds)
+            seen = kernels.decode_attention(q, keys, values, bounds)
         for low, high in ((0, 3), (100, 1024), (17, 18)):
             bounds.copy_(torch.tensor([low, high]))
             graph.replay()
-            expected = reference.attend_cache(q, keys, values, bounds)
+            expected = reference.decode_attention(q, keys, values, bounds)
             assert torch.allclose(seen, expected, atol=2e-2)
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from data.actions import ActionSpec
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import KEYS, MOVES, write_toy_shards
-from evaluation.measures.imitation import Habit, agreement, habits
-from models.controllers.discrete_goal_policy import GoalCodes
-from models.layers.multi_categorical import Choices
+from evaluation.measures.imitation import Habit, imitation, marginal_baselines
+from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
+from models.layers.multi_categorical import MultiCategorical
 
 NOTHING = int(KEYS.join(torch.tensor([2, 0])))
 
@@ -45,7 +45,7 @@ class Guessing:
 
 
 def measured(policy, **settings):
-    return agreement(StillWorld(), {"it": policy}, KeyClips(frames=1), **settings)["it"]
+    return imitation(StillWorld(), {"it": policy}, KeyClips(clip_length=1), **settings)["it"]
 
 
 def test_who_always_does_what_was_recorded_is_certain_and_agrees():
@@ -98,13 +98,13 @@ def test_a_habit_counts_each_factor_once_more_than_it_was_chosen():
 
 @pytest.mark.parametrize(("kind", "spec"), [("factored", KEYS), ("discrete", MOVES)])
 def test_baselines_know_the_training_episodes_alone(tmp_path: Path, kind: str, spec: ActionSpec):
-    recordings = Recordings(write_toy_shards(tmp_path, size=16, **{kind: True}))
+    recordings = EpisodeDataset(write_toy_shards(tmp_path, size=16, **{kind: True}))
     train = [recordings.read(e, "actions") for e in recordings.episodes("train")]
     codes = torch.from_numpy(np.concatenate(train))
     all_codes = torch.arange(spec.size)
     given = {
         name: habit.distribution(torch.zeros(spec.size, 1)).log_prob(all_codes)
-        for name, habit in habits(recordings).items()
+        for name, habit in marginal_baselines(recordings).items()
     }
     expected = Habit(spec, codes).distribution(torch.zeros(spec.size, 1)).log_prob(all_codes)
     assert torch.allclose(given["most_frequent"], expected)
@@ -116,28 +116,28 @@ def test_baselines_know_the_training_episodes_alone(tmp_path: Path, kind: str, s
 
 
 def test_doing_nothing_agrees_where_nothing_was_done():
-    clips = KeyClips(frames=1)
+    clips = KeyClips(clip_length=1)
     figures = measured(Habit(KEYS, torch.full((50,), NOTHING)))
     share = float((clips.codes == NOTHING).double().mean())
     assert figures["agreement"] == pytest.approx(share) and share > 0
     assert figures["f1"] == {"up": 0, "down": 0}
 
 
-class Aiming(GoalCodes):
+class Aiming(DiscreteGoalPolicy):
     """Presses up or down as the goal lies."""
 
     def __init__(self) -> None:
         torch.nn.Module.__init__(self)
 
-    def distribution(self, latents: Tensor, goal: Tensor) -> Choices:
+    def distribution(self, latents: Tensor, goal: Tensor) -> MultiCategorical:
         way = (goal[:, 1] - latents[:, 1]).float()
         move = 20 * torch.stack([1 - way.abs(), -way, way], -1)
-        return Choices(torch.cat([torch.zeros(len(latents), 5), move], -1), KEYS)
+        return MultiCategorical(torch.cat([torch.zeros(len(latents), 5), move], -1), KEYS)
 
 
 def test_who_is_shown_goals_sees_the_last_frame_of_a_window():
-    clips = KeyClips(frames=2)
-    figures = agreement(StillWorld(), {"goals": Aiming()}, clips)["goals"]
+    clips = KeyClips(clip_length=2)
+    figures = imitation(StillWorld(), {"goals": Aiming()}, clips)["goals"]
     assert figures["by_factor"]["move"] == 1 and figures["f1"] == {"up": 1, "down": 1}
-    alone = agreement(StillWorld(), {"goals": Aiming()}, KeyClips(frames=1))["goals"]
+    alone = imitation(StillWorld(), {"goals": Aiming()}, KeyClips(clip_length=1))["goals"]
     assert alone["f1"] == {"up": 0, "down": 0}

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from data.clips import Clips
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import KEYS, write_toy_shards
 from evaluation.measures.controllability import compare
-from evaluation.readers.fit_inverse_dynamics import cached_inverse, fit, label_weights, soften
-from evaluation.readers.inverse_dynamics import Inverse
+from evaluation.readers.fit_inverse_dynamics import cached_idm, fit, label_weights, augment
+from evaluation.readers.inverse_dynamics import InverseDynamics
 
 SIZE = 16
 
@@ -31,7 +31,7 @@ def films(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_it_learns_which_way_pictures_turn():
     torch.manual_seed(0)
-    inverse = Inverse(KEYS)
+    inverse = InverseDynamics(KEYS)
     shown, choices = films(2000, 0)
     fit(inverse, shown, choices, steps=220, batch_size=24, progress=False)
     others, told = films(300, 1)
@@ -43,7 +43,7 @@ def test_it_learns_which_way_pictures_turn():
 
 
 def test_films_are_read_between_all_their_frames_in_order():
-    inverse = Inverse(KEYS)
+    inverse = InverseDynamics(KEYS)
     film = torch.randint(0, 256, (2, 4, 3, SIZE, SIZE)).to(torch.uint8)
     choices, turns = inverse.read(film)
     assert choices.shape == (2, 3, 2) and turns.shape == (2, 3, 1)
@@ -62,23 +62,23 @@ def test_rare_labels_weigh_more_but_not_as_much_as_they_are_rare():
 
 def test_both_frames_of_a_pair_are_softened_or_neither():
     pairs = torch.rand(60, 1, 3, SIZE, SIZE).expand(-1, 2, -1, -1, -1)
-    soft = soften(pairs, torch.Generator().manual_seed(0))
+    soft = augment(pairs, torch.Generator().manual_seed(0))
     changed = (soft != pairs).flatten(2).any(2)
     assert torch.equal(changed[:, 0], changed[:, 1])
     assert 8 < int(changed[:, 0].sum()) < 32
 
 
 def test_an_inverse_model_is_trained_once_for_its_recordings(tmp_path: Path):
-    recordings = Recordings(write_toy_shards(tmp_path / "shards", factored=True, size=16))
+    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards", factored=True, size=16))
     path = tmp_path / "report" / "inverse.pt"
-    first = cached_inverse(path, recordings, steps=2)
+    first = cached_idm(path, recordings, steps=2)
     written = path.stat().st_mtime_ns
-    second = cached_inverse(path, recordings, steps=2)
+    second = cached_idm(path, recordings, steps=2)
     assert path.stat().st_mtime_ns == written
-    frames = Clips(recordings, "test", frames=3).batch(torch.arange(4).numpy()).frames
+    frames = Clips(recordings, "test", clip_length=3).batch(torch.arange(4).numpy()).frames
     assert torch.equal(first.read(frames)[1], second.read(frames)[1])
     path.unlink()
-    again = cached_inverse(path, recordings, steps=2)
+    again = cached_idm(path, recordings, steps=2)
     assert torch.equal(first.read(frames)[1], again.read(frames)[1]), "made alike every time"
-    cached_inverse(path, recordings, steps=3)
+    cached_idm(path, recordings, steps=3)
     assert path.stat().st_mtime_ns != written

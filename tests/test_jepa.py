@@ -13,13 +13,13 @@ from data.actions import ActionSpec
 from models.dynamics.predictor import PredictorConfig
 from models.layers.transformer import TransformerConfig
 from models.registry import build_tokenizer, describe
-from models.tokenizers.jepa import Latent, LatentConfig
+from models.tokenizers.jepa import Jepa, JepaConfig
 
 PLACE = ActionSpec("continuous", ("row", "column"), (0.0, 0.0), (25.0, 25.0))
-TINY = TransformerConfig(width=32, layers=1, heads=2, hidden=64, context=3)
-SMALL = LatentConfig(
-    (32, 32), 8, TINY, hidden=64, width=8, predictor=PredictorConfig(TINY, skip=2, rewards=False),
-    blocks=2, slices=64, channels=16, depth=1,
+TINY = TransformerConfig(width=32, layers=1, num_heads=2, hidden=64, context=3)
+SMALL = JepaConfig(
+    (32, 32), 8, TINY, hidden=64, width=8, predictor=PredictorConfig(TINY, frameskip=2, rewards=False),
+    blocks=2, num_slices=64, channels=16, num_res_blocks=1,
 )  # fmt: skip
 WIDE = replace(SMALL, filters=16)
 BOTH = pytest.mark.parametrize("config", [SMALL, WIDE], ids=["vit", "filters"])
@@ -33,8 +33,8 @@ def clips(count: int) -> tuple[Tensor, Tensor]:
 
 
 @BOTH
-def test_frames_become_one_vector_and_a_picture(config: LatentConfig) -> None:
-    model = Latent(config, PLACE).eval()
+def test_frames_become_one_vector_and_a_picture(config: JepaConfig) -> None:
+    model = Jepa(config, PLACE).eval()
     assert model.clip == 5
     latents = model.encode(clips(3)[0][:, 0])
     assert latents.shape == (3, 1, 8)
@@ -42,8 +42,8 @@ def test_frames_become_one_vector_and_a_picture(config: LatentConfig) -> None:
 
 
 @BOTH
-def test_the_picture_teaches_the_latents_nothing(config: LatentConfig) -> None:
-    model = Latent(config, PLACE).train()
+def test_the_picture_teaches_the_latents_nothing(config: JepaConfig) -> None:
+    model = Jepa(config, PLACE).train()
     model.loss(*clips(4))["reconstruction"].backward()
     apart = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert apart and all(name.startswith("look.") for name in apart)
@@ -52,7 +52,7 @@ def test_the_picture_teaches_the_latents_nothing(config: LatentConfig) -> None:
 def test_compiled_it_has_the_gradient_that_it_has() -> None:
     torch.manual_seed(0)
     # without what is measured along random directions, which are others when compiled
-    model = Latent(replace(WIDE, regularity=0.0), PLACE).train()
+    model = Jepa(replace(WIDE, sigreg_weight=0.0), PLACE).train()
     given, found = clips(8), []
     torch.compiler.reset()
     for loss in (model.loss, torch.compile(model.loss)):
@@ -65,9 +65,9 @@ def test_compiled_it_has_the_gradient_that_it_has() -> None:
 
 
 @BOTH
-def test_it_learns_what_can_be_foretold_and_does_not_collapse(config: LatentConfig) -> None:
+def test_it_learns_what_can_be_foretold_and_does_not_collapse(config: JepaConfig) -> None:
     torch.manual_seed(0)
-    model = Latent(config, PLACE).train()
+    model = Jepa(config, PLACE).train()
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
     history = []
     for _ in range(300):
@@ -82,25 +82,25 @@ def test_it_learns_what_can_be_foretold_and_does_not_collapse(config: LatentConf
     with torch.no_grad():
         model.eval()
         first, came = (model.encode(frames[:, i]) for i in (0, 2))
-        foretold = model.foretell(first[:, None], actions[:, None, :2])
+        foretold = model.predict(first[:, None], actions[:, None, :2])
     apart = torch.cdist(foretold[:, 0, 0], came[:, 0])
     nearer = (apart < apart.diagonal()[:, None]).sum(1)
     assert nearer.median() < 15  # other frames that are nearer to what was foretold; by chance 50
 
 
 @BOTH
-def test_latents_are_spread_before_anything_is_learnt(config: LatentConfig) -> None:
-    model = Latent(config, PLACE).train()
+def test_latents_are_spread_before_anything_is_learnt(config: JepaConfig) -> None:
+    model = Jepa(config, PLACE).train()
     frames, actions = clips(32)
     assert float(model.loss(frames, actions)["variance"]) == pytest.approx(1, abs=0.05)
     latents = model.encode(frames[:, 0])[:, None]
-    first_guess = model.foretell(latents, actions[:, None, :2])
+    first_guess = model.predict(latents, actions[:, None, :2])
     assert first_guess.square().mean() < 0.5  # not that all stays, which would be 1
 
 
 @BOTH
-def test_a_frame_s_latent_is_its_own_once_trained(config: LatentConfig) -> None:
-    model = Latent(config, PLACE).train()
+def test_a_frame_s_latent_is_its_own_once_trained(config: JepaConfig) -> None:
+    model = Jepa(config, PLACE).train()
     frames = clips(8)[0][:, 0]
     model.encode(frames)
     model.eval()
@@ -108,11 +108,11 @@ def test_a_frame_s_latent_is_its_own_once_trained(config: LatentConfig) -> None:
 
 
 @BOTH
-def test_a_rest_is_refused_and_a_checkpoint_is_enough(config: LatentConfig) -> None:
+def test_a_rest_is_refused_and_a_checkpoint_is_enough(config: JepaConfig) -> None:
     with pytest.raises(ValueError, match="patches of 8"):
-        LatentConfig((36, 32))
-    LatentConfig((36, 32), filters=16)
-    model = Latent(config, PLACE).eval()
+        JepaConfig((36, 32))
+    JepaConfig((36, 32), filters=16)
+    model = Jepa(config, PLACE).eval()
     again = build_tokenizer(describe(model.config), PLACE).eval()
     again.load_state_dict(model.state_dict())
     frames = clips(2)[0][:, 0]

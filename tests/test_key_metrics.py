@@ -5,14 +5,14 @@ import torch
 
 from data.actions import ActionSpec, Factor
 from data.toy import MOVES
-from data.vpt.vpt_actions import Binning, action_spec
+from data.vpt.vpt_actions import CameraQuantizer, action_spec
 from evaluation.measures.key_metrics import (
-    as_choices,
+    as_factored,
     correlation,
     key_scores,
-    keys_of,
-    nothing,
-    pressed,
+    key_names,
+    no_op_choices,
+    pressed_keys,
 )
 
 PAD = ActionSpec(
@@ -27,10 +27,10 @@ PAD = ActionSpec(
 
 
 def test_a_label_of_two_words_presses_two_keys_and_a_turn_presses_none():
-    assert keys_of(PAD) == ("fire", "forward", "left")
+    assert key_names(PAD) == ("fire", "forward", "left")
     choices = torch.tensor([[0, 0, 3], [2, 1, 1], [1, 0, 0]])
     down = [[False, True, True], [True, True, False], [False, False, False]]
-    assert pressed(PAD, choices).tolist() == down
+    assert pressed_keys(PAD, choices).tolist() == down
 
 
 def test_f1_is_that_of_hits_false_alarms_and_misses():
@@ -43,18 +43,18 @@ def test_f1_is_that_of_hits_false_alarms_and_misses():
 
 
 def test_doing_nothing_is_the_code_that_says_so():
-    spec = action_spec(Binning())
-    still = int(spec.join(nothing(spec)))
+    spec = action_spec(CameraQuantizer())
+    still = int(spec.join(no_op_choices(spec)))
     assert still == 60 and spec.say(still) == "nothing"
-    assert keys_of(spec) == ("attack", "jump", "forward", "left", "back", "right")
+    assert key_names(spec) == ("attack", "jump", "forward", "left", "back", "right")
 
 
 def test_codes_with_plain_names_are_one_choice():
-    spec = as_choices(MOVES)
-    assert spec.size == MOVES.size and as_choices(PAD) is PAD
+    spec = as_factored(MOVES)
+    assert spec.size == MOVES.size and as_factored(PAD) is PAD
     codes = torch.arange(MOVES.size)
     assert torch.equal(spec.split(codes)[:, 0], codes)
-    assert keys_of(spec) == ("left", "right", "up", "down")
+    assert key_names(spec) == ("left", "right", "up", "down")
 
 
 def test_a_correlation_needs_something_that_varies():

@@ -7,11 +7,11 @@ import pytest
 
 from data.toy import KEYS, MOVES
 from data.vpt.vpt_actions import MOVES as WALKS
-from data.vpt.vpt_actions import Binning, action_spec
-from pipeline.play.action_input import Hand, make_hand
-from pipeline.play.keyboard import AGAIN, FIRST, TOUR, Keys, tour
+from data.vpt.vpt_actions import CameraQuantizer, action_spec
+from pipeline.play.action_input import ActionInput, make_action_input
+from pipeline.play.keyboard import REPEAT_SECONDS, FIRST_REPEAT_SECONDS, SCRIPT, KeyboardInput, script_actions
 
-SPEC = action_spec(Binning())
+SPEC = action_spec(CameraQuantizer())
 
 
 class Clock:
@@ -27,11 +27,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def hand(clock: Clock) -> Keys:
-    return Keys(SPEC, clock)
+def hand(clock: Clock) -> KeyboardInput:
+    return KeyboardInput(SPEC, clock)
 
 
-def done(hand: Keys) -> dict[str, str]:
+def done(hand: KeyboardInput) -> dict[str, str]:
     """What the next step does, by factor, without what is not done."""
     code = int(hand.take())
     choices = SPEC.split(np.array(code))
@@ -59,18 +59,18 @@ def test_nothing_is_done_until_something_is_pressed(hand):
     ],
 )
 def test_each_key_does_one_thing(hand, key, does):
-    assert hand.claims(key)
+    assert hand.handles(key)
     hand.press(key)
     assert done(hand) == does
 
 
 def test_a_key_is_held_through_the_wait_before_it_repeats_and_let_go_when_reports_end(hand, clock):
     hand.press("w")
-    clock.now += FIRST - 0.01
+    clock.now += FIRST_REPEAT_SECONDS - 0.01
     assert done(hand) == {"move": "forward"}
     for _ in range(20):  # now it repeats
         hand.press("w")
-        clock.now += AGAIN - 0.01
+        clock.now += REPEAT_SECONDS - 0.01
         assert done(hand) == {"move": "forward"}
     clock.now += 0.02
     assert done(hand) == {}
@@ -78,12 +78,12 @@ def test_a_key_is_held_through_the_wait_before_it_repeats_and_let_go_when_report
 
 def test_one_moves_and_jumps_together_though_only_the_last_key_is_reported(hand, clock):
     hand.press("w")
-    clock.now += FIRST - 0.05
+    clock.now += FIRST_REPEAT_SECONDS - 0.05
     hand.press("w")
     clock.now += 0.03
     hand.press("space")  # from here on the window is silent of w, which is still held
     assert done(hand) == {"move": "forward", "jump": "jump"}
-    clock.now += FIRST - 0.05
+    clock.now += FIRST_REPEAT_SECONDS - 0.05
     for _ in range(30):
         hand.press("space")
         clock.now += 0.03
@@ -104,9 +104,9 @@ def test_two_ways_at_once_go_between_them_and_opposites_change_the_way(hand):
 
 def test_the_mouse_turns_the_view_by_its_motion_and_nothing_is_lost(hand):
     centres = np.array(SPEC.factors[0].values)
-    hand.point(0.5, 0.5)
+    hand.move_pointer(0.5, 0.5)
     assert done(hand) == {}  # where it is says nothing, only that it moves
-    hand.point(0.75, 0.45)  # 30 degrees to the right, 6 up
+    hand.move_pointer(0.75, 0.45)  # 30 degrees to the right, 6 up
     turned = np.zeros(2)
     for _ in range(12):
         yaw, pitch = SPEC.split(np.array(int(hand.take())))[:2]
@@ -116,10 +116,10 @@ def test_the_mouse_turns_the_view_by_its_motion_and_nothing_is_lost(hand):
 
 
 def test_the_button_attacks_while_it_is_down(hand, clock):
-    hand.button(True)
+    hand.mouse_button(True)
     clock.now += 60
     assert done(hand) == {"attack": "attack"}
-    hand.button(False)
+    hand.mouse_button(False)
     assert done(hand) == {}
 
 
@@ -128,32 +128,32 @@ def test_after_an_arrow_the_view_stands_still(hand, clock):
         hand.press("right")
         assert done(hand) == {"yaw": "+5.8"}
         clock.now += 0.04
-    clock.now += FIRST
+    clock.now += FIRST_REPEAT_SECONDS
     assert done(hand) == {}
 
 
 def test_who_takes_over_leaves_nothing_held(hand):
     hand.press("w")
-    hand.point(0.1, 0.1)
-    hand.point(0.9, 0.9)
+    hand.move_pointer(0.1, 0.1)
+    hand.move_pointer(0.9, 0.9)
     hand.rest(np.array(61))
     assert hand.describe() == "yaw +0.6" and done(hand) == {}
 
 
 def test_keys_of_the_game_are_not_claimed_and_other_worlds_have_other_hands():
-    assert not any(Keys(SPEC).claims(key) for key in "rpvqnhbc")
-    assert isinstance(make_hand(KEYS), Keys)
-    plain = make_hand(MOVES)
-    assert isinstance(plain, Hand) and not plain.claims("space")
+    assert not any(KeyboardInput(SPEC).handles(key) for key in "rpvqnhbc")
+    assert isinstance(make_action_input(KEYS), KeyboardInput)
+    plain = make_action_input(MOVES)
+    assert isinstance(plain, ActionInput) and not plain.handles("space")
 
 
 def test_the_script_walks_turns_jumps_and_attacks_over_and_over():
-    codes = tour(SPEC, 400)
+    codes = script_actions(SPEC, 400)
     assert len(codes) == 400 and codes.dtype == np.int64
-    once = sum(steps for steps, _ in TOUR)
+    once = sum(steps for steps, _ in SCRIPT)
     assert (codes[once:] == codes[: 400 - once]).all()
     yaw, pitch, attack, jump, move = SPEC.split(codes).T
     assert attack.any() and jump.any() and {WALKS[m] for m in move} == {"none", "forward", "back"}
     assert (yaw > 5).any() and (yaw < 5).any() and (pitch > 5).any() and (pitch < 5).any()
     with pytest.raises(ValueError, match=r"--actions script walks and turns.*attack"):
-        tour(KEYS, 10)
+        script_actions(KEYS, 10)

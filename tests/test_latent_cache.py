@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.tokenizers.tokenizer import Latents
+from models.tokenizers.tokenizer import LatentSpec
 from pipeline.training.latents import cache_latents
 
 
@@ -20,7 +20,7 @@ class Recorded:
 
 def made(folder) -> np.ndarray:
     tokenizer = SimpleNamespace(
-        latents=Latents("discrete", (2, 2), 1, codes=64),
+        latents=LatentSpec("discrete", (2, 2), 1, codes=64),
         encode=lambda frames: frames[:, 0].flatten(1),
     )
     recordings, device = Recorded(), torch.device("cpu")

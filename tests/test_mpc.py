@@ -13,10 +13,10 @@ from torch import Tensor
 
 from data.actions import ActionSpec
 from data.clips import Clips
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
-from evaluation.protocols.mpc import Filmed, Hand, PlansInWorld
-from evaluation.protocols.policies import View
+from evaluation.protocols.mpc import RecordVideo, LastActionProbe, MpcPolicy
+from evaluation.protocols.policies import Observation
 from models.controllers.planner import Planner, PlannerConfig
 from models.dynamics.dynamics import State
 
@@ -64,25 +64,25 @@ class Seen:
         return State(latents, 0 * rows, rows, Nothing())
 
 
-def view(places: np.ndarray, active: np.ndarray | None = None) -> View:
+def view(places: np.ndarray, active: np.ndarray | None = None) -> Observation:
     frames = np.zeros((len(places), 3, 1, 2), np.uint8)
     frames[:, :, 0] = (places / SIZE * 255).round()[:, None]
     everywhere = np.ones(len(places), bool)
-    return View(frames, places, 0 * places, everywhere if active is None else active)
+    return Observation(frames, places, 0 * places, everywhere if active is None else active)
 
 
-def play(policy: PlansInWorld | Filmed, steps: int) -> np.ndarray:
+def play(policy: MpcPolicy | RecordVideo, steps: int) -> np.ndarray:
     places = np.full((3, 2), 30.0)
-    policy.begin(view(places), view(GOALS))
+    policy.reset(view(places), view(GOALS))
     for _ in range(steps):
         places = places + 0.5 * (policy.act(view(places)) - places)
     return places
 
 
-def policy(method: Literal["cem", "gradient"] = "cem", keep: int = 6) -> tuple[PlansInWorld, Seen]:
+def policy(method: Literal["cem", "gradient"] = "cem", keep: int = 6) -> tuple[MpcPolicy, Seen]:
     world = Seen()
-    config = PlannerConfig(method, samples=64, iterations=12, best=8, legs=2, leg=3)
-    return PlansInWorld(world, Planner(config, world), keep), world  # type: ignore[arg-type]
+    config = PlannerConfig(method, num_samples=64, iterations=12, best=8, legs=2, action_block=3)
+    return MpcPolicy(world, Planner(config, world), keep), world  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ["cem", "gradient"])
@@ -100,28 +100,28 @@ def test_a_plan_that_is_kept_in_part_is_revised_in_the_time_that_is_left() -> No
     assert np.abs(places - GOALS).max() < 5
     assert len(world.shown) == 4
     assert isinstance(plans.planner, Planner)
-    plans.planner.config = replace(plans.planner.config, samples=1, revisions=1)
-    plans.begin(view(places), view(GOALS))
+    plans.planner.config = replace(plans.planner.config, num_samples=1, warm_start_iterations=1)
+    plans.reset(view(places), view(GOALS))
     plans.act(view(places))
     whole = plans.plans
     for _ in range(3):
         plans.act(view(places))
     assert whole.shape == (3, 6, 2)  # one candidate: it is what was left of the way
     assert np.allclose(plans.plans, whole[:, 3:], atol=1e-3)
-    assert plans.ways is None  # and then nothing is
+    assert plans.warm_start is None  # and then nothing is
 
 
 def test_what_is_over_is_not_planned_for() -> None:
     plans = policy()[0]
     places, active = np.full((3, 2), 30.0), np.array([True, False, True])
-    plans.begin(view(places), view(GOALS))
+    plans.reset(view(places), view(GOALS))
     action = plans.act(view(places, active))
     assert not action[1].any() and action[0].any() and action[2].any()
 
 
 def test_the_hand_is_read_from_the_latents_of_training_episodes(tmp_path: Path) -> None:
     write_toy_shards(tmp_path / "shards", episodes=80)
-    recordings = Recordings(tmp_path / "shards")
+    recordings = EpisodeDataset(tmp_path / "shards")
 
     class Pooled(Seen):
         actions = recordings.actions
@@ -133,8 +133,8 @@ def test_the_hand_is_read_from_the_latents_of_training_episodes(tmp_path: Path) 
             return torch.cat([across, down, ink.mean((2, 3))], 1)[:, None]
 
     world = Pooled()
-    hand = Hand(world, recordings, count=1500)  # type: ignore[arg-type]
-    clip = Clips(recordings, "test", frames=2)
+    hand = LastActionProbe(world, recordings, num_clips=1500)  # type: ignore[arg-type]
+    clip = Clips(recordings, "test", clip_length=2)
     held = clip.batch(np.arange(0, len(clip), 3))
     known = world.encode(held.frames[:, 1])
     span = np.array(recordings.actions.high) - np.array(recordings.actions.low)
@@ -146,7 +146,7 @@ def test_the_hand_is_read_from_the_latents_of_training_episodes(tmp_path: Path) 
 def test_where_no_action_is_known_a_plan_begins_at_the_hand() -> None:
     plans, _ = policy()
     plans.hand = lambda latents: torch.full((len(latents), 2), 40.0)
-    plans.begin(view(np.full((3, 2), 30.0)), view(GOALS))
+    plans.reset(view(np.full((3, 2), 30.0)), view(GOALS))
     plans.act(view(np.full((3, 2), 30.0)))
     first, second = plans.plans[:, 0], plans.plans[:, 1]  # even steps along the first leg
     assert np.allclose(2 * first - second, 40, atol=1e-2)
@@ -158,7 +158,7 @@ def test_parts_of_legs_cannot_be_kept() -> None:
 
 
 def test_films_begin_with_the_goal_and_are_of_the_first_episodes() -> None:
-    filmed = Filmed(policy()[0], episodes=2)
+    filmed = RecordVideo(policy()[0], num_episodes=2)
     play(filmed, 6)
     films, goals = filmed.films(), view(GOALS).frames
     assert films.shape == (2, 7, 3, 1, 2) and goals is not None

@@ -3,14 +3,14 @@
 import torch
 
 from data.toy import KEYS
-from models.layers.multi_categorical import Choices
+from models.layers.multi_categorical import MultiCategorical
 
 ALL = torch.arange(KEYS.size)
 
 
-def drawn_at_random(rows: int = 1) -> Choices:
+def drawn_at_random(rows: int = 1) -> MultiCategorical:
     torch.manual_seed(0)
-    return Choices(torch.randn(rows, sum(KEYS.factor_sizes)), KEYS)
+    return MultiCategorical(torch.randn(rows, sum(KEYS.factor_sizes)), KEYS)
 
 
 def test_probabilities_of_all_codes_are_one():
@@ -29,7 +29,7 @@ def test_the_mode_is_the_likeliest_of_all_codes():
 def test_codes_are_drawn_as_often_as_they_are_likely():
     rows = 20_000
     logits = drawn_at_random().factors[0].logits, drawn_at_random().factors[1].logits
-    many = Choices(torch.cat(logits, -1).expand(rows, -1), KEYS)
+    many = MultiCategorical(torch.cat(logits, -1).expand(rows, -1), KEYS)
     share = torch.bincount(many.sample(), minlength=KEYS.size) / rows
     expected = torch.stack([many.log_prob(code.expand(rows))[0] for code in ALL]).exp()
     assert (share - expected).abs().max() < 4 * (0.25 / rows) ** 0.5

@@ -7,7 +7,7 @@ import torch
 from fake_worlds import Identity
 from key_worlds import KeyClips
 
-from evaluation.measures.reconstruction import brightness, by_band, measure_tokenizer
+from evaluation.measures.reconstruction import brightness, by_brightness, measure_tokenizer
 
 
 def test_brightness_is_the_mean_of_a_frame():
@@ -20,14 +20,14 @@ def test_brightness_is_the_mean_of_a_frame():
 def test_each_frame_counts_in_the_band_of_its_brightness():
     bright = torch.tensor([0.0, 0.099, 0.1, 0.299, 0.3, 1.0])
     errors = torch.tensor([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    bands = by_band(bright, errors, torch.tensor([0.1, 0.3, 0.4, 0.6, 0.8, 1.0]))
+    bands = by_brightness(bright, errors, torch.tensor([0.1, 0.3, 0.4, 0.6, 0.8, 1.0]))
     assert [band["n"] for band in bands.values()] == [2, 2, 2]
     assert [band["psnr"] for band in bands.values()] == pytest.approx([10, 20, 30])
     assert [band["ssim"] for band in bands.values()] == pytest.approx([0.2, 0.5, 0.9])
 
 
 def test_a_band_without_frames_is_null():
-    bands = by_band(torch.tensor([0.5]), torch.tensor([0.01]), torch.tensor([1.0]))
+    bands = by_brightness(torch.tensor([0.5]), torch.tensor([0.01]), torch.tensor([1.0]))
     assert bands["dark"] == bands["dim"] == {"n": 0, "psnr": None, "ssim": None}
     assert bands["light"]["n"] == 1
 

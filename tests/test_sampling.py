@@ -7,7 +7,7 @@ from test_llama import dynamics, episode
 from untrained_run import write_run
 
 from data.clips import Clips
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
 from models.layers.sampling import Sampling
 from pipeline.inference.load import load_world
@@ -107,16 +107,16 @@ def test_a_dynamics_model_draws_as_it_is_told(decoding):
 
 @pytest.mark.parametrize("method", ["codes", "goals"])
 def test_a_world_draws_as_it_is_told_or_says_that_it_cannot(tmp_path, method):
-    recordings = Recordings(write_toy_shards(tmp_path / "shards", episodes=6))
+    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards", episodes=6))
     world = load_world(write_run(tmp_path, recordings, controllers=False, method=method), "cpu")
     if method == "goals":
         with pytest.raises(ValueError, match="sampling has no effect on it"):
-            world.sample_with(Sampling(1.0))
+            world.set_sampling(Sampling(1.0))
     else:
-        clip = Clips(recordings, "train", frames=4).batch(np.arange(4))
+        clip = Clips(recordings, "train", clip_length=4).batch(np.arange(4))
         ends = {}
         for temperature in (0.0, 1.0):
-            world.sample_with(Sampling(temperature))
+            world.set_sampling(Sampling(temperature))
             for seed in (0, 1):
                 torch.manual_seed(seed)
                 state = world.reset(clip.frames[:, :3], clip.actions[:, :2])

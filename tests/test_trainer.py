@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import checkpoint as ckpt
-from pipeline.training.train_config import ONE_OR_MORE, TrainConfig
-from pipeline.training.trainer import Run
+from pipeline.training.train_config import POSITIVE_FIELDS, TrainConfig
+from pipeline.training.trainer import Trainer
 
 TRAIN = TrainConfig(
-    steps=12, batch_size=8, warmup=2, evaluate_every=4, save_every=3, report_every=1,
+    steps=12, batch_size=8, warmup_steps=2, eval_every=4, save_every=3, log_every=1,
     precision="fp32",
 )  # fmt: skip
 IDENTITY = {"config": {"kind": "line"}, "parent": {"path": "-", "fingerprint": "0"}}
@@ -56,20 +56,20 @@ def train(
     restart: bool = False,
     model: type[Line] = Line,
     **changes,
-) -> Run:
+) -> Trainer:
     torch.manual_seed(0)
-    run = Run("tokenizer", folder, model(), replace(TRAIN, **changes), IDENTITY, restart=restart)
+    run = Trainer("tokenizer", folder, model(), replace(TRAIN, **changes), IDENTITY, restart=restart)
     try:
         for _, x in run.batches(Points()):
-            run.descend(x)
+            run.train_step(x)
             if run.step == stop_at:
-                run._stop = True  # what a signal does
-            if run.due(run.train.evaluate_every):
-                with run.averaged() as average:
+                run._stop_requested = True  # what a signal does
+            if run.every(run.train.eval_every):
+                with run.ema_model() as average:
                     assert isinstance(average, Line)
                     x = Points().batch(np.arange(30)).to(run.device)
                     error = float((average.net(x) - (2 * x - 1)).square().mean())
-                run.keep_best(-error, {"error": error})
+                run.save_best(-error, {"error": error})
     except KeyboardInterrupt:
         pass
     run._lock.close()
@@ -114,25 +114,25 @@ def test_in_fp16_too_k_plus_m_steps_are_k_stop_resume_m(tmp_path):
 def test_a_step_that_overflows_fp16_is_left_out_and_the_loss_scale_halves(tmp_path):
     torch.manual_seed(0)
     line, factor = Line(), {"is": 1.0}
-    run = Run(
+    run = Trainer(
         "tokenizer", tmp_path, line, replace(TRAIN, precision="fp16"), IDENTITY,
-        objective=lambda x: {"error": factor["is"] * line.loss(x)["error"]},
+        loss_fn=lambda x: {"error": factor["is"] * line.loss(x)["error"]},
     )  # fmt: skip
 
     def state() -> dict[str, Tensor]:
-        moments = run.descent.optimizer.state_dict()["state"]
+        moments = run.step_fn.optimizer.state_dict()["state"]
         named = {f"{i} {k}": v for i, kept in moments.items() for k, v in kept.items()}
-        named |= {f"average {k}": v for k, v in run.descent.average.weights.items()}
+        named |= {f"average {k}": v for k, v in run.step_fn.average.weights.items()}
         return {k: v.clone() for k, v in (named | line.state_dict()).items()}
 
     for step, x in run.batches(Points()):
         factor["is"] = 1e5 if step == 5 else 1.0
-        before, scale = state(), run.descent.scaler.get_scale()
-        run.descend(x)
-        after, left_out = state(), run.descent.scaler.get_scale() < scale
+        before, scale = state(), run.step_fn.scaler.get_scale()
+        run.train_step(x)
+        after, left_out = state(), run.step_fn.scaler.get_scale() < scale
         assert left_out == (step == 5) and run.step == step + 1
         if left_out:
-            assert equal(before, after) and run.descent.scaler.get_scale() == scale / 2
+            assert equal(before, after) and run.step_fn.scaler.get_scale() == scale / 2
         elif before.keys() == after.keys():
             assert not any(torch.equal(before[k], after[k]) for k in before)
     run._lock.close()
@@ -155,7 +155,7 @@ def test_fp16_learns_what_fp32_learns(tmp_path):
 
 def test_the_number_of_workers_changes_nothing(tmp_path):
     train(tmp_path / "none", steps=4)
-    train(tmp_path / "two", steps=4, workers=2)
+    train(tmp_path / "two", steps=4, num_workers=2)
     assert equal(weights(tmp_path / "none"), weights(tmp_path / "two"))
 
 
@@ -166,9 +166,9 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path):
 
     for parts in (1, 3, 4):  # 10 rows: groups of 3, 3 and 4; of 2, 3, 2 and 3
         torch.manual_seed(0)
-        made = replace(TRAIN, steps=3, batch_size=10, accumulate=parts)
-        run = Run("tokenizer", tmp_path / str(parts), Quiet(), made, IDENTITY)
-        errors = [float(run.descend(x)["error"]) for _, x in run.batches(Points())]
+        made = replace(TRAIN, steps=3, batch_size=10, grad_accum_steps=parts)
+        run = Trainer("tokenizer", tmp_path / str(parts), Quiet(), made, IDENTITY)
+        errors = [float(run.train_step(x)["error"]) for _, x in run.batches(Points())]
         run._lock.close()
         if parts == 1:
             one, expected = weights(tmp_path / "1"), errors
@@ -197,7 +197,7 @@ def test_a_finished_model_without_last_pt_is_replaced_only_when_asked(tmp_path):
     with pytest.raises(
         ValueError, match=r"best\.pt is a finished model, and there is no last"
     ) as e:
-        Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
+        Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
     assert "\n" not in str(e.value) and files(tmp_path) == before
     del e  # its traceback holds the lock
     assert train(tmp_path, restart=True).step == 12
@@ -231,16 +231,16 @@ def test_a_restart_that_fails_at_its_first_step_leaves_the_old_files(tmp_path):
     train(tmp_path)
     before = files(tmp_path)
     line = Line()
-    run = Run(
-        "tokenizer", tmp_path, line, TRAIN, IDENTITY, restart=True, flags="cloning",
-        objective=lambda x: {"error": line.net(x).mean() * float("nan")},
+    run = Trainer(
+        "tokenizer", tmp_path, line, TRAIN, IDENTITY, restart=True, flag_prefix="cloning",
+        loss_fn=lambda x: {"error": line.net(x).mean() * float("nan")},
     )  # fmt: skip
     with pytest.raises(ValueError, match="begin again with a lower --cloning.learning-rate"):
         for _, x in run.batches(Points()):
-            run.descend(x)
+            run.train_step(x)
     run._lock.close()
     assert files(tmp_path) == before
-    run = Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY, restart=True)
+    run = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY, restart=True)
     run.save()  # from here on nothing is left of the former training
     run._lock.close()
     assert files(tmp_path).keys() == {"last.pt"}
@@ -270,14 +270,14 @@ def test_a_restart_without_wandb_leaves_the_old_files(tmp_path, monkeypatch):
 
 def test_a_finished_run_names_its_own_flags(tmp_path, capsys):
     train(tmp_path)
-    run = Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY, flags="reaching")
-    run.say_done()
+    run = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY, flag_prefix="reaching")
+    run.log_finished()
     run._lock.close()
     assert "--reaching.steps goes further" in capsys.readouterr().out
 
 
 def test_pictures_are_written_whole(tmp_path, monkeypatch):
-    run = Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
+    run = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
     run.picture("made", np.full((4, 4, 3), 7, np.uint8))
     run._lock.close()
     (picture,) = (tmp_path / "pictures").iterdir()
@@ -285,7 +285,7 @@ def test_pictures_are_written_whole(tmp_path, monkeypatch):
     assert (imageio.imread(picture) == 7).all()
 
 
-@pytest.mark.parametrize("name", ONE_OR_MORE)
+@pytest.mark.parametrize("name", POSITIVE_FIELDS)
 def test_settings_that_start_at_1_say_so(name):
     with pytest.raises(ValueError, match=rf"^{name.replace('_', '-')} 0 is below 1"):
         replace(TRAIN, **{name: 0})
@@ -293,11 +293,11 @@ def test_settings_that_start_at_1_say_so(name):
 
 def test_early_stopping_waits_for_patience(tmp_path):
     torch.manual_seed(0)
-    run = Run("tokenizer", tmp_path, Line(), replace(TRAIN, steps=50, patience=2), IDENTITY)
+    run = Trainer("tokenizer", tmp_path, Line(), replace(TRAIN, steps=50, patience=2), IDENTITY)
     for _, x in run.batches(Points()):
-        run.descend(x)
-        if run.due(4):
-            run.keep_best(1.0, {})
+        run.train_step(x)
+        if run.every(4):
+            run.save_best(1.0, {})
     assert run.step == 12  # the first is the best, two more do not better it
     run._lock.close()
 
@@ -306,12 +306,12 @@ def test_changed_settings_are_refused(tmp_path):
     train(tmp_path, stop_at=4)
     other = IDENTITY | {"config": {"kind": "curve"}}
     with pytest.raises(ValueError, match=r"was begun with kind = line, but now it is curve"):
-        Run("tokenizer", tmp_path, Line(), TRAIN, other)
+        Trainer("tokenizer", tmp_path, Line(), TRAIN, other)
 
 
 def test_a_run_from_another_clone_is_refused(tmp_path):
-    def begin(identity) -> Run:
-        return Run("tokenizer", tmp_path, Line(), TRAIN, identity)
+    def begin(identity) -> Trainer:
+        return Trainer("tokenizer", tmp_path, Line(), TRAIN, identity)
 
     def of(fingerprint: str):
         return IDENTITY | {"clone": {"path": "cloning/best.pt", "fingerprint": fingerprint}}
@@ -328,7 +328,7 @@ def test_a_best_checkpoint_in_place_of_the_last_is_refused(tmp_path):
     train(tmp_path)
     (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
     with pytest.raises(ValueError, match=r"last\.pt holds no average, optimizer.*--restart") as e:
-        Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
+        Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
     assert "\n" not in str(e.value)
 
 
@@ -336,27 +336,27 @@ def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_whole(tmp_path):
     train(tmp_path, stop_at=4)
     torch.manual_seed(0)
     line = Line()
-    run = Run(
+    run = Trainer(
         "tokenizer", tmp_path, line, TRAIN, IDENTITY,
-        objective=lambda x: {"error": line.net(x).mean() * float("nan")},
+        loss_fn=lambda x: {"error": line.net(x).mean() * float("nan")},
     )  # fmt: skip
     with pytest.raises(ValueError, match="the loss is not finite at step 4"):
         for _, x in run.batches(Points()):
-            run.descend(x)
+            run.train_step(x)
     assert ckpt.load(tmp_path / "last.pt", "tokenizer")["step"] == 4
 
 
 def test_a_gradient_that_is_not_finite_is_not_taken(tmp_path):
     torch.manual_seed(0)
     line = Line()
-    run = Run(
+    run = Trainer(
         "tokenizer", tmp_path, line, TRAIN, IDENTITY,
-        objective=lambda x: {"error": (0 * line.net(x)).abs().sqrt().mean()},
+        loss_fn=lambda x: {"error": (0 * line.net(x)).abs().sqrt().mean()},
     )  # fmt: skip
     before = {k: v.clone() for k, v in line.state_dict().items()}
     with pytest.raises(ValueError, match="the gradient is not finite at step 0"):
         for _, x in run.batches(Points()):
-            run.descend(x)
+            run.train_step(x)
     assert equal(before, line.state_dict())
 
 
@@ -365,41 +365,41 @@ def test_where_a_gpu_is_not_waited_for_nothing_infinite_is_handed_on(tmp_path):
     before = (tmp_path / "last.pt").read_bytes()
     torch.manual_seed(0)
     line = Line()
-    run = Run(
-        "tokenizer", tmp_path, line, replace(TRAIN, report_every=100), IDENTITY,
-        objective=lambda x: {"error": line.net(x).mean() * float("nan")},
+    run = Trainer(
+        "tokenizer", tmp_path, line, replace(TRAIN, log_every=100), IDENTITY,
+        loss_fn=lambda x: {"error": line.net(x).mean() * float("nan")},
     )  # fmt: skip
-    run.finite.at_once = False
+    run.nan_guard.immediate = False
     batches = run.batches(Points())
     for _ in range(2):  # up to the checkpoint after step 6 nothing is looked at
         x = next(batches)[1]
-        run.descend(x)
+        run.train_step(x)
     assert all(p.isnan().all() for p in line.parameters())
 
     def report() -> None:
-        run.train = replace(run.train, report_every=1)
-        run.descend(x)
+        run.train = replace(run.train, log_every=1)
+        run.train_step(x)
 
     def hand_on() -> None:
-        run.keep_best(1.0, {})
+        run.save_best(1.0, {})
 
-    for act in (hand_on, run.save, run.averaged().__enter__, lambda: next(batches), report):
+    for act in (hand_on, run.save, run.ema_model().__enter__, lambda: next(batches), report):
         with pytest.raises(ValueError, match="the loss is not finite at step 4"):
             act()
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
 def test_recomputing_may_change_at_a_resume(tmp_path):
-    def begin(**transformer) -> Run:
+    def begin(**transformer) -> Trainer:
         config = {"kind": "line", "transformer": transformer}
-        return Run("tokenizer", tmp_path, Line(), TRAIN, IDENTITY | {"config": config})
+        return Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY | {"config": config})
 
     run = begin(width=8)  # as before there was such a setting
     run.save()
     run._lock.close()
-    begin(width=8, recompute=True)._lock.close()
+    begin(width=8, activation_checkpointing=True)._lock.close()
     with pytest.raises(ValueError, match="was begun with transformer"):
-        begin(width=9, recompute=True)
+        begin(width=9, activation_checkpointing=True)
 
 
 def test_sharding_in_one_process_says_that_it_has_no_effect(tmp_path, capsys):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline import video
-from play import FPS
+from play import FPS_RANGE
 
 
 def pictures(count: int = 6, height: int = 48, width: int = 64) -> list[np.ndarray]:
@@ -28,7 +28,7 @@ def where_red(shot: np.ndarray) -> float:
 
 def test_a_film_is_pngs_a_gif_and_an_mp4_of_the_same_pictures(tmp_path: Path):
     shots = pictures()
-    assert video.write_film(tmp_path, shots, fps=10) == 6
+    assert video.write_video(tmp_path, shots, fps=10) == 6
     names = sorted(p.name for p in (tmp_path / "frames").iterdir())
     assert names == [f"{i:05d}.png" for i in range(6)]
     for number, shot in enumerate(shots):
@@ -51,33 +51,33 @@ def test_a_film_lasts_as_long_as_its_pictures(tmp_path: Path):
         assert float(opened.streams.video[0].average_rate or 0) == 10
 
 
-@pytest.mark.parametrize("fps", FPS)
+@pytest.mark.parametrize("fps", FPS_RANGE)
 def test_a_film_holds_the_slowest_and_the_fastest_pace(tmp_path: Path, fps: float):
-    assert video.write_film(tmp_path, pictures(), fps) == 6
+    assert video.write_video(tmp_path, pictures(), fps) == 6
     assert len(read_mp4(tmp_path / "film.mp4")) == len(imageio.imread(tmp_path / "film.gif"))
 
 
 def test_a_shorter_film_leaves_no_frame_of_the_longer_one(tmp_path: Path):
-    video.write_film(tmp_path, pictures(6), fps=10)
-    video.write_film(tmp_path, pictures(3), fps=10)
+    video.write_video(tmp_path, pictures(6), fps=10)
+    video.write_video(tmp_path, pictures(3), fps=10)
     assert len(list((tmp_path / "frames").iterdir())) == 3
 
 
 def test_odd_sizes_are_made_even_for_the_mp4_alone(tmp_path: Path):
-    video.write_film(tmp_path, pictures(3, height=33, width=49), fps=7.5)
+    video.write_video(tmp_path, pictures(3, height=33, width=49), fps=7.5)
     assert read_mp4(tmp_path / "film.mp4").shape == (3, 34, 50, 3)
     assert imageio.imread(tmp_path / "frames" / "00000.png").shape == (33, 49, 3)
 
 
 def test_no_pictures_or_unequal_ones_are_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="no picture"):
-        video.write_film(tmp_path, [], fps=10)
+        video.write_video(tmp_path, [], fps=10)
     with pytest.raises(ValueError, match="different sizes"):
-        video.write_film(tmp_path, pictures(1) + pictures(1, height=10), fps=10)
+        video.write_video(tmp_path, pictures(1) + pictures(1, height=10), fps=10)
 
 
 def test_the_film_before_stays_whole_when_writing_fails(tmp_path: Path, monkeypatch):
-    video.write_film(tmp_path, pictures(), fps=10)
+    video.write_video(tmp_path, pictures(), fps=10)
     before = (tmp_path / "film.mp4").read_bytes()
     monkeypatch.setattr("av.codecs_available", {"libx264": 0})
     monkeypatch.setattr("numpy.pad", None)

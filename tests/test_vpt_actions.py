@@ -8,21 +8,21 @@ import torch
 from vpt_clips import line
 
 from data.actions import ActionSpec
-from data.vpt.vpt_actions import COLUMN, INPUT_NAMES, Binning, action_spec, decode, encode
+from data.vpt.vpt_actions import INPUT_COLUMN, INPUT_NAMES, CameraQuantizer, action_spec, decode, encode
 from data.vpt.vpt_log import from_minerl, read_log
 
-VPT = Binning()
+VPT = CameraQuantizer()
 ALL = np.arange(4356)
 
 
 def encoded(**held: float) -> int:
     inputs = np.zeros((1, len(INPUT_NAMES)), np.float32)
     for name, value in held.items():
-        inputs[0, COLUMN[name]] = value
+        inputs[0, INPUT_COLUMN[name]] = value
     return int(encode(inputs, VPT)[0])
 
 
-@pytest.mark.parametrize("binning", [VPT, Binning(mu=0.0), Binning(limit=20.0, mu=5.0)])
+@pytest.mark.parametrize("binning", [VPT, CameraQuantizer(mu=0.0), CameraQuantizer(maxval=20.0, mu=5.0)])
 def test_codes_and_what_they_stand_for_are_a_bijection(binning):
     assert (encode(decode(ALL, binning), binning) == ALL).all()
     assert action_spec(binning).size == 4356
@@ -68,13 +68,13 @@ def test_codes_outside_are_refused_and_odd_binnings_too():
         decode(np.array([4356]), VPT)
     for limit, choices, mu in ((10.0, 10, 10.0), (0.0, 11, 10.0), (10.0, 11, -1.0)):
         with pytest.raises(ValueError, match="camera"):
-            Binning(limit, choices, mu)
+            CameraQuantizer(limit, choices, mu)
 
 
 def test_a_spec_of_factors_travels_and_another_binning_is_refused():
     spec = action_spec(VPT)
     assert ActionSpec.from_dict(spec.as_dict()) == spec
-    other = action_spec(Binning(mu=5.0))
+    other = action_spec(CameraQuantizer(mu=5.0))
     with pytest.raises(ValueError, match=r"a and b have different action spaces: factors.*yaw"):
         spec.check_same(other, "a", "b")
 

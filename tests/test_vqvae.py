@@ -72,11 +72,11 @@ def test_each_codebook_draws_its_own_share_of_a_patch():
     for quantizer in model.quantizers:
         torch.nn.init.normal_(quantizer.codebook)  # type: ignore[arg-type]
     codes = model.encode(noise())
-    vectors = model._vectors(codes)
+    vectors = model._lookup(codes)
     assert vectors.shape == (6, 16, 8) and model.codebooks.shape == (2, 16, 4)
     other = codes.clone()
     other[:, 1::2] = (other[:, 1::2] + 1) % 16  # the second code of every patch
-    changed = (model._vectors(other) != vectors).any(0).any(0)
+    changed = (model._lookup(other) != vectors).any(0).any(0)
     assert changed.tolist() == [False] * 4 + [True] * 4
     assert not torch.equal(model.decode(other), model.decode(codes))
 
@@ -96,4 +96,4 @@ def test_a_code_is_the_nearest_of_its_codebook():
 
 def test_a_width_that_does_not_part_among_the_codebooks_is_refused():
     with pytest.raises(ValueError, match="code width of 10 does not part among 4"):
-        VqVaeConfig(code_width=10)
+        VqVaeConfig(latent_dim=10)

@@ -13,11 +13,11 @@ import zarr
 from zarr.storage import ZipStore
 
 from data.episodes import Episode
-from data.pusht.simulator import ACTIONS, STATE_NAMES, STEPS_PER_SECOND, SUCCESS, PushT, reward
+from data.pusht.simulator import ACTIONS, STATE_NAMES, STEPS_PER_SECOND, SUCCESS_COVERAGE, PushT, reward
 
 
 @dataclass(frozen=True)
-class Recorded:
+class DemoData:
     """All demonstrations, one behind the other. N steps, E episodes."""
 
     states: np.ndarray  # (N, 5), as STATE_NAMES
@@ -30,7 +30,7 @@ class Recorded:
 
 
 @lru_cache(maxsize=1)
-def read_demonstrations(path: Path) -> Recorded:
+def load_demos(path: Path) -> DemoData:
     """Read the zarr store (a folder or a zip) or the low-dimensional npz.
 
     ValueError names the file and what is wrong with it.
@@ -57,13 +57,13 @@ def read_demonstrations(path: Path) -> Recorded:
         if not np.isfinite(values).all():
             row = int(np.argwhere(~np.isfinite(values))[0][0])
             raise ValueError(f"{path} has NaN or infinity in its {name} at step {row}")
-    pictures = arrays.get("img")
-    if pictures is not None and pictures.shape != (count, 96, 96, 3):
+    images = arrays.get("img")
+    if images is not None and images.shape != (count, 96, 96, 3):
         raise ValueError(
-            f"{path} holds pictures {pictures.shape}, but ({count}, 96, 96, 3) are needed"
+            f"{path} holds pictures {images.shape}, but ({count}, 96, 96, 3) are needed"
         )
     contacts = np.asarray(arrays.get("n_contacts", np.zeros(count))).reshape(count)
-    return Recorded(states, actions, contacts, ends)
+    return DemoData(states, actions, contacts, ends)
 
 
 def _from_npz(path: Path) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _from_npz(path: Path) -> dict[str, Any]:
             arrays = {name: file[name] for name in file.files}
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as problem:
         raise ValueError(f"{path} cannot be read ({problem}); get the file again") from None
-    return _need(arrays, path)
+    return _check_keys(arrays, path)
 
 
 def _from_zarr(path: Path) -> dict[str, Any]:
@@ -88,9 +88,9 @@ def _from_zarr(path: Path) -> dict[str, Any]:
             store = ZipStore(path, mode="r")
             group = zarr.open_group(store, path=root.rstrip("/"), mode="r")
         arrays: dict[str, Any] = {}
-        for place in ("data", "meta"):
-            if place in group:
-                folder: Any = group[place]
+        for group_name in ("data", "meta"):
+            if group_name in group:
+                folder: Any = group[group_name]
                 arrays |= {name: folder[name] for name in folder.array_keys()}
     except zipfile.BadZipFile:
         raise ValueError(
@@ -99,10 +99,10 @@ def _from_zarr(path: Path) -> dict[str, Any]:
     except Exception as problem:  # zarr raises many kinds
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
         raise ValueError(f"{path} cannot be read as a zarr store ({reason})") from None
-    return _need(arrays, path)
+    return _check_keys(arrays, path)
 
 
-def _need(arrays: dict[str, Any], path: Path) -> dict[str, Any]:
+def _check_keys(arrays: dict[str, Any], path: Path) -> dict[str, Any]:
     for name, where in (
         ("state", "data/state"),
         ("action", "data/action"),
@@ -133,7 +133,7 @@ class Demonstrations:
 
     @property
     def sources(self) -> int:
-        return len(read_demonstrations(Path(self.path)).ends)
+        return len(load_demos(Path(self.path)).ends)
 
     @property
     def shards(self) -> int:
@@ -145,32 +145,32 @@ class Demonstrations:
             "image_size": [self.image_size, self.image_size],
             "actions": ACTIONS.as_dict(),
             "state_names": list(STATE_NAMES),
-            "success": SUCCESS,
+            "success": SUCCESS_COVERAGE,
             "pictures": "drawn anew from the states",
             "last_frame": "the last action, carried out in the simulator",
             "settings": asdict(self) | {"path": Path(self.path).name},
         }
 
-    def make(self, index: int) -> list[Episode]:
+    def make_shard(self, index: int) -> list[Episode]:
         first = index * self.episodes_per_shard
-        world = PushT(self.image_size)
+        simulator = PushT(self.image_size)
         last = min(first + self.episodes_per_shard, self.sources)
-        return [self.episode(world, number) for number in range(first, last)]
+        return [self.episode(simulator, number) for number in range(first, last)]
 
-    def episode(self, world: PushT, number: int) -> Episode:
-        recorded = read_demonstrations(Path(self.path))
-        rows = recorded.rows(number)
-        states, actions = recorded.states[rows], recorded.actions[rows].astype(np.float32)
-        before = states[-2] if len(states) > 1 else states[-1]
-        world.reset(states[-1], (states[-1] - before)[:2] * STEPS_PER_SECOND)
-        world.step(actions[-1])
-        contacts = np.append(recorded.contacts[rows], world.contacts).astype(np.float32)
-        states = np.concatenate([states, world.state[None]])
+    def episode(self, simulator: PushT, number: int) -> Episode:
+        demos = load_demos(Path(self.path))
+        rows = demos.rows(number)
+        states, actions = demos.states[rows], demos.actions[rows].astype(np.float32)
+        previous = states[-2] if len(states) > 1 else states[-1]
+        simulator.reset(states[-1], (states[-1] - previous)[:2] * STEPS_PER_SECOND)
+        simulator.step(actions[-1])
+        contacts = np.append(demos.contacts[rows], simulator.contacts).astype(np.float32)
+        states = np.concatenate([states, simulator.state[None]])
         frames, rewards = [], []
         for state in states:
-            world.reset(state)
-            rewards.append(float(reward(world.coverage())))
-            frames.append(world.render())
+            simulator.reset(state)
+            rewards.append(float(reward(simulator.coverage())))
+            frames.append(simulator.render())
         terminals = np.zeros(len(states), bool)
         terminals[-1] = rewards[-1] >= 1
         return Episode(

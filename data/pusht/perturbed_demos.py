@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from data.episodes import Episode
-from data.pusht.demos import read_demonstrations
-from data.pusht.scripted_episodes import Recorder, smooth_noise
-from data.pusht.simulator import ACTIONS, STATE_NAMES, SUCCESS, PushT, mirrored
+from data.pusht.demos import load_demos
+from data.pusht.scripted_episodes import EpisodeBuilder, smooth_noise
+from data.pusht.simulator import ACTIONS, STATE_NAMES, SUCCESS_COVERAGE, PushT, mirror
 
 EPISODES_PER_SHARD = 30
 
 
 @dataclass(frozen=True)
-class Replays:
+class PerturbedDemos:
     """Each demonstration carried out `replays` times in the simulator, every second time mirrored.
 
     The first is exact; in the others the targets have smooth noise, of 5 to 30 pixels (the rule
@@ -31,7 +31,7 @@ class Replays:
 
     @property
     def sources(self) -> int:
-        return len(read_demonstrations(Path(self.path)).ends)
+        return len(load_demos(Path(self.path)).ends)
 
     @property
     def shards(self) -> int:
@@ -43,29 +43,29 @@ class Replays:
             "image_size": [self.image_size, self.image_size],
             "actions": ACTIONS.as_dict(),
             "state_names": list(STATE_NAMES),
-            "success": SUCCESS,
+            "success": SUCCESS_COVERAGE,
             "pictures": "drawn anew from the states",
             "settings": asdict(self) | {"path": Path(self.path).name},
         }
 
-    def make(self, index: int) -> list[Episode]:
+    def make_shard(self, index: int) -> list[Episode]:
         first = index * EPISODES_PER_SHARD
         last = min(first + EPISODES_PER_SHARD, self.sources * self.replays)
-        world = PushT(self.image_size)
-        return [self.episode(world, *divmod(number, self.replays)) for number in range(first, last)]
+        simulator = PushT(self.image_size)
+        return [self.episode(simulator, *divmod(number, self.replays)) for number in range(first, last)]
 
-    def episode(self, world: PushT, demonstration: int, replay: int) -> Episode:
-        recorded = read_demonstrations(Path(self.path))
-        rows = recorded.rows(demonstration)
-        start, targets = recorded.states[rows][0], recorded.actions[rows]
-        if replay:
-            random = np.random.default_rng((self.seed, demonstration, replay))
-            spread = random.uniform(5, 30)
-            targets = np.clip(targets + smooth_noise(random, len(targets), spread), 0, 512)
-        if replay % 2:
-            start, targets = mirrored(start), mirrored(targets)
-        world.reset(start)
-        record = Recorder(world)
+    def episode(self, simulator: PushT, demo: int, copy: int) -> Episode:
+        demos = load_demos(Path(self.path))
+        rows = demos.rows(demo)
+        start, targets = demos.states[rows][0], demos.actions[rows]
+        if copy:
+            rng = np.random.default_rng((self.seed, demo, copy))
+            std = rng.uniform(5, 30)
+            targets = np.clip(targets + smooth_noise(rng, len(targets), std), 0, 512)
+        if copy % 2:
+            start, targets = mirror(start), mirror(targets)
+        simulator.reset(start)
+        builder = EpisodeBuilder(simulator)
         for target in targets:  # the last too: some demonstrations succeed with it
-            record.step(target)
-        return record.episode(demonstration)
+            builder.step(target)
+        return builder.episode(demo)

@@ -9,17 +9,17 @@ import numpy as np
 
 from data.episodes import Episode
 from data.pusht.scripted_policy import ScriptedPolicy
-from data.pusht.simulator import ACTIONS, GOAL, STATE_NAMES, SUCCESS, PushT, random_start, reward
+from data.pusht.simulator import ACTIONS, GOAL, STATE_NAMES, SUCCESS_COVERAGE, PushT, random_start, reward
 
-HOME, ELSEWHERE = 0.7, 0.2  # shares of episodes that push to the goal, and to another pose
+GOAL_SHARE, OTHER_POSE_SHARE = 0.7, 0.2  # shares of episodes that push to the goal, and to another pose
 EPISODES_PER_SHARD = 10
 
 
-class Recorder:
+class EpisodeBuilder:
     """Collects what happens in a simulator, step by step, as an Episode."""
 
-    def __init__(self, world: PushT) -> None:
-        self.world = world
+    def __init__(self, simulator: PushT) -> None:
+        self.world = simulator
         self.frames: list[np.ndarray] = []
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
@@ -40,14 +40,14 @@ class Recorder:
         self.look()
 
     @property
-    def solved(self) -> bool:
+    def success(self) -> bool:
         return self.rewards[-1] >= 1.0
 
     def episode(self, source: int) -> Episode:
         """Give all frames; the last action leads nowhere and repeats the one before it."""
         last = self.actions[-1] if self.actions else self.states[-1][:2].astype(np.float32)
         terminals = np.zeros(len(self.frames), bool)
-        terminals[-1] = self.solved
+        terminals[-1] = self.success
         return Episode(
             frames=np.stack(self.frames),
             actions=np.stack([*self.actions, last]),
@@ -59,17 +59,17 @@ class Recorder:
         )
 
 
-def smooth_noise(random: np.random.Generator, steps: int, spread: float) -> np.ndarray:
+def smooth_noise(rng: np.random.Generator, steps: int, std: float) -> np.ndarray:
     """Draw (steps, 2) noise of standard deviation `spread` that lasts for about five steps."""
-    white = random.standard_normal((steps + 20, 2))
+    white = rng.standard_normal((steps + 20, 2))
     kernel = np.exp(-np.arange(20) / 5.0)
     kernel /= np.sqrt((kernel**2).sum())
     mixed = np.stack([np.convolve(white[:, i], kernel, "valid") for i in range(2)], 1)
-    return mixed[:steps] * spread
+    return mixed[:steps] * std
 
 
 @dataclass(frozen=True)
-class ScriptedPushes:
+class ScriptedEpisodes:
     """Three kinds of episode: the block is pushed to the task's goal, or to another pose, or the
     agent moves about as a player's mouse might. Targets are disturbed, each episode as much as
     chance will have it, and what was carried out is what is recorded."""
@@ -94,64 +94,64 @@ class ScriptedPushes:
             "image_size": [self.image_size, self.image_size],
             "actions": ACTIONS.as_dict(),
             "state_names": list(STATE_NAMES),
-            "success": SUCCESS,
+            "success": SUCCESS_COVERAGE,
             "settings": asdict(self),
         }
 
-    def make(self, index: int) -> list[Episode]:
+    def make_shard(self, index: int) -> list[Episode]:
         first = index * EPISODES_PER_SHARD
-        world = PushT(self.image_size)
+        simulator = PushT(self.image_size)
         numbers = range(first, min(first + EPISODES_PER_SHARD, self.episodes))
-        return [self.episode(world, number) for number in numbers]
+        return [self.episode(simulator, number) for number in numbers]
 
-    def episode(self, world: PushT, number: int) -> Episode:
-        random = np.random.default_rng((self.seed, number))
-        world.reset(random_start(int(random.integers(2**31))))
-        record = Recorder(world)
-        kind = random.uniform()
-        loudest = 12 if kind < HOME else 30  # what is shown of the task should be clear
-        spread = 0.0 if random.uniform() < 0.3 else random.uniform(3, loudest)
-        noise = smooth_noise(random, self.steps, spread)
-        if kind < HOME + ELSEWHERE:
-            self._push(record, random, noise, GOAL if kind < HOME else _other_pose(random))
+    def episode(self, simulator: PushT, number: int) -> Episode:
+        rng = np.random.default_rng((self.seed, number))
+        simulator.reset(random_start(int(rng.integers(2**31))))
+        builder = EpisodeBuilder(simulator)
+        draw = rng.uniform()
+        max_std = 12 if draw < GOAL_SHARE else 30  # what is shown of the task should be clear
+        std = 0.0 if rng.uniform() < 0.3 else rng.uniform(3, max_std)
+        noise = smooth_noise(rng, self.steps, std)
+        if draw < GOAL_SHARE + OTHER_POSE_SHARE:
+            self._push(builder, rng, noise, GOAL if draw < GOAL_SHARE else _random_pose(rng))
         else:
-            self._move_about(record, random, noise)
-        return record.episode(number)
+            self._explore(builder, rng, noise)
+        return builder.episode(number)
 
     def _push(
-        self, record: Recorder, random: np.random.Generator, noise: np.ndarray, pose: np.ndarray
+        self, builder: EpisodeBuilder, rng: np.random.Generator, noise: np.ndarray, pose: np.ndarray
     ) -> None:
         """Push to `pose`, now and then pulled off the way for a moment."""
-        policy, strayed, astray = ScriptedPolicy(pose), 0, np.zeros(2)
-        rested = 0
+        policy, perturbed_steps, perturbation = ScriptedPolicy(pose), 0, np.zeros(2)
+        idle_steps = 0
         for step in range(self.steps):
-            agent = record.states[-1][:2]
-            target = policy.act(record.states[-1])
-            rested = rested + 1 if np.hypot(*(target - agent)) < 2 else 0
-            if strayed == 0 and random.uniform() < 0.02:
-                strayed = int(random.integers(2, 9))
-                astray = random.uniform(-150, 150, 2)
-            if strayed:
-                strayed -= 1
-                target = agent + astray
-            record.step(np.clip(target + noise[step], 0, 512))
-            if rested > 5 or (pose is GOAL and record.solved):
+            agent = builder.states[-1][:2]
+            target = policy.act(builder.states[-1])
+            idle_steps = idle_steps + 1 if np.hypot(*(target - agent)) < 2 else 0
+            if perturbed_steps == 0 and rng.uniform() < 0.02:
+                perturbed_steps = int(rng.integers(2, 9))
+                perturbation = rng.uniform(-150, 150, 2)
+            if perturbed_steps:
+                perturbed_steps -= 1
+                target = agent + perturbation
+            builder.step(np.clip(target + noise[step], 0, 512))
+            if idle_steps > 5 or (pose is GOAL and builder.success):
                 break
 
-    def _move_about(self, record: Recorder, random: np.random.Generator, noise: np.ndarray) -> None:
+    def _explore(self, builder: EpisodeBuilder, rng: np.random.Generator, noise: np.ndarray) -> None:
         """Go to places, fast or slowly, some of them beyond the block."""
-        target = record.states[-1][:2]
-        aim, speed = target, 20.0
+        target = builder.states[-1][:2]
+        destination, speed = target, 20.0
         for step in range(self.steps * 2 // 3):
-            if step == 0 or np.hypot(*(aim - target)) < 5 or random.uniform() < 0.05:
-                agent, block = record.states[-1][:2], record.states[-1][2:4]
-                beyond = block + (block - agent) * random.uniform(0, 1) + random.normal(0, 30, 2)
-                aim = beyond if random.uniform() < 0.5 else random.uniform(20, 492, 2)
-                speed = float(random.choice([5.0, 15.0, 30.0, 80.0, 500.0]))
-            way = np.clip(aim, 0, 512) - target
-            target = target + way * min(1.0, speed / max(float(np.hypot(*way)), 1e-6))
-            record.step(np.clip(target + 0.3 * noise[step], 0, 512))
+            if step == 0 or np.hypot(*(destination - target)) < 5 or rng.uniform() < 0.05:
+                agent, block = builder.states[-1][:2], builder.states[-1][2:4]
+                beyond = block + (block - agent) * rng.uniform(0, 1) + rng.normal(0, 30, 2)
+                destination = beyond if rng.uniform() < 0.5 else rng.uniform(20, 492, 2)
+                speed = float(rng.choice([5.0, 15.0, 30.0, 80.0, 500.0]))
+            offset = np.clip(destination, 0, 512) - target
+            target = target + offset * min(1.0, speed / max(float(np.hypot(*offset)), 1e-6))
+            builder.step(np.clip(target + 0.3 * noise[step], 0, 512))
 
 
-def _other_pose(random: np.random.Generator) -> np.ndarray:
-    return np.array([*random.uniform(130, 382, 2), random.uniform(0, 2 * np.pi)])
+def _random_pose(rng: np.random.Generator) -> np.ndarray:
+    return np.array([*rng.uniform(130, 382, 2), rng.uniform(0, 2 * np.pi)])

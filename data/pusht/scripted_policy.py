@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.pusht.simulator import GOAL, WORLD, angle_difference
+from data.pusht.simulator import GOAL, WINDOW_SIZE, angle_difference
 
 RADIUS = 15.0  # of the agent
-CENTRE = np.array([0.0, 45.0])  # of gravity, in the block's own frame
+CENTER = np.array([0.0, 45.0])  # of gravity, in the block's own frame
 LEVER = 60.0  # pixels that a radian of error weighs
 GYRATION = 3000.0  # moment of inertia over mass, pixels squared
-ROUND = 105.0  # distance from the centre at which nothing of the block is in the way
+DETOUR_RADIUS = 105.0  # distance from the centre at which nothing of the block is in the way
 
 
 def _outline() -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +42,7 @@ def _outline() -> tuple[np.ndarray, np.ndarray]:
 
 
 POINTS, NORMALS = _outline()
-_ARMS = POINTS - CENTRE
+_ARMS = POINTS - CENTER
 _TORQUES = _ARMS[:, 0] * NORMALS[:, 1] - _ARMS[:, 1] * NORMALS[:, 0]
 
 
@@ -59,69 +59,69 @@ class ScriptedPolicy:
 
     def act(self, state: np.ndarray) -> np.ndarray:
         """(5,) state -> (2,) target in pixels of the world."""
-        agent, place, angle = state[:2], state[2:4], float(state[4])
-        turn = rotation(angle)
-        centre = place + turn @ CENTRE
-        goal_centre = self.pose[:2] + rotation(self.pose[2]) @ CENTRE
-        shift = goal_centre - centre
-        twist = float(angle_difference(self.pose[2], angle))
-        if np.hypot(*shift) < 1.5 and abs(twist) < np.deg2rad(1):
+        agent, block_position, angle = state[:2], state[2:4], float(state[4])
+        block_rotation = rotation(angle)
+        center = block_position + block_rotation @ CENTER
+        goal_center = self.pose[:2] + rotation(self.pose[2]) @ CENTER
+        position_error = goal_center - center
+        angle_error = float(angle_difference(self.pose[2], angle))
+        if np.hypot(*position_error) < 1.5 and abs(angle_error) < np.deg2rad(1):
             return agent.copy()
 
-        normals = NORMALS @ turn.T
-        leans = centre + (_ARMS - RADIUS * NORMALS) @ turn.T  # where the agent touches
+        normals = NORMALS @ block_rotation.T
+        contact_points = center + (_ARMS - RADIUS * NORMALS) @ block_rotation.T  # where the agent touches
         rates = _TORQUES / GYRATION  # radians a pixel of push
-        along = normals @ shift + LEVER**2 * rates * twist
+        error_along = normals @ position_error + LEVER**2 * rates * angle_error
         size = 1 + LEVER**2 * rates**2
-        push = np.clip(along / size, 0, None)  # pixels to the least error
-        gain = push * np.sqrt(size)  # error that goes away, as a length
-        travel = _travel(agent - centre, leans - centre)
-        outside = ((leans < 8) | (leans > WORLD - 8)).any(1)
-        worth = gain - 0.12 * travel - 1e3 * outside - 1e3 * (push <= 0)
-        best = int(worth.argmax())
-        return self._towards(agent, leans[best], normals[best], float(push[best]), centre)
+        push_length = np.clip(error_along / size, 0, None)  # pixels to the least error
+        error_reduction = push_length * np.sqrt(size)  # error that goes away, as a length
+        travel = _travel_distance(agent - center, contact_points - center)
+        outside = ((contact_points < 8) | (contact_points > WINDOW_SIZE - 8)).any(1)
+        score = error_reduction - 0.12 * travel - 1e3 * outside - 1e3 * (push_length <= 0)
+        best = int(score.argmax())
+        return self._approach_or_push(agent, contact_points[best], normals[best], float(push_length[best]), center)
 
-    def _towards(
+    def _approach_or_push(
         self,
         agent: np.ndarray,
-        lean: np.ndarray,
+        contact_point: np.ndarray,
         normal: np.ndarray,
-        push: float,
-        centre: np.ndarray,
+        push_length: float,
+        center: np.ndarray,
     ) -> np.ndarray:
         """Lean on the point when before it; else go to a place before it, round the block."""
-        offset = agent - lean
-        behind = -float(offset @ normal)  # how far before the face
-        aside = float(abs(offset[0] * normal[1] - offset[1] * normal[0]))
-        if aside < 6 and -6 < behind < 40:
-            return np.clip(lean + normal * (min(push, 35.0) + 2), 0, WORLD)
-        ready = lean - normal * 18
-        if _clear(agent, ready, centre) or (aside < 14 and behind > 0):
-            return np.clip(ready, 0, WORLD)
-        around = agent - centre
-        wanted = ready - centre
+        offset = agent - contact_point
+        distance = -float(offset @ normal)  # how far before the face
+        lateral_offset = float(abs(offset[0] * normal[1] - offset[1] * normal[0]))
+        if lateral_offset < 6 and -6 < distance < 40:
+            return np.clip(contact_point + normal * (min(push_length, 35.0) + 2), 0, WINDOW_SIZE)
+        approach_point = contact_point - normal * 18
+        if _path_is_clear(agent, approach_point, center) or (lateral_offset < 14 and distance > 0):
+            return np.clip(approach_point, 0, WINDOW_SIZE)
+        around = agent - center
+        wanted = approach_point - center
         here = np.arctan2(around[1], around[0])
         gap = float(angle_difference(np.arctan2(wanted[1], wanted[0]), here))
         bearing = here + np.sign(gap) * min(abs(gap), 0.7)
-        target = centre + ROUND * np.array([np.cos(bearing), np.sin(bearing)])
-        if ((target < 10) | (target > WORLD - 10)).any():
-            target = np.clip(target, 10, WORLD - 10)
+        target = center + DETOUR_RADIUS * np.array([np.cos(bearing), np.sin(bearing)])
+        if ((target < 10) | (target > WINDOW_SIZE - 10)).any():
+            target = np.clip(target, 10, WINDOW_SIZE - 10)
         return target
 
 
-def _travel(agent: np.ndarray, leans: np.ndarray) -> np.ndarray:
+def _travel_distance(agent: np.ndarray, contact_points: np.ndarray) -> np.ndarray:
     """Length of the way round the block, roughly; from its centre: (2,), (P, 2) -> (P,)."""
-    bearings = np.arctan2(leans[:, 1], leans[:, 0])
-    turn = np.abs(angle_difference(bearings, np.arctan2(agent[1], agent[0])))
-    return np.hypot(*(leans - agent).T) + 60 * np.clip(turn - 0.6, 0, None)
+    bearings = np.arctan2(contact_points[:, 1], contact_points[:, 0])
+    angle = np.abs(angle_difference(bearings, np.arctan2(agent[1], agent[0])))
+    return np.hypot(*(contact_points - agent).T) + 60 * np.clip(angle - 0.6, 0, None)
 
 
-def _clear(a: np.ndarray, b: np.ndarray, centre: np.ndarray) -> bool:
+def _path_is_clear(a: np.ndarray, b: np.ndarray, center: np.ndarray) -> bool:
     """The straight way from a to b keeps away from the middle of the block."""
-    way = b - a
-    length = float(np.hypot(*way))
+    path = b - a
+    length = float(np.hypot(*path))
     if length < 12:
         return True
-    share = float(np.clip((centre - a) @ way / length**2, 0, 1))
-    nearest = float(np.hypot(*(a + share * way - centre)))
-    return nearest > 85 or share in (0.0, 1.0)
+    fraction = float(np.clip((center - a) @ path / length**2, 0, 1))
+    nearest = float(np.hypot(*(a + fraction * path - center)))
+    return nearest > 85 or fraction in (0.0, 1.0)

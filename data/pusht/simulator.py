@@ -19,11 +19,11 @@ from gym_pusht.envs.pusht import PushTEnv
 
 from data.actions import ActionSpec
 
-WORLD = 512
+WINDOW_SIZE = 512
 """Side of the world, in its own pixels."""
 GOAL = np.array([256.0, 256.0, np.pi / 4])
 """Block pose of the task: x, y, angle."""
-SUCCESS = 0.95
+SUCCESS_COVERAGE = 0.95
 """Coverage from which the task counts as done."""
 STEPS_PER_SECOND = 10
 SUBSTEPS = 10
@@ -35,7 +35,7 @@ ACTIONS = ActionSpec(
     "continuous",
     ("target_x", "target_y"),
     (0.0, 0.0),
-    (float(WORLD), float(WORLD)),
+    (float(WINDOW_SIZE), float(WINDOW_SIZE)),
     "pixels of the 512 x 512 world",
     pointer=True,
 )
@@ -43,7 +43,7 @@ ACTIONS = ActionSpec(
 
 def reward(coverage: Any) -> Any:
     """Give the task's reward, 0..1, for a coverage or an array of them."""
-    return np.clip(np.asarray(coverage) / SUCCESS, 0.0, 1.0)
+    return np.clip(np.asarray(coverage) / SUCCESS_COVERAGE, 0.0, 1.0)
 
 
 def angle_difference(a: Any, b: Any) -> Any:
@@ -51,17 +51,17 @@ def angle_difference(a: Any, b: Any) -> Any:
     return (np.asarray(a) - np.asarray(b) + np.pi) % (2 * np.pi) - np.pi
 
 
-def mirrored(rows: np.ndarray) -> np.ndarray:
+def mirror(rows: np.ndarray) -> np.ndarray:
     """Mirror points (..., 2) or states (..., 5) in the axis of the goal, x + y = 512.
 
     The block is symmetric about its own axis, so that what is mirrored is the same task again.
     """
-    turned = rows.copy()
-    turned[..., 0], turned[..., 1] = WORLD - rows[..., 1], WORLD - rows[..., 0]
+    result = rows.copy()
+    result[..., 0], result[..., 1] = WINDOW_SIZE - rows[..., 1], WINDOW_SIZE - rows[..., 0]
     if rows.shape[-1] == 5:
-        turned[..., 2], turned[..., 3] = WORLD - rows[..., 3], WORLD - rows[..., 2]
-        turned[..., 4] = (np.pi / 2 - rows[..., 4]) % (2 * np.pi)
-    return turned
+        result[..., 2], result[..., 3] = WINDOW_SIZE - rows[..., 3], WINDOW_SIZE - rows[..., 2]
+        result[..., 4] = (np.pi / 2 - rows[..., 4]) % (2 * np.pi)
+    return result
 
 
 def random_start(seed: int) -> np.ndarray:
@@ -70,10 +70,10 @@ def random_start(seed: int) -> np.ndarray:
     Its environment sets the block's position before its angle, and an angle turns the block
     about its centre of gravity, so the position that results is not the one that was drawn.
     """
-    random = np.random.RandomState(seed)
-    agent = random.randint(50, 450), random.randint(50, 450)
-    x, y = random.randint(100, 400), random.randint(100, 400)
-    angle = random.randn() * 2 * np.pi - np.pi
+    rng = np.random.RandomState(seed)
+    agent = rng.randint(50, 450), rng.randint(50, 450)
+    x, y = rng.randint(100, 400), rng.randint(100, 400)
+    angle = rng.randn() * 2 * np.pi - np.pi
     x, y = x + 45 * np.sin(angle), y + 45 - 45 * np.cos(angle)
     return np.array([*agent, x, y, angle % (2 * np.pi)])
 
@@ -145,8 +145,8 @@ class PushT:
         bilinear resize looks at one pixel in four, and the thin edges shimmer.
         """
         side = size or self.image_size
-        screen = self._env._draw()
+        screen = self._env._render()
         memory: Any = screen.get_buffer()
-        pixels = np.frombuffer(memory, np.uint8).reshape(WORLD, WORLD, 4)
+        pixels = np.frombuffer(memory, np.uint8).reshape(WINDOW_SIZE, WINDOW_SIZE, 4)
         small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
         return np.ascontiguousarray(small[..., 2::-1])  # the screen is blue, green, red, unused

@@ -14,32 +14,32 @@ import numpy as np
 from data.pusht.simulator import PushT
 
 
-class SimulatorPool:
+class VectorPushT:
     """`count` simulators in `workers` processes; use it in a `with` statement.
 
     What comes out does not depend on the number of workers.
     """
 
-    def __init__(self, count: int, image_size: int = 64, workers: int = 2) -> None:
-        self.count, self.image_size = count, image_size
-        self._seen = np.zeros((count, 3, image_size, image_size), np.uint8)
-        workers = max(1, min(workers, count))
-        self._shares = np.array_split(np.arange(count), workers)
+    def __init__(self, num_envs: int, image_size: int = 64, num_workers: int = 2) -> None:
+        self.count, self.image_size = num_envs, image_size
+        self._last_frames = np.zeros((num_envs, 3, image_size, image_size), np.uint8)
+        num_workers = max(1, min(num_workers, num_envs))
+        self._worker_indices = np.array_split(np.arange(num_envs), num_workers)
         # spawn: a fork of a process with threads (torch has them) can hang
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Any] = []
         self._processes = []
-        for share in self._shares:
-            ours, theirs = context.Pipe()
+        for indices in self._worker_indices:
+            parent, child = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, len(share), image_size), daemon=True
+                target=_worker, args=(child, len(indices), image_size), daemon=True
             )
             process.start()
-            theirs.close()
-            self._pipes.append(ours)
+            child.close()
+            self._pipes.append(parent)
             self._processes.append(process)
 
-    def __enter__(self) -> SimulatorPool:
+    def __enter__(self) -> VectorPushT:
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -58,11 +58,11 @@ class SimulatorPool:
     def reset(self, indices: np.ndarray, states: np.ndarray, velocities: np.ndarray) -> None:
         """Put simulators `indices` (M,) at states (M, 5) with agent velocities (M, 2)."""
         rows = {int(i): row for row, i in enumerate(indices)}
-        asks = []
-        for share in self._shares:
-            wanted = [(place, rows[int(i)]) for place, i in enumerate(share) if int(i) in rows]
-            asks.append(("reset", [(place, states[r], velocities[r]) for place, r in wanted]))
-        self._ask(asks)
+        requests = []
+        for own_indices in self._worker_indices:
+            wanted = [(place, rows[int(i)]) for place, i in enumerate(own_indices) if int(i) in rows]
+            requests.append(("reset", [(place, states[r], velocities[r]) for place, r in wanted]))
+        self._call_workers(requests)
 
     def step(
         self, actions: np.ndarray, active: np.ndarray | None = None
@@ -72,21 +72,21 @@ class SimulatorPool:
         Returns states (N, 5) and coverages (N,).
         """
         active = np.ones(self.count, bool) if active is None else active
-        answers = self._ask([("step", (actions[s], active[s])) for s in self._shares])
-        states, coverages = zip(*answers, strict=True)
+        results = self._call_workers([("step", (actions[s], active[s])) for s in self._worker_indices])
+        states, coverages = zip(*results, strict=True)
         return np.concatenate(states), np.concatenate(coverages)
 
     def frames(self, active: np.ndarray | None = None) -> np.ndarray:
         """Look: (N, 3, H, W) uint8; at those that are not `active`, (N,) bool, as they were seen
         last."""
         active = np.ones(self.count, bool) if active is None else active
-        drawn = self._ask([("frames", active[share]) for share in self._shares])
-        self._seen[active] = np.concatenate(drawn)
-        return self._seen.copy()
+        frames = self._call_workers([("frames", active[share]) for share in self._worker_indices])
+        self._last_frames[active] = np.concatenate(frames)
+        return self._last_frames.copy()
 
     def velocities(self) -> np.ndarray:
         """(N, 2) pixels a second, of the agents."""
-        return np.concatenate(self._ask([("velocities", None)] * len(self._shares)))
+        return np.concatenate(self._call_workers([("velocities", None)] * len(self._worker_indices)))
 
     def rollout(
         self, states: np.ndarray, velocities: np.ndarray, actions: np.ndarray
@@ -95,76 +95,76 @@ class SimulatorPool:
 
         Returns the last states, (M, K, 5); the simulators of `step` are left as they are.
         """
-        starts, candidates = actions.shape[:2]
+        num_starts, num_candidates = actions.shape[:2]
         flat = actions.reshape(-1, *actions.shape[2:])
-        rows = np.repeat(np.arange(starts), candidates)
-        parts = np.array_split(np.arange(len(flat)), len(self._shares))
-        asks = [("rollout", (states[rows[p]], velocities[rows[p]], flat[p])) for p in parts]
-        return np.concatenate(self._ask(asks)).reshape(starts, candidates, -1)
+        rows = np.repeat(np.arange(num_starts), num_candidates)
+        parts = np.array_split(np.arange(len(flat)), len(self._worker_indices))
+        requests = [("rollout", (states[rows[p]], velocities[rows[p]], flat[p])) for p in parts]
+        return np.concatenate(self._call_workers(requests)).reshape(num_starts, num_candidates, -1)
 
-    def _ask(self, asks: Sequence[tuple[str, Any]]) -> list[Any]:
-        for pipe, ask in zip(self._pipes, asks, strict=True):
-            pipe.send(ask)
-        answers = []
+    def _call_workers(self, requests: Sequence[tuple[str, Any]]) -> list[Any]:
+        for pipe, request in zip(self._pipes, requests, strict=True):
+            pipe.send(request)
+        results = []
         for pipe in self._pipes:
             try:
-                answer = pipe.recv()
+                result = pipe.recv()
             except EOFError:
                 raise OSError("a simulator process has ended; run the command again") from None
-            if isinstance(answer, Exception):
-                raise answer
-            answers.append(answer)
-        return answers
+            if isinstance(result, Exception):
+                raise result
+            results.append(result)
+        return results
 
 
-def _serve(pipe: Any, count: int, image_size: int) -> None:
+def _worker(pipe: Any, num_envs: int, image_size: int) -> None:
     """Be a worker: answer until None comes."""
-    worlds = [PushT(image_size) for _ in range(count)]
-    spare = PushT(image_size)
+    simulators = [PushT(image_size) for _ in range(num_envs)]
+    scratch = PushT(image_size)
     try:
-        while (ask := pipe.recv()) is not None:
-            name, given = ask
+        while (request := pipe.recv()) is not None:
+            name, payload = request
             try:
-                pipe.send(_ANSWERS[name](worlds, spare, given))
+                pipe.send(_HANDLERS[name](simulators, scratch, payload))
             except ValueError as problem:
                 pipe.send(problem)
     except (EOFError, KeyboardInterrupt):
         return
 
 
-def _reset(worlds: list[PushT], spare: PushT, given: Any) -> None:
-    for place, state, velocity in given:
-        worlds[place].reset(state, velocity)
+def _reset(simulators: list[PushT], scratch: PushT, payload: Any) -> None:
+    for slot, state, velocity in payload:
+        simulators[slot].reset(state, velocity)
 
 
-def _step(worlds: list[PushT], spare: PushT, given: Any) -> tuple[np.ndarray, np.ndarray]:
-    for world, action, active in zip(worlds, *given, strict=True):
+def _step(simulators: list[PushT], scratch: PushT, payload: Any) -> tuple[np.ndarray, np.ndarray]:
+    for simulator, action, active in zip(simulators, *payload, strict=True):
         if active:
-            world.step(action)
-    return np.stack([w.state for w in worlds]), np.array([w.coverage() for w in worlds])
+            simulator.step(action)
+    return np.stack([w.state for w in simulators]), np.array([w.coverage() for w in simulators])
 
 
-def _frames(worlds: list[PushT], spare: PushT, given: Any) -> np.ndarray:
-    drawn = [w.render() for w, active in zip(worlds, given, strict=True) if active]
-    size = spare.image_size
-    return np.array(drawn, np.uint8).reshape(-1, size, size, 3).transpose(0, 3, 1, 2)
+def _frames(simulators: list[PushT], scratch: PushT, payload: Any) -> np.ndarray:
+    frames = [w.render() for w, active in zip(simulators, payload, strict=True) if active]
+    size = scratch.image_size
+    return np.array(frames, np.uint8).reshape(-1, size, size, 3).transpose(0, 3, 1, 2)
 
 
-def _velocities(worlds: list[PushT], spare: PushT, given: Any) -> np.ndarray:
-    return np.stack([w.velocity for w in worlds])
+def _velocities(simulators: list[PushT], scratch: PushT, payload: Any) -> np.ndarray:
+    return np.stack([w.velocity for w in simulators])
 
 
-def _rollout(worlds: list[PushT], spare: PushT, given: Any) -> np.ndarray:
+def _rollout(simulators: list[PushT], scratch: PushT, payload: Any) -> np.ndarray:
     last = []
-    for state, velocity, actions in zip(*given, strict=True):
-        spare.reset(state, velocity)
+    for state, velocity, actions in zip(*payload, strict=True):
+        scratch.reset(state, velocity)
         for action in actions:
-            spare.step(action)
-        last.append(spare.state)
+            scratch.step(action)
+        last.append(scratch.state)
     return np.array(last).reshape(len(last), 5)
 
 
-_ANSWERS = {
+_HANDLERS = {
     "reset": _reset,
     "step": _step,
     "frames": _frames,

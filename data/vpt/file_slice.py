@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Place:
+class FileSlice:
     """A file, or a stretch of one: a member of a tar file, as it lies there."""
 
     path: str
@@ -25,7 +25,7 @@ class Place:
         """Open for reading and seeking, as a file of its own."""
         if self.size is None:
             return open(self.path, "rb")
-        return io.BufferedReader(_Stretch(self.path, self.offset, self.size))
+        return io.BufferedReader(_SliceReader(self.path, self.offset, self.size))
 
     def read(self) -> bytes:
         with self.open() as file:
@@ -33,18 +33,18 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Pair:
+class VideoAndLog:
     """One recording: frames, and what was done at each."""
 
     name: str
-    video: Place
-    log: Place
+    video: FileSlice
+    log: FileSlice
 
 
-class _Stretch(io.RawIOBase):
+class _SliceReader(io.RawIOBase):
     def __init__(self, path: str, offset: int, size: int) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-        self._offset, self._size, self._at = offset, size, 0
+        self._offset, self._size, self._position = offset, size, 0
 
     def readable(self) -> bool:
         return True
@@ -53,18 +53,18 @@ class _Stretch(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + offset)
+        return self._position
 
     def tell(self) -> int:
-        return self._at
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), self._size - self._at))
-        self._file.seek(self._offset + self._at)
+        count = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._offset + self._position)
         read = self._file.readinto(memoryview(buffer)[:count]) or 0
-        self._at += read
+        self._position += read
         return read
 
     def close(self) -> None:

@@ -7,38 +7,38 @@ from typing import Any
 
 import numpy as np
 
-from data.shards import LEFT_OUT, Recordings
+from data.shards import SKIPPED, EpisodeDataset
 from data.vpt.alignment import SHIFTS, warnings
 from data.vpt.recordings import NOT_FETCHED
-from data.vpt.vpt_actions import COLUMN
+from data.vpt.vpt_actions import INPUT_COLUMN
 
 GIB = 2**30
-NAMED = 10  # recordings named one by one, at most
+MAX_NAMED = 10  # recordings named one by one, at most
 
 
 def report(folder: Path, missing: list[str], seconds: float) -> list[str]:
     """Say what was made, how fast, what was left out, and whether it fits together."""
-    noted = {path.read_text().strip() for path in folder.glob(f"*{LEFT_OUT}")}
-    reasons = missing + sorted(reason for reason in noted if not reason.endswith(NOT_FETCHED))
-    lines = [f"left out: {reason}" for reason in reasons[:NAMED]]
-    if len(reasons) > NAMED:
+    skip_reasons = {path.read_text().strip() for path in folder.glob(f"*{SKIPPED}")}
+    reasons = missing + sorted(reason for reason in skip_reasons if not reason.endswith(NOT_FETCHED))
+    lines = [f"left out: {reason}" for reason in reasons[:MAX_NAMED]]
+    if len(reasons) > MAX_NAMED:
         lines.append(f"left out: {len(reasons)} in all")
     try:
-        recordings = Recordings(folder)
+        dataset = EpisodeDataset(folder)
     except ValueError:  # another rank is still at work
         return lines
-    size = sum(header.path.stat().st_size for header in recordings.headers) / GIB
+    size = sum(header.path.stat().st_size for header in dataset.headers) / GIB
     lines.append(
-        f"minecraft: {recordings.total} frames in {size:.3f} GiB, made in {seconds:.1f} s "
-        f"({recordings.total / max(seconds, 1e-3):.0f} frames/s)"
+        f"minecraft: {dataset.total} frames in {size:.3f} GiB, made in {seconds:.1f} s "
+        f"({dataset.total / max(seconds, 1e-3):.0f} frames/s)"
     )
-    return lines + fitting(recordings)
+    return lines + describe_agreement(dataset)
 
 
-def fitting(recordings: Recordings) -> list[str]:
+def describe_agreement(dataset: EpisodeDataset) -> list[str]:
     """Say whether frames, lines and what both show agree, and how often a GUI is open."""
     by_name: dict[str, dict[str, Any]] = {}
-    for note in recordings.notes:
+    for note in dataset.notes:
         if "recording" in note:  # of its parts, one whose pictures tell something
             known = by_name.setdefault(note["recording"], note)
             by_name[note["recording"]] = known if known["images"] else note
@@ -49,11 +49,11 @@ def fitting(recordings: Recordings) -> list[str]:
     broken = sum(len(n["broken_lines"]) for n in notes)
     lines = []
     if unequal:
-        shown = ", ".join(
-            f"{n['recording']} {n['frames']} frames and {n['lines']} lines" for n in unequal[:NAMED]
+        summary = ", ".join(
+            f"{n['recording']} {n['frames']} frames and {n['lines']} lines" for n in unequal[:MAX_NAMED]
         )
         lines.append(
-            f"  {len(unequal)} of {len(notes)} recordings were cut to the shorter: {shown}"
+            f"  {len(unequal)} of {len(notes)} recordings were cut to the shorter: {summary}"
         )
     if broken:
         lines.append(f"  {broken} broken lines stand for the tick before them")
@@ -64,11 +64,11 @@ def fitting(recordings: Recordings) -> list[str]:
         found = [n[key] for n in notes if n.get(key)]
         if found:
             means = [np.mean([f[f"{s:+d}"] for f in found]) for s in SHIFTS]
-            shown = ", ".join(f"{m:.3f} at {s:+d}" for s, m in zip(SHIFTS, means, strict=True))
-            lines.append(f"  {what}: {shown} ticks (n = {len(found)} recordings)")
-    gui = recordings.read_rows("inputs", 0, recordings.total)[:, COLUMN["gui"]]
+            summary = ", ".join(f"{m:.3f} at {s:+d}" for s, m in zip(SHIFTS, means, strict=True))
+            lines.append(f"  {what}: {summary} ticks (n = {len(found)} recordings)")
+    gui = dataset.read_rows("inputs", 0, dataset.total)[:, INPUT_COLUMN["gui"]]
     lines.append(f"  a GUI is open in {gui.mean():.1%} of the frames")
-    if recordings.description.get("held_out") == "stretches":
+    if dataset.description.get("held_out") == "stretches":
         lines.append(
             "  too few recordings to hold one out: stretches of each are held out instead, which "
             "show the same places"

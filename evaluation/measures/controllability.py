@@ -13,20 +13,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.actions import ActionSpec
-from evaluation.measures.key_metrics import correlation, key_scores, turning
+from evaluation.measures.key_metrics import correlation, key_scores, numeric_factors
 from evaluation.measures.open_loop import imagine
-from evaluation.measures.sample_clips import spread_windows
+from evaluation.measures.sample_clips import sample_clips
 
-Read = tuple[Tensor, Tensor]
+ActionPrediction = tuple[Tensor, Tensor]
 """Choices (n, H, F) and expected numbers (n, H, V)."""
 
 
-class Reader(Protocol):
+class ActionPredictor(Protocol):
     """What reads actions from films (evaluation/readers/inverse_dynamics.py)."""
 
     actions: ActionSpec
 
-    def read(self, films: Tensor) -> Read:
+    def read(self, frames: Tensor) -> ActionPrediction:
         """(n, 1 + H, 3, height, width) uint8 -> what was done between the frames."""
         ...
 
@@ -35,9 +35,9 @@ class Reader(Protocol):
 def controllability(
     world: Any,
     clips: Any,
-    inverse: Reader,
+    idm: ActionPredictor,
     steps: int,
-    windows: int = 256,
+    num_clips: int = 256,
     batch_size: int = 64,
     seed: int = 0,
     progress: bool = False,
@@ -50,49 +50,49 @@ def controllability(
     actions of another window, which is what agrees by chance.
     """
     context = world.context
-    chosen, sources = spread_windows(clips, windows, seed)
-    if len(chosen) < 2:
+    indices, sources = sample_clips(clips, num_clips, seed)
+    if len(indices) < 2:
         raise ValueError(
-            f"controllability compares windows with each other, and {windows} of {len(clips)} "
+            f"controllability compares windows with each other, and {num_clips} of {len(clips)} "
             f"were asked for; give --windows 2 or more, and an episode longer than "
             f"{context + steps} frames"
         )
-    read: dict[str, list[Read]] = {"real": [], "reconstructed": [], "imagined": []}
-    taken: list[Tensor] = []
-    batches = range(0, len(chosen), batch_size)
+    predictions: dict[str, list[ActionPrediction]] = {"real": [], "reconstructed": [], "imagined": []}
+    true_choices: list[Tensor] = []
+    batches = range(0, len(indices), batch_size)
     for start in tqdm(batches, "controllability", disable=not progress, leave=False):
-        clip = clips.batch(chosen[start : start + batch_size])
+        clip = clips.batch(indices[start : start + batch_size])
         frames, actions = clip.frames.to(world.device), clip.actions.to(world.device)
         truth = frames[:, context - 1 : context + steps]
         flat = truth.flatten(0, 1)
-        films = {
+        videos = {
             "real": truth,
             "reconstructed": world.tokenizer.decode(world.tokenizer.encode(flat)).view_as(truth),
             "imagined": imagine(world, frames, actions, context, range(steps + 1)),
         }
-        for name, film in films.items():
-            choices, turns = inverse.read(film)
-            read[name].append((choices.cpu(), turns.cpu()))
-        taken.append(inverse.actions.split(clip.actions[:, context - 1 : context - 1 + steps]))
-    labels = {name: (torch.cat([c for c, _ in parts]), torch.cat([t for _, t in parts]))
-              for name, parts in read.items()}  # fmt: skip
-    told = torch.cat(taken)
+        for name, video in videos.items():
+            choices, values = idm.read(video)
+            predictions[name].append((choices.cpu(), values.cpu()))
+        true_choices.append(idm.actions.split(clip.actions[:, context - 1 : context - 1 + steps]))
+    predicted = {name: (torch.cat([c for c, _ in parts]), torch.cat([t for _, t in parts]))
+              for name, parts in predictions.items()}  # fmt: skip
+    targets = torch.cat(true_choices)
     # Windows are in order of their episodes, so half the list away lies another one.
-    others = told.roll(len(told) // 2, 0)
+    shuffled = targets.roll(len(targets) // 2, 0)
     return {
-        "n": len(chosen),
+        "n": len(indices),
         "sources": len(np.unique(sources)),
         "steps": steps,
-        **{name: compare(inverse.actions, told, *found) for name, found in labels.items()},
-        "other_actions": compare(inverse.actions, others, *labels["imagined"]),
+        **{name: compare(idm.actions, targets, *found) for name, found in predicted.items()},
+        "other_actions": compare(idm.actions, shuffled, *predicted["imagined"]),
     }
 
 
-def compare(spec: ActionSpec, told: Tensor, choices: Tensor, turns: Tensor) -> dict[str, Any]:
+def compare(spec: ActionSpec, targets: Tensor, predicted: Tensor, values: Tensor) -> dict[str, Any]:
     """Two (n, H, F) choices and (n, H, V) expected numbers -> F1 by key, correlation by factor."""
-    told, choices, turns = told.flatten(0, 1), choices.flatten(0, 1), turns.flatten(0, 1)
-    found = {}
-    for column, (name, at) in enumerate(turning(spec).items()):
-        commanded = torch.tensor(spec.factors[at].values)[told[:, at]]
-        found[name] = correlation(commanded, turns[:, column])
-    return {"n": len(told), **key_scores(spec, told, choices), "correlation": found}
+    targets, predicted, values = targets.flatten(0, 1), predicted.flatten(0, 1), values.flatten(0, 1)
+    correlations = {}
+    for column, (name, index) in enumerate(numeric_factors(spec).items()):
+        true_values = torch.tensor(spec.factors[index].values)[targets[:, index]]
+        correlations[name] = correlation(true_values, values[:, column])
+    return {"n": len(targets), **key_scores(spec, targets, predicted), "correlation": correlations}

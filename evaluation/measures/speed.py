@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WARM_UP = 20  # a step is recorded at the fourth call of a shape, and five actions have five shapes
+WARMUP_STEPS = 20  # a step is recorded at the fourth call of a shape, and five actions have five shapes
 
 
 @torch.inference_mode()
-def measure_play(world: Any, frames: Tensor, actions: Tensor, steps: int = 120) -> dict[str, Any]:
+def measure_play(world: Any, frames: Tensor, actions: Tensor, num_steps: int = 120) -> dict[str, Any]:
     """Time world.step + world.decode to uint8 in main memory, for `steps` frames after warm-up.
 
     frames: (T, 3, H, W) uint8 of real context; actions: (n, ...) to go through again and again.
@@ -22,17 +22,17 @@ def measure_play(world: Any, frames: Tensor, actions: Tensor, steps: int = 120) 
     state = world.reset(
         frames[None].to(world.device), actions[None, : context - 1].to(world.device)
     )
-    moves = actions.to(world.device)
+    device_actions = actions.to(world.device)
     seconds = []
-    for step in range(WARM_UP + steps):
-        started = time.perf_counter()
-        state = world.step(state, moves[None, step % len(moves)])
+    for step in range(WARMUP_STEPS + num_steps):
+        start = time.perf_counter()
+        state = world.step(state, device_actions[None, step % len(device_actions)])
         world.decode(state).cpu()  # waits for the device
-        seconds.append(time.perf_counter() - started)
-    taken = np.array(seconds[WARM_UP:])
+        seconds.append(time.perf_counter() - start)
+    step_seconds = np.array(seconds[WARMUP_STEPS:])
     return {
-        "n": steps,
-        "frames_per_second": float(steps / taken.sum()),
-        "latency_ms_p50": float(1000 * np.quantile(taken, 0.5)),
-        "latency_ms_p95": float(1000 * np.quantile(taken, 0.95)),
+        "n": num_steps,
+        "frames_per_second": float(num_steps / step_seconds.sum()),
+        "latency_ms_p50": float(1000 * np.quantile(step_seconds, 0.5)),
+        "latency_ms_p95": float(1000 * np.quantile(step_seconds, 0.95)),
     }

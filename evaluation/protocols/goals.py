@@ -15,10 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data.pusht.simulator import STEPS_PER_SECOND, angle_difference
-from data.pusht.vector_pusht import SimulatorPool
-from data.shards import Recordings
+from data.pusht.vector_pusht import VectorPushT
+from data.shards import EpisodeDataset
 from evaluation.measures.intervals import wilson
-from evaluation.protocols.policies import Policy, View
+from evaluation.protocols.policies import Policy, Observation
 
 AGENT_AND_BLOCK, BLOCK, DEGREES = 0, 1, 2  # the errors of a step, in this order
 BUDGET = 50
@@ -26,7 +26,7 @@ CHUNK = 25
 
 
 @dataclass(frozen=True)
-class Pair:
+class StartGoal:
     """Where to begin and what to reach: two steps of one episode of the recordings."""
 
     seed: int
@@ -40,14 +40,14 @@ def first_hit(errors: np.ndarray) -> np.ndarray:
 
     errors: (n, T, 3) -> (n,) bool.
     """
-    near = (errors[..., AGENT_AND_BLOCK] < 20) & (errors[..., DEGREES] < 20)
-    return np.any(near, axis=1)
+    within = (errors[..., AGENT_AND_BLOCK] < 20) & (errors[..., DEGREES] < 20)
+    return np.any(within, axis=1)
 
 
 def strict(errors: np.ndarray) -> np.ndarray:
     """The block alone within 10 px and 10 degrees, three steps in a row: (n, T, 3) -> (n,)."""
-    near = (errors[..., BLOCK] < 10) & (errors[..., DEGREES] < 10)
-    return np.any(near[:, :-2] & near[:, 1:-1] & near[:, 2:], axis=1)
+    within = (errors[..., BLOCK] < 10) & (errors[..., DEGREES] < 10)
+    return np.any(within[:, :-2] & within[:, 1:-1] & within[:, 2:], axis=1)
 
 
 def chunk_end(errors: np.ndarray) -> np.ndarray:
@@ -59,7 +59,7 @@ def chunk_end(errors: np.ndarray) -> np.ndarray:
 class GoalProtocol:
     offset: int
     """Steps from the start to the goal in the recording."""
-    reached: Callable[[np.ndarray], np.ndarray]
+    success: Callable[[np.ndarray], np.ndarray]
 
 
 PROTOCOLS = {
@@ -71,44 +71,44 @@ PROTOCOLS = {
 }
 
 
-def make_pairs(recordings: Recordings, offset: int, count: int, seed: int) -> list[Pair]:
+def sample_pairs(dataset: EpisodeDataset, goal_offset: int, num_pairs: int, seed: int) -> list[StartGoal]:
     """Draw pairs uniformly from all rows of held-out episodes that have a row `offset` later.
 
     Fewer than `count` where the recordings have no more.
     """
-    episodes = np.array(recordings.episodes("test"), np.int64)
-    starts = np.maximum(recordings.lengths[episodes] - offset, 0)
-    until = np.cumsum(starts)
+    episodes = np.array(dataset.episodes("test"), np.int64)
+    starts = np.maximum(dataset.lengths[episodes] - goal_offset, 0)
+    cumulative = np.cumsum(starts)
     total = int(starts.sum())
-    random = np.random.default_rng((seed, offset))
-    drawn = np.sort(random.choice(total, min(count, total), replace=False))
-    which = np.searchsorted(until, drawn, side="right")
-    steps = drawn - (until - starts)[which]
+    rng = np.random.default_rng((seed, goal_offset))
+    picked = np.sort(rng.choice(total, min(num_pairs, total), replace=False))
+    episode_index = np.searchsorted(cumulative, picked, side="right")
+    steps = picked - (cumulative - starts)[episode_index]
     return [
-        Pair(seed, int(episodes[e]), int(step), int(step) + offset)
-        for e, step in zip(which, steps, strict=True)
+        StartGoal(seed, int(episodes[e]), int(step), int(step) + goal_offset)
+        for e, step in zip(episode_index, steps, strict=True)
     ]
 
 
-def pair_list(pairs: list[Pair]) -> list[dict[str, int]]:
+def pairs_as_dicts(pairs: list[StartGoal]) -> list[dict[str, int]]:
     """Give plain values, for the list that is saved beside the figures."""
     return [asdict(pair) for pair in pairs]
 
 
 def errors_between(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
     """Two (N, S) -> (N, 3): px of agent and block together, px of the block, its degrees."""
-    turn = np.abs(angle_difference(states[:, 4], goals[:, 4]))
-    offset = states[:, :4] - goals[:, :4]
+    angle = np.abs(angle_difference(states[:, 4], goals[:, 4]))
+    difference = states[:, :4] - goals[:, :4]
     return np.stack(
-        [np.linalg.norm(offset, axis=1), np.linalg.norm(offset[:, 2:], axis=1), np.rad2deg(turn)], 1
+        [np.linalg.norm(difference, axis=1), np.linalg.norm(difference[:, 2:], axis=1), np.rad2deg(angle)], 1
     )
 
 
 def run_pairs(
     policy: Policy,
-    pool: SimulatorPool,
-    recordings: Recordings,
-    pairs: list[Pair],
+    envs: VectorPushT,
+    dataset: EpisodeDataset,
+    pairs: list[StartGoal],
     budget: int = BUDGET,
     name: str = "goals",
 ) -> np.ndarray:
@@ -116,74 +116,74 @@ def run_pairs(
 
     A pair that has met all criteria is not played on; its last errors stay.
     """
-    parts = []
-    with tqdm(total=len(pairs) * budget, desc=name, leave=False, unit="step") as bar:
-        for first in range(0, len(pairs), pool.count):
-            chunk = pairs[first : first + pool.count]
-            errors = play(policy, pool, recordings, chunk, budget, bar)
-            parts.append(errors)
-    return np.concatenate(parts)
+    all_errors = []
+    with tqdm(total=len(pairs) * budget, desc=name, leave=False, unit="step") as progress:
+        for start in range(0, len(pairs), envs.count):
+            batch = pairs[start : start + envs.count]
+            errors = run_batch(policy, envs, dataset, batch, budget, progress)
+            all_errors.append(errors)
+    return np.concatenate(all_errors)
 
 
-def play(
+def run_batch(
     policy: Policy,
-    pool: SimulatorPool,
-    recordings: Recordings,
-    pairs: list[Pair],
+    envs: VectorPushT,
+    dataset: EpisodeDataset,
+    pairs: list[StartGoal],
     budget: int,
-    bar: Any,
+    progress: Any,
 ) -> np.ndarray:
     """Play at most N pairs at once: (n, T, 3)."""
-    seats = pairs + pairs[:1] * (pool.count - len(pairs))
-    states = np.stack([_state(recordings, p.episode, p.start) for p in seats])
-    before = np.stack([_state(recordings, p.episode, max(p.start - 1, 0)) for p in seats])
-    goals = np.stack([_state(recordings, p.episode, p.goal) for p in seats])
-    velocities = (states - before)[:, :2] * STEPS_PER_SECOND
-    pool.reset(np.arange(pool.count), states, velocities)
-    active = np.arange(pool.count) < len(pairs)
-    errors = np.zeros((pool.count, budget, 3))
+    padded = pairs + pairs[:1] * (envs.count - len(pairs))
+    states = np.stack([_read_state(dataset, p.episode, p.start) for p in padded])
+    prev_states = np.stack([_read_state(dataset, p.episode, max(p.start - 1, 0)) for p in padded])
+    goals = np.stack([_read_state(dataset, p.episode, p.goal) for p in padded])
+    velocities = (states - prev_states)[:, :2] * STEPS_PER_SECOND
+    envs.reset(np.arange(envs.count), states, velocities)
+    active = np.arange(envs.count) < len(pairs)
+    errors = np.zeros((envs.count, budget, 3))
     for step in range(budget):
-        view = View(pool.frames(active) if policy.looks else None, states, velocities, active)
+        obs = Observation(envs.frames(active) if policy.needs_pixels else None, states, velocities, active)
         if step == 0:
-            policy.begin(view, _goal_view(policy, recordings, seats, goals, active))
-        before = states
-        states, _ = pool.step(policy.act(view), active)
-        velocities = (states - before)[:, :2] * STEPS_PER_SECOND
+            policy.reset(obs, _goal_observation(policy, dataset, padded, goals, active))
+        prev_states = states
+        states, _ = envs.step(policy.act(obs), active)
+        velocities = (states - prev_states)[:, :2] * STEPS_PER_SECOND
         errors[:, step:] = errors_between(states, goals)[:, None]
-        bar.update(int(active.sum()))
-        so_far = errors[:, : step + 1]
-        active = active & ~(first_hit(so_far) & strict(so_far) & chunk_end(so_far))
+        progress.update(int(active.sum()))
+        errors_so_far = errors[:, : step + 1]
+        active = active & ~(first_hit(errors_so_far) & strict(errors_so_far) & chunk_end(errors_so_far))
         if not active.any():
             break
     return errors[: len(pairs)]
 
 
-def summary(reached: np.ndarray, pairs: list[Pair]) -> dict[str, Any]:
+def summarize(success: np.ndarray, pairs: list[StartGoal]) -> dict[str, Any]:
     """Successes (n,) -> their share with Wilson's interval, and each seed's share."""
-    low, high = wilson(int(reached.sum()), len(reached))
+    low, high = wilson(int(success.sum()), len(success))
     seeds = np.array([pair.seed for pair in pairs])
     return {
-        "success": float(reached.mean()),
+        "success": float(success.mean()),
         "low": low,
         "high": high,
-        "n": len(reached),
-        "success_by_seed": {str(s): float(reached[seeds == s].mean()) for s in np.unique(seeds)},
+        "n": len(success),
+        "success_by_seed": {str(s): float(success[seeds == s].mean()) for s in np.unique(seeds)},
     }
 
 
-def _state(recordings: Recordings, episode: int, step: int) -> np.ndarray:
-    return recordings.read(episode, "states", step, step + 1)[0].astype(np.float64)
+def _read_state(dataset: EpisodeDataset, episode: int, step: int) -> np.ndarray:
+    return dataset.read(episode, "states", step, step + 1)[0].astype(np.float64)
 
 
-def _goal_view(
+def _goal_observation(
     policy: Policy,
-    recordings: Recordings,
-    pairs: list[Pair],
+    dataset: EpisodeDataset,
+    pairs: list[StartGoal],
     goals: np.ndarray,
     active: np.ndarray,
-) -> View:
+) -> Observation:
     frames = None
-    if policy.looks:
-        read = [recordings.read(p.episode, "frames", p.goal, p.goal + 1)[0] for p in pairs]
-        frames = np.stack(read).transpose(0, 3, 1, 2)
-    return View(frames, goals, np.zeros((len(pairs), 2)), active)
+    if policy.needs_pixels:
+        images = [dataset.read(p.episode, "frames", p.goal, p.goal + 1)[0] for p in pairs]
+        frames = np.stack(images).transpose(0, 3, 1, 2)
+    return Observation(frames, goals, np.zeros((len(pairs), 2)), active)

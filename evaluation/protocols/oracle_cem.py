@@ -11,94 +11,94 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.protocols.policies import View
+from evaluation.protocols.policies import Observation
 
-BLOCKS, BLOCK_STEPS = 5, 5
-STEPS = BLOCKS * BLOCK_STEPS
-SPREAD = 80.0  # pixels that a block's end first strays from the end before it
-LEAST = 4.0  # pixels, below which the search is not narrowed
-POSITION, ANGLE = 20.0, np.deg2rad(20)  # the protocols' tolerances weigh the two errors
+HORIZON, ACTION_BLOCK = 5, 5
+PLAN_STEPS = HORIZON * ACTION_BLOCK
+INIT_STD = 80.0  # pixels that a block's end first strays from the end before it
+MIN_STD = 4.0  # pixels, below which the search is not narrowed
+POSITION_SCALE, ANGLE_SCALE = 20.0, np.deg2rad(20)  # the protocols' tolerances weigh the two errors
 
 
-class SimulatorPlanner:
+class OracleCem:
     """Plans five blocks of five steps, carries them out, and plans again. Reads states.
 
     A candidate is the agent's target at the end of each block; between them it moves evenly.
     Cost is the distance of the last state to the goal, agent, block and angle.
     """
 
-    looks = False
+    needs_pixels = False
 
     def __init__(
         self,
-        open_pool: Callable[[], Any],
-        samples: int,
+        open_envs: Callable[[], Any],
+        num_samples: int,
         iterations: int,
-        best: int = 0,
+        num_elites: int = 0,
         seed: int = 0,
     ):
-        self.open_pool = open_pool  # simulators are started when a plan is wanted
-        self.samples, self.iterations = samples, iterations
-        self.best = best or max(2, samples // 10)
+        self.open_envs = open_envs  # simulators are started when a plan is wanted
+        self.num_samples, self.iterations = num_samples, iterations
+        self.best = num_elites or max(2, num_samples // 10)
         self.seed = seed
 
-    def begin(self, view: View, goal: View | None) -> None:
+    def reset(self, obs: Observation, goal: Observation | None) -> None:
         assert goal is not None, "planning needs a goal"
         self.goals = goal.states
         self.random = np.random.default_rng(self.seed)
         self.left = 0
 
-    def act(self, view: View) -> np.ndarray:
+    def act(self, obs: Observation) -> np.ndarray:
         if self.left == 0:
-            self.plans = view.states[:, None, :2].repeat(STEPS, 1)
-            rows = np.flatnonzero(view.active)
-            self.plans[rows] = self.plan(view.states[rows], view.velocities[rows], self.goals[rows])
-            self.left = STEPS
-        action = self.plans[:, STEPS - self.left]
+            self.plans = obs.states[:, None, :2].repeat(PLAN_STEPS, 1)
+            rows = np.flatnonzero(obs.active)
+            self.plans[rows] = self.plan(obs.states[rows], obs.velocities[rows], self.goals[rows])
+            self.left = PLAN_STEPS
+        action = self.plans[:, PLAN_STEPS - self.left]
         self.left -= 1
         return action
 
     def plan(self, states: np.ndarray, velocities: np.ndarray, goals: np.ndarray) -> np.ndarray:
         """Give the best plan found from each start: (N, T, 2) targets."""
-        count, agents = len(states), states[:, :2]
-        mean = np.repeat(agents[:, None], BLOCKS, 1)  # (N, B, 2)
+        num_starts, agents = len(states), states[:, :2]
+        mean = np.repeat(agents[:, None], HORIZON, 1)  # (N, B, 2)
         # Where a block ends strays the further the later it is, as a walk does.
-        deviation = np.tile(SPREAD * np.sqrt(np.arange(1, BLOCKS + 1))[:, None], (count, 1, 2))
-        best, cost = mean.copy(), np.full(count, np.inf)
+        std = np.tile(INIT_STD * np.sqrt(np.arange(1, HORIZON + 1))[:, None], (num_starts, 1, 2))
+        best_knots, best_cost = mean.copy(), np.full(num_starts, np.inf)
         for iteration in range(self.iterations):
-            noise = self.random.standard_normal((count, self.samples, BLOCKS, 2))
+            noise = self.random.standard_normal((num_starts, self.num_samples, HORIZON, 2))
             if iteration == 0:  # blocks in a row go the same way, as pushing does
-                noise = noise.cumsum(2) / np.sqrt(np.arange(1, BLOCKS + 1))[:, None]
-            ends = mean[:, None] + deviation[:, None] * noise
-            ends[:, 0] = best
+                noise = noise.cumsum(2) / np.sqrt(np.arange(1, HORIZON + 1))[:, None]
+            knots = mean[:, None] + std[:, None] * noise
+            knots[:, 0] = best_knots
             if iteration == 0:
-                ends[:, 1] = goals[:, None, :2]
-            ends = ends.clip(0, 512)
-            last = self.open_pool().rollout(states, velocities, path(agents, ends))
-            costs = distance(last, goals[:, None])  # (N, K)
-            order = np.argsort(costs, 1)[:, : self.best]
-            chosen = np.take_along_axis(ends, order[..., None, None], 1)
-            mean, deviation = chosen.mean(1), chosen.std(1).clip(min=LEAST)
-            first = order[:, 0]
-            rows = np.arange(count)
-            better = costs[rows, first] < cost
-            best[better] = ends[rows, first][better]
-            cost = np.minimum(cost, costs[rows, first])
-        return path(agents, best[:, None])[:, 0]
+                knots[:, 1] = goals[:, None, :2]
+            knots = knots.clip(0, 512)
+            final_states = self.open_envs().rollout(states, velocities, interpolate(agents, knots))
+            costs = goal_cost(final_states, goals[:, None])  # (N, K)
+            elite_index = np.argsort(costs, 1)[:, : self.best]
+            elites = np.take_along_axis(knots, elite_index[..., None, None], 1)
+            mean, std = elites.mean(1), elites.std(1).clip(min=MIN_STD)
+            best_index = elite_index[:, 0]
+            rows = np.arange(num_starts)
+            better = costs[rows, best_index] < best_cost
+            best_knots[better] = knots[rows, best_index][better]
+            best_cost = np.minimum(best_cost, costs[rows, best_index])
+        return interpolate(agents, best_knots[:, None])[:, 0]
 
 
-def path(agents: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def interpolate(agents: np.ndarray, knots: np.ndarray) -> np.ndarray:
     """Targets at every step on the way through the ends of blocks: (N, K, B, 2) -> (N, K, T, 2)."""
-    start = np.broadcast_to(agents[:, None, None], (*ends.shape[:2], 1, 2))
-    corners = np.concatenate([start, ends], 2)
-    share = (np.arange(1, BLOCK_STEPS + 1) / BLOCK_STEPS)[:, None]
-    legs = corners[:, :, :-1, None] * (1 - share) + corners[:, :, 1:, None] * share
-    return legs.reshape(*ends.shape[:2], STEPS, 2)
+    start = np.broadcast_to(agents[:, None, None], (*knots.shape[:2], 1, 2))
+    points = np.concatenate([start, knots], 2)
+    fractions = (np.arange(1, ACTION_BLOCK + 1) / ACTION_BLOCK)[:, None]
+    segments = points[:, :, :-1, None] * (1 - fractions) + points[:, :, 1:, None] * fractions
+    return segments.reshape(*knots.shape[:2], PLAN_STEPS, 2)
 
 
-def distance(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
+def goal_cost(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
     """Cost of ending in a state: 1 for each tolerance of position or angle: (..., S) -> (...)."""
-    turn = np.abs((states[..., 4] - goals[..., 4] + np.pi) % (2 * np.pi) - np.pi)
+    angle = np.abs((states[..., 4] - goals[..., 4] + np.pi) % (2 * np.pi) - np.pi)
     agent = np.linalg.norm(states[..., :2] - goals[..., :2], axis=-1)
     block = np.linalg.norm(states[..., 2:4] - goals[..., 2:4], axis=-1)
-    return (block + agent / 2) / POSITION + turn / ANGLE
+    return (block + agent / 2) / POSITION_SCALE + angle / ANGLE_SCALE

@@ -11,70 +11,70 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.pusht.simulator import STEPS_PER_SECOND, SUCCESS, random_start, reward
-from data.pusht.vector_pusht import SimulatorPool
+from data.pusht.simulator import STEPS_PER_SECOND, SUCCESS_COVERAGE, random_start, reward
+from data.pusht.vector_pusht import VectorPushT
 from evaluation.measures.intervals import bootstrap, wilson
-from evaluation.protocols.policies import Policy, View
+from evaluation.protocols.policies import Policy, Observation
 
 FIRST_SEED = 100_000
-STEPS = 300
+MAX_STEPS = 300
 
 
 def run_task(
-    policy: Policy, pool: SimulatorPool, seeds: list[int], steps: int = STEPS, name: str = "task"
+    policy: Policy, envs: VectorPushT, seeds: list[int], steps: int = MAX_STEPS, name: str = "task"
 ) -> np.ndarray:
     """Play an episode from each seed and give its highest coverage: (E,).
 
     An episode that has succeeded is not played on: its score can grow no further.
     """
-    best = np.zeros(len(seeds))
-    with tqdm(total=len(seeds) * steps, desc=name, leave=False, unit="step") as bar:
-        for first in range(0, len(seeds), pool.count):
-            chunk = seeds[first : first + pool.count]
-            starts = np.stack([random_start(seed) for seed in chunk])
-            coverage = play(policy, pool, starts, steps, bar)
-            best[first : first + len(chunk)] = coverage
-    return best
+    max_coverage = np.zeros(len(seeds))
+    with tqdm(total=len(seeds) * steps, desc=name, leave=False, unit="step") as progress:
+        for start in range(0, len(seeds), envs.count):
+            batch = seeds[start : start + envs.count]
+            starts = np.stack([random_start(seed) for seed in batch])
+            coverage = run_batch(policy, envs, starts, steps, progress)
+            max_coverage[start : start + len(batch)] = coverage
+    return max_coverage
 
 
-def play(
-    policy: Policy, pool: SimulatorPool, starts: np.ndarray, steps: int, bar: Any
+def run_batch(
+    policy: Policy, envs: VectorPushT, starts: np.ndarray, steps: int, progress: Any
 ) -> np.ndarray:
     """Play at most N episodes at once: the highest coverage of each, (len(starts),)."""
     count = len(starts)
-    seats = np.concatenate([starts, np.repeat(starts[:1], pool.count - count, 0)])
-    pool.reset(np.arange(pool.count), seats, np.zeros((pool.count, 2)))
-    active = np.arange(pool.count) < count
-    states, velocities = seats, np.zeros((pool.count, 2))
-    best = np.zeros(pool.count)
+    padded_starts = np.concatenate([starts, np.repeat(starts[:1], envs.count - count, 0)])
+    envs.reset(np.arange(envs.count), padded_starts, np.zeros((envs.count, 2)))
+    active = np.arange(envs.count) < count
+    states, velocities = padded_starts, np.zeros((envs.count, 2))
+    max_coverage = np.zeros(envs.count)
     for step in range(steps):
-        view = View(pool.frames(active) if policy.looks else None, states, velocities, active)
+        obs = Observation(envs.frames(active) if policy.needs_pixels else None, states, velocities, active)
         if step == 0:
-            policy.begin(view, None)
-        before = states
-        states, coverages = pool.step(policy.act(view), active)
-        velocities = (states - before)[:, :2] * STEPS_PER_SECOND
-        best = np.where(active, np.maximum(best, coverages), best)
-        bar.update(int(active.sum()))
-        active = active & (best < SUCCESS)
+            policy.reset(obs, None)
+        prev_states = states
+        states, coverages = envs.step(policy.act(obs), active)
+        velocities = (states - prev_states)[:, :2] * STEPS_PER_SECOND
+        max_coverage = np.where(active, np.maximum(max_coverage, coverages), max_coverage)
+        progress.update(int(active.sum()))
+        active = active & (max_coverage < SUCCESS_COVERAGE)
         if not active.any():
             break
-    return best[:count]
+    return max_coverage[:count]
 
 
-def summary(best: np.ndarray) -> dict[str, Any]:
+def summarize(max_coverage: np.ndarray) -> dict[str, Any]:
     """Highest coverages (E,) -> score and success with their 95% intervals."""
-    scores = reward(best)
+    scores = reward(max_coverage)
     low, high = bootstrap(scores)
-    succeeded = int((best >= SUCCESS).sum())
-    success_low, success_high = wilson(succeeded, len(best))
+    succeeded = int((max_coverage >= SUCCESS_COVERAGE).sum())
+    success_low, success_high = wilson(succeeded, len(max_coverage))
     return {
         "score": float(scores.mean()),
         "low": low,
         "high": high,
-        "success": succeeded / len(best),
+        "success": succeeded / len(max_coverage),
         "success_low": success_low,
         "success_high": success_high,
-        "coverage": float(best.mean()),
-        "n": len(best),
+        "coverage": float(max_coverage.mean()),
+        "n": len(max_coverage),
     }

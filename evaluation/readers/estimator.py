@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers.blocks import Residual
+from models.layers.blocks import ResBlock
 from pipeline.device import pick_precision
 
-SIZE = 64  # pixels; other pictures are resized to it, so that one ruler serves every resolution
-MAPS = SIZE // 2  # rows and columns of a heat map
+IMAGE_SIZE = 64  # pixels; other pictures are resized to it, so that one ruler serves every resolution
+HEATMAP_SIZE = IMAGE_SIZE // 2  # rows and columns of a heat map
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Body:
     """Columns of x and y in the state."""
     angle: int | None = None
     """Column of the angle in radians (from x towards y), for what has one."""
-    points: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
+    keypoints: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
     """Points of the body about its place at angle 0, in units of the world."""
-    mirrored: tuple[int, ...] = (0,)
+    flip_index: tuple[int, ...] = (0,)
     """Which of its points stands where each stood, once the body is seen in a mirror."""
 
 
@@ -55,84 +55,84 @@ LAYOUTS: dict[tuple[str, ...], Layout] = {
 }
 
 
-def points_of(layout: Layout, states: Tensor) -> Tensor:
+def state_to_keypoints(layout: Layout, states: Tensor) -> Tensor:
     """States (B, S) -> the bodies' points as shares of the picture: (B, P, 2)."""
-    found = []
+    keypoints = []
     for body in layout.bodies:
-        local = states.new_tensor(body.points)
+        local = states.new_tensor(body.keypoints)
         if body.angle is not None:
             cos, sin = states[:, body.angle].cos(), states[:, body.angle].sin()
-            turn = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
-            local = local @ turn
-        found.append(states[:, None, list(body.place)] + local)
-    return torch.cat(found, 1) / layout.world
+            rotation = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
+            local = local @ rotation
+        keypoints.append(states[:, None, list(body.place)] + local)
+    return torch.cat(keypoints, 1) / layout.world
 
 
-def states_of(layout: Layout, points: Tensor, width: int) -> Tensor:
+def keypoints_to_state(layout: Layout, keypoints: Tensor, state_dim: int) -> Tensor:
     """Fit the bodies to points (B, P, 2) by least squares: states (B, width)."""
-    states = points.new_zeros(len(points), width)
-    parts = (points * layout.world).split([len(b.points) for b in layout.bodies], 1)
-    for body, seen in zip(layout.bodies, parts, strict=True):
-        local = points.new_tensor(body.points)
-        centre, middle = seen.mean(1), local.mean(0)
+    states = keypoints.new_zeros(len(keypoints), state_dim)
+    parts = (keypoints * layout.world).split([len(b.keypoints) for b in layout.bodies], 1)
+    for body, observed in zip(layout.bodies, parts, strict=True):
+        local = keypoints.new_tensor(body.keypoints)
+        center, local_center = observed.mean(1), local.mean(0)
         if body.angle is not None:
-            spread, arms = seen - centre[:, None], local - middle
-            dot = (spread * arms).sum((1, 2))
-            cross = (arms[:, 0] * spread[..., 1] - arms[:, 1] * spread[..., 0]).sum(1)
+            offsets, local_offsets = observed - center[:, None], local - local_center
+            dot = (offsets * local_offsets).sum((1, 2))
+            cross = (local_offsets[:, 0] * offsets[..., 1] - local_offsets[:, 1] * offsets[..., 0]).sum(1)
             angle = torch.atan2(cross, dot)
             cos, sin = angle.cos(), angle.sin()
             states[:, body.angle] = angle
-            middle = torch.stack(
-                [cos * middle[0] - sin * middle[1], sin * middle[0] + cos * middle[1]], 1
+            local_center = torch.stack(
+                [cos * local_center[0] - sin * local_center[1], sin * local_center[0] + cos * local_center[1]], 1
             )
-        states[:, list(body.place)] = centre - middle
+        states[:, list(body.place)] = center - local_center
     return states
 
 
-class PointFinder(nn.Module):
+class KeypointNet(nn.Module):
     """Frames (B, 3, SIZE, SIZE) from 0 (white) to 1 -> logits of heat maps (B, P, MAPS, MAPS)."""
 
-    def __init__(self, points: int, width: int = 48):
+    def __init__(self, num_keypoints: int, dim: int = 48):
         super().__init__()
-        self.stem = nn.Conv2d(3, width, 8, 4, 2)
-        self.fine = Residual(width)
+        self.stem = nn.Conv2d(3, dim, 8, 4, 2)
+        self.fine = ResBlock(dim)
         self.coarse = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 2, 2),
-            Residual(2 * width),
-            Residual(2 * width),
-            nn.Conv2d(2 * width, width, 1),
+            nn.Conv2d(dim, 2 * dim, 2, 2),
+            ResBlock(2 * dim),
+            ResBlock(2 * dim),
+            nn.Conv2d(2 * dim, dim, 1),
             nn.Upsample(scale_factor=2),
         )
-        self.both = Residual(width)
-        self.maps = nn.Sequential(nn.Conv2d(width, 4 * points, 1), nn.PixelShuffle(2))
+        self.fuse = ResBlock(dim)
+        self.heatmap_head = nn.Sequential(nn.Conv2d(dim, 4 * num_keypoints, 1), nn.PixelShuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.fine(self.stem(x))
-        return self.maps(self.both(fine + self.coarse(fine)))
+        return self.heatmap_head(self.fuse(fine + self.coarse(fine)))
 
 
-def cells(device: torch.device) -> Tensor:
+def cell_centers(device: torch.device) -> Tensor:
     """Centres of a heat map's cells along one axis, as shares of the picture: (MAPS,)."""
-    return (torch.arange(MAPS, device=device) + 0.5) / MAPS
+    return (torch.arange(HEATMAP_SIZE, device=device) + 0.5) / HEATMAP_SIZE
 
 
-def centres(logits: Tensor) -> Tensor:
+def soft_argmax(logits: Tensor) -> Tensor:
     """Soft-argmax: (B, P, MAPS, MAPS) -> (B, P, 2) as x, y shares of the picture."""
-    heat = logits.float().flatten(2).softmax(-1).view(logits.shape)
-    line = cells(logits.device)
-    return torch.stack([(heat.sum(2) * line).sum(-1), (heat.sum(3) * line).sum(-1)], -1)
+    probs = logits.float().flatten(2).softmax(-1).view(logits.shape)
+    positions = cell_centers(logits.device)
+    return torch.stack([(probs.sum(2) * positions).sum(-1), (probs.sum(3) * positions).sum(-1)], -1)
 
 
-class Estimator:
+class StateEstimator:
     """A trained ruler: pictures -> states, and the distances between states."""
 
-    def __init__(self, layout: Layout, width: int, device: torch.device | str = "cpu"):
+    def __init__(self, layout: Layout, state_dim: int, device: torch.device | str = "cpu"):
         self.layout = layout
-        self.width = width
+        self.width = state_dim
         self.device = torch.device(device)
         self.bf16 = pick_precision(self.device, "auto") == "bf16"
-        points = sum(len(body.points) for body in layout.bodies)
-        network = PointFinder(points).to(self.device)
+        num_keypoints = sum(len(body.keypoints) for body in layout.bodies)
+        network = KeypointNet(num_keypoints).to(self.device)
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def logits(self, frames: Tensor) -> Tensor:
@@ -141,35 +141,35 @@ class Estimator:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.network(frames)
 
-    def prepare(self, frames: Tensor) -> Tensor:
+    def preprocess(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, 3, SIZE, SIZE) from 0 (white) to 1."""
         frames = 1 - frames.to(self.device).float() / 255
-        if frames.shape[-2:] != (SIZE, SIZE):
-            frames = F.interpolate(frames, (SIZE, SIZE), mode="area")
+        if frames.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+            frames = F.interpolate(frames, (IMAGE_SIZE, IMAGE_SIZE), mode="area")
         return frames
 
     @torch.inference_mode()
     def read(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, S) float32 states."""
-        parts = [
-            states_of(self.layout, centres(self.logits(self.prepare(part))), self.width)
+        states = [
+            keypoints_to_state(self.layout, soft_argmax(self.logits(self.preprocess(part))), self.width)
             for part in frames.split(256)
         ]
-        return torch.cat(parts)
+        return torch.cat(states)
 
-    def errors(self, truth: Tensor, read: Tensor) -> dict[str, Tensor]:
+    def errors(self, truth: Tensor, predicted: Tensor) -> dict[str, Tensor]:
         """Two (..., S) -> BODY_px in units of the world and BODY_degrees, each (...)."""
-        return distances(self.layout, truth, read)
+        return distances(self.layout, truth, predicted)
 
 
-def distances(layout: Layout, truth: Tensor, other: Tensor) -> dict[str, Tensor]:
+def distances(layout: Layout, truth: Tensor, predicted: Tensor) -> dict[str, Tensor]:
     """How far apart two states are: BODY_px in units of the world, BODY_degrees wrapped."""
-    found = {}
+    errors = {}
     for body in layout.bodies:
-        place = list(body.place)
-        found[f"{body.name}_px"] = (truth[..., place] - other[..., place]).norm(dim=-1)
+        columns = list(body.place)
+        errors[f"{body.name}_px"] = (truth[..., columns] - predicted[..., columns]).norm(dim=-1)
         if body.angle is not None:
-            turn = truth[..., body.angle] - other[..., body.angle]
-            wrapped = torch.atan2(turn.sin(), turn.cos())
-            found[f"{body.name}_degrees"] = wrapped.abs().rad2deg()
-    return found
+            angle = truth[..., body.angle] - predicted[..., body.angle]
+            wrapped = torch.atan2(angle.sin(), angle.cos())
+            errors[f"{body.name}_degrees"] = wrapped.abs().rad2deg()
+    return errors

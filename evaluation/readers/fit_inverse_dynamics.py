@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from tqdm import trange
 
 from data.clips import Clips
-from data.shards import Recordings
-from evaluation.measures.sample_clips import spread_windows
-from evaluation.readers.inverse_dynamics import Inverse
-from evaluation.readers.network_cache import kept
+from data.shards import EpisodeDataset
+from evaluation.measures.sample_clips import sample_clips
+from evaluation.readers.inverse_dynamics import InverseDynamics
+from evaluation.readers.network_cache import load_cached
 from pipeline import checkpoint
 
-RUNS = 2000  # short films to train on, at most: about 500 MB at 128 pixels
-FRAMES = 5  # of each of them: what is near is cheap to read, what is far is something new
+MAX_CLIPS = 2000  # short films to train on, at most: about 500 MB at 128 pixels
+CLIP_LENGTH = 5  # of each of them: what is near is cheap to read, what is far is something new
 
 
 def label_weights(choices: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
@@ -33,16 +33,16 @@ def label_weights(choices: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     return [count.clamp(min=1).float().rsqrt() for count in counts]
 
 
-def soften(pairs: Tensor, random: torch.Generator) -> Tensor:
+def augment(pairs: Tensor, generator: torch.Generator) -> Tensor:
     """Blur a third of pairs (n, 2, 3, H, W): imagined pictures are softer than real ones."""
-    chosen = (torch.rand(len(pairs), generator=random) < 0.3).to(pairs.device)
-    soft = F.avg_pool2d(pairs.flatten(0, 1), 3, 1, 1, count_include_pad=False).view_as(pairs)
-    return torch.where(chosen[:, None, None, None, None], soft, pairs)
+    mask = (torch.rand(len(pairs), generator=generator) < 0.3).to(pairs.device)
+    blurred = F.avg_pool2d(pairs.flatten(0, 1), 3, 1, 1, count_include_pad=False).view_as(pairs)
+    return torch.where(mask[:, None, None, None, None], blurred, pairs)
 
 
 def fit(
-    inverse: Inverse,
-    films: Tensor,
+    idm: InverseDynamics,
+    frames: Tensor,
     choices: Tensor,
     steps: int = 3000,
     batch_size: int = 32,
@@ -50,21 +50,21 @@ def fit(
     progress: bool = True,
 ) -> None:
     """Train on films (B, T, 3, H, W) uint8 and the choices between their frames (B, T - 1, F)."""
-    random = torch.Generator().manual_seed(seed)
-    sizes = inverse.actions.factor_sizes
-    weights = [w.to(inverse.device) for w in label_weights(choices.flatten(0, 1), sizes)]
-    network = inverse.network.train()
+    generator = torch.Generator().manual_seed(seed)
+    sizes = idm.actions.factor_sizes
+    weights = [w.to(idm.device) for w in label_weights(choices.flatten(0, 1), sizes)]
+    network = idm.network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
     for _ in trange(steps, desc="inverse model", disable=not progress, leave=False):
-        film = torch.randint(len(films), (batch_size,), generator=random)
-        at = torch.randint(choices.shape[1], (batch_size,), generator=random)
-        pairs = inverse.prepare(torch.stack([films[film, at], films[film, at + 1]], 1))
-        logits = inverse.logits(soften(pairs, random))
-        wanted = choices[film, at].to(inverse.device).unbind(1)
+        clip = torch.randint(len(frames), (batch_size,), generator=generator)
+        step = torch.randint(choices.shape[1], (batch_size,), generator=generator)
+        pairs = idm.preprocess(torch.stack([frames[clip, step], frames[clip, step + 1]], 1))
+        logits = idm.logits(augment(pairs, generator))
+        targets = choices[clip, step].to(idm.device).unbind(1)
         losses = [
             F.cross_entropy(one, label, weight)
-            for one, label, weight in zip(logits, wanted, weights, strict=True)
+            for one, label, weight in zip(logits, targets, weights, strict=True)
         ]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()
@@ -74,25 +74,25 @@ def fit(
     network.eval()
 
 
-def cached_inverse(
+def cached_idm(
     path: Path,
-    recordings: Recordings,
+    dataset: EpisodeDataset,
     steps: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> Inverse:
+) -> InverseDynamics:
     """Load the inverse model of these recordings from `path`, or train it and save it there."""
-    made_from = {"shards": recordings.fingerprint, "steps": steps, "seed": seed}
+    cache_key = {"shards": dataset.fingerprint, "steps": steps, "seed": seed}
     torch.manual_seed(seed)
-    inverse = Inverse(recordings.actions, device)
-    weights = kept(path, made_from, device)
+    idm = InverseDynamics(dataset.actions, device)
+    weights = load_cached(path, cache_key, device)
     if weights is not None:
-        inverse.network.load_state_dict(weights)
-        inverse.network.eval()
-        return inverse
-    clips = Clips(recordings, "train", frames=FRAMES)
-    clip = clips.batch(spread_windows(clips, RUNS, seed)[0])
-    fit(inverse, clip.frames, recordings.actions.split(clip.actions[:, :-1]), steps, seed=seed)
+        idm.network.load_state_dict(weights)
+        idm.network.eval()
+        return idm
+    clips = Clips(dataset, "train", clip_length=CLIP_LENGTH)
+    clip = clips.batch(sample_clips(clips, MAX_CLIPS, seed)[0])
+    fit(idm, clip.frames, dataset.actions.split(clip.actions[:, :-1]), steps, seed=seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(path, {"made_from": made_from, "network": inverse.network.state_dict()})
-    return inverse
+    checkpoint.save(path, {"made_from": cache_key, "network": idm.network.state_dict()})
+    return idm

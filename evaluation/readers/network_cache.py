@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 
-def kept(
-    path: Path, made_from: dict[str, Any], device: torch.device | str
+def load_cached(
+    path: Path, cache_key: dict[str, Any], device: torch.device | str
 ) -> dict[str, Tensor] | None:
     """Give the weights that were saved there, if they are whole and made from the same."""
     try:
         saved = torch.load(path, weights_only=True, map_location=device)
-        return saved["network"] if saved["made_from"] == made_from else None
+        return saved["network"] if saved["made_from"] == cache_key else None
     except Exception:  # reading what is damaged can raise anything
         return None

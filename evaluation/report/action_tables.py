@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.report.tables import interval, number, table
 
-READ_FROM = {
+SOURCE_LABELS = {
     "real": "true frames",
     "reconstructed": "true frames through the tokenizer",
     "imagined": "imagined frames",
@@ -15,23 +15,23 @@ READ_FROM = {
 }
 
 
-def controllability(figures: dict[str, Any]) -> list[str]:
-    if not figures["n"]:
+def controllability(metrics: dict[str, Any]) -> list[str]:
+    if not metrics["n"]:
         return []
     rows = []
-    for key, label in READ_FROM.items():
-        group = figures[key]
-        values = [*group["correlation"].values(), *group["f1"].values()]
-        rows.append([label, *(number(value, 3) for value in values), number(group["n"])])
-    turns = [f"r of {escape(name)}" for name in figures["real"]["correlation"]]
-    presses = figures["real"]["presses"]
-    keys = [f"F1 of {escape(key)}<br><small>{n} pressed</small>" for key, n in presses.items()]
+    for key, label in SOURCE_LABELS.items():
+        source = metrics[key]
+        values = [*source["correlation"].values(), *source["f1"].values()]
+        rows.append([label, *(number(value, 3) for value in values), number(source["n"])])
+    correlations = [f"r of {escape(name)}" for name in metrics["real"]["correlation"]]
+    support = metrics["real"]["presses"]
+    key_columns = [f"F1 of {escape(key)}<br><small>{n} pressed</small>" for key, n in support.items()]
     return [
         "<h2>Controllability: the actions that an inverse model reads from films</h2>",
-        f"<p>{figures['n']} windows from {figures['sources']} sources, {figures['steps']} steps "
+        f"<p>{metrics['n']} windows from {metrics['sources']} sources, {metrics['steps']} steps "
         "each. True frames say how well it reads; another window's actions, what agrees by "
         "chance.</p>",
-        table(["read from", *turns, *keys, "pairs"], rows, {list(READ_FROM).index("imagined")}),
+        table(["read from", *correlations, *key_columns, "pairs"], rows, {list(SOURCE_LABELS).index("imagined")}),
     ]
 
 
@@ -41,13 +41,13 @@ def imitation(policies: dict[str, Any]) -> list[str]:
         return []
     rows = []
     for name, row in measured.items():
-        nats = interval(row, "log_likelihood_low", "log_likelihood_high", 3)
-        shares = [row["agreement"], *row["by_factor"].values(), *row["f1"].values()]
+        interval_text = interval(row, "log_likelihood_low", "log_likelihood_high", 3)
+        scores = [row["agreement"], *row["by_factor"].values(), *row["f1"].values()]
         rows.append(
             [
                 name.replace("_", " "),
-                number(row["log_likelihood"], 3) + nats,
-                *(number(share, 3) for share in shares),
+                number(row["log_likelihood"], 3) + interval_text,
+                *(number(share, 3) for share in scores),
                 number(row["n"]),
             ]
         )
@@ -57,5 +57,5 @@ def imitation(policies: dict[str, Any]) -> list[str]:
         f"F1 of {escape(key)}<br><small>{n} pressed</small>" for key, n in first["presses"].items()
     ]
     head = ["policy", "log-likelihood (nats)", "same action", *factors, *keys, "frames"]
-    own = {at for at, name in enumerate(measured) if name == "controller"}
-    return ["<h2>Imitation: the actions recorded on held-out frames</h2>", table(head, rows, own)]
+    highlight = {at for at, name in enumerate(measured) if name == "controller"}
+    return ["<h2>Imitation: the actions recorded on held-out frames</h2>", table(head, rows, highlight)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 TOKENIZER = ("n", "psnr", "ssim", "codes_used", "codes_changing", "patches_changing", "bands")
-STATES = ("agent_px", "block_px", "block_degrees")
+STATE_ERRORS = ("agent_px", "block_px", "block_degrees")
 OPEN_LOOP = (
     "n",
     "horizons",
@@ -16,8 +16,8 @@ OPEN_LOOP = (
     "reconstruction_psnr",
     "shuffled_psnr",
     "delta_psnr",
-    *STATES,
-    *(f"copy_last_{name}" for name in STATES),
+    *STATE_ERRORS,
+    *(f"copy_last_{name}" for name in STATE_ERRORS),
     "estimator_error",
 )
 TASK = ("score", "low", "high", "success", "n")
@@ -40,7 +40,7 @@ IMITATION_POLICIES = ("goals", "controller", "cloning", "most_frequent", "no_op"
 PLAY = ("n", "frames_per_second", "latency_ms_p50", "latency_ms_p95")
 
 
-def blank() -> dict[str, Any]:
+def empty_metrics() -> dict[str, Any]:
     """Every key, with nothing measured yet."""
     return {
         "tokenizer": dict.fromkeys(TOKENIZER),

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from evaluation.measures.reconstruction import BANDS
+from evaluation.measures.reconstruction import BRIGHTNESS_BINS
 from evaluation.protocols.goals import PROTOCOLS
 from evaluation.report.action_tables import controllability, imitation
 from evaluation.report.tables import interval, number, table
@@ -23,7 +23,7 @@ th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #e6e8e
 th:first-child, td:first-child { text-align: left } tr.own td { font-weight: 600 }
 img { max-width: 100%; margin: .3em 0 } figure { margin: 0 0 1em } pre { font-size: 12px }
 """
-CURVES = {
+CURVE_LABELS = {
     "psnr": "PSNR, imagined (dB)",
     "copy_last_psnr": "PSNR, last true frame",
     "copy_last_reconstructed_psnr": "PSNR, last reconstructed frame",
@@ -39,7 +39,7 @@ CURVES = {
     "block_degrees": "block error (degrees)",
     "copy_last_block_degrees": "block angle, last true frame",
 }
-OWN = {"psnr", "delta_psnr", "ssim", "agent_px", "block_px", "block_degrees"}
+HIGHLIGHTED = {"psnr", "delta_psnr", "ssim", "agent_px", "block_px", "block_degrees"}
 
 
 def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
@@ -47,7 +47,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
     plots, open_loop = folder / "plots", metrics["open_loop"]
     curves = ["curves_pixels.png"] if open_loop["horizons"] else []
     states = ["curves_states.png"] if open_loop["agent_px"] else []
-    tried = any(row["n"] for row in metrics["task"].values())
+    task_measured = any(row["n"] for row in metrics["task"].values())
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=quiet>{escape(_about(metrics['provenance']))}</p>",
@@ -55,16 +55,16 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         "over whole source episodes for pictures, over episodes for scores, Wilson's for shares. "
         "A dash is what was not measured.</p>",
         *_tokenizer(metrics["tokenizer"]),
-        *_pictures(
+        *_images(
             plots,
             ["reconstructions.png"] if metrics["tokenizer"]["n"] else [],
             "Truth, what the tokenizer gives back, error.",
         ),
         *_probe(metrics["probe"]),
         *_open_loop(open_loop),
-        *_pictures(plots, curves, "By horizon, beside the copies that cost nothing."),
-        *_pictures(plots, states, "Read from the pictures by the state estimator."),
-        *_pictures(
+        *_images(plots, curves, "By horizon, beside the copies that cost nothing."),
+        *_images(plots, states, "Read from the pictures by the state estimator."),
+        *_images(
             plots,
             ["film-*.png"] if curves else [],
             "Truth above imagination above error, steps after the last frame.",
@@ -72,10 +72,10 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *controllability(metrics["controllability"]),
         *imitation(metrics["imitation"]),
         *_task(metrics["task"]),
-        *_pictures(plots, ["task.png"] if tried else [], ""),
+        *_images(plots, ["task.png"] if task_measured else [], ""),
         *_goals(metrics["goal"]),
-        *_pictures(
-            plots, _goal_pictures(metrics["goal"]), "Attempts of the planner: failures first."
+        *_images(
+            plots, _goal_images(metrics["goal"]), "Attempts of the planner: failures first."
         ),
         *_play(metrics["play"]),
         "<h2>Provenance</h2>",
@@ -95,74 +95,74 @@ def _about(provenance: dict[str, Any]) -> str:
     return " · ".join(str(fact) for fact in facts if fact)
 
 
-def _tokenizer(figures: dict[str, Any]) -> list[str]:
-    psnr = number(figures["psnr"]) + interval(figures, "psnr_low", "psnr_high")
-    ssim = number(figures["ssim"], 4) + interval(figures, "ssim_low", "ssim_high", 4)
+def _tokenizer(metrics: dict[str, Any]) -> list[str]:
+    psnr = number(metrics["psnr"]) + interval(metrics, "psnr_low", "psnr_high")
+    ssim = number(metrics["ssim"], 4) + interval(metrics, "ssim_low", "ssim_high", 4)
     head = ["PSNR (dB)", "SSIM", "codes used", "codes changing", "patches changing", "frames"]
-    used = number(figures["codes_used"])
-    if figures.get("codes"):
-        used += f" <small>of {figures['codes']}</small>"
-    changing = [number(figures[key], 4) for key in ("codes_changing", "patches_changing")]
-    row = [psnr, ssim, used, *changing, number(figures["n"])]
+    codes_used = number(metrics["codes_used"])
+    if metrics.get("codes"):
+        codes_used += f" <small>of {metrics['codes']}</small>"
+    change_rates = [number(metrics[key], 4) for key in ("codes_changing", "patches_changing")]
+    row = [psnr, ssim, codes_used, *change_rates, number(metrics["n"])]
     parts = ["<h2>Tokenizer</h2>", table(head, [row])]
-    if figures["bands"]:
+    if metrics["bands"]:
         head = ["brightness of the frame", "PSNR (dB)", "SSIM", "frames"]
-        bands = [
-            [f"{name}, {_limits(name)}", number(band["psnr"]), number(band["ssim"], 4),
+        brightness_rows = [
+            [f"{name}, {_brightness_range(name)}", number(band["psnr"]), number(band["ssim"], 4),
              number(band["n"])]
-            for name, band in figures["bands"].items()
+            for name, band in metrics["bands"].items()
         ]  # fmt: skip
-        parts.append(table(head, bands))
+        parts.append(table(head, brightness_rows))
     return parts
 
 
-def _limits(band: str) -> str:
-    least, below = BANDS[band]
-    return f"from {least}" if below > 1 else f"below {below}"
+def _brightness_range(name: str) -> str:
+    low, high = BRIGHTNESS_BINS[name]
+    return f"from {low}" if high > 1 else f"below {high}"
 
 
-def _open_loop(figures: dict[str, Any]) -> list[str]:
+def _open_loop(metrics: dict[str, Any]) -> list[str]:
     parts = ["<h2>Open loop</h2>"]
-    if not figures["horizons"]:
+    if not metrics["horizons"]:
         return [*parts, "<p>-</p>"]
     parts.append(
-        f"<p>{figures['n']} windows from {figures['sources']} sources; {figures['context']} true "
+        f"<p>{metrics['n']} windows from {metrics['sources']} sources; {metrics['context']} true "
         "frames, then actions alone. PSNR is that of the mean squared error over windows; 100 dB "
         "stands for equal.</p>"
     )
-    rows, own = [], set()
-    for key, label in CURVES.items():
-        values = figures.get(key)
+    rows, highlight = [], set()
+    for key, label in CURVE_LABELS.items():
+        values = metrics.get(key)
         if values is None:
             continue
         digits = 3 if "ssim" in key else 2 if "psnr" in key else 1
-        lows, highs = figures.get(f"{key}_low"), figures.get(f"{key}_high")
+        lows, highs = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
         cells = []
-        for at, value in enumerate(values):
-            row = {"low": lows[at], "high": highs[at]} if lows and highs else {}
-            shown = interval(row, digits=digits) if key in OWN else ""
-            cells.append(number(value, digits) + (f"<br>{shown}" if shown else ""))
-        if key in OWN:
-            own.add(len(rows))
+        for index, value in enumerate(values):
+            row = {"low": lows[index], "high": highs[index]} if lows and highs else {}
+            interval_text = interval(row, digits=digits) if key in HIGHLIGHTED else ""
+            cells.append(number(value, digits) + (f"<br>{interval_text}" if interval_text else ""))
+        if key in HIGHLIGHTED:
+            highlight.add(len(rows))
         rows.append([label, *cells])
-    parts.append(table(["steps ahead", *map(str, figures["horizons"])], rows, own))
-    error = figures.get("estimator_error")
+    parts.append(table(["steps ahead", *map(str, metrics["horizons"])], rows, highlight))
+    error = metrics.get("estimator_error")
     if error:
         means = [f"{k.replace('_', ' ')} {number(v)}" for k, v in error.items() if "p95" not in k]
         parts.append(f"<p>State estimator on held-out real frames: {', '.join(means)}.</p>")
     return parts
 
 
-def _probe(figures: dict[str, Any]) -> list[str]:
-    if not figures["n"]:
+def _probe(metrics: dict[str, Any]) -> list[str]:
+    if not metrics["n"]:
         return []
-    names = list(figures["linear"])
-    rows = [[kind, *(number(figures[kind][n], 3) for n in names)] for kind in ("linear", "mlp")]
+    names = list(metrics["linear"])
+    rows = [[kind, *(number(metrics[kind][n], 3) for n in names)] for kind in ("linear", "mlp")]
     return [
         "<h2>Probes: what the latents know of the state</h2>",
         table(["correlation r", *(name.replace("_", " ") for name in names)], rows),
-        f"<p>{number(figures['n'])} held-out frames; effective rank {number(figures['rank'], 1)}, "
-        f"mean variance {number(figures['variance'], 3)}.</p>",
+        f"<p>{number(metrics['n'])} held-out frames; effective rank {number(metrics['rank'], 1)}, "
+        f"mean variance {number(metrics['variance'], 3)}.</p>",
     ]
 
 
@@ -188,38 +188,38 @@ def _goals(protocols: dict[str, Any]) -> list[str]:
         rows = []
         for name, row in policies.items():
             row = row or {}
-            shown = number(row.get("success"), 3) + interval(row, digits=3)
+            success = number(row.get("success"), 3) + interval(row, digits=3)
             seconds = number(row.get("seconds_of_a_plan"), 3)
-            rows.append([name, shown, number(row.get("n")), seconds])
+            rows.append([name, success, number(row.get("n")), seconds])
         parts.append(table([escape(protocol), "success", "pairs", "s a plan"], rows))
     return parts
 
 
-def _play(figures: dict[str, Any]) -> list[str]:
+def _play(metrics: dict[str, Any]) -> list[str]:
     head = ["frames/s", "latency p50 (ms)", "p95 (ms)", "frames"]
     keys = ("frames_per_second", "latency_ms_p50", "latency_ms_p95")
-    row = [number(figures[key], 1) for key in keys]
+    row = [number(metrics[key], 1) for key in keys]
     return [
         "<h2>Play: one stream, decoding included</h2>",
-        table(head, [[*row, number(figures["n"])]]),
+        table(head, [[*row, number(metrics["n"])]]),
     ]
 
 
-def _goal_pictures(protocols: dict[str, Any]) -> list[str]:
+def _goal_images(protocols: dict[str, Any]) -> list[str]:
     measured = [key for key, rows in protocols.items() if any(row["n"] for row in rows.values())]
-    planned = {PROTOCOLS[key].offset for key in measured if protocols[key]["planner"]["n"]}
-    films = [f"goal-{offset}-films.png" for offset in sorted(planned)]
-    return films + [f"goal-{key}.png" for key in measured]
+    planned_offsets = {PROTOCOLS[key].offset for key in measured if protocols[key]["planner"]["n"]}
+    images = [f"goal-{offset}-films.png" for offset in sorted(planned_offsets)]
+    return images + [f"goal-{key}.png" for key in measured]
 
 
-def _pictures(plots: Path, patterns: list[str], caption: str) -> list[str]:
+def _images(plots: Path, patterns: list[str], caption: str) -> list[str]:
     """Those that match; a caller whose figures were not measured now names none, because what is
     there is of an evaluation before."""
-    found = []
+    images = []
     for path in [path for pattern in patterns for path in sorted(plots.glob(pattern))]:
         data = base64.b64encode(path.read_bytes()).decode()
-        found.append(f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">')
-    return [f"<figure>{''.join(found)}<p class=quiet>{caption}</p></figure>"] if found else []
+        images.append(f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">')
+    return [f"<figure>{''.join(images)}<p class=quiet>{caption}</p></figure>"] if images else []
 
 
 def _provenance(values: dict[str, Any], prefix: str = "") -> str:
@@ -230,8 +230,8 @@ def _provenance(values: dict[str, Any], prefix: str = "") -> str:
             for key, inner in value.items():
                 walk(inner, f"{name}.{key}" if name else str(key))
         else:
-            shown = "-" if value is None else str(value)
-            rows.append([escape(name), escape(shown)])
+            text = "-" if value is None else str(value)
+            rows.append([escape(name), escape(text)])
 
     walk(values, prefix)
     return table(["what", "value"], rows)

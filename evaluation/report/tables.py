@@ -18,11 +18,11 @@ def interval(row: dict[str, Any], low: str = "low", high: str = "high", digits: 
     return f" <small>[{number(row[low], digits)}, {number(row[high], digits)}]</small>"
 
 
-def table(head: list[str], rows: list[list[str]], own: set[int] | None = None) -> str:
+def table(head: list[str], rows: list[list[str]], highlight: set[int] | None = None) -> str:
     """Make a table of cells that are HTML already; rows in `own` stand out."""
-    own = own or set()
+    highlight = highlight or set()
     lines = ["<table><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr>"]
     for at, row in enumerate(rows):
         cells = "".join(f"<td>{cell}</td>" for cell in row)
-        lines.append(f"<tr{' class=own' if at in own else ''}>{cells}</tr>")
+        lines.append(f"<tr{' class=own' if at in highlight else ''}>{cells}</tr>")
     return "".join([*lines, "</table>"])

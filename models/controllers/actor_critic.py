@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
-from models.controllers.policy import PolicyConfig, PolicyController, make_glance, mlp
+from models.controllers.policy import PolicyConfig, LatentPolicy, make_encoder, mlp
 from models.dynamics.dynamics import State
 from models.layers.heads import TwoHot
-from models.tokenizers.tokenizer import Latents, Tokenizer
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 from models.world import World
 
 
@@ -30,9 +30,9 @@ class ActorCriticConfig:
     """Lambda of the returns: 0 trusts the critic after one step, 1 only at the end."""
     entropy: float = 3e-4
     """Weight of the policy's entropy."""
-    slow_rate: float = 0.02
+    slow_critic_rate: float = 0.02
     """Share of the critic that its slow copy takes over each step."""
-    scale_rate: float = 0.01
+    return_norm_rate: float = 0.01
     """Share of a batch in the running range of returns."""
     anchor: float = 0.1
     """Weight of behaviour cloning beside the actor's loss, so that few steps do no harm."""
@@ -43,17 +43,17 @@ class ActorCritic(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, config: ActorCriticConfig, latents: Latents, actions: ActionSpec) -> None:
+    def __init__(self, config: ActorCriticConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
         self.config = config
-        self.policy = PolicyController(config.policy, latents, actions)
+        self.policy = LatentPolicy(config.policy, latents, actions)
         self.critic = Critic(config.policy, latents)
         self.slow = copy.deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("scale", torch.zeros(()))
 
-    def adopt(self, tokenizer: Tokenizer) -> None:
-        for part in (self.policy.glance, self.critic.glance, self.slow.glance):
-            part.adopt(tokenizer)
+    def load_codebook(self, tokenizer: Tokenizer) -> None:
+        for encoder in (self.policy.encoder, self.critic.encoder, self.slow.encoder):
+            encoder.load_codebook(tokenizer)
 
     def act(self, state: State, sample: bool = True) -> Tensor:
         return self.policy.act(state, sample)
@@ -63,43 +63,43 @@ class ActorCritic(nn.Module):
         world: World,
         latents: Tensor,
         actions: Tensor,
-        shown: Tensor,
-        shown_actions: Tensor,
+        bc_latents: Tensor,
+        bc_actions: Tensor,
     ) -> dict[str, Tensor]:
         """Imagine from the last of latents (B, T, N) with actions (B, T, A) between them.
 
         shown, shown_actions: what to clone, as in `PolicyController.loss`.
         """
-        seen, taken, rewards, continues = self.imagine(world, latents, actions)
+        rollout_latents, rollout_actions, rewards, continues = self.imagine(world, latents, actions)
         config = self.config
         with torch.no_grad():
-            values = self.critic(seen.flatten(0, 1)).view(seen.shape[:2])  # (H + 1, B)
-            live = config.discount * continues
-            returns = lambda_returns(rewards, values, live, config.trace)  # (H, B)
-            reach = torch.quantile(returns.flatten(), 0.95) - torch.quantile(
+            values = self.critic(rollout_latents.flatten(0, 1)).view(rollout_latents.shape[:2])  # (H + 1, B)
+            discounts = config.discount * continues
+            returns = lambda_returns(rewards, values, discounts, config.trace)  # (H, B)
+            return_range = torch.quantile(returns.flatten(), 0.95) - torch.quantile(
                 returns.flatten(), 0.05
             )
-            self._follow(reach)
+            self._update_return_scale(return_range)
             advantage = (returns - values[:-1]) / self.scale.clamp(min=1e-2)
             # until the critic knows what to expect, all that is done would look good
             advantage = advantage - advantage.mean(1, keepdim=True)
-            weight = torch.cumprod(torch.cat([torch.ones_like(live[:1]), live[:-1]]), dim=0)
-            self._follow_slow()
-        chosen = self.policy.distribution(seen[:-1].flatten(0, 1))
-        log_prob = chosen.log_prob(taken.flatten(0, 1)).view(weight.shape)
-        entropy = chosen.entropy().view(weight.shape)
-        actor = -(weight * (log_prob * advantage + config.entropy * entropy)).mean()
-        inside = self.critic.features(seen[:-1].flatten(0, 1))
+            weights = torch.cumprod(torch.cat([torch.ones_like(discounts[:1]), discounts[:-1]]), dim=0)
+            self._update_slow_critic()
+        dist = self.policy.distribution(rollout_latents[:-1].flatten(0, 1))
+        log_prob = dist.log_prob(rollout_actions.flatten(0, 1)).view(weights.shape)
+        entropy = dist.entropy().view(weights.shape)
+        actor_loss = -(weights * (log_prob * advantage + config.entropy * entropy)).mean()
+        features = self.critic.features(rollout_latents[:-1].flatten(0, 1))
         target = returns.flatten()
         with torch.no_grad():
-            slow = self.slow(seen[:-1].flatten(0, 1))
-        out = self.critic.out
-        critic = out.loss(inside, target) + out.loss(inside, slow)
-        cloned = self.policy.loss(shown, shown_actions)["cloning"]
+            slow_value = self.slow(rollout_latents[:-1].flatten(0, 1))
+        head = self.critic.out
+        critic_loss = head.loss(features, target) + head.loss(features, slow_value)
+        bc_loss = self.policy.loss(bc_latents, bc_actions)["cloning"]
         return {
-            "actor": actor,
-            "critic": (weight.flatten() * critic).mean(),
-            "anchor": config.anchor * cloned,
+            "actor": actor_loss,
+            "critic": (weights.flatten() * critic_loss).mean(),
+            "anchor": config.anchor * bc_loss,
             "imagined_return": returns[0].mean(),
             "imagined_reward": rewards.mean(),
             "entropy": entropy.mean().detach(),
@@ -113,35 +113,35 @@ class ActorCritic(nn.Module):
         """Follow the sampled policy: latents (H + 1, B, N), normalised actions (H, B, A),
         rewards (H, B) and continue probabilities (H, B) of what each action led to."""
         state = world.dynamics.start(latents, actions[:, : latents.shape[1] - 1])
-        seen, taken, rewards, continues = [state.latents], [], [], []
+        rollout_latents, rollout_actions, rewards, continues = [state.latents], [], [], []
         for _ in range(horizon or self.config.horizon):
             action = self.policy.distribution(state.latents).sample()
             if self.policy.actions.kind == "continuous":
                 action = action.clamp(-1, 1)
             state = world.dynamics.step(state, action)
-            seen.append(state.latents)
-            taken.append(action)
+            rollout_latents.append(state.latents)
+            rollout_actions.append(action)
             rewards.append(state.reward.float())
             continues.append(state.continues.float())
-        return torch.stack(seen), torch.stack(taken), torch.stack(rewards), torch.stack(continues)
+        return torch.stack(rollout_latents), torch.stack(rollout_actions), torch.stack(rewards), torch.stack(continues)
 
-    def _follow(self, reach: Tensor) -> None:
-        rate = torch.where(self.scale > 0, self.config.scale_rate, 1.0)  # `if` would wait for a GPU
-        self.scale.lerp_(reach, rate)
+    def _update_return_scale(self, return_range: Tensor) -> None:
+        rate = torch.where(self.scale > 0, self.config.return_norm_rate, 1.0)  # `if` would wait for a GPU
+        self.scale.lerp_(return_range, rate)
 
-    def _follow_slow(self) -> None:
+    def _update_slow_critic(self) -> None:
         for slow, fast in zip(self.slow.parameters(), self.critic.parameters(), strict=True):
-            slow.lerp_(fast, self.config.slow_rate)
+            slow.lerp_(fast, self.config.slow_critic_rate)
 
 
 class Critic(nn.Module):
     """Expected return of a state, as a distribution over bins."""
 
-    def __init__(self, config: PolicyConfig, latents: Latents) -> None:
+    def __init__(self, config: PolicyConfig, latents: LatentSpec) -> None:
         super().__init__()
-        self.glance = make_glance(config, latents)
+        self.encoder = make_encoder(config, latents)
         self.features = nn.Sequential(
-            self.glance, mlp(self.glance.width, config.hidden, config.hidden), nn.SiLU()
+            self.encoder, mlp(self.encoder.width, config.hidden, config.hidden), nn.SiLU()
         )
         self.out = TwoHot(config.hidden)
 
@@ -150,14 +150,14 @@ class Critic(nn.Module):
         return self.out(self.features(latents))
 
 
-def lambda_returns(rewards: Tensor, values: Tensor, live: Tensor, trace: float) -> Tensor:
+def lambda_returns(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float) -> Tensor:
     """R_t = r_t + live_t ((1 - lambda) v_{t+1} + lambda R_{t+1}), R at the end = v (equation 7).
 
     rewards, live: (H, B), of what action t led to.  values: (H + 1, B).  Returns (H, B).
     """
-    following = values[-1]
+    next_return = values[-1]
     returns = []
     for t in range(len(rewards) - 1, -1, -1):
-        following = rewards[t] + live[t] * ((1 - trace) * values[t + 1] + trace * following)
-        returns.append(following)
+        next_return = rewards[t] + discounts[t] * ((1 - lam) * values[t + 1] + lam * next_return)
+        returns.append(next_return)
     return torch.stack(returns[::-1])

@@ -18,32 +18,32 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from models.controllers.planner import Plan
-from models.controllers.policy import PolicyConfig, make_glance, mlp
+from models.controllers.policy import PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
-from models.layers.multi_categorical import Choices
-from models.tokenizers.tokenizer import Latents, Tokenizer
+from models.layers.multi_categorical import MultiCategorical
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 from models.world import World
 
 
 @dataclass(frozen=True)
-class GoalCodesConfig:
-    glance: PolicyConfig = field(default_factory=PolicyConfig)
+class DiscreteGoalPolicyConfig:
+    encoder: PolicyConfig = field(default_factory=PolicyConfig)
     """How latents are looked at, and the width of the layers behind."""
     steps: int = 8
     """Steps to a goal in training."""
-    proposals: int = 4
+    num_samples: int = 4
     """Ways that are imagined from each start."""
-    hindsight: float = 0.5
+    her_weight: float = 0.5
     """Weight of the answers that imagined ways are to their own ends."""
     recorded: float = 1.0
     """Weight of cloning what was recorded on the way to the goal."""
     entropy: float = 3e-3
 
 
-class GoalCodes(nn.Module):
+class DiscreteGoalPolicy(nn.Module):
     """State and goal to a distribution over codes."""
 
-    def __init__(self, config: GoalCodesConfig, latents: Latents, actions: ActionSpec) -> None:
+    def __init__(self, config: DiscreteGoalPolicyConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
         if not actions.factors:
             raise ValueError(
@@ -52,29 +52,29 @@ class GoalCodes(nn.Module):
             )
         self.config, self.actions = config, actions
         self.horizon = config.steps
-        self.legs = self.leg = 1
-        self.glance = make_glance(config.glance, latents)
-        width = 2 * self.glance.width
+        self.legs = self.action_block = 1
+        self.encoder = make_encoder(config.encoder, latents)
+        dim = 2 * self.encoder.width
         self.head = nn.Sequential(
-            nn.Dropout(config.glance.dropout),
-            mlp(width, config.glance.hidden, sum(actions.factor_sizes)),
+            nn.Dropout(config.encoder.dropout),
+            mlp(dim, config.encoder.hidden, sum(actions.factor_sizes)),
         )
 
-    def adopt(self, tokenizer: Tokenizer) -> None:
-        self.glance.adopt(tokenizer)
+    def load_codebook(self, tokenizer: Tokenizer) -> None:
+        self.encoder.load_codebook(tokenizer)
 
-    def distribution(self, latents: Tensor, goal: Tensor) -> Choices:
+    def distribution(self, latents: Tensor, goal: Tensor) -> MultiCategorical:
         """latents, goal (B, N) -> a distribution over codes, (B,)."""
-        seen = torch.cat([self.glance(latents), self.glance(goal)], dim=-1)
-        return Choices(self.head(seen).float(), self.actions)
+        features = torch.cat([self.encoder(latents), self.encoder(goal)], dim=-1)
+        return MultiCategorical(self.head(features).float(), self.actions)
 
-    def to_goal(
-        self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None = None
+    def plan(
+        self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None = None
     ) -> Plan:
         """Give a plan of one step: the likeliest code. Its cost is minus its log-probability."""
-        chosen = self.distribution(state.latents, goal)
-        code = chosen.mode
-        return Plan(code[:, None], code[:, None, None], -chosen.log_prob(code))
+        dist = self.distribution(state.latents, goal)
+        code = dist.mode
+        return Plan(code[:, None], code[:, None, None], -dist.log_prob(code))
 
     def loss(self, world: World, latents: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """latents (B, T, N), codes of actions (B, T).
@@ -84,39 +84,39 @@ class GoalCodes(nn.Module):
         start = latents.shape[1] - 1 - self.horizon
         goal = latents[:, -1]
         state = world.dynamics.start(latents[:, : start + 1], actions[:, :start])
-        ways = state.repeat(self.config.proposals)
-        wanted = goal.repeat_interleave(self.config.proposals, 0)
-        seen, taken = [], []
+        rollouts = state.repeat(self.config.num_samples)
+        goals = goal.repeat_interleave(self.config.num_samples, 0)
+        rollout_latents, rollout_actions = [], []
         with torch.no_grad():
             for _ in range(self.horizon):
-                action = self.distribution(ways.latents, wanted).sample()
-                seen.append(ways.latents)
-                taken.append(action)
-                ways = world.dynamics.step(ways, action)
-            stayed = self._apart(world, state.latents, goal).mean().clamp(min=1e-6)
-            left = self._apart(world, ways.latents, wanted) / stayed
-            left = left.view(-1, self.config.proposals)  # (B, K)
-            others = (left.sum(1, keepdim=True) - left) / max(1, self.config.proposals - 1)
-            advantage = (others - left).flatten()
+                action = self.distribution(rollouts.latents, goals).sample()
+                rollout_latents.append(rollouts.latents)
+                rollout_actions.append(action)
+                rollouts = world.dynamics.step(rollouts, action)
+            initial_distance = self._latent_mse(world, state.latents, goal).mean().clamp(min=1e-6)
+            final_distance = self._latent_mse(world, rollouts.latents, goals) / initial_distance
+            final_distance = final_distance.view(-1, self.config.num_samples)  # (B, K)
+            baseline = (final_distance.sum(1, keepdim=True) - final_distance) / max(1, self.config.num_samples - 1)
+            advantage = (baseline - final_distance).flatten()
             advantage = advantage / advantage.std().clamp(min=1e-3)
-        rows, done = torch.cat(seen), torch.cat(taken)
-        chosen = self.distribution(rows, torch.cat([wanted] * self.horizon))
-        entropy = chosen.entropy().mean()
-        worth = (chosen.log_prob(done) * advantage.repeat(self.horizon)).mean()
-        ended = self.distribution(rows, torch.cat([ways.latents] * self.horizon))
-        shown = latents[:, start:-1].flatten(0, 1)
-        towards = self.distribution(shown, goal.repeat_interleave(self.horizon, 0))
-        recorded = -towards.log_prob(actions[:, start:-1].flatten()).mean()
+        visited, sampled_actions = torch.cat(rollout_latents), torch.cat(rollout_actions)
+        dist = self.distribution(visited, torch.cat([goals] * self.horizon))
+        entropy = dist.entropy().mean()
+        policy_gain = (dist.log_prob(sampled_actions) * advantage.repeat(self.horizon)).mean()
+        her_dist = self.distribution(visited, torch.cat([rollouts.latents] * self.horizon))
+        demo_latents = latents[:, start:-1].flatten(0, 1)
+        bc_dist = self.distribution(demo_latents, goal.repeat_interleave(self.horizon, 0))
+        bc_loss = -bc_dist.log_prob(actions[:, start:-1].flatten()).mean()
         return {
-            "actor": -worth - self.config.entropy * entropy,
-            "hindsight": -self.config.hindsight * ended.log_prob(done).mean(),
-            "recorded": self.config.recorded * recorded,
+            "actor": -policy_gain - self.config.entropy * entropy,
+            "hindsight": -self.config.her_weight * her_dist.log_prob(sampled_actions).mean(),
+            "recorded": self.config.recorded * bc_loss,
             "entropy": entropy.detach(),
-            "left": left.mean(),
+            "left": final_distance.mean(),
         }
 
     @staticmethod
-    def _apart(world: World, latents: Tensor, goal: Tensor) -> Tensor:
+    def _latent_mse(world: World, latents: Tensor, goal: Tensor) -> Tensor:
         """Mean squared distance of two frames' latents: (B,)."""
-        apart = world.vectors(latents) - world.vectors(goal)
-        return apart.float().square().flatten(1).mean(1)
+        difference = world.vectors(latents) - world.vectors(goal)
+        return difference.float().square().flatten(1).mean(1)

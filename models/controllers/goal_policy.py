@@ -18,32 +18,32 @@ import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
-from models.controllers.planner import Plan, along
-from models.controllers.policy import PolicyConfig, make_glance, mlp
+from models.controllers.planner import Plan, interpolate
+from models.controllers.policy import PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
-from models.layers.embeddings import fourier
-from models.tokenizers.tokenizer import Latents, Tokenizer
+from models.layers.embeddings import fourier_features
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 from models.world import World
 
 
 @dataclass(frozen=True)
 class GoalPolicyConfig:
-    glance: PolicyConfig = field(default_factory=lambda: PolicyConfig(hidden=512))
+    encoder: PolicyConfig = field(default_factory=lambda: PolicyConfig(hidden=512))
     """How latents of many patches are looked at, and the width of the layers behind."""
-    leg: int = 5
+    action_block: int = 5
     """Actions of a leg, which the action moves through evenly."""
     legs: int = 6
     """Legs that are imagined in training."""
-    ahead: int = 40
+    max_goal_offset: int = 40
     """Actions from a start to the farthest goal in training."""
     reach: float = 0.2
     """Length of a leg that costs `effort`, where an action spans 2; none is over three times it."""
-    early: float = 0.1
+    early_weight: float = 0.1
     """Weight of the distance before the recording was at the goal, beside 1 from then on."""
     recorded: float = 0.02
     """Weight of answering as recorded, in squares of `spread`."""
     spread: float = 0.1
-    effort: float = 0.0125
+    control_penalty: float = 0.0125
     """Cost of legs of length `reach`, beside 1 for staying as far from the goal as before: what
     lies far from the recordings is imagined wrongly."""
 
@@ -57,65 +57,65 @@ class GoalPolicy(nn.Module):
     is a small difference of large numbers, too.
     """
 
-    WAVES = (2.0, 1.0, 0.5)
+    WAVELENGTHS = (2.0, 1.0, 0.5)
     """Wavelengths, where the picture spans 2."""
-    waves: Tensor
+    wavelengths: Tensor
 
-    def __init__(self, config: GoalPolicyConfig, latents: Latents, actions: ActionSpec) -> None:
+    def __init__(self, config: GoalPolicyConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
         if latents.kind != "continuous" or actions.kind != "continuous":
             raise ValueError(
                 "a controller for goals learns by gradients through imagination, which codes do "
                 "not carry; use a world of continuous latents and actions (--preset goals)"
             )
-        if config.ahead < config.leg:
+        if config.max_goal_offset < config.action_block:
             raise ValueError(
-                f"goals {config.ahead} actions ahead are nearer than a leg of {config.leg}; give "
+                f"goals {config.max_goal_offset} actions ahead are nearer than a leg of {config.action_block}; give "
                 f"--goals.ahead at least --goals.leg"
             )
         self.config, self.latents, self.actions = config, latents, actions
-        self.legs, self.leg = 1, config.leg
-        self.horizon = config.ahead
-        self.glance = make_glance(config.glance, latents)
-        given = 3 * self.glance.width + actions.size
-        self.pointing = latents.places and actions.pointer
-        if self.pointing:
-            given += 2 * self.glance.width * 2 * len(self.WAVES)
-        waves = torch.tensor(self.WAVES)
-        self.register_buffer("waves", waves, persistent=False)
-        self.net = mlp(given, config.glance.hidden, actions.size, layers=3)
+        self.legs, self.action_block = 1, config.action_block
+        self.horizon = config.max_goal_offset
+        self.encoder = make_encoder(config.encoder, latents)
+        input_dim = 3 * self.encoder.width + actions.size
+        self.sees_pointer_offsets = latents.places and actions.pointer
+        if self.sees_pointer_offsets:
+            input_dim += 2 * self.encoder.width * 2 * len(self.WAVELENGTHS)
+        wavelengths = torch.tensor(self.WAVELENGTHS)
+        self.register_buffer("waves", wavelengths, persistent=False)
+        self.net = mlp(input_dim, config.encoder.hidden, actions.size, num_layers=3)
 
-    def adopt(self, tokenizer: Tokenizer) -> None:
-        self.glance.adopt(tokenizer)
+    def load_codebook(self, tokenizer: Tokenizer) -> None:
+        self.encoder.load_codebook(tokenizer)
 
-    def forward(self, latents: Tensor, goal: Tensor, last: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, goal: Tensor, last_action: Tensor) -> Tensor:
         """latents, goal (B, P, D), the normalised action before (B, A) -> the end of the next leg,
         (B, A) in [-1, 1]."""
-        seen, wanted = self.glance(latents), self.glance(goal)
+        state_features, goal_features = self.encoder(latents), self.encoder(goal)
         # the last of the way is a small difference of large numbers
-        given = [seen, wanted, 3 * (wanted - seen), last.to(seen.dtype)]
-        if self.pointing:
-            given += [self._from_hand(seen, last), self._from_hand(wanted, last)]
-        step = 3 * self.config.reach * torch.tanh(self.net(torch.cat(given, dim=-1)).float())
-        return (last + step).clamp(-1, 1)
+        inputs = [state_features, goal_features, 3 * (goal_features - state_features), last_action.to(state_features.dtype)]
+        if self.sees_pointer_offsets:
+            inputs += [self._pointer_offsets(state_features, last_action), self._pointer_offsets(goal_features, last_action)]
+        delta = 3 * self.config.reach * torch.tanh(self.net(torch.cat(inputs, dim=-1)).float())
+        return (last_action + delta).clamp(-1, 1)
 
-    def _from_hand(self, places: Tensor, last: Tensor) -> Tensor:
+    def _pointer_offsets(self, keypoints: Tensor, last_action: Tensor) -> Tensor:
         """(B, D), (B, A) -> (B, D * 2 * F)."""
-        apart = places.float().unflatten(-1, (-1, last.shape[-1])) - last.float()[:, None]
-        return fourier(apart.flatten(1), self.waves).to(places.dtype)
+        offsets = keypoints.float().unflatten(-1, (-1, last_action.shape[-1])) - last_action.float()[:, None]
+        return fourier_features(offsets.flatten(1), self.wavelengths).to(keypoints.dtype)
 
-    def to_goal(
-        self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None = None
+    def plan(
+        self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None = None
     ) -> Plan:
         """As `Planner.to_goal`: a way of one leg, which needs none to start from. It is not judged:
         its cost is 0."""
-        if last is None:
-            last = torch.zeros(len(state), self.actions.size, device=goal.device)
+        if last_action is None:
+            last_action = torch.zeros(len(state), self.actions.size, device=goal.device)
         else:
-            last = self.actions.normalize(last.to(goal.device))
-        way = torch.stack([last, self(state.latents, goal, last)], dim=1)
-        cost = torch.zeros(len(way), device=way.device)
-        return Plan(self.actions.denormalize(along(way, self.leg)), way, cost)
+            last_action = self.actions.normalize(last_action.to(goal.device))
+        knots = torch.stack([last_action, self(state.latents, goal, last_action)], dim=1)
+        cost = torch.zeros(len(knots), device=knots.device)
+        return Plan(self.actions.denormalize(interpolate(knots, self.action_block)), knots, cost)
 
     def loss(self, world: World, latents: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Imagine the way from a frame of a clip towards a later one.
@@ -124,35 +124,35 @@ class GoalPolicy(nn.Module):
         before the start is its history.
         """
         config = self.config
-        count, device = len(latents), latents.device
-        past = latents.shape[1] - 1 - self.horizon
-        ahead = torch.randint(self.leg, self.horizon + 1, (count,), device=device)
-        room = self.horizon - ahead + 1
-        start = past + (torch.rand(count, device=device) * room).long()
-        rows = torch.arange(count, device=device)
-        before = rows[:, None], start[:, None] + torch.arange(-past, 1, device=device)
-        state = world.dynamics.start(latents[before], actions[before][:, :-1])
-        goal, last = latents[rows, start + ahead], actions[rows, start - 1]
-        stayed = (state.latents - goal).float().square().mean().clamp(min=1e-8)
+        batch_size, device = len(latents), latents.device
+        history = latents.shape[1] - 1 - self.horizon
+        goal_offset = torch.randint(self.action_block, self.horizon + 1, (batch_size,), device=device)
+        num_starts = self.horizon - goal_offset + 1
+        start = history + (torch.rand(batch_size, device=device) * num_starts).long()
+        rows = torch.arange(batch_size, device=device)
+        history_index = rows[:, None], start[:, None] + torch.arange(-history, 1, device=device)
+        state = world.dynamics.start(latents[history_index], actions[history_index][:, :-1])
+        goal, last_action = latents[rows, start + goal_offset], actions[rows, start - 1]
+        initial_distance = (state.latents - goal).float().square().mean().clamp(min=1e-8)
 
-        left, effort, answers = [], [], []
+        relative_distances, penalties, knots = [], [], []
         for _ in range(config.legs):
-            end = self(state.latents, goal, last)
-            state = world.dynamics.rollout(state, along(torch.stack([last, end], 1), self.leg))
-            left.append((state.latents - goal).float().square().flatten(1).mean(1) / stayed)
-            effort.append(((end - last) / config.reach).square().mean(1))
-            answers.append(end)
-            last = end
+            knot = self(state.latents, goal, last_action)
+            state = world.dynamics.rollout(state, interpolate(torch.stack([last_action, knot], 1), self.action_block))
+            relative_distances.append((state.latents - goal).float().square().flatten(1).mean(1) / initial_distance)
+            penalties.append(((knot - last_action) / config.reach).square().mean(1))
+            knots.append(knot)
+            last_action = knot
         # the root of the distance: the last of the way, which decides, counts as much as the first
-        squared = torch.stack(left, 1)
-        distance = (squared + 1e-5) ** 0.25
-        arrived = self.leg * torch.arange(1, config.legs + 1, device=device)
-        weight = torch.where(arrived >= ahead[:, None], 1.0, config.early)
-        weight = weight / weight.sum(1, keepdim=True)
-        shown = actions[rows, start + self.leg - 1]
+        relative_mse = torch.stack(relative_distances, 1)
+        distance = (relative_mse + 1e-5) ** 0.25
+        arrival = self.action_block * torch.arange(1, config.legs + 1, device=device)
+        weights = torch.where(arrival >= goal_offset[:, None], 1.0, config.early_weight)
+        weights = weights / weights.sum(1, keepdim=True)
+        demo_knot = actions[rows, start + self.action_block - 1]
         return {
-            "distance": (weight * distance).sum(1).mean(),
-            "effort": config.effort * torch.stack(effort).mean(),
-            "recorded": config.recorded * ((answers[0] - shown) / config.spread).square().mean(),
-            "left": (squared[:, -1].detach() + 1e-4).sqrt().mean(),
+            "distance": (weights * distance).sum(1).mean(),
+            "effort": config.control_penalty * torch.stack(penalties).mean(),
+            "recorded": config.recorded * ((knots[0] - demo_knot) / config.spread).square().mean(),
+            "left": (relative_mse[:, -1].detach() + 1e-4).sqrt().mean(),
         }

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from models.config import start_at_one
+from models.config import check_positive
 from models.dynamics.dynamics import State
 from models.world import World
 
@@ -28,41 +28,41 @@ Search = Callable[..., tuple[Tensor, Tensor]]
 @dataclass(frozen=True)
 class PlannerConfig:
     method: Literal["cem", "mppi", "gradient", "shooting"] = "cem"
-    samples: int = 300
+    num_samples: int = 300
     """Candidates of an iteration."""
     iterations: int = 30
-    revisions: int = 5
+    warm_start_iterations: int = 5
     """Iterations of a search that starts from a way: a guide's, or what is left of a plan."""
     best: int = 30
     """Candidates that the next iteration is drawn around (CEM)."""
     legs: int = 5
-    leg: int = 5
+    action_block: int = 5
     """Actions of a leg."""
     reach: float = 0.2
     """Standard deviation of a leg's length at first; an action spans 2."""
-    detour: float = 0.2
+    prior_noise_std: float = 0.2
     """Standard deviation of what is added to a guide's answers on the first legs of its ways."""
     detours: int = 3
     """Legs of a way that are changed so, at most."""
-    near: float = 0.05
+    warm_start_std: float = 0.05
     """Standard deviation around the best of a guide's ways, at first."""
-    least: float = 0.01
+    min_std: float = 0.01
     """Standard deviation below which the search is not narrowed."""
     temperature: float = 0.1
     """Of MPPI's weights, in standard deviations of the candidates' costs."""
     learning_rate: float = 0.05
     """Of gradient descent."""
-    candidates: int = 8192
+    max_parallel: int = 8192
     """Candidates that are imagined at once; the plan does not depend on it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = ("samples", "iterations", "revisions", "best", "legs", "leg", "detours")
-        start_at_one(self, "--planner.", *counts)
+        positive = ("samples", "iterations", "revisions", "best", "legs", "leg", "detours")
+        check_positive(self, "--planner.", *positive)
 
-    def guided(self, leg: int, steps: int) -> PlannerConfig:
+    def with_action_block(self, action_block: int, num_actions: int) -> PlannerConfig:
         """The same with a guide's legs of `leg` actions, as many as `steps` actions take."""
-        return replace(self, leg=leg, legs=-(-steps // leg))
+        return replace(self, action_block=action_block, legs=-(-num_actions // action_block))
 
 
 @dataclass
@@ -75,29 +75,29 @@ class Plan:
     """(B,)"""
 
 
-class ToGoal(Protocol):
+class GoalPlanner(Protocol):
     """Finds ways to goals: a planner, or a controller that answers at once."""
 
     legs: int
-    leg: int
+    action_block: int
 
-    def to_goal(self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None) -> Plan:
+    def plan(self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None) -> Plan:
         """As `Planner.to_goal`."""
         ...
 
 
-class Guide(Protocol):
+class PolicyPrior(Protocol):
     """Says at once where the next leg should end."""
 
-    leg: int
+    action_block: int
 
-    def __call__(self, latents: Tensor, goal: Tensor, last: Tensor) -> Tensor:
+    def __call__(self, latents: Tensor, goal: Tensor, last_action: Tensor) -> Tensor:
         """latents, goal (B, P, D), the action before (B, A) -> (B, A); actions in [-1, 1]."""
         ...
 
 
 @dataclass
-class Draws:
+class Noise:
     """All that is drawn in a search, before it begins: nothing in it asks for chance."""
 
     steps: list[Tensor]
@@ -123,21 +123,21 @@ class Planner:
         self,
         config: PlannerConfig,
         world: World,
-        record: Callable[[Search], Search] | None = None,
-        guide: Guide | None = None,
+        capture: Callable[[Search], Search] | None = None,
+        policy_prior: PolicyPrior | None = None,
     ) -> None:
-        if guide is not None and guide.leg != config.leg:
+        if policy_prior is not None and policy_prior.action_block != config.action_block:
             raise ValueError(
-                f"a plan of legs of {config.leg} actions cannot begin from ways of legs of "
-                f"{guide.leg}; give --planner.leg {guide.leg}"
+                f"a plan of legs of {config.action_block} actions cannot begin from ways of legs of "
+                f"{policy_prior.action_block}; give --planner.leg {policy_prior.action_block}"
             )
         if world.actions.kind != "continuous":
             raise ValueError("planning moves actions evenly, which codes of actions cannot be")
-        self.config, self.world, self.guide = config, world, guide
-        self.legs, self.leg = config.legs, config.leg
-        self._searched: Search = self._search if record is None else record(self._search)
+        self.config, self.world, self.policy_prior = config, world, policy_prior
+        self.legs, self.action_block = config.legs, config.action_block
+        self._search_fn: Search = self._search if capture is None else capture(self._search)
 
-    def to_goal(self, state: State, goal: Tensor, last: Tensor | None, ends: Tensor | None) -> Plan:
+    def plan(self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None) -> Plan:
         """Plan towards latents, (B, N) codes or (B, P, D).
 
         last: (B, A), the action before, in the environment's units, where the way begins.
@@ -145,182 +145,182 @@ class Planner:
         legs are as many as are planned.
         """
         config, spec = self.config, self.world.actions
-        first = None if last is None else spec.normalize(last.to(self.world.device))
+        first_knot = None if last_action is None else spec.normalize(last_action.to(self.world.device))
         # one draw for all worlds: what is planned in one does not depend on its neighbours
-        guided = self.guide is not None
-        legs = config.legs if ends is None else ends.shape[1] - 1
-        draws = self._draw(legs, guided or ends is not None, guided)
-        share = max(1, config.candidates // config.samples)
-        given = (self.world.vectors(goal), first, ends)
-        found = []
-        for part in torch.arange(len(state), device=self.world.device).split(share):
-            own = [None if t is None else t[part] for t in given]
-            found.append(self._searched(state.select(part), *own, draws))
-        best, least = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return Plan(spec.denormalize(along(best, config.leg)), best, least)
+        with_prior = self.policy_prior is not None
+        horizon = config.legs if warm_start is None else warm_start.shape[1] - 1
+        noise = self._sample_noise(horizon, with_prior or warm_start is not None, with_prior)
+        chunk_size = max(1, config.max_parallel // config.num_samples)
+        inputs = (self.world.vectors(goal), first_knot, warm_start)
+        results = []
+        for rows in torch.arange(len(state), device=self.world.device).split(chunk_size):
+            row_inputs = [None if t is None else t[rows] for t in inputs]
+            results.append(self._search_fn(state.select(rows), *row_inputs, noise))
+        best, best_cost = (torch.cat(parts) for parts in zip(*results, strict=True))
+        return Plan(spec.denormalize(interpolate(best, config.action_block)), best, best_cost)
 
-    def _distance(self, end: State, target: Tensor) -> Tensor:
+    def _goal_mse(self, final_state: State, goal: Tensor) -> Tensor:
         """Of ends, M rows, each from its target, (M, ...): (M,)."""
-        return (self.world.vectors(end.latents) - target).square().flatten(1).mean(1)
+        return (self.world.vectors(final_state.latents) - goal).square().flatten(1).mean(1)
 
-    def _draw(self, legs: int, revises: bool, guided: bool) -> Draws:
+    def _sample_noise(self, horizon: int, warm_start: bool, with_prior: bool) -> Noise:
         config, size, device = self.config, self.world.actions.size, self.world.device
-        random = torch.Generator(device=device).manual_seed(config.seed)
-        steps, places = [], []
+        generator = torch.Generator(device=device).manual_seed(config.seed)
+        gaussian, init_knots = [], []
 
         def normal(rows: int) -> Tensor:
-            shape = (1, config.samples, rows, size)
-            return torch.randn(shape, generator=random, device=device)
+            shape = (1, config.num_samples, rows, size)
+            return torch.randn(shape, generator=generator, device=device)
 
-        for iteration in range(config.revisions if revises else config.iterations):
+        for iteration in range(config.warm_start_iterations if warm_start else config.iterations):
             if iteration == 0 or config.method == "shooting":
-                steps.append(normal(legs))
-                place = torch.rand((1, config.samples, 1, size), generator=random, device=device)
-                places.append(place * 2 - 1)
+                gaussian.append(normal(horizon))
+                uniform = torch.rand((1, config.num_samples, 1, size), generator=generator, device=device)
+                init_knots.append(uniform * 2 - 1)
             elif config.method != "gradient":
-                steps.append(normal(legs + 1))
-        if not guided:
-            return Draws(steps, places)
-        most = min(config.detours, legs)
-        until = torch.randint(1, most + 1, (config.samples, 1, 1), generator=random, device=device)
-        until[0] = 0  # the guide's own way
-        leg = torch.arange(legs, device=device)[:, None]
-        detours = torch.where(leg < until, config.detour * normal(legs)[0], 0.0)
-        return Draws(steps, places, detours)
+                gaussian.append(normal(horizon + 1))
+        if not with_prior:
+            return Noise(gaussian, init_knots)
+        max_blocks = min(config.detours, horizon)
+        num_noisy_blocks = torch.randint(1, max_blocks + 1, (config.num_samples, 1, 1), generator=generator, device=device)
+        num_noisy_blocks[0] = 0  # the guide's own way
+        block = torch.arange(horizon, device=device)[:, None]
+        prior_noise = torch.where(block < num_noisy_blocks, config.prior_noise_std * normal(horizon)[0], 0.0)
+        return Noise(gaussian, init_knots, prior_noise)
 
     def _search(
         self,
         state: State,
-        target: Tensor,
-        first: Tensor | None,
-        ends: Tensor | None,
-        draws: Draws,
+        goal: Tensor,
+        first_knot: Tensor | None,
+        warm_start: Tensor | None,
+        noise: Noise,
     ) -> tuple[Tensor, Tensor]:
         """Give the best way, (B, E, A), and what it costs, (B,); first: (B, A) in [-1, 1]."""
         config = self.config
-        many = state.repeat(config.samples)
-        targets = target.repeat_interleave(config.samples, dim=0)
+        states = state.repeat(config.num_samples)
+        goals = goal.repeat_interleave(config.num_samples, dim=0)
 
-        def judge(ways: Tensor) -> Tensor:
-            there = self.world.imagine(many, along(ways.flatten(0, 1), config.leg))
-            return self._distance(there, targets).view(len(state), config.samples)
+        def cost(ways: Tensor) -> Tensor:
+            there = self.world.imagine(states, interpolate(ways.flatten(0, 1), config.action_block))
+            return self._goal_mse(there, goals).view(len(state), config.num_samples)
 
-        reach = config.reach
-        if draws.detours is not None:
+        std = config.reach
+        if noise.detours is not None:
             with torch.no_grad():
-                ways, there = self._guided_ways(many, targets, first, draws.detours)
-                costs = self._distance(there, targets).view(len(state), -1)
-                guided, costs = _cheapest(ways, costs)
-                if ends is not None:
-                    there = self.world.imagine(state, along(ends, config.leg))
-                    known = self._distance(there, target)
-                    guided = torch.where((known < costs)[:, None, None], ends, guided)
-            ends, reach = guided, config.near
-        ways = self._first_ways(len(state), first, ends, draws.steps[0], draws.places[0], reach)
-        best, least = ways[:, 0], torch.full((len(state),), torch.inf, device=ways.device)
-        iterations = config.iterations if ends is None else config.revisions
-        for iteration in range(iterations):
-            following = None
+                candidates, final_state = self._prior_rollouts(states, goals, first_knot, noise.detours)
+                costs = self._goal_mse(final_state, goals).view(len(state), -1)
+                prior_knots, costs = _select_best(candidates, costs)
+                if warm_start is not None:
+                    final_state = self.world.imagine(state, interpolate(warm_start, config.action_block))
+                    warm_start_cost = self._goal_mse(final_state, goal)
+                    prior_knots = torch.where((warm_start_cost < costs)[:, None, None], warm_start, prior_knots)
+            warm_start, std = prior_knots, config.warm_start_std
+        candidates = self._init_candidates(len(state), first_knot, warm_start, noise.steps[0], noise.places[0], std)
+        best, best_cost = candidates[:, 0], torch.full((len(state),), torch.inf, device=candidates.device)
+        num_iterations = config.iterations if warm_start is None else config.warm_start_iterations
+        for iteration in range(num_iterations):
+            next_candidates = None
             if config.method == "gradient":
-                following, costs = self._downhill(ways, judge, first)
+                next_candidates, costs = self._gradient_step(candidates, cost, first_knot)
             else:
                 with torch.no_grad():
-                    costs = judge(ways)
-            taken, found = _cheapest(ways, costs)
-            best = torch.where((found < least)[:, None, None], taken, best)
-            least = torch.minimum(found, least)
-            if following is not None:
-                ways = following
-            elif iteration + 1 < iterations:
-                steps = draws.steps[iteration + 1]
+                    costs = cost(candidates)
+            iteration_best, iteration_cost = _select_best(candidates, costs)
+            best = torch.where((iteration_cost < best_cost)[:, None, None], iteration_best, best)
+            best_cost = torch.minimum(iteration_cost, best_cost)
+            if next_candidates is not None:
+                candidates = next_candidates
+            elif iteration + 1 < num_iterations:
+                gaussian = noise.steps[iteration + 1]
                 if config.method == "shooting":
-                    places = draws.places[iteration + 1]
-                    ways = self._first_ways(len(ways), first, ends, steps, places, reach)
+                    init_knots = noise.places[iteration + 1]
+                    candidates = self._init_candidates(len(candidates), first_knot, warm_start, gaussian, init_knots, std)
                 else:
-                    ways = self._next_ways(ways, costs, best, first, steps)
-        return best, least
+                    candidates = self._resample(candidates, costs, best, first_knot, gaussian)
+        return best, best_cost
 
-    def _guided_ways(
-        self, many: State, targets: Tensor, first: Tensor | None, detours: Tensor
+    def _prior_rollouts(
+        self, states: State, goals: Tensor, first_knot: Tensor | None, noise: Tensor
     ) -> tuple[Tensor, State]:
         """Let the guide go, N rows for each of B worlds: its ways, (B, N, E, A), and their ends."""
-        assert self.guide is not None
-        samples, size = len(detours), detours.shape[-1]
-        count = len(many) // samples
-        start = torch.zeros(count, size, device=detours.device) if first is None else first
-        last = start.repeat_interleave(samples, dim=0)
-        way = [last]
-        for astray in detours.repeat(count, 1, 1).unbind(1):
-            end = (self.guide(many.latents, targets, last) + astray).clamp(-1, 1)
-            many = self.world.imagine(many, along(torch.stack([last, end], 1), self.leg))
-            way.append(end)
-            last = end
-        return torch.stack(way, 1).unflatten(0, (count, samples)), many
+        assert self.policy_prior is not None
+        num_samples, size = len(noise), noise.shape[-1]
+        num_worlds = len(states) // num_samples
+        start = torch.zeros(num_worlds, size, device=noise.device) if first_knot is None else first_knot
+        last_action = start.repeat_interleave(num_samples, dim=0)
+        knots = [last_action]
+        for block_noise in noise.repeat(num_worlds, 1, 1).unbind(1):
+            knot = (self.policy_prior(states.latents, goals, last_action) + block_noise).clamp(-1, 1)
+            states = self.world.imagine(states, interpolate(torch.stack([last_action, knot], 1), self.action_block))
+            knots.append(knot)
+            last_action = knot
+        return torch.stack(knots, 1).unflatten(0, (num_worlds, num_samples)), states
 
-    def _first_ways(
+    def _init_candidates(
         self,
-        count: int,
-        first: Tensor | None,
-        ends: Tensor | None,
-        steps: Tensor,
-        places: Tensor,
-        reach: float,
+        num_worlds: int,
+        first_knot: Tensor | None,
+        warm_start: Tensor | None,
+        noise: Tensor,
+        init_knots: Tensor,
+        std: float,
     ) -> Tensor:
         """Walks from where the hand is, or from anywhere: (B, N, E, A)."""
-        steps = reach * steps
-        start = places.expand(count, -1, -1, -1)
-        if first is not None:
-            start = first[:, None, None].expand_as(start)
-        if ends is None:
-            return self._inside(torch.cat([start, start + steps.cumsum(2)], dim=2), first)
-        near = torch.cat([start, ends[:, None, 1:] + steps], dim=2)
-        return self._inside(torch.cat([ends[:, None], near[:, 1:]], dim=1), first)
+        noise = std * noise
+        start = init_knots.expand(num_worlds, -1, -1, -1)
+        if first_knot is not None:
+            start = first_knot[:, None, None].expand_as(start)
+        if warm_start is None:
+            return self._clamp(torch.cat([start, start + noise.cumsum(2)], dim=2), first_knot)
+        sampled = torch.cat([start, warm_start[:, None, 1:] + noise], dim=2)
+        return self._clamp(torch.cat([warm_start[:, None], sampled[:, 1:]], dim=1), first_knot)
 
-    def _next_ways(
-        self, ways: Tensor, costs: Tensor, best: Tensor, first: Tensor | None, noise: Tensor
+    def _resample(
+        self, candidates: Tensor, costs: Tensor, best: Tensor, first_knot: Tensor | None, noise: Tensor
     ) -> Tensor:
         """Draw around the best ways (CEM), or around all by how good they are (MPPI)."""
         config = self.config
         if config.method == "cem":
-            order = costs.argsort(1)[:, : config.best]
-            weight = torch.zeros_like(costs).scatter(1, order, 1 / order.shape[1])
+            elites = costs.argsort(1)[:, : config.best]
+            weights = torch.zeros_like(costs).scatter(1, elites, 1 / elites.shape[1])
         else:
-            spread = costs.std(1, keepdim=True).clamp(min=1e-8)
-            weight = torch.softmax(-costs / (config.temperature * spread), dim=1)
-        weight = weight[..., None, None]
-        mean = (weight * ways).sum(1, keepdim=True)
-        deviation = (weight * (ways - mean).square()).sum(1, keepdim=True).sqrt()
-        drawn = mean + deviation.clamp(min=config.least) * noise
-        return self._inside(torch.cat([best[:, None], drawn[:, 1:]], dim=1), first)
+            cost_std = costs.std(1, keepdim=True).clamp(min=1e-8)
+            weights = torch.softmax(-costs / (config.temperature * cost_std), dim=1)
+        weights = weights[..., None, None]
+        mean = (weights * candidates).sum(1, keepdim=True)
+        std = (weights * (candidates - mean).square()).sum(1, keepdim=True).sqrt()
+        sampled = mean + std.clamp(min=config.min_std) * noise
+        return self._clamp(torch.cat([best[:, None], sampled[:, 1:]], dim=1), first_knot)
 
-    def _downhill(
-        self, ways: Tensor, judge: Callable[[Tensor], Tensor], first: Tensor | None
+    def _gradient_step(
+        self, candidates: Tensor, cost: Callable[[Tensor], Tensor], first_knot: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Move every candidate along its own gradient; the costs are those before the move."""
         with torch.enable_grad():
-            moved = ways.detach().requires_grad_()
-            costs = judge(moved)
-            (slope,) = torch.autograd.grad(costs.sum(), moved)
-        size = slope.flatten(2).norm(dim=2)[..., None, None].clamp(min=1e-8)
+            leaf = candidates.detach().requires_grad_()
+            costs = cost(leaf)
+            (gradient,) = torch.autograd.grad(costs.sum(), leaf)
+        norm = gradient.flatten(2).norm(dim=2)[..., None, None].clamp(min=1e-8)
         # a slope of unit length: far from the goal the distance is flat, near it steep
-        step = self.config.learning_rate * slope / size * slope[0, 0].numel() ** 0.5
-        return self._inside(ways - step, first), costs.detach()
+        step = self.config.learning_rate * gradient / norm * gradient[0, 0].numel() ** 0.5
+        return self._clamp(candidates - step, first_knot), costs.detach()
 
-    def _inside(self, ways: Tensor, first: Tensor | None) -> Tensor:
-        ways = ways.clamp(-1, 1)
-        if first is not None:
-            ways = torch.cat([first[:, None, None].expand_as(ways[:, :, :1]), ways[:, :, 1:]], 2)
-        return ways
+    def _clamp(self, candidates: Tensor, first_knot: Tensor | None) -> Tensor:
+        candidates = candidates.clamp(-1, 1)
+        if first_knot is not None:
+            candidates = torch.cat([first_knot[:, None, None].expand_as(candidates[:, :, :1]), candidates[:, :, 1:]], 2)
+        return candidates
 
 
-def along(ends: Tensor, leg: int) -> Tensor:
+def interpolate(knots: Tensor, action_block: int) -> Tensor:
     """Go evenly from end to end: (..., E, A) -> the actions, (..., (E - 1) * leg, A)."""
-    share = torch.arange(1, leg + 1, device=ends.device)[:, None] / leg
-    before, after = ends[..., :-1, None, :], ends[..., 1:, None, :]
-    return (before + (after - before) * share).flatten(-3, -2)
+    fraction = torch.arange(1, action_block + 1, device=knots.device)[:, None] / action_block
+    before, after = knots[..., :-1, None, :], knots[..., 1:, None, :]
+    return (before + (after - before) * fraction).flatten(-3, -2)
 
 
-def _cheapest(ways: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
+def _select_best(candidates: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
     """(B, N, E, A) and (B, N) -> the best way of each world, (B, E, A), and its cost, (B,)."""
-    least, chosen = costs.min(1)
-    return ways[torch.arange(len(ways), device=ways.device), chosen], least
+    min_cost, index = costs.min(1)
+    return candidates[torch.arange(len(candidates), device=candidates.device), index], min_cost

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from models.layers.compile_fn import Compiler
-from models.tokenizers.tokenizer import Latents, Tokenizer
+from models.layers.compile_fn import CompileFn
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 
 class Memory(Protocol):
@@ -22,18 +22,18 @@ class Memory(Protocol):
 
 
 @dataclass
-class Carry:
+class FrameResidual:
     """The last real frames, from which a World keeps what codes cannot tell (skip connections from
     the last true frame: Denton & Fergus, arXiv:1802.07687)."""
 
     frames: Tensor  # (B, T, 3, H, W) uint8
     latents: Tensor  # (B, T, N), theirs
-    still: Tensor  # (B, P), share of a patch's codes that have not changed since
-    lost: Tensor | None = None  # (B, 3, H, W) float, once somebody has looked
+    unchanged: Tensor  # (B, P), share of a patch's codes that have not changed since
+    residual: Tensor | None = None  # (B, 3, H, W) float, once somebody has looked
 
-    def select(self, index: Tensor) -> Carry:
-        lost = None if self.lost is None else self.lost[index]
-        return Carry(self.frames[index], self.latents[index], self.still[index], lost)
+    def select(self, index: Tensor) -> FrameResidual:
+        residual = None if self.residual is None else self.residual[index]
+        return FrameResidual(self.frames[index], self.latents[index], self.unchanged[index], residual)
 
 
 @dataclass
@@ -44,7 +44,7 @@ class State:
     reward: Tensor  # (B,) expected reward on arriving here; 0 at a start, or without a head
     continues: Tensor  # (B,) probability that it goes on; 1 at a start, or without a head
     memory: Memory
-    carry: Carry | None = None  # kept by a World that is looked at; dynamics knows nothing of it
+    frame_residual: FrameResidual | None = None  # kept by a World that is looked at; dynamics knows nothing of it
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -56,27 +56,27 @@ class State:
             self.reward[index],
             self.continues[index],
             self.memory.select(index),
-            self.carry.select(index) if self.carry else None,
+            self.frame_residual.select(index) if self.frame_residual else None,
         )
 
     def repeat(self, count: int) -> State:
         """Give every row `count` times in a row: N candidates from one state, without what is
         kept only to be looked at."""
         rows = torch.arange(len(self), device=self.latents.device)
-        return replace(self, carry=None).select(rows.repeat_interleave(count))
+        return replace(self, frame_residual=None).select(rows.repeat_interleave(count))
 
 
 @runtime_checkable
 class Dynamics(Protocol):
     """Latents and actions to the next latents. Actions are normalised: [-1, 1], or codes."""
 
-    latents: Latents
+    latents: LatentSpec
     actions: ActionSpec
     context: int
     """Frames that it can make use of."""
     has_rewards: bool
 
-    def adopt(self, tokenizer: Tokenizer) -> None:
+    def load_codebook(self, tokenizer: Tokenizer) -> None:
         """Take from the tokenizer, before training, what helps to read its latents."""
         ...
 
@@ -102,6 +102,6 @@ class Dynamics(Protocol):
         """Take in what one action has really led to: latents (B, N)."""
         ...
 
-    def compile_steps(self, compiler: Compiler) -> None:
+    def compile_steps(self, compile_fn: CompileFn) -> None:
         """Compile what a step takes, for the sizes it comes in and the weights that are there."""
         ...

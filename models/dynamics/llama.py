@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from data.actions import ActionSpec
 from kernels import linear_cross_entropy
 from models.dynamics.dynamics import State
-from models.layers.compile_fn import Compiler
+from models.layers.compile_fn import CompileFn
 from models.layers.embeddings import ActionEmbedding, PointerEmbedding
 from models.layers.heads import TwoHot
 from models.layers.sampling import Sampling
 from models.layers.transformer import Cache, Transformer, TransformerConfig
-from models.tokenizers.codes import CodeVectors, numbered
-from models.tokenizers.tokenizer import Latents, Tokenizer
+from models.tokenizers.codes import CodebookEmbedding, flat_ids
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LlamaConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     decoding: Literal["frame", "token"] = "frame"
     """A whole frame at once, or token by token."""
-    change_weight: float = 5.0
+    changed_token_weight: float = 5.0
     """Weight of a patch whose code changes, beside 1 for one that stays: most stay, and a model
     that copies would be right nearly everywhere."""
     imagined: float = 0.25
@@ -68,18 +68,18 @@ class LlamaMemory:
         cache = self.cache.select(index) if self.cache else None
         return LlamaMemory(cache, self.latents[index], self.actions[index], self.given)
 
-    def append(self, latents: Tensor, action: Tensor, given: bool, limit: int) -> LlamaMemory:
+    def append(self, latents: Tensor, action: Tensor, has_action: bool, max_blocks: int) -> LlamaMemory:
         """Add a block; with `limit` blocks waiting, what lies before them is forgotten."""
-        waiting = torch.cat([self.latents, latents[:, None]], dim=1)[:, -limit:]
-        actions = torch.cat([self.actions, action[:, None]], dim=1)[:, -limit:]
-        cache = None if len(self.given) + 1 >= limit else self.cache
-        return LlamaMemory(cache, waiting, actions, [*self.given, given][-limit:])
+        pending = torch.cat([self.latents, latents[:, None]], dim=1)[:, -max_blocks:]
+        actions = torch.cat([self.actions, action[:, None]], dim=1)[:, -max_blocks:]
+        cache = None if len(self.given) + 1 >= max_blocks else self.cache
+        return LlamaMemory(cache, pending, actions, [*self.given, has_action][-max_blocks:])
 
 
 class LlamaDynamics(nn.Module):
     """Predict the codes of the next frame."""
 
-    def __init__(self, config: LlamaConfig, latents: Latents, actions: ActionSpec) -> None:
+    def __init__(self, config: LlamaConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
         if latents.kind != "discrete":
             raise ValueError("this dynamics model predicts codes, but the tokenizer has none")
@@ -87,40 +87,40 @@ class LlamaDynamics(nn.Module):
         self.context = config.transformer.context
         self.has_rewards = config.rewards
         self.sampling = Sampling()
-        width = config.transformer.width
+        dim = config.transformer.width
 
-        self.vectors = CodeVectors(latents)
-        self.look = nn.Linear(latents.width, width)
-        self.name = nn.Embedding(latents.codebooks * latents.codes, width)
+        self.vectors = CodebookEmbedding(latents)
+        self.look = nn.Linear(latents.width, dim)
+        self.name = nn.Embedding(latents.codebooks * latents.codes, dim)
         nn.init.zeros_(self.name.weight)
-        self.place = nn.Parameter(0.02 * torch.randn(latents.patches, width))
-        self.action = ActionEmbedding(actions, width)
+        self.place = nn.Parameter(0.02 * torch.randn(latents.patches, dim))
+        self.action = ActionEmbedding(actions, dim)
         if config.decoding == "token":  # a first frame has no action that led to it
-            self.no_action = nn.Parameter(0.02 * torch.randn(width))
-        self.pointer = PointerEmbedding(latents.grid, width) if actions.pointer else None
+            self.no_action = nn.Parameter(0.02 * torch.randn(dim))
+        self.pointer = PointerEmbedding(latents.grid, dim) if actions.pointer else None
 
         rows, columns = latents.grid
-        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-        centre = places.mean(0, keepdim=True)
+        positions = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+        center = positions.mean(0, keepdim=True)
         self.transformer = Transformer(
             config.transformer,
-            places=torch.cat([centre, places]),
-            causal_inside=config.decoding == "token",
+            positions=torch.cat([center, positions]),
+            causal_within_frame=config.decoding == "token",
         )
-        books, codes, share = self.vectors.book.shape
-        self.head_look = nn.Parameter(torch.randn(books, share, width) / (3 * width) ** 0.5)
-        self.head_name = nn.Parameter(torch.zeros(books, codes, width))
-        self.head_bias = nn.Parameter(torch.zeros(books, codes))
-        self.stay = nn.Linear(width, books)
-        nn.init.zeros_(self.stay.weight)
-        nn.init.constant_(self.stay.bias, 6.0)  # nearly all of 256 codes' share
+        num_codebooks, codebook_size, code_dim = self.vectors.codebook.shape
+        self.code_head = nn.Parameter(torch.randn(num_codebooks, code_dim, dim) / (3 * dim) ** 0.5)
+        self.class_head = nn.Parameter(torch.zeros(num_codebooks, codebook_size, dim))
+        self.head_bias = nn.Parameter(torch.zeros(num_codebooks, codebook_size))
+        self.copy_logit = nn.Linear(dim, num_codebooks)
+        nn.init.zeros_(self.copy_logit.weight)
+        nn.init.constant_(self.copy_logit.bias, 6.0)  # nearly all of 256 codes' share
         if config.rewards:
-            self.reward = TwoHot(width)
-            self.goes_on = nn.Linear(width, 1)
+            self.reward = TwoHot(dim)
+            self.continue_head = nn.Linear(dim, 1)
 
-    def adopt(self, tokenizer: Tokenizer) -> None:
+    def load_codebook(self, tokenizer: Tokenizer) -> None:
         """Take over the vectors of the tokenizer's codes: they embed the codes, and stay fixed."""
-        self.vectors.adopt(tokenizer)
+        self.vectors.load_codebook(tokenizer)
 
     # -- training ---------------------------------------------------------------------------
 
@@ -133,52 +133,52 @@ class LlamaDynamics(nn.Module):
     ) -> dict[str, Tensor]:
         """Cross-entropy of the next codes, and of the heads where the data has them."""
         if self.config.decoding == "frame":
-            shown = self._show_own(latents[:, :-1], actions)
-            out = self._blocks(shown, actions[:, :-1], [True] * shown.shape[1])[0]
+            inputs = self._apply_scheduled_sampling(latents[:, :-1], actions)
+            out = self._blocks(inputs, actions[:, :-1], [True] * inputs.shape[1])[0]
             out, summary = out[:, :, 1:], out[:, :, 0]
         else:
-            leading = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, :-1]], dim=1)
-            given = [False] + [True] * (latents.shape[1] - 1)
-            out = self._blocks(latents, leading, given)[0]
-            shown, out, summary = latents[:, :-1], out[:, 1:, :-1], out[:, 1:, -1]
+            prev_actions = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, :-1]], dim=1)
+            has_action = [False] + [True] * (latents.shape[1] - 1)
+            out = self._blocks(latents, prev_actions, has_action)[0]
+            inputs, out, summary = latents[:, :-1], out[:, 1:, :-1], out[:, 1:, -1]
         target = latents[:, 1:]
-        entropy, likeliest = self._surprise(out, shown, target)
+        cross_entropy, predicted = self._cross_entropy(out, inputs, target)
         changed = latents[:, :-1] != target
-        weight = 1 + (self.config.change_weight - 1) * changed.float()
+        weights = 1 + (self.config.changed_token_weight - 1) * changed.float()
         with torch.no_grad():
             # sums under a mask: indexing by one would wait for the GPU
-            right = (likeliest == target) & changed
-            share = right.sum() / changed.sum().clamp(min=1)
+            correct = (predicted == target) & changed
+            changed_accuracy = correct.sum() / changed.sum().clamp(min=1)
         losses = {
             # a plain mean: processes and parts of a batch then add up to the whole
-            "codes": (entropy * weight).mean(),
-            "changed_right": share,
+            "codes": (cross_entropy * weights).mean(),
+            "changed_right": changed_accuracy,
         }
         if self.config.rewards and rewards is not None:
-            surprise = self.reward.loss(summary, rewards[:, 1:]).mean()
-            losses["reward"] = self.config.reward_weight * surprise
+            head_loss = self.reward.loss(summary, rewards[:, 1:]).mean()
+            losses["reward"] = self.config.reward_weight * head_loss
         if self.config.rewards and continues is not None:
-            logit = self.goes_on(summary)[..., 0].float()
-            surprise = nn.functional.binary_cross_entropy_with_logits(
+            logit = self.continue_head(summary)[..., 0].float()
+            head_loss = nn.functional.binary_cross_entropy_with_logits(
                 logit, continues[:, 1:].float()
             )
-            losses["continue"] = self.config.reward_weight * surprise
+            losses["continue"] = self.config.reward_weight * head_loss
         return losses
 
     @torch.no_grad()
-    def _show_own(self, shown: Tensor, actions: Tensor) -> Tensor:
+    def _apply_scheduled_sampling(self, latents: Tensor, actions: Tensor) -> Tensor:
         """In the first clips, replace the frames after a random one by predictions from those
         before them: (B, T, N)."""
-        rows = round(self.config.imagined * len(shown))
-        if not rows or shown.shape[1] == 1:
-            return shown
-        few, done = shown[:rows], actions[:rows, : shown.shape[1]]
-        out = self._blocks(few, done, [True] * few.shape[1])[0]
-        own = self._logits(out[:, :-1, 1:], few[:, :-1]).argmax(-1)
-        first = torch.randint(1, few.shape[1] + 1, (rows, 1, 1), device=few.device)
-        later = torch.arange(1, few.shape[1], device=few.device)[None, :, None] >= first
-        mixed = torch.cat([few[:, :1], torch.where(later, own, few[:, 1:])], dim=1)
-        return torch.cat([mixed, shown[rows:]])
+        num_rows = round(self.config.imagined * len(latents))
+        if not num_rows or latents.shape[1] == 1:
+            return latents
+        subset, subset_actions = latents[:num_rows], actions[:num_rows, : latents.shape[1]]
+        out = self._blocks(subset, subset_actions, [True] * subset.shape[1])[0]
+        predicted = self._logits(out[:, :-1, 1:], subset[:, :-1]).argmax(-1)
+        first_replaced = torch.randint(1, subset.shape[1] + 1, (num_rows, 1, 1), device=subset.device)
+        replaced = torch.arange(1, subset.shape[1], device=subset.device)[None, :, None] >= first_replaced
+        mixed = torch.cat([subset[:, :1], torch.where(replaced, predicted, subset[:, 1:])], dim=1)
+        return torch.cat([mixed, latents[num_rows:]])
 
     # -- imagination ------------------------------------------------------------------------
 
@@ -187,36 +187,36 @@ class LlamaDynamics(nn.Module):
         latents, actions = latents[:, -self.context :], actions[:, -(self.context - 1) :]
         if self.context == 1:
             actions = actions[:, :0]
-        rows = torch.ones(len(latents), device=latents.device)
+        ones = torch.ones(len(latents), device=latents.device)
         if self.config.decoding == "frame":
-            waiting, given = latents[:, :-1], [True] * (latents.shape[1] - 1)
+            pending, has_action = latents[:, :-1], [True] * (latents.shape[1] - 1)
         else:
-            waiting, given = latents, [False] + [True] * (latents.shape[1] - 1)
-            none = actions.new_zeros(len(latents), 1, *self.actions.shape)
-            actions = torch.cat([none, actions], dim=1)
-        return State(latents[:, -1], 0 * rows, rows, LlamaMemory(None, waiting, actions, given))
+            pending, has_action = latents, [False] + [True] * (latents.shape[1] - 1)
+            no_action = actions.new_zeros(len(latents), 1, *self.actions.shape)
+            actions = torch.cat([no_action, actions], dim=1)
+        return State(latents[:, -1], 0 * ones, ones, LlamaMemory(None, pending, actions, has_action))
 
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
         """latents: (B, N), what `action` has really led to."""
         memory = state.memory
         assert isinstance(memory, LlamaMemory)
-        rows = torch.ones(len(latents), device=latents.device)
+        ones = torch.ones(len(latents), device=latents.device)
         if self.config.decoding == "frame":
             memory = memory.append(state.latents, action, True, self.context - 1)
         else:
             memory = memory.append(latents, action, True, self.context)
-        return State(latents, 0 * rows, rows, memory)
+        return State(latents, 0 * ones, ones, memory)
 
-    def compile_steps(self, compiler: Compiler) -> None:
-        self.transformer.compile_steps(compiler)
+    def compile_steps(self, compile_fn: CompileFn) -> None:
+        self.transformer.compile_steps(compile_fn)
 
     def step(self, state: State, action: Tensor) -> State:
         """Imagine the next frame."""
         memory = state.memory
         assert isinstance(memory, LlamaMemory)
         if self.config.decoding == "frame":
-            return self._step_frame(state, memory, action)
-        return self._step_token(state, memory, action)
+            return self._step_parallel(state, memory, action)
+        return self._step_autoregressive(state, memory, action)
 
     def rollout(self, state: State, actions: Tensor) -> State:
         """Imagine what actions, (B, T, A), lead to in the end."""
@@ -224,38 +224,38 @@ class LlamaDynamics(nn.Module):
             state = self.step(state, action)
         return state
 
-    def _step_frame(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
+    def _step_parallel(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         latents = torch.cat([memory.latents, state.latents[:, None]], dim=1)
         actions = torch.cat([memory.actions, action[:, None]], dim=1)
         out, cache = self._blocks(latents, actions, [*memory.given, True], memory.cache)
         codes = self.sampling.choose(self._logits(out[:, -1, 1:], state.latents))
-        return self._arrive(codes, out[:, -1, 0], cache, memory)
+        return self._make_state(codes, out[:, -1, 0], cache, memory)
 
-    def _step_token(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
+    def _step_autoregressive(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         cache = memory.cache or self.transformer.empty_cache(memory.latents)
         if memory.given:
             _, cache = self._blocks(memory.latents, memory.actions, memory.given, cache)
-        draft = self.transformer.draft(cache)
+        static_cache = self.transformer.make_static_cache(cache)
         token = self.action(action)[:, None]
-        pointed = self.pointer(action) if self.pointer else None
-        before = state.latents.unflatten(1, (-1, self.latents.codebooks))
+        pointer_tokens = self.pointer(action) if self.pointer else None
+        prev_codes = state.latents.unflatten(1, (-1, self.latents.codebooks))
         codes = []
         for position in range(self.latents.patches + 1):
-            out = self.transformer.extend(token, draft, position)
+            out = self.transformer.extend(token, static_cache, position)
             if position == self.latents.patches:
                 break
-            code = self.sampling.choose(self._logits(out, before[:, position]))
+            code = self.sampling.choose(self._logits(out, prev_codes[:, position]))
             codes.append(code)
             token = self._embed(code, slice(position, position + 1))
-            if pointed is not None:
-                token = token + pointed[:, position : position + 1]
-        cache = self.transformer.close(draft)
-        return self._arrive(torch.cat(codes, dim=1), out[:, 0], cache, memory)
+            if pointer_tokens is not None:
+                token = token + pointer_tokens[:, position : position + 1]
+        cache = self.transformer.close(static_cache)
+        return self._make_state(torch.cat(codes, dim=1), out[:, 0], cache, memory)
 
-    def _arrive(self, codes: Tensor, summary: Tensor, cache: Cache, memory: LlamaMemory) -> State:
+    def _make_state(self, codes: Tensor, summary: Tensor, cache: Cache, memory: LlamaMemory) -> State:
         if self.config.rewards:
             reward = self.reward(summary)
-            continues = torch.sigmoid(self.goes_on(summary)[..., 0].float())
+            continues = torch.sigmoid(self.continue_head(summary)[..., 0].float())
         else:
             reward = torch.zeros(len(codes), device=codes.device)
             continues = torch.ones(len(codes), device=codes.device)
@@ -265,60 +265,60 @@ class LlamaDynamics(nn.Module):
     # -- pieces -----------------------------------------------------------------------------
 
     def _blocks(
-        self, latents: Tensor, actions: Tensor, given: list[bool], cache: Cache | None = None
+        self, latents: Tensor, actions: Tensor, has_action: list[bool], cache: Cache | None = None
     ) -> tuple[Tensor, Cache]:
         """latents (B, T, N), the action of each block (B, T, A) -> outputs (B, T, 1 + P, D)."""
-        spoken = self.action(actions)
+        action_tokens = self.action(actions)
         patches = self._embed(latents, slice(None))
-        pointed = self.pointer(actions) if self.pointer else torch.zeros_like(patches)
-        if not given[0]:  # only the oldest block can be without
-            none = self.no_action.to(spoken.dtype).expand_as(spoken[:, :1])
-            spoken = torch.cat([none, spoken[:, 1:]], dim=1)
-            pointed = torch.cat([torch.zeros_like(pointed[:, :1]), pointed[:, 1:]], dim=1)
-        x = torch.cat([spoken[:, :, None], patches + pointed], dim=2)
-        out, after = self.transformer(rearrange(x, "B T S D -> B (T S) D"), cache)
-        return rearrange(out, "B (T S) D -> B T S D", T=latents.shape[1]), after
+        pointer_tokens = self.pointer(actions) if self.pointer else torch.zeros_like(patches)
+        if not has_action[0]:  # only the oldest block can be without
+            no_action = self.no_action.to(action_tokens.dtype).expand_as(action_tokens[:, :1])
+            action_tokens = torch.cat([no_action, action_tokens[:, 1:]], dim=1)
+            pointer_tokens = torch.cat([torch.zeros_like(pointer_tokens[:, :1]), pointer_tokens[:, 1:]], dim=1)
+        x = torch.cat([action_tokens[:, :, None], patches + pointer_tokens], dim=2)
+        out, new_cache = self.transformer(rearrange(x, "B T S D -> B (T S) D"), cache)
+        return rearrange(out, "B (T S) D -> B T S D", T=latents.shape[1]), new_cache
 
-    def _embed(self, latents: Tensor, places: slice) -> Tensor:
+    def _embed(self, latents: Tensor, positions: slice) -> Tensor:
         """(..., N) -> (..., P, D), for the patches at `places`."""
-        names = self.name(numbered(latents, self.latents)).sum(-2)
-        return self.look(self.vectors(latents)) + names + self.place[places]
+        code_embs = self.name(flat_ids(latents, self.latents)).sum(-2)
+        return self.look(self.vectors(latents)) + code_embs + self.place[positions]
 
-    def _surprise(self, out: Tensor, before: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _cross_entropy(self, out: Tensor, prev_codes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of codes, and the likeliest: (..., P, D), (..., N) -> (..., N) each."""
-        books = self.latents.codebooks
-        stay = self.stay(out)
+        num_codebooks = self.latents.codebooks
+        copy_logit = self.copy_logit(out)
         flat = out.flatten(0, -2)
-        parts = [
+        results = [
             linear_cross_entropy(flat, row, to.flatten(), bias, since.flatten(), bonus.flatten())
             for row, bias, to, since, bonus in zip(
-                self._rows(),
+                self._output_weight(),
                 self.head_bias,
-                target.unflatten(-1, (-1, books)).unbind(-1),
-                before.unflatten(-1, (-1, books)).unbind(-1),
-                stay.unbind(-1),
+                target.unflatten(-1, (-1, num_codebooks)).unbind(-1),
+                prev_codes.unflatten(-1, (-1, num_codebooks)).unbind(-1),
+                copy_logit.unbind(-1),
                 strict=True,
             )
         ]
-        entropy, likeliest = (
-            torch.stack(x, dim=-1).view(target.shape) for x in zip(*parts, strict=True)
+        cross_entropy, predicted = (
+            torch.stack(x, dim=-1).view(target.shape) for x in zip(*results, strict=True)
         )
-        return entropy, likeliest
+        return cross_entropy, predicted
 
-    def _rows(self) -> Tensor:
+    def _output_weight(self) -> Tensor:
         """The last layer, (G, K, D): a code's row is its own and a map of its vector."""
-        book = self.vectors.book
-        looks = torch.einsum("GKd,GdD->GKD", book, self.head_look)
-        return self.head_name + book.shape[-1] ** -0.5 * looks
+        codebook = self.vectors.codebook
+        projected = torch.einsum("GKd,GdD->GKD", codebook, self.code_head)
+        return self.class_head + codebook.shape[-1] ** -0.5 * projected
 
-    def _logits(self, out: Tensor, before: Tensor) -> Tensor:
+    def _logits(self, out: Tensor, prev_codes: Tensor) -> Tensor:
         """(..., P, D), and the codes that stand there before, (..., N) -> (..., N, K).
 
         What stays as it was gets a bonus: a model need not learn to copy before it can learn what
         moves.
         """
-        rows = self._rows()
-        logits = nn.functional.linear(out, rows.flatten(0, 1), self.head_bias.flatten())
-        logits = logits.unflatten(-1, rows.shape[:2]).flatten(-3, -2)
-        stay = self.stay(out).flatten(-2)[..., None]
-        return logits.scatter_add(-1, before[..., None], stay.to(logits.dtype))
+        weight = self._output_weight()
+        logits = nn.functional.linear(out, weight.flatten(0, 1), self.head_bias.flatten())
+        logits = logits.unflatten(-1, weight.shape[:2]).flatten(-3, -2)
+        copy_logit = self.copy_logit(out).flatten(-2)[..., None]
+        return logits.scatter_add(-1, prev_codes[..., None], copy_logit.to(logits.dtype))

@@ -18,22 +18,22 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from models.dynamics.dynamics import State
-from models.layers.compile_fn import Compiler
-from models.layers.embeddings import BlockEmbedding
+from models.layers.compile_fn import CompileFn
+from models.layers.embeddings import ActionBlockEmbedding
 from models.layers.heads import TwoHot
 from models.layers.transformer import Cache, Transformer, TransformerConfig
-from models.tokenizers.tokenizer import Latents, Tokenizer
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 
 @dataclass(frozen=True)
 class PredictorConfig:
     transformer: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(
-            width=192, layers=6, heads=6, hidden=512, context=3, dropout=0.1
+            width=192, layers=6, num_heads=6, hidden=512, context=3, dropout=0.1
         )
     )
     """Its context counts anchors."""
-    skip: int = 5
+    frameskip: int = 5
     """Actions from one anchor to the next (the field's frame-skip)."""
     imagined: float = 1.0
     """Weight of the loss from the model's own anchors, beside 1 for that from true ones."""
@@ -42,8 +42,8 @@ class PredictorConfig:
     reward_weight: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.skip < 1:
-            raise ValueError(f"a skip of {self.skip} actions is none; --model.skip starts at 1")
+        if self.frameskip < 1:
+            raise ValueError(f"a skip of {self.frameskip} actions is none; --model.skip starts at 1")
         if not self.imagined >= 0:
             raise ValueError(
                 f"--model.imagined {self.imagined} is no weight; 0 leaves that loss out"
@@ -56,48 +56,48 @@ class PredictorMemory:
 
     cache: Cache | None
     anchor: Tensor
-    since: Tensor  # (B, j, A), j < skip
+    pending_actions: Tensor  # (B, j, A), j < skip
 
     def select(self, index: Tensor) -> PredictorMemory:
         cache = self.cache.select(index) if self.cache else None
-        return PredictorMemory(cache, self.anchor[index], self.since[index])
+        return PredictorMemory(cache, self.anchor[index], self.pending_actions[index])
 
 
 class Predictor(nn.Module):
     """Predict the latents of the frame after a block of actions."""
 
     counts: Tensor
-    nothing: Tensor
-    certain: Tensor
+    zeros: Tensor
+    ones: Tensor
 
-    def __init__(self, config: PredictorConfig, latents: Latents, actions: ActionSpec) -> None:
+    def __init__(self, config: PredictorConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
         if latents.kind != "continuous":
             raise ValueError("this dynamics model predicts vectors, but the tokenizer makes codes")
         self.config, self.latents, self.actions = config, latents, actions
-        self.skip = config.skip
-        self.anchors = config.transformer.context
-        self.context = (self.anchors - 1) * self.skip + 1
+        self.frameskip = config.frameskip
+        self.context_frames = config.transformer.context
+        self.context = (self.context_frames - 1) * self.frameskip + 1
         self.has_rewards = config.rewards
-        width = config.transformer.width
+        dim = config.transformer.width
         rows, columns = latents.grid
-        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-        self.look = nn.Linear(latents.width, width)
-        self.place = nn.Parameter(0.02 * torch.randn(latents.patches, width))
-        self.block = BlockEmbedding(actions, self.skip, width)
-        self.transformer = Transformer(config.transformer, places, causal_inside=False)
-        self.change = nn.Linear(width, latents.width)
-        nn.init.zeros_(self.change.weight)  # the first guess is that all stays as it is
-        nn.init.zeros_(self.change.bias)
+        positions = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+        self.look = nn.Linear(latents.width, dim)
+        self.place = nn.Parameter(0.02 * torch.randn(latents.patches, dim))
+        self.block = ActionBlockEmbedding(actions, self.frameskip, dim)
+        self.transformer = Transformer(config.transformer, positions, causal_within_frame=False)
+        self.delta_head = nn.Linear(dim, latents.width)
+        nn.init.zeros_(self.delta_head.weight)  # the first guess is that all stays as it is
+        nn.init.zeros_(self.delta_head.bias)
         # a step of imagination reads these where it would fill in numbers anew: launches, on a GPU
-        self.register_buffer("counts", torch.arange(self.skip + 1), persistent=False)
+        self.register_buffer("counts", torch.arange(self.frameskip + 1), persistent=False)
         self.register_buffer("nothing", torch.zeros(()), persistent=False)
         self.register_buffer("certain", torch.ones(()), persistent=False)
         if config.rewards:
-            self.reward = TwoHot(width)
-            self.goes_on = nn.Linear(width, 1)
+            self.reward = TwoHot(dim)
+            self.continue_head = nn.Linear(dim, 1)
 
-    def adopt(self, tokenizer: Tokenizer) -> None:
+    def load_codebook(self, tokenizer: Tokenizer) -> None:
         """Continuous latents are read as they are."""
 
     # -- training ---------------------------------------------------------------------------
@@ -117,54 +117,54 @@ class Predictor(nn.Module):
         latents (B, T, P, D) with T = n skip + 1 frames.  The last block of a clip holds any number
         of actions from 1 to skip, so that every number is learnt.
         """
-        blocks = (latents.shape[1] - 1) // self.skip
-        if blocks < 1 or latents.shape[1] != blocks * self.skip + 1:
+        num_blocks = (latents.shape[1] - 1) // self.frameskip
+        if num_blocks < 1 or latents.shape[1] != num_blocks * self.frameskip + 1:
             raise ValueError(
-                f"a clip of {latents.shape[1]} frames does not part into blocks of {self.skip}; "
-                f"give --frames a multiple of {self.skip}, plus 1"
+                f"a clip of {latents.shape[1]} frames does not part into blocks of {self.frameskip}; "
+                f"give --frames a multiple of {self.frameskip}, plus 1"
             )
-        count = torch.full((len(latents), blocks), self.skip, device=latents.device)
-        count[:, -1] = torch.randint(1, self.skip + 1, (len(latents),), device=latents.device)
-        starts = torch.arange(blocks, device=latents.device) * self.skip
+        num_actions = torch.full((len(latents), num_blocks), self.frameskip, device=latents.device)
+        num_actions[:, -1] = torch.randint(1, self.frameskip + 1, (len(latents),), device=latents.device)
+        starts = torch.arange(num_blocks, device=latents.device) * self.frameskip
         rows = torch.arange(len(latents), device=latents.device)[:, None]
-        arrived = starts + count  # (B, blocks): the frame that each block leads to
-        done = actions[:, : blocks * self.skip].unflatten(1, (blocks, self.skip))
-        anchors, target = latents[:, starts], latents[rows, arrived]
+        target_frames = starts + num_actions  # (B, blocks): the frame that each block leads to
+        action_blocks = actions[:, : num_blocks * self.frameskip].unflatten(1, (num_blocks, self.frameskip))
+        context, target = latents[:, starts], latents[rows, target_frames]
 
-        guess, out = self.foretell(anchors, done, count)
-        stayed = nn.functional.mse_loss(anchors.float(), target.float()).clamp(min=1e-8)
-        losses = {"latents": nn.functional.mse_loss(guess.float(), target.float()) / stayed}
-        if blocks > 1 and self.config.imagined:
-            own = torch.cat([anchors[:, :1], guess[:, :-1]], dim=1)
-            again, _ = self.foretell(own, done, count)
-            surprise = nn.functional.mse_loss(again[:, 1:].float(), target[:, 1:].float())
-            losses["own"] = self.config.imagined * surprise / stayed
+        predicted, out = self.predict(context, action_blocks, num_actions)
+        copy_mse = nn.functional.mse_loss(context.float(), target.float()).clamp(min=1e-8)
+        losses = {"latents": nn.functional.mse_loss(predicted.float(), target.float()) / copy_mse}
+        if num_blocks > 1 and self.config.imagined:
+            rollout_context = torch.cat([context[:, :1], predicted[:, :-1]], dim=1)
+            rollout_predicted, _ = self.predict(rollout_context, action_blocks, num_actions)
+            error = nn.functional.mse_loss(rollout_predicted[:, 1:].float(), target[:, 1:].float())
+            losses["own"] = self.config.imagined * error / copy_mse
         if self.config.rewards and rewards is not None:
-            surprise = self.reward.loss(out.mean(2), rewards[rows, arrived]).mean()
-            losses["reward"] = self.config.reward_weight * surprise
+            error = self.reward.loss(out.mean(2), rewards[rows, target_frames]).mean()
+            losses["reward"] = self.config.reward_weight * error
         if self.config.rewards and continues is not None:
-            surprise = nn.functional.binary_cross_entropy_with_logits(
-                self.goes_on(out.mean(2))[..., 0].float(), continues[rows, arrived].float()
+            error = nn.functional.binary_cross_entropy_with_logits(
+                self.continue_head(out.mean(2))[..., 0].float(), continues[rows, target_frames].float()
             )
-            losses["continue"] = self.config.reward_weight * surprise
+            losses["continue"] = self.config.reward_weight * error
         return losses
 
     # -- imagination ------------------------------------------------------------------------
 
     def start(self, latents: Tensor, actions: Tensor) -> State:
         """latents (B, T, P, D), actions (B, T - 1, A) -> state at the last frame, an anchor."""
-        blocks = min((latents.shape[1] - 1) // self.skip, self.anchors - 1)
-        latents = latents[:, -(blocks * self.skip + 1) :]
+        num_blocks = min((latents.shape[1] - 1) // self.frameskip, self.context_frames - 1)
+        latents = latents[:, -(num_blocks * self.frameskip + 1) :]
         cache = None
-        if blocks:
-            done = actions[:, actions.shape[1] - blocks * self.skip :]
-            done = done.unflatten(1, (blocks, self.skip))
-            count = torch.full((len(latents), blocks), self.skip, device=latents.device)
-            x = self._tokens(latents[:, : -1 : self.skip], done, count)
+        if num_blocks:
+            action_blocks = actions[:, actions.shape[1] - num_blocks * self.frameskip :]
+            action_blocks = action_blocks.unflatten(1, (num_blocks, self.frameskip))
+            num_actions = torch.full((len(latents), num_blocks), self.frameskip, device=latents.device)
+            x = self._tokens(latents[:, : -1 : self.frameskip], action_blocks, num_actions)
             cache = self.transformer(rearrange(x, "B C P W -> B (C P) W"), None)[1]
-        rows = torch.ones(len(latents), device=latents.device)
-        memory = PredictorMemory(cache, latents[:, -1], self._nothing(latents))
-        return State(latents[:, -1], 0 * rows, rows, memory)
+        ones = torch.ones(len(latents), device=latents.device)
+        memory = PredictorMemory(cache, latents[:, -1], self._no_actions(latents))
+        return State(latents[:, -1], 0 * ones, ones, memory)
 
     def step(self, state: State, action: Tensor) -> State:
         """Imagine the next frame."""
@@ -175,74 +175,74 @@ class Predictor(nn.Module):
         while actions.shape[1]:
             memory = state.memory
             assert isinstance(memory, PredictorMemory)
-            taken = self.skip - memory.since.shape[1]
-            state = self._jump(memory, actions[:, :taken])
-            actions = actions[:, taken:]
+            missing = self.frameskip - memory.pending_actions.shape[1]
+            state = self._advance(memory, actions[:, :missing])
+            actions = actions[:, missing:]
         return state
 
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
         """latents: (B, P, D), what `action` has really led to."""
         memory = state.memory
         assert isinstance(memory, PredictorMemory)
-        rows = torch.ones(len(latents), device=latents.device)
-        since = torch.cat([memory.since, action[:, None]], dim=1)
-        if since.shape[1] < self.skip:
-            memory = replace(memory, since=since)
+        ones = torch.ones(len(latents), device=latents.device)
+        pending_actions = torch.cat([memory.pending_actions, action[:, None]], dim=1)
+        if pending_actions.shape[1] < self.frameskip:
+            memory = replace(memory, pending_actions=pending_actions)
         else:
-            cache = self._run(memory, since)[2]
-            memory = PredictorMemory(cache, latents, self._nothing(latents))
-        return State(latents, 0 * rows, rows, memory)
+            cache = self._predict_pending(memory, pending_actions)[2]
+            memory = PredictorMemory(cache, latents, self._no_actions(latents))
+        return State(latents, 0 * ones, ones, memory)
 
-    def _jump(self, memory: PredictorMemory, actions: Tensor) -> State:
-        since = torch.cat([memory.since, actions], dim=1)
-        out, guess, cache = self._run(memory, since)
-        if since.shape[1] < self.skip:
-            memory = replace(memory, since=since)
+    def _advance(self, memory: PredictorMemory, actions: Tensor) -> State:
+        pending_actions = torch.cat([memory.pending_actions, actions], dim=1)
+        out, predicted, cache = self._predict_pending(memory, pending_actions)
+        if pending_actions.shape[1] < self.frameskip:
+            memory = replace(memory, pending_actions=pending_actions)
         else:
-            memory = PredictorMemory(cache, guess, self._nothing(guess))
+            memory = PredictorMemory(cache, predicted, self._no_actions(predicted))
         if self.config.rewards:
             reward = self.reward(out.mean(1))
-            continues = torch.sigmoid(self.goes_on(out.mean(1))[..., 0].float())
+            continues = torch.sigmoid(self.continue_head(out.mean(1))[..., 0].float())
         else:
-            reward, continues = (one.expand(len(guess)) for one in (self.nothing, self.certain))
-        return State(guess, reward, continues, memory)
+            reward, continues = (one.expand(len(predicted)) for one in (self.zeros, self.ones))
+        return State(predicted, reward, continues, memory)
 
-    def compile_steps(self, compiler: Compiler) -> None:
+    def compile_steps(self, compile_fn: CompileFn) -> None:
         """Compile all of a step, the reading of its actions too: 122 instead of 137 ms for 300
         candidates on two cores."""
-        self._read = compiler(self, self._read)
+        self._predict_next = compile_fn(self, self._predict_next)
 
     # -- pieces -----------------------------------------------------------------------------
 
-    def _run(self, memory: PredictorMemory, since: Tensor) -> tuple[Tensor, Tensor, Cache]:
+    def _predict_pending(self, memory: PredictorMemory, pending_actions: Tensor) -> tuple[Tensor, Tensor, Cache]:
         """Read the last anchor with the actions since: outputs (B, P, W), the next frame's latents
         (B, P, D), the cache with the anchor in."""
-        done = since
-        if since.shape[1] < self.skip:
-            done = since.new_zeros(len(since), self.skip, *self.actions.shape)
-            done[:, : since.shape[1]] = since
-        count = self.counts[since.shape[1]].expand(len(since), 1)
-        return self._read(memory.anchor, done[:, None], count, memory.cache)
+        padded = pending_actions
+        if pending_actions.shape[1] < self.frameskip:
+            padded = pending_actions.new_zeros(len(pending_actions), self.frameskip, *self.actions.shape)
+            padded[:, : pending_actions.shape[1]] = pending_actions
+        num_actions = self.counts[pending_actions.shape[1]].expand(len(pending_actions), 1)
+        return self._predict_next(memory.anchor, padded[:, None], num_actions, memory.cache)
 
-    def _read(
-        self, anchor: Tensor, done: Tensor, count: Tensor, cache: Cache | None
+    def _predict_next(
+        self, context_frame: Tensor, actions: Tensor, num_actions: Tensor, cache: Cache | None
     ) -> tuple[Tensor, Tensor, Cache]:
         """As `_run`, of shapes that do not change with how much was done."""
-        tokens = self._tokens(anchor[:, None], done, count)[:, 0]
-        out, grown = self.transformer(tokens, cache)
-        return out, anchor + self.change(out).to(anchor.dtype), grown
+        tokens = self._tokens(context_frame[:, None], actions, num_actions)[:, 0]
+        out, new_cache = self.transformer(tokens, cache)
+        return out, context_frame + self.delta_head(out).to(context_frame.dtype), new_cache
 
-    def foretell(self, anchors: Tensor, done: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, context: Tensor, actions: Tensor, num_actions: Tensor) -> tuple[Tensor, Tensor]:
         """Anchors (B, C, P, D), their blocks (B, C, skip, A) -> the next (B, C, P, D), outputs."""
-        x = self._tokens(anchors, done, count)
+        x = self._tokens(context, actions, num_actions)
         out, _ = self.transformer(rearrange(x, "B C P W -> B (C P) W"))
         out = rearrange(out, "B (C P) W -> B C P W", P=self.latents.patches)
-        return anchors + self.change(out).to(anchors.dtype), out
+        return context + self.delta_head(out).to(context.dtype), out
 
-    def _tokens(self, anchors: Tensor, done: Tensor, count: Tensor) -> Tensor:
-        spoken = self.block(done, count)[:, :, None]
-        return self.look(anchors) + spoken + self.place
+    def _tokens(self, context: Tensor, actions: Tensor, num_actions: Tensor) -> Tensor:
+        action_tokens = self.block(actions, num_actions)[:, :, None]
+        return self.look(context) + action_tokens + self.place
 
-    def _nothing(self, like: Tensor) -> Tensor:
-        kind = torch.float32 if self.actions.kind == "continuous" else torch.int64
-        return torch.zeros(len(like), 0, *self.actions.shape, dtype=kind, device=like.device)
+    def _no_actions(self, like: Tensor) -> Tensor:
+        dtype = torch.float32 if self.actions.kind == "continuous" else torch.int64
+        return torch.zeros(len(like), 0, *self.actions.shape, dtype=dtype, device=like.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-class Residual(nn.Module):
+class ResBlock(nn.Module):
     """x plus two convolutions of it, after normalisation over groups of channels."""
 
     def __init__(self, channels: int) -> None:

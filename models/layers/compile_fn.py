@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 
-class Compiler(Protocol):
+class CompileFn(Protocol):
     def __call__(self, module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
         """Give a faster function that does the same as `function`, a method of `module`."""
         ...

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-WIDE = 10  # cells along each side of a filter, of half the frame's pixels: a thing fits in
+KERNEL_SIZE = 10  # cells along each side of a filter, of half the frame's pixels: a thing fits in
 
 
-class Filters(nn.Module):
+class ConvEncoder(nn.Module):
     """(B, 3, H, W) ink -> (B, D).
 
     Objectives without a picture drawn or a label given find what the features say already, and
@@ -20,30 +20,30 @@ class Filters(nn.Module):
     small filters, however many lie above each other (.1 to .3).
     """
 
-    def __init__(self, filters: int, width: int) -> None:
+    def __init__(self, num_filters: int, dim: int) -> None:
         super().__init__()
         self.filters = nn.Sequential(
-            nn.AvgPool2d(2), nn.Conv2d(3, filters, WIDE, 2, WIDE // 2 - 1), nn.ReLU()
+            nn.AvgPool2d(2), nn.Conv2d(3, num_filters, KERNEL_SIZE, 2, KERNEL_SIZE // 2 - 1), nn.ReLU()
         )
-        self.norm = nn.BatchNorm1d(3 * filters, momentum=0.05)
-        channels, cells = 64, 4
+        self.norm = nn.BatchNorm1d(3 * num_filters, momentum=0.05)
+        channels, grid_size = 64, 4
         self.grid = nn.Sequential(
-            nn.Conv2d(filters, channels, 3, 2, 1),
+            nn.Conv2d(num_filters, channels, 3, 2, 1),
             nn.GroupNorm(8, channels),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, 2, 1),
             nn.GroupNorm(8, channels),
             nn.ReLU(),
-            nn.AdaptiveAvgPool2d(cells),
+            nn.AdaptiveAvgPool2d(grid_size),
             nn.Flatten(),
         )
-        self.out = nn.Linear(3 * filters + channels * cells**2, width)
+        self.out = nn.Linear(3 * num_filters + channels * grid_size**2, dim)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, ink: Tensor) -> Tensor:
-        answers = self.filters(ink.contiguous(memory_format=torch.channels_last))
-        flat = answers.flatten(2).float()
-        size = (flat.square().mean(2) + 1e-6).sqrt()
+    def forward(self, inverted: Tensor) -> Tensor:
+        features = self.filters(inverted.contiguous(memory_format=torch.channels_last))
+        flat = features.flatten(2).float()
+        rms = (flat.square().mean(2) + 1e-6).sqrt()
         # amax's gradient is shared among equals, and compiled (torch 2.13) there may be none: NaN
-        pooled = torch.cat([flat.mean(2), size, flat.max(2).values], dim=1)
-        return self.out(torch.cat([self.norm(pooled), self.grid(answers).flatten(1)], dim=1))
+        pooled = torch.cat([flat.mean(2), rms, flat.max(2).values], dim=1)
+        return self.out(torch.cat([self.norm(pooled), self.grid(features).flatten(1)], dim=1))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from data.actions import ActionSpec
 
 
-def fourier(x: Tensor, wavelengths: Tensor) -> Tensor:
+def fourier_features(x: Tensor, wavelengths: Tensor) -> Tensor:
     """(..., A) -> (..., A * 2 * F): sine and cosine of each number at each wavelength."""
     phases = x[..., None] * (2 * math.pi / wavelengths)
     return torch.cat([phases.sin(), phases.cos()], dim=-1).flatten(-2)
@@ -23,20 +23,20 @@ class ActionEmbedding(nn.Module):
     wavelengths: Tensor
     before: Tensor
 
-    def __init__(self, spec: ActionSpec, width: int) -> None:
+    def __init__(self, spec: ActionSpec, dim: int) -> None:
         super().__init__()
         self.spec = spec
         if spec.kind == "discrete":
             sizes = spec.factor_sizes or (spec.size,)
-            self.table = nn.Embedding(sum(sizes), width)
+            self.table = nn.Embedding(sum(sizes), dim)
             nn.init.normal_(self.table.weight, std=0.02)
-            before = torch.tensor([0, *sizes[:-1]]).cumsum(0)
-            self.register_buffer("before", before, persistent=False)
+            offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+            self.register_buffer("before", offsets, persistent=False)
         else:
             # normalised actions span 2: from the whole range down to a sixteenth of it
-            waves = 4.0 * 2.0 ** -torch.arange(6)
-            self.register_buffer("wavelengths", waves, persistent=False)
-            self.linear = nn.Linear(spec.size * (1 + 2 * len(waves)), width)
+            wavelengths = 4.0 * 2.0 ** -torch.arange(6)
+            self.register_buffer("wavelengths", wavelengths, persistent=False)
+            self.linear = nn.Linear(spec.size * (1 + 2 * len(wavelengths)), dim)
 
     def forward(self, actions: Tensor) -> Tensor:
         """(..., A) in [-1, 1] or (...) codes -> (..., D)."""
@@ -44,7 +44,7 @@ class ActionEmbedding(nn.Module):
             return self.table(self.spec.split(actions) + self.before).sum(-2)
         if self.spec.kind == "discrete":
             return self.table(actions)
-        features = torch.cat([actions, fourier(actions, self.wavelengths)], dim=-1)
+        features = torch.cat([actions, fourier_features(actions, self.wavelengths)], dim=-1)
         return self.linear(features)
 
 
@@ -54,42 +54,42 @@ class PointerEmbedding(nn.Module):
     centres: Tensor
     wavelengths: Tensor
 
-    def __init__(self, grid: tuple[int, int], width: int) -> None:
+    def __init__(self, grid: tuple[int, int], dim: int) -> None:
         super().__init__()
         rows, columns = grid
         y = (torch.arange(rows) + 0.5) / rows * 2 - 1
         x = (torch.arange(columns) + 0.5) / columns * 2 - 1
-        centres = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
-        self.register_buffer("centres", centres.reshape(-1, 2), persistent=False)
-        cell = 2.0 / max(rows, columns)
-        waves = cell * 2.0 ** torch.arange(0, 6)
-        self.register_buffer("wavelengths", waves, persistent=False)
-        self.linear = nn.Linear(2 * (2 + 2 * len(waves)), width)
-        self.cell = cell
+        centers = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+        self.register_buffer("centres", centers.reshape(-1, 2), persistent=False)
+        cell_size = 2.0 / max(rows, columns)
+        wavelengths = cell_size * 2.0 ** torch.arange(0, 6)
+        self.register_buffer("wavelengths", wavelengths, persistent=False)
+        self.linear = nn.Linear(2 * (2 + 2 * len(wavelengths)), dim)
+        self.cell = cell_size
 
     def forward(self, actions: Tensor) -> Tensor:
         """(..., A) in [-1, 1], the point first -> (..., P, D)."""
         offset = actions[..., None, :2] - self.centres
-        near = torch.tanh(offset / self.cell)
-        features = torch.cat([offset, near, fourier(offset, self.wavelengths)], dim=-1)
+        local_offset = torch.tanh(offset / self.cell)
+        features = torch.cat([offset, local_offset, fourier_features(offset, self.wavelengths)], dim=-1)
         return self.linear(features)
 
 
-class BlockEmbedding(nn.Module):
+class ActionBlockEmbedding(nn.Module):
     """One vector for up to `size` actions in a row, each with a slot of its own."""
 
     slots: Tensor
 
-    def __init__(self, spec: ActionSpec, size: int, width: int) -> None:
+    def __init__(self, spec: ActionSpec, block_size: int, dim: int) -> None:
         super().__init__()
-        self.each = ActionEmbedding(spec, width)
-        self.mix = nn.Linear(size * width, width)
-        self.count = nn.Embedding(size, width)
+        self.each = ActionEmbedding(spec, dim)
+        self.mix = nn.Linear(block_size * dim, dim)
+        self.count = nn.Embedding(block_size, dim)
         nn.init.normal_(self.count.weight, std=0.02)
-        self.register_buffer("slots", torch.arange(size), persistent=False)
+        self.register_buffer("slots", torch.arange(block_size), persistent=False)
 
-    def forward(self, actions: Tensor, count: Tensor) -> Tensor:
+    def forward(self, actions: Tensor, num_actions: Tensor) -> Tensor:
         """(..., size, A) or (..., size) codes, how many of them are there (...) -> (..., D)."""
-        given = self.slots < count[..., None]
-        each = self.each(actions) * given[..., None]
-        return self.mix(nn.functional.gelu(each).flatten(-2)) + self.count(count - 1)
+        mask = self.slots < num_actions[..., None]
+        embedded = self.each(actions) * mask[..., None]
+        return self.mix(nn.functional.gelu(embedded).flatten(-2)) + self.count(num_actions - 1)

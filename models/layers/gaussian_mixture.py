@@ -9,37 +9,37 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from models.layers.sampling import draw
+from models.layers.sampling import sample_categorical
 
 
-class ActionMixture:
+class GaussianMixture:
     """Several ways to act: the mean of two ways round an obstacle leads into it."""
 
-    def __init__(self, logits: Tensor, means: Tensor, spreads: Tensor) -> None:
+    def __init__(self, logits: Tensor, means: Tensor, stds: Tensor) -> None:
         """logits: (B, M); means and spreads: (B, M, A)."""
-        self.means, self.spreads = means, spreads
+        self.means, self.stds = means, stds
         # unchecked: to look at what is given is to wait for a GPU
-        self.which = Categorical(logits=logits, validate_args=False)
-        parts = Normal(means, spreads, validate_args=False)
-        self.parts = Independent(parts, 1, validate_args=False)
-        self.whole = MixtureSameFamily(self.which, self.parts, validate_args=False)
+        self.mixture_distribution = Categorical(logits=logits, validate_args=False)
+        components = Normal(means, stds, validate_args=False)
+        self.parts = Independent(components, 1, validate_args=False)
+        self.mixture = MixtureSameFamily(self.mixture_distribution, self.parts, validate_args=False)
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """(B, A) -> (B,)."""
-        return self.whole.log_prob(actions)
+        return self.mixture.log_prob(actions)
 
     def sample(self) -> Tensor:
         """(B, A)."""
-        which = draw(self.which.probs)
-        drawn = torch.randn_like(self.means) * self.spreads + self.means
-        return drawn[torch.arange(len(which), device=which.device), which].detach()
+        index = sample_categorical(self.mixture_distribution.probs)
+        samples = torch.randn_like(self.means) * self.stds + self.means
+        return samples[torch.arange(len(index), device=index.device), index].detach()
 
     @property
     def mode(self) -> Tensor:
         """The mean of the likeliest component, (B, A)."""
-        best = self.which.probs.argmax(-1)
-        return self.parts.mean[torch.arange(len(best), device=best.device), best]
+        index = self.mixture_distribution.probs.argmax(-1)
+        return self.parts.mean[torch.arange(len(index), device=index.device), index]
 
     def entropy(self) -> Tensor:
         """(B,): that of the choice and of the components, an upper bound of the mixture's."""
-        return self.which.entropy() + (self.which.probs * self.parts.entropy()).sum(-1)
+        return self.mixture_distribution.entropy() + (self.mixture_distribution.probs * self.parts.entropy()).sum(-1)

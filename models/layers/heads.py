@@ -21,31 +21,31 @@ class TwoHot(nn.Module):
 
     bins: Tensor
 
-    def __init__(self, width: int, bins: int = 255, limit: float = 6.0) -> None:
+    def __init__(self, dim: int, num_bins: int = 255, limit: float = 6.0) -> None:
         super().__init__()
-        self.out = nn.Linear(width, bins)
+        self.out = nn.Linear(dim, num_bins)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        half = symexp(torch.linspace(-limit, 0, bins // 2 + 1))
+        half = symexp(torch.linspace(-limit, 0, num_bins // 2 + 1))
         self.register_buffer("bins", torch.cat([half, -half[:-1].flip(0)]), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> the expected number, (...)."""
-        share = torch.softmax(self.out(x).float(), dim=-1)
+        probs = torch.softmax(self.out(x).float(), dim=-1)
         # the outer bins are huge: summed from both ends inwards, so that they cancel exactly
         half = (len(self.bins) - 1) // 2
-        weighted = share * self.bins
+        weighted = probs * self.bins
         low, high = weighted[..., :half], weighted[..., half + 1 :].flip(-1)
         return (low + high).sum(-1)
 
     def loss(self, x: Tensor, target: Tensor) -> Tensor:
         """(..., D), (...) -> cross-entropy to the two bins around the target, (...)."""
-        log_share = torch.log_softmax(self.out(x).float(), dim=-1)
+        log_probs = torch.log_softmax(self.out(x).float(), dim=-1)
         above = torch.searchsorted(self.bins, target.float().contiguous(), right=True)
         above = above.clamp(1, len(self.bins) - 1)
         below = above - 1
         gap = self.bins[above] - self.bins[below]
-        part = ((target - self.bins[below]) / gap).clamp(0, 1)
-        low = log_share.gather(-1, below[..., None])[..., 0]
-        high = log_share.gather(-1, above[..., None])[..., 0]
-        return -((1 - part) * low + part * high)
+        fraction = ((target - self.bins[below]) / gap).clamp(0, 1)
+        low = log_probs.gather(-1, below[..., None])[..., 0]
+        high = log_probs.gather(-1, above[..., None])[..., 0]
+        return -((1 - fraction) * low + fraction * high)

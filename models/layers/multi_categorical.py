@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from data.actions import ActionSpec
-from models.layers.sampling import draw
+from models.layers.sampling import sample_categorical
 
 
-class Choices:
+class MultiCategorical:
     """One categorical for each factor of a code (VPT's factored head, arXiv:2206.11795)."""
 
     def __init__(self, logits: Tensor, actions: ActionSpec) -> None:
@@ -26,13 +26,13 @@ class Choices:
 
     def log_prob(self, codes: Tensor) -> Tensor:
         """(B,) codes -> (B,) nats."""
-        chosen = self.actions.split(codes).unbind(-1)
-        pairs = zip(self.factors, chosen, strict=True)
-        return torch.stack([factor.log_prob(choice) for factor, choice in pairs]).sum(0)
+        choices = self.actions.split(codes).unbind(-1)
+        factor_choices = zip(self.factors, choices, strict=True)
+        return torch.stack([factor.log_prob(choice) for factor, choice in factor_choices]).sum(0)
 
     def sample(self) -> Tensor:
         """Draw a code for each row: (B,)."""
-        return self.actions.join(torch.stack([draw(factor.probs) for factor in self.factors], -1))
+        return self.actions.join(torch.stack([sample_categorical(factor.probs) for factor in self.factors], -1))
 
     @property
     def mode(self) -> Tensor:

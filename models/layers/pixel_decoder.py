@@ -11,33 +11,33 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.layers.blocks import Residual
-from models.tokenizers.tokenizer import Latents
+from models.layers.blocks import ResBlock
+from models.tokenizers.tokenizer import LatentSpec
 
 
-class Look(nn.Module):
+class PixelDecoder(nn.Module):
     """(B, P, D) -> (B, 3, H, W) float, 0 to 1 where it is right."""
 
     def __init__(
-        self, latents: Latents, image_size: tuple[int, int], channels: int, depth: int
+        self, latents: LatentSpec, image_size: tuple[int, int], channels: int, num_res_blocks: int
     ) -> None:
         super().__init__()
         self.latents = latents
         # drawn on a grid of 8 x 8 or finer, whatever the latents' is
         grid = max(8, *latents.grid)
-        side = max(math.ceil(pixels / grid) for pixels in image_size)
+        upscale = max(math.ceil(pixels / grid) for pixels in image_size)
         # one vector says by itself where things are, a patch by where it stands
-        first = (
+        input_layer = (
             nn.ConvTranspose2d(latents.width, channels, grid)
             if latents.patches == 1
             else nn.Conv2d(latents.width, channels, 1)
         )
         self.layers = nn.Sequential(
-            first,
+            input_layer,
             nn.Upsample((grid, grid), mode="bilinear"),
-            *(Residual(channels) for _ in range(depth)),
-            nn.Conv2d(channels, 3 * side**2, 1),
-            nn.PixelShuffle(side),
+            *(ResBlock(channels) for _ in range(num_res_blocks)),
+            nn.Conv2d(channels, 3 * upscale**2, 1),
+            nn.PixelShuffle(upscale),
             nn.Upsample(image_size, mode="bilinear"),
         )
         self.background = nn.Parameter(torch.zeros(3, *image_size))

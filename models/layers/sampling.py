@@ -39,28 +39,28 @@ class Sampling:
         logits = logits.float()
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # a tiny one is safe
         if not self.top_k and self.top_p == 1:
-            return draw(torch.softmax(logits, dim=-1))
+            return sample_categorical(torch.softmax(logits, dim=-1))
         # stable: among equals the first stays the likeliest, as for argmax
         logits, codes = logits.sort(dim=-1, descending=True, stable=True)
-        share = torch.softmax(logits[..., : self.top_k or None], dim=-1)
+        probs = torch.softmax(logits[..., : self.top_k or None], dim=-1)
         if self.top_p < 1:
-            before = nn.functional.pad(share.cumsum(-1)[..., :-1], (1, 0))
-            share = share.where(before < self.top_p, 0.0)
-        return codes.gather(-1, draw(share)[..., None])[..., 0]
+            cumulative = nn.functional.pad(probs.cumsum(-1)[..., :-1], (1, 0))
+            probs = probs.where(cumulative < self.top_p, 0.0)
+        return codes.gather(-1, sample_categorical(probs)[..., None])[..., 0]
 
 
-def draw(share: Tensor) -> Tensor:
+def sample_categorical(probs: Tensor) -> Tensor:
     """Give each index as often as its share, (..., K), says; shares need not add up to 1."""
-    return _race(share).argmax(-1)
+    return _exponential_race(probs).argmax(-1)
 
 
-def draw_rows(share: Tensor, count: int) -> Tensor:
+def sample_rows(probs: Tensor, count: int) -> Tensor:
     """Draw `count` indices without replacement, by share, (K,): (count,) int64."""
-    return _race(share).topk(count).indices
+    return _exponential_race(probs).topk(count).indices
 
 
-def _race(share: Tensor) -> Tensor:
+def _exponential_race(probs: Tensor) -> Tensor:
     """What torch.multinomial does, a race of exponential clocks whose highest wins, without its
     check of the input, for which it waits."""
-    clock = torch.empty_like(share).exponential_().clamp_(min=torch.finfo(share.dtype).tiny)
-    return share / clock
+    exponential = torch.empty_like(probs).exponential_().clamp_(min=torch.finfo(probs.dtype).tiny)
+    return probs / exponential

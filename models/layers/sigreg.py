@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
-KNOTS, LAST = 17, 3.0  # at which characteristic functions are compared, from 0 on
+NUM_KNOTS, MAX_KNOT = 17, 3.0  # at which characteristic functions are compared, from 0 on
 
 
 def effective_rank(latents: Tensor) -> float:
@@ -19,11 +19,11 @@ def effective_rank(latents: Tensor) -> float:
     Near 1 where an encoder has collapsed.
     """
     values = torch.linalg.svdvals((latents - latents.mean(0)).double()).square()
-    share = values / values.sum().clamp(min=1e-12)
-    return float(torch.special.entr(share).sum().exp())
+    probs = values / values.sum().clamp(min=1e-12)
+    return float(torch.special.entr(probs).sum().exp())
 
 
-def sigreg(latents: Tensor, slices: int = 1024) -> Tensor:
+def sigreg(latents: Tensor, num_slices: int = 1024) -> Tensor:
     """Sketched isotropic Gaussian regularisation (LeJEPA, arXiv:2511.08544): (n, D) -> ().
 
     By Cramer and Wold, latents are normal with unit variance if they are so along every direction.
@@ -34,16 +34,16 @@ def sigreg(latents: Tensor, slices: int = 1024) -> Tensor:
     since every process draws from the step's seed.
     """
     latents = latents.float()
-    directions = torch.randn(latents.shape[1], slices, device=latents.device)
-    lines = latents @ torch.nn.functional.normalize(directions, dim=0)  # (n, S)
-    knots = torch.linspace(0, LAST, KNOTS, device=latents.device)
-    turned = lines[..., None] * knots
-    found = torch.stack([turned.cos().mean(0), turned.sin().mean(0)])  # (2, S, knots)
+    directions = torch.randn(latents.shape[1], num_slices, device=latents.device)
+    projections = latents @ torch.nn.functional.normalize(directions, dim=0)  # (n, S)
+    knots = torch.linspace(0, MAX_KNOT, NUM_KNOTS, device=latents.device)
+    phases = projections[..., None] * knots
+    empirical = torch.stack([phases.cos().mean(0), phases.sin().mean(0)])  # (2, S, knots)
     count = len(latents)
     if dist.is_initialized() and dist.get_world_size() > 1:
-        found = all_reduce(found) / dist.get_world_size()
+        empirical = all_reduce(empirical) / dist.get_world_size()
         count *= dist.get_world_size()
     normal = torch.exp(-knots.square() / 2)
-    wrong = (found[0] - normal).square() + found[1].square()
+    error = (empirical[0] - normal).square() + empirical[1].square()
     # even in the knots: twice the integral from 0 on
-    return 2 * count * torch.trapezoid(wrong * normal, knots).mean()
+    return 2 * count * torch.trapezoid(error * normal, knots).mean()

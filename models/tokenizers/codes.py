@@ -8,53 +8,53 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.tokenizers.tokenizer import Latents, Tokenizer
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 
-class CodeVectors(nn.Module):
+class CodebookEmbedding(nn.Module):
     """Codes to their codebook vectors, of mean 0 and deviation 1; continuous latents as they are.
 
     The vectors come from the tokenizer and stay fixed: two codes that look alike are near.
     """
 
-    book: Tensor
+    codebook: Tensor
 
-    def __init__(self, latents: Latents) -> None:
+    def __init__(self, latents: LatentSpec) -> None:
         super().__init__()
         self.latents = latents
-        share = latents.width // latents.codebooks
-        self.register_buffer("book", torch.zeros(latents.codebooks, latents.codes, share))
+        dim = latents.width // latents.codebooks
+        self.register_buffer("book", torch.zeros(latents.codebooks, latents.codes, dim))
 
-    def adopt(self, tokenizer: Tokenizer) -> None:
+    def load_codebook(self, tokenizer: Tokenizer) -> None:
         """Take over the tokenizer's codebooks."""
         if self.latents.kind == "discrete":
-            book = tokenizer.codebooks
-            spread = book.std(1, keepdim=True).clamp(min=1e-4)
-            self.book.copy_((book - book.mean(1, keepdim=True)) / spread)
+            codebooks = tokenizer.codebooks
+            std = codebooks.std(1, keepdim=True).clamp(min=1e-4)
+            self.codebook.copy_((codebooks - codebooks.mean(1, keepdim=True)) / std)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(..., N) codes or (..., P, D) -> (..., P, D)."""
         if self.latents.kind == "continuous":
             return latents
-        return self.book.flatten(0, 1)[numbered(latents, self.latents)].flatten(-2)
+        return self.codebook.flatten(0, 1)[flat_ids(latents, self.latents)].flatten(-2)
 
 
-def code_counts(codes: Tensor, latents: Latents) -> Tensor:
+def code_counts(codes: Tensor, latents: LatentSpec) -> Tensor:
     """Count how often each code occurs: (..., N) int64 -> (G, K) int64."""
-    numbers = numbered(codes, latents).flatten()
+    ids = flat_ids(codes, latents).flatten()
     # bincount waits for a GPU
-    counts = numbers.new_zeros(latents.codebooks * latents.codes)
-    counts.scatter_add_(0, numbers, torch.ones_like(numbers))
+    counts = ids.new_zeros(latents.codebooks * latents.codes)
+    counts.scatter_add_(0, ids, torch.ones_like(ids))
     return counts.view(latents.codebooks, latents.codes)
 
 
 def perplexity(counts: Tensor) -> Tensor:
     """Give the codes that a codebook seems to have, by entropy, mean of codebooks: (G, K) -> ()."""
-    share = counts / counts.sum(-1, keepdim=True).clamp(min=1)
-    return torch.special.entr(share.double()).sum(-1).exp().mean()
+    probs = counts / counts.sum(-1, keepdim=True).clamp(min=1)
+    return torch.special.entr(probs.double()).sum(-1).exp().mean()
 
 
-def numbered(codes: Tensor, latents: Latents) -> Tensor:
+def flat_ids(codes: Tensor, latents: LatentSpec) -> Tensor:
     """Tell the codes of the codebooks apart: (..., N) -> (..., P, G), from 0 to G K - 1."""
-    apart = latents.codes * torch.arange(latents.codebooks, device=codes.device)
-    return codes.unflatten(-1, (-1, latents.codebooks)) + apart
+    offsets = latents.codes * torch.arange(latents.codebooks, device=codes.device)
+    return codes.unflatten(-1, (-1, latents.codebooks)) + offsets

@@ -17,11 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.layers.pixel_decoder import Look
-from models.tokenizers.tokenizer import Latents
+from models.layers.pixel_decoder import PixelDecoder
+from models.tokenizers.tokenizer import LatentSpec
 
 # Means and deviations of the pictures that they were trained on, RGB from 0 to 1.
-NORMS = {
+PIXEL_STATS = {
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip_vision_model": ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
 }
@@ -29,7 +29,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class FrozenConfig:
+class FrozenEncoderConfig:
     image_size: tuple[int, int] = (64, 64)
     """Height and width of a frame, in pixels."""
     weights: str = "facebook/dinov2-small"
@@ -41,43 +41,43 @@ class FrozenConfig:
     """What stands for a frame: a vector for each patch, or one for the picture."""
     channels: int = 128
     """Channels of the decoder."""
-    depth: int = 2
+    num_res_blocks: int = 2
     """Residual blocks of the decoder."""
     architecture: str = ""
     """Of the backbone, as a checkpoint holds it; taken from the weights."""
 
 
-class Frozen(nn.Module):
+class FrozenEncoder(nn.Module):
     """Frames to features that nobody trains here, and from features to a picture."""
 
     clip = 1
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
-    def __init__(self, config: FrozenConfig) -> None:
+    def __init__(self, config: FrozenEncoderConfig) -> None:
         super().__init__()
         self.backbone, architecture = _load(config)
         self.backbone.requires_grad_(False).eval()
         self.config = replace(config, architecture=json.dumps(architecture))
         self.image_size = config.image_size
-        patch = architecture["patch_size"]
-        if config.seen % patch:
+        patch_size = architecture["patch_size"]
+        if config.seen % patch_size:
             raise ValueError(
-                f"{config.seen} pixels do not part into patches of {patch}; give --model.seen a "
-                f"multiple of {patch}"
+                f"{config.seen} pixels do not part into patches of {patch_size}; give --model.seen a "
+                f"multiple of {patch_size}"
             )
-        cells = config.seen // patch if config.tokens == "patches" else 1
-        self.latents = Latents("continuous", (cells, cells), architecture["hidden_size"])
-        mean, deviation = NORMS[architecture["model_type"]]
+        grid_side = config.seen // patch_size if config.tokens == "patches" else 1
+        self.latents = LatentSpec("continuous", (grid_side, grid_side), architecture["hidden_size"])
+        mean, std = PIXEL_STATS[architecture["model_type"]]
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(deviation)[:, None, None], persistent=False)
-        self.look = Look(self.latents, config.image_size, config.channels, config.depth)
+        self.register_buffer("deviation", torch.tensor(std)[:, None, None], persistent=False)
+        self.look = PixelDecoder(self.latents, config.image_size, config.channels, config.num_res_blocks)
 
     @property
     def codebooks(self) -> Tensor:
         return torch.zeros(0)
 
-    def train(self, mode: bool = True) -> Frozen:
+    def train(self, mode: bool = True) -> FrozenEncoder:
         super().train(mode)
         self.backbone.eval()  # it has dropout and the like
         return self
@@ -89,10 +89,10 @@ class Frozen(nn.Module):
         x = nn.functional.interpolate(
             frames.float() / 255, size, mode="bilinear", antialias=True, align_corners=False
         )
-        x = (x.clamp(0, 1) - self.mean) / self.deviation
+        x = (x.clamp(0, 1) - self.mean) / self.std
         # DINOv2 fits its places to any size by itself, CLIP when asked
-        ask = {} if self.backbone.config.model_type == "dinov2" else _INTERPOLATED
-        out = self.backbone(pixel_values=x, **ask).last_hidden_state
+        kwargs = {} if self.backbone.config.model_type == "dinov2" else _INTERPOLATED
+        out = self.backbone(pixel_values=x, **kwargs).last_hidden_state
         return out[:, 1:] if self.config.tokens == "patches" else out[:, :1]
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -102,33 +102,33 @@ class Frozen(nn.Module):
     def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
         """Squared error of the decoder's picture; the backbone has no part in it."""
         frames = frames.flatten(0, -4)
-        drawn = self.look(self.encode(frames))
-        truth = frames.float() / 255
-        return {"reconstruction": 100 * nn.functional.mse_loss(drawn.float(), truth)}
+        reconstruction = self.look(self.encode(frames))
+        target = frames.float() / 255
+        return {"reconstruction": 100 * nn.functional.mse_loss(reconstruction.float(), target)}
 
 
 _INTERPOLATED = {"interpolate_pos_encoding": True}
 
 
-def _load(config: FrozenConfig) -> tuple[Any, dict[str, Any]]:
+def _load(config: FrozenEncoderConfig) -> tuple[Any, dict[str, Any]]:
     """Give the backbone and what it is: from a checkpoint's words, a folder, or the hub."""
     import transformers as hf  # seconds to import: only where it is used
 
-    kinds = {
+    architectures = {
         "dinov2": (hf.Dinov2Config, hf.Dinov2Model),
         "clip_vision_model": (hf.CLIPVisionConfig, hf.CLIPVisionModel),
     }
     if config.architecture:
         known = json.loads(config.architecture)
-        made, model = kinds[known["model_type"]]
+        made, model = architectures[known["model_type"]]
         return model(made(**known)), known
     if config.weights == RANDOM:
         made = hf.Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
         return hf.Dinov2Model(made), _plain(made)
     try:
-        kind = hf.AutoConfig.from_pretrained(config.weights).model_type
-        kind = "clip_vision_model" if kind == "clip" else kind
-        backbone = kinds[kind][1].from_pretrained(config.weights) if kind in kinds else None
+        model_type = hf.AutoConfig.from_pretrained(config.weights).model_type
+        model_type = "clip_vision_model" if model_type == "clip" else model_type
+        backbone = architectures[model_type][1].from_pretrained(config.weights) if model_type in architectures else None
     except (OSError, ValueError) as problem:
         where = "that folder" if Path(config.weights).is_dir() else "the hub, and no such folder"
         raise ValueError(
@@ -138,7 +138,7 @@ def _load(config: FrozenConfig) -> tuple[Any, dict[str, Any]]:
         ) from None
     if backbone is None:
         raise ValueError(
-            f"{config.weights} holds a {kind}; give --model.weights a folder or a name of DINOv2 "
+            f"{config.weights} holds a {model_type}; give --model.weights a folder or a name of DINOv2 "
             f"or of CLIP"
         )
     return backbone, _plain(backbone.config)

@@ -21,21 +21,21 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from models.dynamics.predictor import Predictor, PredictorConfig
-from models.layers.conv_encoder import Filters
-from models.layers.pixel_decoder import Look
+from models.layers.conv_encoder import ConvEncoder
+from models.layers.pixel_decoder import PixelDecoder
 from models.layers.sigreg import effective_rank, sigreg
 from models.layers.transformer import Transformer, TransformerConfig
-from models.tokenizers.tokenizer import Latents
+from models.tokenizers.tokenizer import LatentSpec
 
 
 @dataclass(frozen=True)
-class LatentConfig:
+class JepaConfig:
     image_size: tuple[int, int] = (64, 64)
     """Height and width of a frame, in pixels."""
-    patch: int = 8
+    patch_size: int = 8
     """Pixels along each side of what the encoder reads as one."""
     encoder: TransformerConfig = field(
-        default_factory=lambda: TransformerConfig(width=192, layers=12, heads=3, hidden=512)
+        default_factory=lambda: TransformerConfig(width=192, layers=12, num_heads=3, hidden=512)
     )
     """ViT-Tiny's size; its context does not count."""
     filters: int = 0
@@ -48,51 +48,51 @@ class LatentConfig:
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig(rewards=False))
     blocks: int = 3
     """Blocks of actions in a training clip."""
-    regularity: float = 0.1
+    sigreg_weight: float = 0.1
     """Weight of the latents' distance from a normal distribution, beside 1 for the prediction."""
-    slices: int = 1024
+    num_slices: int = 1024
     """Directions along which that is measured."""
     channels: int = 64
     """Channels of the decoder."""
-    depth: int = 2
+    num_res_blocks: int = 2
     """Residual blocks of the decoder."""
 
     def __post_init__(self) -> None:
-        if not self.filters and any(side % self.patch for side in self.image_size):
+        if not self.filters and any(side % self.patch_size for side in self.image_size):
             raise ValueError(
-                f"frames of {self.image_size} pixels do not part into patches of {self.patch}; "
+                f"frames of {self.image_size} pixels do not part into patches of {self.patch_size}; "
                 f"choose a --model.patch that divides both sides"
             )
 
 
-class PatchEncoder(nn.Module):
+class VitEncoder(nn.Module):
     """(B, 3, H, W) ink -> (B, hidden): a ViT, its patches averaged."""
 
-    def __init__(self, config: LatentConfig) -> None:
+    def __init__(self, config: JepaConfig) -> None:
         super().__init__()
-        rows, columns = (side // config.patch for side in config.image_size)
-        places = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-        width = config.encoder.width
-        self.patches = nn.Conv2d(3, width, config.patch, config.patch)
-        self.place = nn.Parameter(0.02 * torch.randn(len(places), width))
-        self.layers = Transformer(replace(config.encoder, context=1), places, causal_inside=False)
-        self.out = nn.Linear(width, config.hidden)
+        rows, columns = (side // config.patch_size for side in config.image_size)
+        positions = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
+        dim = config.encoder.width
+        self.patches = nn.Conv2d(3, dim, config.patch_size, config.patch_size)
+        self.place = nn.Parameter(0.02 * torch.randn(len(positions), dim))
+        self.layers = Transformer(replace(config.encoder, context=1), positions, causal_within_frame=False)
+        self.out = nn.Linear(dim, config.hidden)
 
-    def forward(self, ink: Tensor) -> Tensor:
-        x = rearrange(self.patches(ink), "B W h w -> B (h w) W") + self.place
+    def forward(self, inverted: Tensor) -> Tensor:
+        x = rearrange(self.patches(inverted), "B W h w -> B (h w) W") + self.place
         return self.out(self.layers(x)[0].mean(1))
 
 
-class Latent(nn.Module):
+class Jepa(nn.Module):
     """Turn a frame into one vector that can be foretold."""
 
-    def __init__(self, config: LatentConfig, actions: ActionSpec) -> None:
+    def __init__(self, config: JepaConfig, actions: ActionSpec) -> None:
         super().__init__()
         self.config = config
         self.image_size = config.image_size
-        self.latents = Latents("continuous", (1, 1), config.width)
+        self.latents = LatentSpec("continuous", (1, 1), config.width)
         self.encoder = (
-            Filters(config.filters, config.hidden) if config.filters else PatchEncoder(config)
+            ConvEncoder(config.filters, config.hidden) if config.filters else VitEncoder(config)
         )
         # A ViT's last norm puts its output on a sphere, where nothing is normal. Normalised over
         # the batch, latents have a spread from the first step on, and what stands on few pixels
@@ -100,12 +100,12 @@ class Latent(nn.Module):
         self.project = nn.Sequential(nn.GELU(), nn.Linear(config.hidden, config.width))
         self.norm = nn.BatchNorm1d(config.width, affine=False, momentum=0.05)
         self.predictor = Predictor(config.predictor, self.latents, actions)
-        nn.init.normal_(self.predictor.change.weight, std=0.02)
-        self.look = Look(self.latents, config.image_size, config.channels, config.depth)
+        nn.init.normal_(self.predictor.delta_head.weight, std=0.02)
+        self.look = PixelDecoder(self.latents, config.image_size, config.channels, config.num_res_blocks)
 
     @property
     def clip(self) -> int:
-        return self.config.blocks * self.config.predictor.skip + 1
+        return self.config.blocks * self.config.predictor.frameskip + 1
 
     @property
     def codebooks(self) -> Tensor:
@@ -113,21 +113,21 @@ class Latent(nn.Module):
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, 1, D) float."""
-        ink = 1 - frames.float() / 255
-        return self.norm(self.project(self.encoder(ink)).float())[:, None]
+        inverted = 1 - frames.float() / 255
+        return self.norm(self.project(self.encoder(inverted)).float())[:, None]
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, 1, D) -> (B, 3, H, W) uint8."""
         return (self.look(latents).float().clamp(0, 1) * 255).round().to(torch.uint8)
 
-    def foretell(self, latents: Tensor, done: Tensor) -> Tensor:
+    def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
         """(B, C, 1, D) and their blocks of actions (B, C, skip, A) -> the next (B, C, 1, D).
 
         Said anew, not as a change.  Where the first guess is that all stays, what moves is a
         surprise, and the encoder gives it up (the agent first) before any action is understood.
         """
-        count = torch.full(done.shape[:2], self.config.predictor.skip, device=latents.device)
-        return self.predictor.foretell(latents, done, count)[0] - latents
+        num_actions = torch.full(actions.shape[:2], self.config.predictor.frameskip, device=latents.device)
+        return self.predictor.predict(latents, actions, num_actions)[0] - latents
 
     def loss(self, frames: Tensor, actions: Tensor) -> dict[str, Tensor]:
         """Squared error of foretold latents, their distance from a normal distribution, and, apart
@@ -135,22 +135,22 @@ class Latent(nn.Module):
 
         frames (B, T, 3, H, W) uint8, T = `clip`; actions (B, T, A) normalised, or (B, T) codes.
         """
-        skip, blocks = self.config.predictor.skip, self.config.blocks
-        seen = frames[:, ::skip]
-        latents = self.encode(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
-        done = actions[:, : blocks * skip].unflatten(1, (blocks, skip))
-        foretold = self.foretell(latents[:, :-1], done)
+        frameskip, num_blocks = self.config.predictor.frameskip, self.config.blocks
+        sampled_frames = frames[:, ::frameskip]
+        latents = self.encode(sampled_frames.flatten(0, 1)).unflatten(0, sampled_frames.shape[:2])
+        action_blocks = actions[:, : num_blocks * frameskip].unflatten(1, (num_blocks, frameskip))
+        predicted = self.predict(latents[:, :-1], action_blocks)
         flat = latents.flatten(0, 2)
-        shown = latents[:, 0].detach()
-        truth = frames[:, 0].float() / 255
+        first_latents = latents[:, 0].detach()
+        target = frames[:, 0].float() / 255
         with torch.no_grad():
-            stayed = (latents[:, 1:] - latents[:, :-1]).square().mean()
-        prediction = (foretold - latents[:, 1:]).float().square().mean()
+            copy_mse = (latents[:, 1:] - latents[:, :-1]).square().mean()
+        prediction = (predicted - latents[:, 1:]).float().square().mean()
         return {
             "prediction": prediction,
-            "regularity": self.config.regularity * sigreg(flat, self.config.slices),
-            "reconstruction": 100 * nn.functional.mse_loss(self.look(shown).float(), truth),
-            "of_staying": prediction.detach() / stayed.clamp(min=1e-8),
+            "regularity": self.config.sigreg_weight * sigreg(flat, self.config.num_slices),
+            "reconstruction": 100 * nn.functional.mse_loss(self.look(first_latents).float(), target),
+            "of_staying": prediction.detach() / copy_mse.clamp(min=1e-8),
             "rank": torch.tensor(effective_rank(flat.detach().float())),
             "variance": flat.detach().float().var(0).mean(),
         }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Latents:
+class LatentSpec:
     """What a tokenizer makes of one frame."""
 
     kind: Literal["discrete", "continuous"]
@@ -29,7 +29,7 @@ class Latents:
         return self.grid[0] * self.grid[1]
 
     @property
-    def per_frame(self) -> int:
+    def tokens_per_frame(self) -> int:
         """Latents of a frame: its codes, patch by patch, or its vectors."""
         return self.patches * self.codebooks
 
@@ -38,9 +38,9 @@ class Latents:
         return asdict(self) | {"grid": list(self.grid)}
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> Latents:
+    def from_dict(values: dict[str, Any]) -> LatentSpec:
         plain: dict[str, Any] = values | {"grid": tuple(values["grid"])}
-        return Latents(**plain)
+        return LatentSpec(**plain)
 
 
 @runtime_checkable
@@ -50,7 +50,7 @@ class Tokenizer(Protocol):
     B frames, P patches, G codebooks of K codes, N latents a frame (P, or P G codes), D width.
     """
 
-    latents: Latents
+    latents: LatentSpec
     image_size: tuple[int, int]
 
     @property

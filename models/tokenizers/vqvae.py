@@ -15,12 +15,12 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
-from kernels import assign
-from models.config import start_at_one
-from models.layers.laplacian import pyramid_distance
-from models.tokenizers.codebook import move_codebook
+from kernels import nearest_code
+from models.config import check_positive
+from models.layers.laplacian import laplacian_l1
+from models.tokenizers.codebook import update_codebook_ema
 from models.tokenizers.codes import code_counts, perplexity
-from models.tokenizers.tokenizer import Latents
+from models.tokenizers.tokenizer import LatentSpec
 
 
 @dataclass(frozen=True)
@@ -41,30 +41,30 @@ class VqVaeConfig:
     """Side of the decoder's kernels; above 1 a patch is drawn with its neighbours in view."""
     channels: int = 256
     """Channels on the latent grid."""
-    multiplier: float = 0.5
+    channel_mult: float = 0.5
     """Factor on the channels, for each halving away from the latent grid."""
-    depth: int = 2
+    num_res_blocks: int = 2
     """Residual blocks at every resolution, in the encoder and again in the decoder."""
     codebooks: int = 4
     """Codes of one patch, each for its own share of the patch's vector (product quantisation).
     Edges move by less than a pixel a step: one code of 1,024 is too coarse to tell."""
     codes: int = 256
     """Vectors in a codebook."""
-    code_width: int = 32
+    latent_dim: int = 32
     """Numbers that stand for one patch, shared out among its codebooks."""
     decay: float = 0.98
     """Moving average of the codebook, per step."""
-    commitment: float = 0.25
+    commitment_weight: float = 0.25
     """Weight of the commitment loss."""
-    pyramid: float = 0.0
+    laplacian_weight: float = 0.0
     """Weight of a perceptual term that needs no download, an L1 between Laplacian pyramids."""
-    continuous_steps: int = 150
+    vq_start_step: int = 150
     """Training steps before the first quantisation: k-means then starts from an encoder that
     already tells patches apart."""
 
     def __post_init__(self) -> None:
         counts = ("downsample", "stem", "channels", "codebooks", "codes", "code_width")
-        start_at_one(self, "--model.", *counts)
+        check_positive(self, "--model.", *counts)
         height, width = self.image_size
         if height % self.downsample or width % self.downsample:
             raise ValueError(
@@ -78,22 +78,22 @@ class VqVaeConfig:
                 f"choose a stem of {self.downsample} or half, a quarter ... of it"
             )
 
-        if self.code_width % self.codebooks:
+        if self.latent_dim % self.codebooks:
             raise ValueError(
-                f"a code width of {self.code_width} does not part among {self.codebooks} "
+                f"a code width of {self.latent_dim} does not part among {self.codebooks} "
                 f"codebooks; change --model.code-width or --model.codebooks"
             )
 
     @property
-    def halvings(self) -> int:
+    def num_downsamples(self) -> int:
         return round(_log2(self.downsample / self.stem))
 
     @property
-    def widths(self) -> list[int]:
+    def level_channels(self) -> list[int]:
         """Channels from the stem's resolution to the latent grid's."""
         return [
-            max(8, round(self.channels * self.multiplier**level / 8) * 8)
-            for level in range(self.halvings, -1, -1)
+            max(8, round(self.channels * self.channel_mult**level / 8) * 8)
+            for level in range(self.num_downsamples, -1, -1)
         ]
 
 
@@ -154,7 +154,7 @@ class _PixelNorm(nn.Module):
         return rearrange(self.norm(rearrange(x, "B C h w -> B h w C")), "B h w C -> B C h w")
 
 
-BLOCKS = {"convnext": ConvNextBlock, "resnet": ResNetBlock}
+BLOCK_TYPES = {"convnext": ConvNextBlock, "resnet": ResNetBlock}
 
 
 class VqVae(nn.Module):
@@ -171,12 +171,12 @@ class VqVae(nn.Module):
         self.image_size = config.image_size
         height, width = config.image_size
         grid = (height // config.downsample, width // config.downsample)
-        self.latents = Latents("discrete", grid, config.code_width, config.codes, config.codebooks)
+        self.latents = LatentSpec("discrete", grid, config.latent_dim, config.codes, config.codebooks)
 
         self.encoder = _Encoder(config)
         self.quantizers = nn.ModuleList(
             VectorQuantize(
-                dim=config.code_width // config.codebooks,
+                dim=config.latent_dim // config.codebooks,
                 codebook_size=config.codes,
                 decay=config.decay,
                 kmeans_init=True,
@@ -197,7 +197,7 @@ class VqVae(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, N) int64 -> (B, 3, H, W) uint8."""
-        pixels = self._draw(self._vectors(latents))
+        pixels = self._decode_vectors(self._lookup(latents))
         return (pixels.float().clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
     @property
@@ -205,32 +205,32 @@ class VqVae(nn.Module):
         """(G, K, D / G) float32."""
         return torch.stack([part.codebook.float() for part in self.quantizers])  # type: ignore
 
-    def _vectors(self, codes: Tensor) -> Tensor:
+    def _lookup(self, codes: Tensor) -> Tensor:
         """(B, N) int64 -> (B, P, D)."""
-        parts = codes.unflatten(-1, (-1, self.config.codebooks)).unbind(-1)
-        books = self.codebooks
-        return torch.cat([book[part] for book, part in zip(books, parts, strict=True)], dim=-1)
+        ids = codes.unflatten(-1, (-1, self.config.codebooks)).unbind(-1)
+        codebooks = self.codebooks
+        return torch.cat([book[part] for book, part in zip(codebooks, ids, strict=True)], dim=-1)
 
-    def _draw(self, vectors: Tensor) -> Tensor:
+    def _decode_vectors(self, vectors: Tensor) -> Tensor:
         """(B, P, D) -> (B, 3, H, W), about [-1, 1]."""
         h, w = self.latents.grid
         return self.decoder(rearrange(vectors, "B (h w) D -> B D h w", h=h, w=w))
 
     def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
         """Squared error and commitment (equation 3 of the paper; the codebook moves by EMA)."""
-        truth = _to_unit(frames.flatten(0, -4))
+        target = _to_unit(frames.flatten(0, -4))
         if self.training and not self.settled and self.trained_steps == 0:
-            self.decoder.mean.copy_(truth.mean(0))
-        quantized, codes, commitment = self._quantize(self.encoder(truth))
-        drawn = self._draw(quantized)
+            self.decoder.mean.copy_(target.mean(0))
+        quantized, codes, commitment_loss = self._quantize(self.encoder(target))
+        reconstruction = self._decode_vectors(quantized)
         losses = {
             # times 100: a loss of order one, so that the commitment's weight means what it says
-            "reconstruction": 100 * nn.functional.mse_loss(drawn.float(), truth),
-            "commitment": self.config.commitment * commitment,
+            "reconstruction": 100 * nn.functional.mse_loss(reconstruction.float(), target),
+            "commitment": self.config.commitment_weight * commitment_loss,
             "perplexity": perplexity(code_counts(codes, self.latents)),
         }
-        if self.config.pyramid:
-            losses["pyramid"] = self.config.pyramid * pyramid_distance(truth, drawn.float())
+        if self.config.laplacian_weight:
+            losses["pyramid"] = self.config.laplacian_weight * laplacian_l1(target, reconstruction.float())
         return losses
 
     def _quantize(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,26 +240,26 @@ class VqVae(nn.Module):
             vectors = rearrange(encoded.float(), "B D h w -> B (h w) D").contiguous()
             if self.training:
                 self.trained_steps += 1
-                if not self.settled and self.trained_steps <= self.config.continuous_steps:
-                    shape = (len(vectors), self.latents.per_frame)
+                if not self.settled and self.trained_steps <= self.config.vq_start_step:
+                    shape = (len(vectors), self.latents.tokens_per_frame)
                     codes = torch.zeros(shape, dtype=torch.long, device=vectors.device)
                     return vectors, codes, vectors.new_zeros(())
-            parts = vectors.chunk(self.config.codebooks, dim=-1)
+            chunks = vectors.chunk(self.config.codebooks, dim=-1)
             codes = []
-            for part, quantizer in zip(parts, self.quantizers, strict=True):
-                book: Tensor = quantizer.codebook.float()  # type: ignore[operator, union-attr]
-                rows = part.flatten(0, 1)
-                found, counts, _ = assign(rows, book)
-                codes.append(found.view(part.shape[:2]))
+            for part, quantizer in zip(chunks, self.quantizers, strict=True):
+                codebook: Tensor = quantizer.codebook.float()  # type: ignore[operator, union-attr]
+                flat = part.flatten(0, 1)
+                ids, counts, _ = nearest_code(flat, codebook)
+                codes.append(ids.view(part.shape[:2]))
                 if self.training:
-                    rarity = 1 / counts[found].float()
-                    move_codebook(quantizer, rows, rarity, begins=not self.settled)
+                    weights = 1 / counts[ids].float()
+                    update_codebook_ema(quantizer, flat, weights, initialize=not self.settled)
             self.settled = self.settled or self.training
             codes = torch.stack(codes, dim=-1).flatten(1)
-            quantized = self._vectors(codes)
-            commitment = nn.functional.mse_loss(vectors, quantized.detach())
+            quantized = self._lookup(codes)
+            commitment_loss = nn.functional.mse_loss(vectors, quantized.detach())
             # the gradient passes straight through the choice of a code
-            return vectors + (quantized - vectors).detach(), codes, commitment
+            return vectors + (quantized - vectors).detach(), codes, commitment_loss
 
 
 def _to_unit(frames: Tensor) -> Tensor:
@@ -270,22 +270,22 @@ class _Encoder(nn.Module):
     def __init__(self, config: VqVaeConfig) -> None:
         super().__init__()
         height, width = config.image_size
-        widths = config.widths
-        block = BLOCKS[config.blocks]
+        level_channels = config.level_channels
+        block = BLOCK_TYPES[config.blocks]
         self.fold = Rearrange("B c (h p) (w q) -> B (c p q) h w", p=config.stem, q=config.stem)
-        self.first = nn.Conv2d(3 * config.stem**2, widths[0], 1)
+        self.first = nn.Conv2d(3 * config.stem**2, level_channels[0], 1)
         # Where a patch lies: a camera that stands still has a background to be subtracted.
         self.place = nn.Parameter(
-            torch.zeros(widths[0], height // config.stem, width // config.stem)
+            torch.zeros(level_channels[0], height // config.stem, width // config.stem)
         )
         layers: list[nn.Module] = []
-        for level, channels in enumerate(widths):
-            layers += [block(channels, config.encoder_kernel) for _ in range(config.depth)]
-            if level + 1 < len(widths):
-                layers.append(nn.Conv2d(channels, widths[level + 1], 2, stride=2))
+        for level, channels in enumerate(level_channels):
+            layers += [block(channels, config.encoder_kernel) for _ in range(config.num_res_blocks)]
+            if level + 1 < len(level_channels):
+                layers.append(nn.Conv2d(channels, level_channels[level + 1], 2, stride=2))
         self.layers = nn.Sequential(*layers)
-        self.norm = _PixelNorm(widths[-1])
-        self.last = nn.Conv2d(widths[-1], config.code_width, 1)
+        self.norm = _PixelNorm(level_channels[-1])
+        self.last = nn.Conv2d(level_channels[-1], config.latent_dim, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, D, h, w)."""
@@ -299,20 +299,20 @@ class _Decoder(nn.Module):
     def __init__(self, config: VqVaeConfig) -> None:
         super().__init__()
         height, width = config.image_size
-        widths = config.widths[::-1]
-        block = BLOCKS[config.blocks]
-        self.first = nn.Conv2d(config.code_width, widths[0], 1)
+        level_channels = config.level_channels[::-1]
+        block = BLOCK_TYPES[config.blocks]
+        self.first = nn.Conv2d(config.latent_dim, level_channels[0], 1)
         self.place = nn.Parameter(
-            torch.zeros(widths[0], height // config.downsample, width // config.downsample)
+            torch.zeros(level_channels[0], height // config.downsample, width // config.downsample)
         )
         layers: list[nn.Module] = []
-        for level, channels in enumerate(widths):
-            layers += [block(channels, config.decoder_kernel) for _ in range(config.depth)]
-            if level + 1 < len(widths):
-                layers.append(nn.ConvTranspose2d(channels, widths[level + 1], 2, stride=2))
+        for level, channels in enumerate(level_channels):
+            layers += [block(channels, config.decoder_kernel) for _ in range(config.num_res_blocks)]
+            if level + 1 < len(level_channels):
+                layers.append(nn.ConvTranspose2d(channels, level_channels[level + 1], 2, stride=2))
         self.layers = nn.Sequential(*layers)
-        self.norm = _PixelNorm(widths[-1])
-        self.last = nn.Conv2d(widths[-1], 3 * config.stem**2, 1)
+        self.norm = _PixelNorm(level_channels[-1])
+        self.last = nn.Conv2d(level_channels[-1], 3 * config.stem**2, 1)
         self.unfold = Rearrange("B (c p q) h w -> B c (h p) (w q)", p=config.stem, q=config.stem)
         self.background = nn.Parameter(torch.zeros(3, height, width))
         # What the first batch looks like: a night need not be learnt from grey.

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import checkpoint as ckpt
-from pipeline.cli import run
+from pipeline.cli import run_cli
 
-KEPT = ("format", "stage", "config", "latents", "actions", "parent", "step", "best", "seconds",
+KEPT_KEYS = ("format", "stage", "config", "latents", "actions", "parent", "step", "best", "seconds",
         "train", "versions")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Config:
-    run: Path = Path("runs/pusht")
+    run_cli: Path = Path("runs/pusht")
     """Folder of the run to copy."""
     out: Path = Path("checkpoints/pusht")
     """Folder of the copy; what is there under the same names is replaced."""
@@ -37,28 +37,28 @@ def main(config: Config) -> None:
     paths = [p for stage in stages for p in sorted((config.run / stage).glob("**/best.pt"))]
     if not paths:
         raise ValueError(f"{config.run} holds no best.pt; the stages write them (README.md)")
-    renamed: dict[str, str] = {}
+    new_fingerprints: dict[str, str] = {}
     total, replaced = 0, 0
     for path in paths:
-        place = path.relative_to(config.run)
-        whole = ckpt.load(path, place.parts[0])
-        ckpt.check_weights(whole, path)
+        relative_path = path.relative_to(config.run)
+        checkpoint = ckpt.load(path, relative_path.parts[0])
+        ckpt.check_weights(checkpoint, path)
         # float16 rather than bfloat16: weights need 3 bits more precision, and no range
-        small = {k: v.half() if v.is_floating_point() else v for k, v in whole["model"].items()}
-        copy = {key: whole[key] for key in KEPT if key in whole} | {"model": small}
-        copy["fingerprint"] = ckpt.fingerprint(small, whole["config"])
-        renamed[whole["fingerprint"]] = copy["fingerprint"]
-        parent = whole["parent"]
-        known = renamed.get(parent["fingerprint"], parent["fingerprint"])
-        copy["parent"] = {"path": Path(parent["path"]).name, "fingerprint": known}
-        target = config.out / place
+        weights = {k: v.half() if v.is_floating_point() else v for k, v in checkpoint["model"].items()}
+        exported = {key: checkpoint[key] for key in KEPT_KEYS if key in checkpoint} | {"model": weights}
+        exported["fingerprint"] = ckpt.fingerprint(weights, checkpoint["config"])
+        new_fingerprints[checkpoint["fingerprint"]] = exported["fingerprint"]
+        parent = checkpoint["parent"]
+        parent_fingerprint = new_fingerprints.get(parent["fingerprint"], parent["fingerprint"])
+        exported["parent"] = {"path": Path(parent["path"]).name, "fingerprint": parent_fingerprint}
+        target = config.out / relative_path
         target.parent.mkdir(parents=True, exist_ok=True)
         replaced += target.exists()
-        ckpt.save(target, copy)
+        ckpt.save(target, exported)
         total += target.stat().st_size
-    older = f", {replaced} of them in place of older ones" if replaced else ""
-    print(f"export: {len(paths)} checkpoints, {total / 2**20:.1f} MiB, in {config.out}{older}")
+    replaced_note = f", {replaced} of them in place of older ones" if replaced else ""
+    print(f"export: {len(paths)} checkpoints, {total / 2**20:.1f} MiB, in {config.out}{replaced_note}")
 
 
 if __name__ == "__main__":
-    run(main, Config, {})
+    run_cli(main, Config, {})

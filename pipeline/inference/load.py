@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from models.controllers.discrete_goal_policy import GoalCodes
+from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
-from models.layers.inference import hold_narrow, lay_out_for_writing
-from models.layers.int8 import quantise_linears
+from models.layers.inference import cast_weights, use_column_major
+from models.layers.int8 import quantize_linears
 from models.registry import build_controller, build_dynamics, build_tokenizer
 from models.world import World
 from pipeline import checkpoint as ckpt
@@ -38,15 +38,15 @@ def load_world(run: Path, device: Device = None, int8: bool = False) -> World:
     tokenizer, parent = load_tokenizer(run, device)
     ckpt.check_parent(checkpoint, path, parent, run / "tokenizer" / "best.pt")
     dynamics = build_dynamics(
-        checkpoint["config"], ckpt.latents_of(checkpoint), ckpt.action_spec(checkpoint)
+        checkpoint["config"], ckpt.latent_spec(checkpoint), ckpt.action_spec(checkpoint)
     )
     ckpt.restore(dynamics, checkpoint, path)
     dynamics.to(device)
     if int8:
-        quantise_linears(dynamics)
-    lay_out_for_writing(dynamics)
+        quantize_linears(dynamics)
+    use_column_major(dynamics)
     precision = pick_precision(device, "auto")
-    hold_narrow(dynamics, precision)
+    cast_weights(dynamics, precision)
     world = World(tokenizer, dynamics, precision)
     return world.requires_grad_(False)
 
@@ -56,17 +56,17 @@ def load_controllers(run: Path, world: World) -> dict[str, Any]:
 
     `act(state)` of each answers in the environment's units. Empty where none was trained.
     """
-    found = {}
+    controllers = {}
     for name, folder in (("cloning", "cloning"), ("controller", ".")):
         path = run / "controller" / folder / "best.pt"
         if path.exists():
-            found[name] = _load_controller(path, run, world)
-    if "cloning" in found:  # cloning alone was asked for
-        found.setdefault("controller", found["cloning"])
-    return found
+            controllers[name] = _load_controller(path, run, world)
+    if "cloning" in controllers:  # cloning alone was asked for
+        controllers.setdefault("controller", controllers["cloning"])
+    return controllers
 
 
-def load_goal_policy(run: Path, world: World) -> GoalPolicy | GoalCodes | None:
+def load_goal_policy(run: Path, world: World) -> GoalPolicy | DiscreteGoalPolicy | None:
     """Give the controller of a run that is shown goals; None where none was trained."""
     path = run / "controller" / "goals" / "best.pt"
     return _load_controller(path, run, world) if path.exists() else None

@@ -8,27 +8,27 @@ from __future__ import annotations
 import numpy as np
 
 from data.actions import ActionSpec
-from pipeline.play.keyboard import Keys
+from pipeline.play.keyboard import KeyboardInput
 
-STEP = 0.04  # share of its range by which one key press moves a number
+KEY_STEP = 0.04  # share of its range by which one key press moves a number
 ARROWS = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
-ALSO_CALLED = {"up": ("forward",), "down": ("back", "backward")}
+ARROW_SYNONYMS = {"up": ("forward",), "down": ("back", "backward")}
 
 
-def make_hand(spec: ActionSpec) -> Hand | Keys:
+def make_action_input(spec: ActionSpec) -> ActionInput | KeyboardInput:
     """Give the hand that an action space is played with."""
-    return Keys(spec) if spec.factors else Hand(spec)
+    return KeyboardInput(spec) if spec.factors else ActionInput(spec)
 
 
-class Hand:
+class ActionInput:
     """The action that the player asks for, in the environment's units."""
 
     def __init__(self, spec: ActionSpec) -> None:
         self.spec = spec
         self.chosen = 0
         """The dimension that + and - change (continuous)."""
-        kind = np.float32 if spec.kind == "continuous" else np.int64
-        self.action = np.zeros(spec.shape, kind)
+        dtype = np.float32 if spec.kind == "continuous" else np.int64
+        self.action = np.zeros(spec.shape, dtype)
         if spec.kind == "continuous":
             self.action += (self._low + self._high) / 2
 
@@ -40,26 +40,26 @@ class Hand:
         """Give the action of this step."""
         return self.action
 
-    def claims(self, key: str) -> bool:
+    def handles(self, key: str) -> bool:
         """Tell whether a key steers though the game has a use for it, too."""
         return False
 
-    def button(self, down: bool) -> None:
+    def mouse_button(self, down: bool) -> None:
         """The mouse button does nothing here."""
 
-    def point(self, x: float, y: float) -> None:
+    def move_pointer(self, x: float, y: float) -> None:
         """Put the target at a share of the picture, 0 to 1 from its left and top edge."""
         if self.spec.pointer:
-            share = np.clip([x, y], 0, 1)
-            self.action[:2] = self._low[:2] + share * (self._high - self._low)[:2]
+            fraction = np.clip([x, y], 0, 1)
+            self.action[:2] = self._low[:2] + fraction * (self._high - self._low)[:2]
 
     def press(self, key: str) -> None:
         """Follow a key: an arrow, a digit, + or -, comma or dot.  Others change nothing."""
         if self.spec.kind == "discrete":
             self._press_discrete(key)
         elif key in ARROWS and ARROWS[key][0] < self.spec.size:
-            dimension, sign = ARROWS[key]
-            self._move(dimension, sign)
+            axis, sign = ARROWS[key]
+            self._move(axis, sign)
         elif key in ("+", "=", "-"):
             self._move(self.chosen, -1 if key == "-" else 1)
         elif key.isdigit() and 1 <= int(key) <= self.spec.size:
@@ -70,7 +70,7 @@ class Hand:
     @property
     def pointer(self) -> tuple[float, float] | None:
         """Where the target lies, as shares of the picture."""
-        return pointer_of(self.spec, self.action)
+        return pointer_position(self.spec, self.action)
 
     @property
     def help(self) -> str:
@@ -96,15 +96,15 @@ class Hand:
         elif key in (",", "."):
             self.action = np.array((int(self.action) + (1 if key == "." else -1)) % self.spec.size)
         elif key in ARROWS:
-            words = (key, *ALSO_CALLED.get(key, ()))
-            named = [i for i, n in enumerate(self.spec.names) if n.lower() in words]
-            if named:
-                self.action = np.array(named[0])
+            names = (key, *ARROW_SYNONYMS.get(key, ()))
+            matching = [i for i, n in enumerate(self.spec.names) if n.lower() in names]
+            if matching:
+                self.action = np.array(matching[0])
 
-    def _move(self, dimension: int, sign: int) -> None:
-        low, high = self._low[dimension], self._high[dimension]
-        moved = self.action[dimension] + sign * STEP * (high - low)
-        self.action[dimension] = np.clip(moved, low, high)
+    def _move(self, axis: int, sign: int) -> None:
+        low, high = self._low[axis], self._high[axis]
+        moved = self.action[axis] + sign * KEY_STEP * (high - low)
+        self.action[axis] = np.clip(moved, low, high)
 
     @property
     def _low(self) -> np.ndarray:
@@ -115,7 +115,7 @@ class Hand:
         return np.array(self.spec.high, np.float32)
 
 
-def pointer_of(spec: ActionSpec, action: np.ndarray) -> tuple[float, float] | None:
+def pointer_position(spec: ActionSpec, action: np.ndarray) -> tuple[float, float] | None:
     """Give the point of the picture that an action names, as shares of its width and height."""
     if not spec.pointer:
         return None

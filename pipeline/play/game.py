@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data.shards import write_whole
-from pipeline.play.action_input import make_hand, pointer_of
-from pipeline.play.panels import Panel, compose, share_at, with_lines
-from pipeline.play.player import Player, Start, Starts
-from pipeline.video import write_film
+from data.shards import atomic_write
+from pipeline.play.action_input import make_action_input, pointer_position
+from pipeline.play.panels import Panel, compose_panels, panel_position, add_text
+from pipeline.play.player import Player, Start, StartSampler
+from pipeline.video import write_video
 
 HELP = "R reset  P/space pause  N one step  V record  C controller  B simulator  H help  Q quit"
-RECENT = 30  # frames over which speed and latency are averaged
+STATS_FRAMES = 30  # frames over which speed and latency are averaged
 
 
 class Game:
@@ -29,39 +29,39 @@ class Game:
     def __init__(
         self,
         player: Player,
-        starts: Starts,
-        first: Start,
+        start_sampler: StartSampler,
+        first_start: Start,
         folder: Path,
         size: int,
         fps: float,
-        beside: bool = False,
-        automatic: bool = False,
+        show_simulator: bool = False,
+        use_controller: bool = False,
     ) -> None:
         """folder: where recordings go.  size: pixels of a picture's side.  fps: of recordings."""
-        self.player, self.starts, self.folder = player, starts, folder
-        self.size, self.fps, self.beside = size, fps, beside
-        self.automatic, self.paused, self.help, self.over = automatic, False, True, False
+        self.player, self.starts, self.folder = player, start_sampler, folder
+        self.size, self.fps, self.show_simulator = size, fps, show_simulator
+        self.use_controller, self.paused, self.help, self.over = use_controller, False, True, False
         self.message = ""
-        self.hand = make_hand(player.world.actions)
+        self.hand = make_action_input(player.world.actions)
         self.recording: list[np.ndarray] | None = None
-        self._recorded_from = 0
-        self._one_step = False
-        self._ticks: deque[float] = deque(maxlen=RECENT)
-        self._taken: deque[float] = deque(maxlen=RECENT)
-        self.reset(first)
+        self._recording_start = 0
+        self._step_once = False
+        self._tick_times: deque[float] = deque(maxlen=STATS_FRAMES)
+        self._latencies: deque[float] = deque(maxlen=STATS_FRAMES)
+        self.reset(first_start)
 
     def reset(self, start: Start | None = None) -> None:
         """Go to a start, a drawn one if none is given."""
         if self.recording is not None:
             self._finish_recording()
-        self.player.reset(start or self.starts.draw())
+        self.player.reset(start or self.starts.sample())
         self.hand.rest(self.player.start.next_actions[0])
 
     def press(self, key: str) -> None:
         """Follow one key; those that steer go to the hand."""
         self.message = ""
-        if self.hand.claims(key):
-            if not self.automatic:
+        if self.hand.handles(key):
+            if not self.use_controller:
                 self.hand.press(key)
         elif key in ("q", "escape"):
             self.over = True
@@ -70,7 +70,7 @@ class Game:
         elif key in ("p", "space"):
             self.paused = not self.paused
         elif key == "n":
-            self.paused = self._one_step = True
+            self.paused = self._step_once = True
         elif key == "v":
             self._toggle_recording()
         elif key == "c":
@@ -79,67 +79,67 @@ class Game:
             if self.player.simulator is None:
                 self.message = "no simulator is known for these recordings"
             else:
-                self.beside = not self.beside
+                self.show_simulator = not self.show_simulator
         elif key == "h":
             self.help = not self.help
-        elif not self.automatic:
+        elif not self.use_controller:
             self.hand.press(key)
 
-    def point(self, x: int, y: int) -> None:
+    def move_pointer(self, x: int, y: int) -> None:
         """Follow the mouse, in pixels of the picture that `picture` gave."""
-        if not self.automatic:
+        if not self.use_controller:
             height, width = self.player.imagined.shape[:2]
-            self.hand.point(*share_at(x, y, self.size, 1 + self.beside, width / height))
+            self.hand.move_pointer(*panel_position(x, y, self.size, 1 + self.show_simulator, width / height))
 
-    def button(self, down: bool) -> None:
+    def mouse_button(self, down: bool) -> None:
         """Follow the left mouse button."""
-        if not self.automatic:
-            self.hand.button(down)
+        if not self.use_controller:
+            self.hand.mouse_button(down)
 
     def tick(self) -> np.ndarray:
         """Take one step, unless paused, and give the picture to show."""
-        began = time.perf_counter()
-        steps = not self.paused or self._one_step
-        if steps:
-            self._one_step = False
-            if self.automatic:
-                self.hand.rest(self.player.controllers_choice())
-            self.player.step(self.hand.action if self.automatic else self.hand.take())
+        start_time = time.perf_counter()
+        stepping = not self.paused or self._step_once
+        if stepping:
+            self._step_once = False
+            if self.use_controller:
+                self.hand.rest(self.player.controller_action())
+            self.player.step(self.hand.action if self.use_controller else self.hand.take())
             if self.recording is not None:
-                self.recording.append(self.scene())
-        picture = self.picture()
-        if steps:
-            self._ticks.append(began)
-            self._taken.append(time.perf_counter() - began)
+                self.recording.append(self.render_panels())
+        frame = self.picture()
+        if stepping:
+            self._tick_times.append(start_time)
+            self._latencies.append(time.perf_counter() - start_time)
         else:
-            self._ticks.clear()  # a pause is not slowness
-        return picture
+            self._tick_times.clear()  # a pause is not slowness
+        return frame
 
-    def scene(self) -> np.ndarray:
+    def render_panels(self) -> np.ndarray:
         """Draw the panels alone, as they are recorded."""
         panels = [Panel("imagined", self.player.imagined)]
-        if self.beside:
-            panels.append(Panel("simulator, same actions", self.player.simulated()))
-        return compose(panels, self.size, self.hand.pointer)
+        if self.show_simulator:
+            panels.append(Panel("simulator, same actions", self.player.simulator_frame()))
+        return compose_panels(panels, self.size, self.hand.pointer)
 
     def picture(self) -> np.ndarray:
         """Draw the panels and the lines beneath them."""
         lines = [self.status()]
         if self.help:
             lines += [f"{self.hand.help}  {HELP}"]
-        return with_lines(self.scene(), lines)
+        return add_text(self.render_panels(), lines)
 
     def status(self) -> str:
         """Say speed, latency and where things stand, in one line."""
-        spans = np.diff(self._ticks)
-        speed = f"{1 / spans.mean():.1f}" if len(spans) else "-"
-        latency = f"{1000 * np.mean(self._taken):.0f}" if self._taken else "-"
-        parts = [f"{speed} frames/s", f"{latency} ms", f"step {self.player.steps}"]
+        intervals = np.diff(self._tick_times)
+        frames_per_second = f"{1 / intervals.mean():.1f}" if len(intervals) else "-"
+        latency = f"{1000 * np.mean(self._latencies):.0f}" if self._latencies else "-"
+        parts = [f"{frames_per_second} frames/s", f"{latency} ms", f"step {self.player.steps}"]
         if self.player.world.dynamics.has_rewards:
             parts.append(f"reward {self.player.reward:.2f}")
-        if self.player.simulator is not None and self.beside:
+        if self.player.simulator is not None and self.show_simulator:
             parts.append(f"coverage {self.player.simulator.coverage():.2f}")
-        parts += ["controller"] if self.automatic else [self.hand.describe()]
+        parts += ["controller"] if self.use_controller else [self.hand.describe()]
         parts += ["PAUSED"] if self.paused else []
         parts += ["REC"] if self.recording is not None else []
         return "  ".join(p for p in [*parts, self.message] if p)
@@ -153,53 +153,53 @@ class Game:
         if self.player.controller is None:
             self.message = "no controller: train_controller.py makes one"
         else:
-            self.automatic = not self.automatic
+            self.use_controller = not self.use_controller
 
     def _toggle_recording(self) -> None:
         if self.recording is not None:
             self._finish_recording()
         else:
-            self.recording, self._recorded_from = [self.scene()], self.player.steps
+            self.recording, self._recording_start = [self.render_panels()], self.player.steps
 
     def _finish_recording(self) -> None:
         assert self.recording is not None
-        shots, self.recording = self.recording, None
-        largest = max(shot.shape[1] for shot in shots)  # B may have been pressed meanwhile
-        shots = [np.pad(s, ((0, 0), (0, largest - s.shape[1]), (0, 0))) for s in shots]
+        frames, self.recording = self.recording, None
+        max_width = max(shot.shape[1] for shot in frames)  # B may have been pressed meanwhile
+        frames = [np.pad(s, ((0, 0), (0, max_width - s.shape[1]), (0, 0))) for s in frames]
         folder = _next_folder(self.folder)
-        write_film(folder, shots, self.fps)
-        write_actions(folder, self.player.actions[self._recorded_from :])
+        write_video(folder, frames, self.fps)
+        write_actions(folder, self.player.actions[self._recording_start :])
         self.message = f"kept in {folder}"
-        print(f"recorded {len(shots)} frames: {folder}")
+        print(f"recorded {len(frames)} frames: {folder}")
 
 
-def headless_scene(
+def render_headless(
     player: Player, size: int, truth: str | None, goal: np.ndarray | None = None
 ) -> np.ndarray:
     """Draw what a film shows: the goal and the truth, where there are, beside what is imagined, and
     beneath it which keys have led there."""
     panels = [] if goal is None else [Panel("goal", goal, live=False)]
     if truth == "simulator":
-        panels.append(Panel("simulator", player.simulated()))
+        panels.append(Panel("simulator", player.simulator_frame()))
     elif truth == "recording":
         panels.append(Panel("recording", player.recorded()))
     panels.append(Panel("imagined", player.imagined))
-    spec, last = player.world.actions, player.actions[-1] if player.actions else None
-    scene = compose(panels, size, None if last is None else pointer_of(spec, last))
+    spec, last_action = player.world.actions, player.actions[-1] if player.actions else None
+    frame = compose_panels(panels, size, None if last_action is None else pointer_position(spec, last_action))
     if not spec.factors:
-        return scene
-    return with_lines(scene, ["start" if last is None else spec.say(int(last))])
+        return frame
+    return add_text(frame, ["start" if last_action is None else spec.say(int(last_action))])
 
 
 def write_actions(folder: Path, actions: Sequence[np.ndarray]) -> None:
     """Write FOLDER/actions.npy, whole or not at all."""
-    memory = io.BytesIO()
-    np.save(memory, np.array(actions))
-    write_whole(folder / "actions.npy", memory.getbuffer())
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(actions))
+    atomic_write(folder / "actions.npy", buffer.getbuffer())
 
 
 def _next_folder(parent: Path) -> Path:
-    number = 0
-    while (parent / f"recording-{number:03d}").exists():
-        number += 1
-    return parent / f"recording-{number:03d}"
+    index = 0
+    while (parent / f"recording-{index:03d}").exists():
+        index += 1
+    return parent / f"recording-{index:03d}"

@@ -14,20 +14,20 @@ import numpy as np
 
 from data.actions import ActionSpec, Factor
 
-KEYS = {"w": "forward", "s": "back", "a": "left", "d": "right", "space": "jump", "f": "attack"}
+KEY_BINDINGS = {"w": "forward", "s": "back", "a": "left", "d": "right", "space": "jump", "f": "attack"}
 OPPOSITES = (
     ("forward", "back"), ("left", "right"), ("turn left", "turn right"), ("turn up", "turn down"),
 )  # fmt: skip
 OPPOSITE = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
 TURNS = {"left": ("yaw", -1), "right": ("yaw", 1), "up": ("pitch", -1), "down": ("pitch", 1)}
-FIRST = 0.75  # seconds from a key's first report to its second: 0.66 for X, and a little more
-AGAIN = 0.15  # seconds between reports of a key that is held, at most
-ACROSS = 120.0  # degrees that the view turns when the mouse crosses the picture
-ARROW = 5.0  # degrees of a step with an arrow held
-BUTTON = "attack"
+FIRST_REPEAT_SECONDS = 0.75  # seconds from a key's first report to its second: 0.66 for X, and a little more
+REPEAT_SECONDS = 0.15  # seconds between reports of a key that is held, at most
+DEGREES_PER_WIDTH = 120.0  # degrees that the view turns when the mouse crosses the picture
+ARROW_DEGREES = 5.0  # degrees of a step with an arrow held
+BUTTON_ACTION = "attack"
 
 
-class Keys:
+class KeyboardInput:
     """The hand of a player whose actions are independent choices: keys, and turns in degrees."""
 
     def __init__(self, spec: ActionSpec, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -36,48 +36,48 @@ class Keys:
         self.held: dict[str, float] = {}
         """What is held by key, and until when."""
         self.button_down = False
-        self._place: tuple[float, float] | None = None
-        self._owed = {"yaw": 0.0, "pitch": 0.0}  # degrees that the mouse has asked for
+        self._mouse: tuple[float, float] | None = None
+        self._pending_degrees = {"yaw": 0.0, "pitch": 0.0}  # degrees that the mouse has asked for
         self.pointer = None
-        self.action = self._code()
+        self.action = self._encode()
 
-    def claims(self, key: str) -> bool:
+    def handles(self, key: str) -> bool:
         """Tell whether a key steers."""
-        return key in KEYS or key in TURNS
+        return key in KEY_BINDINGS or key in TURNS
 
     def press(self, key: str) -> None:
         """Take a report of a key that goes down or is held."""
-        if not self.claims(key):
+        if not self.handles(key):
             return
-        name, now = KEYS.get(key, f"turn {key}"), self.clock()
-        self._let_go(now)
+        name, now = KEY_BINDINGS.get(key, f"turn {key}"), self.clock()
+        self._release(now)
         self.held.pop(OPPOSITE.get(name, ""), None)
-        lasts = now + (AGAIN if name in self.held else FIRST)
-        self.held[name] = lasts
+        expires = now + (REPEAT_SECONDS if name in self.held else FIRST_REPEAT_SECONDS)
+        self.held[name] = expires
         # while this one is reported the others are silent, held or not
-        self.held = {other: max(until, lasts) for other, until in self.held.items()}
+        self.held = {other: max(until, expires) for other, until in self.held.items()}
 
-    def button(self, down: bool) -> None:
+    def mouse_button(self, down: bool) -> None:
         """Take the left mouse button, of which a window reports both ways."""
         self.button_down = down
 
-    def point(self, x: float, y: float) -> None:
+    def move_pointer(self, x: float, y: float) -> None:
         """Follow the mouse, in shares of the picture: its motion turns the view."""
-        if self._place is not None:
-            self._owed["yaw"] += ACROSS * (x - self._place[0])
-            self._owed["pitch"] += ACROSS * (y - self._place[1])
-        self._place = (x, y)
+        if self._mouse is not None:
+            self._pending_degrees["yaw"] += DEGREES_PER_WIDTH * (x - self._mouse[0])
+            self._pending_degrees["pitch"] += DEGREES_PER_WIDTH * (y - self._mouse[1])
+        self._mouse = (x, y)
 
     def rest(self, action: np.ndarray) -> None:
         """Go on from an action that somebody else has taken: with nothing held."""
         self.action = np.array(action, np.int64)
         self.held.clear()
-        self._owed = dict.fromkeys(self._owed, 0.0)
+        self._pending_degrees = dict.fromkeys(self._pending_degrees, 0.0)
 
     def take(self) -> np.ndarray:
         """Give the code of this step; what the mouse asks beyond the largest turn is left over."""
-        self._let_go(self.clock())
-        self.action = self._code()
+        self._release(self.clock())
+        self.action = self._encode()
         return self.action
 
     @property
@@ -88,42 +88,42 @@ class Keys:
         """Say what this step does."""
         return self.spec.say(int(self.action))
 
-    def _let_go(self, now: float) -> None:
+    def _release(self, now: float) -> None:
         self.held = {name: until for name, until in self.held.items() if until >= now}
 
-    def _code(self) -> np.ndarray:
-        pressed = set(self.held) | ({BUTTON} if self.button_down else set())
+    def _encode(self) -> np.ndarray:
+        held = set(self.held) | ({BUTTON_ACTION} if self.button_down else set())
         choices = [
-            self._turn(factor) if factor.values else _pressed(factor, pressed)
+            self._turn(factor) if factor.values else _pressed_choice(factor, held)
             for factor in self.spec.factors
         ]
         return self.spec.join(np.array(choices))
 
     def _turn(self, factor: Factor) -> int:
-        wanted = self._owed.get(factor.name, 0.0)
+        degrees = self._pending_degrees.get(factor.name, 0.0)
         arrows = sum(
-            sign * ARROW
+            sign * ARROW_DEGREES
             for key, (axis, sign) in TURNS.items()
             if axis == factor.name and f"turn {key}" in self.held
         )
         values = np.array(factor.values)
-        choice = int(np.abs(values - wanted - arrows).argmin())
-        if factor.name in self._owed:
-            left = wanted + arrows - values[choice]
+        choice = int(np.abs(values - degrees - arrows).argmin())
+        if factor.name in self._pending_degrees:
+            remainder = degrees + arrows - values[choice]
             # arrows leave nothing over, or the view would go on turning after them
-            self._owed[factor.name] = 0.0 if arrows else float(left)
+            self._pending_degrees[factor.name] = 0.0 if arrows else float(remainder)
         return choice
 
 
-def _pressed(factor: Factor, pressed: set[str]) -> int:
+def _pressed_choice(factor: Factor, pressed: set[str]) -> int:
     """The choice whose words are most of what is pressed, and nothing that is not."""
     words = [set(label.split()) for label in factor.labels]
-    fitting = [i for i, w in enumerate(words) if i and w <= pressed]
-    return max(fitting, key=lambda i: len(words[i]), default=0)
+    matching = [i for i, w in enumerate(words) if i and w <= pressed]
+    return max(matching, key=lambda i: len(words[i]), default=0)
 
 
-Part = tuple[int, dict[str, str | float]]
-TOUR: tuple[Part, ...] = (
+Segment = tuple[int, dict[str, str | float]]
+SCRIPT: tuple[Segment, ...] = (
     (40, {"move": "forward"}),
     (16, {"yaw": 5.8}),
     (30, {"move": "forward", "jump": "jump"}),
@@ -137,10 +137,10 @@ TOUR: tuple[Part, ...] = (
 """Steps, and what is chosen in them; degrees mean the nearest choice."""
 
 
-def tour(spec: ActionSpec, steps: int) -> np.ndarray:
+def script_actions(spec: ActionSpec, steps: int) -> np.ndarray:
     """Give `steps` codes of a walk that tries everything, over and over: (N,) int64."""
-    known = {factor.name for factor in spec.factors}
-    unknown = {name for _, part in TOUR for name in part} - known
+    factor_names = {factor.name for factor in spec.factors}
+    unknown = {name for _, segment in SCRIPT for name in segment} - factor_names
     if unknown:
         raise ValueError(
             f"--actions script walks and turns, but this world's actions have no "
@@ -148,9 +148,9 @@ def tour(spec: ActionSpec, steps: int) -> np.ndarray:
         )
     codes: list[np.ndarray] = []
     while len(codes) < steps:
-        for length, part in TOUR:
-            choices = [_choice(factor, part.get(factor.name)) for factor in spec.factors]
-            codes += [spec.join(np.array(choices))] * length
+        for num_steps, segment in SCRIPT:
+            choices = [_choice(factor, segment.get(factor.name)) for factor in spec.factors]
+            codes += [spec.join(np.array(choices))] * num_steps
     return np.array(codes[:steps], np.int64)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data.actions import as_tensor
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.splits import Split
 from pipeline.play.simulators import Simulator
 
@@ -33,29 +33,29 @@ class Start:
     velocity: np.ndarray  # (2,) of the agent there
 
 
-class Starts:
+class StartSampler:
     """Places to start from, in episodes of one split."""
 
-    def __init__(self, recordings: Recordings, split: Split, context: int, seed: int) -> None:
-        self.recordings, self.split, self.context = recordings, split, context
-        needed = context + 1
-        self.episodes = [e for e in recordings.episodes(split) if recordings.length(e) >= needed]
+    def __init__(self, dataset: EpisodeDataset, split: Split, context: int, seed: int) -> None:
+        self.recordings, self.split, self.context = dataset, split, context
+        min_length = context + 1
+        self.episodes = [e for e in dataset.episodes(split) if dataset.length(e) >= min_length]
         if not self.episodes:
             raise ValueError(
-                f"{recordings.folder} has no {split} episode of {needed} frames to start from; "
+                f"{dataset.folder} has no {split} episode of {min_length} frames to start from; "
                 f"--split train plays from the others"
             )
-        self._random = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(seed)
 
-    def draw(self, steps: int = 0) -> Start:
+    def sample(self, steps: int = 0) -> Start:
         """Draw a place, one that is followed by `steps` recorded steps where there is such."""
         lengths = np.array([self.recordings.length(e) for e in self.episodes])
-        long = np.flatnonzero(lengths >= self.context + steps)
-        if not len(long):
-            long = np.flatnonzero(lengths == lengths.max())
-        number = int(self._random.choice(long))
+        eligible = np.flatnonzero(lengths >= self.context + steps)
+        if not len(eligible):
+            eligible = np.flatnonzero(lengths == lengths.max())
+        number = int(self._rng.choice(eligible))
         last = max(self.context - 1, int(lengths[number]) - 1 - max(steps, 1))
-        return self.at(number, int(self._random.integers(self.context - 1, last + 1)))
+        return self.at(number, int(self._rng.integers(self.context - 1, last + 1)))
 
     def number(self, start: Start) -> int:
         """Give the number of a start's episode, as `at` takes it."""
@@ -84,10 +84,10 @@ class Starts:
             states = self.recordings.read(episode, "states", max(0, frame - 1), frame + 1)
             state = states[-1]
             velocity = (states[-1] - states[0])[:2] * STEPS_PER_SECOND
-        shown = self.context
+        context = self.context
         return Start(
-            episode, frame, frames[:shown], actions[: shown - 1],
-            frames[shown:], actions[shown - 1 :], state, velocity,
+            episode, frame, frames[:context], actions[: context - 1],
+            frames[context:], actions[context - 1 :], state, velocity,
         )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ class Player:
         device = self.world.device
         actions = as_tensor(start.actions).to(device)
         self.state = self.world.reset(frames[None].to(device), actions[None])
-        self.imagined = self._look()
+        self.imagined = self._decode()
         if self.simulator is not None:
             assert start.state is not None, "open_simulator asks for recorded states"
             self.simulator.reset(start.state, start.velocity)
@@ -118,17 +118,17 @@ class Player:
     @torch.inference_mode()
     def step(self, action: np.ndarray) -> None:
         """Imagine one step, and let the simulator take it too."""
-        kind = np.float32 if self.world.actions.kind == "continuous" else np.int64
-        action = np.array(action, kind)
+        dtype = np.float32 if self.world.actions.kind == "continuous" else np.int64
+        action = np.array(action, dtype)
         self.state = self.world.step(self.state, as_tensor(action[None]).to(self.world.device))
-        self.imagined = self._look()
+        self.imagined = self._decode()
         if self.simulator is not None:
             self.simulator.step(action)
         self.actions.append(action)
         self.steps += 1
 
     @torch.inference_mode()
-    def controllers_choice(self) -> np.ndarray:
+    def controller_action(self) -> np.ndarray:
         """Give the controller's action here, (A,) or ()."""
         assert self.controller is not None
         return self.controller.act(self.state)[0].cpu().numpy()
@@ -144,10 +144,10 @@ class Player:
             return self.start.frames[-1]
         return self.start.next_frames[min(self.steps, len(self.start.next_frames)) - 1]
 
-    def simulated(self) -> np.ndarray:
+    def simulator_frame(self) -> np.ndarray:
         """Draw the simulator at this step, as large as the world's own frames."""
         assert self.simulator is not None
         return self.simulator.render(self.imagined.shape[0])
 
-    def _look(self) -> np.ndarray:
+    def _decode(self) -> np.ndarray:
         return self.world.decode(self.state)[0].permute(1, 2, 0).cpu().numpy()

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from data.actions import ActionSpec
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 
 
 class Simulator(Protocol):
@@ -30,13 +30,13 @@ class Simulator(Protocol):
         ...
 
 
-class Toy:
+class ToySimulator:
     """The toy world (data/toy.py); it has no velocity."""
 
     def __init__(self, actions: ActionSpec) -> None:
-        from data.toy import ToyWorld
+        from data.toy import ToyPushT
 
-        self._make = lambda state: ToyWorld(state, actions)
+        self._make = lambda state: ToyPushT(state, actions)
         self._world = self._make(np.zeros(5))
 
     def reset(self, state: np.ndarray, velocity: np.ndarray) -> None:
@@ -52,21 +52,21 @@ class Toy:
         return self._world.render(size)
 
 
-def open_simulator(recordings: Recordings) -> Simulator:
+def open_simulator(dataset: EpisodeDataset) -> Simulator:
     """Give the simulator that made the recordings; ValueError where there is none."""
-    source = str(recordings.description.get("source", "unknown"))
-    if not recordings.has("states"):
+    source = str(dataset.description.get("source", "unknown"))
+    if not dataset.has("states"):
         raise ValueError(
-            f"{recordings.folder} holds no simulator states, so no simulator can be set beside; "
+            f"{dataset.folder} holds no simulator states, so no simulator can be set beside; "
             f"leave --beside-simulator out"
         )
     if source.startswith("toy"):
-        return Toy(recordings.actions)
+        return ToySimulator(dataset.actions)
     from data.pusht.simulator import STATE_NAMES, PushT
 
-    if recordings.state_names == STATE_NAMES:
-        return PushT(recordings.image_size[0])
+    if dataset.state_names == STATE_NAMES:
+        return PushT(dataset.image_size[0])
     raise ValueError(
-        f"no simulator is known for {recordings.folder} (source {source!r}, states "
-        f"{', '.join(recordings.state_names)}); leave --beside-simulator out"
+        f"no simulator is known for {dataset.folder} (source {source!r}, states "
+        f"{', '.join(dataset.state_names)}); leave --beside-simulator out"
     )

@@ -11,18 +11,18 @@ import cv2
 import numpy as np
 
 # The arrow keys as waitKeyEx gives them: X11 (Qt and GTK), Windows, macOS, and their low bytes.
-CODES = {
+ARROW_CODES = {
     "left": (65361, 2424832, 63234, 81),
     "up": (65362, 2490368, 63232, 82),
     "right": (65363, 2555904, 63235, 83),
     "down": (65364, 2621440, 63233, 84),
 }
-KEYS = {code: name for name, codes in CODES.items() for code in codes[:3]}
-KEYS |= {27: "escape", 32: "space", 9: "tab", 13: "enter"}
+KEY_NAMES = {code: name for name, codes in ARROW_CODES.items() for code in codes[:3]}
+KEY_NAMES |= {27: "escape", 32: "space", 9: "tab", 13: "enter"}
 # On Linux a lock key (Num, Caps) or Shift can add bits above the sixteen of the key.
 LOW_BITS = 0xFFFF
 
-TRIAL = "import cv2; cv2.namedWindow('trial'); cv2.waitKey(1)"
+DISPLAY_TEST = "import cv2; cv2.namedWindow('trial'); cv2.waitKey(1)"
 
 
 def key_name(code: int) -> str | None:
@@ -30,8 +30,8 @@ def key_name(code: int) -> str | None:
     if code < 0:
         return None
     for candidate in (code, code & LOW_BITS):
-        if candidate in KEYS:
-            return KEYS[candidate]
+        if candidate in KEY_NAMES:
+            return KEY_NAMES[candidate]
         if 33 <= candidate < 127:
             return chr(candidate).lower()
     return None
@@ -42,13 +42,13 @@ def check_display() -> None:
 
     Asked in a process of its own: without a display Qt does not fail, it ends the process.
     """
-    interface = [x for x in cv2.getBuildInformation().splitlines() if x.strip().startswith("GUI:")]
-    if not interface or interface[0].split()[-1] == "NONE":
+    gui = [x for x in cv2.getBuildInformation().splitlines() if x.strip().startswith("GUI:")]
+    if not gui or gui[0].split()[-1] == "NONE":
         reason = "this OpenCV is built without windows (opencv-python-headless?)"
     elif sys.platform == "linux" and not os.environ.get("DISPLAY"):
         reason = "no DISPLAY is set"
     else:
-        trial = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, timeout=60)
+        trial = subprocess.run([sys.executable, "-c", DISPLAY_TEST], capture_output=True, timeout=60)
         if trial.returncode == 0:
             return
         reason = f"the display {os.environ.get('DISPLAY', '')} does not answer"
@@ -70,7 +70,7 @@ class Window:
         os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")
         flags = cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL
         cv2.namedWindow(self.title, flags)
-        cv2.setMouseCallback(self.title, self._moved)
+        cv2.setMouseCallback(self.title, self._on_mouse)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -94,15 +94,15 @@ class Window:
         self.closed = self.closed or not self._visible()
         return pressed
 
-    def take_mouse(self) -> tuple[int, int] | None:
+    def poll_mouse(self) -> tuple[int, int] | None:
         """Give where the mouse went since the last call, if it moved."""
-        place, self.mouse = self.mouse, None
-        return place
+        position, self.mouse = self.mouse, None
+        return position
 
-    def take_buttons(self) -> list[bool]:
+    def poll_buttons(self) -> list[bool]:
         """Give what the left mouse button did since the last call."""
-        done, self.buttons = self.buttons, []
-        return done
+        events, self.buttons = self.buttons, []
+        return events
 
     def _visible(self) -> bool:
         try:
@@ -110,7 +110,7 @@ class Window:
         except cv2.error:  # Qt, once its last window is closed
             return False
 
-    def _moved(self, event: int, x: int, y: int, flags: int, parameter: object) -> None:
+    def _on_mouse(self, event: int, x: int, y: int, flags: int, parameter: object) -> None:
         if event in (cv2.EVENT_MOUSEMOVE, cv2.EVENT_LBUTTONDOWN):
             self.mouse = (x, y)
         if event in (cv2.EVENT_LBUTTONDOWN, cv2.EVENT_LBUTTONUP):

@@ -12,85 +12,85 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from pipeline.training.train_config import Compile
+from pipeline.training.train_config import CompileMode
 
-TRIAL = 10  # steps that are timed each way; the first of each are left out
-MISSING = "there is no g++ or clang++ here; install one (Debian, Ubuntu: apt-get install g++)"
-LONG = 600.0  # seconds of steps ahead, below which it is not tried: start-up takes a minute or two
+TRIAL_STEPS = 10  # steps that are timed each way; the first of each are left out
+NO_COMPILER = "there is no g++ or clang++ here; install one (Debian, Ubuntu: apt-get install g++)"
+MIN_TRIAL_SECONDS = 600.0  # seconds of steps ahead, below which it is not tried: start-up takes a minute or two
 
 
-class Compiling:
+class AutoCompile:
     """Compiles `module` at once, never, or once it has been faster in the steps themselves."""
 
     def __init__(
         self,
         module: nn.Module,
-        wish: Compile,
-        say: Callable[[str], None],
-        switched: Callable[[], None] = lambda: None,
-        flags: str = "train",
+        mode: CompileMode,
+        log_line: Callable[[str], None],
+        on_switch: Callable[[], None] = lambda: None,
+        flag_prefix: str = "train",
     ) -> None:
         """switched: called when later steps are to be taken the other way."""
-        self.module, self.say, self.switched = module, say, switched
-        able = torch.cuda.is_available() or cpp_compiler() is not None
-        self._trying = wish == "auto" and able
-        self._eager: list[float] = []
-        self._compiled: list[float] = []
-        if wish == "yes" and not able:
-            raise ValueError(f"--{flags}.compile yes needs a C++ compiler, and {MISSING}")
-        if wish == "yes":
+        self.module, self.say, self.on_switch = module, log_line, on_switch
+        available = torch.cuda.is_available() or cpp_compiler() is not None
+        self._timing = mode == "auto" and available
+        self._eager_seconds: list[float] = []
+        self._compiled_seconds: list[float] = []
+        if mode == "yes" and not available:
+            raise ValueError(f"--{flag_prefix}.compile yes needs a C++ compiler, and {NO_COMPILER}")
+        if mode == "yes":
             module.compile()
-        if wish == "auto" and not able:
-            say(f"compile: not tried, {MISSING}")
+        if mode == "auto" and not available:
+            log_line(f"compile: not tried, {NO_COMPILER}")
 
     @property
-    def on(self) -> bool:
+    def is_compiled(self) -> bool:
         return self.module._compiled_call_impl is not None
 
     @contextmanager
-    def timed(self, ahead: int) -> Iterator[None]:
+    def time_step(self, remaining_steps: int) -> Iterator[None]:
         """Take a step in here; `ahead` more come after it."""
-        if not self._trying:
+        if not self._timing:
             yield
             return
-        began = time.perf_counter()
+        start = time.perf_counter()
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        (self._compiled if self.on else self._eager).append(time.perf_counter() - began)
-        if not self.on and len(self._eager) == TRIAL:
-            self._begin(ahead)
-        elif self.on and len(self._compiled) == TRIAL:
+        (self._compiled_seconds if self.is_compiled else self._eager_seconds).append(time.perf_counter() - start)
+        if not self.is_compiled and len(self._eager_seconds) == TRIAL_STEPS:
+            self._start_trial(remaining_steps)
+        elif self.is_compiled and len(self._compiled_seconds) == TRIAL_STEPS:
             self._decide()
 
-    def _begin(self, ahead: int) -> None:
-        left = ahead * _usual(self._eager)
-        if left < LONG:
-            self._trying = False
-            self.say(f"compile: not tried, {left:.0f} s are left")
+    def _start_trial(self, remaining_steps: int) -> None:
+        remaining_seconds = remaining_steps * _median(self._eager_seconds)
+        if remaining_seconds < MIN_TRIAL_SECONDS:
+            self._timing = False
+            self.say(f"compile: not tried, {remaining_seconds:.0f} s are left")
         else:
             self.module.compile()
-            self.switched()
+            self.on_switch()
 
     def _decide(self) -> None:
-        self._trying = False
-        eager, compiled = _usual(self._eager), _usual(self._compiled)
-        kept = "kept" if compiled < eager else "given up"
-        if compiled >= eager:
+        self._timing = False
+        eager_seconds, compiled_seconds = _median(self._eager_seconds), _median(self._compiled_seconds)
+        verdict = "kept" if compiled_seconds < eager_seconds else "given up"
+        if compiled_seconds >= eager_seconds:
             self.module._compiled_call_impl = None
-            self.switched()
+            self.on_switch()
         self.say(
-            f"compile: a step takes {1000 * compiled:.0f} ms instead of {1000 * eager:.0f} ms, "
-            f"after {self._compiled[0]:.0f} s of start-up; {kept}"
+            f"compile: a step takes {1000 * compiled_seconds:.0f} ms instead of {1000 * eager_seconds:.0f} ms, "
+            f"after {self._compiled_seconds[0]:.0f} s of start-up; {verdict}"
         )
 
 
-def _usual(seconds: list[float]) -> float:
-    return statistics.median(seconds[TRIAL // 2 :])
+def _median(seconds: list[float]) -> float:
+    return statistics.median(seconds[TRIAL_STEPS // 2 :])
 
 
 def cpp_compiler() -> str | None:
     named = os.environ.get("CXX", "")
     return next(
-        (found for name in (named, "g++", "clang++") if (found := shutil.which(name))), None
+        (found for name in (named, "g++", "clang++") if (found := shutil.mixture_distribution(name))), None
     )

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from pipeline.training.latents import LatentClip, LatentClips
 
 
 @dataclass
-class Step:
+class DemoBatch:
     """A batch of frames and what was done there."""
 
     latents: Tensor  # (B, N) int64, or (B, P, D)
     actions: Tensor  # (B, A) normalised, or (B,) codes
 
 
-class ShownSteps:
+class DemoSteps:
     """Steps of `split` worth cloning.
 
     Of an episode whose reward reaches `enough`, those before it is highest; of recordings without
@@ -29,56 +29,56 @@ class ShownSteps:
     """
 
     def __init__(
-        self, recordings: Recordings, split: str, latents: np.ndarray, enough: float
+        self, dataset: EpisodeDataset, split: str, latents: np.ndarray, min_reward: float
     ) -> None:
-        self.actions: ActionSpec = recordings.actions
+        self.actions: ActionSpec = dataset.actions
         self.latents = latents
-        self.recorded = recordings.read_rows("actions", 0, recordings.total)
+        self.recorded = dataset.read_rows("actions", 0, dataset.total)
         rows = []
-        episodes = recordings.episodes(split)  # type: ignore[arg-type]
+        episodes = dataset.episodes(split)  # type: ignore[arg-type]
         for episode in episodes:
-            first, length = int(recordings.first_rows[episode]), recordings.length(episode)
+            first, length = int(dataset.first_rows[episode]), dataset.length(episode)
             end = length - 1  # the last action leads nowhere
-            if recordings.has("rewards"):
-                rewards = recordings.read(episode, "rewards")
-                end = int(rewards.argmax()) if rewards.max() >= enough else 0
+            if dataset.has("rewards"):
+                rewards = dataset.read(episode, "rewards")
+                end = int(rewards.argmax()) if rewards.max() >= min_reward else 0
             rows.append(np.arange(first, first + end))
         self.episodes = sum(len(r) > 0 for r in rows)
         self.rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
         if not len(self.rows):
             raise ValueError(
-                f"no {split} episode of {recordings.folder} reaches a reward of {enough}, so there "
+                f"no {split} episode of {dataset.folder} reaches a reward of {min_reward}, so there "
                 f"is nothing to clone; lower --enough, or record demonstrations of the task"
             )
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, indices: np.ndarray) -> Step:
+    def batch(self, indices: np.ndarray) -> DemoBatch:
         rows = self.rows[indices]
         latents = torch.from_numpy(np.asarray(self.latents[rows]))
         latents = latents.float() if latents.is_floating_point() else latents.long()
         actions = torch.from_numpy(self.recorded[rows])
-        return Step(latents, self.actions.normalize(actions))
+        return DemoBatch(latents, self.actions.normalize(actions))
 
 
 @dataclass
-class StartsAndSteps:
+class StartsAndDemos:
     starts: LatentClip
-    shown: Step
+    shown: DemoBatch
 
 
-class StartsBesideSteps:
+class StartsWithDemos:
     """For each batch of starts of imagination, as many shown steps."""
 
-    def __init__(self, starts: LatentClips, shown: ShownSteps) -> None:
-        self.starts, self.shown = starts, shown
+    def __init__(self, starts: LatentClips, demos: DemoSteps) -> None:
+        self.starts, self.shown = starts, demos
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def batch(self, indices: np.ndarray) -> StartsAndSteps:
+    def batch(self, indices: np.ndarray) -> StartsAndDemos:
         # drawn from the starts themselves, so that the batch is a function of its indices
-        random = np.random.default_rng(indices)
-        beside = random.integers(0, len(self.shown), len(indices))
-        return StartsAndSteps(self.starts.batch(indices), self.shown.batch(beside))
+        rng = np.random.default_rng(indices)
+        demo_indices = rng.integers(0, len(self.shown), len(indices))
+        return StartsAndDemos(self.starts.batch(indices), self.shown.batch(demo_indices))

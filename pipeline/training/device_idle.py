@@ -12,7 +12,7 @@ import torch
 T = TypeVar("T")
 
 
-class Idle:
+class IdleTimer:
     """Time between steps, as a share of all: a CPU waits for batches, a GPU also for the host.
 
     On a GPU steps are timed there (events), so that work that is only queued does not count.
@@ -20,20 +20,20 @@ class Idle:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._began = time.perf_counter()
-        self._waited = 0.0
+        self._start = time.perf_counter()
+        self._wait_seconds = 0.0
         self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
-    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+    def time_batches(self, batches: Iterable[T]) -> Iterator[T]:
         """Give the batches, and remember how long each was waited for."""
         source = iter(batches)
         while True:
-            began = time.perf_counter()
+            start = time.perf_counter()
             try:
                 batch = next(source)
             except StopIteration:
                 return
-            self._waited += time.perf_counter() - began
+            self._wait_seconds += time.perf_counter() - start
             yield batch
 
     @contextmanager
@@ -48,12 +48,12 @@ class Idle:
         end.record()
         self._spans.append((start, end))
 
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Give the share of the time since the last call; on a GPU this waits for it."""
-        whole = max(time.perf_counter() - self._began, 1e-9)
-        idle = self._waited
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        idle = self._wait_seconds
         if self._spans:
             self._spans[-1][1].synchronize()
-            idle = whole - sum(a.elapsed_time(b) for a, b in self._spans) / 1000
-        self._began, self._waited, self._spans = time.perf_counter(), 0.0, []
-        return min(1.0, max(0.0, idle / whole))
+            idle = elapsed - sum(a.elapsed_time(b) for a, b in self._spans) / 1000
+        self._start, self._wait_seconds, self._spans = time.perf_counter(), 0.0, []
+        return min(1.0, max(0.0, idle / elapsed))

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-class Average:
+class Ema:
     """Follows the trained weights of `model`; all else in its state is as it is there."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -14,17 +14,17 @@ class Average:
         self.weights: dict[str, Tensor] = {
             name: value.detach().clone() for name, value in model.state_dict().items()
         }
-        self._trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        self._trainable = {n for n, p in model.named_parameters() if p.requires_grad}
 
-    def follow(self, step: int) -> None:
+    def update(self, step: int) -> None:
         if not self.decay:
             return
         # a short memory at first, or the random start would weigh on it for long
         decay = min(self.decay, (step + 1) / (step + 10))
-        now = self.model.state_dict()
-        trained = [name for name in now if name in self._trained]
+        current = self.model.state_dict()
+        trainable = [name for name in current if name in self._trainable]
         # all at once: on a GPU a launch for each takes longer than a recorded step
-        average = get_ema_multi_avg_fn(decay)
-        average([self.weights[name] for name in trained], [now[name] for name in trained], 0)
-        for name in now.keys() - self._trained:
-            self.weights[name].copy_(now[name])
+        ema_update = get_ema_multi_avg_fn(decay)
+        ema_update([self.weights[name] for name in trainable], [current[name] for name in trainable], 0)
+        for name in current.keys() - self._trainable:
+            self.weights[name].copy_(current[name])

@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.clips import Clips
-from data.shards import Recordings, write_whole
-from models.tokenizers.tokenizer import Latents
-from models.world import arithmetic
+from data.shards import EpisodeDataset, atomic_write
+from models.tokenizers.tokenizer import LatentSpec
+from models.world import autocast
 from pipeline.device import pick_precision
 
 
@@ -35,23 +35,23 @@ class LatentClips:
 
     def __init__(self, clips: Clips, latents: np.ndarray) -> None:
         self.clips, self.latents = clips, latents
-        self._near: Tensor | None = None
+        self._cached: Tensor | None = None
 
-    def keep_on(self, device: torch.device, memory_limit: int) -> None:
+    def cache_on_device(self, device: torch.device, memory_limit: int) -> None:
         """Copy all latents to `device`, and give them there, if they take less than
         `memory_limit` bytes."""
         if self.latents.nbytes <= memory_limit:
-            self._near = torch.from_numpy(np.array(self.latents)).to(device)
+            self._cached = torch.from_numpy(np.array(self.latents)).to(device)
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def batch(self, indices: np.ndarray) -> LatentClip:
         rows = self.clips.rows(indices)
-        if self._near is None:
+        if self._cached is None:
             latents = torch.from_numpy(np.asarray(self.latents[rows]))
         else:
-            latents = self._near[torch.from_numpy(rows).to(self._near.device)]
+            latents = self._cached[torch.from_numpy(rows).to(self._cached.device)]
         actions = self.clips.column("actions", rows)
         assert actions is not None
         terminals = self.clips.column("terminals", rows)
@@ -67,7 +67,7 @@ def cache_latents(
     folder: Path,
     tokenizer: Any,
     fingerprint: str,
-    recordings: Recordings,
+    dataset: EpisodeDataset,
     device: torch.device,
     batch_size: int = 64,
 ) -> np.ndarray:
@@ -78,55 +78,55 @@ def cache_latents(
     `fingerprint` is the tokenizer's; another one, or other recordings, make the cache anew. An
     interrupted pass goes on at the batch where it was.
     """
-    latents: Latents = tokenizer.latents
-    shape: tuple[int, ...] = (recordings.total, latents.per_frame)
-    if latents.kind == "discrete":
-        dtype = np.int16 if latents.codes <= 2**15 else np.int32
+    latent_spec: LatentSpec = tokenizer.latents
+    shape: tuple[int, ...] = (dataset.total, latent_spec.tokens_per_frame)
+    if latent_spec.kind == "discrete":
+        dtype = np.int16 if latent_spec.codes <= 2**15 else np.int32
     else:
-        shape, dtype = (*shape, latents.width), np.float16
-    wanted = {
+        shape, dtype = (*shape, latent_spec.width), np.float16
+    expected = {
         "tokenizer": fingerprint,
-        "recordings": recordings.fingerprint,
+        "recordings": dataset.fingerprint,
         "shape": list(shape),
         "dtype": np.dtype(dtype).name,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    about, values = folder / "about.json", folder / "latents.bin"
-    known = _read(about)
-    done = known.pop("done", 0)
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    whole = values.exists() and values.stat().st_size == size  # a short file would read as zeros
-    if known != wanted or not whole or not isinstance(done, int):
-        done = 0
-        write_whole(about, json.dumps(wanted | {"done": 0}).encode())
-    mode = "r+" if done else "w+"
-    store = np.memmap(values, dtype, mode, shape=shape)
-    if done < recordings.total:
-        bar = tqdm(total=recordings.total, initial=done, desc="latents", unit=" frames")
-        for start in range(done, recordings.total, batch_size):
-            stop = min(start + batch_size, recordings.total)
-            frames = torch.from_numpy(recordings.read_rows("frames", start, stop))
+    metadata_path, data_path = folder / "about.json", folder / "latents.bin"
+    stored = _read_metadata(metadata_path)
+    num_encoded = stored.pop("done", 0)
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    complete = data_path.exists() and data_path.stat().st_size == num_bytes  # a short file would read as zeros
+    if stored != expected or not complete or not isinstance(num_encoded, int):
+        num_encoded = 0
+        atomic_write(metadata_path, json.dumps(expected | {"done": 0}).encode())
+    mode = "r+" if num_encoded else "w+"
+    memmap = np.memmap(data_path, dtype, mode, shape=shape)
+    if num_encoded < dataset.total:
+        progress_bar = tqdm(total=dataset.total, initial=num_encoded, desc="latents", unit=" frames")
+        for start in range(num_encoded, dataset.total, batch_size):
+            stop = min(start + batch_size, dataset.total)
+            frames = torch.from_numpy(dataset.read_rows("frames", start, stop))
             frames = frames.permute(0, 3, 1, 2).to(device)
             precision = pick_precision(device, "auto")
-            with torch.no_grad(), arithmetic(device, precision):
+            with torch.no_grad(), autocast(device, precision):
                 encoded = tokenizer.encode(frames)
                 # numpy has no bfloat16, in which some tokenizers answer
                 encoded = encoded.float() if encoded.is_floating_point() else encoded
-                store[start:stop] = encoded.cpu().numpy()
-            bar.update(stop - start)
+                memmap[start:stop] = encoded.cpu().numpy()
+            progress_bar.update(stop - start)
             if (start // batch_size) % 100 == 99:
-                store.flush()
-                write_whole(about, json.dumps(wanted | {"done": stop}).encode())
-        bar.close()
-        store.flush()
-        write_whole(about, json.dumps(wanted | {"done": recordings.total}).encode())
-    return np.memmap(values, dtype, "r", shape=shape)
+                memmap.flush()
+                atomic_write(metadata_path, json.dumps(expected | {"done": stop}).encode())
+        progress_bar.close()
+        memmap.flush()
+        atomic_write(metadata_path, json.dumps(expected | {"done": dataset.total}).encode())
+    return np.memmap(data_path, dtype, "r", shape=shape)
 
 
-def _read(about: Path) -> dict[str, Any]:
+def _read_metadata(metadata_path: Path) -> dict[str, Any]:
     """What a cache says of itself; nothing where that cannot be read: it is made anew."""
     try:
-        known = json.loads(about.read_text())
+        metadata = json.loads(metadata_path.read_text())
     except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}

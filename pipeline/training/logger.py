@@ -13,19 +13,19 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.shards import write_whole
+from data.shards import atomic_write
 
 
-def say(accelerator: Accelerator, line: str) -> None:
+def log_line(accelerator: Accelerator, line: str) -> None:
     """Print a line once, whatever the number of processes, above a progress bar."""
     if accelerator.is_main_process:
         tqdm.write(line)
 
 
-class Log:
+class Logger:
     """Append to FOLDER/log.jsonl; lines past `step`, from before a crash, are dropped."""
 
-    def __init__(self, folder: Path, step: int, wandb: bool = False, flags: str = "train") -> None:
+    def __init__(self, folder: Path, step: int, wandb: bool = False, flag_prefix: str = "train") -> None:
         self.path = folder / "log.jsonl"
         self.pictures = folder / "pictures"
         self.wandb = None
@@ -34,29 +34,29 @@ class Log:
                 self.wandb = importlib.import_module("wandb")
             except ImportError:
                 raise ValueError(
-                    f"--{flags}.wandb needs the package wandb, which is not installed; "
+                    f"--{flag_prefix}.wandb needs the package wandb, which is not installed; "
                     "pip install wandb, or leave the flag out"
                 ) from None
             self.wandb.init(project="dreamstage", name=str(folder), resume="allow")
-        self._rewind(step)
-        self.board = SummaryWriter(folder / "tensorboard", purge_step=step + 1, max_queue=100)
+        self._truncate(step)
+        self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=step + 1, max_queue=100)
 
-    def write(self, step: int, figures: dict[str, float]) -> None:
-        line = {"step": step, "time": round(time.time(), 2)} | figures
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        record = {"step": step, "time": round(time.time(), 2)} | metrics
         with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, value in figures.items():
-            self.board.add_scalar(name, value, step)
+            file.write(json.dumps(record) + "\n")
+        for name, value in metrics.items():
+            self.tensorboard.add_scalar(name, value, step)
         if self.wandb:
-            self.wandb.log(figures, step=step)
+            self.wandb.log(metrics, step=step)
 
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
         self.pictures.mkdir(exist_ok=True)
-        written = imageio.imwrite("<bytes>", pixels, extension=".png")
-        write_whole(self.pictures / f"{name}-{step:06d}.png", written)
-        self.board.add_image(name, pixels, step, dataformats="HWC")
+        encoded = imageio.imwrite("<bytes>", image, extension=".png")
+        atomic_write(self.pictures / f"{name}-{step:06d}.png", encoded)
+        self.tensorboard.add_image(name, image, step, dataformats="HWC")
 
-    def _rewind(self, step: int) -> None:
+    def _truncate(self, step: int) -> None:
         if not self.path.exists():
             return
         kept = []
@@ -68,4 +68,4 @@ class Log:
                 continue
         if step == 0:
             kept = []
-        write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
+        atomic_write(self.path, "".join(f"{line}\n" for line in kept).encode())

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-GLOO = "pt_gloo"  # what PyTorch calls the threads that speak with other processes, or their start
+GLOO_THREADS = "pt_gloo"  # what PyTorch calls the threads that speak with other processes, or their start
 
 
-def leave() -> None:
+def shutdown_distributed() -> None:
     """Take leave of the other processes, at the very end of this one.
 
     Threads that speak with them must not outlive what they use.  Not after an error, where the
@@ -19,7 +19,7 @@ def leave() -> None:
     """
     if dist.is_initialized() and not hasattr(sys, "last_value"):
         dist.destroy_process_group()
-        wait_for_threads(GLOO)
+        wait_for_threads(GLOO_THREADS)
 
 
 def wait_for_threads(name: str) -> None:
@@ -29,16 +29,16 @@ def wait_for_threads(name: str) -> None:
     remembered in many places.  One that has yet to let go of a tensor needs the interpreter for
     it, and aborts the process where that is being taken down.
     """
-    quiet = 0
-    while quiet < 2:  # who waited for the interpreter at the first look has had it by the second
+    quiet_polls = 0
+    while quiet_polls < 2:  # who waited for the interpreter at the first look has had it by the second
         time.sleep(0.01)
-        busy = any(_at_work(thread, name) for thread in Path("/proc/self/task").glob("*"))
-        quiet = 0 if busy else quiet + 1
+        busy = any(_is_running(thread, name) for thread in Path("/proc/self/task").glob("*"))
+        quiet_polls = 0 if busy else quiet_polls + 1
 
 
-def _at_work(thread: Path, name: str) -> bool:
+def _is_running(thread: Path, name: str) -> bool:
     try:
-        called, rest = (thread / "stat").read_text().split("(", 1)[1].rsplit(") ", 1)
+        thread_name, thread_state = (thread / "stat").read_text().split("(", 1)[1].rsplit(") ", 1)
     except OSError:  # it ended
         return False
-    return called.startswith(name) and not rest.startswith("S")
+    return thread_name.startswith(name) and not thread_state.startswith("S")

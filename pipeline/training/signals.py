@@ -8,19 +8,19 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def asked_to_stop(answer: Callable[[], None]) -> Iterator[None]:
+def stop_on_signal(callback: Callable[[], None]) -> Iterator[None]:
     """Call `answer` at every SIGINT and SIGTERM, where signals reach us at all."""
 
-    def ask(number: int, frame: object) -> None:
-        answer()
+    def on_signal(number: int, frame: object) -> None:
+        callback()
 
-    wanted = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM)
     try:
-        before = {s: signal.signal(s, ask) for s in wanted}
+        previous = {s: signal.signal(s, on_signal) for s in signals}
     except ValueError:  # not in the main thread: a test or a notebook
-        before = {}
+        previous = {}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

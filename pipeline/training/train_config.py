@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from models.config import start_at_one
-from pipeline.device import Precision
+from models.config import check_positive
+from pipeline.device import PrecisionOption
 
-Compile = Literal["no", "yes", "auto"]
-ONE_OR_MORE = ("steps", "batch_size", "accumulate", "evaluate_every", "save_every", "report_every")
+CompileMode = Literal["no", "yes", "auto"]
+POSITIVE_FIELDS = ("steps", "batch_size", "accumulate", "evaluate_every", "save_every", "report_every")
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,11 @@ class TrainConfig:
     """Optimizer steps in all, those before a resume included."""
     batch_size: int = 32
     """Clips (or frames) a step, over all processes."""
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     """Parts that a batch is cut into, to fit the memory; the step is the same."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
-    warmup: int = 50
+    warmup_steps: int = 50
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     """After the warm-up: cosine to a fiftieth, halved when validation stalls, or constant."""
@@ -34,16 +34,16 @@ class TrainConfig:
     """Decay of the moving average of the weights that is validated and handed on; 0 is none."""
     patience: int = 0
     """Stop after this many validations without a better one; 0 never."""
-    evaluate_every: int = 200
+    eval_every: int = 200
     """Steps between validations."""
     save_every: int = 100
     """Steps between checkpoints; a signal saves at once."""
-    report_every: int = 20
+    log_every: int = 20
     """Steps between lines of the log."""
-    precision: Precision = "auto"
+    precision: PrecisionOption = "auto"
     """bf16, fp16 (with a loss scaler) or fp32 arithmetic; auto takes bf16 where the hardware has
     it."""
-    compile: Compile = "no"
+    compile: CompileMode = "no"
     """Compile the loss and its gradient (torch.compile). A minute or two at every start, and other
     roundings; auto times both on a long run and keeps the faster."""
     graph: bool = False
@@ -51,11 +51,11 @@ class TrainConfig:
     kernels takes longer than the kernels. One process, bf16 or fp32."""
     sharding: Literal["none", "fsdp"] = "none"
     """Spread weights, gradients and optimizer state over the processes (FSDP)."""
-    workers: int = 0
+    num_workers: int = 0
     """Processes that load batches; the batches do not depend on it."""
     seed: int = 0
     wandb: bool = False
     """Log to Weights & Biases too (pip install wandb)."""
 
     def __post_init__(self) -> None:
-        start_at_one(self, "", *ONE_OR_MORE)  # tyro says whether of --train, --cloning, ...
+        check_positive(self, "", *POSITIVE_FIELDS)  # tyro says whether of --train, --cloning, ...

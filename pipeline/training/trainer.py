@@ -24,37 +24,37 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 import kernels
-from data.batch_sampler import batch_order
-from models.world import Arithmetic, arithmetic
+from data.batch_sampler import batch_indices
+from models.world import Precision, autocast
 from pipeline import checkpoint as ckpt
-from pipeline.device import describe_device, pick_device, pick_precision, room_for_data
+from pipeline.device import describe_device, pick_device, pick_precision, data_memory_limit
 from pipeline.lock import lock
 from pipeline.training import fsdp
-from pipeline.training.device_idle import Idle
-from pipeline.training.logger import Log, say
-from pipeline.training.nan_guard import Finite, Losses
-from pipeline.training.shutdown_distributed import leave
-from pipeline.training.signals import asked_to_stop
+from pipeline.training.device_idle import IdleTimer
+from pipeline.training.logger import Logger, log_line
+from pipeline.training.nan_guard import NanGuard, Losses
+from pipeline.training.shutdown_distributed import shutdown_distributed
+from pipeline.training.signals import stop_on_signal
 from pipeline.training.train_config import TrainConfig
-from pipeline.training.train_step import Descent
+from pipeline.training.train_step import TrainStep
 
 B = TypeVar("B", covariant=True)
-RESUMED = ("average", "optimizer", "step", "best", "waited", "seconds", "factor")
+RESUME_KEYS = ("average", "optimizer", "step", "best", "waited", "seconds", "factor")
 
 
-class Batches(Sized, Protocol[B]):
+class BatchDataset(Sized, Protocol[B]):
     """Anything that gives a batch for an array of indices."""
 
     def batch(self, indices: np.ndarray) -> B: ...
 
 
-class Near(Protocol):
+class Cacheable(Protocol):
     """Data that can lie on a GPU."""
 
-    def keep_on(self, device: torch.device, memory_limit: int) -> None: ...
+    def cache_on_device(self, device: torch.device, memory_limit: int) -> None: ...
 
 
-class Run:
+class Trainer:
     """One training stage in `folder`, resumed from `last.pt` unless `restart`.
 
     `model` is what is trained and saved; `objective` gives the named loss terms (model.loss by
@@ -71,28 +71,28 @@ class Run:
         folder: Path,
         model: nn.Module,
         train: TrainConfig,
-        identity: dict[str, Any],
-        objective: Callable[..., Losses] | None = None,
+        metadata: dict[str, Any],
+        loss_fn: Callable[..., Losses] | None = None,
         restart: bool = False,
         higher_is_better: bool = True,
-        data: str = "",
-        flags: str = "train",
+        data_summary: str = "",
+        flag_prefix: str = "train",
     ) -> None:
-        self.stage, self.folder, self.train, self.identity = stage, folder, train, identity
-        self.higher_is_better, self.flags = higher_is_better, flags
+        self.stage, self.folder, self.train, self.identity = stage, folder, train, metadata
+        self.higher_is_better, self.flags = higher_is_better, flag_prefix
         self.device = pick_device()
         # autocast is ours: Accelerate holds one precision for the whole process
-        self.precision: Arithmetic = pick_precision(self.device, train.precision)
+        self.precision: Precision = pick_precision(self.device, train.precision)
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
         self.device = self.accelerator.device
-        atexit.register(leave)
+        atexit.register(shutdown_distributed)
         if train.batch_size % self.accelerator.num_processes:
             raise ValueError(
                 f"a batch of {train.batch_size} does not part evenly among "
-                f"{self.accelerator.num_processes} processes; change --{flags}.batch-size"
+                f"{self.accelerator.num_processes} processes; change --{flag_prefix}.batch-size"
             )
         torch.manual_seed(train.seed)
-        if self.is_main:
+        if self.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder)
 
@@ -102,200 +102,200 @@ class Run:
                 f"{best} is a finished model, and there is no last.pt beside it to go on from; "
                 f"--restart begins anew in its place, another --run keeps it"
             )
-        self._begun = False  # last.pt is of this training
+        self._started = False  # last.pt is of this training
         self.model = model.to(self.device)
-        self.finite = Finite(stage, flags, at_once=self.device.type == "cpu")
-        goal: Callable[..., Losses] = objective or model.loss  # type: ignore[assignment]
-        self.descent = Descent(
-            model, goal, train, self.accelerator, self.precision, self.finite, flags
+        self.nan_guard = NanGuard(stage, flag_prefix, immediate=self.device.type == "cpu")
+        loss: Callable[..., Losses] = loss_fn or model.loss  # type: ignore[assignment]
+        self.step_fn = TrainStep(
+            model, loss, train, self.accelerator, self.precision, self.nan_guard, flag_prefix
         )
-        self.idle = Idle(self.device)
+        self.idle_timer = IdleTimer(self.device)
 
-        self.step, self.best, self.waited, self.seconds = 0, None, 0, 0.0
-        self.factor = 1.0  # of the learning rate, halved on a plateau
+        self.step, self.best, self.bad_validations, self.seconds = 0, None, 0, 0.0
+        self.lr_scale = 1.0  # of the learning rate, halved on a plateau
         if last.exists() and not restart:
-            self._resume(ckpt.load(last, stage, "cpu" if self.descent.twin else self.device))
-        self.log = Log(folder, self.step, train.wandb, flags) if self.is_main else None
-        self._recent: dict[str, float] = {}
-        self._idle = 0.0
-        self._stop = False
-        parameters = sum(p.numel() for p in self.descent.trained) / 1e6
+            self._resume(ckpt.load(last, stage, "cpu" if self.step_fn.unsharded else self.device))
+        self.log = Logger(folder, self.step, train.wandb, flag_prefix) if self.is_main_process else None
+        self._last_losses: dict[str, float] = {}
+        self._device_idle = 0.0
+        self._stop_requested = False
+        parameters = sum(p.numel() for p in self.step_fn.trained) / 1e6
         self.kernels = kernels.describe(self.device)
         self.say(
             f"{stage}: {describe_device(self.device)}, {self.precision}, {self.kernels}, "
-            f"{self.accelerator.num_processes} process(es), {parameters:.2f} M parameters, {data}"
+            f"{self.accelerator.num_processes} process(es), {parameters:.2f} M parameters, {data_summary}"
         )
-        if train.sharding == "fsdp" and not self.descent.twin:
-            self.say(f"{stage}: --{flags}.sharding fsdp has no effect in one process; use torchrun")
+        if train.sharding == "fsdp" and not self.step_fn.unsharded:
+            self.say(f"{stage}: --{flag_prefix}.sharding fsdp has no effect in one process; use torchrun")
         if train.graph and self.device.type != "cuda":
-            self.say(f"{stage}: --{flags}.graph has no effect without a CUDA GPU")
+            self.say(f"{stage}: --{flag_prefix}.graph has no effect without a CUDA GPU")
         if self.step:
             self.say(f"{stage}: goes on from step {self.step} of {train.steps} ({last})")
 
     @property
-    def is_main(self) -> bool:
+    def is_main_process(self) -> bool:
         return self.accelerator.is_main_process
 
     @property
     def done(self) -> bool:
-        stalled = self.train.patience and self.waited >= self.train.patience
+        stalled = self.train.patience and self.bad_validations >= self.train.patience
         return self.step >= self.train.steps or bool(stalled)
 
     def say(self, line: str) -> None:
-        say(self.accelerator, line)
+        log_line(self.accelerator, line)
 
-    def say_done(self) -> None:
+    def log_finished(self) -> None:
         best = self.folder / "best.pt"
-        kept = best if best.exists() else f"but {best} is gone"
+        status = best if best.exists() else f"but {best} is gone"
         self.say(
-            f"{self.stage}: all {self.step} steps are done ({kept}); "
+            f"{self.stage}: all {self.step} steps are done ({status}); "
             f"--restart begins anew, --{self.flags}.steps goes further"
         )
 
-    def first_on_main(self) -> AbstractContextManager[None]:
+    def main_process_first(self) -> AbstractContextManager[None]:
         """Let the main process do first what leaves files that the others then find."""
         return self.accelerator.main_process_first()
 
-    def keep_near(self, clips: Near) -> None:
+    def cache_on_device(self, dataset: Cacheable) -> None:
         """Let training data lie on a GPU where it fits there, and no other process loads it."""
-        if self.device.type == "cuda" and not self.train.workers:
-            clips.keep_on(self.device, room_for_data(self.device))
+        if self.device.type == "cuda" and not self.train.num_workers:
+            dataset.cache_on_device(self.device, data_memory_limit(self.device))
 
     # -- the loop ---------------------------------------------------------------------------
 
-    def batches(self, clips: Batches[B]) -> Iterator[tuple[int, B]]:
+    def batches(self, dataset: BatchDataset[B]) -> Iterator[tuple[int, B]]:
         """Give (step, batch) until the run is done; a signal saves and ends it with
         KeyboardInterrupt.  Under several processes each gets its share of the batch."""
         if self.done:
-            return self.say_done()
+            return self.log_finished()
         loader = DataLoader(
-            _Steps(clips, self.train, self.accelerator),
+            _StepDataset(dataset, self.train, self.accelerator),
             batch_size=None,
             sampler=range(self.step, self.train.steps),  # type: ignore[arg-type]
-            num_workers=self.train.workers,
+            num_workers=self.train.num_workers,
             persistent_workers=False,
-            multiprocessing_context="spawn" if self.train.workers else None,
+            multiprocessing_context="spawn" if self.train.num_workers else None,
         )
-        bar = tqdm(
-            total=self.train.steps, initial=self.step, desc=self.stage, disable=not self.is_main
+        progress_bar = tqdm(
+            total=self.train.steps, initial=self.step, desc=self.stage, disable=not self.is_main_process
         )
         started = time.monotonic()
-        with asked_to_stop(self._ask), bar:
-            for batch in self.idle.waiting(loader):
+        with stop_on_signal(self._request_stop), progress_bar:
+            for batch in self.idle_timer.time_batches(loader):
                 torch.manual_seed(hash_seed(self.train.seed, self.step))
                 yield self.step, batch
                 self.seconds += time.monotonic() - started
                 started = time.monotonic()
-                bar.update()
-                terms = {k: f"{v:.3g}" for k, v in list(self._recent.items())[:3]}
-                bar.set_postfix(terms | {"idle": f"{self._idle:.0%}"})
-                if self._everyone_stops():
+                progress_bar.update()
+                postfix = {k: f"{v:.3g}" for k, v in list(self._last_losses.items())[:3]}
+                progress_bar.set_postfix(postfix | {"idle": f"{self._device_idle:.0%}"})
+                if self._should_stop():
                     self.save()
                     raise KeyboardInterrupt
                 if self.step % self.train.save_every == 0 or self.done:
                     self.save()
                 if self.done:
                     break
-        if self.train.patience and self.waited >= self.train.patience:
-            self.say(f"{self.stage}: stopped early, {self.waited} validations without a better one")
+        if self.train.patience and self.bad_validations >= self.train.patience:
+            self.say(f"{self.stage}: stopped early, {self.bad_validations} validations without a better one")
 
-    def descend(self, *tensors: Tensor | None) -> Losses:
+    def train_step(self, *tensors: Tensor | None) -> Losses:
         """Take one optimizer step on `objective(*tensors)`; the first axis is the batch."""
-        with self.idle.busy():
-            totals = self.descent.take_step(self.step, self._learning_rate(), tensors)
-        norm = totals.pop("grad_norm")
+        with self.idle_timer.busy():
+            losses = self.step_fn.train_step(self.step, self._learning_rate(), tensors)
+        grad_norm = losses.pop("grad_norm")
         self.step += 1
-        if self.step % self.train.report_every == 0 or self.step == 1:
-            self.finite.check()
-            self._recent = {k: float(v) for k, v in totals.items()}
-            self._idle = self.idle.share()
+        if self.step % self.train.log_every == 0 or self.step == 1:
+            self.nan_guard.check()
+            self._last_losses = {k: float(v) for k, v in losses.items()}
+            self._device_idle = self.idle_timer.fraction()
             extra = {
-                "grad_norm": float(norm),
+                "grad_norm": float(grad_norm),
                 "learning_rate": self._learning_rate(self.step - 1),
-                "idle": self._idle,
+                "idle": self._device_idle,
             }
-            if self.descent.scaler.is_enabled():
-                extra["loss_scale"] = self.descent.scaler.get_scale()
+            if self.step_fn.scaler.is_enabled():
+                extra["loss_scale"] = self.step_fn.scaler.get_scale()
             if not isfinite(extra["grad_norm"]):
                 del extra["grad_norm"]  # a step that was left out; JSON has no infinity
             if self.log:
-                self.log.write(self.step, self._recent | extra)
-        return totals
+                self.log.write(self.step, self._last_losses | extra)
+        return losses
 
-    def due(self, every: int) -> bool:
+    def every(self, interval: int) -> bool:
         """True after each `every` steps, and at the end."""
-        return self.step % every == 0 or self.step == self.train.steps
+        return self.step % interval == 0 or self.step == self.train.steps
 
-    def keep_best(self, value: float, figures: dict[str, float]) -> None:
+    def save_best(self, value: float, metrics: dict[str, float]) -> None:
         """Log a validation; write best.pt when `value` is the best so far."""
-        self.finite.check()
-        value = self._of_main(float(value))
+        self.nan_guard.check()
+        value = self._broadcast(float(value))
         sign = 1 if self.higher_is_better else -1
-        better = self.best is None or sign * value > sign * self.best
-        if better:
-            self.best, self.waited = value, 0
+        improved = self.best is None or sign * value > sign * self.best
+        if improved:
+            self.best, self.bad_validations = value, 0
         else:
-            self.waited += 1
+            self.bad_validations += 1
             if self.train.schedule == "plateau":
-                self.factor /= 2
-        if not self._begun:  # never a best.pt without the last.pt that goes on from there
+                self.lr_scale /= 2
+        if not self._started:  # never a best.pt without the last.pt that goes on from there
             self.save()
-        weights = fsdp.whole(self.averaged_weights()) if better else {}
-        if not self.is_main or self.log is None:
+        weights = fsdp.mixture(self.ema_weights()) if improved else {}
+        if not self.is_main_process or self.log is None:
             return
-        self.log.write(self.step, {f"validation/{k}": v for k, v in figures.items()})
-        line = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
-        self.say(f"{self.stage} step {self.step}: {line}{' (best)' if better else ''}")
-        if better:
-            ckpt.save(self.folder / "best.pt", self._described(weights))
+        self.log.write(self.step, {f"validation/{k}": v for k, v in metrics.items()})
+        line = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        self.say(f"{self.stage} step {self.step}: {line}{' (best)' if improved else ''}")
+        if improved:
+            ckpt.save(self.folder / "best.pt", self._build_checkpoint(weights))
 
     @contextmanager
-    def averaged(self) -> Iterator[nn.Module]:
+    def ema_model(self) -> Iterator[nn.Module]:
         """The model with its averaged weights, in eval mode, without gradients."""
-        self.finite.check()
-        twin = self.descent.twin
-        if twin is not None:
-            twin.load_state_dict(fsdp.whole(self.averaged_weights()))
-            with torch.no_grad(), arithmetic(self.device, self.precision):
-                yield twin.to(self.device).eval()
-            twin.cpu()
+        self.nan_guard.check()
+        unsharded = self.step_fn.unsharded
+        if unsharded is not None:
+            unsharded.load_state_dict(fsdp.mixture(self.ema_weights()))
+            with torch.no_grad(), autocast(self.device, self.precision):
+                yield unsharded.to(self.device).eval()
+            unsharded.cpu()
             return
-        own = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.averaged_weights())
+        raw_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.ema_weights())
         self.model.eval()
         try:
-            with torch.no_grad(), arithmetic(self.device, self.precision):
+            with torch.no_grad(), autocast(self.device, self.precision):
                 yield self.model
         finally:
-            self.model.load_state_dict(own)
+            self.model.load_state_dict(raw_weights)
             self.model.train()
 
-    def picture(self, name: str, pixels: np.ndarray) -> None:
+    def picture(self, name: str, image: np.ndarray) -> None:
         """Keep an (H, W, 3) uint8 picture of this step: a PNG, and in TensorBoard."""
         if self.log:
-            self.log.picture(self.step, name, pixels)
+            self.log.picture(self.step, name, image)
 
     # -- state ------------------------------------------------------------------------------
 
-    def averaged_weights(self) -> dict[str, Tensor]:
-        return self.descent.average.weights if self.train.average else self.model.state_dict()
+    def ema_weights(self) -> dict[str, Tensor]:
+        return self.step_fn.average.weights if self.train.average else self.model.state_dict()
 
     def save(self) -> None:
         """Write last.pt, whole or not at all; every process has to call it."""
-        self.finite.check()
-        state = self.descent.state()
+        self.nan_guard.check()
+        state = self.step_fn.state()
         last = self.folder / "last.pt"
-        if self.is_main:
-            checkpoint = self._described(state["model"]) | state
-            checkpoint |= {"waited": self.waited, "factor": self.factor}
-            written = last if self._begun else self.folder / "first.pt"
-            ckpt.save(written, checkpoint)
-            if not self._begun:  # it is on the disk: now the files of a former training may go
+        if self.is_main_process:
+            checkpoint = self._build_checkpoint(state["model"]) | state
+            checkpoint |= {"waited": self.bad_validations, "factor": self.lr_scale}
+            target = last if self._started else self.folder / "first.pt"
+            ckpt.save(target, checkpoint)
+            if not self._started:  # it is on the disk: now the files of a former training may go
                 (self.folder / "best.pt").unlink(missing_ok=True)
-                written.replace(last)
-        self._begun, self.finite.last = True, last
+                target.replace(last)
+        self._started, self.nan_guard.last = True, last
 
-    def _described(self, weights: dict[str, Tensor]) -> ckpt.Checkpoint:
+    def _build_checkpoint(self, weights: dict[str, Tensor]) -> ckpt.Checkpoint:
         return {
             "format": ckpt.FORMAT,
             "stage": self.stage,
@@ -311,85 +311,85 @@ class Run:
         }
 
     def _resume(self, last: ckpt.Checkpoint) -> None:
-        where = self.folder / "last.pt"
-        missing = ", ".join(key for key in RESUMED if key not in last)
+        path = self.folder / "last.pt"
+        missing = ", ".join(key for key in RESUME_KEYS if key not in last)
         if missing:
             raise ValueError(
-                f"{where} holds no {missing}, so there is nothing to go on from (a copy of a "
+                f"{path} holds no {missing}, so there is nothing to go on from (a copy of a "
                 f"best.pt?); --restart begins anew"
             )
         for key, value in self.identity["config"].items():
-            if _lasting(last["config"].get(key)) != _lasting(value):
+            if _fixed_settings(last["config"].get(key)) != _fixed_settings(value):
                 raise ValueError(
-                    f"{where} was begun with {key} = {last['config'].get(key)}, but now it is "
+                    f"{path} was begun with {key} = {last['config'].get(key)}, but now it is "
                     f"{value}; --restart begins anew, another --run keeps both"
                 )
         for key in ("parent", "clone"):  # a clone is only beneath an actor-critic
-            now = self.identity.get(key)
-            if now is None:
+            current = self.identity.get(key)
+            if current is None:
                 continue
-            known = last.get(key, now)  # older ones do not say what they were cloned from
-            if now["fingerprint"] != known["fingerprint"]:
+            stored = last.get(key, current)  # older ones do not say what they were cloned from
+            if current["fingerprint"] != stored["fingerprint"]:
                 raise ValueError(
-                    f"{where} was begun on {known['path']} with fingerprint "
-                    f"{known['fingerprint']}, but now it is {now['fingerprint']}; --restart begins "
+                    f"{path} was begun on {stored['path']} with fingerprint "
+                    f"{stored['fingerprint']}, but now it is {current['fingerprint']}; --restart begins "
                     f"anew"
                 )
-        self.descent.load(last)
-        self._begun, self.finite.last = True, where
-        self.step, self.waited = last["step"], last["waited"]
+        self.step_fn.load(last)
+        self._started, self.nan_guard.last = True, path
+        self.step, self.bad_validations = last["step"], last["waited"]
         # without best.pt, ended before its first was written, the next is the best
         self.best = last["best"] if (self.folder / "best.pt").exists() else None
-        self.seconds, self.factor = last["seconds"], last["factor"]
+        self.seconds, self.lr_scale = last["seconds"], last["factor"]
 
     def _learning_rate(self, step: int | None = None) -> float:
         """Of a step; the next one if none is given."""
-        train, at = self.train, self.step if step is None else step
-        rise = min(1.0, (at + 1) / max(1, train.warmup))
-        fall = 1.0
+        train, current_step = self.train, self.step if step is None else step
+        warmup = min(1.0, (current_step + 1) / max(1, train.warmup_steps))
+        decay = 1.0
         if train.schedule == "cosine":
-            through = at / max(1, train.steps)
-            fall = 0.02 + 0.98 * (1 + np.cos(np.pi * min(1.0, through))) / 2
-        return float(train.learning_rate * rise * fall * self.factor)
+            progress = current_step / max(1, train.steps)
+            decay = 0.02 + 0.98 * (1 + np.cos(np.pi * min(1.0, progress))) / 2
+        return float(train.learning_rate * warmup * decay * self.lr_scale)
 
-    def _of_main(self, value: float) -> float:
+    def _broadcast(self, value: float) -> float:
         """What the main process holds: a branch on it is then the same for all."""
         if self.accelerator.num_processes == 1:
             return value
-        told = torch.tensor([value], device=self.device, dtype=torch.float64)
-        return float(broadcast(told))  # type: ignore[arg-type]
+        tensor = torch.tensor([value], device=self.device, dtype=torch.float64)
+        return float(broadcast(tensor))  # type: ignore[arg-type]
 
-    def _ask(self) -> None:
+    def _request_stop(self) -> None:
         """Stop after this step; asked again, stop at once."""
-        if self._stop:
+        if self._stop_requested:
             raise KeyboardInterrupt
-        self._stop = True
+        self._stop_requested = True
 
-    def _everyone_stops(self) -> bool:
+    def _should_stop(self) -> bool:
         if self.accelerator.num_processes == 1:
-            return self._stop
-        flag = torch.tensor([float(self._stop)], device=self.device)
+            return self._stop_requested
+        flag = torch.tensor([float(self._stop_requested)], device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item() > 0)  # type: ignore[union-attr]
 
 
-class _Steps(Dataset[Any]):
+class _StepDataset(Dataset[Any]):
     """Item s is the batch of step s, or this process's rows of it."""
 
-    def __init__(self, clips: Batches[Any], train: TrainConfig, accelerator: Accelerator) -> None:
-        self.clips, self.train = clips, train
-        self.rank, self.ranks = accelerator.process_index, accelerator.num_processes
+    def __init__(self, dataset: BatchDataset[Any], train: TrainConfig, accelerator: Accelerator) -> None:
+        self.clips, self.train = dataset, train
+        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
 
     def __getitem__(self, step: int) -> Any:
         train = self.train
-        order = batch_order(len(self.clips), train.batch_size, step, train.seed)
-        return self.clips.batch(order[self.rank :: self.ranks])
+        order = batch_indices(len(self.clips), train.batch_size, step, train.seed)
+        return self.clips.batch(order[self.rank :: self.world_size])
 
 
-def _lasting(value: Any) -> Any:
+def _fixed_settings(value: Any) -> Any:
     """A setting without what may change at a resume, because it changes no result."""
     if not isinstance(value, dict):
         return value
-    return {k: _lasting(v) for k, v in value.items() if k != "recompute"}
+    return {k: _fixed_settings(v) for k, v in value.items() if k != "recompute"}
 
 
 def hash_seed(*numbers: int) -> int:

@@ -39,7 +39,7 @@ def main(config: Config) -> None:
     )
     with session:
         cache = ResultCache(session.folder / "parts", config.restart)
-        tqdm.write(session.about())
+        tqdm.write(session.describe())
         metrics = empty_metrics()
         jobs = [*jobs_on_dataset(session, config), *jobs_in_simulator(session, config)]
         check_policies(config.policies, {job.policy for job in jobs if job.policy})
@@ -49,7 +49,7 @@ def main(config: Config) -> None:
             else:
                 result = cache.load(job.name, job.cache_key)
             if result is not None:
-                job.put(metrics, result)
+                job.merge(metrics, result)
         metrics["provenance"] = session.provenance() | {
             "seeds": {"windows": config.seed, "task": task.FIRST_SEED, "pairs": config.pair_seeds},
             "seconds": session.stage_seconds() | {"evaluate": cache.total([j.name for j in jobs])},

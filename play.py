@@ -73,7 +73,7 @@ class Config:
     goal_offset: int = 25
     """Steps of the recording from the start to the goal."""
     make_planner: PlannerConfig = field(
-        default_factory=lambda: PlannerConfig(num_samples=200, iterations=10, best=20)
+        default_factory=lambda: PlannerConfig(num_samples=200, iterations=10, num_elites=20)
     )
     """Search of --actions planner and guided; a guided one has the controller's legs, as many as
     --goal-steps takes."""
@@ -91,7 +91,7 @@ class Config:
     """How codes are drawn in a world of codes; by default the likeliest are taken."""
     compile: bool = False
     """Compile the world's steps: a minute or two the first time, then faster."""
-    graph: bool = False
+    cuda_graph: bool = False
     """Replay each step, and each search, as one CUDA graph."""
     int8: bool = False
     """Hold the dynamics' weights in 8 bits, on a CPU: for large ones; less exact (docs/play.md)."""
@@ -131,7 +131,7 @@ def main(config: Config) -> None:
         print(f"play: `python -m bench int8 --run {config.run}` says what 8 bits lose of PSNR here")
     if config.compile:
         world.compile_steps(pick_compile_fn(world.device))
-    if config.graph:
+    if config.cuda_graph:
         world = cast(World, CudaGraphedWorld(world))
     dataset = EpisodeDataset(config.run / "shards")
     world.actions.check_same(dataset.actions, "the world", str(dataset.folder))
@@ -159,7 +159,7 @@ def check(config: Config) -> None:
     smallest, largest = SIZE_RANGE
     if config.size and not smallest <= config.size <= largest:
         raise ValueError(f"--size {config.size} is no picture; give {smallest} to {largest} pixels, or 0")
-    if config.graph and not torch.cuda.is_available():
+    if config.cuda_graph and not torch.cuda.is_available():
         raise ValueError("--graph replays CUDA graphs, and there is no CUDA GPU here; leave it out")
     if (config.actions == "file") != (config.actions_file is not None):
         raise ValueError("--actions file and --actions-file PATH belong together; give both")
@@ -289,7 +289,7 @@ def _advice(config: Config, world: World) -> str:
 
 
 def make_planner(config: Config, world: World, policy_prior: PolicyPrior | None = None) -> Planner:
-    capture = partial(CudaGraphed, device=world.device) if config.graph else None
+    capture = partial(CudaGraphed, device=world.device) if config.cuda_graph else None
     return Planner(config.planner, world, capture, policy_prior)
 
 
@@ -352,18 +352,18 @@ def run_window(config: Config, player: Player, start_sampler: StartSampler) -> N
         try:
             loop(game, window)
         finally:
-            game.finish()
+            game.close()
 
 
 def loop(game: Game, window: Window) -> None:
     """Tick at the game's pace, listening in between."""
     next_tick = time.perf_counter()
-    while not game.over and not window.closed:
+    while not game.quit_requested and not window.closed:
         window.show(game.tick())
         next_tick = max(next_tick + 1 / game.fps, time.perf_counter())
         while True:
             remaining = next_tick - time.perf_counter()
-            pressed = window.keys(1000 * remaining)
+            pressed = window.poll_keys(1000 * remaining)
             position = window.poll_mouse()
             if position is not None:
                 game.move_pointer(*position)
@@ -372,7 +372,7 @@ def loop(game: Game, window: Window) -> None:
             for key in pressed:
                 game.press(key)
             is_late = time.perf_counter() >= next_tick
-            if is_late or game.over or window.closed or (pressed and game.paused):
+            if is_late or game.quit_requested or window.closed or (pressed and game.paused):
                 break
 
 

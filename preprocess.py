@@ -44,7 +44,7 @@ class PushTConfig:
     pusher makes the episodes."""
     checksum: str = ""
     """SHA-256 that a download must have."""
-    replays: int = 0
+    perturb: int = 0
     """Carry each demonstration out so many times in the simulator: the first exactly, the others
     with noise, every second one mirrored; 0 takes the demonstrations as recorded."""
     episodes: int = 2000
@@ -78,16 +78,16 @@ def pusht(config: PushTConfig) -> None:
     smallest, largest = RESOLUTION_RANGE
     if not smallest <= config.resolution <= largest:
         raise ValueError(f"--resolution {config.resolution} is no picture; give {smallest} to {largest}")
-    if config.replays and not config.demos:
+    if config.perturb and not config.demos:
         raise ValueError("--replays needs --demos, the demonstrations to replay")
-    if config.episodes < 1 or config.replays < 0 or config.num_workers < 1:
+    if config.episodes < 1 or config.perturb < 0 or config.num_workers < 1:
         raise ValueError("--episodes and --workers start at 1, --replays at 0")
     with _locked_shards(config.run) as folder:
         source: Source
         if config.demos:
             path = _local_demos(config)
-            if config.replays:
-                source = PerturbedDemos(str(path), config.replays, config.resolution, config.seed)
+            if config.perturb:
+                source = PerturbedDemos(str(path), config.perturb, config.resolution, config.seed)
             else:
                 source = Demonstrations(str(path), config.resolution)
         else:
@@ -166,9 +166,9 @@ class VptConfig:
     """A folder of NAME.mp4 and NAME.jsonl pairs or of tar files of them, one tar, or one mp4."""
     index: str = ""
     """OpenAI's index of recordings, a file or a URL: they are downloaded."""
-    clips: int = 10
+    num_recordings: int = 10
     """Recordings of the index to take."""
-    look: Annotated[FrameFormat, unprefixed()] = field(default_factory=FrameFormat)
+    frame_format: Annotated[FrameFormat, unprefixed()] = field(default_factory=FrameFormat)
     skip_invalid: bool = False
     """Leave out what cannot be used, and count it; a broken line counts as nothing new done."""
     download_workers: int = 8
@@ -195,7 +195,7 @@ VPT_PRESETS = {
 def vpt(config: VptConfig) -> None:
     if bool(config.index) == bool(config.recordings):
         raise ValueError("--recordings PATH or --index FILE|URL, one of the two, says what to read")
-    if config.clips < 1 or config.num_workers < 1 or config.download_workers < 1:
+    if config.num_recordings < 1 or config.num_workers < 1 or config.download_workers < 1:
         raise ValueError("--clips, --workers and --downloads start at 1")
     with _locked_shards(config.run) as folder:
         if config.recordings:
@@ -203,7 +203,7 @@ def vpt(config: VptConfig) -> None:
             names = tuple(pair.name for pair in pairs)
         else:
             names, pairs, missing = _from_index(config)
-        source = VptSource(names, tuple(pairs), config.look, config.skip_invalid)
+        source = VptSource(names, tuple(pairs), config.frame_format, config.skip_invalid)
         start = time.monotonic()
         _build_and_report(source, folder, config.seed, config.num_workers, config.restart, source.parts)
         for line in report(folder, missing, time.monotonic() - start):
@@ -213,7 +213,7 @@ def vpt(config: VptConfig) -> None:
 def _from_index(config: VptConfig) -> tuple[tuple[str, ...], list[VideoAndLog], list[str]]:
     """Fetch this rank's share of the recordings chosen: all names, its pairs, what was not had."""
     folder = config.run / "download"
-    stems = sample_recordings(load_index(config.index, folder), config.clips, config.seed)
+    stems = sample_recordings(load_index(config.index, folder), config.num_recordings, config.seed)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     pairs, missing = download_recordings(stems[rank::world_size], folder, config.download_workers, config.skip_invalid)
     return tuple(local_name(stem) for stem in stems), pairs, missing

@@ -51,7 +51,7 @@ class Config:
     imagination; a policy that is shown goals and learns in imagination to reach them."""
     model: ActorCriticConfig = field(default_factory=ActorCriticConfig)
     """Policy of the first two, and the actor-critic."""
-    goals: GoalPolicyConfig | DiscreteGoalPolicyConfig = field(default_factory=GoalPolicyConfig)
+    goal_policy: GoalPolicyConfig | DiscreteGoalPolicyConfig = field(default_factory=GoalPolicyConfig)
     """Policy that is shown goals: of continuous actions, or of keys (--preset minecraft)."""
     min_reward: float = 0.7
     """Reward that an episode must reach to be cloned, up to where it is highest."""
@@ -66,7 +66,7 @@ class Config:
             batch_size=512,
             learning_rate=1e-4,
             weight_decay=0.01,
-            average=0.95,
+            ema_decay=0.95,
             eval_every=500,
             schedule="constant",
         )
@@ -125,7 +125,7 @@ def _cpu(config: Config) -> Config:
          "save_every": 100},
         {"steps": 40, "batch_size": 48, "evaluate_every": 20, "save_every": 20, "report_every": 5,
          "warmup": 10},
-        GOAL_POLICY_SIZES[type(config.goals)][0],
+        GOAL_POLICY_SIZES[type(config.goal_policy)][0],
     )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def _minecraft(config: Config) -> Config:
         config,
         run=Path("runs/minecraft"),
         methods=("cloning", "goals"),
-        goals=DiscreteGoalPolicyConfig(),
+        goal_policy=DiscreteGoalPolicyConfig(),
         goal_policy_train=replace(config.goal_policy_train, batch_size=64, learning_rate=3e-4),
     )
 
@@ -340,7 +340,7 @@ def train_goal_policy(ctx: ControllerContext) -> None:
     """Learn by imagining how goals are reached; best.pt ends nearest to held-out goals."""
     config, world = ctx.config, ctx.world
     torch.manual_seed(config.goal_policy_train.seed)
-    model = build_controller(config.goals, world.latents, world.actions)
+    model = build_controller(config.goal_policy, world.latents, world.actions)
     model.load_codebook(world.tokenizer)
 
     def loss_fn(*tensors: Tensor) -> dict[str, Tensor]:
@@ -355,7 +355,7 @@ def train_goal_policy(ctx: ControllerContext) -> None:
         config.run / "controller" / "goals",
         model,
         config.goal_policy_train,
-        metadata=ctx.identity(config.goals),
+        metadata=ctx.identity(config.goal_policy),
         loss_fn=loss_fn,
         restart=config.restart,
         higher_is_better=False,

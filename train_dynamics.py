@@ -44,9 +44,9 @@ class Config:
     """Folder of the world model; shards and tokenizer are read, dynamics is written."""
     model: LlamaConfig | PredictorConfig = field(default_factory=LlamaConfig)
     """The method: for codes a transformer over tokens, for vectors (--preset goals) a predictor."""
-    frames: int = 8
+    clip_length: int = 8
     """Frames of a training clip."""
-    windows: int = 64
+    num_eval_clips: int = 64
     """Held-out clips at each validation."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
@@ -71,12 +71,12 @@ def _transformer(config: Config, **changes: Any) -> Config:
 def _minecraft(config: Config) -> Config:
     """24 layers, 576 wide: 97 M parameters, over 256 codes a frame."""
     transformer = TransformerConfig(
-        width=576, layers=24, num_heads=9, hidden=1536, context=8, activation_checkpointing=True
+        dim=576, num_layers=24, num_heads=9, mlp_dim=1536, context_frames=8, activation_checkpointing=True
     )
     # in a view that turns most codes change, and there is nothing rare to be made heavier
     model = LlamaConfig(transformer, changed_token_weight=1.0)
     train = replace(config.train, batch_size=32, grad_accum_steps=4, learning_rate=3e-4, steps=100_000)
-    return replace(config, run=Path("runs/minecraft"), model=model, frames=12, train=train)
+    return replace(config, run=Path("runs/minecraft"), model=model, clip_length=12, train=train)
 
 
 INCOMPATIBLE_PRESETS = (
@@ -94,7 +94,7 @@ def _autoregressive(config: Config) -> Config:
 def _vectors(config: Config) -> Config:
     if isinstance(config.model, LlamaConfig) and config.model.decoding == "token":
         raise ValueError(INCOMPATIBLE_PRESETS)
-    return replace(config, model=PredictorConfig(), frames=21)
+    return replace(config, model=PredictorConfig(), clip_length=21)
 
 
 def _more_steps(config: Config) -> Config:
@@ -169,7 +169,7 @@ def main(config: Config) -> None:
     torch.manual_seed(config.train.seed)
     model = build_dynamics(config.model, tokenizer.latents, dataset.actions)
     model.load_codebook(tokenizer)
-    train = Clips(dataset, "train", config.frames)
+    train = Clips(dataset, "train", config.clip_length)
     held_out = Clips(dataset, "validation", model.context + max(HORIZONS))
 
     trainer = Trainer(
@@ -187,7 +187,7 @@ def main(config: Config) -> None:
             },
         },
         restart=config.restart,
-        data_summary=f"{len(train)} clips of {config.frames} frames",
+        data_summary=f"{len(train)} clips of {config.clip_length} frames",
     )
     if trainer.done:
         return trainer.log_finished()
@@ -204,16 +204,16 @@ def main(config: Config) -> None:
             with trainer.ema_model() as ema_model:
                 precision = pick_precision(trainer.device, config.train.precision)
                 world = World(tokenizer, cast(Dynamics, ema_model), precision)
-                metrics = validate(world, held_out, config.windows)
+                metrics = validate(world, held_out, config.num_eval_clips)
                 trainer.picture("imagined", rollout_image(world, held_out))
             trainer.save_best(metrics["psnr"], metrics)
 
 
 def check(config: Config) -> None:
     """Refuse, before anything is read, what nothing can be learnt from."""
-    if config.frames < 2:
+    if config.clip_length < 2:
         raise ValueError(
-            f"--frames {config.frames} leaves nothing to foretell; a clip has 2 frames or more"
+            f"--frames {config.clip_length} leaves nothing to foretell; a clip has 2 frames or more"
         )
     check_positive(config, "--", "windows")
 

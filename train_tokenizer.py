@@ -77,7 +77,7 @@ def _more_steps(config: Config) -> Config:
 def _minecraft(config: Config) -> Config:
     """64 x 64 pixels as 256 codes of 1024."""
     model = VqVaeConfig(
-        downsample=4, stem=2, encoder_kernel=3, codebooks=1, codes=1024, latent_dim=256
+        downsample=4, patch_size=2, encoder_kernel=3, num_codebooks=1, codebook_size=1024, latent_dim=256
     )
     return replace(config, run=Path("runs/minecraft"), model=model)
 
@@ -112,7 +112,7 @@ SIZES = {
         _train(c, steps=5000, batch_size=64, eval_every=1000, save_every=200),
         filters=96, hidden=512,
         predictor=PredictorConfig(
-            TransformerConfig(width=128, layers=3, num_heads=4, hidden=384, context=3), rewards=False
+            TransformerConfig(dim=128, num_layers=3, num_heads=4, mlp_dim=384, context_frames=3), rewards=False
         ),
         width=64, blocks=2, channels=48, num_slices=256,
     ),
@@ -120,7 +120,7 @@ SIZES = {
         _train(c, steps=40, batch_size=16, eval_every=20, save_every=10, warmup_steps=5),
         filters=16, hidden=32,
         predictor=PredictorConfig(
-            TransformerConfig(width=24, layers=1, num_heads=2, hidden=48, context=3), rewards=False
+            TransformerConfig(dim=24, num_layers=1, num_heads=2, mlp_dim=48, context_frames=3), rewards=False
         ),
         width=16, channels=16, num_res_blocks=1, num_slices=32,
     ),

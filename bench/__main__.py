@@ -46,7 +46,7 @@ class Config:
     """A run to play and to decide in, instead of checkpoints/pusht-goals."""
     out: Path = Path("runs/bench")
     """Folder of bench.json and bench.png."""
-    keep: bool = False
+    tune: bool = False
     """On a GPU: write how kernels fare against torch.compile to kernels/tuned.json, by which
     --kernels auto chooses."""
     only: tuple[str, ...] = ()
@@ -62,9 +62,9 @@ def main(config: Config) -> None:
     rounds = Options.rounds if config.rounds is None else config.rounds
     if rounds < 1:
         raise ValueError(f"--rounds {rounds} measures nothing; it starts at 1")
-    if config.keep and not torch.cuda.is_available():
+    if config.tune and not torch.cuda.is_available():
         raise ValueError("--keep writes what a GPU measured, and there is no CUDA GPU here")
-    for flag, given in (("--only", config.only), ("--keep", config.keep)):
+    for flag, given in (("--only", config.only), ("--keep", config.tune)):
         if given and "kernels" not in areas:
             raise ValueError(
                 f"{flag} is about the area kernels, and only {' '.join(areas)} is asked for"
@@ -76,7 +76,7 @@ def main(config: Config) -> None:
         raise ValueError(f"{config.out} cannot be written to; give another folder by --out")
     device = pick_device()
     options = Options(
-        rounds, config.quick, device, config.run, torch.get_num_threads(), config.keep, config.only
+        rounds, config.quick, device, config.run, torch.get_num_threads(), config.tune, config.only
     )
     before, machine = table.load_average(), table.machine_info(device)
     print(table.heading(machine, before))

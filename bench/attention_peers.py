@@ -53,26 +53,26 @@ class BestSdpa:
     """Attention by the backend that was the fastest forward and backward at a shape."""
 
     def __init__(self, block_mask: View, angles: Angles) -> None:
-        self.view, self.angles = block_mask, angles
-        self.chosen: dict[torch.Size, SDPBackend | None] = {}
+        self.block_mask, self.angles = block_mask, angles
+        self.backends: dict[torch.Size, SDPBackend | None] = {}
         self.masks: dict[torch.Size, Tensor | None] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = rotate_qk(q, k, self.angles)
         shape = q.shape
-        if shape not in self.chosen:
-            causal = self.view.size == 1 and self.view.context is None
+        if shape not in self.backends:
+            causal = self.block_mask.size == 1 and self.block_mask.context is None
             tokens = shape[-2]
-            self.masks[shape] = None if causal else self.view.mask(tokens, tokens, q.device)
-            self.chosen[shape] = self._fastest(q, k, v) if q.is_cuda else None
-        backend = self.chosen[shape]
+            self.masks[shape] = None if causal else self.block_mask.mask(tokens, tokens, q.device)
+            self.backends[shape] = self._fastest(q, k, v) if q.is_cuda else None
+        backend = self.backends[shape]
         if backend is None:
             return self._attend(q, k, v)
         with sdpa_kernel(backend):
             return self._attend(q, k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        block_mask = self.view
+        block_mask = self.block_mask
         if block_mask.size > 1 and (block_mask.context == 1 or block_mask.size == q.shape[2]):
             # frames that see nothing else are sequences of their own, and need no mask
             query, key, value = (x.unflatten(2, (-1, block_mask.size)).flatten(1, 2) for x in (q, k, v))
@@ -104,14 +104,14 @@ class Flex:
     """Compiled FlexAttention under the view's mask, whole blocks out of view left out."""
 
     def __init__(self, block_mask: View, angles: Angles) -> None:
-        self.view, self.angles = block_mask, angles
+        self.block_mask, self.angles = block_mask, angles
         self.masks: dict[int, Any] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         tokens = q.shape[-2]
         if tokens not in self.masks:
             self.masks[tokens] = create_block_mask(
-                mask_mod_of(self.view), None, None, tokens, tokens, device=str(q.device)
+                mask_mod_of(self.block_mask), None, None, tokens, tokens, device=str(q.device)
             )
         return compiled_flex()(q, k, v, self.masks[tokens], self.angles)
 

@@ -37,7 +37,7 @@ class Case:
     inputs: list[Tensor]
     odd_inputs: list[Tensor]
     """Inputs of an awkward size, for the check alone."""
-    path: Operation | None = None
+    eager: Operation | None = None
     """What runs without a kernel, eager and compiled, if not the definition."""
     peers: dict[str, Operation | str] = field(default_factory=dict)
     """Others; a string says what pip installs where one is missing."""
@@ -132,7 +132,7 @@ def _attention_with_cache(make: Callable[..., Tensor], on_gpu: bool) -> Case:
         partial(call, kernels.attention_with_cache), partial(call, reference.attention_with_cache),
         [make(*shape(rows)) for rows in (1, 1, 1, 2, 2)],
         [make(*shape(rows, 3)) for rows in (1, 1, 1, 2, 2)],
-        path=partial(call, eager.attention_with_cache), grads=False,
+        eager=partial(call, eager.attention_with_cache), grads=False,
     )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def _attentions(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:
             f"attention, {name}, {' x '.join(str(side) for side in shape)}",
             partial(call, kernels.attention), partial(call, reference.attention),
             [make(*shape) for _ in range(3)], [make(*odd) for _ in range(3)],
-            path=partial(call, eager.attention),
+            eager=partial(call, eager.attention),
             peers=attention_peers.peers(block_mask, tokens, device, angles),
         )  # fmt: skip
 
@@ -190,7 +190,7 @@ def _decode_attention(make: Callable[..., Tensor], on_gpu: bool) -> Case:
         ours, partial(_with_bounds, reference.decode_attention, bounds),
         [make(1, heads, 1, head), make(1, heads, rows, head), make(1, heads, rows, head)],
         [make(2, 3, 5, head), make(2, 3, rows, head), make(2, 3, rows, head)],
-        path=partial(_with_bounds, eager.decode_attention, bounds),
+        eager=partial(_with_bounds, eager.decode_attention, bounds),
         peers={
             "SDPA on a slice of known length": lambda q, k, v: scaled_dot_product_attention(
                 q, k[:, :, low:high], v[:, :, low:high]

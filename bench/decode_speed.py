@@ -121,7 +121,7 @@ def decode_ours(model: TokenModel, prompt: Tensor, new_tokens: int, write: Write
             tokens[-1][:, -1:], static_cache.rotated, static_cache.values, static_cache.bounds
         )
         tokens.append(written)
-        cache = model.transformer.close(static_cache)
+        cache = model.transformer.append_block(static_cache)
     return torch.cat([prompt, *tokens], dim=1)[:, : prompt.shape[1] + new_tokens]
 
 
@@ -132,7 +132,7 @@ def write_frame(
     tokens = []
     for position, row in enumerate(model.transformer.rows.split(1)):
         x = model.embed(token)
-        out = model.transformer.write(x, rotated, values, row, bounds[position])
+        out = model.transformer.write_token(x, rotated, values, row, bounds[position])
         token = model.head(out).argmax(-1)
         tokens.append(token)
     return torch.cat(tokens, dim=1), rotated, values

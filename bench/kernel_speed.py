@@ -60,7 +60,7 @@ def rows(options: Options) -> Iterator[Row]:
         kernels.choose("auto")
     for name, ratios in against_compile.items() if on_gpu else ():
         yield from verdicts(name, ratios)
-    if options.keep and on_gpu:
+    if options.tune and on_gpu:
         kept = {name: each for name, each in against_compile.items() if each}
         save_tuned(kept, dispatch._h5_type(options.device))
     if not on_gpu and options.quick:
@@ -107,10 +107,10 @@ def _race_case(case: Case, options: Options) -> Iterator[Row]:
     on_gpu = options.device.type == "cuda"
     check_against_definition(case.name, case.ours, case.definition, case.odd_inputs, case.grads)
     check_against_definition(case.name, case.ours, case.definition, case.inputs, case.grads)
-    plain = case.path if case.path is not None and on_gpu else case.definition
+    plain = case.eager if case.eager is not None and on_gpu else case.definition
     runners: dict[str, Operation] = {"ours": case.ours, EAGER: plain}
     if on_gpu or not options.quick:
-        runners[COMPILED] = torch.compile(case.path or case.definition, dynamic=False)
+        runners[COMPILED] = torch.compile(case.eager or case.definition, dynamic=False)
     for name, peer in case.peers.items():
         if not callable(peer):
             if on_gpu:  # it has nothing for a CPU

@@ -76,19 +76,19 @@ def _write_peers(folder: Path, dataset: EpisodeDataset) -> dict[str, Path]:
 
 
 def _frames(
-    recordings: EpisodeDataset, files: dict[str, Path], clip_length: int, options: Options
+    dataset: EpisodeDataset, files: dict[str, Path], clip_length: int, options: Options
 ) -> Iterator[Row]:
-    memory = Clips(recordings, "train", clip_length, memory_limit=2**62)
-    shards = Clips(recordings, "train", clip_length, memory_limit=0)
+    memory = Clips(dataset, "train", clip_length, memory_limit=2**62)
+    shards = Clips(dataset, "train", clip_length, memory_limit=0)
     ours = {"in memory": memory, "from the shards": shards}
     if options.device.type == "cuda":  # as training keeps them where they fit
-        on_gpu = ours[ON_GPU] = Clips(recordings, "train", clip_length)
+        on_gpu = ours[ON_GPU] = Clips(dataset, "train", clip_length)
         on_gpu.cache_on_device(options.device, data_memory_limit(options.device))
     loaders: dict[str, Loader] = {
         name: lambda indices, clips=clips: clips.batch(indices).frames
         for name, clips in ours.items()
     }
-    lengths = recordings.lengths[recordings.episodes("train")]
+    lengths = dataset.lengths[dataset.episodes("train")]
     starts = _starts(lengths, clip_length)
     with h5py.File(files[GZIP], "r") as gzip, h5py.File(files[CONTIGUOUS], "r") as contiguous:
         for name, file in ((GZIP, gzip), (CONTIGUOUS, contiguous)):

@@ -38,7 +38,7 @@ class Options:
     """A run to play, instead of what comes with the project."""
     threads: int = 1
     """Threads of PyTorch."""
-    keep: bool = False
+    tune: bool = False
     """Write what kernels measured into kernels/tuned.json."""
     only: tuple[str, ...] = ()
     """Of kernels, these operations; all if none is named."""

@@ -48,10 +48,10 @@ from pipeline.inference.recorded import CudaGraphed
 ACTIONS = ActionSpec("continuous", ("x", "y"), (-1.0, -1.0), (1.0, 1.0))
 LATENTS = LatentSpec("continuous", (1, 1), 192)
 # the published settings: 5 steps of 5 actions each, 300 candidates, 30 iterations, the best 30
-CEM = PlannerConfig("cem", num_samples=300, iterations=30, best=30, legs=5, action_block=5)
+CEM = PlannerConfig("cem", num_samples=300, iterations=30, num_elites=30, horizon=5, action_block=5)
 # 3 anchors in view, as theirs; hidden for as many parameters as theirs
 MODEL = PredictorConfig(
-    TransformerConfig(width=192, layers=6, num_heads=16, hidden=3072, context=3, qk_norm=False),
+    TransformerConfig(dim=192, num_layers=6, num_heads=16, mlp_dim=3072, context_frames=3, qk_norm=False),
     frameskip=5,
     rewards=False,
 )
@@ -69,7 +69,7 @@ def rows(options: Options) -> Iterator[Row]:
 def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> Iterator[Row]:
     """As `rows`, with any number of candidates and iterations."""
     share = "" if config.iterations == CEM.iterations else f" (of {CEM.iterations})"
-    what = f"plan, {config.num_samples} x {config.iterations}{share} x {config.legs}, LeWorldModel"
+    what = f"plan, {config.num_samples} x {config.iterations}{share} x {config.horizon}, LeWorldModel"
     try:
         peer.submodule("solver.cem")
     except ImportError:
@@ -264,7 +264,7 @@ class Theirs:
 def their_solver(model: Any, config: PlannerConfig, device: torch.device) -> Any:
     """Their CEM with our settings; a step of their horizon is a leg of ours."""
     return peer.solver(
-        model, config.num_samples, config.iterations, config.best, config.legs, config.action_block,
+        model, config.num_samples, config.iterations, config.num_elites, config.horizon, config.action_block,
         ACTIONS.size, device,
     )  # fmt: skip
 
@@ -289,7 +289,7 @@ def check_costs(theirs: dict[str, Theirs]) -> None:
     """
     first = next(iter(theirs.values()))
     # as many as in a plan: another number would be compiled again
-    shape = (first.config.num_samples, first.config.legs, ACTIONS.size * first.config.action_block)
+    shape = (first.config.num_samples, first.config.horizon, ACTIONS.size * first.config.action_block)
     candidates = torch.randn(shape, device=first.given["emb"].device)
     exact = first.costs(candidates)
     for name, their in theirs.items():
@@ -371,7 +371,7 @@ def sizes(config: PlannerConfig) -> str:
     Products are counted in one iteration on a few candidates, on the CPU, where no kernel hides
     them.
     """
-    small = replace(config, num_samples=8, best=2, iterations=1)
+    small = replace(config, num_samples=8, num_elites=2, iterations=1)
     latents = torch.randn(2, LATENTS.width)
     ours, state = our_world(), peer.encoded(latents[:1], latents[1])
     theirs = Theirs(Setting("fp32", False), None, small, state)

@@ -44,7 +44,7 @@ class Workload:
     @property
     def length(self) -> int:
         """Tokens of a sequence."""
-        return self.config.context * self.frame
+        return self.config.context_frames * self.frame
 
     def sample(self, count: int, device: torch.device) -> Tensor:
         """(batch, count) tokens at random."""
@@ -53,7 +53,7 @@ class Workload:
 
 def llama_config(dim: int, num_layers: int, num_heads: int, mlp_dim: int, context_frames: int) -> TransformerConfig:
     """Llama's layers, which do not norm queries and keys."""
-    return TransformerConfig(dim, num_layers, num_heads, mlp_dim, context=context_frames, qk_norm=False)
+    return TransformerConfig(dim, num_layers, num_heads, mlp_dim, context_frames=context_frames, qk_norm=False)
 
 
 FULL = Workload(llama_config(256, 8, 4, 704, context_frames=4), 1024, (8, 8), batch=8)
@@ -75,7 +75,7 @@ class TokenModel(nn.Module):
     def __init__(self, work: Workload) -> None:
         super().__init__()
         self.work = work
-        dim, (rows, columns) = work.config.width, work.grid
+        dim, (rows, columns) = work.config.dim, work.grid
         positions = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
         self.embed = nn.Embedding(work.vocab_size, dim)
         self.transformer = Transformer(work.config, positions, causal_within_frame=True)
@@ -335,7 +335,7 @@ def matrix_flops(work: Workload) -> int:
     model, config = TokenModel(work), work.config
     linear = sum(p.numel() for p in model.parameters() if p.dim() == 2)
     linear -= model.embed.weight.numel()  # looked up, not multiplied
-    frames = config.context
+    frames = config.context_frames
     in_view = frames * (frames + 1) // 2 * work.frame**2
-    attention = config.layers * 4 * config.width * in_view
+    attention = config.num_layers * 4 * config.dim * in_view
     return work.batch * (6 * linear * work.length + 3 * attention)

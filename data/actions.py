@@ -62,7 +62,7 @@ class ActionSpec:
     def factor_sizes(self) -> tuple[int, ...]:
         return tuple(len(factor.labels) for factor in self.factors)
 
-    def split(self, codes: Codes) -> Codes:
+    def unravel(self, codes: Codes) -> Codes:
         """(...) codes -> (..., F) choices of each factor."""
         choices: list[Any] = []
         rest: Any = codes
@@ -72,7 +72,7 @@ class ActionSpec:
         stack: Any = torch.stack if isinstance(codes, Tensor) else np.stack
         return stack(choices, -1)
 
-    def join(self, choices: Codes) -> Codes:
+    def ravel(self, choices: Codes) -> Codes:
         """(..., F) choices -> (...) codes: undoes `split`."""
         codes: Any = choices[..., 0]
         stride = 1
@@ -81,12 +81,12 @@ class ActionSpec:
             codes = codes + stride * choices[..., number]
         return codes
 
-    def say(self, code: int) -> str:
+    def describe(self, code: int) -> str:
         """Name a code in words, without the choices that are the first of their factor or 0."""
         if not self.factors:
             return self.names[code]
         words = []
-        for factor, choice in zip(self.factors, self.split(np.array(code)), strict=True):
+        for factor, choice in zip(self.factors, self.unravel(np.array(code)), strict=True):
             if factor.values and factor.values[choice] != 0:
                 words.append(f"{factor.name} {factor.labels[choice]}")
             elif not factor.values and choice:

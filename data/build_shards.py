@@ -44,12 +44,12 @@ class Source(Protocol):
     """Picklable; every method is a function of the source's own settings."""
 
     @property
-    def shards(self) -> int:
+    def num_shards(self) -> int:
         """How many shards it makes."""
         ...
 
     @property
-    def sources(self) -> int:
+    def num_sources(self) -> int:
         """How many independent sources its episodes stem from; splits never part one."""
         ...
 
@@ -81,18 +81,18 @@ def build(
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     description = json.loads(json.dumps(source.description() | {"split_seed": seed}))
     if rank == 0:
-        _check_or_write_build_info(folder, description, source.shards, command, restart)
+        _check_or_write_build_info(folder, description, source.num_shards, command, restart)
     missing = [
         index
-        for index in range(source.shards)
+        for index in range(source.num_shards)
         if index // group_size % world_size == rank
         and not _is_complete(folder / shard_name(index), description)
     ]
     if not missing:
         return 0
     started = time.monotonic()
-    splits = split_sources(source.sources, seed)
-    with tqdm(total=source.shards, initial=source.shards - len(missing), desc="shards") as progress:
+    splits = split_sources(source.num_sources, seed)
+    with tqdm(total=source.num_shards, initial=source.num_shards - len(missing), desc="shards") as progress:
         num_workers, made = min(num_workers, len(missing)), 0
         for written in _make_missing(source, folder, missing, num_workers, splits, description):
             made += written

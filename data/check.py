@@ -47,7 +47,7 @@ def validate(dataset: EpisodeDataset) -> None:
     first = 0
     with tqdm(total=dataset.total, desc="reading every frame") as progress:
         for header in dataset.headers:
-            last = first + int(header.ends[-1])
+            last = first + int(header.episode_ends[-1])
             for start in range(first, last, FRAMES_PER_READ):
                 stop = min(start + FRAMES_PER_READ, last)
                 progress.update(stop - start)
@@ -124,14 +124,14 @@ def _describe_actions(dataset: EpisodeDataset) -> list[str]:
     spec = dataset.actions
     actions = dataset.read_rows("actions", 0, dataset.total)
     if spec.factors:
-        choices = spec.split(actions)
+        choices = spec.unravel(actions)
         lines = [
             f"  {factor.name}: {_frequencies(choices[:, i], factor.labels)}"
             for i, factor in enumerate(spec.factors)
         ]
         codes, counts = np.unique(actions, return_counts=True)
         most_frequent = codes[np.argsort(-counts)[:TOP_CODES]]
-        summary = ", ".join(f"{spec.say(int(code))} {(actions == code).mean():.1%}" for code in most_frequent)
+        summary = ", ".join(f"{spec.describe(int(code))} {(actions == code).mean():.1%}" for code in most_frequent)
         return [*lines, f"  {len(codes)} of {spec.size} codes occur, most often: {summary}"]
     if spec.kind == "discrete":
         return [f"  actions: {_frequencies(actions, spec.names)}"]

@@ -55,7 +55,7 @@ class Clips(Dataset):
     ) -> None:
         if clip_length < 1:
             raise ValueError(f"a clip of {clip_length} frames is none; clips start at 1")
-        self.recordings, self.split, self.frames = dataset, split, clip_length
+        self.dataset, self.split, self.clip_length = dataset, split, clip_length
         episodes = np.array(dataset.episodes(split), np.int64)
         if not len(episodes):
             raise ValueError(
@@ -81,11 +81,11 @@ class Clips(Dataset):
 
     @property
     def actions(self):
-        return self.recordings.actions
+        return self.dataset.actions
 
     @property
     def image_size(self) -> tuple[int, int]:
-        return self.recordings.image_size
+        return self.dataset.image_size
 
     def __len__(self) -> int:
         return int(self._cumulative_clips[-1])
@@ -93,7 +93,7 @@ class Clips(Dataset):
     def cache_on_device(self, device: torch.device, memory_limit: int) -> None:
         """Keep the frames of the split on `device` from the first batch on, and give them there,
         if they need less than `memory_limit` bytes; else each batch is read from the shards."""
-        height, width = self.recordings.image_size
+        height, width = self.dataset.image_size
         num_bytes = int((self._end_rows - self._first_rows).sum()) * height * width * 3
         self._use_cache, self._cache_device = num_bytes <= memory_limit, device
         self._cache: Tensor | None = None
@@ -111,12 +111,12 @@ class Clips(Dataset):
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Give the clips' places among all frames of the recordings: (B,) -> (B, T) int64."""
         _, starts = self._locate(indices)
-        return starts[:, None] + np.arange(self.frames)
+        return starts[:, None] + np.arange(self.clip_length)
 
     def batch(self, indices: np.ndarray) -> Clip:
         """Read clips: (B,) int64 -> a Clip with (B, T, ...)."""
         episode, starts = self._locate(indices)
-        rows = starts[:, None] + np.arange(self.frames)
+        rows = starts[:, None] + np.arange(self.clip_length)
         if self._use_cache:
             cache_rows = torch.from_numpy(rows - self._cache_offset[episode][:, None])
             cache = self._cached_frames()
@@ -146,21 +146,21 @@ class Clips(Dataset):
 
     def column(self, name: str, rows: np.ndarray) -> Tensor | None:
         """Gather a small field at `rows`, (B, T); None where the recordings have none."""
-        if not self.recordings.has(name):
+        if not self.dataset.has(name):
             return None
         if name not in self._columns:
-            self._columns[name] = self.recordings.read_rows(name, 0, self.recordings.total)
+            self._columns[name] = self.dataset.read_rows(name, 0, self.dataset.total)
         return torch.from_numpy(self._columns[name][rows])
 
     def _cached_frames(self) -> Tensor:
         """Give all frames of the split: (rows, 3, H, W) uint8."""
         if self._cache is None:
-            height, width = self.recordings.image_size
+            height, width = self.dataset.image_size
             lengths = self._end_rows - self._first_rows
             shape = (int(lengths.sum()), 3, height, width)
             cache = torch.empty(shape, dtype=torch.uint8, device=self._cache_device)
             for first, end, shift in zip(self._first_rows, self._end_rows, self._cache_offset, strict=True):
-                frames = self.recordings.read_rows("frames", int(first), int(end))
+                frames = self.dataset.read_rows("frames", int(first), int(end))
                 cache[first - shift : end - shift] = torch.from_numpy(frames).permute(0, 3, 1, 2)
             self._cache = cache
         return self._cache
@@ -168,9 +168,9 @@ class Clips(Dataset):
     def _read_frames(self, rows: np.ndarray) -> Tensor:
         """Read from the shards, in their order: (B, T) -> (B, T, 3, H, W) uint8, whose colours lie
         innermost as they do there: to turn them would take longer than to read them."""
-        height, width = self.recordings.image_size
+        height, width = self.dataset.image_size
         frames = np.empty((*rows.shape, height, width, 3), np.uint8)
         for clip in np.argsort(rows[:, 0], kind="stable"):
             first, last = int(rows[clip, 0]), int(rows[clip, -1])
-            self.recordings.read_rows("frames", first, last + 1, out=frames[clip])
+            self.dataset.read_rows("frames", first, last + 1, out=frames[clip])
         return torch.from_numpy(frames).permute(0, 1, 4, 2, 3)

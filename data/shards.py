@@ -89,7 +89,7 @@ class ShardHeader:
     path: Path
     description: dict[str, Any]
     fields: frozenset[str]
-    ends: np.ndarray  # (E,) int64, exclusive
+    episode_ends: np.ndarray  # (E,) int64, exclusive
     split: np.ndarray  # (E,) uint8
     source: np.ndarray  # (E,) int64
     notes: list[dict[str, Any]]  # E of them
@@ -113,14 +113,14 @@ class EpisodeDataset:
         self.image_size: tuple[int, int] = (height, width)
         self.state_names: tuple[str, ...] = tuple(self.description.get("state_names") or ())
 
-        lengths = [np.diff(header.ends, prepend=0) for header in self.headers]
+        lengths = [np.diff(header.episode_ends, prepend=0) for header in self.headers]
         self.lengths = np.concatenate(lengths)  # (episodes,) frames of each
         self.first_rows = np.cumsum(self.lengths) - self.lengths  # (episodes,) where each begins
         self.splits = np.concatenate([header.split for header in self.headers])
         self.sources = np.concatenate([header.source for header in self.headers])
         self.notes = [note for header in self.headers for note in header.notes]
         self.total = int(self.lengths.sum())
-        self._shard_starts = np.cumsum([0] + [int(h.ends[-1]) for h in self.headers]).tolist()
+        self._shard_starts = np.cumsum([0] + [int(h.episode_ends[-1]) for h in self.headers]).tolist()
         self._files: dict[int, tuple[h5py.File, dict[str, _Column]]] = {}
         self._process = os.getpid()
 
@@ -181,7 +181,7 @@ class EpisodeDataset:
         for header in self.headers:
             facts = [header.path.name, header.path.stat().st_size, header.description]
             digest.update(json.dumps(facts, sort_keys=True).encode())
-            digest.update(header.ends.tobytes() + header.split.tobytes() + header.source.tobytes())
+            digest.update(header.episode_ends.tobytes() + header.split.tobytes() + header.source.tobytes())
         return digest.hexdigest()[:16]
 
     def _column(self, shard: int, field: str) -> _Column:

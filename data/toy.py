@@ -101,11 +101,11 @@ class ToyEpisodes:
     """Actions are KEYS: codes made of independent choices."""
 
     @property
-    def shards(self) -> int:
+    def num_shards(self) -> int:
         return -(-self.episodes // self.episodes_per_shard)
 
     @property
-    def sources(self) -> int:
+    def num_sources(self) -> int:
         return self.episodes
 
     @property
@@ -199,8 +199,8 @@ def write_toy_shards(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     source = ToyEpisodes(episodes, length, size, seed, discrete, factored=factored)
-    splits = split_sources(source.sources, seed)
-    for shard in range(source.shards):
+    splits = split_sources(source.num_sources, seed)
+    for shard in range(source.num_shards):
         shard_episodes = source.make_shard(shard)
         for episode in shard_episodes:
             episode.split = int(splits[episode.source])

@@ -33,7 +33,7 @@ class Config:
     """Only these protocols of the simulator, and nothing else."""
     policies: tuple[str, ...] = ()
     """Only these policies in the simulator, by their names in the report; all if none is named."""
-    windows: int = 256
+    num_clips: int = 256
     """Windows of held-out episodes for the tokenizer, the open loop and controllability."""
     horizons: tuple[int, ...] = HORIZONS
     """Steps ahead at which imagination is compared with the truth."""
@@ -43,7 +43,7 @@ class Config:
     """Training steps of the inverse model, which reads actions from pairs of frames."""
     imitation_frames: int = 4000
     """Held-out frames on which controllers are compared with what was recorded."""
-    films: int = 4
+    num_videos: int = 4
     """Film strips in the report."""
     play_frames: int = 120
     """Frames over which the speed of play is measured."""
@@ -63,7 +63,7 @@ class Config:
     """Iterations of a plan in the true simulator."""
     planner: PlannerConfig | None = None
     """Plan in the world itself, towards every goal (--preset goals)."""
-    keep: int = goals.BUDGET // 2
+    receding_horizon: int = goals.BUDGET // 2
     """Actions of such a plan that are carried out before what is left of it is revised."""
     prior_receding_horizon: int = 10
     """The same, where the controller for goals guides the search, which then takes less time."""
@@ -81,8 +81,8 @@ class Config:
 
 def check(config: Config) -> None:
     """Refuse, before anything is loaded, what measures nothing."""
-    if config.films < 0:
-        raise ValueError(f"--films {config.films} is below 0; 0 draws none")
+    if config.num_videos < 0:
+        raise ValueError(f"--films {config.num_videos} is below 0; 0 draws none")
     if not config.horizons or min(config.horizons) < 1:
         raise ValueError(f"--horizons {config.horizons} are no steps ahead; give each from 1 on")
     check_positive(
@@ -104,7 +104,7 @@ def _cpu(config: Config) -> Config:
         oracle_pairs=30,
         oracle_samples=48,
         oracle_iterations=4,
-        planner=config.planner and replace(config.planner, num_samples=200, iterations=10, best=20),
+        planner=config.planner and replace(config.planner, num_samples=200, iterations=10, num_elites=20),
     )
 
 

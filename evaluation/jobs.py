@@ -32,7 +32,7 @@ class Job:
     name: str
     cache_key: dict[str, Any]
     measure_estimator: Callable[[], dict[str, Any]]
-    put: Callable[[dict[str, Any], dict[str, Any]], None]
+    merge: Callable[[dict[str, Any], dict[str, Any]], None]
     """Where the result belongs in the metrics."""
     protocols: tuple[str, ...] = ()
     """The simulator's protocols that it is part of, as --protocol names them."""
@@ -60,21 +60,21 @@ def tokenizer_jobs(session: Session, config: Config) -> Iterator[Job]:
         with torch.inference_mode():
             reconstructed = tokenizer.decode(tokenizer.encode(truth))
         plots.draw_reconstructions(truth, reconstructed, session.plots / "reconstructions.png")
-        return measure_tokenizer(tokenizer, clips, config.windows, session.device, config.seed)
+        return measure_tokenizer(tokenizer, clips, config.num_clips, session.device, config.seed)
 
     cache_key = session.cache_key(
-        "tokenizer", windows=config.windows, frames=clip_length, seed=config.seed
+        "tokenizer", windows=config.num_clips, frames=clip_length, seed=config.seed
     )
     yield Job("tokenizer", "tokenizer", cache_key, make, lambda m, r: m["tokenizer"].update(r))
 
 
 def probe_jobs(session: Session, config: Config) -> Iterator[Job]:
     """What the latents know of the simulator's state."""
-    if not session.has_goals or not session.recordings.episodes("train"):
+    if not session.has_goals or not session.dataset.episodes("train"):
         return
 
     def make() -> dict[str, Any]:
-        return probe(session.world, session.recordings, seed=config.seed)
+        return probe(session.world, session.dataset, seed=config.seed)
 
     cache_key = session.cache_key("tokenizer", seed=config.seed)
     yield Job("probe", "probe", cache_key, make, lambda m, r: m["probe"].update(r))
@@ -90,24 +90,24 @@ def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
             session.world,
             clips,
             config.horizons,
-            num_clips=config.windows,
+            num_clips=config.num_clips,
             estimator=estimator,
             intervals=True,
             seed=config.seed,
             progress=True,
         )
         if estimator is not None:
-            metrics["estimator_error"] = measure_estimator(estimator, session.recordings)
-        draw_videos(session, clips, config.horizons, config.films, config.seed)
+            metrics["estimator_error"] = measure_estimator(estimator, session.dataset)
+        draw_videos(session, clips, config.horizons, config.num_videos, config.seed)
         return metrics
 
     cache_key = session.cache_key(
         "tokenizer",
         "dynamics",
         horizons=config.horizons,
-        windows=config.windows,
+        windows=config.num_clips,
         estimator_steps=config.estimator_steps,
-        films=config.films,
+        films=config.num_videos,
         seed=config.seed,
     )
     yield Job("open_loop", "open_loop", cache_key, make, lambda m, r: m["open_loop"].update(r))
@@ -115,22 +115,22 @@ def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
 
 def controllability_jobs(session: Session, config: Config) -> Iterator[Job]:
     """The actions that an inverse model reads from imagined films, where codes have factors."""
-    if not session.recordings.actions.factors:
+    if not session.dataset.actions.factors:
         return
     steps = max(config.horizons)
 
     def make() -> dict[str, Any]:
-        idm = session.inverse(config.idm_steps, config.seed)
+        idm = session.idm(config.idm_steps, config.seed)
         clips = session.clips(session.world.context + steps)
         return controllability(
-            session.world, clips, idm, steps, config.windows, seed=config.seed, progress=True
+            session.world, clips, idm, steps, config.num_clips, seed=config.seed, progress=True
         )
 
     cache_key = session.cache_key(
         "tokenizer",
         "dynamics",
         steps=steps,
-        windows=config.windows,
+        windows=config.num_clips,
         idm_steps=config.idm_steps,
         seed=config.seed,
     )
@@ -140,7 +140,7 @@ def controllability_jobs(session: Session, config: Config) -> Iterator[Job]:
 
 def imitation_jobs(session: Session, config: Config) -> Iterator[Job]:
     """What controllers would have done on held-out frames, where actions are codes."""
-    if session.recordings.actions.kind != "discrete":
+    if session.dataset.actions.kind != "discrete":
         return
 
     def make() -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Session:
         shards = shards and shards_folder(shards)
         self.device = pick_device()
         self.kernels = kernels.describe(self.device)
-        self.recordings = EpisodeDataset(shards or own_shards)
+        self.dataset = EpisodeDataset(shards or own_shards)
         if compiled and self.device.type != "cpu":
             raise ValueError("--compile compiles for CPUs, and this is a GPU; leave it out")
         self.world = load_world(run, self.device)
@@ -65,12 +65,12 @@ class Session:
         self.goal_policy = load_goal_policy(run, self.world)
         self._results: dict[tuple[str, str], dict[str, Any]] = {}
         self.num_workers = num_workers or available_cpus()
-        where = self.recordings.folder
-        self.world.actions.check_same(self.recordings.actions, f"{run}'s world", str(where))
-        if tuple(self.world.tokenizer.image_size) != self.recordings.image_size:
+        where = self.dataset.folder
+        self.world.actions.check_same(self.dataset.actions, f"{run}'s world", str(where))
+        if tuple(self.world.tokenizer.image_size) != self.dataset.image_size:
             raise ValueError(
                 f"{run}'s world has frames of {tuple(self.world.tokenizer.image_size)} pixels and "
-                f"{where} of {self.recordings.image_size}; preprocess them at the same resolution"
+                f"{where} of {self.dataset.image_size}; preprocess them at the same resolution"
             )
         other_dataset = shards is not None and shards.resolve() != own_shards.resolve()
         subfolder = "report" if not other_dataset else f"report/on-{_dataset_name(where)}"
@@ -88,14 +88,14 @@ class Session:
 
     def clips(self, frames: int) -> Clips:
         """Windows of held-out episodes."""
-        return Clips(self.recordings, "test", clip_length=frames)
+        return Clips(self.dataset, "test", clip_length=frames)
 
     def estimator(self, steps: int, seed: int) -> StateEstimator | None:
         """The ruler of these recordings, or of the run's own where all of these are held out."""
         path = self.folder / "estimator.pt"
         return cached_estimator(path, self.train_dataset, steps, seed, device=self.device)
 
-    def inverse(self, steps: int, seed: int) -> InverseDynamics:
+    def idm(self, steps: int, seed: int) -> InverseDynamics:
         """What reads actions from pairs of frames, for codes that have factors."""
         path = self.folder / "inverse.pt"
         return cached_idm(path, self.train_dataset, steps, seed, device=self.device)
@@ -103,35 +103,35 @@ class Session:
     @cached_property
     def train_dataset(self) -> EpisodeDataset:
         """Recordings with training episodes: these, or the run's own where these have none."""
-        train_episodes = self.recordings.episodes("train")
-        return self.recordings if train_episodes else EpisodeDataset(self.run / "shards")
+        train_episodes = self.dataset.episodes("train")
+        return self.dataset if train_episodes else EpisodeDataset(self.run / "shards")
 
     @property
     def is_pusht(self) -> bool:
         """The recordings are of the world that has the protocols (the toy shares its actions)."""
-        toy = str(self.recordings.description.get("source")).startswith("toy")
-        return self.recordings.actions == simulator.ACTIONS and not toy
+        toy = str(self.dataset.description.get("source")).startswith("toy")
+        return self.dataset.actions == simulator.ACTIONS and not toy
 
     @property
     def has_goals(self) -> bool:
         """Held-out states are known, from which and to which a simulator can be set."""
-        names = self.recordings.state_names == tuple(simulator.STATE_NAMES)
-        return self.is_pusht and names and self.recordings.has("states")
+        names = self.dataset.state_names == tuple(simulator.STATE_NAMES)
+        return self.is_pusht and names and self.dataset.has("states")
 
     @cached_property
     def envs(self) -> VectorPushT:
         """Simulators over processes, started when first needed."""
-        size = self.recordings.image_size[0]
+        size = self.dataset.image_size[0]
         return self._exit_stack.enter_context(VectorPushT(self.num_envs, size, self.num_workers))
 
     @cached_property
-    def hand(self) -> LastActionProbe:
+    def last_action_probe(self) -> LastActionProbe:
         """Where the hand is, read from the world's latents."""
         return LastActionProbe(self.world, self.train_dataset)
 
     @cached_property
     def fingerprints(self) -> dict[str, str | None]:
-        fingerprints: dict[str, str | None] = {"shards": self.recordings.fingerprint}
+        fingerprints: dict[str, str | None] = {"shards": self.dataset.fingerprint}
         for stage in STAGES:
             fingerprints[stage] = self._load_checkpoint(self.run / stage / "best.pt", stage).get("fingerprint")
         bc_path = self.run / "controller" / "cloning" / "best.pt"
@@ -147,7 +147,7 @@ class Session:
     def task_policies(self, seed: int) -> dict[str, Policy]:
         """Controllers of the run, and what they stand beside."""
         return {
-            "random": policies.Random(self.recordings.actions, seed),
+            "random": policies.Random(self.dataset.actions, seed),
             "still": policies.NoOp(),
             "scripted": policies.Scripted(),
             **{name: WorldModelPolicy(self.world, each) for name, each in self.controllers.items()},
@@ -156,7 +156,7 @@ class Session:
     def goal_policies(self, seed: int, num_samples: int, num_iterations: int) -> dict[str, Policy]:
         """As in the task, with what knows the goal; the controllers do not."""
         return {
-            "random": policies.Random(self.recordings.actions, seed),
+            "random": policies.Random(self.dataset.actions, seed),
             "still": policies.NoOp(),
             "agent_only": policies.GoalAgentPosition(),
             "simulator": OracleCem(lambda: self.envs, num_samples, num_iterations, seed=seed),
@@ -204,12 +204,12 @@ class Session:
             stage_seconds[stage] = round(sum(seconds), 1) if seconds else None
         return stage_seconds
 
-    def about(self) -> str:
+    def describe(self) -> str:
         """One line at the start."""
         return (
             f"evaluate: {describe_device(self.device)}, {self.kernels}, "
-            f"{self.run} on {self.recordings.folder} "
-            f"({len(self.recordings.episodes('test'))} held-out episodes), controllers: "
+            f"{self.run} on {self.dataset.folder} "
+            f"({len(self.dataset.episodes('test'))} held-out episodes), controllers: "
             f"{', '.join(self.controllers) or 'none'}"
         )
 
@@ -217,7 +217,7 @@ class Session:
         """Say what, on what and with what this was measured."""
         return {
             "run": str(self.run),
-            "recordings": str(self.recordings.folder),
+            "recordings": str(self.dataset.folder),
             "device": describe_device(self.device),
             "kernels": self.kernels,
             "cores": self.num_workers,

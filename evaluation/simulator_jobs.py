@@ -60,9 +60,9 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
     baselines = session.goal_policies(
         config.seed, config.oracle_samples, config.oracle_iterations
     )
-    for goal_offset in sorted({protocol.offset for protocol in goals.PROTOCOLS.values()}):
+    for goal_offset in sorted({protocol.goal_offset for protocol in goals.PROTOCOLS.values()}):
         pairs_by_seed = [
-            goals.sample_pairs(session.recordings, goal_offset, config.goal_pairs, seed)
+            goals.sample_pairs(session.dataset, goal_offset, config.goal_pairs, seed)
             for seed in config.pair_seeds
         ]
         pairs = [pair for drawn in pairs_by_seed for pair in drawn]
@@ -87,10 +87,10 @@ def mpc_policies(session: Session, config: Config, goal_offset: int) -> dict[str
     if config.planner is None:
         return {}
     world, goal_policy = session.world, session.goal_policy
-    last_action_probe = session.hand if world.actions.pointer else None
-    planners = {"planner": MpcPolicy(world, Planner(config.planner, world), config.keep, last_action_probe)}
+    last_action_probe = session.last_action_probe if world.actions.pointer else None
+    planners = {"planner": MpcPolicy(world, Planner(config.planner, world), config.receding_horizon, last_action_probe)}
     if goal_policy is not None:
-        planners["amortised"] = MpcPolicy(world, goal_policy, goal_policy.legs * goal_policy.action_block, last_action_probe)
+        planners["amortised"] = MpcPolicy(world, goal_policy, goal_policy.horizon * goal_policy.action_block, last_action_probe)
         receding_horizon = -(-config.prior_receding_horizon // goal_policy.action_block) * goal_policy.action_block
         prior_config = config.planner.with_action_block(goal_policy.action_block, max(goal_offset, receding_horizon))
         planners["guided"] = MpcPolicy(world, Planner(prior_config, world, policy_prior=goal_policy), receding_horizon, last_action_probe)
@@ -105,12 +105,12 @@ def goal_job(
     policy: policies.Policy,
     pairs: list[goals.StartGoal],
 ) -> Job:
-    protocols = {key: p for key, p in goals.PROTOCOLS.items() if p.offset == goal_offset}
+    protocols = {key: p for key, p in goals.PROTOCOLS.items() if p.goal_offset == goal_offset}
 
     def play() -> dict[str, Any]:
         recorder = RecordVideo(policy, min(MAX_RECORDED, len(pairs))) if name == "planner" else None
         errors = goals.run_pairs(
-            recorder or policy, session.envs, session.recordings, pairs, name=f"+{goal_offset}, {name}"
+            recorder or policy, session.envs, session.dataset, pairs, name=f"+{goal_offset}, {name}"
         )
         results = {key: goals.summarize(p.success(errors), pairs) for key, p in protocols.items()}
         if isinstance(policy, MpcPolicy):
@@ -134,7 +134,7 @@ def goal_job(
         settings |= {"samples": config.oracle_samples, "iterations": config.oracle_iterations}
     if name in ("planner", "guided"):
         assert config.planner is not None
-        receding_horizon = config.keep if name == "planner" else config.prior_receding_horizon
+        receding_horizon = config.receding_horizon if name == "planner" else config.prior_receding_horizon
         settings |= asdict(config.planner) | {"keep": receding_horizon}
     cache_key = session.cache_key(*session.depends_on(name), **settings)
     protocol_names = tuple(key.replace("_", "-") for key in protocols)

@@ -77,7 +77,7 @@ class WorldEnv(VectorEnv):
             )
         self.world, self.starts = world, starts
         self.num_envs, self.horizon = num_envs, horizon
-        self.observe: ObsType = obs_type
+        self.obs_type: ObsType = obs_type
         self.render_mode = render_mode
         self.single_observation_space = observation_space(world, obs_type)
         self.single_action_space = action_space(world.actions)
@@ -141,7 +141,7 @@ class WorldEnv(VectorEnv):
     def single(self) -> SingleWorldEnv:
         """Give one such episode as a plain `gymnasium.Env`."""
         return SingleWorldEnv(
-            self.world, self.starts, self.horizon, self.observe, render_mode=self.render_mode
+            self.world, self.starts, self.horizon, self.obs_type, render_mode=self.render_mode
         )
 
     def _sample_starts(self, count: int) -> np.ndarray:
@@ -176,7 +176,7 @@ class WorldEnv(VectorEnv):
         self._cohorts = kept
 
     def _observations(self) -> np.ndarray:
-        if self.observe == "frames":
+        if self.obs_type == "frames":
             return self._gather(self._decode)
         dtype = self.single_observation_space.dtype
         return self._gather(lambda state: _to_numpy(state.latents).astype(dtype))

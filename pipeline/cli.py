@@ -87,7 +87,7 @@ class Command:
     main: Callable[[Any], None]
     config: type
     presets: Presets[Any]
-    about: str
+    description: str
 
 
 def run_cli(main: Callable[[C], None], config: type[C], presets: Presets[C]) -> None:
@@ -102,7 +102,7 @@ def run_commands(commands: Mapping[str, Command], description: str) -> None:
     def dispatch() -> None:
         name = sys.argv[1] if len(sys.argv) > 1 else "--help"
         if name in ("-h", "--help"):
-            lines = [f"  {name:<10}{command.about}" for name, command in commands.items()]
+            lines = [f"  {name:<10}{command.description}" for name, command in commands.items()]
             print(f"{description.strip()}\n\n" + "\n".join(lines))
             print("\nEach explains itself with --help.")
             return
@@ -111,7 +111,7 @@ def run_commands(commands: Mapping[str, Command], description: str) -> None:
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"unknown command {name!r}; {hint}there are: {', '.join(commands)}")
         command = commands[name]
-        command.main(parse(command.config, command.presets, sys.argv[2:], command.about))
+        command.main(parse(command.config, command.presets, sys.argv[2:], command.description))
 
     _report_errors(dispatch)
 

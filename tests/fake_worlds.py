@@ -37,7 +37,7 @@ class DotClips:
 
     def __init__(self, episodes: int = 6, length: int = 30, clip_length: int = 20, seed: int = 0):
         random = np.random.default_rng(seed)
-        self.frames = clip_length
+        self.clip_length = clip_length
         steps = random.normal(0, 0.08, (episodes, length, 2)).cumsum(1)
         self.places = torch.tensor(0.5 + 0.4 * np.sin(steps * 3), dtype=torch.float32)
         self.each = length - clip_length + 1
@@ -50,7 +50,7 @@ class DotClips:
 
     def batch(self, indices: np.ndarray) -> FakeClip:
         rows = [divmod(int(i), self.each) for i in indices]
-        places = torch.stack([self.places[e, s : s + self.frames] for e, s in rows])
+        places = torch.stack([self.places[e, s : s + self.clip_length] for e, s in rows])
         actions = torch.cat([places[:, 1:], places[:, -1:]], 1)
         return FakeClip(draw(places), actions, places)
 
@@ -105,7 +105,7 @@ class OracleWorld(CopyWorld):
 class Centroid:
     """Reads the place of the dot from a picture: a ruler for the fake world."""
 
-    def read(self, frames: Tensor) -> Tensor:
+    def predict(self, frames: Tensor) -> Tensor:
         light = frames[:, 0].float()
         line = (torch.arange(light.shape[-1]) + 0.5) / light.shape[-1]
         total = light.sum((1, 2))

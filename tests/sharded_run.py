@@ -26,7 +26,7 @@ from pipeline.training.trainer import Trainer
 
 TRAIN = TrainConfig(
     steps=3, batch_size=8, grad_accum_steps=2, warmup_steps=1, eval_every=2, save_every=10,
-    log_every=1, precision="fp32", learning_rate=1e-2, average=0.5, clip=0.1,
+    log_every=1, precision="fp32", learning_rate=1e-2, ema_decay=0.5, max_grad_norm=0.1,
 )  # fmt: skip
 IDENTITY = {"config": {"kind": "sums"}, "parent": {"path": "-", "fingerprint": "0"}}
 
@@ -49,7 +49,7 @@ class Sums(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        config = TransformerConfig(width=16, layers=2, num_heads=2, hidden=24, activation_checkpointing=True)
+        config = TransformerConfig(dim=16, num_layers=2, num_heads=2, mlp_dim=24, activation_checkpointing=True)
         self.look = nn.Linear(3, 16)
         self.transformer = Transformer(config, torch.zeros(4, 2), causal_within_frame=False)
         self.out = nn.Linear(16, 1)

@@ -166,7 +166,7 @@ def test_a_compilation_that_is_broken_off_leaves_nothing(monkeypatch, tmp_path):
 def test_a_transformer_writes_and_reads_the_same(compilations):
     torch.manual_seed(0)
     places = torch.cartesian_prod(torch.arange(2), torch.arange(2))
-    config = TransformerConfig(width=16, layers=1, num_heads=2, hidden=24, context=3)
+    config = TransformerConfig(dim=16, num_layers=1, num_heads=2, mlp_dim=24, context_frames=3)
     plain, swift = (Transformer(config, places, causal_within_frame=True).eval() for _ in range(2))
     swift.load_state_dict(plain.state_dict())
     swift.compile_steps(AotCompiled)
@@ -176,8 +176,8 @@ def test_a_transformer_writes_and_reads_the_same(compilations):
         for model in (plain, swift):
             out, cache = model(blocks)
             draft = model.make_static_cache(cache)
-            found.append([out, *(model.extend(x, draft, i) for i, x in enumerate(tokens))])
-            found[-1] += model.close(draft).keys
+            found.append([out, *(model.decode_token(x, draft, i) for i, x in enumerate(tokens))])
+            found[-1] += model.append_block(draft).keys
     assert len(compilations) == 2  # whole blocks, and a token at whatever place
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, atol=1e-5)

@@ -149,7 +149,7 @@ def test_every_area_is_a_documented_module_with_rows():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_keeping_what_no_gpu_measured_is_refused():
     with pytest.raises(ValueError, match="no CUDA GPU"):
-        main(Config(("ceilings",), keep=True))
+        main(Config(("ceilings",), tune=True))
     with pytest.raises(ValueError, match="--rounds -1"):
         main(Config(("ceilings",), rounds=-1))
 

@@ -55,9 +55,9 @@ def test_an_evaluation_of_nothing_is_refused(tmp_path: Path, name: str):
 
 
 def test_an_evaluation_may_be_without_films_but_not_with_fewer(tmp_path: Path):
-    evaluate.check(evaluate.Config(films=0))
+    evaluate.check(evaluate.Config(num_videos=0))
     with pytest.raises(ValueError, match="--films -1 is below 0; 0 draws none"):
-        evaluate.main(evaluate.Config(run=tmp_path, films=-1))
+        evaluate.main(evaluate.Config(run=tmp_path, num_videos=-1))
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_other_shapes_and_other_nones_are_recorded_apart():
 @pytest.mark.parametrize("guide", [None, Straight()])
 @pytest.mark.parametrize("method", ["cem", "mppi", "gradient", "shooting"])
 def test_a_recorded_plan_is_the_plan(method, guide):
-    config = PlannerConfig(method, num_samples=32, iterations=4, best=8, legs=2, action_block=3)
+    config = PlannerConfig(method, num_samples=32, iterations=4, num_elites=8, horizon=2, action_block=3)
 
     def record(search):
         return CudaGraphed(search, torch.device("cpu"))
@@ -80,9 +80,9 @@ def test_a_recorded_plan_is_the_plan(method, guide):
         start, goal = world.state(STARTS + 0.01 * number), GOALS[:, None]
         one, two = (p.plan(start, goal, None, None) for p in (plain, recorded))
         assert torch.equal(one.actions, two.actions) and torch.equal(one.cost, two.cost)
-        again = recorded.plan(start, goal, one.actions[:, 0], one.ends)
+        again = recorded.plan(start, goal, one.actions[:, 0], one.knots)
         assert torch.equal(
-            again.actions, plain.plan(start, goal, one.actions[:, 0], one.ends).actions
+            again.actions, plain.plan(start, goal, one.actions[:, 0], one.knots).actions
         )
 
 

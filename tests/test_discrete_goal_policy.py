@@ -15,13 +15,13 @@ from models.registry import build_controller, describe
 from models.tokenizers.tokenizer import LatentSpec
 
 PLACE = LatentSpec("continuous", (1, 1), 2)
-SMALL = DiscreteGoalPolicyConfig(PolicyConfig(hidden=64, dropout=0.0), steps=4, num_samples=8, recorded=0.0)
+SMALL = DiscreteGoalPolicyConfig(PolicyConfig(hidden_dim=64, dropout=0.0), steps=4, num_samples=8, recorded=0.0)
 ALONG = torch.tensor([0.0, -1.0, 1.0])
 
 
 def moved(codes: Tensor) -> Tensor:
     """(B,) -> (B, 2): across in half steps, up or down."""
-    across, move = KEYS.split(codes).unbind(-1)
+    across, move = KEYS.unravel(codes).unbind(-1)
     return 0.25 * torch.stack([(across - 2) / 2, ALONG[move]], -1)
 
 

@@ -141,7 +141,7 @@ def test_a_trial_of_minecraft_is_a_trial():
     assert presets["cpu"](minecraft) == replace(presets["cpu"](config), run=minecraft.run)
     trial = presets["minecraft debug"](minecraft)
     assert trial.run == minecraft.run and 1 in trial.horizons and max(trial.horizons) == 16
-    assert trial.windows < config.windows and trial.idm_steps < config.idm_steps / 10
+    assert trial.windows < config.num_clips and trial.idm_steps < config.idm_steps / 10
 
 
 def test_push_t_fills_task_and_goal(pusht_run: Path):
@@ -219,8 +219,8 @@ def test_a_guided_search_has_legs_like_its_guide_and_goes_as_far_as_the_goal(
 ):
     build(ScriptedEpisodes(10, 32, 0), tmp_path / "shards", "", 0, 1)
     run = write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False, method="goals")
-    planner = PlannerConfig(num_samples=4, iterations=2, best=2, legs=50 // leg, action_block=leg)
-    config = evaluate.Config(run=run, planner=planner, keep=50, prior_receding_horizon=keep)
+    planner = PlannerConfig(num_samples=4, iterations=2, num_elites=2, horizon=50 // leg, action_block=leg)
+    config = evaluate.Config(run=run, planner=planner, receding_horizon=50, prior_receding_horizon=keep)
     with evaluate.Session(run, None, None, 1, 2) as session:
         guided = mpc_policies(session, config, goal_offset=50)["guided"]
         assert isinstance(guided, MpcPolicy)

@@ -78,7 +78,7 @@ def test_the_checkpoint_that_is_given_away_reaches_a_goal_in_imagination(tmp_pat
         shutil.copytree(GIVEN / part, tmp_path / part)
     shutil.copy(GIVEN / "README.md", tmp_path)
     assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) < 12e6
-    plan = PlannerConfig(num_samples=64, iterations=4, best=8)
+    plan = PlannerConfig(num_samples=64, iterations=4, num_elites=8)
     reached = {}
     for source in ("planner", "random"):
         config = play.Config(

@@ -15,7 +15,7 @@ from models.registry import build_controller, describe
 from models.tokenizers.tokenizer import LatentSpec
 
 POINT = LatentSpec("continuous", (1, 1), 2)
-SMALL = GoalPolicyConfig(PolicyConfig(hidden=64), action_block=2, legs=3, max_goal_offset=4)
+SMALL = GoalPolicyConfig(PolicyConfig(hidden_dim=64), action_block=2, horizon=3, max_goal_offset=4)
 
 
 class Imagined(Follower):
@@ -84,7 +84,7 @@ def test_it_sees_where_it_has_come_to_and_answers_to_that(trained) -> None:
 def test_only_what_was_recorded_teaches_where_imagination_is_worth_nothing() -> None:
     """A world in which nothing moves leaves the recording as the only answer."""
     torch.manual_seed(0)
-    model = GoalPolicy(replace(SMALL, early_weight=0.0, control_penalty=0.0, recorded=1.0), POINT, POINTER).train()
+    model = GoalPolicy(replace(SMALL, early_weight=0.0, control_penalty=0.0, bc_weight=1.0), POINT, POINTER).train()
 
     class Still(Imagined):
         def rollout(self, state, actions: Tensor):

@@ -19,7 +19,7 @@ from evaluation.measures.imitation import Habit, imitation, marginal_baselines
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.layers.multi_categorical import MultiCategorical
 
-NOTHING = int(KEYS.join(torch.tensor([2, 0])))
+NOTHING = int(KEYS.ravel(torch.tensor([2, 0])))
 
 
 class Knowing:
@@ -86,9 +86,9 @@ def test_intervals_hold_the_likelihood_and_batches_do_not_matter():
 
 
 def test_a_habit_counts_each_factor_once_more_than_it_was_chosen():
-    habit = Habit(KEYS, KEYS.join(torch.tensor([[0, 0], [0, 0], [4, 2], [0, 1]])))
+    habit = Habit(KEYS, KEYS.ravel(torch.tensor([[0, 0], [0, 0], [4, 2], [0, 1]])))
     seen = habit.distribution(torch.zeros(3, 1))
-    codes = KEYS.join(torch.tensor([[0, 0], [4, 1], [2, 2]]))
+    codes = KEYS.ravel(torch.tensor([[0, 0], [4, 1], [2, 2]]))
     shares = [4 / 9 * 3 / 7, 2 / 9 * 2 / 7, 1 / 9 * 2 / 7]
     assert seen.log_prob(codes).exp().tolist() == pytest.approx(shares)
     assert seen.mode.tolist() == [0, 0, 0]

@@ -8,7 +8,7 @@ PLACES = torch.cartesian_prod(torch.arange(2), torch.arange(2)).float()
 
 def transformer(causal: bool) -> Transformer:
     torch.manual_seed(0)
-    return Transformer(TransformerConfig(16, 1, 2, 24, context=2), PLACES, causal).eval()
+    return Transformer(TransformerConfig(16, 1, 2, 24, context_frames=2), PLACES, causal).eval()
 
 
 def test_weights_that_write_tokens_lie_by_columns_and_are_what_they_were():

@@ -86,7 +86,7 @@ def test_weights_that_are_whole_numbers_of_their_scale_are_exact():
 def test_all_linear_layers_of_a_model_are_replaced_and_it_says_nearly_the_same():
     torch.manual_seed(0)
     places = torch.cartesian_prod(torch.arange(2), torch.arange(2)).float()
-    model = Transformer(TransformerConfig(32, 2, 2, 48, context=3), places, False).eval()
+    model = Transformer(TransformerConfig(32, 2, 2, 48, context_frames=3), places, False).eval()
     x = torch.randn(2, 12, 32)
     with torch.no_grad():
         exact = model(x)[0]

@@ -21,7 +21,7 @@ def films(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     coarse = torch.rand(count, 3, SIZE // 2, SIZE // 2, generator=random)
     before = torch.nn.functional.interpolate(coarse, scale_factor=2, mode="bilinear")
     codes = torch.randint(0, KEYS.size, (count, 1), generator=random)
-    choices = KEYS.split(codes)
+    choices = KEYS.unravel(codes)
     pairs = []
     for picture, (across, move) in zip(before, choices[:, 0].tolist(), strict=True):
         after = picture.roll((across - 2, (0, -3, 3)[move]), (2, 1))

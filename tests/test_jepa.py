@@ -16,7 +16,7 @@ from models.registry import build_tokenizer, describe
 from models.tokenizers.jepa import Jepa, JepaConfig
 
 PLACE = ActionSpec("continuous", ("row", "column"), (0.0, 0.0), (25.0, 25.0))
-TINY = TransformerConfig(width=32, layers=1, num_heads=2, hidden=64, context=3)
+TINY = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=64, context_frames=3)
 SMALL = JepaConfig(
     (32, 32), 8, TINY, hidden=64, width=8, predictor=PredictorConfig(TINY, frameskip=2, rewards=False),
     blocks=2, num_slices=64, channels=16, num_res_blocks=1,

@@ -44,8 +44,8 @@ def test_f1_is_that_of_hits_false_alarms_and_misses():
 
 def test_doing_nothing_is_the_code_that_says_so():
     spec = action_spec(CameraQuantizer())
-    still = int(spec.join(no_op_choices(spec)))
-    assert still == 60 and spec.say(still) == "nothing"
+    still = int(spec.ravel(no_op_choices(spec)))
+    assert still == 60 and spec.describe(still) == "nothing"
     assert key_names(spec) == ("attack", "jump", "forward", "left", "back", "right")
 
 
@@ -53,7 +53,7 @@ def test_codes_with_plain_names_are_one_choice():
     spec = as_factored(MOVES)
     assert spec.size == MOVES.size and as_factored(PAD) is PAD
     codes = torch.arange(MOVES.size)
-    assert torch.equal(spec.split(codes)[:, 0], codes)
+    assert torch.equal(spec.unravel(codes)[:, 0], codes)
     assert key_names(spec) == ("left", "right", "up", "down")
 
 

@@ -34,7 +34,7 @@ def hand(clock: Clock) -> KeyboardInput:
 def done(hand: KeyboardInput) -> dict[str, str]:
     """What the next step does, by factor, without what is not done."""
     code = int(hand.take())
-    choices = SPEC.split(np.array(code))
+    choices = SPEC.unravel(np.array(code))
     labels = {f.name: f.labels[c] for f, c in zip(SPEC.factors, choices, strict=True)}
     return {name: label for name, label in labels.items() if label not in ("0", "none")}
 
@@ -109,7 +109,7 @@ def test_the_mouse_turns_the_view_by_its_motion_and_nothing_is_lost(hand):
     hand.move_pointer(0.75, 0.45)  # 30 degrees to the right, 6 up
     turned = np.zeros(2)
     for _ in range(12):
-        yaw, pitch = SPEC.split(np.array(int(hand.take())))[:2]
+        yaw, pitch = SPEC.unravel(np.array(int(hand.take())))[:2]
         turned += centres[[yaw, pitch]]
     assert turned == pytest.approx([30, -6], abs=0.35)
     assert done(hand) == {}
@@ -152,7 +152,7 @@ def test_the_script_walks_turns_jumps_and_attacks_over_and_over():
     assert len(codes) == 400 and codes.dtype == np.int64
     once = sum(steps for steps, _ in SCRIPT)
     assert (codes[once:] == codes[: 400 - once]).all()
-    yaw, pitch, attack, jump, move = SPEC.split(codes).T
+    yaw, pitch, attack, jump, move = SPEC.unravel(codes).T
     assert attack.any() and jump.any() and {WALKS[m] for m in move} == {"none", "forward", "back"}
     assert (yaw > 5).any() and (yaw < 5).any() and (pitch > 5).any() and (pitch < 5).any()
     with pytest.raises(ValueError, match=r"--actions script walks and turns.*attack"):

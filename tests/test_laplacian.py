@@ -28,7 +28,7 @@ def test_a_blurred_edge_is_further_off_than_a_flat_error_of_the_same_size():
 
 def test_it_is_a_term_of_the_tokenizer_where_asked_for():
     frames = torch.randint(0, 256, (2, 1, 3, 32, 32), dtype=torch.uint8)
-    small = VqVaeConfig((32, 32), channels=16, codes=8, num_res_blocks=1)
+    small = VqVaeConfig((32, 32), channels=16, codebook_size=8, num_res_blocks=1)
     with_it = VqVae(replace(small, laplacian_weight=0.5)).loss(frames)
     assert with_it["pyramid"].requires_grad and with_it["pyramid"] > 0
     assert "pyramid" not in VqVae(small).loss(frames)

@@ -19,7 +19,7 @@ BOTH: list[Decoding] = ["frame", "token"]
 
 def dynamics(decoding: Decoding = "frame", actions: ActionSpec = POINTER) -> LlamaDynamics:
     torch.manual_seed(0)
-    small = TransformerConfig(width=24, layers=2, num_heads=2, hidden=32, context=3)
+    small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=3)
     model = LlamaDynamics(LlamaConfig(small, decoding=decoding), LATENTS, actions)
     torch.nn.init.normal_(model.vectors.codebook)
     for parameter in model.parameters():  # zero-initialised heads would agree about everything
@@ -140,7 +140,7 @@ def test_sampling_follows_the_seed():
 @pytest.mark.parametrize("decoding", BOTH)
 def test_before_training_everything_stays_where_it_is(decoding):
     torch.manual_seed(0)
-    small = TransformerConfig(width=24, layers=2, num_heads=2, hidden=32, context=3)
+    small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=3)
     model = LlamaDynamics(LlamaConfig(small, decoding=decoding), LATENTS, POINTER).eval()
     latents, acts = episode()
     after = model.step(model.start(latents, acts[:, :5]), acts[:, 5])
@@ -149,7 +149,7 @@ def test_before_training_everything_stays_where_it_is(decoding):
 
 def test_changed_right_counts_only_codes_that_change():
     model = dynamics()
-    model.config = replace(model.config, imagined=0.0)
+    model.config = replace(model.config, scheduled_sampling=0.0)
     torch.nn.init.zeros_(model.copy_logit.bias)  # it would keep every code
     latents, acts = episode()
     with torch.no_grad():

@@ -81,7 +81,7 @@ def play(policy: MpcPolicy | RecordVideo, steps: int) -> np.ndarray:
 
 def policy(method: Literal["cem", "gradient"] = "cem", keep: int = 6) -> tuple[MpcPolicy, Seen]:
     world = Seen()
-    config = PlannerConfig(method, num_samples=64, iterations=12, best=8, legs=2, action_block=3)
+    config = PlannerConfig(method, num_samples=64, iterations=12, num_elites=8, horizon=2, action_block=3)
     return MpcPolicy(world, Planner(config, world), keep), world  # type: ignore[arg-type]
 
 

@@ -176,7 +176,7 @@ def test_rows_on_their_way_fit_in_a_multiprocessor():
 
 def test_norms_before_products_are_in_their_type_under_autocast(monkeypatch):
     device, narrow = PLACES[0][0], torch.float16
-    config = TransformerConfig(width=32, layers=2, num_heads=2, hidden=48, context=2)
+    config = TransformerConfig(dim=32, num_layers=2, num_heads=2, mlp_dim=48, context_frames=2)
     torch.manual_seed(0)
     model = Transformer(config, torch.zeros(3, 2), causal_within_frame=True).to(device)
     x, seen = torch.randn(2, 6, 32, device=device), []

@@ -222,7 +222,7 @@ def test_both_planners_imagine_with_models_of_one_size() -> None:
 
 @needs_stable_worldmodel
 def test_planning_gives_a_row_exact_and_in_8_bits_with_both_sizes_in_its_note() -> None:
-    few = replace(plan_speed.CEM, num_samples=8, iterations=1, best=4)
+    few = replace(plan_speed.CEM, num_samples=8, iterations=1, num_elites=4)
     *raced, mppi = plan_speed.measure(ONCE, few, compiled=False)
     assert mppi.ratio is None and mppi.ours is not None and "MPPI" in mppi.name
     for row, weights in zip(raced, (EXACT, INT8), strict=True):
@@ -235,7 +235,7 @@ def test_planning_gives_a_row_exact_and_in_8_bits_with_both_sizes_in_its_note() 
 def test_a_plan_that_costs_more_alone_stops_the_race() -> None:
     torch.manual_seed(0)
     world, plane = plan_speed.our_world(), torch.randn(2, 1, 192)
-    config = replace(plan_speed.CEM, num_samples=4, iterations=1, best=2)
+    config = replace(plan_speed.CEM, num_samples=4, iterations=1, num_elites=2)
     state = plan_speed.reset(world, plane[0])
     plan = plan_speed.Planner(config, world).plan(state, plane[1:], None, None)
     plan_speed.check_plan(plan, world, state, plane[1, 0], slack=1e-3)
@@ -256,7 +256,7 @@ def test_a_setting_of_theirs_that_breaks_is_named_and_the_others_are_raced(
 
     monkeypatch.setattr(plan_speed.Theirs, "iterate", breaks)
     monkeypatch.setattr(plan_speed, "compiler_for", lambda _: lambda module, function: function)
-    few = replace(plan_speed.CEM, num_samples=8, iterations=1, best=4)
+    few = replace(plan_speed.CEM, num_samples=8, iterations=1, num_elites=4)
     broken, *others = plan_speed.measure(ONCE, few)
     assert broken.note == "broken off, RuntimeError: no such compiler"
     assert broken.baseline == f"{plan_speed.PEER}, fp32 + compile"

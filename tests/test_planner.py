@@ -46,7 +46,7 @@ class Follower:
 
 
 def planner(method: Method, **changes) -> Planner:
-    config = PlannerConfig(method, num_samples=64, iterations=12, best=8, legs=2, action_block=3)
+    config = PlannerConfig(method, num_samples=64, iterations=12, num_elites=8, horizon=2, action_block=3)
     return Planner(replace(config, **changes), Follower())  # type: ignore[arg-type]
 
 
@@ -58,7 +58,7 @@ GOALS = torch.tensor([[0.5, 0.2], [-0.4, 0.6], [0.1, -0.9]])
 def test_a_plan_ends_at_the_goal(method: Method, near: float) -> None:
     world = Follower()
     plan = planner(method).plan(world.state(STARTS), GOALS[:, None], None, None)
-    assert plan.actions.shape == (3, 6, 2) and plan.ends.shape == (3, 3, 2)
+    assert plan.actions.shape == (3, 6, 2) and plan.knots.shape == (3, 3, 2)
     assert plan.actions.min() >= 0 and plan.actions.max() <= 100
     end = world.rollout(world.state(STARTS), plan.actions).latents[:, 0]
     assert (end - GOALS).norm(dim=1).max() < near
@@ -95,14 +95,14 @@ def test_another_seed_draws_other_candidates() -> None:
 def test_a_way_begins_at_the_last_action() -> None:
     last = torch.tensor([[10.0, 20.0], [50.0, 50.0], [90.0, 0.0]])
     plan = planner("cem").plan(Follower().state(STARTS), GOALS[:, None], last, None)
-    assert torch.allclose(plan.ends[:, 0], POINTER.normalize(last))
+    assert torch.allclose(plan.knots[:, 0], POINTER.normalize(last))
     assert torch.allclose(plan.actions[:, 0], last + (plan.actions[:, 2] - last) / 3, atol=1e-3)
 
 
 def test_a_search_from_a_good_way_is_no_worse_than_it() -> None:
     state = Follower().state(STARTS)
     good = planner("cem").plan(state, GOALS[:, None], None, None)
-    again = planner("cem", warm_start_iterations=1).plan(state, GOALS[:, None], None, good.ends)
+    again = planner("cem", warm_start_iterations=1).plan(state, GOALS[:, None], None, good.knots)
     assert bool((again.cost <= good.cost + 1e-7).all())
 
 
@@ -119,7 +119,7 @@ class Straight:
         return goal[:, 0]
 
 
-CONFIG = PlannerConfig(num_samples=1, iterations=9, warm_start_iterations=1, best=1, legs=2, action_block=3)
+CONFIG = PlannerConfig(num_samples=1, iterations=9, warm_start_iterations=1, num_elites=1, horizon=2, action_block=3)
 
 
 def test_a_search_begins_from_the_way_that_a_guide_goes_in_imagination() -> None:
@@ -127,7 +127,7 @@ def test_a_search_begins_from_the_way_that_a_guide_goes_in_imagination() -> None
     state, last = world.state(STARTS), torch.full((3, 2), 50.0)
     guided = Planner(CONFIG, world, policy_prior=straight)  # type: ignore[arg-type]
     plan = guided.plan(state, GOALS[:, None], last, None)
-    assert torch.allclose(plan.ends, torch.stack([0 * GOALS, GOALS, GOALS], 1))
+    assert torch.allclose(plan.knots, torch.stack([0 * GOALS, GOALS, GOALS], 1))
     there = world.rollout(state, plan.actions[:, :3]).latents[:, 0]
     assert torch.equal(straight.asked[0], STARTS) and torch.allclose(straight.asked[1], there)
     with pytest.raises(ValueError, match=r"legs of 4 actions .* --planner.leg 3"):
@@ -138,12 +138,12 @@ def test_what_is_left_of_a_plan_is_kept_where_the_guide_has_nothing_better() -> 
     world = Follower()
     state = world.state(STARTS)
     guided = Planner(CONFIG, world, policy_prior=Straight())  # type: ignore[arg-type]
-    good = planner("cem").plan(state, GOALS[:, None], None, None).ends
+    good = planner("cem").plan(state, GOALS[:, None], None, None).knots
     bad = torch.zeros_like(good)
     kept = guided.plan(state, GOALS[:, None], None, good)
-    assert torch.equal(kept.ends, good)
+    assert torch.equal(kept.knots, good)
     left = guided.plan(state, GOALS[:, None], None, bad)
-    assert torch.equal(left.ends[:, 1:], GOALS[:, None].expand(-1, 2, -1))
+    assert torch.equal(left.knots[:, 1:], GOALS[:, None].expand(-1, 2, -1))
 
 
 class Wall(Follower):
@@ -162,7 +162,7 @@ class Wall(Follower):
 def test_a_way_led_astray_goes_around_what_the_guides_own_does_not() -> None:
     world = Wall()
     state, goals = world.state(STARTS[:1]), GOALS[:1, None]
-    config = PlannerConfig(num_samples=64, warm_start_iterations=3, best=8, legs=4, action_block=3, warm_start_std=0.02)
+    config = PlannerConfig(num_samples=64, warm_start_iterations=3, num_elites=8, horizon=4, action_block=3, warm_start_std=0.02)
     stuck, free = (
         Planner(replace(config, prior_noise_std=detour), world, policy_prior=Straight())  # type: ignore[arg-type]
         .plan(state, goals, None, None)
@@ -174,7 +174,7 @@ def test_a_way_led_astray_goes_around_what_the_guides_own_does_not() -> None:
 
 def test_a_guided_plan_is_the_same_whatever_stands_beside_it() -> None:
     world = Follower()
-    config = PlannerConfig(num_samples=64, warm_start_iterations=3, best=8, legs=2, action_block=3)
+    config = PlannerConfig(num_samples=64, warm_start_iterations=3, num_elites=8, horizon=2, action_block=3)
 
     def plan(rows: slice, candidates: int) -> Tensor:
         changed = replace(config, max_parallel=candidates)
@@ -190,9 +190,9 @@ def test_what_is_left_of_a_way_is_revised_in_the_legs_that_are_left() -> None:
     state = Follower().state(STARTS)
     good = planner("cem").plan(state, GOALS[:, None], None, None)
     once = planner("cem", warm_start_iterations=1, num_samples=1)
-    rest = once.plan(state, GOALS[:, None], None, good.ends[:, 1:])
+    rest = once.plan(state, GOALS[:, None], None, good.knots[:, 1:])
     assert rest.actions.shape == (3, 3, 2)
-    assert torch.equal(rest.ends, good.ends[:, 1:])  # the one candidate of the one iteration
+    assert torch.equal(rest.knots, good.knots[:, 1:])  # the one candidate of the one iteration
 
 
 def test_going_along_is_even_and_arrives() -> None:

@@ -154,8 +154,8 @@ def test_a_discrete_world_is_played_too(tmp_path: Path, monkeypatch: pytest.Monk
 def test_films_of_keys_say_what_is_pressed_in_frames_of_one_size(tmp_path: Path, monkeypatch: Any):
     write_walks(tmp_path / "shards", length=24)
     monkeypatch.setattr(play, "load_world", lambda run, int8: WalkWorld())
-    longest = SPEC.join(np.array([0, 0, 1, 1, 6]))
-    assert SPEC.say(int(longest)) == "yaw -10.0  pitch -10.0  attack  jump  forward right"
+    longest = SPEC.ravel(np.array([0, 0, 1, 1, 6]))
+    assert SPEC.describe(int(longest)) == "yaw -10.0  pitch -10.0  attack  jump  forward right"
     np.save(tmp_path / "codes.npy", np.array([60, 60, longest]))
     made = {"actions": "file", "actions_file": tmp_path / "codes.npy", "size": 96, "steps": 3}
     play.main(config(tmp_path, **made))
@@ -243,7 +243,7 @@ def test_a_run_of_the_stages_is_played(tmp_path: Path, capsys: Any):
 def test_a_plan_and_the_controller_for_goals_lead_to_what_was_recorded_later(tmp_path: Path):
     write_toy_shards(tmp_path / "shards", episodes=6, length=40)
     run = write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), method="goals")
-    small = PlannerConfig(num_samples=4, iterations=2, best=2)
+    small = PlannerConfig(num_samples=4, iterations=2, num_elites=2)
     done = {}
     for source in ("planner", "amortised", "guided"):
         made = config(run, steps=27, actions=source, planner=small, goal_offset=8)
@@ -301,7 +301,7 @@ def game(toy: Path) -> Game:
 
 
 def imagined(game: Game) -> tuple[float, float]:
-    return blue_at(game.player.imagined)
+    return blue_at(game.player.model_frame)
 
 
 def test_the_mouse_is_the_target(game: Game):
@@ -315,20 +315,20 @@ def test_the_mouse_is_the_target(game: Game):
 def test_the_mouse_over_the_simulator_means_the_same_place(game: Game):
     game.press("b")
     game.move_pointer(64 + GAP + 20, CAPTION_HEIGHT + 30)
-    right = game.hand.action.copy()
+    right = game.action_input.action.copy()
     game.move_pointer(20, CAPTION_HEIGHT + 30)
-    np.testing.assert_array_equal(game.hand.action, right)
+    np.testing.assert_array_equal(game.action_input.action, right)
 
 
 def test_arrows_move_the_target(game: Game):
     game.move_pointer(32, CAPTION_HEIGHT + 32)
-    before = game.hand.action.copy()
+    before = game.action_input.action.copy()
     for key in ("right", "right", "up"):
         game.press(key)
-    np.testing.assert_allclose(game.hand.action - before, [2 * 20.48, -20.48], rtol=1e-4)
+    np.testing.assert_allclose(game.action_input.action - before, [2 * 20.48, -20.48], rtol=1e-4)
     for _ in range(100):
         game.press("left")
-    assert game.hand.action[0] == 0
+    assert game.action_input.action[0] == 0
 
 
 def test_a_pause_holds_the_world_and_n_moves_it_by_one(game: Game):
@@ -336,9 +336,9 @@ def test_a_pause_holds_the_world_and_n_moves_it_by_one(game: Game):
     for key in ("space", "p", "p"):
         game.press(key)
     assert game.paused
-    still = game.player.imagined
+    still = game.player.model_frame
     game.tick()
-    assert game.player.steps == 1 and game.player.imagined is still
+    assert game.player.steps == 1 and game.player.model_frame is still
     assert "PAUSED" in game.status()
     game.press("n")
     game.tick()
@@ -353,7 +353,7 @@ def test_r_goes_to_another_start(game: Game):
         places.add((game.player.start.episode, game.player.start.frame))
         assert game.player.steps == 0
     assert len(places) > 6
-    held_out = set(game.starts.recordings.episodes("test"))
+    held_out = set(game.start_sampler.recordings.episodes("test"))
     assert {episode for episode, _ in places} <= held_out
 
 
@@ -367,7 +367,7 @@ def test_the_controller_takes_over_and_gives_back(game: Game):
     assert x > 0.9 and y < 0.1
     game.press("c")
     game.tick()
-    np.testing.assert_array_equal(game.hand.action, [512, 0])  # until the hand moves
+    np.testing.assert_array_equal(game.action_input.action, [512, 0])  # until the hand moves
     game.move_pointer(3, CAPTION_HEIGHT + 60)
     for _ in range(20):
         game.tick()
@@ -382,7 +382,7 @@ def test_the_simulator_goes_along_unseen_and_shows_itself(game: Game):
     assert "coverage" not in game.status()
     game.press("b")
     scene = game.render_panels()
-    assert scene.shape[1] == 2 * 64 + GAP and game.picture().shape[1] >= alone.shape[1]
+    assert scene.shape[1] == 2 * 64 + GAP and game.render().shape[1] >= alone.shape[1]
     true_agent = blue_at(game.player.simulator_frame())
     assert np.abs(np.array(true_agent) - imagined(game)).max() < 0.08
     assert "coverage" in game.status()
@@ -408,7 +408,7 @@ def test_a_recording_is_a_film_and_its_actions(game: Game, toy: Path, capsys: An
     play.main(config(toy, actions="file", actions_file=path))
     game.press("v")
     game.tick()
-    game.finish()
+    game.close()
     assert (toy / "play/recording-002/film.gif").exists()
 
 
@@ -420,11 +420,11 @@ def test_keys_without_a_meaning_here_say_so(game: Game):
     assert "no simulator" in game.status() and not game.show_simulator
     game.press("~")
     game.press("h")
-    without = game.picture().shape[0]
+    without = game.render().shape[0]
     game.press("h")
-    assert game.picture().shape[0] > without
+    assert game.render().shape[0] > without
     game.press("q")
-    assert game.over
+    assert game.quit_requested
 
 
 def test_the_line_tells_speed_and_latency(game: Game):

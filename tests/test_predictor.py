@@ -19,10 +19,10 @@ GRID = LatentSpec("continuous", (2, 2), 6)
 
 def predictor(latents: LatentSpec = ONE, actions: ActionSpec = POINTER, context: int = 3) -> Predictor:
     torch.manual_seed(0)
-    small = TransformerConfig(width=24, layers=2, num_heads=2, hidden=32, context=context)
+    small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=context)
     model = Predictor(PredictorConfig(small, frameskip=3), latents, actions)
     torch.nn.init.normal_(model.delta_head.weight, std=0.2)  # it would foretell that all stays
-    torch.nn.init.normal_(model.reward.out.weight, std=0.2)
+    torch.nn.init.normal_(model.reward_head.out.weight, std=0.2)
     return model.eval()
 
 

@@ -22,7 +22,7 @@ def spread(*shares: float) -> torch.Tensor:
 
 def frequencies(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)
-    codes = sampling.choose(logits.expand(DRAWS, -1))
+    codes = sampling.sample(logits.expand(DRAWS, -1))
     return torch.bincount(codes, minlength=len(logits)) / DRAWS
 
 
@@ -47,10 +47,10 @@ def test_a_draw_among_one_is_the_likeliest_even_among_equals():
     assert (logits == logits.amax(-1, keepdim=True)).sum() > 40  # several are likeliest
     for sampling in (Sampling(2.0, top_k=1), Sampling(2.0, top_p=1e-6), Sampling(1e-37)):
         if sampling.temperature == 2.0:
-            assert torch.equal(sampling.choose(logits), Sampling().choose(logits))
-        chosen = logits.gather(-1, sampling.choose(logits)[..., None])[..., 0]
+            assert torch.equal(sampling.sample(logits), Sampling().sample(logits))
+        chosen = logits.gather(-1, sampling.sample(logits)[..., None])[..., 0]
         assert torch.equal(chosen, logits.amax(-1))
-    assert not torch.equal(Sampling(200.0).choose(logits), Sampling().choose(logits))
+    assert not torch.equal(Sampling(200.0).sample(logits), Sampling().sample(logits))
 
 
 def test_only_the_k_likeliest_are_drawn():

@@ -52,7 +52,7 @@ def test_the_simulator_set_beside_does_what_the_recording_did(tmp_path: Path):
         assert moved > 10, "the block is not pushed, so nothing is tested"
         for step in range(len(start.next_frames)):
             player.step(start.next_actions[step])
-            seen, truth = player.simulator_frame().astype(int), player.recorded()
+            seen, truth = player.simulator_frame().astype(int), player.dataset_frame()
             assert np.abs(seen - truth).mean() < 1.0, f"step {step} from frame {frame}"
         assert np.abs(player.simulator.state[:4] - states[-1, :4]).max() < 2  # type: ignore
 

@@ -39,8 +39,8 @@ def test_actions_lead_from_one_state_to_the_next(tmp_path, kind, spec):
 
 def test_a_code_of_choices_moves_by_each_of_them():
     world = ToyPushT(np.array([100.0, 200.0, 400.0, 400.0, 0.0]), KEYS)
-    world.step(KEYS.join(np.array([3, 1])))
-    assert KEYS.say(int(KEYS.join(np.array([3, 1])))) == "across +1  up"
+    world.step(KEYS.ravel(np.array([3, 1])))
+    assert KEYS.describe(int(KEYS.ravel(np.array([3, 1])))) == "across +1  up"
     assert world.state[:2].tolist() == [100.0 + SPEED / 2, 200.0 - SPEED]
 
 

@@ -6,7 +6,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from models.layers.transformer import Transformer, TransformerConfig
 
-CONFIG = TransformerConfig(width=32, layers=3, num_heads=2, hidden=48, context=3)
+CONFIG = TransformerConfig(dim=32, num_layers=3, num_heads=2, mlp_dim=48, context_frames=3)
 PLACES = torch.cartesian_prod(torch.arange(2), torch.arange(2)).float()
 
 
@@ -35,7 +35,7 @@ def test_tokens_of_a_block_see_each_other_unless_causal():
 
 
 def test_one_layer_sees_exactly_its_context():
-    config = TransformerConfig(width=32, layers=1, num_heads=2, hidden=48, context=3)
+    config = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=48, context_frames=3)
     model = Transformer(config, PLACES, causal_within_frame=False)
     x = blocks(6)
     for touched, reaches in ((1, False), (3, True)):
@@ -62,8 +62,8 @@ def test_token_by_token_with_a_cache_equals_all_at_once():
     for block in x.split(4, dim=1):
         draft = model.make_static_cache(cache)
         for position in range(4):
-            parts.append(model.extend(block[:, position : position + 1], draft, position))
-        cache = model.close(draft)
+            parts.append(model.decode_token(block[:, position : position + 1], draft, position))
+        cache = model.append_block(draft)
     assert torch.allclose(whole, torch.cat(parts, dim=1), atol=1e-5)
 
 
@@ -71,14 +71,14 @@ def test_a_draft_leaves_its_cache_alone_and_one_cache_serves_many():
     model = Transformer(CONFIG, PLACES, causal_within_frame=True)
     cache = model(blocks(3))[1]
     before = [k.clone() for k in cache.keys + cache.values]
-    first, second = (model.extend(blocks(1)[:, :1], model.make_static_cache(cache), 0) for _ in range(2))
+    first, second = (model.decode_token(blocks(1)[:, :1], model.make_static_cache(cache), 0) for _ in range(2))
     assert torch.equal(first, second)
     assert all(torch.equal(a, b) for a, b in zip(before, cache.keys + cache.values, strict=True))
 
 
 def test_a_window_that_has_slid_for_long_is_as_exact_as_a_new_one():
     """One layer sees its context and no more, so that a cache from far before must not differ."""
-    model = Transformer(replace(CONFIG, layers=1), PLACES, causal_within_frame=False)
+    model = Transformer(replace(CONFIG, num_layers=1), PLACES, causal_within_frame=False)
     last, cache = blocks(3), None
     for number in range(200):
         cache = model(blocks(3) * (1 + number), cache)[1]

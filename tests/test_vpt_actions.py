@@ -81,15 +81,15 @@ def test_a_spec_of_factors_travels_and_another_binning_is_refused():
 
 def test_choices_split_and_join_alike_in_numpy_and_torch():
     spec = action_spec(VPT)
-    choices = spec.split(ALL)
-    assert choices.shape == (4356, 5) and (spec.join(choices) == ALL).all()
+    choices = spec.unravel(ALL)
+    assert choices.shape == (4356, 5) and (spec.ravel(choices) == ALL).all()
     assert (choices.max(0) == [10, 10, 1, 1, 8]).all()
     codes = torch.from_numpy(ALL)
-    assert torch.equal(spec.split(codes), torch.from_numpy(choices))
-    assert torch.equal(spec.join(spec.split(codes)), codes)
+    assert torch.equal(spec.unravel(codes), torch.from_numpy(choices))
+    assert torch.equal(spec.ravel(spec.unravel(codes)), codes)
 
 
 def test_a_code_is_said_in_words():
     spec = action_spec(VPT)
-    assert spec.say(60) == "nothing"
-    assert spec.say(encoded(forward=1, jump=1, yaw_degrees=3.2)) == "yaw +3.2  jump  forward"
+    assert spec.describe(60) == "nothing"
+    assert spec.describe(encoded(forward=1, jump=1, yaw_degrees=3.2)) == "yaw +3.2  jump  forward"

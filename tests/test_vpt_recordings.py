@@ -196,7 +196,7 @@ def test_what_is_bad_is_left_out_and_all_is_redone_if_forced(clips, tmp_path, ca
         (folder / path.name).write_bytes(path.read_bytes())
     cut = (folder / "clip-1.mp4").read_bytes()
     (folder / "clip-1.mp4").write_bytes(cut[: len(cut) // 2])
-    config = VptConfig(tmp_path / "run", folder, look=FrameFormat(resolution=16), num_workers=1)
+    config = VptConfig(tmp_path / "run", folder, frame_format=FrameFormat(resolution=16), num_workers=1)
     with pytest.raises(ValueError, match=r"clip-1\.mp4"):
         vpt_command(config)
     config = replace(config, skip_invalid=True)
@@ -215,7 +215,7 @@ def test_what_is_bad_is_left_out_and_all_is_redone_if_forced(clips, tmp_path, ca
 
 
 def test_ranks_share_the_recordings(clips, tmp_path, capsys, monkeypatch):
-    config = VptConfig(tmp_path, clips, look=FrameFormat(resolution=16), num_workers=1)
+    config = VptConfig(tmp_path, clips, frame_format=FrameFormat(resolution=16), num_workers=1)
     for rank, made_here in ((0, 2), (1, 1)):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")

@@ -18,7 +18,7 @@ def noise(count: int = 6, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
 def test_any_whole_grid_goes_there_and_back(blocks, downsample, stem, size):
     config = VqVaeConfig(
-        **SMALL | {"image_size": size}, blocks=blocks, downsample=downsample, stem=stem
+        **SMALL | {"image_size": size}, block_type=blocks, downsample=downsample, patch_size=stem
     )
     model = VqVae(config).eval()
     codes = model.encode(noise(size=size))
@@ -32,12 +32,12 @@ def test_a_grid_with_a_rest_is_refused():
     with pytest.raises(ValueError, match="do not divide into patches of 8"):
         VqVaeConfig(image_size=(30, 32))
     with pytest.raises(ValueError, match="power of two"):
-        VqVaeConfig(downsample=8, stem=3)
+        VqVaeConfig(downsample=8, patch_size=3)
 
 
 @pytest.mark.parametrize("blocks", ["resnet", "convnext"])
 def test_a_code_depends_on_its_own_patch_alone(blocks):
-    model = VqVae(VqVaeConfig(**SMALL, blocks=blocks)).eval()
+    model = VqVae(VqVaeConfig(**SMALL, block_type=blocks)).eval()
     frames = noise()
     changed = frames.clone()
     changed[:, :, :8, :8] = 255 - changed[:, :, :8, :8]

@@ -64,7 +64,7 @@ def codes(decoding: Any) -> tuple[Any, tuple[Any, ...]]:
 def begun_codes() -> tuple[Any, tuple[Any, ...]]:
     model = VqVae(VqVaeConfig(**SMALL)).train()
     steps = 0
-    while not model.settled:
+    while not model.codebook_initialized:
         model.loss(noise())
         steps += 1
     assert steps == SMALL["continuous_steps"] + 1
@@ -120,7 +120,7 @@ def test_neither_a_step_nor_a_look_waits(world_and_clips):
 @pytest.mark.parametrize("method", ["cem", "mppi", "shooting"])
 def test_a_search_waits_for_nothing(world_and_clips, method):
     world, shown = world_and_clips
-    config = PlannerConfig(method, num_samples=8, iterations=3, best=2, legs=2, action_block=2)
+    config = PlannerConfig(method, num_samples=8, iterations=3, num_elites=2, horizon=2, action_block=2)
 
     def watched(search: Callable[..., Any]) -> Callable[..., Any]:
         def searched(*given: Any) -> Any:
@@ -139,7 +139,7 @@ def test_learning_to_reach_goals_waits_for_nothing(world_and_clips):
     world, shown = world_and_clips
     if world.latents.kind == "discrete":
         pytest.frameskip("gradients do not pass through codes")
-    config = GoalPolicyConfig(PolicyConfig(hidden=16), action_block=2, legs=2, max_goal_offset=4)
+    config = GoalPolicyConfig(PolicyConfig(hidden_dim=16), action_block=2, horizon=2, max_goal_offset=4)
     model = GoalPolicy(config, world.latents, world.actions)
     with torch.no_grad():
         latents = world.encode(shown.frames.flatten(0, 1)).unflatten(0, shown.frames.shape[:2])
@@ -151,7 +151,7 @@ def test_learning_to_reach_goals_waits_for_nothing(world_and_clips):
 @pytest.mark.parametrize("method", ["cloning", "actor_critic"])
 def test_a_controller_that_learns_waits_for_nothing(world_and_clips, method):
     world, shown = world_and_clips
-    policy = PolicyConfig(channels=8, num_keypoints=4, hidden=16)
+    policy = PolicyConfig(channels=8, num_keypoints=4, hidden_dim=16)
     with torch.no_grad():
         latents = world.encode(shown.frames.flatten(0, 1)).unflatten(0, shown.frames.shape[:2])
     actions = world.actions.normalize(shown.actions)

@@ -299,7 +299,7 @@ def test_one_walks_jumps_looks_and_attacks_at_once_with_real_keys(display: str, 
         screen.wait_for(lambda: (folder / "actions.npy").exists(), "a recording")
         screen.press("q")
         assert game.wait(15) == 0
-    yaw, pitch, attack, jump, move = SPEC.split(np.load(folder / "actions.npy")).T
+    yaw, pitch, attack, jump, move = SPEC.unravel(np.load(folder / "actions.npy")).T
     forward = move == MOVES.index("forward")
     assert (forward & (jump == 0)).sum() > 5, "first walking alone"
     assert (forward & (jump == 1) & (attack == 0)).sum() > 5, "then jumping too"

@@ -21,10 +21,10 @@ from pipeline import checkpoint
 
 def codes_or_vectors(method: str, size: tuple[int, int]) -> tuple[Any, Any]:
     """Small configs of a tokenizer and of the dynamics that go with it."""
-    small = TransformerConfig(width=32, layers=1, num_heads=2, hidden=64, context=3)
+    small = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=64, context_frames=3)
     if method == "goals":
         return KeypointsConfig(size, num_keypoints=4, channels=16, num_res_blocks=1), PredictorConfig(small)
-    tokenizer = VqVaeConfig(size, channels=16, num_res_blocks=1, codes=32, latent_dim=8)
+    tokenizer = VqVaeConfig(size, channels=16, num_res_blocks=1, codebook_size=32, latent_dim=8)
     return tokenizer, LlamaConfig(small)
 
 
@@ -46,7 +46,7 @@ def write_run(
     dynamics = build_dynamics(memory, tokenizer.latents, actions)
     second = save(run / "dynamics", "dynamics", dynamics, memory, first, recordings, tokenizer)
 
-    policy = PolicyConfig(channels=8, num_keypoints=4, hidden=16)
+    policy = PolicyConfig(channels=8, num_keypoints=4, hidden_dim=16)
     wanted: dict[str, Any] = {"controller/cloning": policy, "controller": policy}
     wanted = wanted if controllers else {}
     if method == "goals":

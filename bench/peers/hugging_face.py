@@ -49,12 +49,12 @@ def llama(config: TransformerConfig, sequence_length: int, vocab_size: int, atte
     """Build a Llama of our sizes for sequences of up to `length` tokens."""
     sizes: dict[str, Any] = dict(
         vocab_size=vocab_size,
-        hidden_size=config.width,
-        intermediate_size=config.hidden,
-        num_hidden_layers=config.layers,
+        hidden_size=config.dim,
+        intermediate_size=config.mlp_dim,
+        num_hidden_layers=config.num_layers,
         num_attention_heads=config.num_heads,
         num_key_value_heads=config.num_heads,
-        head_dim=config.width // config.num_heads,
+        head_dim=config.dim // config.num_heads,
         max_position_embeddings=sequence_length,
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
@@ -72,7 +72,7 @@ def copy_weights(peer: Any, ours: Ours) -> None:
     """Take over our weights and our table of angles: from here on both are one function."""
     for theirs, mine, rows in matching_weights(peer, ours):
         theirs.copy_(mine[rows])
-    peer.model.rotary_emb = RotaryTable(*ours.transformer.rotary(ours.transformer.config.context))
+    peer.model.rotary_emb = RotaryTable(*ours.transformer.rotary(ours.transformer.config.context_frames))
 
 
 def matching_weights(peer: Any, ours: Ours) -> Iterator[tuple[Tensor, Tensor, slice]]:

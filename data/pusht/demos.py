@@ -132,12 +132,12 @@ class Demonstrations:
     episodes_per_shard: int = 26
 
     @property
-    def sources(self) -> int:
+    def num_sources(self) -> int:
         return len(load_demos(Path(self.path)).ends)
 
     @property
-    def shards(self) -> int:
-        return -(-self.sources // self.episodes_per_shard)
+    def num_shards(self) -> int:
+        return -(-self.num_sources // self.episodes_per_shard)
 
     def description(self) -> dict[str, Any]:
         return {
@@ -154,7 +154,7 @@ class Demonstrations:
     def make_shard(self, index: int) -> list[Episode]:
         first = index * self.episodes_per_shard
         simulator = PushT(self.image_size)
-        last = min(first + self.episodes_per_shard, self.sources)
+        last = min(first + self.episodes_per_shard, self.num_sources)
         return [self.episode(simulator, number) for number in range(first, last)]
 
     def episode(self, simulator: PushT, number: int) -> Episode:

@@ -109,7 +109,7 @@ def encode(inputs: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
     across = pressed["left"].astype(np.int64) - pressed["right"]
     move = _MOVE_TABLE[along + 1, across + 1]
     choices = [yaw, pitch, pressed["attack"], pressed["jump"], move]
-    return action_spec(quantizer).join(np.stack(choices, -1).astype(np.int64))
+    return action_spec(quantizer).ravel(np.stack(choices, -1).astype(np.int64))
 
 
 def decode(codes: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
@@ -117,7 +117,7 @@ def decode(codes: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
     codes = np.asarray(codes)
     if codes.size and not 0 <= codes.min() <= codes.max() <= 4355:
         raise ValueError(f"codes of actions go from 0 to 4355; {codes} reaches outside")
-    yaw, pitch, attack, jump, move = action_spec(quantizer).split(codes).T
+    yaw, pitch, attack, jump, move = action_spec(quantizer).unravel(codes).T
     inputs = np.zeros((len(codes), len(INPUT_NAMES)), np.float32)
     bin_centers = np.array(quantizer.centres)
     inputs[:, INPUT_COLUMN["yaw_degrees"]] = bin_centers[yaw]

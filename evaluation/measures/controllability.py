@@ -73,7 +73,7 @@ def controllability(
         for name, video in videos.items():
             choices, values = idm.read(video)
             predictions[name].append((choices.cpu(), values.cpu()))
-        true_choices.append(idm.actions.split(clip.actions[:, context - 1 : context - 1 + steps]))
+        true_choices.append(idm.actions.unravel(clip.actions[:, context - 1 : context - 1 + steps]))
     predicted = {name: (torch.cat([c for c, _ in parts]), torch.cat([t for _, t in parts]))
               for name, parts in predictions.items()}  # fmt: skip
     targets = torch.cat(true_choices)

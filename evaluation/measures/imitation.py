@@ -28,7 +28,7 @@ class Habit:
 
     def __init__(self, spec: ActionSpec, codes: Tensor) -> None:
         self.spec = as_factored(spec)
-        factors = zip(self.spec.split(codes).unbind(1), self.spec.factor_sizes, strict=True)
+        factors = zip(self.spec.unravel(codes).unbind(1), self.spec.factor_sizes, strict=True)
         counts = [torch.bincount(labels, minlength=size) + 1 for labels, size in factors]
         self.logits = torch.cat(counts).log()
 
@@ -45,7 +45,7 @@ def marginal_baselines(dataset: EpisodeDataset) -> dict[str, Habit]:
     spec = as_factored(dataset.actions)
     in_train = np.repeat(np.isin(np.arange(len(dataset)), dataset.episodes("train")), dataset.lengths)
     codes = torch.from_numpy(dataset.read_rows("actions", 0, dataset.total)[in_train]).long()
-    no_op = spec.join(no_op_choices(spec)).expand(len(codes))
+    no_op = spec.ravel(no_op_choices(spec)).expand(len(codes))
     return {"most_frequent": Habit(spec, codes), "no_op": Habit(spec, no_op)}
 
 
@@ -91,7 +91,7 @@ def _metrics(
 ) -> dict[str, Any]:
     """Recorded codes, their log-likelihoods and the likeliest codes, each (n,) -> figures."""
     low, high = bootstrap(log_probs.numpy(), sources, seed)
-    truth, predicted = spec.split(codes), spec.split(modes)
+    truth, predicted = spec.unravel(codes), spec.unravel(modes)
     correct = (truth == predicted).double()
     names = [factor.name for factor in spec.factors]
     return {

@@ -57,7 +57,7 @@ def chunk_end(errors: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class GoalProtocol:
-    offset: int
+    goal_offset: int
     """Steps from the start to the goal in the recording."""
     success: Callable[[np.ndarray], np.ndarray]
 

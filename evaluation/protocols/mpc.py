@@ -120,7 +120,7 @@ class MpcPolicy:
             state, goals, last_action, None if self.warm_start is None else self.warm_start[rows]
         )
         self.seconds.append((time.perf_counter() - start) / len(rows))
-        remaining = plan.ends[:, self.keep // self.planner.action_block :]
+        remaining = plan.knots[:, self.keep // self.planner.action_block :]
         self.warm_start = None
         if remaining.shape[1] > 1:
             self.warm_start = remaining.new_zeros(len(self.goals), *remaining.shape[1:])

@@ -50,10 +50,10 @@ class Random:
         self.seed = seed
 
     def reset(self, obs: Observation, goal: Observation | None) -> None:
-        self.random = np.random.default_rng(self.seed)
+        self.rng = np.random.default_rng(self.seed)
 
     def act(self, obs: Observation) -> np.ndarray:
-        return self.actions.sample(len(obs.states), self.random)
+        return self.actions.sample(len(obs.states), self.rng)
 
 
 class NoOp:

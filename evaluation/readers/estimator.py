@@ -27,7 +27,7 @@ class Body:
     """Something that moves: where its pose is in the state, and points to find it by."""
 
     name: str
-    place: tuple[int, int]
+    position: tuple[int, int]
     """Columns of x and y in the state."""
     angle: int | None = None
     """Column of the angle in radians (from x towards y), for what has one."""
@@ -41,7 +41,7 @@ class Body:
 class Layout:
     """How a state is drawn: a square world that fills the picture, and its bodies."""
 
-    world: float
+    world_size: float
     """Units that a picture is wide and high."""
     bodies: tuple[Body, ...]
 
@@ -64,14 +64,14 @@ def state_to_keypoints(layout: Layout, states: Tensor) -> Tensor:
             cos, sin = states[:, body.angle].cos(), states[:, body.angle].sin()
             rotation = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
             local = local @ rotation
-        keypoints.append(states[:, None, list(body.place)] + local)
-    return torch.cat(keypoints, 1) / layout.world
+        keypoints.append(states[:, None, list(body.position)] + local)
+    return torch.cat(keypoints, 1) / layout.world_size
 
 
 def keypoints_to_state(layout: Layout, keypoints: Tensor, state_dim: int) -> Tensor:
     """Fit the bodies to points (B, P, 2) by least squares: states (B, width)."""
     states = keypoints.new_zeros(len(keypoints), state_dim)
-    parts = (keypoints * layout.world).split([len(b.keypoints) for b in layout.bodies], 1)
+    parts = (keypoints * layout.world_size).split([len(b.keypoints) for b in layout.bodies], 1)
     for body, observed in zip(layout.bodies, parts, strict=True):
         local = keypoints.new_tensor(body.keypoints)
         center, local_center = observed.mean(1), local.mean(0)
@@ -85,7 +85,7 @@ def keypoints_to_state(layout: Layout, keypoints: Tensor, state_dim: int) -> Ten
             local_center = torch.stack(
                 [cos * local_center[0] - sin * local_center[1], sin * local_center[0] + cos * local_center[1]], 1
             )
-        states[:, list(body.place)] = center - local_center
+        states[:, list(body.position)] = center - local_center
     return states
 
 
@@ -166,7 +166,7 @@ def distances(layout: Layout, truth: Tensor, predicted: Tensor) -> dict[str, Ten
     """How far apart two states are: BODY_px in units of the world, BODY_degrees wrapped."""
     errors = {}
     for body in layout.bodies:
-        columns = list(body.place)
+        columns = list(body.position)
         errors[f"{body.name}_px"] = (truth[..., columns] - predicted[..., columns]).norm(dim=-1)
         if body.angle is not None:
             angle = truth[..., body.angle] - predicted[..., body.angle]

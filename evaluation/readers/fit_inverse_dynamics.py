@@ -92,7 +92,7 @@ def cached_idm(
         return idm
     clips = Clips(dataset, "train", clip_length=CLIP_LENGTH)
     clip = clips.batch(sample_clips(clips, MAX_CLIPS, seed)[0])
-    fit(idm, clip.frames, dataset.actions.split(clip.actions[:, :-1]), steps, seed=seed)
+    fit(idm, clip.frames, dataset.actions.unravel(clip.actions[:, :-1]), steps, seed=seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save(path, {"made_from": cache_key, "network": idm.network.state_dict()})
     return idm

@@ -207,7 +207,7 @@ def _play(metrics: dict[str, Any]) -> list[str]:
 
 def _goal_images(protocols: dict[str, Any]) -> list[str]:
     measured = [key for key, rows in protocols.items() if any(row["n"] for row in rows.values())]
-    planned_offsets = {PROTOCOLS[key].offset for key in measured if protocols[key]["planner"]["n"]}
+    planned_offsets = {PROTOCOLS[key].goal_offset for key in measured if protocols[key]["planner"]["n"]}
     images = [f"goal-{offset}-films.png" for offset in sorted(planned_offsets)]
     return images + [f"goal-{key}.png" for key in measured]
 

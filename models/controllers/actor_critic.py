@@ -26,7 +26,7 @@ class ActorCriticConfig:
     """Imagined steps."""
     discount: float = 0.99
     """Worth of a reward one step later."""
-    trace: float = 0.95
+    lam: float = 0.95
     """Lambda of the returns: 0 trusts the critic after one step, 1 only at the end."""
     entropy: float = 3e-4
     """Weight of the policy's entropy."""
@@ -34,25 +34,25 @@ class ActorCriticConfig:
     """Share of the critic that its slow copy takes over each step."""
     return_norm_rate: float = 0.01
     """Share of a batch in the running range of returns."""
-    anchor: float = 0.1
+    bc_weight: float = 0.1
     """Weight of behaviour cloning beside the actor's loss, so that few steps do no harm."""
 
 
 class ActorCritic(nn.Module):
     """A policy and a critic; the critic looks at the same latents with eyes of its own."""
 
-    scale: Tensor
+    return_scale: Tensor
 
     def __init__(self, config: ActorCriticConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
         self.config = config
         self.policy = LatentPolicy(config.policy, latents, actions)
         self.critic = Critic(config.policy, latents)
-        self.slow = copy.deepcopy(self.critic).requires_grad_(False)
+        self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("scale", torch.zeros(()))
 
     def load_codebook(self, tokenizer: Tokenizer) -> None:
-        for encoder in (self.policy.encoder, self.critic.encoder, self.slow.encoder):
+        for encoder in (self.policy.encoder, self.critic.encoder, self.slow_critic.encoder):
             encoder.load_codebook(tokenizer)
 
     def act(self, state: State, sample: bool = True) -> Tensor:
@@ -75,12 +75,12 @@ class ActorCritic(nn.Module):
         with torch.no_grad():
             values = self.critic(rollout_latents.flatten(0, 1)).view(rollout_latents.shape[:2])  # (H + 1, B)
             discounts = config.discount * continues
-            returns = lambda_returns(rewards, values, discounts, config.trace)  # (H, B)
+            returns = lambda_returns(rewards, values, discounts, config.lam)  # (H, B)
             return_range = torch.quantile(returns.flatten(), 0.95) - torch.quantile(
                 returns.flatten(), 0.05
             )
             self._update_return_scale(return_range)
-            advantage = (returns - values[:-1]) / self.scale.clamp(min=1e-2)
+            advantage = (returns - values[:-1]) / self.return_scale.clamp(min=1e-2)
             # until the critic knows what to expect, all that is done would look good
             advantage = advantage - advantage.mean(1, keepdim=True)
             weights = torch.cumprod(torch.cat([torch.ones_like(discounts[:1]), discounts[:-1]]), dim=0)
@@ -92,18 +92,18 @@ class ActorCritic(nn.Module):
         features = self.critic.features(rollout_latents[:-1].flatten(0, 1))
         target = returns.flatten()
         with torch.no_grad():
-            slow_value = self.slow(rollout_latents[:-1].flatten(0, 1))
+            slow_value = self.slow_critic(rollout_latents[:-1].flatten(0, 1))
         head = self.critic.out
         critic_loss = head.loss(features, target) + head.loss(features, slow_value)
         bc_loss = self.policy.loss(bc_latents, bc_actions)["cloning"]
         return {
             "actor": actor_loss,
             "critic": (weights.flatten() * critic_loss).mean(),
-            "anchor": config.anchor * bc_loss,
+            "anchor": config.bc_weight * bc_loss,
             "imagined_return": returns[0].mean(),
             "imagined_reward": rewards.mean(),
             "entropy": entropy.mean().detach(),
-            "scale": self.scale.clone(),
+            "scale": self.return_scale.clone(),
         }
 
     @torch.no_grad()
@@ -126,11 +126,11 @@ class ActorCritic(nn.Module):
         return torch.stack(rollout_latents), torch.stack(rollout_actions), torch.stack(rewards), torch.stack(continues)
 
     def _update_return_scale(self, return_range: Tensor) -> None:
-        rate = torch.where(self.scale > 0, self.config.return_norm_rate, 1.0)  # `if` would wait for a GPU
-        self.scale.lerp_(return_range, rate)
+        rate = torch.where(self.return_scale > 0, self.config.return_norm_rate, 1.0)  # `if` would wait for a GPU
+        self.return_scale.lerp_(return_range, rate)
 
     def _update_slow_critic(self) -> None:
-        for slow, fast in zip(self.slow.parameters(), self.critic.parameters(), strict=True):
+        for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
             slow.lerp_(fast, self.config.slow_critic_rate)
 
 
@@ -141,9 +141,9 @@ class Critic(nn.Module):
         super().__init__()
         self.encoder = make_encoder(config, latents)
         self.features = nn.Sequential(
-            self.encoder, mlp(self.encoder.width, config.hidden, config.hidden), nn.SiLU()
+            self.encoder, mlp(self.encoder.width, config.hidden_dim, config.hidden_dim), nn.SiLU()
         )
-        self.out = TwoHot(config.hidden)
+        self.out = TwoHot(config.hidden_dim)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, N) codes or (B, P, D) -> (B,)."""

@@ -57,7 +57,7 @@ class DiscreteGoalPolicy(nn.Module):
         dim = 2 * self.encoder.width
         self.head = nn.Sequential(
             nn.Dropout(config.encoder.dropout),
-            mlp(dim, config.encoder.hidden, sum(actions.factor_sizes)),
+            mlp(dim, config.encoder.hidden_dim, sum(actions.factor_sizes)),
         )
 
     def load_codebook(self, tokenizer: Tokenizer) -> None:

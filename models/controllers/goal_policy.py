@@ -28,21 +28,21 @@ from models.world import World
 
 @dataclass(frozen=True)
 class GoalPolicyConfig:
-    encoder: PolicyConfig = field(default_factory=lambda: PolicyConfig(hidden=512))
+    encoder: PolicyConfig = field(default_factory=lambda: PolicyConfig(hidden_dim=512))
     """How latents of many patches are looked at, and the width of the layers behind."""
     action_block: int = 5
     """Actions of a leg, which the action moves through evenly."""
-    legs: int = 6
+    horizon: int = 6
     """Legs that are imagined in training."""
     max_goal_offset: int = 40
     """Actions from a start to the farthest goal in training."""
-    reach: float = 0.2
+    action_delta_scale: float = 0.2
     """Length of a leg that costs `effort`, where an action spans 2; none is over three times it."""
     early_weight: float = 0.1
     """Weight of the distance before the recording was at the goal, beside 1 from then on."""
-    recorded: float = 0.02
+    bc_weight: float = 0.02
     """Weight of answering as recorded, in squares of `spread`."""
-    spread: float = 0.1
+    bc_std: float = 0.1
     control_penalty: float = 0.0125
     """Cost of legs of length `reach`, beside 1 for staying as far from the goal as before: what
     lies far from the recordings is imagined wrongly."""
@@ -74,8 +74,8 @@ class GoalPolicy(nn.Module):
                 f"--goals.ahead at least --goals.leg"
             )
         self.config, self.latents, self.actions = config, latents, actions
-        self.legs, self.action_block = 1, config.action_block
-        self.horizon = config.max_goal_offset
+        self.horizon, self.action_block = 1, config.action_block
+        self.max_goal_offset = config.max_goal_offset
         self.encoder = make_encoder(config.encoder, latents)
         input_dim = 3 * self.encoder.width + actions.size
         self.sees_pointer_offsets = latents.places and actions.pointer
@@ -83,7 +83,7 @@ class GoalPolicy(nn.Module):
             input_dim += 2 * self.encoder.width * 2 * len(self.WAVELENGTHS)
         wavelengths = torch.tensor(self.WAVELENGTHS)
         self.register_buffer("waves", wavelengths, persistent=False)
-        self.net = mlp(input_dim, config.encoder.hidden, actions.size, num_layers=3)
+        self.net = mlp(input_dim, config.encoder.hidden_dim, actions.size, num_layers=3)
 
     def load_codebook(self, tokenizer: Tokenizer) -> None:
         self.encoder.load_codebook(tokenizer)
@@ -96,7 +96,7 @@ class GoalPolicy(nn.Module):
         inputs = [state_features, goal_features, 3 * (goal_features - state_features), last_action.to(state_features.dtype)]
         if self.sees_pointer_offsets:
             inputs += [self._pointer_offsets(state_features, last_action), self._pointer_offsets(goal_features, last_action)]
-        delta = 3 * self.config.reach * torch.tanh(self.net(torch.cat(inputs, dim=-1)).float())
+        delta = 3 * self.config.action_delta_scale * torch.tanh(self.net(torch.cat(inputs, dim=-1)).float())
         return (last_action + delta).clamp(-1, 1)
 
     def _pointer_offsets(self, keypoints: Tensor, last_action: Tensor) -> Tensor:
@@ -125,9 +125,9 @@ class GoalPolicy(nn.Module):
         """
         config = self.config
         batch_size, device = len(latents), latents.device
-        history = latents.shape[1] - 1 - self.horizon
-        goal_offset = torch.randint(self.action_block, self.horizon + 1, (batch_size,), device=device)
-        num_starts = self.horizon - goal_offset + 1
+        history = latents.shape[1] - 1 - self.max_goal_offset
+        goal_offset = torch.randint(self.action_block, self.max_goal_offset + 1, (batch_size,), device=device)
+        num_starts = self.max_goal_offset - goal_offset + 1
         start = history + (torch.rand(batch_size, device=device) * num_starts).long()
         rows = torch.arange(batch_size, device=device)
         history_index = rows[:, None], start[:, None] + torch.arange(-history, 1, device=device)
@@ -136,23 +136,23 @@ class GoalPolicy(nn.Module):
         initial_distance = (state.latents - goal).float().square().mean().clamp(min=1e-8)
 
         relative_distances, penalties, knots = [], [], []
-        for _ in range(config.legs):
+        for _ in range(config.horizon):
             knot = self(state.latents, goal, last_action)
             state = world.dynamics.rollout(state, interpolate(torch.stack([last_action, knot], 1), self.action_block))
             relative_distances.append((state.latents - goal).float().square().flatten(1).mean(1) / initial_distance)
-            penalties.append(((knot - last_action) / config.reach).square().mean(1))
+            penalties.append(((knot - last_action) / config.action_delta_scale).square().mean(1))
             knots.append(knot)
             last_action = knot
         # the root of the distance: the last of the way, which decides, counts as much as the first
         relative_mse = torch.stack(relative_distances, 1)
         distance = (relative_mse + 1e-5) ** 0.25
-        arrival = self.action_block * torch.arange(1, config.legs + 1, device=device)
+        arrival = self.action_block * torch.arange(1, config.horizon + 1, device=device)
         weights = torch.where(arrival >= goal_offset[:, None], 1.0, config.early_weight)
         weights = weights / weights.sum(1, keepdim=True)
         demo_knot = actions[rows, start + self.action_block - 1]
         return {
             "distance": (weights * distance).sum(1).mean(),
             "effort": config.control_penalty * torch.stack(penalties).mean(),
-            "recorded": config.recorded * ((knots[0] - demo_knot) / config.spread).square().mean(),
+            "recorded": config.bc_weight * ((knots[0] - demo_knot) / config.bc_std).square().mean(),
             "left": (relative_mse[:, -1].detach() + 1e-4).sqrt().mean(),
         }

@@ -33,16 +33,16 @@ class PlannerConfig:
     iterations: int = 30
     warm_start_iterations: int = 5
     """Iterations of a search that starts from a way: a guide's, or what is left of a plan."""
-    best: int = 30
+    num_elites: int = 30
     """Candidates that the next iteration is drawn around (CEM)."""
-    legs: int = 5
+    horizon: int = 5
     action_block: int = 5
     """Actions of a leg."""
-    reach: float = 0.2
+    init_std: float = 0.2
     """Standard deviation of a leg's length at first; an action spans 2."""
     prior_noise_std: float = 0.2
     """Standard deviation of what is added to a guide's answers on the first legs of its ways."""
-    detours: int = 3
+    prior_noise_blocks: int = 3
     """Legs of a way that are changed so, at most."""
     warm_start_std: float = 0.05
     """Standard deviation around the best of a guide's ways, at first."""
@@ -69,7 +69,7 @@ class PlannerConfig:
 class Plan:
     actions: Tensor
     """(B, T, A), in the environment's units."""
-    ends: Tensor
+    knots: Tensor
     """(B, E, A), in [-1, 1]: what another search can start from."""
     cost: Tensor
     """(B,)"""
@@ -134,7 +134,7 @@ class Planner:
         if world.actions.kind != "continuous":
             raise ValueError("planning moves actions evenly, which codes of actions cannot be")
         self.config, self.world, self.policy_prior = config, world, policy_prior
-        self.legs, self.action_block = config.legs, config.action_block
+        self.horizon, self.action_block = config.horizon, config.action_block
         self._search_fn: Search = self._search if capture is None else capture(self._search)
 
     def plan(self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None) -> Plan:
@@ -148,7 +148,7 @@ class Planner:
         first_knot = None if last_action is None else spec.normalize(last_action.to(self.world.device))
         # one draw for all worlds: what is planned in one does not depend on its neighbours
         with_prior = self.policy_prior is not None
-        horizon = config.legs if warm_start is None else warm_start.shape[1] - 1
+        horizon = config.horizon if warm_start is None else warm_start.shape[1] - 1
         noise = self._sample_noise(horizon, with_prior or warm_start is not None, with_prior)
         chunk_size = max(1, config.max_parallel // config.num_samples)
         inputs = (self.world.vectors(goal), first_knot, warm_start)
@@ -181,7 +181,7 @@ class Planner:
                 gaussian.append(normal(horizon + 1))
         if not with_prior:
             return Noise(gaussian, init_knots)
-        max_blocks = min(config.detours, horizon)
+        max_blocks = min(config.prior_noise_blocks, horizon)
         num_noisy_blocks = torch.randint(1, max_blocks + 1, (config.num_samples, 1, 1), generator=generator, device=device)
         num_noisy_blocks[0] = 0  # the guide's own way
         block = torch.arange(horizon, device=device)[:, None]
@@ -205,7 +205,7 @@ class Planner:
             there = self.world.imagine(states, interpolate(ways.flatten(0, 1), config.action_block))
             return self._goal_mse(there, goals).view(len(state), config.num_samples)
 
-        std = config.reach
+        std = config.init_std
         if noise.detours is not None:
             with torch.no_grad():
                 candidates, final_state = self._prior_rollouts(states, goals, first_knot, noise.detours)
@@ -282,7 +282,7 @@ class Planner:
         """Draw around the best ways (CEM), or around all by how good they are (MPPI)."""
         config = self.config
         if config.method == "cem":
-            elites = costs.argsort(1)[:, : config.best]
+            elites = costs.argsort(1)[:, : config.num_elites]
             weights = torch.zeros_like(costs).scatter(1, elites, 1 / elites.shape[1])
         else:
             cost_std = costs.std(1, keepdim=True).clamp(min=1e-8)

@@ -27,7 +27,7 @@ class PolicyConfig:
     """Channels on the latent grid."""
     num_keypoints: int = 32
     """Places that are looked for in the frame."""
-    hidden: int = 256
+    hidden_dim: int = 256
     """Width of the two layers behind them."""
     num_modes: int = 5
     """Normal distributions in the mixture over a continuous action."""
@@ -124,7 +124,7 @@ class LatentPolicy(nn.Module):
         if actions.kind == "continuous":
             out_dim = config.num_modes * (1 + 2 * actions.size)
         self.head = nn.Sequential(
-            nn.Dropout(config.dropout), mlp(self.encoder.width, config.hidden, out_dim)
+            nn.Dropout(config.dropout), mlp(self.encoder.width, config.hidden_dim, out_dim)
         )
 
     def load_codebook(self, tokenizer: Tokenizer) -> None:

@@ -39,7 +39,7 @@ class LlamaConfig:
     changed_token_weight: float = 5.0
     """Weight of a patch whose code changes, beside 1 for one that stays: most stay, and a model
     that copies would be right nearly everywhere."""
-    imagined: float = 0.25
+    scheduled_sampling: float = 0.25
     """Share of training clips whose later frames are the model's own, as they will be in
     imagination (frame decoding only)."""
     rewards: bool = True
@@ -48,9 +48,9 @@ class LlamaConfig:
     """Weight of the two heads' losses: at 1 their gradient drowns that of the codes."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.imagined <= 1:
+        if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(
-                f"--model.imagined {self.imagined} is no share of the clips; give 0 to 1"
+                f"--model.imagined {self.scheduled_sampling} is no share of the clips; give 0 to 1"
             )
 
 
@@ -62,18 +62,18 @@ class LlamaMemory:
     cache: Cache | None
     latents: Tensor
     actions: Tensor
-    given: list[bool]
+    has_action: list[bool]
 
     def select(self, index: Tensor) -> LlamaMemory:
         cache = self.cache.select(index) if self.cache else None
-        return LlamaMemory(cache, self.latents[index], self.actions[index], self.given)
+        return LlamaMemory(cache, self.latents[index], self.actions[index], self.has_action)
 
     def append(self, latents: Tensor, action: Tensor, has_action: bool, max_blocks: int) -> LlamaMemory:
         """Add a block; with `limit` blocks waiting, what lies before them is forgotten."""
         pending = torch.cat([self.latents, latents[:, None]], dim=1)[:, -max_blocks:]
         actions = torch.cat([self.actions, action[:, None]], dim=1)[:, -max_blocks:]
-        cache = None if len(self.given) + 1 >= max_blocks else self.cache
-        return LlamaMemory(cache, pending, actions, [*self.given, has_action][-max_blocks:])
+        cache = None if len(self.has_action) + 1 >= max_blocks else self.cache
+        return LlamaMemory(cache, pending, actions, [*self.has_action, has_action][-max_blocks:])
 
 
 class LlamaDynamics(nn.Module):
@@ -84,20 +84,20 @@ class LlamaDynamics(nn.Module):
         if latents.kind != "discrete":
             raise ValueError("this dynamics model predicts codes, but the tokenizer has none")
         self.config, self.latents, self.actions = config, latents, actions
-        self.context = config.transformer.context
+        self.context = config.transformer.context_frames
         self.has_rewards = config.rewards
         self.sampling = Sampling()
-        dim = config.transformer.width
+        dim = config.transformer.dim
 
         self.vectors = CodebookEmbedding(latents)
-        self.look = nn.Linear(latents.width, dim)
-        self.name = nn.Embedding(latents.codebooks * latents.codes, dim)
-        nn.init.zeros_(self.name.weight)
-        self.place = nn.Parameter(0.02 * torch.randn(latents.patches, dim))
-        self.action = ActionEmbedding(actions, dim)
+        self.input_proj = nn.Linear(latents.width, dim)
+        self.code_emb = nn.Embedding(latents.codebooks * latents.codes, dim)
+        nn.init.zeros_(self.code_emb.weight)
+        self.pos_emb = nn.Parameter(0.02 * torch.randn(latents.patches, dim))
+        self.action_emb = ActionEmbedding(actions, dim)
         if config.decoding == "token":  # a first frame has no action that led to it
             self.no_action = nn.Parameter(0.02 * torch.randn(dim))
-        self.pointer = PointerEmbedding(latents.grid, dim) if actions.pointer else None
+        self.pointer_emb = PointerEmbedding(latents.grid, dim) if actions.pointer else None
 
         rows, columns = latents.grid
         positions = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
@@ -115,7 +115,7 @@ class LlamaDynamics(nn.Module):
         nn.init.zeros_(self.copy_logit.weight)
         nn.init.constant_(self.copy_logit.bias, 6.0)  # nearly all of 256 codes' share
         if config.rewards:
-            self.reward = TwoHot(dim)
+            self.reward_head = TwoHot(dim)
             self.continue_head = nn.Linear(dim, 1)
 
     def load_codebook(self, tokenizer: Tokenizer) -> None:
@@ -155,7 +155,7 @@ class LlamaDynamics(nn.Module):
             "changed_right": changed_accuracy,
         }
         if self.config.rewards and rewards is not None:
-            head_loss = self.reward.loss(summary, rewards[:, 1:]).mean()
+            head_loss = self.reward_head.loss(summary, rewards[:, 1:]).mean()
             losses["reward"] = self.config.reward_weight * head_loss
         if self.config.rewards and continues is not None:
             logit = self.continue_head(summary)[..., 0].float()
@@ -169,7 +169,7 @@ class LlamaDynamics(nn.Module):
     def _apply_scheduled_sampling(self, latents: Tensor, actions: Tensor) -> Tensor:
         """In the first clips, replace the frames after a random one by predictions from those
         before them: (B, T, N)."""
-        num_rows = round(self.config.imagined * len(latents))
+        num_rows = round(self.config.scheduled_sampling * len(latents))
         if not num_rows or latents.shape[1] == 1:
             return latents
         subset, subset_actions = latents[:num_rows], actions[:num_rows, : latents.shape[1]]
@@ -227,34 +227,34 @@ class LlamaDynamics(nn.Module):
     def _step_parallel(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         latents = torch.cat([memory.latents, state.latents[:, None]], dim=1)
         actions = torch.cat([memory.actions, action[:, None]], dim=1)
-        out, cache = self._blocks(latents, actions, [*memory.given, True], memory.cache)
-        codes = self.sampling.choose(self._logits(out[:, -1, 1:], state.latents))
+        out, cache = self._blocks(latents, actions, [*memory.has_action, True], memory.cache)
+        codes = self.sampling.sample(self._logits(out[:, -1, 1:], state.latents))
         return self._make_state(codes, out[:, -1, 0], cache, memory)
 
     def _step_autoregressive(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         cache = memory.cache or self.transformer.empty_cache(memory.latents)
-        if memory.given:
-            _, cache = self._blocks(memory.latents, memory.actions, memory.given, cache)
+        if memory.has_action:
+            _, cache = self._blocks(memory.latents, memory.actions, memory.has_action, cache)
         static_cache = self.transformer.make_static_cache(cache)
-        token = self.action(action)[:, None]
-        pointer_tokens = self.pointer(action) if self.pointer else None
+        token = self.action_emb(action)[:, None]
+        pointer_tokens = self.pointer_emb(action) if self.pointer_emb else None
         prev_codes = state.latents.unflatten(1, (-1, self.latents.codebooks))
         codes = []
         for position in range(self.latents.patches + 1):
-            out = self.transformer.extend(token, static_cache, position)
+            out = self.transformer.decode_token(token, static_cache, position)
             if position == self.latents.patches:
                 break
-            code = self.sampling.choose(self._logits(out, prev_codes[:, position]))
+            code = self.sampling.sample(self._logits(out, prev_codes[:, position]))
             codes.append(code)
             token = self._embed(code, slice(position, position + 1))
             if pointer_tokens is not None:
                 token = token + pointer_tokens[:, position : position + 1]
-        cache = self.transformer.close(static_cache)
+        cache = self.transformer.append_block(static_cache)
         return self._make_state(torch.cat(codes, dim=1), out[:, 0], cache, memory)
 
     def _make_state(self, codes: Tensor, summary: Tensor, cache: Cache, memory: LlamaMemory) -> State:
         if self.config.rewards:
-            reward = self.reward(summary)
+            reward = self.reward_head(summary)
             continues = torch.sigmoid(self.continue_head(summary)[..., 0].float())
         else:
             reward = torch.zeros(len(codes), device=codes.device)
@@ -268,9 +268,9 @@ class LlamaDynamics(nn.Module):
         self, latents: Tensor, actions: Tensor, has_action: list[bool], cache: Cache | None = None
     ) -> tuple[Tensor, Cache]:
         """latents (B, T, N), the action of each block (B, T, A) -> outputs (B, T, 1 + P, D)."""
-        action_tokens = self.action(actions)
+        action_tokens = self.action_emb(actions)
         patches = self._embed(latents, slice(None))
-        pointer_tokens = self.pointer(actions) if self.pointer else torch.zeros_like(patches)
+        pointer_tokens = self.pointer_emb(actions) if self.pointer_emb else torch.zeros_like(patches)
         if not has_action[0]:  # only the oldest block can be without
             no_action = self.no_action.to(action_tokens.dtype).expand_as(action_tokens[:, :1])
             action_tokens = torch.cat([no_action, action_tokens[:, 1:]], dim=1)
@@ -281,8 +281,8 @@ class LlamaDynamics(nn.Module):
 
     def _embed(self, latents: Tensor, positions: slice) -> Tensor:
         """(..., N) -> (..., P, D), for the patches at `places`."""
-        code_embs = self.name(flat_ids(latents, self.latents)).sum(-2)
-        return self.look(self.vectors(latents)) + code_embs + self.place[positions]
+        code_embs = self.code_emb(flat_ids(latents, self.latents)).sum(-2)
+        return self.input_proj(self.vectors(latents)) + code_embs + self.pos_emb[positions]
 
     def _cross_entropy(self, out: Tensor, prev_codes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of codes, and the likeliest: (..., P, D), (..., N) -> (..., N) each."""

@@ -29,13 +29,13 @@ from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 class PredictorConfig:
     transformer: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(
-            width=192, layers=6, num_heads=6, hidden=512, context=3, dropout=0.1
+            dim=192, num_layers=6, num_heads=6, mlp_dim=512, context_frames=3, dropout=0.1
         )
     )
     """Its context counts anchors."""
     frameskip: int = 5
     """Actions from one anchor to the next (the field's frame-skip)."""
-    imagined: float = 1.0
+    rollout_weight: float = 1.0
     """Weight of the loss from the model's own anchors, beside 1 for that from true ones."""
     rewards: bool = True
     """Learn a reward and a continue head."""
@@ -44,9 +44,9 @@ class PredictorConfig:
     def __post_init__(self) -> None:
         if self.frameskip < 1:
             raise ValueError(f"a skip of {self.frameskip} actions is none; --model.skip starts at 1")
-        if not self.imagined >= 0:
+        if not self.rollout_weight >= 0:
             raise ValueError(
-                f"--model.imagined {self.imagined} is no weight; 0 leaves that loss out"
+                f"--model.imagined {self.rollout_weight} is no weight; 0 leaves that loss out"
             )
 
 
@@ -55,12 +55,12 @@ class PredictorMemory:
     """The blocks before the last anchor, that anchor (B, P, D), and what was done since."""
 
     cache: Cache | None
-    anchor: Tensor
+    context_frame: Tensor
     pending_actions: Tensor  # (B, j, A), j < skip
 
     def select(self, index: Tensor) -> PredictorMemory:
         cache = self.cache.select(index) if self.cache else None
-        return PredictorMemory(cache, self.anchor[index], self.pending_actions[index])
+        return PredictorMemory(cache, self.context_frame[index], self.pending_actions[index])
 
 
 class Predictor(nn.Module):
@@ -76,15 +76,15 @@ class Predictor(nn.Module):
             raise ValueError("this dynamics model predicts vectors, but the tokenizer makes codes")
         self.config, self.latents, self.actions = config, latents, actions
         self.frameskip = config.frameskip
-        self.context_frames = config.transformer.context
+        self.context_frames = config.transformer.context_frames
         self.context = (self.context_frames - 1) * self.frameskip + 1
         self.has_rewards = config.rewards
-        dim = config.transformer.width
+        dim = config.transformer.dim
         rows, columns = latents.grid
         positions = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-        self.look = nn.Linear(latents.width, dim)
-        self.place = nn.Parameter(0.02 * torch.randn(latents.patches, dim))
-        self.block = ActionBlockEmbedding(actions, self.frameskip, dim)
+        self.input_proj = nn.Linear(latents.width, dim)
+        self.pos_emb = nn.Parameter(0.02 * torch.randn(latents.patches, dim))
+        self.action_emb = ActionBlockEmbedding(actions, self.frameskip, dim)
         self.transformer = Transformer(config.transformer, positions, causal_within_frame=False)
         self.delta_head = nn.Linear(dim, latents.width)
         nn.init.zeros_(self.delta_head.weight)  # the first guess is that all stays as it is
@@ -94,7 +94,7 @@ class Predictor(nn.Module):
         self.register_buffer("nothing", torch.zeros(()), persistent=False)
         self.register_buffer("certain", torch.ones(()), persistent=False)
         if config.rewards:
-            self.reward = TwoHot(dim)
+            self.reward_head = TwoHot(dim)
             self.continue_head = nn.Linear(dim, 1)
 
     def load_codebook(self, tokenizer: Tokenizer) -> None:
@@ -134,13 +134,13 @@ class Predictor(nn.Module):
         predicted, out = self.predict(context, action_blocks, num_actions)
         copy_mse = nn.functional.mse_loss(context.float(), target.float()).clamp(min=1e-8)
         losses = {"latents": nn.functional.mse_loss(predicted.float(), target.float()) / copy_mse}
-        if num_blocks > 1 and self.config.imagined:
+        if num_blocks > 1 and self.config.rollout_weight:
             rollout_context = torch.cat([context[:, :1], predicted[:, :-1]], dim=1)
             rollout_predicted, _ = self.predict(rollout_context, action_blocks, num_actions)
             error = nn.functional.mse_loss(rollout_predicted[:, 1:].float(), target[:, 1:].float())
-            losses["own"] = self.config.imagined * error / copy_mse
+            losses["own"] = self.config.rollout_weight * error / copy_mse
         if self.config.rewards and rewards is not None:
-            error = self.reward.loss(out.mean(2), rewards[rows, target_frames]).mean()
+            error = self.reward_head.loss(out.mean(2), rewards[rows, target_frames]).mean()
             losses["reward"] = self.config.reward_weight * error
         if self.config.rewards and continues is not None:
             error = nn.functional.binary_cross_entropy_with_logits(
@@ -201,7 +201,7 @@ class Predictor(nn.Module):
         else:
             memory = PredictorMemory(cache, predicted, self._no_actions(predicted))
         if self.config.rewards:
-            reward = self.reward(out.mean(1))
+            reward = self.reward_head(out.mean(1))
             continues = torch.sigmoid(self.continue_head(out.mean(1))[..., 0].float())
         else:
             reward, continues = (one.expand(len(predicted)) for one in (self.zeros, self.ones))
@@ -222,7 +222,7 @@ class Predictor(nn.Module):
             padded = pending_actions.new_zeros(len(pending_actions), self.frameskip, *self.actions.shape)
             padded[:, : pending_actions.shape[1]] = pending_actions
         num_actions = self.counts[pending_actions.shape[1]].expand(len(pending_actions), 1)
-        return self._predict_next(memory.anchor, padded[:, None], num_actions, memory.cache)
+        return self._predict_next(memory.context_frame, padded[:, None], num_actions, memory.cache)
 
     def _predict_next(
         self, context_frame: Tensor, actions: Tensor, num_actions: Tensor, cache: Cache | None
@@ -240,8 +240,8 @@ class Predictor(nn.Module):
         return context + self.delta_head(out).to(context.dtype), out
 
     def _tokens(self, context: Tensor, actions: Tensor, num_actions: Tensor) -> Tensor:
-        action_tokens = self.block(actions, num_actions)[:, :, None]
-        return self.look(context) + action_tokens + self.place
+        action_tokens = self.action_emb(actions, num_actions)[:, :, None]
+        return self.input_proj(context) + action_tokens + self.pos_emb
 
     def _no_actions(self, like: Tensor) -> Tensor:
         dtype = torch.float32 if self.actions.kind == "continuous" else torch.int64

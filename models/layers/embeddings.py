@@ -21,7 +21,7 @@ class ActionEmbedding(nn.Module):
     are made of choices, a sum of one vector for each."""
 
     wavelengths: Tensor
-    before: Tensor
+    offsets: Tensor
 
     def __init__(self, spec: ActionSpec, dim: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ActionEmbedding(nn.Module):
     def forward(self, actions: Tensor) -> Tensor:
         """(..., A) in [-1, 1] or (...) codes -> (..., D)."""
         if self.spec.factors:
-            return self.table(self.spec.split(actions) + self.before).sum(-2)
+            return self.table(self.spec.unravel(actions) + self.offsets).sum(-2)
         if self.spec.kind == "discrete":
             return self.table(actions)
         features = torch.cat([actions, fourier_features(actions, self.wavelengths)], dim=-1)
@@ -51,7 +51,7 @@ class ActionEmbedding(nn.Module):
 class PointerEmbedding(nn.Module):
     """Where an action's point lies from each patch: what moves towards it needs no arithmetic."""
 
-    centres: Tensor
+    centers: Tensor
     wavelengths: Tensor
 
     def __init__(self, grid: tuple[int, int], dim: int) -> None:
@@ -65,12 +65,12 @@ class PointerEmbedding(nn.Module):
         wavelengths = cell_size * 2.0 ** torch.arange(0, 6)
         self.register_buffer("wavelengths", wavelengths, persistent=False)
         self.linear = nn.Linear(2 * (2 + 2 * len(wavelengths)), dim)
-        self.cell = cell_size
+        self.cell_size = cell_size
 
     def forward(self, actions: Tensor) -> Tensor:
         """(..., A) in [-1, 1], the point first -> (..., P, D)."""
-        offset = actions[..., None, :2] - self.centres
-        local_offset = torch.tanh(offset / self.cell)
+        offset = actions[..., None, :2] - self.centers
+        local_offset = torch.tanh(offset / self.cell_size)
         features = torch.cat([offset, local_offset, fourier_features(offset, self.wavelengths)], dim=-1)
         return self.linear(features)
 

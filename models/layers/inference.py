@@ -18,7 +18,7 @@ def use_column_major(module: nn.Module) -> None:
     whole blocks stay as they are.  The numbers, and what is saved, are the same.
     """
     for submodule in module.modules():
-        if isinstance(submodule, Transformer) and submodule.view.causal_within_block:
+        if isinstance(submodule, Transformer) and submodule.block_mask.causal_within_block:
             for linear in submodule.modules():
                 if isinstance(linear, nn.Linear) and linear.weight.device.type == "cpu":
                     linear.weight.data = linear.weight.t().contiguous().t()

@@ -26,18 +26,18 @@ class MultiCategorical:
 
     def log_prob(self, codes: Tensor) -> Tensor:
         """(B,) codes -> (B,) nats."""
-        choices = self.actions.split(codes).unbind(-1)
+        choices = self.actions.unravel(codes).unbind(-1)
         factor_choices = zip(self.factors, choices, strict=True)
         return torch.stack([factor.log_prob(choice) for factor, choice in factor_choices]).sum(0)
 
     def sample(self) -> Tensor:
         """Draw a code for each row: (B,)."""
-        return self.actions.join(torch.stack([sample_categorical(factor.probs) for factor in self.factors], -1))
+        return self.actions.ravel(torch.stack([sample_categorical(factor.probs) for factor in self.factors], -1))
 
     @property
     def mode(self) -> Tensor:
         """The likeliest code of each row: (B,)."""
-        return self.actions.join(torch.stack([factor.mode for factor in self.factors], -1))
+        return self.actions.ravel(torch.stack([factor.mode for factor in self.factors], -1))
 
     def entropy(self) -> Tensor:
         """(B,) nats."""

@@ -32,7 +32,7 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} is no share above 0 and up to 1; 1 is all codes")
 
-    def choose(self, logits: Tensor) -> Tensor:
+    def sample(self, logits: Tensor) -> Tensor:
         """logits: (..., K) -> codes, (...) int64, without waiting for the device."""
         if not self.temperature:
             return logits.argmax(-1)

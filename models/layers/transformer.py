@@ -29,13 +29,13 @@ from models.layers.compile_fn import CompileFn
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    width: int = 192
+    dim: int = 192
     """Width of the residual stream."""
-    layers: int = 6
+    num_layers: int = 6
     num_heads: int = 6
-    hidden: int = 512
+    mlp_dim: int = 512
     """Width inside the SwiGLU feed-forward."""
-    context: int = 4
+    context_frames: int = 4
     """Frames that a frame can see, itself included."""
     qk_norm: bool = True
     """Normalise queries and keys of each head."""
@@ -46,9 +46,9 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "--model.transformer.", "layers", "heads", "width", "hidden", "context")
-        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(
-                f"a width of {self.width} does not part into {self.num_heads} heads of even width; "
+                f"a width of {self.dim} does not part into {self.num_heads} heads of even width; "
                 f"change --model.transformer.width or .heads"
             )
 
@@ -98,7 +98,7 @@ class Rotary(nn.Module):
     Only differences matter, so that an old frame can leave the window and nothing else moves.
     """
 
-    places: Tensor
+    positions: Tensor
     cosine: Tensor
     sine: Tensor
 
@@ -110,7 +110,7 @@ class Rotary(nn.Module):
         rows = (pairs - time) // 2
         columns = pairs - time - rows
         self.register_buffer("places", positions.float(), persistent=False)
-        self.counts = (time, rows, columns)
+        self.pair_counts = (time, rows, columns)
         # made once: a CUDA graph reads them where they lay when it was recorded
         cosine, sine = self._angles(num_frames)
         self.register_buffer("cosine", cosine, persistent=False)
@@ -118,23 +118,23 @@ class Rotary(nn.Module):
 
     def forward(self, num_frames: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine, (blocks * S, E / 2) each, for blocks in a row, the first at time 0."""
-        rows = num_frames * len(self.places)
+        rows = num_frames * len(self.positions)
         if rows > len(self.cosine):  # a clip that is longer than the view
             return self._angles(num_frames)
         return self.cosine[:rows], self.sine[:rows]
 
     def _angles(self, num_frames: int) -> tuple[Tensor, Tensor]:
-        size = len(self.places)
+        size = len(self.positions)
         axes = (
-            torch.arange(num_frames, device=self.places.device).float().repeat_interleave(size),
-            self.places[:, 0].repeat(num_frames),
-            self.places[:, 1].repeat(num_frames),
+            torch.arange(num_frames, device=self.positions.device).float().repeat_interleave(size),
+            self.positions[:, 0].repeat(num_frames),
+            self.positions[:, 1].repeat(num_frames),
         )
         angles = torch.cat(
             [
                 # wavelengths from 2 pi to about 100 positions: all that a block or a context spans
                 axis[:, None] * 16.0 ** -torch.linspace(0, 1, count, device=axis.device)
-                for axis, count in zip(axes, self.counts, strict=True)
+                for axis, count in zip(axes, self.pair_counts, strict=True)
                 if count
             ],
             dim=-1,
@@ -148,7 +148,7 @@ class Layer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        dim = config.width
+        dim = config.dim
         head_dim = dim // config.num_heads
         self.attention_norm = RmsNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
@@ -156,11 +156,11 @@ class Layer(nn.Module):
         self.key_norm = RmsNorm(head_dim) if config.qk_norm else nn.Identity()
         self.out = nn.Linear(dim, dim, bias=False)
         self.mlp_norm = RmsNorm(dim)
-        self.gate_up = nn.Linear(dim, 2 * config.hidden, bias=False)
-        self.down = nn.Linear(config.hidden, dim, bias=False)
+        self.gate_up = nn.Linear(dim, 2 * config.mlp_dim, bias=False)
+        self.down = nn.Linear(config.mlp_dim, dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         for module in (self.out, self.down):
-            nn.init.normal_(module.weight, std=0.02 / (2 * config.layers) ** 0.5)
+            nn.init.normal_(module.weight, std=0.02 / (2 * config.num_layers) ** 0.5)
 
     def forward(
         self,
@@ -214,25 +214,25 @@ class Transformer(nn.Module):
         """places: (S, 2) row and column of a block's tokens."""
         super().__init__()
         self.config = config
-        self.size = len(positions)
-        self.rotary = Rotary(config.width // config.num_heads, positions, config.context)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.norm = RmsNorm(config.width)
-        self.view = View(self.size, config.context, causal_within_frame)
-        rows = (config.context - 1) * self.size + torch.arange(self.size)
+        self.frame_tokens = len(positions)
+        self.rotary = Rotary(config.dim // config.num_heads, positions, config.context_frames)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = RmsNorm(config.dim)
+        self.block_mask = View(self.frame_tokens, config.context_frames, causal_within_frame)
+        rows = (config.context_frames - 1) * self.frame_tokens + torch.arange(self.frame_tokens)
         self.register_buffer("rows", rows, persistent=False)  # of a draft's own block
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """x: (B, T * S, D), whole blocks that follow the cache -> (B, T * S, D), the new cache."""
         past_rows = cache.keys[0].shape[2] if cache else 0
-        angles = self.rotary((past_rows + x.shape[1]) // self.size)
-        max_rows = self.size * (self.config.context - 1)
+        angles = self.rotary((past_rows + x.shape[1]) // self.frame_tokens)
+        max_rows = self.frame_tokens * (self.config.context_frames - 1)
         checkpoints = self.config.activation_checkpointing and self.training and torch.is_grad_enabled()
         keys, values = [], []
         residual = None
         for index, layer in enumerate(self.layers):
             past = (cache.keys[index], cache.values[index]) if cache else None
-            inputs = (x, residual, angles, past, self.view)
+            inputs = (x, residual, angles, past, self.block_mask)
             if checkpoints:
                 x, residual, k, v = checkpoint(  # type: ignore[misc]
                     layer, *inputs, use_reentrant=False, preserve_rng_state=self.config.dropout > 0
@@ -245,24 +245,24 @@ class Transformer(nn.Module):
 
     def make_static_cache(self, cache: Cache) -> StaticCache:
         """Begin the block that follows the cache."""
-        past, capacity = cache.keys[0].shape[2], self.config.context * self.size
-        start = capacity - self.size - past
-        cosine, sine = (a[start : start + past] for a in self.rotary(self.config.context))
-        padding = (0, 0, start, self.size)  # rows in front of the past and behind it
+        past, capacity = cache.keys[0].shape[2], self.config.context_frames * self.frame_tokens
+        start = capacity - self.frame_tokens - past
+        cosine, sine = (a[start : start + past] for a in self.rotary(self.config.context_frames))
+        padding = (0, 0, start, self.frame_tokens)  # rows in front of the past and behind it
         rotated = [pad(apply_rope(k, cosine, sine), padding) for k in cache.keys]
         bounds = torch.stack([torch.full_like(self.rows, start), self.rows + 1], dim=1).int()
         return StaticCache(rotated, [pad(v, padding) for v in cache.values], cache, bounds)
 
-    def extend(self, x: Tensor, static_cache: StaticCache, position: int) -> Tensor:
+    def decode_token(self, x: Tensor, static_cache: StaticCache, position: int) -> Tensor:
         """Write the token at `position` of the block: (B, 1, D) -> (B, 1, D)."""
         row, bounds = self.rows[position : position + 1], static_cache.bounds[position]
-        return self.write(x, static_cache.rotated, static_cache.values, row, bounds)
+        return self.write_token(x, static_cache.rotated, static_cache.values, row, bounds)
 
-    def write(
+    def write_token(
         self, x: Tensor, rotated: list[Tensor], values: list[Tensor], row: Tensor, bounds: Tensor
     ) -> Tensor:
         """Write a token into rows of a draft: shapes are the same for all, row (1,) int64."""
-        cosine, sine = (a[row] for a in self.rotary(self.config.context))
+        cosine, sine = (a[row] for a in self.rotary(self.config.context_frames))
         residual = None
         for layer, layer_rotated, layer_values in zip(self.layers, rotated, values, strict=True):
             x, q, k, v = layer.project(x, residual)  # type: ignore[operator]
@@ -273,13 +273,13 @@ class Transformer(nn.Module):
             x, residual = layer.finish(x, attended)  # type: ignore[operator]
         return _add_norm(x, residual, self.norm)[1]
 
-    def close(self, static_cache: StaticCache) -> Cache:
+    def append_block(self, static_cache: StaticCache) -> Cache:
         """Take the block, which is full, among those in view."""
-        cosine, sine = (a[-self.size :] for a in self.rotary(self.config.context))
-        max_rows = (self.config.context - 1) * self.size
+        cosine, sine = (a[-self.frame_tokens :] for a in self.rotary(self.config.context_frames))
+        max_rows = (self.config.context_frames - 1) * self.frame_tokens
         keys, values = [], []
         for rotated, value, past_keys in zip(static_cache.rotated, static_cache.values, static_cache.cache.keys, strict=True):
-            new_keys = apply_rope(rotated[:, :, -self.size :], cosine, -sine)
+            new_keys = apply_rope(rotated[:, :, -self.frame_tokens :], cosine, -sine)
             all_keys = torch.cat([past_keys.to(new_keys.dtype), new_keys], dim=2)
             keys.append(all_keys[:, :, max(0, all_keys.shape[2] - max_rows) :])
             values.append(value[:, :, value.shape[2] - keys[-1].shape[2] :])
@@ -288,11 +288,11 @@ class Transformer(nn.Module):
     def compile_steps(self, compile_fn: CompileFn) -> None:
         """Compile whole blocks, and the writing of a token into a draft."""
         self.forward = compile_fn(self, self.forward)
-        self.write = compile_fn(self, self.write)
+        self.write_token = compile_fn(self, self.write_token)
 
     def empty_cache(self, like: Tensor) -> Cache:
         """A cache of nothing, for sequences as many as `like` has rows."""
-        head_dim = self.config.width // self.config.num_heads
+        head_dim = self.config.dim // self.config.num_heads
         shape = (len(like), self.config.num_heads, 0, head_dim)
         empty = [torch.zeros(shape, device=like.device) for _ in self.layers]
         return Cache(empty, list(empty))

@@ -35,7 +35,7 @@ class JepaConfig:
     patch_size: int = 8
     """Pixels along each side of what the encoder reads as one."""
     encoder: TransformerConfig = field(
-        default_factory=lambda: TransformerConfig(width=192, layers=12, num_heads=3, hidden=512)
+        default_factory=lambda: TransformerConfig(dim=192, num_layers=12, num_heads=3, mlp_dim=512)
     )
     """ViT-Tiny's size; its context does not count."""
     filters: int = 0
@@ -72,10 +72,10 @@ class VitEncoder(nn.Module):
         super().__init__()
         rows, columns = (side // config.patch_size for side in config.image_size)
         positions = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-        dim = config.encoder.width
+        dim = config.encoder.dim
         self.patches = nn.Conv2d(3, dim, config.patch_size, config.patch_size)
         self.place = nn.Parameter(0.02 * torch.randn(len(positions), dim))
-        self.layers = Transformer(replace(config.encoder, context=1), positions, causal_within_frame=False)
+        self.layers = Transformer(replace(config.encoder, context_frames=1), positions, causal_within_frame=False)
         self.out = nn.Linear(dim, config.hidden)
 
     def forward(self, inverted: Tensor) -> Tensor:

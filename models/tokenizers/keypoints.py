@@ -26,7 +26,7 @@ class KeypointsConfig:
     """Some are not needed and stay where they are; too few, and what turns is read wrongly."""
     channels: int = 48
     """Channels on the maps' grid; twice as many on the coarser one."""
-    cell: int = 4
+    stride: int = 4
     """Pixels between the centres of a grid's cells; twice it divides both sides of the frame."""
     heatmap_scale: int = 2
     """Cells of a keypoint's map for each cell of the grid, along each side: a place that moves
@@ -45,17 +45,17 @@ class KeypointsConfig:
 
     def __post_init__(self) -> None:
         height, width = self.image_size
-        if height % (2 * self.cell) or width % (2 * self.cell):
+        if height % (2 * self.stride) or width % (2 * self.stride):
             raise ValueError(
                 f"frames of {height} x {width} pixels do not divide into coarse cells of "
-                f"{2 * self.cell}; choose a --model.cell whose double divides both sides"
+                f"{2 * self.stride}; choose a --model.cell whose double divides both sides"
             )
 
 
 class Keypoints(nn.Module):
     """Turn a frame into the places of K keypoints and draw it back."""
 
-    clip = 1
+    clip_length = 1
     rows: Tensor
     columns: Tensor
     fine_rows: Tensor
@@ -67,8 +67,8 @@ class Keypoints(nn.Module):
         self.image_size = config.image_size
         self.latents = LatentSpec("continuous", (1, 1), 2 * config.num_keypoints, places=True)
         channels = config.channels
-        height, width = (side // config.cell for side in config.image_size)
-        self.stem = nn.Conv2d(3, channels, 2 * config.cell, config.cell, config.cell // 2)
+        height, width = (side // config.stride for side in config.image_size)
+        self.stem = nn.Conv2d(3, channels, 2 * config.stride, config.stride, config.stride // 2)
         self.fine = ResBlock(channels)
         self.coarse = nn.Sequential(
             nn.Conv2d(channels, 2 * channels, 2, 2),
@@ -88,12 +88,12 @@ class Keypoints(nn.Module):
             self.register_buffer(f"{name}rows", _cell_centers(scale * height), persistent=False)
             self.register_buffer(f"{name}columns", _cell_centers(scale * width), persistent=False)
 
-        self.first = nn.Conv2d(len(config.gaussian_stds) * config.num_keypoints, channels, 3, 1, 1)
-        self.place = nn.Parameter(torch.zeros(channels, height, width))
+        self.decoder_in = nn.Conv2d(len(config.gaussian_stds) * config.num_keypoints, channels, 3, 1, 1)
+        self.pos_emb = nn.Parameter(torch.zeros(channels, height, width))
         self.decoder = nn.Sequential(
             *(ResBlock(channels) for _ in range(config.num_res_blocks)),
-            nn.Conv2d(channels, 3 * config.cell**2, 1),
-            nn.PixelShuffle(config.cell),
+            nn.Conv2d(channels, 3 * config.stride**2, 1),
+            nn.PixelShuffle(config.stride),
         )
         self.background = nn.Parameter(torch.zeros(3, *config.image_size))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -141,7 +141,7 @@ class Keypoints(nn.Module):
             down = torch.exp(-((self.rows - keypoints[..., 1:]) ** 2) / (2 * std**2))
             gaussians.append(down[..., :, None] * across[..., None, :])
         heatmaps = torch.cat(gaussians, dim=1).contiguous(memory_format=torch.channels_last)
-        return self.decoder(self.first(heatmaps) + self.place) + self.background
+        return self.decoder(self.decoder_in(heatmaps) + self.pos_emb) + self.background
 
 
 def _cell_centers(cells: int) -> Tensor:

@@ -54,7 +54,7 @@ class Tokenizer(Protocol):
     image_size: tuple[int, int]
 
     @property
-    def clip(self) -> int:
+    def clip_length(self) -> int:
         """Frames in a row that its loss looks at: 1 where each is learnt by itself."""
         ...
 

@@ -29,10 +29,10 @@ class VqVaeConfig:
     """Height and width of a frame, in pixels."""
     downsample: int = 8
     """Pixels between neighbouring latents; divides both sides of the frame."""
-    stem: int = 4
+    patch_size: int = 4
     """Side of the patch that the first layer folds into channels, in pixels; the rest of the
     downsampling is done by halvings."""
-    blocks: Literal["resnet", "convnext"] = "convnext"
+    block_type: Literal["resnet", "convnext"] = "convnext"
     """Kind of residual block."""
     encoder_kernel: int = 1
     """Side of the encoder's kernels. At 1 a code depends on its own patch alone, so codes are
@@ -45,10 +45,10 @@ class VqVaeConfig:
     """Factor on the channels, for each halving away from the latent grid."""
     num_res_blocks: int = 2
     """Residual blocks at every resolution, in the encoder and again in the decoder."""
-    codebooks: int = 4
+    num_codebooks: int = 4
     """Codes of one patch, each for its own share of the patch's vector (product quantisation).
     Edges move by less than a pixel a step: one code of 1,024 is too coarse to tell."""
-    codes: int = 256
+    codebook_size: int = 256
     """Vectors in a codebook."""
     latent_dim: int = 32
     """Numbers that stand for one patch, shared out among its codebooks."""
@@ -71,22 +71,22 @@ class VqVaeConfig:
                 f"frames of {height} x {width} pixels do not divide into patches of "
                 f"{self.downsample}; choose a downsample that divides both sides"
             )
-        halvings = self.downsample / self.stem
+        halvings = self.downsample / self.patch_size
         if halvings < 1 or 2 ** round(_log2(halvings)) != halvings:
             raise ValueError(
-                f"downsample {self.downsample} is not stem {self.stem} times a power of two; "
+                f"downsample {self.downsample} is not stem {self.patch_size} times a power of two; "
                 f"choose a stem of {self.downsample} or half, a quarter ... of it"
             )
 
-        if self.latent_dim % self.codebooks:
+        if self.latent_dim % self.num_codebooks:
             raise ValueError(
-                f"a code width of {self.latent_dim} does not part among {self.codebooks} "
+                f"a code width of {self.latent_dim} does not part among {self.num_codebooks} "
                 f"codebooks; change --model.code-width or --model.codebooks"
             )
 
     @property
     def num_downsamples(self) -> int:
-        return round(_log2(self.downsample / self.stem))
+        return round(_log2(self.downsample / self.patch_size))
 
     @property
     def level_channels(self) -> list[int]:
@@ -106,7 +106,7 @@ class ConvNextBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        self.mix = (
+        self.depthwise = (
             nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
             if kernel > 1
             else nn.Identity()
@@ -118,7 +118,7 @@ class ConvNextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h, w)."""
-        y = self.norm(rearrange(self.mix(x), "B C h w -> B h w C"))
+        y = self.norm(rearrange(self.depthwise(x), "B C h w -> B h w C"))
         y = self.contract(nn.functional.gelu(self.expand(y)))
         return x + rearrange(y, "B h w C -> B C h w")
 
@@ -160,8 +160,8 @@ BLOCK_TYPES = {"convnext": ConvNextBlock, "resnet": ResNetBlock}
 class VqVae(nn.Module):
     """Turn each patch of a frame into one of K codes and draw it back."""
 
-    clip = 1
-    settled: bool
+    clip_length = 1
+    codebook_initialized: bool
     """Steps of training are alike from now on: codebooks have begun, and nothing need look at
     values to know it, which would wait for a GPU."""
 
@@ -171,13 +171,13 @@ class VqVae(nn.Module):
         self.image_size = config.image_size
         height, width = config.image_size
         grid = (height // config.downsample, width // config.downsample)
-        self.latents = LatentSpec("discrete", grid, config.latent_dim, config.codes, config.codebooks)
+        self.latents = LatentSpec("discrete", grid, config.latent_dim, config.codebook_size, config.num_codebooks)
 
         self.encoder = _Encoder(config)
         self.quantizers = nn.ModuleList(
             VectorQuantize(
-                dim=config.latent_dim // config.codebooks,
-                codebook_size=config.codes,
+                dim=config.latent_dim // config.num_codebooks,
+                codebook_size=config.codebook_size,
                 decay=config.decay,
                 kmeans_init=True,
                 kmeans_iters=10,
@@ -185,11 +185,11 @@ class VqVae(nn.Module):
                 commitment_weight=1.0,
                 rotation_trick=False,
             )
-            for _ in range(config.codebooks)
+            for _ in range(config.num_codebooks)
         )
         self.decoder = _Decoder(config)
         self.register_buffer("trained_steps", torch.zeros((), dtype=torch.long))
-        self.settled = False
+        self.codebook_initialized = False
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, N) int64."""
@@ -207,7 +207,7 @@ class VqVae(nn.Module):
 
     def _lookup(self, codes: Tensor) -> Tensor:
         """(B, N) int64 -> (B, P, D)."""
-        ids = codes.unflatten(-1, (-1, self.config.codebooks)).unbind(-1)
+        ids = codes.unflatten(-1, (-1, self.config.num_codebooks)).unbind(-1)
         codebooks = self.codebooks
         return torch.cat([book[part] for book, part in zip(codebooks, ids, strict=True)], dim=-1)
 
@@ -219,7 +219,7 @@ class VqVae(nn.Module):
     def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
         """Squared error and commitment (equation 3 of the paper; the codebook moves by EMA)."""
         target = _to_unit(frames.flatten(0, -4))
-        if self.training and not self.settled and self.trained_steps == 0:
+        if self.training and not self.codebook_initialized and self.trained_steps == 0:
             self.decoder.mean.copy_(target.mean(0))
         quantized, codes, commitment_loss = self._quantize(self.encoder(target))
         reconstruction = self._decode_vectors(quantized)
@@ -240,11 +240,11 @@ class VqVae(nn.Module):
             vectors = rearrange(encoded.float(), "B D h w -> B (h w) D").contiguous()
             if self.training:
                 self.trained_steps += 1
-                if not self.settled and self.trained_steps <= self.config.vq_start_step:
+                if not self.codebook_initialized and self.trained_steps <= self.config.vq_start_step:
                     shape = (len(vectors), self.latents.tokens_per_frame)
                     codes = torch.zeros(shape, dtype=torch.long, device=vectors.device)
                     return vectors, codes, vectors.new_zeros(())
-            chunks = vectors.chunk(self.config.codebooks, dim=-1)
+            chunks = vectors.chunk(self.config.num_codebooks, dim=-1)
             codes = []
             for part, quantizer in zip(chunks, self.quantizers, strict=True):
                 codebook: Tensor = quantizer.codebook.float()  # type: ignore[operator, union-attr]
@@ -253,8 +253,8 @@ class VqVae(nn.Module):
                 codes.append(ids.view(part.shape[:2]))
                 if self.training:
                     weights = 1 / counts[ids].float()
-                    update_codebook_ema(quantizer, flat, weights, initialize=not self.settled)
-            self.settled = self.settled or self.training
+                    update_codebook_ema(quantizer, flat, weights, initialize=not self.codebook_initialized)
+            self.codebook_initialized = self.codebook_initialized or self.training
             codes = torch.stack(codes, dim=-1).flatten(1)
             quantized = self._lookup(codes)
             commitment_loss = nn.functional.mse_loss(vectors, quantized.detach())
@@ -271,12 +271,12 @@ class _Encoder(nn.Module):
         super().__init__()
         height, width = config.image_size
         level_channels = config.level_channels
-        block = BLOCK_TYPES[config.blocks]
-        self.fold = Rearrange("B c (h p) (w q) -> B (c p q) h w", p=config.stem, q=config.stem)
-        self.first = nn.Conv2d(3 * config.stem**2, level_channels[0], 1)
+        block = BLOCK_TYPES[config.block_type]
+        self.fold = Rearrange("B c (h p) (w q) -> B (c p q) h w", p=config.patch_size, q=config.patch_size)
+        self.conv_in = nn.Conv2d(3 * config.patch_size**2, level_channels[0], 1)
         # Where a patch lies: a camera that stands still has a background to be subtracted.
-        self.place = nn.Parameter(
-            torch.zeros(level_channels[0], height // config.stem, width // config.stem)
+        self.pos_emb = nn.Parameter(
+            torch.zeros(level_channels[0], height // config.patch_size, width // config.patch_size)
         )
         layers: list[nn.Module] = []
         for level, channels in enumerate(level_channels):
@@ -285,12 +285,12 @@ class _Encoder(nn.Module):
                 layers.append(nn.Conv2d(channels, level_channels[level + 1], 2, stride=2))
         self.layers = nn.Sequential(*layers)
         self.norm = _PixelNorm(level_channels[-1])
-        self.last = nn.Conv2d(level_channels[-1], config.latent_dim, 1)
+        self.conv_out = nn.Conv2d(level_channels[-1], config.latent_dim, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, D, h, w)."""
-        x = self.first(self.fold(frames)) + self.place
-        return self.last(self.norm(self.layers(x)))
+        x = self.conv_in(self.fold(frames)) + self.pos_emb
+        return self.conv_out(self.norm(self.layers(x)))
 
 
 class _Decoder(nn.Module):
@@ -300,9 +300,9 @@ class _Decoder(nn.Module):
         super().__init__()
         height, width = config.image_size
         level_channels = config.level_channels[::-1]
-        block = BLOCK_TYPES[config.blocks]
-        self.first = nn.Conv2d(config.latent_dim, level_channels[0], 1)
-        self.place = nn.Parameter(
+        block = BLOCK_TYPES[config.block_type]
+        self.conv_in = nn.Conv2d(config.latent_dim, level_channels[0], 1)
+        self.pos_emb = nn.Parameter(
             torch.zeros(level_channels[0], height // config.downsample, width // config.downsample)
         )
         layers: list[nn.Module] = []
@@ -312,13 +312,13 @@ class _Decoder(nn.Module):
                 layers.append(nn.ConvTranspose2d(channels, level_channels[level + 1], 2, stride=2))
         self.layers = nn.Sequential(*layers)
         self.norm = _PixelNorm(level_channels[-1])
-        self.last = nn.Conv2d(level_channels[-1], 3 * config.stem**2, 1)
-        self.unfold = Rearrange("B (c p q) h w -> B c (h p) (w q)", p=config.stem, q=config.stem)
+        self.conv_out = nn.Conv2d(level_channels[-1], 3 * config.patch_size**2, 1)
+        self.unfold = Rearrange("B (c p q) h w -> B c (h p) (w q)", p=config.patch_size, q=config.patch_size)
         self.background = nn.Parameter(torch.zeros(3, height, width))
         # What the first batch looks like: a night need not be learnt from grey.
         self.register_buffer("mean", torch.zeros(3, height, width))
 
     def forward(self, vectors: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, 3, H, W), about [-1, 1]."""
-        x = self.first(vectors) + self.place
-        return self.unfold(self.last(self.norm(self.layers(x)))) + self.background + self.mean
+        x = self.conv_in(vectors) + self.pos_emb
+        return self.unfold(self.conv_out(self.norm(self.layers(x)))) + self.background + self.mean

@@ -38,11 +38,11 @@ class Game:
         use_controller: bool = False,
     ) -> None:
         """folder: where recordings go.  size: pixels of a picture's side.  fps: of recordings."""
-        self.player, self.starts, self.folder = player, start_sampler, folder
+        self.player, self.start_sampler, self.folder = player, start_sampler, folder
         self.size, self.fps, self.show_simulator = size, fps, show_simulator
-        self.use_controller, self.paused, self.help, self.over = use_controller, False, True, False
+        self.use_controller, self.paused, self.show_help, self.quit_requested = use_controller, False, True, False
         self.message = ""
-        self.hand = make_action_input(player.world.actions)
+        self.action_input = make_action_input(player.world.actions)
         self.recording: list[np.ndarray] | None = None
         self._recording_start = 0
         self._step_once = False
@@ -54,17 +54,17 @@ class Game:
         """Go to a start, a drawn one if none is given."""
         if self.recording is not None:
             self._finish_recording()
-        self.player.reset(start or self.starts.sample())
-        self.hand.rest(self.player.start.next_actions[0])
+        self.player.reset(start or self.start_sampler.sample())
+        self.action_input.rest(self.player.start.next_actions[0])
 
     def press(self, key: str) -> None:
         """Follow one key; those that steer go to the hand."""
         self.message = ""
-        if self.hand.handles(key):
+        if self.action_input.handles(key):
             if not self.use_controller:
-                self.hand.press(key)
+                self.action_input.press(key)
         elif key in ("q", "escape"):
-            self.over = True
+            self.quit_requested = True
         elif key == "r":
             self.reset()
         elif key in ("p", "space"):
@@ -81,20 +81,20 @@ class Game:
             else:
                 self.show_simulator = not self.show_simulator
         elif key == "h":
-            self.help = not self.help
+            self.show_help = not self.show_help
         elif not self.use_controller:
-            self.hand.press(key)
+            self.action_input.press(key)
 
     def move_pointer(self, x: int, y: int) -> None:
         """Follow the mouse, in pixels of the picture that `picture` gave."""
         if not self.use_controller:
-            height, width = self.player.imagined.shape[:2]
-            self.hand.move_pointer(*panel_position(x, y, self.size, 1 + self.show_simulator, width / height))
+            height, width = self.player.model_frame.shape[:2]
+            self.action_input.move_pointer(*panel_position(x, y, self.size, 1 + self.show_simulator, width / height))
 
     def mouse_button(self, down: bool) -> None:
         """Follow the left mouse button."""
         if not self.use_controller:
-            self.hand.mouse_button(down)
+            self.action_input.mouse_button(down)
 
     def tick(self) -> np.ndarray:
         """Take one step, unless paused, and give the picture to show."""
@@ -103,11 +103,11 @@ class Game:
         if stepping:
             self._step_once = False
             if self.use_controller:
-                self.hand.rest(self.player.controller_action())
-            self.player.step(self.hand.action if self.use_controller else self.hand.take())
+                self.action_input.rest(self.player.controller_action())
+            self.player.step(self.action_input.action if self.use_controller else self.action_input.take())
             if self.recording is not None:
                 self.recording.append(self.render_panels())
-        frame = self.picture()
+        frame = self.render()
         if stepping:
             self._tick_times.append(start_time)
             self._latencies.append(time.perf_counter() - start_time)
@@ -117,16 +117,16 @@ class Game:
 
     def render_panels(self) -> np.ndarray:
         """Draw the panels alone, as they are recorded."""
-        panels = [Panel("imagined", self.player.imagined)]
+        panels = [Panel("imagined", self.player.model_frame)]
         if self.show_simulator:
             panels.append(Panel("simulator, same actions", self.player.simulator_frame()))
-        return compose_panels(panels, self.size, self.hand.pointer)
+        return compose_panels(panels, self.size, self.action_input.pointer)
 
-    def picture(self) -> np.ndarray:
+    def render(self) -> np.ndarray:
         """Draw the panels and the lines beneath them."""
         lines = [self.status()]
-        if self.help:
-            lines += [f"{self.hand.help}  {HELP}"]
+        if self.show_help:
+            lines += [f"{self.action_input.help}  {HELP}"]
         return add_text(self.render_panels(), lines)
 
     def status(self) -> str:
@@ -139,12 +139,12 @@ class Game:
             parts.append(f"reward {self.player.reward:.2f}")
         if self.player.simulator is not None and self.show_simulator:
             parts.append(f"coverage {self.player.simulator.coverage():.2f}")
-        parts += ["controller"] if self.use_controller else [self.hand.describe()]
+        parts += ["controller"] if self.use_controller else [self.action_input.describe()]
         parts += ["PAUSED"] if self.paused else []
         parts += ["REC"] if self.recording is not None else []
         return "  ".join(p for p in [*parts, self.message] if p)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Keep what is being recorded."""
         if self.recording is not None:
             self._finish_recording()
@@ -182,8 +182,8 @@ def render_headless(
     if truth == "simulator":
         panels.append(Panel("simulator", player.simulator_frame()))
     elif truth == "recording":
-        panels.append(Panel("recording", player.recorded()))
-    panels.append(Panel("imagined", player.imagined))
+        panels.append(Panel("recording", player.dataset_frame()))
+    panels.append(Panel("imagined", player.model_frame))
     spec, last_action = player.world.actions, player.actions[-1] if player.actions else None
     frame = compose_panels(panels, size, None if last_action is None else pointer_position(spec, last_action))
     if not spec.factors:

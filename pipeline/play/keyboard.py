@@ -86,7 +86,7 @@ class KeyboardInput:
 
     def describe(self) -> str:
         """Say what this step does."""
-        return self.spec.say(int(self.action))
+        return self.spec.describe(int(self.action))
 
     def _release(self, now: float) -> None:
         self.held = {name: until for name, until in self.held.items() if until >= now}
@@ -97,7 +97,7 @@ class KeyboardInput:
             self._turn(factor) if factor.values else _pressed_choice(factor, held)
             for factor in self.spec.factors
         ]
-        return self.spec.join(np.array(choices))
+        return self.spec.ravel(np.array(choices))
 
     def _turn(self, factor: Factor) -> int:
         degrees = self._pending_degrees.get(factor.name, 0.0)
@@ -150,7 +150,7 @@ def script_actions(spec: ActionSpec, steps: int) -> np.ndarray:
     while len(codes) < steps:
         for num_steps, segment in SCRIPT:
             choices = [_choice(factor, segment.get(factor.name)) for factor in spec.factors]
-            codes += [spec.join(np.array(choices))] * num_steps
+            codes += [spec.ravel(np.array(choices))] * num_steps
     return np.array(codes[:steps], np.int64)
 
 

@@ -22,7 +22,7 @@ RING_COLOR = (220, 40, 40)
 @dataclass
 class Panel:
     caption: str
-    picture: np.ndarray  # (H, W, 3) uint8
+    image: np.ndarray  # (H, W, 3) uint8
     live: bool = True  # the pointer is at work in it
 
 
@@ -32,10 +32,10 @@ def compose_panels(
     """Draw panels `size` pixels high side by side, a ring at the pointer in those that are live."""
     strips = []
     for panel in panels:
-        height, width = panel.picture.shape[:2]
+        height, width = panel.image.shape[:2]
         columns = round(width * size / height)
         interpolation = cv2.INTER_NEAREST if size >= height else cv2.INTER_AREA
-        scaled = cv2.resize(panel.picture, (columns, size), interpolation=interpolation)
+        scaled = cv2.resize(panel.image, (columns, size), interpolation=interpolation)
         if pointer is not None and panel.live:
             center = round(pointer[0] * columns), round(pointer[1] * size)
             cv2.circle(scaled, center, max(3, size // 64), RING_COLOR, max(1, size // 256), cv2.LINE_AA)

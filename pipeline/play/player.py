@@ -110,7 +110,7 @@ class Player:
         device = self.world.device
         actions = as_tensor(start.actions).to(device)
         self.state = self.world.reset(frames[None].to(device), actions[None])
-        self.imagined = self._decode()
+        self.model_frame = self._decode()
         if self.simulator is not None:
             assert start.state is not None, "open_simulator asks for recorded states"
             self.simulator.reset(start.state, start.velocity)
@@ -121,7 +121,7 @@ class Player:
         dtype = np.float32 if self.world.actions.kind == "continuous" else np.int64
         action = np.array(action, dtype)
         self.state = self.world.step(self.state, as_tensor(action[None]).to(self.world.device))
-        self.imagined = self._decode()
+        self.model_frame = self._decode()
         if self.simulator is not None:
             self.simulator.step(action)
         self.actions.append(action)
@@ -138,7 +138,7 @@ class Player:
         """The reward that the world expects here."""
         return float(self.state.reward[0])
 
-    def recorded(self) -> np.ndarray:
+    def dataset_frame(self) -> np.ndarray:
         """Give the recorded frame of this step; beyond the recording's end its last one."""
         if self.steps == 0:
             return self.start.frames[-1]
@@ -147,7 +147,7 @@ class Player:
     def simulator_frame(self) -> np.ndarray:
         """Draw the simulator at this step, as large as the world's own frames."""
         assert self.simulator is not None
-        return self.simulator.render(self.imagined.shape[0])
+        return self.simulator.render(self.model_frame.shape[0])
 
     def _decode(self) -> np.ndarray:
         return self.world.decode(self.state)[0].permute(1, 2, 0).cpu().numpy()

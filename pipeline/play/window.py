@@ -82,7 +82,7 @@ class Window:
         """Show an (H, W, 3) uint8 RGB picture; it appears with the next `keys`."""
         cv2.imshow(self.title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
 
-    def keys(self, milliseconds: float) -> list[str]:
+    def poll_keys(self, milliseconds: float) -> list[str]:
         """Wait, drawing and listening, and give the first key, and those already behind it."""
         pressed = []
         code = cv2.waitKeyEx(max(1, round(milliseconds)))

@@ -28,9 +28,9 @@ class TrainConfig:
     """After the warm-up: cosine to a fiftieth, halved when validation stalls, or constant."""
     weight_decay: float = 0.01
     beta2: float = 0.95
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest norm of the gradient."""
-    average: float = 0.99
+    ema_decay: float = 0.99
     """Decay of the moving average of the weights that is validated and handed on; 0 is none."""
     patience: int = 0
     """Stop after this many validations without a better one; 0 never."""
@@ -46,7 +46,7 @@ class TrainConfig:
     compile: CompileMode = "no"
     """Compile the loss and its gradient (torch.compile). A minute or two at every start, and other
     roundings; auto times both on a long run and keeps the faster."""
-    graph: bool = False
+    cuda_graph: bool = False
     """Record a whole step as one CUDA graph and replay it: for models so small that starting their
     kernels takes longer than the kernels. One process, bf16 or fp32."""
     sharding: Literal["none", "fsdp"] = "none"

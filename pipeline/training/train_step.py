@@ -44,15 +44,15 @@ class TrainStep:
         if train.sharding == "fsdp" and accelerator.num_processes > 1:
             self.unsharded = copy.deepcopy(model).cpu()
             fsdp.shard(self.loss_module, self.device)
-        if train.graph and (precision == "fp16" or accelerator.num_processes > 1):
+        if train.cuda_graph and (precision == "fp16" or accelerator.num_processes > 1):
             raise ValueError(
                 f"--{flag_prefix}.graph records the steps of one process in bf16 or fp32, but there are "
                 f"{accelerator.num_processes} process(es) in {precision}"
             )
         self.trained = [p for p in model.parameters() if p.requires_grad]
         # a recording reads the learning rate where it lies; a number would stay as it was
-        self._lr = torch.tensor(train.learning_rate, device=self.device) if train.graph else None
-        self._capturable = train.graph and self.device.type == "cuda"
+        self._lr = torch.tensor(train.learning_rate, device=self.device) if train.cuda_graph else None
+        self._capturable = train.cuda_graph and self.device.type == "cuda"
         lr: Any = train.learning_rate if self._lr is None else self._lr
         optimizer = torch.optim.AdamW(
             self.trained,
@@ -69,7 +69,7 @@ class TrainStep:
         self.prepared_loss = self.loss_module if self.unsharded else accelerator.preprocess(self.loss_module)
         # fp16 ends at 65504 and at 6e-8: losses are scaled up, what overflows then is left out
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.average = Ema(model, train.average)
+        self.average = Ema(model, train.ema_decay)
         self._loss_names: list[str] = []
         self._graph_step: StaticCudaGraph | None = None
         self._reset_graph()
@@ -98,7 +98,7 @@ class TrainStep:
 
     def _reset_graph(self) -> None:
         """Have the next steps recorded, if they are: a recording holds what is not compiled."""
-        if self.train.graph:
+        if self.train.cuda_graph:
             self._graph_step = StaticCudaGraph(self._capturable_step, self.device, f"--{self.flags}.graph")
 
     def _eager_step(self, step: int, tensors: tuple[Tensor | None, ...]) -> Losses:
@@ -142,7 +142,7 @@ class TrainStep:
             for name, value in (losses | {"loss": total}).items():
                 totals[name] = totals.get(name, torch.zeros(())) + value.detach() * fraction
         self.scaler.unscale_(self.optimizer)
-        grad_norm = self.accelerator.clip_grad_norm_(self.prepared_loss.parameters(), self.train.clip)
+        grad_norm = self.accelerator.clip_grad_norm_(self.prepared_loss.parameters(), self.train.max_grad_norm)
         return totals | {"grad_norm": fsdp.mixture(grad_norm, self.device)}
 
     def _check_finite(self, step: int, losses: Losses) -> None:

@@ -127,7 +127,7 @@ class Trainer:
         )
         if train.sharding == "fsdp" and not self.step_fn.unsharded:
             self.say(f"{stage}: --{flag_prefix}.sharding fsdp has no effect in one process; use torchrun")
-        if train.graph and self.device.type != "cuda":
+        if train.cuda_graph and self.device.type != "cuda":
             self.say(f"{stage}: --{flag_prefix}.graph has no effect without a CUDA GPU")
         if self.step:
             self.say(f"{stage}: goes on from step {self.step} of {train.steps} ({last})")
@@ -278,7 +278,7 @@ class Trainer:
     # -- state ------------------------------------------------------------------------------
 
     def ema_weights(self) -> dict[str, Tensor]:
-        return self.step_fn.average.weights if self.train.average else self.model.state_dict()
+        return self.step_fn.average.weights if self.train.ema_decay else self.model.state_dict()
 
     def save(self) -> None:
         """Write last.pt, whole or not at all; every process has to call it."""

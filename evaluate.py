@@ -33,7 +33,10 @@ def main(config: Config) -> None:
     check(config)
     kernels.choose(config.kernels)
     num_episodes = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
-    num_envs = min(num_episodes, max(MIN_SIMULATORS, SIMULATORS_PER_PROCESS * (config.num_workers or available_cpus())))
+    num_envs = min(
+        num_episodes,
+        max(MIN_SIMULATORS, SIMULATORS_PER_PROCESS * (config.num_workers or available_cpus())),
+    )
     session = Session(
         config.run, config.shards, config.out, config.num_workers, num_envs, config.compile
     )
@@ -45,14 +48,15 @@ def main(config: Config) -> None:
         check_policies(config.policies, {job.policy for job in jobs if job.policy})
         for job in tqdm(jobs, "evaluate", unit="part"):
             if _is_selected(job, config):
-                result = cache.do(job.name, job.cache_key, job.measure)
+                result = cache.get_or_compute(job.name, job.cache_key, job.measure)
             else:
                 result = cache.load(job.name, job.cache_key)
             if result is not None:
                 job.merge(metrics, result)
         metrics["provenance"] = session.provenance() | {
             "seeds": {"windows": config.seed, "task": task.FIRST_SEED, "pairs": config.pair_seeds},
-            "seconds": session.stage_seconds() | {"evaluate": cache.total([j.name for j in jobs])},
+            "seconds": session.stage_seconds()
+            | {"evaluate": cache.total_seconds([j.name for j in jobs])},
             "finished": time.strftime("%Y-%m-%d %H:%M"),
         }
         write_json(session.folder / "metrics.json", metrics)

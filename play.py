@@ -28,7 +28,7 @@ from kernels import Kernels
 from models.config import check_positive
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
-from models.controllers.planner import PolicyPrior, Planner, PlannerConfig, GoalPlanner
+from models.controllers.planner import GoalPlanner, Planner, PlannerConfig, PolicyPrior
 from models.layers.sampling import Sampling
 from models.world import World
 from pipeline.cli import run_cli as run_stage
@@ -158,7 +158,9 @@ def check(config: Config) -> None:
         raise ValueError(f"--fps {config.fps} is no pace to see; give {slowest} to {fastest}")
     smallest, largest = SIZE_RANGE
     if config.size and not smallest <= config.size <= largest:
-        raise ValueError(f"--size {config.size} is no picture; give {smallest} to {largest} pixels, or 0")
+        raise ValueError(
+            f"--size {config.size} is no picture; give {smallest} to {largest} pixels, or 0"
+        )
     if config.cuda_graph and not torch.cuda.is_available():
         raise ValueError("--graph replays CUDA graphs, and there is no CUDA GPU here; leave it out")
     if (config.actions == "file") != (config.actions_file is not None):
@@ -231,7 +233,7 @@ def run_headless(config: Config, player: Player, start_sampler: StartSampler) ->
     summary = f"the {truth} beside what is imagined" if truth else "what is imagined"
     print(
         f"play: {len(frames)} frames of {summary}, {source} actions, from frame {start.frame} of "
-        f"episode {start_sampler.number(start)} ({config.split}), {frames_per_second:.0f} frames/s"
+        f"episode {start_sampler.episode_number(start)} ({config.split}), {frames_per_second:.0f} frames/s"
     )
     print(f"play: {folder / 'film.gif'}, {folder / 'film.mp4'}, {folder / 'frames'}")
 

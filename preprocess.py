@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated
 
 from data.arrays import ArraySource, Layout
-from data.build_shards import Source, build, available_cpus
+from data.build_shards import Source, available_cpus, build
 from data.check import main_check
 from data.download import fetch
 from data.pusht.demos import Demonstrations
@@ -28,7 +28,7 @@ from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.shards import EpisodeDataset, shards_folder
 from data.vpt.file_slice import VideoAndLog
 from data.vpt.find import find_local
-from data.vpt.index import sample_recordings, download_recordings, local_name, load_index
+from data.vpt.index import download_recordings, load_index, local_name, sample_recordings
 from data.vpt.recordings import FrameFormat, VptSource
 from data.vpt.vpt_report import report
 from pipeline.cli import Command, flag_aliases, run_commands, unprefixed
@@ -77,7 +77,9 @@ PRESETS = {
 def pusht(config: PushTConfig) -> None:
     smallest, largest = RESOLUTION_RANGE
     if not smallest <= config.resolution <= largest:
-        raise ValueError(f"--resolution {config.resolution} is no picture; give {smallest} to {largest}")
+        raise ValueError(
+            f"--resolution {config.resolution} is no picture; give {smallest} to {largest}"
+        )
     if config.perturb and not config.demos:
         raise ValueError("--replays needs --demos, the demonstrations to replay")
     if config.episodes < 1 or config.perturb < 0 or config.num_workers < 1:
@@ -146,11 +148,11 @@ def _build_and_report(
     counts = {split: len(dataset.episodes(split)) for split in ("train", "validation", "test")}
     summary = f"{made} shards made" if made else "all shards were there"
     line = (
-        f"shards: {summary} in {folder}: {dataset.total} frames, {len(dataset)} episodes "
+        f"shards: {summary} in {folder}: {dataset.num_frames} frames, {len(dataset)} episodes "
         f"({', '.join(f'{n} {split}' for split, n in counts.items())})"
     )
     if dataset.has("contacts"):
-        contacts = dataset.read_rows("contacts", 0, dataset.total)
+        contacts = dataset.read_rows("contacts", 0, dataset.num_frames)
         line += f", in contact in {(contacts > 0).mean():.0%} of them"
     if dataset.has("rewards"):
         max_rewards = [dataset.read(e, "rewards").max() for e in range(len(dataset))]
@@ -205,7 +207,14 @@ def vpt(config: VptConfig) -> None:
             names, pairs, missing = _from_index(config)
         source = VptSource(names, tuple(pairs), config.frame_format, config.skip_invalid)
         start = time.monotonic()
-        _build_and_report(source, folder, config.seed, config.num_workers, config.restart, source.parts)
+        _build_and_report(
+            source,
+            folder,
+            config.seed,
+            config.num_workers,
+            config.restart,
+            source.shards_per_recording,
+        )
         for line in report(folder, missing, time.monotonic() - start):
             print(line)
 
@@ -215,7 +224,9 @@ def _from_index(config: VptConfig) -> tuple[tuple[str, ...], list[VideoAndLog], 
     folder = config.run / "download"
     stems = sample_recordings(load_index(config.index, folder), config.num_recordings, config.seed)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    pairs, missing = download_recordings(stems[rank::world_size], folder, config.download_workers, config.skip_invalid)
+    pairs, missing = download_recordings(
+        stems[rank::world_size], folder, config.download_workers, config.skip_invalid
+    )
     return tuple(local_name(stem) for stem in stems), pairs, missing
 
 

@@ -51,7 +51,9 @@ class Config:
     imagination; a policy that is shown goals and learns in imagination to reach them."""
     model: ActorCriticConfig = field(default_factory=ActorCriticConfig)
     """Policy of the first two, and the actor-critic."""
-    goal_policy: GoalPolicyConfig | DiscreteGoalPolicyConfig = field(default_factory=GoalPolicyConfig)
+    goal_policy: GoalPolicyConfig | DiscreteGoalPolicyConfig = field(
+        default_factory=GoalPolicyConfig
+    )
     """Policy that is shown goals: of continuous actions, or of keys (--preset minecraft)."""
     min_reward: float = 0.7
     """Reward that an episode must reach to be cloned, up to where it is highest."""
@@ -115,7 +117,10 @@ GOAL_POLICY_SIZES: dict[type, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 # What short recordings have room for.
-DEBUG_GOAL_POLICY: dict[type, dict[str, int]] = {GoalPolicyConfig: {"ahead": 10}, DiscreteGoalPolicyConfig: {}}
+DEBUG_GOAL_POLICY: dict[type, dict[str, int]] = {
+    GoalPolicyConfig: {"ahead": 10},
+    DiscreteGoalPolicyConfig: {},
+}
 
 
 def _cpu(config: Config) -> Config:
@@ -190,16 +195,16 @@ class ControllerContext:
 
     config: Config
     world: World
-    recordings: EpisodeDataset
+    dataset: EpisodeDataset
     latents: np.ndarray
 
-    def shown(self, split: str) -> DemoSteps:
-        return DemoSteps(self.recordings, split, self.latents, self.config.min_reward)
+    def demos(self, split: str) -> DemoSteps:
+        return DemoSteps(self.dataset, split, self.latents, self.config.min_reward)
 
     def clips(self, split: Split, frames: int) -> LatentClips:
-        return LatentClips(Clips(self.recordings, split, frames), self.latents)
+        return LatentClips(Clips(self.dataset, split, frames), self.latents)
 
-    def identity(self, model: Any) -> dict[str, Any]:
+    def metadata(self, model: Any) -> dict[str, Any]:
         """What a checkpoint of this world says of itself."""
         path = self.config.run / "dynamics" / "best.pt"
         fingerprint = ckpt.load(path, "dynamics")["fingerprint"]
@@ -222,7 +227,11 @@ def main(config: Config) -> None:
         )
     tokenizer_checkpoint = ckpt.load(config.run / "tokenizer" / "best.pt", "tokenizer")
     latents = cache_latents(
-        config.run / "latents", world.tokenizer, tokenizer_checkpoint["fingerprint"], dataset, world.device
+        config.run / "latents",
+        world.tokenizer,
+        tokenizer_checkpoint["fingerprint"],
+        dataset,
+        world.device,
     )
     ctx = ControllerContext(config, world, dataset, latents)
     for method in config.methods:
@@ -232,7 +241,7 @@ def main(config: Config) -> None:
 def train_bc(ctx: ControllerContext) -> None:
     """Fit the policy to what the recordings show."""
     config, world = ctx.config, ctx.world
-    demos, held_out = ctx.shown("train"), ctx.shown("validation")
+    demos, held_out = ctx.demos("train"), ctx.demos("validation")
     torch.manual_seed(config.bc.seed)
     policy = build_controller(config.model.policy, world.latents, world.actions)
     policy.load_codebook(world.tokenizer)
@@ -241,11 +250,11 @@ def train_bc(ctx: ControllerContext) -> None:
         config.run / "controller" / "cloning",
         policy,
         config.bc,
-        metadata=ctx.identity(config.model.policy),
+        metadata=ctx.metadata(config.model.policy),
         restart=config.restart,
         higher_is_better=False,
         flag_prefix="cloning",
-        data_summary=f"cloning {len(demos)} steps of {demos.episodes} episodes; dynamics has "
+        data_summary=f"cloning {len(demos)} steps of {demos.num_episodes} episodes; dynamics has "
         f"{sum(p.numel() for p in world.dynamics.parameters()) / 1e6:.2f} M",  # type: ignore[attr-defined]
     )
     for _, demo in trainer.batches(demos):
@@ -284,22 +293,22 @@ def train_actor_critic(ctx: ControllerContext) -> None:
         config.run / "controller",
         model,
         config.train,
-        metadata=ctx.identity(config.model)
+        metadata=ctx.metadata(config.model)
         | {"clone": {"path": str(path), "fingerprint": bc_checkpoint["fingerprint"]}},
         loss_fn=loss_fn,
         restart=config.restart,
         data_summary=f"actor-critic, {config.train.batch_size} starts x {config.model.horizon} steps",
     )
-    if trainer.done:
+    if trainer.finished:
         return trainer.log_finished()
-    starts = StartsWithDemos(ctx.clips("train", world.context), ctx.shown("train"))
+    starts = StartsWithDemos(ctx.clips("train", world.context), ctx.demos("train"))
     held_out = ctx.clips("validation", world.context)
     with torch.no_grad(), autocast(trainer.device, trainer.precision):
         bc_rewards = rollout_rewards(bc_model.to(trainer.device), world, held_out)
     if trainer.best is None and trainer.step == 0:
         trainer.save_best(**improvement(bc_rewards, bc_rewards))
     for _, batch in trainer.batches(starts):
-        start, demo = batch.starts, batch.shown
+        start, demo = batch.starts, batch.demos
         trainer.train_step(start.latents, start.actions, demo.latents, demo.actions)
         if trainer.every(config.train.eval_every):
             with trainer.ema_model() as ema_model:
@@ -307,7 +316,9 @@ def train_actor_critic(ctx: ControllerContext) -> None:
             trainer.save_best(**improvement(rewards, bc_rewards))
 
 
-def rollout_rewards(model: Any, world: World, held_out: LatentClips, num_starts: int = 64) -> Tensor:
+def rollout_rewards(
+    model: Any, world: World, held_out: LatentClips, num_starts: int = 64
+) -> Tensor:
     """Rewards over twice the horizon, from held-out starts and the same draws: (2 H, starts)."""
     indices, _ = sample_clips(held_out.clips, num_starts, seed=0)
     clip = held_out.batch(indices)
@@ -355,7 +366,7 @@ def train_goal_policy(ctx: ControllerContext) -> None:
         config.run / "controller" / "goals",
         model,
         config.goal_policy_train,
-        metadata=ctx.identity(config.goal_policy),
+        metadata=ctx.metadata(config.goal_policy),
         loss_fn=loss_fn,
         restart=config.restart,
         higher_is_better=False,

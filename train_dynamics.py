@@ -71,11 +71,18 @@ def _transformer(config: Config, **changes: Any) -> Config:
 def _minecraft(config: Config) -> Config:
     """24 layers, 576 wide: 97 M parameters, over 256 codes a frame."""
     transformer = TransformerConfig(
-        dim=576, num_layers=24, num_heads=9, mlp_dim=1536, context_frames=8, activation_checkpointing=True
+        dim=576,
+        num_layers=24,
+        num_heads=9,
+        mlp_dim=1536,
+        context_frames=8,
+        activation_checkpointing=True,
     )
     # in a view that turns most codes change, and there is nothing rare to be made heavier
     model = LlamaConfig(transformer, changed_token_weight=1.0)
-    train = replace(config.train, batch_size=32, grad_accum_steps=4, learning_rate=3e-4, steps=100_000)
+    train = replace(
+        config.train, batch_size=32, grad_accum_steps=4, learning_rate=3e-4, steps=100_000
+    )
     return replace(config, run=Path("runs/minecraft"), model=model, clip_length=12, train=train)
 
 
@@ -163,7 +170,9 @@ def main(config: Config) -> None:
     dataset = EpisodeDataset(config.run / "shards")
     tokenizer, tokenizer_checkpoint = load_tokenizer(config.run)
     dataset.actions.check_same(
-        action_spec(tokenizer_checkpoint), str(dataset.folder), str(config.run / "tokenizer" / "best.pt")
+        action_spec(tokenizer_checkpoint),
+        str(dataset.folder),
+        str(config.run / "tokenizer" / "best.pt"),
     )
     config = _with_heads(config, dataset)
     torch.manual_seed(config.train.seed)
@@ -189,12 +198,16 @@ def main(config: Config) -> None:
         restart=config.restart,
         data_summary=f"{len(train)} clips of {config.clip_length} frames",
     )
-    if trainer.done:
+    if trainer.finished:
         return trainer.log_finished()
     tokenizer = tokenizer.to(trainer.device)
     with trainer.main_process_first():
         latents = cache_latents(
-            config.run / "latents", tokenizer, tokenizer_checkpoint["fingerprint"], dataset, trainer.device
+            config.run / "latents",
+            tokenizer,
+            tokenizer_checkpoint["fingerprint"],
+            dataset,
+            trainer.device,
         )
     clips = LatentClips(train, latents)
     trainer.cache_on_device(clips)
@@ -205,7 +218,7 @@ def main(config: Config) -> None:
                 precision = pick_precision(trainer.device, config.train.precision)
                 world = World(tokenizer, cast(Dynamics, ema_model), precision)
                 metrics = validate(world, held_out, config.num_eval_clips)
-                trainer.picture("imagined", rollout_image(world, held_out))
+                trainer.log_image("imagined", rollout_image(world, held_out))
             trainer.save_best(metrics["psnr"], metrics)
 
 

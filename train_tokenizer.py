@@ -77,7 +77,12 @@ def _more_steps(config: Config) -> Config:
 def _minecraft(config: Config) -> Config:
     """64 x 64 pixels as 256 codes of 1024."""
     model = VqVaeConfig(
-        downsample=4, patch_size=2, encoder_kernel=3, num_codebooks=1, codebook_size=1024, latent_dim=256
+        downsample=4,
+        patch_size=2,
+        encoder_kernel=3,
+        num_codebooks=1,
+        codebook_size=1024,
+        latent_dim=256,
     )
     return replace(config, run=Path("runs/minecraft"), model=model)
 
@@ -192,7 +197,7 @@ def main(config: Config) -> None:
         if trainer.every(config.train.eval_every):
             with trainer.ema_model() as ema_model:
                 metrics, images = validate(ema_model, held_out, trainer.device)
-            trainer.picture("reconstructions", make_grid(images))
+            trainer.log_image("reconstructions", make_grid(images))
             trainer.save_best(metrics["psnr"], metrics)
 
 

@@ -22,7 +22,7 @@ import torch
 
 from bench import plot, table
 from bench.cases import OPERATIONS
-from bench.pairs import Options, Row, Incorrect, reason
+from bench.pairs import Incorrect, Options, Row, reason
 from evaluation.result_cache import write_json
 from pipeline.cli import run_cli
 from pipeline.device import pick_device

@@ -75,8 +75,12 @@ class BestSdpa:
         block_mask = self.block_mask
         if block_mask.size > 1 and (block_mask.context == 1 or block_mask.size == q.shape[2]):
             # frames that see nothing else are sequences of their own, and need no mask
-            query, key, value = (x.unflatten(2, (-1, block_mask.size)).flatten(1, 2) for x in (q, k, v))
-            out = scaled_dot_product_attention(query, key, value, is_causal=block_mask.causal_within_block)
+            query, key, value = (
+                x.unflatten(2, (-1, block_mask.size)).flatten(1, 2) for x in (q, k, v)
+            )
+            out = scaled_dot_product_attention(
+                query, key, value, is_causal=block_mask.causal_within_block
+            )
             return out.unflatten(1, (q.shape[1], -1)).flatten(2, 3)
         mask = self.masks[q.shape]
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.pairs import Options, Row, Incorrect, time_call, value_row
+from bench.pairs import Incorrect, Options, Row, time_call, value_row
 from bench.play_speed import DEFAULT_RUN, check_world, start_clip
 from models.world import World
 from pipeline.inference.load import load_controller, load_world
@@ -62,6 +62,10 @@ class DecisionLoop:
         state = self.world.reset(frames[None], actions[None, : len(frames) - 1])
         torch.manual_seed(0)
         expected = self.controller.act(state).cpu()  # type: ignore[attr-defined]
-        action, expected_action = (self.world.actions.normalize(a).float() for a in (self.action, expected))
+        action, expected_action = (
+            self.world.actions.normalize(a).float() for a in (self.action, expected)
+        )
         if not (action - expected_action).abs().max() <= TOLERANCE:
-            raise Incorrect(f"the decision is {action.tolist()} after observing, {expected_action.tolist()} anew")
+            raise Incorrect(
+                f"the decision is {action.tolist()} after observing, {expected_action.tolist()} anew"
+            )

@@ -28,9 +28,13 @@ def check_against_definition(
     definition_results = results(definition, inputs, grads)
     operation_results = results(operation, inputs, grads)
     if not len(exact) == len(operation_results):
-        raise Incorrect(f"{name} gives {len(operation_results)} results, the definition {len(exact)}")
+        raise Incorrect(
+            f"{name} gives {len(operation_results)} results, the definition {len(exact)}"
+        )
     dtype = max((x.dtype for x in inputs), key=lambda kind: torch.finfo(kind).eps)
-    for number, (expected, own, seen) in enumerate(zip(exact, definition_results, operation_results, strict=True)):
+    for number, (expected, own, seen) in enumerate(
+        zip(exact, definition_results, operation_results, strict=True)
+    ):
         hair = max(TOLERANCE_ULPS * torch.finfo(dtype).eps, MIN_TOLERANCE)
         slack = hair * expected.abs().max().clamp(min=1)
         limit = ((own.double() - expected).abs().max() + slack).item()
@@ -45,7 +49,9 @@ def results(operation: Operation, inputs: Sequence[Tensor], grads: bool) -> list
     found = floating(operation(*inputs))
     if not grads:
         return found
-    grad_outputs = [torch.linspace(-1, 2, y.numel(), device=y.device).view(y.shape).to(y) for y in found]
+    grad_outputs = [
+        torch.linspace(-1, 2, y.numel(), device=y.device).view(y.shape).to(y) for y in found
+    ]
     return [y.detach() for y in found] + list(torch.autograd.grad(found, inputs, grad_outputs))
 
 
@@ -64,4 +70,6 @@ def check_codes(name: str, codes: Tensor, vectors: Tensor, codebook: Tensor) -> 
     # a unit for each of the sums' sixteenths, and one for the last difference
     limit = (4 + codebook.shape[1] / 16) * torch.finfo(torch.float32).eps
     if not worst <= limit:
-        raise Incorrect(f"{name}: a code is {worst:.2g} further than the nearest, {limit:.2g} allowed")
+        raise Incorrect(
+            f"{name}: a code is {worst:.2g} further than the nearest, {limit:.2g} allowed"
+        )

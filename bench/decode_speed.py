@@ -11,7 +11,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bench.pairs import EXACT, INT8, Options, Row, Incorrect, compare, race
+from bench.pairs import EXACT, INT8, Incorrect, Options, Row, compare, race
 from bench.peers import hugging_face
 from bench.peers.hugging_face import Decoding
 from bench.train_speed import FULL, LARGE, QUICK, TokenModel, Workload
@@ -31,11 +31,13 @@ Write = Callable[..., tuple[Tensor, list[Tensor], list[Tensor]]]
 def rows(options: Options) -> Iterator[Row]:
     """Race our decoding, exact and with int8 weights, against theirs."""
     if options.device.type == "cuda" and not options.quick:
-        yield from measure(options, replace(FULL, batch=1))
-        yield from measure(options, replace(LARGE, batch=1, grid=FULL.grid), new_tokens=NEW_TOKENS)
+        yield from measure(options, replace(FULL, batch_size=1))
+        yield from measure(
+            options, replace(LARGE, batch_size=1, grid=FULL.grid), new_tokens=NEW_TOKENS
+        )
         return
     work = QUICK if options.quick else FULL
-    yield from measure(options, replace(work, batch=1), compiled=not options.quick)
+    yield from measure(options, replace(work, batch_size=1), compiled=not options.quick)
 
 
 def measure(
@@ -43,7 +45,7 @@ def measure(
 ) -> Iterator[Row]:
     """As `rows`, at any size: a quarter of the sequence, one frame, is the prompt, and `new` tokens
     follow, the rest of it if not said."""
-    new_tokens = new_tokens or work.length - work.frame
+    new_tokens = new_tokens or work.sequence_length - work.frame_tokens
     torch.manual_seed(0)
     on_gpu = options.device.type == "cuda"
     model = TokenModel(work).to(options.device).eval()
@@ -52,13 +54,15 @@ def measure(
         for weight in model.parameters():
             weight.data = weight.data.bfloat16()
     count = sum(p.numel() for p in model.parameters())
-    what = f"{count / 1e6:.1f}M parameters, {work.frame} + {new_tokens} tokens"
-    prompt = work.sample(work.frame, options.device)
+    what = f"{count / 1e6:.1f}M parameters, {work.frame_tokens} + {new_tokens} tokens"
+    prompt = work.sample(work.frame_tokens, options.device)
 
     write: Write = partial(write_frame, model)
     if on_gpu:  # one CUDA graph a frame
         write = CudaGraphed(write, options.device)
-    ours: dict[str, Callable[[], Tensor]] = {EXACT: lambda: decode_ours(model, prompt, new_tokens, write)}
+    ours: dict[str, Callable[[], Tensor]] = {
+        EXACT: lambda: decode_ours(model, prompt, new_tokens, write)
+    }
     if not on_gpu:  # where they are for
         int8_model = quantized(model)
         ours[INT8] = lambda: decode_ours(int8_model, prompt, new_tokens)
@@ -72,7 +76,7 @@ def measure(
         check_greedy(name, model, runner(), slack=0.3 if name == INT8 else exact)
 
     def their(kind: torch.dtype, how: Decoding) -> Callable[[], Tensor]:
-        peer = hugging_face.llama(work.config, work.length, work.vocab_size, "sdpa")
+        peer = hugging_face.llama(work.config, work.sequence_length, work.vocab_size, "sdpa")
         hugging_face.load_codebook(peer.to(options.device), model)
         return hugging_face.decoder(peer.to(kind).eval(), prompt, new_tokens, how)
 
@@ -99,7 +103,9 @@ def measure(
         selected = {peer: seconds[peer] for peer in [name, *fair]}
         targets = {best: TARGETS[name]}
         if on_gpu:
-            targets = {peer: GPU_TARGETS[way] for peer in fair for way in GPU_TARGETS if way in peer}
+            targets = {
+                peer: GPU_TARGETS[way] for peer in fair for way in GPU_TARGETS if way in peer
+            }
         yield from compare(
             "decode", f"{what}, {name}{how}", selected, targets, name,
             unit="tokens/s", amount=new_tokens, notes={best: "the fastest peer"},
@@ -107,7 +113,9 @@ def measure(
 
 
 @torch.inference_mode()
-def decode_ours(model: TokenModel, prompt: Tensor, new_tokens: int, write: Write | None = None) -> Tensor:
+def decode_ours(
+    model: TokenModel, prompt: Tensor, new_tokens: int, write: Write | None = None
+) -> Tensor:
     """Decode greedily, each token from those before it: prompt (1, S) -> (1, S + new).
 
     The prompt is whole frames.  A frame is written into a draft of it, as world models do.
@@ -115,7 +123,7 @@ def decode_ours(model: TokenModel, prompt: Tensor, new_tokens: int, write: Write
     write = write or partial(write_frame, model)
     out, cache = model.transformer(model.embed(prompt))
     tokens = [model.head(out[:, -1:]).argmax(-1)]
-    for _ in range(-(-(new_tokens - 1) // model.work.frame)):
+    for _ in range(-(-(new_tokens - 1) // model.work.frame_tokens)):
         static_cache = model.transformer.make_static_cache(cache)
         written, static_cache.rotated, static_cache.values = write(
             tokens[-1][:, -1:], static_cache.rotated, static_cache.values, static_cache.bounds
@@ -152,8 +160,8 @@ def check_greedy(name: str, model: TokenModel, tokens: Tensor, slack: float) -> 
     tokens: (1, S), a whole sequence.  slack: by how much a logit may be less than the highest, in
     deviations of the logits, for sums in another order or with fewer bits.
     """
-    logits = model.logits(tokens)[:, model.work.frame - 1 : -1].float()
-    chosen = tokens[:, model.work.frame :, None]
+    logits = model.logits(tokens)[:, model.work.frame_tokens - 1 : -1].float()
+    chosen = tokens[:, model.work.frame_tokens :, None]
     worst = (logits.amax(-1) - logits.gather(-1, chosen)[..., 0]).max() / logits.std()
     if not worst <= slack:
         raise Incorrect(f"{name}: a token is {worst:.3f} deviations less likely than the likeliest")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from bench.pairs import EXACT, INT8, Options, Row, Incorrect, compare, race, value_row
+from bench.pairs import EXACT, INT8, Incorrect, Options, Row, compare, race, value_row
 from bench.play_speed import DEFAULT_RUN, check_world, start_clip
 from data.clips import Clips
 from data.shards import EpisodeDataset
@@ -41,7 +41,9 @@ def rows(options: Options) -> Iterator[Row]:
         note = "not measured: --run RUN with its shards"
         yield Row(AREA, what, EXACT, "dB", note=note)
         return
-    yield from quality_rows(worlds, EpisodeDataset(run / "shards"), what, 32 if options.quick else 256)
+    yield from quality_rows(
+        worlds, EpisodeDataset(run / "shards"), what, 32 if options.quick else 256
+    )
 
 
 def play_fn(world: World, frames: Tensor, actions: Tensor) -> Callable[[], None]:

@@ -18,7 +18,17 @@ from bench.cases import COMPILED, EAGER, LIGER, OPERATIONS, Case, cases
 from bench.correctness import Operation, check_against_definition, floating
 from bench.cuda_graph import CALLS_PER_GRAPH, Step, capture_graph
 from bench.memory import memory_rows
-from bench.pairs import Options, Row, Incorrect, time_call, compare, missing_row, race, reason, value_row
+from bench.pairs import (
+    Incorrect,
+    Options,
+    Row,
+    compare,
+    missing_row,
+    race,
+    reason,
+    time_call,
+    value_row,
+)
 from bench.roofline import HARDWARE_LIMIT, peak_rates
 from evaluation.result_cache import write_json
 from kernels import dispatch
@@ -116,7 +126,9 @@ def _race_case(case: Case, options: Options) -> Iterator[Row]:
             if on_gpu:  # it has nothing for a CPU
                 yield missing_row(AREA, case.name, name, peer)
         elif on_gpu or name != LIGER:
-            check_against_definition(f"{case.name}, {name}", peer, case.definition, case.inputs, False)
+            check_against_definition(
+                f"{case.name}, {name}", peer, case.definition, case.inputs, False
+            )
             runners[name] = peer
     for grads in (False, True) if case.grads else (False,):
         if case.fused and not grads:
@@ -173,7 +185,9 @@ def _seconds(
     return {name: [seconds / calls for seconds in turns] for name, turns in taken.items()}, note
 
 
-def _bandwidth_row(what: str, bytes_moved: float, seconds: Sequence[float], options: Options) -> Row:
+def _bandwidth_row(
+    what: str, bytes_moved: float, seconds: Sequence[float], options: Options
+) -> Row:
     copy = peak_rates(options.device, options.quick, options.rounds)["copy"]
     share = 100 * bytes_moved / sorted(seconds)[len(seconds) // 2] / copy
     target, stretch = BANDWIDTH_TARGET if options.device.type == "cuda" else (None, None)

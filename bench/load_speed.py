@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from bench.pairs import Options, Row, Incorrect, compare, missing_row, race, value_row
+from bench.pairs import Incorrect, Options, Row, compare, missing_row, race, value_row
 from bench.peers.stable_worldmodel import INSTALL, submodule
 from data.clips import Clips
 from data.shards import EpisodeDataset, h5_dataset
@@ -171,7 +171,7 @@ def _check(loaders: dict[str, Loader], count: int) -> None:
 
 
 def _tokens(folder: Path, dataset: EpisodeDataset, options: Options) -> Iterator[Row]:
-    path, shape = folder / "latents.bin", (dataset.total, TOKENS)
+    path, shape = folder / "latents.bin", (dataset.num_frames, TOKENS)
     store = np.memmap(path, np.int16, "w+", shape=shape)
     store[:] = np.random.default_rng(0).integers(0, 1024, shape)
     store.flush()
@@ -187,7 +187,9 @@ def _tokens(folder: Path, dataset: EpisodeDataset, options: Options) -> Iterator
         if not np.array_equal(read, store[clips.rows(wanted)]):
             raise Incorrect("latents are those of other frames than the clips'")
     loaders = {
-        place: BatchLoader(lambda indices, latents=latents: latents.batch(indices).latents, len(clips))
+        place: BatchLoader(
+            lambda indices, latents=latents: latents.batch(indices).latents, len(clips)
+        )
         for place, latents in variants.items()
     }
     what = f"windows of {LENGTHS[0]} x {TOKENS} tokens, with actions"

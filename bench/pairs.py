@@ -191,7 +191,17 @@ def value_row(
     note: str = "",
 ) -> Row:
     """A row of something that has no peer: a rate, or a share of a ceiling in %."""
-    return Row(area, what, baseline, unit, ours=measured, rounds=rounds, target=target, stretch=stretch, note=note)
+    return Row(
+        area,
+        what,
+        baseline,
+        unit,
+        ours=measured,
+        rounds=rounds,
+        target=target,
+        stretch=stretch,
+        note=note,
+    )
 
 
 def missing_row(area: str, what: str, baseline: str, install: str) -> Row:

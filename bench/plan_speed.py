@@ -20,14 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.pairs import (
     EXACT,
     INT8,
+    Incorrect,
     Options,
     Row,
-    Incorrect,
-    time_call,
     compare,
     drop_broken,
     missing_row,
     race,
+    time_call,
     value_row,
 )
 from bench.peers import stable_worldmodel as peer
@@ -51,7 +51,9 @@ LATENTS = LatentSpec("continuous", (1, 1), 192)
 CEM = PlannerConfig("cem", num_samples=300, iterations=30, num_elites=30, horizon=5, action_block=5)
 # 3 anchors in view, as theirs; hidden for as many parameters as theirs
 MODEL = PredictorConfig(
-    TransformerConfig(dim=192, num_layers=6, num_heads=16, mlp_dim=3072, context_frames=3, qk_norm=False),
+    TransformerConfig(
+        dim=192, num_layers=6, num_heads=16, mlp_dim=3072, context_frames=3, qk_norm=False
+    ),
     frameskip=5,
     rewards=False,
 )
@@ -69,7 +71,9 @@ def rows(options: Options) -> Iterator[Row]:
 def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> Iterator[Row]:
     """As `rows`, with any number of candidates and iterations."""
     share = "" if config.iterations == CEM.iterations else f" (of {CEM.iterations})"
-    what = f"plan, {config.num_samples} x {config.iterations}{share} x {config.horizon}, LeWorldModel"
+    what = (
+        f"plan, {config.num_samples} x {config.iterations}{share} x {config.horizon}, LeWorldModel"
+    )
     try:
         peer.submodule("solver.cem")
     except ImportError:
@@ -78,7 +82,7 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
     torch.manual_seed(0)
     device = options.device
     check_solvers(our_toy_plan(CEM), their_toy_plan(CEM))
-    latents = torch.randn(2, LATENTS.width, device=device)
+    latents = torch.randn(2, LATENTS.dim, device=device)
     now, goal = latents[:1], latents[1]
 
     precision: Precision = "bf16" if pick_precision(device, "auto") == "bf16" else "fp32"
@@ -96,7 +100,9 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
             quantize_linears(fast_world.dynamics)  # type: ignore[arg-type]
         if compiled:
             fast_world.compile_steps(pick_compile_fn(device))
-        ours[weights][str(Setting(precision, compiled))] = Ours(fast_world, config, capture, (now, goal))
+        ours[weights][str(Setting(precision, compiled))] = Ours(
+            fast_world, config, capture, (now, goal)
+        )
     tolerance = 5e-2 if precision == "bf16" else 1e-3
     for weights, runners in ours.items():
         slack = 0.1 if weights == INT8 else tolerance
@@ -111,8 +117,12 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
             settings.append(replace(settings[-1], graphs=True))
     peer_weights = peer.le_world_model(ACTIONS.size * config.action_block).state_dict()
     peer_inputs = peer.encoded(now, goal)
-    theirs = {str(setting): Theirs(setting, peer_weights, config, peer_inputs) for setting in settings}
-    for name, problem in drop_broken({name: their.iterate for name, their in theirs.items()}).items():
+    theirs = {
+        str(setting): Theirs(setting, peer_weights, config, peer_inputs) for setting in settings
+    }
+    for name, problem in drop_broken(
+        {name: their.iterate for name, their in theirs.items()}
+    ).items():
         del theirs[name]
         yield Row("planning", what, f"{PEER}, {name}", "", note=f"broken off, {problem}")
     check_costs(theirs)
@@ -127,7 +137,9 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
         tried = {name: time_call(runner.iterate, device) for name, runner in runners.items()}
         best = fastest[whose] = min(tried, key=lambda name: tried[name])
         plans[whose] = runners[best].plan
-        times = ", ".join(f"{name} {1e3 * milliseconds:.0f} ms" for name, milliseconds in tried.items())
+        times = ", ".join(
+            f"{name} {1e3 * milliseconds:.0f} ms" for name, milliseconds in tried.items()
+        )
         setting_notes[whose] = f"{best}, fastest an iteration of {times}"
     seconds = race(plans, options.rounds, warmup=0, device=device)
     size = sizes(config)
@@ -279,7 +291,9 @@ def check_plan(plan: Plan, world: World, state: State, goal: Tensor, slack: floa
         end = world.rollout(state, plan.actions).latents
     rollout_cost = (end - goal).square().mean()
     if not torch.isclose(rollout_cost, plan.cost[0], rtol=slack):
-        raise Incorrect(f"a plan of cost {plan.cost[0]:.5f} costs {rollout_cost:.5f} when imagined alone")
+        raise Incorrect(
+            f"a plan of cost {plan.cost[0]:.5f} costs {rollout_cost:.5f} when imagined alone"
+        )
 
 
 def check_costs(theirs: dict[str, Theirs]) -> None:
@@ -289,7 +303,11 @@ def check_costs(theirs: dict[str, Theirs]) -> None:
     """
     first = next(iter(theirs.values()))
     # as many as in a plan: another number would be compiled again
-    shape = (first.config.num_samples, first.config.horizon, ACTIONS.size * first.config.action_block)
+    shape = (
+        first.config.num_samples,
+        first.config.horizon,
+        ACTIONS.size * first.config.action_block,
+    )
     candidates = torch.randn(shape, device=first.given["emb"].device)
     exact = first.costs(candidates)
     for name, their in theirs.items():
@@ -340,9 +358,7 @@ def our_toy_plan(config: PlannerConfig) -> Tensor:
     """Our plan on the plane: actions (1, T, 2)."""
     plane = Plane()
     planner = Planner(config, plane)  # type: ignore[arg-type]
-    return planner.plan(
-        plane.state(plane.start[None]), plane.goal[None, None], None, None
-    ).actions
+    return planner.plan(plane.state(plane.start[None]), plane.goal[None, None], None, None).actions
 
 
 def their_toy_plan(config: PlannerConfig) -> Tensor:
@@ -359,7 +375,9 @@ def check_solvers(ours: Tensor, theirs: Tensor) -> None:
     for name, actions in (("our", ours), ("their", theirs)):
         error = float((plane.end(actions) - plane.goal).norm())
         if not error < TOLERANCE:
-            raise Incorrect(f"{name} plan ends {error:.3f} from a goal that {TOLERANCE} is near enough to")
+            raise Incorrect(
+                f"{name} plan ends {error:.3f} from a goal that {TOLERANCE} is near enough to"
+            )
 
 
 # -- how large both are ---------------------------------------------------------------------------
@@ -372,11 +390,13 @@ def sizes(config: PlannerConfig) -> str:
     them.
     """
     small = replace(config, num_samples=8, num_elites=2, iterations=1)
-    latents = torch.randn(2, LATENTS.width)
+    latents = torch.randn(2, LATENTS.dim)
     ours, state = our_world(), peer.encoded(latents[:1], latents[1])
     theirs = Theirs(Setting("fp32", False), None, small, state)
     runners = (
-        lambda: Planner(small, ours).plan(start_state(ours, latents[:1]), latents[1:, None], None, None),
+        lambda: Planner(small, ours).plan(
+            start_state(ours, latents[:1]), latents[1:, None], None, None
+        ),
         theirs.plan,
     )
     each = config.num_samples * config.iterations / small.num_samples / 1e12

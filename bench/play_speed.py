@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.pairs import Options, Row, Incorrect, value_row
+from bench.pairs import Incorrect, Options, Row, value_row
 from data.clips import Clips
 from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
@@ -38,7 +38,9 @@ def rows(options: Options) -> Iterator[Row]:
     check_world(world, frames, actions)
     on_gpu = options.device.type == "cuda"
     target, stretch = (GPU_TARGET, GPU_STRETCH) if on_gpu else (TARGET, STRETCH)
-    variants: dict[str, World | CudaGraphedWorld] = {"": CudaGraphedWorld(world) if on_gpu else world}
+    variants: dict[str, World | CudaGraphedWorld] = {
+        "": CudaGraphedWorld(world) if on_gpu else world
+    }
     if not on_gpu and not options.quick:
         compiled_world = load_world(run, options.device)
         compiled_world.compile_steps(pick_compile_fn(options.device))
@@ -55,7 +57,9 @@ def rows(options: Options) -> Iterator[Row]:
             note += f"; {PUBLISHED}"
         what = f"play {run.name}, {world.image_size[0]} x {world.image_size[1]}{name}"
         rate = seen["frames_per_second"]
-        yield value_row(AREA, what, "frames/s", rate, target=target, stretch=stretch, rounds=steps, note=note)
+        yield value_row(
+            AREA, what, "frames/s", rate, target=target, stretch=stretch, rounds=steps, note=note
+        )
 
 
 def start_clip(run: Path, world: World, extra_actions: int = 16) -> tuple[Tensor, Tensor]:
@@ -90,7 +94,9 @@ def check_world(world: World, frames: Tensor, actions: Tensor) -> None:
         raise Incorrect("an imagined frame is all one colour")
 
 
-def check_rollout(timed: World | CudaGraphedWorld, plain: World, frames: Tensor, actions: Tensor) -> None:
+def check_rollout(
+    timed: World | CudaGraphedWorld, plain: World, frames: Tensor, actions: Tensor
+) -> None:
     """Raise Wrong unless both imagine the same film from the same start."""
     plain_frames = rollout_frames(plain, frames, actions)
     for _ in range(WARMUP_CALLS + 1):  # each shape of a step is replayed from then on

@@ -34,7 +34,9 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=0.5)
     axes.set_xscale("log")
     axes.set_xlabel("times better than the peer; solid tick: bar, dotted: aim")
-    axes.set_yticks(range(len(with_ratio)), [f"{r.name}  |  {r.baseline}" for r in with_ratio], fontsize=7)
+    axes.set_yticks(
+        range(len(with_ratio)), [f"{r.name}  |  {r.baseline}" for r in with_ratio], fontsize=7
+    )
     axes.set_ylim(len(with_ratio) - 0.5, -0.5)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

@@ -25,7 +25,9 @@ def rows(options: Options) -> Iterator[Row]:
             yield value_row(AREA, what, "GB/s", rate / 1e9, HARDWARE_LIMIT, rounds=options.rounds)
         else:
             what = f"product of two {side} x {side}, {name}"
-            yield value_row(AREA, what, "GFLOP/s", rate / 1e9, HARDWARE_LIMIT, rounds=options.rounds)
+            yield value_row(
+                AREA, what, "GFLOP/s", rate / 1e9, HARDWARE_LIMIT, rounds=options.rounds
+            )
 
 
 @cache

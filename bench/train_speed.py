@@ -12,7 +12,17 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from bench import roofline
-from bench.pairs import Options, Row, Incorrect, compare, drop_broken, missing_row, race, reason, value_row
+from bench.pairs import (
+    Incorrect,
+    Options,
+    Row,
+    compare,
+    drop_broken,
+    missing_row,
+    race,
+    reason,
+    value_row,
+)
 from bench.peers import hugging_face
 from bench.peers.hugging_face import Attention
 from kernels import linear_cross_entropy
@@ -34,33 +44,37 @@ class Workload:
     vocab_size: int
     grid: tuple[int, int]
     """Rows and columns of a frame's tokens; a sequence is as many frames as the context."""
-    batch: int = 1
+    batch_size: int = 1
 
     @property
-    def frame(self) -> int:
+    def frame_tokens(self) -> int:
         """Tokens of a frame."""
         return self.grid[0] * self.grid[1]
 
     @property
-    def length(self) -> int:
+    def sequence_length(self) -> int:
         """Tokens of a sequence."""
-        return self.config.context_frames * self.frame
+        return self.config.context_frames * self.frame_tokens
 
     def sample(self, count: int, device: torch.device) -> Tensor:
         """(batch, count) tokens at random."""
-        return torch.randint(self.vocab_size, (self.batch, count), device=device)
+        return torch.randint(self.vocab_size, (self.batch_size, count), device=device)
 
 
-def llama_config(dim: int, num_layers: int, num_heads: int, mlp_dim: int, context_frames: int) -> TransformerConfig:
+def llama_config(
+    dim: int, num_layers: int, num_heads: int, mlp_dim: int, context_frames: int
+) -> TransformerConfig:
     """Llama's layers, which do not norm queries and keys."""
-    return TransformerConfig(dim, num_layers, num_heads, mlp_dim, context_frames=context_frames, qk_norm=False)
+    return TransformerConfig(
+        dim, num_layers, num_heads, mlp_dim, context_frames=context_frames, qk_norm=False
+    )
 
 
-FULL = Workload(llama_config(256, 8, 4, 704, context_frames=4), 1024, (8, 8), batch=8)
+FULL = Workload(llama_config(256, 8, 4, 704, context_frames=4), 1024, (8, 8), batch_size=8)
 # what is trained on a GPU: 150 M parameters, 32k tokens a step
-LARGE = Workload(llama_config(576, 24, 9, 2688, context_frames=4), 1024, (16, 16), batch=32)
+LARGE = Workload(llama_config(576, 24, 9, 2688, context_frames=4), 1024, (16, 16), batch_size=32)
 GRADIENT_SEQUENCES = 2  # sequences that gradients are compared on
-QUICK = Workload(llama_config(128, 2, 4, 352, context_frames=4), 512, (4, 8), batch=4)
+QUICK = Workload(llama_config(128, 2, 4, 352, context_frames=4), 512, (4, 8), batch_size=4)
 
 
 class TokenModel(nn.Module):
@@ -121,7 +135,7 @@ class StepRunner:
         self.optimizer.step()
         return loss.clone()  # a CUDA graph writes the next one to the same place
 
-    def recorded(self) -> Callable[[], Tensor]:
+    def captured(self) -> Callable[[], Tensor]:
         """The whole step as one CUDA graph, as --train.graph does."""
         graphed = StaticCudaGraph(lambda *batch: [self()], self.batch[0].device)
         return lambda: graphed(*self.batch)[0].clone()
@@ -143,7 +157,7 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
     torch.manual_seed(0)
     model = TokenModel(work).to(device)
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    sequence = work.sample(work.length + 1, device)
+    sequence = work.sample(work.sequence_length + 1, device)
     batch = (sequence[:, :-1].contiguous(), sequence[:, 1:].contiguous())
 
     def our(mode: str | None) -> StepRunner:
@@ -155,7 +169,9 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
     def their(
         attention: Attention, kind: Precision, mode: str | None, change: Wrap = unchanged
     ) -> StepRunner:
-        peer = hugging_face.llama(work.config, work.length, work.vocab_size, attention).to(device)
+        peer = hugging_face.llama(work.config, work.sequence_length, work.vocab_size, attention).to(
+            device
+        )
         hugging_face.load_codebook(peer, model)
         runner = compile_model(peer, peer.model.layers, mode, whole) if mode else change(peer)
         return StepRunner(peer, hugging_face.loss_of(runner), batch, kind)
@@ -172,7 +188,7 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
         modes["compile, CUDA graphs"] = "reduce-overhead"
     ours: dict[str, Callable[[], Tensor]] = {f"ours, {precision}": our(None)}
     if use_graphs:
-        ours[f"ours, {precision}, one CUDA graph"] = our(None).recorded()
+        ours[f"ours, {precision}, one CUDA graph"] = our(None).captured()
     # scores of 32k tokens do not fit a GPU eleven times over: there theirs is exact without them
     exact: Attention = "sdpa" if on_gpu else "eager"
     theirs: dict[str, Callable[[], Tensor]] = {
@@ -183,7 +199,7 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
         for name, mode in modes.items():
             ours[f"ours, {precision}, {name}"] = our(mode)
             if use_graphs and mode == "default":
-                ours[f"ours, {precision}, compile, one CUDA graph"] = our(mode).recorded()
+                ours[f"ours, {precision}, compile, one CUDA graph"] = our(mode).captured()
             theirs[f"{name_of('sdpa', precision)}, {name}"] = their("sdpa", precision, mode)
         if not on_gpu:  # on CPUs it can be faster than SDPA, for sequences as short as these
             name = f"{name_of('eager', precision)}, compile"
@@ -207,7 +223,7 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
     product = Product(precision, device, roofline.sizes(device, options.quick)[1])
     seconds = race(runners | {"product": product}, options.rounds, warmup=1, device=device)
 
-    tokens = work.batch * work.length
+    tokens = work.batch_size * work.sequence_length
     best = min(ours, key=lambda name: median(seconds[name]))
     targets = targets_of(theirs, work, on_gpu)
     selected = {name: seconds[name] for name in [best, *theirs]}
@@ -231,7 +247,9 @@ def compile_model(model: Any, layers: Iterable[Any], mode: str, whole: bool) -> 
     return model
 
 
-def targets_of(theirs: Iterable[str], work: Workload, on_gpu: bool) -> dict[str, tuple[float, float]]:
+def targets_of(
+    theirs: Iterable[str], work: Workload, on_gpu: bool
+) -> dict[str, tuple[float, float]]:
     """Bar and aim against each of theirs that has one."""
     targets = {name_of("eager", "fp32"): (3.5, 6.0)} if not on_gpu else {}
     for name in theirs:
@@ -253,7 +271,7 @@ def name_of(attention: Attention, precision: Precision) -> str:
 def describe(work: Workload) -> str:
     """Name a step by its size."""
     count = sum(p.numel() for p in TokenModel(work).parameters())
-    return f"step, {count / 1e6:.1f}M parameters, {work.batch} x {work.length} tokens"
+    return f"step, {count / 1e6:.1f}M parameters, {work.batch_size} x {work.sequence_length} tokens"
 
 
 def unchanged(peer: Any) -> Callable[..., Any]:
@@ -268,13 +286,15 @@ def check_gradients(
 ) -> None:
     """Raise Wrong unless, from the same weights, both have the same loss and gradients."""
     work = model.work
-    peer = hugging_face.llama(work.config, work.length, work.vocab_size, "eager")
+    peer = hugging_face.llama(work.config, work.sequence_length, work.vocab_size, "eager")
     peer.to(batch[0].device)
     hugging_face.load_codebook(peer, model)
     ours = StepRunner(model, model, batch, "fp32").gradients()
     theirs = StepRunner(peer, hugging_face.loss_of(change(peer)), batch, "fp32").gradients()
     if not torch.isclose(ours, theirs, rtol=1e-3):
-        raise Incorrect(f"our loss is {ours:.5f} and Hugging Face's {theirs:.5f}, at the same weights")
+        raise Incorrect(
+            f"our loss is {ours:.5f} and Hugging Face's {theirs:.5f}, at the same weights"
+        )
     for number, (their, our, part) in enumerate(hugging_face.matching_weights(peer, model)):
         assert their.grad is not None and our.grad is not None
         error = (our.grad[part] - their.grad).norm() / their.grad.norm()
@@ -336,6 +356,6 @@ def matrix_flops(work: Workload) -> int:
     linear = sum(p.numel() for p in model.parameters() if p.dim() == 2)
     linear -= model.embed.weight.numel()  # looked up, not multiplied
     frames = config.context_frames
-    in_view = frames * (frames + 1) // 2 * work.frame**2
+    in_view = frames * (frames + 1) // 2 * work.frame_tokens**2
     attention = config.num_layers * 4 * config.dim * in_view
-    return work.batch * (6 * linear * work.length + 3 * attention)
+    return work.batch_size * (6 * linear * work.sequence_length + 3 * attention)

@@ -18,7 +18,7 @@ from bench.cases import COMPILED, EAGER
 from bench.correctness import check_codes
 from bench.cuda_graph import CALLS_PER_GRAPH, Step, capture_graph
 from bench.memory import memory_rows
-from bench.pairs import Options, Row, Incorrect, time_call, compare, race
+from bench.pairs import Incorrect, Options, Row, compare, race, time_call
 from kernels import eager
 
 AREA = "kernels"
@@ -69,7 +69,12 @@ def race_rows(size: Size, options: Options) -> Iterator[Row]:
     vectors = torch.randn(count, width, device=options.device)
     codebook = torch.randn(entries, width, device=options.device)
     odd_vectors = torch.randn(1001, 37, device=options.device)
-    check_codes("assign", kernels.nearest_code(odd_vectors, odd_vectors[:77] + 0.1)[0], odd_vectors, odd_vectors[:77] + 0.1)
+    check_codes(
+        "assign",
+        kernels.nearest_code(odd_vectors, odd_vectors[:77] + 0.1)[0],
+        odd_vectors,
+        odd_vectors[:77] + 0.1,
+    )
     codes, counts, sums = kernels.nearest_code(vectors, codebook)
     check_codes(case_name(size), codes, vectors, codebook)
     exact = torch.zeros_like(codebook, dtype=torch.float64).index_add_(0, codes, vectors.double())

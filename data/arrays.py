@@ -32,9 +32,9 @@ class RawEpisodes:
     """Episodes as they lie in files, nothing of them understood yet."""
 
     lengths: tuple[int, ...]
-    names: frozenset[str]
+    keys: frozenset[str]
     read: Callable[[int, str], np.ndarray]  # (episode, field) -> (T, ...)
-    where: Callable[[int], str]  # an episode, in words that name its file
+    location: Callable[[int], str]  # an episode, in words that name its file
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ArraysInfo:
     layout: Layout
     actions: ActionSpec
     optional: tuple[str, ...]
-    states: int  # numbers in a state
+    state_dim: int  # numbers in a state
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class ArraySource:
     scale: float = 1.0
 
     @property
-    def sources(self) -> int:
+    def num_sources(self) -> int:
         return len(self._info().raw.lengths)
 
     @property
-    def shards(self) -> int:
+    def num_shards(self) -> int:
         return len(self._episodes_by_shard())
 
     def description(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class ArraySource:
             "source": "arrays",
             "image_size": list(info.image_size),
             "actions": info.actions.as_dict(),
-            "state_names": [f"state_{i}" for i in range(info.states)],
+            "state_names": [f"state_{i}" for i in range(info.state_dim)],
             "settings": asdict(self) | {"path": Path(self.path).name},
         }
 
@@ -86,7 +86,7 @@ class ArraySource:
     def episode(self, number: int) -> Episode:
         info = self._info()
         raw = info.raw
-        where = raw.where(number)
+        where = raw.location(number)
         frames = raw.read(number, "frames")
         channel_axis = 1 if info.layout == "CHW" else 3
         if frames.ndim != 4 or frames.shape[channel_axis] != 3:
@@ -121,8 +121,8 @@ class ArraySource:
         )
 
     def _optional_array(self, info: ArraysInfo, number: int, name: str, length: int) -> np.ndarray:
-        where, values = info.raw.where(number), info.raw.read(number, name)
-        shape = (length, info.states) if name == "states" else (length,)
+        where, values = info.raw.location(number), info.raw.read(number, name)
+        shape = (length, info.state_dim) if name == "states" else (length,)
         if values.shape != shape or values.dtype.kind not in "biuf":
             raise ValueError(
                 f"{where} has {name} of {values.dtype} {values.shape}, but {length} frames need "
@@ -154,24 +154,24 @@ class ArraySource:
 def _read_info(path: Path, layout: Layout, scale: float) -> ArraysInfo:
     raw = _read_raw(path)
     for name in ("frames", "actions"):
-        if name not in raw.names:
+        if name not in raw.keys:
             raise ValueError(
-                f"{path} has no {name} (it holds {', '.join(sorted(raw.names)) or 'nothing'}); "
+                f"{path} has no {name} (it holds {', '.join(sorted(raw.keys)) or 'nothing'}); "
                 f"an array of that name is needed"
             )
     if not raw.lengths:
         raise ValueError(f"{path} holds no episode; give a file with some")
     if 0 in raw.lengths:
-        where = raw.where(raw.lengths.index(0))
+        where = raw.location(raw.lengths.index(0))
         raise ValueError(f"{where} has 0 steps; leave it out, or get the file again")
     first = raw.read(0, "frames")
-    layout = _infer_layout(first.shape, layout, raw.where(0))
-    _to_uint8(first, scale, raw.where(0))
+    layout = _infer_layout(first.shape, layout, raw.location(0))
+    _to_uint8(first, scale, raw.location(0))
     height, width = first.shape[2:4] if layout == "CHW" else first.shape[1:3]
-    optional = tuple(name for name in OPTIONAL_KEYS if name in raw.names)
+    optional = tuple(name for name in OPTIONAL_KEYS if name in raw.keys)
     states = raw.read(0, "states").shape[1:] if "states" in optional else (0,)
     if len(states) != 1:
-        raise ValueError(f"{raw.where(0)} has states of {states} a step; (S,) is needed")
+        raise ValueError(f"{raw.location(0)} has states of {states} a step; (S,) is needed")
     return ArraysInfo(
         raw, (int(height), int(width)), layout, _infer_action_spec(raw), optional, int(states[0])
     )
@@ -202,7 +202,9 @@ def _npy_files(path: Path) -> dict[str, Path]:
     for frames in (path / "frames.npy", path.parent / f"{path.name}_frames.npy"):
         if frames.exists():
             prefix = frames.name.removesuffix("frames.npy")
-            found = {n: frames.parent / f"{prefix}{n}.npy" for n in ("frames", "actions", *OPTIONAL_KEYS)}
+            found = {
+                n: frames.parent / f"{prefix}{n}.npy" for n in ("frames", "actions", *OPTIONAL_KEYS)
+            }
             return {name: p for name, p in found.items() if p.exists()}
     return {}
 
@@ -347,7 +349,7 @@ def _infer_action_spec(raw: RawEpisodes) -> ActionSpec:
     shapes: dict[tuple[bool, tuple[int, ...]], int] = {}
     lows, highs = [], []
     for number in range(len(raw.lengths)):
-        values, where = raw.read(number, "actions"), raw.where(number)
+        values, where = raw.read(number, "actions"), raw.location(number)
         is_integer = values.dtype.kind in "biu"
         if (
             not (values.ndim == 2 or (values.ndim == 1 and is_integer))
@@ -361,7 +363,7 @@ def _infer_action_spec(raw: RawEpisodes) -> ActionSpec:
         if len(shapes) > 1:
             other = next(iter(shapes.values()))
             raise ValueError(
-                f"{where} has actions of {values.shape[1:]} a step, and {raw.where(other)} of "
+                f"{where} has actions of {values.shape[1:]} a step, and {raw.location(other)} of "
                 f"{next(iter(shapes))[1]}; all need one shape"
             )
         if not np.isfinite(values).all():
@@ -375,7 +377,7 @@ def _infer_action_spec(raw: RawEpisodes) -> ActionSpec:
         if low < 0 or high >= MAX_CODES:
             first = int(np.argmin(lows) if low < 0 else np.argmax(highs))
             raise ValueError(
-                f"{raw.where(first)} has the action code {int(low if low < 0 else high)}; codes "
+                f"{raw.location(first)} has the action code {int(low if low < 0 else high)}; codes "
                 f"start at 0 and end below {MAX_CODES}: number them anew"
             )
         return ActionSpec("discrete", tuple(str(code) for code in range(int(high) + 1)))

@@ -22,11 +22,11 @@ from data.shards import (
     BUILD_FILE,
     FORMAT,
     SKIPPED,
+    atomic_write,
     read_build_info,
     read_header,
     shard_name,
     write_shard,
-    atomic_write,
 )
 from data.splits import split_sources
 
@@ -92,7 +92,9 @@ def build(
         return 0
     started = time.monotonic()
     splits = split_sources(source.num_sources, seed)
-    with tqdm(total=source.num_shards, initial=source.num_shards - len(missing), desc="shards") as progress:
+    with tqdm(
+        total=source.num_shards, initial=source.num_shards - len(missing), desc="shards"
+    ) as progress:
         num_workers, made = min(num_workers, len(missing)), 0
         for written in _make_missing(source, folder, missing, num_workers, splits, description):
             made += written
@@ -160,7 +162,9 @@ def _is_complete(path: Path, description: dict[str, Any]) -> bool:
         return False
 
 
-def _make_shard(source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]) -> bool:
+def _make_shard(
+    source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]
+) -> bool:
     reason = path.with_suffix(SKIPPED)
     try:
         episodes = source.make_shard(index)

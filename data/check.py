@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.shards import EpisodeDataset, rebuild_command, atomic_write
+from data.shards import EpisodeDataset, atomic_write, rebuild_command
 from data.splits import SPLITS
 from data.vpt.vpt_report import describe_agreement
 
@@ -45,7 +45,7 @@ def validate(dataset: EpisodeDataset) -> None:
     """Read every value of every shard; the headers were checked when they were opened."""
     faults: dict[Path, str] = {}
     first = 0
-    with tqdm(total=dataset.total, desc="reading every frame") as progress:
+    with tqdm(total=dataset.num_frames, desc="reading every frame") as progress:
         for header in dataset.headers:
             last = first + int(header.episode_ends[-1])
             for start in range(first, last, FRAMES_PER_READ):
@@ -69,7 +69,9 @@ def validate(dataset: EpisodeDataset) -> None:
         )
 
 
-def _find_fault(dataset: EpisodeDataset, fields: list[str], start: int, stop: int, first: int) -> str:
+def _find_fault(
+    dataset: EpisodeDataset, fields: list[str], start: int, stop: int, first: int
+) -> str:
     """Say what cannot be in rows [start, stop) of the shard that begins at row `first`."""
     for field in fields:
         values = dataset.read_rows(field, start, stop)
@@ -89,7 +91,7 @@ def _find_fault(dataset: EpisodeDataset, fields: list[str], start: int, stop: in
 
 def describe(dataset: EpisodeDataset) -> list[str]:
     """Say what the recordings hold, a line each."""
-    size, total, lengths = dataset.image_size, dataset.total, dataset.lengths
+    size, total, lengths = dataset.image_size, dataset.num_frames, dataset.lengths
     source = dataset.description.get("source", "unknown")
     num_bytes = sum(header.path.stat().st_size for header in dataset.headers)
     lines = [
@@ -122,7 +124,7 @@ def describe(dataset: EpisodeDataset) -> list[str]:
 
 def _describe_actions(dataset: EpisodeDataset) -> list[str]:
     spec = dataset.actions
-    actions = dataset.read_rows("actions", 0, dataset.total)
+    actions = dataset.read_rows("actions", 0, dataset.num_frames)
     if spec.factors:
         choices = spec.unravel(actions)
         lines = [
@@ -131,7 +133,9 @@ def _describe_actions(dataset: EpisodeDataset) -> list[str]:
         ]
         codes, counts = np.unique(actions, return_counts=True)
         most_frequent = codes[np.argsort(-counts)[:TOP_CODES]]
-        summary = ", ".join(f"{spec.describe(int(code))} {(actions == code).mean():.1%}" for code in most_frequent)
+        summary = ", ".join(
+            f"{spec.describe(int(code))} {(actions == code).mean():.1%}" for code in most_frequent
+        )
         return [*lines, f"  {len(codes)} of {spec.size} codes occur, most often: {summary}"]
     if spec.kind == "discrete":
         return [f"  actions: {_frequencies(actions, spec.names)}"]

@@ -149,7 +149,7 @@ class Clips(Dataset):
         if not self.dataset.has(name):
             return None
         if name not in self._columns:
-            self._columns[name] = self.dataset.read_rows(name, 0, self.dataset.total)
+            self._columns[name] = self.dataset.read_rows(name, 0, self.dataset.num_frames)
         return torch.from_numpy(self._columns[name][rows])
 
     def _cached_frames(self) -> Tensor:
@@ -159,7 +159,9 @@ class Clips(Dataset):
             lengths = self._end_rows - self._first_rows
             shape = (int(lengths.sum()), 3, height, width)
             cache = torch.empty(shape, dtype=torch.uint8, device=self._cache_device)
-            for first, end, shift in zip(self._first_rows, self._end_rows, self._cache_offset, strict=True):
+            for first, end, shift in zip(
+                self._first_rows, self._end_rows, self._cache_offset, strict=True
+            ):
                 frames = self.dataset.read_rows("frames", int(first), int(end))
                 cache[first - shift : end - shift] = torch.from_numpy(frames).permute(0, 3, 1, 2)
             self._cache = cache

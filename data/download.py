@@ -85,7 +85,9 @@ def fetch(
     return target
 
 
-def _download(url: str, partial: Path, timeout: float, on_progress: Callable[[int], None] | None) -> None:
+def _download(
+    url: str, partial: Path, timeout: float, on_progress: Callable[[int], None] | None
+) -> None:
     """Append what is missing to `partial`; an OSError when the connection ends before that."""
     received = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url)

@@ -119,8 +119,10 @@ class EpisodeDataset:
         self.splits = np.concatenate([header.split for header in self.headers])
         self.sources = np.concatenate([header.source for header in self.headers])
         self.notes = [note for header in self.headers for note in header.notes]
-        self.total = int(self.lengths.sum())
-        self._shard_starts = np.cumsum([0] + [int(h.episode_ends[-1]) for h in self.headers]).tolist()
+        self.num_frames = int(self.lengths.sum())
+        self._shard_starts = np.cumsum(
+            [0] + [int(h.episode_ends[-1]) for h in self.headers]
+        ).tolist()
         self._files: dict[int, tuple[h5py.File, dict[str, _Column]]] = {}
         self._process = os.getpid()
 
@@ -157,7 +159,7 @@ class EpisodeDataset:
     ) -> np.ndarray:
         """Read rows [start, stop) of all frames, over as many shards as they reach, into a new
         array or into `out`, which has as many and lies in one piece."""
-        assert 0 <= start <= stop <= self.total and (out is None or len(out) == stop - start)
+        assert 0 <= start <= stop <= self.num_frames and (out is None or len(out) == stop - start)
         first = min(bisect_right(self._shard_starts, start) - 1, len(self.headers) - 1)
         last = max(first, bisect_left(self._shard_starts, stop) - 1)
         for shard in range(first, last + 1):
@@ -181,7 +183,9 @@ class EpisodeDataset:
         for header in self.headers:
             facts = [header.path.name, header.path.stat().st_size, header.description]
             digest.update(json.dumps(facts, sort_keys=True).encode())
-            digest.update(header.episode_ends.tobytes() + header.split.tobytes() + header.source.tobytes())
+            digest.update(
+                header.episode_ends.tobytes() + header.split.tobytes() + header.source.tobytes()
+            )
         return digest.hexdigest()[:16]
 
     def _column(self, shard: int, field: str) -> _Column:
@@ -241,7 +245,10 @@ def read_header(path: Path) -> ShardHeader:
             rows = {name: h5_dataset(file, name).shape[0] for name in present}
             frame_shape = list(h5_dataset(file, "frames").shape[1:])
             ends = h5_dataset(file, "episode_ends")[:]
-            split, source = h5_dataset(file, "episode_split")[:], h5_dataset(file, "episode_source")[:]
+            split, source = (
+                h5_dataset(file, "episode_split")[:],
+                h5_dataset(file, "episode_source")[:],
+            )
             raw_notes = h5_dataset(file, "episode_notes")[:] if "episode_notes" in file else []
             notes = [json.loads(note) for note in raw_notes] or [{} for _ in ends]
     except FileNotFoundError:

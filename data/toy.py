@@ -177,7 +177,11 @@ def scripted_target(state: np.ndarray) -> np.ndarray:
         target[axis] = agent[axis]
     else:  # beside or before it: go round the corner
         target[1 - axis] += np.copysign(contact_distance + 15, across)
-        target[axis] -= sign * (contact_distance + 25) if abs(across) > contact_distance else -(agent - block)[axis]
+        target[axis] -= (
+            sign * (contact_distance + 25)
+            if abs(across) > contact_distance
+            else -(agent - block)[axis]
+        )
     return target
 
 

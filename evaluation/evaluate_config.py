@@ -104,7 +104,8 @@ def _cpu(config: Config) -> Config:
         oracle_pairs=30,
         oracle_samples=48,
         oracle_iterations=4,
-        planner=config.planner and replace(config.planner, num_samples=200, iterations=10, num_elites=20),
+        planner=config.planner
+        and replace(config.planner, num_samples=200, iterations=10, num_elites=20),
     )
 
 

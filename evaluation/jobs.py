@@ -146,7 +146,10 @@ def imitation_jobs(session: Session, config: Config) -> Iterator[Job]:
     def make() -> dict[str, Any]:
         policies, goal_offset = session.controllers | marginal_baselines(session.train_dataset), 1
         if isinstance(session.goal_policy, DiscreteGoalPolicy):
-            policies, goal_offset = policies | {"goals": session.goal_policy}, session.goal_policy.horizon
+            policies, goal_offset = (
+                policies | {"goals": session.goal_policy},
+                session.goal_policy.max_goal_offset,
+            )
         frames, seed = config.imitation_frames, config.seed
         return imitation(session.world, policies, session.clips(1 + goal_offset), frames, seed=seed)
 
@@ -163,7 +166,9 @@ def play_jobs(session: Session, config: Config) -> Iterator[Job]:
     def make() -> dict[str, Any]:
         clip = session.clips(session.world.context + 1).batch(np.array([0]))
         actions = clip.actions[0]
-        return measure_play(session.world, clip.frames[0, :-1], actions, num_steps=config.play_frames)
+        return measure_play(
+            session.world, clip.frames[0, :-1], actions, num_steps=config.play_frames
+        )
 
     cache_key = session.cache_key(
         "tokenizer", "dynamics", frames=config.play_frames, device=str(session.device),

@@ -27,7 +27,7 @@ class ResultCache:
         self.folder = folder
         self.restart = restart
 
-    def do(
+    def get_or_compute(
         self, name: str, cache_key: dict[str, Any], compute: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
         """Give a part's result, from the file or by making it."""
@@ -48,7 +48,7 @@ class ResultCache:
         entry = self._read(name)
         return entry["result"] if entry and entry["made_from"] == to_json(cache_key) else None
 
-    def total(self, names: list[str]) -> float:
+    def total_seconds(self, names: list[str]) -> float:
         """Seconds that the saved parts of these names took."""
         entries = (self._read(name) for name in names)
         return round(sum(whole["seconds"] for whole in entries if whole), 1)

@@ -22,7 +22,7 @@ from data.shards import EpisodeDataset, read_build_info, shards_folder
 from evaluation.protocols import policies
 from evaluation.protocols.mpc import LastActionProbe
 from evaluation.protocols.oracle_cem import OracleCem
-from evaluation.protocols.policies import WorldModelPolicy, Policy
+from evaluation.protocols.policies import Policy, WorldModelPolicy
 from evaluation.readers.estimator import StateEstimator
 from evaluation.readers.fit_estimator import cached_estimator
 from evaluation.readers.fit_inverse_dynamics import cached_idm
@@ -133,12 +133,16 @@ class Session:
     def fingerprints(self) -> dict[str, str | None]:
         fingerprints: dict[str, str | None] = {"shards": self.dataset.fingerprint}
         for stage in STAGES:
-            fingerprints[stage] = self._load_checkpoint(self.run / stage / "best.pt", stage).get("fingerprint")
+            fingerprints[stage] = self._load_checkpoint(self.run / stage / "best.pt", stage).get(
+                "fingerprint"
+            )
         bc_path = self.run / "controller" / "cloning" / "best.pt"
         fingerprints["cloning"] = self._load_checkpoint(bc_path, "controller").get("fingerprint")
         fingerprints["controller"] = fingerprints["controller"] or fingerprints["cloning"]
         goal_policy_path = self.run / "controller" / "goals" / "best.pt"
-        fingerprints["amortised"] = self._load_checkpoint(goal_policy_path, "controller").get("fingerprint")
+        fingerprints["amortised"] = self._load_checkpoint(goal_policy_path, "controller").get(
+            "fingerprint"
+        )
         return fingerprints
 
     def _load_checkpoint(self, path: Path, stage: str) -> dict[str, Any]:
@@ -181,7 +185,9 @@ class Session:
             return False
         own_weights = getattr(controller, "policy", controller).state_dict()
         bc_weights = bc.state_dict()
-        return own_weights.keys() == bc_weights.keys() and all(torch.equal(own_weights[n], bc_weights[n]) for n in bc_weights)
+        return own_weights.keys() == bc_weights.keys() and all(
+            torch.equal(own_weights[n], bc_weights[n]) for n in bc_weights
+        )
 
     def depends_on(self, policy: str) -> tuple[str, ...]:
         """The fingerprints that a policy's figures hang on."""
@@ -196,7 +202,9 @@ class Session:
 
     def stage_seconds(self) -> dict[str, float | None]:
         """Seconds of training of each stage, all its methods together, as last checkpoints say."""
-        stage_seconds: dict[str, float | None] = {"preprocess": _preprocess_seconds(self.run / "shards")}
+        stage_seconds: dict[str, float | None] = {
+            "preprocess": _preprocess_seconds(self.run / "shards")
+        }
         for stage in STAGES:
             folder = self.run / stage
             paths = list(folder.glob("**/last.pt")) or list(folder.glob("**/best.pt"))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.protocols import goals, policies, task
-from evaluation.protocols.mpc import RecordVideo, MpcPolicy
+from evaluation.protocols.mpc import MpcPolicy, RecordVideo
 from evaluation.report.drawing import draw_attempts
 from evaluation.result_cache import write_json
 from evaluation.session import Session
@@ -36,7 +36,9 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
     for name, policy in session.task_policies(config.seed).items():
 
         def play(name: str = name, policy: policies.Policy = policy) -> dict[str, Any]:
-            max_coverage = task.run_task(policy, session.envs, seeds, config.task_max_steps, f"task, {name}")
+            max_coverage = task.run_task(
+                policy, session.envs, seeds, config.task_max_steps, f"task, {name}"
+            )
             return task.summarize(max_coverage) | {"highest_coverage": max_coverage.tolist()}
 
         def put(metrics: dict[str, Any], result: dict[str, Any], name: str = name) -> None:
@@ -57,9 +59,7 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
     if not session.has_goals:
         return
     pair_lists = {}
-    baselines = session.goal_policies(
-        config.seed, config.oracle_samples, config.oracle_iterations
-    )
+    baselines = session.goal_policies(config.seed, config.oracle_samples, config.oracle_iterations)
     for goal_offset in sorted({protocol.goal_offset for protocol in goals.PROTOCOLS.values()}):
         pairs_by_seed = [
             goals.sample_pairs(session.dataset, goal_offset, config.goal_pairs, seed)
@@ -73,7 +73,9 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
         planners = mpc_policies(session, config, goal_offset)
         for name, policy in (baselines | planners).items():
             # Evenly over the seeds, so that fewer pairs are still of all of them.
-            pairs_per_seed = -(-config.oracle_pairs // len(pairs_by_seed)) if name == "simulator" else None
+            pairs_per_seed = (
+                -(-config.oracle_pairs // len(pairs_by_seed)) if name == "simulator" else None
+            )
             own_pairs = [pair for drawn in pairs_by_seed for pair in drawn[:pairs_per_seed]]
             yield goal_job(session, config, goal_offset, name, policy, own_pairs)
     write_json(
@@ -88,12 +90,30 @@ def mpc_policies(session: Session, config: Config, goal_offset: int) -> dict[str
         return {}
     world, goal_policy = session.world, session.goal_policy
     last_action_probe = session.last_action_probe if world.actions.pointer else None
-    planners = {"planner": MpcPolicy(world, Planner(config.planner, world), config.receding_horizon, last_action_probe)}
+    planners = {
+        "planner": MpcPolicy(
+            world, Planner(config.planner, world), config.receding_horizon, last_action_probe
+        )
+    }
     if goal_policy is not None:
-        planners["amortised"] = MpcPolicy(world, goal_policy, goal_policy.horizon * goal_policy.action_block, last_action_probe)
-        receding_horizon = -(-config.prior_receding_horizon // goal_policy.action_block) * goal_policy.action_block
-        prior_config = config.planner.with_action_block(goal_policy.action_block, max(goal_offset, receding_horizon))
-        planners["guided"] = MpcPolicy(world, Planner(prior_config, world, policy_prior=goal_policy), receding_horizon, last_action_probe)
+        planners["amortised"] = MpcPolicy(
+            world,
+            goal_policy,
+            goal_policy.max_goal_offset * goal_policy.action_block,
+            last_action_probe,
+        )
+        receding_horizon = (
+            -(-config.prior_receding_horizon // goal_policy.action_block) * goal_policy.action_block
+        )
+        prior_config = config.planner.with_action_block(
+            goal_policy.action_block, max(goal_offset, receding_horizon)
+        )
+        planners["guided"] = MpcPolicy(
+            world,
+            Planner(prior_config, world, policy_prior=goal_policy),
+            receding_horizon,
+            last_action_probe,
+        )
     return dict(planners)
 
 
@@ -115,10 +135,10 @@ def goal_job(
         results = {key: goals.summarize(p.success(errors), pairs) for key, p in protocols.items()}
         if isinstance(policy, MpcPolicy):
             for row in results.values():
-                row["seconds_of_a_plan"] = float(np.median(policy.seconds))
+                row["seconds_of_a_plan"] = float(np.median(policy.plan_seconds))
         if recorder is not None:
             path = session.plots / f"goal-{goal_offset}-films.png"
-            draw_attempts(recorder.films(), goals.first_hit(errors), path)
+            draw_attempts(recorder.videos(), goals.first_hit(errors), path)
         return results
 
     def put(metrics: dict[str, Any], result: dict[str, Any]) -> None:
@@ -134,7 +154,9 @@ def goal_job(
         settings |= {"samples": config.oracle_samples, "iterations": config.oracle_iterations}
     if name in ("planner", "guided"):
         assert config.planner is not None
-        receding_horizon = config.receding_horizon if name == "planner" else config.prior_receding_horizon
+        receding_horizon = (
+            config.receding_horizon if name == "planner" else config.prior_receding_horizon
+        )
         settings |= asdict(config.planner) | {"keep": receding_horizon}
     cache_key = session.cache_key(*session.depends_on(name), **settings)
     protocol_names = tuple(key.replace("_", "-") for key in protocols)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import eager, reference
-from kernels.dispatch import Backend, attention_variant, set_backend, describe, use_triton
+from kernels.dispatch import Backend, attention_variant, describe, set_backend, use_triton
 from kernels.reference import BlockMask
 
 # transformers asks any package called `kernels` for its version
@@ -84,13 +84,19 @@ def add_rms_norm(
     if use_triton("add_rms_norm", x, fuses=True):
         from kernels import norm
 
-        return norm.add_rms_norm(x, branch, weight, eps, _autocast_dtype(x) if autocast_output else None)
+        return norm.add_rms_norm(
+            x, branch, weight, eps, _autocast_dtype(x) if autocast_output else None
+        )
     total = x + branch
     return total, rms_norm(total, weight, eps, autocast_output)
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, angles: tuple[Tensor, Tensor] | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: BlockMask,
+    angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Attend to what the view lets see, the queries being the last of the keys.
 

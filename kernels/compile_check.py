@@ -35,9 +35,9 @@ class CompileCase:
     values: dict[str, Any]
     """Of constants, and of whole numbers, which a launch looks at: 1s and multiples of 16 have code
     of their own."""
-    warps: int = 4
-    stages: int = 3
-    programs: int = 1
+    num_warps: int = 4
+    num_stages: int = 3
+    min_programs: int = 1
     """Those that a multiprocessor has to hold at once."""
     wgmma: bool = False
     """Whether Hopper's matrix instruction has to be there."""
@@ -56,7 +56,7 @@ class Occupancy:
     programs: int
     """Those that a multiprocessor holds at once."""
     wgmma: bool
-    over: list[str] = field(default_factory=list)
+    exceeded: list[str] = field(default_factory=list)
     """Limits that are passed, in words."""
 
 
@@ -96,19 +96,21 @@ def compile_case(case: CompileCase) -> Occupancy:
         compiled = triton.compile(
             ASTSource(case.kernel, signature, constexprs=constants, attrs=attributes),
             target=GPUTarget("cuda", 90, 32),
-            options={"num_warps": case.warps, "num_stages": case.stages},
+            options={"num_warps": case.num_warps, "num_stages": case.num_stages},
         )
     log = output.getvalue()
     registers = int(re.findall(r"Used (\d+) registers", log)[-1])
     spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill stores", log))
     shared = int(compiled.metadata.shared)
-    programs = programs_per_multiprocessor(registers, shared, case.warps)
+    programs = programs_per_multiprocessor(registers, shared, case.num_warps)
     wgmma = "wgmma.mma_async" in compiled.asm["ptx"]
     exceeded = []
     if spills:
         exceeded.append(f"{spills} bytes spilled, none are allowed")
-    if programs < case.programs:
-        exceeded.append(f"a multiprocessor holds {programs} programs, {case.programs} are wanted")
+    if programs < case.min_programs:
+        exceeded.append(
+            f"a multiprocessor holds {programs} programs, {case.min_programs} are wanted"
+        )
     if case.wgmma and re.search(r"\(C75\d\d\)", log):  # ptxas says so and goes on
         exceeded.append("its wgmma instructions wait for one another")
     if case.wgmma and not wgmma:

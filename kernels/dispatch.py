@@ -77,8 +77,11 @@ def attention_variant(block_mask: BlockMask, keys: int) -> str:
     of the past in view, and none for frames."""
     if keys <= SHORT:
         return "attention_short"
-    whole = block_mask.context is None or block_mask.context * block_mask.size >= keys
-    causal = block_mask.size == 1 or block_mask.causal_within_block
+    whole = (
+        block_mask.context_blocks is None
+        or block_mask.context_blocks * block_mask.block_size >= keys
+    )
+    causal = block_mask.block_size == 1 or block_mask.causal_within_block
     return "attention" if whole and causal else "attention_blocks"
 
 

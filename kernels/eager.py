@@ -15,7 +15,9 @@ from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attent
 
 from kernels.reference import BlockMask, apply_rope
 
-FEW_KEYS = 64  # keys; PyTorch's attention on a CPU takes two to seven times as long as a softmax of them
+FEW_KEYS = (
+    64  # keys; PyTorch's attention on a CPU takes two to seven times as long as a softmax of them
+)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -88,18 +90,23 @@ def attention(
         q = apply_rope(q, *(a[keys - queries :] for a in angles))
         k = apply_rope(k, *angles)
     with torch.autocast(q.device.type, enabled=False):
-        if queries == block_mask.size == 1 and not q.is_cuda:
-            first = 0 if block_mask.context is None else max(0, keys - block_mask.context)
+        if queries == block_mask.block_size == 1 and not q.is_cuda:
+            first = (
+                0 if block_mask.context_blocks is None else max(0, keys - block_mask.context_blocks)
+            )
             q = q * q.shape[-1] ** -0.5
             return _attend_elementwise(q, k[:, :, first:], v[:, :, first:])
-        if block_mask.size == 1 and keys <= FEW_KEYS and not q.is_cuda:
+        if block_mask.block_size == 1 and keys <= FEW_KEYS and not q.is_cuda:
             return _attend(q * q.shape[-1] ** -0.5, k, v, _mask_bias(block_mask, q, k))
         if _use_sdpa(q, keys, block_mask):
-            causal = block_mask.size == 1 or block_mask.causal_within_block
-            full_context = block_mask.context is None or block_mask.context * block_mask.size >= keys
+            causal = block_mask.block_size == 1 or block_mask.causal_within_block
+            full_context = (
+                block_mask.context_blocks is None
+                or block_mask.context_blocks * block_mask.block_size >= keys
+            )
             if full_context and causal and queries == keys:
                 return scaled_dot_product_attention(q, k, v, is_causal=True)
-            if full_context and not causal and queries == block_mask.size:
+            if full_context and not causal and queries == block_mask.block_size:
                 return scaled_dot_product_attention(q, k, v)
             mask = block_mask.mask(queries, keys, q.device)
             return scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -136,27 +143,33 @@ def _use_sdpa(q: Tensor, keys: int, block_mask: BlockMask) -> bool:
     On a CPU in bfloat16 it is several times slower than a plain softmax; in float32 it is faster
     where most of what it multiplies is in view.
     """
-    if block_mask.size == 1 or q.is_cuda:
+    if block_mask.block_size == 1 or q.is_cuda:
         return True
     return q.dtype == torch.float32 and _visible_fraction(q.shape[2], keys, block_mask) > 0.6
 
 
 def _visible_fraction(queries: int, keys: int, block_mask: BlockMask) -> float:
     """How much of what all queries and keys make is in view, by blocks."""
-    blocks, all_blocks = queries // block_mask.size, keys // block_mask.size
-    context = block_mask.context or all_blocks
+    blocks, all_blocks = queries // block_mask.block_size, keys // block_mask.block_size
+    context = block_mask.context_blocks or all_blocks
     visible = sum(min(context, all_blocks - after) for after in range(blocks))
     return visible / (blocks * all_blocks)
 
 
 def _block_by_block(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> Tensor:
     """Nothing out of view is ever multiplied; q is scaled."""
-    queries, keys, size = q.shape[2], k.shape[2], block_mask.size
-    causal_block = BlockMask(size, causal_within_block=True) if block_mask.causal_within_block else None
+    queries, keys, size = q.shape[2], k.shape[2], block_mask.block_size
+    causal_block = (
+        BlockMask(size, causal_within_block=True) if block_mask.causal_within_block else None
+    )
     outputs = []
     for start in range(0, queries, size):
         last = keys - queries + start + size
-        first = 0 if block_mask.context is None else max(0, last - block_mask.context * size)
+        first = (
+            0
+            if block_mask.context_blocks is None
+            else max(0, last - block_mask.context_blocks * size)
+        )
         query, key = q[:, :, start : start + size], k[:, :, first:last]
         bias = _mask_bias(causal_block, query, key) if causal_block else None
         outputs.append(_attend(query, key, v[:, :, first:last], bias))
@@ -198,7 +211,7 @@ class _Attend(torch.autograd.Function):
 
 def _mask_bias(block_mask: BlockMask, q: Tensor, k: Tensor) -> Tensor:
     """What is added to scores, (Q, K): 0 where the view lets see, else minus infinity."""
-    mask_args = (block_mask.size, block_mask.context, block_mask.causal_within_block)
+    mask_args = (block_mask.block_size, block_mask.context_blocks, block_mask.causal_within_block)
     return _bias(q.shape[2], k.shape[2], *mask_args, q.dtype, q.device)
 
 
@@ -210,7 +223,9 @@ def _bias(
     """An operator, so that the compiler reads numbers instead of comparing places for every head
     anew, which took twice as long as the softmax; it is called once for all layers."""
     # a copy: the compiler writes into what it was given when it needs it no more
-    return _cached_bias(BlockMask(size, context, causal_within_block), queries, keys, dtype, device).clone()
+    return _cached_bias(
+        BlockMask(size, context, causal_within_block), queries, keys, dtype, device
+    ).clone()
 
 
 @_bias.register_fake
@@ -276,7 +291,9 @@ def nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Ten
     """As `kernels.assign`, in parts that stay in the cache."""
     vectors = vectors.to(codebook.dtype)
     length = codebook.square().sum(-1)
-    parts = [torch.addmm(length, part, codebook.T, alpha=-2).argmin(-1) for part in vectors.split(1024)]
+    parts = [
+        torch.addmm(length, part, codebook.T, alpha=-2).argmin(-1) for part in vectors.split(1024)
+    ]
     codes = torch.cat(parts)
     # bincount waits for a GPU
     counts = torch.zeros(len(codebook), dtype=torch.long, device=codebook.device)

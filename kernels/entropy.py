@@ -307,7 +307,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _autograd_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, logsums = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias, grad_bonus = _linear_cross_entropy_backward(*inputs, logsums, grad)
+    grad_x, grad_weight, grad_bias, grad_bonus = _linear_cross_entropy_backward(
+        *inputs, logsums, grad
+    )
     bias, bonus = inputs[3], inputs[5]
     return (
         grad_x,

@@ -37,7 +37,10 @@ def attention(
     dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     if interpreted():  # it is wrong in bfloat16
         dtype = torch.float32
-    qkv, mask_args = [_in_rows(x.to(dtype)) for x in (q, k, v)], _mask_args(block_mask, k.shape[2], angles)
+    qkv, mask_args = (
+        [_in_rows(x.to(dtype)) for x in (q, k, v)],
+        _mask_args(block_mask, k.shape[2], angles),
+    )
     if k.shape[2] <= SHORT:
         return short_attention(*qkv, *mask_args).to(q.dtype)
     return flash_attention(*qkv, *mask_args)[0].to(q.dtype)
@@ -61,13 +64,15 @@ def attention_with_cache(
     return short_attention_with_cache(*tensors, *_mask_args(block_mask, keys, angles))
 
 
-def _mask_args(block_mask: BlockMask, keys: int, angles: tuple[Tensor, Tensor] | None) -> tuple[Any, ...]:
+def _mask_args(
+    block_mask: BlockMask, keys: int, angles: tuple[Tensor, Tensor] | None
+) -> tuple[Any, ...]:
     """Angles and view as operators take them."""
     cosine, sine = (None, None) if angles is None else (a.contiguous() for a in angles)
-    context = block_mask.context
-    if context is not None and context * block_mask.size >= keys:
+    context = block_mask.context_blocks
+    if context is not None and context * block_mask.block_size >= keys:
         context = None  # a window that holds everything
-    return cosine, sine, block_mask.size, context, block_mask.causal_within_block
+    return cosine, sine, block_mask.block_size, context, block_mask.causal_within_block
 
 
 class Tiles(NamedTuple):
@@ -124,7 +129,10 @@ def flash_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Give the output (B, H, Q, E), log2 sums (B * H, Q), and the turned keys if they were needed
     before: (B, H, K, E), or nothing."""
-    out, log_sums = _rows_like(q), q.new_empty(q.shape[0] * q.shape[1], q.shape[2], dtype=torch.float32)
+    out, log_sums = (
+        _rows_like(q),
+        q.new_empty(q.shape[0] * q.shape[1], q.shape[2], dtype=torch.float32),
+    )
     rotated = q.new_empty(_rotated_shape(q, k, cosine))
     if not q.numel():
         return out, log_sums, rotated
@@ -292,7 +300,9 @@ def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> No
     kernel[(programs,)](*arguments, **constants)
 
 
-def _rotate(x: Tensor, rotated: Tensor, cosine: Tensor | None, sine: Tensor | None, first_position: int) -> None:
+def _rotate(
+    x: Tensor, rotated: Tensor, cosine: Tensor | None, sine: Tensor | None, first_position: int
+) -> None:
     """Write x, (B, H, S, E), turned by the angles of places `past` and on."""
     _launch(
         rotate_kernel, _programs(x, x.shape[2], ROTATED_ROWS),
@@ -400,7 +410,9 @@ def _tiled_cases(
 ) -> list[CompileCase]:
     """Forward, and back to keys and to queries, so many programs of each at once."""
     shape = _next_power_of_2(head), 2 if dtype == "bf16" else 4
-    more: dict[str, Any] = dict(HEAD=head, kind=dtype, wgmma=dtype == "bf16", TURN_KEYS=False) | view
+    more: dict[str, Any] = (
+        dict(HEAD=head, kind=dtype, wgmma=dtype == "bf16", TURN_KEYS=False) | view
+    )
     forward, keys_programs, queries_programs = programs
     given = "q k v grad logs delta"
     return [

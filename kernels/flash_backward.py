@@ -7,12 +7,12 @@ import triton
 import triton.language as tl
 
 from kernels.flash_tiles import (
-    head_start,
-    load_rows,
     assign_tile,
+    head_start,
     key_range,
-    store_rows,
+    load_rows,
     store_rotated_back,
+    store_rows,
 )
 
 
@@ -102,7 +102,9 @@ def backward_keys_kernel(
         grad_tile = grad_start + tl.cast(from_query, tl.int64) * grad_row
         grad_out = load_rows(grad_tile, row, here, grad_row, HEAD, WIDTH)
         grad_probs = tl.dot(value, tl.trans(grad_out), input_precision=PRECISION)
-        grad_value = tl.dot(probs.to(grad_out.dtype), grad_out, grad_value, input_precision=PRECISION)
+        grad_value = tl.dot(
+            probs.to(grad_out.dtype), grad_out, grad_value, input_precision=PRECISION
+        )
         delta_row = tl.load(delta_start + from_query + row, mask=here, other=0.0)
         grad_scores = probs * (grad_probs - delta_row[None, :])
         grad_key = tl.dot(grad_scores.to(query.dtype), query, grad_key, input_precision=PRECISION)

@@ -73,7 +73,9 @@ def part_kernel(
         acc = tl.dot(probs.to(value.dtype), value, acc, input_precision=PRECISION)
         row_max = new_max
 
-    row_sum = tl.where(row_sum == 0.0, 1.0, row_sum)  # of a part that holds nothing: sum 0, log -inf
+    row_sum = tl.where(
+        row_sum == 0.0, 1.0, row_sum
+    )  # of a part that holds nothing: sum 0, log -inf
     acc = acc / row_sum[:, None]
     if PARTS == 1:
         to = head_start(out, sequence, heads, out_batch, out_head)
@@ -197,11 +199,11 @@ def _compile_cases(head: int, rows: int, parts: int, dtype: str = "bf16") -> lis
             f"attend_cache, {head} wide, {rows} rows, {dtype}", part_kernel,
             types | dict(scale="fp32"),
             shape | strides | dict(ROWS=rows, COLUMNS=columns, PRECISION="tf32"),
-            stages=4, programs=2, wgmma=rows >= 64,  # see PROGRAMS
+            num_stages=4, min_programs=2, wgmma=rows >= 64,  # see PROGRAMS
         ),
         CompileCase(
             f"attend_cache, join {parts}, {head} wide", combine_kernel, {x: types[x] for x in of_join},
-            shape | {f"out_{axis}": n for axis, n in query_strides.items()}, warps=1, programs=32,
+            shape | {f"out_{axis}": n for axis, n in query_strides.items()}, num_warps=1, min_programs=32,
         ),
     ]  # fmt: skip
 

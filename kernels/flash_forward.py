@@ -6,11 +6,11 @@ import triton
 import triton.language as tl
 
 from kernels.flash_tiles import (
-    head_start,
-    load_rows,
-    load_rotated,
     assign_tile,
+    head_start,
     key_range,
+    load_rotated,
+    load_rows,
     store_rows,
 )
 

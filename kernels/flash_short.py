@@ -11,7 +11,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from kernels.flash_tiles import load_rows, load_rotated, key_range, store_rows, store_rotated_back
+from kernels.flash_tiles import key_range, load_rotated, load_rows, store_rotated_back, store_rows
 
 
 @triton.jit

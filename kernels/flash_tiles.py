@@ -33,7 +33,9 @@ def assign_tile(program, tiles, sequences, together):
 
 
 @triton.jit
-def key_range(place, keys, size, context, CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr) -> Any:
+def key_range(
+    place, keys, size, context, CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr
+) -> Any:
     """Say from which key up to which a query at `place` sees."""
     block = place // size
     low = place * 0

@@ -16,19 +16,19 @@ from torch import Tensor
 
 from kernels.compile_check import CompileCase
 from kernels.rows import (
-    sum_partials,
     argument_types,
+    as_rows,
     cdiv,
     empty_in_order,
-    memory_order,
-    packed_strides,
-    split_row,
-    as_rows,
-    num_programs,
-    row_offsets,
-    max_stages,
-    strides,
     inner_sizes,
+    max_stages,
+    memory_order,
+    num_programs,
+    packed_strides,
+    row_offsets,
+    split_row,
+    strides,
+    sum_partials,
 )
 
 # elements of a tile, and how many of them are a thread's
@@ -310,7 +310,13 @@ def _add_rms_norm_autograd(ctx: Any, grad_sum: Tensor, grad: Tensor) -> tuple[Te
     grad_branch_dtype = branch_dtype if branch_dtype != total.dtype else None
     found = _rms_norm_backward(total, grad, grad_sum, weight, ctx.eps, grad_branch_dtype)
     grad_x, grad_branch, grad_weight = found
-    return grad_x.to(x_dtype), grad_x if grad_branch_dtype is None else grad_branch, grad_weight, None, None
+    return (
+        grad_x.to(x_dtype),
+        grad_x if grad_branch_dtype is None else grad_branch,
+        grad_weight,
+        None,
+        None,
+    )
 
 
 _rms_norm.register_autograd(_rms_norm_autograd, setup_context=_setup_context)
@@ -326,12 +332,16 @@ def _case(
     values |= packed_strides(kernel, tiles["WIDTH"])
     kinds = {pointer: kind for pointer, kind in pointers.items() if kind is not None}
     types = argument_types(kernel, values, weight="*fp32", eps="fp32", **kinds)
-    return CompileCase(name, kernel, types, values, warps, programs=programs)
+    return CompileCase(name, kernel, types, values, warps, min_programs=programs)
 
 
 def _cases(width: int, forth: int, forth_wide: int) -> list[CompileCase]:
     """Both ways, with so many programs at once forward; back, with as many as `resident` counts."""
-    tiles, back, back_wide = _tiles(width, *FORWARD), _backward_tiles(width, 2), _backward_tiles(width, 4)
+    tiles, back, back_wide = (
+        _tiles(width, *FORWARD),
+        _backward_tiles(width, 2),
+        _backward_tiles(width, 4),
+    )
     return [
         _case(
             f"rms_norm {width}", _forward, tiles, forth,

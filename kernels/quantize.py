@@ -275,7 +275,7 @@ COMPILE_CASES = [
         _split_codebook,
         {"book": "*fp32"} | _CODEBOOK,
         {"BLOCK": 16, "WIDE": 256, "WHOLE": 256, "K": 1024, "D": 256},
-        programs=7,
+        min_programs=7,
     ),
     CompileCase(
         "sum_piece",
@@ -283,14 +283,14 @@ COMPILE_CASES = [
         {"vectors": "*fp32", "order": "*i64", "bounds": "*i64", "pieces": "*i64", "owner": "*i64"}
         | {"partial": "*fp32"},
         {"PIECE": PIECE, "ROWS": 16, "CHUNK": 128, "K": 1024, "D": 256},
-        programs=12,
+        min_programs=12,
     ),
     CompileCase(
         "sum_pieces",
         _sum_pieces,
         {"partial": "*fp32", "pieces": "*i64", "sums": "*fp32"},
         {"CHUNK": 128, "D": 256},
-        warps=1,
-        programs=32,
+        num_warps=1,
+        min_programs=32,
     ),
 ]

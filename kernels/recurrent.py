@@ -17,7 +17,14 @@ from torch import Tensor
 
 from kernels import reference
 from kernels.compile_check import CompileCase
-from kernels.rows import sum_partials, argument_types, cdiv, num_programs, max_stages, next_power_of_2
+from kernels.rows import (
+    argument_types,
+    cdiv,
+    max_stages,
+    next_power_of_2,
+    num_programs,
+    sum_partials,
+)
 
 # elements of a tile, and how many of them are a thread's
 FORWARD = 1024, 8
@@ -281,7 +288,9 @@ def _gru_step_backward(
     if not state.numel():
         return grad_parts, grad_state, learned
     count = state.numel() // width
-    tiles, warps = _backward_tiles(width, parts.element_size(), 0 if weight is None else weight.itemsize)
+    tiles, warps = _backward_tiles(
+        width, parts.element_size(), 0 if weight is None else weight.itemsize
+    )
     programs = num_programs(parts, warps, tiles, count)
     shares = None
     if weight is not None:
@@ -351,7 +360,7 @@ def _case(
     known |= dict.fromkeys(learned, "*fp32") | dict.fromkeys(learned[:2], f"*{param_dtype}")
     types = argument_types(kernel, values, **known)
     name += f" {tiles['WIDTH']}, {dtype}" + f", LayerNorm in {param_dtype}" * normed
-    return CompileCase(name, kernel, types, values, warps, programs=programs)
+    return CompileCase(name, kernel, types, values, warps, min_programs=programs)
 
 
 def _cases(

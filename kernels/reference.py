@@ -49,9 +49,9 @@ class BlockMask:
     past; View(size=whole sequence) sees everything.
     """
 
-    size: int = 1
+    block_size: int = 1
     """Tokens of a block."""
-    context: int | None = None
+    context_blocks: int | None = None
     """Blocks that a block sees, itself included; None: all before it."""
     causal_within_block: bool = False
     """Tokens of a block see only those up to themselves in it."""
@@ -60,15 +60,19 @@ class BlockMask:
         """(Q, K) bool, True where a query sees a key; the queries are the last of the keys."""
         position = torch.arange(keys, device=device)
         query, key = position[keys - queries :, None], position[None]
-        behind = query // self.size - key // self.size
+        behind = query // self.block_size - key // self.block_size
         visible = behind >= 0
-        if self.context is not None:
-            visible = visible & (behind < self.context)
+        if self.context_blocks is not None:
+            visible = visible & (behind < self.context_blocks)
         return visible & (query >= key) if self.causal_within_block else visible
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, angles: tuple[Tensor, Tensor] | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: BlockMask,
+    angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(E)) v over what the view lets see (Vaswani et al., arXiv:1706.03762).
 
@@ -101,7 +105,9 @@ def attention_with_cache(
 def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
     """Attention of a few queries to the rows `bounds[0]` up to `bounds[1]` of a static cache."""
     low, high = bounds.tolist()
-    scores = _to_float32(q) @ _to_float32(keys[:, :, low:high]).transpose(-1, -2) * q.shape[-1] ** -0.5
+    scores = (
+        _to_float32(q) @ _to_float32(keys[:, :, low:high]).transpose(-1, -2) * q.shape[-1] ** -0.5
+    )
     return (torch.softmax(scores, dim=-1) @ _to_float32(values[:, :, low:high])).to(q.dtype)
 
 
@@ -117,7 +123,9 @@ def linear_cross_entropy(
 
     With `before` and `bonus`, row n's logit of class before[n] is raised by bonus[n].
     """
-    logits = linear(_to_float32(x), _to_float32(weight), None if bias is None else _to_float32(bias))
+    logits = linear(
+        _to_float32(x), _to_float32(weight), None if bias is None else _to_float32(bias)
+    )
     if before is not None and bonus is not None:
         logits = logits.scatter_add(-1, before[:, None], _to_float32(bonus)[:, None])
     losses = torch.logsumexp(logits, -1) - logits.gather(-1, target[:, None])[:, 0]

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.compile_check import CompileCase
-from kernels.rows import argument_types, cdiv, row_offsets, next_power_of_2
+from kernels.rows import argument_types, cdiv, next_power_of_2, row_offsets
 
 
 def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _case(
     pointers = {"x": f"*{dtype}", "cosine": "*fp32", "sine": "*fp32", "turned": f"*{dtype}"}
     types = argument_types(_rope_kernel, values, **pointers)
     name = f"rotate{' back' * inverse} {heads} x {width}, {dtype}"
-    return CompileCase(name, _rope_kernel, types, values, warps, programs=programs)
+    return CompileCase(name, _rope_kernel, types, values, warps, min_programs=programs)
 
 
 COMPILE_CASES = [

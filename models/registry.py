@@ -13,7 +13,7 @@ from data.actions import ActionSpec
 from models.controllers.actor_critic import ActorCritic, ActorCriticConfig
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy, DiscreteGoalPolicyConfig
 from models.controllers.goal_policy import GoalPolicy, GoalPolicyConfig
-from models.controllers.policy import PolicyConfig, LatentPolicy
+from models.controllers.policy import LatentPolicy, PolicyConfig
 from models.dynamics.llama import LlamaConfig, LlamaDynamics
 from models.dynamics.predictor import Predictor, PredictorConfig
 from models.tokenizers.frozen_encoder import FrozenEncoder, FrozenEncoderConfig

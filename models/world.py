@@ -10,7 +10,7 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from models.dynamics.dynamics import FrameResidual, Dynamics, State
+from models.dynamics.dynamics import Dynamics, FrameResidual, State
 from models.layers.compile_fn import CompileFn
 from models.layers.sampling import Sampling
 from models.tokenizers.codes import CodebookEmbedding
@@ -68,7 +68,7 @@ class World(nn.Module):
         with self._autocast():
             after = self.dynamics.step(state, self.actions.normalize(action.to(self.device)))
         if state.frame_residual is not None:
-            changed = (after.latents != state.latents).unflatten(1, (self.latents.patches, -1))
+            changed = (after.latents != state.latents).unflatten(1, (self.latents.num_patches, -1))
             unchanged = state.frame_residual.unchanged * (1 - changed.float().mean(-1))
             after.frame_residual = replace(state.frame_residual, unchanged=unchanged)
         return after
@@ -105,8 +105,12 @@ class World(nn.Module):
                 return frames
             frame_residual = state.frame_residual
             if frame_residual.residual is None:
-                frame_residual.residual = self._persistent_residual(frame_residual.frames, frame_residual.latents)
-        corrected = frames.float() + frame_residual.residual * self._expand_patches(frame_residual.unchanged)
+                frame_residual.residual = self._persistent_residual(
+                    frame_residual.frames, frame_residual.latents
+                )
+        corrected = frames.float() + frame_residual.residual * self._expand_patches(
+            frame_residual.unchanged
+        )
         return corrected.round().clamp(0, 255).byte()
 
     def compile_steps(self, compile_fn: CompileFn) -> None:
@@ -126,8 +130,10 @@ class World(nn.Module):
         latents (B, T, N)."""
         if self.latents.kind == "continuous":
             return state
-        unchanged = torch.ones(len(frames), self.latents.patches, device=self.device)
-        return replace(state, frame_residual=FrameResidual(frames.to(self.device), latents, unchanged))
+        unchanged = torch.ones(len(frames), self.latents.num_patches, device=self.device)
+        return replace(
+            state, frame_residual=FrameResidual(frames.to(self.device), latents, unchanged)
+        )
 
     def _decode_latents(self, latents: Tensor) -> Tensor:
         return self.tokenizer.decode(latents)
@@ -145,7 +151,9 @@ class World(nn.Module):
             return residual[:, 0]
         before, after = residual[:, :-1], frames[:, 1:] - reconstruction[:, :-1]
         covariance, variance = self._patch_sums(before * after), self._patch_sums(before.square())
-        covariance, variance = (x + SHRINKAGE * x.mean(1, keepdim=True) for x in (covariance, variance))
+        covariance, variance = (
+            x + SHRINKAGE * x.mean(1, keepdim=True) for x in (covariance, variance)
+        )
         gain = (covariance / variance.clamp(min=1e-6)).clamp(0, 1)
         return residual[:, -1] * self._expand_patches(gain)
 

@@ -236,8 +236,8 @@ def observation_space(world: World, obs_type: ObsType) -> spaces.Box:
         return spaces.Box(0, 255, (height, width, 3), np.uint8)
     latents = world.tokenizer.latents
     if latents.kind == "discrete":
-        return spaces.Box(0, latents.codes - 1, (latents.tokens_per_frame,), np.int64)
-    return spaces.Box(-np.inf, np.inf, (latents.tokens_per_frame, latents.width), np.float32)
+        return spaces.Box(0, latents.codebook_size - 1, (latents.tokens_per_frame,), np.int64)
+    return spaces.Box(-np.inf, np.inf, (latents.tokens_per_frame, latents.dim), np.float32)
 
 
 def action_space(spec: ActionSpec) -> spaces.Box | spaces.Discrete:

@@ -49,7 +49,9 @@ class Sums(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        config = TransformerConfig(dim=16, num_layers=2, num_heads=2, mlp_dim=24, activation_checkpointing=True)
+        config = TransformerConfig(
+            dim=16, num_layers=2, num_heads=2, mlp_dim=24, activation_checkpointing=True
+        )
         self.look = nn.Linear(3, 16)
         self.transformer = Transformer(config, torch.zeros(4, 2), causal_within_frame=False)
         self.out = nn.Linear(16, 1)

@@ -6,7 +6,7 @@ from models.controllers.policy import PolicyConfig
 from models.dynamics.dynamics import State
 from models.tokenizers.tokenizer import LatentSpec
 
-LATENTS = LatentSpec("continuous", (2, 2), width=3)
+LATENTS = LatentSpec("continuous", (2, 2), dim=3)
 ACTIONS = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (512.0, 512.0))
 
 
@@ -75,7 +75,9 @@ class Level(Spot):
 
 def test_what_is_rewarded_anyway_teaches_the_actor_nothing():
     torch.manual_seed(0)
-    config = ActorCriticConfig(PolicyConfig(channels=8, num_keypoints=2, hidden_dim=16), entropy=0.0)
+    config = ActorCriticConfig(
+        PolicyConfig(channels=8, num_keypoints=2, hidden_dim=16), entropy=0.0
+    )
     model = ActorCritic(config, LATENTS, ACTIONS)
     latents = torch.rand(8, 1, 1, 3).expand(-1, 1, 4, 3)
     given = (latents, torch.zeros(8, 1, 2), latents[:, 0], torch.zeros(8, 2))

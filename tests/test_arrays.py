@@ -46,8 +46,8 @@ FORMS = [write_h5, write_npy, write_stem, write_npz]
 def test_every_form_is_imported(tmp_path, write, colour_first, kind):
     frames = FRAMES.transpose(0, 1, 4, 2, 3) if colour_first else FRAMES
     source = ArraySource(str(write(tmp_path, frames=frames.astype(kind), actions=CODES)))
-    episodes = [e for shard in range(source.shards) for e in source.make_shard(shard)]
-    assert len(episodes) == source.sources == 3
+    episodes = [e for shard in range(source.num_shards) for e in source.make_shard(shard)]
+    assert len(episodes) == source.num_sources == 3
     for number, episode in enumerate(episodes):
         assert np.array_equal(episode.frames, FRAMES[number])
         assert np.array_equal(episode.actions, CODES[number])
@@ -209,5 +209,5 @@ def test_a_shard_at_a_time_is_read(tmp_path, monkeypatch):
     path = write_h5(tmp_path, frames=FRAMES, actions=CODES)
     monkeypatch.setattr("data.arrays.BYTES_PER_SHARD", FRAMES[0].nbytes)
     source = ArraySource(str(path))
-    assert source.shards == 3
+    assert source.num_shards == 3
     assert [len(source.make_shard(shard)) for shard in range(3)] == [1, 1, 1]

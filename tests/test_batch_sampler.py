@@ -29,7 +29,9 @@ def test_a_batch_may_be_larger_than_the_set():
 
 
 def test_another_seed_is_another_order():
-    assert not np.array_equal(batch_indices(100, 100, 0, seed=0), batch_indices(100, 100, 0, seed=1))
+    assert not np.array_equal(
+        batch_indices(100, 100, 0, seed=0), batch_indices(100, 100, 0, seed=1)
+    )
 
 
 def test_nothing_has_no_order():

@@ -123,7 +123,9 @@ def test_who_cannot_take_a_step_is_named_and_the_others_are_raced():
 
 
 def test_a_large_model_is_compiled_layer_by_layer_on_both_sides(monkeypatch):
-    small = train_speed.Workload(train_speed.llama_config(32, 3, 2, 64, context_frames=2), 16, (2, 2), batch=2)
+    small = train_speed.Workload(
+        train_speed.llama_config(32, 3, 2, 64, context_frames=2), 16, (2, 2), batch_size=2
+    )
     compiled = []
     monkeypatch.setattr(train_speed, "LARGE", small)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self)))

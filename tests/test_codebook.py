@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from vector_quantize_pytorch import VectorQuantize
 
 from kernels import nearest_code
-from models.tokenizers.codebook import update_codebook_ema, reset_dead_codes
+from models.tokenizers.codebook import reset_dead_codes, update_codebook_ema
 
 
 def quantizer(codes: int = 16, kmeans: bool = True) -> Any:

@@ -3,7 +3,7 @@ import torch
 from models.tokenizers.codes import CodebookEmbedding, code_counts, flat_ids, perplexity
 from models.tokenizers.tokenizer import LatentSpec
 
-LATENTS = LatentSpec("discrete", (1, 2), width=6, codes=4, codebooks=3)
+LATENTS = LatentSpec("discrete", (1, 2), dim=6, codebook_size=4, num_codebooks=3)
 
 
 class Tokenizer:
@@ -25,7 +25,7 @@ def test_codes_become_the_normalised_vectors_of_their_codebooks():
 
 
 def test_continuous_latents_pass_as_they_are():
-    latents = LatentSpec("continuous", (1, 2), width=6)
+    latents = LatentSpec("continuous", (1, 2), dim=6)
     x = torch.randn(5, 2, 6)
     assert latents.tokens_per_frame == 2 and torch.equal(CodebookEmbedding(latents)(x), x)
 

@@ -33,7 +33,9 @@ def test_a_film_in_a_recorded_world_is_that_of_the_world(tmp_path, method):
         for place in (world, recorded):
             state = place.reset(shown.frames[:, :3], shown.actions[:, :2])
             film = []
-            for t in range(2, 2 + 2 * WARMUP_CALLS + 4):  # past the warm-up, of every shape on the way
+            for t in range(
+                2, 2 + 2 * WARMUP_CALLS + 4
+            ):  # past the warm-up, of every shape on the way
                 state = place.step(state, shown.actions[:, t])
                 film.append((place.decode(state), state.reward))
             films.append(film)
@@ -68,7 +70,9 @@ def test_other_shapes_and_other_nones_are_recorded_apart():
 @pytest.mark.parametrize("guide", [None, Straight()])
 @pytest.mark.parametrize("method", ["cem", "mppi", "gradient", "shooting"])
 def test_a_recorded_plan_is_the_plan(method, guide):
-    config = PlannerConfig(method, num_samples=32, iterations=4, num_elites=8, horizon=2, action_block=3)
+    config = PlannerConfig(
+        method, num_samples=32, iterations=4, num_elites=8, horizon=2, action_block=3
+    )
 
     def record(search):
         return CudaGraphed(search, torch.device("cpu"))
@@ -88,6 +92,8 @@ def test_a_recorded_plan_is_the_plan(method, guide):
 
 def test_what_is_given_is_put_together_again():
     state = replace(Follower().state(STARTS), reward=torch.arange(3.0))
-    seen = CudaGraphed(lambda state, rest: (state, rest), torch.device("cpu"))(state, [1, None, "x"])
+    seen = CudaGraphed(lambda state, rest: (state, rest), torch.device("cpu"))(
+        state, [1, None, "x"]
+    )
     assert isinstance(seen[0], State) and seen[0].reward.tolist() == [0, 1, 2]
     assert seen[1] == [1, None, "x"]

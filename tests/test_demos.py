@@ -55,7 +55,7 @@ def test_folder_zip_nested_zip_and_npz_hold_the_same(tmp_path):
     for path in forms:
         known = load_demos(path)
         assert np.array_equal(known.states, arrays()["state"]), path
-        assert known.ends.tolist() == [4, 9]
+        assert known.episode_ends.tolist() == [4, 9]
     episodes = Demonstrations(str(forms[0]), image_size=32).make_shard(0)
     assert [len(e) for e in episodes] == [4 + 1, 5 + 1] and [e.source for e in episodes] == [0, 1]
 

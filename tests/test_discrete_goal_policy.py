@@ -15,7 +15,9 @@ from models.registry import build_controller, describe
 from models.tokenizers.tokenizer import LatentSpec
 
 PLACE = LatentSpec("continuous", (1, 1), 2)
-SMALL = DiscreteGoalPolicyConfig(PolicyConfig(hidden_dim=64, dropout=0.0), steps=4, num_samples=8, recorded=0.0)
+SMALL = DiscreteGoalPolicyConfig(
+    PolicyConfig(hidden_dim=64, dropout=0.0), goal_offset=4, num_samples=8, bc_weight=0.0
+)
 ALONG = torch.tensor([0.0, -1.0, 1.0])
 
 
@@ -66,7 +68,7 @@ def nearer(model: DiscreteGoalPolicy) -> float:
     world, (latents, codes) = Places(), clip(256)
     state, goal = world.start(latents[:, :1], codes[:, :0]), latents[:, -1]
     before = (state.latents - goal).norm(dim=-1).mean()
-    for _ in range(model.horizon):
+    for _ in range(model.max_goal_offset):
         plan = model.plan(state, goal, None)
         assert plan.actions.shape == (256, 1)
         state = world.step(state, plan.actions[:, 0])
@@ -90,7 +92,9 @@ def test_it_learns_in_imagination_alone_to_reach_goals():
 
 def test_recorded_ways_are_learnt_where_their_weight_says_so():
     torch.manual_seed(0)
-    config = DiscreteGoalPolicyConfig(SMALL.encoder, steps=4, num_samples=2, her_weight=0.0, recorded=1.0)
+    config = DiscreteGoalPolicyConfig(
+        SMALL.encoder, goal_offset=4, num_samples=2, her_weight=0.0, bc_weight=1.0
+    )
     model, (latents, codes) = DiscreteGoalPolicy(config, PLACE, KEYS), clip(32)
     losses = model.loss(Places(), latents, codes)  # type: ignore[arg-type]
     goal = latents[:, -1].repeat_interleave(4, 0)

@@ -9,7 +9,14 @@ import torch
 from data.pusht.simulator import STATE_NAMES, PushT
 from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
-from evaluation.readers.estimator import LAYOUTS, HEATMAP_SIZE, soft_argmax, distances, state_to_keypoints, keypoints_to_state
+from evaluation.readers.estimator import (
+    HEATMAP_SIZE,
+    LAYOUTS,
+    distances,
+    keypoints_to_state,
+    soft_argmax,
+    state_to_keypoints,
+)
 from evaluation.readers.fit_estimator import (
     augment,
     cached_estimator,
@@ -44,7 +51,9 @@ def test_angles_are_compared_around_the_circle():
 def test_a_soft_argmax_finds_the_middle_of_a_peak():
     logits = torch.full((1, 1, HEATMAP_SIZE, HEATMAP_SIZE), -50.0)
     logits[0, 0, 4, 10] = logits[0, 0, 4, 11] = 50.0  # row 4, columns 10 and 11
-    assert soft_argmax(logits)[0, 0].tolist() == pytest.approx([11 / HEATMAP_SIZE, 4.5 / HEATMAP_SIZE])
+    assert soft_argmax(logits)[0, 0].tolist() == pytest.approx(
+        [11 / HEATMAP_SIZE, 4.5 / HEATMAP_SIZE]
+    )
 
 
 def test_points_stay_on_their_pixels_when_pictures_are_turned():
@@ -78,12 +87,12 @@ def test_it_learns_to_read_push_t_from_a_few_frames():
         frames[row] = world.render(64)
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
     estimator = fit(PUSHT, pictures[:400], truth[:400], steps=120, batch_size=24, progress=False)
-    errors = estimator.errors(truth[400:], estimator.read(pictures[400:]))
+    errors = estimator.errors(truth[400:], estimator.predict(pictures[400:]))
     assert errors["agent_px"].median() < 10
     assert errors["block_px"].median() < 15
     assert errors["block_degrees"].median() < 10
     large = torch.nn.functional.interpolate(pictures[400:].float(), scale_factor=1.5, mode="area")
-    again = estimator.errors(truth[400:], estimator.read(large.round().to(torch.uint8)))
+    again = estimator.errors(truth[400:], estimator.predict(large.round().to(torch.uint8)))
     assert again["agent_px"].median() < 12, "one ruler serves other resolutions"
 
 
@@ -108,7 +117,7 @@ def test_an_estimator_is_trained_once_for_its_recordings(tmp_path: Path):
     assert first is not None and second is not None
     assert path.stat().st_mtime_ns == written
     frames = sample_frames(recordings, "test", 4)[0]
-    assert torch.equal(first.read(frames), second.read(frames))
+    assert torch.equal(first.predict(frames), second.predict(frames))
 
 
 def test_without_states_there_is_no_ruler(tmp_path: Path):

@@ -191,7 +191,9 @@ def test_figures_say_whether_steps_were_compiled(pusht_run: Path):
 
 def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):
     build(ScriptedEpisodes(10, 32, 0), tmp_path / "shards", "", 0, 1)
-    run = write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False, method="goals")
+    run = write_run(
+        tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False, method="goals"
+    )
     config = evaluate.PRESETS["goals"](evaluate.Config(run=run, num_workers=1))
     config = evaluate.PRESETS["debug"](config)
     evaluate.main(replace(config, parts=("probe",)))
@@ -218,14 +220,23 @@ def test_a_guided_search_has_legs_like_its_guide_and_goes_as_far_as_the_goal(
     tmp_path: Path, leg: int, keep: int, length: int
 ):
     build(ScriptedEpisodes(10, 32, 0), tmp_path / "shards", "", 0, 1)
-    run = write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False, method="goals")
-    planner = PlannerConfig(num_samples=4, iterations=2, num_elites=2, horizon=50 // leg, action_block=leg)
-    config = evaluate.Config(run=run, planner=planner, receding_horizon=50, prior_receding_horizon=keep)
+    run = write_run(
+        tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False, method="goals"
+    )
+    planner = PlannerConfig(
+        num_samples=4, iterations=2, num_elites=2, horizon=50 // leg, action_block=leg
+    )
+    config = evaluate.Config(
+        run=run, planner=planner, receding_horizon=50, prior_receding_horizon=keep
+    )
     with evaluate.Session(run, None, None, 1, 2) as session:
         guided = mpc_policies(session, config, goal_offset=50)["guided"]
         assert isinstance(guided, MpcPolicy)
-        assert guided.planner.action_block == 5 and guided.planner.legs * guided.planner.action_block == length
-        assert guided.keep == -(-keep // 5) * 5
+        assert (
+            guided.planner.action_block == 5
+            and guided.planner.horizon * guided.planner.action_block == length
+        )
+        assert guided.receding_horizon == -(-keep // 5) * 5
 
 
 @pytest.mark.parametrize("named", ["elsewhere/shards", "elsewhere"])

@@ -38,7 +38,9 @@ def attended(inputs, low, high):
 def one_by_one(inputs, bounds):
     """The definition, query by query: there may be more of them than rows in bounds."""
     q, keys, values = inputs
-    return torch.cat([reference.decode_attention(x, keys, values, bounds) for x in q.split(1, 2)], 2)
+    return torch.cat(
+        [reference.decode_attention(x, keys, values, bounds) for x in q.split(1, 2)], 2
+    )
 
 
 @each_place

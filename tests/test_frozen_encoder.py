@@ -23,7 +23,7 @@ def dinov2(tmp_path_factory: pytest.TempPathFactory) -> FrozenEncoderConfig:
         hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=56
     )
     transformers.Dinov2Model(config).save_pretrained(folder)
-    return FrozenEncoderConfig((32, 32), str(folder), seen=56, channels=16, num_res_blocks=1)
+    return FrozenEncoderConfig((32, 32), str(folder), input_size=56, channels=16, num_res_blocks=1)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> FrozenEncoderConfig:
         image_size=32, patch_size=8, projection_dim=16,
     )  # fmt: skip
     transformers.CLIPVisionModel(config).save_pretrained(folder)
-    return FrozenEncoderConfig((32, 32), str(folder), seen=48, channels=16, num_res_blocks=1)
+    return FrozenEncoderConfig((32, 32), str(folder), input_size=48, channels=16, num_res_blocks=1)
 
 
 def noise(count: int = 3) -> torch.Tensor:
@@ -50,7 +50,7 @@ def test_frames_become_patches_or_one_vector(
     config = request.getfixturevalue(kind)
     model = FrozenEncoder(config)
     latents = model.encode(noise())
-    assert latents.shape == (3, cells * cells, 24) == (3, model.latents.patches, 24)
+    assert latents.shape == (3, cells * cells, 24) == (3, model.latents.num_patches, 24)
     whole = FrozenEncoder(replace(config, tokens="cls"))
     assert whole.encode(noise()).shape == (3, 1, 24)
     assert (
@@ -63,13 +63,15 @@ def test_features_are_those_of_the_backbone_on_normalised_rgb(dinov2: FrozenEnco
     frames = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
-    own = transformers.Dinov2Model.from_pretrained(dinov2.weights).eval()
+    own = transformers.Dinov2Model.from_pretrained(dinov2.pretrained).eval()
     with torch.no_grad():
         out = own(pixel_values=(frames / 255 - mean) / deviation).last_hidden_state[:, 1:]
     assert torch.allclose(model.encode(frames), out, atol=1e-4)
 
 
-def test_training_moves_the_decoder_and_nothing_of_the_backbone(dinov2: FrozenEncoderConfig) -> None:
+def test_training_moves_the_decoder_and_nothing_of_the_backbone(
+    dinov2: FrozenEncoderConfig,
+) -> None:
     model = FrozenEncoder(dinov2).train()
     before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -100,10 +102,10 @@ def test_a_checkpoint_needs_neither_folder_nor_hub(
 
 def test_what_cannot_be_read_is_named(dinov2: FrozenEncoderConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="multiple of 14"):
-        FrozenEncoder(replace(dinov2, seen=60))
+        FrozenEncoder(replace(dinov2, input_size=60))
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ValueError, match="holds a vit"):
-        FrozenEncoder(replace(dinov2, weights=str(tmp_path)))
+        FrozenEncoder(replace(dinov2, pretrained=str(tmp_path)))
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="that folder"):
-        FrozenEncoder(replace(dinov2, weights=str(tmp_path)))
+        FrozenEncoder(replace(dinov2, pretrained=str(tmp_path)))

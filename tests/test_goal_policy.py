@@ -84,7 +84,9 @@ def test_it_sees_where_it_has_come_to_and_answers_to_that(trained) -> None:
 def test_only_what_was_recorded_teaches_where_imagination_is_worth_nothing() -> None:
     """A world in which nothing moves leaves the recording as the only answer."""
     torch.manual_seed(0)
-    model = GoalPolicy(replace(SMALL, early_weight=0.0, control_penalty=0.0, bc_weight=1.0), POINT, POINTER).train()
+    model = GoalPolicy(
+        replace(SMALL, early_weight=0.0, control_penalty=0.0, bc_weight=1.0), POINT, POINTER
+    ).train()
 
     class Still(Imagined):
         def rollout(self, state, actions: Tensor):
@@ -151,7 +153,7 @@ def test_codes_are_refused_and_a_checkpoint_is_enough() -> None:
 def test_places_are_seen_from_the_hand() -> None:
     """Moved together, places and hand are as far apart as before, and the sines say so."""
     torch.manual_seed(0)
-    places = LatentSpec("continuous", (1, 1), 4, places=True)
+    places = LatentSpec("continuous", (1, 1), 4, is_xy=True)
     model = GoalPolicy(SMALL, places, POINTER)
     plain = GoalPolicy(SMALL, LatentSpec("continuous", (1, 1), 4), POINTER)
     first, width = (next(iter(each.net.parameters())).shape[1] for each in (model, plain))
@@ -168,8 +170,8 @@ def test_places_are_seen_from_the_hand() -> None:
 
 
 def test_latents_of_before_say_nothing_of_places_and_are_the_same() -> None:
-    places = LatentSpec("continuous", (1, 1), 4, places=True)
+    places = LatentSpec("continuous", (1, 1), 4, is_xy=True)
     described = places.as_dict()
-    assert LatentSpec.from_dict(described).places
+    assert LatentSpec.from_dict(described).is_xy
     del described["places"]
-    assert LatentSpec.from_dict(described) == places and not LatentSpec.from_dict(described).places
+    assert LatentSpec.from_dict(described) == places and not LatentSpec.from_dict(described).is_xy

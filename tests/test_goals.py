@@ -7,7 +7,7 @@ from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.protocols import goals, task
 from evaluation.protocols.oracle_cem import OracleCem
-from evaluation.protocols.policies import GoalAgentPosition, Random, Scripted, NoOp, Observation
+from evaluation.protocols.policies import GoalAgentPosition, NoOp, Observation, Random, Scripted
 
 
 def errors(*steps: tuple[float, float, float]) -> np.ndarray:

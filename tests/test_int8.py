@@ -14,7 +14,11 @@ from models.layers.transformer import Transformer, TransformerConfig
 def test_a_quantised_layer_is_near_the_layer(rows, wide, out, bias):
     torch.manual_seed(0)
     linear = nn.Linear(wide, out, bias=bias)
-    x = torch.randn(2, rows, wide)[:, :rows] if rows > MAX_WEIGHT_ONLY_ROWS else torch.randn(rows, wide)
+    x = (
+        torch.randn(2, rows, wide)[:, :rows]
+        if rows > MAX_WEIGHT_ONLY_ROWS
+        else torch.randn(rows, wide)
+    )
     exact = linear(x)
     rough = Int8Linear(linear)(x)
     assert rough.shape == exact.shape and rough.dtype == x.dtype

@@ -9,7 +9,7 @@ from data.clips import Clips
 from data.shards import EpisodeDataset
 from data.toy import KEYS, write_toy_shards
 from evaluation.measures.controllability import compare
-from evaluation.readers.fit_inverse_dynamics import cached_idm, fit, label_weights, augment
+from evaluation.readers.fit_inverse_dynamics import augment, cached_idm, fit, label_weights
 from evaluation.readers.inverse_dynamics import InverseDynamics
 
 SIZE = 16
@@ -35,19 +35,19 @@ def test_it_learns_which_way_pictures_turn():
     shown, choices = films(2000, 0)
     fit(inverse, shown, choices, steps=220, batch_size=24, progress=False)
     others, told = films(300, 1)
-    figures = compare(KEYS, told, *inverse.read(others))
+    figures = compare(KEYS, told, *inverse.predict(others))
     assert figures["correlation"]["across"] > 0.3
     assert min(figures["f1"].values()) > 0.8
-    backwards = compare(KEYS, told, *inverse.read(others.flip(1)))
+    backwards = compare(KEYS, told, *inverse.predict(others.flip(1)))
     assert backwards["correlation"]["across"] < -0.3
 
 
 def test_films_are_read_between_all_their_frames_in_order():
     inverse = InverseDynamics(KEYS)
     film = torch.randint(0, 256, (2, 4, 3, SIZE, SIZE)).to(torch.uint8)
-    choices, turns = inverse.read(film)
+    choices, turns = inverse.predict(film)
     assert choices.shape == (2, 3, 2) and turns.shape == (2, 3, 1)
-    alone, turn = inverse.read(film[1:, 2:])
+    alone, turn = inverse.predict(film[1:, 2:])
     assert torch.equal(choices[1:, 2:], alone)
     assert torch.allclose(turns[1:, 2:], turn, atol=1e-5)
     assert turns.abs().max() < 2
@@ -76,9 +76,9 @@ def test_an_inverse_model_is_trained_once_for_its_recordings(tmp_path: Path):
     second = cached_idm(path, recordings, steps=2)
     assert path.stat().st_mtime_ns == written
     frames = Clips(recordings, "test", clip_length=3).batch(torch.arange(4).numpy()).frames
-    assert torch.equal(first.read(frames)[1], second.read(frames)[1])
+    assert torch.equal(first.predict(frames)[1], second.predict(frames)[1])
     path.unlink()
     again = cached_idm(path, recordings, steps=2)
-    assert torch.equal(first.read(frames)[1], again.read(frames)[1]), "made alike every time"
+    assert torch.equal(first.predict(frames)[1], again.predict(frames)[1]), "made alike every time"
     cached_idm(path, recordings, steps=3)
     assert path.stat().st_mtime_ns != written

@@ -18,10 +18,10 @@ from models.tokenizers.jepa import Jepa, JepaConfig
 PLACE = ActionSpec("continuous", ("row", "column"), (0.0, 0.0), (25.0, 25.0))
 TINY = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=64, context_frames=3)
 SMALL = JepaConfig(
-    (32, 32), 8, TINY, hidden=64, width=8, predictor=PredictorConfig(TINY, frameskip=2, rewards=False),
-    blocks=2, num_slices=64, channels=16, num_res_blocks=1,
+    (32, 32), 8, TINY, proj_hidden=64, latent_dim=8, predictor=PredictorConfig(TINY, frameskip=2, rewards=False),
+    num_action_blocks=2, num_slices=64, channels=16, num_res_blocks=1,
 )  # fmt: skip
-WIDE = replace(SMALL, filters=16)
+WIDE = replace(SMALL, conv_filters=16)
 BOTH = pytest.mark.parametrize("config", [SMALL, WIDE], ids=["vit", "filters"])
 
 
@@ -35,7 +35,7 @@ def clips(count: int) -> tuple[Tensor, Tensor]:
 @BOTH
 def test_frames_become_one_vector_and_a_picture(config: JepaConfig) -> None:
     model = Jepa(config, PLACE).eval()
-    assert model.clip == 5
+    assert model.clip_length == 5
     latents = model.encode(clips(3)[0][:, 0])
     assert latents.shape == (3, 1, 8)
     assert model.decode(latents).shape == (3, 3, 32, 32)
@@ -111,7 +111,7 @@ def test_a_frame_s_latent_is_its_own_once_trained(config: JepaConfig) -> None:
 def test_a_rest_is_refused_and_a_checkpoint_is_enough(config: JepaConfig) -> None:
     with pytest.raises(ValueError, match="patches of 8"):
         JepaConfig((36, 32))
-    JepaConfig((36, 32), filters=16)
+    JepaConfig((36, 32), conv_filters=16)
     model = Jepa(config, PLACE).eval()
     again = build_tokenizer(describe(model.config), PLACE).eval()
     again.load_state_dict(model.state_dict())

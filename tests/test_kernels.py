@@ -6,11 +6,11 @@ from kernel_checks import drawn, outputs_and_gradients
 
 from kernels import (
     View,
-    nearest_code,
-    decode_attention,
     attention,
     attention_with_cache,
+    decode_attention,
     linear_cross_entropy,
+    nearest_code,
     reference,
     rms_norm,
     swiglu,
@@ -136,7 +136,9 @@ def test_one_query_in_pytorch_is_its_definition(context):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("view", [View(4), View(1, 3), View(4, 2, causal_within_block=True)], ids=str)
+@pytest.mark.parametrize(
+    "view", [View(4), View(1, 3), View(4, 2, causal_within_block=True)], ids=str
+)
 def test_attention_to_a_past_in_pytorch_is_its_definition(view, dtype):
     q, k, v = (drawn(2, 3, 4, 8, seed=n).to(dtype) for n in range(3))
     keys, values = (drawn(2, 3, 8, 8, seed=n).half() for n in (3, 4))

@@ -9,8 +9,8 @@ from data.vpt.vpt_actions import CameraQuantizer, action_spec
 from evaluation.measures.key_metrics import (
     as_factored,
     correlation,
-    key_scores,
     key_names,
+    key_scores,
     no_op_choices,
     pressed_keys,
 )

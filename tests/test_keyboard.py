@@ -9,7 +9,13 @@ from data.toy import KEYS, MOVES
 from data.vpt.vpt_actions import MOVES as WALKS
 from data.vpt.vpt_actions import CameraQuantizer, action_spec
 from pipeline.play.action_input import ActionInput, make_action_input
-from pipeline.play.keyboard import REPEAT_SECONDS, FIRST_REPEAT_SECONDS, SCRIPT, KeyboardInput, script_actions
+from pipeline.play.keyboard import (
+    FIRST_REPEAT_SECONDS,
+    REPEAT_SECONDS,
+    SCRIPT,
+    KeyboardInput,
+    script_actions,
+)
 
 SPEC = action_spec(CameraQuantizer())
 
@@ -33,7 +39,7 @@ def hand(clock: Clock) -> KeyboardInput:
 
 def done(hand: KeyboardInput) -> dict[str, str]:
     """What the next step does, by factor, without what is not done."""
-    code = int(hand.take())
+    code = int(hand.get_action())
     choices = SPEC.unravel(np.array(code))
     labels = {f.name: f.labels[c] for f, c in zip(SPEC.factors, choices, strict=True)}
     return {name: label for name, label in labels.items() if label not in ("0", "none")}

@@ -23,7 +23,9 @@ def squares(places: Tensor, size: tuple[int, int] = (32, 32)) -> Tensor:
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
 def test_frames_go_there_and_back(size: tuple[int, int]) -> None:
-    model = Keypoints(KeypointsConfig(image_size=size, num_keypoints=6, channels=16, num_res_blocks=1)).eval()
+    model = Keypoints(
+        KeypointsConfig(image_size=size, num_keypoints=6, channels=16, num_res_blocks=1)
+    ).eval()
     frames = torch.randint(0, 256, (5, 3, *size), dtype=torch.uint8)
     latents = model.encode(frames)
     assert latents.shape == (5, 1, 12) and latents.abs().max() <= 1

@@ -10,20 +10,20 @@ from models.tokenizers.tokenizer import LatentSpec
 from pipeline.training.latents import cache_latents
 
 
-class Recorded:
+class FakeDataset:
     total, fingerprint = 20, "recorded"
 
     def read_rows(self, field: str, start: int, stop: int) -> np.ndarray:
-        made = np.arange(1, self.total + 1, dtype=np.uint8)[start:stop, None, None, None]
+        made = np.arange(1, self.num_frames + 1, dtype=np.uint8)[start:stop, None, None, None]
         return np.broadcast_to(made, (len(made), 2, 2, 3))
 
 
 def made(folder) -> np.ndarray:
     tokenizer = SimpleNamespace(
-        latents=LatentSpec("discrete", (2, 2), 1, codes=64),
+        latents=LatentSpec("discrete", (2, 2), 1, codebook_size=64),
         encode=lambda frames: frames[:, 0].flatten(1),
     )
-    recordings, device = Recorded(), torch.device("cpu")
+    recordings, device = FakeDataset(), torch.device("cpu")
     return cache_latents(folder, tokenizer, "f", recordings, device, batch_size=8)  # type: ignore
 
 

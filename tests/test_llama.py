@@ -10,7 +10,7 @@ from models.layers.sampling import Sampling
 from models.layers.transformer import TransformerConfig
 from models.tokenizers.tokenizer import LatentSpec
 
-LATENTS = LatentSpec("discrete", (2, 3), width=4, codes=12, codebooks=2)
+LATENTS = LatentSpec("discrete", (2, 3), dim=4, codebook_size=12, num_codebooks=2)
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), pointer=True)
 MOVES = ActionSpec("discrete", ("stay", "left", "right"))
 Decoding = Literal["frame", "token"]

@@ -15,7 +15,7 @@ from data.actions import ActionSpec
 from data.clips import Clips
 from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
-from evaluation.protocols.mpc import RecordVideo, LastActionProbe, MpcPolicy
+from evaluation.protocols.mpc import LastActionProbe, MpcPolicy, RecordVideo
 from evaluation.protocols.policies import Observation
 from models.controllers.planner import Planner, PlannerConfig
 from models.dynamics.dynamics import State
@@ -81,7 +81,9 @@ def play(policy: MpcPolicy | RecordVideo, steps: int) -> np.ndarray:
 
 def policy(method: Literal["cem", "gradient"] = "cem", keep: int = 6) -> tuple[MpcPolicy, Seen]:
     world = Seen()
-    config = PlannerConfig(method, num_samples=64, iterations=12, num_elites=8, horizon=2, action_block=3)
+    config = PlannerConfig(
+        method, num_samples=64, iterations=12, num_elites=8, horizon=2, action_block=3
+    )
     return MpcPolicy(world, Planner(config, world), keep), world  # type: ignore[arg-type]
 
 
@@ -91,7 +93,7 @@ def test_a_whole_plan_is_carried_out_and_the_next_made_from_what_is_seen(method)
     places = play(plans, 12)
     assert np.abs(places - GOALS).max() < 5
     assert world.shown == [(1, 0), (3, 2)]  # as many frames as it has in view
-    assert len(plans.seconds) == 2
+    assert len(plans.plan_seconds) == 2
 
 
 def test_a_plan_that_is_kept_in_part_is_revised_in_the_time_that_is_left() -> None:
@@ -145,7 +147,7 @@ def test_the_hand_is_read_from_the_latents_of_training_episodes(tmp_path: Path) 
 
 def test_where_no_action_is_known_a_plan_begins_at_the_hand() -> None:
     plans, _ = policy()
-    plans.hand = lambda latents: torch.full((len(latents), 2), 40.0)
+    plans.last_action_probe = lambda latents: torch.full((len(latents), 2), 40.0)
     plans.reset(view(np.full((3, 2), 30.0)), view(GOALS))
     plans.act(view(np.full((3, 2), 30.0)))
     first, second = plans.plans[:, 0], plans.plans[:, 1]  # even steps along the first leg
@@ -160,8 +162,8 @@ def test_parts_of_legs_cannot_be_kept() -> None:
 def test_films_begin_with_the_goal_and_are_of_the_first_episodes() -> None:
     filmed = RecordVideo(policy()[0], num_episodes=2)
     play(filmed, 6)
-    films, goals = filmed.films(), view(GOALS).frames
+    films, goals = filmed.videos(), view(GOALS).frames
     assert films.shape == (2, 7, 3, 1, 2) and goals is not None
     assert torch.equal(films[:, 0], torch.from_numpy(goals[:2]))
     play(filmed, 3)  # of a second batch nothing is kept
-    assert filmed.films().shape == films.shape
+    assert filmed.videos().shape == films.shape

@@ -28,7 +28,7 @@ def test_the_mode_is_the_likeliest_of_all_codes():
 
 def test_codes_are_drawn_as_often_as_they_are_likely():
     rows = 20_000
-    logits = drawn_at_random().factors[0].logits, drawn_at_random().factors[1].logits
+    logits = drawn_at_random().dists[0].logits, drawn_at_random().dists[1].logits
     many = MultiCategorical(torch.cat(logits, -1).expand(rows, -1), KEYS)
     share = torch.bincount(many.sample(), minlength=KEYS.size) / rows
     expected = torch.stack([many.log_prob(code.expand(rows))[0] for code in ALL]).exp()

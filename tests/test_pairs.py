@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from bench.__main__ import safe_rows
-from bench.correctness import check_codes, check_against_definition
-from bench.pairs import Options, Row, Incorrect, compare, missing_row, paired_ratio, race, value_row
+from bench.correctness import check_against_definition, check_codes
+from bench.pairs import Incorrect, Options, Row, compare, missing_row, paired_ratio, race, value_row
 from bench.table import format_row
 
 
@@ -76,7 +76,9 @@ def test_a_missing_peer_is_a_line_that_says_how_to_get_it():
 
 def test_what_is_wrong_has_a_line_and_no_time(monkeypatch):
     def rows(options):
-        check_against_definition("twice", lambda x: 2 * x + 1e-3, lambda x: 2 * x, [torch.randn(7)], grads=True)
+        check_against_definition(
+            "twice", lambda x: 2 * x + 1e-3, lambda x: 2 * x, [torch.randn(7)], grads=True
+        )
         yield value_row("broken", "twice", "ms", 1.0)
 
     monkeypatch.setattr("bench.roofline.rows", rows)

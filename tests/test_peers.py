@@ -21,14 +21,16 @@ from bench import (
     roofline,
     train_speed,
 )
-from bench.pairs import EXACT, INT8, Options, Incorrect
+from bench.pairs import EXACT, INT8, Incorrect, Options
 from bench.peers import hugging_face
 from bench.peers import stable_worldmodel as peer
 from kernels import View, eager, reference
 from pipeline.inference.load import load_controller
 from pipeline.inference.recorded import CudaGraphedWorld
 
-SMALL = train_speed.Workload(train_speed.llama_config(32, 2, 2, 48, context_frames=3), 64, (2, 4), batch=2)
+SMALL = train_speed.Workload(
+    train_speed.llama_config(32, 2, 2, 48, context_frames=3), 64, (2, 4), batch_size=2
+)
 ONCE = Options(rounds=1)
 LIGER_REPLACES = ("LlamaRMSNorm", "LlamaMLP", "apply_rotary_pos_emb")
 CPU = torch.device("cpu")
@@ -46,7 +48,7 @@ def seeded(work: train_speed.Workload) -> train_speed.TokenModel:
 
 def their_llama(model: train_speed.TokenModel, attention: hugging_face.Attention = "sdpa"):
     work = model.work
-    llama = hugging_face.llama(work.config, work.length, work.vocab_size, attention)
+    llama = hugging_face.llama(work.config, work.sequence_length, work.vocab_size, attention)
     hugging_face.load_codebook(llama, model)
     return llama.eval()
 
@@ -54,14 +56,17 @@ def their_llama(model: train_speed.TokenModel, attention: hugging_face.Attention
 @pytest.mark.parametrize("grid", [(1, 1), (2, 4)])
 def test_a_llama_with_our_weights_has_our_loss_and_gradients(grid: tuple[int, int]) -> None:
     model = seeded(replace(SMALL, grid=grid))
-    batch = model.work.sample(model.work.length, CPU), model.work.sample(model.work.length, CPU)
+    batch = (
+        model.work.sample(model.work.sequence_length, CPU),
+        model.work.sample(model.work.sequence_length, CPU),
+    )
     train_speed.check_gradients(model, batch)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_llama_with_our_weights_has_our_logits(attention: hugging_face.Attention) -> None:
     model = seeded(SMALL)
-    tokens = SMALL.sample(SMALL.length, CPU)
+    tokens = SMALL.sample(SMALL.sequence_length, CPU)
     with torch.no_grad():
         theirs = their_llama(model, attention)(tokens).logits
         assert torch.allclose(model.logits(tokens), theirs, atol=1e-4)
@@ -78,7 +83,7 @@ def test_every_weight_of_ours_is_one_of_llamas_and_the_other_way_round() -> None
 
 def test_a_gradient_that_is_off_stops_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
     model = seeded(SMALL)
-    batch = SMALL.sample(SMALL.length, CPU), SMALL.sample(SMALL.length, CPU)
+    batch = SMALL.sample(SMALL.sequence_length, CPU), SMALL.sample(SMALL.sequence_length, CPU)
     right = train_speed.linear_cross_entropy
 
     def wrong(x, *rest):
@@ -91,7 +96,7 @@ def test_a_gradient_that_is_off_stops_the_race(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_losses_that_part_stop_the_race() -> None:
-    batch = SMALL.sample(SMALL.length, CPU), SMALL.sample(SMALL.length, CPU)
+    batch = SMALL.sample(SMALL.sequence_length, CPU), SMALL.sample(SMALL.sequence_length, CPU)
     same, other = seeded(SMALL), seeded(SMALL)
     runners = {"Hugging Face eager, fp32": train_speed.StepRunner(same, same, batch, "fp32")}
     runners["ours"] = train_speed.StepRunner(other, other, batch, "fp32")
@@ -103,19 +108,21 @@ def test_losses_that_part_stop_the_race() -> None:
 
 @pytest.mark.parametrize("how", ["dynamic cache", "static cache"])
 def test_we_decode_the_same_tokens_as_generate(how: hugging_face.Decoding) -> None:
-    model = seeded(replace(SMALL, batch=1))
-    prompt = model.work.sample(SMALL.frame, CPU)
-    new = SMALL.length - SMALL.frame
+    model = seeded(replace(SMALL, batch_size=1))
+    prompt = model.work.sample(SMALL.frame_tokens, CPU)
+    new = SMALL.sequence_length - SMALL.frame_tokens
     ours = decode_speed.decode_ours(model, prompt, new)
-    assert ours.shape == (1, SMALL.length)
+    assert ours.shape == (1, SMALL.sequence_length)
     assert torch.equal(ours, hugging_face.decoder(their_llama(model), prompt, new, how)())
     decode_speed.check_greedy("ours", model, ours, slack=1e-4)
 
 
 def test_a_token_that_is_not_the_likeliest_stops_the_race() -> None:
-    model = seeded(replace(SMALL, batch=1))
-    prompt = model.work.sample(SMALL.frame, CPU)
-    tokens = decode_speed.decode_ours(model, prompt, SMALL.length - SMALL.frame).clone()
+    model = seeded(replace(SMALL, batch_size=1))
+    prompt = model.work.sample(SMALL.frame_tokens, CPU)
+    tokens = decode_speed.decode_ours(
+        model, prompt, SMALL.sequence_length - SMALL.frame_tokens
+    ).clone()
     tokens[0, -1] = (tokens[0, -1] + 1) % SMALL.vocab_size
     with pytest.raises(Incorrect, match="less likely than the likeliest"):
         decode_speed.check_greedy("ours", model, tokens, slack=1e-3)
@@ -138,7 +145,7 @@ def test_the_products_of_a_step_are_those_that_are_multiplied(
 ) -> None:
     # frame by frame, every product is one that the counter knows, and none is out of view
     monkeypatch.setattr(eager, "_visible_fraction", lambda *_: 0.0)
-    tokens = SMALL.sample(SMALL.length, CPU)
+    tokens = SMALL.sample(SMALL.sequence_length, CPU)
     with FlopCounterMode(display=False) as counter:
         seeded(SMALL)(tokens, tokens).backward()
     # but for the norms, whose gradient takes a product with one column
@@ -146,7 +153,7 @@ def test_the_products_of_a_step_are_those_that_are_multiplied(
 
 
 def test_decoding_gives_a_row_for_each_cache_exact_and_in_8_bits() -> None:
-    rows = list(decode_speed.measure(ONCE, replace(SMALL, batch=1), compiled=False))
+    rows = list(decode_speed.measure(ONCE, replace(SMALL, batch_size=1), compiled=False))
     for name, (bar, _) in decode_speed.TARGETS.items():
         raced = [row for row in rows if name in row.name]
         assert len(raced) >= 2 and all(row.ratio is not None for row in raced)
@@ -154,8 +161,8 @@ def test_decoding_gives_a_row_for_each_cache_exact_and_in_8_bits() -> None:
 
 
 def test_a_model_in_8_bits_is_another_one_and_leaves_the_exact_one_alone() -> None:
-    model = seeded(replace(SMALL, batch=1))
-    tokens = model.work.sample(SMALL.length, CPU)
+    model = seeded(replace(SMALL, batch_size=1))
+    tokens = model.work.sample(SMALL.sequence_length, CPU)
     with torch.no_grad():
         before = model.logits(tokens)
         rough = decode_speed.quantized(model).logits(tokens)
@@ -170,7 +177,7 @@ def test_no_time_is_taken_of_decoding_that_is_wrong(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(decode_speed, "decode_ours", lazy)
     monkeypatch.setattr(decode_speed, "race", lambda *_, **__: pytest.fail("a time was taken"))
     with pytest.raises(Incorrect):
-        list(decode_speed.measure(ONCE, replace(SMALL, batch=1), compiled=False))
+        list(decode_speed.measure(ONCE, replace(SMALL, batch_size=1), compiled=False))
 
 
 VIEWS = [View(), View(size=8), View(size=8, context=1), View(size=8, context=2), View(size=24)]
@@ -291,7 +298,7 @@ def test_a_decision_is_the_one_of_a_world_entered_anew() -> None:
 )
 def test_liger_kernel_is_put_into_one_llama_and_no_other() -> None:
     model = seeded(SMALL)
-    tokens = SMALL.sample(SMALL.length, CPU)
+    tokens = SMALL.sample(SMALL.sequence_length, CPU)
     before = {name: getattr(modeling_llama, name) for name in LIGER_REPLACES}
     peer = their_llama(model)
     call = hugging_face.with_liger(peer)

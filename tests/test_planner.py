@@ -46,7 +46,9 @@ class Follower:
 
 
 def planner(method: Method, **changes) -> Planner:
-    config = PlannerConfig(method, num_samples=64, iterations=12, num_elites=8, horizon=2, action_block=3)
+    config = PlannerConfig(
+        method, num_samples=64, iterations=12, num_elites=8, horizon=2, action_block=3
+    )
     return Planner(replace(config, **changes), Follower())  # type: ignore[arg-type]
 
 
@@ -119,7 +121,9 @@ class Straight:
         return goal[:, 0]
 
 
-CONFIG = PlannerConfig(num_samples=1, iterations=9, warm_start_iterations=1, num_elites=1, horizon=2, action_block=3)
+CONFIG = PlannerConfig(
+    num_samples=1, iterations=9, warm_start_iterations=1, num_elites=1, horizon=2, action_block=3
+)
 
 
 def test_a_search_begins_from_the_way_that_a_guide_goes_in_imagination() -> None:
@@ -162,7 +166,14 @@ class Wall(Follower):
 def test_a_way_led_astray_goes_around_what_the_guides_own_does_not() -> None:
     world = Wall()
     state, goals = world.state(STARTS[:1]), GOALS[:1, None]
-    config = PlannerConfig(num_samples=64, warm_start_iterations=3, num_elites=8, horizon=4, action_block=3, warm_start_std=0.02)
+    config = PlannerConfig(
+        num_samples=64,
+        warm_start_iterations=3,
+        num_elites=8,
+        horizon=4,
+        action_block=3,
+        warm_start_std=0.02,
+    )
     stuck, free = (
         Planner(replace(config, prior_noise_std=detour), world, policy_prior=Straight())  # type: ignore[arg-type]
         .plan(state, goals, None, None)
@@ -174,7 +185,9 @@ def test_a_way_led_astray_goes_around_what_the_guides_own_does_not() -> None:
 
 def test_a_guided_plan_is_the_same_whatever_stands_beside_it() -> None:
     world = Follower()
-    config = PlannerConfig(num_samples=64, warm_start_iterations=3, num_elites=8, horizon=2, action_block=3)
+    config = PlannerConfig(
+        num_samples=64, warm_start_iterations=3, num_elites=8, horizon=2, action_block=3
+    )
 
     def plan(rows: slice, candidates: int) -> Tensor:
         changed = replace(config, max_parallel=candidates)

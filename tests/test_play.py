@@ -353,7 +353,7 @@ def test_r_goes_to_another_start(game: Game):
         places.add((game.player.start.episode, game.player.start.frame))
         assert game.player.steps == 0
     assert len(places) > 6
-    held_out = set(game.start_sampler.recordings.episodes("test"))
+    held_out = set(game.start_sampler.dataset.episodes("test"))
     assert {episode for episode, _ in places} <= held_out
 
 
@@ -467,7 +467,7 @@ def test_a_hand_for_numbers_that_are_no_place():
 
 def test_the_hand_rests_where_another_left_it():
     hand, action = ActionInput(POINTER), np.array([100, 200], np.float32)
-    hand.rest(action)
+    hand.set_action(action)
     hand.press("right")
     assert action[0] == 100 and hand.action[0] > 100
     assert hand.pointer == pytest.approx((hand.action[0] / 512, 200 / 512))

@@ -17,7 +17,9 @@ ONE = LatentSpec("continuous", (1, 1), 6)
 GRID = LatentSpec("continuous", (2, 2), 6)
 
 
-def predictor(latents: LatentSpec = ONE, actions: ActionSpec = POINTER, context: int = 3) -> Predictor:
+def predictor(
+    latents: LatentSpec = ONE, actions: ActionSpec = POINTER, context: int = 3
+) -> Predictor:
     torch.manual_seed(0)
     small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=context)
     model = Predictor(PredictorConfig(small, frameskip=3), latents, actions)
@@ -30,7 +32,7 @@ def episode(
     latents: LatentSpec = ONE, actions: ActionSpec = POINTER, frames: int = 10, clips: int = 3
 ):
     random = torch.Generator().manual_seed(1)
-    shown = torch.randn(clips, frames, latents.patches, 6, generator=random)
+    shown = torch.randn(clips, frames, latents.num_patches, 6, generator=random)
     if actions.kind == "discrete":
         return shown, torch.randint(0, 3, (clips, frames), generator=random)
     return shown, torch.rand(clips, frames, 2, generator=random) * 2 - 1

@@ -25,7 +25,7 @@ def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
 def contents(folder: Path) -> list[bytes]:
     recordings = EpisodeDataset(folder)
     fields = ("frames", "actions", "rewards", "states")
-    return [recordings.read_rows(f, 0, recordings.total).tobytes() for f in fields] + [
+    return [recordings.read_rows(f, 0, recordings.num_frames).tobytes() for f in fields] + [
         recordings.sources.tobytes(),
         bytes(recordings.splits.tolist()),
     ]

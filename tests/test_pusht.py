@@ -89,7 +89,7 @@ def test_task_starts_are_drawn_in_the_legacy_order():
 @recorded
 @pytest.mark.parametrize("number", [0, 57, 205])
 def test_a_replayed_demonstration_stays_within_half_a_pixel(number):
-    source = PerturbedDemos(str(LOWDIM), replays=2)
+    source = PerturbedDemos(str(LOWDIM), num_copies=2)
     episode = source.episode(PushT(), number, 0)
     known = load_demos(LOWDIM)
     assert episode.states is not None
@@ -127,7 +127,7 @@ def test_both_forms_of_the_demonstrations_hold_the_same():
     if not STORE.exists():
         pytest.frameskip(f"{STORE} is not there")
     a, b = load_demos(LOWDIM), load_demos(STORE)
-    assert np.array_equal(a.ends, b.ends) and len(a.ends) == 206
+    assert np.array_equal(a.episode_ends, b.episode_ends) and len(a.episode_ends) == 206
     assert np.allclose(a.states, b.states, atol=1e-4) and np.allclose(a.actions, b.actions)
     episode = Demonstrations(str(STORE)).episode(PushT(), 5)
     assert episode.frames.shape == (len(episode), 64, 64, 3)

@@ -40,7 +40,7 @@ def test_what_is_written_is_read(tmp_path):
     write_shard(tmp_path / shard_name(1), episodes[2:], DESCRIPTION)
     recordings = EpisodeDataset(tmp_path)
     assert recordings.image_size == (8, 12) and recordings.actions == POINTER
-    assert recordings.lengths.tolist() == [7, 40, 1, 16, 17] and recordings.total == 81
+    assert recordings.lengths.tolist() == [7, 40, 1, 16, 17] and recordings.num_frames == 81
     for number, split in enumerate(SPLITS):
         assert recordings.episodes(split) == [e for e in range(5) if e % 3 == number]
     for number, one in enumerate(episodes):
@@ -144,7 +144,7 @@ def test_a_flipped_bit_among_the_frames_is_found_on_reading(tmp_path):
         file.write(bytes([byte ^ 4]))
     recordings = EpisodeDataset(tmp_path)
     with pytest.raises(ValueError, match="shard-00000.h5 is damaged"):
-        recordings.read_rows("frames", 0, recordings.total)
+        recordings.read_rows("frames", 0, recordings.num_frames)
 
 
 def test_ends_past_the_data_are_refused(tmp_path):

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from data.shards import EpisodeDataset
-from data.toy import KEYS, MOVES, POINTER, SPEED, WINDOW_SIZE, ToyEpisodes, ToyPushT, write_toy_shards
+from data.toy import (
+    KEYS,
+    MOVES,
+    POINTER,
+    SPEED,
+    WINDOW_SIZE,
+    ToyEpisodes,
+    ToyPushT,
+    write_toy_shards,
+)
 
 
 def test_the_disc_runs_towards_the_pointer():
@@ -49,7 +58,7 @@ def test_half_of_the_episodes_bring_the_square_nearer_and_some_end_truly(tmp_pat
     rewards = [recordings.read(e, "rewards") for e in range(12)]
     gains = [float(r[-1] - r[0]) for r in rewards]
     assert np.mean(gains[::2]) > 0.1 > np.mean(gains[1::2])
-    terminals = recordings.read_rows("terminals", 0, recordings.total)
+    terminals = recordings.read_rows("terminals", 0, recordings.num_frames)
     assert 0 < terminals.sum() < 12
     assert recordings.episodes("validation") and recordings.episodes("test")
 

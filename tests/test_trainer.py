@@ -58,7 +58,9 @@ def train(
     **changes,
 ) -> Trainer:
     torch.manual_seed(0)
-    run = Trainer("tokenizer", folder, model(), replace(TRAIN, **changes), IDENTITY, restart=restart)
+    run = Trainer(
+        "tokenizer", folder, model(), replace(TRAIN, **changes), IDENTITY, restart=restart
+    )
     try:
         for _, x in run.batches(Points()):
             run.train_step(x)
@@ -122,7 +124,7 @@ def test_a_step_that_overflows_fp16_is_left_out_and_the_loss_scale_halves(tmp_pa
     def state() -> dict[str, Tensor]:
         moments = run.step_fn.optimizer.state_dict()["state"]
         named = {f"{i} {k}": v for i, kept in moments.items() for k, v in kept.items()}
-        named |= {f"average {k}": v for k, v in run.step_fn.average.weights.items()}
+        named |= {f"average {k}": v for k, v in run.step_fn.ema.weights.items()}
         return {k: v.clone() for k, v in (named | line.state_dict()).items()}
 
     for step, x in run.batches(Points()):
@@ -278,7 +280,7 @@ def test_a_finished_run_names_its_own_flags(tmp_path, capsys):
 
 def test_pictures_are_written_whole(tmp_path, monkeypatch):
     run = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
-    run.picture("made", np.full((4, 4, 3), 7, np.uint8))
+    run.log_image("made", np.full((4, 4, 3), 7, np.uint8))
     run._lock.close()
     (picture,) = (tmp_path / "pictures").iterdir()
     assert picture.name == "made-000000.png"

@@ -71,7 +71,9 @@ def test_a_draft_leaves_its_cache_alone_and_one_cache_serves_many():
     model = Transformer(CONFIG, PLACES, causal_within_frame=True)
     cache = model(blocks(3))[1]
     before = [k.clone() for k in cache.keys + cache.values]
-    first, second = (model.decode_token(blocks(1)[:, :1], model.make_static_cache(cache), 0) for _ in range(2))
+    first, second = (
+        model.decode_token(blocks(1)[:, :1], model.make_static_cache(cache), 0) for _ in range(2)
+    )
     assert torch.equal(first, second)
     assert all(torch.equal(a, b) for a, b in zip(before, cache.keys + cache.values, strict=True))
 
@@ -115,7 +117,9 @@ def test_nothing_is_recomputed_where_nothing_is_trained(monkeypatch):
         raise AssertionError("recomputes")
 
     monkeypatch.setattr("models.layers.transformer.checkpoint", refuse)
-    model = Transformer(replace(CONFIG, activation_checkpointing=True), PLACES, causal_within_frame=False)
+    model = Transformer(
+        replace(CONFIG, activation_checkpointing=True), PLACES, causal_within_frame=False
+    )
     model.eval()(blocks(2))
     with torch.no_grad():
         model.train()(blocks(2))

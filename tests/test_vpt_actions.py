@@ -8,7 +8,14 @@ import torch
 from vpt_clips import line
 
 from data.actions import ActionSpec
-from data.vpt.vpt_actions import INPUT_COLUMN, INPUT_NAMES, CameraQuantizer, action_spec, decode, encode
+from data.vpt.vpt_actions import (
+    INPUT_COLUMN,
+    INPUT_NAMES,
+    CameraQuantizer,
+    action_spec,
+    decode,
+    encode,
+)
 from data.vpt.vpt_log import from_minerl, read_log
 
 VPT = CameraQuantizer()
@@ -22,7 +29,9 @@ def encoded(**held: float) -> int:
     return int(encode(inputs, VPT)[0])
 
 
-@pytest.mark.parametrize("binning", [VPT, CameraQuantizer(mu=0.0), CameraQuantizer(maxval=20.0, mu=5.0)])
+@pytest.mark.parametrize(
+    "binning", [VPT, CameraQuantizer(mu=0.0), CameraQuantizer(maxval=20.0, mu=5.0)]
+)
 def test_codes_and_what_they_stand_for_are_a_bijection(binning):
     assert (encode(decode(ALL, binning), binning) == ALL).all()
     assert action_spec(binning).size == 4356
@@ -45,11 +54,11 @@ def test_opposite_keys_cancel_and_leave_the_others():
 
 def test_camera_bins_are_those_of_vpt_and_symmetric():
     edges = np.array([0.271, 1.053, 2.317, 4.358, 7.655])  # its mu-law, in degrees
-    assert (VPT.choose(edges - 0.002) == [5, 6, 7, 8, 9]).all()
-    assert (VPT.choose(edges + 0.002) == [6, 7, 8, 9, 10]).all()
+    assert (VPT.discretize(edges - 0.002) == [5, 6, 7, 8, 9]).all()
+    assert (VPT.discretize(edges + 0.002) == [6, 7, 8, 9, 10]).all()
     degrees = np.random.default_rng(0).uniform(-30, 30, 1000)
-    assert (VPT.choose(-degrees) == 10 - VPT.choose(degrees)).all()
-    assert np.allclose(VPT.centres[6:], [0.62, 1.61, 3.22, 5.81, 10], atol=0.005)
+    assert (VPT.discretize(-degrees) == 10 - VPT.discretize(degrees)).all()
+    assert np.allclose(VPT.bin_centers[6:], [0.62, 1.61, 3.22, 5.81, 10], atol=0.005)
 
 
 def test_raw_lines_and_minerl_dictionaries_encode_to_the_same_integer():

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from data.vpt.find import find_local, file_problem
+from data.vpt.find import file_problem, find_local
 
 VIDEO = struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0) + bytes(100)
 LOG = b'{"tick": 0}\n{"tick": 1}\n'
@@ -222,4 +222,6 @@ def box(kind, size=8, more=b""):
 )
 def test_what_a_file_begins_with_and_where_it_ends_tells_what_it_is(tmp_path, name, content, found):
     (tmp_path / name).write_bytes(content)
-    assert file_problem(tmp_path / name).startswith(found) and bool(found) == bool(file_problem(tmp_path / name))
+    assert file_problem(tmp_path / name).startswith(found) and bool(found) == bool(
+        file_problem(tmp_path / name)
+    )

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from data.vpt.index import sample_recordings, download_recordings, load_index, read_index
+from data.vpt.index import download_recordings, load_index, read_index, sample_recordings
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "vpt" / "index"
 VIDEO = b"\0\0\0\x10ftypisom\0\0\0\0" + (50_016).to_bytes(4, "big") + b"mdat" + bytes(50_008)
@@ -145,7 +145,11 @@ def test_more_clips_of_one_seed_keep_the_earlier_ones():
 
 
 def test_a_choice_depends_on_its_seed_but_not_on_the_order_or_the_server():
-    assert sample_recordings(STEMS, 20, 3) == sample_recordings(STEMS[::-1], 20, 3) != sample_recordings(STEMS, 20, 4)
+    assert (
+        sample_recordings(STEMS, 20, 3)
+        == sample_recordings(STEMS[::-1], 20, 3)
+        != sample_recordings(STEMS, 20, 4)
+    )
     mirror = [stem.replace("https://s/", "http://mirror/vpt/") for stem in STEMS]
     ends = [stem.rsplit("/", 1)[1] for stem in sample_recordings(mirror, 20, 3)]
     assert ends == [stem.rsplit("/", 1)[1] for stem in sample_recordings(STEMS, 20, 3)]

@@ -26,7 +26,10 @@ def test_keys_buttons_and_turns_are_read():
     log = read(line(10, -20, keys=["w", "q", "5"], buttons=[1, 2], new=[1]))
     held = {name for name, at in INPUT_COLUMN.items() if log.inputs[0, at] == 1}
     assert held == {"forward", "drop", "hotbar.5", "use", "pickItem"}
-    assert log.inputs[0, [INPUT_COLUMN["pitch_degrees"], INPUT_COLUMN["yaw_degrees"]]].tolist() == [-3.0, 1.5]
+    assert log.inputs[0, [INPUT_COLUMN["pitch_degrees"], INPUT_COLUMN["yaw_degrees"]]].tolist() == [
+        -3.0,
+        1.5,
+    ]
 
 
 def test_a_turn_of_less_than_a_degree_is_not_lost():

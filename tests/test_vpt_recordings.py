@@ -74,7 +74,7 @@ def test_parts_of_a_recording_join_to_the_whole(clips, monkeypatch):
     (whole,) = made(clips)
     monkeypatch.setattr(vpt, "BYTES_PER_SHARD", 1500 * 32 * 32 * 3)
     parts = source(clips)
-    assert parts.parts == 4 and parts.shards == 12
+    assert parts.shards_per_recording == 4 and parts.num_shards == 12
     episodes = [episode for part in range(4) for episode in parts.make_shard(part)]
     assert [len(e) for e in episodes] == [16] * 4
     assert np.array_equal(np.concatenate([e.frames for e in episodes]), whole.frames)
@@ -196,7 +196,9 @@ def test_what_is_bad_is_left_out_and_all_is_redone_if_forced(clips, tmp_path, ca
         (folder / path.name).write_bytes(path.read_bytes())
     cut = (folder / "clip-1.mp4").read_bytes()
     (folder / "clip-1.mp4").write_bytes(cut[: len(cut) // 2])
-    config = VptConfig(tmp_path / "run", folder, frame_format=FrameFormat(resolution=16), num_workers=1)
+    config = VptConfig(
+        tmp_path / "run", folder, frame_format=FrameFormat(resolution=16), num_workers=1
+    )
     with pytest.raises(ValueError, match=r"clip-1\.mp4"):
         vpt_command(config)
     config = replace(config, skip_invalid=True)
@@ -221,7 +223,7 @@ def test_ranks_share_the_recordings(clips, tmp_path, capsys, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         vpt_command(config)
         assert f"rank {rank} made {made_here}" in capsys.readouterr().out
-    assert EpisodeDataset(tmp_path / "shards").total == 3 * 64
+    assert EpisodeDataset(tmp_path / "shards").num_frames == 3 * 64
 
 
 def preprocess(*flags: str) -> subprocess.CompletedProcess:

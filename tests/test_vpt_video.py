@@ -6,7 +6,7 @@ from vpt_clips import scene, write_pair, write_video
 
 from data.vpt.cursor import draw_cursor
 from data.vpt.file_slice import FileSlice
-from data.vpt.video import read_video_info, read_frames, shrink
+from data.vpt.video import read_frames, read_video_info, shrink
 
 RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (30, 30, 200)
 

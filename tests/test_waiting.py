@@ -72,7 +72,9 @@ def begun_codes() -> tuple[Any, tuple[Any, ...]]:
 
 
 def keypoints() -> tuple[Any, tuple[Any, ...]]:
-    return Keypoints(KeypointsConfig((32, 32), num_keypoints=4, channels=16, num_res_blocks=1)), (noise(),)
+    return Keypoints(KeypointsConfig((32, 32), num_keypoints=4, channels=16, num_res_blocks=1)), (
+        noise(),
+    )
 
 
 def foretold() -> tuple[Any, tuple[Any, ...]]:
@@ -120,7 +122,9 @@ def test_neither_a_step_nor_a_look_waits(world_and_clips):
 @pytest.mark.parametrize("method", ["cem", "mppi", "shooting"])
 def test_a_search_waits_for_nothing(world_and_clips, method):
     world, shown = world_and_clips
-    config = PlannerConfig(method, num_samples=8, iterations=3, num_elites=2, horizon=2, action_block=2)
+    config = PlannerConfig(
+        method, num_samples=8, iterations=3, num_elites=2, horizon=2, action_block=2
+    )
 
     def watched(search: Callable[..., Any]) -> Callable[..., Any]:
         def searched(*given: Any) -> Any:
@@ -139,7 +143,9 @@ def test_learning_to_reach_goals_waits_for_nothing(world_and_clips):
     world, shown = world_and_clips
     if world.latents.kind == "discrete":
         pytest.frameskip("gradients do not pass through codes")
-    config = GoalPolicyConfig(PolicyConfig(hidden_dim=16), action_block=2, horizon=2, max_goal_offset=4)
+    config = GoalPolicyConfig(
+        PolicyConfig(hidden_dim=16), action_block=2, horizon=2, max_goal_offset=4
+    )
     model = GoalPolicy(config, world.latents, world.actions)
     with torch.no_grad():
         latents = world.encode(shown.frames.flatten(0, 1)).unflatten(0, shown.frames.shape[:2])

@@ -22,7 +22,15 @@ from walk_world import SPEC, write_walks
 from data.toy import write_toy_shards
 from data.vpt.vpt_actions import MOVES
 from pipeline.play.keyboard import DEGREES_PER_WIDTH
-from pipeline.play.panels import CAPTION_HEIGHT, GAP, Panel, compose_panels, panel_position, text_width, add_text
+from pipeline.play.panels import (
+    CAPTION_HEIGHT,
+    GAP,
+    Panel,
+    add_text,
+    compose_panels,
+    panel_position,
+    text_width,
+)
 from pipeline.play.window import check_display, key_name
 
 TESTS = Path(__file__).parent
@@ -62,9 +70,13 @@ def test_panels_lie_where_the_mouse_looks_for_them():
     black, white = np.zeros((32, 48, 3), np.uint8), np.full((32, 48, 3), 255, np.uint8)
     picture = compose_panels([Panel("a", black), Panel("b", white)], 64)
     assert picture.shape == (CAPTION_HEIGHT + 64, 96 + GAP + 96, 3)
-    assert (picture[CAPTION_HEIGHT:, :96] == 0).all() and (picture[CAPTION_HEIGHT:, 96 + GAP :] == 255).all()
+    assert (picture[CAPTION_HEIGHT:, :96] == 0).all() and (
+        picture[CAPTION_HEIGHT:, 96 + GAP :] == 255
+    ).all()
     for x, share in ((24, 0.25), (96 + GAP + 72, 0.75), (500, 1.0), (-3, 0.0)):
-        assert panel_position(x, CAPTION_HEIGHT + 16, 64, 2, 1.5) == pytest.approx((share, 0.25), abs=0.02)
+        assert panel_position(x, CAPTION_HEIGHT + 16, 64, 2, 1.5) == pytest.approx(
+            (share, 0.25), abs=0.02
+        )
     assert panel_position(0, 0, 64)[1] == 0 and panel_position(0, 900, 64)[1] == 1
 
 

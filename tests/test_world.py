@@ -148,7 +148,9 @@ def test_an_interrupted_cache_goes_on(run):
     rest = Stops()
     rest.calls = -1000
     made = cache_latents(where, rest, "f", recordings, device, batch_size=1)
-    assert 0 < rest.calls + 1000 == recordings.total - 100  # the first hundred frames were kept
+    assert (
+        0 < rest.calls + 1000 == recordings.num_frames - 100
+    )  # the first hundred frames were kept
     frames = torch.from_numpy(recordings.read_rows("frames", 0, 5)).permute(0, 3, 1, 2)
     assert (tokenizer.encode(frames).numpy() == made[:5]).all()
 
@@ -176,16 +178,20 @@ def test_what_codes_lose_of_the_last_real_frame_is_kept_where_nothing_changes(
     drawn = world.tokenizer.decode(state.latents)
     assert not torch.equal(drawn, frames[:, -1])
     other = state.latents.clone()
-    other[:, ::3] = (other[:, ::3] + 1) % world.latents.codes
+    other[:, ::3] = (other[:, ::3] + 1) % world.latents.codebook_size
     monkeypatch.setattr(
         world.dynamics, "step", lambda *_: replace(state, latents=other, frame_residual=None)
     )
     after = world.step(state, shown.actions[:, 2])
-    changed = (after.latents != state.latents).view(4, world.latents.patches, -1)
+    changed = (after.latents != state.latents).view(4, world.latents.num_patches, -1)
     assert after.frame_residual is not None and changed.any()
-    assert torch.equal(after.frame_residual.unchanged, 1 - changed.float().mean(-1)), "codebook by codebook"
+    assert torch.equal(after.frame_residual.unchanged, 1 - changed.float().mean(-1)), (
+        "codebook by codebook"
+    )
     share = after.frame_residual.unchanged.view(4, 1, *world.latents.grid)
-    share = share.repeat_interleave(world.patch_size[0], 2).repeat_interleave(world.patch_size[1], 3)
+    share = share.repeat_interleave(world.patch_size[0], 2).repeat_interleave(
+        world.patch_size[1], 3
+    )
     expected = world.tokenizer.decode(after.latents) + share * (frames[:, -1].float() - drawn)
     assert torch.equal(world.decode(after), expected.round().clamp(0, 255).byte())
 

@@ -23,7 +23,9 @@ def codes_or_vectors(method: str, size: tuple[int, int]) -> tuple[Any, Any]:
     """Small configs of a tokenizer and of the dynamics that go with it."""
     small = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=64, context_frames=3)
     if method == "goals":
-        return KeypointsConfig(size, num_keypoints=4, channels=16, num_res_blocks=1), PredictorConfig(small)
+        return KeypointsConfig(
+            size, num_keypoints=4, channels=16, num_res_blocks=1
+        ), PredictorConfig(small)
     tokenizer = VqVaeConfig(size, channels=16, num_res_blocks=1, codebook_size=32, latent_dim=8)
     return tokenizer, LlamaConfig(small)
 

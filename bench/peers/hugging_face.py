@@ -45,7 +45,9 @@ class RotaryTable(nn.Module):
         return self.cosine[position_ids].to(x.dtype), self.sine[position_ids].to(x.dtype)
 
 
-def llama(config: TransformerConfig, sequence_length: int, vocab_size: int, attention: Attention) -> Any:
+def llama(
+    config: TransformerConfig, sequence_length: int, vocab_size: int, attention: Attention
+) -> Any:
     """Build a Llama of our sizes for sequences of up to `length` tokens."""
     sizes: dict[str, Any] = dict(
         vocab_size=vocab_size,
@@ -72,7 +74,9 @@ def copy_weights(peer: Any, ours: Ours) -> None:
     """Take over our weights and our table of angles: from here on both are one function."""
     for theirs, mine, rows in matching_weights(peer, ours):
         theirs.copy_(mine[rows])
-    peer.model.rotary_emb = RotaryTable(*ours.transformer.rotary(ours.transformer.config.context_frames))
+    peer.model.rotary_emb = RotaryTable(
+        *ours.transformer.rotary(ours.transformer.config.context_frames)
+    )
 
 
 def matching_weights(peer: Any, ours: Ours) -> Iterator[tuple[Tensor, Tensor, slice]]:
@@ -136,7 +140,11 @@ Decoding = Literal["dynamic cache", "static cache", "static cache + compile"]
 
 def decoder(peer: Any, prompt: Tensor, new_tokens: int, mode: Decoding) -> Callable[[], Tensor]:
     """Greedy `generate`: prompt (1, S) -> (1, S + new)."""
-    settings: dict[str, Any] = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "do_sample": False}
+    settings: dict[str, Any] = {
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
+        "do_sample": False,
+    }
     settings["cache_implementation"] = "dynamic" if mode == "dynamic cache" else "static"
     if mode == "static cache + compile":
         compiling: Any = CompileConfig(mode="reduce-overhead", fullgraph=False)

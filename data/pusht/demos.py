@@ -13,7 +13,14 @@ import zarr
 from zarr.storage import ZipStore
 
 from data.episodes import Episode
-from data.pusht.simulator import ACTIONS, STATE_NAMES, STEPS_PER_SECOND, SUCCESS_COVERAGE, PushT, reward
+from data.pusht.simulator import (
+    ACTIONS,
+    STATE_NAMES,
+    STEPS_PER_SECOND,
+    SUCCESS_COVERAGE,
+    PushT,
+    reward,
+)
 
 
 @dataclass(frozen=True)
@@ -23,10 +30,12 @@ class DemoData:
     states: np.ndarray  # (N, 5), as STATE_NAMES
     actions: np.ndarray  # (N, 2) targets; actions[t]: states[t] -> states[t + 1]
     contacts: np.ndarray  # (N,)
-    ends: np.ndarray  # (E,) exclusive
+    episode_ends: np.ndarray  # (E,) exclusive
 
     def rows(self, episode: int) -> slice:
-        return slice(int(self.ends[episode - 1]) if episode else 0, int(self.ends[episode]))
+        return slice(
+            int(self.episode_ends[episode - 1]) if episode else 0, int(self.episode_ends[episode])
+        )
 
 
 @lru_cache(maxsize=1)
@@ -133,7 +142,7 @@ class Demonstrations:
 
     @property
     def num_sources(self) -> int:
-        return len(load_demos(Path(self.path)).ends)
+        return len(load_demos(Path(self.path)).episode_ends)
 
     @property
     def num_shards(self) -> int:

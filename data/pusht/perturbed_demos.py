@@ -25,17 +25,17 @@ class PerturbedDemos:
     """
 
     path: str
-    replays: int = 1
+    num_copies: int = 1
     image_size: int = 64
     seed: int = 0
 
     @property
-    def sources(self) -> int:
-        return len(load_demos(Path(self.path)).ends)
+    def num_sources(self) -> int:
+        return len(load_demos(Path(self.path)).episode_ends)
 
     @property
-    def shards(self) -> int:
-        return -(-self.sources * self.replays // EPISODES_PER_SHARD)
+    def num_shards(self) -> int:
+        return -(-self.num_sources * self.num_copies // EPISODES_PER_SHARD)
 
     def description(self) -> dict[str, Any]:
         return {
@@ -50,9 +50,12 @@ class PerturbedDemos:
 
     def make_shard(self, index: int) -> list[Episode]:
         first = index * EPISODES_PER_SHARD
-        last = min(first + EPISODES_PER_SHARD, self.sources * self.replays)
+        last = min(first + EPISODES_PER_SHARD, self.num_sources * self.num_copies)
         simulator = PushT(self.image_size)
-        return [self.episode(simulator, *divmod(number, self.replays)) for number in range(first, last)]
+        return [
+            self.episode(simulator, *divmod(number, self.num_copies))
+            for number in range(first, last)
+        ]
 
     def episode(self, simulator: PushT, demo: int, copy: int) -> Episode:
         demos = load_demos(Path(self.path))
@@ -68,4 +71,4 @@ class PerturbedDemos:
         builder = EpisodeBuilder(simulator)
         for target in targets:  # the last too: some demonstrations succeed with it
             builder.step(target)
-        return builder.episode(demo)
+        return builder.to_episode(demo)

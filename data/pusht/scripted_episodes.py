@@ -9,9 +9,20 @@ import numpy as np
 
 from data.episodes import Episode
 from data.pusht.scripted_policy import ScriptedPolicy
-from data.pusht.simulator import ACTIONS, GOAL, STATE_NAMES, SUCCESS_COVERAGE, PushT, random_start, reward
+from data.pusht.simulator import (
+    ACTIONS,
+    GOAL,
+    STATE_NAMES,
+    SUCCESS_COVERAGE,
+    PushT,
+    random_start,
+    reward,
+)
 
-GOAL_SHARE, OTHER_POSE_SHARE = 0.7, 0.2  # shares of episodes that push to the goal, and to another pose
+GOAL_SHARE, OTHER_POSE_SHARE = (
+    0.7,
+    0.2,
+)  # shares of episodes that push to the goal, and to another pose
 EPISODES_PER_SHARD = 10
 
 
@@ -19,31 +30,31 @@ class EpisodeBuilder:
     """Collects what happens in a simulator, step by step, as an Episode."""
 
     def __init__(self, simulator: PushT) -> None:
-        self.world = simulator
+        self.simulator = simulator
         self.frames: list[np.ndarray] = []
         self.actions: list[np.ndarray] = []
         self.rewards: list[float] = []
         self.states: list[np.ndarray] = []
         self.contacts: list[float] = []
-        self.look()
+        self.observe()
 
-    def look(self) -> None:
+    def observe(self) -> None:
         """Record where the simulator stands."""
-        self.frames.append(self.world.render())
-        self.rewards.append(float(reward(self.world.coverage())))
-        self.states.append(self.world.state)
-        self.contacts.append(float(self.world.contacts))
+        self.frames.append(self.simulator.render())
+        self.rewards.append(float(reward(self.simulator.coverage())))
+        self.states.append(self.simulator.state)
+        self.contacts.append(float(self.simulator.contacts))
 
     def step(self, action: np.ndarray) -> None:
         self.actions.append(np.asarray(action, np.float32))
-        self.world.step(self.actions[-1])
-        self.look()
+        self.simulator.step(self.actions[-1])
+        self.observe()
 
     @property
     def success(self) -> bool:
         return self.rewards[-1] >= 1.0
 
-    def episode(self, source: int) -> Episode:
+    def to_episode(self, source: int) -> Episode:
         """Give all frames; the last action leads nowhere and repeats the one before it."""
         last = self.actions[-1] if self.actions else self.states[-1][:2].astype(np.float32)
         terminals = np.zeros(len(self.frames), bool)
@@ -81,11 +92,11 @@ class ScriptedEpisodes:
     """Steps of an episode, at most."""
 
     @property
-    def shards(self) -> int:
+    def num_shards(self) -> int:
         return -(-self.episodes // EPISODES_PER_SHARD)
 
     @property
-    def sources(self) -> int:
+    def num_sources(self) -> int:
         return self.episodes
 
     def description(self) -> dict[str, Any]:
@@ -116,7 +127,7 @@ class ScriptedEpisodes:
             self._push(builder, rng, noise, GOAL if draw < GOAL_SHARE else _random_pose(rng))
         else:
             self._explore(builder, rng, noise)
-        return builder.episode(number)
+        return builder.to_episode(number)
 
     def _push(
         self, builder: EpisodeBuilder, rng: np.random.Generator, noise: np.ndarray, pose: np.ndarray
@@ -138,7 +149,9 @@ class ScriptedEpisodes:
             if idle_steps > 5 or (pose is GOAL and builder.success):
                 break
 
-    def _explore(self, builder: EpisodeBuilder, rng: np.random.Generator, noise: np.ndarray) -> None:
+    def _explore(
+        self, builder: EpisodeBuilder, rng: np.random.Generator, noise: np.ndarray
+    ) -> None:
         """Go to places, fast or slowly, some of them beyond the block."""
         target = builder.states[-1][:2]
         destination, speed = target, 20.0

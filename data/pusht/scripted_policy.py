@@ -69,7 +69,9 @@ class ScriptedPolicy:
             return agent.copy()
 
         normals = NORMALS @ block_rotation.T
-        contact_points = center + (_ARMS - RADIUS * NORMALS) @ block_rotation.T  # where the agent touches
+        contact_points = (
+            center + (_ARMS - RADIUS * NORMALS) @ block_rotation.T
+        )  # where the agent touches
         rates = _TORQUES / GYRATION  # radians a pixel of push
         error_along = normals @ position_error + LEVER**2 * rates * angle_error
         size = 1 + LEVER**2 * rates**2
@@ -79,7 +81,9 @@ class ScriptedPolicy:
         outside = ((contact_points < 8) | (contact_points > WINDOW_SIZE - 8)).any(1)
         score = error_reduction - 0.12 * travel - 1e3 * outside - 1e3 * (push_length <= 0)
         best = int(score.argmax())
-        return self._approach_or_push(agent, contact_points[best], normals[best], float(push_length[best]), center)
+        return self._approach_or_push(
+            agent, contact_points[best], normals[best], float(push_length[best]), center
+        )
 
     def _approach_or_push(
         self,

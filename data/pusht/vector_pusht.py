@@ -21,7 +21,7 @@ class VectorPushT:
     """
 
     def __init__(self, num_envs: int, image_size: int = 64, num_workers: int = 2) -> None:
-        self.count, self.image_size = num_envs, image_size
+        self.num_envs, self.image_size = num_envs, image_size
         self._last_frames = np.zeros((num_envs, 3, image_size, image_size), np.uint8)
         num_workers = max(1, min(num_workers, num_envs))
         self._worker_indices = np.array_split(np.arange(num_envs), num_workers)
@@ -60,7 +60,9 @@ class VectorPushT:
         rows = {int(i): row for row, i in enumerate(indices)}
         requests = []
         for own_indices in self._worker_indices:
-            wanted = [(place, rows[int(i)]) for place, i in enumerate(own_indices) if int(i) in rows]
+            wanted = [
+                (place, rows[int(i)]) for place, i in enumerate(own_indices) if int(i) in rows
+            ]
             requests.append(("reset", [(place, states[r], velocities[r]) for place, r in wanted]))
         self._call_workers(requests)
 
@@ -71,22 +73,26 @@ class VectorPushT:
 
         Returns states (N, 5) and coverages (N,).
         """
-        active = np.ones(self.count, bool) if active is None else active
-        results = self._call_workers([("step", (actions[s], active[s])) for s in self._worker_indices])
+        active = np.ones(self.num_envs, bool) if active is None else active
+        results = self._call_workers(
+            [("step", (actions[s], active[s])) for s in self._worker_indices]
+        )
         states, coverages = zip(*results, strict=True)
         return np.concatenate(states), np.concatenate(coverages)
 
     def frames(self, active: np.ndarray | None = None) -> np.ndarray:
         """Look: (N, 3, H, W) uint8; at those that are not `active`, (N,) bool, as they were seen
         last."""
-        active = np.ones(self.count, bool) if active is None else active
+        active = np.ones(self.num_envs, bool) if active is None else active
         frames = self._call_workers([("frames", active[share]) for share in self._worker_indices])
         self._last_frames[active] = np.concatenate(frames)
         return self._last_frames.copy()
 
     def velocities(self) -> np.ndarray:
         """(N, 2) pixels a second, of the agents."""
-        return np.concatenate(self._call_workers([("velocities", None)] * len(self._worker_indices)))
+        return np.concatenate(
+            self._call_workers([("velocities", None)] * len(self._worker_indices))
+        )
 
     def rollout(
         self, states: np.ndarray, velocities: np.ndarray, actions: np.ndarray

@@ -20,7 +20,9 @@ MIN_IMAGE_TURNS = 60  # and of pictures, in which every second one is misread
 ANGLE_TOLERANCE = 0.1  # degrees
 IMAGE_SIZE = 64  # pixels of the pictures that are laid over each other
 MARGIN = 0.1  # by which another shift must fit the picture better
-MIN_EXACT_SHARE = 0.9  # share of turns that must be exact; 0.996 of large ones are in the public logs
+MIN_EXACT_SHARE = (
+    0.9  # share of turns that must be exact; 0.996 of large ones are in the public logs
+)
 
 
 def angle_agreement(log: VptLog) -> dict[str, float] | None:
@@ -37,7 +39,9 @@ def angle_agreement(log: VptLog) -> dict[str, float] | None:
     if len(rows) < MIN_ANGLE_TURNS:
         return None
     return {
-        f"{s:+d}": round(float((abs(measured[rows + s] - commanded[rows]) < ANGLE_TOLERANCE).mean()), 4)
+        f"{s:+d}": round(
+            float((abs(measured[rows + s] - commanded[rows]) < ANGLE_TOLERANCE).mean()), 4
+        )
         for s in SHIFTS
     }
 

@@ -34,6 +34,9 @@ def _arrow() -> tuple[np.ndarray, np.ndarray]:
     cv2.fillPoly(fill, [points], 255)
     outline = fill.copy()
     cv2.polylines(outline, [points], True, 255, SUPERSAMPLING)
-    small = [cv2.resize(x, (CURSOR_SIZE, CURSOR_SIZE), interpolation=cv2.INTER_AREA) for x in (fill, outline)]
+    small = [
+        cv2.resize(x, (CURSOR_SIZE, CURSOR_SIZE), interpolation=cv2.INTER_AREA)
+        for x in (fill, outline)
+    ]
     alpha = small[1].astype(np.float32) / 255
     return 255 * small[0].astype(np.float32) / np.maximum(small[1], 1), alpha

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
-from data.vpt.file_slice import VideoAndLog, FileSlice
+from data.vpt.file_slice import FileSlice, VideoAndLog
 
 SUFFIXES = (".mp4", ".jsonl")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")

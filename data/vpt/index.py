@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.download import RETRY_DELAY, DownloadError, fetch
-from data.vpt.file_slice import VideoAndLog, FileSlice
+from data.vpt.file_slice import FileSlice, VideoAndLog
 from data.vpt.find import file_problem
 
 JOIN_SECONDS = 1.0  # seconds that downloads have to end in; those that wait for a server are left
@@ -70,7 +70,9 @@ def _is_plain(path: str) -> bool:
 def sample_recordings(stems: Sequence[str], num_recordings: int, seed: int) -> list[str]:
     """Draw so many stems. More of one seed begin with the same; order and server do not matter."""
     if not 1 <= num_recordings <= len(stems):
-        raise ValueError(f"--clips {num_recordings} was asked for, but the index lists {len(stems)} clips")
+        raise ValueError(
+            f"--clips {num_recordings} was asked for, but the index lists {len(stems)} clips"
+        )
 
     def drawn(stem: str) -> tuple[bytes, str]:
         return hashlib.sha256(f"{seed} {local_name(stem)}".encode()).digest(), stem
@@ -102,12 +104,16 @@ def download_recordings(
     stem_by_name: dict[str, str] = {}
     for stem in stems:
         if stem_by_name.setdefault(local_name(stem), stem) != stem:
-            raise ValueError(f"{stem} and {stem_by_name[local_name(stem)]} would both be kept as {local_name(stem)}")
+            raise ValueError(
+                f"{stem} and {stem_by_name[local_name(stem)]} would both be kept as {local_name(stem)}"
+            )
 
     def get(stem: str, report: Callable[[int], None]) -> None:
         for suffix in (".jsonl", ".mp4"):  # the small one first: without it the other is no use
             url = stem + suffix
-            path = fetch(url, (folder / local_name(stem)).parent, None, retry_delay, timeout, report)
+            path = fetch(
+                url, (folder / local_name(stem)).parent, None, retry_delay, timeout, report
+            )
             if problem := file_problem(path):
                 path.unlink()
                 raise DownloadError(f"{url} gave {problem}; it was not kept: see to the address")
@@ -132,9 +138,13 @@ def download_recordings(
             progress.update(2)
     skipped = [problems[stem] for stem in stem_by_name.values() if stem in problems]
     if len(skipped) == len(stem_by_name):
-        raise ValueError(f"none of {len(stem_by_name)} clips could be had: {'; '.join(skipped[:1])}")
+        raise ValueError(
+            f"none of {len(stem_by_name)} clips could be had: {'; '.join(skipped[:1])}"
+        )
     return [
-        VideoAndLog(name, FileSlice(str(folder / f"{name}.mp4")), FileSlice(str(folder / f"{name}.jsonl")))
+        VideoAndLog(
+            name, FileSlice(str(folder / f"{name}.mp4")), FileSlice(str(folder / f"{name}.jsonl"))
+        )
         for name, stem in stem_by_name.items()
         if stem not in problems
     ], skipped

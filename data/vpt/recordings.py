@@ -19,7 +19,7 @@ from data.episodes import Episode
 from data.vpt.alignment import angle_agreement, image_agreement
 from data.vpt.cursor import draw_cursor
 from data.vpt.file_slice import VideoAndLog
-from data.vpt.video import read_video_info, read_frames, shrink
+from data.vpt.video import read_frames, read_video_info, shrink
 from data.vpt.vpt_actions import INPUT_COLUMN, INPUT_NAMES, CameraQuantizer, action_spec, encode
 from data.vpt.vpt_log import VptLog, read_log
 
@@ -27,7 +27,9 @@ TICKS_PER_SECOND = 20
 MAX_TICKS = 6000  # ticks that a recording lasts at most
 BYTES_PER_SHARD = 128 * 2**20  # of frames
 MAX_LENGTH_MISMATCH = 0.1  # share by which the numbers of frames and lines may differ; 3% was seen
-SEGMENTS_PER_RECORDING = 10  # that each recording is cut into, where there are too few to hold one out
+SEGMENTS_PER_RECORDING = (
+    10  # that each recording is cut into, where there are too few to hold one out
+)
 GAP_TICKS = TICKS_PER_SECOND  # ticks left out between two stretches, which would look alike
 MIN_EPISODE_FRAMES = 2  # frames of an episode
 NOT_FETCHED = "was not fetched"
@@ -60,7 +62,7 @@ class FrameFormat:
             )
 
     @property
-    def size(self) -> tuple[int, int]:
+    def image_size(self) -> tuple[int, int]:
         width = round(self.resolution * 16 / 9 / 16) * 16 if self.keep_aspect else self.resolution
         return self.resolution, width
 
@@ -76,19 +78,19 @@ class VptSource:
 
     names: tuple[str, ...]
     pairs: tuple[VideoAndLog, ...]
-    look: FrameFormat
+    frame_format: FrameFormat
     skip_invalid: bool = False
 
     @property
-    def parts(self) -> int:
+    def shards_per_recording(self) -> int:
         """Shards of each recording."""
-        height, width = self.look.size
+        height, width = self.frame_format.image_size
         frames = BYTES_PER_SHARD // (height * width * 3)
-        return -(-(MAX_TICKS // self.look.frameskip) // frames)
+        return -(-(MAX_TICKS // self.frame_format.frameskip) // frames)
 
     @property
-    def shards(self) -> int:
-        return len(self.names) * self.parts
+    def num_shards(self) -> int:
+        return len(self.names) * self.shards_per_recording
 
     @property
     def split_by_segment(self) -> bool:
@@ -96,22 +98,22 @@ class VptSource:
         return len(self.names) < 3
 
     @property
-    def sources(self) -> int:
+    def num_sources(self) -> int:
         return len(self.names) * (SEGMENTS_PER_RECORDING if self.split_by_segment else 1)
 
     def description(self) -> dict[str, Any]:
         return {
             "source": "minecraft",
-            "image_size": list(self.look.size),
-            "actions": action_spec(self.look.camera_quantizer).as_dict(),
+            "image_size": list(self.frame_format.image_size),
+            "actions": action_spec(self.frame_format.camera_quantizer).as_dict(),
             "input_names": list(INPUT_NAMES),
-            "steps_per_second": TICKS_PER_SECOND / self.look.frameskip,
+            "steps_per_second": TICKS_PER_SECOND / self.frame_format.frameskip,
             "held_out": "stretches" if self.split_by_segment else "recordings",
-            "settings": asdict(self.look) | {"recordings": _digest(self.names)},
+            "settings": asdict(self.frame_format) | {"recordings": _digest(self.names)},
         }
 
     def make_shard(self, index: int) -> list[Episode]:
-        recording, part = divmod(index, self.parts)
+        recording, part = divmod(index, self.shards_per_recording)
         pair = next((p for p in self.pairs if p.name == self.names[recording]), None)
         if pair is None:
             raise SkipShard(f"{self.names[recording]} {NOT_FETCHED}")
@@ -133,12 +135,15 @@ class VptSource:
                 f"{pair.video} has {info.frames} frames, but {pair.log} {len(log)} lines; more "
                 f"than {MAX_LENGTH_MISMATCH:.0%} apart they do not belong together: get the pair again"
             )
-        frameskip = self.look.frameskip
+        frameskip = self.frame_format.frameskip
         steps = count // frameskip
-        begin, end = steps * part // self.parts, steps * (part + 1) // self.parts
+        begin, end = (
+            steps * part // self.shards_per_recording,
+            steps * (part + 1) // self.shards_per_recording,
+        )
         frames = self._frames(pair, log, begin, end)
         inputs = sum_inputs(log.inputs[begin * frameskip : end * frameskip], frameskip)
-        actions = encode(inputs, self.look.camera_quantizer)
+        actions = encode(inputs, self.frame_format.camera_quantizer)
         notes = {
             "recording": pair.name,
             "frames": info.frames,
@@ -159,11 +164,13 @@ class VptSource:
 
     def _frames(self, pair: VideoAndLog, log: VptLog, begin: int, end: int) -> np.ndarray:
         """Frames [begin, end) at the size asked for: (T, H, W, 3) uint8."""
-        frame_format = self.look
-        height, width = frame_format.size
+        frame_format = self.frame_format
+        height, width = frame_format.image_size
         frames = np.empty((end - begin, height, width, 3), np.uint8)
         gui = log.inputs[:, INPUT_COLUMN["gui"]] > 0
-        wanted = read_frames(pair.video, begin * frame_format.frameskip, end * frame_format.frameskip)
+        wanted = read_frames(
+            pair.video, begin * frame_format.frameskip, end * frame_format.frameskip
+        )
         for tick, frame in enumerate(wanted, begin * frame_format.frameskip):
             if tick % frame_format.frameskip:
                 continue
@@ -181,12 +188,16 @@ class VptSource:
         ranges = [(begin, end, number)]
         if self.split_by_segment:
             edges = [steps * i // SEGMENTS_PER_RECORDING for i in range(SEGMENTS_PER_RECORDING + 1)]
-            gap = -(-GAP_TICKS // self.look.frameskip)
+            gap = -(-GAP_TICKS // self.frame_format.frameskip)
             ranges = [
-                (max(begin, low + (gap if i else 0)), min(end, high), number * SEGMENTS_PER_RECORDING + i)
+                (
+                    max(begin, low + (gap if i else 0)),
+                    min(end, high),
+                    number * SEGMENTS_PER_RECORDING + i,
+                )
                 for i, (low, high) in enumerate(pairwise(edges))
             ]
-        if not self.look.gui:
+        if not self.frame_format.gui:
             closed = np.flatnonzero(inputs[:, INPUT_COLUMN["gui"]] == 0) + begin
             runs = np.split(closed, np.flatnonzero(np.diff(closed) > 1) + 1)
             ranges = [

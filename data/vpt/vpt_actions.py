@@ -62,7 +62,7 @@ class CameraQuantizer:
                 f"of 0 or more"
             )
 
-    def choose(self, degrees: np.ndarray) -> np.ndarray:
+    def discretize(self, degrees: np.ndarray) -> np.ndarray:
         """(...) degrees -> (...) int64 in [0, M)."""
         fraction = np.clip(np.asarray(degrees, np.float64) / self.maxval, -1, 1)
         if self.mu:
@@ -72,7 +72,7 @@ class CameraQuantizer:
         return half + (np.sign(fraction) * np.floor(abs(fraction) * half + 0.5)).astype(np.int64)
 
     @property
-    def centres(self) -> tuple[float, ...]:
+    def bin_centers(self) -> tuple[float, ...]:
         """Degrees that the choices stand for: (M,)."""
         half = self.num_bins // 2
         fraction = np.arange(-half, half + 1) / half
@@ -83,14 +83,14 @@ class CameraQuantizer:
 
 def action_spec(quantizer: CameraQuantizer) -> ActionSpec:
     """Codes 0 to 4355: yaw + 11 pitch + 121 attack + 242 jump + 484 move (docs/minecraft.md)."""
-    labels = tuple(f"{degrees:+.1f}" if degrees else "0" for degrees in quantizer.centres)
+    labels = tuple(f"{degrees:+.1f}" if degrees else "0" for degrees in quantizer.bin_centers)
     return ActionSpec(
         "discrete",
         (),
         unit="degrees of the camera",
         factors=(
-            Factor("yaw", labels, quantizer.centres),
-            Factor("pitch", labels, quantizer.centres),
+            Factor("yaw", labels, quantizer.bin_centers),
+            Factor("pitch", labels, quantizer.bin_centers),
             Factor("attack", ("none", "attack")),
             Factor("jump", ("none", "jump")),
             Factor("move", MOVES),
@@ -102,8 +102,8 @@ def encode(inputs: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
     """Inputs, (N, I) -> codes, (N,) int64. What a code has no place for is left out: use, sneak,
     sprint, drop, inventory, hotbar. With a GUI open the camera's turns move its cursor."""
     inputs = np.asarray(inputs)
-    yaw = quantizer.choose(inputs[:, INPUT_COLUMN["yaw_degrees"]])
-    pitch = quantizer.choose(inputs[:, INPUT_COLUMN["pitch_degrees"]])
+    yaw = quantizer.discretize(inputs[:, INPUT_COLUMN["yaw_degrees"]])
+    pitch = quantizer.discretize(inputs[:, INPUT_COLUMN["pitch_degrees"]])
     pressed = {name: inputs[:, INPUT_COLUMN[name]] > 0 for name in BUTTONS}
     along = pressed["forward"].astype(np.int64) - pressed["back"]
     across = pressed["left"].astype(np.int64) - pressed["right"]
@@ -119,7 +119,7 @@ def decode(codes: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
         raise ValueError(f"codes of actions go from 0 to 4355; {codes} reaches outside")
     yaw, pitch, attack, jump, move = action_spec(quantizer).unravel(codes).T
     inputs = np.zeros((len(codes), len(INPUT_NAMES)), np.float32)
-    bin_centers = np.array(quantizer.centres)
+    bin_centers = np.array(quantizer.bin_centers)
     inputs[:, INPUT_COLUMN["yaw_degrees"]] = bin_centers[yaw]
     inputs[:, INPUT_COLUMN["pitch_degrees"]] = bin_centers[pitch]
     inputs[:, INPUT_COLUMN["attack"]], inputs[:, INPUT_COLUMN["jump"]] = attack, jump

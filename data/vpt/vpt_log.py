@@ -12,7 +12,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from data.vpt.vpt_actions import MOUSE_BUTTONS, INPUT_COLUMN, CAMERA_SCALER, BUTTONS, INPUT_NAMES, KEYS
+from data.vpt.vpt_actions import (
+    BUTTONS,
+    CAMERA_SCALER,
+    INPUT_COLUMN,
+    INPUT_NAMES,
+    KEYS,
+    MOUSE_BUTTONS,
+)
 
 
 class _Mouse(msgspec.Struct):
@@ -54,7 +61,9 @@ class VptLog:
     inputs: np.ndarray  # (N, I) float32
     cursor: np.ndarray  # (N, 2) float32, x and y in the 1280 x 720 window
     angles: np.ndarray | None  # (N, 2) float64, absolute pitch and yaw in degrees, if recorded
-    invalid_lines: tuple[int, ...] = ()  # numbers of broken lines, from 1; the tick before stands for them
+    invalid_lines: tuple[
+        int, ...
+    ] = ()  # numbers of broken lines, from 1; the tick before stands for them
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -19,7 +19,9 @@ MAX_NAMED = 10  # recordings named one by one, at most
 def report(folder: Path, missing: list[str], seconds: float) -> list[str]:
     """Say what was made, how fast, what was left out, and whether it fits together."""
     skip_reasons = {path.read_text().strip() for path in folder.glob(f"*{SKIPPED}")}
-    reasons = missing + sorted(reason for reason in skip_reasons if not reason.endswith(NOT_FETCHED))
+    reasons = missing + sorted(
+        reason for reason in skip_reasons if not reason.endswith(NOT_FETCHED)
+    )
     lines = [f"left out: {reason}" for reason in reasons[:MAX_NAMED]]
     if len(reasons) > MAX_NAMED:
         lines.append(f"left out: {len(reasons)} in all")
@@ -29,8 +31,8 @@ def report(folder: Path, missing: list[str], seconds: float) -> list[str]:
         return lines
     size = sum(header.path.stat().st_size for header in dataset.headers) / GIB
     lines.append(
-        f"minecraft: {dataset.total} frames in {size:.3f} GiB, made in {seconds:.1f} s "
-        f"({dataset.total / max(seconds, 1e-3):.0f} frames/s)"
+        f"minecraft: {dataset.num_frames} frames in {size:.3f} GiB, made in {seconds:.1f} s "
+        f"({dataset.num_frames / max(seconds, 1e-3):.0f} frames/s)"
     )
     return lines + describe_agreement(dataset)
 
@@ -50,7 +52,8 @@ def describe_agreement(dataset: EpisodeDataset) -> list[str]:
     lines = []
     if unequal:
         summary = ", ".join(
-            f"{n['recording']} {n['frames']} frames and {n['lines']} lines" for n in unequal[:MAX_NAMED]
+            f"{n['recording']} {n['frames']} frames and {n['lines']} lines"
+            for n in unequal[:MAX_NAMED]
         )
         lines.append(
             f"  {len(unequal)} of {len(notes)} recordings were cut to the shorter: {summary}"
@@ -66,7 +69,7 @@ def describe_agreement(dataset: EpisodeDataset) -> list[str]:
             means = [np.mean([f[f"{s:+d}"] for f in found]) for s in SHIFTS]
             summary = ", ".join(f"{m:.3f} at {s:+d}" for s, m in zip(SHIFTS, means, strict=True))
             lines.append(f"  {what}: {summary} ticks (n = {len(found)} recordings)")
-    gui = dataset.read_rows("inputs", 0, dataset.total)[:, INPUT_COLUMN["gui"]]
+    gui = dataset.read_rows("inputs", 0, dataset.num_frames)[:, INPUT_COLUMN["gui"]]
     lines.append(f"  a GUI is open in {gui.mean():.1%} of the frames")
     if dataset.description.get("held_out") == "stretches":
         lines.append(

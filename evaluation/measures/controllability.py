@@ -26,7 +26,7 @@ class ActionPredictor(Protocol):
 
     actions: ActionSpec
 
-    def read(self, frames: Tensor) -> ActionPrediction:
+    def predict(self, frames: Tensor) -> ActionPrediction:
         """(n, 1 + H, 3, height, width) uint8 -> what was done between the frames."""
         ...
 
@@ -57,7 +57,11 @@ def controllability(
             f"were asked for; give --windows 2 or more, and an episode longer than "
             f"{context + steps} frames"
         )
-    predictions: dict[str, list[ActionPrediction]] = {"real": [], "reconstructed": [], "imagined": []}
+    predictions: dict[str, list[ActionPrediction]] = {
+        "real": [],
+        "reconstructed": [],
+        "imagined": [],
+    }
     true_choices: list[Tensor] = []
     batches = range(0, len(indices), batch_size)
     for start in tqdm(batches, "controllability", disable=not progress, leave=False):
@@ -71,7 +75,7 @@ def controllability(
             "imagined": imagine(world, frames, actions, context, range(steps + 1)),
         }
         for name, video in videos.items():
-            choices, values = idm.read(video)
+            choices, values = idm.predict(video)
             predictions[name].append((choices.cpu(), values.cpu()))
         true_choices.append(idm.actions.unravel(clip.actions[:, context - 1 : context - 1 + steps]))
     predicted = {name: (torch.cat([c for c, _ in parts]), torch.cat([t for _, t in parts]))
@@ -90,7 +94,11 @@ def controllability(
 
 def compare(spec: ActionSpec, targets: Tensor, predicted: Tensor, values: Tensor) -> dict[str, Any]:
     """Two (n, H, F) choices and (n, H, V) expected numbers -> F1 by key, correlation by factor."""
-    targets, predicted, values = targets.flatten(0, 1), predicted.flatten(0, 1), values.flatten(0, 1)
+    targets, predicted, values = (
+        targets.flatten(0, 1),
+        predicted.flatten(0, 1),
+        values.flatten(0, 1),
+    )
     correlations = {}
     for column, (name, index) in enumerate(numeric_factors(spec).items()):
         true_values = torch.tensor(spec.factors[index].values)[targets[:, index]]

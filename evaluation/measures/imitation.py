@@ -43,8 +43,10 @@ def marginal_baselines(dataset: EpisodeDataset) -> dict[str, Habit]:
     likelihood is that of a point, smoothed by one of each label.
     """
     spec = as_factored(dataset.actions)
-    in_train = np.repeat(np.isin(np.arange(len(dataset)), dataset.episodes("train")), dataset.lengths)
-    codes = torch.from_numpy(dataset.read_rows("actions", 0, dataset.total)[in_train]).long()
+    in_train = np.repeat(
+        np.isin(np.arange(len(dataset)), dataset.episodes("train")), dataset.lengths
+    )
+    codes = torch.from_numpy(dataset.read_rows("actions", 0, dataset.num_frames)[in_train]).long()
     no_op = spec.ravel(no_op_choices(spec)).expand(len(codes))
     return {"most_frequent": Habit(spec, codes), "no_op": Habit(spec, no_op)}
 
@@ -87,7 +89,12 @@ def imitation(
 
 
 def _metrics(
-    spec: ActionSpec, codes: Tensor, log_probs: Tensor, modes: Tensor, sources: np.ndarray, seed: int
+    spec: ActionSpec,
+    codes: Tensor,
+    log_probs: Tensor,
+    modes: Tensor,
+    sources: np.ndarray,
+    seed: int,
 ) -> dict[str, Any]:
     """Recorded codes, their log-likelihoods and the likeliest codes, each (n,) -> figures."""
     low, high = bootstrap(log_probs.numpy(), sources, seed)

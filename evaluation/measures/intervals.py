@@ -53,5 +53,7 @@ def bootstrap(
     values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
 ) -> tuple[float, float]:
     """Interval of the mean of (n,) values by the percentile bootstrap over groups."""
-    low, high = confidence_interval(bootstrap_means(np.asarray(values, float)[:, None], groups, seed=seed))
+    low, high = confidence_interval(
+        bootstrap_means(np.asarray(values, float)[:, None], groups, seed=seed)
+    )
     return float(low[0]), float(high[0])

@@ -28,7 +28,7 @@ HORIZONS = (1, 2, 3, 4, 6, 8, 12, 16)
 class StatePredictor(Protocol):
     """What measures the state of the world in a picture (evaluation/readers/estimator.py)."""
 
-    def read(self, frames: Tensor) -> Tensor:
+    def predict(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, S) states."""
         ...
 
@@ -87,7 +87,9 @@ def open_loop(
         rows = slice(start, start + batch_size)
         clip = clips.batch(indices[rows])
         shuffled = clips.batch(shuffled_indices[rows]).actions
-        for name, values in _measure(world, clip, shuffled, horizons, context_frames, estimator).items():
+        for name, values in _measure(
+            world, clip, shuffled, horizons, context_frames, estimator
+        ).items():
             batches_by_name.setdefault(name, []).append(values.cpu())
     per_clip = {name: torch.cat(values) for name, values in batches_by_name.items()}
     return {
@@ -111,7 +113,9 @@ def _measure(
 ) -> dict[str, Tensor]:
     """Give (B, H) figures of every window: `mse:NAME`, `ssim:NAME` and `NAME:WHAT` distances."""
     frames, actions = clip.frames.to(world.device), clip.actions.to(world.device)
-    mixed_actions = torch.cat([actions[:, : context - 1], shuffled.to(world.device)[:, context - 1 :]], 1)
+    mixed_actions = torch.cat(
+        [actions[:, : context - 1], shuffled.to(world.device)[:, context - 1 :]], 1
+    )
     frame_index = torch.as_tensor(horizons) + context - 1
     truth = frames[:, frame_index.to(world.device)]
     imagined = imagine(world, frames, actions, context, horizons)
@@ -133,8 +137,10 @@ def _measure(
         for name in ("model", "copy_last", "reconstruction"):
             predicted = images_by_name[name]
             single = name == "copy_last"  # one picture for all horizons: read it once
-            estimated = estimator.read(predicted[:, 0] if single else predicted.flatten(0, 1))
-            estimated = estimated[:, None].expand_as(states) if single else estimated.view_as(states)
+            estimated = estimator.predict(predicted[:, 0] if single else predicted.flatten(0, 1))
+            estimated = (
+                estimated[:, None].expand_as(states) if single else estimated.view_as(states)
+            )
             for error_name, distance in estimator.errors(states, estimated).items():
                 metrics[f"{name}:{error_name}"] = distance
     return metrics
@@ -161,7 +167,9 @@ def _summary(per_clip: dict[str, Tensor]) -> dict[str, list[float]]:
     return curves
 
 
-def _intervals(per_clip: dict[str, Tensor], sources: np.ndarray, seed: int) -> dict[str, list[float]]:
+def _intervals(
+    per_clip: dict[str, Tensor], sources: np.ndarray, seed: int
+) -> dict[str, list[float]]:
     """Bootstrap every curve over whole sources, all curves on the same draws."""
     resampled = {
         key: bootstrap_means(values.double().numpy(), sources, seed=seed)

@@ -37,13 +37,20 @@ def probe(
     train_latents, train_targets = _read_latents(world, dataset, "train", num_train, seed)
     test_latents, test_targets = _read_latents(world, dataset, "test", num_test, seed)
     latent_mean, latent_std = train_latents.mean(0), train_latents.std(0).clamp(min=1e-6)
-    train_latents, test_latents = (train_latents - latent_mean) / latent_std, (test_latents - latent_mean) / latent_std
+    train_latents, test_latents = (
+        (train_latents - latent_mean) / latent_std,
+        (test_latents - latent_mean) / latent_std,
+    )
     target_mean, target_std = train_targets.mean(0), train_targets.std(0)
     normalized_targets = (train_targets - target_mean) / target_std
     return {
         "n": len(test_targets),
-        "linear": _correlations(_linear(train_latents, normalized_targets, test_latents), test_targets),
-        "mlp": _correlations(_mlp(train_latents, normalized_targets, test_latents, seed), test_targets),
+        "linear": _correlations(
+            _linear(train_latents, normalized_targets, test_latents), test_targets
+        ),
+        "mlp": _correlations(
+            _mlp(train_latents, normalized_targets, test_latents, seed), test_targets
+        ),
         "rank": effective_rank(train_latents * latent_std),
         "variance": float(latent_std.square().mean()),
     }

@@ -28,7 +28,9 @@ from models.tokenizers.codes import code_counts, perplexity
 BRIGHTNESS_BINS = {"dark": (0.0, 0.1), "dim": (0.1, 0.3), "light": (0.3, math.inf)}
 """Least brightness of a frame, the mean of its pixels from 0 to 1, and what it stays below."""
 
-BATCH_FRAMES = 128  # frames: what lies between layers then stays in a cache, 1.6 times as fast as of 864
+BATCH_FRAMES = (
+    128  # frames: what lies between layers then stays in a cache, 1.6 times as fast as of 864
+)
 
 
 @torch.inference_mode()

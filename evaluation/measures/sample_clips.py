@@ -19,7 +19,9 @@ def choose_clips(episodes: np.ndarray, num_clips: int, seed: int) -> np.ndarray:
     by_episode = order[np.argsort(episodes[order], kind="stable")]
     _, starts = np.unique(episodes[by_episode], return_index=True)
     sizes = np.diff([*starts, len(episodes)])
-    pick_round = np.arange(len(episodes)) - np.repeat(starts, sizes)  # 0 for an episode's first pick
+    pick_round = np.arange(len(episodes)) - np.repeat(
+        starts, sizes
+    )  # 0 for an episode's first pick
     indices = by_episode[np.argsort(pick_round, kind="stable")[:num_clips]]
     return indices[np.argsort(episodes[indices], kind="stable")]
 
@@ -29,7 +31,9 @@ def sample_clips(clips: Any, num_clips: int, seed: int = 0) -> tuple[np.ndarray,
 
     Perturbed replays of one demonstration have one source: they are not independent.
     """
-    candidates = np.unique(np.linspace(0, len(clips) - 1, min(len(clips), MAX_CANDIDATES)).astype(int))
+    candidates = np.unique(
+        np.linspace(0, len(clips) - 1, min(len(clips), MAX_CANDIDATES)).astype(int)
+    )
     episodes = np.array([clips.episode_of(i) for i in candidates])
     picked = choose_clips(episodes, num_clips, seed)
     dataset = getattr(clips, "recordings", None)

@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WARMUP_STEPS = 20  # a step is recorded at the fourth call of a shape, and five actions have five shapes
+WARMUP_STEPS = (
+    20  # a step is recorded at the fourth call of a shape, and five actions have five shapes
+)
 
 
 @torch.inference_mode()
-def measure_play(world: Any, frames: Tensor, actions: Tensor, num_steps: int = 120) -> dict[str, Any]:
+def measure_play(
+    world: Any, frames: Tensor, actions: Tensor, num_steps: int = 120
+) -> dict[str, Any]:
     """Time world.step + world.decode to uint8 in main memory, for `steps` frames after warm-up.
 
     frames: (T, 3, H, W) uint8 of real context; actions: (n, ...) to go through again and again.

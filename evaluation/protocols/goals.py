@@ -18,7 +18,7 @@ from data.pusht.simulator import STEPS_PER_SECOND, angle_difference
 from data.pusht.vector_pusht import VectorPushT
 from data.shards import EpisodeDataset
 from evaluation.measures.intervals import wilson
-from evaluation.protocols.policies import Policy, Observation
+from evaluation.protocols.policies import Observation, Policy
 
 AGENT_AND_BLOCK, BLOCK, DEGREES = 0, 1, 2  # the errors of a step, in this order
 BUDGET = 50
@@ -71,7 +71,9 @@ PROTOCOLS = {
 }
 
 
-def sample_pairs(dataset: EpisodeDataset, goal_offset: int, num_pairs: int, seed: int) -> list[StartGoal]:
+def sample_pairs(
+    dataset: EpisodeDataset, goal_offset: int, num_pairs: int, seed: int
+) -> list[StartGoal]:
     """Draw pairs uniformly from all rows of held-out episodes that have a row `offset` later.
 
     Fewer than `count` where the recordings have no more.
@@ -100,7 +102,12 @@ def errors_between(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
     angle = np.abs(angle_difference(states[:, 4], goals[:, 4]))
     difference = states[:, :4] - goals[:, :4]
     return np.stack(
-        [np.linalg.norm(difference, axis=1), np.linalg.norm(difference[:, 2:], axis=1), np.rad2deg(angle)], 1
+        [
+            np.linalg.norm(difference, axis=1),
+            np.linalg.norm(difference[:, 2:], axis=1),
+            np.rad2deg(angle),
+        ],
+        1,
     )
 
 
@@ -118,8 +125,8 @@ def run_pairs(
     """
     all_errors = []
     with tqdm(total=len(pairs) * budget, desc=name, leave=False, unit="step") as progress:
-        for start in range(0, len(pairs), envs.count):
-            batch = pairs[start : start + envs.count]
+        for start in range(0, len(pairs), envs.num_envs):
+            batch = pairs[start : start + envs.num_envs]
             errors = run_batch(policy, envs, dataset, batch, budget, progress)
             all_errors.append(errors)
     return np.concatenate(all_errors)
@@ -134,16 +141,18 @@ def run_batch(
     progress: Any,
 ) -> np.ndarray:
     """Play at most N pairs at once: (n, T, 3)."""
-    padded = pairs + pairs[:1] * (envs.count - len(pairs))
+    padded = pairs + pairs[:1] * (envs.num_envs - len(pairs))
     states = np.stack([_read_state(dataset, p.episode, p.start) for p in padded])
     prev_states = np.stack([_read_state(dataset, p.episode, max(p.start - 1, 0)) for p in padded])
     goals = np.stack([_read_state(dataset, p.episode, p.goal) for p in padded])
     velocities = (states - prev_states)[:, :2] * STEPS_PER_SECOND
-    envs.reset(np.arange(envs.count), states, velocities)
-    active = np.arange(envs.count) < len(pairs)
-    errors = np.zeros((envs.count, budget, 3))
+    envs.reset(np.arange(envs.num_envs), states, velocities)
+    active = np.arange(envs.num_envs) < len(pairs)
+    errors = np.zeros((envs.num_envs, budget, 3))
     for step in range(budget):
-        obs = Observation(envs.frames(active) if policy.needs_pixels else None, states, velocities, active)
+        obs = Observation(
+            envs.frames(active) if policy.needs_pixels else None, states, velocities, active
+        )
         if step == 0:
             policy.reset(obs, _goal_observation(policy, dataset, padded, goals, active))
         prev_states = states
@@ -152,7 +161,9 @@ def run_batch(
         errors[:, step:] = errors_between(states, goals)[:, None]
         progress.update(int(active.sum()))
         errors_so_far = errors[:, : step + 1]
-        active = active & ~(first_hit(errors_so_far) & strict(errors_so_far) & chunk_end(errors_so_far))
+        active = active & ~(
+            first_hit(errors_so_far) & strict(errors_so_far) & chunk_end(errors_so_far)
+        )
         if not active.any():
             break
     return errors[: len(pairs)]

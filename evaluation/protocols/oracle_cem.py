@@ -39,23 +39,23 @@ class OracleCem:
     ):
         self.open_envs = open_envs  # simulators are started when a plan is wanted
         self.num_samples, self.iterations = num_samples, iterations
-        self.best = num_elites or max(2, num_samples // 10)
+        self.num_elites = num_elites or max(2, num_samples // 10)
         self.seed = seed
 
     def reset(self, obs: Observation, goal: Observation | None) -> None:
         assert goal is not None, "planning needs a goal"
         self.goals = goal.states
-        self.random = np.random.default_rng(self.seed)
-        self.left = 0
+        self.rng = np.random.default_rng(self.seed)
+        self.steps_left = 0
 
     def act(self, obs: Observation) -> np.ndarray:
-        if self.left == 0:
+        if self.steps_left == 0:
             self.plans = obs.states[:, None, :2].repeat(PLAN_STEPS, 1)
             rows = np.flatnonzero(obs.active)
             self.plans[rows] = self.plan(obs.states[rows], obs.velocities[rows], self.goals[rows])
-            self.left = PLAN_STEPS
-        action = self.plans[:, PLAN_STEPS - self.left]
-        self.left -= 1
+            self.steps_left = PLAN_STEPS
+        action = self.plans[:, PLAN_STEPS - self.steps_left]
+        self.steps_left -= 1
         return action
 
     def plan(self, states: np.ndarray, velocities: np.ndarray, goals: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ class OracleCem:
         std = np.tile(INIT_STD * np.sqrt(np.arange(1, HORIZON + 1))[:, None], (num_starts, 1, 2))
         best_knots, best_cost = mean.copy(), np.full(num_starts, np.inf)
         for iteration in range(self.iterations):
-            noise = self.random.standard_normal((num_starts, self.num_samples, HORIZON, 2))
+            noise = self.rng.standard_normal((num_starts, self.num_samples, HORIZON, 2))
             if iteration == 0:  # blocks in a row go the same way, as pushing does
                 noise = noise.cumsum(2) / np.sqrt(np.arange(1, HORIZON + 1))[:, None]
             knots = mean[:, None] + std[:, None] * noise
@@ -76,7 +76,7 @@ class OracleCem:
             knots = knots.clip(0, 512)
             final_states = self.open_envs().rollout(states, velocities, interpolate(agents, knots))
             costs = goal_cost(final_states, goals[:, None])  # (N, K)
-            elite_index = np.argsort(costs, 1)[:, : self.best]
+            elite_index = np.argsort(costs, 1)[:, : self.num_elites]
             elites = np.take_along_axis(knots, elite_index[..., None, None], 1)
             mean, std = elites.mean(1), elites.std(1).clip(min=MIN_STD)
             best_index = elite_index[:, 0]

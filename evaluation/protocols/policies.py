@@ -62,10 +62,10 @@ class NoOp:
     needs_pixels = False
 
     def reset(self, obs: Observation, goal: Observation | None) -> None:
-        self.place = obs.states[:, :2].copy()
+        self.position = obs.states[:, :2].copy()
 
     def act(self, obs: Observation) -> np.ndarray:
-        return self.place
+        return self.position
 
 
 class GoalAgentPosition:
@@ -75,10 +75,10 @@ class GoalAgentPosition:
 
     def reset(self, obs: Observation, goal: Observation | None) -> None:
         assert goal is not None, "only goal protocols have a goal"
-        self.place = goal.states[:, :2].copy()
+        self.position = goal.states[:, :2].copy()
 
     def act(self, obs: Observation) -> np.ndarray:
-        return self.place
+        return self.position
 
 
 class Scripted:
@@ -109,30 +109,33 @@ class WorldModelPolicy:
     @torch.inference_mode()
     def reset(self, obs: Observation, goal: Observation | None) -> None:
         torch.manual_seed(self.seed)  # controllers draw their actions
-        self.rows = np.flatnonzero(obs.active)  # the simulators that the state still follows
+        self.active_rows = np.flatnonzero(obs.active)  # the simulators that the state still follows
         frames = self._frames(obs)
         spec = self.world.actions
         dtype = torch.float32 if spec.kind == "continuous" else torch.int64
         no_actions = torch.zeros(len(frames), 0, *spec.shape, dtype=dtype, device=frames.device)
         self.state = self.world.reset(frames[:, None], no_actions)
-        self.last: Tensor | None = None
+        self.last_action: Tensor | None = None
 
     @torch.inference_mode()
     def act(self, obs: Observation) -> np.ndarray:
-        if self.last is not None:
-            active = obs.active[self.rows]
+        if self.last_action is not None:
+            active = obs.active[self.active_rows]
             if not active.all():
-                remaining = torch.from_numpy(np.flatnonzero(active)).to(self.last.device)
-                self.state, self.last = self.state.select(remaining), self.last[remaining]
-                self.rows = self.rows[active]
-            self.state = self.world.observe(self.state, self.last, self._frames(obs))
+                remaining = torch.from_numpy(np.flatnonzero(active)).to(self.last_action.device)
+                self.state, self.last_action = (
+                    self.state.select(remaining),
+                    self.last_action[remaining],
+                )
+                self.active_rows = self.active_rows[active]
+            self.state = self.world.observe(self.state, self.last_action, self._frames(obs))
         action = self.controller.act(self.state)
-        self.last = action
+        self.last_action = action
         spec = self.world.actions
         actions = np.zeros((len(obs.states), *spec.shape), np.float32)
-        actions[self.rows] = action.float().cpu().numpy()
+        actions[self.active_rows] = action.float().cpu().numpy()
         return actions if spec.kind == "continuous" else actions.astype(np.int64)
 
     def _frames(self, obs: Observation) -> Tensor:
         assert obs.frames is not None
-        return torch.from_numpy(obs.frames[self.rows]).to(self.world.device)
+        return torch.from_numpy(obs.frames[self.active_rows]).to(self.world.device)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from data.pusht.simulator import STEPS_PER_SECOND, SUCCESS_COVERAGE, random_start, reward
 from data.pusht.vector_pusht import VectorPushT
 from evaluation.measures.intervals import bootstrap, wilson
-from evaluation.protocols.policies import Policy, Observation
+from evaluation.protocols.policies import Observation, Policy
 
 FIRST_SEED = 100_000
 MAX_STEPS = 300
@@ -29,8 +29,8 @@ def run_task(
     """
     max_coverage = np.zeros(len(seeds))
     with tqdm(total=len(seeds) * steps, desc=name, leave=False, unit="step") as progress:
-        for start in range(0, len(seeds), envs.count):
-            batch = seeds[start : start + envs.count]
+        for start in range(0, len(seeds), envs.num_envs):
+            batch = seeds[start : start + envs.num_envs]
             starts = np.stack([random_start(seed) for seed in batch])
             coverage = run_batch(policy, envs, starts, steps, progress)
             max_coverage[start : start + len(batch)] = coverage
@@ -42,13 +42,15 @@ def run_batch(
 ) -> np.ndarray:
     """Play at most N episodes at once: the highest coverage of each, (len(starts),)."""
     count = len(starts)
-    padded_starts = np.concatenate([starts, np.repeat(starts[:1], envs.count - count, 0)])
-    envs.reset(np.arange(envs.count), padded_starts, np.zeros((envs.count, 2)))
-    active = np.arange(envs.count) < count
-    states, velocities = padded_starts, np.zeros((envs.count, 2))
-    max_coverage = np.zeros(envs.count)
+    padded_starts = np.concatenate([starts, np.repeat(starts[:1], envs.num_envs - count, 0)])
+    envs.reset(np.arange(envs.num_envs), padded_starts, np.zeros((envs.num_envs, 2)))
+    active = np.arange(envs.num_envs) < count
+    states, velocities = padded_starts, np.zeros((envs.num_envs, 2))
+    max_coverage = np.zeros(envs.num_envs)
     for step in range(steps):
-        obs = Observation(envs.frames(active) if policy.needs_pixels else None, states, velocities, active)
+        obs = Observation(
+            envs.frames(active) if policy.needs_pixels else None, states, velocities, active
+        )
         if step == 0:
             policy.reset(obs, None)
         prev_states = states

@@ -18,7 +18,9 @@ from torch.nn import functional as F
 from models.layers.blocks import ResBlock
 from pipeline.device import pick_precision
 
-IMAGE_SIZE = 64  # pixels; other pictures are resized to it, so that one ruler serves every resolution
+IMAGE_SIZE = (
+    64  # pixels; other pictures are resized to it, so that one ruler serves every resolution
+)
 HEATMAP_SIZE = IMAGE_SIZE // 2  # rows and columns of a heat map
 
 
@@ -78,12 +80,18 @@ def keypoints_to_state(layout: Layout, keypoints: Tensor, state_dim: int) -> Ten
         if body.angle is not None:
             offsets, local_offsets = observed - center[:, None], local - local_center
             dot = (offsets * local_offsets).sum((1, 2))
-            cross = (local_offsets[:, 0] * offsets[..., 1] - local_offsets[:, 1] * offsets[..., 0]).sum(1)
+            cross = (
+                local_offsets[:, 0] * offsets[..., 1] - local_offsets[:, 1] * offsets[..., 0]
+            ).sum(1)
             angle = torch.atan2(cross, dot)
             cos, sin = angle.cos(), angle.sin()
             states[:, body.angle] = angle
             local_center = torch.stack(
-                [cos * local_center[0] - sin * local_center[1], sin * local_center[0] + cos * local_center[1]], 1
+                [
+                    cos * local_center[0] - sin * local_center[1],
+                    sin * local_center[0] + cos * local_center[1],
+                ],
+                1,
             )
         states[:, list(body.position)] = center - local_center
     return states
@@ -128,7 +136,7 @@ class StateEstimator:
 
     def __init__(self, layout: Layout, state_dim: int, device: torch.device | str = "cpu"):
         self.layout = layout
-        self.width = state_dim
+        self.state_dim = state_dim
         self.device = torch.device(device)
         self.bf16 = pick_precision(self.device, "auto") == "bf16"
         num_keypoints = sum(len(body.keypoints) for body in layout.bodies)
@@ -149,10 +157,12 @@ class StateEstimator:
         return frames
 
     @torch.inference_mode()
-    def read(self, frames: Tensor) -> Tensor:
+    def predict(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, S) float32 states."""
         states = [
-            keypoints_to_state(self.layout, soft_argmax(self.logits(self.preprocess(part))), self.width)
+            keypoints_to_state(
+                self.layout, soft_argmax(self.logits(self.preprocess(part))), self.state_dim
+            )
             for part in frames.split(256)
         ]
         return torch.cat(states)

@@ -14,8 +14,8 @@ from data.shards import EpisodeDataset
 from data.splits import Split
 from evaluation.readers.estimator import (
     LAYOUTS,
-    StateEstimator,
     Layout,
+    StateEstimator,
     cell_centers,
     soft_argmax,
     state_to_keypoints,
@@ -40,17 +40,17 @@ def sample_frames(
     Returns (n, 3, H, W) uint8, (n, S) float32 and the (n,) episodes; n is `count` or all there are.
     """
     episodes = dataset.episodes(split)
-    rows = np.concatenate(
-        [dataset.first_rows[e] + np.arange(dataset.length(e)) for e in episodes]
-    )
+    rows = np.concatenate([dataset.first_rows[e] + np.arange(dataset.length(e)) for e in episodes])
     if len(rows) > num_frames:
         picked = np.random.default_rng(seed).choice(len(rows), num_frames, replace=False)
         rows = rows[np.sort(picked)]
     height, width = dataset.image_size
     frames = torch.empty(len(rows), 3, height, width, dtype=torch.uint8)
-    states = dataset.read_rows("states", 0, dataset.total)[rows]
+    states = dataset.read_rows("states", 0, dataset.num_frames)[rows]
     row_episodes = np.searchsorted(dataset.first_rows, rows, side="right") - 1
-    for episode in tqdm(np.unique(row_episodes), "reading frames", leave=False, disable=len(rows) < 5000):
+    for episode in tqdm(
+        np.unique(row_episodes), "reading frames", leave=False, disable=len(rows) < 5000
+    ):
         indices = np.flatnonzero(row_episodes == episode)
         first, last = int(rows[indices[0]]), int(rows[indices[-1]])
         pixels = dataset.read_rows("frames", first, last + 1)[rows[indices] - first]
@@ -74,7 +74,9 @@ def augment(
     for flip_image, flip_keypoints in flips:
         mask = (torch.rand(len(x), generator=generator) < 0.5).to(x.device)
         x = torch.where(mask[:, None, None, None], flip_image(x), x)
-        keypoints = torch.where(mask[:, None, None], flip_keypoints(keypoints)[:, flip_index], keypoints)
+        keypoints = torch.where(
+            mask[:, None, None], flip_keypoints(keypoints)[:, flip_index], keypoints
+        )
     blur_mask = (torch.rand(len(x), generator=generator) < 0.3).to(x.device)
     soft = F.avg_pool2d(x, 3, 1, 1)  # imagined pictures are softer than real ones
     return torch.where(blur_mask[:, None, None, None], soft, x), keypoints
@@ -102,7 +104,9 @@ def fit(
     for _ in trange(steps, desc="state estimator", disable=not progress, leave=False):
         indices = torch.randint(len(frames), (batch_size,), generator=generator)
         true_keypoints = targets[indices.to(targets.device)]
-        x, keypoints = augment(layout, estimator.preprocess(frames[indices]), true_keypoints, generator)
+        x, keypoints = augment(
+            layout, estimator.preprocess(frames[indices]), true_keypoints, generator
+        )
         logits = estimator.logits(x).float()
         log_x = -((positions - keypoints[..., 0:1]) ** 2) / (2 * HEATMAP_STD**2)
         log_y = -((positions - keypoints[..., 1:2]) ** 2) / (2 * HEATMAP_STD**2)
@@ -118,10 +122,12 @@ def fit(
     return estimator
 
 
-def measure_estimator(estimator: StateEstimator, dataset: EpisodeDataset, num_frames: int = 2000) -> dict[str, float]:
+def measure_estimator(
+    estimator: StateEstimator, dataset: EpisodeDataset, num_frames: int = 2000
+) -> dict[str, float]:
     """Give the estimator's own error on held-out real frames: the mean of every distance, and n."""
     images, states, _ = sample_frames(dataset, "test", num_frames)
-    predicted = estimator.read(images).cpu()
+    predicted = estimator.predict(images).cpu()
     errors = {"n": float(len(states))}
     for name, distance in estimator.errors(states, predicted).items():
         errors[name] = float(distance.mean())

@@ -22,7 +22,7 @@ class IdmNet(nn.Module):
 
     def __init__(self, num_labels: int, dim: int = 48) -> None:
         super().__init__()
-        self.look = nn.Sequential(
+        self.encoder = nn.Sequential(
             nn.Conv2d(9, dim, 8, 4, 2),
             ResBlock(dim),
             nn.Conv2d(dim, 2 * dim, 2, 2),
@@ -30,14 +30,14 @@ class IdmNet(nn.Module):
             ResBlock(2 * dim),
             nn.GroupNorm(8, 2 * dim),
         )
-        self.say = nn.Sequential(
+        self.head = nn.Sequential(
             nn.Linear(4 * dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, num_labels)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        features = self.look(x).flatten(2)
+        features = self.encoder(x).flatten(2)
         # the mean for what moves the whole picture, the maximum for what moves in a corner
-        return self.say(torch.cat([features.mean(2), features.amax(2)], 1))
+        return self.head(torch.cat([features.mean(2), features.amax(2)], 1))
 
 
 class InverseDynamics:
@@ -63,7 +63,7 @@ class InverseDynamics:
         return pairs.to(self.device).float() / 255
 
     @torch.inference_mode()
-    def read(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, 3, H, W) uint8 -> the likeliest choices (B, T - 1, F) and, of the factors that
         stand for numbers, the expected ones (B, T - 1, V)."""
         pairs = torch.stack([frames[:, :-1], frames[:, 1:]], 2)

@@ -25,13 +25,19 @@ def controllability(metrics: dict[str, Any]) -> list[str]:
         rows.append([label, *(number(value, 3) for value in values), number(source["n"])])
     correlations = [f"r of {escape(name)}" for name in metrics["real"]["correlation"]]
     support = metrics["real"]["presses"]
-    key_columns = [f"F1 of {escape(key)}<br><small>{n} pressed</small>" for key, n in support.items()]
+    key_columns = [
+        f"F1 of {escape(key)}<br><small>{n} pressed</small>" for key, n in support.items()
+    ]
     return [
         "<h2>Controllability: the actions that an inverse model reads from films</h2>",
         f"<p>{metrics['n']} windows from {metrics['sources']} sources, {metrics['steps']} steps "
         "each. True frames say how well it reads; another window's actions, what agrees by "
         "chance.</p>",
-        table(["read from", *correlations, *key_columns, "pairs"], rows, {list(SOURCE_LABELS).index("imagined")}),
+        table(
+            ["read from", *correlations, *key_columns, "pairs"],
+            rows,
+            {list(SOURCE_LABELS).index("imagined")},
+        ),
     ]
 
 
@@ -58,4 +64,7 @@ def imitation(policies: dict[str, Any]) -> list[str]:
     ]
     head = ["policy", "log-likelihood (nats)", "same action", *factors, *keys, "frames"]
     highlight = {at for at, name in enumerate(measured) if name == "controller"}
-    return ["<h2>Imitation: the actions recorded on held-out frames</h2>", table(head, rows, highlight)]
+    return [
+        "<h2>Imitation: the actions recorded on held-out frames</h2>",
+        table(head, rows, highlight),
+    ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
-from models.controllers.policy import PolicyConfig, LatentPolicy, make_encoder, mlp
+from models.controllers.policy import LatentPolicy, PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
 from models.layers.heads import TwoHot
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
@@ -73,7 +73,9 @@ class ActorCritic(nn.Module):
         rollout_latents, rollout_actions, rewards, continues = self.imagine(world, latents, actions)
         config = self.config
         with torch.no_grad():
-            values = self.critic(rollout_latents.flatten(0, 1)).view(rollout_latents.shape[:2])  # (H + 1, B)
+            values = self.critic(rollout_latents.flatten(0, 1)).view(
+                rollout_latents.shape[:2]
+            )  # (H + 1, B)
             discounts = config.discount * continues
             returns = lambda_returns(rewards, values, discounts, config.lam)  # (H, B)
             return_range = torch.quantile(returns.flatten(), 0.95) - torch.quantile(
@@ -83,7 +85,9 @@ class ActorCritic(nn.Module):
             advantage = (returns - values[:-1]) / self.return_scale.clamp(min=1e-2)
             # until the critic knows what to expect, all that is done would look good
             advantage = advantage - advantage.mean(1, keepdim=True)
-            weights = torch.cumprod(torch.cat([torch.ones_like(discounts[:1]), discounts[:-1]]), dim=0)
+            weights = torch.cumprod(
+                torch.cat([torch.ones_like(discounts[:1]), discounts[:-1]]), dim=0
+            )
             self._update_slow_critic()
         dist = self.policy.distribution(rollout_latents[:-1].flatten(0, 1))
         log_prob = dist.log_prob(rollout_actions.flatten(0, 1)).view(weights.shape)
@@ -123,10 +127,17 @@ class ActorCritic(nn.Module):
             rollout_actions.append(action)
             rewards.append(state.reward.float())
             continues.append(state.continues.float())
-        return torch.stack(rollout_latents), torch.stack(rollout_actions), torch.stack(rewards), torch.stack(continues)
+        return (
+            torch.stack(rollout_latents),
+            torch.stack(rollout_actions),
+            torch.stack(rewards),
+            torch.stack(continues),
+        )
 
     def _update_return_scale(self, return_range: Tensor) -> None:
-        rate = torch.where(self.return_scale > 0, self.config.return_norm_rate, 1.0)  # `if` would wait for a GPU
+        rate = torch.where(
+            self.return_scale > 0, self.config.return_norm_rate, 1.0
+        )  # `if` would wait for a GPU
         self.return_scale.lerp_(return_range, rate)
 
     def _update_slow_critic(self) -> None:
@@ -141,7 +152,7 @@ class Critic(nn.Module):
         super().__init__()
         self.encoder = make_encoder(config, latents)
         self.features = nn.Sequential(
-            self.encoder, mlp(self.encoder.width, config.hidden_dim, config.hidden_dim), nn.SiLU()
+            self.encoder, mlp(self.encoder.out_dim, config.hidden_dim, config.hidden_dim), nn.SiLU()
         )
         self.out = TwoHot(config.hidden_dim)
 

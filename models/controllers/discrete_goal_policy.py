@@ -29,13 +29,13 @@ from models.world import World
 class DiscreteGoalPolicyConfig:
     encoder: PolicyConfig = field(default_factory=PolicyConfig)
     """How latents are looked at, and the width of the layers behind."""
-    steps: int = 8
+    goal_offset: int = 8
     """Steps to a goal in training."""
     num_samples: int = 4
     """Ways that are imagined from each start."""
     her_weight: float = 0.5
     """Weight of the answers that imagined ways are to their own ends."""
-    recorded: float = 1.0
+    bc_weight: float = 1.0
     """Weight of cloning what was recorded on the way to the goal."""
     entropy: float = 3e-3
 
@@ -43,7 +43,9 @@ class DiscreteGoalPolicyConfig:
 class DiscreteGoalPolicy(nn.Module):
     """State and goal to a distribution over codes."""
 
-    def __init__(self, config: DiscreteGoalPolicyConfig, latents: LatentSpec, actions: ActionSpec) -> None:
+    def __init__(
+        self, config: DiscreteGoalPolicyConfig, latents: LatentSpec, actions: ActionSpec
+    ) -> None:
         super().__init__()
         if not actions.factors:
             raise ValueError(
@@ -51,10 +53,10 @@ class DiscreteGoalPolicy(nn.Module):
                 "made of choices; --preset goals has one for continuous actions"
             )
         self.config, self.actions = config, actions
-        self.horizon = config.steps
-        self.legs = self.action_block = 1
+        self.max_goal_offset = config.goal_offset
+        self.horizon = self.action_block = 1
         self.encoder = make_encoder(config.encoder, latents)
-        dim = 2 * self.encoder.width
+        dim = 2 * self.encoder.out_dim
         self.head = nn.Sequential(
             nn.Dropout(config.encoder.dropout),
             mlp(dim, config.encoder.hidden_dim, sum(actions.factor_sizes)),
@@ -69,7 +71,11 @@ class DiscreteGoalPolicy(nn.Module):
         return MultiCategorical(self.head(features).float(), self.actions)
 
     def plan(
-        self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None = None
+        self,
+        state: State,
+        goal: Tensor,
+        last_action: Tensor | None,
+        warm_start: Tensor | None = None,
     ) -> Plan:
         """Give a plan of one step: the likeliest code. Its cost is minus its log-probability."""
         dist = self.distribution(state.latents, goal)
@@ -81,14 +87,14 @@ class DiscreteGoalPolicy(nn.Module):
 
         The start is frame T - 1 - H, and what is before it its history; the goal is the last frame.
         """
-        start = latents.shape[1] - 1 - self.horizon
+        start = latents.shape[1] - 1 - self.max_goal_offset
         goal = latents[:, -1]
         state = world.dynamics.start(latents[:, : start + 1], actions[:, :start])
         rollouts = state.repeat(self.config.num_samples)
         goals = goal.repeat_interleave(self.config.num_samples, 0)
         rollout_latents, rollout_actions = [], []
         with torch.no_grad():
-            for _ in range(self.horizon):
+            for _ in range(self.max_goal_offset):
                 action = self.distribution(rollouts.latents, goals).sample()
                 rollout_latents.append(rollouts.latents)
                 rollout_actions.append(action)
@@ -96,21 +102,25 @@ class DiscreteGoalPolicy(nn.Module):
             initial_distance = self._latent_mse(world, state.latents, goal).mean().clamp(min=1e-6)
             final_distance = self._latent_mse(world, rollouts.latents, goals) / initial_distance
             final_distance = final_distance.view(-1, self.config.num_samples)  # (B, K)
-            baseline = (final_distance.sum(1, keepdim=True) - final_distance) / max(1, self.config.num_samples - 1)
+            baseline = (final_distance.sum(1, keepdim=True) - final_distance) / max(
+                1, self.config.num_samples - 1
+            )
             advantage = (baseline - final_distance).flatten()
             advantage = advantage / advantage.std().clamp(min=1e-3)
         visited, sampled_actions = torch.cat(rollout_latents), torch.cat(rollout_actions)
-        dist = self.distribution(visited, torch.cat([goals] * self.horizon))
+        dist = self.distribution(visited, torch.cat([goals] * self.max_goal_offset))
         entropy = dist.entropy().mean()
-        policy_gain = (dist.log_prob(sampled_actions) * advantage.repeat(self.horizon)).mean()
-        her_dist = self.distribution(visited, torch.cat([rollouts.latents] * self.horizon))
+        policy_gain = (
+            dist.log_prob(sampled_actions) * advantage.repeat(self.max_goal_offset)
+        ).mean()
+        her_dist = self.distribution(visited, torch.cat([rollouts.latents] * self.max_goal_offset))
         demo_latents = latents[:, start:-1].flatten(0, 1)
-        bc_dist = self.distribution(demo_latents, goal.repeat_interleave(self.horizon, 0))
+        bc_dist = self.distribution(demo_latents, goal.repeat_interleave(self.max_goal_offset, 0))
         bc_loss = -bc_dist.log_prob(actions[:, start:-1].flatten()).mean()
         return {
             "actor": -policy_gain - self.config.entropy * entropy,
             "hindsight": -self.config.her_weight * her_dist.log_prob(sampled_actions).mean(),
-            "recorded": self.config.recorded * bc_loss,
+            "recorded": self.config.bc_weight * bc_loss,
             "entropy": entropy.detach(),
             "left": final_distance.mean(),
         }

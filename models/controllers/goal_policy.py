@@ -77,10 +77,10 @@ class GoalPolicy(nn.Module):
         self.horizon, self.action_block = 1, config.action_block
         self.max_goal_offset = config.max_goal_offset
         self.encoder = make_encoder(config.encoder, latents)
-        input_dim = 3 * self.encoder.width + actions.size
-        self.sees_pointer_offsets = latents.places and actions.pointer
+        input_dim = 3 * self.encoder.out_dim + actions.size
+        self.sees_pointer_offsets = latents.is_xy and actions.pointer
         if self.sees_pointer_offsets:
-            input_dim += 2 * self.encoder.width * 2 * len(self.WAVELENGTHS)
+            input_dim += 2 * self.encoder.out_dim * 2 * len(self.WAVELENGTHS)
         wavelengths = torch.tensor(self.WAVELENGTHS)
         self.register_buffer("waves", wavelengths, persistent=False)
         self.net = mlp(input_dim, config.encoder.hidden_dim, actions.size, num_layers=3)
@@ -93,19 +93,38 @@ class GoalPolicy(nn.Module):
         (B, A) in [-1, 1]."""
         state_features, goal_features = self.encoder(latents), self.encoder(goal)
         # the last of the way is a small difference of large numbers
-        inputs = [state_features, goal_features, 3 * (goal_features - state_features), last_action.to(state_features.dtype)]
+        inputs = [
+            state_features,
+            goal_features,
+            3 * (goal_features - state_features),
+            last_action.to(state_features.dtype),
+        ]
         if self.sees_pointer_offsets:
-            inputs += [self._pointer_offsets(state_features, last_action), self._pointer_offsets(goal_features, last_action)]
-        delta = 3 * self.config.action_delta_scale * torch.tanh(self.net(torch.cat(inputs, dim=-1)).float())
+            inputs += [
+                self._pointer_offsets(state_features, last_action),
+                self._pointer_offsets(goal_features, last_action),
+            ]
+        delta = (
+            3
+            * self.config.action_delta_scale
+            * torch.tanh(self.net(torch.cat(inputs, dim=-1)).float())
+        )
         return (last_action + delta).clamp(-1, 1)
 
     def _pointer_offsets(self, keypoints: Tensor, last_action: Tensor) -> Tensor:
         """(B, D), (B, A) -> (B, D * 2 * F)."""
-        offsets = keypoints.float().unflatten(-1, (-1, last_action.shape[-1])) - last_action.float()[:, None]
+        offsets = (
+            keypoints.float().unflatten(-1, (-1, last_action.shape[-1]))
+            - last_action.float()[:, None]
+        )
         return fourier_features(offsets.flatten(1), self.wavelengths).to(keypoints.dtype)
 
     def plan(
-        self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None = None
+        self,
+        state: State,
+        goal: Tensor,
+        last_action: Tensor | None,
+        warm_start: Tensor | None = None,
     ) -> Plan:
         """As `Planner.to_goal`: a way of one leg, which needs none to start from. It is not judged:
         its cost is 0."""
@@ -126,7 +145,9 @@ class GoalPolicy(nn.Module):
         config = self.config
         batch_size, device = len(latents), latents.device
         history = latents.shape[1] - 1 - self.max_goal_offset
-        goal_offset = torch.randint(self.action_block, self.max_goal_offset + 1, (batch_size,), device=device)
+        goal_offset = torch.randint(
+            self.action_block, self.max_goal_offset + 1, (batch_size,), device=device
+        )
         num_starts = self.max_goal_offset - goal_offset + 1
         start = history + (torch.rand(batch_size, device=device) * num_starts).long()
         rows = torch.arange(batch_size, device=device)
@@ -138,8 +159,12 @@ class GoalPolicy(nn.Module):
         relative_distances, penalties, knots = [], [], []
         for _ in range(config.horizon):
             knot = self(state.latents, goal, last_action)
-            state = world.dynamics.rollout(state, interpolate(torch.stack([last_action, knot], 1), self.action_block))
-            relative_distances.append((state.latents - goal).float().square().flatten(1).mean(1) / initial_distance)
+            state = world.dynamics.rollout(
+                state, interpolate(torch.stack([last_action, knot], 1), self.action_block)
+            )
+            relative_distances.append(
+                (state.latents - goal).float().square().flatten(1).mean(1) / initial_distance
+            )
             penalties.append(((knot - last_action) / config.action_delta_scale).square().mean(1))
             knots.append(knot)
             last_action = knot

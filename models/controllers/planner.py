@@ -78,10 +78,12 @@ class Plan:
 class GoalPlanner(Protocol):
     """Finds ways to goals: a planner, or a controller that answers at once."""
 
-    legs: int
+    horizon: int
     action_block: int
 
-    def plan(self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None) -> Plan:
+    def plan(
+        self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None
+    ) -> Plan:
         """As `Planner.to_goal`."""
         ...
 
@@ -100,11 +102,11 @@ class PolicyPrior(Protocol):
 class Noise:
     """All that is drawn in a search, before it begins: nothing in it asks for chance."""
 
-    steps: list[Tensor]
+    gaussian: list[Tensor]
     """(1, N, L, A) of each iteration, normal."""
-    places: list[Tensor]
+    init_knots: list[Tensor]
     """(1, N, 1, A), even over [-1, 1]: where ways begin, of an iteration that draws them anew."""
-    detours: Tensor | None = None
+    prior: Tensor | None = None
     """(N, L, A): what is added to a guide's answers."""
 
 
@@ -137,7 +139,9 @@ class Planner:
         self.horizon, self.action_block = config.horizon, config.action_block
         self._search_fn: Search = self._search if capture is None else capture(self._search)
 
-    def plan(self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None) -> Plan:
+    def plan(
+        self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None
+    ) -> Plan:
         """Plan towards latents, (B, N) codes or (B, P, D).
 
         last: (B, A), the action before, in the environment's units, where the way begins.
@@ -145,7 +149,9 @@ class Planner:
         legs are as many as are planned.
         """
         config, spec = self.config, self.world.actions
-        first_knot = None if last_action is None else spec.normalize(last_action.to(self.world.device))
+        first_knot = (
+            None if last_action is None else spec.normalize(last_action.to(self.world.device))
+        )
         # one draw for all worlds: what is planned in one does not depend on its neighbours
         with_prior = self.policy_prior is not None
         horizon = config.horizon if warm_start is None else warm_start.shape[1] - 1
@@ -175,17 +181,23 @@ class Planner:
         for iteration in range(config.warm_start_iterations if warm_start else config.iterations):
             if iteration == 0 or config.method == "shooting":
                 gaussian.append(normal(horizon))
-                uniform = torch.rand((1, config.num_samples, 1, size), generator=generator, device=device)
+                uniform = torch.rand(
+                    (1, config.num_samples, 1, size), generator=generator, device=device
+                )
                 init_knots.append(uniform * 2 - 1)
             elif config.method != "gradient":
                 gaussian.append(normal(horizon + 1))
         if not with_prior:
             return Noise(gaussian, init_knots)
         max_blocks = min(config.prior_noise_blocks, horizon)
-        num_noisy_blocks = torch.randint(1, max_blocks + 1, (config.num_samples, 1, 1), generator=generator, device=device)
+        num_noisy_blocks = torch.randint(
+            1, max_blocks + 1, (config.num_samples, 1, 1), generator=generator, device=device
+        )
         num_noisy_blocks[0] = 0  # the guide's own way
         block = torch.arange(horizon, device=device)[:, None]
-        prior_noise = torch.where(block < num_noisy_blocks, config.prior_noise_std * normal(horizon)[0], 0.0)
+        prior_noise = torch.where(
+            block < num_noisy_blocks, config.prior_noise_std * normal(horizon)[0], 0.0
+        )
         return Noise(gaussian, init_knots, prior_noise)
 
     def _search(
@@ -206,18 +218,29 @@ class Planner:
             return self._goal_mse(there, goals).view(len(state), config.num_samples)
 
         std = config.init_std
-        if noise.detours is not None:
+        if noise.prior is not None:
             with torch.no_grad():
-                candidates, final_state = self._prior_rollouts(states, goals, first_knot, noise.detours)
+                candidates, final_state = self._prior_rollouts(
+                    states, goals, first_knot, noise.prior
+                )
                 costs = self._goal_mse(final_state, goals).view(len(state), -1)
                 prior_knots, costs = _select_best(candidates, costs)
                 if warm_start is not None:
-                    final_state = self.world.imagine(state, interpolate(warm_start, config.action_block))
+                    final_state = self.world.imagine(
+                        state, interpolate(warm_start, config.action_block)
+                    )
                     warm_start_cost = self._goal_mse(final_state, goal)
-                    prior_knots = torch.where((warm_start_cost < costs)[:, None, None], warm_start, prior_knots)
+                    prior_knots = torch.where(
+                        (warm_start_cost < costs)[:, None, None], warm_start, prior_knots
+                    )
             warm_start, std = prior_knots, config.warm_start_std
-        candidates = self._init_candidates(len(state), first_knot, warm_start, noise.steps[0], noise.places[0], std)
-        best, best_cost = candidates[:, 0], torch.full((len(state),), torch.inf, device=candidates.device)
+        candidates = self._init_candidates(
+            len(state), first_knot, warm_start, noise.gaussian[0], noise.init_knots[0], std
+        )
+        best, best_cost = (
+            candidates[:, 0],
+            torch.full((len(state),), torch.inf, device=candidates.device),
+        )
         num_iterations = config.iterations if warm_start is None else config.warm_start_iterations
         for iteration in range(num_iterations):
             next_candidates = None
@@ -232,10 +255,12 @@ class Planner:
             if next_candidates is not None:
                 candidates = next_candidates
             elif iteration + 1 < num_iterations:
-                gaussian = noise.steps[iteration + 1]
+                gaussian = noise.gaussian[iteration + 1]
                 if config.method == "shooting":
-                    init_knots = noise.places[iteration + 1]
-                    candidates = self._init_candidates(len(candidates), first_knot, warm_start, gaussian, init_knots, std)
+                    init_knots = noise.init_knots[iteration + 1]
+                    candidates = self._init_candidates(
+                        len(candidates), first_knot, warm_start, gaussian, init_knots, std
+                    )
                 else:
                     candidates = self._resample(candidates, costs, best, first_knot, gaussian)
         return best, best_cost
@@ -247,12 +272,18 @@ class Planner:
         assert self.policy_prior is not None
         num_samples, size = len(noise), noise.shape[-1]
         num_worlds = len(states) // num_samples
-        start = torch.zeros(num_worlds, size, device=noise.device) if first_knot is None else first_knot
+        start = (
+            torch.zeros(num_worlds, size, device=noise.device) if first_knot is None else first_knot
+        )
         last_action = start.repeat_interleave(num_samples, dim=0)
         knots = [last_action]
         for block_noise in noise.repeat(num_worlds, 1, 1).unbind(1):
-            knot = (self.policy_prior(states.latents, goals, last_action) + block_noise).clamp(-1, 1)
-            states = self.world.imagine(states, interpolate(torch.stack([last_action, knot], 1), self.action_block))
+            knot = (self.policy_prior(states.latents, goals, last_action) + block_noise).clamp(
+                -1, 1
+            )
+            states = self.world.imagine(
+                states, interpolate(torch.stack([last_action, knot], 1), self.action_block)
+            )
             knots.append(knot)
             last_action = knot
         return torch.stack(knots, 1).unflatten(0, (num_worlds, num_samples)), states
@@ -277,7 +308,12 @@ class Planner:
         return self._clamp(torch.cat([warm_start[:, None], sampled[:, 1:]], dim=1), first_knot)
 
     def _resample(
-        self, candidates: Tensor, costs: Tensor, best: Tensor, first_knot: Tensor | None, noise: Tensor
+        self,
+        candidates: Tensor,
+        costs: Tensor,
+        best: Tensor,
+        first_knot: Tensor | None,
+        noise: Tensor,
     ) -> Tensor:
         """Draw around the best ways (CEM), or around all by how good they are (MPPI)."""
         config = self.config
@@ -309,7 +345,9 @@ class Planner:
     def _clamp(self, candidates: Tensor, first_knot: Tensor | None) -> Tensor:
         candidates = candidates.clamp(-1, 1)
         if first_knot is not None:
-            candidates = torch.cat([first_knot[:, None, None].expand_as(candidates[:, :, :1]), candidates[:, :, 1:]], 2)
+            candidates = torch.cat(
+                [first_knot[:, None, None].expand_as(candidates[:, :, :1]), candidates[:, :, 1:]], 2
+            )
         return candidates
 
 

@@ -40,7 +40,7 @@ class PolicyConfig:
 
 def make_encoder(config: PolicyConfig, latents: LatentSpec) -> SpatialSoftmax | IdentityEncoder:
     """Give the eyes for latents of many patches, or of one, in which nothing has to be found."""
-    return SpatialSoftmax(config, latents) if latents.patches > 1 else IdentityEncoder(latents)
+    return SpatialSoftmax(config, latents) if latents.num_patches > 1 else IdentityEncoder(latents)
 
 
 class IdentityEncoder(nn.Module):
@@ -49,7 +49,7 @@ class IdentityEncoder(nn.Module):
     def __init__(self, latents: LatentSpec) -> None:
         super().__init__()
         self.vectors = CodebookEmbedding(latents)
-        self.width = latents.width
+        self.out_dim = latents.dim
 
     def load_codebook(self, tokenizer: Tokenizer) -> None:
         """Take over the vectors of the tokenizer's codes."""
@@ -64,7 +64,7 @@ class SpatialSoftmax(nn.Module):
     """A frame's latents as a few places and what stands there (spatial softmax, Levine et al.,
     arXiv:1504.00702)."""
 
-    where: Tensor
+    positions: Tensor
 
     def __init__(self, config: PolicyConfig, latents: LatentSpec) -> None:
         super().__init__()
@@ -72,18 +72,18 @@ class SpatialSoftmax(nn.Module):
         rows, columns = latents.grid
         channels, num_keypoints = config.channels, config.num_keypoints
         self.vectors = CodebookEmbedding(latents)
-        self.look = nn.Conv2d(latents.width, channels, 1)
-        self.place = nn.Parameter(torch.zeros(channels, rows, columns))
+        self.input_proj = nn.Conv2d(latents.dim, channels, 1)
+        self.pos_emb = nn.Parameter(torch.zeros(channels, rows, columns))
         self.mix = nn.Conv2d(channels, channels, 3, padding=1)
         self.heatmap_head = nn.Conv2d(channels, num_keypoints, 1)
-        self.values = nn.Conv2d(channels, num_keypoints, 1)
+        self.value_head = nn.Conv2d(channels, num_keypoints, 1)
         y, x = torch.meshgrid(
             torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij"
         )
         self.register_buffer("where", torch.stack([x.flatten(), y.flatten()], 1), persistent=False)
         squeeze_channels = channels // 8
         self.squeeze = nn.Conv2d(channels, squeeze_channels, 1)
-        self.width = 3 * num_keypoints + squeeze_channels * rows * columns
+        self.out_dim = 3 * num_keypoints + squeeze_channels * rows * columns
 
     def load_codebook(self, tokenizer: Tokenizer) -> None:
         """Take over the vectors of the tokenizer's codes."""
@@ -93,11 +93,11 @@ class SpatialSoftmax(nn.Module):
         """(B, N) codes or (B, P, D) -> (B, width)."""
         rows, columns = self.latents.grid
         x = rearrange(self.vectors(latents), "B (h w) D -> B D h w", h=rows, w=columns)
-        x = nn.functional.silu(self.look(x) + self.place)
+        x = nn.functional.silu(self.input_proj(x) + self.pos_emb)
         x = x + nn.functional.silu(self.mix(x))
         probs = torch.softmax(self.heatmap_head(x).flatten(2).float(), dim=-1)
-        keypoints = (probs @ self.where).flatten(1)
-        values = (probs * self.values(x).flatten(2)).sum(-1)
+        keypoints = (probs @ self.positions).flatten(1)
+        values = (probs * self.value_head(x).flatten(2)).sum(-1)
         return torch.cat([keypoints, values, self.squeeze(x).flatten(1)], dim=-1)
 
 
@@ -124,7 +124,7 @@ class LatentPolicy(nn.Module):
         if actions.kind == "continuous":
             out_dim = config.num_modes * (1 + 2 * actions.size)
         self.head = nn.Sequential(
-            nn.Dropout(config.dropout), mlp(self.encoder.width, config.hidden_dim, out_dim)
+            nn.Dropout(config.dropout), mlp(self.encoder.out_dim, config.hidden_dim, out_dim)
         )
 
     def load_codebook(self, tokenizer: Tokenizer) -> None:
@@ -143,7 +143,9 @@ class LatentPolicy(nn.Module):
         offsets = torch.linspace(-0.7, 0.7, self.config.num_modes, device=out.device)
         mean = torch.tanh(mean + offsets[:, None])
         min_std, max_std = self.config.min_std, self.config.max_std
-        return GaussianMixture(out[..., 0], mean, min_std + (max_std - min_std) * torch.sigmoid(raw_std - 1))
+        return GaussianMixture(
+            out[..., 0], mean, min_std + (max_std - min_std) * torch.sigmoid(raw_std - 1)
+        )
 
     def act(self, state: State, sample: bool = True) -> Tensor:
         """Draw an action, or give the likeliest, in the environment's units: (B, A) or (B,).

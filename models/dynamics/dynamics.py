@@ -33,7 +33,9 @@ class FrameResidual:
 
     def select(self, index: Tensor) -> FrameResidual:
         residual = None if self.residual is None else self.residual[index]
-        return FrameResidual(self.frames[index], self.latents[index], self.unchanged[index], residual)
+        return FrameResidual(
+            self.frames[index], self.latents[index], self.unchanged[index], residual
+        )
 
 
 @dataclass
@@ -44,7 +46,9 @@ class State:
     reward: Tensor  # (B,) expected reward on arriving here; 0 at a start, or without a head
     continues: Tensor  # (B,) probability that it goes on; 1 at a start, or without a head
     memory: Memory
-    frame_residual: FrameResidual | None = None  # kept by a World that is looked at; dynamics knows nothing of it
+    frame_residual: FrameResidual | None = (
+        None  # kept by a World that is looked at; dynamics knows nothing of it
+    )
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -68,7 +68,9 @@ class LlamaMemory:
         cache = self.cache.select(index) if self.cache else None
         return LlamaMemory(cache, self.latents[index], self.actions[index], self.has_action)
 
-    def append(self, latents: Tensor, action: Tensor, has_action: bool, max_blocks: int) -> LlamaMemory:
+    def append(
+        self, latents: Tensor, action: Tensor, has_action: bool, max_blocks: int
+    ) -> LlamaMemory:
         """Add a block; with `limit` blocks waiting, what lies before them is forgotten."""
         pending = torch.cat([self.latents, latents[:, None]], dim=1)[:, -max_blocks:]
         actions = torch.cat([self.actions, action[:, None]], dim=1)[:, -max_blocks:]
@@ -90,10 +92,10 @@ class LlamaDynamics(nn.Module):
         dim = config.transformer.dim
 
         self.vectors = CodebookEmbedding(latents)
-        self.input_proj = nn.Linear(latents.width, dim)
-        self.code_emb = nn.Embedding(latents.codebooks * latents.codes, dim)
+        self.input_proj = nn.Linear(latents.dim, dim)
+        self.code_emb = nn.Embedding(latents.num_codebooks * latents.codebook_size, dim)
         nn.init.zeros_(self.code_emb.weight)
-        self.pos_emb = nn.Parameter(0.02 * torch.randn(latents.patches, dim))
+        self.pos_emb = nn.Parameter(0.02 * torch.randn(latents.num_patches, dim))
         self.action_emb = ActionEmbedding(actions, dim)
         if config.decoding == "token":  # a first frame has no action that led to it
             self.no_action = nn.Parameter(0.02 * torch.randn(dim))
@@ -175,8 +177,12 @@ class LlamaDynamics(nn.Module):
         subset, subset_actions = latents[:num_rows], actions[:num_rows, : latents.shape[1]]
         out = self._blocks(subset, subset_actions, [True] * subset.shape[1])[0]
         predicted = self._logits(out[:, :-1, 1:], subset[:, :-1]).argmax(-1)
-        first_replaced = torch.randint(1, subset.shape[1] + 1, (num_rows, 1, 1), device=subset.device)
-        replaced = torch.arange(1, subset.shape[1], device=subset.device)[None, :, None] >= first_replaced
+        first_replaced = torch.randint(
+            1, subset.shape[1] + 1, (num_rows, 1, 1), device=subset.device
+        )
+        replaced = (
+            torch.arange(1, subset.shape[1], device=subset.device)[None, :, None] >= first_replaced
+        )
         mixed = torch.cat([subset[:, :1], torch.where(replaced, predicted, subset[:, 1:])], dim=1)
         return torch.cat([mixed, latents[num_rows:]])
 
@@ -194,7 +200,9 @@ class LlamaDynamics(nn.Module):
             pending, has_action = latents, [False] + [True] * (latents.shape[1] - 1)
             no_action = actions.new_zeros(len(latents), 1, *self.actions.shape)
             actions = torch.cat([no_action, actions], dim=1)
-        return State(latents[:, -1], 0 * ones, ones, LlamaMemory(None, pending, actions, has_action))
+        return State(
+            latents[:, -1], 0 * ones, ones, LlamaMemory(None, pending, actions, has_action)
+        )
 
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
         """latents: (B, N), what `action` has really led to."""
@@ -238,11 +246,11 @@ class LlamaDynamics(nn.Module):
         static_cache = self.transformer.make_static_cache(cache)
         token = self.action_emb(action)[:, None]
         pointer_tokens = self.pointer_emb(action) if self.pointer_emb else None
-        prev_codes = state.latents.unflatten(1, (-1, self.latents.codebooks))
+        prev_codes = state.latents.unflatten(1, (-1, self.latents.num_codebooks))
         codes = []
-        for position in range(self.latents.patches + 1):
+        for position in range(self.latents.num_patches + 1):
             out = self.transformer.decode_token(token, static_cache, position)
-            if position == self.latents.patches:
+            if position == self.latents.num_patches:
                 break
             code = self.sampling.sample(self._logits(out, prev_codes[:, position]))
             codes.append(code)
@@ -252,7 +260,9 @@ class LlamaDynamics(nn.Module):
         cache = self.transformer.append_block(static_cache)
         return self._make_state(torch.cat(codes, dim=1), out[:, 0], cache, memory)
 
-    def _make_state(self, codes: Tensor, summary: Tensor, cache: Cache, memory: LlamaMemory) -> State:
+    def _make_state(
+        self, codes: Tensor, summary: Tensor, cache: Cache, memory: LlamaMemory
+    ) -> State:
         if self.config.rewards:
             reward = self.reward_head(summary)
             continues = torch.sigmoid(self.continue_head(summary)[..., 0].float())
@@ -270,11 +280,15 @@ class LlamaDynamics(nn.Module):
         """latents (B, T, N), the action of each block (B, T, A) -> outputs (B, T, 1 + P, D)."""
         action_tokens = self.action_emb(actions)
         patches = self._embed(latents, slice(None))
-        pointer_tokens = self.pointer_emb(actions) if self.pointer_emb else torch.zeros_like(patches)
+        pointer_tokens = (
+            self.pointer_emb(actions) if self.pointer_emb else torch.zeros_like(patches)
+        )
         if not has_action[0]:  # only the oldest block can be without
             no_action = self.no_action.to(action_tokens.dtype).expand_as(action_tokens[:, :1])
             action_tokens = torch.cat([no_action, action_tokens[:, 1:]], dim=1)
-            pointer_tokens = torch.cat([torch.zeros_like(pointer_tokens[:, :1]), pointer_tokens[:, 1:]], dim=1)
+            pointer_tokens = torch.cat(
+                [torch.zeros_like(pointer_tokens[:, :1]), pointer_tokens[:, 1:]], dim=1
+            )
         x = torch.cat([action_tokens[:, :, None], patches + pointer_tokens], dim=2)
         out, new_cache = self.transformer(rearrange(x, "B T S D -> B (T S) D"), cache)
         return rearrange(out, "B (T S) D -> B T S D", T=latents.shape[1]), new_cache
@@ -284,9 +298,11 @@ class LlamaDynamics(nn.Module):
         code_embs = self.code_emb(flat_ids(latents, self.latents)).sum(-2)
         return self.input_proj(self.vectors(latents)) + code_embs + self.pos_emb[positions]
 
-    def _cross_entropy(self, out: Tensor, prev_codes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _cross_entropy(
+        self, out: Tensor, prev_codes: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of codes, and the likeliest: (..., P, D), (..., N) -> (..., N) each."""
-        num_codebooks = self.latents.codebooks
+        num_codebooks = self.latents.num_codebooks
         copy_logit = self.copy_logit(out)
         flat = out.flatten(0, -2)
         results = [

@@ -43,7 +43,9 @@ class PredictorConfig:
 
     def __post_init__(self) -> None:
         if self.frameskip < 1:
-            raise ValueError(f"a skip of {self.frameskip} actions is none; --model.skip starts at 1")
+            raise ValueError(
+                f"a skip of {self.frameskip} actions is none; --model.skip starts at 1"
+            )
         if not self.rollout_weight >= 0:
             raise ValueError(
                 f"--model.imagined {self.rollout_weight} is no weight; 0 leaves that loss out"
@@ -82,11 +84,11 @@ class Predictor(nn.Module):
         dim = config.transformer.dim
         rows, columns = latents.grid
         positions = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float()
-        self.input_proj = nn.Linear(latents.width, dim)
-        self.pos_emb = nn.Parameter(0.02 * torch.randn(latents.patches, dim))
+        self.input_proj = nn.Linear(latents.dim, dim)
+        self.pos_emb = nn.Parameter(0.02 * torch.randn(latents.num_patches, dim))
         self.action_emb = ActionBlockEmbedding(actions, self.frameskip, dim)
         self.transformer = Transformer(config.transformer, positions, causal_within_frame=False)
-        self.delta_head = nn.Linear(dim, latents.width)
+        self.delta_head = nn.Linear(dim, latents.dim)
         nn.init.zeros_(self.delta_head.weight)  # the first guess is that all stays as it is
         nn.init.zeros_(self.delta_head.bias)
         # a step of imagination reads these where it would fill in numbers anew: launches, on a GPU
@@ -124,11 +126,15 @@ class Predictor(nn.Module):
                 f"give --frames a multiple of {self.frameskip}, plus 1"
             )
         num_actions = torch.full((len(latents), num_blocks), self.frameskip, device=latents.device)
-        num_actions[:, -1] = torch.randint(1, self.frameskip + 1, (len(latents),), device=latents.device)
+        num_actions[:, -1] = torch.randint(
+            1, self.frameskip + 1, (len(latents),), device=latents.device
+        )
         starts = torch.arange(num_blocks, device=latents.device) * self.frameskip
         rows = torch.arange(len(latents), device=latents.device)[:, None]
         target_frames = starts + num_actions  # (B, blocks): the frame that each block leads to
-        action_blocks = actions[:, : num_blocks * self.frameskip].unflatten(1, (num_blocks, self.frameskip))
+        action_blocks = actions[:, : num_blocks * self.frameskip].unflatten(
+            1, (num_blocks, self.frameskip)
+        )
         context, target = latents[:, starts], latents[rows, target_frames]
 
         predicted, out = self.predict(context, action_blocks, num_actions)
@@ -144,7 +150,8 @@ class Predictor(nn.Module):
             losses["reward"] = self.config.reward_weight * error
         if self.config.rewards and continues is not None:
             error = nn.functional.binary_cross_entropy_with_logits(
-                self.continue_head(out.mean(2))[..., 0].float(), continues[rows, target_frames].float()
+                self.continue_head(out.mean(2))[..., 0].float(),
+                continues[rows, target_frames].float(),
             )
             losses["continue"] = self.config.reward_weight * error
         return losses
@@ -159,7 +166,9 @@ class Predictor(nn.Module):
         if num_blocks:
             action_blocks = actions[:, actions.shape[1] - num_blocks * self.frameskip :]
             action_blocks = action_blocks.unflatten(1, (num_blocks, self.frameskip))
-            num_actions = torch.full((len(latents), num_blocks), self.frameskip, device=latents.device)
+            num_actions = torch.full(
+                (len(latents), num_blocks), self.frameskip, device=latents.device
+            )
             x = self._tokens(latents[:, : -1 : self.frameskip], action_blocks, num_actions)
             cache = self.transformer(rearrange(x, "B C P W -> B (C P) W"), None)[1]
         ones = torch.ones(len(latents), device=latents.device)
@@ -214,12 +223,16 @@ class Predictor(nn.Module):
 
     # -- pieces -----------------------------------------------------------------------------
 
-    def _predict_pending(self, memory: PredictorMemory, pending_actions: Tensor) -> tuple[Tensor, Tensor, Cache]:
+    def _predict_pending(
+        self, memory: PredictorMemory, pending_actions: Tensor
+    ) -> tuple[Tensor, Tensor, Cache]:
         """Read the last anchor with the actions since: outputs (B, P, W), the next frame's latents
         (B, P, D), the cache with the anchor in."""
         padded = pending_actions
         if pending_actions.shape[1] < self.frameskip:
-            padded = pending_actions.new_zeros(len(pending_actions), self.frameskip, *self.actions.shape)
+            padded = pending_actions.new_zeros(
+                len(pending_actions), self.frameskip, *self.actions.shape
+            )
             padded[:, : pending_actions.shape[1]] = pending_actions
         num_actions = self.counts[pending_actions.shape[1]].expand(len(pending_actions), 1)
         return self._predict_next(memory.context_frame, padded[:, None], num_actions, memory.cache)
@@ -232,11 +245,13 @@ class Predictor(nn.Module):
         out, new_cache = self.transformer(tokens, cache)
         return out, context_frame + self.delta_head(out).to(context_frame.dtype), new_cache
 
-    def predict(self, context: Tensor, actions: Tensor, num_actions: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(
+        self, context: Tensor, actions: Tensor, num_actions: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Anchors (B, C, P, D), their blocks (B, C, skip, A) -> the next (B, C, P, D), outputs."""
         x = self._tokens(context, actions, num_actions)
         out, _ = self.transformer(rearrange(x, "B C P W -> B (C P) W"))
-        out = rearrange(out, "B (C P) W -> B C P W", P=self.latents.patches)
+        out = rearrange(out, "B (C P) W -> B C P W", P=self.latents.num_patches)
         return context + self.delta_head(out).to(context.dtype), out
 
     def _tokens(self, context: Tensor, actions: Tensor, num_actions: Tensor) -> Tensor:

@@ -22,12 +22,14 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, num_filters: int, dim: int) -> None:
         super().__init__()
-        self.filters = nn.Sequential(
-            nn.AvgPool2d(2), nn.Conv2d(3, num_filters, KERNEL_SIZE, 2, KERNEL_SIZE // 2 - 1), nn.ReLU()
+        self.conv = nn.Sequential(
+            nn.AvgPool2d(2),
+            nn.Conv2d(3, num_filters, KERNEL_SIZE, 2, KERNEL_SIZE // 2 - 1),
+            nn.ReLU(),
         )
         self.norm = nn.BatchNorm1d(3 * num_filters, momentum=0.05)
         channels, grid_size = 64, 4
-        self.grid = nn.Sequential(
+        self.spatial = nn.Sequential(
             nn.Conv2d(num_filters, channels, 3, 2, 1),
             nn.GroupNorm(8, channels),
             nn.ReLU(),
@@ -41,9 +43,9 @@ class ConvEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, inverted: Tensor) -> Tensor:
-        features = self.filters(inverted.contiguous(memory_format=torch.channels_last))
+        features = self.conv(inverted.contiguous(memory_format=torch.channels_last))
         flat = features.flatten(2).float()
         rms = (flat.square().mean(2) + 1e-6).sqrt()
         # amax's gradient is shared among equals, and compiled (torch 2.13) there may be none: NaN
         pooled = torch.cat([flat.mean(2), rms, flat.max(2).values], dim=1)
-        return self.out(torch.cat([self.norm(pooled), self.grid(features).flatten(1)], dim=1))
+        return self.out(torch.cat([self.norm(pooled), self.spatial(features).flatten(1)], dim=1))

@@ -71,7 +71,9 @@ class PointerEmbedding(nn.Module):
         """(..., A) in [-1, 1], the point first -> (..., P, D)."""
         offset = actions[..., None, :2] - self.centers
         local_offset = torch.tanh(offset / self.cell_size)
-        features = torch.cat([offset, local_offset, fourier_features(offset, self.wavelengths)], dim=-1)
+        features = torch.cat(
+            [offset, local_offset, fourier_features(offset, self.wavelengths)], dim=-1
+        )
         return self.linear(features)
 
 
@@ -82,14 +84,14 @@ class ActionBlockEmbedding(nn.Module):
 
     def __init__(self, spec: ActionSpec, block_size: int, dim: int) -> None:
         super().__init__()
-        self.each = ActionEmbedding(spec, dim)
+        self.action_emb = ActionEmbedding(spec, dim)
         self.mix = nn.Linear(block_size * dim, dim)
-        self.count = nn.Embedding(block_size, dim)
-        nn.init.normal_(self.count.weight, std=0.02)
+        self.count_emb = nn.Embedding(block_size, dim)
+        nn.init.normal_(self.count_emb.weight, std=0.02)
         self.register_buffer("slots", torch.arange(block_size), persistent=False)
 
     def forward(self, actions: Tensor, num_actions: Tensor) -> Tensor:
         """(..., size, A) or (..., size) codes, how many of them are there (...) -> (..., D)."""
         mask = self.slots < num_actions[..., None]
-        embedded = self.each(actions) * mask[..., None]
-        return self.mix(nn.functional.gelu(embedded).flatten(-2)) + self.count(num_actions - 1)
+        embedded = self.action_emb(actions) * mask[..., None]
+        return self.mix(nn.functional.gelu(embedded).flatten(-2)) + self.count_emb(num_actions - 1)

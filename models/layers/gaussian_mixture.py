@@ -21,8 +21,10 @@ class GaussianMixture:
         # unchecked: to look at what is given is to wait for a GPU
         self.mixture_distribution = Categorical(logits=logits, validate_args=False)
         components = Normal(means, stds, validate_args=False)
-        self.parts = Independent(components, 1, validate_args=False)
-        self.mixture = MixtureSameFamily(self.mixture_distribution, self.parts, validate_args=False)
+        self.component_distribution = Independent(components, 1, validate_args=False)
+        self.mixture = MixtureSameFamily(
+            self.mixture_distribution, self.component_distribution, validate_args=False
+        )
 
     def log_prob(self, actions: Tensor) -> Tensor:
         """(B, A) -> (B,)."""
@@ -38,8 +40,12 @@ class GaussianMixture:
     def mode(self) -> Tensor:
         """The mean of the likeliest component, (B, A)."""
         index = self.mixture_distribution.probs.argmax(-1)
-        return self.parts.mean[torch.arange(len(index), device=index.device), index]
+        return self.component_distribution.mean[
+            torch.arange(len(index), device=index.device), index
+        ]
 
     def entropy(self) -> Tensor:
         """(B,): that of the choice and of the components, an upper bound of the mixture's."""
-        return self.mixture_distribution.entropy() + (self.mixture_distribution.probs * self.parts.entropy()).sum(-1)
+        return self.mixture_distribution.entropy() + (
+            self.mixture_distribution.probs * self.component_distribution.entropy()
+        ).sum(-1)

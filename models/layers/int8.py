@@ -41,7 +41,9 @@ class Int8Linear(nn.Module):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         # the product of a few rows reads past the end of widths that its registers do not divide
         aligned = self.in_features % 64 == 0 and self.out_features % 16 == 0
-        if rows.shape[0] <= MAX_WEIGHT_ONLY_ROWS and aligned:  # what the compiler can leave open, which len it cannot
+        if (
+            rows.shape[0] <= MAX_WEIGHT_ONLY_ROWS and aligned
+        ):  # what the compiler can leave open, which len it cannot
             narrow = rows.bfloat16()  # the only type in which this product is quick everywhere
             y = torch.ops.aten._weight_int8pack_mm(narrow, self.weight, self.scale).float()
         else:
@@ -50,7 +52,9 @@ class Int8Linear(nn.Module):
             row_scale = (row_max / (ZERO_POINT - 1)).to(dtype)
             # cut off, which rounds
             quantized = (rows.float() / row_scale).add_(ZERO_POINT + 0.5).to(torch.uint8)
-            y = _int8_matmul(quantized, self.weight, self.scale, dtype == torch.bfloat16).mul_(row_scale)
+            y = _int8_matmul(quantized, self.weight, self.scale, dtype == torch.bfloat16).mul_(
+                row_scale
+            )
         y = y if self.bias is None else y + self.bias
         return y.to(dtype).view(*x.shape[:-1], self.out_features)
 

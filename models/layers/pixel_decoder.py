@@ -28,9 +28,9 @@ class PixelDecoder(nn.Module):
         upscale = max(math.ceil(pixels / grid) for pixels in image_size)
         # one vector says by itself where things are, a patch by where it stands
         input_layer = (
-            nn.ConvTranspose2d(latents.width, channels, grid)
-            if latents.patches == 1
-            else nn.Conv2d(latents.width, channels, 1)
+            nn.ConvTranspose2d(latents.dim, channels, grid)
+            if latents.num_patches == 1
+            else nn.Conv2d(latents.dim, channels, 1)
         )
         self.layers = nn.Sequential(
             input_layer,

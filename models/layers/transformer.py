@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from kernels import (
     View,
     add_rms_norm,
-    decode_attention,
+    apply_rope,
     attention,
     attention_with_cache,
+    decode_attention,
     rms_norm,
-    apply_rope,
     swiglu,
 )
 from models.config import check_positive
@@ -45,7 +45,9 @@ class TransformerConfig:
     third more time."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "--model.transformer.", "layers", "heads", "width", "hidden", "context")
+        check_positive(
+            self, "--model.transformer.", "layers", "heads", "width", "hidden", "context"
+        )
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(
                 f"a width of {self.dim} does not part into {self.num_heads} heads of even width; "
@@ -186,7 +188,9 @@ class Layer(nn.Module):
         """Add the branch to x, (B, S, D): queries, keys and values, (B, H, S, E), not turned."""
         x, normed = _add_norm(x, residual, self.attention_norm, multiplied=True)
         qkv = self.qkv(normed)
-        q, k, v = rearrange(qkv, "B S (three H E) -> three B H S E", three=3, H=self.config.num_heads)
+        q, k, v = rearrange(
+            qkv, "B S (three H E) -> three B H S E", three=3, H=self.config.num_heads
+        )
         return x, self.query_norm(q), self.key_norm(k), v
 
     def finish(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,7 +214,9 @@ class Transformer(nn.Module):
 
     rows: Tensor
 
-    def __init__(self, config: TransformerConfig, positions: Tensor, causal_within_frame: bool) -> None:
+    def __init__(
+        self, config: TransformerConfig, positions: Tensor, causal_within_frame: bool
+    ) -> None:
         """places: (S, 2) row and column of a block's tokens."""
         super().__init__()
         self.config = config
@@ -227,7 +233,9 @@ class Transformer(nn.Module):
         past_rows = cache.keys[0].shape[2] if cache else 0
         angles = self.rotary((past_rows + x.shape[1]) // self.frame_tokens)
         max_rows = self.frame_tokens * (self.config.context_frames - 1)
-        checkpoints = self.config.activation_checkpointing and self.training and torch.is_grad_enabled()
+        checkpoints = (
+            self.config.activation_checkpointing and self.training and torch.is_grad_enabled()
+        )
         keys, values = [], []
         residual = None
         for index, layer in enumerate(self.layers):
@@ -278,7 +286,9 @@ class Transformer(nn.Module):
         cosine, sine = (a[-self.frame_tokens :] for a in self.rotary(self.config.context_frames))
         max_rows = (self.config.context_frames - 1) * self.frame_tokens
         keys, values = [], []
-        for rotated, value, past_keys in zip(static_cache.rotated, static_cache.values, static_cache.cache.keys, strict=True):
+        for rotated, value, past_keys in zip(
+            static_cache.rotated, static_cache.values, static_cache.cache.keys, strict=True
+        ):
             new_keys = apply_rope(rotated[:, :, -self.frame_tokens :], cosine, -sine)
             all_keys = torch.cat([past_keys.to(new_keys.dtype), new_keys], dim=2)
             keys.append(all_keys[:, :, max(0, all_keys.shape[2] - max_rows) :])

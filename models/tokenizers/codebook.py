@@ -18,7 +18,9 @@ from models.layers.sampling import sample_rows
 
 
 @torch.no_grad()
-def update_codebook_ema(quantizer: nn.Module, vectors: Tensor, weights: Tensor, initialize: bool) -> None:
+def update_codebook_ema(
+    quantizer: nn.Module, vectors: Tensor, weights: Tensor, initialize: bool
+) -> None:
     """Update the moving averages from a balanced quarter of the patches, (R, D); rarity: (R,).
 
     begins: k-means goes before, if it has not been; to find that out is to wait for a GPU.
@@ -50,7 +52,9 @@ def reset_dead_codes(codebook: Any, vectors: Tensor) -> None:
     With fewer vectors than dead codes, some wait for the next step.  Among processes, each gives
     the vectors of some codes.
     """
-    cluster_size, embed, embed_sum = (x[0] for x in (codebook.cluster_size, codebook.embed, codebook.embed_avg))
+    cluster_size, embed, embed_sum = (
+        x[0] for x in (codebook.cluster_size, codebook.embed, codebook.embed_avg)
+    )
     dead = cluster_size < codebook.threshold_ema_dead_code
     count = min(len(vectors), len(cluster_size))
     # all codes, dead ones first, each with a vector that only a dead one takes: how many there are

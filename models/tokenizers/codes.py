@@ -22,8 +22,8 @@ class CodebookEmbedding(nn.Module):
     def __init__(self, latents: LatentSpec) -> None:
         super().__init__()
         self.latents = latents
-        dim = latents.width // latents.codebooks
-        self.register_buffer("book", torch.zeros(latents.codebooks, latents.codes, dim))
+        dim = latents.dim // latents.num_codebooks
+        self.register_buffer("book", torch.zeros(latents.num_codebooks, latents.codebook_size, dim))
 
     def load_codebook(self, tokenizer: Tokenizer) -> None:
         """Take over the tokenizer's codebooks."""
@@ -43,9 +43,9 @@ def code_counts(codes: Tensor, latents: LatentSpec) -> Tensor:
     """Count how often each code occurs: (..., N) int64 -> (G, K) int64."""
     ids = flat_ids(codes, latents).flatten()
     # bincount waits for a GPU
-    counts = ids.new_zeros(latents.codebooks * latents.codes)
+    counts = ids.new_zeros(latents.num_codebooks * latents.codebook_size)
     counts.scatter_add_(0, ids, torch.ones_like(ids))
-    return counts.view(latents.codebooks, latents.codes)
+    return counts.view(latents.num_codebooks, latents.codebook_size)
 
 
 def perplexity(counts: Tensor) -> Tensor:
@@ -56,5 +56,5 @@ def perplexity(counts: Tensor) -> Tensor:
 
 def flat_ids(codes: Tensor, latents: LatentSpec) -> Tensor:
     """Tell the codes of the codebooks apart: (..., N) -> (..., P, G), from 0 to G K - 1."""
-    offsets = latents.codes * torch.arange(latents.codebooks, device=codes.device)
-    return codes.unflatten(-1, (-1, latents.codebooks)) + offsets
+    offsets = latents.codebook_size * torch.arange(latents.num_codebooks, device=codes.device)
+    return codes.unflatten(-1, (-1, latents.num_codebooks)) + offsets

@@ -32,10 +32,10 @@ RANDOM = "random"
 class FrozenEncoderConfig:
     image_size: tuple[int, int] = (64, 64)
     """Height and width of a frame, in pixels."""
-    weights: str = "facebook/dinov2-small"
+    pretrained: str = "facebook/dinov2-small"
     """A name on the Hugging Face hub, or a local folder: DINOv2, or CLIP's vision model. `random`
     is DINOv2-small as it is before any training, for comparison."""
-    seen: int = 112
+    input_size: int = 112
     """Side, in pixels, to which a frame is resized for the backbone; a multiple of its patches."""
     tokens: Literal["patches", "cls"] = "patches"
     """What stands for a frame: a vector for each patch, or one for the picture."""
@@ -50,7 +50,7 @@ class FrozenEncoderConfig:
 class FrozenEncoder(nn.Module):
     """Frames to features that nobody trains here, and from features to a picture."""
 
-    clip = 1
+    clip_length = 1
     mean: Tensor
     std: Tensor
 
@@ -61,17 +61,19 @@ class FrozenEncoder(nn.Module):
         self.config = replace(config, architecture=json.dumps(architecture))
         self.image_size = config.image_size
         patch_size = architecture["patch_size"]
-        if config.seen % patch_size:
+        if config.input_size % patch_size:
             raise ValueError(
-                f"{config.seen} pixels do not part into patches of {patch_size}; give --model.seen a "
+                f"{config.input_size} pixels do not part into patches of {patch_size}; give --model.seen a "
                 f"multiple of {patch_size}"
             )
-        grid_side = config.seen // patch_size if config.tokens == "patches" else 1
+        grid_side = config.input_size // patch_size if config.tokens == "patches" else 1
         self.latents = LatentSpec("continuous", (grid_side, grid_side), architecture["hidden_size"])
         mean, std = PIXEL_STATS[architecture["model_type"]]
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("deviation", torch.tensor(std)[:, None, None], persistent=False)
-        self.look = PixelDecoder(self.latents, config.image_size, config.channels, config.num_res_blocks)
+        self.decoder = PixelDecoder(
+            self.latents, config.image_size, config.channels, config.num_res_blocks
+        )
 
     @property
     def codebooks(self) -> Tensor:
@@ -85,7 +87,7 @@ class FrozenEncoder(nn.Module):
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, P, D)."""
-        size = (self.config.seen, self.config.seen)
+        size = (self.config.input_size, self.config.input_size)
         x = nn.functional.interpolate(
             frames.float() / 255, size, mode="bilinear", antialias=True, align_corners=False
         )
@@ -97,12 +99,12 @@ class FrozenEncoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, P, D) -> (B, 3, H, W) uint8."""
-        return (self.look(latents).float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return (self.decoder(latents).float().clamp(0, 1) * 255).round().to(torch.uint8)
 
     def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
         """Squared error of the decoder's picture; the backbone has no part in it."""
         frames = frames.flatten(0, -4)
-        reconstruction = self.look(self.encode(frames))
+        reconstruction = self.decoder(self.encode(frames))
         target = frames.float() / 255
         return {"reconstruction": 100 * nn.functional.mse_loss(reconstruction.float(), target)}
 
@@ -122,23 +124,27 @@ def _load(config: FrozenEncoderConfig) -> tuple[Any, dict[str, Any]]:
         known = json.loads(config.architecture)
         made, model = architectures[known["model_type"]]
         return model(made(**known)), known
-    if config.weights == RANDOM:
+    if config.pretrained == RANDOM:
         made = hf.Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
         return hf.Dinov2Model(made), _plain(made)
     try:
-        model_type = hf.AutoConfig.from_pretrained(config.weights).model_type
+        model_type = hf.AutoConfig.from_pretrained(config.pretrained).model_type
         model_type = "clip_vision_model" if model_type == "clip" else model_type
-        backbone = architectures[model_type][1].from_pretrained(config.weights) if model_type in architectures else None
+        backbone = (
+            architectures[model_type][1].from_pretrained(config.pretrained)
+            if model_type in architectures
+            else None
+        )
     except (OSError, ValueError) as problem:
-        where = "that folder" if Path(config.weights).is_dir() else "the hub, and no such folder"
+        where = "that folder" if Path(config.pretrained).is_dir() else "the hub, and no such folder"
         raise ValueError(
-            f"no backbone {config.weights!r} could be read from {where}; give --model.weights a "
+            f"no backbone {config.pretrained!r} could be read from {where}; give --model.weights a "
             f"local folder with config.json and model.safetensors, or a name on the hub "
             f"({str(problem).splitlines()[0]})"
         ) from None
     if backbone is None:
         raise ValueError(
-            f"{config.weights} holds a {model_type}; give --model.weights a folder or a name of DINOv2 "
+            f"{config.pretrained} holds a {model_type}; give --model.weights a folder or a name of DINOv2 "
             f"or of CLIP"
         )
     return backbone, _plain(backbone.config)

@@ -65,7 +65,7 @@ class Keypoints(nn.Module):
         super().__init__()
         self.config = config
         self.image_size = config.image_size
-        self.latents = LatentSpec("continuous", (1, 1), 2 * config.num_keypoints, places=True)
+        self.latents = LatentSpec("continuous", (1, 1), 2 * config.num_keypoints, is_xy=True)
         channels = config.channels
         height, width = (side // config.stride for side in config.image_size)
         self.stem = nn.Conv2d(3, channels, 2 * config.stride, config.stride, config.stride // 2)
@@ -88,7 +88,9 @@ class Keypoints(nn.Module):
             self.register_buffer(f"{name}rows", _cell_centers(scale * height), persistent=False)
             self.register_buffer(f"{name}columns", _cell_centers(scale * width), persistent=False)
 
-        self.decoder_in = nn.Conv2d(len(config.gaussian_stds) * config.num_keypoints, channels, 3, 1, 1)
+        self.decoder_in = nn.Conv2d(
+            len(config.gaussian_stds) * config.num_keypoints, channels, 3, 1, 1
+        )
         self.pos_emb = nn.Parameter(torch.zeros(channels, height, width))
         self.decoder = nn.Sequential(
             *(ResBlock(channels) for _ in range(config.num_res_blocks)),

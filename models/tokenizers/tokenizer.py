@@ -15,23 +15,23 @@ class LatentSpec:
     kind: Literal["discrete", "continuous"]
     grid: tuple[int, int]
     """Rows and columns of latents in a frame."""
-    width: int
+    dim: int
     """Numbers that stand for one patch, all its codes together."""
-    codes: int = 0
+    codebook_size: int = 0
     """Size of a codebook; 0 where latents are continuous."""
-    codebooks: int = 1
+    num_codebooks: int = 1
     """Codes of one patch, each from a codebook of its own."""
-    places: bool = field(default=False, compare=False)
+    is_xy: bool = field(default=False, compare=False)
     """The numbers are x and y of places in the frame, from -1 to 1 (runs of before do not say)."""
 
     @property
-    def patches(self) -> int:
+    def num_patches(self) -> int:
         return self.grid[0] * self.grid[1]
 
     @property
     def tokens_per_frame(self) -> int:
         """Latents of a frame: its codes, patch by patch, or its vectors."""
-        return self.patches * self.codebooks
+        return self.num_patches * self.num_codebooks
 
     def as_dict(self) -> dict[str, Any]:
         """Give plain values for checkpoints."""

@@ -171,7 +171,9 @@ class VqVae(nn.Module):
         self.image_size = config.image_size
         height, width = config.image_size
         grid = (height // config.downsample, width // config.downsample)
-        self.latents = LatentSpec("discrete", grid, config.latent_dim, config.codebook_size, config.num_codebooks)
+        self.latents = LatentSpec(
+            "discrete", grid, config.latent_dim, config.codebook_size, config.num_codebooks
+        )
 
         self.encoder = _Encoder(config)
         self.quantizers = nn.ModuleList(
@@ -230,7 +232,9 @@ class VqVae(nn.Module):
             "perplexity": perplexity(code_counts(codes, self.latents)),
         }
         if self.config.laplacian_weight:
-            losses["pyramid"] = self.config.laplacian_weight * laplacian_l1(target, reconstruction.float())
+            losses["pyramid"] = self.config.laplacian_weight * laplacian_l1(
+                target, reconstruction.float()
+            )
         return losses
 
     def _quantize(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,7 +244,10 @@ class VqVae(nn.Module):
             vectors = rearrange(encoded.float(), "B D h w -> B (h w) D").contiguous()
             if self.training:
                 self.trained_steps += 1
-                if not self.codebook_initialized and self.trained_steps <= self.config.vq_start_step:
+                if (
+                    not self.codebook_initialized
+                    and self.trained_steps <= self.config.vq_start_step
+                ):
                     shape = (len(vectors), self.latents.tokens_per_frame)
                     codes = torch.zeros(shape, dtype=torch.long, device=vectors.device)
                     return vectors, codes, vectors.new_zeros(())
@@ -253,7 +260,9 @@ class VqVae(nn.Module):
                 codes.append(ids.view(part.shape[:2]))
                 if self.training:
                     weights = 1 / counts[ids].float()
-                    update_codebook_ema(quantizer, flat, weights, initialize=not self.codebook_initialized)
+                    update_codebook_ema(
+                        quantizer, flat, weights, initialize=not self.codebook_initialized
+                    )
             self.codebook_initialized = self.codebook_initialized or self.training
             codes = torch.stack(codes, dim=-1).flatten(1)
             quantized = self._lookup(codes)
@@ -272,7 +281,9 @@ class _Encoder(nn.Module):
         height, width = config.image_size
         level_channels = config.level_channels
         block = BLOCK_TYPES[config.block_type]
-        self.fold = Rearrange("B c (h p) (w q) -> B (c p q) h w", p=config.patch_size, q=config.patch_size)
+        self.fold = Rearrange(
+            "B c (h p) (w q) -> B (c p q) h w", p=config.patch_size, q=config.patch_size
+        )
         self.conv_in = nn.Conv2d(3 * config.patch_size**2, level_channels[0], 1)
         # Where a patch lies: a camera that stands still has a background to be subtracted.
         self.pos_emb = nn.Parameter(
@@ -313,7 +324,9 @@ class _Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.norm = _PixelNorm(level_channels[-1])
         self.conv_out = nn.Conv2d(level_channels[-1], 3 * config.patch_size**2, 1)
-        self.unfold = Rearrange("B (c p q) h w -> B c (h p) (w q)", p=config.patch_size, q=config.patch_size)
+        self.unfold = Rearrange(
+            "B (c p q) h w -> B c (h p) (w q)", p=config.patch_size, q=config.patch_size
+        )
         self.background = nn.Parameter(torch.zeros(3, height, width))
         # What the first batch looks like: a night need not be learnt from grey.
         self.register_buffer("mean", torch.zeros(3, height, width))

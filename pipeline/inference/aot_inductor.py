@@ -28,12 +28,14 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from tqdm import tqdm
 
 from models.layers.compile_fn import CompileFn
-from pipeline.pytree import TreeSpec, unflatten, flatten
+from pipeline.pytree import TreeSpec, flatten, unflatten
 from pipeline.training.auto_compile import NO_COMPILER, cpp_compiler
 
 INDUCTOR_CONFIG = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
 MAX_ROWS = 2**62  # rows, where there is no bound
-MAX_CACHE_BYTES = 2 * 2**30  # bytes of packages that are kept: those of one world take some megabytes to 200
+MAX_CACHE_BYTES = (
+    2 * 2**30
+)  # bytes of packages that are kept: those of one world take some megabytes to 200
 
 
 def pick_compile_fn(device: torch.device) -> CompileFn:

@@ -44,8 +44,12 @@ def main(config: Config) -> None:
         checkpoint = ckpt.load(path, relative_path.parts[0])
         ckpt.check_weights(checkpoint, path)
         # float16 rather than bfloat16: weights need 3 bits more precision, and no range
-        weights = {k: v.half() if v.is_floating_point() else v for k, v in checkpoint["model"].items()}
-        exported = {key: checkpoint[key] for key in KEPT_KEYS if key in checkpoint} | {"model": weights}
+        weights = {
+            k: v.half() if v.is_floating_point() else v for k, v in checkpoint["model"].items()
+        }
+        exported = {key: checkpoint[key] for key in KEPT_KEYS if key in checkpoint} | {
+            "model": weights
+        }
         exported["fingerprint"] = ckpt.fingerprint(weights, checkpoint["config"])
         new_fingerprints[checkpoint["fingerprint"]] = exported["fingerprint"]
         parent = checkpoint["parent"]
@@ -57,7 +61,9 @@ def main(config: Config) -> None:
         ckpt.save(target, exported)
         total += target.stat().st_size
     replaced_note = f", {replaced} of them in place of older ones" if replaced else ""
-    print(f"export: {len(paths)} checkpoints, {total / 2**20:.1f} MiB, in {config.out}{replaced_note}")
+    print(
+        f"export: {len(paths)} checkpoints, {total / 2**20:.1f} MiB, in {config.out}{replaced_note}"
+    )
 
 
 if __name__ == "__main__":

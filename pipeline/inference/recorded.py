@@ -11,7 +11,7 @@ from torch import Tensor
 from models.dynamics.dynamics import State
 from models.world import World
 from pipeline.graphed import StaticCudaGraph
-from pipeline.pytree import unflatten, flatten
+from pipeline.pytree import flatten, unflatten
 
 
 class CudaGraphed:

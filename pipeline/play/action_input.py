@@ -25,18 +25,18 @@ class ActionInput:
 
     def __init__(self, spec: ActionSpec) -> None:
         self.spec = spec
-        self.chosen = 0
+        self.selected_axis = 0
         """The dimension that + and - change (continuous)."""
         dtype = np.float32 if spec.kind == "continuous" else np.int64
         self.action = np.zeros(spec.shape, dtype)
         if spec.kind == "continuous":
             self.action += (self._low + self._high) / 2
 
-    def rest(self, action: np.ndarray) -> None:
+    def set_action(self, action: np.ndarray) -> None:
         """Go on from an action that somebody else has taken."""
         self.action = np.array(action, self.action.dtype)
 
-    def take(self) -> np.ndarray:
+    def get_action(self) -> np.ndarray:
         """Give the action of this step."""
         return self.action
 
@@ -61,11 +61,11 @@ class ActionInput:
             axis, sign = ARROWS[key]
             self._move(axis, sign)
         elif key in ("+", "=", "-"):
-            self._move(self.chosen, -1 if key == "-" else 1)
+            self._move(self.selected_axis, -1 if key == "-" else 1)
         elif key.isdigit() and 1 <= int(key) <= self.spec.size:
-            self.chosen = int(key) - 1
+            self.selected_axis = int(key) - 1
         elif key in (",", "."):
-            self.chosen = (self.chosen + (1 if key == "." else -1)) % self.spec.size
+            self.selected_axis = (self.selected_axis + (1 if key == "." else -1)) % self.spec.size
 
     @property
     def pointer(self) -> tuple[float, float] | None:
@@ -88,7 +88,7 @@ class ActionInput:
             return self.spec.names[int(self.action)]
         if self.spec.pointer and self.spec.size == 2:
             return ""  # the ring in the picture shows it
-        return f"{self.spec.names[self.chosen]} {self.action[self.chosen]:.3g}"
+        return f"{self.spec.names[self.selected_axis]} {self.action[self.selected_axis]:.3g}"
 
     def _press_discrete(self, key: str) -> None:
         if key.isdigit() and 1 <= int(key) <= min(9, self.spec.size):

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.shards import atomic_write
 from pipeline.play.action_input import make_action_input, pointer_position
-from pipeline.play.panels import Panel, compose_panels, panel_position, add_text
+from pipeline.play.panels import Panel, add_text, compose_panels, panel_position
 from pipeline.play.player import Player, Start, StartSampler
 from pipeline.video import write_video
 
@@ -40,7 +40,12 @@ class Game:
         """folder: where recordings go.  size: pixels of a picture's side.  fps: of recordings."""
         self.player, self.start_sampler, self.folder = player, start_sampler, folder
         self.size, self.fps, self.show_simulator = size, fps, show_simulator
-        self.use_controller, self.paused, self.show_help, self.quit_requested = use_controller, False, True, False
+        self.use_controller, self.paused, self.show_help, self.quit_requested = (
+            use_controller,
+            False,
+            True,
+            False,
+        )
         self.message = ""
         self.action_input = make_action_input(player.world.actions)
         self.recording: list[np.ndarray] | None = None
@@ -55,7 +60,7 @@ class Game:
         if self.recording is not None:
             self._finish_recording()
         self.player.reset(start or self.start_sampler.sample())
-        self.action_input.rest(self.player.start.next_actions[0])
+        self.action_input.set_action(self.player.start.next_actions[0])
 
     def press(self, key: str) -> None:
         """Follow one key; those that steer go to the hand."""
@@ -89,7 +94,9 @@ class Game:
         """Follow the mouse, in pixels of the picture that `picture` gave."""
         if not self.use_controller:
             height, width = self.player.model_frame.shape[:2]
-            self.action_input.move_pointer(*panel_position(x, y, self.size, 1 + self.show_simulator, width / height))
+            self.action_input.move_pointer(
+                *panel_position(x, y, self.size, 1 + self.show_simulator, width / height)
+            )
 
     def mouse_button(self, down: bool) -> None:
         """Follow the left mouse button."""
@@ -103,8 +110,10 @@ class Game:
         if stepping:
             self._step_once = False
             if self.use_controller:
-                self.action_input.rest(self.player.controller_action())
-            self.player.step(self.action_input.action if self.use_controller else self.action_input.take())
+                self.action_input.set_action(self.player.controller_action())
+            self.player.step(
+                self.action_input.action if self.use_controller else self.action_input.get_action()
+            )
             if self.recording is not None:
                 self.recording.append(self.render_panels())
         frame = self.render()
@@ -185,7 +194,9 @@ def render_headless(
         panels.append(Panel("recording", player.dataset_frame()))
     panels.append(Panel("imagined", player.model_frame))
     spec, last_action = player.world.actions, player.actions[-1] if player.actions else None
-    frame = compose_panels(panels, size, None if last_action is None else pointer_position(spec, last_action))
+    frame = compose_panels(
+        panels, size, None if last_action is None else pointer_position(spec, last_action)
+    )
     if not spec.factors:
         return frame
     return add_text(frame, ["start" if last_action is None else spec.say(int(last_action))])

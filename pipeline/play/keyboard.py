@@ -14,13 +14,22 @@ import numpy as np
 
 from data.actions import ActionSpec, Factor
 
-KEY_BINDINGS = {"w": "forward", "s": "back", "a": "left", "d": "right", "space": "jump", "f": "attack"}
+KEY_BINDINGS = {
+    "w": "forward",
+    "s": "back",
+    "a": "left",
+    "d": "right",
+    "space": "jump",
+    "f": "attack",
+}
 OPPOSITES = (
     ("forward", "back"), ("left", "right"), ("turn left", "turn right"), ("turn up", "turn down"),
 )  # fmt: skip
 OPPOSITE = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
 TURNS = {"left": ("yaw", -1), "right": ("yaw", 1), "up": ("pitch", -1), "down": ("pitch", 1)}
-FIRST_REPEAT_SECONDS = 0.75  # seconds from a key's first report to its second: 0.66 for X, and a little more
+FIRST_REPEAT_SECONDS = (
+    0.75  # seconds from a key's first report to its second: 0.66 for X, and a little more
+)
 REPEAT_SECONDS = 0.15  # seconds between reports of a key that is held, at most
 DEGREES_PER_WIDTH = 120.0  # degrees that the view turns when the mouse crosses the picture
 ARROW_DEGREES = 5.0  # degrees of a step with an arrow held
@@ -68,13 +77,13 @@ class KeyboardInput:
             self._pending_degrees["pitch"] += DEGREES_PER_WIDTH * (y - self._mouse[1])
         self._mouse = (x, y)
 
-    def rest(self, action: np.ndarray) -> None:
+    def set_action(self, action: np.ndarray) -> None:
         """Go on from an action that somebody else has taken: with nothing held."""
         self.action = np.array(action, np.int64)
         self.held.clear()
         self._pending_degrees = dict.fromkeys(self._pending_degrees, 0.0)
 
-    def take(self) -> np.ndarray:
+    def get_action(self) -> np.ndarray:
         """Give the code of this step; what the mouse asks beyond the largest turn is left over."""
         self._release(self.clock())
         self.action = self._encode()

@@ -38,10 +38,15 @@ def compose_panels(
         scaled = cv2.resize(panel.image, (columns, size), interpolation=interpolation)
         if pointer is not None and panel.live:
             center = round(pointer[0] * columns), round(pointer[1] * size)
-            cv2.circle(scaled, center, max(3, size // 64), RING_COLOR, max(1, size // 256), cv2.LINE_AA)
+            cv2.circle(
+                scaled, center, max(3, size // 64), RING_COLOR, max(1, size // 256), cv2.LINE_AA
+            )
         strip = np.full((CAPTION_HEIGHT, columns, 3), BACKGROUND, np.uint8)
         _put_text(strip, panel.caption, 15, TEXT_COLOR)
-        strips += [np.concatenate([strip, scaled]), np.full((CAPTION_HEIGHT + size, GAP, 3), BACKGROUND, np.uint8)]
+        strips += [
+            np.concatenate([strip, scaled]),
+            np.full((CAPTION_HEIGHT + size, GAP, 3), BACKGROUND, np.uint8),
+        ]
     return np.concatenate(strips[:-1], axis=1)
 
 

@@ -37,7 +37,7 @@ class StartSampler:
     """Places to start from, in episodes of one split."""
 
     def __init__(self, dataset: EpisodeDataset, split: Split, context: int, seed: int) -> None:
-        self.recordings, self.split, self.context = dataset, split, context
+        self.dataset, self.split, self.context = dataset, split, context
         min_length = context + 1
         self.episodes = [e for e in dataset.episodes(split) if dataset.length(e) >= min_length]
         if not self.episodes:
@@ -49,7 +49,7 @@ class StartSampler:
 
     def sample(self, steps: int = 0) -> Start:
         """Draw a place, one that is followed by `steps` recorded steps where there is such."""
-        lengths = np.array([self.recordings.length(e) for e in self.episodes])
+        lengths = np.array([self.dataset.length(e) for e in self.episodes])
         eligible = np.flatnonzero(lengths >= self.context + steps)
         if not len(eligible):
             eligible = np.flatnonzero(lengths == lengths.max())
@@ -57,7 +57,7 @@ class StartSampler:
         last = max(self.context - 1, int(lengths[number]) - 1 - max(steps, 1))
         return self.at(number, int(self._rng.integers(self.context - 1, last + 1)))
 
-    def number(self, start: Start) -> int:
+    def episode_number(self, start: Start) -> int:
         """Give the number of a start's episode, as `at` takes it."""
         return self.episodes.index(start.episode)
 
@@ -65,23 +65,23 @@ class StartSampler:
         """Give the place at `frame` of the split's episode `number`; its beginning if not given."""
         if not 0 <= number < len(self.episodes):
             raise ValueError(
-                f"{self.recordings.folder} has {len(self.episodes)} {self.split} episodes to "
+                f"{self.dataset.folder} has {len(self.episodes)} {self.split} episodes to "
                 f"start from, numbered from 0; --episode {number} is none of them"
             )
         episode = self.episodes[number]
         frame = self.context - 1 if frame is None else frame
-        length = self.recordings.length(episode)
+        length = self.dataset.length(episode)
         if not self.context - 1 <= frame < length - 1:
             raise ValueError(
                 f"{self.split} episode {number} can start at frames {self.context - 1} to "
                 f"{length - 2} (the world looks at {self.context}); --frame {frame} is outside"
             )
         first = frame + 1 - self.context
-        frames = self.recordings.read(episode, "frames", first)
-        actions = self.recordings.read(episode, "actions", first)
+        frames = self.dataset.read(episode, "frames", first)
+        actions = self.dataset.read(episode, "actions", first)
         state, velocity = None, np.zeros(2)
-        if self.recordings.has("states"):
-            states = self.recordings.read(episode, "states", max(0, frame - 1), frame + 1)
+        if self.dataset.has("states"):
+            states = self.dataset.read(episode, "states", max(0, frame - 1), frame + 1)
             state = states[-1]
             velocity = (states[-1] - states[0])[:2] * STEPS_PER_SECOND
         context = self.context

@@ -18,13 +18,13 @@ class PlanExecutor:
         self.player, self.planner = player, planner
         image = torch.from_numpy(np.ascontiguousarray(goal)).permute(2, 0, 1)
         self.goal = player.world.encode(image[None])
-        self.left: list[np.ndarray] = []
+        self.queue: list[np.ndarray] = []
 
     @torch.no_grad()
     def __call__(self, step: int) -> np.ndarray:
-        if not self.left:
+        if not self.queue:
             past_actions = self.player.actions or list(self.player.start.actions)
             last_action = as_tensor(past_actions[-1][None]) if past_actions else None
             plan = self.planner.plan(self.player.state, self.goal, last_action, None)
-            self.left = list(plan.actions[0].float().cpu().numpy())
-        return self.left.pop(0)
+            self.queue = list(plan.actions[0].float().cpu().numpy())
+        return self.queue.pop(0)

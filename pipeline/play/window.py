@@ -48,7 +48,9 @@ def check_display() -> None:
     elif sys.platform == "linux" and not os.environ.get("DISPLAY"):
         reason = "no DISPLAY is set"
     else:
-        trial = subprocess.run([sys.executable, "-c", DISPLAY_TEST], capture_output=True, timeout=60)
+        trial = subprocess.run(
+            [sys.executable, "-c", DISPLAY_TEST], capture_output=True, timeout=60
+        )
         if trial.returncode == 0:
             return
         reason = f"the display {os.environ.get('DISPLAY', '')} does not answer"

@@ -16,7 +16,9 @@ from pipeline.training.train_config import CompileMode
 
 TRIAL_STEPS = 10  # steps that are timed each way; the first of each are left out
 NO_COMPILER = "there is no g++ or clang++ here; install one (Debian, Ubuntu: apt-get install g++)"
-MIN_TRIAL_SECONDS = 600.0  # seconds of steps ahead, below which it is not tried: start-up takes a minute or two
+MIN_TRIAL_SECONDS = (
+    600.0  # seconds of steps ahead, below which it is not tried: start-up takes a minute or two
+)
 
 
 class AutoCompile:
@@ -31,7 +33,7 @@ class AutoCompile:
         flag_prefix: str = "train",
     ) -> None:
         """switched: called when later steps are to be taken the other way."""
-        self.module, self.say, self.on_switch = module, log_line, on_switch
+        self.module, self.log_line, self.on_switch = module, log_line, on_switch
         available = torch.cuda.is_available() or cpp_compiler() is not None
         self._timing = mode == "auto" and available
         self._eager_seconds: list[float] = []
@@ -57,7 +59,9 @@ class AutoCompile:
         yield
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        (self._compiled_seconds if self.is_compiled else self._eager_seconds).append(time.perf_counter() - start)
+        (self._compiled_seconds if self.is_compiled else self._eager_seconds).append(
+            time.perf_counter() - start
+        )
         if not self.is_compiled and len(self._eager_seconds) == TRIAL_STEPS:
             self._start_trial(remaining_steps)
         elif self.is_compiled and len(self._compiled_seconds) == TRIAL_STEPS:
@@ -67,19 +71,22 @@ class AutoCompile:
         remaining_seconds = remaining_steps * _median(self._eager_seconds)
         if remaining_seconds < MIN_TRIAL_SECONDS:
             self._timing = False
-            self.say(f"compile: not tried, {remaining_seconds:.0f} s are left")
+            self.log_line(f"compile: not tried, {remaining_seconds:.0f} s are left")
         else:
             self.module.compile()
             self.on_switch()
 
     def _decide(self) -> None:
         self._timing = False
-        eager_seconds, compiled_seconds = _median(self._eager_seconds), _median(self._compiled_seconds)
+        eager_seconds, compiled_seconds = (
+            _median(self._eager_seconds),
+            _median(self._compiled_seconds),
+        )
         verdict = "kept" if compiled_seconds < eager_seconds else "given up"
         if compiled_seconds >= eager_seconds:
             self.module._compiled_call_impl = None
             self.on_switch()
-        self.say(
+        self.log_line(
             f"compile: a step takes {1000 * compiled_seconds:.0f} ms instead of {1000 * eager_seconds:.0f} ms, "
             f"after {self._compiled_seconds[0]:.0f} s of start-up; {verdict}"
         )
@@ -92,5 +99,10 @@ def _median(seconds: list[float]) -> float:
 def cpp_compiler() -> str | None:
     named = os.environ.get("CXX", "")
     return next(
-        (found for name in (named, "g++", "clang++") if (found := shutil.mixture_distribution(name))), None
+        (
+            found
+            for name in (named, "g++", "clang++")
+            if (found := shutil.mixture_distribution(name))
+        ),
+        None,
     )

@@ -33,7 +33,7 @@ class DemoSteps:
     ) -> None:
         self.actions: ActionSpec = dataset.actions
         self.latents = latents
-        self.recorded = dataset.read_rows("actions", 0, dataset.total)
+        self.all_actions = dataset.read_rows("actions", 0, dataset.num_frames)
         rows = []
         episodes = dataset.episodes(split)  # type: ignore[arg-type]
         for episode in episodes:
@@ -43,7 +43,7 @@ class DemoSteps:
                 rewards = dataset.read(episode, "rewards")
                 end = int(rewards.argmax()) if rewards.max() >= min_reward else 0
             rows.append(np.arange(first, first + end))
-        self.episodes = sum(len(r) > 0 for r in rows)
+        self.num_episodes = sum(len(r) > 0 for r in rows)
         self.rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
         if not len(self.rows):
             raise ValueError(
@@ -58,21 +58,21 @@ class DemoSteps:
         rows = self.rows[indices]
         latents = torch.from_numpy(np.asarray(self.latents[rows]))
         latents = latents.float() if latents.is_floating_point() else latents.long()
-        actions = torch.from_numpy(self.recorded[rows])
+        actions = torch.from_numpy(self.all_actions[rows])
         return DemoBatch(latents, self.actions.normalize(actions))
 
 
 @dataclass
 class StartsAndDemos:
     starts: LatentClip
-    shown: DemoBatch
+    demos: DemoBatch
 
 
 class StartsWithDemos:
     """For each batch of starts of imagination, as many shown steps."""
 
     def __init__(self, starts: LatentClips, demos: DemoSteps) -> None:
-        self.starts, self.shown = starts, demos
+        self.starts, self.demos = starts, demos
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -80,5 +80,5 @@ class StartsWithDemos:
     def batch(self, indices: np.ndarray) -> StartsAndDemos:
         # drawn from the starts themselves, so that the batch is a function of its indices
         rng = np.random.default_rng(indices)
-        demo_indices = rng.integers(0, len(self.shown), len(indices))
-        return StartsAndDemos(self.starts.batch(indices), self.shown.batch(demo_indices))
+        demo_indices = rng.integers(0, len(self.demos), len(indices))
+        return StartsAndDemos(self.starts.batch(indices), self.demos.batch(demo_indices))

@@ -25,6 +25,8 @@ class Ema:
         trainable = [name for name in current if name in self._trainable]
         # all at once: on a GPU a launch for each takes longer than a recorded step
         ema_update = get_ema_multi_avg_fn(decay)
-        ema_update([self.weights[name] for name in trainable], [current[name] for name in trainable], 0)
+        ema_update(
+            [self.weights[name] for name in trainable], [current[name] for name in trainable], 0
+        )
         for name in current.keys() - self._trainable:
             self.weights[name].copy_(current[name])

@@ -48,7 +48,10 @@ def full_tensors(value: Any, device: str | torch.device = "cpu") -> Any:
 
 def shard_like(values: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
     """Part whole tensors, the same in every process, as those of `like` are."""
-    return {k: _shard_tensor(v.to(like[k].device), like[k]) if k in like else v for k, v in values.items()}
+    return {
+        k: _shard_tensor(v.to(like[k].device), like[k]) if k in like else v
+        for k, v in values.items()
+    }
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

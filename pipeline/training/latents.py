@@ -79,11 +79,11 @@ def cache_latents(
     interrupted pass goes on at the batch where it was.
     """
     latent_spec: LatentSpec = tokenizer.latents
-    shape: tuple[int, ...] = (dataset.total, latent_spec.tokens_per_frame)
+    shape: tuple[int, ...] = (dataset.num_frames, latent_spec.tokens_per_frame)
     if latent_spec.kind == "discrete":
-        dtype = np.int16 if latent_spec.codes <= 2**15 else np.int32
+        dtype = np.int16 if latent_spec.codebook_size <= 2**15 else np.int32
     else:
-        shape, dtype = (*shape, latent_spec.width), np.float16
+        shape, dtype = (*shape, latent_spec.dim), np.float16
     expected = {
         "tokenizer": fingerprint,
         "recordings": dataset.fingerprint,
@@ -95,16 +95,20 @@ def cache_latents(
     stored = _read_metadata(metadata_path)
     num_encoded = stored.pop("done", 0)
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    complete = data_path.exists() and data_path.stat().st_size == num_bytes  # a short file would read as zeros
+    complete = (
+        data_path.exists() and data_path.stat().st_size == num_bytes
+    )  # a short file would read as zeros
     if stored != expected or not complete or not isinstance(num_encoded, int):
         num_encoded = 0
         atomic_write(metadata_path, json.dumps(expected | {"done": 0}).encode())
     mode = "r+" if num_encoded else "w+"
     memmap = np.memmap(data_path, dtype, mode, shape=shape)
-    if num_encoded < dataset.total:
-        progress_bar = tqdm(total=dataset.total, initial=num_encoded, desc="latents", unit=" frames")
-        for start in range(num_encoded, dataset.total, batch_size):
-            stop = min(start + batch_size, dataset.total)
+    if num_encoded < dataset.num_frames:
+        progress_bar = tqdm(
+            total=dataset.num_frames, initial=num_encoded, desc="latents", unit=" frames"
+        )
+        for start in range(num_encoded, dataset.num_frames, batch_size):
+            stop = min(start + batch_size, dataset.num_frames)
             frames = torch.from_numpy(dataset.read_rows("frames", start, stop))
             frames = frames.permute(0, 3, 1, 2).to(device)
             precision = pick_precision(device, "auto")
@@ -119,7 +123,7 @@ def cache_latents(
                 atomic_write(metadata_path, json.dumps(expected | {"done": stop}).encode())
         progress_bar.close()
         memmap.flush()
-        atomic_write(metadata_path, json.dumps(expected | {"done": dataset.total}).encode())
+        atomic_write(metadata_path, json.dumps(expected | {"done": dataset.num_frames}).encode())
     return np.memmap(data_path, dtype, "r", shape=shape)
 
 

@@ -25,9 +25,11 @@ def log_line(accelerator: Accelerator, line: str) -> None:
 class Logger:
     """Append to FOLDER/log.jsonl; lines past `step`, from before a crash, are dropped."""
 
-    def __init__(self, folder: Path, step: int, wandb: bool = False, flag_prefix: str = "train") -> None:
+    def __init__(
+        self, folder: Path, step: int, wandb: bool = False, flag_prefix: str = "train"
+    ) -> None:
         self.path = folder / "log.jsonl"
-        self.pictures = folder / "pictures"
+        self.images = folder / "pictures"
         self.wandb = None
         if wandb:
             try:
@@ -50,10 +52,10 @@ class Logger:
         if self.wandb:
             self.wandb.log(metrics, step=step)
 
-    def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        self.pictures.mkdir(exist_ok=True)
+    def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+        self.images.mkdir(exist_ok=True)
         encoded = imageio.imwrite("<bytes>", image, extension=".png")
-        atomic_write(self.pictures / f"{name}-{step:06d}.png", encoded)
+        atomic_write(self.images / f"{name}-{step:06d}.png", encoded)
         self.tensorboard.add_image(name, image, step, dataformats="HWC")
 
     def _truncate(self, step: int) -> None:

@@ -16,13 +16,15 @@ class NanGuard:
     checkpoint, so that nothing is handed on that has come of one that is not finite."""
 
     def __init__(self, stage: str, flag_prefix: str, immediate: bool) -> None:
-        self.stage, self.flags, self.immediate = stage, flag_prefix, immediate
-        self.last: Path | None = None  # the checkpoint to go on from, once there is one
+        self.stage, self.flag_prefix, self.immediate = stage, flag_prefix, immediate
+        self.last_checkpoint: Path | None = None  # the checkpoint to go on from, once there is one
         self._pending: list[tuple[str, Tensor, int, Losses]] = []
 
     def add(self, name: str, value: Tensor, step: int, losses: Losses) -> None:
         """terms: what the error names."""
-        self._pending.append((name, value.detach(), step, {k: v.detach() for k, v in losses.items()}))
+        self._pending.append(
+            (name, value.detach(), step, {k: v.detach() for k, v in losses.items()})
+        )
         if self.immediate:
             self.check()
 
@@ -31,9 +33,13 @@ class NanGuard:
         for name, value, step, losses in self._pending:
             if not torch.isfinite(value):
                 loss_values = ", ".join(f"{k} {v.item():.3g}" for k, v in losses.items())
-                advice = f"{self.last} is whole, go on from there" if self.last else "begin again"
+                advice = (
+                    f"{self.last_checkpoint} is whole, go on from there"
+                    if self.last_checkpoint
+                    else "begin again"
+                )
                 raise ValueError(
                     f"{self.stage}: the {name} is not finite at step {step} ({loss_values}); "
-                    f"{advice} with a lower --{self.flags}.learning-rate"
+                    f"{advice} with a lower --{self.flag_prefix}.learning-rate"
                 )
         self._pending.clear()

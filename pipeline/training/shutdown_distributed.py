@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-GLOO_THREADS = "pt_gloo"  # what PyTorch calls the threads that speak with other processes, or their start
+GLOO_THREADS = (
+    "pt_gloo"  # what PyTorch calls the threads that speak with other processes, or their start
+)
 
 
 def shutdown_distributed() -> None:
@@ -30,7 +32,9 @@ def wait_for_threads(name: str) -> None:
     it, and aborts the process where that is being taken down.
     """
     quiet_polls = 0
-    while quiet_polls < 2:  # who waited for the interpreter at the first look has had it by the second
+    while (
+        quiet_polls < 2
+    ):  # who waited for the interpreter at the first look has had it by the second
         time.sleep(0.01)
         busy = any(_is_running(thread, name) for thread in Path("/proc/self/task").glob("*"))
         quiet_polls = 0 if busy else quiet_polls + 1

@@ -9,7 +9,14 @@ from models.config import check_positive
 from pipeline.device import PrecisionOption
 
 CompileMode = Literal["no", "yes", "auto"]
-POSITIVE_FIELDS = ("steps", "batch_size", "accumulate", "evaluate_every", "save_every", "report_every")
+POSITIVE_FIELDS = (
+    "steps",
+    "batch_size",
+    "accumulate",
+    "evaluate_every",
+    "save_every",
+    "report_every",
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pipeline.training import fsdp
 from pipeline.training.auto_compile import AutoCompile
 from pipeline.training.ema import Ema
 from pipeline.training.logger import log_line
-from pipeline.training.nan_guard import NanGuard, Losses
+from pipeline.training.nan_guard import Losses, NanGuard
 from pipeline.training.train_config import TrainConfig
 
 
@@ -36,7 +36,12 @@ class TrainStep:
         nan_guard: NanGuard,
         flag_prefix: str = "train",
     ) -> None:
-        self.model, self.train, self.nan_guard, self.flags = model, train, nan_guard, flag_prefix
+        self.model, self.train, self.nan_guard, self.flag_prefix = (
+            model,
+            train,
+            nan_guard,
+            flag_prefix,
+        )
         self.precision: Precision = precision
         self.accelerator, self.device = accelerator, accelerator.device
         self.loss_module = _LossModule(model, loss_fn)
@@ -49,13 +54,15 @@ class TrainStep:
                 f"--{flag_prefix}.graph records the steps of one process in bf16 or fp32, but there are "
                 f"{accelerator.num_processes} process(es) in {precision}"
             )
-        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.trainable = [p for p in model.parameters() if p.requires_grad]
         # a recording reads the learning rate where it lies; a number would stay as it was
-        self._lr = torch.tensor(train.learning_rate, device=self.device) if train.cuda_graph else None
+        self._lr = (
+            torch.tensor(train.learning_rate, device=self.device) if train.cuda_graph else None
+        )
         self._capturable = train.cuda_graph and self.device.type == "cuda"
         lr: Any = train.learning_rate if self._lr is None else self._lr
         optimizer = torch.optim.AdamW(
-            self.trained,
+            self.trainable,
             lr=lr,
             betas=(0.9, train.beta2),
             weight_decay=train.weight_decay,
@@ -64,12 +71,18 @@ class TrainStep:
         )
         self.optimizer = accelerator.preprocess(optimizer)
         self.auto_compile = AutoCompile(
-            self.loss_module, train.compile, partial(log_line, accelerator), self._reset_graph, flag_prefix
+            self.loss_module,
+            train.compile,
+            partial(log_line, accelerator),
+            self._reset_graph,
+            flag_prefix,
         )
-        self.prepared_loss = self.loss_module if self.unsharded else accelerator.preprocess(self.loss_module)
+        self.prepared_loss = (
+            self.loss_module if self.unsharded else accelerator.preprocess(self.loss_module)
+        )
         # fp16 ends at 65504 and at 6e-8: losses are scaled up, what overflows then is left out
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
-        self.average = Ema(model, train.ema_decay)
+        self.ema = Ema(model, train.ema_decay)
         self._loss_names: list[str] = []
         self._graph_step: StaticCudaGraph | None = None
         self._reset_graph()
@@ -92,14 +105,16 @@ class TrainStep:
             values = [value.clone() for value in self._graph_step(*tensors)]
             losses = dict(zip(self._loss_names, values, strict=True))
             self._check_finite(step, losses)
-            self.average.update(step)
+            self.ema.update(step)
             del losses["loss"]
             return losses
 
     def _reset_graph(self) -> None:
         """Have the next steps recorded, if they are: a recording holds what is not compiled."""
         if self.train.cuda_graph:
-            self._graph_step = StaticCudaGraph(self._capturable_step, self.device, f"--{self.flags}.graph")
+            self._graph_step = StaticCudaGraph(
+                self._capturable_step, self.device, f"--{self.flag_prefix}.graph"
+            )
 
     def _eager_step(self, step: int, tensors: tuple[Tensor | None, ...]) -> Losses:
         losses = self._backward(tensors)
@@ -112,7 +127,7 @@ class TrainStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.scaler.get_scale() >= loss_scale:  # it falls when a step is left out
-            self.average.update(step)
+            self.ema.update(step)
         del losses["loss"]
         return losses
 
@@ -142,7 +157,9 @@ class TrainStep:
             for name, value in (losses | {"loss": total}).items():
                 totals[name] = totals.get(name, torch.zeros(())) + value.detach() * fraction
         self.scaler.unscale_(self.optimizer)
-        grad_norm = self.accelerator.clip_grad_norm_(self.prepared_loss.parameters(), self.train.max_grad_norm)
+        grad_norm = self.accelerator.clip_grad_norm_(
+            self.prepared_loss.parameters(), self.train.max_grad_norm
+        )
         return totals | {"grad_norm": fsdp.mixture(grad_norm, self.device)}
 
     def _check_finite(self, step: int, losses: Losses) -> None:
@@ -151,19 +168,19 @@ class TrainStep:
 
     # -- state ------------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """What resuming needs, whole; every process has to call it."""
         return {
             "model": fsdp.mixture(self.model.state_dict()),
-            "average": fsdp.mixture(self.average.weights),
+            "average": fsdp.mixture(self.ema.weights),
             "optimizer": fsdp.mixture(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state()`."""
         self.model.load_state_dict(fsdp.shard_like(state["model"], self.model.state_dict()))
-        self.average.weights = fsdp.shard_like(state["average"], self.average.weights)
+        self.ema.weights = fsdp.shard_like(state["average"], self.ema.weights)
         fsdp.load_optimizer(self.optimizer, state["optimizer"])
         for group in self.optimizer.param_groups:  # it may come from a run without --train.graph
             group["capturable"] = self._capturable
@@ -177,7 +194,7 @@ class _LossModule(nn.Module):
     def __init__(self, model: nn.Module, loss_fn: Callable[..., Losses]) -> None:
         super().__init__()
         self.model = model
-        self.function = loss_fn
+        self.loss_fn = loss_fn
 
     def forward(self, *tensors: Tensor | None) -> Losses:
-        return self.function(*tensors)
+        return self.loss_fn(*tensors)

@@ -27,12 +27,12 @@ import kernels
 from data.batch_sampler import batch_indices
 from models.world import Precision, autocast
 from pipeline import checkpoint as ckpt
-from pipeline.device import describe_device, pick_device, pick_precision, data_memory_limit
+from pipeline.device import data_memory_limit, describe_device, pick_device, pick_precision
 from pipeline.lock import lock
 from pipeline.training import fsdp
 from pipeline.training.device_idle import IdleTimer
 from pipeline.training.logger import Logger, log_line
-from pipeline.training.nan_guard import NanGuard, Losses
+from pipeline.training.nan_guard import Losses, NanGuard
 from pipeline.training.shutdown_distributed import shutdown_distributed
 from pipeline.training.signals import stop_on_signal
 from pipeline.training.train_config import TrainConfig
@@ -78,8 +78,8 @@ class Trainer:
         data_summary: str = "",
         flag_prefix: str = "train",
     ) -> None:
-        self.stage, self.folder, self.train, self.identity = stage, folder, train, metadata
-        self.higher_is_better, self.flags = higher_is_better, flag_prefix
+        self.stage, self.folder, self.train, self.metadata = stage, folder, train, metadata
+        self.higher_is_better, self.flag_prefix = higher_is_better, flag_prefix
         self.device = pick_device()
         # autocast is ours: Accelerate holds one precision for the whole process
         self.precision: Precision = pick_precision(self.device, train.precision)
@@ -115,41 +115,45 @@ class Trainer:
         self.lr_scale = 1.0  # of the learning rate, halved on a plateau
         if last.exists() and not restart:
             self._resume(ckpt.load(last, stage, "cpu" if self.step_fn.unsharded else self.device))
-        self.log = Logger(folder, self.step, train.wandb, flag_prefix) if self.is_main_process else None
+        self.logger = (
+            Logger(folder, self.step, train.wandb, flag_prefix) if self.is_main_process else None
+        )
         self._last_losses: dict[str, float] = {}
         self._device_idle = 0.0
         self._stop_requested = False
-        parameters = sum(p.numel() for p in self.step_fn.trained) / 1e6
+        parameters = sum(p.numel() for p in self.step_fn.trainable) / 1e6
         self.kernels = kernels.describe(self.device)
-        self.say(
+        self.log_line(
             f"{stage}: {describe_device(self.device)}, {self.precision}, {self.kernels}, "
             f"{self.accelerator.num_processes} process(es), {parameters:.2f} M parameters, {data_summary}"
         )
         if train.sharding == "fsdp" and not self.step_fn.unsharded:
-            self.say(f"{stage}: --{flag_prefix}.sharding fsdp has no effect in one process; use torchrun")
+            self.log_line(
+                f"{stage}: --{flag_prefix}.sharding fsdp has no effect in one process; use torchrun"
+            )
         if train.cuda_graph and self.device.type != "cuda":
-            self.say(f"{stage}: --{flag_prefix}.graph has no effect without a CUDA GPU")
+            self.log_line(f"{stage}: --{flag_prefix}.graph has no effect without a CUDA GPU")
         if self.step:
-            self.say(f"{stage}: goes on from step {self.step} of {train.steps} ({last})")
+            self.log_line(f"{stage}: goes on from step {self.step} of {train.steps} ({last})")
 
     @property
     def is_main_process(self) -> bool:
         return self.accelerator.is_main_process
 
     @property
-    def done(self) -> bool:
+    def finished(self) -> bool:
         stalled = self.train.patience and self.bad_validations >= self.train.patience
         return self.step >= self.train.steps or bool(stalled)
 
-    def say(self, line: str) -> None:
+    def log_line(self, line: str) -> None:
         log_line(self.accelerator, line)
 
     def log_finished(self) -> None:
         best = self.folder / "best.pt"
         status = best if best.exists() else f"but {best} is gone"
-        self.say(
+        self.log_line(
             f"{self.stage}: all {self.step} steps are done ({status}); "
-            f"--restart begins anew, --{self.flags}.steps goes further"
+            f"--restart begins anew, --{self.flag_prefix}.steps goes further"
         )
 
     def main_process_first(self) -> AbstractContextManager[None]:
@@ -166,7 +170,7 @@ class Trainer:
     def batches(self, dataset: BatchDataset[B]) -> Iterator[tuple[int, B]]:
         """Give (step, batch) until the run is done; a signal saves and ends it with
         KeyboardInterrupt.  Under several processes each gets its share of the batch."""
-        if self.done:
+        if self.finished:
             return self.log_finished()
         loader = DataLoader(
             _StepDataset(dataset, self.train, self.accelerator),
@@ -177,7 +181,10 @@ class Trainer:
             multiprocessing_context="spawn" if self.train.num_workers else None,
         )
         progress_bar = tqdm(
-            total=self.train.steps, initial=self.step, desc=self.stage, disable=not self.is_main_process
+            total=self.train.steps,
+            initial=self.step,
+            desc=self.stage,
+            disable=not self.is_main_process,
         )
         started = time.monotonic()
         with stop_on_signal(self._request_stop), progress_bar:
@@ -192,12 +199,14 @@ class Trainer:
                 if self._should_stop():
                     self.save()
                     raise KeyboardInterrupt
-                if self.step % self.train.save_every == 0 or self.done:
+                if self.step % self.train.save_every == 0 or self.finished:
                     self.save()
-                if self.done:
+                if self.finished:
                     break
         if self.train.patience and self.bad_validations >= self.train.patience:
-            self.say(f"{self.stage}: stopped early, {self.bad_validations} validations without a better one")
+            self.log_line(
+                f"{self.stage}: stopped early, {self.bad_validations} validations without a better one"
+            )
 
     def train_step(self, *tensors: Tensor | None) -> Losses:
         """Take one optimizer step on `objective(*tensors)`; the first axis is the batch."""
@@ -218,8 +227,8 @@ class Trainer:
                 extra["loss_scale"] = self.step_fn.scaler.get_scale()
             if not isfinite(extra["grad_norm"]):
                 del extra["grad_norm"]  # a step that was left out; JSON has no infinity
-            if self.log:
-                self.log.write(self.step, self._last_losses | extra)
+            if self.logger:
+                self.logger.write(self.step, self._last_losses | extra)
         return losses
 
     def every(self, interval: int) -> bool:
@@ -241,11 +250,11 @@ class Trainer:
         if not self._started:  # never a best.pt without the last.pt that goes on from there
             self.save()
         weights = fsdp.mixture(self.ema_weights()) if improved else {}
-        if not self.is_main_process or self.log is None:
+        if not self.is_main_process or self.logger is None:
             return
-        self.log.write(self.step, {f"validation/{k}": v for k, v in metrics.items()})
+        self.logger.write(self.step, {f"validation/{k}": v for k, v in metrics.items()})
         line = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-        self.say(f"{self.stage} step {self.step}: {line}{' (best)' if improved else ''}")
+        self.log_line(f"{self.stage} step {self.step}: {line}{' (best)' if improved else ''}")
         if improved:
             ckpt.save(self.folder / "best.pt", self._build_checkpoint(weights))
 
@@ -270,20 +279,20 @@ class Trainer:
             self.model.load_state_dict(raw_weights)
             self.model.train()
 
-    def picture(self, name: str, image: np.ndarray) -> None:
+    def log_image(self, name: str, image: np.ndarray) -> None:
         """Keep an (H, W, 3) uint8 picture of this step: a PNG, and in TensorBoard."""
-        if self.log:
-            self.log.picture(self.step, name, image)
+        if self.logger:
+            self.logger.write_image(self.step, name, image)
 
     # -- state ------------------------------------------------------------------------------
 
     def ema_weights(self) -> dict[str, Tensor]:
-        return self.step_fn.average.weights if self.train.ema_decay else self.model.state_dict()
+        return self.step_fn.ema.weights if self.train.ema_decay else self.model.state_dict()
 
     def save(self) -> None:
         """Write last.pt, whole or not at all; every process has to call it."""
         self.nan_guard.check()
-        state = self.step_fn.state()
+        state = self.step_fn.state_dict()
         last = self.folder / "last.pt"
         if self.is_main_process:
             checkpoint = self._build_checkpoint(state["model"]) | state
@@ -293,16 +302,16 @@ class Trainer:
             if not self._started:  # it is on the disk: now the files of a former training may go
                 (self.folder / "best.pt").unlink(missing_ok=True)
                 target.replace(last)
-        self._started, self.nan_guard.last = True, last
+        self._started, self.nan_guard.last_checkpoint = True, last
 
     def _build_checkpoint(self, weights: dict[str, Tensor]) -> ckpt.Checkpoint:
         return {
             "format": ckpt.FORMAT,
             "stage": self.stage,
-            **self.identity,
+            **self.metadata,
             "train": asdict(self.train),
             "model": weights,
-            "fingerprint": ckpt.fingerprint(weights, self.identity["config"]),
+            "fingerprint": ckpt.fingerprint(weights, self.metadata["config"]),
             "step": self.step,
             "best": self.best,
             "seconds": self.seconds,
@@ -318,14 +327,14 @@ class Trainer:
                 f"{path} holds no {missing}, so there is nothing to go on from (a copy of a "
                 f"best.pt?); --restart begins anew"
             )
-        for key, value in self.identity["config"].items():
+        for key, value in self.metadata["config"].items():
             if _fixed_settings(last["config"].get(key)) != _fixed_settings(value):
                 raise ValueError(
                     f"{path} was begun with {key} = {last['config'].get(key)}, but now it is "
                     f"{value}; --restart begins anew, another --run keeps both"
                 )
         for key in ("parent", "clone"):  # a clone is only beneath an actor-critic
-            current = self.identity.get(key)
+            current = self.metadata.get(key)
             if current is None:
                 continue
             stored = last.get(key, current)  # older ones do not say what they were cloned from
@@ -335,8 +344,8 @@ class Trainer:
                     f"{stored['fingerprint']}, but now it is {current['fingerprint']}; --restart begins "
                     f"anew"
                 )
-        self.step_fn.load(last)
-        self._started, self.nan_guard.last = True, path
+        self.step_fn.load_state_dict(last)
+        self._started, self.nan_guard.last_checkpoint = True, path
         self.step, self.bad_validations = last["step"], last["waited"]
         # without best.pt, ended before its first was written, the next is the best
         self.best = last["best"] if (self.folder / "best.pt").exists() else None
@@ -375,14 +384,16 @@ class Trainer:
 class _StepDataset(Dataset[Any]):
     """Item s is the batch of step s, or this process's rows of it."""
 
-    def __init__(self, dataset: BatchDataset[Any], train: TrainConfig, accelerator: Accelerator) -> None:
-        self.clips, self.train = dataset, train
+    def __init__(
+        self, dataset: BatchDataset[Any], train: TrainConfig, accelerator: Accelerator
+    ) -> None:
+        self.dataset, self.train = dataset, train
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
 
     def __getitem__(self, step: int) -> Any:
         train = self.train
-        order = batch_indices(len(self.clips), train.batch_size, step, train.seed)
-        return self.clips.batch(order[self.rank :: self.world_size])
+        order = batch_indices(len(self.dataset), train.batch_size, step, train.seed)
+        return self.dataset.batch(order[self.rank :: self.world_size])
 
 
 def _fixed_settings(value: Any) -> Any:

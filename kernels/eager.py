@@ -191,7 +191,7 @@ def _attention_probs(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
 
 class _Attend(torch.autograd.Function):
     """With the softmax kept: left to itself the compiler computes it again on the way back, and in
-    bfloat16 makes NaN of gradients of keys that were turned, at some sizes (torch 2.13, CPUs)."""
+    bfloat16 makes NaN of gradients of keys that were rotated, at some sizes (torch 2.13, CPUs)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -230,10 +230,10 @@ def _bias(
 
 @_bias.register_fake
 def _(
-    queries: int, keys: int, size: int, context: int | None, causal_inside: bool,
-    kind: torch.dtype, device: torch.device,
+    queries: int, keys: int, size: int, context: int | None, causal_within_block: bool,
+    dtype: torch.dtype, device: torch.device,
 ) -> Tensor:  # fmt: skip
-    return torch.empty(queries, keys, dtype=kind, device=device)
+    return torch.empty(queries, keys, dtype=dtype, device=device)
 
 
 @lru_cache(maxsize=32)

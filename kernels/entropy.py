@@ -118,14 +118,14 @@ def _forward(
 
 @triton.jit
 def _backward(
-    x, weight, bias, before, bonus, target, logsums, grad, result, for_bias, for_bonus,
+    x, weight, bias, before, bonus, target, logsums, grad, result, grad_bias, grad_bonus,
     count, classes,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
     DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of the logits' gradients: (probability - (class is target)) grad.
 
-    result: (R, V).  for_bias: (tiles of rows, V) float32.  for_bonus: (R,) float32, of which the
+    result: (R, V).  grad_bias: (tiles of rows, V) float32.  grad_bonus: (R,) float32, of which the
     tile with the class before writes its own.
     """
     across = tl.cdiv(classes, TILE)
@@ -145,13 +145,13 @@ def _backward(
     pointers = result + row[:, None].to(tl.int64) * classes + column[None]
     tl.store(pointers, value.to(result.dtype.element_ty), mask=inside[:, None] & exists[None])
     if bias is not None:
-        own = for_bias + tile.to(tl.int64) * classes + column
+        own = grad_bias + tile.to(tl.int64) * classes + column
         tl.store(own, tl.sum(value, axis=0), mask=exists)
     if bonus is not None:
         which = tl.load(before + row, mask=inside, other=-1).to(tl.int32)
         raised = tl.sum(tl.where(column[None] == which[:, None], value, 0.0), axis=1)
         here = (which >= first) & (which < first + TILE)
-        tl.store(for_bonus + row, raised, mask=inside & here)
+        tl.store(grad_bonus + row, raised, mask=inside & here)
 
 
 _TL_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -295,9 +295,9 @@ def _(
     logsums: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    for_bias = x.new_empty(weight.shape[0] if bias is not None else 0, dtype=torch.float32)
-    for_bonus = x.new_empty(x.shape[0] if bonus is not None else 0, dtype=torch.float32)
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), for_bias, for_bonus
+    grad_bias = x.new_empty(weight.shape[0] if bias is not None else 0, dtype=torch.float32)
+    grad_bonus = x.new_empty(x.shape[0] if bonus is not None else 0, dtype=torch.float32)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_bias, grad_bonus
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -337,7 +337,7 @@ def _case(
     narrow = dtype == torch.bfloat16
     known = dict.fromkeys(("x", "weight", "result"), "*bf16" if narrow else "*fp32")
     known |= dict.fromkeys(("target", "before", "bests"), "*i64")
-    floats = "bias bonus tops hits logsums grad for_bias for_bonus"
+    floats = "bias bonus tops hits logsums grad grad_bias grad_bonus"
     types = argument_types(kernel, values, **known, **dict.fromkeys(floats.split(), "*fp32"))
     name += f" {width} x {classes}{', bias and bonus' * extra}{', float32' * (not narrow)}"
     return CompileCase(name, kernel, types, values, warps, stages, programs, wgmma=narrow)

@@ -1,9 +1,9 @@
 """Attention under a view: tiles out of view are never visited, tiles wholly in view need no mask.
 
 Up to SHORT keys, one program takes several sequences at once (attend_short.py).  Longer ones go by
-tiles (attend_forward.py, attend_backward.py).  There the keys are turned by their angles before,
+tiles (attend_forward.py, attend_backward.py).  There the keys are rotated by their angles before,
 once, where three or more tiles of queries would have to turn them again while multiplying; with
-fewer, they are turned as they are loaded, and no turned copy is written.
+fewer, they are rotated as they are loaded, and no rotated copy is written.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def forward_tiles(width: int, itemsize: int) -> Tiles:
 
 
 def rotating_tiles(width: int, itemsize: int) -> Tiles:
-    """As `forward_tiles`, where keys are turned on the way: angles take room as well."""
+    """As `forward_tiles`, where keys are rotated on the way: angles take room as well."""
     tiles = forward_tiles(width, itemsize)
     if itemsize > 2:
         return tiles
@@ -125,9 +125,9 @@ def short_warps(width: int, itemsize: int) -> int:
 @torch.library.custom_op("dreamstage::attend", mutates_args=())
 def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
-    size: int, context: int | None, causal_inside: bool,
+    size: int, context: int | None, causal_within_block: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Give the output (B, H, Q, E), log2 sums (B * H, Q), and the turned keys if they were needed
+    """Give the output (B, H, Q, E), log2 sums (B * H, Q), and the rotated keys if they were needed
     before: (B, H, K, E), or nothing."""
     out, log_sums = (
         _rows_like(q),
@@ -145,14 +145,14 @@ def flash_attention(
     _launch(
         forward_kernel, _programs(q, q.shape[2], tiles.rows),
         q, k, v, out, log_sums, *_angles_or(q, cosine, sine), *_strides(q, k, v, out), *_sizes(q, k),
-        size, context or 0, _scale(q), TURN_KEYS=rotate_keys, **tiles.constants(),
-        **_constants(q, cosine, context, causal_inside),
+        size, context or 0, _scale(q), ROTATE_KEYS=rotate_keys, **tiles.constants(),
+        **_constants(q, cosine, context, causal_within_block),
     )  # fmt: skip
     return out, log_sums, rotated
 
 
 @flash_attention.register_fake
-def _(q, k, v, cosine, sine, size, context, causal_inside):
+def _(q, k, v, cosine, sine, size, context, causal_within_block):
     logs = q.new_empty(q.shape[0] * q.shape[1], q.shape[2], dtype=torch.float32)
     return _rows_like(q), logs, q.new_empty(_rotated_shape(q, k, cosine))
 
@@ -160,7 +160,7 @@ def _(q, k, v, cosine, sine, size, context, causal_inside):
 @torch.library.custom_op("dreamstage::attend_backward", mutates_args=())
 def flash_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor, rotated: Tensor,
-    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_inside: bool,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_within_block: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_q, grad_k, grad_v = (_rows_like(x) for x in (q, k, v))
     if not q.numel():
@@ -179,7 +179,7 @@ def flash_attention_backward(
         out, grad, delta, *_strides(out, grad), q.shape[1], q.shape[2],
         HEAD=q.shape[3], WIDTH=_padded_head_dim(q), ROWS=ROTATED_ROWS,
     )  # fmt: skip
-    constants = _constants(q, cosine, context, causal_inside)
+    constants = _constants(q, cosine, context, causal_within_block)
     mask_args = (size, context or 0, _scale(q), q.shape[3] ** -0.5)
     tiles = backward_keys_tiles(_padded_head_dim(q), q.element_size())
     _launch(
@@ -199,47 +199,49 @@ def flash_attention_backward(
 
 
 @flash_attention_backward.register_fake
-def _(grad, q, k, v, out, logs, turned, cosine, sine, size, context, causal_inside):
+def _(grad, q, k, v, out, logs, rotated, cosine, sine, size, context, causal_within_block):
     return _rows_like(q), _rows_like(k), _rows_like(v)
 
 
 @torch.library.custom_op("dreamstage::attend_short", mutates_args=())
 def short_attention(
     q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
-    size: int, context: int | None, causal_inside: bool,
+    size: int, context: int | None, causal_within_block: bool,
 ) -> Tensor:  # fmt: skip
     out = _rows_like(q)
-    _launch_short(q, k, v, None, None, out, None, None, cosine, sine, size, context, causal_inside)
+    _launch_short(
+        q, k, v, None, None, out, None, None, cosine, sine, size, context, causal_within_block
+    )
     return out
 
 
 @short_attention.register_fake
-def _(q, k, v, cosine, sine, size, context, causal_inside):
+def _(q, k, v, cosine, sine, size, context, causal_within_block):
     return _rows_like(q)
 
 
 @torch.library.custom_op("dreamstage::attend_short_after", mutates_args=())
 def short_attention_with_cache(
     q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor,
-    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_inside: bool,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_within_block: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Give the output and all keys and values, those of the past first; there are no gradients."""
     out, all_k, all_v = _rows_like(q), _rows_after(past_k, k), _rows_after(past_v, v)
     _launch_short(
-        q, k, v, past_k, past_v, out, all_k, all_v, cosine, sine, size, context, causal_inside
+        q, k, v, past_k, past_v, out, all_k, all_v, cosine, sine, size, context, causal_within_block
     )
     return out, all_k, all_v
 
 
 @short_attention_with_cache.register_fake
-def _(q, k, v, past_k, past_v, cosine, sine, size, context, causal_inside):
+def _(q, k, v, past_k, past_v, cosine, sine, size, context, causal_within_block):
     return _rows_like(q), _rows_after(past_k, k), _rows_after(past_v, v)
 
 
 def _launch_short(
     q: Tensor, k: Tensor, v: Tensor, past_k: Tensor | None, past_v: Tensor | None,
     out: Tensor, all_k: Tensor | None, all_v: Tensor | None,
-    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_inside: bool,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None, causal_within_block: bool,
 ) -> None:  # fmt: skip
     if not q.numel():
         return
@@ -251,14 +253,14 @@ def _launch_short(
         *_strides(q, k, v, past_k, past_v, out, all_k, all_v), *_sizes(q, keys, group_size),
         size, context or 0, _scale(q),
         TILE=SHORT, num_warps=short_warps(_padded_head_dim(q), q.element_size()),
-        **_constants(q, cosine, context, causal_inside),
+        **_constants(q, cosine, context, causal_within_block),
     )  # fmt: skip
 
 
 @torch.library.custom_op("dreamstage::attend_short_backward", mutates_args=())
 def short_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
-    size: int, context: int | None, causal_inside: bool,
+    size: int, context: int | None, causal_within_block: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grad_q, grad_k, grad_v = (_rows_like(x) for x in (q, k, v))
     if not q.numel():
@@ -271,13 +273,13 @@ def short_attention_backward(
         *_strides(q, k, v, grad, grad_q, grad_k, grad_v), *_sizes(q, k, group_size),
         size, context or 0, _scale(q), q.shape[3] ** -0.5,
         TILE=SHORT, num_warps=short_warps(_padded_head_dim(q), q.element_size()),
-        **_constants(q, cosine, context, causal_inside),
+        **_constants(q, cosine, context, causal_within_block),
     )  # fmt: skip
     return grad_q, grad_k, grad_v
 
 
 @short_attention_backward.register_fake
-def _(grad, q, k, v, cosine, sine, size, context, causal_inside):
+def _(grad, q, k, v, cosine, sine, size, context, causal_within_block):
     return _rows_like(q), _rows_like(k), _rows_like(v)
 
 
@@ -303,7 +305,7 @@ def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> No
 def _rotate(
     x: Tensor, rotated: Tensor, cosine: Tensor | None, sine: Tensor | None, first_position: int
 ) -> None:
-    """Write x, (B, H, S, E), turned by the angles of places `past` and on."""
+    """Write x, (B, H, S, E), rotated by the angles of places `past` and on."""
     _launch(
         rotate_kernel, _programs(x, x.shape[2], ROTATED_ROWS),
         x, rotated, cosine, sine, *_strides(x), x.shape[1], x.shape[2], first_position,
@@ -312,7 +314,7 @@ def _rotate(
 
 
 def _rotated_shape(q: Tensor, k: Tensor, cosine: Tensor | None) -> tuple[int, ...]:
-    """The shape of the turned keys, of no size where nothing is turned before."""
+    """The shape of the rotated keys, of no size where nothing is rotated before."""
     tiles = forward_tiles(_padded_head_dim(q), q.element_size())
     return (0,) if cosine is None or q.shape[2] <= 2 * tiles.rows else tuple(k.shape)
 
@@ -359,12 +361,12 @@ def _programs(x: Tensor, length: int, tile: int) -> int:
 
 
 def _constants(
-    q: Tensor, cosine: Tensor | None, context: int | None, causal_inside: bool
+    q: Tensor, cosine: Tensor | None, context: int | None, causal_within_block: bool
 ) -> dict[str, Any]:
     ieee = torch.get_float32_matmul_precision() == "highest"
     return dict(
-        HEAD=q.shape[3], WIDTH=_padded_head_dim(q), CAUSAL_INSIDE=causal_inside,
-        WINDOWED=context is not None, TURN=cosine is not None, PRECISION="ieee" if ieee else "tf32",
+        HEAD=q.shape[3], WIDTH=_padded_head_dim(q), CAUSAL_WITHIN_BLOCK=causal_within_block,
+        WINDOWED=context is not None, ROTATE=cosine is not None, PRECISION="ieee" if ieee else "tf32",
     )  # fmt: skip
 
 
@@ -391,8 +393,8 @@ def _compile_case(
     tensors: its arguments before the strides.  strided: those that have some.
     """
     head, arguments = constants["HEAD"], kernel.arg_names
-    values = dict(heads=9, sequences=72, together=72, queries=1024, keys=1024, size=64, context=0)
-    values |= dict(CAUSAL_INSIDE=False, WINDOWED=False, TURN=True, PRECISION="tf32")
+    values = dict(heads=9, sequences=72, group_size=72, queries=1024, keys=1024, size=64, context=0)
+    values |= dict(CAUSAL_WITHIN_BLOCK=False, WINDOWED=False, ROTATE=True, PRECISION="tf32")
     strides = {"batch": 1024 * 27 * head, "head": head, "row": 27 * head}
     values |= {f"{x}_{axis}": n for x in strided.split() for axis, n in strides.items()}
     values |= constants | {"WIDTH": _next_power_of_2(head)}
@@ -411,7 +413,7 @@ def _tiled_cases(
     """Forward, and back to keys and to queries, so many programs of each at once."""
     shape = _next_power_of_2(head), 2 if dtype == "bf16" else 4
     more: dict[str, Any] = (
-        dict(HEAD=head, kind=dtype, wgmma=dtype == "bf16", TURN_KEYS=False) | view
+        dict(HEAD=head, dtype=dtype, wgmma=dtype == "bf16", ROTATE_KEYS=False) | view
     )
     forward, keys_programs, queries_programs = programs
     given = "q k v grad logs delta"
@@ -422,28 +424,28 @@ def _tiled_cases(
         ),
         _compile_case(
             f"attend{note}, gradient of keys", backward_keys_kernel, keys_programs,
-            f"{given} for_k for_v", "q k v grad for_k for_v",
+            f"{given} grad_k grad_v", "q k v grad grad_k grad_v",
             **backward_keys_tiles(*shape).constants(), **more,
         ),
         _compile_case(
             f"attend{note}, gradient of queries", backward_queries_kernel, queries_programs,
-            f"{given} for_q", "q k v grad for_q",
+            f"{given} grad_q", "q k v grad grad_q",
             **backward_queries_tiles(*shape).constants(), **more,
         ),
     ]  # fmt: skip
 
 
 def _other_cases(head: int, programs: tuple[int, int, int]) -> list[CompileCase]:
-    """A frame, whose keys are turned on the way, and what other tiles need before."""
+    """A frame, whose keys are rotated on the way, and what other tiles need before."""
     one_frame, turn, delta = programs
     return [
         _compile_case(
             "attend, one frame", forward_kernel, one_frame, "q k v out logs", "q k v out",
-            HEAD=head, TURN_KEYS=True, queries=128, keys=128, size=128,
+            HEAD=head, ROTATE_KEYS=True, queries=128, keys=128, size=128,
             **rotating_tiles(_next_power_of_2(head), 2).constants(),
         ),
         _compile_case(
-            "attend, turn", rotate_kernel, turn, "x turned", "stride",
+            "attend, turn", rotate_kernel, turn, "x rotated", "stride",
             HEAD=head, ROWS=ROTATED_ROWS, rows=1024, past=0, wgmma=False,
         ),
         _compile_case(
@@ -457,9 +459,9 @@ def _short_cases(
     head: int, programs: tuple[int, int, int], note: str = "", dtype: str = "bf16", **view: bool
 ) -> list[CompileCase]:
     """Forward, behind a past, and back; each position through time."""
-    more: dict[str, Any] = dict(HEAD=head, TILE=SHORT, kind=dtype, wgmma=dtype == "bf16") | view
+    more: dict[str, Any] = dict(HEAD=head, TILE=SHORT, dtype=dtype, wgmma=dtype == "bf16") | view
     more |= dict(num_warps=short_warps(_next_power_of_2(head), 2 if dtype == "bf16" else 4), size=1)
-    clip: dict[str, Any] = dict(queries=16, keys=16, together=SHORT // 16)
+    clip: dict[str, Any] = dict(queries=16, keys=16, group_size=SHORT // 16)
     absent = ("past_k", "past_v", "all_k", "all_v")
     nothing: dict[str, Any] = dict.fromkeys(absent)
     nothing |= {f"{x}_{axis}": 0 for x in absent for axis in ("batch", "head", "row")}
@@ -472,11 +474,11 @@ def _short_cases(
         _compile_case(
             f"attend_short{note}, after a past", short_kernel, after,
             "q k v past_k past_v out all_k all_v", "q k v past_k past_v out all_k all_v",
-            queries=1, keys=3, together=SHORT // 3, **more,
+            queries=1, keys=3, group_size=SHORT // 3, **more,
         ),
         _compile_case(
             f"attend_short{note}, gradient", short_backward_kernel, back,
-            "q k v grad for_q for_k for_v", "q k v grad for_q for_k for_v", **more, **clip,
+            "q k v grad grad_q grad_k grad_v", "q k v grad grad_q grad_k grad_v", **more, **clip,
         ),
     ]  # fmt: skip
 
@@ -484,14 +486,16 @@ def _short_cases(
 COMPILE_CASES = [
     *_tiled_cases(64, (3, 2, 3)),
     *_tiled_cases(64, (3, 2, 3), ", window", WINDOWED=True),
-    *_tiled_cases(64, (3, 2, 3), ", token by token", CAUSAL_INSIDE=True),
-    *_tiled_cases(64, (3, 2, 3), ", no angles", TURN=False),
+    *_tiled_cases(64, (3, 2, 3), ", token by token", CAUSAL_WITHIN_BLOCK=True),
+    *_tiled_cases(64, (3, 2, 3), ", no angles", ROTATE=False),
     *_tiled_cases(64, (3, 3, 4), ", float32", dtype="fp32"),
     *_tiled_cases(128, (1, 1, 1)),
     *_other_cases(64, (2, 8, 12)),
     *_other_cases(128, (1, 5, 9)),
     *_short_cases(64, (4, 2, 3)),
-    *_short_cases(64, (5, 5, 3), ", token by token, no angles", CAUSAL_INSIDE=True, TURN=False),
+    *_short_cases(
+        64, (5, 5, 3), ", token by token, no angles", CAUSAL_WITHIN_BLOCK=True, ROTATE=False
+    ),
     *_short_cases(64, (2, 1, 1), ", float32", dtype="fp32"),
     *_short_cases(128, (2, 1, 1)),
 ]

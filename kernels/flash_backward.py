@@ -38,24 +38,24 @@ def delta_kernel(
 
 @triton.jit
 def backward_keys_kernel(
-    q, k, v, grad, logs, delta, for_k, for_v, cosine, sine,
+    q, k, v, grad, logs, delta, grad_k, grad_v, cosine, sine,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     grad_batch, grad_head, grad_row,
-    for_k_batch, for_k_head, for_k_row, for_v_batch, for_v_head, for_v_row,
-    heads, sequences, queries, keys, together, size, context, scale, score_scale,
+    grad_k_batch, grad_k_head, grad_k_row, grad_v_batch, grad_v_head, grad_v_row,
+    heads, sequences, queries, keys, group_size, size, context, scale, score_scale,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr, TURN: tl.constexpr,
+    CAUSAL_WITHIN_BLOCK: tl.constexpr, WINDOWED: tl.constexpr, ROTATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of COLUMNS keys and values of a head; q and k are turned already."""
+    """Write the gradients of COLUMNS keys and values of a head; q and k are rotated already."""
     tiles = tl.cdiv(keys, COLUMNS)
-    sequence, rank = assign_tile(tl.program_id(0), tiles, sequences, together)
+    sequence, rank = assign_tile(tl.program_id(0), tiles, sequences, group_size)
     first = rank * COLUMNS  # the first keys are seen most
     offset = tl.cast(first, tl.int64)
     past = keys - queries
     column = tl.arange(0, COLUMNS)
-    place = first + column
-    valid = place < keys
+    position = first + column
+    valid = position < keys
     k_start = head_start(k, sequence, heads, k_batch, k_head) + offset * k_row
     v_start = head_start(v, sequence, heads, v_batch, v_head) + offset * v_row
     key = load_rows(k_start, column, valid, k_row, HEAD, WIDTH)
@@ -63,7 +63,7 @@ def backward_keys_kernel(
 
     # queries that see some key of the tile: bottom ... top; all of them: whole_bottom ... whole_top
     last = tl.minimum(first + COLUMNS, keys) - 1
-    if CAUSAL_INSIDE:
+    if CAUSAL_WITHIN_BLOCK:
         bottom, whole_bottom = first, last
     else:
         bottom, whole_bottom = first // size * size, last // size * size
@@ -94,10 +94,10 @@ def backward_keys_kernel(
         if WINDOWED:
             edge = edge | (at + ROWS > whole_top)
         if edge:
-            low, high = key_range(at + row, keys, size, context, CAUSAL_INSIDE, WINDOWED)
-            visible = place[:, None] < high[None, :]
+            low, high = key_range(at + row, keys, size, context, CAUSAL_WITHIN_BLOCK, WINDOWED)
+            visible = position[:, None] < high[None, :]
             if WINDOWED:
-                visible = visible & (place[:, None] >= low[None, :])
+                visible = visible & (position[:, None] >= low[None, :])
             probs = tl.where(visible, probs, 0.0)
         grad_tile = grad_start + tl.cast(from_query, tl.int64) * grad_row
         grad_out = load_rows(grad_tile, row, here, grad_row, HEAD, WIDTH)
@@ -109,35 +109,37 @@ def backward_keys_kernel(
         grad_scores = probs * (grad_probs - delta_row[None, :])
         grad_key = tl.dot(grad_scores.to(query.dtype), query, grad_key, input_precision=PRECISION)
 
-    to = head_start(for_v, sequence, heads, for_v_batch, for_v_head) + offset * for_v_row
-    store_rows(to, grad_value, column, valid, for_v_row, HEAD, WIDTH)
-    to = head_start(for_k, sequence, heads, for_k_batch, for_k_head) + offset * for_k_row
+    to = head_start(grad_v, sequence, heads, grad_v_batch, grad_v_head) + offset * grad_v_row
+    store_rows(to, grad_value, column, valid, grad_v_row, HEAD, WIDTH)
+    to = head_start(grad_k, sequence, heads, grad_k_batch, grad_k_head) + offset * grad_k_row
     grad_key = grad_key * score_scale
-    if TURN:
-        store_rotated_back(to, grad_key, column, valid, for_k_row, place, cosine, sine, HEAD, WIDTH)
+    if ROTATE:
+        store_rotated_back(
+            to, grad_key, column, valid, grad_k_row, position, cosine, sine, HEAD, WIDTH
+        )
     else:
-        store_rows(to, grad_key, column, valid, for_k_row, HEAD, WIDTH)
+        store_rows(to, grad_key, column, valid, grad_k_row, HEAD, WIDTH)
 
 
 @triton.jit
 def backward_queries_kernel(
-    q, k, v, grad, logs, delta, for_q, cosine, sine,
+    q, k, v, grad, logs, delta, grad_q, cosine, sine,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    grad_batch, grad_head, grad_row, for_q_batch, for_q_head, for_q_row,
-    heads, sequences, queries, keys, together, size, context, scale, score_scale,
+    grad_batch, grad_head, grad_row, grad_q_batch, grad_q_head, grad_q_row,
+    heads, sequences, queries, keys, group_size, size, context, scale, score_scale,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr, TURN: tl.constexpr,
+    CAUSAL_WITHIN_BLOCK: tl.constexpr, WINDOWED: tl.constexpr, ROTATE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of ROWS queries of a head; q and k are turned already."""
+    """Write the gradients of ROWS queries of a head; q and k are rotated already."""
     tiles = tl.cdiv(queries, ROWS)
-    sequence, rank = assign_tile(tl.program_id(0), tiles, sequences, together)
+    sequence, rank = assign_tile(tl.program_id(0), tiles, sequences, group_size)
     first = (tiles - 1 - rank) * ROWS
     past = keys - queries
     offset = tl.cast(first, tl.int64)
     row = tl.arange(0, ROWS)
     valid = first + row < queries
-    place = tl.minimum(past + first + row, keys - 1)
+    position = tl.minimum(past + first + row, keys - 1)
     q_start = head_start(q, sequence, heads, q_batch, q_head) + offset * q_row
     grad_start = head_start(grad, sequence, heads, grad_batch, grad_head) + offset * grad_row
     query = load_rows(q_start, row, valid, q_row, HEAD, WIDTH)
@@ -148,9 +150,9 @@ def backward_queries_kernel(
 
     # as in the forward kernel
     last = tl.minimum(past + first + ROWS, keys) - 1
-    bottom, whole_top = key_range(past + first, keys, size, context, CAUSAL_INSIDE, WINDOWED)
-    whole_bottom, top = key_range(last, keys, size, context, CAUSAL_INSIDE, WINDOWED)
-    low, high = key_range(place, keys, size, context, CAUSAL_INSIDE, WINDOWED)
+    bottom, whole_top = key_range(past + first, keys, size, context, CAUSAL_WITHIN_BLOCK, WINDOWED)
+    whole_bottom, top = key_range(last, keys, size, context, CAUSAL_WITHIN_BLOCK, WINDOWED)
+    low, high = key_range(position, keys, size, context, CAUSAL_WITHIN_BLOCK, WINDOWED)
     k_start = head_start(k, sequence, heads, k_batch, k_head)
     v_start = head_start(v, sequence, heads, v_batch, v_head)
     column = tl.arange(0, COLUMNS)
@@ -158,16 +160,16 @@ def backward_queries_kernel(
     start = bottom // COLUMNS * COLUMNS
     tl.assume(start < top)  # as in the forward kernel
     for from_key in tl.range(start, top, COLUMNS):
-        key_place = from_key + column
-        here = key_place < keys
+        key_position = from_key + column
+        here = key_position < keys
         k_tile = k_start + tl.cast(from_key, tl.int64) * k_row
         key = load_rows(k_tile, column, here, k_row, HEAD, WIDTH)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         probs = tl.exp2(scores * scale - log[:, None])
         if (from_key < whole_bottom) | (from_key + COLUMNS > whole_top):
-            visible = key_place[None, :] < high[:, None]
+            visible = key_position[None, :] < high[:, None]
             if WINDOWED:
-                visible = visible & (key_place[None, :] >= low[:, None])
+                visible = visible & (key_position[None, :] >= low[:, None])
             probs = tl.where(visible, probs, 0.0)
         v_tile = v_start + tl.cast(from_key, tl.int64) * v_row
         value = load_rows(v_tile, column, here, v_row, HEAD, WIDTH)
@@ -175,9 +177,11 @@ def backward_queries_kernel(
         grad_scores = probs * (grad_probs - delta_row[:, None])
         grad_query = tl.dot(grad_scores.to(key.dtype), key, grad_query, input_precision=PRECISION)
 
-    to = head_start(for_q, sequence, heads, for_q_batch, for_q_head) + offset * for_q_row
+    to = head_start(grad_q, sequence, heads, grad_q_batch, grad_q_head) + offset * grad_q_row
     grad_query = grad_query * score_scale
-    if TURN:
-        store_rotated_back(to, grad_query, row, valid, for_q_row, place, cosine, sine, HEAD, WIDTH)
+    if ROTATE:
+        store_rotated_back(
+            to, grad_query, row, valid, grad_q_row, position, cosine, sine, HEAD, WIDTH
+        )
     else:
-        store_rows(to, grad_query, row, valid, for_q_row, HEAD, WIDTH)
+        store_rows(to, grad_query, row, valid, grad_q_row, HEAD, WIDTH)

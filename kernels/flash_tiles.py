@@ -20,29 +20,29 @@ def head_start(x, sequence, heads, stride_batch, stride_head):
 
 
 @triton.jit
-def assign_tile(program, tiles, sequences, together):
+def assign_tile(program, tiles, sequences, group_size):
     """Give each program its sequence and the rank of its tile, the heaviest having rank 0.
 
-    `together` sequences at a time, so that what their programs read again is still in the L2 cache.
+    `group_size` sequences at a time, so that what their programs read again is still in the L2 cache.
     """
-    section = program // (tiles * together)
-    within = program - section * tiles * together
-    first = section * together
-    here = tl.minimum(together, sequences - first)
+    section = program // (tiles * group_size)
+    within = program - section * tiles * group_size
+    first = section * group_size
+    here = tl.minimum(group_size, sequences - first)
     return first + within % here, within // here
 
 
 @triton.jit
 def key_range(
-    place, keys, size, context, CAUSAL_INSIDE: tl.constexpr, WINDOWED: tl.constexpr
+    position, keys, size, context, CAUSAL_WITHIN_BLOCK: tl.constexpr, WINDOWED: tl.constexpr
 ) -> Any:
-    """Say from which key up to which a query at `place` sees."""
-    block = place // size
-    low = place * 0
+    """Say from which key up to which a query at `position` sees."""
+    block = position // size
+    low = position * 0
     if WINDOWED:
         low = tl.maximum(block - context + 1, 0) * size
-    high = place + 1
-    if not CAUSAL_INSIDE:
+    high = position + 1
+    if not CAUSAL_WITHIN_BLOCK:
         high = tl.minimum(block * size + size, keys)
     return low, high
 
@@ -74,9 +74,9 @@ def load_rows(start, row, valid, stride, HEAD: tl.constexpr, WIDTH: tl.constexpr
 
 @triton.jit
 def load_rotated(
-    start, row, valid, stride, place, cosine, sine, HEAD: tl.constexpr, WIDTH: tl.constexpr
+    start, row, valid, stride, position, cosine, sine, HEAD: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Load rows, turned by the angles of their places."""
+    """Load rows, rotated by the angles of their places."""
     columns = _columns(HEAD, WIDTH)
     column, angle = columns
     inside = _load_mask(valid, angle, HEAD, WIDTH)
@@ -85,7 +85,7 @@ def load_rotated(
     sign = (tl.arange(0, WIDTH) // (WIDTH // 2) * 2 - 1).to(tl.float32)
     x = tl.load(start + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
     pair = tl.load(start + row[:, None] * stride + other[None, :], mask=inside, other=0.0)
-    angle_offset = place[:, None] * (HEAD // 2) + angle[None, :]
+    angle_offset = position[:, None] * (HEAD // 2) + angle[None, :]
     cos = tl.load(cosine + angle_offset, mask=inside, other=0.0).to(tl.float32)
     sin = tl.load(sine + angle_offset, mask=inside, other=0.0).to(tl.float32)
     return (x.to(tl.float32) * cos + pair.to(tl.float32) * sin * sign[None, :]).to(x.dtype)
@@ -102,14 +102,14 @@ def store_rows(start, x, row, valid, stride, HEAD: tl.constexpr, WIDTH: tl.const
 
 @triton.jit
 def store_rotated_back(
-    start, x, row, valid, stride, place, cosine, sine, HEAD: tl.constexpr, WIDTH: tl.constexpr
+    start, x, row, valid, stride, position, cosine, sine, HEAD: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Store (ROWS, WIDTH) as rows, turned by the opposite of the angles of their places."""
+    """Store (ROWS, WIDTH) as rows, rotated by the opposite of the angles of their places."""
     halves = tl.permute(tl.reshape(x, (x.shape[0], 2, WIDTH // 2)), (0, 2, 1))
     first, second = tl.split(halves)
     angle = tl.arange(0, WIDTH // 2)
     inside = valid[:, None] & (angle < HEAD // 2)[None, :]
-    angle_offset = place[:, None] * (HEAD // 2) + angle[None, :]
+    angle_offset = position[:, None] * (HEAD // 2) + angle[None, :]
     cos = tl.load(cosine + angle_offset, mask=inside, other=0.0).to(tl.float32)
     sin = tl.load(sine + angle_offset, mask=inside, other=0.0).to(tl.float32)
     pointers = start + row[:, None] * stride + angle[None, :]

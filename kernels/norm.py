@@ -42,7 +42,7 @@ def rms_norm(
 ) -> Tensor:
     """As `kernels.rms_norm`; x may be any view whose last axis has stride 1.
 
-    kind: of the result, if not that of x.
+    dtype: of the result, if not that of x.
     """
     return _rms_norm(x, weight, eps, dtype)
 
@@ -50,7 +50,7 @@ def rms_norm(
 def add_rms_norm(
     x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As `kernels.add_rms_norm`; kind: of the norm, if not that of the sum."""
+    """As `kernels.add_rms_norm`; dtype: of the norm, if not that of the sum."""
     return _add_rms_norm(x, branch, weight, eps, dtype)
 
 
@@ -213,7 +213,7 @@ def _launch_backward(
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Give the gradients of what was normed, the one that came to itself included, the same in
-    `kind` if it is asked for, else nothing, and of weight."""
+    `dtype` if it is asked for, else nothing, and of weight."""
     shape, x, grad = x.shape, as_rows(x), as_rows(grad)
     axes = memory_order(x)
     grad_x = empty_in_order(x, axes)
@@ -267,24 +267,24 @@ def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 
 @_rms_norm.register_fake
-def _(x: Tensor, weight: Tensor, eps: float, kind: torch.dtype | None) -> Tensor:
-    return _like(x, kind)
+def _(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None) -> Tensor:
+    return _like(x, dtype)
 
 
 @_rms_norm_backward.register_fake
 def _(
     x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float,
-    kind: torch.dtype | None,
+    dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _like(x), x.new_empty(0) if kind is None else _like(x, kind), torch.empty_like(weight)
+    return _like(x), x.new_empty(0) if dtype is None else _like(x, dtype), torch.empty_like(weight)
 
 
 @_add_rms_norm.register_fake
 def _(
-    x: Tensor, branch: Tensor, weight: Tensor, eps: float, kind: torch.dtype | None
+    x: Tensor, branch: Tensor, weight: Tensor, eps: float, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     usual = torch.promote_types(x.dtype, branch.dtype)
-    return _like(x, usual), _like(x, kind or usual)
+    return _like(x, usual), _like(x, dtype or usual)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -300,13 +300,13 @@ def _rms_norm_autograd(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, No
 
 def _setup_sum_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, branch, weight, ctx.eps, _ = inputs
-    ctx.kinds = x.dtype, branch.dtype
+    ctx.dtypes = x.dtype, branch.dtype
     ctx.save_for_backward(output[0], weight)
 
 
 def _add_rms_norm_autograd(ctx: Any, grad_sum: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
     total, weight = ctx.saved_tensors
-    x_dtype, branch_dtype = ctx.kinds
+    x_dtype, branch_dtype = ctx.dtypes
     grad_branch_dtype = branch_dtype if branch_dtype != total.dtype else None
     found = _rms_norm_backward(total, grad, grad_sum, weight, ctx.eps, grad_branch_dtype)
     grad_x, grad_branch, grad_weight = found
@@ -328,10 +328,10 @@ def _case(
 ) -> CompileCase:
     values = dict(tiles)
     warps = values.pop("num_warps")
-    values |= {pointer: None for pointer, kind in pointers.items() if kind is None}
+    values |= {pointer: None for pointer, dtype in pointers.items() if dtype is None}
     values |= packed_strides(kernel, tiles["WIDTH"])
-    kinds = {pointer: kind for pointer, kind in pointers.items() if kind is not None}
-    types = argument_types(kernel, values, weight="*fp32", eps="fp32", **kinds)
+    dtypes = {pointer: dtype for pointer, dtype in pointers.items() if dtype is not None}
+    types = argument_types(kernel, values, weight="*fp32", eps="fp32", **dtypes)
     return CompileCase(name, kernel, types, values, warps, min_programs=programs)
 
 

@@ -158,7 +158,7 @@ def _gate_grads(reset, candidate, update, old, up, SWIFT: tl.constexpr):
 
 @triton.jit
 def _backward(
-    parts, state, weight, bias, moments, grad, for_parts, for_state, shares, count,
+    parts, state, weight, bias, moments, grad, grad_parts, grad_state, shares, count,
     WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Pull gradients back to parts and state, ROWS rows at a time.
@@ -194,7 +194,7 @@ def _backward(
             update = _affine(x_update, weight, bias, column, 2, within, WIDTH)
         pulled = _gate_grads(reset, candidate, update, old, up, swift)
         reset, candidate, update, old = pulled
-        tl.store(for_state + row * WIDTH + column, old.to(for_state.dtype.element_ty), mask=mask)
+        tl.store(grad_state + row * WIDTH + column, old.to(grad_state.dtype.element_ty), mask=mask)
         if weight is not None:
             w_reset += reset * x_reset
             w_candidate += candidate * x_candidate
@@ -211,7 +211,7 @@ def _backward(
             reset = reset * scale - (x_reset * along + mean)
             candidate = candidate * scale - (x_candidate * along + mean)
             update = update * scale - (x_update * along + mean)
-        _store_three(for_parts, offset, reset, candidate, update, mask, WIDTH)
+        _store_three(grad_parts, offset, reset, candidate, update, mask, WIDTH)
     if weight is not None:
         own = tl.program_id(0).to(tl.int64) * (6 * WIDTH) + column
         _store_three(
@@ -355,7 +355,7 @@ def _case(
     absent = [] if normed else [x for x in kernel.arg_names if x in learned]
     values: dict[str, Any] = tiles | dict.fromkeys(absent)
     warps = values.pop("num_warps")
-    pointers = ("parts", "state", "result", "grad", "for_parts", "for_state")
+    pointers = ("parts", "state", "result", "grad", "grad_parts", "grad_state")
     known = dict.fromkeys(pointers, f"*{dtype}") | {"eps": "fp32"}
     known |= dict.fromkeys(learned, "*fp32") | dict.fromkeys(learned[:2], f"*{param_dtype}")
     types = argument_types(kernel, values, **known)

@@ -36,8 +36,8 @@ def _as_4d(x: Tensor) -> Tensor:
 
 @triton.jit
 def _rope_kernel(
-    x, cosine, sine, turned, count, positions, heads,
-    x_outer, x_middle, x_last, turned_outer, turned_middle, turned_last,
+    x, cosine, sine, rotated, count, positions, heads,
+    x_outer, x_middle, x_last, rotated_outer, rotated_middle, rotated_last,
     HALF: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     """Turn ROWS rows of 2 HALF channels; rows are counted clip by clip, position by position."""
@@ -52,10 +52,10 @@ def _rope_kernel(
     sin = tl.load(sine + angle, mask=mask, other=0.0).to(tl.float32)
     if BACK:
         sin = -sin
-    to = row_offsets(row, positions, heads, turned_outer, turned_middle, turned_last)[:, None]
-    dtype = turned.dtype.element_ty
-    tl.store(turned + to + column, (first * cos - second * sin).to(dtype), mask=mask)
-    tl.store(turned + to + HALF + column, (first * sin + second * cos).to(dtype), mask=mask)
+    to = row_offsets(row, positions, heads, rotated_outer, rotated_middle, rotated_last)[:, None]
+    dtype = rotated.dtype.element_ty
+    tl.store(rotated + to + column, (first * cos - second * sin).to(dtype), mask=mask)
+    tl.store(rotated + to + HALF + column, (first * sin + second * cos).to(dtype), mask=mask)
 
 
 def _tiles(half: int, inverse: bool) -> dict[str, Any]:
@@ -103,11 +103,11 @@ def _case(
 ) -> CompileCase:
     values = _tiles(width // 2, inverse) | {"heads": heads, "positions": positions}
     warps = values.pop("num_warps")
-    # a view of a packed projection, turned into one that lies as it does
+    # a view of a packed projection, rotated into one that lies as it does
     x = {"x_outer": 3 * heads * width * positions, "x_middle": 3 * heads * width}
-    rotated = {"turned_outer": heads * width * positions, "turned_middle": heads * width}
-    values |= x | rotated | {"x_last": width, "turned_last": width}
-    pointers = {"x": f"*{dtype}", "cosine": "*fp32", "sine": "*fp32", "turned": f"*{dtype}"}
+    rotated = {"rotated_outer": heads * width * positions, "rotated_middle": heads * width}
+    values |= x | rotated | {"x_last": width, "rotated_last": width}
+    pointers = {"x": f"*{dtype}", "cosine": "*fp32", "sine": "*fp32", "rotated": f"*{dtype}"}
     types = argument_types(_rope_kernel, values, **pointers)
     name = f"rotate{' back' * inverse} {heads} x {width}, {dtype}"
     return CompileCase(name, _rope_kernel, types, values, warps, min_programs=programs)

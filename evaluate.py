@@ -13,57 +13,61 @@ import time
 from tqdm import tqdm
 
 import kernels
-from data.build import cores
-from evaluation import task
-from evaluation.config import PRESETS, Config, check
-from evaluation.drawing import draw
-from evaluation.jobs import Job, jobs_on_recordings
-from evaluation.keys import blank
-from evaluation.parts import Parts, write_json
-from evaluation.report import write_report
+from data.build_shards import available_cpus
+from evaluation.evaluate_config import PRESETS, Config, check
+from evaluation.jobs import Job, jobs_on_dataset
+from evaluation.protocols import task
+from evaluation.report.drawing import draw_plots
+from evaluation.report.metrics_schema import empty_metrics
+from evaluation.report.page import write_report
+from evaluation.result_cache import ResultCache, write_json
 from evaluation.session import Session
 from evaluation.simulator_jobs import jobs_in_simulator
-from pipeline.cli import run
+from pipeline.cli import run_cli
 
 # simulators at a time, which the world model sees as one batch: at least, and of a process
-PARALLEL, EACH = 100, 32
+MIN_SIMULATORS, SIMULATORS_PER_PROCESS = 100, 32
 
 
 def main(config: Config) -> None:
     check(config)
     kernels.choose(config.kernels)
-    needed = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
-    parallel = min(needed, max(PARALLEL, EACH * (config.workers or cores())))
+    num_episodes = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
+    num_envs = min(
+        num_episodes,
+        max(MIN_SIMULATORS, SIMULATORS_PER_PROCESS * (config.num_workers or available_cpus())),
+    )
     session = Session(
-        config.run, config.shards, config.out, config.workers, parallel, config.compile
+        config.run, config.shards, config.out, config.num_workers, num_envs, config.compile
     )
     with session:
-        parts = Parts(session.folder / "parts", config.restart)
-        tqdm.write(session.about())
-        metrics = blank()
-        jobs = [*jobs_on_recordings(session, config), *jobs_in_simulator(session, config)]
+        cache = ResultCache(session.folder / "parts", config.restart)
+        tqdm.write(session.describe())
+        metrics = empty_metrics()
+        jobs = [*jobs_on_dataset(session, config), *jobs_in_simulator(session, config)]
         check_policies(config.policies, {job.policy for job in jobs if job.policy})
         for job in tqdm(jobs, "evaluate", unit="part"):
-            if _wanted(job, config):
-                result = parts.do(job.name, job.made_from, job.measure)
+            if _is_selected(job, config):
+                result = cache.get_or_compute(job.name, job.cache_key, job.measure)
             else:
-                result = parts.saved(job.name, job.made_from)
+                result = cache.load(job.name, job.cache_key)
             if result is not None:
-                job.put(metrics, result)
+                job.merge(metrics, result)
         metrics["provenance"] = session.provenance() | {
             "seeds": {"windows": config.seed, "task": task.FIRST_SEED, "pairs": config.pair_seeds},
-            "seconds": session.stage_seconds() | {"evaluate": parts.total([j.name for j in jobs])},
+            "seconds": session.stage_seconds()
+            | {"evaluate": cache.total_seconds([j.name for j in jobs])},
             "finished": time.strftime("%Y-%m-%d %H:%M"),
         }
         write_json(session.folder / "metrics.json", metrics)
-        draw(session.plots, metrics)
-        page = write_report(session.folder, f"{config.run.name}: evaluation", metrics)
-        tqdm.write(f"evaluate: {session.folder / 'metrics.json'} and {page}")
+        draw_plots(session.plots, metrics)
+        report_path = write_report(session.folder, f"{config.run.name}: evaluation", metrics)
+        tqdm.write(f"evaluate: {session.folder / 'metrics.json'} and {report_path}")
 
 
-def check_policies(asked: tuple[str, ...], known: set[str]) -> None:
+def check_policies(requested: tuple[str, ...], known: set[str]) -> None:
     """ValueError for a name that nobody has here."""
-    for name in asked:
+    for name in requested:
         if name not in known:
             raise ValueError(
                 f"--policies {name}: there is none of that name here, but "
@@ -71,7 +75,7 @@ def check_policies(asked: tuple[str, ...], known: set[str]) -> None:
             )
 
 
-def _wanted(job: Job, config: Config) -> bool:
+def _is_selected(job: Job, config: Config) -> bool:
     if config.policies and job.policy and job.policy not in config.policies:
         return False
     if config.protocol:
@@ -80,4 +84,4 @@ def _wanted(job: Job, config: Config) -> bool:
 
 
 if __name__ == "__main__":
-    run(main, Config, PRESETS)
+    run_cli(main, Config, PRESETS)

@@ -22,35 +22,35 @@ from tqdm import tqdm
 
 import kernels
 from data.actions import ActionSpec
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.splits import Split
 from kernels import Kernels
-from models.goal_codes import GoalCodes
-from models.goal_policy import GoalPolicy
-from models.limits import start_at_one
-from models.planner import Guide, Planner, PlannerConfig, ToGoal
-from models.sampling import Sampling
+from models.config import check_positive
+from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
+from models.controllers.goal_policy import GoalPolicy
+from models.controllers.planner import GoalPlanner, Planner, PlannerConfig, PolicyPrior
+from models.layers.sampling import Sampling
 from models.world import World
-from pipeline.ahead_of_time import compiler_for
-from pipeline.cli import run as run_stage
+from pipeline.cli import run_cli as run_stage
 from pipeline.device import describe_device
-from pipeline.film import write_film
-from pipeline.game import Game, headless_scene, write_actions
-from pipeline.keys import tour
-from pipeline.load import load_controller, load_goal_policy, load_world
-from pipeline.player import Player, Start, Starts
-from pipeline.recorded import Recorded, RecordedWorld
-from pipeline.simulators import Simulator, open_simulator
-from pipeline.towards import Towards
-from pipeline.window import Window, check_display
+from pipeline.inference.aot_inductor import pick_compile_fn
+from pipeline.inference.load import load_controller, load_goal_policy, load_world
+from pipeline.inference.recorded import CudaGraphed, CudaGraphedWorld
+from pipeline.play.game import Game, render_headless, write_actions
+from pipeline.play.keyboard import script_actions
+from pipeline.play.player import Player, Start, StartSampler
+from pipeline.play.simulators import Simulator, open_simulator
+from pipeline.play.towards import PlanExecutor
+from pipeline.play.window import Window, check_display
+from pipeline.video import write_video
 
-Source = Literal[
+ActionSource = Literal[
     "recorded", "controller", "random", "file", "script", "planner", "amortised", "guided"
 ]
-FILM_SIZE, WINDOW_SIZE = 256, 512
-FPS = 0.01, 1000  # what a GIF and an mp4 can hold
-SIZES = 16, 2048  # pixels of a picture's side; three beside each other are still an mp4
-RANDOM_HOLD = 6  # steps that a random action is kept for: a new one each step goes nowhere
+VIDEO_SIZE, WINDOW_SIZE = 256, 512
+FPS_RANGE = 0.01, 1000  # what a GIF and an mp4 can hold
+SIZE_RANGE = 16, 2048  # pixels of a picture's side; three beside each other are still an mp4
+RANDOM_ACTION_REPEAT = 6  # steps that a random action is kept for: a new one each step goes nowhere
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Config:
     """Folder of the run to play in."""
     headless: bool = False
     """Write a film instead of opening a window."""
-    beside_simulator: bool = False
+    compare_simulator: bool = False
     """Show the real simulator beside, under the same actions."""
-    actions: Source | None = None
+    actions: ActionSource | None = None
     """Who acts: the recorded episode (the default with --headless), the controller, chance,
     --actions-file, a script that walks and turns (Minecraft), or, towards the frame that was
     recorded --goal-steps later, a planner, the controller for goals (amortised), or a search that
@@ -70,10 +70,10 @@ class Config:
     """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
     steps: int = 100
     """Steps of a film, at most."""
-    goal_steps: int = 25
+    goal_offset: int = 25
     """Steps of the recording from the start to the goal."""
-    planner: PlannerConfig = field(
-        default_factory=lambda: PlannerConfig(samples=200, iterations=10, best=20)
+    make_planner: PlannerConfig = field(
+        default_factory=lambda: PlannerConfig(num_samples=200, iterations=10, num_elites=20)
     )
     """Search of --actions planner and guided; a guided one has the controller's legs, as many as
     --goal-steps takes."""
@@ -91,7 +91,7 @@ class Config:
     """How codes are drawn in a world of codes; by default the likeliest are taken."""
     compile: bool = False
     """Compile the world's steps: a minute or two the first time, then faster."""
-    graph: bool = False
+    cuda_graph: bool = False
     """Replay each step, and each search, as one CUDA graph."""
     int8: bool = False
     """Hold the dynamics' weights in 8 bits, on a CPU: for large ones; less exact (docs/play.md)."""
@@ -130,36 +130,38 @@ def main(config: Config) -> None:
     if config.int8:
         print(f"play: `python -m bench int8 --run {config.run}` says what 8 bits lose of PSNR here")
     if config.compile:
-        world.compile_steps(compiler_for(world.device))
-    if config.graph:
-        world = cast(World, RecordedWorld(world))
-    recordings = Recordings(config.run / "shards")
-    world.actions.check_same(recordings.actions, "the world", str(recordings.folder))
+        world.compile_steps(pick_compile_fn(world.device))
+    if config.cuda_graph:
+        world = cast(World, CudaGraphedWorld(world))
+    dataset = EpisodeDataset(config.run / "shards")
+    world.actions.check_same(dataset.actions, "the world", str(dataset.folder))
     if config.sampling != Sampling():
-        world.sample_with(config.sampling)
+        world.set_sampling(config.sampling)
         torch.manual_seed(config.seed)
-    starts = Starts(recordings, config.split, world.context, config.seed)
+    start_sampler = StartSampler(dataset, config.split, world.context, config.seed)
     player = Player(
         world,
         find_controller(config, world),
-        find_simulator(recordings, needed=config.beside_simulator, wanted=not config.headless),
+        find_simulator(dataset, required=config.compare_simulator, optional=not config.headless),
     )
     if config.headless:
-        write(config, player, starts)
+        run_headless(config, player, start_sampler)
     else:
-        play(config, player, starts)
+        run_window(config, player, start_sampler)
 
 
 def check(config: Config) -> None:
     """Refuse, before anything is loaded, what does not go together."""
-    start_at_one(config, "--", "steps", "goal_steps")
-    slowest, fastest = FPS
+    check_positive(config, "--", "steps", "goal_steps")
+    slowest, fastest = FPS_RANGE
     if not slowest <= config.fps <= fastest:
         raise ValueError(f"--fps {config.fps} is no pace to see; give {slowest} to {fastest}")
-    least, most = SIZES
-    if config.size and not least <= config.size <= most:
-        raise ValueError(f"--size {config.size} is no picture; give {least} to {most} pixels, or 0")
-    if config.graph and not torch.cuda.is_available():
+    smallest, largest = SIZE_RANGE
+    if config.size and not smallest <= config.size <= largest:
+        raise ValueError(
+            f"--size {config.size} is no picture; give {smallest} to {largest} pixels, or 0"
+        )
+    if config.cuda_graph and not torch.cuda.is_available():
         raise ValueError("--graph replays CUDA graphs, and there is no CUDA GPU here; leave it out")
     if (config.actions == "file") != (config.actions_file is not None):
         raise ValueError("--actions file and --actions-file PATH belong together; give both")
@@ -181,91 +183,91 @@ def find_controller(config: Config, world: Any) -> Any:
     return load_controller(config.run, world)
 
 
-def find_simulator(recordings: Recordings, needed: bool, wanted: bool) -> Simulator | None:
-    if not needed and not wanted:
+def find_simulator(dataset: EpisodeDataset, required: bool, optional: bool) -> Simulator | None:
+    if not required and not optional:
         return None
     try:
-        return open_simulator(recordings)
+        return open_simulator(dataset)
     except ValueError:
-        if needed:
+        if required:
             raise
         return None
 
 
-def first_start(config: Config, starts: Starts, steps: int = 0) -> Start:
+def first_start(config: Config, start_sampler: StartSampler, steps: int = 0) -> Start:
     if config.episode is not None:
-        return starts.at(config.episode, config.frame)
-    return starts.draw(steps)
+        return start_sampler.at(config.episode, config.frame)
+    return start_sampler.sample(steps)
 
 
 # -- a film --------------------------------------------------------------------------------------
 
 
-def write(config: Config, player: Player, starts: Starts) -> None:
+def run_headless(config: Config, player: Player, start_sampler: StartSampler) -> None:
     """Play without a window, and write what was seen to RUN/play."""
     source = config.actions or "recorded"
-    start = first_start(config, starts, config.steps)
-    act, available = actor(config, source, player, start)
+    start = first_start(config, start_sampler, config.steps)
+    act, available = make_actor(config, source, player, start)
     steps = min(config.steps, available)
     if steps < config.steps:
         print(f"play: {steps} steps instead of {config.steps}: there are no more {source} actions")
     truth = None
-    if config.beside_simulator:
+    if config.compare_simulator:
         truth = "simulator"
     elif source == "recorded":
         truth = "recording"
-    size = config.size or FILM_SIZE
+    size = config.size or VIDEO_SIZE
 
     player.reset(start)
-    goal = goal_of(config, start) if source in TOWARDS else None
-    shots = [headless_scene(player, size, truth, goal)]
-    began = time.perf_counter()
+    goal = goal_frame(config, start) if source in GOAL_PLANNERS else None
+    frames = [render_headless(player, size, truth, goal)]
+    start_time = time.perf_counter()
     for step in tqdm(range(steps), "play"):
         player.step(act(step))
-        shots.append(headless_scene(player, size, truth, goal))
-    speed = steps / (time.perf_counter() - began)
+        frames.append(render_headless(player, size, truth, goal))
+    frames_per_second = steps / (time.perf_counter() - start_time)
 
     folder = config.run / "play"
-    write_film(folder, shots, config.fps)
+    write_video(folder, frames, config.fps)
     write_actions(folder, player.actions)
-    beside = f"the {truth} beside what is imagined" if truth else "what is imagined"
+    summary = f"the {truth} beside what is imagined" if truth else "what is imagined"
     print(
-        f"play: {len(shots)} frames of {beside}, {source} actions, from frame {start.frame} of "
-        f"episode {starts.number(start)} ({config.split}), {speed:.0f} frames/s"
+        f"play: {len(frames)} frames of {summary}, {source} actions, from frame {start.frame} of "
+        f"episode {start_sampler.episode_number(start)} ({config.split}), {frames_per_second:.0f} frames/s"
     )
     print(f"play: {folder / 'film.gif'}, {folder / 'film.mp4'}, {folder / 'frames'}")
 
 
-def actor(
-    config: Config, source: Source, player: Player, start: Start
+def make_actor(
+    config: Config, source: ActionSource, player: Player, start: Start
 ) -> tuple[Callable[[int], np.ndarray], int]:
     """Give who acts, step -> action, and how many steps it can."""
     spec = player.world.actions
     if source == "controller":
-        return lambda step: player.controllers_choice(), config.steps
+        return lambda step: player.controller_action(), config.steps
     if source == "recorded":
         return lambda step: start.next_actions[step], len(start.next_frames)
-    if source in TOWARDS:
-        finder = TOWARDS[source](config, player.world)
-        return Towards(player, finder, goal_of(config, start)), config.steps
+    if source in GOAL_PLANNERS:
+        goal_planner = GOAL_PLANNERS[source](config, player.world)
+        return PlanExecutor(player, goal_planner, goal_frame(config, start)), config.steps
     if source == "file":
         assert config.actions_file is not None
-        given = read_actions(config.actions_file, spec)
-        return lambda step: given[step], len(given)
+        loaded = read_actions(config.actions_file, spec)
+        return lambda step: loaded[step], len(loaded)
     if source == "script":
-        walk = tour(spec, config.steps)
-        return lambda step: walk[step], config.steps
-    count = -(-config.steps // RANDOM_HOLD)
-    drawn = spec.sample(count, np.random.default_rng(config.seed))
-    return lambda step: drawn[step // RANDOM_HOLD], config.steps
+        scripted = script_actions(spec, config.steps)
+        return lambda step: scripted[step], config.steps
+    num_actions = -(-config.steps // RANDOM_ACTION_REPEAT)
+    sampled = spec.sample(num_actions, np.random.default_rng(config.seed))
+    return lambda step: sampled[step // RANDOM_ACTION_REPEAT], config.steps
 
 
-def goal_of(config: Config, start: Start) -> np.ndarray:
+def goal_frame(config: Config, start: Start) -> np.ndarray:
     """The recorded frame, (H, W, 3), `goal_steps` after the start, or the recording's last."""
-    return start.next_frames[min(config.goal_steps, len(start.next_frames)) - 1]
+    return start.next_frames[min(config.goal_offset, len(start.next_frames)) - 1]
 
 
-def amortised(config: Config, world: World) -> GoalPolicy | GoalCodes:
+def goal_policy(config: Config, world: World) -> GoalPolicy | DiscreteGoalPolicy:
     policy = load_goal_policy(config.run, world)
     if policy is None:
         folder = config.run / "controller" / "goals"
@@ -288,21 +290,21 @@ def _advice(config: Config, world: World) -> str:
     return f"{train} --methods cloning goals makes it, and --actions planner needs none"
 
 
-def planner(config: Config, world: World, guide: Guide | None = None) -> Planner:
-    record = partial(Recorded, device=world.device) if config.graph else None
-    return Planner(config.planner, world, record, guide)
+def make_planner(config: Config, world: World, policy_prior: PolicyPrior | None = None) -> Planner:
+    capture = partial(CudaGraphed, device=world.device) if config.cuda_graph else None
+    return Planner(config.planner, world, capture, policy_prior)
 
 
-def guided(config: Config, world: World) -> Planner:
-    guide = amortised(config, world)
-    search = config.planner.guided(guide.leg, config.goal_steps)
-    return planner(replace(config, planner=search), world, guide)
+def make_planner_with_prior(config: Config, world: World) -> Planner:
+    policy_prior = goal_policy(config, world)
+    planner_config = config.planner.with_action_block(policy_prior.action_block, config.goal_offset)
+    return make_planner(replace(config, planner=planner_config), world, policy_prior)
 
 
-TOWARDS: dict[Source, Callable[[Config, World], ToGoal]] = {
-    "planner": planner,
-    "amortised": amortised,
-    "guided": guided,
+GOAL_PLANNERS: dict[ActionSource, Callable[[Config, World], GoalPlanner]] = {
+    "planner": make_planner,
+    "amortised": goal_policy,
+    "guided": make_planner_with_prior,
 }
 
 
@@ -326,9 +328,9 @@ def read_actions(path: Path, spec: ActionSpec) -> np.ndarray:
         low, high = 0, spec.size - 1
     else:
         low, high = np.array(spec.low), np.array(spec.high)
-    inside = (actions >= low) & (actions <= high)  # NaN is outside, too
-    if not inside.all():
-        row = int(np.argwhere(~inside)[0][0])
+    valid = (actions >= low) & (actions <= high)  # NaN is outside, too
+    if not valid.all():
+        row = int(np.argwhere(~valid)[0][0])
         raise ValueError(f"{path} has action {actions[row]} at step {row}, outside {low} to {high}")
     return actions
 
@@ -336,43 +338,43 @@ def read_actions(path: Path, spec: ActionSpec) -> np.ndarray:
 # -- a window ------------------------------------------------------------------------------------
 
 
-def play(config: Config, player: Player, starts: Starts) -> None:
+def run_window(config: Config, player: Player, start_sampler: StartSampler) -> None:
     """Open the window and play until it is closed."""
     game = Game(
         player,
-        starts,
-        first_start(config, starts),
+        start_sampler,
+        first_start(config, start_sampler),
         config.run / "play",
         config.size or WINDOW_SIZE,
         config.fps,
-        beside=config.beside_simulator,
-        automatic=config.actions == "controller",
+        show_simulator=config.compare_simulator,
+        use_controller=config.actions == "controller",
     )
     with Window(f"dreamstage {config.run}") as window:
         try:
             loop(game, window)
         finally:
-            game.finish()
+            game.close()
 
 
 def loop(game: Game, window: Window) -> None:
     """Tick at the game's pace, listening in between."""
-    due = time.perf_counter()
-    while not game.over and not window.closed:
+    next_tick = time.perf_counter()
+    while not game.quit_requested and not window.closed:
         window.show(game.tick())
-        due = max(due + 1 / game.fps, time.perf_counter())
+        next_tick = max(next_tick + 1 / game.fps, time.perf_counter())
         while True:
-            remaining = due - time.perf_counter()
-            pressed = window.keys(1000 * remaining)
-            place = window.take_mouse()
-            if place is not None:
-                game.point(*place)
-            for down in window.take_buttons():
-                game.button(down)
+            remaining = next_tick - time.perf_counter()
+            pressed = window.poll_keys(1000 * remaining)
+            position = window.poll_mouse()
+            if position is not None:
+                game.move_pointer(*position)
+            for down in window.poll_buttons():
+                game.mouse_button(down)
             for key in pressed:
                 game.press(key)
-            late = time.perf_counter() >= due
-            if late or game.over or window.closed or (pressed and game.paused):
+            is_late = time.perf_counter() >= next_tick
+            if is_late or game.quit_requested or window.closed or (pressed and game.paused):
                 break
 
 

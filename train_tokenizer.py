@@ -17,35 +17,42 @@ from torch import Tensor
 
 import kernels
 from data.clips import Clips
-from data.shards import Recordings
-from evaluation.metrics import codes_changing, mse, patches_changing, pooled_psnr, psnr, ssim
-from evaluation.windows import spread_windows
+from data.shards import EpisodeDataset
+from evaluation.measures.metrics import (
+    code_flip_rate,
+    mse,
+    patch_change_rate,
+    pooled_psnr,
+    psnr,
+    ssim,
+)
+from evaluation.measures.sample_clips import sample_clips
 from kernels import Kernels
-from models.build import build_tokenizer, describe
-from models.codes import code_counts, perplexity
-from models.frozen import FrozenConfig
-from models.keypoints import KeypointsConfig
-from models.latent import LatentConfig
-from models.predictor import PredictorConfig
-from models.transformer import TransformerConfig
-from models.vqvae import VqVaeConfig
-from pipeline.cli import run as run_stage
-from pipeline.pictures import grid
-from pipeline.run import Run
-from pipeline.train_config import TrainConfig
+from models.dynamics.predictor import PredictorConfig
+from models.layers.transformer import TransformerConfig
+from models.registry import build_tokenizer, describe
+from models.tokenizers.codes import code_counts, perplexity
+from models.tokenizers.frozen_encoder import FrozenEncoderConfig
+from models.tokenizers.jepa import JepaConfig
+from models.tokenizers.keypoints import KeypointsConfig
+from models.tokenizers.vqvae import VqVaeConfig
+from pipeline.cli import run_cli as run_stage
+from pipeline.pictures import make_grid
+from pipeline.training.train_config import TrainConfig
+from pipeline.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class Config:
     run: Path = Path("runs/pusht")
     """Folder of the world model; its shards are read, its tokenizer is written."""
-    model: VqVaeConfig | KeypointsConfig | FrozenConfig | LatentConfig = field(
+    model: VqVaeConfig | KeypointsConfig | FrozenEncoderConfig | JepaConfig = field(
         default_factory=VqVaeConfig
     )
     """The method: a VQ-VAE, or what --preset goals (keypoints), dinov2 (frozen) or latent takes."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=20000, batch_size=256, learning_rate=1e-3, weight_decay=0.01, evaluate_every=1000
+            steps=20000, batch_size=256, learning_rate=1e-3, weight_decay=0.01, eval_every=1000
         )
     )
     kernels: Kernels = "auto"
@@ -62,15 +69,20 @@ def _model(config: Config, **changes: Any) -> Config:
     return replace(config, model=replace(config.model, **changes))
 
 
-def _longer(config: Config) -> Config:
+def _more_steps(config: Config) -> Config:
     train = config.train
-    return _train(config, steps=2 * train.steps, evaluate_every=2 * train.evaluate_every)
+    return _train(config, steps=2 * train.steps, eval_every=2 * train.eval_every)
 
 
 def _minecraft(config: Config) -> Config:
     """64 x 64 pixels as 256 codes of 1024."""
     model = VqVaeConfig(
-        downsample=4, stem=2, encoder_kernel=3, codebooks=1, codes=1024, code_width=256
+        downsample=4,
+        patch_size=2,
+        encoder_kernel=3,
+        num_codebooks=1,
+        codebook_size=1024,
+        latent_dim=256,
     )
     return replace(config, run=Path("runs/minecraft"), model=model)
 
@@ -82,44 +94,44 @@ def _minecraft_high_res(config: Config) -> Config:
 # What a size means to each method.
 SIZES = {
     ("cpu", VqVaeConfig): lambda c: _model(
-        _train(c, steps=950, batch_size=64, evaluate_every=475, save_every=100), depth=1
+        _train(c, steps=950, batch_size=64, eval_every=475, save_every=100), num_res_blocks=1
     ),
     ("debug", VqVaeConfig): lambda c: _model(
-        _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
-        channels=32, codes=64, code_width=8, depth=1, continuous_steps=10,
+        _train(c, steps=40, batch_size=16, eval_every=20, save_every=10, warmup_steps=5),
+        channels=32, codes=64, latent_dim=8, num_res_blocks=1, vq_start_step=10,
     ),
     ("cpu", KeypointsConfig): lambda c: _train(
-        c, steps=1200, batch_size=64, evaluate_every=600, save_every=100, graph=False
+        c, steps=1200, batch_size=64, eval_every=600, save_every=100, graph=False
     ),
     ("debug", KeypointsConfig): lambda c: _model(
         _train(
-            c, steps=40, batch_size=16, learning_rate=1e-3, evaluate_every=20, save_every=10,
-            warmup=5, graph=False,
+            c, steps=40, batch_size=16, learning_rate=1e-3, eval_every=20, save_every=10,
+            warmup_steps=5, graph=False,
         ),
-        channels=16, keypoints=4, depth=1,
+        channels=16, num_keypoints=4, num_res_blocks=1,
     ),
-    ("cpu", FrozenConfig): lambda c: _model(
-        _train(c, steps=500, batch_size=32, evaluate_every=250, save_every=100), seen=56
+    ("cpu", FrozenEncoderConfig): lambda c: _model(
+        _train(c, steps=500, batch_size=32, eval_every=250, save_every=100), seen=56
     ),
-    ("cpu", LatentConfig): lambda c: _model(
-        _train(c, steps=5000, batch_size=64, evaluate_every=1000, save_every=200),
+    ("cpu", JepaConfig): lambda c: _model(
+        _train(c, steps=5000, batch_size=64, eval_every=1000, save_every=200),
         filters=96, hidden=512,
         predictor=PredictorConfig(
-            TransformerConfig(width=128, layers=3, heads=4, hidden=384, context=3), rewards=False
+            TransformerConfig(dim=128, num_layers=3, num_heads=4, mlp_dim=384, context_frames=3), rewards=False
         ),
-        width=64, blocks=2, channels=48, slices=256,
+        width=64, blocks=2, channels=48, num_slices=256,
     ),
-    ("debug", LatentConfig): lambda c: _model(
-        _train(c, steps=40, batch_size=16, evaluate_every=20, save_every=10, warmup=5),
+    ("debug", JepaConfig): lambda c: _model(
+        _train(c, steps=40, batch_size=16, eval_every=20, save_every=10, warmup_steps=5),
         filters=16, hidden=32,
         predictor=PredictorConfig(
-            TransformerConfig(width=24, layers=1, heads=2, hidden=48, context=3), rewards=False
+            TransformerConfig(dim=24, num_layers=1, num_heads=2, mlp_dim=48, context_frames=3), rewards=False
         ),
-        width=16, channels=16, depth=1, slices=32,
+        width=16, channels=16, num_res_blocks=1, num_slices=32,
     ),
-    ("debug", FrozenConfig): lambda c: _model(
-        _train(c, steps=6, batch_size=4, evaluate_every=3, save_every=3, warmup=2),
-        channels=16, depth=1, seen=28,
+    ("debug", FrozenEncoderConfig): lambda c: _model(
+        _train(c, steps=6, batch_size=4, eval_every=3, save_every=3, warmup_steps=2),
+        channels=16, num_res_blocks=1, seen=28,
     ),
 }  # fmt: skip
 
@@ -128,90 +140,90 @@ PRESETS = {
     "minecraft": _minecraft,
     "minecraft-150m": _minecraft,
     "minecraft debug": lambda c: _model(
-        _train(c, steps=1000, batch_size=16, learning_rate=2e-3, evaluate_every=250),
+        _train(c, steps=1000, batch_size=16, learning_rate=2e-3, eval_every=250),
         downsample=8, stem=8, encoder_kernel=1, channels=192, codebooks=8, codes=256,
-        code_width=64, continuous_steps=60,
+        latent_dim=64, vq_start_step=60,
     ),
     "goals": lambda c: _train(
         replace(c, model=KeypointsConfig(c.model.image_size)),
-        steps=3000, learning_rate=2.5e-3, warmup=200, evaluate_every=1500, save_every=500,
+        steps=3000, learning_rate=2.5e-3, warmup_steps=200, eval_every=1500, save_every=500,
         graph=True,
     ),
-    "dinov2": lambda c: replace(c, model=FrozenConfig(c.model.image_size)),
-    "latent": lambda c: replace(c, model=LatentConfig(c.model.image_size)),
+    "dinov2": lambda c: replace(c, model=FrozenEncoderConfig(c.model.image_size)),
+    "latent": lambda c: replace(c, model=JepaConfig(c.model.image_size)),
     "high_res": lambda c: _model(c, image_size=(96, 96)),
     "minecraft high_res": _minecraft_high_res,
     "minecraft-150m high_res": _minecraft_high_res,
     "tokens": lambda c: c,
     "cpu": lambda c: SIZES["cpu", type(c.model)](c),
-    "hour": lambda c: _longer(SIZES["cpu", type(c.model)](c)),
+    "hour": lambda c: _more_steps(SIZES["cpu", type(c.model)](c)),
     "debug": lambda c: SIZES["debug", type(c.model)](c),
 }  # fmt: skip
 
 
 def main(config: Config) -> None:
     kernels.choose(config.kernels)
-    recordings = Recordings(config.run / "shards")
-    if recordings.image_size != config.model.image_size:
+    dataset = EpisodeDataset(config.run / "shards")
+    if dataset.image_size != config.model.image_size:
         raise ValueError(
-            f"{config.run / 'shards'} holds frames of {recordings.image_size} pixels, but the "
+            f"{config.run / 'shards'} holds frames of {dataset.image_size} pixels, but the "
             f"model is for {config.model.image_size}; give --model.image-size "
-            f"{recordings.image_size[0]} {recordings.image_size[1]}, or preprocess with another "
+            f"{dataset.image_size[0]} {dataset.image_size[1]}, or preprocess with another "
             f"--resolution"
         )
-    held_out = Clips(recordings, "validation", frames=2)
+    held_out = Clips(dataset, "validation", clip_length=2)
 
     torch.manual_seed(config.train.seed)
-    model = build_tokenizer(config.model, recordings.actions)
-    clips = Clips(recordings, "train", frames=model.clip)
-    run = Run(
+    model = build_tokenizer(config.model, dataset.actions)
+    clips = Clips(dataset, "train", clip_length=model.clip)
+    trainer = Trainer(
         "tokenizer",
         config.run / "tokenizer",
         model,
         config.train,
-        identity={
+        metadata={
             "config": describe(model.config),
             "latents": model.latents.as_dict(),
-            "actions": recordings.actions.as_dict(),
-            "parent": {"path": str(recordings.folder), "fingerprint": recordings.fingerprint},
+            "actions": dataset.actions.as_dict(),
+            "parent": {"path": str(dataset.folder), "fingerprint": dataset.fingerprint},
         },
         restart=config.restart,
-        data=f"{len(clips)} clips of {model.clip} frame(s) of {recordings.image_size[0]} x "
-        f"{recordings.image_size[1]}",
+        data_summary=f"{len(clips)} clips of {model.clip} frame(s) of {dataset.image_size[0]} x "
+        f"{dataset.image_size[1]}",
     )
-    run.keep_near(clips)
-    for _, clip in run.batches(clips):
-        run.descend(clip.frames, recordings.actions.normalize(clip.actions))
-        if run.due(config.train.evaluate_every):
-            with run.averaged() as average:
-                figures, picture = validate(average, held_out, run.device)
-            run.picture("reconstructions", grid(picture))
-            run.keep_best(figures["psnr"], figures)
+    trainer.cache_on_device(clips)
+    for _, clip in trainer.batches(clips):
+        trainer.train_step(clip.frames, dataset.actions.normalize(clip.actions))
+        if trainer.every(config.train.eval_every):
+            with trainer.ema_model() as ema_model:
+                metrics, images = validate(ema_model, held_out, trainer.device)
+            trainer.log_image("reconstructions", make_grid(images))
+            trainer.save_best(metrics["psnr"], metrics)
 
 
 def validate(
-    model: Any, held_out: Clips, device: torch.device, windows: int = 256
+    model: Any, held_out: Clips, device: torch.device, num_clips: int = 256
 ) -> tuple[dict[str, float], list[Tensor]]:
     """Measure reconstruction and flicker on pairs of consecutive frames; show eight of them."""
-    chosen, _ = spread_windows(held_out, windows, seed=0)
-    truth = held_out.batch(chosen).frames.to(device)  # (B, 2, 3, H, W)
+    indices, _ = sample_clips(held_out, num_clips, seed=0)
+    truth = held_out.batch(indices).frames.to(device)  # (B, 2, 3, H, W)
     codes = torch.cat([model.encode(part) for part in truth.flatten(0, 1).split(128)])
-    drawn = torch.cat([model.decode(part) for part in codes.split(128)])
-    first, again = truth[:, 0], drawn.view_as(truth)[:, 0]
-    figures = {
-        "psnr": float(psnr(first, again).clamp(max=60).mean()),
-        "psnr_pooled": pooled_psnr(mse(first, again)),
-        "ssim": float(ssim(first, again).mean()),
+    reconstructed = torch.cat([model.decode(part) for part in codes.split(128)])
+    original, reconstruction = truth[:, 0], reconstructed.view_as(truth)[:, 0]
+    metrics = {
+        "psnr": float(psnr(original, reconstruction).clamp(max=60).mean()),
+        "psnr_pooled": pooled_psnr(mse(original, reconstruction)),
+        "ssim": float(ssim(original, reconstruction).mean()),
     }
     if model.latents.kind == "discrete":
         counts = code_counts(codes, model.latents)
-        figures |= {
-            "patches_changing": float(patches_changing(truth, model.latents.grid)),
-            "codes_changing": float(codes_changing(codes.view(len(truth), 2, -1))),
+        metrics |= {
+            "patches_changing": float(patch_change_rate(truth, model.latents.grid)),
+            "codes_changing": float(code_flip_rate(codes.view(len(truth), 2, -1))),
             "codes_used": float((counts > 0).sum()),
             "perplexity": float(perplexity(counts)),
         }
-    return figures, [first[:8], again[:8]]
+    return metrics, [original[:8], reconstruction[:8]]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measure dreamstage against its peers, interleaved in one process: a table, bench.json, bench.png.
 
 Areas   ceilings kernels loading training decode play planning controller; all if none is named.
-Writes  OUT/bench.json, OUT/bench.png; with --keep on a GPU kernels/measured.json.
+Writes  OUT/bench.json, OUT/bench.png; with --keep on a GPU kernels/tuned.json.
 Try     python -m bench ceilings loading --quick
 """
 
@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from bench import picture, table
+from bench import plot, table
 from bench.cases import OPERATIONS
-from bench.pairs import Options, Row, Wrong, reason
-from evaluation.parts import write_json
-from pipeline.cli import run
+from bench.pairs import Incorrect, Options, Row, reason
+from evaluation.result_cache import write_json
+from pipeline.cli import run_cli
 from pipeline.device import pick_device
 
 AREAS = (
@@ -42,12 +42,12 @@ class Config:
     """Smaller sizes, and less is compiled: minutes on two slow cores, for a look."""
     rounds: int | None = None
     """Rounds of a race, 10 if not said."""
-    run: Path | None = None
+    run_cli: Path | None = None
     """A run to play and to decide in, instead of checkpoints/pusht-goals."""
     out: Path = Path("runs/bench")
     """Folder of bench.json and bench.png."""
-    keep: bool = False
-    """On a GPU: write how kernels fare against torch.compile to kernels/measured.json, by which
+    tune: bool = False
+    """On a GPU: write how kernels fare against torch.compile to kernels/tuned.json, by which
     --kernels auto chooses."""
     only: tuple[str, ...] = ()
     """Of the area kernels only these operations: rms_norm, attention_blocks ..."""
@@ -62,9 +62,9 @@ def main(config: Config) -> None:
     rounds = Options.rounds if config.rounds is None else config.rounds
     if rounds < 1:
         raise ValueError(f"--rounds {rounds} measures nothing; it starts at 1")
-    if config.keep and not torch.cuda.is_available():
+    if config.tune and not torch.cuda.is_available():
         raise ValueError("--keep writes what a GPU measured, and there is no CUDA GPU here")
-    for flag, given in (("--only", config.only), ("--keep", config.keep)):
+    for flag, given in (("--only", config.only), ("--keep", config.tune)):
         if given and "kernels" not in areas:
             raise ValueError(
                 f"{flag} is about the area kernels, and only {' '.join(areas)} is asked for"
@@ -76,13 +76,13 @@ def main(config: Config) -> None:
         raise ValueError(f"{config.out} cannot be written to; give another folder by --out")
     device = pick_device()
     options = Options(
-        rounds, config.quick, device, config.run, torch.get_num_threads(), config.keep, config.only
+        rounds, config.quick, device, config.run, torch.get_num_threads(), config.tune, config.only
     )
-    before, about = table.load(), table.machine(device)
-    print(table.heading(about, before))
-    found: list[Row] = []
+    before, machine = table.load_average(), table.machine_info(device)
+    print(table.heading(machine, before))
+    rows: list[Row] = []
     result: dict[str, Any] = {
-        "machine": about,
+        "machine": machine,
         "load": {"before": before, "after": None},
         "options": {
             "areas": list(areas),
@@ -97,20 +97,20 @@ def main(config: Config) -> None:
     for area in areas:
         torch.compiler.reset()  # what was compiled before counts towards its limits
         began = time.perf_counter()
-        for row in measured(area, options):
-            found.append(row)
-            print(table.line(row), flush=True)
+        for row in safe_rows(area, options):
+            rows.append(row)
+            print(table.format_row(row), flush=True)
         result["seconds"][area] = round(time.perf_counter() - began, 1)
-        result["load"]["after"] = table.load()
-        result["rows"] = [asdict(row) | {"met": row.met} for row in found]
+        result["load"]["after"] = table.load_average()
+        result["rows"] = [asdict(row) | {"met": row.passed} for row in rows]
         write_json(config.out / "bench.json", result)
-        picture.draw(found, config.out / "bench.png")
+        plot.sample(rows, config.out / "bench.png")
     each = ", ".join(f"{area} {seconds:.0f}" for area, seconds in result["seconds"].items())
     total = sum(result["seconds"].values())
     print(f"\nload {result['load']['after']} after; {total:.0f} s: {each}")
-    missed = sum(row.met is False for row in found)
-    print(f"bench: {len(found)} rows, {missed} below their bar; {config.out / 'bench.json'}")
-    failed = [f"{row.area}, {row.what}" for row in found if row.failed]
+    missed = sum(row.passed is False for row in rows)
+    print(f"bench: {len(rows)} rows, {missed} below their bar; {config.out / 'bench.json'}")
+    failed = [f"{row.area}, {row.name}" for row in rows if row.failed]
     if failed:
         raise ValueError(f"not measured, for the reason in its row: {'; '.join(failed)}")
 
@@ -119,16 +119,16 @@ def check_known(what: str, asked: tuple[str, ...], known: tuple[str, ...]) -> No
     """ValueError for a name that there is not, with the nearest that there is."""
     for name in asked:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            closest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {closest[0]}? " if closest else ""
             raise ValueError(f"unknown {what} {name!r}; {hint}there are: {', '.join(known)}")
 
 
-def measured(area: str, options: Options) -> Iterator[Row]:
+def safe_rows(area: str, options: Options) -> Iterator[Row]:
     """Rows of an area; what breaks in it becomes a row, so that the others are still measured."""
     try:
-        yield from importlib.import_module(f"bench.{area}").rows(options)
-    except Wrong as problem:
+        yield from importlib.import_module(f"bench.{area}_speed").rows(options)
+    except Incorrect as problem:
         yield Row(area, "not shown", "", "", note=f"wrong: {problem}")
     except Exception as problem:
         if os.environ.get("DREAMSTAGE_TRACEBACK"):
@@ -137,4 +137,4 @@ def measured(area: str, options: Options) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    run(main, Config, {})
+    run_cli(main, Config, {})

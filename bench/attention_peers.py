@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from bench.near import Operation
-from bench.pairs import clocked
+from bench.correctness import Operation
+from bench.pairs import time_call
 from kernels import View
-from kernels.reference import rotate
+from kernels.reference import apply_rope
 
 SDPA = "PyTorch SDPA, best backend"
 FLEX = "FlexAttention, compiled"
@@ -30,54 +30,58 @@ Angles = tuple[Tensor, Tensor] | None
 
 
 def peers(
-    view: View, tokens: int, device: torch.device, angles: Angles
+    block_mask: View, tokens: int, device: torch.device, angles: Angles
 ) -> dict[str, Operation | str]:
     """SDPA everywhere; FlexAttention where it has gradients, on a GPU, and blocks to leave out.
 
     angles: (S, E / 2) each, or more rows, that turn queries and keys before, in plain PyTorch.
     """
-    found: dict[str, Operation | str] = {SDPA: BestSdpa(view, angles)}
+    found: dict[str, Operation | str] = {SDPA: BestSdpa(block_mask, angles)}
     if device.type == "cuda" and tokens > FLEX_BLOCK:
-        found[FLEX] = Flex(view, angles)
+        found[FLEX] = Flex(block_mask, angles)
     return found
 
 
-def turned(q: Tensor, k: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+def rotate_qk(q: Tensor, k: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
     if angles is None:
         return q, k
     cosine, sine = (a[: q.shape[2]] for a in angles)
-    return rotate(q, cosine, sine), rotate(k, cosine, sine)
+    return apply_rope(q, cosine, sine), apply_rope(k, cosine, sine)
 
 
 class BestSdpa:
     """Attention by the backend that was the fastest forward and backward at a shape."""
 
-    def __init__(self, view: View, angles: Angles) -> None:
-        self.view, self.angles = view, angles
-        self.chosen: dict[torch.Size, SDPBackend | None] = {}
+    def __init__(self, block_mask: View, angles: Angles) -> None:
+        self.block_mask, self.angles = block_mask, angles
+        self.backends: dict[torch.Size, SDPBackend | None] = {}
         self.masks: dict[torch.Size, Tensor | None] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k = turned(q, k, self.angles)
+        q, k = rotate_qk(q, k, self.angles)
         shape = q.shape
-        if shape not in self.chosen:
-            causal = self.view.size == 1 and self.view.context is None
+        if shape not in self.backends:
+            causal = self.block_mask.size == 1 and self.block_mask.context is None
             tokens = shape[-2]
-            self.masks[shape] = None if causal else self.view.mask(tokens, tokens, q.device)
-            self.chosen[shape] = self._fastest(q, k, v) if q.is_cuda else None
-        backend = self.chosen[shape]
+            self.masks[shape] = None if causal else self.block_mask.mask(tokens, tokens, q.device)
+            self.backends[shape] = self._fastest(q, k, v) if q.is_cuda else None
+        backend = self.backends[shape]
         if backend is None:
             return self._attend(q, k, v)
         with sdpa_kernel(backend):
             return self._attend(q, k, v)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        view = self.view
-        if view.size > 1 and (view.context == 1 or view.size == q.shape[2]):
+        block_mask = self.block_mask
+        if block_mask.size > 1 and (block_mask.context == 1 or block_mask.size == q.shape[2]):
             # frames that see nothing else are sequences of their own, and need no mask
-            query, key, value = (x.unflatten(2, (-1, view.size)).flatten(1, 2) for x in (q, k, v))
-            seen = scaled_dot_product_attention(query, key, value, is_causal=view.causal_inside)
-            return seen.unflatten(1, (q.shape[1], -1)).flatten(2, 3)
+            query, key, value = (
+                x.unflatten(2, (-1, block_mask.size)).flatten(1, 2) for x in (q, k, v)
+            )
+            out = scaled_dot_product_attention(
+                query, key, value, is_causal=block_mask.causal_within_block
+            )
+            return out.unflatten(1, (q.shape[1], -1)).flatten(2, 3)
         mask = self.masks[q.shape]
         return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
@@ -89,44 +93,44 @@ class BestSdpa:
                 y = self._attend(*inputs)
                 torch.autograd.grad(y, inputs, torch.ones_like(y))
 
-        taken = {}
+        seconds = {}
         for backend in BACKENDS:
             try:
                 with sdpa_kernel(backend):
-                    clocked(step, q.device, repeats=3)
-                    taken[backend] = clocked(step, q.device, repeats=10)
+                    time_call(step, q.device, repeats=3)
+                    seconds[backend] = time_call(step, q.device, repeats=10)
             except RuntimeError:  # not for this mask, type or GPU
                 continue
-        return min(taken, key=lambda backend: taken[backend])
+        return min(seconds, key=lambda backend: seconds[backend])
 
 
 class Flex:
     """Compiled FlexAttention under the view's mask, whole blocks out of view left out."""
 
-    def __init__(self, view: View, angles: Angles) -> None:
-        self.view, self.angles = view, angles
+    def __init__(self, block_mask: View, angles: Angles) -> None:
+        self.block_mask, self.angles = block_mask, angles
         self.masks: dict[int, Any] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         tokens = q.shape[-2]
         if tokens not in self.masks:
             self.masks[tokens] = create_block_mask(
-                sees(self.view), None, None, tokens, tokens, device=str(q.device)
+                mask_mod_of(self.block_mask), None, None, tokens, tokens, device=str(q.device)
             )
         return compiled_flex()(q, k, v, self.masks[tokens], self.angles)
 
 
-def sees(view: View) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def mask_mod_of(block_mask: View) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The view as FlexAttention asks for it, a function of places (it takes no method)."""
 
-    def seen(clip: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        behind = query // view.size - key // view.size
+    def mask_mod(clip: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        behind = query // block_mask.size - key // block_mask.size
         near = behind >= 0
-        if view.context is not None:
-            near = near & (behind < view.context)
-        return near & (query >= key) if view.causal_inside else near
+        if block_mask.context is not None:
+            near = near & (behind < block_mask.context)
+        return near & (query >= key) if block_mask.causal_within_block else near
 
-    return seen
+    return mask_mod
 
 
 @cache
@@ -134,6 +138,6 @@ def compiled_flex() -> Any:
     """One compiled function for all views, in which queries and keys are turned, too."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, angles: Angles) -> Any:
-        return flex_attention(*turned(q, k, angles), v, block_mask=mask)
+        return flex_attention(*rotate_qk(q, k, angles), v, block_mask=mask)
 
     return torch.compile(attend, dynamic=False)

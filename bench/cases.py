@@ -15,9 +15,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import kernels
 from bench import attention_peers
-from bench.near import Operation
-from kernels import View, reference, written
-from kernels.choice import attention_kind
+from bench.correctness import Operation
+from kernels import View, eager, reference
+from kernels.dispatch import attention_variant
 
 OPERATIONS = (
     "rms_norm", "add_rms_norm", "swiglu", "rotate", "attention", "attention_blocks",
@@ -31,17 +31,17 @@ class Case:
     """An operation at one shape, against its definition compiled, eager and by others."""
 
     operation: str
-    what: str
+    name: str
     ours: Operation
     definition: Operation
     inputs: list[Tensor]
-    odd: list[Tensor]
+    odd_inputs: list[Tensor]
     """Inputs of an awkward size, for the check alone."""
-    path: Operation | None = None
+    eager: Operation | None = None
     """What runs without a kernel, eager and compiled, if not the definition."""
     peers: dict[str, Operation | str] = field(default_factory=dict)
     """Others; a string says what pip installs where one is missing."""
-    traffic: tuple[float, float] | None = None
+    bytes_moved: tuple[float, float] | None = None
     """Bytes that forward, and forward and backward, have to move, if memory is the limit."""
     grads: bool = True
     memory: bool = False
@@ -51,20 +51,20 @@ class Case:
     are raced, without CUDA graphs."""
 
 
-def cases(device: torch.device, kind: torch.dtype) -> Iterator[Case]:
+def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     """Every case: the shapes of a 150M model on a GPU, small ones on a CPU."""
     on_gpu = device.type == "cuda"
-    make = partial(_drawn, device=device, kind=kind)
+    make = partial(_randn, device=device, dtype=dtype)
     yield from _pointwise(make, 65_536 if on_gpu else 2048)
     yield from _attentions(make, on_gpu)
-    yield _attention_after(make, on_gpu)
-    yield _attend_cache(make, on_gpu)
+    yield _attention_with_cache(make, on_gpu)
+    yield _decode_attention(make, on_gpu)
     yield _cross_entropy(make, *((16_384, 576, 8192) if on_gpu else (512, 128, 1024)))
     yield _gru_step(make, *((16_384, 1024) if on_gpu else (256, 256)))
 
 
-def _drawn(*shape: int, device: torch.device, kind: torch.dtype) -> Tensor:
-    return torch.randn(shape, device=device).to(kind)
+def _randn(*shape: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.randn(shape, device=device).to(dtype)
 
 
 def _pointwise(make: Callable[..., Tensor], rows: int) -> Iterator[Case]:
@@ -76,18 +76,18 @@ def _pointwise(make: Callable[..., Tensor], rows: int) -> Iterator[Case]:
     yield Case(
         "rms_norm", f"rms_norm {rows} x {width}", kernels.rms_norm, reference.rms_norm,
         [make(rows, width), weight], [make(37, 100), odd_weight],
-        peers=rms_peer, traffic=(2 * once, 5 * once),
+        peers=rms_peer, bytes_moved=(2 * once, 5 * once),
     )  # fmt: skip
     yield Case(
         "add_rms_norm", f"add_rms_norm {rows} x {width}", kernels.add_rms_norm,
         reference.add_rms_norm, [make(rows, width), make(rows, width), weight],
-        [make(37, 100), make(37, 100), odd_weight], traffic=(4 * once, 8 * once),
+        [make(37, 100), make(37, 100), odd_weight], bytes_moved=(4 * once, 8 * once),
     )  # fmt: skip
     wide = rows // 2 * hidden * size
     yield Case(
         "swiglu", f"swiglu {rows // 2} x {hidden}", kernels.swiglu, reference.swiglu,
         [make(rows // 2, 2 * hidden)], [make(37, 2 * 99)],
-        peers=_liger_swiglu(), traffic=(3 * wide, 8 * wide),
+        peers=_liger_swiglu(), bytes_moved=(3 * wide, 8 * wide),
     )  # fmt: skip
     clips, heads, tokens, head = max(1, rows // 1024), 9, 1024 if rows > 4096 else 256, 64
     cosine, sine = _angles(tokens, head, weight.device)
@@ -100,11 +100,11 @@ def _pointwise(make: Callable[..., Tensor], rows: int) -> Iterator[Case]:
     once = clips * heads * tokens * head * size
     yield Case(
         "rotate", f"rotate q, k of {clips} x {heads} x {tokens} x {head}",
-        partial(turn, kernels.rotate), partial(turn, reference.rotate),
+        partial(turn, kernels.apply_rope), partial(turn, reference.apply_rope),
         [make(clips, heads, tokens, head) for _ in range(2)],
         [make(1, 3, 37, head) for _ in range(2)],
         peers=_liger("rope", lambda f: lambda q, k: f(q, k, *(a[:, : q.shape[2]] for a in both))),
-        traffic=(4 * once, 8 * once),
+        bytes_moved=(4 * once, 8 * once),
     )  # fmt: skip
 
 
@@ -115,24 +115,24 @@ def _angles(tokens: int, head: int, device: torch.device) -> tuple[Tensor, Tenso
     return angle.cos(), angle.sin()
 
 
-def _attention_after(make: Callable[..., Tensor], on_gpu: bool) -> Case:
+def _attention_with_cache(make: Callable[..., Tensor], on_gpu: bool) -> Case:
     """A step of imagination of a small model, whose cache the attention keeps."""
-    batch, heads, head, view = 300 if on_gpu else 32, 16, 12, View(1, 3)
+    batch, heads, head, block_mask = 300 if on_gpu else 32, 16, 12, View(1, 3)
     angles = _angles(3, head, make(1).device)
 
     @torch.no_grad()
     def call(attention_after: Callable[..., tuple], q, k, v, past_k, past_v):
-        return attention_after(q, k, v, (past_k, past_v), view, angles)
+        return attention_after(q, k, v, (past_k, past_v), block_mask, angles)
 
     def shape(rows: int, batch: int = batch) -> tuple[int, ...]:
         return batch, heads, rows, head
 
     return Case(
         "attention_short", f"attention after 2 of a past, {batch} x {heads} x 1 x {head}",
-        partial(call, kernels.attention_after), partial(call, reference.attention_after),
+        partial(call, kernels.attention_with_cache), partial(call, reference.attention_with_cache),
         [make(*shape(rows)) for rows in (1, 1, 1, 2, 2)],
         [make(*shape(rows, 3)) for rows in (1, 1, 1, 2, 2)],
-        path=partial(call, written.attention_after), grads=False,
+        eager=partial(call, eager.attention_with_cache), grads=False,
     )  # fmt: skip
 
 
@@ -154,43 +154,43 @@ def _attentions(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:
         ("through time", View(), 64, 16, True),
         ("through time", View(), 16, 64, True),
     ]
-    for name, view, sequences, tokens, turned in shapes:
-        shape, odd = (clips * sequences, heads, tokens, head), (1, 3, 3 * view.size, head)
+    for name, block_mask, sequences, tokens, rotated in shapes:
+        shape, odd = (clips * sequences, heads, tokens, head), (1, 3, 3 * block_mask.size, head)
         device = make(1).device
-        angles = _angles(max(tokens, odd[2]), head, device) if turned else None
-        call = _under(view, angles)
+        angles = _angles(max(tokens, odd[2]), head, device) if rotated else None
+        call = _masked_attention(block_mask, angles)
         yield Case(
-            attention_kind(view, tokens),
+            attention_variant(block_mask, tokens),
             f"attention, {name}, {' x '.join(str(side) for side in shape)}",
             partial(call, kernels.attention), partial(call, reference.attention),
             [make(*shape) for _ in range(3)], [make(*odd) for _ in range(3)],
-            path=partial(call, written.attention),
-            peers=attention_peers.peers(view, tokens, device, angles),
+            eager=partial(call, eager.attention),
+            peers=attention_peers.peers(block_mask, tokens, device, angles),
         )  # fmt: skip
 
 
-def _under(view: View, angles: attention_peers.Angles) -> Callable[..., Tensor]:
+def _masked_attention(block_mask: View, angles: attention_peers.Angles) -> Callable[..., Tensor]:
     """Attention at the first of the places that angles are of."""
 
     def call(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         few = None if angles is None else tuple(a[: k.shape[2]] for a in angles)
-        return attention(q, k, v, view, few)
+        return attention(q, k, v, block_mask, few)
 
     return call
 
 
-def _attend_cache(make: Callable[..., Tensor], on_gpu: bool) -> Case:
+def _decode_attention(make: Callable[..., Tensor], on_gpu: bool) -> Case:
     heads, rows, head = (9, 1024, 64) if on_gpu else (4, 256, 32)
     device = make(1).device
     bounds = torch.tensor([rows // 16, rows * 3 // 4], dtype=torch.int32, device=device)
     low, high = bounds.tolist()
-    ours = partial(_with_bounds, kernels.attend_cache, bounds)
+    ours = partial(_with_bounds, kernels.decode_attention, bounds)
     return Case(
         "attend_cache", f"attend_cache, 1 x {heads} x {rows} x {head}, {high - low} rows seen",
-        ours, partial(_with_bounds, reference.attend_cache, bounds),
+        ours, partial(_with_bounds, reference.decode_attention, bounds),
         [make(1, heads, 1, head), make(1, heads, rows, head), make(1, heads, rows, head)],
         [make(2, 3, 5, head), make(2, 3, rows, head), make(2, 3, rows, head)],
-        path=partial(_with_bounds, written.attend_cache, bounds),
+        eager=partial(_with_bounds, eager.decode_attention, bounds),
         peers={
             "SDPA on a slice of known length": lambda q, k, v: scaled_dot_product_attention(
                 q, k[:, :, low:high], v[:, :, low:high]
@@ -227,7 +227,7 @@ def _gru_step(make: Callable[..., Tensor], rows: int, width: int) -> Case:
         "gru_step", f"gru_step {rows} x {width}, normed", kernels.gru_step, reference.gru_step,
         [make(rows, 3 * width), make(rows, width), make(3 * width), make(3 * width)],
         [make(37, 3 * 100), make(37, 100), make(300), make(300)],
-        traffic=(5 * once, 14 * once),
+        bytes_moved=(5 * once, 14 * once),
     )  # fmt: skip
 
 

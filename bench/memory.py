@@ -13,18 +13,18 @@ def memory_rows(
     area: str,
     what: str,
     steps: Mapping[str, Callable[[], object]],
-    bars: Mapping[str, tuple[float, float]],
+    targets: Mapping[str, tuple[float, float]],
 ) -> Iterator[Row]:
     """Peak memory of a step beyond what was there, ours against each peer's."""
     peaks = {name: _peak(run) for name, run in steps.items()}
     for name, theirs in peaks.items():
         if name == "ours":
             continue
-        bar, aim = bars.get(name, (None, None))
+        target, stretch = targets.get(name, (None, None))
         ours = max(peaks["ours"], 1 / 1024)
         yield Row(
             area, f"{what}, peak memory", name, "MiB",
-            ours, theirs, theirs / ours, rounds=1, bar=bar, aim=aim,
+            ours, theirs, theirs / ours, rounds=1, target=target, stretch=stretch,
         )  # fmt: skip
 
 

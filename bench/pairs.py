@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 # seconds of each unit of time; every other unit is an amount a second
-TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-NOBODY = "(nobody publishes one)"
+TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+NO_BASELINE = "(nobody publishes one)"
 EXACT, INT8 = "exact weights", "int8 weights"
 
 
-class Wrong(ValueError):
+class Incorrect(ValueError):
     """A runner's answer is not the definition's: no time is printed where it fails."""
 
 
@@ -38,8 +38,8 @@ class Options:
     """A run to play, instead of what comes with the project."""
     threads: int = 1
     """Threads of PyTorch."""
-    keep: bool = False
-    """Write what kernels measured into kernels/measured.json."""
+    tune: bool = False
+    """Write what kernels measured into kernels/tuned.json."""
     only: tuple[str, ...] = ()
     """Of kernels, these operations; all if none is named."""
 
@@ -49,8 +49,8 @@ class Row:
     """One line of the table: ours against one peer, or a value that nobody else publishes."""
 
     area: str
-    what: str
-    against: str
+    name: str
+    baseline: str
     """The peer; for a bare value, NOBODY or what it is a share of."""
     unit: str
     """Of `ours` and `theirs`: s, ms, us, or an amount such as frames/s, GB/s, %."""
@@ -62,24 +62,24 @@ class Row:
     high: float | None = None
     """95% bootstrap interval of the ratio."""
     rounds: int = 0
-    bar: float | None = None
-    aim: float | None = None
+    target: float | None = None
+    stretch: float | None = None
     """What the ratio has to reach and would ideally; without a ratio, what `ours` has to."""
     note: str = ""
 
     @property
-    def met(self) -> bool | None:
+    def passed(self) -> bool | None:
         """True where the bar is reached, None where there is no bar or nothing was measured."""
         seen = self.ours if self.ratio is None else self.ratio
-        if self.bar is None or seen is None:
+        if self.target is None or seen is None:
             return None
-        less = self.ratio is None and self.unit in TIMES
-        return seen <= self.bar if less else seen >= self.bar
+        less = self.ratio is None and self.unit in TIME_UNITS
+        return seen <= self.target if less else seen >= self.target
 
     @property
     def failed(self) -> bool:
         """True where ours is wrong, or broke: nothing was measured, and no peer is why."""
-        return self.ours is None and not self.against
+        return self.ours is None and not self.baseline
 
 
 def drop_broken(runners: dict[str, Callable[[], Any]]) -> dict[str, str]:
@@ -119,11 +119,11 @@ def race(
     for number in range(rounds):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            seconds[name].append(clocked(runners[name], device, repeats))
+            seconds[name].append(time_call(runners[name], device, repeats))
     return seconds
 
 
-def clocked(runner: Callable[[], object], device: torch.device | None, repeats: int = 1) -> float:
+def time_call(runner: Callable[[], object], device: torch.device | None, repeats: int = 1) -> float:
     """Seconds of one of `repeats` calls, until the GPU is done with them."""
     on_gpu = device is not None and device.type == "cuda"
     if on_gpu:
@@ -140,7 +140,7 @@ def compare(
     area: str,
     what: str,
     seconds: Mapping[str, Sequence[float]],
-    bars: Mapping[str, tuple[float | None, float | None]],
+    targets: Mapping[str, tuple[float | None, float | None]],
     ours: str = "ours",
     unit: str = "ms",
     amount: float = 1.0,
@@ -155,13 +155,13 @@ def compare(
         if peer == ours:
             continue
         ratio, low, high = paired_ratio(theirs, seconds[ours])
-        bar, aim = bars.get(peer, (None, None))
+        target, stretch = targets.get(peer, (None, None))
         rows.append(
             Row(
                 area, what, peer, unit,
                 ours=_in_unit(seconds[ours], unit, amount),
                 theirs=_in_unit(theirs, unit, amount),
-                ratio=ratio, low=low, high=high, rounds=len(theirs), bar=bar, aim=aim,
+                ratio=ratio, low=low, high=high, rounds=len(theirs), target=target, stretch=stretch,
                 note=(notes or {}).get(peer, ""),
             )
         )  # fmt: skip
@@ -169,36 +169,46 @@ def compare(
 
 
 def paired_ratio(
-    theirs: Sequence[float], ours: Sequence[float], draws: int = 2000
+    theirs: Sequence[float], ours: Sequence[float], num_resamples: int = 2000
 ) -> tuple[float, float, float]:
     """Median of theirs over ours, round by round, and its 95% bootstrap interval."""
     ratios = np.asarray(theirs) / np.asarray(ours)
-    random = np.random.default_rng(0)
-    drawn = np.median(random.choice(ratios, (draws, len(ratios))), axis=1)
+    rng = np.random.default_rng(0)
+    drawn = np.median(rng.choice(ratios, (num_resamples, len(ratios))), axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(np.median(ratios)), float(low), float(high)
 
 
-def value(
+def value_row(
     area: str,
     what: str,
     unit: str,
-    seen: float,
-    against: str = NOBODY,
-    bar: float | None = None,
-    aim: float | None = None,
+    measured: float,
+    baseline: str = NO_BASELINE,
+    target: float | None = None,
+    stretch: float | None = None,
     rounds: int = 0,
     note: str = "",
 ) -> Row:
     """A row of something that has no peer: a rate, or a share of a ceiling in %."""
-    return Row(area, what, against, unit, ours=seen, rounds=rounds, bar=bar, aim=aim, note=note)
+    return Row(
+        area,
+        what,
+        baseline,
+        unit,
+        ours=measured,
+        rounds=rounds,
+        target=target,
+        stretch=stretch,
+        note=note,
+    )
 
 
-def missing(area: str, what: str, against: str, install: str) -> Row:
+def missing_row(area: str, what: str, baseline: str, install: str) -> Row:
     """A row that says how to get a peer that is not here; `install`: what pip is given."""
-    return Row(area, what, against, "", note=f"not measured: pip install {install}")
+    return Row(area, what, baseline, "", note=f"not measured: pip install {install}")
 
 
 def _in_unit(seconds: Sequence[float], unit: str, amount: float) -> float:
     middle = float(np.median(np.asarray(seconds)))
-    return middle / TIMES[unit] if unit in TIMES else amount / middle
+    return middle / TIME_UNITS[unit] if unit in TIME_UNITS else amount / middle

@@ -19,7 +19,7 @@ WIDTHS = (11, 64, 34, 17, 17, 22, 10)
 HEADINGS = ("area", "what", "against", "ours", "theirs", "ratio [95%]", "bar, aim")
 
 
-def machine(device: torch.device) -> dict[str, Any]:
+def machine_info(device: torch.device) -> dict[str, Any]:
     """What the figures are of: processor, GPU, threads, versions."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     versions = {"python": platform.python_version()}
@@ -38,18 +38,18 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def load() -> float | None:
+def load_average() -> float | None:
     """Load average of the last minute, where the system has one."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def heading(about: dict[str, Any], before: float | None) -> str:
+def heading(info: dict[str, Any], before: float | None) -> str:
     """What is said once, above the table."""
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
     return "\n".join(
         [
-            f"{about['gpu'] or 'no GPU'}; {about['cpu']}, {about['cores']} cores "
-            f"({about['capability']}), {about['threads']} threads; load {before} before",
+            f"{info['gpu'] or 'no GPU'}; {info['cpu']}, {info['cores']} cores "
+            f"({info['capability']}), {info['threads']} threads; load {before} before",
             versions,
             "",
             _columns(HEADINGS).rstrip(),
@@ -57,16 +57,16 @@ def heading(about: dict[str, Any], before: float | None) -> str:
     )
 
 
-def line(row: Row) -> str:
+def format_row(row: Row) -> str:
     """One row; the verdict on its bar comes first, as + or -."""
-    verdict = {True: "+", False: "-", None: " "}[row.met]
+    verdict = {True: "+", False: "-", None: " "}[row.passed]
     ratio = ""
     if row.ratio is not None:
         ratio = f"{row.ratio:.3g}x"
         if row.low is not None and row.high is not None:
             ratio += f" [{row.low:.3g}, {row.high:.3g}]"
-    bars = ", ".join(f"{bar:g}" for bar in (row.bar, row.aim) if bar is not None)
-    cells = (row.area, row.what, row.against, *_values(row), ratio, bars)
+    targets = ", ".join(f"{bar:g}" for bar in (row.target, row.stretch) if bar is not None)
+    cells = (row.area, row.name, row.baseline, *_values(row), ratio, targets)
     return f"{_columns(cells)}{verdict} {row.note}".rstrip()
 
 
@@ -76,8 +76,8 @@ def _values(row: Row) -> tuple[str, str]:
     return ours, theirs
 
 
-def _number(seen: float) -> str:
-    return f"{seen:,.0f}" if abs(seen) >= 1000 else f"{seen:.3g}"
+def _number(number: float) -> str:
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
 
 
 def _columns(cells: tuple[str, ...]) -> str:

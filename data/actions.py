@@ -62,17 +62,17 @@ class ActionSpec:
     def factor_sizes(self) -> tuple[int, ...]:
         return tuple(len(factor.labels) for factor in self.factors)
 
-    def split(self, codes: Codes) -> Codes:
+    def unravel(self, codes: Codes) -> Codes:
         """(...) codes -> (..., F) choices of each factor."""
         choices: list[Any] = []
-        left: Any = codes
+        rest: Any = codes
         for size in self.factor_sizes:
-            choices.append(left % size)
-            left = left // size
+            choices.append(rest % size)
+            rest = rest // size
         stack: Any = torch.stack if isinstance(codes, Tensor) else np.stack
         return stack(choices, -1)
 
-    def join(self, choices: Codes) -> Codes:
+    def ravel(self, choices: Codes) -> Codes:
         """(..., F) choices -> (...) codes: undoes `split`."""
         codes: Any = choices[..., 0]
         stride = 1
@@ -81,12 +81,12 @@ class ActionSpec:
             codes = codes + stride * choices[..., number]
         return codes
 
-    def say(self, code: int) -> str:
+    def describe(self, code: int) -> str:
         """Name a code in words, without the choices that are the first of their factor or 0."""
         if not self.factors:
             return self.names[code]
         words = []
-        for factor, choice in zip(self.factors, self.split(np.array(code)), strict=True):
+        for factor, choice in zip(self.factors, self.unravel(np.array(code)), strict=True):
             if factor.values and factor.values[choice] != 0:
                 words.append(f"{factor.name} {factor.labels[choice]}")
             elif not factor.values and choice:
@@ -112,11 +112,11 @@ class ActionSpec:
         low, high = _row(self.low, actions), _row(self.high, actions)
         return (actions + 1) / 2 * (high - low) + low
 
-    def sample(self, count: int, random: np.random.Generator) -> np.ndarray:
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw `count` actions uniformly: (count, A) float32, or (count,) int64."""
         if self.kind == "discrete":
-            return random.integers(0, self.size, count)
-        return random.uniform(self.low, self.high, (count, self.size)).astype(np.float32)
+            return rng.integers(0, self.size, count)
+        return rng.uniform(self.low, self.high, (count, self.size)).astype(np.float32)
 
     def check_same(self, other: ActionSpec, ours: str, theirs: str) -> None:
         """Raise ValueError naming the first field in which two action spaces differ."""

@@ -18,39 +18,39 @@ import hdf5plugin  # noqa: F401
 import numpy as np
 
 from data.actions import ActionSpec
-from data.episodes import STEP_TYPES, Episode
+from data.episodes import STEP_DTYPES, Episode
 
 Layout = Literal["auto", "CHW", "HWC"]
 BYTES_PER_SHARD = 64 * 2**20
-OPTIONAL = ("rewards", "terminals", "states", "contacts")
-MOST_CODES = 2**16
-UNREADABLE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
+OPTIONAL_KEYS = ("rewards", "terminals", "states", "contacts")
+MAX_CODES = 2**16
+READ_ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
 
 
 @dataclass(frozen=True)
-class Stored:
+class RawEpisodes:
     """Episodes as they lie in files, nothing of them understood yet."""
 
     lengths: tuple[int, ...]
-    names: frozenset[str]
+    keys: frozenset[str]
     read: Callable[[int, str], np.ndarray]  # (episode, field) -> (T, ...)
-    where: Callable[[int], str]  # an episode, in words that name its file
+    location: Callable[[int], str]  # an episode, in words that name its file
 
 
 @dataclass(frozen=True)
-class Opened:
+class ArraysInfo:
     """What is known of the recordings before all frames are read."""
 
-    stored: Stored
+    raw: RawEpisodes
     image_size: tuple[int, int]
     layout: Layout
     actions: ActionSpec
     optional: tuple[str, ...]
-    states: int  # numbers in a state
+    state_dim: int  # numbers in a state
 
 
 @dataclass(frozen=True)
-class Arrays:
+class ArraySource:
     """A source of imported episodes; each is a source of its own.
 
     Frames are uint8, or numbers of 0 to 255 once multiplied by `scale`. Whole-number actions
@@ -63,66 +63,66 @@ class Arrays:
     scale: float = 1.0
 
     @property
-    def sources(self) -> int:
-        return len(self._opened().stored.lengths)
+    def num_sources(self) -> int:
+        return len(self._info().raw.lengths)
 
     @property
-    def shards(self) -> int:
-        return len(self._groups())
+    def num_shards(self) -> int:
+        return len(self._episodes_by_shard())
 
     def description(self) -> dict[str, Any]:
-        opened = self._opened()
+        info = self._info()
         return {
             "source": "arrays",
-            "image_size": list(opened.image_size),
-            "actions": opened.actions.as_dict(),
-            "state_names": [f"state_{i}" for i in range(opened.states)],
+            "image_size": list(info.image_size),
+            "actions": info.actions.as_dict(),
+            "state_names": [f"state_{i}" for i in range(info.state_dim)],
             "settings": asdict(self) | {"path": Path(self.path).name},
         }
 
-    def make(self, index: int) -> list[Episode]:
-        return [self.episode(number) for number in self._groups()[index]]
+    def make_shard(self, index: int) -> list[Episode]:
+        return [self.episode(number) for number in self._episodes_by_shard()[index]]
 
     def episode(self, number: int) -> Episode:
-        opened = self._opened()
-        stored = opened.stored
-        where = stored.where(number)
-        frames = stored.read(number, "frames")
-        colours = 1 if opened.layout == "CHW" else 3
-        if frames.ndim != 4 or frames.shape[colours] != 3:
+        info = self._info()
+        raw = info.raw
+        where = raw.location(number)
+        frames = raw.read(number, "frames")
+        channel_axis = 1 if info.layout == "CHW" else 3
+        if frames.ndim != 4 or frames.shape[channel_axis] != 3:
             raise ValueError(
                 f"{where} has frames of {frames.shape[1:]}, but the first episode's are "
-                f"{opened.layout} with 3 colours; store all in one way"
+                f"{info.layout} with 3 colours; store all in one way"
             )
-        frames = _as_bytes(frames, self.scale, where)
-        if opened.layout == "CHW":
+        frames = _to_uint8(frames, self.scale, where)
+        if info.layout == "CHW":
             frames = frames.transpose(0, 2, 3, 1)
-        if frames.shape[1:3] != opened.image_size:
+        if frames.shape[1:3] != info.image_size:
             raise ValueError(
                 f"{where} has frames of {frames.shape[1]} x {frames.shape[2]} pixels, and the "
-                f"first episode of {opened.image_size[0]} x {opened.image_size[1]}; make them one "
+                f"first episode of {info.image_size[0]} x {info.image_size[1]}; make them one "
                 f"size"
             )
-        actions = stored.read(number, "actions")
+        actions = raw.read(number, "actions")
         if len(actions) != len(frames):
             raise ValueError(
                 f"{where} has {len(frames)} frames but {len(actions)} actions; there is one action "
                 f"for each frame (the last leads nowhere)"
             )
-        kind = np.int64 if opened.actions.kind == "discrete" else np.float32
+        dtype = np.int64 if info.actions.kind == "discrete" else np.float32
         extra: dict[str, Any] = {
-            name: self._extra(opened, number, name, len(frames)) for name in opened.optional
+            name: self._optional_array(info, number, name, len(frames)) for name in info.optional
         }
         return Episode(
             frames=np.ascontiguousarray(frames),
-            actions=actions.astype(kind),
+            actions=actions.astype(dtype),
             source=number,
             **extra,
         )
 
-    def _extra(self, opened: Opened, number: int, name: str, length: int) -> np.ndarray:
-        where, values = opened.stored.where(number), opened.stored.read(number, name)
-        shape = (length, opened.states) if name == "states" else (length,)
+    def _optional_array(self, info: ArraysInfo, number: int, name: str, length: int) -> np.ndarray:
+        where, values = info.raw.location(number), info.raw.read(number, name)
+        shape = (length, info.state_dim) if name == "states" else (length,)
         if values.shape != shape or values.dtype.kind not in "biuf":
             raise ValueError(
                 f"{where} has {name} of {values.dtype} {values.shape}, but {length} frames need "
@@ -130,18 +130,18 @@ class Arrays:
             )
         if not np.isfinite(values).all():
             raise ValueError(f"{where} has NaN or infinity in its {name}; leave such steps out")
-        return values.astype(STEP_TYPES[name])
+        return values.astype(STEP_DTYPES[name])
 
-    def _opened(self) -> Opened:
-        return _open(Path(self.path), self.layout, self.scale)
+    def _info(self) -> ArraysInfo:
+        return _read_info(Path(self.path), self.layout, self.scale)
 
-    def _groups(self) -> list[list[int]]:
+    def _episodes_by_shard(self) -> list[list[int]]:
         """Episodes of each shard: what is in memory at once."""
-        opened = self._opened()
-        height, width = opened.image_size
+        info = self._info()
+        height, width = info.image_size
         groups: list[list[int]] = [[]]
         size = 0
-        for number, length in enumerate(opened.stored.lengths):
+        for number, length in enumerate(info.raw.lengths):
             if groups[-1] and size + length * height * width * 3 > BYTES_PER_SHARD:
                 groups.append([])
                 size = 0
@@ -151,46 +151,46 @@ class Arrays:
 
 
 @lru_cache(maxsize=2)
-def _open(path: Path, layout: Layout, scale: float) -> Opened:
-    stored = _stored(path)
+def _read_info(path: Path, layout: Layout, scale: float) -> ArraysInfo:
+    raw = _read_raw(path)
     for name in ("frames", "actions"):
-        if name not in stored.names:
+        if name not in raw.keys:
             raise ValueError(
-                f"{path} has no {name} (it holds {', '.join(sorted(stored.names)) or 'nothing'}); "
+                f"{path} has no {name} (it holds {', '.join(sorted(raw.keys)) or 'nothing'}); "
                 f"an array of that name is needed"
             )
-    if not stored.lengths:
+    if not raw.lengths:
         raise ValueError(f"{path} holds no episode; give a file with some")
-    if 0 in stored.lengths:
-        where = stored.where(stored.lengths.index(0))
+    if 0 in raw.lengths:
+        where = raw.location(raw.lengths.index(0))
         raise ValueError(f"{where} has 0 steps; leave it out, or get the file again")
-    first = stored.read(0, "frames")
-    layout = _tell_layout(first.shape, layout, stored.where(0))
-    _as_bytes(first, scale, stored.where(0))
+    first = raw.read(0, "frames")
+    layout = _infer_layout(first.shape, layout, raw.location(0))
+    _to_uint8(first, scale, raw.location(0))
     height, width = first.shape[2:4] if layout == "CHW" else first.shape[1:3]
-    optional = tuple(name for name in OPTIONAL if name in stored.names)
-    states = stored.read(0, "states").shape[1:] if "states" in optional else (0,)
+    optional = tuple(name for name in OPTIONAL_KEYS if name in raw.keys)
+    states = raw.read(0, "states").shape[1:] if "states" in optional else (0,)
     if len(states) != 1:
-        raise ValueError(f"{stored.where(0)} has states of {states} a step; (S,) is needed")
-    return Opened(
-        stored, (int(height), int(width)), layout, _action_spec(stored), optional, int(states[0])
+        raise ValueError(f"{raw.location(0)} has states of {states} a step; (S,) is needed")
+    return ArraysInfo(
+        raw, (int(height), int(width)), layout, _infer_action_spec(raw), optional, int(states[0])
     )
 
 
-def _stored(path: Path) -> Stored:
+def _read_raw(path: Path) -> RawEpisodes:
     if path.is_dir() and (files := sorted(path.glob("*.npz"))):
-        return _npz(files)
-    pair = _npy_pair(path)
+        return _from_npz(files)
+    pair = _npy_files(path)
     if pair:
-        return _stacked({name: _load_npy(file) for name, file in pair.items()}, path)
+        return _from_stacked({name: _load_npy(file) for name, file in pair.items()}, path)
     if path.is_file() and path.suffix in (".h5", ".hdf5", ".hdf"):
         try:
             arrays = dict(h5py.File(path, "r", locking=False).items())
         except (OSError, RuntimeError, KeyError) as problem:
             raise ValueError(
-                f"{path} cannot be read as HDF5 ({_line(problem)}); get it again"
+                f"{path} cannot be read as HDF5 ({_one_line(problem)}); get it again"
             ) from None
-        return _stacked(arrays, path)
+        return _from_stacked(arrays, path)
     missing = "" if path.exists() else ", for nothing is there"
     raise ValueError(
         f"{path} is none of these{missing}: an .h5 file, a folder or stem of frames.npy and "
@@ -198,11 +198,13 @@ def _stored(path: Path) -> Stored:
     )
 
 
-def _npy_pair(path: Path) -> dict[str, Path]:
+def _npy_files(path: Path) -> dict[str, Path]:
     for frames in (path / "frames.npy", path.parent / f"{path.name}_frames.npy"):
         if frames.exists():
-            start = frames.name.removesuffix("frames.npy")
-            found = {n: frames.parent / f"{start}{n}.npy" for n in ("frames", "actions", *OPTIONAL)}
+            prefix = frames.name.removesuffix("frames.npy")
+            found = {
+                n: frames.parent / f"{prefix}{n}.npy" for n in ("frames", "actions", *OPTIONAL_KEYS)
+            }
             return {name: p for name, p in found.items() if p.exists()}
     return {}
 
@@ -211,22 +213,22 @@ def _load_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
     except (ValueError, EOFError, OSError) as problem:
-        raise ValueError(f"{path} cannot be read ({_line(problem)}); get it again") from None
+        raise ValueError(f"{path} cannot be read ({_one_line(problem)}); get it again") from None
 
 
-def _stacked(arrays: dict[str, Any], path: Path) -> Stored:
+def _from_stacked(arrays: dict[str, Any], path: Path) -> RawEpisodes:
     """Arrays whose first two axes are episode and step."""
-    known = ("frames", "actions", *OPTIONAL)
-    kept = {k: v for k, v in arrays.items() if k in known and hasattr(v, "shape")}
-    names = frozenset(kept) | frozenset(k for k in arrays if k not in known)
-    if not {"frames", "actions"} <= kept.keys():
-        return Stored((), names, lambda n, k: np.empty(0), lambda n: str(path))
-    frames, actions = kept["frames"].shape, kept["actions"].shape
+    known = ("frames", "actions", *OPTIONAL_KEYS)
+    known_arrays = {k: v for k, v in arrays.items() if k in known and hasattr(v, "shape")}
+    names = frozenset(known_arrays) | frozenset(k for k in arrays if k not in known)
+    if not {"frames", "actions"} <= known_arrays.keys():
+        return RawEpisodes((), names, lambda n, k: np.empty(0), lambda n: str(path))
+    frames, actions = known_arrays["frames"].shape, known_arrays["actions"].shape
     if len(frames) != 5:
         raise ValueError(
             f"{path} has frames of {frames}; (N, T, C, H, W) or (N, T, H, W, C) is needed"
         )
-    for name, array in kept.items():
+    for name, array in known_arrays.items():
         if array.shape[:2] != frames[:2]:
             raise ValueError(
                 f"{path} has {frames[0]} episodes of {frames[1]} frames, but its {name} are "
@@ -240,33 +242,33 @@ def _stacked(arrays: dict[str, Any], path: Path) -> Stored:
 
     def read(number: int, name: str) -> np.ndarray:
         try:
-            return np.asarray(kept[name][number])
+            return np.asarray(known_arrays[name][number])
         except (OSError, RuntimeError) as problem:
             raise ValueError(
-                f"{where(number)}: its {name} cannot be read ({_line(problem)}); get the file again"
+                f"{where(number)}: its {name} cannot be read ({_one_line(problem)}); get the file again"
             ) from None
 
-    return Stored((int(frames[1]),) * int(frames[0]), names, read, where)
+    return RawEpisodes((int(frames[1]),) * int(frames[0]), names, read, where)
 
 
-def _npz(files: list[Path]) -> Stored:
+def _from_npz(files: list[Path]) -> RawEpisodes:
     """Files that hold an episode each, of any length."""
 
     def damaged(number: int, problem: Exception) -> ValueError:
-        return ValueError(f"{files[number]} cannot be read ({_line(problem)}); get it again")
+        return ValueError(f"{files[number]} cannot be read ({_one_line(problem)}); get it again")
 
     def names(number: int) -> frozenset[str]:
         try:
             with np.load(files[number]) as file:
                 return frozenset(file.files)
-        except (*UNREADABLE, AttributeError, TypeError) as problem:  # an .npy of another name
+        except (*READ_ERRORS, AttributeError, TypeError) as problem:  # an .npy of another name
             raise damaged(number, problem) from None
 
     def read(number: int, name: str) -> np.ndarray:
         try:
             with np.load(files[number]) as file:
                 values = file[name]
-        except UNREADABLE as problem:
+        except READ_ERRORS as problem:
             raise damaged(number, problem) from None
         if values.ndim == 0:
             raise ValueError(
@@ -275,26 +277,26 @@ def _npz(files: list[Path]) -> Stored:
         return values
 
     first = names(0)
-    wanted = first & {"frames", "actions", *OPTIONAL}
+    expected = first & {"frames", "actions", *OPTIONAL_KEYS}
     for number in range(len(files)):
-        held = names(number) & {"frames", "actions", *OPTIONAL}
-        if held != wanted:
+        present = names(number) & {"frames", "actions", *OPTIONAL_KEYS}
+        if present != expected:
             raise ValueError(
-                f"{files[number]} holds {', '.join(sorted(held)) or 'nothing known'}, but "
-                f"{files[0].name} holds {', '.join(sorted(wanted)) or 'nothing known'}; all files "
+                f"{files[number]} holds {', '.join(sorted(present)) or 'nothing known'}, but "
+                f"{files[0].name} holds {', '.join(sorted(expected)) or 'nothing known'}; all files "
                 f"need the same arrays"
             )
     lengths: tuple[int, ...] = ()
     if "actions" in first:
         lengths = tuple(len(read(number, "actions")) for number in range(len(files)))
-    return Stored(lengths, first, read, lambda number: str(files[number]))
+    return RawEpisodes(lengths, first, read, lambda number: str(files[number]))
 
 
-def _line(problem: Exception) -> str:
+def _one_line(problem: Exception) -> str:
     return " ".join(str(problem).split())
 
 
-def _tell_layout(shape: tuple[int, ...], layout: Layout, where: str) -> Layout:
+def _infer_layout(shape: tuple[int, ...], layout: Layout, where: str) -> Layout:
     """Which of a frame's axes is colour; refused where both could be."""
     if len(shape) != 4:
         raise ValueError(f"{where} has frames of shape {shape}; (T, C, H, W) or (T, H, W, C)")
@@ -314,7 +316,7 @@ def _tell_layout(shape: tuple[int, ...], layout: Layout, where: str) -> Layout:
     return layout
 
 
-def _as_bytes(frames: np.ndarray, scale: float, where: str) -> np.ndarray:
+def _to_uint8(frames: np.ndarray, scale: float, where: str) -> np.ndarray:
     """Give uint8 frames."""
     if frames.dtype == np.uint8 and scale == 1:
         return frames
@@ -333,36 +335,36 @@ def _as_bytes(frames: np.ndarray, scale: float, where: str) -> np.ndarray:
         )
     if low < -0.5 or high > 255.5:
         if low < -0.5:
-            way = "shift them before the import"
+            fix = "shift them before the import"
         else:
-            way = f"--scale {scale:g} is too much" if scale != 1 else "give a --scale below 1"
+            fix = f"--scale {scale:g} is too much" if scale != 1 else "give a --scale below 1"
         raise ValueError(
-            f"{where} has frames from {low:.6g} to {high:.6g}, but 0 to 255 is needed; {way}"
+            f"{where} has frames from {low:.6g} to {high:.6g}, but 0 to 255 is needed; {fix}"
         )
     return values.round().clip(0, 255).astype(np.uint8)
 
 
-def _action_spec(stored: Stored) -> ActionSpec:
+def _infer_action_spec(raw: RawEpisodes) -> ActionSpec:
     """Tell the space from all actions, an episode in memory at a time."""
-    kinds: dict[tuple[bool, tuple[int, ...]], int] = {}
+    shapes: dict[tuple[bool, tuple[int, ...]], int] = {}
     lows, highs = [], []
-    for number in range(len(stored.lengths)):
-        values, where = stored.read(number, "actions"), stored.where(number)
-        whole = values.dtype.kind in "biu"
+    for number in range(len(raw.lengths)):
+        values, where = raw.read(number, "actions"), raw.location(number)
+        is_integer = values.dtype.kind in "biu"
         if (
-            not (values.ndim == 2 or (values.ndim == 1 and whole))
+            not (values.ndim == 2 or (values.ndim == 1 and is_integer))
             or values.dtype.kind not in "biuf"
         ):
             raise ValueError(
                 f"{where} has actions of {values.dtype} {values.shape[1:]} a step; whole numbers "
                 f"or (A,) floats are needed"
             )
-        kinds.setdefault((values.ndim == 1, values.shape[1:]), number)
-        if len(kinds) > 1:
-            other = next(iter(kinds.values()))
+        shapes.setdefault((values.ndim == 1, values.shape[1:]), number)
+        if len(shapes) > 1:
+            other = next(iter(shapes.values()))
             raise ValueError(
-                f"{where} has actions of {values.shape[1:]} a step, and {stored.where(other)} of "
-                f"{next(iter(kinds))[1]}; all need one shape"
+                f"{where} has actions of {values.shape[1:]} a step, and {raw.location(other)} of "
+                f"{next(iter(shapes))[1]}; all need one shape"
             )
         if not np.isfinite(values).all():
             raise ValueError(f"{where} has NaN or infinity in its actions; leave such steps out")
@@ -372,11 +374,11 @@ def _action_spec(stored: Stored) -> ActionSpec:
         highs.append(values.max(0))
     low, high = np.min(lows, 0), np.max(highs, 0)
     if low.ndim == 0:
-        if low < 0 or high >= MOST_CODES:
+        if low < 0 or high >= MAX_CODES:
             first = int(np.argmin(lows) if low < 0 else np.argmax(highs))
             raise ValueError(
-                f"{stored.where(first)} has the action code {int(low if low < 0 else high)}; codes "
-                f"start at 0 and end below {MOST_CODES}: number them anew"
+                f"{raw.location(first)} has the action code {int(low if low < 0 else high)}; codes "
+                f"start at 0 and end below {MAX_CODES}: number them anew"
             )
         return ActionSpec("discrete", tuple(str(code) for code in range(int(high) + 1)))
     high = np.where(high > low, high, low + 1)  # a dimension that never changes

@@ -15,14 +15,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-TRIES = 5
-PAUSE = 1.0  # seconds before the second try; twice as long before each next one
+MAX_ATTEMPTS = 5
+RETRY_DELAY = 1.0  # seconds before the second try; twice as long before each next one
 TIMEOUT = 30.0  # seconds without a byte
-BLOCK = 1 << 18
-PASSING = (408, 416, 425, 429)  # of the 4xx, those that another try may change
+BLOCK_SIZE = 1 << 18
+RETRYABLE = (408, 416, 425, 429)  # of the 4xx, those that another try may change
 
 
-class Unavailable(ValueError):
+class DownloadError(ValueError):
     """The server does not give a file, or not what was asked for."""
 
 
@@ -30,9 +30,9 @@ def fetch(
     url: str,
     folder: Path,
     sha256: str | None = None,
-    pause: float = PAUSE,
+    retry_delay: float = RETRY_DELAY,
     timeout: float | None = None,
-    report: Callable[[int], None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Download `url` into `folder` and give the file's path; a whole file there is kept.
 
@@ -45,38 +45,38 @@ def fetch(
     target, partial = folder / name, folder / f"{name}.partial"
     folder.mkdir(parents=True, exist_ok=True)
     if target.exists():
-        if problem := _differs(target, sha256):
+        if problem := _checksum_mismatch(target, sha256):
             raise ValueError(
                 f"{target} is there, but {problem}; delete it to fetch it again, or see to "
                 f"--checksum"
             )
         return target
     problem = "no answer"
-    for attempt in range(TRIES):
+    for attempt in range(MAX_ATTEMPTS):
         if attempt:
-            time.sleep(pause * 2 ** (attempt - 1))
-        if report:
-            report(0)
+            time.sleep(retry_delay * 2 ** (attempt - 1))
+        if on_progress:
+            on_progress(0)
         try:
-            _receive(url, partial, timeout or TIMEOUT, report)
+            _download(url, partial, timeout or TIMEOUT, on_progress)
             break
         except urllib.error.HTTPError as error:
             problem = f"the server answered {error.code} {error.reason}"
             if error.code == 416:
-                if _is_whole(partial, error):
+                if _is_complete(partial, error):
                     break
                 partial.unlink(missing_ok=True)  # longer than what the server has
-            elif error.code < 500 and error.code not in PASSING:
-                raise Unavailable(f"{url} cannot be had: {problem}; see to the address") from None
+            elif error.code < 500 and error.code not in RETRYABLE:
+                raise DownloadError(f"{url} cannot be had: {problem}; see to the address") from None
         except (OSError, http.client.HTTPException) as error:
             problem = str(error) or type(error).__name__
     else:
         kept = f"what came is kept in {partial}: " if partial.exists() else ""
-        raise Unavailable(
-            f"{url} could not be fetched in {TRIES} tries ({problem}); {kept}run the same command "
+        raise DownloadError(
+            f"{url} could not be fetched in {MAX_ATTEMPTS} tries ({problem}); {kept}run the same command "
             f"again to go on"
         )
-    if problem := _differs(partial, sha256):
+    if problem := _checksum_mismatch(partial, sha256):
         partial.unlink()
         raise ValueError(
             f"{url}: {problem}; what came was thrown away: fetch it again, or see to --checksum"
@@ -85,55 +85,57 @@ def fetch(
     return target
 
 
-def _receive(url: str, partial: Path, timeout: float, report: Callable[[int], None] | None) -> None:
+def _download(
+    url: str, partial: Path, timeout: float, on_progress: Callable[[int], None] | None
+) -> None:
     """Append what is missing to `partial`; an OSError when the connection ends before that."""
-    there = partial.stat().st_size if partial.exists() else 0
+    received = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url)
-    if there:
-        request.add_header("Range", f"bytes={there}-")
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
-        there = _first_byte(answer, there)
-        size = answer.headers.get("Content-Length", "")
-        total = there + int(size) if size.isdecimal() else None
-        bar = tqdm(
+    if received:
+        request.add_header("Range", f"bytes={received}-")
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        received = _first_byte(response, received)
+        size = response.headers.get("Content-Length", "")
+        total = received + int(size) if size.isdecimal() else None
+        progress = tqdm(
             total=total,
-            initial=there,
+            initial=received,
             desc=partial.stem,
             unit="B",
             unit_scale=True,
-            disable=report is not None,
+            disable=on_progress is not None,
         )
-        with bar, _Kept(partial, there) as file:
-            while block := answer.read1(BLOCK):  # what came before a stall is kept
+        with progress, _PartialFile(partial, received) as file:
+            while block := response.read1(BLOCK_SIZE):  # what came before a stall is kept
                 file.write(block)
-                bar.update(len(block))
-                if report:
-                    report(len(block))
-                there += len(block)
-    if there == 0:
+                progress.update(len(block))
+                if on_progress:
+                    on_progress(len(block))
+                received += len(block)
+    if received == 0:
         raise OSError("the answer was empty")
-    if total is not None and there != total:
-        raise OSError(f"the connection ended at {there} of {total} bytes")
+    if total is not None and received != total:
+        raise OSError(f"the connection ended at {received} of {total} bytes")
 
 
-def _first_byte(answer: Any, there: int) -> int:
+def _first_byte(response: Any, received: int) -> int:
     """Give the place in the file where the answer begins, `there` at most."""
-    if answer.status != 206:
+    if response.status != 206:
         return 0  # the server sends all of it again
-    begins = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
-    first = int(begins[1]) if begins else there
-    if first > there:
-        raise OSError(f"the server sent bytes from {first}, but {there} was asked for")
+    begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    first = int(begins[1]) if begins else received
+    if first > received:
+        raise OSError(f"the server sent bytes from {first}, but {received} was asked for")
     return first
 
 
-def _is_whole(partial: Path, answer: urllib.error.HTTPError) -> bool:
+def _is_complete(partial: Path, response: urllib.error.HTTPError) -> bool:
     """Tell from "bytes */SIZE" whether all bytes had come before the last call ended."""
-    size = answer.headers.get("Content-Range", "").removeprefix("bytes */")
+    size = response.headers.get("Content-Range", "").removeprefix("bytes */")
     return partial.exists() and size == str(partial.stat().st_size)
 
 
-class _Kept:
+class _PartialFile:
     """`partial` from byte `first` on. A full disk is a ValueError: no other try will mend it."""
 
     def __init__(self, partial: Path, first: int) -> None:
@@ -143,28 +145,28 @@ class _Kept:
             self.file.truncate(first)
             self.file.seek(first)
         except OSError as error:
-            raise self.refused(error) from None
+            raise self.write_error(error) from None
 
     def write(self, block: bytes) -> None:
-        rest = memoryview(block)
+        remaining = memoryview(block)
         try:
-            while rest:
-                rest = rest[self.file.write(rest) :]
+            while remaining:
+                remaining = remaining[self.file.write(remaining) :]
         except OSError as error:
-            raise self.refused(error) from None
+            raise self.write_error(error) from None
 
-    def refused(self, error: OSError) -> ValueError:
+    def write_error(self, error: OSError) -> ValueError:
         reason = error.strerror or error
         return ValueError(f"{self.path} cannot be written ({reason}); run again to go on")
 
-    def __enter__(self) -> _Kept:
+    def __enter__(self) -> _PartialFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
 
-def _differs(path: Path, sha256: str | None) -> str:
+def _checksum_mismatch(path: Path, sha256: str | None) -> str:
     """Say how the file's checksum differs; nothing where it does not."""
     if sha256 is None:
         return ""

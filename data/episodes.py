@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-STEP_TYPES = {"frames": "uint8", "rewards": "float32", "terminals": "bool"}
-STEP_TYPES |= {"states": "float32", "contacts": "float32", "inputs": "float32"}
+STEP_DTYPES = {"frames": "uint8", "rewards": "float32", "terminals": "bool"}
+STEP_DTYPES |= {"states": "float32", "contacts": "float32", "inputs": "float32"}
 
 
 @dataclass
@@ -47,8 +47,8 @@ def check_episode(episode: Episode, where: str, description: dict[str, Any]) -> 
     if episode.actions.shape[1:] != shape:
         raise ValueError(f"{where} has actions of {episode.actions.shape[1:]}, not {shape}")
     if np.issubdtype(episode.actions.dtype, np.integer) != discrete:
-        kind = "whole numbers" if discrete else "floats"
-        raise ValueError(f"{where} has actions of {episode.actions.dtype}, but needs {kind}")
+        expected = "whole numbers" if discrete else "floats"
+        raise ValueError(f"{where} has actions of {episode.actions.dtype}, but needs {expected}")
     for name in STEP_FIELDS:
         values = getattr(episode, name)
         if values is None:
@@ -60,7 +60,7 @@ def check_episode(episode: Episode, where: str, description: dict[str, Any]) -> 
             raise ValueError(f"{where} has NaN or infinity in {name} at step {row}")
 
 
-def join_column(episodes: list[Episode], name: str, where: str) -> np.ndarray | None:
+def concat_column(episodes: list[Episode], name: str, where: str) -> np.ndarray | None:
     parts = [getattr(e, name) for e in episodes]
     if all(part is None for part in parts):
         return None
@@ -69,4 +69,4 @@ def join_column(episodes: list[Episode], name: str, where: str) -> np.ndarray | 
     column = np.concatenate(parts)
     if name == "actions":
         return column.astype(np.int64 if np.issubdtype(column.dtype, np.integer) else np.float32)
-    return column.astype(STEP_TYPES[name], copy=False)
+    return column.astype(STEP_DTYPES[name], copy=False)

@@ -22,13 +22,13 @@ import numpy as np
 from h5py import h5s, h5t
 
 from data.actions import ActionSpec
-from data.episodes import STEP_FIELDS, Episode, check_episode, join_column
+from data.episodes import STEP_FIELDS, Episode, check_episode, concat_column
 from data.splits import SPLITS, Split
 
 FORMAT = 1
 FRAMES_PER_CHUNK = 16  # a window of 16 frames touches two chunks at most
 BUILD_FILE = "build.json"
-LEFT_OUT = ".left-out"  # in the place of .h5: why there is no such shard
+SKIPPED = ".left-out"  # in the place of .h5: why there is no such shard
 OPEN_FILES = 256
 
 
@@ -45,7 +45,7 @@ def write_shard(path: Path, episodes: list[Episode], description: dict[str, Any]
         raise ValueError(f"{path} would hold no episode; a shard needs at least one")
     for number, episode in enumerate(episodes):
         check_episode(episode, f"episode {number} of {path}", description)
-    columns = {name: join_column(episodes, name, str(path)) for name in STEP_FIELDS}
+    columns = {name: concat_column(episodes, name, str(path)) for name in STEP_FIELDS}
 
     memory = io.BytesIO()  # a full disk then meets plain file writing, not the HDF5 library
     with h5py.File(memory, "w") as file:
@@ -65,20 +65,20 @@ def write_shard(path: Path, episodes: list[Episode], description: dict[str, Any]
         file["episode_source"] = np.array([e.source for e in episodes], np.int64)
         if any(e.notes for e in episodes):
             file["episode_notes"] = [json.dumps(e.notes, sort_keys=True) for e in episodes]
-    write_whole(path, memory.getbuffer())
+    atomic_write(path, memory.getbuffer())
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def atomic_write(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut."""
-    partial = path.with_name(path.name + ".partial")
+    temporary = path.with_name(path.name + ".partial")
     try:
-        with open(partial, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(temporary, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise ValueError(f"{path} was not written: {error.strerror or error}") from None
 
 
@@ -89,13 +89,13 @@ class ShardHeader:
     path: Path
     description: dict[str, Any]
     fields: frozenset[str]
-    ends: np.ndarray  # (E,) int64, exclusive
+    episode_ends: np.ndarray  # (E,) int64, exclusive
     split: np.ndarray  # (E,) uint8
     source: np.ndarray  # (E,) int64
     notes: list[dict[str, Any]]  # E of them
 
 
-class Recordings:
+class EpisodeDataset:
     """All episodes of a folder, numbered through; also all frames, as rows 0 ... total - 1.
 
     Opening reads the headers alone. Files are opened when something is read, once in each
@@ -107,20 +107,22 @@ class Recordings:
         self.headers = [read_header(path) for path in _shard_paths(self.folder)]
         self.description = self.headers[0].description
         for header in self.headers:
-            _check_alike(self.headers[0], header)
+            _check_same_format(self.headers[0], header)
         self.actions = ActionSpec.from_dict(self.description["actions"])
         height, width = self.description["image_size"]
         self.image_size: tuple[int, int] = (height, width)
         self.state_names: tuple[str, ...] = tuple(self.description.get("state_names") or ())
 
-        lengths = [np.diff(header.ends, prepend=0) for header in self.headers]
+        lengths = [np.diff(header.episode_ends, prepend=0) for header in self.headers]
         self.lengths = np.concatenate(lengths)  # (episodes,) frames of each
         self.first_rows = np.cumsum(self.lengths) - self.lengths  # (episodes,) where each begins
         self.splits = np.concatenate([header.split for header in self.headers])
         self.sources = np.concatenate([header.source for header in self.headers])
         self.notes = [note for header in self.headers for note in header.notes]
-        self.total = int(self.lengths.sum())
-        self._shard_starts = np.cumsum([0] + [int(h.ends[-1]) for h in self.headers]).tolist()
+        self.num_frames = int(self.lengths.sum())
+        self._shard_starts = np.cumsum(
+            [0] + [int(h.episode_ends[-1]) for h in self.headers]
+        ).tolist()
         self._files: dict[int, tuple[h5py.File, dict[str, _Column]]] = {}
         self._process = os.getpid()
 
@@ -157,7 +159,7 @@ class Recordings:
     ) -> np.ndarray:
         """Read rows [start, stop) of all frames, over as many shards as they reach, into a new
         array or into `out`, which has as many and lies in one piece."""
-        assert 0 <= start <= stop <= self.total and (out is None or len(out) == stop - start)
+        assert 0 <= start <= stop <= self.num_frames and (out is None or len(out) == stop - start)
         first = min(bisect_right(self._shard_starts, start) - 1, len(self.headers) - 1)
         last = max(first, bisect_left(self._shard_starts, stop) - 1)
         for shard in range(first, last + 1):
@@ -166,11 +168,11 @@ class Recordings:
             try:
                 column = self._column(shard, field)
                 if out is None:
-                    out = np.empty((stop - start, *column.row), column.dtype)
+                    out = np.empty((stop - start, *column.row_shape), column.dtype)
                 column.read(low - begin, out[low - start : high - start])
             except (OSError, RuntimeError, KeyError) as error:
                 where = f"{field} {low - begin} to {high - begin} cannot be read"
-                raise _corrupt(self.headers[shard].path, f"{where}: {error}") from None
+                raise _damaged(self.headers[shard].path, f"{where}: {error}") from None
         assert out is not None
         return out
 
@@ -181,7 +183,9 @@ class Recordings:
         for header in self.headers:
             facts = [header.path.name, header.path.stat().st_size, header.description]
             digest.update(json.dumps(facts, sort_keys=True).encode())
-            digest.update(header.ends.tobytes() + header.split.tobytes() + header.source.tobytes())
+            digest.update(
+                header.episode_ends.tobytes() + header.split.tobytes() + header.source.tobytes()
+            )
         return digest.hexdigest()[:16]
 
     def _column(self, shard: int, field: str) -> _Column:
@@ -199,7 +203,7 @@ class Recordings:
             if field not in header.fields:
                 has = ", ".join(sorted(header.fields))
                 raise ValueError(f"{header.path} has no {field}; it holds {has}")
-            known[field] = _Column(dataset(file, field))
+            known[field] = _Column(h5_dataset(file, field))
         return known[field]
 
 
@@ -207,18 +211,18 @@ class _Column:
     """A field of a shard.  What h5py makes anew for every slice, its types and spaces, is kept: it
     took up to a third of reading a window."""
 
-    def __init__(self, stored: h5py.Dataset) -> None:
-        self.row, self.dtype = stored.shape[1:], stored.dtype
-        self._id, self._space = stored.id, stored.id.get_space()
-        self._kind = h5t.py_create(stored.dtype)
+    def __init__(self, h5: h5py.Dataset) -> None:
+        self.row_shape, self.dtype = h5.shape[1:], h5.dtype
+        self._id, self._space = h5.id, h5.id.get_space()
+        self._h5_type = h5t.py_create(h5.dtype)
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Read as many rows as `out` has."""
         # nothing is converted: memory behind another kind of array would be written over
-        assert out.dtype == self.dtype and out.shape[1:] == self.row
+        assert out.dtype == self.dtype and out.shape[1:] == self.row_shape
         if len(out):
-            self._space.select_hyperslab((start, *(0 for _ in self.row)), out.shape)
-            self._id.read(_space(out.shape), self._space, out, self._kind)
+            self._space.select_hyperslab((start, *(0 for _ in self.row_shape)), out.shape)
+            self._id.read(_space(out.shape), self._space, out, self._h5_type)
 
 
 @lru_cache(maxsize=64)
@@ -226,7 +230,7 @@ def _space(shape: tuple[int, ...]) -> h5s.SpaceID:
     return h5s.create_simple(shape)
 
 
-def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+def h5_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     item = file[name]
     assert isinstance(item, h5py.Dataset)
     return item
@@ -237,62 +241,65 @@ def read_header(path: Path) -> ShardHeader:
     try:
         with h5py.File(path, "r", locking=False) as file:
             description = json.loads(str(file.attrs["description"]))
-            held = frozenset(name for name in STEP_FIELDS if name in file)
-            rows = {name: dataset(file, name).shape[0] for name in held}
-            frame_shape = list(dataset(file, "frames").shape[1:])
-            ends = dataset(file, "episode_ends")[:]
-            split, source = dataset(file, "episode_split")[:], dataset(file, "episode_source")[:]
-            kept = dataset(file, "episode_notes")[:] if "episode_notes" in file else []
-            notes = [json.loads(note) for note in kept] or [{} for _ in ends]
+            present = frozenset(name for name in STEP_FIELDS if name in file)
+            rows = {name: h5_dataset(file, name).shape[0] for name in present}
+            frame_shape = list(h5_dataset(file, "frames").shape[1:])
+            ends = h5_dataset(file, "episode_ends")[:]
+            split, source = (
+                h5_dataset(file, "episode_split")[:],
+                h5_dataset(file, "episode_source")[:],
+            )
+            raw_notes = h5_dataset(file, "episode_notes")[:] if "episode_notes" in file else []
+            notes = [json.loads(note) for note in raw_notes] or [{} for _ in ends]
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
     except (OSError, KeyError, ValueError, RuntimeError, AssertionError) as error:
-        raise _corrupt(path, str(error)) from None
+        raise _damaged(path, str(error)) from None
     if description.get("format") != FORMAT:
         raise ValueError(
             f"{path} has shard format {description.get('format')}, but this version reads "
-            f"{FORMAT}; make the shards anew with: {redo_command(path.parent)}"
+            f"{FORMAT}; make the shards anew with: {rebuild_command(path.parent)}"
         )
     count = rows["frames"]
     if frame_shape != [*description["image_size"], 3]:
-        raise _corrupt(path, f"frames are {frame_shape}, described as {description['image_size']}")
-    if "actions" not in held or set(rows.values()) != {count}:
-        raise _corrupt(path, f"its columns differ in length or lack actions: {rows}")
+        raise _damaged(path, f"frames are {frame_shape}, described as {description['image_size']}")
+    if "actions" not in present or set(rows.values()) != {count}:
+        raise _damaged(path, f"its columns differ in length or lack actions: {rows}")
     if not (len(ends) and (np.diff(ends, prepend=0) > 0).all() and ends[-1] == count):
-        raise _corrupt(path, f"its episode ends do not rise to its {count} frames")
+        raise _damaged(path, f"its episode ends do not rise to its {count} frames")
     if not len(ends) == len(split) == len(source) or not (split < len(SPLITS)).all():
-        raise _corrupt(path, "its episodes lack a split or a source")
-    return ShardHeader(path, description, held, ends, split, source, notes)
+        raise _damaged(path, "its episodes lack a split or a source")
+    return ShardHeader(path, description, present, ends, split, source, notes)
 
 
-def redo_command(folder: Path) -> str:
+def rebuild_command(folder: Path) -> str:
     """Give the command that made (or would make) the shards of a folder, for where it is now."""
-    about = read_build(folder)
-    words = shlex.split(about["command"] if about else "python -m data.preprocess pusht")
-    for at, word in reversed(list(enumerate(words))):
+    info = read_build_info(folder)
+    words = shlex.split(info["command"] if info else "python -m data.preprocess pusht")
+    for position, word in reversed(list(enumerate(words))):
         if word == "--run" or word.startswith("--run="):
-            del words[at : at + (2 if word == "--run" else 1)]
+            del words[position : position + (2 if word == "--run" else 1)]
     run = folder.parent if folder.name == "shards" else folder
     return shlex.join([*words, "--run", str(run)])
 
 
-def shards_of(folder: Path) -> Path:
+def shards_folder(folder: Path) -> Path:
     """Give the folder of a run's shards, or the folder itself where it is no run's."""
-    inside = folder / "shards"
-    return inside if inside.is_dir() else folder
+    subfolder = folder / "shards"
+    return subfolder if subfolder.is_dir() else folder
 
 
-def read_build(folder: Path) -> dict[str, Any] | None:
+def read_build_info(folder: Path) -> dict[str, Any] | None:
     """Read what a build noted of a folder; None where none did, as of shards made by hand."""
     path = folder / BUILD_FILE
     if not path.exists():
         return None
-    kinds = {"description": dict, "shards": int, "command": str, "seconds": int | float}
+    types = {"description": dict, "shards": int, "command": str, "seconds": int | float}
     try:
-        about = json.loads(path.read_text())
-        if not isinstance(about, dict):
+        info = json.loads(path.read_text())
+        if not isinstance(info, dict):
             raise ValueError("it holds no fields")
-        wrong = [key for key, kind in kinds.items() if not isinstance(about.get(key), kind)]
+        wrong = [key for key, kind in types.items() if not isinstance(info.get(key), kind)]
         if wrong:
             raise ValueError(f"it lacks {', '.join(wrong)}")
     except (OSError, ValueError) as problem:
@@ -300,18 +307,18 @@ def read_build(folder: Path) -> dict[str, Any] | None:
             f"{path} is damaged ({problem}); delete it and run python -m data.preprocess as "
             f"before, which writes it anew and keeps the shards"
         ) from None
-    return about
+    return info
 
 
-def _corrupt(path: Path, reason: str) -> ValueError:
+def _damaged(path: Path, reason: str) -> ValueError:
     reason = " ".join(reason.split())
     return ValueError(
         f"{path} is damaged ({reason}); delete that one file and run again, which makes it "
-        f"anew and keeps the others: {redo_command(path.parent)}"
+        f"anew and keeps the others: {rebuild_command(path.parent)}"
     )
 
 
-def _check_alike(first: ShardHeader, other: ShardHeader) -> None:
+def _check_same_format(first: ShardHeader, other: ShardHeader) -> None:
     if first.description == other.description and first.fields == other.fields:
         return
     keys = first.description.keys() | other.description.keys()
@@ -325,14 +332,14 @@ def _check_alike(first: ShardHeader, other: ShardHeader) -> None:
 def _shard_paths(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("shard-*.h5"))
     if not paths:
-        raise ValueError(f"{folder} holds no shards; make them with: {redo_command(folder)}")
-    about = read_build(folder)
-    if about is None:
+        raise ValueError(f"{folder} holds no shards; make them with: {rebuild_command(folder)}")
+    info = read_build_info(folder)
+    if info is None:
         return paths  # made by hand: whatever is there
-    expected = about["shards"] - len(list(folder.glob(f"*{LEFT_OUT}")))
+    expected = info["shards"] - len(list(folder.glob(f"*{SKIPPED}")))
     if len(paths) != expected:
         raise ValueError(
             f"{folder} holds {len(paths)} of {expected} shards; finish them with: "
-            f"{redo_command(folder)}"
+            f"{rebuild_command(folder)}"
         )
     return paths

@@ -17,14 +17,14 @@ from data.episodes import Episode
 from data.shards import shard_name, write_shard
 from data.splits import split_sources
 
-WORLD, SPEED, RADIUS, HALF = 512.0, 40.0, 40.0, 56.0
+WINDOW_SIZE, SPEED, RADIUS, HALF_SIDE = 512.0, 40.0, 40.0, 56.0
 GOAL = np.array([256.0, 256.0])
 STATE_NAMES = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
 POINTER = ActionSpec(
     "continuous",
     ("target_x", "target_y"),
     (0.0, 0.0),
-    (WORLD, WORLD),
+    (WINDOW_SIZE, WINDOW_SIZE),
     "pixels of the 512 x 512 world",
     pointer=True,
 )
@@ -44,7 +44,7 @@ VECTORS = {POINTER: None, MOVES: MOVE_VECTORS, KEYS: KEY_VECTORS}
 """How far each code moves the disc."""
 
 
-class ToyWorld:
+class ToyPushT:
     """The square and its pusher. state: (5,) float64, as STATE_NAMES; the angle stays 0."""
 
     def __init__(self, state: np.ndarray, actions: ActionSpec = POINTER) -> None:
@@ -60,25 +60,25 @@ class ToyWorld:
             agent += move * min(1.0, SPEED / max(float(np.linalg.norm(move)), 1e-9))
         else:
             agent += self.vectors[int(action)]
-        agent[:] = np.clip(agent, 0, WORLD)
+        agent[:] = np.clip(agent, 0, WINDOW_SIZE)
         offset = block - agent
-        overlap = HALF + RADIUS - np.abs(offset)
+        overlap = HALF_SIDE + RADIUS - np.abs(offset)
         self.contacts = float((overlap > 0).all())
         if self.contacts:
             axis = int(np.argmin(overlap))
             block[axis] += overlap[axis] * (1.0 if offset[axis] >= 0 else -1.0)
-            block[:] = np.clip(block, HALF, WORLD - HALF)
+            block[:] = np.clip(block, HALF_SIDE, WINDOW_SIZE - HALF_SIDE)
 
     def coverage(self) -> float:
         """Give the share of the goal's area under the square."""
-        return float(np.prod(np.clip(1 - np.abs(self.state[2:4] - GOAL) / (2 * HALF), 0, 1)))
+        return float(np.prod(np.clip(1 - np.abs(self.state[2:4] - GOAL) / (2 * HALF_SIDE), 0, 1)))
 
     def render(self, size: int) -> np.ndarray:
         """Draw (size, size, 3) uint8."""
-        y, x = (np.mgrid[:size, :size] + 0.5) * (WORLD / size)
+        y, x = (np.mgrid[:size, :size] + 0.5) * (WINDOW_SIZE / size)
         frame = np.full((size, size, 3), 255, np.uint8)
-        for centre, colour in ((GOAL, (144, 238, 144)), (self.state[2:4], (119, 136, 153))):
-            frame[np.maximum(abs(x - centre[0]), abs(y - centre[1])) < HALF] = colour
+        for center, color in ((GOAL, (144, 238, 144)), (self.state[2:4], (119, 136, 153))):
+            frame[np.maximum(abs(x - center[0]), abs(y - center[1])) < HALF_SIDE] = color
         agent = self.state[:2]
         frame[(x - agent[0]) ** 2 + (y - agent[1]) ** 2 < RADIUS**2] = (65, 105, 225)
         return frame
@@ -101,11 +101,11 @@ class ToyEpisodes:
     """Actions are KEYS: codes made of independent choices."""
 
     @property
-    def shards(self) -> int:
+    def num_shards(self) -> int:
         return -(-self.episodes // self.episodes_per_shard)
 
     @property
-    def sources(self) -> int:
+    def num_sources(self) -> int:
         return self.episodes
 
     @property
@@ -121,37 +121,37 @@ class ToyEpisodes:
             "settings": asdict(self),
         }
 
-    def make(self, index: int) -> list[Episode]:
+    def make_shard(self, index: int) -> list[Episode]:
         first = index * self.episodes_per_shard
         numbers = range(first, min(first + self.episodes_per_shard, self.episodes))
         return [self.episode(number) for number in numbers]
 
     def episode(self, number: int) -> Episode:
-        random = np.random.default_rng((self.seed, number))
-        start = np.concatenate([random.uniform(40, 472, 2), random.uniform(100, 412, 2), [0.0]])
-        world = ToyWorld(start, self.actions)
+        rng = np.random.default_rng((self.seed, number))
+        start = np.concatenate([rng.uniform(40, 472, 2), rng.uniform(100, 412, 2), [0.0]])
+        simulator = ToyPushT(start, self.actions)
         frames, actions, rewards, states, contacts = [], [], [], [], []
-        target = random.uniform(0, WORLD, 2)
+        target = rng.uniform(0, WINDOW_SIZE, 2)
         for step in range(self.length):
-            frames.append(world.render(self.size))
-            rewards.append(world.coverage())
-            states.append(world.state.copy())
-            contacts.append(world.contacts)
+            frames.append(simulator.render(self.size))
+            rewards.append(simulator.coverage())
+            states.append(simulator.state.copy())
+            contacts.append(simulator.contacts)
             if number % 2 == 0:
-                target = push_home(world.state)
+                target = scripted_target(simulator.state)
             elif step % 6 == 5:
-                target = random.uniform(0, WORLD, 2)
-            aim = np.clip(target + random.normal(0, 8, 2), 0, WORLD)
-            if world.vectors is None:
-                actions.append(aim)
+                target = rng.uniform(0, WINDOW_SIZE, 2)
+            action = np.clip(target + rng.normal(0, 8, 2), 0, WINDOW_SIZE)
+            if simulator.vectors is None:
+                actions.append(action)
             else:
-                actions.append(nearest_move(world.state[:2], aim, world.vectors))
-            world.step(actions[-1])
+                actions.append(nearest_code(simulator.state[:2], action, simulator.vectors))
+            simulator.step(actions[-1])
         terminals = np.zeros(self.length, bool)
         terminals[-1] = rewards[-1] >= 0.5
         return Episode(
             frames=np.stack(frames),
-            actions=np.array(actions, np.float32 if world.vectors is None else np.int64),
+            actions=np.array(actions, np.float32 if simulator.vectors is None else np.int64),
             source=number,
             rewards=np.array(rewards, np.float32),
             terminals=terminals,
@@ -160,30 +160,34 @@ class ToyEpisodes:
         )
 
 
-def push_home(state: np.ndarray) -> np.ndarray:
+def scripted_target(state: np.ndarray) -> np.ndarray:
     """Aim so that the square comes nearer to the goal: get behind it, then push."""
     agent, block = state[:2], state[2:4]
     error = GOAL - block
     axis = int(np.argmax(np.abs(error)))
     if abs(error[axis]) < 20:
         return agent.copy()
-    reach, sign = HALF + RADIUS, float(np.sign(error[axis]))
+    contact_distance, sign = HALF_SIDE + RADIUS, float(np.sign(error[axis]))
     along = (agent - block)[axis] * sign
     across = (agent - block)[1 - axis]
-    aim = block.copy()
-    if along < 20 - reach and abs(across) < HALF:  # behind it: push
-        aim[axis] = GOAL[axis] - sign * reach
-    elif along < -reach:  # level with its back: go to the middle
-        aim[axis] = agent[axis]
+    target = block.copy()
+    if along < 20 - contact_distance and abs(across) < HALF_SIDE:  # behind it: push
+        target[axis] = GOAL[axis] - sign * contact_distance
+    elif along < -contact_distance:  # level with its back: go to the middle
+        target[axis] = agent[axis]
     else:  # beside or before it: go round the corner
-        aim[1 - axis] += np.copysign(reach + 15, across)
-        aim[axis] -= sign * (reach + 25) if abs(across) > reach else -(agent - block)[axis]
-    return aim
+        target[1 - axis] += np.copysign(contact_distance + 15, across)
+        target[axis] -= (
+            sign * (contact_distance + 25)
+            if abs(across) > contact_distance
+            else -(agent - block)[axis]
+        )
+    return target
 
 
-def nearest_move(agent: np.ndarray, aim: np.ndarray, vectors: np.ndarray) -> int:
+def nearest_code(agent: np.ndarray, target: np.ndarray, vectors: np.ndarray) -> int:
     """Choose the code whose vector, of (codes, 2), ends nearest to the aim."""
-    return int(np.argmin(np.linalg.norm(agent + vectors - aim, axis=1)))
+    return int(np.argmin(np.linalg.norm(agent + vectors - target, axis=1)))
 
 
 def write_toy_shards(
@@ -199,10 +203,10 @@ def write_toy_shards(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     source = ToyEpisodes(episodes, length, size, seed, discrete, factored=factored)
-    splits = split_sources(source.sources, seed)
-    for shard in range(source.shards):
-        made = source.make(shard)
-        for episode in made:
+    splits = split_sources(source.num_sources, seed)
+    for shard in range(source.num_shards):
+        shard_episodes = source.make_shard(shard)
+        for episode in shard_episodes:
             episode.split = int(splits[episode.source])
-        write_shard(folder / shard_name(shard), made, source.description())
+        write_shard(folder / shard_name(shard), shard_episodes, source.description())
     return folder

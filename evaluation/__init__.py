@@ -1,0 +1,1 @@
+"""Measures, protocols, baselines and the report."""

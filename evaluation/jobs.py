@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluation import plots
-from evaluation.agreement import agreement, habits
-from evaluation.config import Config, Part
-from evaluation.controllability import controllability
-from evaluation.drawing import FILM, draw_films
-from evaluation.fit_estimator import measure
-from evaluation.open_loop import open_loop
-from evaluation.probe import probe
+from evaluation.evaluate_config import Config, Part
+from evaluation.measures.controllability import controllability
+from evaluation.measures.imitation import imitation, marginal_baselines
+from evaluation.measures.open_loop import open_loop
+from evaluation.measures.probe import probe
+from evaluation.measures.reconstruction import measure_tokenizer
+from evaluation.measures.sample_clips import sample_clips
+from evaluation.measures.speed import measure_play
+from evaluation.readers.fit_estimator import measure_estimator
+from evaluation.report import plots
+from evaluation.report.drawing import MAX_FRAMES, draw_videos
 from evaluation.session import Session
-from evaluation.speed import measure_play
-from evaluation.still_frames import measure_tokenizer
-from evaluation.windows import spread_windows
-from models.goal_codes import GoalCodes
+from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Job:
 
     part: Part
     name: str
-    made_from: dict[str, Any]
-    measure: Callable[[], dict[str, Any]]
-    put: Callable[[dict[str, Any], dict[str, Any]], None]
+    cache_key: dict[str, Any]
+    measure_estimator: Callable[[], dict[str, Any]]
+    merge: Callable[[dict[str, Any], dict[str, Any]], None]
     """Where the result belongs in the metrics."""
     protocols: tuple[str, ...] = ()
     """The simulator's protocols that it is part of, as --protocol names them."""
@@ -40,7 +40,7 @@ class Job:
     """Who is measured in the simulator, as --policies names them."""
 
 
-def jobs_on_recordings(session: Session, config: Config) -> Iterator[Job]:
+def jobs_on_dataset(session: Session, config: Config) -> Iterator[Job]:
     """All of them, those of the tokenizer first."""
     for jobs in (
         tokenizer_jobs, probe_jobs, open_loop_jobs, controllability_jobs, imitation_jobs, play_jobs,
@@ -50,111 +50,114 @@ def jobs_on_recordings(session: Session, config: Config) -> Iterator[Job]:
 
 def tokenizer_jobs(session: Session, config: Config) -> Iterator[Job]:
     """Reconstruction, codebook use and flicker on held-out frames."""
-    frames = session.world.context + max(config.horizons)
+    clip_length = session.world.context + max(config.horizons)
 
     def make() -> dict[str, Any]:
-        clips = session.clips(frames)
-        chosen, _ = spread_windows(clips, FILM // 2, config.seed)
-        truth = clips.batch(chosen).frames[:, 0].to(session.device)
+        clips = session.clips(clip_length)
+        indices, _ = sample_clips(clips, MAX_FRAMES // 2, config.seed)
+        truth = clips.batch(indices).frames[:, 0].to(session.device)
         tokenizer = session.world.tokenizer
         with torch.inference_mode():
-            given_back = tokenizer.decode(tokenizer.encode(truth))
-        plots.reconstructions(truth, given_back, session.plots / "reconstructions.png")
-        return measure_tokenizer(tokenizer, clips, config.windows, session.device, config.seed)
+            reconstructed = tokenizer.decode(tokenizer.encode(truth))
+        plots.draw_reconstructions(truth, reconstructed, session.plots / "reconstructions.png")
+        return measure_tokenizer(tokenizer, clips, config.num_clips, session.device, config.seed)
 
-    made_from = session.made_from(
-        "tokenizer", windows=config.windows, frames=frames, seed=config.seed
+    cache_key = session.cache_key(
+        "tokenizer", windows=config.num_clips, frames=clip_length, seed=config.seed
     )
-    yield Job("tokenizer", "tokenizer", made_from, make, lambda m, r: m["tokenizer"].update(r))
+    yield Job("tokenizer", "tokenizer", cache_key, make, lambda m, r: m["tokenizer"].update(r))
 
 
 def probe_jobs(session: Session, config: Config) -> Iterator[Job]:
     """What the latents know of the simulator's state."""
-    if not session.has_goals or not session.recordings.episodes("train"):
+    if not session.has_goals or not session.dataset.episodes("train"):
         return
 
     def make() -> dict[str, Any]:
-        return probe(session.world, session.recordings, seed=config.seed)
+        return probe(session.world, session.dataset, seed=config.seed)
 
-    made_from = session.made_from("tokenizer", seed=config.seed)
-    yield Job("probe", "probe", made_from, make, lambda m, r: m["probe"].update(r))
+    cache_key = session.cache_key("tokenizer", seed=config.seed)
+    yield Job("probe", "probe", cache_key, make, lambda m, r: m["probe"].update(r))
 
 
 def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
     """Imagination against the truth by horizon, in pictures and in states."""
 
     def make() -> dict[str, Any]:
-        ruler = session.estimator(config.estimator_steps, config.seed)
+        estimator = session.estimator(config.estimator_steps, config.seed)
         clips = session.clips(session.world.context + max(config.horizons))
-        figures = open_loop(
+        metrics = open_loop(
             session.world,
             clips,
             config.horizons,
-            windows=config.windows,
-            estimator=ruler,
+            num_clips=config.num_clips,
+            estimator=estimator,
             intervals=True,
             seed=config.seed,
             progress=True,
         )
-        if ruler is not None:
-            figures["estimator_error"] = measure(ruler, session.recordings)
-        draw_films(session, clips, config.horizons, config.films, config.seed)
-        return figures
+        if estimator is not None:
+            metrics["estimator_error"] = measure_estimator(estimator, session.dataset)
+        draw_videos(session, clips, config.horizons, config.num_videos, config.seed)
+        return metrics
 
-    made_from = session.made_from(
+    cache_key = session.cache_key(
         "tokenizer",
         "dynamics",
         horizons=config.horizons,
-        windows=config.windows,
+        windows=config.num_clips,
         estimator_steps=config.estimator_steps,
-        films=config.films,
+        films=config.num_videos,
         seed=config.seed,
     )
-    yield Job("open_loop", "open_loop", made_from, make, lambda m, r: m["open_loop"].update(r))
+    yield Job("open_loop", "open_loop", cache_key, make, lambda m, r: m["open_loop"].update(r))
 
 
 def controllability_jobs(session: Session, config: Config) -> Iterator[Job]:
     """The actions that an inverse model reads from imagined films, where codes have factors."""
-    if not session.recordings.actions.factors:
+    if not session.dataset.actions.factors:
         return
     steps = max(config.horizons)
 
     def make() -> dict[str, Any]:
-        inverse = session.inverse(config.inverse_steps, config.seed)
+        idm = session.idm(config.idm_steps, config.seed)
         clips = session.clips(session.world.context + steps)
         return controllability(
-            session.world, clips, inverse, steps, config.windows, seed=config.seed, progress=True
+            session.world, clips, idm, steps, config.num_clips, seed=config.seed, progress=True
         )
 
-    made_from = session.made_from(
+    cache_key = session.cache_key(
         "tokenizer",
         "dynamics",
         steps=steps,
-        windows=config.windows,
-        inverse_steps=config.inverse_steps,
+        windows=config.num_clips,
+        idm_steps=config.idm_steps,
         seed=config.seed,
     )
     name: Part = "controllability"
-    yield Job(name, name, made_from, make, lambda m, r: m[name].update(r))
+    yield Job(name, name, cache_key, make, lambda m, r: m[name].update(r))
 
 
 def imitation_jobs(session: Session, config: Config) -> Iterator[Job]:
     """What controllers would have done on held-out frames, where actions are codes."""
-    if session.recordings.actions.kind != "discrete":
+    if session.dataset.actions.kind != "discrete":
         return
 
     def make() -> dict[str, Any]:
-        asked, ahead = session.controllers | habits(session.to_learn_from), 1
-        if isinstance(session.goal_policy, GoalCodes):
-            asked, ahead = asked | {"goals": session.goal_policy}, session.goal_policy.horizon
+        policies, goal_offset = session.controllers | marginal_baselines(session.train_dataset), 1
+        if isinstance(session.goal_policy, DiscreteGoalPolicy):
+            policies, goal_offset = (
+                policies | {"goals": session.goal_policy},
+                session.goal_policy.max_goal_offset,
+            )
         frames, seed = config.imitation_frames, config.seed
-        return agreement(session.world, asked, session.clips(1 + ahead), frames, seed=seed)
+        return imitation(session.world, policies, session.clips(1 + goal_offset), frames, seed=seed)
 
     controllers = ("controller", "cloning", "amortised")
-    made_from = session.made_from(
+    cache_key = session.cache_key(
         "tokenizer", *controllers, frames=config.imitation_frames, seed=config.seed
     )
-    yield Job("imitation", "imitation", made_from, make, lambda m, r: m["imitation"].update(r))
+    yield Job("imitation", "imitation", cache_key, make, lambda m, r: m["imitation"].update(r))
 
 
 def play_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -163,10 +166,12 @@ def play_jobs(session: Session, config: Config) -> Iterator[Job]:
     def make() -> dict[str, Any]:
         clip = session.clips(session.world.context + 1).batch(np.array([0]))
         actions = clip.actions[0]
-        return measure_play(session.world, clip.frames[0, :-1], actions, steps=config.play_frames)
+        return measure_play(
+            session.world, clip.frames[0, :-1], actions, num_steps=config.play_frames
+        )
 
-    made_from = session.made_from(
+    cache_key = session.cache_key(
         "tokenizer", "dynamics", frames=config.play_frames, device=str(session.device),
         kernels=session.kernels,
     )  # fmt: skip
-    yield Job("play", "play", made_from, make, lambda m, r: m["play"].update(r))
+    yield Job("play", "play", cache_key, make, lambda m, r: m["play"].update(r))

@@ -14,23 +14,23 @@ import numpy as np
 import torch
 
 import kernels
-from data import pusht
-from data.build import cores
+from data.build_shards import available_cpus
 from data.clips import Clips
-from data.pusht_pool import SimulatorPool
-from data.shards import Recordings, read_build, shards_of
-from evaluation import policies
-from evaluation.estimator import Estimator
-from evaluation.fit_estimator import cached_estimator
-from evaluation.fit_inverse import cached_inverse
-from evaluation.inverse import Inverse
-from evaluation.planning import Hand
-from evaluation.policies import InWorld, Policy
-from evaluation.simulator_planner import SimulatorPlanner
+from data.pusht import simulator
+from data.pusht.vector_pusht import VectorPushT
+from data.shards import EpisodeDataset, read_build_info, shards_folder
+from evaluation.protocols import policies
+from evaluation.protocols.mpc import LastActionProbe
+from evaluation.protocols.oracle_cem import OracleCem
+from evaluation.protocols.policies import Policy, WorldModelPolicy
+from evaluation.readers.estimator import StateEstimator
+from evaluation.readers.fit_estimator import cached_estimator
+from evaluation.readers.fit_inverse_dynamics import cached_idm
+from evaluation.readers.inverse_dynamics import InverseDynamics
 from pipeline import checkpoint
-from pipeline.ahead_of_time import compiler_for
 from pipeline.device import describe_device, pick_device
-from pipeline.load import load_controllers, load_goal_policy, load_world
+from pipeline.inference.aot_inductor import pick_compile_fn
+from pipeline.inference.load import load_controllers, load_goal_policy, load_world
 from pipeline.lock import lock
 
 STAGES = ("tokenizer", "dynamics", "controller")
@@ -44,172 +44,180 @@ class Session:
         run: Path,
         shards: Path | None,
         out: Path | None,
-        workers: int,
-        simulators: int,
+        num_workers: int,
+        num_envs: int,
         compiled: bool = False,
     ) -> None:
         """workers: processes, 0 for one on each core; simulators: at a time, in all of them;
         compiled: the world's steps, on a CPU, with other last digits."""
-        self.run, self.simulators, self.compiled = run, simulators, compiled
-        own = run / "shards"
-        shards = shards and shards_of(shards)
+        self.run, self.num_envs, self.compiled = run, num_envs, compiled
+        own_shards = run / "shards"
+        shards = shards and shards_folder(shards)
         self.device = pick_device()
         self.kernels = kernels.describe(self.device)
-        self.recordings = Recordings(shards or own)
+        self.dataset = EpisodeDataset(shards or own_shards)
         if compiled and self.device.type != "cpu":
             raise ValueError("--compile compiles for CPUs, and this is a GPU; leave it out")
         self.world = load_world(run, self.device)
         if compiled:
-            self.world.compile_steps(compiler_for(self.device))
+            self.world.compile_steps(pick_compile_fn(self.device))
         self.controllers = load_controllers(run, self.world)
         self.goal_policy = load_goal_policy(run, self.world)
-        self._played: dict[tuple[str, str], dict[str, Any]] = {}
-        self.workers = workers or cores()
-        where = self.recordings.folder
-        self.world.actions.check_same(self.recordings.actions, f"{run}'s world", str(where))
-        if tuple(self.world.tokenizer.image_size) != self.recordings.image_size:
+        self._results: dict[tuple[str, str], dict[str, Any]] = {}
+        self.num_workers = num_workers or available_cpus()
+        where = self.dataset.folder
+        self.world.actions.check_same(self.dataset.actions, f"{run}'s world", str(where))
+        if tuple(self.world.tokenizer.image_size) != self.dataset.image_size:
             raise ValueError(
                 f"{run}'s world has frames of {tuple(self.world.tokenizer.image_size)} pixels and "
-                f"{where} of {self.recordings.image_size}; preprocess them at the same resolution"
+                f"{where} of {self.dataset.image_size}; preprocess them at the same resolution"
             )
-        elsewhere = shards is not None and shards.resolve() != own.resolve()
-        place = "report" if not elsewhere else f"report/on-{_name(where)}"
-        self.folder = out or run / place
+        other_dataset = shards is not None and shards.resolve() != own_shards.resolve()
+        subfolder = "report" if not other_dataset else f"report/on-{_dataset_name(where)}"
+        self.folder = out or run / subfolder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.plots = self.folder / "plots"
-        self._open = ExitStack()
-        self._open.enter_context(lock(self.folder))
+        self._exit_stack = ExitStack()
+        self._exit_stack.enter_context(lock(self.folder))
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._open.close()
+        self._exit_stack.close()
 
     def clips(self, frames: int) -> Clips:
         """Windows of held-out episodes."""
-        return Clips(self.recordings, "test", frames=frames)
+        return Clips(self.dataset, "test", clip_length=frames)
 
-    def estimator(self, steps: int, seed: int) -> Estimator | None:
+    def estimator(self, steps: int, seed: int) -> StateEstimator | None:
         """The ruler of these recordings, or of the run's own where all of these are held out."""
         path = self.folder / "estimator.pt"
-        return cached_estimator(path, self.to_learn_from, steps, seed, device=self.device)
+        return cached_estimator(path, self.train_dataset, steps, seed, device=self.device)
 
-    def inverse(self, steps: int, seed: int) -> Inverse:
+    def idm(self, steps: int, seed: int) -> InverseDynamics:
         """What reads actions from pairs of frames, for codes that have factors."""
         path = self.folder / "inverse.pt"
-        return cached_inverse(path, self.to_learn_from, steps, seed, device=self.device)
+        return cached_idm(path, self.train_dataset, steps, seed, device=self.device)
 
     @cached_property
-    def to_learn_from(self) -> Recordings:
+    def train_dataset(self) -> EpisodeDataset:
         """Recordings with training episodes: these, or the run's own where these have none."""
-        known = self.recordings.episodes("train")
-        return self.recordings if known else Recordings(self.run / "shards")
+        train_episodes = self.dataset.episodes("train")
+        return self.dataset if train_episodes else EpisodeDataset(self.run / "shards")
 
     @property
     def is_pusht(self) -> bool:
         """The recordings are of the world that has the protocols (the toy shares its actions)."""
-        toy = str(self.recordings.description.get("source")).startswith("toy")
-        return self.recordings.actions == pusht.ACTIONS and not toy
+        toy = str(self.dataset.description.get("source")).startswith("toy")
+        return self.dataset.actions == simulator.ACTIONS and not toy
 
     @property
     def has_goals(self) -> bool:
         """Held-out states are known, from which and to which a simulator can be set."""
-        names = self.recordings.state_names == tuple(pusht.STATE_NAMES)
-        return self.is_pusht and names and self.recordings.has("states")
+        names = self.dataset.state_names == tuple(simulator.STATE_NAMES)
+        return self.is_pusht and names and self.dataset.has("states")
 
     @cached_property
-    def pool(self) -> SimulatorPool:
+    def envs(self) -> VectorPushT:
         """Simulators over processes, started when first needed."""
-        size = self.recordings.image_size[0]
-        return self._open.enter_context(SimulatorPool(self.simulators, size, self.workers))
+        size = self.dataset.image_size[0]
+        return self._exit_stack.enter_context(VectorPushT(self.num_envs, size, self.num_workers))
 
     @cached_property
-    def hand(self) -> Hand:
+    def last_action_probe(self) -> LastActionProbe:
         """Where the hand is, read from the world's latents."""
-        return Hand(self.world, self.to_learn_from)
+        return LastActionProbe(self.world, self.train_dataset)
 
     @cached_property
     def fingerprints(self) -> dict[str, str | None]:
-        found: dict[str, str | None] = {"shards": self.recordings.fingerprint}
+        fingerprints: dict[str, str | None] = {"shards": self.dataset.fingerprint}
         for stage in STAGES:
-            found[stage] = self._says(self.run / stage / "best.pt", stage).get("fingerprint")
-        cloning = self.run / "controller" / "cloning" / "best.pt"
-        found["cloning"] = self._says(cloning, "controller").get("fingerprint")
-        found["controller"] = found["controller"] or found["cloning"]
-        goals = self.run / "controller" / "goals" / "best.pt"
-        found["amortised"] = self._says(goals, "controller").get("fingerprint")
-        return found
+            fingerprints[stage] = self._load_checkpoint(self.run / stage / "best.pt", stage).get(
+                "fingerprint"
+            )
+        bc_path = self.run / "controller" / "cloning" / "best.pt"
+        fingerprints["cloning"] = self._load_checkpoint(bc_path, "controller").get("fingerprint")
+        fingerprints["controller"] = fingerprints["controller"] or fingerprints["cloning"]
+        goal_policy_path = self.run / "controller" / "goals" / "best.pt"
+        fingerprints["amortised"] = self._load_checkpoint(goal_policy_path, "controller").get(
+            "fingerprint"
+        )
+        return fingerprints
 
-    def _says(self, path: Path, stage: str) -> dict[str, Any]:
+    def _load_checkpoint(self, path: Path, stage: str) -> dict[str, Any]:
         return checkpoint.load(path, stage) if path.exists() else {}
 
     def task_policies(self, seed: int) -> dict[str, Policy]:
         """Controllers of the run, and what they stand beside."""
         return {
-            "random": policies.Random(self.recordings.actions, seed),
-            "still": policies.Still(),
+            "random": policies.Random(self.dataset.actions, seed),
+            "still": policies.NoOp(),
             "scripted": policies.Scripted(),
-            **{name: InWorld(self.world, each) for name, each in self.controllers.items()},
+            **{name: WorldModelPolicy(self.world, each) for name, each in self.controllers.items()},
         }
 
-    def goal_policies(self, seed: int, samples: int, iterations: int) -> dict[str, Policy]:
+    def goal_policies(self, seed: int, num_samples: int, num_iterations: int) -> dict[str, Policy]:
         """As in the task, with what knows the goal; the controllers do not."""
         return {
-            "random": policies.Random(self.recordings.actions, seed),
-            "still": policies.Still(),
-            "agent_only": policies.AgentOnly(),
-            "simulator": SimulatorPlanner(lambda: self.pool, samples, iterations, seed=seed),
-            **{name: InWorld(self.world, each) for name, each in self.controllers.items()},
+            "random": policies.Random(self.dataset.actions, seed),
+            "still": policies.NoOp(),
+            "agent_only": policies.GoalAgentPosition(),
+            "simulator": OracleCem(lambda: self.envs, num_samples, num_iterations, seed=seed),
+            **{name: WorldModelPolicy(self.world, each) for name, each in self.controllers.items()},
         }
 
-    def once(
+    def play_cached(
         self, protocol: str, policy: str, play: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
         """Play a protocol, but not again for a controller that is the clone: where no update was
         better, its weights, and so all that it does, are the clone's."""
-        name = "cloning" if policy == "controller" and self._still_clone else policy
-        if (protocol, name) not in self._played:
-            self._played[protocol, name] = play()
-        return self._played[protocol, name]
+        name = "cloning" if policy == "controller" and self._equals_bc else policy
+        if (protocol, name) not in self._results:
+            self._results[protocol, name] = play()
+        return self._results[protocol, name]
 
     @cached_property
-    def _still_clone(self) -> bool:
+    def _equals_bc(self) -> bool:
         """Whether the controller's policy has the weights of the clone that it began as."""
-        controller, clone = (self.controllers.get(name) for name in ("controller", "cloning"))
-        if controller is None or clone is None:
+        controller, bc = (self.controllers.get(name) for name in ("controller", "cloning"))
+        if controller is None or bc is None:
             return False
-        mine = getattr(controller, "policy", controller).state_dict()
-        known = clone.state_dict()
-        return mine.keys() == known.keys() and all(torch.equal(mine[n], known[n]) for n in known)
+        own_weights = getattr(controller, "policy", controller).state_dict()
+        bc_weights = bc.state_dict()
+        return own_weights.keys() == bc_weights.keys() and all(
+            torch.equal(own_weights[n], bc_weights[n]) for n in bc_weights
+        )
 
     def depends_on(self, policy: str) -> tuple[str, ...]:
         """The fingerprints that a policy's figures hang on."""
-        own = {name: (name,) for name in (*self.controllers, "amortised")}
-        made_by = {"planner": (), "guided": ("amortised",)} | own
-        return ("tokenizer", "dynamics", *made_by[policy]) if policy in made_by else ()
+        controllers = {name: (name,) for name in (*self.controllers, "amortised")}
+        dependencies = {"planner": (), "guided": ("amortised",)} | controllers
+        return ("tokenizer", "dynamics", *dependencies[policy]) if policy in dependencies else ()
 
-    def made_from(self, *what: str, **settings: Any) -> dict[str, Any]:
+    def cache_key(self, *names: str, **settings: Any) -> dict[str, Any]:
         """What a part depends on: fingerprints by name, and settings."""
-        how = {"compiled": True} if self.compiled else {}
-        return {name: self.fingerprints[name] for name in ("shards", *what)} | settings | how
+        compiled = {"compiled": True} if self.compiled else {}
+        return {name: self.fingerprints[name] for name in ("shards", *names)} | settings | compiled
 
     def stage_seconds(self) -> dict[str, float | None]:
         """Seconds of training of each stage, all its methods together, as last checkpoints say."""
-        found: dict[str, float | None] = {"preprocess": _preprocess_seconds(self.run / "shards")}
+        stage_seconds: dict[str, float | None] = {
+            "preprocess": _preprocess_seconds(self.run / "shards")
+        }
         for stage in STAGES:
             folder = self.run / stage
             paths = list(folder.glob("**/last.pt")) or list(folder.glob("**/best.pt"))
-            seconds = [float(self._says(path, stage)["seconds"]) for path in paths]
-            found[stage] = round(sum(seconds), 1) if seconds else None
-        return found
+            seconds = [float(self._load_checkpoint(path, stage)["seconds"]) for path in paths]
+            stage_seconds[stage] = round(sum(seconds), 1) if seconds else None
+        return stage_seconds
 
-    def about(self) -> str:
+    def describe(self) -> str:
         """One line at the start."""
         return (
             f"evaluate: {describe_device(self.device)}, {self.kernels}, "
-            f"{self.run} on {self.recordings.folder} "
-            f"({len(self.recordings.episodes('test'))} held-out episodes), controllers: "
+            f"{self.run} on {self.dataset.folder} "
+            f"({len(self.dataset.episodes('test'))} held-out episodes), controllers: "
             f"{', '.join(self.controllers) or 'none'}"
         )
 
@@ -217,10 +225,10 @@ class Session:
         """Say what, on what and with what this was measured."""
         return {
             "run": str(self.run),
-            "recordings": str(self.recordings.folder),
+            "recordings": str(self.dataset.folder),
             "device": describe_device(self.device),
             "kernels": self.kernels,
-            "cores": self.workers,
+            "cores": self.num_workers,
             "compiled": self.compiled,
             "versions": {
                 "python": platform.python_version(),
@@ -235,12 +243,12 @@ class Session:
 
     def _method(self, stage: str) -> str | None:
         """What was trained; a frozen backbone with where it is from, `random` if from nowhere."""
-        config = self._says(self.run / stage / "best.pt", stage).get("config", {})
-        said = (str(config[key]) for key in ("kind", "weights") if key in config)
-        return ", ".join(said) or None
+        config = self._load_checkpoint(self.run / stage / "best.pt", stage).get("config", {})
+        parts = (str(config[key]) for key in ("kind", "weights") if key in config)
+        return ", ".join(parts) or None
 
 
-def _name(folder: Path) -> str:
+def _dataset_name(folder: Path) -> str:
     """Name recordings by their run, or by their folder where it is not a run's."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "shards" else folder.name
@@ -248,6 +256,6 @@ def _name(folder: Path) -> str:
 
 def _preprocess_seconds(shards: Path) -> float | None:
     try:
-        return (read_build(shards) or {}).get("seconds")
+        return (read_build_info(shards) or {}).get("seconds")
     except ValueError:  # damaged; nothing else is asked of it where others are measured
         return None

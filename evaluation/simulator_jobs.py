@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from evaluation import goals, policies, task
-from evaluation.config import Config
-from evaluation.drawing import draw_attempts
+from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
-from evaluation.parts import write_json
-from evaluation.planning import Filmed, PlansInWorld
+from evaluation.protocols import goals, policies, task
+from evaluation.protocols.mpc import MpcPolicy, RecordVideo
+from evaluation.report.drawing import draw_attempts
+from evaluation.result_cache import write_json
 from evaluation.session import Session
-from models.planner import Planner
+from models.controllers.planner import Planner
 
-FILMED = 32  # attempts at goals that are kept to choose pictures from
+MAX_RECORDED = 32  # attempts at goals that are kept to choose pictures from
 
 
 def jobs_in_simulator(session: Session, config: Config) -> Iterator[Job]:
@@ -36,107 +36,129 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
     for name, policy in session.task_policies(config.seed).items():
 
         def play(name: str = name, policy: policies.Policy = policy) -> dict[str, Any]:
-            best = task.run_task(policy, session.pool, seeds, config.task_steps, f"task, {name}")
-            return task.summary(best) | {"highest_coverage": best.tolist()}
+            max_coverage = task.run_task(
+                policy, session.envs, seeds, config.task_max_steps, f"task, {name}"
+            )
+            return task.summarize(max_coverage) | {"highest_coverage": max_coverage.tolist()}
 
         def put(metrics: dict[str, Any], result: dict[str, Any], name: str = name) -> None:
             metrics["task"][name] = {k: v for k, v in result.items() if k != "highest_coverage"}
 
-        made_from = session.made_from(
+        cache_key = session.cache_key(
             *session.depends_on(name),
             seeds=[seeds[0], seeds[-1]],
-            steps=config.task_steps,
-            simulators=session.simulators,
+            steps=config.task_max_steps,
+            simulators=session.num_envs,
         )
-        make = partial(session.once, "task", name, play)
-        yield Job("task", f"task-{name}", made_from, make, put, ("task",), name)
+        make = partial(session.play_cached, "task", name, play)
+        yield Job("task", f"task-{name}", cache_key, make, put, ("task",), name)
 
 
 def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
     """Goal reaching: each policy plays the pairs of an offset once, for all criteria on it."""
     if not session.has_goals:
         return
-    lists = {}
-    policies_to_try = session.goal_policies(
-        config.seed, config.simulator_samples, config.simulator_iterations
-    )
-    for offset in sorted({protocol.offset for protocol in goals.PROTOCOLS.values()}):
-        by_seed = [
-            goals.make_pairs(session.recordings, offset, config.goal_pairs, seed)
+    pair_lists = {}
+    baselines = session.goal_policies(config.seed, config.oracle_samples, config.oracle_iterations)
+    for goal_offset in sorted({protocol.goal_offset for protocol in goals.PROTOCOLS.values()}):
+        pairs_by_seed = [
+            goals.sample_pairs(session.dataset, goal_offset, config.goal_pairs, seed)
             for seed in config.pair_seeds
         ]
-        pairs = [pair for drawn in by_seed for pair in drawn]
-        lists[str(offset)] = goals.pair_list(pairs)
+        pairs = [pair for drawn in pairs_by_seed for pair in drawn]
+        pair_lists[str(goal_offset)] = goals.pairs_as_dicts(pairs)
         if not pairs:
-            tqdm.write(f"goal: no held-out episode is longer than {offset} steps; left out")
+            tqdm.write(f"goal: no held-out episode is longer than {goal_offset} steps; left out")
             continue
-        in_world = plans_in_world(session, config, offset)
-        for name, policy in (policies_to_try | in_world).items():
+        planners = mpc_policies(session, config, goal_offset)
+        for name, policy in (baselines | planners).items():
             # Evenly over the seeds, so that fewer pairs are still of all of them.
-            share = -(-config.simulator_pairs // len(by_seed)) if name == "simulator" else None
-            own = [pair for drawn in by_seed for pair in drawn[:share]]
-            yield goal_job(session, config, offset, name, policy, own)
+            pairs_per_seed = (
+                -(-config.oracle_pairs // len(pairs_by_seed)) if name == "simulator" else None
+            )
+            own_pairs = [pair for drawn in pairs_by_seed for pair in drawn[:pairs_per_seed]]
+            yield goal_job(session, config, goal_offset, name, policy, own_pairs)
     write_json(
-        session.folder / "pairs.json", {"recordings": session.fingerprints["shards"], **lists}
+        session.folder / "pairs.json", {"recordings": session.fingerprints["shards"], **pair_lists}
     )
 
 
-def plans_in_world(session: Session, config: Config, offset: int) -> dict[str, policies.Policy]:
+def mpc_policies(session: Session, config: Config, goal_offset: int) -> dict[str, policies.Policy]:
     """What finds ways in imagination: a search, the controller for goals, a search that it guides,
     as far as the goal is away."""
     if config.planner is None:
         return {}
-    world, at_once = session.world, session.goal_policy
-    hand = session.hand if world.actions.pointer else None
-    found = {"planner": PlansInWorld(world, Planner(config.planner, world), config.keep, hand)}
-    if at_once is not None:
-        found["amortised"] = PlansInWorld(world, at_once, at_once.legs * at_once.leg, hand)
-        keep = -(-config.guided_keep // at_once.leg) * at_once.leg
-        far = config.planner.guided(at_once.leg, max(offset, keep))
-        found["guided"] = PlansInWorld(world, Planner(far, world, guide=at_once), keep, hand)
-    return dict(found)
+    world, goal_policy = session.world, session.goal_policy
+    last_action_probe = session.last_action_probe if world.actions.pointer else None
+    planners = {
+        "planner": MpcPolicy(
+            world, Planner(config.planner, world), config.receding_horizon, last_action_probe
+        )
+    }
+    if goal_policy is not None:
+        planners["amortised"] = MpcPolicy(
+            world,
+            goal_policy,
+            goal_policy.max_goal_offset * goal_policy.action_block,
+            last_action_probe,
+        )
+        receding_horizon = (
+            -(-config.prior_receding_horizon // goal_policy.action_block) * goal_policy.action_block
+        )
+        prior_config = config.planner.with_action_block(
+            goal_policy.action_block, max(goal_offset, receding_horizon)
+        )
+        planners["guided"] = MpcPolicy(
+            world,
+            Planner(prior_config, world, policy_prior=goal_policy),
+            receding_horizon,
+            last_action_probe,
+        )
+    return dict(planners)
 
 
 def goal_job(
     session: Session,
     config: Config,
-    offset: int,
+    goal_offset: int,
     name: str,
     policy: policies.Policy,
-    pairs: list[goals.Pair],
+    pairs: list[goals.StartGoal],
 ) -> Job:
-    wanted = {key: p for key, p in goals.PROTOCOLS.items() if p.offset == offset}
+    protocols = {key: p for key, p in goals.PROTOCOLS.items() if p.goal_offset == goal_offset}
 
     def play() -> dict[str, Any]:
-        filmed = Filmed(policy, min(FILMED, len(pairs))) if name == "planner" else None
+        recorder = RecordVideo(policy, min(MAX_RECORDED, len(pairs))) if name == "planner" else None
         errors = goals.run_pairs(
-            filmed or policy, session.pool, session.recordings, pairs, name=f"+{offset}, {name}"
+            recorder or policy, session.envs, session.dataset, pairs, name=f"+{goal_offset}, {name}"
         )
-        found = {key: goals.summary(p.reached(errors), pairs) for key, p in wanted.items()}
-        if isinstance(policy, PlansInWorld):
-            for row in found.values():
-                row["seconds_of_a_plan"] = float(np.median(policy.seconds))
-        if filmed is not None:
-            path = session.plots / f"goal-{offset}-films.png"
-            draw_attempts(filmed.films(), goals.first_hit(errors), path)
-        return found
+        results = {key: goals.summarize(p.success(errors), pairs) for key, p in protocols.items()}
+        if isinstance(policy, MpcPolicy):
+            for row in results.values():
+                row["seconds_of_a_plan"] = float(np.median(policy.plan_seconds))
+        if recorder is not None:
+            path = session.plots / f"goal-{goal_offset}-films.png"
+            draw_attempts(recorder.videos(), goals.first_hit(errors), path)
+        return results
 
     def put(metrics: dict[str, Any], result: dict[str, Any]) -> None:
         for key, row in result.items():
             metrics["goal"][key][name] = row
 
     settings: dict[str, Any] = {
-        "pairs": goals.pair_list(pairs),
+        "pairs": goals.pairs_as_dicts(pairs),
         "budget": goals.BUDGET,
-        "simulators": session.simulators,  # what draws, draws for all of them at once
+        "simulators": session.num_envs,  # what draws, draws for all of them at once
     }
     if name == "simulator":
-        settings |= {"samples": config.simulator_samples, "iterations": config.simulator_iterations}
+        settings |= {"samples": config.oracle_samples, "iterations": config.oracle_iterations}
     if name in ("planner", "guided"):
         assert config.planner is not None
-        keep = config.keep if name == "planner" else config.guided_keep
-        settings |= asdict(config.planner) | {"keep": keep}
-    made_from = session.made_from(*session.depends_on(name), **settings)
-    names = tuple(key.replace("_", "-") for key in wanted)
-    make = partial(session.once, f"goal-{offset}", name, play)
-    return Job("goal", f"goal-{offset}-{name}", made_from, make, put, names, name)
+        receding_horizon = (
+            config.receding_horizon if name == "planner" else config.prior_receding_horizon
+        )
+        settings |= asdict(config.planner) | {"keep": receding_horizon}
+    cache_key = session.cache_key(*session.depends_on(name), **settings)
+    protocol_names = tuple(key.replace("_", "-") for key in protocols)
+    make = partial(session.play_cached, f"goal-{goal_offset}", name, play)
+    return Job("goal", f"goal-{goal_offset}-{name}", cache_key, make, put, protocol_names, name)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import reference, written
-from kernels.choice import Kernels, attention_kind, choose, describe, use_triton
-from kernels.reference import View
+from kernels import eager, reference
+from kernels.dispatch import Backend, attention_variant, describe, set_backend, use_triton
+from kernels.reference import BlockMask
 
 # transformers asks any package called `kernels` for its version
 __version__ = "0.1.0"
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, multiplied: bool = False) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, autocast_output: bool = False) -> Tensor:
     """Divide the last axis by its root mean square.
 
     x: (..., D), any float dtype.  weight: (D,).
@@ -44,13 +44,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, multiplied: bool = Fa
     if use_triton("rms_norm", x, fuses=True):
         from kernels import norm
 
-        return norm.rms_norm(x, weight, eps, _narrow(x) if multiplied else None)
+        return norm.rms_norm(x, weight, eps, _autocast_dtype(x) if autocast_output else None)
     if torch.compiler.is_compiling():  # which fuses the definition and its gradient by itself
         return reference.rms_norm(x, weight, eps)
-    return written.rms_norm(x, weight, eps)
+    return eager.rms_norm(x, weight, eps)
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn pairs of channels by angles of position.
 
     x: (..., S, D).  cosine, sine: (S, D / 2).  Returns (..., S, D) in x's dtype.
@@ -58,8 +58,8 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     if use_triton("rotate", x):
         from kernels import rope
 
-        return rope.rotate(x, cosine, sine)
-    return reference.rotate(x, cosine, sine)
+        return rope.apply_rope(x, cosine, sine)
+    return reference.apply_rope(x, cosine, sine)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -70,11 +70,11 @@ def swiglu(gate_up: Tensor) -> Tensor:
         return gate.swiglu(gate_up)
     if torch.compiler.is_compiling():
         return reference.swiglu(gate_up)
-    return written.swiglu(gate_up)
+    return eager.swiglu(gate_up)
 
 
 def add_rms_norm(
-    x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6, multiplied: bool = False
+    x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6, autocast_output: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Add a branch to the residual stream: the sum, and its norm.
 
@@ -84,13 +84,19 @@ def add_rms_norm(
     if use_triton("add_rms_norm", x, fuses=True):
         from kernels import norm
 
-        return norm.add_rms_norm(x, branch, weight, eps, _narrow(x) if multiplied else None)
+        return norm.add_rms_norm(
+            x, branch, weight, eps, _autocast_dtype(x) if autocast_output else None
+        )
     total = x + branch
-    return total, rms_norm(total, weight, eps, multiplied)
+    return total, rms_norm(total, weight, eps, autocast_output)
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: BlockMask,
+    angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Attend to what the view lets see, the queries being the last of the keys.
 
@@ -98,19 +104,19 @@ def attention(
     angles: cosine and sine, (K, E / 2), that turn keys and queries first.
     Returns (B, H, Q, E) in q's dtype.
     """
-    if use_triton(attention_kind(view, k.shape[2]), q, k, v):
-        from kernels import attend
+    if use_triton(attention_variant(block_mask, k.shape[2]), q, k, v):
+        from kernels import flash
 
-        return attend.attention(q, k, v, view, angles)
-    return written.attention(q, k, v, view, angles)
+        return flash.attention(q, k, v, block_mask, angles)
+    return eager.attention(q, k, v, block_mask, angles)
 
 
-def attention_after(
+def attention_with_cache(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    past: tuple[Tensor, Tensor],
-    view: View,
+    cache: tuple[Tensor, Tensor],
+    block_mask: BlockMask,
     angles: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend to a past and to what follows it, and keep both.
@@ -119,24 +125,24 @@ def attention_after(
     keys and queries first; the keys are kept as they came.
     Returns (B, H, S, E), and all keys and values, (B, H, C + S, E).
     """
-    if use_triton(attention_kind(view, past[0].shape[2] + k.shape[2]), q, k, v):
-        from kernels import attend
+    if use_triton(attention_variant(block_mask, cache[0].shape[2] + k.shape[2]), q, k, v):
+        from kernels import flash
 
-        return attend.attention_after(q, k, v, past, view, angles)
-    return written.attention_after(q, k, v, past, view, angles)
+        return flash.attention_with_cache(q, k, v, cache, block_mask, angles)
+    return eager.attention_with_cache(q, k, v, cache, block_mask, angles)
 
 
-def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
+def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
     """Let all of a few queries see the rows `bounds[0]` up to `bounds[1]` of a static cache.
 
     q: (B, H, Q, E).  keys, values: (B, H, M, E).  bounds: (2,) int32, on q's device, so that one
     CUDA graph serves every length.  Returns (B, H, Q, E); there are no gradients.
     """
     if use_triton("attend_cache", q, keys, values):
-        from kernels import decode
+        from kernels import flash_decoding
 
-        return decode.attend_cache(q, keys, values, bounds)
-    return written.attend_cache(q, keys, values, bounds)
+        return flash_decoding.decode_attention(q, keys, values, bounds)
+    return eager.decode_attention(q, keys, values, bounds)
 
 
 def linear_cross_entropy(
@@ -156,24 +162,24 @@ def linear_cross_entropy(
     if use_triton("linear_cross_entropy", x, weight):
         from kernels import entropy
 
-        narrow = _narrow(x)
-        if narrow is not None:
-            x, weight = x.to(narrow), weight.to(narrow)
+        autocast_dtype = _autocast_dtype(x)
+        if autocast_dtype is not None:
+            x, weight = x.to(autocast_dtype), weight.to(autocast_dtype)
         return entropy.linear_cross_entropy(x, weight, target, bias, before, bonus)
-    return written.linear_cross_entropy(x, weight, target, bias, before, bonus)
+    return eager.linear_cross_entropy(x, weight, target, bias, before, bonus)
 
 
-def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Find the nearest row of a codebook for each vector, and what moves the codebook by EMA.
 
     vectors: (R, D).  book: (K, D), float32.  Returns codes (R,) int64, counts (K,) int64, and sums
     of the vectors of each code (K, D) float32.  There are no gradients.
     """
-    if use_triton("assign", vectors, book):
+    if use_triton("assign", vectors, codebook):
         from kernels import quantize
 
-        return quantize.assign(vectors, book)
-    return written.assign(vectors, book)
+        return quantize.nearest_code(vectors, codebook)
+    return eager.nearest_code(vectors, codebook)
 
 
 def gru_step(
@@ -195,7 +201,7 @@ def gru_step(
     return reference.gru_step(parts, state, weight, bias, eps)
 
 
-def _narrow(x: Tensor) -> torch.dtype | None:
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """Give the dtype of products under autocast, on a GPU: Triton's interpreter is wrong in it."""
     if not (x.is_cuda and torch.is_autocast_enabled(x.device.type)):
         return None

@@ -19,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.ahead import Ahead
-from kernels.rows import argument_types, cover, processors
+from kernels.compile_check import CompileCase
+from kernels.rows import argument_types, cdiv, num_multiprocessors
 
 
 def linear_cross_entropy(
@@ -34,10 +34,10 @@ def linear_cross_entropy(
     """As `kernels.linear_cross_entropy`; under autocast the product is made in its type."""
     if before is None or bonus is None:
         before = bonus = None
-    kind = torch.promote_types(x.dtype, weight.dtype)
+    dtype = torch.promote_types(x.dtype, weight.dtype)
     if torch.is_autocast_enabled(x.device.type):
-        kind = torch.get_autocast_dtype(x.device.type)
-    x, weight = x.to(kind), weight.to(kind)
+        dtype = torch.get_autocast_dtype(x.device.type)
+    x, weight = x.to(dtype), weight.to(dtype)
     losses, classes, _ = _linear_cross_entropy(x, weight, target, bias, before, bonus)
     return losses, classes
 
@@ -88,7 +88,7 @@ def _forward(
     class, and the target's logit, 0 where it is in another share.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    aim = tl.load(target + row, mask=row < count, other=-1)[:, None].to(tl.int32)
+    target_class = tl.load(target + row, mask=row < count, other=-1)[:, None].to(tl.int32)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     hit = tl.zeros((ROWS,), tl.float32)
@@ -100,7 +100,7 @@ def _forward(
             x, weight, bias, before, bonus, row, column, count, classes,
             WIDTH, DEPTH, DOT, PRECISION,
         )  # fmt: skip
-        hit += tl.sum(tl.where(column[None] == aim, logits, 0.0), axis=1)
+        hit += tl.sum(tl.where(column[None] == target_class, logits, 0.0), axis=1)
         high = tl.max(logits, axis=1)
         where = tl.min(tl.where(logits == high[:, None], column[None], classes), axis=1)
         best = tl.where(high > top, where, best)
@@ -118,14 +118,14 @@ def _forward(
 
 @triton.jit
 def _backward(
-    x, weight, bias, before, bonus, target, logsums, grad, result, for_bias, for_bonus,
+    x, weight, bias, before, bonus, target, logsums, grad, result, grad_bias, grad_bonus,
     count, classes,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
     DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write a tile of the logits' gradients: (probability - (class is target)) grad.
 
-    result: (R, V).  for_bias: (tiles of rows, V) float32.  for_bonus: (R,) float32, of which the
+    result: (R, V).  grad_bias: (tiles of rows, V) float32.  grad_bonus: (R,) float32, of which the
     tile with the class before writes its own.
     """
     across = tl.cdiv(classes, TILE)
@@ -138,26 +138,26 @@ def _backward(
         x, weight, bias, before, bonus, row, column, count, classes, WIDTH, DEPTH, DOT, PRECISION
     )
     logsum = tl.load(logsums + row, mask=inside, other=0.0)[:, None]
-    up = tl.load(grad + row, mask=inside, other=0.0).to(tl.float32)[:, None]
-    aim = tl.load(target + row, mask=inside, other=-1)[:, None].to(tl.int32)
+    grad_loss = tl.load(grad + row, mask=inside, other=0.0).to(tl.float32)[:, None]
+    target_class = tl.load(target + row, mask=inside, other=-1)[:, None].to(tl.int32)
     value = tl.exp2(logits * LOG2_E - logsum * LOG2_E)
-    value = tl.where(column[None] == aim, value - 1, value) * up
-    place = result + row[:, None].to(tl.int64) * classes + column[None]
-    tl.store(place, value.to(result.dtype.element_ty), mask=inside[:, None] & exists[None])
+    value = tl.where(column[None] == target_class, value - 1, value) * grad_loss
+    pointers = result + row[:, None].to(tl.int64) * classes + column[None]
+    tl.store(pointers, value.to(result.dtype.element_ty), mask=inside[:, None] & exists[None])
     if bias is not None:
-        own = for_bias + tile.to(tl.int64) * classes + column
+        own = grad_bias + tile.to(tl.int64) * classes + column
         tl.store(own, tl.sum(value, axis=0), mask=exists)
     if bonus is not None:
         which = tl.load(before + row, mask=inside, other=-1).to(tl.int32)
         raised = tl.sum(tl.where(column[None] == which[:, None], value, 0.0), axis=1)
         here = (which >= first) & (which < first + TILE)
-        tl.store(for_bonus + row, raised, mask=inside & here)
+        tl.store(grad_bonus + row, raised, mask=inside & here)
 
 
-_KINDS = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+_TL_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
-def _tiles(width: int, kind: torch.dtype, wide: int) -> dict[str, Any]:
+def _tiles(dim: int, dtype: torch.dtype, tile_columns: int) -> dict[str, Any]:
     """Choose a tile of 128 rows by so many classes; float32 takes twice the room.
 
     Forward, 128 x 256 spares the L2 cache and fills the registers; back, two tiles of 128 x 128
@@ -166,30 +166,30 @@ def _tiles(width: int, kind: torch.dtype, wide: int) -> dict[str, Any]:
     """
     exact = torch.get_float32_matmul_precision() == "highest"
     tiles = {
-        "WIDTH": width, "ROWS": 128, "TILE": wide, "DEPTH": 64, "DOT": _KINDS[kind],
-        "PRECISION": "ieee" if kind == torch.float32 and exact else "tf32",
+        "WIDTH": dim, "ROWS": 128, "TILE": tile_columns, "DEPTH": 64, "DOT": _TL_DTYPES[dtype],
+        "PRECISION": "ieee" if dtype == torch.float32 and exact else "tf32",
         "num_warps": 8, "num_stages": 3,
     }  # fmt: skip
-    if kind == torch.float32:
+    if dtype == torch.float32:
         tiles |= {"ROWS": 64, "TILE": 64, "DEPTH": 32}
     return tiles
 
 
-def _rows_at_once(classes: int) -> int:
+def _chunk_rows(classes: int) -> int:
     """Choose how many rows' gradients of logits exist at once: 32 MiB in bfloat16, which the L2 of
     an H200 holds on their way into two products; but rows enough to make the products large."""
     return max(4096, 2**24 // classes // 128 * 128)
 
 
-def _shared_out(down: int, across: int, workers: int) -> int:
+def _tiles_per_program(down: int, across: int, programs: int) -> int:
     """Choose how many tiles of classes a program walks over, so that all is done the soonest.
 
     down: tiles of rows.  across: tiles of classes.  workers: programs that run at once.
     """
     shares = [2**n for n in range(across.bit_length())]
     return min(
-        (cover(across, n) for n in shares),
-        key=lambda each: cover(down * cover(across, each), workers) * each,
+        (cdiv(across, n) for n in shares),
+        key=lambda each: cdiv(down * cdiv(across, each), programs) * each,
     )
 
 
@@ -203,7 +203,7 @@ def _linear_cross_entropy(
     bonus: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give losses, classes and the log-sum-exp of each row."""
-    x, weight, target, bias, before, bonus = _packed(x, weight, target, bias, before, bonus)
+    x, weight, target, bias, before, bonus = _contiguous(x, weight, target, bias, before, bonus)
     count, (classes, width) = len(x), weight.shape
     if not count:
         return (
@@ -212,9 +212,9 @@ def _linear_cross_entropy(
             x.new_empty(0, dtype=torch.float32),
         )
     tiles = _tiles(width, x.dtype, 256 if bonus is None else 128)
-    down, across = cover(count, tiles["ROWS"]), cover(classes, tiles["TILE"])
-    each = _shared_out(down, across, processors(x)) * tiles["TILE"]
-    shares = cover(classes, each)
+    down, across = cdiv(count, tiles["ROWS"]), cdiv(classes, tiles["TILE"])
+    each = _tiles_per_program(down, across, num_multiprocessors(x)) * tiles["TILE"]
+    shares = cdiv(classes, each)
     tops, logsums, hits = (x.new_empty((shares, count), dtype=torch.float32) for _ in range(3))
     bests = target.new_empty((shares, count))
     _forward[(down, shares)](
@@ -239,35 +239,35 @@ def _linear_cross_entropy_backward(
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give the gradients of x, weight, bias and bonus; of those not given, nothing."""
-    x, weight, target, bias, before, bonus, grad = _packed(
+    x, weight, target, bias, before, bonus, grad = _contiguous(
         x, weight, target, bias, before, bonus, grad
     )
     count, (classes, width) = len(x), weight.shape
-    at_once, tiles = min(count, _rows_at_once(classes)), _tiles(width, x.dtype, 128)
-    for_x, for_weight = torch.empty_like(x), None
-    for_bias = x.new_zeros(classes if bias is not None else 0, dtype=torch.float32)
-    for_bonus = x.new_empty(count if bonus is not None else 0, dtype=torch.float32)
-    buffer = x.new_empty((at_once, classes))
-    for start in range(0, count, at_once or 1):
-        part = slice(start, start + at_once)
+    chunk_rows, tiles = min(count, _chunk_rows(classes)), _tiles(width, x.dtype, 128)
+    grad_x, grad_weight = torch.empty_like(x), None
+    grad_bias = x.new_zeros(classes if bias is not None else 0, dtype=torch.float32)
+    grad_bonus = x.new_empty(count if bonus is not None else 0, dtype=torch.float32)
+    buffer = x.new_empty((chunk_rows, classes))
+    for start in range(0, count, chunk_rows or 1):
+        part = slice(start, start + chunk_rows)
         rows, up = x[part], buffer[: count - start]
-        down, across = cover(len(rows), tiles["ROWS"]), cover(classes, tiles["TILE"])
-        shares = x.new_empty((down, for_bias.numel()), dtype=torch.float32)
+        down, across = cdiv(len(rows), tiles["ROWS"]), cdiv(classes, tiles["TILE"])
+        shares = x.new_empty((down, grad_bias.numel()), dtype=torch.float32)
         _backward[(down * across,)](
             rows, weight, bias, None if before is None else before[part],
             None if bonus is None else bonus[part], target[part], logsums[part], grad[part],
-            up, shares, for_bonus[part], len(rows), classes, **tiles,
+            up, shares, grad_bonus[part], len(rows), classes, **tiles,
         )  # fmt: skip
         with torch.autocast(x.device.type, enabled=False):
-            torch.mm(up, weight, out=for_x[part])
-            more = up.T @ rows
-        for_weight = more if for_weight is None else for_weight.float().add_(more)
-        for_bias += shares.sum(0)
-    for_weight = torch.zeros_like(weight) if for_weight is None else for_weight.to(weight.dtype)
-    return for_x, for_weight, for_bias, for_bonus
+            torch.mm(up, weight, out=grad_x[part])
+            weight_part = up.T @ rows
+        grad_weight = weight_part if grad_weight is None else grad_weight.float().add_(weight_part)
+        grad_bias += shares.sum(0)
+    grad_weight = torch.zeros_like(weight) if grad_weight is None else grad_weight.to(weight.dtype)
+    return grad_x, grad_weight, grad_bias, grad_bonus
 
 
-def _packed(*given: Tensor | None) -> Any:
+def _contiguous(*given: Tensor | None) -> Any:
     return (None if x is None else x.contiguous() for x in given)
 
 
@@ -295,53 +295,55 @@ def _(
     logsums: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    for_bias = x.new_empty(weight.shape[0] if bias is not None else 0, dtype=torch.float32)
-    for_bonus = x.new_empty(x.shape[0] if bonus is not None else 0, dtype=torch.float32)
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), for_bias, for_bonus
+    grad_bias = x.new_empty(weight.shape[0] if bias is not None else 0, dtype=torch.float32)
+    grad_bonus = x.new_empty(x.shape[0] if bonus is not None else 0, dtype=torch.float32)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), grad_bias, grad_bonus
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs, output[2])
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _from_losses(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     *inputs, logsums = ctx.saved_tensors
-    for_x, for_weight, for_bias, for_bonus = _linear_cross_entropy_backward(*inputs, logsums, grad)
+    grad_x, grad_weight, grad_bias, grad_bonus = _linear_cross_entropy_backward(
+        *inputs, logsums, grad
+    )
     bias, bonus = inputs[3], inputs[5]
     return (
-        for_x,
-        for_weight,
+        grad_x,
+        grad_weight,
         None,
-        None if bias is None else for_bias.to(bias.dtype),
+        None if bias is None else grad_bias.to(bias.dtype),
         None,
-        None if bonus is None else for_bonus.to(bonus.dtype),
+        None if bonus is None else grad_bonus.to(bonus.dtype),
     )
 
 
-_linear_cross_entropy.register_autograd(_from_losses, setup_context=_keep)
+_linear_cross_entropy.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
 def _case(
     kernel: Any, name: str, width: int, classes: int, wide: int, extra: bool, programs: int = 1,
-    kind: torch.dtype = torch.bfloat16,
-) -> Ahead:  # fmt: skip
-    values = _tiles(width, kind, wide) | {"PRECISION": "tf32", "classes": classes}
+    dtype: torch.dtype = torch.bfloat16,
+) -> CompileCase:  # fmt: skip
+    values = _tiles(width, dtype, wide) | {"PRECISION": "tf32", "classes": classes}
     warps, stages = values.pop("num_warps"), values.pop("num_stages")
     if not extra:
         values |= {"bias": None, "before": None, "bonus": None}
     if kernel is _forward:
         values["SHARE"] = classes
-    narrow = kind == torch.bfloat16
+    narrow = dtype == torch.bfloat16
     known = dict.fromkeys(("x", "weight", "result"), "*bf16" if narrow else "*fp32")
     known |= dict.fromkeys(("target", "before", "bests"), "*i64")
-    floats = "bias bonus tops hits logsums grad for_bias for_bonus"
+    floats = "bias bonus tops hits logsums grad grad_bias grad_bonus"
     types = argument_types(kernel, values, **known, **dict.fromkeys(floats.split(), "*fp32"))
     name += f" {width} x {classes}{', bias and bonus' * extra}{', float32' * (not narrow)}"
-    return Ahead(name, kernel, types, values, warps, stages, programs, wgmma=narrow)
+    return CompileCase(name, kernel, types, values, warps, stages, programs, wgmma=narrow)
 
 
-AHEAD = [
+COMPILE_CASES = [
     _case(_forward, "entropy", 576, 1024, 256, False),
     _case(_forward, "entropy", 576, 1024, 128, True),
     _case(_backward, "entropy backward", 576, 1024, 128, True),

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.ahead import Ahead
-from kernels.rows import argument_types, cover, tile
+from kernels.compile_check import CompileCase
+from kernels.rows import argument_types, cdiv, next_power_of_2
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 @triton.jit
-def _place(count, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr) -> Any:
+def _tile_position(count, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr) -> Any:
     """Rows in int64, columns and mask of this program's tile; columns pass first."""
     across: tl.constexpr = (WIDTH + TILE - 1) // TILE
     program = tl.program_id(0)
@@ -32,8 +32,8 @@ def _place(count, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr) -
 def _forward(
     gate_up, gated, count, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
-    place = _place(count, WIDTH, TILE, ROWS)
-    row, column, mask = place
+    position = _tile_position(count, WIDTH, TILE, ROWS)
+    row, column, mask = position
     start = gate_up + row * (2 * WIDTH) + column
     gate = tl.load(start, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(start + WIDTH, mask=mask, other=0.0).to(tl.float32)
@@ -46,18 +46,18 @@ def _backward(
     gate_up, grad, result, count, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     """d silu(g) / dg = s + g s (1 - s) with s = sigmoid(g)."""
-    place = _place(count, WIDTH, TILE, ROWS)
-    row, column, mask = place
+    position = _tile_position(count, WIDTH, TILE, ROWS)
+    row, column, mask = position
     pair = row * (2 * WIDTH) + column
     gate = tl.load(gate_up + pair, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(gate_up + pair + WIDTH, mask=mask, other=0.0).to(tl.float32)
-    above = tl.load(grad + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
-    open_ = tl.sigmoid(gate)
-    through = gate * open_
-    kind = result.dtype.element_ty
-    for_gate = above * up * (open_ + through * (1 - open_))
-    tl.store(result + pair, for_gate.to(kind), mask=mask)
-    tl.store(result + pair + WIDTH, (above * through).to(kind), mask=mask)
+    grad_out = tl.load(grad + row * WIDTH + column, mask=mask, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    dtype = result.dtype.element_ty
+    grad_gate = grad_out * up * (sigmoid + silu * (1 - sigmoid))
+    tl.store(result + pair, grad_gate.to(dtype), mask=mask)
+    tl.store(result + pair + WIDTH, (grad_out * silu).to(dtype), mask=mask)
 
 
 def _tiles(width: int, count: int) -> tuple[int, dict[str, Any]]:
@@ -65,11 +65,11 @@ def _tiles(width: int, count: int) -> tuple[int, dict[str, Any]]:
 
     2,688 columns are 10.5 tiles of 256, of which 11 are taken, but 2.6 of 1,024.
     """
-    wide = min(1024, tile(width))
+    wide = min(1024, next_power_of_2(width))
     while wide > 64 and -width % wide > width // 16:
         wide //= 2
     rows = 2048 // wide
-    programs = cover(width, wide) * cover(count, rows)
+    programs = cdiv(width, wide) * cdiv(count, rows)
     return programs, {"WIDTH": width, "TILE": wide, "ROWS": rows, "num_warps": 4}
 
 
@@ -107,30 +107,32 @@ def _(gate_up: Tensor, grad: Tensor) -> Tensor:
     return gate_up.new_empty(gate_up.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _from_gated(ctx: Any, grad: Tensor) -> Tensor:
+def _autograd_backward(ctx: Any, grad: Tensor) -> Tensor:
     (gate_up,) = ctx.saved_tensors
     return _swiglu_backward(gate_up, grad)
 
 
-_swiglu.register_autograd(_from_gated, setup_context=_keep)
+_swiglu.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
-def _cases(width: int, forth: int, back: int, kind: str = "bf16") -> list[Ahead]:
+def _cases(width: int, forth: int, back: int, dtype: str = "bf16") -> list[CompileCase]:
     """Both ways, so many programs of each at once."""
     tiles = _tiles(width, 1)[1]
-    warps, name = tiles.pop("num_warps"), f"{width}, {kind}"
-    types = argument_types(_forward, tiles, gate_up=f"*{kind}", gated=f"*{kind}")
+    warps, name = tiles.pop("num_warps"), f"{width}, {dtype}"
+    types = argument_types(_forward, tiles, gate_up=f"*{dtype}", gated=f"*{dtype}")
     types_back = argument_types(
-        _backward, tiles, gate_up=f"*{kind}", grad=f"*{kind}", result=f"*{kind}"
+        _backward, tiles, gate_up=f"*{dtype}", grad=f"*{dtype}", result=f"*{dtype}"
     )
     return [
-        Ahead(f"swiglu {name}", _forward, types, tiles, warps, programs=forth),
-        Ahead(f"swiglu backward {name}", _backward, types_back, tiles, warps, programs=back),
+        CompileCase(f"swiglu {name}", _forward, types, tiles, warps, min_programs=forth),
+        CompileCase(
+            f"swiglu backward {name}", _backward, types_back, tiles, warps, min_programs=back
+        ),
     ]
 
 
-AHEAD = _cases(1536, 12, 10) + _cases(2688, 16, 10) + _cases(1536, 12, 8, "fp32")
+COMPILE_CASES = _cases(1536, 12, 10) + _cases(2688, 16, 10) + _cases(1536, 12, 8, "fp32")

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.ahead import Ahead
+from kernels.compile_check import CompileCase
 
 # Rows of a code that one program sums; a code of more rows has several programs.
 PIECE = 128
@@ -30,7 +30,7 @@ def _power_below(peak):
 
 
 @triton.jit
-def _split_book(
+def _split_codebook(
     book, peak, high, low, half, K, D,
     BLOCK: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
@@ -42,10 +42,10 @@ def _split_book(
     tl.store(half + row, tl.sum(e * e, axis=1) * 0.5, mask=row < K)
     scaled = e * (8192.0 / _power_below(tl.maximum(tl.load(peak), 1e-30)))
     first = scaled.to(tl.float16)
-    place = row[:, None] * WIDE + column[None]
+    offsets = row[:, None] * WIDE + column[None]
     kept = (row < K)[:, None] & (column < WIDE)[None]
-    tl.store(high + place, first, mask=kept)
-    tl.store(low + place, (scaled - first.to(tl.float32)).to(tl.float16), mask=kept)
+    tl.store(high + offsets, first, mask=kept)
+    tl.store(low + offsets, (scaled - first.to(tl.float32)).to(tl.float16), mask=kept)
 
 
 @triton.jit
@@ -74,13 +74,13 @@ def _nearest(
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     vectors += first_row * D
     row, column, entry = tl.arange(0, ROWS), tl.arange(0, CHUNK), tl.arange(0, TILE)
-    there = first_row + row < R
+    valid = first_row + row < R
     v_place = row[:, None] * D + column[None]
     e_place = entry[:, None] * WIDE + column[None]
     book_peak = tl.maximum(tl.load(peak), 1e-30)
     tallest = tl.zeros([ROWS], tl.float32)
     for start in range(0, WIDE, CHUNK):
-        inside = there[:, None] & (start + column < D)[None]
+        inside = valid[:, None] & (start + column < D)[None]
         v = tl.abs(tl.load(vectors + start + v_place, mask=inside, other=0.0).to(tl.float32))
         # what is not finite spoils its own row alone
         tallest = tl.maximum(tallest, tl.max(tl.where(v < float("inf"), v, 0.0), axis=1))
@@ -96,26 +96,26 @@ def _nearest(
             for chunk in tl.static_range(0, WIDE, CHUNK):
                 product = _add_product(
                     vectors + chunk + v_place, high + chunk + e_place,
-                    low + chunk + e_place, there[:, None] & (chunk + column < D)[None],
+                    low + chunk + e_place, valid[:, None] & (chunk + column < D)[None],
                     known[:, None], scale, product, SPLIT,
                 )  # fmt: skip
         else:
             for start in range(0, WIDE, CHUNK):
                 product = _add_product(
                     vectors + start + v_place, high + start + e_place,
-                    low + start + e_place, there[:, None] & (start + column < D)[None],
+                    low + start + e_place, valid[:, None] & (start + column < D)[None],
                     known[:, None], scale, product, SPLIT,
                 )  # fmt: skip
         length = tl.load(half + first + entry, mask=known, other=float("inf")) * unit
-        score, place = tl.min(
+        score, index = tl.min(
             length[None] - product, axis=1, return_indices=True, return_indices_tie_break_left=True
         )
         nearer = score < best  # the first of equals stays; false for NaN, so that codes are codes
         best = tl.where(nearer, score, best)
-        code = tl.where(nearer, first + place, code)
+        code = tl.where(nearer, first + index, code)
         high += TILE * WIDE
         low += TILE * WIDE
-    tl.store(codes + first_row + row, code, mask=there)
+    tl.store(codes + first_row + row, code, mask=valid)
 
 
 @triton.jit
@@ -134,10 +134,10 @@ def _sum_piece(
     end = tl.minimum(tl.load(bounds + code + 1, mask=used, other=0), begin + PIECE)
     total = tl.zeros([ROWS, CHUNK], tl.float32)
     for start in range(begin, end, ROWS):
-        place = start + tl.arange(0, ROWS)
-        mine = place < end
-        row = tl.load(order + place, mask=mine, other=0)
-        inside = mine[:, None] & (column < D)[None]
+        positions = start + tl.arange(0, ROWS)
+        valid = positions < end
+        row = tl.load(order + positions, mask=valid, other=0)
+        inside = valid[:, None] & (column < D)[None]
         v = tl.load(vectors + row[:, None] * D + column[None], mask=inside, other=0.0)
         total += v.to(tl.float32)
     tl.store(partial + piece * D + column, tl.sum(total, axis=0), mask=used & (column < D))
@@ -160,20 +160,20 @@ def _constants(**constants: int) -> dict[str, Any]:
     return constants
 
 
-def _power_above(count: int) -> int:
+def _next_power_of_2(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-def _parts(count: int, each: int) -> int:
+def _cdiv(count: int, each: int) -> int:
     return -(-count // each)
 
 
-def _padded(width: int) -> int:
+def _padded_dim(width: int) -> int:
     """The width of a split book in memory: whole chunks, of 16 numbers at least."""
-    return max(16, _power_above(width)) if width <= 64 else _parts(width, 64) * 64
+    return max(16, _next_power_of_2(width)) if width <= 64 else _cdiv(width, 64) * 64
 
 
-def _launch(wide: int) -> dict[str, Any]:
+def _launch_options(wide: int) -> dict[str, Any]:
     """How `_nearest` runs on a book padded to `wide`.
 
     Three programs of 64 x 64 share a multiprocessor where products are short; wider vectors stay
@@ -187,50 +187,50 @@ def _launch(wide: int) -> dict[str, Any]:
 
 
 @torch.library.custom_op("dreamstage::assign", mutates_args=())
-def _assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    vectors, book = vectors.contiguous(), book.contiguous()
-    (R, D), K = vectors.shape, len(book)
-    sums = torch.zeros(K, D, device=book.device)
+def _nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    vectors, codebook = vectors.contiguous(), codebook.contiguous()
+    (R, D), K = vectors.shape, len(codebook)
+    sums = torch.zeros(K, D, device=codebook.device)
     if not R:
-        empty = torch.empty(0, dtype=torch.int64, device=book.device)
-        return empty, torch.zeros(K, dtype=torch.int64, device=book.device), sums
-    codes = _codes(vectors, book)
+        empty = torch.empty(0, dtype=torch.int64, device=codebook.device)
+        return empty, torch.zeros(K, dtype=torch.int64, device=codebook.device), sums
+    codes = _nearest_codes(vectors, codebook)
     ordered, order = torch.sort(codes, stable=True)
-    numbers = torch.arange(max(K + 1, _parts(R, PIECE) + K), device=book.device)
+    numbers = torch.arange(max(K + 1, _cdiv(R, PIECE) + K), device=codebook.device)
     bounds = torch.searchsorted(ordered, numbers[: K + 1].to(ordered.dtype))
     counts = bounds.diff()
     # pieces[k]: the first piece of code k; at most R / PIECE + K in all, and no wait for how many
     pieces = torch.cat([counts.new_zeros(1), ((counts + (PIECE - 1)) // PIECE).cumsum(0)])
-    P = _parts(R, PIECE) + K
+    P = _cdiv(R, PIECE) + K
     owner = torch.searchsorted(pieces[1:], numbers[:P], right=True)
-    partial = torch.empty(P, D, device=book.device)
-    chunk = min(128, _power_above(D))
-    blocks, constants = _parts(D, chunk), _constants(PIECE=PIECE, ROWS=16, CHUNK=chunk)
+    partial = torch.empty(P, D, device=codebook.device)
+    chunk = min(128, _next_power_of_2(D))
+    blocks, constants = _cdiv(D, chunk), _constants(PIECE=PIECE, ROWS=16, CHUNK=chunk)
     _sum_piece[(P, blocks)](vectors, order, bounds, pieces, owner, partial, K, D, **constants)
     constants = _constants(CHUNK=chunk, num_warps=1)
     _sum_pieces[(K, blocks)](partial, pieces, sums, D, **constants)
     return codes.long(), counts, sums
 
 
-def _codes(vectors: Tensor, book: Tensor) -> Tensor:
+def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
     """The nearest row of the book for each vector: (R,) int32."""
-    (R, D), K = vectors.shape, len(book)
-    wide = _padded(D)
-    high = torch.empty(K, wide, dtype=torch.float16, device=book.device)
-    low, half = torch.empty_like(high), torch.empty(K, device=book.device)
-    peak = book.abs().amax().float().reshape(1)
-    whole = _power_above(wide)
+    (R, D), K = vectors.shape, len(codebook)
+    wide = _padded_dim(D)
+    high = torch.empty(K, wide, dtype=torch.float16, device=codebook.device)
+    low, half = torch.empty_like(high), torch.empty(K, device=codebook.device)
+    peak = codebook.abs().amax().float().reshape(1)
+    whole = _next_power_of_2(wide)
     block = max(1, 4096 // whole)
     constants = _constants(BLOCK=block, WIDE=wide, WHOLE=whole)
-    _split_book[(_parts(K, block),)](book, peak, high, low, half, K, D, **constants)
-    codes = torch.empty(R, dtype=torch.int32, device=book.device)
-    constants = _launch(wide) | {"WIDE": wide, "SPLIT": vectors.element_size() > 2}
-    programs = _parts(R, constants["ROWS"])
+    _split_codebook[(_cdiv(K, block),)](codebook, peak, high, low, half, K, D, **constants)
+    codes = torch.empty(R, dtype=torch.int32, device=codebook.device)
+    constants = _launch_options(wide) | {"WIDE": wide, "SPLIT": vectors.element_size() > 2}
+    programs = _cdiv(R, constants["ROWS"])
     _nearest[(programs,)](vectors, high, low, half, peak, codes, R, K, D, **constants)
     return codes
 
 
-@_assign.register_fake
+@_nearest_code.register_fake
 def _(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     K, D = book.shape
     return (
@@ -240,57 +240,57 @@ def _(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `kernels.assign`.
 
     Neighbours are those of float32 arithmetic, the lowest index among equals; a vector that is not
     finite gets code 0.  Counts and sums are the same to the bit in every run, by a stable sort.
     """
-    return _assign(vectors.detach(), book.detach())
+    return _nearest_code(vectors.detach(), codebook.detach())
 
 
-_BOOK = {"high": "*fp16", "low": "*fp16", "half": "*fp32", "peak": "*fp32"}
+_CODEBOOK = {"high": "*fp16", "low": "*fp16", "half": "*fp32", "peak": "*fp32"}
 
 
-def _ahead(wide: int, vectors: str, programs: int) -> Ahead:
-    launch = _launch(wide)
-    warps, stages = launch.pop("num_warps"), launch.pop("num_stages")
-    return Ahead(
+def _compile_case(wide: int, vectors: str, programs: int) -> CompileCase:
+    options = _launch_options(wide)
+    warps, stages = options.pop("num_warps"), options.pop("num_stages")
+    return CompileCase(
         f"nearest, {wide} wide, {vectors}",
         _nearest,
-        {"vectors": f"*{vectors}", "R": "i32"} | _BOOK | {"codes": "*i32"},
-        launch | {"WIDE": wide, "K": 1024, "D": wide, "SPLIT": vectors == "fp32"},
+        {"vectors": f"*{vectors}", "R": "i32"} | _CODEBOOK | {"codes": "*i32"},
+        options | {"WIDE": wide, "K": 1024, "D": wide, "SPLIT": vectors == "fp32"},
         warps, stages, programs, wgmma=True,
     )  # fmt: skip
 
 
-AHEAD = [
-    _ahead(64, "fp32", 3),
-    _ahead(64, "bf16", 3),
-    _ahead(128, "fp32", 1),
-    _ahead(256, "fp32", 1),
-    _ahead(256, "bf16", 1),
-    Ahead(
+COMPILE_CASES = [
+    _compile_case(64, "fp32", 3),
+    _compile_case(64, "bf16", 3),
+    _compile_case(128, "fp32", 1),
+    _compile_case(256, "fp32", 1),
+    _compile_case(256, "bf16", 1),
+    CompileCase(
         "split_book",
-        _split_book,
-        {"book": "*fp32"} | _BOOK,
+        _split_codebook,
+        {"book": "*fp32"} | _CODEBOOK,
         {"BLOCK": 16, "WIDE": 256, "WHOLE": 256, "K": 1024, "D": 256},
-        programs=7,
+        min_programs=7,
     ),
-    Ahead(
+    CompileCase(
         "sum_piece",
         _sum_piece,
         {"vectors": "*fp32", "order": "*i64", "bounds": "*i64", "pieces": "*i64", "owner": "*i64"}
         | {"partial": "*fp32"},
         {"PIECE": PIECE, "ROWS": 16, "CHUNK": 128, "K": 1024, "D": 256},
-        programs=12,
+        min_programs=12,
     ),
-    Ahead(
+    CompileCase(
         "sum_pieces",
         _sum_pieces,
         {"partial": "*fp32", "pieces": "*i64", "sums": "*fp32"},
         {"CHUNK": 128, "D": 256},
-        warps=1,
-        programs=32,
+        num_warps=1,
+        min_programs=32,
     ),
 ]

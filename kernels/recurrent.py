@@ -16,8 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import reference
-from kernels.ahead import Ahead
-from kernels.rows import add_up, argument_types, cover, resident, stages, tile
+from kernels.compile_check import CompileCase
+from kernels.rows import (
+    argument_types,
+    cdiv,
+    max_stages,
+    next_power_of_2,
+    num_programs,
+    sum_partials,
+)
 
 # elements of a tile, and how many of them are a thread's
 FORWARD = 1024, 8
@@ -27,7 +34,7 @@ FILLED, PADDED, BARE = (2048, 16, 8), (1024, 8, 12), (1024, 8, 24)
 # tiles of rows that are read at a time, going back
 STAGES = 3
 # with LayerNorm: the sums of six wider rows do not fit in one multiprocessor's registers
-WIDEST = 2048
+MAX_DIM = 2048
 
 
 def gru_step(
@@ -40,15 +47,15 @@ def gru_step(
     """As `kernels.gru_step`; very wide states with LayerNorm are left to PyTorch."""
     if weight is None or bias is None:
         weight = bias = None
-    elif state.shape[-1] > WIDEST:
+    elif state.shape[-1] > MAX_DIM:
         return reference.gru_step(parts, state, weight, bias, eps)
     return _gru_step(parts, state, weight, bias, eps)[0]
 
 
 @triton.jit
-def _part(source, place, number, mask, WIDTH: tl.constexpr):
+def _part(source, offset, number, mask, WIDTH: tl.constexpr):
     """Read one of three parts that lie WIDTH apart."""
-    return tl.load(source + place + number * WIDTH, mask=mask, other=0.0).to(tl.float32)
+    return tl.load(source + offset + number * WIDTH, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -79,7 +86,7 @@ def _tanh(x, SWIFT: tl.constexpr):
 
 
 @triton.jit
-def _centred(x, mean, within, WIDTH: tl.constexpr, TILE: tl.constexpr):
+def _centered(x, mean, within, WIDTH: tl.constexpr, TILE: tl.constexpr):
     x -= mean
     if WIDTH < TILE:
         x = tl.where(within, x, 0.0)
@@ -87,7 +94,7 @@ def _centred(x, mean, within, WIDTH: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _weighed(x, weight, bias, column, number, within, WIDTH: tl.constexpr):
+def _affine(x, weight, bias, column, number, within, WIDTH: tl.constexpr):
     """Weight and bias of a part come from the cache for every row: kept, they would take registers
     that rows on their way need."""
     by = _part(weight, column, number, within, WIDTH)
@@ -107,23 +114,23 @@ def _forward(
     column = tl.arange(0, TILE)[None]
     within = column < WIDTH
     mask = (row < count) & within
-    place = row * (3 * WIDTH) + column
-    reset = _part(parts, place, 0, mask, WIDTH)
-    candidate = _part(parts, place, 1, mask, WIDTH)
-    update = _part(parts, place, 2, mask, WIDTH)
+    offset = row * (3 * WIDTH) + column
+    reset = _part(parts, offset, 0, mask, WIDTH)
+    candidate = _part(parts, offset, 1, mask, WIDTH)
+    update = _part(parts, offset, 2, mask, WIDTH)
     old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
     if weight is not None:
         mean = _mean(reset, candidate, update, WIDTH)
-        reset = _centred(reset, mean, within, WIDTH, TILE)
-        candidate = _centred(candidate, mean, within, WIDTH, TILE)
-        update = _centred(update, mean, within, WIDTH, TILE)
+        reset = _centered(reset, mean, within, WIDTH, TILE)
+        candidate = _centered(candidate, mean, within, WIDTH, TILE)
+        update = _centered(update, mean, within, WIDTH, TILE)
         square = _mean(reset * reset, candidate * candidate, update * update, WIDTH)
         scale = tl.rsqrt(square + eps)
         tl.store(moments + 2 * row, mean, mask=row < count)
         tl.store(moments + 2 * row + 1, scale, mask=row < count)
-        reset = _weighed(reset * scale, weight, bias, column, 0, within, WIDTH)
-        candidate = _weighed(candidate * scale, weight, bias, column, 1, within, WIDTH)
-        update = _weighed(update * scale, weight, bias, column, 2, within, WIDTH)
+        reset = _affine(reset * scale, weight, bias, column, 0, within, WIDTH)
+        candidate = _affine(candidate * scale, weight, bias, column, 1, within, WIDTH)
+        update = _affine(update * scale, weight, bias, column, 2, within, WIDTH)
     swift: tl.constexpr = parts.dtype.element_ty.primitive_bitwidth <= 16
     fresh = _tanh(_sigmoid(reset, swift) * candidate, swift)
     value = old + _sigmoid(update - 1, swift) * (fresh - old)
@@ -131,15 +138,15 @@ def _forward(
 
 
 @triton.jit
-def _store_three(target, place, first, second, third, mask, WIDTH: tl.constexpr):
-    kind = target.dtype.element_ty
-    tl.store(target + place, first.to(kind), mask=mask)
-    tl.store(target + place + WIDTH, second.to(kind), mask=mask)
-    tl.store(target + place + 2 * WIDTH, third.to(kind), mask=mask)
+def _store_three(target, offset, first, second, third, mask, WIDTH: tl.constexpr):
+    dtype = target.dtype.element_ty
+    tl.store(target + offset, first.to(dtype), mask=mask)
+    tl.store(target + offset + WIDTH, second.to(dtype), mask=mask)
+    tl.store(target + offset + 2 * WIDTH, third.to(dtype), mask=mask)
 
 
 @triton.jit
-def _pull_back(reset, candidate, update, old, up, SWIFT: tl.constexpr):
+def _gate_grads(reset, candidate, update, old, up, SWIFT: tl.constexpr):
     """Gradients of the three gates' arguments, for the gradient `up` of the next state."""
     gate, keep = _sigmoid(reset, SWIFT), _sigmoid(update - 1, SWIFT)
     fresh = _tanh(gate * candidate, SWIFT)
@@ -151,7 +158,7 @@ def _pull_back(reset, candidate, update, old, up, SWIFT: tl.constexpr):
 
 @triton.jit
 def _backward(
-    parts, state, weight, bias, moments, grad, for_parts, for_state, shares, count,
+    parts, state, weight, bias, moments, grad, grad_parts, grad_state, shares, count,
     WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Pull gradients back to parts and state, ROWS rows at a time.
@@ -170,24 +177,24 @@ def _backward(
     for step in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
         row = (step * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
         mask = (row < count) & within
-        place = row * (3 * WIDTH) + column
-        reset = _part(parts, place, 0, mask, WIDTH)
-        candidate = _part(parts, place, 1, mask, WIDTH)
-        update = _part(parts, place, 2, mask, WIDTH)
+        offset = row * (3 * WIDTH) + column
+        reset = _part(parts, offset, 0, mask, WIDTH)
+        candidate = _part(parts, offset, 1, mask, WIDTH)
+        update = _part(parts, offset, 2, mask, WIDTH)
         old = _part(state, row * WIDTH + column, 0, mask, WIDTH)
         up = _part(grad, row * WIDTH + column, 0, mask, WIDTH)
         if weight is not None:
             mean = tl.load(moments + 2 * row, mask=row < count, other=0.0)
             scale = tl.load(moments + 2 * row + 1, mask=row < count, other=0.0)
-            x_reset = _centred(reset, mean, within, WIDTH, TILE) * scale
-            x_candidate = _centred(candidate, mean, within, WIDTH, TILE) * scale
-            x_update = _centred(update, mean, within, WIDTH, TILE) * scale
-            reset = _weighed(x_reset, weight, bias, column, 0, within, WIDTH)
-            candidate = _weighed(x_candidate, weight, bias, column, 1, within, WIDTH)
-            update = _weighed(x_update, weight, bias, column, 2, within, WIDTH)
-        pulled = _pull_back(reset, candidate, update, old, up, swift)
+            x_reset = _centered(reset, mean, within, WIDTH, TILE) * scale
+            x_candidate = _centered(candidate, mean, within, WIDTH, TILE) * scale
+            x_update = _centered(update, mean, within, WIDTH, TILE) * scale
+            reset = _affine(x_reset, weight, bias, column, 0, within, WIDTH)
+            candidate = _affine(x_candidate, weight, bias, column, 1, within, WIDTH)
+            update = _affine(x_update, weight, bias, column, 2, within, WIDTH)
+        pulled = _gate_grads(reset, candidate, update, old, up, swift)
         reset, candidate, update, old = pulled
-        tl.store(for_state + row * WIDTH + column, old.to(for_state.dtype.element_ty), mask=mask)
+        tl.store(grad_state + row * WIDTH + column, old.to(grad_state.dtype.element_ty), mask=mask)
         if weight is not None:
             w_reset += reset * x_reset
             w_candidate += candidate * x_candidate
@@ -204,7 +211,7 @@ def _backward(
             reset = reset * scale - (x_reset * along + mean)
             candidate = candidate * scale - (x_candidate * along + mean)
             update = update * scale - (x_update * along + mean)
-        _store_three(for_parts, place, reset, candidate, update, mask, WIDTH)
+        _store_three(grad_parts, offset, reset, candidate, update, mask, WIDTH)
     if weight is not None:
         own = tl.program_id(0).to(tl.int64) * (6 * WIDTH) + column
         _store_three(
@@ -218,25 +225,25 @@ def _backward(
 
 
 def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
-    columns = tile(width)
+    columns = next_power_of_2(width)
     rows = max(1, elements // columns)
     warps = max(1, min(16, columns * rows // (32 * each)))
     return {"WIDTH": width, "TILE": columns, "ROWS": rows, "num_warps": warps}
 
 
-def _back(width: int, itemsize: int, learned: int) -> tuple[dict[str, Any], int]:
+def _backward_tiles(width: int, itemsize: int, learned: int) -> tuple[dict[str, Any], int]:
     """How rows are cut up going back, and the warps that a multiprocessor has for them.
 
     learned: bytes of a number of weight and bias, 0 where there are none.
     """
-    normed_shape = FILLED if tile(width) == width else PADDED
+    normed_shape = FILLED if next_power_of_2(width) == width else PADDED
     elements, each, warps = normed_shape if learned else BARE
     tiles = _tiles(width, elements, each)
     # five parts of what comes, three of each of weight, bias and weight again
     bytes_each = 14 * tiles["ROWS"] * tiles["TILE"] * itemsize
     # a third tile under way takes registers that wider weights, or more rows, have need of
     full = learned and (learned > itemsize or tiles["ROWS"] > 2)
-    return tiles | {"STAGES": stages(2 if full else STAGES, bytes_each)}, warps
+    return tiles | {"STAGES": max_stages(2 if full else STAGES, bytes_each)}, warps
 
 
 @torch.library.custom_op("dreamstage::gru_step", mutates_args=())
@@ -244,12 +251,12 @@ def _gru_step(
     parts: Tensor, state: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Give the next state, and each row's moments, (count, 2), or nothing without LayerNorm."""
-    parts, state, weight, bias = _packed(parts, state, weight, bias)
+    parts, state, weight, bias = _contiguous(parts, state, weight, bias)
     result, moments = torch.empty_like(state), _fresh_moments(state, weight)
     if state.numel():
         width = state.shape[-1]
         count, tiles = state.numel() // width, _tiles(width, *FORWARD)
-        _forward[(cover(count, tiles["ROWS"]),)](
+        _forward[(cdiv(count, tiles["ROWS"]),)](
             parts, state, weight, bias, result, moments, count, eps, **tiles
         )
     return result, moments
@@ -260,7 +267,7 @@ def _fresh_moments(state: Tensor, weight: Tensor | None) -> Tensor:
     return state.new_empty((count, 2), dtype=torch.float32)
 
 
-def _packed(*given: Tensor | None) -> Any:
+def _contiguous(*given: Tensor | None) -> Any:
     return (None if x is None else x.contiguous() for x in given)
 
 
@@ -274,24 +281,26 @@ def _gru_step_backward(
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Give the gradients of parts and state, and of weight and bias, (2, 3D) or nothing."""
-    parts, state, weight, bias, grad = _packed(parts, state, weight, bias, grad)
-    for_parts, for_state = torch.empty_like(parts), torch.empty_like(state)
+    parts, state, weight, bias, grad = _contiguous(parts, state, weight, bias, grad)
+    grad_parts, grad_state = torch.empty_like(parts), torch.empty_like(state)
     width = state.shape[-1]
     learned = parts.new_zeros(_learned(weight, width), dtype=torch.float32)
     if not state.numel():
-        return for_parts, for_state, learned
+        return grad_parts, grad_state, learned
     count = state.numel() // width
-    tiles, warps = _back(width, parts.element_size(), 0 if weight is None else weight.itemsize)
-    programs = resident(parts, warps, tiles, count)
+    tiles, warps = _backward_tiles(
+        width, parts.element_size(), 0 if weight is None else weight.itemsize
+    )
+    programs = num_programs(parts, warps, tiles, count)
     shares = None
     if weight is not None:
         shares = parts.new_empty((programs, 6 * width), dtype=torch.float32)
     _backward[(programs,)](
-        parts, state, weight, bias, moments, grad, for_parts, for_state, shares, count, **tiles,
+        parts, state, weight, bias, moments, grad, grad_parts, grad_state, shares, count, **tiles,
     )  # fmt: skip
     if shares is not None:
-        learned = add_up(shares, torch.float32).view(2, -1)
-    return for_parts, for_state, learned
+        learned = sum_partials(shares, torch.float32).view(2, -1)
+    return grad_parts, grad_state, learned
 
 
 def _learned(weight: Tensor | None, width: int) -> tuple[int, int]:
@@ -319,60 +328,60 @@ def _(
     return parts.new_empty(parts.shape), state.new_empty(state.shape), learned
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     _, moments = output
     ctx.mark_non_differentiable(moments)
     ctx.save_for_backward(*inputs[:-1], moments)
 
 
-def _from_next(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _autograd_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     parts, state, weight, bias, moments = ctx.saved_tensors
     found = _gru_step_backward(parts, state, weight, bias, moments, grad)
-    for_parts, for_state, learned = found
+    grad_parts, grad_state, learned = found
     if weight is None:
-        return for_parts, for_state, None, None, None
-    for_weight, for_bias = learned.unbind()
-    return for_parts, for_state, for_weight.to(weight.dtype), for_bias.to(bias.dtype), None
+        return grad_parts, grad_state, None, None, None
+    grad_weight, grad_bias = learned.unbind()
+    return grad_parts, grad_state, grad_weight.to(weight.dtype), grad_bias.to(bias.dtype), None
 
 
-_gru_step.register_autograd(_from_next, setup_context=_keep)
+_gru_step.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
 def _case(
-    name: str, kernel: Any, tiles: dict[str, Any], normed: bool, programs: int, kind: str,
-    learned_kind: str,
-) -> Ahead:  # fmt: skip
+    name: str, kernel: Any, tiles: dict[str, Any], normed: bool, programs: int, dtype: str,
+    param_dtype: str,
+) -> CompileCase:  # fmt: skip
     learned = ("weight", "bias", "moments", "shares")
     absent = [] if normed else [x for x in kernel.arg_names if x in learned]
     values: dict[str, Any] = tiles | dict.fromkeys(absent)
     warps = values.pop("num_warps")
-    pointers = ("parts", "state", "result", "grad", "for_parts", "for_state")
-    known = dict.fromkeys(pointers, f"*{kind}") | {"eps": "fp32"}
-    known |= dict.fromkeys(learned, "*fp32") | dict.fromkeys(learned[:2], f"*{learned_kind}")
+    pointers = ("parts", "state", "result", "grad", "grad_parts", "grad_state")
+    known = dict.fromkeys(pointers, f"*{dtype}") | {"eps": "fp32"}
+    known |= dict.fromkeys(learned, "*fp32") | dict.fromkeys(learned[:2], f"*{param_dtype}")
     types = argument_types(kernel, values, **known)
-    name += f" {tiles['WIDTH']}, {kind}" + f", LayerNorm in {learned_kind}" * normed
-    return Ahead(name, kernel, types, values, warps, programs=programs)
+    name += f" {tiles['WIDTH']}, {dtype}" + f", LayerNorm in {param_dtype}" * normed
+    return CompileCase(name, kernel, types, values, warps, min_programs=programs)
 
 
 def _cases(
-    width: int, normed: bool, forth: int, back: int, kind: str = "bf16", learned_kind: str = "fp32"
-) -> list[Ahead]:
+    width: int, normed: bool, forth: int, back: int, dtype: str = "bf16", param_dtype: str = "fp32"
+) -> list[CompileCase]:
     """Both ways, so many programs of each at once."""
     sizes = {"bf16": 2, "fp32": 4}
-    tiles_back = _back(width, sizes[kind], sizes[learned_kind] * normed)[0]
+    tiles_back = _backward_tiles(width, sizes[dtype], sizes[param_dtype] * normed)[0]
     tiles = _tiles(width, *FORWARD)
     return [
-        _case("gru_step", _forward, tiles, normed, forth, kind, learned_kind),
-        _case("gru_step backward", _backward, tiles_back, normed, back, kind, learned_kind),
+        _case("gru_step", _forward, tiles, normed, forth, dtype, param_dtype),
+        _case("gru_step backward", _backward, tiles_back, normed, back, dtype, param_dtype),
     ]
 
 
-AHEAD = [
+COMPILE_CASES = [
     *_cases(600, False, 16, 10),
     *_cases(512, True, 8, 2),
     *_cases(600, True, 9, 3),
     *_cases(600, True, 8, 2, "fp32"),
-    *_cases(1024, True, 9, 2, learned_kind="bf16"),
-    *_cases(WIDEST, False, 8, 4),
-    *_cases(WIDEST, True, 4, 2),
+    *_cases(1024, True, 9, 2, param_dtype="bf16"),
+    *_cases(MAX_DIM, False, 8, 4),
+    *_cases(MAX_DIM, True, 4, 2),
 ]

@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, linear, silu
 
 
-def _wide(x: Tensor) -> Tensor:
+def _to_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, arXiv:1910.07467, equation 4)."""
-    wide = _wide(x)
+    wide = _to_float32(x)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return (wide * scale * _wide(weight)).to(x.dtype)
+    return (wide * scale * _to_float32(weight)).to(x.dtype)
 
 
 def add_rms_norm(
@@ -28,7 +28,7 @@ def add_rms_norm(
     return total, rms_norm(total, weight, eps)
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn pairs of channels (RoPE, Su et al., arXiv:2104.09864), the halves being the pairs."""
     first, second = x.chunk(2, dim=-1)
     cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
@@ -42,33 +42,37 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class View:
+class BlockMask:
     """Who sees whom in a sequence of equal blocks, of which the queries are the last.
 
     View() is causal; View(size=S) is block-causal, all tokens of a frame seeing each other and the
     past; View(size=whole sequence) sees everything.
     """
 
-    size: int = 1
+    block_size: int = 1
     """Tokens of a block."""
-    context: int | None = None
+    context_blocks: int | None = None
     """Blocks that a block sees, itself included; None: all before it."""
-    causal_inside: bool = False
+    causal_within_block: bool = False
     """Tokens of a block see only those up to themselves in it."""
 
     def mask(self, queries: int, keys: int, device: torch.device | None = None) -> Tensor:
         """(Q, K) bool, True where a query sees a key; the queries are the last of the keys."""
-        place = torch.arange(keys, device=device)
-        query, key = place[keys - queries :, None], place[None]
-        behind = query // self.size - key // self.size
-        seen = behind >= 0
-        if self.context is not None:
-            seen = seen & (behind < self.context)
-        return seen & (query >= key) if self.causal_inside else seen
+        position = torch.arange(keys, device=device)
+        query, key = position[keys - queries :, None], position[None]
+        behind = query // self.block_size - key // self.block_size
+        visible = behind >= 0
+        if self.context_blocks is not None:
+            visible = visible & (behind < self.context_blocks)
+        return visible & (query >= key) if self.causal_within_block else visible
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, view: View, angles: tuple[Tensor, Tensor] | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    block_mask: BlockMask,
+    angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(E)) v over what the view lets see (Vaswani et al., arXiv:1706.03762).
 
@@ -77,32 +81,34 @@ def attention(
     """
     queries, keys = q.shape[-2], k.shape[-2]
     if angles is not None:
-        q = rotate(q, *(a[keys - queries :] for a in angles))
-        k = rotate(k, *angles)
-    scores = _wide(q) @ _wide(k).transpose(-1, -2) * q.shape[-1] ** -0.5
-    seen = view.mask(queries, keys, q.device)
-    chances = torch.softmax(scores.masked_fill(~seen, float("-inf")), dim=-1)
-    return (chances @ _wide(v)).to(q.dtype)
+        q = apply_rope(q, *(a[keys - queries :] for a in angles))
+        k = apply_rope(k, *angles)
+    scores = _to_float32(q) @ _to_float32(k).transpose(-1, -2) * q.shape[-1] ** -0.5
+    mask = block_mask.mask(queries, keys, q.device)
+    probs = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+    return (probs @ _to_float32(v)).to(q.dtype)
 
 
-def attention_after(
+def attention_with_cache(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    past: tuple[Tensor, Tensor],
-    view: View,
+    cache: tuple[Tensor, Tensor],
+    block_mask: BlockMask,
     angles: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of a few to a past and to themselves, and all keys and values, the past first."""
-    k, v = torch.cat([past[0], k], dim=-2), torch.cat([past[1], v], dim=-2)
-    return attention(q, k, v, view, angles), k, v
+    k, v = torch.cat([cache[0], k], dim=-2), torch.cat([cache[1], v], dim=-2)
+    return attention(q, k, v, block_mask, angles), k, v
 
 
-def attend_cache(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
+def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
     """Attention of a few queries to the rows `bounds[0]` up to `bounds[1]` of a static cache."""
     low, high = bounds.tolist()
-    scores = _wide(q) @ _wide(keys[:, :, low:high]).transpose(-1, -2) * q.shape[-1] ** -0.5
-    return (torch.softmax(scores, dim=-1) @ _wide(values[:, :, low:high])).to(q.dtype)
+    scores = (
+        _to_float32(q) @ _to_float32(keys[:, :, low:high]).transpose(-1, -2) * q.shape[-1] ** -0.5
+    )
+    return (torch.softmax(scores, dim=-1) @ _to_float32(values[:, :, low:high])).to(q.dtype)
 
 
 def linear_cross_entropy(
@@ -117,21 +123,23 @@ def linear_cross_entropy(
 
     With `before` and `bonus`, row n's logit of class before[n] is raised by bonus[n].
     """
-    logits = linear(_wide(x), _wide(weight), None if bias is None else _wide(bias))
+    logits = linear(
+        _to_float32(x), _to_float32(weight), None if bias is None else _to_float32(bias)
+    )
     if before is not None and bonus is not None:
-        logits = logits.scatter_add(-1, before[:, None], _wide(bonus)[:, None])
+        logits = logits.scatter_add(-1, before[:, None], _to_float32(bonus)[:, None])
     losses = torch.logsumexp(logits, -1) - logits.gather(-1, target[:, None])[:, 0]
     return losses, logits.argmax(-1)
 
 
-def assign(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The nearest row of the codebook, by argmin |e|^2 - 2 v e, and what an EMA of the codebook
     needs: how many vectors each row got, and their sum (van den Oord et al., arXiv:1711.00937,
     appendix A.1)."""
-    vectors, book = _wide(vectors), _wide(book)
-    codes = (book.square().sum(-1) - 2 * vectors @ book.T).argmin(-1)
-    counts = torch.bincount(codes, minlength=len(book))
-    sums = torch.zeros_like(book).index_add(0, codes, vectors)
+    vectors, codebook = _to_float32(vectors), _to_float32(codebook)
+    codes = (codebook.square().sum(-1) - 2 * vectors @ codebook.T).argmin(-1)
+    counts = torch.bincount(codes, minlength=len(codebook))
+    sums = torch.zeros_like(codebook).index_add(0, codes, vectors)
     return codes, counts, sums
 
 
@@ -146,10 +154,10 @@ def gru_step(
     arXiv:2301.04104): reset r, candidate c, update u; h' = u tanh(r c) + (1 - u) h, with u biased
     towards keeping.  With `weight` and `bias` the parts go through one LayerNorm first.
     """
-    wide = _wide(parts)
+    wide = _to_float32(parts)
     if weight is not None and bias is not None:
-        wide = layer_norm(wide, wide.shape[-1:], _wide(weight), _wide(bias), eps)
+        wide = layer_norm(wide, wide.shape[-1:], _to_float32(weight), _to_float32(bias), eps)
     reset, candidate, update = wide.chunk(3, dim=-1)
     update = torch.sigmoid(update - 1)
     fresh = torch.tanh(torch.sigmoid(reset) * candidate)
-    return (update * fresh + (1 - update) * _wide(state)).to(state.dtype)
+    return (update * fresh + (1 - update) * _to_float32(state)).to(state.dtype)

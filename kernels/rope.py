@@ -13,21 +13,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.ahead import Ahead
-from kernels.rows import argument_types, cover, row_starts, tile
+from kernels.compile_check import CompileCase
+from kernels.rows import argument_types, cdiv, next_power_of_2, row_offsets
 
 
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """As `kernels.rotate`; x may be any view whose last axis has stride 1.
 
     Nothing is learned about the angles.
     """
     if x.dim() != 4:
-        return rotate(_four(x), cosine, sine).view(x.shape)
-    return _rotate(x, cosine, sine, False)
+        return apply_rope(_as_4d(x), cosine, sine).view(x.shape)
+    return _apply_rope(x, cosine, sine, False)
 
 
-def _four(x: Tensor) -> Tensor:
+def _as_4d(x: Tensor) -> Tensor:
     """View (..., S, D) as (B, H, S, D)."""
     if x.dim() < 4:
         return x[(None,) * (4 - x.dim())]
@@ -35,85 +35,85 @@ def _four(x: Tensor) -> Tensor:
 
 
 @triton.jit
-def _turn(
-    x, cosine, sine, turned, count, positions, heads,
-    x_outer, x_middle, x_last, turned_outer, turned_middle, turned_last,
+def _rope_kernel(
+    x, cosine, sine, rotated, count, positions, heads,
+    x_outer, x_middle, x_last, rotated_outer, rotated_middle, rotated_last,
     HALF: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, BACK: tl.constexpr,
 ):  # fmt: skip
     """Turn ROWS rows of 2 HALF channels; rows are counted clip by clip, position by position."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, TILE)[None]
     mask = (row < count)[:, None] & (column < HALF)
-    start = row_starts(row, positions, heads, x_outer, x_middle, x_last)[:, None] + column
+    start = row_offsets(row, positions, heads, x_outer, x_middle, x_last)[:, None] + column
     first = tl.load(x + start, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(x + start + HALF, mask=mask, other=0.0).to(tl.float32)
     angle = (row // heads % positions)[:, None] * HALF + column
-    across = tl.load(cosine + angle, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(sine + angle, mask=mask, other=0.0).to(tl.float32)
+    cos = tl.load(cosine + angle, mask=mask, other=0.0).to(tl.float32)
+    sin = tl.load(sine + angle, mask=mask, other=0.0).to(tl.float32)
     if BACK:
-        up = -up
-    to = row_starts(row, positions, heads, turned_outer, turned_middle, turned_last)[:, None]
-    kind = turned.dtype.element_ty
-    tl.store(turned + to + column, (first * across - second * up).to(kind), mask=mask)
-    tl.store(turned + to + HALF + column, (first * up + second * across).to(kind), mask=mask)
+        sin = -sin
+    to = row_offsets(row, positions, heads, rotated_outer, rotated_middle, rotated_last)[:, None]
+    dtype = rotated.dtype.element_ty
+    tl.store(rotated + to + column, (first * cos - second * sin).to(dtype), mask=mask)
+    tl.store(rotated + to + HALF + column, (first * sin + second * cos).to(dtype), mask=mask)
 
 
-def _tiles(half: int, back: bool) -> dict[str, Any]:
-    width = tile(half)
+def _tiles(half: int, inverse: bool) -> dict[str, Any]:
+    width = next_power_of_2(half)
     rows = max(1, 2048 // width)
-    return {"HALF": half, "TILE": width, "ROWS": rows, "BACK": back, "num_warps": 4}
+    return {"HALF": half, "TILE": width, "ROWS": rows, "BACK": inverse, "num_warps": 4}
 
 
 @torch.library.custom_op("dreamstage::rotate", mutates_args=())
-def _rotate(x: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> Tensor:
+def _apply_rope(x: Tensor, cosine: Tensor, sine: Tensor, inverse: bool) -> Tensor:
     """Turn x, (B, H, S, E), by the angles or back by them."""
     x = x if x.stride(-1) == 1 else x.contiguous()
-    turned = torch.empty_like(x)
+    rotated = torch.empty_like(x)
     clips, heads, positions, width = x.shape
     assert cosine.shape == sine.shape == (positions, width // 2), "angles and x do not fit"
     if x.numel():
-        count, tiles = clips * heads * positions, _tiles(width // 2, back)
-        _turn[(cover(count, tiles["ROWS"]),)](
-            x, cosine.contiguous(), sine.contiguous(), turned, count, positions, heads,
+        count, tiles = clips * heads * positions, _tiles(width // 2, inverse)
+        _rope_kernel[(cdiv(count, tiles["ROWS"]),)](
+            x, cosine.contiguous(), sine.contiguous(), rotated, count, positions, heads,
             x.stride(0), x.stride(2), x.stride(1),
-            turned.stride(0), turned.stride(2), turned.stride(1), **tiles,
+            rotated.stride(0), rotated.stride(2), rotated.stride(1), **tiles,
         )  # fmt: skip
-    return turned
+    return rotated
 
 
-@_rotate.register_fake
+@_apply_rope.register_fake
 def _(x: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> Tensor:
     return torch.empty_like(x if x.stride(-1) == 1 else x.contiguous())
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, cosine, sine, ctx.back = inputs
     ctx.save_for_backward(cosine, sine)
 
 
-def _from_turned(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    return _rotate(grad, *ctx.saved_tensors, not ctx.back), None, None, None
+def _autograd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    return _apply_rope(grad, *ctx.saved_tensors, not ctx.back), None, None, None
 
 
-_rotate.register_autograd(_from_turned, setup_context=_keep)
+_apply_rope.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
 def _case(
-    heads: int, positions: int, width: int, back: bool, kind: str = "bf16", programs: int = 9
-) -> Ahead:
-    values = _tiles(width // 2, back) | {"heads": heads, "positions": positions}
+    heads: int, positions: int, width: int, inverse: bool, dtype: str = "bf16", programs: int = 9
+) -> CompileCase:
+    values = _tiles(width // 2, inverse) | {"heads": heads, "positions": positions}
     warps = values.pop("num_warps")
-    # a view of a packed projection, turned into one that lies as it does
+    # a view of a packed projection, rotated into one that lies as it does
     x = {"x_outer": 3 * heads * width * positions, "x_middle": 3 * heads * width}
-    turned = {"turned_outer": heads * width * positions, "turned_middle": heads * width}
-    values |= x | turned | {"x_last": width, "turned_last": width}
-    pointers = {"x": f"*{kind}", "cosine": "*fp32", "sine": "*fp32", "turned": f"*{kind}"}
-    types = argument_types(_turn, values, **pointers)
-    name = f"rotate{' back' * back} {heads} x {width}, {kind}"
-    return Ahead(name, _turn, types, values, warps, programs=programs)
+    rotated = {"rotated_outer": heads * width * positions, "rotated_middle": heads * width}
+    values |= x | rotated | {"x_last": width, "rotated_last": width}
+    pointers = {"x": f"*{dtype}", "cosine": "*fp32", "sine": "*fp32", "rotated": f"*{dtype}"}
+    types = argument_types(_rope_kernel, values, **pointers)
+    name = f"rotate{' back' * inverse} {heads} x {width}, {dtype}"
+    return CompileCase(name, _rope_kernel, types, values, warps, min_programs=programs)
 
 
-AHEAD = [
+COMPILE_CASES = [
     _case(9, 1024, 64, False),
     _case(9, 1024, 64, True),
     _case(16, 256, 128, False),

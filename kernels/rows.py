@@ -9,15 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.ahead import Ahead
+from kernels.compile_check import CompileCase
 
 # bytes of a multiprocessor's shared memory that a program fills with rows on their way
-SHARED = 190 << 10
+SHARED_MEMORY = 190 << 10
 # how shares are added up
 _SUMS: dict[str, Any] = dict(ROWS=64, COLUMNS=32, num_warps=8)
 
 
-def plain(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     """View x, (..., D), with one to three axes before a last one of stride 1; copy if need be."""
     if x.dim() == 1:
         x = x[None]
@@ -26,19 +26,19 @@ def plain(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def order(x: Tensor) -> list[int]:
+def memory_order(x: Tensor) -> list[int]:
     """Axes of x before the last, as they lie in memory: the one of the longest stride first."""
     return sorted(range(x.dim() - 1), key=lambda axis: -x.stride(axis))
 
 
-def fresh_like(x: Tensor, axes: list[int], dtype: torch.dtype | None = None) -> Tensor:
+def empty_in_order(x: Tensor, axes: list[int], dtype: torch.dtype | None = None) -> Tensor:
     """Give an empty tensor of x's shape that is dense when walked over in the order of `axes`."""
     axes = [*axes, x.dim() - 1]
     dense = x.new_empty([x.shape[axis] for axis in axes], dtype=dtype)
     return dense.permute([axes.index(axis) for axis in range(x.dim())])
 
 
-def walk(x: Tensor, axes: list[int]) -> tuple[int, int]:
+def inner_sizes(x: Tensor, axes: list[int]) -> tuple[int, int]:
     """Sizes of the last two of `axes`, by which `row_starts` takes a row's number apart."""
     sizes = [1, 1] + [x.shape[axis] for axis in axes]
     return sizes[-2], sizes[-1]
@@ -51,7 +51,7 @@ def strides(x: Tensor, axes: list[int]) -> tuple[int, int, int]:
 
 
 @triton.jit
-def row_starts(row, middle, last, outer_stride, middle_stride, last_stride):
+def row_offsets(row, middle, last, outer_stride, middle_stride, last_stride):
     """Offsets of rows by number, in int64: rows * width can pass 2**31."""
     line = row // last
     outer, second, third = line // middle, line % middle, row % last
@@ -62,28 +62,28 @@ def row_starts(row, middle, last, outer_stride, middle_stride, last_stride):
     )
 
 
-def tile(width: int) -> int:
+def next_power_of_2(width: int) -> int:
     """Give the least power of two that holds so many."""
     return 1 << (width - 1).bit_length()
 
 
-def cover(count: int, size: int) -> int:
+def cdiv(count: int, size: int) -> int:
     """Count the tiles of a size that cover so many."""
     return -(-count // size)
 
 
-def pieces(width: int) -> tuple[int, int]:
+def split_row(width: int) -> tuple[int, int]:
     """Cut a row into a tile of the largest power of two and one of what is left, or 0.
 
     576 is 512 and 64: in one tile of 1,024, every other lane would have nothing to do.
     """
-    whole = tile(width)
+    whole = next_power_of_2(width)
     first = whole if whole == width else whole // 2
-    rest = tile(width - first) if width > first else 0
+    rest = next_power_of_2(width - first) if width > first else 0
     return (whole, 0) if first + rest >= whole else (first, rest)
 
 
-def processors(x: Tensor) -> int:
+def num_multiprocessors(x: Tensor) -> int:
     """Multiprocessors of the GPU that x is on; a few where the interpreter stands in for one."""
     if not x.is_cuda:
         return 2
@@ -102,25 +102,25 @@ def _add_up(shares, total, count, width, ROWS: tl.constexpr, COLUMNS: tl.constex
     tl.store(total + column, whole, mask=column < width)
 
 
-def add_up(shares: Tensor, dtype: torch.dtype) -> Tensor:
+def sum_partials(shares: Tensor, dtype: torch.dtype) -> Tensor:
     """Sum float32 (programs, width) over programs, in the same order every time: (width,)."""
     count, width = shares.shape
     total = shares.new_empty(width, dtype=dtype)
-    _add_up[(cover(width, _SUMS["COLUMNS"]),)](shares, total, count, width, **_SUMS)
+    _add_up[(cdiv(width, _SUMS["COLUMNS"]),)](shares, total, count, width, **_SUMS)
     return total
 
 
-def stages(wanted: int, each: int) -> int:
+def max_stages(wanted: int, each: int) -> int:
     """As many tiles read at a time as wanted, or as fit: `each` bytes of one, all but one in shared
     memory."""
-    return min(wanted, 1 + SHARED // each)
+    return min(wanted, 1 + SHARED_MEMORY // each)
 
 
-def resident(x: Tensor, warps: int, tiles: dict[str, Any], count: int) -> int:
+def num_programs(x: Tensor, warps: int, tiles: dict[str, Any], count: int) -> int:
     """Count programs, of `warps` warps in all on a multiprocessor, that share `count` rows: as many
     as run at once, so that no multiprocessor is left with a last one of its own."""
-    programs = processors(x) * max(1, warps // tiles["num_warps"])
-    return min(programs, cover(count, tiles["ROWS"]))
+    programs = num_multiprocessors(x) * max(1, warps // tiles["num_warps"])
+    return min(programs, cdiv(count, tiles["ROWS"]))
 
 
 def argument_types(kernel: Any, values: dict[str, Any], **known: str) -> dict[str, str]:
@@ -136,10 +136,10 @@ def packed_strides(kernel: Any, width: int) -> dict[str, int]:
     return {name: ends[end] for name, end in names}
 
 
-def _ahead() -> Ahead:
+def _compile_case() -> CompileCase:
     types = argument_types(_add_up, _SUMS, shares="*fp32", total="*fp32")
     values = {name: n for name, n in _SUMS.items() if name != "num_warps"}
-    return Ahead("add_up", _add_up, types, values, _SUMS["num_warps"], programs=8)
+    return CompileCase("add_up", _add_up, types, values, _SUMS["num_warps"], min_programs=8)
 
 
-AHEAD = [_ahead()]
+COMPILE_CASES = [_compile_case()]

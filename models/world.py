@@ -10,16 +10,16 @@ import torch
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from models.codes import CodeVectors
-from models.compiler import Compiler
-from models.dynamics import Carry, Dynamics, State
-from models.sampling import Sampling
-from models.tokenizer import Tokenizer
+from models.dynamics.dynamics import Dynamics, FrameResidual, State
+from models.layers.compile_fn import CompileFn
+from models.layers.sampling import Sampling
+from models.tokenizers.codes import CodebookEmbedding
+from models.tokenizers.tokenizer import Tokenizer
 
-Arithmetic = Literal["bf16", "fp16", "fp32"]
+Precision = Literal["bf16", "fp16", "fp32"]
 
 
-DRAWN = 0.3  # weight of the whole frame in what is measured of one patch
+SHRINKAGE = 0.3  # weight of the whole frame in what is measured of one patch
 
 
 class World(nn.Module):
@@ -29,7 +29,7 @@ class World(nn.Module):
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, dynamics: Dynamics, precision: Arithmetic = "fp32"
+        self, tokenizer: Tokenizer, dynamics: Dynamics, precision: Precision = "fp32"
     ) -> None:
         super().__init__()
         if tokenizer.latents != dynamics.latents:
@@ -42,11 +42,11 @@ class World(nn.Module):
         self.context = dynamics.context
         self.image_size = tokenizer.image_size
         sides = zip(self.image_size, self.latents.grid, strict=True)
-        self.patch: tuple[int, ...] = tuple(pixels // cells for pixels, cells in sides)
-        self.vectors = CodeVectors(self.latents)
+        self.patch_size: tuple[int, ...] = tuple(pixels // cells for pixels, cells in sides)
+        self.vectors = CodebookEmbedding(self.latents)
         """Latents, (..., N) codes or (..., P, D), as vectors (..., P, D) that can be compared."""
-        self.vectors.to(self.device).adopt(tokenizer)
-        self.precision: Arithmetic = precision
+        self.vectors.to(self.device).load_codebook(tokenizer)
+        self.precision: Precision = precision
         self.eval()
 
     @property
@@ -57,20 +57,20 @@ class World(nn.Module):
         """Enter at the last of T >= 1 real frames: (B, T, 3, H, W) uint8, (B, T - 1, A)."""
         frames, actions = frames[:, -self.context :], actions.to(self.device)
         actions = actions[:, max(0, actions.shape[1] - frames.shape[1] + 1) :]
-        with self._arithmetic():
-            codes = self.tokenizer.encode(frames.to(self.device).flatten(0, 1))
-            latents = rearrange(codes, "(B T) ... -> B T ...", B=len(frames))
+        with self._autocast():
+            encoded = self.tokenizer.encode(frames.to(self.device).flatten(0, 1))
+            latents = rearrange(encoded, "(B T) ... -> B T ...", B=len(frames))
             state = self.dynamics.start(latents, self.actions.normalize(actions))
-            return self._carrying(state, frames, latents)
+            return self._with_frame_residual(state, frames, latents)
 
     def step(self, state: State, action: Tensor) -> State:
         """Imagine what `action`, (B, A), leads to."""
-        with self._arithmetic():
+        with self._autocast():
             after = self.dynamics.step(state, self.actions.normalize(action.to(self.device)))
-        if state.carry is not None:
-            changed = (after.latents != state.latents).unflatten(1, (self.latents.patches, -1))
-            still = state.carry.still * (1 - changed.float().mean(-1))
-            after.carry = replace(state.carry, still=still)
+        if state.frame_residual is not None:
+            changed = (after.latents != state.latents).unflatten(1, (self.latents.num_patches, -1))
+            unchanged = state.frame_residual.unchanged * (1 - changed.float().mean(-1))
+            after.frame_residual = replace(state.frame_residual, unchanged=unchanged)
         return after
 
     def rollout(self, state: State, actions: Tensor) -> State:
@@ -80,90 +80,98 @@ class World(nn.Module):
     def imagine(self, state: State, actions: Tensor) -> State:
         """As `rollout`, of actions in [-1, 1], or codes, on the world's device: what a search asks
         thousands of times."""
-        with self._arithmetic():
+        with self._autocast():
             return self.dynamics.rollout(state, actions)
 
     def observe(self, state: State, action: Tensor, frames: Tensor) -> State:
         """Take in the real frames, (B, 3, H, W) uint8, that `action`, (B, A), has led to."""
-        with self._arithmetic():
+        with self._autocast():
             latents = self.tokenizer.encode(frames.to(self.device))
             after = self.dynamics.observe(
                 state, self.actions.normalize(action.to(self.device)), latents
             )
-            return self._carrying(after, frames[:, None], latents[:, None])
+            return self._with_frame_residual(after, frames[:, None], latents[:, None])
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, N) codes or (B, P, D)."""
-        with self._arithmetic():
+        with self._autocast():
             return self.tokenizer.encode(frames.to(self.device))
 
     def decode(self, state: State) -> Tensor:
         """Look: (B, 3, H, W) uint8."""
-        with self._arithmetic():
-            frames = self._draw(state.latents)
-            if state.carry is None:
+        with self._autocast():
+            frames = self._decode_latents(state.latents)
+            if state.frame_residual is None:
                 return frames
-            carry = state.carry
-            if carry.lost is None:
-                carry.lost = self._lost(carry.frames, carry.latents)
-        kept = frames.float() + carry.lost * self._over(carry.still)
-        return kept.round().clamp(0, 255).byte()
+            frame_residual = state.frame_residual
+            if frame_residual.residual is None:
+                frame_residual.residual = self._persistent_residual(
+                    frame_residual.frames, frame_residual.latents
+                )
+        corrected = frames.float() + frame_residual.residual * self._expand_patches(
+            frame_residual.unchanged
+        )
+        return corrected.round().clamp(0, 255).byte()
 
-    def compile_steps(self, compiler: Compiler) -> None:
+    def compile_steps(self, compile_fn: CompileFn) -> None:
         """Compile a step and the look at where it leads, anew for every shape they come in.
         Weights are those that are there at the first step of each."""
-        self.dynamics.compile_steps(compiler)
-        self._draw = compiler(cast(nn.Module, self.tokenizer), self._draw)
+        self.dynamics.compile_steps(compile_fn)
+        self._decode_latents = compile_fn(cast(nn.Module, self.tokenizer), self._decode_latents)
 
-    def sample_with(self, sampling: Sampling) -> None:
+    def set_sampling(self, sampling: Sampling) -> None:
         """Imagine with codes that are drawn like this; a new world takes the likeliest."""
         if not hasattr(self.dynamics, "sampling"):
             raise ValueError("this world foretells one future; sampling has no effect on it")
         self.dynamics.sampling = sampling  # type: ignore[attr-defined]
 
-    def _carrying(self, state: State, frames: Tensor, latents: Tensor) -> State:
+    def _with_frame_residual(self, state: State, frames: Tensor, latents: Tensor) -> State:
         """Keep the real frames, (B, T, 3, H, W), where patches have codes that tell if they stay:
         latents (B, T, N)."""
         if self.latents.kind == "continuous":
             return state
-        still = torch.ones(len(frames), self.latents.patches, device=self.device)
-        return replace(state, carry=Carry(frames.to(self.device), latents, still))
+        unchanged = torch.ones(len(frames), self.latents.num_patches, device=self.device)
+        return replace(
+            state, frame_residual=FrameResidual(frames.to(self.device), latents, unchanged)
+        )
 
-    def _draw(self, latents: Tensor) -> Tensor:
+    def _decode_latents(self, latents: Tensor) -> Tensor:
         return self.tokenizer.decode(latents)
 
-    def _lost(self, frames: Tensor, latents: Tensor) -> Tensor:
+    def _persistent_residual(self, frames: Tensor, latents: Tensor) -> Tensor:
         """What the tokenizer loses of the last of T real frames and is missing from the next, too.
 
         Noise is lost as edges are, but it does not stay. Of what was lost of each frame, the share
         that was missing from the one after it is found patch by patch, by least squares drawn
         towards that of the whole frame.  (B, T, 3, H, W), (B, T, N) -> (B, 3, H, W).
         """
-        drawn = self.tokenizer.decode(latents.flatten(0, 1)).view_as(frames).float()
-        lost = frames - drawn
+        reconstruction = self.tokenizer.decode(latents.flatten(0, 1)).view_as(frames).float()
+        residual = frames - reconstruction
         if frames.shape[1] == 1:
-            return lost[:, 0]
-        before, after = lost[:, :-1], frames[:, 1:] - drawn[:, :-1]
-        found, whole = self._of_patches(before * after), self._of_patches(before.square())
-        found, whole = (x + DRAWN * x.mean(1, keepdim=True) for x in (found, whole))
-        share = (found / whole.clamp(min=1e-6)).clamp(0, 1)
-        return lost[:, -1] * self._over(share)
+            return residual[:, 0]
+        before, after = residual[:, :-1], frames[:, 1:] - reconstruction[:, :-1]
+        covariance, variance = self._patch_sums(before * after), self._patch_sums(before.square())
+        covariance, variance = (
+            x + SHRINKAGE * x.mean(1, keepdim=True) for x in (covariance, variance)
+        )
+        gain = (covariance / variance.clamp(min=1e-6)).clamp(0, 1)
+        return residual[:, -1] * self._expand_patches(gain)
 
-    def _of_patches(self, pixels: Tensor) -> Tensor:
+    def _patch_sums(self, pixels: Tensor) -> Tensor:
         """(B, T, 3, H, W) -> (B, P), sums."""
-        (h, _), (p, q) = self.latents.grid, self.patch
+        (h, _), (p, q) = self.latents.grid, self.patch_size
         return reduce(pixels, "B T c (h p) (w q) -> B (h w)", "sum", h=h, p=p, q=q)
 
-    def _over(self, patches: Tensor) -> Tensor:
+    def _expand_patches(self, patches: Tensor) -> Tensor:
         """(B, P) -> (B, 1, H, W), each patch over its pixels."""
-        (h, _), (p, q) = self.latents.grid, self.patch
+        (h, _), (p, q) = self.latents.grid, self.patch_size
         return repeat(patches, "B (h w) -> B 1 (h p) (w q)", h=h, p=p, q=q)
 
-    def _arithmetic(self) -> AbstractContextManager[object]:
-        return arithmetic(self.device, self.precision)
+    def _autocast(self) -> AbstractContextManager[object]:
+        return autocast(self.device, self.precision)
 
 
-def arithmetic(device: torch.device, precision: Arithmetic) -> AbstractContextManager[object]:
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Multiply in `precision` inside a `with`."""
-    kind = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=kind, enabled=precision != "fp32")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")

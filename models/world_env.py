@@ -19,12 +19,12 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from data.actions import ActionSpec, as_tensor
-from models.dynamics import State
+from models.dynamics.dynamics import State
 
 if TYPE_CHECKING:
     from models.world import World
 
-Observe = Literal["frames", "latents"]
+ObsType = Literal["frames", "latents"]
 
 
 class Starts(Protocol):
@@ -68,7 +68,7 @@ class WorldEnv(VectorEnv):
         starts: Starts,
         num_envs: int = 1,
         horizon: int = 100,
-        observe: Observe = "frames",
+        obs_type: ObsType = "frames",
         render_mode: str | None = None,
     ) -> None:
         if num_envs < 1 or horizon < 1:
@@ -77,14 +77,14 @@ class WorldEnv(VectorEnv):
             )
         self.world, self.starts = world, starts
         self.num_envs, self.horizon = num_envs, horizon
-        self.observe: Observe = observe
+        self.obs_type: ObsType = obs_type
         self.render_mode = render_mode
-        self.single_observation_space = observation_space(world, observe)
+        self.single_observation_space = observation_space(world, obs_type)
         self.single_action_space = action_space(world.actions)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._cohorts: list[Cohort] = []
-        self._ended = np.ones(num_envs, bool)
+        self._done = np.ones(num_envs, bool)
         self._steps = np.zeros(num_envs, np.int64)
 
     @torch.inference_mode()
@@ -94,13 +94,13 @@ class WorldEnv(VectorEnv):
         """Begin all episodes anew: (N, ...) observations."""
         super().reset(seed=seed)
         self._cohorts = []
-        clips = np.asarray((options or {}).get("clips", self._draw(self.num_envs)))
+        clips = np.asarray((options or {}).get("clips", self._sample_starts(self.num_envs)))
         if clips.shape != (self.num_envs,):
             raise ValueError(
                 f"options['clips'] has shape {clips.shape}, but there are {self.num_envs} "
                 f"environments; give one clip each"
             )
-        self._begin(np.arange(self.num_envs), clips)
+        self._start_episodes(np.arange(self.num_envs), clips)
         return self._observations(), {"clip": clips, "_clip": np.ones(self.num_envs, bool)}
 
     @torch.inference_mode()
@@ -110,8 +110,8 @@ class WorldEnv(VectorEnv):
         """(N, A) or (N,) -> observations, rewards, terminations, truncations, infos."""
         assert self._cohorts, "call reset first"
         actions = np.asarray(actions, self.single_action_space.dtype)
-        fresh = self._ended.copy()
-        self._leave(fresh)
+        resetting = self._done.copy()
+        self._drop_done(resetting)
         rewards = np.zeros(self.num_envs)
         terminations = np.zeros(self.num_envs, bool)
         for cohort in self._cohorts:
@@ -120,15 +120,15 @@ class WorldEnv(VectorEnv):
                 cohort.state = self.world.step(cohort.state, action)
             rewards[cohort.rows] = cohort.state.reward.float().cpu().numpy()
             terminations[cohort.rows] = cohort.state.continues.float().cpu().numpy() < 0.5
-        self._steps[~fresh] += 1
+        self._steps[~resetting] += 1
         info: dict[str, Any] = {}
-        if fresh.any():
+        if resetting.any():
             clips = np.zeros(self.num_envs, np.int64)
-            clips[fresh] = self._draw(int(fresh.sum()))
-            self._begin(np.flatnonzero(fresh), clips[fresh])
-            info = {"clip": clips, "_clip": fresh}
+            clips[resetting] = self._sample_starts(int(resetting.sum()))
+            self._start_episodes(np.flatnonzero(resetting), clips[resetting])
+            info = {"clip": clips, "_clip": resetting}
         truncations = ~terminations & (self._steps >= self.horizon)
-        self._ended = terminations | truncations
+        self._done = terminations | truncations
         return self._observations(), rewards, terminations, truncations, info
 
     @torch.inference_mode()
@@ -141,10 +141,10 @@ class WorldEnv(VectorEnv):
     def single(self) -> SingleWorldEnv:
         """Give one such episode as a plain `gymnasium.Env`."""
         return SingleWorldEnv(
-            self.world, self.starts, self.horizon, self.observe, render_mode=self.render_mode
+            self.world, self.starts, self.horizon, self.obs_type, render_mode=self.render_mode
         )
 
-    def _draw(self, count: int) -> np.ndarray:
+    def _sample_starts(self, count: int) -> np.ndarray:
         return self.np_random.integers(0, len(self.starts), count)
 
     @contextmanager
@@ -155,42 +155,42 @@ class WorldEnv(VectorEnv):
             torch.manual_seed(int(self.np_random.integers(2**62)))
             yield
 
-    def _begin(self, rows: np.ndarray, clips: np.ndarray) -> None:
+    def _start_episodes(self, rows: np.ndarray, clips: np.ndarray) -> None:
         clip = self.starts.batch(clips)
         frames = clip.frames[:, : self.world.context].to(self.world.device)
         actions = clip.actions[:, : frames.shape[1] - 1].to(self.world.device)
         self._cohorts.append(Cohort(rows, self.world.reset(frames, actions)))
         self._steps[rows] = 0
-        self._ended[rows] = False
+        self._done[rows] = False
 
-    def _leave(self, ended: np.ndarray) -> None:
+    def _drop_done(self, done: np.ndarray) -> None:
         """Take the environments that ended out of their cohorts."""
         kept = []
         for cohort in self._cohorts:
-            stays = ~ended[cohort.rows]
-            if stays.all():
+            alive = ~done[cohort.rows]
+            if alive.all():
                 kept.append(cohort)
-            elif stays.any():
-                index = torch.from_numpy(np.flatnonzero(stays)).to(self.world.device)
-                kept.append(Cohort(cohort.rows[stays], cohort.state.select(index)))
+            elif alive.any():
+                index = torch.from_numpy(np.flatnonzero(alive)).to(self.world.device)
+                kept.append(Cohort(cohort.rows[alive], cohort.state.select(index)))
         self._cohorts = kept
 
     def _observations(self) -> np.ndarray:
-        if self.observe == "frames":
+        if self.obs_type == "frames":
             return self._gather(self._decode)
         dtype = self.single_observation_space.dtype
-        return self._gather(lambda state: _in_numpy(state.latents).astype(dtype))
+        return self._gather(lambda state: _to_numpy(state.latents).astype(dtype))
 
     def _decode(self, state: State) -> np.ndarray:
         return self.world.decode(state).permute(0, 2, 3, 1).cpu().numpy()
 
-    def _gather(self, look: Any) -> np.ndarray:
+    def _gather(self, fn: Any) -> np.ndarray:
         """Look at every cohort and put the rows in their places."""
         order = np.concatenate([cohort.rows for cohort in self._cohorts])
-        seen = np.concatenate([look(cohort.state) for cohort in self._cohorts])
-        placed = np.empty_like(seen)
-        placed[order] = seen
-        return placed
+        values = np.concatenate([fn(cohort.state) for cohort in self._cohorts])
+        ordered = np.empty_like(values)
+        ordered[order] = values
+        return ordered
 
 
 class SingleWorldEnv(gymnasium.Env):
@@ -203,10 +203,10 @@ class SingleWorldEnv(gymnasium.Env):
         world: World,
         starts: Starts,
         horizon: int = 100,
-        observe: Observe = "frames",
+        obs_type: ObsType = "frames",
         render_mode: str | None = None,
     ) -> None:
-        self._env = WorldEnv(world, starts, 1, horizon, observe, render_mode)
+        self._env = WorldEnv(world, starts, 1, horizon, obs_type, render_mode)
         self.observation_space = self._env.single_observation_space
         self.action_space = self._env.single_action_space
         self.render_mode = render_mode
@@ -221,23 +221,23 @@ class SingleWorldEnv(gymnasium.Env):
         return observations[0], {"clip": int(info["clip"][0])}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        assert not self._env._ended[0], "the episode has ended; call reset"
-        seen, reward, ended, cut, _ = self._env.step(np.asarray(action)[None])
-        return seen[0], float(reward[0]), bool(ended[0]), bool(cut[0]), {}
+        assert not self._env._done[0], "the episode has ended; call reset"
+        observations, reward, terminated, truncated, _ = self._env.step(np.asarray(action)[None])
+        return observations[0], float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
-        pictures = self._env.render()
-        return None if pictures is None else pictures[0]
+        images = self._env.render()
+        return None if images is None else images[0]
 
 
-def observation_space(world: World, observe: Observe) -> spaces.Box:
+def observation_space(world: World, obs_type: ObsType) -> spaces.Box:
     height, width = world.tokenizer.image_size
-    if observe == "frames":
+    if obs_type == "frames":
         return spaces.Box(0, 255, (height, width, 3), np.uint8)
     latents = world.tokenizer.latents
     if latents.kind == "discrete":
-        return spaces.Box(0, latents.codes - 1, (latents.per_frame,), np.int64)
-    return spaces.Box(-np.inf, np.inf, (latents.per_frame, latents.width), np.float32)
+        return spaces.Box(0, latents.codebook_size - 1, (latents.tokens_per_frame,), np.int64)
+    return spaces.Box(-np.inf, np.inf, (latents.tokens_per_frame, latents.dim), np.float32)
 
 
 def action_space(spec: ActionSpec) -> spaces.Box | spaces.Discrete:
@@ -246,6 +246,6 @@ def action_space(spec: ActionSpec) -> spaces.Box | spaces.Discrete:
     return spaces.Box(np.array(spec.low, np.float32), np.array(spec.high, np.float32))
 
 
-def _in_numpy(latents: Tensor) -> np.ndarray:
+def _to_numpy(latents: Tensor) -> np.ndarray:
     # numpy has no bfloat16, in which some tokenizers answer
     return (latents.float() if latents.is_floating_point() else latents).cpu().numpy()

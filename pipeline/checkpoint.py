@@ -17,38 +17,38 @@ import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
-from data.shards import write_whole
-from models.tokenizer import Latents
+from data.shards import atomic_write
+from models.tokenizers.tokenizer import LatentSpec
 
 FORMAT = 2
-WRITTEN_BY = {
+SCRIPTS = {
     "tokenizer": "train_tokenizer.py",
     "dynamics": "train_dynamics.py",
     "controller": "train_controller.py",
 }
 
-NEEDED = ("stage", "config", "parent", "model", "fingerprint")
+REQUIRED_KEYS = ("stage", "config", "parent", "model", "fingerprint")
 
 Checkpoint = dict[str, Any]
 
 
-def command(stage: str, path: Path) -> str:
+def train_command(stage: str, path: Path) -> str:
     """What writes the checkpoint of `stage` at `path`, a file in RUN/STAGE or a folder of it."""
     run = next((p.parent for p in path.parents if p.name == stage), path.parent.parent)
-    return f"{WRITTEN_BY[stage]} --run {run}"
+    return f"{SCRIPTS[stage]} --run {run}"
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write through a `.partial` file that is flushed and renamed: an interrupted save, or a full
     disk, leaves the old file whole."""
-    memory = io.BytesIO()
-    torch.save(checkpoint, memory)
-    write_whole(path, memory.getbuffer())
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    atomic_write(path, buffer.getbuffer())
 
 
 def load(path: Path, stage: str, device: str | torch.device = "cpu") -> Checkpoint:
     """Read a checkpoint of `stage`; ValueError says what is wrong with the file, in one line."""
-    script = command(stage, path)
+    script = train_command(stage, path)
     if not path.exists():
         raise ValueError(f"{path} is not there; {script} writes it")
     try:
@@ -66,7 +66,7 @@ def load(path: Path, stage: str, device: str | torch.device = "cpu") -> Checkpoi
             f"{path} has format {checkpoint['format']}, but this version reads format {FORMAT}; "
             f"train again with {script}, or use the version that wrote it"
         )
-    missing = ", ".join(key for key in NEEDED if key not in checkpoint)
+    missing = ", ".join(key for key in REQUIRED_KEYS if key not in checkpoint)
     if missing:
         raise ValueError(
             f"{path} is damaged: it holds no {missing}; {script} --restart writes it anew"
@@ -92,30 +92,30 @@ def fingerprint(weights: dict[str, Tensor], config: dict[str, Any]) -> str:
 def restore(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     """Put a checkpoint's weights into `model`; ValueError where the model has others by now, or
     the file is damaged."""
-    own, given = model.state_dict(), checkpoint["model"]
+    expected, stored = model.state_dict(), checkpoint["model"]
     differing = [
         name
-        for name in sorted(own.keys() | given.keys())
-        if name not in own or name not in given or own[name].shape != given[name].shape
+        for name in sorted(expected.keys() | stored.keys())
+        if name not in expected or name not in stored or expected[name].shape != stored[name].shape
     ]
     if differing:
         raise ValueError(
             f"{path} was written by another version, whose {checkpoint['config']['kind']} has "
             f"other weights ({differing[0]} and {len(differing) - 1} more); train again with "
-            f"{command(checkpoint['stage'], path)} --restart, or use the version that wrote it"
+            f"{train_command(checkpoint['stage'], path)} --restart, or use the version that wrote it"
         )
     check_weights(checkpoint, path)
-    model.load_state_dict(given)
+    model.load_state_dict(stored)
 
 
 def check_weights(checkpoint: Checkpoint, path: Path) -> None:
     """Raise ValueError where weights or config are not those that were written."""
-    found = fingerprint(checkpoint["model"], checkpoint["config"])
-    if found != checkpoint["fingerprint"]:
+    actual = fingerprint(checkpoint["model"], checkpoint["config"])
+    if actual != checkpoint["fingerprint"]:
         raise ValueError(
-            f"{path} is damaged: its weights are not those that were written (fingerprint {found} "
+            f"{path} is damaged: its weights are not those that were written (fingerprint {actual} "
             f"instead of {checkpoint['fingerprint']}); restore it from a copy, or train again with "
-            f"{command(checkpoint['stage'], path)} --restart"
+            f"{train_command(checkpoint['stage'], path)} --restart"
         )
 
 
@@ -123,11 +123,11 @@ def check_parent(
     child: Checkpoint, child_path: Path, parent: Checkpoint, parent_path: Path
 ) -> None:
     """Raise ValueError when `child` was trained on another parent than this one."""
-    known = child["parent"]["fingerprint"]
-    if known != parent["fingerprint"]:
+    expected = child["parent"]["fingerprint"]
+    if expected != parent["fingerprint"]:
         raise ValueError(
-            f"{child_path} was trained on a {parent['stage']} with fingerprint {known}, but "
-            f"{parent_path} has {parent['fingerprint']}; run {command(child['stage'], child_path)} "
+            f"{child_path} was trained on a {parent['stage']} with fingerprint {expected}, but "
+            f"{parent_path} has {parent['fingerprint']}; run {train_command(child['stage'], child_path)} "
             f"--restart, or put the old {parent['stage']} back"
         )
 
@@ -136,5 +136,5 @@ def action_spec(checkpoint: Checkpoint) -> ActionSpec:
     return ActionSpec.from_dict(checkpoint["actions"])
 
 
-def latents_of(checkpoint: Checkpoint) -> Latents:
-    return Latents.from_dict(checkpoint["latents"])
+def latent_spec(checkpoint: Checkpoint) -> LatentSpec:
+    return LatentSpec.from_dict(checkpoint["latents"])

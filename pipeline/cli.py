@@ -29,32 +29,32 @@ def parse(
     methods a field holds is for the presets to say.  ValueError names an unknown preset; an unknown
     flag exits with tyro's own hint.
     """
-    names, flags = split_presets(arguments)
-    single = [name for name in presets if " " not in name]
-    known = ", ".join(single)
+    preset_names, flags = split_presets(arguments)
+    known_presets = [preset_name for preset_name in presets if " " not in preset_name]
+    listed = ", ".join(known_presets)
     default = None
-    for before, name in pairwise(["", *names]):
-        if name not in single:
-            near = difflib.get_close_matches(name, single, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ValueError(f"unknown preset {name!r}; {hint}there are: {known}")
-        change = presets.get(f"{before} {name}", presets[name])
-        default = change(config() if default is None else default)
+    for previous, preset_name in pairwise(["", *preset_names]):
+        if preset_name not in known_presets:
+            closest = difflib.get_close_matches(preset_name, known_presets, n=1)
+            hint = f"did you mean {closest[0]}? " if closest else ""
+            raise ValueError(f"unknown preset {preset_name!r}; {hint}there are: {listed}")
+        preset = presets.get(f"{previous} {preset_name}", presets[preset_name])
+        default = preset(config() if default is None else default)
     if presets:
-        description += f"\n\n--preset NAME [NAME ...]: {known} (they stack; flags win)"
-    given: dict[str, Any] = {} if default is None else {"default": default}
+        description += f"\n\n--preset NAME [NAME ...]: {listed} (they stack; flags win)"
+    defaults: dict[str, Any] = {} if default is None else {"default": default}
     return tyro.cli(
         config,
         args=flags,
         description=description,
         config=(tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands),
-        **given,
+        **defaults,
     )
 
 
-def also_called(*flags: str) -> Any:
+def flag_aliases(*aliases: str) -> Any:
     """Other names of a flag, for `Annotated`."""
-    return tyro.conf.arg(aliases=flags)
+    return tyro.conf.arg(aliases=aliases)
 
 
 def unprefixed() -> Any:
@@ -66,16 +66,16 @@ def split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Part `--preset a b` (or --preset=a) from the other arguments."""
     names: list[str] = []
     flags: list[str] = []
-    taking = False
+    in_preset = False
     for argument in arguments:
         if argument == "--preset":
-            taking = True
+            in_preset = True
         elif argument.startswith("--preset="):
             names += argument.removeprefix("--preset=").split(",")
-        elif taking and not argument.startswith("-"):
+        elif in_preset and not argument.startswith("-"):
             names.append(argument)
         else:
-            taking = False
+            in_preset = False
             flags.append(argument)
     return names, flags
 
@@ -87,22 +87,22 @@ class Command:
     main: Callable[[Any], None]
     config: type
     presets: Presets[Any]
-    about: str
+    description: str
 
 
-def run(main: Callable[[C], None], config: type[C], presets: Presets[C]) -> None:
+def run_cli(main: Callable[[C], None], config: type[C], presets: Presets[C]) -> None:
     """Be the entry of a stage script: parse, run, and answer a user's mistake in one line."""
     description = sys.modules[main.__module__].__doc__ or ""
-    _answer(lambda: main(parse(config, presets, sys.argv[1:], description)))
+    _report_errors(lambda: main(parse(config, presets, sys.argv[1:], description)))
 
 
 def run_commands(commands: Mapping[str, Command], description: str) -> None:
     """Be the entry of a script whose first argument names one of `commands`."""
 
-    def chosen() -> None:
+    def dispatch() -> None:
         name = sys.argv[1] if len(sys.argv) > 1 else "--help"
         if name in ("-h", "--help"):
-            lines = [f"  {name:<10}{command.about}" for name, command in commands.items()]
+            lines = [f"  {name:<10}{command.description}" for name, command in commands.items()]
             print(f"{description.strip()}\n\n" + "\n".join(lines))
             print("\nEach explains itself with --help.")
             return
@@ -111,14 +111,14 @@ def run_commands(commands: Mapping[str, Command], description: str) -> None:
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"unknown command {name!r}; {hint}there are: {', '.join(commands)}")
         command = commands[name]
-        command.main(parse(command.config, command.presets, sys.argv[2:], command.about))
+        command.main(parse(command.config, command.presets, sys.argv[2:], command.description))
 
-    _answer(chosen)
+    _report_errors(dispatch)
 
 
-def _answer(work: Callable[[], None]) -> None:
+def _report_errors(body: Callable[[], None]) -> None:
     try:
-        work()
+        body()
     except (ValueError, OSError) as problem:
         if os.environ.get("DREAMSTAGE_TRACEBACK"):
             raise

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from models.world import Arithmetic
+from models.world import Precision
 
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
+PrecisionOption = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def pick_device() -> torch.device:
@@ -24,11 +24,11 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
-def pick_precision(device: torch.device, wish: Precision) -> Arithmetic:
+def pick_precision(device: torch.device, requested: PrecisionOption) -> Precision:
     """bf16 where the hardware multiplies it faster than float32, unless one is asked for; fp16 on
     GPUs that have tensor cores, but none for bf16."""
-    if wish != "auto":
-        return wish
+    if requested != "auto":
+        return requested
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16"
@@ -39,7 +39,7 @@ def pick_precision(device: torch.device, wish: Precision) -> Arithmetic:
     return "fp32"
 
 
-def room_for_data(device: torch.device) -> int:
+def data_memory_limit(device: torch.device) -> int:
     """Give the bytes that training data may take on an accelerator: half of what is free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
@@ -57,7 +57,7 @@ def describe_device(device: torch.device) -> str:
 def _prepare_cpu() -> None:
     # oneDNN's float32 products are twice as fast, and exact but where it takes bf16 for them (AMX)
     torch.set_float32_matmul_precision("medium")
-    if _error_of_products() > 1e-5:
+    if _matmul_error() > 1e-5:
         torch.set_float32_matmul_precision("highest")
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         # glibc hands every large tensor back to the system, and each new one is zeroed page by
@@ -68,7 +68,7 @@ def _prepare_cpu() -> None:
         libc.mallopt(trim_threshold, 2**30)
 
 
-def _error_of_products() -> float:
+def _matmul_error() -> float:
     """How far float32 products are off, relative to float64's: 1e-6, or 2e-3 in bf16."""
     random = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, 256, 256, generator=random)

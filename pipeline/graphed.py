@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-WARM_UP = 3
+WARMUP_CALLS = 3
 
 
-class Graphed:
+class StaticCudaGraph:
     """Calls `function` eagerly a few times, then records it once, and from then on replays that.
 
     Inputs keep their shapes and are copied to where the recording reads them.  Outputs are where
@@ -27,59 +27,59 @@ class Graphed:
     ) -> None:
         self.function, self.device, self.flag = function, device, flag
         self._calls = 0
-        self._inputs: list[Tensor | None] = []
-        self._outputs: list[Tensor] = []
+        self._static_inputs: list[Tensor | None] = []
+        self._static_outputs: list[Tensor] = []
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, *tensors: Tensor | None) -> list[Tensor]:
         """Give the function's outputs, detached; ValueError if a shape has changed."""
-        self._take(tensors)
+        self._copy_inputs(tensors)
         self._calls += 1
-        if self._calls <= WARM_UP:
-            return self._aside()
+        if self._calls <= WARMUP_CALLS:
+            return self._warm_up()
         if self.device.type != "cuda":
-            fresh = self._run()
-            self._outputs = self._outputs or fresh
-            for kept, value in zip(self._outputs, fresh, strict=True):
-                kept.copy_(value)
+            outputs = self._run()
+            self._static_outputs = self._static_outputs or outputs
+            for static, value in zip(self._static_outputs, outputs, strict=True):
+                static.copy_(value)
         elif self._graph is None:
-            self._record()
+            self._capture()
         if self._graph is not None:
             self._graph.replay()
-        return self._outputs
+        return self._static_outputs
 
-    def _record(self) -> None:
+    def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
-                self._outputs = self._run()
+                self._static_outputs = self._run()
         except RuntimeError as problem:
-            first = problem.__context__ or problem  # the second is that the recording has no end
+            cause = problem.__context__ or problem  # the second is that the recording has no end
             raise ValueError(
                 f"this cannot be recorded as a CUDA graph: something in it waits for the GPU "
-                f"({str(first).splitlines()[0]}); go on without {self.flag}"
-            ) from first
+                f"({str(cause).splitlines()[0]}); go on without {self.flag}"
+            ) from cause
         self._graph = graph
 
-    def _take(self, tensors: Sequence[Tensor | None]) -> None:
-        if not self._inputs:
-            self._inputs = [
+    def _copy_inputs(self, tensors: Sequence[Tensor | None]) -> None:
+        if not self._static_inputs:
+            self._static_inputs = [
                 None if t is None else torch.empty_like(t, device=self.device) for t in tensors
             ]
-        for kept, given in zip(self._inputs, tensors, strict=True):
-            known, new = (None if t is None else tuple(t.shape) for t in (kept, given))
-            if known != new:
+        for static, tensor in zip(self._static_inputs, tensors, strict=True):
+            expected, actual = (None if t is None else tuple(t.shape) for t in (static, tensor))
+            if expected != actual:
                 raise ValueError(
-                    f"a step was recorded for tensors of {known}, but now there is one of {new}; "
+                    f"a step was recorded for tensors of {expected}, but now there is one of {actual}; "
                     f"go on without {self.flag}"
                 )
-            if kept is not None and given is not None:
-                kept.copy_(given, non_blocking=True)
+            if static is not None and tensor is not None:
+                static.copy_(tensor, non_blocking=True)
 
     def _run(self) -> list[Tensor]:
-        return [t.detach() for t in self.function(*self._inputs)]
+        return [t.detach() for t in self.function(*self._static_inputs)]
 
-    def _aside(self) -> list[Tensor]:
+    def _warm_up(self) -> list[Tensor]:
         if self.device.type != "cuda":
             return self._run()
         # what the first calls set up must not be on the stream that is recorded

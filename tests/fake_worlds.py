@@ -35,12 +35,12 @@ class FakeClip:
 class DotClips:
     """As data.clips.Clips: windows of episodes in which the dot wanders."""
 
-    def __init__(self, episodes: int = 6, length: int = 30, frames: int = 20, seed: int = 0):
+    def __init__(self, episodes: int = 6, length: int = 30, clip_length: int = 20, seed: int = 0):
         random = np.random.default_rng(seed)
-        self.frames = frames
+        self.clip_length = clip_length
         steps = random.normal(0, 0.08, (episodes, length, 2)).cumsum(1)
         self.places = torch.tensor(0.5 + 0.4 * np.sin(steps * 3), dtype=torch.float32)
-        self.each = length - frames + 1
+        self.each = length - clip_length + 1
 
     def __len__(self) -> int:
         return len(self.places) * self.each
@@ -50,7 +50,7 @@ class DotClips:
 
     def batch(self, indices: np.ndarray) -> FakeClip:
         rows = [divmod(int(i), self.each) for i in indices]
-        places = torch.stack([self.places[e, s : s + self.frames] for e, s in rows])
+        places = torch.stack([self.places[e, s : s + self.clip_length] for e, s in rows])
         actions = torch.cat([places[:, 1:], places[:, -1:]], 1)
         return FakeClip(draw(places), actions, places)
 
@@ -105,7 +105,7 @@ class OracleWorld(CopyWorld):
 class Centroid:
     """Reads the place of the dot from a picture: a ruler for the fake world."""
 
-    def read(self, frames: Tensor) -> Tensor:
+    def predict(self, frames: Tensor) -> Tensor:
         light = frames[:, 0].float()
         line = (torch.arange(light.shape[-1]) + 0.5) / light.shape[-1]
         total = light.sum((1, 2))
@@ -113,5 +113,5 @@ class Centroid:
         y = (light.sum(2) * line).sum(1) / total
         return torch.stack([x, y], 1)
 
-    def errors(self, truth: Tensor, read: Tensor) -> dict[str, Tensor]:
-        return {"agent_px": (truth - read).norm(dim=-1)}
+    def errors(self, truth: Tensor, predicted: Tensor) -> dict[str, Tensor]:
+        return {"agent_px": (truth - predicted).norm(dim=-1)}

@@ -18,7 +18,7 @@ ALONG = torch.tensor([0, -3, 3])
 
 def shift(codes: Tensor) -> Tensor:
     """(...) codes -> (..., 2): what they add to the first two pixels."""
-    across, move = KEYS.split(codes).unbind(-1)
+    across, move = KEYS.unravel(codes).unbind(-1)
     return torch.stack([across - 2, ALONG[move]], -1)
 
 
@@ -27,12 +27,12 @@ class KeyClips:
 
     actions = KEYS
 
-    def __init__(self, episodes: int = 6, length: int = 24, frames: int = 9, keys: int = 3):
+    def __init__(self, episodes: int = 6, length: int = 24, clip_length: int = 9, keys: int = 3):
         """keys: how many of the choices of `move` occur."""
         random = np.random.default_rng(0)
-        self.frames, self.each = frames, length - frames + 1
+        self.clip_length, self.each = clip_length, length - clip_length + 1
         choices = random.integers(0, [5, keys], (episodes, length, 2))
-        self.codes = torch.from_numpy(KEYS.join(choices))
+        self.codes = torch.from_numpy(KEYS.ravel(choices))
         places = 100 + shift(self.codes).cumsum(1) - shift(self.codes)
         self.pictures = torch.zeros(episodes, length, 3, 4, 4, dtype=torch.uint8)
         self.pictures[:, :, 0, 0, :2] = places.to(torch.uint8)
@@ -46,7 +46,7 @@ class KeyClips:
 
     def batch(self, indices: np.ndarray) -> FakeClip:
         rows = [divmod(int(i), self.each) for i in indices]
-        cut = [(e, slice(s, s + self.frames)) for e, s in rows]
+        cut = [(e, slice(s, s + self.clip_length)) for e, s in rows]
         return FakeClip(
             torch.stack([self.pictures[place] for place in cut]),
             torch.stack([self.codes[place] for place in cut]),
@@ -58,8 +58,8 @@ class KeyReader:
 
     actions = KEYS
 
-    def read(self, films: Tensor) -> tuple[Tensor, Tensor]:
-        step = films[..., 0, 0, :2].long().diff(dim=1)
+    def predict(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        step = frames[..., 0, 0, :2].long().diff(dim=1)
         move = (step[..., 1:] == ALONG).long().argmax(-1)
         return torch.stack([step[..., 0] + 2, move], -1), step[..., :1].float()
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from data.toy import MOVE_VECTORS, POINTER, RADIUS, SPEED, WORLD
-from models.dynamics import State
-from models.tokenizer import Latents
+from data.toy import MOVE_VECTORS, POINTER, RADIUS, SPEED, WINDOW_SIZE
+from models.dynamics.dynamics import State
+from models.tokenizers.tokenizer import LatentSpec
 
 BLUE = (65, 105, 225)
 
@@ -30,7 +30,7 @@ class Nothing:
 class Drawing:
     """Latents are the whole pixels of the 512 x 512 world at which the disc stands."""
 
-    latents = Latents("discrete", (1, 2), 1, 513)
+    latents = LatentSpec("discrete", (1, 2), 1, 513)
 
     def __init__(self, size: int = 32) -> None:
         self.image_size = (size, size)
@@ -38,7 +38,7 @@ class Drawing:
     def encode(self, frames: Tensor) -> Tensor:
         size = self.image_size[0]
         blue = (frames.int() - torch.tensor(BLUE)[:, None, None]).abs().sum(1) < 30
-        line = (torch.arange(size) + 0.5) * WORLD / size
+        line = (torch.arange(size) + 0.5) * WINDOW_SIZE / size
         weight = blue.sum((1, 2)).clamp(min=1)
         x = (blue.sum(1) * line).sum(1) / weight
         y = (blue.sum(2) * line).sum(1) / weight
@@ -46,7 +46,7 @@ class Drawing:
 
     def decode(self, latents: Tensor) -> Tensor:
         size = self.image_size[0]
-        line = (torch.arange(size) + 0.5) * WORLD / size
+        line = (torch.arange(size) + 0.5) * WINDOW_SIZE / size
         x, y = latents[:, 0, None, None], latents[:, 1, None, None]
         inside = (line[None] - x) ** 2 + (line[:, None] - y) ** 2 < RADIUS**2
         colour = torch.tensor(BLUE, dtype=torch.uint8)[:, None, None]
@@ -76,8 +76,8 @@ class PointerWorld:
         else:
             move = action - place
         move = move * (SPEED / move.norm(dim=1, keepdim=True).clamp(min=SPEED))
-        latents = (place + move).clamp(0, WORLD).round().long()
-        share = latents[:, 0] / WORLD
+        latents = (place + move).clamp(0, WINDOW_SIZE).round().long()
+        share = latents[:, 0] / WINDOW_SIZE
         return State(latents, share, (share < self.ends_at).float(), Nothing())
 
     def observe(self, state: State, action: Tensor, frames: Tensor) -> State:
@@ -93,7 +93,7 @@ class ToTheRight:
     name = "to the right"
 
     def act(self, state: State, sample: bool = False) -> Tensor:
-        return torch.tensor([[WORLD, 0.0]]).expand(len(state), 2)
+        return torch.tensor([[WINDOW_SIZE, 0.0]]).expand(len(state), 2)
 
 
 def blue_at(picture: np.ndarray) -> tuple[float, float]:

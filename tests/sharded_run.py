@@ -20,13 +20,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from models.transformer import Transformer, TransformerConfig
-from pipeline.run import Run
-from pipeline.train_config import TrainConfig
+from models.layers.transformer import Transformer, TransformerConfig
+from pipeline.training.train_config import TrainConfig
+from pipeline.training.trainer import Trainer
 
 TRAIN = TrainConfig(
-    steps=3, batch_size=8, accumulate=2, warmup=1, evaluate_every=2, save_every=10,
-    report_every=1, precision="fp32", learning_rate=1e-2, average=0.5, clip=0.1,
+    steps=3, batch_size=8, grad_accum_steps=2, warmup_steps=1, eval_every=2, save_every=10,
+    log_every=1, precision="fp32", learning_rate=1e-2, ema_decay=0.5, max_grad_norm=0.1,
 )  # fmt: skip
 IDENTITY = {"config": {"kind": "sums"}, "parent": {"path": "-", "fingerprint": "0"}}
 
@@ -49,9 +49,11 @@ class Sums(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        config = TransformerConfig(width=16, layers=2, heads=2, hidden=24, recompute=True)
+        config = TransformerConfig(
+            dim=16, num_layers=2, num_heads=2, mlp_dim=24, activation_checkpointing=True
+        )
         self.look = nn.Linear(3, 16)
-        self.transformer = Transformer(config, torch.zeros(4, 2), causal_inside=False)
+        self.transformer = Transformer(config, torch.zeros(4, 2), causal_within_frame=False)
         self.out = nn.Linear(16, 1)
         self.slow = nn.Linear(16, 1).requires_grad_(False)
         self.register_buffer("seen", torch.zeros(()))
@@ -69,30 +71,30 @@ class Sums(nn.Module):
         }
 
 
-def go(folder: Path, steps: int, sharding: Literal["none", "fsdp"] = "none") -> Run:
+def go(folder: Path, steps: int, sharding: Literal["none", "fsdp"] = "none") -> Trainer:
     torch.manual_seed(0)
     train = replace(TRAIN, steps=steps, sharding=sharding)
-    run = Run("tokenizer", folder, Sums(), train, IDENTITY, higher_is_better=False)
+    run = Trainer("tokenizer", folder, Sums(), train, IDENTITY, higher_is_better=False)
     errors, figures = [], {}
     for _, x in run.batches(Numbers()):
-        errors.append(float(run.descend(x)["error"]))
-        if run.due(train.evaluate_every):
-            with run.averaged() as average:
+        errors.append(float(run.train_step(x)["error"]))
+        if run.every(train.eval_every):
+            with run.ema_model() as average:
                 assert isinstance(average, Sums)
                 losses = average.loss(Numbers().batch(np.arange(64)))
                 figures = {k: float(v) for k, v in losses.items()}
             # the others' figures differ in their last bits: what the first one says is done
-            run.keep_best(figures["error"] + run.accelerator.process_index, figures)
+            run.save_best(figures["error"] + run.accelerator.process_index, figures)
     own = [p.to_local() if isinstance(p, DTensor) else p for p in run.model.parameters()]
     found = {
         "errors": errors,
         "figures": figures,
         "weights": sum(p.numel() for p in own if p.requires_grad),
         "best": run.best,
-        "shown": run.descent.objective.model.shown,
+        "shown": run.step_fn.loss_module.model.shown,
     }
     (folder / f"process-{run.accelerator.process_index}.json").write_text(json.dumps(found))
-    if run.is_main:
+    if run.is_main_process:
         run._lock.close()
     return run
 

@@ -1,12 +1,12 @@
 import torch
 
 from data.actions import ActionSpec
-from models.actor_critic import ActorCritic, ActorCriticConfig, lambda_returns
-from models.dynamics import State
-from models.policy import PolicyConfig
-from models.tokenizer import Latents
+from models.controllers.actor_critic import ActorCritic, ActorCriticConfig, lambda_returns
+from models.controllers.policy import PolicyConfig
+from models.dynamics.dynamics import State
+from models.tokenizers.tokenizer import LatentSpec
 
-LATENTS = Latents("continuous", (2, 2), width=3)
+LATENTS = LatentSpec("continuous", (2, 2), dim=3)
 ACTIONS = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (512.0, 512.0))
 
 
@@ -46,8 +46,8 @@ class Spot:
 def test_the_actor_finds_what_is_rewarded():
     torch.manual_seed(0)
     config = ActorCriticConfig(
-        PolicyConfig(channels=8, keypoints=2, hidden=16, low_spread=0.1),
-        horizon=5, anchor=0.0, entropy=1e-3, scale_rate=0.1, discount=0.5,
+        PolicyConfig(channels=8, num_keypoints=2, hidden_dim=16, min_std=0.1),
+        horizon=5, bc_weight=0.0, entropy=1e-3, return_norm_rate=0.1, discount=0.5,
     )  # fmt: skip
     model = ActorCritic(config, LATENTS, ACTIONS)
     latents = torch.ones(32, 1, 4, 3)
@@ -75,7 +75,9 @@ class Level(Spot):
 
 def test_what_is_rewarded_anyway_teaches_the_actor_nothing():
     torch.manual_seed(0)
-    config = ActorCriticConfig(PolicyConfig(channels=8, keypoints=2, hidden=16), entropy=0.0)
+    config = ActorCriticConfig(
+        PolicyConfig(channels=8, num_keypoints=2, hidden_dim=16), entropy=0.0
+    )
     model = ActorCritic(config, LATENTS, ACTIONS)
     latents = torch.rand(8, 1, 1, 3).expand(-1, 1, 4, 3)
     given = (latents, torch.zeros(8, 1, 2), latents[:, 0], torch.zeros(8, 2))
@@ -88,7 +90,7 @@ def test_what_is_rewarded_anyway_teaches_the_actor_nothing():
 
 def test_behaviour_cloning_learns_a_map_from_latents_to_actions():
     torch.manual_seed(0)
-    config = ActorCriticConfig(PolicyConfig(channels=16, keypoints=4, hidden=32))
+    config = ActorCriticConfig(PolicyConfig(channels=16, num_keypoints=4, hidden_dim=32))
     policy = ActorCritic(config, LATENTS, ACTIONS).policy
     latents = torch.rand(256, 4, 3)
     actions = torch.stack([latents[:, 0, 0], -latents[:, 3, 2]], dim=-1)

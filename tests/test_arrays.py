@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data.arrays import Arrays
+from data.arrays import ArraySource
 
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (3, 5, 16, 24, 3), dtype=np.uint8)
@@ -45,9 +45,9 @@ FORMS = [write_h5, write_npy, write_stem, write_npz]
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
 def test_every_form_is_imported(tmp_path, write, colour_first, kind):
     frames = FRAMES.transpose(0, 1, 4, 2, 3) if colour_first else FRAMES
-    source = Arrays(str(write(tmp_path, frames=frames.astype(kind), actions=CODES)))
-    episodes = [e for shard in range(source.shards) for e in source.make(shard)]
-    assert len(episodes) == source.sources == 3
+    source = ArraySource(str(write(tmp_path, frames=frames.astype(kind), actions=CODES)))
+    episodes = [e for shard in range(source.num_shards) for e in source.make_shard(shard)]
+    assert len(episodes) == source.num_sources == 3
     for number, episode in enumerate(episodes):
         assert np.array_equal(episode.frames, FRAMES[number])
         assert np.array_equal(episode.actions, CODES[number])
@@ -57,7 +57,7 @@ def test_every_form_is_imported(tmp_path, write, colour_first, kind):
 
 
 def test_continuous_actions_know_their_range(tmp_path):
-    source = Arrays(str(write_h5(tmp_path, frames=FRAMES, actions=VECTORS)))
+    source = ArraySource(str(write_h5(tmp_path, frames=FRAMES, actions=VECTORS)))
     spec = source.description()["actions"]
     assert spec["kind"] == "continuous" and spec["names"] == ["action_0", "action_1"]
     assert np.allclose(spec["low"], VECTORS.min((0, 1)))
@@ -72,7 +72,7 @@ def test_ragged_episodes_and_their_rewards_are_kept(tmp_path):
             actions=VECTORS[number, :length],
             rewards=np.arange(length) / 10,
         )
-    made = Arrays(str(tmp_path)).make(0)
+    made = ArraySource(str(tmp_path)).make_shard(0)
     assert [len(e) for e in made] == [5, 2, 4]
     assert made[2].rewards is not None and made[2].rewards[3] == pytest.approx(0.3)
 
@@ -80,8 +80,8 @@ def test_ragged_episodes_and_their_rewards_are_kept(tmp_path):
 def test_fractions_need_a_scale_and_get_it(tmp_path):
     path = str(write_h5(tmp_path, frames=FRAMES / 255.0, actions=CODES))
     with pytest.raises(ValueError, match="look like fractions; give --scale 255"):
-        Arrays(path).description()
-    made = Arrays(path, scale=255.0).make(0)
+        ArraySource(path).description()
+    made = ArraySource(path, scale=255.0).make_shard(0)
     assert np.array_equal(made[1].frames, FRAMES[1])
 
 
@@ -89,9 +89,9 @@ def test_a_doubtful_layout_is_asked_for(tmp_path):
     frames = RANDOM.integers(0, 256, (2, 4, 3, 9, 3), dtype=np.uint8)
     path = str(write_h5(tmp_path, frames=frames, actions=CODES[:2, :4]))
     with pytest.raises(ValueError, match="give --layout CHW or --layout HWC"):
-        Arrays(path).description()
-    assert Arrays(path, "HWC").description()["image_size"] == [3, 9]
-    assert Arrays(path, "CHW").description()["image_size"] == [9, 3]
+        ArraySource(path).description()
+    assert ArraySource(path, "HWC").description()["image_size"] == [3, 9]
+    assert ArraySource(path, "CHW").description()["image_size"] == [9, 3]
 
 
 @pytest.mark.parametrize("write", FORMS)
@@ -115,9 +115,9 @@ def test_a_doubtful_layout_is_asked_for(tmp_path):
 )
 def test_a_fault_is_named(tmp_path, write, arrays, answer):
     with pytest.raises(ValueError, match=answer) as problem:
-        source = Arrays(str(write(tmp_path, **arrays)))
+        source = ArraySource(str(write(tmp_path, **arrays)))
         source.description()
-        source.make(0)
+        source.make_shard(0)
     assert "\n" not in str(problem.value)
 
 
@@ -125,16 +125,16 @@ def test_frames_of_two_sizes_are_named(tmp_path):
     np.savez(tmp_path / "0.npz", frames=FRAMES[0], actions=CODES[0])
     np.savez(tmp_path / "1.npz", frames=FRAMES[1, :, :8], actions=CODES[1])
     with pytest.raises(ValueError, match=r"1\.npz has frames of 8 x 24 pixels, .* 16 x 24"):
-        Arrays(str(tmp_path)).make(0)
+        ArraySource(str(tmp_path)).make_shard(0)
 
 
 def test_a_cut_file_and_nothing_at_all_are_named(tmp_path):
     path = write_h5(tmp_path, frames=FRAMES, actions=CODES)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match="cannot be read as HDF5"):
-        Arrays(str(path)).description()
+        ArraySource(str(path)).description()
     with pytest.raises(ValueError, match="is none of these"):
-        Arrays(str(tmp_path / "nothing")).description()
+        ArraySource(str(tmp_path / "nothing")).description()
 
 
 GOOD = {"frames": FRAMES[0], "actions": CODES[0]}
@@ -158,9 +158,9 @@ def test_the_file_that_differs_from_the_first_is_named(tmp_path, second, answer)
     np.savez(tmp_path / "0.npz", **GOOD)
     np.savez(tmp_path / "1.npz", **second)
     with pytest.raises(ValueError, match=answer) as problem:
-        source = Arrays(str(tmp_path))
+        source = ArraySource(str(tmp_path))
         source.description()
-        source.make(0)
+        source.make_shard(0)
     assert "\n" not in str(problem.value)
 
 
@@ -171,43 +171,43 @@ def test_a_damaged_npz_is_named(tmp_path):
     data[200:400] = bytes(200)
     (tmp_path / "1.npz").write_bytes(data)
     with pytest.raises(ValueError, match=r"1\.npz cannot be read"):
-        Arrays(str(tmp_path)).make(0)
+        ArraySource(str(tmp_path)).make_shard(0)
 
 
 def test_a_scale_that_bytes_do_not_need_is_refused(tmp_path):
     path = str(write_h5(tmp_path, frames=FRAMES, actions=CODES))
     with pytest.raises(ValueError, match="--scale 255 is too much"):
-        Arrays(path, scale=255.0).description()
+        ArraySource(path, scale=255.0).description()
 
 
 def test_a_dark_episode_among_scaled_ones_is_kept(tmp_path):
     frames = FRAMES / 255.0
     frames[1] *= 0.003
     path = str(write_h5(tmp_path, frames=frames, actions=CODES))
-    assert Arrays(path, scale=255.0).make(0)[1].frames.max() <= 1
+    assert ArraySource(path, scale=255.0).make_shard(0)[1].frames.max() <= 1
 
 
 def test_stored_numbers_lie_within_the_range_they_are_said_to_have(tmp_path):
     numbers = RANDOM.normal(size=(3, 5, 2))
     numbers[..., 1] = 7.0
-    source = Arrays(str(write_h5(tmp_path, frames=FRAMES, actions=numbers)))
+    source = ArraySource(str(write_h5(tmp_path, frames=FRAMES, actions=numbers)))
     spec = source.description()["actions"]
-    for episode in source.make(0):
+    for episode in source.make_shard(0):
         assert (episode.actions >= spec["low"]).all() and (episode.actions <= spec["high"]).all()
     assert spec["low"][1] == 7.0 and spec["high"][1] == 8.0  # never changes, yet has a width
 
 
 def test_states_come_along_with_names(tmp_path):
     path = write_h5(tmp_path, frames=FRAMES, actions=CODES, states=np.ones((3, 5, 4)))
-    source = Arrays(str(path))
+    source = ArraySource(str(path))
     assert source.description()["state_names"] == ["state_0", "state_1", "state_2", "state_3"]
-    states = source.make(0)[0].states
+    states = source.make_shard(0)[0].states
     assert states is not None and states.shape == (5, 4) and states.dtype == np.float32
 
 
 def test_a_shard_at_a_time_is_read(tmp_path, monkeypatch):
     path = write_h5(tmp_path, frames=FRAMES, actions=CODES)
     monkeypatch.setattr("data.arrays.BYTES_PER_SHARD", FRAMES[0].nbytes)
-    source = Arrays(str(path))
-    assert source.shards == 3
-    assert [len(source.make(shard)) for shard in range(3)] == [1, 1, 1]
+    source = ArraySource(str(path))
+    assert source.num_shards == 3
+    assert [len(source.make_shard(shard)) for shard in range(3)] == [1, 1, 1]

@@ -12,13 +12,12 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import kernels as kernel_area
-from bench import loading, training
+from bench import kernel_speed, load_speed, train_speed
 from bench.__main__ import AREAS, Config, main
 from bench.cases import OPERATIONS, cases
-from bench.near import floating
+from bench.correctness import floating
 from bench.pairs import Options, Row, drop_broken
-from kernels import choice, reference
+from kernels import dispatch, reference
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -70,28 +69,28 @@ def test_quick_has_ten_rounds_at_least_and_areas_that_are_done_have_a_picture(
             assert (tmp_path / "bench.png").stat().st_size > 1000
         yield Row(area, "work", "peer", "ms", 1.0, 2.0, 2.0, rounds=options.rounds)
 
-    monkeypatch.setattr(command, "measured", measured)
+    monkeypatch.setattr(command, "safe_rows", measured)
     main(Config(("training", "decode"), quick=True, out=tmp_path))
     assert json.loads((tmp_path / "bench.json").read_text())["options"]["rounds"] >= 10
     assert re.search(r"after; 0 s: training 0, decode 0$", capsys.readouterr().out, re.M)
 
 
 def test_what_auto_takes_is_told_by_the_worst_shape_of_each_pass():
-    rows = list(kernel_area.verdicts("swiglu", {"forward": 0.997, "both": 1.38}))
+    rows = list(kernel_speed.verdicts("swiglu", {"forward": 0.997, "both": 1.38}))
     assert [row.note for row in rows] == ["auto: left to torch.compile", "auto: used"]
     assert [row.ratio for row in rows] == [0.997, 1.38]
-    assert rows[1].what == "swiglu, forward and backward, at its worst shape"
+    assert rows[1].name == "swiglu, forward and backward, at its worst shape"
 
 
 def test_attention_is_raced_with_angles_but_once_and_at_lengths_of_space_and_time():
-    raced = [case for case in cases(CPU, torch.float32) if case.what.startswith("attention, ")]
+    raced = [case for case in cases(CPU, torch.float32) if case.name.startswith("attention, ")]
     plain, turned = raced[:2]
-    assert [case.what for case in raced if "no angles" in case.what] == [plain.what]
+    assert [case.name for case in raced if "no angles" in case.name] == [plain.name]
     one, other = (floating(case.definition(*turned.inputs))[0] for case in (plain, turned))
     assert not torch.allclose(one, other, atol=0.1)
     lengths = {"over space": [16, 256], "through time": [4, 16, 64]}
     for name, tokens in lengths.items():
-        assert [case.inputs[0].shape[2] for case in raced if name in case.what] == tokens
+        assert [case.inputs[0].shape[2] for case in raced if name in case.name] == tokens
 
 
 def test_an_unknown_area_is_one_line():
@@ -108,9 +107,9 @@ def test_only_named_operations_are_measured(monkeypatch):
     assert {case.operation for case in every} | {"assign"} == set(OPERATIONS)
     raced = []
     monkeypatch.setattr(
-        kernel_area, "_raced", lambda case, _: iter(raced.append(case.operation) or ())
+        kernel_speed, "_race_case", lambda case, _: iter(raced.append(case.operation) or ())
     )
-    list(kernel_area.rows(Options(rounds=1, only=("gru_step", "rotate"))))
+    list(kernel_speed.rows(Options(rounds=1, only=("gru_step", "rotate"))))
     assert raced == ["rotate", "gru_step"]
 
 
@@ -124,16 +123,18 @@ def test_who_cannot_take_a_step_is_named_and_the_others_are_raced():
 
 
 def test_a_large_model_is_compiled_layer_by_layer_on_both_sides(monkeypatch):
-    small = training.Work(training.sized(32, 3, 2, 64, frames=2), 16, (2, 2), batch=2)
+    small = train_speed.Workload(
+        train_speed.llama_config(32, 3, 2, 64, context_frames=2), 16, (2, 2), batch_size=2
+    )
     compiled = []
-    monkeypatch.setattr(training, "LARGE", small)
+    monkeypatch.setattr(train_speed, "LARGE", small)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(type(self)))
     monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled as a whole"))
-    rows = list(training.measure(Options(rounds=1), small))
+    rows = list(train_speed.measure(Options(rounds=1), small))
     names = [kind.__name__ for kind in compiled]
     assert names.count("Layer") == 3  # ours
     assert names.count("LlamaDecoderLayer") == len(names) - 3 > 0
-    raced = [row.against for row in rows if row.ratio is not None]
+    raced = [row.baseline for row in rows if row.ratio is not None]
     assert any("compile by layers" in name for name in raced)
     assert not any("broken off" in row.note for row in rows)
 
@@ -150,7 +151,7 @@ def test_every_area_is_a_documented_module_with_rows():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_keeping_what_no_gpu_measured_is_refused():
     with pytest.raises(ValueError, match="no CUDA GPU"):
-        main(Config(("ceilings",), keep=True))
+        main(Config(("ceilings",), tune=True))
     with pytest.raises(ValueError, match="--rounds -1"):
         main(Config(("ceilings",), rounds=-1))
 
@@ -158,7 +159,7 @@ def test_keeping_what_no_gpu_measured_is_refused():
 def test_flags_that_nothing_would_come_of_are_refused_before_anything_is_measured(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(command, "measured", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(command, "safe_rows", lambda *_: pytest.fail("measured"))
     with pytest.raises(ValueError, match="--only is about the area kernels, and only loading"):
         main(Config(("loading",), only=("rms_norm",), out=tmp_path))
     taken = tmp_path / "file"
@@ -173,7 +174,7 @@ def test_what_is_wrong_or_breaks_is_a_row_and_an_exit_with_1(tmp_path, monkeypat
         yield Row("loading", "windows", "a peer that is not here", "", note="not measured")
         raise RuntimeError("no such disk")
 
-    monkeypatch.setattr(loading, "rows", rows)
+    monkeypatch.setattr(load_speed, "rows", rows)
     with pytest.raises(ValueError, match=r"not measured.*: loading, broken off$"):
         main(Config(("loading", "ceilings"), quick=True, rounds=1, out=tmp_path))
     found = json.loads((tmp_path / "bench.json").read_text())
@@ -185,22 +186,22 @@ ROTATE = {"forward": 1.5, "both": 1.2}
 
 
 def test_kept_ratios_are_merged_and_read_by_the_choice(tmp_path, monkeypatch):
-    path = tmp_path / "measured.json"
+    path = tmp_path / "tuned.json"
     path.write_text(json.dumps({"sm_80": {"swiglu": {"both": 2.0}}, "sm_90": {"rotate": ROTATE}}))
-    monkeypatch.setattr(choice, "MEASURED", path)
-    choice.measured.cache_clear()
+    monkeypatch.setattr(dispatch, "TUNED_FILE", path)
+    dispatch.tuned_speedups.cache_clear()
     try:
-        kernel_area.keep({"swiglu": {"forward": 0.9}}, "sm_90")
-        assert choice.measured("sm_90") == {"rotate": ROTATE, "swiglu": {"forward": 0.9}}
-        assert choice.measured("sm_80") == {"swiglu": {"both": 2.0}}
+        kernel_speed.save_tuned({"swiglu": {"forward": 0.9}}, "sm_90")
+        assert dispatch.tuned_speedups("sm_90") == {"rotate": ROTATE, "swiglu": {"forward": 0.9}}
+        assert dispatch.tuned_speedups("sm_80") == {"swiglu": {"both": 2.0}}
     finally:
-        choice.measured.cache_clear()
+        dispatch.tuned_speedups.cache_clear()
 
 
 def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
     case = next(cases(torch.device("cpu"), torch.float32))
-    monkeypatch.setattr(kernel_area, "race", lambda *a, **k: pytest.fail("timed"))
+    monkeypatch.setattr(kernel_speed, "race", lambda *a, **k: pytest.fail("timed"))
     broken = replace(case, ours=lambda x, weight: 1.01 * reference.rms_norm(x, weight))
     options = Options(rounds=1, quick=True)
-    (row,) = kernel_area._safely(case.what, lambda: kernel_area._raced(broken, options), {})
+    (row,) = kernel_speed._safely(case.name, lambda: kernel_speed._race_case(broken, options), {})
     assert row.ratio is None and row.ours is None and "not shown, wrong" in row.note

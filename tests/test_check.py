@@ -10,7 +10,7 @@ import pytest
 
 from data.check import check, contact_sheet, describe, validate
 from data.episodes import Episode
-from data.shards import Recordings, shard_name, write_shard
+from data.shards import EpisodeDataset, shard_name, write_shard
 from data.toy import POINTER, write_toy_shards
 
 
@@ -42,7 +42,7 @@ def line_of(report, word):
 
 def test_the_report_says_what_is_there(tmp_path):
     write_toy_shards(tmp_path, episodes=12, length=24)
-    recordings = Recordings(tmp_path)
+    recordings = EpisodeDataset(tmp_path)
     report = check(tmp_path, tmp_path / "sheet.png")
     assert "toy, 288 frames of 32 x 32, 12 episodes" in report[0] and "2 shards of" in report[0]
     for split in ("train", "validation", "test"):
@@ -66,7 +66,7 @@ def test_the_sheet_shows_the_first_and_the_last_frame_of_an_episode(tmp_path):
     check(tmp_path, tmp_path / "mine.png")
     drawn = cv2.imread(str(tmp_path / "mine.png"))
     assert drawn is not None
-    recordings = Recordings(tmp_path)
+    recordings = EpisodeDataset(tmp_path)
     assert np.array_equal(drawn[..., ::-1], contact_sheet(recordings))
     first, last = (recordings.read(0, "frames")[t] for t in (0, -1))
     assert np.array_equal(drawn[:64, :64, ::-1], first)
@@ -83,7 +83,7 @@ def test_the_share_outside_of_the_range_is_told(tmp_path):
 
 def test_codes_are_counted(tmp_path):
     write_toy_shards(tmp_path, episodes=6, discrete=True)
-    codes = Recordings(tmp_path).read_rows("actions", 0, 6 * 24)
+    codes = EpisodeDataset(tmp_path).read_rows("actions", 0, 6 * 24)
     said = line_of(check(tmp_path, tmp_path / "sheet.png"), "actions:")
     assert f"stay {(codes == 0).mean():.1%}" in said and "down" in said
 
@@ -130,15 +130,15 @@ def test_a_shard_made_again_is_whole(tmp_path):
     write_toy_shards(tmp_path)
     scramble(tmp_path, 0)
     with pytest.raises(ValueError, match=shard_name(0)):
-        validate(Recordings(tmp_path))
+        validate(EpisodeDataset(tmp_path))
     write_toy_shards(tmp_path)
-    validate(Recordings(tmp_path))
+    validate(EpisodeDataset(tmp_path))
 
 
 def shift_actions(folder, steps):
     """Write toy recordings whose actions are `steps` late."""
     write_toy_shards(folder / "right", episodes=6)
-    recordings = Recordings(folder / "right")
+    recordings = EpisodeDataset(folder / "right")
     episodes = []
     for number in range(6):
         actions = np.roll(recordings.read(number, "actions"), steps, axis=0)
@@ -147,13 +147,13 @@ def shift_actions(folder, steps):
     (folder / "wrong").mkdir()
     description = {k: v for k, v in recordings.description.items() if k != "format"}
     write_shard(folder / "wrong" / shard_name(0), episodes, description)
-    return Recordings(folder / "wrong")
+    return EpisodeDataset(folder / "wrong")
 
 
 def test_actions_shifted_against_the_frames_are_noticed(tmp_path):
     said = describe(shift_actions(tmp_path, 1))[-1]
     assert "actions seem to be shifted" in said
-    assert "shifted" not in describe(Recordings(tmp_path / "right"))[-1]
+    assert "shifted" not in describe(EpisodeDataset(tmp_path / "right"))[-1]
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])
@@ -173,7 +173,7 @@ def test_an_agent_that_never_moves_proves_nothing(tmp_path):
     description = {"image_size": [8, 8], "actions": POINTER.as_dict()}
     description |= {"state_names": ["agent_x", "agent_y"]}
     write_shard(tmp_path / shard_name(0), [still], description)
-    assert "too little moves" in describe(Recordings(tmp_path))[-1]
+    assert "too little moves" in describe(EpisodeDataset(tmp_path))[-1]
 
 
 def test_a_sheet_that_cannot_be_written_is_said(tmp_path):

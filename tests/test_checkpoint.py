@@ -65,7 +65,7 @@ def test_a_missing_file_says_which_command_makes_it(tmp_path):
         ckpt.load(tmp_path / "toy" / "controller" / "goals" / "best.pt", "controller")
 
 
-@pytest.mark.parametrize("key", ckpt.NEEDED)
+@pytest.mark.parametrize("key", ckpt.REQUIRED_KEYS)
 def test_what_is_missing_in_a_file_is_named(tmp_path, key):
     path = tmp_path / "toy" / "tokenizer" / "best.pt"
     path.parent.mkdir(parents=True)

@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from pipeline.cli import parse, run
+from pipeline.cli import parse, run_cli
 
 
 @dataclass(frozen=True)
@@ -61,5 +61,5 @@ def test_what_was_stopped_says_how_it_goes_on(monkeypatch, capsys, flags, said):
 
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
     with pytest.raises(SystemExit) as stop:
-        run(stopped, Restarting, {})
+        run_cli(stopped, Restarting, {})
     assert stop.value.code == 130 and said in capsys.readouterr().err

@@ -10,7 +10,7 @@ import torch
 
 from data.clips import Clips
 from data.episodes import Episode
-from data.shards import Recordings, shard_name, write_shard
+from data.shards import EpisodeDataset, shard_name, write_shard
 from data.toy import POINTER, write_toy_shards
 
 DESCRIPTION = {"image_size": [8, 8], "actions": POINTER.as_dict(), "source": "test"}
@@ -27,12 +27,12 @@ def ragged(folder, lengths=(5, 21, 3, 34, 1), split=0):
             actions = np.stack([numbers, numbers], 1).astype(np.float32)
             episodes.append(Episode(frames.astype(np.uint8), actions, split=split))
         write_shard(folder / shard_name(shard), episodes, DESCRIPTION)
-    return Recordings(folder)
+    return EpisodeDataset(folder)
 
 
 @pytest.mark.parametrize("memory_limit", [0, 2**30])
 def test_clips_are_all_windows_and_none_crosses_an_episode(tmp_path, memory_limit):
-    clips = Clips(ragged(tmp_path), "train", frames=4, memory_limit=memory_limit)
+    clips = Clips(ragged(tmp_path), "train", clip_length=4, memory_limit=memory_limit)
     assert len(clips) == 2 + 18 + 31
     batch = clips.batch(np.arange(len(clips)))
     assert batch.frames.shape == (51, 4, 3, 8, 8)
@@ -49,9 +49,9 @@ def test_clips_are_all_windows_and_none_crosses_an_episode(tmp_path, memory_limi
 
 
 def test_memory_and_disk_hold_the_same(tmp_path):
-    recordings = Recordings(write_toy_shards(tmp_path))
-    kept = Clips(recordings, "train", frames=5)
-    streamed = Clips(recordings, "train", frames=5, memory_limit=0)
+    recordings = EpisodeDataset(write_toy_shards(tmp_path))
+    kept = Clips(recordings, "train", clip_length=5)
+    streamed = Clips(recordings, "train", clip_length=5, memory_limit=0)
     indices = np.random.default_rng(0).permutation(len(kept))[:50]
     first, second = kept.batch(indices), streamed.batch(indices)
     for name in ("frames", "actions", "rewards", "terminals", "states"):
@@ -60,18 +60,18 @@ def test_memory_and_disk_hold_the_same(tmp_path):
 
 
 def test_frames_are_kept_where_they_are_asked_for_if_they_fit_there(tmp_path):
-    clips = Clips(Recordings(write_toy_shards(tmp_path)), "train", frames=5)
+    clips = Clips(EpisodeDataset(write_toy_shards(tmp_path)), "train", clip_length=5)
     before = clips.batch(np.arange(7)).frames
     elsewhere = torch.device("meta")  # a device that has no numbers, but shapes
-    clips.keep_on(elsewhere, 2**30)
+    clips.cache_on_device(elsewhere, 2**30)
     assert clips.batch(np.arange(7)).frames.device == elsewhere
-    clips.keep_on(elsewhere, 1000)
+    clips.cache_on_device(elsewhere, 1000)
     assert torch.equal(clips.batch(np.arange(7)).frames, before)
 
 
 @pytest.mark.parametrize("discrete", [False, True])
 def test_a_clip_has_the_shapes_it_promises(tmp_path, discrete):
-    clips = Clips(Recordings(write_toy_shards(tmp_path, discrete=discrete)), "validation", 6)
+    clips = Clips(EpisodeDataset(write_toy_shards(tmp_path, discrete=discrete)), "validation", 6)
     assert len(clips) == 24 - 6 + 1
     clip = clips[3]
     assert clip.frames.shape == (6, 3, 32, 32) and clip.frames.dtype == torch.uint8
@@ -87,7 +87,7 @@ def test_a_clip_has_the_shapes_it_promises(tmp_path, discrete):
 
 
 def test_splits_share_no_source(tmp_path):
-    recordings = Recordings(write_toy_shards(tmp_path))
+    recordings = EpisodeDataset(write_toy_shards(tmp_path))
     sources = [
         {recordings.source(e) for e in recordings.episodes(split)}
         for split in ("train", "validation", "test")
@@ -110,7 +110,7 @@ def read_in_child(clips: Clips) -> tuple[int, torch.Tensor]:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("memory_limit", [0, 2**30])
 def test_clips_travel_to_other_processes(tmp_path, method, memory_limit):
-    clips = Clips(ragged(tmp_path), "train", frames=4, memory_limit=memory_limit)
+    clips = Clips(ragged(tmp_path), "train", clip_length=4, memory_limit=memory_limit)
     _, expected = read_in_child(clips)  # the parent's files are open now
     with multiprocessing.get_context(method).Pool(1) as pool:
         process, seen = pool.apply(read_in_child, (clips,))
@@ -118,7 +118,7 @@ def test_clips_travel_to_other_processes(tmp_path, method, memory_limit):
 
 
 def test_a_pickle_carries_no_frames(tmp_path):
-    clips = Clips(ragged(tmp_path), "train", frames=4)
+    clips = Clips(ragged(tmp_path), "train", clip_length=4)
     before = clips.batch(np.arange(9)).frames
     packed = pickle.dumps(clips)
     assert len(packed) < 8 * 8 * 3 * 64

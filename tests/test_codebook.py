@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from vector_quantize_pytorch import VectorQuantize
 
-from kernels import assign
-from models.codebook import move_codebook, revive
+from kernels import nearest_code
+from models.tokenizers.codebook import reset_dead_codes, update_codebook_ema
 
 
 def quantizer(codes: int = 16, kmeans: bool = True) -> Any:
@@ -25,7 +25,7 @@ def quantizer(codes: int = 16, kmeans: bool = True) -> Any:
 
 
 def rarity_of(layer: Any, vectors: Tensor) -> Tensor:
-    codes, counts, _ = assign(vectors, layer.codebook.float())
+    codes, counts, _ = nearest_code(vectors, layer.codebook.float())
     return 1 / counts[codes].float()
 
 
@@ -37,7 +37,7 @@ def test_a_codebook_moves_as_the_librarys_own_layer_moves_it():
         vectors = (1 + 0.1 * step) * torch.randn(256, 4)
         rarity = rarity_of(theirs, vectors)
         torch.manual_seed(step)
-        move_codebook(ours, vectors, rarity, begins=step == 0)
+        update_codebook_ema(ours, vectors, rarity, initialize=step == 0)
         torch.manual_seed(step)
         theirs(vectors[torch.multinomial(rarity, 64)][None])
         assert theirs._codebook.cluster_size.min() > 0.1, "none dies"
@@ -59,7 +59,7 @@ def test_dead_codes_and_no_others_take_vectors_of_the_batch(vectors):
     book, dead = dying()
     before = copy.deepcopy(book.state_dict())
     batch = torch.randn(vectors, 4)
-    revive(book, batch)
+    reset_dead_codes(book, batch)
     took = (book.embed[0] != before["embed"][0]).any(-1)
     assert took.sum() == min(int(dead.sum()), vectors)  # with fewer vectors, some wait
     assert not (took & ~dead).any()
@@ -79,8 +79,8 @@ def test_codes_that_die_in_training_are_used_again():
     for step in range(120):  # k-means sees a spot from which all but a few codes never get away
         vectors = corners.repeat(16, 1) if step else torch.full((256, 4), -5.0)
         vectors = vectors + 0.1 * torch.randn_like(vectors)
-        move_codebook(layer, vectors, rarity_of(layer, vectors), begins=step == 0)
-    _, counts, _ = assign(corners, layer.codebook.float())
+        update_codebook_ema(layer, vectors, rarity_of(layer, vectors), initialize=step == 0)
+    _, counts, _ = nearest_code(corners, layer.codebook.float())
     assert (counts > 0).sum() >= 8, "without revival 3 are used"
 
 
@@ -90,10 +90,10 @@ def test_it_moves_when_it_is_compiled():
     torch._dynamo.reset()
     torch.manual_seed(0)
     layer, vectors = quantizer(), torch.randn(64, 4)
-    torch.compile(move_codebook)(layer, vectors, torch.ones(64), begins=True)
+    torch.compile(update_codebook_ema)(layer, vectors, torch.ones(64), begins=True)
     assert layer._codebook.initted and layer.codebook.abs().sum(-1).min() > 0
     before = layer.codebook.clone()
-    torch.compile(move_codebook, fullgraph=True)(layer, vectors, torch.ones(64), begins=False)
+    torch.compile(update_codebook_ema, fullgraph=True)(layer, vectors, torch.ones(64), begins=False)
     assert not torch.equal(layer.codebook, before)
     torch._dynamo.reset()
 
@@ -103,7 +103,7 @@ def _revived(rank: int, port: int, found: Tensor) -> None:
     book, _ = dying()
     assert book.use_ddp
     torch.manual_seed(1)
-    revive(book, 100 * rank + torch.rand(32, 4))
+    reset_dead_codes(book, 100 * rank + torch.rand(32, 4))
     found[rank] = book.embed[0]
     dist.destroy_process_group()
 

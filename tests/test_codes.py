@@ -1,9 +1,9 @@
 import torch
 
-from models.codes import CodeVectors, code_counts, numbered, perplexity
-from models.tokenizer import Latents
+from models.tokenizers.codes import CodebookEmbedding, code_counts, flat_ids, perplexity
+from models.tokenizers.tokenizer import LatentSpec
 
-LATENTS = Latents("discrete", (1, 2), width=6, codes=4, codebooks=3)
+LATENTS = LatentSpec("discrete", (1, 2), dim=6, codebook_size=4, num_codebooks=3)
 
 
 class Tokenizer:
@@ -11,28 +11,28 @@ class Tokenizer:
 
 
 def test_codes_become_the_normalised_vectors_of_their_codebooks():
-    vectors = CodeVectors(LATENTS)
-    vectors.adopt(Tokenizer())  # type: ignore[arg-type]
-    assert torch.allclose(vectors.book.mean(1), torch.zeros(3, 2), atol=1e-6)
-    assert torch.allclose(vectors.book.std(1), torch.ones(3, 2), atol=1e-6)
+    vectors = CodebookEmbedding(LATENTS)
+    vectors.load_codebook(Tokenizer())  # type: ignore[arg-type]
+    assert torch.allclose(vectors.codebook.mean(1), torch.zeros(3, 2), atol=1e-6)
+    assert torch.allclose(vectors.codebook.std(1), torch.ones(3, 2), atol=1e-6)
     codes = torch.tensor([[0, 1, 2, 3, 3, 0]])  # three codes for each of two patches
     seen = vectors(codes)
     assert seen.shape == (1, 2, 6)
     for patch in range(2):
         for book in range(3):
-            expected = vectors.book[book, codes[0, 3 * patch + book]]
+            expected = vectors.codebook[book, codes[0, 3 * patch + book]]
             assert torch.equal(seen[0, patch, 2 * book : 2 * book + 2], expected)
 
 
 def test_continuous_latents_pass_as_they_are():
-    latents = Latents("continuous", (1, 2), width=6)
+    latents = LatentSpec("continuous", (1, 2), dim=6)
     x = torch.randn(5, 2, 6)
-    assert latents.per_frame == 2 and torch.equal(CodeVectors(latents)(x), x)
+    assert latents.tokens_per_frame == 2 and torch.equal(CodebookEmbedding(latents)(x), x)
 
 
 def test_codes_of_different_codebooks_are_counted_apart():
     codes = torch.tensor([[0, 0, 0, 3, 0, 1]])
-    assert numbered(codes, LATENTS).tolist() == [[[0, 4, 8], [3, 4, 9]]]
+    assert flat_ids(codes, LATENTS).tolist() == [[[0, 4, 8], [3, 4, 9]]]
     counts = code_counts(codes, LATENTS)
     assert counts.tolist() == [[1, 0, 0, 1], [2, 0, 0, 0], [1, 1, 0, 0]]
     assert torch.allclose(perplexity(counts).float(), torch.tensor((2 + 1 + 2) / 3))

@@ -6,11 +6,11 @@ import pytest
 import torch
 from key_worlds import DeafWorld, HalfDeafWorld, KeyClips, KeyReader, ObedientWorld, StillWorld
 
-from evaluation.controllability import controllability
+from evaluation.measures.controllability import controllability
 
 
 def measured(world, clips=None, steps: int = 6, **settings):
-    return controllability(world, clips or KeyClips(), KeyReader(), steps, windows=96, **settings)
+    return controllability(world, clips or KeyClips(), KeyReader(), steps, num_clips=96, **settings)
 
 
 def test_a_world_that_obeys_shows_what_the_true_frames_show():

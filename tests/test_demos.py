@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import zarr
 
-from data.demos import Demonstrations, read_demonstrations
+from data.pusht.demos import Demonstrations, load_demos
 
 
 def arrays(**changes):
@@ -53,10 +53,10 @@ def test_folder_zip_nested_zip_and_npz_hold_the_same(tmp_path):
         write_npz(tmp_path),
     ]
     for path in forms:
-        known = read_demonstrations(path)
+        known = load_demos(path)
         assert np.array_equal(known.states, arrays()["state"]), path
-        assert known.ends.tolist() == [4, 9]
-    episodes = Demonstrations(str(forms[0]), image_size=32).make(0)
+        assert known.episode_ends.tolist() == [4, 9]
+    episodes = Demonstrations(str(forms[0]), image_size=32).make_shard(0)
     assert [len(e) for e in episodes] == [4 + 1, 5 + 1] and [e.source for e in episodes] == [0, 1]
 
 
@@ -76,7 +76,7 @@ FAULTS = {
 @pytest.mark.parametrize("write", [write_zip, write_npz])
 def test_a_fault_is_named(tmp_path, write, answer):
     with pytest.raises(ValueError, match=answer) as problem:
-        read_demonstrations(write(tmp_path, **FAULTS[answer]))
+        load_demos(write(tmp_path, **FAULTS[answer]))
     assert "\n" not in str(problem.value) and str(tmp_path) in str(problem.value)
 
 
@@ -85,6 +85,6 @@ def test_a_cut_file_and_a_missing_one_are_named(tmp_path, write):
     path = write(tmp_path)
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match=r"not a whole zip file|cannot be read"):
-        read_demonstrations(path)
+        load_demos(path)
     with pytest.raises(ValueError, match="is not there"):
-        read_demonstrations(tmp_path / "elsewhere.zip")
+        load_demos(tmp_path / "elsewhere.zip")

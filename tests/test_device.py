@@ -16,13 +16,13 @@ def as_before():
 def test_a_cpu_that_was_made_ready_multiplies_float32_exactly():
     drawn = torch.get_rng_state()
     device._prepare_cpu()
-    assert device._error_of_products() < 1e-5
+    assert device._matmul_error() < 1e-5
     assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_fast_products_are_left_out_where_they_lose_digits(monkeypatch):
     for error, wanted in ((1e-6, "medium"), (2e-3, "highest")):
-        monkeypatch.setattr(device, "_error_of_products", lambda error=error: error)
+        monkeypatch.setattr(device, "_matmul_error", lambda error=error: error)
         device._prepare_cpu()
         assert torch.get_float32_matmul_precision() == wanted
 

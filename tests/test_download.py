@@ -64,7 +64,7 @@ def url():
 
 
 def get(url, folder, sha256=None):
-    return fetch(url, folder, sha256, pause=0.01)
+    return fetch(url, folder, sha256, retry_delay=0.01)
 
 
 def test_a_file_arrives_whole_and_is_not_fetched_twice(url, tmp_path):

@@ -131,9 +131,11 @@ def test_no_logits_are_kept_for_the_gradient():
 
 
 def test_every_processor_has_classes_to_walk_over():
-    assert entropy._shared_out(down=256, across=4, workers=132) == 4  # two rounds anyway
-    assert entropy._shared_out(down=1, across=128, workers=132) == 1
-    assert entropy._shared_out(down=157, across=4, workers=132) == 1  # five rounds of 1, not 2 of 4
+    assert entropy._shared_out(down=256, across=4, programs=132) == 4  # two rounds anyway
+    assert entropy._shared_out(down=1, across=128, programs=132) == 1
+    assert (
+        entropy._shared_out(down=157, across=4, programs=132) == 1
+    )  # five rounds of 1, not 2 of 4
     for down, across in ((1, 1), (3, 5), (300, 7)):
         assert 1 <= entropy._shared_out(down, across, 2) <= across
 

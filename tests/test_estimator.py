@@ -6,11 +6,24 @@ import numpy as np
 import pytest
 import torch
 
-from data.pusht import STATE_NAMES, PushT
-from data.shards import Recordings
+from data.pusht.simulator import STATE_NAMES, PushT
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
-from evaluation.estimator import LAYOUTS, MAPS, centres, distances, points_of, states_of
-from evaluation.fit_estimator import augment, cached_estimator, fit, layout_of, sample_frames
+from evaluation.readers.estimator import (
+    HEATMAP_SIZE,
+    LAYOUTS,
+    distances,
+    keypoints_to_state,
+    soft_argmax,
+    state_to_keypoints,
+)
+from evaluation.readers.fit_estimator import (
+    augment,
+    cached_estimator,
+    fit,
+    layout_of,
+    sample_frames,
+)
 
 PUSHT = LAYOUTS[STATE_NAMES]
 
@@ -23,7 +36,7 @@ def states(count: int, seed: int = 0) -> torch.Tensor:
 
 def test_points_and_states_are_each_others_inverse():
     truth = states(50)
-    errors = distances(PUSHT, truth, states_of(PUSHT, points_of(PUSHT, truth), 5))
+    errors = distances(PUSHT, truth, keypoints_to_state(PUSHT, state_to_keypoints(PUSHT, truth), 5))
     assert errors["agent_px"].max() < 1e-2
     assert errors["block_px"].max() < 1e-2
     assert errors["block_degrees"].max() < 1e-2
@@ -36,9 +49,11 @@ def test_angles_are_compared_around_the_circle():
 
 
 def test_a_soft_argmax_finds_the_middle_of_a_peak():
-    logits = torch.full((1, 1, MAPS, MAPS), -50.0)
+    logits = torch.full((1, 1, HEATMAP_SIZE, HEATMAP_SIZE), -50.0)
     logits[0, 0, 4, 10] = logits[0, 0, 4, 11] = 50.0  # row 4, columns 10 and 11
-    assert centres(logits)[0, 0].tolist() == pytest.approx([11 / MAPS, 4.5 / MAPS])
+    assert soft_argmax(logits)[0, 0].tolist() == pytest.approx(
+        [11 / HEATMAP_SIZE, 4.5 / HEATMAP_SIZE]
+    )
 
 
 def test_points_stay_on_their_pixels_when_pictures_are_turned():
@@ -57,10 +72,10 @@ def test_points_stay_on_their_pixels_when_pictures_are_turned():
 
 
 def test_a_mirrored_block_is_a_block_in_another_pose():
-    points = points_of(PUSHT, states(64))
+    points = state_to_keypoints(PUSHT, states(64))
     x = torch.zeros(64, 3, 64, 64)
     _, turned = augment(PUSHT, x, points, torch.Generator().manual_seed(0))
-    again = points_of(PUSHT, states_of(PUSHT, turned, 5))
+    again = state_to_keypoints(PUSHT, keypoints_to_state(PUSHT, turned, 5))
     assert torch.allclose(again, turned, atol=1e-4)
 
 
@@ -72,17 +87,17 @@ def test_it_learns_to_read_push_t_from_a_few_frames():
         frames[row] = world.render(64)
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
     estimator = fit(PUSHT, pictures[:400], truth[:400], steps=120, batch_size=24, progress=False)
-    errors = estimator.errors(truth[400:], estimator.read(pictures[400:]))
+    errors = estimator.errors(truth[400:], estimator.predict(pictures[400:]))
     assert errors["agent_px"].median() < 10
     assert errors["block_px"].median() < 15
     assert errors["block_degrees"].median() < 10
     large = torch.nn.functional.interpolate(pictures[400:].float(), scale_factor=1.5, mode="area")
-    again = estimator.errors(truth[400:], estimator.read(large.round().to(torch.uint8)))
+    again = estimator.errors(truth[400:], estimator.predict(large.round().to(torch.uint8)))
     assert again["agent_px"].median() < 12, "one ruler serves other resolutions"
 
 
 def test_frames_are_drawn_with_their_own_states(tmp_path: Path):
-    recordings = Recordings(write_toy_shards(tmp_path / "shards"))
+    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards"))
     frames, found, episodes = sample_frames(recordings, "train", 50)
     assert frames.shape == (50, 3, 32, 32) and len(set(episodes)) > 3
     for row in range(0, 50, 7):
@@ -94,7 +109,7 @@ def test_frames_are_drawn_with_their_own_states(tmp_path: Path):
 
 
 def test_an_estimator_is_trained_once_for_its_recordings(tmp_path: Path):
-    recordings = Recordings(write_toy_shards(tmp_path / "shards"))
+    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards"))
     path = tmp_path / "report" / "estimator.pt"
     first = cached_estimator(path, recordings, steps=2)
     written = path.stat().st_mtime_ns
@@ -102,11 +117,11 @@ def test_an_estimator_is_trained_once_for_its_recordings(tmp_path: Path):
     assert first is not None and second is not None
     assert path.stat().st_mtime_ns == written
     frames = sample_frames(recordings, "test", 4)[0]
-    assert torch.equal(first.read(frames), second.read(frames))
+    assert torch.equal(first.predict(frames), second.predict(frames))
 
 
 def test_without_states_there_is_no_ruler(tmp_path: Path):
-    recordings = Recordings(write_toy_shards(tmp_path / "shards"))
+    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards"))
     recordings.state_names = ("position", "speed")
     assert layout_of(recordings) is None
     assert cached_estimator(tmp_path / "estimator.pt", recordings, steps=1) is None

@@ -13,19 +13,19 @@ import pytest
 from untrained_run import write_run
 
 import evaluate
-from data.build import build
-from data.pushes import ScriptedPushes
-from data.shards import Recordings
+from data.build_shards import build
+from data.pusht.scripted_episodes import ScriptedEpisodes
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
-from evaluation.keys import blank
-from evaluation.planning import PlansInWorld
-from evaluation.simulator_jobs import plans_in_world
-from models.planner import PlannerConfig
-from pipeline.compiling import cpp_compiler
+from evaluation.protocols.mpc import MpcPolicy
+from evaluation.report.metrics_schema import empty_metrics
+from evaluation.simulator_jobs import mpc_policies
+from models.controllers.planner import PlannerConfig
+from pipeline.training.auto_compile import cpp_compiler
 
 
 def measured(run: Path, **changes: Any) -> dict[str, Any]:
-    config = evaluate.PRESETS["debug"](evaluate.Config(run=run, workers=1))
+    config = evaluate.PRESETS["debug"](evaluate.Config(run=run, num_workers=1))
     evaluate.main(replace(config, **changes))
     return json.loads((run / "report" / "metrics.json").read_text())
 
@@ -37,25 +37,25 @@ def keys(tree: Any) -> Any:
 @pytest.fixture(scope="module")
 def pusht_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("pusht")
-    build(ScriptedPushes(10, 64, 0), run / "shards", "", 0, 1)
-    return write_run(run, Recordings(run / "shards"))
+    build(ScriptedEpisodes(10, 64, 0), run / "shards", "", 0, 1)
+    return write_run(run, EpisodeDataset(run / "shards"))
 
 
 @pytest.fixture
 def toy_run(tmp_path: Path) -> Path:
     write_toy_shards(tmp_path / "shards", episodes=12)
-    return write_run(tmp_path, Recordings(tmp_path / "shards"))
+    return write_run(tmp_path, EpisodeDataset(tmp_path / "shards"))
 
 
 @pytest.fixture
 def keys_run(tmp_path: Path) -> Path:
     write_toy_shards(tmp_path / "shards", episodes=12, factored=True)
-    return write_run(tmp_path, Recordings(tmp_path / "shards"))
+    return write_run(tmp_path, EpisodeDataset(tmp_path / "shards"))
 
 
 def test_what_was_not_measured_is_null_and_never_absent(toy_run: Path):
     metrics = measured(toy_run, parts=("tokenizer", "play"))
-    empty = blank()
+    empty = empty_metrics()
     assert set(metrics) == set(empty)
     for part in ("task", "goal", "controllability", "imitation"):
         assert metrics[part] == empty[part]
@@ -99,7 +99,7 @@ def test_pictures_are_shown_beside_their_own_figures_alone(toy_run: Path):
 
 def test_another_checkpoint_makes_the_figures_anew(toy_run: Path):
     measured(toy_run, parts=("tokenizer", "play"))
-    write_run(toy_run, Recordings(toy_run / "shards"), controllers=False)  # the same weights
+    write_run(toy_run, EpisodeDataset(toy_run / "shards"), controllers=False)  # the same weights
     kept = measured(toy_run, parts=("tokenizer",))
     assert kept["play"]["frames_per_second"] is not None
     config = evaluate.PRESETS["debug"](evaluate.Config(run=toy_run))
@@ -119,7 +119,7 @@ def test_codes_made_of_choices_fill_controllability_and_imitation(keys_run: Path
     for row in metrics["imitation"].values():
         assert row["n"] > 20 and row["log_likelihood"] < 0 <= row["agreement"] <= 1
         assert set(row["by_factor"]) == {"across", "move"}
-    empty = blank()
+    empty = empty_metrics()
     assert metrics["task"] == empty["task"] and metrics["goal"] == empty["goal"]
     page = (keys_run / "report" / "index.html").read_text()
     assert "r of across" in page and "F1 of up" in page and "most frequent" in page
@@ -129,8 +129,8 @@ def test_codes_made_of_choices_fill_controllability_and_imitation(keys_run: Path
 
 def test_actions_that_are_no_codes_leave_both_null(toy_run: Path):
     metrics = measured(toy_run, parts=("controllability", "imitation"))
-    assert metrics["controllability"] == blank()["controllability"]
-    assert metrics["imitation"] == blank()["imitation"]
+    assert metrics["controllability"] == empty_metrics()["controllability"]
+    assert metrics["imitation"] == empty_metrics()["imitation"]
     assert "Controllability" not in (toy_run / "report" / "index.html").read_text()
 
 
@@ -141,7 +141,7 @@ def test_a_trial_of_minecraft_is_a_trial():
     assert presets["cpu"](minecraft) == replace(presets["cpu"](config), run=minecraft.run)
     trial = presets["minecraft debug"](minecraft)
     assert trial.run == minecraft.run and 1 in trial.horizons and max(trial.horizons) == 16
-    assert trial.windows < config.windows and trial.inverse_steps < config.inverse_steps / 10
+    assert trial.windows < config.num_clips and trial.idm_steps < config.idm_steps / 10
 
 
 def test_push_t_fills_task_and_goal(pusht_run: Path):
@@ -171,10 +171,10 @@ def test_a_controller_that_is_still_the_clone_is_not_played_again(pusht_run: Pat
             clone = session.controllers["cloning"].state_dict()
             session.controllers["controller"].load_state_dict(clone)
         names = ("random", "cloning", "controller")
-        found = [session.once("task", name, partial(play, name))["of"] for name in names]
+        found = [session.play_cached("task", name, partial(play, name))["of"] for name in names]
         assert found == ["random", "cloning", "controller" if improved else "cloning"]
         assert played == list(names[: 3 if improved else 2])
-        session.once("goal-25", "controller", partial(play, "another game"))
+        session.play_cached("goal-25", "controller", partial(play, "another game"))
         assert played[-1] == "another game"
 
 
@@ -184,15 +184,17 @@ def test_figures_say_whether_steps_were_compiled(pusht_run: Path):
     made, said = [], []
     for compiled in (False, True):
         with evaluate.Session(pusht_run, None, None, 1, 2, compiled) as session:
-            made.append(session.made_from("dynamics"))
+            made.append(session.cache_key("dynamics"))
             said.append(session.provenance()["compiled"])
     assert made[0] != made[1] and said == [False, True]
 
 
 def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):
-    build(ScriptedPushes(10, 32, 0), tmp_path / "shards", "", 0, 1)
-    run = write_run(tmp_path, Recordings(tmp_path / "shards"), controllers=False, method="goals")
-    config = evaluate.PRESETS["goals"](evaluate.Config(run=run, workers=1))
+    build(ScriptedEpisodes(10, 32, 0), tmp_path / "shards", "", 0, 1)
+    run = write_run(
+        tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False, method="goals"
+    )
+    config = evaluate.PRESETS["goals"](evaluate.Config(run=run, num_workers=1))
     config = evaluate.PRESETS["debug"](config)
     evaluate.main(replace(config, parts=("probe",)))
     evaluate.main(replace(config, protocol=("far",), policies=("amortised",)))
@@ -217,29 +219,38 @@ def test_a_planner_in_the_world_stands_beside_the_baselines(tmp_path: Path):
 def test_a_guided_search_has_legs_like_its_guide_and_goes_as_far_as_the_goal(
     tmp_path: Path, leg: int, keep: int, length: int
 ):
-    build(ScriptedPushes(10, 32, 0), tmp_path / "shards", "", 0, 1)
-    run = write_run(tmp_path, Recordings(tmp_path / "shards"), controllers=False, method="goals")
-    planner = PlannerConfig(samples=4, iterations=2, best=2, legs=50 // leg, leg=leg)
-    config = evaluate.Config(run=run, planner=planner, keep=50, guided_keep=keep)
+    build(ScriptedEpisodes(10, 32, 0), tmp_path / "shards", "", 0, 1)
+    run = write_run(
+        tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False, method="goals"
+    )
+    planner = PlannerConfig(
+        num_samples=4, iterations=2, num_elites=2, horizon=50 // leg, action_block=leg
+    )
+    config = evaluate.Config(
+        run=run, planner=planner, receding_horizon=50, prior_receding_horizon=keep
+    )
     with evaluate.Session(run, None, None, 1, 2) as session:
-        guided = plans_in_world(session, config, offset=50)["guided"]
-        assert isinstance(guided, PlansInWorld)
-        assert guided.planner.leg == 5 and guided.planner.legs * guided.planner.leg == length
-        assert guided.keep == -(-keep // 5) * 5
+        guided = mpc_policies(session, config, goal_offset=50)["guided"]
+        assert isinstance(guided, MpcPolicy)
+        assert (
+            guided.planner.action_block == 5
+            and guided.planner.horizon * guided.planner.action_block == length
+        )
+        assert guided.receding_horizon == -(-keep // 5) * 5
 
 
 @pytest.mark.parametrize("named", ["elsewhere/shards", "elsewhere"])
 def test_other_recordings_get_a_report_of_their_own(pusht_run: Path, tmp_path: Path, named: str):
     other, shards = tmp_path / "elsewhere", tmp_path / named
-    build(ScriptedPushes(10, 64, 5), other / "shards", "", 0, 1)
-    config = evaluate.PRESETS["debug"](evaluate.Config(run=pusht_run, workers=1))
+    build(ScriptedEpisodes(10, 64, 5), other / "shards", "", 0, 1)
+    config = evaluate.PRESETS["debug"](evaluate.Config(run=pusht_run, num_workers=1))
     evaluate.main(replace(config, shards=shards, parts=("tokenizer",)))
     made = json.loads((pusht_run / "report" / "on-elsewhere" / "metrics.json").read_text())
     assert made["provenance"]["recordings"] == str(other / "shards")
 
 
 def test_recordings_of_another_size_are_refused(pusht_run: Path, tmp_path: Path):
-    build(ScriptedPushes(10, 32, 0), tmp_path / "shards", "", 0, 1)
-    config = evaluate.PRESETS["debug"](evaluate.Config(run=pusht_run, workers=1))
+    build(ScriptedEpisodes(10, 32, 0), tmp_path / "shards", "", 0, 1)
+    config = evaluate.PRESETS["debug"](evaluate.Config(run=pusht_run, num_workers=1))
     with pytest.raises(ValueError, match=r"frames of \(64, 64\) pixels"):
         evaluate.main(replace(config, shards=tmp_path / "shards"))

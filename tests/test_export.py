@@ -11,18 +11,18 @@ import torch
 from untrained_run import write_run
 
 import play
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
-from models.planner import PlannerConfig
-from pipeline import export
-from pipeline.load import load_controllers, load_goal_policy, load_world
+from models.controllers.planner import PlannerConfig
+from pipeline.inference import export
+from pipeline.inference.load import load_controllers, load_goal_policy, load_world
 
 GIVEN = Path(__file__).parents[1] / "checkpoints" / "pusht-goals"
 
 
 def test_a_copy_imagines_nearly_the_same_and_is_half_as_large(tmp_path: Path):
     write_toy_shards(tmp_path / "run" / "shards", episodes=6)
-    recordings = Recordings(tmp_path / "run" / "shards")
+    recordings = EpisodeDataset(tmp_path / "run" / "shards")
     run = write_run(tmp_path / "run", recordings, method="goals")
     export.main(export.Config(run=run, out=tmp_path / "copy"))
     whole, copy = load_world(run), load_world(tmp_path / "copy")
@@ -39,7 +39,7 @@ def test_a_copy_imagines_nearly_the_same_and_is_half_as_large(tmp_path: Path):
 
 def test_what_was_there_before_is_told_of(tmp_path: Path, capsys):
     write_toy_shards(tmp_path / "run" / "shards", episodes=6)
-    run = write_run(tmp_path / "run", Recordings(tmp_path / "run" / "shards"))
+    run = write_run(tmp_path / "run", EpisodeDataset(tmp_path / "run" / "shards"))
     for _ in range(2):
         export.main(export.Config(run=run, out=tmp_path / "copy"))
     first, second = capsys.readouterr().out.splitlines()
@@ -48,7 +48,7 @@ def test_what_was_there_before_is_told_of(tmp_path: Path, capsys):
 
 def test_a_run_is_not_copied_onto_itself(tmp_path: Path, monkeypatch):
     write_toy_shards(tmp_path / "run" / "shards", episodes=6)
-    run = write_run(tmp_path / "run", Recordings(tmp_path / "run" / "shards"))
+    run = write_run(tmp_path / "run", EpisodeDataset(tmp_path / "run" / "shards"))
     before = {p: p.read_bytes() for p in run.rglob("best.pt")}
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"--out run is --run .* itself"):
@@ -58,7 +58,7 @@ def test_a_run_is_not_copied_onto_itself(tmp_path: Path, monkeypatch):
 
 def test_what_is_of_no_stage_is_left_out(tmp_path: Path):
     write_toy_shards(tmp_path / "run" / "shards", episodes=6)
-    run = write_run(tmp_path / "run", Recordings(tmp_path / "run" / "shards"))
+    run = write_run(tmp_path / "run", EpisodeDataset(tmp_path / "run" / "shards"))
     shutil.copytree(run / "dynamics", run / "old" / "dynamics")
     shutil.copy(run / "dynamics" / "best.pt", run)
     export.main(export.Config(run=run, out=tmp_path / "copy"))
@@ -78,7 +78,7 @@ def test_the_checkpoint_that_is_given_away_reaches_a_goal_in_imagination(tmp_pat
         shutil.copytree(GIVEN / part, tmp_path / part)
     shutil.copy(GIVEN / "README.md", tmp_path)
     assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) < 12e6
-    plan = PlannerConfig(samples=64, iterations=4, best=8)
+    plan = PlannerConfig(num_samples=64, iterations=4, num_elites=8)
     reached = {}
     for source in ("planner", "random"):
         config = play.Config(
@@ -93,7 +93,7 @@ def test_the_checkpoint_that_is_given_away_reaches_a_goal_in_imagination(tmp_pat
 @torch.no_grad()
 def _far_from_goal(run: Path, actions: np.ndarray) -> float:
     """Squared distance of what the actions lead to from the recording's frame 25 steps later."""
-    world, recordings = load_world(run), Recordings(run / "shards")
+    world, recordings = load_world(run), EpisodeDataset(run / "shards")
     start = play.Starts(recordings, "test", world.context, 0).at(0)
     frames = torch.from_numpy(start.frames).permute(0, 3, 1, 2)[None]
     state = world.reset(frames, torch.from_numpy(start.actions)[None])

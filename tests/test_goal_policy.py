@@ -9,13 +9,13 @@ import torch
 from test_planner import POINTER, Follower
 from torch import Tensor
 
-from models.build import build_controller, describe
-from models.goal_policy import GoalPolicy, GoalPolicyConfig
-from models.policy import PolicyConfig
-from models.tokenizer import Latents
+from models.controllers.goal_policy import GoalPolicy, GoalPolicyConfig
+from models.controllers.policy import PolicyConfig
+from models.registry import build_controller, describe
+from models.tokenizers.tokenizer import LatentSpec
 
-POINT = Latents("continuous", (1, 1), 2)
-SMALL = GoalPolicyConfig(PolicyConfig(hidden=64), leg=2, legs=3, ahead=4)
+POINT = LatentSpec("continuous", (1, 1), 2)
+SMALL = GoalPolicyConfig(PolicyConfig(hidden_dim=64), action_block=2, horizon=3, max_goal_offset=4)
 
 
 class Imagined(Follower):
@@ -67,7 +67,7 @@ def test_it_learns_to_reach_goals_that_it_was_never_shown(trained) -> None:
     stayed = (state.latents - goal).square().mean()
     last = POINTER.denormalize(actions[:, 0])
     for _ in range(3):
-        plan = model.to_goal(state, goal, last)
+        plan = model.plan(state, goal, last)
         assert plan.actions.shape == (200, 2, 2) and plan.ends.shape == (200, 2, 2)
         state, last = world.rollout(state, plan.actions), plan.actions[:, -1]
     assert (state.latents - goal).square().mean() < 0.1 * stayed
@@ -77,14 +77,16 @@ def test_it_sees_where_it_has_come_to_and_answers_to_that(trained) -> None:
     model, _ = trained
     goal, last = torch.zeros(2, 1, 2), torch.tensor([[50.0, 50.0]]).expand(2, 2)
     places = torch.tensor([[[0.4, 0.0]], [[-0.4, 0.0]]])
-    ends = model.to_goal(Follower().state(places[:, 0]), goal, last).ends[:, 1, 0]
+    ends = model.plan(Follower().state(places[:, 0]), goal, last).ends[:, 1, 0]
     assert ends[0] < ends[1] - 0.03
 
 
 def test_only_what_was_recorded_teaches_where_imagination_is_worth_nothing() -> None:
     """A world in which nothing moves leaves the recording as the only answer."""
     torch.manual_seed(0)
-    model = GoalPolicy(replace(SMALL, early=0.0, effort=0.0, recorded=1.0), POINT, POINTER).train()
+    model = GoalPolicy(
+        replace(SMALL, early_weight=0.0, control_penalty=0.0, bc_weight=1.0), POINT, POINTER
+    ).train()
 
     class Still(Imagined):
         def rollout(self, state, actions: Tensor):
@@ -107,17 +109,17 @@ def test_a_way_begins_at_the_last_action_and_stays_inside(trained) -> None:
     last = torch.tensor([[0.0, 100.0], [50.0, 20.0]])
     state = Follower().state(torch.tensor([[-1.0, 1.0], [0.0, 0.0]]))
     goal = torch.tensor([[[1.0, -1.0]], [[5.0, 5.0]]])
-    plan = model.to_goal(state, goal, last)
+    plan = model.plan(state, goal, last)
     assert torch.allclose(POINTER.denormalize(plan.ends[:, 0]), last)
     assert plan.actions.min() >= 0 and plan.actions.max() <= 100
-    unknown = model.to_goal(state, goal, None)
+    unknown = model.plan(state, goal, None)
     assert torch.equal(unknown.ends[:, 0], torch.zeros(2, 2))
 
 
 def test_starts_are_spread_and_goals_lie_within_the_clip() -> None:
     """Latents that count frames: where a way starts and ends can be read from them."""
     torch.manual_seed(0)
-    config = replace(SMALL, leg=2, ahead=6)
+    config = replace(SMALL, action_block=2, max_goal_offset=6)
     model, starts, goals = GoalPolicy(config, POINT, POINTER), [], []
 
     class Looks(Imagined):
@@ -138,24 +140,24 @@ def test_starts_are_spread_and_goals_lie_within_the_clip() -> None:
 
 def test_codes_are_refused_and_a_checkpoint_is_enough() -> None:
     with pytest.raises(ValueError, match="codes do not carry"):
-        GoalPolicy(SMALL, Latents("discrete", (2, 2), 4, 16), POINTER)
-    model = GoalPolicy(SMALL, Latents("continuous", (4, 4), 3), POINTER)
+        GoalPolicy(SMALL, LatentSpec("discrete", (2, 2), 4, 16), POINTER)
+    model = GoalPolicy(SMALL, LatentSpec("continuous", (4, 4), 3), POINTER)
     again = build_controller(describe(model.config), model.latents, POINTER)
     again.load_state_dict(model.state_dict())
     x, last = torch.randn(2, 16, 3), torch.zeros(2, 2)
     assert torch.equal(again(x, x, last), model(x, x, last))
     with pytest.raises(ValueError, match="nearer than a leg"):
-        GoalPolicy(replace(SMALL, ahead=1), POINT, POINTER)
+        GoalPolicy(replace(SMALL, max_goal_offset=1), POINT, POINTER)
 
 
 def test_places_are_seen_from_the_hand() -> None:
     """Moved together, places and hand are as far apart as before, and the sines say so."""
     torch.manual_seed(0)
-    places = Latents("continuous", (1, 1), 4, places=True)
+    places = LatentSpec("continuous", (1, 1), 4, is_xy=True)
     model = GoalPolicy(SMALL, places, POINTER)
-    plain = GoalPolicy(SMALL, Latents("continuous", (1, 1), 4), POINTER)
+    plain = GoalPolicy(SMALL, LatentSpec("continuous", (1, 1), 4), POINTER)
     first, width = (next(iter(each.net.parameters())).shape[1] for each in (model, plain))
-    assert first == width + 2 * 4 * 2 * len(model.WAVES)
+    assert first == width + 2 * 4 * 2 * len(model.WAVELENGTHS)
     with torch.no_grad():
         next(iter(model.net.parameters()))[:, :width] = 0  # only the sines are looked at
     seen, goal = 0.5 * torch.rand(3, 1, 4), 0.5 * torch.rand(3, 1, 4)
@@ -168,8 +170,8 @@ def test_places_are_seen_from_the_hand() -> None:
 
 
 def test_latents_of_before_say_nothing_of_places_and_are_the_same() -> None:
-    places = Latents("continuous", (1, 1), 4, places=True)
+    places = LatentSpec("continuous", (1, 1), 4, is_xy=True)
     described = places.as_dict()
-    assert Latents.from_dict(described).places
+    assert LatentSpec.from_dict(described).is_xy
     del described["places"]
-    assert Latents.from_dict(described) == places and not Latents.from_dict(described).places
+    assert LatentSpec.from_dict(described) == places and not LatentSpec.from_dict(described).is_xy

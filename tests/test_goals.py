@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from data.pusht import ACTIONS, GOAL, PushT, random_start
-from data.pusht_pool import SimulatorPool
-from data.shards import Recordings
+from data.pusht.simulator import ACTIONS, GOAL, PushT, random_start
+from data.pusht.vector_pusht import VectorPushT
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
-from evaluation import goals, task
-from evaluation.policies import AgentOnly, Random, Scripted, Still, View
-from evaluation.simulator_planner import SimulatorPlanner
+from evaluation.protocols import goals, task
+from evaluation.protocols.oracle_cem import OracleCem
+from evaluation.protocols.policies import GoalAgentPosition, NoOp, Observation, Random, Scripted
 
 
 def errors(*steps: tuple[float, float, float]) -> np.ndarray:
@@ -40,10 +40,10 @@ def test_errors_wrap_the_angle():
 
 
 def test_pairs_are_held_out_repeatable_and_within_an_episode(tmp_path):
-    recordings = Recordings(write_toy_shards(tmp_path, episodes=20, length=30))
-    pairs = goals.make_pairs(recordings, 25, 8, seed=1)
-    assert pairs == goals.make_pairs(recordings, 25, 8, seed=1)
-    assert pairs != goals.make_pairs(recordings, 25, 8, seed=2)
+    recordings = EpisodeDataset(write_toy_shards(tmp_path, episodes=20, length=30))
+    pairs = goals.sample_pairs(recordings, 25, 8, seed=1)
+    assert pairs == goals.sample_pairs(recordings, 25, 8, seed=1)
+    assert pairs != goals.sample_pairs(recordings, 25, 8, seed=2)
     held_out = recordings.episodes("test")
     for pair in pairs:
         assert pair.episode in held_out and pair.goal == pair.start + 25 < 30
@@ -58,10 +58,10 @@ def test_the_simulator_under_a_planner_comes_nearer_than_standing_still():
         for _ in range(25):
             world.step(start[2:4])
         wanted.append(world.state)
-    with SimulatorPool(2, 32, 1) as pool:
-        planner = SimulatorPlanner(lambda: pool, samples=24, iterations=3)
-        view = View(None, starts, np.zeros((2, 2)), np.ones(2, bool))
-        planner.begin(view, View(None, np.stack(wanted), np.zeros((2, 2)), np.ones(2, bool)))
+    with VectorPushT(2, 32, 1) as pool:
+        planner = OracleCem(lambda: pool, num_samples=24, iterations=3)
+        view = Observation(None, starts, np.zeros((2, 2)), np.ones(2, bool))
+        planner.reset(view, Observation(None, np.stack(wanted), np.zeros((2, 2)), np.ones(2, bool)))
         plans = planner.plan(starts, np.zeros((2, 2)), np.stack(wanted))
         reached = pool.rollout(starts, np.zeros((2, 2)), plans[:, None])[:, 0]
     before = np.linalg.norm(starts[:, :4] - np.stack(wanted)[:, :4], axis=1)
@@ -71,11 +71,11 @@ def test_the_simulator_under_a_planner_comes_nearer_than_standing_still():
 
 def test_the_task_ranks_the_pusher_above_random_and_random_plays_the_same_starts():
     seeds = [100_000, 100_001, 100_002]
-    with SimulatorPool(3, 32, 1) as pool:
+    with VectorPushT(3, 32, 1) as pool:
         best = {
             name: task.run_task(policy, pool, seeds, steps=120)
             for name, policy in (
-                ("still", Still()),
+                ("still", NoOp()),
                 ("random", Random(ACTIONS, 0)),
                 ("scripted", Scripted()),
             )
@@ -90,15 +90,15 @@ def test_the_task_ranks_the_pusher_above_random_and_random_plays_the_same_starts
 
 
 def test_a_score_is_coverage_over_its_threshold_and_one_at_most():
-    made = task.summary(np.array([0.0, 0.475, 0.96, 0.95]))
+    made = task.summarize(np.array([0.0, 0.475, 0.96, 0.95]))
     assert made["score"] == pytest.approx((0 + 0.5 + 1 + 1) / 4)
     assert made["success"] == 0.5 and made["n"] == 4
     assert made["low"] <= made["score"] <= made["high"]
 
 
 def test_agent_only_goes_to_the_goals_agent_position():
-    view = View(None, np.zeros((1, 5)), np.zeros((1, 2)), np.ones(1, bool))
-    goal = View(None, np.array([[7.0, 8, *GOAL]]), np.zeros((1, 2)), np.ones(1, bool))
-    policy = AgentOnly()
-    policy.begin(view, goal)
+    view = Observation(None, np.zeros((1, 5)), np.zeros((1, 2)), np.ones(1, bool))
+    goal = Observation(None, np.array([[7.0, 8, *GOAL]]), np.zeros((1, 2)), np.ones(1, bool))
+    policy = GoalAgentPosition()
+    policy.reset(view, goal)
     assert policy.act(view).tolist() == [[7.0, 8.0]]

@@ -1,6 +1,6 @@
 import torch
 
-from models.heads import TwoHot
+from models.layers.heads import TwoHot
 
 
 def test_the_first_prediction_is_zero():

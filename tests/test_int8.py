@@ -4,17 +4,21 @@ import pytest
 import torch
 from torch import nn
 
-from models import int8
-from models.int8 import FEW, Int8Linear, quantise_linears
-from models.transformer import Transformer, TransformerConfig
+from models.layers import int8
+from models.layers.int8 import MAX_WEIGHT_ONLY_ROWS, Int8Linear, quantize_linears
+from models.layers.transformer import Transformer, TransformerConfig
 
 
-@pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 65])
+@pytest.mark.parametrize("rows", [1, MAX_WEIGHT_ONLY_ROWS, MAX_WEIGHT_ONLY_ROWS + 1, 65])
 @pytest.mark.parametrize(("wide", "out", "bias"), [(64, 96, True), (704, 33, False), (7, 5, True)])
 def test_a_quantised_layer_is_near_the_layer(rows, wide, out, bias):
     torch.manual_seed(0)
     linear = nn.Linear(wide, out, bias=bias)
-    x = torch.randn(2, rows, wide)[:, :rows] if rows > FEW else torch.randn(rows, wide)
+    x = (
+        torch.randn(2, rows, wide)[:, :rows]
+        if rows > MAX_WEIGHT_ONLY_ROWS
+        else torch.randn(rows, wide)
+    )
     exact = linear(x)
     rough = Int8Linear(linear)(x)
     assert rough.shape == exact.shape and rough.dtype == x.dtype
@@ -45,9 +49,9 @@ def test_a_large_row_leaves_its_neighbours_as_exact_as_they_were():
 def test_whole_numbers_are_multiplied_exactly(narrow: bool):
     torch.manual_seed(0)
     rough = Int8Linear(nn.Linear(192, 48, bias=False))
-    whole = torch.randint(1, 2 * int8.MIDDLE, (70, 192), dtype=torch.uint8)
-    exact = int8._product_in_float(whole, rough.weight, rough.scale)
-    found = int8._product(whole, rough.weight, rough.scale, narrow)
+    whole = torch.randint(1, 2 * int8.ZERO_POINT, (70, 192), dtype=torch.uint8)
+    exact = int8._float_matmul(whole, rough.weight, rough.scale)
+    found = int8._int8_matmul(whole, rough.weight, rough.scale, narrow)
     assert found.dtype == (torch.bfloat16 if narrow else torch.float32)
     assert torch.allclose(found.float(), exact, rtol=8e-3 if narrow else 1e-5, atol=1e-4)
 
@@ -67,11 +71,11 @@ def test_the_layout_of_a_weight_goes_with_it():
     rough = Int8Linear(nn.Linear(64, 32, bias=False))
     rough(torch.randn(9, 64))
     rough(torch.randn(8, 64))
-    before = len(int8.LAID_OUT)
-    assert rough.weight in int8.LAID_OUT
+    before = len(int8.PACKED)
+    assert rough.weight in int8.PACKED
     del rough
     gc.collect()
-    assert len(int8.LAID_OUT) == before - 1
+    assert len(int8.PACKED) == before - 1
 
 
 def test_weights_that_are_whole_numbers_of_their_scale_are_exact():
@@ -86,11 +90,11 @@ def test_weights_that_are_whole_numbers_of_their_scale_are_exact():
 def test_all_linear_layers_of_a_model_are_replaced_and_it_says_nearly_the_same():
     torch.manual_seed(0)
     places = torch.cartesian_prod(torch.arange(2), torch.arange(2)).float()
-    model = Transformer(TransformerConfig(32, 2, 2, 48, context=3), places, False).eval()
+    model = Transformer(TransformerConfig(32, 2, 2, 48, context_frames=3), places, False).eval()
     x = torch.randn(2, 12, 32)
     with torch.no_grad():
         exact = model(x)[0]
-        assert quantise_linears(model) == 2 * 4
+        assert quantize_linears(model) == 2 * 4
         rough = model(x)[0]
     assert not any(type(part) is nn.Linear for part in model.modules())
     assert 0 < (rough - exact).norm() < 0.05 * exact.norm()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.intervals import bootstrap, resampled_means, wilson
+from evaluation.measures.intervals import bootstrap, bootstrap_means, wilson
 
 
 def test_wilson_gives_the_published_interval_of_48_in_50():
@@ -35,7 +35,7 @@ def test_cases_of_one_group_count_as_one():
 
 def test_figures_of_one_case_are_drawn_together():
     values = np.random.default_rng(1).normal(size=(30, 1))
-    means = resampled_means(np.hstack([values, values + 5]))
+    means = bootstrap_means(np.hstack([values, values + 5]))
     assert means[:, 1] - means[:, 0] == pytest.approx(5)
 
 

@@ -6,16 +6,16 @@ from kernel_checks import drawn, outputs_and_gradients
 
 from kernels import (
     View,
-    assign,
-    attend_cache,
     attention,
-    attention_after,
+    attention_with_cache,
+    decode_attention,
     linear_cross_entropy,
+    nearest_code,
     reference,
     rms_norm,
     swiglu,
 )
-from pipeline import compiling
+from pipeline.training import auto_compile
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
@@ -75,8 +75,8 @@ VIEWS = [
     View(size=4),
     View(size=4, context=1),
     View(size=4, context=2),
-    View(size=4, causal_inside=True),
-    View(size=4, context=2, causal_inside=True),
+    View(size=4, causal_within_block=True),
+    View(size=4, context=2, causal_within_block=True),
     View(size=20),
 ]
 
@@ -105,10 +105,10 @@ def test_attention_in_pytorch_is_its_definition(view, past, dtype):
         assert (other.double() - one).abs().max() <= slack * one.abs().max().clamp(min=1)
 
 
-@pytest.mark.skipif(not compiling.cpp_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not auto_compile.cpp_compiler(), reason="needs a C++ compiler")
 @pytest.mark.parametrize(
     ("view", "keys"),
-    [(View(64, causal_inside=True), 256), (View(64, context=3), 384), (View(context=3), 64)],
+    [(View(64, causal_within_block=True), 256), (View(64, context=3), 384), (View(context=3), 64)],
     ids=str,
 )
 def test_attention_in_pytorch_is_its_definition_when_compiled(view, keys):
@@ -136,7 +136,9 @@ def test_one_query_in_pytorch_is_its_definition(context):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("view", [View(4), View(1, 3), View(4, 2, causal_inside=True)], ids=str)
+@pytest.mark.parametrize(
+    "view", [View(4), View(1, 3), View(4, 2, causal_within_block=True)], ids=str
+)
 def test_attention_to_a_past_in_pytorch_is_its_definition(view, dtype):
     q, k, v = (drawn(2, 3, 4, 8, seed=n).to(dtype) for n in range(3))
     keys, values = (drawn(2, 3, 8, 8, seed=n).half() for n in (3, 4))
@@ -146,10 +148,10 @@ def test_attention_to_a_past_in_pytorch_is_its_definition(view, dtype):
     def exact(q, k, v):
         # a past is joined in the type of the new
         past = keys.to(dtype).double(), values.to(dtype).double()
-        return reference.attention_after(q, k, v, past, view, (cosine.double(), sine.double()))
+        return reference.attention_with_cache(q, k, v, past, view, (cosine.double(), sine.double()))
 
     def mine(q, k, v):
-        return attention_after(q, k, v, (keys, values), view, (cosine, sine))
+        return attention_with_cache(q, k, v, (keys, values), view, (cosine, sine))
 
     truth = outputs_and_gradients(exact, [x.double() for x in (q, k, v)])
     found = outputs_and_gradients(mine, [q, k, v])
@@ -163,9 +165,9 @@ def test_attention_to_a_past_in_pytorch_is_its_definition(view, dtype):
 def test_attention_to_a_cache_in_pytorch_is_its_definition(bounds, compiled, dtype):
     q, keys, values = (drawn(2, 3, n, 8, seed=n + i).to(dtype) for i, n in enumerate((5, 20, 20)))
     within = torch.tensor(bounds, dtype=torch.int32)
-    truth = reference.attend_cache(q.double(), keys.double(), values.double(), within)
+    truth = reference.decode_attention(q.double(), keys.double(), values.double(), within)
     torch.compiler.reset()
-    mine = torch.compile(attend_cache, backend="eager") if compiled else attend_cache
+    mine = torch.compile(decode_attention, backend="eager") if compiled else decode_attention
     assert_near([truth], [mine(q, keys, values, within)], dtype)
 
 
@@ -199,7 +201,7 @@ def test_assignment_in_pytorch_is_its_definition(dtype):
     """In more parts than one, of which the last is not full."""
     book = drawn(20, 8, seed=1).to(torch.promote_types(dtype, torch.float32))
     vectors = drawn(1500, 8).to(dtype)
-    codes, counts, sums = assign(vectors, book)
-    truth = reference.assign(vectors.double(), book.double())
+    codes, counts, sums = nearest_code(vectors, book)
+    truth = reference.nearest_code(vectors.double(), book.double())
     assert torch.equal(codes, truth[0]) and torch.equal(counts, truth[1])
     assert_near(truth[2:], [sums], book.dtype)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.keypoints import Keypoints, KeypointsConfig
+from models.tokenizers.keypoints import Keypoints, KeypointsConfig
 
-SMALL = KeypointsConfig(image_size=(32, 32), keypoints=6, channels=16, depth=1)
+SMALL = KeypointsConfig(image_size=(32, 32), num_keypoints=6, channels=16, num_res_blocks=1)
 
 
 def squares(places: Tensor, size: tuple[int, int] = (32, 32)) -> Tensor:
@@ -23,7 +23,9 @@ def squares(places: Tensor, size: tuple[int, int] = (32, 32)) -> Tensor:
 
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
 def test_frames_go_there_and_back(size: tuple[int, int]) -> None:
-    model = Keypoints(KeypointsConfig(image_size=size, keypoints=6, channels=16, depth=1)).eval()
+    model = Keypoints(
+        KeypointsConfig(image_size=size, num_keypoints=6, channels=16, num_res_blocks=1)
+    ).eval()
     frames = torch.randint(0, 256, (5, 3, *size), dtype=torch.uint8)
     latents = model.encode(frames)
     assert latents.shape == (5, 1, 12) and latents.abs().max() <= 1
@@ -49,7 +51,7 @@ def test_places_follow_what_moves() -> None:
         optimizer.step()
         history.append({k: float(v.detach()) for k, v in losses.items()})
     assert history[-1]["reconstruction"] < 0.3 * history[0]["reconstruction"]
-    assert history[-1]["moving"] == SMALL.keypoints
+    assert history[-1]["moving"] == SMALL.num_keypoints
     places = torch.randint(0, 26, (200, 2), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         latents = model.eval().encode(squares(places))[:, 0]
@@ -64,11 +66,11 @@ def test_resting_keypoints_are_pushed_and_moving_ones_are_not() -> None:
     model = Keypoints(SMALL)
     still = squares(torch.full((8, 2), 13))
     losses = model.loss(still)
-    torch.testing.assert_close(losses["resting"].detach(), torch.tensor(SMALL.restless - 1e-3))
+    torch.testing.assert_close(losses["resting"].detach(), torch.tensor(SMALL.min_std - 1e-3))
     assert losses["moving"] == 0
     anywhere = squares(torch.randint(0, 26, (32, 2)))
     assert model.loss(anywhere)["resting"] == 0  # not yet at rest
-    pushed = Keypoints(replace(SMALL, restless=0.9))
+    pushed = Keypoints(replace(SMALL, min_std=0.9))
     pushed.load_state_dict(model.state_dict())
     resting = pushed.loss(anywhere)["resting"]
     (gradient,) = torch.autograd.grad(resting, [pushed.stem.weight])
@@ -80,5 +82,5 @@ def test_maps_do_not_saturate_as_what_is_beneath_them_grows() -> None:
     model = Keypoints(SMALL)
     frames = squares(torch.randint(0, 26, (8, 2)))
     places = model.encode(frames)
-    model.both.register_forward_hook(lambda *call: 1000 * call[-1])
+    model.fuse.register_forward_hook(lambda *call: 1000 * call[-1])
     torch.testing.assert_close(model.encode(frames), places, atol=0.01, rtol=0)

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from data.actions import ActionSpec
-from models.llama import LlamaConfig, LlamaDynamics
-from models.sampling import Sampling
-from models.tokenizer import Latents
-from models.transformer import TransformerConfig
+from models.dynamics.llama import LlamaConfig, LlamaDynamics
+from models.layers.sampling import Sampling
+from models.layers.transformer import TransformerConfig
+from models.tokenizers.tokenizer import LatentSpec
 
-LATENTS = Latents("discrete", (2, 3), width=4, codes=12, codebooks=2)
+LATENTS = LatentSpec("discrete", (2, 3), dim=4, codebook_size=12, num_codebooks=2)
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), pointer=True)
 MOVES = ActionSpec("discrete", ("stay", "left", "right"))
 Decoding = Literal["frame", "token"]
@@ -19,9 +19,9 @@ BOTH: list[Decoding] = ["frame", "token"]
 
 def dynamics(decoding: Decoding = "frame", actions: ActionSpec = POINTER) -> LlamaDynamics:
     torch.manual_seed(0)
-    small = TransformerConfig(width=24, layers=2, heads=2, hidden=32, context=3)
+    small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=3)
     model = LlamaDynamics(LlamaConfig(small, decoding=decoding), LATENTS, actions)
-    torch.nn.init.normal_(model.vectors.book)
+    torch.nn.init.normal_(model.vectors.codebook)
     for parameter in model.parameters():  # zero-initialised heads would agree about everything
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
@@ -140,7 +140,7 @@ def test_sampling_follows_the_seed():
 @pytest.mark.parametrize("decoding", BOTH)
 def test_before_training_everything_stays_where_it_is(decoding):
     torch.manual_seed(0)
-    small = TransformerConfig(width=24, layers=2, heads=2, hidden=32, context=3)
+    small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=3)
     model = LlamaDynamics(LlamaConfig(small, decoding=decoding), LATENTS, POINTER).eval()
     latents, acts = episode()
     after = model.step(model.start(latents, acts[:, :5]), acts[:, 5])
@@ -149,8 +149,8 @@ def test_before_training_everything_stays_where_it_is(decoding):
 
 def test_changed_right_counts_only_codes_that_change():
     model = dynamics()
-    model.config = replace(model.config, imagined=0.0)
-    torch.nn.init.zeros_(model.stay.bias)  # it would keep every code
+    model.config = replace(model.config, scheduled_sampling=0.0)
+    torch.nn.init.zeros_(model.copy_logit.bias)  # it would keep every code
     latents, acts = episode()
     with torch.no_grad():
         out = model._blocks(latents[:, :-1], acts[:, :-1], [True] * 5)[0]

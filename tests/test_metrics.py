@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from evaluation.metrics import (
+from evaluation.measures.metrics import (
     capped_psnr,
-    codes_changing,
+    code_flip_rate,
     mse,
-    patches_changing,
+    patch_change_rate,
     pooled_psnr,
     psnr,
     ssim,
@@ -86,11 +86,11 @@ def test_ssim_does_not_depend_on_the_precision_around_it():
 
 def test_only_codes_that_differ_from_the_frame_before_count():
     codes = torch.tensor([[[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 0, 0]]])
-    assert codes_changing(codes) == pytest.approx(0.25)
+    assert code_flip_rate(codes) == pytest.approx(0.25)
 
 
 def test_a_patch_changes_when_one_pixel_passes_the_threshold():
     frames = torch.zeros(1, 2, 3, 8, 8, dtype=torch.uint8)
     frames[0, 1, 0, 0, 0] = 9
     frames[0, 1, 2, 7, 7] = 8
-    assert patches_changing(frames, (2, 2)) == pytest.approx(0.25)
+    assert patch_change_rate(frames, (2, 2)) == pytest.approx(0.25)

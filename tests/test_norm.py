@@ -13,7 +13,7 @@ from kernel_checks import (
 
 import kernels
 from kernels import reference
-from models.transformer import Transformer, TransformerConfig
+from models.layers.transformer import Transformer, TransformerConfig
 
 norm = pytest.importorskip("kernels.norm")
 rows = pytest.importorskip("kernels.rows")
@@ -108,8 +108,8 @@ def test_a_norm_of_a_type_of_its_own_is_that_norm_narrowed():
     def run(kind):
         given = [x.clone().requires_grad_() for x in (x, branch, weight)]
         with triton_kernels():
-            total, normed = norm.add_rms_norm(*given, kind=kind)
-            alone = norm.rms_norm(given[0], given[2], kind=kind)
+            total, normed = norm.add_rms_norm(*given, dtype=kind)
+            alone = norm.rms_norm(given[0], given[2], dtype=kind)
         up_kind = up[1].to(normed.dtype)
         grads = torch.autograd.grad((total, normed, alone), given, (up[0], up_kind, up_kind))
         return normed, alone, *grads
@@ -176,9 +176,9 @@ def test_rows_on_their_way_fit_in_a_multiprocessor():
 
 def test_norms_before_products_are_in_their_type_under_autocast(monkeypatch):
     device, narrow = PLACES[0][0], torch.float16
-    config = TransformerConfig(width=32, layers=2, heads=2, hidden=48, context=2)
+    config = TransformerConfig(dim=32, num_layers=2, num_heads=2, mlp_dim=48, context_frames=2)
     torch.manual_seed(0)
-    model = Transformer(config, torch.zeros(3, 2), causal_inside=True).to(device)
+    model = Transformer(config, torch.zeros(3, 2), causal_within_frame=True).to(device)
     x, seen = torch.randn(2, 6, 32, device=device), []
 
     def run():
@@ -190,7 +190,7 @@ def test_norms_before_products_are_in_their_type_under_autocast(monkeypatch):
 
     usual = run()
     launch = norm._launch_forward
-    monkeypatch.setattr(kernels, "_narrow", lambda x: narrow)  # it is None without a GPU
+    monkeypatch.setattr(kernels, "_autocast_dtype", lambda x: narrow)  # it is None without a GPU
     monkeypatch.setattr(
         norm, "_launch_forward", lambda *given: seen.append(given[-1]) or launch(*given)
     )

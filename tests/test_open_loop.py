@@ -7,8 +7,8 @@ import pytest
 import torch
 from fake_worlds import Centroid, CopyWorld, DotClips, Identity, OracleWorld
 
-from evaluation.open_loop import imagine, open_loop
-from evaluation.windows import choose_windows
+from evaluation.measures.open_loop import imagine, open_loop
+from evaluation.measures.sample_clips import choose_clips
 
 HORIZONS = (1, 2, 4, 8)
 
@@ -21,7 +21,7 @@ class Lossy(Identity):
 
 
 def test_an_oracle_is_exact_at_every_horizon():
-    figures = open_loop(OracleWorld(), DotClips(), HORIZONS, windows=24, estimator=Centroid())
+    figures = open_loop(OracleWorld(), DotClips(), HORIZONS, num_clips=24, estimator=Centroid())
     assert figures["psnr"] == pytest.approx([100] * 4)
     assert figures["ssim"] == pytest.approx([1] * 4)
     assert np.all(np.array(figures["copy_last_agent_px"]) > figures["agent_px"])
@@ -29,7 +29,7 @@ def test_an_oracle_is_exact_at_every_horizon():
 
 
 def test_copying_equals_the_copy_baselines_exactly():
-    figures = open_loop(CopyWorld(), DotClips(), HORIZONS, windows=24, estimator=Centroid())
+    figures = open_loop(CopyWorld(), DotClips(), HORIZONS, num_clips=24, estimator=Centroid())
     assert figures["psnr"] == figures["copy_last_psnr"] == figures["copy_last_reconstructed_psnr"]
     assert figures["ssim"] == figures["copy_last_ssim"]
     assert figures["agent_px"] == figures["copy_last_agent_px"]
@@ -37,16 +37,16 @@ def test_copying_equals_the_copy_baselines_exactly():
 
 
 def test_with_a_lossy_tokenizer_the_two_copies_and_the_ceiling_part():
-    figures = open_loop(OracleWorld(Lossy()), DotClips(), HORIZONS, windows=24)
+    figures = open_loop(OracleWorld(Lossy()), DotClips(), HORIZONS, num_clips=24)
     assert figures["psnr"] == figures["reconstruction_psnr"]
     assert figures["copy_last_psnr"] != figures["copy_last_reconstructed_psnr"]
-    copying = open_loop(CopyWorld(Lossy()), DotClips(), HORIZONS, windows=24)
+    copying = open_loop(CopyWorld(Lossy()), DotClips(), HORIZONS, num_clips=24)
     assert copying["psnr"] == copying["copy_last_reconstructed_psnr"]
 
 
 def test_figures_do_not_depend_on_the_batch_size():
-    one = open_loop(CopyWorld(), DotClips(), HORIZONS, windows=20, batch_size=3)
-    two = open_loop(CopyWorld(), DotClips(), HORIZONS, windows=20, batch_size=20)
+    one = open_loop(CopyWorld(), DotClips(), HORIZONS, num_clips=20, batch_size=3)
+    two = open_loop(CopyWorld(), DotClips(), HORIZONS, num_clips=20, batch_size=20)
     for name, values in one.items():
         assert values == pytest.approx(two[name])
 
@@ -60,10 +60,10 @@ def test_horizon_h_is_h_steps_after_the_last_true_frame():
 
 def test_windows_are_spread_over_all_episodes():
     episodes = np.repeat([0, 1, 2, 3], [40, 40, 3, 40])
-    chosen = choose_windows(episodes, 20, seed=0)
+    chosen = choose_clips(episodes, 20, seed=0)
     assert np.bincount(episodes[chosen]).tolist() in ([6, 6, 3, 5], [6, 5, 3, 6], [5, 6, 3, 6])
     assert len(set(chosen)) == 20
-    assert len(choose_windows(episodes, 1000, seed=0)) == len(episodes)
+    assert len(choose_clips(episodes, 1000, seed=0)) == len(episodes)
 
 
 def test_shuffled_actions_come_from_another_episode():
@@ -75,13 +75,13 @@ def test_shuffled_actions_come_from_another_episode():
             asked.append([self.episode_of(i) for i in indices])
             return clips.batch(indices)
 
-    open_loop(CopyWorld(), Spying(episodes=2), HORIZONS, windows=16, batch_size=16)
+    open_loop(CopyWorld(), Spying(episodes=2), HORIZONS, num_clips=16, batch_size=16)
     assert all(own != other for own, other in zip(*asked, strict=True))
 
 
 def test_intervals_hold_the_figure_and_all_is_plain_json():
     figures = open_loop(
-        OracleWorld(), DotClips(), HORIZONS, windows=24, estimator=Centroid(), intervals=True
+        OracleWorld(), DotClips(), HORIZONS, num_clips=24, estimator=Centroid(), intervals=True
     )
     low, high = figures["copy_last_psnr_low"], figures["copy_last_psnr_high"]
     for at in range(4):
@@ -91,4 +91,4 @@ def test_intervals_hold_the_figure_and_all_is_plain_json():
 
 
 def test_without_an_estimator_there_are_no_state_errors():
-    assert "agent_px" not in open_loop(OracleWorld(), DotClips(), HORIZONS, windows=4)
+    assert "agent_px" not in open_loop(OracleWorld(), DotClips(), HORIZONS, num_clips=4)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench.__main__ import measured
-from bench.near import check_codes, check_near
-from bench.pairs import Options, Row, Wrong, compare, missing, paired_ratio, race, value
-from bench.table import line
+from bench.__main__ import safe_rows
+from bench.correctness import check_against_definition, check_codes
+from bench.pairs import Incorrect, Options, Row, compare, missing_row, paired_ratio, race, value_row
+from bench.table import format_row
 
 
 def test_a_race_interleaves_and_every_runner_is_first_in_turn():
@@ -46,7 +46,7 @@ def test_the_interval_covers_a_known_ratio_whatever_else_the_machine_does(truth)
     for _ in range(100):
         busy = random.lognormal(0, 1, 20)  # hits both of a round alike
         noise = random.lognormal(0, 0.05, (2, 20))
-        ratio, low, high = paired_ratio(truth * busy * noise[0], busy * noise[1], draws=500)
+        ratio, low, high = paired_ratio(truth * busy * noise[0], busy * noise[1], num_resamples=500)
         assert abs(ratio / truth - 1) < 0.1
         covered += low <= truth <= high
     assert covered >= 85
@@ -56,33 +56,35 @@ def test_rows_carry_their_units_bars_and_verdicts():
     seconds = {"ours": [0.002] * 10, "slow": [0.006] * 10, "fast": [0.001] * 10}
     slow, fast = compare("area", "work", seconds, {"slow": (2.0, 4.0), "fast": (1.0, None)})
     assert (slow.ours, slow.theirs, slow.unit, slow.rounds) == (2.0, 6.0, "ms", 10)
-    assert slow.ratio == pytest.approx(3) and slow.met is True
-    assert fast.ratio == pytest.approx(0.5) and fast.met is False
+    assert slow.ratio == pytest.approx(3) and slow.passed is True
+    assert fast.ratio == pytest.approx(0.5) and fast.passed is False
     (rate, _) = compare("area", "work", seconds, {}, unit="frames/s", amount=64)
-    assert rate.ours == pytest.approx(32_000) and rate.met is None
+    assert rate.ours == pytest.approx(32_000) and rate.passed is None
 
 
 def test_bars_of_bare_values_are_upper_for_times_and_lower_for_rates():
-    assert value("area", "decide", "ms", 12.0, bar=20).met is True
-    assert value("area", "decide", "ms", 22.0, bar=20).met is False
-    assert value("area", "play", "frames/s", 40.0, bar=30).met is True
-    assert value("area", "play", "frames/s", 20.0, bar=30).met is False
+    assert value_row("area", "decide", "ms", 12.0, target=20).passed is True
+    assert value_row("area", "decide", "ms", 22.0, target=20).passed is False
+    assert value_row("area", "play", "frames/s", 40.0, target=30).passed is True
+    assert value_row("area", "play", "frames/s", 20.0, target=30).passed is False
 
 
 def test_a_missing_peer_is_a_line_that_says_how_to_get_it():
-    row = missing("area", "work", "Their-Package", "their-package")
-    assert row.ratio is None and "not measured: pip install their-package" in line(row)
+    row = missing_row("area", "work", "Their-Package", "their-package")
+    assert row.ratio is None and "not measured: pip install their-package" in format_row(row)
 
 
 def test_what_is_wrong_has_a_line_and_no_time(monkeypatch):
     def rows(options):
-        check_near("twice", lambda x: 2 * x + 1e-3, lambda x: 2 * x, [torch.randn(7)], grads=True)
-        yield value("broken", "twice", "ms", 1.0)
+        check_against_definition(
+            "twice", lambda x: 2 * x + 1e-3, lambda x: 2 * x, [torch.randn(7)], grads=True
+        )
+        yield value_row("broken", "twice", "ms", 1.0)
 
-    monkeypatch.setattr("bench.ceilings.rows", rows)
-    (row,) = measured("ceilings", Options())
+    monkeypatch.setattr("bench.roofline.rows", rows)
+    (row,) = safe_rows("ceilings", Options())
     assert row.ours is None and row.ratio is None and row.note.startswith("wrong: twice")
-    assert " ms" not in line(row)
+    assert " ms" not in format_row(row)
 
 
 def test_wrong_gradients_are_seen_as_well_as_wrong_values():
@@ -96,24 +98,24 @@ def test_wrong_gradients_are_seen_as_well_as_wrong_values():
             return 1.99 * grads[0]
 
     x = [torch.randn(33)]
-    check_near("twice", lambda x: 2 * x, lambda x: x + x, x, grads=True)
-    check_near("twice", Off.apply, lambda x: x + x, x, grads=False)
-    with pytest.raises(Wrong, match="result 1"):
-        check_near("twice", Off.apply, lambda x: x + x, x, grads=True)
-    with pytest.raises(Wrong):
-        check_near("nan", lambda x: x * float("nan"), lambda x: x, x, grads=False)
+    check_against_definition("twice", lambda x: 2 * x, lambda x: x + x, x, grads=True)
+    check_against_definition("twice", Off.apply, lambda x: x + x, x, grads=False)
+    with pytest.raises(Incorrect, match="result 1"):
+        check_against_definition("twice", Off.apply, lambda x: x + x, x, grads=True)
+    with pytest.raises(Incorrect):
+        check_against_definition("nan", lambda x: x * float("nan"), lambda x: x, x, grads=False)
 
 
 def test_a_code_that_is_not_the_nearest_is_wrong():
     vectors, book = torch.randn(50, 8), torch.randn(9, 8)
     codes = torch.cdist(vectors, book).argmin(1)
     check_codes("assign", codes, vectors, book)
-    with pytest.raises(Wrong):
+    with pytest.raises(Incorrect):
         check_codes("assign", (codes + 1) % 9, vectors, book)
 
 
 def test_a_row_of_the_table_keeps_long_names_and_the_verdict():
     row = Row("area", "a" * 90, "b" * 60, "ms", 1.0, 3.0, 3.0, 2.5, 3.5, 10, 4.0, 6.0, "a note")
-    said = line(row)
+    said = format_row(row)
     assert "a" * 90 in said and "b" * 60 in said and "3x [2.5, 3.5]" in said
-    assert said.endswith("- a note") and "+ a note" in line(replace(row, bar=2.0))
+    assert said.endswith("- a note") and "+ a note" in format_row(replace(row, target=2.0))

@@ -12,15 +12,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama import modeling_llama
 
-from bench import attention_peers, ceilings, controller, decode, planning, play, training
-from bench.pairs import EXACT, INT8, Options, Wrong
+from bench import (
+    attention_peers,
+    controller_speed,
+    decode_speed,
+    plan_speed,
+    play_speed,
+    roofline,
+    train_speed,
+)
+from bench.pairs import EXACT, INT8, Incorrect, Options
 from bench.peers import hugging_face
 from bench.peers import stable_worldmodel as peer
-from kernels import View, reference, written
-from pipeline.load import load_controller
-from pipeline.recorded import RecordedWorld
+from kernels import View, eager, reference
+from pipeline.inference.load import load_controller
+from pipeline.inference.recorded import CudaGraphedWorld
 
-SMALL = training.Work(training.sized(32, 2, 2, 48, frames=3), 64, (2, 4), batch=2)
+SMALL = train_speed.Workload(
+    train_speed.llama_config(32, 2, 2, 48, context_frames=3), 64, (2, 4), batch_size=2
+)
 ONCE = Options(rounds=1)
 LIGER_REPLACES = ("LlamaRMSNorm", "LlamaMLP", "apply_rotary_pos_emb")
 CPU = torch.device("cpu")
@@ -31,29 +41,32 @@ needs_stable_worldmodel = pytest.mark.skipif(
 )
 
 
-def seeded(work: training.Work) -> training.TokenModel:
+def seeded(work: train_speed.Workload) -> train_speed.TokenModel:
     torch.manual_seed(0)
-    return training.TokenModel(work).eval()
+    return train_speed.TokenModel(work).eval()
 
 
-def their_llama(model: training.TokenModel, attention: hugging_face.Attention = "sdpa"):
+def their_llama(model: train_speed.TokenModel, attention: hugging_face.Attention = "sdpa"):
     work = model.work
-    llama = hugging_face.llama(work.config, work.length, work.vocabulary, attention)
-    hugging_face.adopt(llama, model)
+    llama = hugging_face.llama(work.config, work.sequence_length, work.vocab_size, attention)
+    hugging_face.load_codebook(llama, model)
     return llama.eval()
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 4)])
 def test_a_llama_with_our_weights_has_our_loss_and_gradients(grid: tuple[int, int]) -> None:
     model = seeded(replace(SMALL, grid=grid))
-    batch = model.work.sample(model.work.length, CPU), model.work.sample(model.work.length, CPU)
-    training.check_gradients(model, batch)
+    batch = (
+        model.work.sample(model.work.sequence_length, CPU),
+        model.work.sample(model.work.sequence_length, CPU),
+    )
+    train_speed.check_gradients(model, batch)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_llama_with_our_weights_has_our_logits(attention: hugging_face.Attention) -> None:
     model = seeded(SMALL)
-    tokens = SMALL.sample(SMALL.length, CPU)
+    tokens = SMALL.sample(SMALL.sequence_length, CPU)
     with torch.no_grad():
         theirs = their_llama(model, attention)(tokens).logits
         assert torch.allclose(model.logits(tokens), theirs, atol=1e-4)
@@ -62,63 +75,65 @@ def test_a_llama_with_our_weights_has_our_logits(attention: hugging_face.Attenti
 def test_every_weight_of_ours_is_one_of_llamas_and_the_other_way_round() -> None:
     model = seeded(SMALL)
     llama = their_llama(model)
-    seen = [id(theirs) for theirs, _, _ in hugging_face.pairs(llama, model)]
+    seen = [id(theirs) for theirs, _, _ in hugging_face.matching_weights(llama, model)]
     assert sorted(seen) == sorted(id(p) for p in llama.parameters())
-    taken = sum(ours[rows].numel() for _, ours, rows in hugging_face.pairs(llama, model))
+    taken = sum(ours[rows].numel() for _, ours, rows in hugging_face.matching_weights(llama, model))
     assert taken == sum(p.numel() for p in model.parameters())
 
 
 def test_a_gradient_that_is_off_stops_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
     model = seeded(SMALL)
-    batch = SMALL.sample(SMALL.length, CPU), SMALL.sample(SMALL.length, CPU)
-    right = training.linear_cross_entropy
+    batch = SMALL.sample(SMALL.sequence_length, CPU), SMALL.sample(SMALL.sequence_length, CPU)
+    right = train_speed.linear_cross_entropy
 
     def wrong(x, *rest):
         x.register_hook(lambda grad: 1.1 * grad)
         return right(x, *rest)
 
-    monkeypatch.setattr(training, "linear_cross_entropy", wrong)
-    with pytest.raises(Wrong, match="gradient of weight"):
-        training.check_gradients(model, batch)
+    monkeypatch.setattr(train_speed, "linear_cross_entropy", wrong)
+    with pytest.raises(Incorrect, match="gradient of weight"):
+        train_speed.check_gradients(model, batch)
 
 
 def test_losses_that_part_stop_the_race() -> None:
-    batch = SMALL.sample(SMALL.length, CPU), SMALL.sample(SMALL.length, CPU)
+    batch = SMALL.sample(SMALL.sequence_length, CPU), SMALL.sample(SMALL.sequence_length, CPU)
     same, other = seeded(SMALL), seeded(SMALL)
-    runners = {"Hugging Face eager, fp32": training.Trainer(same, same, batch, "fp32")}
-    runners["ours"] = training.Trainer(other, other, batch, "fp32")
-    training.check_losses(runners, "Hugging Face eager, fp32")
+    runners = {"Hugging Face eager, fp32": train_speed.StepRunner(same, same, batch, "fp32")}
+    runners["ours"] = train_speed.StepRunner(other, other, batch, "fp32")
+    train_speed.check_losses(runners, "Hugging Face eager, fp32")
     runners["ours"].optimizer.param_groups[0]["lr"] *= 10
-    with pytest.raises(Wrong, match="losses of ours"):
-        training.check_losses(runners, "Hugging Face eager, fp32")
+    with pytest.raises(Incorrect, match="losses of ours"):
+        train_speed.check_losses(runners, "Hugging Face eager, fp32")
 
 
 @pytest.mark.parametrize("how", ["dynamic cache", "static cache"])
 def test_we_decode_the_same_tokens_as_generate(how: hugging_face.Decoding) -> None:
-    model = seeded(replace(SMALL, batch=1))
-    prompt = model.work.sample(SMALL.frame, CPU)
-    new = SMALL.length - SMALL.frame
-    ours = decode.decode_ours(model, prompt, new)
-    assert ours.shape == (1, SMALL.length)
+    model = seeded(replace(SMALL, batch_size=1))
+    prompt = model.work.sample(SMALL.frame_tokens, CPU)
+    new = SMALL.sequence_length - SMALL.frame_tokens
+    ours = decode_speed.decode_ours(model, prompt, new)
+    assert ours.shape == (1, SMALL.sequence_length)
     assert torch.equal(ours, hugging_face.decoder(their_llama(model), prompt, new, how)())
-    decode.check_greedy("ours", model, ours, slack=1e-4)
+    decode_speed.check_greedy("ours", model, ours, slack=1e-4)
 
 
 def test_a_token_that_is_not_the_likeliest_stops_the_race() -> None:
-    model = seeded(replace(SMALL, batch=1))
-    prompt = model.work.sample(SMALL.frame, CPU)
-    tokens = decode.decode_ours(model, prompt, SMALL.length - SMALL.frame).clone()
-    tokens[0, -1] = (tokens[0, -1] + 1) % SMALL.vocabulary
-    with pytest.raises(Wrong, match="less likely than the likeliest"):
-        decode.check_greedy("ours", model, tokens, slack=1e-3)
+    model = seeded(replace(SMALL, batch_size=1))
+    prompt = model.work.sample(SMALL.frame_tokens, CPU)
+    tokens = decode_speed.decode_ours(
+        model, prompt, SMALL.sequence_length - SMALL.frame_tokens
+    ).clone()
+    tokens[0, -1] = (tokens[0, -1] + 1) % SMALL.vocab_size
+    with pytest.raises(Incorrect, match="less likely than the likeliest"):
+        decode_speed.check_greedy("ours", model, tokens, slack=1e-3)
 
 
 def test_training_gives_a_row_for_each_peer_and_a_share_of_the_ceiling(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ceilings, "sizes", lambda device, quick: (1, 256))
-    rows = list(training.measure(ONCE, SMALL, compiled=False))
-    raced = {row.against: row for row in rows if row.ratio is not None}
+    monkeypatch.setattr(roofline, "sizes", lambda device, quick: (1, 256))
+    rows = list(train_speed.measure(ONCE, SMALL, compiled=False))
+    raced = {row.baseline: row for row in rows if row.ratio is not None}
     assert any("eager, fp32" in name for name in raced)
     assert any("SDPA" in name for name in raced)
     (share,) = [row for row in rows if row.unit == "%"]
@@ -129,28 +144,28 @@ def test_the_products_of_a_step_are_those_that_are_multiplied(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # frame by frame, every product is one that the counter knows, and none is out of view
-    monkeypatch.setattr(written, "_share_in_view", lambda *_: 0.0)
-    tokens = SMALL.sample(SMALL.length, CPU)
+    monkeypatch.setattr(eager, "_visible_fraction", lambda *_: 0.0)
+    tokens = SMALL.sample(SMALL.sequence_length, CPU)
     with FlopCounterMode(display=False) as counter:
         seeded(SMALL)(tokens, tokens).backward()
     # but for the norms, whose gradient takes a product with one column
-    assert counter.get_total_flops() == pytest.approx(training.matrix_flops(SMALL), rel=5e-3)
+    assert counter.get_total_flops() == pytest.approx(train_speed.matrix_flops(SMALL), rel=5e-3)
 
 
 def test_decoding_gives_a_row_for_each_cache_exact_and_in_8_bits() -> None:
-    rows = list(decode.measure(ONCE, replace(SMALL, batch=1), compiled=False))
-    for name, (bar, _) in decode.BARS.items():
-        raced = [row for row in rows if name in row.what]
+    rows = list(decode_speed.measure(ONCE, replace(SMALL, batch_size=1), compiled=False))
+    for name, (bar, _) in decode_speed.TARGETS.items():
+        raced = [row for row in rows if name in row.name]
         assert len(raced) >= 2 and all(row.ratio is not None for row in raced)
-        assert [row.bar for row in raced].count(bar) == 1, "the fastest peer alone has the bar"
+        assert [row.target for row in raced].count(bar) == 1, "the fastest peer alone has the bar"
 
 
 def test_a_model_in_8_bits_is_another_one_and_leaves_the_exact_one_alone() -> None:
-    model = seeded(replace(SMALL, batch=1))
-    tokens = model.work.sample(SMALL.length, CPU)
+    model = seeded(replace(SMALL, batch_size=1))
+    tokens = model.work.sample(SMALL.sequence_length, CPU)
     with torch.no_grad():
         before = model.logits(tokens)
-        rough = decode.quantised(model).logits(tokens)
+        rough = decode_speed.quantized(model).logits(tokens)
         assert torch.equal(model.logits(tokens), before)
     assert 0 < (rough - before).norm() < 0.1 * before.norm()
 
@@ -159,10 +174,10 @@ def test_no_time_is_taken_of_decoding_that_is_wrong(monkeypatch: pytest.MonkeyPa
     def lazy(model, prompt, new, write=None):
         return torch.cat([prompt, torch.zeros(1, new, dtype=torch.int64)], dim=1)
 
-    monkeypatch.setattr(decode, "decode_ours", lazy)
-    monkeypatch.setattr(decode, "race", lambda *_, **__: pytest.fail("a time was taken"))
-    with pytest.raises(Wrong):
-        list(decode.measure(ONCE, replace(SMALL, batch=1), compiled=False))
+    monkeypatch.setattr(decode_speed, "decode_ours", lazy)
+    monkeypatch.setattr(decode_speed, "race", lambda *_, **__: pytest.fail("a time was taken"))
+    with pytest.raises(Incorrect):
+        list(decode_speed.measure(ONCE, replace(SMALL, batch_size=1), compiled=False))
 
 
 VIEWS = [View(), View(size=8), View(size=8, context=1), View(size=8, context=2), View(size=24)]
@@ -179,25 +194,28 @@ def test_sdpa_attends_as_the_definition_turned_or_not(view: View) -> None:
 
 
 def test_our_solver_finds_the_optimum_of_a_plane() -> None:
-    found = planning.our_toy_plan(planning.CEM)
-    planning.check_solvers(found, found)
+    found = plan_speed.our_toy_plan(plan_speed.CEM)
+    plan_speed.check_solvers(found, found)
 
 
 @needs_stable_worldmodel
 def test_their_solver_finds_the_same_optimum() -> None:
-    ours, theirs = planning.our_toy_plan(planning.CEM), planning.their_toy_plan(planning.CEM)
-    planning.check_solvers(ours, theirs)
+    ours, theirs = (
+        plan_speed.our_toy_plan(plan_speed.CEM),
+        plan_speed.their_toy_plan(plan_speed.CEM),
+    )
+    plan_speed.check_solvers(ours, theirs)
     assert ours.shape == theirs.shape == (1, 25, 2)
-    early = planning.their_toy_plan(replace(planning.CEM, iterations=1))
-    with pytest.raises(Wrong, match="their plan"):
-        planning.check_solvers(ours, early)
+    early = plan_speed.their_toy_plan(replace(plan_speed.CEM, iterations=1))
+    with pytest.raises(Incorrect, match="their plan"):
+        plan_speed.check_solvers(ours, early)
 
 
 @needs_stable_worldmodel
 def test_both_planners_imagine_with_models_of_one_size() -> None:
-    world = planning.our_world()
+    world = plan_speed.our_world()
     theirs = peer.le_world_model(10)
-    sizes = planning.parameters(world.dynamics), planning.parameters(theirs)
+    sizes = plan_speed.params_millions(world.dynamics), plan_speed.params_millions(theirs)
     assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
     now, goal = torch.randn(2, 1, 192)
     given = {
@@ -205,70 +223,72 @@ def test_both_planners_imagine_with_models_of_one_size() -> None:
     }
     with torch.no_grad():
         end = theirs.rollout(given, torch.randn(1, 6, 5, 10))["predicted_emb"][0, :, -1]
-        state = planning.begin(world, now).repeat(6)
+        state = plan_speed.reset(world, now).repeat(6)
         assert world.rollout(state, torch.zeros(6, 25, 2)).latents[:, 0].shape == end.shape
 
 
 @needs_stable_worldmodel
 def test_planning_gives_a_row_exact_and_in_8_bits_with_both_sizes_in_its_note() -> None:
-    few = replace(planning.CEM, samples=8, iterations=1, best=4)
-    *raced, mppi = planning.measure(ONCE, few, compiled=False)
-    assert mppi.ratio is None and mppi.ours is not None and "MPPI" in mppi.what
+    few = replace(plan_speed.CEM, num_samples=8, iterations=1, num_elites=4)
+    *raced, mppi = plan_speed.measure(ONCE, few, compiled=False)
+    assert mppi.ratio is None and mppi.ours is not None and "MPPI" in mppi.name
     for row, weights in zip(raced, (EXACT, INT8), strict=True):
-        assert row.ratio is not None and (row.bar, row.aim) == (4.0, 12.0)
+        assert row.ratio is not None and (row.target, row.stretch) == (4.0, 12.0)
         assert "parameters" in row.note and "TFLOP" in row.note
-        assert "1 (of 30)" in row.what and weights in row.what
+        assert "1 (of 30)" in row.name and weights in row.name
 
 
 @needs_stable_worldmodel
 def test_a_plan_that_costs_more_alone_stops_the_race() -> None:
     torch.manual_seed(0)
-    world, plane = planning.our_world(), torch.randn(2, 1, 192)
-    config = replace(planning.CEM, samples=4, iterations=1, best=2)
-    state = planning.begin(world, plane[0])
-    plan = planning.Planner(config, world).to_goal(state, plane[1:], None, None)
-    planning.check_plan(plan, world, state, plane[1, 0], slack=1e-3)
-    with pytest.raises(Wrong, match="imagined alone"):
-        planning.check_plan(replace(plan, cost=2 * plan.cost), world, state, plane[1, 0], 1e-3)
+    world, plane = plan_speed.our_world(), torch.randn(2, 1, 192)
+    config = replace(plan_speed.CEM, num_samples=4, iterations=1, num_elites=2)
+    state = plan_speed.reset(world, plane[0])
+    plan = plan_speed.Planner(config, world).plan(state, plane[1:], None, None)
+    plan_speed.check_plan(plan, world, state, plane[1, 0], slack=1e-3)
+    with pytest.raises(Incorrect, match="imagined alone"):
+        plan_speed.check_plan(replace(plan, cost=2 * plan.cost), world, state, plane[1, 0], 1e-3)
 
 
 @needs_stable_worldmodel
 def test_a_setting_of_theirs_that_breaks_is_named_and_the_others_are_raced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    iterate, compiled = planning.Theirs.iterate, replace(planning.Setting("fp32", True))
+    iterate, compiled = plan_speed.Theirs.iterate, replace(plan_speed.Setting("fp32", True))
 
-    def breaks(self: planning.Theirs) -> torch.Tensor:
+    def breaks(self: plan_speed.Theirs) -> torch.Tensor:
         if self.setting == compiled:
             raise RuntimeError("no such compiler")
         return iterate(self)
 
-    monkeypatch.setattr(planning.Theirs, "iterate", breaks)
-    monkeypatch.setattr(planning, "compiler_for", lambda _: lambda module, function: function)
-    few = replace(planning.CEM, samples=8, iterations=1, best=4)
-    broken, *others = planning.measure(ONCE, few)
+    monkeypatch.setattr(plan_speed.Theirs, "iterate", breaks)
+    monkeypatch.setattr(plan_speed, "compiler_for", lambda _: lambda module, function: function)
+    few = replace(plan_speed.CEM, num_samples=8, iterations=1, num_elites=4)
+    broken, *others = plan_speed.measure(ONCE, few)
     assert broken.note == "broken off, RuntimeError: no such compiler"
-    assert broken.against == f"{planning.PEER}, fp32 + compile"
+    assert broken.baseline == f"{plan_speed.PEER}, fp32 + compile"
     assert [row.ratio is not None for row in others] == [True, True, False]
 
 
 def test_a_world_that_ignores_an_action_is_not_timed() -> None:
-    world = play.load_world(play.GIVEN, CPU)
-    frames, actions = play.start_of(play.GIVEN, world)
-    play.check_film(RecordedWorld(world), world, frames, actions)
-    still = play.load_world(play.GIVEN, CPU)
+    world = play_speed.load_world(play_speed.DEFAULT_RUN, CPU)
+    frames, actions = play_speed.start_clip(play_speed.DEFAULT_RUN, world)
+    play_speed.check_rollout(CudaGraphedWorld(world), world, frames, actions)
+    still = play_speed.load_world(play_speed.DEFAULT_RUN, CPU)
     still.dynamics.step = lambda state, action: state  # type: ignore[method-assign]
-    with pytest.raises(Wrong, match="of 255 off the plain world's"):
-        play.check_film(still, world, frames, actions)
+    with pytest.raises(Incorrect, match="of 255 off the plain world's"):
+        play_speed.check_rollout(still, world, frames, actions)
 
 
 def test_a_decision_is_the_one_of_a_world_entered_anew() -> None:
-    world = play.load_world(play.GIVEN, CPU)
-    frames, actions = play.start_of(play.GIVEN, world)
-    made = controller.Decisions(world, load_controller(play.GIVEN, world), frames, actions)
+    world = play_speed.load_world(play_speed.DEFAULT_RUN, CPU)
+    frames, actions = play_speed.start_clip(play_speed.DEFAULT_RUN, world)
+    made = controller_speed.DecisionLoop(
+        world, load_controller(play_speed.DEFAULT_RUN, world), frames, actions
+    )
     made.check(frames, actions)
     made.frame = frames[None, 0]
-    with pytest.raises(Wrong, match="after observing"):
+    with pytest.raises(Incorrect, match="after observing"):
         made.check(frames, actions)
 
 
@@ -278,7 +298,7 @@ def test_a_decision_is_the_one_of_a_world_entered_anew() -> None:
 )
 def test_liger_kernel_is_put_into_one_llama_and_no_other() -> None:
     model = seeded(SMALL)
-    tokens = SMALL.sample(SMALL.length, CPU)
+    tokens = SMALL.sample(SMALL.sequence_length, CPU)
     before = {name: getattr(modeling_llama, name) for name in LIGER_REPLACES}
     peer = their_llama(model)
     call = hugging_face.with_liger(peer)
@@ -294,6 +314,6 @@ def test_a_missing_peer_is_one_row_that_says_how_to_get_it(monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in [name for name in sys.modules if name.startswith("stable_worldmodel")]:
         monkeypatch.delitem(sys.modules, name)
-    (row,) = planning.measure(ONCE, planning.CEM)
+    (row,) = plan_speed.measure(ONCE, plan_speed.CEM)
     assert row.ratio is None
     assert row.note == "not measured: pip install --no-deps -r requirements-bench.txt"

@@ -13,14 +13,14 @@ from walk_world import SPEC, WalkWorld, write_walks
 
 import play
 from data.actions import ActionSpec
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import MOVES, POINTER, SPEED, write_toy_shards
-from models.planner import PlannerConfig
-from pipeline.game import Game, write_actions
-from pipeline.hand import Hand
-from pipeline.panels import CAPTION, GAP
-from pipeline.player import Player, Starts
-from pipeline.simulators import open_simulator
+from models.controllers.planner import PlannerConfig
+from pipeline.play.action_input import ActionInput
+from pipeline.play.game import Game, write_actions
+from pipeline.play.panels import CAPTION_HEIGHT, GAP
+from pipeline.play.player import Player, StartSampler
+from pipeline.play.simulators import open_simulator
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def config(run: Path, **fields: Any) -> play.Config:
 
 def panel(picture: np.ndarray, number: int, size: int = 64) -> np.ndarray:
     left = number * (size + GAP)
-    return picture[CAPTION:, left : left + size]
+    return picture[CAPTION_HEIGHT:, left : left + size]
 
 
 def frames(run: Path) -> list[np.ndarray]:
@@ -59,8 +59,8 @@ def test_recorded_actions_stand_beside_the_recording(toy: Path, capsys: Any):
     play.main(config(toy, episode=0))
     shots = frames(toy)
     assert min(p.name for p in (toy / "play/frames").iterdir()) == "00000.png"
-    assert len(shots) == 9 and shots[0].shape == (CAPTION + 64, 2 * 64 + GAP, 3)
-    recordings = Recordings(toy / "shards")
+    assert len(shots) == 9 and shots[0].shape == (CAPTION_HEIGHT + 64, 2 * 64 + GAP, 3)
+    recordings = EpisodeDataset(toy / "shards")
     episode = recordings.episodes("test")[0]
     truth = recordings.read(episode, "frames")
     # the pointer world moves its disc exactly as the toy world does, so both must agree
@@ -78,8 +78,8 @@ def test_recorded_actions_stand_beside_the_recording(toy: Path, capsys: Any):
 
 
 def test_the_simulator_goes_through_the_recorded_states(toy: Path):
-    play.main(config(toy, episode=0, frame=5, beside_simulator=True))
-    recordings = Recordings(toy / "shards")
+    play.main(config(toy, episode=0, frame=5, compare_simulator=True))
+    recordings = EpisodeDataset(toy / "shards")
     truth = recordings.read(recordings.episodes("test")[0], "frames")
     for step, shot in enumerate(frames(toy)):
         seen = panel(shot, 0)[::2, ::2].astype(int)
@@ -142,7 +142,7 @@ def test_a_recording_that_ends_early_shortens_the_film_and_says_so(toy: Path, ca
 def test_a_discrete_world_is_played_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_toy_shards(tmp_path / "shards", discrete=True)
     monkeypatch.setattr(play, "load_world", lambda run, int8: PointerWorld(MOVES))
-    play.main(config(tmp_path, beside_simulator=True))
+    play.main(config(tmp_path, compare_simulator=True))
     np.save(tmp_path / "a.npy", np.array([2, 2, 3, 0]))
     play.main(config(tmp_path, actions="file", actions_file=tmp_path / "a.npy"))
     assert len(frames(tmp_path)) == 5
@@ -154,14 +154,14 @@ def test_a_discrete_world_is_played_too(tmp_path: Path, monkeypatch: pytest.Monk
 def test_films_of_keys_say_what_is_pressed_in_frames_of_one_size(tmp_path: Path, monkeypatch: Any):
     write_walks(tmp_path / "shards", length=24)
     monkeypatch.setattr(play, "load_world", lambda run, int8: WalkWorld())
-    longest = SPEC.join(np.array([0, 0, 1, 1, 6]))
-    assert SPEC.say(int(longest)) == "yaw -10.0  pitch -10.0  attack  jump  forward right"
+    longest = SPEC.ravel(np.array([0, 0, 1, 1, 6]))
+    assert SPEC.describe(int(longest)) == "yaw -10.0  pitch -10.0  attack  jump  forward right"
     np.save(tmp_path / "codes.npy", np.array([60, 60, longest]))
     made = {"actions": "file", "actions_file": tmp_path / "codes.npy", "size": 96, "steps": 3}
     play.main(config(tmp_path, **made))
     shots = [imageio.imread(p) for p in sorted((tmp_path / "play/frames").iterdir())]
     assert len({shot.shape for shot in shots}) == 1
-    words = [shot[CAPTION + 96 :] for shot in shots]
+    words = [shot[CAPTION_HEIGHT + 96 :] for shot in shots]
     assert not np.array_equal(words[0], words[1]), "the start is no action"
     assert np.array_equal(words[1], words[2]) and not np.array_equal(words[2], words[3])
 
@@ -233,20 +233,20 @@ def test_without_a_display_one_line_names_headless(toy: Path, monkeypatch: pytes
 
 def test_a_run_of_the_stages_is_played(tmp_path: Path, capsys: Any):
     write_toy_shards(tmp_path / "shards", episodes=6)
-    write_run(tmp_path, Recordings(tmp_path / "shards"))
+    write_run(tmp_path, EpisodeDataset(tmp_path / "shards"))
     for source in ("recorded", "controller"):
-        play.main(config(tmp_path, steps=5, actions=source, beside_simulator=True))
+        play.main(config(tmp_path, steps=5, actions=source, compare_simulator=True))
         assert len(frames(tmp_path)) == 6
     assert "controller actions" in capsys.readouterr().out
 
 
 def test_a_plan_and_the_controller_for_goals_lead_to_what_was_recorded_later(tmp_path: Path):
     write_toy_shards(tmp_path / "shards", episodes=6, length=40)
-    run = write_run(tmp_path, Recordings(tmp_path / "shards"), method="goals")
-    small = PlannerConfig(samples=4, iterations=2, best=2)
+    run = write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), method="goals")
+    small = PlannerConfig(num_samples=4, iterations=2, num_elites=2)
     done = {}
     for source in ("planner", "amortised", "guided"):
-        made = config(run, steps=27, actions=source, planner=small, goal_steps=8)
+        made = config(run, steps=27, actions=source, planner=small, goal_offset=8)
         play.main(made)
         film = frames(run)
         assert len(film) == 28
@@ -275,14 +275,14 @@ def test_a_controller_for_goals_is_advised_only_where_one_can_be_made(
     tmp_path: Path, world: Any, advice: str
 ):
     write_toy_shards(tmp_path / "shards", episodes=6, **world)
-    write_run(tmp_path, Recordings(tmp_path / "shards"), controllers=False)
+    write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False)
     with pytest.raises(ValueError, match=f"holds no controller for goals; {advice}$"):
         play.main(config(tmp_path, actions="amortised"))
 
 
 def test_a_run_without_a_controller_says_which_command_makes_it(tmp_path: Path):
     write_toy_shards(tmp_path / "shards", episodes=6)
-    write_run(tmp_path, Recordings(tmp_path / "shards"), controllers=False)
+    write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False)
     with pytest.raises(ValueError, match=r"train_controller.py --run .* makes it"):
         play.main(config(tmp_path, actions="controller"))
     play.main(config(tmp_path, steps=2))
@@ -293,42 +293,42 @@ def test_a_run_without_a_controller_says_which_command_makes_it(tmp_path: Path):
 
 @pytest.fixture
 def game(toy: Path) -> Game:
-    recordings = Recordings(toy / "shards")
+    recordings = EpisodeDataset(toy / "shards")
     world = PointerWorld()
-    starts = Starts(recordings, "test", world.context, seed=0)
+    starts = StartSampler(recordings, "test", world.context, seed=0)
     player = Player(world, ToTheRight(), open_simulator(recordings))
     return Game(player, starts, starts.at(0), toy / "play", size=64, fps=10)
 
 
 def imagined(game: Game) -> tuple[float, float]:
-    return blue_at(game.player.imagined)
+    return blue_at(game.player.model_frame)
 
 
 def test_the_mouse_is_the_target(game: Game):
-    for x, y in ((10, CAPTION + 50), (60, CAPTION + 8)):
-        game.point(x, y)
+    for x, y in ((10, CAPTION_HEIGHT + 50), (60, CAPTION_HEIGHT + 8)):
+        game.move_pointer(x, y)
         for _ in range(14):
             game.tick()
-        assert np.abs(np.array(imagined(game)) * 64 - (x, y - CAPTION)).max() < 4
+        assert np.abs(np.array(imagined(game)) * 64 - (x, y - CAPTION_HEIGHT)).max() < 4
 
 
 def test_the_mouse_over_the_simulator_means_the_same_place(game: Game):
     game.press("b")
-    game.point(64 + GAP + 20, CAPTION + 30)
-    right = game.hand.action.copy()
-    game.point(20, CAPTION + 30)
-    np.testing.assert_array_equal(game.hand.action, right)
+    game.move_pointer(64 + GAP + 20, CAPTION_HEIGHT + 30)
+    right = game.action_input.action.copy()
+    game.move_pointer(20, CAPTION_HEIGHT + 30)
+    np.testing.assert_array_equal(game.action_input.action, right)
 
 
 def test_arrows_move_the_target(game: Game):
-    game.point(32, CAPTION + 32)
-    before = game.hand.action.copy()
+    game.move_pointer(32, CAPTION_HEIGHT + 32)
+    before = game.action_input.action.copy()
     for key in ("right", "right", "up"):
         game.press(key)
-    np.testing.assert_allclose(game.hand.action - before, [2 * 20.48, -20.48], rtol=1e-4)
+    np.testing.assert_allclose(game.action_input.action - before, [2 * 20.48, -20.48], rtol=1e-4)
     for _ in range(100):
         game.press("left")
-    assert game.hand.action[0] == 0
+    assert game.action_input.action[0] == 0
 
 
 def test_a_pause_holds_the_world_and_n_moves_it_by_one(game: Game):
@@ -336,9 +336,9 @@ def test_a_pause_holds_the_world_and_n_moves_it_by_one(game: Game):
     for key in ("space", "p", "p"):
         game.press(key)
     assert game.paused
-    still = game.player.imagined
+    still = game.player.model_frame
     game.tick()
-    assert game.player.steps == 1 and game.player.imagined is still
+    assert game.player.steps == 1 and game.player.model_frame is still
     assert "PAUSED" in game.status()
     game.press("n")
     game.tick()
@@ -353,22 +353,22 @@ def test_r_goes_to_another_start(game: Game):
         places.add((game.player.start.episode, game.player.start.frame))
         assert game.player.steps == 0
     assert len(places) > 6
-    held_out = set(game.starts.recordings.episodes("test"))
+    held_out = set(game.start_sampler.dataset.episodes("test"))
     assert {episode for episode, _ in places} <= held_out
 
 
 def test_the_controller_takes_over_and_gives_back(game: Game):
     game.press("c")
     assert "controller" in game.status()
-    game.point(3, CAPTION + 60)  # the mouse lies there, but the controller plays
+    game.move_pointer(3, CAPTION_HEIGHT + 60)  # the mouse lies there, but the controller plays
     for _ in range(20):
         game.tick()
     x, y = imagined(game)
     assert x > 0.9 and y < 0.1
     game.press("c")
     game.tick()
-    np.testing.assert_array_equal(game.hand.action, [512, 0])  # until the hand moves
-    game.point(3, CAPTION + 60)
+    np.testing.assert_array_equal(game.action_input.action, [512, 0])  # until the hand moves
+    game.move_pointer(3, CAPTION_HEIGHT + 60)
     for _ in range(20):
         game.tick()
     assert imagined(game)[0] < 0.2
@@ -376,14 +376,14 @@ def test_the_controller_takes_over_and_gives_back(game: Game):
 
 def test_the_simulator_goes_along_unseen_and_shows_itself(game: Game):
     alone = game.tick()
-    game.point(50, CAPTION + 50)
+    game.move_pointer(50, CAPTION_HEIGHT + 50)
     for _ in range(15):
         game.tick()
     assert "coverage" not in game.status()
     game.press("b")
-    scene = game.scene()
-    assert scene.shape[1] == 2 * 64 + GAP and game.picture().shape[1] >= alone.shape[1]
-    true_agent = blue_at(game.player.simulated())
+    scene = game.render_panels()
+    assert scene.shape[1] == 2 * 64 + GAP and game.render().shape[1] >= alone.shape[1]
+    true_agent = blue_at(game.player.simulator_frame())
     assert np.abs(np.array(true_agent) - imagined(game)).max() < 0.08
     assert "coverage" in game.status()
 
@@ -408,23 +408,23 @@ def test_a_recording_is_a_film_and_its_actions(game: Game, toy: Path, capsys: An
     play.main(config(toy, actions="file", actions_file=path))
     game.press("v")
     game.tick()
-    game.finish()
+    game.close()
     assert (toy / "play/recording-002/film.gif").exists()
 
 
 def test_keys_without_a_meaning_here_say_so(game: Game):
     game.player.controller = game.player.simulator = None
     game.press("c")
-    assert "no controller" in game.status() and not game.automatic
+    assert "no controller" in game.status() and not game.use_controller
     game.press("b")
-    assert "no simulator" in game.status() and not game.beside
+    assert "no simulator" in game.status() and not game.show_simulator
     game.press("~")
     game.press("h")
-    without = game.picture().shape[0]
+    without = game.render().shape[0]
     game.press("h")
-    assert game.picture().shape[0] > without
+    assert game.render().shape[0] > without
     game.press("q")
-    assert game.over
+    assert game.quit_requested
 
 
 def test_the_line_tells_speed_and_latency(game: Game):
@@ -439,7 +439,7 @@ def test_the_line_tells_speed_and_latency(game: Game):
 
 
 def test_a_hand_for_codes():
-    hand = Hand(MOVES)
+    hand = ActionInput(MOVES)
     assert hand.describe() == "stay"
     for key, name in (("left", "left"), ("up", "up"), ("5", "down"), ("9", "down"), (".", "stay")):
         hand.press(key)
@@ -447,27 +447,27 @@ def test_a_hand_for_codes():
     hand.press(",")
     assert int(hand.action) == 4 and hand.action.dtype == np.int64
     assert hand.pointer is None and "2 left" in hand.help
-    hand.point(0.2, 0.2)
+    hand.move_pointer(0.2, 0.2)
     assert int(hand.action) == 4
-    walk = Hand(ActionSpec("discrete", ("noop", "forward", "back")))
+    walk = ActionInput(ActionSpec("discrete", ("noop", "forward", "back")))
     walk.press("up")
     assert walk.describe() == "forward"
 
 
 def test_a_hand_for_numbers_that_are_no_place():
-    hand = Hand(ActionSpec("continuous", ("a", "b", "c"), (-1, -1, 0), (1, 1, 10), "m"))
+    hand = ActionInput(ActionSpec("continuous", ("a", "b", "c"), (-1, -1, 0), (1, 1, 10), "m"))
     np.testing.assert_allclose(hand.action, [0, 0, 5])
     for key in ("right", "up", "3", "+", "+", "-"):
         hand.press(key)
     np.testing.assert_allclose(hand.action, [0.08, -0.08, 5.4], rtol=1e-5)
     assert "c 5.4" in hand.describe() and "+ -" in hand.help
-    hand.point(0, 0)
+    hand.move_pointer(0, 0)
     np.testing.assert_allclose(hand.action[0], 0.08, rtol=1e-5)
 
 
 def test_the_hand_rests_where_another_left_it():
-    hand, action = Hand(POINTER), np.array([100, 200], np.float32)
-    hand.rest(action)
+    hand, action = ActionInput(POINTER), np.array([100, 200], np.float32)
+    hand.set_action(action)
     hand.press("right")
     assert action[0] == 100 and hand.action[0] > 100
     assert hand.pointer == pytest.approx((hand.action[0] / 512, 200 / 512))

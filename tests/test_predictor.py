@@ -7,30 +7,32 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from data.actions import ActionSpec
-from models.predictor import Predictor, PredictorConfig
-from models.tokenizer import Latents
-from models.transformer import TransformerConfig
+from models.dynamics.predictor import Predictor, PredictorConfig
+from models.layers.transformer import TransformerConfig
+from models.tokenizers.tokenizer import LatentSpec
 
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), pointer=True)
 MOVES = ActionSpec("discrete", ("stay", "left", "right"))
-ONE = Latents("continuous", (1, 1), 6)
-GRID = Latents("continuous", (2, 2), 6)
+ONE = LatentSpec("continuous", (1, 1), 6)
+GRID = LatentSpec("continuous", (2, 2), 6)
 
 
-def predictor(latents: Latents = ONE, actions: ActionSpec = POINTER, context: int = 3) -> Predictor:
+def predictor(
+    latents: LatentSpec = ONE, actions: ActionSpec = POINTER, context: int = 3
+) -> Predictor:
     torch.manual_seed(0)
-    small = TransformerConfig(width=24, layers=2, heads=2, hidden=32, context=context)
-    model = Predictor(PredictorConfig(small, skip=3), latents, actions)
-    torch.nn.init.normal_(model.change.weight, std=0.2)  # it would foretell that all stays
-    torch.nn.init.normal_(model.reward.out.weight, std=0.2)
+    small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=context)
+    model = Predictor(PredictorConfig(small, frameskip=3), latents, actions)
+    torch.nn.init.normal_(model.delta_head.weight, std=0.2)  # it would foretell that all stays
+    torch.nn.init.normal_(model.reward_head.out.weight, std=0.2)
     return model.eval()
 
 
 def episode(
-    latents: Latents = ONE, actions: ActionSpec = POINTER, frames: int = 10, clips: int = 3
+    latents: LatentSpec = ONE, actions: ActionSpec = POINTER, frames: int = 10, clips: int = 3
 ):
     random = torch.Generator().manual_seed(1)
-    shown = torch.randn(clips, frames, latents.patches, 6, generator=random)
+    shown = torch.randn(clips, frames, latents.num_patches, 6, generator=random)
     if actions.kind == "discrete":
         return shown, torch.randint(0, 3, (clips, frames), generator=random)
     return shown, torch.rand(clips, frames, 2, generator=random) * 2 - 1
@@ -38,7 +40,7 @@ def episode(
 
 @pytest.mark.parametrize("latents", [ONE, GRID])
 @pytest.mark.parametrize("actions", [POINTER, MOVES])
-def test_every_loss_falls_on_one_batch(latents: Latents, actions: ActionSpec) -> None:
+def test_every_loss_falls_on_one_batch(latents: LatentSpec, actions: ActionSpec) -> None:
     model = predictor(latents, actions).train()
     shown, acts = episode(latents, actions)
     shown = shown.cumsum(1) / 3
@@ -58,7 +60,7 @@ def test_every_loss_falls_on_one_batch(latents: Latents, actions: ActionSpec) ->
 
 
 @pytest.mark.parametrize("latents", [ONE, GRID])
-def test_steps_one_by_one_are_the_rollout(latents: Latents) -> None:
+def test_steps_one_by_one_are_the_rollout(latents: LatentSpec) -> None:
     model = predictor(latents)
     shown, acts = episode(latents)
     many = model.rollout(model.start(shown[:, :1], acts[:, :0]), acts[:, :8])
@@ -75,7 +77,7 @@ def test_the_cached_path_says_what_training_says() -> None:
     shown, acts = episode(frames=10)
     anchors, blocks = shown[:, ::3], acts[:, :9].unflatten(1, (3, 3))
     count = torch.full((3, 3), 3)
-    whole, _ = model.foretell(anchors[:, :3], blocks, count)
+    whole, _ = model.predict(anchors[:, :3], blocks, count)
     state = model.start(shown[:, :7], acts[:, :6])
     assert torch.allclose(model.rollout(state, acts[:, 6:9]).latents, whole[:, 2], atol=1e-5)
 
@@ -133,7 +135,7 @@ def test_compiled_steps_are_the_steps_and_few_graphs() -> None:
         for t in range(11):
             one, two = plain.step(one, acts[:, t]), compiled.step(two, acts[:, t])
             assert torch.equal(one.latents, two.latents)
-    assert counter.frame_count == plain.anchors + 1
+    assert counter.frame_count == plain.context_frames + 1
 
 
 def test_a_clip_that_does_not_part_into_blocks_is_refused() -> None:
@@ -141,4 +143,4 @@ def test_a_clip_that_does_not_part_into_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 3, plus 1"):
         predictor().loss(shown, acts)
     with pytest.raises(ValueError, match="tokenizer makes codes"):
-        Predictor(PredictorConfig(), Latents("discrete", (2, 2), 4, 8), POINTER)
+        Predictor(PredictorConfig(), LatentSpec("discrete", (2, 2), 4, 8), POINTER)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.build import build
+from data.build_shards import build
 from data.check import contact_sheet, describe, main_check
-from data.shards import Recordings, shard_name
+from data.shards import EpisodeDataset, shard_name
 from data.toy import ToyEpisodes, write_toy_shards
 
 ROOT = Path(__file__).parent.parent
@@ -18,29 +18,29 @@ TOY = ToyEpisodes(episodes=18, length=12, size=16, episodes_per_shard=3)
 
 
 def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "data.preprocess", *arguments]
+    command = [sys.executable, "-m", "preprocess", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def contents(folder: Path) -> list[bytes]:
-    recordings = Recordings(folder)
+    recordings = EpisodeDataset(folder)
     fields = ("frames", "actions", "rewards", "states")
-    return [recordings.read_rows(f, 0, recordings.total).tobytes() for f in fields] + [
+    return [recordings.read_rows(f, 0, recordings.num_frames).tobytes() for f in fields] + [
         recordings.sources.tobytes(),
         bytes(recordings.splits.tolist()),
     ]
 
 
 def test_the_number_of_workers_and_a_gap_change_nothing(tmp_path):
-    assert build(TOY, tmp_path / "one", "-", workers=1) == 6
-    assert build(TOY, tmp_path / "two", "-", workers=2) == 6
+    assert build(TOY, tmp_path / "one", "-", num_workers=1) == 6
+    assert build(TOY, tmp_path / "two", "-", num_workers=2) == 6
     whole = contents(tmp_path / "one")
     assert contents(tmp_path / "two") == whole
     (tmp_path / "two" / shard_name(4)).unlink()
     with open(tmp_path / "two" / shard_name(1), "r+b") as file:
         file.truncate(700)
     with pytest.raises(ValueError, match="5 of 6 shards"):
-        Recordings(tmp_path / "two")
+        EpisodeDataset(tmp_path / "two")
     assert build(TOY, tmp_path / "two", "-") == 2  # the missing one, and the damaged one
     assert contents(tmp_path / "two") == whole
     assert build(TOY, tmp_path / "two", "-") == 0
@@ -62,16 +62,16 @@ def test_other_settings_are_refused_and_restart_begins_anew(tmp_path):
     other = ToyEpisodes(episodes=9, length=12, size=16, episodes_per_shard=3)
     with pytest.raises(ValueError, match=r"shards with settings .*--restart"):
         build(other, tmp_path, "-")
-    assert len(Recordings(tmp_path)) == 18
+    assert len(EpisodeDataset(tmp_path)) == 18
     build(other, tmp_path, "-", restart=True)
-    assert len(Recordings(tmp_path)) == 9
+    assert len(EpisodeDataset(tmp_path)) == 9
 
 
 def test_a_killed_build_goes_on_without_holes(tmp_path):
     flags = ["pusht", "--preset", "debug", "--episodes", "40", "--resolution", "16"]
     flags += ["--workers", "2", "--run", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "data.preprocess", *flags],
+        [sys.executable, "-m", "preprocess", *flags],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     until = time.monotonic() + 60
@@ -83,7 +83,7 @@ def test_a_killed_build_goes_on_without_holes(tmp_path):
     assert cut.returncode == 1 and "finish them with: python -m data.preprocess" in cut.stderr
     done = ask(*flags)
     assert done.returncode == 0, done.stderr
-    recordings = Recordings(tmp_path / "shards")
+    recordings = EpisodeDataset(tmp_path / "shards")
     assert sorted(recordings.sources.tolist()) == list(range(40))
     assert not list((tmp_path / "shards").glob("*.partial"))
     assert "all shards were there" in ask(*flags).stdout
@@ -95,7 +95,7 @@ def test_check_describes_whole_shards_and_draws_them(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "12 episodes" in said and "target_x: mean" in said and "all shards are whole" in said
     assert (tmp_path / "sheet.png").stat().st_size > 500
-    recordings = Recordings(tmp_path)
+    recordings = EpisodeDataset(tmp_path)
     assert contact_sheet(recordings).shape == (12 * 34 * 2, 8 * 34 * 2, 3)
     line = describe(recordings)[-1]
     before, now, after = (float(part.split()[0]) for part in line.split("r = ")[1].split(", "))
@@ -120,7 +120,7 @@ def test_arrays_become_shards(tmp_path):
     np.save(tmp_path / "actions.npy", random.integers(0, 3, (4, 6)))
     said = ask("arrays", str(tmp_path), "--run", str(tmp_path / "run"), "--workers", "1")
     assert said.returncode == 0, said.stderr
-    recordings = Recordings(tmp_path / "run" / "shards")
+    recordings = EpisodeDataset(tmp_path / "run" / "shards")
     assert len(recordings) == 4 and recordings.actions.kind == "discrete"
     about = json.loads((tmp_path / "run" / "shards" / "build.json").read_text())
     assert about["command"].startswith("python -m data.preprocess arrays")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from evaluation.probe import TARGETS, _correlations, _linear, _mlp, targets_of
+from evaluation.measures.probe import TARGETS, _correlations, _linear, _mlp, probe_targets
 
 
 def states(count: int) -> torch.Tensor:
@@ -13,7 +13,7 @@ def states(count: int) -> torch.Tensor:
 
 
 def test_a_linear_probe_finds_what_is_linear_and_an_mlp_the_rest() -> None:
-    truth = targets_of(states(3000))
+    truth = probe_targets(states(3000))
     mean, spread = truth.mean(0), truth.std(0)
     wanted = (truth - mean) / spread
     angle = states(3000)[:, 4]

@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.demos import Demonstrations, read_demonstrations
-from data.pusher import ScriptedPolicy
-from data.pushes import ScriptedPushes
-from data.pusht import GOAL, PushT, angle_difference, mirrored, random_start, reward
-from data.pusht_pool import SimulatorPool
-from data.replays import Replays
+from data.pusht.demos import Demonstrations, load_demos
+from data.pusht.perturbed_demos import PerturbedDemos
+from data.pusht.scripted_episodes import ScriptedEpisodes
+from data.pusht.scripted_policy import ScriptedPolicy
+from data.pusht.simulator import GOAL, PushT, angle_difference, mirror, random_start, reward
+from data.pusht.vector_pusht import VectorPushT
 
 RECORDED = Path(__file__).parents[2] / "shared" / "data" / "pusht"
 LOWDIM = RECORDED / "pusht_cchi_v7_replay_lowdim.npz"
@@ -56,7 +56,7 @@ def test_pictures_are_those_of_gym_pusht():
     world = PushT()
     world.reset(random_start(3))
     world.step((100, 400))
-    own = pygame.surfarray.array3d(world._env._draw()).transpose(1, 0, 2)
+    own = pygame.surfarray.array3d(world._env._render()).transpose(1, 0, 2)
     assert np.array_equal(world.render(512), own)
     assert not ((own[..., 0] > 200) & (own[..., 1] < 50)).any()  # no red cross
     area = own.reshape(64, 8, 64, 8, 3).mean((1, 3))
@@ -89,17 +89,17 @@ def test_task_starts_are_drawn_in_the_legacy_order():
 @recorded
 @pytest.mark.parametrize("number", [0, 57, 205])
 def test_a_replayed_demonstration_stays_within_half_a_pixel(number):
-    source = Replays(str(LOWDIM), replays=2)
+    source = PerturbedDemos(str(LOWDIM), num_copies=2)
     episode = source.episode(PushT(), number, 0)
-    known = read_demonstrations(LOWDIM)
+    known = load_demos(LOWDIM)
     assert episode.states is not None
     away = error(episode.states[:-1], known.states[known.rows(number)])
     assert away[0] < 0.5 and away[1] < 0.01
-    for replay, start in (1, mirrored(episode.states[0])), (2, episode.states[0]):
+    for replay, start in (1, mirror(episode.states[0])), (2, episode.states[0]):
         again = source.episode(PushT(), number, replay)
         assert again.states is not None
         assert error(again.states[0], start).max() < 1e-4
-        turned = mirrored(again.states) if replay == 1 else again.states
+        turned = mirror(again.states) if replay == 1 else again.states
         assert error(turned, episode.states)[0] > 5
         assert np.abs(turned - episode.states)[:, :2].mean() < 40  # the same way, disturbed
         assert again.source == episode.source == number
@@ -108,7 +108,7 @@ def test_a_replayed_demonstration_stays_within_half_a_pixel(number):
 
 @recorded
 def test_a_start_in_the_middle_needs_the_agents_velocity():
-    known = read_demonstrations(LOWDIM)
+    known = load_demos(LOWDIM)
     world, errors = PushT(), {True: [], False: []}
     for number in range(0, 200, 10):
         rows = known.rows(number)
@@ -125,9 +125,9 @@ def test_a_start_in_the_middle_needs_the_agents_velocity():
 @recorded
 def test_both_forms_of_the_demonstrations_hold_the_same():
     if not STORE.exists():
-        pytest.skip(f"{STORE} is not there")
-    a, b = read_demonstrations(LOWDIM), read_demonstrations(STORE)
-    assert np.array_equal(a.ends, b.ends) and len(a.ends) == 206
+        pytest.frameskip(f"{STORE} is not there")
+    a, b = load_demos(LOWDIM), load_demos(STORE)
+    assert np.array_equal(a.episode_ends, b.episode_ends) and len(a.episode_ends) == 206
     assert np.allclose(a.states, b.states, atol=1e-4) and np.allclose(a.actions, b.actions)
     episode = Demonstrations(str(STORE)).episode(PushT(), 5)
     assert episode.frames.shape == (len(episode), 64, 64, 3)
@@ -136,10 +136,10 @@ def test_both_forms_of_the_demonstrations_hold_the_same():
 
 @recorded
 def test_the_last_action_of_a_demonstration_is_carried_out():
-    recorded, ends = read_demonstrations(LOWDIM), []
+    recorded, ends = load_demos(LOWDIM), []
     for number in range(0, 206, 29):
         own = Demonstrations(str(LOWDIM), image_size=32).episode(PushT(32), number)
-        replayed = Replays(str(LOWDIM), image_size=32).episode(PushT(32), number, 0)
+        replayed = PerturbedDemos(str(LOWDIM), image_size=32).episode(PushT(32), number, 0)
         assert len(own) == len(replayed) == len(recorded.states[recorded.rows(number)]) + 1
         assert own.states is not None and replayed.states is not None
         assert error(own.states[-1:], replayed.states[-1:])[0] < 1.5
@@ -150,17 +150,17 @@ def test_the_last_action_of_a_demonstration_is_carried_out():
 
 
 def test_what_is_mirrored_goes_the_same_way():
-    assert np.allclose(mirrored(np.array([256, 400, *GOAL])), [112, 256, *GOAL])
+    assert np.allclose(mirror(np.array([256, 400, *GOAL])), [112, 256, *GOAL])
     world, twin, policy, moved = PushT(), PushT(), ScriptedPolicy(), 0.0
     for seed in range(300_000, 300_004):
         start = random_start(seed)
         world.reset(start)
-        twin.reset(mirrored(start))
+        twin.reset(mirror(start))
         for _ in range(60):
             target = policy.act(world.state)
             world.step(target)
-            twin.step(mirrored(target))
-        assert error(mirrored(twin.state), world.state).max() < 1e-3
+            twin.step(mirror(target))
+        assert error(mirror(twin.state), world.state).max() < 1e-3
         assert twin.coverage() == pytest.approx(world.coverage(), abs=1e-4)
         moved = max(moved, error(world.state, start)[0])
     assert moved > 50
@@ -181,15 +181,15 @@ def test_the_pusher_brings_the_block_home():
 
 
 def test_scripted_episodes_are_a_function_of_seed_and_number():
-    source = ScriptedPushes(episodes=4, image_size=32, seed=3, steps=40)
-    one, again = source.episode(PushT(32), 2), source.make(0)[2]
+    source = ScriptedEpisodes(episodes=4, image_size=32, seed=3, steps=40)
+    one, again = source.episode(PushT(32), 2), source.make_shard(0)[2]
     assert np.array_equal(one.frames, again.frames) and np.array_equal(one.actions, again.actions)
-    other = ScriptedPushes(episodes=4, image_size=32, seed=4, steps=40).episode(PushT(32), 2)
+    other = ScriptedEpisodes(episodes=4, image_size=32, seed=4, steps=40).episode(PushT(32), 2)
     assert not np.array_equal(one.actions[:5], other.actions[:5])
 
 
 def test_an_action_leads_from_its_frame_to_the_next():
-    episode = ScriptedPushes(image_size=32, steps=30).episode(PushT(32), 0)
+    episode = ScriptedEpisodes(image_size=32, steps=30).episode(PushT(32), 0)
     assert episode.states is not None and episode.rewards is not None
     world = PushT(32)
     world.reset(episode.states[0].astype(np.float64))
@@ -211,7 +211,7 @@ def test_a_pool_is_many_single_simulators():
             world.step(target)
         singles.append((world.state, world.coverage(), world.render()))
     for workers in (1, 2):
-        with SimulatorPool(5, 32, workers) as pool:
+        with VectorPushT(5, 32, workers) as pool:
             pool.reset(np.arange(5), starts, np.zeros((5, 2)))
             for step in targets:
                 states, coverages = pool.step(step)
@@ -233,5 +233,5 @@ def test_a_pool_is_many_single_simulators():
 
 
 def test_what_goes_wrong_in_a_worker_is_said_here():
-    with SimulatorPool(2, 32, 1) as pool, pytest.raises(ValueError, match="five finite numbers"):
+    with VectorPushT(2, 32, 1) as pool, pytest.raises(ValueError, match="five finite numbers"):
         pool.reset(np.arange(2), np.full((2, 5), np.nan), np.zeros((2, 2)))

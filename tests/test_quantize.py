@@ -14,7 +14,7 @@ SIZES = [(500, 33, 64), (1, 1, 5), (130, 70, 16), (70, 129, 96), (65, 20, 576), 
 
 def assigned(vectors, book):
     with triton_kernels():
-        return kernels.assign(vectors, book)
+        return kernels.nearest_code(vectors, book)
 
 
 def check_sums(vectors, book, codes, counts, sums):
@@ -53,7 +53,7 @@ def test_neighbours_do_not_depend_on_how_large_numbers_are(scale):
     vectors, book = vectors.float(), book.float()
     codes, _, sums = assigned(vectors, book)
     assert torch.equal(codes, distances(vectors, book).argmin(1))
-    exact = reference.assign(vectors.double(), book.double())[2]
+    exact = reference.nearest_code(vectors.double(), book.double())[2]
     assert (sums - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
@@ -108,12 +108,12 @@ def test_no_vectors_and_views_of_others_are_no_problem():
 
 
 def test_the_public_function_runs_this_kernel(monkeypatch):
-    monkeypatch.setattr(quantize, "assign", lambda vectors, book: "the kernel")
+    monkeypatch.setattr(quantize, "nearest_code", lambda vectors, book: "the kernel")
     vectors, book = torch.ones(2, 4), torch.ones(3, 4)
     assert assigned(vectors, book) == "the kernel"
     kernels.choose("torch")
     try:
-        assert kernels.assign(vectors, book) != "the kernel"
+        assert kernels.nearest_code(vectors, book) != "the kernel"
     finally:
         kernels.choose("auto")
 

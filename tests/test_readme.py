@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from untrained_run import write_run
 
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
 
 ROOT = Path(__file__).parents[1]
@@ -93,7 +93,7 @@ def test_both_commands_are_in_the_makefile():
 
 def test_the_python_of_the_play_page_works(tmp_path: Path):
     write_toy_shards(tmp_path / "shards", episodes=6)
-    write_run(tmp_path, Recordings(tmp_path / "shards"))
+    write_run(tmp_path, EpisodeDataset(tmp_path / "shards"))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/play.md").read_text(), re.DOTALL)
     assert len(blocks) == 2
     names: dict[str, Any] = {}

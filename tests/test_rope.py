@@ -26,7 +26,7 @@ def by_angles(operation, positions, pairs):
 )
 def test_rotation_is_as_near_to_the_truth_as_torch(shape, place):
     mine, truth = (
-        by_angles(f, shape[-2], shape[-1] // 2) for f in (kernels.rotate, reference.rotate)
+        by_angles(f, shape[-2], shape[-1] // 2) for f in (kernels.apply_rope, reference.apply_rope)
     )
     assert_as_near_as_torch(mine, truth, [drawn(*shape)], place)
 
@@ -37,7 +37,7 @@ def test_heads_of_a_packed_projection_are_turned_where_they_lie(part, place):
     def heads(operation):
         return lambda x: operation(x.permute(2, 0, 3, 1, 4)[part])
 
-    mine, truth = (heads(by_angles(f, 11, 8)) for f in (kernels.rotate, reference.rotate))
+    mine, truth = (heads(by_angles(f, 11, 8)) for f in (kernels.apply_rope, reference.apply_rope))
     assert_as_near_as_torch(mine, truth, [drawn(2, 11, 3, 9, 16)], place)
 
 
@@ -51,7 +51,7 @@ def test_views_of_any_kind_have_the_same_gradients(view, place):
 
     x = drawn(1, 1, 12, 12)
     pair = view(x).shape[-2], view(x).shape[-1] // 2
-    assert_as_near_as_torch(seen(kernels.rotate), seen(reference.rotate), [x], place)
+    assert_as_near_as_torch(seen(kernels.apply_rope), seen(reference.apply_rope), [x], place)
 
 
 @each_place
@@ -60,7 +60,7 @@ def test_a_gradient_of_another_layout_is_turned_back(place):
         return lambda x: by_angles(operation, 5, 4)(x).transpose(1, 2).flatten(2).sin()
 
     inputs = [drawn(2, 3, 5, 8)]
-    assert_as_near_as_torch(after(kernels.rotate), after(reference.rotate), inputs, place)
+    assert_as_near_as_torch(after(kernels.apply_rope), after(reference.apply_rope), inputs, place)
 
 
 def test_turning_forth_and_back_is_standing_still():
@@ -68,7 +68,7 @@ def test_turning_forth_and_back_is_standing_still():
     cosine, sine = (a.float() for a in angles(5, 4))
     with triton_kernels():
         (back,) = torch.autograd.grad(
-            kernels.rotate(x, cosine, sine), x, kernels.rotate(x, cosine, sine)
+            kernels.apply_rope(x, cosine, sine), x, kernels.apply_rope(x, cosine, sine)
         )
     assert torch.allclose(back, x, atol=1e-5)
 
@@ -76,13 +76,13 @@ def test_turning_forth_and_back_is_standing_still():
 def test_no_rows_give_no_rows():
     x = torch.zeros(0, 9, 4, 8, requires_grad=True)
     with triton_kernels():
-        kernels.rotate(x, torch.ones(4, 4), torch.zeros(4, 4)).sum().backward()
+        kernels.apply_rope(x, torch.ones(4, 4), torch.zeros(4, 4)).sum().backward()
     assert x.grad is not None and x.grad.shape == x.shape
 
 
 def test_angles_of_other_positions_are_refused():
     with triton_kernels(), pytest.raises(AssertionError, match="do not fit"):
-        kernels.rotate(torch.ones(1, 2, 5, 8), torch.ones(4, 4), torch.ones(4, 4))
+        kernels.apply_rope(torch.ones(1, 2, 5, 8), torch.ones(4, 4), torch.ones(4, 4))
 
 
 def test_the_operation_is_what_torch_asks_of_it():
@@ -97,7 +97,7 @@ def test_the_public_function_leads_to_the_kernel(monkeypatch):
     monkeypatch.setattr(rope, "_rotate", lambda *_: "turned")
     x = torch.ones(1, 2, 3, 4)
     with triton_kernels():
-        assert kernels.rotate(x, torch.ones(3, 2), torch.ones(3, 2)) == "turned"
+        assert kernels.apply_rope(x, torch.ones(3, 2), torch.ones(3, 2)) == "turned"
 
 
 @needs_gpu
@@ -106,7 +106,7 @@ def test_two_runs_on_a_gpu_are_equal():
     cosine, sine = (a.float().cuda() for a in angles(1024, 32))
 
     def run():
-        turned = kernels.rotate(x, cosine, sine)
+        turned = kernels.apply_rope(x, cosine, sine)
         return turned, *torch.autograd.grad(turned.float().square().sum(), x)
 
     with triton_kernels():

@@ -7,10 +7,10 @@ from test_llama import dynamics, episode
 from untrained_run import write_run
 
 from data.clips import Clips
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
-from models.sampling import Sampling
-from pipeline.load import load_world
+from models.layers.sampling import Sampling
+from pipeline.inference.load import load_world
 
 DRAWS = 20000
 
@@ -22,7 +22,7 @@ def spread(*shares: float) -> torch.Tensor:
 
 def frequencies(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
     torch.manual_seed(0)
-    codes = sampling.choose(logits.expand(DRAWS, -1))
+    codes = sampling.sample(logits.expand(DRAWS, -1))
     return torch.bincount(codes, minlength=len(logits)) / DRAWS
 
 
@@ -47,10 +47,10 @@ def test_a_draw_among_one_is_the_likeliest_even_among_equals():
     assert (logits == logits.amax(-1, keepdim=True)).sum() > 40  # several are likeliest
     for sampling in (Sampling(2.0, top_k=1), Sampling(2.0, top_p=1e-6), Sampling(1e-37)):
         if sampling.temperature == 2.0:
-            assert torch.equal(sampling.choose(logits), Sampling().choose(logits))
-        chosen = logits.gather(-1, sampling.choose(logits)[..., None])[..., 0]
+            assert torch.equal(sampling.sample(logits), Sampling().sample(logits))
+        chosen = logits.gather(-1, sampling.sample(logits)[..., None])[..., 0]
         assert torch.equal(chosen, logits.amax(-1))
-    assert not torch.equal(Sampling(200.0).choose(logits), Sampling().choose(logits))
+    assert not torch.equal(Sampling(200.0).sample(logits), Sampling().sample(logits))
 
 
 def test_only_the_k_likeliest_are_drawn():
@@ -107,16 +107,16 @@ def test_a_dynamics_model_draws_as_it_is_told(decoding):
 
 @pytest.mark.parametrize("method", ["codes", "goals"])
 def test_a_world_draws_as_it_is_told_or_says_that_it_cannot(tmp_path, method):
-    recordings = Recordings(write_toy_shards(tmp_path / "shards", episodes=6))
+    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards", episodes=6))
     world = load_world(write_run(tmp_path, recordings, controllers=False, method=method), "cpu")
     if method == "goals":
         with pytest.raises(ValueError, match="sampling has no effect on it"):
-            world.sample_with(Sampling(1.0))
+            world.set_sampling(Sampling(1.0))
     else:
-        clip = Clips(recordings, "train", frames=4).batch(np.arange(4))
+        clip = Clips(recordings, "train", clip_length=4).batch(np.arange(4))
         ends = {}
         for temperature in (0.0, 1.0):
-            world.sample_with(Sampling(temperature))
+            world.set_sampling(Sampling(temperature))
             for seed in (0, 1):
                 torch.manual_seed(seed)
                 state = world.reset(clip.frames[:, :3], clip.actions[:, :2])

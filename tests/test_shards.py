@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from data.build import build
+from data.build_shards import build
 from data.episodes import Episode
-from data.shards import BUILD_FILE, Recordings, shard_name, shards_of, write_shard
+from data.shards import BUILD_FILE, EpisodeDataset, shard_name, shards_folder, write_shard
 from data.splits import SPLITS, split_sources
 from data.toy import MOVES, POINTER, ToyEpisodes, write_toy_shards
 
@@ -38,9 +38,9 @@ def test_what_is_written_is_read(tmp_path):
     episodes = [episode(length, seed) for seed, length in enumerate((7, 40, 1, 16, 17))]
     write_shard(tmp_path / shard_name(0), episodes[:2], DESCRIPTION)
     write_shard(tmp_path / shard_name(1), episodes[2:], DESCRIPTION)
-    recordings = Recordings(tmp_path)
+    recordings = EpisodeDataset(tmp_path)
     assert recordings.image_size == (8, 12) and recordings.actions == POINTER
-    assert recordings.lengths.tolist() == [7, 40, 1, 16, 17] and recordings.total == 81
+    assert recordings.lengths.tolist() == [7, 40, 1, 16, 17] and recordings.num_frames == 81
     for number, split in enumerate(SPLITS):
         assert recordings.episodes(split) == [e for e in range(5) if e % 3 == number]
     for number, one in enumerate(episodes):
@@ -63,7 +63,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_a_field_that_is_not_there_is_named(tmp_path):
     bare = [replace(episode(5), rewards=None, states=None)]
     write_shard(tmp_path / shard_name(0), bare, DESCRIPTION)
-    recordings = Recordings(tmp_path)
+    recordings = EpisodeDataset(tmp_path)
     assert recordings.has("contacts") and not recordings.has("rewards")
     with pytest.raises(ValueError, match="has no rewards; it holds actions, contacts"):
         recordings.read(0, "rewards")
@@ -117,8 +117,8 @@ def test_the_fingerprint_changes_with_the_recordings_and_not_with_the_place(tmp_
     one = write_toy_shards(tmp_path / "one")
     shutil.copytree(one, tmp_path / "copy")
     two = write_toy_shards(tmp_path / "two", seed=1)
-    assert Recordings(one).fingerprint == Recordings(tmp_path / "copy").fingerprint
-    assert Recordings(one).fingerprint != Recordings(two).fingerprint
+    assert EpisodeDataset(one).fingerprint == EpisodeDataset(tmp_path / "copy").fingerprint
+    assert EpisodeDataset(one).fingerprint != EpisodeDataset(two).fingerprint
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5, 0.99])
@@ -128,7 +128,7 @@ def test_a_truncated_shard_is_named_with_the_way_to_redo_it(tmp_path, keep):
     size = int(keep * path.stat().st_size) if isinstance(keep, float) else keep
     os.truncate(path, size)
     with pytest.raises(ValueError, match="shard-00001.h5 is damaged .*delete that one file") as e:
-        Recordings(tmp_path)
+        EpisodeDataset(tmp_path)
     assert "\n" not in str(e.value) and "python -m data.preprocess" in str(e.value)
 
 
@@ -142,9 +142,9 @@ def test_a_flipped_bit_among_the_frames_is_found_on_reading(tmp_path):
         byte = file.read(1)[0]
         file.seek(-1, os.SEEK_CUR)
         file.write(bytes([byte ^ 4]))
-    recordings = Recordings(tmp_path)
+    recordings = EpisodeDataset(tmp_path)
     with pytest.raises(ValueError, match="shard-00000.h5 is damaged"):
-        recordings.read_rows("frames", 0, recordings.total)
+        recordings.read_rows("frames", 0, recordings.num_frames)
 
 
 def test_ends_past_the_data_are_refused(tmp_path):
@@ -152,7 +152,7 @@ def test_ends_past_the_data_are_refused(tmp_path):
     with h5py.File(tmp_path / shard_name(0), "r+") as file:
         file["episode_ends"][-1] += 1  # type: ignore[index]
     with pytest.raises(ValueError, match="do not rise to its 144 frames"):
-        Recordings(tmp_path)
+        EpisodeDataset(tmp_path)
 
 
 def test_another_format_is_refused(tmp_path):
@@ -161,24 +161,24 @@ def test_another_format_is_refused(tmp_path):
         description = json.loads(str(file.attrs["description"]))
         file.attrs["description"] = json.dumps(description | {"format": 2})
     with pytest.raises(ValueError, match="has shard format 2, but this version reads 1"):
-        Recordings(tmp_path)
+        EpisodeDataset(tmp_path)
 
 
 def test_two_sets_in_one_folder_are_refused(tmp_path):
     write_toy_shards(tmp_path, episodes=12)
     write_toy_shards(tmp_path, episodes=6, size=16)
     with pytest.raises(ValueError, match="different recordings .they differ in image_size"):
-        Recordings(tmp_path)
+        EpisodeDataset(tmp_path)
 
 
 def test_missing_shards_are_named_with_the_command_that_finishes(tmp_path):
     with pytest.raises(ValueError, match="holds no shards; make them with: python -m"):
-        Recordings(tmp_path)
+        EpisodeDataset(tmp_path)
     write_toy_shards(tmp_path)
     about = BUILD | {"command": "python -m data.preprocess pusht --seed 7"}
     (tmp_path / BUILD_FILE).write_text(json.dumps(about))
     with pytest.raises(ValueError, match="holds 2 of 3 shards; .* pusht --seed 7"):
-        Recordings(tmp_path)
+        EpisodeDataset(tmp_path)
 
 
 @pytest.mark.parametrize("run", ["--run old/place", "--run=old/place", "--run 'old place'", ""])
@@ -188,13 +188,13 @@ def test_the_command_that_finishes_is_for_where_the_shards_are_now(tmp_path, run
     (shards / BUILD_FILE).write_text(json.dumps(BUILD | {"command": command}))
     words = f"arrays 'my arrays' --workers 2 --run '{tmp_path}/new place'"
     with pytest.raises(ValueError, match=f"with: python -m data.preprocess {words}$"):
-        Recordings(shards)
+        EpisodeDataset(shards)
 
 
 def test_a_run_without_shards_is_named_in_the_command_that_makes_them(tmp_path):
     for folder in (tmp_path / "empty", tmp_path / "empty" / "shards"):
         with pytest.raises(ValueError, match=f"pusht --run {tmp_path}/empty$"):
-            Recordings(shards_of(folder))
+            EpisodeDataset(shards_folder(folder))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_run_without_shards_is_named_in_the_command_that_makes_them(tmp_path):
 def test_a_damaged_note_of_the_build_is_named(tmp_path, content, said):
     write_toy_shards(tmp_path)
     (tmp_path / BUILD_FILE).write_bytes(content)
-    for opens in (Recordings, lambda folder: build(ToyEpisodes(), folder, "-")):
+    for opens in (EpisodeDataset, lambda folder: build(ToyEpisodes(), folder, "-")):
         with pytest.raises(ValueError, match=f"{BUILD_FILE} is damaged .*delete it") as problem:
             opens(tmp_path)
         assert said in str(problem.value) and "\n" not in str(problem.value)

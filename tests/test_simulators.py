@@ -5,14 +5,14 @@ import pytest
 from pointer_world import PointerWorld
 
 from data.episodes import Episode
-from data.pusht import ACTIONS, STATE_NAMES, PushT, random_start
-from data.shards import Recordings, shard_name, write_shard
+from data.pusht.simulator import ACTIONS, STATE_NAMES, PushT, random_start
+from data.shards import EpisodeDataset, shard_name, write_shard
 from data.toy import write_toy_shards
-from pipeline.player import Player, Starts
-from pipeline.simulators import open_simulator
+from pipeline.play.player import Player, StartSampler
+from pipeline.play.simulators import open_simulator
 
 
-def record_pusht(folder: Path, sources: int = 3, length: int = 40) -> Recordings:
+def record_pusht(folder: Path, sources: int = 3, length: int = 40) -> EpisodeDataset:
     """Write episodes in which the agent is sent straight into the block, and past it."""
     folder.mkdir()
     episodes = []
@@ -37,12 +37,12 @@ def record_pusht(folder: Path, sources: int = 3, length: int = 40) -> Recordings
         "source": "test",
     }
     write_shard(folder / shard_name(0), episodes, description)
-    return Recordings(folder)
+    return EpisodeDataset(folder)
 
 
 def test_the_simulator_set_beside_does_what_the_recording_did(tmp_path: Path):
     recordings = record_pusht(tmp_path / "shards")
-    starts = Starts(recordings, "test", context=3, seed=0)
+    starts = StartSampler(recordings, "test", context=3, seed=0)
     player = Player(PointerWorld(ACTIONS), simulator=open_simulator(recordings))
     for frame in (2, 17):
         start = starts.at(0, frame)
@@ -52,14 +52,14 @@ def test_the_simulator_set_beside_does_what_the_recording_did(tmp_path: Path):
         assert moved > 10, "the block is not pushed, so nothing is tested"
         for step in range(len(start.next_frames)):
             player.step(start.next_actions[step])
-            seen, truth = player.simulated().astype(int), player.recorded()
+            seen, truth = player.simulator_frame().astype(int), player.dataset_frame()
             assert np.abs(seen - truth).mean() < 1.0, f"step {step} from frame {frame}"
         assert np.abs(player.simulator.state[:4] - states[-1, :4]).max() < 2  # type: ignore
 
 
 def test_recordings_without_a_simulator_are_told_so(tmp_path: Path):
     folder = write_toy_shards(tmp_path / "toy", episodes=3)
-    recordings = Recordings(folder)
+    recordings = EpisodeDataset(folder)
     recordings.description["source"] = "elsewhere"
     recordings.state_names = ("height",)
     with pytest.raises(ValueError, match="no simulator is known"):

@@ -13,15 +13,15 @@ import torch
 
 import evaluate
 import play
+import preprocess
 import train_controller
 import train_dynamics
 import train_tokenizer
-from data import preprocess
 from data.toy import write_toy_shards
 from pipeline import checkpoint as ckpt
 from pipeline.cli import parse
-from pipeline.load import load_controllers, load_goal_policy, load_world
-from pipeline.run import Run
+from pipeline.inference.load import load_controllers, load_goal_policy, load_world
+from pipeline.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 STAGES = [
@@ -78,15 +78,15 @@ def test_stopped_and_resumed_equals_never_stopped(run, tmp_path, monkeypatch, st
     for part in ("shards", "tokenizer", "dynamics"):
         if part != name:
             os.symlink(run / part, again / part)
-    descend = Run.descend
+    descend = Trainer.train_step
 
-    def descend_or_stop(self: Run, *tensors: torch.Tensor | None):
+    def descend_or_stop(self: Trainer, *tensors: torch.Tensor | None):
         losses = descend(self, *tensors)
         if self.step == self.train.steps // 2:
             signal.raise_signal(signal.SIGTERM)
         return losses
 
-    monkeypatch.setattr(Run, "descend", descend_or_stop)
+    monkeypatch.setattr(Trainer, "descend", descend_or_stop)
     made = config(stage, again)
     trained = sorted(path.relative_to(run) for path in (run / name).rglob("last.pt"))
     for _ in trained:  # a controller is several, and each is stopped

@@ -8,21 +8,30 @@ import torch
 from vpt_clips import line
 
 from data.actions import ActionSpec
-from data.vpt.actions import COLUMN, INPUT_NAMES, Binning, action_spec, decode, encode
-from data.vpt.log import from_minerl, read_log
+from data.vpt.vpt_actions import (
+    INPUT_COLUMN,
+    INPUT_NAMES,
+    CameraQuantizer,
+    action_spec,
+    decode,
+    encode,
+)
+from data.vpt.vpt_log import from_minerl, read_log
 
-VPT = Binning()
+VPT = CameraQuantizer()
 ALL = np.arange(4356)
 
 
 def encoded(**held: float) -> int:
     inputs = np.zeros((1, len(INPUT_NAMES)), np.float32)
     for name, value in held.items():
-        inputs[0, COLUMN[name]] = value
+        inputs[0, INPUT_COLUMN[name]] = value
     return int(encode(inputs, VPT)[0])
 
 
-@pytest.mark.parametrize("binning", [VPT, Binning(mu=0.0), Binning(limit=20.0, mu=5.0)])
+@pytest.mark.parametrize(
+    "binning", [VPT, CameraQuantizer(mu=0.0), CameraQuantizer(maxval=20.0, mu=5.0)]
+)
 def test_codes_and_what_they_stand_for_are_a_bijection(binning):
     assert (encode(decode(ALL, binning), binning) == ALL).all()
     assert action_spec(binning).size == 4356
@@ -45,11 +54,11 @@ def test_opposite_keys_cancel_and_leave_the_others():
 
 def test_camera_bins_are_those_of_vpt_and_symmetric():
     edges = np.array([0.271, 1.053, 2.317, 4.358, 7.655])  # its mu-law, in degrees
-    assert (VPT.choose(edges - 0.002) == [5, 6, 7, 8, 9]).all()
-    assert (VPT.choose(edges + 0.002) == [6, 7, 8, 9, 10]).all()
+    assert (VPT.discretize(edges - 0.002) == [5, 6, 7, 8, 9]).all()
+    assert (VPT.discretize(edges + 0.002) == [6, 7, 8, 9, 10]).all()
     degrees = np.random.default_rng(0).uniform(-30, 30, 1000)
-    assert (VPT.choose(-degrees) == 10 - VPT.choose(degrees)).all()
-    assert np.allclose(VPT.centres[6:], [0.62, 1.61, 3.22, 5.81, 10], atol=0.005)
+    assert (VPT.discretize(-degrees) == 10 - VPT.discretize(degrees)).all()
+    assert np.allclose(VPT.bin_centers[6:], [0.62, 1.61, 3.22, 5.81, 10], atol=0.005)
 
 
 def test_raw_lines_and_minerl_dictionaries_encode_to_the_same_integer():
@@ -68,28 +77,28 @@ def test_codes_outside_are_refused_and_odd_binnings_too():
         decode(np.array([4356]), VPT)
     for limit, choices, mu in ((10.0, 10, 10.0), (0.0, 11, 10.0), (10.0, 11, -1.0)):
         with pytest.raises(ValueError, match="camera"):
-            Binning(limit, choices, mu)
+            CameraQuantizer(limit, choices, mu)
 
 
 def test_a_spec_of_factors_travels_and_another_binning_is_refused():
     spec = action_spec(VPT)
     assert ActionSpec.from_dict(spec.as_dict()) == spec
-    other = action_spec(Binning(mu=5.0))
+    other = action_spec(CameraQuantizer(mu=5.0))
     with pytest.raises(ValueError, match=r"a and b have different action spaces: factors.*yaw"):
         spec.check_same(other, "a", "b")
 
 
 def test_choices_split_and_join_alike_in_numpy_and_torch():
     spec = action_spec(VPT)
-    choices = spec.split(ALL)
-    assert choices.shape == (4356, 5) and (spec.join(choices) == ALL).all()
+    choices = spec.unravel(ALL)
+    assert choices.shape == (4356, 5) and (spec.ravel(choices) == ALL).all()
     assert (choices.max(0) == [10, 10, 1, 1, 8]).all()
     codes = torch.from_numpy(ALL)
-    assert torch.equal(spec.split(codes), torch.from_numpy(choices))
-    assert torch.equal(spec.join(spec.split(codes)), codes)
+    assert torch.equal(spec.unravel(codes), torch.from_numpy(choices))
+    assert torch.equal(spec.ravel(spec.unravel(codes)), codes)
 
 
 def test_a_code_is_said_in_words():
     spec = action_spec(VPT)
-    assert spec.say(60) == "nothing"
-    assert spec.say(encoded(forward=1, jump=1, yaw_degrees=3.2)) == "yaw +3.2  jump  forward"
+    assert spec.describe(60) == "nothing"
+    assert spec.describe(encoded(forward=1, jump=1, yaw_degrees=3.2)) == "yaw +3.2  jump  forward"

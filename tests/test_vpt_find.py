@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from data.vpt.find import find_local, flaw
+from data.vpt.find import file_problem, find_local
 
 VIDEO = struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0) + bytes(100)
 LOG = b'{"tick": 0}\n{"tick": 1}\n'
@@ -35,15 +35,15 @@ def names(path, skip_bad=False):
 def refused(path):
     """The error's line, and those that stand for it with --skip-bad."""
     with pytest.raises(ValueError) as problem:
-        find_local(path, skip_bad=False)
-    return str(problem.value), find_local(path, skip_bad=True)[1]
+        find_local(path, skip_invalid=False)
+    return str(problem.value), find_local(path, skip_invalid=True)[1]
 
 
 def test_pairs_are_found_at_any_depth_and_come_by_name(tmp_path):
     put(tmp_path / "z", "a")
     put(tmp_path / "b" / "c", "m", video=VIDEO + b"m")
     put(tmp_path, "q")
-    pairs, left_out = find_local(tmp_path, skip_bad=False)
+    pairs, left_out = find_local(tmp_path, skip_invalid=False)
     assert [pair.name for pair in pairs] == ["a", "m", "q"] and left_out == []
     assert pairs[1].video.read() == VIDEO + b"m" and pairs[1].log.read() == LOG
 
@@ -67,7 +67,7 @@ def test_members_of_a_tar_read_as_they_were_put_in(tmp_path):
     long = "n" * 120  # needs a second header
     files |= {"deep/er/b.jsonl": LOG * 9, f"{long}.mp4": VIDEO, f"{long}.jsonl": LOG}
     path = put_tar(tmp_path / "all.tar", files)
-    pairs, _ = find_local(path, skip_bad=False)
+    pairs, _ = find_local(path, skip_invalid=False)
     assert [pair.name for pair in pairs] == ["a", "b", long]
     assert pairs[1].video.read() == VIDEO + b"b" and pairs[1].log.read() == LOG * 9
     assert str(pairs[1].video) == f"{path}:deep/er/b.mp4"
@@ -85,7 +85,7 @@ def test_one_video_is_taken_with_the_log_beside_it_alone(tmp_path):
     put(tmp_path, "b", log=None)
     assert names(tmp_path / "6.10_a.mp4") == ["6.10_a"]
     with pytest.raises(ValueError, match=r"b\.mp4 has no b\.jsonl beside it.*--skip-bad"):
-        find_local(tmp_path / "b.mp4", skip_bad=False)
+        find_local(tmp_path / "b.mp4", skip_invalid=False)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_nothing_but_bad_pairs_is_an_error_that_names_one(tmp_path):
     put(tmp_path, "a", log=None)
     put(tmp_path, "b", log=None)
     with pytest.raises(ValueError, match=r"holds no pair .*a\.mp4 has no a\.jsonl.*2 such"):
-        find_local(tmp_path, skip_bad=True)
+        find_local(tmp_path, skip_invalid=True)
 
 
 @pytest.mark.parametrize("name", ["t.tar.gz", "t.tgz", "t.tar.zst"])
@@ -154,7 +154,7 @@ def test_a_compressed_tar_is_to_be_unpacked_first(tmp_path, name):
     problem, left_out = refused(tmp_path)
     assert f"{name} is compressed; unpack it first" in problem and len(left_out) == 1
     with pytest.raises(ValueError, match="unpack it first"):
-        find_local(tmp_path / name, skip_bad=False)
+        find_local(tmp_path / name, skip_invalid=False)
 
 
 def test_a_compressed_tar_is_known_without_its_suffix(tmp_path):
@@ -222,4 +222,6 @@ def box(kind, size=8, more=b""):
 )
 def test_what_a_file_begins_with_and_where_it_ends_tells_what_it_is(tmp_path, name, content, found):
     (tmp_path / name).write_bytes(content)
-    assert flaw(tmp_path / name).startswith(found) and bool(found) == bool(flaw(tmp_path / name))
+    assert file_problem(tmp_path / name).startswith(found) and bool(found) == bool(
+        file_problem(tmp_path / name)
+    )

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from data.vpt.index import choose, fetch_pairs, load_index, read_index
+from data.vpt.index import download_recordings, load_index, read_index, sample_recordings
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "vpt" / "index"
 VIDEO = b"\0\0\0\x10ftypisom\0\0\0\0" + (50_016).to_bytes(4, "big") + b"mdat" + bytes(50_008)
@@ -73,7 +73,7 @@ def serve(url, *homes):
 
 
 def get(stems, folder, skip_bad=False, workers=3, timeout=0.5):
-    return fetch_pairs(stems, folder, workers, skip_bad, pause=0.01, timeout=timeout)
+    return download_recordings(stems, folder, workers, skip_bad, retry_delay=0.01, timeout=timeout)
 
 
 def downloads():
@@ -140,25 +140,29 @@ STEMS = [f"https://s/data/10.0/clip{n}" for n in range(200)]
 
 
 def test_more_clips_of_one_seed_keep_the_earlier_ones():
-    few, many = choose(STEMS, 20, 3), choose(STEMS, 90, 3)
+    few, many = sample_recordings(STEMS, 20, 3), sample_recordings(STEMS, 90, 3)
     assert many[:20] == few and len(set(many)) == 90 and set(many) <= set(STEMS)
 
 
 def test_a_choice_depends_on_its_seed_but_not_on_the_order_or_the_server():
-    assert choose(STEMS, 20, 3) == choose(STEMS[::-1], 20, 3) != choose(STEMS, 20, 4)
+    assert (
+        sample_recordings(STEMS, 20, 3)
+        == sample_recordings(STEMS[::-1], 20, 3)
+        != sample_recordings(STEMS, 20, 4)
+    )
     mirror = [stem.replace("https://s/", "http://mirror/vpt/") for stem in STEMS]
-    ends = [stem.rsplit("/", 1)[1] for stem in choose(mirror, 20, 3)]
-    assert ends == [stem.rsplit("/", 1)[1] for stem in choose(STEMS, 20, 3)]
+    ends = [stem.rsplit("/", 1)[1] for stem in sample_recordings(mirror, 20, 3)]
+    assert ends == [stem.rsplit("/", 1)[1] for stem in sample_recordings(STEMS, 20, 3)]
 
 
 def test_a_choice_is_the_same_in_every_process_and_release():
-    assert [stem[-3:] for stem in choose(STEMS, 4, 0)] == ["124", "p99", "169", "158"]
+    assert [stem[-3:] for stem in sample_recordings(STEMS, 4, 0)] == ["124", "p99", "169", "158"]
 
 
 @pytest.mark.parametrize("clips", [0, 201])
 def test_more_clips_than_there_are_is_an_error_with_both_numbers(clips):
     with pytest.raises(ValueError, match=f"--clips {clips} .* lists 200 clips"):
-        choose(STEMS, clips, 0)
+        sample_recordings(STEMS, clips, 0)
 
 
 def test_pairs_arrive_in_the_order_asked_for_and_are_not_fetched_twice(url, tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from vpt_clips import line
 
-from data.vpt.actions import COLUMN, Binning, action_spec, encode
-from data.vpt.log import read_log
+from data.vpt.vpt_actions import INPUT_COLUMN, CameraQuantizer, action_spec, encode
+from data.vpt.vpt_log import read_log
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "vpt"
 
@@ -19,14 +19,17 @@ def read(*lines, skip_bad=False):
 
 
 def column(log, name):
-    return log.inputs[:, COLUMN[name]].tolist()
+    return log.inputs[:, INPUT_COLUMN[name]].tolist()
 
 
 def test_keys_buttons_and_turns_are_read():
     log = read(line(10, -20, keys=["w", "q", "5"], buttons=[1, 2], new=[1]))
-    held = {name for name, at in COLUMN.items() if log.inputs[0, at] == 1}
+    held = {name for name, at in INPUT_COLUMN.items() if log.inputs[0, at] == 1}
     assert held == {"forward", "drop", "hotbar.5", "use", "pickItem"}
-    assert log.inputs[0, [COLUMN["pitch_degrees"], COLUMN["yaw_degrees"]]].tolist() == [-3.0, 1.5]
+    assert log.inputs[0, [INPUT_COLUMN["pitch_degrees"], INPUT_COLUMN["yaw_degrees"]]].tolist() == [
+        -3.0,
+        1.5,
+    ]
 
 
 def test_a_turn_of_less_than_a_degree_is_not_lost():
@@ -74,7 +77,7 @@ def test_a_broken_line_is_named_by_number_or_stands_for_the_tick_before(broken):
     with pytest.raises(ValueError, match=r"a\.jsonl line 3 is broken.*--skip-bad"):
         read(*lines)
     log = read(*lines, skip_bad=True)
-    assert len(log) == 4 and log.bad == (3,)
+    assert len(log) == 4 and log.invalid_lines == (3,)
     assert column(log, "forward") == [1, 1, 1, 0]
     assert column(log, "yaw_degrees") == [0, 4.5, 0, 0]  # a turn is not made twice
 
@@ -85,7 +88,7 @@ def test_logs_of_minerls_dictionaries_are_read_too():
         read(*lines)
     log = read(*lines, skip_bad=True)
     assert column(log, "yaw_degrees") == [-3, 0, 0] and column(log, "forward") == [1, 1, 0]
-    assert column(log, "jump") == [0, 0, 1] and log.bad == (2,) and log.angles is None
+    assert column(log, "jump") == [0, 0, 1] and log.invalid_lines == (2,) and log.angles is None
     with pytest.raises(ValueError, match=r"a\.jsonl: action 1 has fly"):
         read(lines[0], {"camera": [0, 0], "fly": 1})
 
@@ -100,9 +103,9 @@ def test_every_line_of_the_public_logs_encodes():
     logs = sorted(REAL.glob("*.jsonl"))
     for path in logs:
         log = read_log(path.read_bytes(), path.name)
-        codes = encode(log.inputs, Binning())
+        codes = encode(log.inputs, CameraQuantizer())
         assert len(codes) == path.read_bytes().count(b"\n")
-        assert codes.min() >= 0 and codes.max() < action_spec(Binning()).size
+        assert codes.min() >= 0 and codes.max() < action_spec(CameraQuantizer()).size
         assert column(log, "attack")[0] == 0, "all of them begin with the button stuck"
         assert np.isfinite(log.inputs).all() and log.angles is not None
     assert logs

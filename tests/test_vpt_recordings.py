@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from vpt_clips import line, scene, turning_lines, write_log, write_pair, write_video
 
-from data.build import LeftOut, build
+from data.build_shards import SkipShard, build
 from data.check import describe
-from data.preprocess import VptConfig
-from data.preprocess import vpt as vpt_command
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.vpt import recordings as vpt
-from data.vpt.actions import COLUMN, INPUT_NAMES
-from data.vpt.alignment import angles_agree, images_agree, warnings
+from data.vpt.alignment import angle_agreement, image_agreement, warnings
 from data.vpt.find import find_local
-from data.vpt.log import read_log
-from data.vpt.recordings import Look, VptRecordings, summed
-from data.vpt.report import report
+from data.vpt.recordings import FrameFormat, VptSource, sum_inputs
+from data.vpt.vpt_actions import INPUT_COLUMN, INPUT_NAMES
+from data.vpt.vpt_log import read_log
+from data.vpt.vpt_report import report
+from preprocess import VptConfig
+from preprocess import vpt as vpt_command
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,20 +35,20 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
-def source(folder: Path, skip_bad: bool = False, **look: Any) -> VptRecordings:
+def source(folder: Path, skip_bad: bool = False, **look: Any) -> VptSource:
     pairs, _ = find_local(folder, skip_bad)
     names = tuple(pair.name for pair in pairs)
     seen: Any = {"resolution": 32} | look
-    return VptRecordings(names, tuple(pairs), Look(**seen), skip_bad)
+    return VptSource(names, tuple(pairs), FrameFormat(**seen), skip_bad)
 
 
 def made(folder: Path, **look: Any) -> list[Any]:
-    return source(folder, **look).make(0)
+    return source(folder, **look).make_shard(0)
 
 
 def test_a_recording_becomes_an_episode_with_its_inputs_beside(clips, tmp_path):
-    build(source(clips), tmp_path, "again", workers=2)
-    recordings = Recordings(tmp_path)
+    build(source(clips), tmp_path, "again", num_workers=2)
+    recordings = EpisodeDataset(tmp_path)
     assert len(recordings) == 3 and recordings.lengths.tolist() == [64] * 3
     assert sorted(recordings.splits) == [0, 1, 2] and recordings.image_size == (32, 32)
     assert recordings.description["input_names"] == list(INPUT_NAMES)
@@ -63,9 +63,9 @@ def test_a_recording_becomes_an_episode_with_its_inputs_beside(clips, tmp_path):
 
 def test_actions_lead_from_their_frame_to_the_next(clips):
     (episode,) = made(clips)
-    agreement = images_agree(episode.frames, episode.inputs)
+    agreement = image_agreement(episode.frames, episode.inputs)
     assert agreement is None, "64 ticks are too few to tell"
-    turns = episode.inputs[:-1, COLUMN["yaw_degrees"]]
+    turns = episode.inputs[:-1, INPUT_COLUMN["yaw_degrees"]]
     moved = (episode.frames[1:] != episode.frames[:-1]).mean((1, 2, 3)) > 0.5
     assert ((abs(turns) > 2) <= moved).all() and not moved[turns == 0].any()
 
@@ -74,8 +74,8 @@ def test_parts_of_a_recording_join_to_the_whole(clips, monkeypatch):
     (whole,) = made(clips)
     monkeypatch.setattr(vpt, "BYTES_PER_SHARD", 1500 * 32 * 32 * 3)
     parts = source(clips)
-    assert parts.parts == 4 and parts.shards == 12
-    episodes = [episode for part in range(4) for episode in parts.make(part)]
+    assert parts.shards_per_recording == 4 and parts.num_shards == 12
+    episodes = [episode for part in range(4) for episode in parts.make_shard(part)]
     assert [len(e) for e in episodes] == [16] * 4
     assert np.array_equal(np.concatenate([e.frames for e in episodes]), whole.frames)
     assert np.array_equal(np.concatenate([e.actions for e in episodes]), whole.actions)
@@ -88,24 +88,24 @@ def test_frames_keep_their_aspect_if_asked(clips):
 
 
 def test_skipped_ticks_add_up(clips):
-    (each,), (second,) = made(clips), made(clips, frame_skip=3)
+    (each,), (second,) = made(clips), made(clips, frameskip=3)
     assert len(second) == 21 and np.array_equal(second.frames, each.frames[:63:3])
-    turned = each.inputs[:63, COLUMN["yaw_degrees"]].reshape(21, 3).sum(1)
-    assert np.allclose(second.inputs[:, COLUMN["yaw_degrees"]], turned)
+    turned = each.inputs[:63, INPUT_COLUMN["yaw_degrees"]].reshape(21, 3).sum(1)
+    assert np.allclose(second.inputs[:, INPUT_COLUMN["yaw_degrees"]], turned)
     inputs = np.zeros((4, len(INPUT_NAMES)), np.float32)
-    inputs[[0, 1, 2], COLUMN["forward"]] = 1
-    inputs[3, COLUMN["jump"]] = inputs[2, COLUMN["jump"]] = 1
-    steps = summed(inputs, 2)
-    assert steps[:, COLUMN["forward"]].tolist() == [1, 1]
-    assert steps[:, COLUMN["jump"]].tolist() == [0, 1]
+    inputs[[0, 1, 2], INPUT_COLUMN["forward"]] = 1
+    inputs[3, INPUT_COLUMN["jump"]] = inputs[2, INPUT_COLUMN["jump"]] = 1
+    steps = sum_inputs(inputs, 2)
+    assert steps[:, INPUT_COLUMN["forward"]].tolist() == [1, 1]
+    assert steps[:, INPUT_COLUMN["jump"]].tolist() == [0, 1]
 
 
 def test_of_few_recordings_stretches_are_held_out_with_a_rest_between(clips, tmp_path):
     path = write_pair(tmp_path, "long", 400)
     pairs, _ = find_local(path, False)
-    alone = VptRecordings(("long",), tuple(pairs), Look(resolution=16))
+    alone = VptSource(("long",), tuple(pairs), FrameFormat(resolution=16))
     build(alone, tmp_path / "shards", "again")
-    recordings = Recordings(tmp_path / "shards")
+    recordings = EpisodeDataset(tmp_path / "shards")
     assert sorted(recordings.splits) == [0] * 8 + [1, 2]
     assert recordings.lengths.tolist() == [40] + [20] * 9
     assert [n["first"] for n in recordings.notes][:3] == [0, 60, 100]
@@ -123,9 +123,9 @@ def gui_pair(folder: Path) -> Path:
 
 
 def test_stretches_with_a_gui_are_marked_or_dropped_and_shown_with_a_cursor(tmp_path, monkeypatch):
-    monkeypatch.setattr(VptRecordings, "by_stretch", False)
+    monkeypatch.setattr(VptSource, "by_stretch", False)
     (kept,) = made(gui_pair(tmp_path))
-    assert kept.inputs[:, COLUMN["gui"]].tolist() == [0] * 10 + [1] * 6 + [0] * 14
+    assert kept.inputs[:, INPUT_COLUMN["gui"]].tolist() == [0] * 10 + [1] * 6 + [0] * 14
     before, after = made(tmp_path, gui=False)
     assert (len(before), len(after)) == (10, 14) and after.notes["first"] == 16
     (shown,) = made(tmp_path, cursor=True, resolution=64)
@@ -135,14 +135,14 @@ def test_stretches_with_a_gui_are_marked_or_dropped_and_shown_with_a_cursor(tmp_
 
 
 def test_nothing_done_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(VptRecordings, "by_stretch", False)
+    monkeypatch.setattr(VptSource, "by_stretch", False)
     write_video(tmp_path / "a.mp4", [scene(0.0)] * 12)
     write_log(tmp_path / "a.jsonl", [line() for _ in range(12)])
     assert made(tmp_path)[0].actions.tolist() == [60] * 12
 
 
 def test_other_counts_are_cut_to_the_shorter_and_a_large_gap_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(VptRecordings, "by_stretch", False)
+    monkeypatch.setattr(VptSource, "by_stretch", False)
     write_video(tmp_path / "a.mp4", [scene(0.0)] * 33)
     write_log(tmp_path / "a.jsonl", turning_lines(31))
     (episode,) = made(tmp_path)
@@ -163,10 +163,10 @@ def test_a_video_of_another_size_or_rate_is_refused_or_left_out(tmp_path, video,
     write_video(tmp_path / "a.mp4", **({"frames": [scene(0.0)] * 30} | video))
     write_log(tmp_path / "a.jsonl", turning_lines(30))
     with pytest.raises(ValueError, match=says) as refused:
-        source(tmp_path).make(0)
-    assert not isinstance(refused.value, LeftOut)
-    with pytest.raises(LeftOut, match=says):
-        source(tmp_path, skip_bad=True).make(0)
+        source(tmp_path).make_shard(0)
+    assert not isinstance(refused.value, SkipShard)
+    with pytest.raises(SkipShard, match=says):
+        source(tmp_path, skip_invalid=True).make_shard(0)
 
 
 def test_a_shift_between_frames_and_lines_is_warned_of(tmp_path):
@@ -174,8 +174,8 @@ def test_a_shift_between_frames_and_lines_is_warned_of(tmp_path):
     for late in (0, 1):
         write_pair(tmp_path / str(late), "a", 150, late=late)
         pairs, _ = find_local(tmp_path / str(late), False)
-        whole = VptRecordings(("a", "b", "c"), tuple(pairs), Look(resolution=64))
-        notes[late] = whole.make(0)[0].notes
+        whole = VptSource(("a", "b", "c"), tuple(pairs), FrameFormat(resolution=64))
+        notes[late] = whole.make_shard(0)[0].notes
         assert notes[late]["angles"]["+0"] == 1.0
     assert notes[0]["images"]["+0"] > 0.9 and not warnings(notes[0])
     assert notes[1]["images"]["+1"] > 0.9
@@ -185,7 +185,7 @@ def test_a_shift_between_frames_and_lines_is_warned_of(tmp_path):
     for tick in range(99, 1, -1):
         lines[tick]["yaw"] = lines[tick - 1]["yaw"]
     log = read_log("\n".join(map(json.dumps, lines)).encode(), "")
-    shifted = {"recording": "b", "angles": angles_agree(log), "images": None}
+    shifted = {"recording": "b", "angles": angle_agreement(log), "images": None}
     assert "the recorded view" in warnings(shifted)[0]
 
 
@@ -196,36 +196,38 @@ def test_what_is_bad_is_left_out_and_all_is_redone_if_forced(clips, tmp_path, ca
         (folder / path.name).write_bytes(path.read_bytes())
     cut = (folder / "clip-1.mp4").read_bytes()
     (folder / "clip-1.mp4").write_bytes(cut[: len(cut) // 2])
-    config = VptConfig(tmp_path / "run", folder, look=Look(resolution=16), workers=1)
+    config = VptConfig(
+        tmp_path / "run", folder, frame_format=FrameFormat(resolution=16), num_workers=1
+    )
     with pytest.raises(ValueError, match=r"clip-1\.mp4"):
         vpt_command(config)
-    config = replace(config, skip_bad=True)
+    config = replace(config, skip_invalid=True)
     vpt_command(config)
     said = capsys.readouterr().out
     assert said.count("left out:") == 1 and "clip-1.mp4" in said
-    recordings = Recordings(tmp_path / "run" / "shards")
+    recordings = EpisodeDataset(tmp_path / "run" / "shards")
     assert [n["recording"] for n in recordings.notes] == ["clip-0", "clip-2"]
     (folder / "clip-1.mp4").write_bytes(cut)
     vpt_command(config)
     said = capsys.readouterr().out
     assert "1 shards made" in said and "left out" not in said
-    assert len(Recordings(tmp_path / "run" / "shards")) == 3
+    assert len(EpisodeDataset(tmp_path / "run" / "shards")) == 3
     vpt_command(replace(config, restart=True))
     assert "3 shards made" in capsys.readouterr().out
 
 
 def test_ranks_share_the_recordings(clips, tmp_path, capsys, monkeypatch):
-    config = VptConfig(tmp_path, clips, look=Look(resolution=16), workers=1)
+    config = VptConfig(tmp_path, clips, frame_format=FrameFormat(resolution=16), num_workers=1)
     for rank, made_here in ((0, 2), (1, 1)):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         vpt_command(config)
         assert f"rank {rank} made {made_here}" in capsys.readouterr().out
-    assert Recordings(tmp_path / "shards").total == 3 * 64
+    assert EpisodeDataset(tmp_path / "shards").num_frames == 3 * 64
 
 
 def preprocess(*flags: str) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "data.preprocess", "vpt", *flags]
+    words = [sys.executable, "-m", "preprocess", "vpt", *flags]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
 
 

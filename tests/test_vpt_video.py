@@ -5,14 +5,14 @@ import pytest
 from vpt_clips import scene, write_pair, write_video
 
 from data.vpt.cursor import draw_cursor
-from data.vpt.places import Place
-from data.vpt.video import read_facts, read_frames, shrink
+from data.vpt.file_slice import FileSlice
+from data.vpt.video import read_frames, read_video_info, shrink
 
 RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (30, 30, 200)
 
 
 def test_a_header_tells_frames_size_and_rate(tmp_path):
-    facts = read_facts(Place(str(write_pair(tmp_path, "a", 30))))
+    facts = read_video_info(FileSlice(str(write_pair(tmp_path, "a", 30))))
     assert (facts.frames, facts.height, facts.width, facts.rate) == (30, 360, 640, 20)
 
 
@@ -20,10 +20,10 @@ def test_a_header_tells_frames_size_and_rate(tmp_path):
 def test_frames_from_the_middle_are_those_of_the_whole(tmp_path, codec):
     path = tmp_path / "a.mp4"
     write_video(path, [scene(float(yaw)) for yaw in range(130)], codec=codec)
-    whole = [shrink(f, 32, 32) for f in read_frames(Place(str(path)), 0, 130)]
+    whole = [shrink(f, 32, 32) for f in read_frames(FileSlice(str(path)), 0, 130)]
     assert len(whole) == 130
     for first, last in ((1, 4), (49, 52), (77, 130), (129, 130)):
-        part = [shrink(f, 32, 32) for f in read_frames(Place(str(path)), first, last)]
+        part = [shrink(f, 32, 32) for f in read_frames(FileSlice(str(path)), first, last)]
         assert np.array_equal(part, whole[first:last])
 
 
@@ -31,7 +31,7 @@ def test_frames_from_the_middle_are_those_of_the_whole(tmp_path, codec):
 def test_a_red_frame_stays_red(tmp_path, colour):
     path = tmp_path / "a.mp4"
     write_video(path, [np.full((360, 640, 3), colour, np.uint8)] * 3)
-    frames = [shrink(f, 16, 24) for f in read_frames(Place(str(path)), 0, 3)]
+    frames = [shrink(f, 16, 24) for f in read_frames(FileSlice(str(path)), 0, 3)]
     assert frames[0].shape == (16, 24, 3)
     assert abs(np.array(frames).astype(int) - colour).max() < 12
 
@@ -41,22 +41,22 @@ def test_a_cut_or_empty_or_foreign_file_is_named_with_where_it_ends(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"a\.mp4 (breaks off|cannot be decoded) after frame \d+"):
-        list(read_frames(Place(str(path)), 0, 60))
+        list(read_frames(FileSlice(str(path)), 0, 60))
     path.write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"a\.mp4 (cannot be opened|holds no video)"):
-        read_facts(Place(str(path)))
+        read_video_info(FileSlice(str(path)))
     path.write_bytes(b"<html>" * 50)
     with pytest.raises(ValueError, match=r"a\.mp4 (cannot be opened|holds no video)"):
-        read_facts(Place(str(path)))
+        read_video_info(FileSlice(str(path)))
 
 
 def test_a_video_inside_another_file_is_read_from_there(tmp_path):
     path = write_pair(tmp_path, "a", 20)
     video = path.read_bytes()
     (tmp_path / "b.tar").write_bytes(b"x" * 777 + video + b"y" * 5000)
-    place = Place(str(tmp_path / "b.tar"), 777, len(video), "a.mp4")
+    place = FileSlice(str(tmp_path / "b.tar"), 777, len(video), "a.mp4")
     inside = [shrink(f, 16, 16) for f in read_frames(place, 3, 20)]
-    alone = [shrink(f, 16, 16) for f in read_frames(Place(str(path)), 3, 20)]
+    alone = [shrink(f, 16, 16) for f in read_frames(FileSlice(str(path)), 3, 20)]
     assert np.array_equal(inside, alone) and place.read() == video
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.vqvae import VqVae, VqVaeConfig
+from models.tokenizers.vqvae import VqVae, VqVaeConfig
 
 SMALL = {
     "image_size": (32, 32), "channels": 32, "depth": 1, "continuous_steps": 2,
@@ -18,7 +18,7 @@ def noise(count: int = 6, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
 def test_any_whole_grid_goes_there_and_back(blocks, downsample, stem, size):
     config = VqVaeConfig(
-        **SMALL | {"image_size": size}, blocks=blocks, downsample=downsample, stem=stem
+        **SMALL | {"image_size": size}, block_type=blocks, downsample=downsample, patch_size=stem
     )
     model = VqVae(config).eval()
     codes = model.encode(noise(size=size))
@@ -32,12 +32,12 @@ def test_a_grid_with_a_rest_is_refused():
     with pytest.raises(ValueError, match="do not divide into patches of 8"):
         VqVaeConfig(image_size=(30, 32))
     with pytest.raises(ValueError, match="power of two"):
-        VqVaeConfig(downsample=8, stem=3)
+        VqVaeConfig(downsample=8, patch_size=3)
 
 
 @pytest.mark.parametrize("blocks", ["resnet", "convnext"])
 def test_a_code_depends_on_its_own_patch_alone(blocks):
-    model = VqVae(VqVaeConfig(**SMALL, blocks=blocks)).eval()
+    model = VqVae(VqVaeConfig(**SMALL, block_type=blocks)).eval()
     frames = noise()
     changed = frames.clone()
     changed[:, :, :8, :8] = 255 - changed[:, :, :8, :8]
@@ -72,11 +72,11 @@ def test_each_codebook_draws_its_own_share_of_a_patch():
     for quantizer in model.quantizers:
         torch.nn.init.normal_(quantizer.codebook)  # type: ignore[arg-type]
     codes = model.encode(noise())
-    vectors = model._vectors(codes)
+    vectors = model._lookup(codes)
     assert vectors.shape == (6, 16, 8) and model.codebooks.shape == (2, 16, 4)
     other = codes.clone()
     other[:, 1::2] = (other[:, 1::2] + 1) % 16  # the second code of every patch
-    changed = (model._vectors(other) != vectors).any(0).any(0)
+    changed = (model._lookup(other) != vectors).any(0).any(0)
     assert changed.tolist() == [False] * 4 + [True] * 4
     assert not torch.equal(model.decode(other), model.decode(codes))
 
@@ -96,4 +96,4 @@ def test_a_code_is_the_nearest_of_its_codebook():
 
 def test_a_width_that_does_not_part_among_the_codebooks_is_refused():
     with pytest.raises(ValueError, match="code width of 10 does not part among 4"):
-        VqVaeConfig(code_width=10)
+        VqVaeConfig(latent_dim=10)

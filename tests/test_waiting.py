@@ -17,17 +17,17 @@ from untrained_run import write_run
 from waiting import nothing_waits
 
 from data.clips import Clips
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
-from models.actor_critic import ActorCriticConfig
-from models.build import build_controller
-from models.goal_policy import GoalPolicy, GoalPolicyConfig
-from models.keypoints import Keypoints, KeypointsConfig
-from models.planner import Planner, PlannerConfig
-from models.policy import PolicyConfig
-from models.vqvae import VqVae, VqVaeConfig
+from models.controllers.actor_critic import ActorCriticConfig
+from models.controllers.goal_policy import GoalPolicy, GoalPolicyConfig
+from models.controllers.planner import Planner, PlannerConfig
+from models.controllers.policy import PolicyConfig
+from models.registry import build_controller
+from models.tokenizers.keypoints import Keypoints, KeypointsConfig
+from models.tokenizers.vqvae import VqVae, VqVaeConfig
 from models.world import World
-from pipeline.load import load_world
+from pipeline.inference.load import load_world
 
 WAITING: dict[str, Callable[[Tensor], Any]] = {
     "a number": lambda x: float(x.sum()),
@@ -64,7 +64,7 @@ def codes(decoding: Any) -> tuple[Any, tuple[Any, ...]]:
 def begun_codes() -> tuple[Any, tuple[Any, ...]]:
     model = VqVae(VqVaeConfig(**SMALL)).train()
     steps = 0
-    while not model.settled:
+    while not model.codebook_initialized:
         model.loss(noise())
         steps += 1
     assert steps == SMALL["continuous_steps"] + 1
@@ -72,7 +72,9 @@ def begun_codes() -> tuple[Any, tuple[Any, ...]]:
 
 
 def keypoints() -> tuple[Any, tuple[Any, ...]]:
-    return Keypoints(KeypointsConfig((32, 32), keypoints=4, channels=16, depth=1)), (noise(),)
+    return Keypoints(KeypointsConfig((32, 32), num_keypoints=4, channels=16, num_res_blocks=1)), (
+        noise(),
+    )
 
 
 def foretold() -> tuple[Any, tuple[Any, ...]]:
@@ -101,7 +103,7 @@ def test_a_step_of_training_waits_for_nothing(name):
 def world_and_clips(request, tmp_path_factory) -> tuple[World, Any]:
     run = tmp_path_factory.mktemp(request.param)
     write_toy_shards(run / "shards", episodes=6, length=20)
-    recordings = Recordings(run / "shards")
+    recordings = EpisodeDataset(run / "shards")
     world = load_world(write_run(run, recordings, controllers=False, method=request.param))
     return world, Clips(recordings, "train", 20).batch(np.arange(2))
 
@@ -120,7 +122,9 @@ def test_neither_a_step_nor_a_look_waits(world_and_clips):
 @pytest.mark.parametrize("method", ["cem", "mppi", "shooting"])
 def test_a_search_waits_for_nothing(world_and_clips, method):
     world, shown = world_and_clips
-    config = PlannerConfig(method, samples=8, iterations=3, best=2, legs=2, leg=2)
+    config = PlannerConfig(
+        method, num_samples=8, iterations=3, num_elites=2, horizon=2, action_block=2
+    )
 
     def watched(search: Callable[..., Any]) -> Callable[..., Any]:
         def searched(*given: Any) -> Any:
@@ -132,14 +136,16 @@ def test_a_search_waits_for_nothing(world_and_clips, method):
     with torch.no_grad():
         state = world.reset(shown.frames[:, :3], shown.actions[:, :2])
         goal = world.encode(shown.frames[:, 9])
-        Planner(config, world, watched).to_goal(state, goal, shown.actions[:, 2], None)
+        Planner(config, world, watched).plan(state, goal, shown.actions[:, 2], None)
 
 
 def test_learning_to_reach_goals_waits_for_nothing(world_and_clips):
     world, shown = world_and_clips
     if world.latents.kind == "discrete":
-        pytest.skip("gradients do not pass through codes")
-    config = GoalPolicyConfig(PolicyConfig(hidden=16), leg=2, legs=2, ahead=4)
+        pytest.frameskip("gradients do not pass through codes")
+    config = GoalPolicyConfig(
+        PolicyConfig(hidden_dim=16), action_block=2, horizon=2, max_goal_offset=4
+    )
     model = GoalPolicy(config, world.latents, world.actions)
     with torch.no_grad():
         latents = world.encode(shown.frames.flatten(0, 1)).unflatten(0, shown.frames.shape[:2])
@@ -151,7 +157,7 @@ def test_learning_to_reach_goals_waits_for_nothing(world_and_clips):
 @pytest.mark.parametrize("method", ["cloning", "actor_critic"])
 def test_a_controller_that_learns_waits_for_nothing(world_and_clips, method):
     world, shown = world_and_clips
-    policy = PolicyConfig(channels=8, keypoints=4, hidden=16)
+    policy = PolicyConfig(channels=8, num_keypoints=4, hidden_dim=16)
     with torch.no_grad():
         latents = world.encode(shown.frames.flatten(0, 1)).unflatten(0, shown.frames.shape[:2])
     actions = world.actions.normalize(shown.actions)
@@ -162,6 +168,6 @@ def test_a_controller_that_learns_waits_for_nothing(world_and_clips, method):
         config = ActorCriticConfig(policy, horizon=3)
         given = world, latents[:, :3], actions[:, :2], *step
     model: Any = build_controller(config, world.latents, world.actions).train()
-    model.adopt(world.tokenizer)
+    model.load_codebook(world.tokenizer)
     with nothing_waits():
         follow(model.loss(*given))

@@ -20,10 +20,18 @@ from pointer_world import blue_at
 from walk_world import SPEC, write_walks
 
 from data.toy import write_toy_shards
-from data.vpt.actions import MOVES
-from pipeline.keys import ACROSS
-from pipeline.panels import CAPTION, GAP, Panel, compose, share_at, text_width, with_lines
-from pipeline.window import check_display, key_name
+from data.vpt.vpt_actions import MOVES
+from pipeline.play.keyboard import DEGREES_PER_WIDTH
+from pipeline.play.panels import (
+    CAPTION_HEIGHT,
+    GAP,
+    Panel,
+    add_text,
+    compose_panels,
+    panel_position,
+    text_width,
+)
+from pipeline.play.window import check_display, key_name
 
 TESTS = Path(__file__).parent
 SIZE = 256
@@ -60,28 +68,32 @@ def test_keys_have_names_on_every_system():
 
 def test_panels_lie_where_the_mouse_looks_for_them():
     black, white = np.zeros((32, 48, 3), np.uint8), np.full((32, 48, 3), 255, np.uint8)
-    picture = compose([Panel("a", black), Panel("b", white)], 64)
-    assert picture.shape == (CAPTION + 64, 96 + GAP + 96, 3)
-    assert (picture[CAPTION:, :96] == 0).all() and (picture[CAPTION:, 96 + GAP :] == 255).all()
+    picture = compose_panels([Panel("a", black), Panel("b", white)], 64)
+    assert picture.shape == (CAPTION_HEIGHT + 64, 96 + GAP + 96, 3)
+    assert (picture[CAPTION_HEIGHT:, :96] == 0).all() and (
+        picture[CAPTION_HEIGHT:, 96 + GAP :] == 255
+    ).all()
     for x, share in ((24, 0.25), (96 + GAP + 72, 0.75), (500, 1.0), (-3, 0.0)):
-        assert share_at(x, CAPTION + 16, 64, 2, 1.5) == pytest.approx((share, 0.25), abs=0.02)
-    assert share_at(0, 0, 64)[1] == 0 and share_at(0, 900, 64)[1] == 1
+        assert panel_position(x, CAPTION_HEIGHT + 16, 64, 2, 1.5) == pytest.approx(
+            (share, 0.25), abs=0.02
+        )
+    assert panel_position(0, 0, 64)[1] == 0 and panel_position(0, 900, 64)[1] == 1
 
 
 def test_the_pointer_is_a_ring_in_every_panel():
     white = np.full((32, 32, 3), 255, np.uint8)
-    picture = compose([Panel("a", white), Panel("b", white)], 64, pointer=(0.5, 0.25))
+    picture = compose_panels([Panel("a", white), Panel("b", white)], 64, pointer=(0.5, 0.25))
     for left in (0, 64 + GAP):
-        y, x = np.nonzero((picture[CAPTION:, left : left + 64] < 128).any(-1))
+        y, x = np.nonzero((picture[CAPTION_HEIGHT:, left : left + 64] < 128).any(-1))
         assert abs(x.mean() - 32) < 1.5 and abs(y.mean() - 16) < 1.5
 
 
 def test_text_is_beneath_the_picture_and_broken_where_it_is_too_long():
     picture = np.full((40, 500, 3), 200, np.uint8)
-    one, two = with_lines(picture, ["a"]), with_lines(picture, ["a", "b"])
+    one, two = add_text(picture, ["a"]), add_text(picture, ["a", "b"])
     words = "  ".join(f"word{i}" for i in range(14))
     assert text_width(words) > 500
-    broken = with_lines(picture, [words])
+    broken = add_text(picture, [words])
     np.testing.assert_array_equal(broken[:40], picture)
     assert broken.shape == two.shape and two.shape[0] > one.shape[0]
     edge = broken[40:, -6:]
@@ -110,9 +122,9 @@ def test_no_display_is_said_in_one_line(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def display() -> Iterator[str]:
-    missing = [name for name in ("Xvfb", "xdotool") if shutil.which(name) is None]
+    missing = [name for name in ("Xvfb", "xdotool") if shutil.mixture_distribution(name) is None]
     if missing or sys.platform != "linux":
-        pytest.skip(f"{' and '.join(missing) or 'an X server'} not installed")
+        pytest.frameskip(f"{' and '.join(missing) or 'an X server'} not installed")
     reading, writing = os.pipe()
     command = [
         "Xvfb",
@@ -130,7 +142,7 @@ def display() -> Iterator[str]:
     with os.fdopen(reading) as said:
         number = said.readline().strip()
     if not number:
-        pytest.skip("Xvfb does not start here")
+        pytest.frameskip("Xvfb does not start here")
     yield f":{number}"
     server.terminate()
     server.wait(10)
@@ -187,7 +199,7 @@ class Screen:
 
     def mouse(self, x: float, y: float) -> None:
         """Go to a share of the first panel."""
-        place = round(x * SIZE), round(CAPTION + y * SIZE)
+        place = round(x * SIZE), round(CAPTION_HEIGHT + y * SIZE)
         self.do("mousemove", "--window", self.window, str(place[0]), str(place[1]))
 
     def look(self) -> np.ndarray:
@@ -201,7 +213,7 @@ class Screen:
 
     def disc(self, panel: int = 0) -> tuple[float, float]:
         left = panel * (SIZE + GAP)
-        return blue_at(self.look()[CAPTION : CAPTION + SIZE, left : left + SIZE])
+        return blue_at(self.look()[CAPTION_HEIGHT : CAPTION_HEIGHT + SIZE, left : left + SIZE])
 
     def wait_for(self, see: Callable[[], object], what: str, seconds: float = 10) -> str:
         until = time.monotonic() + seconds
@@ -262,8 +274,8 @@ def test_a_real_window_follows_real_keys_and_a_real_mouse(display: str, tmp_path
         screen.wait_for(lambda: (folder / "actions.npy").exists(), "a recording")
         shots = sorted((folder / "frames").iterdir())
         shot = imageio.imread(shots[-1])
-        assert shot.shape == (CAPTION + SIZE, 2 * SIZE + GAP, 3)
-        np.testing.assert_allclose(blue_at(shot[CAPTION:, :SIZE]), (0.2, 0.2), atol=0.05)
+        assert shot.shape == (CAPTION_HEIGHT + SIZE, 2 * SIZE + GAP, 3)
+        np.testing.assert_allclose(blue_at(shot[CAPTION_HEIGHT:, :SIZE]), (0.2, 0.2), atol=0.05)
         assert len(np.load(folder / "actions.npy")) == len(shots) - 1
         assert (folder / "film.gif").exists() and (folder / "film.mp4").exists()
 
@@ -299,7 +311,7 @@ def test_one_walks_jumps_looks_and_attacks_at_once_with_real_keys(display: str, 
         screen.wait_for(lambda: (folder / "actions.npy").exists(), "a recording")
         screen.press("q")
         assert game.wait(15) == 0
-    yaw, pitch, attack, jump, move = SPEC.split(np.load(folder / "actions.npy")).T
+    yaw, pitch, attack, jump, move = SPEC.unravel(np.load(folder / "actions.npy")).T
     forward = move == MOVES.index("forward")
     assert (forward & (jump == 0)).sum() > 5, "first walking alone"
     assert (forward & (jump == 1) & (attack == 0)).sum() > 5, "then jumping too"
@@ -307,7 +319,7 @@ def test_one_walks_jumps_looks_and_attacks_at_once_with_real_keys(display: str, 
     first, last = np.flatnonzero(jump)[[0, -1]]
     assert forward[first : last + 1].all(), "a jump does not end the walk"
     turned = np.array(SPEC.factors[0].values)[yaw].sum()
-    assert turned == pytest.approx(0.4 * ACROSS, abs=2) and (pitch == 5).all()
+    assert turned == pytest.approx(0.4 * DEGREES_PER_WIDTH, abs=2) and (pitch == 5).all()
     assert move[-1] == jump[-1] == attack[-1] == 0, "in the end all is let go"
 
 

@@ -9,22 +9,22 @@ from torch import nn
 from untrained_run import write_run
 
 from data.clips import Clips
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
-from models.int8 import quantise_linears
-from pipeline.latents import LatentClips, cache_latents
-from pipeline.load import load_controllers, load_tokenizer, load_world
+from models.layers.int8 import quantize_linears
+from pipeline.inference.load import load_controllers, load_tokenizer, load_world
+from pipeline.training.latents import LatentClips, cache_latents
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["continuous", "discrete"])
 def run(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     write_toy_shards(folder / "shards", discrete=request.param)
-    return write_run(folder, Recordings(folder / "shards"))
+    return write_run(folder, EpisodeDataset(folder / "shards"))
 
 
 def clip(run: Path, frames: int = 6):
-    return Clips(Recordings(run / "shards"), "train", frames).batch(torch.arange(4).numpy())
+    return Clips(EpisodeDataset(run / "shards"), "train", frames).batch(torch.arange(4).numpy())
 
 
 def test_a_world_is_entered_acted_in_and_looked_at(run):
@@ -69,7 +69,7 @@ def test_one_frame_is_enough_to_enter(run):
 
 def as_loaded(run: Path, monkeypatch: pytest.MonkeyPatch, kind: str, int8: bool = False) -> Any:
     """Dynamics of a world on a CPU that multiplies in `kind`."""
-    monkeypatch.setattr("pipeline.load.pick_precision", lambda *_: kind)
+    monkeypatch.setattr("pipeline.inference.load.pick_precision", lambda *_: kind)
     return load_world(run, "cpu", int8=int8).dynamics
 
 
@@ -82,7 +82,7 @@ def test_a_world_holds_weights_in_the_type_that_they_are_multiplied_in(run, monk
 def test_weights_in_8_bits_are_made_of_those_that_were_saved(run, monkeypatch):
     mine = as_loaded(run, monkeypatch, "bf16", int8=True).state_dict()
     exact = as_loaded(run, monkeypatch, "fp32")
-    assert quantise_linears(exact) > 0
+    assert quantize_linears(exact) > 0
     whole = {name: w for name, w in exact.state_dict().items() if w.dtype == torch.int8}
     assert whole and all(torch.equal(mine[name], w) for name, w in whole.items())
 
@@ -100,16 +100,16 @@ def test_controllers_answer_in_the_environments_units(run):
 
 
 def test_cached_latents_are_the_tokenizers_and_are_made_once(run):
-    recordings = Recordings(run / "shards")
+    recordings = EpisodeDataset(run / "shards")
     tokenizer, checkpoint = load_tokenizer(run, "cpu")
     where = run / "latents"
     known = checkpoint["fingerprint"]
     made = cache_latents(where, tokenizer, known, recordings, torch.device("cpu"), batch_size=7)
     clips = LatentClips(Clips(recordings, "train", 4), made)
     before = clips.batch(np.arange(5)).latents
-    clips.keep_on(torch.device("meta"), made.nbytes - 1)
+    clips.cache_on_device(torch.device("meta"), made.nbytes - 1)
     assert torch.equal(clips.batch(np.arange(5)).latents, before)
-    clips.keep_on(torch.device("cpu"), made.nbytes)
+    clips.cache_on_device(torch.device("cpu"), made.nbytes)
     assert torch.equal(clips.batch(np.arange(5)).latents, before)
     batch = clips.batch(torch.tensor([0, 9]).numpy())
     frames = clips.clips.batch(torch.tensor([0, 9]).numpy()).frames
@@ -129,7 +129,7 @@ def test_cached_latents_are_the_tokenizers_and_are_made_once(run):
 
 
 def test_an_interrupted_cache_goes_on(run):
-    recordings = Recordings(run / "shards")
+    recordings = EpisodeDataset(run / "shards")
     tokenizer, _ = load_tokenizer(run, "cpu")
 
     class Stops:
@@ -148,7 +148,9 @@ def test_an_interrupted_cache_goes_on(run):
     rest = Stops()
     rest.calls = -1000
     made = cache_latents(where, rest, "f", recordings, device, batch_size=1)
-    assert 0 < rest.calls + 1000 == recordings.total - 100  # the first hundred frames were kept
+    assert (
+        0 < rest.calls + 1000 == recordings.num_frames - 100
+    )  # the first hundred frames were kept
     frames = torch.from_numpy(recordings.read_rows("frames", 0, 5)).permute(0, 3, 1, 2)
     assert (tokenizer.encode(frames).numpy() == made[:5]).all()
 
@@ -156,7 +158,7 @@ def test_an_interrupted_cache_goes_on(run):
 def codes_world(folder: Path):
     """A world of codes, whose codebooks are random (untrained they are zero)."""
     write_toy_shards(folder / "shards", discrete=True)
-    world = load_world(write_run(folder, Recordings(folder / "shards")), "cpu")
+    world = load_world(write_run(folder, EpisodeDataset(folder / "shards")), "cpu")
     world.precision = "fp32"  # as the tokenizer is asked by itself, whatever this CPU has
     world.dynamics.float()  # type: ignore[attr-defined]
     torch.manual_seed(0)
@@ -176,16 +178,20 @@ def test_what_codes_lose_of_the_last_real_frame_is_kept_where_nothing_changes(
     drawn = world.tokenizer.decode(state.latents)
     assert not torch.equal(drawn, frames[:, -1])
     other = state.latents.clone()
-    other[:, ::3] = (other[:, ::3] + 1) % world.latents.codes
+    other[:, ::3] = (other[:, ::3] + 1) % world.latents.codebook_size
     monkeypatch.setattr(
-        world.dynamics, "step", lambda *_: replace(state, latents=other, carry=None)
+        world.dynamics, "step", lambda *_: replace(state, latents=other, frame_residual=None)
     )
     after = world.step(state, shown.actions[:, 2])
-    changed = (after.latents != state.latents).view(4, world.latents.patches, -1)
-    assert after.carry is not None and changed.any()
-    assert torch.equal(after.carry.still, 1 - changed.float().mean(-1)), "codebook by codebook"
-    share = after.carry.still.view(4, 1, *world.latents.grid)
-    share = share.repeat_interleave(world.patch[0], 2).repeat_interleave(world.patch[1], 3)
+    changed = (after.latents != state.latents).view(4, world.latents.num_patches, -1)
+    assert after.frame_residual is not None and changed.any()
+    assert torch.equal(after.frame_residual.unchanged, 1 - changed.float().mean(-1)), (
+        "codebook by codebook"
+    )
+    share = after.frame_residual.unchanged.view(4, 1, *world.latents.grid)
+    share = share.repeat_interleave(world.patch_size[0], 2).repeat_interleave(
+        world.patch_size[1], 3
+    )
     expected = world.tokenizer.decode(after.latents) + share * (frames[:, -1].float() - drawn)
     assert torch.equal(world.decode(after), expected.round().clamp(0, 255).byte())
 

@@ -17,17 +17,17 @@ from pointer_world import PointerWorld
 from untrained_run import write_run
 
 from data.clips import Clips
-from data.shards import Recordings
+from data.shards import EpisodeDataset
 from data.toy import MOVES, POINTER, write_toy_shards
-from models.sampling import Sampling
+from models.layers.sampling import Sampling
 from models.world_env import WorldEnv
-from pipeline.load import load_world
+from pipeline.inference.load import load_world
 
 
 @pytest.fixture(scope="module")
 def starts(tmp_path_factory: pytest.TempPathFactory) -> Clips:
     folder: Path = write_toy_shards(tmp_path_factory.mktemp("toy"), episodes=6)
-    return Clips(Recordings(folder), "train", frames=3)
+    return Clips(EpisodeDataset(folder), "train", clip_length=3)
 
 
 def make(starts: Clips, **options: Any) -> WorldEnv:
@@ -40,16 +40,16 @@ def make(starts: Clips, **options: Any) -> WorldEnv:
 @pytest.mark.filterwarnings("error", "ignore:.*normalized space:UserWarning")
 def test_gymnasiums_own_checker_accepts_one_world(starts: Clips, observe: Any, spec: Any):
     world: Any = PointerWorld(spec)
-    check_env(WorldEnv(world, starts, 4, observe=observe).single(), skip_render_check=True)
+    check_env(WorldEnv(world, starts, 4, obs_type=observe).single(), skip_render_check=True)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_checker_accepts_a_world_of_the_stages(tmp_path: Path, temperature: float):
-    recordings = Recordings(write_toy_shards(tmp_path / "shards", episodes=6))
+    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards", episodes=6))
     world: Any = load_world(write_run(tmp_path, recordings))
-    world.sample_with(Sampling(temperature))  # it draws, but from the environment's seed
-    held_out = Clips(recordings, "validation", frames=world.context)
-    check_env(WorldEnv(world, held_out, observe="latents").single(), skip_render_check=True)
+    world.set_sampling(Sampling(temperature))  # it draws, but from the environment's seed
+    held_out = Clips(recordings, "validation", clip_length=world.context)
+    check_env(WorldEnv(world, held_out, obs_type="latents").single(), skip_render_check=True)
     many = WorldEnv(world, held_out, 3, horizon=4)
     seen, _ = many.reset(seed=0)
     for _ in range(6):
@@ -87,7 +87,7 @@ def test_batches_lie_in_their_spaces_and_follow_from_the_seed(starts: Clips):
 
 def test_the_step_after_an_end_resets_and_ignores_its_action(starts: Clips):
     world: Any = PointerWorld(ends_at=0.9)
-    env = WorldEnv(world, starts, 3, horizon=6, observe="latents")
+    env = WorldEnv(world, starts, 3, horizon=6, obs_type="latents")
     assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     seen, _ = env.reset(seed=0)
     right, steps, ended = np.array([[512.0, 256.0]] * 3), np.zeros(3, int), np.zeros(3, bool)

@@ -7,29 +7,31 @@ from typing import Any
 
 import torch
 
-from data.shards import Recordings
-from models.build import build_controller, build_dynamics, build_tokenizer, describe
-from models.goal_policy import GoalPolicyConfig
-from models.keypoints import KeypointsConfig
-from models.llama import LlamaConfig
-from models.policy import PolicyConfig
-from models.predictor import PredictorConfig
-from models.transformer import TransformerConfig
-from models.vqvae import VqVaeConfig
+from data.shards import EpisodeDataset
+from models.controllers.goal_policy import GoalPolicyConfig
+from models.controllers.policy import PolicyConfig
+from models.dynamics.llama import LlamaConfig
+from models.dynamics.predictor import PredictorConfig
+from models.layers.transformer import TransformerConfig
+from models.registry import build_controller, build_dynamics, build_tokenizer, describe
+from models.tokenizers.keypoints import KeypointsConfig
+from models.tokenizers.vqvae import VqVaeConfig
 from pipeline import checkpoint
 
 
 def codes_or_vectors(method: str, size: tuple[int, int]) -> tuple[Any, Any]:
     """Small configs of a tokenizer and of the dynamics that go with it."""
-    small = TransformerConfig(width=32, layers=1, heads=2, hidden=64, context=3)
+    small = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=64, context_frames=3)
     if method == "goals":
-        return KeypointsConfig(size, keypoints=4, channels=16, depth=1), PredictorConfig(small)
-    tokenizer = VqVaeConfig(size, channels=16, depth=1, codes=32, code_width=8)
+        return KeypointsConfig(
+            size, num_keypoints=4, channels=16, num_res_blocks=1
+        ), PredictorConfig(small)
+    tokenizer = VqVaeConfig(size, channels=16, num_res_blocks=1, codebook_size=32, latent_dim=8)
     return tokenizer, LlamaConfig(small)
 
 
 def write_run(
-    run: Path, recordings: Recordings, controllers: bool = True, method: str = "codes"
+    run: Path, recordings: EpisodeDataset, controllers: bool = True, method: str = "codes"
 ) -> Path:
     """Write tokenizer, dynamics and controllers into a run whose shards are there."""
     torch.manual_seed(0)
@@ -46,7 +48,7 @@ def write_run(
     dynamics = build_dynamics(memory, tokenizer.latents, actions)
     second = save(run / "dynamics", "dynamics", dynamics, memory, first, recordings, tokenizer)
 
-    policy = PolicyConfig(channels=8, keypoints=4, hidden=16)
+    policy = PolicyConfig(channels=8, num_keypoints=4, hidden_dim=16)
     wanted: dict[str, Any] = {"controller/cloning": policy, "controller": policy}
     wanted = wanted if controllers else {}
     if method == "goals":
@@ -63,7 +65,7 @@ def save(
     model: Any,
     config: Any,
     parent: dict[str, Any],
-    recordings: Recordings,
+    recordings: EpisodeDataset,
     tokenizer: Any = None,
 ) -> dict[str, Any]:
     """Write FOLDER/best.pt and give what a child says of its parent."""

@@ -9,7 +9,7 @@ from typing import Any
 import av
 import numpy as np
 
-from data.vpt.actions import DEGREES
+from data.vpt.vpt_actions import CAMERA_SCALER
 
 HEIGHT, WIDTH = 360, 640
 PIXELS_A_DEGREE = 9  # of a view of 71 degrees
@@ -37,7 +37,7 @@ def turning_lines(count: int, seed: int = 0) -> list[dict[str, Any]]:
         dx = float(random.integers(-40, 41)) if tick % 3 else 0.0
         keys = ["w"] if tick % 20 < 8 else []
         lines.append(line(dx, keys=keys, yaw=yaw))
-        yaw += DEGREES * dx
+        yaw += CAMERA_SCALER * dx
     return lines
 
 

@@ -42,7 +42,7 @@ def nothing_waits() -> Iterator[None]:
         def refuse(*_: Any, **__: Any) -> None:
             raise AssertionError(f"Tensor.{name} waits for a GPU")
 
-        return mock.patch.object(Tensor, name, refuse)
+        return mock.patch_size.object(Tensor, name, refuse)
 
     tolist, numpy, cpu = (refused(name) for name in COPIES)
     with tolist, numpy, cpu, Watched():

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from data.episodes import Episode
 from data.shards import shard_name, write_shard
-from data.vpt.actions import Binning, action_spec
-from models.dynamics import State
+from data.vpt.vpt_actions import CameraQuantizer, action_spec
+from models.dynamics.dynamics import State
 
-SPEC = action_spec(Binning())
+SPEC = action_spec(CameraQuantizer())
 NOTHING = 60
 """The code of doing nothing."""
 

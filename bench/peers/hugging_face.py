@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from models.transformer import Transformer, TransformerConfig
+from models.layers.transformer import Transformer, TransformerConfig
 
 # a model of theirs is Any here: decorators hide from a type checker what it takes and holds
 Attention = Literal["eager", "sdpa"]
@@ -28,7 +28,7 @@ class Ours(Protocol):
     head: nn.Linear
 
 
-class Table(nn.Module):
+class RotaryTable(nn.Module):
     """Angles of positions, looked up rather than computed: ours say where in a frame a token is."""
 
     cosine: Tensor
@@ -45,17 +45,19 @@ class Table(nn.Module):
         return self.cosine[position_ids].to(x.dtype), self.sine[position_ids].to(x.dtype)
 
 
-def llama(config: TransformerConfig, length: int, vocabulary: int, attention: Attention) -> Any:
+def llama(
+    config: TransformerConfig, sequence_length: int, vocab_size: int, attention: Attention
+) -> Any:
     """Build a Llama of our sizes for sequences of up to `length` tokens."""
     sizes: dict[str, Any] = dict(
-        vocab_size=vocabulary,
-        hidden_size=config.width,
-        intermediate_size=config.hidden,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
-        head_dim=config.width // config.heads,
-        max_position_embeddings=length,
+        vocab_size=vocab_size,
+        hidden_size=config.dim,
+        intermediate_size=config.mlp_dim,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_heads,
+        head_dim=config.dim // config.num_heads,
+        max_position_embeddings=sequence_length,
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
         attn_implementation=attention,
@@ -68,14 +70,16 @@ def llama(config: TransformerConfig, length: int, vocabulary: int, attention: At
 
 
 @torch.no_grad()
-def adopt(peer: Any, ours: Ours) -> None:
+def copy_weights(peer: Any, ours: Ours) -> None:
     """Take over our weights and our table of angles: from here on both are one function."""
-    for theirs, mine, rows in pairs(peer, ours):
+    for theirs, mine, rows in matching_weights(peer, ours):
         theirs.copy_(mine[rows])
-    peer.model.rotary_emb = Table(*ours.transformer.rotary(ours.transformer.config.context))
+    peer.model.rotary_emb = RotaryTable(
+        *ours.transformer.rotary(ours.transformer.config.context_frames)
+    )
 
 
-def pairs(peer: Any, ours: Ours) -> Iterator[tuple[Tensor, Tensor, slice]]:
+def matching_weights(peer: Any, ours: Ours) -> Iterator[tuple[Tensor, Tensor, slice]]:
     """Each parameter of theirs with that of ours that holds it, and the rows it fills there."""
     whole = slice(None)
     yield peer.model.embed_tokens.weight, ours.embed.weight, whole
@@ -89,7 +93,7 @@ def pairs(peer: Any, ours: Ours) -> Iterator[tuple[Tensor, Tensor, slice]]:
             (my.gate_up.weight, [feed.gate_proj, feed.up_proj]),
             (my.down.weight, [feed.down_proj]),
             (my.attention_norm.weight, [their.input_layernorm]),
-            (my.feed_norm.weight, [their.post_attention_layernorm]),
+            (my.mlp_norm.weight, [their.post_attention_layernorm]),
         ]
         for weight, parts in packed:
             share = len(weight) // len(parts)
@@ -121,24 +125,28 @@ def with_liger(peer: Any) -> Callable[..., Any]:
     )
 
     names = ("LlamaRMSNorm", "LlamaMLP")
-    with mock.patch.multiple(modeling_llama, **{n: getattr(modeling_llama, n) for n in names}):
+    with mock.patch_size.multiple(modeling_llama, **{n: getattr(modeling_llama, n) for n in names}):
         monkey_patch.apply_liger_kernel_to_llama(rope=False, model=peer)
 
-    def call(*given: Any, **named: Any) -> Any:
-        with mock.patch.object(modeling_llama, "apply_rotary_pos_emb", liger_rotary_pos_emb):
+    def forward(*given: Any, **named: Any) -> Any:
+        with mock.patch_size.object(modeling_llama, "apply_rotary_pos_emb", liger_rotary_pos_emb):
             return peer(*given, **named)
 
-    return call
+    return forward
 
 
 Decoding = Literal["dynamic cache", "static cache", "static cache + compile"]
 
 
-def decoder(peer: Any, prompt: Tensor, new: int, how: Decoding) -> Callable[[], Tensor]:
+def decoder(peer: Any, prompt: Tensor, new_tokens: int, mode: Decoding) -> Callable[[], Tensor]:
     """Greedy `generate`: prompt (1, S) -> (1, S + new)."""
-    settings: dict[str, Any] = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
-    settings["cache_implementation"] = "dynamic" if how == "dynamic cache" else "static"
-    if how == "static cache + compile":
+    settings: dict[str, Any] = {
+        "max_new_tokens": new_tokens,
+        "min_new_tokens": new_tokens,
+        "do_sample": False,
+    }
+    settings["cache_implementation"] = "dynamic" if mode == "dynamic cache" else "static"
+    if mode == "static cache + compile":
         compiling: Any = CompileConfig(mode="reduce-overhead", fullgraph=False)
         compiling._compile_all_devices = True  # it leaves the CPU out by itself
         settings["compile_config"] = compiling

@@ -19,7 +19,7 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 INSTALL = "--no-deps -r requirements-bench.txt"
-WIDTH, HISTORY = 192, 3
+DIM, HISTORY = 192, 3
 
 
 def submodule(name: str) -> ModuleType:
@@ -51,14 +51,14 @@ def le_world_model(action_numbers: int) -> Any:
     action_numbers: A, those of a whole block.  What it plans from is encoded already.
     """
     modules = submodule("wm.lewm.module")
-    head = {"input_dim": WIDTH, "hidden_dim": 2048, "output_dim": WIDTH}
+    head = {"input_dim": DIM, "hidden_dim": 2048, "output_dim": DIM}
     model = submodule("wm.lewm.lewm").LeWM(
         encoder=nn.Identity(),
         predictor=modules.Predictor(
             num_frames=HISTORY, depth=6, heads=16, dim_head=64, mlp_dim=2048,
-            input_dim=WIDTH, hidden_dim=WIDTH, output_dim=WIDTH, dropout=0.1,
+            input_dim=DIM, hidden_dim=DIM, output_dim=DIM, dropout=0.1,
         ),
-        action_encoder=modules.Embedder(input_dim=action_numbers, emb_dim=WIDTH),
+        action_encoder=modules.Embedder(input_dim=action_numbers, emb_dim=DIM),
         pred_proj=modules.MLP(**head, norm_fn=nn.BatchNorm1d),
     )  # fmt: skip
     return model.eval()
@@ -66,35 +66,35 @@ def le_world_model(action_numbers: int) -> Any:
 
 def solver(
     model: Any,
-    samples: int,
+    num_samples: int,
     iterations: int,
-    best: int,
+    topk: int,
     horizon: int,
-    block: int,
-    size: int,
+    action_block: int,
+    action_dim: int,
     device: torch.device,
 ) -> Any:
     """Its CEM solver, for one world, whose actions have `size` numbers, `block` of them a step."""
-    made = submodule("solver.cem").CEMSolver(
-        model, num_samples=samples, n_steps=iterations, topk=best, device=device
+    cem = submodule("solver.cem").CEMSolver(
+        model, num_samples=num_samples, n_steps=iterations, topk=topk, device=device
     )
-    made.configure(
-        action_space=Box(-1.0, 1.0, (1, size), np.float32),
+    cem.configure(
+        action_space=Box(-1.0, 1.0, (1, action_dim), np.float32),
         n_envs=1,
-        config=SimpleNamespace(horizon=horizon, action_block=block),
+        config=SimpleNamespace(horizon=horizon, action_block=action_block),
     )
-    return made
+    return cem
 
 
-def solve(made: Any, given: dict[str, Tensor]) -> Tensor:
+def solve(solver: Any, given: dict[str, Tensor]) -> Tensor:
     """Plan for one world: (horizon, A).  given: what `get_cost` reads, (1, ...) each."""
     with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it took
-        return made.solve(dict(given))["actions"][0]
+        return solver.solve(dict(given))["actions"][0]
 
 
 def encoded(now: Tensor, goal: Tensor) -> dict[str, Tensor]:
     """What LeWorldModel plans from, its frames being encoded: now (F, D), goal (D,)."""
     # of the pictures it reads nothing any more but how many there are
-    picture = torch.zeros(1, len(now), device=now.device)
+    pixels = torch.zeros(1, len(now), device=now.device)
     latents = {"emb": now[None], "goal_emb": goal[None, None]}
-    return {"pixels": picture, "goal": picture, **latents}
+    return {"pixels": pixels, "goal": pixels, **latents}

@@ -8,63 +8,63 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
-from data.vpt.places import Pair, Place
+from data.vpt.file_slice import FileSlice, VideoAndLog
 
-HALVES = (".mp4", ".jsonl")
+SUFFIXES = (".mp4", ".jsonl")
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
-BOXES = (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"mdat", b"moov")
+MP4_BOXES = (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"mdat", b"moov")
 
 
-def find_local(path: Path, skip_bad: bool) -> tuple[list[Pair], list[str]]:
+def find_local(path: Path, skip_invalid: bool) -> tuple[list[VideoAndLog], list[str]]:
     """Pairs by name, and a line for each thing left out; other files are passed over.
 
     path: a folder of NAME.mp4 + NAME.jsonl and of .tar files that hold such pairs, at any depth;
     or a .tar file; or a .mp4 with its .jsonl beside it.  ValueError names the first problem, or
     with `skip_bad` says that nothing is left.
     """
-    left_out: list[str] = []
+    skipped: list[str] = []
 
-    def leave_out(problem: str) -> None:
-        if not skip_bad:
+    def skip(problem: str) -> None:
+        if not skip_invalid:
             raise ValueError(f"{problem}, or leave it out with --skip-bad")
-        left_out.append(problem)
+        skipped.append(problem)
 
-    found: dict[str, dict[str, Place]] = {}
-    for place in _places(path, leave_out):
-        stem, suffix = os.path.splitext(str(place))  # 6.10_NAME.mp4 -> 6.10_NAME
-        found.setdefault(stem, {})[suffix] = place
-    pairs: dict[str, Pair] = {}
-    for halves in found.values():
-        name = _name(next(iter(halves.values())))
-        if problem := _problem(name, halves, pairs.get(name)):
-            leave_out(problem)
+    found: dict[str, dict[str, FileSlice]] = {}
+    for file in _find_files(path, skip):
+        stem, suffix = os.path.splitext(str(file))  # 6.10_NAME.mp4 -> 6.10_NAME
+        found.setdefault(stem, {})[suffix] = file
+    pairs: dict[str, VideoAndLog] = {}
+    for files in found.values():
+        name = _name(next(iter(files.values())))
+        if problem := _pair_problem(name, files, pairs.get(name)):
+            skip(problem)
         else:
-            pairs[name] = Pair(name, *(halves[suffix] for suffix in HALVES))
+            pairs[name] = VideoAndLog(name, *(files[suffix] for suffix in SUFFIXES))
     if not pairs:
-        why = f" ({left_out[0]}; {len(left_out)} such)" if left_out else ""
+        why = f" ({skipped[0]}; {len(skipped)} such)" if skipped else ""
         raise ValueError(f"{path} holds no pair of NAME.mp4 and NAME.jsonl{why}")
-    return [pairs[name] for name in sorted(pairs)], left_out
+    return [pairs[name] for name in sorted(pairs)], skipped
 
 
-def _name(place: Place) -> str:
-    return PurePath(place.member or place.path).stem
+def _name(file: FileSlice) -> str:
+    return PurePath(file.member or file.path).stem
 
 
-def _problem(name: str, halves: dict[str, Place], other: Pair | None) -> str:
-    for suffix in HALVES:
-        if suffix not in halves:
-            (there,) = halves.values()
+def _pair_problem(name: str, files: dict[str, FileSlice], other: VideoAndLog | None) -> str:
+    for suffix in SUFFIXES:
+        if suffix not in files:
+            (there,) = files.values()
             return f"{there} has no {name}{suffix} beside it; get that"
-        place = halves[suffix]
-        size = os.path.getsize(place.path) if place.size is None else place.size
+        file = files[suffix]
+        size = os.path.getsize(file.path) if file.size is None else file.size
         if size == 0:
-            return f"{place} has 0 bytes; get it again"
+            return f"{file} has 0 bytes; get it again"
     if other:
-        return f"{halves['.mp4']} has the name of {other.video}; take one of them away"
+        return f"{files['.mp4']} has the name of {other.video}; take one of them away"
     return ""
 
 
-def _places(path: Path, leave_out: Callable[[str], None]) -> list[Place]:
+def _find_files(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
     """All halves of pairs under `path`, whole or not."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -76,64 +76,64 @@ def _places(path: Path, leave_out: Callable[[str], None]) -> list[Place]:
     else:
         known = "a folder, a .tar file or a .mp4 with its .jsonl beside it"
         raise ValueError(f"{path} is {'none' if path.exists() else 'not there'}; give {known}")
-    places: list[Place] = []
+    slices: list[FileSlice] = []
     for file in files:
         if file.name.startswith("."):  # macOS leaves ._NAME.mp4 beside NAME.mp4
             continue
         if file.name.endswith(COMPRESSED):
-            leave_out(f"{file} is compressed; unpack it first")
+            skip(f"{file} is compressed; unpack it first")
         elif file.suffix == ".tar":
-            places += _members(file, leave_out)
-        elif file.suffix in HALVES:
-            places.append(Place(str(file)))
-    return places
+            slices += _tar_members(file, skip)
+        elif file.suffix in SUFFIXES:
+            slices.append(FileSlice(str(file)))
+    return slices
 
 
-def _members(path: Path, leave_out: Callable[[str], None]) -> list[Place]:
+def _tar_members(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
     size = path.stat().st_size
-    places: list[Place] = []
+    slices: list[FileSlice] = []
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 name = PurePath(member.name)
-                wanted = name.suffix in HALVES and not name.name.startswith(".")
+                wanted = name.suffix in SUFFIXES and not name.name.startswith(".")
                 if not wanted or not member.isreg():
                     continue
                 if member.issparse():
                     raise tarfile.ReadError(f"{member.name} has holes")
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError(f"{member.name} reaches beyond its end")
-                places.append(Place(str(path), member.offset_data, member.size, member.name))
+                slices.append(FileSlice(str(path), member.offset_data, member.size, member.name))
             end = tar.offset
         with open(path, "rb") as file:  # tarfile takes a broken header for the end
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no header and no end at byte {end}")
     except (tarfile.TarError, OSError, ValueError) as problem:
-        leave_out(
+        skip(
             f"{path} is compressed, damaged or cut, not a plain tar file ({problem}); unpack it "
             f"or get it again"
         )
-    return places
+    return slices
 
 
-def flaw(path: Path) -> str:
+def file_problem(path: Path) -> str:
     """Say how a file is not what its name says; nothing where it is."""
     size = path.stat().st_size
     with open(path, "rb") as file:
-        begin = file.read(20)
+        head = file.read(20)
         if path.suffix == ".jsonl":
             file.seek(max(0, size - 20))
-            if begin[:1] == b"{" and file.read().rstrip()[-1:] == b"}":
+            if head[:1] == b"{" and file.read().rstrip()[-1:] == b"}":
                 return ""
-            return f"no whole log (it begins {begin!r}; a log has one {{...}} a line)"
-        if begin[4:8] != b"ftyp":
-            return f"no MP4 (it begins {begin!r})"
+            return f"no whole log (it begins {head!r}; a log has one {{...}} a line)"
+        if head[4:8] != b"ftyp":
+            return f"no MP4 (it begins {head!r})"
         end = 0
         while end < size:  # from box to box (ISO/IEC 14496-12); what is behind them is let be
             file.seek(end)
-            length, kind = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
-            if kind not in BOXES or length < 8:
+            length, box_type = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
+            if box_type not in MP4_BOXES or length < 8:
                 break
             end += length
     return f"{size} bytes of an MP4 of {end}" if end > size else ""

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.download import PAUSE, Unavailable, fetch
-from data.vpt.find import flaw
-from data.vpt.places import Pair, Place
+from data.download import RETRY_DELAY, DownloadError, fetch
+from data.vpt.file_slice import FileSlice, VideoAndLog
+from data.vpt.find import file_problem
 
-GRACE = 1.0  # seconds that downloads have to end in; those that wait for a server are left
+JOIN_SECONDS = 1.0  # seconds that downloads have to end in; those that wait for a server are left
 
 
 def load_index(index: str, folder: Path) -> list[str]:
@@ -67,87 +67,97 @@ def _is_plain(path: str) -> bool:
     return not odd and not {"", ".", ".."} & set(path.split("/"))
 
 
-def choose(stems: Sequence[str], clips: int, seed: int) -> list[str]:
+def sample_recordings(stems: Sequence[str], num_recordings: int, seed: int) -> list[str]:
     """Draw so many stems. More of one seed begin with the same; order and server do not matter."""
-    if not 1 <= clips <= len(stems):
-        raise ValueError(f"--clips {clips} was asked for, but the index lists {len(stems)} clips")
+    if not 1 <= num_recordings <= len(stems):
+        raise ValueError(
+            f"--clips {num_recordings} was asked for, but the index lists {len(stems)} clips"
+        )
 
     def drawn(stem: str) -> tuple[bytes, str]:
-        return hashlib.sha256(f"{seed} {home(stem)}".encode()).digest(), stem
+        return hashlib.sha256(f"{seed} {local_name(stem)}".encode()).digest(), stem
 
-    return sorted(stems, key=drawn)[:clips]
+    return sorted(stems, key=drawn)[:num_recordings]
 
 
-def home(stem: str) -> str:
+def local_name(stem: str) -> str:
     """Where a clip is kept: 10.0/NAME. A name can come back in another version."""
     return "/".join(stem.split("/")[-2:])
 
 
-def fetch_pairs(
+def download_recordings(
     stems: Sequence[str],
     folder: Path,
-    workers: int,
-    skip_bad: bool,
-    pause: float = PAUSE,
+    num_workers: int,
+    skip_invalid: bool,
+    retry_delay: float = RETRY_DELAY,
     timeout: float | None = None,
-) -> tuple[list[Pair], list[str]]:
+) -> tuple[list[VideoAndLog], list[str]]:
     """Download each clip's log and video, `workers` clips at a time; what is there whole is kept.
 
     Gives the pairs in the order of `stems`, and with `skip_bad` a line for each clip that could
     not be had; without it, the first such is a ValueError. However it ends, what came of a file
     stays, and the next call goes on from there.
     """
-    if workers < 1:
-        raise ValueError(f"--workers {workers} downloads nothing; give 1 or more")
-    homes: dict[str, str] = {}
+    if num_workers < 1:
+        raise ValueError(f"--workers {num_workers} downloads nothing; give 1 or more")
+    stem_by_name: dict[str, str] = {}
     for stem in stems:
-        if homes.setdefault(home(stem), stem) != stem:
-            raise ValueError(f"{stem} and {homes[home(stem)]} would both be kept as {home(stem)}")
+        if stem_by_name.setdefault(local_name(stem), stem) != stem:
+            raise ValueError(
+                f"{stem} and {stem_by_name[local_name(stem)]} would both be kept as {local_name(stem)}"
+            )
 
     def get(stem: str, report: Callable[[int], None]) -> None:
         for suffix in (".jsonl", ".mp4"):  # the small one first: without it the other is no use
             url = stem + suffix
-            path = fetch(url, (folder / home(stem)).parent, None, pause, timeout, report)
-            if problem := flaw(path):
+            path = fetch(
+                url, (folder / local_name(stem)).parent, None, retry_delay, timeout, report
+            )
+            if problem := file_problem(path):
                 path.unlink()
-                raise Unavailable(f"{url} gave {problem}; it was not kept: see to the address")
+                raise DownloadError(f"{url} gave {problem}; it was not kept: see to the address")
 
     problems: dict[str, str] = {}
     received = 0
-    bar = tqdm(total=2 * len(homes), desc="clips", unit="file", miniters=0)
-    with bar, closing(_in_threads(homes.values(), workers, get)) as events:
+    progress = tqdm(total=2 * len(stem_by_name), desc="clips", unit="file", miniters=0)
+    with progress, closing(_run_in_threads(stem_by_name.values(), num_workers, get)) as events:
         for event in events:
             if isinstance(event, int):
                 received += event
-                bar.set_postfix_str(f"{received / 1e6:.1f} MB", refresh=False)
-                bar.update(0)
+                progress.set_postfix_str(f"{received / 1e6:.1f} MB", refresh=False)
+                progress.update(0)
                 continue
             stem, problem = event
-            if isinstance(problem, Unavailable):
-                if not skip_bad:
+            if isinstance(problem, DownloadError):
+                if not skip_invalid:
                     raise ValueError(f"{problem}, or leave such clips out with --skip-bad")
                 problems[stem] = str(problem)
             elif problem:
                 raise problem
-            bar.update(2)
-    left_out = [problems[stem] for stem in homes.values() if stem in problems]
-    if len(left_out) == len(homes):
-        raise ValueError(f"none of {len(homes)} clips could be had: {'; '.join(left_out[:1])}")
+            progress.update(2)
+    skipped = [problems[stem] for stem in stem_by_name.values() if stem in problems]
+    if len(skipped) == len(stem_by_name):
+        raise ValueError(
+            f"none of {len(stem_by_name)} clips could be had: {'; '.join(skipped[:1])}"
+        )
     return [
-        Pair(name, Place(str(folder / f"{name}.mp4")), Place(str(folder / f"{name}.jsonl")))
-        for name, stem in homes.items()
+        VideoAndLog(
+            name, FileSlice(str(folder / f"{name}.mp4")), FileSlice(str(folder / f"{name}.jsonl"))
+        )
+        for name, stem in stem_by_name.items()
         if stem not in problems
-    ], left_out
+    ], skipped
 
 
-def _in_threads(
-    stems: Collection[str], workers: int, get: Callable[[str, Callable[[int], None]], None]
+def _run_in_threads(
+    stems: Collection[str], num_workers: int, get: Callable[[str, Callable[[int], None]], None]
 ) -> Generator[int | tuple[str, Exception | None]]:
     """`get` each stem: gives the bytes that come, and each stem that is done with its problem.
 
     Closing it stops the threads.
     """
-    waiting = deque(stems)
+    pending = deque(stems)
     events: queue.SimpleQueue[int | tuple[str, Exception | None]] = queue.SimpleQueue()
     stop = threading.Event()
 
@@ -159,7 +169,7 @@ def _in_threads(
     def work() -> None:
         with suppress(IndexError):  # none is waiting
             while not stop.is_set():
-                stem = waiting.popleft()
+                stem = pending.popleft()
                 try:
                     get(stem, report)
                     events.put((stem, None))
@@ -169,20 +179,20 @@ def _in_threads(
     # daemons: one that hears nothing from its server does not keep the program from ending
     threads = [
         threading.Thread(target=work, name="download", daemon=True)
-        for _ in range(min(workers, len(stems)))
+        for _ in range(min(num_workers, len(stems)))
     ]
     try:
         for thread in threads:
             thread.start()
-        done = 0
-        while done < len(stems):
+        num_done = 0
+        while num_done < len(stems):
             with suppress(queue.Empty):
                 event = events.get(timeout=0.2)  # a wait without end may not hear Ctrl-C
-                done += isinstance(event, tuple)
+                num_done += isinstance(event, tuple)
                 yield event
     finally:
         stop.set()
-        end = time.monotonic() + GRACE
+        end = time.monotonic() + JOIN_SECONDS
         for thread in threads:
             if thread.ident:
                 thread.join(max(0.0, end - time.monotonic()))

@@ -1,0 +1,152 @@
+"""Push-T, exact: a disc pushes a T-shaped block onto its goal (gym-pusht 0.1.8).
+
+The physics and the drawing are gym-pusht's own; this file adds what recording and planning need:
+a reset that gives the state that was asked for, a step that costs neither a picture nor a
+coverage, and pictures without the copies. Units: pixels of the 512 x 512 world, y down, radians.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no display is needed
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+
+import cv2
+import numpy as np
+from gym_pusht.envs.pusht import PushTEnv
+
+from data.actions import ActionSpec
+
+WINDOW_SIZE = 512
+"""Side of the world, in its own pixels."""
+GOAL = np.array([256.0, 256.0, np.pi / 4])
+"""Block pose of the task: x, y, angle."""
+SUCCESS_COVERAGE = 0.95
+"""Coverage from which the task counts as done."""
+STEPS_PER_SECOND = 10
+SUBSTEPS = 10
+SUBSTEP = 0.01  # seconds
+STIFFNESS, DAMPING = 100.0, 20.0  # of the controller that pulls the agent to its target
+
+STATE_NAMES = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
+ACTIONS = ActionSpec(
+    "continuous",
+    ("target_x", "target_y"),
+    (0.0, 0.0),
+    (float(WINDOW_SIZE), float(WINDOW_SIZE)),
+    "pixels of the 512 x 512 world",
+    pointer=True,
+)
+
+
+def reward(coverage: Any) -> Any:
+    """Give the task's reward, 0..1, for a coverage or an array of them."""
+    return np.clip(np.asarray(coverage) / SUCCESS_COVERAGE, 0.0, 1.0)
+
+
+def angle_difference(a: Any, b: Any) -> Any:
+    """Give a - b wrapped to [-pi, pi)."""
+    return (np.asarray(a) - np.asarray(b) + np.pi) % (2 * np.pi) - np.pi
+
+
+def mirror(rows: np.ndarray) -> np.ndarray:
+    """Mirror points (..., 2) or states (..., 5) in the axis of the goal, x + y = 512.
+
+    The block is symmetric about its own axis, so that what is mirrored is the same task again.
+    """
+    result = rows.copy()
+    result[..., 0], result[..., 1] = WINDOW_SIZE - rows[..., 1], WINDOW_SIZE - rows[..., 0]
+    if rows.shape[-1] == 5:
+        result[..., 2], result[..., 3] = WINDOW_SIZE - rows[..., 3], WINDOW_SIZE - rows[..., 2]
+        result[..., 4] = (np.pi / 2 - rows[..., 4]) % (2 * np.pi)
+    return result
+
+
+def random_start(seed: int) -> np.ndarray:
+    """Draw the task protocol's start state (5,), as Diffusion Policy's environment does.
+
+    Its environment sets the block's position before its angle, and an angle turns the block
+    about its centre of gravity, so the position that results is not the one that was drawn.
+    """
+    rng = np.random.RandomState(seed)
+    agent = rng.randint(50, 450), rng.randint(50, 450)
+    x, y = rng.randint(100, 400), rng.randint(100, 400)
+    angle = rng.randn() * 2 * np.pi - np.pi
+    x, y = x + 45 * np.sin(angle), y + 45 - 45 * np.cos(angle)
+    return np.array([*agent, x, y, angle % (2 * np.pi)])
+
+
+class PushT:
+    """One simulator.
+
+    >>> world = PushT(); world.reset(random_start(100_000)); world.step((200, 300)); world.state
+    """
+
+    def __init__(self, image_size: int = 64) -> None:
+        self.image_size = image_size
+        self.contacts = 0
+        """Contact points a substep during the last step, rounded up, as in the demonstrations."""
+        self._env = PushTEnv(obs_type="state")
+        self.reset(np.array([256.0, 400.0, 256.0, 300.0, 0.0]))
+
+    def reset(self, state: np.ndarray, velocity: Any = (0.0, 0.0)) -> None:
+        """Put agent and block exactly at `state` (5,), the agent at `velocity` (2,) pixels/s.
+
+        In the middle of a recording the velocity is (state[t] - state[t - 1]) / 0.1. A new space
+        each time: what went before leaves no contacts behind, so a rollout depends on its start.
+        """
+        state = np.asarray(state, dtype=np.float64)
+        if state.shape != (5,) or not np.isfinite(state).all():
+            raise ValueError(f"a Push-T state is five finite numbers {STATE_NAMES}; got {state}")
+        self._env._setup()
+        self._space, self._agent, self._block = self._env.space, self._env.agent, self._env.block
+        self._agent.position = float(state[0]), float(state[1])
+        self._block.angle = float(state[4])  # before the position: it turns about the centre
+        self._block.position = float(state[2]), float(state[3])
+        self._space.step(SUBSTEP)  # finds the contacts; nothing moves yet
+        self._agent.velocity = float(velocity[0]), float(velocity[1])
+        self.contacts = 0
+
+    def step(self, action: Any) -> None:
+        """Pull the agent towards `action` (2,), a point of the world, for a tenth of a second."""
+        x, y = float(action[0]), float(action[1])
+        self._env.n_contact_points = 0
+        agent, step = self._agent, self._space.step
+        for _ in range(SUBSTEPS):
+            (px, py), (vx, vy) = agent.position, agent.velocity
+            agent.velocity = (
+                vx + (STIFFNESS * (x - px) - DAMPING * vx) * SUBSTEP,
+                vy + (STIFFNESS * (y - py) - DAMPING * vy) * SUBSTEP,
+            )
+            step(SUBSTEP)
+        self.contacts = -(-self._env.n_contact_points // SUBSTEPS)
+
+    @property
+    def state(self) -> np.ndarray:
+        """(5,) float64: agent x, y, block x, y, angle in [0, 2 pi)."""
+        agent, block = self._agent.position, self._block.position
+        return np.array([*agent, *block, self._block.angle % (2 * np.pi)])
+
+    @property
+    def velocity(self) -> np.ndarray:
+        """(2,) pixels a second, of the agent."""
+        return np.array(self._agent.velocity)
+
+    def coverage(self) -> float:
+        """Give the share of the goal's area under the block."""
+        return float(self._env._get_coverage())
+
+    def render(self, size: int | None = None) -> np.ndarray:
+        """Draw (size, size, 3) uint8, RGB, without the cross that marks an action.
+
+        Drawn at 512 x 512 as gym-pusht does, and averaged over areas: at 64 pixels gym-pusht's own
+        bilinear resize looks at one pixel in four, and the thin edges shimmer.
+        """
+        side = size or self.image_size
+        screen = self._env._render()
+        memory: Any = screen.get_buffer()
+        pixels = np.frombuffer(memory, np.uint8).reshape(WINDOW_SIZE, WINDOW_SIZE, 4)
+        small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray(small[..., 2::-1])  # the screen is blue, green, red, unused

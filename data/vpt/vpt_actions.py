@@ -1,0 +1,128 @@
+"""What a Minecraft player's keys and mouse mean: the inputs of a tick, and one code for them.
+
+Letters: N ticks, I inputs, M choices of the camera on an axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.actions import ActionSpec, Factor
+
+KEYS = {
+    "key.keyboard.w": "forward",
+    "key.keyboard.s": "back",
+    "key.keyboard.a": "left",
+    "key.keyboard.d": "right",
+    "key.keyboard.space": "jump",
+    "key.keyboard.left.shift": "sneak",
+    "key.keyboard.left.control": "sprint",
+    "key.keyboard.q": "drop",
+    "key.keyboard.e": "inventory",
+    "key.keyboard.f": "swapHands",
+    "key.keyboard.escape": "ESC",
+    **{f"key.keyboard.{n}": f"hotbar.{n}" for n in range(1, 10)},
+}
+"""Keys of the recorder, and MineRL's names of what they do."""
+MOUSE_BUTTONS = ("attack", "use", "pickItem")
+"""Mouse buttons 0, 1, 2."""
+BUTTONS = (*dict.fromkeys(KEYS.values()), *MOUSE_BUTTONS)
+INPUT_NAMES = (*BUTTONS, "pitch_degrees", "yaw_degrees", "gui")
+"""Inputs of a tick: 1 for what is held, degrees that the camera turns, 1 with a GUI open."""
+INPUT_COLUMN = {name: column for column, name in enumerate(INPUT_NAMES)}
+CAMERA_SCALER = 360 / 2400
+"""Degrees that the camera turns for a unit of the recorder's mouse."""
+
+MOVES = ("none", "forward", "left", "back", "right",
+         "forward left", "forward right", "back left", "back right")  # fmt: skip
+# The move for (back, none, forward) and (right, none, left); opposite keys cancel.
+_MOVE_TABLE = np.array([[8, 3, 7], [4, 0, 2], [6, 1, 5]])
+
+
+@dataclass(frozen=True)
+class CameraQuantizer:
+    """How degrees become one of M choices: mu-law companding (VPT, appendix C.2) around zero.
+
+    A uniform grid is a mu of 0.
+    """
+
+    maxval: float = 10.0
+    """Degrees of the outermost choices, and of all that is beyond."""
+    num_bins: int = 11
+    """Odd: the middle one is not to turn."""
+    mu: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.num_bins != 11 or self.maxval <= 0 or self.mu < 0:
+            raise ValueError(
+                f"a camera of {self.num_bins} choices up to {self.maxval} degrees with mu {self.mu} "
+                f"does not fit codes of 0 to 4355; they take 11 choices, a limit above 0 and a mu "
+                f"of 0 or more"
+            )
+
+    def discretize(self, degrees: np.ndarray) -> np.ndarray:
+        """(...) degrees -> (...) int64 in [0, M)."""
+        fraction = np.clip(np.asarray(degrees, np.float64) / self.maxval, -1, 1)
+        if self.mu:
+            fraction = np.sign(fraction) * np.log1p(self.mu * abs(fraction)) / np.log1p(self.mu)
+        half = self.num_bins // 2
+        # from zero outwards on both sides, so that a turn and its opposite are alike
+        return half + (np.sign(fraction) * np.floor(abs(fraction) * half + 0.5)).astype(np.int64)
+
+    @property
+    def bin_centers(self) -> tuple[float, ...]:
+        """Degrees that the choices stand for: (M,)."""
+        half = self.num_bins // 2
+        fraction = np.arange(-half, half + 1) / half
+        if self.mu:
+            fraction = np.sign(fraction) * np.expm1(abs(fraction) * np.log1p(self.mu)) / self.mu
+        return tuple(round(float(v), 4) + 0.0 for v in self.maxval * fraction)
+
+
+def action_spec(quantizer: CameraQuantizer) -> ActionSpec:
+    """Codes 0 to 4355: yaw + 11 pitch + 121 attack + 242 jump + 484 move (docs/minecraft.md)."""
+    labels = tuple(f"{degrees:+.1f}" if degrees else "0" for degrees in quantizer.bin_centers)
+    return ActionSpec(
+        "discrete",
+        (),
+        unit="degrees of the camera",
+        factors=(
+            Factor("yaw", labels, quantizer.bin_centers),
+            Factor("pitch", labels, quantizer.bin_centers),
+            Factor("attack", ("none", "attack")),
+            Factor("jump", ("none", "jump")),
+            Factor("move", MOVES),
+        ),
+    )
+
+
+def encode(inputs: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
+    """Inputs, (N, I) -> codes, (N,) int64. What a code has no place for is left out: use, sneak,
+    sprint, drop, inventory, hotbar. With a GUI open the camera's turns move its cursor."""
+    inputs = np.asarray(inputs)
+    yaw = quantizer.discretize(inputs[:, INPUT_COLUMN["yaw_degrees"]])
+    pitch = quantizer.discretize(inputs[:, INPUT_COLUMN["pitch_degrees"]])
+    pressed = {name: inputs[:, INPUT_COLUMN[name]] > 0 for name in BUTTONS}
+    along = pressed["forward"].astype(np.int64) - pressed["back"]
+    across = pressed["left"].astype(np.int64) - pressed["right"]
+    move = _MOVE_TABLE[along + 1, across + 1]
+    choices = [yaw, pitch, pressed["attack"], pressed["jump"], move]
+    return action_spec(quantizer).ravel(np.stack(choices, -1).astype(np.int64))
+
+
+def decode(codes: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
+    """Codes, (N,) -> the inputs that they stand for, (N, I) float32."""
+    codes = np.asarray(codes)
+    if codes.size and not 0 <= codes.min() <= codes.max() <= 4355:
+        raise ValueError(f"codes of actions go from 0 to 4355; {codes} reaches outside")
+    yaw, pitch, attack, jump, move = action_spec(quantizer).unravel(codes).T
+    inputs = np.zeros((len(codes), len(INPUT_NAMES)), np.float32)
+    bin_centers = np.array(quantizer.bin_centers)
+    inputs[:, INPUT_COLUMN["yaw_degrees"]] = bin_centers[yaw]
+    inputs[:, INPUT_COLUMN["pitch_degrees"]] = bin_centers[pitch]
+    inputs[:, INPUT_COLUMN["attack"]], inputs[:, INPUT_COLUMN["jump"]] = attack, jump
+    for name in ("forward", "back", "left", "right"):
+        inputs[:, INPUT_COLUMN[name]] = [name in MOVES[m].split() for m in move]
+    return inputs

@@ -1,0 +1,167 @@
+"""A recorder's log, one JSON object a tick, and MineRL's dictionaries, as the inputs of each tick.
+
+Letters: N ticks, I inputs (data/vpt/vpt_actions.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from data.vpt.vpt_actions import (
+    BUTTONS,
+    CAMERA_SCALER,
+    INPUT_COLUMN,
+    INPUT_NAMES,
+    KEYS,
+    MOUSE_BUTTONS,
+)
+
+
+class _Mouse(msgspec.Struct):
+    x: float = 0.0
+    y: float = 0.0
+    dx: float = 0.0
+    dy: float = 0.0
+    buttons: list[int] | None = None
+    newButtons: list[int] | None = None
+
+
+class _Keyboard(msgspec.Struct):
+    keys: list[str] | None = None
+
+
+class _Line(msgspec.Struct):
+    """What is read of a line; BASALT's logs lack much, and 6.13's can have null devices."""
+
+    mouse: _Mouse | None = None
+    keyboard: _Keyboard | None = None
+    isGuiOpen: bool = False
+    hotbar: int | None = None
+    yaw: float | None = None
+    pitch: float | None = None
+
+
+_line_decoder = msgspec.json.Decoder(_Line)
+_minerl_decoder = msgspec.json.Decoder(dict[str, Any])
+_NO_MOUSE, _NO_KEYBOARD = _Mouse(), _Keyboard()
+_KEY_COLUMN = {key: INPUT_COLUMN[name] for key, name in KEYS.items()}
+_BUTTON_COLUMN = {number: INPUT_COLUMN[name] for number, name in enumerate(MOUSE_BUTTONS)}
+_FIRST_SLOT = INPUT_COLUMN["hotbar.1"]
+
+
+@dataclass(frozen=True)
+class VptLog:
+    """What a player did, tick by tick."""
+
+    inputs: np.ndarray  # (N, I) float32
+    cursor: np.ndarray  # (N, 2) float32, x and y in the 1280 x 720 window
+    angles: np.ndarray | None  # (N, 2) float64, absolute pitch and yaw in degrees, if recorded
+    invalid_lines: tuple[
+        int, ...
+    ] = ()  # numbers of broken lines, from 1; the tick before stands for them
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def read_log(content: bytes, where: str, skip_invalid: bool = False) -> VptLog:
+    """Read a .jsonl file's content: the recorder's lines, or MineRL's dictionaries.
+
+    ValueError names the first line that cannot be read. With `skip_bad` such a line counts as the
+    tick before it, with nothing new done, so that frames and lines stay in step.
+    """
+    lines = content.strip().splitlines()
+    if not lines:
+        raise ValueError(f"{where} is empty; a log has a line for each frame")
+    minerl = b'"camera"' in lines[0] and b'"mouse"' not in lines[0]
+    decode = _minerl_decoder.decode if minerl else _line_decoder.decode
+    ticks: list[Any] = []
+    invalid_lines: list[int] = []
+    previous: Any = {} if minerl else _Line()
+    for number, line in enumerate(lines, 1):
+        try:
+            previous = decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+            if not skip_invalid:
+                raise ValueError(
+                    f"{where} line {number} is broken ({problem}); mend or leave out the pair, or "
+                    f"--skip-bad reads on"
+                ) from None
+            invalid_lines.append(number)
+            previous = _without_motion(previous)
+        ticks.append(previous)
+    if not minerl:
+        return _from_lines(ticks, tuple(invalid_lines))
+    try:
+        inputs = from_minerl(ticks)
+    except ValueError as problem:
+        raise ValueError(f"{where}: {problem}") from None
+    return VptLog(inputs, np.zeros((len(ticks), 2), np.float32), None, tuple(invalid_lines))
+
+
+def _without_motion(tick: Any) -> Any:
+    """The same keys held, and nothing turned."""
+    if isinstance(tick, dict):
+        return tick | {"camera": [0.0, 0.0]}
+    mouse = tick.mouse or _NO_MOUSE
+    motionless = _Mouse(mouse.x, mouse.y, buttons=mouse.buttons)
+    return msgspec.structs.replace(tick, mouse=motionless)
+
+
+def _from_lines(lines: list[_Line], invalid_lines: tuple[int, ...]) -> VptLog:
+    count = len(lines)
+    inputs = np.zeros((count, len(INPUT_NAMES)), np.float32)
+    mice = [line.mouse or _NO_MOUSE for line in lines]
+    mouse_values = np.array([(m.x, m.y, m.dx, m.dy) for m in mice], np.float64)
+    inputs[:, INPUT_COLUMN["yaw_degrees"]] = CAMERA_SCALER * mouse_values[:, 2]
+    inputs[:, INPUT_COLUMN["pitch_degrees"]] = CAMERA_SCALER * mouse_values[:, 3]
+    inputs[:, INPUT_COLUMN["gui"]] = [line.isGuiOpen for line in lines]
+
+    rows, columns = [], []
+    stuck = mice[0].newButtons == [0]  # the recorder can begin with the button down (VPT's loader)
+    slot = 0
+    for row, (line, mouse) in enumerate(zip(lines, mice, strict=True)):
+        if row and stuck and mouse.newButtons and 0 in mouse.newButtons:
+            stuck = False
+        pressed = [
+            _BUTTON_COLUMN[b]
+            for b in mouse.buttons or ()
+            if b in _BUTTON_COLUMN and not (b == 0 and stuck)
+        ]
+        keyboard = line.keyboard or _NO_KEYBOARD
+        pressed += [_KEY_COLUMN[key] for key in keyboard.keys or () if key in _KEY_COLUMN]
+        if line.hotbar is not None and line.hotbar != slot:
+            slot = line.hotbar  # turned by the wheel, or by a key that says so too
+            if 0 <= slot < 9:
+                pressed.append(_FIRST_SLOT + slot)
+        rows += [row] * len(pressed)
+        columns += pressed
+    inputs[rows, columns] = 1
+    angles = None
+    if all(line.yaw is not None and line.pitch is not None for line in lines):
+        angles = np.array([(line.pitch, line.yaw) for line in lines], np.float64)
+    return VptLog(inputs, mouse_values[:, :2].astype(np.float32), angles, invalid_lines)
+
+
+def from_minerl(actions: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """MineRL's dictionaries, `camera` = [pitch, yaw] in degrees and 0 or 1 for what is held, as
+    inputs: (N, I) float32. ValueError names what is neither known nor 0."""
+    inputs = np.zeros((len(actions), len(INPUT_NAMES)), np.float32)
+    for row, action in enumerate(actions):
+        for name, value in action.items():
+            if name == "camera":
+                pitch, yaw = np.asarray(value, np.float64).reshape(2)
+                inputs[row, INPUT_COLUMN["pitch_degrees"]] = pitch
+                inputs[row, INPUT_COLUMN["yaw_degrees"]] = yaw
+            elif name in BUTTONS:
+                inputs[row, INPUT_COLUMN[name]] = float(np.asarray(value).reshape(())) != 0
+            elif np.any(np.asarray(value)):
+                raise ValueError(
+                    f"action {row} has {name} = {value!r}; known are camera, {', '.join(BUTTONS)}"
+                )
+    return inputs

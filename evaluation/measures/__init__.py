@@ -1,0 +1,1 @@
+"""Figures of a world on held-out episodes."""

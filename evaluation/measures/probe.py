@@ -1,0 +1,103 @@
+"""What latents know of the simulator's state: a linear and a small MLP probe (Alain and Bengio,
+arXiv:1610.01644).
+
+Letters: n frames, D numbers of a frame's latents, Y targets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data.shards import EpisodeDataset
+from evaluation.readers.fit_estimator import sample_frames
+from models.layers.sigreg import effective_rank
+
+TARGETS = ("agent_x", "agent_y", "block_x", "block_y", "block_sin", "block_cos")
+RIDGE = 1e-3  # of the linear probe, beside a variance of 1
+
+
+def probe_targets(states: Tensor) -> Tensor:
+    """Push-T states (n, 5) -> (n, Y): an angle is learnt as sine and cosine."""
+    angle = states[:, 4]
+    return torch.stack([*states[:, :4].unbind(1), angle.sin(), angle.cos()], 1)
+
+
+def probe(
+    world: Any, dataset: EpisodeDataset, num_train: int = 8000, num_test: int = 4000, seed: int = 0
+) -> dict[str, Any]:
+    """Fit probes on training episodes; give Pearson's r on held-out ones, by target.
+
+    `linear` and `mlp`: {target: r}; `n`, frames of held-out episodes; `rank`, the effective rank
+    of the latents (exp of the entropy of their covariance's eigenvalues) and `variance`, the mean
+    over their numbers: near 0 where an encoder has collapsed.
+    """
+    train_latents, train_targets = _read_latents(world, dataset, "train", num_train, seed)
+    test_latents, test_targets = _read_latents(world, dataset, "test", num_test, seed)
+    latent_mean, latent_std = train_latents.mean(0), train_latents.std(0).clamp(min=1e-6)
+    train_latents, test_latents = (
+        (train_latents - latent_mean) / latent_std,
+        (test_latents - latent_mean) / latent_std,
+    )
+    target_mean, target_std = train_targets.mean(0), train_targets.std(0)
+    normalized_targets = (train_targets - target_mean) / target_std
+    return {
+        "n": len(test_targets),
+        "linear": _correlations(
+            _linear(train_latents, normalized_targets, test_latents), test_targets
+        ),
+        "mlp": _correlations(
+            _mlp(train_latents, normalized_targets, test_latents, seed), test_targets
+        ),
+        "rank": effective_rank(train_latents * latent_std),
+        "variance": float(latent_std.square().mean()),
+    }
+
+
+def _read_latents(
+    world: Any, dataset: EpisodeDataset, split: Any, num_frames: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    frames, states, _ = sample_frames(dataset, split, num_frames, seed)
+    with torch.inference_mode():
+        parts = [world.vectors(world.encode(part)).flatten(1).float() for part in frames.split(256)]
+    return torch.cat(parts).cpu().clone(), probe_targets(states)
+
+
+def _linear(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
+    """Ridge regression through the smaller of the two Gram matrices."""
+    penalty = RIDGE * len(x)
+    if x.shape[1] <= len(x):
+        gram = x.T @ x + penalty * torch.eye(x.shape[1])
+        return x_test @ torch.linalg.solve(gram, x.T @ y)
+    gram = x @ x.T + penalty * torch.eye(len(x))
+    return x_test @ (x.T @ torch.linalg.solve(gram, y))
+
+
+def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 600) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Linear(x.shape[1], 128), nn.GELU(), nn.Linear(128, 128), nn.GELU(),
+            nn.Linear(128, y.shape[1]),
+        )  # fmt: skip
+    optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (512,), generator=random)
+        loss = nn.functional.mse_loss(net(x[rows]), y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        return net(x_test)
+
+
+def _correlations(predicted: Tensor, truth: Tensor) -> dict[str, float]:
+    """Pearson's r by target; 0 for what is read the same everywhere."""
+    predicted, truth = predicted - predicted.mean(0), truth - truth.mean(0)
+    norms = (predicted.norm(dim=0) * truth.norm(dim=0)).clamp(min=1e-8)
+    return dict(zip(TARGETS, ((predicted * truth).sum(0) / norms).tolist(), strict=True))

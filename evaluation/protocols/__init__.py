@@ -1,0 +1,1 @@
+"""What is played in the real simulator, and by whom."""

@@ -1,0 +1,1 @@
+"""Networks that read states and actions from frames, to measure with."""

@@ -1,0 +1,1 @@
+"""The report: its keys, plots and page."""

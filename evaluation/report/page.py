@@ -1,0 +1,237 @@
+"""One HTML page that holds a whole evaluation: figures with their n and intervals, pictures."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from evaluation.measures.reconstruction import BRIGHTNESS_BINS
+from evaluation.protocols.goals import PROTOCOLS
+from evaluation.report.action_tables import controllability, imitation
+from evaluation.report.tables import interval, number, table
+from pipeline.checkpoint import write_whole
+
+STYLE = """
+body { font: 14px/1.45 system-ui, sans-serif; color: #1b1b1e; max-width: 1120px; margin: 2em auto;
+       padding: 0 1em; }
+h1 { font-size: 1.5em; margin-bottom: 0 } h2 { font-size: 1.15em; margin: 1.8em 0 .4em }
+p { margin: .3em 0 .7em; max-width: 52em } .quiet { color: #70757d } small { color: #70757d }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4em 0 1em }
+th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #e6e8eb }
+th:first-child, td:first-child { text-align: left } tr.own td { font-weight: 600 }
+img { max-width: 100%; margin: .3em 0 } figure { margin: 0 0 1em } pre { font-size: 12px }
+"""
+CURVE_LABELS = {
+    "psnr": "PSNR, imagined (dB)",
+    "copy_last_psnr": "PSNR, last true frame",
+    "copy_last_reconstructed_psnr": "PSNR, last reconstructed frame",
+    "shuffled_psnr": "PSNR, actions of another clip",
+    "reconstruction_psnr": "PSNR, tokenizer alone",
+    "delta_psnr": "delta-PSNR (dB)",
+    "ssim": "SSIM, imagined",
+    "copy_last_ssim": "SSIM, last true frame",
+    "agent_px": "agent error (px of 512)",
+    "copy_last_agent_px": "agent, last true frame",
+    "block_px": "block error (px of 512)",
+    "copy_last_block_px": "block, last true frame",
+    "block_degrees": "block error (degrees)",
+    "copy_last_block_degrees": "block angle, last true frame",
+}
+HIGHLIGHTED = {"psnr", "delta_psnr", "ssim", "agent_px", "block_px", "block_degrees"}
+
+
+def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
+    """Write FOLDER/index.html from the figures and their pictures in FOLDER/plots."""
+    plots, open_loop = folder / "plots", metrics["open_loop"]
+    curves = ["curves_pixels.png"] if open_loop["horizons"] else []
+    states = ["curves_states.png"] if open_loop["agent_px"] else []
+    task_measured = any(row["n"] for row in metrics["task"].values())
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p class=quiet>{escape(_about(metrics['provenance']))}</p>",
+        "<p>Everything is measured on held-out episodes. Brackets are 95% intervals: a bootstrap "
+        "over whole source episodes for pictures, over episodes for scores, Wilson's for shares. "
+        "A dash is what was not measured.</p>",
+        *_tokenizer(metrics["tokenizer"]),
+        *_images(
+            plots,
+            ["reconstructions.png"] if metrics["tokenizer"]["n"] else [],
+            "Truth, what the tokenizer gives back, error.",
+        ),
+        *_probe(metrics["probe"]),
+        *_open_loop(open_loop),
+        *_images(plots, curves, "By horizon, beside the copies that cost nothing."),
+        *_images(plots, states, "Read from the pictures by the state estimator."),
+        *_images(
+            plots,
+            ["film-*.png"] if curves else [],
+            "Truth above imagination above error, steps after the last frame.",
+        ),
+        *controllability(metrics["controllability"]),
+        *imitation(metrics["imitation"]),
+        *_task(metrics["task"]),
+        *_images(plots, ["task.png"] if task_measured else [], ""),
+        *_goals(metrics["goal"]),
+        *_images(plots, _goal_images(metrics["goal"]), "Attempts of the planner: failures first."),
+        *_play(metrics["play"]),
+        "<h2>Provenance</h2>",
+        _provenance(metrics["provenance"]),
+    ]
+    page = (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
+        f"<style>{STYLE}</style><body>{''.join(body)}</body></html>"
+    )
+    path = folder / "index.html"
+    write_whole(path, page.encode())
+    return path
+
+
+def _about(provenance: dict[str, Any]) -> str:
+    facts = (provenance.get(key) for key in ("run", "recordings", "device", "finished"))
+    return " · ".join(str(fact) for fact in facts if fact)
+
+
+def _tokenizer(metrics: dict[str, Any]) -> list[str]:
+    psnr = number(metrics["psnr"]) + interval(metrics, "psnr_low", "psnr_high")
+    ssim = number(metrics["ssim"], 4) + interval(metrics, "ssim_low", "ssim_high", 4)
+    head = ["PSNR (dB)", "SSIM", "codes used", "codes changing", "patches changing", "frames"]
+    codes_used = number(metrics["codes_used"])
+    if metrics.get("codes"):
+        codes_used += f" <small>of {metrics['codes']}</small>"
+    change_rates = [number(metrics[key], 4) for key in ("codes_changing", "patches_changing")]
+    row = [psnr, ssim, codes_used, *change_rates, number(metrics["n"])]
+    parts = ["<h2>Tokenizer</h2>", table(head, [row])]
+    if metrics["bands"]:
+        head = ["brightness of the frame", "PSNR (dB)", "SSIM", "frames"]
+        brightness_rows = [
+            [f"{name}, {_brightness_range(name)}", number(band["psnr"]), number(band["ssim"], 4),
+             number(band["n"])]
+            for name, band in metrics["bands"].items()
+        ]  # fmt: skip
+        parts.append(table(head, brightness_rows))
+    return parts
+
+
+def _brightness_range(name: str) -> str:
+    low, high = BRIGHTNESS_BINS[name]
+    return f"from {low}" if high > 1 else f"below {high}"
+
+
+def _open_loop(metrics: dict[str, Any]) -> list[str]:
+    parts = ["<h2>Open loop</h2>"]
+    if not metrics["horizons"]:
+        return [*parts, "<p>-</p>"]
+    parts.append(
+        f"<p>{metrics['n']} windows from {metrics['sources']} sources; {metrics['context']} true "
+        "frames, then actions alone. PSNR is that of the mean squared error over windows; 100 dB "
+        "stands for equal.</p>"
+    )
+    rows, highlight = [], set()
+    for key, label in CURVE_LABELS.items():
+        values = metrics.get(key)
+        if values is None:
+            continue
+        digits = 3 if "ssim" in key else 2 if "psnr" in key else 1
+        lows, highs = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+        cells = []
+        for index, value in enumerate(values):
+            row = {"low": lows[index], "high": highs[index]} if lows and highs else {}
+            interval_text = interval(row, digits=digits) if key in HIGHLIGHTED else ""
+            cells.append(number(value, digits) + (f"<br>{interval_text}" if interval_text else ""))
+        if key in HIGHLIGHTED:
+            highlight.add(len(rows))
+        rows.append([label, *cells])
+    parts.append(table(["steps ahead", *map(str, metrics["horizons"])], rows, highlight))
+    error = metrics.get("estimator_error")
+    if error:
+        means = [f"{k.replace('_', ' ')} {number(v)}" for k, v in error.items() if "p95" not in k]
+        parts.append(f"<p>State estimator on held-out real frames: {', '.join(means)}.</p>")
+    return parts
+
+
+def _probe(metrics: dict[str, Any]) -> list[str]:
+    if not metrics["n"]:
+        return []
+    names = list(metrics["linear"])
+    rows = [[kind, *(number(metrics[kind][n], 3) for n in names)] for kind in ("linear", "mlp")]
+    return [
+        "<h2>Probes: what the latents know of the state</h2>",
+        table(["correlation r", *(name.replace("_", " ") for name in names)], rows),
+        f"<p>{number(metrics['n'])} held-out frames; effective rank {number(metrics['rank'], 1)}, "
+        f"mean variance {number(metrics['variance'], 3)}.</p>",
+    ]
+
+
+def _task(policies: dict[str, Any]) -> list[str]:
+    parts = ["<h2>Task: push the block onto the goal (Diffusion Policy's protocol)</h2>"]
+    rows = []
+    for name, row in policies.items():
+        row = row or {}
+        success = number(row.get("success"), 3) + interval(row, "success_low", "success_high", 3)
+        score = number(row.get("score"), 3) + interval(row, digits=3)
+        rows.append([name, score, success, number(row.get("coverage"), 3), number(row.get("n"))])
+    head = ["policy", "score", "success", "highest coverage", "episodes"]
+    return [*parts, table(head, rows, {list(policies).index("controller")})]
+
+
+def _goals(protocols: dict[str, Any]) -> list[str]:
+    parts = [
+        "<h2>Goal reaching</h2><p>Protocols that are not comparable with each other. Planner plans "
+        "in the imagined world; controller and cloning are not told the goal; simulator is the "
+        "true simulator under a sampling planner, the upper bound.</p>"
+    ]
+    for protocol, policies in protocols.items():
+        rows = []
+        for name, row in policies.items():
+            row = row or {}
+            success = number(row.get("success"), 3) + interval(row, digits=3)
+            seconds = number(row.get("seconds_of_a_plan"), 3)
+            rows.append([name, success, number(row.get("n")), seconds])
+        parts.append(table([escape(protocol), "success", "pairs", "s a plan"], rows))
+    return parts
+
+
+def _play(metrics: dict[str, Any]) -> list[str]:
+    head = ["frames/s", "latency p50 (ms)", "p95 (ms)", "frames"]
+    keys = ("frames_per_second", "latency_ms_p50", "latency_ms_p95")
+    row = [number(metrics[key], 1) for key in keys]
+    return [
+        "<h2>Play: one stream, decoding included</h2>",
+        table(head, [[*row, number(metrics["n"])]]),
+    ]
+
+
+def _goal_images(protocols: dict[str, Any]) -> list[str]:
+    measured = [key for key, rows in protocols.items() if any(row["n"] for row in rows.values())]
+    planned_offsets = {
+        PROTOCOLS[key].goal_offset for key in measured if protocols[key]["planner"]["n"]
+    }
+    images = [f"goal-{offset}-films.png" for offset in sorted(planned_offsets)]
+    return images + [f"goal-{key}.png" for key in measured]
+
+
+def _images(plots: Path, patterns: list[str], caption: str) -> list[str]:
+    """Those that match; a caller whose figures were not measured now names none, because what is
+    there is of an evaluation before."""
+    images = []
+    for path in [path for pattern in patterns for path in sorted(plots.glob(pattern))]:
+        data = base64.b64encode(path.read_bytes()).decode()
+        images.append(f'<img alt="{escape(path.stem)}" src="data:image/png;base64,{data}">')
+    return [f"<figure>{''.join(images)}<p class=quiet>{caption}</p></figure>"] if images else []
+
+
+def _provenance(values: dict[str, Any], prefix: str = "") -> str:
+    rows: list[list[str]] = []
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(inner, f"{name}.{key}" if name else str(key))
+        else:
+            text = "-" if value is None else str(value)
+            rows.append([escape(name), escape(text)])
+
+    walk(values, prefix)
+    return table(["what", "value"], rows)

@@ -1,0 +1,143 @@
+"""Pictures of an evaluation, as PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from torch import Tensor
+
+NAVY, GRAY = "#1d3557", "#8d99ae"
+CURVE_STYLES = {  # key in the figures -> label, colour, line
+    "": ("imagined", NAVY, "-"),
+    "copy_last_": ("last true frame", "#e07a5f", "--"),
+    "copy_last_reconstructed_": ("last reconstructed frame", "#f2b84b", "--"),
+    "shuffled_": ("actions of another clip", "#7b2cbf", ":"),
+    "reconstruction_": ("tokenizer alone", "#2a9d8f", "-."),
+}
+MAX_AXIS_PSNR = 60.0  # dB; a copy of a still scene would stretch the axis
+
+
+def pixel_curves(metrics: dict[str, Any], path: Path) -> None:
+    """Draw PSNR, SSIM and delta-PSNR by horizon, each with its baselines and 95% intervals."""
+    fig, axes = plt.subplots(1, 3, figsize=(13, 3.8))
+    for ax, measure, label in zip(
+        axes, ("psnr", "ssim", "delta_psnr"), ("PSNR, dB", "SSIM", "delta-PSNR, dB"), strict=True
+    ):
+        _curves(ax, metrics, measure)
+        ax.set_ylabel(label)
+    axes[2].axhline(0, color=GRAY, linewidth=0.8)
+    axes[2].set_title("what the actions are worth", fontsize=9)
+    _add_legend(axes[0])
+    _save(fig, path)
+
+
+def state_curves(metrics: dict[str, Any], path: Path) -> None:
+    """Draw the errors of agent and block by horizon beside the copy and the estimator's own."""
+    measures = [m for m in ("agent_px", "block_px", "block_degrees") if metrics.get(m)]
+    fig, axes = plt.subplots(1, len(measures), figsize=(4.4 * len(measures), 3.8), squeeze=False)
+    for ax, measure in zip(axes[0], measures, strict=True):
+        _curves(ax, metrics, measure)
+        estimator_error = (metrics.get("estimator_error") or {}).get(measure)
+        if estimator_error is not None:
+            ax.axhline(estimator_error, color=GRAY, linewidth=0.8, label="estimator on real frames")
+        ax.set_ylabel(measure.replace("_", ", "))
+        ax.set_ylim(bottom=0)
+    _add_legend(axes[0][0])
+    _save(fig, path)
+
+
+def _curves(ax: Any, metrics: dict[str, Any], measure: str) -> None:
+    horizons = metrics["horizons"]
+    limit = MAX_AXIS_PSNR if measure.endswith("psnr") else np.inf
+    for prefix, (label, color, line) in CURVE_STYLES.items():
+        values = metrics.get(prefix + measure)
+        if values is None:
+            continue
+        ax.plot(horizons, np.minimum(values, limit), line, color=color, label=label, marker=".")
+        low, high = (metrics.get(f"{prefix}{measure}_{end}") for end in ("low", "high"))
+        if low is not None and high is not None:
+            low, high = (np.minimum(np.array(end, float), limit) for end in (low, high))
+            ax.fill_between(horizons, low, high, color=color, alpha=0.13, linewidth=0)
+    ax.set_xlabel("steps after the last true frame")
+    ax.set_xticks(horizons)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _add_legend(ax: Any) -> None:
+    """Above the axis, where no curve runs through the names."""
+    ax.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+
+
+def bar_chart(rows: dict[str, dict[str, Any] | None], measure: str, title: str, path: Path) -> None:
+    """Draw one figure of several policies with its interval; what was not measured is left out."""
+    measured = {name: row for name, row in rows.items() if row and row.get(measure) is not None}
+    fig, ax = plt.subplots(figsize=(6, 0.45 * len(measured) + 1.1))
+    for y, (name, row) in enumerate(measured.items()):
+        value = row[measure]
+        error_bars = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
+        ax.barh(y, value, color=NAVY if name == "controller" else GRAY, height=0.6)
+        ax.errorbar(value, y, xerr=error_bars, color="black", capsize=3, linewidth=1)
+        ax.text(1.01, y, f"{value:.3f}  n={row['n']}", va="center", fontsize=8)
+    ax.set_yticks(range(len(measured)), list(measured), fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1)
+    ax.set_title(title, fontsize=9, loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+    _save(fig, path)
+
+
+def draw_reconstructions(truth: Tensor, reconstructed: Tensor, path: Path) -> None:
+    """Draw frames (n, 3, H, W) uint8 above what the tokenizer makes of them, above the error."""
+    draw_strip([("truth", truth), ("tokenizer", reconstructed)], [""] * len(truth), path)
+
+
+def draw_strip(
+    rows: Sequence[tuple[str, Tensor]], titles: Sequence[str], path: Path, error: bool = True
+) -> None:
+    """Draw films one above the other, and below them the error of the last against the first.
+
+    rows: a name and (T, 3, H, W) uint8 each.
+    """
+    fig, axes = plt.subplots(
+        len(rows) + error,
+        len(titles),
+        figsize=(1.15 * len(titles) + 0.7, 1.2 * len(rows) + 1.4),
+        squeeze=False,
+    )
+    for line, (name, video) in zip(axes, rows, strict=False):
+        for ax, frame in zip(line, video, strict=True):
+            ax.imshow(frame.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
+        line[0].set_ylabel(name, fontsize=8)
+    if error:
+        abs_error = (rows[0][1].int() - rows[-1][1].int()).abs().amax(1)
+        for ax, frame in zip(axes[-1], abs_error, strict=True):
+            image = frame.cpu().numpy()
+            ax.imshow(image, cmap="magma", vmin=0, vmax=160, interpolation="nearest")
+        axes[-1][0].set_ylabel("error", fontsize=8)
+    for ax, title in zip(axes[0], titles, strict=True):
+        ax.set_title(title, fontsize=8)
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values():
+            spine.set_color("#cccccc")
+    fig.subplots_adjust(wspace=0.04, hspace=0.04, left=0.07, right=0.995, bottom=0.01, top=0.93)
+    _save(fig, path, tight=False)
+
+
+def _save(fig: Any, path: Path, tight: bool = True) -> None:
+    if tight:
+        fig.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".png.partial")
+    fig.savefig(partial, dpi=110, format="png")
+    plt.close(fig)
+    partial.replace(path)

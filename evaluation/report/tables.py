@@ -1,0 +1,28 @@
+"""Figures as cells and rows of HTML."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """Show a figure, or a dash where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def interval(row: dict[str, Any], low: str = "low", high: str = "high", digits: int = 2) -> str:
+    if row.get(low) is None or row.get(high) is None:
+        return ""
+    return f" <small>[{number(row[low], digits)}, {number(row[high], digits)}]</small>"
+
+
+def table(head: list[str], rows: list[list[str]], highlight: set[int] | None = None) -> str:
+    """Make a table of cells that are HTML already; rows in `own` stand out."""
+    highlight = highlight or set()
+    lines = ["<table><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr>"]
+    for at, row in enumerate(rows):
+        cells = "".join(f"<td>{cell}</td>" for cell in row)
+        lines.append(f"<tr{' class=own' if at in highlight else ''}>{cells}</tr>")
+    return "".join([*lines, "</table>"])

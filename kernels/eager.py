@@ -1,0 +1,301 @@
+"""Plain PyTorch with the gradient written out, where autograd would keep or copy too much.
+
+Autograd through the definition of RMSNorm keeps float32 copies of every step, which took five to
+ten times as long on a CPU in bfloat16 (5,200 rows of 128).  SwiGLU keeps nothing but its input.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention, silu
+
+from kernels.reference import BlockMask, apply_rope
+
+FEW_KEYS = (
+    64  # keys; PyTorch's attention on a CPU takes two to seven times as long as a softmax of them
+)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `kernels.rms_norm`; the mean square is summed in float32 at least."""
+    if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
+        # one call: on few rows, starting the operations is what takes time
+        return torch.nn.functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+    return _RmsNorm.apply(x, weight, eps)  # type: ignore[return-value]
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """As `kernels.swiglu`."""
+    if not (torch.is_grad_enabled() and gate_up.requires_grad):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return silu(gate).mul_(up)
+    return _SwiGlu.apply(gate_up)  # type: ignore[return-value]
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        scale = torch.rsqrt(length.square() / x.shape[-1] + eps).to(x.dtype)
+        unit = x * scale
+        ctx.save_for_backward(unit, weight, scale)
+        return unit * weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        unit, weight, scale = ctx.saved_tensors
+        (grad,) = grads
+        narrow = weight.to(grad.dtype)
+        along = grad * unit
+        grad_weight = along.reshape(-1, along.shape[-1]).sum(0, dtype=weight.dtype)
+        share = (along @ narrow[:, None]) / grad.shape[-1]
+        grad_x = (grad * narrow).addcmul_(unit, share, value=-1).mul_(scale)
+        return grad_x, grad_weight, None
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors
+        (grad,) = grads
+        gate, up = gate_up.chunk(2, dim=-1)
+        result = torch.empty_like(gate_up)
+        grad_gate, grad_up = result.chunk(2, dim=-1)
+        torch.mul(grad, silu(gate), out=grad_up)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        return result
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, angles: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """As `kernels.attention`, in one product under a mask or block by block.
+
+    Outside autocast, which would take the scores to float32 and back: softmax adds up in float32
+    whatever it is given.
+    """
+    queries, keys = q.shape[2], k.shape[2]
+    if angles is not None:
+        q = apply_rope(q, *(a[keys - queries :] for a in angles))
+        k = apply_rope(k, *angles)
+    with torch.autocast(q.device.type, enabled=False):
+        if queries == block_mask.block_size == 1 and not q.is_cuda:
+            first = (
+                0 if block_mask.context_blocks is None else max(0, keys - block_mask.context_blocks)
+            )
+            q = q * q.shape[-1] ** -0.5
+            return _attend_elementwise(q, k[:, :, first:], v[:, :, first:])
+        if block_mask.block_size == 1 and keys <= FEW_KEYS and not q.is_cuda:
+            return _attend(q * q.shape[-1] ** -0.5, k, v, _mask_bias(block_mask, q, k))
+        if _use_sdpa(q, keys, block_mask):
+            causal = block_mask.block_size == 1 or block_mask.causal_within_block
+            full_context = (
+                block_mask.context_blocks is None
+                or block_mask.context_blocks * block_mask.block_size >= keys
+            )
+            if full_context and causal and queries == keys:
+                return scaled_dot_product_attention(q, k, v, is_causal=True)
+            if full_context and not causal and queries == block_mask.block_size:
+                return scaled_dot_product_attention(q, k, v)
+            mask = block_mask.mask(queries, keys, q.device)
+            return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        q = q * q.shape[-1] ** -0.5
+        if _visible_fraction(queries, keys, block_mask) < 0.5:
+            return _block_by_block(q, k, v, block_mask)
+        # heads in rows of their own, which all products read faster, those of the way back too
+        q, k, v = (x.contiguous() for x in (q, k, v))
+        return _attend(q, k, v, _mask_bias(block_mask, q, k))
+
+
+def attention_with_cache(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: tuple[Tensor, Tensor],
+    block_mask: BlockMask,
+    angles: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `kernels.attention_after`."""
+    k, v = concat_cache(cache, k, v)
+    return attention(q, k, v, block_mask, angles), k, v
+
+
+def concat_cache(cache: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values with those of the past before them, in the type of the new."""
+    k = torch.cat([cache[0].to(k.dtype), k], dim=2)
+    return k, torch.cat([cache[1].to(v.dtype), v], dim=2)
+
+
+def _use_sdpa(q: Tensor, keys: int, block_mask: BlockMask) -> bool:
+    """Whether PyTorch's own attention is the better way.
+
+    On a CPU in bfloat16 it is several times slower than a plain softmax; in float32 it is faster
+    where most of what it multiplies is in view.
+    """
+    if block_mask.block_size == 1 or q.is_cuda:
+        return True
+    return q.dtype == torch.float32 and _visible_fraction(q.shape[2], keys, block_mask) > 0.6
+
+
+def _visible_fraction(queries: int, keys: int, block_mask: BlockMask) -> float:
+    """How much of what all queries and keys make is in view, by blocks."""
+    blocks, all_blocks = queries // block_mask.block_size, keys // block_mask.block_size
+    context = block_mask.context_blocks or all_blocks
+    visible = sum(min(context, all_blocks - after) for after in range(blocks))
+    return visible / (blocks * all_blocks)
+
+
+def _block_by_block(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> Tensor:
+    """Nothing out of view is ever multiplied; q is scaled."""
+    queries, keys, size = q.shape[2], k.shape[2], block_mask.block_size
+    causal_block = (
+        BlockMask(size, causal_within_block=True) if block_mask.causal_within_block else None
+    )
+    outputs = []
+    for start in range(0, queries, size):
+        last = keys - queries + start + size
+        first = (
+            0
+            if block_mask.context_blocks is None
+            else max(0, last - block_mask.context_blocks * size)
+        )
+        query, key = q[:, :, start : start + size], k[:, :, first:last]
+        bias = _mask_bias(causal_block, query, key) if causal_block else None
+        outputs.append(_attend(query, key, v[:, :, first:last], bias))
+    return torch.cat(outputs, dim=2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T + bias) v."""
+    if torch.is_grad_enabled():
+        return _Attend.apply(q, k, v, bias)  # type: ignore[return-value]
+    return _attention_probs(q, k, bias) @ v
+
+
+def _attention_probs(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """The softmax alone: how much of each key a query takes, (B, H, Q, K)."""
+    scores = q @ k.transpose(-1, -2)
+    return torch.softmax(scores if bias is None else scores + bias, dim=-1)
+
+
+class _Attend(torch.autograd.Function):
+    """With the softmax kept: left to itself the compiler computes it again on the way back, and in
+    bfloat16 makes NaN of gradients of keys that were rotated, at some sizes (torch 2.13, CPUs)."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        probs = _attention_probs(q, k, bias)
+        ctx.save_for_backward(q, k, v, probs)
+        return probs @ v
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, probs = ctx.saved_tensors
+        (grad,) = grads
+        grad_probs = grad @ v.transpose(-1, -2)
+        grad_scores = torch.ops.aten._softmax_backward_data(grad_probs, probs, -1, probs.dtype)
+        grad_k, grad_v = grad_scores.transpose(-1, -2) @ q, probs.transpose(-1, -2) @ grad
+        return grad_scores @ k, grad_k, grad_v, None
+
+
+def _mask_bias(block_mask: BlockMask, q: Tensor, k: Tensor) -> Tensor:
+    """What is added to scores, (Q, K): 0 where the view lets see, else minus infinity."""
+    mask_args = (block_mask.block_size, block_mask.context_blocks, block_mask.causal_within_block)
+    return _bias(q.shape[2], k.shape[2], *mask_args, q.dtype, q.device)
+
+
+@torch.library.custom_op("dreamstage::view_bias", mutates_args=())
+def _bias(
+    queries: int, keys: int, size: int, context: int | None, causal_within_block: bool,
+    dtype: torch.dtype, device: torch.device,
+) -> Tensor:  # fmt: skip
+    """An operator, so that the compiler reads numbers instead of comparing places for every head
+    anew, which took twice as long as the softmax; it is called once for all layers."""
+    # a copy: the compiler writes into what it was given when it needs it no more
+    return _cached_bias(
+        BlockMask(size, context, causal_within_block), queries, keys, dtype, device
+    ).clone()
+
+
+@_bias.register_fake
+def _(
+    queries: int, keys: int, size: int, context: int | None, causal_within_block: bool,
+    dtype: torch.dtype, device: torch.device,
+) -> Tensor:  # fmt: skip
+    return torch.empty(queries, keys, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=32)
+def _cached_bias(
+    block_mask: BlockMask, queries: int, keys: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    masked = ~block_mask.mask(queries, keys, device)
+    bias = torch.zeros(queries, keys, dtype=dtype, device=device)
+    return bias.masked_fill_(masked, float("-inf"))
+
+
+def _attend_elementwise(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T) v without products of matrices: quicker for one query in each of many heads,
+    and the compiler fuses it.  `seen`: (K,) bool."""
+    scores = (q[..., None, :] * k[..., None, :, :]).sum(-1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (torch.softmax(scores, dim=-1)[..., None] * v[..., None, :, :]).sum(-2)
+
+
+def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
+    """As `kernels.attend_cache`."""
+    if q.is_cuda or torch.compiler.is_compiling():
+        # a mask, rather than lengths that would have to come back from the GPU
+        row = torch.arange(keys.shape[2], device=q.device)
+        mask = (row >= bounds[0]) & (row < bounds[1])
+        if q.is_cuda:
+            return scaled_dot_product_attention(q, keys, values, attn_mask=mask[None])
+        return _attend_elementwise(q * q.shape[-1] ** -0.5, keys, values, mask)
+    low, high = bounds.tolist()
+    keys, values = keys[:, :, low:high], values[:, :, low:high]
+    if q.dtype == torch.bfloat16:  # see _at_once
+        return _attend(q * q.shape[-1] ** -0.5, keys, values, None)
+    return scaled_dot_product_attention(q, keys, values)
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    before: Tensor | None,
+    bonus: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """As `kernels.linear_cross_entropy`, the product in the precision of autocast."""
+    logits = linear(x, weight, bias)
+    if before is not None and bonus is not None:
+        logits = logits.scatter_add(-1, before[:, None], bonus[:, None].to(logits.dtype))
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(wide, target, reduction="none"), logits.detach().argmax(-1)
+
+
+@torch.no_grad()
+def nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `kernels.assign`, in parts that stay in the cache."""
+    vectors = vectors.to(codebook.dtype)
+    length = codebook.square().sum(-1)
+    parts = [
+        torch.addmm(length, part, codebook.T, alpha=-2).argmin(-1) for part in vectors.split(1024)
+    ]
+    codes = torch.cat(parts)
+    # bincount waits for a GPU
+    counts = torch.zeros(len(codebook), dtype=torch.long, device=codebook.device)
+    counts.scatter_add_(0, codes, torch.ones_like(codes))
+    return codes, counts, torch.zeros_like(codebook).index_add_(0, codes, vectors)

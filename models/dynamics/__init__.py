@@ -1,0 +1,1 @@
+"""Latents and actions to the next latents."""

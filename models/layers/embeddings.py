@@ -1,0 +1,97 @@
+"""Actions and places as vectors."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from data.actions import ActionSpec
+
+
+def fourier_features(x: Tensor, wavelengths: Tensor) -> Tensor:
+    """(..., A) -> (..., A * 2 * F): sine and cosine of each number at each wavelength."""
+    phases = x[..., None] * (2 * math.pi / wavelengths)
+    return torch.cat([phases.sin(), phases.cos()], dim=-1).flatten(-2)
+
+
+class ActionEmbedding(nn.Module):
+    """One vector for an action: Fourier features of its numbers, or a table of codes; of codes that
+    are made of choices, a sum of one vector for each."""
+
+    wavelengths: Tensor
+    offsets: Tensor
+
+    def __init__(self, spec: ActionSpec, dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        if spec.kind == "discrete":
+            sizes = spec.factor_sizes or (spec.size,)
+            self.table = nn.Embedding(sum(sizes), dim)
+            nn.init.normal_(self.table.weight, std=0.02)
+            offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+            self.register_buffer("before", offsets, persistent=False)
+        else:
+            # normalised actions span 2: from the whole range down to a sixteenth of it
+            wavelengths = 4.0 * 2.0 ** -torch.arange(6)
+            self.register_buffer("wavelengths", wavelengths, persistent=False)
+            self.linear = nn.Linear(spec.size * (1 + 2 * len(wavelengths)), dim)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """(..., A) in [-1, 1] or (...) codes -> (..., D)."""
+        if self.spec.factors:
+            return self.table(self.spec.unravel(actions) + self.offsets).sum(-2)
+        if self.spec.kind == "discrete":
+            return self.table(actions)
+        features = torch.cat([actions, fourier_features(actions, self.wavelengths)], dim=-1)
+        return self.linear(features)
+
+
+class PointerEmbedding(nn.Module):
+    """Where an action's point lies from each patch: what moves towards it needs no arithmetic."""
+
+    centers: Tensor
+    wavelengths: Tensor
+
+    def __init__(self, grid: tuple[int, int], dim: int) -> None:
+        super().__init__()
+        rows, columns = grid
+        y = (torch.arange(rows) + 0.5) / rows * 2 - 1
+        x = (torch.arange(columns) + 0.5) / columns * 2 - 1
+        centers = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
+        self.register_buffer("centres", centers.reshape(-1, 2), persistent=False)
+        cell_size = 2.0 / max(rows, columns)
+        wavelengths = cell_size * 2.0 ** torch.arange(0, 6)
+        self.register_buffer("wavelengths", wavelengths, persistent=False)
+        self.linear = nn.Linear(2 * (2 + 2 * len(wavelengths)), dim)
+        self.cell_size = cell_size
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """(..., A) in [-1, 1], the point first -> (..., P, D)."""
+        offset = actions[..., None, :2] - self.centers
+        local_offset = torch.tanh(offset / self.cell_size)
+        features = torch.cat(
+            [offset, local_offset, fourier_features(offset, self.wavelengths)], dim=-1
+        )
+        return self.linear(features)
+
+
+class ActionBlockEmbedding(nn.Module):
+    """One vector for up to `size` actions in a row, each with a slot of its own."""
+
+    slots: Tensor
+
+    def __init__(self, spec: ActionSpec, block_size: int, dim: int) -> None:
+        super().__init__()
+        self.action_emb = ActionEmbedding(spec, dim)
+        self.mix = nn.Linear(block_size * dim, dim)
+        self.count_emb = nn.Embedding(block_size, dim)
+        nn.init.normal_(self.count_emb.weight, std=0.02)
+        self.register_buffer("slots", torch.arange(block_size), persistent=False)
+
+    def forward(self, actions: Tensor, num_actions: Tensor) -> Tensor:
+        """(..., size, A) or (..., size) codes, how many of them are there (...) -> (..., D)."""
+        mask = self.slots < num_actions[..., None]
+        embedded = self.action_emb(actions) * mask[..., None]
+        return self.mix(nn.functional.gelu(embedded).flatten(-2)) + self.count_emb(num_actions - 1)

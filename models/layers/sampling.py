@@ -1,0 +1,66 @@
+"""How a code is drawn from what a model holds possible.
+
+Letters: K codes of a codebook.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float = 0.0
+    """0 takes the likeliest code; at 1 each is drawn as often as the model expects it."""
+    top_k: int = 0
+    """Draw among so many of the likeliest; 0 is all."""
+    top_p: float = 1.0
+    """Draw among the fewest of the likeliest that together have this share (the nucleus,
+    arXiv:1904.09751); 1 is all."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(
+                f"a temperature of {self.temperature} is below 0; 0 takes the likeliest code, 1 "
+                f"draws each as often as the model expects it"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k {self.top_k} is below 0; 0 draws among all codes")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p {self.top_p} is no share above 0 and up to 1; 1 is all codes")
+
+    def sample(self, logits: Tensor) -> Tensor:
+        """logits: (..., K) -> codes, (...) int64, without waiting for the device."""
+        if not self.temperature:
+            return logits.argmax(-1)
+        logits = logits.float()
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # a tiny one is safe
+        if not self.top_k and self.top_p == 1:
+            return sample_categorical(torch.softmax(logits, dim=-1))
+        # stable: among equals the first stays the likeliest, as for argmax
+        logits, codes = logits.sort(dim=-1, descending=True, stable=True)
+        probs = torch.softmax(logits[..., : self.top_k or None], dim=-1)
+        if self.top_p < 1:
+            cumulative = nn.functional.pad(probs.cumsum(-1)[..., :-1], (1, 0))
+            probs = probs.where(cumulative < self.top_p, 0.0)
+        return codes.gather(-1, sample_categorical(probs)[..., None])[..., 0]
+
+
+def sample_categorical(probs: Tensor) -> Tensor:
+    """Give each index as often as its share, (..., K), says; shares need not add up to 1."""
+    return _exponential_race(probs).argmax(-1)
+
+
+def sample_rows(probs: Tensor, count: int) -> Tensor:
+    """Draw `count` indices without replacement, by share, (K,): (count,) int64."""
+    return _exponential_race(probs).topk(count).indices
+
+
+def _exponential_race(probs: Tensor) -> Tensor:
+    """What torch.multinomial does, a race of exponential clocks whose highest wins, without its
+    check of the input, for which it waits."""
+    exponential = torch.empty_like(probs).exponential_().clamp_(min=torch.finfo(probs.dtype).tiny)
+    return probs / exponential

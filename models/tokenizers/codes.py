@@ -1,0 +1,60 @@
+"""What a tokenizer's latents look like, as vectors that other models can read.
+
+Letters: N latents a frame, P patches, G codebooks, K codes of each, D latent width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+
+
+class CodebookEmbedding(nn.Module):
+    """Codes to their codebook vectors, of mean 0 and deviation 1; continuous latents as they are.
+
+    The vectors come from the tokenizer and stay fixed: two codes that look alike are near.
+    """
+
+    codebook: Tensor
+
+    def __init__(self, latents: LatentSpec) -> None:
+        super().__init__()
+        self.latents = latents
+        dim = latents.dim // latents.num_codebooks
+        self.register_buffer("book", torch.zeros(latents.num_codebooks, latents.codebook_size, dim))
+
+    def load_codebook(self, tokenizer: Tokenizer) -> None:
+        """Take over the tokenizer's codebooks."""
+        if self.latents.kind == "discrete":
+            codebooks = tokenizer.codebooks
+            std = codebooks.std(1, keepdim=True).clamp(min=1e-4)
+            self.codebook.copy_((codebooks - codebooks.mean(1, keepdim=True)) / std)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """(..., N) codes or (..., P, D) -> (..., P, D)."""
+        if self.latents.kind == "continuous":
+            return latents
+        return self.codebook.flatten(0, 1)[flat_ids(latents, self.latents)].flatten(-2)
+
+
+def code_counts(codes: Tensor, latents: LatentSpec) -> Tensor:
+    """Count how often each code occurs: (..., N) int64 -> (G, K) int64."""
+    ids = flat_ids(codes, latents).flatten()
+    # bincount waits for a GPU
+    counts = ids.new_zeros(latents.num_codebooks * latents.codebook_size)
+    counts.scatter_add_(0, ids, torch.ones_like(ids))
+    return counts.view(latents.num_codebooks, latents.codebook_size)
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Give the codes that a codebook seems to have, by entropy, mean of codebooks: (G, K) -> ()."""
+    probs = counts / counts.sum(-1, keepdim=True).clamp(min=1)
+    return torch.special.entr(probs.double()).sum(-1).exp().mean()
+
+
+def flat_ids(codes: Tensor, latents: LatentSpec) -> Tensor:
+    """Tell the codes of the codebooks apart: (..., N) -> (..., P, G), from 0 to G K - 1."""
+    offsets = latents.codebook_size * torch.arange(latents.num_codebooks, device=codes.device)
+    return codes.unflatten(-1, (-1, latents.num_codebooks)) + offsets

@@ -1,0 +1,1 @@
+"""From a run folder to models that are ready to be used."""

@@ -1,0 +1,1 @@
+"""An interactive session inside a world."""

@@ -1,0 +1,153 @@
+"""Play one imagined world, with the truth beside it where it is known.
+
+Letters: T frames of a start, A numbers of an action, S of a simulator state; pictures (H, W, 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.actions import as_tensor
+from data.shards import EpisodeDataset
+from data.splits import Split
+from pipeline.play.simulators import Simulator
+
+STEPS_PER_SECOND = 10  # of the recordings, for an agent's velocity
+
+
+@dataclass
+class Start:
+    """A place in a held-out episode: what the world is shown, and what really came after."""
+
+    episode: int  # of the recordings
+    frame: int  # the last one that is shown
+    frames: np.ndarray  # (T, H, W, 3) uint8
+    actions: np.ndarray  # (T - 1, A), between them
+    next_frames: np.ndarray  # (K, H, W, 3) uint8, what really came after
+    next_actions: np.ndarray  # (K + 1, A): what was done from the last shown frame on
+    state: np.ndarray | None  # (S,) of the simulator at the last shown frame
+    velocity: np.ndarray  # (2,) of the agent there
+
+
+class StartSampler:
+    """Places to start from, in episodes of one split."""
+
+    def __init__(self, dataset: EpisodeDataset, split: Split, context: int, seed: int) -> None:
+        self.dataset, self.split, self.context = dataset, split, context
+        min_length = context + 1
+        self.episodes = [e for e in dataset.episodes(split) if dataset.length(e) >= min_length]
+        if not self.episodes:
+            raise ValueError(
+                f"{dataset.folder} has no {split} episode of {min_length} frames to start from; "
+                f"--split train plays from the others"
+            )
+        self._rng = np.random.default_rng(seed)
+
+    def sample(self, steps: int = 0) -> Start:
+        """Draw a place, one that is followed by `steps` recorded steps where there is such."""
+        lengths = np.array([self.dataset.length(e) for e in self.episodes])
+        eligible = np.flatnonzero(lengths >= self.context + steps)
+        if not len(eligible):
+            eligible = np.flatnonzero(lengths == lengths.max())
+        number = int(self._rng.choice(eligible))
+        last = max(self.context - 1, int(lengths[number]) - 1 - max(steps, 1))
+        return self.at(number, int(self._rng.integers(self.context - 1, last + 1)))
+
+    def episode_number(self, start: Start) -> int:
+        """Give the number of a start's episode, as `at` takes it."""
+        return self.episodes.index(start.episode)
+
+    def at(self, number: int, frame: int | None = None) -> Start:
+        """Give the place at `frame` of the split's episode `number`; its beginning if not given."""
+        if not 0 <= number < len(self.episodes):
+            raise ValueError(
+                f"{self.dataset.folder} has {len(self.episodes)} {self.split} episodes to "
+                f"start from, numbered from 0; --episode {number} is none of them"
+            )
+        episode = self.episodes[number]
+        frame = self.context - 1 if frame is None else frame
+        length = self.dataset.length(episode)
+        if not self.context - 1 <= frame < length - 1:
+            raise ValueError(
+                f"{self.split} episode {number} can start at frames {self.context - 1} to "
+                f"{length - 2} (the world looks at {self.context}); --frame {frame} is outside"
+            )
+        first = frame + 1 - self.context
+        frames = self.dataset.read(episode, "frames", first)
+        actions = self.dataset.read(episode, "actions", first)
+        state, velocity = None, np.zeros(2)
+        if self.dataset.has("states"):
+            states = self.dataset.read(episode, "states", max(0, frame - 1), frame + 1)
+            state = states[-1]
+            velocity = (states[-1] - states[0])[:2] * STEPS_PER_SECOND
+        context = self.context
+        return Start(
+            episode, frame, frames[:context], actions[: context - 1],
+            frames[context:], actions[context - 1 :], state, velocity,
+        )  # fmt: skip
+
+
+class Player:
+    """What a person or a program plays with: reset, step, and look.
+
+    The simulator, where there is one, always goes along, so that it can be looked at any time.
+    """
+
+    def __init__(self, world: Any, controller: Any = None, simulator: Simulator | None = None):
+        self.world, self.controller, self.simulator = world, controller, simulator
+
+    @torch.inference_mode()
+    def reset(self, start: Start) -> None:
+        """Enter at a start."""
+        self.start, self.steps = start, 0
+        self.actions: list[np.ndarray] = []
+        """What was done since the start."""
+        frames = torch.from_numpy(np.ascontiguousarray(start.frames)).permute(0, 3, 1, 2)
+        device = self.world.device
+        actions = as_tensor(start.actions).to(device)
+        self.state = self.world.reset(frames[None].to(device), actions[None])
+        self.model_frame = self._decode()
+        if self.simulator is not None:
+            assert start.state is not None, "open_simulator asks for recorded states"
+            self.simulator.reset(start.state, start.velocity)
+
+    @torch.inference_mode()
+    def step(self, action: np.ndarray) -> None:
+        """Imagine one step, and let the simulator take it too."""
+        dtype = np.float32 if self.world.actions.kind == "continuous" else np.int64
+        action = np.array(action, dtype)
+        self.state = self.world.step(self.state, as_tensor(action[None]).to(self.world.device))
+        self.model_frame = self._decode()
+        if self.simulator is not None:
+            self.simulator.step(action)
+        self.actions.append(action)
+        self.steps += 1
+
+    @torch.inference_mode()
+    def controller_action(self) -> np.ndarray:
+        """Give the controller's action here, (A,) or ()."""
+        assert self.controller is not None
+        return self.controller.act(self.state)[0].cpu().numpy()
+
+    @property
+    def reward(self) -> float:
+        """The reward that the world expects here."""
+        return float(self.state.reward[0])
+
+    def dataset_frame(self) -> np.ndarray:
+        """Give the recorded frame of this step; beyond the recording's end its last one."""
+        if self.steps == 0:
+            return self.start.frames[-1]
+        return self.start.next_frames[min(self.steps, len(self.start.next_frames)) - 1]
+
+    def simulator_frame(self) -> np.ndarray:
+        """Draw the simulator at this step, as large as the world's own frames."""
+        assert self.simulator is not None
+        return self.simulator.render(self.model_frame.shape[0])
+
+    def _decode(self) -> np.ndarray:
+        return self.world.decode(self.state)[0].permute(1, 2, 0).cpu().numpy()

@@ -1,0 +1,45 @@
+"""What has to be finite, looked at without keeping a GPU waiting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+Losses = dict[str, Tensor]
+
+
+class NanGuard:
+    """Losses and gradients of a run.  `at_once` looks at each as it comes; to read one from a GPU
+    is to wait for it, so there they are kept until a `check`: before every report, validation and
+    checkpoint, so that nothing is handed on that has come of one that is not finite."""
+
+    def __init__(self, stage: str, flag_prefix: str, immediate: bool) -> None:
+        self.stage, self.flag_prefix, self.immediate = stage, flag_prefix, immediate
+        self.last_checkpoint: Path | None = None  # the checkpoint to go on from, once there is one
+        self._pending: list[tuple[str, Tensor, int, Losses]] = []
+
+    def add(self, name: str, value: Tensor, step: int, losses: Losses) -> None:
+        """terms: what the error names."""
+        self._pending.append(
+            (name, value.detach(), step, {k: v.detach() for k, v in losses.items()})
+        )
+        if self.immediate:
+            self.check()
+
+    def check(self) -> None:
+        """Raise ValueError for the first that is not finite, and again at every later call."""
+        for name, value, step, losses in self._pending:
+            if not torch.isfinite(value):
+                loss_values = ", ".join(f"{k} {v.item():.3g}" for k, v in losses.items())
+                advice = (
+                    f"{self.last_checkpoint} is whole, go on from there"
+                    if self.last_checkpoint
+                    else "begin again"
+                )
+                raise ValueError(
+                    f"{self.stage}: the {name} is not finite at step {step} ({loss_values}); "
+                    f"{advice} with a lower --{self.flag_prefix}.learning-rate"
+                )
+        self._pending.clear()

@@ -1,0 +1,26 @@
+"""SIGINT and SIGTERM as a question: stop?"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def stop_on_signal(callback: Callable[[], None]) -> Iterator[None]:
+    """Call `answer` at every SIGINT and SIGTERM, where signals reach us at all."""
+
+    def on_signal(number: int, frame: object) -> None:
+        callback()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    try:
+        previous = {s: signal.signal(s, on_signal) for s in signals}
+    except ValueError:  # not in the main thread: a test or a notebook
+        previous = {}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,68 @@
+"""What a training run can be told, whatever it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from models.config import check_positive
+from pipeline.device import PrecisionOption
+
+CompileMode = Literal["no", "yes", "auto"]
+POSITIVE_FIELDS = (
+    "steps",
+    "batch_size",
+    "accumulate",
+    "evaluate_every",
+    "save_every",
+    "report_every",
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 1000
+    """Optimizer steps in all, those before a resume included."""
+    batch_size: int = 32
+    """Clips (or frames) a step, over all processes."""
+    grad_accum_steps: int = 1
+    """Parts that a batch is cut into, to fit the memory; the step is the same."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    """After the warm-up: cosine to a fiftieth, halved when validation stalls, or constant."""
+    weight_decay: float = 0.01
+    beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    """Largest norm of the gradient."""
+    ema_decay: float = 0.99
+    """Decay of the moving average of the weights that is validated and handed on; 0 is none."""
+    patience: int = 0
+    """Stop after this many validations without a better one; 0 never."""
+    eval_every: int = 200
+    """Steps between validations."""
+    save_every: int = 100
+    """Steps between checkpoints; a signal saves at once."""
+    log_every: int = 20
+    """Steps between lines of the log."""
+    precision: PrecisionOption = "auto"
+    """bf16, fp16 (with a loss scaler) or fp32 arithmetic; auto takes bf16 where the hardware has
+    it."""
+    compile: CompileMode = "no"
+    """Compile the loss and its gradient (torch.compile). A minute or two at every start, and other
+    roundings; auto times both on a long run and keeps the faster."""
+    cuda_graph: bool = False
+    """Record a whole step as one CUDA graph and replay it: for models so small that starting their
+    kernels takes longer than the kernels. One process, bf16 or fp32."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """Spread weights, gradients and optimizer state over the processes (FSDP)."""
+    num_workers: int = 0
+    """Processes that load batches; the batches do not depend on it."""
+    seed: int = 0
+    wandb: bool = False
+    """Log to Weights & Biases too (pip install wandb)."""
+
+    def __post_init__(self) -> None:
+        check_positive(self, "", *POSITIVE_FIELDS)  # tyro says whether of --train, --cloning, ...

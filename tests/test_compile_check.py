@@ -1,0 +1,72 @@
+"""Every kernel compiles for a GPU that is not here, and as many programs fit as are wanted."""
+
+import json
+import os
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+from typing import Any
+
+import pytest
+
+import kernels
+from kernels.compile_check import THEMES, programs_per_multiprocessor
+
+pytest.importorskip("triton")
+
+
+def test_kernels_compile_for_sm_90_within_their_limits(tmp_path):
+    surroundings = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "kernels.compile_check", "--json"],
+        capture_output=True, text=True, env=surroundings | {"TRITON_CACHE_DIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    taken = json.loads(done.stdout)
+    assert len({t["name"] for t in taken}) == len(taken) == len(cases())
+    assert not [t for t in taken if t["over"]]
+
+
+def test_an_unknown_theme_is_one_line():
+    command = [sys.executable, "-m", "kernels.compile_check", "nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: unknown theme 'nonsense'; there are: norm, rope")
+
+
+def test_every_kernel_that_is_launched_is_compiled():
+    from triton.runtime.jit import KernelInterface
+
+    modules = [import_module(f"kernels.{x.name}") for x in pkgutil.iter_modules(kernels.__path__)]
+    found: list[Any] = [
+        x for m in modules for x in vars(m).values() if isinstance(x, KernelInterface)
+    ]
+    # what one of them calls is not launched
+    called = {name_of(x.fn.__globals__.get(y)) for x in found for y in x.fn.__code__.co_names}
+    assert {name_of(x) for x in found} - called == {name_of(case.kernel) for case in cases()}
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "programs"),
+    [
+        (168, 0, 4, 3),
+        (169, 0, 4, 2),
+        (255, 0, 8, 1),
+        (32, 0, 4, 16),
+        (32, 0, 1, 32),
+        (32, 227 << 10, 4, 1),
+        (32, 113 << 10, 4, 2),
+        (32, (113 << 10) + 1, 4, 1),
+    ],
+)
+def test_programs_of_a_multiprocessor_are_counted_as_cuda_does(registers, shared, warps, programs):
+    assert programs_per_multiprocessor(registers, shared, warps) == programs
+
+
+def cases():
+    return [case for theme in THEMES for case in import_module(f"kernels.{theme}").AHEAD]
+
+
+def name_of(kernel):
+    return f"{kernel.fn.__module__}.{kernel.fn.__name__}" if hasattr(kernel, "fn") else None

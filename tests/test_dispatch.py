@@ -1,0 +1,108 @@
+"""Which operations run as Triton kernels, and that models do not notice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from kernel_checks import PLACES, triton_kernels
+from test_llama import BOTH, dynamics, episode
+
+import kernels
+from kernels import dispatch
+
+MEASURED = {
+    "assign": {"forward": 5.0},
+    "rms_norm": {"forward": 0.9, "both": 0.8},
+    "swiglu": {"forward": 0.9, "both": 1.4},
+}
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    yield
+    kernels.choose("auto")
+    dispatch.tuned_speedups.cache_clear()
+
+
+@pytest.mark.parametrize("decoding", BOTH)
+def test_a_model_of_triton_kernels_learns_and_imagines_as_one_of_pytorch(decoding):
+    device = PLACES[0][0]
+    latents, actions = (x.to(device) for x in episode())
+    rewards, continues = torch.rand(3, 6, device=device), torch.ones(3, 6, device=device)
+
+    def run() -> tuple[list[torch.Tensor], torch.Tensor]:
+        model = dynamics(decoding).to(device)
+        torch.manual_seed(1)
+        losses = model.train().loss(latents, actions, rewards, continues)
+        total = losses["codes"] + losses["reward"] + losses["continue"]
+        total.backward()
+        with torch.no_grad():
+            state = model.eval().start(latents[:, :3], actions[:, :2])
+            for t in range(2, 5):
+                state = model.step(state, actions[:, t])
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        return [total.detach(), *(found[name] for name in sorted(found))], state.latents
+
+    usual, codes = run()
+    with triton_kernels():
+        assert dispatch.use_triton("attention", latents.float())
+        mine, same = run()
+    assert torch.equal(codes, same) and len(usual) == len(mine) > 20
+    for one, other in zip(usual, mine, strict=True):
+        assert torch.allclose(one, other, atol=1e-4 * float(one.abs().max().clamp(min=1)))
+
+
+def test_triton_without_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="--kernels triton needs a CUDA GPU"):
+        kernels.choose("triton")
+
+
+def test_on_a_cpu_auto_is_pytorch():
+    x = torch.zeros(3)
+    for wish in ("auto", "torch"):
+        kernels.choose(wish)
+        assert not dispatch.use_triton("rms_norm", x)
+        assert "torch kernels" in kernels.describe(x.device)
+
+
+def test_one_tensor_of_float64_is_one_too_many_for_a_kernel():
+    x = torch.zeros(3, device=PLACES[0][0])
+    with triton_kernels():
+        assert dispatch.use_triton("gru_step", x, x.half())
+        assert not dispatch.use_triton("gru_step", x, x.double())
+        assert not dispatch.use_triton("gru_step", x.double(), x)
+
+
+def test_auto_takes_what_was_measured_faster_on_this_kind_of_gpu(monkeypatch, tmp_path):
+    class OnGpu:
+        is_cuda, dtype = True, torch.float32
+        device = torch.device("cuda")
+
+    monkeypatch.setattr(dispatch, "TUNED_FILE", tmp_path / "tuned.json")
+    monkeypatch.setattr(dispatch, "_arch", lambda device: "sm_90")
+    x: torch.Tensor = OnGpu()  # type: ignore[assignment]
+    kernels.choose("auto")
+    dispatch.tuned_speedups.cache_clear()
+    assert not dispatch.use_triton("assign", x)  # nothing is measured yet
+    assert "bench kernels --keep" in kernels.describe(OnGpu.device)
+    (tmp_path / "tuned.json").write_text(
+        json.dumps({"sm_90": MEASURED, "sm_80": {"rotate": {"forward": 2.0, "both": 2.0}}})
+    )
+    dispatch.tuned_speedups.cache_clear()
+    known = ("assign", "rms_norm", "rotate", "swiglu")
+    assert [name for name in known if dispatch.use_triton(name, x)] == ["assign", "swiglu"]
+    with torch.no_grad():  # where going forward is all that counts
+        assert [name for name in known if dispatch.use_triton(name, x)] == ["assign"]
+    assert "auto: assign, swiglu" in kernels.describe(OnGpu.device)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert dispatch.use_triton("assign", x, fuses=True)  # its gradients are what counts
+    with torch.no_grad():
+        assert dispatch.use_triton("assign", x) and not dispatch.use_triton("assign", x, fuses=True)
+        kernels.choose("triton" if torch.cuda.is_available() else "auto")
+        assert dispatch.use_triton("assign", x, fuses=True) == torch.cuda.is_available()
+    kernels.choose("torch")
+    assert not dispatch.use_triton("assign", x)

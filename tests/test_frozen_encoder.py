@@ -1,0 +1,111 @@
+"""A frozen backbone as tokenizer, on tiny random ones in local folders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.pusht.simulator import ACTIONS
+from models.registry import build_tokenizer, describe
+from models.tokenizers.frozen_encoder import FrozenEncoder, FrozenEncoderConfig
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory: pytest.TempPathFactory) -> FrozenEncoderConfig:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dinov2")
+    config = transformers.Dinov2Config(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=56
+    )
+    transformers.Dinov2Model(config).save_pretrained(folder)
+    return FrozenEncoderConfig((32, 32), str(folder), input_size=56, channels=16, num_res_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> FrozenEncoderConfig:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    config = transformers.CLIPVisionConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32, patch_size=8, projection_dim=16,
+    )  # fmt: skip
+    transformers.CLIPVisionModel(config).save_pretrained(folder)
+    return FrozenEncoderConfig((32, 32), str(folder), input_size=48, channels=16, num_res_blocks=1)
+
+
+def noise(count: int = 3) -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=random)
+
+
+@pytest.mark.parametrize("kind, cells", [("dinov2", 4), ("clip", 6)])
+def test_frames_become_patches_or_one_vector(
+    kind: str, cells: int, request: pytest.FixtureRequest
+) -> None:
+    config = request.getfixturevalue(kind)
+    model = FrozenEncoder(config)
+    latents = model.encode(noise())
+    assert latents.shape == (3, cells * cells, 24) == (3, model.latents.num_patches, 24)
+    whole = FrozenEncoder(replace(config, tokens="cls"))
+    assert whole.encode(noise()).shape == (3, 1, 24)
+    assert (
+        model.decode(latents).shape == whole.decode(whole.encode(noise())).shape == (3, 3, 32, 32)
+    )
+
+
+def test_features_are_those_of_the_backbone_on_normalised_rgb(dinov2: FrozenEncoderConfig) -> None:
+    model = FrozenEncoder(replace(dinov2, image_size=(56, 56)))
+    frames = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    own = transformers.Dinov2Model.from_pretrained(dinov2.pretrained).eval()
+    with torch.no_grad():
+        out = own(pixel_values=(frames / 255 - mean) / deviation).last_hidden_state[:, 1:]
+    assert torch.allclose(model.encode(frames), out, atol=1e-4)
+
+
+def test_training_moves_the_decoder_and_nothing_of_the_backbone(
+    dinov2: FrozenEncoderConfig,
+) -> None:
+    model = FrozenEncoder(dinov2).train()
+    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-2)
+    history = []
+    for _ in range(30):
+        loss = model.loss(noise())["reconstruction"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(float(loss.detach()))
+    assert history[-1] < 0.7 * history[0]
+    assert all(torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items())
+    assert all(p.grad is None for p in model.backbone.parameters())
+    assert not model.backbone.training
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
+def test_a_checkpoint_needs_neither_folder_nor_hub(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    model = FrozenEncoder(request.getfixturevalue(kind)).eval()
+    plain = describe(model.config) | {"weights": "/nowhere/any/more"}
+    again = build_tokenizer(plain, ACTIONS).eval()
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.encode(noise()), model.encode(noise()))
+
+
+def test_what_cannot_be_read_is_named(dinov2: FrozenEncoderConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="multiple of 14"):
+        FrozenEncoder(replace(dinov2, input_size=60))
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(ValueError, match="holds a vit"):
+        FrozenEncoder(replace(dinov2, pretrained=str(tmp_path)))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="that folder"):
+        FrozenEncoder(replace(dinov2, pretrained=str(tmp_path)))

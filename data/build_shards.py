@@ -18,11 +18,11 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from data.episodes import Episode
+from data.files import atomic_write
 from data.shards import (
     BUILD_FILE,
     FORMAT,
     SKIPPED,
-    atomic_write,
     read_build_info,
     read_header,
     shard_name,

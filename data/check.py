@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from data.shards import EpisodeDataset, atomic_write, rebuild_command
+from data.files import atomic_write
+from data.shards import EpisodeDataset, rebuild_command
 from data.splits import SPLITS
 from data.vpt.vpt_report import describe_agreement
 

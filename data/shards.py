@@ -23,6 +23,7 @@ from h5py import h5s, h5t
 
 from data.actions import ActionSpec
 from data.episodes import STEP_FIELDS, Episode, check_episode, concat_column
+from data.files import atomic_write
 from data.splits import SPLITS, Split
 
 FORMAT = 1
@@ -66,20 +67,6 @@ def write_shard(path: Path, episodes: list[Episode], description: dict[str, Any]
         if any(e.notes for e in episodes):
             file["episode_notes"] = [json.dumps(e.notes, sort_keys=True) for e in episodes]
     atomic_write(path, memory.getbuffer())
-
-
-def atomic_write(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"{path} was not written: {error.strerror or error}") from None
 
 
 @dataclass

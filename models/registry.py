@@ -1,96 +1,182 @@
-"""From a config, or its plain values in a checkpoint, to the module that it describes."""
+"""The methods by name: from a config, or its plain values in a checkpoint, to the module.
+
+A method is imported when it is asked for, so that one does not load the others.  Its class takes
+the config first, then, by name, what it wants to know of the data: `latents`, `actions`,
+`image_size`.
+"""
 
 from __future__ import annotations
 
-import types
+import inspect
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass
-from typing import Any, TypeVar, get_origin, get_type_hints
-
-from torch import nn
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar, cast
 
 from data.actions import ActionSpec
-from models.controllers.actor_critic import ActorCritic, ActorCriticConfig
-from models.controllers.discrete_goal_policy import DiscreteGoalPolicy, DiscreteGoalPolicyConfig
-from models.controllers.goal_policy import GoalPolicy, GoalPolicyConfig
-from models.controllers.policy import LatentPolicy, PolicyConfig
-from models.dynamics.llama import LlamaConfig, LlamaDynamics
-from models.dynamics.predictor import Predictor, PredictorConfig
-from models.tokenizers.frozen_encoder import FrozenEncoder, FrozenEncoderConfig
-from models.tokenizers.jepa import Jepa, JepaConfig
-from models.tokenizers.keypoints import Keypoints, KeypointsConfig
-from models.tokenizers.tokenizer import LatentSpec
-from models.tokenizers.vqvae import VqVae, VqVaeConfig
+from models.config import from_plain, to_plain
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
-C = TypeVar("C")
+if TYPE_CHECKING:
+    from models.controllers.controller import Trained
+    from models.dynamics.dynamics import Dynamics
 
-# A new method is one line here. Most tokenizers know nothing of actions.
-TOKENIZERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
-    "vqvae": (VqVaeConfig, lambda config, actions: VqVae(config)),
-    "keypoints": (KeypointsConfig, lambda config, actions: Keypoints(config)),
-    "frozen": (FrozenEncoderConfig, lambda config, actions: FrozenEncoder(config)),
-    "latent": (JepaConfig, Jepa),
+M = TypeVar("M")
+
+
+class MethodConfig(Protocol):
+    """Config of a method: a frozen dataclass that stands in this registry."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Method: TypeAlias = tuple[type[MethodConfig], type[M]]
+"""A config, and the class that it describes."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a method may know of the data before it sees any."""
+
+    image_size: tuple[int, int]
+    actions: ActionSpec
+    latents: LatentSpec | None = None
+    """What the tokenizer makes; None where there is none."""
+
+
+# Each returns its config and its class, and the type checker holds the class to the contract.
+
+
+def vqvae() -> Method[Tokenizer]:
+    from models.tokenizers.vqvae import VqVae, VqVaeConfig
+
+    return VqVaeConfig, VqVae
+
+
+def keypoints() -> Method[Tokenizer]:
+    from models.tokenizers.keypoints import Keypoints, KeypointsConfig
+
+    return KeypointsConfig, Keypoints
+
+
+def frozen_encoder() -> Method[Tokenizer]:
+    from models.tokenizers.frozen_encoder import FrozenEncoder, FrozenEncoderConfig
+
+    return FrozenEncoderConfig, FrozenEncoder
+
+
+def jepa() -> Method[Tokenizer]:
+    from models.tokenizers.jepa import Jepa, JepaConfig
+
+    return JepaConfig, Jepa
+
+
+def llama() -> Method[Dynamics]:
+    from models.dynamics.llama import LlamaConfig, LlamaDynamics
+
+    return LlamaConfig, LlamaDynamics
+
+
+def predictor() -> Method[Dynamics]:
+    from models.dynamics.predictor import Predictor, PredictorConfig
+
+    return PredictorConfig, Predictor
+
+
+def policy() -> Method[Trained]:
+    from models.controllers.policy import LatentPolicy, PolicyConfig
+
+    return PolicyConfig, LatentPolicy
+
+
+def actor_critic() -> Method[Trained]:
+    from models.controllers.actor_critic import ActorCritic, ActorCriticConfig
+
+    return ActorCriticConfig, ActorCritic
+
+
+def goal_policy() -> Method[Trained]:
+    from models.controllers.goal_policy import GoalPolicy, GoalPolicyConfig
+
+    return GoalPolicyConfig, GoalPolicy
+
+
+def discrete_goal_policy() -> Method[Trained]:
+    from models.controllers.discrete_goal_policy import (
+        DiscreteGoalPolicy,
+        DiscreteGoalPolicyConfig,
+    )
+
+    return DiscreteGoalPolicyConfig, DiscreteGoalPolicy
+
+
+# A new method is one line here.
+TOKENIZERS: dict[str, Callable[[], Method[Tokenizer]]] = {
+    "vqvae": vqvae,
+    "keypoints": keypoints,
+    "frozen_encoder": frozen_encoder,
+    "jepa": jepa,
 }
-DYNAMICS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
-    "llama": (LlamaConfig, LlamaDynamics),
-    "predictor": (PredictorConfig, Predictor),
+DYNAMICS: dict[str, Callable[[], Method[Dynamics]]] = {
+    "llama": llama,
+    "predictor": predictor,
 }
-CONTROLLERS: dict[str, tuple[type, Callable[..., nn.Module]]] = {
-    "policy": (PolicyConfig, LatentPolicy),
-    "actor_critic": (ActorCriticConfig, ActorCritic),
-    "goal_policy": (GoalPolicyConfig, GoalPolicy),
-    "goal_codes": (DiscreteGoalPolicyConfig, DiscreteGoalPolicy),
+CONTROLLERS: dict[str, Callable[[], Method[Trained]]] = {
+    "policy": policy,
+    "actor_critic": actor_critic,
+    "goal_policy": goal_policy,
+    "discrete_goal_policy": discrete_goal_policy,
 }
-_ALL = TOKENIZERS | DYNAMICS | CONTROLLERS
 
 
-def describe(config: Any) -> dict[str, Any]:
+def default_config(name: str) -> Any:
+    """The config of a method as it is when nothing is changed; ValueError for an unknown name."""
+    methods = TOKENIZERS | DYNAMICS | CONTROLLERS
+    if name not in methods:
+        raise ValueError(f"unknown method {name!r}; there are: {', '.join(methods)}")
+    return methods[name]()[0]()
+
+
+def describe(config: MethodConfig) -> dict[str, Any]:
     """Give a config's plain values, and the name of its kind."""
-    kind = next(name for name, (made, _) in _ALL.items() if made is type(config))
-    return {"kind": kind} | _to_plain(asdict(config))
+    methods = TOKENIZERS | DYNAMICS | CONTROLLERS
+    file = type(config).__module__.rpartition(".")[2]
+    for name in sorted(methods, key=lambda name: name != file):  # no other need be imported
+        if methods[name]()[0] is type(config):
+            return {"kind": name} | to_plain(config)
+    raise ValueError(f"{type(config).__name__} is the config of no method in models/registry.py")
 
 
-def build_tokenizer(config: Any, actions: ActionSpec) -> Any:
+def build_tokenizer(config: MethodConfig | dict[str, Any], data: DataSpec) -> Tokenizer:
     """config: a config, or plain values."""
-    return _build(TOKENIZERS, "tokenizer", config, actions)
+    return _build(TOKENIZERS, "tokenizer", config, data)
 
 
-def build_dynamics(config: Any, latents: LatentSpec, actions: ActionSpec) -> Any:
-    return _build(DYNAMICS, "dynamics", config, latents, actions)
+def build_dynamics(config: MethodConfig | dict[str, Any], data: DataSpec) -> Dynamics:
+    return _build(DYNAMICS, "dynamics", config, data)
 
 
-def build_controller(config: Any, latents: LatentSpec, actions: ActionSpec) -> Any:
-    return _build(CONTROLLERS, "controller", config, latents, actions)
+def build_controller(config: MethodConfig | dict[str, Any], data: DataSpec) -> Trained:
+    return _build(CONTROLLERS, "controller", config, data)
 
 
-def _build(kinds: dict[str, tuple[type, Any]], role: str, config: Any, *args: Any) -> Any:
+def _build(
+    methods: dict[str, Callable[[], Method[M]]],
+    role: str,
+    config: MethodConfig | dict[str, Any],
+    data: DataSpec,
+) -> M:
     if isinstance(config, dict):
         kind = config.get("kind")
-        if kind not in kinds:
-            raise ValueError(f"unknown kind of {role} {kind!r}; there are: {', '.join(kinds)}")
+        if kind not in methods:
+            raise ValueError(f"unknown kind of {role} {kind!r}; there are: {', '.join(methods)}")
+        made, method = methods[kind]()
         values = {k: v for k, v in config.items() if k != "kind"}
-        config = _from_plain(kinds[kind][0], values)
-    builder = next(build for made, build in kinds.values() if made is type(config))
-    return builder(config, *args)
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _to_plain(v) for k, v in value.items()}
-    return [_to_plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-
-def _from_plain(cls: type[C], values: dict[str, Any]) -> C:
-    """Undo `asdict`: nested dataclasses and tuples come back as they were."""
-    hints = get_type_hints(cls)
-    kwargs = {}
-    for field in fields(cls):  # type: ignore[arg-type]
-        if field.name not in values:
-            continue  # an older checkpoint: the default is what it meant
-        value, hint = values[field.name], hints[field.name]
-        if is_dataclass(hint) and isinstance(value, dict):
-            value = _from_plain(hint, value)  # type: ignore[arg-type]
-        elif isinstance(value, list) and get_origin(hint) in (tuple, types.UnionType):
-            value = tuple(value)
-        kwargs[field.name] = value
-    return cls(**kwargs)
+        config = cast(MethodConfig, from_plain(made, values))
+    else:
+        kind = describe(config)["kind"]
+        if kind not in methods:
+            raise ValueError(f"{kind} is no {role}; there are: {', '.join(methods)}")
+        method = methods[kind]()[1]
+    wanted = inspect.signature(method).parameters
+    known = {f.name: getattr(data, f.name) for f in fields(data) if f.name in wanted}
+    return method(config, **known)  # type: ignore[call-arg]

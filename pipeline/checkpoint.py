@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
-from data.shards import atomic_write
+from data.files import atomic_write
 from models.tokenizers.tokenizer import LatentSpec
 
 FORMAT = 2

@@ -9,52 +9,113 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, TypeVar
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import tyro
 
+from models.registry import MethodConfig
+from pipeline import presets
+
 C = TypeVar("C")
-Presets = Mapping[str, Callable[[C], C]]
+
+
+@dataclass(frozen=True)
+class Parsed(Generic[C]):
+    config: C
+    presets: list[str]
+    given: bool
+    """The command line named them; else they are those that the run folder was begun with."""
 
 
 def parse(
-    config: type[C], presets: Presets[C], arguments: Sequence[str], description: str = ""
-) -> C:
+    config: type[C],
+    stage: str | None,
+    arguments: Sequence[str],
+    description: str = "",
+    default_presets: Sequence[str] = (),
+) -> Parsed[C]:
     """Give the config that the arguments ask for.
 
-    `--preset a b` applies presets["a"], then presets["a b"] if b means something of its own after
-    a, else presets["b"]; every other argument is a flag named after a field; which of several
-    methods a field holds is for the presets to say.  ValueError names an unknown preset; an unknown
-    flag exits with tyro's own hint.
+    `--preset a b` applies what the recipes say of `stage`, in that order; without it the presets
+    are those that the run folder remembers, or `default_presets`.  Every other argument is a flag
+    named after a field; the fields of a method are those of the one that the presets chose.
+    ValueError names an unknown preset; an unknown flag exits with tyro's own hint.
     """
-    preset_names, flags = split_presets(arguments)
-    known_presets = [preset_name for preset_name in presets if " " not in preset_name]
-    listed = ", ".join(known_presets)
-    default = None
-    for previous, preset_name in pairwise(["", *preset_names]):
-        if preset_name not in known_presets:
-            closest = difflib.get_close_matches(preset_name, known_presets, n=1)
-            hint = f"did you mean {closest[0]}? " if closest else ""
-            raise ValueError(f"unknown preset {preset_name!r}; {hint}there are: {listed}")
-        preset = presets.get(f"{previous} {preset_name}", presets[preset_name])
-        default = preset(config() if default is None else default)
-    if presets:
-        description += f"\n\n--preset NAME [NAME ...]: {listed} (they stack; flags win)"
-    defaults: dict[str, Any] = {} if default is None else {"default": default}
+    if stage is None:
+        return Parsed(_cli(config, None, arguments, description), [], False)
+    named, flags = split_presets(arguments)
+    names = presets.check(named)
+    complete = all(
+        f.default is not MISSING or f.default_factory is not MISSING
+        for f in fields(config)  # type: ignore[arg-type]
+    )
+    default: Any = None
+    if complete:
+        default = presets.apply(config(), stage, names or default_presets)
+    run = _run_of(flags, default)
+    known = presets.remembered(run) if run else None
+    if named and known is not None and known != names:
+        print(f"presets: {' '.join(names)} ({run} was begun with {' '.join(known) or 'none'})")
+    if not named:
+        names = list(default_presets) if known is None else known
+        if complete:
+            default = presets.apply(config(), stage, names)
+        if names:
+            print(f"presets: {' '.join(names)}")
+    recipes, sizes = presets.recipe_names(), presets.size_names()
+    description += (
+        f"\n\n--preset RECIPE [SIZE]: recipes are {', '.join(recipes)}, and sizes "
+        f"{', '.join(sizes)}. They stack, flags win, and RUN remembers those it was begun with."
+    )
+    return Parsed(_cli(config, default, flags, description), names, bool(named))
+
+
+def _cli(config: type[C], default: C | None, flags: Sequence[str], description: str) -> C:
+    if default is None and all(
+        f.default is not MISSING or f.default_factory is not MISSING
+        for f in fields(config)  # type: ignore[arg-type]
+    ):
+        default = config()
+    given: dict[str, Any] = {}
+    if default is not None:
+        config, default = _narrowed(config, default)
+        given["default"] = default
     return tyro.cli(
         config,
-        args=flags,
+        args=list(flags),
         description=description,
         config=(tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands),
-        **defaults,
+        **given,
     )
 
 
-def flag_aliases(*aliases: str) -> Any:
-    """Other names of a flag, for `Annotated`."""
-    return tyro.conf.arg(aliases=aliases)
+def _narrowed(config: type[C], default: C) -> tuple[type[C], C]:
+    """Say of each method which one it is, so that its own fields become flags."""
+    hints = get_type_hints(config)
+    methods = {
+        f.name: type(getattr(default, f.name))
+        for f in fields(config)  # type: ignore[arg-type]
+        if hints[f.name] is MethodConfig
+    }
+    if not methods:
+        return config, default
+    body: dict[str, Any] = {"__annotations__": methods, "__module__": config.__module__}
+    body |= {name: field(default_factory=kind) for name, kind in methods.items()}
+    narrow: Any = dataclass(frozen=True)(type(config.__name__, (config,), body))
+    values = {f.name: getattr(default, f.name) for f in fields(default)}  # type: ignore[arg-type]
+    return narrow, narrow(**values)
+
+
+def _run_of(flags: Sequence[str], default: Any) -> Path | None:
+    """The run folder that the flags, or else the defaults, name."""
+    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+        if flag == "--run" and following:
+            return Path(following)
+        if flag.startswith("--run="):
+            return Path(flag.removeprefix("--run="))
+    return getattr(default, "run", None)
 
 
 def unprefixed() -> Any:
@@ -82,18 +143,20 @@ def split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command of a script: what it runs, with which config and presets."""
+    """A sub-command of a script: what it runs, with which config."""
 
     main: Callable[[Any], None]
     config: type
-    presets: Presets[Any]
     description: str
+    stage: str | None = None
+    """What recipes call it; without one it takes no presets."""
+    default_presets: tuple[str, ...] = ()
 
 
-def run_cli(main: Callable[[C], None], config: type[C], presets: Presets[C]) -> None:
+def run_cli(main: Callable[[C], None], config: type[C], stage: str | None = None) -> None:
     """Be the entry of a stage script: parse, run, and answer a user's mistake in one line."""
     description = sys.modules[main.__module__].__doc__ or ""
-    _report_errors(lambda: main(parse(config, presets, sys.argv[1:], description)))
+    _report_errors(lambda: _run(main, parse(config, stage, sys.argv[1:], description), stage))
 
 
 def run_commands(commands: Mapping[str, Command], description: str) -> None:
@@ -111,9 +174,29 @@ def run_commands(commands: Mapping[str, Command], description: str) -> None:
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"unknown command {name!r}; {hint}there are: {', '.join(commands)}")
         command = commands[name]
-        command.main(parse(command.config, command.presets, sys.argv[2:], command.description))
+        parsed = parse(
+            command.config,
+            command.stage,
+            sys.argv[2:],
+            command.description,
+            command.default_presets,
+        )
+        _run(command.main, parsed, command.stage)
 
     _report_errors(dispatch)
+
+
+def _run(main: Callable[[C], None], parsed: Parsed[C], stage: str | None) -> None:
+    """Run a stage; a run folder that it begins remembers the presets, however it ends."""
+    run: Path | None = getattr(parsed.config, "run", None)
+    before = run is not None and run.exists()
+    try:
+        main(parsed.config)
+    finally:
+        begins = stage in presets.BEGINS
+        if begins and run is not None and run.exists():
+            anew = stage in presets.FIRST and getattr(parsed.config, "restart", False)
+            presets.remember(run, parsed.presets, anew and before)
 
 
 def _report_errors(body: Callable[[], None]) -> None:
@@ -126,5 +209,5 @@ def _report_errors(body: Callable[[], None]) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         again = "without --restart" if "--restart" in sys.argv else "again"
-        print(f"stopped; run the same command {again} to go on", file=sys.stderr)
+        print(f"stopped; run the same command {again} to resume", file=sys.stderr)
         raise SystemExit(130) from None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.shards import atomic_write
+from data.files import atomic_write
 from pipeline.play.action_input import make_action_input, pointer_position
 from pipeline.play.panels import Panel, add_text, compose_panels, panel_position
 from pipeline.play.player import Player, Start, StartSampler

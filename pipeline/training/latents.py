@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.clips import Clips
-from data.shards import EpisodeDataset, atomic_write
+from data.files import atomic_write
+from data.shards import EpisodeDataset
 from models.tokenizers.tokenizer import LatentSpec
 from models.world import autocast
 from pipeline.device import pick_precision

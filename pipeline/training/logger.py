@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.shards import atomic_write
+from data.files import atomic_write
 
 
 def log_line(accelerator: Accelerator, line: str) -> None:

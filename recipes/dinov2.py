@@ -1,0 +1,53 @@
+"""Push-T as the patches of a frozen DINOv2, with a predictor over them (DINO-WM, arXiv:2411.04983)."""
+
+from recipes import keypoints, pusht
+
+RUN = pusht.RUN
+
+TOKENIZER = {"model": "frozen_encoder"}
+DYNAMICS = {"model": "predictor"}
+CONTROLLER = {"methods": ("bc", "actor_critic", "goal_policy")}
+EVALUATE = pusht.EVALUATE
+
+TOKENIZER_CPU = {
+    "model.input_size": 56,
+    "train.steps": 500,
+    "train.batch_size": 32,
+    "train.eval_every": 250,
+    "train.save_every": 100,
+}
+
+SIZES = {
+    "cpu": {
+        "preprocess_pusht": pusht.PREPROCESS_CPU,
+        "tokenizer": TOKENIZER_CPU,
+        "dynamics": keypoints.DYNAMICS_CPU,
+        "controller": pusht.CONTROLLER_CPU,
+        "evaluate": pusht.EVALUATE_CPU,
+    },
+    "cpu30": {
+        "preprocess_pusht": pusht.PREPROCESS_CPU30,
+        "tokenizer": TOKENIZER_CPU | {"train.steps": 1000, "train.eval_every": 500},
+        "dynamics": keypoints.DYNAMICS_CPU | {"train.steps": 5400, "train.eval_every": 2700},
+        "controller": pusht.CONTROLLER_CPU30,
+        "evaluate": pusht.EVALUATE_CPU30,
+    },
+    "debug": {
+        "preprocess_pusht": pusht.PREPROCESS_DEBUG,
+        "tokenizer": {
+            "model.channels": 16,
+            "model.num_res_blocks": 1,
+            "model.input_size": 28,
+            "train.steps": 6,
+            "train.batch_size": 4,
+            "train.eval_every": 3,
+            "train.save_every": 3,
+            "train.warmup_steps": 2,
+        },
+        "dynamics": keypoints.DYNAMICS_DEBUG,
+        "controller": pusht.CONTROLLER_DEBUG,
+        "play": pusht.PLAY_DEBUG,
+        "evaluate": pusht.EVALUATE_DEBUG,
+    },
+    "high_res": pusht.HIGH_RES,
+}

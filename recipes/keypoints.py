@@ -1,0 +1,109 @@
+"""Push-T as keypoints: a predictor over vectors, in whose world goals are planned for and reached."""
+
+from recipes import pusht
+
+RUN = pusht.RUN
+
+TOKENIZER = {
+    "model": "keypoints",
+    "train.steps": 3000,
+    "train.learning_rate": 2.5e-3,
+    "train.warmup_steps": 200,
+    "train.eval_every": 1500,
+    "train.save_every": 500,
+    "train.cuda_graph": True,
+}
+DYNAMICS = {
+    "model": "predictor",
+    "model.transformer.num_layers": 4,
+    "model.transformer.dropout": 0.0,
+    "train.steps": 6000,
+    "train.batch_size": 256,
+    "train.learning_rate": 1.5e-3,
+    "train.eval_every": 3000,
+    "train.save_every": 500,
+    "train.cuda_graph": True,
+}
+CONTROLLER = {  # few steps of what is not given the goal
+    "methods": ("bc", "actor_critic", "goal_policy"),
+    "bc.steps": 2000,
+    "bc.eval_every": 500,
+    "bc.save_every": 500,
+    "train.steps": 300,
+    "train.eval_every": 100,
+    "goal_policy_train.save_every": 500,
+    "goal_policy_train.cuda_graph": True,
+}
+EVALUATE = pusht.EVALUATE
+
+TOKENIZER_CPU = {
+    "train.steps": 1200,
+    "train.batch_size": 64,
+    "train.eval_every": 600,
+    "train.save_every": 100,
+    "train.cuda_graph": False,
+}
+DYNAMICS_CPU = {
+    "model.transformer.num_layers": 4,
+    "model.transformer.dropout": 0.0,
+    "train.steps": 1800,
+    "train.batch_size": 128,
+    "train.learning_rate": 1.5e-3,
+    "train.eval_every": 900,
+    "train.save_every": 100,
+    "train.cuda_graph": False,
+}
+DYNAMICS_DEBUG = {
+    "num_eval_clips": 4,
+    "model.clip_length": 7,
+    "model.frameskip": 2,
+    "model.transformer.dim": 32,
+    "model.transformer.num_layers": 2,
+    "model.transformer.num_heads": 2,
+    "model.transformer.mlp_dim": 64,
+    "model.transformer.context_frames": 2,
+    "train.steps": 40,
+    "train.batch_size": 4,
+    "train.learning_rate": 1e-3,
+    "train.eval_every": 20,
+    "train.save_every": 10,
+    "train.warmup_steps": 5,
+    "train.cuda_graph": False,
+}
+
+SIZES = {
+    "cpu": {
+        "preprocess_pusht": pusht.PREPROCESS_CPU,
+        "tokenizer": TOKENIZER_CPU,
+        "dynamics": DYNAMICS_CPU,
+        "controller": pusht.CONTROLLER_CPU,
+        "evaluate": pusht.EVALUATE_CPU,
+    },
+    "cpu30": {
+        "preprocess_pusht": pusht.PREPROCESS_CPU30,
+        "tokenizer": TOKENIZER_CPU | {"train.steps": 2400, "train.eval_every": 1200},
+        "dynamics": DYNAMICS_CPU | {"train.steps": 5400, "train.eval_every": 2700},
+        "controller": pusht.CONTROLLER_CPU30,
+        "evaluate": pusht.EVALUATE_CPU30,
+    },
+    "debug": {
+        "preprocess_pusht": pusht.PREPROCESS_DEBUG,
+        "tokenizer": {
+            "model.channels": 16,
+            "model.num_keypoints": 4,
+            "model.num_res_blocks": 1,
+            "train.steps": 40,
+            "train.batch_size": 16,
+            "train.learning_rate": 1e-3,
+            "train.eval_every": 20,
+            "train.save_every": 10,
+            "train.warmup_steps": 5,
+            "train.cuda_graph": False,
+        },
+        "dynamics": DYNAMICS_DEBUG,
+        "controller": pusht.CONTROLLER_DEBUG,
+        "play": pusht.PLAY_DEBUG,
+        "evaluate": pusht.EVALUATE_DEBUG,
+    },
+    "high_res": pusht.HIGH_RES,
+}

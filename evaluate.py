@@ -1,8 +1,8 @@
-"""Measure a run on held-out episodes and in the real simulator: figures, plots, a report.
+"""Measure a run on held-out episodes and in the real simulator: metrics, plots, a report.
 
 Reads   RUN/shards (or --shards), RUN/tokenizer, RUN/dynamics, RUN/controller if there is one.
-Writes  RUN/report: metrics.json, index.html, plots/, pairs.json; of other recordings
-        RUN/report/on-NAME. Interrupted, it goes on with the part that was not done.
+Writes  RUN/report: metrics.json, index.html, plots/, pairs.json; of another dataset
+        RUN/report/on-NAME. Interrupted, it resumes with the part that was not finished.
 Try     python evaluate.py --preset debug --run runs/debug
 """
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import kernels
 from data.build_shards import available_cpus
-from evaluation.evaluate_config import PRESETS, Config, check
+from evaluation.evaluate_config import Config, check
 from evaluation.jobs import Job, jobs_on_dataset
 from evaluation.protocols import task
 from evaluation.report.drawing import draw_plots
@@ -22,16 +22,16 @@ from evaluation.report.metrics_schema import empty_metrics
 from evaluation.report.page import write_report
 from evaluation.result_cache import ResultCache, write_json
 from evaluation.session import Session
-from evaluation.simulator_jobs import jobs_in_simulator
+from evaluation.simulator_jobs import jobs_in_simulator, why_missing
 from pipeline.cli import run_cli
 
-# simulators at a time, which the world model sees as one batch: at least, and of a process
+# simulators at a time, which the world model sees as one batch: at least, and per process
 MIN_SIMULATORS, SIMULATORS_PER_PROCESS = 100, 32
 
 
 def main(config: Config) -> None:
     check(config)
-    kernels.choose(config.kernels)
+    kernels.set_backend(config.kernels)
     num_episodes = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
     num_envs = min(
         num_episodes,
@@ -45,7 +45,7 @@ def main(config: Config) -> None:
         tqdm.write(session.describe())
         metrics = empty_metrics()
         jobs = [*jobs_on_dataset(session, config), *jobs_in_simulator(session, config)]
-        check_policies(config.policies, {job.policy for job in jobs if job.policy})
+        check_policies(session, config.policies, {job.policy for job in jobs if job.policy})
         for job in tqdm(jobs, "evaluate", unit="part"):
             if _is_selected(job, config):
                 result = cache.get_or_compute(job.name, job.cache_key, job.measure)
@@ -54,7 +54,7 @@ def main(config: Config) -> None:
             if result is not None:
                 job.merge(metrics, result)
         metrics["provenance"] = session.provenance() | {
-            "seeds": {"windows": config.seed, "task": task.FIRST_SEED, "pairs": config.pair_seeds},
+            "seeds": {"clips": config.seed, "task": task.FIRST_SEED, "pairs": config.pair_seeds},
             "seconds": session.stage_seconds()
             | {"evaluate": cache.total_seconds([j.name for j in jobs])},
             "finished": time.strftime("%Y-%m-%d %H:%M"),
@@ -65,13 +65,13 @@ def main(config: Config) -> None:
         tqdm.write(f"evaluate: {session.folder / 'metrics.json'} and {report_path}")
 
 
-def check_policies(requested: tuple[str, ...], known: set[str]) -> None:
-    """ValueError for a name that nobody has here."""
+def check_policies(session: Session, requested: tuple[str, ...], known: set[str]) -> None:
+    """Raise ValueError for the first policy that this run does not measure, with the reason."""
     for name in requested:
         if name not in known:
             raise ValueError(
-                f"--policies {name}: there is none of that name here, but "
-                f"{', '.join(sorted(known)) or 'none at all'}"
+                f"--policies {name}: {why_missing(session, name)}; choose from "
+                f"{', '.join(sorted(known)) or 'none'}"
             )
 
 
@@ -84,4 +84,4 @@ def _is_selected(job: Job, config: Config) -> bool:
 
 
 if __name__ == "__main__":
-    run_cli(main, Config, PRESETS)
+    run_cli(main, Config, "evaluate")

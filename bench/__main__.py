@@ -1,8 +1,8 @@
 """Measure dreamstage against its peers, interleaved in one process: a table, bench.json, bench.png.
 
-Areas   ceilings kernels loading training decode play planning controller; all if none is named.
-Writes  OUT/bench.json, OUT/bench.png; with --keep on a GPU kernels/tuned.json.
-Try     python -m bench ceilings loading --quick
+Areas   roofline kernels loading training decode play planning controller int8; default: all.
+Writes  OUT/bench.json, OUT/bench.png; with --tune on a GPU kernels/tuned.json.
+Try     python -m bench roofline loading --quick
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,53 +27,61 @@ from evaluation.result_cache import write_json
 from pipeline.cli import run_cli
 from pipeline.device import pick_device
 
-AREAS = (
-    "ceilings", "kernels", "loading", "training", "decode", "play", "planning", "controller",
-    "int8",
-)  # fmt: skip
+AREAS = {
+    "roofline": "bench.roofline",
+    "kernels": "bench.kernel_speed",
+    "loading": "bench.load_speed",
+    "training": "bench.train_speed",
+    "decode": "bench.decode_speed",
+    "play": "bench.play_speed",
+    "planning": "bench.plan_speed",
+    "controller": "bench.controller_speed",
+    "int8": "bench.int8_speed",
+}
+"""The module of each area, which has `rows(options)`."""
 
 
 @dataclass(frozen=True)
 class Config:
     areas: tuple[str, ...]
-    """What to measure: ceilings kernels loading training decode play planning controller
+    """What to measure: roofline kernels loading training decode play planning controller
     int8."""
     quick: bool = False
-    """Smaller sizes, and less is compiled: minutes on two slow cores, for a look."""
+    """Use smaller sizes and compile less: minutes on two slow cores."""
     rounds: int | None = None
-    """Rounds of a race, 10 if not said."""
-    run_cli: Path | None = None
-    """A run to play and to decide in, instead of checkpoints/pusht-goals."""
+    """Rounds of a race; default: 10."""
+    run: Path | None = None
+    """The run of the areas play, controller and int8; default: checkpoints/pusht-goals."""
     out: Path = Path("runs/bench")
     """Folder of bench.json and bench.png."""
     tune: bool = False
-    """On a GPU: write how kernels fare against torch.compile to kernels/tuned.json, by which
-    --kernels auto chooses."""
+    """On a GPU: write the kernels' speedups over torch.compile to kernels/tuned.json, which
+    --kernels auto reads."""
     only: tuple[str, ...] = ()
-    """Of the area kernels only these operations: rms_norm, attention_blocks ..."""
+    """In the area kernels, only these operations: rms_norm, attention_blocks ..."""
     threads: int | None = None
-    """Threads of PyTorch, if not its own choice."""
+    """Threads of PyTorch; default: PyTorch's own choice."""
 
 
 def main(config: Config) -> None:
-    areas = config.areas or AREAS
+    areas = config.areas or tuple(AREAS)
     check_known("area", areas, AREAS)
     check_known("operation", config.only, OPERATIONS)
     rounds = Options.rounds if config.rounds is None else config.rounds
     if rounds < 1:
-        raise ValueError(f"--rounds {rounds} measures nothing; it starts at 1")
+        raise ValueError(f"--rounds {rounds} measures nothing; it must be at least 1")
     if config.tune and not torch.cuda.is_available():
-        raise ValueError("--keep writes what a GPU measured, and there is no CUDA GPU here")
-    for flag, given in (("--only", config.only), ("--keep", config.tune)):
+        raise ValueError("--tune writes what a GPU measured, and there is no CUDA GPU here")
+    for flag, given in (("--only", config.only), ("--tune", config.tune)):
         if given and "kernels" not in areas:
             raise ValueError(
-                f"{flag} is about the area kernels, and only {' '.join(areas)} is asked for"
+                f"{flag} belongs to the area kernels, but the areas are {' '.join(areas)}"
             )
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     config.out.mkdir(parents=True, exist_ok=True)
     if not os.access(config.out, os.W_OK):
-        raise ValueError(f"{config.out} cannot be written to; give another folder by --out")
+        raise ValueError(f"{config.out} is not writable; set another folder with --out")
     device = pick_device()
     options = Options(
         rounds, config.quick, device, config.run, torch.get_num_threads(), config.tune, config.only
@@ -95,28 +103,28 @@ def main(config: Config) -> None:
         "seconds": {},
     }
     for area in areas:
-        torch.compiler.reset()  # what was compiled before counts towards its limits
+        torch.compiler.reset()  # earlier compilations count towards its limits
         began = time.perf_counter()
         for row in safe_rows(area, options):
             rows.append(row)
             print(table.format_row(row), flush=True)
         result["seconds"][area] = round(time.perf_counter() - began, 1)
         result["load"]["after"] = table.load_average()
-        result["rows"] = [asdict(row) | {"met": row.passed} for row in rows]
+        result["rows"] = [asdict(row) | {"passed": row.passed} for row in rows]
         write_json(config.out / "bench.json", result)
-        plot.sample(rows, config.out / "bench.png")
+        plot.draw(rows, config.out / "bench.png")
     each = ", ".join(f"{area} {seconds:.0f}" for area, seconds in result["seconds"].items())
     total = sum(result["seconds"].values())
     print(f"\nload {result['load']['after']} after; {total:.0f} s: {each}")
     missed = sum(row.passed is False for row in rows)
-    print(f"bench: {len(rows)} rows, {missed} below their bar; {config.out / 'bench.json'}")
+    print(f"bench: {len(rows)} rows, {missed} below their target; {config.out / 'bench.json'}")
     failed = [f"{row.area}, {row.name}" for row in rows if row.failed]
     if failed:
         raise ValueError(f"not measured, for the reason in its row: {'; '.join(failed)}")
 
 
-def check_known(what: str, asked: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """ValueError for a name that there is not, with the nearest that there is."""
+def check_known(what: str, asked: Iterable[str], known: Collection[str]) -> None:
+    """Raise ValueError for an unknown name, with the closest known one."""
     for name in asked:
         if name not in known:
             closest = difflib.get_close_matches(name, known, n=1)
@@ -125,16 +133,16 @@ def check_known(what: str, asked: tuple[str, ...], known: tuple[str, ...]) -> No
 
 
 def safe_rows(area: str, options: Options) -> Iterator[Row]:
-    """Rows of an area; what breaks in it becomes a row, so that the others are still measured."""
+    """Yield the rows of an area; an error becomes a row, so that other areas are still measured."""
     try:
-        yield from importlib.import_module(f"bench.{area}_speed").rows(options)
+        yield from importlib.import_module(AREAS[area]).rows(options)
     except Incorrect as problem:
-        yield Row(area, "not shown", "", "", note=f"wrong: {problem}")
+        yield Row(area, "incorrect", "", "", note=f"incorrect: {problem}")
     except Exception as problem:
         if os.environ.get("DREAMSTAGE_TRACEBACK"):
             traceback.print_exc(file=sys.stderr)
-        yield Row(area, "broken off", "", "", note=reason(problem))
+        yield Row(area, "failed", "", "", note=reason(problem))
 
 
 if __name__ == "__main__":
-    run_cli(main, Config, {})
+    run_cli(main, Config)

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bench.correctness import Operation
 from bench.pairs import time_call
-from kernels import View
+from kernels import BlockMask
 from kernels.reference import apply_rope
 
 SDPA = "PyTorch SDPA, best backend"
@@ -25,16 +25,16 @@ BACKENDS = (
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 )
-FLEX_BLOCK = 128  # tokens, of which FlexAttention leaves out what is not in view
+FLEX_BLOCK = 128  # tokens of a block, which FlexAttention skips where it is masked
 Angles = tuple[Tensor, Tensor] | None
 
 
 def peers(
-    block_mask: View, tokens: int, device: torch.device, angles: Angles
+    block_mask: BlockMask, tokens: int, device: torch.device, angles: Angles
 ) -> dict[str, Operation | str]:
-    """SDPA everywhere; FlexAttention where it has gradients, on a GPU, and blocks to leave out.
+    """Return SDPA, and FlexAttention where it has gradients, on a GPU, and blocks to skip.
 
-    angles: (S, E / 2) each, or more rows, that turn queries and keys before, in plain PyTorch.
+    angles: (S, E / 2) each, or more rows, that rotate queries and keys first, in plain PyTorch.
     """
     found: dict[str, Operation | str] = {SDPA: BestSdpa(block_mask, angles)}
     if device.type == "cuda" and tokens > FLEX_BLOCK:
@@ -43,6 +43,7 @@ def peers(
 
 
 def rotate_qk(q: Tensor, k: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+    """Rotate queries and keys, if there are angles."""
     if angles is None:
         return q, k
     cosine, sine = (a[: q.shape[2]] for a in angles)
@@ -50,9 +51,9 @@ def rotate_qk(q: Tensor, k: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
 
 
 class BestSdpa:
-    """Attention by the backend that was the fastest forward and backward at a shape."""
+    """SDPA by the backend that is the fastest at a shape, forward and backward."""
 
-    def __init__(self, block_mask: View, angles: Angles) -> None:
+    def __init__(self, block_mask: BlockMask, angles: Angles) -> None:
         self.block_mask, self.angles = block_mask, angles
         self.backends: dict[torch.Size, SDPBackend | None] = {}
         self.masks: dict[torch.Size, Tensor | None] = {}
@@ -61,7 +62,7 @@ class BestSdpa:
         q, k = rotate_qk(q, k, self.angles)
         shape = q.shape
         if shape not in self.backends:
-            causal = self.block_mask.size == 1 and self.block_mask.context is None
+            causal = self.block_mask.block_size == 1 and self.block_mask.context_blocks is None
             tokens = shape[-2]
             self.masks[shape] = None if causal else self.block_mask.mask(tokens, tokens, q.device)
             self.backends[shape] = self._fastest(q, k, v) if q.is_cuda else None
@@ -73,11 +74,10 @@ class BestSdpa:
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         block_mask = self.block_mask
-        if block_mask.size > 1 and (block_mask.context == 1 or block_mask.size == q.shape[2]):
+        size = block_mask.block_size
+        if size > 1 and (block_mask.context_blocks == 1 or size == q.shape[2]):
             # frames that see nothing else are sequences of their own, and need no mask
-            query, key, value = (
-                x.unflatten(2, (-1, block_mask.size)).flatten(1, 2) for x in (q, k, v)
-            )
+            query, key, value = (x.unflatten(2, (-1, size)).flatten(1, 2) for x in (q, k, v))
             out = scaled_dot_product_attention(
                 query, key, value, is_causal=block_mask.causal_within_block
             )
@@ -99,15 +99,15 @@ class BestSdpa:
                 with sdpa_kernel(backend):
                     time_call(step, q.device, repeats=3)
                     seconds[backend] = time_call(step, q.device, repeats=10)
-            except RuntimeError:  # not for this mask, type or GPU
+            except RuntimeError:  # it does not support this mask, dtype or GPU
                 continue
         return min(seconds, key=lambda backend: seconds[backend])
 
 
 class Flex:
-    """Compiled FlexAttention under the view's mask, whole blocks out of view left out."""
+    """Compiled FlexAttention under a block mask; masked blocks are skipped."""
 
-    def __init__(self, block_mask: View, angles: Angles) -> None:
+    def __init__(self, block_mask: BlockMask, angles: Angles) -> None:
         self.block_mask, self.angles = block_mask, angles
         self.masks: dict[int, Any] = {}
 
@@ -120,22 +120,22 @@ class Flex:
         return compiled_flex()(q, k, v, self.masks[tokens], self.angles)
 
 
-def mask_mod_of(block_mask: View) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The view as FlexAttention asks for it, a function of places (it takes no method)."""
+def mask_mod_of(block_mask: BlockMask) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Return the mask as FlexAttention takes it, a function of positions (it takes no method)."""
 
     def mask_mod(clip: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        behind = query // block_mask.size - key // block_mask.size
-        near = behind >= 0
-        if block_mask.context is not None:
-            near = near & (behind < block_mask.context)
-        return near & (query >= key) if block_mask.causal_within_block else near
+        behind = query // block_mask.block_size - key // block_mask.block_size
+        visible = behind >= 0
+        if block_mask.context_blocks is not None:
+            visible = visible & (behind < block_mask.context_blocks)
+        return visible & (query >= key) if block_mask.causal_within_block else visible
 
     return mask_mod
 
 
 @cache
 def compiled_flex() -> Any:
-    """One compiled function for all views, in which queries and keys are turned, too."""
+    """Compile one function for all masks; it also rotates queries and keys."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Any, angles: Angles) -> Any:
         return flex_attention(*rotate_qk(q, k, angles), v, block_mask=mask)

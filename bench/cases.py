@@ -1,4 +1,4 @@
-"""What kernels are raced on: operations at shapes of the models, and their named peers.
+"""The cases that kernels are raced on: operations at shapes of the models, and their peers.
 
 Letters: R rows, D width, B clips, H heads, S tokens, E head width, V classes.
 """
@@ -16,19 +16,19 @@ from torch.nn.functional import scaled_dot_product_attention
 import kernels
 from bench import attention_peers
 from bench.correctness import Operation
-from kernels import View, eager, reference
+from kernels import BlockMask, eager, reference
 from kernels.dispatch import attention_variant
 
 OPERATIONS = (
-    "rms_norm", "add_rms_norm", "swiglu", "rotate", "attention", "attention_blocks",
-    "attention_short", "attend_cache", "linear_cross_entropy", "gru_step", "assign",
+    "rms_norm", "add_rms_norm", "swiglu", "apply_rope", "attention", "attention_blocks",
+    "attention_short", "decode_attention", "linear_cross_entropy", "gru_step", "nearest_code",
 )  # fmt: skip
 COMPILED, EAGER, LIGER = "torch.compile", "eager PyTorch", "Liger-Kernel"
 
 
 @dataclass(frozen=True)
 class Case:
-    """An operation at one shape, against its definition compiled, eager and by others."""
+    """An operation at one shape, and what it is raced against."""
 
     operation: str
     name: str
@@ -36,23 +36,23 @@ class Case:
     definition: Operation
     inputs: list[Tensor]
     odd_inputs: list[Tensor]
-    """Inputs of an awkward size, for the check alone."""
+    """Inputs of an odd size, for the check alone."""
     eager: Operation | None = None
     """What runs without a kernel, eager and compiled, if not the definition."""
     peers: dict[str, Operation | str] = field(default_factory=dict)
-    """Others; a string says what pip installs where one is missing."""
+    """Other libraries; a string is the pip package of one that is not installed."""
     bytes_moved: tuple[float, float] | None = None
     """Bytes that forward, and forward and backward, have to move, if memory is the limit."""
     grads: bool = True
     memory: bool = False
-    """Whether peak memory is told as well."""
+    """Whether peak memory is measured as well."""
     fused: bool = False
-    """A peer makes gradients in its forward pass already, and waits for the GPU: only both passes
-    are raced, without CUDA graphs."""
+    """A peer computes gradients in its forward pass, and synchronizes with the GPU: only both
+    passes are raced, without CUDA graphs."""
 
 
 def cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """Every case: the shapes of a 150M model on a GPU, small ones on a CPU."""
+    """Yield every case: the shapes of a 150M model on a GPU, small ones on a CPU."""
     on_gpu = device.type == "cuda"
     make = partial(_randn, device=device, dtype=dtype)
     yield from _pointwise(make, 65_536 if on_gpu else 2048)
@@ -92,15 +92,15 @@ def _pointwise(make: Callable[..., Tensor], rows: int) -> Iterator[Case]:
     clips, heads, tokens, head = max(1, rows // 1024), 9, 1024 if rows > 4096 else 256, 64
     cosine, sine = _angles(tokens, head, weight.device)
 
-    def turn(rotate: Callable[..., Tensor], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    def rotate_qk(rotate: Callable[..., Tensor], q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         first, second = cosine[: q.shape[-2]], sine[: q.shape[-2]]
         return rotate(q, first, second), rotate(k, first, second)
 
     both = torch.cat([cosine, cosine], -1)[None], torch.cat([sine, sine], -1)[None]
     once = clips * heads * tokens * head * size
     yield Case(
-        "rotate", f"rotate q, k of {clips} x {heads} x {tokens} x {head}",
-        partial(turn, kernels.apply_rope), partial(turn, reference.apply_rope),
+        "apply_rope", f"apply_rope to q, k of {clips} x {heads} x {tokens} x {head}",
+        partial(rotate_qk, kernels.apply_rope), partial(rotate_qk, reference.apply_rope),
         [make(clips, heads, tokens, head) for _ in range(2)],
         [make(1, 3, 37, head) for _ in range(2)],
         peers=_liger("rope", lambda f: lambda q, k: f(q, k, *(a[:, : q.shape[2]] for a in both))),
@@ -109,26 +109,26 @@ def _pointwise(make: Callable[..., Tensor], rows: int) -> Iterator[Case]:
 
 
 def _angles(tokens: int, head: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, (S, E / 2)."""
-    turns = torch.rand(head // 2, device=device)
-    angle = torch.arange(tokens, device=device)[:, None] * turns
+    """Return cosine and sine, (S, E / 2)."""
+    frequencies = torch.rand(head // 2, device=device)
+    angle = torch.arange(tokens, device=device)[:, None] * frequencies
     return angle.cos(), angle.sin()
 
 
 def _attention_with_cache(make: Callable[..., Tensor], on_gpu: bool) -> Case:
-    """A step of imagination of a small model, whose cache the attention keeps."""
-    batch, heads, head, block_mask = 300 if on_gpu else 32, 16, 12, View(1, 3)
+    """Return a step of a small model's rollout, whose cache the attention extends."""
+    batch, heads, head, block_mask = 300 if on_gpu else 32, 16, 12, BlockMask(1, 3)
     angles = _angles(3, head, make(1).device)
 
     @torch.no_grad()
-    def call(attention_after: Callable[..., tuple], q, k, v, past_k, past_v):
-        return attention_after(q, k, v, (past_k, past_v), block_mask, angles)
+    def call(operation: Callable[..., tuple], q, k, v, past_k, past_v):
+        return operation(q, k, v, (past_k, past_v), block_mask, angles)
 
     def shape(rows: int, batch: int = batch) -> tuple[int, ...]:
         return batch, heads, rows, head
 
     return Case(
-        "attention_short", f"attention after 2 of a past, {batch} x {heads} x 1 x {head}",
+        "attention_short", f"attention with a cache of 2, {batch} x {heads} x 1 x {head}",
         partial(call, kernels.attention_with_cache), partial(call, reference.attention_with_cache),
         [make(*shape(rows)) for rows in (1, 1, 1, 2, 2)],
         [make(*shape(rows, 3)) for rows in (1, 1, 1, 2, 2)],
@@ -137,25 +137,26 @@ def _attention_with_cache(make: Callable[..., Tensor], on_gpu: bool) -> Case:
 
 
 def _attentions(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:
-    """As models attend, queries and keys being turned by angles; once without, as others publish
-    attention."""
+    """Yield attention as in the models, which rotate queries and keys; once without angles, as
+    attention is published."""
     clips, heads, head = (16, 9, 64) if on_gpu else (2, 4, 32)
     long = 1024 if on_gpu else 128
-    # name, view, sequences of a clip, tokens of one, whether they are turned
+    # name, mask, sequences of a clip, tokens of one, whether they are rotated
     shapes = [
-        ("causal, no angles", View(), 1, long, False),
-        ("causal", View(), 1, long, True),
-        ("block-causal", View(size=64), 1, long, True),
-        ("3 frames in view", View(size=64, context=3), 1, max(long, 256), True),
-        ("within a frame", View(size=64, context=1), 1, long, True),
-        ("over space", View(size=16), 64, 16, True),
-        ("over space", View(size=256), 4, 256, True),
-        ("through time", View(), 64, 4, True),
-        ("through time", View(), 64, 16, True),
-        ("through time", View(), 16, 64, True),
+        ("causal, no angles", BlockMask(), 1, long, False),
+        ("causal", BlockMask(), 1, long, True),
+        ("block-causal", BlockMask(64), 1, long, True),
+        ("3 frames of context", BlockMask(64, context_blocks=3), 1, max(long, 256), True),
+        ("within a frame", BlockMask(64, context_blocks=1), 1, long, True),
+        ("over space", BlockMask(16), 64, 16, True),
+        ("over space", BlockMask(256), 4, 256, True),
+        ("through time", BlockMask(), 64, 4, True),
+        ("through time", BlockMask(), 64, 16, True),
+        ("through time", BlockMask(), 16, 64, True),
     ]
     for name, block_mask, sequences, tokens, rotated in shapes:
-        shape, odd = (clips * sequences, heads, tokens, head), (1, 3, 3 * block_mask.size, head)
+        shape = clips * sequences, heads, tokens, head
+        odd = 1, 3, 3 * block_mask.block_size, head
         device = make(1).device
         angles = _angles(max(tokens, odd[2]), head, device) if rotated else None
         call = _masked_attention(block_mask, angles)
@@ -169,8 +170,10 @@ def _attentions(make: Callable[..., Tensor], on_gpu: bool) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def _masked_attention(block_mask: View, angles: attention_peers.Angles) -> Callable[..., Tensor]:
-    """Attention at the first of the places that angles are of."""
+def _masked_attention(
+    block_mask: BlockMask, angles: attention_peers.Angles
+) -> Callable[..., Tensor]:
+    """Return attention under a mask, at the first positions of the angles."""
 
     def call(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         few = None if angles is None else tuple(a[: k.shape[2]] for a in angles)
@@ -186,7 +189,8 @@ def _decode_attention(make: Callable[..., Tensor], on_gpu: bool) -> Case:
     low, high = bounds.tolist()
     ours = partial(_with_bounds, kernels.decode_attention, bounds)
     return Case(
-        "attend_cache", f"attend_cache, 1 x {heads} x {rows} x {head}, {high - low} rows seen",
+        "decode_attention",
+        f"decode_attention, 1 x {heads} x {rows} x {head}, {high - low} rows in bounds",
         ours, partial(_with_bounds, reference.decode_attention, bounds),
         [make(1, heads, 1, head), make(1, heads, rows, head), make(1, heads, rows, head)],
         [make(2, 3, 5, head), make(2, 3, rows, head), make(2, 3, rows, head)],
@@ -244,5 +248,5 @@ def _liger_swiglu() -> dict:
         from liger_kernel.ops import swiglu  # pyright: ignore[reportMissingImports]
     except ImportError:
         return {LIGER: "liger-kernel"}
-    # its function of one tensor, which spares copies of the halves
+    # its function of one tensor, which avoids copies of the halves
     return {LIGER: swiglu.LigerFusedGateUpSiLUMulFunction.apply}

@@ -1,4 +1,4 @@
-"""One decision of a fitted controller: a new frame comes in, an action goes out."""
+"""The latency of a trained controller: a new frame in, an action out."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from torch import Tensor
 from bench.pairs import Incorrect, Options, Row, time_call, value_row
 from bench.play_speed import DEFAULT_RUN, check_world, start_clip
 from models.world import World
-from pipeline.inference.load import load_controller, load_world
+from pipeline.inference.load_controllers import load_controller
+from pipeline.inference.load_world import load_world
 
 AREA = "controller"
 TARGET, STRETCH = 20.0, 5.0
-TOLERANCE = 0.02  # of an action, which spans 2: frames are encoded alone or with those before them
+TOLERANCE = 0.02  # of an action, whose range is 2: frames are encoded alone or in a batch
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Batch 1, encoding included, in the run that was named or the one with the project."""
+    """Measure decisions at batch 1, encoding included, in --run or the run in checkpoints/."""
     run = options.run or DEFAULT_RUN
     world = load_world(run, options.device)
     controller = load_controller(run, world)
@@ -39,7 +40,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 class DecisionLoop:
-    """Take in a real frame and decide, again and again."""
+    """Observes a real frame and decides, repeatedly."""
 
     def __init__(self, world: World, controller: object, frames: Tensor, actions: Tensor) -> None:
         self.world, self.controller = world, controller
@@ -55,8 +56,8 @@ class DecisionLoop:
 
     @torch.inference_mode()
     def check(self, frames: Tensor, actions: Tensor) -> None:
-        """Raise Wrong unless, with the same draws, a world that is entered at the same frame leads
-        to the same decision as one in which that was observed."""
+        """Raise Incorrect unless, with the same random numbers, the action after observing a frame
+        is that of a world reset at the same frame."""
         torch.manual_seed(0)
         self()
         state = self.world.reset(frames[None], actions[None, : len(frames) - 1])
@@ -67,5 +68,6 @@ class DecisionLoop:
         )
         if not (action - expected_action).abs().max() <= TOLERANCE:
             raise Incorrect(
-                f"the decision is {action.tolist()} after observing, {expected_action.tolist()} anew"
+                f"the action is {action.tolist()} after observing a frame, but "
+                f"{expected_action.tolist()} after a reset at it"
             )

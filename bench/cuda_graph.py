@@ -1,4 +1,4 @@
-"""Launches of several calls as one CUDA graph, so that kernels are timed and not their launches."""
+"""Capture several calls as one CUDA graph, so that kernels are timed and not their launches."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-# of one CUDA graph, whose launch then counts for little
+# calls of one CUDA graph, so that its launch counts for little
 CALLS_PER_GRAPH = 10
 
 Step = Callable[[], object]
 
 
 def capture_graph(run: Step) -> Step:
-    """The launches of CALLS calls as one CUDA graph; RuntimeError if one waits for the GPU."""
+    """Capture CALLS_PER_GRAPH calls; raises RuntimeError if one synchronizes with the GPU."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

@@ -1,4 +1,4 @@
-"""Token by token from one prompt, against Hugging Face's generate with the same weights."""
+"""Greedy decoding from one prompt, against Hugging Face's generate with the same weights."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pipeline.device import pick_precision
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.recorded import CudaGraphed
 
-NEW_TOKENS = 128  # tokens of the large model, which takes seconds for them as theirs comes
+NEW_TOKENS = 128  # of the large model; uncompiled, theirs takes seconds for them
 TARGETS = {EXACT: (1.3, 3.0), INT8: (2.5, 6.0)}
-# on a GPU, against theirs as it comes and compiled
+# on a GPU, against theirs uncompiled and compiled
 GPU_TARGETS = {"dynamic cache": (10.0, 40.0), "static cache + compile": (1.5, 4.0)}
 Write = Callable[..., tuple[Tensor, list[Tensor], list[Tensor]]]
 
@@ -43,14 +43,14 @@ def rows(options: Options) -> Iterator[Row]:
 def measure(
     options: Options, work: Workload, compiled: bool = True, new_tokens: int | None = None
 ) -> Iterator[Row]:
-    """As `rows`, at any size: a quarter of the sequence, one frame, is the prompt, and `new` tokens
-    follow, the rest of it if not said."""
+    """Measure as `rows`, at any size: one frame is the prompt, and `new_tokens` follow, by default
+    the rest of the sequence."""
     new_tokens = new_tokens or work.sequence_length - work.frame_tokens
     torch.manual_seed(0)
     on_gpu = options.device.type == "cuda"
     model = TokenModel(work).to(options.device).eval()
     use_column_major(model)  # as load_world does
-    if on_gpu:  # but for tables, such as that of angles
+    if on_gpu:  # not the buffers, such as the angles
         for weight in model.parameters():
             weight.data = weight.data.bfloat16()
     count = sum(p.numel() for p in model.parameters())
@@ -63,7 +63,7 @@ def measure(
     ours: dict[str, Callable[[], Tensor]] = {
         EXACT: lambda: decode_ours(model, prompt, new_tokens, write)
     }
-    if not on_gpu:  # where they are for
+    if not on_gpu:  # int8 weights are for CPUs
         int8_model = quantized(model)
         ours[INT8] = lambda: decode_ours(int8_model, prompt, new_tokens)
     if compiled:
@@ -75,12 +75,12 @@ def measure(
         exact = 0.2 if on_gpu else 2e-3
         check_greedy(name, model, runner(), slack=0.3 if name == INT8 else exact)
 
-    def their(kind: torch.dtype, how: Decoding) -> Callable[[], Tensor]:
+    def their(dtype: torch.dtype, mode: Decoding) -> Callable[[], Tensor]:
         peer = hugging_face.llama(work.config, work.sequence_length, work.vocab_size, "sdpa")
-        hugging_face.load_codebook(peer.to(options.device), model)
-        return hugging_face.decoder(peer.to(kind).eval(), prompt, new_tokens, how)
+        hugging_face.copy_weights(peer.to(options.device), model)
+        return hugging_face.decoder(peer.to(dtype).eval(), prompt, new_tokens, mode)
 
-    # seconds of a GPU are dear: the two that have bars there
+    # GPU time is expensive: only the two that have targets there
     modes: list[Decoding] = ["dynamic cache"] if on_gpu else ["dynamic cache", "static cache"]
     if compiled:
         modes.append("static cache + compile")
@@ -88,23 +88,23 @@ def measure(
     if pick_precision(options.device, "auto") == "bf16":
         dtypes["bf16"] = torch.bfloat16
     theirs = {
-        f"Hugging Face {kind}, {how}": their(dtype, how)
-        for kind, dtype in dtypes.items()
-        for how in modes
+        f"Hugging Face {name}, {mode}": their(dtype, mode)
+        for name, dtype in dtypes.items()
+        for mode in modes
     }
     for name, runner in theirs.items():
         check_greedy(name, model, runner(), slack=0.2 if "bf16" in name else 2e-3)
     how = ", compiled" if compiled else ""
     seconds = race(ours | theirs, options.rounds, warmup=1, device=options.device)
     for name in ours:
-        # with exact weights against exact ones; what has fewer bits, against all
+        # exact weights are compared with exact ones; int8 weights with all
         fair = [peer for peer in theirs if name == INT8 or on_gpu or "fp32" in peer]
         best = min(fair, key=lambda peer: median(seconds[peer]))
         selected = {peer: seconds[peer] for peer in [name, *fair]}
         targets = {best: TARGETS[name]}
         if on_gpu:
             targets = {
-                peer: GPU_TARGETS[way] for peer in fair for way in GPU_TARGETS if way in peer
+                peer: GPU_TARGETS[mode] for peer in fair for mode in GPU_TARGETS if mode in peer
             }
         yield from compare(
             "decode", f"{what}, {name}{how}", selected, targets, name,
@@ -116,9 +116,9 @@ def measure(
 def decode_ours(
     model: TokenModel, prompt: Tensor, new_tokens: int, write: Write | None = None
 ) -> Tensor:
-    """Decode greedily, each token from those before it: prompt (1, S) -> (1, S + new).
+    """Decode greedily, each token from those before it: prompt (1, S) -> (1, S + new_tokens).
 
-    The prompt is whole frames.  A frame is written into a draft of it, as world models do.
+    The prompt is whole frames.  A frame is written into a static cache, as world models do.
     """
     write = write or partial(write_frame, model)
     out, cache = model.transformer(model.embed(prompt))
@@ -136,7 +136,7 @@ def decode_ours(
 def write_frame(
     model: TokenModel, token: Tensor, rotated: list[Tensor], values: list[Tensor], bounds: Tensor
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Write a frame that begins with `token`, (1, 1): the tokens after each of its own, (1, S)."""
+    """Write a frame that begins with `token`, (1, 1); return each token's successor, (1, S)."""
     tokens = []
     for position, row in enumerate(model.transformer.rows.split(1)):
         x = model.embed(token)
@@ -147,7 +147,7 @@ def write_frame(
 
 
 def quantized(model: TokenModel) -> TokenModel:
-    """A copy whose linear layers hold int8 weights."""
+    """Return a copy whose linear layers hold int8 weights."""
     int8_model = copy.deepcopy(model)
     quantize_linears(int8_model)
     return int8_model
@@ -155,10 +155,10 @@ def quantized(model: TokenModel) -> TokenModel:
 
 @torch.inference_mode()
 def check_greedy(name: str, model: TokenModel, tokens: Tensor, slack: float) -> None:
-    """Raise Wrong unless each token is the likeliest after those before it, without any cache.
+    """Raise Incorrect unless each token is the likeliest after those before it, without any cache.
 
-    tokens: (1, S), a whole sequence.  slack: by how much a logit may be less than the highest, in
-    deviations of the logits, for sums in another order or with fewer bits.
+    tokens: (1, S), a whole sequence.  slack: by how much a logit may be below the highest, in
+    standard deviations of the logits, for sums in another order or with fewer bits.
     """
     logits = model.logits(tokens)[:, model.work.frame_tokens - 1 : -1].float()
     chosen = tokens[:, model.work.frame_tokens :, None]

@@ -1,7 +1,7 @@
-"""Weights of dynamics in 8 bits, on a CPU: how much faster play is, and what that costs.
+"""Dynamics with int8 weights, on a CPU: how much faster play is, and what quality that costs.
 
-The cost is that of the open loop on held-out windows, the same for both: PSNR, mean of the
-horizons, and delta-PSNR four steps ahead (evaluation/measures/open_loop.py), exact minus int8.
+The cost is measured open loop on the same held-out clips: PSNR, mean over horizons, and delta-PSNR
+four steps ahead (evaluation/measures/open_loop.py), exact minus int8.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from data.clips import Clips
 from data.shards import EpisodeDataset
 from evaluation.measures.open_loop import HORIZONS, open_loop
 from models.world import World
-from pipeline.inference.load import load_world
+from pipeline.inference.load_world import load_world
 
 AREA = "int8"
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Race frames of play; then imagine the run's held-out windows, if its recordings are there."""
+    """Race frames of play; then predict the run's held-out clips, if it has shards."""
     if options.device.type != "cpu":
         return
     run = options.run or DEFAULT_RUN
@@ -36,9 +36,9 @@ def rows(options: Options) -> Iterator[Row]:
     seconds = race(runners, options.rounds, device=options.device)
     steps = len(actions) - len(frames) + 1
     yield from compare(AREA, f"play {run.name}", seconds, {}, INT8, "frames/s", steps)
-    what = f"{run.name}, lost by int8"
+    what = f"{run.name}, loss by int8"
     if not any((run / "shards").glob("shard-*.h5")):
-        note = "not measured: --run RUN with its shards"
+        note = "not measured: needs --run RUN with its shards"
         yield Row(AREA, what, EXACT, "dB", note=note)
         return
     yield from quality_rows(
@@ -47,7 +47,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def play_fn(world: World, frames: Tensor, actions: Tensor) -> Callable[[], None]:
-    """Play from the same start through the same actions."""
+    """Return a function that plays from the same start through the same actions."""
     context = len(frames)
 
     @torch.inference_mode()
@@ -63,7 +63,7 @@ def play_fn(world: World, frames: Tensor, actions: Tensor) -> Callable[[], None]
 def quality_rows(
     worlds: dict[str, World], dataset: EpisodeDataset, what: str, num_clips: int
 ) -> Iterator[Row]:
-    """PSNR and delta-PSNR, in dB, exact minus int8."""
+    """Measure PSNR and delta-PSNR, in dB, exact minus int8."""
     clips = Clips(dataset, "test", worlds[INT8].context + max(HORIZONS))
     exact_result, int8_result = (
         open_loop(worlds[name], clips, HORIZONS, num_clips=num_clips) for name in (EXACT, INT8)
@@ -71,8 +71,8 @@ def quality_rows(
     four = HORIZONS.index(4)
     mean = [sum(found["psnr"]) / len(HORIZONS) for found in (exact_result, int8_result)]
     if mean[0] - mean[1] > 3:
-        raise Incorrect(f"int8 weights lose {mean[0] - mean[1]:.1f} dB: this is another model")
-    note = f"{exact_result['n']} windows of {exact_result['sources']} sources"
+        raise Incorrect(f"int8 weights lose {mean[0] - mean[1]:.1f} dB, at most 3 are allowed")
+    note = f"{exact_result['n']} clips of {exact_result['sources']} sources"
     yield value_row(AREA, f"{what}, PSNR", "dB", mean[0] - mean[1], EXACT, note=note)
     lost = exact_result["delta_psnr"][four] - int8_result["delta_psnr"][four]
     yield value_row(AREA, f"{what}, delta-PSNR(4)", "dB", lost, EXACT, note=note)

@@ -1,5 +1,6 @@
-"""Kernels against torch.compile, eager PyTorch and named peers; against the copy, where memory is
-the limit.  Without a GPU, the PyTorch path of each operation against its definition."""
+"""Kernels against torch.compile, eager PyTorch and named peers, and against the bandwidth of a copy
+where memory is the limit.  Without a GPU, the PyTorch path of each operation against its
+definition."""
 
 from __future__ import annotations
 
@@ -35,10 +36,10 @@ from kernels import dispatch
 
 AREA = "kernels"
 BOTH = "forward and backward"
-# seconds of a turn, so that the clock does not count
+# seconds of a turn, so that the clock's resolution does not matter
 TURN_SECONDS = {"cuda": 5e-3, "cpu": 1e-2}
 
-# on a GPU: (bar, aim) of ratios, and of the share of the copy's bytes/s in %
+# on a GPU: (target, stretch) of ratios, and of the share of the copy's bytes/s in %
 TARGETS = {
     COMPILED: (1.0, 1.3),
     attention_peers.SDPA: (1.0, 1.25),
@@ -51,10 +52,10 @@ Ratios = dict[dispatch.Pass, float]
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Every case of cases.py, then codebooks; with `keep`, written down for --kernels auto."""
+    """Race every case of cases.py, then codebooks; with `tune`, save what --kernels auto reads."""
     on_gpu = options.device.type == "cuda"
     against_compile: dict[str, Ratios] = {}
-    kernels.choose("triton" if on_gpu else "torch")
+    kernels.set_backend("triton" if on_gpu else "torch")
     torch.manual_seed(0)
     try:
         asked = options.only or OPERATIONS
@@ -63,23 +64,23 @@ def rows(options: Options) -> Iterator[Row]:
                 continue
             kept = against_compile.setdefault(case.operation, {})
             yield from _safely(case.name, partial(_race_case, case, options), kept)
-        for size in vq.sizes(options.device) if "assign" in asked else ():
-            kept = against_compile.setdefault("assign", {})
+        for size in vq.sizes(options.device) if "nearest_code" in asked else ():
+            kept = against_compile.setdefault("nearest_code", {})
             yield from _safely(vq.case_name(size), partial(vq.race_rows, size, options), kept)
     finally:
-        kernels.choose("auto")
+        kernels.set_backend("auto")
     for name, ratios in against_compile.items() if on_gpu else ():
         yield from verdicts(name, ratios)
     if options.tune and on_gpu:
         kept = {name: each for name, each in against_compile.items() if each}
-        save_tuned(kept, dispatch._h5_type(options.device))
+        save_tuned(kept, dispatch._arch(options.device))
     if not on_gpu and options.quick:
         note = "not in --quick without a GPU: 8 to 30 s of compiling each"
         yield Row(AREA, "every operation", COMPILED, "", note=note)
 
 
 def verdicts(operation: str, ratios: Ratios) -> Iterator[Row]:
-    """What `auto` does with an operation in each pass, by these ratios, of its worst shapes."""
+    """Report what `auto` does with an operation in each pass, by the ratios of its worst shapes."""
     for passes, worst in ratios.items():
         what = f"{operation}, {BOTH if passes == 'both' else passes}, at its worst shape"
         decision = "used" if worst > 1 else f"left to {COMPILED}"
@@ -87,7 +88,7 @@ def verdicts(operation: str, ratios: Ratios) -> Iterator[Row]:
 
 
 def save_tuned(speedups: Mapping[str, Ratios], arch: str) -> None:
-    """Merge ratios of a kind of GPU into kernels/tuned.json."""
+    """Merge speedups on a GPU architecture into kernels/tuned.json."""
     path = dispatch.TUNED_FILE
     known = json.loads(path.read_text()) if path.exists() else {}
     known[arch] = dict(sorted((known.get(arch, {}) | dict(speedups)).items()))
@@ -96,21 +97,21 @@ def save_tuned(speedups: Mapping[str, Ratios], arch: str) -> None:
 
 
 def _safely(
-    what: str, raced: Callable[[], Iterator[Row]], against_compile: Ratios
+    what: str, race_operation: Callable[[], Iterator[Row]], against_compile: Ratios
 ) -> Iterator[Row]:
-    """Rows of one operation; what is wrong or breaks is a row, and the next one comes."""
+    """Yield the rows of one operation; an error becomes a row, and the next operation is raced."""
     torch.compiler.reset()  # else the eighth shape of a function would run uncompiled
     try:
-        for row in raced():
+        for row in race_operation():
             if row.baseline == COMPILED and row.ratio is not None and row.unit == "us":
                 passes: dispatch.Pass = "both" if row.name.endswith(BOTH) else "forward"
                 worst = min(row.ratio, against_compile.get(passes, row.ratio))
                 against_compile[passes] = round(worst, 3)
             yield row
     except Incorrect as problem:
-        yield Row(AREA, what, "", "", note=f"not shown, wrong: {problem}")
+        yield Row(AREA, what, "", "", note=f"incorrect: {problem}")
     except Exception as problem:
-        yield Row(AREA, what, "", "", note=f"broken off, {reason(problem)}")
+        yield Row(AREA, what, "", "", note=f"failed: {reason(problem)}")
 
 
 def _race_case(case: Case, options: Options) -> Iterator[Row]:
@@ -147,7 +148,7 @@ def _race_case(case: Case, options: Options) -> Iterator[Row]:
 
 
 def make_step(operation: Operation, inputs: Sequence[Tensor], grads: bool) -> Step:
-    """One call, or one call and the gradients of all inputs."""
+    """Return a function of one call, or of one call and the gradients of all inputs."""
     if not grads:
 
         def forward() -> object:
@@ -167,7 +168,10 @@ def make_step(operation: Operation, inputs: Sequence[Tensor], grads: bool) -> St
 def _seconds(
     steps: dict[str, Step], options: Options, graphs: bool
 ) -> tuple[dict[str, list[float]], str]:
-    """Race steps, on a GPU as CUDA graphs, so that kernels are compared and not their launches."""
+    """Race steps, on a GPU as CUDA graphs, so that kernels are compared and not their launches.
+
+    Returns seconds of a call by round, and a note.
+    """
     device, note, calls = options.device, "", 1
     for run in steps.values():
         for _ in range(3):

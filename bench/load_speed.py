@@ -1,4 +1,4 @@
-"""Random windows of frames, and of tokens, into batches, against HDF5 as others keep it."""
+"""Batches of random clips, of frames and of tokens, against HDF5 as others store it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from pipeline.training.latents import LatentClips
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -20,7 +21,6 @@ from data.clips import Clips
 from data.shards import EpisodeDataset, h5_dataset
 from data.toy import write_toy_shards
 from pipeline.device import data_memory_limit
-from pipeline.training.latents import LatentClips
 
 AREA = "loading"
 BATCH_SIZE = 64
@@ -37,7 +37,8 @@ Loader = Callable[[np.ndarray], Tensor]
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Frames of 64 x 64, in memory, from the shards and on a GPU; then codes from a memory map."""
+    """Load frames of 64 x 64, from memory, from the shards and on a GPU; then codes from a memory
+    map."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         dataset = _open_dataset(folder, options)
@@ -55,7 +56,7 @@ def _open_dataset(folder: Path, options: Options) -> EpisodeDataset:
 
 
 def _write_peers(folder: Path, dataset: EpisodeDataset) -> dict[str, Path]:
-    """The training episodes one behind the other in each peer's file, numbered as `Clips` does."""
+    """Write the training episodes, in the order of `Clips`, to a file of each peer's format."""
     episodes = dataset.episodes("train")
     frames = np.concatenate([dataset.read(e, "frames") for e in episodes])
     files = {GZIP: folder / "gzip.h5", CONTIGUOUS: folder / "contiguous.h5"}
@@ -100,23 +101,23 @@ def _frames(
         _check(loaders, len(memory))
         runners = {name: BatchLoader(loader, len(memory)) for name, loader in loaders.items()}
         seconds = race(runners, options.rounds, warmup=1, device=options.device)
-    # automatic chunks grow with the file: --quick's is too short to hold anyone to that bar
+    # automatic chunks grow with the file, and --quick's is too short for that target
     targets = {k: v for k, v in TARGETS.items() if k != GZIP or not options.quick}
     for name in ours:
         taken = {k: v for k, v in seconds.items() if k == name or k not in ours}
         yield from compare(
-            AREA, f"{BATCH_SIZE} windows of {clip_length} frames, {name}", taken, targets, name, "frames/s",
-            amount=BATCH_SIZE * clip_length,
+            AREA, f"{BATCH_SIZE} clips of {clip_length} frames, {name}", taken, targets, name,
+            "frames/s", amount=BATCH_SIZE * clip_length,
             notes=dict.fromkeys(taken, NOTE + "; theirs in main memory" * (name == ON_GPU)),
         )  # fmt: skip
     if STABLE_WORLDMODEL not in files:
-        what = f"{BATCH_SIZE} windows of {clip_length} frames"
+        what = f"{BATCH_SIZE} clips of {clip_length} frames"
         yield missing_row(AREA, what, STABLE_WORLDMODEL, INSTALL)
 
 
 @dataclass
 class BatchLoader:
-    """Loads other windows at each call; the same ones in the same order for every loader."""
+    """Loads other clips at each call, in the same order for every loader."""
 
     load: Loader
     count: int
@@ -128,12 +129,12 @@ class BatchLoader:
 
 
 def sample_indices(call: int, count: int) -> np.ndarray:
-    """The windows of a call: (B,) of `count`."""
+    """Draw the clips of a call: (B,) below `count`."""
     return np.random.default_rng(call).integers(0, count, BATCH_SIZE)
 
 
 def _starts(lengths: np.ndarray, frames: int) -> np.ndarray:
-    """The first row of every window of episodes that lie behind each other."""
+    """Return the first row of every clip of consecutive episodes."""
     first = np.cumsum(lengths) - lengths
     per_episode = [
         f + np.arange(max(0, n - frames + 1)) for f, n in zip(first, lengths, strict=True)
@@ -143,7 +144,7 @@ def _starts(lengths: np.ndarray, frames: int) -> np.ndarray:
 
 def _slices(frames: h5py.Dataset, starts: np.ndarray, length: int) -> Loader:
     def load(indices: np.ndarray) -> Tensor:
-        # in the order of the file, which is the better way to read it
+        # in the order of the file, which reads faster
         order = np.argsort(starts[indices], kind="stable")
         frames_out = np.empty((len(indices), length, *frames.shape[1:]), np.uint8)
         for clip in order:
@@ -155,7 +156,7 @@ def _slices(frames: h5py.Dataset, starts: np.ndarray, length: int) -> Loader:
 
 
 def _collated(clips: Any) -> Loader:
-    """What a DataLoader does in its own process."""
+    """Load as a DataLoader does in its own process."""
     return lambda indices: default_collate([clips[int(i)] for i in indices])["pixels"]
 
 
@@ -185,16 +186,16 @@ def _tokens(folder: Path, dataset: EpisodeDataset, options: Options) -> Iterator
     for latents in variants.values():
         read = latents.batch(wanted).latents.cpu().numpy()
         if not np.array_equal(read, store[clips.rows(wanted)]):
-            raise Incorrect("latents are those of other frames than the clips'")
+            raise Incorrect("latents are not those of the clips' frames")
     loaders = {
-        place: BatchLoader(
+        variant: BatchLoader(
             lambda indices, latents=latents: latents.batch(indices).latents, len(clips)
         )
-        for place, latents in variants.items()
+        for variant, latents in variants.items()
     }
-    what = f"windows of {LENGTHS[0]} x {TOKENS} tokens, with actions"
+    what = f"clips of {LENGTHS[0]} x {TOKENS} tokens, with actions"
     seconds = race(loaders, options.rounds, device=options.device, repeats=20)
-    for place, taken in seconds.items():
-        seen = BATCH_SIZE / float(np.median(taken))
-        note = f"batches of {BATCH_SIZE} {place}, {NOTE}"
-        yield value_row(AREA, what, "windows/s", seen, rounds=options.rounds, note=note)
+    for variant, taken in seconds.items():
+        rate = BATCH_SIZE / float(np.median(taken))
+        note = f"batches of {BATCH_SIZE} {variant}, {NOTE}"
+        yield value_row(AREA, what, "clips/s", rate, rounds=options.rounds, note=note)

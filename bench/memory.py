@@ -1,4 +1,4 @@
-"""Peak memory of a step on a GPU."""
+"""Measure the peak memory of a step on a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def memory_rows(
     steps: Mapping[str, Callable[[], object]],
     targets: Mapping[str, tuple[float, float]],
 ) -> Iterator[Row]:
-    """Peak memory of a step beyond what was there, ours against each peer's."""
+    """Compare the memory that a step allocates at its peak, ours against each peer's."""
     peaks = {name: _peak(run) for name, run in steps.items()}
     for name, theirs in peaks.items():
         if name == "ours":

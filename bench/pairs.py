@@ -1,7 +1,7 @@
-"""Runners raced against each other in one process, round by round, and what comes of it.
+"""Race runners against each other in one process, round by round, and compare their times.
 
-A round runs everyone once, so that whatever else the machine does hits all alike; the ratio is the
-median over rounds of theirs over ours, with a bootstrap interval.
+A round runs each of them once, so that other load on the machine hits all alike; the ratio is the
+median over rounds of their time over ours, with a bootstrap interval.
 """
 
 from __future__ import annotations
@@ -15,75 +15,75 @@ from typing import Any
 import numpy as np
 import torch
 
-# seconds of each unit of time; every other unit is an amount a second
+# seconds of each unit of time; every other unit is an amount per second
 TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-NO_BASELINE = "(nobody publishes one)"
+NO_BASELINE = "(no published figure)"
 EXACT, INT8 = "exact weights", "int8 weights"
 
 
 class Incorrect(ValueError):
-    """A runner's answer is not the definition's: no time is printed where it fails."""
+    """A runner's result differs from the definition's: it is not timed."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What every area is told."""
+    """The settings of every area."""
 
     rounds: int = 10
     """Rounds of a race."""
     quick: bool = False
-    """Smaller sizes, so that all areas take minutes on two slow cores."""
+    """Use smaller sizes, so that all areas take minutes on two slow cores."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (a device is never changed)
     run: Path | None = None
-    """A run to play, instead of what comes with the project."""
+    """The run to play, instead of the one in checkpoints/."""
     threads: int = 1
     """Threads of PyTorch."""
     tune: bool = False
-    """Write what kernels measured into kernels/tuned.json."""
+    """Write the kernels' speedups into kernels/tuned.json."""
     only: tuple[str, ...] = ()
-    """Of kernels, these operations; all if none is named."""
+    """The operations of the area kernels; all if empty."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: ours against one peer, or a value that nobody else publishes."""
+    """One line of the table: ours against one peer, or a value without a peer."""
 
     area: str
     name: str
     baseline: str
-    """The peer; for a bare value, NOBODY or what it is a share of."""
+    """The peer; for a value without one, NO_BASELINE or what it is a share of."""
     unit: str
-    """Of `ours` and `theirs`: s, ms, us, or an amount such as frames/s, GB/s, %."""
+    """Unit of `ours` and `theirs`: s, ms, us, or an amount such as frames/s, GB/s, %."""
     ours: float | None = None
     theirs: float | None = None
     ratio: float | None = None
-    """How many times better ours is (over 1: ours is faster); None for a bare value."""
+    """How many times better ours is (over 1: ours is faster); None without a peer."""
     low: float | None = None
     high: float | None = None
     """95% bootstrap interval of the ratio."""
     rounds: int = 0
     target: float | None = None
     stretch: float | None = None
-    """What the ratio has to reach and would ideally; without a ratio, what `ours` has to."""
+    """What the ratio has to reach, and would ideally; of `ours` where there is no ratio."""
     note: str = ""
 
     @property
     def passed(self) -> bool | None:
-        """True where the bar is reached, None where there is no bar or nothing was measured."""
-        seen = self.ours if self.ratio is None else self.ratio
-        if self.target is None or seen is None:
+        """Whether the target is reached; None without a target or a measurement."""
+        value = self.ours if self.ratio is None else self.ratio
+        if self.target is None or value is None:
             return None
-        less = self.ratio is None and self.unit in TIME_UNITS
-        return seen <= self.target if less else seen >= self.target
+        lower_is_better = self.ratio is None and self.unit in TIME_UNITS
+        return value <= self.target if lower_is_better else value >= self.target
 
     @property
     def failed(self) -> bool:
-        """True where ours is wrong, or broke: nothing was measured, and no peer is why."""
+        """Whether ours is incorrect or failed: nothing was measured, and not for lack of a peer."""
         return self.ours is None and not self.baseline
 
 
 def drop_broken(runners: dict[str, Callable[[], Any]]) -> dict[str, str]:
-    """Run everyone once; who cannot is taken out, and says why: the others are raced."""
+    """Run each runner once, and remove those that fail; return why, by name."""
     reasons = {}
     for name, runner in list(runners.items()):
         try:
@@ -95,7 +95,7 @@ def drop_broken(runners: dict[str, Callable[[], Any]]) -> dict[str, str]:
 
 
 def reason(problem: Exception) -> str:
-    """What broke, in one line."""
+    """Describe an error in one line."""
     return f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
 
 
@@ -106,9 +106,9 @@ def race(
     device: torch.device | None = None,
     repeats: int = 1,
 ) -> dict[str, list[float]]:
-    """Run everyone once a round, the first of the round being another each time.
+    """Run each runner once a round; another one is first in each round.
 
-    `repeats`: calls of a runner in its turn, for what is too short for the clock.  Returns the
+    `repeats`: calls of a runner in its turn, for those too short for the clock.  Returns the
     seconds of one call, a list over rounds for each name.
     """
     names = list(runners)
@@ -124,7 +124,7 @@ def race(
 
 
 def time_call(runner: Callable[[], object], device: torch.device | None, repeats: int = 1) -> float:
-    """Seconds of one of `repeats` calls, until the GPU is done with them."""
+    """Return the seconds of one of `repeats` calls, until the GPU has finished them."""
     on_gpu = device is not None and device.type == "cuda"
     if on_gpu:
         torch.cuda.synchronize(device)
@@ -146,9 +146,9 @@ def compare(
     amount: float = 1.0,
     notes: Mapping[str, str] | None = None,
 ) -> list[Row]:
-    """One row for each peer of a race, with its bar and aim where `bars` names it.
+    """Make one row for each peer of a race, with target and stretch where `targets` names it.
 
-    `amount`: what one call does, in the unit's own things, where the unit is an amount a second.
+    `amount`: what one call does, where the unit is an amount per second.
     """
     rows = []
     for peer, theirs in seconds.items():
@@ -171,11 +171,11 @@ def compare(
 def paired_ratio(
     theirs: Sequence[float], ours: Sequence[float], num_resamples: int = 2000
 ) -> tuple[float, float, float]:
-    """Median of theirs over ours, round by round, and its 95% bootstrap interval."""
+    """Compute the median over rounds of theirs over ours, and its 95% bootstrap interval."""
     ratios = np.asarray(theirs) / np.asarray(ours)
     rng = np.random.default_rng(0)
-    drawn = np.median(rng.choice(ratios, (num_resamples, len(ratios))), axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    medians = np.median(rng.choice(ratios, (num_resamples, len(ratios))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
     return float(np.median(ratios)), float(low), float(high)
 
 
@@ -190,7 +190,7 @@ def value_row(
     rounds: int = 0,
     note: str = "",
 ) -> Row:
-    """A row of something that has no peer: a rate, or a share of a ceiling in %."""
+    """Make a row without a peer: a rate, or a share of a hardware limit in %."""
     return Row(
         area,
         what,
@@ -205,7 +205,7 @@ def value_row(
 
 
 def missing_row(area: str, what: str, baseline: str, install: str) -> Row:
-    """A row that says how to get a peer that is not here; `install`: what pip is given."""
+    """Make a row for a peer that is not installed; `install`: the arguments of pip."""
     return Row(area, what, baseline, "", note=f"not measured: pip install {install}")
 
 

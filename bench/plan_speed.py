@@ -1,7 +1,7 @@
 """One plan by the cross-entropy method at LeWorldModel's size, against stable-worldmodel's.
 
-Both begin at one frame, as the authors' planning does, with three in view of the model; neither
-its encoding nor that of the goal is timed.  Theirs draws each action freely, ours ends of legs.
+Both start at one frame, as the authors' planning does, and the model has three frames of context;
+encoding is not timed.  Their solver samples each action, ours the knots at the ends of blocks.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ from models.dynamics.dynamics import State
 from models.dynamics.predictor import Predictor, PredictorConfig
 from models.layers.inference import cast_weights
 from models.layers.int8 import quantize_linears
+from models.layers.precision import Precision, autocast
 from models.layers.transformer import TransformerConfig
 from models.tokenizers.tokenizer import LatentSpec
-from models.world import Precision, World, autocast
+from models.world import World
 from pipeline.device import pick_precision
 from pipeline.graphed import WARMUP_CALLS
 from pipeline.inference.aot_inductor import pick_compile_fn
@@ -49,7 +50,7 @@ ACTIONS = ActionSpec("continuous", ("x", "y"), (-1.0, -1.0), (1.0, 1.0))
 LATENTS = LatentSpec("continuous", (1, 1), 192)
 # the published settings: 5 steps of 5 actions each, 300 candidates, 30 iterations, the best 30
 CEM = PlannerConfig("cem", num_samples=300, iterations=30, num_elites=30, horizon=5, action_block=5)
-# 3 anchors in view, as theirs; hidden for as many parameters as theirs
+# 3 frames of context, as theirs; mlp_dim for as many parameters as theirs
 MODEL = PredictorConfig(
     TransformerConfig(
         dim=192, num_layers=6, num_heads=16, mlp_dim=3072, context_frames=3, qk_norm=False
@@ -59,17 +60,17 @@ MODEL = PredictorConfig(
 )
 PEER = "stable-worldmodel 0.1.1 CEM"
 GPU_TARGET, GPU_STRETCH = 60.0, 12.0  # ms of a whole plan
-TOLERANCE = 0.02  # from the goal, where both solvers have to end on a plane 2 wide
+TOLERANCE = 0.02  # distance to the goal that both solvers have to reach, on a plane 2 wide
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Race one plan of ours against one of theirs, with frames that are encoded already."""
+    """Race one plan of ours against one of theirs, from encoded frames."""
     config = replace(CEM, iterations=2) if options.quick else CEM
     yield from measure(options, config, compiled=not options.quick)
 
 
 def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> Iterator[Row]:
-    """As `rows`, with any number of candidates and iterations."""
+    """Measure as `rows`, with any number of candidates and iterations."""
     share = "" if config.iterations == CEM.iterations else f" (of {CEM.iterations})"
     what = (
         f"plan, {config.num_samples} x {config.iterations}{share} x {config.horizon}, LeWorldModel"
@@ -92,7 +93,7 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
     on_gpu = device.type == "cuda"
     capture = partial(CudaGraphed, device=device) if on_gpu else None
     ours = {EXACT: {str(Setting(precision, False)): Ours(world, config, capture, (now, goal))}}
-    if not on_gpu:  # which int8 is not for
+    if not on_gpu:  # int8 weights are for CPUs
         ours[INT8] = {}
     for weights in [EXACT] * compiled + [INT8] * (not on_gpu):
         fast_world = copy.deepcopy(wide if weights == INT8 else world)
@@ -124,22 +125,20 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
         {name: their.iterate for name, their in theirs.items()}
     ).items():
         del theirs[name]
-        yield Row("planning", what, f"{PEER}, {name}", "", note=f"broken off, {problem}")
+        yield Row("planning", what, f"{PEER}, {name}", "", note=f"failed: {problem}")
     check_costs(theirs)
     for our in ours[EXACT].values() if on_gpu else ():
-        for _ in range(WARMUP_CALLS):  # each search is replayed from the next call on
+        for _ in range(WARMUP_CALLS):  # from the next call on, each search is a graph replay
             our.plan()
             our.iterate()
-    # everyone has run then: a plan of theirs is too long to be run for warming up
+    # all have run by then: a plan of theirs takes too long for a warmup
     plans: dict[str, Callable[[], object]] = {}
     fastest, setting_notes = {}, {}
     for whose, runners in (ours | {PEER: theirs}).items():
         tried = {name: time_call(runner.iterate, device) for name, runner in runners.items()}
         best = fastest[whose] = min(tried, key=lambda name: tried[name])
         plans[whose] = runners[best].plan
-        times = ", ".join(
-            f"{name} {1e3 * milliseconds:.0f} ms" for name, milliseconds in tried.items()
-        )
+        times = ", ".join(f"{name} {1e3 * taken:.0f} ms" for name, taken in tried.items())
         setting_notes[whose] = f"{best}, fastest an iteration of {times}"
     seconds = race(plans, options.rounds, warmup=0, device=device)
     size = sizes(config)
@@ -156,8 +155,8 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
     if on_gpu and not share:
         milliseconds = 1e3 * median(seconds[EXACT])
         yield value_row(
-            "planning", f"{what}, {EXACT}", "ms", milliseconds, "(time alone)", GPU_TARGET, GPU_STRETCH,
-            options.rounds,
+            "planning", f"{what}, {EXACT}", "ms", milliseconds, "(time alone)", GPU_TARGET,
+            GPU_STRETCH, options.rounds,
         )  # fmt: skip
     fast_world = ours[EXACT][fastest[EXACT]].world
     mppi = Ours(fast_world, replace(config, method="mppi"), capture, (now, goal))
@@ -171,32 +170,32 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
 
 @dataclass(frozen=True)
 class IdentityTokenizer:
-    """Stands for a tokenizer where every frame is encoded already."""
+    """Stands in for a tokenizer where every frame is encoded already."""
 
     latents: LatentSpec = LATENTS
     image_size: tuple[int, int] = (224, 224)
 
 
 def our_world(precision: Precision = "fp32") -> World:
-    """Our predictor of LeWorldModel's size, one latent a frame, in a world without pictures."""
+    """Build our predictor of LeWorldModel's size, one latent a frame, in a world without images."""
     predictor = Predictor(MODEL, LATENTS, ACTIONS)
-    nn.init.normal_(predictor.delta_head.weight, std=0.02)  # else nothing ever changes
+    nn.init.normal_(predictor.delta_head.weight, std=0.02)  # it starts at zero: no change
     return World(IdentityTokenizer(), predictor, precision)  # type: ignore[arg-type]
 
 
 def start_state(world: World, now: Tensor) -> State:
-    """Enter at one encoded frame: (1, D)."""
+    """Start at one encoded frame: (1, D)."""
     return world.dynamics.start(now[:, None, None], now.new_zeros(1, 0, ACTIONS.size))
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How a model runs."""
+    """The precision of a model, and how it is compiled."""
 
     precision: Precision
     compiled: bool
     graphs: bool = False
-    """As CUDA graphs, by torch.compile."""
+    """CUDA graphs of torch.compile."""
 
     def __str__(self) -> str:
         return self.precision + " + compile" * self.compiled + ", CUDA graphs" * self.graphs
@@ -235,7 +234,7 @@ class Theirs:
         config: PlannerConfig,
         given: dict[str, Tensor],
     ) -> None:
-        """weights: those of its model; None for new ones.  given: what it plans from."""
+        """weights: of the model; None to initialize new ones.  given: what it plans from."""
         device = given["emb"].device
         self.setting, self.config, self.given = setting, config, given
         self.model = peer.le_world_model(ACTIONS.size * config.action_block)
@@ -243,10 +242,10 @@ class Theirs:
             self.model.load_state_dict(weights)
         self.model.to(device)
         cast_weights(self.model, setting.precision)  # as ours are
-        if setting.compiled:  # one graph for each number of frames in view: 1, 2 and 3
+        if setting.compiled:  # one graph for each number of context frames: 1, 2 and 3
             mode = "reduce-overhead" if setting.graphs else "default"
             fast = torch.compile(self.model.predict, dynamic=False, mode=mode)
-            # the next answer of a graph lies where the last one does
+            # a graph writes each result to the same memory
             self.model.predict = (lambda *given: fast(*given).clone()) if setting.graphs else fast
         self.solver = their_solver(self.model, config, device)
         self.short = their_solver(self.model, replace(config, iterations=1), device)
@@ -260,7 +259,7 @@ class Theirs:
 
     @torch.inference_mode()
     def costs(self, candidates: Tensor) -> Tensor:
-        """candidates: (N, steps, A) -> (N,)."""
+        """Compute the costs of candidates: (N, steps, A) -> (N,)."""
         repeated = {
             name: given[:, None].expand(-1, len(candidates), *given.shape[1:])
             for name, given in self.given.items()
@@ -274,35 +273,35 @@ class Theirs:
 
 
 def their_solver(model: Any, config: PlannerConfig, device: torch.device) -> Any:
-    """Their CEM with our settings; a step of their horizon is a leg of ours."""
+    """Build their CEM with our settings; a step of their horizon is an action block of ours."""
     return peer.solver(
-        model, config.num_samples, config.iterations, config.num_elites, config.horizon, config.action_block,
-        ACTIONS.size, device,
+        model, config.num_samples, config.iterations, config.num_elites, config.horizon,
+        config.action_block, ACTIONS.size, device,
     )  # fmt: skip
 
 
-# -- what has to be right before any time is taken ----------------------------------------------
+# -- checks before anything is timed --------------------------------------------------------------
 
 
 def check_plan(plan: Plan, world: World, state: State, goal: Tensor, slack: float) -> None:
-    """Raise Wrong unless a plan's actions, imagined alone with exact weights, cost what the search
-    says."""
+    """Raise Incorrect unless the rollout of a plan alone, with exact weights, has the cost that the
+    search returned."""
     with torch.no_grad():
         end = world.rollout(state, plan.actions).latents
     rollout_cost = (end - goal).square().mean()
     if not torch.isclose(rollout_cost, plan.cost[0], rtol=slack):
         raise Incorrect(
-            f"a plan of cost {plan.cost[0]:.5f} costs {rollout_cost:.5f} when imagined alone"
+            f"a plan of cost {plan.cost[0]:.5f} costs {rollout_cost:.5f} when rolled out alone"
         )
 
 
 def check_costs(theirs: dict[str, Theirs]) -> None:
-    """Raise Wrong unless all of their settings judge the same candidates alike.
+    """Raise Incorrect unless all of their settings compute the same costs of the same candidates.
 
-    By the costs themselves: how they rank candidates hangs on differences far smaller.
+    The costs themselves are compared: their ranks depend on differences far smaller.
     """
     first = next(iter(theirs.values()))
-    # as many as in a plan: another number would be compiled again
+    # as many as in a plan: another number would trigger a compilation
     shape = (
         first.config.num_samples,
         first.config.horizon,
@@ -319,7 +318,7 @@ def check_costs(theirs: dict[str, Theirs]) -> None:
 
 
 class Plane:
-    """A point that goes half of the way to the action at each step: latents (B, 1, 2)."""
+    """A point that moves half of the distance to the action at each step: latents (B, 1, 2)."""
 
     actions = ACTIONS
     device = torch.device("cpu")
@@ -333,7 +332,7 @@ class Plane:
         return latents
 
     def state(self, positions: Tensor) -> State:
-        """places: (B, 2)."""
+        """positions: (B, 2)."""
         rows = torch.ones(len(positions))
         return State(positions[:, None], 0 * rows, rows, self)
 
@@ -345,24 +344,24 @@ class Plane:
         return self.state(position)
 
     def end(self, actions: Tensor) -> Tensor:
-        """Where actions, (B, T, 2), lead to: (B, 2)."""
+        """Return the positions that actions, (B, T, 2), lead to: (B, 2)."""
         return self.imagine(self.state(self.start.expand(len(actions), 2)), actions).latents[:, 0]
 
     def get_cost(self, given: dict[str, Tensor], candidates: Tensor) -> Tensor:
-        """As their models do: candidates (1, N, steps, A) -> (1, N)."""
+        """Compute costs as their models do: candidates (1, N, steps, A) -> (1, N)."""
         end_positions = self.end(candidates[0].unflatten(-1, (-1, ACTIONS.size)).flatten(1, 2))
         return (end_positions - self.goal).square().sum(-1)[None]
 
 
 def our_toy_plan(config: PlannerConfig) -> Tensor:
-    """Our plan on the plane: actions (1, T, 2)."""
+    """Plan on the plane with our planner: actions (1, T, 2)."""
     plane = Plane()
     planner = Planner(config, plane)  # type: ignore[arg-type]
     return planner.plan(plane.state(plane.start[None]), plane.goal[None, None], None, None).actions
 
 
 def their_toy_plan(config: PlannerConfig) -> Tensor:
-    """Their plan on the plane: actions (1, T, 2)."""
+    """Plan on the plane with their solver: actions (1, T, 2)."""
     plane = Plane()
     solver = their_solver(plane, config, plane.device)
     steps = peer.solve(solver, {"emb": plane.start[None]})
@@ -370,24 +369,22 @@ def their_toy_plan(config: PlannerConfig) -> Tensor:
 
 
 def check_solvers(ours: Tensor, theirs: Tensor) -> None:
-    """Raise Wrong unless both plans, (1, T, 2), end at the goal of the plane."""
+    """Raise Incorrect unless both plans, (1, T, 2), end at the goal of the plane."""
     plane = Plane()
     for name, actions in (("our", ours), ("their", theirs)):
         error = float((plane.end(actions) - plane.goal).norm())
         if not error < TOLERANCE:
-            raise Incorrect(
-                f"{name} plan ends {error:.3f} from a goal that {TOLERANCE} is near enough to"
-            )
+            raise Incorrect(f"{name} plan ends {error:.3f} from the goal, {TOLERANCE} is allowed")
 
 
-# -- how large both are ---------------------------------------------------------------------------
+# -- the sizes of both ----------------------------------------------------------------------------
 
 
 def sizes(config: PlannerConfig) -> str:
-    """Say both models' parameters and the matrix products of both plans.
+    """Describe both models' parameters and the matrix products of both plans.
 
-    Products are counted in one iteration on a few candidates, on the CPU, where no kernel hides
-    them.
+    Products are counted in one iteration on a few candidates, on the CPU, where the counter knows
+    every operation.
     """
     small = replace(config, num_samples=8, num_elites=2, iterations=1)
     latents = torch.randn(2, LATENTS.dim)
@@ -406,11 +403,12 @@ def sizes(config: PlannerConfig) -> str:
             runner()
         products.append(each * counter.get_total_flops())
     return (
-        f"{params_millions(ours.dynamics):.2f}M parameters against {params_millions(theirs.model):.2f}M, "
+        f"{params_millions(ours.dynamics):.2f}M parameters against "
+        f"{params_millions(theirs.model):.2f}M, "
         f"{products[0]:.2f} TFLOP a plan against {products[1]:.2f}"
     )
 
 
 def params_millions(model: Any) -> float:
-    """In millions."""
+    """Count a model's parameters, in millions."""
     return sum(p.numel() for p in model.parameters()) / 1e6

@@ -1,4 +1,4 @@
-"""Frames a second of one stream of play, every frame decoded to bytes in main memory."""
+"""Frames per second of one stream of play, every frame decoded to bytes in main memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from evaluation.measures.speed import measure_play
 from models.world import World
 from pipeline.graphed import WARMUP_CALLS
 from pipeline.inference.aot_inductor import pick_compile_fn
-from pipeline.inference.load import load_world
+from pipeline.inference.load_world import load_world
 from pipeline.inference.recorded import CudaGraphedWorld
 
 AREA = "play"
@@ -26,12 +26,12 @@ DEFAULT_RUN = Path(__file__).parents[1] / "checkpoints" / "pusht-goals"
 TARGET, STRETCH = 30.0, 60.0
 GPU_TARGET, GPU_STRETCH = 120.0, 400.0
 PUBLISHED = "published: Dreamer-MC 20, IWS 15 frames/s"
-NUM_FRAMES = 8  # frames that are compared
-TOLERANCE = 0.2  # of 255, mean over a frame: bf16 for fp32 makes 0.05, another action 0.45 and more
+NUM_FRAMES = 8  # frames of a rollout that are compared
+TOLERANCE = 0.2  # of 255, mean over a frame: above bf16's error, below that of a wrong action
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Batch 1, in the run that was named, else in the world that comes with the project."""
+    """Measure play at batch 1, in --run or the run in checkpoints/."""
     run = options.run or DEFAULT_RUN
     world = load_world(run, options.device)
     frames, actions = start_clip(run, world)
@@ -50,23 +50,23 @@ def rows(options: Options) -> Iterator[Row]:
             check_rollout(variant, world, frames, actions)
     steps = 120 if options.quick else 400
     for name, variant in variants.items():
-        seen = measure_play(variant, frames, actions, num_steps=steps)
-        median, p95 = seen["latency_ms_p50"], seen["latency_ms_p95"]
+        measured = measure_play(variant, frames, actions, num_steps=steps)
+        median, p95 = measured["latency_ms_p50"], measured["latency_ms_p95"]
         note = f"{median:.1f} ms a frame, 95% within {p95:.1f} ms"
         if on_gpu:
             note += f"; {PUBLISHED}"
         what = f"play {run.name}, {world.image_size[0]} x {world.image_size[1]}{name}"
-        rate = seen["frames_per_second"]
+        rate = measured["frames_per_second"]
         yield value_row(
             AREA, what, "frames/s", rate, target=target, stretch=stretch, rounds=steps, note=note
         )
 
 
 def start_clip(run: Path, world: World, extra_actions: int = 16) -> tuple[Tensor, Tensor]:
-    """Real context, (T, 3, H, W) uint8, and actions from there on, (n, ...).
+    """Return real context, (T, 3, H, W) uint8, and actions from its first frame on, (n, ...).
 
-    From the run's own shards where they are there, else from the toy world's, which has Push-T's
-    actions: speed does not depend on what is seen.
+    They come from the run's own shards if it has them, else from the toy world, whose actions are
+    Push-T's: speed does not depend on the images.
     """
     if any((run / "shards").glob("shard-*.h5")):
         return _first_clip(EpisodeDataset(run / "shards"), world, extra_actions)
@@ -84,22 +84,23 @@ def _first_clip(dataset: EpisodeDataset, world: World, extra_actions: int) -> tu
 
 @torch.inference_mode()
 def check_world(world: World, frames: Tensor, actions: Tensor) -> None:
-    """Hold an imagined frame to what it has to be: bytes of the right shape, not all one colour."""
+    """Raise Incorrect unless a predicted frame is bytes of the right shape, and not all one
+    color."""
     context = len(frames)
     state = world.reset(frames[None], actions[None, : context - 1])
     frame = world.decode(world.step(state, actions[None, context - 1].to(world.device)))
     if frame.dtype != torch.uint8 or frame.shape != (1, 3, *world.image_size):
         raise Incorrect(f"a frame is {tuple(frame.shape)} of {frame.dtype}")
     if frame.float().std() < 1:
-        raise Incorrect("an imagined frame is all one colour")
+        raise Incorrect("a predicted frame is all one color")
 
 
 def check_rollout(
     timed: World | CudaGraphedWorld, plain: World, frames: Tensor, actions: Tensor
 ) -> None:
-    """Raise Wrong unless both imagine the same film from the same start."""
+    """Raise Incorrect unless both predict the same frames from the same start."""
     plain_frames = rollout_frames(plain, frames, actions)
-    for _ in range(WARMUP_CALLS + 1):  # each shape of a step is replayed from then on
+    for _ in range(WARMUP_CALLS + 1):  # from then on, each shape of a step is a graph replay
         timed_frames = rollout_frames(timed, frames, actions)
     error = (timed_frames - plain_frames).abs().flatten(1).mean(1)
     if not error.max() <= TOLERANCE:
@@ -111,7 +112,7 @@ def check_rollout(
 
 @torch.inference_mode()
 def rollout_frames(world: World | CudaGraphedWorld, frames: Tensor, actions: Tensor) -> Tensor:
-    """(FILM, 3, H, W), float."""
+    """Predict (NUM_FRAMES, 3, H, W), float."""
     context = len(frames)
     state = world.reset(frames[None], actions[None, : context - 1])
     decoded = []

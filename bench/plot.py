@@ -1,4 +1,4 @@
-"""All ratios in one picture."""
+"""Plot all ratios in one figure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from data.files import atomic_write
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw ratios with their intervals on a log axis, bars and aims as ticks; none, no picture."""
+    """Draw ratios with their intervals on a log axis, target and stretch as ticks; without a ratio,
+    no file is written."""
     with_ratio = [row for row in rows if row.ratio is not None]
     if not with_ratio:
         return
@@ -33,7 +34,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             axes.vlines(row.stretch, y - 0.4, y + 0.4, "black", linestyles="dotted")
     axes.axvline(1, color="black", linewidth=0.5)
     axes.set_xscale("log")
-    axes.set_xlabel("times better than the peer; solid tick: bar, dotted: aim")
+    axes.set_xlabel("times better than the peer; solid tick: target, dotted: stretch")
     axes.set_yticks(
         range(len(with_ratio)), [f"{r.name}  |  {r.baseline}" for r in with_ratio], fontsize=7
     )

@@ -1,4 +1,4 @@
-"""What this machine can do at best: a large copy, a large matrix product."""
+"""The limits of this machine: a large copy, a large matrix product."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from bench.pairs import Options, Row, race, value_row
 from pipeline.device import pick_precision
 
-AREA = "ceilings"
+AREA = "roofline"
 MIB = 2**20
-HARDWARE_LIMIT = "(a ceiling)"
+HARDWARE_LIMIT = "(hardware limit)"
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """One row for each ceiling; `measured` gives the same numbers to other areas."""
+    """Yield one row for each limit; other areas read the same numbers from `peak_rates`."""
     size, side = sizes(options.device, options.quick)
     for name, rate in peak_rates(options.device, options.quick, options.rounds).items():
         if name == "copy":
@@ -32,8 +32,8 @@ def rows(options: Options) -> Iterator[Row]:
 
 @cache
 def peak_rates(device: torch.device, quick: bool, rounds: int = 10) -> dict[str, float]:
-    """Bytes/s of `copy`, and FLOP/s of products in `fp32 highest`, `fp32 medium` and, where the
-    hardware has it, `bf16`; measured once."""
+    """Measure bytes/s of `copy`, and FLOP/s of products in `fp32 highest`, `fp32 medium` and, where
+    the hardware has it, `bf16`."""
     size, side = sizes(device, quick)
     runners: dict[str, Callable[[], object]] = {}
     source = torch.ones(size // 4, device=device)
@@ -51,7 +51,7 @@ def peak_rates(device: torch.device, quick: bool, rounds: int = 10) -> dict[str,
 
 
 def sizes(device: torch.device, quick: bool) -> tuple[int, int]:
-    """Bytes of the copy, and side of the product."""
+    """Return the bytes of the copy, and the side of the product."""
     if device.type == "cuda":
         return 1024 * MIB, 8192
     return (64 * MIB, 1024) if quick else (512 * MIB, 4096)

@@ -1,4 +1,4 @@
-"""The plain-text table, one line as each row comes, and what is printed around it."""
+"""The plain-text table, printed row by row, and its heading."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PACKAGES = (
     "stable-worldmodel",
 )  # fmt: skip
 WIDTHS = (11, 64, 34, 17, 17, 22, 10)
-HEADINGS = ("area", "what", "against", "ours", "theirs", "ratio [95%]", "bar, aim")
+HEADINGS = ("area", "name", "baseline", "ours", "theirs", "ratio [95%]", "target, stretch")
 
 
 def machine_info(device: torch.device) -> dict[str, Any]:
-    """What the figures are of: processor, GPU, threads, versions."""
+    """Describe the machine: processor, GPU, threads, versions."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -39,12 +39,12 @@ def machine_info(device: torch.device) -> dict[str, Any]:
 
 
 def load_average() -> float | None:
-    """Load average of the last minute, where the system has one."""
+    """Return the load average of the last minute, where the system has one."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def heading(info: dict[str, Any], before: float | None) -> str:
-    """What is said once, above the table."""
+    """Format what is printed once, above the table."""
     versions = ", ".join(f"{name} {number}" for name, number in info["versions"].items())
     return "\n".join(
         [
@@ -58,14 +58,14 @@ def heading(info: dict[str, Any], before: float | None) -> str:
 
 
 def format_row(row: Row) -> str:
-    """One row; the verdict on its bar comes first, as + or -."""
+    """Format one row; whether it reached its target comes before the note, as + or -."""
     verdict = {True: "+", False: "-", None: " "}[row.passed]
     ratio = ""
     if row.ratio is not None:
         ratio = f"{row.ratio:.3g}x"
         if row.low is not None and row.high is not None:
             ratio += f" [{row.low:.3g}, {row.high:.3g}]"
-    targets = ", ".join(f"{bar:g}" for bar in (row.target, row.stretch) if bar is not None)
+    targets = ", ".join(f"{x:g}" for x in (row.target, row.stretch) if x is not None)
     cells = (row.area, row.name, row.baseline, *_values(row), ratio, targets)
     return f"{_columns(cells)}{verdict} {row.note}".rstrip()
 
@@ -81,16 +81,16 @@ def _number(number: float) -> str:
 
 
 def _columns(cells: tuple[str, ...]) -> str:
-    # a cell that is too long pushes the rest aside rather than losing its end
+    # a cell that is too long pushes the rest to the right rather than losing its end
     return "".join(f"{c:<{w - 1}} " for c, w in zip(cells, WIDTHS, strict=True))
 
 
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo") as file:
-            for about in file:
-                if about.startswith("model name"):
-                    return about.partition(":")[2].strip()
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
     except OSError:
         pass
     return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""A step of training, forward to AdamW, against Hugging Face's Llama of the same sizes."""
+"""A training step, forward to AdamW, against Hugging Face's Llama of the same sizes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from bench.pairs import (
 from bench.peers import hugging_face
 from bench.peers.hugging_face import Attention
 from kernels import linear_cross_entropy
+from models.layers.precision import Precision, autocast
 from models.layers.transformer import Transformer, TransformerConfig
-from models.world import Precision, autocast
 from pipeline.device import pick_precision
 from pipeline.graphed import StaticCudaGraph
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Wrap = Callable[[Any], Callable[..., Any]]
-"""Of a model of theirs: what is called instead of it."""
+"""From a model of theirs to what is called instead of it."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a step trains, and on how much."""
+    """The model that a step trains, and the size of its batch."""
 
     config: TransformerConfig
     vocab_size: int
@@ -57,31 +57,31 @@ class Workload:
         return self.config.context_frames * self.frame_tokens
 
     def sample(self, count: int, device: torch.device) -> Tensor:
-        """(batch, count) tokens at random."""
+        """Draw (batch, count) random tokens."""
         return torch.randint(self.vocab_size, (self.batch_size, count), device=device)
 
 
 def llama_config(
     dim: int, num_layers: int, num_heads: int, mlp_dim: int, context_frames: int
 ) -> TransformerConfig:
-    """Llama's layers, which do not norm queries and keys."""
+    """Return the config of Llama's layers, which do not normalize queries and keys."""
     return TransformerConfig(
         dim, num_layers, num_heads, mlp_dim, context_frames=context_frames, qk_norm=False
     )
 
 
 FULL = Workload(llama_config(256, 8, 4, 704, context_frames=4), 1024, (8, 8), batch_size=8)
-# what is trained on a GPU: 150 M parameters, 32k tokens a step
+# for a GPU: 150M parameters, 32k tokens a step
 LARGE = Workload(llama_config(576, 24, 9, 2688, context_frames=4), 1024, (16, 16), batch_size=32)
-GRADIENT_SEQUENCES = 2  # sequences that gradients are compared on
+GRADIENT_SEQUENCES = 2  # sequences on which gradients are compared
 QUICK = Workload(llama_config(128, 2, 4, 352, context_frames=4), 512, (4, 8), batch_size=4)
 
 
 class TokenModel(nn.Module):
-    """Our transformer as a causal language model over the tokens of frames in a row.
+    """Our transformer as a causal language model over the tokens of consecutive frames.
 
-    A token sees all before it in its frame and in those in view, which are the whole sequence:
-    this is Llama, but for the angles of the places.
+    A token attends to all before it: this is Llama, but for the angles, which encode a token's
+    position in its frame as well.
 
     Letters: B sequences, S tokens, D width, V vocabulary.
     """
@@ -97,18 +97,18 @@ class TokenModel(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.02)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of the next tokens: (B, S), (B, S) -> ()."""
+        """Compute the cross-entropy of the next tokens: (B, S), (B, S) -> ()."""
         x = self.transformer(self.embed(tokens))[0]
         losses, _ = linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten())
         return losses.mean()
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """(B, S) -> (B, S, V)."""
+        """Compute logits: (B, S) -> (B, S, V)."""
         return self.head(self.transformer(self.embed(tokens))[0])
 
 
 class StepRunner:
-    """Takes steps on one batch; calling it gives the loss before the step."""
+    """Takes training steps on one batch; a call returns the loss before the step."""
 
     def __init__(
         self, model: nn.Module, loss: Loss, batch: tuple[Tensor, Tensor], precision: Precision
@@ -122,7 +122,7 @@ class StepRunner:
         )  # fmt: skip
 
     def gradients(self) -> Tensor:
-        """Forward and backward."""
+        """Run forward and backward; return the loss."""
         with autocast(self.batch[0].device, self.precision):
             loss = self.loss(*self.batch)
         loss.backward()
@@ -133,10 +133,10 @@ class StepRunner:
         loss = self.gradients()
         clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
-        return loss.clone()  # a CUDA graph writes the next one to the same place
+        return loss.clone()  # a CUDA graph writes the next one to the same memory
 
     def captured(self) -> Callable[[], Tensor]:
-        """The whole step as one CUDA graph, as --train.graph does."""
+        """Return the whole step as one CUDA graph, as --train.cuda-graph does."""
         graphed = StaticCudaGraph(lambda *batch: [self()], self.batch[0].device)
         return lambda: graphed(*self.batch)[0].clone()
 
@@ -150,7 +150,7 @@ def rows(options: Options) -> Iterator[Row]:
 
 
 def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator[Row]:
-    """As `rows`, at any size."""
+    """Measure as `rows`, at any size."""
     what = describe(work)
     device = options.device
     precision: Precision = "bf16" if pick_precision(device, "auto") == "bf16" else "fp32"
@@ -167,20 +167,20 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
         return StepRunner(mine, runner, batch, precision)
 
     def their(
-        attention: Attention, kind: Precision, mode: str | None, change: Wrap = unchanged
+        attention: Attention, precision: Precision, mode: str | None, wrap: Wrap = unchanged
     ) -> StepRunner:
         peer = hugging_face.llama(work.config, work.sequence_length, work.vocab_size, attention).to(
             device
         )
-        hugging_face.load_codebook(peer, model)
-        runner = compile_model(peer, peer.model.layers, mode, whole) if mode else change(peer)
-        return StepRunner(peer, hugging_face.loss_of(runner), batch, kind)
+        hugging_face.copy_weights(peer, model)
+        runner = compile_model(peer, peer.model.layers, mode, whole) if mode else wrap(peer)
+        return StepRunner(peer, hugging_face.loss_of(runner), batch, precision)
 
     gradient_batch = batch[0][:GRADIENT_SEQUENCES], batch[1][:GRADIENT_SEQUENCES]
     check_gradients(model, gradient_batch)
     on_gpu = device.type == "cuda"
-    # every recording keeps a step's memory for itself, and where a step takes a tenth of a second
-    # its launches count for nothing
+    # every captured graph keeps a step's memory for itself, and for a long step launches are
+    # negligible
     whole = work is not LARGE
     use_graphs = on_gpu and whole
     modes = {"compile" if whole else "compile by layers": "default"}
@@ -189,7 +189,7 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
     ours: dict[str, Callable[[], Tensor]] = {f"ours, {precision}": our(None)}
     if use_graphs:
         ours[f"ours, {precision}, one CUDA graph"] = our(None).captured()
-    # scores of 32k tokens do not fit a GPU eleven times over: there theirs is exact without them
+    # eager scores of 32k tokens do not fit on a GPU: there the reference is SDPA in fp32
     exact: Attention = "sdpa" if on_gpu else "eager"
     theirs: dict[str, Callable[[], Tensor]] = {
         name_of(exact, "fp32"): their(exact, "fp32", None),
@@ -201,25 +201,25 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
             if use_graphs and mode == "default":
                 ours[f"ours, {precision}, compile, one CUDA graph"] = our(mode).captured()
             theirs[f"{name_of('sdpa', precision)}, {name}"] = their("sdpa", precision, mode)
-        if not on_gpu:  # on CPUs it can be faster than SDPA, for sequences as short as these
+        if not on_gpu:  # on CPUs it can be faster than SDPA for short sequences
             name = f"{name_of('eager', precision)}, compile"
             theirs[name] = their("eager", precision, "default")
     if on_gpu:
         name = f"{name_of('sdpa', precision)}, Liger-Kernel"
         try:
-            check_gradients(model, gradient_batch, change=hugging_face.with_liger)
+            check_gradients(model, gradient_batch, wrap=hugging_face.with_liger)
             theirs[name] = their("sdpa", precision, None, hugging_face.with_liger)
         except ImportError:
             yield missing_row("training", what, name, "liger-kernel")
         except Exception as problem:
-            yield Row("training", what, name, "", note=f"broken off, {reason(problem)}")
+            yield Row("training", what, name, "", note=f"failed: {reason(problem)}")
     for group in (ours, theirs):
         for name, why in drop_broken(group).items():
-            yield Row("training", what, name, "", note=f"broken off, {why}")
+            yield Row("training", what, name, "", note=f"failed: {why}")
     runners = ours | theirs
     check_losses(runners, name_of(exact, "fp32"))
     if on_gpu:
-        torch.cuda.empty_cache()  # a recording cannot take what is kept for those that have none
+        torch.cuda.empty_cache()  # a captured graph cannot use the allocator's cached memory
     product = Product(precision, device, roofline.sizes(device, options.quick)[1])
     seconds = race(runners | {"product": product}, options.rounds, warmup=1, device=device)
 
@@ -238,8 +238,8 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
 
 
 def compile_model(model: Any, layers: Iterable[Any], mode: str, whole: bool) -> Any:
-    """Have a model compiled, or each of its layers: of many that are alike only one is, in less
-    time, and embedding and loss are left as they come."""
+    """Compile a model, or each of its layers: equal layers are compiled once, which takes less
+    time, and embedding and loss stay uncompiled."""
     if whole:
         return torch.compile(model, mode=mode)
     for layer in layers:
@@ -250,7 +250,7 @@ def compile_model(model: Any, layers: Iterable[Any], mode: str, whole: bool) -> 
 def targets_of(
     theirs: Iterable[str], work: Workload, on_gpu: bool
 ) -> dict[str, tuple[float, float]]:
-    """Bar and aim against each of theirs that has one."""
+    """Return target and stretch against each of theirs that has one."""
     targets = {name_of("eager", "fp32"): (3.5, 6.0)} if not on_gpu else {}
     for name in theirs:
         if "compile" in name:
@@ -275,6 +275,7 @@ def describe(work: Workload) -> str:
 
 
 def unchanged(peer: Any) -> Callable[..., Any]:
+    """Wrap a model in nothing."""
     return peer
 
 
@@ -282,15 +283,15 @@ def check_gradients(
     model: TokenModel,
     batch: tuple[Tensor, Tensor],
     tolerance: float = 1e-2,
-    change: Wrap = unchanged,
+    wrap: Wrap = unchanged,
 ) -> None:
-    """Raise Wrong unless, from the same weights, both have the same loss and gradients."""
+    """Raise Incorrect unless, from the same weights, both have the same loss and gradients."""
     work = model.work
     peer = hugging_face.llama(work.config, work.sequence_length, work.vocab_size, "eager")
     peer.to(batch[0].device)
-    hugging_face.load_codebook(peer, model)
+    hugging_face.copy_weights(peer, model)
     ours = StepRunner(model, model, batch, "fp32").gradients()
-    theirs = StepRunner(peer, hugging_face.loss_of(change(peer)), batch, "fp32").gradients()
+    theirs = StepRunner(peer, hugging_face.loss_of(wrap(peer)), batch, "fp32").gradients()
     if not torch.isclose(ours, theirs, rtol=1e-3):
         raise Incorrect(
             f"our loss is {ours:.5f} and Hugging Face's {theirs:.5f}, at the same weights"
@@ -306,17 +307,18 @@ def check_gradients(
 def check_losses(
     runners: Mapping[str, Callable[[], Tensor]], reference: str, steps: int = 3
 ) -> None:
-    """Take `steps` steps with everyone; raise Wrong unless all losses go as the reference's do."""
+    """Take `steps` steps with each runner; raise Incorrect unless all losses match the
+    reference's."""
     all_losses = {name: [float(runner()) for _ in range(steps)] for name, runner in runners.items()}
     exact = all_losses[reference]
     for name, losses in all_losses.items():
         slack = 2e-2 if "bf16" in name else 2e-3
         if not all(abs(a - b) < slack * a for a, b in zip(exact, losses, strict=True)):
-            raise Incorrect(f"losses of {name} go {losses}, and those of {reference} {exact}")
+            raise Incorrect(f"losses of {name} are {losses}, and those of {reference} {exact}")
 
 
 class Product:
-    """One large matrix product: what the machine can do when nothing else is in the way."""
+    """One large matrix product: the FLOP/s that the machine reaches at best."""
 
     def __init__(self, precision: Precision, device: torch.device, size: int) -> None:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -330,14 +332,14 @@ class Product:
 def share_of_product(
     what: str, work: Workload, product: Product, step: list[float], alone: list[float]
 ) -> Row:
-    """Matrix products of a step over its time, as a share of the rate of one large product.
+    """Compute the FLOP/s of a step's matrix products as a share of those of one large product.
 
     step, alone: seconds of the step and of the product in the same rounds.
     """
     flops = matrix_flops(work)
-    rate, ceiling = flops / median(step), product.flops / median(alone)
+    rate, peak = flops / median(step), product.flops / median(alone)
     share = median(flops / s * a / product.flops for s, a in zip(step, alone, strict=True))
-    note = f"{rate / 1e9:.0f} of {ceiling / 1e9:.0f} GFLOP/s"
+    note = f"{rate / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s"
     dtype = str(product.left.dtype).removeprefix("torch.")
     target, stretch = (None, None) if product.left.is_cuda else (45.0, 65.0)
     return value_row(
@@ -347,15 +349,15 @@ def share_of_product(
 
 
 def matrix_flops(work: Workload) -> int:
-    """Multiplications and additions in the matrix products of a step, forward and backward.
+    """Count the FLOPs of a step's matrix products, forward and backward.
 
-    A weight of a linear layer takes two of each token forward and four backward; attention
-    multiplies what is in view, frame by frame.
+    A weight of a linear layer takes two for each token forward and four backward; attention
+    multiplies visible blocks alone, frame by frame.
     """
     model, config = TokenModel(work), work.config
     linear = sum(p.numel() for p in model.parameters() if p.dim() == 2)
     linear -= model.embed.weight.numel()  # looked up, not multiplied
     frames = config.context_frames
-    in_view = frames * (frames + 1) // 2 * work.frame_tokens**2
-    attention = config.num_layers * 4 * config.dim * in_view
+    visible = frames * (frames + 1) // 2 * work.frame_tokens**2
+    attention = config.num_layers * 4 * config.dim * visible
     return work.batch_size * (6 * linear * work.sequence_length + 3 * attention)

@@ -1,6 +1,6 @@
 """A codebook's training step, codes and EMA, against vector-quantize-pytorch.
 
-Letters: R vectors, K rows of the book, D their width.
+Letters: R vectors, K rows of the codebook, D their width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AREA = "kernels"
 PEER = "vector-quantize-pytorch, compiled"
 PEER_GRAPHS = "vector-quantize-pytorch, compiled, CUDA graphs"
 PEER_EAGER = "vector-quantize-pytorch"
-# on a GPU: of time, and of peak memory
+# on a GPU, (target, stretch) of time, and of peak memory
 TARGETS = {PEER: (3.0, 10.0), PEER_GRAPHS: (3.0, 10.0), COMPILED: (1.0, 2.0)}
 MEMORY = {PEER: (5.0, 20.0)}
 DECAY, EPSILON = 0.99, 1e-5
@@ -34,25 +34,25 @@ Size = tuple[int, int, int]
 
 
 def sizes(device: torch.device) -> list[Size]:
-    """(R, K, D)."""
+    """Return the sizes to race, (R, K, D) each."""
     if device.type == "cuda":
         return [(65_536, 1024, 64), (65_536, 1024, 256), (65_536, 8192, 64), (65_536, 8192, 256)]
     return [(4096, 512, 32)]
 
 
 def case_name(size: Size) -> str:
-    return f"assign, {size[0]} x {size[2]} to {size[1]} codes"
+    return f"nearest_code, {size[0]} x {size[2]} to {size[1]} codes"
 
 
 class EmaCodebook:
-    """A codebook that follows what is assigned to it: decay and smoothing as the peer's."""
+    """A codebook updated by EMA, with the peer's decay and smoothing."""
 
     def __init__(self, codebook: Tensor) -> None:
         self.codebook, self.total = codebook.clone(), codebook.clone()
         self.size = torch.ones(len(codebook), device=codebook.device)
 
     def update(self, codes: Tensor, counts: Tensor, sums: Tensor) -> Tensor:
-        """Give the rows of `codes`, (R, D), and move the book."""
+        """Return the rows of `codes`, (R, D), and update the codebook."""
         given = self.codebook[codes]
         self.size.lerp_(counts.to(self.size.dtype), 1 - DECAY)
         self.total.lerp_(sums, 1 - DECAY)
@@ -63,14 +63,14 @@ class EmaCodebook:
 
 
 def race_rows(size: Size, options: Options) -> Iterator[Row]:
-    """Time and peak memory; codes are held to the nearest rows in float64 first."""
+    """Race time and peak memory; codes are checked against the nearest rows in float64 first."""
     on_gpu = options.device.type == "cuda"
     count, entries, width = size
     vectors = torch.randn(count, width, device=options.device)
     codebook = torch.randn(entries, width, device=options.device)
     odd_vectors = torch.randn(1001, 37, device=options.device)
     check_codes(
-        "assign",
+        "nearest_code",
         kernels.nearest_code(odd_vectors, odd_vectors[:77] + 0.1)[0],
         odd_vectors,
         odd_vectors[:77] + 0.1,
@@ -105,7 +105,7 @@ def race_rows(size: Size, options: Options) -> Iterator[Row]:
         run()
     raced: dict[str, Step] = dict(steps)
     calls, note = 1, "codes, EMA, looked-up vectors"
-    if on_gpu:  # ours is recorded; a recording of theirs that fails spoils all after it
+    if on_gpu:  # only ours is captured: a failed capture of theirs would break all that follows
         raced |= {name: partial(_repeat, run) for name, run in steps.items()}
         raced["ours"], calls = capture_graph(steps["ours"]), CALLS_PER_GRAPH
         note += "; ours as a CUDA graph, the others launched one by one"
@@ -125,7 +125,7 @@ def _repeat(run: Step) -> None:
 
 
 def _peer(codebook: Tensor) -> torch.nn.Module:
-    """The library's layer in training, without losses and tricks that are not asked for."""
+    """Build the library's layer for training, without extra losses and tricks."""
     from vector_quantize_pytorch import VectorQuantize
 
     layer = VectorQuantize(

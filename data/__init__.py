@@ -1,1 +1,1 @@
-"""Recordings become shards, shards become clips."""
+"""From sources of episodes to shards, and from shards to clips."""

@@ -1,4 +1,4 @@
-"""An action space that describes itself, and travels in shards and checkpoints."""
+"""Description of an action space, stored in shards and checkpoints."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ Codes = TypeVar("Codes", Tensor, np.ndarray)
 
 @dataclass(frozen=True)
 class Factor:
-    """One of the independent choices that a code stands for, such as a key or a turn."""
+    """One independent choice in a discrete action, such as a key or a camera turn."""
 
     name: str
     labels: tuple[str, ...]
-    """What can be chosen."""
+    """Names of its values."""
     values: tuple[float, ...] = ()
-    """What each label stands for, where that is a number."""
+    """The number behind each label, where there is one."""
 
 
 @dataclass(frozen=True)
 class ActionSpec:
     """What one action means.
 
-    Continuous actions are float vectors of `len(names)` numbers between `low` and `high`;
-    discrete ones are a code, an int64 in [0, size): one of `names`, or a choice of each of
-    `factors`, the first of which turns the fastest.
+    Continuous actions are float vectors of `len(names)` numbers between `low` and `high`.
+    Discrete ones are a code, an int64 in [0, size): one of `names`, or one choice for each of
+    `factors`, the first of which varies fastest. "none" is for videos and images without actions:
+    float vectors of no numbers.
     """
 
-    kind: Literal["continuous", "discrete"]
+    kind: Literal["continuous", "discrete", "none"]
     names: tuple[str, ...]
     """Names of the dimensions (continuous) or of the codes (discrete without factors)."""
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     unit: str = ""
     pointer: bool = False
-    """The first two dimensions are a point of the frame: `low` is its left and top edge, `high`
-    its right and bottom one. A window can then be steered with the mouse, and a model can see
-    where the point lies from each patch."""
+    """The first two dimensions are a point in the frame: `low` is its left and top edge, `high`
+    its right and bottom edge. The mouse can then give actions, and a model can relate the point
+    to each patch."""
     factors: tuple[Factor, ...] = ()
-    """Choices that a discrete code is made of; none where its codes are simply named."""
+    """Factors of a discrete code; empty where each code has a name of its own."""
 
     def __post_init__(self) -> None:
         if self.kind == "continuous" and not len(self.low) == len(self.high) == len(self.names):
@@ -52,10 +53,15 @@ class ActionSpec:
                 f"an action has {len(self.names)} names, {len(self.low)} lower and "
                 f"{len(self.high)} upper limits; give one of each for every dimension"
             )
+        if self.kind == "none" and (self.names or self.low or self.high or self.factors):
+            raise ValueError(
+                f"an action space of kind 'none' has no names, limits or factors, but these were "
+                f"given: {(*self.names, *self.low, *self.high, *self.factors)}"
+            )
 
     @property
     def size(self) -> int:
-        """Numbers in an action (continuous) or codes to choose from (discrete)."""
+        """Numbers in an action (continuous), number of codes (discrete), or 0 (none)."""
         return math.prod(self.factor_sizes) if self.factors else len(self.names)
 
     @property
@@ -63,7 +69,7 @@ class ActionSpec:
         return tuple(len(factor.labels) for factor in self.factors)
 
     def unravel(self, codes: Codes) -> Codes:
-        """(...) codes -> (..., F) choices of each factor."""
+        """Split codes (...) into the choice of each factor (..., F)."""
         choices: list[Any] = []
         rest: Any = codes
         for size in self.factor_sizes:
@@ -73,7 +79,7 @@ class ActionSpec:
         return stack(choices, -1)
 
     def ravel(self, choices: Codes) -> Codes:
-        """(..., F) choices -> (...) codes: undoes `split`."""
+        """Join choices (..., F) into codes (...): the inverse of `unravel`."""
         codes: Any = choices[..., 0]
         stride = 1
         for number, size in enumerate(self.factor_sizes[:-1], 1):
@@ -82,7 +88,9 @@ class ActionSpec:
         return codes
 
     def describe(self, code: int) -> str:
-        """Name a code in words, without the choices that are the first of their factor or 0."""
+        """Name a code in words, leaving out choices that are the first of their factor or 0."""
+        if self.kind == "none":
+            return "no actions"
         if not self.factors:
             return self.names[code]
         words = []
@@ -95,25 +103,30 @@ class ActionSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one action: (A,) or ()."""
-        return (self.size,) if self.kind == "continuous" else ()
+        """Shape of one action: (A,), () or (0,)."""
+        return () if self.kind == "discrete" else (self.size,)
 
     def normalize(self, actions: Tensor) -> Tensor:
-        """(..., A) in the environment's units -> (..., A) in [-1, 1]; codes stay as they are."""
-        if self.kind == "discrete":
+        """Map (..., A) in the environment's units to [-1, 1]; leave codes as they are."""
+        if self.kind != "continuous":
             return actions
         low, high = _row(self.low, actions), _row(self.high, actions)
         return (actions - low) / (high - low) * 2 - 1
 
     def denormalize(self, actions: Tensor) -> Tensor:
-        """(..., A) in [-1, 1] -> (..., A) in the environment's units; codes stay as they are."""
-        if self.kind == "discrete":
+        """Map (..., A) in [-1, 1] to the environment's units; leave codes as they are."""
+        if self.kind != "continuous":
             return actions
         low, high = _row(self.low, actions), _row(self.high, actions)
         return (actions + 1) / 2 * (high - low) + low
 
+    def empty(self, count: int, steps: int) -> Tensor:
+        """Give (count, steps, A) zeros, or (count, steps) codes of 0, in the spec's own dtype."""
+        dtype = torch.int64 if self.kind == "discrete" else torch.float32
+        return torch.zeros(count, steps, *self.shape, dtype=dtype)
+
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw `count` actions uniformly: (count, A) float32, or (count,) int64."""
+        """Draw `count` uniform actions: (count, A) float32, or (count,) int64."""
         if self.kind == "discrete":
             return rng.integers(0, self.size, count)
         return rng.uniform(self.low, self.high, (count, self.size)).astype(np.float32)
@@ -128,15 +141,14 @@ class ActionSpec:
                     a, b = next((x, y) for x, y in zip(a, b, strict=True) if x != y)
                 raise ValueError(
                     f"{ours} and {theirs} have different action spaces: {field} is {a!r} in "
-                    f"the first and {b!r} in the second; use recordings and "
-                    f"checkpoints of one world"
+                    f"the first and {b!r} in the second; use shards and checkpoints of one world"
                 )
 
     def as_dict(self) -> dict[str, Any]:
-        """Give plain values for HDF5 attributes and checkpoints."""
+        """Return plain values, for HDF5 attributes and checkpoints."""
         values = _plain(asdict(self))
         if not self.factors:
-            del values["factors"]  # shards from before there were factors say nothing of them
+            del values["factors"]  # older shards and checkpoints do not have the key
         return values
 
     @staticmethod
@@ -153,7 +165,7 @@ class ActionSpec:
 
 
 def _row(values: tuple[float, ...], like: Tensor) -> Tensor:
-    """(A,), filled in where `like` lies: to copy there is to wait, which no CUDA graph records."""
+    """Fill (A,) on the device of `like`: a copy would synchronize, which CUDA graphs forbid."""
     return torch.stack([like.new_full((), value) for value in values])
 
 
@@ -164,6 +176,6 @@ def _plain(value: Any) -> Any:
 
 
 def as_tensor(actions: np.ndarray) -> Tensor:
-    """Give float32 for continuous actions and int64 for codes."""
+    """Convert continuous actions to float32 and codes to int64."""
     tensor = torch.from_numpy(np.ascontiguousarray(actions))
     return tensor.float() if tensor.is_floating_point() else tensor.long()

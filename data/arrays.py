@@ -1,45 +1,29 @@
-"""Recordings from elsewhere: an HDF5 file, .npy pairs, or a folder of .npz.
+"""Import of arrays: an HDF5 file, .npy files, or a folder of .npz; actions are optional.
 
 Letters: N episodes, T steps, H W pixels, A numbers of an action.
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
-import hdf5plugin  # noqa: F401
 import numpy as np
 
 from data.actions import ActionSpec
+from data.array_files import OPTIONAL_KEYS, RawEpisodes, read_raw
 from data.episodes import STEP_DTYPES, Episode
 
 Layout = Literal["auto", "CHW", "HWC"]
 BYTES_PER_SHARD = 64 * 2**20
-OPTIONAL_KEYS = ("rewards", "terminals", "states", "contacts")
 MAX_CODES = 2**16
-READ_ERRORS = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError)
-
-
-@dataclass(frozen=True)
-class RawEpisodes:
-    """Episodes as they lie in files, nothing of them understood yet."""
-
-    lengths: tuple[int, ...]
-    keys: frozenset[str]
-    read: Callable[[int, str], np.ndarray]  # (episode, field) -> (T, ...)
-    location: Callable[[int], str]  # an episode, in words that name its file
 
 
 @dataclass(frozen=True)
 class ArraysInfo:
-    """What is known of the recordings before all frames are read."""
+    """What is known of the data before all frames are read."""
 
     raw: RawEpisodes
     image_size: tuple[int, int]
@@ -51,11 +35,11 @@ class ArraysInfo:
 
 @dataclass(frozen=True)
 class ArraySource:
-    """A source of imported episodes; each is a source of its own.
+    """A source of imported episodes; each episode is a source of its own.
 
-    Frames are uint8, or numbers of 0 to 255 once multiplied by `scale`. Whole-number actions
-    (N, T) are codes of 0 to the largest; those of (N, T, A) are continuous, between the smallest
-    and the largest value of each dimension.
+    Frames are uint8, or numbers from 0 to 255 after multiplication by `scale`. Whole-number actions
+    (N, T) are codes from 0 to the largest; those of (N, T, A) are continuous, between the smallest
+    and the largest value of each dimension. Without an array of actions, episodes have none.
     """
 
     path: str
@@ -92,7 +76,7 @@ class ArraySource:
         if frames.ndim != 4 or frames.shape[channel_axis] != 3:
             raise ValueError(
                 f"{where} has frames of {frames.shape[1:]}, but the first episode's are "
-                f"{info.layout} with 3 colours; store all in one way"
+                f"{info.layout} with 3 colors; use one layout for all"
             )
         frames = _to_uint8(frames, self.scale, where)
         if info.layout == "CHW":
@@ -100,22 +84,16 @@ class ArraySource:
         if frames.shape[1:3] != info.image_size:
             raise ValueError(
                 f"{where} has frames of {frames.shape[1]} x {frames.shape[2]} pixels, and the "
-                f"first episode of {info.image_size[0]} x {info.image_size[1]}; make them one "
-                f"size"
+                f"first episode of {info.image_size[0]} x {info.image_size[1]}; resize them to "
+                f"one size"
             )
-        actions = raw.read(number, "actions")
-        if len(actions) != len(frames):
-            raise ValueError(
-                f"{where} has {len(frames)} frames but {len(actions)} actions; there is one action "
-                f"for each frame (the last leads nowhere)"
-            )
-        dtype = np.int64 if info.actions.kind == "discrete" else np.float32
+        actions = _read_actions(info, number, len(frames))
         extra: dict[str, Any] = {
             name: self._optional_array(info, number, name, len(frames)) for name in info.optional
         }
         return Episode(
             frames=np.ascontiguousarray(frames),
-            actions=actions.astype(dtype),
+            actions=actions,
             source=number,
             **extra,
         )
@@ -126,17 +104,17 @@ class ArraySource:
         if values.shape != shape or values.dtype.kind not in "biuf":
             raise ValueError(
                 f"{where} has {name} of {values.dtype} {values.shape}, but {length} frames need "
-                f"numbers of {shape}; mend or leave out that array"
+                f"numbers of {shape}; correct or remove that array"
             )
         if not np.isfinite(values).all():
-            raise ValueError(f"{where} has NaN or infinity in its {name}; leave such steps out")
+            raise ValueError(f"{where} has NaN or infinity in its {name}; remove such steps")
         return values.astype(STEP_DTYPES[name])
 
     def _info(self) -> ArraysInfo:
         return _read_info(Path(self.path), self.layout, self.scale)
 
     def _episodes_by_shard(self) -> list[list[int]]:
-        """Episodes of each shard: what is in memory at once."""
+        """Group the episodes into shards of at most BYTES_PER_SHARD, or of one episode."""
         info = self._info()
         height, width = info.image_size
         groups: list[list[int]] = [[]]
@@ -150,20 +128,33 @@ class ArraySource:
         return groups
 
 
+def _read_actions(info: ArraysInfo, number: int, length: int) -> np.ndarray | None:
+    if info.actions.kind == "none":
+        return None
+    actions = info.raw.read(number, "actions")
+    if len(actions) != length:
+        raise ValueError(
+            f"{info.raw.location(number)} has {length} frames but {len(actions)} actions; one "
+            f"action per frame is needed (the last one leads nowhere)"
+        )
+    return actions.astype(np.int64 if info.actions.kind == "discrete" else np.float32)
+
+
 @lru_cache(maxsize=2)
 def _read_info(path: Path, layout: Layout, scale: float) -> ArraysInfo:
-    raw = _read_raw(path)
-    for name in ("frames", "actions"):
-        if name not in raw.keys:
-            raise ValueError(
-                f"{path} has no {name} (it holds {', '.join(sorted(raw.keys)) or 'nothing'}); "
-                f"an array of that name is needed"
-            )
+    raw = read_raw(path)
+    if "frames" not in raw.keys:
+        raise ValueError(
+            f"{path} has no frames (it holds {', '.join(sorted(raw.keys)) or 'nothing'}); "
+            f"an array of that name is needed"
+        )
+    if "actions" not in raw.keys and "action" in raw.keys:  # else it would be ignored
+        raise ValueError(f"{path} has no actions, but an array 'action'; rename it to 'actions'")
     if not raw.lengths:
-        raise ValueError(f"{path} holds no episode; give a file with some")
+        raise ValueError(f"{path} holds no episodes; at least one is needed")
     if 0 in raw.lengths:
         where = raw.location(raw.lengths.index(0))
-        raise ValueError(f"{where} has 0 steps; leave it out, or get the file again")
+        raise ValueError(f"{where} has 0 steps; remove it, or get the file again")
     first = raw.read(0, "frames")
     layout = _infer_layout(first.shape, layout, raw.location(0))
     _to_uint8(first, scale, raw.location(0))
@@ -177,127 +168,8 @@ def _read_info(path: Path, layout: Layout, scale: float) -> ArraysInfo:
     )
 
 
-def _read_raw(path: Path) -> RawEpisodes:
-    if path.is_dir() and (files := sorted(path.glob("*.npz"))):
-        return _from_npz(files)
-    pair = _npy_files(path)
-    if pair:
-        return _from_stacked({name: _load_npy(file) for name, file in pair.items()}, path)
-    if path.is_file() and path.suffix in (".h5", ".hdf5", ".hdf"):
-        try:
-            arrays = dict(h5py.File(path, "r", locking=False).items())
-        except (OSError, RuntimeError, KeyError) as problem:
-            raise ValueError(
-                f"{path} cannot be read as HDF5 ({_one_line(problem)}); get it again"
-            ) from None
-        return _from_stacked(arrays, path)
-    missing = "" if path.exists() else ", for nothing is there"
-    raise ValueError(
-        f"{path} is none of these{missing}: an .h5 file, a folder or stem of frames.npy and "
-        f"actions.npy, a folder of .npz"
-    )
-
-
-def _npy_files(path: Path) -> dict[str, Path]:
-    for frames in (path / "frames.npy", path.parent / f"{path.name}_frames.npy"):
-        if frames.exists():
-            prefix = frames.name.removesuffix("frames.npy")
-            found = {
-                n: frames.parent / f"{prefix}{n}.npy" for n in ("frames", "actions", *OPTIONAL_KEYS)
-            }
-            return {name: p for name, p in found.items() if p.exists()}
-    return {}
-
-
-def _load_npy(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r")
-    except (ValueError, EOFError, OSError) as problem:
-        raise ValueError(f"{path} cannot be read ({_one_line(problem)}); get it again") from None
-
-
-def _from_stacked(arrays: dict[str, Any], path: Path) -> RawEpisodes:
-    """Arrays whose first two axes are episode and step."""
-    known = ("frames", "actions", *OPTIONAL_KEYS)
-    known_arrays = {k: v for k, v in arrays.items() if k in known and hasattr(v, "shape")}
-    names = frozenset(known_arrays) | frozenset(k for k in arrays if k not in known)
-    if not {"frames", "actions"} <= known_arrays.keys():
-        return RawEpisodes((), names, lambda n, k: np.empty(0), lambda n: str(path))
-    frames, actions = known_arrays["frames"].shape, known_arrays["actions"].shape
-    if len(frames) != 5:
-        raise ValueError(
-            f"{path} has frames of {frames}; (N, T, C, H, W) or (N, T, H, W, C) is needed"
-        )
-    for name, array in known_arrays.items():
-        if array.shape[:2] != frames[:2]:
-            raise ValueError(
-                f"{path} has {frames[0]} episodes of {frames[1]} frames, but its {name} are "
-                f"{array.shape}; the first two axes are the same in both"
-            )
-    if len(actions) > 3:
-        raise ValueError(f"{path} has actions of {actions}; (N, T) or (N, T, A) is needed")
-
-    def where(number: int) -> str:
-        return f"episode {number} of {path}"
-
-    def read(number: int, name: str) -> np.ndarray:
-        try:
-            return np.asarray(known_arrays[name][number])
-        except (OSError, RuntimeError) as problem:
-            raise ValueError(
-                f"{where(number)}: its {name} cannot be read ({_one_line(problem)}); get the file again"
-            ) from None
-
-    return RawEpisodes((int(frames[1]),) * int(frames[0]), names, read, where)
-
-
-def _from_npz(files: list[Path]) -> RawEpisodes:
-    """Files that hold an episode each, of any length."""
-
-    def damaged(number: int, problem: Exception) -> ValueError:
-        return ValueError(f"{files[number]} cannot be read ({_one_line(problem)}); get it again")
-
-    def names(number: int) -> frozenset[str]:
-        try:
-            with np.load(files[number]) as file:
-                return frozenset(file.files)
-        except (*READ_ERRORS, AttributeError, TypeError) as problem:  # an .npy of another name
-            raise damaged(number, problem) from None
-
-    def read(number: int, name: str) -> np.ndarray:
-        try:
-            with np.load(files[number]) as file:
-                values = file[name]
-        except READ_ERRORS as problem:
-            raise damaged(number, problem) from None
-        if values.ndim == 0:
-            raise ValueError(
-                f"{files[number]} has {name} of one number; a value for each step is needed"
-            )
-        return values
-
-    first = names(0)
-    expected = first & {"frames", "actions", *OPTIONAL_KEYS}
-    for number in range(len(files)):
-        present = names(number) & {"frames", "actions", *OPTIONAL_KEYS}
-        if present != expected:
-            raise ValueError(
-                f"{files[number]} holds {', '.join(sorted(present)) or 'nothing known'}, but "
-                f"{files[0].name} holds {', '.join(sorted(expected)) or 'nothing known'}; all files "
-                f"need the same arrays"
-            )
-    lengths: tuple[int, ...] = ()
-    if "actions" in first:
-        lengths = tuple(len(read(number, "actions")) for number in range(len(files)))
-    return RawEpisodes(lengths, first, read, lambda number: str(files[number]))
-
-
-def _one_line(problem: Exception) -> str:
-    return " ".join(str(problem).split())
-
-
 def _infer_layout(shape: tuple[int, ...], layout: Layout, where: str) -> Layout:
-    """Which of a frame's axes is colour; refused where both could be."""
+    """Find the color axis of the frames; ValueError where both could be it."""
     if len(shape) != 4:
         raise ValueError(f"{where} has frames of shape {shape}; (T, C, H, W) or (T, H, W, C)")
     first, last = shape[1] == 3, shape[3] == 3
@@ -310,23 +182,23 @@ def _infer_layout(shape: tuple[int, ...], layout: Layout, where: str) -> Layout:
         layout = "CHW" if first else "HWC"
     if not (first if layout == "CHW" else last):
         raise ValueError(
-            f"{where}: frames of {shape[1:]} have no axis of 3 colours as {layout}; store RGB, or "
-            f"see to --layout"
+            f"{where}: frames of {shape[1:]} have no axis of 3 colors as {layout}; store RGB, or "
+            f"correct --layout"
         )
     return layout
 
 
 def _to_uint8(frames: np.ndarray, scale: float, where: str) -> np.ndarray:
-    """Give uint8 frames."""
+    """Scale frames to uint8; ValueError where they do not fit 0 to 255."""
     if frames.dtype == np.uint8 and scale == 1:
         return frames
     if frames.dtype.kind not in "biuf":
         raise ValueError(f"{where} has frames of {frames.dtype}; uint8 or floats are needed")
     if frames.size == 0:
-        raise ValueError(f"{where} has frames of {frames.shape}, which hold no pixel; leave it out")
+        raise ValueError(f"{where} has frames of {frames.shape}, which hold no pixels; remove it")
     values = frames.astype(np.float32) * scale
     if not np.isfinite(values).all():
-        raise ValueError(f"{where} has NaN or infinity in its frames; leave such frames out")
+        raise ValueError(f"{where} has NaN or infinity in its frames; remove such frames")
     low, high = values.min(), values.max()
     if frames.dtype.kind == "f" and scale == 1 and low >= -0.5 and 0 < high <= 2:
         raise ValueError(
@@ -337,7 +209,7 @@ def _to_uint8(frames: np.ndarray, scale: float, where: str) -> np.ndarray:
         if low < -0.5:
             fix = "shift them before the import"
         else:
-            fix = f"--scale {scale:g} is too much" if scale != 1 else "give a --scale below 1"
+            fix = f"--scale {scale:g} is too large" if scale != 1 else "give a --scale below 1"
         raise ValueError(
             f"{where} has frames from {low:.6g} to {high:.6g}, but 0 to 255 is needed; {fix}"
         )
@@ -345,7 +217,9 @@ def _to_uint8(frames: np.ndarray, scale: float, where: str) -> np.ndarray:
 
 
 def _infer_action_spec(raw: RawEpisodes) -> ActionSpec:
-    """Tell the space from all actions, an episode in memory at a time."""
+    """Derive the action space from all actions, one episode in memory at a time."""
+    if "actions" not in raw.keys:
+        return ActionSpec("none", ())
     shapes: dict[tuple[bool, tuple[int, ...]], int] = {}
     lows, highs = [], []
     for number in range(len(raw.lengths)):
@@ -364,12 +238,12 @@ def _infer_action_spec(raw: RawEpisodes) -> ActionSpec:
             other = next(iter(shapes.values()))
             raise ValueError(
                 f"{where} has actions of {values.shape[1:]} a step, and {raw.location(other)} of "
-                f"{next(iter(shapes))[1]}; all need one shape"
+                f"{next(iter(shapes))[1]}; all must have one shape"
             )
         if not np.isfinite(values).all():
-            raise ValueError(f"{where} has NaN or infinity in its actions; leave such steps out")
+            raise ValueError(f"{where} has NaN or infinity in its actions; remove such steps")
         if values.ndim == 2:
-            values = values.astype(np.float32)  # as the shards keep them
+            values = values.astype(np.float32)  # as in the shards
         lows.append(values.min(0))
         highs.append(values.max(0))
     low, high = np.min(lows, 0), np.max(highs, 0)
@@ -378,7 +252,7 @@ def _infer_action_spec(raw: RawEpisodes) -> ActionSpec:
             first = int(np.argmin(lows) if low < 0 else np.argmax(highs))
             raise ValueError(
                 f"{raw.location(first)} has the action code {int(low if low < 0 else high)}; codes "
-                f"start at 0 and end below {MAX_CODES}: number them anew"
+                f"start at 0 and end below {MAX_CODES}: renumber them"
             )
         return ActionSpec("discrete", tuple(str(code) for code in range(int(high) + 1)))
     high = np.where(high > low, high, low + 1)  # a dimension that never changes

@@ -1,4 +1,4 @@
-"""The order in which examples are seen: a function of the step, so that the step resumes it."""
+"""The order of examples: a function of the step, so that resuming needs the step alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import numpy as np
 
 
 def batch_indices(num_examples: int, batch_size: int, step: int, seed: int) -> np.ndarray:
-    """Give the examples of batch `step`: (batch_size,) int64 in [0, count).
+    """Return the examples of batch `step`: (batch_size,) int64 in [0, num_examples).
 
-    Epochs are permutations of all examples, one behind the other; a batch may reach over the
-    end of one into the next.
+    Each epoch is a permutation of all examples; a batch may span two epochs.
     """
     if num_examples < 1:
         raise ValueError("there are no examples to put in order")

@@ -1,7 +1,7 @@
-"""From any source of episodes to a folder of shards, in parallel, and on from where it was.
+"""Build a folder of shards from a source of episodes: in parallel, and resumable.
 
-Shard i of a source is a function of its settings and i alone, so neither the number of workers nor
-an interruption can change what comes out.
+Shard i is a function of the source's settings and i alone, so neither the number of workers nor an
+interruption changes the result.
 """
 
 from __future__ import annotations
@@ -37,28 +37,28 @@ def available_cpus() -> int:
 
 
 class SkipShard(ValueError):
-    """Why a source makes nothing of one of its shards; the others are made all the same."""
+    """Raised by a source that has to skip one of its shards, with the reason."""
 
 
 class Source(Protocol):
-    """Picklable; every method is a function of the source's own settings."""
+    """A source of episodes. It is picklable; its methods depend on its settings alone."""
 
     @property
     def num_shards(self) -> int:
-        """How many shards it makes."""
+        """Number of shards."""
         ...
 
     @property
     def num_sources(self) -> int:
-        """How many independent sources its episodes stem from; splits never part one."""
+        """Number of independent sources of its episodes; a split holds each whole."""
         ...
 
     def description(self) -> dict[str, Any]:
-        """What every shard says of itself."""
+        """Return the description stored in every shard."""
         ...
 
     def make_shard(self, index: int) -> list[Episode]:
-        """The episodes of one shard; their split is filled in by `build`. May raise LeftOut."""
+        """Return the episodes of one shard; `build` sets their split. May raise SkipShard."""
         ...
 
 
@@ -71,11 +71,12 @@ def build(
     restart: bool = False,
     group_size: int = 1,
 ) -> int:
-    """Write the shards that are missing, and give the number of those that were.
+    """Write the missing shards, and return the number of shards written.
 
-    Under torchrun or an array job (RANK, WORLD_SIZE) each rank takes its share, `together` shards
-    in a row at a time. What a source leaves out is noted in a file in the place of the shard, and
-    tried again by the next call. ValueError when the folder holds shards of other settings.
+    Under torchrun or an array job (RANK, WORLD_SIZE) each rank takes its share, in groups of
+    `group_size` consecutive shards. A skipped shard leaves a file with the reason in its place,
+    and is tried again by the next call. ValueError where the folder holds shards of other
+    settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -112,8 +113,7 @@ def _make_missing(
     splits: Any,
     description: dict[str, Any],
 ) -> Iterator[bool]:
-    """Make the missing shards, in processes if more than one is to be had; tells of each whether it
-    was, or was left out."""
+    """Write the missing shards, in `num_workers` processes; yield False for a skipped one."""
     jobs = [(source, index, folder / shard_name(index), splits, description) for index in missing]
     if num_workers == 1:
         for job in jobs:
@@ -134,7 +134,7 @@ def _make_missing(
 def _check_or_write_build_info(
     folder: Path, description: dict[str, Any], num_shards: int, command: str, restart: bool
 ) -> None:
-    """Note what the folder is going to hold, or see that it is the same."""
+    """Write the build file of the folder, or check that it has the same description."""
     build_file = folder / BUILD_FILE
     if restart:
         for path in [*folder.glob("shard-*.h5"), *folder.glob(f"*{SKIPPED}"), build_file]:
@@ -145,7 +145,7 @@ def _check_or_write_build_info(
             if known["description"].get(key) != value:
                 raise ValueError(
                     f"{folder} holds shards with {key} {known['description'].get(key)}, but now it "
-                    f"is {value}; --restart makes them anew, another --run keeps both"
+                    f"is {value}; --restart rebuilds them, another --run keeps both"
                 )
         return
     info = {"description": description, "shards": num_shards, "command": command, "seconds": 0.0}
@@ -153,7 +153,7 @@ def _check_or_write_build_info(
 
 
 def _is_complete(path: Path, description: dict[str, Any]) -> bool:
-    """A shard that can be opened and is of these settings; one that cannot is made again."""
+    """Return whether the shard can be opened and has these settings."""
     if not path.exists():
         return False
     try:
@@ -180,6 +180,6 @@ def _make_shard(
 
 def _add_seconds(folder: Path, seconds: float) -> None:
     info = read_build_info(folder)
-    assert info is not None, "noted at the beginning"
+    assert info is not None, "written at the start"
     info["seconds"] = round(info["seconds"] + seconds, 1)
     atomic_write(folder / BUILD_FILE, json.dumps(info, indent=1).encode())

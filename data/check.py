@@ -1,4 +1,4 @@
-"""Look at shards: are they whole, what is in them, and what does it look like."""
+"""Validate shards, report statistics, and draw a contact sheet."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from data.shards import EpisodeDataset, rebuild_command
 from data.splits import SPLITS
 from data.vpt.vpt_report import describe_agreement
 
-COLUMNS, ROWS = 8, 12  # times and episodes on the contact sheet
-MIN_SIDE = 64  # pixels of a frame on it
-FRAMES_PER_READ = 1024  # frames in memory while they are read
-ALIGNMENT_EPISODES = 50  # episodes that the alignment is told from
-TOP_CODES = 6  # codes of many that are named
+COLUMNS, ROWS = 8, 12  # frames of an episode, and episodes, on the contact sheet
+MIN_SIDE = 64  # pixels of a frame on it, at least
+FRAMES_PER_READ = 1024  # frames in memory at once
+ALIGNMENT_EPISODES = 50  # episodes that the alignment is computed from
+TOP_CODES = 6  # most frequent codes that are named
 
 
 def main_check(shards: Path) -> None:
-    """Check a folder of shards, say what it holds, and write SHARDS/sheet.png."""
+    """Check a folder of shards, print its statistics, and write SHARDS/sheet.png."""
     sheet = shards / "sheet.png"
     for line in check(shards, sheet):
         print(line)
-    print(f"all shards are whole; contact sheet: {sheet}")
+    print(f"all shards are valid; contact sheet: {sheet}")
 
 
 def check(folder: Path, sheet: Path) -> list[str]:
-    """Validate every shard, draw `sheet`, and give the report's lines.
+    """Validate every shard, write the contact sheet, and return the lines of the report.
 
-    ValueError names each shard that is not whole, and the command that makes just those again.
+    ValueError names each damaged shard, and the command that rebuilds it.
     """
     dataset = EpisodeDataset(folder)
     validate(dataset)
@@ -43,7 +43,7 @@ def check(folder: Path, sheet: Path) -> list[str]:
 
 
 def validate(dataset: EpisodeDataset) -> None:
-    """Read every value of every shard; the headers were checked when they were opened."""
+    """Read every value of every shard; opening the dataset has checked the headers."""
     faults: dict[Path, str] = {}
     first = 0
     with tqdm(total=dataset.num_frames, desc="reading every frame") as progress:
@@ -65,7 +65,7 @@ def validate(dataset: EpisodeDataset) -> None:
         also = f", and so are {', '.join(p.name for p in paths[1:])}" if len(paths) > 1 else ""
         files, them = ("those files", "them") if also else ("that one file", "it")
         raise ValueError(
-            f"{faults[paths[0]]}{also}; delete {files} and run again, which makes {them} anew and "
+            f"{faults[paths[0]]}{also}; delete {files} and run again, which rebuilds {them} and "
             f"keeps the others: {rebuild_command(dataset.folder)}"
         )
 
@@ -73,7 +73,7 @@ def validate(dataset: EpisodeDataset) -> None:
 def _find_fault(
     dataset: EpisodeDataset, fields: list[str], start: int, stop: int, first: int
 ) -> str:
-    """Say what cannot be in rows [start, stop) of the shard that begins at row `first`."""
+    """Describe an invalid value in rows [start, stop) of the shard that starts at row `first`."""
     for field in fields:
         values = dataset.read_rows(field, start, stop)
         if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -91,7 +91,7 @@ def _find_fault(
 
 
 def describe(dataset: EpisodeDataset) -> list[str]:
-    """Say what the recordings hold, a line each."""
+    """Return statistics of the dataset, as lines."""
     size, total, lengths = dataset.image_size, dataset.num_frames, dataset.lengths
     source = dataset.description.get("source", "unknown")
     num_bytes = sum(header.path.stat().st_size for header in dataset.headers)
@@ -125,6 +125,8 @@ def describe(dataset: EpisodeDataset) -> list[str]:
 
 def _describe_actions(dataset: EpisodeDataset) -> list[str]:
     spec = dataset.actions
+    if spec.kind == "none":
+        return ["  no actions"]
     actions = dataset.read_rows("actions", 0, dataset.num_frames)
     if spec.factors:
         choices = spec.unravel(actions)
@@ -158,7 +160,8 @@ def _frequencies(choices: np.ndarray, labels: tuple[str, ...]) -> str:
 
 
 def _describe_alignment(dataset: EpisodeDataset) -> str:
-    """Does action t move what it points at between frames t and t + 1?"""
+    """Correlate the agent's displacement with the offset to its target, for three shifts of the
+    actions."""
     count = len(dataset)
     chosen = np.unique(np.linspace(0, count - 1, min(ALIGNMENT_EPISODES, count)).astype(int))
     displacements: list[np.ndarray] = []
@@ -172,20 +175,23 @@ def _describe_alignment(dataset: EpisodeDataset) -> str:
         for shift, found in to_target.items():
             found.append((target[1 + shift : len(positions) - 2 + shift] - positions[1:-2]).ravel())
     if not displacements or np.ptp(displacement := np.concatenate(displacements)) == 0:
-        return "too little moves to tell whether actions and frames are aligned"
+        return "too little motion to measure whether actions and frames are aligned"
     correlation = {
         shift: float(np.corrcoef(displacement, np.concatenate(found))[0, 1])
         for shift, found in to_target.items()
     }
     parts = [f"{r:.3f} with actions[t{s:+d}]".replace("+0", "") for s, r in correlation.items()]
-    line = f"moves from t to t + 1 go with the way to the target: r = {', '.join(parts)}"
+    line = (
+        f"displacement from t to t + 1 correlates with the offset to the target: "
+        f"r = {', '.join(parts)}"
+    )
     if correlation[0] < max(correlation.values()):
-        line += "; mind: actions seem to be shifted against the frames"
+        line += "; warning: actions seem to be shifted against the frames"
     return line
 
 
 def contact_sheet(dataset: EpisodeDataset) -> np.ndarray:
-    """Episodes as rows, eight times of each as columns: (height, width, 3) uint8."""
+    """Draw episodes as rows, eight frames of each as columns: (height, width, 3) uint8."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(ROWS, len(dataset))).astype(int))
     scale = max(1, -(-MIN_SIDE // min(dataset.image_size)))
     rows = []

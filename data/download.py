@@ -1,4 +1,4 @@
-"""Fetch a file: with progress, on from where it broke off, and checked."""
+"""Download a file: with progress, resumable, and verified."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 from tqdm import tqdm
 
 MAX_ATTEMPTS = 5
-RETRY_DELAY = 1.0  # seconds before the second try; twice as long before each next one
+RETRY_DELAY = 1.0  # seconds before the second attempt; doubled before each next one
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK_SIZE = 1 << 18
-RETRYABLE = (408, 416, 425, 429)  # of the 4xx, those that another try may change
+RETRYABLE = (408, 416, 425, 429)  # of the 4xx, those that another attempt may change
 
 
 class DownloadError(ValueError):
-    """The server does not give a file, or not what was asked for."""
+    """The server does not send the file that was requested."""
 
 
 def fetch(
@@ -34,11 +34,11 @@ def fetch(
     timeout: float | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Download `url` into `folder` and give the file's path; a whole file there is kept.
+    """Download `url` into `folder` and return the file's path; a complete file there is kept.
 
-    What has come so far stays in NAME.partial and is resumed, after a break or by the next call.
-    ValueError says in one line what went wrong. `report` takes the place of the progress bar: it
-    hears 0 before each try and the bytes of each block, and what it raises ends the download.
+    Received bytes stay in NAME.partial, and are resumed after a broken connection or by the next
+    call. ValueError gives the reason in one line. `on_progress` replaces the progress bar: it gets
+    0 before each attempt and the size of each block, and an exception from it ends the download.
     """
     name = Path(urllib.parse.urlparse(url).path).name
     name = "download" if name in ("", "..") else name
@@ -47,8 +47,8 @@ def fetch(
     if target.exists():
         if problem := _checksum_mismatch(target, sha256):
             raise ValueError(
-                f"{target} is there, but {problem}; delete it to fetch it again, or see to "
-                f"--checksum"
+                f"{target} is there, but {problem}; delete it to download it again, or "
+                f"correct --checksum"
             )
         return target
     problem = "no answer"
@@ -67,19 +67,21 @@ def fetch(
                     break
                 partial.unlink(missing_ok=True)  # longer than what the server has
             elif error.code < 500 and error.code not in RETRYABLE:
-                raise DownloadError(f"{url} cannot be had: {problem}; see to the address") from None
+                raise DownloadError(
+                    f"{url} cannot be downloaded: {problem}; check the address"
+                ) from None
         except (OSError, http.client.HTTPException) as error:
             problem = str(error) or type(error).__name__
     else:
-        kept = f"what came is kept in {partial}: " if partial.exists() else ""
+        kept = f"received bytes are kept in {partial}: " if partial.exists() else ""
         raise DownloadError(
-            f"{url} could not be fetched in {MAX_ATTEMPTS} tries ({problem}); {kept}run the same command "
-            f"again to go on"
+            f"{url} could not be downloaded in {MAX_ATTEMPTS} attempts ({problem}); {kept}run the "
+            f"same command again to resume"
         )
     if problem := _checksum_mismatch(partial, sha256):
         partial.unlink()
         raise ValueError(
-            f"{url}: {problem}; what came was thrown away: fetch it again, or see to --checksum"
+            f"{url}: {problem}; the file was deleted: download it again, or correct --checksum"
         )
     partial.replace(target)
     return target
@@ -88,7 +90,7 @@ def fetch(
 def _download(
     url: str, partial: Path, timeout: float, on_progress: Callable[[int], None] | None
 ) -> None:
-    """Append what is missing to `partial`; an OSError when the connection ends before that."""
+    """Append the missing bytes to `partial`; OSError when the connection ends too early."""
     received = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url)
     if received:
@@ -106,7 +108,7 @@ def _download(
             disable=on_progress is not None,
         )
         with progress, _PartialFile(partial, received) as file:
-            while block := response.read1(BLOCK_SIZE):  # what came before a stall is kept
+            while block := response.read1(BLOCK_SIZE):  # bytes received before a stall are kept
                 file.write(block)
                 progress.update(len(block))
                 if on_progress:
@@ -119,24 +121,24 @@ def _download(
 
 
 def _first_byte(response: Any, received: int) -> int:
-    """Give the place in the file where the answer begins, `there` at most."""
+    """Return the offset in the file at which the answer starts, at most `received`."""
     if response.status != 206:
-        return 0  # the server sends all of it again
+        return 0  # the server sends the whole file again
     begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     first = int(begins[1]) if begins else received
     if first > received:
-        raise OSError(f"the server sent bytes from {first}, but {received} was asked for")
+        raise OSError(f"the server sent bytes from {first}, but {received} was requested")
     return first
 
 
 def _is_complete(partial: Path, response: urllib.error.HTTPError) -> bool:
-    """Tell from "bytes */SIZE" whether all bytes had come before the last call ended."""
+    """Compare "bytes */SIZE" to see whether the last call received all bytes."""
     size = response.headers.get("Content-Range", "").removeprefix("bytes */")
     return partial.exists() and size == str(partial.stat().st_size)
 
 
 class _PartialFile:
-    """`partial` from byte `first` on. A full disk is a ValueError: no other try will mend it."""
+    """Writes `partial` from byte `first` on. A full disk is a ValueError: no retry can help."""
 
     def __init__(self, partial: Path, first: int) -> None:
         self.path = partial
@@ -157,7 +159,7 @@ class _PartialFile:
 
     def write_error(self, error: OSError) -> ValueError:
         reason = error.strerror or error
-        return ValueError(f"{self.path} cannot be written ({reason}); run again to go on")
+        return ValueError(f"{self.path} cannot be written ({reason}); run again to resume")
 
     def __enter__(self) -> _PartialFile:
         return self
@@ -167,11 +169,11 @@ class _PartialFile:
 
 
 def _checksum_mismatch(path: Path, sha256: str | None) -> str:
-    """Say how the file's checksum differs; nothing where it does not."""
+    """Describe how the file's checksum differs; empty where it does not."""
     if sha256 is None:
         return ""
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found == sha256.lower():
         return ""
-    return f"its SHA-256 is {found}, and {sha256.lower()} was asked for"
+    return f"its SHA-256 is {found}, and {sha256.lower()} is required"

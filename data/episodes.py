@@ -1,4 +1,4 @@
-"""One recording of an episode, and what must hold for it to become part of a shard."""
+"""An episode in memory, and the checks it must pass to be written into a shard."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ STEP_DTYPES |= {"states": "float32", "contacts": "float32", "inputs": "float32"}
 
 @dataclass
 class Episode:
-    """One recording of T frames; all arrays have T rows."""
+    """An episode of T frames; all arrays have T rows."""
 
     frames: np.ndarray  # (T, H, W, 3) uint8, RGB
-    actions: np.ndarray  # (T, A) float32 | (T,) int64; actions[t]: frames[t] -> frames[t + 1]
+    # (T, A) float32 | (T,) int64; actions[t]: frames[t] -> frames[t + 1].
+    # None exactly where the action space of the description is of kind "none".
+    actions: np.ndarray | None
     split: int = 0  # 0 train, 1 validation, 2 test
-    source: int = 0  # id of the source; perturbed replays of one demonstration share it
+    source: int = 0  # id of the source; perturbed copies of one demonstration share it
     rewards: np.ndarray | None = None  # (T,) float32; rewards[t] is earned on reaching frames[t]
     terminals: np.ndarray | None = None  # (T,) bool; frames[t] is a true end, not a time limit
-    states: np.ndarray | None = None  # (T, S) float32, what the simulator knows at frames[t]
-    contacts: np.ndarray | None = None  # (T,) float32, points of contact at frames[t]
-    inputs: np.ndarray | None = None  # (T, I) float32, keys and mouse behind actions[t]
-    notes: dict[str, Any] = field(default_factory=dict)  # plain facts of this recording alone
+    states: np.ndarray | None = None  # (T, S) float32, simulator state at frames[t]
+    contacts: np.ndarray | None = None  # (T,) float32, contact points at frames[t]
+    inputs: np.ndarray | None = None  # (T, I) float32, keys and mouse that actions[t] encodes
+    notes: dict[str, Any] = field(default_factory=dict)  # JSON values about this episode alone
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -34,6 +36,7 @@ STEP_FIELDS = tuple(f.name for f in fields(Episode) if f.name not in ("split", "
 
 
 def check_episode(episode: Episode, where: str, description: dict[str, Any]) -> None:
+    """Raise ValueError where an episode does not fit the description of its shard."""
     height, width = description["image_size"]
     if episode.frames.dtype != np.uint8 or episode.frames.shape[1:] != (height, width, 3):
         raise ValueError(
@@ -42,13 +45,7 @@ def check_episode(episode: Episode, where: str, description: dict[str, Any]) -> 
         )
     if len(episode) == 0:
         raise ValueError(f"{where} has no frames")
-    discrete = description["actions"]["kind"] == "discrete"
-    shape = () if discrete else (len(description["actions"]["names"]),)
-    if episode.actions.shape[1:] != shape:
-        raise ValueError(f"{where} has actions of {episode.actions.shape[1:]}, not {shape}")
-    if np.issubdtype(episode.actions.dtype, np.integer) != discrete:
-        expected = "whole numbers" if discrete else "floats"
-        raise ValueError(f"{where} has actions of {episode.actions.dtype}, but needs {expected}")
+    _check_actions(episode.actions, where, description["actions"])
     for name in STEP_FIELDS:
         values = getattr(episode, name)
         if values is None:
@@ -60,7 +57,26 @@ def check_episode(episode: Episode, where: str, description: dict[str, Any]) -> 
             raise ValueError(f"{where} has NaN or infinity in {name} at step {row}")
 
 
+def _check_actions(actions: np.ndarray | None, where: str, spec: dict[str, Any]) -> None:
+    if (actions is None) != (spec["kind"] == "none"):
+        have = "no actions" if actions is None else f"actions of {actions.shape[1:]}"
+        raise ValueError(
+            f"{where} has {have}, but its shard describes actions of kind {spec['kind']!r}; "
+            f"'none' is for episodes without actions"
+        )
+    if actions is None:
+        return
+    discrete = spec["kind"] == "discrete"
+    shape = () if discrete else (len(spec["names"]),)
+    if actions.shape[1:] != shape:
+        raise ValueError(f"{where} has actions of {actions.shape[1:]}, not {shape}")
+    if np.issubdtype(actions.dtype, np.integer) != discrete:
+        expected = "whole numbers" if discrete else "floats"
+        raise ValueError(f"{where} has actions of {actions.dtype}, but needs {expected}")
+
+
 def concat_column(episodes: list[Episode], name: str, where: str) -> np.ndarray | None:
+    """Join a field of several episodes: (N, ...); None where they do not have it."""
     parts = [getattr(e, name) for e in episodes]
     if all(part is None for part in parts):
         return None

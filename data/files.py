@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
+    """Write a file whole or not at all, also after a power cut."""
     temporary = path.with_name(path.name + ".partial")
     try:
         with open(temporary, "wb") as file:

@@ -1,6 +1,6 @@
-"""Shards: HDF5 files of whole episodes that describe themselves.
+"""Shards: self-describing HDF5 files of whole episodes.
 
-A folder of them is read as one list of episodes. Letters: E episodes of a shard.
+A folder of shards is read as one list of episodes. Letters: E episodes of a shard.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from data.files import atomic_write
 from data.splits import SPLITS, Split
 
 FORMAT = 1
-FRAMES_PER_CHUNK = 16  # a window of 16 frames touches two chunks at most
+FRAMES_PER_CHUNK = 16  # a clip of 16 frames touches two chunks at most
 BUILD_FILE = "build.json"
-SKIPPED = ".left-out"  # in the place of .h5: why there is no such shard
+SKIPPED = ".skipped"  # suffix of a skipped shard's file, which holds the reason
 OPEN_FILES = 256
 
 
@@ -38,7 +38,7 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(path: Path, episodes: list[Episode], description: dict[str, Any]) -> None:
-    """Write whole episodes with their description, or nothing at all.
+    """Write whole episodes with their description, atomically.
 
     `description` holds at least `image_size` [H, W] and `actions` (ActionSpec.as_dict()).
     """
@@ -48,7 +48,7 @@ def write_shard(path: Path, episodes: list[Episode], description: dict[str, Any]
         check_episode(episode, f"episode {number} of {path}", description)
     columns = {name: concat_column(episodes, name, str(path)) for name in STEP_FIELDS}
 
-    memory = io.BytesIO()  # a full disk then meets plain file writing, not the HDF5 library
+    memory = io.BytesIO()  # a full disk then fails in a plain file write, not in the HDF5 library
     with h5py.File(memory, "w") as file:
         file.attrs["description"] = json.dumps({"format": FORMAT} | description, sort_keys=True)
         for name, column in columns.items():
@@ -59,7 +59,7 @@ def write_shard(path: Path, episodes: list[Episode], description: dict[str, Any]
                     data=column,
                     chunks=(rows, *column.shape[1:]),
                     compression=hdf5plugin.Blosc(cname="lz4", shuffle=hdf5plugin.Blosc.NOSHUFFLE),
-                    fletcher32=True,  # a flipped bit is an error, not another picture
+                    fletcher32=True,  # a flipped bit is an error, not another image
                 )
         file["episode_ends"] = np.cumsum([len(e) for e in episodes], dtype=np.int64)
         file["episode_split"] = np.array([e.split for e in episodes], np.uint8)
@@ -71,7 +71,7 @@ def write_shard(path: Path, episodes: list[Episode], description: dict[str, Any]
 
 @dataclass
 class ShardHeader:
-    """What a shard says without its steps being read. E episodes."""
+    """What is read of a shard without its steps."""
 
     path: Path
     description: dict[str, Any]
@@ -83,10 +83,10 @@ class ShardHeader:
 
 
 class EpisodeDataset:
-    """All episodes of a folder, numbered through; also all frames, as rows 0 ... total - 1.
+    """All episodes of a folder of shards, and all frames as rows 0 ... num_frames - 1.
 
-    Opening reads the headers alone. Files are opened when something is read, once in each
-    process, so a `Recordings` may be pickled and forked; of its threads one may read at a time.
+    Opening reads the headers alone. Files are opened on the first read, once per process, so a
+    dataset may be pickled and forked; it is not thread-safe.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -120,7 +120,7 @@ class EpisodeDataset:
         return self.__dict__ | {"_files": {}}
 
     def has(self, field: str) -> bool:
-        """Tell whether the shards hold rewards, terminals, states or contacts."""
+        """Return whether the shards have a field, such as actions, rewards or states."""
         return field in self.headers[0].fields
 
     def episodes(self, split: Split) -> list[int]:
@@ -133,7 +133,7 @@ class EpisodeDataset:
         return int(self.sources[episode])
 
     def read(self, episode: int, field: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Read steps [start, stop) of one episode; frames come as (T, H, W, 3) uint8."""
+        """Read steps [start, stop) of one episode; frames are (T, H, W, 3) uint8."""
         length = self.length(episode)
         stop = length if stop is None else stop
         if not 0 <= start <= stop <= length:
@@ -144,8 +144,8 @@ class EpisodeDataset:
     def read_rows(
         self, field: str, start: int, stop: int, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Read rows [start, stop) of all frames, over as many shards as they reach, into a new
-        array or into `out`, which has as many and lies in one piece."""
+        """Read rows [start, stop) of all frames, across shards, into a new array or into `out`,
+        which is contiguous and has as many rows."""
         assert 0 <= start <= stop <= self.num_frames and (out is None or len(out) == stop - start)
         first = min(bisect_right(self._shard_starts, start) - 1, len(self.headers) - 1)
         last = max(first, bisect_left(self._shard_starts, stop) - 1)
@@ -165,7 +165,7 @@ class EpisodeDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Name these recordings in 16 letters: changes with any shard, costs no reading."""
+        """Hash of all headers, in 16 hex digits: changes with any shard, reads no steps."""
         digest = hashlib.sha256()
         for header in self.headers:
             facts = [header.path.name, header.path.stat().st_size, header.description]
@@ -176,7 +176,7 @@ class EpisodeDataset:
         return digest.hexdigest()[:16]
 
     def _column(self, shard: int, field: str) -> _Column:
-        """Looked up once: finding it takes as long as reading a window of it."""
+        """Return a field of a shard, looked up once: that takes as long as reading a clip."""
         if self._process != os.getpid():  # a fork: the parent's handles are not ours
             self._files, self._process = {}, os.getpid()
         if shard not in self._files:
@@ -195,8 +195,8 @@ class EpisodeDataset:
 
 
 class _Column:
-    """A field of a shard.  What h5py makes anew for every slice, its types and spaces, is kept: it
-    took up to a third of reading a window."""
+    """A field of a shard. Keeps the HDF5 types and spaces that h5py creates for every slice, which
+    would take up to a third of the time to read a clip."""
 
     def __init__(self, h5: h5py.Dataset) -> None:
         self.row_shape, self.dtype = h5.shape[1:], h5.dtype
@@ -204,8 +204,8 @@ class _Column:
         self._h5_type = h5t.py_create(h5.dtype)
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Read as many rows as `out` has."""
-        # nothing is converted: memory behind another kind of array would be written over
+        """Read `len(out)` rows from `start` on."""
+        # HDF5 converts nothing here: with another dtype it would write past the array
         assert out.dtype == self.dtype and out.shape[1:] == self.row_shape
         if len(out):
             self._space.select_hyperslab((start, *(0 for _ in self.row_shape)), out.shape)
@@ -224,7 +224,7 @@ def h5_dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
 
 def read_header(path: Path) -> ShardHeader:
-    """Read and check what a shard says of itself, without its steps."""
+    """Read and check the header of a shard."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             description = json.loads(str(file.attrs["description"]))
@@ -245,13 +245,16 @@ def read_header(path: Path) -> ShardHeader:
     if description.get("format") != FORMAT:
         raise ValueError(
             f"{path} has shard format {description.get('format')}, but this version reads "
-            f"{FORMAT}; make the shards anew with: {rebuild_command(path.parent)}"
+            f"{FORMAT}; rebuild the shards with: {rebuild_command(path.parent)}"
         )
     count = rows["frames"]
     if frame_shape != [*description["image_size"], 3]:
         raise _damaged(path, f"frames are {frame_shape}, described as {description['image_size']}")
-    if "actions" not in present or set(rows.values()) != {count}:
-        raise _damaged(path, f"its columns differ in length or lack actions: {rows}")
+    if ("actions" in present) != (description["actions"]["kind"] != "none"):
+        kind = description["actions"]["kind"]
+        raise _damaged(path, f"it describes actions of kind {kind!r}, but has columns {rows}")
+    if set(rows.values()) != {count}:
+        raise _damaged(path, f"its columns differ in length: {rows}")
     if not (len(ends) and (np.diff(ends, prepend=0) > 0).all() and ends[-1] == count):
         raise _damaged(path, f"its episode ends do not rise to its {count} frames")
     if not len(ends) == len(split) == len(source) or not (split < len(SPLITS)).all():
@@ -260,9 +263,9 @@ def read_header(path: Path) -> ShardHeader:
 
 
 def rebuild_command(folder: Path) -> str:
-    """Give the command that made (or would make) the shards of a folder, for where it is now."""
+    """Return the command that builds the shards of a folder, at its current location."""
     info = read_build_info(folder)
-    words = shlex.split(info["command"] if info else "python -m data.preprocess pusht")
+    words = shlex.split(info["command"] if info else "python preprocess.py pusht")
     for position, word in reversed(list(enumerate(words))):
         if word == "--run" or word.startswith("--run="):
             del words[position : position + (2 if word == "--run" else 1)]
@@ -271,13 +274,13 @@ def rebuild_command(folder: Path) -> str:
 
 
 def shards_folder(folder: Path) -> Path:
-    """Give the folder of a run's shards, or the folder itself where it is no run's."""
+    """Return the shards folder of a run, or `folder` itself where it is not a run."""
     subfolder = folder / "shards"
     return subfolder if subfolder.is_dir() else folder
 
 
 def read_build_info(folder: Path) -> dict[str, Any] | None:
-    """Read what a build noted of a folder; None where none did, as of shards made by hand."""
+    """Read build.json; None where it does not exist, as for shards written manually."""
     path = folder / BUILD_FILE
     if not path.exists():
         return None
@@ -291,8 +294,8 @@ def read_build_info(folder: Path) -> dict[str, Any] | None:
             raise ValueError(f"it lacks {', '.join(wrong)}")
     except (OSError, ValueError) as problem:
         raise ValueError(
-            f"{path} is damaged ({problem}); delete it and run python -m data.preprocess as "
-            f"before, which writes it anew and keeps the shards"
+            f"{path} is damaged ({problem}); delete it and run python preprocess.py as "
+            f"before, which writes it again and keeps the shards"
         ) from None
     return info
 
@@ -300,8 +303,8 @@ def read_build_info(folder: Path) -> dict[str, Any] | None:
 def _damaged(path: Path, reason: str) -> ValueError:
     reason = " ".join(reason.split())
     return ValueError(
-        f"{path} is damaged ({reason}); delete that one file and run again, which makes it "
-        f"anew and keeps the others: {rebuild_command(path.parent)}"
+        f"{path} is damaged ({reason}); delete that one file and run again, which rebuilds "
+        f"it and keeps the others: {rebuild_command(path.parent)}"
     )
 
 
@@ -311,7 +314,7 @@ def _check_same_format(first: ShardHeader, other: ShardHeader) -> None:
     keys = first.description.keys() | other.description.keys()
     differs = [k for k in sorted(keys) if first.description.get(k) != other.description.get(k)]
     raise ValueError(
-        f"{first.path} and {other.path.name} are of different recordings (they differ in "
+        f"{first.path} and {other.path.name} are of different datasets (they differ in "
         f"{', '.join(differs) or 'their columns'}); keep each set of shards in its own folder"
     )
 
@@ -322,7 +325,7 @@ def _shard_paths(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} holds no shards; make them with: {rebuild_command(folder)}")
     info = read_build_info(folder)
     if info is None:
-        return paths  # made by hand: whatever is there
+        return paths  # written manually: whatever is there
     expected = info["shards"] - len(list(folder.glob(f"*{SKIPPED}")))
     if len(paths) != expected:
         raise ValueError(

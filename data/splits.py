@@ -1,4 +1,4 @@
-"""Which recordings are for training, which for validation and which for the test."""
+"""Splits of the episodes: train, validation, test."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 HELD_OUT = 0.1
-"""Share of the sources in validation, and again in the test."""
+"""Fraction of the sources in validation, and the same again in test."""
 
 
 def split_sources(num_sources: int, seed: int) -> np.ndarray:
-    """Give each of `count` sources a split: (count,) uint8, an index into SPLITS.
+    """Assign each source a split: (num_sources,) uint8, an index into SPLITS.
 
-    Recordings that stem from one source (a demonstration and its perturbed replays) stay
-    together: siblings in training would give a held-out episode away. Three sources or more
-    leave at least one in each split; fewer are all for training.
+    Episodes of one source (a demonstration and its perturbed copies) stay together: a copy in
+    training would leak a held-out episode. With three sources or more, each split has at least
+    one; with fewer, all are for training.
     """
     splits = np.zeros(num_sources, np.uint8)
     if num_sources < 3:

@@ -1,7 +1,7 @@
-"""A toy world in the likeness of Push-T, small enough for every test.
+"""A toy world modeled on Push-T, small enough for every test.
 
-A disc runs towards the pointer and pushes a square; the reward is the share of the goal that the
-square covers. World and action units are those of Push-T: 512 x 512, y down.
+A disc runs towards the pointer and pushes a square; the reward is the fraction of the goal that
+the square covers. World and action units are those of Push-T: 512 x 512, y down.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ KEYS = ActionSpec(
 )
 KEY_VECTORS = np.stack([np.tile([-2, -1, 0, 1, 2], 3), np.repeat([0, -2, 2], 5)], 1) * SPEED / 2
 VECTORS = {POINTER: None, MOVES: MOVE_VECTORS, KEYS: KEY_VECTORS}
-"""How far each code moves the disc."""
+"""Displacement of the disc for each code; None where the action is a pointer."""
 
 
 class ToyPushT:
-    """The square and its pusher. state: (5,) float64, as STATE_NAMES; the angle stays 0."""
+    """The simulator. state: (5,) float64, as STATE_NAMES; the angle stays 0."""
 
     def __init__(self, state: np.ndarray, actions: ActionSpec = POINTER) -> None:
         self.state = np.array(state, np.float64)
@@ -53,8 +53,8 @@ class ToyPushT:
         self.contacts = 0.0
 
     def step(self, action: np.ndarray) -> None:
-        """Move at most SPEED towards the pointer, or by a code, and push what is there."""
-        agent, block = self.state[:2], self.state[2:4]  # views: the state moves with them
+        """Move at most SPEED towards the pointer, or by a code, and push the square."""
+        agent, block = self.state[:2], self.state[2:4]  # views: they change the state in place
         if self.vectors is None:
             move = np.asarray(action) - agent
             agent += move * min(1.0, SPEED / max(float(np.linalg.norm(move)), 1e-9))
@@ -70,11 +70,11 @@ class ToyPushT:
             block[:] = np.clip(block, HALF_SIDE, WINDOW_SIZE - HALF_SIDE)
 
     def coverage(self) -> float:
-        """Give the share of the goal's area under the square."""
+        """Return the fraction of the goal's area under the square."""
         return float(np.prod(np.clip(1 - np.abs(self.state[2:4] - GOAL) / (2 * HALF_SIDE), 0, 1)))
 
     def render(self, size: int) -> np.ndarray:
-        """Draw (size, size, 3) uint8."""
+        """Render (size, size, 3) uint8."""
         y, x = (np.mgrid[:size, :size] + 0.5) * (WINDOW_SIZE / size)
         frame = np.full((size, size, 3), 255, np.uint8)
         for center, color in ((GOAL, (144, 238, 144)), (self.state[2:4], (119, 136, 153))):
@@ -86,9 +86,9 @@ class ToyPushT:
 
 @dataclass(frozen=True)
 class ToyEpisodes:
-    """A source of toy episodes: half push the square home, half wander.
+    """A source of toy episodes: half push the square to the goal, half explore.
 
-    Each has exactly `length` frames; one that ends with the goal half covered ends truly.
+    Each has exactly `length` frames; one that ends with the goal half covered is terminal.
     """
 
     episodes: int = 12
@@ -98,7 +98,7 @@ class ToyEpisodes:
     discrete: bool = False
     episodes_per_shard: int = 6
     factored: bool = False
-    """Actions are KEYS: codes made of independent choices."""
+    """Actions are KEYS: codes made of factors."""
 
     @property
     def num_shards(self) -> int:
@@ -161,7 +161,7 @@ class ToyEpisodes:
 
 
 def scripted_target(state: np.ndarray) -> np.ndarray:
-    """Aim so that the square comes nearer to the goal: get behind it, then push."""
+    """Return the target that brings the square nearer to the goal: get behind it, then push."""
     agent, block = state[:2], state[2:4]
     error = GOAL - block
     axis = int(np.argmax(np.abs(error)))
@@ -173,9 +173,9 @@ def scripted_target(state: np.ndarray) -> np.ndarray:
     target = block.copy()
     if along < 20 - contact_distance and abs(across) < HALF_SIDE:  # behind it: push
         target[axis] = GOAL[axis] - sign * contact_distance
-    elif along < -contact_distance:  # level with its back: go to the middle
+    elif along < -contact_distance:  # level with its back: align with the middle
         target[axis] = agent[axis]
-    else:  # beside or before it: go round the corner
+    else:  # at its side or in front: go around the corner
         target[1 - axis] += np.copysign(contact_distance + 15, across)
         target[axis] -= (
             sign * (contact_distance + 25)
@@ -186,7 +186,7 @@ def scripted_target(state: np.ndarray) -> np.ndarray:
 
 
 def nearest_code(agent: np.ndarray, target: np.ndarray, vectors: np.ndarray) -> int:
-    """Choose the code whose vector, of (codes, 2), ends nearest to the aim."""
+    """Return the code whose vector, of (codes, 2), ends nearest to the target."""
     return int(np.argmin(np.linalg.norm(agent + vectors - target, axis=1)))
 
 
@@ -199,7 +199,7 @@ def write_toy_shards(
     discrete: bool = False,
     factored: bool = False,
 ) -> Path:
-    """Write toy episodes as shards, six in each, and give the folder."""
+    """Write toy episodes as shards, six in each, and return the folder."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     source = ToyEpisodes(episodes, length, size, seed, discrete, factored=factored)

@@ -1,4 +1,4 @@
-"""What is measured on recordings: each a job, whose result belongs somewhere in the metrics."""
+"""What is measured on a dataset: each a job, whose result is merged into the metrics."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to measure, saved under its name when done."""
+    """One thing to measure; its result is cached under its name."""
 
     part: Part
     name: str
     cache_key: dict[str, Any]
-    measure_estimator: Callable[[], dict[str, Any]]
+    measure: Callable[[], dict[str, Any]]
     merge: Callable[[dict[str, Any], dict[str, Any]], None]
-    """Where the result belongs in the metrics."""
+    """Put the result into the metrics."""
     protocols: tuple[str, ...] = ()
-    """The simulator's protocols that it is part of, as --protocol names them."""
+    """The simulator's protocols that it belongs to, as --protocol names them."""
     policy: str = ""
-    """Who is measured in the simulator, as --policies names them."""
+    """The policy that is measured in the simulator, as --policies names it."""
 
 
 def jobs_on_dataset(session: Session, config: Config) -> Iterator[Job]:
-    """All of them, those of the tokenizer first."""
+    """Give all jobs, those of the tokenizer first."""
     for jobs in (
         tokenizer_jobs, probe_jobs, open_loop_jobs, controllability_jobs, imitation_jobs, play_jobs,
     ):  # fmt: skip
@@ -50,38 +50,41 @@ def jobs_on_dataset(session: Session, config: Config) -> Iterator[Job]:
 
 def tokenizer_jobs(session: Session, config: Config) -> Iterator[Job]:
     """Reconstruction, codebook use and flicker on held-out frames."""
+    if not session.world.has_decoder:
+        return
     clip_length = session.world.context + max(config.horizons)
 
     def make() -> dict[str, Any]:
         clips = session.clips(clip_length)
         indices, _ = sample_clips(clips, MAX_FRAMES // 2, config.seed)
         truth = clips.batch(indices).frames[:, 0].to(session.device)
-        tokenizer = session.world.tokenizer
         with torch.inference_mode():
-            reconstructed = tokenizer.decode(tokenizer.encode(truth))
+            reconstructed = session.world.reconstruct(truth)
         plots.draw_reconstructions(truth, reconstructed, session.plots / "reconstructions.png")
-        return measure_tokenizer(tokenizer, clips, config.num_clips, session.device, config.seed)
+        return measure_tokenizer(session.world, clips, config.num_clips, config.seed)
 
     cache_key = session.cache_key(
-        "tokenizer", windows=config.num_clips, frames=clip_length, seed=config.seed
+        "tokenizer", num_clips=config.num_clips, frames=clip_length, seed=config.seed
     )
     yield Job("tokenizer", "tokenizer", cache_key, make, lambda m, r: m["tokenizer"].update(r))
 
 
 def probe_jobs(session: Session, config: Config) -> Iterator[Job]:
-    """What the latents know of the simulator's state."""
+    """The simulator's state in the latents."""
     if not session.has_goals or not session.dataset.episodes("train"):
         return
 
     def make() -> dict[str, Any]:
         return probe(session.world, session.dataset, seed=config.seed)
 
-    cache_key = session.cache_key("tokenizer", seed=config.seed)
+    cache_key = session.cache_key(*session.embedding_stages, seed=config.seed)
     yield Job("probe", "probe", cache_key, make, lambda m, r: m["probe"].update(r))
 
 
 def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
-    """Imagination against the truth by horizon, in pictures and in states."""
+    """Model rollouts against the true frames by horizon, in pixels and in states."""
+    if not session.world.has_decoder:
+        return
 
     def make() -> dict[str, Any]:
         estimator = session.estimator(config.estimator_steps, config.seed)
@@ -105,17 +108,17 @@ def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
         "tokenizer",
         "dynamics",
         horizons=config.horizons,
-        windows=config.num_clips,
+        num_clips=config.num_clips,
         estimator_steps=config.estimator_steps,
-        films=config.num_videos,
+        num_videos=config.num_videos,
         seed=config.seed,
     )
     yield Job("open_loop", "open_loop", cache_key, make, lambda m, r: m["open_loop"].update(r))
 
 
 def controllability_jobs(session: Session, config: Config) -> Iterator[Job]:
-    """The actions that an inverse model reads from imagined films, where codes have factors."""
-    if not session.dataset.actions.factors:
+    """Actions that inverse dynamics predicts from model rollouts, for codes with factors."""
+    if not session.dataset.actions.factors or not session.world.has_decoder:
         return
     steps = max(config.horizons)
 
@@ -130,7 +133,7 @@ def controllability_jobs(session: Session, config: Config) -> Iterator[Job]:
         "tokenizer",
         "dynamics",
         steps=steps,
-        windows=config.num_clips,
+        num_clips=config.num_clips,
         idm_steps=config.idm_steps,
         seed=config.seed,
     )
@@ -139,29 +142,31 @@ def controllability_jobs(session: Session, config: Config) -> Iterator[Job]:
 
 
 def imitation_jobs(session: Session, config: Config) -> Iterator[Job]:
-    """What controllers would have done on held-out frames, where actions are codes."""
+    """Accuracy of the controllers' actions on held-out frames, where actions are codes."""
     if session.dataset.actions.kind != "discrete":
         return
 
     def make() -> dict[str, Any]:
-        policies, goal_offset = session.controllers | marginal_baselines(session.train_dataset), 1
+        policies: dict[str, Any] = {**session.controllers}
+        policies |= marginal_baselines(session.train_dataset)
+        goal_offset = 1
         if isinstance(session.goal_policy, DiscreteGoalPolicy):
-            policies, goal_offset = (
-                policies | {"goals": session.goal_policy},
-                session.goal_policy.max_goal_offset,
-            )
+            policies = policies | {"goal_policy": session.goal_policy}
+            goal_offset = session.goal_policy.max_goal_offset
         frames, seed = config.imitation_frames, config.seed
         return imitation(session.world, policies, session.clips(1 + goal_offset), frames, seed=seed)
 
-    controllers = ("controller", "cloning", "amortised")
+    controllers = ("actor_critic", "bc", "goal_policy")
     cache_key = session.cache_key(
-        "tokenizer", *controllers, frames=config.imitation_frames, seed=config.seed
+        *session.embedding_stages, *controllers, frames=config.imitation_frames, seed=config.seed
     )
     yield Job("imitation", "imitation", cache_key, make, lambda m, r: m["imitation"].update(r))
 
 
 def play_jobs(session: Session, config: Config) -> Iterator[Job]:
-    """Frames a second of one stream."""
+    """Frames per second of one stream."""
+    if not session.world.has_decoder:
+        return
 
     def make() -> dict[str, Any]:
         clip = session.clips(session.world.context + 1).batch(np.array([0]))

@@ -1,4 +1,4 @@
-"""Parts of an evaluation: each is saved when done, so an interrupted evaluation goes on."""
+"""Results of an evaluation, saved one by one, so that an interrupted evaluation resumes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from pipeline.checkpoint import write_whole
+from data.files import atomic_write
 
 DIGITS = 6
 
 
 class ResultCache:
-    """Results in FOLDER/NAME.json, each with what it was made from.
+    """Results in FOLDER/NAME.json, each with its cache key: fingerprints and settings.
 
-    A part made from the same fingerprints and settings is not done again, unless `restart`.
+    A result with an equal key is not computed again, unless `restart`.
     """
 
     def __init__(self, folder: Path, restart: bool = False):
@@ -30,28 +30,28 @@ class ResultCache:
     def get_or_compute(
         self, name: str, cache_key: dict[str, Any], compute: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Give a part's result, from the file or by making it."""
+        """Give a result, from its file or by computing and saving it."""
         saved = None if self.restart else self.load(name, cache_key)
         if saved is not None:
-            tqdm.write(f"{name}: done before ({self.folder / name}.json); --restart does it again")
+            tqdm.write(f"{name}: cached ({self.folder / name}.json); --restart recomputes it")
             return saved
         start = time.monotonic()
         result = to_json(compute())
         seconds = round(time.monotonic() - start, 2)
-        entry = {"made_from": to_json(cache_key), "seconds": seconds, "result": result}
+        entry = {"cache_key": to_json(cache_key), "seconds": seconds, "result": result}
         write_json(self.folder / f"{name}.json", entry)
         tqdm.write(f"{name}: {seconds:.1f} s")
         return result
 
     def load(self, name: str, cache_key: dict[str, Any]) -> dict[str, Any] | None:
-        """Give the saved result of a part, if there is one made from the same."""
+        """Give a saved result; None if there is none with this key."""
         entry = self._read(name)
-        return entry["result"] if entry and entry["made_from"] == to_json(cache_key) else None
+        return entry["result"] if entry and entry.get("cache_key") == to_json(cache_key) else None
 
     def total_seconds(self, names: list[str]) -> float:
-        """Seconds that the saved parts of these names took."""
+        """Sum the seconds that the saved results of these names took."""
         entries = (self._read(name) for name in names)
-        return round(sum(whole["seconds"] for whole in entries if whole), 1)
+        return round(sum(entry["seconds"] for entry in entries if entry), 1)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
@@ -61,7 +61,7 @@ class ResultCache:
 
 
 def to_json(value: Any) -> Any:
-    """Give what JSON can hold: numbers rounded, tuples as lists, what is not finite as null."""
+    """Convert to what JSON holds: rounded numbers, lists; what is not finite becomes null."""
     if isinstance(value, dict):
         return {str(k): to_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple | np.ndarray | torch.Tensor):
@@ -76,6 +76,6 @@ def to_json(value: Any) -> Any:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a file of JSON, whole or not at all."""
+    """Write a JSON file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, (json.dumps(to_json(value), indent=1, allow_nan=False) + "\n").encode())
+    atomic_write(path, (json.dumps(to_json(value), indent=1, allow_nan=False) + "\n").encode())

@@ -1,4 +1,4 @@
-"""What the parts of an evaluation share: the run, the recordings, a ruler, simulators."""
+"""What the parts of an evaluation share: the run, the dataset, the readers, simulators."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from evaluation.readers.inverse_dynamics import InverseDynamics
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
 from pipeline.inference.aot_inductor import pick_compile_fn
-from pipeline.inference.load import load_controllers, load_goal_policy, load_world
+from pipeline.inference.load_controllers import load_controllers, load_goal_policy
+from pipeline.inference.load_world import load_world
 from pipeline.lock import lock
 
 STAGES = ("tokenizer", "dynamics", "controller")
 
 
 class Session:
-    """A run on recordings. Opening it checks what is cheap; the rest is made when asked for."""
+    """A run and a dataset. Opening it checks what is cheap; the rest is created when first used."""
 
     def __init__(
         self,
@@ -48,8 +49,8 @@ class Session:
         num_envs: int,
         compiled: bool = False,
     ) -> None:
-        """workers: processes, 0 for one on each core; simulators: at a time, in all of them;
-        compiled: the world's steps, on a CPU, with other last digits."""
+        """num_workers: processes, 0 for one on each core; num_envs: simulators in all of them;
+        compiled: the world's steps are, on a CPU, with other last digits."""
         self.run, self.num_envs, self.compiled = run, num_envs, compiled
         own_shards = run / "shards"
         shards = shards and shards_folder(shards)
@@ -67,9 +68,9 @@ class Session:
         self.num_workers = num_workers or available_cpus()
         where = self.dataset.folder
         self.world.actions.check_same(self.dataset.actions, f"{run}'s world", str(where))
-        if tuple(self.world.tokenizer.image_size) != self.dataset.image_size:
+        if tuple(self.world.image_size) != self.dataset.image_size:
             raise ValueError(
-                f"{run}'s world has frames of {tuple(self.world.tokenizer.image_size)} pixels and "
+                f"{run}'s world has frames of {tuple(self.world.image_size)} pixels and "
                 f"{where} of {self.dataset.image_size}; preprocess them at the same resolution"
             )
         other_dataset = shards is not None and shards.resolve() != own_shards.resolve()
@@ -86,122 +87,133 @@ class Session:
     def __exit__(self, *error: Any) -> None:
         self._exit_stack.close()
 
-    def clips(self, frames: int) -> Clips:
-        """Windows of held-out episodes."""
-        return Clips(self.dataset, "test", clip_length=frames)
+    def clips(self, clip_length: int) -> Clips:
+        """Give the clips of held-out episodes."""
+        return Clips(self.dataset, "test", clip_length)
 
     def estimator(self, steps: int, seed: int) -> StateEstimator | None:
-        """The ruler of these recordings, or of the run's own where all of these are held out."""
+        """Give the state estimator of the dataset; None where its states are not known."""
         path = self.folder / "estimator.pt"
         return cached_estimator(path, self.train_dataset, steps, seed, device=self.device)
 
     def idm(self, steps: int, seed: int) -> InverseDynamics:
-        """What reads actions from pairs of frames, for codes that have factors."""
-        path = self.folder / "inverse.pt"
+        """Give the inverse dynamics model of the dataset, for codes that have factors."""
+        path = self.folder / "idm.pt"
         return cached_idm(path, self.train_dataset, steps, seed, device=self.device)
 
     @cached_property
     def train_dataset(self) -> EpisodeDataset:
-        """Recordings with training episodes: these, or the run's own where these have none."""
+        """The dataset, or the run's own where all its episodes are held out."""
         train_episodes = self.dataset.episodes("train")
         return self.dataset if train_episodes else EpisodeDataset(self.run / "shards")
 
     @property
     def is_pusht(self) -> bool:
-        """The recordings are of the world that has the protocols (the toy shares its actions)."""
+        """The dataset is Push-T's, which has the protocols (the toy shares its actions)."""
         toy = str(self.dataset.description.get("source")).startswith("toy")
         return self.dataset.actions == simulator.ACTIONS and not toy
 
     @property
     def has_goals(self) -> bool:
-        """Held-out states are known, from which and to which a simulator can be set."""
+        """Held-out states are known, to which a simulator can be set."""
         names = self.dataset.state_names == tuple(simulator.STATE_NAMES)
         return self.is_pusht and names and self.dataset.has("states")
 
+    @property
+    def can_plan(self) -> bool:
+        """Planners can search in the world: its states and its actions are continuous."""
+        world = self.world
+        return world.state_spec.kind == "continuous" and world.actions.kind == "continuous"
+
     @cached_property
     def envs(self) -> VectorPushT:
-        """Simulators over processes, started when first needed."""
+        """Simulators over processes, started when first used."""
         size = self.dataset.image_size[0]
         return self._exit_stack.enter_context(VectorPushT(self.num_envs, size, self.num_workers))
 
     @cached_property
     def last_action_probe(self) -> LastActionProbe:
-        """Where the hand is, read from the world's latents."""
+        """Predicts the last action from the world's latents."""
         return LastActionProbe(self.world, self.train_dataset)
 
     @cached_property
     def fingerprints(self) -> dict[str, str | None]:
+        """Of the shards, of each stage, and of each policy that was trained."""
         fingerprints: dict[str, str | None] = {"shards": self.dataset.fingerprint}
         for stage in STAGES:
-            fingerprints[stage] = self._load_checkpoint(self.run / stage / "best.pt", stage).get(
-                "fingerprint"
-            )
-        bc_path = self.run / "controller" / "cloning" / "best.pt"
-        fingerprints["cloning"] = self._load_checkpoint(bc_path, "controller").get("fingerprint")
-        fingerprints["controller"] = fingerprints["controller"] or fingerprints["cloning"]
-        goal_policy_path = self.run / "controller" / "goals" / "best.pt"
-        fingerprints["amortised"] = self._load_checkpoint(goal_policy_path, "controller").get(
-            "fingerprint"
-        )
+            fingerprints[stage] = self._fingerprint(self.run / stage, stage)
+        for policy in ("bc", "goal_policy"):
+            folder = self.run / "controller" / policy
+            fingerprints[policy] = self._fingerprint(folder, "controller")
+        # without an actor-critic, bc plays in its place (load_controllers)
+        fingerprints["actor_critic"] = fingerprints["controller"] or fingerprints["bc"]
         return fingerprints
+
+    def _fingerprint(self, folder: Path, stage: str) -> str | None:
+        return self._load_checkpoint(folder / "best.pt", stage).get("fingerprint")
 
     def _load_checkpoint(self, path: Path, stage: str) -> dict[str, Any]:
         return checkpoint.load(path, stage) if path.exists() else {}
 
     def task_policies(self, seed: int) -> dict[str, Policy]:
-        """Controllers of the run, and what they stand beside."""
+        """Give the run's controllers and their baselines."""
         return {
             "random": policies.Random(self.dataset.actions, seed),
-            "still": policies.NoOp(),
+            "noop": policies.NoOp(),
             "scripted": policies.Scripted(),
             **{name: WorldModelPolicy(self.world, each) for name, each in self.controllers.items()},
         }
 
     def goal_policies(self, seed: int, num_samples: int, num_iterations: int) -> dict[str, Policy]:
-        """As in the task, with what knows the goal; the controllers do not."""
+        """Give the run's controllers, which are given no goal, and the baselines."""
         return {
             "random": policies.Random(self.dataset.actions, seed),
-            "still": policies.NoOp(),
-            "agent_only": policies.GoalAgentPosition(),
-            "simulator": OracleCem(lambda: self.envs, num_samples, num_iterations, seed=seed),
+            "noop": policies.NoOp(),
+            "goal_agent_position": policies.GoalAgentPosition(),
+            "oracle_cem": OracleCem(lambda: self.envs, num_samples, num_iterations, seed=seed),
             **{name: WorldModelPolicy(self.world, each) for name, each in self.controllers.items()},
         }
 
     def play_cached(
         self, protocol: str, policy: str, play: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """Play a protocol, but not again for a controller that is the clone: where no update was
-        better, its weights, and so all that it does, are the clone's."""
-        name = "cloning" if policy == "controller" and self._equals_bc else policy
+        """Play a protocol, but only once for an actor-critic with the weights of bc: where no
+        update was better, both act alike."""
+        name = "bc" if policy == "actor_critic" and self._equals_bc else policy
         if (protocol, name) not in self._results:
             self._results[protocol, name] = play()
         return self._results[protocol, name]
 
     @cached_property
     def _equals_bc(self) -> bool:
-        """Whether the controller's policy has the weights of the clone that it began as."""
-        controller, bc = (self.controllers.get(name) for name in ("controller", "cloning"))
-        if controller is None or bc is None:
+        """The actor-critic's policy has the weights of bc, from which it started."""
+        names = ("actor_critic", "bc")
+        if any(name not in self.controllers for name in names):
             return False
-        own_weights = getattr(controller, "policy", controller).state_dict()
-        bc_weights = bc.state_dict()
+        own_weights, bc_weights = (_policy_weights(self.controllers[name]) for name in names)
         return own_weights.keys() == bc_weights.keys() and all(
             torch.equal(own_weights[n], bc_weights[n]) for n in bc_weights
         )
 
+    @property
+    def embedding_stages(self) -> tuple[str, ...]:
+        """The stages that the latents of a single frame depend on."""
+        world = self.world
+        return ("tokenizer",) if world.state_spec == world.latents else ("tokenizer", "dynamics")
+
     def depends_on(self, policy: str) -> tuple[str, ...]:
-        """The fingerprints that a policy's figures hang on."""
-        controllers = {name: (name,) for name in (*self.controllers, "amortised")}
-        dependencies = {"planner": (), "guided": ("amortised",)} | controllers
+        """Name the fingerprints that a policy's figures depend on."""
+        controllers = {name: (name,) for name in (*self.controllers, "goal_policy")}
+        dependencies = {"planner": (), "policy_prior": ("goal_policy",)} | controllers
         return ("tokenizer", "dynamics", *dependencies[policy]) if policy in dependencies else ()
 
     def cache_key(self, *names: str, **settings: Any) -> dict[str, Any]:
-        """What a part depends on: fingerprints by name, and settings."""
+        """Give what a part depends on: fingerprints by name, and settings."""
         compiled = {"compiled": True} if self.compiled else {}
         return {name: self.fingerprints[name] for name in ("shards", *names)} | settings | compiled
 
     def stage_seconds(self) -> dict[str, float | None]:
-        """Seconds of training of each stage, all its methods together, as last checkpoints say."""
+        """Give the seconds of training of each stage, all its methods together."""
         stage_seconds: dict[str, float | None] = {
             "preprocess": _preprocess_seconds(self.run / "shards")
         }
@@ -213,7 +225,7 @@ class Session:
         return stage_seconds
 
     def describe(self) -> str:
-        """One line at the start."""
+        """Give the line that is printed at the start."""
         return (
             f"evaluate: {describe_device(self.device)}, {self.kernels}, "
             f"{self.run} on {self.dataset.folder} "
@@ -222,13 +234,13 @@ class Session:
         )
 
     def provenance(self) -> dict[str, Any]:
-        """Say what, on what and with what this was measured."""
+        """Give the run, the dataset, the machine and the versions of the figures."""
         return {
             "run": str(self.run),
-            "recordings": str(self.dataset.folder),
+            "dataset": str(self.dataset.folder),
             "device": describe_device(self.device),
             "kernels": self.kernels,
-            "cores": self.num_workers,
+            "num_workers": self.num_workers,
             "compiled": self.compiled,
             "versions": {
                 "python": platform.python_version(),
@@ -242,14 +254,19 @@ class Session:
         }
 
     def _method(self, stage: str) -> str | None:
-        """What was trained; a frozen backbone with where it is from, `random` if from nowhere."""
+        """Name the method, and the weights that a frozen encoder started from."""
         config = self._load_checkpoint(self.run / stage / "best.pt", stage).get("config", {})
-        parts = (str(config[key]) for key in ("kind", "weights") if key in config)
+        parts = (str(config[key]) for key in ("kind", "pretrained") if key in config)
         return ", ".join(parts) or None
 
 
+def _policy_weights(controller: Any) -> dict[str, torch.Tensor]:
+    """Give the weights of a policy, or of an actor-critic's policy."""
+    return getattr(controller, "policy", controller).state_dict()
+
+
 def _dataset_name(folder: Path) -> str:
-    """Name recordings by their run, or by their folder where it is not a run's."""
+    """Name a dataset by its run, or by its folder where that is not a run's."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "shards" else folder.name
 
@@ -257,5 +274,5 @@ def _dataset_name(folder: Path) -> str:
 def _preprocess_seconds(shards: Path) -> float | None:
     try:
         return (read_build_info(shards) or {}).get("seconds")
-    except ValueError:  # damaged; nothing else is asked of it where others are measured
+    except ValueError:  # damaged; nothing else of it is needed where another dataset is measured
         return None

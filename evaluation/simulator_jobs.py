@@ -1,4 +1,4 @@
-"""What is measured in the simulator: the task and goal reaching, each policy a job."""
+"""What is measured in the simulator: the task and goal reaching, a job for each policy."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from evaluation.jobs import Job
 from evaluation.protocols import goals, policies, task
 from evaluation.protocols.mpc import MpcPolicy, RecordVideo
 from evaluation.report.drawing import draw_attempts
+from evaluation.report.metrics_schema import GOAL_POLICIES, TASK_POLICIES
 from evaluation.result_cache import write_json
 from evaluation.session import Session
+from models.controllers.goal_policy import GoalPolicy
 from models.controllers.planner import Planner
 
-MAX_RECORDED = 32  # attempts at goals that are kept to choose pictures from
+MAX_RECORDED = 32  # attempts at goals to choose the report's video strips from
 
 
 def jobs_in_simulator(session: Session, config: Config) -> Iterator[Job]:
-    """All of them, as far as the recordings' world has them."""
+    """Give all jobs that the dataset has a simulator for."""
     yield from task_jobs(session, config)
     yield from goal_jobs(session, config)
 
 
 def task_jobs(session: Session, config: Config) -> Iterator[Job]:
-    """The task protocol, every policy from the same seeds."""
+    """Give the jobs of the task protocol: every policy from the same seeds."""
     if not session.is_pusht:
         return
     seeds = list(range(task.FIRST_SEED, task.FIRST_SEED + config.task_episodes))
@@ -39,23 +41,23 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
             max_coverage = task.run_task(
                 policy, session.envs, seeds, config.task_max_steps, f"task, {name}"
             )
-            return task.summarize(max_coverage) | {"highest_coverage": max_coverage.tolist()}
+            return task.summarize(max_coverage) | {"max_coverage": max_coverage.tolist()}
 
         def put(metrics: dict[str, Any], result: dict[str, Any], name: str = name) -> None:
-            metrics["task"][name] = {k: v for k, v in result.items() if k != "highest_coverage"}
+            metrics["task"][name] = {k: v for k, v in result.items() if k != "max_coverage"}
 
         cache_key = session.cache_key(
             *session.depends_on(name),
             seeds=[seeds[0], seeds[-1]],
             steps=config.task_max_steps,
-            simulators=session.num_envs,
+            num_envs=session.num_envs,
         )
         make = partial(session.play_cached, "task", name, play)
         yield Job("task", f"task-{name}", cache_key, make, put, ("task",), name)
 
 
 def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
-    """Goal reaching: each policy plays the pairs of an offset once, for all criteria on it."""
+    """Give the jobs of goal reaching: a policy plays an offset's pairs once, for all protocols."""
     if not session.has_goals:
         return
     pair_lists = {}
@@ -68,53 +70,56 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
         pairs = [pair for drawn in pairs_by_seed for pair in drawn]
         pair_lists[str(goal_offset)] = goals.pairs_as_dicts(pairs)
         if not pairs:
-            tqdm.write(f"goal: no held-out episode is longer than {goal_offset} steps; left out")
+            tqdm.write(f"goal: no held-out episode is longer than {goal_offset} steps; skipped")
             continue
         planners = mpc_policies(session, config, goal_offset)
         for name, policy in (baselines | planners).items():
-            # Evenly over the seeds, so that fewer pairs are still of all of them.
+            # fewer pairs, but of all seeds alike
             pairs_per_seed = (
-                -(-config.oracle_pairs // len(pairs_by_seed)) if name == "simulator" else None
+                -(-config.oracle_pairs // len(pairs_by_seed)) if name == "oracle_cem" else None
             )
             own_pairs = [pair for drawn in pairs_by_seed for pair in drawn[:pairs_per_seed]]
             yield goal_job(session, config, goal_offset, name, policy, own_pairs)
     write_json(
-        session.folder / "pairs.json", {"recordings": session.fingerprints["shards"], **pair_lists}
+        session.folder / "pairs.json", {"dataset": session.fingerprints["shards"], **pair_lists}
     )
 
 
-def mpc_policies(session: Session, config: Config, goal_offset: int) -> dict[str, policies.Policy]:
-    """What finds ways in imagination: a search, the controller for goals, a search that it guides,
-    as far as the goal is away."""
-    if config.planner is None:
+def mpc_policies(session: Session, config: Config, goal_offset: int) -> dict[str, MpcPolicy]:
+    """Give what plans in the world: a search, the goal policy, and a search with it as its policy
+    prior, whose plans are as long as the goal is away."""
+    if not session.can_plan:
         return {}
     world, goal_policy = session.world, session.goal_policy
     last_action_probe = session.last_action_probe if world.actions.pointer else None
-    planners = {
-        "planner": MpcPolicy(
-            world, Planner(config.planner, world), config.receding_horizon, last_action_probe
+    planner = Planner(config.planner, world)
+    planners = {"planner": MpcPolicy(world, planner, config.receding_horizon, last_action_probe)}
+    if isinstance(goal_policy, GoalPolicy):
+        planners["goal_policy"] = MpcPolicy(world, goal_policy, None, last_action_probe)
+        block = goal_policy.action_block
+        receding_horizon = -(-config.prior_receding_horizon // block) * block
+        prior_config = config.planner.with_action_block(block, max(goal_offset, receding_horizon))
+        planner = Planner(prior_config, world, policy_prior=goal_policy)
+        planners["policy_prior"] = MpcPolicy(world, planner, receding_horizon, last_action_probe)
+    return planners
+
+
+def why_missing(session: Session, policy: str) -> str:
+    """Say in one line why this run does not measure a policy in the simulator."""
+    if policy not in {*TASK_POLICIES, *GOAL_POLICIES}:
+        return "unknown"
+    if not session.is_pusht:
+        return f"only Push-T has a simulator, and {session.dataset.folder} is another dataset"
+    if policy in ("bc", "actor_critic"):
+        return f"no controller was trained; train_controller.py --run {session.run} trains one"
+    if policy in ("planner", "goal_policy", "policy_prior") and not session.can_plan:
+        return "planning needs a world of continuous latents and continuous actions"
+    if policy in ("goal_policy", "policy_prior") and session.goal_policy is None:
+        return (
+            f"no goal policy was trained; train_controller.py --run {session.run} "
+            f"--methods bc goal_policy trains one"
         )
-    }
-    if goal_policy is not None:
-        planners["amortised"] = MpcPolicy(
-            world,
-            goal_policy,
-            goal_policy.max_goal_offset * goal_policy.action_block,
-            last_action_probe,
-        )
-        receding_horizon = (
-            -(-config.prior_receding_horizon // goal_policy.action_block) * goal_policy.action_block
-        )
-        prior_config = config.planner.with_action_block(
-            goal_policy.action_block, max(goal_offset, receding_horizon)
-        )
-        planners["guided"] = MpcPolicy(
-            world,
-            Planner(prior_config, world, policy_prior=goal_policy),
-            receding_horizon,
-            last_action_probe,
-        )
-    return dict(planners)
+    return "no held-out episode is long enough for its protocols, or has states"
 
 
 def goal_job(
@@ -125,6 +130,7 @@ def goal_job(
     policy: policies.Policy,
     pairs: list[goals.StartGoal],
 ) -> Job:
+    """Give the job of one policy, for all protocols of an offset."""
     protocols = {key: p for key, p in goals.PROTOCOLS.items() if p.goal_offset == goal_offset}
 
     def play() -> dict[str, Any]:
@@ -135,9 +141,9 @@ def goal_job(
         results = {key: goals.summarize(p.success(errors), pairs) for key, p in protocols.items()}
         if isinstance(policy, MpcPolicy):
             for row in results.values():
-                row["seconds_of_a_plan"] = float(np.median(policy.plan_seconds))
+                row["plan_seconds"] = float(np.median(policy.executor.plan_seconds))
         if recorder is not None:
-            path = session.plots / f"goal-{goal_offset}-films.png"
+            path = session.plots / f"goal-{goal_offset}-videos.png"
             draw_attempts(recorder.videos(), goals.first_hit(errors), path)
         return results
 
@@ -148,16 +154,18 @@ def goal_job(
     settings: dict[str, Any] = {
         "pairs": goals.pairs_as_dicts(pairs),
         "budget": goals.BUDGET,
-        "simulators": session.num_envs,  # what draws, draws for all of them at once
+        "num_envs": session.num_envs,  # random numbers are drawn for all of them at once
     }
-    if name == "simulator":
-        settings |= {"samples": config.oracle_samples, "iterations": config.oracle_iterations}
-    if name in ("planner", "guided"):
-        assert config.planner is not None
+    if name == "oracle_cem":
+        settings |= {
+            "num_samples": config.oracle_samples,
+            "iterations": config.oracle_iterations,
+        }
+    if name in ("planner", "policy_prior"):
         receding_horizon = (
             config.receding_horizon if name == "planner" else config.prior_receding_horizon
         )
-        settings |= asdict(config.planner) | {"keep": receding_horizon}
+        settings |= asdict(config.planner) | {"receding_horizon": receding_horizon}
     cache_key = session.cache_key(*session.depends_on(name), **settings)
     protocol_names = tuple(key.replace("_", "-") for key in protocols)
     make = partial(session.play_cached, f"goal-{goal_offset}", name, play)

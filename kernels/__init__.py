@@ -1,7 +1,7 @@
 """Operations that models are made of: the definition is in `kernels/reference.py`.
 
-Triton kernels run on CUDA tensors where they were asked for or measured faster (choice.py), the
-same mathematics in PyTorch elsewhere.  Triton is imported only where it runs.
+Triton kernels run on CUDA tensors where they are asked for or were measured faster (dispatch.py),
+the same mathematics in PyTorch elsewhere.  Triton is imported only where it runs.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from kernels.reference import BlockMask
 __version__ = "0.1.0"
 
 __all__ = [
-    "Kernels",
-    "View",
+    "Backend",
+    "BlockMask",
     "add_rms_norm",
-    "assign",
-    "attend_cache",
+    "apply_rope",
     "attention",
-    "attention_after",
-    "choose",
+    "attention_with_cache",
+    "decode_attention",
     "describe",
     "gru_step",
     "linear_cross_entropy",
+    "nearest_code",
     "rms_norm",
-    "rotate",
+    "set_backend",
     "swiglu",
 ]
 
@@ -38,24 +38,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, autocast_output: bool
     """Divide the last axis by its root mean square.
 
     x: (..., D), any float dtype.  weight: (D,).
-    multiplied: nothing but products follow, which narrow it under autocast: a kernel then writes
-    autocast's dtype itself.  Returns (..., D), else in x's dtype.
+    autocast_output: only matrix products read the result, which cast it under autocast: a kernel
+    then writes autocast's dtype itself.  Returns (..., D), else in x's dtype.
     """
     if use_triton("rms_norm", x, fuses=True):
         from kernels import norm
 
         return norm.rms_norm(x, weight, eps, _autocast_dtype(x) if autocast_output else None)
-    if torch.compiler.is_compiling():  # which fuses the definition and its gradient by itself
+    if torch.compiler.is_compiling():  # the compiler fuses the definition and its gradient
         return reference.rms_norm(x, weight, eps)
     return eager.rms_norm(x, weight, eps)
 
 
 def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn pairs of channels by angles of position.
+    """Rotate pairs of channels by the angles of their positions.
 
     x: (..., S, D).  cosine, sine: (S, D / 2).  Returns (..., S, D) in x's dtype.
     """
-    if use_triton("rotate", x):
+    if use_triton("apply_rope", x):
         from kernels import rope
 
         return rope.apply_rope(x, cosine, sine)
@@ -63,7 +63,7 @@ def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """Gate half of the last axis by the other: (..., 2F) -> (..., F)."""
+    """Gate one half of the last axis by the other: (..., 2F) -> (..., F)."""
     if use_triton("swiglu", gate_up):
         from kernels import gate
 
@@ -78,7 +78,7 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """Add a branch to the residual stream: the sum, and its norm.
 
-    x, branch: (..., D).  weight: (D,).  multiplied: as in `rms_norm`, of the norm.
+    x, branch: (..., D).  weight: (D,).  autocast_output: as in `rms_norm`, of the norm.
     Returns two (..., D) in x's dtype.
     """
     if use_triton("add_rms_norm", x, fuses=True):
@@ -98,10 +98,10 @@ def attention(
     block_mask: BlockMask,
     angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Attend to what the view lets see, the queries being the last of the keys.
+    """Attend to the keys that the mask leaves visible; the queries are the last of the keys.
 
-    q: (B, H, Q, E).  k, v: (B, H, K, E), Q <= K, both whole blocks of the view.
-    angles: cosine and sine, (K, E / 2), that turn keys and queries first.
+    q: (B, H, Q, E).  k, v: (B, H, K, E), Q <= K, both whole blocks of the mask.
+    angles: cosine and sine, (K, E / 2), that rotate keys and queries first.
     Returns (B, H, Q, E) in q's dtype.
     """
     if use_triton(attention_variant(block_mask, k.shape[2]), q, k, v):
@@ -119,10 +119,10 @@ def attention_with_cache(
     block_mask: BlockMask,
     angles: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attend to a past and to what follows it, and keep both.
+    """Attend to a cache and to the new keys behind it, and return both together.
 
-    q, k, v: (B, H, S, E).  past: keys and values, (B, H, C, E).  angles: (C + S, E / 2), that turn
-    keys and queries first; the keys are kept as they came.
+    q, k, v: (B, H, S, E).  cache: keys and values, (B, H, C, E).  angles: (C + S, E / 2), that
+    rotate keys and queries first; the returned keys are not rotated.
     Returns (B, H, S, E), and all keys and values, (B, H, C + S, E).
     """
     if use_triton(attention_variant(block_mask, cache[0].shape[2] + k.shape[2]), q, k, v):
@@ -133,12 +133,12 @@ def attention_with_cache(
 
 
 def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
-    """Let all of a few queries see the rows `bounds[0]` up to `bounds[1]` of a static cache.
+    """Let a few queries attend to the rows `bounds[0]` up to `bounds[1]` of a static cache.
 
     q: (B, H, Q, E).  keys, values: (B, H, M, E).  bounds: (2,) int32, on q's device, so that one
-    CUDA graph serves every length.  Returns (B, H, Q, E); there are no gradients.
+    CUDA graph serves every length.  Returns (B, H, Q, E), without gradients.
     """
-    if use_triton("attend_cache", q, keys, values):
+    if use_triton("decode_attention", q, keys, values):
         from kernels import flash_decoding
 
         return flash_decoding.decode_attention(q, keys, values, bounds)
@@ -153,11 +153,11 @@ def linear_cross_entropy(
     before: Tensor | None = None,
     bonus: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of a linear layer's outcome, and the likeliest class.
+    """Compute the cross-entropy of a linear layer's output, and the likeliest class.
 
     x: (R, D).  weight: (V, D).  target: (R,) int64.  bias: (V,).  before: (R,) int64 and bonus:
-    (R,): the logit of class before[r] is raised by bonus[r].  Returns losses (R,) float32 and
-    classes (R,) int64.  No (R, V) array is kept for the gradient on a GPU.
+    (R,): bonus[r] is added to the logit of class before[r].  Returns losses (R,) float32 and
+    classes (R,) int64.  On a GPU no (R, V) array is kept for the gradient.
     """
     if use_triton("linear_cross_entropy", x, weight):
         from kernels import entropy
@@ -170,12 +170,12 @@ def linear_cross_entropy(
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the nearest row of a codebook for each vector, and what moves the codebook by EMA.
+    """Find the nearest row of a codebook for each vector, and what updates the codebook by EMA.
 
-    vectors: (R, D).  book: (K, D), float32.  Returns codes (R,) int64, counts (K,) int64, and sums
-    of the vectors of each code (K, D) float32.  There are no gradients.
+    vectors: (R, D).  codebook: (K, D), float32.  Returns codes (R,) int64, counts (K,) int64, and
+    sums of the vectors of each code (K, D) float32, without gradients.
     """
-    if use_triton("assign", vectors, codebook):
+    if use_triton("nearest_code", vectors, codebook):
         from kernels import quantize
 
         return quantize.nearest_code(vectors, codebook)
@@ -189,9 +189,9 @@ def gru_step(
     bias: Tensor | None = None,
     eps: float = 1e-3,
 ) -> Tensor:
-    """Take a step of a GRU from the sum of its products: reset, candidate and update in a row.
+    """Take a step of a GRU from the sum of its products: reset, candidate and update, in order.
 
-    parts: (..., 3D).  state: (..., D).  weight, bias: (3D,) of a LayerNorm over the parts, or none.
+    parts: (..., 3D).  state: (..., D).  weight, bias: (3D,) of a LayerNorm over the parts, or None.
     Returns the next state, (..., D).
     """
     if use_triton("gru_step", parts, state):
@@ -202,7 +202,8 @@ def gru_step(
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """Give the dtype of products under autocast, on a GPU: Triton's interpreter is wrong in it."""
+    """Return the dtype of products under autocast, on a GPU alone: Triton's interpreter is wrong in
+    bfloat16."""
     if not (x.is_cuda and torch.is_autocast_enabled(x.device.type)):
         return None
     return torch.get_autocast_dtype(x.device.type)

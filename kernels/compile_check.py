@@ -1,10 +1,10 @@
-"""Compile kernels for a GPU that is not there, and say what they would take of it.
+"""Compile kernels for a Hopper GPU without one, and print the resources that they take.
 
-    python -m kernels.ahead [--json] [THEME ...]
+    python -m kernels.compile_check [--json] [THEME ...]
 
-Each theme (norm, attention ...) lists its kernels in `AHEAD`, as they are launched, and how many
-programs of each a multiprocessor has to hold.  Registers and spills are what NVIDIA's assembler
-reports for sm_90a; it comes with Triton.
+Each theme (norm, flash ...) is a module that lists its kernels in `COMPILE_CASES`, as they are
+launched, and how many programs of each a multiprocessor has to hold.  Registers and spills are what
+NVIDIA's assembler, which comes with Triton, reports for sm_90a.
 """
 
 from __future__ import annotations
@@ -20,58 +20,62 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-THEMES = ("norm", "rope", "gate", "attend", "decode", "entropy", "quantize", "recurrent", "rows")
+THEMES = (
+    "norm", "rope", "gate", "flash", "flash_short", "flash_decoding", "entropy", "quantize",
+    "recurrent", "rows",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class CompileCase:
-    """A kernel as it is launched at one size, and what it may take of the GPU."""
+    """A kernel as it is launched at one size, and the limits that it has to keep."""
 
     name: str
     kernel: Any
     """The function under `triton.jit`."""
     types: dict[str, str]
-    """Of arguments that have no value here, as Triton writes them: "*bf16", "i32", "fp32"."""
+    """Types of arguments that have no value here, as Triton writes them: "*bf16", "i32", "fp32"."""
     values: dict[str, Any]
-    """Of constants, and of whole numbers, which a launch looks at: 1s and multiples of 16 have code
-    of their own."""
+    """Values of constants and of integers, which a launch specializes on: 1s and multiples of 16
+    have code of their own."""
     num_warps: int = 4
     num_stages: int = 3
     min_programs: int = 1
-    """Those that a multiprocessor has to hold at once."""
+    """Programs that a multiprocessor has to hold at once."""
     wgmma: bool = False
-    """Whether Hopper's matrix instruction has to be there."""
+    """Whether the kernel has to use Hopper's matrix instruction."""
 
 
 @dataclass(frozen=True)
 class Occupancy:
-    """What a compiled kernel takes of the GPU."""
+    """The resources of the GPU that a compiled kernel takes."""
 
     name: str
     registers: int
     spills: int
-    """Bytes stored to memory for want of registers."""
+    """Bytes stored to memory for lack of registers."""
     shared: int
     """Bytes of shared memory."""
     programs: int
-    """Those that a multiprocessor holds at once."""
+    """Programs that a multiprocessor holds at once."""
     wgmma: bool
     exceeded: list[str] = field(default_factory=list)
-    """Limits that are passed, in words."""
+    """The limits that it exceeds, in words."""
 
 
 def programs_per_multiprocessor(registers: int, shared: int, warps: int) -> int:
     """Count the programs that fit in one of Hopper's multiprocessors.
 
-    As CUDA's occupancy calculator: each of four parts has 16,384 registers, which warps get by 256,
-    and 16 warps; of 228 KiB of shared memory a program gets 128 bytes at a time, and 1 KiB unasked.
+    As CUDA's occupancy calculator: each of four partitions has 16,384 registers, allocated to warps
+    by 256, and 16 warps; 228 KiB of shared memory are allocated by 128 bytes, 1 KiB a program more.
     """
-    of_part = min(16, 16384 // (-(-registers * 32 // 256) * 256))
-    return min(32, 4 * of_part // warps, (228 << 10) // (1024 + -(-shared // 128) * 128))
+    warps_per_partition = min(16, 16384 // (-(-registers * 32 // 256) * 256))
+    by_memory = (228 << 10) // (1024 + -(-shared // 128) * 128)
+    return min(32, 4 * warps_per_partition // warps, by_memory)
 
 
 def compile_case(case: CompileCase) -> Occupancy:
-    """Compile for sm_90 without a GPU."""
+    """Compile for sm_90 and read what the assembler reports."""
     import triton
     from triton import knobs
     from triton.backends.compiler import GPUTarget
@@ -82,16 +86,16 @@ def compile_case(case: CompileCase) -> Occupancy:
     constants = {n: x for n, x in case.values.items() if n not in numbers}
     known = case.types | dict.fromkeys(numbers, "i32") | dict.fromkeys(constants, "constexpr")
     signature = {name: known[name] for name in case.kernel.arg_names}
-    # what a launch would find out; tensors begin at multiples of 16 bytes
+    # as a launch would find; tensors begin at multiples of 16 bytes
     multiples = {name for name, x in numbers.items() if x % 16 == 0}
-    multiples |= {name for name, kind in case.types.items() if kind.startswith("*")}
+    multiples |= {name for name, dtype in case.types.items() if dtype.startswith("*")}
     attributes = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(signature)
         if name in multiples
     }
     knobs.nvidia.dump_ptxas_log = True
-    knobs.compilation.always_compile = True  # from the cache, the assembler would say nothing
+    knobs.compilation.always_compile = True  # from the cache, the assembler would report nothing
     with redirect_stdout(io.StringIO()) as output:
         compiled = triton.compile(
             ASTSource(case.kernel, signature, constexprs=constants, attrs=attributes),
@@ -109,18 +113,18 @@ def compile_case(case: CompileCase) -> Occupancy:
         exceeded.append(f"{spills} bytes spilled, none are allowed")
     if programs < case.min_programs:
         exceeded.append(
-            f"a multiprocessor holds {programs} programs, {case.min_programs} are wanted"
+            f"a multiprocessor holds {programs} programs, {case.min_programs} are required"
         )
-    if case.wgmma and re.search(r"\(C75\d\d\)", log):  # ptxas says so and goes on
+    if case.wgmma and re.search(r"\(C75\d\d\)", log):  # a warning of ptxas, which then continues
         exceeded.append("its wgmma instructions wait for one another")
     if case.wgmma and not wgmma:
-        exceeded.append("no wgmma, which has to be there")
+        exceeded.append("no wgmma, which is required")
     return Occupancy(case.name, registers, spills, shared, programs, wgmma, exceeded)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("themes", nargs="*", help=f"of {', '.join(THEMES)}; all if none is named")
+    parser.add_argument("themes", nargs="*", help=f"{', '.join(THEMES)}; all if none is named")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     for theme in arguments.themes:
@@ -129,7 +133,7 @@ def main() -> None:
     os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
     occupancies = []
     for theme in arguments.themes or THEMES:
-        for case in importlib.import_module(f"kernels.{theme}").AHEAD:
+        for case in importlib.import_module(f"kernels.{theme}").COMPILE_CASES:
             occupancies.append(compile_case(case))
     if arguments.json:
         print(json.dumps([asdict(t) for t in occupancies]))
@@ -139,8 +143,8 @@ def main() -> None:
         print(f"{'kernel':<{wide}}", *(f"{name:>9}" for name in columns))
         for t in occupancies:
             numbers = (f"{getattr(t, name)!s:>9}" for name in columns)
-            print(f"{t.name:<{wide}}", *numbers, *t.over)
-    sys.exit(any(t.over for t in occupancies))
+            print(f"{t.name:<{wide}}", *numbers, *t.exceeded)
+    sys.exit(any(t.exceeded for t in occupancies))
 
 
 if __name__ == "__main__":

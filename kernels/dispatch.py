@@ -1,8 +1,8 @@
-"""Which operations run as Triton kernels: asked for once, printed and saved by whoever asks.
+"""Which operations run as Triton kernels: a backend is set once, printed and saved by the caller.
 
-`auto` uses a kernel where `tuned.json` says that on this kind of GPU it was faster than
-torch.compile: forward where there are no gradients, else both passes.
-`python -m bench kernels --keep` measures and writes it.
+`auto` uses a kernel where tuned.json has a speedup over torch.compile above 1 on this GPU
+architecture: forward where there are no gradients, else both passes.
+`python -m bench kernels --tune` measures and writes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kernels.reference import BlockMask
 Backend = Literal["auto", "triton", "torch"]
 
 TUNED_FILE = Path(__file__).parent / "tuned.json"
-# keys up to which one program takes several sequences at once
+# keys up to which one program processes several sequences at once
 SHORT = 64
 Pass = Literal["forward", "both"]
 
@@ -29,21 +29,21 @@ _backend: Backend = "auto"
 
 
 def set_backend(backend: Backend) -> None:
-    """Run operations on GPU tensors as Triton kernels, as PyTorch, or as what was measured.
+    """Run operations on GPU tensors as Triton kernels, in PyTorch, or as whichever measured faster.
 
-    ValueError if Triton is asked for where it cannot run.
+    Raises ValueError if Triton is asked for where it cannot run.
     """
-    global _wish
+    global _backend
     if backend == "triton" and not (torch.cuda.is_available() or interpreted()):
         raise ValueError(
-            "--kernels triton needs a CUDA GPU, and there is none here; --kernels auto does "
-            "without (TRITON_INTERPRET=1 runs them on the CPU, slowly, to look at)"
+            "--kernels triton needs a CUDA GPU, and there is none here; --kernels auto works "
+            "without one (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for debugging)"
         )
     _backend = backend
 
 
 def describe(device: torch.device) -> str:
-    """Say what runs on `device`, in one line."""
+    """Describe what runs on `device`, in one line."""
     if device.type != "cuda" and not (interpreted() and _backend == "triton"):
         return f"torch kernels ({_backend}: no CUDA)" if _backend == "auto" else "torch kernels"
     if _backend != "auto":
@@ -52,14 +52,14 @@ def describe(device: torch.device) -> str:
     faster = sorted(name for name, ratios in speedups.items() if max(ratios.values()) > 1)
     if faster:
         return f"triton kernels where measured faster (auto: {', '.join(faster)})"
-    return "torch kernels (auto: `python -m bench kernels --keep` measures Triton's here)"
+    return "torch kernels (auto: `python -m bench kernels --tune` measures Triton's here)"
 
 
 def use_triton(operation: str, *tensors: Tensor, fuses: bool = False) -> bool:
-    """Tell whether `operation` on these tensors is to run as a Triton kernel, float64 never.
+    """Return whether `operation` on these tensors runs as a Triton kernel; float64 never does.
 
-    fuses: where there are no gradients, torch.compile joins it with what is around it, which no
-    measurement of the operation alone shows; `auto` lets it.
+    fuses: without gradients torch.compile fuses the operation with its neighbors, which a benchmark
+    of the operation alone does not measure; `auto` then leaves it to the compiler.
     """
     if _backend == "torch" or not (tensors[0].is_cuda or (_backend == "triton" and interpreted())):
         return False
@@ -73,34 +73,34 @@ def use_triton(operation: str, *tensors: Tensor, fuses: bool = False) -> bool:
 
 
 def attention_variant(block_mask: BlockMask, keys: int) -> str:
-    """Name attention by what is measured apart: PyTorch has kernels of its own for all
-    of the past in view, and none for frames."""
+    """Name the kind of attention that is measured: PyTorch has kernels of its own for a full causal
+    context, and none for frames."""
     if keys <= SHORT:
         return "attention_short"
-    whole = (
+    full_context = (
         block_mask.context_blocks is None
         or block_mask.context_blocks * block_mask.block_size >= keys
     )
     causal = block_mask.block_size == 1 or block_mask.causal_within_block
-    return "attention" if whole and causal else "attention_blocks"
+    return "attention" if full_context and causal else "attention_blocks"
 
 
 def interpreted() -> bool:
-    """True where Triton's interpreter stands in for a GPU (TRITON_INTERPRET=1)."""
+    """Return whether Triton's interpreter stands in for a GPU (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@torch.compiler.assume_constant_result  # which torch.compile need not look into
+@torch.compiler.assume_constant_result  # torch.compile need not trace it
 def _is_faster(operation: str, wanted: Pass) -> bool:
     ratios = tuned_speedups(_arch(torch.device("cuda"))).get(operation, {})
-    # some have no gradients, others make them on the way forward: their one ratio is for both
+    # some have no gradients, others compute them in the forward pass: their one ratio is for both
     return ratios.get(wanted, max(ratios.values(), default=0.0)) > 1
 
 
 @cache
 def tuned_speedups(arch: str) -> dict[str, dict[Pass, float]]:
-    """How many times faster than torch.compile each kernel was on GPUs of this kind, where it was
-    the slowest, forward and both passes; those that have one of the two have that alone."""
+    """Read each kernel's speedup over torch.compile at its worst shape on this architecture, for
+    the forward pass and for both; some operations have one of the two."""
     return json.loads(TUNED_FILE.read_text()).get(arch, {}) if TUNED_FILE.exists() else {}
 
 

@@ -1,7 +1,7 @@
-"""Plain PyTorch with the gradient written out, where autograd would keep or copy too much.
+"""Operations in plain PyTorch, with the gradient written out where autograd would keep too much.
 
-Autograd through the definition of RMSNorm keeps float32 copies of every step, which took five to
-ten times as long on a CPU in bfloat16 (5,200 rows of 128).  SwiGLU keeps nothing but its input.
+Autograd through the definition of RMSNorm keeps float32 copies of every step, which is several
+times slower on a CPU in bfloat16.  SwiGLU keeps only its input.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attent
 
 from kernels.reference import BlockMask, apply_rope
 
-FEW_KEYS = (
-    64  # keys; PyTorch's attention on a CPU takes two to seven times as long as a softmax of them
-)
+# up to so many keys, a plain softmax is faster on a CPU than PyTorch's attention
+FEW_KEYS = 64
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """As `kernels.rms_norm`; the mean square is summed in float32 at least."""
+    """Compute `kernels.rms_norm`; the mean square is summed in float32 at least."""
     if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
-        # one call: on few rows, starting the operations is what takes time
+        # one call: on few rows, launching operations takes most of the time
         return torch.nn.functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     return _RmsNorm.apply(x, weight, eps)  # type: ignore[return-value]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """As `kernels.swiglu`."""
+    """Compute `kernels.swiglu`."""
     if not (torch.is_grad_enabled() and gate_up.requires_grad):
         gate, up = gate_up.chunk(2, dim=-1)
         return silu(gate).mul_(up)
@@ -80,10 +79,10 @@ class _SwiGlu(torch.autograd.Function):
 def attention(
     q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask, angles: tuple[Tensor, Tensor] | None
 ) -> Tensor:
-    """As `kernels.attention`, in one product under a mask or block by block.
+    """Compute `kernels.attention`, in one product under a mask or block by block.
 
-    Outside autocast, which would take the scores to float32 and back: softmax adds up in float32
-    whatever it is given.
+    Autocast is off, since it would cast the scores to float32 and back: softmax sums in float32
+    anyway.
     """
     queries, keys = q.shape[2], k.shape[2]
     if angles is not None:
@@ -113,7 +112,7 @@ def attention(
         q = q * q.shape[-1] ** -0.5
         if _visible_fraction(queries, keys, block_mask) < 0.5:
             return _block_by_block(q, k, v, block_mask)
-        # heads in rows of their own, which all products read faster, those of the way back too
+        # contiguous heads, which all products read faster, those of the backward pass too
         q, k, v = (x.contiguous() for x in (q, k, v))
         return _attend(q, k, v, _mask_bias(block_mask, q, k))
 
@@ -126,22 +125,22 @@ def attention_with_cache(
     block_mask: BlockMask,
     angles: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `kernels.attention_after`."""
+    """Compute `kernels.attention_with_cache`."""
     k, v = concat_cache(cache, k, v)
     return attention(q, k, v, block_mask, angles), k, v
 
 
 def concat_cache(cache: tuple[Tensor, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values with those of the past before them, in the type of the new."""
+    """Concatenate the cache and the new keys and values, in the dtype of the new ones."""
     k = torch.cat([cache[0].to(k.dtype), k], dim=2)
     return k, torch.cat([cache[1].to(v.dtype), v], dim=2)
 
 
 def _use_sdpa(q: Tensor, keys: int, block_mask: BlockMask) -> bool:
-    """Whether PyTorch's own attention is the better way.
+    """Return whether PyTorch's own attention is the faster choice.
 
     On a CPU in bfloat16 it is several times slower than a plain softmax; in float32 it is faster
-    where most of what it multiplies is in view.
+    where most of the scores are visible.
     """
     if block_mask.block_size == 1 or q.is_cuda:
         return True
@@ -149,7 +148,7 @@ def _use_sdpa(q: Tensor, keys: int, block_mask: BlockMask) -> bool:
 
 
 def _visible_fraction(queries: int, keys: int, block_mask: BlockMask) -> float:
-    """How much of what all queries and keys make is in view, by blocks."""
+    """Compute the visible share of all blocks of scores."""
     blocks, all_blocks = queries // block_mask.block_size, keys // block_mask.block_size
     context = block_mask.context_blocks or all_blocks
     visible = sum(min(context, all_blocks - after) for after in range(blocks))
@@ -157,7 +156,7 @@ def _visible_fraction(queries: int, keys: int, block_mask: BlockMask) -> float:
 
 
 def _block_by_block(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> Tensor:
-    """Nothing out of view is ever multiplied; q is scaled."""
+    """Attend block by block, without products of what is masked; q is scaled already."""
     queries, keys, size = q.shape[2], k.shape[2], block_mask.block_size
     causal_block = (
         BlockMask(size, causal_within_block=True) if block_mask.causal_within_block else None
@@ -177,21 +176,21 @@ def _block_by_block(q: Tensor, k: Tensor, v: Tensor, block_mask: BlockMask) -> T
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """softmax(q k^T + bias) v."""
+    """Compute softmax(q k^T + bias) v."""
     if torch.is_grad_enabled():
         return _Attend.apply(q, k, v, bias)  # type: ignore[return-value]
     return _attention_probs(q, k, bias) @ v
 
 
 def _attention_probs(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    """The softmax alone: how much of each key a query takes, (B, H, Q, K)."""
+    """Compute the softmax alone: (B, H, Q, K)."""
     scores = q @ k.transpose(-1, -2)
     return torch.softmax(scores if bias is None else scores + bias, dim=-1)
 
 
 class _Attend(torch.autograd.Function):
-    """With the softmax kept: left to itself the compiler computes it again on the way back, and in
-    bfloat16 makes NaN of gradients of keys that were rotated, at some sizes (torch 2.13, CPUs)."""
+    """Attention that keeps the softmax: the compiler would recompute it in the backward pass, which
+    in bfloat16 on CPUs gives NaN gradients of rotated keys at some sizes (torch 2.13)."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -210,19 +209,19 @@ class _Attend(torch.autograd.Function):
 
 
 def _mask_bias(block_mask: BlockMask, q: Tensor, k: Tensor) -> Tensor:
-    """What is added to scores, (Q, K): 0 where the view lets see, else minus infinity."""
+    """Return what is added to scores, (Q, K): 0 where a key is visible, else minus infinity."""
     mask_args = (block_mask.block_size, block_mask.context_blocks, block_mask.causal_within_block)
     return _bias(q.shape[2], k.shape[2], *mask_args, q.dtype, q.device)
 
 
-@torch.library.custom_op("dreamstage::view_bias", mutates_args=())
+@torch.library.custom_op("dreamstage::mask_bias", mutates_args=())
 def _bias(
     queries: int, keys: int, size: int, context: int | None, causal_within_block: bool,
     dtype: torch.dtype, device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """An operator, so that the compiler reads numbers instead of comparing places for every head
-    anew, which took twice as long as the softmax; it is called once for all layers."""
-    # a copy: the compiler writes into what it was given when it needs it no more
+    """Compute the bias as an operator: the compiler would compare positions for every head again,
+    which is slower than the softmax; this way it is called once for all layers."""
+    # a copy: the compiler reuses the memory of its inputs once it does not need them
     return _cached_bias(
         BlockMask(size, context, causal_within_block), queries, keys, dtype, device
     ).clone()
@@ -246,8 +245,8 @@ def _cached_bias(
 
 
 def _attend_elementwise(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T) v without products of matrices: quicker for one query in each of many heads,
-    and the compiler fuses it.  `seen`: (K,) bool."""
+    """Compute softmax(q k^T) v without matrix products: faster for one query in each of many heads,
+    and the compiler fuses it.  mask: (K,) bool, True where a key is visible."""
     scores = (q[..., None, :] * k[..., None, :, :]).sum(-1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
@@ -255,9 +254,9 @@ def _attend_elementwise(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = N
 
 
 def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
-    """As `kernels.attend_cache`."""
+    """Compute `kernels.decode_attention`."""
     if q.is_cuda or torch.compiler.is_compiling():
-        # a mask, rather than lengths that would have to come back from the GPU
+        # a mask, rather than lengths that would have to be read back from the GPU
         row = torch.arange(keys.shape[2], device=q.device)
         mask = (row >= bounds[0]) & (row < bounds[1])
         if q.is_cuda:
@@ -265,7 +264,7 @@ def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) ->
         return _attend_elementwise(q * q.shape[-1] ** -0.5, keys, values, mask)
     low, high = bounds.tolist()
     keys, values = keys[:, :, low:high], values[:, :, low:high]
-    if q.dtype == torch.bfloat16:  # see _at_once
+    if q.dtype == torch.bfloat16:  # see _use_sdpa
         return _attend(q * q.shape[-1] ** -0.5, keys, values, None)
     return scaled_dot_product_attention(q, keys, values)
 
@@ -278,7 +277,7 @@ def linear_cross_entropy(
     before: Tensor | None,
     bonus: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `kernels.linear_cross_entropy`, the product in the precision of autocast."""
+    """Compute `kernels.linear_cross_entropy`, the product in the precision of autocast."""
     logits = linear(x, weight, bias)
     if before is not None and bonus is not None:
         logits = logits.scatter_add(-1, before[:, None], bonus[:, None].to(logits.dtype))
@@ -288,14 +287,14 @@ def linear_cross_entropy(
 
 @torch.no_grad()
 def nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `kernels.assign`, in parts that stay in the cache."""
+    """Compute `kernels.nearest_code`, in parts that stay in the cache."""
     vectors = vectors.to(codebook.dtype)
     length = codebook.square().sum(-1)
     parts = [
         torch.addmm(length, part, codebook.T, alpha=-2).argmin(-1) for part in vectors.split(1024)
     ]
     codes = torch.cat(parts)
-    # bincount waits for a GPU
+    # bincount synchronizes with a GPU
     counts = torch.zeros(len(codebook), dtype=torch.long, device=codebook.device)
     counts.scatter_add_(0, codes, torch.ones_like(codes))
     return codes, counts, torch.zeros_like(codebook).index_add_(0, codes, vectors)

@@ -1,12 +1,11 @@
 """Cross-entropy of a linear layer without its (R, V) logits in memory.
 
-Forward, a program walks over tiles of classes: the product, an online log-sum-exp and the argmax,
-so that one number of a row is kept.  Back, some thousand rows at a time: a kernel makes the same
-tiles of logits again, turns them into their gradients where they are, and writes those once, in
-the type of x; the two large products with them are cuBLAS's (Hsu et al., arXiv:2410.10989, do all
-in such chunks).  That is one product more than with logits kept.  But rounded to bfloat16 they
-would not belong to the log-sum-exp any more, and in float32 an H200 moves them to memory and back
-for longer than it multiplies for 1,024 classes of width 576, going by 4.3 TB/s and 790 TFLOP/s.
+Forward, a program iterates over tiles of classes: the product, an online log-sum-exp and the
+argmax, so that one number a row is kept.  Backward, in chunks of rows (Hsu et al.,
+arXiv:2410.10989): a kernel recomputes the tiles of logits, turns them into gradients in place, and
+writes those once, in x's dtype; cuBLAS computes the two large products with them.  That is one
+product more than with kept logits, which in bfloat16 would no longer match the log-sum-exp, and in
+float32 would take longer to move than to recompute.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def linear_cross_entropy(
     before: Tensor | None = None,
     bonus: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `kernels.linear_cross_entropy`; under autocast the product is made in its type."""
+    """Compute `kernels.linear_cross_entropy`; under autocast the product is in its dtype."""
     if before is None or bonus is None:
         before = bonus = None
     dtype = torch.promote_types(x.dtype, weight.dtype)
@@ -50,9 +49,9 @@ def _logits(
     x, weight, bias, before, bonus, row, column, count, classes,
     WIDTH: tl.constexpr, DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Give a tile of logits in float32; -inf for classes that do not exist.
+    """Return a tile of logits in float32; -inf for classes that do not exist.
 
-    What is added to the product is what its sums start from: no registers are needed afterwards.
+    Bias and bonus initialize the sums of the product: that takes no registers afterwards.
     """
     depth = tl.arange(0, DEPTH)
     rows = x + row[:, None].to(tl.int64) * WIDTH + depth[None]
@@ -82,10 +81,10 @@ def _forward(
     SHARE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
     DEPTH: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Walk over a share of the classes with ROWS rows.
+    """Iterate over a share of the classes for ROWS rows.
 
     tops, logsums, bests, hits: (shares, R), the largest logit, the log-sum-exp, the likeliest
-    class, and the target's logit, 0 where it is in another share.
+    class, and the target's logit, 0 where the target is in another share.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     target_class = tl.load(target + row, mask=row < count, other=-1)[:, None].to(tl.int32)
@@ -125,8 +124,8 @@ def _backward(
 ):  # fmt: skip
     """Write a tile of the logits' gradients: (probability - (class is target)) grad.
 
-    result: (R, V).  grad_bias: (tiles of rows, V) float32.  grad_bonus: (R,) float32, of which the
-    tile with the class before writes its own.
+    result: (R, V).  grad_bias: (tiles of rows, V) float32.  grad_bonus: (R,) float32, written by
+    the tile that holds the row's class `before`.
     """
     across = tl.cdiv(classes, TILE)
     tile = tl.program_id(0) // across
@@ -158,11 +157,11 @@ _TL_DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat
 
 
 def _tiles(dim: int, dtype: torch.dtype, tile_columns: int) -> dict[str, Any]:
-    """Choose a tile of 128 rows by so many classes; float32 takes twice the room.
+    """Choose a tile of 128 rows by `tile_columns` classes; float32 takes twice the memory.
 
-    Forward, 128 x 256 spares the L2 cache and fills the registers; back, two tiles of 128 x 128
-    are at work on a multiprocessor, one multiplying while the other computes probabilities, unless
-    there are bias and bonus: their sums take the registers of the second.
+    Forward, 128 x 256 reads less from the L2 cache and fills the registers.  Backward, two tiles of
+    128 x 128 share a multiprocessor, one multiplying while the other computes probabilities; with
+    bias and bonus, their sums take the registers of the second.
     """
     exact = torch.get_float32_matmul_precision() == "highest"
     tiles = {
@@ -176,15 +175,15 @@ def _tiles(dim: int, dtype: torch.dtype, tile_columns: int) -> dict[str, Any]:
 
 
 def _chunk_rows(classes: int) -> int:
-    """Choose how many rows' gradients of logits exist at once: 32 MiB in bfloat16, which the L2 of
-    an H200 holds on their way into two products; but rows enough to make the products large."""
+    """Choose how many rows' gradients of logits exist at once: 32 MiB in bfloat16, which an H200's
+    L2 cache holds, but enough rows to keep the products large."""
     return max(4096, 2**24 // classes // 128 * 128)
 
 
 def _tiles_per_program(down: int, across: int, programs: int) -> int:
-    """Choose how many tiles of classes a program walks over, so that all is done the soonest.
+    """Choose how many tiles of classes a program iterates over, for the shortest total time.
 
-    down: tiles of rows.  across: tiles of classes.  workers: programs that run at once.
+    down: tiles of rows.  across: tiles of classes.  programs: those that run at once.
     """
     shares = [2**n for n in range(across.bit_length())]
     return min(
@@ -202,7 +201,7 @@ def _linear_cross_entropy(
     before: Tensor | None,
     bonus: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give losses, classes and the log-sum-exp of each row."""
+    """Return losses, classes and the log-sum-exp of each row."""
     x, weight, target, bias, before, bonus = _contiguous(x, weight, target, bias, before, bonus)
     count, (classes, width) = len(x), weight.shape
     if not count:
@@ -238,7 +237,7 @@ def _linear_cross_entropy_backward(
     logsums: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Give the gradients of x, weight, bias and bonus; of those not given, nothing."""
+    """Return the gradients of x, weight, bias and bonus; empty ones for those not given."""
     x, weight, target, bias, before, bonus, grad = _contiguous(
         x, weight, target, bias, before, bonus, grad
     )

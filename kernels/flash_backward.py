@@ -22,7 +22,7 @@ def delta_kernel(
     out_batch, out_head, out_row, grad_batch, grad_head, grad_row, heads, queries,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Sum gradient * output over each row: (B, H, Q, E) twice -> (B * H, Q)."""
+    """Sum gradient * output over each row: two (B, H, Q, E) -> (B * H, Q)."""
     tiles = tl.cdiv(queries, ROWS)
     sequence, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     first = tile.to(tl.int64) * ROWS
@@ -50,7 +50,7 @@ def backward_keys_kernel(
     """Write the gradients of COLUMNS keys and values of a head; q and k are rotated already."""
     tiles = tl.cdiv(keys, COLUMNS)
     sequence, rank = assign_tile(tl.program_id(0), tiles, sequences, group_size)
-    first = rank * COLUMNS  # the first keys are seen most
+    first = rank * COLUMNS  # the first keys have the most queries
     offset = tl.cast(first, tl.int64)
     past = keys - queries
     column = tl.arange(0, COLUMNS)
@@ -80,7 +80,7 @@ def backward_keys_kernel(
     grad_key = tl.zeros((COLUMNS, WIDTH), tl.float32)
     grad_value = tl.zeros((COLUMNS, WIDTH), tl.float32)
     start = tl.maximum(bottom - past, 0) // ROWS * ROWS
-    stop = tl.maximum(top - past, start + 1)  # once through at least, seen or not
+    stop = tl.maximum(top - past, start + 1)  # at least one iteration, visible or not
     tl.assume(start < stop)  # as in the forward kernel
     for from_query in tl.range(start, stop, ROWS):
         here = from_query + row < queries
@@ -90,7 +90,7 @@ def backward_keys_kernel(
         scores = tl.dot(key, tl.trans(query), input_precision=PRECISION)
         probs = tl.exp2(scores * scale - log[None, :])
         at = past + from_query
-        edge = at < whole_bottom  # at the other end, a query that is not there has no chances
+        edge = at < whole_bottom  # at the other end, a query that does not exist has probability 0
         if WINDOWED:
             edge = edge | (at + ROWS > whole_top)
         if edge:

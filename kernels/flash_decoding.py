@@ -1,13 +1,12 @@
-"""A few queries against a long cache: the rows in bounds are shared out among programs, each with a
-running softmax of its own, which a second kernel joins (Dao et al., "Flash-Decoding", 2023).
+"""A few queries against a long cache: programs split the rows in bounds, each with a running
+softmax of its own, and a second kernel combines them (Dao et al., "Flash-Decoding", 2023).
 
-How many programs there are depends on the capacity of the cache alone, never on what is in it, so
-that one CUDA graph serves every length; each reads the bounds on the GPU and takes its part.
+The number of programs depends on the capacity of the cache alone, never on its contents, so that
+one CUDA graph serves every length; each reads the bounds on the GPU and takes its part.
 """
 
 from __future__ import annotations
 
-from math import e, log2
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +17,17 @@ from torch import Tensor
 from kernels import eager
 from kernels.compile_check import CompileCase
 from kernels.dispatch import interpreted
+from kernels.flash_launch import (
+    MAX_HEAD_DIM,
+    in_rows,
+    log2_scale,
+    next_power_of_2,
+    padded_head_dim,
+    rows_like,
+    strides,
+)
 from kernels.flash_tiles import head_start, load_rows, store_rows
 
-MAX_HEAD_DIM = 128
 # two for each multiprocessor of an H200
 PROGRAMS = 264
 
@@ -34,10 +41,10 @@ def part_kernel(
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PARTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Let ROWS queries of a head see one part of the rows in bounds.
+    """Let ROWS queries of a head attend to one part of the rows in bounds.
 
-    parts: (PARTS, B * H, Q, WIDTH) float32, the softmax of each part.  logs: (PARTS, B * H, Q),
-    log2 of its sum.  A single part goes to `out` at once.
+    parts: (PARTS, B * H, Q, WIDTH) float32, the attention of each part.  logs: (PARTS, B * H, Q),
+    log2 of its softmax's sum.  A single part is written to `out` directly.
     """
     sequence, part = tl.program_id(0) // PARTS, tl.program_id(0) % PARTS
     first = tl.program_id(1) * ROWS
@@ -73,9 +80,7 @@ def part_kernel(
         acc = tl.dot(probs.to(value.dtype), value, acc, input_precision=PRECISION)
         row_max = new_max
 
-    row_sum = tl.where(
-        row_sum == 0.0, 1.0, row_sum
-    )  # of a part that holds nothing: sum 0, log -inf
+    row_sum = tl.where(row_sum == 0.0, 1.0, row_sum)  # an empty part has sum 0 and log -inf
     acc = acc / row_sum[:, None]
     if PARTS == 1:
         to = head_start(out, sequence, heads, out_batch, out_head)
@@ -91,7 +96,7 @@ def combine_kernel(
     parts, logs, out, out_batch, out_head, out_row, heads, sequences, queries,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Weigh the parts of one query."""
+    """Average the parts of one query, weighted by their softmax's sums."""
     sequence, row = tl.program_id(0) // queries, tl.program_id(0) % queries
     part = tl.arange(0, PARTS)
     at = (part.to(tl.int64) * sequences + sequence) * queries + row
@@ -109,7 +114,7 @@ def combine_kernel(
 
 
 class CacheSplit(NamedTuple):
-    """How the kernel divides a cache."""
+    """How the kernel splits a cache."""
 
     rows: int
     columns: int
@@ -117,8 +122,8 @@ class CacheSplit(NamedTuple):
 
 
 def split_cache(sequences: int, queries: int, capacity: int, itemsize: int) -> CacheSplit:
-    """As many parts as keep the GPU busy, of two tiles or more each when the cache is full."""
-    rows = min(64, max(16, _next_power_of_2(queries)))
+    """Choose as many parts as fill the GPU, of two tiles or more each when the cache is full."""
+    rows = min(64, max(16, next_power_of_2(queries)))
     columns = 64 if itemsize <= 2 else 32
     wanted_parts = PROGRAMS // max(1, sequences * -(-queries // rows))
     max_parts = min(wanted_parts, capacity // (2 * columns), 64)
@@ -127,83 +132,73 @@ def split_cache(sequences: int, queries: int, capacity: int, itemsize: int) -> C
 
 
 def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
-    """As `kernels.attend_cache`; odd and very wide heads are left to PyTorch."""
+    """Compute `kernels.decode_attention`; odd and very wide heads are left to PyTorch."""
     if q.shape[-1] > MAX_HEAD_DIM or q.shape[-1] % 2:
         return eager.decode_attention(q, keys, values, bounds)
-    dtype = torch.promote_types(keys.dtype, values.dtype)  # a copy of the cache is what costs
-    if interpreted():  # it is wrong in bfloat16
+    dtype = torch.promote_types(keys.dtype, values.dtype)  # a copy of the cache is expensive
+    if interpreted():  # the interpreter is wrong in bfloat16
         dtype = torch.float32
-    tensors = (x.to(dtype) for x in (q, keys, values))
-    tensors = [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+    tensors = [in_rows(x.to(dtype)) for x in (q, keys, values)]
     return decode_attention_operation(*tensors, bounds).to(q.dtype)
 
 
-@torch.library.custom_op("dreamstage::attend_cache", mutates_args=())
+@torch.library.custom_op("dreamstage::decode_attention", mutates_args=())
 def decode_attention_operation(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
-    out = _empty_output(q)
+    out = rows_like(q)
     batch, heads, queries, head = q.shape
     if not q.numel():
         return out
-    padded_head_dim = max(16, _next_power_of_2(head))
+    width = padded_head_dim(q)
     sequences = batch * heads
     rows, columns, parts = split_cache(sequences, queries, keys.shape[2], q.element_size())
     shape = (parts, sequences, queries) if parts > 1 else (0,)
-    sums = q.new_empty(*shape, padded_head_dim, dtype=torch.float32)
+    sums = q.new_empty(*shape, width, dtype=torch.float32)
     logs = q.new_empty(shape, dtype=torch.float32)
     ieee = torch.get_float32_matmul_precision() == "highest"
     first: Any = part_kernel
     first[(sequences * parts, -(-queries // rows))](
         q, keys, values, bounds, out, sums, logs,
-        *(n for x in (q, keys, values, out) for n in x.stride()[:3]),
-        heads, sequences, queries, head**-0.5 * log2(e),
-        HEAD=head, WIDTH=padded_head_dim, ROWS=rows, COLUMNS=columns, PARTS=parts,
+        *strides(q, keys, values, out), heads, sequences, queries, log2_scale(q),
+        HEAD=head, WIDTH=width, ROWS=rows, COLUMNS=columns, PARTS=parts,
         PRECISION="ieee" if ieee else "tf32", num_warps=4, num_stages=4,
     )  # fmt: skip
     if parts > 1:
         second: Any = combine_kernel
         second[(sequences * queries,)](
-            sums, logs, out, *out.stride()[:3], heads, sequences, queries,
-            HEAD=head, WIDTH=padded_head_dim, PARTS=parts, num_warps=1,
+            sums, logs, out, *strides(out), heads, sequences, queries,
+            HEAD=head, WIDTH=width, PARTS=parts, num_warps=1,
         )  # fmt: skip
     return out
 
 
 @decode_attention_operation.register_fake
 def _(q, keys, values, bounds):
-    return _empty_output(q)
-
-
-def _empty_output(q: Tensor) -> Tensor:
-    """Fresh (B, H, Q, E), in memory (B, Q, H, E): heads join without a copy."""
-    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
-
-
-def _next_power_of_2(n: int) -> int:
-    """The least power of two that holds so many."""
-    return 1 << (int(n) - 1).bit_length()
+    return rows_like(q)
 
 
 def _compile_cases(head: int, rows: int, parts: int, dtype: str = "bf16") -> list[CompileCase]:
-    """A cache of (B, 9, 1024, E)."""
+    """List both kernels on a cache of (B, 9, 1024, E)."""
     cache_strides = {"batch": 9 * 1024 * head, "head": 1024 * head, "row": head}
     query_strides = {"batch": rows * 9 * head, "head": head, "row": 9 * head}
-    shape = dict(HEAD=head, WIDTH=_next_power_of_2(head), PARTS=parts)
-    strides = {f"{x}_{axis}": n for x in ("keys", "values") for axis, n in cache_strides.items()}
-    strides |= {f"{x}_{axis}": n for x in ("q", "out") for axis, n in query_strides.items()}
+    shape = dict(HEAD=head, WIDTH=next_power_of_2(head), PARTS=parts)
+    steps = {f"{x}_{axis}": n for x in ("keys", "values") for axis, n in cache_strides.items()}
+    steps |= {f"{x}_{axis}": n for x in ("q", "out") for axis, n in query_strides.items()}
     types = dict.fromkeys(("q", "keys", "values", "out"), f"*{dtype}") | dict(bounds="*i32")
     types |= dict(parts="*fp32", logs="*fp32", heads="i32", sequences="i32", queries="i32")
     columns = split_cache(1, rows, 1024, 2 if dtype == "bf16" else 4).columns
-    of_join = ("parts", "logs", "out", "heads", "sequences", "queries")
+    to_combine = ("parts", "logs", "out", "heads", "sequences", "queries")
     return [
         CompileCase(
-            f"attend_cache, {head} wide, {rows} rows, {dtype}", part_kernel,
+            f"decode_attention, {head} wide, {rows} rows, {dtype}", part_kernel,
             types | dict(scale="fp32"),
-            shape | strides | dict(ROWS=rows, COLUMNS=columns, PRECISION="tf32"),
+            shape | steps | dict(ROWS=rows, COLUMNS=columns, PRECISION="tf32"),
             num_stages=4, min_programs=2, wgmma=rows >= 64,  # see PROGRAMS
         ),
         CompileCase(
-            f"attend_cache, join {parts}, {head} wide", combine_kernel, {x: types[x] for x in of_join},
-            shape | {f"out_{axis}": n for axis, n in query_strides.items()}, num_warps=1, min_programs=32,
+            f"decode_attention, combine {parts}, {head} wide", combine_kernel,
+            {x: types[x] for x in to_combine},
+            shape | {f"out_{axis}": n for axis, n in query_strides.items()}, num_warps=1,
+            min_programs=32,
         ),
     ]  # fmt: skip
 

@@ -20,7 +20,7 @@ def rotate_kernel(
     x, rotated, cosine, sine, stride_batch, stride_head, stride_row, heads, rows, past,
     HEAD: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Write (B, H, S, E) rotated by the angles of its places, which begin at `past`."""
+    """Write (B, H, S, E) rotated by the angles of its positions, which begin at `past`."""
     tiles = tl.cdiv(rows, ROWS)
     sequence, tile = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     first = tile.to(tl.int64) * ROWS
@@ -45,7 +45,7 @@ def forward_kernel(
 ):  # fmt: skip
     """Let ROWS queries of a head attend.  logs: (B * H, Q), log2 of the sum of 2 ** scores.
 
-    `scale` holds log2(e) as well, so that powers of two do for the softmax.
+    `scale` includes log2(e), so that the softmax can use powers of two.
     """
     tiles = tl.cdiv(queries, ROWS)
     sequence, rank = assign_tile(tl.program_id(0), tiles, sequences, group_size)
@@ -59,8 +59,8 @@ def forward_kernel(
     to = head_start(out, sequence, heads, out_batch, out_head) + offset * out_row
     if ROTATE:
         query = load_rotated(q_start, row, valid, q_row, position, cosine, sine, HEAD, WIDTH)
-        # by way of the rows of the output: what is loaded lies in shared memory, and not in
-        # registers, of which the products have too few
+        # stored to the rows of the output and loaded again: it then lies in shared memory, and not
+        # in registers, of which the products have too few
         store_rows(to, query, row, valid, out_row, HEAD, WIDTH)
         tl.debug_barrier()
         query = load_rows(to, row, valid, out_row, HEAD, WIDTH)
@@ -95,7 +95,7 @@ def forward_kernel(
             scores = tl.where(visible, scores, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
         base = new_max
-        if WINDOWED:  # rows that have seen nothing yet: no -inf - -inf
+        if WINDOWED:  # rows without a visible key yet: no -inf - -inf
             base = tl.where(new_max == float("-inf"), 0.0, new_max)
         probs = tl.exp2(scores * scale - base[:, None])
         rescale = tl.exp2(row_max - base)

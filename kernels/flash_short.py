@@ -1,22 +1,42 @@
-"""Attention over short sequences: one tile holds several of them, which do not see each other.
+"""Attention over short sequences: one tile holds several of them, masked from each other.
 
-Everything about a tile fits on the chip at once, so that the gradient needs nothing of the forward
-pass but its inputs, and memory is read and written once.
+A tile fits on the chip as a whole, so that the gradient needs only the inputs of the forward pass,
+and memory is read and written once.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from kernels.compile_check import CompileCase
+from kernels.dispatch import SHORT
+from kernels.flash_launch import (
+    angles_or,
+    attention_case,
+    constants,
+    in_rows,
+    launch,
+    log2_scale,
+    next_power_of_2,
+    padded_head_dim,
+    register_gradient,
+    rows_after,
+    rows_like,
+    sizes,
+    strides,
+)
 from kernels.flash_tiles import key_range, load_rotated, load_rows, store_rotated_back, store_rows
 
 
 @triton.jit
 def _row_layout(length, group_size, sequences, TILE: tl.constexpr) -> Any:
-    """Say of each row its sequence, its position there, its rank in the tile, and if there is one."""
+    """Return each row's sequence, its position in it, the sequence's rank in the tile, and whether
+    the row exists."""
     row = tl.arange(0, TILE)
     rank = row // length
     sequence = tl.program_id(0) * group_size + rank
@@ -46,14 +66,14 @@ def _visible(
 
 @triton.jit
 def _probs(query, key, visible, scale, PRECISION: tl.constexpr):
-    """Softmax of the scores that are seen, 0 for rows that see nothing."""
+    """Compute the softmax of visible scores, 0 for rows that see nothing."""
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
     scores = tl.where(visible, scores, float("-inf"))
     highest = tl.max(scores, 1)
     highest = tl.where(highest == float("-inf"), 0.0, highest)
-    chances = tl.exp2(scores - highest[:, None])
-    weight = tl.sum(chances, 1)
-    return chances / tl.where(weight == 0.0, 1.0, weight)[:, None]
+    probs = tl.exp2(scores - highest[:, None])
+    row_sum = tl.sum(probs, 1)
+    return probs / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
 
 
 @triton.jit
@@ -70,8 +90,8 @@ def short_kernel(
 ):  # fmt: skip
     """Let `group_size` whole sequences attend.
 
-    With a past, k and v are as many as the queries, and all of both are written behind each other,
-    the keys as they came.
+    With a past, k and v have as many rows as the queries; the past and they are written one behind
+    the other, the keys without rotation.
     """
     of_queries = _row_layout(queries, group_size, sequences, TILE)
     of_keys = _row_layout(keys, group_size, sequences, TILE)
@@ -178,3 +198,131 @@ def short_backward_kernel(
     else:
         store_rows(grad_q, grad_query, at, valid, 1, HEAD, WIDTH)
         store_rows(grad_k, grad_key, to, key_valid, 1, HEAD, WIDTH)
+
+
+def short_warps(width: int, itemsize: int) -> int:
+    """Choose the warps of a program."""
+    return 4 if width <= 64 and itemsize <= 2 else 8
+
+
+@torch.library.custom_op("dreamstage::short_attention", mutates_args=())
+def short_attention(
+    q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
+    size: int, context: int | None, causal_within_block: bool,
+) -> Tensor:  # fmt: skip
+    out = rows_like(q)
+    _launch_short(
+        q, k, v, None, None, out, None, None, cosine, sine, size, context, causal_within_block
+    )
+    return out
+
+
+@short_attention.register_fake
+def _(q, k, v, cosine, sine, size, context, causal_within_block):
+    return rows_like(q)
+
+
+@torch.library.custom_op("dreamstage::short_attention_with_cache", mutates_args=())
+def short_attention_with_cache(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor, past_v: Tensor,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None,
+    causal_within_block: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the output and all keys and values, those of the past first, without gradients."""
+    out, all_k, all_v = rows_like(q), rows_after(past_k, k), rows_after(past_v, v)
+    _launch_short(
+        q, k, v, past_k, past_v, out, all_k, all_v, cosine, sine, size, context, causal_within_block
+    )
+    return out, all_k, all_v
+
+
+@short_attention_with_cache.register_fake
+def _(q, k, v, past_k, past_v, cosine, sine, size, context, causal_within_block):
+    return rows_like(q), rows_after(past_k, k), rows_after(past_v, v)
+
+
+def _launch_short(
+    q: Tensor, k: Tensor, v: Tensor, past_k: Tensor | None, past_v: Tensor | None,
+    out: Tensor, all_k: Tensor | None, all_v: Tensor | None,
+    cosine: Tensor | None, sine: Tensor | None, size: int, context: int | None,
+    causal_within_block: bool,
+) -> None:  # fmt: skip
+    if not q.numel():
+        return
+    keys = k if all_k is None else all_k
+    group_size = SHORT // keys.shape[2]
+    launch(
+        short_kernel, -(-q.shape[0] * q.shape[1] // group_size),
+        q, k, v, past_k, past_v, out, all_k, all_v, *angles_or(q, cosine, sine),
+        *strides(q, k, v, past_k, past_v, out, all_k, all_v), *sizes(q, keys, group_size),
+        size, context or 0, log2_scale(q),
+        TILE=SHORT, num_warps=short_warps(padded_head_dim(q), q.element_size()),
+        **constants(q, cosine, context, causal_within_block),
+    )  # fmt: skip
+
+
+@torch.library.custom_op("dreamstage::short_attention_backward", mutates_args=())
+def short_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, cosine: Tensor | None, sine: Tensor | None,
+    size: int, context: int | None, causal_within_block: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_q, grad_k, grad_v = (rows_like(x) for x in (q, k, v))
+    if not q.numel():
+        return grad_q, grad_k.zero_(), grad_v.zero_()
+    grad = in_rows(grad)
+    group_size = SHORT // k.shape[2]
+    launch(
+        short_backward_kernel, -(-q.shape[0] * q.shape[1] // group_size),
+        q, k, v, grad, grad_q, grad_k, grad_v, *angles_or(q, cosine, sine),
+        *strides(q, k, v, grad, grad_q, grad_k, grad_v), *sizes(q, k, group_size),
+        size, context or 0, log2_scale(q), q.shape[3] ** -0.5,
+        TILE=SHORT, num_warps=short_warps(padded_head_dim(q), q.element_size()),
+        **constants(q, cosine, context, causal_within_block),
+    )  # fmt: skip
+    return grad_q, grad_k, grad_v
+
+
+@short_attention_backward.register_fake
+def _(grad, q, k, v, cosine, sine, size, context, causal_within_block):
+    return rows_like(q), rows_like(k), rows_like(v)
+
+
+register_gradient(short_attention, short_attention_backward)
+
+
+def _short_cases(
+    head: int, programs: tuple[int, int, int], note: str = "", dtype: str = "bf16", **flags: bool
+) -> list[CompileCase]:
+    """List forward, forward with a past, and backward, of attention through time."""
+    more: dict[str, Any] = dict(HEAD=head, TILE=SHORT, dtype=dtype, wgmma=dtype == "bf16") | flags
+    more |= dict(num_warps=short_warps(next_power_of_2(head), 2 if dtype == "bf16" else 4), size=1)
+    clip: dict[str, Any] = dict(queries=16, keys=16, group_size=SHORT // 16)
+    absent = ("past_k", "past_v", "all_k", "all_v")
+    without_past: dict[str, Any] = dict.fromkeys(absent)
+    without_past |= {f"{x}_{axis}": 0 for x in absent for axis in ("batch", "head", "row")}
+    forward, with_cache, backward = programs
+    return [
+        attention_case(
+            f"short_attention{note}", short_kernel, forward, "q k v out", "q k v out",
+            **more, **clip, **without_past,
+        ),
+        attention_case(
+            f"short_attention{note}, with cache", short_kernel, with_cache,
+            "q k v past_k past_v out all_k all_v", "q k v past_k past_v out all_k all_v",
+            queries=1, keys=3, group_size=SHORT // 3, **more,
+        ),
+        attention_case(
+            f"short_attention{note}, gradient", short_backward_kernel, backward,
+            "q k v grad grad_q grad_k grad_v", "q k v grad grad_q grad_k grad_v", **more, **clip,
+        ),
+    ]  # fmt: skip
+
+
+COMPILE_CASES = [
+    *_short_cases(64, (4, 2, 3)),
+    *_short_cases(
+        64, (5, 5, 3), ", token by token, no angles", CAUSAL_WITHIN_BLOCK=True, ROTATE=False
+    ),
+    *_short_cases(64, (2, 1, 1), ", float32", dtype="fp32"),
+    *_short_cases(128, (2, 1, 1)),
+]

@@ -1,7 +1,7 @@
-"""What every attention kernel does with a tile: find it, load it, turn it, and see who sees it.
+"""What attention kernels do with a tile: find it, load it, rotate it, find its visible keys.
 
 A row of a head holds HEAD numbers, WIDTH with padding (a power of two).  Each half of a row is
-padded for itself, so that the pairs RoPE turns always lie WIDTH / 2 apart.
+padded on its own, so that the pairs that RoPE rotates always lie WIDTH / 2 apart.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import triton.language as tl
 
 @triton.jit
 def head_start(x, sequence, heads, stride_batch, stride_head):
-    """Point at the first row of one head of one batch entry."""
+    """Return a pointer to the first row of one head of one batch entry."""
     batch, head = (sequence // heads).to(tl.int64), (sequence % heads).to(tl.int64)
     return x + batch * stride_batch + head * stride_head
 
 
 @triton.jit
 def assign_tile(program, tiles, sequences, group_size):
-    """Give each program its sequence and the rank of its tile, the heaviest having rank 0.
+    """Return a program's sequence and the rank of its tile; the heaviest tile has rank 0.
 
-    `group_size` sequences at a time, so that what their programs read again is still in the L2 cache.
+    `group_size` sequences run at a time, so that what their programs read again is still in the L2
+    cache.
     """
     section = program // (tiles * group_size)
     within = program - section * tiles * group_size
@@ -36,7 +37,7 @@ def assign_tile(program, tiles, sequences, group_size):
 def key_range(
     position, keys, size, context, CAUSAL_WITHIN_BLOCK: tl.constexpr, WINDOWED: tl.constexpr
 ) -> Any:
-    """Say from which key up to which a query at `position` sees."""
+    """Return the first key that a query at `position` sees, and the end of its keys."""
     block = position // size
     low = position * 0
     if WINDOWED:
@@ -49,7 +50,7 @@ def key_range(
 
 @triton.jit
 def _columns(HEAD: tl.constexpr, WIDTH: tl.constexpr) -> Any:
-    """Say where in a row each padded column lies, and where its pair's angle lies in a row."""
+    """Return where in a row each padded column lies, and where the angle of its pair lies."""
     column = tl.arange(0, WIDTH)
     angle = column % (WIDTH // 2)
     return column // (WIDTH // 2) * (HEAD // 2) + angle, angle
@@ -76,11 +77,11 @@ def load_rows(start, row, valid, stride, HEAD: tl.constexpr, WIDTH: tl.constexpr
 def load_rotated(
     start, row, valid, stride, position, cosine, sine, HEAD: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Load rows, rotated by the angles of their places."""
+    """Load rows, rotated by the angles of their positions."""
     columns = _columns(HEAD, WIDTH)
     column, angle = columns
     inside = _load_mask(valid, angle, HEAD, WIDTH)
-    # the other of a pair comes from the cache: cheaper than changing threads
+    # the other of a pair is loaded from the cache: cheaper than an exchange between threads
     other = (1 - tl.arange(0, WIDTH) // (WIDTH // 2)) * (HEAD // 2) + angle
     sign = (tl.arange(0, WIDTH) // (WIDTH // 2) * 2 - 1).to(tl.float32)
     x = tl.load(start + row[:, None] * stride + column[None, :], mask=inside, other=0.0)
@@ -104,7 +105,7 @@ def store_rows(start, x, row, valid, stride, HEAD: tl.constexpr, WIDTH: tl.const
 def store_rotated_back(
     start, x, row, valid, stride, position, cosine, sine, HEAD: tl.constexpr, WIDTH: tl.constexpr
 ):
-    """Store (ROWS, WIDTH) as rows, rotated by the opposite of the angles of their places."""
+    """Store (ROWS, WIDTH) as rows, rotated back by the angles of their positions."""
     halves = tl.permute(tl.reshape(x, (x.shape[0], 2, WIDTH // 2)), (0, 2, 1))
     first, second = tl.split(halves)
     angle = tl.arange(0, WIDTH // 2)

@@ -1,4 +1,4 @@
-"""SwiGLU, in one pass over memory each way; going back, the gate is computed once more."""
+"""SwiGLU, in one pass over memory each way; the backward pass recomputes the gate."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from kernels.rows import argument_types, cdiv, next_power_of_2
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """As `kernels.swiglu`."""
+    """Compute `kernels.swiglu`."""
     return _swiglu(gate_up)
 
 
 @triton.jit
 def _tile_position(count, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr) -> Any:
-    """Rows in int64, columns and mask of this program's tile; columns pass first."""
+    """Return rows in int64, columns and mask of this program's tile; columns vary fastest."""
     across: tl.constexpr = (WIDTH + TILE - 1) // TILE
     program = tl.program_id(0)
     row = (program // across * ROWS + tl.arange(0, ROWS))[:, None]
@@ -45,7 +45,7 @@ def _forward(
 def _backward(
     gate_up, grad, result, count, WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
-    """d silu(g) / dg = s + g s (1 - s) with s = sigmoid(g)."""
+    """Compute the gradient with d silu(g) / dg = s + g s (1 - s), s = sigmoid(g)."""
     position = _tile_position(count, WIDTH, TILE, ROWS)
     row, column, mask = position
     pair = row * (2 * WIDTH) + column
@@ -61,9 +61,9 @@ def _backward(
 
 
 def _tiles(width: int, count: int) -> tuple[int, dict[str, Any]]:
-    """Choose a tile as wide as wastes no more than a sixteenth: how many cover all, and its sizes.
+    """Choose the widest tile that wastes at most a sixteenth; return the programs and its sizes.
 
-    2,688 columns are 10.5 tiles of 256, of which 11 are taken, but 2.6 of 1,024.
+    2,688 columns take 11 tiles of 256, but 3 of 1,024, which waste a seventh.
     """
     wide = min(1024, next_power_of_2(width))
     while wide > 64 and -width % wide > width // 16:
@@ -120,7 +120,7 @@ _swiglu.register_autograd(_autograd_backward, setup_context=_setup_context)
 
 
 def _cases(width: int, forth: int, back: int, dtype: str = "bf16") -> list[CompileCase]:
-    """Both ways, so many programs of each at once."""
+    """List both passes, so many programs of each at once."""
     tiles = _tiles(width, 1)[1]
     warps, name = tiles.pop("num_warps"), f"{width}, {dtype}"
     types = argument_types(_forward, tiles, gate_up=f"*{dtype}", gated=f"*{dtype}")

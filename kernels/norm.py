@@ -1,8 +1,8 @@
 """RMSNorm, alone and after the addition of a branch, in one pass over memory each way.
 
-A row stays in registers from its one read to its one write.  Going back, each program walks over
-many rows, the next ones on their way to shared memory meanwhile, and adds up its own share of the
-weight's gradient; the shares are added afterwards, in the same order every time.
+A row stays in registers from its one read to its one write.  Backward, each program iterates over
+many rows, the next ones being loaded to shared memory meanwhile, and sums its own share of the
+weight's gradient; the shares are summed afterwards, always in the same order.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from kernels.rows import (
     sum_partials,
 )
 
-# elements of a tile, and how many of them are a thread's
+# elements of a tile, and of a thread
 FORWARD, BACKWARD = (1024, 32), (1024, 16)
-# going back: of a multiprocessor, and tiles of rows that are read at a time
+# backward: warps of a multiprocessor, and tiles of rows that are loaded at a time
 WARPS, STAGES = 8, 4
 
 
 def rms_norm(
     x: Tensor, weight: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """As `kernels.rms_norm`; x may be any view whose last axis has stride 1.
+    """Compute `kernels.rms_norm`; x may be any view whose last axis has stride 1.
 
     dtype: of the result, if not that of x.
     """
@@ -50,7 +50,7 @@ def rms_norm(
 def add_rms_norm(
     x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """As `kernels.add_rms_norm`; dtype: of the norm, if not that of the sum."""
+    """Compute `kernels.add_rms_norm`; dtype: of the norm, if not that of the sum."""
     return _add_rms_norm(x, branch, weight, eps, dtype)
 
 
@@ -68,7 +68,7 @@ def _store(target, start, column, inside, value, WIDTH: tl.constexpr):
 
 @triton.jit
 def _load_sum(x, x_start, branch, branch_start, total, start, column, inside, WIDTH: tl.constexpr):
-    """Read a piece of x, add the branch if there is one, and keep the sum as it was rounded."""
+    """Load a piece of x, add the branch if there is one, and store the sum as it is rounded."""
     value = _load(x, x_start, column, inside, WIDTH)
     if branch is not None:
         value += _load(branch, branch_start, column, inside, WIDTH)
@@ -83,7 +83,7 @@ def _forward(
     x_outer, x_middle, x_last, branch_outer, branch_middle, branch_last,
     eps, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Norm ROWS rows of x, or of x + branch."""
+    """Normalize ROWS rows of x, or of x + branch."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < count
     x_start = row_offsets(row, middle, last, x_outer, x_middle, x_last)
@@ -110,8 +110,8 @@ def _forward(
 def _store_grad(
     grad_x, grad_branch, grad_sum, start, sum_start, column, inside, value, WIDTH: tl.constexpr
 ):
-    """Write a piece of the gradient, with that of the sum itself added if there is one, and once
-    more where the branch has a type of its own."""
+    """Store a piece of the gradient, with that of the sum itself added if there is one, and again
+    where the branch has a dtype of its own."""
     if grad_sum is not None:
         value += _load(grad_sum, sum_start, column, inside, WIDTH)
     _store(grad_x, start, column, inside, value, WIDTH)
@@ -126,7 +126,7 @@ def _backward(
     eps, WIDTH: tl.constexpr, FIRST: tl.constexpr, REST: tl.constexpr, ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """With unit = x scale and along = grad weight: scale (along - unit mean(along unit)).
+    """Compute scale (along - unit mean(along unit)), with unit = x scale and along = grad weight.
 
     shares: (programs, WIDTH) float32, sums of grad unit over a program's rows.
     """
@@ -173,7 +173,7 @@ def _backward(
 
 
 def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
-    """Choose a tile of about so many elements, and warps to give each thread so many of them."""
+    """Choose a tile of about `elements`, and warps so that each thread has `each` of them."""
     first, rest = split_row(width)
     rows = max(1, elements // first)
     warps = max(1, min(16, first * rows // (32 * each)))
@@ -189,7 +189,7 @@ def _backward_tiles(width: int, itemsize: int) -> dict[str, Any]:
 def _launch_forward(
     x: Tensor, branch: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype | None
 ) -> tuple[Tensor | None, Tensor]:
-    """Give the sum, if there is a branch, and the norm."""
+    """Return the sum, if there is a branch, and the norm."""
     shape, x = x.shape, as_rows(x)
     axes = memory_order(x)
     if branch is None:
@@ -212,8 +212,8 @@ def _launch_backward(
     x: Tensor, grad: Tensor, grad_sum: Tensor | None, weight: Tensor, eps: float,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Give the gradients of what was normed, the one that came to itself included, the same in
-    `dtype` if it is asked for, else nothing, and of weight."""
+    """Return the gradients of what was normed, `grad_sum` included, the same in `dtype`, empty if
+    it is None, and of weight."""
     shape, x, grad = x.shape, as_rows(x), as_rows(grad)
     axes = memory_order(x)
     grad_x = empty_in_order(x, axes)
@@ -261,7 +261,7 @@ def _add_rms_norm(
 
 
 def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Give an empty tensor laid out as the kernels lay out what belongs to x."""
+    """Allocate a tensor laid out as the kernels lay out results of x."""
     rows = as_rows(x)
     return empty_in_order(rows, memory_order(rows), dtype).view(x.shape)
 
@@ -336,7 +336,8 @@ def _case(
 
 
 def _cases(width: int, forth: int, forth_wide: int) -> list[CompileCase]:
-    """Both ways, with so many programs at once forward; back, with as many as `resident` counts."""
+    """List both passes, with so many programs at once forward; backward, as `num_programs` counts
+    them."""
     tiles, back, back_wide = (
         _tiles(width, *FORWARD),
         _backward_tiles(width, 2),

@@ -1,11 +1,11 @@
-"""Nearest rows of a codebook without the table of distances, and what an EMA of the book needs.
+"""Nearest rows of a codebook without the matrix of distances, and what its EMA update needs.
 
-Letters: R vectors, K rows of the book, D their width, P pieces of the sorted vectors.
+Letters: R vectors, K rows of the codebook, D their width, P pieces of the sorted vectors.
 
 A float32 number times a power of two is the sum of two float16 numbers to 22 bits, and products of
 those are exact in float32, so that three products on tensor cores give one of float32 accuracy
-(Ootomo and Yokota, arXiv:2203.03341).  Sums over the vectors of a code go through a stable sort,
-in a fixed order and without atomics: two runs agree to the bit.
+(Ootomo and Yokota, arXiv:2203.03341).  Sums over the vectors of a code use a stable sort, in a
+fixed order and without atomics: two runs agree to the bit.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from torch import Tensor
 
 from kernels.compile_check import CompileCase
 
-# Rows of a code that one program sums; a code of more rows has several programs.
+# rows of a code that one program sums; a code of more rows has several programs
 PIECE = 128
 
 
 @triton.jit
 def _power_below(peak):
-    """The power of two at or below a positive float32."""
+    """Return the power of two at or below a positive float32."""
     return (peak.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _split_codebook(
-    book, peak, high, low, half, K, D,
+    codebook, peak, high, low, half, K, D,
     BLOCK: tl.constexpr, WIDE: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Rows of the book as two float16 each, scaled so that the largest is near 2^13; |e|^2 / 2."""
+    """Split rows of the codebook into two float16 each, scaled so that the largest is near 2^13;
+    also store |e|^2 / 2."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, WHOLE)
     inside = (row < K)[:, None] & (column < D)[None]
-    e = tl.load(book + row[:, None] * D + column[None], mask=inside, other=0.0).to(tl.float32)
+    e = tl.load(codebook + row[:, None] * D + column[None], mask=inside, other=0.0).to(tl.float32)
     tl.store(half + row, tl.sum(e * e, axis=1) * 0.5, mask=row < K)
     scaled = e * (8192.0 / _power_below(tl.maximum(tl.load(peak), 1e-30)))
     first = scaled.to(tl.float16)
@@ -50,7 +51,7 @@ def _split_codebook(
 
 @triton.jit
 def _add_product(v_at, high_at, low_at, inside, known, scale, product, SPLIT: tl.constexpr):
-    """Add a chunk of v e to the product: the small ones first."""
+    """Add a chunk of v e to the product, the small terms first."""
     v = tl.load(v_at, mask=inside, other=0.0).to(tl.float32) * scale
     v_high = v.to(tl.float16)
     e_high = tl.load(high_at, mask=known, other=0.0)
@@ -67,7 +68,7 @@ def _nearest(
     WIDE: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
     SPLIT: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
-    """argmin of |e|^2 / 2 - v e for a tile of vectors, over one tile of the book after another.
+    """Find argmin |e|^2 / 2 - v e for a tile of vectors, over the codebook tile by tile.
 
     SPLIT: vectors are float32, not narrower.  KEEP: they stay on the chip from tile to tile.
     """
@@ -75,18 +76,18 @@ def _nearest(
     vectors += first_row * D
     row, column, entry = tl.arange(0, ROWS), tl.arange(0, CHUNK), tl.arange(0, TILE)
     valid = first_row + row < R
-    v_place = row[:, None] * D + column[None]
-    e_place = entry[:, None] * WIDE + column[None]
-    book_peak = tl.maximum(tl.load(peak), 1e-30)
+    v_offset = row[:, None] * D + column[None]
+    e_offset = entry[:, None] * WIDE + column[None]
+    codebook_peak = tl.maximum(tl.load(peak), 1e-30)
     tallest = tl.zeros([ROWS], tl.float32)
     for start in range(0, WIDE, CHUNK):
         inside = valid[:, None] & (start + column < D)[None]
-        v = tl.abs(tl.load(vectors + start + v_place, mask=inside, other=0.0).to(tl.float32))
-        # what is not finite spoils its own row alone
+        v = tl.abs(tl.load(vectors + start + v_offset, mask=inside, other=0.0).to(tl.float32))
+        # a value that is not finite affects its own row alone
         tallest = tl.maximum(tallest, tl.max(tl.where(v < float("inf"), v, 0.0), axis=1))
-    power = _power_below(tl.maximum(tl.max(tallest, axis=0), book_peak * 2.0**-24))
+    power = _power_below(tl.maximum(tl.max(tallest, axis=0), codebook_peak * 2.0**-24))
     scale = 8192.0 / power
-    unit = scale * (8192.0 / _power_below(book_peak))
+    unit = scale * (8192.0 / _power_below(codebook_peak))
     best = tl.full([ROWS], float("inf"), tl.float32)
     code = tl.zeros([ROWS], tl.int32)
     for first in range(0, K, TILE):
@@ -95,22 +96,22 @@ def _nearest(
         if KEEP:
             for chunk in tl.static_range(0, WIDE, CHUNK):
                 product = _add_product(
-                    vectors + chunk + v_place, high + chunk + e_place,
-                    low + chunk + e_place, valid[:, None] & (chunk + column < D)[None],
+                    vectors + chunk + v_offset, high + chunk + e_offset,
+                    low + chunk + e_offset, valid[:, None] & (chunk + column < D)[None],
                     known[:, None], scale, product, SPLIT,
                 )  # fmt: skip
         else:
             for start in range(0, WIDE, CHUNK):
                 product = _add_product(
-                    vectors + start + v_place, high + start + e_place,
-                    low + start + e_place, valid[:, None] & (start + column < D)[None],
+                    vectors + start + v_offset, high + start + e_offset,
+                    low + start + e_offset, valid[:, None] & (start + column < D)[None],
                     known[:, None], scale, product, SPLIT,
                 )  # fmt: skip
         length = tl.load(half + first + entry, mask=known, other=float("inf")) * unit
         score, index = tl.min(
             length[None] - product, axis=1, return_indices=True, return_indices_tie_break_left=True
         )
-        nearer = score < best  # the first of equals stays; false for NaN, so that codes are codes
+        nearer = score < best  # the first of equals stays; false for NaN, so that codes are valid
         best = tl.where(nearer, score, best)
         code = tl.where(nearer, first + index, code)
         high += TILE * WIDE
@@ -123,11 +124,11 @@ def _sum_piece(
     vectors, order, bounds, pieces, owner, partial, K, D,
     PIECE: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Sum up to PIECE vectors of one code, which lie behind each other in `order`."""
+    """Sum up to PIECE vectors of one code, which are consecutive in `order`."""
     piece = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     code = tl.load(owner + piece)
-    used = code < K  # else nothing is left: from 0 to 0
+    used = code < K  # else the range is empty: from 0 to 0
     begin = tl.load(bounds + code, mask=used, other=0)
     first = tl.load(pieces + code, mask=used, other=piece)
     begin += (piece - first) * PIECE
@@ -145,7 +146,7 @@ def _sum_piece(
 
 @triton.jit
 def _sum_pieces(partial, pieces, sums, D, CHUNK: tl.constexpr):
-    """Add the pieces of one code up."""
+    """Sum the pieces of one code."""
     code = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     total = tl.zeros([CHUNK], tl.float32)
@@ -156,7 +157,7 @@ def _sum_pieces(partial, pieces, sums, D, CHUNK: tl.constexpr):
 
 
 def _constants(**constants: int) -> dict[str, Any]:
-    """Of a kernel; Triton's own types would have them wrapped."""
+    """Return a kernel's constants, untyped: Triton's own types want them wrapped."""
     return constants
 
 
@@ -169,15 +170,15 @@ def _cdiv(count: int, each: int) -> int:
 
 
 def _padded_dim(width: int) -> int:
-    """The width of a split book in memory: whole chunks, of 16 numbers at least."""
+    """Return the width of a split codebook in memory: whole chunks, of 16 numbers at least."""
     return max(16, _next_power_of_2(width)) if width <= 64 else _cdiv(width, 64) * 64
 
 
 def _launch_options(wide: int) -> dict[str, Any]:
-    """How `_nearest` runs on a book padded to `wide`.
+    """Choose how `_nearest` runs on a codebook padded to `wide`.
 
-    Three programs of 64 x 64 share a multiprocessor where products are short; wider vectors stay
-    on the chip up to 128, and are read again for each tile of the book beyond.
+    Three programs of 64 x 64 share a multiprocessor where products are short.  Wider vectors stay
+    on the chip up to 128; beyond, they are loaded again for each tile of the codebook.
     """
     if wide <= 64:
         return _constants(ROWS=64, TILE=64, CHUNK=wide, KEEP=True, num_warps=4, num_stages=3)
@@ -186,7 +187,7 @@ def _launch_options(wide: int) -> dict[str, Any]:
     return _constants(ROWS=128, TILE=128, CHUNK=32, KEEP=False, num_warps=8, num_stages=4)
 
 
-@torch.library.custom_op("dreamstage::assign", mutates_args=())
+@torch.library.custom_op("dreamstage::nearest_code", mutates_args=())
 def _nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     vectors, codebook = vectors.contiguous(), codebook.contiguous()
     (R, D), K = vectors.shape, len(codebook)
@@ -199,7 +200,8 @@ def _nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Te
     numbers = torch.arange(max(K + 1, _cdiv(R, PIECE) + K), device=codebook.device)
     bounds = torch.searchsorted(ordered, numbers[: K + 1].to(ordered.dtype))
     counts = bounds.diff()
-    # pieces[k]: the first piece of code k; at most R / PIECE + K in all, and no wait for how many
+    # pieces[k]: the first piece of code k; at most R / PIECE + K in all: counting them would
+    # synchronize with the GPU
     pieces = torch.cat([counts.new_zeros(1), ((counts + (PIECE - 1)) // PIECE).cumsum(0)])
     P = _cdiv(R, PIECE) + K
     owner = torch.searchsorted(pieces[1:], numbers[:P], right=True)
@@ -213,7 +215,7 @@ def _nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
-    """The nearest row of the book for each vector: (R,) int32."""
+    """Find the nearest row of the codebook for each vector: (R,) int32."""
     (R, D), K = vectors.shape, len(codebook)
     wide = _padded_dim(D)
     high = torch.empty(K, wide, dtype=torch.float16, device=codebook.device)
@@ -231,8 +233,8 @@ def _nearest_codes(vectors: Tensor, codebook: Tensor) -> Tensor:
 
 
 @_nearest_code.register_fake
-def _(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    K, D = book.shape
+def _(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    K, D = codebook.shape
     return (
         vectors.new_empty(len(vectors), dtype=torch.int64),
         vectors.new_empty(K, dtype=torch.int64),
@@ -241,10 +243,10 @@ def _(vectors: Tensor, book: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `kernels.assign`.
+    """Compute `kernels.nearest_code`.
 
-    Neighbours are those of float32 arithmetic, the lowest index among equals; a vector that is not
-    finite gets code 0.  Counts and sums are the same to the bit in every run, by a stable sort.
+    Codes are those of float32 arithmetic, the lowest index among equals; a vector that is not
+    finite gets code 0.  Counts and sums are the same to the bit in every run.
     """
     return _nearest_code(vectors.detach(), codebook.detach())
 
@@ -271,9 +273,9 @@ COMPILE_CASES = [
     _compile_case(256, "fp32", 1),
     _compile_case(256, "bf16", 1),
     CompileCase(
-        "split_book",
+        "split_codebook",
         _split_codebook,
-        {"book": "*fp32"} | _CODEBOOK,
+        {"codebook": "*fp32"} | _CODEBOOK,
         {"BLOCK": 16, "WIDE": 256, "WHOLE": 256, "K": 1024, "D": 256},
         min_programs=7,
     ),

@@ -1,9 +1,9 @@
 """The gates of a GRU, with the LayerNorm before them, in one pass over memory each way.
 
-A row of three parts stays in registers from its one read to its one write.  Going back, gates are
-computed once more from the parts; mean and scale are kept, two numbers a row.  Each program then
-walks over many rows and adds up its own share of the gradients of weight and bias; the shares are
-added afterwards, in the same order every time.
+A row of three parts stays in registers from its one read to its one write.  Backward, the gates are
+recomputed from the parts; mean and scale are kept, two numbers a row.  Each program iterates over
+many rows and sums its own share of the gradients of weight and bias; the shares are summed
+afterwards, always in the same order.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from kernels.rows import (
     sum_partials,
 )
 
-# elements of a tile, and how many of them are a thread's
+# elements of a tile, and of a thread
 FORWARD = 1024, 8
-# going back also warps of a multiprocessor: with LayerNorm, where a row fills its tile and where it
-# does not, which takes more registers; without
+# backward, also warps of a multiprocessor: with LayerNorm, where a row fills its tile and where it
+# does not, which takes more registers; without LayerNorm
 FILLED, PADDED, BARE = (2048, 16, 8), (1024, 8, 12), (1024, 8, 24)
-# tiles of rows that are read at a time, going back
+# backward: tiles of rows that are loaded at a time
 STAGES = 3
-# with LayerNorm: the sums of six wider rows do not fit in one multiprocessor's registers
+# with LayerNorm, the sums of six wider rows do not fit in one multiprocessor's registers
 MAX_DIM = 2048
 
 
@@ -44,7 +44,7 @@ def gru_step(
     bias: Tensor | None = None,
     eps: float = 1e-3,
 ) -> Tensor:
-    """As `kernels.gru_step`; very wide states with LayerNorm are left to PyTorch."""
+    """Compute `kernels.gru_step`; very wide states with LayerNorm are left to PyTorch."""
     if weight is None or bias is None:
         weight = bias = None
     elif state.shape[-1] > MAX_DIM:
@@ -54,20 +54,20 @@ def gru_step(
 
 @triton.jit
 def _part(source, offset, number, mask, WIDTH: tl.constexpr):
-    """Read one of three parts that lie WIDTH apart."""
+    """Load one of three parts that lie WIDTH apart."""
     return tl.load(source + offset + number * WIDTH, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _mean(first, second, third, WIDTH: tl.constexpr):
-    """Give the mean of three parts of each row, (ROWS, 1)."""
+    """Compute the mean over three parts of each row, (ROWS, 1)."""
     return tl.sum(first + second + third, axis=1)[:, None] / (3 * WIDTH)
 
 
 @triton.jit
 def _sigmoid(x, SWIFT: tl.constexpr):
-    """1 / (1 + exp(-x)), by a root instead of a division where 16 bits are kept of it: these
-    kernels have about as many instructions as memory leaves time for."""
+    """Compute 1 / (1 + exp(-x)), by a root instead of a division where the result has 16 bits:
+    these kernels are nearly bound by their instructions."""
     if SWIFT:
         root = tl.rsqrt(1 + tl.exp2(x * -1.4426950408889634))
         return root * root
@@ -95,8 +95,8 @@ def _centered(x, mean, within, WIDTH: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def _affine(x, weight, bias, column, number, within, WIDTH: tl.constexpr):
-    """Weight and bias of a part come from the cache for every row: kept, they would take registers
-    that rows on their way need."""
+    """Apply weight and bias of a part, loaded from the cache for every row: kept, they would take
+    registers that prefetched rows need."""
     by = _part(weight, column, number, within, WIDTH)
     return x * by + _part(bias, column, number, within, WIDTH)
 
@@ -106,9 +106,9 @@ def _forward(
     parts, state, weight, bias, result, moments, count, eps,
     WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Take a step of the states of ROWS rows.
+    """Take a step of ROWS rows.
 
-    moments: (count, 2) float32, mean of each row's parts and the scale that LayerNorm gives them.
+    moments: (count, 2) float32, the mean of each row's parts and their scale in the LayerNorm.
     """
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
     column = tl.arange(0, TILE)[None]
@@ -147,7 +147,8 @@ def _store_three(target, offset, first, second, third, mask, WIDTH: tl.constexpr
 
 @triton.jit
 def _gate_grads(reset, candidate, update, old, up, SWIFT: tl.constexpr):
-    """Gradients of the three gates' arguments, for the gradient `up` of the next state."""
+    """Compute the gradients of the three gates' arguments and of the old state, for the gradient
+    `up` of the next state."""
     gate, keep = _sigmoid(reset, SWIFT), _sigmoid(update - 1, SWIFT)
     fresh = _tanh(gate * candidate, SWIFT)
     kept = up * keep
@@ -161,7 +162,7 @@ def _backward(
     parts, state, weight, bias, moments, grad, grad_parts, grad_state, shares, count,
     WIDTH: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Pull gradients back to parts and state, ROWS rows at a time.
+    """Compute the gradients of parts and state, ROWS rows at a time.
 
     shares: (programs, 6 WIDTH) float32, sums over a program's rows of the gradients of weight and
     of bias.
@@ -232,16 +233,16 @@ def _tiles(width: int, elements: int, each: int) -> dict[str, Any]:
 
 
 def _backward_tiles(width: int, itemsize: int, learned: int) -> tuple[dict[str, Any], int]:
-    """How rows are cut up going back, and the warps that a multiprocessor has for them.
+    """Choose the tiles of the backward pass, and the warps of a multiprocessor.
 
-    learned: bytes of a number of weight and bias, 0 where there are none.
+    learned: bytes of an element of weight and bias, 0 where there are none.
     """
     normed_shape = FILLED if next_power_of_2(width) == width else PADDED
     elements, each, warps = normed_shape if learned else BARE
     tiles = _tiles(width, elements, each)
-    # five parts of what comes, three of each of weight, bias and weight again
+    # five inputs, three parts each of weight, bias and weight again
     bytes_each = 14 * tiles["ROWS"] * tiles["TILE"] * itemsize
-    # a third tile under way takes registers that wider weights, or more rows, have need of
+    # a third tile in flight takes registers that wider weights, or more rows, need
     full = learned and (learned > itemsize or tiles["ROWS"] > 2)
     return tiles | {"STAGES": max_stages(2 if full else STAGES, bytes_each)}, warps
 
@@ -250,7 +251,7 @@ def _backward_tiles(width: int, itemsize: int, learned: int) -> tuple[dict[str, 
 def _gru_step(
     parts: Tensor, state: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Give the next state, and each row's moments, (count, 2), or nothing without LayerNorm."""
+    """Return the next state, and each row's moments, (count, 2), empty without LayerNorm."""
     parts, state, weight, bias = _contiguous(parts, state, weight, bias)
     result, moments = torch.empty_like(state), _fresh_moments(state, weight)
     if state.numel():
@@ -280,7 +281,7 @@ def _gru_step_backward(
     moments: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the gradients of parts and state, and of weight and bias, (2, 3D) or nothing."""
+    """Return the gradients of parts and state, and of weight and bias, (2, 3D) or empty."""
     parts, state, weight, bias, grad = _contiguous(parts, state, weight, bias, grad)
     grad_parts, grad_state = torch.empty_like(parts), torch.empty_like(state)
     width = state.shape[-1]
@@ -366,7 +367,7 @@ def _case(
 def _cases(
     width: int, normed: bool, forth: int, back: int, dtype: str = "bf16", param_dtype: str = "fp32"
 ) -> list[CompileCase]:
-    """Both ways, so many programs of each at once."""
+    """List both passes, so many programs of each at once."""
     sizes = {"bf16": 2, "fp32": 4}
     tiles_back = _backward_tiles(width, sizes[dtype], sizes[param_dtype] * normed)[0]
     tiles = _tiles(width, *FORWARD)

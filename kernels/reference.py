@@ -1,4 +1,4 @@
-"""The truth about every operation, in a few lines of PyTorch: float64 in, float64 out."""
+"""The definition of every operation, in a few lines of PyTorch: float64 in, float64 out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _to_float32(x: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, arXiv:1910.07467, equation 4)."""
+    """Compute x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich, arXiv:1910.07467, eq. 4)."""
     wide = _to_float32(x)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return (wide * scale * _to_float32(weight)).to(x.dtype)
@@ -23,41 +23,43 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
 def add_rms_norm(
     x: Tensor, branch: Tensor, weight: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """The residual stream with a branch added, and its norm, which the next branch reads."""
+    """Add a branch to the residual stream: the sum, and its norm, which the next branch reads."""
     total = x + branch
     return total, rms_norm(total, weight, eps)
 
 
 def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn pairs of channels (RoPE, Su et al., arXiv:2104.09864), the halves being the pairs."""
+    """Rotate pairs of channels (RoPE, Su et al., arXiv:2104.09864); channel d is paired with
+    d + D / 2."""
     first, second = x.chunk(2, dim=-1)
     cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
     return torch.cat([first * cosine - second * sine, first * sine + second * cosine], dim=-1)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up (Shazeer, arXiv:2002.05202, equation 6): (..., 2F) -> (..., F)."""
+    """Compute silu(gate) * up (Shazeer, arXiv:2002.05202, equation 6): (..., 2F) -> (..., F)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return silu(gate) * up
 
 
 @dataclass(frozen=True)
 class BlockMask:
-    """Who sees whom in a sequence of equal blocks, of which the queries are the last.
+    """Which keys a query attends to, in a sequence of equal blocks whose last ones are the queries.
 
-    View() is causal; View(size=S) is block-causal, all tokens of a frame seeing each other and the
-    past; View(size=whole sequence) sees everything.
+    BlockMask() is causal.  BlockMask(block_size=S) is block-causal: all tokens of a frame see each
+    other and the frames before.  With block_size = the whole sequence nothing is masked.
     """
 
     block_size: int = 1
     """Tokens of a block."""
     context_blocks: int | None = None
-    """Blocks that a block sees, itself included; None: all before it."""
+    """Blocks that a block attends to, itself included; None: all before it."""
     causal_within_block: bool = False
-    """Tokens of a block see only those up to themselves in it."""
+    """Within its own block, a token attends only to tokens up to itself."""
 
     def mask(self, queries: int, keys: int, device: torch.device | None = None) -> Tensor:
-        """(Q, K) bool, True where a query sees a key; the queries are the last of the keys."""
+        """Return (Q, K) bool, True where a query attends to a key; the queries are the last of the
+        keys."""
         position = torch.arange(keys, device=device)
         query, key = position[keys - queries :, None], position[None]
         behind = query // self.block_size - key // self.block_size
@@ -74,10 +76,9 @@ def attention(
     block_mask: BlockMask,
     angles: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v over what the view lets see (Vaswani et al., arXiv:1706.03762).
+    """Compute softmax(q k^T / sqrt(E)) v over visible keys (Vaswani et al., arXiv:1706.03762).
 
-    angles: cosine and sine, (K, E / 2), by which keys, and queries as the last of them, are turned
-    first.
+    angles: cosine and sine, (K, E / 2), that rotate keys, and queries as the last of them, first.
     """
     queries, keys = q.shape[-2], k.shape[-2]
     if angles is not None:
@@ -97,13 +98,13 @@ def attention_with_cache(
     block_mask: BlockMask,
     angles: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of a few to a past and to themselves, and all keys and values, the past first."""
+    """Attend to a cache and to the new keys; also return all keys and values, the cache first."""
     k, v = torch.cat([cache[0], k], dim=-2), torch.cat([cache[1], v], dim=-2)
     return attention(q, k, v, block_mask, angles), k, v
 
 
 def decode_attention(q: Tensor, keys: Tensor, values: Tensor, bounds: Tensor) -> Tensor:
-    """Attention of a few queries to the rows `bounds[0]` up to `bounds[1]` of a static cache."""
+    """Attend to the rows `bounds[0]` up to `bounds[1]` of a static cache."""
     low, high = bounds.tolist()
     scores = (
         _to_float32(q) @ _to_float32(keys[:, :, low:high]).transpose(-1, -2) * q.shape[-1] ** -0.5
@@ -119,9 +120,9 @@ def linear_cross_entropy(
     before: Tensor | None = None,
     bonus: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """-log softmax(x weight^T + bias)[target] of each row, and the likeliest class.
+    """Compute -log softmax(x weight^T + bias)[target] of each row, and the likeliest class.
 
-    With `before` and `bonus`, row n's logit of class before[n] is raised by bonus[n].
+    With `before` and `bonus`, bonus[n] is added to row n's logit of class before[n].
     """
     logits = linear(
         _to_float32(x), _to_float32(weight), None if bias is None else _to_float32(bias)
@@ -133,8 +134,8 @@ def linear_cross_entropy(
 
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest row of the codebook, by argmin |e|^2 - 2 v e, and what an EMA of the codebook
-    needs: how many vectors each row got, and their sum (van den Oord et al., arXiv:1711.00937,
+    """Find the nearest row of the codebook, argmin |e|^2 - 2 v e, and what an EMA of the codebook
+    needs: the number of vectors of each row, and their sum (van den Oord et al., arXiv:1711.00937,
     appendix A.1)."""
     vectors, codebook = _to_float32(vectors), _to_float32(codebook)
     codes = (codebook.square().sum(-1) - 2 * vectors @ codebook.T).argmin(-1)
@@ -150,9 +151,9 @@ def gru_step(
     bias: Tensor | None = None,
     eps: float = 1e-3,
 ) -> Tensor:
-    """The gates of a GRU whose three parts come from one product (Hafner et al.,
+    """Apply the gates of a GRU whose three parts come from one product (Hafner et al.,
     arXiv:2301.04104): reset r, candidate c, update u; h' = u tanh(r c) + (1 - u) h, with u biased
-    towards keeping.  With `weight` and `bias` the parts go through one LayerNorm first.
+    by -1.  With `weight` and `bias` the parts go through one LayerNorm first.
     """
     wide = _to_float32(parts)
     if weight is not None and bias is not None:

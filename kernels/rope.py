@@ -1,7 +1,7 @@
 """Rotary position embedding, in one pass over memory each way.
 
-Going back is turning the other way.  Heads of one position are neighbours in a tile, whatever lies
-between them in memory: they share their angles, which would otherwise be read as often as x.
+The backward pass is the inverse rotation.  Heads of one position are neighbors in a tile, wherever
+they lie in memory: they share their angles, which would otherwise be loaded as often as x.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from kernels.rows import argument_types, cdiv, next_power_of_2, row_offsets
 
 
 def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """As `kernels.rotate`; x may be any view whose last axis has stride 1.
+    """Compute `kernels.apply_rope`; x may be any view whose last axis has stride 1.
 
-    Nothing is learned about the angles.
+    The angles get no gradient.
     """
     if x.dim() != 4:
         return apply_rope(_as_4d(x), cosine, sine).view(x.shape)
@@ -38,9 +38,9 @@ def _as_4d(x: Tensor) -> Tensor:
 def _rope_kernel(
     x, cosine, sine, rotated, count, positions, heads,
     x_outer, x_middle, x_last, rotated_outer, rotated_middle, rotated_last,
-    HALF: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, BACK: tl.constexpr,
+    HALF: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, INVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Turn ROWS rows of 2 HALF channels; rows are counted clip by clip, position by position."""
+    """Rotate ROWS rows of 2 HALF channels; rows are ordered by clip, position, head."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, TILE)[None]
     mask = (row < count)[:, None] & (column < HALF)
@@ -50,7 +50,7 @@ def _rope_kernel(
     angle = (row // heads % positions)[:, None] * HALF + column
     cos = tl.load(cosine + angle, mask=mask, other=0.0).to(tl.float32)
     sin = tl.load(sine + angle, mask=mask, other=0.0).to(tl.float32)
-    if BACK:
+    if INVERSE:
         sin = -sin
     to = row_offsets(row, positions, heads, rotated_outer, rotated_middle, rotated_last)[:, None]
     dtype = rotated.dtype.element_ty
@@ -61,12 +61,12 @@ def _rope_kernel(
 def _tiles(half: int, inverse: bool) -> dict[str, Any]:
     width = next_power_of_2(half)
     rows = max(1, 2048 // width)
-    return {"HALF": half, "TILE": width, "ROWS": rows, "BACK": inverse, "num_warps": 4}
+    return {"HALF": half, "TILE": width, "ROWS": rows, "INVERSE": inverse, "num_warps": 4}
 
 
-@torch.library.custom_op("dreamstage::rotate", mutates_args=())
+@torch.library.custom_op("dreamstage::apply_rope", mutates_args=())
 def _apply_rope(x: Tensor, cosine: Tensor, sine: Tensor, inverse: bool) -> Tensor:
-    """Turn x, (B, H, S, E), by the angles or back by them."""
+    """Rotate x, (B, H, S, E), by the angles or, if inverse, by their opposite."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     rotated = torch.empty_like(x)
     clips, heads, positions, width = x.shape
@@ -82,17 +82,17 @@ def _apply_rope(x: Tensor, cosine: Tensor, sine: Tensor, inverse: bool) -> Tenso
 
 
 @_apply_rope.register_fake
-def _(x: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> Tensor:
+def _(x: Tensor, cosine: Tensor, sine: Tensor, inverse: bool) -> Tensor:
     return torch.empty_like(x if x.stride(-1) == 1 else x.contiguous())
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, cosine, sine, ctx.back = inputs
+    _, cosine, sine, ctx.inverse = inputs
     ctx.save_for_backward(cosine, sine)
 
 
 def _autograd_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    return _apply_rope(grad, *ctx.saved_tensors, not ctx.back), None, None, None
+    return _apply_rope(grad, *ctx.saved_tensors, not ctx.inverse), None, None, None
 
 
 _apply_rope.register_autograd(_autograd_backward, setup_context=_setup_context)
@@ -103,13 +103,13 @@ def _case(
 ) -> CompileCase:
     values = _tiles(width // 2, inverse) | {"heads": heads, "positions": positions}
     warps = values.pop("num_warps")
-    # a view of a packed projection, rotated into one that lies as it does
+    # a view of a packed projection, rotated into a dense one
     x = {"x_outer": 3 * heads * width * positions, "x_middle": 3 * heads * width}
     rotated = {"rotated_outer": heads * width * positions, "rotated_middle": heads * width}
     values |= x | rotated | {"x_last": width, "rotated_last": width}
     pointers = {"x": f"*{dtype}", "cosine": "*fp32", "sine": "*fp32", "rotated": f"*{dtype}"}
     types = argument_types(_rope_kernel, values, **pointers)
-    name = f"rotate{' back' * inverse} {heads} x {width}, {dtype}"
+    name = f"apply_rope{' inverse' * inverse} {heads} x {width}, {dtype}"
     return CompileCase(name, _rope_kernel, types, values, warps, min_programs=programs)
 
 

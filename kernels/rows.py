@@ -1,4 +1,4 @@
-"""How kernels that work row by row walk over tensors, contiguous or not, and cut a row up."""
+"""How row-wise kernels index tensors, contiguous or not, and split a row into tiles."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from kernels.compile_check import CompileCase
 
-# bytes of a multiprocessor's shared memory that a program fills with rows on their way
+# bytes of a multiprocessor's shared memory that a program fills with prefetched rows
 SHARED_MEMORY = 190 << 10
-# how shares are added up
+# how shares are summed
 _SUMS: dict[str, Any] = dict(ROWS=64, COLUMNS=32, num_warps=8)
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """View x, (..., D), with one to three axes before a last one of stride 1; copy if need be."""
+    """View x, (..., D), with one to three axes before a last one of stride 1; copy if necessary."""
     if x.dim() == 1:
         x = x[None]
     if x.dim() > 4:
@@ -27,32 +27,32 @@ def as_rows(x: Tensor) -> Tensor:
 
 
 def memory_order(x: Tensor) -> list[int]:
-    """Axes of x before the last, as they lie in memory: the one of the longest stride first."""
+    """Return the axes of x before the last in memory order, the longest stride first."""
     return sorted(range(x.dim() - 1), key=lambda axis: -x.stride(axis))
 
 
 def empty_in_order(x: Tensor, axes: list[int], dtype: torch.dtype | None = None) -> Tensor:
-    """Give an empty tensor of x's shape that is dense when walked over in the order of `axes`."""
+    """Allocate a tensor of x's shape that is dense in memory in the order of `axes`."""
     axes = [*axes, x.dim() - 1]
     dense = x.new_empty([x.shape[axis] for axis in axes], dtype=dtype)
     return dense.permute([axes.index(axis) for axis in range(x.dim())])
 
 
 def inner_sizes(x: Tensor, axes: list[int]) -> tuple[int, int]:
-    """Sizes of the last two of `axes`, by which `row_starts` takes a row's number apart."""
+    """Return the sizes of the last two of `axes`, by which `row_offsets` unravels row numbers."""
     sizes = [1, 1] + [x.shape[axis] for axis in axes]
     return sizes[-2], sizes[-1]
 
 
 def strides(x: Tensor, axes: list[int]) -> tuple[int, int, int]:
-    """Strides of three axes, the slowest first."""
+    """Return the strides of three axes, the slowest first."""
     steps = [0, 0] + [x.stride(axis) for axis in axes]
     return steps[-3], steps[-2], steps[-1]
 
 
 @triton.jit
 def row_offsets(row, middle, last, outer_stride, middle_stride, last_stride):
-    """Offsets of rows by number, in int64: rows * width can pass 2**31."""
+    """Compute offsets of rows by number, in int64: rows * width can pass 2**31."""
     line = row // last
     outer, second, third = line // middle, line % middle, row % last
     return (
@@ -63,19 +63,19 @@ def row_offsets(row, middle, last, outer_stride, middle_stride, last_stride):
 
 
 def next_power_of_2(width: int) -> int:
-    """Give the least power of two that holds so many."""
+    """Return the least power of two that is no less than `width`."""
     return 1 << (width - 1).bit_length()
 
 
 def cdiv(count: int, size: int) -> int:
-    """Count the tiles of a size that cover so many."""
+    """Return count / size, rounded up."""
     return -(-count // size)
 
 
 def split_row(width: int) -> tuple[int, int]:
-    """Cut a row into a tile of the largest power of two and one of what is left, or 0.
+    """Split a row into a tile of the largest power of two and one of the rest, or 0.
 
-    576 is 512 and 64: in one tile of 1,024, every other lane would have nothing to do.
+    576 is 512 and 64: in one tile of 1,024, every other lane would be idle.
     """
     whole = next_power_of_2(width)
     first = whole if whole == width else whole // 2
@@ -84,7 +84,7 @@ def split_row(width: int) -> tuple[int, int]:
 
 
 def num_multiprocessors(x: Tensor) -> int:
-    """Multiprocessors of the GPU that x is on; a few where the interpreter stands in for one."""
+    """Count the multiprocessors of x's GPU; 2 where the interpreter stands in for one."""
     if not x.is_cuda:
         return 2
     return torch.cuda.get_device_properties(x.device).multi_processor_count
@@ -111,26 +111,27 @@ def sum_partials(shares: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def max_stages(wanted: int, each: int) -> int:
-    """As many tiles read at a time as wanted, or as fit: `each` bytes of one, all but one in shared
-    memory."""
+    """Return how many tiles of `each` bytes are loaded at a time: as many as wanted, or as fit, all
+    but one of them in shared memory."""
     return min(wanted, 1 + SHARED_MEMORY // each)
 
 
 def num_programs(x: Tensor, warps: int, tiles: dict[str, Any], count: int) -> int:
-    """Count programs, of `warps` warps in all on a multiprocessor, that share `count` rows: as many
-    as run at once, so that no multiprocessor is left with a last one of its own."""
+    """Count the programs that share `count` rows, of `warps` warps in all on a multiprocessor: as
+    many as run at once, so that no multiprocessor runs a last one alone."""
     programs = num_multiprocessors(x) * max(1, warps // tiles["num_warps"])
     return min(programs, cdiv(count, tiles["ROWS"]))
 
 
 def argument_types(kernel: Any, values: dict[str, Any], **known: str) -> dict[str, str]:
-    """Types of a kernel's arguments for `Ahead`: those known, and sizes and strides."""
+    """Return the types of a kernel's arguments for a `CompileCase`: the known ones, and i32 for
+    sizes and strides."""
     names = [name for name in kernel.arg_names if name not in values]
     return {name: known.get(name, "i32") for name in names}
 
 
 def packed_strides(kernel: Any, width: int) -> dict[str, int]:
-    """Strides of contiguous rows, as a launch finds them."""
+    """Return the strides of contiguous rows, as a launch finds them."""
     ends = {"_outer": 0, "_middle": 0, "_last": width}
     names = [(name, end) for name in kernel.arg_names for end in ends if name.endswith(end)]
     return {name: ends[end] for name, end in names}

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import types
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, get_origin, get_type_hints
 
 C = TypeVar("C")
+
+
+class MethodConfig(Protocol):
+    """Config of a method: a frozen dataclass that stands in models/registry.py."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 def check_positive(config: Any, prefix: str, *names: str) -> None:

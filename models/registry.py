@@ -10,23 +10,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from data.actions import ActionSpec
-from models.config import from_plain, to_plain
+from models.config import MethodConfig, from_plain, to_plain
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 if TYPE_CHECKING:
-    from models.controllers.controller import Trained
+    from models.controllers.controller import TrainedController
     from models.dynamics.dynamics import Dynamics
 
 M = TypeVar("M")
-
-
-class MethodConfig(Protocol):
-    """Config of a method: a frozen dataclass that stands in this registry."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 Method: TypeAlias = tuple[type[MethodConfig], type[M]]
@@ -82,25 +76,25 @@ def predictor() -> Method[Dynamics]:
     return PredictorConfig, Predictor
 
 
-def policy() -> Method[Trained]:
+def policy() -> Method[TrainedController]:
     from models.controllers.policy import LatentPolicy, PolicyConfig
 
     return PolicyConfig, LatentPolicy
 
 
-def actor_critic() -> Method[Trained]:
+def actor_critic() -> Method[TrainedController]:
     from models.controllers.actor_critic import ActorCritic, ActorCriticConfig
 
     return ActorCriticConfig, ActorCritic
 
 
-def goal_policy() -> Method[Trained]:
+def goal_policy() -> Method[TrainedController]:
     from models.controllers.goal_policy import GoalPolicy, GoalPolicyConfig
 
     return GoalPolicyConfig, GoalPolicy
 
 
-def discrete_goal_policy() -> Method[Trained]:
+def discrete_goal_policy() -> Method[TrainedController]:
     from models.controllers.discrete_goal_policy import (
         DiscreteGoalPolicy,
         DiscreteGoalPolicyConfig,
@@ -120,7 +114,7 @@ DYNAMICS: dict[str, Callable[[], Method[Dynamics]]] = {
     "llama": llama,
     "predictor": predictor,
 }
-CONTROLLERS: dict[str, Callable[[], Method[Trained]]] = {
+CONTROLLERS: dict[str, Callable[[], Method[TrainedController]]] = {
     "policy": policy,
     "actor_critic": actor_critic,
     "goal_policy": goal_policy,
@@ -146,6 +140,14 @@ def describe(config: MethodConfig) -> dict[str, Any]:
     raise ValueError(f"{type(config).__name__} is the config of no method in models/registry.py")
 
 
+def dynamics_class(config: MethodConfig) -> type[Dynamics]:
+    """The class that a config describes: what it needs is known before it is built."""
+    kind = describe(config)["kind"]
+    if kind not in DYNAMICS:
+        raise ValueError(f"{kind} is no dynamics model; there are: {', '.join(DYNAMICS)}")
+    return DYNAMICS[kind]()[1]
+
+
 def build_tokenizer(config: MethodConfig | dict[str, Any], data: DataSpec) -> Tokenizer:
     """config: a config, or plain values."""
     return _build(TOKENIZERS, "tokenizer", config, data)
@@ -155,7 +157,7 @@ def build_dynamics(config: MethodConfig | dict[str, Any], data: DataSpec) -> Dyn
     return _build(DYNAMICS, "dynamics", config, data)
 
 
-def build_controller(config: MethodConfig | dict[str, Any], data: DataSpec) -> Trained:
+def build_controller(config: MethodConfig | dict[str, Any], data: DataSpec) -> TrainedController:
     return _build(CONTROLLERS, "controller", config, data)
 
 

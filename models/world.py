@@ -1,36 +1,40 @@
-"""A tokenizer and a dynamics model together: a world that can be entered, acted in, looked at."""
+"""A tokenizer and a dynamics model together, or one model that is both: a world to act in."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Literal, cast
 
 import torch
-from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from models.dynamics.dynamics import Dynamics, FrameResidual, State
-from models.layers.compile_fn import CompileFn
+from data.actions import ActionSpec
+from models.dynamics.dynamics import Dynamics, FrameResidual, History, State
+from models.frame_residual import expand_patches, persistent_residual
+from models.layers.inference import CompileFn
+from models.layers.precision import Precision, autocast
 from models.layers.sampling import Sampling
 from models.tokenizers.codes import CodebookEmbedding
 from models.tokenizers.tokenizer import Tokenizer
 
-Precision = Literal["bf16", "fp16", "fp32"]
-
-
-SHRINKAGE = 0.3  # weight of the whole frame in what is measured of one patch
-
 
 class World(nn.Module):
-    """Everything is batched; actions are in the environment's own units.
+    """The only thing that controllers, play, evaluation, export and serving know of a model.
 
-    Letters: B worlds, T frames, A numbers of an action.
+    Everything is batched; actions are in the environment's units, but where `normalized` is said.
+    Where tokenizer and dynamics are one model, trained jointly, it is passed as both.
+
+    Letters: B worlds, T frames, N latents of a state, A action numbers.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, dynamics: Dynamics, precision: Precision = "fp32"
+        self,
+        tokenizer: Tokenizer,
+        dynamics: Dynamics,
+        precision: Precision = "fp32",
+        data_actions: ActionSpec | None = None,
     ) -> None:
+        """data_actions: of the data, where the model has actions of its own."""
         super().__init__()
         if tokenizer.latents != dynamics.latents:
             raise ValueError(
@@ -38,13 +42,19 @@ class World(nn.Module):
                 f"{dynamics.latents}; use the two of one run"
             )
         self.tokenizer, self.dynamics = tokenizer, dynamics
-        self.actions, self.latents = dynamics.actions, dynamics.latents
-        self.context = dynamics.context
+        self.actions = dynamics.actions
+        self.data_actions = data_actions or dynamics.actions
+        self.latents, self.state_spec = tokenizer.latents, dynamics.state_spec
+        self.temporal_context = tokenizer.temporal_context
+        self.context = dynamics.context + self.temporal_context - 1
+        """Real frames that it can use when it is entered."""
         self.image_size = tokenizer.image_size
-        sides = zip(self.image_size, self.latents.grid, strict=True)
-        self.patch_size: tuple[int, ...] = tuple(pixels // cells for pixels, cells in sides)
-        self.vectors = CodebookEmbedding(self.latents)
-        """Latents, (..., N) codes or (..., P, D), as vectors (..., P, D) that can be compared."""
+        self.has_rewards, self.has_decoder = dynamics.has_rewards, tokenizer.has_decoder
+        self.infers_actions = dynamics.infers_actions
+        (height, width), (rows, columns) = self.image_size, self.latents.grid
+        self._patch = (height // rows, width // columns)
+        self.vectors = CodebookEmbedding(self.state_spec)
+        """Latents of states, (..., N) codes or (..., P, D), as vectors to compare: (..., P, D)."""
         self.vectors.to(self.device).load_codebook(tokenizer)
         self.precision: Precision = precision
         self.eval()
@@ -53,125 +63,178 @@ class World(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def codebooks(self) -> Tensor:
+        """(G, K, D / G), the vectors of the tokenizer's codes; empty where there are none."""
+        return self.tokenizer.codebooks
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the dynamics model."""
+        return sum(p.numel() for p in self.dynamics.parameters())
+
+    # -- entering, acting, looking ----------------------------------------------------------
+
     def reset(self, frames: Tensor, actions: Tensor) -> State:
-        """Enter at the last of T >= 1 real frames: (B, T, 3, H, W) uint8, (B, T - 1, A)."""
+        """Start at the last of T >= 1 real frames: (B, T, 3, H, W) uint8, actions (B, T - 1, A)."""
         frames, actions = frames[:, -self.context :], actions.to(self.device)
         actions = actions[:, max(0, actions.shape[1] - frames.shape[1] + 1) :]
         with self._autocast():
-            encoded = self.tokenizer.encode(frames.to(self.device).flatten(0, 1))
-            latents = rearrange(encoded, "(B T) ... -> B T ...", B=len(frames))
+            frames = frames.to(self.device)
+            encoded = self.tokenizer.encode_clip(frames)
+            latents = encoded[:, -self.dynamics.context :]
+            actions = actions[:, actions.shape[1] - latents.shape[1] + 1 :]
             state = self.dynamics.start(latents, self.actions.normalize(actions))
+            past = self.tokenizer.temporal_context - 1
+            if past:
+                state.history = History(frames[:, -past:], encoded[:, :-1][:, -past:])
             return self._with_frame_residual(state, frames, latents)
 
     def step(self, state: State, action: Tensor) -> State:
-        """Imagine what `action`, (B, A), leads to."""
+        """Predict what `action`, (B, A), leads to."""
         with self._autocast():
             after = self.dynamics.step(state, self.actions.normalize(action.to(self.device)))
         if state.frame_residual is not None:
             changed = (after.latents != state.latents).unflatten(1, (self.latents.num_patches, -1))
             unchanged = state.frame_residual.unchanged * (1 - changed.float().mean(-1))
             after.frame_residual = replace(state.frame_residual, unchanged=unchanged)
+        if state.history is not None:
+            after.history = replace(state.history, latents=self._past_latents(state))
         return after
 
     def rollout(self, state: State, actions: Tensor) -> State:
-        """Imagine what actions, (B, T, A), lead to in the end."""
+        """Predict what a sequence of actions, (B, T, A), leads to in the end."""
         return self.imagine(state, self.actions.normalize(actions.to(self.device)))
 
     def imagine(self, state: State, actions: Tensor) -> State:
-        """As `rollout`, of actions in [-1, 1], or codes, on the world's device: what a search asks
-        thousands of times."""
+        """As `rollout`, of normalized actions on the world's device: what a planner asks thousands
+        of times."""
         with self._autocast():
             return self.dynamics.rollout(state, actions)
 
     def observe(self, state: State, action: Tensor, frames: Tensor) -> State:
-        """Take in the real frames, (B, 3, H, W) uint8, that `action`, (B, A), has led to."""
+        """Move to the real frames, (B, 3, H, W) uint8, that `action`, (B, A), led to."""
         with self._autocast():
-            latents = self.tokenizer.encode(frames.to(self.device))
+            frames = frames.to(self.device)
+            clip = frames[:, None]
+            if state.history is not None:
+                clip = torch.cat([state.history.frames, clip], dim=1)[
+                    :, -self.tokenizer.temporal_context :
+                ]
+            latents = self.tokenizer.encode_clip(clip)[:, -1]
             after = self.dynamics.observe(
                 state, self.actions.normalize(action.to(self.device)), latents
             )
+            if state.history is not None:
+                past = self._past_latents(state)
+                after.history = History(clip[:, 1 - self.tokenizer.temporal_context :], past)
             return self._with_frame_residual(after, frames[:, None], latents[:, None])
 
-    def encode(self, frames: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> (B, N) codes or (B, P, D)."""
-        with self._autocast():
-            return self.tokenizer.encode(frames.to(self.device))
-
     def decode(self, state: State) -> Tensor:
-        """Look: (B, 3, H, W) uint8."""
+        """Draw a state: (B, 3, H, W) uint8; ValueError where the world has no decoder."""
         with self._autocast():
-            frames = self._decode_latents(state.latents)
-            if state.frame_residual is None:
+            readout = self.dynamics.readout(state)
+            if state.history is not None:
+                clip = torch.cat([state.history.latents, readout[:, None]], dim=1)
+                return self.tokenizer.decode_clip(clip)[:, -1]
+            frames = self._draw(readout)
+            kept = state.frame_residual
+            if kept is None:
                 return frames
-            frame_residual = state.frame_residual
-            if frame_residual.residual is None:
-                frame_residual.residual = self._persistent_residual(
-                    frame_residual.frames, frame_residual.latents
+            if kept.residual is None:
+                drawn = self.tokenizer.decode_clip(kept.latents).float()
+                kept.residual = persistent_residual(
+                    kept.frames, drawn, self.latents.grid, self._patch
                 )
-        corrected = frames.float() + frame_residual.residual * self._expand_patches(
-            frame_residual.unchanged
-        )
-        return corrected.round().clamp(0, 255).byte()
+        unchanged = expand_patches(kept.unchanged, self.latents.grid, self._patch)
+        return (frames.float() + kept.residual * unchanged).round().clamp(0, 255).byte()
+
+    # -- frames to latents, and back --------------------------------------------------------
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, N) codes or (B, P, D), as the tokenizer makes them."""
+        with self._autocast():
+            return self.tokenizer.encode_clip(frames.to(self.device)[:, None])[:, 0]
+
+    def encode_clip(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) uint8 -> (B, T, N) or (B, T, P, D), each frame with those before it."""
+        with self._autocast():
+            return self.tokenizer.encode_clip(frames.to(self.device))
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """The latents of a state at frames of which nothing else is known: what goals and probes
+        compare with states.  (B, 3, H, W) uint8 -> (B, N) or (B, P, D)."""
+        if self.state_spec == self.latents:
+            return self.encode(frames)
+        none = self.actions.empty(len(frames), 0).to(self.device)
+        return self.reset(frames[:, None], none).latents
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Draw the tokenizer's latents: (B, N) or (B, P, D) -> (B, 3, H, W) uint8."""
+        with self._autocast():
+            return self._draw(latents)
+
+    def reconstruct(self, frames: Tensor) -> Tensor:
+        """Encode and decode frames: (B, 3, H, W) uint8 -> the same."""
+        return self.decode_latents(self.encode(frames))
+
+    def actions_of(self, frames: Tensor, actions: Tensor) -> Tensor:
+        """The actions of a clip that a rollout takes: those given, or the model's own.
+
+        frames: (B, T, 3, H, W) uint8.  actions: (B, T or T - 1, A).  Returns (B, T - 1, A).
+        """
+        if not self.infers_actions:
+            return actions[:, : frames.shape[1] - 1].to(self.device)
+        with self._autocast():
+            return self.dynamics.infer_actions(frames.to(self.device))
+
+    # -- for training in imagination: normalized actions, and the caller's own autocast -----
+
+    def start_from(self, latents: Tensor, actions: Tensor) -> State:
+        """latents (B, T, N), the normalized actions between them (B, T - 1, A)."""
+        return self.dynamics.start(latents, actions)
+
+    def step_from(self, state: State, action: Tensor) -> State:
+        """Predict what a normalized action, (B, A), leads to."""
+        return self.dynamics.step(state, action)
+
+    def rollout_from(self, state: State, actions: Tensor) -> State:
+        """Predict what normalized actions, (B, T, A), lead to in the end."""
+        return self.dynamics.rollout(state, actions)
+
+    # -- settings ---------------------------------------------------------------------------
 
     def compile_steps(self, compile_fn: CompileFn) -> None:
-        """Compile a step and the look at where it leads, anew for every shape they come in.
+        """Compile a step and the decoding of what it leads to, anew for every shape they come in.
         Weights are those that are there at the first step of each."""
         self.dynamics.compile_steps(compile_fn)
-        self._decode_latents = compile_fn(cast(nn.Module, self.tokenizer), self._decode_latents)
+        self._draw = compile_fn(self.tokenizer, self._draw)
 
     def set_sampling(self, sampling: Sampling) -> None:
-        """Imagine with codes that are drawn like this; a new world takes the likeliest."""
+        """Sample codes like this; by default the likeliest are taken."""
         if not hasattr(self.dynamics, "sampling"):
-            raise ValueError("this world foretells one future; sampling has no effect on it")
+            raise ValueError("this world's predictions are deterministic; sampling has no effect")
         self.dynamics.sampling = sampling  # type: ignore[attr-defined]
 
+    # -- pieces -----------------------------------------------------------------------------
+
     def _with_frame_residual(self, state: State, frames: Tensor, latents: Tensor) -> State:
-        """Keep the real frames, (B, T, 3, H, W), where patches have codes that tell if they stay:
-        latents (B, T, N)."""
-        if self.latents.kind == "continuous":
+        """Keep the real frames, (B, T, 3, H, W), where patches have codes that tell whether they
+        change: latents (B, T, N)."""
+        framewise = self.tokenizer.temporal_context == 1 and self.state_spec == self.latents
+        if self.latents.kind == "continuous" or not framewise or not self.has_decoder:
             return state
         unchanged = torch.ones(len(frames), self.latents.num_patches, device=self.device)
-        return replace(
-            state, frame_residual=FrameResidual(frames.to(self.device), latents, unchanged)
-        )
+        kept = FrameResidual(frames.to(self.device), latents, unchanged)
+        return replace(state, frame_residual=kept)
 
-    def _decode_latents(self, latents: Tensor) -> Tensor:
-        return self.tokenizer.decode(latents)
+    def _past_latents(self, state: State) -> Tensor:
+        assert state.history is not None
+        past = [state.history.latents, self.dynamics.readout(state)[:, None]]
+        return torch.cat(past, dim=1)[:, 1 - self.tokenizer.temporal_context :]
 
-    def _persistent_residual(self, frames: Tensor, latents: Tensor) -> Tensor:
-        """What the tokenizer loses of the last of T real frames and is missing from the next, too.
-
-        Noise is lost as edges are, but it does not stay. Of what was lost of each frame, the share
-        that was missing from the one after it is found patch by patch, by least squares drawn
-        towards that of the whole frame.  (B, T, 3, H, W), (B, T, N) -> (B, 3, H, W).
-        """
-        reconstruction = self.tokenizer.decode(latents.flatten(0, 1)).view_as(frames).float()
-        residual = frames - reconstruction
-        if frames.shape[1] == 1:
-            return residual[:, 0]
-        before, after = residual[:, :-1], frames[:, 1:] - reconstruction[:, :-1]
-        covariance, variance = self._patch_sums(before * after), self._patch_sums(before.square())
-        covariance, variance = (
-            x + SHRINKAGE * x.mean(1, keepdim=True) for x in (covariance, variance)
-        )
-        gain = (covariance / variance.clamp(min=1e-6)).clamp(0, 1)
-        return residual[:, -1] * self._expand_patches(gain)
-
-    def _patch_sums(self, pixels: Tensor) -> Tensor:
-        """(B, T, 3, H, W) -> (B, P), sums."""
-        (h, _), (p, q) = self.latents.grid, self.patch_size
-        return reduce(pixels, "B T c (h p) (w q) -> B (h w)", "sum", h=h, p=p, q=q)
-
-    def _expand_patches(self, patches: Tensor) -> Tensor:
-        """(B, P) -> (B, 1, H, W), each patch over its pixels."""
-        (h, _), (p, q) = self.latents.grid, self.patch_size
-        return repeat(patches, "B (h w) -> B 1 (h p) (w q)", h=h, p=p, q=q)
+    def _draw(self, latents: Tensor) -> Tensor:
+        return self.tokenizer.decode_clip(latents[:, None])[:, 0]
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.precision)
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Multiply in `precision` inside a `with`."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")

@@ -1,4 +1,4 @@
-"""A world model as a gymnasium environment: any reinforcement learner can train inside it.
+"""A world model as a gymnasium environment, for any reinforcement learner.
 
 Letters: N environments, (H, W) of a frame.
 """
@@ -28,7 +28,7 @@ ObsType = Literal["frames", "latents"]
 
 
 class Starts(Protocol):
-    """Where episodes begin: clips of at least one frame (data/clips.py)."""
+    """First frames of episodes: clips of at least one frame (data/clips.py)."""
 
     def __len__(self) -> int: ...
     def batch(self, indices: np.ndarray) -> Any: ...
@@ -36,9 +36,9 @@ class Starts(Protocol):
 
 @dataclass
 class Cohort:
-    """Environments that were reset together: one state of the world holds them all.
+    """Environments that were reset together and share one state of the world.
 
-    A world's memory knows how old it is, so states of different ages cannot share a batch.
+    A world's memory has a length, so states of different ages cannot share a batch.
     """
 
     rows: np.ndarray  # (M,) which environments
@@ -46,14 +46,14 @@ class Cohort:
 
 
 class WorldEnv(VectorEnv):
-    """N imagined episodes at once, in batches of those that began at the same time.
+    """N episodes of model rollouts, in batches of those that were reset together.
 
-    An episode starts from a clip of real frames and goes on by imagination alone. It terminates
-    where the world thinks that it does not continue, and is truncated after `horizon` steps; the
-    step after that resets it and ignores its action (gymnasium's NEXT_STEP).
+    An episode starts from a clip of real frames; the model predicts the rest.  It terminates where
+    the continue probability is below 0.5, and is truncated after `horizon` steps; the step after
+    that resets it and ignores its action (gymnasium's NEXT_STEP).
 
-    observe: frames, (H, W, 3) uint8, or latents as the dynamics has them, which costs no decoding.
-    `reset(options={"clips": [...]})` starts from given clips; `info["clip"]` says which they are.
+    obs_type: frames, (H, W, 3) uint8, or the dynamics model's latents, which need no decoding.
+    `reset(options={"clips": [...]})` starts from given clips; `info["clip"]` holds their indices.
     """
 
     metadata = {  # noqa: RUF012 (gymnasium's own shape)
@@ -73,7 +73,7 @@ class WorldEnv(VectorEnv):
     ) -> None:
         if num_envs < 1 or horizon < 1:
             raise ValueError(
-                f"{num_envs} environments of {horizon} steps are none; both start at 1"
+                f"num_envs and horizon must be at least 1, not {num_envs} and {horizon}"
             )
         self.world, self.starts = world, starts
         self.num_envs, self.horizon = num_envs, horizon
@@ -91,7 +91,7 @@ class WorldEnv(VectorEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin all episodes anew: (N, ...) observations."""
+        """Start all episodes over: (N, ...) observations."""
         super().reset(seed=seed)
         self._cohorts = []
         clips = np.asarray((options or {}).get("clips", self._sample_starts(self.num_envs)))
@@ -133,13 +133,13 @@ class WorldEnv(VectorEnv):
 
     @torch.inference_mode()
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """Give N pictures, (H, W, 3) uint8 each."""
+        """Return N frames, (H, W, 3) uint8 each."""
         if self.render_mode is None:
             return None
         return tuple(self._gather(self._decode))
 
     def single(self) -> SingleWorldEnv:
-        """Give one such episode as a plain `gymnasium.Env`."""
+        """Make a single environment, a plain `gymnasium.Env`."""
         return SingleWorldEnv(
             self.world, self.starts, self.horizon, self.obs_type, render_mode=self.render_mode
         )
@@ -149,7 +149,7 @@ class WorldEnv(VectorEnv):
 
     @contextmanager
     def _seeded(self) -> Iterator[None]:
-        """What a world draws by itself follows from this environment's seed, too."""
+        """Seed what the world samples by this environment's seed."""
         device = self.world.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(int(self.np_random.integers(2**62)))
@@ -164,7 +164,7 @@ class WorldEnv(VectorEnv):
         self._done[rows] = False
 
     def _drop_done(self, done: np.ndarray) -> None:
-        """Take the environments that ended out of their cohorts."""
+        """Remove the environments that ended from their cohorts."""
         kept = []
         for cohort in self._cohorts:
             alive = ~done[cohort.rows]
@@ -185,7 +185,7 @@ class WorldEnv(VectorEnv):
         return self.world.decode(state).permute(0, 2, 3, 1).cpu().numpy()
 
     def _gather(self, fn: Any) -> np.ndarray:
-        """Look at every cohort and put the rows in their places."""
+        """Call `fn` on every cohort's state and put the rows in order."""
         order = np.concatenate([cohort.rows for cohort in self._cohorts])
         values = np.concatenate([fn(cohort.state) for cohort in self._cohorts])
         ordered = np.empty_like(values)
@@ -194,7 +194,7 @@ class WorldEnv(VectorEnv):
 
 
 class SingleWorldEnv(gymnasium.Env):
-    """One imagined episode, without autoreset."""
+    """One episode of a model rollout, without autoreset."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
@@ -214,7 +214,7 @@ class SingleWorldEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """options: `clip`, the number of a clip to start from."""
+        """options: `clip`, the index of a clip to start from."""
         super().reset(seed=seed)
         many = {"clips": [options["clip"]]} if options and "clip" in options else None
         observations, info = self._env.reset(seed=seed, options=many)
@@ -247,5 +247,5 @@ def action_space(spec: ActionSpec) -> spaces.Box | spaces.Discrete:
 
 
 def _to_numpy(latents: Tensor) -> np.ndarray:
-    # numpy has no bfloat16, in which some tokenizers answer
+    # numpy has no bfloat16, the dtype of some latents
     return (latents.float() if latents.is_floating_point() else latents).cpu().numpy()

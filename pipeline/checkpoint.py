@@ -1,8 +1,8 @@
 """Checkpoints that describe themselves, are written whole or not at all, and know their parent.
 
-Fields: format, stage, config, latents, actions, parent, model, fingerprint; and what resuming
-needs: optimizer, average, schedule, step, best, waited, seconds.  Only tensors, numbers, strings,
-lists and dicts, so that `weights_only=True` reads them.
+Fields: format, stage, config, image_size, latents, actions, data_actions, parent, model,
+fingerprint; and what resuming needs: optimizer, ema, scaler, step, best, bad_validations, lr_scale,
+seconds.  Only tensors, numbers, strings, lists and dicts, so that `weights_only=True` reads them.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from data.files import atomic_write
+from models import registry
+from models.registry import DataSpec, MethodConfig
 from models.tokenizers.tokenizer import LatentSpec
 
-FORMAT = 2
+FORMAT = 3
 SCRIPTS = {
     "tokenizer": "train_tokenizer.py",
     "dynamics": "train_dynamics.py",
     "controller": "train_controller.py",
 }
 
-REQUIRED_KEYS = ("stage", "config", "parent", "model", "fingerprint")
+REQUIRED_KEYS = (
+    "stage", "config", "image_size", "latents", "actions", "data_actions", "parent", "model",
+    "fingerprint",
+)  # fmt: skip
 
 Checkpoint = dict[str, Any]
 
@@ -46,18 +51,51 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     atomic_write(path, buffer.getbuffer())
 
 
-def load(path: Path, stage: str, device: str | torch.device = "cpu") -> Checkpoint:
-    """Read a checkpoint of `stage`; ValueError says what is wrong with the file, in one line."""
+def describe(
+    config: MethodConfig,
+    data: DataSpec,
+    latents: LatentSpec,
+    actions: ActionSpec,
+    parent: tuple[Path, str],
+) -> dict[str, Any]:
+    """Give what a checkpoint says of its model.
+
+    data: what the model was built for.  latents: what it makes or reads.  actions: what a step
+    takes, the data's or its own.  parent: path and fingerprint of what is underneath.
+    """
+    return {
+        "config": registry.describe(config),
+        "image_size": list(data.image_size),
+        "latents": latents.as_dict(),
+        "actions": actions.as_dict(),
+        "data_actions": data.actions.as_dict(),
+        "parent": {"path": str(parent[0]), "fingerprint": parent[1]},
+    }
+
+
+def data_spec(checkpoint: Checkpoint) -> DataSpec:
+    """The data that a checkpoint's model was built for."""
+    height, width = checkpoint["image_size"]
+    return DataSpec(
+        (height, width),
+        ActionSpec.from_dict(checkpoint["data_actions"]),
+        None if checkpoint["stage"] == "tokenizer" else LatentSpec.from_dict(checkpoint["latents"]),
+    )
+
+
+def load(path: Path, stage: str) -> Checkpoint:
+    """Read a checkpoint of `stage` to the CPU; ValueError says what is wrong with the file, in one
+    line."""
     script = train_command(stage, path)
     if not path.exists():
         raise ValueError(f"{path} is not there; {script} writes it")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # reading what is damaged can raise anything
         reason = (str(problem).splitlines() or ["it is empty"])[0][:120]
         raise ValueError(
             f"{path} cannot be read as a checkpoint ({type(problem).__name__}: {reason}); "
-            f"restore it from a copy, or begin anew with {script} --restart"
+            f"restore it from a copy, or start over with {script} --restart"
         ) from None
     if not isinstance(checkpoint, dict) or "format" not in checkpoint:
         raise ValueError(f"{path} is not a checkpoint of this project; {script} writes one")
@@ -69,7 +107,7 @@ def load(path: Path, stage: str, device: str | torch.device = "cpu") -> Checkpoi
     missing = ", ".join(key for key in REQUIRED_KEYS if key not in checkpoint)
     if missing:
         raise ValueError(
-            f"{path} is damaged: it holds no {missing}; {script} --restart writes it anew"
+            f"{path} is damaged: it holds no {missing}; {script} --restart writes it again"
         )
     if checkpoint["stage"] != stage:
         raise ValueError(
@@ -102,7 +140,8 @@ def restore(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
         raise ValueError(
             f"{path} was written by another version, whose {checkpoint['config']['kind']} has "
             f"other weights ({differing[0]} and {len(differing) - 1} more); train again with "
-            f"{train_command(checkpoint['stage'], path)} --restart, or use the version that wrote it"
+            f"{train_command(checkpoint['stage'], path)} --restart, or use the version that "
+            f"wrote it"
         )
     check_weights(checkpoint, path)
     model.load_state_dict(stored)
@@ -127,14 +166,7 @@ def check_parent(
     if expected != parent["fingerprint"]:
         raise ValueError(
             f"{child_path} was trained on a {parent['stage']} with fingerprint {expected}, but "
-            f"{parent_path} has {parent['fingerprint']}; run {train_command(child['stage'], child_path)} "
-            f"--restart, or put the old {parent['stage']} back"
+            f"{parent_path} has {parent['fingerprint']}; run "
+            f"{train_command(child['stage'], child_path)} --restart, or put the old "
+            f"{parent['stage']} back"
         )
-
-
-def action_spec(checkpoint: Checkpoint) -> ActionSpec:
-    return ActionSpec.from_dict(checkpoint["actions"])
-
-
-def latent_spec(checkpoint: Checkpoint) -> LatentSpec:
-    return LatentSpec.from_dict(checkpoint["latents"])

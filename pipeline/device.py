@@ -1,4 +1,4 @@
-"""Which device and which precision, chosen once and said once."""
+"""Choose the device and the precision, once."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 
 import torch
 
-from models.world import Precision
+from models.layers.precision import Precision
 
 PrecisionOption = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def pick_device() -> torch.device:
-    """CUDA, then Apple's MPS, then the CPU, made ready for long work."""
+    """Return CUDA, else Apple's MPS, else the CPU, set up for long runs."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -25,8 +25,10 @@ def pick_device() -> torch.device:
 
 
 def pick_precision(device: torch.device, requested: PrecisionOption) -> Precision:
-    """bf16 where the hardware multiplies it faster than float32, unless one is asked for; fp16 on
-    GPUs that have tensor cores, but none for bf16."""
+    """Return bf16 where the hardware multiplies it faster than float32, unless one is requested.
+
+    A GPU whose tensor cores have no bf16 takes fp16.
+    """
     if requested != "auto":
         return requested
     if device.type == "cuda":
@@ -40,13 +42,14 @@ def pick_precision(device: torch.device, requested: PrecisionOption) -> Precisio
 
 
 def data_memory_limit(device: torch.device) -> int:
-    """Give the bytes that training data may take on an accelerator: half of what is free."""
+    """Return the bytes that training data may take on an accelerator: half of what is free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
     return 0
 
 
 def describe_device(device: torch.device) -> str:
+    """Name the device, and a CPU's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -55,13 +58,13 @@ def describe_device(device: torch.device) -> str:
 
 
 def _prepare_cpu() -> None:
-    # oneDNN's float32 products are twice as fast, and exact but where it takes bf16 for them (AMX)
+    # oneDNN's float32 products are faster at "medium", and exact unless it uses bf16 (AMX)
     torch.set_float32_matmul_precision("medium")
     if _matmul_error() > 1e-5:
         torch.set_float32_matmul_precision("highest")
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        # glibc hands every large tensor back to the system, and each new one is zeroed page by
-        # page: a tenth of a training step. Up to 32 MB (its limit) memory is kept instead.
+        # glibc returns every large tensor to the system, and each new one is zeroed page by page,
+        # which slows a training step. Memory up to 32 MB (its limit) is kept instead.
         trim_threshold, mmap_threshold = -1, -3  # malloc.h
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, 32 * 2**20)
@@ -69,7 +72,7 @@ def _prepare_cpu() -> None:
 
 
 def _matmul_error() -> float:
-    """How far float32 products are off, relative to float64's: 1e-6, or 2e-3 in bf16."""
+    """Return the relative error of float32 products against float64: 1e-6, or 2e-3 in bf16."""
     random = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, 256, 256, generator=random)
     exact = left.double() @ right.double()

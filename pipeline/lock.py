@@ -9,8 +9,11 @@ from typing import IO
 
 
 def lock(folder: Path) -> IO[str]:
-    """Hold `folder` until the returned file is closed or the process ends, however it ends."""
-    # held for as long as the run lives
+    """Lock `folder` until the returned file is closed or the process ends, however it ends.
+
+    ValueError where another process holds it.
+    """
+    # open for as long as the run lives
     file = open(folder / ".lock", "a+")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

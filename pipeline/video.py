@@ -1,6 +1,6 @@
-"""Write pictures to disk: numbered PNGs, a GIF and an mp4.
+"""Write frames to disk: numbered PNGs, a GIF, an mp4, or one grid.
 
-Letters: T pictures, H rows, W columns.  Pictures are (H, W, 3) uint8, RGB.
+Letters: T frames, H rows, W columns.  Frames are (H, W, 3) uint8, RGB.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-PALETTE_FRAMES = 16  # pictures of a film that its GIF's colours are chosen from
+PALETTE_FRAMES = 16  # frames of a video that the palette of its GIF is chosen from
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write one (H, W, 3) uint8 picture, whole or not at all."""
+    """Write one (H, W, 3) uint8 image, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -29,9 +31,9 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 def write_video(folder: Path, frames: Iterable[np.ndarray], fps: float) -> int:
-    """Write FOLDER/frames/00000.png ..., FOLDER/film.gif and FOLDER/film.mp4; give T.
+    """Write FOLDER/frames/00000.png ..., FOLDER/rollout.gif and FOLDER/rollout.mp4; return T.
 
-    Frames of an earlier film in this folder are removed first.
+    Frames of an earlier video in this folder are removed first.
     """
     images = list(frames)
     _check(images, folder)
@@ -40,13 +42,13 @@ def write_video(folder: Path, frames: Iterable[np.ndarray], fps: float) -> int:
         old.unlink()
     for index, image in enumerate(images):
         write_png(frames_folder / f"{index:05d}.png", image)
-    write_gif(folder / "film.gif", images, fps)
-    write_mp4(folder / "film.mp4", images, fps)
+    write_gif(folder / "rollout.gif", images, fps)
+    write_mp4(folder / "rollout.mp4", images, fps)
     return len(images)
 
 
 def write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    """Write a GIF that repeats for ever, with one set of colours so that it does not shimmer."""
+    """Write a GIF that loops forever, with one palette so that it does not flicker."""
     _check(frames, path)
     indices = np.linspace(0, len(frames) - 1, min(len(frames), PALETTE_FRAMES)).astype(int)
     sample = Image.fromarray(np.concatenate([frames[i] for i in indices]))
@@ -56,7 +58,7 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    hundredths = max(2, round(100 / fps))  # viewers slow down what is faster than 50 a second
+    hundredths = max(2, round(100 / fps))  # viewers slow down GIFs faster than 50 frames/s
     try:
         images[0].save(
             partial,
@@ -72,7 +74,10 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
 
 
 def write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    """Write H.264 that browsers play: an even size, the last row or column repeated if need be."""
+    """Write H.264 that browsers play.
+
+    Sizes must be even: the last row or column is repeated where they are odd.
+    """
     import av  # not at the top: an OpenCV window that opens after this import hangs (PyAV #1050)
 
     _check(frames, path)
@@ -95,9 +100,22 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
         partial.unlink(missing_ok=True)
 
 
+def make_grid(rows: Sequence[Tensor], gap: int = 2, scale: int = 2) -> np.ndarray:
+    """Lay out rows of frames, each (T, 3, H, W) uint8, as one (height, width, 3) uint8 image.
+
+    gap: pixels between frames.  scale: pixels of a side that one pixel becomes.
+    """
+    row_images = []
+    for frames in rows:
+        padded = torch.nn.functional.pad(frames.cpu(), (0, gap, 0, gap), value=128)
+        row_images.append(torch.cat(list(padded), dim=-1))
+    image = torch.cat(row_images, dim=-2).permute(1, 2, 0).numpy()
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
 def _check(frames: Sequence[np.ndarray], path: Path) -> None:
     if not len(frames):
-        raise ValueError(f"{path} would hold no picture; a film needs at least one")
+        raise ValueError(f"{path} would hold no frame; a video needs at least one")
     sizes = {p.shape for p in frames}
     if len(sizes) != 1:
-        raise ValueError(f"{path} would hold pictures of different sizes: {sorted(sizes)}")
+        raise ValueError(f"{path} would hold frames of different sizes: {sorted(sizes)}")

@@ -1,12 +1,12 @@
-"""Worlds whose figures are known beforehand: a dot that goes where its action points.
+"""Worlds whose metrics are known: a dot that moves to where its action points.
 
-The frame is a function of the last action alone, so the oracle imagines the truth exactly.
+The frame is a function of the last action alone, so the oracle predicts it exactly.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from data.actions import ActionSpec
 
-DOT = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), "share of the picture", True)
+DOT = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), "share of the image", True)
 
 
-def draw(places: Tensor, size: int = 16) -> Tensor:
-    """(..., 2) from 0 to 1 -> (..., 3, size, size) uint8 with a soft dot at each place."""
+def draw(positions: Tensor, size: int = 16) -> Tensor:
+    """(..., 2) from 0 to 1 -> (..., 3, size, size) uint8 with a soft dot at each position."""
     line = (torch.arange(size) + 0.5) / size
-    x, y = places[..., 0, None, None], places[..., 1, None, None]
+    x, y = positions[..., 0, None, None], positions[..., 1, None, None]
     near = torch.exp(-((line[None, :] - x) ** 2 + (line[:, None] - y) ** 2) / 0.02)
-    return (near * 255).to(torch.uint8).unsqueeze(-3).expand(*places.shape[:-1], 3, size, size)
+    return (near * 255).to(torch.uint8).unsqueeze(-3).expand(*positions.shape[:-1], 3, size, size)
 
 
 @dataclass
@@ -33,30 +33,38 @@ class FakeClip:
 
 
 class DotClips:
-    """As data.clips.Clips: windows of episodes in which the dot wanders."""
+    """As data.clips.Clips: clips of episodes in which the dot moves smoothly."""
 
     def __init__(self, episodes: int = 6, length: int = 30, clip_length: int = 20, seed: int = 0):
-        random = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         self.clip_length = clip_length
-        steps = random.normal(0, 0.08, (episodes, length, 2)).cumsum(1)
-        self.places = torch.tensor(0.5 + 0.4 * np.sin(steps * 3), dtype=torch.float32)
-        self.each = length - clip_length + 1
+        steps = rng.normal(0, 0.08, (episodes, length, 2)).cumsum(1)
+        self.positions = torch.tensor(0.5 + 0.4 * np.sin(steps * 3), dtype=torch.float32)
+        self.clips_per_episode = length - clip_length + 1
 
     def __len__(self) -> int:
-        return len(self.places) * self.each
+        return len(self.positions) * self.clips_per_episode
 
     def episode_of(self, index: int) -> int:
-        return index // self.each
+        return index // self.clips_per_episode
 
     def batch(self, indices: np.ndarray) -> FakeClip:
-        rows = [divmod(int(i), self.each) for i in indices]
-        places = torch.stack([self.places[e, s : s + self.clip_length] for e, s in rows])
-        actions = torch.cat([places[:, 1:], places[:, -1:]], 1)
-        return FakeClip(draw(places), actions, places)
+        rows = [divmod(int(i), self.clips_per_episode) for i in indices]
+        positions = torch.stack([self.positions[e, s : s + self.clip_length] for e, s in rows])
+        actions = torch.cat([positions[:, 1:], positions[:, -1:]], 1)
+        return FakeClip(draw(positions), actions, positions)
+
+
+class FrameCodec(Protocol):
+    """The part of a tokenizer that these worlds need."""
+
+    def encode(self, frames: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
 
 
 class Identity:
-    """A tokenizer that loses nothing."""
+    """A lossless tokenizer."""
 
     def encode(self, frames: Tensor) -> Tensor:
         return frames.flatten(1).long()
@@ -72,13 +80,13 @@ class DotState:
 
 
 class CopyWorld:
-    """Imagines that nothing ever happens."""
+    """Predicts no change."""
 
     actions = DOT
     context = 3
     device = torch.device("cpu")
 
-    def __init__(self, tokenizer: Any = None):
+    def __init__(self, tokenizer: FrameCodec | None = None):
         self.tokenizer = tokenizer or Identity()
 
     def reset(self, frames: Tensor, actions: Tensor) -> DotState:
@@ -94,16 +102,28 @@ class CopyWorld:
     def decode(self, state: DotState) -> Tensor:
         return self.tokenizer.decode(state.latents)
 
+    def encode(self, frames: Tensor) -> Tensor:
+        return self.tokenizer.encode(frames)
+
+    def embed(self, frames: Tensor) -> Tensor:
+        return self.encode(frames)
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return self.tokenizer.decode(latents)
+
+    def reconstruct(self, frames: Tensor) -> Tensor:
+        return self.decode_latents(self.encode(frames))
+
 
 class OracleWorld(CopyWorld):
-    """Imagines exactly what happens: the dot goes where it is told."""
+    """Predicts the true future: the dot moves to where the action points."""
 
     def step(self, state: DotState, action: Tensor) -> DotState:
         return DotState(self.tokenizer.encode(draw(action)))
 
 
 class Centroid:
-    """Reads the place of the dot from a picture: a ruler for the fake world."""
+    """Estimates the position of the dot from an image: a state estimator for the fake world."""
 
     def predict(self, frames: Tensor) -> Tensor:
         light = frames[:, 0].float()

@@ -1,7 +1,7 @@
-"""Worlds whose pictures hold numbers: codes made of choices add to two pixels, which can be read.
+"""Worlds whose frames hold numbers: codes made of factors add to two pixels, which can be read.
 
-Of each frame the first pixel is how far it has gone across, the second how far up or down, the
-third the code that was recorded there.
+The first pixel of a frame is the position across, the second the position up or down, the third
+the code of the frame's action.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ ALONG = torch.tensor([0, -3, 3])
 
 
 def shift(codes: Tensor) -> Tensor:
-    """(...) codes -> (..., 2): what they add to the first two pixels."""
+    """Return what codes (...) add to the first two pixels: (..., 2)."""
     across, move = KEYS.unravel(codes).unbind(-1)
     return torch.stack([across - 2, ALONG[move]], -1)
 
 
 class KeyClips:
-    """As data.clips.Clips: windows of episodes of random codes."""
+    """Like data.clips.Clips, over episodes of random codes."""
 
     actions = KEYS
 
     def __init__(self, episodes: int = 6, length: int = 24, clip_length: int = 9, keys: int = 3):
-        """keys: how many of the choices of `move` occur."""
+        """keys: number of values of `move` that occur."""
         random = np.random.default_rng(0)
         self.clip_length, self.each = clip_length, length - clip_length + 1
         choices = random.integers(0, [5, keys], (episodes, length, 2))
         self.codes = torch.from_numpy(KEYS.ravel(choices))
         places = 100 + shift(self.codes).cumsum(1) - shift(self.codes)
-        self.pictures = torch.zeros(episodes, length, 3, 4, 4, dtype=torch.uint8)
-        self.pictures[:, :, 0, 0, :2] = places.to(torch.uint8)
-        self.pictures[:, :, 0, 0, 2] = self.codes.to(torch.uint8)
+        self.frames = torch.zeros(episodes, length, 3, 4, 4, dtype=torch.uint8)
+        self.frames[:, :, 0, 0, :2] = places.to(torch.uint8)
+        self.frames[:, :, 0, 0, 2] = self.codes.to(torch.uint8)
 
     def __len__(self) -> int:
         return len(self.codes) * self.each
@@ -48,13 +48,13 @@ class KeyClips:
         rows = [divmod(int(i), self.each) for i in indices]
         cut = [(e, slice(s, s + self.clip_length)) for e, s in rows]
         return FakeClip(
-            torch.stack([self.pictures[place] for place in cut]),
+            torch.stack([self.frames[place] for place in cut]),
             torch.stack([self.codes[place] for place in cut]),
         )
 
 
 class KeyReader:
-    """Reads pairs of such pictures without a fault."""
+    """An inverse dynamics model without error."""
 
     actions = KEYS
 
@@ -65,7 +65,7 @@ class KeyReader:
 
 
 class StillWorld(CopyWorld):
-    """Nothing happens, whatever is done."""
+    """A world that ignores actions."""
 
     actions = KEYS
 
@@ -74,7 +74,7 @@ class StillWorld(CopyWorld):
 
 
 class ObedientWorld(StillWorld):
-    """Does what it is told."""
+    """A world that follows its actions."""
 
     def heard(self, action: Tensor) -> Tensor:
         return shift(action)
@@ -86,7 +86,7 @@ class ObedientWorld(StillWorld):
 
 
 class DeafWorld(ObedientWorld):
-    """Does what somebody else might have told it."""
+    """A world that follows random actions instead."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class DeafWorld(ObedientWorld):
 
 
 class HalfDeafWorld(DeafWorld):
-    """Goes across as it is told, and up and down as it likes."""
+    """A world that follows actions across, and random ones up and down."""
 
     def heard(self, action: Tensor) -> Tensor:
         return torch.stack([shift(action)[:, 0], super().heard(action)[:, 1]], 1)

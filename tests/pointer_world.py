@@ -1,7 +1,7 @@
-"""A world whose imagination is known: a blue disc on white that runs to the pointer.
+"""A world with known predictions: a blue disc on white that runs to the pointer.
 
-It reads the disc from the frames that it is shown, so it starts wherever the toy world's
-recordings do.  The square is forgotten: what is imagined differs from what is true.
+It reads the disc from the context frames, so it starts wherever an episode of the toy world does.
+It ignores the square, so its rollouts differ from the dataset.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Nothing:
 
 
 class Drawing:
-    """Latents are the whole pixels of the 512 x 512 world at which the disc stands."""
+    """Latents are the position of the disc, in whole pixels of the 512 x 512 world."""
 
     latents = LatentSpec("discrete", (1, 2), 1, 513)
 
@@ -49,12 +49,12 @@ class Drawing:
         line = (torch.arange(size) + 0.5) * WINDOW_SIZE / size
         x, y = latents[:, 0, None, None], latents[:, 1, None, None]
         inside = (line[None] - x) ** 2 + (line[:, None] - y) ** 2 < RADIUS**2
-        colour = torch.tensor(BLUE, dtype=torch.uint8)[:, None, None]
-        return torch.where(inside[:, None], colour, torch.tensor(255, dtype=torch.uint8))
+        color = torch.tensor(BLUE, dtype=torch.uint8)[:, None, None]
+        return torch.where(inside[:, None], color, torch.tensor(255, dtype=torch.uint8))
 
 
 class PointerWorld:
-    """The disc moves at most SPEED a step; the reward is its place from left to right."""
+    """The disc moves at most SPEED per step; the reward is its position from left to right."""
 
     context = 3
     device = torch.device("cpu")
@@ -88,7 +88,7 @@ class PointerWorld:
 
 
 class ToTheRight:
-    """A controller: whatever is seen, up and to the right."""
+    """A controller that moves up and to the right in every state."""
 
     name = "to the right"
 
@@ -96,9 +96,9 @@ class ToTheRight:
         return torch.tensor([[WINDOW_SIZE, 0.0]]).expand(len(state), 2)
 
 
-def blue_at(picture: np.ndarray) -> tuple[float, float]:
-    """Give the centre of the blue disc in a picture, as shares of its width and height."""
-    blue = np.abs(picture.astype(int) - BLUE).sum(-1) < 30
-    assert blue.any(), "no disc in the picture"
+def blue_at(image: np.ndarray) -> tuple[float, float]:
+    """Return the center of the blue disc, as fractions of the image's width and height."""
+    blue = np.abs(image.astype(int) - BLUE).sum(-1) < 30
+    assert blue.any(), "no disc in the image"
     y, x = np.nonzero(blue)
-    return (x.mean() + 0.5) / picture.shape[1], (y.mean() + 0.5) / picture.shape[0]
+    return (x.mean() + 0.5) / image.shape[1], (y.mean() + 0.5) / image.shape[0]

@@ -34,61 +34,60 @@ class Adder(nn.Module):
 
 @pytest.fixture
 def compilations(monkeypatch, tmp_path) -> list[str]:
-    """What was compiled; packages are kept in a folder of the test's own."""
+    """Paths of what was compiled; packages are cached in a folder of the test's own."""
     monkeypatch.setattr(aot_inductor, "cache_dir", lambda: str(tmp_path))
-    monkeypatch.setitem(
-        aot_inductor.INDUCTOR_CONFIG, "max_autotune", False
-    )  # which takes two seconds a product
-    done = []
+    # autotuning takes seconds a product
+    monkeypatch.setitem(aot_inductor.INDUCTOR_CONFIG, "max_autotune", False)
+    compiled = []
     compile_it = torch._inductor.aoti_compile_and_package
 
-    def counted(*given, **named):
-        done.append(named["package_path"])
-        return compile_it(*given, **named)
+    def counted(*args, **kwargs):
+        compiled.append(kwargs["package_path"])
+        return compile_it(*args, **kwargs)
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", counted)
-    return done
+    return compiled
 
 
 @needs_compiler
-def test_it_is_the_function_whatever_holds_its_tensors(compilations):
+def test_it_is_the_function_whatever_contains_its_tensors(compilations):
     model = Adder()
-    swift = AotCompiled(model, model.add)
+    compiled = AotCompiled(model, model.add)
     x, written = torch.randn(2, 3), torch.zeros(2)
     with torch.inference_mode():
-        first, seven = swift(x, None, written)
+        first, seven = compiled(x, None, written)
         assert seven == 7 and torch.equal(written, torch.ones(2))
         assert torch.allclose(first.sums, model.linear(x)) and isinstance(first, Both)
         assert torch.allclose(first.rest[0], x.mean(0))
-        second, _ = swift(x, first, written)
+        second, _ = compiled(x, first, written)
         assert torch.allclose(second.sums, 2 * model.linear(x), atol=1e-6)
         row = torch.randn(1, 3)
-        repeated, _ = swift(row.expand(2, 3), None, written)  # rows that lie in one place
+        repeated, _ = compiled(row.expand(2, 3), None, written)  # rows with a stride of 0
         assert torch.allclose(repeated.sums, model.linear(row).expand(2, 5), atol=1e-6)
         assert len(compilations) == 2
         more = torch.randn(7, 3)
-        assert torch.allclose(swift(more, None, torch.zeros(7))[0].sums, model.linear(more))
+        assert torch.allclose(compiled(more, None, torch.zeros(7))[0].sums, model.linear(more))
         assert len(compilations) == 2  # for any number of rows
         with torch.autocast("cpu", torch.bfloat16):
-            assert swift(x, None, written)[0].sums.dtype == torch.bfloat16
+            assert compiled(x, None, written)[0].sums.dtype == torch.bfloat16
     leaf = torch.randn(2, 3, requires_grad=True)
-    swift(leaf, None, written)[0].sums.sum().backward()
+    compiled(leaf, None, written)[0].sums.sum().backward()
     assert leaf.grad is not None and len(compilations) == 3
 
 
 @needs_compiler
-def test_what_a_number_of_rows_decides_is_compiled_for_each_way(compilations):
+def test_a_branch_on_the_number_of_rows_is_compiled_both_ways(compilations):
     model = nn.Linear(3, 3)
-    swift = AotCompiled(model, lambda x: model(x) if x.shape[0] < 5 else x)
+    compiled = AotCompiled(model, lambda x: model(x) if x.shape[0] < 5 else x)
     with torch.inference_mode():
-        for count, compiled in ((2, 1), (4, 1), (5, 2), (3, 2), (9, 2), (1, 3)):
+        for count, expected in ((2, 1), (4, 1), (5, 2), (3, 2), (9, 2), (1, 3)):
             x = torch.randn(count, 3)
-            assert torch.allclose(swift(x), model(x) if count < 5 else x, atol=1e-6)
-            assert len(compilations) == compiled
+            assert torch.allclose(compiled(x), model(x) if count < 5 else x, atol=1e-6)
+            assert len(compilations) == expected
 
 
 @needs_compiler
-def test_it_is_compiled_once_on_a_machine_for_the_same_weights(compilations):
+def test_it_is_compiled_once_per_machine_and_weights(compilations):
     x, written = torch.randn(2, 3), torch.zeros(2)
     for _ in range(2):
         again = Adder()
@@ -111,43 +110,43 @@ def test_the_same_steps_on_other_lines_are_not_compiled_again(compilations):
 
 
 @needs_compiler
-def test_packages_that_were_used_longest_ago_make_room(compilations, monkeypatch, tmp_path):
+def test_the_least_recently_used_packages_are_evicted(compilations, monkeypatch, tmp_path):
     compile_it, first = torch._inductor.aoti_compile_and_package, tmp_path / "first.pt2"
 
-    def copied(*given, **named):  # of these the compiler makes the same but for the weights
+    def copied(*args, **kwargs):  # the compiler makes the same package but for the weights
         if not first.exists():
-            shutil.copy(compile_it(*given, **named), first)
+            shutil.copy(compile_it(*args, **kwargs), first)
         else:
-            compilations.append(named["package_path"])
-        return shutil.copy(first, named["package_path"])
+            compilations.append(kwargs["package_path"])
+        return shutil.copy(first, kwargs["package_path"])
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", copied)
     models = [nn.Linear(3, 3) for _ in range(3)]
-    expected = ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4))  # the second one had to go
-    for number, compiled in expected:
+    expected = ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4))  # the second one was evicted
+    for number, count in expected:
         AotCompiled(models[number], models[number].forward)(torch.randn(2, 3))
-        assert len(compilations) == compiled
+        assert len(compilations) == count
         sizes = [path.stat().st_size for path in (tmp_path / "dreamstage").glob("*.pt2")]
         monkeypatch.setattr(aot_inductor, "MAX_CACHE_BYTES", 2.5 * sizes[0])
 
 
 @needs_compiler
-def test_weights_in_8_bits_are_laid_out_when_it_is_compiled(compilations):
+def test_weights_in_8_bits_are_compiled_too(compilations):
     torch.manual_seed(0)
     for dtype in (torch.float32, torch.bfloat16):
-        rough = Int8Linear(nn.Linear(192, 48))
-        swift = AotCompiled(rough, rough.forward)
+        int8_linear = Int8Linear(nn.Linear(192, 48))
+        compiled = AotCompiled(int8_linear, int8_linear.forward)
         with torch.inference_mode():
             for rows in (9, 30):
                 x = torch.randn(rows, 192, dtype=dtype)
                 # the compiler does not round to bfloat16 in between
                 slack = 1e-5 if dtype == torch.float32 else 2e-2
-                assert (swift(x) - rough(x)).norm() < slack * rough(x).norm()
+                assert (compiled(x) - int8_linear(x)).norm() < slack * int8_linear(x).norm()
     assert len(compilations) == 2
 
 
 @needs_compiler
-def test_a_compilation_that_is_broken_off_leaves_nothing(monkeypatch, tmp_path):
+def test_an_interrupted_compilation_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(aot_inductor, "cache_dir", lambda: str(tmp_path))
 
     def stopped(program, package_path: str, **_) -> str:
@@ -163,27 +162,29 @@ def test_a_compilation_that_is_broken_off_leaves_nothing(monkeypatch, tmp_path):
 
 
 @needs_compiler
-def test_a_transformer_writes_and_reads_the_same(compilations):
+def test_a_compiled_transformer_returns_the_same(compilations):
     torch.manual_seed(0)
-    places = torch.cartesian_prod(torch.arange(2), torch.arange(2))
+    positions = torch.cartesian_prod(torch.arange(2), torch.arange(2))
     config = TransformerConfig(dim=16, num_layers=1, num_heads=2, mlp_dim=24, context_frames=3)
-    plain, swift = (Transformer(config, places, causal_within_frame=True).eval() for _ in range(2))
-    swift.load_state_dict(plain.state_dict())
-    swift.compile_steps(AotCompiled)
+    plain, compiled = (
+        Transformer(config, positions, causal_within_frame=True).eval() for _ in range(2)
+    )
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile_steps(AotCompiled)
     blocks, tokens = torch.randn(2, 8, 16), torch.randn(4, 2, 1, 16)
     found = []
     with torch.inference_mode():
-        for model in (plain, swift):
+        for model in (plain, compiled):
             out, cache = model(blocks)
             draft = model.make_static_cache(cache)
             found.append([out, *(model.decode_token(x, draft, i) for i, x in enumerate(tokens))])
             found[-1] += model.append_block(draft).keys
-    assert len(compilations) == 2  # whole blocks, and a token at whatever place
+    assert len(compilations) == 2  # whole blocks, and a token at any position
     for one, other in zip(*found, strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_without_a_compiler_it_is_said(monkeypatch):
+def test_a_missing_compiler_is_reported(monkeypatch):
     monkeypatch.setattr(aot_inductor, "cpp_compiler", lambda: None)
     with pytest.raises(ValueError, match=r"compiled steps need a C\+\+ compiler"):
         pick_compile_fn(torch.device("cpu"))

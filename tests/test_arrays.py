@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
+from data.actions import ActionSpec
 from data.arrays import ArraySource
 
 RANDOM = np.random.default_rng(0)
@@ -41,22 +42,22 @@ FORMS = [write_h5, write_npy, write_stem, write_npz]
 
 
 @pytest.mark.parametrize("write", FORMS)
-@pytest.mark.parametrize("colour_first", [False, True])
+@pytest.mark.parametrize("channels_first", [False, True])
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_every_form_is_imported(tmp_path, write, colour_first, kind):
-    frames = FRAMES.transpose(0, 1, 4, 2, 3) if colour_first else FRAMES
+def test_every_file_format_is_imported(tmp_path, write, channels_first, kind):
+    frames = FRAMES.transpose(0, 1, 4, 2, 3) if channels_first else FRAMES
     source = ArraySource(str(write(tmp_path, frames=frames.astype(kind), actions=CODES)))
     episodes = [e for shard in range(source.num_shards) for e in source.make_shard(shard)]
     assert len(episodes) == source.num_sources == 3
     for number, episode in enumerate(episodes):
         assert np.array_equal(episode.frames, FRAMES[number])
-        assert np.array_equal(episode.actions, CODES[number])
+        assert episode.actions is not None and np.array_equal(episode.actions, CODES[number])
         assert episode.source == number
     assert source.description()["image_size"] == [16, 24]
     assert source.description()["actions"]["kind"] == "discrete"
 
 
-def test_continuous_actions_know_their_range(tmp_path):
+def test_continuous_actions_get_their_range_from_the_data(tmp_path):
     source = ArraySource(str(write_h5(tmp_path, frames=FRAMES, actions=VECTORS)))
     spec = source.description()["actions"]
     assert spec["kind"] == "continuous" and spec["names"] == ["action_0", "action_1"]
@@ -72,20 +73,20 @@ def test_ragged_episodes_and_their_rewards_are_kept(tmp_path):
             actions=VECTORS[number, :length],
             rewards=np.arange(length) / 10,
         )
-    made = ArraySource(str(tmp_path)).make_shard(0)
-    assert [len(e) for e in made] == [5, 2, 4]
-    assert made[2].rewards is not None and made[2].rewards[3] == pytest.approx(0.3)
+    episodes = ArraySource(str(tmp_path)).make_shard(0)
+    assert [len(e) for e in episodes] == [5, 2, 4]
+    assert episodes[2].rewards is not None and episodes[2].rewards[3] == pytest.approx(0.3)
 
 
-def test_fractions_need_a_scale_and_get_it(tmp_path):
+def test_fractions_need_a_scale(tmp_path):
     path = str(write_h5(tmp_path, frames=FRAMES / 255.0, actions=CODES))
     with pytest.raises(ValueError, match="look like fractions; give --scale 255"):
         ArraySource(path).description()
-    made = ArraySource(path, scale=255.0).make_shard(0)
-    assert np.array_equal(made[1].frames, FRAMES[1])
+    episodes = ArraySource(path, scale=255.0).make_shard(0)
+    assert np.array_equal(episodes[1].frames, FRAMES[1])
 
 
-def test_a_doubtful_layout_is_asked_for(tmp_path):
+def test_an_ambiguous_layout_has_to_be_given(tmp_path):
     frames = RANDOM.integers(0, 256, (2, 4, 3, 9, 3), dtype=np.uint8)
     path = str(write_h5(tmp_path, frames=frames, actions=CODES[:2, :4]))
     with pytest.raises(ValueError, match="give --layout CHW or --layout HWC"):
@@ -96,10 +97,10 @@ def test_a_doubtful_layout_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("write", FORMS)
 @pytest.mark.parametrize(
-    "arrays, answer",
+    "arrays, message",
     [
-        ({"frames": FRAMES}, "has no actions"),
-        ({"frames": FRAMES[..., :2], "actions": CODES}, "no axis of 3 colours"),
+        ({"actions": CODES}, "has no frames|is none of these"),
+        ({"frames": FRAMES[..., :2], "actions": CODES}, "no axis of 3 colors"),
         ({"frames": FRAMES, "actions": CODES[:, :4]}, r"5.* frames.*(4 actions|\(3, 4\))"),
         ({"frames": FRAMES * np.float32("nan"), "actions": CODES}, "NaN or infinity"),
         ({"frames": FRAMES * 2.0, "actions": CODES}, "0 to 255 is needed"),
@@ -113,12 +114,30 @@ def test_a_doubtful_layout_is_asked_for(tmp_path):
         ({"frames": FRAMES, "actions": CODES, "rewards": VECTORS}, "has rewards of"),
     ],
 )
-def test_a_fault_is_named(tmp_path, write, arrays, answer):
-    with pytest.raises(ValueError, match=answer) as problem:
+def test_a_fault_is_named(tmp_path, write, arrays, message):
+    with pytest.raises(ValueError, match=message) as problem:
         source = ArraySource(str(write(tmp_path, **arrays)))
         source.description()
         source.make_shard(0)
     assert "\n" not in str(problem.value)
+
+
+@pytest.mark.parametrize("write", FORMS)
+def test_frames_without_actions_are_imported(tmp_path, write):
+    source = ArraySource(str(write(tmp_path, frames=FRAMES, rewards=CODES)))
+    episodes = source.make_shard(0)
+    assert [len(e) for e in episodes] == [5, 5, 5] and source.num_sources == 3
+    for number, episode in enumerate(episodes):
+        assert np.array_equal(episode.frames, FRAMES[number]) and episode.actions is None
+        assert episode.rewards is not None and len(episode.rewards) == 5
+    assert ActionSpec.from_dict(source.description()["actions"]) == ActionSpec("none", ())
+
+
+@pytest.mark.parametrize("write", [write_h5, write_npz])
+def test_a_misnamed_array_of_actions_is_named(tmp_path, write):
+    source = ArraySource(str(write(tmp_path, frames=FRAMES, action=CODES)))
+    with pytest.raises(ValueError, match="has no actions, but an array 'action'; rename it"):
+        source.description()
 
 
 def test_frames_of_two_sizes_are_named(tmp_path):
@@ -128,7 +147,7 @@ def test_frames_of_two_sizes_are_named(tmp_path):
         ArraySource(str(tmp_path)).make_shard(0)
 
 
-def test_a_cut_file_and_nothing_at_all_are_named(tmp_path):
+def test_a_truncated_file_and_a_missing_one_are_named(tmp_path):
     path = write_h5(tmp_path, frames=FRAMES, actions=CODES)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(ValueError, match="cannot be read as HDF5"):
@@ -141,7 +160,7 @@ GOOD = {"frames": FRAMES[0], "actions": CODES[0]}
 
 
 @pytest.mark.parametrize(
-    "second, answer",
+    "second, message",
     [
         (GOOD | {"frames": FRAMES[1, ..., :2]}, r"1\.npz has frames of \(16, 24, 2\)"),
         (GOOD | {"frames": FRAMES[1, ..., 0]}, r"1\.npz has frames of \(16, 24\)"),
@@ -154,10 +173,10 @@ GOOD = {"frames": FRAMES[0], "actions": CODES[0]}
         ({"frames": FRAMES[1]}, r"1\.npz holds frames, but 0\.npz holds actions, frames"),
     ],
 )
-def test_the_file_that_differs_from_the_first_is_named(tmp_path, second, answer):
+def test_the_file_that_differs_from_the_first_is_named(tmp_path, second, message):
     np.savez(tmp_path / "0.npz", **GOOD)
     np.savez(tmp_path / "1.npz", **second)
-    with pytest.raises(ValueError, match=answer) as problem:
+    with pytest.raises(ValueError, match=message) as problem:
         source = ArraySource(str(tmp_path))
         source.description()
         source.make_shard(0)
@@ -174,9 +193,9 @@ def test_a_damaged_npz_is_named(tmp_path):
         ArraySource(str(tmp_path)).make_shard(0)
 
 
-def test_a_scale_that_bytes_do_not_need_is_refused(tmp_path):
+def test_a_scale_for_bytes_is_refused(tmp_path):
     path = str(write_h5(tmp_path, frames=FRAMES, actions=CODES))
-    with pytest.raises(ValueError, match="--scale 255 is too much"):
+    with pytest.raises(ValueError, match="--scale 255 is too large"):
         ArraySource(path, scale=255.0).description()
 
 
@@ -187,17 +206,18 @@ def test_a_dark_episode_among_scaled_ones_is_kept(tmp_path):
     assert ArraySource(path, scale=255.0).make_shard(0)[1].frames.max() <= 1
 
 
-def test_stored_numbers_lie_within_the_range_they_are_said_to_have(tmp_path):
+def test_stored_actions_lie_within_their_range(tmp_path):
     numbers = RANDOM.normal(size=(3, 5, 2))
     numbers[..., 1] = 7.0
     source = ArraySource(str(write_h5(tmp_path, frames=FRAMES, actions=numbers)))
     spec = source.description()["actions"]
     for episode in source.make_shard(0):
+        assert episode.actions is not None
         assert (episode.actions >= spec["low"]).all() and (episode.actions <= spec["high"]).all()
     assert spec["low"][1] == 7.0 and spec["high"][1] == 8.0  # never changes, yet has a width
 
 
-def test_states_come_along_with_names(tmp_path):
+def test_states_are_imported_with_names(tmp_path):
     path = write_h5(tmp_path, frames=FRAMES, actions=CODES, states=np.ones((3, 5, 4)))
     source = ArraySource(str(path))
     assert source.description()["state_names"] == ["state_0", "state_1", "state_2", "state_3"]
@@ -205,7 +225,7 @@ def test_states_come_along_with_names(tmp_path):
     assert states is not None and states.shape == (5, 4) and states.dtype == np.float32
 
 
-def test_a_shard_at_a_time_is_read(tmp_path, monkeypatch):
+def test_shards_have_a_limited_size(tmp_path, monkeypatch):
     path = write_h5(tmp_path, frames=FRAMES, actions=CODES)
     monkeypatch.setattr("data.arrays.BYTES_PER_SHARD", FRAMES[0].nbytes)
     source = ArraySource(str(path))

@@ -31,7 +31,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def keys_in_docs(section: str) -> set[str]:
-    """Names in the first column of the table under a heading."""
+    """Read the names in the first column of the table under a heading."""
     part = DOCS.split(section)[1].split("\n## ")[0]
     return {name for row in re.findall(r"^\| (`.*?) \|", part, re.M) for name in _names(row)}
 
@@ -40,15 +40,15 @@ def _names(cell: str) -> list[str]:
     return re.findall(r"`([a-z_]+)`", cell)
 
 
-def test_ceilings_and_loading_are_measured_and_written_as_documented(tmp_path):
-    ended = bench("ceilings", "loading", "--quick", "--rounds", "2", "--out", str(tmp_path))
+def test_roofline_and_loading_are_measured_and_written_as_documented(tmp_path):
+    ended = bench("roofline", "loading", "--quick", "--rounds", "2", "--out", str(tmp_path))
     assert ended.returncode == 0, ended.stderr
     found = json.loads((tmp_path / "bench.json").read_text())
     assert set(found) == keys_in_docs("### bench.json")
     rows = found["rows"]
     assert all(set(row) == keys_in_docs("### A row") for row in rows)
-    assert {row["area"] for row in rows} == {"ceilings", "loading"}
-    assert not [row["note"] for row in rows if "wrong" in row["note"] or "Error" in row["note"]]
+    assert {row["area"] for row in rows} == {"roofline", "loading"}
+    assert not [row["note"] for row in rows if "incorrect" in row["note"] or "Error" in row["note"]]
     paired = [row for row in rows if row["ratio"] is not None]
     assert paired and all(row["low"] <= row["ratio"] <= row["high"] for row in paired)
     assert all(row["rounds"] == 2 for row in paired)
@@ -57,10 +57,10 @@ def test_ceilings_and_loading_are_measured_and_written_as_documented(tmp_path):
     assert (tmp_path / "bench.png").stat().st_size > 1000
     assert not list(tmp_path.glob("*.partial"))
     for row in rows:
-        assert row["what"] in ended.stdout
+        assert row["name"] in ended.stdout
 
 
-def test_quick_has_ten_rounds_at_least_and_areas_that_are_done_have_a_picture(
+def test_quick_has_ten_rounds_at_least_and_finished_areas_are_plotted(
     tmp_path, monkeypatch, capsys
 ):
     def measured(area, options):
@@ -75,7 +75,7 @@ def test_quick_has_ten_rounds_at_least_and_areas_that_are_done_have_a_picture(
     assert re.search(r"after; 0 s: training 0, decode 0$", capsys.readouterr().out, re.M)
 
 
-def test_what_auto_takes_is_told_by_the_worst_shape_of_each_pass():
+def test_auto_is_decided_by_the_worst_shape_of_each_pass():
     rows = list(kernel_speed.verdicts("swiglu", {"forward": 0.997, "both": 1.38}))
     assert [row.note for row in rows] == ["auto: left to torch.compile", "auto: used"]
     assert [row.ratio for row in rows] == [0.997, 1.38]
@@ -84,9 +84,9 @@ def test_what_auto_takes_is_told_by_the_worst_shape_of_each_pass():
 
 def test_attention_is_raced_with_angles_but_once_and_at_lengths_of_space_and_time():
     raced = [case for case in cases(CPU, torch.float32) if case.name.startswith("attention, ")]
-    plain, turned = raced[:2]
+    plain, rotated = raced[:2]
     assert [case.name for case in raced if "no angles" in case.name] == [plain.name]
-    one, other = (floating(case.definition(*turned.inputs))[0] for case in (plain, turned))
+    one, other = (floating(case.definition(*rotated.inputs))[0] for case in (plain, rotated))
     assert not torch.allclose(one, other, atol=0.1)
     lengths = {"over space": [16, 256], "through time": [4, 16, 64]}
     for name, tokens in lengths.items():
@@ -97,23 +97,23 @@ def test_an_unknown_area_is_one_line():
     ended = bench("laoding")
     assert ended.returncode == 1 and ended.stdout == ""
     assert ended.stderr.count("\n") == 1
-    assert "did you mean loading?" in ended.stderr and "ceilings" in ended.stderr
+    assert "did you mean loading?" in ended.stderr and "roofline" in ended.stderr
 
 
 def test_only_named_operations_are_measured(monkeypatch):
     with pytest.raises(ValueError, match="did you mean rms_norm?"):
         main(Config(("kernels",), only=("rmsnorm",)))
     every = list(cases(torch.device("cpu"), torch.float32))
-    assert {case.operation for case in every} | {"assign"} == set(OPERATIONS)
+    assert {case.operation for case in every} | {"nearest_code"} == set(OPERATIONS)
     raced = []
     monkeypatch.setattr(
         kernel_speed, "_race_case", lambda case, _: iter(raced.append(case.operation) or ())
     )
-    list(kernel_speed.rows(Options(rounds=1, only=("gru_step", "rotate"))))
-    assert raced == ["rotate", "gru_step"]
+    list(kernel_speed.rows(Options(rounds=1, only=("gru_step", "apply_rope"))))
+    assert raced == ["apply_rope", "gru_step"]
 
 
-def test_who_cannot_take_a_step_is_named_and_the_others_are_raced():
+def test_a_runner_that_fails_is_named_and_the_others_are_raced():
     def breaks():
         raise RuntimeError("no such\nbackend")
 
@@ -136,31 +136,27 @@ def test_a_large_model_is_compiled_layer_by_layer_on_both_sides(monkeypatch):
     assert names.count("LlamaDecoderLayer") == len(names) - 3 > 0
     raced = [row.baseline for row in rows if row.ratio is not None]
     assert any("compile by layers" in name for name in raced)
-    assert not any("broken off" in row.note for row in rows)
+    assert not any("failed" in row.note for row in rows)
 
 
 def test_every_area_is_a_documented_module_with_rows():
-    for area in AREAS:
+    for area, module in AREAS.items():
         assert f"`{area}`" in DOCS
-        assert (
-            "def rows(options: Options) -> Iterator[Row]:"
-            in (ROOT / "bench" / f"{area}.py").read_text()
-        )
+        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        assert "def rows(options: Options) -> Iterator[Row]:" in source
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_keeping_what_no_gpu_measured_is_refused():
+def test_tuning_without_a_gpu_is_refused():
     with pytest.raises(ValueError, match="no CUDA GPU"):
-        main(Config(("ceilings",), tune=True))
+        main(Config(("roofline",), tune=True))
     with pytest.raises(ValueError, match="--rounds -1"):
-        main(Config(("ceilings",), rounds=-1))
+        main(Config(("roofline",), rounds=-1))
 
 
-def test_flags_that_nothing_would_come_of_are_refused_before_anything_is_measured(
-    tmp_path, monkeypatch
-):
+def test_flags_without_an_effect_are_refused_before_anything_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "safe_rows", lambda *_: pytest.fail("measured"))
-    with pytest.raises(ValueError, match="--only is about the area kernels, and only loading"):
+    with pytest.raises(ValueError, match="--only belongs to the area kernels, .* are loading"):
         main(Config(("loading",), only=("rms_norm",), out=tmp_path))
     taken = tmp_path / "file"
     taken.touch()
@@ -168,40 +164,40 @@ def test_flags_that_nothing_would_come_of_are_refused_before_anything_is_measure
         main(Config(("loading",), out=taken))
 
 
-def test_what_is_wrong_or_breaks_is_a_row_and_an_exit_with_1(tmp_path, monkeypatch):
+def test_an_area_that_fails_is_a_row_and_an_exit_with_1(tmp_path, monkeypatch):
     def rows(options):
-        yield Row("loading", "windows", "peer", "ms", 1.0, 2.0, 2.0, rounds=1)
-        yield Row("loading", "windows", "a peer that is not here", "", note="not measured")
+        yield Row("loading", "clips", "peer", "ms", 1.0, 2.0, 2.0, rounds=1)
+        yield Row("loading", "clips", "a peer that is not installed", "", note="not measured")
         raise RuntimeError("no such disk")
 
     monkeypatch.setattr(load_speed, "rows", rows)
-    with pytest.raises(ValueError, match=r"not measured.*: loading, broken off$"):
-        main(Config(("loading", "ceilings"), quick=True, rounds=1, out=tmp_path))
+    with pytest.raises(ValueError, match=r"not measured.*: loading, failed$"):
+        main(Config(("loading", "roofline"), quick=True, rounds=1, out=tmp_path))
     found = json.loads((tmp_path / "bench.json").read_text())
-    assert {row["area"] for row in found["rows"]} == {"loading", "ceilings"}
+    assert {row["area"] for row in found["rows"]} == {"loading", "roofline"}
     assert found["options"]["run"] is None and found["options"]["only"] == []
 
 
-ROTATE = {"forward": 1.5, "both": 1.2}
+ROPE = {"forward": 1.5, "both": 1.2}
 
 
-def test_kept_ratios_are_merged_and_read_by_the_choice(tmp_path, monkeypatch):
+def test_saved_speedups_are_merged_and_read_by_dispatch(tmp_path, monkeypatch):
     path = tmp_path / "tuned.json"
-    path.write_text(json.dumps({"sm_80": {"swiglu": {"both": 2.0}}, "sm_90": {"rotate": ROTATE}}))
+    path.write_text(json.dumps({"sm_80": {"swiglu": {"both": 2.0}}, "sm_90": {"apply_rope": ROPE}}))
     monkeypatch.setattr(dispatch, "TUNED_FILE", path)
     dispatch.tuned_speedups.cache_clear()
     try:
         kernel_speed.save_tuned({"swiglu": {"forward": 0.9}}, "sm_90")
-        assert dispatch.tuned_speedups("sm_90") == {"rotate": ROTATE, "swiglu": {"forward": 0.9}}
+        assert dispatch.tuned_speedups("sm_90") == {"apply_rope": ROPE, "swiglu": {"forward": 0.9}}
         assert dispatch.tuned_speedups("sm_80") == {"swiglu": {"both": 2.0}}
     finally:
         dispatch.tuned_speedups.cache_clear()
 
 
-def test_a_kernel_that_is_wrong_is_not_timed(monkeypatch):
+def test_an_incorrect_kernel_is_not_timed(monkeypatch):
     case = next(cases(torch.device("cpu"), torch.float32))
     monkeypatch.setattr(kernel_speed, "race", lambda *a, **k: pytest.fail("timed"))
     broken = replace(case, ours=lambda x, weight: 1.01 * reference.rms_norm(x, weight))
     options = Options(rounds=1, quick=True)
     (row,) = kernel_speed._safely(case.name, lambda: kernel_speed._race_case(broken, options), {})
-    assert row.ratio is None and row.ours is None and "not shown, wrong" in row.note
+    assert row.ratio is None and row.ours is None and row.note.startswith("incorrect: ")

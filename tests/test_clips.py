@@ -1,4 +1,4 @@
-"""Clips are the windows of the episodes of one split, from memory or from disk."""
+"""Clips are consecutive frames of the episodes of one split, from memory or from disk."""
 
 import multiprocessing
 import os
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from data.actions import ActionSpec
 from data.clips import Clips
 from data.episodes import Episode
 from data.shards import EpisodeDataset, shard_name, write_shard
@@ -17,7 +18,7 @@ DESCRIPTION = {"image_size": [8, 8], "actions": POINTER.as_dict(), "source": "te
 
 
 def ragged(folder, lengths=(5, 21, 3, 34, 1), split=0):
-    """Frames and actions carry their row's number."""
+    """Write episodes whose frames and actions hold the number of their row."""
     rows = iter(range(1000))
     for shard, part in enumerate((lengths[:2], lengths[2:])):
         episodes = []
@@ -31,7 +32,7 @@ def ragged(folder, lengths=(5, 21, 3, 34, 1), split=0):
 
 
 @pytest.mark.parametrize("memory_limit", [0, 2**30])
-def test_clips_are_all_windows_and_none_crosses_an_episode(tmp_path, memory_limit):
+def test_clips_start_at_every_frame_and_none_crosses_an_episode(tmp_path, memory_limit):
     clips = Clips(ragged(tmp_path), "train", clip_length=4, memory_limit=memory_limit)
     assert len(clips) == 2 + 18 + 31
     batch = clips.batch(np.arange(len(clips)))
@@ -49,20 +50,20 @@ def test_clips_are_all_windows_and_none_crosses_an_episode(tmp_path, memory_limi
 
 
 def test_memory_and_disk_hold_the_same(tmp_path):
-    recordings = EpisodeDataset(write_toy_shards(tmp_path))
-    kept = Clips(recordings, "train", clip_length=5)
-    streamed = Clips(recordings, "train", clip_length=5, memory_limit=0)
-    indices = np.random.default_rng(0).permutation(len(kept))[:50]
-    first, second = kept.batch(indices), streamed.batch(indices)
+    dataset = EpisodeDataset(write_toy_shards(tmp_path))
+    cached = Clips(dataset, "train", clip_length=5)
+    streamed = Clips(dataset, "train", clip_length=5, memory_limit=0)
+    indices = np.random.default_rng(0).permutation(len(cached))[:50]
+    first, second = cached.batch(indices), streamed.batch(indices)
     for name in ("frames", "actions", "rewards", "terminals", "states"):
         assert torch.equal(getattr(first, name), getattr(second, name))
-    assert torch.equal(kept[int(indices[0])].frames, first.frames[0])
+    assert torch.equal(cached[int(indices[0])].frames, first.frames[0])
 
 
-def test_frames_are_kept_where_they_are_asked_for_if_they_fit_there(tmp_path):
+def test_frames_are_cached_on_a_device_if_they_fit(tmp_path):
     clips = Clips(EpisodeDataset(write_toy_shards(tmp_path)), "train", clip_length=5)
     before = clips.batch(np.arange(7)).frames
-    elsewhere = torch.device("meta")  # a device that has no numbers, but shapes
+    elsewhere = torch.device("meta")  # a device of shapes without values
     clips.cache_on_device(elsewhere, 2**30)
     assert clips.batch(np.arange(7)).frames.device == elsewhere
     clips.cache_on_device(elsewhere, 1000)
@@ -70,7 +71,7 @@ def test_frames_are_kept_where_they_are_asked_for_if_they_fit_there(tmp_path):
 
 
 @pytest.mark.parametrize("discrete", [False, True])
-def test_a_clip_has_the_shapes_it_promises(tmp_path, discrete):
+def test_a_clip_has_the_documented_shapes(tmp_path, discrete):
     clips = Clips(EpisodeDataset(write_toy_shards(tmp_path, discrete=discrete)), "validation", 6)
     assert len(clips) == 24 - 6 + 1
     clip = clips[3]
@@ -86,21 +87,37 @@ def test_a_clip_has_the_shapes_it_promises(tmp_path, discrete):
         clips.batch(np.array([19]))
 
 
+@pytest.mark.parametrize("memory_limit", [0, 2**30])
+def test_clips_without_actions_have_actions_of_no_numbers(tmp_path, memory_limit):
+    spec = ActionSpec("none", ())
+    frames = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    description = DESCRIPTION | {"actions": spec.as_dict()}
+    write_shard(tmp_path / shard_name(0), [Episode(frames, None)], description)
+    clips = Clips(EpisodeDataset(tmp_path), "train", clip_length=4, memory_limit=memory_limit)
+    assert clips.actions == spec and len(clips) == 6
+    batch = clips.batch(np.arange(6))
+    assert torch.equal(batch.frames[2, 1], torch.from_numpy(frames[3]).permute(2, 0, 1))
+    assert batch.actions.shape == (6, 4, 0) and batch.actions.dtype == torch.float32
+    assert clips[0].actions.shape == (4, 0)
+    assert torch.equal(spec.normalize(batch.actions), batch.actions)
+    assert torch.equal(spec.denormalize(batch.actions), batch.actions)
+
+
 def test_splits_share_no_source(tmp_path):
-    recordings = EpisodeDataset(write_toy_shards(tmp_path))
+    dataset = EpisodeDataset(write_toy_shards(tmp_path))
     sources = [
-        {recordings.source(e) for e in recordings.episodes(split)}
+        {dataset.source(e) for e in dataset.episodes(split)}
         for split in ("train", "validation", "test")
     ]
     assert all(sources) and len(set.union(*sources)) == sum(map(len, sources)) == 12
 
 
-def test_an_empty_split_and_too_long_a_window_are_said(tmp_path):
-    recordings = ragged(tmp_path)
+def test_an_empty_split_and_too_long_a_clip_are_errors(tmp_path):
+    dataset = ragged(tmp_path)
     with pytest.raises(ValueError, match="no validation episode .* record at least 3 sources"):
-        Clips(recordings, "validation", 4)
+        Clips(dataset, "validation", 4)
     with pytest.raises(ValueError, match="has 99 frames .the longest has 34"):
-        Clips(recordings, "train", 99)
+        Clips(dataset, "train", 99)
 
 
 def read_in_child(clips: Clips) -> tuple[int, torch.Tensor]:
@@ -109,7 +126,7 @@ def read_in_child(clips: Clips) -> tuple[int, torch.Tensor]:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 @pytest.mark.parametrize("memory_limit", [0, 2**30])
-def test_clips_travel_to_other_processes(tmp_path, method, memory_limit):
+def test_clips_can_be_sent_to_other_processes(tmp_path, method, memory_limit):
     clips = Clips(ragged(tmp_path), "train", clip_length=4, memory_limit=memory_limit)
     _, expected = read_in_child(clips)  # the parent's files are open now
     with multiprocessing.get_context(method).Pool(1) as pool:
@@ -117,7 +134,7 @@ def test_clips_travel_to_other_processes(tmp_path, method, memory_limit):
     assert process != os.getpid() and torch.equal(seen, expected)
 
 
-def test_a_pickle_carries_no_frames(tmp_path):
+def test_a_pickle_holds_no_frames(tmp_path):
     clips = Clips(ragged(tmp_path), "train", clip_length=4)
     before = clips.batch(np.arange(9)).frames
     packed = pickle.dumps(clips)

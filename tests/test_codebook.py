@@ -1,4 +1,4 @@
-"""Codebooks move as vector-quantize-pytorch moves them, and their dead codes come back."""
+"""The EMA codebook equals vector-quantize-pytorch's, and dead codes are reset."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_spread import free_port
+from test_sigreg import free_port
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from vector_quantize_pytorch import VectorQuantize
@@ -24,29 +24,29 @@ def quantizer(codes: int = 16, kmeans: bool = True) -> Any:
     ).train()  # fmt: skip
 
 
-def rarity_of(layer: Any, vectors: Tensor) -> Tensor:
+def weights_of(layer: Any, vectors: Tensor) -> Tensor:
     codes, counts, _ = nearest_code(vectors, layer.codebook.float())
     return 1 / counts[codes].float()
 
 
-def test_a_codebook_moves_as_the_librarys_own_layer_moves_it():
+def test_the_codebook_update_equals_the_librarys():
     torch.manual_seed(0)
     ours = quantizer()
     theirs = copy.deepcopy(ours)
     for step in range(30):  # the first by k-means
         vectors = (1 + 0.1 * step) * torch.randn(256, 4)
-        rarity = rarity_of(theirs, vectors)
+        weights = weights_of(theirs, vectors)
         torch.manual_seed(step)
-        update_codebook_ema(ours, vectors, rarity, initialize=step == 0)
+        update_codebook_ema(ours, vectors, weights, initialize=step == 0)
         torch.manual_seed(step)
-        theirs(vectors[torch.multinomial(rarity, 64)][None])
-        assert theirs._codebook.cluster_size.min() > 0.1, "none dies"
+        theirs(vectors[torch.multinomial(weights, 64)][None])
+        assert theirs._codebook.cluster_size.min() > 0.1, "a code is dead"
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-5, atol=1e-5)
 
 
 def dying(codes: int = 16) -> tuple[Any, Tensor]:
-    """A codebook of which all codes but each third are dead, and which."""
+    """A codebook of which two codes of three are dead, and which are."""
     torch.manual_seed(0)
     book = quantizer(codes, kmeans=False)._codebook
     dead = torch.arange(codes) % 3 > 0
@@ -55,7 +55,7 @@ def dying(codes: int = 16) -> tuple[Any, Tensor]:
 
 
 @pytest.mark.parametrize("vectors", [100, 16, 5])
-def test_dead_codes_and_no_others_take_vectors_of_the_batch(vectors):
+def test_only_dead_codes_are_replaced_by_vectors_of_the_batch(vectors):
     book, dead = dying()
     before = copy.deepcopy(book.state_dict())
     batch = torch.randn(vectors, 4)
@@ -67,38 +67,39 @@ def test_dead_codes_and_no_others_take_vectors_of_the_batch(vectors):
         same, old = getattr(book, name)[0][~took], before[name][0][~took]
         assert torch.equal(same, old), name
     taken = [(batch == row).all(-1).nonzero().item() for row in book.embed[0][took]]
-    assert len(set(taken)) == len(taken), "each another"
+    assert len(set(taken)) == len(taken), "a vector is used twice"
     assert torch.equal(book.cluster_size[0][took], torch.full((int(took.sum()),), 0.1))
     assert torch.allclose(book.embed_avg[0][took], 0.1 * book.embed[0][took])
 
 
-def test_codes_that_die_in_training_are_used_again():
+def test_dead_codes_are_used_again_after_a_reset():
     torch.manual_seed(0)
     layer = quantizer()
     corners = 10.0 * torch.cartesian_prod(*[torch.arange(2.0)] * 4)
-    for step in range(120):  # k-means sees a spot from which all but a few codes never get away
+    for step in range(120):  # k-means sees a spot that most codes do not leave by themselves
         vectors = corners.repeat(16, 1) if step else torch.full((256, 4), -5.0)
         vectors = vectors + 0.1 * torch.randn_like(vectors)
-        update_codebook_ema(layer, vectors, rarity_of(layer, vectors), initialize=step == 0)
+        update_codebook_ema(layer, vectors, weights_of(layer, vectors), initialize=step == 0)
     _, counts, _ = nearest_code(corners, layer.codebook.float())
-    assert (counts > 0).sum() >= 8, "without revival 3 are used"
+    assert (counts > 0).sum() >= 8, "without resets 3 are used"
 
 
-def test_it_moves_when_it_is_compiled():
-    """torch.compile fails where k-means begins from as many vectors as there are codes; from there
-    on it takes a step whole."""
+def test_the_update_compiles():
+    """Also with as many vectors as codes, where torch.compile fails on k-means."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     layer, vectors = quantizer(), torch.randn(64, 4)
-    torch.compile(update_codebook_ema)(layer, vectors, torch.ones(64), begins=True)
+    torch.compile(update_codebook_ema)(layer, vectors, torch.ones(64), initialize=True)
     assert layer._codebook.initted and layer.codebook.abs().sum(-1).min() > 0
     before = layer.codebook.clone()
-    torch.compile(update_codebook_ema, fullgraph=True)(layer, vectors, torch.ones(64), begins=False)
+    torch.compile(update_codebook_ema, fullgraph=True)(
+        layer, vectors, torch.ones(64), initialize=False
+    )
     assert not torch.equal(layer.codebook, before)
     torch._dynamo.reset()
 
 
-def _revived(rank: int, port: int, found: Tensor) -> None:
+def _reset(rank: int, port: int, found: Tensor) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     book, _ = dying()
     assert book.use_ddp
@@ -108,9 +109,9 @@ def _revived(rank: int, port: int, found: Tensor) -> None:
     dist.destroy_process_group()
 
 
-def test_processes_revive_the_same_codes_with_vectors_of_each():
+def test_processes_reset_the_same_codes_with_vectors_of_each():
     found = torch.zeros(2, 16, 4).share_memory_()
-    spawn(_revived, (free_port(), found), nprocs=2)
+    spawn(_reset, (free_port(), found), nprocs=2)
     assert torch.equal(found[0], found[1])
     _, dead = dying()
     of_second = found[0][dead] >= 100

@@ -10,7 +10,7 @@ class Tokenizer:
     codebooks = torch.arange(24.0).view(3, 4, 2) ** 1.5
 
 
-def test_codes_become_the_normalised_vectors_of_their_codebooks():
+def test_codes_become_the_normalized_vectors_of_their_codebooks():
     vectors = CodebookEmbedding(LATENTS)
     vectors.load_codebook(Tokenizer())  # type: ignore[arg-type]
     assert torch.allclose(vectors.codebook.mean(1), torch.zeros(3, 2), atol=1e-6)
@@ -24,13 +24,13 @@ def test_codes_become_the_normalised_vectors_of_their_codebooks():
             assert torch.equal(seen[0, patch, 2 * book : 2 * book + 2], expected)
 
 
-def test_continuous_latents_pass_as_they_are():
+def test_continuous_latents_are_unchanged():
     latents = LatentSpec("continuous", (1, 2), dim=6)
     x = torch.randn(5, 2, 6)
     assert latents.tokens_per_frame == 2 and torch.equal(CodebookEmbedding(latents)(x), x)
 
 
-def test_codes_of_different_codebooks_are_counted_apart():
+def test_codes_of_different_codebooks_are_counted_separately():
     codes = torch.tensor([[0, 0, 0, 3, 0, 1]])
     assert flat_ids(codes, LATENTS).tolist() == [[[0, 4, 8], [3, 4, 9]]]
     counts = code_counts(codes, LATENTS)

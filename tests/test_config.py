@@ -1,4 +1,4 @@
-"""Settings that nothing can be made of are refused in one line, before anything is read."""
+"""Invalid settings are refused in one line, before anything is read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ from models.dynamics.llama import LlamaConfig
 from models.dynamics.predictor import PredictorConfig
 from models.layers.transformer import TransformerConfig
 from models.tokenizers.vqvae import VqVaeConfig
+from pipeline import presets
 
-TRANSFORMER = ("layers", "heads", "width", "hidden", "context")
-PLANNER = ("samples", "iterations", "revisions", "best", "legs", "leg", "detours")
-EVALUATE = ("windows", "play_frames", "task_episodes", "task_steps", "goal_pairs", "guided_keep")
+TRANSFORMER = ("num_layers", "num_heads", "dim", "mlp_dim", "context_frames")
+PLANNER = (
+    "num_samples", "iterations", "warm_start_iterations", "num_elites", "horizon", "action_block",
+    "prior_noise_blocks",
+)  # fmt: skip
+VQVAE = ("codebook_size", "num_codebooks", "downsample", "patch_size")
+EVALUATE = (
+    "num_clips", "play_frames", "task_episodes", "task_max_steps", "goal_pairs",
+    "prior_receding_horizon",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -27,22 +35,39 @@ EVALUATE = ("windows", "play_frames", "task_episodes", "task_steps", "goal_pairs
     [
         *((TransformerConfig, "--model.transformer.", name) for name in TRANSFORMER),
         *((PlannerConfig, "--planner.", name) for name in PLANNER),
-        *((VqVaeConfig, "--model.", name) for name in ("codes", "codebooks", "downsample", "stem")),
+        *((VqVaeConfig, "--model.", name) for name in VQVAE),
     ],
 )
 @pytest.mark.parametrize("value", [0, -2])
-def test_what_counts_starts_at_one(config: type, flags: str, name: str, value: int):
-    with pytest.raises(ValueError, match=f"^{flags}{name} {value} is below 1; give 1 or more$"):
+def test_counts_below_one_are_refused(config: type, flags: str, name: str, value: int):
+    flag = flags + name.replace("_", "-")
+    with pytest.raises(ValueError, match=f"^{flag} {value} is below 1; give 1 or more$"):
         config(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("config", "value"),
-    [(LlamaConfig, 2), (LlamaConfig, -0.1), (PredictorConfig, -1), (PredictorConfig, float("nan"))],
-)
-def test_what_is_no_share_and_no_weight_of_imagined_clips_is_refused(config: type, value: float):
-    with pytest.raises(ValueError, match=f"--model.imagined {value} is no"):
-        config(imagined=value)
+@pytest.mark.parametrize("value", [2, -0.1])
+def test_scheduled_sampling_outside_0_to_1_is_refused(value: float):
+    with pytest.raises(ValueError, match=f"--model.scheduled-sampling {value} must be between"):
+        LlamaConfig(scheduled_sampling=value)
+
+
+@pytest.mark.parametrize("value", [-1, float("nan")])
+def test_a_negative_rollout_weight_is_refused(value: float):
+    with pytest.raises(ValueError, match=f"--model.rollout-weight {value} must be 0 or more"):
+        PredictorConfig(rollout_weight=value)
+
+
+@pytest.mark.parametrize("value", [1, 0])
+def test_a_training_clip_has_two_frames_or_more(value: int):
+    for config in (LlamaConfig, PredictorConfig):
+        with pytest.raises(ValueError, match=f"--model.clip-length {value} "):
+            config(clip_length=value)
+
+
+def test_a_clip_of_the_predictor_is_a_multiple_of_frameskip_plus_one():
+    PredictorConfig(frameskip=3, clip_length=7)
+    with pytest.raises(ValueError, match="--model.clip-length 8 is not a multiple of .* 3, plus 1"):
+        PredictorConfig(frameskip=3, clip_length=8)
 
 
 @pytest.mark.parametrize("name", EVALUATE)
@@ -54,31 +79,26 @@ def test_an_evaluation_of_nothing_is_refused(tmp_path: Path, name: str):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_evaluation_may_be_without_films_but_not_with_fewer(tmp_path: Path):
+def test_an_evaluation_may_have_no_videos_but_not_fewer(tmp_path: Path):
     evaluate.check(evaluate.Config(num_videos=0))
-    with pytest.raises(ValueError, match="--films -1 is below 0; 0 draws none"):
+    with pytest.raises(ValueError, match="--num-videos -1 is below 0; 0 draws none"):
         evaluate.main(evaluate.Config(run=tmp_path, num_videos=-1))
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [({"frames": 1}, "--frames 1 leaves nothing"), ({"windows": 0}, "--windows 0 is below 1")],
-)
-def test_dynamics_are_not_learnt_from_nothing(tmp_path: Path, fields: Any, said: str):
-    with pytest.raises(ValueError, match=said):
-        train_dynamics.main(train_dynamics.Config(run=tmp_path, **fields))
+def test_a_validation_without_clips_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="--num-eval-clips 0 is below 1"):
+        train_dynamics.main(train_dynamics.Config(run=tmp_path, num_eval_clips=0))
 
 
 @pytest.mark.parametrize("resolution", [15, -3, 100_000])
-def test_frames_are_neither_dots_nor_posters(tmp_path: Path, resolution: int):
-    said = f"--resolution {resolution} is no picture; give 16 to 1024"
-    with pytest.raises(ValueError, match=said):
+def test_an_image_size_out_of_range_is_refused(tmp_path: Path, resolution: int):
+    message = f"--resolution {resolution} must be between 16 and 1024"
+    with pytest.raises(ValueError, match=message):
         preprocess.pusht(preprocess.PushTConfig(run=tmp_path, resolution=resolution))
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", ["goals", "dinov2", "latent"])
-def test_codes_one_by_one_and_vectors_do_not_go_together(method: str):
-    config = train_dynamics.PRESETS[method](train_dynamics.Config())
-    with pytest.raises(ValueError, match=f"--preset tokens .*{method}.* leave out the one"):
-        train_dynamics.PRESETS["tokens"](config)
+@pytest.mark.parametrize("recipe", ["keypoints", "dinov2", "lewm"])
+def test_autoregressive_decoding_of_continuous_latents_is_refused(recipe: str):
+    with pytest.raises(ValueError, match="--preset autoregressive sets decoding, .*Predictor"):
+        presets.apply(train_dynamics.Config(), "dynamics", [recipe, "autoregressive"])

@@ -1,4 +1,4 @@
-"""Faulty demonstrations are each answered in one line."""
+"""Each fault of a file of demonstrations is an error in one line."""
 
 import zipfile
 from pathlib import Path
@@ -68,23 +68,23 @@ FAULTS = {
         "state": np.where(np.arange(9)[:, None] == 3, np.nan, np.full((9, 5), 200.0))
     },
     r"states \(9, 4\)": {"state": np.zeros((9, 4), np.float32)},
-    r"pictures \(9, 64, 96, 3\)": {"img": np.zeros((9, 64, 96, 3), np.float32)},
+    r"images \(9, 64, 96, 3\)": {"img": np.zeros((9, 64, 96, 3), np.float32)},
 }
 
 
-@pytest.mark.parametrize("answer", FAULTS)
+@pytest.mark.parametrize("message", FAULTS)
 @pytest.mark.parametrize("write", [write_zip, write_npz])
-def test_a_fault_is_named(tmp_path, write, answer):
-    with pytest.raises(ValueError, match=answer) as problem:
-        load_demos(write(tmp_path, **FAULTS[answer]))
+def test_a_fault_is_named(tmp_path, write, message):
+    with pytest.raises(ValueError, match=message) as problem:
+        load_demos(write(tmp_path, **FAULTS[message]))
     assert "\n" not in str(problem.value) and str(tmp_path) in str(problem.value)
 
 
 @pytest.mark.parametrize("write", [write_zip, write_npz])
-def test_a_cut_file_and_a_missing_one_are_named(tmp_path, write):
+def test_a_truncated_file_and_a_missing_one_are_named(tmp_path, write):
     path = write(tmp_path)
     path.write_bytes(path.read_bytes()[:-300])
     with pytest.raises(ValueError, match=r"not a whole zip file|cannot be read"):
         load_demos(path)
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="does not exist"):
         load_demos(tmp_path / "elsewhere.zip")

@@ -7,20 +7,20 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def as_before():
+def restore_precision():
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
 
 
-def test_a_cpu_that_was_made_ready_multiplies_float32_exactly():
-    drawn = torch.get_rng_state()
+def test_a_prepared_cpu_multiplies_float32_exactly():
+    rng_state = torch.get_rng_state()
     device._prepare_cpu()
     assert device._matmul_error() < 1e-5
-    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(torch.get_rng_state(), rng_state)
 
 
-def test_fast_products_are_left_out_where_they_lose_digits(monkeypatch):
+def test_fast_products_are_not_used_where_they_lose_digits(monkeypatch):
     for error, wanted in ((1e-6, "medium"), (2e-3, "highest")):
         monkeypatch.setattr(device, "_matmul_error", lambda error=error: error)
         device._prepare_cpu()
@@ -31,7 +31,7 @@ def test_fast_products_are_left_out_where_they_lose_digits(monkeypatch):
     "flags, wanted",
     [({}, "fp32"), ({"avx2": True}, "fp32"), ({"avx512_bf16": True}, "bf16")],
 )
-def test_a_cpu_has_bf16_where_it_multiplies_it(monkeypatch, flags, wanted):
+def test_a_cpu_uses_bf16_where_it_multiplies_it(monkeypatch, flags, wanted):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
     assert device.pick_precision(CPU, "auto") == wanted
 
@@ -40,7 +40,7 @@ def test_a_cpu_has_bf16_where_it_multiplies_it(monkeypatch, flags, wanted):
     "bf16, capability, wanted",
     [(True, (9, 0), "bf16"), (False, (7, 5), "fp16"), (False, (6, 1), "fp32")],
 )
-def test_a_gpu_without_bf16_has_fp16_where_it_has_tensor_cores(
+def test_a_gpu_without_bf16_uses_fp16_where_it_has_tensor_cores(
     monkeypatch, bf16, capability, wanted
 ):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bf16)
@@ -48,5 +48,5 @@ def test_a_gpu_without_bf16_has_fp16_where_it_has_tensor_cores(
     assert device.pick_precision(CUDA, "auto") == wanted
 
 
-def test_a_precision_that_is_asked_for_is_taken():
+def test_a_requested_precision_is_used():
     assert device.pick_precision(CPU, "bf16") == "bf16"

@@ -1,4 +1,4 @@
-"""Which operations run as Triton kernels, and that models do not notice."""
+"""Which operations run as Triton kernels, and that models compute the same with them."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import kernels
 from kernels import dispatch
 
 MEASURED = {
-    "assign": {"forward": 5.0},
+    "nearest_code": {"forward": 5.0},
     "rms_norm": {"forward": 0.9, "both": 0.8},
     "swiglu": {"forward": 0.9, "both": 1.4},
 }
 
 
 @pytest.fixture(autouse=True)
-def as_it_was():
+def default_backend():
     yield
-    kernels.choose("auto")
+    kernels.set_backend("auto")
     dispatch.tuned_speedups.cache_clear()
 
 
 @pytest.mark.parametrize("decoding", BOTH)
-def test_a_model_of_triton_kernels_learns_and_imagines_as_one_of_pytorch(decoding):
+def test_a_model_of_triton_kernels_trains_and_predicts_as_one_of_pytorch(decoding):
     device = PLACES[0][0]
     latents, actions = (x.to(device) for x in episode())
     rewards, continues = torch.rand(3, 6, device=device), torch.ones(3, 6, device=device)
@@ -36,7 +36,7 @@ def test_a_model_of_triton_kernels_learns_and_imagines_as_one_of_pytorch(decodin
         model = dynamics(decoding).to(device)
         torch.manual_seed(1)
         losses = model.train().loss(latents, actions, rewards, continues)
-        total = losses["codes"] + losses["reward"] + losses["continue"]
+        total = losses["cross_entropy"] + losses["reward"] + losses["continue"]
         total.backward()
         with torch.no_grad():
             state = model.eval().start(latents[:, :3], actions[:, :2])
@@ -58,18 +58,18 @@ def test_triton_without_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="--kernels triton needs a CUDA GPU"):
-        kernels.choose("triton")
+        kernels.set_backend("triton")
 
 
 def test_on_a_cpu_auto_is_pytorch():
     x = torch.zeros(3)
-    for wish in ("auto", "torch"):
-        kernels.choose(wish)
+    for backend in ("auto", "torch"):
+        kernels.set_backend(backend)
         assert not dispatch.use_triton("rms_norm", x)
         assert "torch kernels" in kernels.describe(x.device)
 
 
-def test_one_tensor_of_float64_is_one_too_many_for_a_kernel():
+def test_float64_tensors_are_left_to_pytorch():
     x = torch.zeros(3, device=PLACES[0][0])
     with triton_kernels():
         assert dispatch.use_triton("gru_step", x, x.half())
@@ -77,7 +77,7 @@ def test_one_tensor_of_float64_is_one_too_many_for_a_kernel():
         assert not dispatch.use_triton("gru_step", x.double(), x)
 
 
-def test_auto_takes_what_was_measured_faster_on_this_kind_of_gpu(monkeypatch, tmp_path):
+def test_auto_takes_what_was_measured_faster_on_this_gpu_architecture(monkeypatch, tmp_path):
     class OnGpu:
         is_cuda, dtype = True, torch.float32
         device = torch.device("cuda")
@@ -85,24 +85,25 @@ def test_auto_takes_what_was_measured_faster_on_this_kind_of_gpu(monkeypatch, tm
     monkeypatch.setattr(dispatch, "TUNED_FILE", tmp_path / "tuned.json")
     monkeypatch.setattr(dispatch, "_arch", lambda device: "sm_90")
     x: torch.Tensor = OnGpu()  # type: ignore[assignment]
-    kernels.choose("auto")
+    kernels.set_backend("auto")
     dispatch.tuned_speedups.cache_clear()
-    assert not dispatch.use_triton("assign", x)  # nothing is measured yet
-    assert "bench kernels --keep" in kernels.describe(OnGpu.device)
+    assert not dispatch.use_triton("nearest_code", x)  # nothing is measured yet
+    assert "bench kernels --tune" in kernels.describe(OnGpu.device)
     (tmp_path / "tuned.json").write_text(
-        json.dumps({"sm_90": MEASURED, "sm_80": {"rotate": {"forward": 2.0, "both": 2.0}}})
+        json.dumps({"sm_90": MEASURED, "sm_80": {"apply_rope": {"forward": 2.0, "both": 2.0}}})
     )
     dispatch.tuned_speedups.cache_clear()
-    known = ("assign", "rms_norm", "rotate", "swiglu")
-    assert [name for name in known if dispatch.use_triton(name, x)] == ["assign", "swiglu"]
-    with torch.no_grad():  # where going forward is all that counts
-        assert [name for name in known if dispatch.use_triton(name, x)] == ["assign"]
-    assert "auto: assign, swiglu" in kernels.describe(OnGpu.device)
+    known = ("apply_rope", "nearest_code", "rms_norm", "swiglu")
+    assert [name for name in known if dispatch.use_triton(name, x)] == ["nearest_code", "swiglu"]
+    with torch.no_grad():  # only the forward pass counts
+        assert [name for name in known if dispatch.use_triton(name, x)] == ["nearest_code"]
+    assert "auto: nearest_code, swiglu" in kernels.describe(OnGpu.device)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert dispatch.use_triton("assign", x, fuses=True)  # its gradients are what counts
+    assert dispatch.use_triton("nearest_code", x, fuses=True)  # its gradients count
     with torch.no_grad():
-        assert dispatch.use_triton("assign", x) and not dispatch.use_triton("assign", x, fuses=True)
-        kernels.choose("triton" if torch.cuda.is_available() else "auto")
-        assert dispatch.use_triton("assign", x, fuses=True) == torch.cuda.is_available()
-    kernels.choose("torch")
-    assert not dispatch.use_triton("assign", x)
+        assert dispatch.use_triton("nearest_code", x)
+        assert not dispatch.use_triton("nearest_code", x, fuses=True)
+        kernels.set_backend("triton" if torch.cuda.is_available() else "auto")
+        assert dispatch.use_triton("nearest_code", x, fuses=True) == torch.cuda.is_available()
+    kernels.set_backend("torch")
+    assert not dispatch.use_triton("nearest_code", x)

@@ -19,14 +19,14 @@ def drawn_classes(rows, classes, seed=9):
 
 
 def losses(operation, target, bias=False, before=None):
-    """Give the losses as a function of what has a gradient: x, weight and, if any, bias, bonus."""
+    """Return the losses as a function of what has a gradient: x, weight and, if any, bias, bonus."""
 
     def run(x, weight, *more):
-        there = target.to(x.device)
+        classes = target.to(x.device)
         first = more[0] if bias else None
         bonus = more[-1] if before is not None else None
-        place = before.to(x.device) if before is not None else None
-        return operation(x, weight, there, first, place, bonus)[0]
+        raised = before.to(x.device) if before is not None else None
+        return operation(x, weight, classes, first, raised, bonus)[0]
 
     return run
 
@@ -52,27 +52,27 @@ def test_losses_are_as_near_to_the_truth_as_torch(shape, place):
 
 @each_place
 @pytest.mark.parametrize(("bias", "bonus"), [(True, False), (False, True), (True, True)])
-def test_bias_and_bonus_count_and_learn(bias, bonus, place):
+def test_bias_and_bonus_are_added_and_have_gradients(bias, bonus, place):
     assert_losses_are_near(place, (70, 40, 130), bias, bonus)
 
 
 @each_place
-def test_many_rows_take_several_turns_back(place, monkeypatch):
-    monkeypatch.setattr(entropy, "_rows_at_once", lambda classes: 48)
+def test_many_rows_take_several_chunks_backward(place, monkeypatch):
+    monkeypatch.setattr(entropy, "_chunk_rows", lambda classes: 48)
     assert_losses_are_near(place, (130, 24, 70), bias=True, bonus=True)
 
 
 @each_place
-def test_classes_shared_out_among_programs_are_put_together(place, monkeypatch):
+def test_classes_split_among_programs_are_combined(place, monkeypatch):
     for processors in (1, 2, 3, 100):
-        monkeypatch.setattr(entropy, "processors", lambda x, count=processors: count)
+        monkeypatch.setattr(entropy, "num_multiprocessors", lambda x, count=processors: count)
         assert_losses_are_near(place, (20, 24, 400), bias=True, bonus=True)
 
 
 @each_place
 @pytest.mark.parametrize("processors", [1, 100])
 def test_the_likeliest_class_is_found_and_of_equals_the_first(processors, place, monkeypatch):
-    monkeypatch.setattr(entropy, "processors", lambda x: processors)
+    monkeypatch.setattr(entropy, "num_multiprocessors", lambda x: processors)
     x, weight = drawn(70, 16).to(*place), drawn(300, 16, seed=1).to(*place)
     weight[40] = weight[7]
     x[3] = 9 * weight[7]
@@ -100,7 +100,7 @@ def test_logits_far_apart_give_finite_losses_and_gradients():
     assert torch.allclose(grad, torch.tensor([[0.0, 0], [0.5, -1]]), atol=slack)
 
 
-def test_rows_of_no_weight_teach_nothing():
+def test_rows_without_weight_get_no_gradient():
     x, weight = torch.randn(9, 8).requires_grad_(), torch.randn(20, 8).requires_grad_()
     with triton_kernels():
         found, _ = kernels.linear_cross_entropy(x, weight, drawn_classes(9, 20))
@@ -108,7 +108,7 @@ def test_rows_of_no_weight_teach_nothing():
     assert grad[:4].abs().min() > 0 and not grad[4:].any()
 
 
-def test_views_of_rows_and_weights_will_do():
+def test_rows_and_weights_may_be_strided():
     x, weight = torch.randn(8, 30).requires_grad_(), torch.randn(8, 50).requires_grad_()
     target = drawn_classes(30, 50)
     truth = reference.linear_cross_entropy(x.T, weight.T, target)[0]
@@ -130,19 +130,18 @@ def test_no_logits_are_kept_for_the_gradient():
     assert kept and max(t.numel() for t in kept) == weight.numel()
 
 
-def test_every_processor_has_classes_to_walk_over():
-    assert entropy._shared_out(down=256, across=4, programs=132) == 4  # two rounds anyway
-    assert entropy._shared_out(down=1, across=128, programs=132) == 1
-    assert (
-        entropy._shared_out(down=157, across=4, programs=132) == 1
-    )  # five rounds of 1, not 2 of 4
+def test_every_multiprocessor_has_classes_to_iterate_over():
+    tiles = entropy._tiles_per_program
+    assert tiles(down=256, across=4, programs=132) == 4  # two rounds anyway
+    assert tiles(down=1, across=128, programs=132) == 1
+    assert tiles(down=157, across=4, programs=132) == 1  # five rounds of 1, not 2 of 4
     for down, across in ((1, 1), (3, 5), (300, 7)):
-        assert 1 <= entropy._shared_out(down, across, 2) <= across
+        assert 1 <= tiles(down, across, 2) <= across
 
 
-def test_rows_at_once_are_bounded():
+def test_the_rows_of_a_chunk_are_bounded():
     for classes in (2, 1024, 32_768, 262_144):
-        rows = entropy._rows_at_once(classes)
+        rows = entropy._chunk_rows(classes)
         assert rows * classes <= max(2**24, 4096 * classes)
 
 
@@ -157,7 +156,7 @@ def test_no_rows_give_no_losses():
 
 
 @pytest.mark.parametrize("extra", [False, True], ids=["bare", "bias and bonus"])
-def test_the_operation_is_what_torch_asks_of_it(extra):
+def test_the_operators_are_registered_correctly(extra):
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     x, weight = torch.randn(6, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
     target = drawn_classes(6, 20)
@@ -169,7 +168,7 @@ def test_the_operation_is_what_torch_asks_of_it(extra):
         torch.library.opcheck(entropy._linear_cross_entropy_backward, back, test_utils=tests)
 
 
-def test_the_public_function_leads_to_the_kernel(monkeypatch):
+def test_the_public_function_runs_the_kernel(monkeypatch):
     monkeypatch.setattr(entropy, "_linear_cross_entropy", lambda *_: ("losses", "classes", "sums"))
     given = torch.ones(2, 4), torch.ones(3, 4), torch.zeros(2, dtype=torch.int64)
     with triton_kernels():

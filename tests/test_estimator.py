@@ -1,4 +1,4 @@
-"""The ruler that reads states from pictures."""
+"""The state estimator."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from evaluation.readers.estimator import (
 from evaluation.readers.fit_estimator import (
     augment,
     cached_estimator,
-    fit,
+    fit_estimator,
     layout_of,
     sample_frames,
 )
@@ -29,12 +29,12 @@ PUSHT = LAYOUTS[STATE_NAMES]
 
 
 def states(count: int, seed: int = 0) -> torch.Tensor:
-    random = np.random.default_rng(seed)
-    places = random.uniform(120, 390, (count, 4))
-    return torch.tensor(np.hstack([places, random.uniform(0, 2 * np.pi, (count, 1))])).float()
+    rng = np.random.default_rng(seed)
+    positions = rng.uniform(120, 390, (count, 4))
+    return torch.tensor(np.hstack([positions, rng.uniform(0, 2 * np.pi, (count, 1))])).float()
 
 
-def test_points_and_states_are_each_others_inverse():
+def test_keypoints_and_states_are_inverse():
     truth = states(50)
     errors = distances(PUSHT, truth, keypoints_to_state(PUSHT, state_to_keypoints(PUSHT, truth), 5))
     assert errors["agent_px"].max() < 1e-2
@@ -56,19 +56,19 @@ def test_a_soft_argmax_finds_the_middle_of_a_peak():
     )
 
 
-def test_points_stay_on_their_pixels_when_pictures_are_turned():
+def test_keypoints_stay_on_their_pixels_when_images_are_augmented():
     size, count = 64, 32
     pixels = torch.randint(8, 56, (count, 2))
     x = torch.zeros(count, 3, size, size)
     x[torch.arange(count), :, pixels[:, 1], pixels[:, 0]] = 1.0
     points = ((pixels + 0.5) / size)[:, None].expand(count, 5, 2)
-    turned, places = augment(PUSHT, x, points, torch.Generator().manual_seed(0))
-    brightest = turned[:, 0].flatten(1).argmax(1)
+    augmented, positions = augment(PUSHT, x, points, torch.Generator().manual_seed(0))
+    brightest = augmented[:, 0].flatten(1).argmax(1)
     found = torch.stack([brightest % size, brightest // size], 1)
-    peak = turned[torch.arange(count), 0, found[:, 1], found[:, 0]]
-    sharp = peak == 1  # a softened picture's peak is flat, so its place is not one pixel
+    peak = augmented[torch.arange(count), 0, found[:, 1], found[:, 0]]
+    sharp = peak == 1  # the peak of a blurred image is flat: its position is not one pixel
     assert sharp.sum() > count / 3
-    assert torch.allclose(places[sharp, 0] * size - 0.5, found[sharp].float(), atol=1e-4)
+    assert torch.allclose(positions[sharp, 0] * size - 0.5, found[sharp].float(), atol=1e-4)
 
 
 def test_a_mirrored_block_is_a_block_in_another_pose():
@@ -79,49 +79,51 @@ def test_a_mirrored_block_is_a_block_in_another_pose():
     assert torch.allclose(again, turned, atol=1e-4)
 
 
-def test_it_learns_to_read_push_t_from_a_few_frames():
+def test_it_learns_push_t_from_a_few_frames():
     world, truth = PushT(64), states(500)
     frames = np.empty((len(truth), 64, 64, 3), np.uint8)
     for row, state in enumerate(truth.numpy()):
         world.reset(state)
         frames[row] = world.render(64)
-    pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    estimator = fit(PUSHT, pictures[:400], truth[:400], steps=120, batch_size=24, progress=False)
-    errors = estimator.errors(truth[400:], estimator.predict(pictures[400:]))
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    estimator = fit_estimator(
+        PUSHT, images[:400], truth[:400], steps=120, batch_size=24, progress=False
+    )
+    errors = estimator.errors(truth[400:], estimator.predict(images[400:]))
     assert errors["agent_px"].median() < 10
     assert errors["block_px"].median() < 15
     assert errors["block_degrees"].median() < 10
-    large = torch.nn.functional.interpolate(pictures[400:].float(), scale_factor=1.5, mode="area")
+    large = torch.nn.functional.interpolate(images[400:].float(), scale_factor=1.5, mode="area")
     again = estimator.errors(truth[400:], estimator.predict(large.round().to(torch.uint8)))
-    assert again["agent_px"].median() < 12, "one ruler serves other resolutions"
+    assert again["agent_px"].median() < 12, "one estimator serves other resolutions"
 
 
-def test_frames_are_drawn_with_their_own_states(tmp_path: Path):
-    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards"))
-    frames, found, episodes = sample_frames(recordings, "train", 50)
+def test_frames_are_sampled_with_their_own_states(tmp_path: Path):
+    dataset = EpisodeDataset(write_toy_shards(tmp_path / "shards"))
+    frames, found, episodes = sample_frames(dataset, "train", 50)
     assert frames.shape == (50, 3, 32, 32) and len(set(episodes)) > 3
     for row in range(0, 50, 7):
         episode = int(episodes[row])
-        all_states = recordings.read(episode, "states")
+        all_states = dataset.read(episode, "states")
         step = int(np.abs(all_states - found[row].numpy()).sum(1).argmin())
-        picture = recordings.read(episode, "frames", step, step + 1)[0]
-        assert np.array_equal(frames[row].permute(1, 2, 0).numpy(), picture)
+        image = dataset.read(episode, "frames", step, step + 1)[0]
+        assert np.array_equal(frames[row].permute(1, 2, 0).numpy(), image)
 
 
-def test_an_estimator_is_trained_once_for_its_recordings(tmp_path: Path):
-    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards"))
+def test_an_estimator_is_trained_once_for_a_dataset(tmp_path: Path):
+    dataset = EpisodeDataset(write_toy_shards(tmp_path / "shards"))
     path = tmp_path / "report" / "estimator.pt"
-    first = cached_estimator(path, recordings, steps=2)
+    first = cached_estimator(path, dataset, steps=2)
     written = path.stat().st_mtime_ns
-    second = cached_estimator(path, recordings, steps=2)
+    second = cached_estimator(path, dataset, steps=2)
     assert first is not None and second is not None
     assert path.stat().st_mtime_ns == written
-    frames = sample_frames(recordings, "test", 4)[0]
+    frames = sample_frames(dataset, "test", 4)[0]
     assert torch.equal(first.predict(frames), second.predict(frames))
 
 
-def test_without_states_there_is_no_ruler(tmp_path: Path):
-    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards"))
-    recordings.state_names = ("position", "speed")
-    assert layout_of(recordings) is None
-    assert cached_estimator(tmp_path / "estimator.pt", recordings, steps=1) is None
+def test_without_known_states_there_is_no_estimator(tmp_path: Path):
+    dataset = EpisodeDataset(write_toy_shards(tmp_path / "shards"))
+    dataset.state_names = ("position", "speed")
+    assert layout_of(dataset) is None
+    assert cached_estimator(tmp_path / "estimator.pt", dataset, steps=1) is None

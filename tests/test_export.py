@@ -1,4 +1,4 @@
-"""A copy of what a run has learnt."""
+"""A copy of the trained models of a run."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ import play
 from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
 from models.controllers.planner import PlannerConfig
+from pipeline import presets
 from pipeline.inference import export
-from pipeline.inference.load import load_controllers, load_goal_policy, load_world
+from pipeline.inference.load_controllers import load_controllers, load_goal_policy
+from pipeline.inference.load_world import load_world
+from pipeline.play.player import StartSampler
 
 GIVEN = Path(__file__).parents[1] / "checkpoints" / "pusht-goals"
 
 
-def test_a_copy_imagines_nearly_the_same_and_is_half_as_large(tmp_path: Path):
+def test_a_copy_predicts_nearly_the_same_and_is_half_as_large(tmp_path: Path):
     write_toy_shards(tmp_path / "run" / "shards", episodes=6)
-    recordings = EpisodeDataset(tmp_path / "run" / "shards")
-    run = write_run(tmp_path / "run", recordings, method="goals")
+    dataset = EpisodeDataset(tmp_path / "run" / "shards")
+    run = write_run(tmp_path / "run", dataset, method="keypoints")
     export.main(export.Config(run=run, out=tmp_path / "copy"))
     whole, copy = load_world(run), load_world(tmp_path / "copy")
-    assert set(load_controllers(tmp_path / "copy", copy)) == {"cloning", "controller"}
+    assert set(load_controllers(tmp_path / "copy", copy)) == {"bc", "actor_critic"}
     assert load_goal_policy(tmp_path / "copy", copy) is not None
-    frames = torch.from_numpy(recordings.read(0, "frames")[:3]).permute(0, 3, 1, 2)[None]
-    actions = torch.from_numpy(recordings.read(0, "actions")[:2])[None]
+    frames = torch.from_numpy(dataset.read(0, "frames")[:3]).permute(0, 3, 1, 2)[None]
+    actions = torch.from_numpy(dataset.read(0, "actions")[:2])[None]
     with torch.no_grad():
         one, two = (w.reset(frames, actions).latents for w in (whole, copy))
     assert torch.allclose(one, two, atol=1e-2) and not torch.equal(one, two)
@@ -37,13 +40,21 @@ def test_a_copy_imagines_nearly_the_same_and_is_half_as_large(tmp_path: Path):
     assert sizes[1] < 0.7 * sizes[0]
 
 
-def test_what_was_there_before_is_told_of(tmp_path: Path, capsys):
+def test_a_copy_remembers_the_presets(tmp_path: Path):
+    write_toy_shards(tmp_path / "run" / "shards", episodes=6)
+    run = write_run(tmp_path / "run", EpisodeDataset(tmp_path / "run" / "shards"))
+    presets.remember(run, ["keypoints", "debug"])
+    export.main(export.Config(run=run, out=tmp_path / "copy"))
+    assert presets.remembered(tmp_path / "copy") == ["keypoints", "debug"]
+
+
+def test_replaced_checkpoints_are_reported(tmp_path: Path, capsys):
     write_toy_shards(tmp_path / "run" / "shards", episodes=6)
     run = write_run(tmp_path / "run", EpisodeDataset(tmp_path / "run" / "shards"))
     for _ in range(2):
         export.main(export.Config(run=run, out=tmp_path / "copy"))
     first, second = capsys.readouterr().out.splitlines()
-    assert "in place of" not in first and "of them in place of older ones" in second
+    assert "of them replaced" not in first and "of them replaced" in second
 
 
 def test_a_run_is_not_copied_onto_itself(tmp_path: Path, monkeypatch):
@@ -56,7 +67,7 @@ def test_a_run_is_not_copied_onto_itself(tmp_path: Path, monkeypatch):
     assert {p: p.read_bytes() for p in run.rglob("best.pt")} == before
 
 
-def test_what_is_of_no_stage_is_left_out(tmp_path: Path):
+def test_files_of_no_stage_are_not_copied(tmp_path: Path):
     write_toy_shards(tmp_path / "run" / "shards", episodes=6)
     run = write_run(tmp_path / "run", EpisodeDataset(tmp_path / "run" / "shards"))
     shutil.copytree(run / "dynamics", run / "old" / "dynamics")
@@ -67,14 +78,14 @@ def test_what_is_of_no_stage_is_left_out(tmp_path: Path):
     ]  # fmt: skip
 
 
-def test_nothing_to_copy_is_said(tmp_path: Path):
+def test_a_run_without_checkpoints_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="holds no best.pt"):
         export.main(export.Config(run=tmp_path, out=tmp_path / "copy"))
     assert not (tmp_path / "copy").exists()
 
 
-def test_the_checkpoint_that_is_given_away_reaches_a_goal_in_imagination(tmp_path: Path):
-    for part in ("tokenizer", "dynamics", "controller", "shards"):  # not what playing left there
+def test_the_committed_checkpoint_reaches_a_goal_in_its_own_rollout(tmp_path: Path):
+    for part in ("tokenizer", "dynamics", "controller", "shards"):  # not what play.py wrote there
         shutil.copytree(GIVEN / part, tmp_path / part)
     shutil.copy(GIVEN / "README.md", tmp_path)
     assert sum(p.stat().st_size for p in tmp_path.rglob("*") if p.is_file()) < 12e6
@@ -86,17 +97,17 @@ def test_the_checkpoint_that_is_given_away_reaches_a_goal_in_imagination(tmp_pat
             actions=source,
         )  # fmt: skip
         play.main(config)
-        reached[source] = _far_from_goal(tmp_path, np.load(tmp_path / "play" / "actions.npy"))
+        reached[source] = _distance_to_goal(tmp_path, np.load(tmp_path / "play" / "actions.npy"))
     assert reached["planner"] < 0.3 * reached["random"]
 
 
 @torch.no_grad()
-def _far_from_goal(run: Path, actions: np.ndarray) -> float:
-    """Squared distance of what the actions lead to from the recording's frame 25 steps later."""
-    world, recordings = load_world(run), EpisodeDataset(run / "shards")
-    start = play.Starts(recordings, "test", world.context, 0).at(0)
+def _distance_to_goal(run: Path, actions: np.ndarray) -> float:
+    """Squared latent distance between where actions lead and the dataset's frame 25 steps later."""
+    world, dataset = load_world(run), EpisodeDataset(run / "shards")
+    start = StartSampler(dataset, "test", world.context, 0).at(0)
     frames = torch.from_numpy(start.frames).permute(0, 3, 1, 2)[None]
     state = world.reset(frames, torch.from_numpy(start.actions)[None])
     end = world.rollout(state, torch.from_numpy(actions)[None]).latents
     goal = torch.from_numpy(start.next_frames[24]).permute(2, 0, 1)[None]
-    return float((end - world.encode(goal)).square().mean())
+    return float((end - world.embed(goal)).square().mean())

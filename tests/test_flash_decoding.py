@@ -1,4 +1,4 @@
-"""Attention to a static cache by Triton kernels, whatever its bounds."""
+"""Attention to a static cache by Triton kernels, at any bounds."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from kernels import flash_decoding
 
-# batch, heads, queries, capacity, head width
+# batch, heads, queries, capacity, head dim
 SIZES = [
     (1, 2, 1, 300, 16),
     (1, 9, 5, 100, 24),
@@ -23,7 +23,7 @@ SIZES = [
 
 
 def given(batch, heads, queries, capacity, head):
-    """Queries, keys and values."""
+    """Draw queries, keys and values."""
     lengths = (queries, capacity, capacity)
     return [drawn(batch, heads, n, head, seed=n + i) for i, n in enumerate(lengths)]
 
@@ -36,7 +36,7 @@ def attended(inputs, low, high):
 
 
 def one_by_one(inputs, bounds):
-    """The definition, query by query: there may be more of them than rows in bounds."""
+    """Compute the definition query by query."""
     q, keys, values = inputs
     return torch.cat(
         [reference.decode_attention(x, keys, values, bounds) for x in q.split(1, 2)], 2
@@ -47,15 +47,15 @@ def one_by_one(inputs, bounds):
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("bounds", [(0, None), (7, 53), (40, 41)])
 def test_attention_to_a_cache_is_as_near_as_torch(sizes, bounds, place):
-    device, kind = place
-    inputs = [x.to(device, kind) for x in given(*sizes)]
+    device, dtype = place
+    inputs = [x.to(device, dtype) for x in given(*sizes)]
     low, high = bounds[0], bounds[1] or sizes[3]
     within = torch.tensor([low, high], dtype=torch.int32)
     exact = one_by_one([x.double() for x in inputs], within)
     allowed = (one_by_one(inputs, within).double() - exact).abs().max()
-    slack = 4 * torch.finfo(kind).eps * exact.abs().max().clamp(min=1)
+    slack = 4 * torch.finfo(dtype).eps * exact.abs().max().clamp(min=1)
     seen = attended(inputs, low, high)
-    assert seen.dtype == kind and seen.shape == exact.shape
+    assert seen.dtype == dtype and seen.shape == exact.shape
     assert (seen.double() - exact).abs().max() <= allowed + slack
 
 
@@ -73,17 +73,17 @@ def test_an_empty_cache_gives_nothing():
     assert attended([q[:0], keys[:0], values[:0]], 0, 9).shape == (0, 1, 3, 16)
 
 
-def test_the_parts_of_a_cache_join_to_the_whole(monkeypatch):
+def test_the_parts_of_a_cache_combine_to_the_whole(monkeypatch):
     q, keys, values = (x.float() for x in given(1, 1, 3, 300, 16))
-    assert flash_decoding.fraction(1, 3, 300, 4).parts > 1
+    assert flash_decoding.split_cache(1, 3, 300, 4).parts > 1
     parts = [attended([q, keys, values], 10, high) for high in (20, 300)]
     monkeypatch.setattr(flash_decoding, "PROGRAMS", 1)
-    assert flash_decoding.fraction(1, 3, 300, 4).parts == 1
+    assert flash_decoding.split_cache(1, 3, 300, 4).parts == 1
     whole = [attended([q, keys, values], 10, high) for high in (20, 300)]
     assert torch.allclose(torch.cat(parts), torch.cat(whole), atol=1e-6)
 
 
-def test_strided_caches_and_other_types_are_no_trouble():
+def test_caches_may_be_strided_and_of_other_dtypes():
     inputs = given(2, 1, 3, 100, 16)
     expected = one_by_one(inputs, torch.tensor([4, 90], dtype=torch.int32))
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
@@ -95,25 +95,25 @@ def test_strided_caches_and_other_types_are_no_trouble():
 
 
 @pytest.mark.parametrize("head", [15, 130])
-def test_what_the_kernel_cannot_do_is_left_to_torch(head):
+def test_unsupported_head_dims_are_left_to_pytorch(head):
     q, keys, values = (x.float() for x in given(1, 2, 3, 50, head))
     bounds = torch.tensor([4, 40], dtype=torch.int32)
     expected = eager.decode_attention(q, keys, values, bounds)
     assert torch.equal(attended([q, keys, values], 4, 40), expected)
 
 
-def test_triton_is_called_where_it_was_asked_for(monkeypatch):
+def test_the_kernel_runs_with_the_triton_backend(monkeypatch):
     q, keys, values = (x.float() for x in given(1, 2, 3, 50, 16))
     called = []
     monkeypatch.setattr(flash_decoding, "decode_attention", lambda *a: called.append(a) or a[0])
-    kernels.choose("torch")  # auto takes the kernel where it was measured faster
+    kernels.set_backend("torch")  # auto takes the kernel where it was measured faster
     kernels.decode_attention(q, keys, values, torch.tensor([4, 40], dtype=torch.int32))
     assert not called
     attended([q, keys, values], 4, 40)
     assert len(called) == 1
 
 
-def test_the_operation_is_what_it_is_registered_as():
+def test_the_operator_is_registered_correctly():
     inputs = [x.float() for x in given(1, 2, 3, 150, 16)]
     bounds = torch.tensor([4, 40], dtype=torch.int32)
     torch.library.opcheck(
@@ -123,7 +123,7 @@ def test_the_operation_is_what_it_is_registered_as():
 
 
 @needs_gpu
-def test_one_graph_serves_every_length():
+def test_one_cuda_graph_serves_every_length():
     q, keys, values = (x.to("cuda", torch.bfloat16) for x in given(1, 9, 1, 1024, 64))
     bounds = torch.tensor([0, 1], dtype=torch.int32, device="cuda")
     with triton_kernels():

@@ -1,4 +1,4 @@
-"""A frozen backbone as tokenizer, on tiny random ones in local folders."""
+"""A frozen backbone as tokenizer, on tiny random backbones in local folders."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.batch import Batch
 from data.pusht.simulator import ACTIONS
-from models.registry import build_tokenizer, describe
+from models.registry import DataSpec, build_tokenizer, describe
 from models.tokenizers.frozen_encoder import FrozenEncoder, FrozenEncoderConfig
 
 transformers = pytest.importorskip("transformers")
@@ -43,14 +44,14 @@ def noise(count: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=random)
 
 
-@pytest.mark.parametrize("kind, cells", [("dinov2", 4), ("clip", 6)])
+@pytest.mark.parametrize("kind, grid_side", [("dinov2", 4), ("clip", 6)])
 def test_frames_become_patches_or_one_vector(
-    kind: str, cells: int, request: pytest.FixtureRequest
+    kind: str, grid_side: int, request: pytest.FixtureRequest
 ) -> None:
     config = request.getfixturevalue(kind)
     model = FrozenEncoder(config)
     latents = model.encode(noise())
-    assert latents.shape == (3, cells * cells, 24) == (3, model.latents.num_patches, 24)
+    assert latents.shape == (3, grid_side**2, 24) == (3, model.latents.num_patches, 24)
     whole = FrozenEncoder(replace(config, tokens="cls"))
     assert whole.encode(noise()).shape == (3, 1, 24)
     assert (
@@ -58,18 +59,18 @@ def test_frames_become_patches_or_one_vector(
     )
 
 
-def test_features_are_those_of_the_backbone_on_normalised_rgb(dinov2: FrozenEncoderConfig) -> None:
+def test_features_are_those_of_the_backbone_on_normalized_rgb(dinov2: FrozenEncoderConfig) -> None:
     model = FrozenEncoder(replace(dinov2, image_size=(56, 56)))
     frames = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
-    deviation = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     own = transformers.Dinov2Model.from_pretrained(dinov2.pretrained).eval()
     with torch.no_grad():
-        out = own(pixel_values=(frames / 255 - mean) / deviation).last_hidden_state[:, 1:]
+        out = own(pixel_values=(frames / 255 - mean) / std).last_hidden_state[:, 1:]
     assert torch.allclose(model.encode(frames), out, atol=1e-4)
 
 
-def test_training_moves_the_decoder_and_nothing_of_the_backbone(
+def test_training_changes_the_decoder_and_not_the_backbone(
     dinov2: FrozenEncoderConfig,
 ) -> None:
     model = FrozenEncoder(dinov2).train()
@@ -78,7 +79,7 @@ def test_training_moves_the_decoder_and_nothing_of_the_backbone(
     optimizer = torch.optim.AdamW(trained, 1e-2)
     history = []
     for _ in range(30):
-        loss = model.loss(noise())["reconstruction"]
+        loss = model.loss(Batch(frames=noise()))["reconstruction"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,14 +95,14 @@ def test_a_checkpoint_needs_neither_folder_nor_hub(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     model = FrozenEncoder(request.getfixturevalue(kind)).eval()
-    plain = describe(model.config) | {"weights": "/nowhere/any/more"}
-    again = build_tokenizer(plain, ACTIONS).eval()
+    plain = describe(model.config) | {"pretrained": "/nowhere/any/more"}
+    again = build_tokenizer(plain, DataSpec((32, 32), ACTIONS)).eval()
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.encode(noise()), model.encode(noise()))
 
 
-def test_what_cannot_be_read_is_named(dinov2: FrozenEncoderConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="multiple of 14"):
+def test_an_unreadable_backbone_is_named(dinov2: FrozenEncoderConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="patch size 14; give a multiple"):
         FrozenEncoder(replace(dinov2, input_size=60))
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ValueError, match="holds a vit"):

@@ -7,7 +7,7 @@ def test_the_first_prediction_is_zero():
     assert TwoHot(4)(torch.randn(5, 4)).abs().max() < 1e-3
 
 
-def test_the_loss_is_least_where_the_prediction_is_the_target():
+def test_the_loss_is_lowest_where_the_prediction_is_the_target():
     torch.manual_seed(0)
     head = TwoHot(8)
     x = torch.eye(8)

@@ -11,7 +11,7 @@ def transformer(causal: bool) -> Transformer:
     return Transformer(TransformerConfig(16, 1, 2, 24, context_frames=2), PLACES, causal).eval()
 
 
-def test_weights_that_write_tokens_lie_by_columns_and_are_what_they_were():
+def test_autoregressive_weights_become_column_major_without_changing():
     model = transformer(causal=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = torch.randn(2, 8, 16)
@@ -22,13 +22,13 @@ def test_weights_that_write_tokens_lie_by_columns_and_are_what_they_were():
     assert torch.allclose(model(x)[0], exact, atol=1e-6)
 
 
-def test_a_model_of_whole_frames_stays_as_it_is():
+def test_a_model_of_whole_frames_stays_row_major():
     model = transformer(causal=False)
     use_column_major(model)
     assert model.state_dict()["layers.0.qkv.weight"].is_contiguous()
 
 
-def test_a_model_whose_weights_are_held_narrow_gives_the_same_numbers():
+def test_cast_weights_give_the_same_output():
     model = transformer(causal=False)
     x = torch.randn(2, 8, 16)
     cast_weights(model, "fp32")
@@ -37,7 +37,5 @@ def test_a_model_whose_weights_are_held_narrow_gives_the_same_numbers():
         wide = model(x)[0]
         cast_weights(model, "bf16")
         assert torch.equal(model(x)[0], wide)
-    assert {p.dtype for p in model.parameters()} == {
-        torch.float32,
-        torch.bfloat16,
-    }  # norms are wide
+    dtypes = {p.dtype for p in model.parameters()}
+    assert dtypes == {torch.float32, torch.bfloat16}  # norms stay float32

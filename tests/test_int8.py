@@ -11,7 +11,7 @@ from models.layers.transformer import Transformer, TransformerConfig
 
 @pytest.mark.parametrize("rows", [1, MAX_WEIGHT_ONLY_ROWS, MAX_WEIGHT_ONLY_ROWS + 1, 65])
 @pytest.mark.parametrize(("wide", "out", "bias"), [(64, 96, True), (704, 33, False), (7, 5, True)])
-def test_a_quantised_layer_is_near_the_layer(rows, wide, out, bias):
+def test_a_quantized_layer_is_close_to_the_layer(rows, wide, out, bias):
     torch.manual_seed(0)
     linear = nn.Linear(wide, out, bias=bias)
     x = (
@@ -31,18 +31,18 @@ def test_a_weight_takes_a_quarter_of_the_bytes():
     assert kept.dtype == torch.int8 and kept.numel() == 64 * 64
 
 
-def test_a_large_row_leaves_its_neighbours_as_exact_as_they_were():
+def test_a_large_row_does_not_change_the_error_of_other_rows():
     torch.manual_seed(0)
     linear = nn.Linear(64, 32, bias=False)
     rough, x = Int8Linear(linear), torch.randn(9, 64)
     alone = rough(x)
     x[3] *= 1e4
     x[4] = 0
-    beside = rough(x)
+    together = rough(x)
     others = [0, 1, 2, 5, 6, 7, 8]
-    assert torch.equal(beside[others], alone[others])
-    assert (beside[3] - linear(x[3])).norm() < 0.04 * linear(x[3]).norm()
-    assert torch.equal(beside[4], torch.zeros(32))
+    assert torch.equal(together[others], alone[others])
+    assert (together[3] - linear(x[3])).norm() < 0.04 * linear(x[3]).norm()
+    assert torch.equal(together[4], torch.zeros(32))
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -57,7 +57,7 @@ def test_whole_numbers_are_multiplied_exactly(narrow: bool):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_multiplied_in_bfloat16_comes_out_as_a_linear_layer_gives_it(dtype: torch.dtype):
+def test_the_output_under_autocast_has_the_dtype_of_a_linear_layer(dtype: torch.dtype):
     torch.manual_seed(0)
     linear = nn.Linear(192, 64)
     rough, x = Int8Linear(linear), torch.randn(3, 7, 192, dtype=dtype)
@@ -67,7 +67,7 @@ def test_what_is_multiplied_in_bfloat16_comes_out_as_a_linear_layer_gives_it(dty
     assert (found - exact).norm() < 0.04 * exact.norm()
 
 
-def test_the_layout_of_a_weight_goes_with_it():
+def test_a_packed_weight_is_freed_with_its_layer():
     rough = Int8Linear(nn.Linear(64, 32, bias=False))
     rough(torch.randn(9, 64))
     rough(torch.randn(8, 64))
@@ -78,7 +78,7 @@ def test_the_layout_of_a_weight_goes_with_it():
     assert len(int8.PACKED) == before - 1
 
 
-def test_weights_that_are_whole_numbers_of_their_scale_are_exact():
+def test_weights_that_are_multiples_of_their_scale_are_exact():
     linear = nn.Linear(64, 16, bias=False)
     with torch.no_grad():
         linear.weight.copy_(torch.randint(-126, 127, (16, 64)).float())
@@ -87,7 +87,7 @@ def test_weights_that_are_whole_numbers_of_their_scale_are_exact():
     assert torch.allclose(Int8Linear(linear)(x), linear(x), rtol=1e-2, atol=4.0)
 
 
-def test_all_linear_layers_of_a_model_are_replaced_and_it_says_nearly_the_same():
+def test_all_linear_layers_are_replaced_and_the_output_is_close():
     torch.manual_seed(0)
     places = torch.cartesian_prod(torch.arange(2), torch.arange(2)).float()
     model = Transformer(TransformerConfig(32, 2, 2, 48, context_frames=3), places, False).eval()

@@ -1,4 +1,4 @@
-"""Intervals hold what they promise."""
+"""95% intervals of shares and means."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ def test_wilson_stays_within_0_and_1_and_narrows_with_n():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_nine_in_ten_bootstrap_intervals_or_more_hold_the_mean():
-    random = np.random.default_rng(0)
-    held = 0
+def test_nine_in_ten_bootstrap_intervals_or_more_contain_the_mean():
+    rng = np.random.default_rng(0)
+    contained = 0
     for seed in range(100):
-        low, high = bootstrap(random.normal(3, 1, 60), seed=seed)
-        held += low <= 3 <= high
-    assert held >= 90
+        low, high = bootstrap(rng.normal(3, 1, 60), seed=seed)
+        contained += low <= 3 <= high
+    assert contained >= 90
 
 
 def test_cases_of_one_group_count_as_one():
@@ -33,7 +33,7 @@ def test_cases_of_one_group_count_as_one():
     assert grouped[1] - grouped[0] > 3 * (alone[1] - alone[0])
 
 
-def test_figures_of_one_case_are_drawn_together():
+def test_metrics_of_one_case_are_resampled_together():
     values = np.random.default_rng(1).normal(size=(30, 1))
     means = bootstrap_means(np.hstack([values, values + 5]))
     assert means[:, 1] - means[:, 0] == pytest.approx(5)

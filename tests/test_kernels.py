@@ -5,7 +5,7 @@ import torch
 from kernel_checks import drawn, outputs_and_gradients
 
 from kernels import (
-    View,
+    BlockMask,
     attention,
     attention_with_cache,
     decode_attention,
@@ -21,7 +21,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
 
 def gradients(operation, *inputs):
-    """Give the output, and the gradient of each input for an uneven gradient from above."""
+    """Return the output, and the gradient of each input for an uneven output gradient."""
     inputs = [x.clone().requires_grad_() for x in inputs]
     y = operation(*inputs)
     up = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view_as(y)
@@ -29,7 +29,7 @@ def gradients(operation, *inputs):
 
 
 def assert_near(truth, mine, dtype, roundings=4):
-    """Allow a unit in the last place for each of the roundings on the way."""
+    """Allow a unit in the last place for each rounding."""
     slack = roundings * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-12
     for exact, seen in zip(truth, mine, strict=True):
         assert (seen.double() - exact).abs().max() <= slack * exact.abs().max().clamp(min=1)
@@ -52,7 +52,7 @@ def test_swiglu_is_its_definition_and_leaves_its_input_alone(shape, dtype):
     x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     given = x.to(dtype)
     before = given.clone()
-    # the definition on what the narrow type holds: rounding the input is not the kernel's doing
+    # the definition on rounded inputs: that rounding is not the operation's error
     assert_near(gradients(reference.swiglu, given.double()), gradients(swiglu, given), dtype)
     assert torch.equal(given, before)
 
@@ -62,42 +62,42 @@ def _exact(x, weight):
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
 
 
-def test_the_definition_of_rms_norm_is_what_it_says():
+def test_the_definition_of_rms_norm_is_its_equation():
     x, weight = torch.randn(4, 9), torch.rand(9)
     assert torch.allclose(
         reference.rms_norm(x, weight), _exact(x.double(), weight.double()).float(), atol=1e-6
     )
 
 
-VIEWS = [
-    View(),
-    View(context=3),
-    View(size=4),
-    View(size=4, context=1),
-    View(size=4, context=2),
-    View(size=4, causal_within_block=True),
-    View(size=4, context=2, causal_within_block=True),
-    View(size=20),
+MASKS = [
+    BlockMask(),
+    BlockMask(context_blocks=3),
+    BlockMask(block_size=4),
+    BlockMask(block_size=4, context_blocks=1),
+    BlockMask(block_size=4, context_blocks=2),
+    BlockMask(block_size=4, causal_within_block=True),
+    BlockMask(block_size=4, context_blocks=2, causal_within_block=True),
+    BlockMask(block_size=20),
 ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("past", [0, 8])
-@pytest.mark.parametrize("view", VIEWS, ids=str)
-def test_attention_in_pytorch_is_its_definition(view, past, dtype):
-    """Whatever way is taken: sums, blocks, or PyTorch's own, in one product."""
-    past = past if 20 % view.size == 0 and view.size < 20 else 0
+@pytest.mark.parametrize("block_mask", MASKS, ids=str)
+def test_attention_in_pytorch_is_its_definition(block_mask, past, dtype):
+    """Holds for every implementation: sums, blocks, or PyTorch's own, in one product."""
+    past = past if 20 % block_mask.block_size == 0 and block_mask.block_size < 20 else 0
     random = torch.Generator().manual_seed(0)
     q = torch.randn(2, 3, 20, 8, generator=random, dtype=torch.float64).to(dtype)
     k, v = torch.randn(2, 2, 3, 20 + past, 8, generator=random, dtype=torch.float64).to(dtype)
-    turns = torch.rand(20 + past, 4, generator=random, dtype=torch.float64)
-    angles = (turns.cos().to(dtype), turns.sin().to(dtype))
+    angle = torch.rand(20 + past, 4, generator=random, dtype=torch.float64)
+    angles = (angle.cos().to(dtype), angle.sin().to(dtype))
 
     def exact(q, k, v):
-        return reference.attention(q, k, v, view, (angles[0].double(), angles[1].double()))
+        return reference.attention(q, k, v, block_mask, (angles[0].double(), angles[1].double()))
 
     def mine(q, k, v):
-        return attention(q, k, v, view, angles)
+        return attention(q, k, v, block_mask, angles)
 
     truth = gradients(exact, *(x.double() for x in (q, k, v)))
     slack = 12 * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-12
@@ -107,20 +107,24 @@ def test_attention_in_pytorch_is_its_definition(view, past, dtype):
 
 @pytest.mark.skipif(not auto_compile.cpp_compiler(), reason="needs a C++ compiler")
 @pytest.mark.parametrize(
-    ("view", "keys"),
-    [(View(64, causal_within_block=True), 256), (View(64, context=3), 384), (View(context=3), 64)],
+    ("block_mask", "keys"),
+    [
+        (BlockMask(64, causal_within_block=True), 256),
+        (BlockMask(64, context_blocks=3), 384),
+        (BlockMask(context_blocks=3), 64),
+    ],
     ids=str,
 )
-def test_attention_in_pytorch_is_its_definition_when_compiled(view, keys):
-    """With keys that are turned first: there the compiler's own way back has NaN."""
+def test_attention_in_pytorch_is_its_definition_when_compiled(block_mask, keys):
+    """Holds for rotated keys: there the compiler's own backward pass gives NaN."""
     random = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 4, 2, keys, 64, generator=random).bfloat16()
-    turns = torch.rand(keys, 32, generator=random)
-    angles = (turns.cos(), turns.sin())
-    compiled = torch.compile(lambda q, k, v: attention(q, k, v, view, angles), dynamic=False)
+    angle = torch.rand(keys, 32, generator=random)
+    angles = (angle.cos(), angle.sin())
+    compiled = torch.compile(lambda q, k, v: attention(q, k, v, block_mask, angles), dynamic=False)
 
     def exact(q, k, v):
-        return reference.attention(q, k, v, view, (angles[0].double(), angles[1].double()))
+        return reference.attention(q, k, v, block_mask, (angles[0].double(), angles[1].double()))
 
     truth = gradients(exact, *(x.double() for x in (q, k, v)))
     for one, other in zip(truth, gradients(compiled, q, k, v), strict=True):
@@ -129,29 +133,33 @@ def test_attention_in_pytorch_is_its_definition_when_compiled(view, keys):
 
 @pytest.mark.parametrize("context", [None, 3])
 def test_one_query_in_pytorch_is_its_definition(context):
-    view = View(context=context)
+    block_mask = BlockMask(context_blocks=context)
     q, k, v = torch.randn(2, 3, 1, 8), torch.randn(2, 3, 6, 8), torch.randn(2, 3, 6, 8)
-    truth = reference.attention(q.double(), k.double(), v.double(), view)
-    assert torch.allclose(attention(q, k, v, view).double(), truth, atol=1e-6)
+    truth = reference.attention(q.double(), k.double(), v.double(), block_mask)
+    assert torch.allclose(attention(q, k, v, block_mask).double(), truth, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "view", [View(4), View(1, 3), View(4, 2, causal_within_block=True)], ids=str
+    "block_mask",
+    [BlockMask(4), BlockMask(1, 3), BlockMask(4, 2, causal_within_block=True)],
+    ids=str,
 )
-def test_attention_to_a_past_in_pytorch_is_its_definition(view, dtype):
+def test_attention_with_a_cache_in_pytorch_is_its_definition(block_mask, dtype):
     q, k, v = (drawn(2, 3, 4, 8, seed=n).to(dtype) for n in range(3))
     keys, values = (drawn(2, 3, 8, 8, seed=n).half() for n in (3, 4))
-    turns = drawn(12, 4, seed=5)
-    cosine, sine = turns.cos().to(dtype), turns.sin().to(dtype)
+    angle = drawn(12, 4, seed=5)
+    cosine, sine = angle.cos().to(dtype), angle.sin().to(dtype)
 
     def exact(q, k, v):
-        # a past is joined in the type of the new
+        # the cache is cast to the dtype of the new keys
         past = keys.to(dtype).double(), values.to(dtype).double()
-        return reference.attention_with_cache(q, k, v, past, view, (cosine.double(), sine.double()))
+        return reference.attention_with_cache(
+            q, k, v, past, block_mask, (cosine.double(), sine.double())
+        )
 
     def mine(q, k, v):
-        return attention_with_cache(q, k, v, (keys, values), view, (cosine, sine))
+        return attention_with_cache(q, k, v, (keys, values), block_mask, (cosine, sine))
 
     truth = outputs_and_gradients(exact, [x.double() for x in (q, k, v)])
     found = outputs_and_gradients(mine, [q, k, v])
@@ -191,14 +199,14 @@ def test_cross_entropy_in_pytorch_is_its_definition(more, dtype):
     losses, likeliest, *grads = outputs_and_gradients(by(reference.linear_cross_entropy), wide)
     mine, found, *my_grads = outputs_and_gradients(by(linear_cross_entropy), inputs)
     assert_near([losses, *grads], [mine, *my_grads], dtype)
-    # among equals but for rounding any class will do: each has the least loss
+    # of classes that are equal up to rounding, either may be found: both have the least loss
     least, own = (by(reference.linear_cross_entropy, c)(*wide)[0] for c in (likeliest, found))
     assert_near([least], [own], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_assignment_in_pytorch_is_its_definition(dtype):
-    """In more parts than one, of which the last is not full."""
+def test_nearest_codes_in_pytorch_are_their_definition(dtype):
+    """Holds for several parts, of which the last is not full."""
     book = drawn(20, 8, seed=1).to(torch.promote_types(dtype, torch.float32))
     vectors = drawn(1500, 8).to(dtype)
     codes, counts, sums = nearest_code(vectors, book)

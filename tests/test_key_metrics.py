@@ -1,4 +1,4 @@
-"""What is pressed, and F1 and correlation by hand."""
+"""Pressed keys, and F1 and correlation computed manually."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from evaluation.measures.key_metrics import (
     correlation,
     key_names,
     key_scores,
-    no_op_choices,
+    noop_choices,
     pressed_keys,
 )
 
@@ -29,27 +29,27 @@ PAD = ActionSpec(
 def test_a_label_of_two_words_presses_two_keys_and_a_turn_presses_none():
     assert key_names(PAD) == ("fire", "forward", "left")
     choices = torch.tensor([[0, 0, 3], [2, 1, 1], [1, 0, 0]])
-    down = [[False, True, True], [True, True, False], [False, False, False]]
-    assert pressed_keys(PAD, choices).tolist() == down
+    pressed = [[False, True, True], [True, True, False], [False, False, False]]
+    assert pressed_keys(PAD, choices).tolist() == pressed
 
 
 def test_f1_is_that_of_hits_false_alarms_and_misses():
     truth = torch.tensor([[1, 0, 1], [1, 0, 3], [1, 0, 2], [1, 0, 0]])
-    read = torch.tensor([[1, 0, 1], [1, 0, 2], [1, 1, 3], [1, 0, 1]])
-    scores = key_scores(PAD, truth, read)
+    predicted = torch.tensor([[1, 0, 1], [1, 0, 2], [1, 1, 3], [1, 0, 1]])
+    scores = key_scores(PAD, truth, predicted)
     # forward: 1 hit, 2 false alarms, 1 miss; left: 2 hits; fire: 1 false alarm, never pressed
     assert scores["f1"] == {"fire": None, "forward": pytest.approx(2 / 5), "left": 1.0}
-    assert scores["presses"] == {"fire": 0, "forward": 2, "left": 2}
+    assert scores["support"] == {"fire": 0, "forward": 2, "left": 2}
 
 
-def test_doing_nothing_is_the_code_that_says_so():
+def test_the_noop_is_the_code_described_as_nothing():
     spec = action_spec(CameraQuantizer())
-    still = int(spec.ravel(no_op_choices(spec)))
-    assert still == 60 and spec.describe(still) == "nothing"
+    noop = int(spec.ravel(noop_choices(spec)))
+    assert noop == 60 and spec.describe(noop) == "nothing"
     assert key_names(spec) == ("attack", "jump", "forward", "left", "back", "right")
 
 
-def test_codes_with_plain_names_are_one_choice():
+def test_codes_without_factors_are_one_factor():
     spec = as_factored(MOVES)
     assert spec.size == MOVES.size and as_factored(PAD) is PAD
     codes = torch.arange(MOVES.size)
@@ -57,7 +57,7 @@ def test_codes_with_plain_names_are_one_choice():
     assert key_names(spec) == ("left", "right", "up", "down")
 
 
-def test_a_correlation_needs_something_that_varies():
+def test_a_correlation_needs_variance():
     line = torch.tensor([1.0, 2.0, 3.0, 5.0])
     assert correlation(line, 3 - 2 * line) == pytest.approx(-1)
     assert correlation(line, torch.tensor([0.0, 0.0, 1.0, 1.0])) == pytest.approx(5 / 35**0.5)

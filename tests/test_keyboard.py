@@ -1,4 +1,4 @@
-"""A hand on keys and a mouse, in a window that reports only what goes down."""
+"""Input from keys and a mouse, in a window that reports only what goes down."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def hand(clock: Clock) -> KeyboardInput:
+def keyboard(clock: Clock) -> KeyboardInput:
     return KeyboardInput(SPEC, clock)
 
 
-def done(hand: KeyboardInput) -> dict[str, str]:
-    """What the next step does, by factor, without what is not done."""
-    code = int(hand.get_action())
+def done(keyboard: KeyboardInput) -> dict[str, str]:
+    """What the next step does, by factor, without what it does not do."""
+    code = int(keyboard.get_action())
     choices = SPEC.unravel(np.array(code))
     labels = {f.name: f.labels[c] for f, c in zip(SPEC.factors, choices, strict=True)}
     return {name: label for name, label in labels.items() if label not in ("0", "none")}
 
 
-def test_nothing_is_done_until_something_is_pressed(hand):
-    assert done(hand) == {} and int(hand.take()) == 60 and hand.describe() == "nothing"
+def test_nothing_is_done_until_something_is_pressed(keyboard):
+    assert done(keyboard) == {} and int(keyboard.get_action()) == 60
+    assert keyboard.describe() == "nothing"
 
 
 @pytest.mark.parametrize(
@@ -64,89 +65,89 @@ def test_nothing_is_done_until_something_is_pressed(hand):
         ("down", {"pitch": "+5.8"}),
     ],
 )
-def test_each_key_does_one_thing(hand, key, does):
-    assert hand.handles(key)
-    hand.press(key)
-    assert done(hand) == does
+def test_each_key_does_one_thing(keyboard, key, does):
+    assert keyboard.handles(key)
+    keyboard.press(key)
+    assert done(keyboard) == does
 
 
-def test_a_key_is_held_through_the_wait_before_it_repeats_and_let_go_when_reports_end(hand, clock):
-    hand.press("w")
+def test_a_key_is_held_until_it_repeats_and_released_when_reports_end(keyboard, clock):
+    keyboard.press("w")
     clock.now += FIRST_REPEAT_SECONDS - 0.01
-    assert done(hand) == {"move": "forward"}
+    assert done(keyboard) == {"move": "forward"}
     for _ in range(20):  # now it repeats
-        hand.press("w")
+        keyboard.press("w")
         clock.now += REPEAT_SECONDS - 0.01
-        assert done(hand) == {"move": "forward"}
+        assert done(keyboard) == {"move": "forward"}
     clock.now += 0.02
-    assert done(hand) == {}
+    assert done(keyboard) == {}
 
 
-def test_one_moves_and_jumps_together_though_only_the_last_key_is_reported(hand, clock):
-    hand.press("w")
+def test_two_keys_are_held_together_though_only_the_last_one_is_reported(keyboard, clock):
+    keyboard.press("w")
     clock.now += FIRST_REPEAT_SECONDS - 0.05
-    hand.press("w")
+    keyboard.press("w")
     clock.now += 0.03
-    hand.press("space")  # from here on the window is silent of w, which is still held
-    assert done(hand) == {"move": "forward", "jump": "jump"}
+    keyboard.press("space")  # from here on the window does not report w, which is still held
+    assert done(keyboard) == {"move": "forward", "jump": "jump"}
     clock.now += FIRST_REPEAT_SECONDS - 0.05
     for _ in range(30):
-        hand.press("space")
+        keyboard.press("space")
         clock.now += 0.03
-        assert done(hand) == {"move": "forward", "jump": "jump"}
+        assert done(keyboard) == {"move": "forward", "jump": "jump"}
     clock.now += 1
-    assert done(hand) == {}
+    assert done(keyboard) == {}
 
 
-def test_two_ways_at_once_go_between_them_and_opposites_change_the_way(hand):
-    hand.press("w")
-    hand.press("a")
-    assert done(hand) == {"move": "forward left"}
-    hand.press("s")
-    assert done(hand) == {"move": "back left"}
-    hand.press("d")
-    assert done(hand) == {"move": "back right"}
+def test_two_directions_make_a_diagonal_and_the_opposite_one_replaces(keyboard):
+    keyboard.press("w")
+    keyboard.press("a")
+    assert done(keyboard) == {"move": "forward left"}
+    keyboard.press("s")
+    assert done(keyboard) == {"move": "back left"}
+    keyboard.press("d")
+    assert done(keyboard) == {"move": "back right"}
 
 
-def test_the_mouse_turns_the_view_by_its_motion_and_nothing_is_lost(hand):
-    centres = np.array(SPEC.factors[0].values)
-    hand.move_pointer(0.5, 0.5)
-    assert done(hand) == {}  # where it is says nothing, only that it moves
-    hand.move_pointer(0.75, 0.45)  # 30 degrees to the right, 6 up
+def test_the_mouse_turns_the_view_by_its_motion_and_nothing_is_lost(keyboard):
+    centers = np.array(SPEC.factors[0].values)
+    keyboard.move_pointer(0.5, 0.5)
+    assert done(keyboard) == {}  # its position does not matter, only its motion
+    keyboard.move_pointer(0.75, 0.45)  # 30 degrees to the right, 6 up
     turned = np.zeros(2)
     for _ in range(12):
-        yaw, pitch = SPEC.unravel(np.array(int(hand.take())))[:2]
-        turned += centres[[yaw, pitch]]
+        yaw, pitch = SPEC.unravel(np.array(int(keyboard.get_action())))[:2]
+        turned += centers[[yaw, pitch]]
     assert turned == pytest.approx([30, -6], abs=0.35)
-    assert done(hand) == {}
+    assert done(keyboard) == {}
 
 
-def test_the_button_attacks_while_it_is_down(hand, clock):
-    hand.mouse_button(True)
+def test_the_button_attacks_while_it_is_down(keyboard, clock):
+    keyboard.mouse_button(True)
     clock.now += 60
-    assert done(hand) == {"attack": "attack"}
-    hand.mouse_button(False)
-    assert done(hand) == {}
+    assert done(keyboard) == {"attack": "attack"}
+    keyboard.mouse_button(False)
+    assert done(keyboard) == {}
 
 
-def test_after_an_arrow_the_view_stands_still(hand, clock):
+def test_after_an_arrow_the_view_stands_still(keyboard, clock):
     for _ in range(10):
-        hand.press("right")
-        assert done(hand) == {"yaw": "+5.8"}
+        keyboard.press("right")
+        assert done(keyboard) == {"yaw": "+5.8"}
         clock.now += 0.04
     clock.now += FIRST_REPEAT_SECONDS
-    assert done(hand) == {}
+    assert done(keyboard) == {}
 
 
-def test_who_takes_over_leaves_nothing_held(hand):
-    hand.press("w")
-    hand.move_pointer(0.1, 0.1)
-    hand.move_pointer(0.9, 0.9)
-    hand.rest(np.array(61))
-    assert hand.describe() == "yaw +0.6" and done(hand) == {}
+def test_after_another_action_nothing_is_held(keyboard):
+    keyboard.press("w")
+    keyboard.move_pointer(0.1, 0.1)
+    keyboard.move_pointer(0.9, 0.9)
+    keyboard.set_action(np.array(61))
+    assert keyboard.describe() == "yaw +0.6" and done(keyboard) == {}
 
 
-def test_keys_of_the_game_are_not_claimed_and_other_worlds_have_other_hands():
+def test_keys_of_the_game_are_not_handled_and_other_worlds_have_other_inputs():
     assert not any(KeyboardInput(SPEC).handles(key) for key in "rpvqnhbc")
     assert isinstance(make_action_input(KEYS), KeyboardInput)
     plain = make_action_input(MOVES)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from data.actions import ActionSpec
+from data.batch import Batch
 from models.dynamics.llama import LlamaConfig, LlamaDynamics
 from models.layers.sampling import Sampling
 from models.layers.transformer import TransformerConfig
@@ -13,16 +14,16 @@ from models.tokenizers.tokenizer import LatentSpec
 LATENTS = LatentSpec("discrete", (2, 3), dim=4, codebook_size=12, num_codebooks=2)
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0), pointer=True)
 MOVES = ActionSpec("discrete", ("stay", "left", "right"))
-Decoding = Literal["frame", "token"]
-BOTH: list[Decoding] = ["frame", "token"]
+Decoding = Literal["parallel", "autoregressive"]
+BOTH: list[Decoding] = ["parallel", "autoregressive"]
 
 
-def dynamics(decoding: Decoding = "frame", actions: ActionSpec = POINTER) -> LlamaDynamics:
+def dynamics(decoding: Decoding = "parallel", actions: ActionSpec = POINTER) -> LlamaDynamics:
     torch.manual_seed(0)
     small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=3)
     model = LlamaDynamics(LlamaConfig(small, decoding=decoding), LATENTS, actions)
     torch.nn.init.normal_(model.vectors.codebook)
-    for parameter in model.parameters():  # zero-initialised heads would agree about everything
+    for parameter in model.parameters():  # zero-initialized heads would give equal outputs
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
@@ -45,29 +46,29 @@ def test_each_loss_falls_on_one_batch(decoding, actions):
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     history = []
     for _ in range(40):
-        losses = model.loss(latents, acts, rewards, continues)
-        total = losses["codes"] + losses["reward"] + losses["continue"]
+        losses = model.loss(Batch(None, latents, acts, rewards, continues))
+        total = losses["cross_entropy"] + losses["reward"] + losses["continue"]
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
         history.append({k: float(v.detach()) for k, v in losses.items()})
-    for name in ("codes", "reward", "continue"):
+    for name in ("cross_entropy", "reward", "continue"):
         assert history[-1][name] < 0.7 * history[0][name]
 
 
 @pytest.mark.parametrize("actions", [POINTER, MOVES])
 @pytest.mark.parametrize("decoding", BOTH)
-def test_the_cached_path_gives_the_tokens_of_the_uncached_one(decoding, actions):
+def test_cached_and_uncached_decoding_give_the_same_tokens(decoding, actions):
     model = dynamics(decoding, actions)
     latents, acts = episode(actions, frames=8)
     state = model.start(latents[:, :1], acts[:, :0])
-    imagined = [latents[:, 0]]
+    predicted = [latents[:, 0]]
     for t in range(7):
         state = model.step(state, acts[:, t])
-        imagined.append(state.latents)
-    # no cache: every frame again from the start of everything that was imagined so far
-    whole = torch.stack(imagined, dim=1)
-    if decoding == "frame":
+        predicted.append(state.latents)
+    # no cache: every frame again from the start of the rollout
+    whole = torch.stack(predicted, dim=1)
+    if decoding == "parallel":
         out = model._blocks(whole[:, :-1], acts[:, :7], [True] * 7)[0]
         again = model._logits(out[:, :, 1:], whole[:, :-1]).argmax(-1)
     else:
@@ -85,30 +86,30 @@ def test_an_action_changes_what_follows_it(decoding):
     other = acts.clone()
     other[:, 3] *= -1
 
-    def heard(a):
-        if decoding == "frame":
+    def outputs(a):
+        if decoding == "parallel":
             return model._blocks(latents, a, [True] * 6)[0]
         leading = torch.cat([torch.zeros_like(a[:, :1]), a[:, :-1]], dim=1)
         return model._blocks(latents, leading, [False] + [True] * 5)[0]
 
-    same = (heard(acts) == heard(other)).all(dim=(0, 2, 3))
-    first = 3 if decoding == "frame" else 4  # the block that holds the action
+    same = (outputs(acts) == outputs(other)).all(dim=(0, 2, 3))
+    first = 3 if decoding == "parallel" else 4  # the block that holds the action
     assert same[:first].all() and not same[first:].any()
 
 
 @pytest.mark.parametrize("decoding", BOTH)
-def test_observing_what_was_imagined_is_the_same_as_imagining_it(decoding):
+def test_observing_a_frame_equals_starting_from_it(decoding):
     model = dynamics(decoding)
     latents, acts = episode()
     state = model.start(latents[:, :2], acts[:, :1])
-    seen = model.observe(state, acts[:, 1], latents[:, 2])
+    observed = model.observe(state, acts[:, 1], latents[:, 2])
     started = model.start(latents[:, :3], acts[:, :2])
-    a, b = model.step(seen, acts[:, 2]), model.step(started, acts[:, 2])
+    a, b = model.step(observed, acts[:, 2]), model.step(started, acts[:, 2])
     assert torch.equal(a.latents, b.latents) and torch.allclose(a.reward, b.reward, atol=1e-5)
 
 
 @pytest.mark.parametrize("decoding", BOTH)
-def test_candidates_of_a_repeated_state_go_their_own_ways(decoding):
+def test_candidates_of_a_repeated_state_are_independent(decoding):
     model = dynamics(decoding)
     latents, acts = episode()
     state = model.step(model.start(latents[:, :2], acts[:, :1]), acts[:, 1])
@@ -118,7 +119,7 @@ def test_candidates_of_a_repeated_state_go_their_own_ways(decoding):
         assert torch.equal(many.latents[candidate::2], alone.latents)
 
 
-def test_a_longer_past_than_the_context_changes_nothing():
+def test_frames_before_the_context_change_nothing():
     model = dynamics()
     latents, acts = episode()
     long = model.step(model.start(latents, acts[:, :5]), acts[:, 5])
@@ -138,7 +139,7 @@ def test_sampling_follows_the_seed():
 
 
 @pytest.mark.parametrize("decoding", BOTH)
-def test_before_training_everything_stays_where_it_is(decoding):
+def test_the_untrained_model_predicts_no_change(decoding):
     torch.manual_seed(0)
     small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=3)
     model = LlamaDynamics(LlamaConfig(small, decoding=decoding), LATENTS, POINTER).eval()
@@ -147,17 +148,17 @@ def test_before_training_everything_stays_where_it_is(decoding):
     assert torch.equal(after.latents, latents[:, -1])
 
 
-def test_changed_right_counts_only_codes_that_change():
+def test_changed_accuracy_counts_only_codes_that_change():
     model = dynamics()
     model.config = replace(model.config, scheduled_sampling=0.0)
-    torch.nn.init.zeros_(model.copy_logit.bias)  # it would keep every code
+    torch.nn.init.zeros_(model.copy_logit.bias)  # the bias would copy every code
     latents, acts = episode()
     with torch.no_grad():
         out = model._blocks(latents[:, :-1], acts[:, :-1], [True] * 5)[0]
         guess = model._logits(out[:, :, 1:], latents[:, :-1]).argmax(-1)
         target, changed = latents[:, 1:].clone(), latents[:, 1:] != latents[:, :-1]
         share = (guess[changed] == target[changed]).float().mean()
-        found = model.loss(latents, acts)["changed_right"]
+        found = model.loss(Batch(latents=latents, actions=acts))["changed_accuracy"]
         still = latents[:, :1].expand_as(latents)
     assert 0 < share < 1 and torch.equal(found, share)
-    assert model.loss(still, acts)["changed_right"] == 0
+    assert model.loss(Batch(latents=still, actions=acts))["changed_accuracy"] == 0

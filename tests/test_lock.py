@@ -6,7 +6,7 @@ import pytest
 from pipeline.lock import lock
 
 
-def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
+def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path):
     held = lock(tmp_path)
     with pytest.raises(ValueError, match="in use by another process"):
         lock(tmp_path)
@@ -14,7 +14,7 @@ def test_a_folder_is_held_by_one_process_at_a_time(tmp_path):
     lock(tmp_path).close()
 
 
-def test_a_killed_process_lets_go(tmp_path):
+def test_a_killed_process_releases_its_lock(tmp_path):
     hold = (
         "import sys, time; from pathlib import Path; from pipeline.lock import lock;"
         "f = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"

@@ -1,4 +1,4 @@
-"""Measures of pictures keep to their definitions."""
+"""Image metrics against their definitions."""
 
 import math
 
@@ -21,7 +21,7 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, shape, generator=generator).to(torch.uint8)
 
 
-def test_equal_frames_are_infinitely_near_and_fully_similar():
+def test_equal_frames_have_infinite_psnr_and_ssim_1():
     frames = noise(2, 3, 3, 24, 32)
     assert psnr(frames, frames).shape == (2, 3)
     assert torch.isinf(psnr(frames, frames)).all()

@@ -37,7 +37,7 @@ def test_add_rms_norm_is_as_near_to_the_truth_as_torch(shape, place):
 
 
 @each_place
-def test_heads_of_a_packed_projection_are_normed_where_they_lie(place):
+def test_heads_of_a_packed_projection_are_normed_without_a_copy(place):
     def heads(operation):
         return lambda x, weight: operation(x.permute(2, 0, 3, 1, 4)[1], weight)
 
@@ -67,16 +67,17 @@ def test_views_of_any_kind_have_the_same_gradients(view, place):
 
 
 @each_place
-def test_an_uneven_gradient_of_any_layout_is_pulled_back(place):
-    def turned(operation):
+def test_an_output_gradient_may_have_any_layout(place):
+    def transposed(operation):
         return lambda x, weight: operation(x, weight).transpose(1, 3).contiguous().cos()
 
     inputs = [drawn(2, 3, 4, 24), drawn(24, seed=1)]
-    assert_as_near_as_torch(turned(kernels.rms_norm), turned(reference.rms_norm), inputs, place)
+    mine, truth = transposed(kernels.rms_norm), transposed(reference.rms_norm)
+    assert_as_near_as_torch(mine, truth, inputs, place)
 
 
 @each_place
-def test_the_norm_alone_is_enough_to_learn_from(place):
+def test_the_norm_alone_has_the_gradients_of_the_definition(place):
     def normed(operation):
         return lambda *inputs: operation(*inputs)[1]
 
@@ -86,7 +87,7 @@ def test_the_norm_alone_is_enough_to_learn_from(place):
     )
 
 
-def test_a_wide_stream_keeps_its_type_when_a_narrow_branch_is_added():
+def test_a_float32_stream_keeps_its_dtype_when_a_float16_branch_is_added():
     x = torch.randn(6, 20, requires_grad=True)
     branch = torch.randn(6, 20).half().requires_grad_()
     with triton_kernels():
@@ -98,20 +99,20 @@ def test_a_wide_stream_keeps_its_type_when_a_narrow_branch_is_added():
     assert torch.equal(branch.grad, x.grad.half())
 
 
-def test_a_norm_of_a_type_of_its_own_is_that_norm_narrowed():
+def test_a_norm_in_another_dtype_is_the_norm_cast_to_it():
     device = PLACES[0][0]
     x, branch, weight = (torch.randn(n, 600, device=device) for n in (70, 70, 1))
     branch, weight = branch.half(), weight[0]
     up = torch.randn(2, 70, 600, device=device)
     up[1] = up[1].half()
 
-    def run(kind):
+    def run(dtype):
         given = [x.clone().requires_grad_() for x in (x, branch, weight)]
         with triton_kernels():
-            total, normed = norm.add_rms_norm(*given, dtype=kind)
-            alone = norm.rms_norm(given[0], given[2], dtype=kind)
-        up_kind = up[1].to(normed.dtype)
-        grads = torch.autograd.grad((total, normed, alone), given, (up[0], up_kind, up_kind))
+            total, normed = norm.add_rms_norm(*given, dtype=dtype)
+            alone = norm.rms_norm(given[0], given[2], dtype=dtype)
+        cast = up[1].to(normed.dtype)
+        grads = torch.autograd.grad((total, normed, alone), given, (up[0], cast, cast))
         return normed, alone, *grads
 
     usual, narrow = run(None), run(torch.float16)
@@ -131,7 +132,7 @@ def test_no_rows_give_no_rows():
     assert weight.grad is not None and not weight.grad.any()
 
 
-def test_an_operation_is_what_torch_asks_of_it():
+def test_the_operators_are_registered_correctly():
     view = torch.randn(2, 3, 4, 16).transpose(1, 2).requires_grad_()
     weight = torch.randn(16, requires_grad=True)
     other = torch.randn(2, 4, 3, 16)
@@ -139,12 +140,12 @@ def test_an_operation_is_what_torch_asks_of_it():
         torch.library.opcheck(norm._rms_norm, (view, weight, 1e-6, None), test_utils=ALL)
         added = view, other, weight, 1e-6
         back = view.detach(), other, None, weight.detach(), 1e-6
-        for kind in (None, torch.float16):
-            torch.library.opcheck(norm._add_rms_norm, (*added, kind), test_utils=ALL)
-            torch.library.opcheck(norm._rms_norm_backward, (*back, kind), test_utils=ALL)
+        for dtype in (None, torch.float16):
+            torch.library.opcheck(norm._add_rms_norm, (*added, dtype), test_utils=ALL)
+            torch.library.opcheck(norm._rms_norm_backward, (*back, dtype), test_utils=ALL)
 
 
-def test_the_public_functions_lead_to_the_kernels(monkeypatch):
+def test_the_public_functions_run_the_kernels(monkeypatch):
     x, weight = torch.randn(3, 8), torch.ones(8)
     monkeypatch.setattr(norm, "_rms_norm", lambda *_: "a norm")
     monkeypatch.setattr(norm, "_add_rms_norm", lambda *_: "a sum and its norm")
@@ -166,15 +167,15 @@ def test_two_runs_on_a_gpu_are_equal():
         assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
-def test_rows_on_their_way_fit_in_a_multiprocessor():
+def test_prefetched_rows_fit_in_a_multiprocessor():
     for width in (64, 576, 4096, 8192):
         for itemsize in (2, 4):
-            tiles = norm._back(width, itemsize)
-            held = 3 * tiles["ROWS"] * width * itemsize * (tiles["STAGES"] - 1)
-            assert held <= rows.SHARED and tiles["STAGES"] > 1
+            tiles = norm._backward_tiles(width, itemsize)
+            prefetched = 3 * tiles["ROWS"] * width * itemsize * (tiles["STAGES"] - 1)
+            assert prefetched <= rows.SHARED_MEMORY and tiles["STAGES"] > 1
 
 
-def test_norms_before_products_are_in_their_type_under_autocast(monkeypatch):
+def test_norms_before_products_are_in_the_dtype_of_autocast(monkeypatch):
     device, narrow = PLACES[0][0], torch.float16
     config = TransformerConfig(dim=32, num_layers=2, num_heads=2, mlp_dim=48, context_frames=2)
     torch.manual_seed(0)

@@ -14,14 +14,14 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 import kernels
-from kernels import View, reference
+from kernels import BlockMask, reference
 
-ROWS = 0  # stands in shapes for how many there are
+ROWS = 0  # stands for the number of rows in shapes
 
 
 class Case(NamedTuple):
     run: Callable[..., Any]
-    """An operation of the module given first, on tensors."""
+    """Runs an operation of the given module on tensors."""
     shapes: list[tuple[int, ...]]
     rows: tuple[int, ...] = (5, 9)
     gradients: bool = True
@@ -29,8 +29,8 @@ class Case(NamedTuple):
 
 def angles(x: Tensor) -> tuple[Tensor, Tensor]:
     rows, half = x.shape[-2], x.shape[-1] // 2
-    turns = torch.arange(rows, device=x.device)[:, None] + torch.arange(half, device=x.device)
-    return turns.to(x).cos(), turns.to(x).sin()
+    angle = torch.arange(rows, device=x.device)[:, None] + torch.arange(half, device=x.device)
+    return angle.to(x).cos(), angle.to(x).sin()
 
 
 def entropy(module: Any, x: Tensor, weight: Tensor, bias: Tensor, bonus: Tensor) -> Any:
@@ -40,7 +40,7 @@ def entropy(module: Any, x: Tensor, weight: Tensor, bias: Tensor, bonus: Tensor)
 
 def cached(module: Any, q: Tensor, keys: Tensor, values: Tensor) -> Any:
     bounds = torch.tensor([1, 4], dtype=torch.int32, device=q.device)
-    return module.attend_cache(q, keys, values, bounds)
+    return module.decode_attention(q, keys, values, bounds)
 
 
 HEADS = (1, 2, ROWS, 16)
@@ -50,18 +50,20 @@ OPERATIONS = {
         lambda m, *given: m.add_rms_norm(*given), [(ROWS, 24), (ROWS, 24), (24,)]
     ),
     "swiglu": Case(lambda m, *given: m.swiglu(*given), [(ROWS, 24)]),
-    "rotate": Case(lambda m, x: m.rotate(x, *angles(x)), [HEADS]),
+    "apply_rope": Case(lambda m, x: m.apply_rope(x, *angles(x)), [HEADS]),
     # short ones and long ones have kernels of their own
     "attention": Case(
-        lambda m, q, k, v: m.attention(q, k, v, View(), angles(k)), [HEADS] * 3, (9, 12, 70)
+        lambda m, q, k, v: m.attention(q, k, v, BlockMask(), angles(k)), [HEADS] * 3, (9, 12, 70)
     ),
-    "attention_after": Case(
-        lambda m, q, k, v, *past: m.attention_after(q, k, v, past, View()), [HEADS] * 5,
-        gradients=False,
+    "attention_with_cache": Case(
+        lambda m, q, k, v, *cache: m.attention_with_cache(q, k, v, cache, BlockMask()),
+        [HEADS] * 5, gradients=False,
     ),
-    "attend_cache": Case(cached, [(1, 2, 3, 16), HEADS, HEADS], gradients=False),
+    "decode_attention": Case(cached, [(1, 2, 3, 16), HEADS, HEADS], gradients=False),
     "linear_cross_entropy": Case(entropy, [(ROWS, 24), (20, 24), (20,), (ROWS,)]),
-    "assign": Case(lambda m, *given: m.assign(*given), [(ROWS, 16), (20, 16)], gradients=False),
+    "nearest_code": Case(
+        lambda m, *given: m.nearest_code(*given), [(ROWS, 16), (20, 16)], gradients=False
+    ),
     "gru_step": Case(
         lambda m, *given: m.gru_step(*given), [(ROWS, 24), (ROWS, 8), (24,), (24,)]
     ),
@@ -71,13 +73,13 @@ each_operation = pytest.mark.parametrize("case", OPERATIONS.values(), ids=OPERAT
 
 
 def given(case: Case, rows: int) -> list[Tensor]:
-    """Inputs in float64, where kernels run."""
+    """Draw inputs in float64, on the device where kernels run."""
     shapes = [[n or rows for n in shape] for shape in case.shapes]
     return [drawn(*shape, seed=i).to(PLACES[0][0]) for i, shape in enumerate(shapes)]
 
 
-def test_no_operation_is_forgotten():
-    known = {name for name in kernels.__all__ if hasattr(reference, name)} - {"View"}
+def test_every_operation_has_a_case():
+    known = {name for name in kernels.__all__ if hasattr(reference, name)} - {"BlockMask"}
     assert known == set(OPERATIONS)
 
 
@@ -85,7 +87,7 @@ def test_no_operation_is_forgotten():
 def test_compiled_an_operation_gives_the_same(case):
     def run(*inputs):
         found = case.run(kernels, *inputs)
-        # by the sizes and strides that the compiler was told of
+        # relies on the sizes and strides that the fake operators report
         found = (found,) if isinstance(found, Tensor) else found
         return tuple(x.reshape(x.numel()) for x in found)
 
@@ -94,7 +96,7 @@ def test_compiled_an_operation_gives_the_same(case):
     with triton_kernels(), torch.set_grad_enabled(case.gradients):
         for rows in case.rows:
             inputs = [x.float() for x in given(case, rows)]
-            usual, seen = (outputs_and_gradients(way, inputs) for way in (run, compiled))
+            usual, seen = (outputs_and_gradients(f, inputs) for f in (run, compiled))
             assert all(torch.equal(a, b) for a, b in zip(usual, seen, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Races are interleaved, ratios are paired, and what is wrong has no time."""
+"""Races are interleaved, ratios are paired, and incorrect results are not timed."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ def test_a_race_interleaves_and_every_runner_is_first_in_turn():
     calls: list[str] = []
     runners = {name: (lambda name=name: calls.append(name)) for name in "abc"}
     seconds = race(runners, rounds=6, warmup=2)
-    assert calls[:6] == ["a", "a", "b", "b", "c", "c"]  # warm-up
+    assert calls[:6] == ["a", "a", "b", "b", "c", "c"]  # warmup
     rounds = ["".join(calls[n : n + 3]) for n in range(6, len(calls), 3)]
     assert rounds == ["abc", "bca", "cab", "abc", "bca", "cab"]
     assert {name: len(taken) for name, taken in seconds.items()} == dict.fromkeys("abc", 6)
@@ -34,13 +34,13 @@ def test_a_runner_against_itself_is_no_faster():
     seconds = race({"ours": lambda: x @ x, "same": lambda: x @ x}, rounds=40, repeats=20)
     (row,) = compare("area", "product", seconds, {}, unit="us")
     assert row.ratio is not None and row.low is not None and row.high is not None
-    # a machine that others use too may lean to one side by a little
+    # other load on the machine may shift it a little
     assert 0.8 < row.ratio < 1.25
     assert row.low <= row.ratio <= row.high and row.low < 1.1 and row.high > 0.9
 
 
 @pytest.mark.parametrize("truth", [0.5, 1.0, 20.0])
-def test_the_interval_covers_a_known_ratio_whatever_else_the_machine_does(truth):
+def test_the_interval_covers_a_known_ratio_under_other_load(truth):
     random = np.random.default_rng(0)
     covered = 0
     for _ in range(100):
@@ -52,7 +52,7 @@ def test_the_interval_covers_a_known_ratio_whatever_else_the_machine_does(truth)
     assert covered >= 85
 
 
-def test_rows_carry_their_units_bars_and_verdicts():
+def test_rows_have_units_targets_and_whether_they_passed():
     seconds = {"ours": [0.002] * 10, "slow": [0.006] * 10, "fast": [0.001] * 10}
     slow, fast = compare("area", "work", seconds, {"slow": (2.0, 4.0), "fast": (1.0, None)})
     assert (slow.ours, slow.theirs, slow.unit, slow.rounds) == (2.0, 6.0, "ms", 10)
@@ -62,19 +62,19 @@ def test_rows_carry_their_units_bars_and_verdicts():
     assert rate.ours == pytest.approx(32_000) and rate.passed is None
 
 
-def test_bars_of_bare_values_are_upper_for_times_and_lower_for_rates():
+def test_targets_without_a_ratio_are_upper_for_times_and_lower_for_rates():
     assert value_row("area", "decide", "ms", 12.0, target=20).passed is True
     assert value_row("area", "decide", "ms", 22.0, target=20).passed is False
     assert value_row("area", "play", "frames/s", 40.0, target=30).passed is True
     assert value_row("area", "play", "frames/s", 20.0, target=30).passed is False
 
 
-def test_a_missing_peer_is_a_line_that_says_how_to_get_it():
+def test_a_missing_peer_is_a_row_with_its_install_command():
     row = missing_row("area", "work", "Their-Package", "their-package")
     assert row.ratio is None and "not measured: pip install their-package" in format_row(row)
 
 
-def test_what_is_wrong_has_a_line_and_no_time(monkeypatch):
+def test_an_incorrect_result_has_a_row_and_no_time(monkeypatch):
     def rows(options):
         check_against_definition(
             "twice", lambda x: 2 * x + 1e-3, lambda x: 2 * x, [torch.randn(7)], grads=True
@@ -82,12 +82,12 @@ def test_what_is_wrong_has_a_line_and_no_time(monkeypatch):
         yield value_row("broken", "twice", "ms", 1.0)
 
     monkeypatch.setattr("bench.roofline.rows", rows)
-    (row,) = safe_rows("ceilings", Options())
-    assert row.ours is None and row.ratio is None and row.note.startswith("wrong: twice")
+    (row,) = safe_rows("roofline", Options())
+    assert row.ours is None and row.ratio is None and row.note.startswith("incorrect: twice")
     assert " ms" not in format_row(row)
 
 
-def test_wrong_gradients_are_seen_as_well_as_wrong_values():
+def test_incorrect_gradients_are_found_as_well_as_incorrect_values():
     class Off(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -106,16 +106,16 @@ def test_wrong_gradients_are_seen_as_well_as_wrong_values():
         check_against_definition("nan", lambda x: x * float("nan"), lambda x: x, x, grads=False)
 
 
-def test_a_code_that_is_not_the_nearest_is_wrong():
-    vectors, book = torch.randn(50, 8), torch.randn(9, 8)
-    codes = torch.cdist(vectors, book).argmin(1)
-    check_codes("assign", codes, vectors, book)
+def test_a_code_that_is_not_the_nearest_is_incorrect():
+    vectors, codebook = torch.randn(50, 8), torch.randn(9, 8)
+    codes = torch.cdist(vectors, codebook).argmin(1)
+    check_codes("nearest_code", codes, vectors, codebook)
     with pytest.raises(Incorrect):
-        check_codes("assign", (codes + 1) % 9, vectors, book)
+        check_codes("nearest_code", (codes + 1) % 9, vectors, codebook)
 
 
-def test_a_row_of_the_table_keeps_long_names_and_the_verdict():
+def test_a_row_of_the_table_keeps_long_names_and_whether_it_passed():
     row = Row("area", "a" * 90, "b" * 60, "ms", 1.0, 3.0, 3.0, 2.5, 3.5, 10, 4.0, 6.0, "a note")
-    said = format_row(row)
-    assert "a" * 90 in said and "b" * 60 in said and "3x [2.5, 3.5]" in said
-    assert said.endswith("- a note") and "+ a note" in format_row(replace(row, target=2.0))
+    text = format_row(row)
+    assert "a" * 90 in text and "b" * 60 in text and "3x [2.5, 3.5]" in text
+    assert text.endswith("- a note") and "+ a note" in format_row(replace(row, target=2.0))

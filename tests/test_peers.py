@@ -1,4 +1,4 @@
-"""What we are raced against does the same work, and no time is taken of what is wrong."""
+"""Peers do the same work as ours, and incorrect results are not timed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from bench import (
 from bench.pairs import EXACT, INT8, Incorrect, Options
 from bench.peers import hugging_face
 from bench.peers import stable_worldmodel as peer
-from kernels import View, eager, reference
-from pipeline.inference.load import load_controller
+from kernels import BlockMask, eager, reference
+from pipeline.inference.load_controllers import load_controller
 from pipeline.inference.recorded import CudaGraphedWorld
 
 SMALL = train_speed.Workload(
@@ -49,7 +49,7 @@ def seeded(work: train_speed.Workload) -> train_speed.TokenModel:
 def their_llama(model: train_speed.TokenModel, attention: hugging_face.Attention = "sdpa"):
     work = model.work
     llama = hugging_face.llama(work.config, work.sequence_length, work.vocab_size, attention)
-    hugging_face.load_codebook(llama, model)
+    hugging_face.copy_weights(llama, model)
     return llama.eval()
 
 
@@ -72,7 +72,7 @@ def test_a_llama_with_our_weights_has_our_logits(attention: hugging_face.Attenti
         assert torch.allclose(model.logits(tokens), theirs, atol=1e-4)
 
 
-def test_every_weight_of_ours_is_one_of_llamas_and_the_other_way_round() -> None:
+def test_our_weights_and_llamas_match_one_to_one() -> None:
     model = seeded(SMALL)
     llama = their_llama(model)
     seen = [id(theirs) for theirs, _, _ in hugging_face.matching_weights(llama, model)]
@@ -81,7 +81,7 @@ def test_every_weight_of_ours_is_one_of_llamas_and_the_other_way_round() -> None
     assert taken == sum(p.numel() for p in model.parameters())
 
 
-def test_a_gradient_that_is_off_stops_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incorrect_gradient_stops_the_race(monkeypatch: pytest.MonkeyPatch) -> None:
     model = seeded(SMALL)
     batch = SMALL.sample(SMALL.sequence_length, CPU), SMALL.sample(SMALL.sequence_length, CPU)
     right = train_speed.linear_cross_entropy
@@ -95,7 +95,7 @@ def test_a_gradient_that_is_off_stops_the_race(monkeypatch: pytest.MonkeyPatch) 
         train_speed.check_gradients(model, batch)
 
 
-def test_losses_that_part_stop_the_race() -> None:
+def test_losses_that_diverge_stop_the_race() -> None:
     batch = SMALL.sample(SMALL.sequence_length, CPU), SMALL.sample(SMALL.sequence_length, CPU)
     same, other = seeded(SMALL), seeded(SMALL)
     runners = {"Hugging Face eager, fp32": train_speed.StepRunner(same, same, batch, "fp32")}
@@ -128,7 +128,7 @@ def test_a_token_that_is_not_the_likeliest_stops_the_race() -> None:
         decode_speed.check_greedy("ours", model, tokens, slack=1e-3)
 
 
-def test_training_gives_a_row_for_each_peer_and_a_share_of_the_ceiling(
+def test_training_has_a_row_for_each_peer_and_a_share_of_the_hardware_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(roofline, "sizes", lambda device, quick: (1, 256))
@@ -140,27 +140,28 @@ def test_training_gives_a_row_for_each_peer_and_a_share_of_the_ceiling(
     assert share.ours is not None and 0 < share.ours < 100
 
 
-def test_the_products_of_a_step_are_those_that_are_multiplied(
+def test_the_flops_of_a_step_are_those_that_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # frame by frame, every product is one that the counter knows, and none is out of view
+    # block by block, every product is one that the counter knows, and none is masked
     monkeypatch.setattr(eager, "_visible_fraction", lambda *_: 0.0)
     tokens = SMALL.sample(SMALL.sequence_length, CPU)
     with FlopCounterMode(display=False) as counter:
         seeded(SMALL)(tokens, tokens).backward()
-    # but for the norms, whose gradient takes a product with one column
+    # except the norms, whose gradient takes a product with one column
     assert counter.get_total_flops() == pytest.approx(train_speed.matrix_flops(SMALL), rel=5e-3)
 
 
-def test_decoding_gives_a_row_for_each_cache_exact_and_in_8_bits() -> None:
+def test_decoding_has_a_row_for_each_cache_exact_and_in_8_bits() -> None:
     rows = list(decode_speed.measure(ONCE, replace(SMALL, batch_size=1), compiled=False))
-    for name, (bar, _) in decode_speed.TARGETS.items():
+    for name, (target, _) in decode_speed.TARGETS.items():
         raced = [row for row in rows if name in row.name]
         assert len(raced) >= 2 and all(row.ratio is not None for row in raced)
-        assert [row.target for row in raced].count(bar) == 1, "the fastest peer alone has the bar"
+        targets = [row.target for row in raced]
+        assert targets.count(target) == 1, "only the fastest peer has the target"
 
 
-def test_a_model_in_8_bits_is_another_one_and_leaves_the_exact_one_alone() -> None:
+def test_a_model_in_8_bits_is_a_copy_and_leaves_the_exact_one_unchanged() -> None:
     model = seeded(replace(SMALL, batch_size=1))
     tokens = model.work.sample(SMALL.sequence_length, CPU)
     with torch.no_grad():
@@ -170,26 +171,26 @@ def test_a_model_in_8_bits_is_another_one_and_leaves_the_exact_one_alone() -> No
     assert 0 < (rough - before).norm() < 0.1 * before.norm()
 
 
-def test_no_time_is_taken_of_decoding_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incorrect_decoding_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def lazy(model, prompt, new, write=None):
         return torch.cat([prompt, torch.zeros(1, new, dtype=torch.int64)], dim=1)
 
     monkeypatch.setattr(decode_speed, "decode_ours", lazy)
-    monkeypatch.setattr(decode_speed, "race", lambda *_, **__: pytest.fail("a time was taken"))
+    monkeypatch.setattr(decode_speed, "race", lambda *_, **__: pytest.fail("timed"))
     with pytest.raises(Incorrect):
         list(decode_speed.measure(ONCE, replace(SMALL, batch_size=1), compiled=False))
 
 
-VIEWS = [View(), View(size=8), View(size=8, context=1), View(size=8, context=2), View(size=24)]
+MASKS = [BlockMask(), BlockMask(8), BlockMask(8, 1), BlockMask(8, 2), BlockMask(24)]
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=str)
-def test_sdpa_attends_as_the_definition_turned_or_not(view: View) -> None:
+@pytest.mark.parametrize("block_mask", MASKS, ids=str)
+def test_sdpa_attends_as_the_definition_rotated_or_not(block_mask: BlockMask) -> None:
     q, k, v = torch.randn(3, 2, 3, 24, 16)
     cosine, sine = torch.randn(2, 32, 8)
-    for turns, first in ((None, None), ((cosine, sine), (cosine[:24], sine[:24]))):
-        exact = reference.attention(q, k, v, view, first)
-        seen = attention_peers.BestSdpa(view, turns)(q, k, v)
+    for angle, first in ((None, None), ((cosine, sine), (cosine[:24], sine[:24]))):
+        exact = reference.attention(q, k, v, block_mask, first)
+        seen = attention_peers.BestSdpa(block_mask, angle)(q, k, v)
         assert torch.allclose(seen, exact, atol=1e-5)
 
 
@@ -212,7 +213,7 @@ def test_their_solver_finds_the_same_optimum() -> None:
 
 
 @needs_stable_worldmodel
-def test_both_planners_imagine_with_models_of_one_size() -> None:
+def test_both_planners_have_models_of_one_size() -> None:
     world = plan_speed.our_world()
     theirs = peer.le_world_model(10)
     sizes = plan_speed.params_millions(world.dynamics), plan_speed.params_millions(theirs)
@@ -223,12 +224,12 @@ def test_both_planners_imagine_with_models_of_one_size() -> None:
     }
     with torch.no_grad():
         end = theirs.rollout(given, torch.randn(1, 6, 5, 10))["predicted_emb"][0, :, -1]
-        state = plan_speed.reset(world, now).repeat(6)
+        state = plan_speed.start_state(world, now).repeat(6)
         assert world.rollout(state, torch.zeros(6, 25, 2)).latents[:, 0].shape == end.shape
 
 
 @needs_stable_worldmodel
-def test_planning_gives_a_row_exact_and_in_8_bits_with_both_sizes_in_its_note() -> None:
+def test_planning_has_a_row_exact_and_in_8_bits_with_both_sizes_in_its_note() -> None:
     few = replace(plan_speed.CEM, num_samples=8, iterations=1, num_elites=4)
     *raced, mppi = plan_speed.measure(ONCE, few, compiled=False)
     assert mppi.ratio is None and mppi.ours is not None and "MPPI" in mppi.name
@@ -239,19 +240,19 @@ def test_planning_gives_a_row_exact_and_in_8_bits_with_both_sizes_in_its_note() 
 
 
 @needs_stable_worldmodel
-def test_a_plan_that_costs_more_alone_stops_the_race() -> None:
+def test_a_plan_of_another_cost_when_rolled_out_alone_stops_the_race() -> None:
     torch.manual_seed(0)
     world, plane = plan_speed.our_world(), torch.randn(2, 1, 192)
     config = replace(plan_speed.CEM, num_samples=4, iterations=1, num_elites=2)
-    state = plan_speed.reset(world, plane[0])
+    state = plan_speed.start_state(world, plane[0])
     plan = plan_speed.Planner(config, world).plan(state, plane[1:], None, None)
     plan_speed.check_plan(plan, world, state, plane[1, 0], slack=1e-3)
-    with pytest.raises(Incorrect, match="imagined alone"):
+    with pytest.raises(Incorrect, match="rolled out alone"):
         plan_speed.check_plan(replace(plan, cost=2 * plan.cost), world, state, plane[1, 0], 1e-3)
 
 
 @needs_stable_worldmodel
-def test_a_setting_of_theirs_that_breaks_is_named_and_the_others_are_raced(
+def test_a_setting_of_theirs_that_fails_is_named_and_the_others_are_raced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     iterate, compiled = plan_speed.Theirs.iterate, replace(plan_speed.Setting("fp32", True))
@@ -262,15 +263,15 @@ def test_a_setting_of_theirs_that_breaks_is_named_and_the_others_are_raced(
         return iterate(self)
 
     monkeypatch.setattr(plan_speed.Theirs, "iterate", breaks)
-    monkeypatch.setattr(plan_speed, "compiler_for", lambda _: lambda module, function: function)
+    monkeypatch.setattr(plan_speed, "pick_compile_fn", lambda _: lambda module, function: function)
     few = replace(plan_speed.CEM, num_samples=8, iterations=1, num_elites=4)
     broken, *others = plan_speed.measure(ONCE, few)
-    assert broken.note == "broken off, RuntimeError: no such compiler"
+    assert broken.note == "failed: RuntimeError: no such compiler"
     assert broken.baseline == f"{plan_speed.PEER}, fp32 + compile"
     assert [row.ratio is not None for row in others] == [True, True, False]
 
 
-def test_a_world_that_ignores_an_action_is_not_timed() -> None:
+def test_a_world_that_ignores_actions_is_not_timed() -> None:
     world = play_speed.load_world(play_speed.DEFAULT_RUN, CPU)
     frames, actions = play_speed.start_clip(play_speed.DEFAULT_RUN, world)
     play_speed.check_rollout(CudaGraphedWorld(world), world, frames, actions)
@@ -280,23 +281,23 @@ def test_a_world_that_ignores_an_action_is_not_timed() -> None:
         play_speed.check_rollout(still, world, frames, actions)
 
 
-def test_a_decision_is_the_one_of_a_world_entered_anew() -> None:
+def test_a_decision_is_that_of_a_world_reset_at_the_same_frame() -> None:
     world = play_speed.load_world(play_speed.DEFAULT_RUN, CPU)
     frames, actions = play_speed.start_clip(play_speed.DEFAULT_RUN, world)
-    made = controller_speed.DecisionLoop(
+    loop = controller_speed.DecisionLoop(
         world, load_controller(play_speed.DEFAULT_RUN, world), frames, actions
     )
-    made.check(frames, actions)
-    made.frame = frames[None, 0]
+    loop.check(frames, actions)
+    loop.frame = frames[None, 0]
     with pytest.raises(Incorrect, match="after observing"):
-        made.check(frames, actions)
+        loop.check(frames, actions)
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("liger_kernel") is None,
     reason="not installed: pip install --no-deps -r requirements-bench.txt",
 )
-def test_liger_kernel_is_put_into_one_llama_and_no_other() -> None:
+def test_liger_kernel_patches_one_llama_alone() -> None:
     model = seeded(SMALL)
     tokens = SMALL.sample(SMALL.sequence_length, CPU)
     before = {name: getattr(modeling_llama, name) for name in LIGER_REPLACES}
@@ -310,7 +311,9 @@ def test_liger_kernel_is_put_into_one_llama_and_no_other() -> None:
         assert torch.allclose(model.logits(tokens), their_llama(model)(tokens).logits, atol=1e-4)
 
 
-def test_a_missing_peer_is_one_row_that_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_peer_is_one_row_with_its_install_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name in [name for name in sys.modules if name.startswith("stable_worldmodel")]:
         monkeypatch.delitem(sys.modules, name)

@@ -2,7 +2,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import imageio.v3 as imageio
 import numpy as np
@@ -16,8 +16,9 @@ from data.actions import ActionSpec
 from data.shards import EpisodeDataset
 from data.toy import MOVES, POINTER, SPEED, write_toy_shards
 from models.controllers.planner import PlannerConfig
+from pipeline.play.action_file import write_actions
 from pipeline.play.action_input import ActionInput
-from pipeline.play.game import Game, write_actions
+from pipeline.play.game import Game
 from pipeline.play.panels import CAPTION_HEIGHT, GAP
 from pipeline.play.player import Player, StartSampler
 from pipeline.play.simulators import open_simulator
@@ -43,89 +44,89 @@ def config(run: Path, **fields: Any) -> play.Config:
     return replace(play.Config(run=run, headless=True, steps=8, size=64), **fields)
 
 
-def panel(picture: np.ndarray, number: int, size: int = 64) -> np.ndarray:
+def panel(image: np.ndarray, number: int, size: int = 64) -> np.ndarray:
     left = number * (size + GAP)
-    return picture[CAPTION_HEIGHT:, left : left + size]
+    return image[CAPTION_HEIGHT:, left : left + size]
 
 
-def frames(run: Path) -> list[np.ndarray]:
+def read_frames(run: Path) -> list[np.ndarray]:
     return [imageio.imread(p) for p in sorted((run / "play/frames").iterdir())]
 
 
-# -- films ---------------------------------------------------------------------------------------
+# -- videos --------------------------------------------------------------------------------------
 
 
-def test_recorded_actions_stand_beside_the_recording(toy: Path, capsys: Any):
+def test_the_datasets_actions_are_shown_next_to_its_frames(toy: Path, capsys: Any):
     play.main(config(toy, episode=0))
-    shots = frames(toy)
+    shots = read_frames(toy)
     assert min(p.name for p in (toy / "play/frames").iterdir()) == "00000.png"
     assert len(shots) == 9 and shots[0].shape == (CAPTION_HEIGHT + 64, 2 * 64 + GAP, 3)
-    recordings = EpisodeDataset(toy / "shards")
-    episode = recordings.episodes("test")[0]
-    truth = recordings.read(episode, "frames")
+    dataset = EpisodeDataset(toy / "shards")
+    episode = dataset.episodes("test")[0]
+    truth = dataset.read(episode, "frames")
     # the pointer world moves its disc exactly as the toy world does, so both must agree
     for step, shot in enumerate(shots):
-        agent = recordings.read(episode, "states")[2 + step, :2] / 512
+        agent = dataset.read(episode, "states")[2 + step, :2] / 512
         assert np.abs(np.array(blue_at(panel(shot, 1))) - agent).max() < 0.06
-        if step == 0:  # no ring of a pointer yet: the very picture
+        if step == 0:  # no ring of a pointer yet
             np.testing.assert_array_equal(panel(shot, 0)[::2, ::2], truth[2])
     np.testing.assert_array_equal(
-        np.load(toy / "play/actions.npy"), recordings.read(episode, "actions")[2:10]
+        np.load(toy / "play/actions.npy"), dataset.read(episode, "actions")[2:10]
     )
-    assert len(imageio.imread(toy / "play/film.gif")) == 9
-    assert len(imageio.imread(toy / "play/film.mp4", plugin="pyav")) == 9
-    assert "the recording beside what is imagined" in capsys.readouterr().out
+    assert len(imageio.imread(toy / "play/rollout.gif")) == 9
+    assert len(imageio.imread(toy / "play/rollout.mp4", plugin="pyav")) == 9
+    assert "dataset next to the model rollout" in capsys.readouterr().out
 
 
-def test_the_simulator_goes_through_the_recorded_states(toy: Path):
+def test_the_simulator_follows_the_datasets_states(toy: Path):
     play.main(config(toy, episode=0, frame=5, compare_simulator=True))
-    recordings = EpisodeDataset(toy / "shards")
-    truth = recordings.read(recordings.episodes("test")[0], "frames")
-    for step, shot in enumerate(frames(toy)):
+    dataset = EpisodeDataset(toy / "shards")
+    truth = dataset.read(dataset.episodes("test")[0], "frames")
+    for step, shot in enumerate(read_frames(toy)):
         seen = panel(shot, 0)[::2, ::2].astype(int)
         different = (np.abs(seen - truth[5 + step]) > 60).any(-1).mean()
         assert different < 0.05  # the pointer's ring alone
 
 
-@pytest.mark.parametrize("source", ["random", "controller", "file"])
-def test_others_may_act(toy: Path, source: Any):
+@pytest.mark.parametrize("source", ["random", "actor_critic", "file"])
+def test_other_sources_act(toy: Path, source: Any):
     given = np.tile(np.array([30, 480], np.float32), (5, 1))
     path = toy / "actions.npy" if source == "file" else None
     np.save(toy / "actions.npy", given)
     play.main(config(toy, actions=source, actions_file=path))
     actions = np.load(toy / "play/actions.npy")
-    shots = frames(toy)
-    assert shots[0].shape[1] == 64  # nothing is known of the truth
+    shots = read_frames(toy)
+    assert shots[0].shape[1] == 64  # there is no truth to show
     if source == "file":
         assert len(shots) == 6
         np.testing.assert_array_equal(actions, given)
-    elif source == "controller":
+    elif source == "actor_critic":
         x, y = zip(*(blue_at(panel(s, 0)) for s in shots), strict=True)
         assert (np.diff(x) > -0.02).all() and (np.diff(y) < 0.02).all()
     else:
         assert ((actions >= 0) & (actions <= 512)).all()
 
 
-def test_films_are_the_same_again_by_seed(toy: Path):
+def test_a_video_is_reproduced_by_its_seed(toy: Path):
     seen = []
     for seed in (1, 1, 2):
         play.main(config(toy, actions="random", seed=seed))
-        seen.append(np.stack(frames(toy)))
+        seen.append(np.stack(read_frames(toy)))
     assert np.array_equal(seen[0], seen[1]) and not np.array_equal(seen[0], seen[2])
 
 
-def test_the_start_that_is_said_can_be_asked_for_again(toy: Path, capsys: Any):
+def test_the_printed_start_can_be_asked_for(toy: Path, capsys: Any):
     play.main(config(toy, seed=3))
-    drawn = frames(toy)
-    said = re.search(r"from frame (\d+) of episode (\d+) \(test\)", capsys.readouterr().out)
-    assert said
-    frame, episode = (int(number) for number in said.groups())
+    sampled = read_frames(toy)
+    printed = re.search(r"from frame (\d+) of episode (\d+) \(test\)", capsys.readouterr().out)
+    assert printed
+    frame, episode = (int(number) for number in printed.groups())
     play.main(config(toy, episode=episode, frame=frame))
-    assert np.array_equal(frames(toy), drawn)
+    assert np.array_equal(read_frames(toy), sampled)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_the_actions_before_stay_whole_when_the_disk_is_full(tmp_path: Path):
+def test_the_old_actions_stay_whole_when_the_disk_is_full(tmp_path: Path):
     write_actions(tmp_path, [np.ones(2)])
     (tmp_path / "actions.npy.partial").symlink_to("/dev/full")
     with pytest.raises(ValueError, match=r"actions.npy was not written"):
@@ -133,9 +134,9 @@ def test_the_actions_before_stay_whole_when_the_disk_is_full(tmp_path: Path):
     assert np.array_equal(np.load(tmp_path / "actions.npy"), [[1, 1]])
 
 
-def test_a_recording_that_ends_early_shortens_the_film_and_says_so(toy: Path, capsys: Any):
+def test_an_episode_that_ends_early_shortens_the_video_and_says_so(toy: Path, capsys: Any):
     play.main(config(toy, episode=0, frame=20))
-    assert len(frames(toy)) == 4
+    assert len(read_frames(toy)) == 4
     assert "3 steps instead of 8" in capsys.readouterr().out
 
 
@@ -145,13 +146,13 @@ def test_a_discrete_world_is_played_too(tmp_path: Path, monkeypatch: pytest.Monk
     play.main(config(tmp_path, compare_simulator=True))
     np.save(tmp_path / "a.npy", np.array([2, 2, 3, 0]))
     play.main(config(tmp_path, actions="file", actions_file=tmp_path / "a.npy"))
-    assert len(frames(tmp_path)) == 5
+    assert len(read_frames(tmp_path)) == 5
     np.save(tmp_path / "a.npy", np.array([2, 7]))
     with pytest.raises(ValueError, match=r"action 7 at step 1, outside 0 to 4"):
         play.main(config(tmp_path, actions="file", actions_file=tmp_path / "a.npy"))
 
 
-def test_films_of_keys_say_what_is_pressed_in_frames_of_one_size(tmp_path: Path, monkeypatch: Any):
+def test_videos_name_the_keys_in_frames_of_one_size(tmp_path: Path, monkeypatch: Any):
     write_walks(tmp_path / "shards", length=24)
     monkeypatch.setattr(play, "load_world", lambda run, int8: WalkWorld())
     longest = SPEC.ravel(np.array([0, 0, 1, 1, 6]))
@@ -162,7 +163,7 @@ def test_films_of_keys_say_what_is_pressed_in_frames_of_one_size(tmp_path: Path,
     shots = [imageio.imread(p) for p in sorted((tmp_path / "play/frames").iterdir())]
     assert len({shot.shape for shot in shots}) == 1
     words = [shot[CAPTION_HEIGHT + 96 :] for shot in shots]
-    assert not np.array_equal(words[0], words[1]), "the start is no action"
+    assert not np.array_equal(words[0], words[1]), "the start has no action"
     assert np.array_equal(words[1], words[2]) and not np.array_equal(words[2], words[3])
 
 
@@ -174,18 +175,20 @@ def test_films_of_keys_say_what_is_pressed_in_frames_of_one_size(tmp_path: Path,
         ({"frame": 3}, "give --episode too"),
         ({"episode": 99}, r"numbered from 0; --episode 99"),
         ({"episode": 0, "frame": 1}, r"can start at frames 2 to 22"),
-        ({"fps": 0.0}, "--fps 0.0 is no pace to see; give 0.01 to 1000"),
-        ({"fps": 1e-9}, "--fps 1e-09 is"),
-        ({"fps": float("inf")}, "--fps inf is"),
-        ({"fps": float("nan")}, "--fps nan is"),
-        ({"size": -5}, "--size -5 is no picture; give 16 to 2048"),
-        ({"size": 100_000}, "--size 100000 is"),
+        ({"fps": 0.0}, "--fps 0.0 must be between 0.01 and 1000"),
+        ({"fps": 1e-9}, "--fps 1e-09 must"),
+        ({"fps": float("inf")}, "--fps inf must"),
+        ({"fps": float("nan")}, "--fps nan must"),
+        ({"size": -5}, "--size -5 must be between 16 and 2048 pixels, or 0"),
+        ({"size": 100_000}, "--size 100000 must"),
         ({"steps": 0}, "--steps 0 is below 1"),
-        ({"goal_steps": -3}, "--goal-steps -3 is below 1"),
+        ({"goal_offset": -3}, "--goal-offset -3 is below 1"),
         ({"headless": False, "actions": "random"}, "add --headless"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(toy: Path, fields: Any, message: str):
+def test_options_that_do_not_go_together_are_refused_in_one_line(
+    toy: Path, fields: Any, message: str
+):
     with pytest.raises(ValueError, match=message) as problem:
         play.main(config(toy, **fields))
     assert "\n" not in str(problem.value) and not (toy / "play").exists()
@@ -198,13 +201,13 @@ def test_what_does_not_go_together_is_one_line(toy: Path, fields: Any, message: 
         (np.full((4, 2), np.nan), "at step 0"),
         (np.full((4, 2), 513.0), "outside"),
         (np.zeros((0, 2)), r"holds \(0, 2\)"),
-        (b"not a picture", "no .npy file"),
+        (b"not an array", "must be a .npy file"),
         (np.full((4, 2), "up"), "holds <U2, but actions are real numbers"),
         (np.ones((4, 2), complex), "holds complex128"),
         ({"actions": np.zeros((4, 2))}, "holds several arrays"),
     ],
 )
-def test_wrong_action_files_are_one_line(toy: Path, content: Any, message: str):
+def test_wrong_action_files_are_refused_in_one_line(toy: Path, content: Any, message: str):
     path = toy / "a.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -227,64 +230,64 @@ def test_a_world_of_other_actions_is_refused(toy: Path, monkeypatch: pytest.Monk
 def test_without_a_display_one_line_names_headless(toy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setattr("sys.platform", "linux")
-    with pytest.raises(ValueError, match=r"no DISPLAY is set; --headless writes a film"):
+    with pytest.raises(ValueError, match=r"no DISPLAY is set; --headless writes a video"):
         play.main(config(toy, headless=False))
 
 
 def test_a_run_of_the_stages_is_played(tmp_path: Path, capsys: Any):
     write_toy_shards(tmp_path / "shards", episodes=6)
     write_run(tmp_path, EpisodeDataset(tmp_path / "shards"))
-    for source in ("recorded", "controller"):
+    for source in ("dataset", "actor_critic"):
         play.main(config(tmp_path, steps=5, actions=source, compare_simulator=True))
-        assert len(frames(tmp_path)) == 6
-    assert "controller actions" in capsys.readouterr().out
+        assert len(read_frames(tmp_path)) == 6
+    assert "actor_critic actions" in capsys.readouterr().out
 
 
-def test_a_plan_and_the_controller_for_goals_lead_to_what_was_recorded_later(tmp_path: Path):
+def test_planner_goal_policy_and_policy_prior_act_towards_the_datasets_later_frame(tmp_path: Path):
     write_toy_shards(tmp_path / "shards", episodes=6, length=40)
-    run = write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), method="goals")
+    run = write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), method="keypoints")
     small = PlannerConfig(num_samples=4, iterations=2, num_elites=2)
     done = {}
-    for source in ("planner", "amortised", "guided"):
+    for source in ("planner", "goal_policy", "policy_prior"):
         made = config(run, steps=27, actions=source, planner=small, goal_offset=8)
         play.main(made)
-        film = frames(run)
-        assert len(film) == 28
+        shots = read_frames(run)
+        assert len(shots) == 28
         done[source] = np.load(run / "play" / "actions.npy")
-        # the goal stands still beside what is imagined
-        assert all(np.array_equal(panel(f, 0), panel(film[0], 0)) for f in film[1:])
-    assert not np.allclose(done["planner"], done["amortised"])
-    # nothing moves in a world that has learnt nothing: no way is better than the guide's own
-    assert np.allclose(done["guided"], done["amortised"], atol=1e-3)
-    legs = np.diff(done["amortised"][:25].reshape(5, 5, 2), axis=1)
-    assert np.allclose(legs, legs[:, :1], atol=1e-2)  # it moves evenly along each leg
-    (run / "controller" / "goals" / "best.pt").unlink()
-    with pytest.raises(ValueError, match="--methods cloning goals makes it"):
-        play.main(config(run, actions="amortised"))
+        # the goal does not change next to the model rollout
+        assert all(np.array_equal(panel(s, 0), panel(shots[0], 0)) for s in shots[1:])
+    assert not np.allclose(done["planner"], done["goal_policy"])
+    # nothing moves in an untrained world: no candidate is better than the policy prior's own
+    assert np.allclose(done["policy_prior"], done["goal_policy"], atol=1e-3)
+    deltas = np.diff(done["goal_policy"][:25].reshape(5, 5, 2), axis=1)
+    assert np.allclose(deltas, deltas[:, :1], atol=1e-2)  # linear within each action block
+    (run / "controller" / "goal_policy" / "best.pt").unlink()
+    with pytest.raises(ValueError, match="--methods bc goal_policy trains one"):
+        play.main(config(run, actions="goal_policy"))
 
 
 @pytest.mark.parametrize(
     ("world", "advice"),
     [
-        ({}, "none can learn in a world of codes, .* --actions planner needs none"),
-        ({"factored": True}, "train_controller.py --run .* --preset minecraft makes it"),
-        ({"discrete": True}, "its actions are no choices .*; give other --actions"),
+        ({}, "none can be trained in a world of discrete latents, .* --actions planner needs none"),
+        ({"factored": True}, "train_controller.py --run .* --preset minecraft trains one"),
+        ({"discrete": True}, "none can be trained for discrete actions .*; give other --actions"),
     ],
 )
-def test_a_controller_for_goals_is_advised_only_where_one_can_be_made(
+def test_a_goal_policy_is_advised_only_where_one_can_be_trained(
     tmp_path: Path, world: Any, advice: str
 ):
     write_toy_shards(tmp_path / "shards", episodes=6, **world)
     write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False)
-    with pytest.raises(ValueError, match=f"holds no controller for goals; {advice}$"):
-        play.main(config(tmp_path, actions="amortised"))
+    with pytest.raises(ValueError, match=f"holds no goal policy; {advice}$"):
+        play.main(config(tmp_path, actions="goal_policy"))
 
 
-def test_a_run_without_a_controller_says_which_command_makes_it(tmp_path: Path):
+def test_a_run_without_a_controller_says_which_command_trains_one(tmp_path: Path):
     write_toy_shards(tmp_path / "shards", episodes=6)
     write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False)
-    with pytest.raises(ValueError, match=r"train_controller.py --run .* makes it"):
-        play.main(config(tmp_path, actions="controller"))
+    with pytest.raises(ValueError, match=r"train_controller.py --run .* trains one"):
+        play.main(config(tmp_path, actions="actor_critic"))
     play.main(config(tmp_path, steps=2))
 
 
@@ -293,14 +296,14 @@ def test_a_run_without_a_controller_says_which_command_makes_it(tmp_path: Path):
 
 @pytest.fixture
 def game(toy: Path) -> Game:
-    recordings = EpisodeDataset(toy / "shards")
+    dataset = EpisodeDataset(toy / "shards")
     world = PointerWorld()
-    starts = StartSampler(recordings, "test", world.context, seed=0)
-    player = Player(world, ToTheRight(), open_simulator(recordings))
+    starts = StartSampler(dataset, "test", world.context, seed=0)
+    player = Player(cast(Any, world), cast(Any, ToTheRight()), open_simulator(dataset))
     return Game(player, starts, starts.at(0), toy / "play", size=64, fps=10)
 
 
-def imagined(game: Game) -> tuple[float, float]:
+def agent(game: Game) -> tuple[float, float]:
     return blue_at(game.player.model_frame)
 
 
@@ -309,10 +312,10 @@ def test_the_mouse_is_the_target(game: Game):
         game.move_pointer(x, y)
         for _ in range(14):
             game.tick()
-        assert np.abs(np.array(imagined(game)) * 64 - (x, y - CAPTION_HEIGHT)).max() < 4
+        assert np.abs(np.array(agent(game)) * 64 - (x, y - CAPTION_HEIGHT)).max() < 4
 
 
-def test_the_mouse_over_the_simulator_means_the_same_place(game: Game):
+def test_the_mouse_over_the_simulator_means_the_same_target(game: Game):
     game.press("b")
     game.move_pointer(64 + GAP + 20, CAPTION_HEIGHT + 30)
     right = game.action_input.action.copy()
@@ -357,24 +360,24 @@ def test_r_goes_to_another_start(game: Game):
     assert {episode for episode, _ in places} <= held_out
 
 
-def test_the_controller_takes_over_and_gives_back(game: Game):
+def test_the_controller_takes_over_and_hands_back(game: Game):
     game.press("c")
     assert "controller" in game.status()
-    game.move_pointer(3, CAPTION_HEIGHT + 60)  # the mouse lies there, but the controller plays
+    game.move_pointer(3, CAPTION_HEIGHT + 60)  # the mouse is there, but the controller acts
     for _ in range(20):
         game.tick()
-    x, y = imagined(game)
+    x, y = agent(game)
     assert x > 0.9 and y < 0.1
     game.press("c")
     game.tick()
-    np.testing.assert_array_equal(game.action_input.action, [512, 0])  # until the hand moves
+    np.testing.assert_array_equal(game.action_input.action, [512, 0])  # until the mouse moves
     game.move_pointer(3, CAPTION_HEIGHT + 60)
     for _ in range(20):
         game.tick()
-    assert imagined(game)[0] < 0.2
+    assert agent(game)[0] < 0.2
 
 
-def test_the_simulator_goes_along_unseen_and_shows_itself(game: Game):
+def test_the_simulator_takes_every_step_shown_or_not(game: Game):
     alone = game.tick()
     game.move_pointer(50, CAPTION_HEIGHT + 50)
     for _ in range(15):
@@ -384,35 +387,35 @@ def test_the_simulator_goes_along_unseen_and_shows_itself(game: Game):
     scene = game.render_panels()
     assert scene.shape[1] == 2 * 64 + GAP and game.render().shape[1] >= alone.shape[1]
     true_agent = blue_at(game.player.simulator_frame())
-    assert np.abs(np.array(true_agent) - imagined(game)).max() < 0.08
+    assert np.abs(np.array(true_agent) - agent(game)).max() < 0.08
     assert "coverage" in game.status()
 
 
-def test_a_recording_is_a_film_and_its_actions(game: Game, toy: Path, capsys: Any):
+def test_a_recording_is_a_video_and_its_actions(game: Game, toy: Path, capsys: Any):
     for _ in range(2):
         game.press("v")
         assert "REC" in game.status()
         for _ in range(4):
             game.tick()
-        game.press("b")  # a wider picture in the middle of it
+        game.press("b")  # wider frames from here on
         game.tick()
         game.press("v")
     for number in range(2):
         folder = toy / f"play/recording-00{number}"
         assert len(list((folder / "frames").iterdir())) == 6
-        assert len(imageio.imread(folder / "film.mp4", plugin="pyav")) == 6
+        assert len(imageio.imread(folder / "rollout.mp4", plugin="pyav")) == 6
         assert np.load(folder / "actions.npy").shape == (5, 2)
-    assert "REC" not in game.status() and "kept in" in game.status()
+    assert "REC" not in game.status() and "saved to" in game.status()
     # and it can be played again
     path = toy / "play/recording-000/actions.npy"
     play.main(config(toy, actions="file", actions_file=path))
     game.press("v")
     game.tick()
     game.close()
-    assert (toy / "play/recording-002/film.gif").exists()
+    assert (toy / "play/recording-002/rollout.gif").exists()
 
 
-def test_keys_without_a_meaning_here_say_so(game: Game):
+def test_keys_without_an_effect_say_so(game: Game):
     game.player.controller = game.player.simulator = None
     game.press("c")
     assert "no controller" in game.status() and not game.use_controller
@@ -427,7 +430,7 @@ def test_keys_without_a_meaning_here_say_so(game: Game):
     assert game.quit_requested
 
 
-def test_the_line_tells_speed_and_latency(game: Game):
+def test_the_status_line_has_speed_and_latency(game: Game):
     for _ in range(5):
         game.tick()
     line = game.status()
@@ -435,40 +438,42 @@ def test_the_line_tells_speed_and_latency(game: Game):
     assert float(line.split()[0]) > 10
 
 
-# -- hands -----------------------------------------------------------------------------------------
+# -- action input ----------------------------------------------------------------------------------
 
 
-def test_a_hand_for_codes():
-    hand = ActionInput(MOVES)
-    assert hand.describe() == "stay"
+def test_input_for_codes():
+    action_input = ActionInput(MOVES)
+    assert action_input.describe() == "stay"
     for key, name in (("left", "left"), ("up", "up"), ("5", "down"), ("9", "down"), (".", "stay")):
-        hand.press(key)
-        assert hand.describe() == name
-    hand.press(",")
-    assert int(hand.action) == 4 and hand.action.dtype == np.int64
-    assert hand.pointer is None and "2 left" in hand.help
-    hand.move_pointer(0.2, 0.2)
-    assert int(hand.action) == 4
+        action_input.press(key)
+        assert action_input.describe() == name
+    action_input.press(",")
+    assert int(action_input.action) == 4 and action_input.action.dtype == np.int64
+    assert action_input.pointer is None and "2 left" in action_input.help
+    action_input.move_pointer(0.2, 0.2)
+    assert int(action_input.action) == 4
     walk = ActionInput(ActionSpec("discrete", ("noop", "forward", "back")))
     walk.press("up")
     assert walk.describe() == "forward"
 
 
-def test_a_hand_for_numbers_that_are_no_place():
-    hand = ActionInput(ActionSpec("continuous", ("a", "b", "c"), (-1, -1, 0), (1, 1, 10), "m"))
-    np.testing.assert_allclose(hand.action, [0, 0, 5])
+def test_input_for_numbers_that_are_no_pointer():
+    action_input = ActionInput(
+        ActionSpec("continuous", ("a", "b", "c"), (-1, -1, 0), (1, 1, 10), "m")
+    )
+    np.testing.assert_allclose(action_input.action, [0, 0, 5])
     for key in ("right", "up", "3", "+", "+", "-"):
-        hand.press(key)
-    np.testing.assert_allclose(hand.action, [0.08, -0.08, 5.4], rtol=1e-5)
-    assert "c 5.4" in hand.describe() and "+ -" in hand.help
-    hand.move_pointer(0, 0)
-    np.testing.assert_allclose(hand.action[0], 0.08, rtol=1e-5)
+        action_input.press(key)
+    np.testing.assert_allclose(action_input.action, [0.08, -0.08, 5.4], rtol=1e-5)
+    assert "c 5.4" in action_input.describe() and "+ -" in action_input.help
+    action_input.move_pointer(0, 0)
+    np.testing.assert_allclose(action_input.action[0], 0.08, rtol=1e-5)
 
 
-def test_the_hand_rests_where_another_left_it():
-    hand, action = ActionInput(POINTER), np.array([100, 200], np.float32)
-    hand.set_action(action)
-    hand.press("right")
-    assert action[0] == 100 and hand.action[0] > 100
-    assert hand.pointer == pytest.approx((hand.action[0] / 512, 200 / 512))
+def test_input_continues_from_another_action():
+    action_input, action = ActionInput(POINTER), np.array([100, 200], np.float32)
+    action_input.set_action(action)
+    action_input.press("right")
+    assert action[0] == 100 and action_input.action[0] > 100
+    assert action_input.pointer == pytest.approx((action_input.action[0] / 512, 200 / 512))
     assert SPEED < 512

@@ -1,4 +1,4 @@
-"""Dynamics over vectors, in blocks of actions."""
+"""Dynamics over continuous latents, in action blocks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from data.actions import ActionSpec
+from data.batch import Batch
 from models.dynamics.predictor import Predictor, PredictorConfig
 from models.layers.transformer import TransformerConfig
 from models.tokenizers.tokenizer import LatentSpec
@@ -22,8 +23,8 @@ def predictor(
 ) -> Predictor:
     torch.manual_seed(0)
     small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=context)
-    model = Predictor(PredictorConfig(small, frameskip=3), latents, actions)
-    torch.nn.init.normal_(model.delta_head.weight, std=0.2)  # it would foretell that all stays
+    model = Predictor(PredictorConfig(small, frameskip=3, clip_length=10), latents, actions)
+    torch.nn.init.normal_(model.delta_head.weight, std=0.2)  # it would predict no change
     torch.nn.init.normal_(model.reward_head.out.weight, std=0.2)
     return model.eval()
 
@@ -32,78 +33,78 @@ def episode(
     latents: LatentSpec = ONE, actions: ActionSpec = POINTER, frames: int = 10, clips: int = 3
 ):
     random = torch.Generator().manual_seed(1)
-    shown = torch.randn(clips, frames, latents.num_patches, 6, generator=random)
+    seen = torch.randn(clips, frames, latents.num_patches, 6, generator=random)
     if actions.kind == "discrete":
-        return shown, torch.randint(0, 3, (clips, frames), generator=random)
-    return shown, torch.rand(clips, frames, 2, generator=random) * 2 - 1
+        return seen, torch.randint(0, 3, (clips, frames), generator=random)
+    return seen, torch.rand(clips, frames, 2, generator=random) * 2 - 1
 
 
 @pytest.mark.parametrize("latents", [ONE, GRID])
 @pytest.mark.parametrize("actions", [POINTER, MOVES])
 def test_every_loss_falls_on_one_batch(latents: LatentSpec, actions: ActionSpec) -> None:
     model = predictor(latents, actions).train()
-    shown, acts = episode(latents, actions)
-    shown = shown.cumsum(1) / 3
+    seen, acts = episode(latents, actions)
+    seen = seen.cumsum(1) / 3
     rewards, continues = torch.rand(3, 10), torch.ones(3, 10)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     history = []
     for _ in range(80):
-        losses = model.loss(shown, acts, rewards, continues)
+        losses = model.loss(Batch(None, seen, acts, rewards, continues))
         total = sum((v for v in losses.values() if v.requires_grad), torch.zeros(()))
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
         history.append({k: float(v.detach()) for k, v in losses.items()})
-    for name in ("latents", "own", "reward", "continue"):
+    for name in ("prediction", "rollout", "reward", "continue"):
         late = sum(h[name] for h in history[-10:]) / 10
         assert late < 0.7 * history[0][name], name
 
 
 @pytest.mark.parametrize("latents", [ONE, GRID])
-def test_steps_one_by_one_are_the_rollout(latents: LatentSpec) -> None:
+def test_single_steps_equal_the_rollout(latents: LatentSpec) -> None:
     model = predictor(latents)
-    shown, acts = episode(latents)
-    many = model.rollout(model.start(shown[:, :1], acts[:, :0]), acts[:, :8])
-    state = model.start(shown[:, :1], acts[:, :0])
+    seen, acts = episode(latents)
+    many = model.rollout(model.start(seen[:, :1], acts[:, :0]), acts[:, :8])
+    state = model.start(seen[:, :1], acts[:, :0])
     for t in range(8):
         state = model.step(state, acts[:, t])
     assert torch.allclose(many.latents, state.latents, atol=1e-5)
     assert torch.allclose(many.reward, state.reward, atol=1e-5)
 
 
-def test_the_cached_path_says_what_training_says() -> None:
-    """Three anchors seen, then one block: as the training pass over the same four anchors."""
+def test_cached_prediction_equals_the_training_pass() -> None:
+    """Three context frames and one block, against the training pass over the same frames."""
     model = predictor(context=4)
-    shown, acts = episode(frames=10)
-    anchors, blocks = shown[:, ::3], acts[:, :9].unflatten(1, (3, 3))
+    seen, acts = episode(frames=10)
+    context, blocks = seen[:, ::3], acts[:, :9].unflatten(1, (3, 3))
     count = torch.full((3, 3), 3)
-    whole, _ = model.predict(anchors[:, :3], blocks, count)
-    state = model.start(shown[:, :7], acts[:, :6])
+    whole, _ = model.predict(context[:, :3], blocks, count)
+    state = model.start(seen[:, :7], acts[:, :6])
     assert torch.allclose(model.rollout(state, acts[:, 6:9]).latents, whole[:, 2], atol=1e-5)
 
 
-def test_observing_is_as_good_as_starting_there() -> None:
+def test_observing_equals_starting_there() -> None:
     model = predictor()
-    shown, acts = episode(frames=10)
-    state = model.start(shown[:, :1], acts[:, :0])
+    seen, acts = episode(frames=10)
+    state = model.start(seen[:, :1], acts[:, :0])
     for t in range(6):
-        state = model.observe(state, acts[:, t], shown[:, t + 1])
-    again = model.start(shown[:, :7], acts[:, :6])
+        state = model.observe(state, acts[:, t], seen[:, t + 1])
+    again = model.start(seen[:, :7], acts[:, :6])
     here, there = (model.rollout(s, acts[:, 6:9]).latents for s in (state, again))
     assert torch.allclose(here, there, atol=1e-5)
-    assert torch.equal(state.latents, shown[:, 6])
+    assert torch.equal(state.latents, seen[:, 6])
 
 
 @pytest.mark.parametrize("actions", [POINTER, MOVES])
 def test_an_action_changes_what_follows_it_and_nothing_before(actions: ActionSpec) -> None:
     model = predictor(actions=actions)
-    shown, acts = episode(actions=actions)
+    seen, acts = episode(actions=actions)
     for changed in range(6):
         other = acts.clone()
         other[:, changed] = (
             (acts[:, changed] + 1) % 3 if actions.kind == "discrete" else -acts[:, changed]
         )
-        one, two = (model.start(shown[:, :1], acts[:, :0]) for _ in range(2))
+        one, two = (model.start(seen[:, :1], acts[:, :0]) for _ in range(2))
         for t in range(6):
             one, two = model.step(one, acts[:, t]), model.step(two, other[:, t])
             same = torch.equal(one.latents, two.latents)
@@ -112,8 +113,8 @@ def test_an_action_changes_what_follows_it_and_nothing_before(actions: ActionSpe
 
 def test_candidates_share_a_history() -> None:
     model = predictor()
-    shown, acts = episode()
-    state = model.start(shown[:, :4], acts[:, :3])
+    seen, acts = episode()
+    state = model.start(seen[:, :4], acts[:, :3])
     many = model.rollout(state.repeat(5), acts[:, 3:9].repeat_interleave(5, 0))
     alone = model.rollout(state, acts[:, 3:9])
     assert torch.allclose(many.latents[::5], alone.latents, atol=1e-5)
@@ -121,16 +122,16 @@ def test_candidates_share_a_history() -> None:
     assert torch.allclose(picked.latents[0], alone.latents[2], atol=1e-5)
 
 
-def test_compiled_steps_are_the_steps_and_few_graphs() -> None:
-    """A graph for each number of blocks in view, and one for a window that slides, however many
-    actions of a block are done."""
+def test_compiled_steps_equal_eager_ones_with_few_graphs() -> None:
+    """One graph for each number of context frames, and one for a sliding context, whatever the
+    number of pending actions."""
     counter = CompileCounter()
     plain, compiled = predictor(), predictor()
     compiled.compile_steps(
         lambda module, function: torch.compile(function, dynamic=False, backend=counter)
     )
-    shown, acts = episode(frames=12)
-    one, two = (model.start(shown[:, :1], acts[:, :0]) for model in (plain, compiled))
+    seen, acts = episode(frames=12)
+    one, two = (model.start(seen[:, :1], acts[:, :0]) for model in (plain, compiled))
     with torch.no_grad():
         for t in range(11):
             one, two = plain.step(one, acts[:, t]), compiled.step(two, acts[:, t])
@@ -138,9 +139,9 @@ def test_compiled_steps_are_the_steps_and_few_graphs() -> None:
     assert counter.frame_count == plain.context_frames + 1
 
 
-def test_a_clip_that_does_not_part_into_blocks_is_refused() -> None:
-    shown, acts = episode(frames=9)
+def test_a_clip_that_does_not_divide_into_blocks_is_refused() -> None:
+    seen, acts = episode(frames=9)
     with pytest.raises(ValueError, match="multiple of 3, plus 1"):
-        predictor().loss(shown, acts)
+        predictor().loss(Batch(latents=seen, actions=acts))
     with pytest.raises(ValueError, match="tokenizer makes codes"):
         Predictor(PredictorConfig(), LatentSpec("discrete", (2, 2), 4, 8), POINTER)

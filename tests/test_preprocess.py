@@ -17,21 +17,21 @@ ROOT = Path(__file__).parent.parent
 TOY = ToyEpisodes(episodes=18, length=12, size=16, episodes_per_shard=3)
 
 
-def ask(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "preprocess", *arguments]
+def run_preprocess(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "preprocess.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def contents(folder: Path) -> list[bytes]:
-    recordings = EpisodeDataset(folder)
+    dataset = EpisodeDataset(folder)
     fields = ("frames", "actions", "rewards", "states")
-    return [recordings.read_rows(f, 0, recordings.num_frames).tobytes() for f in fields] + [
-        recordings.sources.tobytes(),
-        bytes(recordings.splits.tolist()),
+    return [dataset.read_rows(f, 0, dataset.num_frames).tobytes() for f in fields] + [
+        dataset.sources.tobytes(),
+        bytes(dataset.splits.tolist()),
     ]
 
 
-def test_the_number_of_workers_and_a_gap_change_nothing(tmp_path):
+def test_the_number_of_workers_and_missing_shards_change_nothing(tmp_path):
     assert build(TOY, tmp_path / "one", "-", num_workers=1) == 6
     assert build(TOY, tmp_path / "two", "-", num_workers=2) == 6
     whole = contents(tmp_path / "one")
@@ -46,7 +46,7 @@ def test_the_number_of_workers_and_a_gap_change_nothing(tmp_path):
     assert build(TOY, tmp_path / "two", "-") == 0
 
 
-def test_each_rank_makes_its_share(tmp_path, monkeypatch):
+def test_each_rank_writes_its_share(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
@@ -57,7 +57,7 @@ def test_each_rank_makes_its_share(tmp_path, monkeypatch):
     assert contents(tmp_path / "ranks") == contents(tmp_path / "one")
 
 
-def test_other_settings_are_refused_and_restart_begins_anew(tmp_path):
+def test_other_settings_are_refused_and_restart_starts_over(tmp_path):
     build(TOY, tmp_path, "-")
     other = ToyEpisodes(episodes=9, length=12, size=16, episodes_per_shard=3)
     with pytest.raises(ValueError, match=r"shards with settings .*--restart"):
@@ -67,11 +67,11 @@ def test_other_settings_are_refused_and_restart_begins_anew(tmp_path):
     assert len(EpisodeDataset(tmp_path)) == 9
 
 
-def test_a_killed_build_goes_on_without_holes(tmp_path):
+def test_a_killed_build_resumes_without_holes(tmp_path):
     flags = ["pusht", "--preset", "debug", "--episodes", "40", "--resolution", "16"]
-    flags += ["--workers", "2", "--run", str(tmp_path)]
+    flags += ["--num-workers", "2", "--run", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "preprocess", *flags],
+        [sys.executable, "preprocess.py", *flags],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     until = time.monotonic() + 60
@@ -79,62 +79,75 @@ def test_a_killed_build_goes_on_without_holes(tmp_path):
         time.sleep(0.02)
     os.killpg(process.pid, 9)
     process.wait()
-    cut = ask("check", str(tmp_path))
-    assert cut.returncode == 1 and "finish them with: python -m data.preprocess" in cut.stderr
-    done = ask(*flags)
+    cut = run_preprocess("check", str(tmp_path))
+    assert cut.returncode == 1 and "finish them with: python preprocess.py" in cut.stderr
+    done = run_preprocess(*flags)
     assert done.returncode == 0, done.stderr
-    recordings = EpisodeDataset(tmp_path / "shards")
-    assert sorted(recordings.sources.tolist()) == list(range(40))
+    dataset = EpisodeDataset(tmp_path / "shards")
+    assert sorted(dataset.sources.tolist()) == list(range(40))
     assert not list((tmp_path / "shards").glob("*.partial"))
-    assert "all shards were there" in ask(*flags).stdout
+    assert "all shards exist" in run_preprocess(*flags).stdout
 
 
-def test_check_describes_whole_shards_and_draws_them(tmp_path, capsys):
+def test_check_describes_valid_shards_and_draws_them(tmp_path, capsys):
     write_toy_shards(tmp_path, episodes=12)
     main_check(tmp_path)
-    said = capsys.readouterr().out
-    assert "12 episodes" in said and "target_x: mean" in said and "all shards are whole" in said
+    printed = capsys.readouterr().out
+    assert "12 episodes" in printed and "target_x: mean" in printed
+    assert "all shards are valid" in printed
     assert (tmp_path / "sheet.png").stat().st_size > 500
-    recordings = EpisodeDataset(tmp_path)
-    assert contact_sheet(recordings).shape == (12 * 34 * 2, 8 * 34 * 2, 3)
-    line = describe(recordings)[-1]
+    dataset = EpisodeDataset(tmp_path)
+    assert contact_sheet(dataset).shape == (12 * 34 * 2, 8 * 34 * 2, 3)
+    line = describe(dataset)[-1]
     before, now, after = (float(part.split()[0]) for part in line.split("r = ")[1].split(", "))
     assert now > 0.8 and now > before and now > after
 
 
-def test_check_names_a_damaged_shard_and_how_to_make_it_again(tmp_path):
+def test_check_names_a_damaged_shard_and_how_to_rebuild_it(tmp_path):
     write_toy_shards(tmp_path / "shards")
     path = tmp_path / "shards" / shard_name(1)
     middle = path.stat().st_size // 2
     data = bytearray(path.read_bytes())
     data[middle : middle + 200] = os.urandom(200)
     path.write_bytes(bytes(data))
-    said = ask("check", str(tmp_path))
-    assert said.returncode == 1 and "Traceback" not in said.stderr
-    assert shard_name(1) in said.stderr and "python -m data.preprocess" in said.stderr
+    result = run_preprocess("check", str(tmp_path))
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert shard_name(1) in result.stderr and "python preprocess.py" in result.stderr
 
 
-def test_arrays_become_shards(tmp_path):
+def test_arrays_are_converted_to_shards(tmp_path):
     random = np.random.default_rng(0)
     np.save(tmp_path / "frames.npy", random.integers(0, 255, (4, 6, 16, 16, 3), dtype=np.uint8))
     np.save(tmp_path / "actions.npy", random.integers(0, 3, (4, 6)))
-    said = ask("arrays", str(tmp_path), "--run", str(tmp_path / "run"), "--workers", "1")
-    assert said.returncode == 0, said.stderr
-    recordings = EpisodeDataset(tmp_path / "run" / "shards")
-    assert len(recordings) == 4 and recordings.actions.kind == "discrete"
+    result = run_preprocess(
+        "arrays", str(tmp_path), "--run", str(tmp_path / "run"), "--num-workers", "1"
+    )
+    assert result.returncode == 0, result.stderr
+    dataset = EpisodeDataset(tmp_path / "run" / "shards")
+    assert len(dataset) == 4 and dataset.actions.kind == "discrete"
     about = json.loads((tmp_path / "run" / "shards" / "build.json").read_text())
-    assert about["command"].startswith("python -m data.preprocess arrays")
+    assert about["command"].startswith("python preprocess.py arrays")
 
 
-def test_mistakes_are_answered_in_one_line(tmp_path):
-    for arguments, answer in {
+def test_frames_without_actions_are_converted_to_shards(tmp_path):
+    np.savez(tmp_path / "0.npz", frames=np.zeros((6, 16, 16, 3), np.uint8))
+    flags = ["--run", str(tmp_path / "run"), "--num-workers", "1"]
+    result = run_preprocess("arrays", str(tmp_path), *flags)
+    assert result.returncode == 0 and "without actions" in result.stdout, result.stderr
+    dataset = EpisodeDataset(tmp_path / "run" / "shards")
+    assert dataset.lengths.tolist() == [6] and not dataset.has("actions")
+    assert "no actions" in run_preprocess("check", str(tmp_path / "run")).stdout
+
+
+def test_mistakes_are_reported_in_one_line(tmp_path):
+    for arguments, message in {
         ("pushed",): "did you mean pusht",
-        ("pusht", "--replays", "2"): "--replays needs --demos",
+        ("pusht", "--perturb", "2"): "--perturb needs --demos",
         ("pusht", "--preset", "cpus"): "did you mean cpu",
-        ("pusht", "--run", str(tmp_path), "--demos", "nowhere.zip"): "nowhere.zip is not there",
+        ("pusht", "--run", str(tmp_path), "--demos", "nowhere.zip"): "nowhere.zip does not exist",
         ("arrays", "nowhere", "--run", str(tmp_path)): "nowhere is none of these",
         ("check", str(tmp_path)): "holds no shards",
     }.items():
-        said = ask(*arguments)
-        assert said.returncode == 1 and said.stderr.count("\n") == 1, said.stderr
-        assert answer in said.stderr, said.stderr
+        result = run_preprocess(*arguments)
+        assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+        assert message in result.stderr, result.stderr

@@ -10,19 +10,19 @@ from data.pusht.scripted_policy import ScriptedPolicy
 from data.pusht.simulator import GOAL, PushT, angle_difference, mirror, random_start, reward
 from data.pusht.vector_pusht import VectorPushT
 
-RECORDED = Path(__file__).parents[2] / "shared" / "data" / "pusht"
-LOWDIM = RECORDED / "pusht_cchi_v7_replay_lowdim.npz"
-STORE = RECORDED / "pusht_cchi_v7_replay.zarr.zip"
-recorded = pytest.mark.skipif(not LOWDIM.exists(), reason=f"{LOWDIM} is not there")
+FOLDER = Path(__file__).parents[2] / "shared" / "data" / "pusht"
+LOWDIM = FOLDER / "pusht_cchi_v7_replay_lowdim.npz"
+STORE = FOLDER / "pusht_cchi_v7_replay.zarr.zip"
+needs_demos = pytest.mark.skipif(not LOWDIM.exists(), reason=f"{LOWDIM} does not exist")
 
 
 def error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Greatest error of agent and block, in pixels, and of the angle, in radians."""
+    """Return the largest error of agent and block, in pixels, and of the angle, in radians."""
     turn = np.abs(angle_difference(a[..., 4], b[..., 4]))
     return np.array([np.abs(a[..., :4] - b[..., :4]).max(), turn.max()])
 
 
-def test_reset_gives_the_state_that_was_asked_for():
+def test_reset_sets_the_exact_state():
     random, world = np.random.default_rng(0), PushT()
     for _ in range(20):
         state = np.array([*random.uniform(20, 60, 2), *random.uniform(200, 300, 2), 0])
@@ -32,7 +32,7 @@ def test_reset_gives_the_state_that_was_asked_for():
         assert np.allclose(world.velocity, (30, -10))
 
 
-def test_what_went_before_a_reset_leaves_nothing_behind():
+def test_a_reset_does_not_depend_on_earlier_steps():
     world, fresh = PushT(), PushT()
     for _ in range(5):
         world.step((300, 280))
@@ -45,18 +45,18 @@ def test_what_went_before_a_reset_leaves_nothing_behind():
     assert np.array_equal(world.state, fresh.state)
 
 
-def test_a_reset_to_nonsense_is_refused():
+def test_a_reset_to_an_invalid_state_is_refused():
     with pytest.raises(ValueError, match="five finite numbers"):
         PushT().reset(np.array([1, 2, np.nan, 4, 5]))
 
 
-def test_pictures_are_those_of_gym_pusht():
+def test_frames_are_those_of_gym_pusht():
     import pygame
 
     world = PushT()
     world.reset(random_start(3))
     world.step((100, 400))
-    own = pygame.surfarray.array3d(world._env._render()).transpose(1, 0, 2)
+    own = pygame.surfarray.array3d(world._env._draw()).transpose(1, 0, 2)
     assert np.array_equal(world.render(512), own)
     assert not ((own[..., 0] > 200) & (own[..., 1] < 50)).any()  # no red cross
     area = own.reshape(64, 8, 64, 8, 3).mean((1, 3))
@@ -80,34 +80,36 @@ def test_task_starts_are_drawn_in_the_legacy_order():
     world = PushT()
     env = world._env
     env._setup()
-    env.block.position = block  # position before angle, which turns about the centre
+    env.block.position = block  # position before angle, which rotates about the center
     env.block.angle = angle
     expected = np.array([*agent, *env.block.position, angle % (2 * np.pi)])
     assert error(random_start(100_000), expected).max() < 1e-6
 
 
-@recorded
+@needs_demos
 @pytest.mark.parametrize("number", [0, 57, 205])
-def test_a_replayed_demonstration_stays_within_half_a_pixel(number):
+def test_an_executed_demonstration_stays_within_half_a_pixel(number):
     source = PerturbedDemos(str(LOWDIM), num_copies=2)
     episode = source.episode(PushT(), number, 0)
     known = load_demos(LOWDIM)
     assert episode.states is not None
     away = error(episode.states[:-1], known.states[known.rows(number)])
     assert away[0] < 0.5 and away[1] < 0.01
-    for replay, start in (1, mirror(episode.states[0])), (2, episode.states[0]):
-        again = source.episode(PushT(), number, replay)
+    for copy, start in (1, mirror(episode.states[0])), (2, episode.states[0]):
+        again = source.episode(PushT(), number, copy)
         assert again.states is not None
         assert error(again.states[0], start).max() < 1e-4
-        turned = mirror(again.states) if replay == 1 else again.states
+        turned = mirror(again.states) if copy == 1 else again.states
         assert error(turned, episode.states)[0] > 5
-        assert np.abs(turned - episode.states)[:, :2].mean() < 40  # the same way, disturbed
+        assert np.abs(turned - episode.states)[:, :2].mean() < 40  # the same trajectory, perturbed
         assert again.source == episode.source == number
-        assert np.array_equal(again.actions, source.episode(PushT(), number, replay).actions)
+        twice = source.episode(PushT(), number, copy)
+        assert again.actions is not None and twice.actions is not None
+        assert np.array_equal(again.actions, twice.actions)
 
 
-@recorded
-def test_a_start_in_the_middle_needs_the_agents_velocity():
+@needs_demos
+def test_a_reset_in_the_middle_needs_the_agents_velocity():
     known = load_demos(LOWDIM)
     world, errors = PushT(), {True: [], False: []}
     for number in range(0, 200, 10):
@@ -122,10 +124,10 @@ def test_a_start_in_the_middle_needs_the_agents_velocity():
     assert np.mean(errors[True]) < 0.5 < np.mean(errors[False])
 
 
-@recorded
-def test_both_forms_of_the_demonstrations_hold_the_same():
+@needs_demos
+def test_npz_and_zarr_hold_the_same_demonstrations():
     if not STORE.exists():
-        pytest.frameskip(f"{STORE} is not there")
+        pytest.skip(f"{STORE} does not exist")
     a, b = load_demos(LOWDIM), load_demos(STORE)
     assert np.array_equal(a.episode_ends, b.episode_ends) and len(a.episode_ends) == 206
     assert np.allclose(a.states, b.states, atol=1e-4) and np.allclose(a.actions, b.actions)
@@ -134,22 +136,22 @@ def test_both_forms_of_the_demonstrations_hold_the_same():
     assert episode.rewards is not None and episode.rewards.max() > 0.8
 
 
-@recorded
-def test_the_last_action_of_a_demonstration_is_carried_out():
-    recorded, ends = load_demos(LOWDIM), []
+@needs_demos
+def test_the_last_action_of_a_demonstration_is_executed():
+    demos, ends = load_demos(LOWDIM), []
     for number in range(0, 206, 29):
-        own = Demonstrations(str(LOWDIM), image_size=32).episode(PushT(32), number)
-        replayed = PerturbedDemos(str(LOWDIM), image_size=32).episode(PushT(32), number, 0)
-        assert len(own) == len(replayed) == len(recorded.states[recorded.rows(number)]) + 1
-        assert own.states is not None and replayed.states is not None
-        assert error(own.states[-1:], replayed.states[-1:])[0] < 1.5
-        assert own.rewards is not None and own.terminals is not None
-        assert own.terminals[-1] == (own.rewards[-1] >= 1) and not own.terminals[:-1].any()
-        ends.append(own.rewards[-1] - own.rewards[-2])
+        direct = Demonstrations(str(LOWDIM), image_size=32).episode(PushT(32), number)
+        executed = PerturbedDemos(str(LOWDIM), image_size=32).episode(PushT(32), number, 0)
+        assert len(direct) == len(executed) == len(demos.states[demos.rows(number)]) + 1
+        assert direct.states is not None and executed.states is not None
+        assert error(direct.states[-1:], executed.states[-1:])[0] < 1.5
+        assert direct.rewards is not None and direct.terminals is not None
+        assert direct.terminals[-1] == (direct.rewards[-1] >= 1) and not direct.terminals[:-1].any()
+        ends.append(direct.rewards[-1] - direct.rewards[-2])
     assert np.mean(ends) > 0.01
 
 
-def test_what_is_mirrored_goes_the_same_way():
+def test_mirrored_actions_give_mirrored_states():
     assert np.allclose(mirror(np.array([256, 400, *GOAL])), [112, 256, *GOAL])
     world, twin, policy, moved = PushT(), PushT(), ScriptedPolicy(), 0.0
     for seed in range(300_000, 300_004):
@@ -166,7 +168,7 @@ def test_what_is_mirrored_goes_the_same_way():
     assert moved > 50
 
 
-def test_the_pusher_brings_the_block_home():
+def test_the_scripted_policy_brings_the_block_to_the_goal():
     world, policy, best = PushT(), ScriptedPolicy(), []
     for seed in range(300_000, 300_008):
         world.reset(random_start(seed))
@@ -183,14 +185,17 @@ def test_the_pusher_brings_the_block_home():
 def test_scripted_episodes_are_a_function_of_seed_and_number():
     source = ScriptedEpisodes(episodes=4, image_size=32, seed=3, steps=40)
     one, again = source.episode(PushT(32), 2), source.make_shard(0)[2]
+    assert one.actions is not None and again.actions is not None
     assert np.array_equal(one.frames, again.frames) and np.array_equal(one.actions, again.actions)
     other = ScriptedEpisodes(episodes=4, image_size=32, seed=4, steps=40).episode(PushT(32), 2)
+    assert other.actions is not None
     assert not np.array_equal(one.actions[:5], other.actions[:5])
 
 
 def test_an_action_leads_from_its_frame_to_the_next():
     episode = ScriptedEpisodes(image_size=32, steps=30).episode(PushT(32), 0)
     assert episode.states is not None and episode.rewards is not None
+    assert episode.actions is not None
     world = PushT(32)
     world.reset(episode.states[0].astype(np.float64))
     for t in range(10):
@@ -200,7 +205,7 @@ def test_an_action_leads_from_its_frame_to_the_next():
         assert error(world.state, episode.states[t + 1])[0] < 0.5
 
 
-def test_a_pool_is_many_single_simulators():
+def test_vector_pusht_equals_single_simulators():
     starts = np.stack([random_start(seed) for seed in range(5)])
     targets = np.random.default_rng(0).uniform(100, 400, (6, 5, 2))
     singles = []
@@ -211,16 +216,16 @@ def test_a_pool_is_many_single_simulators():
             world.step(target)
         singles.append((world.state, world.coverage(), world.render()))
     for workers in (1, 2):
-        with VectorPushT(5, 32, workers) as pool:
-            pool.reset(np.arange(5), starts, np.zeros((5, 2)))
+        with VectorPushT(5, 32, workers) as envs:
+            envs.reset(np.arange(5), starts, np.zeros((5, 2)))
             for step in targets:
-                states, coverages = pool.step(step)
-            frames = pool.frames()
-            rolled = pool.rollout(starts, np.zeros((5, 2)), targets.transpose(1, 0, 2)[:, None])
+                states, coverages = envs.step(step)
+            frames = envs.frames()
+            rolled = envs.rollout(starts, np.zeros((5, 2)), targets.transpose(1, 0, 2)[:, None])
             active = np.array([True, False, True, True, True])
-            after, _ = pool.step(targets[0], active)
-            pool.step(targets[1])
-            later, then = pool.frames(active), pool.frames()
+            after, _ = envs.step(targets[0], active)
+            envs.step(targets[1])
+            later, then = envs.frames(active), envs.frames()
         for i, (state, coverage, frame) in enumerate(singles):
             assert np.array_equal(states[i], state)
             assert coverages[i] == pytest.approx(coverage, abs=1e-9)
@@ -232,6 +237,6 @@ def test_a_pool_is_many_single_simulators():
         assert np.array_equal(after[1], states[1]) and not np.array_equal(after[0], states[0])
 
 
-def test_what_goes_wrong_in_a_worker_is_said_here():
-    with VectorPushT(2, 32, 1) as pool, pytest.raises(ValueError, match="five finite numbers"):
-        pool.reset(np.arange(2), np.full((2, 5), np.nan), np.zeros((2, 2)))
+def test_an_error_in_a_worker_is_raised_here():
+    with VectorPushT(2, 32, 1) as envs, pytest.raises(ValueError, match="five finite numbers"):
+        envs.reset(np.arange(2), np.full((2, 5), np.nan), np.zeros((2, 2)))

@@ -1,4 +1,4 @@
-"""Assignment to a codebook: nearest rows, counts and sums, against the definition in float64."""
+"""Nearest rows of a codebook, counts and sums, against the definition in float64."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def assigned(vectors, book):
 
 
 def check_sums(vectors, book, codes, counts, sums):
-    """Hold counts and sums against the codes they belong to."""
+    """Check counts and sums against their codes."""
     assert torch.equal(counts, torch.bincount(codes, minlength=len(book)))
     exact = torch.zeros_like(book, dtype=torch.float64).index_add(0, codes, vectors.double())
     assert sums.dtype == torch.float32 and sums.shape == book.shape
@@ -26,7 +26,7 @@ def check_sums(vectors, book, codes, counts, sums):
 
 
 def distances(vectors, book):
-    """|e|^2 - 2 v e in float64: (R, K)."""
+    """Compute |e|^2 - 2 v e in float64: (R, K)."""
     vectors, book = vectors.double(), book.double()
     return book.square().sum(-1) - 2 * vectors @ book.T
 
@@ -34,8 +34,8 @@ def distances(vectors, book):
 @each_place
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 def test_codes_are_the_nearest_but_for_ties_in_float32(size, place):
-    (rows, entries, width), (device, kind) = size, place
-    vectors, book = drawn(rows, width).to(device, kind), drawn(entries, width, seed=1).to(device)
+    (rows, entries, width), (device, dtype) = size, place
+    vectors, book = drawn(rows, width).to(device, dtype), drawn(entries, width, seed=1).to(device)
     codes, counts, sums = assigned(vectors, book.float())
     assert codes.shape == (rows,) and codes.dtype == torch.int64
     far = distances(vectors, book.float())
@@ -48,7 +48,7 @@ def test_codes_are_the_nearest_but_for_ties_in_float32(size, place):
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e8])
-def test_neighbours_do_not_depend_on_how_large_numbers_are(scale):
+def test_codes_do_not_depend_on_the_scale(scale):
     vectors, book = drawn(90, 24, scale=scale), drawn(50, 24, seed=1, scale=scale)
     vectors, book = vectors.float(), book.float()
     codes, _, sums = assigned(vectors, book)
@@ -57,8 +57,8 @@ def test_neighbours_do_not_depend_on_how_large_numbers_are(scale):
     assert (sums - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
-def test_products_of_single_float16_would_have_found_other_neighbours():
-    # rows of the book that differ by three thousandths of themselves
+def test_products_of_single_float16_would_find_other_codes():
+    # rows of the codebook that differ by three thousandths
     book = 1 + 3e-3 * drawn(64, 32)
     vectors = book[torch.arange(100) % 64].float()
     book = book.float()
@@ -87,7 +87,7 @@ def test_all_vectors_on_one_code_are_counted_and_summed():
     assert sums[[c for c in range(20) if c != 7]].eq(0).all()
 
 
-def test_a_vector_that_is_not_finite_leaves_its_neighbours_alone():
+def test_a_vector_that_is_not_finite_does_not_affect_others():
     vectors, book = drawn(70, 16).float(), drawn(30, 16, seed=1).float()
     truth = distances(vectors, book).argmin(1)
     vectors[3, 2], vectors[9] = float("inf"), float("nan")
@@ -97,38 +97,38 @@ def test_a_vector_that_is_not_finite_leaves_its_neighbours_alone():
     assert codes.min() >= 0 and codes.max() < 30
 
 
-def test_no_vectors_and_views_of_others_are_no_problem():
+def test_vectors_may_be_none_or_strided():
     book = drawn(30, 16).float()
     codes, counts, sums = assigned(torch.empty(0, 16), book)
     assert codes.shape == (0,) and counts.eq(0).all() and sums.eq(0).all()
-    turned = drawn(16, 50, seed=1).float().T.requires_grad_()
-    codes, counts, sums = assigned(turned, book)
-    assert torch.equal(codes, distances(turned.detach(), book).argmin(1))
+    strided = drawn(16, 50, seed=1).float().T.requires_grad_()
+    codes, counts, sums = assigned(strided, book)
+    assert torch.equal(codes, distances(strided.detach(), book).argmin(1))
     assert not sums.requires_grad
 
 
-def test_the_public_function_runs_this_kernel(monkeypatch):
-    monkeypatch.setattr(quantize, "nearest_code", lambda vectors, book: "the kernel")
+def test_the_public_function_runs_the_kernel(monkeypatch):
+    monkeypatch.setattr(quantize, "nearest_code", lambda vectors, codebook: "the kernel")
     vectors, book = torch.ones(2, 4), torch.ones(3, 4)
     assert assigned(vectors, book) == "the kernel"
-    kernels.choose("torch")
+    kernels.set_backend("torch")
     try:
         assert kernels.nearest_code(vectors, book) != "the kernel"
     finally:
-        kernels.choose("auto")
+        kernels.set_backend("auto")
 
 
-def test_the_operation_is_registered_as_pytorch_wants_it():
+def test_the_operator_is_registered_correctly():
     vectors, book = torch.ones(5, 4), torch.eye(4)
     torch.library.opcheck(
-        torch.ops.dreamstage.assign.default,
+        torch.ops.dreamstage.nearest_code.default,
         (vectors, book),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 
 
 @needs_gpu
-def test_two_runs_agree_to_the_bit_and_no_table_of_distances_is_made():
+def test_two_runs_agree_to_the_bit_and_no_matrix_of_distances_is_made():
     rows, entries, width = 65_536, 1024, 128
     vectors, book = torch.randn(rows, width), torch.randn(entries, width)
     first = assigned(vectors, book)

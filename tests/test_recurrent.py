@@ -30,13 +30,13 @@ def test_a_step_is_as_near_to_the_truth_as_torch(shape, normed, place):
 
 @each_place
 @pytest.mark.parametrize(("width", "normed"), [(1024, True), (2048, True), (4096, False)])
-def test_a_wide_row_is_stepped_in_one_program(width, normed, place):
+def test_a_wide_row_runs_in_one_program(width, normed, place):
     inputs = step_inputs(3, width, normed=normed)
     assert_as_near_as_torch(kernels.gru_step, reference.gru_step, inputs, place)
 
 
 def test_a_wider_row_with_layer_norm_is_left_to_torch(monkeypatch):
-    given = (x.float() for x in step_inputs(2, recurrent.WIDEST + 1, normed=True))
+    given = (x.float() for x in step_inputs(2, recurrent.MAX_DIM + 1, normed=True))
     parts, state, weight, bias = given
     monkeypatch.setattr(recurrent, "_gru_step", lambda *_: pytest.fail("a kernel ran"))
     with triton_kernels():
@@ -57,7 +57,7 @@ def test_views_have_the_same_gradients(place):
     assert_as_near_as_torch(seen(kernels.gru_step), seen(reference.gru_step), inputs, place)
 
 
-def test_a_row_far_from_zero_loses_nothing_to_its_mean():
+def test_a_row_with_a_large_mean_stays_exact():
     parts, state, weight, bias = (x.float() for x in step_inputs(4, 40, normed=True))
     far = reference.gru_step(1000 + parts.double(), state, weight.double(), bias.double())
     with triton_kernels():
@@ -74,7 +74,7 @@ def test_extreme_parts_give_finite_steps_and_gradients():
 
 
 @pytest.mark.parametrize("normed", [False, True], ids=["bare", "normed"])
-def test_sigmoids_by_roots_are_as_near_as_16_bits_ask(normed):
+def test_sigmoids_by_roots_are_exact_to_16_bits(normed):
     inputs = [x.half() for x in step_inputs(70, 96, normed=normed)]
     with triton_kernels():
         mine = results(kernels.gru_step, inputs, grads=True)
@@ -92,7 +92,7 @@ def test_no_rows_give_no_rows():
     assert weight.grad is not None and not weight.grad.any()
 
 
-def test_a_narrow_step_of_a_wide_state_keeps_the_states_type():
+def test_float16_parts_and_a_float32_state_give_a_float32_state():
     parts, state = torch.randn(3, 12).half().requires_grad_(), torch.randn(3, 4, requires_grad=True)
     with triton_kernels():
         after = kernels.gru_step(parts, state)
@@ -103,7 +103,7 @@ def test_a_narrow_step_of_a_wide_state_keeps_the_states_type():
 
 
 @pytest.mark.parametrize("normed", [False, True], ids=["bare", "normed"])
-def test_the_operation_is_what_torch_asks_of_it(normed):
+def test_the_operators_are_registered_correctly(normed):
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     given = [x.float() for x in step_inputs(3, 8, normed=normed)]
     parts, state, weight, bias = given if normed else [*given, None, None]
@@ -115,7 +115,7 @@ def test_the_operation_is_what_torch_asks_of_it(normed):
         torch.library.opcheck(recurrent._gru_step_backward, back, test_utils=tests)
 
 
-def test_the_public_function_leads_to_the_kernel(monkeypatch):
+def test_the_public_function_runs_the_kernel(monkeypatch):
     monkeypatch.setattr(recurrent, "_gru_step", lambda *_: ("a step", None))
     with triton_kernels():
         assert kernels.gru_step(torch.ones(2, 6), torch.ones(2, 2)) == "a step"

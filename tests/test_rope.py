@@ -33,7 +33,7 @@ def test_rotation_is_as_near_to_the_truth_as_torch(shape, place):
 
 @each_place
 @pytest.mark.parametrize("part", range(3))
-def test_heads_of_a_packed_projection_are_turned_where_they_lie(part, place):
+def test_heads_of_a_packed_projection_are_rotated_without_a_copy(part, place):
     def heads(operation):
         return lambda x: operation(x.permute(2, 0, 3, 1, 4)[part])
 
@@ -55,7 +55,7 @@ def test_views_of_any_kind_have_the_same_gradients(view, place):
 
 
 @each_place
-def test_a_gradient_of_another_layout_is_turned_back(place):
+def test_an_output_gradient_may_have_another_layout(place):
     def after(operation):
         return lambda x: by_angles(operation, 5, 4)(x).transpose(1, 2).flatten(2).sin()
 
@@ -63,7 +63,7 @@ def test_a_gradient_of_another_layout_is_turned_back(place):
     assert_as_near_as_torch(after(kernels.apply_rope), after(reference.apply_rope), inputs, place)
 
 
-def test_turning_forth_and_back_is_standing_still():
+def test_rotating_forth_and_back_changes_nothing():
     x = torch.randn(2, 3, 5, 8, requires_grad=True)
     cosine, sine = (a.float() for a in angles(5, 4))
     with triton_kernels():
@@ -85,19 +85,19 @@ def test_angles_of_other_positions_are_refused():
         kernels.apply_rope(torch.ones(1, 2, 5, 8), torch.ones(4, 4), torch.ones(4, 4))
 
 
-def test_the_operation_is_what_torch_asks_of_it():
+def test_the_operator_is_registered_correctly():
     packed = torch.randn(2, 5, 3, 2, 8).permute(2, 0, 3, 1, 4)[1].requires_grad_()
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     with triton_kernels():
         cosine, sine = (a.float() for a in angles(5, 4))
-        torch.library.opcheck(rope._rotate, (packed, cosine, sine, False), test_utils=tests)
+        torch.library.opcheck(rope._apply_rope, (packed, cosine, sine, False), test_utils=tests)
 
 
-def test_the_public_function_leads_to_the_kernel(monkeypatch):
-    monkeypatch.setattr(rope, "_rotate", lambda *_: "turned")
+def test_the_public_function_runs_the_kernel(monkeypatch):
+    monkeypatch.setattr(rope, "_apply_rope", lambda *_: "rotated")
     x = torch.ones(1, 2, 3, 4)
     with triton_kernels():
-        assert kernels.apply_rope(x, torch.ones(3, 2), torch.ones(3, 2)) == "turned"
+        assert kernels.apply_rope(x, torch.ones(3, 2), torch.ones(3, 2)) == "rotated"
 
 
 @needs_gpu
@@ -106,8 +106,8 @@ def test_two_runs_on_a_gpu_are_equal():
     cosine, sine = (a.float().cuda() for a in angles(1024, 32))
 
     def run():
-        turned = kernels.apply_rope(x, cosine, sine)
-        return turned, *torch.autograd.grad(turned.float().square().sum(), x)
+        rotated = kernels.apply_rope(x, cosine, sine)
+        return rotated, *torch.autograd.grad(rotated.float().square().sum(), x)
 
     with triton_kernels():
         assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))

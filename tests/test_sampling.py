@@ -10,14 +10,14 @@ from data.clips import Clips
 from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
 from models.layers.sampling import Sampling
-from pipeline.inference.load import load_world
+from pipeline.inference.load_world import load_world
 
 DRAWS = 20000
 
 
-def spread(*shares: float) -> torch.Tensor:
-    """Logits of these shares, (K,)."""
-    return torch.tensor(shares).log()
+def logits_of(*probs: float) -> torch.Tensor:
+    """Logits of these probabilities, (K,)."""
+    return torch.tensor(probs).log()
 
 
 def frequencies(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
@@ -35,14 +35,14 @@ def fits(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_codes_are_drawn_as_often_as_softmax_says(temperature):
+def test_codes_are_sampled_by_their_softmax_probability(temperature):
     logits = torch.randn(12, generator=torch.Generator().manual_seed(0))
     found = frequencies(Sampling(temperature), logits)
     assert fits(found, torch.softmax(logits / temperature, -1))
     assert not fits(found, torch.softmax(logits / (1.3 * temperature), -1))
 
 
-def test_a_draw_among_one_is_the_likeliest_even_among_equals():
+def test_sampling_from_one_code_takes_the_first_likeliest():
     logits = 100 * torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0)).round()
     assert (logits == logits.amax(-1, keepdim=True)).sum() > 40  # several are likeliest
     for sampling in (Sampling(2.0, top_k=1), Sampling(2.0, top_p=1e-6), Sampling(1e-37)):
@@ -53,48 +53,48 @@ def test_a_draw_among_one_is_the_likeliest_even_among_equals():
     assert not torch.equal(Sampling(200.0).sample(logits), Sampling().sample(logits))
 
 
-def test_only_the_k_likeliest_are_drawn():
-    found = frequencies(Sampling(1.0, top_k=3), spread(0.1, 0.3, 0.2, 0.35, 0.05))
+def test_only_the_k_likeliest_are_sampled():
+    found = frequencies(Sampling(1.0, top_k=3), logits_of(0.1, 0.3, 0.2, 0.35, 0.05))
     assert fits(found, torch.tensor([0, 0.3, 0.2, 0.35, 0]) / 0.85)
-    # equals at the border: still so many, and more than there are is all
+    # still k with ties at the border, and all codes for a k above their number
     assert (frequencies(Sampling(1.0, top_k=2), torch.zeros(5)) > 0).sum() == 2
     assert (frequencies(Sampling(1.0, top_k=9), torch.zeros(5)) > 0).all()
 
 
 @pytest.mark.parametrize(
-    ("share", "kept"), [(0.2, 1), (0.499, 1), (0.501, 2), (0.75, 2), (0.76, 3), (0.99, 4)]
+    ("top_p", "kept"), [(0.2, 1), (0.499, 1), (0.501, 2), (0.75, 2), (0.76, 3), (0.99, 4)]
 )
-def test_the_nucleus_is_the_fewest_that_reach_the_share(share, kept):
+def test_the_nucleus_is_the_fewest_codes_that_reach_top_p(top_p, kept):
     masses = torch.tensor([0.125, 0.5, 0.125, 0.25])
     order = [1, 3, 0, 2]
     expected = torch.zeros(4)
     expected[order[:kept]] = masses[order[:kept]] / masses[order[:kept]].sum()
-    assert fits(frequencies(Sampling(1.0, top_p=share), masses.log()), expected)
+    assert fits(frequencies(Sampling(1.0, top_p=top_p), masses.log()), expected)
 
 
 def test_the_nucleus_is_taken_of_the_k_likeliest():
     # of 0.4, 0.3, 0.2 the first two hold 0.78
-    found = frequencies(Sampling(1.0, top_k=3, top_p=0.75), spread(0.4, 0.3, 0.2, 0.1))
+    found = frequencies(Sampling(1.0, top_k=3, top_p=0.75), logits_of(0.4, 0.3, 0.2, 0.1))
     assert fits(found, torch.tensor([4 / 7, 3 / 7, 0, 0]))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"temperature": -0.1}, "temperature of -0.1 is below 0"),
         ({"temperature": float("nan")}, "temperature of nan"),
         ({"top_k": -1}, "top_k -1 is below 0"),
-        ({"top_p": 0.0}, "top_p 0.0 is no share"),
-        ({"top_p": 1.01}, "top_p 1.01 is no share"),
+        ({"top_p": 0.0}, "top_p 0.0 must be above 0"),
+        ({"top_p": 1.01}, "top_p 1.01 must be above 0"),
     ],
 )
-def test_what_cannot_be_drawn_with_is_refused(wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_sampling_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
         Sampling(**wrong)
 
 
-@pytest.mark.parametrize("decoding", ["frame", "token"])
-def test_a_dynamics_model_draws_as_it_is_told(decoding):
+@pytest.mark.parametrize("decoding", ["parallel", "autoregressive"])
+def test_a_dynamics_model_uses_its_sampling(decoding):
     model = dynamics(decoding)
     latents, actions = episode()
     state = model.start(latents, actions[:, :5])
@@ -105,15 +105,15 @@ def test_a_dynamics_model_draws_as_it_is_told(decoding):
     assert not torch.equal(model.step(state, actions[:, 5]).latents, greedy)
 
 
-@pytest.mark.parametrize("method", ["codes", "goals"])
-def test_a_world_draws_as_it_is_told_or_says_that_it_cannot(tmp_path, method):
-    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards", episodes=6))
-    world = load_world(write_run(tmp_path, recordings, controllers=False, method=method), "cpu")
-    if method == "goals":
-        with pytest.raises(ValueError, match="sampling has no effect on it"):
+@pytest.mark.parametrize("method", ["codes", "keypoints"])
+def test_a_world_uses_its_sampling_or_refuses_it(tmp_path, method):
+    dataset = EpisodeDataset(write_toy_shards(tmp_path / "shards", episodes=6))
+    world = load_world(write_run(tmp_path, dataset, controllers=False, method=method), "cpu")
+    if method == "keypoints":
+        with pytest.raises(ValueError, match="sampling has no effect"):
             world.set_sampling(Sampling(1.0))
     else:
-        clip = Clips(recordings, "train", clip_length=4).batch(np.arange(4))
+        clip = Clips(dataset, "train", clip_length=4).batch(np.arange(4))
         ends = {}
         for temperature in (0.0, 1.0):
             world.set_sampling(Sampling(temperature))

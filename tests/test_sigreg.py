@@ -1,4 +1,4 @@
-"""How latents fill their space."""
+"""SIGReg and the effective rank."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_the_effective_rank_counts_directions() -> None:
         lambda x: x.sign(),
     ],
 )
-def test_what_is_not_a_unit_normal_costs_more_than_one(change) -> None:
+def test_latents_that_are_not_unit_normal_cost_more(change) -> None:
     torch.manual_seed(0)
     x = torch.randn(1000, 8)
     assert 0.3 < sigreg(x) < 1.5
     assert sigreg(change(x)) > 3
 
 
-def test_its_gradient_spreads_what_has_collapsed() -> None:
+def test_its_gradient_undoes_a_collapse() -> None:
     torch.manual_seed(0)
     x = (0.1 * torch.randn(256, 4)).requires_grad_()
     optimizer = torch.optim.Adam([x], 0.05)
@@ -57,7 +57,7 @@ def _share(rank: int, port: int, x: torch.Tensor, found: torch.Tensor) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_see_the_statistics_of_all() -> None:
+def test_two_processes_use_the_statistics_of_all_latents() -> None:
     torch.manual_seed(0)
     x = torch.rand(40, 4)
     found = torch.zeros(40, 5).share_memory_()

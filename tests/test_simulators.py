@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from pipeline.play.simulators import open_simulator
 
 
 def record_pusht(folder: Path, sources: int = 3, length: int = 40) -> EpisodeDataset:
-    """Write episodes in which the agent is sent straight into the block, and past it."""
+    """Write episodes in which the agent moves straight into the block, and past it."""
     folder.mkdir()
     episodes = []
     for number in range(sources):
@@ -28,8 +29,8 @@ def record_pusht(folder: Path, sources: int = 3, length: int = 40) -> EpisodeDat
                 target = world.state[2:4] + random.normal(0, 40, 2)
             actions.append(np.clip(target, 0, 512))
             world.step(actions[-1])
-        told = np.array(actions, np.float32), number, number  # one source for each split
-        episodes.append(Episode(np.stack(frames), *told, states=np.array(states, np.float32)))
+        rest = np.array(actions, np.float32), number, number  # one source for each split
+        episodes.append(Episode(np.stack(frames), *rest, states=np.array(states, np.float32)))
     description = {
         "image_size": [32, 32],
         "actions": ACTIONS.as_dict(),
@@ -40,31 +41,31 @@ def record_pusht(folder: Path, sources: int = 3, length: int = 40) -> EpisodeDat
     return EpisodeDataset(folder)
 
 
-def test_the_simulator_set_beside_does_what_the_recording_did(tmp_path: Path):
-    recordings = record_pusht(tmp_path / "shards")
-    starts = StartSampler(recordings, "test", context=3, seed=0)
-    player = Player(PointerWorld(ACTIONS), simulator=open_simulator(recordings))
-    for frame in (2, 17):
-        start = starts.at(0, frame)
+def test_the_simulator_reproduces_an_episode(tmp_path: Path):
+    dataset = record_pusht(tmp_path / "shards")
+    starts = StartSampler(dataset, "test", context=3, seed=0)
+    player = Player(cast(Any, PointerWorld(ACTIONS)), simulator=open_simulator(dataset))
+    for first in (2, 17):
+        start = starts.at(0, first)
         player.reset(start)
-        states = recordings.read(start.episode, "states")[frame:]
+        states = dataset.read(start.episode, "states")[first:]
         moved = np.abs(states[-1, 2:4] - states[0, 2:4]).max()
         assert moved > 10, "the block is not pushed, so nothing is tested"
         for step in range(len(start.next_frames)):
             player.step(start.next_actions[step])
-            seen, truth = player.simulator_frame().astype(int), player.dataset_frame()
-            assert np.abs(seen - truth).mean() < 1.0, f"step {step} from frame {frame}"
+            frame, truth = player.simulator_frame().astype(int), player.dataset_frame()
+            assert np.abs(frame - truth).mean() < 1.0, f"step {step} from frame {first}"
         assert np.abs(player.simulator.state[:4] - states[-1, :4]).max() < 2  # type: ignore
 
 
-def test_recordings_without_a_simulator_are_told_so(tmp_path: Path):
+def test_a_dataset_without_a_simulator_is_an_error(tmp_path: Path):
     folder = write_toy_shards(tmp_path / "toy", episodes=3)
-    recordings = EpisodeDataset(folder)
-    recordings.description["source"] = "elsewhere"
-    recordings.state_names = ("height",)
+    dataset = EpisodeDataset(folder)
+    dataset.description["source"] = "elsewhere"
+    dataset.state_names = ("height",)
     with pytest.raises(ValueError, match="no simulator is known"):
-        open_simulator(recordings)
-    for header in recordings.headers:
+        open_simulator(dataset)
+    for header in dataset.headers:
         header.fields = header.fields - {"states"}
     with pytest.raises(ValueError, match="no simulator states"):
-        open_simulator(recordings)
+        open_simulator(dataset)

@@ -20,7 +20,8 @@ import train_tokenizer
 from data.toy import write_toy_shards
 from pipeline import checkpoint as ckpt
 from pipeline.cli import parse
-from pipeline.inference.load import load_controllers, load_goal_policy, load_world
+from pipeline.inference.load_controllers import load_controllers, load_goal_policy
+from pipeline.inference.load_world import load_world
 from pipeline.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent

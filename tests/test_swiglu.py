@@ -29,7 +29,7 @@ def test_views_of_any_kind_have_the_same_gradients(view, place):
 
 
 @each_place
-def test_gates_far_open_and_far_shut_are_finite(place):
+def test_saturated_gates_are_finite(place):
     x = torch.tensor([[-300.0, -90.0, 0.0, 90.0, 300.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
     x = x.to(*place).requires_grad_()
     with triton_kernels():
@@ -39,7 +39,7 @@ def test_gates_far_open_and_far_shut_are_finite(place):
     assert grad.isfinite().all() and grad[0, :5].tolist() == [0, 0, 0.5, 1, 1]
 
 
-def test_columns_that_fill_no_tile_waste_little_of_the_last():
+def test_padding_of_the_last_tile_is_small():
     for width in (576, 768, 1536, 2048, 2688, 3072):
         columns, rows = (gate._tiles(width, 1)[1][name] for name in ("TILE", "ROWS"))
         assert -width % columns <= width / 16 and columns * rows == 2048
@@ -53,17 +53,17 @@ def test_no_rows_give_no_rows():
     assert y.shape == (3, 0, 4) and x.grad is not None and x.grad.shape == x.shape
 
 
-def test_the_operation_is_what_torch_asks_of_it():
+def test_the_operators_are_registered_correctly():
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
     x = torch.randn(3, 8, requires_grad=True)
     with triton_kernels():
         torch.library.opcheck(gate._swiglu, (x,), test_utils=tests)
-        turned = torch.randn(8, 3).T
-        back = (turned, torch.randn(3, 4))
+        strided = torch.randn(8, 3).T
+        back = (strided, torch.randn(3, 4))
         torch.library.opcheck(gate._swiglu_backward, back, test_utils=tests)
 
 
-def test_the_public_function_leads_to_the_kernel(monkeypatch):
+def test_the_public_function_runs_the_kernel(monkeypatch):
     monkeypatch.setattr(gate, "_swiglu", lambda _: "gated")
     with triton_kernels():
         assert kernels.swiglu(torch.ones(2, 4)) == "gated"

@@ -1,4 +1,4 @@
-"""The toy world moves as told and is made alike every time."""
+"""The toy world follows its actions and is deterministic."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_the_disc_runs_towards_the_pointer():
     assert world.state[2:4].tolist() == [400.0, 400.0]
 
 
-def test_the_disc_pushes_the_square_and_says_so():
+def test_the_disc_pushes_the_square_and_reports_contact():
     world = ToyPushT(np.array([100.0, 256.0, 256.0, 256.0, 0.0]))
     for _ in range(3):
         world.step(np.array([200.0, 256.0]))
@@ -35,32 +35,32 @@ def test_the_disc_pushes_the_square_and_says_so():
     ("kind", "spec"), [({}, POINTER), ({"discrete": True}, MOVES), ({"factored": True}, KEYS)]
 )
 def test_actions_lead_from_one_state_to_the_next(tmp_path, kind, spec):
-    recordings = EpisodeDataset(write_toy_shards(tmp_path, **kind))
-    assert recordings.actions == spec
-    for episode in range(len(recordings)):
-        states = recordings.read(episode, "states")
-        actions = recordings.read(episode, "actions")
+    dataset = EpisodeDataset(write_toy_shards(tmp_path, **kind))
+    assert dataset.actions == spec
+    for episode in range(len(dataset)):
+        states = dataset.read(episode, "states")
+        actions = dataset.read(episode, "actions")
         world = ToyPushT(states[0], spec)
         for step in range(len(states) - 1):
             world.step(actions[step])
             assert np.allclose(world.state, states[step + 1], atol=0.1)
 
 
-def test_a_code_of_choices_moves_by_each_of_them():
+def test_a_code_of_factors_moves_by_each_of_them():
     world = ToyPushT(np.array([100.0, 200.0, 400.0, 400.0, 0.0]), KEYS)
     world.step(KEYS.ravel(np.array([3, 1])))
     assert KEYS.describe(int(KEYS.ravel(np.array([3, 1])))) == "across +1  up"
     assert world.state[:2].tolist() == [100.0 + SPEED / 2, 200.0 - SPEED]
 
 
-def test_half_of_the_episodes_bring_the_square_nearer_and_some_end_truly(tmp_path):
-    recordings = EpisodeDataset(write_toy_shards(tmp_path))
-    rewards = [recordings.read(e, "rewards") for e in range(12)]
+def test_half_of_the_episodes_bring_the_square_nearer_and_some_are_terminal(tmp_path):
+    dataset = EpisodeDataset(write_toy_shards(tmp_path))
+    rewards = [dataset.read(e, "rewards") for e in range(12)]
     gains = [float(r[-1] - r[0]) for r in rewards]
     assert np.mean(gains[::2]) > 0.1 > np.mean(gains[1::2])
-    terminals = recordings.read_rows("terminals", 0, recordings.num_frames)
+    terminals = dataset.read_rows("terminals", 0, dataset.num_frames)
     assert 0 < terminals.sum() < 12
-    assert recordings.episodes("validation") and recordings.episodes("test")
+    assert dataset.episodes("validation") and dataset.episodes("test")
 
 
 def test_an_episode_depends_on_its_seed_and_number_alone():
@@ -69,7 +69,7 @@ def test_an_episode_depends_on_its_seed_and_number_alone():
     assert not np.array_equal(few.episode(2).frames, ToyEpisodes(seed=1).episode(2).frames)
 
 
-def test_the_picture_shows_the_state():
+def test_the_rendered_frame_shows_the_state():
     world = ToyPushT(np.array([64.0, 448.0, 256.0, 100.0, 0.0]))
     frame = world.render(64)
     blue = np.argwhere((frame == (65, 105, 225)).all(-1)).mean(0)

@@ -1,4 +1,4 @@
-"""Minecraft's inputs and their codes."""
+"""Encoding of Minecraft's inputs as codes."""
 
 import json
 
@@ -30,14 +30,14 @@ def encoded(**held: float) -> int:
 
 
 @pytest.mark.parametrize(
-    "binning", [VPT, CameraQuantizer(mu=0.0), CameraQuantizer(maxval=20.0, mu=5.0)]
+    "quantizer", [VPT, CameraQuantizer(mu=0.0), CameraQuantizer(maxval=20.0, mu=5.0)]
 )
-def test_codes_and_what_they_stand_for_are_a_bijection(binning):
-    assert (encode(decode(ALL, binning), binning) == ALL).all()
-    assert action_spec(binning).size == 4356
+def test_encode_inverts_decode(quantizer):
+    assert (encode(decode(ALL, quantizer), quantizer) == ALL).all()
+    assert action_spec(quantizer).size == 4356
 
 
-def test_a_code_is_put_together_as_the_formula_says():
+def test_codes_follow_the_formula():
     assert encoded() == 60
     assert encoded(attack=1) == 60 + 121 and encoded(jump=1) == 60 + 242
     moves = [{"forward": 1}, {"left": 1}, {"back": 1}, {"right": 1}]
@@ -47,7 +47,7 @@ def test_a_code_is_put_together_as_the_formula_says():
     assert encoded(yaw_degrees=10) == 65 and encoded(pitch_degrees=-10) == 5
 
 
-def test_opposite_keys_cancel_and_leave_the_others():
+def test_opposite_keys_cancel_and_others_stay():
     assert encoded(forward=1, back=1) == encoded(left=1, right=1) == 60
     assert encoded(forward=1, back=1, left=1) == encoded(left=1)
 
@@ -72,7 +72,7 @@ def test_raw_lines_and_minerl_dictionaries_encode_to_the_same_integer():
         from_minerl([{"fly": 1}])
 
 
-def test_codes_outside_are_refused_and_odd_binnings_too():
+def test_invalid_codes_and_quantizers_are_refused():
     with pytest.raises(ValueError, match="4356"):
         decode(np.array([4356]), VPT)
     for limit, choices, mu in ((10.0, 10, 10.0), (0.0, 11, 10.0), (10.0, 11, -1.0)):
@@ -80,7 +80,7 @@ def test_codes_outside_are_refused_and_odd_binnings_too():
             CameraQuantizer(limit, choices, mu)
 
 
-def test_a_spec_of_factors_travels_and_another_binning_is_refused():
+def test_a_spec_of_factors_round_trips_and_another_quantizer_is_refused():
     spec = action_spec(VPT)
     assert ActionSpec.from_dict(spec.as_dict()) == spec
     other = action_spec(CameraQuantizer(mu=5.0))
@@ -88,7 +88,7 @@ def test_a_spec_of_factors_travels_and_another_binning_is_refused():
         spec.check_same(other, "a", "b")
 
 
-def test_choices_split_and_join_alike_in_numpy_and_torch():
+def test_unravel_and_ravel_agree_in_numpy_and_torch():
     spec = action_spec(VPT)
     choices = spec.unravel(ALL)
     assert choices.shape == (4356, 5) and (spec.ravel(choices) == ALL).all()
@@ -98,7 +98,7 @@ def test_choices_split_and_join_alike_in_numpy_and_torch():
     assert torch.equal(spec.ravel(spec.unravel(codes)), codes)
 
 
-def test_a_code_is_said_in_words():
+def test_a_code_is_described_in_words():
     spec = action_spec(VPT)
     assert spec.describe(60) == "nothing"
     assert spec.describe(encoded(forward=1, jump=1, yaw_degrees=3.2)) == "yaw +3.2  jump  forward"

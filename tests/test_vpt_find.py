@@ -28,41 +28,41 @@ def put_tar(path, files, mode: Literal["w", "w:gz"] = "w"):
     return path
 
 
-def names(path, skip_bad=False):
-    return [pair.name for pair in find_local(path, skip_bad)[0]]
+def names(path, skip_invalid=False):
+    return [pair.name for pair in find_local(path, skip_invalid)[0]]
 
 
-def refused(path):
-    """The error's line, and those that stand for it with --skip-bad."""
+def problem_and_skipped(path):
+    """Return the error message, and the lines that replace it with --skip-invalid."""
     with pytest.raises(ValueError) as problem:
         find_local(path, skip_invalid=False)
     return str(problem.value), find_local(path, skip_invalid=True)[1]
 
 
-def test_pairs_are_found_at_any_depth_and_come_by_name(tmp_path):
+def test_pairs_are_found_at_any_depth_and_sorted_by_name(tmp_path):
     put(tmp_path / "z", "a")
     put(tmp_path / "b" / "c", "m", video=VIDEO + b"m")
     put(tmp_path, "q")
-    pairs, left_out = find_local(tmp_path, skip_invalid=False)
-    assert [pair.name for pair in pairs] == ["a", "m", "q"] and left_out == []
+    pairs, skipped = find_local(tmp_path, skip_invalid=False)
+    assert [pair.name for pair in pairs] == ["a", "m", "q"] and skipped == []
     assert pairs[1].video.read() == VIDEO + b"m" and pairs[1].log.read() == LOG
 
 
-def test_other_files_are_passed_over(tmp_path):
+def test_other_files_are_ignored(tmp_path):
     put(tmp_path, "a")
     for name in ("a-options.json", "a.zip", "Thumbs.db", "b.mp4.partial", "._a.mp4", "README"):
         (tmp_path / name).write_bytes(b"")
     assert names(tmp_path) == ["a"]
 
 
-def test_only_the_last_suffix_is_no_part_of_the_name(tmp_path):
+def test_only_the_last_suffix_is_removed_from_the_name(tmp_path):
     put(tmp_path, "6.10_a")
     put(tmp_path, "6.13_a")
     put_tar(tmp_path / "t.tar", {"7.1_a.mp4": VIDEO, "7.1_a.jsonl": LOG})
     assert names(tmp_path) == ["6.10_a", "6.13_a", "7.1_a"]
 
 
-def test_members_of_a_tar_read_as_they_were_put_in(tmp_path):
+def test_members_of_a_tar_read_as_written(tmp_path):
     files = {"a.jsonl": LOG, "deep/er/b.mp4": VIDEO + b"b", "a.mp4": VIDEO, "x.json": b"{}"}
     long = "n" * 120  # needs a second header
     files |= {"deep/er/b.jsonl": LOG * 9, f"{long}.mp4": VIDEO, f"{long}.jsonl": LOG}
@@ -80,67 +80,67 @@ def test_a_folder_may_hold_files_and_tars(tmp_path):
     assert names(tmp_path) == ["a", "b", "c"]
 
 
-def test_one_video_is_taken_with_the_log_beside_it_alone(tmp_path):
+def test_one_video_is_found_with_its_log(tmp_path):
     put(tmp_path, "6.10_a")
     put(tmp_path, "b", log=None)
     assert names(tmp_path / "6.10_a.mp4") == ["6.10_a"]
-    with pytest.raises(ValueError, match=r"b\.mp4 has no b\.jsonl beside it.*--skip-bad"):
+    with pytest.raises(ValueError, match=r"b\.mp4 has no b\.jsonl next to it.*--skip-invalid"):
         find_local(tmp_path / "b.mp4", skip_invalid=False)
 
 
 @pytest.mark.parametrize(
     ("halves", "named"),
     [
-        ({"log": None}, "bad.mp4 has no bad.jsonl beside it"),
-        ({"video": None}, "bad.jsonl has no bad.mp4 beside it"),
+        ({"log": None}, "bad.mp4 has no bad.jsonl next to it"),
+        ({"video": None}, "bad.jsonl has no bad.mp4 next to it"),
         ({"video": b""}, "bad.mp4 has 0 bytes"),
         ({"log": b""}, "bad.jsonl has 0 bytes"),
     ],
 )
-def test_half_a_pair_is_named_and_can_be_left_out(tmp_path, halves, named):
+def test_half_a_pair_is_named_and_can_be_skipped(tmp_path, halves, named):
     put(tmp_path, "good")
     put(tmp_path, "bad", **halves)
-    problem, left_out = refused(tmp_path)
-    assert named in problem and "--skip-bad" in problem and "\n" not in problem
-    assert len(left_out) == 1 and named in left_out[0] and "--skip-bad" not in left_out[0]
-    assert names(tmp_path, skip_bad=True) == ["good"]
+    problem, skipped = problem_and_skipped(tmp_path)
+    assert named in problem and "--skip-invalid" in problem and "\n" not in problem
+    assert len(skipped) == 1 and named in skipped[0] and "--skip-invalid" not in skipped[0]
+    assert names(tmp_path, skip_invalid=True) == ["good"]
 
 
-def test_halves_in_different_folders_are_no_pair(tmp_path):
+def test_halves_in_different_folders_are_not_a_pair(tmp_path):
     put(tmp_path, "good")
     put(tmp_path / "x", "bad", log=None)
     put(tmp_path / "y", "bad", video=None)
-    assert len(refused(tmp_path)[1]) == 2
+    assert len(problem_and_skipped(tmp_path)[1]) == 2
 
 
 def test_an_empty_member_of_a_tar_is_a_problem_of_its_pair(tmp_path):
     path = put_tar(
         tmp_path / "t.tar", {"a.mp4": b"", "a.jsonl": LOG, "b.mp4": VIDEO, "b.jsonl": LOG}
     )
-    assert f"{path}:a.mp4 has 0 bytes" in refused(path)[0]
-    assert names(path, skip_bad=True) == ["b"]
+    assert f"{path}:a.mp4 has 0 bytes" in problem_and_skipped(path)[0]
+    assert names(path, skip_invalid=True) == ["b"]
 
 
-def test_one_name_twice_is_refused_and_otherwise_taken_once(tmp_path):
+def test_a_duplicate_name_is_refused_or_used_once(tmp_path):
     put(tmp_path / "x", "a")
     put_tar(tmp_path / "y.tar", {"s/a.mp4": VIDEO, "s/a.jsonl": LOG})
-    problem, left_out = refused(tmp_path)
-    assert "y.tar:s/a.mp4 has the name of" in problem and "x/a.mp4" in problem
-    assert len(left_out) == 1 and names(tmp_path, skip_bad=True) == ["a"]
+    problem, skipped = problem_and_skipped(tmp_path)
+    assert "y.tar:s/a.mp4 has the same name as" in problem and "x/a.mp4" in problem
+    assert len(skipped) == 1 and names(tmp_path, skip_invalid=True) == ["a"]
 
 
-@pytest.mark.parametrize("skip_bad", [False, True])
-def test_nothing_to_read_is_always_an_error(tmp_path, skip_bad):
+@pytest.mark.parametrize("skip_invalid", [False, True])
+def test_nothing_to_read_is_always_an_error(tmp_path, skip_invalid):
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(ValueError, match="holds no pair"):
-        find_local(tmp_path, skip_bad)
-    with pytest.raises(ValueError, match=r"missing is not there; give a folder, a \.tar"):
-        find_local(tmp_path / "missing", skip_bad)
-    with pytest.raises(ValueError, match=r"notes\.txt is none; give a folder, a \.tar"):
-        find_local(tmp_path / "notes.txt", skip_bad)
+        find_local(tmp_path, skip_invalid)
+    with pytest.raises(ValueError, match=r"missing does not exist; give a folder, a \.tar"):
+        find_local(tmp_path / "missing", skip_invalid)
+    with pytest.raises(ValueError, match=r"notes\.txt is of another kind; give a folder, a \.tar"):
+        find_local(tmp_path / "notes.txt", skip_invalid)
 
 
-def test_nothing_but_bad_pairs_is_an_error_that_names_one(tmp_path):
+def test_only_invalid_pairs_are_an_error_that_names_one(tmp_path):
     put(tmp_path, "a", log=None)
     put(tmp_path, "b", log=None)
     with pytest.raises(ValueError, match=r"holds no pair .*a\.mp4 has no a\.jsonl.*2 such"):
@@ -148,19 +148,19 @@ def test_nothing_but_bad_pairs_is_an_error_that_names_one(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["t.tar.gz", "t.tgz", "t.tar.zst"])
-def test_a_compressed_tar_is_to_be_unpacked_first(tmp_path, name):
+def test_a_compressed_tar_has_to_be_unpacked_first(tmp_path, name):
     put(tmp_path, "good")
     (tmp_path / name).write_bytes(gzip.compress(b"x"))
-    problem, left_out = refused(tmp_path)
-    assert f"{name} is compressed; unpack it first" in problem and len(left_out) == 1
+    problem, skipped = problem_and_skipped(tmp_path)
+    assert f"{name} is compressed; unpack it first" in problem and len(skipped) == 1
     with pytest.raises(ValueError, match="unpack it first"):
         find_local(tmp_path / name, skip_invalid=False)
 
 
-def test_a_compressed_tar_is_known_without_its_suffix(tmp_path):
+def test_a_compressed_tar_is_detected_without_its_suffix(tmp_path):
     put(tmp_path, "good")
     put_tar(tmp_path / "t.tar", {"a.mp4": VIDEO, "a.jsonl": LOG}, "w:gz")
-    assert "t.tar is compressed, damaged or cut" in refused(tmp_path)[0]
+    assert "t.tar is compressed, damaged or truncated" in problem_and_skipped(tmp_path)[0]
 
 
 BLOCK = tarfile.BLOCKSIZE
@@ -177,26 +177,26 @@ BLOCK = tarfile.BLOCKSIZE
         (7 * BLOCK + 5, ["a"]),  # in a log
     ],
 )
-def test_a_cut_tar_is_named_and_its_whole_pairs_can_be_had(tmp_path, cut, whole):
+def test_a_truncated_tar_is_named_and_its_whole_pairs_can_be_used(tmp_path, cut, whole):
     files = {"a.mp4": VIDEO, "a.jsonl": LOG, "b.mp4": VIDEO, "b.jsonl": LOG}
     path = put_tar(tmp_path / "t.tar", files)
     path.write_bytes(path.read_bytes()[:cut])
     put(tmp_path, "good")
-    problem, left_out = refused(tmp_path)
-    assert "t.tar is compressed, damaged or cut" in problem and "--skip-bad" in problem
-    assert "t.tar is compressed, damaged or cut" in left_out[0]
-    assert names(tmp_path, skip_bad=True) == [*whole, "good"]
+    problem, skipped = problem_and_skipped(tmp_path)
+    assert "t.tar is compressed, damaged or truncated" in problem and "--skip-invalid" in problem
+    assert "t.tar is compressed, damaged or truncated" in skipped[0]
+    assert names(tmp_path, skip_invalid=True) == [*whole, "good"]
 
 
-def test_a_damaged_header_does_not_pass_for_the_end_of_a_tar(tmp_path):
+def test_a_damaged_header_is_not_taken_for_the_end_of_a_tar(tmp_path):
     files = {"a.mp4": VIDEO, "a.jsonl": LOG, "b.mp4": VIDEO, "b.jsonl": LOG}
     path = put_tar(tmp_path / "t.tar", files)
     content = bytearray(path.read_bytes())
     content[4 * BLOCK + 150] ^= 0xFF  # in the checksum of b.mp4's header
     path.write_bytes(content)
-    problem, _ = refused(path)
+    problem, _ = problem_and_skipped(path)
     assert f"no header and no end at byte {4 * BLOCK}" in problem
-    assert names(path, skip_bad=True) == ["a"]
+    assert names(path, skip_invalid=True) == ["a"]
 
 
 def box(kind, size=8, more=b""):
@@ -211,16 +211,16 @@ def box(kind, size=8, more=b""):
         ("a.mp4", VIDEO[:16] + box(b"moov") + box(b"mdat", 0, bytes(50)), ""),  # to the end
         ("a.mp4", VIDEO[:16] + box(b"mdat", 1, struct.pack(">Q", 2**33)), ""),  # a long one
         ("a.mp4", VIDEO[:16] + box(b"mdat", 28, bytes(19)), "43 bytes of an MP4 of 44"),
-        ("a.mp4", b"<html>sorry</html>", "no MP4 (it begins b'<html>"),
+        ("a.mp4", b"<html>sorry</html>", "no MP4 (it starts with b'<html>"),
         ("a.mp4", b"", "no MP4"),
         ("a.jsonl", LOG, ""),
         ("a.jsonl", LOG.strip(), ""),
         ("a.jsonl", LOG[:-3], "no whole log"),
-        ("a.jsonl", b"<html>sorry</html>", "no whole log (it begins b'<html>"),
+        ("a.jsonl", b"<html>sorry</html>", "no whole log (it starts with b'<html>"),
         ("a.jsonl", b"", "no whole log"),
     ],
 )
-def test_what_a_file_begins_with_and_where_it_ends_tells_what_it_is(tmp_path, name, content, found):
+def test_the_start_and_end_of_a_file_are_checked(tmp_path, name, content, found):
     (tmp_path / name).write_bytes(content)
     assert file_problem(tmp_path / name).startswith(found) and bool(found) == bool(
         file_problem(tmp_path / name)

@@ -19,17 +19,17 @@ LOG = b'{"tick": 0}\n' * 2000
 
 
 class Server(BaseHTTPRequestHandler):
-    """Serves `files`; the first answers for a path misbehave as `faults` says."""
+    """Serves `files`; the first answers for a path have the faults listed in `faults`."""
 
     files: ClassVar[dict[str, bytes]] = {}
     faults: ClassVar[dict[str, list[str]]] = {}
-    asked: ClassVar[list[tuple[str, str | None]]] = []
+    requested: ClassVar[list[tuple[str, str | None]]] = []
     stalled: ClassVar[threading.Semaphore] = threading.Semaphore(0)
     finished: ClassVar[threading.Event] = threading.Event()
 
     def do_GET(self):
         place = self.headers.get("Range")
-        self.asked.append((self.path, place))
+        self.requested.append((self.path, place))
         faults = self.faults.get(self.path, [])
         fault = faults.pop(0) if faults else ""
         if fault.isdigit() or self.path not in self.files:
@@ -56,7 +56,7 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def url():
-    Server.files, Server.faults, Server.asked = {}, {}, []
+    Server.files, Server.faults, Server.requested = {}, {}, []
     Server.stalled, Server.finished = threading.Semaphore(0), threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -72,8 +72,10 @@ def serve(url, *homes):
     return [f"{url}/data/{home}" for home in homes]
 
 
-def get(stems, folder, skip_bad=False, workers=3, timeout=0.5):
-    return download_recordings(stems, folder, workers, skip_bad, retry_delay=0.01, timeout=timeout)
+def get(stems, folder, skip_invalid=False, workers=3, timeout=0.5):
+    return download_recordings(
+        stems, folder, workers, skip_invalid, retry_delay=0.01, timeout=timeout
+    )
 
 
 def downloads():
@@ -84,7 +86,7 @@ def index(**keys):
     return json.dumps(keys).encode()
 
 
-def test_the_real_form_and_the_readmes_name_the_same_clips():
+def test_the_real_form_and_the_readmes_name_the_same_recordings():
     real = index(basedir="https://s/rl/", relpaths=["data/8.0/a.mp4", "data/6.10/b.mp4"])
     readme = index(basedir="https://s/rl/data/", relpaths=["8.0/a", "6.10/b"])
     stems = ["https://s/rl/data/8.0/a", "https://s/rl/data/6.10/b"]
@@ -99,7 +101,7 @@ def test_the_last_slash_may_be_missing_and_one_mp4_is_stripped():
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"<html>sorry</html>", "begins b'<html>sorry</html>', not JSON"),
+        (b"<html>sorry</html>", "starts with b'<html>sorry</html>', not JSON"),
         (b"\xff\xfe\x00", "not JSON"),
         (b"", "not JSON"),
         (b"[1, 2]", "basedir None"),
@@ -117,7 +119,7 @@ def test_the_last_slash_may_be_missing_and_one_mp4_is_stripped():
         ),
     ],
 )  # fmt: skip
-def test_what_is_no_index_is_refused_in_one_line(content, found):
+def test_an_invalid_index_is_refused_in_one_line(content, found):
     with pytest.raises(
         ValueError, match=f"^some.json .*{re.escape(found)}.*an index is"
     ) as problem:
@@ -139,12 +141,12 @@ def test_the_real_index_files_are_read():
 STEMS = [f"https://s/data/10.0/clip{n}" for n in range(200)]
 
 
-def test_more_clips_of_one_seed_keep_the_earlier_ones():
+def test_a_larger_draw_of_one_seed_extends_a_smaller_one():
     few, many = sample_recordings(STEMS, 20, 3), sample_recordings(STEMS, 90, 3)
     assert many[:20] == few and len(set(many)) == 90 and set(many) <= set(STEMS)
 
 
-def test_a_choice_depends_on_its_seed_but_not_on_the_order_or_the_server():
+def test_a_draw_depends_on_its_seed_but_not_on_the_order_or_the_server():
     assert (
         sample_recordings(STEMS, 20, 3)
         == sample_recordings(STEMS[::-1], 20, 3)
@@ -155,35 +157,35 @@ def test_a_choice_depends_on_its_seed_but_not_on_the_order_or_the_server():
     assert ends == [stem.rsplit("/", 1)[1] for stem in sample_recordings(STEMS, 20, 3)]
 
 
-def test_a_choice_is_the_same_in_every_process_and_release():
+def test_a_draw_is_the_same_in_every_process_and_release():
     assert [stem[-3:] for stem in sample_recordings(STEMS, 4, 0)] == ["124", "p99", "169", "158"]
 
 
-@pytest.mark.parametrize("clips", [0, 201])
-def test_more_clips_than_there_are_is_an_error_with_both_numbers(clips):
-    with pytest.raises(ValueError, match=f"--clips {clips} .* lists 200 clips"):
-        sample_recordings(STEMS, clips, 0)
+@pytest.mark.parametrize("count", [0, 201])
+def test_more_recordings_than_in_the_index_are_an_error_with_both_numbers(count):
+    with pytest.raises(ValueError, match=f"--num-recordings {count} must be between 1 and 200"):
+        sample_recordings(STEMS, count, 0)
 
 
-def test_pairs_arrive_in_the_order_asked_for_and_are_not_fetched_twice(url, tmp_path):
+def test_pairs_keep_their_order_and_are_downloaded_once(url, tmp_path):
     stems = serve(url, "10.0/b", "10.0/a", "10.0/c")
-    pairs, left_out = get(stems, tmp_path)
-    assert [pair.name for pair in pairs] == ["10.0/b", "10.0/a", "10.0/c"] and left_out == []
+    pairs, skipped = get(stems, tmp_path)
+    assert [pair.name for pair in pairs] == ["10.0/b", "10.0/a", "10.0/c"] and skipped == []
     assert all(pair.video.read() == VIDEO and pair.log.read() == LOG for pair in pairs)
     assert pairs[0].video.path == str(tmp_path / "10.0" / "b.mp4")
-    assert len(Server.asked) == 6
-    assert get(stems, tmp_path)[0] == pairs and len(Server.asked) == 6
+    assert len(Server.requested) == 6
+    assert get(stems, tmp_path)[0] == pairs and len(Server.requested) == 6
 
 
-def test_one_name_in_two_versions_is_two_clips(url, tmp_path):
+def test_one_name_in_two_versions_is_two_recordings(url, tmp_path):
     stems = serve(url, "9.0/a", "10.0/a")
     Server.files["/data/10.0/a.jsonl"] = LOG * 2
     pairs, _ = get(stems, tmp_path)
     assert [len(pair.log.read()) for pair in pairs] == [len(LOG), 2 * len(LOG)]
 
 
-def test_two_clips_that_would_be_one_file_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"would both be kept as 10\.0/a"):
+def test_two_recordings_of_one_file_name_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"would both be saved as 10\.0/a"):
         get(["http://s/x/10.0/a", "http://s/y/10.0/a"], tmp_path)
 
 
@@ -195,128 +197,128 @@ def test_a_pair_arrives_whole_after_faults(url, tmp_path, fault, suffix):
     Server.faults = {path: [fault, fault]}
     pairs, _ = get(stems, tmp_path)
     assert pairs[0].video.read() == VIDEO and pairs[0].log.read() == LOG
-    if fault in ("breaks off", "stalls"):  # what came is not asked for again
+    if fault in ("breaks off", "stalls"):  # received bytes are not requested again
         whole = len(Server.files[path])
-        places = [place for asked, place in Server.asked if asked == path]
+        places = [place for requested, place in Server.requested if requested == path]
         assert places == [None, f"bytes={whole // 2}-", f"bytes={whole // 2 + whole // 4}-"]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".jsonl"])
-def test_what_is_missing_is_named_and_can_be_left_out(url, tmp_path, suffix):
+def test_a_missing_file_is_named_and_can_be_skipped(url, tmp_path, suffix):
     stems = serve(url, "10.0/a", "10.0/b", "10.0/c")
     del Server.files[f"/data/10.0/b{suffix}"]
-    with pytest.raises(ValueError, match=rf"10\.0/b\{suffix} .*404.*--skip-bad") as problem:
+    with pytest.raises(ValueError, match=rf"10\.0/b\{suffix} .*404.*--skip-invalid") as problem:
         get(stems, tmp_path)
     assert "\n" not in str(problem.value)
-    pairs, left_out = get(stems, tmp_path, skip_bad=True)
+    pairs, skipped = get(stems, tmp_path, skip_invalid=True)
     assert [pair.name for pair in pairs] == ["10.0/a", "10.0/c"]
-    assert len(left_out) == 1 and f"10.0/b{suffix} cannot be had" in left_out[0]
+    assert len(skipped) == 1 and f"10.0/b{suffix} cannot be downloaded" in skipped[0]
 
 
-def test_a_video_without_a_log_is_not_fetched(url, tmp_path):
+def test_a_video_without_a_log_is_not_downloaded(url, tmp_path):
     stems = serve(url, "10.0/a", "10.0/b")
     del Server.files["/data/10.0/b.jsonl"]
-    get(stems, tmp_path, skip_bad=True)
-    assert "/data/10.0/b.mp4" not in [path for path, _ in Server.asked]
+    get(stems, tmp_path, skip_invalid=True)
+    assert "/data/10.0/b.mp4" not in [path for path, _ in Server.requested]
 
 
-def test_a_server_that_never_gives_all_is_given_up(url, tmp_path):
+def test_a_server_that_always_fails_is_given_up(url, tmp_path):
     stems = serve(url, "10.0/a", "10.0/b")
     Server.faults = {"/data/10.0/b.mp4": ["503"] * 99}
-    pairs, left_out = get(stems, tmp_path, skip_bad=True)
+    pairs, skipped = get(stems, tmp_path, skip_invalid=True)
     assert [pair.name for pair in pairs] == ["10.0/a"]
-    assert len(left_out) == 1 and "in 5 tries" in left_out[0] and "503" in left_out[0]
+    assert len(skipped) == 1 and "in 5 attempts" in skipped[0] and "503" in skipped[0]
 
 
-@pytest.mark.parametrize("skip_bad", [False, True])
-def test_no_clip_at_all_is_an_error(url, tmp_path, skip_bad):
+@pytest.mark.parametrize("skip_invalid", [False, True])
+def test_no_recording_at_all_is_an_error(url, tmp_path, skip_invalid):
     with pytest.raises(ValueError, match=r"404 Not Found"):
-        get([f"{url}/data/10.0/a", f"{url}/data/10.0/b"], tmp_path, skip_bad)
+        get([f"{url}/data/10.0/a", f"{url}/data/10.0/b"], tmp_path, skip_invalid)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".jsonl"])
-def test_an_error_page_is_not_taken_for_a_clip(url, tmp_path, suffix):
+def test_an_error_page_is_not_taken_for_a_recording(url, tmp_path, suffix):
     stems = serve(url, "10.0/a", "10.0/b")
     Server.files[f"/data/10.0/b{suffix}"] = b"<html>We are sorry</html>"
-    with pytest.raises(ValueError, match=rf"b\{suffix} gave no .*<html>We are.*--skip-bad"):
+    with pytest.raises(ValueError, match=rf"b\{suffix} gave no .*<html>We are.*--skip-invalid"):
         get(stems, tmp_path)
     assert not list(tmp_path.rglob(f"b{suffix}*"))
-    assert [pair.name for pair in get(stems, tmp_path, skip_bad=True)[0]] == ["10.0/a"]
+    assert [pair.name for pair in get(stems, tmp_path, skip_invalid=True)[0]] == ["10.0/a"]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".jsonl"])
-def test_a_file_longer_than_the_server_said_is_not_kept_cut(url, tmp_path, suffix):
+def test_a_file_longer_than_the_server_reports_is_not_kept(url, tmp_path, suffix):
     stems = serve(url, "10.0/a", "10.0/b")
     Server.faults = {f"/data/10.0/a{suffix}": ["promises less"]}
-    with pytest.raises(ValueError, match=rf"a\{suffix} gave .*it was not kept"):
+    with pytest.raises(ValueError, match=rf"a\{suffix} gave .*it was deleted"):
         get(stems, tmp_path)
-    assert get(stems, tmp_path)[0][0].video.read() == VIDEO  # the next call has it
+    assert get(stems, tmp_path)[0][0].video.read() == VIDEO  # the next call downloads it
 
 
-def test_an_error_stops_the_other_downloads_and_keeps_what_came(url, tmp_path):
+def test_an_error_stops_the_other_downloads_and_keeps_received_bytes(url, tmp_path):
     stems = serve(url, *(f"10.0/{n}" for n in range(60)))
     Server.faults = {"/data/10.0/0.jsonl": ["stalls"], "/data/10.0/5.jsonl": ["404"]}
     with pytest.raises(ValueError, match="404"):
         get(stems, tmp_path, workers=2)
     for thread in downloads():
-        thread.join(5)  # on a busy machine the stalled one may be left to hear of it later
+        thread.join(5)  # on a busy machine the stalled one may take longer
     assert not downloads()
     assert (tmp_path / "10.0" / "0.jsonl.partial").stat().st_size == len(LOG) // 2
-    asked = len(Server.asked)
-    assert asked < 40  # not all of the 120 files
+    requested = len(Server.requested)
+    assert requested < 40  # not all of the 120 files
     time.sleep(0.1)
-    assert len(Server.asked) == asked
+    assert len(Server.requested) == requested
     assert len(get(stems[:10], tmp_path)[0]) == 10
 
 
 @pytest.fixture
 def interruptible():
-    """A shell starts what runs in the background with SIGINT ignored."""
+    """Enable SIGINT, which shells ignore for background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_ends_stalled_downloads_at_once_and_keeps_what_came(url, tmp_path):
+def test_ctrl_c_ends_stalled_downloads_at_once_and_keeps_received_bytes(url, tmp_path):
     stems = serve(url, "10.0/a", "10.0/b", "10.0/c")
     Server.faults = {f"/data/10.0/{name}.mp4": ["stalls"] for name in "abc"}
-    began, working = [], []
+    started, working = [], []
 
-    def kept():
+    def partial_sizes():
         return [path.stat().st_size for path in tmp_path.rglob("*.mp4.partial")]
 
     def interrupt():
         for _ in stems:
             Server.stalled.acquire(timeout=20)
         until = time.monotonic() + 5
-        while kept() != [len(VIDEO) // 2] * 3 and time.monotonic() < until:
+        while partial_sizes() != [len(VIDEO) // 2] * 3 and time.monotonic() < until:
             time.sleep(0.01)
-        began.append(time.monotonic())
+        started.append(time.monotonic())
         working.extend(downloads())
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         get(stems, tmp_path, timeout=30)
-    assert time.monotonic() - began[0] < 10  # the downloads would wait for 30
-    assert kept() == [len(VIDEO) // 2] * 3
+    assert time.monotonic() - started[0] < 10  # the downloads would wait for 30
+    assert partial_sizes() == [len(VIDEO) // 2] * 3
     Server.finished.set()
     for thread in working:
         thread.join(5)
     assert len(working) == 3 and all(thread.daemon for thread in working)
-    assert not downloads() and len(Server.asked) == 6  # none tries again
+    assert not downloads() and len(Server.requested) == 6  # none retries
     assert all(pair.video.read() == VIDEO for pair in get(stems, tmp_path)[0])
 
 
-def test_a_full_disk_is_no_bad_clip(url, tmp_path):
+def test_a_full_disk_is_not_an_invalid_recording(url, tmp_path):
     stems = serve(url, "10.0/a", "10.0/b")
     Server.files["/data/10.0/b.mp4"] = VIDEO[:16]
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
     try:
-        with pytest.raises(ValueError, match=r"partial cannot be written .*run again to go on"):
-            get(stems, tmp_path, skip_bad=True)
+        with pytest.raises(ValueError, match=r"partial cannot be written .*run again to resume"):
+            get(stems, tmp_path, skip_invalid=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert get(stems, tmp_path)[0][0].video.read() == VIDEO
@@ -324,38 +326,38 @@ def test_a_full_disk_is_no_bad_clip(url, tmp_path):
 
 def test_one_bar_counts_files_and_bytes(url, tmp_path, capsys):
     get(serve(url, "10.0/a", "10.0/b"), tmp_path)
-    shown = capsys.readouterr().err
-    assert "4/4" in shown and f"{2 * (len(VIDEO) + len(LOG)) / 1e6:.1f} MB" in shown
-    assert ".mp4" not in shown and ".jsonl" not in shown
+    printed = capsys.readouterr().err
+    assert "4/4" in printed and f"{2 * (len(VIDEO) + len(LOG)) / 1e6:.1f} MB" in printed
+    assert ".mp4" not in printed and ".jsonl" not in printed
 
 
-def test_an_index_comes_from_a_file_or_an_address(url, tmp_path):
+def test_an_index_is_read_from_a_file_or_a_url(url, tmp_path):
     content = index(basedir=url, relpaths=["data/10.0/a.mp4"])
     (tmp_path / "i.json").write_bytes(content)
     Server.files["/i.json"] = content
     stems = [f"{url}/data/10.0/a"]
     assert load_index(str(tmp_path / "i.json"), tmp_path / "kept") == stems
-    assert not Server.asked and not (tmp_path / "kept").exists()
-    for _ in range(2):  # the second time from the disk
+    assert not Server.requested and not (tmp_path / "kept").exists()
+    for _ in range(2):  # the second time from disk
         assert load_index(f"{url}/i.json", tmp_path / "kept") == stems
-    assert Server.asked == [("/i.json", None)]
+    assert Server.requested == [("/i.json", None)]
 
 
-def test_indexes_of_one_name_from_two_places_do_not_stand_for_each_other(url, tmp_path):
+def test_indexes_of_one_name_from_two_urls_are_kept_apart(url, tmp_path):
     for place in "xy":
         Server.files[f"/{place}/i.json"] = index(basedir=url, relpaths=[f"data/{place}"])
     loaded = [load_index(f"{url}/{place}/i.json", tmp_path) for place in "xy"]
     assert loaded == [[f"{url}/data/x"], [f"{url}/data/y"]]
 
 
-def test_an_error_page_is_no_index_and_is_not_kept(url, tmp_path):
+def test_an_error_page_is_not_an_index_and_is_not_kept(url, tmp_path):
     Server.files["/i.json"] = b"<html>"
-    with pytest.raises(ValueError, match=r"i\.json begins b'<html>', not JSON"):
+    with pytest.raises(ValueError, match=r"i\.json starts with b'<html>', not JSON"):
         load_index(f"{url}/i.json", tmp_path)
     Server.files["/i.json"] = index(basedir=url, relpaths=["data/a"])
     assert load_index(f"{url}/i.json", tmp_path) == [f"{url}/data/a"]
 
 
-def test_an_index_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json is not there; --index takes"):
+def test_a_missing_index_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.json does not exist; --index takes"):
         load_index(str(tmp_path / "none.json"), tmp_path)

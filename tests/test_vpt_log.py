@@ -1,4 +1,4 @@
-"""Logs of Minecraft, with the recorder's quirks."""
+"""Parsing of Minecraft logs, with the recorder's quirks."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ from data.vpt.vpt_log import read_log
 REAL = Path(__file__).parents[2] / "shared" / "data" / "vpt"
 
 
-def read(*lines, skip_bad=False):
+def read(*lines, skip_invalid=False):
     content = "\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines)
-    return read_log(content.encode(), "a.jsonl", skip_bad)
+    return read_log(content.encode(), "a.jsonl", skip_invalid)
 
 
 def column(log, name):
@@ -36,7 +36,7 @@ def test_a_turn_of_less_than_a_degree_is_not_lost():
     assert column(read(line(6)), "yaw_degrees") == pytest.approx([0.9])
 
 
-def test_a_button_stuck_from_the_start_is_let_go_until_it_is_pressed():
+def test_a_button_stuck_from_the_start_is_ignored_until_it_is_pressed():
     held = line(buttons=[0])
     log = read(line(buttons=[0], new=[0]), held, line(buttons=[0], new=[0]), held, line())
     assert column(log, "attack") == [0, 0, 1, 1, 0]
@@ -49,7 +49,7 @@ def test_a_stuck_button_does_not_hide_the_others():
     assert column(log, "attack") == [0, 0] and column(log, "use") == [0, 1]
 
 
-def test_the_wheel_chooses_slots_as_keys_do():
+def test_the_wheel_selects_slots_as_keys_do():
     log = read(line(hotbar=2), line(hotbar=2), line(hotbar=8))
     assert column(log, "hotbar.3") == [1, 0, 0] and column(log, "hotbar.9") == [0, 0, 1]
 
@@ -60,7 +60,7 @@ def test_null_devices_and_unknown_buttons_and_keys_do_nothing():
     assert (read(empty, odd).inputs == 0).all()
 
 
-def test_what_competitions_left_out_of_logs_is_not_needed():
+def test_fields_that_competitions_omit_are_optional():
     log = read('{"mouse": {"dx": 20.0}, "keyboard": {"keys": ["key.keyboard.w"]}}')
     assert column(log, "forward") == [1] and column(log, "yaw_degrees") == [3.0]
     assert log.angles is None
@@ -72,21 +72,21 @@ def test_a_gui_is_marked_and_its_cursor_kept():
 
 
 @pytest.mark.parametrize("broken", ['{"mouse": {"dx": 1', "", '{"mouse": {"dx": "far"}}', "[]"])
-def test_a_broken_line_is_named_by_number_or_stands_for_the_tick_before(broken):
+def test_an_invalid_line_is_named_by_number_or_repeats_the_tick_before(broken):
     lines = (line(keys=["w"]), line(30, keys=["w"]), broken, line())
-    with pytest.raises(ValueError, match=r"a\.jsonl line 3 is broken.*--skip-bad"):
+    with pytest.raises(ValueError, match=r"a\.jsonl line 3 is invalid.*--skip-invalid"):
         read(*lines)
-    log = read(*lines, skip_bad=True)
+    log = read(*lines, skip_invalid=True)
     assert len(log) == 4 and log.invalid_lines == (3,)
     assert column(log, "forward") == [1, 1, 1, 0]
-    assert column(log, "yaw_degrees") == [0, 4.5, 0, 0]  # a turn is not made twice
+    assert column(log, "yaw_degrees") == [0, 4.5, 0, 0]  # a turn is not repeated
 
 
-def test_logs_of_minerls_dictionaries_are_read_too():
+def test_logs_of_minerl_dictionaries_are_read():
     lines = ({"camera": [0.6, -3.0], "forward": 1, "attack": 0}, "{", {"camera": [0, 0], "jump": 1})
-    with pytest.raises(ValueError, match=r"a\.jsonl line 2 is broken"):
+    with pytest.raises(ValueError, match=r"a\.jsonl line 2 is invalid"):
         read(*lines)
-    log = read(*lines, skip_bad=True)
+    log = read(*lines, skip_invalid=True)
     assert column(log, "yaw_degrees") == [-3, 0, 0] and column(log, "forward") == [1, 1, 0]
     assert column(log, "jump") == [0, 0, 1] and log.invalid_lines == (2,) and log.angles is None
     with pytest.raises(ValueError, match=r"a\.jsonl: action 1 has fly"):
@@ -99,13 +99,13 @@ def test_an_empty_log_is_refused():
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the public logs are not here")
-def test_every_line_of_the_public_logs_encodes():
+def test_every_line_of_the_public_logs_can_be_encoded():
     logs = sorted(REAL.glob("*.jsonl"))
     for path in logs:
         log = read_log(path.read_bytes(), path.name)
         codes = encode(log.inputs, CameraQuantizer())
         assert len(codes) == path.read_bytes().count(b"\n")
         assert codes.min() >= 0 and codes.max() < action_spec(CameraQuantizer()).size
-        assert column(log, "attack")[0] == 0, "all of them begin with the button stuck"
+        assert column(log, "attack")[0] == 0, "all of them start with the button stuck"
         assert np.isfinite(log.inputs).all() and log.angles is not None
     assert logs

@@ -1,4 +1,4 @@
-"""Recordings of Minecraft become shards: sizes, splits, what is recorded, what is refused."""
+"""From Minecraft recordings to shards: sizes, splits, notes and errors."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from data.vpt.find import find_local
 from data.vpt.recordings import FrameFormat, VptSource, sum_inputs
 from data.vpt.vpt_actions import INPUT_COLUMN, INPUT_NAMES
 from data.vpt.vpt_log import read_log
-from data.vpt.vpt_report import report
+from data.vpt.vpt_report import report as vpt_report
 from preprocess import VptConfig
 from preprocess import vpt as vpt_command
 
@@ -28,67 +28,72 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
+def recorded_pairs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recordings")
     for number in range(3):
-        write_pair(folder, f"clip-{number}", 64, seed=number)
+        write_pair(folder, f"pair-{number}", 64, seed=number)
     return folder
 
 
-def source(folder: Path, skip_bad: bool = False, **look: Any) -> VptSource:
-    pairs, _ = find_local(folder, skip_bad)
+def source(folder: Path, skip_invalid: bool = False, **options: Any) -> VptSource:
+    pairs, _ = find_local(folder, skip_invalid)
     names = tuple(pair.name for pair in pairs)
-    seen: Any = {"resolution": 32} | look
-    return VptSource(names, tuple(pairs), FrameFormat(**seen), skip_bad)
+    settings: Any = {"resolution": 32} | options
+    return VptSource(names, tuple(pairs), FrameFormat(**settings), skip_invalid)
 
 
-def made(folder: Path, **look: Any) -> list[Any]:
-    return source(folder, **look).make_shard(0)
+def first_shard(folder: Path, **options: Any) -> list[Any]:
+    return source(folder, **options).make_shard(0)
 
 
-def test_a_recording_becomes_an_episode_with_its_inputs_beside(clips, tmp_path):
-    build(source(clips), tmp_path, "again", num_workers=2)
-    recordings = EpisodeDataset(tmp_path)
-    assert len(recordings) == 3 and recordings.lengths.tolist() == [64] * 3
-    assert sorted(recordings.splits) == [0, 1, 2] and recordings.image_size == (32, 32)
-    assert recordings.description["input_names"] == list(INPUT_NAMES)
-    assert recordings.actions.size == 4356
-    log = read_log((clips / "clip-1.jsonl").read_bytes(), "")
-    assert np.allclose(recordings.read(1, "inputs"), log.inputs)
-    assert recordings.notes[1]["recording"] == "clip-1"
-    assert recordings.notes[1]["frames"] == recordings.notes[1]["lines"] == 64
-    said = "\n".join(describe(recordings))
-    assert "yaw: -10.0" in said and "codes occur" in said and "GUI is open in 0.0%" in said
+def test_a_recording_becomes_an_episode_with_its_inputs(recorded_pairs, tmp_path):
+    build(source(recorded_pairs), tmp_path, "again", num_workers=2)
+    dataset = EpisodeDataset(tmp_path)
+    assert len(dataset) == 3 and dataset.lengths.tolist() == [64] * 3
+    assert sorted(dataset.splits) == [0, 1, 2] and dataset.image_size == (32, 32)
+    assert dataset.description["input_names"] == list(INPUT_NAMES)
+    assert dataset.actions.size == 4356
+    log = read_log((recorded_pairs / "pair-1.jsonl").read_bytes(), "")
+    assert np.allclose(dataset.read(1, "inputs"), log.inputs)
+    assert dataset.notes[1]["recording"] == "pair-1"
+    assert dataset.notes[1]["frames"] == dataset.notes[1]["lines"] == 64
+    report = "\n".join(describe(dataset))
+    assert "yaw: -10.0" in report and "codes occur" in report and "GUI is open in 0.0%" in report
 
 
-def test_actions_lead_from_their_frame_to_the_next(clips):
-    (episode,) = made(clips)
+def test_actions_lead_from_their_frame_to_the_next(recorded_pairs):
+    (episode,) = first_shard(recorded_pairs)
     agreement = image_agreement(episode.frames, episode.inputs)
-    assert agreement is None, "64 ticks are too few to tell"
+    assert agreement is None, "64 ticks are too few for a correlation"
     turns = episode.inputs[:-1, INPUT_COLUMN["yaw_degrees"]]
     moved = (episode.frames[1:] != episode.frames[:-1]).mean((1, 2, 3)) > 0.5
     assert ((abs(turns) > 2) <= moved).all() and not moved[turns == 0].any()
 
 
-def test_parts_of_a_recording_join_to_the_whole(clips, monkeypatch):
-    (whole,) = made(clips)
+def test_parts_of_a_recording_join_to_the_whole(recorded_pairs, monkeypatch):
+    (whole,) = first_shard(recorded_pairs)
     monkeypatch.setattr(vpt, "BYTES_PER_SHARD", 1500 * 32 * 32 * 3)
-    parts = source(clips)
+    parts = source(recorded_pairs)
     assert parts.shards_per_recording == 4 and parts.num_shards == 12
     episodes = [episode for part in range(4) for episode in parts.make_shard(part)]
     assert [len(e) for e in episodes] == [16] * 4
     assert np.array_equal(np.concatenate([e.frames for e in episodes]), whole.frames)
-    assert np.array_equal(np.concatenate([e.actions for e in episodes]), whole.actions)
+    actions = [e.actions for e in episodes if e.actions is not None]
+    assert np.array_equal(np.concatenate(actions), whole.actions)
     assert [e.notes["first"] for e in episodes] == [0, 16, 32, 48]
 
 
-def test_frames_keep_their_aspect_if_asked(clips):
-    assert made(clips)[0].frames.shape[1:] == (32, 32, 3)
-    assert made(clips, keep_aspect=True, resolution=64)[0].frames.shape[1:] == (64, 112, 3)
+def test_frames_can_keep_their_aspect(recorded_pairs):
+    assert first_shard(recorded_pairs)[0].frames.shape[1:] == (32, 32, 3)
+    assert first_shard(recorded_pairs, keep_aspect=True, resolution=64)[0].frames.shape[1:] == (
+        64,
+        112,
+        3,
+    )
 
 
-def test_skipped_ticks_add_up(clips):
-    (each,), (second,) = made(clips), made(clips, frameskip=3)
+def test_skipped_ticks_add_up(recorded_pairs):
+    (each,), (second,) = first_shard(recorded_pairs), first_shard(recorded_pairs, frameskip=3)
     assert len(second) == 21 and np.array_equal(second.frames, each.frames[:63:3])
     turned = each.inputs[:63, INPUT_COLUMN["yaw_degrees"]].reshape(21, 3).sum(1)
     assert np.allclose(second.inputs[:, INPUT_COLUMN["yaw_degrees"]], turned)
@@ -100,17 +105,17 @@ def test_skipped_ticks_add_up(clips):
     assert steps[:, INPUT_COLUMN["jump"]].tolist() == [0, 1]
 
 
-def test_of_few_recordings_stretches_are_held_out_with_a_rest_between(clips, tmp_path):
+def test_segments_of_few_recordings_are_held_out_with_a_gap_between(recorded_pairs, tmp_path):
     path = write_pair(tmp_path, "long", 400)
     pairs, _ = find_local(path, False)
     alone = VptSource(("long",), tuple(pairs), FrameFormat(resolution=16))
     build(alone, tmp_path / "shards", "again")
-    recordings = EpisodeDataset(tmp_path / "shards")
-    assert sorted(recordings.splits) == [0] * 8 + [1, 2]
-    assert recordings.lengths.tolist() == [40] + [20] * 9
-    assert [n["first"] for n in recordings.notes][:3] == [0, 60, 100]
-    lines = report(tmp_path / "shards", [], 1.0)
-    assert any("stretches of each are held out" in said for said in lines)
+    dataset = EpisodeDataset(tmp_path / "shards")
+    assert sorted(dataset.splits) == [0] * 8 + [1, 2]
+    assert dataset.lengths.tolist() == [40] + [20] * 9
+    assert [n["first"] for n in dataset.notes][:3] == [0, 60, 100]
+    lines = vpt_report(tmp_path / "shards", [], 1.0)
+    assert any("segments of each are held out" in text for text in lines)
 
 
 def gui_pair(folder: Path) -> Path:
@@ -122,54 +127,54 @@ def gui_pair(folder: Path) -> Path:
     return folder
 
 
-def test_stretches_with_a_gui_are_marked_or_dropped_and_shown_with_a_cursor(tmp_path, monkeypatch):
-    monkeypatch.setattr(VptSource, "by_stretch", False)
-    (kept,) = made(gui_pair(tmp_path))
+def test_segments_with_a_gui_are_marked_or_dropped_or_drawn_with_a_cursor(tmp_path, monkeypatch):
+    monkeypatch.setattr(VptSource, "split_by_segment", False)
+    (kept,) = first_shard(gui_pair(tmp_path))
     assert kept.inputs[:, INPUT_COLUMN["gui"]].tolist() == [0] * 10 + [1] * 6 + [0] * 14
-    before, after = made(tmp_path, gui=False)
+    before, after = first_shard(tmp_path, gui=False)
     assert (len(before), len(after)) == (10, 14) and after.notes["first"] == 16
-    (shown,) = made(tmp_path, cursor=True, resolution=64)
-    (plain,) = made(tmp_path, resolution=64)
-    differs = (shown.frames != plain.frames).any((1, 2, 3))
+    (drawn,) = first_shard(tmp_path, cursor=True, resolution=64)
+    (plain,) = first_shard(tmp_path, resolution=64)
+    differs = (drawn.frames != plain.frames).any((1, 2, 3))
     assert np.flatnonzero(differs).tolist() == list(range(10, 16))
 
 
-def test_nothing_done_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(VptSource, "by_stretch", False)
+def test_ticks_without_input_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(VptSource, "split_by_segment", False)
     write_video(tmp_path / "a.mp4", [scene(0.0)] * 12)
     write_log(tmp_path / "a.jsonl", [line() for _ in range(12)])
-    assert made(tmp_path)[0].actions.tolist() == [60] * 12
+    assert first_shard(tmp_path)[0].actions.tolist() == [60] * 12
 
 
-def test_other_counts_are_cut_to_the_shorter_and_a_large_gap_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(VptSource, "by_stretch", False)
+def test_unequal_lengths_are_truncated_and_a_large_mismatch_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(VptSource, "split_by_segment", False)
     write_video(tmp_path / "a.mp4", [scene(0.0)] * 33)
     write_log(tmp_path / "a.jsonl", turning_lines(31))
-    (episode,) = made(tmp_path)
+    (episode,) = first_shard(tmp_path)
     assert len(episode) == 31 and (episode.notes["frames"], episode.notes["lines"]) == (33, 31)
     write_log(tmp_path / "a.jsonl", turning_lines(20))
     with pytest.raises(ValueError, match=r"a\.mp4 has 33 frames, but .*a\.jsonl 20 lines"):
-        made(tmp_path)
+        first_shard(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "video, says",
+    "video, message",
     [
-        ({"rate": 30}, "30 frames a second, but recordings of this kind have 20"),
-        ({"frames": [np.zeros((480, 640, 3), np.uint8)] * 30}, r"1\.333 times as wide as high"),
+        ({"rate": 30}, "30 frames per second, but recordings of this kind have 20"),
+        ({"frames": [np.zeros((480, 640, 3), np.uint8)] * 30}, r"aspect ratio of 1\.333"),
     ],
 )
-def test_a_video_of_another_size_or_rate_is_refused_or_left_out(tmp_path, video, says):
+def test_a_video_of_another_size_or_rate_is_refused_or_skipped(tmp_path, video, message):
     write_video(tmp_path / "a.mp4", **({"frames": [scene(0.0)] * 30} | video))
     write_log(tmp_path / "a.jsonl", turning_lines(30))
-    with pytest.raises(ValueError, match=says) as refused:
+    with pytest.raises(ValueError, match=message) as refused:
         source(tmp_path).make_shard(0)
     assert not isinstance(refused.value, SkipShard)
-    with pytest.raises(SkipShard, match=says):
+    with pytest.raises(SkipShard, match=message):
         source(tmp_path, skip_invalid=True).make_shard(0)
 
 
-def test_a_shift_between_frames_and_lines_is_warned_of(tmp_path):
+def test_a_shift_between_frames_and_lines_gives_a_warning(tmp_path):
     notes = {}
     for late in (0, 1):
         write_pair(tmp_path / str(late), "a", 150, late=late)
@@ -179,66 +184,68 @@ def test_a_shift_between_frames_and_lines_is_warned_of(tmp_path):
         assert notes[late]["angles"]["+0"] == 1.0
     assert notes[0]["images"]["+0"] > 0.9 and not warnings(notes[0])
     assert notes[1]["images"]["+1"] > 0.9
-    (said,) = warnings(notes[1])
-    assert "a: the picture does not turn with the mouse" in said
+    (warning,) = warnings(notes[1])
+    assert "a: the image does not turn with the mouse" in warning
     lines = turning_lines(100)
     for tick in range(99, 1, -1):
         lines[tick]["yaw"] = lines[tick - 1]["yaw"]
     log = read_log("\n".join(map(json.dumps, lines)).encode(), "")
     shifted = {"recording": "b", "angles": angle_agreement(log), "images": None}
-    assert "the recorded view" in warnings(shifted)[0]
+    assert "the logged view" in warnings(shifted)[0]
 
 
-def test_what_is_bad_is_left_out_and_all_is_redone_if_forced(clips, tmp_path, capsys):
-    folder = tmp_path / "clips"
+def test_invalid_recordings_are_skipped_and_restart_rebuilds_all(recorded_pairs, tmp_path, capsys):
+    folder = tmp_path / "recorded_pairs"
     folder.mkdir()
-    for path in clips.iterdir():
+    for path in recorded_pairs.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    cut = (folder / "clip-1.mp4").read_bytes()
-    (folder / "clip-1.mp4").write_bytes(cut[: len(cut) // 2])
+    cut = (folder / "pair-1.mp4").read_bytes()
+    (folder / "pair-1.mp4").write_bytes(cut[: len(cut) // 2])
     config = VptConfig(
         tmp_path / "run", folder, frame_format=FrameFormat(resolution=16), num_workers=1
     )
-    with pytest.raises(ValueError, match=r"clip-1\.mp4"):
+    with pytest.raises(ValueError, match=r"pair-1\.mp4"):
         vpt_command(config)
     config = replace(config, skip_invalid=True)
     vpt_command(config)
-    said = capsys.readouterr().out
-    assert said.count("left out:") == 1 and "clip-1.mp4" in said
-    recordings = EpisodeDataset(tmp_path / "run" / "shards")
-    assert [n["recording"] for n in recordings.notes] == ["clip-0", "clip-2"]
-    (folder / "clip-1.mp4").write_bytes(cut)
+    printed = capsys.readouterr().out
+    assert printed.count("skipped:") == 1 and "pair-1.mp4" in printed
+    dataset = EpisodeDataset(tmp_path / "run" / "shards")
+    assert [n["recording"] for n in dataset.notes] == ["pair-0", "pair-2"]
+    (folder / "pair-1.mp4").write_bytes(cut)
     vpt_command(config)
-    said = capsys.readouterr().out
-    assert "1 shards made" in said and "left out" not in said
+    printed = capsys.readouterr().out
+    assert "1 shards written" in printed and "skipped" not in printed
     assert len(EpisodeDataset(tmp_path / "run" / "shards")) == 3
     vpt_command(replace(config, restart=True))
-    assert "3 shards made" in capsys.readouterr().out
+    assert "3 shards written" in capsys.readouterr().out
 
 
-def test_ranks_share_the_recordings(clips, tmp_path, capsys, monkeypatch):
-    config = VptConfig(tmp_path, clips, frame_format=FrameFormat(resolution=16), num_workers=1)
-    for rank, made_here in ((0, 2), (1, 1)):
+def test_ranks_share_the_recordings(recorded_pairs, tmp_path, capsys, monkeypatch):
+    config = VptConfig(
+        tmp_path, recorded_pairs, frame_format=FrameFormat(resolution=16), num_workers=1
+    )
+    for rank, count in ((0, 2), (1, 1)):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         vpt_command(config)
-        assert f"rank {rank} made {made_here}" in capsys.readouterr().out
+        assert f"rank {rank} wrote {count}" in capsys.readouterr().out
     assert EpisodeDataset(tmp_path / "shards").num_frames == 3 * 64
 
 
 def preprocess(*flags: str) -> subprocess.CompletedProcess:
-    words = [sys.executable, "-m", "preprocess", "vpt", *flags]
+    words = [sys.executable, "preprocess.py", "vpt", *flags]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
-    "flags, says",
+    "flags, message",
     [
-        ([], "--recordings PATH or --index"),
-        (["--recordings", "nowhere", "--force"], "nowhere is not there"),
+        ([], "--recordings PATH and --index"),
+        (["--recordings", "nowhere", "--restart"], "nowhere does not exist"),
     ],
 )
-def test_a_users_mistake_is_one_line(flags, says, tmp_path):
+def test_a_users_mistake_is_reported_in_one_line(flags, message, tmp_path):
     result = preprocess(*flags, "--run", str(tmp_path))
-    assert result.returncode == 1 and says in result.stderr
+    assert result.returncode == 1 and message in result.stderr
     assert result.stderr.strip().count("\n") == 0

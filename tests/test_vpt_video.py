@@ -1,4 +1,4 @@
-"""Frames of videos by number, and the cursor that is drawn into them."""
+"""Reading frames of videos by index, and drawing the cursor."""
 
 import numpy as np
 import pytest
@@ -11,13 +11,13 @@ from data.vpt.video import read_frames, read_video_info, shrink
 RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (30, 30, 200)
 
 
-def test_a_header_tells_frames_size_and_rate(tmp_path):
-    facts = read_video_info(FileSlice(str(write_pair(tmp_path, "a", 30))))
-    assert (facts.frames, facts.height, facts.width, facts.rate) == (30, 360, 640, 20)
+def test_a_header_gives_frames_size_and_rate(tmp_path):
+    info = read_video_info(FileSlice(str(write_pair(tmp_path, "a", 30))))
+    assert (info.frames, info.height, info.width, info.rate) == (30, 360, 640, 20)
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
-def test_frames_from_the_middle_are_those_of_the_whole(tmp_path, codec):
+def test_frames_from_the_middle_equal_those_of_the_whole(tmp_path, codec):
     path = tmp_path / "a.mp4"
     write_video(path, [scene(float(yaw)) for yaw in range(130)], codec=codec)
     whole = [shrink(f, 32, 32) for f in read_frames(FileSlice(str(path)), 0, 130)]
@@ -27,20 +27,20 @@ def test_frames_from_the_middle_are_those_of_the_whole(tmp_path, codec):
         assert np.array_equal(part, whole[first:last])
 
 
-@pytest.mark.parametrize("colour", [RED, GREEN, BLUE])
-def test_a_red_frame_stays_red(tmp_path, colour):
+@pytest.mark.parametrize("color", [RED, GREEN, BLUE])
+def test_a_red_frame_stays_red(tmp_path, color):
     path = tmp_path / "a.mp4"
-    write_video(path, [np.full((360, 640, 3), colour, np.uint8)] * 3)
+    write_video(path, [np.full((360, 640, 3), color, np.uint8)] * 3)
     frames = [shrink(f, 16, 24) for f in read_frames(FileSlice(str(path)), 0, 3)]
     assert frames[0].shape == (16, 24, 3)
-    assert abs(np.array(frames).astype(int) - colour).max() < 12
+    assert abs(np.array(frames).astype(int) - color).max() < 12
 
 
-def test_a_cut_or_empty_or_foreign_file_is_named_with_where_it_ends(tmp_path):
+def test_a_truncated_or_invalid_file_is_named_with_its_last_frame(tmp_path):
     path = write_pair(tmp_path, "a", 60)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"a\.mp4 (breaks off|cannot be decoded) after frame \d+"):
+    with pytest.raises(ValueError, match=r"a\.mp4 (ends|cannot be decoded) after frame \d+"):
         list(read_frames(FileSlice(str(path)), 0, 60))
     path.write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"a\.mp4 (cannot be opened|holds no video)"):
@@ -50,7 +50,7 @@ def test_a_cut_or_empty_or_foreign_file_is_named_with_where_it_ends(tmp_path):
         read_video_info(FileSlice(str(path)))
 
 
-def test_a_video_inside_another_file_is_read_from_there(tmp_path):
+def test_a_video_inside_another_file_is_read_in_place(tmp_path):
     path = write_pair(tmp_path, "a", 20)
     video = path.read_bytes()
     (tmp_path / "b.tar").write_bytes(b"x" * 777 + video + b"y" * 5000)
@@ -60,7 +60,7 @@ def test_a_video_inside_another_file_is_read_from_there(tmp_path):
     assert np.array_equal(inside, alone) and place.read() == video
 
 
-def test_the_cursor_has_its_tip_where_the_log_says_and_is_cut_at_the_border():
+def test_the_cursor_has_its_tip_at_the_logged_position_and_is_clipped_at_the_border():
     frame = np.full((360, 640, 3), 90, np.uint8)
     draw_cursor(frame, 400.0, 200.0)  # of the 1280 x 720 window
     changed = np.argwhere((frame != 90).any(-1))

@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from data.batch import Batch
 from models.tokenizers.vqvae import VqVae, VqVaeConfig
 
 SMALL = {
-    "image_size": (32, 32), "channels": 32, "depth": 1, "continuous_steps": 2,
-    "codebooks": 2, "codes": 16, "code_width": 8,
+    "image_size": (32, 32), "channels": 32, "num_res_blocks": 1, "vq_start_step": 2,
+    "num_codebooks": 2, "codebook_size": 16, "latent_dim": 8,
 }  # fmt: skip
 
 
@@ -13,13 +14,12 @@ def noise(count: int = 6, size: tuple[int, int] = (32, 32)) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("blocks", ["resnet", "convnext"])
-@pytest.mark.parametrize("downsample, stem", [(8, 4), (8, 8), (4, 1), (16, 4)])
+@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+@pytest.mark.parametrize("downsample, patch_size", [(8, 4), (8, 8), (4, 1), (16, 4)])
 @pytest.mark.parametrize("size", [(32, 32), (32, 48)])
-def test_any_whole_grid_goes_there_and_back(blocks, downsample, stem, size):
-    config = VqVaeConfig(
-        **SMALL | {"image_size": size}, block_type=blocks, downsample=downsample, patch_size=stem
-    )
+def test_frames_of_any_grid_are_encoded_and_decoded(block_type, downsample, patch_size, size):
+    sizes = {"image_size": size, "downsample": downsample, "patch_size": patch_size}
+    config = VqVaeConfig(**SMALL | sizes, block_type=block_type)
     model = VqVae(config).eval()
     codes = model.encode(noise(size=size))
     assert codes.shape == (6, 2 * (size[0] // downsample) * (size[1] // downsample))
@@ -28,16 +28,16 @@ def test_any_whole_grid_goes_there_and_back(blocks, downsample, stem, size):
     assert drawn.shape == (6, 3, *size) and drawn.dtype == torch.uint8
 
 
-def test_a_grid_with_a_rest_is_refused():
-    with pytest.raises(ValueError, match="do not divide into patches of 8"):
+def test_an_indivisible_image_size_is_refused():
+    with pytest.raises(ValueError, match="not divisible by --model.downsample 8"):
         VqVaeConfig(image_size=(30, 32))
     with pytest.raises(ValueError, match="power of two"):
         VqVaeConfig(downsample=8, patch_size=3)
 
 
-@pytest.mark.parametrize("blocks", ["resnet", "convnext"])
-def test_a_code_depends_on_its_own_patch_alone(blocks):
-    model = VqVae(VqVaeConfig(**SMALL, block_type=blocks)).eval()
+@pytest.mark.parametrize("block_type", ["resnet", "convnext"])
+def test_a_code_depends_on_its_own_patch_only(block_type):
+    model = VqVae(VqVaeConfig(**SMALL, block_type=block_type)).eval()
     frames = noise()
     changed = frames.clone()
     changed[:, :, :8, :8] = 255 - changed[:, :, :8, :8]
@@ -55,18 +55,20 @@ def test_training_lowers_the_loss_and_uses_the_codebook():
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     history = []
     for _ in range(60):
-        losses = model.loss(frames)
+        losses = model.loss(Batch(frames=frames))
         total = losses["reconstruction"] + losses["commitment"]
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
+        with torch.no_grad():
+            model.after_step()
         history.append(float(losses["reconstruction"].detach()))
     assert history[-1] < history[3] / 4
-    assert losses["perplexity"] > 4  # eight colours, and they are told apart
+    assert losses["perplexity"] > 4  # of eight colors
     assert losses["commitment"] > 0
 
 
-def test_each_codebook_draws_its_own_share_of_a_patch():
+def test_each_codebook_has_its_own_part_of_a_patchs_vector():
     torch.manual_seed(0)
     model = VqVae(VqVaeConfig(**SMALL)).eval()
     for quantizer in model.quantizers:
@@ -88,12 +90,14 @@ def test_a_code_is_the_nearest_of_its_codebook():
         torch.nn.init.normal_(quantizer.codebook)  # type: ignore[arg-type]
     frames = noise(2)
     encoded = model.encoder(frames.float() / 127.5 - 1).flatten(2).transpose(1, 2)
-    for number, book in enumerate(model.codebooks):
-        share = encoded[..., 4 * number : 4 * number + 4]
-        nearest = torch.cdist(share, book.expand(2, -1, -1)).argmin(-1)
-        assert torch.equal(model.encode(frames)[:, number::2], nearest)
+    for index, book in enumerate(model.codebooks):
+        part = encoded[..., 4 * index : 4 * index + 4]
+        nearest = torch.cdist(part, book.expand(2, -1, -1)).argmin(-1)
+        assert torch.equal(model.encode(frames)[:, index::2], nearest)
 
 
-def test_a_width_that_does_not_part_among_the_codebooks_is_refused():
-    with pytest.raises(ValueError, match="code width of 10 does not part among 4"):
+def test_a_latent_dim_not_divisible_by_the_codebooks_is_refused():
+    with pytest.raises(
+        ValueError, match="--model.latent-dim 10 is not divisible by --model.num-codebooks 4"
+    ):
         VqVaeConfig(latent_dim=10)

@@ -27,7 +27,7 @@ from models.registry import build_controller
 from models.tokenizers.keypoints import Keypoints, KeypointsConfig
 from models.tokenizers.vqvae import VqVae, VqVaeConfig
 from models.world import World
-from pipeline.inference.load import load_world
+from pipeline.inference.load_world import load_world
 
 WAITING: dict[str, Callable[[Tensor], Any]] = {
     "a number": lambda x: float(x.sum()),

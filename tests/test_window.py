@@ -38,12 +38,12 @@ SIZE = 256
 PLAY = """
 import sys; sys.path[:0] = {paths!r}
 import play
-from pipeline.cli import run
+from pipeline.cli import run_cli
 from pointer_world import PointerWorld, ToTheRight
 play.load_world = lambda run, int8: PointerWorld()
 play.load_controller = lambda run, world: ToTheRight()
 play.main.__module__ = "play"
-run(play.main, play.Config, play.PRESETS)
+run_cli(play.main, play.Config, "play")
 """
 
 
@@ -66,41 +66,39 @@ def test_keys_have_names_on_every_system():
     assert key_name(0x100000 | ord("n")) == "n"  # with Num Lock
 
 
-def test_panels_lie_where_the_mouse_looks_for_them():
+def test_a_mouse_position_is_that_of_the_panel():
     black, white = np.zeros((32, 48, 3), np.uint8), np.full((32, 48, 3), 255, np.uint8)
-    picture = compose_panels([Panel("a", black), Panel("b", white)], 64)
-    assert picture.shape == (CAPTION_HEIGHT + 64, 96 + GAP + 96, 3)
-    assert (picture[CAPTION_HEIGHT:, :96] == 0).all() and (
-        picture[CAPTION_HEIGHT:, 96 + GAP :] == 255
-    ).all()
-    for x, share in ((24, 0.25), (96 + GAP + 72, 0.75), (500, 1.0), (-3, 0.0)):
-        assert panel_position(x, CAPTION_HEIGHT + 16, 64, 2, 1.5) == pytest.approx(
-            (share, 0.25), abs=0.02
-        )
+    image = compose_panels([Panel("a", black), Panel("b", white)], 64)
+    assert image.shape == (CAPTION_HEIGHT + 64, 96 + GAP + 96, 3)
+    assert (image[CAPTION_HEIGHT:, :96] == 0).all()
+    assert (image[CAPTION_HEIGHT:, 96 + GAP :] == 255).all()
+    for x, fraction in ((24, 0.25), (96 + GAP + 72, 0.75), (500, 1.0), (-3, 0.0)):
+        position = panel_position(x, CAPTION_HEIGHT + 16, 64, 2, 1.5)
+        assert position == pytest.approx((fraction, 0.25), abs=0.02)
     assert panel_position(0, 0, 64)[1] == 0 and panel_position(0, 900, 64)[1] == 1
 
 
 def test_the_pointer_is_a_ring_in_every_panel():
     white = np.full((32, 32, 3), 255, np.uint8)
-    picture = compose_panels([Panel("a", white), Panel("b", white)], 64, pointer=(0.5, 0.25))
+    image = compose_panels([Panel("a", white), Panel("b", white)], 64, pointer=(0.5, 0.25))
     for left in (0, 64 + GAP):
-        y, x = np.nonzero((picture[CAPTION_HEIGHT:, left : left + 64] < 128).any(-1))
+        y, x = np.nonzero((image[CAPTION_HEIGHT:, left : left + 64] < 128).any(-1))
         assert abs(x.mean() - 32) < 1.5 and abs(y.mean() - 16) < 1.5
 
 
-def test_text_is_beneath_the_picture_and_broken_where_it_is_too_long():
-    picture = np.full((40, 500, 3), 200, np.uint8)
-    one, two = add_text(picture, ["a"]), add_text(picture, ["a", "b"])
+def test_text_is_below_the_image_and_wrapped_where_it_is_too_long():
+    image = np.full((40, 500, 3), 200, np.uint8)
+    one, two = add_text(image, ["a"]), add_text(image, ["a", "b"])
     words = "  ".join(f"word{i}" for i in range(14))
     assert text_width(words) > 500
-    broken = add_text(picture, [words])
-    np.testing.assert_array_equal(broken[:40], picture)
-    assert broken.shape == two.shape and two.shape[0] > one.shape[0]
-    edge = broken[40:, -6:]
+    wrapped = add_text(image, [words])
+    np.testing.assert_array_equal(wrapped[:40], image)
+    assert wrapped.shape == two.shape and two.shape[0] > one.shape[0]
+    edge = wrapped[40:, -6:]
     assert (edge == edge[0, 0]).all()  # nothing is cut
 
 
-def test_no_display_is_said_in_one_line(tmp_path: Path):
+def test_a_missing_display_is_reported_in_one_line(tmp_path: Path):
     write_toy_shards(tmp_path / "shards", episodes=4)
     rest = {k: v for k, v in os.environ.items() if k != "DISPLAY"}
     cases = {"no DISPLAY is set": rest, "display :987 does not answer": rest | {"DISPLAY": ":987"}}
@@ -111,10 +109,10 @@ def test_no_display_is_said_in_one_line(tmp_path: Path):
         for reason, environment in cases.items()
     }
     for reason, process in started.items():
-        _, said = process.communicate(timeout=60)
-        assert process.returncode == 1, said
-        assert len(said.strip().splitlines()) == 1
-        assert reason in said and "--headless" in said
+        _, printed = process.communicate(timeout=60)
+        assert process.returncode == 1, printed
+        assert len(printed.strip().splitlines()) == 1
+        assert reason in printed and "--headless" in printed
 
 
 # -- under Xvfb -----------------------------------------------------------------------------------
@@ -122,9 +120,9 @@ def test_no_display_is_said_in_one_line(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def display() -> Iterator[str]:
-    missing = [name for name in ("Xvfb", "xdotool") if shutil.mixture_distribution(name) is None]
+    missing = [name for name in ("Xvfb", "xdotool") if shutil.which(name) is None]
     if missing or sys.platform != "linux":
-        pytest.frameskip(f"{' and '.join(missing) or 'an X server'} not installed")
+        pytest.skip(f"{' and '.join(missing) or 'an X server'} not installed")
     reading, writing = os.pipe()
     command = [
         "Xvfb",
@@ -139,10 +137,10 @@ def display() -> Iterator[str]:
     ]
     server = subprocess.Popen(command, pass_fds=[writing], stderr=subprocess.DEVNULL)
     os.close(writing)
-    with os.fdopen(reading) as said:
-        number = said.readline().strip()
+    with os.fdopen(reading) as printed:
+        number = printed.readline().strip()
     if not number:
-        pytest.frameskip("Xvfb does not start here")
+        pytest.skip("Xvfb does not start here")
     yield f":{number}"
     server.terminate()
     server.wait(10)
@@ -162,9 +160,9 @@ class Screen:
 
     @contextmanager
     def game(self, command: list[str]) -> Iterator[subprocess.Popen]:
-        """A game and its window; that it says no Traceback is seen to at the end."""
-        with open(self.run / "said", "w") as said:
-            game = subprocess.Popen(command, env=self.environment, stdout=said, stderr=said)
+        """A game and its window; at the end it must have printed no traceback."""
+        with open(self.run / "printed", "w") as printed:
+            game = subprocess.Popen(command, env=self.environment, stdout=printed, stderr=printed)
         try:
             self.find_window(game)
             yield game
@@ -172,11 +170,11 @@ class Screen:
             if game.poll() is None:
                 game.kill()
                 game.wait()
-        assert "Traceback" not in (self.run / "said").read_text()
+        assert "Traceback" not in (self.run / "printed").read_text()
 
     def find_window(self, game: subprocess.Popen) -> None:
         def found() -> str:
-            assert game.poll() is None, f"the game ended: {(self.run / 'said').read_text()}"
+            assert game.poll() is None, f"the game ended: {(self.run / 'printed').read_text()}"
             return self._search()
 
         self.window = self.wait_for(found, "a window", seconds=90).splitlines()[-1]
@@ -194,11 +192,11 @@ class Screen:
                 self.do("key", "--window", self.window, key)
             except subprocess.CalledProcessError:
                 assert key == "q"  # the window was gone before the key came up,
-                self.do("keyup", key)  # which the next game would be told of
+                self.do("keyup", key)  # which the next game would receive
             time.sleep(0.15)
 
     def mouse(self, x: float, y: float) -> None:
-        """Go to a share of the first panel."""
+        """Move to a fraction of the first panel."""
         place = round(x * SIZE), round(CAPTION_HEIGHT + y * SIZE)
         self.do("mousemove", "--window", self.window, str(place[0]), str(place[1]))
 
@@ -264,20 +262,20 @@ def test_a_real_window_follows_real_keys_and_a_real_mouse(display: str, tmp_path
 
         narrow = screen.look().shape[1]
         screen.press("b")
-        screen.wait_for(lambda: screen.look().shape[1] > narrow, "the simulator beside")
+        screen.wait_for(lambda: screen.look().shape[1] > narrow, "the simulator")
         screen.wait_for_disc(0.2, 0.2, panel=1)
 
         screen.press("v")
         time.sleep(0.5)
         screen.press("v")
         folder = tmp_path / "play/recording-000"
-        screen.wait_for(lambda: (folder / "actions.npy").exists(), "a recording")
+        screen.wait_for(lambda: (folder / "actions.npy").exists(), "a video")
         shots = sorted((folder / "frames").iterdir())
         shot = imageio.imread(shots[-1])
         assert shot.shape == (CAPTION_HEIGHT + SIZE, 2 * SIZE + GAP, 3)
         np.testing.assert_allclose(blue_at(shot[CAPTION_HEIGHT:, :SIZE]), (0.2, 0.2), atol=0.05)
         assert len(np.load(folder / "actions.npy")) == len(shots) - 1
-        assert (folder / "film.gif").exists() and (folder / "film.mp4").exists()
+        assert (folder / "rollout.gif").exists() and (folder / "rollout.mp4").exists()
 
         screen.press("c")
         screen.wait_for_disc(0.97, 0.03)
@@ -288,7 +286,7 @@ def test_a_real_window_follows_real_keys_and_a_real_mouse(display: str, tmp_path
         assert game.wait(15) == 0
 
 
-def test_one_walks_jumps_looks_and_attacks_at_once_with_real_keys(display: str, tmp_path: Path):
+def test_real_keys_walk_jump_look_and_attack_at_once(display: str, tmp_path: Path):
     write_walks(tmp_path / "shards")
     screen = Screen(display, tmp_path)
     flags = ["--preset", "minecraft", "--run", str(tmp_path), "--size", str(SIZE)]
@@ -308,7 +306,7 @@ def test_one_walks_jumps_looks_and_attacks_at_once_with_real_keys(display: str, 
         screen.do("mouseup", "1", "keyup", "space", "keyup", "w")
         time.sleep(1.2)
         screen.press("v")
-        screen.wait_for(lambda: (folder / "actions.npy").exists(), "a recording")
+        screen.wait_for(lambda: (folder / "actions.npy").exists(), "a video")
         screen.press("q")
         assert game.wait(15) == 0
     yaw, pitch, attack, jump, move = SPEC.unravel(np.load(folder / "actions.npy")).T
@@ -320,7 +318,7 @@ def test_one_walks_jumps_looks_and_attacks_at_once_with_real_keys(display: str, 
     assert forward[first : last + 1].all(), "a jump does not end the walk"
     turned = np.array(SPEC.factors[0].values)[yaw].sum()
     assert turned == pytest.approx(0.4 * DEGREES_PER_WIDTH, abs=2) and (pitch == 5).all()
-    assert move[-1] == jump[-1] == attack[-1] == 0, "in the end all is let go"
+    assert move[-1] == jump[-1] == attack[-1] == 0, "in the end all keys are released"
 
 
 def close(display: str, window: int) -> None:
@@ -344,9 +342,10 @@ def test_closing_the_window_ends_the_game(display: str, tmp_path: Path):
         screen.press("v")
         close(display, int(screen.window))
         assert game.wait(15) == 0
-        assert (tmp_path / "play/recording-000/film.mp4").exists()  # what was begun is kept
+        # an unfinished video is written
+        assert (tmp_path / "play/recording-000/rollout.mp4").exists()
 
 
-def test_a_display_is_recognised(display: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_display_is_recognized(display: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DISPLAY", display)
     check_display()

@@ -21,7 +21,7 @@ from data.shards import EpisodeDataset
 from data.toy import MOVES, POINTER, write_toy_shards
 from models.layers.sampling import Sampling
 from models.world_env import WorldEnv
-from pipeline.inference.load import load_world
+from pipeline.inference.load_world import load_world
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +34,21 @@ def make(starts: Clips, **options: Any) -> WorldEnv:
     return WorldEnv(PointerWorld(), starts, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("observe", ["frames", "latents"])
+@pytest.mark.parametrize("obs_type", ["frames", "latents"])
 @pytest.mark.parametrize("spec", [POINTER, MOVES], ids=["continuous", "discrete"])
 # It recommends actions from -1 to 1; gymnasium's RescaleAction makes them so.
 @pytest.mark.filterwarnings("error", "ignore:.*normalized space:UserWarning")
-def test_gymnasiums_own_checker_accepts_one_world(starts: Clips, observe: Any, spec: Any):
+def test_gymnasiums_checker_accepts_one_environment(starts: Clips, obs_type: Any, spec: Any):
     world: Any = PointerWorld(spec)
-    check_env(WorldEnv(world, starts, 4, obs_type=observe).single(), skip_render_check=True)
+    check_env(WorldEnv(world, starts, 4, obs_type=obs_type).single(), skip_render_check=True)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_checker_accepts_a_world_of_the_stages(tmp_path: Path, temperature: float):
-    recordings = EpisodeDataset(write_toy_shards(tmp_path / "shards", episodes=6))
-    world: Any = load_world(write_run(tmp_path, recordings))
-    world.set_sampling(Sampling(temperature))  # it draws, but from the environment's seed
-    held_out = Clips(recordings, "validation", clip_length=world.context)
+def test_the_checker_accepts_a_trained_world(tmp_path: Path, temperature: float):
+    dataset = EpisodeDataset(write_toy_shards(tmp_path / "shards", episodes=6))
+    world: Any = load_world(write_run(tmp_path, dataset))
+    world.set_sampling(Sampling(temperature))  # it samples from the environment's seed
+    held_out = Clips(dataset, "validation", clip_length=world.context)
     check_env(WorldEnv(world, held_out, obs_type="latents").single(), skip_render_check=True)
     many = WorldEnv(world, held_out, 3, horizon=4)
     seen, _ = many.reset(seed=0)
@@ -58,15 +58,15 @@ def test_the_checker_accepts_a_world_of_the_stages(tmp_path: Path, temperature: 
         assert np.isfinite(rewards).all()
 
 
-def test_the_checker_accepts_its_pictures(starts: Clips):
+def test_the_checker_accepts_its_rendering(starts: Clips):
     env = make(starts, render_mode="rgb_array").single()
     check_env(env)
     env.reset(seed=0)
-    picture = env.render()
-    assert picture is not None and picture.shape == (32, 32, 3) and picture.dtype == np.uint8
+    image = env.render()
+    assert image is not None and image.shape == (32, 32, 3) and image.dtype == np.uint8
 
 
-def test_batches_lie_in_their_spaces_and_follow_from_the_seed(starts: Clips):
+def test_observations_lie_in_their_space_and_follow_from_the_seed(starts: Clips):
     def play(seed: int) -> list[Any]:
         env = make(starts, num_envs=5, horizon=4)
         env.action_space.seed(seed)
@@ -114,7 +114,7 @@ def test_the_step_after_an_end_resets_and_ignores_its_action(starts: Clips):
     assert kinds == {"end", "cut"}
 
 
-def test_a_row_imagines_the_same_alone_and_in_a_batch(starts: Clips):
+def test_a_row_gives_the_same_alone_and_in_a_batch(starts: Clips):
     many = make(starts, num_envs=4, horizon=50)
     one = make(starts, horizon=50).single()
     seen, _ = many.reset(seed=0, options={"clips": [0, 5, 9, 2]})
@@ -129,7 +129,7 @@ def test_a_row_imagines_the_same_alone_and_in_a_batch(starts: Clips):
         assert reward == pytest.approx(rewards[2])
 
 
-def test_wrappers_of_gymnasium_take_it(starts: Clips):
+def test_gymnasiums_wrappers_accept_it(starts: Clips):
     env: Any = RecordEpisodeStatistics(make(starts, num_envs=3, horizon=5))
     env = RescaleAction(env, -1.0, 1.0)
     env = DictInfoToList(NormalizeReward(FlattenObservation(env)))
@@ -142,8 +142,8 @@ def test_wrappers_of_gymnasium_take_it(starts: Clips):
     assert lengths == [5] * 6
 
 
-def test_what_cannot_be_is_refused_in_one_line(starts: Clips):
-    with pytest.raises(ValueError, match="both start at 1"):
+def test_invalid_arguments_are_refused(starts: Clips):
+    with pytest.raises(ValueError, match="num_envs and horizon must be at least 1"):
         make(starts, num_envs=0)
     with pytest.raises(ValueError, match="4 environments"):
         make(starts, num_envs=4).reset(options={"clips": [1]})

@@ -1,4 +1,4 @@
-"""Recordings in the likeness of VPT's, for tests: a scene that turns with the mouse."""
+"""Synthetic recordings in VPT's format, for tests: a scene that turns with the mouse."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from data.vpt.vpt_actions import CAMERA_SCALER
 
 HEIGHT, WIDTH = 360, 640
-PIXELS_A_DEGREE = 9  # of a view of 71 degrees
+PIXELS_PER_DEGREE = 9  # of a field of view of 71 degrees
 
 
 def write_log(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -20,7 +20,7 @@ def write_log(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def line(dx: float = 0, dy: float = 0, **changes: Any) -> dict[str, Any]:
-    """A line of a log; `keys`, `buttons`, `new` and what else a line can hold."""
+    """Make a line of a log; changes: `keys`, `buttons`, `new`, or any field of a line."""
     mouse = {"x": 640.0, "y": 360.0, "dx": dx, "dy": dy, "dwheel": 0.0}
     mouse |= {"buttons": changes.pop("buttons", []), "newButtons": changes.pop("new", [])}
     keys = [f"key.keyboard.{key}" for key in changes.pop("keys", [])]
@@ -30,7 +30,7 @@ def line(dx: float = 0, dy: float = 0, **changes: Any) -> dict[str, Any]:
 
 
 def turning_lines(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Lines of a player who looks around at random; the recorded view turns as the mouse asks."""
+    """Make lines of a player who looks around randomly; the logged view follows the mouse."""
     random = np.random.default_rng(seed)
     lines, yaw = [], 0.0
     for tick in range(count):
@@ -42,9 +42,9 @@ def turning_lines(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def scene(yaw: float) -> np.ndarray:
-    """(HEIGHT, WIDTH, 3) uint8: a wall that slides to the left when the view turns right."""
+    """Render (HEIGHT, WIDTH, 3) uint8: a wall that moves left when the view turns right."""
     wall = np.random.default_rng(0).integers(0, 256, (6, 400, 3)).astype(np.uint8)
-    columns = (np.arange(WIDTH) + round(yaw * PIXELS_A_DEGREE) + 10_000) // 16 % 400
+    columns = (np.arange(WIDTH) + round(yaw * PIXELS_PER_DEGREE) + 10_000) // 16 % 400
     rows = np.arange(HEIGHT) // 60
     return wall[rows][:, columns]
 
@@ -52,7 +52,7 @@ def scene(yaw: float) -> np.ndarray:
 def write_video(
     path: Path, frames: list[np.ndarray], rate: int = 20, codec: str = "libx264"
 ) -> None:
-    """Frames (H, W, 3) RGB; the header lies in front, so that a cut file can still be opened."""
+    """Encode frames (H, W, 3) RGB; the header is in front, so a truncated file still opens."""
     with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
         stream: Any = file.add_stream(codec, rate=rate, options={"crf": "12", "g": "50"})
         stream.height, stream.width = frames[0].shape[:2]
@@ -63,10 +63,10 @@ def write_video(
 
 
 def write_pair(folder: Path, name: str, count: int = 60, seed: int = 0, late: int = 0) -> Path:
-    """A video and its log; with `late`, frames show what was done so many ticks before."""
+    """Write a video and its log; with `late`, frames lag the log by as many ticks."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = turning_lines(count, seed)
-    shown = [lines[max(0, tick - late)]["yaw"] for tick in range(count)]
-    write_video(folder / f"{name}.mp4", [scene(yaw) for yaw in shown])
+    yaws = [lines[max(0, tick - late)]["yaw"] for tick in range(count)]
+    write_video(folder / f"{name}.mp4", [scene(yaw) for yaw in yaws])
     write_log(folder / f"{name}.jsonl", lines)
     return folder / f"{name}.mp4"

@@ -1,4 +1,4 @@
-"""A world of keys that shows the last action as a shade, and recordings to start from."""
+"""A world of keys that renders the last action as a shade, and episodes to start from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from models.dynamics.dynamics import State
 
 SPEC = action_spec(CameraQuantizer())
 NOTHING = 60
-"""The code of doing nothing."""
+"""The no-op code."""
 
 
 class WalkWorld:
@@ -38,7 +38,7 @@ class WalkWorld:
 
 
 def write_walks(folder: Path, episodes: int = 3, length: int = 12) -> Path:
-    """Shards of grey frames in which nothing is done."""
+    """Write shards of gray frames with no-op actions."""
     folder.mkdir(parents=True)
     made = [
         Episode(

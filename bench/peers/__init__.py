@@ -1,1 +1,1 @@
-"""Other people's programs, brought to run the same work as ours, each at its best settings."""
+"""Other projects' programs, set up for the same work as ours, each at its best settings."""

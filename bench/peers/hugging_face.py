@@ -1,4 +1,4 @@
-"""Llama of Hugging Face's transformers, as the same function as our transformer.
+"""Hugging Face's Llama, set up to compute the same function as our transformer.
 
 Letters: D width, V vocabulary, S tokens, E head width.
 """
@@ -21,7 +21,7 @@ Attention = Literal["eager", "sdpa"]
 
 
 class Ours(Protocol):
-    """What the weights are taken from."""
+    """The model whose weights are copied."""
 
     embed: nn.Embedding
     transformer: Transformer
@@ -29,7 +29,8 @@ class Ours(Protocol):
 
 
 class RotaryTable(nn.Module):
-    """Angles of positions, looked up rather than computed: ours say where in a frame a token is."""
+    """Angles of positions, looked up rather than computed: ours encode a token's position in its
+    frame."""
 
     cosine: Tensor
     sine: Tensor
@@ -41,14 +42,14 @@ class RotaryTable(nn.Module):
         self.register_buffer("sine", torch.cat([sine, sine], dim=-1), persistent=False)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """position_ids: (1, S) -> cosine and sine, (1, S, E), in x's dtype."""
+        """Look up position_ids: (1, S) -> cosine and sine, (1, S, E), in x's dtype."""
         return self.cosine[position_ids].to(x.dtype), self.sine[position_ids].to(x.dtype)
 
 
 def llama(
     config: TransformerConfig, sequence_length: int, vocab_size: int, attention: Attention
 ) -> Any:
-    """Build a Llama of our sizes for sequences of up to `length` tokens."""
+    """Build a Llama of our sizes for sequences of up to `sequence_length` tokens."""
     sizes: dict[str, Any] = dict(
         vocab_size=vocab_size,
         hidden_size=config.dim,
@@ -61,7 +62,7 @@ def llama(
         rms_norm_eps=1e-6,
         tie_word_embeddings=False,
         attn_implementation=attention,
-        # no token ends a text: every run then makes as many as are asked for
+        # no end token: every run generates as many tokens as requested
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
@@ -71,7 +72,7 @@ def llama(
 
 @torch.no_grad()
 def copy_weights(peer: Any, ours: Ours) -> None:
-    """Take over our weights and our table of angles: from here on both are one function."""
+    """Copy our weights and our angles: then both compute the same function."""
     for theirs, mine, rows in matching_weights(peer, ours):
         theirs.copy_(mine[rows])
     peer.model.rotary_emb = RotaryTable(
@@ -80,7 +81,7 @@ def copy_weights(peer: Any, ours: Ours) -> None:
 
 
 def matching_weights(peer: Any, ours: Ours) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """Each parameter of theirs with that of ours that holds it, and the rows it fills there."""
+    """Yield each of their parameters, the one of ours that holds it, and its rows there."""
     whole = slice(None)
     yield peer.model.embed_tokens.weight, ours.embed.weight, whole
     for theirs, mine in zip(peer.model.layers, ours.transformer.layers, strict=True):
@@ -104,20 +105,20 @@ def matching_weights(peer: Any, ours: Ours) -> Iterator[tuple[Tensor, Tensor, sl
 
 
 def loss_of(peer: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy of the next tokens: tokens (B, S), targets (B, S) -> ()."""
+    """Return their cross-entropy of the next tokens: tokens (B, S), targets (B, S) -> ()."""
 
     def loss(tokens: Tensor, targets: Tensor) -> Tensor:
-        # `labels` alone are moved on by one inside, and the last token would be read in vain
+        # `labels` alone would be shifted inside, and the last token computed for nothing
         return peer(tokens, labels=targets, shift_labels=targets, use_cache=False).loss
 
     return loss
 
 
 def with_liger(peer: Any) -> Callable[..., Any]:
-    """Put Liger-Kernel's norms, gate, angles and loss into a Llama, and give what calls it.
+    """Put Liger-Kernel's norms, gate, angles and loss into a Llama, and return its forward.
 
-    ImportError where it is not installed.  It also replaces what all Llamas read, their function
-    of angles and their classes: that is as it was again outside a call.
+    Raises ImportError where it is not installed.  It also replaces classes and the function of
+    angles of all Llamas: these are restored outside a call.
     """
     from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
         liger_rotary_pos_emb,
@@ -125,11 +126,11 @@ def with_liger(peer: Any) -> Callable[..., Any]:
     )
 
     names = ("LlamaRMSNorm", "LlamaMLP")
-    with mock.patch_size.multiple(modeling_llama, **{n: getattr(modeling_llama, n) for n in names}):
+    with mock.patch.multiple(modeling_llama, **{n: getattr(modeling_llama, n) for n in names}):
         monkey_patch.apply_liger_kernel_to_llama(rope=False, model=peer)
 
     def forward(*given: Any, **named: Any) -> Any:
-        with mock.patch_size.object(modeling_llama, "apply_rotary_pos_emb", liger_rotary_pos_emb):
+        with mock.patch.object(modeling_llama, "apply_rotary_pos_emb", liger_rotary_pos_emb):
             return peer(*given, **named)
 
     return forward
@@ -139,7 +140,7 @@ Decoding = Literal["dynamic cache", "static cache", "static cache + compile"]
 
 
 def decoder(peer: Any, prompt: Tensor, new_tokens: int, mode: Decoding) -> Callable[[], Tensor]:
-    """Greedy `generate`: prompt (1, S) -> (1, S + new)."""
+    """Return a greedy `generate`: prompt (1, S) -> (1, S + new_tokens)."""
     settings: dict[str, Any] = {
         "max_new_tokens": new_tokens,
         "min_new_tokens": new_tokens,
@@ -147,9 +148,9 @@ def decoder(peer: Any, prompt: Tensor, new_tokens: int, mode: Decoding) -> Calla
     }
     settings["cache_implementation"] = "dynamic" if mode == "dynamic cache" else "static"
     if mode == "static cache + compile":
-        compiling: Any = CompileConfig(mode="reduce-overhead", fullgraph=False)
-        compiling._compile_all_devices = True  # it leaves the CPU out by itself
-        settings["compile_config"] = compiling
+        compile_config: Any = CompileConfig(mode="reduce-overhead", fullgraph=False)
+        compile_config._compile_all_devices = True  # by default it skips the CPU
+        settings["compile_config"] = compile_config
     else:
         settings["disable_compile"] = True
     mask = torch.ones_like(prompt)

@@ -25,8 +25,8 @@ DIM, HISTORY = 192, 3
 def submodule(name: str) -> ModuleType:
     """Import `stable_worldmodel.name` from its installed file.  ImportError where it is missing.
 
-    The packages above it stay unrun: stable_worldmodel/__init__.py imports torchvision, which does
-    not import beside the CPU build of torch, and a store of data sets, and a solver needs neither.
+    The packages above it are not executed: stable_worldmodel/__init__.py imports torchvision, which
+    does not import with the CPU build of torch, and a store of datasets; a solver needs neither.
     """
     package = "stable_worldmodel"
     spec = sys.modules.get(package) or importlib.util.find_spec(package)
@@ -38,17 +38,17 @@ def submodule(name: str) -> ModuleType:
         if path not in sys.modules:
             found = importlib.util.find_spec(path)
             assert found is not None and found.submodule_search_locations is not None, path
-            unrun = ModuleType(path)
-            unrun.__path__ = list(found.submodule_search_locations)
-            unrun.__spec__ = found
-            sys.modules[path] = unrun
+            empty = ModuleType(path)
+            empty.__path__ = list(found.submodule_search_locations)
+            empty.__spec__ = found
+            sys.modules[path] = empty
     return importlib.import_module(f"{package}.{name}")
 
 
 def le_world_model(action_numbers: int) -> Any:
     """Build LeWorldModel without its encoder, at the size of the authors' config/train/model.
 
-    action_numbers: A, those of a whole block.  What it plans from is encoded already.
+    action_numbers: A, numbers of an action block.  Its inputs are encoded already.
     """
     modules = submodule("wm.lewm.module")
     head = {"input_dim": DIM, "hidden_dim": 2048, "output_dim": DIM}
@@ -74,7 +74,8 @@ def solver(
     action_dim: int,
     device: torch.device,
 ) -> Any:
-    """Its CEM solver, for one world, whose actions have `size` numbers, `block` of them a step."""
+    """Build its CEM solver for one world, with `action_block` actions of `action_dim` numbers a
+    step."""
     cem = submodule("solver.cem").CEMSolver(
         model, num_samples=num_samples, n_steps=iterations, topk=topk, device=device
     )
@@ -88,13 +89,13 @@ def solver(
 
 def solve(solver: Any, given: dict[str, Tensor]) -> Tensor:
     """Plan for one world: (horizon, A).  given: what `get_cost` reads, (1, ...) each."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it took
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its duration
         return solver.solve(dict(given))["actions"][0]
 
 
 def encoded(now: Tensor, goal: Tensor) -> dict[str, Tensor]:
-    """What LeWorldModel plans from, its frames being encoded: now (F, D), goal (D,)."""
-    # of the pictures it reads nothing any more but how many there are
+    """Return what LeWorldModel plans from, with encoded frames: now (F, D), goal (D,)."""
+    # of the images it then reads their number alone
     pixels = torch.zeros(1, len(now), device=now.device)
     latents = {"emb": now[None], "goal_emb": goal[None, None]}
     return {"pixels": pixels, "goal": pixels, **latents}

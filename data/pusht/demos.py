@@ -1,4 +1,4 @@
-"""The 206 human Push-T demonstrations (Chi et al., arXiv:2303.04137), from either form."""
+"""The 206 human Push-T demonstrations (Chi et al., arXiv:2303.04137), from zarr or npz."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from data.pusht.simulator import (
 
 @dataclass(frozen=True)
 class DemoData:
-    """All demonstrations, one behind the other. N steps, E episodes."""
+    """All demonstrations, concatenated. N steps, E episodes."""
 
     states: np.ndarray  # (N, 5), as STATE_NAMES
     actions: np.ndarray  # (N, 2) targets; actions[t]: states[t] -> states[t + 1]
@@ -42,10 +42,10 @@ class DemoData:
 def load_demos(path: Path) -> DemoData:
     """Read the zarr store (a folder or a zip) or the low-dimensional npz.
 
-    ValueError names the file and what is wrong with it.
+    ValueError names the file and the fault.
     """
     if not path.exists():
-        raise ValueError(f"{path} is not there; --demos takes a zarr folder, a zip or an npz")
+        raise ValueError(f"{path} does not exist; --demos takes a zarr folder, a zip or an npz")
     arrays = _from_npz(path) if path.suffix == ".npz" else _from_zarr(path)
     states, actions = np.asarray(arrays["state"]), np.asarray(arrays["action"])
     ends = np.asarray(arrays["episode_ends"], np.int64)
@@ -53,14 +53,14 @@ def load_demos(path: Path) -> DemoData:
     if states.ndim != 2 or states.shape[1] != 5 or actions.shape != (count, 2):
         raise ValueError(
             f"{path} holds states {states.shape} and actions {actions.shape}, but (N, 5) and "
-            f"(N, 2) of one N are needed"
+            f"(N, 2) with the same N are needed"
         )
     if len(ends) == 0 or (np.diff(ends, prepend=0) <= 0).any():
         raise ValueError(f"{path}: its episode ends do not rise; get the file again")
     if ends[-1] != count:
         raise ValueError(
             f"{path}: its last episode ends at step {ends[-1]}, but it holds {count} steps; "
-            f"it was cut, get it again"
+            f"it is truncated, get it again"
         )
     for name, values in (("states", states), ("actions", actions)):
         if not np.isfinite(values).all():
@@ -68,9 +68,7 @@ def load_demos(path: Path) -> DemoData:
             raise ValueError(f"{path} has NaN or infinity in its {name} at step {row}")
     images = arrays.get("img")
     if images is not None and images.shape != (count, 96, 96, 3):
-        raise ValueError(
-            f"{path} holds pictures {images.shape}, but ({count}, 96, 96, 3) are needed"
-        )
+        raise ValueError(f"{path} holds images {images.shape}, but ({count}, 96, 96, 3) are needed")
     contacts = np.asarray(arrays.get("n_contacts", np.zeros(count))).reshape(count)
     return DemoData(states, actions, contacts, ends)
 
@@ -103,7 +101,7 @@ def _from_zarr(path: Path) -> dict[str, Any]:
                 arrays |= {name: folder[name] for name in folder.array_keys()}
     except zipfile.BadZipFile:
         raise ValueError(
-            f"{path} is not a whole zip file (was its download cut?); get it again"
+            f"{path} is not a whole zip file (a truncated download?); get it again"
         ) from None
     except Exception as problem:  # zarr raises many kinds
         reason = (str(problem).splitlines() or [type(problem).__name__])[0]
@@ -120,20 +118,21 @@ def _check_keys(arrays: dict[str, Any], path: Path) -> dict[str, Any]:
         if name not in arrays:
             there = ", ".join(sorted(arrays)) or "nothing"
             raise ValueError(
-                f"{path} has no {where} (it holds {there}); not the Push-T set, or cut"
+                f"{path} has no {where} (it holds {there}); it is not the Push-T dataset, "
+                f"or is truncated"
             )
     return arrays
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """The demonstrations as they were recorded, pictures drawn anew at the size asked for.
+    """The demonstrations, rendered from their states at `image_size`.
 
-    A recording holds no state after its last action, with which some succeed: that one action is
-    carried out in the simulator, and its outcome is the last frame.
+    A demonstration has no state after its last action, with which some succeed: the simulator
+    executes that action, and its outcome is the last frame.
 
-    Also at the 96 pixels of the store's own pictures: those are resized in another way (see
-    `PushT.render`), and recordings and simulator must look alike.
+    Frames are rendered at 96 pixels too: the images of the store are resized in another way (see
+    `PushT.render`), and dataset and simulator must look alike.
     """
 
     path: str
@@ -155,8 +154,8 @@ class Demonstrations:
             "actions": ACTIONS.as_dict(),
             "state_names": list(STATE_NAMES),
             "success": SUCCESS_COVERAGE,
-            "pictures": "drawn anew from the states",
-            "last_frame": "the last action, carried out in the simulator",
+            "images": "rendered from the states",
+            "last_frame": "the last action, executed in the simulator",
             "settings": asdict(self) | {"path": Path(self.path).name},
         }
 

@@ -1,4 +1,4 @@
-"""Perturbed replays of the demonstrations, the recipe behind the field's 18,685-episode set."""
+"""Perturbed demonstrations, as in DINO-WM's Push-T dataset (arXiv:2411.04983)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ EPISODES_PER_SHARD = 30
 
 @dataclass(frozen=True)
 class PerturbedDemos:
-    """Each demonstration carried out `replays` times in the simulator, every second time mirrored.
+    """Each demonstration executed `num_copies` times in the simulator, every second copy mirrored.
 
-    The first is exact; in the others the targets have smooth noise, of 5 to 30 pixels (the rule
-    of the public set was never published). Siblings share their demonstration as source.
+    The first copy is exact; the targets of the others have smooth noise, with a std of 5 to 30
+    pixels (the rule of the public dataset is not published). Copies of one demonstration share
+    their source.
     """
 
     path: str
@@ -39,12 +40,12 @@ class PerturbedDemos:
 
     def description(self) -> dict[str, Any]:
         return {
-            "source": "replays of human demonstrations, every second one mirrored",
+            "source": "perturbed human demonstrations, every second one mirrored",
             "image_size": [self.image_size, self.image_size],
             "actions": ACTIONS.as_dict(),
             "state_names": list(STATE_NAMES),
             "success": SUCCESS_COVERAGE,
-            "pictures": "drawn anew from the states",
+            "images": "rendered from the states",
             "settings": asdict(self) | {"path": Path(self.path).name},
         }
 
@@ -69,6 +70,6 @@ class PerturbedDemos:
             start, targets = mirror(start), mirror(targets)
         simulator.reset(start)
         builder = EpisodeBuilder(simulator)
-        for target in targets:  # the last too: some demonstrations succeed with it
+        for target in targets:  # the last one too: some demonstrations succeed with it
             builder.step(target)
         return builder.to_episode(demo)

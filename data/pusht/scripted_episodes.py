@@ -1,4 +1,4 @@
-"""Episodes of the scripted pusher: a source of Push-T recordings that needs no download."""
+"""Episodes of the scripted policy: a source of Push-T episodes that needs no download."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ from data.pusht.simulator import (
     reward,
 )
 
-GOAL_SHARE, OTHER_POSE_SHARE = (
-    0.7,
-    0.2,
-)  # shares of episodes that push to the goal, and to another pose
+# fractions of the episodes that push to the goal, and to another pose
+GOAL_SHARE, OTHER_POSE_SHARE = 0.7, 0.2
 EPISODES_PER_SHARD = 10
 
 
 class EpisodeBuilder:
-    """Collects what happens in a simulator, step by step, as an Episode."""
+    """Collects the steps of a simulator as an Episode."""
 
     def __init__(self, simulator: PushT) -> None:
         self.simulator = simulator
@@ -39,7 +37,7 @@ class EpisodeBuilder:
         self.observe()
 
     def observe(self) -> None:
-        """Record where the simulator stands."""
+        """Append the simulator's current state and its frame."""
         self.frames.append(self.simulator.render())
         self.rewards.append(float(reward(self.simulator.coverage())))
         self.states.append(self.simulator.state)
@@ -55,7 +53,7 @@ class EpisodeBuilder:
         return self.rewards[-1] >= 1.0
 
     def to_episode(self, source: int) -> Episode:
-        """Give all frames; the last action leads nowhere and repeats the one before it."""
+        """Return the episode; its last action leads nowhere and repeats the one before it."""
         last = self.actions[-1] if self.actions else self.states[-1][:2].astype(np.float32)
         terminals = np.zeros(len(self.frames), bool)
         terminals[-1] = self.success
@@ -71,7 +69,7 @@ class EpisodeBuilder:
 
 
 def smooth_noise(rng: np.random.Generator, steps: int, std: float) -> np.ndarray:
-    """Draw (steps, 2) noise of standard deviation `spread` that lasts for about five steps."""
+    """Draw (steps, 2) noise of standard deviation `std`, correlated over about five steps."""
     white = rng.standard_normal((steps + 20, 2))
     kernel = np.exp(-np.arange(20) / 5.0)
     kernel /= np.sqrt((kernel**2).sum())
@@ -81,15 +79,15 @@ def smooth_noise(rng: np.random.Generator, steps: int, std: float) -> np.ndarray
 
 @dataclass(frozen=True)
 class ScriptedEpisodes:
-    """Three kinds of episode: the block is pushed to the task's goal, or to another pose, or the
-    agent moves about as a player's mouse might. Targets are disturbed, each episode as much as
-    chance will have it, and what was carried out is what is recorded."""
+    """Three kinds of episodes: the block is pushed to the task's goal, or to another pose, or the
+    agent explores as a player's mouse might. Targets are perturbed with a noise level drawn per
+    episode, and the episode holds the perturbed actions."""
 
     episodes: int = 300
     image_size: int = 64
     seed: int = 0
     steps: int = 150
-    """Steps of an episode, at most."""
+    """Maximum steps of an episode."""
 
     @property
     def num_shards(self) -> int:
@@ -120,7 +118,7 @@ class ScriptedEpisodes:
         simulator.reset(random_start(int(rng.integers(2**31))))
         builder = EpisodeBuilder(simulator)
         draw = rng.uniform()
-        max_std = 12 if draw < GOAL_SHARE else 30  # what is shown of the task should be clear
+        max_std = 12 if draw < GOAL_SHARE else 30  # demonstrations of the task should be clear
         std = 0.0 if rng.uniform() < 0.3 else rng.uniform(3, max_std)
         noise = smooth_noise(rng, self.steps, std)
         if draw < GOAL_SHARE + OTHER_POSE_SHARE:
@@ -132,7 +130,7 @@ class ScriptedEpisodes:
     def _push(
         self, builder: EpisodeBuilder, rng: np.random.Generator, noise: np.ndarray, pose: np.ndarray
     ) -> None:
-        """Push to `pose`, now and then pulled off the way for a moment."""
+        """Push to `pose`, with occasional perturbations of a few steps."""
         policy, perturbed_steps, perturbation = ScriptedPolicy(pose), 0, np.zeros(2)
         idle_steps = 0
         for step in range(self.steps):
@@ -152,7 +150,7 @@ class ScriptedEpisodes:
     def _explore(
         self, builder: EpisodeBuilder, rng: np.random.Generator, noise: np.ndarray
     ) -> None:
-        """Go to places, fast or slowly, some of them beyond the block."""
+        """Move to random places, fast or slowly, some of them beyond the block."""
         target = builder.states[-1][:2]
         destination, speed = target, 20.0
         for step in range(self.steps * 2 // 3):

@@ -1,10 +1,10 @@
-"""A scripted pusher: it brings the block to a pose by pushing it where that helps most.
+"""A scripted policy: it brings the block to a pose by pushing it where that reduces the error most.
 
 The pose error of the block is a vector (x, y, lever * angle). A push at a point of the outline
-moves the block along its normal and turns it by the torque (free space without inertia: the
-simulator damps all motion of the block). Of all points, the pusher takes the one whose push takes
-most of the error away, less what it costs to get there; it goes round the block to that point,
-and then leans on it. All of it is a function of the state alone, so a small network can clone it.
+moves the block along the normal and rotates it by the torque (quasi-static: the simulator damps all
+motion of the block). The policy takes the point whose push reduces the error most, less the cost of
+travel; it goes around the block to that point, and pushes. It is a function of the state alone, so
+a small network can clone it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from data.pusht.simulator import GOAL, WINDOW_SIZE, angle_difference
 
 RADIUS = 15.0  # of the agent
-CENTER = np.array([0.0, 45.0])  # of gravity, in the block's own frame
-LEVER = 60.0  # pixels that a radian of error weighs
+CENTER = np.array([0.0, 45.0])  # center of gravity, in the block's own frame
+LEVER = 60.0  # pixels of error that a radian counts as
 GYRATION = 3000.0  # moment of inertia over mass, pixels squared
-DETOUR_RADIUS = 105.0  # distance from the centre at which nothing of the block is in the way
+DETOUR_RADIUS = 105.0  # distance from the center at which the block is never in the way
 
 
 def _outline() -> tuple[np.ndarray, np.ndarray]:
-    """Points where the agent can lean on, and the normals into the block: (P, 2) each.
+    """Return contact points on the outline, and the normals into the block: (P, 2) each.
 
     The block's frame: the bar is x -60..60, y 0..30, the stem x -15..15, y 30..120. Points nearer
     than the agent's radius to an inner corner cannot be reached.
@@ -52,13 +52,13 @@ def rotation(angle: float) -> np.ndarray:
 
 
 class ScriptedPolicy:
-    """State to the agent's target. `pose` is where the block should go: x, y, angle."""
+    """Policy from state to target. pose: (3,) x, y, angle that the block should reach."""
 
     def __init__(self, pose: np.ndarray = GOAL) -> None:
         self.pose = np.asarray(pose, dtype=np.float64)
 
     def act(self, state: np.ndarray) -> np.ndarray:
-        """(5,) state -> (2,) target in pixels of the world."""
+        """Return the target (2,), in pixels of the world, for a state (5,)."""
         agent, block_position, angle = state[:2], state[2:4], float(state[4])
         block_rotation = rotation(angle)
         center = block_position + block_rotation @ CENTER
@@ -69,14 +69,13 @@ class ScriptedPolicy:
             return agent.copy()
 
         normals = NORMALS @ block_rotation.T
-        contact_points = (
-            center + (_ARMS - RADIUS * NORMALS) @ block_rotation.T
-        )  # where the agent touches
-        rates = _TORQUES / GYRATION  # radians a pixel of push
+        # where the agent's center is when it touches
+        contact_points = center + (_ARMS - RADIUS * NORMALS) @ block_rotation.T
+        rates = _TORQUES / GYRATION  # radians per pixel of push
         error_along = normals @ position_error + LEVER**2 * rates * angle_error
         size = 1 + LEVER**2 * rates**2
-        push_length = np.clip(error_along / size, 0, None)  # pixels to the least error
-        error_reduction = push_length * np.sqrt(size)  # error that goes away, as a length
+        push_length = np.clip(error_along / size, 0, None)  # pixels to the smallest error
+        error_reduction = push_length * np.sqrt(size)  # reduction of the error, as a length
         travel = _travel_distance(agent - center, contact_points - center)
         outside = ((contact_points < 8) | (contact_points > WINDOW_SIZE - 8)).any(1)
         score = error_reduction - 0.12 * travel - 1e3 * outside - 1e3 * (push_length <= 0)
@@ -93,9 +92,9 @@ class ScriptedPolicy:
         push_length: float,
         center: np.ndarray,
     ) -> np.ndarray:
-        """Lean on the point when before it; else go to a place before it, round the block."""
+        """Push the contact point when in front of it; otherwise approach it, around the block."""
         offset = agent - contact_point
-        distance = -float(offset @ normal)  # how far before the face
+        distance = -float(offset @ normal)  # from the face, outwards
         lateral_offset = float(abs(offset[0] * normal[1] - offset[1] * normal[0]))
         if lateral_offset < 6 and -6 < distance < 40:
             return np.clip(contact_point + normal * (min(push_length, 35.0) + 2), 0, WINDOW_SIZE)
@@ -114,14 +113,14 @@ class ScriptedPolicy:
 
 
 def _travel_distance(agent: np.ndarray, contact_points: np.ndarray) -> np.ndarray:
-    """Length of the way round the block, roughly; from its centre: (2,), (P, 2) -> (P,)."""
+    """Estimate the path length around the block, relative to its center: (2,), (P, 2) -> (P,)."""
     bearings = np.arctan2(contact_points[:, 1], contact_points[:, 0])
     angle = np.abs(angle_difference(bearings, np.arctan2(agent[1], agent[0])))
     return np.hypot(*(contact_points - agent).T) + 60 * np.clip(angle - 0.6, 0, None)
 
 
 def _path_is_clear(a: np.ndarray, b: np.ndarray, center: np.ndarray) -> bool:
-    """The straight way from a to b keeps away from the middle of the block."""
+    """Return whether the straight line from a to b stays clear of the middle of the block."""
     path = b - a
     length = float(np.hypot(*path))
     if length < 12:

@@ -1,8 +1,8 @@
-"""Push-T, exact: a disc pushes a T-shaped block onto its goal (gym-pusht 0.1.8).
+"""The Push-T simulator: a disc pushes a T-shaped block onto its goal (gym-pusht 0.1.8).
 
-The physics and the drawing are gym-pusht's own; this file adds what recording and planning need:
-a reset that gives the state that was asked for, a step that costs neither a picture nor a
-coverage, and pictures without the copies. Units: pixels of the 512 x 512 world, y down, radians.
+Physics and rendering are gym-pusht's own. This file adds what datasets and planning need: a reset
+to an exact state, a step that computes neither an image nor a coverage, and rendering without
+copies. Units: pixels of the 512 x 512 world, y down, radians.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WINDOW_SIZE = 512
 GOAL = np.array([256.0, 256.0, np.pi / 4])
 """Block pose of the task: x, y, angle."""
 SUCCESS_COVERAGE = 0.95
-"""Coverage from which the task counts as done."""
+"""Coverage at which the task counts as solved."""
 STEPS_PER_SECOND = 10
 SUBSTEPS = 10
 SUBSTEP = 0.01  # seconds
@@ -42,19 +42,19 @@ ACTIONS = ActionSpec(
 
 
 def reward(coverage: Any) -> Any:
-    """Give the task's reward, 0..1, for a coverage or an array of them."""
+    """Return the task's reward, 0..1, for a coverage or an array of them."""
     return np.clip(np.asarray(coverage) / SUCCESS_COVERAGE, 0.0, 1.0)
 
 
 def angle_difference(a: Any, b: Any) -> Any:
-    """Give a - b wrapped to [-pi, pi)."""
+    """Return a - b wrapped to [-pi, pi)."""
     return (np.asarray(a) - np.asarray(b) + np.pi) % (2 * np.pi) - np.pi
 
 
 def mirror(rows: np.ndarray) -> np.ndarray:
     """Mirror points (..., 2) or states (..., 5) in the axis of the goal, x + y = 512.
 
-    The block is symmetric about its own axis, so that what is mirrored is the same task again.
+    The block is symmetric about its own axis, so a mirrored episode is an episode of the same task.
     """
     result = rows.copy()
     result[..., 0], result[..., 1] = WINDOW_SIZE - rows[..., 1], WINDOW_SIZE - rows[..., 0]
@@ -65,10 +65,10 @@ def mirror(rows: np.ndarray) -> np.ndarray:
 
 
 def random_start(seed: int) -> np.ndarray:
-    """Draw the task protocol's start state (5,), as Diffusion Policy's environment does.
+    """Draw the start state (5,) of the task, as Diffusion Policy's environment does.
 
-    Its environment sets the block's position before its angle, and an angle turns the block
-    about its centre of gravity, so the position that results is not the one that was drawn.
+    That environment sets the block's position before its angle, which rotates the block about its
+    center of gravity, so the resulting position is not the one that was drawn.
     """
     rng = np.random.RandomState(seed)
     agent = rng.randint(50, 450), rng.randint(50, 450)
@@ -87,15 +87,15 @@ class PushT:
     def __init__(self, image_size: int = 64) -> None:
         self.image_size = image_size
         self.contacts = 0
-        """Contact points a substep during the last step, rounded up, as in the demonstrations."""
+        """Contact points per substep of the last step, rounded up, as in the demonstrations."""
         self._env = PushTEnv(obs_type="state")
         self.reset(np.array([256.0, 400.0, 256.0, 300.0, 0.0]))
 
     def reset(self, state: np.ndarray, velocity: Any = (0.0, 0.0)) -> None:
-        """Put agent and block exactly at `state` (5,), the agent at `velocity` (2,) pixels/s.
+        """Set agent and block exactly to `state` (5,), the agent to `velocity` (2,) pixels/s.
 
-        In the middle of a recording the velocity is (state[t] - state[t - 1]) / 0.1. A new space
-        each time: what went before leaves no contacts behind, so a rollout depends on its start.
+        In the middle of an episode the velocity is (state[t] - state[t - 1]) / 0.1. Each reset
+        makes a new space, without earlier contacts, so a rollout depends on its start alone.
         """
         state = np.asarray(state, dtype=np.float64)
         if state.shape != (5,) or not np.isfinite(state).all():
@@ -103,14 +103,14 @@ class PushT:
         self._env._setup()
         self._space, self._agent, self._block = self._env.space, self._env.agent, self._env.block
         self._agent.position = float(state[0]), float(state[1])
-        self._block.angle = float(state[4])  # before the position: it turns about the centre
+        self._block.angle = float(state[4])  # before the position: it rotates about the center
         self._block.position = float(state[2]), float(state[3])
         self._space.step(SUBSTEP)  # finds the contacts; nothing moves yet
         self._agent.velocity = float(velocity[0]), float(velocity[1])
         self.contacts = 0
 
     def step(self, action: Any) -> None:
-        """Pull the agent towards `action` (2,), a point of the world, for a tenth of a second."""
+        """Pull the agent towards `action` (2,), a point in the world, for 0.1 s."""
         x, y = float(action[0]), float(action[1])
         self._env.n_contact_points = 0
         agent, step = self._agent, self._space.step
@@ -131,21 +131,21 @@ class PushT:
 
     @property
     def velocity(self) -> np.ndarray:
-        """(2,) pixels a second, of the agent."""
+        """(2,) of the agent, in pixels per second."""
         return np.array(self._agent.velocity)
 
     def coverage(self) -> float:
-        """Give the share of the goal's area under the block."""
+        """Return the fraction of the goal's area under the block."""
         return float(self._env._get_coverage())
 
     def render(self, size: int | None = None) -> np.ndarray:
-        """Draw (size, size, 3) uint8, RGB, without the cross that marks an action.
+        """Render (size, size, 3) uint8, RGB, without the cross that marks an action.
 
-        Drawn at 512 x 512 as gym-pusht does, and averaged over areas: at 64 pixels gym-pusht's own
-        bilinear resize looks at one pixel in four, and the thin edges shimmer.
+        Rendered at 512 x 512 as gym-pusht does, and averaged over areas: at 64 pixels gym-pusht's
+        own bilinear resize reads one pixel in four, which aliases thin edges.
         """
         side = size or self.image_size
-        screen = self._env._render()
+        screen = self._env._draw()
         memory: Any = screen.get_buffer()
         pixels = np.frombuffer(memory, np.uint8).reshape(WINDOW_SIZE, WINDOW_SIZE, 4)
         small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)

@@ -1,4 +1,4 @@
-"""Many Push-T simulators over processes, stepped together.
+"""Many Push-T simulators in several processes, stepped together.
 
 Letters: N simulators, K candidates, T steps of a candidate.
 """
@@ -15,9 +15,9 @@ from data.pusht.simulator import PushT
 
 
 class VectorPushT:
-    """`count` simulators in `workers` processes; use it in a `with` statement.
+    """`num_envs` simulators in `num_workers` processes; use it in a `with` statement.
 
-    What comes out does not depend on the number of workers.
+    The results do not depend on the number of workers.
     """
 
     def __init__(self, num_envs: int, image_size: int = 64, num_workers: int = 2) -> None:
@@ -56,7 +56,7 @@ class VectorPushT:
         self._pipes, self._processes = [], []
 
     def reset(self, indices: np.ndarray, states: np.ndarray, velocities: np.ndarray) -> None:
-        """Put simulators `indices` (M,) at states (M, 5) with agent velocities (M, 2)."""
+        """Reset simulators `indices` (M,) to states (M, 5) with agent velocities (M, 2)."""
         rows = {int(i): row for row, i in enumerate(indices)}
         requests = []
         for own_indices in self._worker_indices:
@@ -69,7 +69,7 @@ class VectorPushT:
     def step(
         self, actions: np.ndarray, active: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Step with targets (N, 2) those that are `active` (N,) bool; the others stand still.
+        """Step the `active` (N,) bool simulators with targets (N, 2); the others stay as they are.
 
         Returns states (N, 5) and coverages (N,).
         """
@@ -81,15 +81,15 @@ class VectorPushT:
         return np.concatenate(states), np.concatenate(coverages)
 
     def frames(self, active: np.ndarray | None = None) -> np.ndarray:
-        """Look: (N, 3, H, W) uint8; at those that are not `active`, (N,) bool, as they were seen
-        last."""
+        """Render (N, 3, H, W) uint8; those that are not `active`, (N,) bool, keep their last
+        frame."""
         active = np.ones(self.num_envs, bool) if active is None else active
         frames = self._call_workers([("frames", active[share]) for share in self._worker_indices])
         self._last_frames[active] = np.concatenate(frames)
         return self._last_frames.copy()
 
     def velocities(self) -> np.ndarray:
-        """(N, 2) pixels a second, of the agents."""
+        """Return the agents' velocities: (N, 2) pixels per second."""
         return np.concatenate(
             self._call_workers([("velocities", None)] * len(self._worker_indices))
         )
@@ -97,9 +97,9 @@ class VectorPushT:
     def rollout(
         self, states: np.ndarray, velocities: np.ndarray, actions: np.ndarray
     ) -> np.ndarray:
-        """Carry out candidates (M, K, T, 2) from M starts, (M, 5) and (M, 2).
+        """Execute candidates (M, K, T, 2) from M states (M, 5) and velocities (M, 2).
 
-        Returns the last states, (M, K, 5); the simulators of `step` are left as they are.
+        Returns the last states, (M, K, 5); the simulators of `step` do not change.
         """
         num_starts, num_candidates = actions.shape[:2]
         flat = actions.reshape(-1, *actions.shape[2:])
@@ -124,7 +124,7 @@ class VectorPushT:
 
 
 def _worker(pipe: Any, num_envs: int, image_size: int) -> None:
-    """Be a worker: answer until None comes."""
+    """Answer requests until None arrives."""
     simulators = [PushT(image_size) for _ in range(num_envs)]
     scratch = PushT(image_size)
     try:

@@ -1,1 +1,1 @@
-"""Minecraft, as OpenAI's contractors played it (VPT, arXiv:2206.11795): recordings to episodes."""
+"""Minecraft: episodes from OpenAI's contractor recordings (VPT, arXiv:2206.11795)."""

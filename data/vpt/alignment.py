@@ -1,4 +1,4 @@
-"""Does line i of a log belong to frame i, and lead to frame i + 1? Told in two ways.
+"""Two measures of whether line i of a log belongs to frame i, and leads to frame i + 1.
 
 Letters: N ticks, H W pixels.
 """
@@ -13,21 +13,19 @@ import numpy as np
 from data.vpt.vpt_actions import INPUT_COLUMN
 from data.vpt.vpt_log import VptLog
 
-SHIFTS = (-1, 0, 1)  # ticks by which actions could lie beside the frames
-MIN_TURN = 1.0  # degrees of a tick that can be told from noise
-MIN_ANGLE_TURNS = 20  # turns below which nothing is said of angles
-MIN_IMAGE_TURNS = 60  # and of pictures, in which every second one is misread
+SHIFTS = (-1, 0, 1)  # ticks by which actions could be shifted against the frames
+MIN_TURN = 1.0  # degrees per tick that are above the noise
+MIN_ANGLE_TURNS = 20  # turns below which angles are not compared
+MIN_IMAGE_TURNS = 60  # and images, in which about half of the turns are misread
 ANGLE_TOLERANCE = 0.1  # degrees
-IMAGE_SIZE = 64  # pixels of the pictures that are laid over each other
-MARGIN = 0.1  # by which another shift must fit the picture better
-MIN_EXACT_SHARE = (
-    0.9  # share of turns that must be exact; 0.996 of large ones are in the public logs
-)
+IMAGE_SIZE = 64  # pixels of the images that are correlated
+MARGIN = 0.1  # by which another shift must fit the images better
+MIN_EXACT_SHARE = 0.9  # fraction of turns that must be exact
 
 
 def angle_agreement(log: VptLog) -> dict[str, float] | None:
-    """The recorded view against the mouse: the share of turns for which yaw[i + 1 + s] - yaw[i + s]
-    is what the mouse of line i asks for, by shift s. None where too little turns."""
+    """Compare the logged view with the mouse: the fraction of turns for which yaw[i + 1 + s] -
+    yaw[i + s] equals the mouse's turn in line i, by shift s. None where there are too few turns."""
     if log.angles is None or len(log) < 4:
         return None
     measured = (np.diff(log.angles[:, 1]) + 180) % 360 - 180  # (N - 1,), from i to i + 1
@@ -47,8 +45,8 @@ def angle_agreement(log: VptLog) -> dict[str, float] | None:
 
 
 def image_agreement(frames: np.ndarray, inputs: np.ndarray) -> dict[str, float] | None:
-    """The picture's motion against the mouse: correlation of the yaw of line i with how far frame
-    i + 1 + s has slid from frame i + s, by shift s. None where too little turns.
+    """Compare image motion with the mouse: correlation of the yaw of line i with the displacement
+    from frame i + s to frame i + 1 + s, by shift s. None where there are too few turns.
 
     frames: (N, H, W, 3) uint8; inputs: (N, I).
     """
@@ -56,7 +54,7 @@ def image_agreement(frames: np.ndarray, inputs: np.ndarray) -> dict[str, float] 
     gui_closed = inputs[:, INPUT_COLUMN["gui"]] == 0
     informative = (abs(commanded) >= MIN_TURN) & gui_closed[:-1] & gui_closed[1:]
     informative[[0, -1]] = False
-    rows = np.flatnonzero(informative)[:500]  # enough to tell, and soon done
+    rows = np.flatnonzero(informative)[:500]  # enough for a correlation
     if len(rows) < MIN_IMAGE_TURNS:
         return None
     hanning = cv2.createHanningWindow((IMAGE_SIZE, IMAGE_SIZE), cv2.CV_32F)
@@ -66,16 +64,16 @@ def image_agreement(frames: np.ndarray, inputs: np.ndarray) -> dict[str, float] 
         image_shift[row] = cv2.phaseCorrelate(*pair, hanning)[0][0]
     correlation = {}
     for s in SHIFTS:
-        # turning right slides the picture to the left; one wild estimate must not decide
+        # turning right moves the image to the left; signs, so that no outlier decides
         directions = np.sign([-image_shift[int(r + s)] for r in rows])
         correlation[f"{s:+d}"] = round(float((directions * np.sign(commanded[rows])).mean()), 4)
     return correlation
 
 
 def warnings(notes: dict[str, Any]) -> list[str]:
-    """Say which of a recording's agreements speak against its alignment."""
+    """Return a warning for each measure that contradicts the alignment of a recording."""
     messages = []
-    for key, what in (("angles", "the recorded view"), ("images", "the picture")):
+    for key, what in (("angles", "the logged view"), ("images", "the image")):
         found = notes.get(key)
         if not found:
             continue
@@ -84,13 +82,14 @@ def warnings(notes: dict[str, Any]) -> list[str]:
             by_shift = ", ".join(f"{value:.2f} at {shift}" for shift, value in found.items())
             messages.append(
                 f"{notes['recording']}: {what} does not turn with the mouse ({by_shift} ticks); "
-                f"frames and lines seem to be shifted, look at it before training"
+                f"frames and lines seem to be shifted, check it before training"
             )
     return messages
 
 
 def _normalized_gray(frame: np.ndarray) -> np.ndarray:
-    """Grey, of mean 0 and deviation 1, since many scenes are dark: (SIDE, SIDE) float32."""
+    """Shrink to gray with mean 0 and std 1, as many scenes are dark: (S, S) float32,
+    S = IMAGE_SIZE."""
     small = cv2.resize(frame, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return (gray - gray.mean()) / (gray.std() + 1e-3)

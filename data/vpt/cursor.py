@@ -1,11 +1,11 @@
-"""The mouse cursor of a GUI: the recorder's videos lack it."""
+"""Drawing of the mouse cursor of a GUI, which the recorder's videos do not show."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-WINDOW_HEIGHT = 720  # of the window in whose pixels logs give the cursor
+WINDOW_HEIGHT = 720  # of the window whose pixels logs give the cursor in
 CURSOR_SIZE = 16  # pixels of the cursor in a video of 640 x 360 (VPT's loader)
 SUPERSAMPLING = 8
 ARROW = np.array([[0, 0], [0, 12], [3, 9], [5.2, 14], [7.4, 13], [5.2, 8.3], [9, 8.3]], np.float32)
@@ -28,7 +28,7 @@ def draw_cursor(frame: np.ndarray, x: float, y: float) -> None:
 
 
 def _arrow() -> tuple[np.ndarray, np.ndarray]:
-    """Grey 0..255 and opacity 0..1, (SIDE, SIDE) each: white, with a black rim."""
+    """Render gray 0..255 and opacity 0..1, (S, S) each, S = CURSOR_SIZE: white with a black rim."""
     points = (ARROW * SUPERSAMPLING).round().astype(np.int32)
     fill = np.zeros((CURSOR_SIZE * SUPERSAMPLING, CURSOR_SIZE * SUPERSAMPLING), np.uint8)
     cv2.fillPoly(fill, [points], 255)

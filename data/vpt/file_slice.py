@@ -1,4 +1,4 @@
-"""Where the two files of a recording lie: on their own, or inside a tar file."""
+"""The two files of a recording: as files of their own, or inside a tar file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FileSlice:
-    """A file, or a stretch of one: a member of a tar file, as it lies there."""
+    """A file, or a byte range of one: a member of an uncompressed tar file."""
 
     path: str
     offset: int = 0
     size: int | None = None
-    """Bytes; None to the end of the file."""
+    """Bytes; None for all up to the end of the file."""
     member: str = ""
     """Name inside the tar file."""
 
@@ -22,7 +22,7 @@ class FileSlice:
         return f"{self.path}:{self.member}" if self.member else self.path
 
     def open(self) -> io.BufferedReader:
-        """Open for reading and seeking, as a file of its own."""
+        """Open the slice for reading and seeking, like a file."""
         if self.size is None:
             return open(self.path, "rb")
         return io.BufferedReader(_SliceReader(self.path, self.offset, self.size))
@@ -34,7 +34,7 @@ class FileSlice:
 
 @dataclass(frozen=True)
 class VideoAndLog:
-    """One recording: frames, and what was done at each."""
+    """One recording: a video, and a log with a line per frame."""
 
     name: str
     video: FileSlice

@@ -1,4 +1,4 @@
-"""From the files that someone has to pairs of a video and its log."""
+"""Find pairs of a video and its log in local files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ MP4_BOXES = (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"mdat", b"moov")
 
 
 def find_local(path: Path, skip_invalid: bool) -> tuple[list[VideoAndLog], list[str]]:
-    """Pairs by name, and a line for each thing left out; other files are passed over.
+    """Return the pairs, sorted by name, and a line for each one skipped; ignore other files.
 
     path: a folder of NAME.mp4 + NAME.jsonl and of .tar files that hold such pairs, at any depth;
-    or a .tar file; or a .mp4 with its .jsonl beside it.  ValueError names the first problem, or
-    with `skip_bad` says that nothing is left.
+    or a .tar file; or a .mp4 with its .jsonl next to it. ValueError names the first problem, or,
+    with `skip_invalid`, that no pair is left.
     """
     skipped: list[str] = []
 
     def skip(problem: str) -> None:
         if not skip_invalid:
-            raise ValueError(f"{problem}, or leave it out with --skip-bad")
+            raise ValueError(f"{problem}, or skip it with --skip-invalid")
         skipped.append(problem)
 
     found: dict[str, dict[str, FileSlice]] = {}
@@ -54,18 +54,18 @@ def _pair_problem(name: str, files: dict[str, FileSlice], other: VideoAndLog | N
     for suffix in SUFFIXES:
         if suffix not in files:
             (there,) = files.values()
-            return f"{there} has no {name}{suffix} beside it; get that"
+            return f"{there} has no {name}{suffix} next to it; get that file"
         file = files[suffix]
         size = os.path.getsize(file.path) if file.size is None else file.size
         if size == 0:
             return f"{file} has 0 bytes; get it again"
     if other:
-        return f"{files['.mp4']} has the name of {other.video}; take one of them away"
+        return f"{files['.mp4']} has the same name as {other.video}; remove one of them"
     return ""
 
 
 def _find_files(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
-    """All halves of pairs under `path`, whole or not."""
+    """List all videos and logs under `path`, paired or not."""
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
     elif path.suffix == ".mp4" and path.is_file():
@@ -74,11 +74,12 @@ def _find_files(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
     elif path.is_file() and (path.suffix == ".tar" or path.name.endswith(COMPRESSED)):
         files = [path]
     else:
-        known = "a folder, a .tar file or a .mp4 with its .jsonl beside it"
-        raise ValueError(f"{path} is {'none' if path.exists() else 'not there'}; give {known}")
+        known = "a folder, a .tar file or a .mp4 with its .jsonl next to it"
+        problem = "is of another kind" if path.exists() else "does not exist"
+        raise ValueError(f"{path} {problem}; give {known}")
     slices: list[FileSlice] = []
     for file in files:
-        if file.name.startswith("."):  # macOS leaves ._NAME.mp4 beside NAME.mp4
+        if file.name.startswith("."):  # macOS leaves ._NAME.mp4 next to NAME.mp4
             continue
         if file.name.endswith(COMPRESSED):
             skip(f"{file} is compressed; unpack it first")
@@ -105,20 +106,20 @@ def _tar_members(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
                     raise tarfile.ReadError(f"{member.name} reaches beyond its end")
                 slices.append(FileSlice(str(path), member.offset_data, member.size, member.name))
             end = tar.offset
-        with open(path, "rb") as file:  # tarfile takes a broken header for the end
+        with open(path, "rb") as file:  # tarfile takes a damaged header for the end
             file.seek(end)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no header and no end at byte {end}")
     except (tarfile.TarError, OSError, ValueError) as problem:
         skip(
-            f"{path} is compressed, damaged or cut, not a plain tar file ({problem}); unpack it "
-            f"or get it again"
+            f"{path} is compressed, damaged or truncated, not a plain tar file ({problem}); unpack "
+            f"it or get it again"
         )
     return slices
 
 
 def file_problem(path: Path) -> str:
-    """Say how a file is not what its name says; nothing where it is."""
+    """Describe how a file's content does not fit its suffix; empty where it fits."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(20)
@@ -126,11 +127,11 @@ def file_problem(path: Path) -> str:
             file.seek(max(0, size - 20))
             if head[:1] == b"{" and file.read().rstrip()[-1:] == b"}":
                 return ""
-            return f"no whole log (it begins {head!r}; a log has one {{...}} a line)"
+            return f"no whole log (it starts with {head!r}; a log has one {{...}} per line)"
         if head[4:8] != b"ftyp":
-            return f"no MP4 (it begins {head!r})"
+            return f"no MP4 (it starts with {head!r})"
         end = 0
-        while end < size:  # from box to box (ISO/IEC 14496-12); what is behind them is let be
+        while end < size:  # from box to box (ISO/IEC 14496-12); ignores what is behind them
             file.seek(end)
             length, box_type = struct.unpack(">I4s", file.read(8).ljust(8, b"\0"))
             if box_type not in MP4_BOXES or length < 8:

@@ -1,4 +1,4 @@
-"""From OpenAI's index files, which list recordings on a server, to pairs on this disk."""
+"""Download recordings listed in OpenAI's index files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from data.download import RETRY_DELAY, DownloadError, fetch
 from data.vpt.file_slice import FileSlice, VideoAndLog
 from data.vpt.find import file_problem
 
-JOIN_SECONDS = 1.0  # seconds that downloads have to end in; those that wait for a server are left
+JOIN_SECONDS = 1.0  # seconds that download threads have to end in; stalled ones are abandoned
 
 
 def load_index(index: str, folder: Path) -> list[str]:
-    """Read an index file, or the one at a URL, which is kept in `folder`: its stems."""
+    """Read an index file, or a URL of one, which is downloaded to `folder`; return its stems."""
     if "://" not in index:
         path = Path(index)
         if not path.is_file():
-            raise ValueError(f"{index} is not there; --index takes an index file or its URL")
+            raise ValueError(f"{index} does not exist; --index takes an index file or its URL")
         return read_index(path.read_bytes(), index)
-    # two servers can have an index of one name
+    # two servers can have an index of the same name
     path = fetch(index, folder / hashlib.sha256(index.encode()).hexdigest()[:8])
     try:
         return read_index(path.read_bytes(), index)
@@ -39,15 +39,15 @@ def load_index(index: str, folder: Path) -> list[str]:
 
 
 def read_index(content: bytes, where: str) -> list[str]:
-    """Give the stems of an index, URLs without .mp4 and .jsonl.
+    """Return the stems of an index: URLs without .mp4 and .jsonl.
 
-    Both forms are known: the files' own, with relpaths that end in .mp4, and the README's, without.
+    Accepts both forms: the files' own, with relpaths that end in .mp4, and the README's, without.
     """
     need = 'an index is {"basedir": "https://...", "relpaths": ["8.0/NAME", ...]}'
     try:
         index = json.loads(content)
     except ValueError:
-        raise ValueError(f"{where} begins {content[:40]!r}, not JSON; {need}") from None
+        raise ValueError(f"{where} starts with {content[:40]!r}, not JSON; {need}") from None
     index = index if isinstance(index, dict) else {}
     base, paths = index.get("basedir"), index.get("relpaths")
     base = base.rstrip("/") if isinstance(base, str) else ""
@@ -62,16 +62,18 @@ def read_index(content: bytes, where: str) -> list[str]:
 
 
 def _is_plain(path: str) -> bool:
-    """Tell whether it stays what it is in a URL and below a folder."""
+    """Return whether the path is unchanged in a URL and stays inside a folder."""
     odd = re.search(r"[\s?#\\\x00-\x1f]", path) or not path.isascii()
     return not odd and not {"", ".", ".."} & set(path.split("/"))
 
 
 def sample_recordings(stems: Sequence[str], num_recordings: int, seed: int) -> list[str]:
-    """Draw so many stems. More of one seed begin with the same; order and server do not matter."""
+    """Draw stems, regardless of their order and server; a larger draw of a seed extends a
+    smaller one."""
     if not 1 <= num_recordings <= len(stems):
         raise ValueError(
-            f"--clips {num_recordings} was asked for, but the index lists {len(stems)} clips"
+            f"--num-recordings {num_recordings} must be between 1 and {len(stems)}, the number of "
+            f"recordings in the index"
         )
 
     def drawn(stem: str) -> tuple[bytes, str]:
@@ -81,7 +83,7 @@ def sample_recordings(stems: Sequence[str], num_recordings: int, seed: int) -> l
 
 
 def local_name(stem: str) -> str:
-    """Where a clip is kept: 10.0/NAME. A name can come back in another version."""
+    """Return VERSION/NAME, such as 10.0/NAME: a name can occur in several versions."""
     return "/".join(stem.split("/")[-2:])
 
 
@@ -93,34 +95,35 @@ def download_recordings(
     retry_delay: float = RETRY_DELAY,
     timeout: float | None = None,
 ) -> tuple[list[VideoAndLog], list[str]]:
-    """Download each clip's log and video, `workers` clips at a time; what is there whole is kept.
+    """Download each recording's log and video, `num_workers` recordings at a time.
 
-    Gives the pairs in the order of `stems`, and with `skip_bad` a line for each clip that could
-    not be had; without it, the first such is a ValueError. However it ends, what came of a file
-    stays, and the next call goes on from there.
+    Returns the pairs in the order of `stems`, and with `skip_invalid` a line for each recording
+    that could not be downloaded; without it, the first one is a ValueError. Complete files are
+    kept, and the next call resumes partial ones.
     """
     if num_workers < 1:
-        raise ValueError(f"--workers {num_workers} downloads nothing; give 1 or more")
+        raise ValueError(f"--download-workers must be at least 1, not {num_workers}")
     stem_by_name: dict[str, str] = {}
     for stem in stems:
         if stem_by_name.setdefault(local_name(stem), stem) != stem:
             raise ValueError(
-                f"{stem} and {stem_by_name[local_name(stem)]} would both be kept as {local_name(stem)}"
+                f"{stem} and {stem_by_name[local_name(stem)]} would both be saved as "
+                f"{local_name(stem)}"
             )
 
     def get(stem: str, report: Callable[[int], None]) -> None:
-        for suffix in (".jsonl", ".mp4"):  # the small one first: without it the other is no use
+        for suffix in (".jsonl", ".mp4"):  # the small one first: a video without a log is useless
             url = stem + suffix
             path = fetch(
                 url, (folder / local_name(stem)).parent, None, retry_delay, timeout, report
             )
             if problem := file_problem(path):
                 path.unlink()
-                raise DownloadError(f"{url} gave {problem}; it was not kept: see to the address")
+                raise DownloadError(f"{url} gave {problem}; it was deleted: check the address")
 
     problems: dict[str, str] = {}
     received = 0
-    progress = tqdm(total=2 * len(stem_by_name), desc="clips", unit="file", miniters=0)
+    progress = tqdm(total=2 * len(stem_by_name), desc="recordings", unit="file", miniters=0)
     with progress, closing(_run_in_threads(stem_by_name.values(), num_workers, get)) as events:
         for event in events:
             if isinstance(event, int):
@@ -131,7 +134,7 @@ def download_recordings(
             stem, problem = event
             if isinstance(problem, DownloadError):
                 if not skip_invalid:
-                    raise ValueError(f"{problem}, or leave such clips out with --skip-bad")
+                    raise ValueError(f"{problem}, or skip such recordings with --skip-invalid")
                 problems[stem] = str(problem)
             elif problem:
                 raise problem
@@ -139,7 +142,7 @@ def download_recordings(
     skipped = [problems[stem] for stem in stem_by_name.values() if stem in problems]
     if len(skipped) == len(stem_by_name):
         raise ValueError(
-            f"none of {len(stem_by_name)} clips could be had: {'; '.join(skipped[:1])}"
+            f"none of {len(stem_by_name)} recordings could be downloaded: {'; '.join(skipped[:1])}"
         )
     return [
         VideoAndLog(
@@ -153,9 +156,9 @@ def download_recordings(
 def _run_in_threads(
     stems: Collection[str], num_workers: int, get: Callable[[str, Callable[[int], None]], None]
 ) -> Generator[int | tuple[str, Exception | None]]:
-    """`get` each stem: gives the bytes that come, and each stem that is done with its problem.
+    """Call `get` for each stem; yield received byte counts, and each finished stem with its error.
 
-    Closing it stops the threads.
+    Closing the generator stops the threads.
     """
     pending = deque(stems)
     events: queue.SimpleQueue[int | tuple[str, Exception | None]] = queue.SimpleQueue()
@@ -167,7 +170,7 @@ def _run_in_threads(
         events.put(count)
 
     def work() -> None:
-        with suppress(IndexError):  # none is waiting
+        with suppress(IndexError):  # the queue is empty
             while not stop.is_set():
                 stem = pending.popleft()
                 try:
@@ -176,7 +179,7 @@ def _run_in_threads(
                 except Exception as problem:
                     events.put((stem, problem))
 
-    # daemons: one that hears nothing from its server does not keep the program from ending
+    # daemons: a stalled download must not keep the program from exiting
     threads = [
         threading.Thread(target=work, name="download", daemon=True)
         for _ in range(min(num_workers, len(stems)))
@@ -187,7 +190,7 @@ def _run_in_threads(
         num_done = 0
         while num_done < len(stems):
             with suppress(queue.Empty):
-                event = events.get(timeout=0.2)  # a wait without end may not hear Ctrl-C
+                event = events.get(timeout=0.2)  # without a timeout, Ctrl-C may not arrive
                 num_done += isinstance(event, tuple)
                 yield event
     finally:

@@ -1,7 +1,7 @@
-"""Recordings of Minecraft as a source of episodes.
+"""Minecraft recordings as a source of episodes.
 
-One shard is a part of one recording, so that shards stay small whatever their resolution, and a
-recording that cannot be used takes no other with it.  Letters: T frames, H W pixels, I inputs.
+A shard is a part of one recording: shards stay small at any resolution, and an invalid recording
+does not affect the others. Letters: T frames, H W pixels, I inputs.
 """
 
 from __future__ import annotations
@@ -24,41 +24,39 @@ from data.vpt.vpt_actions import INPUT_COLUMN, INPUT_NAMES, CameraQuantizer, act
 from data.vpt.vpt_log import VptLog, read_log
 
 TICKS_PER_SECOND = 20
-MAX_TICKS = 6000  # ticks that a recording lasts at most
+MAX_TICKS = 6000  # length of a recording, at most
 BYTES_PER_SHARD = 128 * 2**20  # of frames
-MAX_LENGTH_MISMATCH = 0.1  # share by which the numbers of frames and lines may differ; 3% was seen
-SEGMENTS_PER_RECORDING = (
-    10  # that each recording is cut into, where there are too few to hold one out
-)
-GAP_TICKS = TICKS_PER_SECOND  # ticks left out between two stretches, which would look alike
-MIN_EPISODE_FRAMES = 2  # frames of an episode
-NOT_FETCHED = "was not fetched"
+MAX_LENGTH_MISMATCH = 0.1  # fraction by which the numbers of frames and lines may differ
+SEGMENTS_PER_RECORDING = 10  # used where there are too few recordings to hold one out
+GAP_TICKS = TICKS_PER_SECOND  # skipped between two segments, whose frames would look alike
+MIN_EPISODE_FRAMES = 2
+NOT_FETCHED = "was not downloaded"
 
 
 @dataclass(frozen=True)
 class FrameFormat:
-    """What becomes of a recording."""
+    """How recordings become frames and actions."""
 
     resolution: int = 64
     """Height of a frame in pixels, and its width unless --keep-aspect."""
     keep_aspect: bool = False
-    """Keep 16 : 9, to the nearest 16 pixels of width; else frames are squares, as VPT's own."""
+    """Keep 16 : 9, to the nearest 16 pixels of width; else frames are square, as in VPT."""
     frameskip: int = 1
-    """Ticks from one frame to the next; turns add up, and a key counts if held half the time."""
+    """Ticks from one frame to the next; turns are summed, and a key counts if held half of them."""
     gui: bool = True
-    """Keep stretches with a GUI open."""
+    """Keep segments with a GUI open."""
     cursor: bool = False
     """Draw the mouse cursor where a GUI is open."""
     camera_maxval: float = 10.0
     """Degrees of the outermost camera bins."""
     camera_mu: float = 10.0
-    """Mu of the camera's mu-law bins; 0 makes them even."""
+    """Mu of the camera's mu-law bins; 0 makes them uniform."""
 
     def __post_init__(self) -> None:
         if self.resolution < 16 or self.frameskip < 1:
             raise ValueError(
-                f"--resolution {self.resolution} and --frame-skip {self.frameskip} show "
-                f"nothing; they begin at 16 and 1"
+                f"--resolution {self.resolution} must be at least 16, and --frameskip "
+                f"{self.frameskip} at least 1"
             )
 
     @property
@@ -73,8 +71,8 @@ class FrameFormat:
 
 @dataclass(frozen=True)
 class VptSource:
-    """A source of episodes. `names` are all recordings; `pairs` those that are here: the others
-    are left out (`skip_bad`), or another rank's."""
+    """A source of episodes. `names` are all recordings; `pairs` those on this machine: the others
+    are skipped (`skip_invalid`), or another rank's."""
 
     names: tuple[str, ...]
     pairs: tuple[VideoAndLog, ...]
@@ -83,7 +81,7 @@ class VptSource:
 
     @property
     def shards_per_recording(self) -> int:
-        """Shards of each recording."""
+        """Number of shards of each recording."""
         height, width = self.frame_format.image_size
         frames = BYTES_PER_SHARD // (height * width * 3)
         return -(-(MAX_TICKS // self.frame_format.frameskip) // frames)
@@ -94,7 +92,7 @@ class VptSource:
 
     @property
     def split_by_segment(self) -> bool:
-        """Too few recordings to hold one out: stretches of each are."""
+        """Whether segments of each recording are held out, as there are too few recordings."""
         return len(self.names) < 3
 
     @property
@@ -108,7 +106,7 @@ class VptSource:
             "actions": action_spec(self.frame_format.camera_quantizer).as_dict(),
             "input_names": list(INPUT_NAMES),
             "steps_per_second": TICKS_PER_SECOND / self.frame_format.frameskip,
-            "held_out": "stretches" if self.split_by_segment else "recordings",
+            "held_out": "segments" if self.split_by_segment else "recordings",
             "settings": asdict(self.frame_format) | {"recordings": _digest(self.names)},
         }
 
@@ -132,8 +130,8 @@ class VptSource:
         longer = max(info.frames, len(log))
         if longer - count > MAX_LENGTH_MISMATCH * longer:
             raise ValueError(
-                f"{pair.video} has {info.frames} frames, but {pair.log} {len(log)} lines; more "
-                f"than {MAX_LENGTH_MISMATCH:.0%} apart they do not belong together: get the pair again"
+                f"{pair.video} has {info.frames} frames, but {pair.log} {len(log)} lines; they may "
+                f"differ by {MAX_LENGTH_MISMATCH:.0%} at most: get the pair again"
             )
         frameskip = self.frame_format.frameskip
         steps = count // frameskip
@@ -163,7 +161,7 @@ class VptSource:
         return episodes
 
     def _frames(self, pair: VideoAndLog, log: VptLog, begin: int, end: int) -> np.ndarray:
-        """Frames [begin, end) at the size asked for: (T, H, W, 3) uint8."""
+        """Read frames [begin, end) at the requested size: (T, H, W, 3) uint8."""
         frame_format = self.frame_format
         height, width = frame_format.image_size
         frames = np.empty((end - begin, height, width, 3), np.uint8)
@@ -184,7 +182,7 @@ class VptSource:
     def _ranges(
         self, inputs: np.ndarray, number: int, begin: int, end: int, steps: int
     ) -> list[tuple[int, int, int]]:
-        """Episodes within steps [begin, end): first, last (exclusive) and source of each."""
+        """List (first, last, source) of each episode within steps [begin, end); last exclusive."""
         ranges = [(begin, end, number)]
         if self.split_by_segment:
             edges = [steps * i // SEGMENTS_PER_RECORDING for i in range(SEGMENTS_PER_RECORDING + 1)]
@@ -210,7 +208,7 @@ class VptSource:
 
 
 def sum_inputs(inputs: np.ndarray, frameskip: int) -> np.ndarray:
-    """Inputs of `skip` ticks as those of one step: (T * skip, I) -> (T, I)."""
+    """Combine the inputs of `frameskip` ticks into one step: (T * frameskip, I) -> (T, I)."""
     groups = inputs.reshape(-1, frameskip, inputs.shape[1])
     camera_columns = [INPUT_COLUMN["pitch_degrees"], INPUT_COLUMN["yaw_degrees"]]
     steps = (groups.mean(1) >= 0.5).astype(np.float32)
@@ -221,13 +219,13 @@ def sum_inputs(inputs: np.ndarray, frameskip: int) -> np.ndarray:
 def _check_video(pair: VideoAndLog, rate: float, aspect: float) -> None:
     if abs(rate - TICKS_PER_SECOND) > 0.01 * TICKS_PER_SECOND:
         raise ValueError(
-            f"{pair.video} has {rate:.4g} frames a second, but recordings of this kind have "
-            f"{TICKS_PER_SECOND}, one for each line of the log; get the original"
+            f"{pair.video} has {rate:.4g} frames per second, but recordings of this kind have "
+            f"{TICKS_PER_SECOND}, one per line of the log; get the original"
         )
     if abs(aspect - 16 / 9) > 0.01:
         raise ValueError(
-            f"{pair.video} has frames {aspect:.3f} times as wide as high, but recordings of this "
-            f"kind are 16 : 9 ({16 / 9:.3f}); get the original"
+            f"{pair.video} has an aspect ratio of {aspect:.3f}, but recordings of this kind are "
+            f"16 : 9 ({16 / 9:.3f}); get the original"
         )
 
 

@@ -1,4 +1,4 @@
-"""Frames of a video, by their number, at the size that is asked for.
+"""Read frames of a video by their index, at a requested size.
 
 Letters: T frames, H W pixels.
 """
@@ -17,21 +17,21 @@ from av.video.frame import VideoFrame
 
 from data.vpt.file_slice import FileSlice
 
-INTERPOLATION = "AREA"  # averages: a bilinear look at one pixel in ten shimmers with every step
+INTERPOLATION = "AREA"  # averages; bilinear reads one pixel in ten and aliases
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video's header says."""
+    """The header of a video."""
 
     frames: int
     height: int
     width: int
-    rate: float  # frames a second
+    rate: float  # frames per second
 
 
 def read_video_info(video: FileSlice) -> VideoInfo:
-    """Read a video's header; ValueError names what cannot be opened, or holds nothing."""
+    """Read a video's header; ValueError names a file that cannot be opened, or is empty."""
     with _open_stream(video) as (_, stream):
         rate = float(stream.average_rate or 0)
         frames = int(stream.frames) or round(float(stream.duration or 0) * stream.time_base * rate)
@@ -42,15 +42,15 @@ def read_video_info(video: FileSlice) -> VideoInfo:
 
 
 def read_frames(video: FileSlice, first: int, last: int) -> Iterator[VideoFrame]:
-    """Decode frames [first, last), numbered as they are shown.
+    """Decode frames [first, last), in display order.
 
-    ValueError where the video breaks off before `last`.
+    ValueError where the video ends before `last`.
     """
     with _open_stream(video) as (container, stream):
         number = 0
         index_of_pts: dict[int, int] = {}
         if first:
-            # from the nearest frame before that needs no other; which one it is, its time tells
+            # seek to the nearest keyframe before; its timestamp gives its index
             packets = container.demux(stream)
             times = sorted(packet.pts for packet in packets if packet.pts is not None)
             index_of_pts = {time: index for index, time in enumerate(times)}
@@ -65,18 +65,18 @@ def read_frames(video: FileSlice, first: int, last: int) -> Iterator[VideoFrame]
                     yield frame
         except FFmpegError as problem:
             raise ValueError(
-                f"{video} cannot be decoded after frame {number} ({problem.strerror}); it was cut "
-                f"or damaged, get it again"
+                f"{video} cannot be decoded after frame {number} ({problem.strerror}); it is "
+                f"truncated or damaged, get it again"
             ) from None
     if number < last:
         raise ValueError(
-            f"{video} breaks off after frame {number}, and {last} were expected; it was cut, get "
+            f"{video} ends after frame {number}, but {last} were expected; it is truncated, get "
             f"it again"
         )
 
 
 def shrink(frame: VideoFrame, height: int, width: int) -> np.ndarray:
-    """Give (H, W, 3) uint8, RGB."""
+    """Resize to (H, W, 3) uint8, RGB."""
     return frame.reformat(width, height, format="rgb24", interpolation=INTERPOLATION).to_ndarray()
 
 
@@ -87,12 +87,12 @@ def _open_stream(video: FileSlice) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise ValueError(f"{video} holds no video; get the recording again")
             stream = container.streams.video[0]
-            stream.thread_type = "NONE"  # clips are decoded side by side, one on each core
+            stream.thread_type = "NONE"  # videos are decoded in parallel, one per core
             yield container, stream
     except FFmpegError as problem:
         raise ValueError(
-            f"{video} cannot be opened as a video ({problem.strerror}); it was cut or damaged, get "
-            f"it again"
+            f"{video} cannot be opened as a video ({problem.strerror}); it is truncated or "
+            f"damaged, get it again"
         ) from None
     except FileNotFoundError:
-        raise ValueError(f"{video} is not there") from None
+        raise ValueError(f"{video} does not exist") from None

@@ -1,6 +1,6 @@
-"""What a Minecraft player's keys and mouse mean: the inputs of a tick, and one code for them.
+"""Encode a Minecraft player's keys and mouse as one discrete code per tick.
 
-Letters: N ticks, I inputs, M choices of the camera on an axis.
+Letters: N ticks, I inputs, M bins of a camera axis.
 """
 
 from __future__ import annotations
@@ -25,55 +25,55 @@ KEYS = {
     "key.keyboard.escape": "ESC",
     **{f"key.keyboard.{n}": f"hotbar.{n}" for n in range(1, 10)},
 }
-"""Keys of the recorder, and MineRL's names of what they do."""
+"""Keys of the recorder, and MineRL's names for them."""
 MOUSE_BUTTONS = ("attack", "use", "pickItem")
 """Mouse buttons 0, 1, 2."""
 BUTTONS = (*dict.fromkeys(KEYS.values()), *MOUSE_BUTTONS)
 INPUT_NAMES = (*BUTTONS, "pitch_degrees", "yaw_degrees", "gui")
-"""Inputs of a tick: 1 for what is held, degrees that the camera turns, 1 with a GUI open."""
+"""Inputs of a tick: 1 for a held key or button, camera turns in degrees, 1 for an open GUI."""
 INPUT_COLUMN = {name: column for column, name in enumerate(INPUT_NAMES)}
 CAMERA_SCALER = 360 / 2400
-"""Degrees that the camera turns for a unit of the recorder's mouse."""
+"""Degrees of camera turn per unit of the recorder's mouse."""
 
 MOVES = ("none", "forward", "left", "back", "right",
          "forward left", "forward right", "back left", "back right")  # fmt: skip
-# The move for (back, none, forward) and (right, none, left); opposite keys cancel.
+# rows: back, none, forward; columns: right, none, left; opposite keys cancel
 _MOVE_TABLE = np.array([[8, 3, 7], [4, 0, 2], [6, 1, 5]])
 
 
 @dataclass(frozen=True)
 class CameraQuantizer:
-    """How degrees become one of M choices: mu-law companding (VPT, appendix C.2) around zero.
+    """Quantize degrees into M bins: mu-law companding (VPT, appendix C.2), symmetric around 0.
 
-    A uniform grid is a mu of 0.
+    A mu of 0 gives uniform bins.
     """
 
     maxval: float = 10.0
-    """Degrees of the outermost choices, and of all that is beyond."""
+    """Degrees of the outermost bins, to which larger turns are clipped."""
     num_bins: int = 11
-    """Odd: the middle one is not to turn."""
+    """Odd: the middle bin is no turn."""
     mu: float = 10.0
 
     def __post_init__(self) -> None:
         if self.num_bins != 11 or self.maxval <= 0 or self.mu < 0:
             raise ValueError(
-                f"a camera of {self.num_bins} choices up to {self.maxval} degrees with mu {self.mu} "
-                f"does not fit codes of 0 to 4355; they take 11 choices, a limit above 0 and a mu "
-                f"of 0 or more"
+                f"a camera of {self.num_bins} bins up to {self.maxval} degrees with mu {self.mu} "
+                f"does not fit codes of 0 to 4355; 11 bins, a maximum above 0 and a mu of at least "
+                f"0 are needed"
             )
 
     def discretize(self, degrees: np.ndarray) -> np.ndarray:
-        """(...) degrees -> (...) int64 in [0, M)."""
+        """Quantize (...) degrees into (...) int64 bins in [0, M)."""
         fraction = np.clip(np.asarray(degrees, np.float64) / self.maxval, -1, 1)
         if self.mu:
             fraction = np.sign(fraction) * np.log1p(self.mu * abs(fraction)) / np.log1p(self.mu)
         half = self.num_bins // 2
-        # from zero outwards on both sides, so that a turn and its opposite are alike
+        # rounds away from 0 on both sides, so that opposite turns are symmetric
         return half + (np.sign(fraction) * np.floor(abs(fraction) * half + 0.5)).astype(np.int64)
 
     @property
     def bin_centers(self) -> tuple[float, ...]:
-        """Degrees that the choices stand for: (M,)."""
+        """Degrees of the bin centers: (M,)."""
         half = self.num_bins // 2
         fraction = np.arange(-half, half + 1) / half
         if self.mu:
@@ -82,7 +82,7 @@ class CameraQuantizer:
 
 
 def action_spec(quantizer: CameraQuantizer) -> ActionSpec:
-    """Codes 0 to 4355: yaw + 11 pitch + 121 attack + 242 jump + 484 move (docs/minecraft.md)."""
+    """Return the space of codes 0 to 4355: yaw + 11 pitch + 121 attack + 242 jump + 484 move."""
     labels = tuple(f"{degrees:+.1f}" if degrees else "0" for degrees in quantizer.bin_centers)
     return ActionSpec(
         "discrete",
@@ -99,8 +99,11 @@ def action_spec(quantizer: CameraQuantizer) -> ActionSpec:
 
 
 def encode(inputs: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
-    """Inputs, (N, I) -> codes, (N,) int64. What a code has no place for is left out: use, sneak,
-    sprint, drop, inventory, hotbar. With a GUI open the camera's turns move its cursor."""
+    """Encode inputs (N, I) as codes (N,) int64.
+
+    Codes drop use, sneak, sprint, drop, inventory and hotbar. With an open GUI, camera turns move
+    its cursor.
+    """
     inputs = np.asarray(inputs)
     yaw = quantizer.discretize(inputs[:, INPUT_COLUMN["yaw_degrees"]])
     pitch = quantizer.discretize(inputs[:, INPUT_COLUMN["pitch_degrees"]])
@@ -113,10 +116,10 @@ def encode(inputs: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
 
 
 def decode(codes: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
-    """Codes, (N,) -> the inputs that they stand for, (N, I) float32."""
+    """Decode codes (N,) into inputs (N, I) float32."""
     codes = np.asarray(codes)
     if codes.size and not 0 <= codes.min() <= codes.max() <= 4355:
-        raise ValueError(f"codes of actions go from 0 to 4355; {codes} reaches outside")
+        raise ValueError(f"action codes must be between 0 and 4355; got {codes}")
     yaw, pitch, attack, jump, move = action_spec(quantizer).unravel(codes).T
     inputs = np.zeros((len(codes), len(INPUT_NAMES)), np.float32)
     bin_centers = np.array(quantizer.bin_centers)

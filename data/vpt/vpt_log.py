@@ -1,4 +1,4 @@
-"""A recorder's log, one JSON object a tick, and MineRL's dictionaries, as the inputs of each tick.
+"""Parse logs, of the recorder (a JSON object per tick) or of MineRL's dictionaries, into inputs.
 
 Letters: N ticks, I inputs (data/vpt/vpt_actions.py).
 """
@@ -36,7 +36,7 @@ class _Keyboard(msgspec.Struct):
 
 
 class _Line(msgspec.Struct):
-    """What is read of a line; BASALT's logs lack much, and 6.13's can have null devices."""
+    """Fields read of a line; BASALT's logs omit many, and devices in 6.13's can be null."""
 
     mouse: _Mouse | None = None
     keyboard: _Keyboard | None = None
@@ -56,14 +56,12 @@ _FIRST_SLOT = INPUT_COLUMN["hotbar.1"]
 
 @dataclass(frozen=True)
 class VptLog:
-    """What a player did, tick by tick."""
+    """A player's inputs, tick by tick."""
 
     inputs: np.ndarray  # (N, I) float32
     cursor: np.ndarray  # (N, 2) float32, x and y in the 1280 x 720 window
-    angles: np.ndarray | None  # (N, 2) float64, absolute pitch and yaw in degrees, if recorded
-    invalid_lines: tuple[
-        int, ...
-    ] = ()  # numbers of broken lines, from 1; the tick before stands for them
+    angles: np.ndarray | None  # (N, 2) float64, absolute pitch and yaw in degrees, if logged
+    invalid_lines: tuple[int, ...] = ()  # line numbers, from 1; each repeats the tick before
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -72,12 +70,12 @@ class VptLog:
 def read_log(content: bytes, where: str, skip_invalid: bool = False) -> VptLog:
     """Read a .jsonl file's content: the recorder's lines, or MineRL's dictionaries.
 
-    ValueError names the first line that cannot be read. With `skip_bad` such a line counts as the
-    tick before it, with nothing new done, so that frames and lines stay in step.
+    ValueError names the first invalid line. With `skip_invalid` such a line repeats the tick
+    before, without its motion, so that frames and lines stay aligned.
     """
     lines = content.strip().splitlines()
     if not lines:
-        raise ValueError(f"{where} is empty; a log has a line for each frame")
+        raise ValueError(f"{where} is empty; a log has a line per frame")
     minerl = b'"camera"' in lines[0] and b'"mouse"' not in lines[0]
     decode = _minerl_decoder.decode if minerl else _line_decoder.decode
     ticks: list[Any] = []
@@ -89,8 +87,8 @@ def read_log(content: bytes, where: str, skip_invalid: bool = False) -> VptLog:
         except (msgspec.DecodeError, UnicodeDecodeError) as problem:
             if not skip_invalid:
                 raise ValueError(
-                    f"{where} line {number} is broken ({problem}); mend or leave out the pair, or "
-                    f"--skip-bad reads on"
+                    f"{where} line {number} is invalid ({problem}); correct or remove the pair, or "
+                    f"give --skip-invalid"
                 ) from None
             invalid_lines.append(number)
             previous = _without_motion(previous)
@@ -105,7 +103,7 @@ def read_log(content: bytes, where: str, skip_invalid: bool = False) -> VptLog:
 
 
 def _without_motion(tick: Any) -> Any:
-    """The same keys held, and nothing turned."""
+    """Return the tick with the same keys held, and no turn."""
     if isinstance(tick, dict):
         return tick | {"camera": [0.0, 0.0]}
     mouse = tick.mouse or _NO_MOUSE
@@ -123,7 +121,7 @@ def _from_lines(lines: list[_Line], invalid_lines: tuple[int, ...]) -> VptLog:
     inputs[:, INPUT_COLUMN["gui"]] = [line.isGuiOpen for line in lines]
 
     rows, columns = [], []
-    stuck = mice[0].newButtons == [0]  # the recorder can begin with the button down (VPT's loader)
+    stuck = mice[0].newButtons == [0]  # the recorder can start with the button down (VPT's loader)
     slot = 0
     for row, (line, mouse) in enumerate(zip(lines, mice, strict=True)):
         if row and stuck and mouse.newButtons and 0 in mouse.newButtons:
@@ -136,7 +134,7 @@ def _from_lines(lines: list[_Line], invalid_lines: tuple[int, ...]) -> VptLog:
         keyboard = line.keyboard or _NO_KEYBOARD
         pressed += [_KEY_COLUMN[key] for key in keyboard.keys or () if key in _KEY_COLUMN]
         if line.hotbar is not None and line.hotbar != slot:
-            slot = line.hotbar  # turned by the wheel, or by a key that says so too
+            slot = line.hotbar  # selected by the wheel, or by a key, which is listed too
             if 0 <= slot < 9:
                 pressed.append(_FIRST_SLOT + slot)
         rows += [row] * len(pressed)
@@ -149,8 +147,8 @@ def _from_lines(lines: list[_Line], invalid_lines: tuple[int, ...]) -> VptLog:
 
 
 def from_minerl(actions: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """MineRL's dictionaries, `camera` = [pitch, yaw] in degrees and 0 or 1 for what is held, as
-    inputs: (N, I) float32. ValueError names what is neither known nor 0."""
+    """Convert MineRL's dictionaries, `camera` = [pitch, yaw] in degrees and 0 or 1 for each button,
+    to inputs (N, I) float32. ValueError names an unknown key that is not 0."""
     inputs = np.zeros((len(actions), len(INPUT_NAMES)), np.float32)
     for row, action in enumerate(actions):
         for name, value in action.items():

@@ -1,11 +1,11 @@
-"""Do imagined films show what was commanded? An inverse model reads the actions back from them.
+"""Controllability: an inverse dynamics model predicts the actions from rollouts of the world.
 
-Letters: n windows, H steps imagined, F factors of an action, V of them that stand for numbers.
+Letters: n clips, H rollout steps, F factors of an action, V of them that stand for numbers.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,27 +14,28 @@ from tqdm import tqdm
 
 from data.actions import ActionSpec
 from evaluation.measures.key_metrics import correlation, key_scores, numeric_factors
-from evaluation.measures.open_loop import imagine
-from evaluation.measures.sample_clips import sample_clips
+from evaluation.measures.open_loop import RolloutWorld, imagine
+from evaluation.measures.sample_clips import ClipSource, sample_clips
 
+S = TypeVar("S")
 ActionPrediction = tuple[Tensor, Tensor]
 """Choices (n, H, F) and expected numbers (n, H, V)."""
 
 
 class ActionPredictor(Protocol):
-    """What reads actions from films (evaluation/readers/inverse_dynamics.py)."""
+    """Predicts actions from videos (evaluation/readers/inverse_dynamics.py)."""
 
     actions: ActionSpec
 
     def predict(self, frames: Tensor) -> ActionPrediction:
-        """(n, 1 + H, 3, height, width) uint8 -> what was done between the frames."""
+        """(n, 1 + H, 3, height, width) uint8 -> the actions between the frames."""
         ...
 
 
 @torch.inference_mode()
 def controllability(
-    world: Any,
-    clips: Any,
+    world: RolloutWorld[S],
+    clips: ClipSource,
     idm: ActionPredictor,
     steps: int,
     num_clips: int = 256,
@@ -42,26 +43,24 @@ def controllability(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Compare the actions read from films with those that were taken, over all H steps.
+    """Compare the actions predicted from videos with those that were taken, over all H steps.
 
-    clips: held-out windows of at least context + H frames.  `real` are the true frames, which says
-    how well the inverse model reads; `reconstructed` the same through the tokenizer; `imagined`
-    what the world makes of the same actions; `other_actions` those imagined films against the
-    actions of another window, which is what agrees by chance.
+    clips: held-out, of at least context + H frames.  `real` are the true frames: how well the
+    inverse dynamics model predicts at all; `reconstructed` the same through the tokenizer;
+    `imagined` the model rollout under the same actions; `shuffled_actions` that rollout against
+    the actions of another clip: agreement by chance.
     """
     context = world.context
     indices, sources = sample_clips(clips, num_clips, seed)
     if len(indices) < 2:
         raise ValueError(
-            f"controllability compares windows with each other, and {num_clips} of {len(clips)} "
-            f"were asked for; give --windows 2 or more, and an episode longer than "
+            f"controllability compares clips with each other, and {num_clips} of {len(clips)} "
+            f"were asked for; give --num-clips 2 or more, and an episode longer than "
             f"{context + steps} frames"
         )
     predictions: dict[str, list[ActionPrediction]] = {
-        "real": [],
-        "reconstructed": [],
-        "imagined": [],
-    }
+        "real": [], "reconstructed": [], "imagined": []
+    }  # fmt: skip
     true_choices: list[Tensor] = []
     batches = range(0, len(indices), batch_size)
     for start in tqdm(batches, "controllability", disable=not progress, leave=False):
@@ -71,29 +70,29 @@ def controllability(
         flat = truth.flatten(0, 1)
         videos = {
             "real": truth,
-            "reconstructed": world.tokenizer.decode(world.tokenizer.encode(flat)).view_as(truth),
+            "reconstructed": world.reconstruct(flat).view_as(truth),
             "imagined": imagine(world, frames, actions, context, range(steps + 1)),
         }
         for name, video in videos.items():
             choices, values = idm.predict(video)
             predictions[name].append((choices.cpu(), values.cpu()))
         true_choices.append(idm.actions.unravel(clip.actions[:, context - 1 : context - 1 + steps]))
-    predicted = {name: (torch.cat([c for c, _ in parts]), torch.cat([t for _, t in parts]))
+    predicted = {name: (torch.cat([c for c, _ in parts]), torch.cat([v for _, v in parts]))
               for name, parts in predictions.items()}  # fmt: skip
     targets = torch.cat(true_choices)
-    # Windows are in order of their episodes, so half the list away lies another one.
+    # Clips are in order of their episodes, so half the list away lies another episode.
     shuffled = targets.roll(len(targets) // 2, 0)
     return {
         "n": len(indices),
         "sources": len(np.unique(sources)),
         "steps": steps,
         **{name: compare(idm.actions, targets, *found) for name, found in predicted.items()},
-        "other_actions": compare(idm.actions, shuffled, *predicted["imagined"]),
+        "shuffled_actions": compare(idm.actions, shuffled, *predicted["imagined"]),
     }
 
 
 def compare(spec: ActionSpec, targets: Tensor, predicted: Tensor, values: Tensor) -> dict[str, Any]:
-    """Two (n, H, F) choices and (n, H, V) expected numbers -> F1 by key, correlation by factor."""
+    """Score two (n, H, F) choices and (n, H, V) expected numbers: F1 by key, r by factor."""
     targets, predicted, values = (
         targets.flatten(0, 1),
         predicted.flatten(0, 1),

@@ -1,4 +1,4 @@
-"""How far a figure can be trusted: 95% intervals for shares and for means.
+"""95% confidence intervals of shares and of means.
 
 Letters: n cases, K figures of each case, G groups of cases, R resamples.
 """
@@ -9,11 +9,11 @@ import math
 
 import numpy as np
 
-Z = 1.959964  # 95% of a normal distribution lie within so many standard deviations
+Z = 1.959964  # 95% of a normal distribution lie within this many standard deviations
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Wilson's interval for a share (Wilson 1927); honest near 0 and 1 and for small n."""
+    """Compute Wilson's interval of a share (Wilson 1927), valid near 0 and 1 and for small n."""
     if n == 0:
         return 0.0, 1.0
     rate = successes / n
@@ -25,10 +25,10 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def bootstrap_means(
     values: np.ndarray, groups: np.ndarray | None = None, num_resamples: int = 2000, seed: int = 0
 ) -> np.ndarray:
-    """Means of `values` (n, K) over whole groups drawn with replacement: (R, K).
+    """Average `values` (n, K) over whole groups drawn with replacement: (R, K).
 
-    groups: (n,) what each case belongs to (windows of one episode are not independent); each case
-    is its own group where it is None.  Of one group nothing is known: all are NaN.
+    groups: (n,) what each case belongs to (clips of one episode are not independent); each case
+    is its own group where it is None.  With one group all are NaN.
     """
     groups = np.arange(len(values)) if groups is None else groups
     _, group_index = np.unique(groups, return_inverse=True)
@@ -44,7 +44,7 @@ def bootstrap_means(
 
 
 def confidence_interval(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 2.5% and 97.5% points of each figure: (R, K) -> (K,), (K,)."""
+    """Give the 2.5% and 97.5% quantiles of each figure: (R, K) -> (K,), (K,)."""
     low, high = np.quantile(means, [0.025, 0.975], axis=0)
     return low, high
 
@@ -52,7 +52,7 @@ def confidence_interval(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def bootstrap(
     values: np.ndarray, groups: np.ndarray | None = None, seed: int = 0
 ) -> tuple[float, float]:
-    """Interval of the mean of (n,) values by the percentile bootstrap over groups."""
+    """Compute the interval of the mean of (n,) values by the percentile bootstrap over groups."""
     low, high = confidence_interval(
         bootstrap_means(np.asarray(values, float)[:, None], groups, seed=seed)
     )

@@ -1,7 +1,7 @@
-"""What actions made of choices press and how far they turn, and how well two lists of them agree.
+"""Keys that factored actions press, and how well two lists of actions agree.
 
-A key is a word of a label: "forward left" presses two. The first label of a factor presses none,
-and a factor whose labels stand for numbers turns instead.  Letters: n actions, F factors, K keys.
+A key is a word of a label: "forward left" presses two. The first label of a factor presses none; a
+factor whose labels stand for numbers has no keys.  Letters: n actions, F factors, K keys.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from data.actions import ActionSpec, Factor
 
 
 def as_factored(spec: ActionSpec) -> ActionSpec:
-    """Give the same codes with factors: those that are simply named are one choice among all."""
+    """Give the same codes with factors: codes without factors become one factor, `action`."""
     return spec if spec.factors else replace(spec, factors=(Factor("action", spec.names),))
 
 
 def numeric_factors(spec: ActionSpec) -> dict[str, int]:
-    """Factors that stand for numbers, and their places among the choices."""
+    """Give the factors that stand for numbers, and their index among the choices."""
     return {factor.name: index for index, factor in enumerate(spec.factors) if factor.values}
 
 
 def key_names(spec: ActionSpec) -> tuple[str, ...]:
-    """Every key that an action can press, in the order of the labels."""
+    """Give every key that an action can press, in the order of the labels."""
     labels = [label for f in spec.factors if not f.values for label in f.labels[1:]]
     return tuple(dict.fromkeys(word for label in labels for word in label.split()))
 
 
 def pressed_keys(spec: ActionSpec, choices: Tensor) -> Tensor:
-    """(n, F) choices -> (n, K) bool."""
+    """Give the keys that are pressed: (n, F) choices -> (n, K) bool."""
     keys = key_names(spec)
     is_pressed = torch.zeros(len(choices), len(keys), dtype=torch.bool, device=choices.device)
     for factor, chosen in zip(spec.factors, choices.unbind(1), strict=True):
@@ -43,17 +43,17 @@ def pressed_keys(spec: ActionSpec, choices: Tensor) -> Tensor:
     return is_pressed
 
 
-def no_op_choices(spec: ActionSpec) -> Tensor:
-    """The choices of doing nothing: the number nearest to 0, the first label: (F,) int64."""
+def noop_choices(spec: ActionSpec) -> Tensor:
+    """Give the choices of the no-op, (F,) int64: the number nearest to 0, else the first label."""
     labels = [min(range(len(f.values)), key=lambda i: abs(f.values[i])) if f.values else 0
                for f in spec.factors]  # fmt: skip
     return torch.tensor(labels)
 
 
 def key_scores(spec: ActionSpec, truth: Tensor, predicted: Tensor) -> dict[str, Any]:
-    """Two (n, F) choices -> F1 of each key and how often it truly is pressed.
+    """Score two (n, F) choices: F1 of each key, and its support, how often it truly is pressed.
 
-    F1 is 2 hits / (2 hits + false alarms + misses); None for a key that never is pressed.
+    F1 is 2 hits / (2 hits + false alarms + misses); None for a key that is never pressed.
     """
     true_keys, predicted_keys = pressed_keys(spec, truth), pressed_keys(spec, predicted)
     hits = (true_keys & predicted_keys).sum(0).tolist()
@@ -63,11 +63,11 @@ def key_scores(spec: ActionSpec, truth: Tensor, predicted: Tensor) -> dict[str, 
         key: 2 * hit / (2 * hit + miss) if support[key] else None
         for key, hit, miss in zip(support, hits, errors, strict=True)
     }
-    return {"f1": f1, "presses": support}
+    return {"f1": f1, "support": support}
 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
-    """Pearson's r of two (n,); None where one of them does not vary."""
+    """Compute Pearson's r of two (n,); None where one of them does not vary."""
     a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
     norms = float(a.norm() * b.norm())
     return float(a @ b) / norms if norms > 1e-9 else None

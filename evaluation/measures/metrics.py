@@ -1,9 +1,9 @@
-"""How near two pictures are, and how much of a picture or of its codes changes in a step.
+"""Image metrics, and how much of an image or of its codes changes in a step.
 
 Letters: B clips, T frames, N codes of a frame, H and W pixels.
 
-A curve is the PSNR of the mean squared error over its clips (`pooled_psnr`), not the mean of
-PSNRs: one still scene that a copy gets exactly right would be infinite, and so would the mean.
+A curve is the PSNR of the mean squared error over its clips (`pooled_psnr`), not the mean of PSNRs:
+a copy of one still scene is infinitely good, and so would be the mean.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from einops import rearrange
 from torch import Tensor
 
 WINDOW_SIZE, SIGMA = 11, 1.5  # SSIM's Gaussian window, Wang et al. 2004
-C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # its constants for 8-bit pictures
-MAX_PSNR = 60.0  # dB, where a mean of per-frame PSNRs is wanted all the same
-MIN_MSE = 1e-10  # the least mean squared error a curve shows: 100 dB stands for equal pictures
+C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # its constants for 8-bit images
+MAX_PSNR = 60.0  # dB, the limit of a frame in a mean of per-frame PSNRs
+MIN_MSE = 1e-10  # lowest mean squared error of a curve: 100 dB stands for equal images
 
 
 def mse(truth: Tensor, predicted: Tensor) -> Tensor:
-    """Squared error of each frame, pixels from 0 to 1: two (..., 3, H, W) uint8 -> (...)."""
+    """Compute each frame's squared error, pixels 0 to 1: two (..., 3, H, W) uint8 -> (...)."""
     error = (truth.float() - predicted.float()) / 255
     return error.square().flatten(-3).mean(-1)
 
 
 def psnr(truth: Tensor, predicted: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each frame in dB, infinite where two frames are equal."""
+    """Compute each frame's peak signal-to-noise ratio in dB; infinite where frames are equal."""
     return -10 * torch.log10(mse(truth, predicted))
 
 
 def pooled_psnr(errors: Tensor) -> float:
-    """PSNR in dB of the mean of many frames' squared errors; 100 dB where all are equal."""
+    """Compute the PSNR in dB of the mean of squared errors; 100 dB where all are equal."""
     return float(-10 * torch.log10(errors.double().mean().clamp(min=MIN_MSE)))
 
 
 def capped_psnr(errors: Tensor) -> float:
-    """Mean of the frames' own PSNRs in dB, each counted as at most CAP."""
+    """Average the frames' PSNRs in dB, each at most MAX_PSNR."""
     return float((-10 * torch.log10(errors.double())).clamp(max=MAX_PSNR).mean())
 
 
 def ssim(truth: Tensor, predicted: Tensor) -> Tensor:
-    """Structural similarity of each frame, mean of colours: two (..., 3, H, W) uint8 -> (...).
+    """Compute each frame's SSIM, mean of channels: two (..., 3, H, W) uint8 -> (...).
 
-    Gaussian window of 11 x 11 pixels, sigma 1.5, only where it lies inside the picture.
+    Wang et al. 2004: a Gaussian window of 11 x 11 pixels, sigma 1.5, only inside the image.
     """
     batch_shape = truth.shape[:-3]
     a = rearrange(truth.float(), "... C H W -> (...) C H W")
@@ -64,8 +64,8 @@ def _ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blur(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C, H - size + 1, W - size + 1), as products with banded matrices: on a
-    CPU several times as fast as convolutions of one channel each."""
+    """(B, C, H, W) -> (B, C, H - size + 1, W - size + 1), as products with banded matrices: faster
+    on a CPU than convolutions of one channel each."""
     size = min(WINDOW_SIZE, x.shape[-2], x.shape[-1])
     offsets = torch.arange(size, device=x.device, dtype=x.dtype) - (size - 1) / 2
     window = torch.exp(-(offsets**2) / (2 * SIGMA**2))
@@ -74,7 +74,7 @@ def _blur(x: Tensor) -> Tensor:
 
 
 def _band_matrix(window: Tensor, length: int) -> Tensor:
-    """Matrix (length, length - size + 1) whose columns hold the window, each a row lower."""
+    """Build (length, length - size + 1), whose columns hold the window, each a row lower."""
     size, num_positions = len(window), length - len(window) + 1
     rows = torch.arange(num_positions, device=window.device) + torch.arange(
         size, device=window.device
@@ -84,15 +84,15 @@ def _band_matrix(window: Tensor, length: int) -> Tensor:
 
 
 def code_flip_rate(codes: Tensor) -> float:
-    """Share of codes that differ from the frame before: (B, T, N) integers."""
+    """Compute the share of codes that differ from the frame before: (B, T, N) integers."""
     return float((codes[:, 1:] != codes[:, :-1]).float().mean())
 
 
 def patch_change_rate(frames: Tensor, grid: tuple[int, int], threshold: int = 8) -> float:
-    """Share of patches in which any pixel moves by more than `threshold` of 255 in a step.
+    """Compute the share of patches in which a pixel changes by over `threshold` of 255 in a step.
 
     frames: (B, T, 3, H, W) uint8; grid: rows and columns of patches.  The threshold is above the
-    rounding and resampling noise of recordings and below any edge that a person sees.
+    rounding and resampling noise of a dataset and below any visible edge.
     """
     change = (frames[:, 1:].short() - frames[:, :-1].short()).abs()
     rows, columns = grid

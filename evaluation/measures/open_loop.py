@@ -1,17 +1,16 @@
-"""Imagine held-out clips from their actions alone, and compare with what really happened.
+"""Roll out held-out clips from their actions alone, and compare with the true frames.
 
-Letters: B windows, T frames, C context frames, H horizons, S numbers of a simulator state.
+Letters: B clips, T frames, C context frames, H horizons, S numbers of a simulator state.
 
-Horizon h is the frame h steps after the last true frame that the world was shown.  Beside every
-figure stand two copies that cost nothing: the last true frame, and that frame as the tokenizer
-gives it back.  delta-PSNR is what the actions are worth: PSNR with the true actions minus PSNR
-with those of another window.
+Horizon h is the frame h steps after the last context frame.  Every figure has two no-change
+baselines: the last true frame, and its reconstruction by the tokenizer.  delta-PSNR is what the
+actions are worth: PSNR with the true actions minus PSNR with those of another clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,13 +19,40 @@ from tqdm import tqdm
 
 from evaluation.measures.intervals import bootstrap_means, confidence_interval
 from evaluation.measures.metrics import MIN_MSE, capped_psnr, mse, pooled_psnr, ssim
-from evaluation.measures.sample_clips import sample_clips
+from evaluation.measures.sample_clips import ClipBatch, ClipSource, sample_clips
 
 HORIZONS = (1, 2, 3, 4, 6, 8, 12, 16)
+S = TypeVar("S")
+
+
+class RolloutWorld(Protocol[S]):
+    """What an open loop asks of a world (models/world.py), whose states are of type S."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def context(self) -> int:
+        """Frames that it can make use of."""
+        ...
+
+    def reset(self, frames: Tensor, actions: Tensor) -> S:
+        """(B, T, 3, H, W) uint8 and (B, T - 1, ...) -> the state at the last frame."""
+        ...
+
+    def step(self, state: S, action: Tensor) -> S: ...
+
+    def decode(self, state: S) -> Tensor:
+        """Give the frames of a state, (B, 3, H, W) uint8."""
+        ...
+
+    def reconstruct(self, frames: Tensor) -> Tensor:
+        """Encode and decode (B, 3, H, W) uint8."""
+        ...
 
 
 class StatePredictor(Protocol):
-    """What measures the state of the world in a picture (evaluation/readers/estimator.py)."""
+    """Estimates simulator states from images (evaluation/readers/estimator.py)."""
 
     def predict(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, S) states."""
@@ -39,13 +65,13 @@ class StatePredictor(Protocol):
 
 @torch.inference_mode()
 def imagine(
-    world: Any, frames: Tensor, actions: Tensor, context: int, horizons: Sequence[int]
+    world: RolloutWorld[S], frames: Tensor, actions: Tensor, context: int, horizons: Sequence[int]
 ) -> Tensor:
-    """Show the world `context` true frames, then let it go on alone.
+    """Roll out the world after `context` true frames.
 
     frames: (B, T >= C, 3, H, W) uint8; actions: (B, T >= C - 1 + last horizon, ...).
-    Returns the frames at the horizons; horizon 0 is the last true frame as the world gives it
-    back: (B, len(horizons), 3, H, W) uint8.
+    Returns the frames at the horizons, (B, len(horizons), 3, H, W) uint8; horizon 0 is the last
+    true frame, decoded.
     """
     state = world.reset(frames[:, :context], actions[:, : context - 1])
     images = []
@@ -58,8 +84,8 @@ def imagine(
 
 
 def open_loop(
-    world: Any,
-    clips: Any,
+    world: RolloutWorld[S],
+    clips: ClipSource,
     horizons: Sequence[int] = HORIZONS,
     context: int | None = None,
     num_clips: int = 64,
@@ -69,16 +95,16 @@ def open_loop(
     seed: int = 0,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Measure a world on windows of held-out clips: lists over the horizons.
+    """Measure a world on held-out clips: lists over the horizons.
 
-    clips: windows (data/clips.py) of at least context + max(horizons) frames.  Windows are spread
-    evenly over the episodes and start anywhere.  The result is for JSON: `n`, `sources`,
-    `horizons`, and lists; errors of states only with an `estimator`, and `_low` and `_high` (a 95%
-    bootstrap over whole sources, such as a demonstration and its replays) only with `intervals`.
+    clips: of at least context + max(horizons) frames; they are sampled evenly over the episodes.
+    The result is for JSON: `n`, `sources`, `horizons`, and lists; state errors only with an
+    `estimator`, and `_low` and `_high` only with `intervals` (a 95% bootstrap over whole sources,
+    such as a demonstration and its perturbed copies).
     """
     context_frames = world.context if context is None else context
     indices, sources = sample_clips(clips, num_clips, seed)
-    # Windows are in order of their episodes, so half the list away lies another one.
+    # Clips are in order of their episodes, so half the list away lies another episode.
     shuffled_indices = np.roll(indices, len(indices) // 2)
 
     batches_by_name: dict[str, list[Tensor]] = {}
@@ -95,7 +121,7 @@ def open_loop(
     return {
         "n": len(indices),
         "sources": len(np.unique(sources)),
-        "context": context_frames,
+        "context_frames": context_frames,
         "horizons": list(horizons),
         **_summary(per_clip),
         **(_intervals(per_clip, sources, seed) if intervals else {}),
@@ -104,29 +130,28 @@ def open_loop(
 
 @torch.inference_mode()
 def _measure(
-    world: Any,
-    clip: Any,
+    world: RolloutWorld[S],
+    clip: ClipBatch,
     shuffled: Tensor,
     horizons: Sequence[int],
     context: int,
     estimator: StatePredictor | None,
 ) -> dict[str, Tensor]:
-    """Give (B, H) figures of every window: `mse:NAME`, `ssim:NAME` and `NAME:WHAT` distances."""
+    """Give (B, H) figures of every clip: `mse:NAME`, `ssim:NAME` and `NAME:WHAT` distances."""
     frames, actions = clip.frames.to(world.device), clip.actions.to(world.device)
-    mixed_actions = torch.cat(
+    shuffled_actions = torch.cat(
         [actions[:, : context - 1], shuffled.to(world.device)[:, context - 1 :]], 1
     )
     frame_index = torch.as_tensor(horizons) + context - 1
     truth = frames[:, frame_index.to(world.device)]
-    imagined = imagine(world, frames, actions, context, horizons)
     last, flat = frames[:, context - 1], truth.flatten(0, 1)
-    reconstructed = world.tokenizer.decode(world.tokenizer.encode(last))
+    reconstructed = world.reconstruct(last)
     images_by_name = {
-        "model": imagined,
-        "shuffled": imagine(world, frames, mixed_actions, context, horizons),
+        "model": imagine(world, frames, actions, context, horizons),
+        "shuffled": imagine(world, frames, shuffled_actions, context, horizons),
         "copy_last": last[:, None].expand_as(truth),
         "copy_last_reconstructed": reconstructed[:, None].expand_as(truth),
-        "reconstruction": world.tokenizer.decode(world.tokenizer.encode(flat)).view_as(truth),
+        "reconstruction": world.reconstruct(flat).view_as(truth),
     }
     metrics = {}
     for name, images in images_by_name.items():
@@ -136,7 +161,7 @@ def _measure(
         states = clip.states[:, frame_index].to(world.device)
         for name in ("model", "copy_last", "reconstruction"):
             predicted = images_by_name[name]
-            single = name == "copy_last"  # one picture for all horizons: read it once
+            single = name == "copy_last"  # one image for all horizons: read it once
             estimated = estimator.predict(predicted[:, 0] if single else predicted.flatten(0, 1))
             estimated = (
                 estimated[:, None].expand_as(states) if single else estimated.view_as(states)
@@ -163,14 +188,14 @@ def _summary(per_clip: dict[str, Tensor]) -> dict[str, list[float]]:
         else:
             curves[f"{_prefix(metric)}{name}"] = [float(c.mean()) for c in columns]
     pairs = zip(curves["psnr"], curves["shuffled_psnr"], strict=True)
-    curves["delta_psnr"] = [true - mixed for true, mixed in pairs]
+    curves["delta_psnr"] = [true - shuffled for true, shuffled in pairs]
     return curves
 
 
 def _intervals(
     per_clip: dict[str, Tensor], sources: np.ndarray, seed: int
 ) -> dict[str, list[float]]:
-    """Bootstrap every curve over whole sources, all curves on the same draws."""
+    """Bootstrap every curve over whole sources, all curves on the same resamples."""
     resampled = {
         key: bootstrap_means(values.double().numpy(), sources, seed=seed)
         for key, values in per_clip.items()
@@ -186,7 +211,7 @@ def _intervals(
             curves[f"{_prefix(metric)}{name}"] = means
     curves["delta_psnr"] = curves["psnr"] - curves["shuffled_psnr"]
     intervals = {}
-    for name, draws in curves.items():
-        low, high = confidence_interval(draws)
+    for name, means in curves.items():
+        low, high = confidence_interval(means)
         intervals[f"{name}_low"], intervals[f"{name}_high"] = low.tolist(), high.tolist()
     return intervals

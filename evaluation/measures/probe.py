@@ -1,4 +1,4 @@
-"""What latents know of the simulator's state: a linear and a small MLP probe (Alain and Bengio,
+"""Probes of the simulator's state in the latents, linear and a small MLP (Alain and Bengio,
 arXiv:1610.01644).
 
 Letters: n frames, D numbers of a frame's latents, Y targets.
@@ -12,26 +12,33 @@ import torch
 from torch import Tensor, nn
 
 from data.shards import EpisodeDataset
+from data.splits import Split
+from evaluation.readers.fit import fit
 from evaluation.readers.fit_estimator import sample_frames
 from models.layers.sigreg import effective_rank
+from models.world import World
 
 TARGETS = ("agent_x", "agent_y", "block_x", "block_y", "block_sin", "block_cos")
-RIDGE = 1e-3  # of the linear probe, beside a variance of 1
+RIDGE = 1e-3  # of the linear probe, for latents of variance 1
 
 
 def probe_targets(states: Tensor) -> Tensor:
-    """Push-T states (n, 5) -> (n, Y): an angle is learnt as sine and cosine."""
+    """Give the targets of Push-T states: (n, 5) -> (n, Y); an angle as its sine and cosine."""
     angle = states[:, 4]
     return torch.stack([*states[:, :4].unbind(1), angle.sin(), angle.cos()], 1)
 
 
 def probe(
-    world: Any, dataset: EpisodeDataset, num_train: int = 8000, num_test: int = 4000, seed: int = 0
+    world: World,
+    dataset: EpisodeDataset,
+    num_train: int = 8000,
+    num_test: int = 4000,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Fit probes on training episodes; give Pearson's r on held-out ones, by target.
 
-    `linear` and `mlp`: {target: r}; `n`, frames of held-out episodes; `rank`, the effective rank
-    of the latents (exp of the entropy of their covariance's eigenvalues) and `variance`, the mean
+    `linear` and `mlp`: {target: r}; `n`, frames of held-out episodes; `effective_rank` of the
+    latents (exp of the entropy of their covariance's eigenvalues) and `latent_variance`, the mean
     over their numbers: near 0 where an encoder has collapsed.
     """
     train_latents, train_targets = _read_latents(world, dataset, "train", num_train, seed)
@@ -51,22 +58,22 @@ def probe(
         "mlp": _correlations(
             _mlp(train_latents, normalized_targets, test_latents, seed), test_targets
         ),
-        "rank": effective_rank(train_latents * latent_std),
-        "variance": float(latent_std.square().mean()),
+        "effective_rank": effective_rank(train_latents * latent_std),
+        "latent_variance": float(latent_std.square().mean()),
     }
 
 
 def _read_latents(
-    world: Any, dataset: EpisodeDataset, split: Any, num_frames: int, seed: int
+    world: World, dataset: EpisodeDataset, split: Split, num_frames: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     frames, states, _ = sample_frames(dataset, split, num_frames, seed)
     with torch.inference_mode():
-        parts = [world.vectors(world.encode(part)).flatten(1).float() for part in frames.split(256)]
+        parts = [world.vectors(world.embed(part)).flatten(1).float() for part in frames.split(256)]
     return torch.cat(parts).cpu().clone(), probe_targets(states)
 
 
 def _linear(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
-    """Ridge regression through the smaller of the two Gram matrices."""
+    """Predict by ridge regression, through the smaller of the two Gram matrices."""
     penalty = RIDGE * len(x)
     if x.shape[1] <= len(x):
         gram = x.T @ x + penalty * torch.eye(x.shape[1])
@@ -76,28 +83,26 @@ def _linear(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
 
 
 def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 600) -> Tensor:
-    random = torch.Generator().manual_seed(seed)
+    """Predict by a network of two hidden layers, fitted to (n, D) and (n, Y)."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = nn.Sequential(
             nn.Linear(x.shape[1], 128), nn.GELU(), nn.Linear(128, 128), nn.GELU(),
             nn.Linear(128, y.shape[1]),
         )  # fmt: skip
-    optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for _ in range(steps):
-        rows = torch.randint(len(x), (512,), generator=random)
-        loss = nn.functional.mse_loss(net(x[rows]), y[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+
+    def loss() -> Tensor:
+        rows = torch.randint(len(x), (512,), generator=generator)
+        return nn.functional.mse_loss(net(x[rows]), y[rows])
+
+    fit(net, loss, steps, learning_rate=2e-3, weight_decay=1e-2, schedule="cosine")
     with torch.no_grad():
         return net(x_test)
 
 
 def _correlations(predicted: Tensor, truth: Tensor) -> dict[str, float]:
-    """Pearson's r by target; 0 for what is read the same everywhere."""
+    """Compute Pearson's r by target; 0 where all predictions are equal."""
     predicted, truth = predicted - predicted.mean(0), truth - truth.mean(0)
     norms = (predicted.norm(dim=0) * truth.norm(dim=0)).clamp(min=1e-8)
     return dict(zip(TARGETS, ((predicted * truth).sum(0) / norms).tolist(), strict=True))

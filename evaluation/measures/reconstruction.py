@@ -1,4 +1,4 @@
-"""How well the tokenizer gives held-out frames back, and whether its codes are still.
+"""Reconstruction of held-out frames by the tokenizer, codebook use and flicker.
 
 Letters: n frames.
 """
@@ -6,7 +6,7 @@ Letters: n frames.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,34 +22,51 @@ from evaluation.measures.metrics import (
     pooled_psnr,
     ssim,
 )
-from evaluation.measures.sample_clips import sample_clips
+from evaluation.measures.sample_clips import ClipSource, sample_clips
 from models.tokenizers.codes import code_counts, perplexity
+from models.tokenizers.tokenizer import LatentSpec
 
 BRIGHTNESS_BINS = {"dark": (0.0, 0.1), "dim": (0.1, 0.3), "light": (0.3, math.inf)}
-"""Least brightness of a frame, the mean of its pixels from 0 to 1, and what it stays below."""
+"""Lower and upper limit of a frame's brightness, the mean of its pixels from 0 to 1."""
 
-BATCH_FRAMES = (
-    128  # frames: what lies between layers then stays in a cache, 1.6 times as fast as of 864
-)
+BATCH_FRAMES = 128  # small enough for activations to stay in a CPU's cache
+
+
+class Autoencoder(Protocol):
+    """What this asks of a world (models/world.py)."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def latents(self) -> LatentSpec: ...
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, N) codes or (B, P, D)."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """(B, N) codes or (B, P, D) -> (B, 3, H, W) uint8."""
+        ...
 
 
 @torch.inference_mode()
 def measure_tokenizer(
-    tokenizer: Any, clips: Any, num_clips: int, device: torch.device, seed: int = 0
+    world: Autoencoder, clips: ClipSource, num_clips: int, seed: int = 0
 ) -> dict[str, Any]:
-    """Measure reconstruction, codebook use and flicker on windows of held-out clips."""
+    """Measure reconstruction, codebook use and flicker on held-out clips."""
     indices, sources = sample_clips(clips, num_clips, seed)
-    spec = tokenizer.latents
-    grid, num_codes = spec.grid, spec.codes * spec.codebooks
+    spec = world.latents
+    grid, num_codes = spec.grid, spec.codebook_size * spec.num_codebooks
     errors, ssims, flip_rates, change_rates, brightnesses = [], [], [], [], []
-    counts = torch.zeros(spec.codebooks, spec.codes, dtype=torch.long)
-    batch_size = max(1, BATCH_FRAMES // clips.frames)
+    counts = torch.zeros(spec.num_codebooks, spec.codebook_size, dtype=torch.long)
+    batch_size = max(1, BATCH_FRAMES // clips.clip_length)
     for first in range(0, len(indices), batch_size):
-        frames = clips.batch(indices[first : first + batch_size]).frames.to(device)
+        frames = clips.batch(indices[first : first + batch_size]).frames.to(world.device)
         count, length = frames.shape[:2]
         flat = frames.flatten(0, 1)
-        latents = tokenizer.encode(flat)
-        reconstructed = tokenizer.decode(latents)
+        latents = world.encode(flat)
+        reconstructed = world.decode_latents(latents)
         errors.append(mse(flat, reconstructed).view(count, length).cpu())
         ssims.append(ssim(flat, reconstructed).view(count, length).cpu())
         brightnesses.append(brightness(flat).cpu())
@@ -69,22 +86,25 @@ def measure_tokenizer(
         "ssim": float(similarity.mean()),
         "ssim_low": float(low[1]),
         "ssim_high": float(high[1]),
-        "bands": by_brightness(torch.cat(brightnesses), error.flatten(), similarity.flatten()),
+        "by_brightness": by_brightness(
+            torch.cat(brightnesses), error.flatten(), similarity.flatten()
+        ),
         "codes_used": int((counts > 0).sum()) if num_codes else None,
-        "codes": num_codes or None,
+        "codebook_size": num_codes or None,
         "perplexity": float(perplexity(counts)) if num_codes else None,
-        "codes_changing": sum(flip_rates) / len(indices) if num_codes else None,
-        "patches_changing": sum(change_rates) / len(indices),
+        "code_flip_rate": sum(flip_rates) / len(indices) if num_codes else None,
+        "patch_change_rate": sum(change_rates) / len(indices),
     }
 
 
 def brightness(frames: Tensor) -> Tensor:
-    """(n, 3, H, W) uint8 -> (n,), the mean of pixels from 0 to 1."""
+    """Average the pixels, from 0 to 1: (n, 3, H, W) uint8 -> (n,)."""
     return frames.float().flatten(1).mean(1) / 255
 
 
 def by_brightness(brightnesses: Tensor, errors: Tensor, ssims: Tensor) -> dict[str, dict[str, Any]]:
-    """PSNR and SSIM of the frames in each of BANDS, from (n,) of each; None where there is none."""
+    """Give PSNR and SSIM of the frames in each of BRIGHTNESS_BINS, from (n,) of each; None where it
+    has none."""
     results = {}
     for name, (low, high) in BRIGHTNESS_BINS.items():
         mask = (brightnesses >= low) & (brightnesses < high)

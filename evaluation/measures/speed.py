@@ -1,4 +1,4 @@
-"""How fast one person could play: one stream, every frame decoded."""
+"""Speed of interactive play: one stream, every frame decoded."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WARMUP_STEPS = (
-    20  # a step is recorded at the fourth call of a shape, and five actions have five shapes
-)
+from models.world import World
+
+# A step is captured as a CUDA graph at the fourth call of a shape; five actions have five shapes.
+WARMUP_STEPS = 20
 
 
 @torch.inference_mode()
 def measure_play(
-    world: Any, frames: Tensor, actions: Tensor, num_steps: int = 120
+    world: World, frames: Tensor, actions: Tensor, num_steps: int = 120
 ) -> dict[str, Any]:
-    """Time world.step + world.decode to uint8 in main memory, for `steps` frames after warm-up.
+    """Time world.step + world.decode to uint8 in main memory, for `num_steps` after warm-up.
 
-    frames: (T, 3, H, W) uint8 of real context; actions: (n, ...) to go through again and again.
+    frames: (T, 3, H, W) uint8 of real context; actions: (n, ...), repeated in a cycle.
     """
     context = len(frames)
     state = world.reset(

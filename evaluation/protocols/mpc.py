@@ -1,8 +1,7 @@
-"""What finds ways in an imagined world as a policy: it looks at frames, and is shown the goal's."""
+"""Planning in a world model as a policy: it is given frames, and the frame of the goal."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -13,19 +12,20 @@ from data.clips import Clips
 from data.shards import EpisodeDataset
 from evaluation.measures.sample_clips import sample_clips
 from evaluation.protocols.policies import Observation, Policy
-from models.controllers.planner import GoalPlanner, Plan
+from models.controllers.plan_executor import PlanExecutor
+from models.controllers.planner import GoalPlanner
+from models.dynamics.dynamics import State
 from models.world import World
 
 
 class LastActionProbe:
-    """Where the hand is, in a frame before which no action is known: its last action, read from the
-    latents by ridge regression on training episodes.
+    """Predict the action before a frame from its latents, by ridge regression on training episodes.
 
-    Without it a plan's first leg could begin anywhere, and the best imagined way often begins with
-    a leap that no recording shows and the model knows nothing of.
+    Where no last action is known, a plan could start anywhere, often with a jump that is in no
+    episode and that the model cannot predict.
     """
 
-    RIDGE = 1e-3  # beside a variance of 1
+    RIDGE = 1e-3  # for latents of variance 1
 
     def __init__(self, world: World, dataset: EpisodeDataset, num_clips: int = 2000) -> None:
         clips = Clips(dataset, "train", clip_length=2, memory_limit=0)
@@ -34,7 +34,7 @@ class LastActionProbe:
             clips.batch(part) for part in np.array_split(indices, max(1, len(indices) // 100))
         ]
         with torch.no_grad():
-            latents = torch.cat([world.vectors(world.encode(p.frames[:, 1])) for p in batches])
+            latents = torch.cat([world.vectors(world.embed(p.frames[:, 1])) for p in batches])
         x = latents.flatten(1).double()
         action = torch.cat([p.actions[:, 0] for p in batches]).to(x)
         self.world = world
@@ -45,7 +45,7 @@ class LastActionProbe:
         self.weight = torch.linalg.solve(gram, x.T @ (action - self.action_mean))
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """(B, N) codes or (B, P, D) -> (B, A), in the environment's units."""
+        """(B, N) codes or (B, P, D) -> the last action, (B, A), in the environment's units."""
         x = self.world.vectors(latents).flatten(1).double()
         action = (x - self.mean) / self.std @ self.weight + self.action_mean
         spec = self.world.actions
@@ -53,11 +53,7 @@ class LastActionProbe:
 
 
 class MpcPolicy:
-    """Plan, carry out the first `keep` actions, revise what is left of the plan from what is seen.
-
-    A plan arrives when its last leg ends; then the next is made. With `keep` as long as a plan it
-    is never revised, as LeWorldModel is measured: two plans in a budget of 50 steps.
-    """
+    """Plan in the world towards the goal's frame, from the frames seen so far."""
 
     needs_pixels = True
 
@@ -65,82 +61,50 @@ class MpcPolicy:
         self,
         world: World,
         planner: GoalPlanner,
-        receding_horizon: int = 25,
+        receding_horizon: int | None = None,
         last_action_probe: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """hand: reads the last action from latents, where none is known (`Hand`)."""
-        length = planner.horizon * planner.action_block
-        if not 0 < receding_horizon <= length or receding_horizon % planner.action_block:
-            raise ValueError(
-                f"{receding_horizon} actions of a plan of {length} cannot be kept; give --keep whole legs of "
-                f"{planner.action_block}, at most {length}"
-            )
-        self.world, self.planner, self.receding_horizon, self.last_action_probe = (
-            world,
-            planner,
-            receding_horizon,
-            last_action_probe,
-        )
-        self.plan_seconds: list[float] = []
-        """Of each call of the planner, by world planned in."""
+        """receding_horizon: actions executed before replanning; None is the whole plan.
+        last_action_probe: predicts the last action from latents, where none is known."""
+        self.world, self.last_action_probe = world, last_action_probe
+        self.executor = PlanExecutor(planner, receding_horizon)
 
-    @torch.no_grad()  # not inference mode: a planner may follow gradients
+    @torch.no_grad()
     def reset(self, obs: Observation, goal: Observation | None) -> None:
         assert goal is not None and goal.frames is not None, "planning needs a goal"
-        device = self.world.device
-        self.goal_latents = self.world.encode(torch.from_numpy(goal.frames).to(device))
-        self.frame_history: list[np.ndarray] = []  # frames and, between them, actions so far
+        self.goal_latents = self.world.embed(torch.from_numpy(goal.frames).to(self.world.device))
+        self.frame_history: list[np.ndarray] = []  # context frames and the actions between them
         self.action_history: list[np.ndarray] = []
-        self.steps_left = 0
-        self.warm_start: Tensor | None = None  # (N, E, A), what is left of the plans
+        self.executor.reset()
 
     def act(self, obs: Observation) -> np.ndarray:
         assert obs.frames is not None
-        self.frame_history = [*self.frame_history, obs.frames][-self.world.context :]
-        self.action_history = (
-            self.action_history[-(self.world.context - 1) :] if self.world.context > 1 else []
-        )
-        if self.steps_left == 0:
-            rows = np.flatnonzero(obs.active)
-            plan = self._plan(rows)
-            self.steps_left = min(self.receding_horizon, plan.actions.shape[1])
-            self.plans = np.zeros((len(obs.states), *plan.actions.shape[1:]), np.float32)
-            self.plans[rows] = plan.actions.float().cpu().numpy()
-            self.plan_step = 0
-        action = self.plans[:, self.plan_step]
-        self.plan_step += 1
-        self.steps_left -= 1
-        self.action_history.append(action)
-        return action
+        context = self.world.context
+        self.frame_history = [*self.frame_history, obs.frames][-context:]
+        self.action_history = self.action_history[-(context - 1) :] if context > 1 else []
+        rows = np.flatnonzero(obs.active)
+        state, last_action = None, None
+        if self.executor.needs_plan:
+            state, last_action = self._observe(rows)
+        action = self.executor.act(state, self.goal_latents, last_action, torch.from_numpy(rows))
+        self.action_history.append(action.numpy())
+        return self.action_history[-1]
 
     @torch.no_grad()
-    def _plan(self, rows: np.ndarray) -> Plan:
-        frames = torch.from_numpy(np.stack([f[rows] for f in self.frame_history], 1)).to(
-            self.world.device
-        )
-        actions = [torch.from_numpy(a[rows]).to(self.world.device) for a in self.action_history]
+    def _observe(self, rows: np.ndarray) -> tuple[State, Tensor | None]:
+        """Give the state at the last frame and the action before it, of the worlds at `rows`."""
+        device = self.world.device
+        frames = torch.from_numpy(np.stack([f[rows] for f in self.frame_history], 1)).to(device)
+        actions = [torch.from_numpy(a[rows]).to(device) for a in self.action_history]
         no_actions = torch.zeros(len(rows), 0, self.world.actions.size)
-        past_actions = torch.stack(actions, 1) if actions else no_actions
-        state = self.world.reset(frames, past_actions)
-        last_action: Tensor | None = actions[-1] if actions else None
-        if last_action is None and self.last_action_probe is not None:
-            last_action = self.last_action_probe(state.latents)
-        goals = self.goal_latents[torch.from_numpy(rows).to(self.world.device)]
-        start = time.perf_counter()
-        plan = self.planner.plan(
-            state, goals, last_action, None if self.warm_start is None else self.warm_start[rows]
-        )
-        self.plan_seconds.append((time.perf_counter() - start) / len(rows))
-        remaining = plan.knots[:, self.receding_horizon // self.planner.action_block :]
-        self.warm_start = None
-        if remaining.shape[1] > 1:
-            self.warm_start = remaining.new_zeros(len(self.goal_latents), *remaining.shape[1:])
-            self.warm_start[rows] = remaining
-        return plan
+        state = self.world.reset(frames, torch.stack(actions, 1) if actions else no_actions)
+        if actions:
+            return state, actions[-1]
+        return state, self.last_action_probe(state.latents) if self.last_action_probe else None
 
 
 class RecordVideo:
-    """Keeps what a policy saw in its first episodes: (T, 3, H, W) uint8 each, the goal first."""
+    """Record the frames that a policy is given in its first episodes, the goal first."""
 
     needs_pixels = True
 
@@ -163,5 +127,5 @@ class RecordVideo:
         return self.policy.act(obs)
 
     def videos(self) -> Tensor:
-        """(episodes, 1 + steps, 3, H, W) uint8; an episode that ended early stands still."""
+        """Give (episodes, 1 + steps, 3, H, W) uint8; an ended episode repeats its last frame."""
         return torch.from_numpy(np.stack(self._frames, 1))

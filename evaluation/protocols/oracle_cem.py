@@ -1,43 +1,43 @@
-"""The true simulator under a sampling planner: what the best world model could reach.
+"""The true simulator under a sampling planner: the upper bound of planning in a world model.
 
-Cross-entropy method (Rubinstein 1999) over the way of the agent's target.  Letters: N starts,
-K candidates, T steps of a plan, B blocks of it, M best candidates.
+Cross-entropy method (Rubinstein 1999) over the agent's target positions.  Letters: N starts,
+K candidates, T steps of a plan, B action blocks of it, M elites, S numbers of a state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from data.pusht.vector_pusht import VectorPushT
 from evaluation.protocols.policies import Observation
 
 HORIZON, ACTION_BLOCK = 5, 5
 PLAN_STEPS = HORIZON * ACTION_BLOCK
-INIT_STD = 80.0  # pixels that a block's end first strays from the end before it
-MIN_STD = 4.0  # pixels, below which the search is not narrowed
+INIT_STD = 80.0  # pixels between two knots at first
+MIN_STD = 4.0  # pixels, lowest standard deviation of the search
 POSITION_SCALE, ANGLE_SCALE = 20.0, np.deg2rad(20)  # the protocols' tolerances weigh the two errors
 
 
 class OracleCem:
-    """Plans five blocks of five steps, carries them out, and plans again. Reads states.
+    """Plan five blocks of five steps, execute them, and plan again. It is given states.
 
-    A candidate is the agent's target at the end of each block; between them it moves evenly.
-    Cost is the distance of the last state to the goal, agent, block and angle.
+    A candidate has a knot at the end of each block, the agent's target there; targets in between
+    are interpolated.  Cost is the distance of the last state to the goal, agent, block and angle.
     """
 
     needs_pixels = False
 
     def __init__(
         self,
-        open_envs: Callable[[], Any],
+        open_envs: Callable[[], VectorPushT],
         num_samples: int,
         iterations: int,
         num_elites: int = 0,
         seed: int = 0,
     ):
-        self.open_envs = open_envs  # simulators are started when a plan is wanted
+        self.open_envs = open_envs  # simulators are started at the first plan
         self.num_samples, self.iterations = num_samples, iterations
         self.num_elites = num_elites or max(2, num_samples // 10)
         self.seed = seed
@@ -59,15 +59,15 @@ class OracleCem:
         return action
 
     def plan(self, states: np.ndarray, velocities: np.ndarray, goals: np.ndarray) -> np.ndarray:
-        """Give the best plan found from each start: (N, T, 2) targets."""
+        """Give the best plan from each start: (N, T, 2) targets."""
         num_starts, agents = len(states), states[:, :2]
         mean = np.repeat(agents[:, None], HORIZON, 1)  # (N, B, 2)
-        # Where a block ends strays the further the later it is, as a walk does.
+        # Later knots vary more, as in a random walk.
         std = np.tile(INIT_STD * np.sqrt(np.arange(1, HORIZON + 1))[:, None], (num_starts, 1, 2))
         best_knots, best_cost = mean.copy(), np.full(num_starts, np.inf)
         for iteration in range(self.iterations):
             noise = self.rng.standard_normal((num_starts, self.num_samples, HORIZON, 2))
-            if iteration == 0:  # blocks in a row go the same way, as pushing does
+            if iteration == 0:  # consecutive blocks move in one direction, as a push does
                 noise = noise.cumsum(2) / np.sqrt(np.arange(1, HORIZON + 1))[:, None]
             knots = mean[:, None] + std[:, None] * noise
             knots[:, 0] = best_knots
@@ -88,7 +88,7 @@ class OracleCem:
 
 
 def interpolate(agents: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """Targets at every step on the way through the ends of blocks: (N, K, B, 2) -> (N, K, T, 2)."""
+    """Interpolate knots to the target of every step: (N, K, B, 2) -> (N, K, T, 2)."""
     start = np.broadcast_to(agents[:, None, None], (*knots.shape[:2], 1, 2))
     points = np.concatenate([start, knots], 2)
     fractions = (np.arange(1, ACTION_BLOCK + 1) / ACTION_BLOCK)[:, None]
@@ -97,7 +97,7 @@ def interpolate(agents: np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 
 def goal_cost(states: np.ndarray, goals: np.ndarray) -> np.ndarray:
-    """Cost of ending in a state: 1 for each tolerance of position or angle: (..., S) -> (...)."""
+    """Give the cost of final states, 1 a tolerance of position or angle: (..., S) -> (...)."""
     angle = np.abs((states[..., 4] - goals[..., 4] + np.pi) % (2 * np.pi) - np.pi)
     agent = np.linalg.norm(states[..., :2] - goals[..., :2], axis=-1)
     block = np.linalg.norm(states[..., 2:4] - goals[..., 2:4], axis=-1)

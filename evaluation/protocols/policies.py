@@ -1,4 +1,4 @@
-"""Policies to stand beside a controller, all of one shape, for N simulators at a time.
+"""Policies in the simulator: baselines and trained controllers, for N simulators at a time.
 
 Letters: N simulators, S numbers of a simulator state, A numbers of an action.
 """
@@ -6,46 +6,49 @@ Letters: N simulators, S numbers of a simulator state, A numbers of an action.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.actions import ActionSpec
 from data.pusht.scripted_policy import ScriptedPolicy
+from models.controllers.controller import Controller
+from models.world import World
 
 
 @dataclass
 class Observation:
-    """What N simulators show after a step. Only the baselines that say so look at `states`."""
+    """What N simulators give after a step. Only some baselines use `states`."""
 
-    frames: np.ndarray | None  # (N, 3, H, W) uint8; None for policies that do not look at frames
+    frames: np.ndarray | None  # (N, 3, H, W) uint8; None where the policy needs none
     states: np.ndarray  # (N, S)
-    velocities: np.ndarray  # (N, 2) of the agent, units of the world a second
-    active: np.ndarray  # (N,) bool, False where the episode is over and the action is not used
+    velocities: np.ndarray  # (N, 2) of the agent, units of the world per second
+    active: np.ndarray  # (N,) bool, False where the episode has ended and the action is not used
 
 
 class Policy(Protocol):
-    """Decides what N simulators do next; a planner of any kind fits in."""
+    """Gives the actions of N simulators."""
 
     needs_pixels: bool
-    """It needs frames."""
+    """Observations hold frames."""
 
     def reset(self, obs: Observation, goal: Observation | None) -> None:
-        """Start N episodes, towards N goals where the protocol has them."""
+        """Start N episodes, towards N goals where the protocol has goals."""
         ...
 
     def act(self, obs: Observation) -> np.ndarray:
-        """Give actions (N, A) in the environment's units; the first view is that of `begin`."""
+        """Give actions (N, A) in the environment's units; first for the observation of `reset`."""
         ...
 
 
 class Random:
-    """Uniform actions, whatever is seen."""
+    """Take uniform random actions."""
 
     needs_pixels = False
 
-    def __init__(self, actions: Any, seed: int = 0):
+    def __init__(self, actions: ActionSpec, seed: int = 0):
         self.actions = actions
         self.seed = seed
 
@@ -57,7 +60,7 @@ class Random:
 
 
 class NoOp:
-    """Stays where it began. Reads the agent's place, the first two numbers of the state."""
+    """Stay at the start. It is given the agent's position, the first two numbers of the state."""
 
     needs_pixels = False
 
@@ -69,7 +72,7 @@ class NoOp:
 
 
 class GoalAgentPosition:
-    """Goes to where the goal shows the agent, and leaves the block to chance. Reads states."""
+    """Move to the agent's position in the goal, and ignore the block. It is given states."""
 
     needs_pixels = False
 
@@ -82,7 +85,7 @@ class GoalAgentPosition:
 
 
 class Scripted:
-    """The pusher that records episodes (data/pusht/scripted_policy.py), to the task's goal; it sees states."""
+    """Push to the task's goal by rules (data/pusht/scripted_policy.py). It is given states."""
 
     needs_pixels = False
 
@@ -94,22 +97,22 @@ class Scripted:
 
 
 class WorldModelPolicy:
-    """A trained controller: frames become the world's latent state, which is all that it sees.
+    """Act by a trained controller, on the world's state after the frames seen so far.
 
-    It is not told a goal: controllers of this project are trained for the task's own.
+    It is given no goal: these controllers are trained for the task's own.
     """
 
     needs_pixels = True
 
-    def __init__(self, world: Any, controller: Any, seed: int = 0):
+    def __init__(self, world: World, controller: Controller, seed: int = 0):
         self.seed = seed
         self.world = world
         self.controller = controller
 
     @torch.inference_mode()
     def reset(self, obs: Observation, goal: Observation | None) -> None:
-        torch.manual_seed(self.seed)  # controllers draw their actions
-        self.active_rows = np.flatnonzero(obs.active)  # the simulators that the state still follows
+        torch.manual_seed(self.seed)  # controllers sample their actions
+        self.active_rows = np.flatnonzero(obs.active)  # the rows that the state has
         frames = self._frames(obs)
         spec = self.world.actions
         dtype = torch.float32 if spec.kind == "continuous" else torch.int64

@@ -1,10 +1,10 @@
-"""Read the simulator's state from a picture: a small network that looks for points of bodies.
+"""A state estimator: the simulator's state from an image, by keypoints of its bodies.
 
-It is a ruler for imagined pictures: trained on real frames of the training episodes alone, and its
-own error on held-out real frames stands beside everything measured with it.
+It measures model rollouts.  It is trained on real frames of training episodes only, and its error
+on held-out real frames is reported next to everything measured with it.
 
-A heat map for each point, its centre of mass as the point's place (soft-argmax), and the pose that
-fits a body's points best.  Letters: B frames, P points, S numbers of a state.
+Each keypoint has a heat map, whose center of mass is its position (soft-argmax); a body's pose is
+the one that fits its keypoints best.  Letters: B frames, P keypoints, S numbers of a state.
 """
 
 from __future__ import annotations
@@ -18,33 +18,31 @@ from torch.nn import functional as F
 from models.layers.blocks import ResBlock
 from pipeline.device import pick_precision
 
-IMAGE_SIZE = (
-    64  # pixels; other pictures are resized to it, so that one ruler serves every resolution
-)
+IMAGE_SIZE = 64  # pixels; other images are resized, so one estimator serves every resolution
 HEATMAP_SIZE = IMAGE_SIZE // 2  # rows and columns of a heat map
 
 
 @dataclass(frozen=True)
 class Body:
-    """Something that moves: where its pose is in the state, and points to find it by."""
+    """Something that moves: the columns of its pose in the state, and its keypoints."""
 
     name: str
     position: tuple[int, int]
     """Columns of x and y in the state."""
     angle: int | None = None
-    """Column of the angle in radians (from x towards y), for what has one."""
+    """Column of the angle in radians (from x towards y), if it has one."""
     keypoints: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
-    """Points of the body about its place at angle 0, in units of the world."""
+    """Keypoints relative to the body's position at angle 0, in units of the world."""
     flip_index: tuple[int, ...] = (0,)
-    """Which of its points stands where each stood, once the body is seen in a mirror."""
+    """Index of the keypoint that takes the place of each when the image is mirrored."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a state is drawn: a square world that fills the picture, and its bodies."""
+    """How a state is drawn: a square world that fills the image, and its bodies."""
 
     world_size: float
-    """Units that a picture is wide and high."""
+    """Width and height of the image, in units of the world."""
     bodies: tuple[Body, ...]
 
 
@@ -58,7 +56,7 @@ LAYOUTS: dict[tuple[str, ...], Layout] = {
 
 
 def state_to_keypoints(layout: Layout, states: Tensor) -> Tensor:
-    """States (B, S) -> the bodies' points as shares of the picture: (B, P, 2)."""
+    """Project states to keypoints, as shares of the image: (B, S) -> (B, P, 2)."""
     keypoints = []
     for body in layout.bodies:
         local = states.new_tensor(body.keypoints)
@@ -71,7 +69,7 @@ def state_to_keypoints(layout: Layout, states: Tensor) -> Tensor:
 
 
 def keypoints_to_state(layout: Layout, keypoints: Tensor, state_dim: int) -> Tensor:
-    """Fit the bodies to points (B, P, 2) by least squares: states (B, width)."""
+    """Fit the bodies' poses to keypoints by least squares: (B, P, 2) -> (B, S)."""
     states = keypoints.new_zeros(len(keypoints), state_dim)
     parts = (keypoints * layout.world_size).split([len(b.keypoints) for b in layout.bodies], 1)
     for body, observed in zip(layout.bodies, parts, strict=True):
@@ -98,7 +96,8 @@ def keypoints_to_state(layout: Layout, keypoints: Tensor, state_dim: int) -> Ten
 
 
 class KeypointNet(nn.Module):
-    """Frames (B, 3, SIZE, SIZE) from 0 (white) to 1 -> logits of heat maps (B, P, MAPS, MAPS)."""
+    """Frames (B, 3, IMAGE_SIZE, IMAGE_SIZE) from 0 (white) to 1 -> logits of heat maps
+    (B, P, HEATMAP_SIZE, HEATMAP_SIZE)."""
 
     def __init__(self, num_keypoints: int, dim: int = 48):
         super().__init__()
@@ -120,19 +119,20 @@ class KeypointNet(nn.Module):
 
 
 def cell_centers(device: torch.device) -> Tensor:
-    """Centres of a heat map's cells along one axis, as shares of the picture: (MAPS,)."""
+    """Give the centers of a heat map's cells along one axis, as shares of the image."""
     return (torch.arange(HEATMAP_SIZE, device=device) + 0.5) / HEATMAP_SIZE
 
 
 def soft_argmax(logits: Tensor) -> Tensor:
-    """Soft-argmax: (B, P, MAPS, MAPS) -> (B, P, 2) as x, y shares of the picture."""
+    """Average positions over each heat map's softmax: (B, P, rows, columns) -> (B, P, 2), x and y
+    as shares of the image."""
     probs = logits.float().flatten(2).softmax(-1).view(logits.shape)
     positions = cell_centers(logits.device)
     return torch.stack([(probs.sum(2) * positions).sum(-1), (probs.sum(3) * positions).sum(-1)], -1)
 
 
 class StateEstimator:
-    """A trained ruler: pictures -> states, and the distances between states."""
+    """Images -> states, and the distances between states."""
 
     def __init__(self, layout: Layout, state_dim: int, device: torch.device | str = "cpu"):
         self.layout = layout
@@ -144,13 +144,13 @@ class StateEstimator:
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def logits(self, frames: Tensor) -> Tensor:
-        """(B, 3, SIZE, SIZE) from 0 (white) to 1 -> heat maps, in bf16 where that is fast."""
+        """Give the heat maps of preprocessed frames, in bf16 where that is fast."""
         frames = frames.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.network(frames)
 
     def preprocess(self, frames: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> (B, 3, SIZE, SIZE) from 0 (white) to 1."""
+        """(B, 3, H, W) uint8 -> (B, 3, IMAGE_SIZE, IMAGE_SIZE) from 0 (white) to 1."""
         frames = 1 - frames.to(self.device).float() / 255
         if frames.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
             frames = F.interpolate(frames, (IMAGE_SIZE, IMAGE_SIZE), mode="area")
@@ -158,7 +158,7 @@ class StateEstimator:
 
     @torch.inference_mode()
     def predict(self, frames: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> (B, S) float32 states."""
+        """Estimate states: (B, 3, H, W) uint8 -> (B, S) float32."""
         states = [
             keypoints_to_state(
                 self.layout, soft_argmax(self.logits(self.preprocess(part))), self.state_dim
@@ -168,12 +168,13 @@ class StateEstimator:
         return torch.cat(states)
 
     def errors(self, truth: Tensor, predicted: Tensor) -> dict[str, Tensor]:
-        """Two (..., S) -> BODY_px in units of the world and BODY_degrees, each (...)."""
+        """Give the distances between two (..., S): see `distances`."""
         return distances(self.layout, truth, predicted)
 
 
 def distances(layout: Layout, truth: Tensor, predicted: Tensor) -> dict[str, Tensor]:
-    """How far apart two states are: BODY_px in units of the world, BODY_degrees wrapped."""
+    """Give the distances between two (..., S): BODY_px in units of the world, and BODY_degrees,
+    wrapped; each (...)."""
     errors = {}
     for body in layout.bodies:
         columns = list(body.position)

@@ -1,4 +1,4 @@
-"""Train the state estimator on real frames of training episodes, once for a set of recordings."""
+"""Train the state estimator on real frames of training episodes, once for a dataset."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm, trange
+from tqdm import tqdm
 
 from data.shards import EpisodeDataset
 from data.splits import Split
@@ -20,15 +20,16 @@ from evaluation.readers.estimator import (
     soft_argmax,
     state_to_keypoints,
 )
+from evaluation.readers.fit import fit
 from evaluation.readers.network_cache import load_cached
 from pipeline import checkpoint
 
-HEATMAP_STD = 0.03  # standard deviation of a target heat map, as a share of the picture
-MAX_FRAMES = 12_000  # real frames to train on, at most: about 150 MB at 64 pixels
+HEATMAP_STD = 0.03  # standard deviation of a target heat map, as a share of the image
+MAX_FRAMES = 12_000  # most real frames to train on: about 150 MB at 64 pixels
 
 
 def layout_of(dataset: EpisodeDataset) -> Layout | None:
-    """Give what to look for in the frames of recordings, where that is known."""
+    """Give the layout of a dataset's states; None where LAYOUTS has none."""
     return LAYOUTS.get(dataset.state_names) if dataset.has("states") else None
 
 
@@ -37,7 +38,7 @@ def sample_frames(
 ) -> tuple[Tensor, Tensor, np.ndarray]:
     """Draw frames with their states, evenly from all episodes of a split.
 
-    Returns (n, 3, H, W) uint8, (n, S) float32 and the (n,) episodes; n is `count` or all there are.
+    Returns (n, 3, H, W) uint8, (n, S) float32 and the (n,) episodes; n is at most `num_frames`.
     """
     episodes = dataset.episodes(split)
     rows = np.concatenate([dataset.first_rows[e] + np.arange(dataset.length(e)) for e in episodes])
@@ -61,7 +62,7 @@ def sample_frames(
 def augment(
     layout: Layout, x: Tensor, keypoints: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mirror, turn by quarters and soften pictures: more poses from few episodes."""
+    """Mirror, rotate by quarters and blur images (B, 3, H, W), with their keypoints (B, P, 2)."""
     flip_index, start = [], 0
     for body in layout.bodies:
         flip_index += [start + index for index in body.flip_index]
@@ -78,11 +79,11 @@ def augment(
             mask[:, None, None], flip_keypoints(keypoints)[:, flip_index], keypoints
         )
     blur_mask = (torch.rand(len(x), generator=generator) < 0.3).to(x.device)
-    soft = F.avg_pool2d(x, 3, 1, 1)  # imagined pictures are softer than real ones
-    return torch.where(blur_mask[:, None, None, None], soft, x), keypoints
+    blurred = F.avg_pool2d(x, 3, 1, 1)  # model rollouts are less sharp than real frames
+    return torch.where(blur_mask[:, None, None, None], blurred, x), keypoints
 
 
-def fit(
+def fit_estimator(
     layout: Layout,
     frames: Tensor,
     states: Tensor,
@@ -96,12 +97,10 @@ def fit(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     estimator = StateEstimator(layout, states.shape[1], device)
-    network = estimator.network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.1)
     targets = state_to_keypoints(layout, states.float()).to(estimator.device)
     positions = cell_centers(estimator.device)
-    for _ in trange(steps, desc="state estimator", disable=not progress, leave=False):
+
+    def loss() -> Tensor:
         indices = torch.randint(len(frames), (batch_size,), generator=generator)
         true_keypoints = targets[indices.to(targets.device)]
         x, keypoints = augment(
@@ -113,19 +112,24 @@ def fit(
         target_heatmaps = (log_y[..., :, None] + log_x[..., None, :]).flatten(2).softmax(-1)
         heatmap_loss = -(target_heatmaps * logits.flatten(2).log_softmax(-1)).sum(-1).mean()
         keypoint_loss = F.smooth_l1_loss(soft_argmax(logits), keypoints, beta=0.01)
-        optimizer.zero_grad(set_to_none=True)
-        (heatmap_loss + 100 * keypoint_loss).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    network.eval()
+        return heatmap_loss + 100 * keypoint_loss
+
+    fit(
+        estimator.network,
+        loss,
+        steps,
+        learning_rate=3e-3,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+        progress="state estimator" if progress else None,
+    )
     return estimator
 
 
 def measure_estimator(
     estimator: StateEstimator, dataset: EpisodeDataset, num_frames: int = 2000
 ) -> dict[str, float]:
-    """Give the estimator's own error on held-out real frames: the mean of every distance, and n."""
+    """Measure the estimator on held-out real frames: n, and each distance's mean and p95."""
     images, states, _ = sample_frames(dataset, "test", num_frames)
     predicted = estimator.predict(images).cpu()
     errors = {"n": float(len(states))}
@@ -142,9 +146,9 @@ def cached_estimator(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> StateEstimator | None:
-    """Load the estimator of these recordings from `path`, or train it and save it there.
+    """Load the estimator of a dataset from `path`, or train it and save it there.
 
-    None where the states are not there, or of a world that no layout in LAYOUTS describes.
+    None where the dataset has no states, or none that a layout in LAYOUTS describes.
     """
     layout = layout_of(dataset)
     if layout is None:
@@ -158,7 +162,7 @@ def cached_estimator(
         estimator.network.eval()
         return estimator
     frames, states, _ = sample_frames(dataset, "train", MAX_FRAMES, seed)
-    estimator = fit(layout, frames, states, steps=steps, seed=seed, device=device)
+    estimator = fit_estimator(layout, frames, states, steps=steps, seed=seed, device=device)
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(path, {"made_from": cache_key, "network": estimator.network.state_dict()})
+    checkpoint.save(path, {"cache_key": cache_key, "network": estimator.network.state_dict()})
     return estimator

@@ -1,10 +1,10 @@
-"""Read from two frames in a row what was done between them: an inverse dynamics model (VPT,
-arXiv:2206.11795, section 3), here of two frames and a small convolutional network.
+"""An inverse dynamics model: it predicts the action between two consecutive frames (VPT,
+arXiv:2206.11795, section 3), here from those two frames alone, by a small convolutional network.
 
-It is a ruler for imagined films: trained on real frames of the training episodes alone, and what it
-reads from real held-out frames stands beside everything measured with it.
+It measures model rollouts.  It is trained on real frames of training episodes only, and its figures
+on real held-out frames are reported next to everything measured with it.
 
-Letters: B films, T frames, n pairs, F factors of an action, V of them that stand for numbers.
+Letters: B videos, T frames, n pairs, F factors of an action, V of them that stand for numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.device import pick_precision
 
 
 class IdmNet(nn.Module):
-    """Two frames and their difference (n, 9, H, W) -> logits of all factors' labels in a row."""
+    """Two frames and their difference (n, 9, H, W) -> logits of all factors' labels, (n, L)."""
 
     def __init__(self, num_labels: int, dim: int = 48) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class IdmNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.encoder(x).flatten(2)
-        # the mean for what moves the whole picture, the maximum for what moves in a corner
+        # the mean for motion of the whole image, the maximum for motion in a corner
         return self.head(torch.cat([features.mean(2), features.amax(2)], 1))
 
 
 class InverseDynamics:
-    """A trained ruler: films -> the actions between their frames."""
+    """Videos -> the actions between their frames."""
 
     def __init__(self, actions: ActionSpec, device: torch.device | str = "cpu") -> None:
         self.actions = actions
@@ -51,7 +51,7 @@ class InverseDynamics:
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def logits(self, pairs: Tensor) -> tuple[Tensor, ...]:
-        """(n, 2, 3, H, W) from 0 to 1 -> logits of each factor, (n, labels) float32."""
+        """Give the logits of each factor, (n, labels) float32, for (n, 2, 3, H, W) from 0 to 1."""
         before, after = pairs.unbind(1)
         x = torch.cat([before - 0.5, after - 0.5, after - before], 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -59,13 +59,13 @@ class InverseDynamics:
         return out.float().split(self.actions.factor_sizes, 1)
 
     def preprocess(self, pairs: Tensor) -> Tensor:
-        """(n, 2, 3, H, W) uint8 -> the same from 0 to 1, on the device."""
+        """Scale (n, 2, 3, H, W) uint8 to 0 to 1, on the device."""
         return pairs.to(self.device).float() / 255
 
     @torch.inference_mode()
     def predict(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, 3, H, W) uint8 -> the likeliest choices (B, T - 1, F) and, of the factors that
-        stand for numbers, the expected ones (B, T - 1, V)."""
+        """Predict from (B, T, 3, H, W) uint8 the most likely choices (B, T - 1, F) and the expected
+        values (B, T - 1, V) of the factors that stand for numbers."""
         pairs = torch.stack([frames[:, :-1], frames[:, 1:]], 2)
         choices, values = [], []
         for part in pairs.flatten(0, 1).split(256):

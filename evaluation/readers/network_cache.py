@@ -1,4 +1,4 @@
-"""Networks that an evaluation keeps beside its report: made once, and anew where not whole."""
+"""Networks that an evaluation keeps next to its report: trained once, again where damaged."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 def load_cached(
     path: Path, cache_key: dict[str, Any], device: torch.device | str
 ) -> dict[str, Tensor] | None:
-    """Give the weights that were saved there, if they are whole and made from the same."""
+    """Load the weights at `path`; None if the file is damaged, or its cache key is another."""
     try:
         saved = torch.load(path, weights_only=True, map_location=device)
-        return saved["network"] if saved["made_from"] == cache_key else None
-    except Exception:  # reading what is damaged can raise anything
+        return saved["network"] if saved["cache_key"] == cache_key else None
+    except Exception:  # reading a damaged file can raise anything
         return None

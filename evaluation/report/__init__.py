@@ -1,1 +1,1 @@
-"""The report: its keys, plots and page."""
+"""The report: its metrics, plots and page."""

@@ -1,4 +1,4 @@
-"""The report's tables of actions that are codes."""
+"""The report's tables of discrete actions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from evaluation.report.tables import interval, number, table
 SOURCE_LABELS = {
     "real": "true frames",
     "reconstructed": "true frames through the tokenizer",
-    "imagined": "imagined frames",
-    "other_actions": "imagined frames, actions of another window",
+    "imagined": "model rollout",
+    "shuffled_actions": "model rollout, actions of another clip",
 }
 
 
 def controllability(metrics: dict[str, Any]) -> list[str]:
+    """Tabulate the actions that were predicted from videos."""
     if not metrics["n"]:
         return []
     rows = []
@@ -24,17 +25,17 @@ def controllability(metrics: dict[str, Any]) -> list[str]:
         values = [*source["correlation"].values(), *source["f1"].values()]
         rows.append([label, *(number(value, 3) for value in values), number(source["n"])])
     correlations = [f"r of {escape(name)}" for name in metrics["real"]["correlation"]]
-    support = metrics["real"]["presses"]
+    support = metrics["real"]["support"]
     key_columns = [
-        f"F1 of {escape(key)}<br><small>{n} pressed</small>" for key, n in support.items()
+        f"F1 of {escape(key)}<br><small>support {n}</small>" for key, n in support.items()
     ]
     return [
-        "<h2>Controllability: the actions that an inverse model reads from films</h2>",
-        f"<p>{metrics['n']} windows from {metrics['sources']} sources, {metrics['steps']} steps "
-        "each. True frames say how well it reads; another window's actions, what agrees by "
-        "chance.</p>",
+        "<h2>Controllability: actions predicted from videos by inverse dynamics</h2>",
+        f"<p>{metrics['n']} clips from {metrics['sources']} sources, {metrics['steps']} steps "
+        "each. On true frames it is the accuracy of the inverse dynamics model; with the actions "
+        "of another clip, chance.</p>",
         table(
-            ["read from", *correlations, *key_columns, "pairs"],
+            ["predicted from", *correlations, *key_columns, "pairs"],
             rows,
             {list(SOURCE_LABELS).index("imagined")},
         ),
@@ -42,13 +43,14 @@ def controllability(metrics: dict[str, Any]) -> list[str]:
 
 
 def imitation(policies: dict[str, Any]) -> list[str]:
+    """Tabulate the policies' agreement with the dataset's actions."""
     measured = {name: row for name, row in policies.items() if row["n"]}
     if not measured:
         return []
     rows = []
     for name, row in measured.items():
         interval_text = interval(row, "log_likelihood_low", "log_likelihood_high", 3)
-        scores = [row["agreement"], *row["by_factor"].values(), *row["f1"].values()]
+        scores = [row["accuracy"], *row["by_factor"].values(), *row["f1"].values()]
         rows.append(
             [
                 name.replace("_", " "),
@@ -58,13 +60,13 @@ def imitation(policies: dict[str, Any]) -> list[str]:
             ]
         )
     first = next(iter(measured.values()))
-    factors = [f"same {escape(name)}" for name in first["by_factor"]]
+    factors = [f"accuracy, {escape(name)}" for name in first["by_factor"]]
     keys = [
-        f"F1 of {escape(key)}<br><small>{n} pressed</small>" for key, n in first["presses"].items()
+        f"F1 of {escape(key)}<br><small>support {n}</small>" for key, n in first["support"].items()
     ]
-    head = ["policy", "log-likelihood (nats)", "same action", *factors, *keys, "frames"]
-    highlight = {at for at, name in enumerate(measured) if name == "controller"}
+    head = ["policy", "log-likelihood (nats)", "accuracy", *factors, *keys, "frames"]
+    highlight = {at for at, name in enumerate(measured) if name == "actor_critic"}
     return [
-        "<h2>Imitation: the actions recorded on held-out frames</h2>",
+        "<h2>Imitation: the dataset's actions on held-out frames</h2>",
         table(head, rows, highlight),
     ]

@@ -1,4 +1,4 @@
-"""What an evaluation draws for its report.
+"""Draw the images of a report.
 
 Letters: n attempts, T steps, H and W pixels.
 """
@@ -19,16 +19,18 @@ from evaluation.measures.sample_clips import sample_clips
 from evaluation.report import plots
 from evaluation.session import Session
 
-MAX_FRAMES = 16  # frames to show of a clip, at most
+MAX_FRAMES = 16  # most frames to draw of a clip
 
 
 @torch.inference_mode()
 def draw_videos(
     session: Session, clips: Clips, horizons: tuple[int, ...], num_videos: int, seed: int
 ) -> None:
-    """Draw truth above imagination for the windows, of 32, in which the most changes, in the place
-    of the films before."""
-    for old in session.plots.glob("film-*.png"):
+    """Draw the true frames above the model rollout, for those of 32 clips that change the most.
+
+    Replaces the strips of an earlier evaluation.
+    """
+    for old in session.plots.glob("video-*.png"):
         old.unlink()
     if not num_videos:
         return
@@ -40,11 +42,11 @@ def draw_videos(
     change = mse(truth[:, 1:], truth[:, :1].expand_as(truth[:, 1:])).mean(1)
     top = change.argsort(descending=True)[:num_videos]
     frames, actions = clip.frames[top].to(session.device), clip.actions[top].to(session.device)
-    imagined = imagine(session.world, frames, actions, context, steps)
+    rollouts = imagine(session.world, frames, actions, context, steps)
     for number, row in enumerate(top):
-        rows = [("truth", truth[row]), ("imagined", imagined[number].cpu())]
+        rows = [("truth", truth[row]), ("model rollout", rollouts[number].cpu())]
         titles = [f"+{h}" if h else "start" for h in steps]
-        plots.draw_strip(rows, titles, session.plots / f"film-{number}.png")
+        plots.draw_strip(rows, titles, session.plots / f"video-{number}.png")
 
 
 def draw_attempts(videos: Tensor, success: np.ndarray, path: Path, max_rows: int = 6) -> None:
@@ -62,7 +64,7 @@ def draw_attempts(videos: Tensor, success: np.ndarray, path: Path, max_rows: int
 
 
 def draw_plots(folder: Path, metrics: dict[str, Any]) -> None:
-    """Draw what follows from the figures alone."""
+    """Draw the plots of the metrics."""
     if metrics["open_loop"]["horizons"]:
         plots.pixel_curves(metrics["open_loop"], folder / "curves_pixels.png")
         if metrics["open_loop"]["agent_px"]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-TOKENIZER = ("n", "psnr", "ssim", "codes_used", "codes_changing", "patches_changing", "bands")
+TOKENIZER = (
+    "n", "psnr", "ssim", "codes_used", "code_flip_rate", "patch_change_rate", "by_brightness"
+)  # fmt: skip
 STATE_ERRORS = ("agent_px", "block_px", "block_degrees")
 OPEN_LOOP = (
     "n",
@@ -21,27 +23,27 @@ OPEN_LOOP = (
     "estimator_error",
 )
 TASK = ("score", "low", "high", "success", "n")
-TASK_POLICIES = ("controller", "cloning", "random", "still", "scripted")
+TASK_POLICIES = ("actor_critic", "bc", "random", "noop", "scripted")
 GOAL = ("success", "low", "high", "n")
-GOAL_PROTOCOLS = ("first_hit", "strict", "chunk_end", "far", "far_strict")
+GOAL_PROTOCOLS = ("first_hit", "strict", "chunk_end", "offset50", "offset50_strict")
 GOAL_POLICIES = (
-    "planner", "guided", "amortised", "controller", "cloning", "random", "still", "agent_only",
-    "simulator",
+    "planner", "policy_prior", "goal_policy", "actor_critic", "bc", "random", "noop",
+    "goal_agent_position", "oracle_cem",
 )  # fmt: skip
-PROBE = ("n", "linear", "mlp", "rank", "variance")
+PROBE = ("n", "linear", "mlp", "effective_rank", "latent_variance")
 CONTROLLABILITY = (
-    "n", "sources", "steps", "real", "reconstructed", "imagined", "other_actions"
+    "n", "sources", "steps", "real", "reconstructed", "imagined", "shuffled_actions"
 )  # fmt: skip
 IMITATION = (
     "n", "sources", "log_likelihood", "log_likelihood_low", "log_likelihood_high",
-    "agreement", "by_factor", "f1", "presses",
+    "accuracy", "by_factor", "f1", "support",
 )  # fmt: skip
-IMITATION_POLICIES = ("goals", "controller", "cloning", "most_frequent", "no_op")
+IMITATION_POLICIES = ("goal_policy", "actor_critic", "bc", "most_frequent", "noop")
 PLAY = ("n", "frames_per_second", "latency_ms_p50", "latency_ms_p95")
 
 
 def empty_metrics() -> dict[str, Any]:
-    """Every key, with nothing measured yet."""
+    """Give every key, with nothing measured yet."""
     return {
         "tokenizer": dict.fromkeys(TOKENIZER),
         "probe": dict.fromkeys(PROBE),

@@ -1,4 +1,4 @@
-"""One HTML page that holds a whole evaluation: figures with their n and intervals, pictures."""
+"""One HTML page with a whole evaluation: metrics with their n and intervals, and images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from data.files import atomic_write
 from evaluation.measures.reconstruction import BRIGHTNESS_BINS
 from evaluation.protocols.goals import PROTOCOLS
 from evaluation.report.action_tables import controllability, imitation
 from evaluation.report.tables import interval, number, table
-from pipeline.checkpoint import write_whole
 
 STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #1b1b1e; max-width: 1120px; margin: 2em auto;
@@ -24,13 +24,13 @@ th:first-child, td:first-child { text-align: left } tr.own td { font-weight: 600
 img { max-width: 100%; margin: .3em 0 } figure { margin: 0 0 1em } pre { font-size: 12px }
 """
 CURVE_LABELS = {
-    "psnr": "PSNR, imagined (dB)",
+    "psnr": "PSNR, model rollout (dB)",
     "copy_last_psnr": "PSNR, last true frame",
     "copy_last_reconstructed_psnr": "PSNR, last reconstructed frame",
     "shuffled_psnr": "PSNR, actions of another clip",
     "reconstruction_psnr": "PSNR, tokenizer alone",
     "delta_psnr": "delta-PSNR (dB)",
-    "ssim": "SSIM, imagined",
+    "ssim": "SSIM, model rollout",
     "copy_last_ssim": "SSIM, last true frame",
     "agent_px": "agent error (px of 512)",
     "copy_last_agent_px": "agent, last true frame",
@@ -43,7 +43,7 @@ HIGHLIGHTED = {"psnr", "delta_psnr", "ssim", "agent_px", "block_px", "block_degr
 
 
 def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
-    """Write FOLDER/index.html from the figures and their pictures in FOLDER/plots."""
+    """Write FOLDER/index.html from the metrics and the images in FOLDER/plots."""
     plots, open_loop = folder / "plots", metrics["open_loop"]
     curves = ["curves_pixels.png"] if open_loop["horizons"] else []
     states = ["curves_states.png"] if open_loop["agent_px"] else []
@@ -52,22 +52,22 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         f"<h1>{escape(title)}</h1>",
         f"<p class=quiet>{escape(_about(metrics['provenance']))}</p>",
         "<p>Everything is measured on held-out episodes. Brackets are 95% intervals: a bootstrap "
-        "over whole source episodes for pictures, over episodes for scores, Wilson's for shares. "
-        "A dash is what was not measured.</p>",
+        "over whole source episodes for images, over episodes for scores, Wilson's for shares. "
+        "A dash stands for what was not measured.</p>",
         *_tokenizer(metrics["tokenizer"]),
         *_images(
             plots,
             ["reconstructions.png"] if metrics["tokenizer"]["n"] else [],
-            "Truth, what the tokenizer gives back, error.",
+            "True frames, reconstruction, error.",
         ),
         *_probe(metrics["probe"]),
         *_open_loop(open_loop),
-        *_images(plots, curves, "By horizon, beside the copies that cost nothing."),
-        *_images(plots, states, "Read from the pictures by the state estimator."),
+        *_images(plots, curves, "By horizon, with the no-change baselines."),
+        *_images(plots, states, "Estimated from the images by the state estimator."),
         *_images(
             plots,
-            ["film-*.png"] if curves else [],
-            "Truth above imagination above error, steps after the last frame.",
+            ["video-*.png"] if curves else [],
+            "True frames, model rollout, error, by steps after the last true frame.",
         ),
         *controllability(metrics["controllability"]),
         *imitation(metrics["imitation"]),
@@ -84,31 +84,31 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         f"<style>{STYLE}</style><body>{''.join(body)}</body></html>"
     )
     path = folder / "index.html"
-    write_whole(path, page.encode())
+    atomic_write(path, page.encode())
     return path
 
 
 def _about(provenance: dict[str, Any]) -> str:
-    facts = (provenance.get(key) for key in ("run", "recordings", "device", "finished"))
+    facts = (provenance.get(key) for key in ("run", "dataset", "device", "finished"))
     return " · ".join(str(fact) for fact in facts if fact)
 
 
 def _tokenizer(metrics: dict[str, Any]) -> list[str]:
     psnr = number(metrics["psnr"]) + interval(metrics, "psnr_low", "psnr_high")
     ssim = number(metrics["ssim"], 4) + interval(metrics, "ssim_low", "ssim_high", 4)
-    head = ["PSNR (dB)", "SSIM", "codes used", "codes changing", "patches changing", "frames"]
+    head = ["PSNR (dB)", "SSIM", "codes used", "code flip rate", "patch change rate", "frames"]
     codes_used = number(metrics["codes_used"])
-    if metrics.get("codes"):
-        codes_used += f" <small>of {metrics['codes']}</small>"
-    change_rates = [number(metrics[key], 4) for key in ("codes_changing", "patches_changing")]
+    if metrics.get("codebook_size"):
+        codes_used += f" <small>of {metrics['codebook_size']}</small>"
+    change_rates = [number(metrics[key], 4) for key in ("code_flip_rate", "patch_change_rate")]
     row = [psnr, ssim, codes_used, *change_rates, number(metrics["n"])]
     parts = ["<h2>Tokenizer</h2>", table(head, [row])]
-    if metrics["bands"]:
+    if metrics["by_brightness"]:
         head = ["brightness of the frame", "PSNR (dB)", "SSIM", "frames"]
         brightness_rows = [
-            [f"{name}, {_brightness_range(name)}", number(band["psnr"]), number(band["ssim"], 4),
-             number(band["n"])]
-            for name, band in metrics["bands"].items()
+            [f"{name}, {_brightness_range(name)}", number(row["psnr"]), number(row["ssim"], 4),
+             number(row["n"])]
+            for name, row in metrics["by_brightness"].items()
         ]  # fmt: skip
         parts.append(table(head, brightness_rows))
     return parts
@@ -124,9 +124,9 @@ def _open_loop(metrics: dict[str, Any]) -> list[str]:
     if not metrics["horizons"]:
         return [*parts, "<p>-</p>"]
     parts.append(
-        f"<p>{metrics['n']} windows from {metrics['sources']} sources; {metrics['context']} true "
-        "frames, then actions alone. PSNR is that of the mean squared error over windows; 100 dB "
-        "stands for equal.</p>"
+        f"<p>{metrics['n']} clips from {metrics['sources']} sources; {metrics['context_frames']} "
+        "true frames, then actions alone. PSNR is that of the mean squared error over clips; "
+        "100 dB stands for equal.</p>"
     )
     rows, highlight = [], set()
     for key, label in CURVE_LABELS.items():
@@ -157,10 +157,11 @@ def _probe(metrics: dict[str, Any]) -> list[str]:
     names = list(metrics["linear"])
     rows = [[kind, *(number(metrics[kind][n], 3) for n in names)] for kind in ("linear", "mlp")]
     return [
-        "<h2>Probes: what the latents know of the state</h2>",
+        "<h2>Probes: the state in the latents</h2>",
         table(["correlation r", *(name.replace("_", " ") for name in names)], rows),
-        f"<p>{number(metrics['n'])} held-out frames; effective rank {number(metrics['rank'], 1)}, "
-        f"mean variance {number(metrics['variance'], 3)}.</p>",
+        f"<p>{number(metrics['n'])} held-out frames; effective rank "
+        f"{number(metrics['effective_rank'], 1)}, mean variance "
+        f"{number(metrics['latent_variance'], 3)}.</p>",
     ]
 
 
@@ -173,23 +174,23 @@ def _task(policies: dict[str, Any]) -> list[str]:
         score = number(row.get("score"), 3) + interval(row, digits=3)
         rows.append([name, score, success, number(row.get("coverage"), 3), number(row.get("n"))])
     head = ["policy", "score", "success", "highest coverage", "episodes"]
-    return [*parts, table(head, rows, {list(policies).index("controller")})]
+    return [*parts, table(head, rows, {list(policies).index("actor_critic")})]
 
 
 def _goals(protocols: dict[str, Any]) -> list[str]:
     parts = [
-        "<h2>Goal reaching</h2><p>Protocols that are not comparable with each other. Planner plans "
-        "in the imagined world; controller and cloning are not told the goal; simulator is the "
-        "true simulator under a sampling planner, the upper bound.</p>"
+        "<h2>Goal reaching</h2><p>Protocols are not comparable with each other. planner, "
+        "policy_prior and goal_policy act by the world model; actor_critic and bc are not given "
+        "the goal; oracle_cem plans in the true simulator, the upper bound.</p>"
     ]
     for protocol, policies in protocols.items():
         rows = []
         for name, row in policies.items():
             row = row or {}
             success = number(row.get("success"), 3) + interval(row, digits=3)
-            seconds = number(row.get("seconds_of_a_plan"), 3)
+            seconds = number(row.get("plan_seconds"), 3)
             rows.append([name, success, number(row.get("n")), seconds])
-        parts.append(table([escape(protocol), "success", "pairs", "s a plan"], rows))
+        parts.append(table([escape(protocol), "success", "pairs", "seconds per plan"], rows))
     return parts
 
 
@@ -208,13 +209,13 @@ def _goal_images(protocols: dict[str, Any]) -> list[str]:
     planned_offsets = {
         PROTOCOLS[key].goal_offset for key in measured if protocols[key]["planner"]["n"]
     }
-    images = [f"goal-{offset}-films.png" for offset in sorted(planned_offsets)]
+    images = [f"goal-{offset}-videos.png" for offset in sorted(planned_offsets)]
     return images + [f"goal-{key}.png" for key in measured]
 
 
 def _images(plots: Path, patterns: list[str], caption: str) -> list[str]:
-    """Those that match; a caller whose figures were not measured now names none, because what is
-    there is of an evaluation before."""
+    """Embed the images that match. A caller names none whose metrics were not measured now: such a
+    file is of an earlier evaluation."""
     images = []
     for path in [path for pattern in patterns for path in sorted(plots.glob(pattern))]:
         data = base64.b64encode(path.read_bytes()).decode()
@@ -234,4 +235,4 @@ def _provenance(values: dict[str, Any], prefix: str = "") -> str:
             rows.append([escape(name), escape(text)])
 
     walk(values, prefix)
-    return table(["what", "value"], rows)
+    return table(["name", "value"], rows)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, as PNG files."""
+"""Plots and image strips of an evaluation, as PNG files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 
 NAVY, GRAY = "#1d3557", "#8d99ae"
-CURVE_STYLES = {  # key in the figures -> label, colour, line
-    "": ("imagined", NAVY, "-"),
+CURVE_STYLES = {  # prefix of the metric -> label, color, line
+    "": ("model rollout", NAVY, "-"),
     "copy_last_": ("last true frame", "#e07a5f", "--"),
     "copy_last_reconstructed_": ("last reconstructed frame", "#f2b84b", "--"),
     "shuffled_": ("actions of another clip", "#7b2cbf", ":"),
@@ -34,13 +34,13 @@ def pixel_curves(metrics: dict[str, Any], path: Path) -> None:
         _curves(ax, metrics, measure)
         ax.set_ylabel(label)
     axes[2].axhline(0, color=GRAY, linewidth=0.8)
-    axes[2].set_title("what the actions are worth", fontsize=9)
+    axes[2].set_title("gain from the true actions", fontsize=9)
     _add_legend(axes[0])
     _save(fig, path)
 
 
 def state_curves(metrics: dict[str, Any], path: Path) -> None:
-    """Draw the errors of agent and block by horizon beside the copy and the estimator's own."""
+    """Draw the errors of agent and block by horizon, with the copy's and the estimator's own."""
     measures = [m for m in ("agent_px", "block_px", "block_degrees") if metrics.get(m)]
     fig, axes = plt.subplots(1, len(measures), figsize=(4.4 * len(measures), 3.8), squeeze=False)
     for ax, measure in zip(axes[0], measures, strict=True):
@@ -72,18 +72,18 @@ def _curves(ax: Any, metrics: dict[str, Any], measure: str) -> None:
 
 
 def _add_legend(ax: Any) -> None:
-    """Above the axis, where no curve runs through the names."""
+    """Place the legend above the axis, clear of the curves."""
     ax.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
 def bar_chart(rows: dict[str, dict[str, Any] | None], measure: str, title: str, path: Path) -> None:
-    """Draw one figure of several policies with its interval; what was not measured is left out."""
+    """Draw one metric of several policies with its interval; skip what was not measured."""
     measured = {name: row for name, row in rows.items() if row and row.get(measure) is not None}
     fig, ax = plt.subplots(figsize=(6, 0.45 * len(measured) + 1.1))
     for y, (name, row) in enumerate(measured.items()):
         value = row[measure]
         error_bars = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
-        ax.barh(y, value, color=NAVY if name == "controller" else GRAY, height=0.6)
+        ax.barh(y, value, color=NAVY if name == "actor_critic" else GRAY, height=0.6)
         ax.errorbar(value, y, xerr=error_bars, color="black", capsize=3, linewidth=1)
         ax.text(1.01, y, f"{value:.3f}  n={row['n']}", va="center", fontsize=8)
     ax.set_yticks(range(len(measured)), list(measured), fontsize=8)
@@ -95,14 +95,14 @@ def bar_chart(rows: dict[str, dict[str, Any] | None], measure: str, title: str, 
 
 
 def draw_reconstructions(truth: Tensor, reconstructed: Tensor, path: Path) -> None:
-    """Draw frames (n, 3, H, W) uint8 above what the tokenizer makes of them, above the error."""
+    """Draw frames (n, 3, H, W) uint8 above their reconstruction, above the error."""
     draw_strip([("truth", truth), ("tokenizer", reconstructed)], [""] * len(truth), path)
 
 
 def draw_strip(
     rows: Sequence[tuple[str, Tensor]], titles: Sequence[str], path: Path, error: bool = True
 ) -> None:
-    """Draw films one above the other, and below them the error of the last against the first.
+    """Draw videos one above the other, and below them the error of the last against the first.
 
     rows: a name and (T, 3, H, W) uint8 each.
     """

@@ -1,4 +1,4 @@
-"""Figures as cells and rows of HTML."""
+"""Metrics as cells and rows of HTML."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from typing import Any
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """Show a figure, or a dash where there is none."""
+    """Format a value, or a dash where there is none."""
     if value is None:
         return "-"
     return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def interval(row: dict[str, Any], low: str = "low", high: str = "high", digits: int = 2) -> str:
+    """Format an interval; nothing where there is none."""
     if row.get(low) is None or row.get(high) is None:
         return ""
     return f" <small>[{number(row[low], digits)}, {number(row[high], digits)}]</small>"
 
 
 def table(head: list[str], rows: list[list[str]], highlight: set[int] | None = None) -> str:
-    """Make a table of cells that are HTML already; rows in `own` stand out."""
+    """Build a table of cells that are HTML already; rows in `highlight` are bold."""
     highlight = highlight or set()
     lines = ["<table><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr>"]
     for at, row in enumerate(rows):

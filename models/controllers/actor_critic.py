@@ -1,6 +1,6 @@
-"""Actor-critic on imagined trajectories (DreamerV3, arXiv:2301.04104, section 3).
+"""Actor-critic on model rollouts (DreamerV3, arXiv:2301.04104, section 3).
 
-Letters: B starts, H imagined steps, P patches, N latents a frame, D latent width, A action numbers.
+Letters: B starts, H rollout steps, P patches, N latents a frame, D latent width, A action numbers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
+from data.batch import Batch
+from models.controllers.controller import TrainedController
 from models.controllers.policy import LatentPolicy, PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
 from models.layers.heads import TwoHot
-from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+from models.method import Best, Losses
+from models.tokenizers.codes import HasCodebooks
+from models.tokenizers.tokenizer import LatentSpec
 from models.world import World
 
 
@@ -23,23 +27,26 @@ from models.world import World
 class ActorCriticConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     horizon: int = 15
-    """Imagined steps."""
+    """Steps of a rollout."""
     discount: float = 0.99
-    """Worth of a reward one step later."""
+    """Factor on a reward one step later."""
     lam: float = 0.95
-    """Lambda of the returns: 0 trusts the critic after one step, 1 only at the end."""
+    """Lambda of the returns: 0 uses the critic after one step, 1 only at the end."""
     entropy: float = 3e-4
     """Weight of the policy's entropy."""
     slow_critic_rate: float = 0.02
-    """Share of the critic that its slow copy takes over each step."""
+    """Rate at which the slow critic follows the critic, per step."""
     return_norm_rate: float = 0.01
-    """Share of a batch in the running range of returns."""
+    """Rate of the running range of returns, per step."""
     bc_weight: float = 0.1
-    """Weight of behaviour cloning beside the actor's loss, so that few steps do no harm."""
+    """Weight of behavior cloning, which keeps the policy near the data."""
 
 
-class ActorCritic(nn.Module):
-    """A policy and a critic; the critic looks at the same latents with eyes of its own."""
+class ActorCritic(TrainedController):
+    """A policy and a critic, each with an encoder of its own on the same latents."""
+
+    needs = frozenset({"latents", "actions"})
+    best = Best("improvement_ci_low")
 
     return_scale: Tensor
 
@@ -49,46 +56,44 @@ class ActorCritic(nn.Module):
         self.policy = LatentPolicy(config.policy, latents, actions)
         self.critic = Critic(config.policy, latents)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.register_buffer("scale", torch.zeros(()))
+        self.register_buffer("return_scale", torch.zeros(()))
+        self._pending: list[Tensor] = []  # returns of each micro-batch, for after_step
 
-    def load_codebook(self, tokenizer: Tokenizer) -> None:
+    def load_codebook(self, source: HasCodebooks) -> None:
         for encoder in (self.policy.encoder, self.critic.encoder, self.slow_critic.encoder):
-            encoder.load_codebook(tokenizer)
+            encoder.load_codebook(source)
 
-    def act(self, state: State, sample: bool = True) -> Tensor:
-        return self.policy.act(state, sample)
+    def reset(self) -> None:
+        """Nothing is remembered."""
 
-    def loss(
-        self,
-        world: World,
-        latents: Tensor,
-        actions: Tensor,
-        bc_latents: Tensor,
-        bc_actions: Tensor,
-    ) -> dict[str, Tensor]:
-        """Imagine from the last of latents (B, T, N) with actions (B, T, A) between them.
+    def act(self, state: State, goal: Tensor | None = None) -> Tensor:
+        return self.policy.act(state, goal)
 
-        shown, shown_actions: what to clone, as in `PolicyController.loss`.
+    def loss(self, batch: Batch, world: World) -> Losses:
+        """Roll out from the last of latents (B, T, N), with actions (B, T, A) between them.
+
+        `bc_latents` and `bc_actions` in the batch's extra are what to clone, as in
+        `LatentPolicy.loss`.  The advantage's mean is that of the (micro-)batch.
         """
+        latents, actions = batch.require("latents", "actions")
+        bc_latents, bc_actions = batch.require("bc_latents", "bc_actions")
         rollout_latents, rollout_actions, rewards, continues = self.imagine(world, latents, actions)
         config = self.config
         with torch.no_grad():
-            values = self.critic(rollout_latents.flatten(0, 1)).view(
-                rollout_latents.shape[:2]
-            )  # (H + 1, B)
+            values = self.critic(rollout_latents.flatten(0, 1))
+            values = values.view(rollout_latents.shape[:2])  # (H + 1, B)
             discounts = config.discount * continues
             returns = lambda_returns(rewards, values, discounts, config.lam)  # (H, B)
-            return_range = torch.quantile(returns.flatten(), 0.95) - torch.quantile(
-                returns.flatten(), 0.05
-            )
-            self._update_return_scale(return_range)
-            advantage = (returns - values[:-1]) / self.return_scale.clamp(min=1e-2)
-            # until the critic knows what to expect, all that is done would look good
+            # until it has seen a step, the scale is that of the returns at hand
+            known = torch.where(self.return_scale > 0, self.return_scale, return_range(returns))
+            advantage = (returns - values[:-1]) / known.clamp(min=1e-2)
+            if self.training:
+                self._pending.append(returns.flatten())
+            # an untrained critic underestimates: every action would look good
             advantage = advantage - advantage.mean(1, keepdim=True)
             weights = torch.cumprod(
                 torch.cat([torch.ones_like(discounts[:1]), discounts[:-1]]), dim=0
             )
-            self._update_slow_critic()
         dist = self.policy.distribution(rollout_latents[:-1].flatten(0, 1))
         log_prob = dist.log_prob(rollout_actions.flatten(0, 1)).view(weights.shape)
         entropy = dist.entropy().view(weights.shape)
@@ -99,30 +104,30 @@ class ActorCritic(nn.Module):
             slow_value = self.slow_critic(rollout_latents[:-1].flatten(0, 1))
         head = self.critic.out
         critic_loss = head.loss(features, target) + head.loss(features, slow_value)
-        bc_loss = self.policy.loss(bc_latents, bc_actions)["cloning"]
+        bc_loss = self.policy.loss(Batch(latents=bc_latents, actions=bc_actions))["bc_nll"]
         return {
             "actor": actor_loss,
             "critic": (weights.flatten() * critic_loss).mean(),
-            "anchor": config.bc_weight * bc_loss,
+            "bc": config.bc_weight * bc_loss,
             "imagined_return": returns[0].mean(),
             "imagined_reward": rewards.mean(),
             "entropy": entropy.mean().detach(),
-            "scale": self.return_scale.clone(),
+            "return_scale": self.return_scale.clone(),
         }
 
     @torch.no_grad()
     def imagine(
         self, world: World, latents: Tensor, actions: Tensor, horizon: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Follow the sampled policy: latents (H + 1, B, N), normalised actions (H, B, A),
-        rewards (H, B) and continue probabilities (H, B) of what each action led to."""
-        state = world.dynamics.start(latents, actions[:, : latents.shape[1] - 1])
+        """Roll out the sampled policy: latents (H + 1, B, N), normalized actions (H, B, A), and the
+        rewards (H, B) and continue probabilities (H, B) that each action led to."""
+        state = world.start_from(latents, actions[:, : latents.shape[1] - 1])
         rollout_latents, rollout_actions, rewards, continues = [state.latents], [], [], []
         for _ in range(horizon or self.config.horizon):
             action = self.policy.distribution(state.latents).sample()
             if self.policy.actions.kind == "continuous":
                 action = action.clamp(-1, 1)
-            state = world.dynamics.step(state, action)
+            state = world.step_from(state, action)
             rollout_latents.append(state.latents)
             rollout_actions.append(action)
             rewards.append(state.reward.float())
@@ -134,13 +139,14 @@ class ActorCritic(nn.Module):
             torch.stack(continues),
         )
 
-    def _update_return_scale(self, return_range: Tensor) -> None:
-        rate = torch.where(
-            self.return_scale > 0, self.config.return_norm_rate, 1.0
-        )  # `if` would wait for a GPU
-        self.return_scale.lerp_(return_range, rate)
-
-    def _update_slow_critic(self) -> None:
+    def after_step(self) -> None:
+        """Move the return scale, by all micro-batches together, and the slow critic."""
+        if self._pending:
+            found = return_range(torch.cat(self._pending))
+            self._pending = []
+            # `if` would wait for a GPU
+            rate = torch.where(self.return_scale > 0, self.config.return_norm_rate, 1.0)
+            self.return_scale.lerp_(found, rate)
         for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
             slow.lerp_(fast, self.config.slow_critic_rate)
 
@@ -161,10 +167,16 @@ class Critic(nn.Module):
         return self.out(self.features(latents))
 
 
-def lambda_returns(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float) -> Tensor:
-    """R_t = r_t + live_t ((1 - lambda) v_{t+1} + lambda R_{t+1}), R at the end = v (equation 7).
+def return_range(returns: Tensor) -> Tensor:
+    """From the 5th to the 95th percentile (DreamerV3, equation 11): (...) -> ()."""
+    flat = returns.flatten()
+    return torch.quantile(flat, 0.95) - torch.quantile(flat, 0.05)
 
-    rewards, live: (H, B), of what action t led to.  values: (H + 1, B).  Returns (H, B).
+
+def lambda_returns(rewards: Tensor, values: Tensor, discounts: Tensor, lam: float) -> Tensor:
+    """R_t = r_t + d_t ((1 - lambda) v_{t+1} + lambda R_{t+1}), R at the end = v (equation 7).
+
+    rewards, discounts d: (H, B), of what action t led to.  values: (H + 1, B).  Returns (H, B).
     """
     next_return = values[-1]
     returns = []

@@ -1,12 +1,12 @@
-"""A controller of codes that is shown a goal: what to press next, to come to see that picture.
+"""A goal-conditioned policy over discrete actions.
 
-It learns from imagined trajectories, in two ways, and from recorded ones beside.  Several ways from
-each start are drawn and imagined; those that end nearer to the goal's latents than the others from
-the same start are made likelier (REINFORCE with the others as the baseline, Kool et al. 2019); and
-each imagined way is an answer to the goal where it ended (hindsight, arXiv:1707.01495).  Codes let
-no gradient through, so this takes the place that models/controllers/goal_policy.py has for continuous actions.
+It learns from model rollouts and from the dataset.  Several rollouts are sampled from each start.
+Those that end nearer to the goal's latents than the others are made likelier (REINFORCE with a
+leave-one-out baseline, Kool et al. 2019).  Each rollout is also an example for the goal where it
+ended (hindsight experience replay, arXiv:1707.01495).  Codes pass no gradient, so this replaces
+`models/controllers/goal_policy.py`, which is for continuous actions.
 
-Letters: B worlds, K ways, H steps, T frames, N codes a frame, P patches, D latent width.
+Letters: B worlds, K samples, H steps, T frames, N codes a frame, P patches, D latent width.
 """
 
 from __future__ import annotations
@@ -17,31 +17,39 @@ import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
+from data.batch import Batch
+from models.controllers.controller import TrainedController
 from models.controllers.planner import Plan
 from models.controllers.policy import PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
-from models.layers.multi_categorical import MultiCategorical
-from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+from models.layers.distributions import MultiCategorical
+from models.method import Best, Losses
+from models.tokenizers.codes import HasCodebooks
+from models.tokenizers.tokenizer import LatentSpec
 from models.world import World
 
 
 @dataclass(frozen=True)
 class DiscreteGoalPolicyConfig:
     encoder: PolicyConfig = field(default_factory=PolicyConfig)
-    """How latents are looked at, and the width of the layers behind."""
+    """The latents' encoder, and the width of the hidden layers."""
     goal_offset: int = 8
-    """Steps to a goal in training."""
+    """Steps from a start to its goal in training."""
     num_samples: int = 4
-    """Ways that are imagined from each start."""
+    """Rollouts from each start."""
     her_weight: float = 0.5
-    """Weight of the answers that imagined ways are to their own ends."""
+    """Weight of hindsight experience replay: rollouts as examples for their own ends."""
     bc_weight: float = 1.0
-    """Weight of cloning what was recorded on the way to the goal."""
+    """Weight of behavior cloning on the dataset's way to the goal."""
     entropy: float = 3e-3
+    """Weight of the policy's entropy."""
 
 
-class DiscreteGoalPolicy(nn.Module):
+class DiscreteGoalPolicy(TrainedController):
     """State and goal to a distribution over codes."""
+
+    needs = frozenset({"latents", "actions"})
+    best = Best("final_distance", higher_is_better=False)
 
     def __init__(
         self, config: DiscreteGoalPolicyConfig, latents: LatentSpec, actions: ActionSpec
@@ -49,8 +57,8 @@ class DiscreteGoalPolicy(nn.Module):
         super().__init__()
         if not actions.factors:
             raise ValueError(
-                "this controller for goals chooses keys and turns, but the world's actions are not "
-                "made of choices; --preset goals has one for continuous actions"
+                "a discrete goal policy needs factored discrete actions, and this world's are not; "
+                "--preset keypoints has a goal policy for continuous actions"
             )
         self.config, self.actions = config, actions
         self.max_goal_offset = config.goal_offset
@@ -62,8 +70,8 @@ class DiscreteGoalPolicy(nn.Module):
             mlp(dim, config.encoder.hidden_dim, sum(actions.factor_sizes)),
         )
 
-    def load_codebook(self, tokenizer: Tokenizer) -> None:
-        self.encoder.load_codebook(tokenizer)
+    def load_codebook(self, source: HasCodebooks) -> None:
+        self.encoder.load_codebook(source)
 
     def distribution(self, latents: Tensor, goal: Tensor) -> MultiCategorical:
         """latents, goal (B, N) -> a distribution over codes, (B,)."""
@@ -77,19 +85,20 @@ class DiscreteGoalPolicy(nn.Module):
         last_action: Tensor | None,
         warm_start: Tensor | None = None,
     ) -> Plan:
-        """Give a plan of one step: the likeliest code. Its cost is minus its log-probability."""
+        """Plan one step: the likeliest code.  Its cost is minus its log-probability."""
         dist = self.distribution(state.latents, goal)
         code = dist.mode
         return Plan(code[:, None], code[:, None, None], -dist.log_prob(code))
 
-    def loss(self, world: World, latents: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """latents (B, T, N), codes of actions (B, T).
+    def loss(self, batch: Batch, world: World) -> Losses:
+        """latents (B, T, N), action codes (B, T).
 
-        The start is frame T - 1 - H, and what is before it its history; the goal is the last frame.
+        The goal is the last frame, the start is frame T - 1 - H, and its history is before it.
         """
+        latents, actions = batch.require("latents", "actions")
         start = latents.shape[1] - 1 - self.max_goal_offset
         goal = latents[:, -1]
-        state = world.dynamics.start(latents[:, : start + 1], actions[:, :start])
+        state = world.start_from(latents[:, : start + 1], actions[:, :start])
         rollouts = state.repeat(self.config.num_samples)
         goals = goal.repeat_interleave(self.config.num_samples, 0)
         rollout_latents, rollout_actions = [], []
@@ -98,7 +107,7 @@ class DiscreteGoalPolicy(nn.Module):
                 action = self.distribution(rollouts.latents, goals).sample()
                 rollout_latents.append(rollouts.latents)
                 rollout_actions.append(action)
-                rollouts = world.dynamics.step(rollouts, action)
+                rollouts = world.step_from(rollouts, action)
             initial_distance = self._latent_mse(world, state.latents, goal).mean().clamp(min=1e-6)
             final_distance = self._latent_mse(world, rollouts.latents, goals) / initial_distance
             final_distance = final_distance.view(-1, self.config.num_samples)  # (B, K)
@@ -119,14 +128,14 @@ class DiscreteGoalPolicy(nn.Module):
         bc_loss = -bc_dist.log_prob(actions[:, start:-1].flatten()).mean()
         return {
             "actor": -policy_gain - self.config.entropy * entropy,
-            "hindsight": -self.config.her_weight * her_dist.log_prob(sampled_actions).mean(),
-            "recorded": self.config.bc_weight * bc_loss,
+            "her": -self.config.her_weight * her_dist.log_prob(sampled_actions).mean(),
+            "bc": self.config.bc_weight * bc_loss,
             "entropy": entropy.detach(),
-            "left": final_distance.mean(),
+            "final_distance": final_distance.mean(),
         }
 
     @staticmethod
     def _latent_mse(world: World, latents: Tensor, goal: Tensor) -> Tensor:
-        """Mean squared distance of two frames' latents: (B,)."""
+        """Mean squared error between two frames' latents: (B,)."""
         difference = world.vectors(latents) - world.vectors(goal)
         return difference.float().square().flatten(1).mean(1)

@@ -1,13 +1,12 @@
-"""A controller that is shown a goal and says at once where to move next, without search.
+"""A goal-conditioned policy: from state and goal to the next action block, without search.
 
-It is asked again at the end of every leg of a few actions, and learns on imagined trajectories: it
-is let go from a recorded state towards what was recorded later, answers at each leg to where it has
-come to in imagination, and the distance that a planner searches over is lowered by its gradient
-through the whole of it (SVG, arXiv:1510.09142; Dreamer's actor, arXiv:1912.01603).  Such a gradient
-tells nothing of what has to be gone around until the block is touched; that, the recording shows,
-whose next leg is an answer to what came of it (hindsight, arXiv:1707.01495).
+It is queried once per action block and learns on model rollouts.  A rollout starts at a state of
+the dataset; its goal is a later frame.  The distance that a planner minimizes is lowered by its
+gradient through the whole rollout (SVG, arXiv:1510.09142; Dreamer's actor, arXiv:1912.01603).  That
+gradient says nothing about detours before contact.  Behavior cloning adds them: the dataset's next
+action block is an example for the goal that it led to (hindsight, arXiv:1707.01495).
 
-Letters: B worlds, L legs, T frames, P patches, D latent width, A action numbers.
+Letters: B worlds, T frames, P patches, D latent width, A action numbers, F wavelengths.
 """
 
 from __future__ import annotations
@@ -15,63 +14,71 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.actions import ActionSpec
+from data.batch import Batch
+from models.controllers.controller import TrainedController
 from models.controllers.planner import Plan, interpolate
 from models.controllers.policy import PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
 from models.layers.embeddings import fourier_features
-from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+from models.method import Best, Losses
+from models.tokenizers.codes import HasCodebooks
+from models.tokenizers.tokenizer import LatentSpec
 from models.world import World
 
 
 @dataclass(frozen=True)
 class GoalPolicyConfig:
     encoder: PolicyConfig = field(default_factory=lambda: PolicyConfig(hidden_dim=512))
-    """How latents of many patches are looked at, and the width of the layers behind."""
+    """The latents' encoder, and the width of the hidden layers."""
     action_block: int = 5
-    """Actions of a leg, which the action moves through evenly."""
+    """Actions of a block, interpolated linearly to its last one."""
     horizon: int = 6
-    """Legs that are imagined in training."""
+    """Action blocks of a training rollout."""
     max_goal_offset: int = 40
     """Actions from a start to the farthest goal in training."""
     action_delta_scale: float = 0.2
-    """Length of a leg that costs `effort`, where an action spans 2; none is over three times it."""
+    """Change of the action over a block that costs `control_penalty`; an action spans 2.  The
+    largest change is three times as much."""
     early_weight: float = 0.1
-    """Weight of the distance before the recording was at the goal, beside 1 from then on."""
+    """Weight of the goal distance before the dataset reaches the goal; it is 1 from then on."""
     bc_weight: float = 0.02
-    """Weight of answering as recorded, in squares of `spread`."""
+    """Weight of behavior cloning, a squared error in units of `bc_std`."""
     bc_std: float = 0.1
+    """Standard deviation of an action; an action spans 2."""
     control_penalty: float = 0.0125
-    """Cost of legs of length `reach`, beside 1 for staying as far from the goal as before: what
-    lies far from the recordings is imagined wrongly."""
+    """Cost of changing the action by `action_delta_scale`; a goal distance that does not change
+    costs 1.  The model is wrong far from the dataset."""
 
 
-class GoalPolicy(nn.Module):
-    """State and goal to the end of the next leg. An episode's first action begins in the middle of
-    the action space, unless it is known where the hand is.
+class GoalPolicy(TrainedController):
+    """State and goal to the last action of the next block.
 
-    Where latents are places and an action points at one, the network is also shown how far each
-    place is from the hand, as sines and cosines: whether the block is touched, and on which side,
-    is a small difference of large numbers, too.
+    An episode starts at the center of the action space if its last action is unknown.  Where
+    latents are positions and an action points at one, the network also reads the Fourier features
+    of the offsets between them: contact, and its side, are small differences of large numbers.
     """
 
     WAVELENGTHS = (2.0, 1.0, 0.5)
-    """Wavelengths, where the picture spans 2."""
+    """Of the Fourier features; a frame spans 2."""
     wavelengths: Tensor
+
+    needs = frozenset({"latents", "actions"})
+    best = Best("final_distance", higher_is_better=False)
 
     def __init__(self, config: GoalPolicyConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
         if latents.kind != "continuous" or actions.kind != "continuous":
             raise ValueError(
-                "a controller for goals learns by gradients through imagination, which codes do "
-                "not carry; use a world of continuous latents and actions (--preset goals)"
+                "a goal policy learns by gradients through model rollouts, and codes pass none; "
+                "use a world of continuous latents and actions (--preset keypoints)"
             )
         if config.max_goal_offset < config.action_block:
             raise ValueError(
-                f"goals {config.max_goal_offset} actions ahead are nearer than a leg of {config.action_block}; give "
-                f"--goals.ahead at least --goals.leg"
+                f"--goals.max-goal-offset {config.max_goal_offset} is below --goals.action-block "
+                f"{config.action_block}; give at least as much"
             )
         self.config, self.latents, self.actions = config, latents, actions
         self.horizon, self.action_block = 1, config.action_block
@@ -82,17 +89,19 @@ class GoalPolicy(nn.Module):
         if self.sees_pointer_offsets:
             input_dim += 2 * self.encoder.out_dim * 2 * len(self.WAVELENGTHS)
         wavelengths = torch.tensor(self.WAVELENGTHS)
-        self.register_buffer("waves", wavelengths, persistent=False)
+        self.register_buffer("wavelengths", wavelengths, persistent=False)
         self.net = mlp(input_dim, config.encoder.hidden_dim, actions.size, num_layers=3)
 
-    def load_codebook(self, tokenizer: Tokenizer) -> None:
-        self.encoder.load_codebook(tokenizer)
+    def load_codebook(self, source: HasCodebooks) -> None:
+        self.encoder.load_codebook(source)
 
     def forward(self, latents: Tensor, goal: Tensor, last_action: Tensor) -> Tensor:
-        """latents, goal (B, P, D), the normalised action before (B, A) -> the end of the next leg,
-        (B, A) in [-1, 1]."""
+        """latents, goal (B, P, D), the last action (B, A) -> that of the next block, (B, A).
+
+        Actions are in [-1, 1].
+        """
         state_features, goal_features = self.encoder(latents), self.encoder(goal)
-        # the last of the way is a small difference of large numbers
+        # near the goal, the difference is small between large numbers
         inputs = [
             state_features,
             goal_features,
@@ -104,19 +113,13 @@ class GoalPolicy(nn.Module):
                 self._pointer_offsets(state_features, last_action),
                 self._pointer_offsets(goal_features, last_action),
             ]
-        delta = (
-            3
-            * self.config.action_delta_scale
-            * torch.tanh(self.net(torch.cat(inputs, dim=-1)).float())
-        )
-        return (last_action + delta).clamp(-1, 1)
+        delta = torch.tanh(self.net(torch.cat(inputs, dim=-1)).float())
+        return (last_action + 3 * self.config.action_delta_scale * delta).clamp(-1, 1)
 
     def _pointer_offsets(self, keypoints: Tensor, last_action: Tensor) -> Tensor:
         """(B, D), (B, A) -> (B, D * 2 * F)."""
-        offsets = (
-            keypoints.float().unflatten(-1, (-1, last_action.shape[-1]))
-            - last_action.float()[:, None]
-        )
+        positions = keypoints.float().unflatten(-1, (-1, last_action.shape[-1]))
+        offsets = positions - last_action.float()[:, None]
         return fourier_features(offsets.flatten(1), self.wavelengths).to(keypoints.dtype)
 
     def plan(
@@ -126,8 +129,7 @@ class GoalPolicy(nn.Module):
         last_action: Tensor | None,
         warm_start: Tensor | None = None,
     ) -> Plan:
-        """As `Planner.to_goal`: a way of one leg, which needs none to start from. It is not judged:
-        its cost is 0."""
+        """Plan one action block, as `Planner.plan`, without a warm start; the cost is 0."""
         if last_action is None:
             last_action = torch.zeros(len(state), self.actions.size, device=goal.device)
         else:
@@ -136,12 +138,13 @@ class GoalPolicy(nn.Module):
         cost = torch.zeros(len(knots), device=knots.device)
         return Plan(self.actions.denormalize(interpolate(knots, self.action_block)), knots, cost)
 
-    def loss(self, world: World, latents: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Imagine the way from a frame of a clip towards a later one.
+    def loss(self, batch: Batch, world: World) -> Losses:
+        """Roll out from a frame of a clip towards a later one.
 
-        latents (B, T, P, D) and normalised actions (B, T, A), with T over `horizon` + 1: what is
-        before the start is its history.
+        latents (B, T, P, D) and normalized actions (B, T, A), T > `max_goal_offset` + 1: the frames
+        before the start are its history.
         """
+        latents, actions = batch.require("latents", "actions")
         config = self.config
         batch_size, device = len(latents), latents.device
         history = latents.shape[1] - 1 - self.max_goal_offset
@@ -152,14 +155,14 @@ class GoalPolicy(nn.Module):
         start = history + (torch.rand(batch_size, device=device) * num_starts).long()
         rows = torch.arange(batch_size, device=device)
         history_index = rows[:, None], start[:, None] + torch.arange(-history, 1, device=device)
-        state = world.dynamics.start(latents[history_index], actions[history_index][:, :-1])
+        state = world.start_from(latents[history_index], actions[history_index][:, :-1])
         goal, last_action = latents[rows, start + goal_offset], actions[rows, start - 1]
         initial_distance = (state.latents - goal).float().square().mean().clamp(min=1e-8)
 
         relative_distances, penalties, knots = [], [], []
         for _ in range(config.horizon):
             knot = self(state.latents, goal, last_action)
-            state = world.dynamics.rollout(
+            state = world.rollout_from(
                 state, interpolate(torch.stack([last_action, knot], 1), self.action_block)
             )
             relative_distances.append(
@@ -168,7 +171,7 @@ class GoalPolicy(nn.Module):
             penalties.append(((knot - last_action) / config.action_delta_scale).square().mean(1))
             knots.append(knot)
             last_action = knot
-        # the root of the distance: the last of the way, which decides, counts as much as the first
+        # the root of the distance: errors near the goal count as much as those far from it
         relative_mse = torch.stack(relative_distances, 1)
         distance = (relative_mse + 1e-5) ** 0.25
         arrival = self.action_block * torch.arange(1, config.horizon + 1, device=device)
@@ -176,8 +179,8 @@ class GoalPolicy(nn.Module):
         weights = weights / weights.sum(1, keepdim=True)
         demo_knot = actions[rows, start + self.action_block - 1]
         return {
-            "distance": (weights * distance).sum(1).mean(),
-            "effort": config.control_penalty * torch.stack(penalties).mean(),
-            "recorded": config.bc_weight * ((knots[0] - demo_knot) / config.bc_std).square().mean(),
-            "left": (relative_mse[:, -1].detach() + 1e-4).sqrt().mean(),
+            "goal_distance": (weights * distance).sum(1).mean(),
+            "control_penalty": config.control_penalty * torch.stack(penalties).mean(),
+            "bc": config.bc_weight * ((knots[0] - demo_knot) / config.bc_std).square().mean(),
+            "final_distance": (relative_mse[:, -1].detach() + 1e-4).sqrt().mean(),
         }

@@ -1,12 +1,13 @@
-"""Search for the actions that lead an imagined world to a goal.
+"""Search for the actions that bring a world model to a goal.
 
-One sampler, four ways of narrowing it: the cross-entropy method (Rubinstein 1999), MPPI (Williams
-et al., arXiv:1509.01149), gradient descent through the model, and random shooting.
+One sampler and four optimizers: the cross-entropy method (Rubinstein 1999), MPPI (Williams et al.,
+arXiv:1509.01149), gradient descent through the model, and random shooting.
 
-A candidate is a way: actions at the ends of its legs, between which the action moves evenly, as a
-hand does.  With legs of one action every action is free.  Discrete actions cannot be moved evenly.
+A candidate is a sequence of knots; actions between two knots are interpolated linearly.  With an
+action block of 1 every action is free.  Discrete actions cannot be interpolated.
 
-Letters: B worlds, N candidates, L legs, E = L + 1 ends, T = L * leg actions, A action numbers.
+Letters: B worlds, N candidates, H action blocks, E = H + 1 knots, T = H * action_block actions,
+A action numbers.
 """
 
 from __future__ import annotations
@@ -29,40 +30,44 @@ Search = Callable[..., tuple[Tensor, Tensor]]
 class PlannerConfig:
     method: Literal["cem", "mppi", "gradient", "shooting"] = "cem"
     num_samples: int = 300
-    """Candidates of an iteration."""
+    """Candidates per iteration."""
     iterations: int = 30
     warm_start_iterations: int = 5
-    """Iterations of a search that starts from a way: a guide's, or what is left of a plan."""
+    """Iterations with a warm start: the policy prior's candidate, or the rest of a plan."""
     num_elites: int = 30
-    """Candidates that the next iteration is drawn around (CEM)."""
+    """Candidates that the next iteration is sampled around (CEM)."""
     horizon: int = 5
+    """Action blocks of a plan."""
     action_block: int = 5
-    """Actions of a leg."""
+    """Actions of a block, interpolated between two knots."""
     init_std: float = 0.2
-    """Standard deviation of a leg's length at first; an action spans 2."""
+    """Standard deviation between two knots at first; an action spans 2."""
     prior_noise_std: float = 0.2
-    """Standard deviation of what is added to a guide's answers on the first legs of its ways."""
+    """Standard deviation of the noise on the policy prior's first blocks."""
     prior_noise_blocks: int = 3
-    """Legs of a way that are changed so, at most."""
+    """Largest number of first blocks with that noise."""
     warm_start_std: float = 0.05
-    """Standard deviation around the best of a guide's ways, at first."""
+    """Standard deviation around the policy prior's best candidate at first."""
     min_std: float = 0.01
-    """Standard deviation below which the search is not narrowed."""
+    """Smallest standard deviation of the search."""
     temperature: float = 0.1
-    """Of MPPI's weights, in standard deviations of the candidates' costs."""
+    """Of MPPI's weights, in standard deviations of the cost."""
     learning_rate: float = 0.05
     """Of gradient descent."""
     max_parallel: int = 8192
-    """Candidates that are imagined at once; the plan does not depend on it."""
+    """Largest batch of the model; the plan does not depend on it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("samples", "iterations", "revisions", "best", "legs", "leg", "detours")
+        positive = (
+            "num_samples", "iterations", "warm_start_iterations", "num_elites", "horizon",
+            "action_block", "prior_noise_blocks",
+        )  # fmt: skip
         check_positive(self, "--planner.", *positive)
 
     def with_action_block(self, action_block: int, num_actions: int) -> PlannerConfig:
-        """The same with a guide's legs of `leg` actions, as many as `steps` actions take."""
-        return replace(self, action_block=action_block, legs=-(-num_actions // action_block))
+        """Use a policy prior's `action_block`, and a horizon that holds `num_actions`."""
+        return replace(self, action_block=action_block, horizon=-(-num_actions // action_block))
 
 
 @dataclass
@@ -70,13 +75,13 @@ class Plan:
     actions: Tensor
     """(B, T, A), in the environment's units."""
     knots: Tensor
-    """(B, E, A), in [-1, 1]: what another search can start from."""
+    """(B, E, A), in [-1, 1]: a warm start for another search."""
     cost: Tensor
     """(B,)"""
 
 
 class GoalPlanner(Protocol):
-    """Finds ways to goals: a planner, or a controller that answers at once."""
+    """Plans to a goal: a planner, or a goal policy."""
 
     horizon: int
     action_block: int
@@ -84,41 +89,40 @@ class GoalPlanner(Protocol):
     def plan(
         self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None
     ) -> Plan:
-        """As `Planner.to_goal`."""
+        """As `Planner.plan`."""
         ...
 
 
 class PolicyPrior(Protocol):
-    """Says at once where the next leg should end."""
+    """Gives the last action of the next block."""
 
     action_block: int
 
     def __call__(self, latents: Tensor, goal: Tensor, last_action: Tensor) -> Tensor:
-        """latents, goal (B, P, D), the action before (B, A) -> (B, A); actions in [-1, 1]."""
+        """latents, goal (B, P, D), the last action (B, A) -> (B, A); actions in [-1, 1]."""
         ...
 
 
 @dataclass
 class Noise:
-    """All that is drawn in a search, before it begins: nothing in it asks for chance."""
+    """All random numbers of a search, sampled before it starts."""
 
     gaussian: list[Tensor]
-    """(1, N, L, A) of each iteration, normal."""
+    """(1, N, H, A) of each iteration, normal."""
     init_knots: list[Tensor]
-    """(1, N, 1, A), even over [-1, 1]: where ways begin, of an iteration that draws them anew."""
+    """(1, N, 1, A), uniform in [-1, 1]: first knots of an iteration that samples them."""
     prior: Tensor | None = None
-    """(N, L, A): what is added to a guide's answers."""
+    """(N, H, A): noise on the policy prior."""
 
 
 class Planner:
     """Plans in a world, whatever its tokenizer and dynamics.
 
-    `guide` answers at once.  A search for a goal is then one around the best of many ways that it
-    would go in imagination, each led astray on its first legs and guided from where it has come to:
-    one of them goes around what a single answer, or a search around it, does not (a policy's
-    proposals, as in TD-MPC2, arXiv:2310.16828, and in POPLIN, arXiv:1906.08649, which disturb every
-    step).  `record` may wrap the search, a function of states and tensors in which nothing waits
-    for a GPU, in something that replays it (pipeline/inference/recorded.py).
+    With a `policy_prior` the search starts from the best of its rollouts, each with noise on its
+    first blocks (as in TD-MPC2, arXiv:2310.16828, and in POPLIN, arXiv:1906.08649, which perturb
+    every step): one of them may find a detour that a search around a single rollout does not.
+    `capture` may wrap the search, a function of states and tensors that never waits for a GPU, in a
+    CUDA graph.
     """
 
     def __init__(
@@ -130,11 +134,14 @@ class Planner:
     ) -> None:
         if policy_prior is not None and policy_prior.action_block != config.action_block:
             raise ValueError(
-                f"a plan of legs of {config.action_block} actions cannot begin from ways of legs of "
-                f"{policy_prior.action_block}; give --planner.leg {policy_prior.action_block}"
+                f"the planner's action block ({config.action_block}) differs from the policy "
+                f"prior's ({policy_prior.action_block}); give --planner.action-block "
+                f"{policy_prior.action_block}"
             )
         if world.actions.kind != "continuous":
-            raise ValueError("planning moves actions evenly, which codes of actions cannot be")
+            raise ValueError(
+                "planning interpolates actions; discrete actions cannot be interpolated"
+            )
         self.config, self.world, self.policy_prior = config, world, policy_prior
         self.horizon, self.action_block = config.horizon, config.action_block
         self._search_fn: Search = self._search if capture is None else capture(self._search)
@@ -142,17 +149,17 @@ class Planner:
     def plan(
         self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None
     ) -> Plan:
-        """Plan towards latents, (B, N) codes or (B, P, D).
+        """Plan towards a goal's latents, (B, N) codes or (B, P, D).
 
-        last: (B, A), the action before, in the environment's units, where the way begins.
-        ends: (B, E, A), a way to start the search from, if a guide has none that is better; its
-        legs are as many as are planned.
+        last_action: (B, A), in the environment's units, the first knot of the plan.
+        warm_start: (B, E, A), knots to start the search from, unless the policy prior has better
+        ones; it sets the horizon.
         """
         config, spec = self.config, self.world.actions
         first_knot = (
             None if last_action is None else spec.normalize(last_action.to(self.world.device))
         )
-        # one draw for all worlds: what is planned in one does not depend on its neighbours
+        # the same noise for all worlds: a plan does not depend on the other rows
         with_prior = self.policy_prior is not None
         horizon = config.horizon if warm_start is None else warm_start.shape[1] - 1
         noise = self._sample_noise(horizon, with_prior or warm_start is not None, with_prior)
@@ -166,7 +173,7 @@ class Planner:
         return Plan(spec.denormalize(interpolate(best, config.action_block)), best, best_cost)
 
     def _goal_mse(self, final_state: State, goal: Tensor) -> Tensor:
-        """Of ends, M rows, each from its target, (M, ...): (M,)."""
+        """Distance of M states from their goals, (M, ...): (M,)."""
         return (self.world.vectors(final_state.latents) - goal).square().flatten(1).mean(1)
 
     def _sample_noise(self, horizon: int, warm_start: bool, with_prior: bool) -> Noise:
@@ -181,9 +188,8 @@ class Planner:
         for iteration in range(config.warm_start_iterations if warm_start else config.iterations):
             if iteration == 0 or config.method == "shooting":
                 gaussian.append(normal(horizon))
-                uniform = torch.rand(
-                    (1, config.num_samples, 1, size), generator=generator, device=device
-                )
+                shape = (1, config.num_samples, 1, size)
+                uniform = torch.rand(shape, generator=generator, device=device)
                 init_knots.append(uniform * 2 - 1)
             elif config.method != "gradient":
                 gaussian.append(normal(horizon + 1))
@@ -193,7 +199,7 @@ class Planner:
         num_noisy_blocks = torch.randint(
             1, max_blocks + 1, (config.num_samples, 1, 1), generator=generator, device=device
         )
-        num_noisy_blocks[0] = 0  # the guide's own way
+        num_noisy_blocks[0] = 0  # the policy prior without noise
         block = torch.arange(horizon, device=device)[:, None]
         prior_noise = torch.where(
             block < num_noisy_blocks, config.prior_noise_std * normal(horizon)[0], 0.0
@@ -208,14 +214,15 @@ class Planner:
         warm_start: Tensor | None,
         noise: Noise,
     ) -> tuple[Tensor, Tensor]:
-        """Give the best way, (B, E, A), and what it costs, (B,); first: (B, A) in [-1, 1]."""
+        """Find the best knots, (B, E, A), and their cost, (B,); first_knot: (B, A) in [-1, 1]."""
         config = self.config
         states = state.repeat(config.num_samples)
         goals = goal.repeat_interleave(config.num_samples, dim=0)
 
-        def cost(ways: Tensor) -> Tensor:
-            there = self.world.imagine(states, interpolate(ways.flatten(0, 1), config.action_block))
-            return self._goal_mse(there, goals).view(len(state), config.num_samples)
+        def cost(candidates: Tensor) -> Tensor:
+            actions = interpolate(candidates.flatten(0, 1), config.action_block)
+            final_state = self.world.imagine(states, actions)
+            return self._goal_mse(final_state, goals).view(len(state), config.num_samples)
 
         std = config.init_std
         if noise.prior is not None:
@@ -237,10 +244,8 @@ class Planner:
         candidates = self._init_candidates(
             len(state), first_knot, warm_start, noise.gaussian[0], noise.init_knots[0], std
         )
-        best, best_cost = (
-            candidates[:, 0],
-            torch.full((len(state),), torch.inf, device=candidates.device),
-        )
+        best = candidates[:, 0]
+        best_cost = torch.full((len(state),), torch.inf, device=candidates.device)
         num_iterations = config.iterations if warm_start is None else config.warm_start_iterations
         for iteration in range(num_iterations):
             next_candidates = None
@@ -268,7 +273,8 @@ class Planner:
     def _prior_rollouts(
         self, states: State, goals: Tensor, first_knot: Tensor | None, noise: Tensor
     ) -> tuple[Tensor, State]:
-        """Let the guide go, N rows for each of B worlds: its ways, (B, N, E, A), and their ends."""
+        """Roll out the policy prior, N rows for each of B worlds: knots, (B, N, E, A), and final
+        states."""
         assert self.policy_prior is not None
         num_samples, size = len(noise), noise.shape[-1]
         num_worlds = len(states) // num_samples
@@ -278,12 +284,10 @@ class Planner:
         last_action = start.repeat_interleave(num_samples, dim=0)
         knots = [last_action]
         for block_noise in noise.repeat(num_worlds, 1, 1).unbind(1):
-            knot = (self.policy_prior(states.latents, goals, last_action) + block_noise).clamp(
-                -1, 1
-            )
-            states = self.world.imagine(
-                states, interpolate(torch.stack([last_action, knot], 1), self.action_block)
-            )
+            knot = self.policy_prior(states.latents, goals, last_action) + block_noise
+            knot = knot.clamp(-1, 1)
+            actions = interpolate(torch.stack([last_action, knot], 1), self.action_block)
+            states = self.world.imagine(states, actions)
             knots.append(knot)
             last_action = knot
         return torch.stack(knots, 1).unflatten(0, (num_worlds, num_samples)), states
@@ -297,7 +301,7 @@ class Planner:
         init_knots: Tensor,
         std: float,
     ) -> Tensor:
-        """Walks from where the hand is, or from anywhere: (B, N, E, A)."""
+        """Random walks from the first knot, or from `init_knots`: (B, N, E, A)."""
         noise = std * noise
         start = init_knots.expand(num_worlds, -1, -1, -1)
         if first_knot is not None:
@@ -315,7 +319,7 @@ class Planner:
         first_knot: Tensor | None,
         noise: Tensor,
     ) -> Tensor:
-        """Draw around the best ways (CEM), or around all by how good they are (MPPI)."""
+        """Sample around the elites (CEM), or around all, weighted by cost (MPPI)."""
         config = self.config
         if config.method == "cem":
             elites = costs.argsort(1)[:, : config.num_elites]
@@ -332,33 +336,32 @@ class Planner:
     def _gradient_step(
         self, candidates: Tensor, cost: Callable[[Tensor], Tensor], first_knot: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Move every candidate along its own gradient; the costs are those before the move."""
+        """Move every candidate along its gradient; the costs are those before the step."""
         with torch.enable_grad():
             leaf = candidates.detach().requires_grad_()
             costs = cost(leaf)
             (gradient,) = torch.autograd.grad(costs.sum(), leaf)
         norm = gradient.flatten(2).norm(dim=2)[..., None, None].clamp(min=1e-8)
-        # a slope of unit length: far from the goal the distance is flat, near it steep
+        # a gradient of unit length: the distance is flat far from the goal and steep near it
         step = self.config.learning_rate * gradient / norm * gradient[0, 0].numel() ** 0.5
         return self._clamp(candidates - step, first_knot), costs.detach()
 
     def _clamp(self, candidates: Tensor, first_knot: Tensor | None) -> Tensor:
         candidates = candidates.clamp(-1, 1)
         if first_knot is not None:
-            candidates = torch.cat(
-                [first_knot[:, None, None].expand_as(candidates[:, :, :1]), candidates[:, :, 1:]], 2
-            )
+            first = first_knot[:, None, None].expand_as(candidates[:, :, :1])
+            candidates = torch.cat([first, candidates[:, :, 1:]], dim=2)
         return candidates
 
 
 def interpolate(knots: Tensor, action_block: int) -> Tensor:
-    """Go evenly from end to end: (..., E, A) -> the actions, (..., (E - 1) * leg, A)."""
+    """Interpolate linearly: knots (..., E, A) -> actions (..., (E - 1) * action_block, A)."""
     fraction = torch.arange(1, action_block + 1, device=knots.device)[:, None] / action_block
     before, after = knots[..., :-1, None, :], knots[..., 1:, None, :]
     return (before + (after - before) * fraction).flatten(-3, -2)
 
 
 def _select_best(candidates: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N, E, A) and (B, N) -> the best way of each world, (B, E, A), and its cost, (B,)."""
+    """(B, N, E, A), (B, N) -> the best candidate of each world, (B, E, A), and its cost, (B,)."""
     min_cost, index = costs.min(1)
     return candidates[torch.arange(len(candidates), device=candidates.device), index], min_cost

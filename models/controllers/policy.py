@@ -1,4 +1,4 @@
-"""A light policy on the latents of one frame.
+"""A policy on the latents of one frame.
 
 Letters: B states, P patches, N latents a frame, D latent width, M keypoints, A action numbers.
 """
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from data.actions import ActionSpec
+from data.batch import Batch
+from models.controllers.controller import TrainedController
 from models.dynamics.dynamics import State
-from models.layers.gaussian_mixture import GaussianMixture
-from models.layers.multi_categorical import MultiCategorical
+from models.layers.distributions import GaussianMixture, MultiCategorical
 from models.layers.transformer import RmsNorm
-from models.tokenizers.codes import CodebookEmbedding
-from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+from models.method import Best, Losses
+from models.tokenizers.codes import CodebookEmbedding, HasCodebooks
+from models.tokenizers.tokenizer import LatentSpec
 
 
 @dataclass(frozen=True)
@@ -26,34 +28,35 @@ class PolicyConfig:
     channels: int = 64
     """Channels on the latent grid."""
     num_keypoints: int = 32
-    """Places that are looked for in the frame."""
+    """Keypoints found in the frame."""
     hidden_dim: int = 256
-    """Width of the two layers behind them."""
+    """Width of the two hidden layers."""
     num_modes: int = 5
-    """Normal distributions in the mixture over a continuous action."""
+    """Gaussians in the mixture over a continuous action."""
     dropout: float = 0.1
-    """Share of what was found in the frame that is hidden in training."""
+    """Dropout on the encoder's features."""
     min_std: float = 0.05
-    """Least and greatest standard deviation of an action, where its range is [-1, 1]."""
+    """Smallest standard deviation of an action, whose range is [-1, 1]."""
     max_std: float = 1.0
+    """Largest standard deviation of an action."""
 
 
 def make_encoder(config: PolicyConfig, latents: LatentSpec) -> SpatialSoftmax | IdentityEncoder:
-    """Give the eyes for latents of many patches, or of one, in which nothing has to be found."""
+    """Make the encoder for latents of many patches, or of one."""
     return SpatialSoftmax(config, latents) if latents.num_patches > 1 else IdentityEncoder(latents)
 
 
 class IdentityEncoder(nn.Module):
-    """Latents of one patch, as they are."""
+    """Return latents of one patch unchanged."""
 
     def __init__(self, latents: LatentSpec) -> None:
         super().__init__()
         self.vectors = CodebookEmbedding(latents)
         self.out_dim = latents.dim
 
-    def load_codebook(self, tokenizer: Tokenizer) -> None:
-        """Take over the vectors of the tokenizer's codes."""
-        self.vectors.load_codebook(tokenizer)
+    def load_codebook(self, source: HasCodebooks) -> None:
+        """Copy the vectors of the tokenizer's codes."""
+        self.vectors.load_codebook(source)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, N) codes or (B, 1, D) -> (B, D)."""
@@ -61,7 +64,7 @@ class IdentityEncoder(nn.Module):
 
 
 class SpatialSoftmax(nn.Module):
-    """A frame's latents as a few places and what stands there (spatial softmax, Levine et al.,
+    """Turn a frame's latents into keypoints and values there (spatial softmax, Levine et al.,
     arXiv:1504.00702)."""
 
     positions: Tensor
@@ -80,17 +83,18 @@ class SpatialSoftmax(nn.Module):
         y, x = torch.meshgrid(
             torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij"
         )
-        self.register_buffer("where", torch.stack([x.flatten(), y.flatten()], 1), persistent=False)
+        positions = torch.stack([x.flatten(), y.flatten()], 1)
+        self.register_buffer("positions", positions, persistent=False)
         squeeze_channels = channels // 8
         self.squeeze = nn.Conv2d(channels, squeeze_channels, 1)
         self.out_dim = 3 * num_keypoints + squeeze_channels * rows * columns
 
-    def load_codebook(self, tokenizer: Tokenizer) -> None:
-        """Take over the vectors of the tokenizer's codes."""
-        self.vectors.load_codebook(tokenizer)
+    def load_codebook(self, source: HasCodebooks) -> None:
+        """Copy the vectors of the tokenizer's codes."""
+        self.vectors.load_codebook(source)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, N) codes or (B, P, D) -> (B, width)."""
+        """(B, N) codes or (B, P, D) -> (B, out_dim)."""
         rows, columns = self.latents.grid
         x = rearrange(self.vectors(latents), "B (h w) D -> B D h w", h=rows, w=columns)
         x = nn.functional.silu(self.input_proj(x) + self.pos_emb)
@@ -102,7 +106,7 @@ class SpatialSoftmax(nn.Module):
 
 
 def mlp(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int = 2) -> nn.Sequential:
-    """Hidden layers, each with a norm; the last layer starts small."""
+    """Build an MLP: hidden layers with a norm each, and a last layer with small weights."""
     output_layer = nn.Linear(hidden_dim, out_dim)
     nn.init.normal_(output_layer.weight, std=0.01)
     nn.init.zeros_(output_layer.bias)
@@ -112,9 +116,12 @@ def mlp(in_dim: int, hidden_dim: int, out_dim: int, num_layers: int = 2) -> nn.S
     return nn.Sequential(*parts, output_layer)
 
 
-class LatentPolicy(nn.Module):
-    """State to action: a mixture of normals around tanh means, or a choice of codes, or of each of
-    the factors that they are made of."""
+class LatentPolicy(TrainedController):
+    """State to action: a Gaussian mixture around tanh means, or a categorical over codes, or one
+    over each of their factors."""
+
+    needs = frozenset({"latents", "actions"})
+    best = Best("bc_nll", higher_is_better=False)
 
     def __init__(self, config: PolicyConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
@@ -127,11 +134,11 @@ class LatentPolicy(nn.Module):
             nn.Dropout(config.dropout), mlp(self.encoder.out_dim, config.hidden_dim, out_dim)
         )
 
-    def load_codebook(self, tokenizer: Tokenizer) -> None:
-        self.encoder.load_codebook(tokenizer)
+    def load_codebook(self, source: HasCodebooks) -> None:
+        self.encoder.load_codebook(source)
 
     def distribution(self, latents: Tensor) -> GaussianMixture | Categorical | MultiCategorical:
-        """Latents of B states -> a distribution over normalised actions, (B, A), or codes, (B,)."""
+        """Latents of B states -> a distribution over normalized actions, (B, A), or codes, (B,)."""
         out = self.head(self.encoder(latents)).float()
         if self.actions.factors:
             return MultiCategorical(out, self.actions)
@@ -139,7 +146,7 @@ class LatentPolicy(nn.Module):
             return Categorical(logits=out, validate_args=False)
         out = rearrange(out, "B (M K) -> B M K", M=self.config.num_modes)
         mean, raw_std = out[..., 1:].chunk(2, dim=-1)
-        # apart from the start, or all components would learn the same
+        # different from the start, or all modes would learn the same
         offsets = torch.linspace(-0.7, 0.7, self.config.num_modes, device=out.device)
         mean = torch.tanh(mean + offsets[:, None])
         min_std, max_std = self.config.min_std, self.config.max_std
@@ -147,25 +154,28 @@ class LatentPolicy(nn.Module):
             out[..., 0], mean, min_std + (max_std - min_std) * torch.sigmoid(raw_std - 1)
         )
 
-    def act(self, state: State, sample: bool = True) -> Tensor:
-        """Draw an action, or give the likeliest, in the environment's units: (B, A) or (B,).
+    def reset(self) -> None:
+        """Nothing is remembered."""
 
-        Drawn, as it was trained to act: the likeliest alone comes to rest where ways part.
+    def act(self, state: State, goal: Tensor | None = None) -> Tensor:
+        """Sample an action in the environment's units: (B, A) or (B,).
+
+        The policy was trained to sample; the mode alone gets stuck between two options.
         """
-        dist = self.distribution(state.latents)
-        action = dist.sample() if sample else dist.mode
+        action = self.distribution(state.latents).sample()
         if self.actions.kind == "continuous":
             action = action.clamp(-1, 1)
         return self.actions.denormalize(action)
 
-    def loss(self, latents: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Behaviour cloning: latents (B, N), normalised actions (B, A), or codes (B,)."""
+    def loss(self, batch: Batch) -> Losses:
+        """Behavior cloning: latents (B, T, N), normalized actions (B, T, A), or codes (B, T)."""
+        latents, actions = (x.flatten(0, 1) for x in batch.require("latents", "actions"))
         dist = self.distribution(latents)
-        losses = {"cloning": -dist.log_prob(actions).mean()}
+        losses = {"bc_nll": -dist.log_prob(actions).mean()}
         if self.actions.kind == "continuous":
             error = (dist.mode - actions).square().sum(-1).sqrt()
-            losses["distance"] = error.mean().detach()
+            losses["action_error"] = error.mean().detach()
         else:
             correct = (dist.mode == actions).float()
-            losses["agreement"] = correct.mean()
+            losses["accuracy"] = correct.mean()
         return losses

@@ -1,35 +1,39 @@
-"""What callers may rely on when they hold a dynamics model."""
+"""The dynamics model's contract: latents and actions to the next latents."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, runtime_checkable
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from models.layers.compile_fn import CompileFn
-from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+from data.batch import Batch
+from models.layers.inference import CompileFn
+from models.method import Losses, TrainableModule
+from models.tokenizers.codes import HasCodebooks
+from models.tokenizers.tokenizer import LatentSpec
 
 
 class Memory(Protocol):
-    """What a dynamics model remembers of the past, a row a state."""
+    """What a dynamics model remembers of the past, one row a state."""
 
     def select(self, index: Tensor) -> Self:
-        """Give the rows at `index`, (M,) int64."""
+        """Select the rows at `index`, (M,) int64."""
         ...
 
 
 @dataclass
 class FrameResidual:
-    """The last real frames, from which a World keeps what codes cannot tell (skip connections from
-    the last true frame: Denton & Fergus, arXiv:1802.07687)."""
+    """The last real frames, from which a World keeps what codes cannot represent (skip connections
+    from the last true frame: Denton & Fergus, arXiv:1802.07687)."""
 
     frames: Tensor  # (B, T, 3, H, W) uint8
-    latents: Tensor  # (B, T, N), theirs
-    unchanged: Tensor  # (B, P), share of a patch's codes that have not changed since
-    residual: Tensor | None = None  # (B, 3, H, W) float, once somebody has looked
+    latents: Tensor  # (B, T, N) of these frames
+    unchanged: Tensor  # (B, P), share of a patch's codes unchanged since then
+    residual: Tensor | None = None  # (B, 3, H, W) float, once it was decoded
 
     def select(self, index: Tensor) -> FrameResidual:
         residual = None if self.residual is None else self.residual[index]
@@ -39,73 +43,104 @@ class FrameResidual:
 
 
 @dataclass
-class State:
-    """Where a batch of imagined worlds stands. B rows, N latents a frame."""
+class History:
+    """The past that a tokenizer with context > 1 encodes and decodes with."""
 
-    latents: Tensor  # (B, N) int64 codes, or (B, P, D)
-    reward: Tensor  # (B,) expected reward on arriving here; 0 at a start, or without a head
-    continues: Tensor  # (B,) probability that it goes on; 1 at a start, or without a head
-    memory: Memory
-    frame_residual: FrameResidual | None = (
-        None  # kept by a World that is looked at; dynamics knows nothing of it
+    frames: Tensor  # (B, C, 3, H, W) uint8, the last real ones
+    latents: Tensor  # (B, C, N), those before the state's own
+
+    def select(self, index: Tensor) -> History:
+        return History(self.frames[index], self.latents[index])
+
+
+@dataclass
+class State:
+    """Where a batch of model rollouts stands. B rows, N latents a frame."""
+
+    latents: Tensor  # (B, N) int64 codes, or (B, P, D): what is planned in and fed to policies
+    reward: Tensor  # (B,) expected reward of arriving here; 0 at a start, or without a head
+    continues: (
+        Tensor  # (B,) probability that the episode continues; 1 at a start, or without a head
     )
+    memory: Memory
+    frame_residual: FrameResidual | None = None  # kept by the World; dynamics does not read it
+    history: History | None = None  # kept by the World; dynamics does not read it
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def select(self, index: Tensor) -> State:
-        """Give the rows at `index`, (M,) int64."""
+        """Select the rows at `index`, (M,) int64."""
         return State(
             self.latents[index],
             self.reward[index],
             self.continues[index],
             self.memory.select(index),
             self.frame_residual.select(index) if self.frame_residual else None,
+            self.history.select(index) if self.history else None,
         )
 
     def repeat(self, count: int) -> State:
-        """Give every row `count` times in a row: N candidates from one state, without what is
-        kept only to be looked at."""
+        """Repeat every row `count` times: N candidates from one state, without what only a decoder
+        reads."""
         rows = torch.arange(len(self), device=self.latents.device)
-        return replace(self, frame_residual=None).select(rows.repeat_interleave(count))
+        bare = replace(self, frame_residual=None, history=None)
+        return bare.select(rows.repeat_interleave(count))
 
 
-@runtime_checkable
-class Dynamics(Protocol):
-    """Latents and actions to the next latents. Actions are normalised: [-1, 1], or codes."""
+class Dynamics(TrainableModule, ABC):
+    """Latents and actions to the next latents. Actions are normalized: [-1, 1], or codes.
 
+    Letters: B states, T frames, N latents a frame, A action numbers.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"latents", "actions", "rewards", "continues"})
     latents: LatentSpec
+    """What it reads: the tokenizer's latents."""
     actions: ActionSpec
+    """What a step takes: the data's actions, or the model's own where `infers_actions`."""
     context: int
-    """Frames that it can make use of."""
+    """Frames of the past that it can use."""
     has_rewards: bool
+    infers_actions: ClassVar[bool] = False
 
-    def load_codebook(self, tokenizer: Tokenizer) -> None:
-        """Take from the tokenizer, before training, what helps to read its latents."""
-        ...
+    @property
+    def state_spec(self) -> LatentSpec:
+        """What the latents of its State are; by default what it reads."""
+        return self.latents
 
-    def loss(
-        self, latents: Tensor, actions: Tensor, rewards: Tensor | None, continues: Tensor | None
-    ) -> dict[str, Tensor]:
-        """latents (B, T, N), actions (B, T, A), rewards and continues (B, T) -> named terms."""
-        ...
+    def load_codebook(self, source: HasCodebooks) -> None:
+        """Copy the tokenizer's codebooks, before training."""
 
+    @abstractmethod
+    def loss(self, batch: Batch) -> Losses:
+        """Named terms on clips of `clip_length` frames."""
+
+    @abstractmethod
     def start(self, latents: Tensor, actions: Tensor) -> State:
-        """latents (B, T, N), T >= 1, and the T - 1 actions between -> state at the last."""
-        ...
+        """latents (B, T, N), T >= 1, actions (B, T - 1, A) -> state at the last frame."""
 
+    @abstractmethod
     def step(self, state: State, action: Tensor) -> State:
-        """Imagine what one action, (B, A), leads to."""
-        ...
+        """Predict what one action, (B, A), leads to."""
 
     def rollout(self, state: State, actions: Tensor) -> State:
-        """Imagine what actions in a row, (B, T, A), lead to in the end; planners ask no more."""
-        ...
+        """Predict what a sequence of actions, (B, T, A), leads to in the end."""
+        for action in actions.unbind(1):
+            state = self.step(state, action)
+        return state
 
+    @abstractmethod
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
-        """Take in what one action has really led to: latents (B, N)."""
-        ...
+        """Move to the real latents, (B, N), that one action led to."""
+
+    def readout(self, state: State) -> Tensor:
+        """What a decoder draws of a state: (B, N) codes or (B, P, D)."""
+        return state.latents
+
+    def infer_actions(self, frames: Tensor) -> Tensor:
+        """The model's own actions between frames: (B, T, 3, H, W) uint8 -> (B, T - 1, A)."""
+        raise ValueError(f"{type(self).__name__} does not infer actions; the data has to have them")
 
     def compile_steps(self, compile_fn: CompileFn) -> None:
-        """Compile what a step takes, for the sizes it comes in and the weights that are there."""
-        ...
+        """Compile what a step runs, for the shapes it comes in and the weights that are there."""

@@ -1,10 +1,10 @@
 """Dynamics as a Llama-style transformer over interleaved frame and action tokens.
 
 Two ways of decoding the next frame:
-  frame  a block is [a_t, z_t]; its outputs at the patches are z_{t+1}, all at once;
-  token  a block is [a_{t-1}, z_t]; each output is the next token, one by one.
+  parallel        a block is [a_t, z_t]; its outputs at the patches are z_{t+1}, all at once;
+  autoregressive  a block is [a_{t-1}, z_t]; each output is the next token, one by one.
 
-A patch may have several codes (product quantisation): they are read and foretold together.
+A patch may have several codes (product quantization): they are one token, predicted together.
 
 Letters: B clips, T frames, P patches, N codes a frame, K codes of a codebook, D width, A action
 numbers.
@@ -20,44 +20,52 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
+from data.batch import Batch
 from kernels import linear_cross_entropy
-from models.dynamics.dynamics import State
-from models.layers.compile_fn import CompileFn
+from models.dynamics.dynamics import Dynamics, State
 from models.layers.embeddings import ActionEmbedding, PointerEmbedding
 from models.layers.heads import TwoHot
+from models.layers.inference import CompileFn
 from models.layers.sampling import Sampling
 from models.layers.transformer import Cache, Transformer, TransformerConfig
-from models.tokenizers.codes import CodebookEmbedding, flat_ids
-from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+from models.method import Losses
+from models.tokenizers.codes import CodebookEmbedding, HasCodebooks, flat_ids
+from models.tokenizers.tokenizer import LatentSpec
 
 
 @dataclass(frozen=True)
 class LlamaConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
-    decoding: Literal["frame", "token"] = "frame"
+    decoding: Literal["parallel", "autoregressive"] = "parallel"
     """A whole frame at once, or token by token."""
     changed_token_weight: float = 5.0
-    """Weight of a patch whose code changes, beside 1 for one that stays: most stay, and a model
-    that copies would be right nearly everywhere."""
+    """Weight of a code that changes; an unchanged one has 1.  Most are unchanged, and copying would
+    be right nearly everywhere."""
     scheduled_sampling: float = 0.25
-    """Share of training clips whose later frames are the model's own, as they will be in
-    imagination (frame decoding only)."""
+    """Share of training clips whose later frames are the model's predictions, as in a rollout
+    (parallel decoding only)."""
     rewards: bool = True
     """Learn a reward and a continue head."""
     reward_weight: float = 0.1
-    """Weight of the two heads' losses: at 1 their gradient drowns that of the codes."""
+    """Weight of the two heads' losses; at 1 their gradient dominates that of the codes."""
+    clip_length: int = 8
+    """Frames of a training clip."""
 
     def __post_init__(self) -> None:
+        if self.clip_length < 2:
+            raise ValueError(
+                f"--model.clip-length {self.clip_length} leaves no frame to predict; give 2 or more"
+            )
         if not 0 <= self.scheduled_sampling <= 1:
             raise ValueError(
-                f"--model.imagined {self.scheduled_sampling} is no share of the clips; give 0 to 1"
+                f"--model.scheduled-sampling {self.scheduled_sampling} must be between 0 and 1"
             )
 
 
 @dataclass
 class LlamaMemory:
-    """The cache, and the blocks that it does not hold yet: frames (B, P, N) with the action of
-    their block (B, P, A).  `given` is False where a block has no action (a first frame)."""
+    """The cache, and the pending blocks that it does not hold yet: latents (B, T, N), actions
+    (B, T, A).  `has_action` is False where a block has no action (a first frame)."""
 
     cache: Cache | None
     latents: Tensor
@@ -71,14 +79,14 @@ class LlamaMemory:
     def append(
         self, latents: Tensor, action: Tensor, has_action: bool, max_blocks: int
     ) -> LlamaMemory:
-        """Add a block; with `limit` blocks waiting, what lies before them is forgotten."""
+        """Add a pending block; with `max_blocks` pending, the cache is dropped."""
         pending = torch.cat([self.latents, latents[:, None]], dim=1)[:, -max_blocks:]
         actions = torch.cat([self.actions, action[:, None]], dim=1)[:, -max_blocks:]
         cache = None if len(self.has_action) + 1 >= max_blocks else self.cache
         return LlamaMemory(cache, pending, actions, [*self.has_action, has_action][-max_blocks:])
 
 
-class LlamaDynamics(nn.Module):
+class LlamaDynamics(Dynamics):
     """Predict the codes of the next frame."""
 
     def __init__(self, config: LlamaConfig, latents: LatentSpec, actions: ActionSpec) -> None:
@@ -97,7 +105,7 @@ class LlamaDynamics(nn.Module):
         nn.init.zeros_(self.code_emb.weight)
         self.pos_emb = nn.Parameter(0.02 * torch.randn(latents.num_patches, dim))
         self.action_emb = ActionEmbedding(actions, dim)
-        if config.decoding == "token":  # a first frame has no action that led to it
+        if config.decoding == "autoregressive":  # a first frame has no action that led to it
             self.no_action = nn.Parameter(0.02 * torch.randn(dim))
         self.pointer_emb = PointerEmbedding(latents.grid, dim) if actions.pointer else None
 
@@ -107,7 +115,7 @@ class LlamaDynamics(nn.Module):
         self.transformer = Transformer(
             config.transformer,
             positions=torch.cat([center, positions]),
-            causal_within_frame=config.decoding == "token",
+            causal_within_frame=config.decoding == "autoregressive",
         )
         num_codebooks, codebook_size, code_dim = self.vectors.codebook.shape
         self.code_head = nn.Parameter(torch.randn(num_codebooks, code_dim, dim) / (3 * dim) ** 0.5)
@@ -115,26 +123,26 @@ class LlamaDynamics(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(num_codebooks, codebook_size))
         self.copy_logit = nn.Linear(dim, num_codebooks)
         nn.init.zeros_(self.copy_logit.weight)
-        nn.init.constant_(self.copy_logit.bias, 6.0)  # nearly all of 256 codes' share
+        nn.init.constant_(self.copy_logit.bias, 6.0)  # nearly all probability of 256 codes
         if config.rewards:
             self.reward_head = TwoHot(dim)
             self.continue_head = nn.Linear(dim, 1)
 
-    def load_codebook(self, tokenizer: Tokenizer) -> None:
-        """Take over the vectors of the tokenizer's codes: they embed the codes, and stay fixed."""
-        self.vectors.load_codebook(tokenizer)
+    @property
+    def clip_length(self) -> int:
+        return self.config.clip_length
+
+    def load_codebook(self, source: HasCodebooks) -> None:
+        """Copy the vectors of the tokenizer's codes; they are not trained."""
+        self.vectors.load_codebook(source)
 
     # -- training ---------------------------------------------------------------------------
 
-    def loss(
-        self,
-        latents: Tensor,
-        actions: Tensor,
-        rewards: Tensor | None = None,
-        continues: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> Losses:
         """Cross-entropy of the next codes, and of the heads where the data has them."""
-        if self.config.decoding == "frame":
+        latents, actions = batch.require("latents", "actions")
+        rewards, continues = batch.rewards, batch.continues
+        if self.config.decoding == "parallel":
             inputs = self._apply_scheduled_sampling(latents[:, :-1], actions)
             out = self._blocks(inputs, actions[:, :-1], [True] * inputs.shape[1])[0]
             out, summary = out[:, :, 1:], out[:, :, 0]
@@ -152,9 +160,9 @@ class LlamaDynamics(nn.Module):
             correct = (predicted == target) & changed
             changed_accuracy = correct.sum() / changed.sum().clamp(min=1)
         losses = {
-            # a plain mean: processes and parts of a batch then add up to the whole
-            "codes": (cross_entropy * weights).mean(),
-            "changed_right": changed_accuracy,
+            # a plain mean: the means of processes and micro-batches average to the whole
+            "cross_entropy": (cross_entropy * weights).mean(),
+            "changed_accuracy": changed_accuracy,
         }
         if self.config.rewards and rewards is not None:
             head_loss = self.reward_head.loss(summary, rewards[:, 1:]).mean()
@@ -169,8 +177,7 @@ class LlamaDynamics(nn.Module):
 
     @torch.no_grad()
     def _apply_scheduled_sampling(self, latents: Tensor, actions: Tensor) -> Tensor:
-        """In the first clips, replace the frames after a random one by predictions from those
-        before them: (B, T, N)."""
+        """In the first rows, replace the frames after a random one by predictions: (B, T, N)."""
         num_rows = round(self.config.scheduled_sampling * len(latents))
         if not num_rows or latents.shape[1] == 1:
             return latents
@@ -186,7 +193,7 @@ class LlamaDynamics(nn.Module):
         mixed = torch.cat([subset[:, :1], torch.where(replaced, predicted, subset[:, 1:])], dim=1)
         return torch.cat([mixed, latents[num_rows:]])
 
-    # -- imagination ------------------------------------------------------------------------
+    # -- rollouts ---------------------------------------------------------------------------
 
     def start(self, latents: Tensor, actions: Tensor) -> State:
         """latents (B, T, N), actions (B, T - 1, A) -> state at the last frame."""
@@ -194,7 +201,7 @@ class LlamaDynamics(nn.Module):
         if self.context == 1:
             actions = actions[:, :0]
         ones = torch.ones(len(latents), device=latents.device)
-        if self.config.decoding == "frame":
+        if self.config.decoding == "parallel":
             pending, has_action = latents[:, :-1], [True] * (latents.shape[1] - 1)
         else:
             pending, has_action = latents, [False] + [True] * (latents.shape[1] - 1)
@@ -205,11 +212,11 @@ class LlamaDynamics(nn.Module):
         )
 
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
-        """latents: (B, N), what `action` has really led to."""
+        """Move to the real latents, (B, N), that `action` led to."""
         memory = state.memory
         assert isinstance(memory, LlamaMemory)
         ones = torch.ones(len(latents), device=latents.device)
-        if self.config.decoding == "frame":
+        if self.config.decoding == "parallel":
             memory = memory.append(state.latents, action, True, self.context - 1)
         else:
             memory = memory.append(latents, action, True, self.context)
@@ -219,15 +226,15 @@ class LlamaDynamics(nn.Module):
         self.transformer.compile_steps(compile_fn)
 
     def step(self, state: State, action: Tensor) -> State:
-        """Imagine the next frame."""
+        """Predict the next frame."""
         memory = state.memory
         assert isinstance(memory, LlamaMemory)
-        if self.config.decoding == "frame":
+        if self.config.decoding == "parallel":
             return self._step_parallel(state, memory, action)
         return self._step_autoregressive(state, memory, action)
 
     def rollout(self, state: State, actions: Tensor) -> State:
-        """Imagine what actions, (B, T, A), lead to in the end."""
+        """Predict the state after T actions, (B, T, A)."""
         for action in actions.unbind(1):
             state = self.step(state, action)
         return state
@@ -283,7 +290,7 @@ class LlamaDynamics(nn.Module):
         pointer_tokens = (
             self.pointer_emb(actions) if self.pointer_emb else torch.zeros_like(patches)
         )
-        if not has_action[0]:  # only the oldest block can be without
+        if not has_action[0]:  # only the oldest block can lack one
             no_action = self.no_action.to(action_tokens.dtype).expand_as(action_tokens[:, :1])
             action_tokens = torch.cat([no_action, action_tokens[:, 1:]], dim=1)
             pointer_tokens = torch.cat(
@@ -294,20 +301,20 @@ class LlamaDynamics(nn.Module):
         return rearrange(out, "B (T S) D -> B T S D", T=latents.shape[1]), new_cache
 
     def _embed(self, latents: Tensor, positions: slice) -> Tensor:
-        """(..., N) -> (..., P, D), for the patches at `places`."""
+        """(..., N) -> (..., P, D), for the patches at `positions`."""
         code_embs = self.code_emb(flat_ids(latents, self.latents)).sum(-2)
         return self.input_proj(self.vectors(latents)) + code_embs + self.pos_emb[positions]
 
     def _cross_entropy(
         self, out: Tensor, prev_codes: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of codes, and the likeliest: (..., P, D), (..., N) -> (..., N) each."""
+        """Cross-entropy and the likeliest codes: (..., P, D), (..., N) -> (..., N) each."""
         num_codebooks = self.latents.num_codebooks
         copy_logit = self.copy_logit(out)
         flat = out.flatten(0, -2)
         results = [
-            linear_cross_entropy(flat, row, to.flatten(), bias, since.flatten(), bonus.flatten())
-            for row, bias, to, since, bonus in zip(
+            linear_cross_entropy(flat, weight, code.flatten(), bias, prev.flatten(), copy.flatten())
+            for weight, bias, code, prev, copy in zip(
                 self._output_weight(),
                 self.head_bias,
                 target.unflatten(-1, (-1, num_codebooks)).unbind(-1),
@@ -322,16 +329,15 @@ class LlamaDynamics(nn.Module):
         return cross_entropy, predicted
 
     def _output_weight(self) -> Tensor:
-        """The last layer, (G, K, D): a code's row is its own and a map of its vector."""
+        """The output layer, (G, K, D): a code's row is learned, plus a projection of its vector."""
         codebook = self.vectors.codebook
         projected = torch.einsum("GKd,GdD->GKD", codebook, self.code_head)
         return self.class_head + codebook.shape[-1] ** -0.5 * projected
 
     def _logits(self, out: Tensor, prev_codes: Tensor) -> Tensor:
-        """(..., P, D), and the codes that stand there before, (..., N) -> (..., N, K).
+        """(..., P, D), and the previous codes, (..., N) -> (..., N, K).
 
-        What stays as it was gets a bonus: a model need not learn to copy before it can learn what
-        moves.
+        The previous code gets `copy_logit`, so that the model need not learn to copy first.
         """
         weight = self._output_weight()
         logits = nn.functional.linear(out, weight.flatten(0, 1), self.head_bias.flatten())

@@ -1,11 +1,12 @@
-"""Dynamics over continuous latents, a frame at once and several actions a step of the model.
+"""Dynamics over continuous latents, a frame at once and several actions per model step.
 
-A block-causal transformer reads, for each of the last few anchor frames, its latents with the
-`skip` actions that follow, and foretells the next anchor (DINO-WM, arXiv:2411.04983; LeWorldModel,
-arXiv:2603.19312).  From outside it is a model like any other, one action a step: between two
-anchors it foretells the frame after the actions that are there so far.
+A block-causal transformer reads, for each of the last few context frames, its latents and the
+`frameskip` actions after it, and predicts the next context frame (DINO-WM, arXiv:2411.04983;
+LeWorldModel, arXiv:2603.19312).  Its interface is one action a step: between two context frames it
+predicts the frame after the actions given so far.
 
-Letters: B clips, T frames, C anchors in view, P patches, D latent width, A action numbers.
+Letters: B clips, T frames, C context frames, P patches, D latent width, W transformer width, A
+action numbers.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
-from models.dynamics.dynamics import State
-from models.layers.compile_fn import CompileFn
+from data.batch import Batch
+from models.config import check_positive
+from models.dynamics.dynamics import Dynamics, State
 from models.layers.embeddings import ActionBlockEmbedding
 from models.layers.heads import TwoHot
+from models.layers.inference import CompileFn
 from models.layers.transformer import Cache, Transformer, TransformerConfig
-from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+from models.method import Losses
+from models.tokenizers.tokenizer import LatentSpec
 
 
 @dataclass(frozen=True)
@@ -32,40 +36,46 @@ class PredictorConfig:
             dim=192, num_layers=6, num_heads=6, mlp_dim=512, context_frames=3, dropout=0.1
         )
     )
-    """Its context counts anchors."""
+    """Its `context_frames` are `frameskip` frames apart."""
     frameskip: int = 5
-    """Actions from one anchor to the next (the field's frame-skip)."""
+    """Actions from one context frame to the next."""
     rollout_weight: float = 1.0
-    """Weight of the loss from the model's own anchors, beside 1 for that from true ones."""
+    """Weight of the loss from predicted context frames; that from real ones has 1."""
     rewards: bool = True
     """Learn a reward and a continue head."""
     reward_weight: float = 0.1
+    """Weight of the two heads' losses."""
+    clip_length: int = 21
+    """Frames of a training clip."""
 
     def __post_init__(self) -> None:
-        if self.frameskip < 1:
-            raise ValueError(
-                f"a skip of {self.frameskip} actions is none; --model.skip starts at 1"
-            )
+        check_positive(self, "--model.", "frameskip")
         if not self.rollout_weight >= 0:
             raise ValueError(
-                f"--model.imagined {self.rollout_weight} is no weight; 0 leaves that loss out"
+                f"--model.rollout-weight {self.rollout_weight} must be 0 or more; 0 leaves that "
+                f"loss out"
+            )
+        if self.clip_length < 2 or (self.clip_length - 1) % self.frameskip:
+            raise ValueError(
+                f"--model.clip-length {self.clip_length} is not a multiple of --model.frameskip "
+                f"{self.frameskip}, plus 1; give such a number"
             )
 
 
 @dataclass
 class PredictorMemory:
-    """The blocks before the last anchor, that anchor (B, P, D), and what was done since."""
+    """The last context frame (B, P, D), the cache of those before, and the actions since."""
 
     cache: Cache | None
     context_frame: Tensor
-    pending_actions: Tensor  # (B, j, A), j < skip
+    pending_actions: Tensor  # (B, j, A), j < frameskip
 
     def select(self, index: Tensor) -> PredictorMemory:
         cache = self.cache.select(index) if self.cache else None
         return PredictorMemory(cache, self.context_frame[index], self.pending_actions[index])
 
 
-class Predictor(nn.Module):
+class Predictor(Dynamics):
     """Predict the latents of the frame after a block of actions."""
 
     counts: Tensor
@@ -89,41 +99,38 @@ class Predictor(nn.Module):
         self.action_emb = ActionBlockEmbedding(actions, self.frameskip, dim)
         self.transformer = Transformer(config.transformer, positions, causal_within_frame=False)
         self.delta_head = nn.Linear(dim, latents.dim)
-        nn.init.zeros_(self.delta_head.weight)  # the first guess is that all stays as it is
+        nn.init.zeros_(self.delta_head.weight)  # the first prediction is no change
         nn.init.zeros_(self.delta_head.bias)
-        # a step of imagination reads these where it would fill in numbers anew: launches, on a GPU
+        # constants of a step: filling them in anew takes launches on a GPU
         self.register_buffer("counts", torch.arange(self.frameskip + 1), persistent=False)
-        self.register_buffer("nothing", torch.zeros(()), persistent=False)
-        self.register_buffer("certain", torch.ones(()), persistent=False)
+        self.register_buffer("zeros", torch.zeros(()), persistent=False)
+        self.register_buffer("ones", torch.ones(()), persistent=False)
         if config.rewards:
             self.reward_head = TwoHot(dim)
             self.continue_head = nn.Linear(dim, 1)
 
-    def load_codebook(self, tokenizer: Tokenizer) -> None:
-        """Continuous latents are read as they are."""
+    @property
+    def clip_length(self) -> int:
+        return self.config.clip_length
 
     # -- training ---------------------------------------------------------------------------
 
-    def loss(
-        self,
-        latents: Tensor,
-        actions: Tensor,
-        rewards: Tensor | None = None,
-        continues: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Squared error of the next anchors, from true anchors and from the model's own.
+    def loss(self, batch: Batch) -> Losses:
+        """Squared error of the next context frames, from real and from predicted ones.
 
-        As a share of that of staying: whatever the latents' scale, 1 is to have learnt nothing,
-        and the other heads do not drown it.
+        It is relative to the no-change baseline of the (micro-)batch: 1 is to predict no change,
+        whatever the latents' scale.
 
-        latents (B, T, P, D) with T = n skip + 1 frames.  The last block of a clip holds any number
-        of actions from 1 to skip, so that every number is learnt.
+        latents (B, T, P, D), T = n frameskip + 1.  The last block of a clip has a random number of
+        actions from 1 to frameskip.
         """
+        latents, actions = batch.require("latents", "actions")
+        rewards, continues = batch.rewards, batch.continues
         num_blocks = (latents.shape[1] - 1) // self.frameskip
         if num_blocks < 1 or latents.shape[1] != num_blocks * self.frameskip + 1:
             raise ValueError(
-                f"a clip of {latents.shape[1]} frames does not part into blocks of {self.frameskip}; "
-                f"give --frames a multiple of {self.frameskip}, plus 1"
+                f"a clip of {latents.shape[1]} frames does not divide into blocks of "
+                f"{self.frameskip}; give --model.clip-length a multiple of {self.frameskip}, plus 1"
             )
         num_actions = torch.full((len(latents), num_blocks), self.frameskip, device=latents.device)
         num_actions[:, -1] = torch.randint(
@@ -139,12 +146,13 @@ class Predictor(nn.Module):
 
         predicted, out = self.predict(context, action_blocks, num_actions)
         copy_mse = nn.functional.mse_loss(context.float(), target.float()).clamp(min=1e-8)
-        losses = {"latents": nn.functional.mse_loss(predicted.float(), target.float()) / copy_mse}
+        error = nn.functional.mse_loss(predicted.float(), target.float())
+        losses = {"prediction": error / copy_mse}
         if num_blocks > 1 and self.config.rollout_weight:
             rollout_context = torch.cat([context[:, :1], predicted[:, :-1]], dim=1)
             rollout_predicted, _ = self.predict(rollout_context, action_blocks, num_actions)
             error = nn.functional.mse_loss(rollout_predicted[:, 1:].float(), target[:, 1:].float())
-            losses["own"] = self.config.rollout_weight * error / copy_mse
+            losses["rollout"] = self.config.rollout_weight * error / copy_mse
         if self.config.rewards and rewards is not None:
             error = self.reward_head.loss(out.mean(2), rewards[rows, target_frames]).mean()
             losses["reward"] = self.config.reward_weight * error
@@ -156,10 +164,10 @@ class Predictor(nn.Module):
             losses["continue"] = self.config.reward_weight * error
         return losses
 
-    # -- imagination ------------------------------------------------------------------------
+    # -- rollouts ---------------------------------------------------------------------------
 
     def start(self, latents: Tensor, actions: Tensor) -> State:
-        """latents (B, T, P, D), actions (B, T - 1, A) -> state at the last frame, an anchor."""
+        """latents (B, T, P, D), actions (B, T - 1, A) -> state at the last frame."""
         num_blocks = min((latents.shape[1] - 1) // self.frameskip, self.context_frames - 1)
         latents = latents[:, -(num_blocks * self.frameskip + 1) :]
         cache = None
@@ -176,11 +184,11 @@ class Predictor(nn.Module):
         return State(latents[:, -1], 0 * ones, ones, memory)
 
     def step(self, state: State, action: Tensor) -> State:
-        """Imagine the next frame."""
+        """Predict the next frame."""
         return self.rollout(state, action[:, None])
 
     def rollout(self, state: State, actions: Tensor) -> State:
-        """Imagine what actions, (B, T, A), lead to in the end: a step of the model a block."""
+        """Predict the state after T actions, (B, T, A), one model step per block."""
         while actions.shape[1]:
             memory = state.memory
             assert isinstance(memory, PredictorMemory)
@@ -190,7 +198,7 @@ class Predictor(nn.Module):
         return state
 
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
-        """latents: (B, P, D), what `action` has really led to."""
+        """Move to the real latents, (B, P, D), that `action` led to."""
         memory = state.memory
         assert isinstance(memory, PredictorMemory)
         ones = torch.ones(len(latents), device=latents.device)
@@ -213,12 +221,11 @@ class Predictor(nn.Module):
             reward = self.reward_head(out.mean(1))
             continues = torch.sigmoid(self.continue_head(out.mean(1))[..., 0].float())
         else:
-            reward, continues = (one.expand(len(predicted)) for one in (self.zeros, self.ones))
+            reward, continues = (x.expand(len(predicted)) for x in (self.zeros, self.ones))
         return State(predicted, reward, continues, memory)
 
     def compile_steps(self, compile_fn: CompileFn) -> None:
-        """Compile all of a step, the reading of its actions too: 122 instead of 137 ms for 300
-        candidates on two cores."""
+        """Compile a step, the embedding of its actions included."""
         self._predict_next = compile_fn(self, self._predict_next)
 
     # -- pieces -----------------------------------------------------------------------------
@@ -226,8 +233,8 @@ class Predictor(nn.Module):
     def _predict_pending(
         self, memory: PredictorMemory, pending_actions: Tensor
     ) -> tuple[Tensor, Tensor, Cache]:
-        """Read the last anchor with the actions since: outputs (B, P, W), the next frame's latents
-        (B, P, D), the cache with the anchor in."""
+        """Read the last context frame with the actions since: outputs (B, P, W), the next frame's
+        latents (B, P, D), and the cache with that context frame."""
         padded = pending_actions
         if pending_actions.shape[1] < self.frameskip:
             padded = pending_actions.new_zeros(
@@ -240,7 +247,7 @@ class Predictor(nn.Module):
     def _predict_next(
         self, context_frame: Tensor, actions: Tensor, num_actions: Tensor, cache: Cache | None
     ) -> tuple[Tensor, Tensor, Cache]:
-        """As `_run`, of shapes that do not change with how much was done."""
+        """As `_predict_pending`, with shapes that do not depend on the number of actions."""
         tokens = self._tokens(context_frame[:, None], actions, num_actions)[:, 0]
         out, new_cache = self.transformer(tokens, cache)
         return out, context_frame + self.delta_head(out).to(context_frame.dtype), new_cache
@@ -248,7 +255,8 @@ class Predictor(nn.Module):
     def predict(
         self, context: Tensor, actions: Tensor, num_actions: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Anchors (B, C, P, D), their blocks (B, C, skip, A) -> the next (B, C, P, D), outputs."""
+        """Predict the next context frames: context (B, C, P, D), actions (B, C, frameskip, A), how
+        many of them are given (B, C) -> (B, C, P, D), outputs (B, C, P, W)."""
         x = self._tokens(context, actions, num_actions)
         out, _ = self.transformer(rearrange(x, "B C P W -> B (C P) W"))
         out = rearrange(out, "B (C P) W -> B C P W", P=self.latents.num_patches)

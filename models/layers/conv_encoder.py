@@ -1,4 +1,4 @@
-"""An encoder of wide filters whose answers are pooled: what is where, and how it is turned.
+"""A convolutional encoder with wide filters and pooled features.
 
 Letters: B frames, H W pixels, F filters, D width.
 """
@@ -8,16 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-KERNEL_SIZE = 10  # cells along each side of a filter, of half the frame's pixels: a thing fits in
+KERNEL_SIZE = 10  # side of a filter at half the frame's resolution: an object fits in
 
 
 class ConvEncoder(nn.Module):
-    """(B, 3, H, W) ink -> (B, D).
+    """(B, 3, H, W) inverted frames -> (B, D).
 
-    Objectives without a picture drawn or a label given find what the features say already, and
-    keep it from then on.  How a thing is turned can be read off the pooled answers of a few hundred
-    random filters as wide as the thing (linear probe r about .8 on Push-T), hardly off patches and
-    small filters, however many lie above each other (.1 to .3).
+    A self-supervised objective keeps what the features contain at initialization.  An object's
+    orientation is linear in the pooled features of random filters as wide as the object, and hardly
+    in those of patches or small filters.
     """
 
     def __init__(self, num_filters: int, dim: int) -> None:
@@ -46,6 +45,6 @@ class ConvEncoder(nn.Module):
         features = self.conv(inverted.contiguous(memory_format=torch.channels_last))
         flat = features.flatten(2).float()
         rms = (flat.square().mean(2) + 1e-6).sqrt()
-        # amax's gradient is shared among equals, and compiled (torch 2.13) there may be none: NaN
+        # not amax: its gradient is divided among equals, and NaN when compiled (torch 2.13)
         pooled = torch.cat([flat.mean(2), rms, flat.max(2).values], dim=1)
         return self.out(torch.cat([self.norm(pooled), self.spatial(features).flatten(1)], dim=1))

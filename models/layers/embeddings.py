@@ -1,4 +1,7 @@
-"""Actions and places as vectors."""
+"""Actions and positions as vectors.
+
+Letters: P patches, A action numbers, F wavelengths, D width.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ def fourier_features(x: Tensor, wavelengths: Tensor) -> Tensor:
 
 
 class ActionEmbedding(nn.Module):
-    """One vector for an action: Fourier features of its numbers, or a table of codes; of codes that
-    are made of choices, a sum of one vector for each."""
+    """One vector for an action: Fourier features of its numbers, a table of codes, or a sum over a
+    code's factors."""
 
     wavelengths: Tensor
     offsets: Tensor
@@ -31,9 +34,9 @@ class ActionEmbedding(nn.Module):
             self.table = nn.Embedding(sum(sizes), dim)
             nn.init.normal_(self.table.weight, std=0.02)
             offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
-            self.register_buffer("before", offsets, persistent=False)
+            self.register_buffer("offsets", offsets, persistent=False)
         else:
-            # normalised actions span 2: from the whole range down to a sixteenth of it
+            # normalized actions span 2: from the whole range down to a sixteenth of it
             wavelengths = 4.0 * 2.0 ** -torch.arange(6)
             self.register_buffer("wavelengths", wavelengths, persistent=False)
             self.linear = nn.Linear(spec.size * (1 + 2 * len(wavelengths)), dim)
@@ -49,7 +52,7 @@ class ActionEmbedding(nn.Module):
 
 
 class PointerEmbedding(nn.Module):
-    """Where an action's point lies from each patch: what moves towards it needs no arithmetic."""
+    """Offset of an action's point from each patch."""
 
     centers: Tensor
     wavelengths: Tensor
@@ -60,7 +63,7 @@ class PointerEmbedding(nn.Module):
         y = (torch.arange(rows) + 0.5) / rows * 2 - 1
         x = (torch.arange(columns) + 0.5) / columns * 2 - 1
         centers = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
-        self.register_buffer("centres", centers.reshape(-1, 2), persistent=False)
+        self.register_buffer("centers", centers.reshape(-1, 2), persistent=False)
         cell_size = 2.0 / max(rows, columns)
         wavelengths = cell_size * 2.0 ** torch.arange(0, 6)
         self.register_buffer("wavelengths", wavelengths, persistent=False)
@@ -78,7 +81,7 @@ class PointerEmbedding(nn.Module):
 
 
 class ActionBlockEmbedding(nn.Module):
-    """One vector for up to `size` actions in a row, each with a slot of its own."""
+    """One vector for up to `block_size` consecutive actions, each in a slot of its own."""
 
     slots: Tensor
 
@@ -91,7 +94,7 @@ class ActionBlockEmbedding(nn.Module):
         self.register_buffer("slots", torch.arange(block_size), persistent=False)
 
     def forward(self, actions: Tensor, num_actions: Tensor) -> Tensor:
-        """(..., size, A) or (..., size) codes, how many of them are there (...) -> (..., D)."""
+        """(..., block_size, A) or (..., block_size) codes, how many are given (...) -> (..., D)."""
         mask = self.slots < num_actions[..., None]
         embedded = self.action_emb(actions) * mask[..., None]
         return self.mix(nn.functional.gelu(embedded).flatten(-2)) + self.count_emb(num_actions - 1)

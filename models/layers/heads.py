@@ -1,4 +1,4 @@
-"""Small outputs: numbers as a distribution over bins."""
+"""Output heads: scalars as a distribution over bins."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ def symexp(x: Tensor) -> Tensor:
 class TwoHot(nn.Module):
     """Predict a number as a distribution over symexp-spaced bins (DreamerV3, section 3).
 
-    A linear layer that starts at zero, so that the first predictions are 0. The bins end at
-    symexp(6) = 402 rather than at the paper's symexp(20) = 5e8: a softmax leaves some 1e-10 on
-    each, and there that is worth 0.05.
+    The linear layer starts at zero, so that the first predictions are 0.  The bins end at symexp(6)
+    = 402, not at the paper's symexp(20) = 5e8, where a softmax's remaining 1e-10 is worth 0.05.
     """
 
     bins: Tensor
@@ -32,7 +31,7 @@ class TwoHot(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> the expected number, (...)."""
         probs = torch.softmax(self.out(x).float(), dim=-1)
-        # the outer bins are huge: summed from both ends inwards, so that they cancel exactly
+        # the outer bins are huge: sum from both ends inwards, so that they cancel exactly
         half = (len(self.bins) - 1) // 2
         weighted = probs * self.bins
         low, high = weighted[..., :half], weighted[..., half + 1 :].flip(-1)

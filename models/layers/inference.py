@@ -1,21 +1,30 @@
-"""How weights lie in memory."""
+"""Faster inference: what to compile, and how weights lie in memory."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from models.layers.precision import Precision
 from models.layers.transformer import Transformer
-from models.world import Precision
+
+
+class CompileFn(Protocol):
+    def __call__(self, module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile `function`, a method of `module`."""
+        ...
 
 
 @torch.no_grad()
 def use_column_major(module: nn.Module) -> None:
-    """Let the weights of transformers that write token by token lie column by column, on a CPU.
+    """Store the weights of autoregressive transformers column by column, on a CPU.
 
-    A product with one row then goes along memory: 1.4 times as fast for all those of 7 M parameters
-    on two cores with AVX2.  With hundreds of rows it may be slower, so that transformers that take
-    whole blocks stay as they are.  The numbers, and what is saved, are the same.
+    A product with one row then reads memory in order, which is faster.  With hundreds of rows it
+    may be slower, so transformers that process whole blocks are left as they are.  Results and
+    saved weights are the same.
     """
     for submodule in module.modules():
         if isinstance(submodule, Transformer) and submodule.block_mask.causal_within_block:
@@ -26,11 +35,10 @@ def use_column_major(module: nn.Module) -> None:
 
 @torch.no_grad()
 def cast_weights(module: nn.Module, precision: Precision) -> None:
-    """Hold weights of products in the type that they are multiplied in; what comes in has to be
-    under autocast.
+    """Store the weights of products in `precision`; the module must run under autocast.
 
-    Autocast narrows what has no gradient anew at every call: on a GPU a launch for each weight, on
-    a CPU with AMX a sixth of a plan with 12 M parameters.  The numbers are the same.
+    Autocast casts weights without gradient at every call, which takes a launch each on a GPU and
+    time on a CPU.  Results are the same.
     """
     if precision == "fp32":
         return

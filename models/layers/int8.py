@@ -1,8 +1,8 @@
-"""Linear layers that hold their weights in 8 bits, for CPUs.
+"""Linear layers with 8-bit weights, for CPUs.
 
-A row of a weight is whole numbers times one scale, and so is each row that comes in (symmetric, as
-in LLM.int8, arXiv:2208.07339, section 2), unless there are few of those: reading the weights is
-what takes time then, and what is multiplied stays wide.
+A row of a weight is int8 times one scale, and so is each row of the input (symmetric, as in
+LLM.int8, arXiv:2208.07339, section 2).  With few input rows only the weights are quantized: reading
+them is then the cost.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-MAX_WEIGHT_ONLY_ROWS = 4  # rows up to which only the weights are in 8 bits
-# what stands for 0 in a row: without VNNI, sums of two products of 8 bits overflow 16
+MAX_WEIGHT_ONLY_ROWS = 4  # input rows up to which only the weights are in 8 bits
+# of an input row; without VNNI, sums of two 8-bit products overflow 16 bits
 ZERO_POINT = 128 if torch.cpu._is_vnni_supported() else 64
 PACKED = WeakIdKeyDictionary()
-"""From a weight to what oneDNN reads: its packed form, the scale of each row, and their zeros."""
+"""From a weight to oneDNN's form of it: packed weight, scale and zero point of each row."""
 
 
 class Int8Linear(nn.Module):
-    """Stands in for an `nn.Linear`, without gradients."""
+    """Replace an `nn.Linear`, without gradients."""
 
     weight: Tensor
     scale: Tensor
@@ -29,7 +29,9 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().float().contiguous()
-        scale = (weight.abs().amax(1).clamp(min=1e-8) / 127).bfloat16()  # as one product wants it
+        scale = (
+            weight.abs().amax(1).clamp(min=1e-8) / 127
+        ).bfloat16()  # one of the two products needs bfloat16
         quantized = (weight / scale.float()[:, None]).round().clamp(-127, 127)
         self.register_buffer("weight", quantized.to(torch.int8))
         self.register_buffer("scale", scale)
@@ -39,18 +41,17 @@ class Int8Linear(nn.Module):
         """(..., in) -> (..., out), in the dtype of an `nn.Linear`'s product."""
         rows = x.reshape(-1, self.in_features)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        # the product of a few rows reads past the end of widths that its registers do not divide
+        # the few-row product reads past the end of widths that its registers do not divide
         aligned = self.in_features % 64 == 0 and self.out_features % 16 == 0
-        if (
-            rows.shape[0] <= MAX_WEIGHT_ONLY_ROWS and aligned
-        ):  # what the compiler can leave open, which len it cannot
-            narrow = rows.bfloat16()  # the only type in which this product is quick everywhere
+        # shape[0], not len: the compiler can keep it dynamic
+        if rows.shape[0] <= MAX_WEIGHT_ONLY_ROWS and aligned:
+            narrow = rows.bfloat16()  # the only dtype in which this product is fast everywhere
             y = torch.ops.aten._weight_int8pack_mm(narrow, self.weight, self.scale).float()
         else:
-            # a scale that the product's dtype holds, so that it is not rounded again
+            # in the product's dtype, so that the scale is not rounded again
             row_max = 1.004 * rows.abs().amax(1, keepdim=True).float().clamp(min=1e-8)
             row_scale = (row_max / (ZERO_POINT - 1)).to(dtype)
-            # cut off, which rounds
+            # truncation after + 0.5 rounds
             quantized = (rows.float() / row_scale).add_(ZERO_POINT + 0.5).to(torch.uint8)
             y = _int8_matmul(quantized, self.weight, self.scale, dtype == torch.bfloat16).mul_(
                 row_scale
@@ -60,11 +61,11 @@ class Int8Linear(nn.Module):
 
 
 def _int8_matmul(quantized: Tensor, weight: Tensor, scale: Tensor, bf16: bool) -> Tensor:
-    """Multiply rows of whole numbers above MIDDLE: (R, in), (out, in), (out,) -> (R, out)."""
+    """Multiply uint8 rows, offset by ZERO_POINT: (R, in), (out, in), (out,) -> (R, out)."""
     dtype = torch.bfloat16 if bf16 else torch.float32
     if not torch.backends.mkldnn.is_available():
         return _float_matmul(quantized, weight, scale).to(dtype)
-    if torch.compiler.is_exporting():  # what does not change is worked out once, by the compiler
+    if torch.compiler.is_exporting():  # the compiler folds constants
         packed = _pack(weight, scale)
     else:
         packed = PACKED.get(weight)
@@ -80,11 +81,11 @@ def _pack(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return packed, scale.float(), torch.zeros(len(scale), dtype=torch.int64)
 
 
-if torch.backends.mkldnn.is_available():  # elsewhere there may be no such operator
+if torch.backends.mkldnn.is_available():  # elsewhere the operator may be missing
 
     @torch.library.register_fake("onednn::qlinear_prepack")
     def _(weight: Tensor, rows: list[int] | None) -> Tensor:
-        return torch.empty_like(weight).t()  # all that is looked at of it
+        return torch.empty_like(weight).t()  # only its shape is read
 
 
 def _float_matmul(quantized: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
@@ -92,13 +93,13 @@ def _float_matmul(quantized: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def quantize_linears(module: nn.Module) -> int:
-    """Replace every `nn.Linear` inside `module`; give how many there were.
+    """Replace every `nn.Linear` inside `module`; return their number.
 
     ValueError on anything but a CPU.
     """
     device = next(module.parameters()).device
     if device.type != "cpu":
-        raise ValueError(f"weights in 8 bits are for CPUs, and this model is on {device.type}")
+        raise ValueError(f"8-bit weights are for CPUs, and this model is on {device.type}")
     count = 0
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

@@ -1,4 +1,4 @@
-"""A perceptual distance that needs no trained network."""
+"""A perceptual distance without a network."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 
 def laplacian_l1(target: Tensor, reconstruction: Tensor, levels: int = 3) -> Tensor:
-    """L1 between Laplacian pyramids, finer levels weighing less (Bojanowski et al.,
-    arXiv:1707.05776, section 3): edges count wherever they are, and flat areas little.
+    """L1 between Laplacian pyramids, with less weight on finer levels (Bojanowski et al.,
+    arXiv:1707.05776, section 3).
 
     Two (B, 3, H, W) in [-1, 1] -> ().
     """
@@ -19,7 +19,7 @@ def laplacian_l1(target: Tensor, reconstruction: Tensor, levels: int = 3) -> Ten
         upsampled = nn.functional.interpolate(
             coarse, size=difference.shape[-2:], mode="bilinear", align_corners=False
         )
-        # a pyramid is linear, so that of a difference is the difference of the two
+        # a pyramid is linear: that of a difference is the difference of the two
         distance = distance + 2.0 ** (level - levels + 1) * (difference - upsampled).abs().mean()
         difference = coarse
     return distance + difference.abs().mean()

@@ -1,4 +1,4 @@
-"""A light decoder for latents that were not made to be drawn.
+"""A light decoder for latents that were trained without one.
 
 Letters: B frames, H W pixels, P patches, D latent width, C channels.
 """
@@ -16,17 +16,17 @@ from models.tokenizers.tokenizer import LatentSpec
 
 
 class PixelDecoder(nn.Module):
-    """(B, P, D) -> (B, 3, H, W) float, 0 to 1 where it is right."""
+    """(B, P, D) -> (B, 3, H, W) float, about 0 to 1."""
 
     def __init__(
         self, latents: LatentSpec, image_size: tuple[int, int], channels: int, num_res_blocks: int
     ) -> None:
         super().__init__()
         self.latents = latents
-        # drawn on a grid of 8 x 8 or finer, whatever the latents' is
+        # a grid of at least 8 x 8, whatever the latents' is
         grid = max(8, *latents.grid)
         upscale = max(math.ceil(pixels / grid) for pixels in image_size)
-        # one vector says by itself where things are, a patch by where it stands
+        # a single vector has no position; patches have theirs
         input_layer = (
             nn.ConvTranspose2d(latents.dim, channels, grid)
             if latents.num_patches == 1

@@ -1,4 +1,4 @@
-"""How a code is drawn from what a model holds possible.
+"""Sampling of codes from logits.
 
 Letters: K codes of a codebook.
 """
@@ -14,30 +14,30 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Sampling:
     temperature: float = 0.0
-    """0 takes the likeliest code; at 1 each is drawn as often as the model expects it."""
+    """0 takes the likeliest code; 1 samples from the model's probabilities."""
     top_k: int = 0
-    """Draw among so many of the likeliest; 0 is all."""
+    """Number of likeliest codes to sample from; 0 is all."""
     top_p: float = 1.0
-    """Draw among the fewest of the likeliest that together have this share (the nucleus,
-    arXiv:1904.09751); 1 is all."""
+    """Probability of the likeliest codes to sample from (nucleus sampling, arXiv:1904.09751); 1 is
+    all."""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
             raise ValueError(
                 f"a temperature of {self.temperature} is below 0; 0 takes the likeliest code, 1 "
-                f"draws each as often as the model expects it"
+                f"samples from the model's probabilities"
             )
         if self.top_k < 0:
-            raise ValueError(f"top_k {self.top_k} is below 0; 0 draws among all codes")
+            raise ValueError(f"top_k {self.top_k} is below 0; 0 samples from all codes")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} is no share above 0 and up to 1; 1 is all codes")
+            raise ValueError(f"top_p {self.top_p} must be above 0 and at most 1; 1 is all codes")
 
     def sample(self, logits: Tensor) -> Tensor:
         """logits: (..., K) -> codes, (...) int64, without waiting for the device."""
         if not self.temperature:
             return logits.argmax(-1)
         logits = logits.float()
-        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # a tiny one is safe
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # safe with a tiny one
         if not self.top_k and self.top_p == 1:
             return sample_categorical(torch.softmax(logits, dim=-1))
         # stable: among equals the first stays the likeliest, as for argmax
@@ -50,17 +50,17 @@ class Sampling:
 
 
 def sample_categorical(probs: Tensor) -> Tensor:
-    """Give each index as often as its share, (..., K), says; shares need not add up to 1."""
+    """Sample an index by its probability, (..., K) -> (...); they need not sum to 1."""
     return _exponential_race(probs).argmax(-1)
 
 
 def sample_rows(probs: Tensor, count: int) -> Tensor:
-    """Draw `count` indices without replacement, by share, (K,): (count,) int64."""
+    """Sample `count` indices without replacement by probability, (K,): (count,) int64."""
     return _exponential_race(probs).topk(count).indices
 
 
 def _exponential_race(probs: Tensor) -> Tensor:
-    """What torch.multinomial does, a race of exponential clocks whose highest wins, without its
-    check of the input, for which it waits."""
+    """Race exponential clocks, as torch.multinomial does, without its input check, which waits for
+    the GPU."""
     exponential = torch.empty_like(probs).exponential_().clamp_(min=torch.finfo(probs.dtype).tiny)
     return probs / exponential

@@ -1,4 +1,4 @@
-"""How a batch of latents fills its space, and what keeps it from collapsing.
+"""SIGReg, which keeps latents from collapsing, and their effective rank.
 
 Letters: n latents, D numbers of each, S slices.
 """
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
-NUM_KNOTS, MAX_KNOT = 17, 3.0  # at which characteristic functions are compared, from 0 on
+NUM_KNOTS, MAX_KNOT = 17, 3.0  # where characteristic functions are compared, from 0 on
 
 
 def effective_rank(latents: Tensor) -> float:
@@ -24,14 +24,15 @@ def effective_rank(latents: Tensor) -> float:
 
 
 def sigreg(latents: Tensor, num_slices: int = 1024) -> Tensor:
-    """Sketched isotropic Gaussian regularisation (LeJEPA, arXiv:2511.08544): (n, D) -> ().
+    """Sketched isotropic Gaussian regularization (LeJEPA, arXiv:2511.08544): (n, D) -> ().
 
-    By Cramer and Wold, latents are normal with unit variance if they are so along every direction.
-    Along random ones their characteristic function is compared with the normal's, under the normal
-    window (Epps and Pulley 1983); the mean over slices, times n, is 0.5 to 1 for normal latents.
+    By Cramer and Wold, latents are standard normal if they are so along every direction.  Along
+    random directions their characteristic function is compared with the normal's, weighted by the
+    normal density (Epps and Pulley 1983).  The mean over slices, times n, is 0.5 to 1 for normal
+    latents.
 
-    Under several processes the statistics are those of all latents; the directions are the same,
-    since every process draws from the step's seed.
+    With several processes the statistics are those of all latents; the directions are the same, as
+    every process samples from the step's seed.
     """
     latents = latents.float()
     directions = torch.randn(latents.shape[1], num_slices, device=latents.device)

@@ -1,11 +1,12 @@
 """A Llama-style decoder over blocks: one block holds the tokens of one frame and of one action.
 
-Letters: B clips, T blocks, S tokens of a block, C blocks in view, H heads, E head width, D width.
+Letters: B clips, T blocks, S tokens of a block, C context blocks, H heads, E head width, D width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -14,7 +15,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from kernels import (
-    View,
+    BlockMask,
     add_rms_norm,
     apply_rope,
     attention,
@@ -24,7 +25,9 @@ from kernels import (
     swiglu,
 )
 from models.config import check_positive
-from models.layers.compile_fn import CompileFn
+
+if TYPE_CHECKING:
+    from models.layers.inference import CompileFn
 
 
 @dataclass(frozen=True)
@@ -32,35 +35,36 @@ class TransformerConfig:
     dim: int = 192
     """Width of the residual stream."""
     num_layers: int = 6
+    """Layers."""
     num_heads: int = 6
+    """Attention heads of a layer."""
     mlp_dim: int = 512
     """Width inside the SwiGLU feed-forward."""
     context_frames: int = 4
-    """Frames that a frame can see, itself included."""
+    """Frames that a frame attends to, itself included."""
     qk_norm: bool = True
-    """Normalise queries and keys of each head."""
+    """Normalize queries and keys of each head."""
     dropout: float = 0.0
+    """Dropout on the output of attention and of the feed-forward."""
     activation_checkpointing: bool = False
-    """Forget activations of a layer and compute them again in the backward pass: less memory, a
-    third more time."""
+    """Compute a layer's activations again in the backward pass: less memory, a third more time."""
 
     def __post_init__(self) -> None:
-        check_positive(
-            self, "--model.transformer.", "layers", "heads", "width", "hidden", "context"
-        )
+        positive = ("num_layers", "num_heads", "dim", "mlp_dim", "context_frames")
+        check_positive(self, "--model.transformer.", *positive)
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(
-                f"a width of {self.dim} does not part into {self.num_heads} heads of even width; "
-                f"change --model.transformer.width or .heads"
+                f"--model.transformer.dim {self.dim} is not divisible by {self.num_heads} heads of "
+                f"even width; change it or --model.transformer.num-heads"
             )
 
 
 @dataclass
 class Cache:
-    """Keys and values of the blocks in view, per layer: (B, H, C * S, E) each, oldest first.
+    """Keys and values of the context blocks, per layer: (B, H, C * S, E) each, oldest first.
 
-    Keys are kept as they were before they are turned by their places, which are counted from the
-    oldest block in view: a window can slide for ever, and no angle loses digits.
+    Keys are kept before their rotation.  Positions count from the oldest context block, so the
+    context can slide without end and no angle loses digits.
     """
 
     keys: list[Tensor]
@@ -72,17 +76,17 @@ class Cache:
 
 @dataclass
 class StaticCache:
-    """A block that is being written token by token, behind the blocks in view.
+    """A block that is written token by token, behind the context blocks.
 
-    The layout is static: the block has the last S rows whatever came before it.
+    The layout is static: the block has the last S rows, however many blocks are before it.
     """
 
     rotated: list[Tensor]
-    """Keys of each layer, turned by their places: (B, H, C * S, E)."""
+    """Keys of each layer, rotated to their positions: (B, H, C * S, E)."""
     values: list[Tensor]
     cache: Cache
     bounds: Tensor
-    """(S, 2) int32: the rows that the token at each position sees, from and up to."""
+    """(S, 2) int32: first and last-plus-one row that the token at each position attends to."""
 
 
 class RmsNorm(nn.Module):
@@ -95,9 +99,9 @@ class RmsNorm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Angles for tokens at (time, row, column): each axis turns a share of the pairs.
+    """Rotary angles for tokens at (time, row, column); each axis rotates some of the pairs.
 
-    Only differences matter, so that an old frame can leave the window and nothing else moves.
+    Attention depends on differences of positions only, so an old frame can leave the context.
     """
 
     positions: Tensor
@@ -105,23 +109,23 @@ class Rotary(nn.Module):
     sine: Tensor
 
     def __init__(self, head_dim: int, positions: Tensor, num_frames: int) -> None:
-        """places: (S, 2) row and column of a block's tokens.  blocks: how many are in view."""
+        """positions: (S, 2), row and column of a block's tokens; num_frames: of the context."""
         super().__init__()
         pairs = head_dim // 2
         time = max(1, pairs // 4)
         rows = (pairs - time) // 2
         columns = pairs - time - rows
-        self.register_buffer("places", positions.float(), persistent=False)
+        self.register_buffer("positions", positions.float(), persistent=False)
         self.pair_counts = (time, rows, columns)
-        # made once: a CUDA graph reads them where they lay when it was recorded
+        # computed once: a CUDA graph reads them at the address where it was captured
         cosine, sine = self._angles(num_frames)
         self.register_buffer("cosine", cosine, persistent=False)
         self.register_buffer("sine", sine, persistent=False)
 
     def forward(self, num_frames: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine, (blocks * S, E / 2) each, for blocks in a row, the first at time 0."""
+        """Cosine and sine, (num_frames * S, E / 2) each; the first frame is at time 0."""
         rows = num_frames * len(self.positions)
-        if rows > len(self.cosine):  # a clip that is longer than the view
+        if rows > len(self.cosine):  # a clip that is longer than the context
             return self._angles(num_frames)
         return self.cosine[:rows], self.sine[:rows]
 
@@ -134,7 +138,7 @@ class Rotary(nn.Module):
         )
         angles = torch.cat(
             [
-                # wavelengths from 2 pi to about 100 positions: all that a block or a context spans
+                # wavelengths from 2 pi to about 100 positions, the span of a block or a context
                 axis[:, None] * 16.0 ** -torch.linspace(0, 1, count, device=axis.device)
                 for axis, count in zip(axes, self.pair_counts, strict=True)
                 if count
@@ -146,6 +150,8 @@ class Rotary(nn.Module):
 
 class Layer(nn.Module):
     """Pre-norm attention and SwiGLU with packed projections (Llama, arXiv:2302.13971)."""
+
+    is_fsdp_unit = True
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -170,11 +176,11 @@ class Layer(nn.Module):
         residual: Tensor | None,
         angles: tuple[Tensor, Tensor],
         past: tuple[Tensor, Tensor] | None,
-        block_mask: View,
+        block_mask: BlockMask,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """x: (B, T * S, D), whole blocks after `past`, and the branch not added to it yet.
+        """x: (B, T * S, D), whole blocks after `past`; residual: the branch not added to it yet.
 
-        Returns the same two after the layer, and the keys and values seen.
+        Returns both after the layer, and the keys and values of past and x.
         """
         x, q, k, v = self.project(x, residual)
         if past is None:
@@ -185,7 +191,7 @@ class Layer(nn.Module):
         return x, residual, k, v
 
     def project(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Add the branch to x, (B, S, D): queries, keys and values, (B, H, S, E), not turned."""
+        """Add the residual to x, (B, S, D); also q, k and v, (B, H, S, E), not rotated."""
         x, normed = _add_norm(x, residual, self.attention_norm, multiplied=True)
         qkv = self.qkv(normed)
         q, k, v = rearrange(
@@ -194,8 +200,8 @@ class Layer(nn.Module):
         return x, self.query_norm(q), self.key_norm(k), v
 
     def finish(self, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
-        """Add what attention saw, (B, H, S, E), to x, (B, S, D): it, and the feed-forward branch
-        that is to be added."""
+        """Add attention's output, (B, H, S, E), to x, (B, S, D); also the feed-forward's residual,
+        not added yet."""
         residual = self.dropout(self.out(rearrange(attended, "B H S E -> B S (H E)")))
         x, normed = _add_norm(x, residual, self.mlp_norm, multiplied=True)
         return x, self.dropout(self.down(swiglu(self.gate_up(normed))))
@@ -210,23 +216,23 @@ def _add_norm(
 
 
 class Transformer(nn.Module):
-    """Layers over a sequence of equal blocks, with a cache of the blocks in view."""
+    """Layers over a sequence of equal blocks, with a cache of the context blocks."""
 
     rows: Tensor
 
     def __init__(
         self, config: TransformerConfig, positions: Tensor, causal_within_frame: bool
     ) -> None:
-        """places: (S, 2) row and column of a block's tokens."""
+        """positions: (S, 2), row and column of a block's tokens."""
         super().__init__()
         self.config = config
         self.frame_tokens = len(positions)
         self.rotary = Rotary(config.dim // config.num_heads, positions, config.context_frames)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RmsNorm(config.dim)
-        self.block_mask = View(self.frame_tokens, config.context_frames, causal_within_frame)
+        self.block_mask = BlockMask(self.frame_tokens, config.context_frames, causal_within_frame)
         rows = (config.context_frames - 1) * self.frame_tokens + torch.arange(self.frame_tokens)
-        self.register_buffer("rows", rows, persistent=False)  # of a draft's own block
+        self.register_buffer("rows", rows, persistent=False)  # of a StaticCache's last block
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
         """x: (B, T * S, D), whole blocks that follow the cache -> (B, T * S, D), the new cache."""
@@ -252,7 +258,7 @@ class Transformer(nn.Module):
         return _add_norm(x, residual, self.norm)[1], Cache(keys, values)
 
     def make_static_cache(self, cache: Cache) -> StaticCache:
-        """Begin the block that follows the cache."""
+        """Start the block after the cache."""
         past, capacity = cache.keys[0].shape[2], self.config.context_frames * self.frame_tokens
         start = capacity - self.frame_tokens - past
         cosine, sine = (a[start : start + past] for a in self.rotary(self.config.context_frames))
@@ -269,7 +275,7 @@ class Transformer(nn.Module):
     def write_token(
         self, x: Tensor, rotated: list[Tensor], values: list[Tensor], row: Tensor, bounds: Tensor
     ) -> Tensor:
-        """Write a token into rows of a draft: shapes are the same for all, row (1,) int64."""
+        """Write a token into row (1,) of a StaticCache; shapes are the same for all tokens."""
         cosine, sine = (a[row] for a in self.rotary(self.config.context_frames))
         residual = None
         for layer, layer_rotated, layer_values in zip(self.layers, rotated, values, strict=True):
@@ -282,7 +288,7 @@ class Transformer(nn.Module):
         return _add_norm(x, residual, self.norm)[1]
 
     def append_block(self, static_cache: StaticCache) -> Cache:
-        """Take the block, which is full, among those in view."""
+        """Append the static cache's full block to the context blocks."""
         cosine, sine = (a[-self.frame_tokens :] for a in self.rotary(self.config.context_frames))
         max_rows = (self.config.context_frames - 1) * self.frame_tokens
         keys, values = [], []
@@ -296,12 +302,12 @@ class Transformer(nn.Module):
         return Cache(keys, values)
 
     def compile_steps(self, compile_fn: CompileFn) -> None:
-        """Compile whole blocks, and the writing of a token into a draft."""
+        """Compile the forward pass of whole blocks, and the writing of a token."""
         self.forward = compile_fn(self, self.forward)
         self.write_token = compile_fn(self, self.write_token)
 
     def empty_cache(self, like: Tensor) -> Cache:
-        """A cache of nothing, for sequences as many as `like` has rows."""
+        """Make an empty cache with as many rows as `like`."""
         head_dim = self.config.dim // self.config.num_heads
         shape = (len(like), self.config.num_heads, 0, head_dim)
         empty = [torch.zeros(shape, device=like.device) for _ in self.layers]

@@ -1,7 +1,7 @@
-"""How a codebook follows what is assigned to it: moving averages, and new vectors for dead codes.
+"""Codebook training: moving averages (EMA), and new vectors for dead codes.
 
-Buffers, k-means and smoothing are vector-quantize-pytorch's.  What waits for a GPU there, the
-revival of dead codes, is done here without, so that a whole step can be one CUDA graph.
+Buffers, k-means and smoothing are vector-quantize-pytorch's.  Its reset of dead codes waits for the
+GPU; this one does not, so that a whole training step can be one CUDA graph.
 
 Letters: R vectors, D numbers of each, K codes.
 """
@@ -18,20 +18,14 @@ from models.layers.sampling import sample_rows
 
 
 @torch.no_grad()
-def update_codebook_ema(
-    quantizer: nn.Module, vectors: Tensor, weights: Tensor, initialize: bool
-) -> None:
-    """Update the moving averages from a balanced quarter of the patches, (R, D); rarity: (R,).
+def update_codebook_ema(quantizer: nn.Module, vectors: Tensor, weights: Tensor) -> None:
+    """Update the moving averages from a balanced quarter of the vectors, (R, D).
 
-    begins: k-means goes before, if it has not been; to find that out is to wait for a GPU.
-
-    Most patches of a recording are plain background. Left alone they crowd the averages and
-    the revival of dead codes; drawn by one over the size of their code, rare patches count.
+    weights: (R,), of the sampling; one over the size of a vector's code gives rare patches a share,
+    where most patches are plain background.
     """
-    sampled = vectors[sample_rows(weights, max(1, len(vectors) // 4))].detach()
+    sampled = _quarter(vectors, weights)
     codebook: Any = quantizer._codebook
-    if initialize:
-        _init_codebook(codebook, sampled)
     _, counts, sums = nearest_code(sampled, codebook.embed[0])
     for average, found in ((codebook.cluster_size, counts.float()), (codebook.embed_avg, sums)):
         codebook.all_reduce_fn(found)
@@ -40,25 +34,31 @@ def update_codebook_ema(
     reset_dead_codes(codebook, sampled)
 
 
-@torch.compiler.disable()  # torch 2.13 fails where vectors are as many as codes
-def _init_codebook(codebook: Any, vectors: Tensor) -> None:
-    codebook.init_embed_(vectors[None])
+@torch.compiler.disable()  # torch 2.13 fails where vectors and codes are equally many
+@torch.no_grad()
+def init_codebook(quantizer: nn.Module, vectors: Tensor) -> None:
+    """Run k-means on a quarter of the vectors, (R, D)."""
+    codebook: Any = quantizer._codebook
+    codebook.init_embed_(_quarter(vectors, torch.ones_like(vectors[:, 0]))[None])
+
+
+def _quarter(vectors: Tensor, weights: Tensor) -> Tensor:
+    return vectors[sample_rows(weights, max(1, len(vectors) // 4))].detach()
 
 
 def reset_dead_codes(codebook: Any, vectors: Tensor) -> None:
-    """Put a vector of the batch, (R, D), in place of each code that next to nothing was assigned to
-    of late (Dhariwal et al., arXiv:2005.00341, random restarts).
+    """Replace each code that is hardly used by a vector of the batch, (R, D) (random restarts,
+    Dhariwal et al., arXiv:2005.00341).
 
-    With fewer vectors than dead codes, some wait for the next step.  Among processes, each gives
-    the vectors of some codes.
+    With fewer vectors than dead codes, some wait for the next step.  Among several processes, each
+    provides the vectors of some codes.
     """
     cluster_size, embed, embed_sum = (
         x[0] for x in (codebook.cluster_size, codebook.embed, codebook.embed_avg)
     )
     dead = cluster_size < codebook.threshold_ema_dead_code
     count = min(len(vectors), len(cluster_size))
-    # all codes, dead ones first, each with a vector that only a dead one takes: how many there are
-    # need not be known
+    # all codes, dead ones first; only a dead one takes its vector: their number need not be known
     order = (torch.rand_like(cluster_size) - dead.float()).argsort()[:count]
     replacements = vectors[sample_rows(torch.ones(len(vectors), device=vectors.device), count)]
     if codebook.use_ddp:

@@ -1,20 +1,32 @@
-"""What a tokenizer's latents look like, as vectors that other models can read.
+"""Latents as vectors, and statistics of codes.
 
 Letters: N latents a frame, P patches, G codebooks, K codes of each, D latent width.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
-from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+from models.tokenizers.tokenizer import LatentSpec
+
+
+class HasCodebooks(Protocol):
+    """A tokenizer, or a world."""
+
+    @property
+    def codebooks(self) -> Tensor:
+        """(G, K, D / G) float; empty where latents are continuous."""
+        ...
 
 
 class CodebookEmbedding(nn.Module):
-    """Codes to their codebook vectors, of mean 0 and deviation 1; continuous latents as they are.
+    """Codes to their codebook vectors, of mean 0 and standard deviation 1; continuous latents
+    unchanged.
 
-    The vectors come from the tokenizer and stay fixed: two codes that look alike are near.
+    The vectors are the tokenizer's and are not trained: codes that look alike are near.
     """
 
     codebook: Tensor
@@ -23,12 +35,13 @@ class CodebookEmbedding(nn.Module):
         super().__init__()
         self.latents = latents
         dim = latents.dim // latents.num_codebooks
-        self.register_buffer("book", torch.zeros(latents.num_codebooks, latents.codebook_size, dim))
+        shape = (latents.num_codebooks, latents.codebook_size, dim)
+        self.register_buffer("codebook", torch.zeros(shape))
 
-    def load_codebook(self, tokenizer: Tokenizer) -> None:
-        """Take over the tokenizer's codebooks."""
+    def load_codebook(self, source: HasCodebooks) -> None:
+        """Copy the tokenizer's codebooks."""
         if self.latents.kind == "discrete":
-            codebooks = tokenizer.codebooks
+            codebooks = source.codebooks
             std = codebooks.std(1, keepdim=True).clamp(min=1e-4)
             self.codebook.copy_((codebooks - codebooks.mean(1, keepdim=True)) / std)
 
@@ -42,19 +55,19 @@ class CodebookEmbedding(nn.Module):
 def code_counts(codes: Tensor, latents: LatentSpec) -> Tensor:
     """Count how often each code occurs: (..., N) int64 -> (G, K) int64."""
     ids = flat_ids(codes, latents).flatten()
-    # bincount waits for a GPU
+    # torch.bincount waits for the GPU
     counts = ids.new_zeros(latents.num_codebooks * latents.codebook_size)
     counts.scatter_add_(0, ids, torch.ones_like(ids))
     return counts.view(latents.num_codebooks, latents.codebook_size)
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Give the codes that a codebook seems to have, by entropy, mean of codebooks: (G, K) -> ()."""
+    """Return exp(entropy) of the codes' use, mean over codebooks: (G, K) -> ()."""
     probs = counts / counts.sum(-1, keepdim=True).clamp(min=1)
     return torch.special.entr(probs.double()).sum(-1).exp().mean()
 
 
 def flat_ids(codes: Tensor, latents: LatentSpec) -> Tensor:
-    """Tell the codes of the codebooks apart: (..., N) -> (..., P, G), from 0 to G K - 1."""
+    """Number the codes of all codebooks: (..., N) -> (..., P, G), from 0 to G K - 1."""
     offsets = latents.codebook_size * torch.arange(latents.num_codebooks, device=codes.device)
     return codes.unflatten(-1, (-1, latents.num_codebooks)) + offsets

@@ -1,8 +1,7 @@
 """A frozen vision backbone as tokenizer: DINOv2 (arXiv:2304.07193) or CLIP (arXiv:2103.00020), with
-a light decoder to look at what is imagined.
+a light decoder to show model rollouts.
 
-Only the decoder is trained.  No parameter of the backbone changes or keeps a gradient, and nothing
-that the decoder learns reaches the latents, as in DINO-WM (arXiv:2411.04983).
+Only the decoder is trained, as in DINO-WM (arXiv:2411.04983).  The backbone has no gradient.
 
 Letters: B frames, H W pixels, P patches, D latent width, C channels.
 """
@@ -17,10 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from data.batch import Batch
 from models.layers.pixel_decoder import PixelDecoder
-from models.tokenizers.tokenizer import LatentSpec
+from models.method import Losses
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
-# Means and deviations of the pictures that they were trained on, RGB from 0 to 1.
+# Mean and standard deviation of the training images, RGB from 0 to 1.
 PIXEL_STATS = {
     "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "clip_vision_model": ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
@@ -33,24 +34,23 @@ class FrozenEncoderConfig:
     image_size: tuple[int, int] = (64, 64)
     """Height and width of a frame, in pixels."""
     pretrained: str = "facebook/dinov2-small"
-    """A name on the Hugging Face hub, or a local folder: DINOv2, or CLIP's vision model. `random`
-    is DINOv2-small as it is before any training, for comparison."""
+    """A name on the Hugging Face hub, or a local folder: DINOv2, or CLIP's vision model.  `random`
+    is an untrained DINOv2-small, a baseline."""
     input_size: int = 112
-    """Side, in pixels, to which a frame is resized for the backbone; a multiple of its patches."""
+    """Side of the backbone's input, in pixels; a multiple of its patch size."""
     tokens: Literal["patches", "cls"] = "patches"
-    """What stands for a frame: a vector for each patch, or one for the picture."""
+    """Latents of a frame: a vector per patch, or one for the image."""
     channels: int = 128
     """Channels of the decoder."""
     num_res_blocks: int = 2
     """Residual blocks of the decoder."""
     architecture: str = ""
-    """Of the backbone, as a checkpoint holds it; taken from the weights."""
+    """The backbone's config as JSON, set from the weights; a checkpoint holds it."""
 
 
-class FrozenEncoder(nn.Module):
-    """Frames to features that nobody trains here, and from features to a picture."""
+class FrozenEncoder(Tokenizer):
+    """Frames to features of a frozen backbone, and features to frames."""
 
-    clip_length = 1
     mean: Tensor
     std: Tensor
 
@@ -63,25 +63,21 @@ class FrozenEncoder(nn.Module):
         patch_size = architecture["patch_size"]
         if config.input_size % patch_size:
             raise ValueError(
-                f"{config.input_size} pixels do not part into patches of {patch_size}; give --model.seen a "
-                f"multiple of {patch_size}"
+                f"--model.input-size {config.input_size} is not divisible by the backbone's patch "
+                f"size {patch_size}; give a multiple of it"
             )
         grid_side = config.input_size // patch_size if config.tokens == "patches" else 1
         self.latents = LatentSpec("continuous", (grid_side, grid_side), architecture["hidden_size"])
         mean, std = PIXEL_STATS[architecture["model_type"]]
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(std)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         self.decoder = PixelDecoder(
             self.latents, config.image_size, config.channels, config.num_res_blocks
         )
 
-    @property
-    def codebooks(self) -> Tensor:
-        return torch.zeros(0)
-
     def train(self, mode: bool = True) -> FrozenEncoder:
         super().train(mode)
-        self.backbone.eval()  # it has dropout and the like
+        self.backbone.eval()  # it may have dropout
         return self
 
     @torch.no_grad()
@@ -92,7 +88,7 @@ class FrozenEncoder(nn.Module):
             frames.float() / 255, size, mode="bilinear", antialias=True, align_corners=False
         )
         x = (x.clamp(0, 1) - self.mean) / self.std
-        # DINOv2 fits its places to any size by itself, CLIP when asked
+        # DINOv2 interpolates its position embedding by itself, CLIP on request
         kwargs = {} if self.backbone.config.model_type == "dinov2" else _INTERPOLATED
         out = self.backbone(pixel_values=x, **kwargs).last_hidden_state
         return out[:, 1:] if self.config.tokens == "patches" else out[:, :1]
@@ -101,8 +97,9 @@ class FrozenEncoder(nn.Module):
         """(B, P, D) -> (B, 3, H, W) uint8."""
         return (self.decoder(latents).float().clamp(0, 1) * 255).round().to(torch.uint8)
 
-    def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
-        """Squared error of the decoder's picture; the backbone has no part in it."""
+    def loss(self, batch: Batch) -> Losses:
+        """Squared error of the decoder, times 100; the backbone has no loss."""
+        (frames,) = batch.require("frames")
         frames = frames.flatten(0, -4)
         reconstruction = self.decoder(self.encode(frames))
         target = frames.float() / 255
@@ -113,8 +110,8 @@ _INTERPOLATED = {"interpolate_pos_encoding": True}
 
 
 def _load(config: FrozenEncoderConfig) -> tuple[Any, dict[str, Any]]:
-    """Give the backbone and what it is: from a checkpoint's words, a folder, or the hub."""
-    import transformers as hf  # seconds to import: only where it is used
+    """Load the backbone and its config: from a checkpoint's config, a folder, or the hub."""
+    import transformers as hf  # takes seconds to import
 
     architectures = {
         "dinov2": (hf.Dinov2Config, hf.Dinov2Model),
@@ -138,20 +135,21 @@ def _load(config: FrozenEncoderConfig) -> tuple[Any, dict[str, Any]]:
     except (OSError, ValueError) as problem:
         where = "that folder" if Path(config.pretrained).is_dir() else "the hub, and no such folder"
         raise ValueError(
-            f"no backbone {config.pretrained!r} could be read from {where}; give --model.weights a "
-            f"local folder with config.json and model.safetensors, or a name on the hub "
+            f"no backbone {config.pretrained!r} could be read from {where}; give "
+            f"--model.pretrained a local folder with config.json and model.safetensors, or a name "
+            f"on the hub "
             f"({str(problem).splitlines()[0]})"
         ) from None
     if backbone is None:
         raise ValueError(
-            f"{config.pretrained} holds a {model_type}; give --model.weights a folder or a name of DINOv2 "
-            f"or of CLIP"
+            f"{config.pretrained} holds a {model_type}; give --model.pretrained a folder or a name "
+            f"of DINOv2 or of CLIP"
         )
     return backbone, _plain(backbone.config)
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """What is needed to build it again."""
+    """Select the fields that rebuild the backbone."""
     names = (
         "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size",
         "image_size", "mlp_ratio", "intermediate_size", "projection_dim", "hidden_act",

@@ -1,12 +1,11 @@
-"""Latents learnt from their own prediction, with no picture drawn (LeWorldModel, arXiv:2603.19312).
+"""Joint-embedding prediction: latents learned by predicting them (LeWorldModel, arXiv:2603.19312).
 
 An encoder and a predictor are trained end to end: from the latents of the last frames and the
-actions between, those of the next.  What keeps all latents from becoming one is that they have to
-be spread like a normal distribution (SIGReg, `models/layers/sigreg.py`): no second encoder that follows
-the first, no stopped gradient.  A decoder is trained beside, to look at what is imagined; nothing
-that it learns reaches the latents.
+actions between them to the next latents.  SIGReg (`models/layers/sigreg.py`) prevents collapse by
+keeping latents normally distributed; there is no EMA encoder and no stopped gradient.  A decoder is
+trained at the same time to show model rollouts; its gradient does not reach the latents.
 
-Stage 3 then fits dynamics of its own to the finished latents, as to any others.
+Stage 3 trains a dynamics model of its own on these latents, as on any others.
 
 Letters: B clips, T frames, H W pixels, P patches, D latent width.
 """
@@ -20,12 +19,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
+from data.batch import Batch
 from models.dynamics.predictor import Predictor, PredictorConfig
 from models.layers.conv_encoder import ConvEncoder
 from models.layers.pixel_decoder import PixelDecoder
 from models.layers.sigreg import effective_rank, sigreg
 from models.layers.transformer import Transformer, TransformerConfig
-from models.tokenizers.tokenizer import LatentSpec
+from models.method import Losses
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -33,25 +34,26 @@ class JepaConfig:
     image_size: tuple[int, int] = (64, 64)
     """Height and width of a frame, in pixels."""
     patch_size: int = 8
-    """Pixels along each side of what the encoder reads as one."""
+    """Side of the encoder's patches, in pixels."""
     encoder: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(dim=192, num_layers=12, num_heads=3, mlp_dim=512)
     )
-    """ViT-Tiny's size; its context does not count."""
+    """ViT-Tiny's size; its `context_frames` has no effect."""
     conv_filters: int = 0
-    """Wide filters that read the frame in the ViT's place (`models/layers/conv_encoder.py`): what minutes on a
-    CPU suffice for; 0 is the ViT."""
+    """Filters of the convolutional encoder, which trains in minutes on a CPU
+    (`models/layers/conv_encoder.py`); 0 uses the ViT."""
     proj_hidden: int = 768
-    """Width between encoder and latent."""
+    """Width of the encoder's output, before the projection to the latent."""
     latent_dim: int = 192
-    """Numbers of a frame's latent."""
+    """Width of a frame's latent."""
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig(rewards=False))
+    """Its `clip_length` has no effect: `num_action_blocks` sets it."""
     num_action_blocks: int = 3
-    """Blocks of actions in a training clip."""
+    """Action blocks of a training clip."""
     sigreg_weight: float = 0.1
-    """Weight of the latents' distance from a normal distribution, beside 1 for the prediction."""
+    """Weight of SIGReg; the prediction's is 1."""
     num_slices: int = 1024
-    """Directions along which that is measured."""
+    """Random directions of SIGReg."""
     channels: int = 64
     """Channels of the decoder."""
     num_res_blocks: int = 2
@@ -60,13 +62,13 @@ class JepaConfig:
     def __post_init__(self) -> None:
         if not self.conv_filters and any(side % self.patch_size for side in self.image_size):
             raise ValueError(
-                f"frames of {self.image_size} pixels do not part into patches of {self.patch_size}; "
-                f"choose a --model.patch that divides both sides"
+                f"frames of {self.image_size} pixels are not divisible by --model.patch-size "
+                f"{self.patch_size}; choose one that divides both sides"
             )
 
 
 class VitEncoder(nn.Module):
-    """(B, 3, H, W) ink -> (B, hidden): a ViT, its patches averaged."""
+    """A ViT with mean pooling: (B, 3, H, W) inverted frames -> (B, proj_hidden)."""
 
     def __init__(self, config: JepaConfig) -> None:
         super().__init__()
@@ -85,8 +87,10 @@ class VitEncoder(nn.Module):
         return self.out(self.layers(x)[0].mean(1))
 
 
-class Jepa(nn.Module):
-    """Turn a frame into one vector that can be foretold."""
+class Jepa(Tokenizer):
+    """Turn a frame into one vector that is predictable."""
+
+    needs = frozenset({"frames", "actions"})
 
     def __init__(self, config: JepaConfig, actions: ActionSpec) -> None:
         super().__init__()
@@ -98,9 +102,9 @@ class Jepa(nn.Module):
             if config.conv_filters
             else VitEncoder(config)
         )
-        # A ViT's last norm puts its output on a sphere, where nothing is normal. Normalised over
-        # the batch, latents have a spread from the first step on, and what stands on few pixels
-        # counts in them before the predictor has found it unforeseeable.
+        # A ViT's last norm puts its output on a sphere, which no normal distribution fits.  A batch
+        # norm gives latents unit variance from the first step on, so that small objects count
+        # before the predictor learns to ignore them.
         self.proj = nn.Sequential(nn.GELU(), nn.Linear(config.proj_hidden, config.latent_dim))
         self.norm = nn.BatchNorm1d(config.latent_dim, affine=False, momentum=0.05)
         self.predictor = Predictor(config.predictor, self.latents, actions)
@@ -113,10 +117,6 @@ class Jepa(nn.Module):
     def clip_length(self) -> int:
         return self.config.num_action_blocks * self.config.predictor.frameskip + 1
 
-    @property
-    def codebooks(self) -> Tensor:
-        return torch.zeros(0)
-
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, 1, D) float."""
         inverted = 1 - frames.float() / 255
@@ -127,22 +127,22 @@ class Jepa(nn.Module):
         return (self.decoder(latents).float().clamp(0, 1) * 255).round().to(torch.uint8)
 
     def predict(self, latents: Tensor, actions: Tensor) -> Tensor:
-        """(B, C, 1, D) and their blocks of actions (B, C, skip, A) -> the next (B, C, 1, D).
+        """Latents (B, C, 1, D), action blocks (B, C, frameskip, A) -> the next (B, C, 1, D).
 
-        Said anew, not as a change.  Where the first guess is that all stays, what moves is a
-        surprise, and the encoder gives it up (the agent first) before any action is understood.
+        The output is absolute, not a change.  If the first prediction is no change, moving objects
+        are errors, and the encoder drops them before the predictor understands actions.
         """
         num_actions = torch.full(
             actions.shape[:2], self.config.predictor.frameskip, device=latents.device
         )
         return self.predictor.predict(latents, actions, num_actions)[0] - latents
 
-    def loss(self, frames: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """Squared error of foretold latents, their distance from a normal distribution, and, apart
-        from both, that of the decoder's picture.
+    def loss(self, batch: Batch) -> Losses:
+        """Squared error of predicted latents, SIGReg, and the decoder's squared error, times 100.
 
-        frames (B, T, 3, H, W) uint8, T = `clip`; actions (B, T, A) normalised, or (B, T) codes.
+        SIGReg, the ratio of errors and the batch norm are computed over a (micro-)batch.
         """
+        frames, actions = batch.require("frames", "actions")
         frameskip, num_blocks = self.config.predictor.frameskip, self.config.num_action_blocks
         sampled_frames = frames[:, ::frameskip]
         latents = self.encode(sampled_frames.flatten(0, 1)).unflatten(0, sampled_frames.shape[:2])
@@ -154,12 +154,12 @@ class Jepa(nn.Module):
         with torch.no_grad():
             copy_mse = (latents[:, 1:] - latents[:, :-1]).square().mean()
         prediction = (predicted - latents[:, 1:]).float().square().mean()
+        reconstruction = self.decoder(first_latents).float()
         return {
             "prediction": prediction,
-            "regularity": self.config.sigreg_weight * sigreg(flat, self.config.num_slices),
-            "reconstruction": 100
-            * nn.functional.mse_loss(self.decoder(first_latents).float(), target),
-            "of_staying": prediction.detach() / copy_mse.clamp(min=1e-8),
-            "rank": torch.tensor(effective_rank(flat.detach().float())),
+            "sigreg": self.config.sigreg_weight * sigreg(flat, self.config.num_slices),
+            "reconstruction": 100 * nn.functional.mse_loss(reconstruction, target),
+            "relative_error": prediction.detach() / copy_mse.clamp(min=1e-8),
+            "effective_rank": torch.tensor(effective_rank(flat.detach().float())),
             "variance": flat.detach().float().var(0).mean(),
         }

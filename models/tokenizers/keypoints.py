@@ -1,10 +1,10 @@
-"""Keypoints learnt from pictures alone (Jakab et al., arXiv:1806.07823; Minderer et al.,
-arXiv:1906.07889): a frame is a few places, and is drawn from bumps at those places.
+"""Keypoints learned without labels (Jakab et al., arXiv:1806.07823; Minderer et al.,
+arXiv:1906.07889): a frame is encoded as K positions and decoded from Gaussians at them.
 
-A place moves as what stands there moves, so latents of what is near are near: a distance between
-latents is one that a planner can follow, and dynamics have a handful of numbers to foretell.
+A keypoint moves with its object, so frames that look alike have near latents: a planner can follow
+the distance between latents, and a dynamics model has few numbers to predict.
 
-Letters: B frames, H W pixels, h w cells of a map, K keypoints, C channels, S widths of bumps.
+Letters: B frames, H W pixels, K keypoints.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from data.batch import Batch
 from models.layers.blocks import ResBlock
-from models.tokenizers.tokenizer import LatentSpec
+from models.method import Losses
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,39 +25,38 @@ class KeypointsConfig:
     image_size: tuple[int, int] = (64, 64)
     """Height and width of a frame, in pixels."""
     num_keypoints: int = 32
-    """Some are not needed and stay where they are; too few, and what turns is read wrongly."""
+    """Keypoints of a frame; unused ones stay still, and too few misread rotations."""
     channels: int = 48
-    """Channels on the maps' grid; twice as many on the coarser one."""
+    """Channels on the fine grid; twice as many on the coarse one."""
     stride: int = 4
-    """Pixels between the centres of a grid's cells; twice it divides both sides of the frame."""
+    """Pixels of a cell of the fine grid; twice it divides both sides of the frame."""
     heatmap_scale: int = 2
-    """Cells of a keypoint's map for each cell of the grid, along each side: a place that moves
-    leaves the one and enters the next, and on coarse maps it jumps."""
+    """Cells of a heatmap per cell of the fine grid, along each side; on coarse heatmaps a moving
+    keypoint jumps."""
     num_res_blocks: int = 2
     """Residual blocks on the coarse grid, and again in the decoder."""
     softmax_beta: float = 10.0
-    """Factor on the maps before their softmax: flat maps all have their centre in the middle, and
-    learn nothing from there."""
+    """Factor on the heatmaps before their softmax: flat heatmaps all have their center of mass in
+    the middle, and no gradient."""
     min_std: float = 0.2
-    """Standard deviation of a keypoint's x, and of its y, over a batch (the picture spans 2): one
-    that moves less is pushed. Left alone most rest after thirty steps, and never move again."""
+    """Standard deviation of a keypoint's x, and of its y, over a batch, below which the motion
+    hinge acts; a frame spans 2.  Without it most keypoints stop moving early in training."""
     gaussian_stds: tuple[float, ...] = (0.08, 0.35)
-    """Widths of the bumps that stand for a place in the decoder; the picture spans 2. A narrow one
-    says where exactly, a wide one draws a keypoint that is far off."""
+    """Standard deviations of the decoder's Gaussians; a frame spans 2.  A narrow one is precise, a
+    wide one attracts a keypoint that is far off."""
 
     def __post_init__(self) -> None:
         height, width = self.image_size
         if height % (2 * self.stride) or width % (2 * self.stride):
             raise ValueError(
-                f"frames of {height} x {width} pixels do not divide into coarse cells of "
-                f"{2 * self.stride}; choose a --model.cell whose double divides both sides"
+                f"frames of {height} x {width} pixels are not divisible by twice --model.stride "
+                f"{self.stride}; choose one whose double divides both sides"
             )
 
 
-class Keypoints(nn.Module):
-    """Turn a frame into the places of K keypoints and draw it back."""
+class Keypoints(Tokenizer):
+    """Encode a frame as K keypoints and decode it from them."""
 
-    clip_length = 1
     rows: Tensor
     columns: Tensor
     fine_rows: Tensor
@@ -77,8 +78,8 @@ class Keypoints(nn.Module):
             nn.Upsample(scale_factor=2),
         )
         self.fuse = ResBlock(channels)
-        # Normalised: maps that grow without bound end as one cell, which gives no gradient, and
-        # their places leap from cell to cell.
+        # Normalized: unbounded heatmaps collapse to one cell, which has no gradient, and keypoints
+        # jump from cell to cell.
         self.heatmap_head = nn.Sequential(
             nn.GroupNorm(8, channels),
             nn.Conv2d(channels, config.heatmap_scale**2 * config.num_keypoints, 1),
@@ -100,10 +101,6 @@ class Keypoints(nn.Module):
         self.background = nn.Parameter(torch.zeros(3, *config.image_size))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    @property
-    def codebooks(self) -> Tensor:
-        return torch.zeros(0)
-
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, 1, 2 K) float32: x and y of each, from -1 to 1."""
         return self._locate(_invert(frames)).flatten(1)[:, None]
@@ -113,21 +110,22 @@ class Keypoints(nn.Module):
         inverted = self._render(latents.unflatten(-1, (-1, 2))[:, 0])
         return ((1 - inverted.float().clamp(0, 1)) * 255).round().to(torch.uint8)
 
-    def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
-        """Squared error of the frame drawn from its own keypoints; `resting`, by how much they move
-        less over the batch than they should (a hinge, as in VICReg, arXiv:2105.04906, eq. 1)."""
+    def loss(self, batch: Batch) -> Losses:
+        """Squared error of the decoded frame, times 100, and a hinge on the keypoints' standard
+        deviation over the batch (VICReg, arXiv:2105.04906, equation 1)."""
+        (frames,) = batch.require("frames")
         target = _invert(frames.flatten(0, -4))
         keypoints = self._locate(target)
         reconstruction = self._render(keypoints)
         std = (keypoints.float().var(0, correction=0) + 1e-6).sqrt()
         return {
             "reconstruction": 100 * nn.functional.mse_loss(reconstruction.float(), target),
-            "resting": (self.config.min_std - std).relu().mean(),
-            "moving": (std.detach() > 0.05).all(-1).float().sum(),
+            "motion_hinge": (self.config.min_std - std).relu().mean(),
+            "active_keypoints": (std.detach() > 0.05).all(-1).float().sum(),
         }
 
     def _locate(self, inverted: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, K, 2): the centre of mass of each map (soft-argmax)."""
+        """(B, 3, H, W) -> (B, K, 2): the center of mass of each heatmap (soft-argmax)."""
         fine = self.fine(self.stem(inverted))
         heatmaps = self.heatmap_head(self.fuse(fine + self.coarse(fine))).float()
         probs = (self.config.softmax_beta * heatmaps).flatten(2).softmax(-1).view(heatmaps.shape)
@@ -147,11 +145,11 @@ class Keypoints(nn.Module):
 
 
 def _cell_centers(cells: int) -> Tensor:
-    """Centres of cells along one side that spans -1 to 1: (cells,)."""
+    """Centers of cells along one side that spans -1 to 1: (cells,)."""
     return (torch.arange(cells) + 0.5) / cells * 2 - 1
 
 
 def _invert(frames: Tensor) -> Tensor:
-    """uint8 -> 0 (white) to 1: what is drawn, on a background of nothing."""
+    """uint8 -> 0 (white) to 1 (black): a white background becomes zero."""
     inverted = 1 - frames.float() / 255
     return inverted.contiguous(memory_format=torch.channels_last)

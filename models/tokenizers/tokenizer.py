@@ -1,16 +1,22 @@
-"""What callers may rely on when they hold a tokenizer."""
+"""The tokenizer's contract: frames to latents and back."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
+
+from data.batch import Batch
+from models.config import from_plain, to_plain
+from models.method import Losses, TrainableModule
 
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """What a tokenizer makes of one frame."""
+    """What stands for one frame."""
 
     kind: Literal["discrete", "continuous"]
     grid: tuple[int, int]
@@ -18,11 +24,11 @@ class LatentSpec:
     dim: int
     """Numbers that stand for one patch, all its codes together."""
     codebook_size: int = 0
-    """Size of a codebook; 0 where latents are continuous."""
+    """Codes of a codebook; 0 where latents are continuous."""
     num_codebooks: int = 1
     """Codes of one patch, each from a codebook of its own."""
-    is_xy: bool = field(default=False, compare=False)
-    """The numbers are x and y of places in the frame, from -1 to 1 (runs of before do not say)."""
+    is_xy: bool = False
+    """The numbers are x and y of points in the frame, from -1 to 1."""
 
     @property
     def num_patches(self) -> int:
@@ -35,43 +41,50 @@ class LatentSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Give plain values for checkpoints."""
-        return asdict(self) | {"grid": list(self.grid)}
+        return to_plain(self)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> LatentSpec:
-        plain: dict[str, Any] = values | {"grid": tuple(values["grid"])}
-        return LatentSpec(**plain)
+        return from_plain(LatentSpec, values)
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
+class Tokenizer(TrainableModule, ABC):
     """Frames to latents and back.
 
-    B frames, P patches, G codebooks of K codes, N latents a frame (P, or P G codes), D width.
+    Letters: B frames or clips, T frames of a clip, P patches, G codebooks of K codes, N latents a
+    frame (P, or P G codes), D width.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"frames"})
     latents: LatentSpec
     image_size: tuple[int, int]
-
-    @property
-    def clip_length(self) -> int:
-        """Frames in a row that its loss looks at: 1 where each is learnt by itself."""
-        ...
+    temporal_context: int = 1
+    """Frames that the latents of one depend on, itself included: 1 for a frame tokenizer, more
+    for one that is causal in time."""
+    has_decoder: ClassVar[bool] = True
 
     @property
     def codebooks(self) -> Tensor:
         """(G, K, D / G) float, the vectors of the codes; empty where latents are continuous."""
-        ...
+        return torch.zeros(0)
 
+    @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, N) int64 codes, or (B, P, D) float."""
-        ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, N) codes or (B, P, D) -> (B, 3, H, W) uint8."""
-        ...
+        raise ValueError(f"{type(self).__name__} has no decoder, so its latents cannot be drawn")
 
-    def loss(self, frames: Tensor, actions: Tensor) -> dict[str, Tensor]:
-        """(B, T, 3, H, W) uint8, T = `clip`, and normalised actions (B, T, A), or (B, T) codes ->
-        named terms; the sum of those with a gradient is minimised."""
-        ...
+    def encode_clip(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) uint8 -> (B, T, N) or (B, T, P, D), each frame with those before it."""
+        return self.encode(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
+    def decode_clip(self, latents: Tensor) -> Tensor:
+        """(B, T, N) or (B, T, P, D) -> (B, T, 3, H, W) uint8, each frame with those before it."""
+        return self.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Losses:
+        """Named terms on clips of `clip_length` frames; the sum of those with a gradient is
+        minimized."""

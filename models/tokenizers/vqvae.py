@@ -15,12 +15,15 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
+from data.batch import Batch
 from kernels import nearest_code
 from models.config import check_positive
+from models.layers.blocks import ConvNextBlock, PixelNorm, ResNetBlock
 from models.layers.laplacian import laplacian_l1
-from models.tokenizers.codebook import update_codebook_ema
+from models.method import Losses
+from models.tokenizers.codebook import init_codebook, update_codebook_ema
 from models.tokenizers.codes import code_counts, perplexity
-from models.tokenizers.tokenizer import LatentSpec
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -28,60 +31,62 @@ class VqVaeConfig:
     image_size: tuple[int, int] = (64, 64)
     """Height and width of a frame, in pixels."""
     downsample: int = 8
-    """Pixels between neighbouring latents; divides both sides of the frame."""
+    """Pixels per latent along each side; divides both sides of the frame."""
     patch_size: int = 4
-    """Side of the patch that the first layer folds into channels, in pixels; the rest of the
-    downsampling is done by halvings."""
+    """Side of the patches that the first layer folds into channels, in pixels; halvings do the rest
+    of the downsampling."""
     block_type: Literal["resnet", "convnext"] = "convnext"
     """Kind of residual block."""
     encoder_kernel: int = 1
-    """Side of the encoder's kernels. At 1 a code depends on its own patch alone, so codes are
-    still where the picture is still; wider kernels flicker."""
+    """Side of the encoder's kernels.  At 1 a code depends on its own patch only, so codes do not
+    change where the image does not; with wider kernels they flicker."""
     decoder_kernel: int = 3
-    """Side of the decoder's kernels; above 1 a patch is drawn with its neighbours in view."""
+    """Side of the decoder's kernels; above 1 a patch's pixels depend on its neighbors."""
     channels: int = 256
     """Channels on the latent grid."""
     channel_mult: float = 0.5
-    """Factor on the channels, for each halving away from the latent grid."""
+    """Factor on the channels per halving away from the latent grid."""
     num_res_blocks: int = 2
-    """Residual blocks at every resolution, in the encoder and again in the decoder."""
+    """Residual blocks per resolution, in the encoder and again in the decoder."""
     num_codebooks: int = 4
-    """Codes of one patch, each for its own share of the patch's vector (product quantisation).
-    Edges move by less than a pixel a step: one code of 1,024 is too coarse to tell."""
+    """Codes of a patch, each for its own part of the patch's vector (product quantization).  Edges
+    move by less than a pixel a step, for which one code of 1,024 is too coarse."""
     codebook_size: int = 256
     """Vectors in a codebook."""
     latent_dim: int = 32
-    """Numbers that stand for one patch, shared out among its codebooks."""
+    """Width of a patch's vector, divided among its codebooks."""
     decay: float = 0.98
-    """Moving average of the codebook, per step."""
+    """Decay of the codebook's moving average, per step."""
     commitment_weight: float = 0.25
     """Weight of the commitment loss."""
     laplacian_weight: float = 0.0
-    """Weight of a perceptual term that needs no download, an L1 between Laplacian pyramids."""
+    """Weight of the L1 between Laplacian pyramids, a perceptual loss without a network."""
     vq_start_step: int = 150
-    """Training steps before the first quantisation: k-means then starts from an encoder that
-    already tells patches apart."""
+    """Training steps before quantization: k-means then starts from an encoder that separates
+    patches."""
 
     def __post_init__(self) -> None:
-        counts = ("downsample", "stem", "channels", "codebooks", "codes", "code_width")
+        counts = (
+            "downsample", "patch_size", "channels", "num_codebooks", "codebook_size", "latent_dim",
+        )  # fmt: skip
         check_positive(self, "--model.", *counts)
         height, width = self.image_size
         if height % self.downsample or width % self.downsample:
             raise ValueError(
-                f"frames of {height} x {width} pixels do not divide into patches of "
-                f"{self.downsample}; choose a downsample that divides both sides"
+                f"frames of {height} x {width} pixels are not divisible by --model.downsample "
+                f"{self.downsample}; choose one that divides both sides"
             )
         halvings = self.downsample / self.patch_size
         if halvings < 1 or 2 ** round(_log2(halvings)) != halvings:
             raise ValueError(
-                f"downsample {self.downsample} is not stem {self.patch_size} times a power of two; "
-                f"choose a stem of {self.downsample} or half, a quarter ... of it"
+                f"--model.downsample {self.downsample} is not --model.patch-size {self.patch_size} "
+                f"times a power of two; choose a patch size of {self.downsample}, or a half or a "
+                f"quarter of it"
             )
-
         if self.latent_dim % self.num_codebooks:
             raise ValueError(
-                f"a code width of {self.latent_dim} does not part among {self.num_codebooks} "
-                f"codebooks; change --model.code-width or --model.codebooks"
+                f"--model.latent-dim {self.latent_dim} is not divisible by --model.num-codebooks "
+                f"{self.num_codebooks}; change one of them"
             )
 
     @property
@@ -90,7 +95,7 @@ class VqVaeConfig:
 
     @property
     def level_channels(self) -> list[int]:
-        """Channels from the stem's resolution to the latent grid's."""
+        """Channels of each resolution, from the patches' to the latent grid's."""
         return [
             max(8, round(self.channels * self.channel_mult**level / 8) * 8)
             for level in range(self.num_downsamples, -1, -1)
@@ -101,69 +106,15 @@ def _log2(value: float) -> float:
     return float(torch.log2(torch.tensor(value)))
 
 
-class ConvNextBlock(nn.Module):
-    """Depthwise mixing, then a channel MLP (Liu et al., arXiv:2201.03545)."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__()
-        self.depthwise = (
-            nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
-            if kernel > 1
-            else nn.Identity()
-        )
-        self.norm = nn.LayerNorm(channels)
-        self.expand = nn.Linear(channels, 2 * channels)
-        self.contract = nn.Linear(2 * channels, channels)
-        nn.init.zeros_(self.contract.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, C, h, w)."""
-        y = self.norm(rearrange(self.depthwise(x), "B C h w -> B h w C"))
-        y = self.contract(nn.functional.gelu(self.expand(y)))
-        return x + rearrange(y, "B h w C -> B C h w")
-
-
-class ResNetBlock(nn.Module):
-    """Two convolutions around a skip (He et al., arXiv:1603.05027)."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__()
-        groups = 8
-        self.layers = nn.Sequential(
-            nn.GroupNorm(groups, channels) if kernel > 1 else _PixelNorm(channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, kernel, padding=kernel // 2),
-            nn.GroupNorm(groups, channels) if kernel > 1 else _PixelNorm(channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, kernel, padding=kernel // 2),
-        )
-        nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
-
-
-class _PixelNorm(nn.Module):
-    """Layer norm over channels: group norm would let one patch see the others."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rearrange(self.norm(rearrange(x, "B C h w -> B h w C")), "B h w C -> B C h w")
-
-
 BLOCK_TYPES = {"convnext": ConvNextBlock, "resnet": ResNetBlock}
 
 
-class VqVae(nn.Module):
-    """Turn each patch of a frame into one of K codes and draw it back."""
+class VqVae(Tokenizer):
+    """Encode each patch of a frame as G codes and decode it."""
 
-    clip_length = 1
     codebook_initialized: bool
-    """Steps of training are alike from now on: codebooks have begun, and nothing need look at
-    values to know it, which would wait for a GPU."""
+    """K-means has run.  A Python value, since reading a tensor would wait for the GPU; from then on
+    all training steps do the same."""
 
     def __init__(self, config: VqVaeConfig) -> None:
         super().__init__()
@@ -192,6 +143,13 @@ class VqVae(nn.Module):
         self.decoder = _Decoder(config)
         self.register_buffer("trained_steps", torch.zeros((), dtype=torch.long))
         self.codebook_initialized = False
+        # what after_step reads, of each micro-batch: vectors and codes; frames and their mean
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._first_frames: list[tuple[int, Tensor]] = []
+
+    @property
+    def capturable(self) -> bool:
+        return self.codebook_initialized
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, N) int64."""
@@ -205,70 +163,94 @@ class VqVae(nn.Module):
     @property
     def codebooks(self) -> Tensor:
         """(G, K, D / G) float32."""
-        return torch.stack([part.codebook.float() for part in self.quantizers])  # type: ignore
+        return torch.stack([quantizer.codebook.float() for quantizer in self.quantizers])  # type: ignore
 
     def _lookup(self, codes: Tensor) -> Tensor:
         """(B, N) int64 -> (B, P, D)."""
         ids = codes.unflatten(-1, (-1, self.config.num_codebooks)).unbind(-1)
         codebooks = self.codebooks
-        return torch.cat([book[part] for book, part in zip(codebooks, ids, strict=True)], dim=-1)
+        return torch.cat([book[index] for book, index in zip(codebooks, ids, strict=True)], dim=-1)
 
     def _decode_vectors(self, vectors: Tensor) -> Tensor:
         """(B, P, D) -> (B, 3, H, W), about [-1, 1]."""
         h, w = self.latents.grid
         return self.decoder(rearrange(vectors, "B (h w) D -> B D h w", h=h, w=w))
 
-    def loss(self, frames: Tensor, actions: Tensor | None = None) -> dict[str, Tensor]:
-        """Squared error and commitment (equation 3 of the paper; the codebook moves by EMA)."""
+    def loss(self, batch: Batch) -> Losses:
+        """Squared error and commitment (equation 3 of the paper; the codebook is an EMA, moved in
+        `after_step`)."""
+        (frames,) = batch.require("frames")
         target = _to_unit(frames.flatten(0, -4))
-        if self.training and not self.codebook_initialized and self.trained_steps == 0:
-            self.decoder.mean.copy_(target.mean(0))
+        if self.training and not self.codebook_initialized:
+            started = bool(self.trained_steps > 0)
+            self.codebook_initialized = all(bool(q._codebook.initted) for q in self.quantizers)  # type: ignore[union-attr]
+            if not started:
+                self._first_frames.append((len(target), target.mean(0)))
         quantized, codes, commitment_loss = self._quantize(self.encoder(target))
         reconstruction = self._decode_vectors(quantized)
         losses = {
-            # times 100: a loss of order one, so that the commitment's weight means what it says
+            # times 100: of order one, comparable to the commitment loss
             "reconstruction": 100 * nn.functional.mse_loss(reconstruction.float(), target),
             "commitment": self.config.commitment_weight * commitment_loss,
             "perplexity": perplexity(code_counts(codes, self.latents)),
         }
         if self.config.laplacian_weight:
-            losses["pyramid"] = self.config.laplacian_weight * laplacian_l1(
+            losses["laplacian"] = self.config.laplacian_weight * laplacian_l1(
                 target, reconstruction.float()
             )
         return losses
 
+    def after_step(self) -> None:
+        """Move the codebooks, by all micro-batches of the step together."""
+        self.trained_steps += 1
+        if self._first_frames:
+            frames = sum(count for count, _ in self._first_frames)
+            self.decoder.mean.copy_(sum(n * mean for n, mean in self._first_frames) / frames)  # type: ignore[arg-type]
+            self._first_frames = []
+        if not self._pending:
+            return
+        vectors, codes = (torch.cat(x) for x in zip(*self._pending, strict=True))
+        self._pending = []
+        if not self.codebook_initialized and self.trained_steps < self.config.vq_start_step:
+            return
+        chunks = vectors.chunk(self.config.num_codebooks, dim=-1)
+        for part, ids, quantizer in zip(chunks, codes.unbind(-1), self.quantizers, strict=True):
+            if not self.codebook_initialized:
+                init_codebook(quantizer, part)
+                continue
+            counts = ids.new_zeros(self.config.codebook_size)
+            counts.scatter_add_(0, ids, torch.ones_like(ids))
+            update_codebook_ema(quantizer, part, 1 / counts[ids].float())
+        self.codebook_initialized = True
+
     def _quantize(self, encoded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, D, h, w) -> quantized (B, P, D), codes (B, N), commitment ()."""
-        # float32: nearest neighbours and moving averages do not survive bfloat16
+        # float32: bfloat16 is too coarse for nearest neighbors and moving averages
         with torch.autocast(encoded.device.type, enabled=False):
             vectors = rearrange(encoded.float(), "B D h w -> B (h w) D").contiguous()
-            if self.training:
-                self.trained_steps += 1
-                if (
-                    not self.codebook_initialized
-                    and self.trained_steps <= self.config.vq_start_step
-                ):
-                    shape = (len(vectors), self.latents.tokens_per_frame)
-                    codes = torch.zeros(shape, dtype=torch.long, device=vectors.device)
-                    return vectors, codes, vectors.new_zeros(())
-            chunks = vectors.chunk(self.config.num_codebooks, dim=-1)
-            codes = []
-            for part, quantizer in zip(chunks, self.quantizers, strict=True):
+            shape = (len(vectors), self.latents.tokens_per_frame)
+            if self.training and not self.codebook_initialized:  # not quantized yet
+                codes = torch.zeros(shape, dtype=torch.long, device=vectors.device)
+                self._collect(vectors, codes)
+                return vectors, codes, vectors.new_zeros(())
+            ids = []
+            for part, quantizer in zip(
+                vectors.chunk(self.config.num_codebooks, dim=-1), self.quantizers, strict=True
+            ):
                 codebook: Tensor = quantizer.codebook.float()  # type: ignore[operator, union-attr]
-                flat = part.flatten(0, 1)
-                ids, counts, _ = nearest_code(flat, codebook)
-                codes.append(ids.view(part.shape[:2]))
-                if self.training:
-                    weights = 1 / counts[ids].float()
-                    update_codebook_ema(
-                        quantizer, flat, weights, initialize=not self.codebook_initialized
-                    )
-            self.codebook_initialized = self.codebook_initialized or self.training
-            codes = torch.stack(codes, dim=-1).flatten(1)
+                ids.append(nearest_code(part.flatten(0, 1), codebook)[0].view(part.shape[:2]))
+            codes = torch.stack(ids, dim=-1).flatten(1)
+            if self.training:
+                self._collect(vectors, codes)
             quantized = self._lookup(codes)
             commitment_loss = nn.functional.mse_loss(vectors, quantized.detach())
-            # the gradient passes straight through the choice of a code
+            # straight-through gradient
             return vectors + (quantized - vectors).detach(), codes, commitment_loss
+
+    def _collect(self, vectors: Tensor, codes: Tensor) -> None:
+        """Keep what `after_step` moves the codebooks by: (B, P, D), (B, N)."""
+        by_patch = codes.unflatten(1, (-1, self.config.num_codebooks)).flatten(0, 1)
+        self._pending.append((vectors.detach().flatten(0, 1), by_patch))
 
 
 def _to_unit(frames: Tensor) -> Tensor:
@@ -285,7 +267,7 @@ class _Encoder(nn.Module):
             "B c (h p) (w q) -> B (c p q) h w", p=config.patch_size, q=config.patch_size
         )
         self.conv_in = nn.Conv2d(3 * config.patch_size**2, level_channels[0], 1)
-        # Where a patch lies: a camera that stands still has a background to be subtracted.
+        # a static camera has a background to subtract
         self.pos_emb = nn.Parameter(
             torch.zeros(level_channels[0], height // config.patch_size, width // config.patch_size)
         )
@@ -295,7 +277,7 @@ class _Encoder(nn.Module):
             if level + 1 < len(level_channels):
                 layers.append(nn.Conv2d(channels, level_channels[level + 1], 2, stride=2))
         self.layers = nn.Sequential(*layers)
-        self.norm = _PixelNorm(level_channels[-1])
+        self.norm = PixelNorm(level_channels[-1])
         self.conv_out = nn.Conv2d(level_channels[-1], config.latent_dim, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -322,13 +304,13 @@ class _Decoder(nn.Module):
             if level + 1 < len(level_channels):
                 layers.append(nn.ConvTranspose2d(channels, level_channels[level + 1], 2, stride=2))
         self.layers = nn.Sequential(*layers)
-        self.norm = _PixelNorm(level_channels[-1])
+        self.norm = PixelNorm(level_channels[-1])
         self.conv_out = nn.Conv2d(level_channels[-1], 3 * config.patch_size**2, 1)
         self.unfold = Rearrange(
             "B (c p q) h w -> B c (h p) (w q)", p=config.patch_size, q=config.patch_size
         )
         self.background = nn.Parameter(torch.zeros(3, height, width))
-        # What the first batch looks like: a night need not be learnt from grey.
+        # mean of the first batch: the decoder starts from it, not from grey
         self.register_buffer("mean", torch.zeros(3, height, width))
 
     def forward(self, vectors: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""From a run folder to models that are ready to be used."""
+"""Load the models of a run folder, make them fast, and export them."""

@@ -1,7 +1,7 @@
-"""Steps of a model compiled ahead of time for a CPU: once on a machine, and loaded after that.
+"""Compile a model's steps ahead of time for a CPU with AOTInductor, once per machine.
 
-A call goes from its first product to its last without Python (AOTInductor), and weights lie as the
-products that were fastest here want them.
+A call runs without Python from its first product to its last, and weights are laid out as the
+fastest products on this machine read them.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from tqdm import tqdm
 
-from models.layers.compile_fn import CompileFn
+from models.layers.inference import CompileFn
 from pipeline.pytree import TreeSpec, flatten, unflatten
 from pipeline.training.auto_compile import NO_COMPILER, cpp_compiler
 
 INDUCTOR_CONFIG = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
 MAX_ROWS = 2**62  # rows, where there is no bound
-MAX_CACHE_BYTES = (
-    2 * 2**30
-)  # bytes of packages that are kept: those of one world take some megabytes to 200
+MAX_CACHE_BYTES = 2 * 2**30  # of all packages; those of one world take some MB to 200 MB
 
 
 def pick_compile_fn(device: torch.device) -> CompileFn:
-    """Give what compiles steps of a world there: torch.compile on a GPU, whose steps are recorded
-    anyway.  ValueError where a CPU's needs a C++ compiler and there is none."""
+    """Return the compiler of a world's steps: AotCompiled on a CPU, torch.compile elsewhere.
+
+    ValueError on a CPU without a C++ compiler.
+    """
     if device.type != "cpu":
         return lambda module, function: torch.compile(function, dynamic=False)
     if cpp_compiler() is None:
@@ -49,12 +49,12 @@ def pick_compile_fn(device: torch.device) -> CompileFn:
 
 
 class AotCompiled:
-    """A function of nested tensors, compiled for what they look like but for how many rows they
-    have, where it is more than one.
+    """A function of nested tensors (pipeline/pytree.py), compiled once per structure and shapes.
 
-    It has to be a function of what it is given and of the module's weights, which are those of the
-    first call: this is for models that learn no more.  What it writes into its tensors is written.
-    Where one of its tensors wants a gradient it is the function itself.
+    The number of rows, the first axis, may vary where it is above one.  The function must depend on
+    its arguments and on the module's weights alone; weights are those of the first call, so the
+    model must not be trained after it.  In-place writes to its tensors are kept.  If a tensor
+    requires a gradient, the function itself is called.
     """
 
     def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
@@ -67,7 +67,7 @@ class AotCompiled:
         spec = flatten(args, tensors)
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return self.function(*args)
-        # rows that lie in the same place are read from beyond it
+        # a stride of 0 (expand) would be read past its end
         tensors = [t.contiguous() if 0 in t.stride() else t for t in tensors]
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         key = (spec, dtype, *((t.shape[1:], t.stride(), t.dtype) for t in tensors))
@@ -91,8 +91,8 @@ class AotCompiled:
             return outputs
 
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of PyTorch against itself
-            # tensors of inference cannot be followed
+            warnings.simplefilter("ignore", FutureWarning)  # PyTorch warns of its own calls
+            # inference tensors cannot be traced
             examples = tuple(
                 torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t) for t in tensors
             )
@@ -108,11 +108,11 @@ class AotCompiled:
 class _Package:
     run: Callable[[list[Tensor]], list[Tensor]]
     output_spec: TreeSpec
-    """What its outputs are put together to."""
+    """Structure of its outputs."""
     rows: list[int | str]
-    """How many each tensor has to have, or what stands for their number."""
+    """Rows that each tensor must have, or the symbol for their number."""
     bounds: dict[str, tuple[int, int]]
-    """The least and the most of what stands for a number."""
+    """Smallest and largest value of each symbol."""
 
     def accepts(self, tensors: list[Tensor]) -> bool:
         row_counts: dict[str, int] = {}
@@ -125,7 +125,7 @@ class _Package:
 
 
 def _rows_of(program: ExportedProgram) -> tuple[list[int | str], dict[str, tuple[int, int]]]:
-    """The numbers of rows that a program takes."""
+    """Return the rows of each input of a program, and the bounds of their symbols."""
     names = program.graph_signature.user_inputs
     inputs = {node.name: node.meta["val"] for node in program.graph.nodes if node.name in names}
     row_counts = [inputs[name].shape[0] if inputs[name].dim() else 1 for name in names]
@@ -136,7 +136,7 @@ def _rows_of(program: ExportedProgram) -> tuple[list[int | str], dict[str, tuple
 
 
 class _FunctionModule(nn.Module):
-    """A function as a module that has the weights which it uses."""
+    """A function as a module that owns the weights it uses."""
 
     def __init__(self, module: nn.Module, function: Callable[..., list[Tensor]]) -> None:
         super().__init__()
@@ -147,9 +147,9 @@ class _FunctionModule(nn.Module):
 
 
 def _compile_package(program: ExportedProgram, key: str) -> Path:
-    """Compile a program, unless this machine has done so before."""
+    """Compile a program, or return the package that this machine has in its cache."""
     target = f"{torch.__version__} {pick_vec_isa()} {torch.get_num_threads()} threads"
-    graph_code = re.sub("#.*", "", str(program))  # whose comments name lines of the source
+    graph_code = re.sub("#.*", "", str(program))  # comments name source lines
     digest = hashlib.sha256(f"{target} {INDUCTOR_CONFIG} {key} {graph_code}".encode())
     for name, weight in [*program.state_dict.items(), *program.constants.items()]:
         digest.update(f"{name} {weight.dtype} {weight.shape} {weight.stride()}".encode())
@@ -159,19 +159,19 @@ def _compile_package(program: ExportedProgram, key: str) -> Path:
     if not path.exists():
         tqdm.write("compiling a step for this machine, once: up to a minute", sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
-        # what was tried, and how long it took, goes to the errors otherwise
+        # autotuning logs to stderr otherwise
         with tempfile.TemporaryDirectory(dir=folder) as temporary, redirect_stderr(StringIO()):
             package = torch._inductor.aoti_compile_and_package(
                 program, package_path=f"{temporary}/it.pt2", inductor_configs=dict(INDUCTOR_CONFIG)
             )
             os.replace(package, path)
         _evict(folder)
-    os.utime(path)  # it is not what was used longest ago
+    os.utime(path)  # eviction is by last use
     return path
 
 
 def _evict(folder: Path) -> None:
-    """Delete what was used longest ago, as far as all packages need more than ROOM."""
+    """Delete the least recently used packages beyond MAX_CACHE_BYTES."""
     total_bytes = 0
     packages = sorted(folder.glob("*.pt2"), key=lambda path: path.stat().st_mtime, reverse=True)
     for index, path in enumerate(packages):

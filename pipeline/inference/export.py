@@ -1,9 +1,9 @@
-"""Copy what a run has learnt, small enough to be given away: no optimizer, half the bits.
+"""Copy the trained models of a run, small enough to share: no optimizer, half the bits.
 
-Reads   RUN/tokenizer, RUN/dynamics, RUN/controller: every best.pt.
-Writes  OUT, which can be played and evaluated as any run, once it has recordings to start from
-        (python -m data.preprocess pusht --run OUT).
-Try     python -m pipeline.export --run runs/pusht --out checkpoints/mine
+Reads   RUN/run.json and every best.pt of RUN/tokenizer, RUN/dynamics, RUN/controller.
+Writes  OUT, which can be played and evaluated as any run, once it has episodes to start from
+        (python preprocess.py pusht --run OUT).
+Try     python -m pipeline.inference.export --run runs/pusht --out checkpoints/mine
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.files import atomic_write
 from pipeline import checkpoint as ckpt
+from pipeline import presets
 from pipeline.cli import run_cli
 
-KEPT_KEYS = ("format", "stage", "config", "latents", "actions", "parent", "step", "best", "seconds",
-        "train", "versions")  # fmt: skip
+KEPT_KEYS = (*ckpt.REQUIRED_KEYS, "format", "step", "best", "seconds", "train", "versions")
 
 
 @dataclass(frozen=True)
 class Config:
-    run_cli: Path = Path("runs/pusht")
+    run: Path = Path("runs/pusht")
     """Folder of the run to copy."""
     out: Path = Path("checkpoints/pusht")
-    """Folder of the copy; what is there under the same names is replaced."""
+    """Folder of the copy; files of the same names there are replaced."""
 
 
 def main(config: Config) -> None:
@@ -32,7 +33,7 @@ def main(config: Config) -> None:
             f"--out {config.out} is --run {config.run} itself, whose weights would be halved in "
             f"place; choose another --out"
         )
-    # parents first: children name them
+    # parents first: children hold their fingerprints
     stages = ("tokenizer", "dynamics", "controller")
     paths = [p for stage in stages for p in sorted((config.run / stage).glob("**/best.pt"))]
     if not paths:
@@ -60,11 +61,13 @@ def main(config: Config) -> None:
         replaced += target.exists()
         ckpt.save(target, exported)
         total += target.stat().st_size
-    replaced_note = f", {replaced} of them in place of older ones" if replaced else ""
+    if (config.run / presets.FILE).exists():
+        atomic_write(config.out / presets.FILE, (config.run / presets.FILE).read_bytes())
+    replaced_note = f", {replaced} of them replaced" if replaced else ""
     print(
         f"export: {len(paths)} checkpoints, {total / 2**20:.1f} MiB, in {config.out}{replaced_note}"
     )
 
 
 if __name__ == "__main__":
-    run_cli(main, Config, {})
+    run_cli(main, Config)

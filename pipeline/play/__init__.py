@@ -1,1 +1,1 @@
-"""An interactive session inside a world."""
+"""An interactive session in a world model."""

@@ -1,6 +1,6 @@
 """From mouse and keys to an action of any action space.
 
-An action holds until the hand changes it: windows report keys that go down, not keys that are held.
+An action holds until it is changed: windows report keys that go down, not keys that are held.
 """
 
 from __future__ import annotations
@@ -10,51 +10,51 @@ import numpy as np
 from data.actions import ActionSpec
 from pipeline.play.keyboard import KeyboardInput
 
-KEY_STEP = 0.04  # share of its range by which one key press moves a number
+KEY_STEP = 0.04  # fraction of its range by which one key press changes a number
 ARROWS = {"left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1)}
 ARROW_SYNONYMS = {"up": ("forward",), "down": ("back", "backward")}
 
 
 def make_action_input(spec: ActionSpec) -> ActionInput | KeyboardInput:
-    """Give the hand that an action space is played with."""
+    """Return the input for an action space."""
     return KeyboardInput(spec) if spec.factors else ActionInput(spec)
 
 
 class ActionInput:
-    """The action that the player asks for, in the environment's units."""
+    """The player's action, in the environment's units."""
 
     def __init__(self, spec: ActionSpec) -> None:
         self.spec = spec
         self.selected_axis = 0
-        """The dimension that + and - change (continuous)."""
+        """Dimension that + and - change (continuous)."""
         dtype = np.float32 if spec.kind == "continuous" else np.int64
         self.action = np.zeros(spec.shape, dtype)
         if spec.kind == "continuous":
             self.action += (self._low + self._high) / 2
 
     def set_action(self, action: np.ndarray) -> None:
-        """Go on from an action that somebody else has taken."""
+        """Continue from an action of the dataset or a controller."""
         self.action = np.array(action, self.action.dtype)
 
     def get_action(self) -> np.ndarray:
-        """Give the action of this step."""
+        """Return the action of this step."""
         return self.action
 
     def handles(self, key: str) -> bool:
-        """Tell whether a key steers though the game has a use for it, too."""
+        """Return whether a key steers although the game uses it, too."""
         return False
 
     def mouse_button(self, down: bool) -> None:
-        """The mouse button does nothing here."""
+        """Ignore the mouse button."""
 
     def move_pointer(self, x: float, y: float) -> None:
-        """Put the target at a share of the picture, 0 to 1 from its left and top edge."""
+        """Set the target, as fractions of the frame from its left and top edge, 0 to 1."""
         if self.spec.pointer:
             fraction = np.clip([x, y], 0, 1)
             self.action[:2] = self._low[:2] + fraction * (self._high - self._low)[:2]
 
     def press(self, key: str) -> None:
-        """Follow a key: an arrow, a digit, + or -, comma or dot.  Others change nothing."""
+        """Handle a key: an arrow, a digit, + or -, comma or dot; ignore others."""
         if self.spec.kind == "discrete":
             self._press_discrete(key)
         elif key in ARROWS and ARROWS[key][0] < self.spec.size:
@@ -69,7 +69,7 @@ class ActionInput:
 
     @property
     def pointer(self) -> tuple[float, float] | None:
-        """Where the target lies, as shares of the picture."""
+        """Target as fractions of the frame; None where actions are no points of it."""
         return pointer_position(self.spec, self.action)
 
     @property
@@ -83,11 +83,11 @@ class ActionInput:
         return steer + f"1-{min(9, self.spec.size)} or , . choose a number  + - change it"
 
     def describe(self) -> str:
-        """Say what the hand asks for in a few words."""
+        """Describe the action in a few words."""
         if self.spec.kind == "discrete":
             return self.spec.names[int(self.action)]
         if self.spec.pointer and self.spec.size == 2:
-            return ""  # the ring in the picture shows it
+            return ""  # the ring in the frame shows it
         return f"{self.spec.names[self.selected_axis]} {self.action[self.selected_axis]:.3g}"
 
     def _press_discrete(self, key: str) -> None:
@@ -116,7 +116,7 @@ class ActionInput:
 
 
 def pointer_position(spec: ActionSpec, action: np.ndarray) -> tuple[float, float] | None:
-    """Give the point of the picture that an action names, as shares of its width and height."""
+    """Return the point of the frame that an action is, as fractions of its width and height."""
     if not spec.pointer:
         return None
     low, high = np.array(spec.low[:2]), np.array(spec.high[:2])

@@ -1,20 +1,18 @@
-"""The game around a player: keys, pause, pace, recording, and the line under the picture.
+"""The game around a player: keys, pause, pace, video recording, and the status line.
 
-Time and the window come from outside, so that it runs, and is tested, without a display.
+It knows no window, so it runs, and is tested, without a display.
 """
 
 from __future__ import annotations
 
-import io
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.files import atomic_write
-from pipeline.play.action_input import make_action_input, pointer_position
+from pipeline.play.action_file import write_actions
+from pipeline.play.action_input import make_action_input
 from pipeline.play.panels import Panel, add_text, compose_panels, panel_position
 from pipeline.play.player import Player, Start, StartSampler
 from pipeline.video import write_video
@@ -24,7 +22,7 @@ STATS_FRAMES = 30  # frames over which speed and latency are averaged
 
 
 class Game:
-    """One window's worth of play; `tick` is one frame."""
+    """Plays one frame per `tick`."""
 
     def __init__(
         self,
@@ -37,15 +35,11 @@ class Game:
         show_simulator: bool = False,
         use_controller: bool = False,
     ) -> None:
-        """folder: where recordings go.  size: pixels of a picture's side.  fps: of recordings."""
+        """folder: for videos.  size: height of a panel in pixels.  fps: frames/s of videos."""
         self.player, self.start_sampler, self.folder = player, start_sampler, folder
         self.size, self.fps, self.show_simulator = size, fps, show_simulator
-        self.use_controller, self.paused, self.show_help, self.quit_requested = (
-            use_controller,
-            False,
-            True,
-            False,
-        )
+        self.use_controller = use_controller
+        self.paused, self.show_help, self.quit_requested = False, True, False
         self.message = ""
         self.action_input = make_action_input(player.world.actions)
         self.recording: list[np.ndarray] | None = None
@@ -56,14 +50,14 @@ class Game:
         self.reset(first_start)
 
     def reset(self, start: Start | None = None) -> None:
-        """Go to a start, a drawn one if none is given."""
+        """Go to a start, a sampled one if none is given."""
         if self.recording is not None:
             self._finish_recording()
         self.player.reset(start or self.start_sampler.sample())
         self.action_input.set_action(self.player.start.next_actions[0])
 
     def press(self, key: str) -> None:
-        """Follow one key; those that steer go to the hand."""
+        """Handle one key; keys that steer go to the action input."""
         self.message = ""
         if self.action_input.handles(key):
             if not self.use_controller:
@@ -82,7 +76,7 @@ class Game:
             self._toggle_controller()
         elif key == "b":
             if self.player.simulator is None:
-                self.message = "no simulator is known for these recordings"
+                self.message = "no simulator is known for this dataset"
             else:
                 self.show_simulator = not self.show_simulator
         elif key == "h":
@@ -91,7 +85,7 @@ class Game:
             self.action_input.press(key)
 
     def move_pointer(self, x: int, y: int) -> None:
-        """Follow the mouse, in pixels of the picture that `picture` gave."""
+        """Follow the mouse, in pixels of what `tick` returned."""
         if not self.use_controller:
             height, width = self.player.model_frame.shape[:2]
             self.action_input.move_pointer(
@@ -104,7 +98,7 @@ class Game:
             self.action_input.mouse_button(down)
 
     def tick(self) -> np.ndarray:
-        """Take one step, unless paused, and give the picture to show."""
+        """Take one step, unless paused, and return the image to show."""
         start_time = time.perf_counter()
         stepping = not self.paused or self._step_once
         if stepping:
@@ -121,30 +115,30 @@ class Game:
             self._tick_times.append(start_time)
             self._latencies.append(time.perf_counter() - start_time)
         else:
-            self._tick_times.clear()  # a pause is not slowness
+            self._tick_times.clear()  # a pause does not count as slow
         return frame
 
     def render_panels(self) -> np.ndarray:
-        """Draw the panels alone, as they are recorded."""
-        panels = [Panel("imagined", self.player.model_frame)]
+        """Draw the panels alone, as videos show them."""
+        panels = [Panel("world model", self.player.model_frame)]
         if self.show_simulator:
             panels.append(Panel("simulator, same actions", self.player.simulator_frame()))
         return compose_panels(panels, self.size, self.action_input.pointer)
 
     def render(self) -> np.ndarray:
-        """Draw the panels and the lines beneath them."""
+        """Draw the panels, the status line, and the help."""
         lines = [self.status()]
         if self.show_help:
             lines += [f"{self.action_input.help}  {HELP}"]
         return add_text(self.render_panels(), lines)
 
     def status(self) -> str:
-        """Say speed, latency and where things stand, in one line."""
+        """Format speed, latency, step, reward and mode in one line."""
         intervals = np.diff(self._tick_times)
         frames_per_second = f"{1 / intervals.mean():.1f}" if len(intervals) else "-"
         latency = f"{1000 * np.mean(self._latencies):.0f}" if self._latencies else "-"
         parts = [f"{frames_per_second} frames/s", f"{latency} ms", f"step {self.player.steps}"]
-        if self.player.world.dynamics.has_rewards:
+        if self.player.world.has_rewards:
             parts.append(f"reward {self.player.reward:.2f}")
         if self.player.simulator is not None and self.show_simulator:
             parts.append(f"coverage {self.player.simulator.coverage():.2f}")
@@ -154,13 +148,13 @@ class Game:
         return "  ".join(p for p in [*parts, self.message] if p)
 
     def close(self) -> None:
-        """Keep what is being recorded."""
+        """Write the video that is being recorded."""
         if self.recording is not None:
             self._finish_recording()
 
     def _toggle_controller(self) -> None:
         if self.player.controller is None:
-            self.message = "no controller: train_controller.py makes one"
+            self.message = "no controller: train_controller.py trains one"
         else:
             self.use_controller = not self.use_controller
 
@@ -173,40 +167,13 @@ class Game:
     def _finish_recording(self) -> None:
         assert self.recording is not None
         frames, self.recording = self.recording, None
-        max_width = max(shot.shape[1] for shot in frames)  # B may have been pressed meanwhile
+        max_width = max(shot.shape[1] for shot in frames)  # B changes the width
         frames = [np.pad(s, ((0, 0), (0, max_width - s.shape[1]), (0, 0))) for s in frames]
         folder = _next_folder(self.folder)
         write_video(folder, frames, self.fps)
         write_actions(folder, self.player.actions[self._recording_start :])
-        self.message = f"kept in {folder}"
+        self.message = f"saved to {folder}"
         print(f"recorded {len(frames)} frames: {folder}")
-
-
-def render_headless(
-    player: Player, size: int, truth: str | None, goal: np.ndarray | None = None
-) -> np.ndarray:
-    """Draw what a film shows: the goal and the truth, where there are, beside what is imagined, and
-    beneath it which keys have led there."""
-    panels = [] if goal is None else [Panel("goal", goal, live=False)]
-    if truth == "simulator":
-        panels.append(Panel("simulator", player.simulator_frame()))
-    elif truth == "recording":
-        panels.append(Panel("recording", player.dataset_frame()))
-    panels.append(Panel("imagined", player.model_frame))
-    spec, last_action = player.world.actions, player.actions[-1] if player.actions else None
-    frame = compose_panels(
-        panels, size, None if last_action is None else pointer_position(spec, last_action)
-    )
-    if not spec.factors:
-        return frame
-    return add_text(frame, ["start" if last_action is None else spec.say(int(last_action))])
-
-
-def write_actions(folder: Path, actions: Sequence[np.ndarray]) -> None:
-    """Write FOLDER/actions.npy, whole or not at all."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.array(actions))
-    atomic_write(folder / "actions.npy", buffer.getbuffer())
 
 
 def _next_folder(parent: Path) -> Path:

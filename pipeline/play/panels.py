@@ -1,6 +1,6 @@
-"""Put pictures side by side under captions, with a line of text beneath.
+"""Compose images side by side under captions, with lines of text below.
 
-Nothing here needs a display.  Pictures are (H, W, 3) uint8, RGB.
+Nothing here needs a display.  Images are (H, W, 3) uint8, RGB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 CAPTION_HEIGHT = 22  # pixels above a panel
 GAP = 4  # pixels between two panels
 LINE_HEIGHT = 20  # pixels of a line of text
-MIN_WIDTH = 400  # pixels of a picture with lines beneath: a small world needs words, too
+MIN_WIDTH = 400  # pixels of an image with lines of text, so that they fit under a small world
 TEXT_COLOR, DIM_COLOR, BACKGROUND = (235, 235, 235), (160, 160, 160), (24, 24, 28)
 RING_COLOR = (220, 40, 40)
 
@@ -23,13 +23,16 @@ RING_COLOR = (220, 40, 40)
 class Panel:
     caption: str
     image: np.ndarray  # (H, W, 3) uint8
-    live: bool = True  # the pointer is at work in it
+    live: bool = True  # shows the pointer
 
 
 def compose_panels(
     panels: Sequence[Panel], size: int, pointer: tuple[float, float] | None = None
 ) -> np.ndarray:
-    """Draw panels `size` pixels high side by side, a ring at the pointer in those that are live."""
+    """Draw panels `size` pixels high side by side, with a ring at the pointer in live ones.
+
+    pointer: x and y as fractions of width and height.
+    """
     strips = []
     for panel in panels:
         height, width = panel.image.shape[:2]
@@ -51,7 +54,7 @@ def compose_panels(
 
 
 def add_text(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """Put lines of text beneath a picture, broken at double spaces where they are too long."""
+    """Add lines of text below an image; long ones are wrapped at double spaces."""
     width = max(image.shape[1], MIN_WIDTH)
     canvas = np.full((image.shape[0], width, 3), BACKGROUND, np.uint8)
     canvas[:, : image.shape[1]] = image
@@ -65,9 +68,12 @@ def add_text(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
 def panel_position(
     x: int, y: int, size: int, panels: int = 1, aspect: float = 1.0
 ) -> tuple[float, float]:
-    """Turn a pixel of a composed picture into shares of the panel that it lies in."""
+    """Convert a pixel of a composed image to fractions of the panel that it lies in.
+
+    aspect: width of a panel over its height.
+    """
     width = round(size * aspect)
-    x = min(max(x, 0), panels * (width + GAP) - GAP - 1)  # text may reach further
+    x = min(max(x, 0), panels * (width + GAP) - GAP - 1)  # the text may be wider
     inside = min(x % (width + GAP), width - 1)
     return (inside + 0.5) / width, min(max((y - CAPTION_HEIGHT + 0.5) / size, 0.0), 1.0)
 

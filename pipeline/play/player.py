@@ -1,12 +1,12 @@
-"""Play one imagined world, with the truth beside it where it is known.
+"""One episode in a world model, next to the dataset and the simulator where they are known.
 
-Letters: T frames of a start, A numbers of an action, S of a simulator state; pictures (H, W, 3).
+Letters: T context frames, K frames after them, A action numbers, S numbers of a simulator state.
+Images are (H, W, 3) uint8.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,27 +14,29 @@ import torch
 from data.actions import as_tensor
 from data.shards import EpisodeDataset
 from data.splits import Split
+from models.controllers.controller import Controller
+from models.world import World
 from pipeline.play.simulators import Simulator
 
-STEPS_PER_SECOND = 10  # of the recordings, for an agent's velocity
+STEPS_PER_SECOND = 10  # of Push-T's episodes, for the agent's velocity
 
 
 @dataclass
 class Start:
-    """A place in a held-out episode: what the world is shown, and what really came after."""
+    """A frame of an episode to start from, with its context and its true continuation."""
 
-    episode: int  # of the recordings
-    frame: int  # the last one that is shown
+    episode: int  # of the dataset
+    frame: int  # the last context frame
     frames: np.ndarray  # (T, H, W, 3) uint8
     actions: np.ndarray  # (T - 1, A), between them
-    next_frames: np.ndarray  # (K, H, W, 3) uint8, what really came after
-    next_actions: np.ndarray  # (K + 1, A): what was done from the last shown frame on
-    state: np.ndarray | None  # (S,) of the simulator at the last shown frame
+    next_frames: np.ndarray  # (K, H, W, 3) uint8, the true continuation
+    next_actions: np.ndarray  # (K + 1, A), from the last context frame on
+    state: np.ndarray | None  # (S,) of the simulator at the last context frame
     velocity: np.ndarray  # (2,) of the agent there
 
 
 class StartSampler:
-    """Places to start from, in episodes of one split."""
+    """Samples starts from the episodes of one split."""
 
     def __init__(self, dataset: EpisodeDataset, split: Split, context: int, seed: int) -> None:
         self.dataset, self.split, self.context = dataset, split, context
@@ -43,12 +45,12 @@ class StartSampler:
         if not self.episodes:
             raise ValueError(
                 f"{dataset.folder} has no {split} episode of {min_length} frames to start from; "
-                f"--split train plays from the others"
+                f"--split train plays from others"
             )
         self._rng = np.random.default_rng(seed)
 
     def sample(self, steps: int = 0) -> Start:
-        """Draw a place, one that is followed by `steps` recorded steps where there is such."""
+        """Sample a start that is followed by `steps` steps, or by as many as there are."""
         lengths = np.array([self.dataset.length(e) for e in self.episodes])
         eligible = np.flatnonzero(lengths >= self.context + steps)
         if not len(eligible):
@@ -58,15 +60,15 @@ class StartSampler:
         return self.at(number, int(self._rng.integers(self.context - 1, last + 1)))
 
     def episode_number(self, start: Start) -> int:
-        """Give the number of a start's episode, as `at` takes it."""
+        """Return the number of a start's episode within the split, as `at` takes it."""
         return self.episodes.index(start.episode)
 
     def at(self, number: int, frame: int | None = None) -> Start:
-        """Give the place at `frame` of the split's episode `number`; its beginning if not given."""
+        """Return the start at `frame` of the split's episode `number`; by default its first one."""
         if not 0 <= number < len(self.episodes):
             raise ValueError(
                 f"{self.dataset.folder} has {len(self.episodes)} {self.split} episodes to "
-                f"start from, numbered from 0; --episode {number} is none of them"
+                f"start from, numbered from 0; --episode {number} is outside"
             )
         episode = self.episodes[number]
         frame = self.context - 1 if frame is None else frame
@@ -74,7 +76,7 @@ class StartSampler:
         if not self.context - 1 <= frame < length - 1:
             raise ValueError(
                 f"{self.split} episode {number} can start at frames {self.context - 1} to "
-                f"{length - 2} (the world looks at {self.context}); --frame {frame} is outside"
+                f"{length - 2} (the world needs {self.context}); --frame {frame} is outside"
             )
         first = frame + 1 - self.context
         frames = self.dataset.read(episode, "frames", first)
@@ -92,32 +94,34 @@ class StartSampler:
 
 
 class Player:
-    """What a person or a program plays with: reset, step, and look.
+    """Steps a world; the simulator, where there is one, takes the same steps, shown or not."""
 
-    The simulator, where there is one, always goes along, so that it can be looked at any time.
-    """
-
-    def __init__(self, world: Any, controller: Any = None, simulator: Simulator | None = None):
+    def __init__(
+        self,
+        world: World,
+        controller: Controller | None = None,
+        simulator: Simulator | None = None,
+    ) -> None:
         self.world, self.controller, self.simulator = world, controller, simulator
 
     @torch.inference_mode()
     def reset(self, start: Start) -> None:
-        """Enter at a start."""
+        """Start an episode."""
         self.start, self.steps = start, 0
         self.actions: list[np.ndarray] = []
-        """What was done since the start."""
+        """Actions since the start."""
         frames = torch.from_numpy(np.ascontiguousarray(start.frames)).permute(0, 3, 1, 2)
         device = self.world.device
         actions = as_tensor(start.actions).to(device)
         self.state = self.world.reset(frames[None].to(device), actions[None])
         self.model_frame = self._decode()
         if self.simulator is not None:
-            assert start.state is not None, "open_simulator asks for recorded states"
+            assert start.state is not None, "open_simulator checks that there are states"
             self.simulator.reset(start.state, start.velocity)
 
     @torch.inference_mode()
     def step(self, action: np.ndarray) -> None:
-        """Imagine one step, and let the simulator take it too."""
+        """Step the world, and the simulator."""
         dtype = np.float32 if self.world.actions.kind == "continuous" else np.int64
         action = np.array(action, dtype)
         self.state = self.world.step(self.state, as_tensor(action[None]).to(self.world.device))
@@ -129,23 +133,23 @@ class Player:
 
     @torch.inference_mode()
     def controller_action(self) -> np.ndarray:
-        """Give the controller's action here, (A,) or ()."""
+        """Return the controller's action in this state, (A,) or ()."""
         assert self.controller is not None
         return self.controller.act(self.state)[0].cpu().numpy()
 
     @property
     def reward(self) -> float:
-        """The reward that the world expects here."""
+        """Reward that the world predicts for this state."""
         return float(self.state.reward[0])
 
     def dataset_frame(self) -> np.ndarray:
-        """Give the recorded frame of this step; beyond the recording's end its last one."""
+        """Return the dataset's frame of this step; after the episode's end its last one."""
         if self.steps == 0:
             return self.start.frames[-1]
         return self.start.next_frames[min(self.steps, len(self.start.next_frames)) - 1]
 
     def simulator_frame(self) -> np.ndarray:
-        """Draw the simulator at this step, as large as the world's own frames."""
+        """Render the simulator at this step, as large as the world's own frames."""
         assert self.simulator is not None
         return self.simulator.render(self.model_frame.shape[0])
 

@@ -1,4 +1,4 @@
-"""The real world behind a set of recordings, to be set to a recorded state and stepped."""
+"""The simulator that made a dataset, which can be reset to a state of the dataset and stepped."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from data.shards import EpisodeDataset
 
 
 class Simulator(Protocol):
-    """What play and evaluation rely on. S numbers of a state."""
+    """What play and evaluation rely on. S: numbers in a state."""
 
     def reset(self, state: np.ndarray, velocity: np.ndarray) -> None:
-        """Put the world at a state (S,), its agent at a velocity (2,) in units a second."""
+        """Reset to a state (S,), the agent to a velocity (2,) in units per second."""
         ...
 
     def step(self, action: np.ndarray) -> None:
@@ -22,11 +22,11 @@ class Simulator(Protocol):
         ...
 
     def coverage(self) -> float:
-        """Give the share of the goal that is covered."""
+        """Return the fraction of the goal that is covered."""
         ...
 
     def render(self, size: int) -> np.ndarray:
-        """Draw (size, size, 3) uint8."""
+        """Render (size, size, 3) uint8."""
         ...
 
 
@@ -53,12 +53,12 @@ class ToySimulator:
 
 
 def open_simulator(dataset: EpisodeDataset) -> Simulator:
-    """Give the simulator that made the recordings; ValueError where there is none."""
+    """Return the simulator that made the dataset; ValueError where there is none."""
     source = str(dataset.description.get("source", "unknown"))
     if not dataset.has("states"):
         raise ValueError(
-            f"{dataset.folder} holds no simulator states, so no simulator can be set beside; "
-            f"leave --beside-simulator out"
+            f"{dataset.folder} holds no simulator states, so there is no simulator to compare "
+            f"with; remove --compare-simulator"
         )
     if source.startswith("toy"):
         return ToySimulator(dataset.actions)
@@ -68,5 +68,5 @@ def open_simulator(dataset: EpisodeDataset) -> Simulator:
         return PushT(dataset.image_size[0])
     raise ValueError(
         f"no simulator is known for {dataset.folder} (source {source!r}, states "
-        f"{', '.join(dataset.state_names)}); leave --beside-simulator out"
+        f"{', '.join(dataset.state_names)}); remove --compare-simulator"
     )

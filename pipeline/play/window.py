@@ -1,4 +1,4 @@
-"""A window of OpenCV: pictures in, keys and the mouse out."""
+"""An OpenCV window: images in, keys and the mouse out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 import cv2
 import numpy as np
 
-# The arrow keys as waitKeyEx gives them: X11 (Qt and GTK), Windows, macOS, and their low bytes.
+# The arrow keys as waitKeyEx returns them: X11 (Qt and GTK), Windows, macOS, and their low bytes.
 ARROW_CODES = {
     "left": (65361, 2424832, 63234, 81),
     "up": (65362, 2490368, 63232, 82),
@@ -26,7 +26,7 @@ DISPLAY_TEST = "import cv2; cv2.namedWindow('trial'); cv2.waitKey(1)"
 
 
 def key_name(code: int) -> str | None:
-    """Give "left", "space", "a" ... for a code of waitKeyEx; None for no key or an unknown one."""
+    """Return "left", "space", "a" ... for a code of waitKeyEx; None for any other."""
     if code < 0:
         return None
     for candidate in (code, code & LOW_BITS):
@@ -38,9 +38,9 @@ def key_name(code: int) -> str | None:
 
 
 def check_display() -> None:
-    """Raise ValueError, in one line, where no window can be opened.
+    """Raise ValueError where no window can be opened.
 
-    Asked in a process of its own: without a display Qt does not fail, it ends the process.
+    Tried in a subprocess: without a display Qt does not raise, it ends the process.
     """
     gui = [x for x in cv2.getBuildInformation().splitlines() if x.strip().startswith("GUI:")]
     if not gui or gui[0].split()[-1] == "NONE":
@@ -54,19 +54,19 @@ def check_display() -> None:
         if trial.returncode == 0:
             return
         reason = f"the display {os.environ.get('DISPLAY', '')} does not answer"
-    raise ValueError(f"no window can be opened here: {reason}; --headless writes a film instead")
+    raise ValueError(f"no window can be opened here: {reason}; --headless writes a video instead")
 
 
 class Window:
-    """A picture on the screen. Use as a context; `closed` once the user closes it."""
+    """An image on the screen, as a context manager; `closed` once the user closes it."""
 
     def __init__(self, title: str) -> None:
         self.title = title
         self.closed = False
         self.mouse: tuple[int, int] | None = None
-        """Where the mouse went since it was last asked for, in pixels of the picture."""
+        """Where the mouse moved since the last `poll_mouse`, in pixels of the image."""
         self.buttons: list[bool] = []
-        """What the left button did since it was last asked for: True for down."""
+        """Events of the left button since the last `poll_buttons`: True for down."""
 
     def __enter__(self) -> Window:
         os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")
@@ -78,14 +78,14 @@ class Window:
     def __exit__(self, *error: object) -> None:
         with suppress(cv2.error):  # the user may have closed it already
             cv2.destroyAllWindows()
-            cv2.waitKey(1)  # lets the window go
+            cv2.waitKey(1)  # lets OpenCV close the window
 
-    def show(self, picture: np.ndarray) -> None:
-        """Show an (H, W, 3) uint8 RGB picture; it appears with the next `keys`."""
-        cv2.imshow(self.title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    def show(self, image: np.ndarray) -> None:
+        """Show an (H, W, 3) uint8 RGB image; it appears with the next `poll_keys`."""
+        cv2.imshow(self.title, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
     def poll_keys(self, milliseconds: float) -> list[str]:
-        """Wait, drawing and listening, and give the first key, and those already behind it."""
+        """Draw, wait for at most that long, and return the keys pressed."""
         pressed = []
         code = cv2.waitKeyEx(max(1, round(milliseconds)))
         while code >= 0:
@@ -97,12 +97,12 @@ class Window:
         return pressed
 
     def poll_mouse(self) -> tuple[int, int] | None:
-        """Give where the mouse went since the last call, if it moved."""
+        """Return where the mouse moved since the last call; None if it did not."""
         position, self.mouse = self.mouse, None
         return position
 
     def poll_buttons(self) -> list[bool]:
-        """Give what the left mouse button did since the last call."""
+        """Return the events of the left mouse button since the last call: True for down."""
         events, self.buttons = self.buttons, []
         return events
 

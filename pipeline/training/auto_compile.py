@@ -102,7 +102,7 @@ def cpp_compiler() -> str | None:
         (
             found
             for name in (named, "g++", "clang++")
-            if (found := shutil.mixture_distribution(name))
+            if (found := shutil.which(name))
         ),
         None,
     )

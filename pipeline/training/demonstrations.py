@@ -1,42 +1,31 @@
-"""What the recordings show of a task: the steps that lead up to a high reward."""
+"""What a dataset demonstrates of a task: the steps that lead up to a high reward."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from torch import Tensor
 
-from data.actions import ActionSpec
+from data.batch import Batch
 from data.shards import EpisodeDataset
-from pipeline.training.latents import LatentClip, LatentClips
-
-
-@dataclass
-class DemoBatch:
-    """A batch of frames and what was done there."""
-
-    latents: Tensor  # (B, N) int64, or (B, P, D)
-    actions: Tensor  # (B, A) normalised, or (B,) codes
+from data.splits import Split
+from pipeline.training.clip_batches import ClipBatches, as_latents
 
 
 class DemoSteps:
     """Steps of `split` worth cloning.
 
-    Of an episode whose reward reaches `enough`, those before it is highest; of recordings without
-    rewards, all.
+    Of an episode whose reward reaches `min_reward`, those before it is highest; of a dataset
+    without rewards, all.
     """
 
     def __init__(
-        self, dataset: EpisodeDataset, split: str, latents: np.ndarray, min_reward: float
+        self, dataset: EpisodeDataset, split: Split, latents: np.ndarray, min_reward: float
     ) -> None:
-        self.actions: ActionSpec = dataset.actions
-        self.latents = latents
+        """latents: of all frames of the dataset, (frames, N) or (frames, P, D)."""
+        self.action_spec, self.latents = dataset.actions, latents
         self.all_actions = dataset.read_rows("actions", 0, dataset.num_frames)
         rows = []
-        episodes = dataset.episodes(split)  # type: ignore[arg-type]
-        for episode in episodes:
+        for episode in dataset.episodes(split):
             first, length = int(dataset.first_rows[episode]), dataset.length(episode)
             end = length - 1  # the last action leads nowhere
             if dataset.has("rewards"):
@@ -47,38 +36,37 @@ class DemoSteps:
         self.rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
         if not len(self.rows):
             raise ValueError(
-                f"no {split} episode of {dataset.folder} reaches a reward of {min_reward}, so there "
-                f"is nothing to clone; lower --enough, or record demonstrations of the task"
+                f"no {split} episode of {dataset.folder} reaches a reward of {min_reward}, so "
+                f"there is nothing to clone; lower --min-reward, or collect demonstrations of the "
+                f"task"
             )
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, indices: np.ndarray) -> DemoBatch:
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Latents (B, 1, N) or (B, 1, P, D) and normalized actions (B, 1, A), or codes (B, 1)."""
         rows = self.rows[indices]
         latents = torch.from_numpy(np.asarray(self.latents[rows]))
-        latents = latents.float() if latents.is_floating_point() else latents.long()
-        actions = torch.from_numpy(self.all_actions[rows])
-        return DemoBatch(latents, self.actions.normalize(actions))
-
-
-@dataclass
-class StartsAndDemos:
-    starts: LatentClip
-    demos: DemoBatch
+        actions = self.action_spec.normalize(torch.from_numpy(self.all_actions[rows]))
+        return Batch(latents=as_latents(latents)[:, None], actions=actions[:, None])
 
 
 class StartsWithDemos:
-    """For each batch of starts of imagination, as many shown steps."""
+    """Clips to start rollouts from, each with a demonstrated step as `bc_latents` and
+    `bc_actions`."""
 
-    def __init__(self, starts: LatentClips, demos: DemoSteps) -> None:
+    def __init__(self, starts: ClipBatches, demos: DemoSteps) -> None:
         self.starts, self.demos = starts, demos
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def batch(self, indices: np.ndarray) -> StartsAndDemos:
+    def batch(self, indices: np.ndarray) -> Batch:
         # drawn from the starts themselves, so that the batch is a function of its indices
         rng = np.random.default_rng(indices)
-        demo_indices = rng.integers(0, len(self.demos), len(indices))
-        return StartsAndDemos(self.starts.batch(indices), self.demos.batch(demo_indices))
+        demos = self.demos.batch(rng.integers(0, len(self.demos), len(indices)))
+        batch = self.starts.batch(indices)
+        bc_latents, bc_actions = demos.require("latents", "actions")
+        batch.extra = {"bc_latents": bc_latents, "bc_actions": bc_actions}
+        return batch

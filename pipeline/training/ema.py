@@ -1,4 +1,4 @@
-"""The moving average of a run's weights, which is validated and handed on."""
+"""The moving average of the trained weights, which is validated and handed on."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class Ema:
-    """Follows the trained weights of `model`; all else in its state is as it is there."""
+    """Averages the trained weights of `model`; what is not trained has no average."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
         self.weights: dict[str, Tensor] = {
-            name: value.detach().clone() for name, value in model.state_dict().items()
+            name: value.detach().clone()
+            for name, value in model.named_parameters()
+            if value.requires_grad
         }
-        self._trainable = {n for n, p in model.named_parameters() if p.requires_grad}
 
     def update(self, step: int) -> None:
+        """Move towards the weights as they are after step `step`."""
         if not self.decay:
             return
         # a short memory at first, or the random start would weigh on it for long
         decay = min(self.decay, (step + 1) / (step + 10))
-        current = self.model.state_dict()
-        trainable = [name for name in current if name in self._trainable]
-        # all at once: on a GPU a launch for each takes longer than a recorded step
+        current = dict(self.model.named_parameters())
+        # all at once: on a GPU a launch for each takes longer than a captured step
         ema_update = get_ema_multi_avg_fn(decay)
-        ema_update(
-            [self.weights[name] for name in trainable], [current[name] for name in trainable], 0
-        )
-        for name in current.keys() - self._trainable:
-            self.weights[name].copy_(current[name])
+        ema_update([*self.weights.values()], [current[name].data for name in self.weights], 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model's state with averaged weights, where they are averaged."""
+        state = self.model.state_dict()
+        return state | self.weights if self.decay else state

@@ -14,14 +14,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from models.layers.transformer import Layer
 
+def shard(loss_module: nn.Module, units: list[nn.Module], device: torch.device) -> None:
+    """Shard the trained weights of `loss_module`, whose forward pass is the loss.
 
-def shard(loss_module: nn.Module, device: torch.device) -> None:
-    """Part the trained weights of `objective`, whose forward pass is the loss, among all processes.
-
-    A transformer layer is put together only while it is needed, the rest for a whole step.  What
-    is not trained stays whole everywhere: a model may change it as it goes.
+    A unit is gathered only while it is needed, the rest for a whole step.  What is not trained
+    stays whole everywhere: a model may change it as it goes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -29,16 +27,15 @@ def shard(loss_module: nn.Module, device: torch.device) -> None:
     _broadcast([*loss_module.parameters(), *loss_module.buffers()])
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     frozen = {p for p in loss_module.parameters() if not p.requires_grad}
-    for submodule in loss_module.modules():
-        if isinstance(submodule, Layer):
-            fully_shard(submodule, mesh=mesh, ignored_params=frozen)
+    for unit in units:
+        fully_shard(unit, mesh=mesh, ignored_params=frozen)
     fully_shard(loss_module, mesh=mesh, ignored_params=frozen)
     # as DDP does: running averages are those of the first process
     loss_module.register_forward_pre_hook(lambda module, _: _broadcast([*module.buffers()]))
 
 
 def full_tensors(value: Any, device: str | torch.device = "cpu") -> Any:
-    """Gather what is parted in a tensor, dict or list; every process has to call it."""
+    """Gather what is sharded in a tensor, dict or list; every process has to call it."""
     if isinstance(value, DTensor):
         return value.full_tensor().to(device)
     if isinstance(value, dict):
@@ -47,7 +44,7 @@ def full_tensors(value: Any, device: str | torch.device = "cpu") -> Any:
 
 
 def shard_like(values: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Part whole tensors, the same in every process, as those of `like` are."""
+    """Shard full tensors, the same in every process, as those of `like` are."""
     return {
         k: _shard_tensor(v.to(like[k].device), like[k]) if k in like else v
         for k, v in values.items()
@@ -55,7 +52,7 @@ def shard_like(values: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a whole state, of one process, into an optimizer whose weights may be parted."""
+    """Load an unsharded state into an optimizer whose weights may be sharded."""
     weights = [p for group in optimizer.param_groups for p in group["params"]]
     sharded = {
         index: {k: _shard_tensor(v, weights[index]) for k, v in moments.items()}

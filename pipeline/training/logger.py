@@ -1,4 +1,4 @@
-"""What a run writes as it goes: JSON lines, TensorBoard, pictures, Weights & Biases if asked."""
+"""The log of a training run: JSON lines, TensorBoard, images, and Weights & Biases by a flag."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Logger:
         self, folder: Path, step: int, wandb: bool = False, flag_prefix: str = "train"
     ) -> None:
         self.path = folder / "log.jsonl"
-        self.images = folder / "pictures"
+        self.images = folder / "images"
         self.wandb = None
         if wandb:
             try:

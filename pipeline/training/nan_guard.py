@@ -1,4 +1,4 @@
-"""What has to be finite, looked at without keeping a GPU waiting."""
+"""Losses and gradients have to be finite; this looks at them without keeping a GPU waiting."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-Losses = dict[str, Tensor]
+from models.method import Losses
 
 
 class NanGuard:
-    """Losses and gradients of a run.  `at_once` looks at each as it comes; to read one from a GPU
-    is to wait for it, so there they are kept until a `check`: before every report, validation and
-    checkpoint, so that nothing is handed on that has come of one that is not finite."""
+    """Refuses losses and gradients that are not finite.
+
+    `immediate` looks at each as it comes.  To read one from a GPU is to wait for it, so there they
+    are kept until a `check`: before every log line, validation and checkpoint, so that nothing is
+    handed on that came of one that is not finite.
+    """
 
     def __init__(self, stage: str, flag_prefix: str, immediate: bool) -> None:
         self.stage, self.flag_prefix, self.immediate = stage, flag_prefix, immediate
-        self.last_checkpoint: Path | None = None  # the checkpoint to go on from, once there is one
+        self.last_checkpoint: Path | None = None  # to resume from, once there is one
         self._pending: list[tuple[str, Tensor, int, Losses]] = []
 
     def add(self, name: str, value: Tensor, step: int, losses: Losses) -> None:
-        """terms: what the error names."""
+        """losses: the terms that the error names."""
         self._pending.append(
             (name, value.detach(), step, {k: v.detach() for k, v in losses.items()})
         )
@@ -34,9 +37,9 @@ class NanGuard:
             if not torch.isfinite(value):
                 loss_values = ", ".join(f"{k} {v.item():.3g}" for k, v in losses.items())
                 advice = (
-                    f"{self.last_checkpoint} is whole, go on from there"
+                    f"{self.last_checkpoint} is whole, resume from there"
                     if self.last_checkpoint
-                    else "begin again"
+                    else "start over"
                 )
                 raise ValueError(
                     f"{self.stage}: the {name} is not finite at step {step} ({loss_values}); "

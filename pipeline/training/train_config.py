@@ -1,4 +1,4 @@
-"""What a training run can be told, whatever it trains."""
+"""Settings of a training run, whatever it trains."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ CompileMode = Literal["no", "yes", "auto"]
 POSITIVE_FIELDS = (
     "steps",
     "batch_size",
-    "accumulate",
-    "evaluate_every",
+    "grad_accum_steps",
+    "eval_every",
     "save_every",
-    "report_every",
+    "log_every",
 )
 
 
@@ -26,7 +26,8 @@ class TrainConfig:
     batch_size: int = 32
     """Clips (or frames) a step, over all processes."""
     grad_accum_steps: int = 1
-    """Parts that a batch is cut into, to fit the memory; the step is the same."""
+    """Micro-batches that a batch is cut into, to fit the memory; the step is the same but for what
+    a method computes over a batch (docs/how-to/add-a-method.md)."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     warmup_steps: int = 50
@@ -54,10 +55,15 @@ class TrainConfig:
     """Compile the loss and its gradient (torch.compile). A minute or two at every start, and other
     roundings; auto times both on a long run and keeps the faster."""
     cuda_graph: bool = False
-    """Record a whole step as one CUDA graph and replay it: for models so small that starting their
+    """Capture a whole step as one CUDA graph and replay it: for models so small that starting their
     kernels takes longer than the kernels. One process, bf16 or fp32."""
     sharding: Literal["none", "fsdp"] = "none"
     """Spread weights, gradients and optimizer state over the processes (FSDP)."""
+    init_from: str = ""
+    """A run folder, or a checkpoint's file, whose weights to begin with, by name and shape."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of weight names that stay as they are, such as "encoder.*": no gradient, eval mode,
+    no optimizer state."""
     num_workers: int = 0
     """Processes that load batches; the batches do not depend on it."""
     seed: int = 0
@@ -65,4 +71,4 @@ class TrainConfig:
     """Log to Weights & Biases too (pip install wandb)."""
 
     def __post_init__(self) -> None:
-        check_positive(self, "", *POSITIVE_FIELDS)  # tyro says whether of --train, --cloning, ...
+        check_positive(self, "", *POSITIVE_FIELDS)  # tyro says whether of --train, --bc, ...

@@ -1,4 +1,4 @@
-"""A training run: device, optimizer, schedule, log, pictures, checkpoints, resume.
+"""A training run: device, optimizer, schedule, log, images, checkpoints, resume.
 
 The batch of step s and its random numbers come from (seed, s) alone, so k + m steps equal k, stop,
 resume, m.
@@ -8,44 +8,40 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import kernels
-from data.batch_sampler import batch_indices
-from models.world import Precision, autocast
+from data.batch import Batch
+from models.layers.precision import Precision, autocast
+from models.method import Best, Losses, TrainableModule
 from pipeline import checkpoint as ckpt
 from pipeline.device import data_memory_limit, describe_device, pick_device, pick_precision
 from pipeline.lock import lock
-from pipeline.training import fsdp
+from pipeline.training import fsdp, init_from
 from pipeline.training.device_idle import IdleTimer
 from pipeline.training.logger import Logger, log_line
-from pipeline.training.nan_guard import Losses, NanGuard
+from pipeline.training.nan_guard import NanGuard
 from pipeline.training.shutdown_distributed import shutdown_distributed
 from pipeline.training.signals import stop_on_signal
+from pipeline.training.step_dataset import BatchDataset, StepDataset, hash_seed
 from pipeline.training.train_config import TrainConfig
-from pipeline.training.train_step import TrainStep
+from pipeline.training.train_step import LossFn, TrainStep
 
-B = TypeVar("B", covariant=True)
-RESUME_KEYS = ("average", "optimizer", "step", "best", "waited", "seconds", "factor")
-
-
-class BatchDataset(Sized, Protocol[B]):
-    """Anything that gives a batch for an array of indices."""
-
-    def batch(self, indices: np.ndarray) -> B: ...
+M = TypeVar("M", bound=TrainableModule)
+RESUME_KEYS = ("ema", "optimizer", "step", "best", "bad_validations", "seconds", "lr_scale")
 
 
 class Cacheable(Protocol):
@@ -54,13 +50,12 @@ class Cacheable(Protocol):
     def cache_on_device(self, device: torch.device, memory_limit: int) -> None: ...
 
 
-class Trainer:
+class Trainer(Generic[M]):
     """One training stage in `folder`, resumed from `last.pt` unless `restart`.
 
-    `model` is what is trained and saved; `objective` gives the named loss terms (model.loss by
-    default); the terms that carry a gradient are added up.  `identity` is what the checkpoint says
-    of itself: config, latents, actions, parent, clone if it began from one.  `flags` is what the
-    flags of `train` begin with.
+    `model` is what is trained and saved.  `metadata` is what the checkpoint says of itself: config,
+    latents, actions, parent, and what else the stage knows.  `best` chooses best.pt; by default it
+    is the model's own.  `flag_prefix` is what the flags of `train` begin with.
 
     Until the first `save` the files of a former training stay as they are.
     """
@@ -69,17 +64,16 @@ class Trainer:
         self,
         stage: str,
         folder: Path,
-        model: nn.Module,
+        model: M,
         train: TrainConfig,
         metadata: dict[str, Any],
-        loss_fn: Callable[..., Losses] | None = None,
         restart: bool = False,
-        higher_is_better: bool = True,
+        best: Best | None = None,
         data_summary: str = "",
         flag_prefix: str = "train",
     ) -> None:
         self.stage, self.folder, self.train, self.metadata = stage, folder, train, metadata
-        self.higher_is_better, self.flag_prefix = higher_is_better, flag_prefix
+        self.best_by, self.flag_prefix = best or model.best, flag_prefix
         self.device = pick_device()
         # autocast is ours: Accelerate holds one precision for the whole process
         self.precision: Precision = pick_precision(self.device, train.precision)
@@ -88,7 +82,7 @@ class Trainer:
         atexit.register(shutdown_distributed)
         if train.batch_size % self.accelerator.num_processes:
             raise ValueError(
-                f"a batch of {train.batch_size} does not part evenly among "
+                f"a batch of {train.batch_size} is not divisible by the "
                 f"{self.accelerator.num_processes} processes; change --{flag_prefix}.batch-size"
             )
         torch.manual_seed(train.seed)
@@ -96,27 +90,31 @@ class Trainer:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = lock(folder)
 
-        last, best = folder / "last.pt", folder / "best.pt"
-        if best.exists() and not last.exists() and not restart:
+        last, best_path = folder / "last.pt", folder / "best.pt"
+        if best_path.exists() and not last.exists() and not restart:
             raise ValueError(
-                f"{best} is a finished model, and there is no last.pt beside it to go on from; "
-                f"--restart begins anew in its place, another --run keeps it"
+                f"{best_path} is a finished model, and there is no last.pt next to it to resume "
+                f"from; --restart starts over in its place, another --run keeps it"
             )
+        resuming = last.exists() and not restart
         self._started = False  # last.pt is of this training
+        self._begin_from_other(model, resuming)
         self.model = model.to(self.device)
         self.nan_guard = NanGuard(stage, flag_prefix, immediate=self.device.type == "cpu")
-        loss: Callable[..., Losses] = loss_fn or model.loss  # type: ignore[assignment]
         self.step_fn = TrainStep(
-            model, loss, train, self.accelerator, self.precision, self.nan_guard, flag_prefix
+            model, train, self.accelerator, self.precision, self.nan_guard, flag_prefix
         )
         self.idle_timer = IdleTimer(self.device)
 
-        self.step, self.best, self.bad_validations, self.seconds = 0, None, 0, 0.0
+        self.global_step, self.bad_validations, self.seconds = 0, 0, 0.0
+        self.best: float | None = None
         self.lr_scale = 1.0  # of the learning rate, halved on a plateau
-        if last.exists() and not restart:
-            self._resume(ckpt.load(last, stage, "cpu" if self.step_fn.unsharded else self.device))
+        if resuming:
+            self._resume(ckpt.load(last, stage))
         self.logger = (
-            Logger(folder, self.step, train.wandb, flag_prefix) if self.is_main_process else None
+            Logger(folder, self.global_step, train.wandb, flag_prefix)
+            if self.is_main_process
+            else None
         )
         self._last_losses: dict[str, float] = {}
         self._device_idle = 0.0
@@ -125,16 +123,31 @@ class Trainer:
         self.kernels = kernels.describe(self.device)
         self.log_line(
             f"{stage}: {describe_device(self.device)}, {self.precision}, {self.kernels}, "
-            f"{self.accelerator.num_processes} process(es), {parameters:.2f} M parameters, {data_summary}"
+            f"{self.accelerator.num_processes} process(es), {parameters:.2f} M parameters, "
+            f"{data_summary}"
         )
         if train.sharding == "fsdp" and not self.step_fn.unsharded:
             self.log_line(
                 f"{stage}: --{flag_prefix}.sharding fsdp has no effect in one process; use torchrun"
             )
         if train.cuda_graph and self.device.type != "cuda":
-            self.log_line(f"{stage}: --{flag_prefix}.graph has no effect without a CUDA GPU")
-        if self.step:
-            self.log_line(f"{stage}: goes on from step {self.step} of {train.steps} ({last})")
+            self.log_line(f"{stage}: --{flag_prefix}.cuda-graph has no effect without a CUDA GPU")
+        if self.global_step:
+            self.log_line(
+                f"{stage}: resuming from step {self.global_step} of {train.steps} ({last})"
+            )
+
+    def _begin_from_other(self, model: TrainableModule, resuming: bool) -> None:
+        """Take weights from another run, and freeze some, as the training config says."""
+        train = self.train
+        if train.init_from and not resuming:
+            place = Path(*self.folder.parts[self.folder.parts.index(self.stage) :])
+            taken = init_from.init_from(model, train.init_from, place, self.stage)
+            self.log_line(taken.describe())
+        if train.freeze:
+            names = init_from.freeze(model, train.freeze, self.flag_prefix)
+            frozen = sum(p.numel() for n, p in model.named_parameters() if n in set(names))
+            self.log_line(f"freeze: {len(names)} tensors, {frozen / 1e6:.2f} M parameters")
 
     @property
     def is_main_process(self) -> bool:
@@ -143,7 +156,7 @@ class Trainer:
     @property
     def finished(self) -> bool:
         stalled = self.train.patience and self.bad_validations >= self.train.patience
-        return self.step >= self.train.steps or bool(stalled)
+        return self.global_step >= self.train.steps or bool(stalled)
 
     def log_line(self, line: str) -> None:
         log_line(self.accelerator, line)
@@ -152,8 +165,8 @@ class Trainer:
         best = self.folder / "best.pt"
         status = best if best.exists() else f"but {best} is gone"
         self.log_line(
-            f"{self.stage}: all {self.step} steps are done ({status}); "
-            f"--restart begins anew, --{self.flag_prefix}.steps goes further"
+            f"{self.stage}: finished, {self.global_step} steps ({status}); "
+            f"--restart starts over, --{self.flag_prefix}.steps trains longer"
         )
 
     def main_process_first(self) -> AbstractContextManager[None]:
@@ -167,30 +180,30 @@ class Trainer:
 
     # -- the loop ---------------------------------------------------------------------------
 
-    def batches(self, dataset: BatchDataset[B]) -> Iterator[tuple[int, B]]:
-        """Give (step, batch) until the run is done; a signal saves and ends it with
+    def batches(self, dataset: BatchDataset) -> Iterator[Batch]:
+        """Give batches until the run is finished; a signal saves and ends it with
         KeyboardInterrupt.  Under several processes each gets its share of the batch."""
         if self.finished:
             return self.log_finished()
         loader = DataLoader(
-            _StepDataset(dataset, self.train, self.accelerator),
+            StepDataset(dataset, self.train, self.accelerator),
             batch_size=None,
-            sampler=range(self.step, self.train.steps),  # type: ignore[arg-type]
+            sampler=range(self.global_step, self.train.steps),  # type: ignore[arg-type]
             num_workers=self.train.num_workers,
             persistent_workers=False,
             multiprocessing_context="spawn" if self.train.num_workers else None,
         )
         progress_bar = tqdm(
             total=self.train.steps,
-            initial=self.step,
+            initial=self.global_step,
             desc=self.stage,
             disable=not self.is_main_process,
         )
         started = time.monotonic()
         with stop_on_signal(self._request_stop), progress_bar:
             for batch in self.idle_timer.time_batches(loader):
-                torch.manual_seed(hash_seed(self.train.seed, self.step))
-                yield self.step, batch
+                torch.manual_seed(hash_seed(self.train.seed, self.global_step))
+                yield batch
                 self.seconds += time.monotonic() - started
                 started = time.monotonic()
                 progress_bar.update()
@@ -199,47 +212,56 @@ class Trainer:
                 if self._should_stop():
                     self.save()
                     raise KeyboardInterrupt
-                if self.step % self.train.save_every == 0 or self.finished:
+                if self.global_step % self.train.save_every == 0 or self.finished:
                     self.save()
                 if self.finished:
                     break
         if self.train.patience and self.bad_validations >= self.train.patience:
             self.log_line(
-                f"{self.stage}: stopped early, {self.bad_validations} validations without a better one"
+                f"{self.stage}: stopped early, {self.bad_validations} validations without a "
+                f"better one"
             )
 
-    def train_step(self, *tensors: Tensor | None) -> Losses:
-        """Take one optimizer step on `objective(*tensors)`; the first axis is the batch."""
+    def step(self, loss_fn: LossFn, batch: Batch, *context: Any) -> Losses:
+        """Take one optimizer step on the sum of loss_fn(batch, *context), then `after_step`.
+
+        Gives the named terms, and their sum as `loss`.
+        """
         with self.idle_timer.busy():
-            losses = self.step_fn.train_step(self.step, self._learning_rate(), tensors)
+            losses = self.step_fn(self.global_step, self._learning_rate(), loss_fn, batch, *context)
         grad_norm = losses.pop("grad_norm")
-        self.step += 1
-        if self.step % self.train.log_every == 0 or self.step == 1:
+        self.global_step += 1
+        if self.global_step % self.train.log_every == 0 or self.global_step == 1:
             self.nan_guard.check()
             self._last_losses = {k: float(v) for k, v in losses.items()}
             self._device_idle = self.idle_timer.fraction()
-            extra = {
+            metrics = self._last_losses | {
                 "grad_norm": float(grad_norm),
-                "learning_rate": self._learning_rate(self.step - 1),
-                "idle": self._device_idle,
+                "learning_rate": self._learning_rate(self.global_step - 1),
+                "device_idle": self._device_idle,
             }
             if self.step_fn.scaler.is_enabled():
-                extra["loss_scale"] = self.step_fn.scaler.get_scale()
-            if not isfinite(extra["grad_norm"]):
-                del extra["grad_norm"]  # a step that was left out; JSON has no infinity
+                metrics["loss_scale"] = self.step_fn.scaler.get_scale()
+            if not isfinite(metrics["grad_norm"]):
+                del metrics["grad_norm"]  # a step that was skipped; JSON has no infinity
             if self.logger:
-                self.logger.write(self.step, self._last_losses | extra)
+                self.logger.write(self.global_step, {f"train/{k}": v for k, v in metrics.items()})
         return losses
 
     def every(self, interval: int) -> bool:
-        """True after each `every` steps, and at the end."""
-        return self.step % interval == 0 or self.step == self.train.steps
+        """True after each `interval` steps, and at the end."""
+        return self.global_step % interval == 0 or self.global_step == self.train.steps
 
-    def save_best(self, value: float, metrics: dict[str, float]) -> None:
-        """Log a validation; write best.pt when `value` is the best so far."""
+    def save_best(self, metrics: dict[str, float]) -> None:
+        """Log a validation; write best.pt when `best.metric` is the best so far."""
         self.nan_guard.check()
-        value = self._broadcast(float(value))
-        sign = 1 if self.higher_is_better else -1
+        if self.best_by.metric not in metrics:
+            raise ValueError(
+                f"the {self.stage} is chosen by {self.best_by.metric}, but its validation gives "
+                f"{', '.join(metrics)}"
+            )
+        value = self._broadcast(float(metrics[self.best_by.metric]))
+        sign = 1 if self.best_by.higher_is_better else -1
         improved = self.best is None or sign * value > sign * self.best
         if improved:
             self.best, self.bad_validations = value, 0
@@ -247,30 +269,32 @@ class Trainer:
             self.bad_validations += 1
             if self.train.schedule == "plateau":
                 self.lr_scale /= 2
-        if not self._started:  # never a best.pt without the last.pt that goes on from there
+        if not self._started:  # never a best.pt without the last.pt to resume from
             self.save()
-        weights = fsdp.mixture(self.ema_weights()) if improved else {}
+        weights = fsdp.full_tensors(self.step_fn.ema.state_dict()) if improved else {}
         if not self.is_main_process or self.logger is None:
             return
-        self.logger.write(self.step, {f"validation/{k}": v for k, v in metrics.items()})
+        self.logger.write(self.global_step, {f"validation/{k}": v for k, v in metrics.items()})
         line = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-        self.log_line(f"{self.stage} step {self.step}: {line}{' (best)' if improved else ''}")
+        self.log_line(
+            f"{self.stage} step {self.global_step}: {line}{' (best)' if improved else ''}"
+        )
         if improved:
             ckpt.save(self.folder / "best.pt", self._build_checkpoint(weights))
 
     @contextmanager
-    def ema_model(self) -> Iterator[nn.Module]:
+    def ema_model(self) -> Iterator[M]:
         """The model with its averaged weights, in eval mode, without gradients."""
         self.nan_guard.check()
-        unsharded = self.step_fn.unsharded
+        unsharded: Any = self.step_fn.unsharded
         if unsharded is not None:
-            unsharded.load_state_dict(fsdp.mixture(self.ema_weights()))
+            unsharded.load_state_dict(fsdp.full_tensors(self.step_fn.ema.state_dict()))
             with torch.no_grad(), autocast(self.device, self.precision):
                 yield unsharded.to(self.device).eval()
             unsharded.cpu()
             return
         raw_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.ema_weights())
+        self.model.load_state_dict(self.step_fn.ema.state_dict())
         self.model.eval()
         try:
             with torch.no_grad(), autocast(self.device, self.precision):
@@ -280,14 +304,11 @@ class Trainer:
             self.model.train()
 
     def log_image(self, name: str, image: np.ndarray) -> None:
-        """Keep an (H, W, 3) uint8 picture of this step: a PNG, and in TensorBoard."""
+        """Keep an (H, W, 3) uint8 image of this step: a PNG, and in TensorBoard."""
         if self.logger:
-            self.logger.write_image(self.step, name, image)
+            self.logger.write_image(self.global_step, name, image)
 
     # -- state ------------------------------------------------------------------------------
-
-    def ema_weights(self) -> dict[str, Tensor]:
-        return self.step_fn.ema.weights if self.train.ema_decay else self.model.state_dict()
 
     def save(self) -> None:
         """Write last.pt, whole or not at all; every process has to call it."""
@@ -296,7 +317,10 @@ class Trainer:
         last = self.folder / "last.pt"
         if self.is_main_process:
             checkpoint = self._build_checkpoint(state["model"]) | state
-            checkpoint |= {"waited": self.bad_validations, "factor": self.lr_scale}
+            checkpoint |= {
+                "bad_validations": self.bad_validations,
+                "lr_scale": self.lr_scale,
+            }
             target = last if self._started else self.folder / "first.pt"
             ckpt.save(target, checkpoint)
             if not self._started:  # it is on the disk: now the files of a former training may go
@@ -309,10 +333,10 @@ class Trainer:
             "format": ckpt.FORMAT,
             "stage": self.stage,
             **self.metadata,
-            "train": asdict(self.train),
+            "train": asdict(self.train) | {"freeze": list(self.train.freeze)},
             "model": weights,
             "fingerprint": ckpt.fingerprint(weights, self.metadata["config"]),
-            "step": self.step,
+            "step": self.global_step,
             "best": self.best,
             "seconds": self.seconds,
             "kernels": self.kernels,
@@ -324,36 +348,35 @@ class Trainer:
         missing = ", ".join(key for key in RESUME_KEYS if key not in last)
         if missing:
             raise ValueError(
-                f"{path} holds no {missing}, so there is nothing to go on from (a copy of a "
-                f"best.pt?); --restart begins anew"
+                f"{path} holds no {missing}, so there is nothing to resume from (a copy of a "
+                f"best.pt?); --restart starts over"
             )
-        for key, value in self.metadata["config"].items():
-            if _fixed_settings(last["config"].get(key)) != _fixed_settings(value):
+        now = self.metadata["config"] | {"freeze": list(self.train.freeze)}
+        before = last["config"] | {"freeze": list(last["train"]["freeze"])}
+        for key, value in now.items():
+            if _fixed_settings(before.get(key)) != _fixed_settings(value):
                 raise ValueError(
-                    f"{path} was begun with {key} = {last['config'].get(key)}, but now it is "
-                    f"{value}; --restart begins anew, another --run keeps both"
+                    f"{path} was begun with {key} = {before.get(key)}, but now it is {value}; "
+                    f"--restart starts over, another --run keeps both"
                 )
-        for key in ("parent", "clone"):  # a clone is only beneath an actor-critic
+        for key in ("parent", "bc"):  # a clone is only beneath an actor-critic
             current = self.metadata.get(key)
-            if current is None:
-                continue
-            stored = last.get(key, current)  # older ones do not say what they were cloned from
-            if current["fingerprint"] != stored["fingerprint"]:
+            if current is not None and current["fingerprint"] != last[key]["fingerprint"]:
                 raise ValueError(
-                    f"{path} was begun on {stored['path']} with fingerprint "
-                    f"{stored['fingerprint']}, but now it is {current['fingerprint']}; --restart begins "
-                    f"anew"
+                    f"{path} was begun on {last[key]['path']} with fingerprint "
+                    f"{last[key]['fingerprint']}, but now it is {current['fingerprint']}; "
+                    f"--restart starts over"
                 )
         self.step_fn.load_state_dict(last)
         self._started, self.nan_guard.last_checkpoint = True, path
-        self.step, self.bad_validations = last["step"], last["waited"]
+        self.global_step, self.bad_validations = last["step"], last["bad_validations"]
         # without best.pt, ended before its first was written, the next is the best
         self.best = last["best"] if (self.folder / "best.pt").exists() else None
-        self.seconds, self.lr_scale = last["seconds"], last["factor"]
+        self.seconds, self.lr_scale = last["seconds"], last["lr_scale"]
 
     def _learning_rate(self, step: int | None = None) -> float:
         """Of a step; the next one if none is given."""
-        train, current_step = self.train, self.step if step is None else step
+        train, current_step = self.train, self.global_step if step is None else step
         warmup = min(1.0, (current_step + 1) / max(1, train.warmup_steps))
         decay = 1.0
         if train.schedule == "cosine":
@@ -381,28 +404,8 @@ class Trainer:
         return bool(self.accelerator.reduce(flag, "sum").item() > 0)  # type: ignore[union-attr]
 
 
-class _StepDataset(Dataset[Any]):
-    """Item s is the batch of step s, or this process's rows of it."""
-
-    def __init__(
-        self, dataset: BatchDataset[Any], train: TrainConfig, accelerator: Accelerator
-    ) -> None:
-        self.dataset, self.train = dataset, train
-        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
-
-    def __getitem__(self, step: int) -> Any:
-        train = self.train
-        order = batch_indices(len(self.dataset), train.batch_size, step, train.seed)
-        return self.dataset.batch(order[self.rank :: self.world_size])
-
-
 def _fixed_settings(value: Any) -> Any:
     """A setting without what may change at a resume, because it changes no result."""
     if not isinstance(value, dict):
         return value
-    return {k: _fixed_settings(v) for k, v in value.items() if k != "recompute"}
-
-
-def hash_seed(*numbers: int) -> int:
-    """Mix integers into a seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return {k: _fixed_settings(v) for k, v in value.items() if k != "activation_checkpointing"}

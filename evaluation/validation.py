@@ -1,0 +1,105 @@
+"""How a model is validated while it is trained: by its role, where the method has no way of its own.
+
+The metric that best.pt is chosen by is the method's (`best` in models/method.py).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.clips import Clips
+from data.shards import EpisodeDataset
+from evaluation.measures.metrics import (
+    code_flip_rate,
+    mse,
+    patch_change_rate,
+    pooled_psnr,
+    psnr,
+    ssim,
+)
+from evaluation.measures.open_loop import HORIZONS, imagine, open_loop
+from evaluation.measures.sample_clips import sample_clips
+from models.method import TrainableModule, Validates
+from models.tokenizers.codes import code_counts, perplexity
+from models.tokenizers.tokenizer import Tokenizer
+from models.world import World
+from pipeline.training.clip_batches import ClipBatches
+
+Metrics = dict[str, float]
+PSNR_HORIZONS = (1, 4, 8, 16)
+
+
+def validate_own(
+    model: TrainableModule,
+    dataset: EpisodeDataset,
+    device: torch.device,
+    latents: np.ndarray | None = None,
+    num_clips: int = 256,
+) -> Metrics:
+    """Validate a method as it says itself, on held-out clips of the fields that it needs."""
+    assert isinstance(model, Validates)
+    clips = Clips(dataset, "validation", model.clip_length)
+    indices, _ = sample_clips(clips, num_clips, seed=0)
+    batch = ClipBatches(clips, model.needs, latents).batch(indices)
+    return model.validate(batch.to(device))
+
+
+def validate_tokenizer(
+    model: Tokenizer, dataset: EpisodeDataset, device: torch.device, num_clips: int = 256
+) -> tuple[Metrics, list[Tensor]]:
+    """Measure reconstruction and flicker on held-out pairs of consecutive frames.
+
+    Returns the metrics, and eight frames with their reconstructions: (8, 3, H, W) each.
+    """
+    # with all the past that the two frames are encoded with
+    held_out = Clips(dataset, "validation", clip_length=model.temporal_context + 1)
+    indices, _ = sample_clips(held_out, num_clips, seed=0)
+    clips = held_out.batch(indices).frames.to(device)  # (B, T, 3, H, W)
+    codes = torch.cat([model.encode_clip(part) for part in clips.split(64)])
+    decoded = torch.cat([model.decode_clip(part) for part in codes.split(64)])
+    truth, codes = clips[:, -2:], codes[:, -2:]
+    original, reconstruction = truth[:, 0], decoded[:, -2]
+    metrics = {
+        "psnr": float(psnr(original, reconstruction).clamp(max=60).mean()),
+        "psnr_pooled": pooled_psnr(mse(original, reconstruction)),
+        "ssim": float(ssim(original, reconstruction).mean()),
+    }
+    if model.latents.kind == "discrete":
+        counts = code_counts(codes, model.latents)
+        metrics |= {
+            "patch_change_rate": float(patch_change_rate(truth, model.latents.grid)),
+            "code_flip_rate": float(code_flip_rate(codes)),
+            "codes_used": float((counts > 0).sum()),
+            "perplexity": float(perplexity(counts)),
+        }
+    return metrics, [original[:8], reconstruction[:8]]
+
+
+def world_clips(world: World, dataset: EpisodeDataset) -> Clips:
+    """Held-out clips as long as an open loop is."""
+    return Clips(dataset, "validation", clip_length=world.context + max(HORIZONS))
+
+
+def validate_world(world: World, dataset: EpisodeDataset, num_clips: int) -> Metrics:
+    """Measure a world in an open loop; `psnr` is the mean over horizons."""
+    measured = open_loop(world, world_clips(world, dataset), HORIZONS, num_clips=num_clips)
+    at = {horizon: index for index, horizon in enumerate(measured["horizons"])}
+    metrics = {"psnr": sum(measured["psnr"]) / len(HORIZONS)}
+    for horizon in PSNR_HORIZONS:
+        metrics[f"psnr_{horizon}"] = measured["psnr"][at[horizon]]
+    metrics["copy_last_psnr_8"] = measured["copy_last_psnr"][at[8]]
+    metrics["delta_psnr_4"] = measured["delta_psnr"][at[4]]
+    return metrics
+
+
+def rollout_rows(world: World, dataset: EpisodeDataset, num_clips: int = 3) -> list[Tensor]:
+    """Rows of images: true futures, and below each the model rollout."""
+    held_out = world_clips(world, dataset)
+    clip = held_out.batch(sample_clips(held_out, num_clips, seed=0)[0])
+    context = world.context
+    actions = world.actions_of(clip.frames, clip.actions)
+    imagined = imagine(world, clip.frames, actions, context, list(HORIZONS))
+    truth = clip.frames[:, [context - 1 + h for h in HORIZONS]]
+    return [row for pair in zip(truth, imagined, strict=True) for row in pair]

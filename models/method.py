@@ -1,0 +1,69 @@
+"""What every method is to the training loop, whatever its role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from data.batch import Batch
+
+Losses = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Best:
+    """The validation metric by which best.pt is chosen."""
+
+    metric: str
+    higher_is_better: bool = True
+
+
+class TrainableModule(nn.Module):
+    """An nn.Module that the trainer can train; a method overrides what is different about it.
+
+    A subclass defines `loss(batch, ...) -> Losses`: named terms, of which those with a gradient
+    are added up.  Where it cannot be validated as its role is, it also defines
+    `validate(batches) -> dict`, and names the metric in `best`.
+    """
+
+    config: Any
+    """Its own dataclass, which stands in models/registry.py."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Fields of a Batch that its loss reads; rewards and continues where the data has them."""
+    best: ClassVar[Best] = Best("psnr")
+
+    @property
+    def clip_length(self) -> int:
+        """Frames of a training clip: 1 where each frame is learned alone."""
+        return 1
+
+    @property
+    def capturable(self) -> bool:
+        """Steps are alike from now on, so that one can be captured as a CUDA graph."""
+        return True
+
+    def after_step(self) -> None:
+        """Move what does not move by gradient: codebooks, EMA targets, slow critics.
+
+        Called once after each optimizer step, however many micro-batches it had, and inside the
+        CUDA graph: nothing in it may wait for the GPU.
+        """
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer; `lr_scale` of a group multiplies the learning rate."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """Submodules that FSDP gathers one at a time; the rest is gathered for a whole step."""
+        return [m for m in self.modules() if getattr(m, "is_fsdp_unit", False)]
+
+
+@runtime_checkable
+class Validates(Protocol):
+    """A method with a validation of its own."""
+
+    def validate(self, held_out: Batch) -> dict[str, float]:
+        """Metrics on held-out clips, `best.metric` among them."""
+        ...

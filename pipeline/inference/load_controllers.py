@@ -1,0 +1,58 @@
+"""From a run folder to its controllers, ready for use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from data.actions import ActionSpec
+from models.controllers.controller import Controller
+from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
+from models.controllers.goal_policy import GoalPolicy
+from models.registry import DataSpec, build_controller
+from models.world import World
+from pipeline import checkpoint as ckpt
+from pipeline.inference.load_world import restore_for_inference
+
+
+def load_controllers(run: Path, world: World) -> dict[str, Controller]:
+    """Return the controllers of a run by name: `bc`, and `actor_critic`, which started from it.
+
+    Empty where none was trained; where only `bc` was, both are the same.
+    """
+    controllers: dict[str, Controller] = {}
+    for name, folder in (("bc", "bc"), ("actor_critic", ".")):
+        path = run / "controller" / folder / "best.pt"
+        if path.exists():
+            controllers[name] = _load_controller(path, run, world)
+    if "bc" in controllers:
+        controllers.setdefault("actor_critic", controllers["bc"])
+    return controllers
+
+
+def load_goal_policy(run: Path, world: World) -> GoalPolicy | DiscreteGoalPolicy | None:
+    """Return the goal policy of a run; None where none was trained."""
+    path = run / "controller" / "goal_policy" / "best.pt"
+    if not path.exists():
+        return None
+    return cast(GoalPolicy | DiscreteGoalPolicy, _load_controller(path, run, world))
+
+
+def load_controller(run: Path, world: World) -> Controller:
+    """Return the `actor_critic` of a run; ValueError says which command trains it."""
+    controllers = load_controllers(run, world)
+    if "actor_critic" not in controllers:
+        raise ValueError(
+            f"{run / 'controller'} holds no controller; train_controller.py --run {run} trains one"
+        )
+    return controllers["actor_critic"]
+
+
+def _load_controller(path: Path, run: Path, world: World) -> Controller:
+    checkpoint = ckpt.load(path, "controller")
+    parent_path = run / "dynamics" / "best.pt"
+    ckpt.check_parent(checkpoint, path, ckpt.load(parent_path, "dynamics"), parent_path)
+    world.actions.check_same(ActionSpec.from_dict(checkpoint["actions"]), "the world", str(path))
+    data = DataSpec(world.image_size, world.actions, world.state_spec)
+    controller = build_controller(checkpoint["config"], data)
+    return cast(Controller, restore_for_inference(controller, checkpoint, path, world.device))

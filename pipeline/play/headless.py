@@ -1,0 +1,59 @@
+"""Play without a window: the frames of a video, one for each step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from pipeline.play.action_input import pointer_position
+from pipeline.play.panels import Panel, add_text, compose_panels
+from pipeline.play.player import Player, Start
+
+Actor = Callable[[int], np.ndarray]
+"""Step -> action in the environment's units, (A,) or ()."""
+Truth = Literal["simulator", "dataset"]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a frame of the video shows next to the model rollout."""
+
+    size: int
+    """Height of a panel, in pixels."""
+    truth: Truth | None = None
+    goal: np.ndarray | None = None
+    """(H, W, 3) uint8."""
+
+    def render(self, player: Player) -> np.ndarray:
+        """Draw the goal, the truth and the model rollout, and the keys of the last action."""
+        panels = [] if self.goal is None else [Panel("goal", self.goal, live=False)]
+        if self.truth == "simulator":
+            panels.append(Panel("simulator", player.simulator_frame()))
+        elif self.truth == "dataset":
+            panels.append(Panel("dataset", player.dataset_frame()))
+        panels.append(Panel("world model", player.model_frame))
+        spec, last_action = player.world.actions, player.actions[-1] if player.actions else None
+        pointer = None if last_action is None else pointer_position(spec, last_action)
+        frame = compose_panels(panels, self.size, pointer)
+        if not spec.factors:
+            return frame
+        text = "start" if last_action is None else spec.describe(int(last_action))
+        return add_text(frame, [text])
+
+
+def play_headless(
+    player: Player, start: Start, act: Actor, steps: int, scene: Scene
+) -> tuple[list[np.ndarray], float]:
+    """Take `steps` steps from a start; return the steps + 1 frames, and steps a second."""
+    player.reset(start)
+    frames = [scene.render(player)]
+    start_time = time.perf_counter()
+    for step in tqdm(range(steps), "play"):
+        player.step(act(step))
+        frames.append(scene.render(player))
+    return frames, steps / (time.perf_counter() - start_time)

@@ -1,0 +1,70 @@
+"""Batches of clips with the fields that a method needs, and no others."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.batch import Batch
+from data.clips import Clips
+
+
+class ClipBatches:
+    """Clips as what a loss reads: `frames`, `latents` from the cache, normalized `actions`,
+    `rewards` and `continues`, each where it is in `needs` and the data has it."""
+
+    def __init__(
+        self, clips: Clips, needs: frozenset[str], latents: np.ndarray | None = None
+    ) -> None:
+        """latents: of all frames of the dataset, (frames, N) or (frames, P, D)."""
+        if "latents" in needs and latents is None:
+            raise ValueError("this method reads latents, and no tokenizer has made any")
+        if "actions" in needs and not clips.dataset.has("actions"):
+            raise ValueError(
+                f"{clips.dataset.folder} holds no actions, and this method learns from them; choose "
+                f"one that infers its own, or record actions"
+            )
+        self.clips, self.needs, self.latents = clips, needs, latents
+        self._cached: Tensor | None = None
+
+    def cache_on_device(self, device: torch.device, memory_limit: int) -> None:
+        """Keep frames or latents on `device`, and give them there, if they take less than
+        `memory_limit` bytes."""
+        if "frames" in self.needs:
+            self.clips.cache_on_device(device, memory_limit)
+        if self.latents is not None and self.latents.nbytes <= memory_limit:
+            self._cached = torch.from_numpy(np.array(self.latents)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def batch(self, indices: np.ndarray) -> Batch:
+        """Read clips: (B,) int64 -> (B, T, ...) of each field."""
+        rows, needs = self.clips.rows(indices), self.needs
+        batch = Batch()
+        if "frames" in needs:
+            batch.frames = self.clips.frames_of(indices)
+        if "latents" in needs:
+            batch.latents = self._latents(rows)
+        if "actions" in needs:
+            actions = self.clips.column("actions", rows)
+            assert actions is not None
+            batch.actions = self.clips.actions.normalize(actions)
+        if "rewards" in needs:
+            batch.rewards = self.clips.column("rewards", rows)
+        if "continues" in needs:
+            terminals = self.clips.column("terminals", rows)
+            batch.continues = None if terminals is None else 1 - terminals.float()
+        return batch
+
+    def _latents(self, rows: np.ndarray) -> Tensor:
+        if self._cached is not None:
+            return as_latents(self._cached[torch.from_numpy(rows).to(self._cached.device)])
+        assert self.latents is not None
+        return as_latents(torch.from_numpy(np.asarray(self.latents[rows])))
+
+
+def as_latents(stored: Tensor) -> Tensor:
+    """What the cache stores small, as models read it: float32 vectors, or int64 codes."""
+    return stored.float() if stored.is_floating_point() else stored.long()

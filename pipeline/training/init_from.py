@@ -1,0 +1,85 @@
+"""Weights from another run, and weights that stay as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from torch import nn
+
+from pipeline import checkpoint as ckpt
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a model took from another run's checkpoint."""
+
+    path: str
+    fingerprint: str
+    taken: list[str]
+    left: list[str]
+    """Weights of this model that the checkpoint does not have, or has in another shape."""
+
+    def describe(self) -> str:
+        left = f", {len(self.left)} left as they began ({_few(self.left)})" if self.left else ""
+        return f"init: {len(self.taken)} tensors from {self.path}{left}"
+
+
+def init_from(model: nn.Module, source: str, folder: Path, stage: str) -> Taken:
+    """Copy weights by name and shape from `source`, a run folder or a checkpoint's file.
+
+    folder: that of this stage within its run, such as controller/bc.  ValueError where there is
+    nothing to take.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / folder / "best.pt"
+    checkpoint = ckpt.load(path, stage)
+    ckpt.check_weights(checkpoint, path)
+    own, given = model.state_dict(), checkpoint["model"]
+    taken = [n for n in own if n in given and own[n].shape == given[n].shape]
+    if not taken:
+        raise ValueError(
+            f"{path} has no weight of the same name and shape as this {stage} ({_few(list(own))} "
+            f"here, {_few(list(given))} there); give another --train.init-from"
+        )
+    model.load_state_dict({name: given[name] for name in taken}, strict=False)
+    left = [name for name in own if name not in taken]
+    return Taken(str(path), checkpoint["fingerprint"], taken, left)
+
+
+def freeze(model: nn.Module, patterns: tuple[str, ...], flag_prefix: str = "train") -> list[str]:
+    """Take the gradient from every weight whose name matches a pattern ("encoder.*").
+
+    Returns their names; ValueError for a pattern that matches none.
+    """
+    frozen: list[str] = []
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        matching = [name for name in names if fnmatchcase(name, pattern)]
+        if not matching:
+            heads = sorted({name.partition(".")[0] for name in names})
+            raise ValueError(
+                f"--{flag_prefix}.freeze {pattern} matches no weight; they begin with "
+                f"{', '.join(heads)}"
+            )
+        frozen += matching
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    return frozen
+
+
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Submodules in which no weight is trained: they stay in eval mode, so that dropout and
+    running statistics stand still, too."""
+    return [
+        module
+        for module in model.modules()
+        if (weights := list(module.parameters())) and not any(p.requires_grad for p in weights)
+    ]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,180 @@
+"""Latents of all frames of a dataset, made once and read from a memory map.
+
+Letters: N latents a frame, P patches, D latent width.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.actions import as_tensor
+from data.files import atomic_write
+from data.shards import EpisodeDataset
+from models.layers.precision import autocast
+from models.tokenizers.tokenizer import LatentSpec
+from models.world import World
+from pipeline.device import pick_precision
+
+CHUNK = 64  # frames encoded at a time
+FLUSH_EVERY = 100  # chunks
+
+
+@dataclass(frozen=True)
+class Span:
+    """Frames `start` to `stop` of the dataset, to be encoded with `past` frames before them."""
+
+    start: int
+    stop: int
+    past: int
+
+
+class ClipEncoder(Protocol):
+    """A tokenizer, or a world."""
+
+    latents: LatentSpec
+    temporal_context: int
+
+    def encode_clip(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) uint8 -> (B, T, N) or (B, T, P, D)."""
+        ...
+
+
+def cache_latents(
+    folder: Path,
+    encoder: ClipEncoder,
+    fingerprint: str,
+    dataset: EpisodeDataset,
+    device: torch.device,
+) -> np.ndarray:
+    """Give the tokenizer's latents, encoded now where they are not there yet.
+
+    Returns (frames, N) codes, or (frames, P, D).  `fingerprint` is the tokenizer's; another one, or
+    another dataset, makes the cache again.  An interrupted pass resumes at the chunk where it was.
+    A frame is encoded with those of its own episode before it, as far as `temporal_context` goes.
+    """
+
+    def encode(span: Span) -> Tensor:
+        frames = _read_frames(dataset, span.start - span.past, span.stop).to(device)
+        with torch.no_grad(), autocast(device, pick_precision(device, "auto")):
+            if not span.past and encoder.temporal_context == 1:
+                return encoder.encode_clip(frames[:, None])[:, 0]
+            return encoder.encode_clip(frames[None])[0, span.past :]
+
+    spans = list(_spans(dataset, encoder.temporal_context))
+    return _fill(folder, encoder.latents, fingerprint, dataset, spans, encode)
+
+
+def cache_states(
+    folder: Path, world: World, fingerprint: str, dataset: EpisodeDataset
+) -> np.ndarray:
+    """Give the latents of the world's states along each episode, as it observes them: what
+    controllers read where a state is not the tokenizer's latents.
+
+    Returns as `cache_latents`; `fingerprint` is the dynamics model's.
+    """
+
+    def encode(span: Span) -> Tensor:
+        frames = _read_frames(dataset, span.start, span.stop)
+        actions = world.actions.empty(1, len(frames) - 1)
+        if dataset.has("actions"):
+            actions = as_tensor(dataset.read_rows("actions", span.start, span.stop - 1))[None]
+        actions = world.actions_of(frames[None], actions)
+        with torch.no_grad():
+            state = world.reset(frames[None, :1], actions[:, :0])
+            latents = [state.latents]
+            for frame, action in zip(frames[1:], actions.unbind(1), strict=True):
+                state = world.observe(state, action, frame[None])
+                latents.append(state.latents)
+        return torch.cat(latents)
+
+    ends = dataset.first_rows + dataset.lengths
+    rows = zip(dataset.first_rows, ends, strict=True)
+    spans = [Span(int(first), int(end), 0) for first, end in rows]
+    return _fill(folder, world.state_spec, fingerprint, dataset, spans, encode)
+
+
+def _spans(dataset: EpisodeDataset, context: int) -> Iterator[Span]:
+    """Chunks of frames; within one episode where a frame is encoded with those before it."""
+    if context == 1:
+        for start in range(0, dataset.num_frames, CHUNK):
+            yield Span(start, min(start + CHUNK, dataset.num_frames), 0)
+        return
+    for first, length in zip(dataset.first_rows, dataset.lengths, strict=True):
+        first, end = int(first), int(first + length)
+        for start in range(first, end, CHUNK):
+            yield Span(start, min(start + CHUNK, end), min(context - 1, start - first))
+
+
+def _fill(
+    folder: Path,
+    spec: LatentSpec,
+    fingerprint: str,
+    dataset: EpisodeDataset,
+    spans: list[Span],
+    encode: Callable[[Span], Tensor],
+) -> np.ndarray:
+    shape: tuple[int, ...] = (dataset.num_frames, spec.tokens_per_frame)
+    if spec.kind == "discrete":
+        dtype = np.int16 if spec.codebook_size <= 2**15 else np.int32
+    else:
+        shape, dtype = (dataset.num_frames, spec.num_patches, spec.dim), np.float16
+    expected = {
+        "encoder": fingerprint,
+        "dataset": dataset.fingerprint,
+        "shape": list(shape),
+        "dtype": np.dtype(dtype).name,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata_path, data_path = folder / "metadata.json", folder / "latents.bin"
+    stored = _read_metadata(metadata_path)
+    done = stored.pop("num_encoded", 0)
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    # a short file would read as zeros
+    whole = data_path.exists() and data_path.stat().st_size == num_bytes
+    if stored != expected or not whole or not isinstance(done, int):
+        done = 0
+        _write_metadata(metadata_path, expected, 0)
+    memmap = np.memmap(data_path, dtype, "r+" if done else "w+", shape=shape)
+    left = [span for span in spans if span.start >= done]
+    if left:
+        with tqdm(total=shape[0], initial=done, desc="latents", unit=" frames") as progress:
+            for number, span in enumerate(left):
+                encoded = encode(span)
+                # numpy has no bfloat16, in which some tokenizers answer
+                encoded = encoded.float() if encoded.is_floating_point() else encoded
+                memmap[span.start : span.stop] = encoded.cpu().numpy()
+                progress.update(span.stop - span.start)
+                if number % FLUSH_EVERY == FLUSH_EVERY - 1:
+                    memmap.flush()
+                    _write_metadata(metadata_path, expected, span.stop)
+        memmap.flush()
+        _write_metadata(metadata_path, expected, dataset.num_frames)
+    return np.memmap(data_path, dtype, "r", shape=shape)
+
+
+def _read_frames(dataset: EpisodeDataset, start: int, stop: int) -> Tensor:
+    """(T, 3, H, W) uint8."""
+    return torch.from_numpy(dataset.read_rows("frames", start, stop)).permute(0, 3, 1, 2)
+
+
+def _write_metadata(path: Path, expected: dict[str, Any], num_encoded: int) -> None:
+    atomic_write(path, json.dumps(expected | {"num_encoded": num_encoded}).encode())
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """What a cache says of itself; nothing where that cannot be read: it is made again."""
+    try:
+        metadata = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}

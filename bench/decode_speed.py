@@ -17,9 +17,9 @@ from bench.peers.hugging_face import Decoding
 from bench.train_speed import FULL, LARGE, QUICK, TokenModel, Workload
 from models.layers.inference import use_column_major
 from models.layers.int8 import quantize_linears
+from pipeline.cuda_graph import CudaGraphed
 from pipeline.device import pick_precision
 from pipeline.inference.aot_inductor import pick_compile_fn
-from pipeline.inference.recorded import CudaGraphed
 
 NEW_TOKENS = 128  # of the large model; uncompiled, theirs takes seconds for them
 TARGETS = {EXACT: (1.3, 3.0), INT8: (2.5, 6.0)}

@@ -11,7 +11,6 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from pipeline.training.latents import LatentClips
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -21,11 +20,13 @@ from data.clips import Clips
 from data.shards import EpisodeDataset, h5_dataset
 from data.toy import write_toy_shards
 from pipeline.device import data_memory_limit
+from pipeline.training.clip_batches import ClipBatches
 
 AREA = "loading"
 BATCH_SIZE = 64
 LENGTHS = (16, 4)
 TOKENS = 64
+NEEDS = frozenset({"latents", "actions", "rewards", "continues"})
 GZIP = "h5py, automatic chunks, gzip"
 CONTIGUOUS = "h5py, contiguous"
 STABLE_WORLDMODEL = "stable-worldmodel HDF5"
@@ -171,6 +172,11 @@ def _check(loaders: dict[str, Loader], count: int) -> None:
             raise Incorrect(f"{name} reads other frames than {first}")
 
 
+def _latents(clips: ClipBatches, indices: np.ndarray) -> Tensor:
+    """Load a whole batch; return its latents."""
+    return clips.batch(indices).require("latents")[0]
+
+
 def _tokens(folder: Path, dataset: EpisodeDataset, options: Options) -> Iterator[Row]:
     path, shape = folder / "latents.bin", (dataset.num_frames, TOKENS)
     store = np.memmap(path, np.int16, "w+", shape=shape)
@@ -178,18 +184,18 @@ def _tokens(folder: Path, dataset: EpisodeDataset, options: Options) -> Iterator
     store.flush()
     clips = Clips(dataset, "train", LENGTHS[0])
     mapped = np.memmap(path, np.int16, "r", shape=shape)
-    variants = {"from a memory map": LatentClips(clips, mapped)}
+    variants = {"from a memory map": ClipBatches(clips, NEEDS, mapped)}
     if options.device.type == "cuda":
-        on_gpu = variants[ON_GPU] = LatentClips(clips, mapped)
+        on_gpu = variants[ON_GPU] = ClipBatches(clips, NEEDS, mapped)
         on_gpu.cache_on_device(options.device, data_memory_limit(options.device))
     wanted = sample_indices(0, len(clips))
     for latents in variants.values():
-        read = latents.batch(wanted).latents.cpu().numpy()
+        read = _latents(latents, wanted).cpu().numpy()
         if not np.array_equal(read, store[clips.rows(wanted)]):
             raise Incorrect("latents are not those of the clips' frames")
     loaders = {
         variant: BatchLoader(
-            lambda indices, latents=latents: latents.batch(indices).latents, len(clips)
+            lambda indices, latents=latents: _latents(latents, indices), len(clips)
         )
         for variant, latents in variants.items()
     }

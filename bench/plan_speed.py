@@ -41,10 +41,9 @@ from models.layers.precision import Precision, autocast
 from models.layers.transformer import TransformerConfig
 from models.tokenizers.tokenizer import LatentSpec
 from models.world import World
+from pipeline.cuda_graph import WARMUP_CALLS, CudaGraphed
 from pipeline.device import pick_precision
-from pipeline.graphed import WARMUP_CALLS
 from pipeline.inference.aot_inductor import pick_compile_fn
-from pipeline.inference.recorded import CudaGraphed
 
 ACTIONS = ActionSpec("continuous", ("x", "y"), (-1.0, -1.0), (1.0, 1.0))
 LATENTS = LatentSpec("continuous", (1, 1), 192)

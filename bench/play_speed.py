@@ -16,10 +16,9 @@ from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.measures.speed import measure_play
 from models.world import World
-from pipeline.graphed import WARMUP_CALLS
+from pipeline.cuda_graph import WARMUP_CALLS, CudaGraphedWorld
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_world import load_world
-from pipeline.inference.recorded import CudaGraphedWorld
 
 AREA = "play"
 DEFAULT_RUN = Path(__file__).parents[1] / "checkpoints" / "pusht-goals"

@@ -28,8 +28,8 @@ from bench.peers.hugging_face import Attention
 from kernels import linear_cross_entropy
 from models.layers.precision import Precision, autocast
 from models.layers.transformer import Transformer, TransformerConfig
+from pipeline.cuda_graph import StaticCudaGraph
 from pipeline.device import pick_precision
-from pipeline.graphed import StaticCudaGraph
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Wrap = Callable[[Any], Callable[..., Any]]

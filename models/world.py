@@ -191,7 +191,9 @@ class World(nn.Module):
     # -- for training in imagination: normalized actions, and the caller's own autocast -----
 
     def start_from(self, latents: Tensor, actions: Tensor) -> State:
-        """latents (B, T, N), the normalized actions between them (B, T - 1, A)."""
+        """Latents of states (B, T, N), the normalized actions between them (B, T - 1, A)."""
+        if self.state_spec != self.latents:
+            return self.dynamics.from_state(latents[:, -1])
         return self.dynamics.start(latents, actions)
 
     def step_from(self, state: State, action: Tensor) -> State:

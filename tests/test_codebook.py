@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from vector_quantize_pytorch import VectorQuantize
 
 from kernels import nearest_code
-from models.tokenizers.codebook import reset_dead_codes, update_codebook_ema
+from models.tokenizers.codebook import init_codebook, reset_dead_codes, update_codebook_ema
 
 
 def quantizer(codes: int = 16, kmeans: bool = True) -> Any:
@@ -33,11 +33,16 @@ def test_the_codebook_update_equals_the_librarys():
     torch.manual_seed(0)
     ours = quantizer()
     theirs = copy.deepcopy(ours)
-    for step in range(30):  # the first by k-means
+    vectors = torch.randn(256, 4)
+    torch.manual_seed(0)
+    init_codebook(ours, vectors)
+    torch.manual_seed(0)
+    theirs._codebook.init_embed_(vectors[torch.multinomial(torch.ones(256), 64)][None])
+    for step in range(30):
         vectors = (1 + 0.1 * step) * torch.randn(256, 4)
         weights = weights_of(theirs, vectors)
         torch.manual_seed(step)
-        update_codebook_ema(ours, vectors, weights, initialize=step == 0)
+        update_codebook_ema(ours, vectors, weights)
         torch.manual_seed(step)
         theirs(vectors[torch.multinomial(weights, 64)][None])
         assert theirs._codebook.cluster_size.min() > 0.1, "a code is dead"
@@ -79,7 +84,10 @@ def test_dead_codes_are_used_again_after_a_reset():
     for step in range(120):  # k-means sees a spot that most codes do not leave by themselves
         vectors = corners.repeat(16, 1) if step else torch.full((256, 4), -5.0)
         vectors = vectors + 0.1 * torch.randn_like(vectors)
-        update_codebook_ema(layer, vectors, weights_of(layer, vectors), initialize=step == 0)
+        if step:
+            update_codebook_ema(layer, vectors, weights_of(layer, vectors))
+        else:
+            init_codebook(layer, vectors)
     _, counts, _ = nearest_code(corners, layer.codebook.float())
     assert (counts > 0).sum() >= 8, "without resets 3 are used"
 
@@ -89,12 +97,10 @@ def test_the_update_compiles():
     torch._dynamo.reset()
     torch.manual_seed(0)
     layer, vectors = quantizer(), torch.randn(64, 4)
-    torch.compile(update_codebook_ema)(layer, vectors, torch.ones(64), initialize=True)
+    torch.compile(init_codebook)(layer, vectors)
     assert layer._codebook.initted and layer.codebook.abs().sum(-1).min() > 0
     before = layer.codebook.clone()
-    torch.compile(update_codebook_ema, fullgraph=True)(
-        layer, vectors, torch.ones(64), initialize=False
-    )
+    torch.compile(update_codebook_ema, fullgraph=True)(layer, vectors, torch.ones(64))
     assert not torch.equal(layer.codebook, before)
     torch._dynamo.reset()
 

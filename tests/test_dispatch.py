@@ -10,6 +10,7 @@ from kernel_checks import PLACES, triton_kernels
 from test_llama import BOTH, dynamics, episode
 
 import kernels
+from data.batch import Batch
 from kernels import dispatch
 
 MEASURED = {
@@ -35,7 +36,7 @@ def test_a_model_of_triton_kernels_trains_and_predicts_as_one_of_pytorch(decodin
     def run() -> tuple[list[torch.Tensor], torch.Tensor]:
         model = dynamics(decoding).to(device)
         torch.manual_seed(1)
-        losses = model.train().loss(latents, actions, rewards, continues)
+        losses = model.train().loss(Batch(None, latents, actions, rewards, continues))
         total = losses["cross_entropy"] + losses["reward"] + losses["continue"]
         total.backward()
         with torch.no_grad():

@@ -19,7 +19,7 @@ def drawn_classes(rows, classes, seed=9):
 
 
 def losses(operation, target, bias=False, before=None):
-    """Return the losses as a function of what has a gradient: x, weight and, if any, bias, bonus."""
+    """Return the losses as a function of x, weight and, if there are any, bias and bonus."""
 
     def run(x, weight, *more):
         classes = target.to(x.device)

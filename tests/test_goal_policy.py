@@ -144,7 +144,7 @@ def test_codes_are_refused_and_a_checkpoint_rebuilds_it() -> None:
     x, last = torch.randn(2, 16, 3), torch.zeros(2, 2)
     assert torch.equal(again(x, x, last), model(x, x, last))
     with pytest.raises(
-        ValueError, match="--goals.max-goal-offset 1 is below --goals.action-block 2"
+        ValueError, match="--goal-policy.max-goal-offset 1 is below --goal-policy.action-block 2"
     ):
         GoalPolicy(replace(SMALL, max_goal_offset=1), POINT, POINTER)
 

@@ -114,7 +114,8 @@ def test_a_plan_that_is_executed_in_part_is_replanned_with_the_rest_as_its_warm_
     for _ in range(3):
         mpc.act(observation(positions))
     assert whole.shape == (3, 6, 2)  # one candidate: the rest of the plan
-    assert np.allclose(mpc.executor.plans, whole[:, 3:], atol=1e-3)
+    rest = mpc.executor.plans
+    assert rest is not None and np.allclose(rest, whole[:, 3:], atol=1e-3)
     assert mpc.executor.warm_start is None  # and of that nothing is left
 
 

@@ -26,7 +26,7 @@ from bench.peers import hugging_face
 from bench.peers import stable_worldmodel as peer
 from kernels import BlockMask, eager, reference
 from pipeline.inference.load_controllers import load_controller
-from pipeline.inference.recorded import CudaGraphedWorld
+from pipeline.cuda_graph import CudaGraphedWorld
 
 SMALL = train_speed.Workload(
     train_speed.llama_config(32, 2, 2, 48, context_frames=3), 64, (2, 4), batch_size=2

@@ -2,7 +2,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
@@ -12,16 +12,11 @@ from untrained_run import write_run
 from walk_world import SPEC, WalkWorld, write_walks
 
 import play
-from data.actions import ActionSpec
 from data.shards import EpisodeDataset
-from data.toy import MOVES, POINTER, SPEED, write_toy_shards
+from data.toy import MOVES, write_toy_shards
 from models.controllers.planner import PlannerConfig
 from pipeline.play.action_file import write_actions
-from pipeline.play.action_input import ActionInput
-from pipeline.play.game import Game
 from pipeline.play.panels import CAPTION_HEIGHT, GAP
-from pipeline.play.player import Player, StartSampler
-from pipeline.play.simulators import open_simulator
 
 
 @pytest.fixture(scope="module")
@@ -289,191 +284,3 @@ def test_a_run_without_a_controller_says_which_command_trains_one(tmp_path: Path
     with pytest.raises(ValueError, match=r"train_controller.py --run .* trains one"):
         play.main(config(tmp_path, actions="actor_critic"))
     play.main(config(tmp_path, steps=2))
-
-
-# -- the game, without a window --------------------------------------------------------------------
-
-
-@pytest.fixture
-def game(toy: Path) -> Game:
-    dataset = EpisodeDataset(toy / "shards")
-    world = PointerWorld()
-    starts = StartSampler(dataset, "test", world.context, seed=0)
-    player = Player(cast(Any, world), cast(Any, ToTheRight()), open_simulator(dataset))
-    return Game(player, starts, starts.at(0), toy / "play", size=64, fps=10)
-
-
-def agent(game: Game) -> tuple[float, float]:
-    return blue_at(game.player.model_frame)
-
-
-def test_the_mouse_is_the_target(game: Game):
-    for x, y in ((10, CAPTION_HEIGHT + 50), (60, CAPTION_HEIGHT + 8)):
-        game.move_pointer(x, y)
-        for _ in range(14):
-            game.tick()
-        assert np.abs(np.array(agent(game)) * 64 - (x, y - CAPTION_HEIGHT)).max() < 4
-
-
-def test_the_mouse_over_the_simulator_means_the_same_target(game: Game):
-    game.press("b")
-    game.move_pointer(64 + GAP + 20, CAPTION_HEIGHT + 30)
-    right = game.action_input.action.copy()
-    game.move_pointer(20, CAPTION_HEIGHT + 30)
-    np.testing.assert_array_equal(game.action_input.action, right)
-
-
-def test_arrows_move_the_target(game: Game):
-    game.move_pointer(32, CAPTION_HEIGHT + 32)
-    before = game.action_input.action.copy()
-    for key in ("right", "right", "up"):
-        game.press(key)
-    np.testing.assert_allclose(game.action_input.action - before, [2 * 20.48, -20.48], rtol=1e-4)
-    for _ in range(100):
-        game.press("left")
-    assert game.action_input.action[0] == 0
-
-
-def test_a_pause_holds_the_world_and_n_moves_it_by_one(game: Game):
-    game.tick()
-    for key in ("space", "p", "p"):
-        game.press(key)
-    assert game.paused
-    still = game.player.model_frame
-    game.tick()
-    assert game.player.steps == 1 and game.player.model_frame is still
-    assert "PAUSED" in game.status()
-    game.press("n")
-    game.tick()
-    game.tick()
-    assert game.player.steps == 2
-
-
-def test_r_goes_to_another_start(game: Game):
-    places = set()
-    for _ in range(12):
-        game.press("r")
-        places.add((game.player.start.episode, game.player.start.frame))
-        assert game.player.steps == 0
-    assert len(places) > 6
-    held_out = set(game.start_sampler.dataset.episodes("test"))
-    assert {episode for episode, _ in places} <= held_out
-
-
-def test_the_controller_takes_over_and_hands_back(game: Game):
-    game.press("c")
-    assert "controller" in game.status()
-    game.move_pointer(3, CAPTION_HEIGHT + 60)  # the mouse is there, but the controller acts
-    for _ in range(20):
-        game.tick()
-    x, y = agent(game)
-    assert x > 0.9 and y < 0.1
-    game.press("c")
-    game.tick()
-    np.testing.assert_array_equal(game.action_input.action, [512, 0])  # until the mouse moves
-    game.move_pointer(3, CAPTION_HEIGHT + 60)
-    for _ in range(20):
-        game.tick()
-    assert agent(game)[0] < 0.2
-
-
-def test_the_simulator_takes_every_step_shown_or_not(game: Game):
-    alone = game.tick()
-    game.move_pointer(50, CAPTION_HEIGHT + 50)
-    for _ in range(15):
-        game.tick()
-    assert "coverage" not in game.status()
-    game.press("b")
-    scene = game.render_panels()
-    assert scene.shape[1] == 2 * 64 + GAP and game.render().shape[1] >= alone.shape[1]
-    true_agent = blue_at(game.player.simulator_frame())
-    assert np.abs(np.array(true_agent) - agent(game)).max() < 0.08
-    assert "coverage" in game.status()
-
-
-def test_a_recording_is_a_video_and_its_actions(game: Game, toy: Path, capsys: Any):
-    for _ in range(2):
-        game.press("v")
-        assert "REC" in game.status()
-        for _ in range(4):
-            game.tick()
-        game.press("b")  # wider frames from here on
-        game.tick()
-        game.press("v")
-    for number in range(2):
-        folder = toy / f"play/recording-00{number}"
-        assert len(list((folder / "frames").iterdir())) == 6
-        assert len(imageio.imread(folder / "rollout.mp4", plugin="pyav")) == 6
-        assert np.load(folder / "actions.npy").shape == (5, 2)
-    assert "REC" not in game.status() and "saved to" in game.status()
-    # and it can be played again
-    path = toy / "play/recording-000/actions.npy"
-    play.main(config(toy, actions="file", actions_file=path))
-    game.press("v")
-    game.tick()
-    game.close()
-    assert (toy / "play/recording-002/rollout.gif").exists()
-
-
-def test_keys_without_an_effect_say_so(game: Game):
-    game.player.controller = game.player.simulator = None
-    game.press("c")
-    assert "no controller" in game.status() and not game.use_controller
-    game.press("b")
-    assert "no simulator" in game.status() and not game.show_simulator
-    game.press("~")
-    game.press("h")
-    without = game.render().shape[0]
-    game.press("h")
-    assert game.render().shape[0] > without
-    game.press("q")
-    assert game.quit_requested
-
-
-def test_the_status_line_has_speed_and_latency(game: Game):
-    for _ in range(5):
-        game.tick()
-    line = game.status()
-    assert "frames/s" in line and " ms" in line and "step 5" in line and "reward 0." in line
-    assert float(line.split()[0]) > 10
-
-
-# -- action input ----------------------------------------------------------------------------------
-
-
-def test_input_for_codes():
-    action_input = ActionInput(MOVES)
-    assert action_input.describe() == "stay"
-    for key, name in (("left", "left"), ("up", "up"), ("5", "down"), ("9", "down"), (".", "stay")):
-        action_input.press(key)
-        assert action_input.describe() == name
-    action_input.press(",")
-    assert int(action_input.action) == 4 and action_input.action.dtype == np.int64
-    assert action_input.pointer is None and "2 left" in action_input.help
-    action_input.move_pointer(0.2, 0.2)
-    assert int(action_input.action) == 4
-    walk = ActionInput(ActionSpec("discrete", ("noop", "forward", "back")))
-    walk.press("up")
-    assert walk.describe() == "forward"
-
-
-def test_input_for_numbers_that_are_no_pointer():
-    action_input = ActionInput(
-        ActionSpec("continuous", ("a", "b", "c"), (-1, -1, 0), (1, 1, 10), "m")
-    )
-    np.testing.assert_allclose(action_input.action, [0, 0, 5])
-    for key in ("right", "up", "3", "+", "+", "-"):
-        action_input.press(key)
-    np.testing.assert_allclose(action_input.action, [0.08, -0.08, 5.4], rtol=1e-5)
-    assert "c 5.4" in action_input.describe() and "+ -" in action_input.help
-    action_input.move_pointer(0, 0)
-    np.testing.assert_allclose(action_input.action[0], 0.08, rtol=1e-5)
-
-
-def test_input_continues_from_another_action():
-    action_input, action = ActionInput(POINTER), np.array([100, 200], np.float32)
-    action_input.set_action(action)
-    action_input.press("right")
-    assert action[0] == 100 and action_input.action[0] > 100
-    assert action_input.pointer == pytest.approx((action_input.action[0] / 512, 200 / 512))
-    assert SPEED < 512

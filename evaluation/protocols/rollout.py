@@ -31,7 +31,10 @@ class Starts:
 class Goals(Protocol):
     """What episodes have to reach."""
 
-    states: np.ndarray  # (E, S)
+    @property
+    def states(self) -> np.ndarray:
+        """(E, S)"""
+        ...
 
     def frames(self, episodes: np.ndarray) -> np.ndarray:
         """Give the goals' frames, (n, 3, H, W) uint8, of `episodes`, (n,)."""

@@ -77,8 +77,8 @@ class GoalPolicy(TrainedController):
             )
         if config.max_goal_offset < config.action_block:
             raise ValueError(
-                f"--goals.max-goal-offset {config.max_goal_offset} is below --goals.action-block "
-                f"{config.action_block}; give at least as much"
+                f"--goal-policy.max-goal-offset {config.max_goal_offset} is below "
+                f"--goal-policy.action-block {config.action_block}; give at least as much"
             )
         self.config, self.latents, self.actions = config, latents, actions
         self.horizon, self.action_block = 1, config.action_block

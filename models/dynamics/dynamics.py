@@ -120,6 +120,11 @@ class Dynamics(TrainableModule, ABC):
     def start(self, latents: Tensor, actions: Tensor) -> State:
         """latents (B, T, N), T >= 1, actions (B, T - 1, A) -> state at the last frame."""
 
+    def from_state(self, latents: Tensor) -> State:
+        """The state whose latents, (B, N) of `state_spec`, are these; for models whose state is all
+        that they remember."""
+        raise ValueError(f"{type(self).__name__} remembers more than its state's latents")
+
     @abstractmethod
     def step(self, state: State, action: Tensor) -> State:
         """Predict what one action, (B, A), leads to."""

@@ -141,7 +141,9 @@ class Trainer(Generic[M]):
         """Take weights from another run, and freeze some, as the training config says."""
         train = self.train
         if train.init_from and not resuming:
-            place = Path(*self.folder.parts[self.folder.parts.index(self.stage) :])
+            parts = self.folder.parts  # RUN/controller/bc -> controller/bc
+            first = parts.index(self.stage) if self.stage in parts else len(parts) - 1
+            place = Path(*parts[first:])
             taken = init_from.init_from(model, train.init_from, place, self.stage)
             self.log_line(taken.describe())
         if train.freeze:

@@ -1,5 +1,0 @@
-"""Moved to pipeline/cuda_graph.py; to be deleted once nothing imports it."""
-
-from pipeline.cuda_graph import WARMUP_CALLS, StaticCudaGraph
-
-__all__ = ["WARMUP_CALLS", "StaticCudaGraph"]

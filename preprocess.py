@@ -32,7 +32,7 @@ from data.vpt.index import download_recordings, load_index, local_name, sample_r
 from data.vpt.recordings import FrameFormat, VptSource
 from data.vpt.vpt_report import report
 from pipeline.cli import Command, run_commands, unprefixed
-from pipeline.lock import lock
+from data.files import lock
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import torch
 import kernels
 from data.clips import Clips
 from data.shards import EpisodeDataset
-from evaluation import validation
 from kernels import Backend
 from models import registry
 from models.config import check_positive
@@ -27,16 +26,14 @@ from models.dynamics.dynamics import Dynamics
 from models.method import Validates
 from models.registry import DataSpec, MethodConfig
 from models.tokenizers.tokenizer import Tokenizer
-from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.cli import run_cli
 from pipeline.device import pick_precision
-from pipeline.inference.load_world import load_tokenizer
+from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.training.clip_batches import ClipBatches
 from pipeline.training.latent_cache import cache_latents
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
-from pipeline.video import make_grid
 
 
 @dataclass(frozen=True)
@@ -125,6 +122,11 @@ def validate(
     config: Config, trainer: Trainer[Dynamics], source: Source, latents: np.ndarray | None
 ) -> dict[str, float]:
     """Validate the method as it says itself, or as a world in an open loop."""
+    # what a step of training does not need is not loaded before the first validation
+    from evaluation import validation
+    from models.world import World
+    from pipeline.video import make_grid
+
     with trainer.ema_model() as model:
         if isinstance(model, Validates):
             return validation.validate_own(

@@ -16,6 +16,7 @@ import torch
 import kernels
 from data.build_shards import available_cpus
 from data.clips import Clips
+from data.files import lock
 from data.pusht import simulator
 from data.pusht.vector_pusht import VectorPushT
 from data.shards import EpisodeDataset, read_build_info, shards_folder
@@ -32,7 +33,6 @@ from pipeline.device import describe_device, pick_device
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import load_controllers, load_goal_policy
 from pipeline.inference.load_world import load_world
-from pipeline.lock import lock
 
 STAGES = ("tokenizer", "dynamics", "controller")
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from pipeline.lock import lock
+from data.files import lock
 
 
 def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path):
@@ -16,7 +16,7 @@ def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path):
 
 def test_a_killed_process_releases_its_lock(tmp_path):
     hold = (
-        "import sys, time; from pathlib import Path; from pipeline.lock import lock;"
+        "import sys, time; from pathlib import Path; from data.files import lock;"
         "f = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

@@ -105,7 +105,7 @@ def test_a_dynamics_model_uses_its_sampling(decoding):
     assert not torch.equal(model.step(state, actions[:, 5]).latents, greedy)
 
 
-@pytest.mark.parametrize("method", ["codes", "keypoints"])
+@pytest.mark.parametrize("method", ["vqvae", "keypoints"])
 def test_a_world_uses_its_sampling_or_refuses_it(tmp_path, method):
     dataset = EpisodeDataset(write_toy_shards(tmp_path / "shards", episodes=6))
     world = load_world(write_run(tmp_path, dataset, controllers=False, method=method), "cpu")

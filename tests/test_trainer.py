@@ -2,8 +2,10 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
@@ -11,6 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from data.batch import Batch
+from models.method import Best, TrainableModule
 from pipeline import checkpoint as ckpt
 from pipeline.training.train_config import POSITIVE_FIELDS, TrainConfig
 from pipeline.training.trainer import Trainer
@@ -19,25 +23,33 @@ TRAIN = TrainConfig(
     steps=12, batch_size=8, warmup_steps=2, eval_every=4, save_every=3, log_every=1,
     precision="fp32",
 )  # fmt: skip
-IDENTITY = {"config": {"kind": "line"}, "parent": {"path": "-", "fingerprint": "0"}}
+IDENTITY = {
+    "config": {"kind": "line"}, "image_size": [4, 4], "latents": {}, "actions": {},
+    "data_actions": {}, "parent": {"path": "-", "fingerprint": "0"},
+}  # fmt: skip
 
 
 class Points:
-    """y = 2 x - 1, with noise that is drawn in the loss."""
+    """Thirty x from 0 to 1."""
 
     def __len__(self) -> int:
         return 30
 
-    def batch(self, indices: np.ndarray) -> Tensor:
-        return torch.from_numpy(indices).float()[:, None] / 30
+    def batch(self, indices: np.ndarray) -> Batch:
+        return Batch(latents=torch.from_numpy(indices).float()[:, None] / 30)
 
 
-class Line(nn.Module):
+class Line(TrainableModule):
+    """Learns y = 2 x - 1, with noise that is drawn in the loss."""
+
+    best = Best("error", higher_is_better=False)
+
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1))
 
-    def loss(self, x: Tensor) -> dict[str, Tensor]:
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        (x,) = batch.require("latents")
         noise = 0.1 * torch.randn_like(x)
         error = (self.net(x) - (2 * x - 1 + noise)).square().mean()
         return {"error": error, "size": x.mean().detach()}
@@ -46,113 +58,153 @@ class Line(nn.Module):
 class Loud(Line):
     """A loss whose gradient passes what fp16 holds, until the loss scaler has come down."""
 
-    def loss(self, x: Tensor) -> dict[str, Tensor]:
-        return {k: 1000 * v for k, v in super().loss(x).items()}
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {k: 1000 * v for k, v in super().loss(batch).items()}
 
 
 def train(
     folder: Path,
     stop_at: int | None = None,
     restart: bool = False,
-    model: type[Line] = Line,
-    **changes,
-) -> Trainer:
+    model: Callable[[], Line] = Line,
+    **changes: Any,
+) -> Trainer[Line]:
     torch.manual_seed(0)
-    run = Trainer(
+    trainer = Trainer(
         "tokenizer", folder, model(), replace(TRAIN, **changes), IDENTITY, restart=restart
     )
     try:
-        for _, x in run.batches(Points()):
-            run.train_step(x)
-            if run.step == stop_at:
-                run._stop_requested = True  # what a signal does
-            if run.every(run.train.eval_every):
-                with run.ema_model() as average:
-                    assert isinstance(average, Line)
-                    x = Points().batch(np.arange(30)).to(run.device)
-                    error = float((average.net(x) - (2 * x - 1)).square().mean())
-                run.save_best(-error, {"error": error})
+        for batch in trainer.batches(Points()):
+            trainer.step(trainer.model.loss, batch)
+            if trainer.global_step == stop_at:
+                trainer._stop_requested = True  # what a signal does
+            if trainer.every(trainer.train.eval_every):
+                with trainer.ema_model() as ema:
+                    (x,) = Points().batch(np.arange(30)).to(trainer.device).require("latents")
+                    error = float((ema.net(x) - (2 * x - 1)).square().mean())
+                trainer.save_best({"error": error})
     except KeyboardInterrupt:
         pass
-    run._lock.close()
-    return run
+    trainer._lock.close()
+    return trainer
+
+
+def take_steps(trainer: Trainer[Any], loss: Callable[..., dict[str, Tensor]]) -> None:
+    for batch in trainer.batches(Points()):
+        trainer.step(loss, batch)
+
+
+def times(line: Line, factor: float) -> Callable[[Batch], dict[str, Tensor]]:
+    """The mean of the line, times a factor: a loss that is as finite as the factor."""
+    return lambda batch: {"error": line.net(*batch.require("latents")).mean() * factor}
+
+
+def last(folder: Path) -> ckpt.Checkpoint:
+    return ckpt.load(folder / "last.pt", "tokenizer")
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    return ckpt.load(folder / "last.pt", "tokenizer")["model"]
+    return last(folder)["model"]
+
+
+def log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
+# -- resuming ------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "plateau", "constant"])
-def test_k_plus_m_steps_are_k_stop_resume_m(tmp_path, schedule):
+def test_k_plus_m_steps_equal_k_stop_resume_m(tmp_path, schedule):
     train(tmp_path / "whole", schedule=schedule)
     for stop in (5, 8):
         train(tmp_path / "parts", stop_at=stop, schedule=schedule)
-        assert ckpt.load(tmp_path / "parts" / "last.pt", "tokenizer")["step"] == stop
+        assert last(tmp_path / "parts")["step"] == stop
     train(tmp_path / "parts", schedule=schedule)
-    whole = ckpt.load(tmp_path / "whole" / "last.pt", "tokenizer")
-    parts = ckpt.load(tmp_path / "parts" / "last.pt", "tokenizer")
+    whole, parts = last(tmp_path / "whole"), last(tmp_path / "parts")
     assert whole["step"] == parts["step"] == 12
-    assert equal(whole["model"], parts["model"]) and equal(whole["average"], parts["average"])
+    assert equal(whole["model"], parts["model"]) and equal(whole["ema"], parts["ema"])
     assert whole["best"] == parts["best"] and whole["fingerprint"] == parts["fingerprint"]
-    lines = [json.loads(x) for x in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in lines if "error" in x] == list(range(1, 13))
+    steps = [line["step"] for line in log(tmp_path / "parts") if "train/error" in line]
+    assert steps == list(range(1, 13))
 
 
-def test_in_fp16_too_k_plus_m_steps_are_k_stop_resume_m(tmp_path):
+def test_k_plus_m_steps_equal_k_stop_resume_m_in_fp16_too(tmp_path):
     train(tmp_path / "whole", model=Loud, precision="fp16")
     train(tmp_path / "parts", stop_at=7, model=Loud, precision="fp16")
     train(tmp_path / "parts", model=Loud, precision="fp16")
-    whole, parts = (
-        ckpt.load(tmp_path / name / "last.pt", "tokenizer") for name in ("whole", "parts")
-    )
+    whole, parts = last(tmp_path / "whole"), last(tmp_path / "parts")
     assert whole["scaler"] == parts["scaler"] and whole["scaler"]["scale"] < 65536
-    assert equal(whole["model"], parts["model"]) and equal(whole["average"], parts["average"])
+    assert equal(whole["model"], parts["model"]) and equal(whole["ema"], parts["ema"])
 
 
-def test_a_step_that_overflows_fp16_is_left_out_and_the_loss_scale_halves(tmp_path):
-    torch.manual_seed(0)
-    line, factor = Line(), {"is": 1.0}
-    run = Trainer(
-        "tokenizer", tmp_path, line, replace(TRAIN, precision="fp16"), IDENTITY,
-        loss_fn=lambda x: {"error": factor["is"] * line.loss(x)["error"]},
-    )  # fmt: skip
-
-    def state() -> dict[str, Tensor]:
-        moments = run.step_fn.optimizer.state_dict()["state"]
-        named = {f"{i} {k}": v for i, kept in moments.items() for k, v in kept.items()}
-        named |= {f"average {k}": v for k, v in run.step_fn.ema.weights.items()}
-        return {k: v.clone() for k, v in (named | line.state_dict()).items()}
-
-    for step, x in run.batches(Points()):
-        factor["is"] = 1e5 if step == 5 else 1.0
-        before, scale = state(), run.step_fn.scaler.get_scale()
-        run.train_step(x)
-        after, left_out = state(), run.step_fn.scaler.get_scale() < scale
-        assert left_out == (step == 5) and run.step == step + 1
-        if left_out:
-            assert equal(before, after) and run.step_fn.scaler.get_scale() == scale / 2
-        elif before.keys() == after.keys():
-            assert not any(torch.equal(before[k], after[k]) for k in before)
-    run._lock.close()
-    lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in lines] == list(range(1, 13))
-    assert ["grad_norm" in x for x in lines].index(False) == 5
-    assert lines[5]["loss_scale"] == 32768 and lines[4]["loss_scale"] == 65536
+@pytest.mark.parametrize("before, after", [(False, True), (True, False)])
+def test_a_run_may_be_captured_or_not_at_a_resume(tmp_path, before, after):
+    """A captured step reads its learning rates as tensors on the device; others, as numbers."""
+    train(tmp_path / "whole")
+    train(tmp_path / "parts", stop_at=5, cuda_graph=before)
+    resumed = train(tmp_path / "parts", cuda_graph=after)
+    found, expected = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert all(torch.allclose(found[k], expected[k], atol=1e-6) for k in expected)
+    rates = [group["lr"] for group in resumed.step_fn.optimizer.param_groups]
+    assert [isinstance(rate, Tensor) for rate in rates] == [after]
 
 
-def test_fp16_learns_what_fp32_learns(tmp_path):
-    losses, norms = {}, {}
-    for precision in ("fp32", "fp16"):
-        run = train(tmp_path / precision, precision=precision, steps=40, learning_rate=1e-2)
-        losses[precision] = -float(run.best or 0)
-        log = (tmp_path / precision / "log.jsonl").read_text().splitlines()
-        norms[precision] = json.loads(log[0])["grad_norm"]
-    assert norms["fp16"] == pytest.approx(norms["fp32"], rel=1e-2)  # scaled back before it is cut
-    assert losses["fp16"] < 1.1 * losses["fp32"] and losses["fp32"] < 0.5
+class TwoRates(Line):
+    """Two lines that learn the same at two rates: the second at a tenth of the first's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(1, 1)
+        self.slow = nn.Linear(1, 1)
+        self.slow.load_state_dict(self.net.state_dict())
+        self.start = {k: v.clone() for k, v in self.net.state_dict().items()}
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        (x,) = batch.require("latents")
+        fast, slow = self.net(x), self.slow(x)
+        # the same gradient at every step, whatever the weights
+        return {"fast": fast.mean(), "slow": slow.mean()}
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [
+            {"params": list(self.net.parameters())},
+            {"params": list(self.slow.parameters()), "lr_scale": 0.1},
+        ]
+
+    def moved(self) -> list[tuple[Tensor, Tensor]]:
+        """By how much each weight has changed: at the full rate, and at a tenth."""
+        return [
+            (fast - self.start[name], slow - self.start[name])
+            for (name, fast), slow in zip(
+                self.net.state_dict().items(), self.slow.state_dict().values(), strict=True
+            )
+        ]
+
+
+@pytest.mark.parametrize("changes", [{}, {"cuda_graph": True}, {"schedule": "constant"}])
+def test_a_group_with_lr_scale_learns_at_that_part_of_the_rate_under_a_resume_too(
+    tmp_path, changes
+):
+    given = {"model": TwoRates, "weight_decay": 0.0} | changes
+    models: list[Any] = []
+    for folder, stops in (("whole", [None]), ("parts", [5, None])):
+        for stop_at in stops:
+            trainer = train(tmp_path / folder, stop_at=stop_at, **given)
+            models.append(trainer.model)
+            first, second = trainer.step_fn.optimizer.param_groups
+            assert first["lr_scale"] == 1 and second["lr_scale"] == 0.1
+            assert float(second["lr"]) == pytest.approx(0.1 * float(first["lr"]))
+    for model in models:  # Adam's step is the rate, whatever the size of the gradient
+        for fast, slow in model.moved():
+            assert fast.abs().max() > 2e-3
+            assert torch.allclose(slow, 0.1 * fast, rtol=1e-2, atol=1e-6)
+    whole, stopped, resumed = (model.state_dict() for model in models)
+    assert equal(whole, resumed) and not equal(whole, stopped)
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path):
@@ -161,17 +213,106 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
     assert equal(weights(tmp_path / "none"), weights(tmp_path / "two"))
 
 
-def test_parts_of_a_batch_add_up_to_it(tmp_path):
-    class Quiet(Line):
-        def loss(self, x: Tensor) -> dict[str, Tensor]:
-            return {"error": (self.net(x) - (2 * x - 1)).square().mean()}
+def test_recomputing_may_change_at_a_resume(tmp_path):
+    def begin(**transformer: Any) -> Trainer[Line]:
+        config = {"kind": "line", "transformer": transformer}
+        return Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY | {"config": config})
 
-    for parts in (1, 3, 4):  # 10 rows: groups of 3, 3 and 4; of 2, 3, 2 and 3
+    trainer = begin(width=8)  # as before there was such a setting
+    trainer.save()
+    trainer._lock.close()
+    begin(width=8, activation_checkpointing=True)._lock.close()
+    with pytest.raises(ValueError, match="was begun with transformer"):
+        begin(width=9, activation_checkpointing=True)
+
+
+def test_changed_settings_are_refused(tmp_path):
+    train(tmp_path, stop_at=4)
+    other = IDENTITY | {"config": {"kind": "curve"}}
+    with pytest.raises(ValueError, match=r"was begun with kind = line, but now it is curve"):
+        Trainer("tokenizer", tmp_path, Line(), TRAIN, other)
+
+
+@pytest.mark.parametrize("key", ["bc", "parent"])
+def test_a_run_on_another_checkpoint_is_refused(tmp_path, key):
+    def begin(fingerprint: str) -> Trainer[Line]:
+        of = {key: {"path": "bc/best.pt", "fingerprint": fingerprint}}
+        return Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY | of)
+
+    for _ in range(2):
+        trainer = begin("one")
+        trainer.save()
+        trainer._lock.close()
+    with pytest.raises(ValueError, match="begun on bc/best.pt with fingerprint one, but now"):
+        begin("two")
+
+
+def test_a_best_checkpoint_in_place_of_the_last_is_refused(tmp_path):
+    train(tmp_path)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
+    with pytest.raises(ValueError, match=r"last\.pt holds no ema, optimizer.*--restart") as e:
+        Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
+    assert "\n" not in str(e.value)
+
+
+# -- a step --------------------------------------------------------------------------------------
+
+
+def test_a_step_that_overflows_fp16_is_skipped_and_the_loss_scale_halves(tmp_path):
+    torch.manual_seed(0)
+    line, factor = Line(), {"is": 1.0}
+    trainer = Trainer("tokenizer", tmp_path, line, replace(TRAIN, precision="fp16"), IDENTITY)
+
+    def state() -> dict[str, Tensor]:
+        moments = trainer.step_fn.optimizer.state_dict()["state"]
+        named = {f"{i} {k}": v for i, kept in moments.items() for k, v in kept.items()}
+        named |= {f"ema {k}": v for k, v in trainer.step_fn.ema.weights.items()}
+        return {k: v.clone() for k, v in (named | line.state_dict()).items()}
+
+    for step, batch in enumerate(trainer.batches(Points())):
+        factor["is"] = 1e5 if step == 5 else 1.0
+        before, scale = state(), trainer.step_fn.scaler.get_scale()
+        trainer.step(lambda batch: {"error": factor["is"] * line.loss(batch)["error"]}, batch)
+        after, skipped = state(), trainer.step_fn.scaler.get_scale() < scale
+        assert skipped == (step == 5) and trainer.global_step == step + 1
+        if skipped:
+            assert equal(before, after) and trainer.step_fn.scaler.get_scale() == scale / 2
+        elif before.keys() == after.keys():
+            assert not any(torch.equal(before[k], after[k]) for k in before)
+    trainer._lock.close()
+    lines = log(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert ["train/grad_norm" in line for line in lines].index(False) == 5
+    assert lines[5]["train/loss_scale"] == 32768 and lines[4]["train/loss_scale"] == 65536
+
+
+def test_fp16_learns_what_fp32_learns(tmp_path):
+    losses, norms = {}, {}
+    for precision in ("fp32", "fp16"):
+        trainer = train(tmp_path / precision, precision=precision, steps=40, learning_rate=1e-2)
+        assert trainer.best is not None
+        losses[precision] = trainer.best
+        norms[precision] = log(tmp_path / precision)[0]["train/grad_norm"]
+    assert norms["fp16"] == pytest.approx(norms["fp32"], rel=1e-2)  # unscaled before it is clipped
+    assert losses["fp16"] < 1.1 * losses["fp32"] and losses["fp32"] < 0.5
+
+
+class Quiet(Line):
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        (x,) = batch.require("latents")
+        return {"error": (self.net(x) - (2 * x - 1)).square().mean()}
+
+
+def test_micro_batches_add_up_to_the_batch(tmp_path):
+    for parts in (1, 3, 4):  # 10 rows: 3, 3 and 4; 2, 3, 2 and 3
         torch.manual_seed(0)
-        made = replace(TRAIN, steps=3, batch_size=10, grad_accum_steps=parts)
-        run = Trainer("tokenizer", tmp_path / str(parts), Quiet(), made, IDENTITY)
-        errors = [float(run.train_step(x)["error"]) for _, x in run.batches(Points())]
-        run._lock.close()
+        config = replace(TRAIN, steps=3, batch_size=10, grad_accum_steps=parts)
+        model = Quiet()
+        trainer = Trainer("tokenizer", tmp_path / str(parts), model, config, IDENTITY)
+        errors = [
+            float(trainer.step(model.loss, batch)["error"]) for batch in trainer.batches(Points())
+        ]
+        trainer._lock.close()
         if parts == 1:
             one, expected = weights(tmp_path / "1"), errors
         found = weights(tmp_path / str(parts))
@@ -179,13 +320,112 @@ def test_parts_of_a_batch_add_up_to_it(tmp_path):
         assert np.allclose(errors, expected, rtol=1e-5)
 
 
-def test_a_finished_run_says_so_and_restart_begins_anew(tmp_path, capsys):
+class Terms(Quiet):
+    """Two terms with a gradient and one without."""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        (x,) = batch.require("latents")
+        return super().loss(batch) | {
+            "weight": 0.1 * self.net[0].weight.square().sum(),
+            "size": 1 + x.mean(),
+        }
+
+
+@pytest.mark.parametrize("changes", [{}, {"grad_accum_steps": 3}, {"cuda_graph": True}])
+def test_the_logged_loss_is_the_sum_of_the_terms_with_a_gradient(tmp_path, changes):
+    torch.manual_seed(0)
+    model = Terms()
+    trainer = Trainer("tokenizer", tmp_path, model, replace(TRAIN, **changes), IDENTITY)
+    for batch in trainer.batches(Points()):
+        losses = trainer.step(model.loss, batch)
+        assert list(losses) == ["loss", "error", "weight", "size"]
+        assert torch.allclose(losses["loss"], losses["error"] + losses["weight"])
+    trainer._lock.close()
+    lines = log(tmp_path)
+    assert len(lines) == 12
+    for line in lines:
+        total = line["train/error"] + line["train/weight"]
+        assert line["train/loss"] == pytest.approx(total, rel=1e-5)
+        assert line["train/size"] > 1 and line["train/weight"] > 0
+        assert line.keys() == {"step", "time"} | {
+            f"train/{k}"
+            for k in (*losses, "grad_norm", "learning_rate", "device_idle")
+        }
+
+
+# -- losses and gradients that are not finite ----------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_whole(tmp_path):
+    train(tmp_path, stop_at=4)
+    torch.manual_seed(0)
+    line = Line()
+    trainer = Trainer("tokenizer", tmp_path, line, TRAIN, IDENTITY)
+    with pytest.raises(ValueError, match="the loss is not finite at step 4"):
+        take_steps(trainer, times(line, float("nan")))
+    assert last(tmp_path)["step"] == 4
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied(tmp_path):
+    torch.manual_seed(0)
+    line = Line()
+    trainer = Trainer("tokenizer", tmp_path, line, TRAIN, IDENTITY)
+
+    def rooted(batch: Batch) -> dict[str, Tensor]:
+        return {"error": (0 * line.net(*batch.require("latents"))).abs().sqrt().mean()}
+
+    before = {k: v.clone() for k, v in line.state_dict().items()}
+    with pytest.raises(ValueError, match="the gradient is not finite at step 0"):
+        take_steps(trainer, rooted)
+    assert equal(before, line.state_dict())
+
+
+def test_where_a_gpu_is_not_waited_for_nothing_infinite_is_handed_on(tmp_path):
+    train(tmp_path, stop_at=4)
+    before = (tmp_path / "last.pt").read_bytes()
+    torch.manual_seed(0)
+    line = Line()
+    trainer = Trainer("tokenizer", tmp_path, line, replace(TRAIN, log_every=100), IDENTITY)
+    loss = times(line, float("nan"))
+    trainer.nan_guard.immediate = False
+    batches = trainer.batches(Points())
+    for _ in range(2):  # nothing is looked at before the checkpoint after step 6
+        batch = next(batches)
+        trainer.step(loss, batch)
+    assert all(p.isnan().all() for p in line.parameters())
+
+    def log_step() -> None:
+        trainer.train = replace(trainer.train, log_every=1)
+        trainer.step(loss, batch)
+
+    def validate() -> None:
+        trainer.save_best({"error": 1.0})
+
+    acts = (validate, trainer.save, trainer.ema_model().__enter__, lambda: next(batches), log_step)
+    for act in acts:
+        with pytest.raises(ValueError, match="the loss is not finite at step 4"):
+            act()
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+# -- checkpoints and restarts --------------------------------------------------------------------
+
+
+def test_a_finished_run_says_so_and_restart_starts_over(tmp_path, capsys):
     train(tmp_path)
     before = (tmp_path / "last.pt").read_bytes()
     train(tmp_path)
-    assert "all 12 steps are done" in capsys.readouterr().out
+    assert "finished, 12 steps" in capsys.readouterr().out
     assert (tmp_path / "last.pt").read_bytes() == before
-    assert train(tmp_path, restart=True, steps=2).step == 2
+    assert train(tmp_path, restart=True, steps=2).global_step == 2
+
+
+def test_a_finished_run_names_its_own_flags(tmp_path, capsys):
+    train(tmp_path)
+    trainer = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY, flag_prefix="bc")
+    trainer.log_finished()
+    trainer._lock.close()
+    assert "--bc.steps trains longer" in capsys.readouterr().out
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -202,11 +442,11 @@ def test_a_finished_model_without_last_pt_is_replaced_only_when_asked(tmp_path):
         Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
     assert "\n" not in str(e.value) and files(tmp_path) == before
     del e  # its traceback holds the lock
-    assert train(tmp_path, restart=True).step == 12
+    assert train(tmp_path, restart=True).global_step == 12
     assert files(tmp_path).keys() == {"best.pt", "last.pt"}
 
 
-def test_there_is_a_checkpoint_to_go_on_from_before_there_is_a_best_one(tmp_path, monkeypatch):
+def test_there_is_a_checkpoint_to_resume_from_before_there_is_a_best_one(tmp_path, monkeypatch):
     train(tmp_path / "whole", save_every=100)
     written, save = [], ckpt.save
 
@@ -224,7 +464,7 @@ def test_there_is_a_checkpoint_to_go_on_from_before_there_is_a_best_one(tmp_path
         written.clear()
     monkeypatch.undo()
     for ends in (1, 2):
-        assert train(tmp_path / str(ends), save_every=100).step == 12
+        assert train(tmp_path / str(ends), save_every=100).global_step == 12
         assert files(tmp_path / str(ends)).keys() == {"best.pt", "last.pt"}
         assert equal(weights(tmp_path / "whole"), weights(tmp_path / str(ends)))
 
@@ -233,18 +473,14 @@ def test_a_restart_that_fails_at_its_first_step_leaves_the_old_files(tmp_path):
     train(tmp_path)
     before = files(tmp_path)
     line = Line()
-    run = Trainer(
-        "tokenizer", tmp_path, line, TRAIN, IDENTITY, restart=True, flag_prefix="cloning",
-        loss_fn=lambda x: {"error": line.net(x).mean() * float("nan")},
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="begin again with a lower --cloning.learning-rate"):
-        for _, x in run.batches(Points()):
-            run.train_step(x)
-    run._lock.close()
+    trainer = Trainer("tokenizer", tmp_path, line, TRAIN, IDENTITY, restart=True, flag_prefix="bc")
+    with pytest.raises(ValueError, match="start over with a lower --bc.learning-rate"):
+        take_steps(trainer, times(line, float("nan")))
+    trainer._lock.close()
     assert files(tmp_path) == before
-    run = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY, restart=True)
-    run.save()  # from here on nothing is left of the former training
-    run._lock.close()
+    trainer = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY, restart=True)
+    trainer.save()  # from here on nothing is left of the former training
+    trainer._lock.close()
     assert files(tmp_path).keys() == {"last.pt"}
 
 
@@ -255,7 +491,7 @@ def test_a_restart_that_cannot_be_saved_leaves_the_old_files(tmp_path, monkeypat
     def full(path: Path, content: memoryview) -> None:
         raise ValueError(f"{path} was not written: No space left on device")
 
-    monkeypatch.setattr(ckpt, "write_whole", full)
+    monkeypatch.setattr(ckpt, "atomic_write", full)
     with pytest.raises(ValueError, match="No space left on device"):
         train(tmp_path, restart=True)
     assert files(tmp_path) == before
@@ -263,28 +499,80 @@ def test_a_restart_that_cannot_be_saved_leaves_the_old_files(tmp_path, monkeypat
 
 def test_a_restart_without_wandb_leaves_the_old_files(tmp_path, monkeypatch):
     train(tmp_path)
-    before, log = files(tmp_path), (tmp_path / "log.jsonl").read_text()
+    before, lines = files(tmp_path), (tmp_path / "log.jsonl").read_text()
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match="--train.wandb needs the package wandb"):
         train(tmp_path, restart=True, wandb=True)
-    assert files(tmp_path) == before and (tmp_path / "log.jsonl").read_text() == log
+    assert files(tmp_path) == before and (tmp_path / "log.jsonl").read_text() == lines
 
 
-def test_a_finished_run_names_its_own_flags(tmp_path, capsys):
-    train(tmp_path)
-    run = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY, flag_prefix="reaching")
-    run.log_finished()
-    run._lock.close()
-    assert "--reaching.steps goes further" in capsys.readouterr().out
+# -- validation ----------------------------------------------------------------------------------
 
 
-def test_pictures_are_written_whole(tmp_path, monkeypatch):
-    run = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
-    run.log_image("made", np.full((4, 4, 3), 7, np.uint8))
-    run._lock.close()
-    (picture,) = (tmp_path / "pictures").iterdir()
-    assert picture.name == "made-000000.png"
-    assert (imageio.imread(picture) == 7).all()
+def test_early_stopping_waits_for_patience(tmp_path):
+    torch.manual_seed(0)
+    line, config = Line(), replace(TRAIN, steps=50, patience=2)
+    trainer = Trainer("tokenizer", tmp_path, line, config, IDENTITY)
+    for batch in trainer.batches(Points()):
+        trainer.step(line.loss, batch)
+        if trainer.every(4):
+            trainer.save_best({"error": 1.0})
+    assert trainer.global_step == 12  # the first is the best, two more are no better
+    trainer._lock.close()
+
+
+@pytest.mark.parametrize(
+    "best, kept", [(None, 2.0), (Best("error"), 3.0), (Best("psnr", False), 20.0)]
+)
+def test_the_best_checkpoint_is_chosen_by_the_metric_of_the_model_or_of_the_stage(
+    tmp_path, best, kept
+):
+    line = Line()
+    trainer = Trainer("tokenizer", tmp_path, line, TRAIN, IDENTITY, best=best)
+    metrics = iter([(3.0, 21.0), (2.0, 22.0), (2.5, 20.0)])
+    for batch in trainer.batches(Points()):
+        trainer.step(line.loss, batch)
+        if trainer.every(4):
+            error, psnr = next(metrics)
+            trainer.save_best({"error": error, "psnr": psnr})
+    trainer._lock.close()
+    chosen = ckpt.load(tmp_path / "best.pt", "tokenizer")
+    assert trainer.best == chosen["best"] == kept
+    assert chosen["step"] == {2.0: 8, 3.0: 4, 20.0: 12}[kept]
+    lines = [line for line in log(tmp_path) if "validation/psnr" in line]
+    assert [line["validation/error"] for line in lines] == [3.0, 2.0, 2.5]
+
+
+def test_a_validation_without_the_metric_of_the_best_is_refused(tmp_path):
+    train(tmp_path, stop_at=4)
+    before = files(tmp_path)
+    line = Line()
+    for best, metric in ((None, "error"), (Best("mrr"), "mrr")):
+        trainer = Trainer("tokenizer", tmp_path, line, TRAIN, IDENTITY, best=best)
+        message = f"the tokenizer is chosen by {metric}, but its validation gives psnr, ssim"
+        with pytest.raises(ValueError, match=message) as e:
+            trainer.save_best({"psnr": 20.0, "ssim": 0.5})
+        assert "\n" not in str(e.value)
+        trainer._lock.close()
+        assert trainer.best == before_best(tmp_path) and trainer.bad_validations == 0
+    assert files(tmp_path) == before
+    assert not any("validation/psnr" in line for line in log(tmp_path))
+
+
+def before_best(folder: Path) -> float:
+    return last(folder)["best"]
+
+
+# -- settings ------------------------------------------------------------------------------------
+
+
+def test_images_are_written_whole(tmp_path):
+    trainer = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
+    trainer.log_image("made", np.full((4, 4, 3), 7, np.uint8))
+    trainer._lock.close()
+    (image,) = (tmp_path / "images").iterdir()
+    assert image.name == "made-000000.png"
+    assert (imageio.imread(image) == 7).all()
 
 
 @pytest.mark.parametrize("name", POSITIVE_FIELDS)
@@ -293,118 +581,7 @@ def test_settings_that_start_at_1_say_so(name):
         replace(TRAIN, **{name: 0})
 
 
-def test_early_stopping_waits_for_patience(tmp_path):
-    torch.manual_seed(0)
-    run = Trainer("tokenizer", tmp_path, Line(), replace(TRAIN, steps=50, patience=2), IDENTITY)
-    for _, x in run.batches(Points()):
-        run.train_step(x)
-        if run.every(4):
-            run.save_best(1.0, {})
-    assert run.step == 12  # the first is the best, two more do not better it
-    run._lock.close()
-
-
-def test_changed_settings_are_refused(tmp_path):
-    train(tmp_path, stop_at=4)
-    other = IDENTITY | {"config": {"kind": "curve"}}
-    with pytest.raises(ValueError, match=r"was begun with kind = line, but now it is curve"):
-        Trainer("tokenizer", tmp_path, Line(), TRAIN, other)
-
-
-def test_a_run_from_another_clone_is_refused(tmp_path):
-    def begin(identity) -> Trainer:
-        return Trainer("tokenizer", tmp_path, Line(), TRAIN, identity)
-
-    def of(fingerprint: str):
-        return IDENTITY | {"clone": {"path": "cloning/best.pt", "fingerprint": fingerprint}}
-
-    for identity in (IDENTITY, of("one"), of("one")):  # the first as before it was kept
-        run = begin(identity)
-        run.save()
-        run._lock.close()
-    with pytest.raises(ValueError, match="begun on cloning/best.pt with fingerprint one, but now"):
-        begin(of("two"))
-
-
-def test_a_best_checkpoint_in_place_of_the_last_is_refused(tmp_path):
-    train(tmp_path)
-    (tmp_path / "last.pt").write_bytes((tmp_path / "best.pt").read_bytes())
-    with pytest.raises(ValueError, match=r"last\.pt holds no average, optimizer.*--restart") as e:
-        Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
-    assert "\n" not in str(e.value)
-
-
-def test_a_loss_that_is_not_finite_stops_with_the_checkpoint_whole(tmp_path):
-    train(tmp_path, stop_at=4)
-    torch.manual_seed(0)
-    line = Line()
-    run = Trainer(
-        "tokenizer", tmp_path, line, TRAIN, IDENTITY,
-        loss_fn=lambda x: {"error": line.net(x).mean() * float("nan")},
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="the loss is not finite at step 4"):
-        for _, x in run.batches(Points()):
-            run.train_step(x)
-    assert ckpt.load(tmp_path / "last.pt", "tokenizer")["step"] == 4
-
-
-def test_a_gradient_that_is_not_finite_is_not_taken(tmp_path):
-    torch.manual_seed(0)
-    line = Line()
-    run = Trainer(
-        "tokenizer", tmp_path, line, TRAIN, IDENTITY,
-        loss_fn=lambda x: {"error": (0 * line.net(x)).abs().sqrt().mean()},
-    )  # fmt: skip
-    before = {k: v.clone() for k, v in line.state_dict().items()}
-    with pytest.raises(ValueError, match="the gradient is not finite at step 0"):
-        for _, x in run.batches(Points()):
-            run.train_step(x)
-    assert equal(before, line.state_dict())
-
-
-def test_where_a_gpu_is_not_waited_for_nothing_infinite_is_handed_on(tmp_path):
-    train(tmp_path, stop_at=4)
-    before = (tmp_path / "last.pt").read_bytes()
-    torch.manual_seed(0)
-    line = Line()
-    run = Trainer(
-        "tokenizer", tmp_path, line, replace(TRAIN, log_every=100), IDENTITY,
-        loss_fn=lambda x: {"error": line.net(x).mean() * float("nan")},
-    )  # fmt: skip
-    run.nan_guard.immediate = False
-    batches = run.batches(Points())
-    for _ in range(2):  # up to the checkpoint after step 6 nothing is looked at
-        x = next(batches)[1]
-        run.train_step(x)
-    assert all(p.isnan().all() for p in line.parameters())
-
-    def report() -> None:
-        run.train = replace(run.train, log_every=1)
-        run.train_step(x)
-
-    def hand_on() -> None:
-        run.save_best(1.0, {})
-
-    for act in (hand_on, run.save, run.ema_model().__enter__, lambda: next(batches), report):
-        with pytest.raises(ValueError, match="the loss is not finite at step 4"):
-            act()
-    assert (tmp_path / "last.pt").read_bytes() == before
-
-
-def test_recomputing_may_change_at_a_resume(tmp_path):
-    def begin(**transformer) -> Trainer:
-        config = {"kind": "line", "transformer": transformer}
-        return Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY | {"config": config})
-
-    run = begin(width=8)  # as before there was such a setting
-    run.save()
-    run._lock.close()
-    begin(width=8, activation_checkpointing=True)._lock.close()
-    with pytest.raises(ValueError, match="was begun with transformer"):
-        begin(width=9, activation_checkpointing=True)
-
-
-def test_sharding_in_one_process_says_that_it_has_no_effect(tmp_path, capsys):
+def test_fsdp_in_one_process_says_that_it_has_no_effect(tmp_path, capsys):
     train(tmp_path / "none", steps=2)
     assert "no effect" not in capsys.readouterr().out
     train(tmp_path / "fsdp", steps=2, sharding="fsdp")
@@ -413,23 +590,25 @@ def test_sharding_in_one_process_says_that_it_has_no_effect(tmp_path, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it has an effect on a GPU")
-def test_recording_without_a_gpu_says_that_it_has_no_effect(tmp_path, capsys):
-    train(tmp_path, steps=2, graph=True)
-    assert "--train.graph has no effect without a CUDA GPU" in capsys.readouterr().out
+def test_a_cuda_graph_without_a_gpu_says_that_it_has_no_effect(tmp_path, capsys):
+    train(tmp_path, steps=2, cuda_graph=True)
+    assert "--train.cuda-graph has no effect without a CUDA GPU" in capsys.readouterr().out
 
+
+# -- interruptions -------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys, time
+import sys
 from pathlib import Path
 sys.path[:0] = ["tests", "."]
 import torch
 torch.set_num_threads(1)
-import test_run
-run = test_run.Run("tokenizer", Path(sys.argv[1]), test_run.Line(),
-    test_run.replace(test_run.TRAIN, steps=100000, save_every=1), test_run.IDENTITY)
-print("step", run.step, flush=True)
-for step, x in run.batches(test_run.Points()):
-    run.descend(x)
+import test_trainer
+trainer = test_trainer.Trainer("tokenizer", Path(sys.argv[1]), test_trainer.Line(),
+    test_trainer.replace(test_trainer.TRAIN, steps=100000, save_every=1), test_trainer.IDENTITY)
+print("step", trainer.global_step, flush=True)
+for batch in trainer.batches(test_trainer.Points()):
+    trainer.step(trainer.model.loss, batch)
 """
 
 
@@ -446,7 +625,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_whatever_ends_it_the_checkpoint_can_be_loaded(tmp_path, number):
+def test_the_checkpoint_can_be_loaded_whatever_ended_the_run(tmp_path, number):
     step = 0
     for delay in (0.15, 0.4):
         process = start(tmp_path)
@@ -456,7 +635,7 @@ def test_whatever_ends_it_the_checkpoint_can_be_loaded(tmp_path, number):
             process.send_signal(number)
         process.wait(20)
         if (tmp_path / "last.pt").exists():
-            after = ckpt.load(tmp_path / "last.pt", "tokenizer")["step"]
+            after = last(tmp_path)["step"]
             assert after >= step
             step = after
     assert step > 0

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipeline.training.latents import LatentClips, cache_latents
 from torch import nn
 from untrained_run import write_run
 
@@ -14,7 +13,11 @@ from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
 from models.layers.int8 import quantize_linears
 from pipeline.inference.load_controllers import load_controllers
-from pipeline.inference.load_world import load_tokenizer, load_world
+from pipeline.inference.load_tokenizer import load_tokenizer
+from pipeline.inference.load_world import load_world
+from pipeline.training import latent_cache
+from pipeline.training.clip_batches import ClipBatches
+from pipeline.training.latent_cache import cache_latents
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["continuous", "discrete"])
@@ -106,50 +109,51 @@ def test_cached_latents_are_the_tokenizers_and_are_computed_once(run):
     tokenizer, checkpoint = load_tokenizer(run, "cpu")
     where = run / "latents"
     known = checkpoint["fingerprint"]
-    made = cache_latents(where, tokenizer, known, dataset, torch.device("cpu"), batch_size=7)
-    clips = LatentClips(Clips(dataset, "train", 4), made)
+    device = torch.device("cpu")
+    made = cache_latents(where, tokenizer, known, dataset, device)
+    clips = ClipBatches(Clips(dataset, "train", 4), frozenset({"latents"}), made)
     before = clips.batch(np.arange(5)).latents
     clips.cache_on_device(torch.device("meta"), made.nbytes - 1)
     assert torch.equal(clips.batch(np.arange(5)).latents, before)
-    clips.cache_on_device(torch.device("cpu"), made.nbytes)
+    clips.cache_on_device(device, made.nbytes)
     assert torch.equal(clips.batch(np.arange(5)).latents, before)
-    batch = clips.batch(torch.tensor([0, 9]).numpy())
-    frames = clips.clips.batch(torch.tensor([0, 9]).numpy()).frames
-    assert torch.equal(batch.latents, tokenizer.encode(frames.flatten(0, 1)).view(2, 4, -1))
+    indices = np.array([0, 9])
+    frames = clips.clips.batch(indices).frames
+    assert torch.equal(clips.batch(indices).latents, tokenizer.encode_clip(frames))
 
     class Refuses:
-        latents = tokenizer.latents
+        latents, temporal_context = tokenizer.latents, 1
 
-        def encode(self, frames):
+        def encode_clip(self, frames):
             raise AssertionError("encoded again")
 
-    device = torch.device("cpu")
     again = cache_latents(where, Refuses(), known, dataset, device)
     assert (again == made).all()
     with pytest.raises(AssertionError, match="encoded again"):
         cache_latents(where, Refuses(), "another tokenizer", dataset, device)
 
 
-def test_an_interrupted_cache_resumes(run):
+def test_an_interrupted_cache_resumes(run, monkeypatch):
+    monkeypatch.setattr(latent_cache, "CHUNK", 1)
     dataset = EpisodeDataset(run / "shards")
     tokenizer, _ = load_tokenizer(run, "cpu")
 
     class Stops:
-        latents = tokenizer.latents
+        latents, temporal_context = tokenizer.latents, 1
         calls = 0
 
-        def encode(self, frames):
+        def encode_clip(self, frames):
             self.calls += 1
             if self.calls == 120:
                 raise KeyboardInterrupt
-            return tokenizer.encode(frames)
+            return tokenizer.encode_clip(frames)
 
     where, device = run / "cut", torch.device("cpu")
     with pytest.raises(KeyboardInterrupt):
-        cache_latents(where, Stops(), "f", dataset, device, batch_size=1)
+        cache_latents(where, Stops(), "f", dataset, device)
     rest = Stops()
     rest.calls = -1000
-    made = cache_latents(where, rest, "f", dataset, device, batch_size=1)
+    made = cache_latents(where, rest, "f", dataset, device)
     # the first hundred frames were kept
     assert 0 < rest.calls + 1000 == dataset.num_frames - 100
     frames = torch.from_numpy(dataset.read_rows("frames", 0, 5)).permute(0, 3, 1, 2)

@@ -13,7 +13,7 @@ numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from einops import rearrange
@@ -25,12 +25,14 @@ from kernels import linear_cross_entropy
 from models.dynamics.dynamics import Dynamics, State
 from models.layers.embeddings import ActionEmbedding, PointerEmbedding
 from models.layers.heads import TwoHot
-from models.layers.inference import CompileFn
 from models.layers.sampling import Sampling
 from models.layers.transformer import Cache, Transformer, TransformerConfig
 from models.method import Losses
 from models.tokenizers.codes import CodebookEmbedding, HasCodebooks, flat_ids
 from models.tokenizers.tokenizer import LatentSpec
+
+if TYPE_CHECKING:
+    from models.layers.inference import CompileFn
 
 
 @dataclass(frozen=True)

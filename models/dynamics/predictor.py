@@ -12,6 +12,7 @@ action numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -23,10 +24,12 @@ from models.config import check_positive
 from models.dynamics.dynamics import Dynamics, State
 from models.layers.embeddings import ActionBlockEmbedding
 from models.layers.heads import TwoHot
-from models.layers.inference import CompileFn
 from models.layers.transformer import Cache, Transformer, TransformerConfig
 from models.method import Losses
 from models.tokenizers.tokenizer import LatentSpec
+
+if TYPE_CHECKING:
+    from models.layers.inference import CompileFn
 
 
 @dataclass(frozen=True)

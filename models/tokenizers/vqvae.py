@@ -19,7 +19,6 @@ from data.batch import Batch
 from kernels import nearest_code
 from models.config import check_positive
 from models.layers.blocks import ConvNextBlock, PixelNorm, ResNetBlock
-from models.layers.laplacian import laplacian_l1
 from models.method import Losses
 from models.tokenizers.codebook import init_codebook, update_codebook_ema
 from models.tokenizers.codes import code_counts, perplexity
@@ -195,6 +194,8 @@ class VqVae(Tokenizer):
             "perplexity": perplexity(code_counts(codes, self.latents)),
         }
         if self.config.laplacian_weight:
+            from models.layers.laplacian import laplacian_l1
+
             losses["laplacian"] = self.config.laplacian_weight * laplacian_l1(
                 target, reconstruction.float()
             )

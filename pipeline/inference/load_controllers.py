@@ -12,7 +12,7 @@ from models.controllers.goal_policy import GoalPolicy
 from models.registry import DataSpec, build_controller
 from models.world import World
 from pipeline import checkpoint as ckpt
-from pipeline.inference.load_world import restore_for_inference
+from pipeline.inference.load_tokenizer import restore_for_inference
 
 
 def load_controllers(run: Path, world: World) -> dict[str, Controller]:

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from torch import nn
 
 from models.layers.inference import cast_weights, use_column_major
-from models.registry import build_dynamics, build_tokenizer
+from models.registry import build_dynamics
 from models.tokenizers.tokenizer import Tokenizer
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.device import pick_device, pick_precision
-
-Device = torch.device | str | None
-M = TypeVar("M", bound=nn.Module)
-
-
-def load_tokenizer(run: Path, device: Device = None) -> tuple[Tokenizer, ckpt.Checkpoint]:
-    """Return the tokenizer of a run, without gradients, and its checkpoint."""
-    path = run / "tokenizer" / "best.pt"
-    checkpoint = ckpt.load(path, "tokenizer")
-    tokenizer = build_tokenizer(checkpoint["config"], ckpt.data_spec(checkpoint))
-    return restore_for_inference(tokenizer, checkpoint, path, device or pick_device()), checkpoint
+from pipeline.inference.load_tokenizer import Device, load_tokenizer, restore_for_inference
 
 
 def load_world(run: Path, device: Device = None, int8: bool = False) -> World:
@@ -52,11 +40,3 @@ def load_world(run: Path, device: Device = None, int8: bool = False) -> World:
     precision = pick_precision(device, "auto")
     cast_weights(dynamics, precision)
     return World(tokenizer, dynamics, precision, data.actions).requires_grad_(False)
-
-
-def restore_for_inference(
-    method: M, checkpoint: ckpt.Checkpoint, path: Path, device: torch.device | str
-) -> M:
-    """Load the weights of a checkpoint, without gradients, on `device`."""
-    ckpt.restore(method, checkpoint, path)
-    return method.to(device).eval().requires_grad_(False)

@@ -87,7 +87,8 @@ class AutoCompile:
             self.module._compiled_call_impl = None
             self.on_switch()
         self.log_line(
-            f"compile: a step takes {1000 * compiled_seconds:.0f} ms instead of {1000 * eager_seconds:.0f} ms, "
+            f"compile: a step takes {1000 * compiled_seconds:.0f} ms instead of "
+            f"{1000 * eager_seconds:.0f} ms, "
             f"after {self._compiled_seconds[0]:.0f} s of start-up; {verdict}"
         )
 
@@ -99,10 +100,6 @@ def _median(seconds: list[float]) -> float:
 def cpp_compiler() -> str | None:
     named = os.environ.get("CXX", "")
     return next(
-        (
-            found
-            for name in (named, "g++", "clang++")
-            if (found := shutil.which(name))
-        ),
+        (found for name in (named, "g++", "clang++") if (found := shutil.which(name))),
         None,
     )

@@ -22,8 +22,8 @@ class ClipBatches:
             raise ValueError("this method reads latents, and no tokenizer has made any")
         if "actions" in needs and not clips.dataset.has("actions"):
             raise ValueError(
-                f"{clips.dataset.folder} holds no actions, and this method learns from them; choose "
-                f"one that infers its own, or record actions"
+                f"{clips.dataset.folder} holds no actions, and this method learns from them; "
+                f"choose one that infers its own, or record actions"
             )
         self.clips, self.needs, self.latents = clips, needs, latents
         self._cached: Tensor | None = None

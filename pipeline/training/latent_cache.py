@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from data.files import atomic_write
 from data.shards import EpisodeDataset
 from models.layers.precision import autocast
 from models.tokenizers.tokenizer import LatentSpec
-from models.world import World
 from pipeline.device import pick_precision
+
+if TYPE_CHECKING:
+    from models.world import World
 
 CHUNK = 64  # frames encoded at a time
 FLUSH_EVERY = 100  # chunks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sized
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +11,6 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 
 from data.batch import Batch
-from data.batch_sampler import batch_indices
 from pipeline.training.train_config import TrainConfig
 
 
@@ -36,3 +36,24 @@ class StepDataset(Dataset[Any]):
 def hash_seed(*numbers: int) -> int:
     """Mix integers into a seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def batch_indices(num_examples: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """Return the examples of batch `step`: (batch_size,) int64 in [0, num_examples).
+
+    Each epoch is a permutation of all examples; a batch may span two epochs.
+    """
+    if num_examples < 1:
+        raise ValueError("there are no examples to put in order")
+    positions = step * batch_size + np.arange(batch_size, dtype=np.int64)
+    epochs, within = np.divmod(positions, num_examples)
+    order = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        in_epoch = epochs == epoch
+        order[in_epoch] = _permutation(num_examples, seed, int(epoch))[within[in_epoch]]
+    return order
+
+
+@lru_cache(maxsize=4)
+def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(num_examples)

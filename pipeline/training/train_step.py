@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -15,15 +16,14 @@ from torch import Tensor, nn
 from data.batch import Batch
 from models.layers.precision import Precision, autocast
 from models.method import Losses, TrainableModule
-from pipeline.cuda_graph import StaticCudaGraph
-from pipeline.pytree import flatten, unflatten
-from pipeline.training import fsdp
-from pipeline.training.auto_compile import AutoCompile
 from pipeline.training.ema import Ema
-from pipeline.training.init_from import frozen_modules
 from pipeline.training.logger import log_line
 from pipeline.training.nan_guard import NanGuard
 from pipeline.training.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from pipeline.cuda_graph import StaticCudaGraph
+    from pipeline.training.auto_compile import AutoCompile
 
 LossFn = Callable[..., Losses]
 
@@ -53,17 +53,27 @@ class TrainStep:
                 f"but there are {accelerator.num_processes} process(es) in {precision}"
             )
         if train.sharding == "fsdp" and accelerator.num_processes > 1:
+            from pipeline.training import fsdp
+
             self.unsharded = copy.deepcopy(model).cpu()
             fsdp.shard(self.loss_module, model.fsdp_units(), self.device)
-        self._frozen = frozen_modules(model)
+        self._frozen: list[nn.Module] = []
+        if train.freeze:
+            from pipeline.training.init_from import frozen_modules
+
+            self._frozen = frozen_modules(model)
         self.optimizer = accelerator.prepare(self._make_optimizer(model.param_groups()))
-        self.auto_compile = AutoCompile(
-            self.loss_module,
-            train.compile,
-            partial(log_line, accelerator),
-            self._reset_graph,
-            flag_prefix,
-        )
+        self.auto_compile: AutoCompile | None = None
+        if train.compile != "no":
+            from pipeline.training.auto_compile import AutoCompile
+
+            self.auto_compile = AutoCompile(
+                self.loss_module,
+                train.compile,
+                partial(log_line, accelerator),
+                self._reset_graph,
+                flag_prefix,
+            )
         self.prepared_loss = (
             self.loss_module if self.unsharded else accelerator.prepare(self.loss_module)
         )
@@ -111,20 +121,28 @@ class TrainStep:
                 group["lr"].fill_(lr * group["lr_scale"])
             else:
                 group["lr"] = lr * group["lr_scale"]
-        with self.auto_compile.time_step(self.train.steps - step - 1):
+        steps_left = self.train.steps - step - 1
+        with self.auto_compile.time_step(steps_left) if self.auto_compile else nullcontext():
             if self._graph_step is None or not self.model.capturable:
                 return self._eager_step(step, batch)
-            tensors: list[Tensor] = []
-            self._batch_spec = flatten(batch, tensors)
-            values = [value.clone() for value in self._graph_step(*tensors)]
-            losses = dict(zip(self._loss_names, values, strict=True))
-            self._check_finite(step, losses)
-            self.ema.update(step)
-            return losses
+            return self._replayed_step(self._graph_step, step, batch)
+
+    def _replayed_step(self, graph_step: StaticCudaGraph, step: int, batch: Batch) -> Losses:
+        from pipeline.pytree import flatten
+
+        tensors: list[Tensor] = []
+        self._batch_spec = flatten(batch, tensors)
+        values = [value.clone() for value in graph_step(*tensors)]
+        losses = dict(zip(self._loss_names, values, strict=True))
+        self._check_finite(step, losses)
+        self.ema.update(step)
+        return losses
 
     def _reset_graph(self) -> None:
         """Capture a step anew, if steps are captured: a graph holds what is not compiled."""
         if self.train.cuda_graph:
+            from pipeline.cuda_graph import StaticCudaGraph
+
             self._graph_step = StaticCudaGraph(
                 self._capturable_step, self.device, f"--{self.flag_prefix}.cuda-graph"
             )
@@ -147,6 +165,8 @@ class TrainStep:
 
     def _capturable_step(self, *tensors: Tensor) -> list[Tensor]:
         """A whole step in which nothing looks at a value."""
+        from pipeline.pytree import unflatten
+
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(unflatten(self._batch_spec, iter(tensors)))
         self.optimizer.step()
@@ -174,7 +194,7 @@ class TrainStep:
         grad_norm = self.accelerator.clip_grad_norm_(
             self.prepared_loss.parameters(), self.train.max_grad_norm
         )
-        return totals | {"grad_norm": fsdp.full_tensors(grad_norm, self.device)}
+        return totals | {"grad_norm": self.full(grad_norm, self.device)}
 
     def _check_finite(self, step: int, losses: Losses) -> None:
         self.nan_guard.add("loss", losses["loss"], step, losses)
@@ -182,20 +202,35 @@ class TrainStep:
 
     # -- state ------------------------------------------------------------------------------
 
+    def full(self, value: Any, device: str | torch.device = "cpu") -> Any:
+        """Gather what FSDP has sharded; every process has to call it."""
+        if self.unsharded is None:
+            return value
+        from pipeline.training import fsdp
+
+        return fsdp.full_tensors(value, device)
+
     def state_dict(self) -> dict[str, Any]:
         """Give what resuming needs, unsharded; every process has to call it."""
         return {
-            "model": fsdp.full_tensors(self.model.state_dict()),
-            "ema": fsdp.full_tensors(self.ema.weights),
-            "optimizer": fsdp.full_tensors(self.optimizer.state_dict()),
+            "model": self.full(self.model.state_dict()),
+            "ema": self.full(self.ema.weights),
+            "optimizer": self.full(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from `state_dict()`."""
-        self.model.load_state_dict(fsdp.shard_like(state["model"], self.model.state_dict()))
-        self.ema.weights = fsdp.shard_like(state["ema"], self.ema.weights)
-        fsdp.load_optimizer(self.optimizer, state["optimizer"])
+        if self.unsharded is None:
+            self.model.load_state_dict(state["model"])
+            self.ema.weights = {k: v.to(self.device) for k, v in state["ema"].items()}
+            self.optimizer.load_state_dict(state["optimizer"])
+        else:
+            from pipeline.training import fsdp
+
+            self.model.load_state_dict(fsdp.shard_like(state["model"], self.model.state_dict()))
+            self.ema.weights = fsdp.shard_like(state["ema"], self.ema.weights)
+            fsdp.load_optimizer(self.optimizer, state["optimizer"])
         for group in self.optimizer.param_groups:  # it may come from a run without a CUDA graph
             group["capturable"] = self._capturable
         if self.scaler.is_enabled() and state.get("scaler"):

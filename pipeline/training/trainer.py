@@ -25,17 +25,15 @@ from tqdm import tqdm
 
 import kernels
 from data.batch import Batch
+from data.files import lock
 from models.layers.precision import Precision, autocast
 from models.method import Best, Losses, TrainableModule
 from pipeline import checkpoint as ckpt
 from pipeline.device import data_memory_limit, describe_device, pick_device, pick_precision
-from pipeline.lock import lock
-from pipeline.training import fsdp, init_from
 from pipeline.training.device_idle import IdleTimer
 from pipeline.training.logger import Logger, log_line
 from pipeline.training.nan_guard import NanGuard
-from pipeline.training.shutdown_distributed import shutdown_distributed
-from pipeline.training.signals import stop_on_signal
+from pipeline.training.process import shutdown_distributed, stop_on_signal
 from pipeline.training.step_dataset import BatchDataset, StepDataset, hash_seed
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_step import LossFn, TrainStep
@@ -140,6 +138,10 @@ class Trainer(Generic[M]):
     def _begin_from_other(self, model: TrainableModule, resuming: bool) -> None:
         """Take weights from another run, and freeze some, as the training config says."""
         train = self.train
+        if not train.init_from and not train.freeze:
+            return
+        from pipeline.training import init_from
+
         if train.init_from and not resuming:
             parts = self.folder.parts  # RUN/controller/bc -> controller/bc
             first = parts.index(self.stage) if self.stage in parts else len(parts) - 1
@@ -273,7 +275,7 @@ class Trainer(Generic[M]):
                 self.lr_scale /= 2
         if not self._started:  # never a best.pt without the last.pt to resume from
             self.save()
-        weights = fsdp.full_tensors(self.step_fn.ema.state_dict()) if improved else {}
+        weights = self.step_fn.full(self.step_fn.ema.state_dict()) if improved else {}
         if not self.is_main_process or self.logger is None:
             return
         self.logger.write(self.global_step, {f"validation/{k}": v for k, v in metrics.items()})
@@ -290,7 +292,7 @@ class Trainer(Generic[M]):
         self.nan_guard.check()
         unsharded: Any = self.step_fn.unsharded
         if unsharded is not None:
-            unsharded.load_state_dict(fsdp.full_tensors(self.step_fn.ema.state_dict()))
+            unsharded.load_state_dict(self.step_fn.full(self.step_fn.ema.state_dict()))
             with torch.no_grad(), autocast(self.device, self.precision):
                 yield unsharded.to(self.device).eval()
             unsharded.cpu()

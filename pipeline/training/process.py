@@ -1,20 +1,40 @@
-"""How a process that trained together with others takes leave of them."""
+"""How a training process ends: on a signal, and among other processes."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
 
-GLOO_THREADS = (
-    "pt_gloo"  # what PyTorch calls the threads that speak with other processes, or their start
-)
+GLOO_THREADS = "pt_gloo"  # how PyTorch names the threads that speak with other processes
+
+
+@contextmanager
+def stop_on_signal(callback: Callable[[], None]) -> Iterator[None]:
+    """Call `callback` at every SIGINT and SIGTERM, where this thread receives signals."""
+
+    def on_signal(number: int, frame: object) -> None:
+        callback()
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    try:
+        previous = {s: signal.signal(s, on_signal) for s in signals}
+    except ValueError:  # not in the main thread: a test or a notebook
+        previous = {}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def shutdown_distributed() -> None:
-    """Take leave of the other processes, at the very end of this one.
+    """Leave the process group, at the very end of this process.
 
     Threads that speak with them must not outlive what they use.  Not after an error, where the
     others may never answer.

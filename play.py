@@ -113,11 +113,12 @@ def main(config: Config) -> None:
     if config.cuda_graph:
         world = cast(World, CudaGraphedWorld(world))
     dataset = EpisodeDataset(config.run / "shards")
-    world.actions.check_same(dataset.actions, "the world", str(dataset.folder))
+    world.data_actions.check_same(dataset.actions, "the world", str(dataset.folder))
     if config.sampling != Sampling():
         world.set_sampling(config.sampling)
         torch.manual_seed(config.seed)
-    start_sampler = StartSampler(dataset, config.split, world.context, config.seed)
+    own_actions = world if world.infers_actions else None
+    start_sampler = StartSampler(dataset, config.split, world.context, config.seed, own_actions)
     player = Player(
         world,
         find_controller(config, world),

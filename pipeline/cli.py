@@ -26,7 +26,7 @@ class Parsed(Generic[C]):
     config: C
     presets: list[str]
     given: bool
-    """The command line named them; else they are those that the run folder was begun with."""
+    """Whether the command line named the presets; else they are those of the run folder."""
 
 
 def parse(
@@ -36,28 +36,25 @@ def parse(
     description: str = "",
     default_presets: Sequence[str] = (),
 ) -> Parsed[C]:
-    """Give the config that the arguments ask for.
+    """Return the config of a command line.
 
-    `--preset a b` applies what the recipes say of `stage`, in that order; without it the presets
+    `--preset a b` applies the recipes' tables for `stage`, in that order; without it the presets
     are those that the run folder remembers, or `default_presets`.  Every other argument is a flag
     named after a field; the fields of a method are those of the one that the presets chose.
-    ValueError names an unknown preset; an unknown flag exits with tyro's own hint.
+    An unknown preset raises ValueError; an unknown flag exits with tyro's hint.
     """
     if stage is None:
         return Parsed(_cli(config, None, arguments, description), [], False)
     named, flags = split_presets(arguments)
     names = presets.check(named)
-    complete = all(
-        f.default is not MISSING or f.default_factory is not MISSING
-        for f in fields(config)  # type: ignore[arg-type]
-    )
+    complete = _has_defaults(config)
     default: Any = None
     if complete:
         default = presets.apply(config(), stage, names or default_presets)
-    run = _run_of(flags, default)
+    run = _run_of(flags, default or config)
     known = presets.remembered(run) if run else None
-    if named and known is not None and known != names:
-        print(f"presets: {' '.join(names)} ({run} was begun with {' '.join(known) or 'none'})")
+    if named and known and known != names:
+        print(f"presets: {' '.join(names)} ({run} was begun with {' '.join(known)})")
     if not named:
         names = list(default_presets) if known is None else known
         if complete:
@@ -67,16 +64,13 @@ def parse(
     recipes, sizes = presets.recipe_names(), presets.size_names()
     description += (
         f"\n\n--preset RECIPE [SIZE]: recipes are {', '.join(recipes)}, and sizes "
-        f"{', '.join(sizes)}. They stack, flags win, and RUN remembers those it was begun with."
+        f"{', '.join(sizes)}. They stack, flags win, and RUN remembers the ones it was begun with."
     )
     return Parsed(_cli(config, default, flags, description), names, bool(named))
 
 
 def _cli(config: type[C], default: C | None, flags: Sequence[str], description: str) -> C:
-    if default is None and all(
-        f.default is not MISSING or f.default_factory is not MISSING
-        for f in fields(config)  # type: ignore[arg-type]
-    ):
+    if default is None and _has_defaults(config):
         default = config()
     given: dict[str, Any] = {}
     if default is not None:
@@ -91,8 +85,15 @@ def _cli(config: type[C], default: C | None, flags: Sequence[str], description: 
     )
 
 
+def _has_defaults(config: type) -> bool:
+    return all(
+        f.default is not MISSING or f.default_factory is not MISSING
+        for f in fields(config)  # type: ignore[arg-type]
+    )
+
+
 def _narrowed(config: type[C], default: C) -> tuple[type[C], C]:
-    """Say of each method which one it is, so that its own fields become flags."""
+    """Declare each method field as the config it holds, so that its fields become flags."""
     hints = get_type_hints(config)
     methods = {
         f.name: type(getattr(default, f.name))
@@ -109,22 +110,23 @@ def _narrowed(config: type[C], default: C) -> tuple[type[C], C]:
 
 
 def _run_of(flags: Sequence[str], default: Any) -> Path | None:
-    """The run folder that the flags, or else the defaults, name."""
+    """Return the run folder in the flags, or the one of `default`, a config or its class."""
+    run = getattr(default, "run", None)
     for flag, following in zip(flags, [*flags[1:], ""], strict=True):
         if flag == "--run" and following:
-            return Path(following)
-        if flag.startswith("--run="):
-            return Path(flag.removeprefix("--run="))
-    return getattr(default, "run", None)
+            run = Path(following)
+        elif flag.startswith("--run="):
+            run = Path(flag.removeprefix("--run="))
+    return run
 
 
 def unprefixed() -> Any:
-    """Flags of a config inside a config without its name, for `Annotated`."""
+    """Leave the name of a nested config out of its flags, for `Annotated`."""
     return tyro.conf.arg(name="")
 
 
 def split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part `--preset a b` (or --preset=a) from the other arguments."""
+    """Split `--preset a b` (or --preset=a,b) from the other arguments."""
     names: list[str] = []
     flags: list[str] = []
     in_preset = False
@@ -143,24 +145,24 @@ def split_presets(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command of a script: what it runs, with which config."""
+    """A subcommand of a script."""
 
     main: Callable[[Any], None]
     config: type
     description: str
     stage: str | None = None
-    """What recipes call it; without one it takes no presets."""
+    """Its name in recipes; without one it takes no presets."""
     default_presets: tuple[str, ...] = ()
 
 
 def run_cli(main: Callable[[C], None], config: type[C], stage: str | None = None) -> None:
-    """Be the entry of a stage script: parse, run, and answer a user's mistake in one line."""
+    """Run a stage script: parse, run, and report a user's mistake in one line."""
     description = sys.modules[main.__module__].__doc__ or ""
     _report_errors(lambda: _run(main, parse(config, stage, sys.argv[1:], description), stage))
 
 
 def run_commands(commands: Mapping[str, Command], description: str) -> None:
-    """Be the entry of a script whose first argument names one of `commands`."""
+    """Run a script whose first argument names one of `commands`."""
 
     def dispatch() -> None:
         name = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -187,16 +189,20 @@ def run_commands(commands: Mapping[str, Command], description: str) -> None:
 
 
 def _run(main: Callable[[C], None], parsed: Parsed[C], stage: str | None) -> None:
-    """Run a stage; a run folder that it begins remembers the presets, however it ends."""
+    """Run a stage, and remember its presets in the run folder, also after an interruption.
+
+    After a mistake nothing is remembered: the presets may be the mistake.
+    """
     run: Path | None = getattr(parsed.config, "run", None)
-    before = run is not None and run.exists()
+    restart = stage in presets.FIRST_STAGES and getattr(parsed.config, "restart", False)
     try:
         main(parsed.config)
+    except (ValueError, OSError):
+        run = None
+        raise
     finally:
-        begins = stage in presets.BEGINS
-        if begins and run is not None and run.exists():
-            anew = stage in presets.FIRST and getattr(parsed.config, "restart", False)
-            presets.remember(run, parsed.presets, anew and before)
+        if stage in presets.BUILD_STAGES and run is not None and run.exists():
+            presets.remember(run, parsed.presets, overwrite=restart)
 
 
 def _report_errors(body: Callable[[], None]) -> None:

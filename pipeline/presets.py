@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import os
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -18,17 +19,19 @@ from models import registry
 
 C = TypeVar("C")
 FILE = "run.json"
-FALLBACK = "pusht"  # whose sizes are meant where no recipe is named
-FIRST = ("preprocess_pusht", "preprocess_vpt", "preprocess_arrays")
-BEGINS = (*FIRST, "tokenizer", "dynamics", "controller")  # stages that write into a run folder
+FALLBACK = "pusht"  # the recipe whose sizes are used where none is named
+FIRST_STAGES = ("preprocess_pusht", "preprocess_vpt", "preprocess_arrays")
+BUILD_STAGES = (*FIRST_STAGES, "tokenizer", "dynamics", "controller")  # these write run.json
+STAGES = (*BUILD_STAGES, "play", "evaluate")
 
 
 def recipe_names() -> list[str]:
+    """Return the names of the files in recipes/."""
     return sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
 
 
 def size_names() -> list[str]:
-    """Sizes of all recipes, each once."""
+    """Return the sizes of all recipes, each once."""
     found: dict[str, None] = {}
     for name in recipe_names():
         found |= dict.fromkeys(_sizes(_recipe(name)))
@@ -36,7 +39,7 @@ def size_names() -> list[str]:
 
 
 def check(names: Sequence[str]) -> list[str]:
-    """Give the presets with their recipe first; ValueError names one that there is not."""
+    """Return the presets, the first one a recipe; raise ValueError for an unknown one."""
     known, sizes = recipe_names(), size_names()
     for name in names:
         if name not in known and name not in sizes:
@@ -55,8 +58,9 @@ def check(names: Sequence[str]) -> list[str]:
 
 
 def apply(config: C, stage: str, names: Sequence[str]) -> C:
-    """Change a stage's config as each preset says; one that does not name the stage changes
-    nothing."""
+    """Apply the table that each preset has for a stage; without one it changes nothing but `run`,
+    the folder of the recipe."""
+    names = check(names)
     for index, name in enumerate(names):
         if name in recipe_names():
             module = _recipe(name)
@@ -70,19 +74,20 @@ def apply(config: C, stage: str, names: Sequence[str]) -> C:
 
 
 def changed(config: C, values: Mapping[str, Any], source: str) -> C:
-    """Set fields by their dotted names; a method is given by its name in the registry.
+    """Set fields by their dotted names, and methods by their names in the registry.
 
-    All fields of one dataclass change at once, so that its own checks see the whole.
+    All fields of a dataclass change at once, because its checks compare them.
     """
     inner: dict[str, dict[str, Any]] = {}
     own: dict[str, Any] = {}
+    known = [field.name for field in fields(config)] if is_dataclass(config) else []
     for name, value in values.items():
         head, _, rest = name.partition(".")
-        known = [field.name for field in fields(config)]  # type: ignore[arg-type]
         if head not in known:
             raise ValueError(
                 f"{source} sets {head}, which {type(config).__name__} does not have (it has "
-                f"{', '.join(known)}); leave it out, or name another recipe before it"
+                f"{', '.join(known) or 'no fields'}); leave it out, or name another recipe before "
+                f"it"
             )
         if rest:
             inner.setdefault(head, {})[rest] = value
@@ -97,26 +102,32 @@ def changed(config: C, values: Mapping[str, Any], source: str) -> C:
 
 
 def remembered(run: Path) -> list[str] | None:
-    """The presets that a run folder was begun with; None where it does not say."""
+    """Return the presets that a run folder was begun with; None without a run.json."""
     path = run / FILE
     if not path.exists():
         return None
     try:
-        known = json.loads(path.read_text())
-        names = known["presets"]
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError("presets are no names")
+        content = json.loads(path.read_text())
+        names = content["presets"]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("presets must be a list of names")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise ValueError(
             f"{path} cannot be read ({type(problem).__name__}: {problem}); delete it, and give "
             f"--preset once more"
         ) from None
-    return check(names)
+    try:
+        return check(names)
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem}; delete it, and give --preset once more") from None
 
 
-def remember(run: Path, names: Sequence[str], anew: bool = False) -> None:
-    """Keep the presets in the run folder; those that it was begun with stay, unless `anew`."""
-    if anew or remembered(run) is None:
+def remember(run: Path, names: Sequence[str], overwrite: bool = False) -> None:
+    """Write the presets into a run folder that has none yet, or `overwrite` those it has.
+
+    Of several processes the main one writes.
+    """
+    if int(os.environ.get("RANK", 0)) == 0 and (overwrite or not remembered(run)):
         run.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format": 1, "presets": list(names)})
         atomic_write(run / FILE, text.encode())
@@ -131,12 +142,12 @@ def _sizes(module: ModuleType) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _owner(before: Sequence[str], size: str) -> ModuleType:
-    """The last recipe in `before` that has the size; ValueError where none has."""
+    """Return the last recipe in `before` that has the size; raise ValueError if none has it."""
     named = [name for name in before if name in recipe_names()]
     for name in reversed(named):
         if size in _sizes(_recipe(name)):
             return _recipe(name)
-    last = _sizes(_recipe(named[-1])) or {}
+    last = _sizes(_recipe(named[-1]))
     raise ValueError(
         f"{named[-1]} has no size {size!r}; it has {', '.join(last) or 'none'}"
         if len(named) == 1

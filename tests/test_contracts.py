@@ -22,6 +22,7 @@ from fake_methods import (
 )
 from torch import Tensor
 
+import play
 import train_controller
 import train_dynamics
 import train_tokenizer
@@ -205,6 +206,9 @@ def test_a_model_infers_its_own_actions_where_the_data_has_none(tmp_path):
     assert actions.shape == (2, 4) and actions.dtype == torch.int64
     state = world.reset(clip.frames[:, :1], actions[:, :0])
     assert world.decode(world.step(state, actions[:, 0])).shape == (2, 3, 32, 32)
+    play.main(play.Config(run, headless=True, steps=3, size=32))
+    played = np.load(run / "play" / "actions.npy")
+    assert played.shape == (3,) and played.dtype == np.int64
 
 
 # -- an encoder without decoder, an EMA target -----------------------------------------------

@@ -194,9 +194,10 @@ def test_the_residual_of_the_last_real_frame_is_added_where_codes_do_not_change(
         "codebook by codebook"
     )
     share = after.frame_residual.unchanged.view(4, 1, *world.latents.grid)
-    share = share.repeat_interleave(world.patch_size[0], 2).repeat_interleave(
-        world.patch_size[1], 3
+    height, width = (
+        side // cells for side, cells in zip(world.image_size, world.latents.grid, strict=True)
     )
+    share = share.repeat_interleave(height, 2).repeat_interleave(width, 3)
     expected = world.tokenizer.decode(after.latents) + share * (frames[:, -1].float() - decoded)
     assert torch.equal(world.decode(after), expected.round().clamp(0, 255).byte())
 

@@ -1,1 +1,1 @@
-"""Figures of a world on held-out episodes."""
+"""Metrics of a world on held-out episodes."""

@@ -1,1 +1,1 @@
-"""What is played in the real simulator, and by whom."""
+"""Protocols of the real simulator, and the policies that play them."""

@@ -1,1 +1,1 @@
-"""Networks that read states and actions from frames, to measure with."""
+"""Networks that estimate states and actions from frames, to measure rollouts with."""

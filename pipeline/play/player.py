@@ -38,7 +38,16 @@ class Start:
 class StartSampler:
     """Samples starts from the episodes of one split."""
 
-    def __init__(self, dataset: EpisodeDataset, split: Split, context: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: EpisodeDataset,
+        split: Split,
+        context: int,
+        seed: int,
+        infers: World | None = None,
+    ) -> None:
+        """infers: a world that reads its own actions from frames."""
+        self.infers = infers
         self.dataset, self.split, self.context = dataset, split, context
         min_length = context + 1
         self.episodes = [e for e in dataset.episodes(split) if dataset.length(e) >= min_length]
@@ -80,7 +89,7 @@ class StartSampler:
             )
         first = frame + 1 - self.context
         frames = self.dataset.read(episode, "frames", first)
-        actions = self.dataset.read(episode, "actions", first)
+        actions = self._actions(episode, first, frames)
         state, velocity = None, np.zeros(2)
         if self.dataset.has("states"):
             states = self.dataset.read(episode, "states", max(0, frame - 1), frame + 1)
@@ -91,6 +100,17 @@ class StartSampler:
             episode, frame, frames[:context], actions[: context - 1],
             frames[context:], actions[context - 1 :], state, velocity,
         )  # fmt: skip
+
+    def _actions(self, episode: int, first: int, frames: np.ndarray) -> np.ndarray:
+        """Actions from frame `first` on: the dataset's, or those that the world infers.
+
+        frames: (T, H, W, 3) uint8.  Returns (T, A) or (T,); the last leads nowhere.
+        """
+        if self.infers is None:
+            return self.dataset.read(episode, "actions", first)
+        clip = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
+        inferred = self.infers.actions_of(clip, torch.zeros(1, len(frames), 0))[0].cpu().numpy()
+        return np.concatenate([inferred, np.zeros_like(inferred[:1])])
 
 
 class Player:

@@ -20,6 +20,7 @@ from data.files import lock
 from data.pusht import simulator
 from data.pusht.vector_pusht import VectorPushT
 from data.shards import EpisodeDataset, read_build_info, shards_folder
+from evaluation.measures.world_clips import world_clips
 from evaluation.protocols import policies
 from evaluation.protocols.mpc import LastActionProbe
 from evaluation.protocols.oracle_cem import OracleCem
@@ -67,7 +68,7 @@ class Session:
         self._results: dict[tuple[str, str], dict[str, Any]] = {}
         self.num_workers = num_workers or available_cpus()
         where = self.dataset.folder
-        self.world.actions.check_same(self.dataset.actions, f"{run}'s world", str(where))
+        self.world.data_actions.check_same(self.dataset.actions, f"{run}'s world", str(where))
         if tuple(self.world.image_size) != self.dataset.image_size:
             raise ValueError(
                 f"{run}'s world has frames of {tuple(self.world.image_size)} pixels and "
@@ -89,7 +90,7 @@ class Session:
 
     def clips(self, clip_length: int) -> Clips:
         """Give the clips of held-out episodes."""
-        return Clips(self.dataset, "test", clip_length)
+        return world_clips(self.world, self.dataset, "test", clip_length)
 
     def estimator(self, steps: int, seed: int) -> StateEstimator | None:
         """Give the state estimator of the dataset; None where its states are not known."""

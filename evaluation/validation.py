@@ -1,4 +1,4 @@
-"""How a model is validated while it is trained: by its role, where the method has no way of its own.
+"""Validation while a model is trained: by its role, where the method has no way of its own.
 
 The metric that best.pt is chosen by is the method's (`best` in models/method.py).
 """
@@ -21,6 +21,7 @@ from evaluation.measures.metrics import (
 )
 from evaluation.measures.open_loop import HORIZONS, imagine, open_loop
 from evaluation.measures.sample_clips import sample_clips
+from evaluation.measures.world_clips import world_clips
 from models.method import TrainableModule, Validates
 from models.tokenizers.codes import code_counts, perplexity
 from models.tokenizers.tokenizer import Tokenizer
@@ -77,14 +78,14 @@ def validate_tokenizer(
     return metrics, [original[:8], reconstruction[:8]]
 
 
-def world_clips(world: World, dataset: EpisodeDataset) -> Clips:
-    """Held-out clips as long as an open loop is."""
-    return Clips(dataset, "validation", clip_length=world.context + max(HORIZONS))
+def _held_out(world: World, dataset: EpisodeDataset) -> Clips:
+    """Clips as long as an open loop is."""
+    return world_clips(world, dataset, "validation", world.context + max(HORIZONS))
 
 
 def validate_world(world: World, dataset: EpisodeDataset, num_clips: int) -> Metrics:
     """Measure a world in an open loop; `psnr` is the mean over horizons."""
-    measured = open_loop(world, world_clips(world, dataset), HORIZONS, num_clips=num_clips)
+    measured = open_loop(world, _held_out(world, dataset), HORIZONS, num_clips=num_clips)
     at = {horizon: index for index, horizon in enumerate(measured["horizons"])}
     metrics = {"psnr": sum(measured["psnr"]) / len(HORIZONS)}
     for horizon in PSNR_HORIZONS:
@@ -96,10 +97,9 @@ def validate_world(world: World, dataset: EpisodeDataset, num_clips: int) -> Met
 
 def rollout_rows(world: World, dataset: EpisodeDataset, num_clips: int = 3) -> list[Tensor]:
     """Rows of images: true futures, and below each the model rollout."""
-    held_out = world_clips(world, dataset)
+    held_out = _held_out(world, dataset)
     clip = held_out.batch(sample_clips(held_out, num_clips, seed=0)[0])
     context = world.context
-    actions = world.actions_of(clip.frames, clip.actions)
-    imagined = imagine(world, clip.frames, actions, context, list(HORIZONS))
+    imagined = imagine(world, clip.frames, clip.actions, context, list(HORIZONS))
     truth = clip.frames[:, [context - 1 + h for h in HORIZONS]]
     return [row for pair in zip(truth, imagined, strict=True) for row in pair]

@@ -144,7 +144,7 @@ def dynamics_class(config: MethodConfig) -> type[Dynamics]:
     """The class that a config describes: what it needs is known before it is built."""
     kind = describe(config)["kind"]
     if kind not in DYNAMICS:
-        raise ValueError(f"{kind} is no dynamics model; there are: {', '.join(DYNAMICS)}")
+        raise ValueError(f"{kind} is not a dynamics model; there are: {', '.join(DYNAMICS)}")
     return DYNAMICS[kind]()[1]
 
 
@@ -177,7 +177,7 @@ def _build(
     else:
         kind = describe(config)["kind"]
         if kind not in methods:
-            raise ValueError(f"{kind} is no {role}; there are: {', '.join(methods)}")
+            raise ValueError(f"{kind} is not a {role}; there are: {', '.join(methods)}")
         method = methods[kind]()[1]
     wanted = inspect.signature(method).parameters
     known = {f.name: getattr(data, f.name) for f in fields(data) if f.name in wanted}

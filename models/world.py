@@ -21,7 +21,7 @@ from models.tokenizers.tokenizer import Tokenizer
 class World(nn.Module):
     """The only thing that controllers, play, evaluation, export and serving know of a model.
 
-    Everything is batched; actions are in the environment's units, but where `normalized` is said.
+    Everything is batched; actions are in the environment's units where not stated otherwise.
     Where tokenizer and dynamics are one model, trained jointly, it is passed as both.
 
     Letters: B worlds, T frames, N latents of a state, A action numbers.
@@ -207,7 +207,7 @@ class World(nn.Module):
     # -- settings ---------------------------------------------------------------------------
 
     def compile_steps(self, compile_fn: CompileFn) -> None:
-        """Compile a step and the decoding of what it leads to, anew for every shape they come in.
+        """Compile a step and the decoding of what it leads to, once per input shape.
         Weights are those that are there at the first step of each."""
         self.dynamics.compile_steps(compile_fn)
         self._draw = compile_fn(self.tokenizer, self._draw)
@@ -221,7 +221,7 @@ class World(nn.Module):
     # -- pieces -----------------------------------------------------------------------------
 
     def _with_frame_residual(self, state: State, frames: Tensor, latents: Tensor) -> State:
-        """Keep the real frames, (B, T, 3, H, W), where patches have codes that tell whether they
+        """Keep the real frames, (B, T, 3, H, W), where patches have codes that show whether they
         change: latents (B, T, N)."""
         framewise = self.tokenizer.temporal_context == 1 and self.state_spec == self.latents
         if self.latents.kind == "continuous" or not framewise or not self.has_decoder:

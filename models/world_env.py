@@ -231,10 +231,10 @@ class SingleWorldEnv(gymnasium.Env):
 
 
 def observation_space(world: World, obs_type: ObsType) -> spaces.Box:
-    height, width = world.tokenizer.image_size
+    height, width = world.image_size
     if obs_type == "frames":
         return spaces.Box(0, 255, (height, width, 3), np.uint8)
-    latents = world.tokenizer.latents
+    latents = world.state_spec
     if latents.kind == "discrete":
         return spaces.Box(0, latents.codebook_size - 1, (latents.tokens_per_frame,), np.int64)
     return spaces.Box(-np.inf, np.inf, (latents.tokens_per_frame, latents.dim), np.float32)

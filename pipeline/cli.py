@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -112,7 +113,7 @@ def _narrowed(config: type[C], default: C) -> tuple[type[C], C]:
 def _run_of(flags: Sequence[str], default: Any) -> Path | None:
     """Return the run folder in the flags, or the one of `default`, a config or its class."""
     run = getattr(default, "run", None)
-    for flag, following in zip(flags, [*flags[1:], ""], strict=True):
+    for flag, following in pairwise([*flags, ""]):
         if flag == "--run" and following:
             run = Path(following)
         elif flag.startswith("--run="):

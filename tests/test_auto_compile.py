@@ -7,7 +7,7 @@ from pipeline.training.auto_compile import TRIAL_STEPS, AutoCompile
 
 
 class Clock:
-    """Time that passes only when it is told to."""
+    """Time that passes only where a test adds to it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -16,32 +16,35 @@ class Clock:
         return self.now
 
 
-def steps(monkeypatch, eager: float, compiled: float, ahead: int) -> tuple[AutoCompile, list[str]]:
-    """Take steps that last as long as they are said to."""
-    clock, said = Clock(), []
+def take_steps(
+    monkeypatch, eager: float, compiled: float, remaining: int
+) -> tuple[AutoCompile, list[str]]:
+    """Take steps of so many seconds each; return the trial, and the lines that it logged."""
+    clock, lines = Clock(), []
     monkeypatch.setattr(auto_compile, "cpp_compiler", lambda: "g++")
     monkeypatch.setattr(auto_compile.time, "perf_counter", clock)
     module = nn.Linear(1, 1)
-    trial = AutoCompile(module, "auto", said.append)
-    for left in range(ahead, ahead - 3 * TRIAL_STEPS, -1):
+    trial = AutoCompile(module, "auto", lines.append)
+    for left in range(remaining, remaining - 3 * TRIAL_STEPS, -1):
         with trial.time_step(left):
             clock.now += compiled if trial.is_compiled else eager
-    return trial, said
+    return trial, lines
 
 
 def test_compiling_is_kept_where_steps_are_faster(monkeypatch):
-    trial, said = steps(monkeypatch, eager=1.0, compiled=0.5, ahead=10_000)
-    assert trial.is_compiled and "500 ms instead of 1000 ms" in said[0] and said[0].endswith("kept")
+    trial, lines = take_steps(monkeypatch, eager=1.0, compiled=0.5, remaining=10_000)
+    assert trial.is_compiled
+    assert "500 ms instead of 1000 ms" in lines[0] and lines[0].endswith("kept")
 
 
-def test_compiling_is_given_up_where_they_are_not(monkeypatch):
-    trial, said = steps(monkeypatch, eager=1.0, compiled=1.1, ahead=10_000)
-    assert not trial.is_compiled and said[0].endswith("given up")
+def test_compiling_is_given_up_where_steps_are_not_faster(monkeypatch):
+    trial, lines = take_steps(monkeypatch, eager=1.0, compiled=1.1, remaining=10_000)
+    assert not trial.is_compiled and lines[0].endswith("given up")
 
 
 def test_a_short_run_is_not_compiled(monkeypatch):
-    trial, said = steps(monkeypatch, eager=1.0, compiled=0.1, ahead=200)
-    assert not trial.is_compiled and said == ["compile: not tried, 191 s are left"]
+    trial, lines = take_steps(monkeypatch, eager=1.0, compiled=0.1, remaining=200)
+    assert not trial.is_compiled and lines == ["compile: not tried, 191 s are left"]
 
 
 def test_without_auto_nothing_is_timed():
@@ -51,17 +54,17 @@ def test_without_auto_nothing_is_timed():
     assert not trial.is_compiled and not trial._eager_seconds
 
 
-def test_without_a_compiler_it_is_said(monkeypatch):
+def test_a_missing_compiler_is_logged_or_refused(monkeypatch):
     monkeypatch.setattr(auto_compile.shutil, "which", lambda name: None)
     monkeypatch.setattr(auto_compile.torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match=r"--train.compile yes needs a C\+\+ compiler"):
         AutoCompile(nn.Linear(1, 1), "yes", print)
-    said: list[str] = []
-    trial = AutoCompile(nn.Linear(1, 1), "auto", said.append)
+    lines: list[str] = []
+    trial = AutoCompile(nn.Linear(1, 1), "auto", lines.append)
     with trial.time_step(10**6):
         pass
     assert not trial.is_compiled and not trial._eager_seconds
-    assert len(said) == 1 and said[0].startswith("compile: not tried, there is no g++")
+    assert len(lines) == 1 and lines[0].startswith("compile: not tried, there is no g++")
 
 
 @pytest.mark.skipif(not auto_compile.cpp_compiler(), reason="needs a C++ compiler")

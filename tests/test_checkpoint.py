@@ -1,20 +1,30 @@
 import errno
 import io
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from data.actions import ActionSpec
+from models.registry import DataSpec
+from models.tokenizers.keypoints import KeypointsConfig
+from models.tokenizers.tokenizer import LatentSpec
 from pipeline import checkpoint as ckpt
 
 
 def one(stage: str = "tokenizer", **changes):
     weights = {"w": torch.arange(6.0).view(2, 3)}
-    config = {"kind": "vqvae", "codes": 4}
+    config = {"kind": "vqvae", "codebook_size": 4}
     return {
         "format": ckpt.FORMAT,
         "stage": stage,
         "config": config,
+        "image_size": [32, 48],
+        "latents": {"kind": "continuous", "grid": [1, 1], "dim": 4},
+        "actions": {"kind": "none", "names": []},
+        "data_actions": {"kind": "none", "names": []},
         "parent": {"path": "shards", "fingerprint": "0"},
         "model": weights,
         "fingerprint": ckpt.fingerprint(changes.get("model", weights), config),
@@ -29,6 +39,22 @@ def test_what_is_saved_comes_back_with_weights_only(tmp_path):
     assert ckpt.load(tmp_path / "a.pt", "tokenizer")["config"] == one()["config"]
 
 
+@pytest.mark.parametrize("stage", ["tokenizer", "dynamics", "controller"])
+def test_a_checkpoint_describes_the_data_of_its_model(tmp_path, stage):
+    latents = LatentSpec("continuous", (2, 3), 4, is_xy=True)
+    taken = ActionSpec("continuous", ("x", "y"), (0.0, -1.0), (1.0, 1.0), "pixels", True)
+    own = ActionSpec("discrete", ("left", "right"))  # of a model that infers its own
+    data = DataSpec((32, 48), taken)
+    fields = ckpt.describe(KeypointsConfig((32, 48)), data, latents, own, (Path("a"), "beef"))
+    assert set(ckpt.REQUIRED_KEYS) - fields.keys() == {"stage", "model", "fingerprint"}
+    ckpt.save(tmp_path / "a.pt", one(stage) | fields)
+    back = ckpt.load(tmp_path / "a.pt", stage)
+    built_for = data if stage == "tokenizer" else replace(data, latents=latents)
+    assert ckpt.data_spec(back) == built_for
+    assert ActionSpec.from_dict(back["actions"]) == own
+    assert back["config"]["kind"] == "keypoints" and back["parent"]["fingerprint"] == "beef"
+
+
 def test_the_fingerprint_changes_with_a_weight_and_with_a_setting():
     weights = {"w": torch.zeros(3)}
     first = ckpt.fingerprint(weights, {"a": 1})
@@ -37,14 +63,14 @@ def test_the_fingerprint_changes_with_a_weight_and_with_a_setting():
     assert first != ckpt.fingerprint(weights, {"a": 2})
 
 
-def old_style() -> bytes:
+def old_format() -> bytes:
     """What torch wrote before its files were zip archives: a pickle, which can be cut anywhere."""
     memory = io.BytesIO()
     torch.save(one(), memory, _use_new_zipfile_serialization=False)
     return memory.getvalue()
 
 
-PICKLE = old_style()
+PICKLE = old_format()
 BROKEN = [b"", b"not a checkpoint", b"e = mc^2\n", *(PICKLE[:n] for n in (1, 5, 40, 200, -9)), None]
 
 
@@ -58,15 +84,15 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, content):
     assert "\n" not in str(problem.value) and str(path) in str(problem.value)
 
 
-def test_a_missing_file_says_which_command_makes_it(tmp_path):
+def test_a_missing_file_names_the_command_that_writes_it(tmp_path):
     with pytest.raises(ValueError, match=r"train_dynamics\.py --run .*toy writes it"):
         ckpt.load(tmp_path / "toy" / "dynamics" / "best.pt", "dynamics")
     with pytest.raises(ValueError, match=r"train_controller\.py --run .*toy writes it"):
-        ckpt.load(tmp_path / "toy" / "controller" / "goals" / "best.pt", "controller")
+        ckpt.load(tmp_path / "toy" / "controller" / "goal_policy" / "best.pt", "controller")
 
 
 @pytest.mark.parametrize("key", ckpt.REQUIRED_KEYS)
-def test_what_is_missing_in_a_file_is_named(tmp_path, key):
+def test_a_missing_key_is_named(tmp_path, key):
     path = tmp_path / "toy" / "tokenizer" / "best.pt"
     path.parent.mkdir(parents=True)
     ckpt.save(path, {k: v for k, v in one().items() if k != key})
@@ -74,7 +100,7 @@ def test_what_is_missing_in_a_file_is_named(tmp_path, key):
         ckpt.load(path, "tokenizer")
 
 
-def test_a_weight_that_was_not_written_so_is_refused(tmp_path):
+def test_a_weight_that_differs_from_what_was_written_is_refused(tmp_path):
     path = tmp_path / "toy" / "tokenizer" / "best.pt"
     weights = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
     written = one(model=weights)

@@ -33,6 +33,7 @@ from data.shards import EpisodeDataset, shard_name, write_shard
 from data.splits import split_sources
 from data.toy import ToyEpisodes, write_toy_shards
 from evaluation.measures.open_loop import open_loop
+from evaluation.measures.world_clips import world_clips
 from models import registry
 from models.controllers.actor_critic import ActorCritic, ActorCriticConfig
 from models.controllers.policy import PolicyConfig
@@ -206,6 +207,8 @@ def test_a_model_infers_its_own_actions_where_the_data_has_none(tmp_path):
     assert actions.shape == (2, 4) and actions.dtype == torch.int64
     state = world.reset(clip.frames[:, :1], actions[:, :0])
     assert world.decode(world.step(state, actions[:, 0])).shape == (2, 3, 32, 32)
+    clips = world_clips(world, EpisodeDataset(run / "shards"), "test", 4)
+    assert np.isfinite(open_loop(world, clips, (1, 2), num_clips=3)["delta_psnr"]).all()
     play.main(play.Config(run, headless=True, steps=3, size=32))
     played = np.load(run / "play" / "actions.npy")
     assert played.shape == (3,) and played.dtype == np.int64

@@ -8,7 +8,7 @@ DEVICE = torch.device("cpu")
 
 
 class Clock:
-    """Time that passes only when it is told to."""
+    """Time that passes only where a test adds to it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -19,34 +19,34 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
-    told = Clock()
-    monkeypatch.setattr(device_idle.time, "perf_counter", told)
-    return told
+    fake = Clock()
+    monkeypatch.setattr(device_idle.time, "perf_counter", fake)
+    return fake
 
 
-def train(clock: Clock, idle: IdleTimer, waiting: float, working: float, steps: int = 5) -> None:
+def train(clock: Clock, timer: IdleTimer, waiting: float, working: float, steps: int = 5) -> None:
     def batches():
         for number in range(steps):
             clock.now += waiting
             yield number
 
-    for _ in idle.time_batches(batches()):
-        with idle.busy():
+    for _ in timer.time_batches(batches()):
+        with timer.busy():
             clock.now += working
 
 
 def test_waiting_for_batches_is_idle_time(clock):
-    idle = IdleTimer(DEVICE)
-    train(clock, idle, time_batches=3.0, working=1.0)
-    assert idle.fraction() == pytest.approx(0.75)
+    timer = IdleTimer(DEVICE)
+    train(clock, timer, waiting=3.0, working=1.0)
+    assert timer.fraction() == pytest.approx(0.75)
 
 
-def test_each_report_begins_anew(clock):
-    idle = IdleTimer(DEVICE)
-    train(clock, idle, time_batches=1.0, working=0.0)
-    assert idle.fraction() == 1
-    train(clock, idle, time_batches=0.0, working=1.0)
-    assert idle.fraction() == 0
+def test_each_call_counts_from_the_one_before(clock):
+    timer = IdleTimer(DEVICE)
+    train(clock, timer, waiting=1.0, working=0.0)
+    assert timer.fraction() == 1
+    train(clock, timer, waiting=0.0, working=1.0)
+    assert timer.fraction() == 0
 
 
 def test_batches_are_given_as_they_come():

@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,31 +10,32 @@ from typing import Any
 
 import pytest
 import torch
-from sharded_run import Sums, go
+from sharded_run import TRAIN, Sums, train
 
 from pipeline import checkpoint as ckpt
 
+STOP = 3
 
-def shared(*arguments: str | Path | int) -> None:
-    """Run on two processes: folders, and steps to take there."""
-    said = subprocess.run(
+
+def on_two_processes(*arguments: str | Path | int) -> None:
+    """Train on two processes: folders, the steps to stop at, and `fsdp` or `none`."""
+    done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--",
          str(Path(__file__).parent / "sharded_run.py"), *map(str, arguments)],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=240,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
     )  # fmt: skip
-    assert said.returncode == 0, said.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
-def alone(folder: Path, steps: int) -> dict[str, Any]:
-    go(folder, steps)
-    return json.loads((folder / "process-0.json").read_text())
+def left_behind(folder: Path, process: int = 0) -> dict[str, Any]:
+    return json.loads((folder / f"process-{process}.json").read_text())
 
 
-def numbers(folder: Path, file: str = "last.pt") -> dict[str, torch.Tensor]:
+def tensors(folder: Path, file: str = "last.pt") -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint that training has changed."""
     read = ckpt.load(folder / file, "tokenizer")
-    parts = {"model": read["model"], "average": read.get("average", {})}
+    parts = {"model": read["model"], "ema": read.get("ema", {})}
     found = {f"{part} {k}": v for part, values in parts.items() for k, v in values.items()}
     for index, state in read.get("optimizer", {"state": {}})["state"].items():
         found |= {f"optimizer {index} {k}": v for k, v in state.items()}
@@ -45,54 +49,80 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Three steps of two processes and of one; then two more of the other kind in each folder."""
-    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    found: dict[str, Any] = {"one": one, "two": two, "alone": alone(one, 3)}
-    read = [(numbers(one), numbers(one, "best.pt"), ckpt.load(one / "last.pt", "tokenizer"))]
-    shared(two, 3, one, 5)
-    found["shared"] = [json.loads((two / f"process-{i}.json").read_text()) for i in range(2)]
-    read += [(numbers(two), numbers(two, "best.pt"), ckpt.load(two / "last.pt", "tokenizer"))]
-    found["last"], found["best"], found["read"] = zip(*read, strict=True)
-    found["left"] = [(two / f"left-{i}").read_text() for i in range(2)]
-    alone(two, 5)
-    return found
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders: `one` and `two` processes stopped at step 3, `whole` never stopped; and from copies
+    of these, `one_two` resumed by two processes and so on; `ddp`, two without sharding."""
+    root = tmp_path_factory.mktemp("fsdp")
+    names = ("whole", "one", "two", "one_two", "two_one", "two_two", "ddp", "ddp_two")
+    runs = {name: root / name for name in names}
+    train(runs["whole"], TRAIN.steps)
+    train(runs["one"], STOP)
+    on_two_processes(runs["two"], STOP, "fsdp", runs["ddp"], STOP, "none")
+    for name in ("one_two", "two_one", "two_two", "ddp_two"):
+        shutil.copytree(runs[name.split("_")[0]], runs[name])
+    folders = ("two_two", "one_two", "ddp_two")
+    end = TRAIN.steps
+    on_two_processes(*(x for name in folders for x in (runs[name], end, "fsdp")))
+    train(runs["two_one"], end)
+    return runs
 
 
-def test_two_processes_with_shares_take_the_steps_of_one(runs):
-    alone, (first, second) = runs["alone"], runs["shared"]
+@pytest.mark.parametrize("name", ["two", "ddp"])
+def test_two_processes_take_the_steps_of_one(runs, name):
+    one, (first, second) = left_behind(runs["one"]), both(runs[name])
+    assert len(one["errors"]) == len(first["errors"]) == len(second["errors"]) == STOP
     means = [(a + b) / 2 for a, b in zip(first["errors"], second["errors"], strict=True)]
     assert first["errors"] != second["errors"]  # each saw its own rows
-    assert means[0] == pytest.approx(alone["errors"][0], rel=1e-5)
-    assert means == pytest.approx(alone["errors"], rel=1e-3)
-    assert close(*runs["last"]) and close(*runs["best"])
-    assert not close(numbers(runs["one"]), runs["last"][0])
+    assert means[0] == pytest.approx(one["errors"][0], rel=1e-5)
+    assert means == pytest.approx(one["errors"], rel=1e-3)
+    for file in ("last.pt", "best.pt"):
+        assert close(tensors(runs["one"], file), tensors(runs[name], file))
+    assert not close(tensors(runs["whole"]), tensors(runs[name]))
 
 
-def test_what_a_model_counts_is_what_the_first_process_counts(runs):
-    first, second = (process["shown"] for process in runs["shared"])
+def both(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    return left_behind(folder, 0), left_behind(folder, 1)
+
+
+@pytest.mark.parametrize("name", ["two", "ddp", "two_two", "one_two"])
+def test_buffers_are_those_of_the_first_process(runs, name):
+    first, second = (process["seen_before"] for process in both(runs[name]))
     assert first == second != 0
 
 
-def test_processes_take_leave_of_each_other(runs):
-    assert runs["left"] == ["True", "True"]
+def test_frozen_weights_move_after_a_step_as_in_one_process(runs):
+    """They follow weights of which each process has a shard."""
+    start, one, two = Sums().slow.weight, tensors(runs["one"]), tensors(runs["two"])
+    assert torch.allclose(one["model slow.weight"], two["model slow.weight"], atol=2e-5)
+    assert not torch.allclose(one["model slow.weight"], start, atol=1e-2)
+
+
+def test_processes_leave_the_group(runs):
+    for name in ("two", "two_two"):
+        left = [(runs[name] / f"left-{i}").read_text() for i in range(2)]
+        assert left == ["True", "True"]
 
 
 def test_no_process_holds_all_weights(runs):
-    first, second = (process["weights"] for process in runs["shared"])
-    assert first + second == runs["alone"]["weights"]
-    assert max(first, second) < 0.6 * runs["alone"]["weights"]
+    whole = left_behind(runs["one"])["weights"]
+    for name in ("two", "two_two", "one_two", "ddp_two"):
+        first, second = (process["weights"] for process in both(runs[name]))
+        assert first + second == whole
+        assert max(first, second) < 0.6 * whole
+    assert [process["weights"] for process in both(runs["ddp"])] == [whole, whole]
 
 
-def test_all_processes_validate_the_average_and_agree_on_the_best(runs):
-    first, second = runs["shared"]
-    assert first["figures"] == pytest.approx(second["figures"], rel=1e-6)
-    assert first["figures"] == pytest.approx(runs["alone"]["figures"], rel=1e-3)
-    assert first["best"] == second["best"] == pytest.approx(runs["alone"]["best"], rel=1e-3)
+@pytest.mark.parametrize("name", ["two", "ddp"])
+def test_all_processes_validate_the_average_and_agree_on_the_best(runs, name):
+    one, (first, second) = left_behind(runs["one"]), both(runs[name])
+    assert first["metrics"] == pytest.approx(second["metrics"], rel=1e-6)
+    assert first["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
+    assert first["best"] == second["best"] == pytest.approx(one["best"], rel=1e-3)
 
 
-def test_a_checkpoint_of_shares_is_like_any_other(runs):
-    one, two = runs["read"]
+@pytest.mark.parametrize("name", ["two", "ddp"])
+def test_a_checkpoint_of_two_processes_is_like_that_of_one(runs, name):
+    one, two = (ckpt.load(runs[n] / "last.pt", "tokenizer") for n in ("one", name))
     assert one.keys() == two.keys()
     assert one["optimizer"]["param_groups"] == two["optimizer"]["param_groups"]
     model = Sums()
@@ -100,8 +130,15 @@ def test_a_checkpoint_of_shares_is_like_any_other(runs):
     assert two["fingerprint"] == ckpt.fingerprint(model.state_dict(), two["config"])
 
 
-def test_one_process_goes_on_where_two_left_off_and_the_other_way_round(runs):
-    for folder in ("one", "two"):
-        assert ckpt.load(runs[folder] / "last.pt", "tokenizer")["step"] == 5
-    one, two = numbers(runs["one"]), numbers(runs["two"])
-    assert close(one, two)
+@pytest.mark.parametrize("name", ["two_one", "two_two", "one_two", "ddp_two"])
+def test_a_run_stopped_on_some_processes_resumes_on_others(runs, name):
+    """Two to one, two to two, one to two, and two without sharding to two with it."""
+    whole, found = (ckpt.load(runs[n] / "last.pt", "tokenizer") for n in ("whole", name))
+    stopped = ckpt.load(runs[name.split("_")[0]] / "last.pt", "tokenizer")
+    assert stopped["step"] == STOP and found["step"] == whole["step"] == TRAIN.steps
+    for file in ("last.pt", "best.pt"):
+        assert close(tensors(runs["whole"], file), tensors(runs[name], file))
+    assert found["best"] == pytest.approx(whole["best"], rel=1e-3)
+    logs = [(runs[n] / "log.jsonl").read_text().splitlines() for n in ("whole", name)]
+    steps = [[json.loads(line)["step"] for line in log] for log in logs]
+    assert steps[0] == steps[1] and steps[0][-1] == TRAIN.steps

@@ -9,20 +9,20 @@ from pipeline.training.process import wait_for_threads
 TASKS = Path("/proc/self/task")
 
 
-@pytest.mark.skipif(not TASKS.exists(), reason="only Linux tells what a thread does")
-def test_threads_of_that_name_are_waited_for_while_they_are_at_work():
-    begun, done, end = threading.Event(), threading.Event(), threading.Event()
+@pytest.mark.skipif(not TASKS.exists(), reason="only Linux lists what a thread does")
+def test_threads_of_that_name_are_waited_for_while_they_run():
+    started, done, end = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:
         (TASKS / str(threading.get_native_id()) / "comm").write_text("pt_test (1) loop")
-        begun.set()
+        started.set()
         hashlib.sha256(bytes(200_000_000))  # without the interpreter, as gloo's do
         done.set()
         end.wait()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    begun.wait()
+    started.wait()
     wait_for_threads("pt_test")
     assert done.is_set() and thread.is_alive()
     end.set()

@@ -554,13 +554,9 @@ def test_a_validation_without_the_metric_of_the_best_is_refused(tmp_path):
             trainer.save_best({"psnr": 20.0, "ssim": 0.5})
         assert "\n" not in str(e.value)
         trainer._lock.close()
-        assert trainer.best == before_best(tmp_path) and trainer.bad_validations == 0
+        assert trainer.best == last(tmp_path)["best"] and trainer.bad_validations == 0
     assert files(tmp_path) == before
     assert not any("validation/psnr" in line for line in log(tmp_path))
-
-
-def before_best(folder: Path) -> float:
-    return last(folder)["best"]
 
 
 # -- settings ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What is recorded as a CUDA graph waits for no GPU: steps of training, of worlds, and searches."""
+"""Nothing that is captured as a CUDA graph waits for the GPU: training steps, worlds, searches."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from torch import Tensor
 from untrained_run import write_run
 from waiting import nothing_waits
 
+from data.batch import Batch
 from data.clips import Clips
 from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
 from models.controllers.actor_critic import ActorCriticConfig
-from models.controllers.goal_policy import GoalPolicy, GoalPolicyConfig
+from models.controllers.goal_policy import GoalPolicyConfig
 from models.controllers.planner import Planner, PlannerConfig
 from models.controllers.policy import PolicyConfig
-from models.registry import build_controller
+from models.method import TrainableModule
+from models.registry import DataSpec, build_controller
 from models.tokenizers.keypoints import Keypoints, KeypointsConfig
 from models.tokenizers.vqvae import VqVae, VqVaeConfig
 from models.world import World
@@ -36,10 +38,10 @@ WAITING: dict[str, Callable[[Tensor], Any]] = {
     "an array": lambda x: x.numpy(),
     "to the CPU": lambda x: x.cpu(),
     "from a list": lambda x: torch.tensor([1.0, 2.0], device=x.device),
-    "as many as are true": lambda x: x[x > 0],
-    "put where true": lambda x: x.clone().index_put_((x > 0,), torch.zeros(())),
+    "a mask as an index": lambda x: x[x > 0],
+    "a write at a mask": lambda x: x.clone().index_put_((x > 0,), torch.zeros(())),
     "a count": lambda x: torch.bincount(x.long()),
-    "a draw that looks": lambda x: torch.multinomial(x, 2),
+    "a draw that checks its weights": lambda x: torch.multinomial(x, 2),
 }
 
 
@@ -53,67 +55,124 @@ def test_what_waits_is_found(name):
         WAITING[name](x)
 
 
-def follow(losses: dict[str, Tensor]) -> None:
-    sum((v for v in losses.values() if v.requires_grad), torch.zeros(())).backward()
+def take_step(model: TrainableModule, batch: Batch, *context: Any) -> None:
+    """A training step but for its optimizer, in which nothing may wait."""
+    assert model.capturable
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with nothing_waits():
+        losses = model.loss(batch, *context)
+        sum((v for v in losses.values() if v.requires_grad), torch.zeros(())).backward()
+        with torch.no_grad():
+            model.after_step()
+    if type(model).after_step is not TrainableModule.after_step:
+        assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def codes(decoding: Any) -> tuple[Any, tuple[Any, ...]]:
-    return dynamics(decoding), (*episode(), torch.rand(3, 6), torch.ones(3, 6))
+# -- training ------------------------------------------------------------------------------------
 
 
-def begun_codes() -> tuple[Any, tuple[Any, ...]]:
+def llama(decoding: Any) -> tuple[TrainableModule, Batch]:
+    return dynamics(decoding), Batch(None, *episode(), torch.rand(3, 6), torch.ones(3, 6))
+
+
+def vqvae() -> tuple[TrainableModule, Batch]:
+    """With codebooks: before, k-means reads values."""
     model = VqVae(VqVaeConfig(**SMALL)).train()
     steps = 0
-    while not model.codebook_initialized:
-        model.loss(noise())
+    while not model.capturable:
+        model.loss(Batch(frames=noise()))
+        with torch.no_grad():
+            model.after_step()
         steps += 1
-    assert steps == SMALL["continuous_steps"] + 1
-    return model, (noise(),)
+    assert steps == SMALL["vq_start_step"]
+    return model, Batch(frames=noise())
 
 
-def keypoints() -> tuple[Any, tuple[Any, ...]]:
-    return Keypoints(KeypointsConfig((32, 32), num_keypoints=4, channels=16, num_res_blocks=1)), (
-        noise(),
-    )
+def keypoints() -> tuple[TrainableModule, Batch]:
+    config = KeypointsConfig((32, 32), num_keypoints=4, channels=16, num_res_blocks=1)
+    return Keypoints(config), Batch(frames=noise()[:, None])
 
 
-def foretold() -> tuple[Any, tuple[Any, ...]]:
-    return predictor(), (*vectors(), torch.rand(3, 10), torch.ones(3, 10))
+def predicted() -> tuple[TrainableModule, Batch]:
+    return predictor(), Batch(None, *vectors(), torch.rand(3, 10), torch.ones(3, 10))
 
 
 TRAINED = {
-    "vqvae": begun_codes,
+    "vqvae": vqvae,
     "keypoints": keypoints,
-    "codes at once": lambda: codes("frame"),
-    "codes one by one": lambda: codes("token"),
-    "vectors": foretold,
+    "parallel llama": lambda: llama("parallel"),
+    "autoregressive llama": lambda: llama("autoregressive"),
+    "predictor": predicted,
 }
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_step_of_training_waits_for_nothing(name):
+def test_a_training_step_waits_for_nothing(name):
     torch.manual_seed(0)
-    model, given = TRAINED[name]()
+    model, batch = TRAINED[name]()
     model.train().requires_grad_(True)
-    with nothing_waits():
-        follow(model.loss(*given))
+    take_step(model, batch)
 
 
-@pytest.fixture(scope="module", params=["codes", "goals"])
+@pytest.fixture(scope="module", params=["vqvae", "keypoints"])
 def world_and_clips(request, tmp_path_factory) -> tuple[World, Any]:
     run = tmp_path_factory.mktemp(request.param)
     write_toy_shards(run / "shards", episodes=6, length=20)
-    recordings = EpisodeDataset(run / "shards")
-    world = load_world(write_run(run, recordings, controllers=False, method=request.param))
-    return world, Clips(recordings, "train", 20).batch(np.arange(2))
+    dataset = EpisodeDataset(run / "shards")
+    world = load_world(write_run(run, dataset, controllers=False, method=request.param))
+    return world, Clips(dataset, "train", 20).batch(np.arange(2))
 
 
-def test_neither_a_step_nor_a_look_waits(world_and_clips):
-    world, shown = world_and_clips
+def encoded(world: World, clips: Any) -> tuple[Tensor, Tensor]:
+    """Latents (B, T, N) or (B, T, P, D), and normalized actions (B, T, A)."""
     with torch.no_grad():
-        state = world.reset(shown.frames[:, :3], shown.actions[:, :2])
+        latents = world.encode_clip(clips.frames)
+    return latents, world.actions.normalize(clips.actions)
+
+
+def controller(world: World, config: Any) -> TrainableModule:
+    data = DataSpec(world.image_size, world.actions, world.state_spec)
+    model = build_controller(config, data).train()
+    model.load_codebook(world.tokenizer)
+    return model
+
+
+def test_a_training_step_of_a_goal_policy_waits_for_nothing(world_and_clips):
+    world, clips = world_and_clips
+    if world.latents.kind == "discrete":
+        pytest.skip("gradients do not pass through codes")
+    policy = PolicyConfig(hidden_dim=16)
+    config = GoalPolicyConfig(policy, action_block=2, horizon=2, max_goal_offset=4)
+    latents, actions = encoded(world, clips)
+    take_step(controller(world, config), Batch(latents=latents, actions=actions), world)
+
+
+def test_a_training_step_of_a_behavior_clone_waits_for_nothing(world_and_clips):
+    world, clips = world_and_clips
+    latents, actions = encoded(world, clips)
+    config = PolicyConfig(channels=8, num_keypoints=4, hidden_dim=16)
+    batch = Batch(latents=latents[:, 5:6], actions=actions[:, 5:6])
+    take_step(controller(world, config), batch)
+
+
+def test_a_training_step_of_an_actor_critic_waits_for_nothing(world_and_clips):
+    world, clips = world_and_clips
+    latents, actions = encoded(world, clips)
+    policy = PolicyConfig(channels=8, num_keypoints=4, hidden_dim=16)
+    demos = {"bc_latents": latents[:, 5:6], "bc_actions": actions[:, 5:6]}
+    batch = Batch(latents=latents[:, :3], actions=actions[:, :3], extra=demos)
+    take_step(controller(world, ActorCriticConfig(policy, horizon=3)), batch, world)
+
+
+# -- worlds and searches -------------------------------------------------------------------------
+
+
+def test_neither_a_step_nor_its_decoding_waits(world_and_clips):
+    world, clips = world_and_clips
+    with torch.no_grad():
+        state = world.reset(clips.frames[:, :3], clips.actions[:, :2])
         world.decode(state)
-        for action in shown.actions[:, 2:14].unbind(1):
+        for action in clips.actions[:, 2:14].unbind(1):
             with nothing_waits():
                 state = world.step(state, action)
                 world.decode(state)
@@ -121,53 +180,19 @@ def test_neither_a_step_nor_a_look_waits(world_and_clips):
 
 @pytest.mark.parametrize("method", ["cem", "mppi", "shooting"])
 def test_a_search_waits_for_nothing(world_and_clips, method):
-    world, shown = world_and_clips
+    world, clips = world_and_clips
     config = PlannerConfig(
         method, num_samples=8, iterations=3, num_elites=2, horizon=2, action_block=2
     )
 
     def watched(search: Callable[..., Any]) -> Callable[..., Any]:
-        def searched(*given: Any) -> Any:
+        def searched(*args: Any) -> Any:
             with nothing_waits():
-                return search(*given)
+                return search(*args)
 
         return searched
 
     with torch.no_grad():
-        state = world.reset(shown.frames[:, :3], shown.actions[:, :2])
-        goal = world.encode(shown.frames[:, 9])
-        Planner(config, world, watched).plan(state, goal, shown.actions[:, 2], None)
-
-
-def test_learning_to_reach_goals_waits_for_nothing(world_and_clips):
-    world, shown = world_and_clips
-    if world.latents.kind == "discrete":
-        pytest.frameskip("gradients do not pass through codes")
-    config = GoalPolicyConfig(
-        PolicyConfig(hidden_dim=16), action_block=2, horizon=2, max_goal_offset=4
-    )
-    model = GoalPolicy(config, world.latents, world.actions)
-    with torch.no_grad():
-        latents = world.encode(shown.frames.flatten(0, 1)).unflatten(0, shown.frames.shape[:2])
-    actions = world.actions.normalize(shown.actions)
-    with nothing_waits():
-        follow(model.loss(world, latents, actions))
-
-
-@pytest.mark.parametrize("method", ["cloning", "actor_critic"])
-def test_a_controller_that_learns_waits_for_nothing(world_and_clips, method):
-    world, shown = world_and_clips
-    policy = PolicyConfig(channels=8, num_keypoints=4, hidden_dim=16)
-    with torch.no_grad():
-        latents = world.encode(shown.frames.flatten(0, 1)).unflatten(0, shown.frames.shape[:2])
-    actions = world.actions.normalize(shown.actions)
-    step = latents[:, 5], actions[:, 5]
-    given: tuple[Any, ...] = step
-    config: Any = policy
-    if method == "actor_critic":
-        config = ActorCriticConfig(policy, horizon=3)
-        given = world, latents[:, :3], actions[:, :2], *step
-    model: Any = build_controller(config, world.latents, world.actions).train()
-    model.load_codebook(world.tokenizer)
-    with nothing_waits():
-        follow(model.loss(*given))
+        state = world.reset(clips.frames[:, :3], clips.actions[:, :2])
+        goal = world.encode(clips.frames[:, 9])
+        Planner(config, world, watched).plan(state, goal, clips.actions[:, 2], None)

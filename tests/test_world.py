@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from untrained_run import write_run
 
 from data.clips import Clips
@@ -97,8 +97,8 @@ def test_controllers_act_in_the_environments_units(run):
     controllers = load_controllers(run, world)
     assert set(controllers) == {"bc", "actor_critic"}
     state = world.reset(real.frames[:, :1], real.actions[:, :0])
-    for sample in (False, True):
-        action = controllers["actor_critic"].act(state, sample)
+    for controller in controllers.values():
+        action = controller.act(state)
         assert action.shape == (4, *world.actions.shape)
         if world.actions.kind == "continuous":
             assert (action >= 0).all() and (action <= 512).all() and action.max() > 1
@@ -112,14 +112,17 @@ def test_cached_latents_are_the_tokenizers_and_are_computed_once(run):
     device = torch.device("cpu")
     made = cache_latents(where, tokenizer, known, dataset, device)
     clips = ClipBatches(Clips(dataset, "train", 4), frozenset({"latents"}), made)
-    before = clips.batch(np.arange(5)).latents
+
+    def latents_of(*indices: int) -> Tensor:
+        return clips.batch(np.array(indices)).require("latents")[0]
+
+    before = latents_of(0, 1, 2, 3, 4)
     clips.cache_on_device(torch.device("meta"), made.nbytes - 1)
-    assert torch.equal(clips.batch(np.arange(5)).latents, before)
+    assert torch.equal(latents_of(0, 1, 2, 3, 4), before)
     clips.cache_on_device(device, made.nbytes)
-    assert torch.equal(clips.batch(np.arange(5)).latents, before)
-    indices = np.array([0, 9])
-    frames = clips.clips.batch(indices).frames
-    assert torch.equal(clips.batch(indices).latents, tokenizer.encode_clip(frames))
+    assert torch.equal(latents_of(0, 1, 2, 3, 4), before)
+    frames = clips.clips.batch(np.array([0, 9])).frames
+    assert torch.equal(latents_of(0, 9), tokenizer.encode_clip(frames))
 
     class Refuses:
         latents, temporal_context = tokenizer.latents, 1

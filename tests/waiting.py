@@ -1,4 +1,4 @@
-"""Finds, on a CPU, what would wait for a GPU: CUDA graphs cannot record that."""
+"""Finds, on a CPU, what would wait for a GPU: CUDA graphs cannot capture that."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# what looks at values (for a number, or for a size), and what is copied to a GPU from a list
+# reads of values (a number, or the size of a result), and copies of a list to a GPU
 WAITS = {
     "_local_scalar_dense", "bincount", "equal", "is_nonzero", "lift_fresh", "masked_select",
     "multinomial", "nonzero", "unique_dim", "_unique2", "_linalg_svd", "_linalg_eigh",
@@ -42,7 +42,7 @@ def nothing_waits() -> Iterator[None]:
         def refuse(*_: Any, **__: Any) -> None:
             raise AssertionError(f"Tensor.{name} waits for a GPU")
 
-        return mock.patch_size.object(Tensor, name, refuse)
+        return mock.patch.object(Tensor, name, refuse)
 
     tolist, numpy, cpu = (refused(name) for name in COPIES)
     with tolist, numpy, cpu, Watched():

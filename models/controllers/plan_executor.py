@@ -1,4 +1,5 @@
-"""Execute plans towards goals, replanning as they are used up (model predictive control).
+"""A controller that plans towards goals, and replans as plans are used up (model predictive
+control).
 
 Letters: B worlds, M of them that are planned for, E knots, T actions of a plan, A action numbers.
 """
@@ -50,19 +51,20 @@ class PlanExecutor:
     def act(
         self,
         state: State | None,
-        goal_latents: Tensor,
-        last_action: Tensor | None,
+        goal: Tensor | None = None,
+        last_action: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
         """Give each world's next action, (B, A) or (B,), in the environment's units, on the CPU.
 
         state, last_action (M, A): of the worlds that are planned for; used only where `needs_plan`.
-        goal_latents: (B, N) codes or (B, P, D), of all worlds.
+        goal: latents to reach, (B, N) codes or (B, P, D), of all worlds.
         rows: (M,) int64, the worlds that are planned for, all if None; the others' actions are 0.
         """
+        assert goal is not None, "planning needs a goal"
         if self.needs_plan:
             assert state is not None, "a plan starts from a state"
-            self._plan(state, goal_latents, last_action, rows)
+            self._plan(state, goal, last_action, rows)
         assert self.plans is not None
         action = self.plans[:, self.next_step]
         self.next_step += 1

@@ -104,7 +104,7 @@ class Predictor(Dynamics):
         self.delta_head = nn.Linear(dim, latents.dim)
         nn.init.zeros_(self.delta_head.weight)  # the first prediction is no change
         nn.init.zeros_(self.delta_head.bias)
-        # constants of a step: filling them in anew takes launches on a GPU
+        # constants of a step: to fill them in each time takes launches on a GPU
         self.register_buffer("counts", torch.arange(self.frameskip + 1), persistent=False)
         self.register_buffer("zeros", torch.zeros(()), persistent=False)
         self.register_buffer("ones", torch.ones(()), persistent=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from pipeline import checkpoint as ckpt
+from pipeline.training.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,30 @@ class Taken:
     def describe(self) -> str:
         left = f", {len(self.left)} left as they began ({_few(self.left)})" if self.left else ""
         return f"init: {len(self.taken)} tensors from {self.path}{left}"
+
+
+def begin(
+    model: nn.Module,
+    train: TrainConfig,
+    folder: Path,
+    stage: str,
+    resuming: bool,
+    flag_prefix: str,
+) -> list[str]:
+    """Do what a training config says of both; give lines to print.
+
+    folder: of the training, such as RUN/controller/bc.  A run that resumes has its weights.
+    """
+    lines = []
+    if train.init_from and not resuming:
+        parts = folder.parts  # RUN/controller/bc -> controller/bc
+        first = parts.index(stage) if stage in parts else len(parts) - 1
+        lines.append(init_from(model, train.init_from, Path(*parts[first:]), stage).describe())
+    if train.freeze:
+        names = set(freeze(model, train.freeze, flag_prefix))
+        frozen = sum(p.numel() for n, p in model.named_parameters() if n in names)
+        lines.append(f"freeze: {len(names)} tensors, {frozen / 1e6:.2f} M parameters")
+    return lines
 
 
 def init_from(model: nn.Module, source: str, folder: Path, stage: str) -> Taken:

@@ -96,7 +96,11 @@ class Trainer(Generic[M]):
             )
         resuming = last.exists() and not restart
         self._started = False  # last.pt is of this training
-        self._begin_from_other(model, resuming)
+        if train.init_from or train.freeze:
+            from pipeline.training.init_from import begin
+
+            for line in begin(model, train, folder, stage, resuming, flag_prefix):
+                self.log_line(line)
         self.model = model.to(self.device)
         self.nan_guard = NanGuard(stage, flag_prefix, immediate=self.device.type == "cpu")
         self.step_fn = TrainStep(
@@ -134,24 +138,6 @@ class Trainer(Generic[M]):
             self.log_line(
                 f"{stage}: resuming from step {self.global_step} of {train.steps} ({last})"
             )
-
-    def _begin_from_other(self, model: TrainableModule, resuming: bool) -> None:
-        """Take weights from another run, and freeze some, as the training config says."""
-        train = self.train
-        if not train.init_from and not train.freeze:
-            return
-        from pipeline.training import init_from
-
-        if train.init_from and not resuming:
-            parts = self.folder.parts  # RUN/controller/bc -> controller/bc
-            first = parts.index(self.stage) if self.stage in parts else len(parts) - 1
-            place = Path(*parts[first:])
-            taken = init_from.init_from(model, train.init_from, place, self.stage)
-            self.log_line(taken.describe())
-        if train.freeze:
-            names = init_from.freeze(model, train.freeze, self.flag_prefix)
-            frozen = sum(p.numel() for n, p in model.named_parameters() if n in set(names))
-            self.log_line(f"freeze: {len(names)} tensors, {frozen / 1e6:.2f} M parameters")
 
     @property
     def is_main_process(self) -> bool:

@@ -1,0 +1,104 @@
+"""The template in docs/how-to/add-a-method.md is a method that trains."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import evaluate
+import models.tokenizers
+import play
+import preprocess
+import recipes
+import train_controller
+import train_dynamics
+import train_tokenizer
+from data.toy import write_toy_shards
+from models import registry
+from models.controllers.controller import Controller
+from models.dynamics.dynamics import Dynamics
+from models.method import TrainableModule, Validates
+from models.tokenizers.tokenizer import Tokenizer
+from pipeline import checkpoint as ckpt
+from pipeline import presets
+
+PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "add-a-method.md"
+MODEL, REGISTRY, RECIPE = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+CONFIGS = {
+    "preprocess_pusht": preprocess.PushTConfig,
+    "tokenizer": train_tokenizer.Config,
+    "dynamics": train_dynamics.Config,
+    "controller": train_controller.Config,
+    "play": play.Config,
+    "evaluate": evaluate.Config,
+}
+NAMES = ("models.tokenizers.autoencoder", "recipes.autoencoder")
+
+
+@pytest.fixture
+def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The page's blocks, as if they stood where it says."""
+    for package, block in ((models.tokenizers, MODEL), (recipes, RECIPE)):
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / "autoencoder.py").write_text(block)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+    importlib.invalidate_caches()
+    names = dict(vars(registry))
+    exec(REGISTRY, names)
+    monkeypatch.setitem(registry.TOKENIZERS, "autoencoder", names["autoencoder"])
+    yield
+    for name in NAMES:
+        sys.modules.pop(name, None)
+    for package in (models.tokenizers, recipes):
+        vars(package).pop("autoencoder", None)
+
+
+def test_the_template_trains_two_steps_and_is_read_back(template: None, tmp_path: Path):
+    run = tmp_path / "run"
+    write_toy_shards(run / "shards", episodes=6, length=8)
+    config = presets.apply(train_tokenizer.Config(), "tokenizer", ["autoencoder", "debug"])
+    train_tokenizer.main(
+        replace(
+            config,
+            run=run,
+            model=replace(config.model, image_size=(32, 32)),  # type: ignore[type-var]
+            train=replace(config.train, steps=2, batch_size=4, eval_every=2, log_every=1),
+        )
+    )
+    best = ckpt.load(run / "tokenizer" / "best.pt", "tokenizer")
+    assert best["config"]["kind"] == "autoencoder" and best["step"] == 2
+    assert best["config"]["channels"] == 16  # the recipe's size reached the model
+    log = [json.loads(line) for line in (run / "tokenizer" / "log.jsonl").read_text().splitlines()]
+    logged = {key for line in log for key in line}
+    assert {"train/loss", "train/reconstruction", "validation/psnr"} <= logged
+
+    tokenizer = registry.build_tokenizer(best["config"], ckpt.data_spec(best))
+    ckpt.restore(tokenizer, best, run / "tokenizer" / "best.pt")
+    frames = torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8)
+    latents = tokenizer.encode(frames)
+    assert latents.shape == (3, tokenizer.latents.num_patches, tokenizer.latents.dim)
+    assert tokenizer.decode(latents).shape == frames.shape
+
+
+def test_the_recipe_of_the_template_fits_every_stage(template: None):
+    for stage, config in CONFIGS.items():
+        presets.apply(config(), stage, ["autoencoder", "debug"])
+
+
+def test_every_member_of_the_contract_is_on_the_page():
+    text = PAGE.read_text()
+    table = text[text.index("## The contract") : text.index("## What a micro-batch")]
+    inherited = set(dir(torch.nn.Module))
+    for role in (TrainableModule, Validates, Tokenizer, Dynamics, Controller):
+        for name in {*vars(role), *vars(role).get("__annotations__", {})} - inherited:
+            if not name.startswith("_") and name != "config":
+                assert re.search(rf"`[^`|]*\b{name}\b[^`|]*`", table), f"{role.__name__}.{name}"

@@ -119,8 +119,7 @@ class ControllerContext:
     def demos(self, split: Split) -> DemoSteps:
         return DemoSteps(self.dataset, split, self.latents, self.config.min_reward)
 
-    def clips(self, split: Split, clip_length: int) -> ClipBatches:
-        needs = frozenset({"latents", "actions"})
+    def clips(self, split: Split, clip_length: int, needs: frozenset[str]) -> ClipBatches:
         return ClipBatches(Clips(self.dataset, split, clip_length), needs, self.latents)
 
     def describe(self, config: MethodConfig) -> dict[str, Any]:
@@ -209,8 +208,10 @@ def train_actor_critic(context: ControllerContext) -> None:
     )
     if trainer.finished:
         return trainer.log_finished()
-    starts = StartsWithDemos(context.clips("train", world.context), context.demos("train"))
-    held_out = context.clips("validation", world.context)
+    starts = StartsWithDemos(
+        context.clips("train", world.context, model.needs), context.demos("train")
+    )
+    held_out = context.clips("validation", world.context, model.needs)
     with torch.no_grad(), autocast(trainer.device, trainer.precision):
         baseline = imagined_rewards(clone.to(trainer.device), world, held_out)
     if trainer.best is None and trainer.global_step == 0:
@@ -254,7 +255,7 @@ def train_goal_policy(context: ControllerContext) -> None:
     model = cast(GoalPolicy, context.build(config.goal_policy, config.goal_policy_train.seed))
     train, held_out = (
         # an action before the start is known
-        context.clips(split, max(world.context, 2) + model.max_goal_offset)
+        context.clips(split, max(world.context, 2) + model.max_goal_offset, model.needs)
         for split in ("train", "validation")
     )
     trainer = Trainer(

@@ -173,6 +173,8 @@ class IdentityTokenizer:
 
     latents: LatentSpec = LATENTS
     image_size: tuple[int, int] = (224, 224)
+    temporal_context: int = 1
+    has_decoder: bool = False
 
 
 def our_world(precision: Precision = "fp32") -> World:

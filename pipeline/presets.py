@@ -54,6 +54,12 @@ def check(names: Sequence[str]) -> list[str]:
     for index, name in enumerate(names):
         if name not in known:
             _owner(names[:index], name)
+        elif not hasattr(_recipe(name), "RUN"):  # it changes what is before it
+            after = [other for other in names[index:] if other in known and other != name]
+            if after and hasattr(_recipe(after[-1]), "RUN"):
+                raise ValueError(
+                    f"{after[-1]} replaces what {name} changes; give {name} after {after[-1]}"
+                )
     return list(names)
 
 

@@ -1,12 +1,12 @@
-"""Kill training stages at random moments, many times, and see that they always go on.
+"""Kill training stages at random moments, many times, and check that they always resume.
 
-Not part of the suite, as each try starts a process. From the root of the project:
+Not part of the suite, because each try starts a process. From the root of the project:
 
     python tests/kill_stages.py --tries 21
 
 Each try starts one of the three training stages on the toy world, saving at every step, kills it
-with SIGKILL, SIGTERM or SIGINT after a random time, loads its `last.pt` and sees that no step was
-lost. The stages take turns, each on what the one before had made by then.
+with SIGKILL, SIGTERM or SIGINT after a random time, loads its `last.pt` and checks that no step was
+lost. The stages run in their order, each on the checkpoint of the one before.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from data.toy import write_toy_shards  # noqa: E402
 from pipeline import checkpoint as ckpt  # noqa: E402
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-# each stage, the name of its training's flags, where it saves, and flags of its own
+# stage, prefix of its training flags, folder of its checkpoints, other flags
 STAGES = (
     ("tokenizer", "train", "tokenizer", ["--model.image-size", "32", "32"]),
     ("dynamics", "train", "dynamics", []),
-    ("controller", "cloning", "controller/cloning", ["--methods", "cloning", "--enough", "0.01"]),
+    ("controller", "bc", "controller/bc", ["--methods", "bc", "--min-reward", "0.01"]),
 )
 
 
@@ -40,47 +40,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--tries", type=int, default=21)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    draw = random.Random(asked.seed)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         write_toy_shards(Path(folder) / "shards")
         ended: Counter[str] = Counter()
-        per_stage = -(-asked.tries // len(STAGES))
+        per_stage = -(-options.tries // len(STAGES))
         for stage in STAGES:
             step = 0
             for attempt in range(per_stage):
-                step, name = kill(*stage, Path(folder), step, draw)
+                step, name = kill(*stage, Path(folder), step, rng)
                 ended[f"{stage[0]} {name}"] += 1
                 print(f"{stage[0]}, try {attempt}: {name} at step {step}, whole", flush=True)
     print(f"{sum(ended.values())} of {per_stage * len(STAGES)} whole: {dict(ended)}")
 
 
 def kill(
-    stage: str, train: str, place: str, flags: list[str], run: Path, step: int, draw: random.Random
+    stage: str, train: str, folder: str, flags: list[str], run: Path, step: int, rng: random.Random
 ) -> tuple[int, str]:
-    """Kill a stage once; give the step that is saved, which lies after `step`, and the signal."""
-    last = run / place / "last.pt"
+    """Kill a stage once; return the step in last.pt, which is after `step`, and the signal."""
+    last = run / folder / "last.pt"
     command = [
-        sys.executable, f"train_{stage}.py", "--run", str(run), "--preset", "debug",
+        sys.executable, f"train_{stage}.py", "--run", str(run), "--preset", "pusht", "debug",
         f"--{train}.steps", "1000000", f"--{train}.save-every", "1",
-        f"--{train}.evaluate-every", "3", *flags,
+        f"--{train}.eval-every", "3", *flags,
     ]  # fmt: skip
     before = last.stat().st_mtime if last.exists() else 0.0
-    said = run / "said.txt"  # a pipe that nobody reads would fill, and the stage wait
-    with said.open("w") as file:
+    output = run / "output.txt"  # a full pipe that nobody reads would stop the stage
+    with output.open("w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
-    # its first own save; and a best.pt, on which the next stage begins
+    # its first save, and a best.pt for the next stage
     while not (last.exists() and last.stat().st_mtime > before and has_best(last)):
         if process.poll() is not None:
-            raise SystemExit(f"{stage} ended by itself: {said.read_text()[-2000:]}")
+            raise SystemExit(f"{stage} ended by itself: {output.read_text()[-2000:]}")
         time.sleep(0.01)
-    time.sleep(draw.uniform(0, 1.0))
-    number = draw.choice(SIGNALS)
+    time.sleep(rng.uniform(0, 1.0))
+    number = rng.choice(SIGNALS)
     process.send_signal(number)
     process.wait()
     after = ckpt.load(last, stage)["step"]
     if after <= step:
-        raise SystemExit(f"{stage}: step {step} was reached, {after} is there")
+        raise SystemExit(f"{stage}: step {step} was reached, but last.pt is of step {after}")
     return after, number.name
 
 

@@ -1,13 +1,12 @@
-"""A world with known predictions: a blue disc on white that runs to the pointer.
+"""A world with known predictions: a blue disc on white that moves to the pointer.
 
-It reads the disc from the context frames, so it starts wherever an episode of the toy world does.
-It ignores the square, so its rollouts differ from the dataset.
+It reads the disc from the last context frame, so it starts wherever an episode of the toy world
+does.  It ignores the square, so its rollouts differ from the dataset.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -23,11 +22,13 @@ BLUE = (65, 105, 225)
 
 @dataclass
 class Nothing:
+    """The memory of a model that remembers nothing."""
+
     def select(self, index: Tensor) -> Nothing:
         return self
 
 
-class Drawing:
+class DiscTokenizer:
     """Latents are the position of the disc, in whole pixels of the 512 x 512 world."""
 
     latents = LatentSpec("discrete", (1, 2), 1, 513)
@@ -56,12 +57,15 @@ class Drawing:
 class PointerWorld:
     """The disc moves at most SPEED per step; the reward is its position from left to right."""
 
-    context = 3
+    context, temporal_context = 3, 1
+    has_rewards = has_decoder = True
+    infers_actions = False
     device = torch.device("cpu")
 
     def __init__(self, actions: ActionSpec = POINTER, size: int = 32, ends_at: float = 2.0) -> None:
-        self.actions, self.tokenizer, self.ends_at = actions, Drawing(size), ends_at
-        self.dynamics = SimpleNamespace(has_rewards=True)
+        self.actions, self.tokenizer, self.ends_at = actions, DiscTokenizer(size), ends_at
+        self.data_actions, self.image_size = actions, self.tokenizer.image_size
+        self.latents = self.state_spec = self.tokenizer.latents
 
     def reset(self, frames: Tensor, actions: Tensor) -> State:
         assert frames.shape[1] == actions.shape[1] + 1
@@ -86,13 +90,19 @@ class PointerWorld:
     def decode(self, state: State) -> Tensor:
         return self.tokenizer.decode(state.latents)
 
+    def encode(self, frames: Tensor) -> Tensor:
+        return self.tokenizer.encode(frames)
+
+    embed = encode
+
 
 class ToTheRight:
     """A controller that moves up and to the right in every state."""
 
-    name = "to the right"
+    def reset(self) -> None:
+        """Nothing is remembered."""
 
-    def act(self, state: State, sample: bool = False) -> Tensor:
+    def act(self, state: State, goal: Tensor | None = None) -> Tensor:
         return torch.tensor([[WINDOW_SIZE, 0.0]]).expand(len(state), 2)
 
 

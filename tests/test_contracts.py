@@ -303,6 +303,22 @@ def test_what_was_taken_and_what_was_left_is_printed(tmp_path, shards, capsys):
     assert "init: 20 tensors from" in printed and "freeze: 2 tensors" in printed
 
 
+def test_a_frozen_codebook_and_a_frozen_norm_stand_still(tmp_path):
+    config = VqVaeConfig(
+        (32, 32), channels=16, num_res_blocks=1, codebook_size=8, latent_dim=8, num_codebooks=1,
+        vq_start_step=1,
+    )  # fmt: skip
+    first = trained(tmp_path / "first", VqVae(config), steps=4).model
+    model = VqVae(config)
+    model.load_state_dict(first.state_dict())
+    before = state(model)
+    trained(tmp_path / "second", model, steps=4, freeze=("quantizers.*", "encoder.*"))
+    after = state(model)
+    still = [n for n in before if n.startswith(("quantizers.", "encoder."))]
+    assert all(torch.equal(before[n], after[n]) for n in still)
+    assert not torch.equal(before["decoder.background"], after["decoder.background"])
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -244,6 +244,14 @@ def test_an_unknown_preset_is_refused_with_a_suggestion(name: str, near: str):
         presets.apply(train_tokenizer.Config(), "tokenizer", ["pusht", name])
 
 
+@pytest.mark.parametrize("recipe", ["pusht", "keypoints", "lewm", "dinov2", "minecraft"])
+def test_a_recipe_that_would_undo_the_one_before_is_refused(recipe: str):
+    for names in (["autoregressive", recipe], ["pusht", "autoregressive", recipe]):
+        message = f"{recipe} replaces what autoregressive changes; give autoregressive after"
+        with pytest.raises(ValueError, match=message):
+            presets.check(names)
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -285,8 +285,9 @@ def flag_names(config: type) -> Iterator[str]:
     hints = get_type_hints(config)
     for f in fields(config):
         yield f.name
-        if is_dataclass(hints[f.name]):
-            yield from flag_names(hints[f.name])
+        hint = hints[f.name]
+        if isinstance(hint, type) and is_dataclass(hint):
+            yield from flag_names(hint)
 
 
 def flag_choices(config: type) -> Iterator[str]:
@@ -294,7 +295,7 @@ def flag_choices(config: type) -> Iterator[str]:
     hints = get_type_hints(config)
     for f in fields(config):
         hint = hints[f.name]
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             yield from flag_choices(hint)
         yield from _literals(hint)
 
@@ -501,4 +502,4 @@ def test_a_planted_flag_is_found_in_a_command():
 
 def test_words_that_only_hold_an_old_one_are_left_alone():
     names = ["LegalAction", "BestOf", "num_samples", "WorldView", "guidelines", "adopted"]
-    assert not problems(names, CLASSES | FLAGS)
+    assert not problems(names, {**CLASSES, **FLAGS})

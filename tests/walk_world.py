@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from data.episodes import Episode
 from data.shards import shard_name, write_shard
 from data.vpt.vpt_actions import CameraQuantizer, action_spec
 from models.dynamics.dynamics import State
+from models.tokenizers.tokenizer import LatentSpec
 
 SPEC = action_spec(CameraQuantizer())
 NOTHING = 60
@@ -21,9 +21,14 @@ NOTHING = 60
 
 
 class WalkWorld:
-    actions, context = SPEC, 2
+    """The latent of a state is its last action."""
+
+    actions = data_actions = SPEC
+    context, temporal_context = 2, 1
+    image_size = (32, 32)
+    latents = state_spec = LatentSpec("discrete", (1, 1), 1, SPEC.size)
+    has_rewards, has_decoder, infers_actions = False, True, False
     device = torch.device("cpu")
-    dynamics = SimpleNamespace(has_rewards=False)
 
     def reset(self, frames: Tensor, actions: Tensor) -> State:
         rows = torch.ones(len(frames))

@@ -216,6 +216,8 @@ class VqVae(Tokenizer):
             return
         chunks = vectors.chunk(self.config.num_codebooks, dim=-1)
         for part, ids, quantizer in zip(chunks, codes.unbind(-1), self.quantizers, strict=True):
+            if not quantizer.training:  # frozen
+                continue
             if not self.codebook_initialized:
                 init_codebook(quantizer, part)
                 continue

@@ -45,7 +45,7 @@ def begin(
         first = parts.index(stage) if stage in parts else len(parts) - 1
         lines.append(init_from(model, train.init_from, Path(*parts[first:]), stage).describe())
     if train.freeze:
-        names = set(freeze(model, train.freeze, flag_prefix))
+        names = freeze(model, train.freeze, flag_prefix)
         frozen = sum(p.numel() for n, p in model.named_parameters() if n in names)
         lines.append(f"freeze: {len(names)} tensors, {frozen / 1e6:.2f} M parameters")
     return lines
@@ -74,36 +74,40 @@ def init_from(model: nn.Module, source: str, folder: Path, stage: str) -> Taken:
     return Taken(str(path), checkpoint["fingerprint"], taken, left)
 
 
-def freeze(model: nn.Module, patterns: tuple[str, ...], flag_prefix: str = "train") -> list[str]:
+def freeze(model: nn.Module, patterns: tuple[str, ...], flag_prefix: str = "train") -> set[str]:
     """Take the gradient from every weight whose name matches a pattern ("encoder.*").
 
-    Returns their names; ValueError for a pattern that matches none.
+    Returns the names of what stays, weights and buffers; ValueError for a pattern that matches
+    none.
     """
-    frozen: list[str] = []
-    names = [name for name, _ in model.named_parameters()]
+    frozen: set[str] = set()
+    names = list(model.state_dict())
     for pattern in patterns:
-        matching = [name for name in names if fnmatchcase(name, pattern)]
+        matching = {name for name in names if fnmatchcase(name, pattern)}
         if not matching:
             heads = sorted({name.partition(".")[0] for name in names})
             raise ValueError(
                 f"--{flag_prefix}.freeze {pattern} matches no weight; they begin with "
                 f"{', '.join(heads)}"
             )
-        frozen += matching
+        frozen |= matching
     for name, parameter in model.named_parameters():
         if name in frozen:
             parameter.requires_grad_(False)
     return frozen
 
 
-def frozen_modules(model: nn.Module) -> list[nn.Module]:
-    """Submodules in which no weight is trained: they stay in eval mode, so that dropout and
-    running statistics stand still, too."""
-    return [
-        module
-        for module in model.modules()
-        if (weights := list(module.parameters())) and not any(p.requires_grad for p in weights)
-    ]
+def frozen_modules(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
+    """Submodules of which everything is frozen: they stay in eval mode, so that dropout and running
+    statistics stand still, too."""
+    names = list(model.state_dict())
+    frozen = {n for n in names if any(fnmatchcase(n, pattern) for pattern in patterns)}
+    found = []
+    for path, module in model.named_modules():
+        inside = [n for n in names if n.startswith(f"{path}.")]
+        if path and inside and frozen.issuperset(inside):
+            found.append(module)
+    return found
 
 
 def _few(names: list[str]) -> str:

@@ -61,7 +61,7 @@ class TrainStep:
         if train.freeze:
             from pipeline.training.init_from import frozen_modules
 
-            self._frozen = frozen_modules(model)
+            self._frozen = frozen_modules(model, train.freeze)
         self.optimizer = accelerator.prepare(self._make_optimizer(model.param_groups()))
         self.auto_compile: AutoCompile | None = None
         if train.compile != "no":

@@ -1,49 +1,55 @@
-# make demo    install, then Push-T end to end on the CPU: shards, three trainings, film, report
-# make test    install, then the test suite
+# make demo    install, then Push-T end to end on the CPU: episodes, training, video, report
+# make test    install, then run the tests
 #
-# make demo DEMOS=PATH RUN=runs/human    the same on human demonstrations (zarr folder, zip or npz),
-#                                        each replayed three times; REPLAYS=0 for as they are
-# make demo DEMOS=PATH REPLAYS=12 PRESET="pusht goals hour" RUN=runs/goals    half an hour on 2 cores
-# make demo DEMOS=PATH REPLAYS=16 PRESET="pusht goals" RUN=runs/pusht    at full size, on a GPU
-# A second call goes on from where the first was interrupted, or says that all is done.
+# make demo DEMOS=PATH RUN=runs/human
+#     the same on human demonstrations (a zarr folder, zip or npz), with 3 perturbed copies of each;
+#     PERTURB=0 uses the demonstrations themselves
+# make demo DEMOS=PATH PERTURB=12 PRESET="keypoints cpu30" RUN=runs/goals    half an hour on 2 cores
+# make demo DEMOS=PATH PERTURB=16 PRESET=keypoints RUN=runs/pusht            full size, on a GPU
+#
+# A second call resumes an interrupted demo. When all is done, it says so.
 
 RUN ?= runs/demo
-PRESET ?= pusht goals cpu
+PRESET ?= keypoints cpu
 DEMOS ?=
-REPLAYS ?= $(if $(DEMOS),3)
-GIVEN := checkpoints/pusht-goals
+PERTURB ?= $(if $(DEMOS),3)
+CHECKPOINT := checkpoints/pusht-goals
 PYTHON := .venv/bin/python
 INSTALLED := .venv/installed
-STAGE := --preset $(PRESET) --run $(RUN)
+
+# A run remembers its presets. A PRESET on the command line goes to every stage all the same.
+GIVEN := $(if $(filter file,$(origin PRESET)),,--preset $(PRESET))
+STAGE := --run $(RUN) $(GIVEN)
+FIRST := --run $(RUN) $(or $(GIVEN),$(if $(wildcard $(RUN)/run.json),,--preset $(PRESET)))
 
 .PHONY: demo test install
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
-	@$(MAKE) --no-print-directory $(GIVEN)/play/film.gif
-	$(PYTHON) -m data.preprocess pusht $(STAGE) $(if $(DEMOS),--demos $(DEMOS)) \
-	  $(if $(REPLAYS),--replays $(REPLAYS))
+	@$(MAKE) --no-print-directory $(CHECKPOINT)/play/rollout.gif
+	$(PYTHON) preprocess.py pusht $(FIRST) $(if $(DEMOS),--demos $(DEMOS)) \
+	  $(if $(PERTURB),--perturb $(PERTURB))
 	$(PYTHON) train_tokenizer.py $(STAGE)
 	$(PYTHON) train_dynamics.py $(STAGE)
 	$(PYTHON) train_controller.py $(STAGE)
-	@$(MAKE) --no-print-directory $(RUN)/play/film.mp4 $(RUN)/report/index.html
+	@$(MAKE) --no-print-directory $(RUN)/play/rollout.mp4 $(RUN)/report/index.html
 	@echo
-	@echo "film    $(RUN)/play/film.gif and film.mp4: the truth beside what the world imagines"
-	@echo "report  $(RUN)/report/index.html, and its figures in $(RUN)/report/metrics.json"
+	@echo "video   $(RUN)/play/rollout.gif and rollout.mp4: the simulator next to the model rollout"
+	@echo "report  $(RUN)/report/index.html, with its metrics in $(RUN)/report/metrics.json"
 
-# A goal reached in the world that comes with the project, to look at while another is made.
-$(GIVEN)/play/film.gif: $(GIVEN)/dynamics/best.pt
-	$(PYTHON) play.py --run $(GIVEN) --headless --beside-simulator --actions guided \
-	  --goal-steps 50 --episode 2 --frame 12 --steps 50
+# A goal is reached in the world that comes with the project. Watch it while the demo trains.
+$(CHECKPOINT)/play/rollout.gif: $(CHECKPOINT)/dynamics/best.pt
+	$(PYTHON) play.py --run $(CHECKPOINT) --headless --compare-simulator --actions policy_prior \
+	  --goal-offset 50 --episode 2 --frame 12 --steps 50
 
-# Film and report are made anew only when a stage beneath them has found a better checkpoint.
+# Video and report are made again when a stage has found a better checkpoint.
 BEST := $(wildcard $(RUN)/*/best.pt $(RUN)/controller/*/best.pt)
-$(RUN)/play/film.mp4: $(BEST)
-	$(PYTHON) play.py $(STAGE) --headless --beside-simulator
+$(RUN)/play/rollout.mp4: $(BEST)
+	$(PYTHON) play.py $(STAGE) --headless --compare-simulator
 $(RUN)/report/index.html: $(BEST)
 	$(PYTHON) evaluate.py $(STAGE)
 
-# Up to four cores, whole files on each: what the tests of a file share is made once.
+# Four processes at most, and whole files on each: tests of a file share their fixtures.
 test: $(INSTALLED)
 	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
 

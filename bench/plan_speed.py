@@ -2,6 +2,8 @@
 
 Both start at one frame, as the authors' planning does, and the model has three frames of context;
 encoding is not timed.  Their solver samples each action, ours the knots at the ends of blocks.
+
+One file because the toy plane checks the very solvers that are timed here.
 """
 
 from __future__ import annotations

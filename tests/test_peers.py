@@ -25,8 +25,8 @@ from bench.pairs import EXACT, INT8, Incorrect, Options
 from bench.peers import hugging_face
 from bench.peers import stable_worldmodel as peer
 from kernels import BlockMask, eager, reference
-from pipeline.inference.load_controllers import load_controller
 from pipeline.cuda_graph import CudaGraphedWorld
+from pipeline.inference.load_controllers import load_controller
 
 SMALL = train_speed.Workload(
     train_speed.llama_config(32, 2, 2, 48, context_frames=3), 64, (2, 4), batch_size=2

@@ -68,6 +68,22 @@ def test_fp16_learns_what_fp32_learns(tmp_path):
     assert losses["fp16"] < 1.1 * losses["fp32"] and losses["fp32"] < 0.5
 
 
+class Loud(Line):
+    """A loss whose gradient passes what fp16 holds, until the loss scaler has come down."""
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        return {k: 1000 * v for k, v in super().loss(batch).items()}
+
+
+def test_k_plus_m_steps_equal_k_stop_resume_m_in_fp16_too(tmp_path):
+    train(tmp_path / "whole", model=Loud, precision="fp16")
+    train(tmp_path / "parts", stop_at=7, model=Loud, precision="fp16")
+    train(tmp_path / "parts", model=Loud, precision="fp16")
+    whole, parts = last(tmp_path / "whole"), last(tmp_path / "parts")
+    assert whole["scaler"] == parts["scaler"] and whole["scaler"]["scale"] < 65536
+    assert equal(whole["model"], parts["model"]) and equal(whole["ema"], parts["ema"])
+
+
 class Quiet(Line):
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         (x,) = batch.require("latents")
@@ -123,7 +139,13 @@ def test_the_logged_loss_is_the_sum_of_the_terms_with_a_gradient(tmp_path, chang
         }
 
 
-# -- learning rates -------------------------------------------------------------------------------
+def test_the_number_of_workers_changes_nothing(tmp_path):
+    train(tmp_path / "none", steps=4)
+    train(tmp_path / "two", steps=4, num_workers=2)
+    assert equal(weights(tmp_path / "none"), weights(tmp_path / "two"))
+
+
+# -- learning rates ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("before, after", [(False, True), (True, False)])

@@ -22,6 +22,7 @@ from data.arrays import ArraySource, Layout
 from data.build_shards import Source, available_cpus, build
 from data.check import main_check
 from data.download import fetch
+from data.files import lock
 from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
 from data.pusht.scripted_episodes import ScriptedEpisodes
@@ -32,7 +33,6 @@ from data.vpt.index import download_recordings, load_index, local_name, sample_r
 from data.vpt.recordings import FrameFormat, VptSource
 from data.vpt.vpt_report import report
 from pipeline.cli import Command, run_commands, unprefixed
-from data.files import lock
 
 
 @dataclass(frozen=True)

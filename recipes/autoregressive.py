@@ -1,3 +1,3 @@
-"""Codes of the next frame predicted one by one; put it behind a recipe of codes, pusht or minecraft."""
+"""Codes of the next frame predicted one by one; for a recipe of codes named before it."""
 
 DYNAMICS = {"model.decoding": "autoregressive"}

@@ -1,4 +1,4 @@
-"""Push-T as the patches of a frozen DINOv2, with a predictor over them (DINO-WM, arXiv:2411.04983)."""
+"""Push-T as patches of a frozen DINOv2 (DINO-WM, arXiv:2411.04983), and a predictor over them."""
 
 from recipes import keypoints, pusht
 

@@ -1,4 +1,4 @@
-"""Push-T as keypoints: a predictor over vectors, in whose world goals are planned for and reached."""
+"""Push-T as keypoints: a predictor over vectors, in whose world goals are planned for."""
 
 from recipes import pusht
 

@@ -1,4 +1,4 @@
-"""Push-T as LeWorldModel's joint embedding (arXiv:2603.19312), with a predictor over its vectors."""
+"""Push-T as LeWorldModel's joint embedding (arXiv:2603.19312), and a predictor over it."""
 
 from recipes import keypoints, pusht
 

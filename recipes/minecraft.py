@@ -1,6 +1,8 @@
-"""Minecraft from OpenAI's contractor recordings (VPT, arXiv:2206.11795): 64 pixels as 256 codes, and
-a transformer of 97 M parameters over them. Recordings have no reward: controllers clone, and learn
-to reach frames."""
+"""Minecraft from OpenAI's contractor recordings (VPT, arXiv:2206.11795).
+
+64 x 64 pixels as 256 codes, and a transformer of 97 M parameters over them.  The recordings have no
+reward: controllers clone, and learn to reach frames.
+"""
 
 RUN = "runs/minecraft"
 

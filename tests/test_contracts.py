@@ -1,4 +1,7 @@
-"""What the contracts allow, each used by a small method of its own (tests/fake_methods.py)."""
+"""What the contracts allow, each used by a small method of its own (tests/fake_methods.py).
+
+One file because each contract is a page of its own, used by the same small methods.
+"""
 
 from __future__ import annotations
 

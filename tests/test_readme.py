@@ -1,28 +1,66 @@
-"""What README.md says can be done is done."""
+"""README.md and the docs: their commands run, their links lead somewhere, their Python works."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from untrained_run import write_run
 
+import bench.__main__
+import evaluate
+import play
+import preprocess
+import train_controller
+import train_dynamics
+import train_tokenizer
 from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
+from pipeline import presets
+from pipeline.cli import parse
+from pipeline.inference import export
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+HISTORY = [ROOT / "CHANGELOG.md", *ROOT.glob("docs/log/*.md")]  # commands of their own day
+GUIDES = [
+    *(page for page in ROOT.glob("*.md") if page not in HISTORY),
+    *ROOT.glob("docs/*.md"),
+    *ROOT.glob("docs/how-to/*.md"),
+    *ROOT.glob("recipes/*.md"),
+    *ROOT.glob("checkpoints/*/README.md"),
+]
+STAGES = {
+    "train_tokenizer.py": (train_tokenizer.Config, "tokenizer"),
+    "train_dynamics.py": (train_dynamics.Config, "dynamics"),
+    "train_controller.py": (train_controller.Config, "controller"),
+    "play.py": (play.Config, "play"),
+    "evaluate.py": (evaluate.Config, "evaluate"),
+}
+MODULES = {"bench": bench.__main__.Config, "pipeline.inference.export": export.Config}
+WRITTEN = ("shards/", "tokenizer/", "latents/", "dynamics/", "controller/", "play/", "report/")
 
 
-def commands() -> list[list[str]]:
-    """The lines of the bash block, as words."""
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+# -- the debug run ----------------------------------------------------------------------------
+
+
+def debug_run() -> list[list[str]]:
+    """The lines of the README's bash block, as words."""
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
@@ -30,20 +68,21 @@ def commands() -> list[list[str]]:
 def test_the_commands_of_the_debug_run_work_in_their_order(tmp_path: Path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("DISPLAY", None)
-    assert len(commands()) == 6
-    for words in commands():
+    assert len(debug_run()) == 6
+    for words in debug_run():
         assert words[0] == "python"
         words = [sys.executable, *(w.replace("runs/", f"{tmp_path}/") for w in words[1:])]
         ended = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, f"{shlex.join(words)}\n{ended.stdout}\n{ended.stderr}"
     run = tmp_path / "debug"
     for made in (
+        "run.json",
         "shards/shard-00000.h5",
         "tokenizer/best.pt",
         "dynamics/best.pt",
         "controller/best.pt",
-        "play/film.gif",
-        "play/film.mp4",
+        "play/rollout.gif",
+        "play/rollout.mp4",
         "play/frames/00000.png",
         "report/metrics.json",
         "report/index.html",
@@ -51,11 +90,113 @@ def test_the_commands_of_the_debug_run_work_in_their_order(tmp_path: Path):
         assert (run / made).exists(), made
 
 
-PAGES = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("checkpoints/*/README.md")]
+# -- commands ---------------------------------------------------------------------------------
+
+
+def commands(page: Path) -> Iterator[str]:
+    """The commands of a page, in blocks and within lines, without their comments."""
+    text = page.read_text().replace("\\\n", " ")
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^ {4}(.*)$", text, re.MULTILINE)
+    inline = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    lines = [line.strip() for block in fenced for line in block.splitlines()]
+    for line in [*lines, *indented, *(" ".join(words.split()) for words in inline)]:
+        if re.match(r"(python|make) \S", line) and "..." not in line:
+            yield line.partition(" #")[0]
+
+
+def check_python(words: list[str]) -> None:
+    """Parse the arguments of a script as the script would."""
+    script, *arguments = words
+    if script == "-m":
+        module, *arguments = arguments
+        assert importlib.util.find_spec(module), module
+        if module in MODULES:
+            config = parse(MODULES[module], None, arguments).config
+            if isinstance(config, bench.__main__.Config):
+                bench.__main__.check_known("area", config.areas, bench.__main__.AREAS)
+        return
+    assert (ROOT / script).exists(), script
+    if script == "preprocess.py":
+        command = preprocess.COMMANDS[arguments[0]]
+        parse(command.config, command.stage, arguments[1:], default_presets=command.default_presets)
+    elif script in STAGES:
+        config, stage = STAGES[script]
+        parse(config, stage, arguments)
+
+
+def check_make(words: list[str]) -> None:
+    for word in words:
+        name, is_variable, _ = word.partition("=")
+        pattern = rf"^{name} \?=" if is_variable else rf"^{name}:"
+        assert re.search(pattern, MAKEFILE, re.MULTILINE), f"the Makefile has no {name}"
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=page_name)
+def test_commands_name_scripts_flags_and_presets_that_exist(
+    page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)  # no run remembers its presets here
+    for command in commands(page):
+        program, *words = shlex.split(command)
+        try:
+            check_make(words) if program == "make" else check_python(words)
+        except SystemExit:
+            pytest.fail(f"{page_name(page)}: {command}")
+
+
+def test_commands_are_found_where_pages_show_them(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Run `python -m bench\n--quick`, not `make` or `python -m bench ...`.\n\n"
+        "    python play.py --run a \\\n        --headless    # a video\n\n"
+        "```\nmake test    # all\n```\n"
+    )
+    found = [shlex.split(command) for command in commands(page)]
+    assert found == [
+        ["make", "test"],
+        ["python", "play.py", "--run", "a", "--headless"],
+        ["python", "-m", "bench", "--quick"],
+    ]
+    assert sum(len([*commands(page)]) for page in GUIDES) > 40
+
+
+def test_the_comments_of_the_makefile_are_commands_that_it_knows():
+    shown = re.findall(r"^# (make .*?)(?: {4}.*)?$", MAKEFILE, re.MULTILINE)
+    assert len(shown) == 5
+    for command in shown:
+        check_make(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("preset", ["", "keypoints cpu30"])
+def test_the_stages_of_make_demo_parse(
+    preset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Without running them: make prints what it would do."""
+    variables = [f"RUN={tmp_path}/demo", "DEMOS=demos.zip", *([f"PRESET={preset}"] * bool(preset))]
+    printed = subprocess.run(
+        ["make", "--dry-run", "--old-file=.venv/installed", "demo", *variables],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.replace("\\\n", " ")  # fmt: skip
+    lines = [shlex.split(line) for line in printed.splitlines() if line.startswith(".venv/bin/py")]
+    scripts = {words[1]: words[2:] for words in lines if f"{tmp_path}/demo" in words}
+    assert list(scripts) == ["preprocess.py", *STAGES]
+    monkeypatch.chdir(tmp_path)
+    for _, *words in lines:
+        check_python(words)
+    assert scripts["preprocess.py"][-4:] == ["--demos", "demos.zip", "--perturb", "3"]
+    first = presets.check((preset or "keypoints cpu").split())
+    assert parse(preprocess.PushTConfig, "preprocess_pusht", scripts["preprocess.py"][1:]).presets \
+        == first  # fmt: skip
+    for script in STAGES:  # the run remembers, so a preset is passed only if it was given
+        assert ("--preset" in scripts[script]) == bool(preset), script
+
+
+# -- links and names --------------------------------------------------------------------------
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub calls the headings of a page; a heading that comes again gets a number."""
+    """GitHub's anchors of a page's headings; a heading that comes again gets a number."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     seen: Counter[str] = Counter()
     found = set()
@@ -67,9 +208,9 @@ def anchors(page: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path):
-    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+def check_links(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)]+)\)", text):
         if "://" not in link:
             name, _, anchor = link.partition("#")
             target = page.parent / name if name else page
@@ -78,26 +219,68 @@ def test_links_lead_somewhere(page: Path):
                 assert anchor in anchors(target), f"{page} links to {link}"
 
 
+@pytest.mark.parametrize("page", [*GUIDES, *HISTORY], ids=page_name)
+def test_links_lead_somewhere(page: Path):
+    check_links(page)
+
+
+@pytest.mark.parametrize("link", ["nowhere.md", "#no-such-heading", "page.md#other"])
+def test_a_dead_link_is_found(tmp_path: Path, link: str):
+    page = tmp_path / "page.md"
+    page.write_text(f"# A heading\n\n[one](#a-heading) and [another]({link})\n")
+    with pytest.raises(AssertionError, match="links to"):
+        check_links(page)
+
+
+def test_there_are_pages_of_every_kind():
+    names = {page_name(page) for page in [*GUIDES, *HISTORY]}
+    assert {"README.md", "docs/play.md", "recipes/README.md"} <= names
+    for folder in ("docs/log/", "docs/how-to/", "checkpoints/pusht-goals/"):
+        assert any(name.startswith(folder) for name in names), folder
+
+
 def test_every_script_and_folder_that_is_named_is_there():
-    for name in re.findall(r"`(\w+\.py|\w+/)`", README):
-        if not name.startswith("runs"):
-            made = name in ("shards/", "tokenizer/", "latents/", "dynamics/", "controller/")
-            assert made or name in ("play/", "report/") or (ROOT / name).exists(), name
+    named = re.findall(r"`([\w/-]+\.py|[\w/-]+/)`", README)
+    assert len(named) > 20
+    for name in named:
+        assert name in WRITTEN or name.startswith("runs/") or (ROOT / name).exists(), name
 
 
-def test_both_commands_are_in_the_makefile():
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+def test_every_preset_is_in_the_readme():
+    for name in [*presets.recipe_names(), *presets.size_names()]:
+        assert f"`{name}`" in README, name
+
+
+def test_the_make_commands_of_the_readme_are_in_the_makefile():
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+    check_make(targets)
+
+
+# -- Python -----------------------------------------------------------------------------------
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_the_python_of_the_readme_works(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    (block,) = python_blocks(ROOT / "README.md")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["frame"].shape == (1, 3, 64, 64) and names["frame"].dtype == torch.uint8
+    assert names["clip"].frames.shape == (1, 11, 3, 64, 64)
+    assert names["clip"].actions[:, :-1].shape == (1, 10, 2)
 
 
 def test_the_python_of_the_play_page_works(tmp_path: Path):
     write_toy_shards(tmp_path / "shards", episodes=6)
     write_run(tmp_path, EpisodeDataset(tmp_path / "shards"))
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/play.md").read_text(), re.DOTALL)
+    blocks = python_blocks(ROOT / "docs/play.md")
     assert len(blocks) == 2
     names: dict[str, Any] = {}
     exec("".join(blocks).replace("runs/demo", str(tmp_path)), names)
-    assert len(names["many"]) == 100 and names["picture"].shape == (1, 3, 32, 32)
-    seen, _ = names["envs"].reset(seed=0)
-    assert seen.shape == (64, 32, 32, 3)
+    assert len(names["candidates"]) == 100 and names["frame"].shape == (1, 3, 32, 32)
+    observations, _ = names["envs"].reset(seed=0)
+    assert observations.shape == (64, 32, 32, 3)

@@ -1,4 +1,7 @@
-"""Recipes: every preset applies to every stage, and gives the settings that were measured."""
+"""Recipes: every preset applies to every stage, and gives the settings that were measured.
+
+One file because it is one table.
+"""
 
 from __future__ import annotations
 

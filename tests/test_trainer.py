@@ -331,8 +331,7 @@ def test_images_are_written_whole(tmp_path):
     trainer.log_image("made", np.full((4, 4, 3), 7, np.uint8))
     trainer._lock.close()
     (image,) = (tmp_path / "images").iterdir()
-    assert image.name == "made-000000.png"
-    assert (imageio.imread(image) == 7).all()
+    assert image.name == "made-000000.png" and (imageio.imread(image) == 7).all()
 
 
 @pytest.mark.parametrize("name", POSITIVE_FIELDS)

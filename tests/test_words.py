@@ -2,6 +2,8 @@
 
 Looked for in flags and their choices, presets, metric keys, class names, file names, and in the
 commands that the docs show.
+
+One file because the list of words is most of it.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ number of processes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +34,21 @@ def shard(loss_module: nn.Module, units: list[nn.Module], device: torch.device) 
     fully_shard(loss_module, mesh=mesh, ignored_params=frozen)
     # as DDP does: running averages are those of the first process
     loss_module.register_forward_pre_hook(lambda module, _: _broadcast([*module.buffers()]))
+
+
+@contextmanager
+def gathered(loss_module: nn.Module) -> Iterator[None]:
+    """Whole weights in here, to be read; what is written to those that are trained is lost."""
+    from torch.distributed.fsdp import FSDPModule
+
+    units = [module for module in loss_module.modules() if isinstance(module, FSDPModule)]
+    for unit in units:
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
 
 
 def full_tensors(value: Any, device: str | torch.device = "cpu") -> Any:

@@ -42,7 +42,8 @@ def begin(
     lines = []
     if train.init_from and not resuming:
         parts = folder.parts  # RUN/controller/bc -> controller/bc
-        first = parts.index(stage) if stage in parts else len(parts) - 1
+        last = len(parts) - 1
+        first = last - parts[::-1].index(stage) if stage in parts else last
         lines.append(init_from(model, train.init_from, Path(*parts[first:]), stage).describe())
     if train.freeze:
         names = freeze(model, train.freeze, flag_prefix)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.training.auto_compile import AutoCompile
 
 LossFn = Callable[..., Losses]
+RESERVED = {"loss", "grad_norm"}
 
 
 class TrainStep:
@@ -157,11 +158,19 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            self.model.after_step()
+        self._after_step()
         if self.scaler.get_scale() >= loss_scale:  # it falls when a step is skipped
             self.ema.update(step)
         return losses
+
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        if self.unsharded is None or type(self.model).after_step is TrainableModule.after_step:
+            return self.model.after_step()
+        from pipeline.training import fsdp
+
+        with fsdp.gathered(self.loss_module):
+            self.model.after_step()
 
     def _capturable_step(self, *tensors: Tensor) -> list[Tensor]:
         """A whole step in which nothing looks at a value."""
@@ -170,8 +179,7 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(unflatten(self._batch_spec, iter(tensors)))
         self.optimizer.step()
-        with torch.no_grad():
-            self.model.after_step()
+        self._after_step()
         self._loss_names = list(losses)
         return list(losses.values())
 
@@ -188,6 +196,10 @@ class TrainStep:
             fraction = (high - low) / batch_size
             total = sum((v for v in losses.values() if v.requires_grad), torch.zeros(()))
             self.accelerator.backward(self.scaler.scale(total * fraction))
+            if taken := RESERVED & losses.keys():
+                raise ValueError(
+                    f"a loss has a term named {', '.join(taken)}, which the trainer computes itself"
+                )
             for name, value in ({"loss": total} | losses).items():
                 totals[name] = totals.get(name, torch.zeros(())) + value.detach() * fraction
         self.scaler.unscale_(self.optimizer)
@@ -233,6 +245,8 @@ class TrainStep:
             fsdp.load_optimizer(self.optimizer, state["optimizer"])
         for group in self.optimizer.param_groups:  # it may come from a run without a CUDA graph
             group["capturable"] = self._capturable
+            rate = float(group["lr"])
+            group["lr"] = torch.tensor(rate, device=self.device) if self.train.cuda_graph else rate
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
 

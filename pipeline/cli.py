@@ -62,11 +62,13 @@ def parse(
             default = presets.apply(config(), stage, names)
         if names:
             print(f"presets: {' '.join(names)}")
-    recipes, sizes = presets.recipe_names(), presets.size_names()
-    description += (
-        f"\n\n--preset RECIPE [SIZE]: recipes are {', '.join(recipes)}, and sizes "
-        f"{', '.join(sizes)}. They stack, flags win, and RUN remembers the ones it was begun with."
-    )
+    if "-h" in flags or "--help" in flags:  # only then are all recipes read
+        recipes, sizes = presets.recipe_names(), presets.size_names()
+        description += (
+            f"\n\n--preset RECIPE [SIZE]: recipes are {', '.join(recipes)}, and sizes "
+            f"{', '.join(sizes)}. They stack, flags win, and RUN remembers the ones it was begun "
+            f"with."
+        )
     return Parsed(_cli(config, default, flags, description), names, bool(named))
 
 

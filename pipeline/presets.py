@@ -40,9 +40,14 @@ def size_names() -> list[str]:
 
 def check(names: Sequence[str]) -> list[str]:
     """Return the presets, the first one a recipe; raise ValueError for an unknown one."""
-    known, sizes = recipe_names(), size_names()
+    known = recipe_names()
+    given = [name for name in names if name in known] or [FALLBACK]
+    mine = {size for name in given for size in _sizes(_recipe(name))}
     for name in names:
-        if name not in known and name not in sizes:
+        if name in known or name in mine:
+            continue
+        sizes = size_names()  # only now are the other recipes read
+        if name not in sizes:
             near = difflib.get_close_matches(name, [*known, *sizes], n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(

@@ -1,7 +1,7 @@
 """The true simulator under a sampling planner: the upper bound of planning in a world model.
 
-Cross-entropy method (Rubinstein 1999) over the agent's target positions.  Letters: N starts,
-K candidates, T steps of a plan, B action blocks of it, M elites, S numbers of a state.
+The planner's cross-entropy method (models/controllers/planner.py) over the agent's target
+positions.  Letters: N starts, K candidates, T steps of a plan, B action blocks of it, M elites, S numbers of a state.
 """
 
 from __future__ import annotations
@@ -9,9 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data.pusht.vector_pusht import VectorPushT
 from evaluation.protocols.policies import Observation
+from models.controllers.planner import (
+    elite_weights,
+    interpolate,
+    select_best,
+    weighted_moments,
+)
 
 HORIZON, ACTION_BLOCK = 5, 5
 PLAN_STEPS = HORIZON * ACTION_BLOCK
@@ -60,40 +68,37 @@ class OracleCem:
 
     def plan(self, states: np.ndarray, velocities: np.ndarray, goals: np.ndarray) -> np.ndarray:
         """Give the best plan from each start: (N, T, 2) targets."""
-        num_starts, agents = len(states), states[:, :2]
-        mean = np.repeat(agents[:, None], HORIZON, 1)  # (N, B, 2)
+        agents = torch.from_numpy(states[:, None, None, :2])  # (N, 1, 1, 2)
+        goal_agents = torch.from_numpy(goals[:, None, :2])
+        mean = agents.expand(-1, -1, HORIZON, -1)
         # Later knots vary more, as in a random walk.
-        std = np.tile(INIT_STD * np.sqrt(np.arange(1, HORIZON + 1))[:, None], (num_starts, 1, 2))
-        best_knots, best_cost = mean.copy(), np.full(num_starts, np.inf)
+        growth = torch.arange(1, HORIZON + 1, dtype=torch.float64).sqrt()[:, None]
+        std = (INIT_STD * growth).expand_as(mean)
+        best, best_cost = mean[:, 0], torch.full((len(states),), torch.inf, dtype=torch.float64)
+        shape = (len(states), self.num_samples, HORIZON, 2)
         for iteration in range(self.iterations):
-            noise = self.rng.standard_normal((num_starts, self.num_samples, HORIZON, 2))
+            noise = torch.from_numpy(self.rng.standard_normal(shape))
             if iteration == 0:  # consecutive blocks move in one direction, as a push does
-                noise = noise.cumsum(2) / np.sqrt(np.arange(1, HORIZON + 1))[:, None]
-            knots = mean[:, None] + std[:, None] * noise
-            knots[:, 0] = best_knots
+                noise = noise.cumsum(2) / growth
+            knots = mean + std * noise
+            knots[:, 0] = best
             if iteration == 0:
-                knots[:, 1] = goals[:, None, :2]
-            knots = knots.clip(0, 512)
-            final_states = self.open_envs().rollout(states, velocities, interpolate(agents, knots))
-            costs = goal_cost(final_states, goals[:, None])  # (N, K)
-            elite_index = np.argsort(costs, 1)[:, : self.num_elites]
-            elites = np.take_along_axis(knots, elite_index[..., None, None], 1)
-            mean, std = elites.mean(1), elites.std(1).clip(min=MIN_STD)
-            best_index = elite_index[:, 0]
-            rows = np.arange(num_starts)
-            better = costs[rows, best_index] < best_cost
-            best_knots[better] = knots[rows, best_index][better]
-            best_cost = np.minimum(best_cost, costs[rows, best_index])
-        return interpolate(agents, best_knots[:, None])[:, 0]
+                knots[:, 1] = goal_agents
+            knots = knots.clamp(0, 512)
+            targets = interpolate(_from(agents, knots), ACTION_BLOCK)
+            final_states = self.open_envs().rollout(states, velocities, targets.numpy())
+            costs = torch.from_numpy(goal_cost(final_states, goals[:, None]))  # (N, K)
+            mean, std = weighted_moments(knots, elite_weights(costs, self.num_elites))
+            std = std.clamp(min=MIN_STD)
+            found, cost = select_best(knots, costs)
+            best = torch.where((cost < best_cost)[:, None, None], found, best)
+            best_cost = torch.minimum(cost, best_cost)
+        return interpolate(_from(agents, best[:, None]), ACTION_BLOCK)[:, 0].numpy()
 
 
-def interpolate(agents: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """Interpolate knots to the target of every step: (N, K, B, 2) -> (N, K, T, 2)."""
-    start = np.broadcast_to(agents[:, None, None], (*knots.shape[:2], 1, 2))
-    points = np.concatenate([start, knots], 2)
-    fractions = (np.arange(1, ACTION_BLOCK + 1) / ACTION_BLOCK)[:, None]
-    segments = points[:, :, :-1, None] * (1 - fractions) + points[:, :, 1:, None] * fractions
-    return segments.reshape(*knots.shape[:2], PLAN_STEPS, 2)
+def _from(agents: Tensor, knots: Tensor) -> Tensor:
+    """Put the agent, (N, 1, 1, 2), before knots, (N, K, B, 2): (N, K, B + 1, 2)."""
+    return torch.cat([agents.expand(-1, knots.shape[1], -1, -1), knots], dim=2)
 
 
 def goal_cost(states: np.ndarray, goals: np.ndarray) -> np.ndarray:

@@ -231,7 +231,7 @@ class Planner:
                     states, goals, first_knot, noise.prior
                 )
                 costs = self._goal_mse(final_state, goals).view(len(state), -1)
-                prior_knots, costs = _select_best(candidates, costs)
+                prior_knots, costs = select_best(candidates, costs)
                 if warm_start is not None:
                     final_state = self.world.imagine(
                         state, interpolate(warm_start, config.action_block)
@@ -254,7 +254,7 @@ class Planner:
             else:
                 with torch.no_grad():
                     costs = cost(candidates)
-            iteration_best, iteration_cost = _select_best(candidates, costs)
+            iteration_best, iteration_cost = select_best(candidates, costs)
             best = torch.where((iteration_cost < best_cost)[:, None, None], iteration_best, best)
             best_cost = torch.minimum(iteration_cost, best_cost)
             if next_candidates is not None:
@@ -322,14 +322,11 @@ class Planner:
         """Sample around the elites (CEM), or around all, weighted by cost (MPPI)."""
         config = self.config
         if config.method == "cem":
-            elites = costs.argsort(1)[:, : config.num_elites]
-            weights = torch.zeros_like(costs).scatter(1, elites, 1 / elites.shape[1])
+            weights = elite_weights(costs, config.num_elites)
         else:
             cost_std = costs.std(1, keepdim=True).clamp(min=1e-8)
             weights = torch.softmax(-costs / (config.temperature * cost_std), dim=1)
-        weights = weights[..., None, None]
-        mean = (weights * candidates).sum(1, keepdim=True)
-        std = (weights * (candidates - mean).square()).sum(1, keepdim=True).sqrt()
+        mean, std = weighted_moments(candidates, weights)
         sampled = mean + std.clamp(min=config.min_std) * noise
         return self._clamp(torch.cat([best[:, None], sampled[:, 1:]], dim=1), first_knot)
 
@@ -356,12 +353,26 @@ class Planner:
 
 def interpolate(knots: Tensor, action_block: int) -> Tensor:
     """Interpolate linearly: knots (..., E, A) -> actions (..., (E - 1) * action_block, A)."""
-    fraction = torch.arange(1, action_block + 1, device=knots.device)[:, None] / action_block
+    steps = torch.arange(1, action_block + 1, device=knots.device, dtype=knots.dtype)
+    fraction = steps[:, None] / action_block
     before, after = knots[..., :-1, None, :], knots[..., 1:, None, :]
     return (before + (after - before) * fraction).flatten(-3, -2)
 
 
-def _select_best(candidates: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
+def elite_weights(costs: Tensor, num_elites: int) -> Tensor:
+    """Weigh the cheapest candidates of each world equally, the others not: (B, N) -> (B, N)."""
+    elites = costs.argsort(1)[:, :num_elites]
+    return torch.zeros_like(costs).scatter(1, elites, 1 / elites.shape[1])
+
+
+def weighted_moments(candidates: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over candidates: (B, N, E, A), (B, N) -> (B, 1, E, A) each."""
+    weights = weights[..., None, None]
+    mean = (weights * candidates).sum(1, keepdim=True)
+    return mean, (weights * (candidates - mean).square()).sum(1, keepdim=True).sqrt()
+
+
+def select_best(candidates: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
     """(B, N, E, A), (B, N) -> the best candidate of each world, (B, E, A), and its cost, (B,)."""
     min_cost, index = costs.min(1)
     return candidates[torch.arange(len(candidates), device=candidates.device), index], min_cost

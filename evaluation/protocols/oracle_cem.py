@@ -1,8 +1,8 @@
 """The true simulator under a sampling planner: the upper bound of planning in a world model.
 
 The planner's cross-entropy method (models/controllers/planner.py) over the agent's target
-The planner's cross-entropy method (models/controllers/planner.py) over the agent's target
-positions.  Letters: N starts,
+positions.  Letters: N starts, K candidates, T steps of a plan, B action blocks of it, M elites,
+S numbers of a state.
 """
 
 from __future__ import annotations

@@ -112,6 +112,7 @@ class WorldModelPolicy:
     @torch.inference_mode()
     def reset(self, obs: Observation, goal: Observation | None) -> None:
         torch.manual_seed(self.seed)  # controllers sample their actions
+        self.controller.reset()
         self.active_rows = np.flatnonzero(obs.active)  # the rows that the state has
         frames = self._frames(obs)
         spec = self.world.actions

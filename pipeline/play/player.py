@@ -130,6 +130,8 @@ class Player:
         self.start, self.steps = start, 0
         self.actions: list[np.ndarray] = []
         """Actions since the start."""
+        if self.controller is not None:
+            self.controller.reset()
         frames = torch.from_numpy(np.ascontiguousarray(start.frames)).permute(0, 3, 1, 2)
         device = self.world.device
         actions = as_tensor(start.actions).to(device)

@@ -11,6 +11,8 @@ import pytest
 import evaluate
 import preprocess
 import train_dynamics
+from data.actions import ActionSpec
+from models import registry
 from models.controllers.planner import PlannerConfig
 from models.dynamics.llama import LlamaConfig
 from models.dynamics.predictor import PredictorConfig
@@ -102,3 +104,22 @@ def test_an_image_size_out_of_range_is_refused(tmp_path: Path, resolution: int):
 def test_autoregressive_decoding_of_continuous_latents_is_refused(recipe: str):
     with pytest.raises(ValueError, match="--preset autoregressive sets decoding, .*Predictor"):
         presets.apply(train_dynamics.Config(), "dynamics", [recipe, "autoregressive"])
+
+
+@pytest.mark.parametrize("change, said", [({"new": 1}, "an unknown new"), (None, "no channels")])
+def test_a_config_of_another_version_is_refused_not_filled_in(change, said):
+    values = registry.describe(registry.default_config("keypoints"))
+    if change is None:
+        del values["channels"]
+    else:
+        values |= change
+    data = registry.DataSpec((64, 64), ActionSpec("none", ()))
+    with pytest.raises(ValueError, match=f"KeypointsConfig with {said} was written by another"):
+        registry.build_tokenizer(values, data)
+
+
+def test_the_kind_of_a_config_is_that_of_its_own_file():
+    for name in registry.TOKENIZERS | registry.DYNAMICS | registry.CONTROLLERS:
+        config = registry.default_config(name)
+        assert registry.describe(config)["kind"] == name
+        assert type(config).__module__.endswith(f".{name}")

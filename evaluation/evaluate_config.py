@@ -15,7 +15,7 @@ from models.controllers.planner import PlannerConfig
 Part = Literal[
     "tokenizer", "probe", "open_loop", "controllability", "imitation", "play", "task", "goal"
 ]
-ProtocolName = Literal["first-hit", "strict", "chunk-end", "offset50", "offset50-strict", "task"]
+ProtocolName = Literal["first_hit", "strict", "chunk_end", "offset50", "offset50_strict", "task"]
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,6 @@ def goal_job(
         )
         settings |= asdict(config.planner) | {"receding_horizon": receding_horizon}
     cache_key = session.cache_key(*session.depends_on(name), **settings)
-    protocol_names = tuple(key.replace("_", "-") for key in protocols)
+    protocol_names = tuple(protocols)
     make = partial(session.play_cached, f"goal-{goal_offset}", name, play)
     return Job("goal", f"goal-{goal_offset}-{name}", cache_key, make, put, protocol_names, name)

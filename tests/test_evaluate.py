@@ -213,7 +213,7 @@ def test_planners_are_measured_in_a_continuous_world(tmp_path: Path):
     config = preset(run, "keypoints", "debug")
     evaluate.main(replace(config, parts=("probe",)))
     evaluate.main(replace(config, protocol=("offset50",), policies=("goal_policy",)))
-    evaluate.main(replace(config, protocol=("first-hit",)))  # earlier results stay
+    evaluate.main(replace(config, protocol=("first_hit",)))  # earlier results stay
     metrics = json.loads((run / "report" / "metrics.json").read_text())
     for protocol in ("first_hit", "strict", "chunk_end"):
         for policy in ("planner", "goal_policy", "policy_prior"):

@@ -266,9 +266,8 @@ class Trainer(Generic[M]):
             return
         self.logger.write(self.global_step, {f"validation/{k}": v for k, v in metrics.items()})
         line = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-        self.log_line(
-            f"{self.stage} step {self.global_step}: {line}{' (best)' if improved else ''}"
-        )
+        mark = " (best)" if improved else ""
+        self.log_line(f"{self.stage} step {self.global_step}: {line}{mark}")
         if improved:
             ckpt.save(self.folder / "best.pt", self._build_checkpoint(weights))
 

@@ -95,8 +95,7 @@ def test_caches_may_be_strided_and_of_other_dtypes():
 
 
 @pytest.mark.parametrize("head", [15, 130])
-def test_unsupported_head_dims_are_left_to_pytorch(monkeypatch, head):
-    monkeypatch.delattr(flash_decoding, "decode_attention")  # the kernel is not there to be called
+def test_unsupported_head_dims_are_left_to_pytorch(head):
     q, keys, values = (x.float() for x in given(1, 2, 3, 50, head))
     bounds = torch.tensor([4, 40], dtype=torch.int32)
     expected = eager.decode_attention(q, keys, values, bounds)

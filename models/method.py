@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -66,4 +67,10 @@ class Validates(Protocol):
 
     def validate(self, held_out: Batch) -> dict[str, float]:
         """Metrics on held-out clips, `best.metric` among them."""
+        ...
+
+
+class CompileFn(Protocol):
+    def __call__(self, module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile `function`, a method of `module`."""
         ...

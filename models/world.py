@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from data.actions import ActionSpec
 from models.dynamics.dynamics import Dynamics, FrameResidual, History, State
 from models.frame_residual import expand_patches, persistent_residual
-from models.layers.inference import CompileFn
 from models.layers.precision import Precision, autocast
 from models.layers.sampling import Sampling
+from models.method import CompileFn
 from models.tokenizers.codes import CodebookEmbedding
 from models.tokenizers.tokenizer import Tokenizer
 

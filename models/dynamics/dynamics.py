@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
 from data.batch import Batch
-from models.method import Losses, TrainableModule
+from models.method import CompileFn, Losses, TrainableModule
 from models.tokenizers.codes import HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
-
-if TYPE_CHECKING:
-    from models.layers.inference import CompileFn
 
 
 class Memory(Protocol):

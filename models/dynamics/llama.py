@@ -13,7 +13,7 @@ numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -27,12 +27,9 @@ from models.layers.embeddings import ActionEmbedding, PointerEmbedding
 from models.layers.heads import TwoHot
 from models.layers.sampling import Sampling
 from models.layers.transformer import Cache, Transformer, TransformerConfig
-from models.method import Losses
+from models.method import CompileFn, Losses
 from models.tokenizers.codes import CodebookEmbedding, HasCodebooks, flat_ids
 from models.tokenizers.tokenizer import LatentSpec
-
-if TYPE_CHECKING:
-    from models.layers.inference import CompileFn
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ action numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -25,11 +24,8 @@ from models.dynamics.dynamics import Dynamics, State
 from models.layers.embeddings import ActionBlockEmbedding
 from models.layers.heads import TwoHot
 from models.layers.transformer import Cache, Transformer, TransformerConfig
-from models.method import Losses
+from models.method import CompileFn, Losses
 from models.tokenizers.tokenizer import LatentSpec
-
-if TYPE_CHECKING:
-    from models.layers.inference import CompileFn
 
 
 @dataclass(frozen=True)

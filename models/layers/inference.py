@@ -1,21 +1,12 @@
-"""Faster inference: what to compile, and how weights lie in memory."""
+"""Faster inference: how weights lie in memory, and in which precision."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from models.layers.precision import Precision
 from models.layers.transformer import Transformer
-
-
-class CompileFn(Protocol):
-    def __call__(self, module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Compile `function`, a method of `module`."""
-        ...
 
 
 @torch.no_grad()

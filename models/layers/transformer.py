@@ -27,7 +27,7 @@ from kernels import (
 from models.config import check_positive
 
 if TYPE_CHECKING:
-    from models.layers.inference import CompileFn
+    from models.method import CompileFn
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from tqdm import tqdm
 
-from models.layers.inference import CompileFn
+from models.method import CompileFn
 from pipeline.pytree import TreeSpec, flatten, unflatten
 from pipeline.training.auto_compile import NO_COMPILER, cpp_compiler
 

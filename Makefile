@@ -7,7 +7,7 @@
 # make demo DEMOS=PATH PERTURB=12 PRESET="keypoints cpu30" RUN=runs/goals    half an hour on 2 cores
 # make demo DEMOS=PATH PERTURB=16 PRESET=keypoints RUN=runs/pusht            full size, on a GPU
 #
-# A second call resumes an interrupted demo. When all is done, it says so.
+# A second call resumes an interrupted demo; each stage that is finished says so.
 
 RUN ?= runs/demo
 PRESET ?= keypoints cpu
@@ -26,7 +26,7 @@ FIRST := --run $(RUN) $(or $(GIVEN),$(if $(wildcard $(RUN)/run.json),,--preset $
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
-	@$(MAKE) --no-print-directory $(CHECKPOINT)/play/rollout.gif
+	@$(MAKE) --no-print-directory $(CHECKPOINT)/play/goal.made
 	$(PYTHON) preprocess.py pusht $(FIRST) $(if $(DEMOS),--demos $(DEMOS)) \
 	  $(if $(PERTURB),--perturb $(PERTURB))
 	$(PYTHON) train_tokenizer.py $(STAGE)
@@ -34,13 +34,15 @@ demo: $(INSTALLED)
 	$(PYTHON) train_controller.py $(STAGE)
 	@$(MAKE) --no-print-directory $(RUN)/play/rollout.mp4 $(RUN)/report/index.html
 	@echo
+	@echo "goal    $(CHECKPOINT)/play/rollout.gif: a goal reached in the world that comes along"
 	@echo "video   $(RUN)/play/rollout.gif and rollout.mp4: the simulator next to the model rollout"
 	@echo "report  $(RUN)/report/index.html, with its metrics in $(RUN)/report/metrics.json"
 
 # A goal is reached in the world that comes with the project. Watch it while the demo trains.
-$(CHECKPOINT)/play/rollout.gif: $(CHECKPOINT)/dynamics/best.pt
+$(CHECKPOINT)/play/goal.made: $(CHECKPOINT)/dynamics/best.pt
 	$(PYTHON) play.py --run $(CHECKPOINT) --headless --compare-simulator --actions policy_prior \
 	  --goal-offset 50 --episode 2 --frame 12 --steps 50
+	@touch $@
 
 # Video and report are made again when a stage has found a better checkpoint.
 BEST := $(wildcard $(RUN)/*/best.pt $(RUN)/controller/*/best.pt)

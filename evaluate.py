@@ -3,12 +3,13 @@
 Reads   RUN/shards (or --shards), RUN/tokenizer, RUN/dynamics, RUN/controller if there is one.
 Writes  RUN/report: metrics.json, index.html, plots/, pairs.json; of another dataset
         RUN/report/on-NAME. Interrupted, it resumes with the part that was not finished.
-Try     python evaluate.py --preset debug --run runs/debug
+Try     python evaluate.py --run runs/pusht
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 from tqdm import tqdm
 
@@ -57,6 +58,12 @@ def main(config: Config) -> None:
             "seeds": {"clips": config.seed, "task": task.FIRST_SEED, "pairs": config.pair_seeds},
             "seconds": session.stage_seconds()
             | {"evaluate": cache.total_seconds([j.name for j in jobs])},
+            "search": {
+                "planner": asdict(config.planner),
+                "receding_horizon": config.receding_horizon,
+                "prior_receding_horizon": config.prior_receding_horizon,
+                "oracle": [config.oracle_samples, config.oracle_iterations],
+            },
             "finished": time.strftime("%Y-%m-%d %H:%M"),
         }
         write_json(session.folder / "metrics.json", metrics)

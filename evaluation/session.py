@@ -227,11 +227,12 @@ class Session:
 
     def describe(self) -> str:
         """Give the line that is printed at the start."""
+        names = [*self.controllers, *(["goal_policy"] if self.goal_policy else [])]
         return (
             f"evaluate: {describe_device(self.device)}, {self.kernels}, "
             f"{self.run} on {self.dataset.folder} "
             f"({len(self.dataset.episodes('test'))} held-out episodes), controllers: "
-            f"{', '.join(self.controllers) or 'none'}"
+            f"{', '.join(names) or 'none'}"
         )
 
     def provenance(self) -> dict[str, Any]:

@@ -87,8 +87,10 @@ def load(path: Path, stage: str) -> Checkpoint:
     """Read a checkpoint of `stage` to the CPU; ValueError says what is wrong with the file, in one
     line."""
     script = train_command(stage, path)
+    # a stage that is finished writes nothing without it
+    again = f"{script} --restart" if path.with_name("last.pt").exists() else script
     if not path.exists():
-        raise ValueError(f"{path} is not there; {script} writes it")
+        raise ValueError(f"{path} is not there; {again} writes it")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # reading what is damaged can raise anything
@@ -102,7 +104,7 @@ def load(path: Path, stage: str) -> Checkpoint:
     if checkpoint["format"] != FORMAT:
         raise ValueError(
             f"{path} has format {checkpoint['format']}, but this version reads format {FORMAT}; "
-            f"train again with {script}, or use the version that wrote it"
+            f"train again with {again}, or use the version that wrote it"
         )
     missing = ", ".join(key for key in REQUIRED_KEYS if key not in checkpoint)
     if missing:
@@ -112,7 +114,7 @@ def load(path: Path, stage: str) -> Checkpoint:
     if checkpoint["stage"] != stage:
         raise ValueError(
             f"{path} holds a {checkpoint['stage']} checkpoint, but a {stage} one is needed here; "
-            f"{script} writes one"
+            f"{again} writes one"
         )
     return checkpoint
 

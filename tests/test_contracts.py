@@ -327,7 +327,7 @@ def test_a_frozen_codebook_and_a_frozen_norm_stand_still(tmp_path):
     [
         ({"freeze": ("encodre.*",)}, "encodre.* matches no weight; they begin with encoder"),
         ({"freeze": ("*",)}, "leaves no weight to train"),
-        ({"init_from": "nowhere"}, "nowhere is not there"),
+        ({"init_from": "nowhere"}, "nowhere: there is no such file or folder"),
     ],
 )
 def test_patterns_and_runs_that_do_not_exist_are_refused(tmp_path, changes, message):

@@ -74,7 +74,8 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *_task(metrics["task"]),
         *_images(plots, ["task.png"] if task_measured else [], ""),
         *_goals(metrics["goal"]),
-        *_images(plots, _goal_images(metrics["goal"]), "Attempts of the planner: failures first."),
+        *_images(plots, _attempt_images(metrics["goal"]), "Attempts of the planner: failures first."),
+        *_images(plots, _goal_images(metrics["goal"]), ""),
         *_play(metrics["play"]),
         "<h2>Provenance</h2>",
         _provenance(metrics["provenance"]),
@@ -204,13 +205,15 @@ def _play(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
+def _attempt_images(protocols: dict[str, Any]) -> list[str]:
+    """Videos of the planner, of the offsets at which it was measured."""
+    offsets = {PROTOCOLS[k].goal_offset for k, rows in protocols.items() if rows["planner"]["n"]}
+    return [f"goal-{offset}-videos.png" for offset in sorted(offsets)]
+
+
 def _goal_images(protocols: dict[str, Any]) -> list[str]:
     measured = [key for key, rows in protocols.items() if any(row["n"] for row in rows.values())]
-    planned_offsets = {
-        PROTOCOLS[key].goal_offset for key in measured if protocols[key]["planner"]["n"]
-    }
-    images = [f"goal-{offset}-videos.png" for offset in sorted(planned_offsets)]
-    return images + [f"goal-{key}.png" for key in measured]
+    return [f"goal-{key}.png" for key in measured]
 
 
 def _images(plots: Path, patterns: list[str], caption: str) -> list[str]:

@@ -91,7 +91,10 @@ class LlamaDynamics(Dynamics):
     def __init__(self, config: LlamaConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
         if latents.kind != "discrete":
-            raise ValueError("this dynamics model predicts codes, but the tokenizer has none")
+            raise ValueError(
+                "this dynamics model predicts codes, but the run's tokenizer makes vectors; give a "
+                "recipe of vectors (--preset keypoints), or another --run"
+            )
         self.config, self.latents, self.actions = config, latents, actions
         self.context = config.transformer.context_frames
         self.has_rewards = config.rewards

@@ -84,7 +84,10 @@ class Predictor(Dynamics):
     def __init__(self, config: PredictorConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
         if latents.kind != "continuous":
-            raise ValueError("this dynamics model predicts vectors, but the tokenizer makes codes")
+            raise ValueError(
+                "this dynamics model predicts vectors, but the run's tokenizer makes codes; give a "
+                "recipe of codes (--preset pusht), or another --run"
+            )
         self.config, self.latents, self.actions = config, latents, actions
         self.frameskip = config.frameskip
         self.context_frames = config.transformer.context_frames

@@ -40,7 +40,9 @@ def begin(
     folder: of the training, such as RUN/controller/bc.  A run that resumes has its weights.
     """
     lines = []
-    if train.init_from and not resuming:
+    if train.init_from and resuming:
+        lines.append(f"init: {train.init_from} is not read, since this run resumes")
+    elif train.init_from:
         parts = folder.parts  # RUN/controller/bc -> controller/bc
         last = len(parts) - 1
         first = last - parts[::-1].index(stage) if stage in parts else last
@@ -59,6 +61,11 @@ def init_from(model: nn.Module, source: str, folder: Path, stage: str) -> Taken:
     nothing to take.
     """
     path = Path(source)
+    if not path.exists():
+        raise ValueError(
+            f"--train.init-from {source}: there is no such file or folder; give a run folder or a "
+            f"best.pt"
+        )
     if path.is_dir():
         path = path / folder / "best.pt"
     checkpoint = ckpt.load(path, stage)

@@ -322,9 +322,7 @@ def _check_same_format(first: ShardHeader, other: ShardHeader) -> None:
 def _shard_paths(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("shard-*.h5"))
     if not paths:
-        known = read_build_info(folder) is not None
-        how = "make them with" if known else "preprocess.py makes them, for Push-T"
-        raise ValueError(f"{folder} holds no shards; {how}: {rebuild_command(folder)}")
+        raise ValueError(f"{folder} holds no shards; make them with: {rebuild_command(folder)}")
     info = read_build_info(folder)
     if info is None:
         return paths  # written manually: whatever is there

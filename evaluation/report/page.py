@@ -13,6 +13,7 @@ from evaluation.protocols.goals import PROTOCOLS
 from evaluation.report.action_tables import controllability, imitation
 from evaluation.report.tables import interval, number, table
 
+ATTEMPTS = "Attempts of the planner: failures first."
 STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #1b1b1e; max-width: 1120px; margin: 2em auto;
        padding: 0 1em; }
@@ -74,7 +75,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *_task(metrics["task"]),
         *_images(plots, ["task.png"] if task_measured else [], ""),
         *_goals(metrics["goal"]),
-        *_images(plots, _attempt_images(metrics["goal"]), "Attempts of the planner: failures first."),
+        *_images(plots, _attempt_images(metrics["goal"]), ATTEMPTS),
         *_images(plots, _goal_images(metrics["goal"]), ""),
         *_play(metrics["play"]),
         "<h2>Provenance</h2>",

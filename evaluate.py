@@ -8,14 +8,18 @@ Try     python evaluate.py --run runs/pusht
 
 from __future__ import annotations
 
+if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of one
+    from pipeline.startup import start
+
+    start(__name__)
+
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from tqdm import tqdm
 
-import kernels
 from data.build_shards import available_cpus
-from evaluation.evaluate_config import Config, check
+from evaluation.evaluate_config import Config
 from evaluation.jobs import Job, jobs_on_dataset
 from evaluation.protocols import task
 from evaluation.report.drawing import draw_plots
@@ -24,15 +28,14 @@ from evaluation.report.page import write_report
 from evaluation.result_cache import ResultCache, write_json
 from evaluation.session import Session
 from evaluation.simulator_jobs import jobs_in_simulator, why_missing
-from pipeline.cli import run_cli
+from pipeline.device import set_device
 
 # simulators at a time, which the world model sees as one batch: at least, and per process
 MIN_SIMULATORS, SIMULATORS_PER_PROCESS = 100, 32
 
 
 def main(config: Config) -> None:
-    check(config)
-    kernels.set_backend(config.kernels)
+    set_device(config.device, config.kernels)
     num_episodes = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
     num_envs = min(
         num_episodes,
@@ -43,7 +46,9 @@ def main(config: Config) -> None:
     )
     with session:
         cache = ResultCache(session.folder / "parts", config.restart)
-        tqdm.write(session.describe())
+        for line in session.describe():
+            tqdm.write(line)
+        config = within_episodes(config, session)
         metrics = empty_metrics()
         jobs = [*jobs_on_dataset(session, config), *jobs_in_simulator(session, config)]
         check_policies(session, config.policies, {job.policy for job in jobs if job.policy})
@@ -72,6 +77,18 @@ def main(config: Config) -> None:
         tqdm.write(f"evaluate: {session.folder / 'metrics.json'} and {report_path}")
 
 
+def within_episodes(config: Config, session: Session) -> Config:
+    """Leave out horizons that no held-out episode is long enough for, and say so."""
+    horizons = session.horizons(config.horizons)
+    if horizons != config.horizons:
+        longest = max(session.dataset.length(e) for e in session.dataset.episodes("test"))
+        tqdm.write(
+            f"evaluate: horizons {' '.join(map(str, horizons))}: the longest held-out episode has "
+            f"{longest} frames, of which {session.world.context} are the world's context"
+        )
+    return replace(config, horizons=horizons)
+
+
 def check_policies(session: Session, requested: tuple[str, ...], known: set[str]) -> None:
     """Raise ValueError for the first policy that this run does not measure, with the reason."""
     for name in requested:
@@ -91,4 +108,6 @@ def _is_selected(job: Job, config: Config) -> bool:
 
 
 if __name__ == "__main__":
+    from pipeline.cli import run_cli
+
     run_cli(main, Config, "evaluate")

@@ -1,39 +1,46 @@
 """Play inside a world model: keys and mouse in, frames of the model rollout out.
 
 Reads   RUN/shards, RUN/tokenizer, RUN/dynamics, and RUN/controller if there is one.
-Writes  RUN/play: a video (frames/, rollout.gif, rollout.mp4, actions.npy) with --headless, and
-        recording-000 ... in the window, one for each time V is pressed.
+Writes  RUN/play, or --out: a video (frames/, rollout.gif, rollout.mp4, actions.npy) with
+        --headless, and recording-000 ... in the window, one for each time V is pressed.
 Try     python play.py --run runs/demo
         python play.py --run runs/demo --headless --compare-simulator
 """
 
 from __future__ import annotations
 
+if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of one
+    from pipeline.startup import start
+
+    start(__name__)
+
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
 import numpy as np
 import torch
 
 import kernels
+from data.columns import Split
+from data.files import writable_folder
+from data.messages import command
+from data.ranges import MAX_SEED, CheckedConfig, Range
 from data.shards import EpisodeDataset
-from data.splits import Split
 from kernels import Backend
-from models.config import check_positive
 from models.controllers.controller import Controller
 from models.controllers.planner import PlannerConfig
 from models.layers.sampling import Sampling
 from models.world import World
 from pipeline.cli import run_cli
 from pipeline.cuda_graph import CudaGraphedWorld
-from pipeline.device import describe_device
+from pipeline.device import DeviceOption, describe_device, pick_device, set_device
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import load_controller
 from pipeline.inference.load_world import load_world
 from pipeline.play.action_file import read_actions, write_actions
-from pipeline.play.game import Game
+from pipeline.play.game import PLACES, Game
 from pipeline.play.goal_planners import GoalSource, act_towards, make_goal_planner
 from pipeline.play.headless import Actor, Scene, Truth, play_headless
 from pipeline.play.keyboard import script_actions
@@ -46,15 +53,18 @@ ActionSource = Literal[
     "dataset", "actor_critic", "random", "file", "script", "planner", "goal_policy", "policy_prior"
 ]
 VIDEO_SIZE, WINDOW_SIZE = 256, 512
-FPS_RANGE = 0.01, 1000  # what a GIF and an mp4 can hold
-SIZE_RANGE = 16, 2048  # pixels of a panel's side; three next to each other still fit an mp4
+FPS_RANGE = Range(0.01, 1000)  # what a GIF and an mp4 can hold
+SIZE_RANGE = Range(16, 2048, or_zero=True)  # three panels next to each other still fit an mp4
+MAX_VIDEO_BYTES = 4 * 2**30
 RANDOM_ACTION_REPEAT = 6  # steps that a random action is held: a new one each step goes nowhere
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     run: Path = Path("runs/pusht")
     """Folder of the run to play in."""
+    out: Path | None = None
+    """Folder of videos and recordings, if not RUN/play."""
     headless: bool = False
     """Write a video instead of opening a window."""
     compare_simulator: bool = False
@@ -66,9 +76,9 @@ class Config:
     as its prior (policy_prior). In a window you act, or the actor-critic if it is asked for."""
     actions_file: Path | None = None
     """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
-    steps: int = 100
+    steps: Annotated[int, Range(1, 10**5)] = 100
     """Steps of a video, at most."""
-    goal_offset: int = 25
+    goal_offset: Annotated[int, Range(1, 10**5)] = 25
     """Steps of the dataset from the start to the goal."""
     planner: PlannerConfig = field(
         default_factory=lambda: PlannerConfig(num_samples=200, iterations=10, num_elites=20)
@@ -77,13 +87,13 @@ class Config:
     as many as --goal-offset takes."""
     split: Split = "test"
     """Episodes to start from."""
-    episode: int | None = None
+    episode: Annotated[int | None, Range(0, 10**9)] = None
     """Number of the episode, within the split; drawn if not given."""
-    frame: int | None = None
+    frame: Annotated[int | None, Range(0, 10**9)] = None
     """Frame of the --episode to start from; the first possible one if not given."""
-    fps: float = 10.0
+    fps: Annotated[float, FPS_RANGE] = 10.0
     """Steps a second, in the window and in videos."""
-    size: int = 0
+    size: Annotated[int, SIZE_RANGE] = 0
     """Height of a panel in pixels; 0 is 512 in the window and 256 in a video."""
     sampling: Sampling = field(default_factory=Sampling)
     """How codes are sampled in a world of discrete latents; by default the likeliest are taken."""
@@ -93,21 +103,24 @@ class Config:
     """Replay each step, and each search, as one CUDA graph."""
     int8: bool = False
     """Hold the dynamics' weights in 8 bits, on a CPU: for large ones; less exact (docs/play.md)."""
+    device: DeviceOption = "auto"
+    """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
     kernels: Backend = "auto"
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, MAX_SEED)] = 0
     """Of starts, random actions and codes."""
 
 
 def main(config: Config) -> None:
+    set_device(config.device, config.kernels)
     check(config)
-    kernels.set_backend(config.kernels)
     if not config.headless:
         check_display()
     world = load_world(config.run, int8=config.int8)
     print(f"play: {describe_device(world.device)}, {kernels.describe(world.device)}")
     if config.int8:
-        print(f"play: `python -m bench int8 --run {config.run}` measures the PSNR that 8 bits cost")
+        measure = command("-m bench", "int8", "--run", config.run)
+        print(f"play: `{measure}` measures the PSNR that 8 bits cost")
     if config.compile:
         world.compile_steps(pick_compile_fn(world.device))
     if config.cuda_graph:
@@ -132,17 +145,14 @@ def main(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Refuse, before anything is loaded, options that do not go together."""
-    check_positive(config, "--", "steps", "goal_offset")
-    slowest, fastest = FPS_RANGE
-    if not slowest <= config.fps <= fastest:
-        raise ValueError(f"--fps {config.fps} must be between {slowest} and {fastest}")
-    smallest, largest = SIZE_RANGE
-    if config.size and not smallest <= config.size <= largest:
+    if config.cuda_graph and pick_device().type != "cuda":
         raise ValueError(
-            f"--size {config.size} must be between {smallest} and {largest} pixels, or 0"
+            f"--cuda-graph needs a CUDA GPU, and the device is {pick_device().type}; leave it out"
         )
-    if config.cuda_graph and not torch.cuda.is_available():
-        raise ValueError("--cuda-graph needs a CUDA GPU, and there is none here; leave it out")
+    if config.int8 and pick_device().type != "cpu":
+        raise ValueError(
+            f"--int8 is for CPUs, and the device is {pick_device().type}; add --device cpu"
+        )
     if (config.actions == "file") != (config.actions_file is not None):
         raise ValueError("--actions file and --actions-file PATH belong together; give both")
     if config.frame is not None and config.episode is None:
@@ -175,6 +185,10 @@ def find_simulator(dataset: EpisodeDataset, required: bool, optional: bool) -> S
         return None
 
 
+def videos_folder(config: Config) -> Path:
+    return config.out or config.run / "play"
+
+
 def first_start(config: Config, start_sampler: StartSampler, steps: int = 0) -> Start:
     if config.episode is not None:
         return start_sampler.at(config.episode, config.frame)
@@ -185,21 +199,21 @@ def first_start(config: Config, start_sampler: StartSampler, steps: int = 0) -> 
 
 
 def run_headless(config: Config, player: Player, start_sampler: StartSampler) -> None:
-    """Play without a window, and write the video to RUN/play."""
+    """Play without a window, and write the video to --out, or RUN/play."""
     source = config.actions or "dataset"
     start = first_start(config, start_sampler, config.steps)
-    act, available = make_actor(config, source, player, start)
+    goal = goal_frame(config, start) if source in get_args(GoalSource) else None
+    act, available = make_actor(config, source, player, start, goal)
     steps = min(config.steps, available)
     if steps < config.steps:
         print(f"play: {steps} steps instead of {config.steps}: there are no more {source} actions")
     truth: Truth | None = "dataset" if source == "dataset" else None
     if config.compare_simulator:
         truth = "simulator"
-    goal = goal_frame(config, start) if source in get_args(GoalSource) else None
     scene = Scene(config.size or VIDEO_SIZE, truth, goal)
+    check_video_size(steps, scene.num_bytes(player.world.image_size))
+    folder = writable_folder(videos_folder(config), "--out")
     frames, frames_per_second = play_headless(player, start, act, steps, scene)
-
-    folder = config.run / "play"
     write_video(folder, frames, config.fps)
     write_actions(folder, player.actions)
     summary = f"{truth} next to the model rollout" if truth else "model rollout"
@@ -211,10 +225,21 @@ def run_headless(config: Config, player: Player, start_sampler: StartSampler) ->
     print(f"play: {folder / 'rollout.gif'}, {folder / 'rollout.mp4'}, {folder / 'frames'}")
 
 
+def check_video_size(steps: int, frame_bytes: int) -> None:
+    """A video is held in memory until it is written."""
+    num_bytes = (steps + 1) * frame_bytes
+    if num_bytes > MAX_VIDEO_BYTES:
+        raise ValueError(
+            f"--steps {steps} makes a video of {num_bytes / 2**30:.1f} GB, and at most "
+            f"{MAX_VIDEO_BYTES / 2**30:g} GB are held in memory; give fewer --steps or a smaller "
+            f"--size"
+        )
+
+
 def make_actor(
-    config: Config, source: ActionSource, player: Player, start: Start
+    config: Config, source: ActionSource, player: Player, start: Start, goal: np.ndarray | None
 ) -> tuple[Actor, int]:
-    """Return who acts, and for how many steps it can."""
+    """Return who acts, and for how many steps it can.  goal: (H, W, 3) uint8, if one is needed."""
     spec = player.world.actions
     if source == "actor_critic":
         return lambda step: player.controller_action(), config.steps
@@ -234,12 +259,16 @@ def make_actor(
     goal_planner = make_goal_planner(
         source, config.run, player.world, config.planner, config.goal_offset, config.cuda_graph
     )
-    return act_towards(player, goal_planner, goal_frame(config, start)), config.steps
+    assert goal is not None
+    return act_towards(player, goal_planner, goal), config.steps
 
 
 def goal_frame(config: Config, start: Start) -> np.ndarray:
     """Return the dataset's frame, (H, W, 3), `goal_offset` steps after the start, or its last."""
-    return start.next_frames[min(config.goal_offset, len(start.next_frames)) - 1]
+    last = len(start.next_frames)
+    if config.goal_offset > last:
+        print(f"play: the goal is {last} steps ahead, where the episode ends")
+    return start.next_frames[min(config.goal_offset, last) - 1]
 
 
 # -- a window ------------------------------------------------------------------------------------
@@ -251,12 +280,13 @@ def run_window(config: Config, player: Player, start_sampler: StartSampler) -> N
         player,
         start_sampler,
         first_start(config, start_sampler),
-        config.run / "play",
+        videos_folder(config),
         config.size or WINDOW_SIZE,
         config.fps,
         show_simulator=config.compare_simulator,
         use_controller=config.actions == "actor_critic",
     )
+    print(f"play: {PLACES}")
     with Window(f"dreamstage {config.run}") as window:
         try:
             loop(game, window)
@@ -272,16 +302,19 @@ def loop(game: Game, window: Window) -> None:
         next_tick = max(next_tick + 1 / game.fps, time.perf_counter())
         while True:
             remaining = next_tick - time.perf_counter()
-            pressed = window.poll_keys(1000 * remaining)
+            keys = window.poll_keys(1000 * remaining)
             position = window.poll_mouse()
             if position is not None:
                 game.move_pointer(*position)
             for down in window.poll_buttons():
                 game.mouse_button(down)
-            for key in pressed:
-                game.press(key)
+            for key in keys:
+                if key.down:
+                    game.press(key.name, key.repeated, key.label)
+                else:
+                    game.release(key.name)
             is_late = time.perf_counter() >= next_tick
-            if is_late or game.quit_requested or window.closed or (pressed and game.paused):
+            if is_late or game.quit_requested or window.closed or (keys and game.paused):
                 break
 
 

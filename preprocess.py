@@ -8,25 +8,44 @@ Next    train_tokenizer.py
 
 from __future__ import annotations
 
-import os
+if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of one
+    from pipeline.startup import start
+
+    start(__name__)
+
 import shlex
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from data.arrays import ArraySource, Layout
+from data.actions import ActionSpec
+from data.alignment_check import alignment_scores, alignment_warning
+from data.array_actions import MAX_CODES, ActionKind, ActionOptions
+from data.array_frames import Layout
+from data.arrays import ArraySource
+from data.build_info import count_shards, read_build_info, shards_folder
 from data.build_shards import Source, available_cpus, build
 from data.check import main_check
-from data.download import fetch
-from data.files import lock
+from data.download import local_file
+from data.files import lock, writable_folder
+from data.formats.step_alignment import Alignment
+from data.lengths import describe_lengths
+from data.pointer_alignment import describe_pointer
+from data.processes import rank_and_world_size
 from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
 from data.pusht.scripted_episodes import ScriptedEpisodes
-from data.shards import EpisodeDataset, shards_folder
+from data.pusht.simulator import WINDOW_SIZE
+from data.pusht.task_goal import TASK_GOAL, Goal, describe_ends
+from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig, Range
+from data.shards import EpisodeDataset
+from data.sniff import describe_content
+from data.vpt.content import check_unchanged
 from data.vpt.file_slice import VideoAndLog
 from data.vpt.find import find_local
 from data.vpt.index import download_recordings, load_index, local_name, sample_recordings
@@ -36,70 +55,92 @@ from pipeline.cli import Command, run_commands, unprefixed
 
 
 @dataclass(frozen=True)
-class PushTConfig:
+class PushTConfig(CheckedConfig):
     run: Path = Path("runs/pusht")
     """Run folder; shards are written to RUN/shards."""
     demos: str = ""
     """Human demonstrations: a zarr folder, a zip, an npz, or a URL of one; empty for episodes of a
     scripted policy."""
     checksum: str = ""
-    """Expected SHA-256 of a download."""
-    perturb: int = 0
+    """Expected SHA-256 of the file of the demonstrations."""
+    perturb: Annotated[int, Range(0, 10**4)] = 0
     """Copies of each demonstration, executed in the simulator: the first exact, the others with
     noise, every second one mirrored; 0 for the demonstrations themselves."""
-    episodes: int = 2000
+    goal: Annotated[Goal | None, Range(-360, WINDOW_SIZE)] = None
+    """X Y DEGREES: where the block belongs in demonstrations of another goal than the task's
+    256 256 45, which frames and rewards then show; no copy is mirrored."""
+    episodes: Annotated[int, Range(1, 10**6)] = 2000
     """Episodes of the scripted policy."""
-    resolution: int = 64
+    resolution: Annotated[int, Range(MIN_SIDE, MAX_SIDE)] = 64
     """Height and width of a frame, in pixels."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, MAX_SEED)] = 0
     """Seed of episodes, noise and splits."""
-    num_workers: int = available_cpus()
+    num_workers: Annotated[int, Range(1, MAX_WORKERS)] = available_cpus()
     """Processes; the shards do not depend on it."""
     restart: bool = False
     """Delete existing shards and start over."""
 
 
-RESOLUTION_RANGE = 16, 1024  # pixels; the simulator renders at 512
-
-
 def pusht(config: PushTConfig) -> None:
-    smallest, largest = RESOLUTION_RANGE
-    if not smallest <= config.resolution <= largest:
-        raise ValueError(
-            f"--resolution {config.resolution} must be between {smallest} and {largest}"
-        )
+    if config.checksum and not config.demos:
+        raise ValueError("--checksum needs --demos, the file that it is of")
     if config.perturb and not config.demos:
         raise ValueError("--perturb needs --demos, the demonstrations to perturb")
-    if config.episodes < 1 or config.perturb < 0 or config.num_workers < 1:
+    if config.goal and not config.demos:
+        raise ValueError("--goal needs --demos, the demonstrations that have another goal")
+    if config.goal and min(config.goal[:2]) < 0:
         raise ValueError(
-            "--episodes and --num-workers must be at least 1, and --perturb at least 0"
+            f"--goal {config.goal[0]:g} {config.goal[1]:g} is outside of the world; X and Y must "
+            f"be between 0 and {WINDOW_SIZE}"
         )
     with _locked_shards(config.run) as folder:
         source: Source
         if config.demos:
             path = _local_demos(config)
+            goal = None if config.goal == TASK_GOAL else config.goal
+            print(describe_ends(path, goal))
+            size = config.resolution
             if config.perturb:
-                source = PerturbedDemos(str(path), config.perturb, config.resolution, config.seed)
+                source = PerturbedDemos(str(path), config.perturb, size, config.seed, goal)
             else:
-                source = Demonstrations(str(path), config.resolution)
+                source = Demonstrations(str(path), size, goal=goal)
         else:
             source = ScriptedEpisodes(config.episodes, config.resolution, config.seed)
         _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
 
 
 @dataclass(frozen=True)
-class ArraysConfig:
+class ArraysConfig(CheckedConfig):
     path: Path
-    """HDF5 file of frames (and actions), folder or stem of .npy files, or folder of .npz."""
+    """HDF5 file, folder of HDF5, of .npz, of numbered images or of .mp4, or folder or stem of .npy
+    files."""
     run: Path = Path("runs/arrays")
     """Run folder; shards are written to RUN/shards."""
     layout: Layout = "auto"
     """Order of a frame's axes, where the sizes are ambiguous."""
-    scale: float = 1.0
+    scale: Annotated[float, Range(above=0, high=10**6)] = 1.0
     """Factor to 0..255, for frames stored as fractions."""
-    seed: int = 0
+    frames_key: str = ""
+    """Name of the array of frames in the files, such as obs/agentview_image."""
+    rename: tuple[str, ...] = ()
+    """STORED=FIELD for arrays of other names, such as reward=rewards; STORED= leaves one aside."""
+    alignment: Alignment = "next"
+    """Whether actions[t] leads from frames[t] to the next, or led from the previous to it."""
+    actions: ActionKind = "auto"
+    """What actions are: codes (whole numbers, or a vector of them), one-hot rows of one code, or
+    continuous numbers; by default what they look like, which is printed."""
+    low: Annotated[tuple[float, ...], Range()] = ()
+    """Lower limit of each dimension of continuous actions, or one for all; by default the smallest
+    in the data."""
+    high: Annotated[tuple[float, ...], Range()] = ()
+    """Upper limit of each dimension, or one for all; by default the greatest in the data."""
+    num_codes: Annotated[tuple[int, ...], Range(1, MAX_CODES)] = ()
+    """Number of codes, also of those that do not occur; one for each number of a vector."""
+    like: Path | None = None
+    """Run folder of another session of the same world, whose action space this one gets."""
+    seed: Annotated[int, Range(0, MAX_SEED)] = 0
     """Seed of the splits."""
-    num_workers: int = available_cpus()
+    num_workers: Annotated[int, Range(1, MAX_WORKERS)] = available_cpus()
     """Processes; the shards do not depend on it."""
     restart: bool = False
     """Delete existing shards and start over."""
@@ -107,23 +148,72 @@ class ArraysConfig:
 
 def arrays(config: ArraysConfig) -> None:
     with _locked_shards(config.run) as folder:
-        source = ArraySource(str(config.path), config.layout, config.scale)
+        source = ArraySource(
+            str(config.path),
+            config.layout,
+            config.scale,
+            frames_key=config.frames_key,
+            rename=config.rename,
+            alignment=config.alignment,
+            actions=ActionOptions(
+                config.actions, config.low, config.high, config.num_codes, _actions_of(config)
+            ),
+        )
+        for remark in source.remarks:
+            print(f"arrays: {remark}")
         _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
+
+
+def _actions_of(config: ArraysConfig) -> ActionSpec | None:
+    """Return the action space of the run that --like names."""
+    if config.like is None:
+        return None
+    if config.low or config.high or config.num_codes:
+        raise ValueError("--like gives the action space; leave out --low, --high and --num-codes")
+    try:
+        return EpisodeDataset(shards_folder(config.like)).actions
+    except ValueError as problem:
+        raise ValueError(f"--like: {problem}") from None
 
 
 @contextmanager
 def _locked_shards(run: Path) -> Iterator[Path]:
     """Create and lock the shards folder, for one process, or one job of several ranks."""
-    folder = run / "shards"
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock(folder) if int(os.environ.get("RANK", 0)) == 0 else nullcontext():
+    folder = writable_folder(run / "shards")
+    with lock(folder) if rank_and_world_size()[0] == 0 else nullcontext():
         yield folder
 
 
 def _local_demos(config: PushTConfig) -> Path:
-    if "://" in config.demos:
-        return fetch(config.demos, config.run / "download", config.checksum or None)
-    return Path(config.demos)
+    return local_file(
+        config.demos,
+        config.run / "download",
+        "--demos",
+        config.checksum or None,
+        _other_than_archive,
+        earlier=_shards_are_of(config.run, config.demos),
+    )
+
+
+def _other_than_archive(path: Path) -> str:
+    """Say what a file is that is neither a zip nor an npz, which is a zip too."""
+    if zipfile.is_zipfile(path):
+        return ""
+    content = describe_content(path)
+    return "a zip archive without its end" if content.startswith("a zip archive") else content
+
+
+def _shards_are_of(run: Path, address: str) -> bool:
+    """Return whether the command that made the shards names this file or URL.
+
+    Then downloads that an earlier version kept by their name alone are of this address.
+    """
+    try:
+        info = read_build_info(run / "shards")
+    except ValueError:
+        return False
+    words = shlex.split(info["command"]) if info else []
+    return any(word == address or word.endswith(f"={address}") for word in words)
 
 
 def _build_and_report(
@@ -132,9 +222,15 @@ def _build_and_report(
     words = [w for w in sys.argv[1:] if w != "--restart"]
     command = f"python preprocess.py {shlex.join(words)}"
     written = build(source, folder, command, seed, num_workers, restart, group_size)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # the other ranks may not be done yet
-        print(f"shards: rank {os.environ.get('RANK', 0)} wrote {written} in {folder}")
-        return
+    rank, world_size = rank_and_world_size()
+    if world_size > 1:
+        present = count_shards(folder, source.num_shards)
+        print(
+            f"shards: rank {rank} of {world_size} wrote {written} in {folder}, where "
+            f"{present} of {source.num_shards} now are"
+        )
+        if present < source.num_shards:  # the other ranks make the rest, and the last says more
+            return
     dataset = EpisodeDataset(folder)
     counts = {split: len(dataset.episodes(split)) for split in ("train", "validation", "test")}
     summary = f"{written} shards written" if written else "all shards exist"
@@ -151,26 +247,34 @@ def _build_and_report(
         max_rewards = [dataset.read(e, "rewards").max() for e in range(len(dataset))]
         line += f", mean best reward of an episode {sum(max_rewards) / len(max_rewards):.2f}"
     print(line)
+    pointer = describe_pointer(dataset)
+    for line in (
+        describe_lengths(dataset),
+        alignment_warning(alignment_scores(dataset)),
+        pointer if "warning" in pointer else "",
+    ):
+        if line:
+            print(line)
 
 
 @dataclass(frozen=True)
-class VptConfig:
+class VptConfig(CheckedConfig):
     run: Path = Path("runs/minecraft")
     """Run folder; shards are written to RUN/shards."""
     recordings: Path | None = None
     """Folder of NAME.mp4 and NAME.jsonl pairs or of tar files of them, one tar, or one mp4."""
     index: str = ""
     """OpenAI's index of recordings to download, a file or a URL."""
-    num_recordings: int = 10
+    num_recordings: Annotated[int, Range(1, 10**6)] = 10
     """Recordings drawn from the index."""
     frame_format: Annotated[FrameFormat, unprefixed()] = field(default_factory=FrameFormat)
     skip_invalid: bool = False
     """Skip and count invalid recordings; an invalid line of a log repeats the tick before."""
-    download_workers: int = 8
+    download_workers: Annotated[int, Range(1, 256)] = 8
     """Recordings that are downloaded at a time."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, MAX_SEED)] = 0
     """Seed of the draw from the index, and of the splits."""
-    num_workers: int = available_cpus()
+    num_workers: Annotated[int, Range(1, MAX_WORKERS)] = available_cpus()
     """Processes that decode; the shards do not depend on it."""
     restart: bool = False
     """Delete existing shards and start over."""
@@ -179,16 +283,14 @@ class VptConfig:
 def vpt(config: VptConfig) -> None:
     if bool(config.index) == bool(config.recordings):
         raise ValueError("give one of --recordings PATH and --index FILE|URL")
-    if config.num_recordings < 1 or config.num_workers < 1 or config.download_workers < 1:
-        raise ValueError(
-            "--num-recordings, --num-workers and --download-workers must be at least 1"
-        )
     with _locked_shards(config.run) as folder:
         if config.recordings:
             pairs, missing = find_local(config.recordings, config.skip_invalid)
             names = tuple(pair.name for pair in pairs)
         else:
             names, pairs, missing = _from_index(config)
+        if not config.restart:
+            check_unchanged(folder, pairs)
         source = VptSource(names, tuple(pairs), config.frame_format, config.skip_invalid)
         start = time.monotonic()
         _build_and_report(
@@ -207,15 +309,19 @@ def _from_index(config: VptConfig) -> tuple[tuple[str, ...], list[VideoAndLog], 
     """Download this rank's share of the draw; return all names, its pairs, and what is missing."""
     folder = config.run / "download"
     stems = sample_recordings(load_index(config.index, folder), config.num_recordings, config.seed)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = rank_and_world_size()
     pairs, missing = download_recordings(
-        stems[rank::world_size], folder, config.download_workers, config.skip_invalid
+        stems[rank::world_size],
+        folder,
+        config.download_workers,
+        config.skip_invalid,
+        earlier=_shards_are_of(config.run, config.index),
     )
     return tuple(local_name(stem) for stem in stems), pairs, missing
 
 
 @dataclass(frozen=True)
-class CheckConfig:
+class CheckConfig(CheckedConfig):
     shards: Path
     """Folder of shards, or the run folder that holds it."""
 
@@ -231,6 +337,7 @@ COMMANDS = {
         "Minecraft: OpenAI's contractor recordings",
         "preprocess_vpt",
         ("minecraft",),
+        aliases=("minecraft",),
     ),
     "pusht": Command(
         pusht,

@@ -10,20 +10,26 @@ Next    evaluate.py, play.py
 
 from __future__ import annotations
 
+if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of one
+    from pipeline.startup import start
+
+    start(__name__)
+
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import kernels
 from data.clips import Clips
+from data.columns import Split
+from data.files import writable_folder
+from data.ranges import CheckedConfig, NonEmpty, Range
 from data.shards import EpisodeDataset
-from data.splits import Split
 from evaluation.measures.sample_clips import sample_clips
 from kernels import Backend
 from models import registry
@@ -34,10 +40,11 @@ from models.layers.precision import autocast
 from models.registry import DataSpec, MethodConfig
 from models.world import World
 from pipeline import checkpoint as ckpt
-from pipeline.cli import run_cli
+from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_world import load_world
+from pipeline.trained_on import Recordings, check_parent_recordings, recordings_of
 from pipeline.training.clip_batches import ClipBatches
-from pipeline.training.demonstrations import DemoSteps, StartsWithDemos
+from pipeline.training.demonstrations import DemoSteps, StartsWithDemos, demo_rows
 from pipeline.training.latent_cache import cache_latents, cache_states
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
@@ -46,10 +53,10 @@ Method = Literal["bc", "actor_critic", "goal_policy"]
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     run: Path = Path("runs/pusht")
     """Folder of the world model; all is read from there, and the controllers written."""
-    methods: tuple[Method, ...] = ("bc", "actor_critic")
+    methods: Annotated[tuple[Method, ...], NonEmpty()] = ("bc", "actor_critic")
     """What to fit, in this order: a clone of the demonstrations; from there, actor-critic in
     imagination; a policy that is given goals and learns in imagination to reach them."""
     model: ActorCriticConfig = field(default_factory=ActorCriticConfig)
@@ -58,7 +65,7 @@ class Config:
         default_factory=lambda: registry.default_config("goal_policy")
     )
     """Policy that is given goals: of continuous actions, or of keys (--preset minecraft)."""
-    min_reward: float = 0.7
+    min_reward: Annotated[float, Range(-(10**9), 10**9)] = 0.7
     """Reward that an episode must reach to be cloned, up to where it is highest."""
     bc: TrainConfig = field(
         default_factory=lambda: TrainConfig(
@@ -88,6 +95,8 @@ class Config:
         )
     )
     """Training of the goal policy."""
+    device: DeviceOption = "auto"
+    """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
     kernels: Backend = "auto"
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     restart: bool = False
@@ -105,6 +114,8 @@ class ControllerContext:
     """Of the states at all frames: (frames, N) or (frames, P, D)."""
     parent: tuple[Path, str]
     """Path and fingerprint of the dynamics model."""
+    recordings: Recordings
+    """The dataset's training episodes."""
 
     @property
     def data(self) -> DataSpec:
@@ -119,18 +130,26 @@ class ControllerContext:
     def demos(self, split: Split) -> DemoSteps:
         return DemoSteps(self.dataset, split, self.latents, self.config.min_reward)
 
-    def clips(self, split: Split, clip_length: int, needs: frozenset[str]) -> ClipBatches:
-        return ClipBatches(Clips(self.dataset, split, clip_length), needs, self.latents)
+    def clips(
+        self, split: Split, clip_length: int, needs: frozenset[str], flag: str = ""
+    ) -> ClipBatches:
+        """Give clips of a split; flag: what makes them shorter."""
+        return ClipBatches(Clips(self.dataset, split, clip_length, flag=flag), needs, self.latents)
 
     def describe(self, config: MethodConfig) -> dict[str, Any]:
         """What a checkpoint of this world says of itself."""
         return ckpt.describe(
-            config, self.data, self.world.state_spec, self.world.actions, self.parent
+            config,
+            self.data,
+            self.world.state_spec,
+            self.world.actions,
+            self.parent,
+            self.recordings,
         )
 
 
 def main(config: Config) -> None:
-    kernels.set_backend(config.kernels)
+    set_device(config.device, config.kernels)
     dataset = EpisodeDataset(config.run / "shards")
     world = load_world(config.run)
     if "actor_critic" in config.methods and not world.has_rewards:
@@ -140,10 +159,31 @@ def main(config: Config) -> None:
         )
     path = config.run / "dynamics" / "best.pt"
     dynamics = ckpt.load(path, "dynamics")
+    recordings = check_recordings(config.run, dynamics, dataset)
+    check_demos(config, dataset)
+    writable_folder(config.run / "controller")
     latents = cache(config.run, world, dynamics, dataset)
-    context = ControllerContext(config, world, dataset, latents, (path, dynamics["fingerprint"]))
+    below = path, dynamics["fingerprint"]
+    context = ControllerContext(config, world, dataset, latents, below, recordings)
     for method in config.methods:
         METHODS[method](context)
+
+
+def check_recordings(run: Path, dynamics: ckpt.Checkpoint, dataset: EpisodeDataset) -> Recordings:
+    """Describe the dataset's training episodes; ValueError where the world has learned others."""
+    recordings = recordings_of(dataset, dynamics)
+    check_parent_recordings(dynamics, run / "dynamics" / "best.pt", recordings, dataset)
+    path = run / "tokenizer" / "best.pt"
+    if path.exists():
+        check_parent_recordings(ckpt.load(path, "tokenizer"), path, recordings, dataset)
+    return recordings
+
+
+def check_demos(config: Config, dataset: EpisodeDataset) -> None:
+    """Raise ValueError now, not after the latents are encoded, where there is nothing to clone."""
+    if {"bc", "actor_critic"} & set(config.methods):
+        for split in ("train", "validation"):
+            demo_rows(dataset, split, config.min_reward)
 
 
 def cache(
@@ -193,6 +233,9 @@ def train_actor_critic(context: ControllerContext) -> None:
             f"actor_critic makes both"
         )
     bc = ckpt.load(path, "controller")
+    below = context.parent[0]
+    ckpt.check_parent(bc, path, ckpt.load(below, "dynamics"), below)
+    check_parent_recordings(bc, path, context.recordings, context.dataset)
     ckpt.restore(model.policy, bc, path)
     clone = copy.deepcopy(model).eval()
     trainer = Trainer(
@@ -253,10 +296,10 @@ def train_goal_policy(context: ControllerContext) -> None:
     """Learn in imagination to reach goals; best.pt ends nearest to held-out goals."""
     config, world = context.config, context.world
     model = cast(GoalPolicy, context.build(config.goal_policy, config.goal_policy_train.seed))
+    # an action before the start is known
+    length, flag = max(world.context, 2) + model.max_goal_offset, "--goal-policy.max-goal-offset"
     train, held_out = (
-        # an action before the start is known
-        context.clips(split, max(world.context, 2) + model.max_goal_offset, model.needs)
-        for split in ("train", "validation")
+        context.clips(split, length, model.needs, flag) for split in ("train", "validation")
     )
     trainer = Trainer(
         "controller",
@@ -290,4 +333,6 @@ METHODS: dict[Method, Callable[[ControllerContext], None]] = {
 
 
 if __name__ == "__main__":
+    from pipeline.cli import run_cli
+
     run_cli(main, Config, "controller")

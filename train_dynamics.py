@@ -9,27 +9,32 @@ Next    train_controller.py, play.py
 
 from __future__ import annotations
 
+if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of one
+    from pipeline.startup import start
+
+    start(__name__)
+
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
-import kernels
 from data.clips import Clips
+from data.files import writable_folder
+from data.ranges import CheckedConfig, Range
 from data.shards import EpisodeDataset
 from kernels import Backend
 from models import registry
-from models.config import check_positive
 from models.dynamics.dynamics import Dynamics
 from models.method import Validates
 from models.registry import DataSpec, MethodConfig
 from models.tokenizers.tokenizer import Tokenizer
 from pipeline import checkpoint as ckpt
-from pipeline.cli import run_cli
-from pipeline.device import pick_precision
+from pipeline.device import DeviceOption, pick_precision, set_device
 from pipeline.inference.load_tokenizer import load_tokenizer
+from pipeline.trained_on import Recordings, check_parent_recordings, recordings_of
 from pipeline.training.clip_batches import ClipBatches
 from pipeline.training.latent_cache import cache_latents
 from pipeline.training.train_config import TrainConfig
@@ -37,19 +42,21 @@ from pipeline.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     run: Path = Path("runs/pusht")
     """Folder of the world model; shards and tokenizer are read, dynamics is written."""
     model: MethodConfig = field(default_factory=lambda: registry.default_config("llama"))
     """The method, as the recipe says: for codes a transformer over tokens, for vectors a
     predictor."""
-    num_eval_clips: int = 64
+    num_eval_clips: Annotated[int, Range(1, 10**6)] = 64
     """Held-out clips at each validation."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=40000, batch_size=64, learning_rate=1e-3, weight_decay=0.05, eval_every=2000
         )
     )
+    device: DeviceOption = "auto"
+    """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
     kernels: Backend = "auto"
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     restart: bool = False
@@ -57,8 +64,7 @@ class Config:
 
 
 def main(config: Config) -> None:
-    check_positive(config, "--", "num_eval_clips")
-    kernels.set_backend(config.kernels)
+    set_device(config.device, config.kernels)
     dataset = EpisodeDataset(config.run / "shards")
     method = without_absent_heads(config.model, dataset)
     source = Source.open(config.run, registry.dynamics_class(method), dataset)
@@ -66,13 +72,22 @@ def main(config: Config) -> None:
     model = registry.build_dynamics(method, source.data)
     if source.tokenizer is not None:
         model.load_codebook(source.tokenizer)
-    train = Clips(dataset, "train", model.clip_length)
+    folder = writable_folder(config.run / "dynamics")
+    train = Clips(dataset, "train", model.clip_length, flag="--model.clip-length")
+    check_held_out(model, source)
     trainer = Trainer(
         "dynamics",
-        config.run / "dynamics",
+        folder,
         model,
         config.train,
-        ckpt.describe(model.config, source.data, model.latents, model.actions, source.parent),
+        ckpt.describe(
+            model.config,
+            source.data,
+            model.latents,
+            model.actions,
+            source.parent,
+            source.recordings,
+        ),
         restart=config.restart,
         data_summary=f"{len(train)} clips of {model.clip_length} frames",
     )
@@ -96,18 +111,23 @@ class Source:
     data: DataSpec
     parent: tuple[Path, str]
     """Path and fingerprint of what is underneath: the tokenizer, or the shards."""
+    recordings: Recordings
+    """The dataset's training episodes."""
 
     @staticmethod
     def open(run: Path, method: type[Dynamics], dataset: EpisodeDataset) -> Source:
         data = DataSpec(dataset.image_size, dataset.actions)
         if "latents" not in method.needs:  # trained jointly, from frames
-            return Source(dataset, None, data, (dataset.folder, dataset.fingerprint))
+            below = dataset.folder, dataset.fingerprint
+            return Source(dataset, None, data, below, recordings_of(dataset))
         tokenizer, parent = load_tokenizer(run)
         path = run / "tokenizer" / "best.pt"
-        trained_on = ckpt.data_spec(parent)
+        trained_on = ckpt.data_spec(parent, path)
         dataset.actions.check_same(trained_on.actions, str(dataset.folder), str(path))
+        recordings = recordings_of(dataset, parent)
+        check_parent_recordings(parent, path, recordings, dataset)
         data = replace(data, latents=tokenizer.latents)
-        return Source(dataset, tokenizer, data, (path, parent["fingerprint"]))
+        return Source(dataset, tokenizer, data, (path, parent["fingerprint"]), recordings)
 
     def encode(self, folder: Path, trainer: Trainer[Dynamics]) -> np.ndarray | None:
         """Latents of all frames, encoded by the main process where they are not there yet."""
@@ -116,6 +136,16 @@ class Source:
         tokenizer = self.tokenizer.to(trainer.device)
         with trainer.main_process_first():
             return cache_latents(folder, tokenizer, self.parent[1], self.dataset, trainer.device)
+
+
+def check_held_out(model: Dynamics, source: Source) -> None:
+    """Raise ValueError now, not at the first validation, where no episode is long enough for one:
+    a clip of the method's own, or the context of a world and a step."""
+    flag, length = "--model.clip-length", model.clip_length
+    if not isinstance(model, Validates):
+        past = source.tokenizer.temporal_context - 1 if source.tokenizer else 0
+        flag, length = "--model.transformer.context-frames", model.context + past + 1
+    Clips(source.dataset, "validation", length, flag=flag)
 
 
 def validate(
@@ -148,4 +178,6 @@ def without_absent_heads(config: MethodConfig, dataset: EpisodeDataset) -> Metho
 
 
 if __name__ == "__main__":
+    from pipeline.cli import run_cli
+
     run_cli(main, Config, "dynamics")

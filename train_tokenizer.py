@@ -8,13 +8,19 @@ Next    train_dynamics.py
 
 from __future__ import annotations
 
+if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of one
+    from pipeline.startup import start
+
+    start(__name__)
+
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-import kernels
 from data.clips import Clips
+from data.files import writable_folder
+from data.ranges import CheckedConfig
 from data.shards import EpisodeDataset
 from evaluation import validation
 from kernels import Backend
@@ -23,7 +29,8 @@ from models.method import Validates
 from models.registry import DataSpec, MethodConfig
 from models.tokenizers.tokenizer import Tokenizer
 from pipeline import checkpoint as ckpt
-from pipeline.cli import run_cli
+from pipeline.device import DeviceOption, set_device
+from pipeline.trained_on import recordings_of
 from pipeline.training.clip_batches import ClipBatches
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
@@ -31,7 +38,7 @@ from pipeline.video import make_grid
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     run: Path = Path("runs/pusht")
     """Folder of the world model; its shards are read, its tokenizer is written."""
     model: MethodConfig = field(default_factory=lambda: registry.default_config("vqvae"))
@@ -41,6 +48,8 @@ class Config:
             steps=20000, batch_size=256, learning_rate=1e-3, weight_decay=0.01, eval_every=1000
         )
     )
+    device: DeviceOption = "auto"
+    """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
     kernels: Backend = "auto"
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     restart: bool = False
@@ -48,16 +57,19 @@ class Config:
 
 
 def main(config: Config) -> None:
-    kernels.set_backend(config.kernels)
+    set_device(config.device, config.kernels)
     dataset = EpisodeDataset(config.run / "shards")
     data = DataSpec(dataset.image_size, dataset.actions)
     torch.manual_seed(config.train.seed)
     model = registry.build_tokenizer(config.model, data)
     check_image_size(config, dataset.image_size, model.image_size)
-    clips = ClipBatches(Clips(dataset, "train", model.clip_length), model.needs)
+    folder = writable_folder(config.run / "tokenizer")
+    train = Clips(dataset, "train", model.clip_length, flag="--model.clip-length")
+    clips = ClipBatches(train, model.needs)
+    validation.check_held_out(model, dataset)
     trainer = Trainer(
         "tokenizer",
-        config.run / "tokenizer",
+        folder,
         model,
         config.train,
         ckpt.describe(
@@ -66,6 +78,7 @@ def main(config: Config) -> None:
             model.latents,
             dataset.actions,
             parent=(dataset.folder, dataset.fingerprint),
+            recordings=recordings_of(dataset),
         ),
         restart=config.restart,
         data_summary=f"{len(clips)} clips of {model.clip_length} frame(s) of "
@@ -98,4 +111,6 @@ def check_image_size(config: Config, shards: tuple[int, int], model: tuple[int, 
 
 
 if __name__ == "__main__":
+    from pipeline.cli import run_cli
+
     run_cli(main, Config, "tokenizer")

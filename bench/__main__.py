@@ -7,6 +7,11 @@ Try     python -m bench roofline loading --quick
 
 from __future__ import annotations
 
+if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of one
+    from pipeline.startup import start
+
+    start(__name__)
+
 import difflib
 import importlib
 import os
@@ -16,16 +21,17 @@ import traceback
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from bench import plot, table
 from bench.cases import OPERATIONS
 from bench.pairs import Incorrect, Options, Row, reason
+from data.ranges import CheckedConfig, Range
 from evaluation.result_cache import write_json
 from pipeline.cli import run_cli
-from pipeline.device import pick_device
+from pipeline.device import DeviceOption, pick_device, set_device
 
 AREAS = {
     "roofline": "bench.roofline",
@@ -42,13 +48,13 @@ AREAS = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CheckedConfig):
     areas: tuple[str, ...]
     """What to measure: roofline kernels loading training decode play planning controller
     int8."""
     quick: bool = False
     """Use smaller sizes and compile less: minutes on two slow cores."""
-    rounds: int | None = None
+    rounds: Annotated[int | None, Range(1, 10**6)] = None
     """Rounds of a race; default: 10."""
     run: Path | None = None
     """The run of the areas play, controller and int8; default: checkpoints/pusht-goals."""
@@ -59,17 +65,18 @@ class Config:
     --kernels auto reads."""
     only: tuple[str, ...] = ()
     """In the area kernels, only these operations: rms_norm, attention_blocks ..."""
-    threads: int | None = None
+    device: DeviceOption = "auto"
+    """Where to measure: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
+    threads: Annotated[int | None, Range(1, 1024)] = None
     """Threads of PyTorch; default: PyTorch's own choice."""
 
 
 def main(config: Config) -> None:
+    set_device(config.device)
     areas = config.areas or tuple(AREAS)
     check_known("area", areas, AREAS)
     check_known("operation", config.only, OPERATIONS)
     rounds = Options.rounds if config.rounds is None else config.rounds
-    if rounds < 1:
-        raise ValueError(f"--rounds {rounds} measures nothing; it must be at least 1")
     if config.tune and not torch.cuda.is_available():
         raise ValueError("--tune writes what a GPU measured, and there is no CUDA GPU here")
     for flag, given in (("--only", config.only), ("--tune", config.tune)):

@@ -17,7 +17,8 @@ from torch.utils.data import default_collate
 from bench.pairs import Incorrect, Options, Row, compare, missing_row, race, value_row
 from bench.peers.stable_worldmodel import INSTALL, submodule
 from data.clips import Clips
-from data.shards import EpisodeDataset, h5_dataset
+from data.shard_header import h5_dataset
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
 from pipeline.device import data_memory_limit
 from pipeline.training.clip_batches import ClipBatches

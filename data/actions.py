@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -53,6 +54,20 @@ class ActionSpec:
                 f"an action has {len(self.names)} names, {len(self.low)} lower and "
                 f"{len(self.high)} upper limits; give one of each for every dimension"
             )
+        for low, high in zip(self.low, self.high, strict=False):
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"an action has limits from {low} to {high}; give finite ones, the lower first"
+                )
+            with np.errstate(over="ignore"):
+                span = np.float32(high) - np.float32(low)
+            if not 0 < span < np.inf:
+                raise ValueError(
+                    f"an action has limits from {low} to {high}, which are too "
+                    f"{'far apart' if span else 'close'} for float32; scale or shift the actions"
+                )
+        if self.kind == "discrete" and not self.size:
+            raise ValueError("an action space of codes has none; give the names of one or more")
         if self.kind == "none" and (self.names or self.low or self.high or self.factors):
             raise ValueError(
                 f"an action space of kind 'none' has no names, limits or factors, but these were "
@@ -140,8 +155,9 @@ class ActionSpec:
                 if field == "factors" and a and b and len(a) == len(b):
                     a, b = next((x, y) for x, y in zip(a, b, strict=True) if x != y)
                 raise ValueError(
-                    f"{ours} and {theirs} have different action spaces: {field} is {a!r} in "
-                    f"the first and {b!r} in the second; use shards and checkpoints of one world"
+                    f"{ours} and {theirs} have different action spaces: {field} is {a!r:.100} "
+                    f"in the first and {b!r:.100} in the second; use shards and checkpoints of "
+                    f"one world"
                 )
 
     def as_dict(self) -> dict[str, Any]:
@@ -152,16 +168,54 @@ class ActionSpec:
         return values
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> ActionSpec:
-        plain: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        factors = (
-            Factor(f["name"], tuple(f["labels"]), tuple(f["values"]))
-            for f in values.get("factors", ())
+    def from_dict(values: Any) -> ActionSpec:
+        """Read what `as_dict` gave, of a shard or a checkpoint; ValueError where it is no spec."""
+        plain = _known_fields(values, ActionSpec)
+        plain["factors"] = tuple(
+            Factor(**_known_fields(factor, Factor)) for factor in plain.get("factors", ())
         )
-        plain["factors"] = tuple(factors)
         return ActionSpec(**plain)
+
+
+def _known_fields(values: Any, kind: type[ActionSpec | Factor]) -> dict[str, Any]:
+    """Return the fields of `kind` in plain values, with tuples for lists; ValueError else."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{str(values)[:40]} is no {kind.__name__}: it has no fields by name")
+    known = {f.name: f for f in fields(kind)}
+    for name in values:
+        if name not in known:
+            raise ValueError(
+                f"the {kind.__name__} has the field {str(name)[:40]!r}, which this version does "
+                f"not know; use the version that wrote it"
+            )
+    for name, field in known.items():
+        if name not in values and field.default is MISSING:
+            raise ValueError(f"the {kind.__name__} lacks the field {name!r}")
+    for name, value in values.items():
+        if not _FIELDS[name](value):
+            raise ValueError(f"the {kind.__name__} has {name} {str(value)[:40]!r}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
+def _is_list_of(*kinds: type) -> Callable[[Any], bool]:
+    def check(value: Any) -> bool:
+        return isinstance(value, list | tuple) and all(type(item) in kinds for item in value)
+
+    return check
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "kind": lambda value: value in ("continuous", "discrete", "none"),
+    "name": lambda value: isinstance(value, str),
+    "names": _is_list_of(str),
+    "labels": _is_list_of(str),
+    "low": _is_list_of(int, float),
+    "high": _is_list_of(int, float),
+    "values": _is_list_of(int, float),
+    "unit": lambda value: isinstance(value, str),
+    "pointer": lambda value: isinstance(value, bool),
+    "factors": _is_list_of(dict),
+}
 
 
 def _row(values: tuple[float, ...], like: Tensor) -> Tensor:

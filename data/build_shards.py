@@ -7,28 +7,30 @@ interruption changes the result.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from data.episodes import Episode
-from data.files import atomic_write
-from data.shards import (
+from data.build_info import (
     BUILD_FILE,
-    FORMAT,
     SKIPPED,
     read_build_info,
-    read_header,
+    shard_index,
     shard_name,
-    write_shard,
+    skipped_shards,
 )
-from data.splits import split_sources
+from data.episodes import Episode
+from data.files import atomic_write, remove_abandoned
+from data.identity import as_stored, describe_change
+from data.messages import first_few
+from data.processes import map_in_processes, rank_and_world_size
+from data.shard_header import FORMAT, read_header
+from data.splits import LONG_ENOUGH, split_sources
+from data.write_shard import write_shard
 
 
 def available_cpus() -> int:
@@ -62,6 +64,16 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class HasLengths(Protocol):
+    """A source that knows how long its episodes are."""
+
+    @property
+    def source_lengths(self) -> Sequence[int]:
+        """Frames of the episodes of each independent source."""
+        ...
+
+
 def build(
     source: Source,
     folder: Path,
@@ -74,82 +86,99 @@ def build(
     """Write the missing shards, and return the number of shards written.
 
     Under torchrun or an array job (RANK, WORLD_SIZE) each rank takes its share, in groups of
-    `group_size` consecutive shards. A skipped shard leaves a file with the reason in its place,
-    and is tried again by the next call. ValueError where the folder holds shards of other
-    settings.
+    `group_size` consecutive shards; none waits for another, or deletes what another makes. A
+    skipped shard leaves a file with the reason in its place, and is tried again by the next call.
+    ValueError where the folder holds shards of other settings, or of other recordings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    description = json.loads(json.dumps(source.description() | {"split_seed": seed}))
+    rank, world_size = rank_and_world_size()
+    if source.num_shards < 1:
+        raise ValueError("there are no episodes to write shards of; name a source that has some")
+    lengths = source.source_lengths if isinstance(source, HasLengths) else None
+    description = json.loads(json.dumps(_describe(source, lengths, seed)))
+    known = None if restart else _known_build(folder)
+    if known is not None:
+        _check_same_build(folder, known, description, source.num_shards)
+        description = as_stored(description, known)
+    share = [i for i in range(source.num_shards) if i // group_size % world_size == rank]
     if rank == 0:
-        _check_or_write_build_info(folder, description, source.num_shards, command, restart)
-    missing = [
-        index
-        for index in range(source.num_shards)
-        if index // group_size % world_size == rank
-        and not _is_complete(folder / shard_name(index), description)
-    ]
+        remove_abandoned(folder)
+        if restart or not (folder / BUILD_FILE).exists():
+            info = {"description": description, "shards": source.num_shards, "command": command}
+            _write_build_info(folder, info | {"seconds": 0.0})
+    if restart:
+        _delete(folder, set(share), source.num_shards if rank == 0 else None)
+    missing = [i for i in share if not _is_complete(folder / shard_name(i), description)]
     if not missing:
         return 0
     started = time.monotonic()
-    splits = split_sources(source.num_sources, seed)
-    with tqdm(
-        total=source.num_shards, initial=source.num_shards - len(missing), desc="shards"
-    ) as progress:
-        num_workers, made = min(num_workers, len(missing)), 0
-        for written in _make_missing(source, folder, missing, num_workers, splits, description):
+    min_frames = description.get("split_min_frames", 0)
+    splits = split_sources(source.num_sources, seed, lengths, min_frames)
+    jobs = [(source, i, folder / shard_name(i), splits, description) for i in missing]
+    num_workers = min(num_workers, len(missing))
+    advice = f"lower --num-workers, now {num_workers}, or make smaller frames; shards are kept"
+    made, total = 0, source.num_shards
+    with tqdm(total=total, initial=total - len(missing), desc="shards") as progress:
+        for written in map_in_processes(_make_shard, jobs, num_workers, advice):
             made += written
             progress.update()
     if rank == 0:
         _add_seconds(folder, time.monotonic() - started)
+    _check_share_is_there(folder, share)
     return made
 
 
-def _make_missing(
-    source: Source,
-    folder: Path,
-    missing: list[int],
-    num_workers: int,
-    splits: Any,
-    description: dict[str, Any],
-) -> Iterator[bool]:
-    """Write the missing shards, in `num_workers` processes; yield False for a skipped one."""
-    jobs = [(source, index, folder / shard_name(index), splits, description) for index in missing]
-    if num_workers == 1:
-        for job in jobs:
-            yield _make_shard(*job)
-        return
-    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
+def _describe(source: Source, lengths: Sequence[int] | None, seed: int) -> dict[str, Any]:
+    """Return the description of the shards, with how their splits are drawn."""
+    description = source.description() | {"split_seed": seed}
+    if lengths and min(lengths) < LONG_ENOUGH <= max(lengths):
+        description["split_min_frames"] = LONG_ENOUGH
+    return description
+
+
+def _known_build(folder: Path) -> dict[str, Any] | None:
+    """Return the build info of existing shards; without a build file, what one of them says."""
+    info = read_build_info(folder)
+    if info is not None:
+        return info
+    for path in sorted(folder.glob("shard-*.h5")):
         try:
-            pending = {pool.submit(_make_shard, *job) for job in jobs}
-            while pending:
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+            description = read_header(path).description
+        except ValueError:  # it will be written anew
+            continue
+        return {"description": {k: v for k, v in description.items() if k != "format"}}
+    return None
 
 
-def _check_or_write_build_info(
-    folder: Path, description: dict[str, Any], num_shards: int, command: str, restart: bool
+def _check_same_build(
+    folder: Path, known: dict[str, Any], description: dict[str, Any], num_shards: int
 ) -> None:
-    """Write the build file of the folder, or check that it has the same description."""
-    build_file = folder / BUILD_FILE
-    if restart:
-        for path in [*folder.glob("shard-*.h5"), *folder.glob(f"*{SKIPPED}"), build_file]:
+    problem = describe_change(known["description"], description, folder)
+    count = known.get("shards", num_shards)
+    if not problem and count != num_shards:  # only where recordings are not known
+        problem = f"{folder} is of {count} shards, but now there are {num_shards}"
+    if problem:
+        raise ValueError(f"{problem}; --restart makes them anew, another --run keeps both")
+
+
+def _delete(folder: Path, share: set[int], end: int | None) -> None:
+    """Delete the shards of a share; with `end` also what has a number from there on, or none."""
+    for path in [*folder.glob("shard-*.h5"), *folder.glob(f"shard-*{SKIPPED}")]:
+        index = shard_index(path)
+        foreign = end is not None and (index is None or index >= end)
+        if index in share or foreign:
             path.unlink(missing_ok=True)
-    known = read_build_info(folder)
-    if known is not None:
-        for key, value in description.items():
-            if known["description"].get(key) != value:
-                raise ValueError(
-                    f"{folder} holds shards with {key} {known['description'].get(key)}, but now it "
-                    f"is {value}; --restart rebuilds them, another --run keeps both"
-                )
-        return
-    info = {"description": description, "shards": num_shards, "command": command, "seconds": 0.0}
-    atomic_write(build_file, json.dumps(info, indent=1).encode())
+
+
+def _check_share_is_there(folder: Path, share: list[int]) -> None:
+    skipped = skipped_shards(folder)
+    gone = [shard_name(i) for i in share if not (folder / shard_name(i)).exists()]
+    gone = [name for name in gone if shard_index(Path(name)) not in skipped]
+    if gone:
+        raise ValueError(
+            f"{first_few(gone)} in {folder} were written, and are not there; another process "
+            f"deletes them: let one build at a time work there, and run again"
+        )
 
 
 def _is_complete(path: Path, description: dict[str, Any]) -> bool:
@@ -180,6 +209,9 @@ def _make_shard(
 
 def _add_seconds(folder: Path, seconds: float) -> None:
     info = read_build_info(folder)
-    assert info is not None, "written at the start"
-    info["seconds"] = round(info["seconds"] + seconds, 1)
+    if info is not None:
+        _write_build_info(folder, info | {"seconds": round(info["seconds"] + seconds, 1)})
+
+
+def _write_build_info(folder: Path, info: dict[str, Any]) -> None:
     atomic_write(folder / BUILD_FILE, json.dumps(info, indent=1).encode())

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from data.files import atomic_write
-from data.shards import EpisodeDataset, rebuild_command
-from data.splits import SPLITS
+from data.alignment_check import alignment_scores, alignment_warning, describe_scores
+from data.build_info import rebuild_command
+from data.columns import SPLITS
+from data.files import atomic_write, writable_folder
+from data.lengths import describe_lengths
+from data.messages import first_few
+from data.pointer_alignment import describe_pointer
+from data.shards import EpisodeDataset
+from data.suspicions import suspicions
 from data.vpt.vpt_report import describe_agreement
 
 COLUMNS, ROWS = 8, 12  # frames of an episode, and episodes, on the contact sheet
 MIN_SIDE = 64  # pixels of a frame on it, at least
 FRAMES_PER_READ = 1024  # frames in memory at once
-ALIGNMENT_EPISODES = 50  # episodes that the alignment is computed from
 TOP_CODES = 6  # most frequent codes that are named
+MAX_LISTED = 32  # choices that are all named
 
 
 def main_check(shards: Path) -> None:
@@ -34,11 +41,12 @@ def check(folder: Path, sheet: Path) -> list[str]:
     ValueError names each damaged shard, and the command that rebuilds it.
     """
     dataset = EpisodeDataset(folder)
+    writable_folder(sheet.parent, "copy of the shards")
     validate(dataset)
-    report = describe(dataset)
-    ok, png = cv2.imencode(".png", contact_sheet(dataset)[..., ::-1])
-    assert ok
-    atomic_write(sheet, png.tobytes())
+    report = describe(dataset) + suspicions(dataset)
+    png = BytesIO()
+    Image.fromarray(contact_sheet(dataset)).save(png, "PNG")
+    atomic_write(sheet, png.getvalue())
     return report
 
 
@@ -62,7 +70,7 @@ def validate(dataset: EpisodeDataset) -> None:
             first = last
     if faults:
         paths = list(faults)
-        also = f", and so are {', '.join(p.name for p in paths[1:])}" if len(paths) > 1 else ""
+        also = f", and so are {first_few(p.name for p in paths[1:])}" if len(paths) > 1 else ""
         files, them = ("those files", "them") if also else ("that one file", "it")
         raise ValueError(
             f"{faults[paths[0]]}{also}; delete {files} and run again, which rebuilds {them} and "
@@ -117,9 +125,13 @@ def describe(dataset: EpisodeDataset) -> list[str]:
             f"  rewards: mean {rewards.mean():.3f}, greatest {rewards.max():.3f}; "
             f"best reward of an episode: mean {max_rewards.mean():.3f}"
         )
-    names = dataset.state_names[:2]
-    if dataset.has("states") and dataset.actions.pointer and names == ("agent_x", "agent_y"):
-        lines.append(f"  {_describe_alignment(dataset)}")
+    scores = alignment_scores(dataset)
+    if scores is not None:
+        lines.append(f"  {describe_scores(scores)}")
+    warnings = (describe_lengths(dataset), alignment_warning(scores))
+    lines += [f"  {warning}" for warning in warnings if warning]
+    if pointer := describe_pointer(dataset):
+        lines.append(f"  {pointer}")
     return lines + describe_agreement(dataset)
 
 
@@ -155,39 +167,11 @@ def _describe_actions(dataset: EpisodeDataset) -> list[str]:
 
 
 def _frequencies(choices: np.ndarray, labels: tuple[str, ...]) -> str:
-    counts = np.bincount(choices, minlength=len(labels)) / len(choices)
-    return ", ".join(f"{label} {share:.1%}" for label, share in zip(labels, counts, strict=True))
-
-
-def _describe_alignment(dataset: EpisodeDataset) -> str:
-    """Correlate the agent's displacement with the offset to its target, for three shifts of the
-    actions."""
-    count = len(dataset)
-    chosen = np.unique(np.linspace(0, count - 1, min(ALIGNMENT_EPISODES, count)).astype(int))
-    displacements: list[np.ndarray] = []
-    to_target: dict[int, list[np.ndarray]] = {-1: [], 0: [], 1: []}
-    for episode in chosen.tolist():
-        positions = dataset.read(episode, "states")[:, :2]
-        target = dataset.read(episode, "actions")[:, :2]
-        if len(positions) < 4:
-            continue
-        displacements.append((positions[2:-1] - positions[1:-2]).ravel())  # from t to t + 1
-        for shift, found in to_target.items():
-            found.append((target[1 + shift : len(positions) - 2 + shift] - positions[1:-2]).ravel())
-    if not displacements or np.ptp(displacement := np.concatenate(displacements)) == 0:
-        return "too little motion to measure whether actions and frames are aligned"
-    correlation = {
-        shift: float(np.corrcoef(displacement, np.concatenate(found))[0, 1])
-        for shift, found in to_target.items()
-    }
-    parts = [f"{r:.3f} with actions[t{s:+d}]".replace("+0", "") for s, r in correlation.items()]
-    line = (
-        f"displacement from t to t + 1 correlates with the offset to the target: "
-        f"r = {', '.join(parts)}"
-    )
-    if correlation[0] < max(correlation.values()):
-        line += "; warning: actions seem to be shifted against the frames"
-    return line
+    """List how often each choice occurs; of many, the most frequent first."""
+    shares = np.bincount(choices, minlength=len(labels)) / len(choices)
+    order = np.argsort(-shares, kind="stable") if len(labels) > MAX_LISTED else range(len(labels))
+    listed = (f"{labels[index]} {shares[index]:.1%}" for index in order)
+    return first_few(listed, TOP_CODES if len(labels) > MAX_LISTED else MAX_LISTED)
 
 
 def contact_sheet(dataset: EpisodeDataset) -> np.ndarray:

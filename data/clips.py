@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.columns import Split
 from data.shards import EpisodeDataset
-from data.splits import Split
 
 GIB = 2**30
 
@@ -44,6 +44,7 @@ class Clips(Dataset):
     """All clips of `clip_length` consecutive frames within the episodes of `split`.
 
     memory_limit: bytes; a split whose frames need less is read once and cached.
+    flag: what makes clips shorter, for the message where no episode is long enough.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Clips(Dataset):
         split: Split,
         clip_length: int,
         memory_limit: int = GIB,
+        flag: str = "",
     ) -> None:
         if clip_length < 1:
             raise ValueError(f"clip_length must be at least 1, not {clip_length}")
@@ -66,9 +68,10 @@ class Clips(Dataset):
         lengths = dataset.lengths[episodes]
         num_clips = np.maximum(lengths - clip_length + 1, 0)
         if not num_clips.sum():
+            shorter = f"lower {flag}, or " if flag else ""
             raise ValueError(
-                f"no {split} episode of {dataset.folder} has {clip_length} frames (the longest has "
-                f"{lengths.max()}); ask for shorter clips"
+                f"no {split} episode of {dataset.folder} has the {clip_length} frames of a clip "
+                f"(the longest has {lengths.max()}); {shorter}record longer episodes"
             )
         self._cumulative_clips = np.cumsum(num_clips)
         self._episodes = episodes

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-STEP_DTYPES = {"frames": "uint8", "rewards": "float32", "terminals": "bool"}
-STEP_DTYPES |= {"states": "float32", "contacts": "float32", "inputs": "float32"}
+from data.columns import STEP_DTYPES, STEP_FIELDS
 
 
 @dataclass
@@ -30,9 +29,6 @@ class Episode:
 
     def __len__(self) -> int:
         return len(self.frames)
-
-
-STEP_FIELDS = tuple(f.name for f in fields(Episode) if f.name not in ("split", "source", "notes"))
 
 
 def check_episode(episode: Episode, where: str, description: dict[str, Any]) -> None:

@@ -152,7 +152,8 @@ def imitation_jobs(session: Session, config: Config) -> Iterator[Job]:
         goal_offset = 1
         if isinstance(session.goal_policy, DiscreteGoalPolicy):
             policies = policies | {"goal_policy": session.goal_policy}
-            goal_offset = session.goal_policy.max_goal_offset
+            longest = max(session.dataset.length(e) for e in session.dataset.episodes("test"))
+            goal_offset = min(session.goal_policy.max_goal_offset, longest - 1)
         frames, seed = config.imitation_frames, config.seed
         return imitation(session.world, policies, session.clips(1 + goal_offset), frames, seed=seed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.files import atomic_write
+from data.files import atomic_write, parse_json, read_text
 
 DIGITS = 6
 
@@ -39,6 +40,7 @@ class ResultCache:
         result = to_json(compute())
         seconds = round(time.monotonic() - start, 2)
         entry = {"cache_key": to_json(cache_key), "seconds": seconds, "result": result}
+        entry["digest"] = _digest(entry)
         write_json(self.folder / f"{name}.json", entry)
         tqdm.write(f"{name}: {seconds:.1f} s")
         return result
@@ -46,7 +48,7 @@ class ResultCache:
     def load(self, name: str, cache_key: dict[str, Any]) -> dict[str, Any] | None:
         """Give a saved result; None if there is none with this key."""
         entry = self._read(name)
-        return entry["result"] if entry and entry.get("cache_key") == to_json(cache_key) else None
+        return entry["result"] if entry and entry["cache_key"] == to_json(cache_key) else None
 
     def total_seconds(self, names: list[str]) -> float:
         """Sum the seconds that the saved results of these names took."""
@@ -54,10 +56,19 @@ class ResultCache:
         return round(sum(entry["seconds"] for entry in entries if entry), 1)
 
     def _read(self, name: str) -> dict[str, Any] | None:
+        """Read an entry; None where there is none, or one that was not written so."""
         try:
-            return json.loads((self.folder / f"{name}.json").read_text())
+            entry = parse_json(read_text(self.folder / f"{name}.json"))
         except (OSError, ValueError):
             return None
+        whole = isinstance(entry, dict) and entry.get("digest") == _digest(entry)
+        return entry if whole else None
+
+
+def _digest(entry: dict[str, Any]) -> str:
+    """Give 16 hex digits that change with any value but the digest itself."""
+    values = {key: value for key, value in entry.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def to_json(value: Any) -> Any:

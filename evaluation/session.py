@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 import kernels
+from data.build_info import read_build_info, shards_folder
 from data.build_shards import available_cpus
 from data.clips import Clips
-from data.files import lock
+from data.files import lock, writable_folder
 from data.pusht import simulator
 from data.pusht.vector_pusht import VectorPushT
-from data.shards import EpisodeDataset, read_build_info, shards_folder
-from evaluation.measures.world_clips import world_clips
+from data.shards import EpisodeDataset
+from evaluation.measures.world_clips import horizons_within, world_clips
 from evaluation.protocols import policies
 from evaluation.protocols.mpc import LastActionProbe
 from evaluation.protocols.oracle_cem import OracleCem
@@ -29,11 +30,14 @@ from evaluation.readers.estimator import StateEstimator
 from evaluation.readers.fit_estimator import cached_estimator
 from evaluation.readers.fit_inverse_dynamics import cached_idm
 from evaluation.readers.inverse_dynamics import InverseDynamics
+from evaluation.report.trained_on_note import trained_on_note
+from models.controllers.planner import can_plan
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import load_controllers, load_goal_policy
 from pipeline.inference.load_world import load_world
+from pipeline.trained_on import count_trained_on
 
 STAGES = ("tokenizer", "dynamics", "controller")
 
@@ -58,6 +62,15 @@ class Session:
         self.device = pick_device()
         self.kernels = kernels.describe(self.device)
         self.dataset = EpisodeDataset(shards or own_shards)
+        where = self.dataset.folder
+        if not self.dataset.episodes("test"):
+            raise ValueError(
+                f"{where} has no test episode to measure on; record at least 3 sources"
+            )
+        other_dataset = shards is not None and shards.resolve() != own_shards.resolve()
+        subfolder = "report" if not other_dataset else f"report/on-{_dataset_name(where)}"
+        self.folder = writable_folder(out or run / subfolder, "--out")
+        self.plots = self.folder / "plots"
         if compiled and self.device.type != "cpu":
             raise ValueError("--compile compiles for CPUs, and this is a GPU; leave it out")
         self.world = load_world(run, self.device)
@@ -67,20 +80,14 @@ class Session:
         self.goal_policy = load_goal_policy(run, self.world)
         self._results: dict[tuple[str, str], dict[str, Any]] = {}
         self.num_workers = num_workers or available_cpus()
-        where = self.dataset.folder
         self.world.data_actions.check_same(self.dataset.actions, f"{run}'s world", str(where))
         if tuple(self.world.image_size) != self.dataset.image_size:
             raise ValueError(
                 f"{run}'s world has frames of {tuple(self.world.image_size)} pixels and "
                 f"{where} of {self.dataset.image_size}; preprocess them at the same resolution"
             )
-        other_dataset = shards is not None and shards.resolve() != own_shards.resolve()
-        subfolder = "report" if not other_dataset else f"report/on-{_dataset_name(where)}"
-        self.folder = out or run / subfolder
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.plots = self.folder / "plots"
         self._exit_stack = ExitStack()
-        self._exit_stack.enter_context(lock(self.folder))
+        self._exit_stack.enter_context(lock(self.folder, flag="--out"))
 
     def __enter__(self) -> Session:
         return self
@@ -91,6 +98,10 @@ class Session:
     def clips(self, clip_length: int) -> Clips:
         """Give the clips of held-out episodes."""
         return world_clips(self.world, self.dataset, "test", clip_length)
+
+    def horizons(self, horizons: tuple[int, ...]) -> tuple[int, ...]:
+        """Give the horizons that held-out episodes are long enough for, after the context."""
+        return tuple(horizons_within(self.dataset, "test", self.world.context, horizons))
 
     def estimator(self, steps: int, seed: int) -> StateEstimator | None:
         """Give the state estimator of the dataset; None where its states are not known."""
@@ -123,14 +134,15 @@ class Session:
     @property
     def can_plan(self) -> bool:
         """Planners can search in the world: its states and its actions are continuous."""
-        world = self.world
-        return world.state_spec.kind == "continuous" and world.actions.kind == "continuous"
+        return can_plan(self.world)
 
     @cached_property
     def envs(self) -> VectorPushT:
         """Simulators over processes, started when first used."""
         size = self.dataset.image_size[0]
-        return self._exit_stack.enter_context(VectorPushT(self.num_envs, size, self.num_workers))
+        goal = simulator.goal_of(self.dataset.description)
+        envs = VectorPushT(self.num_envs, size, self.num_workers, goal)
+        return self._exit_stack.enter_context(envs)
 
     @cached_property
     def last_action_probe(self) -> LastActionProbe:
@@ -141,27 +153,35 @@ class Session:
     def fingerprints(self) -> dict[str, str | None]:
         """Of the shards, of each stage, and of each policy that was trained."""
         fingerprints: dict[str, str | None] = {"shards": self.dataset.fingerprint}
-        for stage in STAGES:
-            fingerprints[stage] = self._fingerprint(self.run / stage, stage)
-        for policy in ("bc", "goal_policy"):
-            folder = self.run / "controller" / policy
-            fingerprints[policy] = self._fingerprint(folder, "controller")
+        fingerprints |= {name: facts.get("fingerprint") for name, facts in self.checkpoints.items()}
         # without an actor-critic, bc plays in its place (load_controllers)
         fingerprints["actor_critic"] = fingerprints["controller"] or fingerprints["bc"]
         return fingerprints
 
-    def _fingerprint(self, folder: Path, stage: str) -> str | None:
-        return self._load_checkpoint(folder / "best.pt", stage).get("fingerprint")
+    @cached_property
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
+        """What each stage's best.pt, and that of each policy, says of itself, without its weights;
+        empty where there is none."""
+        folders = {stage: (stage, stage) for stage in STAGES}
+        folders |= {name: (f"controller/{name}", "controller") for name in ("bc", "goal_policy")}
+        return {
+            name: _read_facts(self.run / folder / "best.pt", stage)
+            for name, (folder, stage) in folders.items()
+        }
 
-    def _load_checkpoint(self, path: Path, stage: str) -> dict[str, Any]:
-        return checkpoint.load(path, stage) if path.exists() else {}
+    @cached_property
+    def trained_on(self) -> int | None:
+        """The number of held-out episodes that a part of the world, or a policy, was trained on;
+        None where a checkpoint does not remember its recordings."""
+        measured = [facts for facts in self.checkpoints.values() if facts]
+        return count_trained_on(measured, self.dataset, "test")
 
     def task_policies(self, seed: int) -> dict[str, Policy]:
         """Give the run's controllers and their baselines."""
         return {
             "random": policies.Random(self.dataset.actions, seed),
             "noop": policies.NoOp(),
-            "scripted": policies.Scripted(),
+            "scripted": policies.Scripted(simulator.goal_of(self.dataset.description)),
             **{name: WorldModelPolicy(self.world, each) for name, each in self.controllers.items()},
         }
 
@@ -221,19 +241,24 @@ class Session:
         for stage in STAGES:
             folder = self.run / stage
             paths = list(folder.glob("**/last.pt")) or list(folder.glob("**/best.pt"))
-            seconds = [float(self._load_checkpoint(path, stage)["seconds"]) for path in paths]
+            try:
+                seconds = [float(_read_facts(path, stage).get("seconds", 0)) for path in paths]
+            except ValueError:  # a last.pt is damaged, and no figure depends on it
+                seconds = []
             stage_seconds[stage] = round(sum(seconds), 1) if seconds else None
         return stage_seconds
 
-    def describe(self) -> str:
-        """Give the line that is printed at the start."""
+    def describe(self) -> list[str]:
+        """Give the lines that are printed at the start."""
         names = [*self.controllers, *(["goal_policy"] if self.goal_policy else [])]
-        return (
+        lines = [
             f"evaluate: {describe_device(self.device)}, {self.kernels}, "
             f"{self.run} on {self.dataset.folder} "
             f"({len(self.dataset.episodes('test'))} held-out episodes), controllers: "
             f"{', '.join(names) or 'none'}"
-        )
+        ]
+        note = trained_on_note(self.trained_on, len(self.dataset.episodes("test")))
+        return [*lines, f"evaluate: {note}"] if note else lines
 
     def provenance(self) -> dict[str, Any]:
         """Give the run, the dataset, the machine and the versions of the figures."""
@@ -252,14 +277,24 @@ class Session:
                 "platform": platform.platform(),
             },
             "fingerprints": self.fingerprints,
+            "held_out_episodes": len(self.dataset.episodes("test")),
+            "held_out_episodes_trained_on": self.trained_on,
             "methods": {stage: self._method(stage) for stage in STAGES},
         }
 
     def _method(self, stage: str) -> str | None:
         """Name the method, and the weights that a frozen encoder started from."""
-        config = self._load_checkpoint(self.run / stage / "best.pt", stage).get("config", {})
+        config = self.checkpoints[stage].get("config", {})
         parts = (str(config[key]) for key in ("kind", "pretrained") if key in config)
         return ", ".join(parts) or None
+
+
+def _read_facts(path: Path, stage: str) -> dict[str, Any]:
+    """Read a checkpoint without its weights; nothing where there is none."""
+    if not path.exists():
+        return {}
+    large = ("model", "ema", "optimizer")
+    return {k: v for k, v in checkpoint.load(path, stage).items() if k not in large}
 
 
 def _policy_weights(controller: Any) -> dict[str, torch.Tensor]:

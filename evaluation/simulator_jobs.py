@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data.messages import command
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.protocols import goals, policies, task
@@ -111,14 +112,14 @@ def why_missing(session: Session, policy: str) -> str:
     if not session.is_pusht:
         return f"only Push-T has a simulator, and {session.dataset.folder} is another dataset"
     if policy in ("bc", "actor_critic"):
-        return f"no controller was trained; train_controller.py --run {session.run} trains one"
+        train = command("train_controller.py", "--run", session.run)
+        return f"no controller was trained; {train} trains one"
     if policy in ("planner", "goal_policy", "policy_prior") and not session.can_plan:
         return "planning needs a world of continuous latents and continuous actions"
     if policy in ("goal_policy", "policy_prior") and session.goal_policy is None:
-        return (
-            f"no goal policy was trained; train_controller.py --run {session.run} "
-            f"--methods bc goal_policy trains one"
-        )
+        methods = ("--methods", "bc", "goal_policy")
+        train = command("train_controller.py", "--run", session.run, *methods)
+        return f"no goal policy was trained; {train} trains one"
     return "no held-out episode is long enough for its protocols, or has states"
 
 

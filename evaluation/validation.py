@@ -21,7 +21,7 @@ from evaluation.measures.metrics import (
 )
 from evaluation.measures.open_loop import HORIZONS, imagine, open_loop
 from evaluation.measures.sample_clips import sample_clips
-from evaluation.measures.world_clips import world_clips
+from evaluation.measures.world_clips import horizons_within, world_clips
 from models.method import TrainableModule, Validates
 from models.tokenizers.codes import code_counts, perplexity
 from models.tokenizers.tokenizer import Tokenizer
@@ -78,28 +78,39 @@ def validate_tokenizer(
     return metrics, [original[:8], reconstruction[:8]]
 
 
-def _held_out(world: World, dataset: EpisodeDataset) -> Clips:
-    """Clips as long as an open loop is."""
-    return world_clips(world, dataset, "validation", world.context + max(HORIZONS))
+def check_held_out(model: Tokenizer, dataset: EpisodeDataset) -> None:
+    """Raise ValueError now, not at the first validation, where no episode is long enough."""
+    length = model.clip_length if isinstance(model, Validates) else model.temporal_context + 1
+    Clips(dataset, "validation", length, flag="--model.clip-length")
+
+
+def _held_out(world: World, dataset: EpisodeDataset) -> tuple[Clips, list[int]]:
+    """Clips as long as an open loop is, and its horizons, as far as episodes go."""
+    horizons = horizons_within(dataset, "validation", world.context, HORIZONS)
+    clips = world_clips(world, dataset, "validation", world.context + max(horizons))
+    return clips, horizons
 
 
 def validate_world(world: World, dataset: EpisodeDataset, num_clips: int) -> Metrics:
-    """Measure a world in an open loop; `psnr` is the mean over horizons."""
-    measured = open_loop(world, _held_out(world, dataset), HORIZONS, num_clips=num_clips)
-    at = {horizon: index for index, horizon in enumerate(measured["horizons"])}
-    metrics = {"psnr": sum(measured["psnr"]) / len(HORIZONS)}
-    for horizon in PSNR_HORIZONS:
+    """Measure a world in an open loop; `psnr` is the mean over horizons, as far as episodes go."""
+    clips, horizons = _held_out(world, dataset)
+    measured = open_loop(world, clips, horizons, num_clips=num_clips)
+    at = {horizon: index for index, horizon in enumerate(horizons)}
+    metrics = {"psnr": sum(measured["psnr"]) / len(horizons)}
+    for horizon in [h for h in PSNR_HORIZONS if h in at]:
         metrics[f"psnr_{horizon}"] = measured["psnr"][at[horizon]]
-    metrics["copy_last_psnr_8"] = measured["copy_last_psnr"][at[8]]
-    metrics["delta_psnr_4"] = measured["delta_psnr"][at[4]]
+    if 8 in at:
+        metrics["copy_last_psnr_8"] = measured["copy_last_psnr"][at[8]]
+    if 4 in at:
+        metrics["delta_psnr_4"] = measured["delta_psnr"][at[4]]
     return metrics
 
 
 def rollout_rows(world: World, dataset: EpisodeDataset, num_clips: int = 3) -> list[Tensor]:
     """Rows of images: true futures, and below each the model rollout."""
-    held_out = _held_out(world, dataset)
+    held_out, horizons = _held_out(world, dataset)
     clip = held_out.batch(sample_clips(held_out, num_clips, seed=0)[0])
     context = world.context
-    imagined = imagine(world, clip.frames, clip.actions, context, list(HORIZONS))
-    truth = clip.frames[:, [context - 1 + h for h in HORIZONS]]
+    imagined = imagine(world, clip.frames, clip.actions, context, horizons)
+    truth = clip.frames[:, [context - 1 + h for h in horizons]]
     return [row for pair in zip(truth, imagined, strict=True) for row in pair]

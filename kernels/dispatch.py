@@ -28,16 +28,24 @@ Pass = Literal["forward", "both"]
 _backend: Backend = "auto"
 
 
-def set_backend(backend: Backend) -> None:
+def set_backend(backend: Backend, device: torch.device | None = None) -> None:
     """Run operations on GPU tensors as Triton kernels, in PyTorch, or as whichever measured faster.
 
+    device: of the tensors; by default a GPU if there is one.
     Raises ValueError if Triton is asked for where it cannot run.
     """
     global _backend
-    if backend == "triton" and not (torch.cuda.is_available() or interpreted()):
+    on_gpu = device.type == "cuda" if device else torch.cuda.is_available()
+    if backend == "triton" and not (on_gpu or interpreted()):
         raise ValueError(
-            "--kernels triton needs a CUDA GPU, and there is none here; --kernels auto works "
-            "without one (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for debugging)"
+            "--kernels triton needs a CUDA GPU, and there is none here or --device leaves it out; "
+            "--kernels auto works without one (TRITON_INTERPRET=1 runs the kernels on the CPU, "
+            "slowly, for debugging)"
+        )
+    if backend == "triton" and not has_triton():
+        raise ValueError(
+            "--kernels triton needs Triton, which cannot be imported here; install it (pip install "
+            "triton), or give --kernels auto"
         )
     _backend = backend
 
@@ -48,6 +56,8 @@ def describe(device: torch.device) -> str:
         return f"torch kernels ({_backend}: no CUDA)" if _backend == "auto" else "torch kernels"
     if _backend != "auto":
         return f"{_backend} kernels"
+    if not has_triton():
+        return "torch kernels (auto: Triton cannot be imported)"
     speedups = tuned_speedups(_arch(device))
     faster = sorted(name for name, ratios in speedups.items() if max(ratios.values()) > 1)
     if faster:
@@ -92,7 +102,7 @@ def interpreted() -> bool:
 
 @torch.compiler.assume_constant_result  # torch.compile need not trace it
 def _is_faster(operation: str, wanted: Pass) -> bool:
-    ratios = tuned_speedups(_arch(torch.device("cuda"))).get(operation, {})
+    ratios = tuned_speedups(_arch(torch.device("cuda"))).get(operation, {}) if has_triton() else {}
     # some have no gradients, others compute them in the forward pass: their one ratio is for both
     return ratios.get(wanted, max(ratios.values(), default=0.0)) > 1
 
@@ -102,6 +112,16 @@ def tuned_speedups(arch: str) -> dict[str, dict[Pass, float]]:
     """Read each kernel's speedup over torch.compile at its worst shape on this architecture, for
     the forward pass and for both; some operations have one of the two."""
     return json.loads(TUNED_FILE.read_text()).get(arch, {}) if TUNED_FILE.exists() else {}
+
+
+@cache
+def has_triton() -> bool:
+    """Return whether Triton can be imported; it takes a second, so that only a GPU's user waits."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 @cache

@@ -1,10 +1,22 @@
-"""What configs share: their checks, and their plain values in a checkpoint."""
+"""What the configs of methods share: their plain values in a checkpoint."""
 
 from __future__ import annotations
 
 import types
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, ClassVar, Protocol, TypeVar, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from data.messages import first_few
 
 C = TypeVar("C")
 
@@ -13,14 +25,6 @@ class MethodConfig(Protocol):
     """Config of a method: a frozen dataclass that stands in models/registry.py."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-
-
-def check_positive(config: Any, prefix: str, *names: str) -> None:
-    """Raise ValueError for the first of `names` that is below 1; prefix: of its flag."""
-    for name in names:
-        if getattr(config, name) < 1:
-            flag = f"{prefix}{name.replace('_', '-')}"
-            raise ValueError(f"{flag} {getattr(config, name)} is below 1; give 1 or more")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -34,8 +38,8 @@ def from_plain(kind: type[C], values: dict[str, Any]) -> C:
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     missing, unknown = set(names) - values.keys(), values.keys() - set(names)
     if missing or unknown:
-        parts = [f"no {', '.join(sorted(missing))}"] if missing else []
-        parts += [f"an unknown {', '.join(sorted(unknown))}"] if unknown else []
+        parts = [f"no {first_few(sorted(missing))}"] if missing else []
+        parts += [f"an unknown {first_few(sorted(map(str, unknown)))}"] if unknown else []
         raise ValueError(
             f"a {kind.__name__} with {' and '.join(parts)} was written by another version; use "
             f"that version, or train again"
@@ -47,8 +51,29 @@ def from_plain(kind: type[C], values: dict[str, Any]) -> C:
             value = from_plain(hint, value)  # type: ignore[arg-type]
         elif isinstance(value, list) and get_origin(hint) in (tuple, types.UnionType):
             value = tuple(value)
+        if not _fits(value, hint):
+            raise ValueError(f"the {name} of a {kind.__name__} is {value!r:.40}")
         given[name] = value
     return kind(**given)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type; True for types that no plain value has."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        kinds = [inner[0]] * len(value) if inner[-1] is ... else list(inner)
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) if isinstance(hint, type) else True
 
 
 def _plain(value: Any) -> Any:

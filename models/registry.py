@@ -8,9 +8,13 @@ the config first, then, by name, what it wants to know of the data: `latents`, `
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import torch
 
 from data.actions import ActionSpec
 from models.config import MethodConfig, from_plain, to_plain
@@ -148,6 +152,14 @@ def dynamics_class(config: MethodConfig) -> type[Dynamics]:
     return DYNAMICS[kind]()[1]
 
 
+def reads_latents(config: dict[str, Any]) -> bool:
+    """Whether a dynamics model, given by its plain values, is trained on a tokenizer's latents."""
+    kind = config["kind"]
+    if kind not in DYNAMICS:
+        raise ValueError(f"unknown kind of dynamics {kind!r}; there are: {', '.join(DYNAMICS)}")
+    return "latents" in DYNAMICS[kind]()[1].needs
+
+
 def build_tokenizer(config: MethodConfig | dict[str, Any], data: DataSpec) -> Tokenizer:
     """config: a config, or plain values."""
     return _build(TOKENIZERS, "tokenizer", config, data)
@@ -167,6 +179,7 @@ def _build(
     config: MethodConfig | dict[str, Any],
     data: DataSpec,
 ) -> M:
+    stored = isinstance(config, dict)  # of a checkpoint, which holds weights of a known size
     if isinstance(config, dict):
         kind = config.get("kind")
         if kind not in methods:
@@ -181,4 +194,24 @@ def _build(
         method = methods[kind]()[1]
     wanted = inspect.signature(method).parameters
     known = {f.name: getattr(data, f.name) for f in fields(data) if f.name in wanted}
-    return method(config, **known)  # type: ignore[call-arg]
+    make = partial(method, config, **known)  # type: ignore[call-arg]
+    if not stored and not getattr(config, "pretrained", ""):  # given weights are small enough
+        _check_memory(kind, make)
+    return make()
+
+
+def _check_memory(kind: str, make: Callable[[], Any]) -> None:
+    """Raise ValueError where the weights are larger than this machine's memory, before any is
+    taken."""
+    try:
+        with torch.device("meta"):
+            model = make()
+    except (RuntimeError, NotImplementedError):  # it computes with values while it is built
+        return
+    needed = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise ValueError(
+            f"the weights of this {kind} would take {needed / 2**30:.0f} GiB, and this machine has "
+            f"{memory / 2**30:.0f} GiB; make the model smaller (--model.* in --help)"
+        )

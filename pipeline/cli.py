@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
 import tyro
 
+from data.build_info import NoShards
+from data.ranges import CheckedConfig, deferred_checks
 from models.registry import MethodConfig
-from pipeline import presets
+from pipeline import presets, startup
+from pipeline.empty_folders import removed_if_empty
 
 C = TypeVar("C")
 
@@ -42,8 +49,22 @@ def parse(
     `--preset a b` applies the recipes' tables for `stage`, in that order; without it the presets
     are those that the run folder remembers, or `default_presets`.  Every other argument is a flag
     named after a field; the fields of a method are those of the one that the presets chose.
-    An unknown preset raises ValueError; an unknown flag exits with tyro's hint.
+    An unknown preset or a refused value raises ValueError; an unknown flag exits with tyro's hint.
     """
+    with deferred_checks():  # only the values that are left in the end must go together
+        parsed = _parse(config, stage, arguments, description, default_presets)
+        expanded = _expand_home(parsed.config)
+    check_config(expanded)
+    return replace(parsed, config=expanded)
+
+
+def _parse(
+    config: type[C],
+    stage: str | None,
+    arguments: Sequence[str],
+    description: str,
+    default_presets: Sequence[str],
+) -> Parsed[C]:
     if stage is None:
         return Parsed(_cli(config, None, arguments, description), [], False)
     named, flags = split_presets(arguments)
@@ -64,11 +85,12 @@ def parse(
             print(f"presets: {' '.join(names)}")
     if "-h" in flags or "--help" in flags:  # only then are all recipes read
         recipes, sizes = presets.recipe_names(), presets.size_names()
-        description += (
-            f"\n\n--preset RECIPE [SIZE]: recipes are {', '.join(recipes)}, and sizes "
+        stacked = (
+            f"--preset RECIPE [SIZE]: recipes are {', '.join(recipes)}, and sizes "
             f"{', '.join(sizes)}. They stack, flags win, and RUN remembers the ones it was begun "
             f"with."
         )
+        description = f"{description.strip()}\n\n{textwrap.fill(stacked, 80)}"
     return Parsed(_cli(config, default, flags, description), names, bool(named))
 
 
@@ -79,13 +101,89 @@ def _cli(config: type[C], default: C | None, flags: Sequence[str], description: 
     if default is not None:
         config, default = _narrowed(config, default)
         given["default"] = default
-    return tyro.cli(
-        config,
-        args=list(flags),
-        description=description,
-        config=(tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands),
-        **given,
-    )
+    with _numbers_in_one_line():
+        return tyro.cli(
+            config,
+            prog=_program(),
+            args=list(flags),
+            description=re.sub(r"\n+", "\n  ", description.strip()),  # else tyro joins lines
+            config=(tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands),
+            **given,
+        )
+
+
+def _program() -> str:
+    """What was called, as it is typed: "python preprocess.py", "python -m bench"."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is None or not sys.argv[0].endswith(".py"):
+        return f"python {Path(sys.argv[0]).name}"
+    return f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+@contextmanager
+def _numbers_in_one_line() -> Iterator[None]:
+    """Raise ValueError, where tyro draws a box, for a word in the place of a number."""
+
+    def refuse(event: Any) -> None:
+        argument, message = getattr(event, "argument", None), str(getattr(event, "message", ""))
+        word = re.search(r"(int\(\)|to float).*: '(.*)'$", message)
+        if argument is not None and word:
+            kind = "whole number" if "int" in word[1] else "number"
+            raise ValueError(f"{argument.lowered.name_or_flags[0]} {word[2]} is not a {kind}")
+
+    with tyro._errors.on_parse_error(refuse):  # of the version in requirements.txt
+        yield
+
+
+def check_config(config: Any, prefix: str = "") -> None:
+    """Check a config and those within it; ValueError names the flag as it is typed.
+
+    prefix: of the config's flags, such as "train."
+    """
+    unnamed = _unprefixed_fields(type(config))
+    names = [field_.name for field_ in fields(config)]
+    for name in names:
+        inner, key = getattr(config, name), name.replace("_", "-")
+        if is_dataclass(inner):
+            check_config(inner, prefix if name in unnamed else f"{prefix}{key}.")
+        elif isinstance(inner, str | Path):
+            _check_text(f"--{prefix}{key}", str(inner))
+    if isinstance(config, CheckedConfig):
+        try:
+            config.check()
+        except ValueError as problem:
+            keys = "|".join(name.replace("_", "-") for name in names)
+            flag = rf"--(?=({keys})\b(?!-))"
+            raise ValueError(re.sub(flag, f"--{prefix}", str(problem))) from None
+
+
+def _check_text(flag: str, value: str) -> None:
+    """Refuse a name that is not text: what writes logs and videos takes none."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{flag} {value} is not UTF-8; rename it, or choose another") from None
+
+
+@cache
+def _unprefixed_fields(config: type) -> frozenset[str]:
+    hints = get_type_hints(config, include_extras=True)
+    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return frozenset(name for name in marks if unprefixed() in marks[name])
+
+
+def _expand_home(config: C) -> C:
+    """Replace a leading ~ in every path, also where the shell did not (--run=~/x)."""
+    changed: dict[str, Any] = {}
+    for field_ in fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field_.name)
+        if is_dataclass(value):
+            changed[field_.name] = _expand_home(value)
+        elif isinstance(value, Path):
+            changed[field_.name] = value.expanduser()
+        elif isinstance(value, str) and value.startswith("~"):
+            changed[field_.name] = os.path.expanduser(value)
+    return replace(config, **changed)  # type: ignore[type-var]
 
 
 def _has_defaults(config: type) -> bool:
@@ -117,9 +215,9 @@ def _run_of(flags: Sequence[str], default: Any) -> Path | None:
     run = getattr(default, "run", None)
     for flag, following in pairwise([*flags, ""]):
         if flag == "--run" and following:
-            run = Path(following)
+            run = Path(following).expanduser()
         elif flag.startswith("--run="):
-            run = Path(flag.removeprefix("--run="))
+            run = Path(flag.removeprefix("--run=")).expanduser()
     return run
 
 
@@ -156,6 +254,8 @@ class Command:
     stage: str | None = None
     """Its name in recipes; without one it takes no presets."""
     default_presets: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
+    """Other names by which it is called."""
 
 
 def run_cli(main: Callable[[C], None], config: type[C], stage: str | None = None) -> None:
@@ -174,11 +274,12 @@ def run_commands(commands: Mapping[str, Command], description: str) -> None:
             print(f"{description.strip()}\n\n" + "\n".join(lines))
             print("\nEach explains itself with --help.")
             return
-        if name not in commands:
-            near = difflib.get_close_matches(name, commands, n=1)
+        known = {alias: n for n, command in commands.items() for alias in (n, *command.aliases)}
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise ValueError(f"unknown command {name!r}; {hint}there are: {', '.join(commands)}")
-        command = commands[name]
+        command = commands[known[name]]
         parsed = parse(
             command.config,
             command.stage,
@@ -199,24 +300,59 @@ def _run(main: Callable[[C], None], parsed: Parsed[C], stage: str | None) -> Non
     run: Path | None = getattr(parsed.config, "run", None)
     restart = stage in presets.FIRST_STAGES and getattr(parsed.config, "restart", False)
     try:
-        main(parsed.config)
-    except (ValueError, OSError):
+        with removed_if_empty(run, getattr(parsed.config, "out", None)):
+            main(parsed.config)
+    except (ValueError, OSError) as problem:
         run = None
-        raise
+        told = _completed(problem, parsed)
+        if told is problem:
+            raise
+        raise told from problem
     finally:
         if stage in presets.BUILD_STAGES and run is not None and run.exists():
             presets.remember(run, parsed.presets, overwrite=restart)
 
 
+def _completed(problem: ValueError | OSError, parsed: Parsed[Any]) -> ValueError | OSError:
+    """Add to a mistake what only the command line knows."""
+    run: Path | None = getattr(parsed.config, "run", None)
+    folder: Path | None = getattr(parsed.config, "out", None) or run
+    if isinstance(problem, NoShards) and run is not None and problem.folder == run / "shards":
+        return NoShards(problem.folder, presets.first_command(run, parsed.presets))
+    if isinstance(problem, BrokenPipeError) or not isinstance(problem, OSError):
+        return problem
+    if folder is not None and problem.errno and not problem.filename:
+        return ValueError(f"{problem.strerror}, in {folder} or on standard output")
+    return problem
+
+
 def _report_errors(body: Callable[[], None]) -> None:
+    startup.interruptible()
     try:
         body()
-    except (ValueError, OSError) as problem:
-        if os.environ.get("DREAMSTAGE_TRACEBACK"):
+        sys.stdout.flush()
+    except (ValueError, OSError, MemoryError, RuntimeError) as problem:
+        if isinstance(problem, BrokenPipeError) and startup.output_is_closed():
+            startup.end_unread()
+        line = _describe(problem)
+        if line is None or os.environ.get("DREAMSTAGE_TRACEBACK"):
             raise
-        print(f"error: {problem}", file=sys.stderr)
-        raise SystemExit(1) from None
+        startup.end(1, f"error: {line}")
     except KeyboardInterrupt:
-        again = "without --restart" if "--restart" in sys.argv else "again"
-        print(f"stopped; run the same command {again} to resume", file=sys.stderr)
-        raise SystemExit(130) from None
+        startup.end_interrupted()
+
+
+def _describe(problem: Exception) -> str | None:
+    """Say in one line what a user can do something about; None for a fault of ours."""
+    text = str(problem)
+    if isinstance(problem, MemoryError) or re.search("can't allocate memory|out of memory", text):
+        found = re.search(r"allocate (\d[\d.]* \w+)", text)
+        wanted = f" ({found[1]} at once)" if found else ""
+        return f"there is not enough memory{wanted}; give a smaller size or batch, or fewer workers"
+    if isinstance(problem, RuntimeError):
+        return None
+    if isinstance(problem, BrokenPipeError):
+        return f"{problem.strerror}: another process of this command has ended"
+    if isinstance(problem, OSError) and problem.errno and not problem.filename:
+        return f"{problem.strerror}, on standard output"
+    return text

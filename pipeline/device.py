@@ -1,4 +1,4 @@
-"""Choose the device and the precision, once."""
+"""Choose the device, what runs on it, and the precision, once."""
 
 from __future__ import annotations
 
@@ -7,21 +7,51 @@ import platform
 import sys
 from typing import Literal
 
+import numpy as np
 import torch
 
+import kernels
+from kernels import Backend
 from models.layers.precision import Precision
 
+DeviceOption = Literal["auto", "cpu", "mps", "cuda"]
 PrecisionOption = Literal["auto", "bf16", "fp16", "fp32"]
+
+_requested: DeviceOption = "auto"
+
+
+def set_device(requested: DeviceOption, backend: Backend = "auto") -> None:
+    """Choose what `pick_device` returns from now on, and which kernels run there.
+
+    ValueError for a device that is not here, and for kernels that cannot run on it.
+    """
+    global _requested
+    if requested not in ("auto", "cpu") and requested != _best():
+        raise ValueError(
+            f"--device {requested}: PyTorch {torch.__version__} finds no such device here; give "
+            f"--device {_best()}, or leave it out"
+        )
+    _requested = requested
+    kernels.set_backend(backend, torch.device(_chosen()))
 
 
 def pick_device() -> torch.device:
-    """Return CUDA, else Apple's MPS, else the CPU, set up for long runs."""
+    """Return what --device asks for: by default CUDA, else Apple's MPS, else the CPU; a CPU is set
+    up for long runs."""
+    device = torch.device(_chosen())
+    if device.type == "cpu":
+        _prepare_cpu()
+    return device
+
+
+def _chosen() -> DeviceOption:
+    return _best() if _requested == "auto" else _requested
+
+
+def _best() -> DeviceOption:
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    _prepare_cpu()
-    return torch.device("cpu")
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def pick_precision(device: torch.device, requested: PrecisionOption) -> Precision:
@@ -75,5 +105,5 @@ def _matmul_error() -> float:
     """Return the relative error of float32 products against float64: 1e-6, or 2e-3 in bf16."""
     random = torch.Generator().manual_seed(0)
     left, right = torch.randn(2, 256, 256, generator=random)
-    exact = left.double() @ right.double()
-    return float((left @ right - exact).norm() / exact.norm())
+    exact = left.numpy().astype(np.float64) @ right.numpy().astype(np.float64)
+    return float(np.linalg.norm((left @ right).numpy() - exact) / np.linalg.norm(exact))

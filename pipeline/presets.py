@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
-import os
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -14,7 +13,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import recipes
-from data.files import atomic_write
+from data.files import atomic_write, parse_json, read_text
+from data.messages import command
 from models import registry
 
 C = TypeVar("C")
@@ -118,7 +118,7 @@ def remembered(run: Path) -> list[str] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = parse_json(read_text(path))
         names = content["presets"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("presets must be a list of names")
@@ -138,10 +138,27 @@ def remember(run: Path, names: Sequence[str], overwrite: bool = False) -> None:
 
     Of several processes the main one writes.
     """
-    if int(os.environ.get("RANK", 0)) == 0 and (overwrite or not remembered(run)):
+    from data.processes import rank_and_world_size
+
+    if rank_and_world_size()[0] == 0 and (overwrite or not remembered(run)):
         run.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format": 1, "presets": list(names)})
         atomic_write(run / FILE, text.encode())
+
+
+def first_command(run: Path, names: Sequence[str]) -> str:
+    """Return the command of stage 1 for a run of these presets."""
+    begun = remembered(run)
+    if begun == []:  # only arrays begin without presets
+        return command("preprocess.py", "arrays", "PATH", "--run", run)
+    names = names or begun or []
+    named = [_recipe(name) for name in names if name in recipe_names()]
+    systems = [module for module in named if hasattr(module, "RUN")] or [_recipe(FALLBACK)]
+    tables = _sizes(systems[-1]).values()
+    is_vpt = any("preprocess_vpt" in table for table in tables)
+    source = ("vpt", "--recordings", "PATH") if is_vpt else ("pusht",)
+    chosen = ("--preset", *names) if names else ()
+    return command("preprocess.py", *source, "--run", run, *chosen)
 
 
 def _recipe(name: str) -> ModuleType:

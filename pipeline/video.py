@@ -5,7 +5,6 @@ Letters: T frames, H rows, W columns.  Frames are (H, W, 3) uint8, RGB.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -16,18 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from data.files import atomic_path, remove_abandoned
+
 PALETTE_FRAMES = 16  # frames of a video that the palette of its GIF is chosen from
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write one (H, W, 3) uint8 image, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with atomic_path(path) as partial:
         imageio.imwrite(partial, image, extension=".png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_video(folder: Path, frames: Iterable[np.ndarray], fps: float) -> int:
@@ -42,6 +39,7 @@ def write_video(folder: Path, frames: Iterable[np.ndarray], fps: float) -> int:
         old.unlink()
     for index, image in enumerate(images):
         write_png(frames_folder / f"{index:05d}.png", image)
+    remove_abandoned(folder)
     write_gif(folder / "rollout.gif", images, fps)
     write_mp4(folder / "rollout.mp4", images, fps)
     return len(images)
@@ -57,9 +55,8 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
         Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in frames
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     hundredths = max(2, round(100 / fps))  # viewers slow down GIFs faster than 50 frames/s
-    try:
+    with atomic_path(path) as partial:
         images[0].save(
             partial,
             format="GIF",
@@ -68,9 +65,6 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
             duration=hundredths * 10,
             loop=0,
         )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
@@ -83,21 +77,19 @@ def write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
     _check(frames, path)
     height, width = frames[0].shape[:2]
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    try:
-        with av.open(partial, "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
-            stream.width, stream.height = width + width % 2, height + height % 2
-            stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "18"}
-            for frame in frames:
-                padded = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        atomic_path(path) as partial,
+        av.open(partial, "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
+        stream.width, stream.height = width + width % 2, height + height % 2
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "18"}
+        for frame in frames:
+            padded = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(padded, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def make_grid(rows: Sequence[Tensor], gap: int = 2, scale: int = 2) -> np.ndarray:

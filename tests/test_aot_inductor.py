@@ -185,6 +185,6 @@ def test_a_compiled_transformer_returns_the_same(compilations):
 
 
 def test_a_missing_compiler_is_reported(monkeypatch):
-    monkeypatch.setattr(aot_inductor, "cpp_compiler", lambda: None)
-    with pytest.raises(ValueError, match=r"compiled steps need a C\+\+ compiler"):
+    monkeypatch.setattr(auto_compile, "cpp_compiler", lambda: None)
+    with pytest.raises(ValueError, match=r"--compile cannot compile here: there is no g\+\+"):
         pick_compile_fn(torch.device("cpu"))

@@ -4,8 +4,10 @@ import h5py
 import numpy as np
 import pytest
 
+import preprocess
 from data.actions import ActionSpec
 from data.arrays import ArraySource
+from data.shards import EpisodeDataset
 
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (3, 5, 16, 24, 3), dtype=np.uint8)
@@ -99,9 +101,9 @@ def test_an_ambiguous_layout_has_to_be_given(tmp_path):
 @pytest.mark.parametrize(
     "arrays, message",
     [
-        ({"actions": CODES}, "has no frames|is none of these"),
+        ({"actions": CODES}, "has no frames|holds no recordings|is none of these"),
         ({"frames": FRAMES[..., :2], "actions": CODES}, "no axis of 3 colors"),
-        ({"frames": FRAMES, "actions": CODES[:, :4]}, r"5.* frames.*(4 actions|\(3, 4\))"),
+        ({"frames": FRAMES, "actions": CODES[:, :3]}, "has 5 frames but 3 actions"),
         ({"frames": FRAMES * np.float32("nan"), "actions": CODES}, "NaN or infinity"),
         ({"frames": FRAMES * 2.0, "actions": CODES}, "0 to 255 is needed"),
         ({"frames": FRAMES, "actions": VECTORS * np.nan}, "NaN or infinity in its actions"),
@@ -136,7 +138,9 @@ def test_frames_without_actions_are_imported(tmp_path, write):
 @pytest.mark.parametrize("write", [write_h5, write_npz])
 def test_a_misnamed_array_of_actions_is_named(tmp_path, write):
     source = ArraySource(str(write(tmp_path, frames=FRAMES, action=CODES)))
-    with pytest.raises(ValueError, match="has no actions, but an array 'action'; rename it"):
+    with pytest.raises(
+        ValueError, match="holds action, which may be actions; say so with --rename action=actions"
+    ):
         source.description()
 
 
@@ -150,7 +154,7 @@ def test_frames_of_two_sizes_are_named(tmp_path):
 def test_a_truncated_file_and_a_missing_one_are_named(tmp_path):
     path = write_h5(tmp_path, frames=FRAMES, actions=CODES)
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(ValueError, match="cannot be read as HDF5"):
+    with pytest.raises(ValueError, match=r"a\.h5 \(HDF5\) cannot be read"):
         ArraySource(str(path)).description()
     with pytest.raises(ValueError, match="is none of these"):
         ArraySource(str(tmp_path / "nothing")).description()
@@ -169,8 +173,8 @@ GOOD = {"frames": FRAMES[0], "actions": CODES[0]}
         (GOOD | {"actions": CODES[1, :0]}, r"1\.npz has 0 steps"),
         (GOOD | {"actions": VECTORS[1]}, r"1\.npz has actions of \(2,\) .*0\.npz of \(\)"),
         (GOOD | {"actions": np.int64(3)}, r"1\.npz has actions of one number"),
-        (GOOD | {"rewards": np.zeros(5)}, r"1\.npz holds .*rewards, but 0\.npz holds"),
-        ({"frames": FRAMES[1]}, r"1\.npz holds frames, but 0\.npz holds actions, frames"),
+        (GOOD | {"rewards": np.zeros(5)}, r"1\.npz holds .*rewards, but .*0\.npz holds"),
+        ({"frames": FRAMES[1]}, r"1\.npz holds frames, but .*0\.npz holds actions, frames"),
     ],
 )
 def test_the_file_that_differs_from_the_first_is_named(tmp_path, second, message):
@@ -189,7 +193,7 @@ def test_a_damaged_npz_is_named(tmp_path):
     data = bytearray((tmp_path / "1.npz").read_bytes())
     data[200:400] = bytes(200)
     (tmp_path / "1.npz").write_bytes(data)
-    with pytest.raises(ValueError, match=r"1\.npz cannot be read"):
+    with pytest.raises(ValueError, match=r"1\.npz: its frames cannot be read"):
         ArraySource(str(tmp_path)).make_shard(0)
 
 
@@ -231,3 +235,56 @@ def test_shards_have_a_limited_size(tmp_path, monkeypatch):
     source = ArraySource(str(path))
     assert source.num_shards == 3
     assert [len(source.make_shard(shard)) for shard in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64])
+def test_frames_of_zeros_and_ones_are_not_imported_black(tmp_path, kind):
+    path = str(write_h5(tmp_path, frames=(FRAMES > 127).astype(kind), actions=CODES))
+    with pytest.raises(ValueError, match=r"from 0 to 1, .* would be black; give --scale 255"):
+        ArraySource(path).description()
+    source = ArraySource(path, scale=255.0)
+    assert np.array_equal(source.make_shard(0)[1].frames, (FRAMES[1] > 127) * np.uint8(255))
+    assert "up to 1, times 255: rounded, at most 255 of 255" in source.remarks[0]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 0.003])
+def test_a_scale_that_makes_frames_black_is_refused(tmp_path, scale):
+    path = str(write_h5(tmp_path, frames=FRAMES, actions=CODES))
+    with pytest.raises(ValueError, match=r"--scale .* makes the frames of .* black: 255 becomes"):
+        ArraySource(path, scale=scale).description()
+
+
+def test_frames_that_are_rounded_or_black_are_spoken_of(tmp_path):
+    for number, (frames, remark) in enumerate([
+        (FRAMES, ""),
+        (FRAMES + np.float32(0.3) * (FRAMES < 200), "frames of float32 up to 255: rounded"),
+        (FRAMES.astype(np.int32), "frames of int32 up to 255: rounded"),
+        (FRAMES * 0, "warning: all frames of 3 episodes that were looked at are black"),
+    ]):  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        remarks = "\n".join(ArraySource(str(write_npz(folder, frames=frames))).remarks)
+        assert remarks.startswith(remark), remarks
+
+
+def test_a_dark_episode_of_whole_numbers_among_others_is_kept(tmp_path):
+    frames = FRAMES.copy()
+    frames[1] = frames[1] > 200
+    path = str(write_h5(tmp_path, frames=frames, actions=CODES))
+    assert ArraySource(path).make_shard(0)[1].frames.max() == 1
+
+
+def test_a_second_session_is_imported_like_the_first(tmp_path, capsys):
+    for name, high in (("first", 4), ("second", 3)):
+        (tmp_path / name).mkdir()
+        write_npy(tmp_path / name, frames=FRAMES, actions=np.minimum(CODES * 2, high))
+    runs = tmp_path / "run 1", tmp_path / "run 2"
+    preprocess.arrays(preprocess.ArraysConfig(tmp_path / "first", runs[0], num_workers=1))
+    preprocess.arrays(
+        preprocess.ArraysConfig(tmp_path / "second", runs[1], like=runs[0], num_workers=1)
+    )
+    first, second = (EpisodeDataset(run / "shards").actions for run in runs)
+    assert first == second and first.size == 5
+    assert "arrays: actions: whole numbers (T,), taken as codes 0 to 4" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--like gives the action space; leave out --low"):
+        preprocess.arrays(preprocess.ArraysConfig(tmp_path, runs[1], like=runs[0], low=(1.0,)))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.training import auto_compile
 from pipeline.training.auto_compile import TRIAL_STEPS, AutoCompile
 
@@ -17,11 +18,12 @@ class Clock:
 
 
 def take_steps(
-    monkeypatch, eager: float, compiled: float, remaining: int
+    monkeypatch, eager: float, compiled: float, remaining: int, problem: str | None = None
 ) -> tuple[AutoCompile, list[str]]:
     """Take steps of so many seconds each; return the trial, and the lines that it logged."""
     clock, lines = Clock(), []
     monkeypatch.setattr(auto_compile, "cpp_compiler", lambda: "g++")
+    monkeypatch.setattr(auto_compile, "compile_problem", lambda device: problem)
     monkeypatch.setattr(auto_compile.time, "perf_counter", clock)
     module = nn.Linear(1, 1)
     trial = AutoCompile(module, "auto", lines.append)
@@ -56,8 +58,7 @@ def test_without_auto_nothing_is_timed():
 
 def test_a_missing_compiler_is_logged_or_refused(monkeypatch):
     monkeypatch.setattr(auto_compile.shutil, "which", lambda name: None)
-    monkeypatch.setattr(auto_compile.torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=r"--train.compile yes needs a C\+\+ compiler"):
+    with pytest.raises(ValueError, match=r"--train.compile yes cannot compile here: there is no g"):
         AutoCompile(nn.Linear(1, 1), "yes", print)
     lines: list[str] = []
     trial = AutoCompile(nn.Linear(1, 1), "auto", lines.append)
@@ -65,6 +66,30 @@ def test_a_missing_compiler_is_logged_or_refused(monkeypatch):
         pass
     assert not trial.is_compiled and not trial._eager_seconds
     assert len(lines) == 1 and lines[0].startswith("compile: not tried, there is no g++")
+
+
+def test_a_compiler_that_cannot_compile_is_logged_in_one_line_and_not_tried(monkeypatch):
+    trial, lines = take_steps(monkeypatch, 1.0, 0.5, remaining=10_000, problem="no omp.h")
+    assert not trial.is_compiled and lines == ["compile: not tried, no omp.h"]
+
+
+def test_a_compiler_that_cannot_compile_is_refused_in_one_line(monkeypatch):
+    report = "Command:\n g++ a.cpp\nOutput:\n a.cpp:1:9: fatal error: omp.h: No such file\n" * 30
+
+    def fail(*_: object, **__: object):
+        raise RuntimeError(report)
+
+    monkeypatch.setattr(auto_compile, "cpp_compiler", lambda: "g++")
+    monkeypatch.setattr(auto_compile.torch, "compile", fail)
+    auto_compile._try_compiling.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r"a.cpp:1:9: fatal error: omp.h") as problem:
+            AutoCompile(nn.Linear(1, 1), "yes", print)
+        with pytest.raises(ValueError, match=r"--compile cannot compile here: a.cpp:1:9: fatal"):
+            pick_compile_fn(torch.device("cpu"))
+    finally:
+        auto_compile._try_compiling.cache_clear()
+    assert "\n" not in str(problem.value) and "do not compile" in str(problem.value)
 
 
 @pytest.mark.skipif(not auto_compile.cpp_compiler(), reason="needs a C++ compiler")

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from data.actions import ActionSpec
+from data.build_info import shard_name
 from data.check import check, contact_sheet, describe, validate
 from data.episodes import Episode
-from data.shards import EpisodeDataset, shard_name, write_shard
+from data.shards import EpisodeDataset
 from data.toy import POINTER, write_toy_shards
+from data.write_shard import write_shard
 
 
 def overwrite(folder, shard, field, row, value):

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from data.actions import ActionSpec
+from data.build_info import shard_name
 from data.clips import Clips
 from data.episodes import Episode
-from data.shards import EpisodeDataset, shard_name, write_shard
+from data.shards import EpisodeDataset
 from data.toy import POINTER, write_toy_shards
+from data.write_shard import write_shard
 
 DESCRIPTION = {"image_size": [8, 8], "actions": POINTER.as_dict(), "source": "test"}
 
@@ -116,7 +118,7 @@ def test_an_empty_split_and_too_long_a_clip_are_errors(tmp_path):
     dataset = ragged(tmp_path)
     with pytest.raises(ValueError, match="no validation episode .* record at least 3 sources"):
         Clips(dataset, "validation", 4)
-    with pytest.raises(ValueError, match="has 99 frames .the longest has 34"):
+    with pytest.raises(ValueError, match="has the 99 frames of a clip .the longest has 34"):
         Clips(dataset, "train", 99)
 
 

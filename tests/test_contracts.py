@@ -31,10 +31,12 @@ import train_dynamics
 import train_tokenizer
 from data.actions import ActionSpec
 from data.batch import Batch
+from data.build_info import shard_name
 from data.clips import Clips
-from data.shards import EpisodeDataset, shard_name, write_shard
+from data.shards import EpisodeDataset
 from data.splits import split_sources
 from data.toy import ToyEpisodes, write_toy_shards
+from data.write_shard import write_shard
 from evaluation.measures.open_loop import open_loop
 from evaluation.measures.world_clips import world_clips
 from models import registry

@@ -106,6 +106,7 @@ def test_a_step_is_captured_again_once_it_is_compiled(
     monkeypatch.setattr(torch.nn.Module, "compile", compiled)
     monkeypatch.setattr(auto_compile, "MIN_TRIAL_SECONDS", 0.0)
     monkeypatch.setattr(auto_compile, "cpp_compiler", lambda: "g++")
+    monkeypatch.setattr(auto_compile, "compile_problem", lambda device: None)
     monkeypatch.setattr(StaticCudaGraph, "__call__", replayed)
     steps = TRIAL_STEPS + WARMUP_CALLS + 1
     train(tmp_path, cuda_graph=True, compile="auto", steps=steps, model=Counted)

@@ -1,16 +1,24 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+import evaluate
+import play
+import train_controller
+import train_dynamics
+import train_tokenizer
 from pipeline import device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def restore_precision():
+def restore_precision_and_device():
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
+    device.set_device("auto")
 
 
 def test_a_prepared_cpu_multiplies_float32_exactly():
@@ -50,3 +58,46 @@ def test_a_gpu_without_bf16_uses_fp16_where_it_has_tensor_cores(
 
 def test_a_requested_precision_is_used():
     assert device.pick_precision(CPU, "bf16") == "bf16"
+
+
+def found(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Let PyTorch find this device and no better one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: name == "cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: name == "mps")
+
+
+@pytest.mark.parametrize("here", ["cpu", "mps", "cuda"])
+def test_the_best_device_is_taken_unless_one_is_asked_for(monkeypatch, here):
+    found(monkeypatch, here)
+    assert device.pick_device().type == here
+    for asked in (here, "cpu"):
+        device.set_device(asked)
+        assert device.pick_device().type == asked
+    device.set_device("auto")
+    assert device.pick_device().type == here
+
+
+@pytest.mark.parametrize("here, asked", [("cpu", "cuda"), ("cpu", "mps"), ("cuda", "mps")])
+def test_a_device_that_is_not_here_is_refused_in_one_line(monkeypatch, here, asked):
+    found(monkeypatch, here)
+    message = rf"--device {asked}: .* finds no such device here; give --device {here}"
+    with pytest.raises(ValueError, match=message) as problem:
+        device.set_device(asked)
+    assert "\n" not in str(problem.value) and device.pick_device().type == here
+
+
+def test_kernels_of_a_gpu_are_refused_where_the_cpu_is_asked_for(monkeypatch):
+    found(monkeypatch, "cuda")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="--kernels triton needs a CUDA GPU"):
+        device.set_device("cpu", "triton")
+
+
+@pytest.mark.parametrize("stage", [train_tokenizer, train_dynamics, train_controller, evaluate,
+                                   play])  # fmt: skip
+def test_every_stage_takes_the_device_before_it_reads_anything(monkeypatch, tmp_path, stage):
+    found(monkeypatch, "cpu")
+    run = tmp_path / "run"
+    with pytest.raises(ValueError, match="--device cuda"):
+        stage.main(replace(stage.Config(), run=run, device="cuda"))
+    assert not run.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -60,6 +61,20 @@ def test_triton_without_a_gpu_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ValueError, match="--kernels triton needs a CUDA GPU"):
         kernels.set_backend("triton")
+
+
+def test_without_triton_auto_is_pytorch_and_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)  # what cannot be imported
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    dispatch.has_triton.cache_clear()
+    try:
+        kernels.set_backend("auto")
+        assert "Triton cannot be imported" in kernels.describe(torch.device("cuda"))
+        assert not dispatch._is_faster("nearest_code", "forward")
+        with pytest.raises(ValueError, match="--kernels triton needs Triton, which cannot be"):
+            kernels.set_backend("triton")
+    finally:
+        dispatch.has_triton.cache_clear()
 
 
 def test_on_a_cpu_auto_is_pytorch():

@@ -14,6 +14,7 @@ import play
 from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
 from models.controllers.planner import PlannerConfig
+from pipeline import checkpoint as ckpt
 from pipeline import presets
 from pipeline.inference import export
 from pipeline.inference.load_controllers import load_controllers, load_goal_policy
@@ -76,6 +77,59 @@ def test_files_of_no_stage_are_not_copied(tmp_path: Path):
     assert sorted(p.name for p in (tmp_path / "copy").iterdir()) == [
         "controller", "dynamics", "tokenizer",
     ]  # fmt: skip
+
+
+def test_parts_that_do_not_belong_together_are_not_given_away(tmp_path: Path):
+    write_toy_shards(tmp_path / "run" / "shards", episodes=6)
+    dataset = EpisodeDataset(tmp_path / "run" / "shards")
+    run = write_run(tmp_path / "run", dataset)
+    for stage, child in (("tokenizer", "dynamics"), ("dynamics", "controller/bc")):
+        path = run / stage / "best.pt"
+        before = path.read_bytes()
+        checkpoint = ckpt.load(path, stage)  # as if it were trained again
+        next(iter(checkpoint["model"].values())).add_(1)
+        retrained = ckpt.fingerprint(checkpoint["model"], checkpoint["config"])
+        ckpt.save(path, checkpoint | {"fingerprint": retrained})
+        with pytest.raises(ValueError, match=rf"{child}/best.pt was trained on a {stage} with"):
+            export.main(export.Config(run=run, out=tmp_path / "copy"))
+        path.write_bytes(before)
+    (run / "tokenizer" / "best.pt").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer/best.pt is not there"):
+        export.main(export.Config(run=run, out=tmp_path / "copy"))
+    assert not (tmp_path / "copy").exists()
+
+
+def test_models_of_another_run_do_not_stay_next_to_the_copy(tmp_path: Path):
+    write_toy_shards(tmp_path / "run" / "shards", episodes=6)
+    run = write_run(tmp_path / "run", EpisodeDataset(tmp_path / "run" / "shards"))
+    export.main(export.Config(run=run, out=tmp_path / "copy"))
+    before = {p: p.read_bytes() for p in (tmp_path / "copy").rglob("best.pt")}
+    shutil.rmtree(run / "controller" / "bc")
+    with pytest.raises(ValueError, match="copy/controller/bc/best.pt would stay next to"):
+        export.main(export.Config(run=run, out=tmp_path / "copy"))
+    assert {p: p.read_bytes() for p in (tmp_path / "copy").rglob("best.pt")} == before
+
+
+def test_a_weight_beyond_16_bits_is_not_made_infinite(tmp_path: Path):
+    write_toy_shards(tmp_path / "run" / "shards", episodes=6)
+    run = write_run(tmp_path / "run", EpisodeDataset(tmp_path / "run" / "shards"))
+    checkpoint = ckpt.load(run / "tokenizer" / "best.pt", "tokenizer")
+    next(v for v in checkpoint["model"].values() if v.is_floating_point()).fill_(1e6)
+    fingerprint = ckpt.fingerprint(checkpoint["model"], checkpoint["config"])
+    ckpt.save(run / "tokenizer" / "best.pt", checkpoint | {"fingerprint": fingerprint})
+    shutil.rmtree(run / "dynamics")
+    shutil.rmtree(run / "controller")
+    with pytest.raises(ValueError, match="beyond the range of 16 bits"):
+        export.main(export.Config(run=run, out=tmp_path / "copy"))
+
+
+def test_a_copy_remembers_the_recordings(tmp_path: Path):
+    write_toy_shards(tmp_path / "run" / "shards", episodes=6)
+    dataset = EpisodeDataset(tmp_path / "run" / "shards")
+    run = write_run(tmp_path / "run", dataset, recordings=True)
+    export.main(export.Config(run=run, out=tmp_path / "copy"))
+    kept = ckpt.load(tmp_path / "copy" / "dynamics" / "best.pt", "dynamics")
+    assert kept["recordings"]["dataset"] == dataset.fingerprint
 
 
 def test_a_run_without_checkpoints_is_refused(tmp_path: Path):

@@ -178,3 +178,28 @@ def test_the_status_line_has_speed_and_latency(game: Game):
     line = game.status()
     assert "frames/s" in line and " ms" in line and "step 5" in line and "reward 0." in line
     assert float(line.split()[0]) > 10
+
+
+def test_a_held_key_of_the_game_acts_once_and_one_that_steers_again(game: Game):
+    game.press("p")
+    game.press("p", repeated=True)
+    assert game.paused
+    before = game.action_input.action.copy()
+    for _ in range(2):
+        game.press("left", repeated=True)
+    assert game.action_input.action[0] < before[0]
+
+
+def test_a_letter_that_lies_elsewhere_on_the_layout_is_told(game: Game):
+    game.press("h", label="h")
+    assert "here" not in game.status()
+    game.press("q", label="a")  # AZERTY's A
+    assert game.quit_requested and "A is Q here (keys by place)" in game.status()
+
+
+def test_a_recording_that_cannot_be_written_is_not_begun(game: Game, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    game.folder = tmp_path / "file" / "play"
+    game.press("v")
+    assert game.recording is None and "cannot be written to" in game.status()
+    game.tick()

@@ -143,9 +143,7 @@ def test_codes_are_refused_and_a_checkpoint_rebuilds_it() -> None:
     again.load_state_dict(model.state_dict())
     x, last = torch.randn(2, 16, 3), torch.zeros(2, 2)
     assert torch.equal(again(x, x, last), model(x, x, last))
-    with pytest.raises(
-        ValueError, match="--goal-policy.max-goal-offset 1 is below --goal-policy.action-block 2"
-    ):
+    with pytest.raises(ValueError, match="--max-goal-offset 1 is below --action-block 2"):
         GoalPolicy(replace(SMALL, max_goal_offset=1), POINT, POINTER)
 
 

@@ -113,7 +113,7 @@ def test_a_frames_latent_does_not_depend_on_its_batch_in_evaluation(config: Jepa
 def test_an_indivisible_image_size_is_refused_and_a_checkpoint_rebuilds_it(
     config: JepaConfig,
 ) -> None:
-    with pytest.raises(ValueError, match="not divisible by --model.patch-size 8"):
+    with pytest.raises(ValueError, match="not divisible by --patch-size 8"):
         JepaConfig((36, 32))
     JepaConfig((36, 32), conv_filters=16)
     model = Jepa(config, PLACE).eval()

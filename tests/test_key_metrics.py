@@ -57,6 +57,13 @@ def test_codes_without_factors_are_one_factor():
     assert key_names(spec) == ("left", "right", "up", "down")
 
 
+def test_an_action_space_of_one_code_has_no_keys():
+    spec = as_factored(ActionSpec("discrete", ("go",)))
+    choices = torch.zeros(4, 1, dtype=torch.long)
+    assert pressed_keys(spec, choices).shape == (4, 0)
+    assert key_scores(spec, choices, choices) == {"f1": {}, "support": {}}
+
+
 def test_a_correlation_needs_variance():
     line = torch.tensor([1.0, 2.0, 3.0, 5.0])
     assert correlation(line, 3 - 2 * line) == pytest.approx(-1)

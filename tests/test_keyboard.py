@@ -1,4 +1,4 @@
-"""Input from keys and a mouse, in a window that reports only what goes down."""
+"""Input from keys and a mouse."""
 
 from __future__ import annotations
 
@@ -9,32 +9,14 @@ from data.toy import KEYS, MOVES
 from data.vpt.vpt_actions import MOVES as WALKS
 from data.vpt.vpt_actions import CameraQuantizer, action_spec
 from pipeline.play.action_input import ActionInput, make_action_input
-from pipeline.play.keyboard import (
-    FIRST_REPEAT_SECONDS,
-    REPEAT_SECONDS,
-    SCRIPT,
-    KeyboardInput,
-    script_actions,
-)
+from pipeline.play.keyboard import SCRIPT, KeyboardInput, script_actions
 
 SPEC = action_spec(CameraQuantizer())
 
 
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def keyboard(clock: Clock) -> KeyboardInput:
-    return KeyboardInput(SPEC, clock)
+def keyboard() -> KeyboardInput:
+    return KeyboardInput(SPEC)
 
 
 def done(keyboard: KeyboardInput) -> dict[str, str]:
@@ -71,31 +53,33 @@ def test_each_key_does_one_thing(keyboard, key, does):
     assert done(keyboard) == does
 
 
-def test_a_key_is_held_until_it_repeats_and_released_when_reports_end(keyboard, clock):
+def test_a_key_acts_until_it_comes_up(keyboard):
     keyboard.press("w")
-    clock.now += FIRST_REPEAT_SECONDS - 0.01
-    assert done(keyboard) == {"move": "forward"}
-    for _ in range(20):  # now it repeats
-        keyboard.press("w")
-        clock.now += REPEAT_SECONDS - 0.01
+    for _ in range(30):
         assert done(keyboard) == {"move": "forward"}
-    clock.now += 0.02
+    keyboard.release("w")
     assert done(keyboard) == {}
 
 
-def test_two_keys_are_held_together_though_only_the_last_one_is_reported(keyboard, clock):
+def test_a_key_that_is_tapped_between_two_steps_acts_for_one(keyboard):
     keyboard.press("w")
-    clock.now += FIRST_REPEAT_SECONDS - 0.05
+    keyboard.release("w")
+    keyboard.mouse_button(True)
+    keyboard.mouse_button(False)
+    assert done(keyboard) == {"move": "forward", "attack": "attack"}
+    assert done(keyboard) == {}
+
+
+def test_each_of_two_keys_that_are_held_is_released_alone(keyboard):
     keyboard.press("w")
-    clock.now += 0.03
-    keyboard.press("space")  # from here on the window does not report w, which is still held
-    assert done(keyboard) == {"move": "forward", "jump": "jump"}
-    clock.now += FIRST_REPEAT_SECONDS - 0.05
+    keyboard.press("space")
     for _ in range(30):
-        keyboard.press("space")
-        clock.now += 0.03
+        keyboard.press("space")  # a window repeats the last one
         assert done(keyboard) == {"move": "forward", "jump": "jump"}
-    clock.now += 1
+    keyboard.press("space")
+    keyboard.release("space")
+    assert done(keyboard) == {"move": "forward"}
+    keyboard.release("w")
     assert done(keyboard) == {}
 
 
@@ -122,20 +106,19 @@ def test_the_mouse_turns_the_view_by_its_motion_and_nothing_is_lost(keyboard):
     assert done(keyboard) == {}
 
 
-def test_the_button_attacks_while_it_is_down(keyboard, clock):
+def test_the_button_attacks_while_it_is_down(keyboard):
     keyboard.mouse_button(True)
-    clock.now += 60
+    assert done(keyboard) == {"attack": "attack"}
     assert done(keyboard) == {"attack": "attack"}
     keyboard.mouse_button(False)
     assert done(keyboard) == {}
 
 
-def test_after_an_arrow_the_view_stands_still(keyboard, clock):
+def test_after_an_arrow_the_view_stands_still(keyboard):
     for _ in range(10):
         keyboard.press("right")
         assert done(keyboard) == {"yaw": "+5.8"}
-        clock.now += 0.04
-    clock.now += FIRST_REPEAT_SECONDS
+    keyboard.release("right")
     assert done(keyboard) == {}
 
 

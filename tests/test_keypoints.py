@@ -35,7 +35,7 @@ def test_frames_are_encoded_and_decoded(size: tuple[int, int]) -> None:
 
 
 def test_an_indivisible_image_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="twice --model.stride 4"):
+    with pytest.raises(ValueError, match="twice --stride 4"):
         KeypointsConfig(image_size=(36, 32))
 
 

@@ -58,6 +58,15 @@ def test_horizon_h_is_h_steps_after_the_last_true_frame():
         assert torch.equal(frames, clip.frames[:, [context - 1, context, context + 4]])
 
 
+def test_horizons_are_given_back_in_the_order_that_they_were_asked_for():
+    clip = DotClips().batch(np.arange(3))
+    arguments = OracleWorld(), clip.frames, clip.actions, 3
+    one, four = imagine(*arguments, (1, 4)).unbind(1)
+    assert not torch.equal(one, four)
+    found = imagine(*arguments, (4, 1, 4))
+    assert torch.equal(found, torch.stack([four, one, four], 1))
+
+
 def test_clips_are_spread_over_all_episodes():
     episodes = np.repeat([0, 1, 2, 3], [40, 40, 3, 40])
     chosen = choose_clips(episodes, 20, seed=0)

@@ -12,6 +12,7 @@ from untrained_run import write_run
 from walk_world import SPEC, WalkWorld, write_walks
 
 import play
+from data.files import partial_path
 from data.shards import EpisodeDataset
 from data.toy import MOVES, write_toy_shards
 from models.controllers.planner import PlannerConfig
@@ -123,7 +124,7 @@ def test_the_printed_start_can_be_asked_for(toy: Path, capsys: Any):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_the_old_actions_stay_whole_when_the_disk_is_full(tmp_path: Path):
     write_actions(tmp_path, [np.ones(2)])
-    (tmp_path / "actions.npy.partial").symlink_to("/dev/full")
+    partial_path(tmp_path / "actions.npy").symlink_to("/dev/full")
     with pytest.raises(ValueError, match=r"actions.npy was not written"):
         write_actions(tmp_path, [np.zeros(2)] * 9)
     assert np.array_equal(np.load(tmp_path / "actions.npy"), [[1, 1]])
@@ -170,14 +171,14 @@ def test_videos_name_the_keys_in_frames_of_one_size(tmp_path: Path, monkeypatch:
         ({"frame": 3}, "give --episode too"),
         ({"episode": 99}, r"numbered from 0; --episode 99"),
         ({"episode": 0, "frame": 1}, r"can start at frames 2 to 22"),
-        ({"fps": 0.0}, "--fps 0.0 must be between 0.01 and 1000"),
-        ({"fps": 1e-9}, "--fps 1e-09 must"),
-        ({"fps": float("inf")}, "--fps inf must"),
-        ({"fps": float("nan")}, "--fps nan must"),
-        ({"size": -5}, "--size -5 must be between 16 and 2048 pixels, or 0"),
-        ({"size": 100_000}, "--size 100000 must"),
-        ({"steps": 0}, "--steps 0 is below 1"),
-        ({"goal_offset": -3}, "--goal-offset -3 is below 1"),
+        ({"fps": 0.0}, "--fps 0.0 is out of range; it must be between 0.01 and 1000"),
+        ({"fps": 1e-9}, "--fps 1e-09 is out of range"),
+        ({"fps": float("inf")}, "--fps inf is out of range"),
+        ({"fps": float("nan")}, "--fps nan is not a number"),
+        ({"size": -5}, "--size -5 is out of range; it must be 0, or between 16 and 2048"),
+        ({"size": 100_000}, "--size 100000 is out of range"),
+        ({"steps": 0}, "--steps 0 is out of range"),
+        ({"goal_offset": -3}, "--goal-offset -3 is out of range"),
         ({"headless": False, "actions": "random"}, "add --headless"),
     ],
 )
@@ -264,8 +265,8 @@ def test_planner_goal_policy_and_policy_prior_act_towards_the_datasets_later_fra
 @pytest.mark.parametrize(
     ("world", "advice"),
     [
-        ({}, "none can be trained in a world of discrete latents, .* --actions planner needs none"),
-        ({"factored": True}, "train_controller.py --run .* --preset minecraft trains one"),
+        ({}, r"none can be trained in a world of discrete latents, .*; give other --actions"),
+        ({"factored": True}, "python train_controller.py --run .* --preset minecraft trains one"),
         ({"discrete": True}, "none can be trained for discrete actions .*; give other --actions"),
     ],
 )
@@ -276,6 +277,48 @@ def test_a_goal_policy_is_advised_only_where_one_can_be_trained(
     write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False)
     with pytest.raises(ValueError, match=f"holds no goal policy; {advice}$"):
         play.main(config(tmp_path, actions="goal_policy"))
+
+
+@pytest.mark.parametrize("source", ["planner", "policy_prior"])
+def test_a_world_of_codes_is_not_planned_in_as_evaluation_refuses_it(tmp_path: Path, source: Any):
+    write_toy_shards(tmp_path / "shards", episodes=6)
+    write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False)
+    with pytest.raises(ValueError, match=f"--actions {source}: .* this one has discrete latents"):
+        play.main(config(tmp_path, actions=source))
+    assert not (tmp_path / "play").exists()
+
+
+def test_videos_go_where_out_says(toy: Path, tmp_path: Path):
+    play.main(config(toy, out=tmp_path / "elsewhere", steps=2))
+    assert (tmp_path / "elsewhere" / "rollout.gif").exists() and not (toy / "play").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (toy / "file").write_text("")
+    monkeypatch.setattr(play, "play_headless", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(
+        ValueError, match=r"file/play cannot be written to .*; choose another --out"
+    ):
+        play.main(config(toy, out=toy / "file" / "play"))
+
+
+def test_a_video_beyond_the_memory_is_refused_before_the_first_step(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(play, "play_headless", lambda *_: pytest.fail("a step was taken"))
+    message = r"--steps 100000 makes a video of 18.3 GB, and at most 4 GB .* a smaller --size"
+    with pytest.raises(ValueError, match=message):
+        play.main(config(toy, actions="random", steps=100_000, size=256))
+
+
+def test_a_goal_beyond_the_end_of_the_episode_is_told(tmp_path: Path, capsys: Any):
+    write_toy_shards(tmp_path / "shards", episodes=6)
+    run = write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), method="keypoints")
+    play.main(config(run, actions="goal_policy", steps=2, episode=0, goal_offset=500))
+    printed = capsys.readouterr().out
+    assert re.search(r"play: the goal is 1\d steps ahead, where the episode ends", printed)
 
 
 def test_a_run_without_a_controller_says_which_command_trains_one(tmp_path: Path):

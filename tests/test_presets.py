@@ -201,11 +201,21 @@ def test_arrays_keep_their_presets_at_a_restart(monkeypatch: pytest.MonkeyPatch,
 
 def test_only_the_main_process_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     presets.remember(tmp_path, ["pusht"])
     assert not list(tmp_path.iterdir())
     monkeypatch.setenv("RANK", "0")
     presets.remember(tmp_path, ["pusht"])
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_rank_that_was_left_in_the_environment_means_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    presets.remember(tmp_path, ["pusht"])
+    assert (tmp_path / "run.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.pusht.demos import Demonstrations, load_demos
+from data.pusht.demo_data import load_demos
+from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
 from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.pusht.scripted_policy import ScriptedPolicy
@@ -235,6 +236,13 @@ def test_vector_pusht_equals_single_simulators():
         assert changed == active.tolist()
         assert np.array_equal(later[active], then[active]) and not np.array_equal(later, then)
         assert np.array_equal(after[1], states[1]) and not np.array_equal(after[0], states[0])
+
+
+def test_simulators_end_while_an_answer_waits_to_be_read():
+    with VectorPushT(40, 96, 1) as envs:
+        (pipe,), (process,) = envs._pipes, envs._processes
+        pipe.send(("frames", np.ones(40, bool)))  # more than a pipe holds, as after a Ctrl-C
+    assert process.exitcode is not None
 
 
 def test_an_error_in_a_worker_is_raised_here():

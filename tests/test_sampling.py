@@ -81,11 +81,11 @@ def test_the_nucleus_is_taken_of_the_k_likeliest():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"temperature": -0.1}, "temperature of -0.1 is below 0"),
-        ({"temperature": float("nan")}, "temperature of nan"),
-        ({"top_k": -1}, "top_k -1 is below 0"),
-        ({"top_p": 0.0}, "top_p 0.0 must be above 0"),
-        ({"top_p": 1.01}, "top_p 1.01 must be above 0"),
+        ({"temperature": -0.1}, "--temperature -0.1 is out of range"),
+        ({"temperature": float("nan")}, "--temperature nan is not a number"),
+        ({"top_k": -1}, "--top-k -1 is out of range"),
+        ({"top_p": 0.0}, "--top-p 0.0 is out of range; it must be above 0"),
+        ({"top_p": 1.01}, "--top-p 1.01 is out of range"),
     ],
 )
 def test_invalid_sampling_is_refused(wrong, message):

@@ -12,12 +12,16 @@ import pytest
 import torch
 
 from data.actions import ActionSpec
+from data.build_info import BUILD_FILE, SKIPPED, shard_name, shards_folder
 from data.build_shards import build
+from data.columns import SPLITS
 from data.episodes import Episode
+from data.files import partial_path
 from data.pusht.simulator import ACTIONS as PUSHT_ACTIONS
-from data.shards import BUILD_FILE, EpisodeDataset, shard_name, shards_folder, write_shard
-from data.splits import SPLITS, split_sources
+from data.shards import EpisodeDataset
+from data.splits import split_sources
 from data.toy import MOVES, POINTER, ToyEpisodes, write_toy_shards
+from data.write_shard import write_shard
 
 COMMITTED = Path(__file__).parents[1] / "checkpoints" / "pusht-goals" / "shards"
 BUILD = {"description": {}, "shards": 3, "command": "", "seconds": 0.5}
@@ -153,7 +157,7 @@ def test_a_full_disk_is_an_error_in_one_line_and_keeps_the_old_shard(tmp_path):
     path = tmp_path / shard_name(0)
     write_shard(path, [episode(5)], DESCRIPTION)
     before = path.read_bytes()
-    os.symlink("/dev/full", tmp_path / (path.name + ".partial"))
+    partial_path(path).symlink_to("/dev/full")
     with pytest.raises(ValueError, match="was not written: No space left on device"):
         write_shard(path, [episode(9)], DESCRIPTION)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -208,6 +212,37 @@ def test_episode_ends_past_the_data_are_refused(tmp_path):
         EpisodeDataset(tmp_path)
 
 
+@pytest.mark.parametrize("name", [shard_name(1), BUILD_FILE])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path, name):
+    write_toy_shards(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is damaged .*is a named pipe"):
+        EpisodeDataset(tmp_path)
+
+
+def test_a_split_that_does_not_exist_is_not_written(tmp_path):
+    for wrong in ({"split": -1}, {"split": 3}, {"source": -1}):
+        with pytest.raises(ValueError, match="but a split is from 0 to 2"):
+            write_shard(tmp_path / shard_name(0), [replace(episode(5), **wrong)], DESCRIPTION)
+    assert not list(tmp_path.iterdir())
+
+
+def test_shards_of_another_build_are_named(tmp_path):
+    write_toy_shards(tmp_path, episodes=18)
+    (tmp_path / BUILD_FILE).write_text(json.dumps(BUILD | {"shards": 2}))
+    with pytest.raises(ValueError, match="holds shard-00002.h5, but its build has 2 shards"):
+        EpisodeDataset(tmp_path)
+
+
+def test_a_folder_whose_shards_were_all_skipped_says_why(tmp_path):
+    (tmp_path / BUILD_FILE).write_text(json.dumps(BUILD))
+    for index in range(3):
+        (tmp_path / shard_name(index)).with_suffix(SKIPPED).write_text(f"log {index} is empty\n")
+    with pytest.raises(ValueError, match="all were skipped: log 0 is empty, log 1 is empty"):
+        EpisodeDataset(tmp_path)
+
+
 def test_another_format_is_refused(tmp_path):
     write_toy_shards(tmp_path)
     with h5py.File(tmp_path / shard_name(0), "r+") as file:
@@ -259,6 +294,12 @@ def test_the_command_that_makes_shards_names_the_run(tmp_path):
         (b"[]", "holds no fields"),
         (b"{}", "lacks description, shards, command, seconds"),
         (json.dumps(BUILD | {"shards": "three"}).encode(), "lacks shards"),
+        (json.dumps(BUILD | {"shards": -5}).encode(), "lacks shards"),
+        (json.dumps(BUILD | {"shards": True}).encode(), "lacks shards"),
+        (json.dumps(BUILD | {"shards": 1.5}).encode(), "lacks shards"),
+        (json.dumps(BUILD | {"seconds": float("nan")}).encode(), "lacks seconds"),
+        (json.dumps(BUILD | {"command": "python 'preprocess"}).encode(), "lacks command"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_damaged_build_file_is_named(tmp_path, content, reason):

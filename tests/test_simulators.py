@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from pointer_world import PointerWorld
 
+from data.build_info import shard_name
 from data.episodes import Episode
 from data.pusht.simulator import ACTIONS, STATE_NAMES, PushT, random_start
-from data.shards import EpisodeDataset, shard_name, write_shard
+from data.shards import EpisodeDataset
 from data.toy import write_toy_shards
+from data.write_shard import write_shard
 from pipeline.play.player import Player, StartSampler
 from pipeline.play.simulators import open_simulator
 

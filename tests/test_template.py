@@ -81,8 +81,8 @@ def test_the_template_trains_two_steps_and_is_read_back(template: None, tmp_path
     logged = {key for line in log for key in line}
     assert {"train/loss", "train/reconstruction", "validation/psnr"} <= logged
 
-    tokenizer = registry.build_tokenizer(best["config"], ckpt.data_spec(best))
-    ckpt.restore(tokenizer, best, run / "tokenizer" / "best.pt")
+    path = run / "tokenizer" / "best.pt"
+    tokenizer = ckpt.build(registry.build_tokenizer, best, path, ckpt.data_spec(best, path))
     frames = torch.randint(0, 255, (3, 3, 32, 32), dtype=torch.uint8)
     latents = tokenizer.encode(frames)
     assert latents.shape == (3, tokenizer.latents.num_patches, tokenizer.latents.dim)

@@ -52,7 +52,7 @@ def test_a_video_lasts_as_long_as_its_frames(tmp_path: Path):
         assert float(opened.streams.video[0].average_rate or 0) == 10
 
 
-@pytest.mark.parametrize("fps", FPS_RANGE)
+@pytest.mark.parametrize("fps", [FPS_RANGE.low, FPS_RANGE.high])
 def test_a_video_holds_the_slowest_and_the_fastest_pace(tmp_path: Path, fps: float):
     assert video.write_video(tmp_path, make_frames(), fps) == 6
     assert len(read_mp4(tmp_path / "rollout.mp4")) == len(imageio.imread(tmp_path / "rollout.gif"))

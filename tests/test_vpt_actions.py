@@ -1,6 +1,7 @@
 """Encoding of Minecraft's inputs as codes."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -75,8 +76,15 @@ def test_raw_lines_and_minerl_dictionaries_encode_to_the_same_integer():
 def test_invalid_codes_and_quantizers_are_refused():
     with pytest.raises(ValueError, match="4356"):
         decode(np.array([4356]), VPT)
-    for limit, choices, mu in ((10.0, 10, 10.0), (0.0, 11, 10.0), (10.0, 11, -1.0)):
-        with pytest.raises(ValueError, match="camera"):
+    for limit, choices, mu in (
+        (10.0, 10, 10.0),
+        (0.0, 11, 10.0),
+        (10.0, 11, -1.0),
+        (10.0, 11, math.inf),
+        (math.nan, 11, 10.0),
+        (1e-4, 11, 10.0),
+    ):
+        with pytest.raises(ValueError, match=r"--(num-bins|maxval|mu|camera-maxval)"):
             CameraQuantizer(limit, choices, mu)
 
 

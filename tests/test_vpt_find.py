@@ -129,6 +129,43 @@ def test_a_duplicate_name_is_refused_or_used_once(tmp_path):
     assert len(skipped) == 1 and names(tmp_path, skip_invalid=True) == ["a"]
 
 
+def test_suffixes_may_be_in_capital_letters(tmp_path):
+    put(tmp_path, "a")
+    (tmp_path / "a.mp4").rename(tmp_path / "a.MP4")
+    put_tar(tmp_path / "T.TAR", {"b.Mp4": VIDEO, "b.JSONL": LOG})
+    pairs, _ = find_local(tmp_path, skip_invalid=False)
+    assert [pair.name for pair in pairs] == ["a", "b"] and pairs[0].video.read() == VIDEO
+    (tmp_path / "a.jsonl").rename(tmp_path / "a.JSONL")
+    assert names(tmp_path / "a.MP4") == ["a"]
+    (tmp_path / "a.mp4").write_bytes(VIDEO)
+    problem, skipped = problem_and_skipped(tmp_path)
+    assert "a.mp4 has the same name as" in problem and len(skipped) == 1
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    put(tmp_path / "here", "a")
+    put(tmp_path / "disk" / "deep", "b")
+    (tmp_path / "here" / "more").symlink_to(tmp_path / "disk")
+    (tmp_path / "here" / "again").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "deep" / "loop").symlink_to(tmp_path / "here")
+    assert names(tmp_path / "here") == ["a", "b"]
+
+
+def test_a_link_to_a_missing_file_is_named(tmp_path):
+    put(tmp_path, "good")
+    for suffix in (".mp4", ".jsonl"):
+        (tmp_path / f"bad{suffix}").symlink_to(tmp_path / f"gone{suffix}")
+    problem, skipped = problem_and_skipped(tmp_path)
+    assert "is a link to" in problem and "gone" in problem and len(skipped) == 2
+
+
+def test_folders_of_minerl_are_named(tmp_path):
+    put(tmp_path / "one", "recording", log=None)
+    (tmp_path / "one" / "rendered.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"recording\.mp4 is of a MineRL folder.*arrays"):
+        find_local(tmp_path, skip_invalid=False)
+
+
 @pytest.mark.parametrize("skip_invalid", [False, True])
 def test_nothing_to_read_is_always_an_error(tmp_path, skip_invalid):
     (tmp_path / "notes.txt").write_text("none")
@@ -222,6 +259,5 @@ def box(kind, size=8, more=b""):
 )
 def test_the_start_and_end_of_a_file_are_checked(tmp_path, name, content, found):
     (tmp_path / name).write_bytes(content)
-    assert file_problem(tmp_path / name).startswith(found) and bool(found) == bool(
-        file_problem(tmp_path / name)
-    )
+    problem = file_problem(tmp_path / name, (tmp_path / name).suffix)
+    assert problem.startswith(found) and bool(found) == bool(problem)

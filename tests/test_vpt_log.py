@@ -93,6 +93,35 @@ def test_logs_of_minerl_dictionaries_are_read():
         read(lines[0], {"camera": [0, 0], "fly": 1})
 
 
+def test_an_editors_mark_and_zeros_of_a_power_cut_are_no_lines():
+    content = json.dumps(line(keys=["w"])).encode()
+    log = read_log(b"\xef\xbb\xbf" + content + b"\r\n" + content + b"\r\n" + bytes(512), "a.jsonl")
+    assert column(log, "forward") == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ['{"mouse": {"dx": 1e39}}', '{"mouse": {"x": -1e30}}', '{"yaw": 1e300}', '{"mouse":' * 5000],
+)
+def test_numbers_that_no_recorder_writes_are_an_invalid_line(broken):
+    with pytest.raises(ValueError, match=r"a\.jsonl line 2 is invalid") as problem:
+        read(line(), broken)
+    assert len(str(problem.value)) < 400
+    assert read(line(), broken, skip_invalid=True).invalid_lines == (2,)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [{"camera": [1, 2, 3]}, {"camera": [None, 0]}, {"camera": "far"}, {"camera": [1e300, 0]},
+     {"camera": [0, 0], "jump": [1, 2]}, {"camera": [0, 0], "jump": {"a": 1}},
+     {"camera": [0, 0], "fly": [[1], [1, 2]]}, {"camera": [0, 0], "equip": "x" * 9000}],
+)  # fmt: skip
+def test_odd_values_of_minerl_dictionaries_are_refused_in_one_short_line(action):
+    with pytest.raises(ValueError, match=r"a\.jsonl: action 1 has") as problem:
+        read({"camera": [0, 0]}, action)
+    assert len(str(problem.value)) < 500 and "\n" not in str(problem.value)
+
+
 def test_an_empty_log_is_refused():
     with pytest.raises(ValueError, match="a.jsonl is empty"):
         read("")

@@ -1,10 +1,13 @@
 """From Minecraft recordings to shards: sizes, splits, notes and errors."""
 
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +19,12 @@ from data.check import describe
 from data.shards import EpisodeDataset
 from data.vpt import recordings as vpt
 from data.vpt.alignment import angle_agreement, image_agreement, warnings
+from data.vpt.content import recording_digest
 from data.vpt.find import find_local
 from data.vpt.recordings import FrameFormat, VptSource, sum_inputs
 from data.vpt.vpt_actions import INPUT_COLUMN, INPUT_NAMES
 from data.vpt.vpt_log import read_log
+from data.vpt.vpt_report import describe_agreement
 from data.vpt.vpt_report import report as vpt_report
 from preprocess import VptConfig
 from preprocess import vpt as vpt_command
@@ -174,6 +179,68 @@ def test_a_video_of_another_size_or_rate_is_refused_or_skipped(tmp_path, video, 
         source(tmp_path, skip_invalid=True).make_shard(0)
 
 
+def test_lines_are_matched_by_time_where_a_frame_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(VptSource, "split_by_segment", False)
+    lines = turning_lines(60)
+    kept = [tick for tick in range(60) if tick not in (21, 40)]
+    frames = [scene(lines[tick]["yaw"]) for tick in kept]
+    write_video(tmp_path / "a.mp4", frames, times=kept)
+    write_log(tmp_path / "a.jsonl", lines)
+    episodes = first_shard(tmp_path)
+    assert [(e.notes["first"], e.notes["last"]) for e in episodes] == [(0, 21), (22, 40), (41, 60)]
+    assert episodes[0].notes["missing_frames"] == 2
+    write_video(tmp_path / "a.mp4", [scene(line["yaw"]) for line in lines])
+    (whole,) = first_shard(tmp_path)
+    for episode in episodes:
+        rows = slice(episode.notes["first"], episode.notes["last"])
+        assert np.array_equal(episode.actions, whole.actions[rows])
+        error = episode.frames.astype(int) - whole.frames[rows]
+        assert abs(error).mean() < 4  # another frame differs by far more
+    skipped = first_shard(tmp_path, frameskip=2)
+    assert len(skipped) == 1
+    write_video(tmp_path / "a.mp4", frames, times=kept)
+    assert [e.notes["first"] for e in first_shard(tmp_path, frameskip=2)] == [0, 42]
+
+
+def test_too_many_missing_frames_are_refused(tmp_path):
+    kept = [tick for tick in range(60) if tick % 8 != 5]
+    write_video(tmp_path / "a.mp4", [scene(0.0)] * len(kept), times=kept)
+    write_log(tmp_path / "a.jsonl", turning_lines(60))
+    with pytest.raises(ValueError, match=r"a\.mp4 has 53 frames in 60 ticks, but .* 60 lines"):
+        first_shard(tmp_path)
+
+
+def test_a_missing_frame_does_not_count_in_the_alignment():
+    lines = turning_lines(150)
+    frames = np.array([scene(line["yaw"])[::6, ::10] for line in lines])
+    inputs = read_log("\n".join(map(json.dumps, lines)).encode(), "").inputs
+    shown = np.ones(150, bool)
+    shown[40:60] = False
+    damaged = np.where(shown[:, None, None, None], frames, 0)
+    whole, measured = image_agreement(frames, inputs), image_agreement(damaged, inputs, shown)
+    assert whole and measured and measured["+0"] > 0.9
+    assert measured["+0"] > image_agreement(damaged, inputs)["+0"]  # pyright: ignore
+
+
+def test_a_recording_that_is_too_short_for_its_frameskip_is_named(recorded_pairs, tmp_path):
+    with pytest.raises(SkipShard, match=r"pair-0: .* no 2 frames in a row \(64 ticks, .* 40\)"):
+        first_shard(recorded_pairs, frameskip=40)
+    with pytest.raises(ValueError, match="--frameskip 7000"):
+        FrameFormat(frameskip=7000)
+    config = VptConfig(
+        tmp_path, recorded_pairs, frame_format=FrameFormat(frameskip=40), num_workers=1
+    )
+    with pytest.raises(ValueError, match=r"all were skipped: pair-0: .*--frameskip 40"):
+        vpt_command(config)
+
+
+@pytest.mark.parametrize("camera", [{"camera_maxval": 1e-4}, {"camera_mu": 1e6}])
+def test_camera_bins_that_no_turn_tells_apart_are_refused(camera):
+    camera |= {"camera_maxval": 0.1} if "camera_mu" in camera else {}
+    with pytest.raises(ValueError, match=r"--camera-maxval .* and --camera-mu .* equal"):
+        FrameFormat(**camera)
+
+
 def test_a_shift_between_frames_and_lines_gives_a_warning(tmp_path):
     notes = {}
     for late in (0, 1):
@@ -221,15 +288,70 @@ def test_invalid_recordings_are_skipped_and_restart_rebuilds_all(recorded_pairs,
     assert "3 shards written" in capsys.readouterr().out
 
 
+def test_recordings_that_changed_or_grew_are_noticed(recorded_pairs, tmp_path, capsys):
+    folder = tmp_path / "recordings"
+    shutil.copytree(recorded_pairs, folder)
+    config = VptConfig(
+        tmp_path / "run", folder, frame_format=FrameFormat(resolution=16), num_workers=1
+    )
+    vpt_command(config)
+    moved = tmp_path / "elsewhere"
+    folder.rename(moved)
+    config = replace(config, recordings=moved)
+    vpt_command(config)
+    assert "all shards exist" in capsys.readouterr().out
+    log = (moved / "pair-1.jsonl").read_text()
+    (moved / "pair-1.jsonl").write_text(log.replace('"dy": 0', '"dy": 3', 1))
+    with pytest.raises(ValueError, match=r"^pair-1: other content than .* shard-00001\.h5"):
+        vpt_command(config)
+    (tmp_path / "run" / "shards" / "shard-00001.h5").unlink()
+    vpt_command(config)
+    assert "1 shards written" in capsys.readouterr().out
+    write_pair(moved, "pair-9", 64)
+    with pytest.raises(ValueError, match=r"now has 4 recordings.* are of 3; --restart"):
+        vpt_command(config)
+    vpt_command(replace(config, restart=True))
+    assert "4 shards written" in capsys.readouterr().out
+
+
+def test_the_digest_of_a_recording_is_that_of_its_content(recorded_pairs, tmp_path):
+    pairs, _ = find_local(recorded_pairs, False)
+    digests = [recording_digest(pair) for pair in pairs]
+    assert len(set(digests)) == 3
+    with tarfile.open(tmp_path / "all.tar", "w") as tar:
+        for path in sorted(recorded_pairs.iterdir()):
+            tar.add(path, path.name)
+    packed, _ = find_local(tmp_path / "all.tar", False)
+    assert [recording_digest(pair) for pair in packed] == digests
+
+
+def test_reports_of_many_recordings_stay_short():
+    turned = {"+0": 0.1, "-1": 0.9, "+1": 0.1}
+    notes = [
+        {"recording": f"r{n}", "frames": 9, "missing_frames": 1, "lines": 4, "broken_lines": [],
+         "angles": turned, "images": None}
+        for n in range(500)
+    ]  # fmt: skip
+    dataset: Any = SimpleNamespace(
+        notes=notes,
+        num_frames=4,
+        description={},
+        read_rows=lambda *_: np.zeros((4, len(INPUT_NAMES)), np.float32),
+    )
+    lines = describe_agreement(dataset)
+    assert len(lines) < 20 and max(map(len, lines)) < 1000
+    assert any("and 490 more" in line for line in lines) and "500 such in all" in lines[-1]
+
+
 def test_ranks_share_the_recordings(recorded_pairs, tmp_path, capsys, monkeypatch):
     config = VptConfig(
         tmp_path, recorded_pairs, frame_format=FrameFormat(resolution=16), num_workers=1
     )
-    for rank, count in ((0, 2), (1, 1)):
+    for rank, printed in ((0, "rank 0 of 2 wrote 2"), (1, "1 shards written")):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         vpt_command(config)
-        assert f"rank {rank} wrote {count}" in capsys.readouterr().out
+        assert printed in capsys.readouterr().out
     assert EpisodeDataset(tmp_path / "shards").num_frames == 3 * 64
 
 

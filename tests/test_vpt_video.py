@@ -13,7 +13,8 @@ RED, GREEN, BLUE = (200, 30, 30), (30, 160, 30), (30, 30, 200)
 
 def test_a_header_gives_frames_size_and_rate(tmp_path):
     info = read_video_info(FileSlice(str(write_pair(tmp_path, "a", 30))))
-    assert (info.frames, info.height, info.width, info.rate) == (30, 360, 640, 20)
+    assert (info.height, info.width, info.rate) == (360, 640, 20)
+    assert info.ticks.tolist() == list(range(30))
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
@@ -47,6 +48,54 @@ def test_a_truncated_or_invalid_file_is_named_with_its_last_frame(tmp_path):
         read_video_info(FileSlice(str(path)))
     path.write_bytes(b"<html>" * 50)
     with pytest.raises(ValueError, match=r"a\.mp4 (cannot be opened|holds no video)"):
+        read_video_info(FileSlice(str(path)))
+
+
+def ticks(folder, times):
+    write_video(folder / "a.mp4", [scene(0.0)] * len(times), times=times)
+    return read_video_info(FileSlice(str(folder / "a.mp4"))).ticks.tolist()
+
+
+def test_a_missing_frame_leaves_a_gap_in_the_ticks(tmp_path):
+    assert ticks(tmp_path, [0, 1, 2, 5, 6, 8, 9, 10]) == [0, 1, 2, 5, 6, 8, 9, 10]
+    assert ticks(tmp_path, [30, 31, 32, 34]) == [0, 1, 2, 4]  # the first is shown late
+    assert ticks(tmp_path, [0, 1.1, 1.95, 3.9]) == [0, 1, 2, 4]
+    late = [1.004 * t + (t > 9) for t in range(200)]  # of a clock that is slow
+    assert ticks(tmp_path, late) == [t + (t > 9) for t in range(200)]
+
+
+def test_frames_at_times_of_no_grid_are_counted(tmp_path):
+    assert ticks(tmp_path, [0, 1, 2, 2.4, 4, 5]) == list(range(6))
+    assert ticks(tmp_path, [0]) == [0]
+
+
+def test_a_gap_does_not_change_the_index_of_a_frame(tmp_path):
+    path = tmp_path / "a.mp4"
+    shades = [scene(float(yaw)) for yaw in range(120)]
+    write_video(path, shades, times=[t + (t > 70) for t in range(120)])
+    whole = [shrink(f, 32, 32) for f in read_frames(FileSlice(str(path)), 0, 120)]
+    part = [shrink(f, 32, 32) for f in read_frames(FileSlice(str(path)), 66, 90)]
+    assert len(whole) == 120 and np.array_equal(part, whole[66:90])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_that_are_decoded_from_damaged_bytes_are_refused(tmp_path, seed):
+    path = tmp_path / "a.mp4"
+    write_video(path, [scene(float(yaw)) for yaw in range(60)], codec="mpeg4")
+    content = bytearray(path.read_bytes())
+    random = np.random.default_rng(seed)
+    for position in random.integers(len(content) // 3, len(content) - 100, 20):
+        content[position] ^= 0xFF
+    path.write_bytes(content)
+    for first in (0, 50):
+        with pytest.raises(ValueError, match=r"a\.mp4 (is damaged at|cannot be dec.*) frame"):
+            list(read_frames(FileSlice(str(path)), first, 60))
+
+
+def test_a_video_of_an_unknown_codec_is_named(tmp_path):
+    path = write_pair(tmp_path, "a", 10)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"xyz1"))
+    with pytest.raises(ValueError, match=r"a\.mp4 is in a form that cannot be decoded here"):
         read_video_info(FileSlice(str(path)))
 
 

@@ -29,7 +29,7 @@ def test_frames_of_any_grid_are_encoded_and_decoded(block_type, downsample, patc
 
 
 def test_an_indivisible_image_size_is_refused():
-    with pytest.raises(ValueError, match="not divisible by --model.downsample 8"):
+    with pytest.raises(ValueError, match="not divisible by --downsample 8"):
         VqVaeConfig(image_size=(30, 32))
     with pytest.raises(ValueError, match="power of two"):
         VqVaeConfig(downsample=8, patch_size=3)
@@ -97,7 +97,5 @@ def test_a_code_is_the_nearest_of_its_codebook():
 
 
 def test_a_latent_dim_not_divisible_by_the_codebooks_is_refused():
-    with pytest.raises(
-        ValueError, match="--model.latent-dim 10 is not divisible by --model.num-codebooks 4"
-    ):
+    with pytest.raises(ValueError, match="--latent-dim 10 is not divisible by --num-codebooks 4"):
         VqVaeConfig(latent_dim=10)

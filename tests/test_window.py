@@ -1,19 +1,24 @@
-"""The real window, driven by real keys and a real mouse, on a display that no one sees."""
+"""The real window, driven by real keys and a real mouse, on a display that no one sees.
+
+One file because all of it needs the same display, and the same person at it.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
+import pygame
 import pytest
 from PIL import ImageGrab
 from pointer_world import blue_at
@@ -21,6 +26,7 @@ from walk_world import SPEC, write_walks
 
 from data.toy import write_toy_shards
 from data.vpt.vpt_actions import MOVES
+from pipeline.play import window
 from pipeline.play.keyboard import DEGREES_PER_WIDTH
 from pipeline.play.panels import (
     CAPTION_HEIGHT,
@@ -58,12 +64,22 @@ def play_command(*flags: str, script: str = PLAY) -> list[str]:
 # -- without a display -----------------------------------------------------------------------------
 
 
-def test_keys_have_names_on_every_system():
-    assert [key_name(c) for c in (65361, 65362, 65363, 65364)] == ["left", "up", "right", "down"]
-    assert [key_name(c) for c in (2424832, 63232)] == ["left", "up"]
-    assert [key_name(ord(c)) for c in "rRq+ 1"] == ["r", "r", "q", "+", "space", "1"]
-    assert key_name(27) == "escape" and key_name(-1) is None and key_name(65505) is None
-    assert key_name(0x100000 | ord("n")) == "n"  # with Num Lock
+def test_keys_are_named_by_their_place_on_every_layout():
+    w, q, m = pygame.KSCAN_W, pygame.KSCAN_Q, pygame.KSCAN_M
+    for typed in ("w", "W", "z", "ц", "", "\x17"):  # QWERTY, AZERTY, Russian; coming up; Control
+        assert key_name(w, typed) == "w"
+    assert key_name(q, "a") == "q" and key_name(m, ",") == "m"
+    assert [key_name(c) for c in (pygame.KSCAN_LEFT, pygame.KSCAN_UP)] == ["left", "up"]
+    assert key_name(pygame.KSCAN_1, "&") == key_name(pygame.KSCAN_KP1, "1") == "1"
+    assert key_name(pygame.KSCAN_SPACE, " ") == "space"
+    assert key_name(pygame.KSCAN_ESCAPE) == "escape" and key_name(pygame.KSCAN_LSHIFT) is None
+
+
+def test_signs_are_named_by_what_is_typed():
+    assert key_name(pygame.KSCAN_EQUALS, "+") == "+" and key_name(pygame.KSCAN_EQUALS, "=") == "="
+    assert key_name(pygame.KSCAN_RIGHTBRACKET, "+") == "+"  # German
+    assert key_name(pygame.KSCAN_SLASH, "-") == "-" and key_name(pygame.KSCAN_SLASH, "/") is None
+    assert key_name(pygame.KSCAN_KP_PLUS, "+") == "+"
 
 
 def test_a_mouse_position_is_that_of_the_panel():
@@ -115,6 +131,22 @@ def test_a_missing_display_is_reported_in_one_line(tmp_path: Path):
         assert reason in printed and "--headless" in printed
 
 
+def test_a_display_that_never_answers_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as server:  # it takes the connection, as a tunnel whose far end sleeps
+        for number in range(40, 99):
+            with suppress(OSError):
+                server.bind(("127.0.0.1", 6000 + number))
+                break
+        server.listen(8)
+        monkeypatch.setenv("DISPLAY", f"127.0.0.1:{number}")
+        monkeypatch.setattr(window, "DISPLAY_SECONDS", 0.5)
+        monkeypatch.setattr("sys.platform", "linux")
+        message = rf"127.0.0.1:{number} does not answer within 0.5 s; --headless writes a video"
+        with pytest.raises(ValueError, match=message) as problem:
+            check_display()
+    assert "\n" not in str(problem.value)
+
+
 # -- under Xvfb -----------------------------------------------------------------------------------
 
 
@@ -154,8 +186,11 @@ class Screen:
         self.environment = os.environ | {"DISPLAY": display}
 
     def do(self, *command: str) -> str:
+        return self.run_command("xdotool", *command)
+
+    def run_command(self, *command: str) -> str:
         return subprocess.run(
-            ["xdotool", *command], env=self.environment, capture_output=True, text=True, check=True
+            command, env=self.environment, capture_output=True, text=True, check=True
         ).stdout.strip()
 
     @contextmanager
@@ -164,6 +199,7 @@ class Screen:
         with open(self.run / "printed", "w") as printed:
             game = subprocess.Popen(command, env=self.environment, stdout=printed, stderr=printed)
         try:
+            self.process = game.pid
             self.find_window(game)
             yield game
         finally:
@@ -177,12 +213,12 @@ class Screen:
             assert game.poll() is None, f"the game ended: {(self.run / 'printed').read_text()}"
             return self._search()
 
-        self.window = self.wait_for(found, "a window", seconds=90).splitlines()[-1]
+        self.window = self.wait_for(found, "a window", seconds=60).splitlines()[-1]
         self.do("windowmove", "--sync", self.window, "40", "30")
 
     def _search(self) -> str:
         try:
-            return self.do("search", "--onlyvisible", "--name", "dreamstage")
+            return self.do("search", "--all", "--onlyvisible", "--pid", str(self.process))
         except subprocess.CalledProcessError:
             return ""
 
@@ -319,6 +355,33 @@ def test_real_keys_walk_jump_look_and_attack_at_once(display: str, tmp_path: Pat
     turned = np.array(SPEC.factors[0].values)[yaw].sum()
     assert turned == pytest.approx(0.4 * DEGREES_PER_WIDTH, abs=2) and (pitch == 5).all()
     assert move[-1] == jump[-1] == attack[-1] == 0, "in the end all keys are released"
+
+
+def test_keys_of_another_layout_act_by_their_place(display: str, tmp_path: Path):
+    """On AZERTY the key of A types Q, and the one of W types Z."""
+    if shutil.which("setxkbmap") is None:
+        pytest.skip("setxkbmap is not installed")
+    write_walks(tmp_path / "shards")
+    screen = Screen(display, tmp_path)
+    flags = ["--preset", "minecraft", "--run", str(tmp_path), "--size", str(SIZE)]
+    folder = tmp_path / "play/recording-000"
+    screen.run_command("setxkbmap", "fr")
+    try:
+        with screen.game(play_command(*flags, script=WALK)) as game:
+            screen.do("windowfocus", screen.window)
+            screen.press("v")
+            screen.do("keydown", "z", "keydown", "q")
+            time.sleep(1.0)
+            screen.do("keyup", "z", "keyup", "q")
+            screen.press("v")
+            screen.wait_for(lambda: (folder / "actions.npy").exists(), "a video")
+            assert game.poll() is None, "Q ended the game"
+            screen.press("a")
+            assert game.wait(15) == 0
+    finally:
+        screen.run_command("setxkbmap", "us")
+    move = SPEC.unravel(np.load(folder / "actions.npy")).T[4]
+    assert (move == MOVES.index("forward left")).sum() > 3
 
 
 def close(display: str, window: int) -> None:

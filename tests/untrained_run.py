@@ -20,6 +20,7 @@ from models.registry import DataSpec, build_controller, build_dynamics, build_to
 from models.tokenizers.keypoints import KeypointsConfig
 from models.tokenizers.vqvae import VqVaeConfig
 from pipeline import checkpoint
+from pipeline.trained_on import Recordings, recordings_of
 
 
 def small_configs(method: str, size: tuple[int, int]) -> tuple[Any, Any]:
@@ -34,12 +35,17 @@ def small_configs(method: str, size: tuple[int, int]) -> tuple[Any, Any]:
 
 
 def write_run(
-    run: Path, dataset: EpisodeDataset, controllers: bool = True, method: str = "vqvae"
+    run: Path,
+    dataset: EpisodeDataset,
+    controllers: bool = True,
+    method: str = "vqvae",
+    recordings: bool = False,
 ) -> Path:
     """Write tokenizer, dynamics and controllers into a run that has its shards.
 
-    method: of the tokenizer, `vqvae` or `keypoints`.
+    method: of the tokenizer, `vqvae` or `keypoints`.  recordings: they remember the dataset.
     """
+    learned = recordings_of(dataset) if recordings else None
     torch.manual_seed(0)
     data = DataSpec(dataset.image_size, dataset.actions)
     config, dynamics_config = small_configs(method, dataset.image_size)
@@ -52,9 +58,9 @@ def write_run(
             tokenizer.after_step()
     root = (dataset.folder, dataset.fingerprint)
     data = replace(data, latents=tokenizer.latents)
-    first = save(run / "tokenizer", "tokenizer", tokenizer, config, data, root)
+    first = save(run / "tokenizer", "tokenizer", tokenizer, config, data, root, learned)
     dynamics = build_dynamics(dynamics_config, data)
-    second = save(run / "dynamics", "dynamics", dynamics, dynamics_config, data, first)
+    second = save(run / "dynamics", "dynamics", dynamics, dynamics_config, data, first, learned)
 
     policy = PolicyConfig(channels=8, num_keypoints=4, hidden_dim=16)
     wanted: dict[str, Any] = {"controller/bc": policy, "controller": policy} if controllers else {}
@@ -62,7 +68,7 @@ def write_run(
         wanted["controller/goal_policy"] = GoalPolicyConfig(policy)
     for folder, controller_config in wanted.items():
         controller = build_controller(controller_config, data)
-        save(run / folder, "controller", controller, controller_config, data, second)
+        save(run / folder, "controller", controller, controller_config, data, second, learned)
     return run
 
 
@@ -73,6 +79,7 @@ def save(
     config: Any,
     data: DataSpec,
     parent: tuple[Path, str],
+    recordings: Recordings | None = None,
 ) -> tuple[Path, str]:
     """Write FOLDER/best.pt; return its path and fingerprint, as a child's parent."""
     assert data.latents is not None
@@ -80,7 +87,7 @@ def save(
     fingerprint = checkpoint.fingerprint(weights, describe(config))
     path = folder / "best.pt"
     folder.mkdir(parents=True, exist_ok=True)
-    fields = checkpoint.describe(config, data, data.latents, data.actions, parent)
+    fields = checkpoint.describe(config, data, data.latents, data.actions, parent, recordings)
     checkpoint.save(
         path,
         fields

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +52,28 @@ def scene(yaw: float) -> np.ndarray:
 
 
 def write_video(
-    path: Path, frames: list[np.ndarray], rate: int = 20, codec: str = "libx264"
+    path: Path,
+    frames: list[np.ndarray],
+    rate: int = 20,
+    codec: str = "libx264",
+    times: Sequence[float] | None = None,
 ) -> None:
-    """Encode frames (H, W, 3) RGB; the header is in front, so a truncated file still opens."""
+    """Encode frames (H, W, 3) RGB; the header is in front, so a truncated file still opens.
+
+    times: when each is shown, in units of 1 / rate seconds; by default at 0, 1, 2 and so on.
+    """
     with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
         stream: Any = file.add_stream(codec, rate=rate, options={"crf": "12", "g": "50"})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
-        for pixels in frames:
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        unit = Fraction(1, 100 * rate)
+        if times is not None:
+            stream.time_base = stream.codec_context.time_base = unit
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = round(100 * times[number]), unit
+            file.mux(stream.encode(frame))
         file.mux(stream.encode())
 
 

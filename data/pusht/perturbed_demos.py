@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.episodes import Episode
-from data.pusht.demos import load_demos
+from data.pusht.demo_data import load_demos
+from data.pusht.demos import describe_demos
 from data.pusht.scripted_episodes import EpisodeBuilder, smooth_noise
 from data.pusht.simulator import ACTIONS, STATE_NAMES, SUCCESS_COVERAGE, PushT, mirror
+from data.pusht.task_goal import Goal, as_pose
 
 EPISODES_PER_SHARD = 30
 
@@ -29,6 +31,8 @@ class PerturbedDemos:
     num_copies: int = 1
     image_size: int = 64
     seed: int = 0
+    goal: Goal | None = None
+    """Where the block belongs, if that is not the task's own goal: then no copy is mirrored."""
 
     @property
     def num_sources(self) -> int:
@@ -40,19 +44,23 @@ class PerturbedDemos:
 
     def description(self) -> dict[str, Any]:
         return {
-            "source": "perturbed human demonstrations, every second one mirrored",
+            "source": "perturbed human demonstrations"
+            + self._mirrored * ", every second one mirrored",
             "image_size": [self.image_size, self.image_size],
             "actions": ACTIONS.as_dict(),
             "state_names": list(STATE_NAMES),
             "success": SUCCESS_COVERAGE,
             "images": "rendered from the states",
-            "settings": asdict(self) | {"path": Path(self.path).name},
-        }
+        } | describe_demos(self)
+
+    @property
+    def _mirrored(self) -> bool:
+        return self.goal is None
 
     def make_shard(self, index: int) -> list[Episode]:
         first = index * EPISODES_PER_SHARD
         last = min(first + EPISODES_PER_SHARD, self.num_sources * self.num_copies)
-        simulator = PushT(self.image_size)
+        simulator = PushT(self.image_size, as_pose(self.goal))
         return [
             self.episode(simulator, *divmod(number, self.num_copies))
             for number in range(first, last)
@@ -66,7 +74,7 @@ class PerturbedDemos:
             rng = np.random.default_rng((self.seed, demo, copy))
             std = rng.uniform(5, 30)
             targets = np.clip(targets + smooth_noise(rng, len(targets), std), 0, 512)
-        if copy % 2:
+        if copy % 2 and self._mirrored:
             start, targets = mirror(start), mirror(targets)
         simulator.reset(start)
         builder = EpisodeBuilder(simulator)

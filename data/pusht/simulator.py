@@ -13,11 +13,13 @@ from typing import Any
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no display is needed
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
-import cv2
 import numpy as np
-from gym_pusht.envs.pusht import PushTEnv
 
 from data.actions import ActionSpec
+from data.opencv import opencv_or_stub, resize_area
+
+with opencv_or_stub():  # gym-pusht draws its own images with it, which are not used
+    from gym_pusht.envs.pusht import PushTEnv
 
 WINDOW_SIZE = 512
 """Side of the world, in its own pixels."""
@@ -39,6 +41,15 @@ ACTIONS = ActionSpec(
     "pixels of the 512 x 512 world",
     pointer=True,
 )
+
+
+def goal_of(description: dict[str, Any]) -> np.ndarray:
+    """Return the goal (3,) x, y, angle of the shards with this description, whose "goal" is x, y
+    in pixels and degrees where it is not the task's own."""
+    if "goal" not in description:
+        return GOAL
+    x, y, degrees = description["goal"]
+    return np.array([x, y, np.deg2rad(degrees)])
 
 
 def reward(coverage: Any) -> Any:
@@ -84,8 +95,8 @@ class PushT:
     >>> world = PushT(); world.reset(random_start(100_000)); world.step((200, 300)); world.state
     """
 
-    def __init__(self, image_size: int = 64) -> None:
-        self.image_size = image_size
+    def __init__(self, image_size: int = 64, goal: np.ndarray = GOAL) -> None:
+        self.image_size, self.goal = image_size, goal
         self.contacts = 0
         """Contact points per substep of the last step, rounded up, as in the demonstrations."""
         self._env = PushTEnv(obs_type="state")
@@ -101,6 +112,7 @@ class PushT:
         if state.shape != (5,) or not np.isfinite(state).all():
             raise ValueError(f"a Push-T state is five finite numbers {STATE_NAMES}; got {state}")
         self._env._setup()
+        self._env.goal_pose = self.goal.copy()
         self._space, self._agent, self._block = self._env.space, self._env.agent, self._env.block
         self._agent.position = float(state[0]), float(state[1])
         self._block.angle = float(state[4])  # before the position: it rotates about the center
@@ -148,5 +160,5 @@ class PushT:
         screen = self._env._draw()
         memory: Any = screen.get_buffer()
         pixels = np.frombuffer(memory, np.uint8).reshape(WINDOW_SIZE, WINDOW_SIZE, 4)
-        small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
+        small = resize_area(pixels, side)
         return np.ascontiguousarray(small[..., 2::-1])  # the screen is blue, green, red, unused

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from data.pusht.simulator import PushT
+from data.pusht.simulator import GOAL, PushT
 
 
 class VectorPushT:
@@ -20,7 +20,9 @@ class VectorPushT:
     The results do not depend on the number of workers.
     """
 
-    def __init__(self, num_envs: int, image_size: int = 64, num_workers: int = 2) -> None:
+    def __init__(
+        self, num_envs: int, image_size: int = 64, num_workers: int = 2, goal: np.ndarray = GOAL
+    ) -> None:
         self.num_envs, self.image_size = num_envs, image_size
         self._last_frames = np.zeros((num_envs, 3, image_size, image_size), np.uint8)
         num_workers = max(1, min(num_workers, num_envs))
@@ -32,7 +34,7 @@ class VectorPushT:
         for indices in self._worker_indices:
             parent, child = context.Pipe()
             process = context.Process(
-                target=_worker, args=(child, len(indices), image_size), daemon=True
+                target=_worker, args=(child, len(indices), image_size, goal), daemon=True
             )
             process.start()
             child.close()
@@ -46,11 +48,10 @@ class VectorPushT:
         self.close()
 
     def close(self) -> None:
+        """End the workers, whatever they are at: they hold nothing that is kept, and after an
+        interruption one may wait for its answer to be read."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
-            try:
-                pipe.send(None)
-            except OSError:
-                process.terminate()
+            process.terminate()
             process.join()
             pipe.close()
         self._pipes, self._processes = [], []
@@ -123,10 +124,10 @@ class VectorPushT:
         return results
 
 
-def _worker(pipe: Any, num_envs: int, image_size: int) -> None:
-    """Answer requests until None arrives."""
-    simulators = [PushT(image_size) for _ in range(num_envs)]
-    scratch = PushT(image_size)
+def _worker(pipe: Any, num_envs: int, image_size: int, goal: np.ndarray) -> None:
+    """Answer requests until None arrives, or the pipe is closed."""
+    simulators = [PushT(image_size, goal) for _ in range(num_envs)]
+    scratch = PushT(image_size, goal)
     try:
         while (request := pipe.recv()) is not None:
             name, payload = request
@@ -134,7 +135,7 @@ def _worker(pipe: Any, num_envs: int, image_size: int) -> None:
                 pipe.send(_HANDLERS[name](simulators, scratch, payload))
             except ValueError as problem:
                 pipe.send(problem)
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, OSError, KeyboardInterrupt):
         return
 
 

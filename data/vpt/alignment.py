@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 
+from data.opencv import require_opencv
 from data.vpt.vpt_actions import INPUT_COLUMN
 from data.vpt.vpt_log import VptLog
 
+NEEDS_OPENCV = "the alignment of Minecraft's recordings"
 SHIFTS = (-1, 0, 1)  # ticks by which actions could be shifted against the frames
 MIN_TURN = 1.0  # degrees per tick that are above the noise
 MIN_ANGLE_TURNS = 20  # turns below which angles are not compared
@@ -44,19 +45,25 @@ def angle_agreement(log: VptLog) -> dict[str, float] | None:
     }
 
 
-def image_agreement(frames: np.ndarray, inputs: np.ndarray) -> dict[str, float] | None:
+def image_agreement(
+    frames: np.ndarray, inputs: np.ndarray, shown: np.ndarray | None = None
+) -> dict[str, float] | None:
     """Compare image motion with the mouse: correlation of the yaw of line i with the displacement
     from frame i + s to frame i + 1 + s, by shift s. None where there are too few turns.
 
-    frames: (N, H, W, 3) uint8; inputs: (N, I).
+    frames: (N, H, W, 3) uint8; inputs: (N, I); shown: (N,) bool, False where a frame is missing.
     """
     commanded = inputs[:-1, INPUT_COLUMN["yaw_degrees"]].astype(np.float64)
     gui_closed = inputs[:, INPUT_COLUMN["gui"]] == 0
     informative = (abs(commanded) >= MIN_TURN) & gui_closed[:-1] & gui_closed[1:]
     informative[[0, -1]] = False
+    if shown is not None:  # frames i - 1 to i + 2 are compared
+        for row in np.flatnonzero(~shown):
+            informative[max(0, row - 2) : row + 2] = False
     rows = np.flatnonzero(informative)[:500]  # enough for a correlation
     if len(rows) < MIN_IMAGE_TURNS:
         return None
+    cv2 = require_opencv(NEEDS_OPENCV)
     hanning = cv2.createHanningWindow((IMAGE_SIZE, IMAGE_SIZE), cv2.CV_32F)
     image_shift = {}
     for row in sorted({int(r + s) for r in rows for s in SHIFTS}):
@@ -90,6 +97,7 @@ def warnings(notes: dict[str, Any]) -> list[str]:
 def _normalized_gray(frame: np.ndarray) -> np.ndarray:
     """Shrink to gray with mean 0 and std 1, as many scenes are dark: (S, S) float32,
     S = IMAGE_SIZE."""
+    cv2 = require_opencv(NEEDS_OPENCV)
     small = cv2.resize(frame, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return (gray - gray.mean()) / (gray.std() + 1e-3)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
+
+from data.opencv import require_opencv
 
 WINDOW_HEIGHT = 720  # of the window whose pixels logs give the cursor in
 CURSOR_SIZE = 16  # pixels of the cursor in a video of 640 x 360 (VPT's loader)
@@ -29,6 +30,7 @@ def draw_cursor(frame: np.ndarray, x: float, y: float) -> None:
 
 def _arrow() -> tuple[np.ndarray, np.ndarray]:
     """Render gray 0..255 and opacity 0..1, (S, S) each, S = CURSOR_SIZE: white with a black rim."""
+    cv2 = require_opencv("the cursor of Minecraft's recordings")
     points = (ARROW * SUPERSAMPLING).round().astype(np.int32)
     fill = np.zeros((CURSOR_SIZE * SUPERSAMPLING, CURSOR_SIZE * SUPERSAMPLING), np.uint8)
     cv2.fillPoly(fill, [points], 255)

@@ -8,10 +8,12 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
+from data.messages import one_line
 from data.vpt.file_slice import FileSlice, VideoAndLog
 
-SUFFIXES = (".mp4", ".jsonl")
+SUFFIXES = VIDEO, LOG = (".mp4", ".jsonl")  # in capital letters too
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+MINERL_ACTIONS = "rendered.npz"  # next to recording.mp4
 MP4_BOXES = (b"ftyp", b"free", b"skip", b"wide", b"uuid", b"mdat", b"moov")
 
 
@@ -32,7 +34,9 @@ def find_local(path: Path, skip_invalid: bool) -> tuple[list[VideoAndLog], list[
     found: dict[str, dict[str, FileSlice]] = {}
     for file in _find_files(path, skip):
         stem, suffix = os.path.splitext(str(file))  # 6.10_NAME.mp4 -> 6.10_NAME
-        found.setdefault(stem, {})[suffix] = file
+        files = found.setdefault(stem, {})
+        if (other := files.setdefault(suffix.lower(), file)) is not file:
+            skip(f"{file} has the same name as {other}; remove one of them")
     pairs: dict[str, VideoAndLog] = {}
     for files in found.values():
         name = _name(next(iter(files.values())))
@@ -54,6 +58,8 @@ def _pair_problem(name: str, files: dict[str, FileSlice], other: VideoAndLog | N
     for suffix in SUFFIXES:
         if suffix not in files:
             (there,) = files.values()
+            if not there.member and Path(there.path).with_name(MINERL_ACTIONS).exists():
+                return f"{there} is of a MineRL folder, which python preprocess.py arrays reads"
             return f"{there} has no {name}{suffix} next to it; get that file"
         file = files[suffix]
         size = os.path.getsize(file.path) if file.size is None else file.size
@@ -66,12 +72,13 @@ def _pair_problem(name: str, files: dict[str, FileSlice], other: VideoAndLog | N
 
 def _find_files(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
     """List all videos and logs under `path`, paired or not."""
+    suffix = path.suffix.lower()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-    elif path.suffix == ".mp4" and path.is_file():
-        log = path.with_name(f"{path.stem}.jsonl")
-        files = [path, log] if log.is_file() else [path]
-    elif path.is_file() and (path.suffix == ".tar" or path.name.endswith(COMPRESSED)):
+        files = _walk(path, skip)
+    elif suffix == ".mp4" and path.is_file():
+        logs = [f for f in path.parent.iterdir() if f.stem == path.stem and _has_suffix(f, LOG)]
+        files = [path, *sorted(logs)]
+    elif path.is_file() and (suffix == ".tar" or _has_suffix(path, COMPRESSED)):
         files = [path]
     else:
         known = "a folder, a .tar file or a .mp4 with its .jsonl next to it"
@@ -81,13 +88,40 @@ def _find_files(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
     for file in files:
         if file.name.startswith("."):  # macOS leaves ._NAME.mp4 next to NAME.mp4
             continue
-        if file.name.endswith(COMPRESSED):
+        if _has_suffix(file, COMPRESSED):
             skip(f"{file} is compressed; unpack it first")
-        elif file.suffix == ".tar":
+        elif _has_suffix(file, ".tar"):
             slices += _tar_members(file, skip)
-        elif file.suffix in SUFFIXES:
+        elif _has_suffix(file, SUFFIXES):
             slices.append(FileSlice(str(file)))
     return slices
+
+
+def _has_suffix(file: PurePath, suffixes: str | tuple[str, ...]) -> bool:
+    return file.name.lower().endswith(suffixes)
+
+
+def _walk(folder: Path, skip: Callable[[str], None]) -> list[Path]:
+    """List the files below a folder, sorted; links are followed, each folder is entered once."""
+
+    def unreadable(problem: OSError) -> None:
+        skip(f"{problem.filename} cannot be listed ({problem.strerror})")
+
+    files: list[Path] = []
+    entered: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+        stat = os.stat(place)
+        if (stat.st_dev, stat.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((stat.st_dev, stat.st_ino))
+        folders.sort()
+        for file in (Path(place, name) for name in names):
+            if file.is_file():
+                files.append(file)
+            elif file.is_symlink() and _has_suffix(file, (*SUFFIXES, ".tar", *COMPRESSED)):
+                skip(f"{file} is a link to {os.readlink(file)}, which does not exist")
+    return sorted(files)
 
 
 def _tar_members(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
@@ -97,7 +131,7 @@ def _tar_members(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 name = PurePath(member.name)
-                wanted = name.suffix in SUFFIXES and not name.name.startswith(".")
+                wanted = _has_suffix(name, SUFFIXES) and not name.name.startswith(".")
                 if not wanted or not member.isreg():
                     continue
                 if member.issparse():
@@ -112,18 +146,18 @@ def _tar_members(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
                 raise tarfile.ReadError(f"no header and no end at byte {end}")
     except (tarfile.TarError, OSError, ValueError) as problem:
         skip(
-            f"{path} is compressed, damaged or truncated, not a plain tar file ({problem}); unpack "
-            f"it or get it again"
+            f"{path} is compressed, damaged or truncated, not a plain tar file "
+            f"({one_line(problem)}); unpack it or get it again"
         )
     return slices
 
 
-def file_problem(path: Path) -> str:
-    """Describe how a file's content does not fit its suffix; empty where it fits."""
+def file_problem(path: Path, suffix: str) -> str:
+    """Describe how a file's content does not fit the suffix; empty where it fits."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(20)
-        if path.suffix == ".jsonl":
+        if suffix == LOG:
             file.seek(max(0, size - 20))
             if head[:1] == b"{" and file.read().rstrip()[-1:] == b"}":
                 return ""

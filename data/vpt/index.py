@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import queue
 import re
 import threading
@@ -11,30 +10,32 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.download import RETRY_DELAY, DownloadError, fetch
+from data.download import RETRY_DELAY, DownloadError, fetch, local_file, move_earlier
+from data.files import parse_json
+from data.urls import SCHEMES, check_url, url_key
 from data.vpt.file_slice import FileSlice, VideoAndLog
 from data.vpt.find import file_problem
 
+MAX_QUOTED = 80  # characters of an index's value in a message
 JOIN_SECONDS = 1.0  # seconds that download threads have to end in; stalled ones are abandoned
 
 
 def load_index(index: str, folder: Path) -> list[str]:
     """Read an index file, or a URL of one, which is downloaded to `folder`; return its stems."""
-    if "://" not in index:
-        path = Path(index)
-        if not path.is_file():
-            raise ValueError(f"{index} does not exist; --index takes an index file or its URL")
-        return read_index(path.read_bytes(), index)
-    # two servers can have an index of the same name
-    path = fetch(index, folder / hashlib.sha256(index.encode()).hexdigest()[:8])
+    path = local_file(index, folder, "--index")
+    if not path.is_file():
+        problem = "is no file" if path.exists() else "does not exist"
+        raise ValueError(f"{index} {problem}; --index takes an index file or its URL")
     try:
         return read_index(path.read_bytes(), index)
     except ValueError:
-        path.unlink()
+        if "://" in index:
+            path.unlink(missing_ok=True)
         raise
 
 
@@ -45,20 +46,30 @@ def read_index(content: bytes, where: str) -> list[str]:
     """
     need = 'an index is {"basedir": "https://...", "relpaths": ["8.0/NAME", ...]}'
     try:
-        index = json.loads(content)
+        index = parse_json(content)
     except ValueError:
         raise ValueError(f"{where} starts with {content[:40]!r}, not JSON; {need}") from None
     index = index if isinstance(index, dict) else {}
     base, paths = index.get("basedir"), index.get("relpaths")
     base = base.rstrip("/") if isinstance(base, str) else ""
     if not _is_plain(base.partition("://")[2]):
-        raise ValueError(f"{where} has the basedir {index.get('basedir')!r}; {need}")
+        raise ValueError(f"{where} has the basedir {_quoted(index.get('basedir'))}; {need}")
+    if base.partition("://")[0].lower() not in SCHEMES:
+        raise ValueError(
+            f"{where} has the basedir {_quoted(base)}, but only http and https are read; {need}. "
+            f"--recordings takes recordings of this machine"
+        )
+    check_url(base, f"{where}: its basedir")
     if not isinstance(paths, list) or not paths:
         raise ValueError(f"{where} has the relpaths {str(paths)[:40]}; {need}")
     for number, path in enumerate(paths):
         if not isinstance(path, str) or not _is_plain(path.removesuffix(".mp4")):
-            raise ValueError(f"{where} has {path!r} as relpath {number}; {need}")
+            raise ValueError(f"{where} has {_quoted(path)} as relpath {number}; {need}")
     return list(dict.fromkeys(f"{base}/{path.removesuffix('.mp4')}" for path in paths))
+
+
+def _quoted(value: object) -> str:
+    return repr(value)[:MAX_QUOTED]
 
 
 def _is_plain(path: str) -> bool:
@@ -94,12 +105,14 @@ def download_recordings(
     skip_invalid: bool,
     retry_delay: float = RETRY_DELAY,
     timeout: float | None = None,
+    earlier: bool = False,
 ) -> tuple[list[VideoAndLog], list[str]]:
     """Download each recording's log and video, `num_workers` recordings at a time.
 
     Returns the pairs in the order of `stems`, and with `skip_invalid` a line for each recording
     that could not be downloaded; without it, the first one is a ValueError. Complete files are
-    kept, and the next call resumes partial ones.
+    kept, by their URL, and the next call resumes partial ones. `earlier` takes files of the same
+    stems from where earlier versions kept them.
     """
     if num_workers < 1:
         raise ValueError(f"--download-workers must be at least 1, not {num_workers}")
@@ -107,19 +120,24 @@ def download_recordings(
     for stem in stems:
         if stem_by_name.setdefault(local_name(stem), stem) != stem:
             raise ValueError(
-                f"{stem} and {stem_by_name[local_name(stem)]} would both be saved as "
+                f"{stem} and {stem_by_name[local_name(stem)]} would both be named "
                 f"{local_name(stem)}"
             )
 
     def get(stem: str, report: Callable[[int], None]) -> None:
         for suffix in (".jsonl", ".mp4"):  # the small one first: a video without a log is useless
-            url = stem + suffix
-            path = fetch(
-                url, (folder / local_name(stem)).parent, None, retry_delay, timeout, report
+            target = _place_of_stem(stem, folder, suffix)
+            if earlier:
+                move_earlier(folder / f"{local_name(stem)}{suffix}", target)
+            fetch(
+                stem + suffix,
+                target,
+                retry_delay=retry_delay,
+                timeout=timeout,
+                on_progress=report,
+                given="the index",
+                check=partial(file_problem, suffix=suffix),
             )
-            if problem := file_problem(path):
-                path.unlink()
-                raise DownloadError(f"{url} gave {problem}; it was deleted: check the address")
 
     problems: dict[str, str] = {}
     received = 0
@@ -146,11 +164,18 @@ def download_recordings(
         )
     return [
         VideoAndLog(
-            name, FileSlice(str(folder / f"{name}.mp4")), FileSlice(str(folder / f"{name}.jsonl"))
+            name, *(FileSlice(str(_place_of_stem(stem, folder, s))) for s in (".mp4", ".jsonl"))
         )
         for name, stem in stem_by_name.items()
         if stem not in problems
     ], skipped
+
+
+def _place_of_stem(stem: str, folder: Path, suffix: str) -> Path:
+    """Return where a file is kept: below a folder of its server's folder, as another one may have
+    another file of the same name."""
+    name = local_name(stem)
+    return folder / url_key(stem.removesuffix(name)) / f"{name}{suffix}"
 
 
 def _run_in_threads(

@@ -9,55 +9,54 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import av
 import numpy as np
 
 from data.build_shards import SkipShard
 from data.episodes import Episode
+from data.ranges import MAX_SIDE, MIN_SIDE, CheckedConfig, Range
 from data.vpt.alignment import angle_agreement, image_agreement
+from data.vpt.content import recording_digest
 from data.vpt.cursor import draw_cursor
 from data.vpt.file_slice import VideoAndLog
-from data.vpt.video import read_frames, read_video_info, shrink
+from data.vpt.video import TICKS_PER_SECOND, read_frames, read_video_info, shrink
 from data.vpt.vpt_actions import INPUT_COLUMN, INPUT_NAMES, CameraQuantizer, action_spec, encode
 from data.vpt.vpt_log import VptLog, read_log
 
-TICKS_PER_SECOND = 20
 MAX_TICKS = 6000  # length of a recording, at most
 BYTES_PER_SHARD = 128 * 2**20  # of frames
 MAX_LENGTH_MISMATCH = 0.1  # fraction by which the numbers of frames and lines may differ
 SEGMENTS_PER_RECORDING = 10  # used where there are too few recordings to hold one out
 GAP_TICKS = TICKS_PER_SECOND  # skipped between two segments, whose frames would look alike
 MIN_EPISODE_FRAMES = 2
+SKIP_FLAG = "--skip-invalid"
 NOT_FETCHED = "was not downloaded"
 
 
 @dataclass(frozen=True)
-class FrameFormat:
+class FrameFormat(CheckedConfig):
     """How recordings become frames and actions."""
 
-    resolution: int = 64
+    resolution: Annotated[int, Range(MIN_SIDE, MAX_SIDE)] = 64
     """Height of a frame in pixels, and its width unless --keep-aspect."""
     keep_aspect: bool = False
     """Keep 16 : 9, to the nearest 16 pixels of width; else frames are square, as in VPT."""
-    frameskip: int = 1
+    frameskip: Annotated[int, Range(1, MAX_TICKS // MIN_EPISODE_FRAMES)] = 1
     """Ticks from one frame to the next; turns are summed, and a key counts if held half of them."""
     gui: bool = True
     """Keep segments with a GUI open."""
     cursor: bool = False
     """Draw the mouse cursor where a GUI is open."""
-    camera_maxval: float = 10.0
+    camera_maxval: Annotated[float, Range(above=0, high=180)] = 10.0
     """Degrees of the outermost camera bins."""
-    camera_mu: float = 10.0
+    camera_mu: Annotated[float, Range(0, 10**6)] = 10.0
     """Mu of the camera's mu-law bins; 0 makes them uniform."""
 
-    def __post_init__(self) -> None:
-        if self.resolution < 16 or self.frameskip < 1:
-            raise ValueError(
-                f"--resolution {self.resolution} must be at least 16, and --frameskip "
-                f"{self.frameskip} at least 1"
-            )
+    def check(self) -> None:
+        super().check()
+        self.camera_quantizer.check()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -107,6 +106,8 @@ class VptSource:
             "input_names": list(INPUT_NAMES),
             "steps_per_second": TICKS_PER_SECOND / self.frame_format.frameskip,
             "held_out": "segments" if self.split_by_segment else "recordings",
+            "recordings": {"recordings": len(self.names), "sha256": _digest(self.names)},
+            # earlier versions remembered the names here: their shards stay valid
             "settings": asdict(self.frame_format) | {"recordings": _digest(self.names)},
         }
 
@@ -118,20 +119,24 @@ class VptSource:
         try:
             return self._episodes(pair, recording, part)
         except ValueError as problem:
-            if self.skip_invalid:
+            if self.skip_invalid or isinstance(problem, SkipShard):
                 raise SkipShard(str(problem)) from None
-            raise
+            if SKIP_FLAG in str(problem):
+                raise
+            raise ValueError(f"{problem}, or skip it with {SKIP_FLAG}") from None
 
     def _episodes(self, pair: VideoAndLog, number: int, part: int) -> list[Episode]:
         log = read_log(pair.log.read(), str(pair.log), self.skip_invalid)
         info = read_video_info(pair.video)
         _check_video(pair, info.rate, info.width / info.height)
-        count = min(info.frames, len(log))
-        longer = max(info.frames, len(log))
-        if longer - count > MAX_LENGTH_MISMATCH * longer:
+        num_frames, num_ticks = len(info.ticks), int(info.ticks[-1]) + 1
+        count = min(num_ticks, len(log))
+        longer = max(num_ticks, len(log))
+        if longer - min(num_frames, count) > MAX_LENGTH_MISMATCH * longer:
+            during = f" in {num_ticks} ticks" if num_ticks > num_frames else ""
             raise ValueError(
-                f"{pair.video} has {info.frames} frames, but {pair.log} {len(log)} lines; they may "
-                f"differ by {MAX_LENGTH_MISMATCH:.0%} at most: get the pair again"
+                f"{pair.video} has {num_frames} frames{during}, but {pair.log} {len(log)} lines; "
+                f"they may differ by {MAX_LENGTH_MISMATCH:.0%} at most: get the pair again"
             )
         frameskip = self.frame_format.frameskip
         steps = count // frameskip
@@ -139,37 +144,51 @@ class VptSource:
             steps * part // self.shards_per_recording,
             steps * (part + 1) // self.shards_per_recording,
         )
-        frames = self._frames(pair, log, begin, end)
+        shown = np.isin(np.arange(begin, end) * frameskip, info.ticks)  # not where one is missing
+        frames = self._frames(pair, log, info.ticks, begin, end)
         inputs = sum_inputs(log.inputs[begin * frameskip : end * frameskip], frameskip)
         actions = encode(inputs, self.frame_format.camera_quantizer)
         notes = {
             "recording": pair.name,
-            "frames": info.frames,
+            "content": recording_digest(pair),
+            "frames": num_frames,
+            "missing_frames": num_ticks - num_frames,
             "lines": len(log),
             "broken_lines": list(log.invalid_lines),
             "angles": angle_agreement(log),
-            "images": image_agreement(frames, inputs) if frameskip == 1 else None,
+            "images": image_agreement(frames, inputs, shown) if frameskip == 1 else None,
         }
         episodes = []
-        for first, last, source in self._ranges(inputs, number, begin, end, steps):
+        usable = shown if self.frame_format.gui else shown & (inputs[:, INPUT_COLUMN["gui"]] == 0)
+        for first, last, source in self._ranges(usable, number, begin, end, steps):
             rows = slice(first - begin, last - begin)
             episode = Episode(frames[rows], actions[rows], source=source, inputs=inputs[rows])
             episode.notes = notes | {"first": first * frameskip, "last": last * frameskip}
             episodes.append(episode)
         if not episodes:
-            raise SkipShard(f"{pair.name}: a GUI is open in all of part {part + 1}")
+            without = "" if self.frame_format.gui else " without an open GUI"
+            raise SkipShard(
+                f"{pair.name}: part {part + 1} of {self.shards_per_recording} has no "
+                f"{MIN_EPISODE_FRAMES} frames in a row{without} ({count} ticks, --frameskip "
+                f"{frameskip})"
+            )
         return episodes
 
-    def _frames(self, pair: VideoAndLog, log: VptLog, begin: int, end: int) -> np.ndarray:
-        """Read frames [begin, end) at the requested size: (T, H, W, 3) uint8."""
+    def _frames(
+        self, pair: VideoAndLog, log: VptLog, ticks: np.ndarray, begin: int, end: int
+    ) -> np.ndarray:
+        """Read the frames of steps [begin, end) at the requested size: (T, H, W, 3) uint8.
+
+        ticks: that of each frame of the video. A frame that it lacks stays black.
+        """
         frame_format = self.frame_format
         height, width = frame_format.image_size
-        frames = np.empty((end - begin, height, width, 3), np.uint8)
+        frames = np.zeros((end - begin, height, width, 3), np.uint8)
         gui = log.inputs[:, INPUT_COLUMN["gui"]] > 0
-        wanted = read_frames(
-            pair.video, begin * frame_format.frameskip, end * frame_format.frameskip
-        )
-        for tick, frame in enumerate(wanted, begin * frame_format.frameskip):
+        edges = (begin * frame_format.frameskip, end * frame_format.frameskip)
+        first, last = np.searchsorted(ticks, edges).tolist()
+        wanted = read_frames(pair.video, first, last)
+        for tick, frame in zip(ticks[first:last].tolist(), wanted, strict=True):
             if tick % frame_format.frameskip:
                 continue
             if frame_format.cursor and gui[tick]:
@@ -180,9 +199,12 @@ class VptSource:
         return frames
 
     def _ranges(
-        self, inputs: np.ndarray, number: int, begin: int, end: int, steps: int
+        self, usable: np.ndarray, number: int, begin: int, end: int, steps: int
     ) -> list[tuple[int, int, int]]:
-        """List (first, last, source) of each episode within steps [begin, end); last exclusive."""
+        """List (first, last, source) of each episode within steps [begin, end); last exclusive.
+
+        usable: (end - begin,) bool; an episode ends before a step that is not.
+        """
         ranges = [(begin, end, number)]
         if self.split_by_segment:
             edges = [steps * i // SEGMENTS_PER_RECORDING for i in range(SEGMENTS_PER_RECORDING + 1)]
@@ -195,9 +217,9 @@ class VptSource:
                 )
                 for i, (low, high) in enumerate(pairwise(edges))
             ]
-        if not self.frame_format.gui:
-            closed = np.flatnonzero(inputs[:, INPUT_COLUMN["gui"]] == 0) + begin
-            runs = np.split(closed, np.flatnonzero(np.diff(closed) > 1) + 1)
+        if not usable.all():
+            kept = np.flatnonzero(usable) + begin
+            runs = np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1)
             ranges = [
                 (max(low, int(run[0])), min(high, int(run[-1]) + 1), source)
                 for low, high, source in ranges

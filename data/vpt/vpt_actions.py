@@ -6,10 +6,12 @@ Letters: N ticks, I inputs, M bins of a camera axis.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from data.actions import ActionSpec, Factor
+from data.ranges import CheckedConfig, Range
 
 KEYS = {
     "key.keyboard.w": "forward",
@@ -42,24 +44,24 @@ _MOVE_TABLE = np.array([[8, 3, 7], [4, 0, 2], [6, 1, 5]])
 
 
 @dataclass(frozen=True)
-class CameraQuantizer:
+class CameraQuantizer(CheckedConfig):
     """Quantize degrees into M bins: mu-law companding (VPT, appendix C.2), symmetric around 0.
 
     A mu of 0 gives uniform bins.
     """
 
-    maxval: float = 10.0
+    maxval: Annotated[float, Range(above=0, high=180)] = 10.0
     """Degrees of the outermost bins, to which larger turns are clipped."""
-    num_bins: int = 11
+    num_bins: Annotated[int, Range(11, 11)] = 11
     """Odd: the middle bin is no turn."""
-    mu: float = 10.0
+    mu: Annotated[float, Range(0, 10**6)] = 10.0
 
-    def __post_init__(self) -> None:
-        if self.num_bins != 11 or self.maxval <= 0 or self.mu < 0:
+    def check(self) -> None:
+        super().check()
+        if len(set(self.bin_centers)) < self.num_bins:
             raise ValueError(
-                f"a camera of {self.num_bins} bins up to {self.maxval} degrees with mu {self.mu} "
-                f"does not fit codes of 0 to 4355; 11 bins, a maximum above 0 and a mu of at least "
-                f"0 are needed"
+                f"--camera-maxval {self.maxval} and --camera-mu {self.mu} give bins that are equal "
+                f"to a ten-thousandth of a degree; raise the first or lower the second"
             )
 
     def discretize(self, degrees: np.ndarray) -> np.ndarray:
@@ -118,8 +120,9 @@ def encode(inputs: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
 def decode(codes: np.ndarray, quantizer: CameraQuantizer) -> np.ndarray:
     """Decode codes (N,) into inputs (N, I) float32."""
     codes = np.asarray(codes)
-    if codes.size and not 0 <= codes.min() <= codes.max() <= 4355:
-        raise ValueError(f"action codes must be between 0 and 4355; got {codes}")
+    invalid = codes[(codes < 0) | (codes > 4355)]
+    if invalid.size:
+        raise ValueError(f"action codes must be between 0 and 4355; got {invalid[0]}")
     yaw, pitch, attack, jump, move = action_spec(quantizer).unravel(codes).T
     inputs = np.zeros((len(codes), len(INPUT_NAMES)), np.float32)
     bin_centers = np.array(quantizer.bin_centers)

@@ -5,13 +5,15 @@ Letters: N ticks, I inputs (data/vpt/vpt_actions.py).
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 
+from data.messages import one_line
 from data.vpt.vpt_actions import (
     BUTTONS,
     CAMERA_SCALER,
@@ -21,12 +23,15 @@ from data.vpt.vpt_actions import (
     MOUSE_BUTTONS,
 )
 
+LARGEST = 1e6  # of the numbers of a tick: pixels and degrees
+_Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
+
 
 class _Mouse(msgspec.Struct):
-    x: float = 0.0
-    y: float = 0.0
-    dx: float = 0.0
-    dy: float = 0.0
+    x: _Number = 0.0
+    y: _Number = 0.0
+    dx: _Number = 0.0
+    dy: _Number = 0.0
     buttons: list[int] | None = None
     newButtons: list[int] | None = None
 
@@ -42,8 +47,8 @@ class _Line(msgspec.Struct):
     keyboard: _Keyboard | None = None
     isGuiOpen: bool = False
     hotbar: int | None = None
-    yaw: float | None = None
-    pitch: float | None = None
+    yaw: _Number | None = None
+    pitch: _Number | None = None
 
 
 _line_decoder = msgspec.json.Decoder(_Line)
@@ -73,7 +78,8 @@ def read_log(content: bytes, where: str, skip_invalid: bool = False) -> VptLog:
     ValueError names the first invalid line. With `skip_invalid` such a line repeats the tick
     before, without its motion, so that frames and lines stay aligned.
     """
-    lines = content.strip().splitlines()
+    # an editor's mark in front, and zeros behind, where the recorder lost power
+    lines = content.removeprefix(codecs.BOM_UTF8).rstrip(b"\0").strip().splitlines()
     if not lines:
         raise ValueError(f"{where} is empty; a log has a line per frame")
     minerl = b'"camera"' in lines[0] and b'"mouse"' not in lines[0]
@@ -84,11 +90,11 @@ def read_log(content: bytes, where: str, skip_invalid: bool = False) -> VptLog:
     for number, line in enumerate(lines, 1):
         try:
             previous = decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
             if not skip_invalid:
                 raise ValueError(
-                    f"{where} line {number} is invalid ({problem}); correct or remove the pair, or "
-                    f"give --skip-invalid"
+                    f"{where} line {number} is invalid ({one_line(problem)}); correct or remove "
+                    f"the pair, or give --skip-invalid"
                 ) from None
             invalid_lines.append(number)
             previous = _without_motion(previous)
@@ -150,16 +156,37 @@ def from_minerl(actions: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Convert MineRL's dictionaries, `camera` = [pitch, yaw] in degrees and 0 or 1 for each button,
     to inputs (N, I) float32. ValueError names an unknown key that is not 0."""
     inputs = np.zeros((len(actions), len(INPUT_NAMES)), np.float32)
+    camera = [INPUT_COLUMN["pitch_degrees"], INPUT_COLUMN["yaw_degrees"]]
     for row, action in enumerate(actions):
         for name, value in action.items():
             if name == "camera":
-                pitch, yaw = np.asarray(value, np.float64).reshape(2)
-                inputs[row, INPUT_COLUMN["pitch_degrees"]] = pitch
-                inputs[row, INPUT_COLUMN["yaw_degrees"]] = yaw
+                inputs[row, camera] = _numbers(value, 2, name, row)
             elif name in BUTTONS:
-                inputs[row, INPUT_COLUMN[name]] = float(np.asarray(value).reshape(())) != 0
-            elif np.any(np.asarray(value)):
+                inputs[row, INPUT_COLUMN[name]] = _numbers(value, 1, name, row)[0] != 0
+            elif _is_set(value):
                 raise ValueError(
-                    f"action {row} has {name} = {value!r}; known are camera, {', '.join(BUTTONS)}"
+                    f"action {row} has {name[:40]} = {repr(value)[:40]}; known are camera, "
+                    f"{', '.join(BUTTONS)}"
                 )
     return inputs
+
+
+def _numbers(value: Any, count: int, name: str, row: int) -> np.ndarray:
+    """Return the numbers of a field: (count,) float64; ValueError for anything else."""
+    try:
+        numbers = np.asarray(value, np.float64).reshape(count)
+    except (TypeError, ValueError):
+        numbers = np.full(count, np.nan)
+    if not (abs(numbers) <= LARGEST).all():  # nor NaN
+        raise ValueError(
+            f"action {row} has {name} = {repr(value)[:40]}; it must be {count} numbers of at most "
+            f"{LARGEST:.0f}"
+        )
+    return numbers
+
+
+def _is_set(value: Any) -> bool:
+    try:
+        return bool(np.any(np.asarray(value)))
+    except ValueError:  # lists of several lengths
+        return True

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from data.shards import SKIPPED, EpisodeDataset
+from data.build_info import skip_reason, skipped_shards
+from data.messages import first_few
+from data.shards import EpisodeDataset
 from data.vpt.alignment import SHIFTS, warnings
 from data.vpt.recordings import NOT_FETCHED
 from data.vpt.vpt_actions import INPUT_COLUMN
@@ -18,7 +20,7 @@ MAX_NAMED = 10  # recordings named individually, at most
 
 def report(folder: Path, missing: list[str], seconds: float) -> list[str]:
     """Report what was written, how fast, what was skipped, and how well it is aligned."""
-    skip_reasons = {path.read_text().strip() for path in folder.glob(f"*{SKIPPED}")}
+    skip_reasons = {skip_reason(path) for path in skipped_shards(folder).values()}
     reasons = missing + sorted(
         reason for reason in skip_reasons if not reason.endswith(NOT_FETCHED)
     )
@@ -47,17 +49,21 @@ def describe_agreement(dataset: EpisodeDataset) -> list[str]:
     notes = list(by_name.values())
     if not notes:
         return []
-    unequal = [n for n in notes if n["frames"] != n["lines"]]
+    gaps = {n["recording"]: n.get("missing_frames", 0) for n in notes}  # absent in old shards
+    unequal = [n for n in notes if n["frames"] + gaps[n["recording"]] != n["lines"]]
     broken = sum(len(n["broken_lines"]) for n in notes)
     lines = []
     if unequal:
-        summary = ", ".join(
-            f"{n['recording']} {n['frames']} frames and {n['lines']} lines"
-            for n in unequal[:MAX_NAMED]
+        summary = first_few(
+            (f"{n['recording']} {n['frames']} frames and {n['lines']} lines" for n in unequal),
+            MAX_NAMED,
         )
         lines.append(
             f"  {len(unequal)} of {len(notes)} recordings were truncated to the shorter: {summary}"
         )
+    if any(gaps.values()):
+        summary = first_few((f"{name} {count}" for name, count in gaps.items() if count), MAX_NAMED)
+        lines.append(f"  frames are missing, by their times, and episodes end there: {summary}")
     if broken:
         lines.append(f"  {broken} invalid lines repeat the tick before them")
     for key, what in (
@@ -69,6 +75,12 @@ def describe_agreement(dataset: EpisodeDataset) -> list[str]:
             means = [np.mean([f[f"{s:+d}"] for f in found]) for s in SHIFTS]
             summary = ", ".join(f"{m:.3f} at {s:+d}" for s, m in zip(SHIFTS, means, strict=True))
             lines.append(f"  {what}: {summary} ticks (n = {len(found)} recordings)")
+    unmeasured = [n["recording"] for n in notes if not n.get("angles") and not n.get("images")]
+    if unmeasured:
+        lines.append(
+            f"  too few turns to measure whether frames and lines are aligned: "
+            f"{first_few(unmeasured, MAX_NAMED)}"
+        )
     gui = dataset.read_rows("inputs", 0, dataset.num_frames)[:, INPUT_COLUMN["gui"]]
     lines.append(f"  a GUI is open in {gui.mean():.1%} of the frames")
     if dataset.description.get("held_out") == "segments":
@@ -76,4 +88,8 @@ def describe_agreement(dataset: EpisodeDataset) -> list[str]:
             "  too few recordings to hold one out: segments of each are held out instead, which "
             "show the same places"
         )
-    return lines + [f"warning: {line}" for n in notes for line in warnings(n)]
+    found = [line for n in notes for line in warnings(n)]
+    lines += [f"warning: {line}" for line in found[:MAX_NAMED]]
+    if len(found) > MAX_NAMED:
+        lines.append(f"warning: {len(found)} such in all")
+    return lines

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec, Factor
+from models.layers.precision import to_float64
 
 
 def as_factored(spec: ActionSpec) -> ActionSpec:
@@ -38,7 +39,10 @@ def pressed_keys(spec: ActionSpec, choices: Tensor) -> Tensor:
     for factor, chosen in zip(spec.factors, choices.unbind(1), strict=True):
         if not factor.values:
             words = [[], *(label.split() for label in factor.labels[1:])]
-            table = torch.tensor([[key in label_words for key in keys] for label_words in words])
+            # a dtype, since an action space of one code has no keys
+            table = torch.tensor(
+                [[key in label_words for key in keys] for label_words in words], dtype=torch.bool
+            )
             is_pressed |= table.to(choices.device)[chosen]
     return is_pressed
 
@@ -68,6 +72,7 @@ def key_scores(spec: ActionSpec, truth: Tensor, predicted: Tensor) -> dict[str, 
 
 def correlation(a: Tensor, b: Tensor) -> float | None:
     """Compute Pearson's r of two (n,); None where one of them does not vary."""
-    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
+    a, b = to_float64(a), to_float64(b)
+    a, b = a - a.mean(), b - b.mean()
     norms = float(a.norm() * b.norm())
     return float(a @ b) / norms if norms > 1e-9 else None

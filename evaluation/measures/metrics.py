@@ -12,6 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from models.layers.precision import to_float64
+
 WINDOW_SIZE, SIGMA = 11, 1.5  # SSIM's Gaussian window, Wang et al. 2004
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2  # its constants for 8-bit images
 MAX_PSNR = 60.0  # dB, the limit of a frame in a mean of per-frame PSNRs
@@ -31,12 +33,12 @@ def psnr(truth: Tensor, predicted: Tensor) -> Tensor:
 
 def pooled_psnr(errors: Tensor) -> float:
     """Compute the PSNR in dB of the mean of squared errors; 100 dB where all are equal."""
-    return float(-10 * torch.log10(errors.double().mean().clamp(min=MIN_MSE)))
+    return float(-10 * torch.log10(to_float64(errors).mean().clamp(min=MIN_MSE)))
 
 
 def capped_psnr(errors: Tensor) -> float:
     """Average the frames' PSNRs in dB, each at most MAX_PSNR."""
-    return float((-10 * torch.log10(errors.double())).clamp(max=MAX_PSNR).mean())
+    return float((-10 * torch.log10(to_float64(errors))).clamp(max=MAX_PSNR).mean())
 
 
 def ssim(truth: Tensor, predicted: Tensor) -> Tensor:

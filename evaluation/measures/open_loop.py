@@ -74,13 +74,13 @@ def imagine(
     true frame, decoded.
     """
     state = world.reset(frames[:, :context], actions[:, : context - 1])
-    images = []
+    images = {}
     for step in range(max(horizons) + 1):
         if step > 0:
             state = world.step(state, actions[:, context - 2 + step])
         if step in horizons:
-            images.append(world.decode(state))
-    return torch.stack(images, 1)
+            images[step] = world.decode(state)
+    return torch.stack([images[horizon] for horizon in horizons], 1)
 
 
 def open_loop(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
 from data.clips import Clip, Clips
+from data.columns import Split
 from data.shards import EpisodeDataset
-from data.splits import Split
 from models.world import World
 
 
@@ -27,6 +28,18 @@ class InferredClips(Clips):
         clip = super().batch(indices)
         inferred = self.world.actions_of(clip.frames, clip.actions).cpu()
         return replace(clip, actions=torch.cat([inferred, inferred[:, -1:]], dim=1))
+
+
+def horizons_within(
+    dataset: EpisodeDataset, split: Split, context: int, horizons: Sequence[int]
+) -> list[int]:
+    """Give the horizons that the longest episode of a split reaches after `context` frames.
+
+    The farthest that it reaches, where it reaches none of them; at least 1.
+    """
+    longest = max((dataset.length(e) for e in dataset.episodes(split)), default=0)
+    reached = [h for h in horizons if context + h <= longest]
+    return reached or [max(1, min(longest - context, *horizons))]
 
 
 def world_clips(world: World, dataset: EpisodeDataset, split: Split, clip_length: int) -> Clips:

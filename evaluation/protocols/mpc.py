@@ -15,6 +15,7 @@ from evaluation.protocols.policies import Observation, Policy
 from models.controllers.plan_executor import PlanExecutor
 from models.controllers.planner import GoalPlanner
 from models.dynamics.dynamics import State
+from models.layers.precision import to_float64
 from models.world import World
 
 
@@ -35,7 +36,7 @@ class LastActionProbe:
         ]
         with torch.no_grad():
             latents = torch.cat([world.vectors(world.embed(p.frames[:, 1])) for p in batches])
-        x = latents.flatten(1).double()
+        x = to_float64(latents.flatten(1))
         action = torch.cat([p.actions[:, 0] for p in batches]).to(x)
         self.world = world
         self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-6)
@@ -46,10 +47,11 @@ class LastActionProbe:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """(B, N) codes or (B, P, D) -> the last action, (B, A), in the environment's units."""
-        x = self.world.vectors(latents).flatten(1).double()
+        x = to_float64(self.world.vectors(latents).flatten(1))
         action = (x - self.mean) / self.std @ self.weight + self.action_mean
         spec = self.world.actions
-        return action.clamp(action.new_tensor(spec.low), action.new_tensor(spec.high)).float()
+        action = action.clamp(action.new_tensor(spec.low), action.new_tensor(spec.high))
+        return action.float().to(latents.device)
 
 
 class MpcPolicy:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data.actions import ActionSpec
 from data.pusht.scripted_policy import ScriptedPolicy
+from data.pusht.simulator import GOAL
 from models.controllers.controller import Controller
 from models.world import World
 
@@ -89,8 +90,11 @@ class Scripted:
 
     needs_pixels = False
 
+    def __init__(self, goal: np.ndarray = GOAL) -> None:
+        self.goal = goal
+
     def reset(self, obs: Observation, goal: Observation | None) -> None:
-        self.policy = ScriptedPolicy()
+        self.policy = ScriptedPolicy(self.goal)
 
     def act(self, obs: Observation) -> np.ndarray:
         return np.stack([self.policy.act(state) for state in obs.states])

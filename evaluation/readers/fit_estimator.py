@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from data.columns import Split
 from data.shards import EpisodeDataset
-from data.splits import Split
 from evaluation.readers.estimator import (
     LAYOUTS,
     Layout,
@@ -21,8 +21,7 @@ from evaluation.readers.estimator import (
     state_to_keypoints,
 )
 from evaluation.readers.fit import fit
-from evaluation.readers.network_cache import load_cached
-from pipeline import checkpoint
+from evaluation.readers.network_cache import load_cached, save_cached
 
 HEATMAP_STD = 0.03  # standard deviation of a target heat map, as a share of the image
 MAX_FRAMES = 12_000  # most real frames to train on: about 150 MB at 64 pixels
@@ -155,14 +154,10 @@ def cached_estimator(
         return None
     cache_key = {"shards": dataset.fingerprint, "steps": steps, "seed": seed}
     state_dim = len(dataset.state_names)
-    weights = load_cached(path, cache_key, device)
-    if weights is not None:
-        estimator = StateEstimator(layout, state_dim, device)
-        estimator.network.load_state_dict(weights)
-        estimator.network.eval()
+    estimator = StateEstimator(layout, state_dim, device)
+    if load_cached(path, cache_key, estimator.network):
         return estimator
     frames, states, _ = sample_frames(dataset, "train", MAX_FRAMES, seed)
     estimator = fit_estimator(layout, frames, states, steps=steps, seed=seed, device=device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(path, {"cache_key": cache_key, "network": estimator.network.state_dict()})
+    save_cached(path, cache_key, estimator.network)
     return estimator

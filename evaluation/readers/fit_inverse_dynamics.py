@@ -13,8 +13,7 @@ from data.shards import EpisodeDataset
 from evaluation.measures.sample_clips import sample_clips
 from evaluation.readers.fit import fit
 from evaluation.readers.inverse_dynamics import InverseDynamics
-from evaluation.readers.network_cache import load_cached
-from pipeline import checkpoint
+from evaluation.readers.network_cache import load_cached, save_cached
 
 MAX_CLIPS = 2000  # most clips to train on: about 500 MB at 128 pixels
 CLIP_LENGTH = 5  # frames: neighbors are cheap to read, distant frames are more varied
@@ -88,14 +87,11 @@ def cached_idm(
     cache_key = {"shards": dataset.fingerprint, "steps": steps, "seed": seed}
     torch.manual_seed(seed)
     idm = InverseDynamics(dataset.actions, device)
-    weights = load_cached(path, cache_key, device)
-    if weights is not None:
-        idm.network.load_state_dict(weights)
-        idm.network.eval()
+    if load_cached(path, cache_key, idm.network):
         return idm
-    clips = Clips(dataset, "train", clip_length=CLIP_LENGTH)
+    longest = max(dataset.length(episode) for episode in dataset.episodes("train"))
+    clips = Clips(dataset, "train", clip_length=max(2, min(CLIP_LENGTH, longest)))
     clip = clips.batch(sample_clips(clips, MAX_CLIPS, seed)[0])
     fit_idm(idm, clip.frames, dataset.actions.unravel(clip.actions[:, :-1]), steps, seed=seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(path, {"cache_key": cache_key, "network": idm.network.state_dict()})
+    save_cached(path, cache_key, idm.network)
     return idm

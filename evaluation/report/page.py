@@ -12,6 +12,7 @@ from evaluation.measures.reconstruction import BRIGHTNESS_BINS
 from evaluation.protocols.goals import PROTOCOLS
 from evaluation.report.action_tables import controllability, imitation
 from evaluation.report.tables import interval, number, table
+from evaluation.report.trained_on_note import trained_on_note
 
 ATTEMPTS = "Attempts of the planner: failures first."
 STYLE = """
@@ -55,6 +56,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         "<p>Everything is measured on held-out episodes. Brackets are 95% intervals: a bootstrap "
         "over whole source episodes for images, over episodes for scores, Wilson's for shares. "
         "A dash stands for what was not measured.</p>",
+        *_trained_on(metrics["provenance"]),
         *_tokenizer(metrics["tokenizer"]),
         *_images(
             plots,
@@ -93,6 +95,14 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
 def _about(provenance: dict[str, Any]) -> str:
     facts = (provenance.get(key) for key in ("run", "dataset", "device", "finished"))
     return " · ".join(str(fact) for fact in facts if fact)
+
+
+def _trained_on(provenance: dict[str, Any]) -> list[str]:
+    held_out = provenance.get("held_out_episodes")
+    if held_out is None:  # a report of before it was measured
+        return []
+    note = trained_on_note(provenance["held_out_episodes_trained_on"], held_out)
+    return [f"<p><b>{escape(note.capitalize())}.</b></p>"] if note else []
 
 
 def _tokenizer(metrics: dict[str, Any]) -> list[str]:

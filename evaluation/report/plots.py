@@ -14,6 +14,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
+from data.files import atomic_path
+
 NAVY, GRAY = "#1d3557", "#8d99ae"
 CURVE_STYLES = {  # prefix of the metric -> label, color, line
     "": ("model rollout", NAVY, "-"),
@@ -137,7 +139,6 @@ def _save(fig: Any, path: Path, tight: bool = True) -> None:
     if tight:
         fig.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".png.partial")
-    fig.savefig(partial, dpi=110, format="png")
+    with atomic_path(path) as partial:
+        fig.savefig(partial, dpi=110, format="png")
     plt.close(fig)
-    partial.replace(path)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from data.batch import Batch
+from data.ranges import CheckedConfig, Range
 from models.controllers.controller import TrainedController
 from models.controllers.policy import LatentPolicy, PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
@@ -24,21 +26,21 @@ from models.world import World
 
 
 @dataclass(frozen=True)
-class ActorCriticConfig:
+class ActorCriticConfig(CheckedConfig):
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    horizon: int = 15
+    horizon: Annotated[int, Range(1, 1000)] = 15
     """Steps of a rollout."""
-    discount: float = 0.99
+    discount: Annotated[float, Range(0, 1)] = 0.99
     """Factor on a reward one step later."""
-    lam: float = 0.95
+    lam: Annotated[float, Range(0, 1)] = 0.95
     """Lambda of the returns: 0 uses the critic after one step, 1 only at the end."""
-    entropy: float = 3e-4
+    entropy: Annotated[float, Range(0, 10**6)] = 3e-4
     """Weight of the policy's entropy."""
-    slow_critic_rate: float = 0.02
+    slow_critic_rate: Annotated[float, Range(above=0, high=1)] = 0.02
     """Rate at which the slow critic follows the critic, per step."""
-    return_norm_rate: float = 0.01
+    return_norm_rate: Annotated[float, Range(above=0, high=1)] = 0.01
     """Rate of the running range of returns, per step."""
-    bc_weight: float = 0.1
+    bc_weight: Annotated[float, Range(0, 10**6)] = 0.1
     """Weight of behavior cloning, which keeps the policy near the data."""
 
 

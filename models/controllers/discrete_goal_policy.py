@@ -12,12 +12,14 @@ Letters: B worlds, K samples, H steps, T frames, N codes a frame, P patches, D l
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from data.batch import Batch
+from data.ranges import CheckedConfig, Range
 from models.controllers.controller import TrainedController
 from models.controllers.planner import Plan
 from models.controllers.policy import PolicyConfig, make_encoder, mlp
@@ -30,18 +32,18 @@ from models.world import World
 
 
 @dataclass(frozen=True)
-class DiscreteGoalPolicyConfig:
+class DiscreteGoalPolicyConfig(CheckedConfig):
     encoder: PolicyConfig = field(default_factory=PolicyConfig)
     """The latents' encoder, and the width of the hidden layers."""
-    goal_offset: int = 8
+    goal_offset: Annotated[int, Range(1, 1000)] = 8
     """Steps from a start to its goal in training."""
-    num_samples: int = 4
+    num_samples: Annotated[int, Range(1, 1000)] = 4
     """Rollouts from each start."""
-    her_weight: float = 0.5
+    her_weight: Annotated[float, Range(0, 10**6)] = 0.5
     """Weight of hindsight experience replay: rollouts as examples for their own ends."""
-    bc_weight: float = 1.0
+    bc_weight: Annotated[float, Range(0, 10**6)] = 1.0
     """Weight of behavior cloning on the dataset's way to the goal."""
-    entropy: float = 3e-3
+    entropy: Annotated[float, Range(0, 10**6)] = 3e-3
     """Weight of the policy's entropy."""
 
 

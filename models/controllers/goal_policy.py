@@ -12,12 +12,14 @@ Letters: B worlds, T frames, P patches, D latent width, A action numbers, F wave
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
 from data.batch import Batch
+from data.ranges import CheckedConfig, Range
 from models.controllers.controller import TrainedController
 from models.controllers.planner import Plan, interpolate
 from models.controllers.policy import PolicyConfig, make_encoder, mlp
@@ -30,27 +32,35 @@ from models.world import World
 
 
 @dataclass(frozen=True)
-class GoalPolicyConfig:
+class GoalPolicyConfig(CheckedConfig):
     encoder: PolicyConfig = field(default_factory=lambda: PolicyConfig(hidden_dim=512))
     """The latents' encoder, and the width of the hidden layers."""
-    action_block: int = 5
+    action_block: Annotated[int, Range(1, 1000)] = 5
     """Actions of a block, interpolated linearly to its last one."""
-    horizon: int = 6
+    horizon: Annotated[int, Range(1, 1000)] = 6
     """Action blocks of a training rollout."""
-    max_goal_offset: int = 40
+    max_goal_offset: Annotated[int, Range(1, 10**4)] = 40
     """Actions from a start to the farthest goal in training."""
-    action_delta_scale: float = 0.2
+    action_delta_scale: Annotated[float, Range(above=0, high=2)] = 0.2
     """Change of the action over a block that costs `control_penalty`; an action spans 2.  The
     largest change is three times as much."""
-    early_weight: float = 0.1
+    early_weight: Annotated[float, Range(0, 10**6)] = 0.1
     """Weight of the goal distance before the dataset reaches the goal; it is 1 from then on."""
-    bc_weight: float = 0.02
+    bc_weight: Annotated[float, Range(0, 10**6)] = 0.02
     """Weight of behavior cloning, a squared error in units of `bc_std`."""
-    bc_std: float = 0.1
+    bc_std: Annotated[float, Range(above=0, high=10)] = 0.1
     """Standard deviation of an action; an action spans 2."""
-    control_penalty: float = 0.0125
+    control_penalty: Annotated[float, Range(0, 10**6)] = 0.0125
     """Cost of changing the action by `action_delta_scale`; a goal distance that does not change
     costs 1.  The model is wrong far from the dataset."""
+
+    def check(self) -> None:
+        super().check()
+        if self.max_goal_offset < self.action_block:
+            raise ValueError(
+                f"--max-goal-offset {self.max_goal_offset} is below --action-block "
+                f"{self.action_block}; give at least as much"
+            )
 
 
 class GoalPolicy(TrainedController):
@@ -74,11 +84,6 @@ class GoalPolicy(TrainedController):
             raise ValueError(
                 "a goal policy learns by gradients through model rollouts, and codes pass none; "
                 "use a world of continuous latents and actions (--preset keypoints)"
-            )
-        if config.max_goal_offset < config.action_block:
-            raise ValueError(
-                f"--goal-policy.max-goal-offset {config.max_goal_offset} is below "
-                f"--goal-policy.action-block {config.action_block}; give at least as much"
             )
         self.config, self.latents, self.actions = config, latents, actions
         self.horizon, self.action_block = 1, config.action_block

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from models.config import check_positive
+from data.ranges import MAX_SEED, CheckedConfig, Range
 from models.dynamics.dynamics import State
 from models.world import World
 
@@ -27,43 +27,36 @@ Search = Callable[..., tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class PlannerConfig:
+class PlannerConfig(CheckedConfig):
     method: Literal["cem", "mppi", "gradient", "shooting"] = "cem"
-    num_samples: int = 300
+    num_samples: Annotated[int, Range(1, 10**6)] = 300
     """Candidates per iteration."""
-    iterations: int = 30
-    warm_start_iterations: int = 5
+    iterations: Annotated[int, Range(1, 10**5)] = 30
+    warm_start_iterations: Annotated[int, Range(1, 10**5)] = 5
     """Iterations with a warm start: the policy prior's candidate, or the rest of a plan."""
-    num_elites: int = 30
+    num_elites: Annotated[int, Range(1, 10**6)] = 30
     """Candidates that the next iteration is sampled around (CEM)."""
-    horizon: int = 5
+    horizon: Annotated[int, Range(1, 10**4)] = 5
     """Action blocks of a plan."""
-    action_block: int = 5
+    action_block: Annotated[int, Range(1, 10**4)] = 5
     """Actions of a block, interpolated between two knots."""
-    init_std: float = 0.2
+    init_std: Annotated[float, Range(above=0, high=10)] = 0.2
     """Standard deviation between two knots at first; an action spans 2."""
-    prior_noise_std: float = 0.2
+    prior_noise_std: Annotated[float, Range(0, 10)] = 0.2
     """Standard deviation of the noise on the policy prior's first blocks."""
-    prior_noise_blocks: int = 3
+    prior_noise_blocks: Annotated[int, Range(1, 10**4)] = 3
     """Largest number of first blocks with that noise."""
-    warm_start_std: float = 0.05
+    warm_start_std: Annotated[float, Range(above=0, high=10)] = 0.05
     """Standard deviation around the policy prior's best candidate at first."""
-    min_std: float = 0.01
+    min_std: Annotated[float, Range(0, 10)] = 0.01
     """Smallest standard deviation of the search."""
-    temperature: float = 0.1
+    temperature: Annotated[float, Range(above=0, high=10**6)] = 0.1
     """Of MPPI's weights, in standard deviations of the cost."""
-    learning_rate: float = 0.05
+    learning_rate: Annotated[float, Range(above=0, high=10)] = 0.05
     """Of gradient descent."""
-    max_parallel: int = 8192
+    max_parallel: Annotated[int, Range(1, 2**24)] = 8192
     """Largest batch of the model; the plan does not depend on it."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        positive = (
-            "num_samples", "iterations", "warm_start_iterations", "num_elites", "horizon",
-            "action_block", "prior_noise_blocks",
-        )  # fmt: skip
-        check_positive(self, "--planner.", *positive)
+    seed: Annotated[int, Range(0, MAX_SEED)] = 0
 
     def with_action_block(self, action_block: int, num_actions: int) -> PlannerConfig:
         """Use a policy prior's `action_block`, and a horizon that holds `num_actions`."""
@@ -349,6 +342,11 @@ class Planner:
             first = first_knot[:, None, None].expand_as(candidates[:, :, :1])
             candidates = torch.cat([first, candidates[:, :, 1:]], dim=2)
         return candidates
+
+
+def can_plan(world: World) -> bool:
+    """Return whether planners can search in a world: its states and actions are continuous."""
+    return world.state_spec.kind == "continuous" and world.actions.kind == "continuous"
 
 
 def interpolate(knots: Tensor, action_block: int) -> Tensor:

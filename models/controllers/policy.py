@@ -6,6 +6,7 @@ Letters: B states, P patches, N latents a frame, D latent width, M keypoints, A 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from einops import rearrange
@@ -14,6 +15,7 @@ from torch.distributions import Categorical
 
 from data.actions import ActionSpec
 from data.batch import Batch
+from data.ranges import CheckedConfig, Range
 from models.controllers.controller import TrainedController
 from models.dynamics.dynamics import State
 from models.layers.distributions import GaussianMixture, MultiCategorical
@@ -24,21 +26,26 @@ from models.tokenizers.tokenizer import LatentSpec
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    channels: int = 64
+class PolicyConfig(CheckedConfig):
+    channels: Annotated[int, Range(1, 2**13)] = 64
     """Channels on the latent grid."""
-    num_keypoints: int = 32
+    num_keypoints: Annotated[int, Range(1, 4096)] = 32
     """Keypoints found in the frame."""
-    hidden_dim: int = 256
+    hidden_dim: Annotated[int, Range(1, 2**16)] = 256
     """Width of the two hidden layers."""
-    num_modes: int = 5
+    num_modes: Annotated[int, Range(1, 1000)] = 5
     """Gaussians in the mixture over a continuous action."""
-    dropout: float = 0.1
+    dropout: Annotated[float, Range(0, below=1)] = 0.1
     """Dropout on the encoder's features."""
-    min_std: float = 0.05
+    min_std: Annotated[float, Range(above=0, high=10)] = 0.05
     """Smallest standard deviation of an action, whose range is [-1, 1]."""
-    max_std: float = 1.0
+    max_std: Annotated[float, Range(above=0, high=10)] = 1.0
     """Largest standard deviation of an action."""
+
+    def check(self) -> None:
+        super().check()
+        if self.min_std > self.max_std:
+            raise ValueError(f"--min-std {self.min_std} is above --max-std {self.max_std}")
 
 
 def make_encoder(config: PolicyConfig, latents: LatentSpec) -> SpatialSoftmax | IdentityEncoder:

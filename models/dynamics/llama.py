@@ -13,7 +13,7 @@ numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from einops import rearrange
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from data.batch import Batch
+from data.ranges import CheckedConfig, Range
 from kernels import linear_cross_entropy
 from models.dynamics.dynamics import Dynamics, State
 from models.layers.embeddings import ActionEmbedding, PointerEmbedding
@@ -33,32 +34,22 @@ from models.tokenizers.tokenizer import LatentSpec
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(CheckedConfig):
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     decoding: Literal["parallel", "autoregressive"] = "parallel"
     """A whole frame at once, or token by token."""
-    changed_token_weight: float = 5.0
+    changed_token_weight: Annotated[float, Range(above=0, high=10**6)] = 5.0
     """Weight of a code that changes; an unchanged one has 1.  Most are unchanged, and copying would
     be right nearly everywhere."""
-    scheduled_sampling: float = 0.25
+    scheduled_sampling: Annotated[float, Range(0, 1)] = 0.25
     """Share of training clips whose later frames are the model's predictions, as in a rollout
     (parallel decoding only)."""
     rewards: bool = True
     """Learn a reward and a continue head."""
-    reward_weight: float = 0.1
+    reward_weight: Annotated[float, Range(0, 10**6)] = 0.1
     """Weight of the two heads' losses; at 1 their gradient dominates that of the codes."""
-    clip_length: int = 8
+    clip_length: Annotated[int, Range(2, 10**4)] = 8
     """Frames of a training clip."""
-
-    def __post_init__(self) -> None:
-        if self.clip_length < 2:
-            raise ValueError(
-                f"--model.clip-length {self.clip_length} leaves no frame to predict; give 2 or more"
-            )
-        if not 0 <= self.scheduled_sampling <= 1:
-            raise ValueError(
-                f"--model.scheduled-sampling {self.scheduled_sampling} must be between 0 and 1"
-            )
 
 
 @dataclass

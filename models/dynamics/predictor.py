@@ -12,6 +12,7 @@ action numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 from einops import rearrange
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from data.batch import Batch
-from models.config import check_positive
+from data.ranges import CheckedConfig, Range
 from models.dynamics.dynamics import Dynamics, State
 from models.layers.embeddings import ActionBlockEmbedding
 from models.layers.heads import TwoHot
@@ -29,34 +30,29 @@ from models.tokenizers.tokenizer import LatentSpec
 
 
 @dataclass(frozen=True)
-class PredictorConfig:
+class PredictorConfig(CheckedConfig):
     transformer: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(
             dim=192, num_layers=6, num_heads=6, mlp_dim=512, context_frames=3, dropout=0.1
         )
     )
     """Its `context_frames` are `frameskip` frames apart."""
-    frameskip: int = 5
+    frameskip: Annotated[int, Range(1, 1000)] = 5
     """Actions from one context frame to the next."""
-    rollout_weight: float = 1.0
+    rollout_weight: Annotated[float, Range(0, 10**6)] = 1.0
     """Weight of the loss from predicted context frames; that from real ones has 1."""
     rewards: bool = True
     """Learn a reward and a continue head."""
-    reward_weight: float = 0.1
+    reward_weight: Annotated[float, Range(0, 10**6)] = 0.1
     """Weight of the two heads' losses."""
-    clip_length: int = 21
+    clip_length: Annotated[int, Range(2, 10**4)] = 21
     """Frames of a training clip."""
 
-    def __post_init__(self) -> None:
-        check_positive(self, "--model.", "frameskip")
-        if not self.rollout_weight >= 0:
+    def check(self) -> None:
+        super().check()
+        if (self.clip_length - 1) % self.frameskip:
             raise ValueError(
-                f"--model.rollout-weight {self.rollout_weight} must be 0 or more; 0 leaves that "
-                f"loss out"
-            )
-        if self.clip_length < 2 or (self.clip_length - 1) % self.frameskip:
-            raise ValueError(
-                f"--model.clip-length {self.clip_length} is not a multiple of --model.frameskip "
+                f"--clip-length {self.clip_length} is not a multiple of --frameskip "
                 f"{self.frameskip}, plus 1; give such a number"
             )
 

@@ -1,4 +1,4 @@
-"""The dtype in which products are computed."""
+"""The dtype in which products are computed, and sums that need more digits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -14,3 +15,9 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     """Compute products in `precision` inside a `with` block."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def to_float64(x: Tensor) -> Tensor:
+    """Return x in float64: on its device if that is a CPU or has CUDA, else on the CPU, because
+    Apple's MPS knows no float64."""
+    return (x if x.is_cuda else x.cpu()).double()

@@ -6,31 +6,23 @@ Letters: K codes of a codebook.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from data.ranges import CheckedConfig, Range
+
 
 @dataclass(frozen=True)
-class Sampling:
-    temperature: float = 0.0
+class Sampling(CheckedConfig):
+    temperature: Annotated[float, Range(0, 1000)] = 0.0
     """0 takes the likeliest code; 1 samples from the model's probabilities."""
-    top_k: int = 0
+    top_k: Annotated[int, Range(0, 2**20)] = 0
     """Number of likeliest codes to sample from; 0 is all."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(above=0, high=1)] = 1.0
     """Probability of the likeliest codes to sample from (nucleus sampling, arXiv:1904.09751); 1 is
     all."""
-
-    def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(
-                f"a temperature of {self.temperature} is below 0; 0 takes the likeliest code, 1 "
-                f"samples from the model's probabilities"
-            )
-        if self.top_k < 0:
-            raise ValueError(f"top_k {self.top_k} is below 0; 0 samples from all codes")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p {self.top_p} must be above 0 and at most 1; 1 is all codes")
 
     def sample(self, logits: Tensor) -> Tensor:
         """logits: (..., K) -> codes, (...) int64, without waiting for the device."""

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 
+from models.layers.precision import to_float64
+
 NUM_KNOTS, MAX_KNOT = 17, 3.0  # where characteristic functions are compared, from 0 on
 
 
@@ -18,7 +20,7 @@ def effective_rank(latents: Tensor) -> float:
 
     Near 1 where an encoder has collapsed.
     """
-    values = torch.linalg.svdvals((latents - latents.mean(0)).double()).square()
+    values = torch.linalg.svdvals(to_float64(latents - latents.mean(0))).square()
     probs = values / values.sum().clamp(min=1e-12)
     return float(torch.special.entr(probs).sum().exp())
 

@@ -6,7 +6,7 @@ Letters: B clips, T blocks, S tokens of a block, C context blocks, H heads, E he
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from einops import rearrange
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
+from data.ranges import CheckedConfig, Range
 from kernels import (
     BlockMask,
     add_rms_norm,
@@ -24,38 +25,45 @@ from kernels import (
     rms_norm,
     swiglu,
 )
-from models.config import check_positive
 
 if TYPE_CHECKING:
     from models.method import CompileFn
 
 
+MAX_PARAMETERS = 10**10  # 40 GB in float32, and four times that in training
+
+
 @dataclass(frozen=True)
-class TransformerConfig:
-    dim: int = 192
+class TransformerConfig(CheckedConfig):
+    dim: Annotated[int, Range(1, 2**14)] = 192
     """Width of the residual stream."""
-    num_layers: int = 6
+    num_layers: Annotated[int, Range(1, 512)] = 6
     """Layers."""
-    num_heads: int = 6
+    num_heads: Annotated[int, Range(1, 512)] = 6
     """Attention heads of a layer."""
-    mlp_dim: int = 512
+    mlp_dim: Annotated[int, Range(1, 2**16)] = 512
     """Width inside the SwiGLU feed-forward."""
-    context_frames: int = 4
+    context_frames: Annotated[int, Range(1, 4096)] = 4
     """Frames that a frame attends to, itself included."""
     qk_norm: bool = True
     """Normalize queries and keys of each head."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Range(0, below=1)] = 0.0
     """Dropout on the output of attention and of the feed-forward."""
     activation_checkpointing: bool = False
     """Compute a layer's activations again in the backward pass: less memory, a third more time."""
 
-    def __post_init__(self) -> None:
-        positive = ("num_layers", "num_heads", "dim", "mlp_dim", "context_frames")
-        check_positive(self, "--model.transformer.", *positive)
+    def check(self) -> None:
+        super().check()
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
             raise ValueError(
-                f"--model.transformer.dim {self.dim} is not divisible by {self.num_heads} heads of "
-                f"even width; change it or --model.transformer.num-heads"
+                f"--dim {self.dim} is not divisible by {self.num_heads} heads of even width; "
+                f"change it or --num-heads"
+            )
+        parameters = self.num_layers * self.dim * (4 * self.dim + 3 * self.mlp_dim)
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"--num-layers {self.num_layers} of --dim {self.dim} and --mlp-dim {self.mlp_dim} "
+                f"are {parameters:.1e} parameters; at most {MAX_PARAMETERS:.0e} can be held"
             )
 
 

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from models.layers.precision import to_float64
 from models.tokenizers.tokenizer import LatentSpec
 
 
@@ -64,7 +65,7 @@ def code_counts(codes: Tensor, latents: LatentSpec) -> Tensor:
 def perplexity(counts: Tensor) -> Tensor:
     """Return exp(entropy) of the codes' use, mean over codebooks: (G, K) -> ()."""
     probs = counts / counts.sum(-1, keepdim=True).clamp(min=1)
-    return torch.special.entr(probs.double()).sum(-1).exp().mean()
+    return torch.special.entr(to_float64(probs)).sum(-1).exp().mean()
 
 
 def flat_ids(codes: Tensor, latents: LatentSpec) -> Tensor:

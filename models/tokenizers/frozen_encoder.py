@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
+from data.ranges import CheckedConfig, Range
 from models.layers.pixel_decoder import PixelDecoder
 from models.method import Losses
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
@@ -30,19 +31,19 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class FrozenEncoderConfig:
-    image_size: tuple[int, int] = (64, 64)
+class FrozenEncoderConfig(CheckedConfig):
+    image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
     pretrained: str = "facebook/dinov2-small"
     """A name on the Hugging Face hub, or a local folder: DINOv2, or CLIP's vision model.  `random`
     is an untrained DINOv2-small, a baseline."""
-    input_size: int = 112
+    input_size: Annotated[int, Range(1, 2048)] = 112
     """Side of the backbone's input, in pixels; a multiple of its patch size."""
     tokens: Literal["patches", "cls"] = "patches"
     """Latents of a frame: a vector per patch, or one for the image."""
-    channels: int = 128
+    channels: Annotated[int, Range(1, 2**13)] = 128
     """Channels of the decoder."""
-    num_res_blocks: int = 2
+    num_res_blocks: Annotated[int, Range(0, 100)] = 2
     """Residual blocks of the decoder."""
     architecture: str = ""
     """The backbone's config as JSON, set from the weights; a checkpoint holds it."""

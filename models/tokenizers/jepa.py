@@ -13,6 +13,7 @@ Letters: B clips, T frames, H W pixels, P patches, D latent width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 from einops import rearrange
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from data.batch import Batch
+from data.ranges import CheckedConfig, Range
 from models.dynamics.predictor import Predictor, PredictorConfig
 from models.layers.conv_encoder import ConvEncoder
 from models.layers.pixel_decoder import PixelDecoder
@@ -30,40 +32,41 @@ from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 
 @dataclass(frozen=True)
-class JepaConfig:
-    image_size: tuple[int, int] = (64, 64)
+class JepaConfig(CheckedConfig):
+    image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
-    patch_size: int = 8
+    patch_size: Annotated[int, Range(1, 256)] = 8
     """Side of the encoder's patches, in pixels."""
     encoder: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(dim=192, num_layers=12, num_heads=3, mlp_dim=512)
     )
     """ViT-Tiny's size; its `context_frames` has no effect."""
-    conv_filters: int = 0
+    conv_filters: Annotated[int, Range(0, 2**13)] = 0
     """Filters of the convolutional encoder, which trains in minutes on a CPU
     (`models/layers/conv_encoder.py`); 0 uses the ViT."""
-    proj_hidden: int = 768
+    proj_hidden: Annotated[int, Range(1, 2**16)] = 768
     """Width of the encoder's output, before the projection to the latent."""
-    latent_dim: int = 192
+    latent_dim: Annotated[int, Range(1, 2**14)] = 192
     """Width of a frame's latent."""
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig(rewards=False))
     """Its `clip_length` has no effect: `num_action_blocks` sets it."""
-    num_action_blocks: int = 3
+    num_action_blocks: Annotated[int, Range(1, 1000)] = 3
     """Action blocks of a training clip."""
-    sigreg_weight: float = 0.1
+    sigreg_weight: Annotated[float, Range(0, 10**6)] = 0.1
     """Weight of SIGReg; the prediction's is 1."""
-    num_slices: int = 1024
+    num_slices: Annotated[int, Range(1, 2**20)] = 1024
     """Random directions of SIGReg."""
-    channels: int = 64
+    channels: Annotated[int, Range(1, 2**13)] = 64
     """Channels of the decoder."""
-    num_res_blocks: int = 2
+    num_res_blocks: Annotated[int, Range(0, 100)] = 2
     """Residual blocks of the decoder."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         if not self.conv_filters and any(side % self.patch_size for side in self.image_size):
             raise ValueError(
-                f"frames of {self.image_size} pixels are not divisible by --model.patch-size "
-                f"{self.patch_size}; choose one that divides both sides"
+                f"--image-size {self.image_size[0]} {self.image_size[1]} is not divisible by "
+                f"--patch-size {self.patch_size}; choose one that divides both sides"
             )
 
 

@@ -10,46 +10,49 @@ Letters: B frames, H W pixels, K keypoints.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
+from data.ranges import CheckedConfig, NonEmpty, Range
 from models.layers.blocks import ResBlock
 from models.method import Losses
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 
 @dataclass(frozen=True)
-class KeypointsConfig:
-    image_size: tuple[int, int] = (64, 64)
+class KeypointsConfig(CheckedConfig):
+    image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
-    num_keypoints: int = 32
+    num_keypoints: Annotated[int, Range(1, 4096)] = 32
     """Keypoints of a frame; unused ones stay still, and too few misread rotations."""
-    channels: int = 48
+    channels: Annotated[int, Range(1, 2**13)] = 48
     """Channels on the fine grid; twice as many on the coarse one."""
-    stride: int = 4
+    stride: Annotated[int, Range(1, 128)] = 4
     """Pixels of a cell of the fine grid; twice it divides both sides of the frame."""
-    heatmap_scale: int = 2
+    heatmap_scale: Annotated[int, Range(1, 16)] = 2
     """Cells of a heatmap per cell of the fine grid, along each side; on coarse heatmaps a moving
     keypoint jumps."""
-    num_res_blocks: int = 2
+    num_res_blocks: Annotated[int, Range(0, 100)] = 2
     """Residual blocks on the coarse grid, and again in the decoder."""
-    softmax_beta: float = 10.0
+    softmax_beta: Annotated[float, Range(above=0, high=10**6)] = 10.0
     """Factor on the heatmaps before their softmax: flat heatmaps all have their center of mass in
     the middle, and no gradient."""
-    min_std: float = 0.2
+    min_std: Annotated[float, Range(0, 2)] = 0.2
     """Standard deviation of a keypoint's x, and of its y, over a batch, below which the motion
     hinge acts; a frame spans 2.  Without it most keypoints stop moving early in training."""
-    gaussian_stds: tuple[float, ...] = (0.08, 0.35)
+    gaussian_stds: Annotated[tuple[float, ...], Range(above=0, high=10), NonEmpty()] = (0.08, 0.35)
     """Standard deviations of the decoder's Gaussians; a frame spans 2.  A narrow one is precise, a
     wide one attracts a keypoint that is far off."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         height, width = self.image_size
         if height % (2 * self.stride) or width % (2 * self.stride):
             raise ValueError(
-                f"frames of {height} x {width} pixels are not divisible by twice --model.stride "
+                f"--image-size {height} {width} is not divisible by twice --stride "
                 f"{self.stride}; choose one whose double divides both sides"
             )
 

@@ -6,8 +6,9 @@ G codebooks of K codes, N = P * G codes a frame.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from einops import rearrange
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import VectorQuantize
 
 from data.batch import Batch
+from data.ranges import MAX_STEPS, CheckedConfig, Range
 from kernels import nearest_code
-from models.config import check_positive
 from models.layers.blocks import ConvNextBlock, PixelNorm, ResNetBlock
 from models.method import Losses
 from models.tokenizers.codebook import init_codebook, update_codebook_ema
@@ -26,71 +27,74 @@ from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 
 @dataclass(frozen=True)
-class VqVaeConfig:
-    image_size: tuple[int, int] = (64, 64)
+class VqVaeConfig(CheckedConfig):
+    image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
-    downsample: int = 8
+    downsample: Annotated[int, Range(1, 256)] = 8
     """Pixels per latent along each side; divides both sides of the frame."""
-    patch_size: int = 4
+    patch_size: Annotated[int, Range(1, 256)] = 4
     """Side of the patches that the first layer folds into channels, in pixels; halvings do the rest
     of the downsampling."""
     block_type: Literal["resnet", "convnext"] = "convnext"
     """Kind of residual block."""
-    encoder_kernel: int = 1
+    encoder_kernel: Annotated[int, Range(1, 31)] = 1
     """Side of the encoder's kernels.  At 1 a code depends on its own patch only, so codes do not
     change where the image does not; with wider kernels they flicker."""
-    decoder_kernel: int = 3
+    decoder_kernel: Annotated[int, Range(1, 31)] = 3
     """Side of the decoder's kernels; above 1 a patch's pixels depend on its neighbors."""
-    channels: int = 256
+    channels: Annotated[int, Range(1, 2**13)] = 256
     """Channels on the latent grid."""
-    channel_mult: float = 0.5
+    channel_mult: Annotated[float, Range(above=0, high=4)] = 0.5
     """Factor on the channels per halving away from the latent grid."""
-    num_res_blocks: int = 2
+    num_res_blocks: Annotated[int, Range(0, 100)] = 2
     """Residual blocks per resolution, in the encoder and again in the decoder."""
-    num_codebooks: int = 4
+    num_codebooks: Annotated[int, Range(1, 256)] = 4
     """Codes of a patch, each for its own part of the patch's vector (product quantization).  Edges
     move by less than a pixel a step, for which one code of 1,024 is too coarse."""
-    codebook_size: int = 256
+    codebook_size: Annotated[int, Range(1, 2**16)] = 256
     """Vectors in a codebook."""
-    latent_dim: int = 32
+    latent_dim: Annotated[int, Range(1, 2**14)] = 32
     """Width of a patch's vector, divided among its codebooks."""
-    decay: float = 0.98
+    decay: Annotated[float, Range(0, below=1)] = 0.98
     """Decay of the codebook's moving average, per step."""
-    commitment_weight: float = 0.25
+    commitment_weight: Annotated[float, Range(0, 10**6)] = 0.25
     """Weight of the commitment loss."""
-    laplacian_weight: float = 0.0
+    laplacian_weight: Annotated[float, Range(0, 10**6)] = 0.0
     """Weight of the L1 between Laplacian pyramids, a perceptual loss without a network."""
-    vq_start_step: int = 150
+    vq_start_step: Annotated[int, Range(0, MAX_STEPS)] = 150
     """Training steps before quantization: k-means then starts from an encoder that separates
     patches."""
 
-    def __post_init__(self) -> None:
-        counts = (
-            "downsample", "patch_size", "channels", "num_codebooks", "codebook_size", "latent_dim",
-        )  # fmt: skip
-        check_positive(self, "--model.", *counts)
+    def check(self) -> None:
+        super().check()
+        for flag, side in ("encoder", self.encoder_kernel), ("decoder", self.decoder_kernel):
+            if side % 2 == 0:
+                raise ValueError(
+                    f"--{flag}-kernel {side} is even, and has no middle; give {side - 1} or "
+                    f"{side + 1}"
+                )
         height, width = self.image_size
         if height % self.downsample or width % self.downsample:
             raise ValueError(
-                f"frames of {height} x {width} pixels are not divisible by --model.downsample "
+                f"--image-size {height} {width} is not divisible by --downsample "
                 f"{self.downsample}; choose one that divides both sides"
             )
         halvings = self.downsample / self.patch_size
-        if halvings < 1 or 2 ** round(_log2(halvings)) != halvings:
+        if halvings < 1 or 2 ** round(math.log2(halvings)) != halvings:
             raise ValueError(
-                f"--model.downsample {self.downsample} is not --model.patch-size {self.patch_size} "
+                f"--downsample {self.downsample} is not --patch-size {self.patch_size} "
                 f"times a power of two; choose a patch size of {self.downsample}, or a half or a "
                 f"quarter of it"
             )
         if self.latent_dim % self.num_codebooks:
             raise ValueError(
-                f"--model.latent-dim {self.latent_dim} is not divisible by --model.num-codebooks "
+                f"--latent-dim {self.latent_dim} is not divisible by --num-codebooks "
                 f"{self.num_codebooks}; change one of them"
             )
 
     @property
     def num_downsamples(self) -> int:
-        return round(_log2(self.downsample / self.patch_size))
+        return round(math.log2(self.downsample / self.patch_size))
 
     @property
     def level_channels(self) -> list[int]:
@@ -99,10 +103,6 @@ class VqVaeConfig:
             max(8, round(self.channels * self.channel_mult**level / 8) * 8)
             for level in range(self.num_downsamples, -1, -1)
         ]
-
-
-def _log2(value: float) -> float:
-    return float(torch.log2(torch.tensor(value)))
 
 
 BLOCK_TYPES = {"convnext": ConvNextBlock, "resnet": ResNetBlock}

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from models.method import CompileFn
 from pipeline.pytree import TreeSpec, flatten, unflatten
-from pipeline.training.auto_compile import NO_COMPILER, cpp_compiler
+from pipeline.training.auto_compile import compile_problem
 
 INDUCTOR_CONFIG = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
 MAX_ROWS = 2**62  # rows, where there is no bound
@@ -39,12 +39,12 @@ MAX_CACHE_BYTES = 2 * 2**30  # of all packages; those of one world take some MB 
 def pick_compile_fn(device: torch.device) -> CompileFn:
     """Return the compiler of a world's steps: AotCompiled on a CPU, torch.compile elsewhere.
 
-    ValueError on a CPU without a C++ compiler.
+    ValueError where compiling fails, as without a C++ compiler.
     """
+    if problem := compile_problem(device):
+        raise ValueError(f"--compile cannot compile here: {problem}")
     if device.type != "cpu":
         return lambda module, function: torch.compile(function, dynamic=False)
-    if cpp_compiler() is None:
-        raise ValueError(f"compiled steps need a C++ compiler, and {NO_COMPILER}")
     return AotCompiled
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from data.actions import ActionSpec
 from models.controllers.controller import Controller
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.registry import DataSpec, build_controller
 from models.world import World
 from pipeline import checkpoint as ckpt
-from pipeline.inference.load_tokenizer import restore_for_inference
+from pipeline.inference.load_tokenizer import for_inference
 
 
 def load_controllers(run: Path, world: World) -> dict[str, Controller]:
@@ -43,7 +42,8 @@ def load_controller(run: Path, world: World) -> Controller:
     controllers = load_controllers(run, world)
     if "actor_critic" not in controllers:
         raise ValueError(
-            f"{run / 'controller'} holds no controller; train_controller.py --run {run} trains one"
+            f"{run / 'controller'} holds no controller; "
+            f"{ckpt.train_command('controller', run / 'controller' / 'best.pt')} trains one"
         )
     return controllers["actor_critic"]
 
@@ -52,7 +52,8 @@ def _load_controller(path: Path, run: Path, world: World) -> Controller:
     checkpoint = ckpt.load(path, "controller")
     parent_path = run / "dynamics" / "best.pt"
     ckpt.check_parent(checkpoint, path, ckpt.load(parent_path, "dynamics"), parent_path)
-    world.actions.check_same(ActionSpec.from_dict(checkpoint["actions"]), "the world", str(path))
+    actions = ckpt.action_spec(checkpoint, "actions", path)
+    world.actions.check_same(actions, "the world", str(path))
     data = DataSpec(world.image_size, world.actions, world.state_spec)
-    controller = build_controller(checkpoint["config"], data)
-    return cast(Controller, restore_for_inference(controller, checkpoint, path, world.device))
+    controller = ckpt.build(build_controller, checkpoint, path, data)
+    return cast(Controller, for_inference(controller, world.device))

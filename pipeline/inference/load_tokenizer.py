@@ -21,13 +21,10 @@ def load_tokenizer(run: Path, device: Device = None) -> tuple[Tokenizer, ckpt.Ch
     """Return the tokenizer of a run, without gradients, and its checkpoint."""
     path = run / "tokenizer" / "best.pt"
     checkpoint = ckpt.load(path, "tokenizer")
-    tokenizer = build_tokenizer(checkpoint["config"], ckpt.data_spec(checkpoint))
-    return restore_for_inference(tokenizer, checkpoint, path, device or pick_device()), checkpoint
+    tokenizer = ckpt.build(build_tokenizer, checkpoint, path, ckpt.data_spec(checkpoint, path))
+    return for_inference(tokenizer, device or pick_device()), checkpoint
 
 
-def restore_for_inference(
-    method: M, checkpoint: ckpt.Checkpoint, path: Path, device: torch.device | str
-) -> M:
-    """Load the weights of a checkpoint, without gradients, on `device`."""
-    ckpt.restore(method, checkpoint, path)
+def for_inference(method: M, device: torch.device | str) -> M:
+    """Move a model to `device`, without gradients."""
     return method.to(device).eval().requires_grad_(False)

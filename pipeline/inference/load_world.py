@@ -12,7 +12,7 @@ from models.tokenizers.tokenizer import Tokenizer
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.device import pick_device, pick_precision
-from pipeline.inference.load_tokenizer import Device, load_tokenizer, restore_for_inference
+from pipeline.inference.load_tokenizer import Device, for_inference, load_tokenizer
 
 
 def load_world(run: Path, device: Device = None, int8: bool = False) -> World:
@@ -24,14 +24,14 @@ def load_world(run: Path, device: Device = None, int8: bool = False) -> World:
     device = torch.device(device) if device else pick_device()
     path = run / "dynamics" / "best.pt"
     checkpoint = ckpt.load(path, "dynamics")
-    data = ckpt.data_spec(checkpoint)
-    dynamics = build_dynamics(checkpoint["config"], data)
+    data = ckpt.data_spec(checkpoint, path)
+    dynamics = ckpt.build(build_dynamics, checkpoint, path, data)
     if isinstance(dynamics, Tokenizer):  # trained jointly
         tokenizer: Tokenizer = dynamics
     else:
         tokenizer, parent = load_tokenizer(run, device)
         ckpt.check_parent(checkpoint, path, parent, run / "tokenizer" / "best.pt")
-    dynamics = restore_for_inference(dynamics, checkpoint, path, device)
+    dynamics = for_inference(dynamics, device)
     if int8:
         from models.layers.int8 import quantize_linears
 

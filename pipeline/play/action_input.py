@@ -1,6 +1,7 @@
 """From mouse and keys to an action of any action space.
 
-An action holds until it is changed: windows report keys that go down, not keys that are held.
+An action holds until it is changed; actions made of factors hold as long as their keys
+(keyboard.py).
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ class ActionInput:
     def handles(self, key: str) -> bool:
         """Return whether a key steers although the game uses it, too."""
         return False
+
+    def release(self, key: str) -> None:
+        """Ignore that a key comes up."""
 
     def mouse_button(self, down: bool) -> None:
         """Ignore the mouse button."""

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from data.files import writable_folder
 from pipeline.play.action_file import write_actions
 from pipeline.play.action_input import make_action_input
 from pipeline.play.panels import Panel, add_text, compose_panels, panel_position
 from pipeline.play.player import Player, Start, StartSampler
 from pipeline.video import write_video
 
+PLACES = "keys count by their place, named as on a QWERTY keyboard; arrows are arrows everywhere"
 HELP = "R reset  P/space pause  N one step  V record  C controller  B simulator  H help  Q quit"
+GAME_KEYS = ("q", "escape", "r", "p", "space", "v", "c", "b", "h")  # once, however long held
 STATS_FRAMES = 30  # frames over which speed and latency are averaged
 
 
@@ -56,9 +59,14 @@ class Game:
         self.player.reset(start or self.start_sampler.sample())
         self.action_input.set_action(self.player.start.next_actions[0])
 
-    def press(self, key: str) -> None:
-        """Handle one key; keys that steer go to the action input."""
-        self.message = ""
+    def press(self, key: str, repeated: bool = False, label: str = "") -> None:
+        """Handle one key, by its place; keys that steer go to the action input.
+
+        repeated: it is held.  label: what the layout calls it, which the status line tells.
+        """
+        if repeated and key in GAME_KEYS and not self.action_input.handles(key):
+            return
+        self.message = _place_of(key, label)
         if self.action_input.handles(key):
             if not self.use_controller:
                 self.action_input.press(key)
@@ -83,6 +91,10 @@ class Game:
             self.show_help = not self.show_help
         elif not self.use_controller:
             self.action_input.press(key)
+
+    def release(self, key: str) -> None:
+        """Handle a key that comes up."""
+        self.action_input.release(key)
 
     def move_pointer(self, x: int, y: int) -> None:
         """Follow the mouse, in pixels of what `tick` returned."""
@@ -160,7 +172,11 @@ class Game:
 
     def _toggle_recording(self) -> None:
         if self.recording is not None:
-            self._finish_recording()
+            return self._finish_recording()
+        try:
+            writable_folder(self.folder, "--out")
+        except ValueError as problem:
+            self.message = str(problem)
         else:
             self.recording, self._recording_start = [self.render_panels()], self.player.steps
 
@@ -174,6 +190,12 @@ class Game:
         write_actions(folder, self.player.actions[self._recording_start :])
         self.message = f"saved to {folder}"
         print(f"recorded {len(frames)} frames: {folder}")
+
+
+def _place_of(key: str, label: str) -> str:
+    """Say where a letter lies, if the layout calls it otherwise."""
+    different = len(label) == 1 and label.isascii() and label.lower() != key
+    return f"{label.upper()} is {key.upper()} here (keys by place)" if different else ""
 
 
 def _next_folder(parent: Path) -> Path:

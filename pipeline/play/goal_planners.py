@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from data.actions import as_tensor
+from data.messages import command
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.plan_executor import PlanExecutor
-from models.controllers.planner import GoalPlanner, Planner, PlannerConfig
+from models.controllers.planner import GoalPlanner, Planner, PlannerConfig, can_plan
 from models.world import World
 from pipeline.cuda_graph import CudaGraphed
 from pipeline.inference.load_controllers import load_goal_policy
@@ -31,7 +32,16 @@ def make_goal_planner(
     goal_offset: int,
     cuda_graph: bool = False,
 ) -> GoalPlanner:
-    """goal_offset: steps to the goal; with a policy prior a plan is that long."""
+    """goal_offset: steps to the goal; with a policy prior a plan is that long.
+
+    ValueError where the world cannot be planned in, or a goal policy is missing.
+    """
+    if source != "goal_policy" and not can_plan(world):
+        raise ValueError(
+            f"--actions {source}: planning needs a world of continuous latents and continuous "
+            f"actions, and this one has {world.state_spec.kind} latents and {world.actions.kind} "
+            f"actions; --actions dataset, random and actor_critic work in any world"
+        )
     if source == "goal_policy":
         return require_goal_policy(run, world)
     policy_prior = None
@@ -67,7 +77,7 @@ def require_goal_policy(run: Path, world: World) -> GoalPolicy | DiscreteGoalPol
 
 
 def _advice(run: Path, world: World) -> str:
-    train, actions = f"train_controller.py --run {run}", world.actions
+    train, actions = command("train_controller.py", "--run", run), world.actions
     if actions.factors:
         return f"{train} --preset minecraft trains one"
     if actions.kind == "discrete":
@@ -75,6 +85,6 @@ def _advice(run: Path, world: World) -> str:
     if world.latents.kind == "discrete":
         return (
             "none can be trained in a world of discrete latents, but in one of continuous latents "
-            "(--preset keypoints); --actions planner needs none"
+            "(--preset keypoints); give other --actions"
         )
     return f"{train} --methods bc goal_policy trains one, and --actions planner needs none"

@@ -29,6 +29,11 @@ class Scene:
     goal: np.ndarray | None = None
     """(H, W, 3) uint8."""
 
+    def num_bytes(self, image_size: tuple[int, int]) -> int:
+        """Return what a frame takes in memory, without its text, for images of (H, W)."""
+        panels = 1 + (self.truth is not None) + (self.goal is not None)
+        return 3 * panels * self.size * round(image_size[1] * self.size / image_size[0])
+
     def render(self, player: Player) -> np.ndarray:
         """Draw the goal, the truth and the model rollout, and the keys of the last action."""
         panels = [] if self.goal is None else [Panel("goal", self.goal, live=False)]

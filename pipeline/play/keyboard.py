@@ -1,14 +1,11 @@
 """From keys and a mouse to action codes, for a world such as Minecraft.
 
-A window reports keys that go down and repeats only the last of those that are held.  So keys count
-as held together while reports keep coming; a key whose opposite is pressed is released at once, and
-all are when the reports end.
+A key acts while it is held, and for one step at least; one whose opposite is pressed is released at
+once.  Keys are those of a place on the keyboard (window.py), so that WASD lie in a square on every
+layout.
 """
 
 from __future__ import annotations
-
-import time
-from collections.abc import Callable
 
 import numpy as np
 
@@ -27,8 +24,6 @@ OPPOSITES = (
 )  # fmt: skip
 OPPOSITE = {a: b for pair in OPPOSITES for a, b in (pair, pair[::-1])}
 TURNS = {"left": ("yaw", -1), "right": ("yaw", 1), "up": ("pitch", -1), "down": ("pitch", 1)}
-FIRST_REPEAT_SECONDS = 0.75  # from a key's first report to its second: 0.66 on X, and a margin
-REPEAT_SECONDS = 0.15  # between reports of a held key, at most
 DEGREES_PER_WIDTH = 120.0  # turn of the view when the mouse crosses the frame
 ARROW_DEGREES = 5.0  # turn per step with an arrow held
 BUTTON_ACTION = "attack"
@@ -37,12 +32,12 @@ BUTTON_ACTION = "attack"
 class KeyboardInput:
     """Input for actions made of factors: keys, and turns in degrees."""
 
-    def __init__(self, spec: ActionSpec, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.spec, self.clock = spec, clock
+    def __init__(self, spec: ActionSpec) -> None:
+        self.spec = spec
         self.action = np.array(0)
-        self.held: dict[str, float] = {}
-        """Held actions, and the time at which each expires."""
-        self.button_down = False
+        self.held: set[str] = set()
+        """Actions whose keys, or button, are down."""
+        self._tapped: set[str] = set()  # pressed since the last step, perhaps up again
         self._mouse: tuple[float, float] | None = None
         self._pending_degrees = {"yaw": 0.0, "pitch": 0.0}  # turns of the mouse not yet taken
         self.pointer = None
@@ -53,20 +48,21 @@ class KeyboardInput:
         return key in KEY_BINDINGS or key in TURNS
 
     def press(self, key: str) -> None:
-        """Handle a report of a key that goes down or is held."""
-        if not self.handles(key):
-            return
-        name, now = KEY_BINDINGS.get(key, f"turn {key}"), self.clock()
-        self._release(now)
-        self.held.pop(OPPOSITE.get(name, ""), None)
-        expires = now + (REPEAT_SECONDS if name in self.held else FIRST_REPEAT_SECONDS)
-        self.held[name] = expires
-        # while this key is reported others are not, held or not
-        self.held = {other: max(until, expires) for other, until in self.held.items()}
+        """Handle a key that goes down, or is held."""
+        if self.handles(key):
+            self._begin(_action_of(key))
+
+    def release(self, key: str) -> None:
+        """Handle a key that comes up."""
+        if self.handles(key):
+            self.held.discard(_action_of(key))
 
     def mouse_button(self, down: bool) -> None:
-        """Handle the left mouse button, for which a window reports both down and up."""
-        self.button_down = down
+        """Handle the left mouse button."""
+        if down:
+            self._begin(BUTTON_ACTION)
+        else:
+            self.held.discard(BUTTON_ACTION)
 
     def move_pointer(self, x: float, y: float) -> None:
         """Turn the view by the mouse's motion; x and y are fractions of the frame."""
@@ -79,12 +75,13 @@ class KeyboardInput:
         """Continue from an action of the dataset or a controller, with nothing held."""
         self.action = np.array(action, np.int64)
         self.held.clear()
+        self._tapped.clear()
         self._pending_degrees = dict.fromkeys(self._pending_degrees, 0.0)
 
     def get_action(self) -> np.ndarray:
         """Return the code of this step; motion beyond the largest turn is kept for the next."""
-        self._release(self.clock())
         self.action = self._encode()
+        self._tapped.clear()
         return self.action
 
     @property
@@ -95,23 +92,27 @@ class KeyboardInput:
         """Describe the action in a few words."""
         return self.spec.describe(int(self.action))
 
-    def _release(self, now: float) -> None:
-        self.held = {name: until for name, until in self.held.items() if until >= now}
+    def _begin(self, action: str) -> None:
+        if action in self.held:  # a window reports a held key again and again
+            return
+        for actions in (self.held, self._tapped):
+            actions.discard(OPPOSITE.get(action, ""))
+            actions.add(action)
 
     def _encode(self) -> np.ndarray:
-        held = set(self.held) | ({BUTTON_ACTION} if self.button_down else set())
+        acting = self.held | self._tapped
         choices = [
-            self._turn(factor) if factor.values else _pressed_choice(factor, held)
+            self._turn(factor, acting) if factor.values else _pressed_choice(factor, acting)
             for factor in self.spec.factors
         ]
         return self.spec.ravel(np.array(choices))
 
-    def _turn(self, factor: Factor) -> int:
+    def _turn(self, factor: Factor, acting: set[str]) -> int:
         degrees = self._pending_degrees.get(factor.name, 0.0)
         arrows = sum(
             sign * ARROW_DEGREES
             for key, (axis, sign) in TURNS.items()
-            if axis == factor.name and f"turn {key}" in self.held
+            if axis == factor.name and _action_of(key) in acting
         )
         values = np.array(factor.values)
         choice = int(np.abs(values - degrees - arrows).argmin())
@@ -120,6 +121,10 @@ class KeyboardInput:
             # arrows leave no remainder, or the view would keep turning after them
             self._pending_degrees[factor.name] = 0.0 if arrows else float(remainder)
         return choice
+
+
+def _action_of(key: str) -> str:
+    return KEY_BINDINGS.get(key, f"turn {key}")
 
 
 def _pressed_choice(factor: Factor, pressed: set[str]) -> int:

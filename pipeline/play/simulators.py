@@ -62,10 +62,10 @@ def open_simulator(dataset: EpisodeDataset) -> Simulator:
         )
     if source.startswith("toy"):
         return ToySimulator(dataset.actions)
-    from data.pusht.simulator import STATE_NAMES, PushT
+    from data.pusht.simulator import STATE_NAMES, PushT, goal_of
 
     if dataset.state_names == STATE_NAMES:
-        return PushT(dataset.image_size[0])
+        return PushT(dataset.image_size[0], goal_of(dataset.description))
     raise ValueError(
         f"no simulator is known for {dataset.folder} (source {source!r}, states "
         f"{', '.join(dataset.state_names)}); remove --compare-simulator"

@@ -1,60 +1,97 @@
-"""An OpenCV window: images in, keys and the mouse out."""
+"""A window on the screen: images in, keys and the mouse out.
+
+Keys are named by their place on the keyboard, as a QWERTY one names it: WASD are the same four keys
+on every layout.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import string
 import subprocess
 import sys
-from contextlib import suppress
+from functools import cache
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
-# The arrow keys as waitKeyEx returns them: X11 (Qt and GTK), Windows, macOS, and their low bytes.
-ARROW_CODES = {
-    "left": (65361, 2424832, 63234, 81),
-    "up": (65362, 2490368, 63232, 82),
-    "right": (65363, 2555904, 63235, 83),
-    "down": (65364, 2621440, 63233, 84),
-}
-KEY_NAMES = {code: name for name, codes in ARROW_CODES.items() for code in codes[:3]}
-KEY_NAMES |= {27: "escape", 32: "space", 9: "tab", 13: "enter"}
-# On Linux a lock key (Num, Caps) or Shift can add bits above the sixteen of the key.
-LOW_BITS = 0xFFFF
+from pipeline.play.panels import BACKGROUND
 
-DISPLAY_TEST = "import cv2; cv2.namedWindow('trial'); cv2.waitKey(1)"
+DISPLAY_SECONDS = 10.0  # that a display has to open a window, the start of a Python included
+REPEAT_DELAY, REPEAT_INTERVAL = 300, 33  # milliseconds until a held key repeats, and between
+DRIVERS = ("x11", "wayland", "windows", "cocoa")  # of SDL, that open a window
+DISPLAY_TEST = """
+import pygame
+pygame.display.init()
+pygame.display.set_mode((16, 16), pygame.HIDDEN)
+print(pygame.display.get_driver())
+"""
+NAMED_KEYS = {
+    "left": "LEFT", "right": "RIGHT", "up": "UP", "down": "DOWN",
+    "escape": "ESCAPE", "space": "SPACE", "tab": "TAB", "enter": "RETURN",
+    "-": "MINUS", "=": "EQUALS", ",": "COMMA", ".": "PERIOD",
+}  # fmt: skip
+SYMBOLS = "+-=,."  # which layouts have at different places, where they are no digit or letter
 
 
-def key_name(code: int) -> str | None:
-    """Return "left", "space", "a" ... for a code of waitKeyEx; None for any other."""
-    if code < 0:
-        return None
-    for candidate in (code, code & LOW_BITS):
-        if candidate in KEY_NAMES:
-            return KEY_NAMES[candidate]
-        if 33 <= candidate < 127:
-            return chr(candidate).lower()
-    return None
+class KeyEvent(NamedTuple):
+    """What happened to a key."""
+
+    name: str
+    """Its place: "w", "1", "left", "space" ..."""
+    down: bool
+    repeated: bool = False
+    """It is held, and was reported before."""
+    label: str = ""
+    """What the user's layout calls it."""
 
 
 def check_display() -> None:
     """Raise ValueError where no window can be opened.
 
-    Tried in a subprocess: without a display Qt does not raise, it ends the process.
+    Tried in a subprocess: a display that takes the connection may never answer.
     """
-    gui = [x for x in cv2.getBuildInformation().splitlines() if x.strip().startswith("GUI:")]
-    if not gui or gui[0].split()[-1] == "NONE":
-        reason = "this OpenCV is built without windows (opencv-python-headless?)"
-    elif sys.platform == "linux" and not os.environ.get("DISPLAY"):
+    if importlib.util.find_spec("pygame") is None:
+        reason = "pygame is not installed (pip install pygame)"
+    elif sys.platform == "linux" and not display_name():
         reason = "no DISPLAY is set"
     else:
-        trial = subprocess.run(
-            [sys.executable, "-c", DISPLAY_TEST], capture_output=True, timeout=60
+        reason = _try_window()
+    if reason:
+        raise ValueError(
+            f"no window can be opened here: {reason}; --headless writes a video instead"
         )
-        if trial.returncode == 0:
-            return
-        reason = f"the display {os.environ.get('DISPLAY', '')} does not answer"
-    raise ValueError(f"no window can be opened here: {reason}; --headless writes a video instead")
+
+
+def _try_window() -> str:
+    """Open a window that is not shown; return why it failed, or nothing."""
+    display = f"the display {display_name()}".rstrip()
+    try:
+        trial = subprocess.run(
+            [sys.executable, "-c", DISPLAY_TEST],
+            env=_display_environment() | {"PYGAME_HIDE_SUPPORT_PROMPT": "1"},
+            capture_output=True,
+            text=True,
+            timeout=DISPLAY_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{display} does not answer within {DISPLAY_SECONDS:g} s"
+    if trial.returncode == 0 and trial.stdout.strip() in DRIVERS:
+        return ""
+    last_line = (trial.stderr.strip().splitlines() or [f"SDL took {trial.stdout.strip()}"])[-1]
+    return f"{display} does not answer ({last_line})"
+
+
+def display_name() -> str:
+    """Return the display of this session; empty where there is none, or the system has but one."""
+    return os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY", "")
+
+
+def _display_environment() -> dict[str, str]:
+    """The environment without the choice of no display, which Push-T's simulator makes."""
+    dummy = os.environ.get("SDL_VIDEODRIVER") == "dummy"
+    return {k: v for k, v in os.environ.items() if not (dummy and k == "SDL_VIDEODRIVER")}
 
 
 class Window:
@@ -67,34 +104,52 @@ class Window:
         """Where the mouse moved since the last `poll_mouse`, in pixels of the image."""
         self.buttons: list[bool] = []
         """Events of the left button since the last `poll_buttons`: True for down."""
+        self._held: set[int] = set()
+        self._size: tuple[int, int] | None = None
+        self._sdl_window: Any = None
 
     def __enter__(self) -> Window:
-        os.environ.setdefault("QT_LOGGING_RULES", "*.warning=false")
-        flags = cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL
-        cv2.namedWindow(self.title, flags)
-        cv2.setMouseCallback(self.title, self._on_mouse)
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+        import pygame
+
+        if "SDL_VIDEODRIVER" not in _display_environment():
+            os.environ.pop("SDL_VIDEODRIVER", None)
+        pygame.display.quit()
+        pygame.display.init()
+        pygame.display.set_caption(self.title)
+        pygame.key.set_repeat(REPEAT_DELAY, REPEAT_INTERVAL)
         return self
 
     def __exit__(self, *error: object) -> None:
-        with suppress(cv2.error):  # the user may have closed it already
-            cv2.destroyAllWindows()
-            cv2.waitKey(1)  # lets OpenCV close the window
+        import pygame
+
+        pygame.display.quit()
 
     def show(self, image: np.ndarray) -> None:
-        """Show an (H, W, 3) uint8 RGB image; it appears with the next `poll_keys`."""
-        cv2.imshow(self.title, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        """Show an (H, W, 3) uint8 RGB image; the window takes its size when that changes."""
+        import pygame
+        from pygame._sdl2.video import Window as SdlWindow
 
-    def poll_keys(self, milliseconds: float) -> list[str]:
-        """Draw, wait for at most that long, and return the keys pressed."""
-        pressed = []
-        code = cv2.waitKeyEx(max(1, round(milliseconds)))
-        while code >= 0:
-            name = key_name(code)
-            if name:
-                pressed.append(name)
-            code = cv2.waitKeyEx(1)
-        self.closed = self.closed or not self._visible()
-        return pressed
+        size = (image.shape[1], image.shape[0])
+        if self._size is None:
+            pygame.display.set_mode(size, pygame.RESIZABLE)
+            self._sdl_window = SdlWindow.from_display_module()  # kept, as events refer to it
+        elif self._size != size:  # set_mode would open another window, and forget held keys
+            self._sdl_window.size = size
+            pygame.event.pump()
+        self._size = size
+        screen = pygame.display.get_surface()
+        screen.fill(BACKGROUND)
+        screen.blit(pygame.image.frombuffer(image.tobytes(), size, "RGB"), (0, 0))
+        pygame.display.flip()
+
+    def poll_keys(self, milliseconds: float) -> list[KeyEvent]:
+        """Wait for input, at most that long, and return what happened to keys."""
+        import pygame
+
+        first = pygame.event.wait(max(1, round(milliseconds)))
+        keys = [self._handle(event) for event in (first, *pygame.event.get())]
+        return [key for key in keys if key is not None]
 
     def poll_mouse(self) -> tuple[int, int] | None:
         """Return where the mouse moved since the last call; None if it did not."""
@@ -106,14 +161,46 @@ class Window:
         events, self.buttons = self.buttons, []
         return events
 
-    def _visible(self) -> bool:
-        try:
-            return cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) >= 1
-        except cv2.error:  # Qt, once its last window is closed
-            return False
+    def _handle(self, event: Any) -> KeyEvent | None:
+        import pygame
 
-    def _on_mouse(self, event: int, x: int, y: int, flags: int, parameter: object) -> None:
-        if event in (cv2.EVENT_MOUSEMOVE, cv2.EVENT_LBUTTONDOWN):
-            self.mouse = (x, y)
-        if event in (cv2.EVENT_LBUTTONDOWN, cv2.EVENT_LBUTTONUP):
-            self.buttons.append(event == cv2.EVENT_LBUTTONDOWN)
+        if event.type == pygame.QUIT:
+            self.closed = True
+        elif event.type == pygame.MOUSEMOTION:
+            self.mouse = event.pos
+        elif event.type in (pygame.MOUSEBUTTONDOWN, pygame.MOUSEBUTTONUP) and event.button == 1:
+            self.mouse = event.pos
+            self.buttons.append(event.type == pygame.MOUSEBUTTONDOWN)
+        elif event.type in (pygame.KEYDOWN, pygame.KEYUP):
+            return self._key(event, event.type == pygame.KEYDOWN)
+        return None
+
+    def _key(self, event: Any, down: bool) -> KeyEvent | None:
+        import pygame
+
+        repeated = down and event.scancode in self._held
+        (self._held.add if down else self._held.discard)(event.scancode)
+        name = key_name(event.scancode, event.unicode)
+        return None if name is None else KeyEvent(name, down, repeated, pygame.key.name(event.key))
+
+
+def key_name(scancode: int, typed: str = "") -> str | None:
+    """Return "w", "1", "left", "+" ... for the place of a key and what it types; None for any other
+    key."""
+    name = _places().get(scancode)
+    if typed and typed in SYMBOLS and not (name and name.isalnum()):
+        return typed
+    return name
+
+
+@cache
+def _places() -> dict[int, str]:
+    """Names by scancode, which is a place."""
+    import pygame
+
+    places = {getattr(pygame, f"KSCAN_{key}"): name for name, key in NAMED_KEYS.items()}
+    for character in string.ascii_lowercase + string.digits:
+        places[getattr(pygame, f"KSCAN_{character.upper()}")] = character
+        if character.isdigit():
+            places[getattr(pygame, f"KSCAN_KP{character}")] = character
+    return places

@@ -6,17 +6,50 @@ import numpy as np
 import torch
 
 from data.batch import Batch
+from data.columns import Split
 from data.shards import EpisodeDataset
-from data.splits import Split
 from pipeline.training.clip_batches import ClipBatches, as_latents
 
 
-class DemoSteps:
-    """Steps of `split` worth cloning.
+def demo_rows(dataset: EpisodeDataset, split: Split, min_reward: float) -> list[np.ndarray]:
+    """Rows of the steps of each episode of `split` that are worth cloning.
 
-    Of an episode whose reward reaches `min_reward`, those before it is highest; of a dataset
-    without rewards, all.
+    Of an episode whose reward reaches `min_reward`, those before it is highest, or all where it is
+    the same throughout; of a dataset without rewards, all.  ValueError where there are none.
     """
+    rows, highest = [], -np.inf
+    for episode in dataset.episodes(split):
+        first, length = int(dataset.first_rows[episode]), dataset.length(episode)
+        end = length - 1  # the last action leads nowhere
+        if dataset.has("rewards"):
+            rewards = dataset.read(episode, "rewards")
+            highest = max(highest, float(rewards.max()))
+            if rewards.max() < min_reward:
+                end = 0
+            elif rewards.min() < rewards.max():
+                end = int(rewards.argmax())
+        rows.append(np.arange(first, first + end))
+    if any(map(len, rows)):
+        return rows
+    where = f"{split} episode{'s' if len(rows) > 1 else ''} of {dataset.folder}"
+    if not rows:
+        raise ValueError(
+            f"{dataset.folder} has no {split} episode to clone; record at least 3 sources"
+        )
+    if highest < min_reward:
+        raise ValueError(
+            f"the highest reward in the {len(rows)} {where} is {highest:.3g}, and cloning begins "
+            f"at --min-reward {min_reward}; lower it to {highest:.3g}, or record demonstrations of "
+            f"the task"
+        )
+    raise ValueError(
+        f"no step in the {len(rows)} {where} leads up to a high reward: it is highest in the first "
+        f"frame; record demonstrations of the task"
+    )
+
+
+class DemoSteps:
+    """Steps of `split` worth cloning."""
 
     def __init__(
         self, dataset: EpisodeDataset, split: Split, latents: np.ndarray, min_reward: float
@@ -24,22 +57,9 @@ class DemoSteps:
         """latents: of all frames of the dataset, (frames, N) or (frames, P, D)."""
         self.action_spec, self.latents = dataset.actions, latents
         self.all_actions = dataset.read_rows("actions", 0, dataset.num_frames)
-        rows = []
-        for episode in dataset.episodes(split):
-            first, length = int(dataset.first_rows[episode]), dataset.length(episode)
-            end = length - 1  # the last action leads nowhere
-            if dataset.has("rewards"):
-                rewards = dataset.read(episode, "rewards")
-                end = int(rewards.argmax()) if rewards.max() >= min_reward else 0
-            rows.append(np.arange(first, first + end))
+        rows = demo_rows(dataset, split, min_reward)
         self.num_episodes = sum(len(r) > 0 for r in rows)
-        self.rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-        if not len(self.rows):
-            raise ValueError(
-                f"no {split} episode of {dataset.folder} reaches a reward of {min_reward}, so "
-                f"there is nothing to clone; lower --min-reward, or collect demonstrations of the "
-                f"task"
-            )
+        self.rows = np.concatenate(rows)
 
     def __len__(self) -> int:
         return len(self.rows)

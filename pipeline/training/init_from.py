@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from data.messages import first_few
 from pipeline import checkpoint as ckpt
 from pipeline.training.train_config import TrainConfig
 
@@ -23,7 +24,9 @@ class Taken:
     """Weights of this model that the checkpoint does not have, or has in another shape."""
 
     def describe(self) -> str:
-        left = f", {len(self.left)} left as they began ({_few(self.left)})" if self.left else ""
+        left = (
+            f", {len(self.left)} left as they began ({first_few(self.left)})" if self.left else ""
+        )
         return f"init: {len(self.taken)} tensors from {self.path}{left}"
 
 
@@ -34,28 +37,35 @@ def begin(
     stage: str,
     resuming: bool,
     flag_prefix: str,
-) -> list[str]:
-    """Do what a training config says of both; give lines to print.
+) -> tuple[list[str], ckpt.Checkpoint | None]:
+    """Do what a training config says of both; give lines to print, and the checkpoint whose weights
+    were taken.
 
     folder: of the training, such as RUN/controller/bc.  A run that resumes has its weights.
     """
-    lines = []
+    lines: list[str] = []
+    source: ckpt.Checkpoint | None = None
     if train.init_from and resuming:
         lines.append(f"init: {train.init_from} is not read, since this run resumes")
     elif train.init_from:
         parts = folder.parts  # RUN/controller/bc -> controller/bc
         last = len(parts) - 1
         first = last - parts[::-1].index(stage) if stage in parts else last
-        lines.append(init_from(model, train.init_from, Path(*parts[first:]), stage).describe())
+        place = Path(*parts[first:])
+        taken, source = init_from(model, train.init_from, place, stage, flag_prefix)
+        lines.append(taken.describe())
     if train.freeze:
         names = freeze(model, train.freeze, flag_prefix)
         frozen = sum(p.numel() for n, p in model.named_parameters() if n in names)
         lines.append(f"freeze: {len(names)} tensors, {frozen / 1e6:.2f} M parameters")
-    return lines
+    return lines, source
 
 
-def init_from(model: nn.Module, source: str, folder: Path, stage: str) -> Taken:
-    """Copy weights by name and shape from `source`, a run folder or a checkpoint's file.
+def init_from(
+    model: nn.Module, source: str, folder: Path, stage: str, flag_prefix: str = "train"
+) -> tuple[Taken, ckpt.Checkpoint]:
+    """Copy weights by name and shape from `source`, a run folder or a checkpoint's file; give what
+    was taken, and its checkpoint.
 
     folder: that of this stage within its run, such as controller/bc.  ValueError where there is
     nothing to take.
@@ -63,23 +73,23 @@ def init_from(model: nn.Module, source: str, folder: Path, stage: str) -> Taken:
     path = Path(source)
     if not path.exists():
         raise ValueError(
-            f"--train.init-from {source}: there is no such file or folder; give a run folder or a "
-            f"best.pt"
+            f"--{flag_prefix}.init-from {source}: there is no such file or folder; give "
+            f"a run folder or a best.pt"
         )
     if path.is_dir():
         path = path / folder / "best.pt"
     checkpoint = ckpt.load(path, stage)
-    ckpt.check_weights(checkpoint, path)
     own, given = model.state_dict(), checkpoint["model"]
     taken = [n for n in own if n in given and own[n].shape == given[n].shape]
     if not taken:
         raise ValueError(
-            f"{path} has no weight of the same name and shape as this {stage} ({_few(list(own))} "
-            f"here, {_few(list(given))} there); give another --train.init-from"
+            f"{path} has no weight of the same name and shape as this {stage} "
+            f"({first_few(list(own))} here, {first_few(list(given))} there); give "
+            f"another --{flag_prefix}.init-from"
         )
     model.load_state_dict({name: given[name] for name in taken}, strict=False)
     left = [name for name in own if name not in taken]
-    return Taken(str(path), checkpoint["fingerprint"], taken, left)
+    return Taken(str(path), checkpoint["fingerprint"], taken, left), checkpoint
 
 
 def freeze(model: nn.Module, patterns: tuple[str, ...], flag_prefix: str = "train") -> set[str]:
@@ -96,7 +106,7 @@ def freeze(model: nn.Module, patterns: tuple[str, ...], flag_prefix: str = "trai
             heads = sorted({name.partition(".")[0] for name in names})
             raise ValueError(
                 f"--{flag_prefix}.freeze {pattern} matches no weight; they begin with "
-                f"{', '.join(heads)}"
+                f"{first_few(heads)}"
             )
         frozen |= matching
     for name, parameter in model.named_parameters():
@@ -116,7 +126,3 @@ def frozen_modules(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Modul
         if path and inside and frozen.issuperset(inside):
             found.append(module)
     return found
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -5,8 +5,6 @@ Letters: N latents a frame, P patches, D latent width.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.actions import as_tensor
-from data.files import atomic_write
 from data.shards import EpisodeDataset
 from models.layers.precision import autocast
 from models.tokenizers.tokenizer import LatentSpec
 from pipeline.device import pick_precision
+from pipeline.training.row_file import RowFile
 
 if TYPE_CHECKING:
     from models.world import World
@@ -61,7 +59,8 @@ def cache_latents(
     """Give the tokenizer's latents, encoded now where they are not there yet.
 
     Returns (frames, N) codes, or (frames, P, D).  `fingerprint` is the tokenizer's; another one, or
-    another dataset, makes the cache again.  An interrupted pass resumes at the chunk where it was.
+    another dataset, makes the cache again.  An interrupted pass resumes at the chunk where it was;
+    one that another process is at is waited for.
     A frame is encoded with those of its own episode before it, as far as `temporal_context` goes.
     """
 
@@ -130,53 +129,43 @@ def _fill(
         dtype = np.int16 if spec.codebook_size <= 2**15 else np.int32
     else:
         shape, dtype = (dataset.num_frames, spec.num_patches, spec.dim), np.float16
-    expected = {
-        "encoder": fingerprint,
-        "dataset": dataset.fingerprint,
-        "shape": list(shape),
-        "dtype": np.dtype(dtype).name,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    metadata_path, data_path = folder / "metadata.json", folder / "latents.bin"
-    stored = _read_metadata(metadata_path)
-    done = stored.pop("num_encoded", 0)
-    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    # a short file would read as zeros
-    whole = data_path.exists() and data_path.stat().st_size == num_bytes
-    if stored != expected or not whole or not isinstance(done, int):
-        done = 0
-        _write_metadata(metadata_path, expected, 0)
-    memmap = np.memmap(data_path, dtype, "r+" if done else "w+", shape=shape)
-    left = [span for span in spans if span.start >= done]
-    if left:
-        with tqdm(total=shape[0], initial=done, desc="latents", unit=" frames") as progress:
-            for number, span in enumerate(left):
-                encoded = encode(span)
-                # numpy has no bfloat16, in which some tokenizers answer
-                encoded = encoded.float() if encoded.is_floating_point() else encoded
-                memmap[span.start : span.stop] = encoded.cpu().numpy()
+    identity = {"encoder": fingerprint, "dataset": dataset.fingerprint, "chunk": CHUNK}
+    with RowFile(folder, shape, dtype, identity) as file:
+        left = [span for span in spans if span.start >= file.done]
+        progress = tqdm(
+            total=shape[0], initial=file.done, desc="latents", unit=" frames", disable=not left
+        )
+        with progress:
+            for number, span in enumerate(left, 1):
+                file.append(_as_rows(encode(span), spec, span, dtype))
                 progress.update(span.stop - span.start)
-                if number % FLUSH_EVERY == FLUSH_EVERY - 1:
-                    memmap.flush()
-                    _write_metadata(metadata_path, expected, span.stop)
-        memmap.flush()
-        _write_metadata(metadata_path, expected, dataset.num_frames)
-    return np.memmap(data_path, dtype, "r", shape=shape)
+                if number % FLUSH_EVERY == 0:
+                    file.flush()
+        return file.finish()
+
+
+def _as_rows(encoded: Tensor, spec: LatentSpec, span: Span, dtype: Any) -> np.ndarray:
+    """Convert latents to what is stored; ValueError for those that no model can be trained on."""
+    # numpy has no bfloat16, in which some tokenizers answer
+    encoded = encoded.float() if encoded.is_floating_point() else encoded
+    values = encoded.cpu().numpy()
+    with np.errstate(over="ignore"):  # then it is infinite
+        rows = values.astype(dtype)
+    where = f"the latents of frames {span.start} to {span.stop - 1}"
+    if spec.kind == "discrete":
+        if values.min() < 0 or values.max() >= spec.codebook_size:
+            raise ValueError(
+                f"{where} have codes from {values.min()} to {values.max()}, but the codebook has "
+                f"{spec.codebook_size}; train the tokenizer again with --restart"
+            )
+    elif not np.isfinite(rows).all():
+        raise ValueError(
+            f"{where} are not finite numbers of {np.dtype(dtype).name} (the largest is "
+            f"{np.abs(values).max():.3g}); train the tokenizer again with --restart"
+        )
+    return rows
 
 
 def _read_frames(dataset: EpisodeDataset, start: int, stop: int) -> Tensor:
     """(T, 3, H, W) uint8."""
     return torch.from_numpy(dataset.read_rows("frames", start, stop)).permute(0, 3, 1, 2)
-
-
-def _write_metadata(path: Path, expected: dict[str, Any], num_encoded: int) -> None:
-    atomic_write(path, json.dumps(expected | {"num_encoded": num_encoded}).encode())
-
-
-def _read_metadata(path: Path) -> dict[str, Any]:
-    """What a cache says of itself; nothing where that cannot be read: it is made again."""
-    try:
-        metadata = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return metadata if isinstance(metadata, dict) else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
+from math import isfinite
 from pathlib import Path
 
 import imageio.v3 as imageio
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.files import atomic_write
+from data.files import atomic_write, parse_json
 
 
 def log_line(accelerator: Accelerator, line: str) -> None:
@@ -44,9 +45,16 @@ class Logger:
         self.tensorboard = SummaryWriter(folder / "tensorboard", purge_step=step + 1, max_queue=100)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        record = {"step": step, "time": round(time.time(), 2)} | metrics
-        with open(self.path, "a") as file:
-            file.write(json.dumps(record) + "\n")
+        # JSON has no infinity
+        finite = {name: value for name, value in metrics.items() if isfinite(value)}
+        record = {"step": step, "time": round(time.time(), 2)} | finite
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as problem:  # a full disk does not say which file
+            raise ValueError(
+                f"{self.path} was not written: {problem.strerror or problem}"
+            ) from None
         for name, value in metrics.items():
             self.tensorboard.add_scalar(name, value, step)
         if self.wandb:
@@ -62,12 +70,16 @@ class Logger:
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        # of bytes, because one line that is no text does not make the others so
+        for line in self.path.read_bytes().splitlines() if step else ():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):  # a line cut short by a crash
+                record = parse_json(line)
+            except ValueError:  # a line cut short by a crash
                 continue
-        if step == 0:
-            kept = []
-        atomic_write(self.path, "".join(f"{line}\n" for line in kept).encode())
+            if isinstance(record, dict) and _is_before(record.get("step"), step):
+                kept.append(line)
+        atomic_write(self.path, b"".join(line + b"\n" for line in kept))
+
+
+def _is_before(value: object, step: int) -> bool:
+    return isinstance(value, int) and value <= step

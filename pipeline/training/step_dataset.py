@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from accelerate import Accelerator
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
 from pipeline.training.train_config import TrainConfig
@@ -31,6 +31,18 @@ class StepDataset(Dataset[Any]):
         train = self.train
         order = batch_indices(len(self.dataset), train.batch_size, step, train.seed)
         return self.dataset.batch(order[self.rank :: self.world_size])
+
+
+def load_batches(dataset: StepDataset, steps: range, num_workers: int, flag: str) -> Iterable[Batch]:
+    """Give the batch of each step, loaded in this process, or ahead by `num_workers` others.
+
+    flag: what chooses their number, for messages.
+    """
+    if num_workers:
+        from pipeline.training.worker_batches import load_in_workers
+
+        return load_in_workers(dataset, steps, num_workers, flag)
+    return DataLoader(dataset, batch_size=None, sampler=steps)  # type: ignore[arg-type]
 
 
 def hash_seed(*numbers: int) -> int:

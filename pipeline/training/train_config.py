@@ -3,50 +3,42 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from models.config import check_positive
+from data.ranges import MAX_SEED, MAX_STEPS, MAX_WORKERS, CheckedConfig, Range
 from pipeline.device import PrecisionOption
 
 CompileMode = Literal["no", "yes", "auto"]
-POSITIVE_FIELDS = (
-    "steps",
-    "batch_size",
-    "grad_accum_steps",
-    "eval_every",
-    "save_every",
-    "log_every",
-)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    steps: int = 1000
+class TrainConfig(CheckedConfig):
+    steps: Annotated[int, Range(1, MAX_STEPS)] = 1000
     """Optimizer steps in all, those before a resume included."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Range(1, 2**20)] = 32
     """Clips (or frames) a step, over all processes."""
-    grad_accum_steps: int = 1
+    grad_accum_steps: Annotated[int, Range(1, 2**20)] = 1
     """Micro-batches that a batch is cut into, to fit the memory; the step is the same but for what
     a method computes over a batch (docs/how-to/add-a-method.md)."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Range(above=0, high=10)] = 1e-3
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 50
+    warmup_steps: Annotated[int, Range(0, MAX_STEPS)] = 50
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"
     """After the warm-up: cosine to a fiftieth, halved when validation stalls, or constant."""
-    weight_decay: float = 0.01
-    beta2: float = 0.95
-    max_grad_norm: float = 1.0
+    weight_decay: Annotated[float, Range(0, 10)] = 0.01
+    beta2: Annotated[float, Range(0, below=1)] = 0.95
+    max_grad_norm: Annotated[float, Range(above=0, high=10**9)] = 1.0
     """Largest norm of the gradient."""
-    ema_decay: float = 0.99
+    ema_decay: Annotated[float, Range(0, below=1)] = 0.99
     """Decay of the moving average of the weights that is validated and handed on; 0 is none."""
-    patience: int = 0
+    patience: Annotated[int, Range(0, MAX_STEPS)] = 0
     """Stop after this many validations without a better one; 0 never."""
-    eval_every: int = 200
+    eval_every: Annotated[int, Range(1, MAX_STEPS)] = 200
     """Steps between validations."""
-    save_every: int = 100
+    save_every: Annotated[int, Range(1, MAX_STEPS)] = 100
     """Steps between checkpoints; a signal saves at once."""
-    log_every: int = 20
+    log_every: Annotated[int, Range(1, MAX_STEPS)] = 20
     """Steps between lines of the log."""
     precision: PrecisionOption = "auto"
     """bf16, fp16 (with a loss scaler) or fp32 arithmetic; auto takes bf16 where the hardware has
@@ -64,11 +56,8 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()
     """Patterns of weight names that stay as they are, such as "encoder.*": no gradient, eval mode,
     no optimizer state."""
-    num_workers: int = 0
+    num_workers: Annotated[int, Range(0, MAX_WORKERS)] = 0
     """Processes that load batches; the batches do not depend on it."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, MAX_SEED)] = 0
     wandb: bool = False
     """Log to Weights & Biases too (pip install wandb)."""
-
-    def __post_init__(self) -> None:
-        check_positive(self, "", *POSITIVE_FIELDS)  # tyro says whether of --train, --bc, ...

@@ -20,26 +20,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import kernels
 from data.batch import Batch
 from data.files import lock
+from data.messages import first_few, one_line
 from models.layers.precision import Precision, autocast
 from models.method import Best, Losses, TrainableModule
 from pipeline import checkpoint as ckpt
 from pipeline.device import data_memory_limit, describe_device, pick_device, pick_precision
+from pipeline.trained_on import inherit
 from pipeline.training.device_idle import IdleTimer
 from pipeline.training.logger import Logger, log_line
 from pipeline.training.nan_guard import NanGuard
 from pipeline.training.process import shutdown_distributed, stop_on_signal
-from pipeline.training.step_dataset import BatchDataset, StepDataset, hash_seed
+from pipeline.training.step_dataset import BatchDataset, StepDataset, hash_seed, load_batches
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_step import LossFn, TrainStep
 
 M = TypeVar("M", bound=TrainableModule)
-RESUME_KEYS = ("ema", "optimizer", "step", "best", "bad_validations", "seconds", "lr_scale")
 
 
 class Cacheable(Protocol):
@@ -70,7 +70,8 @@ class Trainer(Generic[M]):
         data_summary: str = "",
         flag_prefix: str = "train",
     ) -> None:
-        self.stage, self.folder, self.train, self.metadata = stage, folder, train, metadata
+        self.stage, self.folder, self.train = stage, folder, train
+        self.metadata: dict[str, Any] = metadata
         self.best_by, self.flag_prefix = best or model.best, flag_prefix
         self.device = pick_device()
         # autocast is ours: Accelerate holds one precision for the whole process
@@ -85,8 +86,7 @@ class Trainer(Generic[M]):
             )
         torch.manual_seed(train.seed)
         if self.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(folder)
+            self._lock = lock(folder)  # made where it is not there yet
 
         last, best_path = folder / "last.pt", folder / "best.pt"
         if best_path.exists() and not last.exists() and not restart:
@@ -99,8 +99,12 @@ class Trainer(Generic[M]):
         if train.init_from or train.freeze:
             from pipeline.training.init_from import begin
 
-            for line in begin(model, train, folder, stage, resuming, flag_prefix):
+            lines, source = begin(model, train, folder, stage, resuming, flag_prefix)
+            for line in lines:
                 self.log_line(line)
+            if source is not None:
+                recordings = inherit(metadata.get("recordings"), source)
+                self.metadata = metadata | {"recordings": recordings}
         self.model = model.to(self.device)
         self.nan_guard = NanGuard(stage, flag_prefix, immediate=self.device.type == "cpu")
         self.step_fn = TrainStep(
@@ -112,7 +116,7 @@ class Trainer(Generic[M]):
         self.best: float | None = None
         self.lr_scale = 1.0  # of the learning rate, halved on a plateau
         if resuming:
-            self._resume(ckpt.load(last, stage))
+            self._resume(last)
         self.logger = (
             Logger(folder, self.global_step, train.wandb, flag_prefix)
             if self.is_main_process
@@ -120,7 +124,7 @@ class Trainer(Generic[M]):
         )
         self._last_losses: dict[str, float] = {}
         self._device_idle = 0.0
-        self._stop_requested = False
+        self._stop_requested = self._looked_at_data = False
         parameters = sum(p.numel() for p in self.step_fn.trainable) / 1e6
         self.kernels = kernels.describe(self.device)
         self.log_line(
@@ -153,7 +157,7 @@ class Trainer(Generic[M]):
 
     def log_finished(self) -> None:
         best = self.folder / "best.pt"
-        status = best if best.exists() else f"but {best} is gone"
+        status = best if best.exists() else f"but {best} is not there"
         self.log_line(
             f"{self.stage}: finished, {self.global_step} steps ({status}); "
             f"--restart starts over, --{self.flag_prefix}.steps trains longer"
@@ -175,13 +179,11 @@ class Trainer(Generic[M]):
         KeyboardInterrupt.  Under several processes each gets its share of the batch."""
         if self.finished:
             return self.log_finished()
-        loader = DataLoader(
+        batches = load_batches(
             StepDataset(dataset, self.train, self.accelerator),
-            batch_size=None,
-            sampler=range(self.global_step, self.train.steps),  # type: ignore[arg-type]
-            num_workers=self.train.num_workers,
-            persistent_workers=False,
-            multiprocessing_context="spawn" if self.train.num_workers else None,
+            range(self.global_step, self.train.steps),
+            self.train.num_workers,
+            f"--{self.flag_prefix}.num-workers",
         )
         progress_bar = tqdm(
             total=self.train.steps,
@@ -191,7 +193,7 @@ class Trainer(Generic[M]):
         )
         started = time.monotonic()
         with stop_on_signal(self._request_stop), progress_bar:
-            for batch in self.idle_timer.time_batches(loader):
+            for batch in self.idle_timer.time_batches(batches):
                 torch.manual_seed(hash_seed(self.train.seed, self.global_step))
                 yield batch
                 self.seconds += time.monotonic() - started
@@ -211,12 +213,21 @@ class Trainer(Generic[M]):
                 f"{self.stage}: stopped early, {self.bad_validations} validations without a "
                 f"better one"
             )
+        if self.best is None and self.bad_validations:
+            raise ValueError(
+                f"{self.stage}: no validation gave a finite {self.best_by.metric}, so there is no "
+                f"best.pt; start over with --restart and a lower "
+                f"--{self.flag_prefix}.learning-rate"
+            )
 
     def step(self, loss_fn: LossFn, batch: Batch, *context: Any) -> Losses:
         """Take one optimizer step on the sum of loss_fn(batch, *context), then `after_step`.
 
         Gives the named terms, and their sum as `loss`.
         """
+        if not self._looked_at_data:
+            self.nan_guard.check_batch(batch, ckpt.run_of(self.stage, self.folder / "best.pt"))
+            self._looked_at_data = True
         with self.idle_timer.busy():
             losses = self.step_fn(self.global_step, self._learning_rate(), loss_fn, batch, *context)
         grad_norm = losses.pop("grad_norm")
@@ -248,11 +259,11 @@ class Trainer(Generic[M]):
         if self.best_by.metric not in metrics:
             raise ValueError(
                 f"the {self.stage} is chosen by {self.best_by.metric}, but its validation gives "
-                f"{', '.join(metrics)}"
+                f"{first_few(metrics)}"
             )
         value = self._broadcast(float(metrics[self.best_by.metric]))
         sign = 1 if self.best_by.higher_is_better else -1
-        improved = self.best is None or sign * value > sign * self.best
+        improved = isfinite(value) and (self.best is None or sign * value > sign * self.best)
         if improved:
             self.best, self.bad_validations = value, 0
         else:
@@ -266,9 +277,10 @@ class Trainer(Generic[M]):
             return
         self.logger.write(self.global_step, {f"validation/{k}": v for k, v in metrics.items()})
         line = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
-        mark = " (best)" if improved else ""
+        mark = " (best)" if improved else "" if isfinite(value) else " (not finite, not kept)"
         self.log_line(f"{self.stage} step {self.global_step}: {line}{mark}")
         if improved:
+            self.nan_guard.check_weights(weights, self.global_step)
             ckpt.save(self.folder / "best.pt", self._build_checkpoint(weights))
 
     @contextmanager
@@ -305,6 +317,8 @@ class Trainer(Generic[M]):
         state = self.step_fn.state_dict()
         last = self.folder / "last.pt"
         if self.is_main_process:
+            for key in ("model", "ema"):
+                self.nan_guard.check_weights(state[key], self.global_step)
             checkpoint = self._build_checkpoint(state["model"]) | state
             checkpoint |= {
                 "bad_validations": self.bad_validations,
@@ -332,31 +346,22 @@ class Trainer(Generic[M]):
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }
 
-    def _resume(self, last: ckpt.Checkpoint) -> None:
-        path = self.folder / "last.pt"
-        missing = ", ".join(key for key in RESUME_KEYS if key not in last)
-        if missing:
+    def _resume(self, path: Path) -> None:
+        from pipeline.training.resume import check_resumable
+
+        last = ckpt.load(path, self.stage)
+        unsharded = self.step_fn.unsharded
+        whole = self.model if unsharded is None else unsharded
+        check_resumable(last, path, self.metadata, self.train, whole)
+        try:
+            self.step_fn.load_state_dict(last)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as problem:
             raise ValueError(
-                f"{path} holds no {missing}, so there is nothing to resume from (a copy of a "
-                f"best.pt?); --restart starts over"
-            )
-        now = self.metadata["config"] | {"freeze": list(self.train.freeze)}
-        before = last["config"] | {"freeze": list(last["train"]["freeze"])}
-        for key, value in now.items():
-            if _fixed_settings(before.get(key)) != _fixed_settings(value):
-                raise ValueError(
-                    f"{path} was begun with {key} = {before.get(key)}, but now it is {value}; "
-                    f"--restart starts over, another --run keeps both"
-                )
-        for key in ("parent", "bc"):  # a clone is only beneath an actor-critic
-            current = self.metadata.get(key)
-            if current is not None and current["fingerprint"] != last[key]["fingerprint"]:
-                raise ValueError(
-                    f"{path} was begun on {last[key]['path']} with fingerprint "
-                    f"{last[key]['fingerprint']}, but now it is {current['fingerprint']}; "
-                    f"--restart starts over"
-                )
-        self.step_fn.load_state_dict(last)
+                f"{path} is whole, but this training cannot take it over "
+                f"({type(problem).__name__}: {one_line(problem)}); --restart starts over"
+            ) from problem
+        # what it remembers, with the weights that it began with
+        self.metadata = self.metadata | {"recordings": last.get("recordings")}
         self._started, self.nan_guard.last_checkpoint = True, path
         self.global_step, self.bad_validations = last["step"], last["bad_validations"]
         # without best.pt, ended before its first was written, the next is the best
@@ -391,10 +396,3 @@ class Trainer(Generic[M]):
             return self._stop_requested
         flag = torch.tensor([float(self._stop_requested)], device=self.device)
         return bool(self.accelerator.reduce(flag, "sum").item() > 0)  # type: ignore[union-attr]
-
-
-def _fixed_settings(value: Any) -> Any:
-    """A setting without what may change at a resume, because it changes no result."""
-    if not isinstance(value, dict):
-        return value
-    return {k: _fixed_settings(v) for k, v in value.items() if k != "activation_checkpointing"}

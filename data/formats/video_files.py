@@ -1,0 +1,63 @@
+"""Videos of an episode each, with a table of actions next to them.
+
+Letters: T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.formats.folders import has_suffix
+from data.formats.image_folders import check_tables, table_columns
+from data.formats.recording import Column, Recording, Recordings
+from data.formats.step_table import find_table
+from data.vpt.file_slice import FileSlice
+from data.vpt.video import read_frames, read_video_info
+
+SUFFIXES = (".mp4",)
+
+
+def read_videos(files: Sequence[Path]) -> Recordings:
+    """Read videos; the table of NAME.mp4 is NAME.csv, or actions.csv where it is the only one."""
+    videos = [file for file in files if has_suffix(file, SUFFIXES)]
+    logs = [video for video in videos if video.with_suffix(".jsonl").exists()]
+    if logs:
+        raise ValueError(
+            f"{logs[0]} has a .jsonl next to it, as OpenAI's Minecraft recordings do; read those "
+            f"with: python preprocess.py vpt --recordings {logs[0].parent}"
+        )
+    tables = {video: find_table(video.parent, video.stem, "actions", "action") for video in videos}
+    for video, table in tables.items():
+        alone = sum(other.parent == video.parent for other in videos) == 1
+        if table is not None and table.stem != video.stem and not alone:
+            raise ValueError(
+                f"{table} lies next to several videos; call it {video.stem}{table.suffix} if it is "
+                f"of {video.name}"
+            )
+    check_tables(tables)
+    recordings = [
+        Recording(str(video), {"frames": frames_of(video)} | table_columns(tables[video]))
+        for video in videos
+    ]
+    return Recordings(recordings, (*videos, *filter(None, tables.values())))
+
+
+def frames_of(video: Path, skip: int = 0) -> Column:
+    """Return the frames of a video after the first `skip`, decoded when they are read."""
+    part = FileSlice(str(video))
+    info = read_video_info(part)
+    total = len(info.ticks)
+    if skip >= total:
+        raise ValueError(f"{video} holds {total} frames; more than {skip} are needed")
+
+    def read(start: int, stop: int) -> np.ndarray:
+        frames = np.empty((stop - start, info.height, info.width, 3), np.uint8)
+        for index, frame in enumerate(read_frames(part, start + skip, stop + skip)):
+            frames[index] = frame.to_ndarray(format="rgb24")
+        return frames
+
+    shape = (total - skip, info.height, info.width, 3)
+    return Column(shape, np.dtype(np.uint8), read)

@@ -1,0 +1,33 @@
+"""What the lengths of episodes mean for the later stages."""
+
+from __future__ import annotations
+
+from data.columns import SPLITS
+from data.shards import EpisodeDataset
+from data.splits import LONG_ENOUGH
+
+
+def describe_lengths(dataset: EpisodeDataset) -> str:
+    """Warn of episodes that later stages can make little or no use of; empty where there are none.
+
+    A stage takes clips of so many consecutive frames as its recipe says, from single episodes.
+    """
+    short = int((dataset.lengths < LONG_ENOUGH).sum())
+    if not short:
+        return ""
+    longest = {
+        split: max((dataset.length(e) for e in dataset.episodes(split)), default=0)
+        for split in SPLITS
+    }
+    line = (
+        f"{short} of {len(dataset)} episodes are shorter than the {LONG_ENOUGH} frames that hold "
+        f"the clips of every recipe, and an open loop of 16 steps"
+    )
+    lacking = [split for split, length in longest.items() if 0 < length < LONG_ENOUGH]
+    if not lacking:
+        return f"{line}; a stage leaves out those that are shorter than its own clips"
+    found = ", ".join(f"{longest[split]} in {split}" for split in lacking)
+    return (
+        f"warning: {line}; the longest have {found}: give the stages shorter clips "
+        f"(--model.clip-length), or record longer episodes"
+    )

@@ -1,0 +1,159 @@
+"""The header of a shard: what it says of itself, checked before any of it is used.
+
+Letters: E episodes of a shard, N frames of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers the filter of the columns)
+import numpy as np
+
+from data.actions import ActionSpec
+from data.build_info import damaged, rebuild_command
+from data.columns import SPLITS, STEP_DTYPES, STEP_FIELDS
+from data.files import check_regular, parse_json
+
+FORMAT = 1
+MAX_SIDE = 8192  # pixels
+
+
+@dataclass
+class ShardHeader:
+    """What is read of a shard without its steps."""
+
+    path: Path
+    description: dict[str, Any]
+    fields: frozenset[str]
+    episode_ends: np.ndarray  # (E,) int64, exclusive
+    split: np.ndarray  # (E,) uint8
+    source: np.ndarray  # (E,) int64
+    notes: list[dict[str, Any]]  # E of them
+
+
+def read_header(path: Path) -> ShardHeader:
+    """Read and check the header of a shard; ValueError says what is wrong, and the way out."""
+    if not path.exists():
+        raise ValueError(f"{path} does not exist")
+    try:
+        check_regular(path)
+        with h5py.File(path, "r", locking=False) as file:
+            description = parse_json(str(file.attrs["description"]))
+            if not isinstance(description, dict):
+                raise ValueError("its description has no fields by name")
+            if description.get("format") == FORMAT:
+                return _read_header(path, file, description)
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, MemoryError) as error:
+        raise damaged(path, str(error)) from None
+    raise ValueError(
+        f"{path} has shard format {str(description.get('format'))[:20]}, but this version reads "
+        f"{FORMAT}; use the version that wrote it, or rebuild the shards with: "
+        f"{rebuild_command(path.parent)}"
+    )
+
+
+def _read_header(path: Path, file: h5py.File, description: dict[str, Any]) -> ShardHeader:
+    actions = _check_description(description)
+    columns = {name: h5_dataset(file, name) for name in STEP_FIELDS if name in file}
+    if "frames" not in columns:
+        raise ValueError("it has no frames")
+    if ("actions" in columns) != (actions.kind != "none"):
+        raise ValueError(f"it describes actions of kind {actions.kind!r}, but has {[*columns]}")
+    count = columns["frames"].shape[0]
+    rows = {name: column.shape[0] for name, column in columns.items()}
+    if set(rows.values()) != {count}:
+        raise ValueError(f"its columns differ in length: {rows}")
+    _check_columns(columns, description, actions)
+
+    ends = _whole_numbers(file, "episode_ends", count)
+    split = _whole_numbers(file, "episode_split", count)
+    source = _whole_numbers(file, "episode_source", count)
+    if not (len(ends) and (np.diff(ends, prepend=0) > 0).all() and ends[-1] == count):
+        raise ValueError(f"its episode ends do not rise to its {count} frames")
+    if not len(ends) == len(split) == len(source):
+        raise ValueError("its episodes lack a split or a source")
+    if not ((split >= 0) & (split < len(SPLITS))).all():
+        raise ValueError(f"its splits are not all from 0 to {len(SPLITS) - 1}")
+    if (source < 0).any():
+        raise ValueError("its sources are not all 0 or above")
+    notes = [{} for _ in ends]
+    if "episode_notes" in file:
+        notes = [parse_json(note) for note in h5_dataset(file, "episode_notes")[: len(ends)]]
+        if len(notes) != len(ends) or not all(isinstance(note, dict) for note in notes):
+            raise ValueError("its episodes lack their notes")
+    fields = frozenset(columns)
+    return ShardHeader(path, description, fields, ends, split.astype(np.uint8), source, notes)
+
+
+def _check_description(description: dict[str, Any]) -> ActionSpec:
+    size = description.get("image_size")
+    if not (
+        isinstance(size, list)
+        and len(size) == 2
+        and all(type(side) is int and 0 < side <= MAX_SIDE for side in size)
+    ):
+        raise ValueError(f"its description has image_size {str(size)[:40]}, not [height, width]")
+    names = description.get("state_names") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("its description has state_names that are no list of names")
+    if not isinstance(description.get("source", ""), str):
+        raise ValueError("its description has a source that is no text")
+    return ActionSpec.from_dict(description.get("actions"))
+
+
+def _check_columns(
+    columns: dict[str, h5py.Dataset], description: dict[str, Any], actions: ActionSpec
+) -> None:
+    """Check shapes and dtypes, and that what is stored is all there: HDF5 reads the rest as 0."""
+    shapes: dict[str, tuple[int | None, ...]] = {
+        "frames": (*description["image_size"], 3),
+        "actions": actions.shape,
+        "rewards": (),
+        "terminals": (),
+        "states": (len(description.get("state_names") or ()) or None,),
+        "contacts": (),
+        "inputs": (None,),
+    }
+    dtypes = STEP_DTYPES | {"actions": "int64" if actions.kind == "discrete" else "float32"}
+    for name, column in columns.items():
+        shape = shapes[name]
+        row = column.shape[1:]
+        if len(row) != len(shape) or any(
+            s is not None and s != r for s, r in zip(shape, row, strict=True)
+        ):
+            raise ValueError(f"{name} are {list(row)}, described as {_written(shape)}")
+        if column.dtype != dtypes[name]:
+            raise ValueError(f"{name} are {column.dtype}, not {dtypes[name]}")
+        if not column.chunks:
+            raise ValueError(f"{name} are not stored in chunks")
+        grid = (-(-s // chunk) for s, chunk in zip(column.shape, column.chunks, strict=True))
+        needed = math.prod(grid)
+        if column.id.get_num_chunks() != needed:
+            raise ValueError(f"{name} lack some of their {needed} chunks")
+
+
+def _written(shape: tuple[int | None, ...]) -> str:
+    return f"[{', '.join('any' if side is None else str(side) for side in shape)}]"
+
+
+def _whole_numbers(file: h5py.File, name: str, most: int) -> np.ndarray:
+    """Read (E,) whole numbers, at most `most` of them."""
+    values = h5_dataset(file, name)
+    if values.ndim != 1 or values.shape[0] > most or values.dtype.kind not in "iu":
+        raise ValueError(f"its {name} are no row of at most {most} whole numbers")
+    return values[:].astype(np.int64)
+
+
+def h5_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a dataset that the file itself holds: no link out of it, and no external storage."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"it has no {name} of its own")
+    item = file[name]
+    if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
+        raise ValueError(f"it has no {name} of its own")
+    return item

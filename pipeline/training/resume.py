@@ -1,0 +1,73 @@
+"""Whether a training may resume from a last.pt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from data.messages import first_few
+from pipeline import checkpoint as ckpt
+from pipeline.trained_on import check_resumed_recordings
+from pipeline.training.train_config import TrainConfig
+
+RESUME_KEYS = (
+    "ema", "optimizer", "step", "best", "bad_validations", "seconds", "lr_scale", "train"
+)  # fmt: skip
+FREE = "activation_checkpointing"  # a setting that changes no result, and so may change
+
+
+def check_resumable(
+    last: ckpt.Checkpoint,
+    path: Path,
+    metadata: dict[str, Any],
+    train: TrainConfig,
+    model: nn.Module,
+) -> None:
+    """Raise ValueError where `last`, read from `path`, is of other settings, recordings or weights
+    than the training of now, or holds nothing to resume from."""
+    missing = first_few(key for key in RESUME_KEYS if key not in last)
+    if missing:
+        raise ValueError(
+            f"{path} holds no {missing}, so there is nothing to resume from (a copy of a "
+            f"best.pt?); --restart starts over"
+        )
+    check_resumed_recordings(last, path, metadata.get("recordings"))
+    now = metadata["config"] | {"freeze": list(train.freeze)}
+    before = last["config"] | {"freeze": list(last["train"].get("freeze", ()))}
+    difference = _difference(before, now)
+    if difference:
+        name, old, new = difference
+        raise ValueError(
+            f"{path} was begun with {name} = {old!s:.60}, but now it is {new!s:.60}; "
+            f"--restart starts over, another --run keeps both"
+        )
+    for key in ("parent", "bc"):  # a clone is only beneath an actor-critic
+        current, begun_on = metadata.get(key), last.get(key)
+        if current is None:
+            continue
+        if begun_on is None:
+            raise ValueError(f"{path} holds no {key}; --restart starts over")
+        if current["fingerprint"] != begun_on["fingerprint"]:
+            raise ValueError(
+                f"{path} was begun on {begun_on['path']} with fingerprint "
+                f"{begun_on['fingerprint']}, but now it is {current['fingerprint']}; "
+                f"--restart starts over"
+            )
+    ckpt.check_same_weights(model, last, path)
+
+
+def _difference(
+    before: dict[str, Any], now: dict[str, Any], prefix: str = ""
+) -> tuple[str, Any, Any] | None:
+    """The first setting that differs: its name, and both values."""
+    for key in [*now, *(before.keys() - now.keys())]:
+        old, new = before.get(key), now.get(key)
+        if key == FREE or old == new:
+            continue
+        if not (isinstance(old, dict) and isinstance(new, dict)):
+            return f"{prefix}{key}", old, new
+        if found := _difference(old, new, f"{prefix}{key}."):
+            return found
+    return None

@@ -1,0 +1,47 @@
+"""Which steps of a dataset are worth cloning, and what is said where none is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.build_info import shard_name
+from data.shards import EpisodeDataset
+from data.toy import ToyEpisodes
+from data.write_shard import write_shard
+from pipeline.training.demonstrations import demo_rows
+
+
+def dataset(folder: Path, *rewards: list[float]) -> EpisodeDataset:
+    """Training episodes with these rewards."""
+    source = ToyEpisodes(len(rewards), len(rewards[0]), 16)
+    episodes = [source.episode(number) for number in range(len(rewards))]
+    for episode, values in zip(episodes, rewards, strict=True):
+        episode.rewards = np.array(values, np.float32)
+    write_shard(folder / shard_name(0), episodes, source.description())
+    return EpisodeDataset(folder)
+
+
+def test_steps_before_the_highest_reward_are_demonstrated(tmp_path):
+    found = demo_rows(dataset(tmp_path, [0, 0.2, 0.9, 0.1], [0, 0.1, 0.2, 0.3]), "train", 0.7)
+    assert [rows.tolist() for rows in found] == [[0, 1], []]
+
+
+def test_an_episode_of_constant_reward_is_demonstrated_as_a_whole(tmp_path):
+    found = demo_rows(dataset(tmp_path, [1, 1, 1, 1], [0, 0, 0, 0]), "train", 0.7)
+    assert [rows.tolist() for rows in found] == [[0, 1, 2], []]
+
+
+def test_a_reward_that_no_episode_reaches_is_told_with_the_highest_there_is(tmp_path):
+    made = dataset(tmp_path, [0, 0.2, 0.25, 0.1])
+    with pytest.raises(ValueError, match=r"the 1 train episode of .* is 0.25, .*--min-reward 0.7"):
+        demo_rows(made, "train", 0.7)
+
+
+def test_a_reward_that_is_highest_at_first_is_not_told_as_one_too_low(tmp_path):
+    made = dataset(tmp_path, [1, 0.2, 0.25, 0.1], [1, 0, 0, 0])
+    with pytest.raises(ValueError, match="highest in the first frame; record") as problem:
+        demo_rows(made, "train", 0.1)
+    assert "--min-reward" not in str(problem.value)

@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 
 from tqdm import tqdm
 
-from data.build_shards import available_cpus
+from data.shards.build_shards import available_cpus
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job, jobs_on_dataset
 from evaluation.protocols import task

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 import kernels
-from data.columns import Split
-from data.files import writable_folder
-from data.messages import command
+from data.io.files import writable_folder
+from data.io.messages import command
 from data.ranges import MAX_SEED, CheckedConfig, Range
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import Split
 from kernels import Backend
 from models.controllers.controller import Controller
 from models.controllers.planner import PlannerConfig

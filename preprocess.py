@@ -24,18 +24,17 @@ from pathlib import Path
 from typing import Annotated
 
 from data.actions import ActionSpec
-from data.alignment_check import alignment_scores, alignment_warning
-from data.array_actions import MAX_CODES, ActionKind, ActionOptions
-from data.array_frames import Layout
-from data.arrays import ArraySource
-from data.build_info import count_shards, read_build_info, shards_folder
-from data.build_shards import Source, available_cpus, build
-from data.check import main_check
-from data.download import local_file
-from data.files import lock, writable_folder
+from data.arrays.array_actions import MAX_CODES, ActionKind, ActionOptions
+from data.arrays.array_frames import Layout
+from data.arrays.array_source import ArraySource
+from data.checks.alignment_check import alignment_scores, alignment_warning
+from data.checks.check import main_check
+from data.checks.lengths import describe_lengths
+from data.checks.pointer_alignment import describe_pointer
 from data.formats.step_alignment import Alignment
-from data.lengths import describe_lengths
-from data.pointer_alignment import describe_pointer
+from data.io.download import local_file
+from data.io.files import lock, writable_folder
+from data.io.sniff import describe_content
 from data.processes import rank_and_world_size
 from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
@@ -43,8 +42,9 @@ from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.pusht.simulator import WINDOW_SIZE
 from data.pusht.task_goal import TASK_GOAL, Goal, describe_ends
 from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig, Range
-from data.shards import EpisodeDataset
-from data.sniff import describe_content
+from data.shards.build_info import count_shards, read_build_info, shards_folder
+from data.shards.build_shards import Source, available_cpus, build
+from data.shards.episode_dataset import EpisodeDataset
 from data.vpt.content import check_unchanged
 from data.vpt.file_slice import VideoAndLog
 from data.vpt.find import find_local

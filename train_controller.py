@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from data.clips import Clips
-from data.columns import Split
-from data.files import writable_folder
+from data.io.files import writable_folder
 from data.ranges import CheckedConfig, NonEmpty, Range
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import Split
 from evaluation.measures.sample_clips import sample_clips
 from kernels import Backend
 from models import registry
@@ -40,12 +40,12 @@ from models.layers.precision import autocast
 from models.registry import DataSpec, MethodConfig
 from models.world import World
 from pipeline import checkpoint as ckpt
+from pipeline.batches.clip_batches import ClipBatches
+from pipeline.batches.demonstrations import DemoSteps, StartsWithDemos, demo_rows
+from pipeline.batches.latent_cache import cache_latents, cache_states
 from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_world import load_world
 from pipeline.trained_on import Recordings, check_parent_recordings, recordings_of
-from pipeline.training.clip_batches import ClipBatches
-from pipeline.training.demonstrations import DemoSteps, StartsWithDemos, demo_rows
-from pipeline.training.latent_cache import cache_latents, cache_states
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from data.clips import Clips
-from data.files import writable_folder
+from data.io.files import writable_folder
 from data.ranges import CheckedConfig, Range
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from kernels import Backend
 from models import registry
 from models.dynamics.dynamics import Dynamics
@@ -32,11 +32,11 @@ from models.method import Validates
 from models.registry import DataSpec, MethodConfig
 from models.tokenizers.tokenizer import Tokenizer
 from pipeline import checkpoint as ckpt
+from pipeline.batches.clip_batches import ClipBatches
+from pipeline.batches.latent_cache import cache_latents
 from pipeline.device import DeviceOption, pick_precision, set_device
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.trained_on import Recordings, check_parent_recordings, recordings_of
-from pipeline.training.clip_batches import ClipBatches
-from pipeline.training.latent_cache import cache_latents
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 

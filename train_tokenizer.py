@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from data.clips import Clips
-from data.files import writable_folder
+from data.io.files import writable_folder
 from data.ranges import CheckedConfig
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from evaluation import validation
 from kernels import Backend
 from models import registry
@@ -29,9 +29,9 @@ from models.method import Validates
 from models.registry import DataSpec, MethodConfig
 from models.tokenizers.tokenizer import Tokenizer
 from pipeline import checkpoint as ckpt
+from pipeline.batches.clip_batches import ClipBatches
 from pipeline.device import DeviceOption, set_device
 from pipeline.trained_on import recordings_of
-from pipeline.training.clip_batches import ClipBatches
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 from pipeline.video import make_grid

@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.pairs import EXACT, INT8, Incorrect, Options, Row, compare, race, value_row
 from bench.play_speed import DEFAULT_RUN, check_world, start_clip
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.open_loop import HORIZONS, open_loop
 from models.world import World
 from pipeline.inference.load_world import load_world

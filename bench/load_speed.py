@@ -17,11 +17,11 @@ from torch.utils.data import default_collate
 from bench.pairs import Incorrect, Options, Row, compare, missing_row, race, value_row
 from bench.peers.stable_worldmodel import INSTALL, submodule
 from data.clips import Clips
-from data.shard_header import h5_dataset
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import h5_dataset
 from data.toy import write_toy_shards
+from pipeline.batches.clip_batches import ClipBatches
 from pipeline.device import data_memory_limit
-from pipeline.training.clip_batches import ClipBatches
 
 AREA = "loading"
 BATCH_SIZE = 64

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.pairs import Incorrect, Options, Row, value_row
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.measures.speed import measure_play
 from models.world import World

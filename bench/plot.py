@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 from bench.pairs import Row
-from data.files import atomic_write
+from data.io.files import atomic_write
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

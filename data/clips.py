@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.columns import Split
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import Split
 
 GIB = 2**30
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from data.actions import ActionSpec, Factor
-from data.build_info import shard_name
-from data.episodes import Episode
-from data.splits import split_sources
-from data.write_shard import write_shard
+from data.shards.build_info import shard_name
+from data.shards.episodes import Episode
+from data.shards.splits import split_sources
+from data.shards.write_shard import write_shard
 
 WINDOW_SIZE, SPEED, RADIUS, HALF_SIDE = 512.0, 40.0, 40.0, 56.0
 GOAL = np.array([256.0, 256.0])

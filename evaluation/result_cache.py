@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.files import atomic_write, parse_json, read_text
+from data.io.files import atomic_write, parse_json, read_text
 
 DIGITS = 6
 

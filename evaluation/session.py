@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 import kernels
-from data.build_info import read_build_info, shards_folder
-from data.build_shards import available_cpus
 from data.clips import Clips
-from data.files import lock, writable_folder
+from data.io.files import lock, writable_folder
 from data.pusht import simulator
 from data.pusht.vector_pusht import VectorPushT
-from data.shards import EpisodeDataset
+from data.shards.build_info import read_build_info, shards_folder
+from data.shards.build_shards import available_cpus
+from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.world_clips import horizons_within, world_clips
 from evaluation.protocols import policies
 from evaluation.protocols.mpc import LastActionProbe

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.messages import command
+from data.io.messages import command
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.protocols import goals, policies, task

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.metrics import (
     code_flip_rate,
     mse,
@@ -26,7 +26,7 @@ from models.method import TrainableModule, Validates
 from models.tokenizers.codes import code_counts, perplexity
 from models.tokenizers.tokenizer import Tokenizer
 from models.world import World
-from pipeline.training.clip_batches import ClipBatches
+from pipeline.batches.clip_batches import ClipBatches
 
 Metrics = dict[str, float]
 PSNR_HORIZONS = (1, 4, 8, 16)

@@ -16,7 +16,7 @@ from typing import (
     get_type_hints,
 )
 
-from data.messages import first_few
+from data.io.messages import first_few
 
 C = TypeVar("C")
 

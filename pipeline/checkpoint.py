@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
-from data.messages import command, first_few, one_line
+from data.io.messages import command, first_few, one_line
 from models import registry
 from models.registry import DataSpec, MethodConfig
 from models.tokenizers.tokenizer import LatentSpec

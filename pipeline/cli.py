@@ -20,8 +20,8 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 import tyro
 
-from data.build_info import NoShards
 from data.ranges import CheckedConfig, deferred_checks
+from data.shards.build_info import NoShards
 from models.registry import MethodConfig
 from pipeline import presets, startup
 from pipeline.empty_folders import removed_if_empty

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from data.files import LOCK_FILE
+from data.io.files import LOCK_FILE
 
 
 @contextmanager

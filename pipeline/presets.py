@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import recipes
-from data.files import atomic_write, parse_json, read_text
-from data.messages import command
+from data.io.files import atomic_write, parse_json, read_text
+from data.io.messages import command
 from models import registry
 
 C = TypeVar("C")

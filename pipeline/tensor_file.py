@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.files import atomic_write, check_regular
+from data.io.files import atomic_write, check_regular
 
 DIGEST = "digest"
 WEIGHTS = "model"  # a checkpoint has a fingerprint of them, so that no byte is hashed twice

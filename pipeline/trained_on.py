@@ -8,6 +8,7 @@ in checkpoints that were written before there was one.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.columns import Split
-from data.episode_digests import episode_digests
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import Split
 from pipeline.checkpoint import Checkpoint, train_command
 
 Recordings = dict[str, Any]
@@ -82,21 +82,6 @@ def check_parent_recordings(
     )
 
 
-def check_resumed_recordings(last: Checkpoint, path: Path, recordings: Recordings | None) -> None:
-    """Raise ValueError where a training that resumes from `path` has other recordings by now."""
-    found = read_recordings(last)
-    if found is None or recordings is None or found["dataset"] == recordings["dataset"]:
-        return
-    before, now = found["train"].numpy(), recordings["train"].numpy()
-    if not np.array_equal(before, now):
-        common = len(np.intersect1d(before, now))
-        raise ValueError(
-            f"{path} was begun on other recordings: of its {len(before)} training episodes "
-            f"{common} are among the {len(now)} of now; --restart starts over, another --run keeps "
-            f"both"
-        )
-
-
 def count_trained_on(
     checkpoints: Iterable[Checkpoint], dataset: EpisodeDataset, split: Split
 ) -> int | None:
@@ -113,6 +98,28 @@ def count_trained_on(
             if found is not None and found[part] is not None:
                 trained |= np.isin(digests, found[part].numpy())
     return int(trained.sum()) if complete or trained.any() else None
+
+
+def episode_digests(dataset: EpisodeDataset, episodes: Iterable[int]) -> np.ndarray:
+    """Hash the length, the actions and the first frame of each episode: (E,) int64.
+
+    Without actions the last frame counts too.  Neither the split nor the shard nor the number of an
+    episode changes its digest; recordings of equal actions from an equal frame have the same.
+    """
+    has_actions = dataset.has("actions")
+    actions = dataset.read_rows("actions", 0, dataset.num_frames) if has_actions else None
+    digests = []
+    for episode in episodes:
+        first, length = int(dataset.first_rows[episode]), dataset.length(episode)
+        last = first + length - 1
+        hashed = hashlib.sha256(str(length).encode())
+        hashed.update(dataset.read_rows("frames", first, first + 1).tobytes())
+        if actions is None:
+            hashed.update(dataset.read_rows("frames", last, last + 1).tobytes())
+        else:
+            hashed.update(actions[first:last].tobytes())  # the last action leads nowhere
+        digests.append(int.from_bytes(hashed.digest()[:8], "little", signed=True))
+    return np.array(digests, np.int64)
 
 
 def _describe(other: np.ndarray, found: Recordings, dataset: EpisodeDataset) -> str:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.files import atomic_path, remove_abandoned
+from data.io.files import atomic_path, remove_abandoned
 
 PALETTE_FRAMES = 16  # frames of a video that the palette of its GIF is chosen from
 

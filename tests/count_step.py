@@ -57,7 +57,9 @@ def take_a_step(recipe: str) -> dict[str, int]:
         Trainer.step = one_step  # type: ignore[method-assign]
         config = presets.apply(train_dynamics.Config(), "dynamics", [recipe, "debug"])
         # nor what reads a command line: a script imports it only where it is run as one
-        for name in [n for n in sys.modules if n.split(".")[0] == "recipes" or n == presets.__name__]:
+        for name in [
+            n for n in sys.modules if n.split(".")[0] == "recipes" or n == presets.__name__
+        ]:
             del sys.modules[name]
         try:
             train_dynamics.main(replace(config, run=run))

@@ -17,7 +17,7 @@ import play
 import train_controller
 import train_dynamics
 import train_tokenizer
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.measures.key_metrics import correlation
 from evaluation.protocols.mpc import LastActionProbe

@@ -8,13 +8,13 @@ import pytest
 
 import preprocess
 from data.actions import ActionSpec
-from data.alignment_check import alignment_scores, alignment_warning, describe_scores
-from data.build_info import shard_name
-from data.episodes import Episode
+from data.checks.alignment_check import alignment_scores, alignment_warning, describe_scores
 from data.pusht.simulator import PushT
-from data.shards import EpisodeDataset
+from data.shards.build_info import shard_name
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.episodes import Episode
+from data.shards.write_shard import write_shard
 from data.toy import KEYS, MOVE_VECTORS, MOVES
-from data.write_shard import write_shard
 
 VELOCITY = ActionSpec("continuous", ("right", "down"), (-4.0, -4.0), (4.0, 4.0))
 KEY_STEPS = np.stack([np.tile([-4, -2, 0, 2, 4], 3), np.repeat([0, -4, 4], 5)], 1)

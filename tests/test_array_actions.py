@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data.actions import ActionSpec
-from data.array_actions import ActionOptions
-from data.arrays import ArraySource
+from data.arrays.array_actions import ActionOptions
+from data.arrays.array_source import ArraySource
 
 LENGTH = 6
 RANDOM = np.random.default_rng(0)

@@ -6,8 +6,8 @@ import pytest
 
 import preprocess
 from data.actions import ActionSpec
-from data.arrays import ArraySource
-from data.shards import EpisodeDataset
+from data.arrays.array_source import ArraySource
+from data.shards.episode_dataset import EpisodeDataset
 
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (3, 5, 16, 24, 3), dtype=np.uint8)
@@ -231,7 +231,7 @@ def test_states_are_imported_with_names(tmp_path):
 
 def test_shards_have_a_limited_size(tmp_path, monkeypatch):
     path = write_h5(tmp_path, frames=FRAMES, actions=CODES)
-    monkeypatch.setattr("data.arrays.BYTES_PER_SHARD", FRAMES[0].nbytes)
+    monkeypatch.setattr("data.arrays.array_source.BYTES_PER_SHARD", FRAMES[0].nbytes)
     source = ArraySource(str(path))
     assert source.num_shards == 3
     assert [len(source.make_shard(shard)) for shard in range(3)] == [1, 1, 1]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from data.build_info import BUILD_FILE, shard_name
-from data.build_shards import build
-from data.episodes import Episode
 from data.processes import rank_and_world_size
-from data.shards import EpisodeDataset
+from data.shards.build_info import BUILD_FILE, shard_name
+from data.shards.build_shards import build
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.episodes import Episode
 from data.toy import ToyEpisodes
 
 TOY = ToyEpisodes(episodes=12, length=8, size=16, episodes_per_shard=3)

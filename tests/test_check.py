@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from data.actions import ActionSpec
-from data.build_info import shard_name
-from data.check import check, contact_sheet, describe, validate
-from data.episodes import Episode
-from data.shards import EpisodeDataset
+from data.checks.check import check, contact_sheet, describe, validate
+from data.shards.build_info import shard_name
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.episodes import Episode
+from data.shards.write_shard import write_shard
 from data.toy import POINTER, write_toy_shards
-from data.write_shard import write_shard
 
 
 def overwrite(folder, shard, field, row, value):

@@ -14,9 +14,9 @@ import pytest
 import preprocess
 import train_dynamics
 import train_tokenizer
-from data.build_info import NoShards
-from data.files import lock
-from data.messages import command
+from data.io.files import lock
+from data.io.messages import command
+from data.shards.build_info import NoShards
 from pipeline import presets, startup
 from pipeline.cli import Command, parse, run_cli, run_commands, split_presets
 

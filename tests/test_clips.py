@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from data.actions import ActionSpec
-from data.build_info import shard_name
 from data.clips import Clips
-from data.episodes import Episode
-from data.shards import EpisodeDataset
+from data.shards.build_info import shard_name
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.episodes import Episode
+from data.shards.write_shard import write_shard
 from data.toy import POINTER, write_toy_shards
-from data.write_shard import write_shard
 
 DESCRIPTION = {"image_size": [8, 8], "actions": POINTER.as_dict(), "source": "test"}
 

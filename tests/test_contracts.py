@@ -31,12 +31,12 @@ import train_dynamics
 import train_tokenizer
 from data.actions import ActionSpec
 from data.batch import Batch
-from data.build_info import shard_name
 from data.clips import Clips
-from data.shards import EpisodeDataset
-from data.splits import split_sources
+from data.shards.build_info import shard_name
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.splits import split_sources
+from data.shards.write_shard import write_shard
 from data.toy import ToyEpisodes, write_toy_shards
-from data.write_shard import write_shard
 from evaluation.measures.open_loop import open_loop
 from evaluation.measures.world_clips import world_clips
 from models import registry
@@ -47,9 +47,9 @@ from models.registry import DataSpec
 from models.tokenizers.vqvae import VqVae, VqVaeConfig
 from models.world import World
 from pipeline import checkpoint as ckpt
+from pipeline.batches.latent_cache import cache_latents, cache_states
 from pipeline.inference.load_controllers import load_controllers
 from pipeline.inference.load_world import load_world
-from pipeline.training.latent_cache import cache_latents, cache_states
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 

@@ -17,7 +17,7 @@ from untrained_run import write_run
 
 from data.batch import Batch
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from models.controllers.planner import Planner, PlannerConfig
 from models.dynamics.dynamics import State

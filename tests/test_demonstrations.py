@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.build_info import shard_name
-from data.shards import EpisodeDataset
+from data.shards.build_info import shard_name
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.write_shard import write_shard
 from data.toy import ToyEpisodes
-from data.write_shard import write_shard
-from pipeline.training.demonstrations import demo_rows
+from pipeline.batches.demonstrations import demo_rows
 
 
 def dataset(folder: Path, *rewards: list[float]) -> EpisodeDataset:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 
-from data.download import fetch, local_file
+from data.io.download import fetch, local_file
 from preprocess import PushTConfig
 from preprocess import pusht as pusht_command
 
@@ -159,7 +159,7 @@ def test_bytes_from_another_offset_than_requested_do_not_damage_the_file(url, tm
 
 
 def test_a_stalled_request_is_repeated(url, tmp_path, monkeypatch):
-    monkeypatch.setattr("data.download.TIMEOUT", 0.3)
+    monkeypatch.setattr("data.io.download.TIMEOUT", 0.3)
     Server.faults = ["stalls"]
     assert get(url, tmp_path).read_bytes() == CONTENT
     assert Server.ranges == [None, f"bytes={len(CONTENT) // 2}-"]
@@ -192,7 +192,7 @@ def test_two_urls_of_one_name_are_kept_apart(url, tmp_path):
 
 
 def test_a_partial_file_of_another_url_is_not_resumed(url, tmp_path, monkeypatch):
-    monkeypatch.setattr("data.download.time.sleep", lambda _: None)
+    monkeypatch.setattr("data.io.download.time.sleep", lambda _: None)
     Server.faults = ["breaks off", *["503"] * 4]
     with pytest.raises(ValueError, match="5 attempts"):
         demos(url, tmp_path)

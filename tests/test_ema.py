@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from pipeline.training.ema import Ema
+from pipeline.training.train_step import Ema
 
 
 class Counts(nn.Module):

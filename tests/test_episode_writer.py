@@ -8,8 +8,8 @@ import pytest
 from recorded_steps import episodes, frames, times, values
 
 import preprocess
-from data.episode_writer import write_episode
-from data.shards import EpisodeDataset
+from data.arrays.episode_writer import write_episode
+from data.shards.episode_dataset import EpisodeDataset
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "your-recordings.md"
 

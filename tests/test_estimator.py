@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data.pusht.simulator import STATE_NAMES, PushT
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.readers.estimator import (
     HEATMAP_SIZE,

@@ -14,9 +14,9 @@ from torch import nn
 from untrained_run import write_run
 
 import evaluate
-from data.build_shards import build
 from data.pusht.scripted_episodes import ScriptedEpisodes
-from data.shards import EpisodeDataset
+from data.shards.build_shards import build
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.report.metrics_schema import empty_metrics
 from evaluation.simulator_jobs import mpc_policies

@@ -11,7 +11,7 @@ import torch
 from untrained_run import write_run
 
 import play
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from models.controllers.planner import PlannerConfig
 from pipeline import checkpoint as ckpt

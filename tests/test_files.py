@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from data.files import (
+from data.io.files import (
     atomic_path,
     atomic_write,
     check_regular,

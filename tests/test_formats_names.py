@@ -7,7 +7,7 @@ import pytest
 from recorded_steps import episodes, frames, times, values
 
 import preprocess
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 
 STEPS = {"frames": frames(0, 1, 2), "actions": np.arange(3)}
 

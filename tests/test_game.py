@@ -11,7 +11,7 @@ import pytest
 from pointer_world import PointerWorld, ToTheRight, blue_at
 
 import play
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from pipeline.play.game import Game
 from pipeline.play.panels import CAPTION_HEIGHT, GAP

@@ -3,7 +3,7 @@ import pytest
 
 from data.pusht.simulator import ACTIONS, GOAL, PushT, random_start
 from data.pusht.vector_pusht import VectorPushT
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.protocols import goals, task
 from evaluation.protocols.oracle_cem import OracleCem

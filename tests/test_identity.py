@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.arrays import ArraySource, _read_info
-from data.build_info import read_build_info
-from data.build_shards import build
-from data.identity import digest_of
-from data.shards import EpisodeDataset
+from data.arrays.array_source import ArraySource, _read_info
+from data.shards.build_info import read_build_info
+from data.shards.build_shards import build
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.identity import digest_of
 
 
 def write_episodes(folder: Path, count: int, length: int = 5, seed: int = 0) -> Path:
@@ -113,7 +113,7 @@ def forget_recordings(run: Path) -> None:
 
 
 def test_shards_that_are_older_than_the_digest_are_kept_and_finished(tmp_path, monkeypatch):
-    monkeypatch.setattr("data.arrays.BYTES_PER_SHARD", 2 * 5 * 8 * 8 * 3)
+    monkeypatch.setattr("data.arrays.array_source.BYTES_PER_SHARD", 2 * 5 * 8 * 8 * 3)
     path, run = write_episodes(tmp_path / "mine", 6), tmp_path / "run"
     assert make(path, run) == 3
     forget_recordings(run)

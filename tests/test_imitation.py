@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from data.actions import ActionSpec
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import KEYS, MOVES, write_toy_shards
 from evaluation.measures.imitation import MarginalBaseline, imitation, marginal_baselines
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import KEYS, write_toy_shards
 from evaluation.measures.controllability import compare
 from evaluation.readers.fit_inverse_dynamics import augment, cached_idm, fit_idm, label_weights

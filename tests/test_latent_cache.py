@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from models.tokenizers.tokenizer import LatentSpec
-from pipeline.training import latent_cache, row_file
-from pipeline.training.latent_cache import cache_latents
+from pipeline.batches import latent_cache, row_file
+from pipeline.batches.latent_cache import cache_latents
 
 CPU = torch.device("cpu")
 EXPECTED = np.repeat(np.arange(1, 21)[:, None], 4, axis=1)

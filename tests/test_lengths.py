@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from data.arrays import ArraySource
-from data.build_shards import build
-from data.columns import SPLITS
-from data.lengths import describe_lengths
-from data.shards import EpisodeDataset
-from data.splits import LONG_ENOUGH, split_sources
+from data.arrays.array_source import ArraySource
+from data.checks.lengths import describe_lengths
+from data.shards.build_shards import build
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import SPLITS
+from data.shards.splits import LONG_ENOUGH, split_sources
 
 
 @pytest.mark.parametrize("lengths", [[30] * 40, [3] * 40, None])

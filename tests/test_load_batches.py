@@ -16,8 +16,8 @@ import torch
 from alive import is_alive
 
 from data.batch import Batch
-from pipeline.training import worker_batches as module
-from pipeline.training.step_dataset import load_batches
+from pipeline.batches import worker_batches as module
+from pipeline.batches.step_dataset import load_batches
 
 ROOT = Path(__file__).parent.parent
 FLAG = "--train.num-workers"
@@ -85,7 +85,7 @@ def test_too_little_shared_memory_is_named_before_the_workers_start(monkeypatch)
 PARENT = """
 import os, time
 from data.batch import Batch
-from pipeline.training.step_dataset import load_batches
+from pipeline.batches.step_dataset import load_batches
 
 class Numbers:
     def __getitem__(self, step):

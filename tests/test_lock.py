@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from data import files
-from data.files import lock
+from data.io import files
+from data.io.files import lock
 
 
 def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path):
@@ -21,7 +21,7 @@ def test_a_folder_is_locked_by_one_process_at_a_time(tmp_path):
 
 def test_a_killed_process_releases_its_lock(tmp_path):
     hold = (
-        "import sys, time; from pathlib import Path; from data.files import lock;"
+        "import sys, time; from pathlib import Path; from data.io.files import lock;"
         "f = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

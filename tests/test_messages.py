@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.messages import LONGEST, first_few, one_line
+from data.io.messages import LONGEST, first_few, one_line
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.actions import ActionSpec
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.protocols.mpc import LastActionProbe, MpcPolicy, RecordVideo
 from evaluation.protocols.policies import Observation

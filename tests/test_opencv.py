@@ -13,7 +13,7 @@ import pytest
 from untrained_run import write_run
 
 from data import opencv
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 
 ROOT = Path(__file__).parent.parent

@@ -12,8 +12,8 @@ from untrained_run import write_run
 from walk_world import SPEC, WalkWorld, write_walks
 
 import play
-from data.files import partial_path
-from data.shards import EpisodeDataset
+from data.io.files import partial_path
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import MOVES, write_toy_shards
 from models.controllers.planner import PlannerConfig
 from pipeline.play.action_file import write_actions

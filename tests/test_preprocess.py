@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.build_info import shard_name
-from data.build_shards import build
-from data.check import contact_sheet, describe, main_check
-from data.shards import EpisodeDataset
+from data.checks.check import contact_sheet, describe, main_check
+from data.shards.build_info import shard_name
+from data.shards.build_shards import build
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import ToyEpisodes, write_toy_shards
 
 ROOT = Path(__file__).parent.parent

@@ -24,7 +24,7 @@ import preprocess
 import train_controller
 import train_dynamics
 import train_tokenizer
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from pipeline import presets
 from pipeline.cli import parse

@@ -7,7 +7,7 @@ from test_llama import dynamics, episode
 from untrained_run import write_run
 
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from models.layers.sampling import Sampling
 from pipeline.inference.load_world import load_world

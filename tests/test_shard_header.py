@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from data.actions import ActionSpec
-from data.build_info import shard_name
-from data.shards import EpisodeDataset
+from data.shards.build_info import shard_name
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 
 

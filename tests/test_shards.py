@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from data.actions import ActionSpec
-from data.build_info import BUILD_FILE, SKIPPED, shard_name, shards_folder
-from data.build_shards import build
-from data.columns import SPLITS
-from data.episodes import Episode
-from data.files import partial_path
+from data.io.files import partial_path
 from data.pusht.simulator import ACTIONS as PUSHT_ACTIONS
-from data.shards import EpisodeDataset
-from data.splits import split_sources
+from data.shards.build_info import BUILD_FILE, SKIPPED, shard_name, shards_folder
+from data.shards.build_shards import build
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.episodes import Episode
+from data.shards.shard_header import SPLITS
+from data.shards.splits import split_sources
+from data.shards.write_shard import write_shard
 from data.toy import MOVES, POINTER, ToyEpisodes, write_toy_shards
-from data.write_shard import write_shard
 
 COMMITTED = Path(__file__).parents[1] / "checkpoints" / "pusht-goals" / "shards"
 BUILD = {"description": {}, "shards": 3, "command": "", "seconds": 0.5}

@@ -11,7 +11,7 @@ from untrained_run import write_run
 import evaluate
 import train_dynamics
 import train_tokenizer
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation import validation
 from evaluation.measures.world_clips import horizons_within

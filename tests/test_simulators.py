@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from pointer_world import PointerWorld
 
-from data.build_info import shard_name
-from data.episodes import Episode
 from data.pusht.simulator import ACTIONS, STATE_NAMES, PushT, random_start
-from data.shards import EpisodeDataset
+from data.shards.build_info import shard_name
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.episodes import Episode
+from data.shards.write_shard import write_shard
 from data.toy import write_toy_shards
-from data.write_shard import write_shard
 from pipeline.play.player import Player, StartSampler
 from pipeline.play.simulators import open_simulator
 

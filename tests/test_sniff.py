@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data.sniff import describe_content, describe_head
+from data.io.sniff import describe_content, describe_head
 
 
 def npy() -> bytes:

@@ -192,7 +192,7 @@ def test_help_explains_the_stage(stage: str):
 @CODES
 def test_a_folder_in_use_is_refused(run: Path):
     hold = (
-        "import sys, time; from pathlib import Path; from data.files import lock;"
+        "import sys, time; from pathlib import Path; from data.io.files import lock;"
         "f = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.training.step_dataset import _permutation, batch_indices
+from pipeline.batches.step_dataset import _permutation, batch_indices
 
 
 def test_an_epoch_visits_each_example_once():

@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.build_info import BUILD_FILE, SKIPPED, shard_name
-from data.build_shards import build
-from data.check import check
-from data.episodes import Episode
-from data.shards import EpisodeDataset
-from data.suspicions import suspicions
+from data.checks.check import check
+from data.checks.suspicions import suspicions
+from data.shards.build_info import BUILD_FILE, SKIPPED, shard_name
+from data.shards.build_shards import build
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.episodes import Episode
+from data.shards.write_shard import write_shard
 from data.toy import MOVES, POINTER, ToyEpisodes, write_toy_shards
-from data.write_shard import write_shard
 
 DESCRIPTION = {"image_size": [8, 8], "actions": POINTER.as_dict()}
 

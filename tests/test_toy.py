@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import (
     KEYS,
     MOVES,

@@ -14,19 +14,19 @@ from untrained_run import write_run
 import evaluate
 import train_controller
 import train_dynamics
-from data.build_info import shard_name
-from data.columns import SPLITS
-from data.episode_digests import episode_digests
-from data.shards import EpisodeDataset
-from data.splits import split_sources
+from data.shards.build_info import shard_name
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import SPLITS
+from data.shards.splits import split_sources
+from data.shards.write_shard import write_shard
 from data.toy import ToyEpisodes, write_toy_shards
-from data.write_shard import write_shard
 from evaluation.session import Session
 from pipeline import presets
 from pipeline.trained_on import (
     all_digests,
     check_parent_recordings,
     count_trained_on,
+    episode_digests,
     inherit,
     recordings_of,
 )

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from vpt_clips import line, scene, turning_lines, write_log, write_pair, write_video
 
-from data.build_shards import SkipShard, build
-from data.check import describe
-from data.shards import EpisodeDataset
+from data.checks.check import describe
+from data.shards.build_shards import SkipShard, build
+from data.shards.episode_dataset import EpisodeDataset
 from data.vpt import recordings as vpt
 from data.vpt.alignment import angle_agreement, image_agreement, warnings
 from data.vpt.content import recording_digest

@@ -18,7 +18,7 @@ from waiting import nothing_waits
 
 from data.batch import Batch
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from models.controllers.actor_critic import ActorCriticConfig
 from models.controllers.goal_policy import GoalPolicyConfig

@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from untrained_run import write_run
 
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from models.layers.int8 import quantize_linears
+from pipeline.batches import latent_cache
+from pipeline.batches.clip_batches import ClipBatches
+from pipeline.batches.latent_cache import cache_latents
 from pipeline.inference.load_controllers import load_controllers
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.inference.load_world import load_world
-from pipeline.training import latent_cache
-from pipeline.training.clip_batches import ClipBatches
-from pipeline.training.latent_cache import cache_latents
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["continuous", "discrete"])

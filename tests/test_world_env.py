@@ -17,7 +17,7 @@ from pointer_world import PointerWorld
 from untrained_run import write_run
 
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import MOVES, POINTER, write_toy_shards
 from models.layers.sampling import Sampling
 from models.world_env import WorldEnv

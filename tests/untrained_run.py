@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from data.batch import Batch
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from models.controllers.goal_policy import GoalPolicyConfig
 from models.controllers.policy import PolicyConfig
 from models.dynamics.llama import LlamaConfig

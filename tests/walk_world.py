@@ -9,10 +9,10 @@ import torch
 from pointer_world import Nothing
 from torch import Tensor
 
-from data.build_info import shard_name
-from data.episodes import Episode
+from data.shards.build_info import shard_name
+from data.shards.episodes import Episode
+from data.shards.write_shard import write_shard
 from data.vpt.vpt_actions import CameraQuantizer, action_spec
-from data.write_shard import write_shard
 from models.dynamics.dynamics import State
 from models.tokenizers.tokenizer import LatentSpec
 

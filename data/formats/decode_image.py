@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from data.formats.recording import reading
-from data.sniff import HEAD, describe_head
+from data.io.sniff import HEAD, describe_head
 
 EIGHT_BIT = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from data.formats.recording import Column
-from data.messages import first_few
+from data.io.messages import first_few
 
 FIELDS = ("frames", "actions", "rewards", "terminals", "truncations", "states", "contacts")
 

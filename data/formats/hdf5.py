@@ -18,7 +18,7 @@ from data.formats.layout import LENGTHS, recordings_of
 from data.formats.memory import check_count
 from data.formats.numpy_files import open_file
 from data.formats.recording import Recording, Recordings, reading
-from data.sniff import HDF5, describe_content
+from data.io.sniff import HDF5, describe_content
 
 SUFFIXES = (".h5", ".hdf5", ".hdf")
 MAX_DEPTH = 8  # groups within groups

@@ -17,7 +17,7 @@ from data.formats.folders import has_suffix
 from data.formats.numpy_files import open_file
 from data.formats.recording import Column, Recording, Recordings, array_column
 from data.formats.step_table import find_table, read_table
-from data.messages import first_few
+from data.io.messages import first_few
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 

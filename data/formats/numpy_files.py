@@ -12,7 +12,7 @@ import numpy as np
 
 from data.formats.layout import recordings_of
 from data.formats.recording import Recording, Recordings, reading
-from data.sniff import describe_content
+from data.io.sniff import describe_content
 
 NPY = "NumPy .npy file"
 

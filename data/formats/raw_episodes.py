@@ -13,7 +13,7 @@ from data.formats.field_names import FIELDS, Names, resolve
 from data.formats.memory import check_count, check_fits
 from data.formats.recording import Recording, Recordings
 from data.formats.step_alignment import Alignment, read_actions, read_outcomes, rows_lacking
-from data.messages import first_few
+from data.io.messages import first_few
 
 OPTIONAL_KEYS = ("rewards", "terminals", "states", "contacts")
 

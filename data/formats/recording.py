@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data.messages import one_line
+from data.io.messages import one_line
 
 
 @dataclass(frozen=True)

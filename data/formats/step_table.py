@@ -14,7 +14,7 @@ import numpy as np
 from data.formats.folders import has_suffix
 from data.formats.numpy_files import load_npy
 from data.formats.recording import reading
-from data.messages import first_few
+from data.io.messages import first_few
 
 SUFFIXES = (".csv", ".json", ".npy")
 COUNTERS = ("step", "frame", "index", "t", "frame_index", "step_idx")  # count the rows

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.messages import first_few
-from data.sniff import describe_content
+from data.io.messages import first_few
+from data.io.sniff import describe_content
 
 GUIDE = "docs/how-to/your-recordings.md"
 READ = (

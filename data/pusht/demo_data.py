@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.messages import first_few, one_line
+from data.io.messages import first_few, one_line
+from data.io.sniff import describe_content
 from data.pusht.simulator import WINDOW_SIZE
 from data.pusht.zarr_store import ZarrStore
-from data.sniff import describe_content
 
 ARRAYS = {"state": "data/state", "action": "data/action", "episode_ends": "meta/episode_ends"}
 OPTIONAL = {"n_contacts": "data/n_contacts"}

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data.episodes import Episode
 from data.pusht.demo_data import load_demos
 from data.pusht.simulator import (
     ACTIONS,
@@ -20,6 +19,7 @@ from data.pusht.simulator import (
     reward,
 )
 from data.pusht.task_goal import Goal, as_pose
+from data.shards.episodes import Episode
 
 
 class FromDemos(Protocol):

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from data.episodes import Episode
 from data.pusht.demo_data import load_demos
 from data.pusht.demos import describe_demos
 from data.pusht.scripted_episodes import EpisodeBuilder, smooth_noise
 from data.pusht.simulator import ACTIONS, STATE_NAMES, SUCCESS_COVERAGE, PushT, mirror
 from data.pusht.task_goal import Goal, as_pose
+from data.shards.episodes import Episode
 
 EPISODES_PER_SHARD = 30
 

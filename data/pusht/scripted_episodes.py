@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from data.episodes import Episode
 from data.pusht.scripted_policy import ScriptedPolicy
 from data.pusht.simulator import (
     ACTIONS,
@@ -18,6 +17,7 @@ from data.pusht.simulator import (
     random_start,
     reward,
 )
+from data.shards.episodes import Episode
 
 # fractions of the episodes that push to the goal, and to another pose
 GOAL_SHARE, OTHER_POSE_SHARE = 0.7, 0.2

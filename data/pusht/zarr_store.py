@@ -13,8 +13,8 @@ import numpy as np
 import zarr
 from zarr.storage import ZipStore
 
-from data.messages import one_line
-from data.sniff import describe_content
+from data.io.messages import one_line
+from data.io.sniff import describe_content
 
 MAX_DEPTH = 3  # folders between the given path and the store
 MAX_VALUES = 10**9  # of an array: some thousand times the published data set

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from data.messages import first_few
-from data.shard_header import read_header
+from data.io.messages import first_few
+from data.shards.shard_header import read_header
 from data.vpt.file_slice import VideoAndLog
 
 EDGE = 1 << 18  # bytes at either end of a video that are read: its tables of sizes lie there

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
-from data.messages import one_line
+from data.io.messages import one_line
 from data.vpt.file_slice import FileSlice, VideoAndLog
 
 SUFFIXES = VIDEO, LOG = (".mp4", ".jsonl")  # in capital letters too

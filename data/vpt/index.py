@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.download import RETRY_DELAY, DownloadError, fetch, local_file, move_earlier
-from data.files import parse_json
-from data.urls import SCHEMES, check_url, url_key
+from data.io.download import RETRY_DELAY, DownloadError, fetch, local_file, move_earlier
+from data.io.files import parse_json
+from data.io.urls import SCHEMES, check_url, url_key
 from data.vpt.file_slice import FileSlice, VideoAndLog
 from data.vpt.find import file_problem
 

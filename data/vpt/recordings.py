@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import av
 import numpy as np
 
-from data.build_shards import SkipShard
-from data.episodes import Episode
 from data.ranges import MAX_SIDE, MIN_SIDE, CheckedConfig, Range
+from data.shards.build_shards import SkipShard
+from data.shards.episodes import Episode
 from data.vpt.alignment import angle_agreement, image_agreement
 from data.vpt.content import recording_digest
 from data.vpt.cursor import draw_cursor

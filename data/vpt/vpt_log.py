@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from data.messages import one_line
+from data.io.messages import one_line
 from data.vpt.vpt_actions import (
     BUTTONS,
     CAMERA_SCALER,

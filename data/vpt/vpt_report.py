@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from data.build_info import skip_reason, skipped_shards
-from data.messages import first_few
-from data.shards import EpisodeDataset
+from data.io.messages import first_few
+from data.shards.build_info import skip_reason, skipped_shards
+from data.shards.episode_dataset import EpisodeDataset
 from data.vpt.alignment import SHIFTS, warnings
 from data.vpt.recordings import NOT_FETCHED
 from data.vpt.vpt_actions import INPUT_COLUMN

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.intervals import bootstrap
 from evaluation.measures.key_metrics import as_factored, key_scores, noop_choices
 from evaluation.measures.sample_clips import ActionClips, sample_clips

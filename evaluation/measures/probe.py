@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.columns import Split
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import Split
 from evaluation.readers.fit import fit
 from evaluation.readers.fit_estimator import sample_frames
 from models.layers.sigreg import effective_rank

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from data.clips import Clip, Clips
-from data.columns import Split
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import Split
 from models.world import World
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from data.pusht.simulator import STEPS_PER_SECOND, angle_difference
 from data.pusht.vector_pusht import VectorPushT
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.intervals import wilson
 from evaluation.protocols.policies import Policy
 from evaluation.protocols.rollout import Starts, Trajectories, play_episodes

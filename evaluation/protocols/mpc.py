@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.sample_clips import sample_clips
 from evaluation.protocols.policies import Observation, Policy
 from models.controllers.plan_executor import PlanExecutor

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.columns import Split
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import Split
 from evaluation.readers.estimator import (
     LAYOUTS,
     Layout,

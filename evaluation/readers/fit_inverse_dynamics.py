@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.clips import Clips
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.sample_clips import sample_clips
 from evaluation.readers.fit import fit
 from evaluation.readers.inverse_dynamics import InverseDynamics

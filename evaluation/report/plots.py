@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from torch import Tensor
 
-from data.files import atomic_path
+from data.io.files import atomic_path
 
 NAVY, GRAY = "#1d3557", "#8d99ae"
 CURVE_STYLES = {  # prefix of the metric -> label, color, line

@@ -16,7 +16,7 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import atomic_write, writable_folder
+from data.io.files import atomic_write, writable_folder
 from data.ranges import CheckedConfig
 from models.registry import reads_latents
 from pipeline import checkpoint as ckpt

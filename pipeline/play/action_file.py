@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from data.actions import ActionSpec
-from data.files import atomic_write
+from data.io.files import atomic_write
 
 
 def write_actions(folder: Path, actions: Sequence[np.ndarray]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.files import writable_folder
+from data.io.files import writable_folder
 from pipeline.play.action_file import write_actions
 from pipeline.play.action_input import make_action_input
 from pipeline.play.panels import Panel, add_text, compose_panels, panel_position

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.actions import as_tensor
-from data.messages import command
+from data.io.messages import command
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.plan_executor import PlanExecutor

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from data.actions import as_tensor
-from data.columns import Split
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import Split
 from models.controllers.controller import Controller
 from models.world import World
 from pipeline.play.simulators import Simulator

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from data.actions import ActionSpec
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 
 
 class Simulator(Protocol):

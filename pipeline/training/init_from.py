@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from data.messages import first_few
+from data.io.messages import first_few
 from pipeline import checkpoint as ckpt
 from pipeline.training.train_config import TrainConfig
 

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from data.files import atomic_write, parse_json
+from data.io.files import atomic_write, parse_json
 
 
 def log_line(accelerator: Accelerator, line: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from data.messages import first_few
+from data.io.messages import first_few
 from pipeline import checkpoint as ckpt
-from pipeline.trained_on import check_resumed_recordings
+from pipeline.trained_on import Recordings, read_recordings
 from pipeline.training.train_config import TrainConfig
 
 RESUME_KEYS = (
@@ -56,6 +57,23 @@ def check_resumable(
                 f"--restart starts over"
             )
     ckpt.check_same_weights(model, last, path)
+
+
+def check_resumed_recordings(
+    last: ckpt.Checkpoint, path: Path, recordings: Recordings | None
+) -> None:
+    """Raise ValueError where a training that resumes from `path` has other recordings by now."""
+    found = read_recordings(last)
+    if found is None or recordings is None or found["dataset"] == recordings["dataset"]:
+        return
+    before, now = found["train"].numpy(), recordings["train"].numpy()
+    if not np.array_equal(before, now):
+        common = len(np.intersect1d(before, now))
+        raise ValueError(
+            f"{path} was begun on other recordings: of its {len(before)} training episodes "
+            f"{common} are among the {len(now)} of now; --restart starts over, another --run keeps "
+            f"both"
+        )
 
 
 def _difference(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from data.batch import Batch
 from models.layers.precision import Precision, autocast
 from models.method import Losses, TrainableModule
-from pipeline.training.ema import Ema
 from pipeline.training.logger import log_line
 from pipeline.training.nan_guard import NanGuard
 from pipeline.training.train_config import TrainConfig
@@ -249,6 +249,34 @@ class TrainStep:
             group["lr"] = torch.tensor(rate, device=self.device) if self.train.cuda_graph else rate
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
+
+
+class Ema:
+    """The moving average of the trained weights of `model`, which is validated and handed on."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.weights: dict[str, Tensor] = {
+            name: value.detach().clone()
+            for name, value in model.named_parameters()
+            if value.requires_grad
+        }
+
+    def update(self, step: int) -> None:
+        """Move towards the weights as they are after step `step`."""
+        if not self.decay:
+            return
+        # a short memory at first, or the random start would weigh on it for long
+        decay = min(self.decay, (step + 1) / (step + 10))
+        current = dict(self.model.named_parameters())
+        # all at once: on a GPU a launch for each takes longer than a captured step
+        ema_update = get_ema_multi_avg_fn(decay)
+        ema_update([*self.weights.values()], [current[name].data for name in self.weights], 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model's state with averaged weights, where they are averaged."""
+        state = self.model.state_dict()
+        return state | self.weights if self.decay else state
 
 
 class _LossModule(nn.Module):

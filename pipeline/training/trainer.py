@@ -24,18 +24,18 @@ from tqdm import tqdm
 
 import kernels
 from data.batch import Batch
-from data.files import lock
-from data.messages import first_few, one_line
+from data.io.files import lock
+from data.io.messages import first_few, one_line
 from models.layers.precision import Precision, autocast
 from models.method import Best, Losses, TrainableModule
 from pipeline import checkpoint as ckpt
+from pipeline.batches.step_dataset import BatchDataset, StepDataset, hash_seed, load_batches
 from pipeline.device import data_memory_limit, describe_device, pick_device, pick_precision
 from pipeline.trained_on import inherit
 from pipeline.training.device_idle import IdleTimer
 from pipeline.training.logger import Logger, log_line
 from pipeline.training.nan_guard import NanGuard
-from pipeline.training.process import shutdown_distributed, stop_on_signal
-from pipeline.training.step_dataset import BatchDataset, StepDataset, hash_seed, load_batches
+from pipeline.training.process import stop_on_signal
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_step import LossFn, TrainStep
 
@@ -78,7 +78,10 @@ class Trainer(Generic[M]):
         self.precision: Precision = pick_precision(self.device, train.precision)
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
         self.device = self.accelerator.device
-        atexit.register(shutdown_distributed)
+        if self.accelerator.num_processes > 1:
+            from pipeline.training.distributed import shutdown_distributed
+
+            atexit.register(shutdown_distributed)
         if train.batch_size % self.accelerator.num_processes:
             raise ValueError(
                 f"a batch of {train.batch_size} is not divisible by the "

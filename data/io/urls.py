@@ -9,7 +9,7 @@ import urllib.parse
 import urllib.request
 from typing import Any
 
-from data.messages import LONGEST, one_line
+from data.io.messages import LONGEST, one_line
 
 SCHEMES = ("http", "https")
 

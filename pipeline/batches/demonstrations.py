@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from data.batch import Batch
-from data.columns import Split
-from data.shards import EpisodeDataset
-from pipeline.training.clip_batches import ClipBatches, as_latents
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import Split
+from pipeline.batches.clip_batches import ClipBatches, as_latents
 
 
 def demo_rows(dataset: EpisodeDataset, split: Split, min_reward: float) -> list[np.ndarray]:

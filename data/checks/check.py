@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.alignment_check import alignment_scores, alignment_warning, describe_scores
-from data.build_info import rebuild_command
-from data.columns import SPLITS
-from data.files import atomic_write, writable_folder
-from data.lengths import describe_lengths
-from data.messages import first_few
-from data.pointer_alignment import describe_pointer
-from data.shards import EpisodeDataset
-from data.suspicions import suspicions
+from data.checks.alignment_check import alignment_scores, alignment_warning, describe_scores
+from data.checks.lengths import describe_lengths
+from data.checks.pointer_alignment import describe_pointer
+from data.checks.suspicions import suspicions
+from data.io.files import atomic_write, writable_folder
+from data.io.messages import first_few
+from data.shards.build_info import rebuild_command
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import SPLITS
 from data.vpt.vpt_report import describe_agreement
 
 COLUMNS, ROWS = 8, 12  # frames of an episode, and episodes, on the contact sheet

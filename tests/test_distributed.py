@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.training.process import wait_for_threads
+from pipeline.training.distributed import wait_for_threads
 
 TASKS = Path("/proc/self/task")
 

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from data.actions import ActionSpec
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 
 Shift = Literal[-1, 0, 1]
 SHIFTS: tuple[Shift, ...] = (-1, 0, 1)  # actions[t + shift] beside the change from t to t + 1

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from data.files import atomic_write, lock, parse_json, read_text
+from data.io.files import atomic_write, lock, parse_json, read_text
 
 BYTES_PER_READ = 1 << 24
 GIB = 2**30

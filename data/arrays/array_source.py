@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from data.array_actions import FROM_THE_DATA, ActionOptions, ActionReader, read_actions
-from data.array_frames import PROBED, Layout, describe_frames, infer_layout, to_uint8
-from data.columns import STEP_DTYPES
-from data.episodes import Episode
+from data.arrays.array_actions import FROM_THE_DATA, ActionOptions, ActionReader, read_actions
+from data.arrays.array_frames import PROBED, Layout, describe_frames, infer_layout, to_uint8
 from data.formats.raw_episodes import OPTIONAL_KEYS, RawEpisodes, ReadOptions
 from data.formats.read_raw import read_raw
 from data.formats.step_alignment import Alignment
-from data.identity import digest_of
+from data.shards.episodes import Episode
+from data.shards.identity import digest_of
+from data.shards.shard_header import STEP_DTYPES
 
 BYTES_PER_SHARD = 64 * 2**20
 
@@ -42,7 +42,7 @@ class ArraySource:
     """A source of imported episodes; each episode is a source of its own.
 
     Frames are uint8, or numbers from 0 to 255 after multiplication by `scale`. Actions are codes or
-    numbers, as `actions` says or as they look (data/array_actions.py). Without an array of
+    numbers, as `actions` says or as they look (data/arrays/array_actions.py). Without an array of
     actions, episodes have none.
     """
 

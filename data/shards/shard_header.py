@@ -8,18 +8,30 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import hdf5plugin  # noqa: F401  (registers the filter of the columns)
 import numpy as np
 
 from data.actions import ActionSpec
-from data.build_info import damaged, rebuild_command
-from data.columns import SPLITS, STEP_DTYPES, STEP_FIELDS
-from data.files import check_regular, parse_json
+from data.io.files import check_regular, parse_json
+from data.shards.build_info import damaged, rebuild_command
 
 FORMAT = 1
+STEP_DTYPES = {
+    "frames": "uint8",
+    "rewards": "float32",
+    "terminals": "bool",
+    "states": "float32",
+    "contacts": "float32",
+    "inputs": "float32",
+}
+"""Of the columns with a row for each step; that of actions depends on their kind."""
+STEP_FIELDS = ("frames", "actions", "rewards", "terminals", "states", "contacts", "inputs")
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MAX_SIDE = 8192  # pixels
 
 

@@ -33,13 +33,15 @@ class StepDataset(Dataset[Any]):
         return self.dataset.batch(order[self.rank :: self.world_size])
 
 
-def load_batches(dataset: StepDataset, steps: range, num_workers: int, flag: str) -> Iterable[Batch]:
+def load_batches(
+    dataset: StepDataset, steps: range, num_workers: int, flag: str
+) -> Iterable[Batch]:
     """Give the batch of each step, loaded in this process, or ahead by `num_workers` others.
 
     flag: what chooses their number, for messages.
     """
     if num_workers:
-        from pipeline.training.worker_batches import load_in_workers
+        from pipeline.batches.worker_batches import load_in_workers
 
         return load_in_workers(dataset, steps, num_workers, flag)
     return DataLoader(dataset, batch_size=None, sampler=steps)  # type: ignore[arg-type]

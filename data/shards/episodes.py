@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data.columns import STEP_DTYPES, STEP_FIELDS
+from data.shards.shard_header import STEP_DTYPES, STEP_FIELDS
 
 
 @dataclass

@@ -12,10 +12,10 @@ from typing import Literal
 
 import numpy as np
 
-from data.action_survey import Survey, survey
 from data.actions import ActionSpec, Factor
+from data.arrays.action_survey import Survey, survey
 from data.formats.raw_episodes import RawEpisodes
-from data.messages import first_few
+from data.io.messages import first_few
 
 MAX_CODES = 2**16
 MAX_CHOICES = 32  # of a dimension of whole numbers, above which they are taken for a quantity

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.build_info import read_build_info, skip_reason, skipped_shards
-from data.columns import SPLITS
-from data.messages import first_few
-from data.shards import EpisodeDataset
+from data.io.messages import first_few
+from data.shards.build_info import read_build_info, skip_reason, skipped_shards
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import SPLITS
 
 SAMPLED_FRAMES = 64
 FAINT = 16  # of 255: frames whose values all lie within so many show nothing

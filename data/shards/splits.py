@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.columns import SPLITS
+from data.shards.shard_header import SPLITS
 
 HELD_OUT = 0.1
 """Fraction of the sources in validation, and the same again in test."""

@@ -11,10 +11,9 @@ import h5py
 import hdf5plugin
 import numpy as np
 
-from data.columns import SPLITS, STEP_FIELDS
-from data.episodes import Episode, check_episode, concat_column
-from data.files import atomic_write
-from data.shard_header import FORMAT
+from data.io.files import atomic_write
+from data.shards.episodes import Episode, check_episode, concat_column
+from data.shards.shard_header import FORMAT, SPLITS, STEP_FIELDS
 
 FRAMES_PER_CHUNK = 16  # a clip of 16 frames touches two chunks at most
 

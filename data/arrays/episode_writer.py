@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from data.files import atomic_write
+from data.io.files import atomic_write
 
 NAME = re.compile(r"episode_(\d+)\.npz")
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
 from data.processes import end_with_parent
-from pipeline.training.step_dataset import StepDataset
+from pipeline.batches.step_dataset import StepDataset
 
 PREFETCH = 2  # batches that each worker holds ready
 SHARED_MEMORY = Path("/dev/shm")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from data.columns import SPLITS
-from data.shards import EpisodeDataset
-from data.splits import LONG_ENOUGH
+from data.shards.episode_dataset import EpisodeDataset
+from data.shards.shard_header import SPLITS
+from data.shards.splits import LONG_ENOUGH
 
 
 def describe_lengths(dataset: EpisodeDataset) -> str:

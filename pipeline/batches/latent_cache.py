@@ -16,11 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.actions import as_tensor
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 from models.layers.precision import autocast
 from models.tokenizers.tokenizer import LatentSpec
+from pipeline.batches.row_file import RowFile
 from pipeline.device import pick_precision
-from pipeline.training.row_file import RowFile
 
 if TYPE_CHECKING:
     from models.world import World

@@ -17,9 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.files import lock
-from data.messages import shortened
-from data.urls import check_url, http_opener, url_key
+from data.io.files import lock
+from data.io.messages import shortened
+from data.io.urls import check_url, http_opener, url_key
 
 MAX_ATTEMPTS = 5
 RETRY_DELAY = 1.0  # seconds before the second attempt; doubled before each next one

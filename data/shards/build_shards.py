@@ -15,7 +15,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
-from data.build_info import (
+from data.io.files import atomic_write, remove_abandoned
+from data.io.messages import first_few
+from data.processes import map_in_processes, rank_and_world_size
+from data.shards.build_info import (
     BUILD_FILE,
     SKIPPED,
     read_build_info,
@@ -23,14 +26,11 @@ from data.build_info import (
     shard_name,
     skipped_shards,
 )
-from data.episodes import Episode
-from data.files import atomic_write, remove_abandoned
-from data.identity import as_stored, describe_change
-from data.messages import first_few
-from data.processes import map_in_processes, rank_and_world_size
-from data.shard_header import FORMAT, read_header
-from data.splits import LONG_ENOUGH, split_sources
-from data.write_shard import write_shard
+from data.shards.episodes import Episode
+from data.shards.identity import as_stored, describe_change
+from data.shards.shard_header import FORMAT, read_header
+from data.shards.splits import LONG_ENOUGH, split_sources
+from data.shards.write_shard import write_shard
 
 
 def available_cpus() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.shards import EpisodeDataset
+from data.shards.episode_dataset import EpisodeDataset
 
 MAX_EPISODES = 50  # that are looked at
 

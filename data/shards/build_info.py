@@ -8,8 +8,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from data.files import parse_json, read_text
-from data.messages import first_few
+from data.io.files import parse_json, read_text
+from data.io.messages import first_few
 
 BUILD_FILE = "build.json"
 SKIPPED = ".skipped"  # suffix of a skipped shard's file, which holds the reason

@@ -18,9 +18,8 @@ import numpy as np
 from h5py import h5s, h5t
 
 from data.actions import ActionSpec
-from data.build_info import damaged, shard_paths
-from data.columns import SPLITS, Split
-from data.shard_header import ShardHeader, h5_dataset, read_header
+from data.shards.build_info import damaged, shard_paths
+from data.shards.shard_header import SPLITS, ShardHeader, Split, h5_dataset, read_header
 
 OPEN_FILES = 256
 

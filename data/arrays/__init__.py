@@ -1,0 +1,1 @@
+"""Arrays of episodes, such as people bring, as a source of shards."""

@@ -1,0 +1,1 @@
+"""What stage 1 and `check` look for in recordings."""

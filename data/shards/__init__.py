@@ -1,0 +1,1 @@
+"""Shards: what one is, how they are built, and a folder of them as a dataset."""

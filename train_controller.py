@@ -45,7 +45,7 @@ from pipeline.batches.demonstrations import DemoSteps, StartsWithDemos, demo_row
 from pipeline.batches.latent_cache import cache_latents, cache_states
 from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_world import load_world
-from pipeline.trained_on import Recordings, check_parent_recordings, recordings_of
+from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 
@@ -114,7 +114,7 @@ class ControllerContext:
     """Of the states at all frames: (frames, N) or (frames, P, D)."""
     parent: tuple[Path, str]
     """Path and fingerprint of the dynamics model."""
-    recordings: Recordings
+    recordings: TrainedOn
     """The dataset's training episodes."""
 
     @property
@@ -169,7 +169,7 @@ def main(config: Config) -> None:
         METHODS[method](context)
 
 
-def check_recordings(run: Path, dynamics: ckpt.Checkpoint, dataset: EpisodeDataset) -> Recordings:
+def check_recordings(run: Path, dynamics: ckpt.Checkpoint, dataset: EpisodeDataset) -> TrainedOn:
     """Describe the dataset's training episodes; ValueError where the world has learned others."""
     recordings = recordings_of(dataset, dynamics)
     check_parent_recordings(dynamics, run / "dynamics" / "best.pt", recordings, dataset)

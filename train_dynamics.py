@@ -36,7 +36,7 @@ from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.latent_cache import cache_latents
 from pipeline.device import DeviceOption, pick_precision, set_device
 from pipeline.inference.load_tokenizer import load_tokenizer
-from pipeline.trained_on import Recordings, check_parent_recordings, recordings_of
+from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 
@@ -111,7 +111,7 @@ class Source:
     data: DataSpec
     parent: tuple[Path, str]
     """Path and fingerprint of what is underneath: the tokenizer, or the shards."""
-    recordings: Recordings
+    recordings: TrainedOn
     """The dataset's training episodes."""
 
     @staticmethod

@@ -20,10 +20,10 @@ from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import Split
 from pipeline.checkpoint import Checkpoint, train_command
 
-Recordings = dict[str, Any]
+TrainedOn = dict[str, Any]
 
 
-def recordings_of(dataset: EpisodeDataset, *known: Checkpoint | None) -> Recordings:
+def recordings_of(dataset: EpisodeDataset, *known: Checkpoint | None) -> TrainedOn:
     """Describe the training episodes of a dataset.
 
     known: checkpoints that may be trained on the same shards, whose digests are then taken over.
@@ -37,7 +37,7 @@ def recordings_of(dataset: EpisodeDataset, *known: Checkpoint | None) -> Recordi
     return {"dataset": fingerprint, "train": torch.tensor(digests), "inherited": _none()}
 
 
-def read_recordings(checkpoint: Checkpoint) -> Recordings | None:
+def read_recordings(checkpoint: Checkpoint) -> TrainedOn | None:
     """The field of a checkpoint; None where it has none that can be read."""
     found = checkpoint.get("recordings")
     if not found or not isinstance(found.get("dataset"), str) or not _is_list(found.get("train")):
@@ -46,7 +46,7 @@ def read_recordings(checkpoint: Checkpoint) -> Recordings | None:
     return found | {"inherited": inherited if _is_list(inherited) else None}
 
 
-def inherit(recordings: Recordings | None, source: Checkpoint) -> Recordings | None:
+def inherit(recordings: TrainedOn | None, source: Checkpoint) -> TrainedOn | None:
     """Add what the weights of `source`, which a training begins with, were trained on."""
     if recordings is None:
         return None
@@ -63,7 +63,7 @@ def all_digests(checkpoint: Checkpoint) -> np.ndarray | None:
 
 
 def check_parent_recordings(
-    parent: Checkpoint, path: Path, recordings: Recordings, dataset: EpisodeDataset
+    parent: Checkpoint, path: Path, recordings: TrainedOn, dataset: EpisodeDataset
 ) -> None:
     """Raise ValueError where `parent`, the checkpoint at `path`, was trained on episodes that are
     not for training in `dataset`: held-out figures would be of episodes that were trained on.
@@ -122,7 +122,7 @@ def episode_digests(dataset: EpisodeDataset, episodes: Iterable[int]) -> np.ndar
     return np.array(digests, np.int64)
 
 
-def _describe(other: np.ndarray, found: Recordings, dataset: EpisodeDataset) -> str:
+def _describe(other: np.ndarray, found: TrainedOn, dataset: EpisodeDataset) -> str:
     held_out = [e for split in ("validation", "test") for e in dataset.episodes(split)]
     leaked = int(np.isin(episode_digests(dataset, held_out), other).sum())
     if leaked:

@@ -20,7 +20,7 @@ from models.registry import DataSpec, build_controller, build_dynamics, build_to
 from models.tokenizers.keypoints import KeypointsConfig
 from models.tokenizers.vqvae import VqVaeConfig
 from pipeline import checkpoint
-from pipeline.trained_on import Recordings, recordings_of
+from pipeline.trained_on import TrainedOn, recordings_of
 
 
 def small_configs(method: str, size: tuple[int, int]) -> tuple[Any, Any]:
@@ -79,7 +79,7 @@ def save(
     config: Any,
     data: DataSpec,
     parent: tuple[Path, str],
-    recordings: Recordings | None = None,
+    recordings: TrainedOn | None = None,
 ) -> tuple[Path, str]:
     """Write FOLDER/best.pt; return its path and fingerprint, as a child's parent."""
     assert data.latents is not None

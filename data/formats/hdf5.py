@@ -17,7 +17,7 @@ from data.formats.decode_image import decode_image
 from data.formats.layout import LENGTHS, recordings_of
 from data.formats.memory import check_count
 from data.formats.numpy_files import open_file
-from data.formats.recording import Recording, Recordings, reading
+from data.formats.recording import Recording, RecordingSet, reading
 from data.io.sniff import HDF5, describe_content
 
 SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -63,14 +63,14 @@ def is_hdf5(path: Path) -> bool:
         return file.read(len(HDF5)) == HDF5
 
 
-def read_hdf5(files: Sequence[Path], frames_key: str, one_episode: bool) -> Recordings:
+def read_hdf5(files: Sequence[Path], frames_key: str, one_episode: bool) -> RecordingSet:
     """Read HDF5 files of one format; steps in a row are an episode each if `one_episode`."""
     if len(files) == 1:
         found, kind = _read_one(files[0], frames_key, one_episode)
     else:
         found = _HdfRecordings(files, frames_key)
         kind = found.kind
-    return Recordings(found, tuple(files), kind.names, kind.by_transition)
+    return RecordingSet(found, tuple(files), kind.names, kind.by_transition)
 
 
 class _HdfRecordings(Sequence[Recording]):

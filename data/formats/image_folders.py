@@ -15,14 +15,14 @@ import numpy as np
 from data.formats.decode_image import decode_image
 from data.formats.folders import has_suffix
 from data.formats.numpy_files import open_file
-from data.formats.recording import Column, Recording, Recordings, array_column
+from data.formats.recording import Column, Recording, RecordingSet, array_column
 from data.formats.step_table import find_table, read_table
 from data.io.messages import first_few
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
-def read_image_folders(files: Sequence[Path]) -> Recordings:
+def read_image_folders(files: Sequence[Path]) -> RecordingSet:
     """Read images; each folder that holds some is an episode, in the order of their numbers."""
     by_folder: dict[Path, list[Path]] = {}
     for file in files:
@@ -37,7 +37,7 @@ def read_image_folders(files: Sequence[Path]) -> Recordings:
     ]
     read = [*(f for images in by_folder.values() for f in images), *filter(None, tables.values())]
     check_tables(tables)
-    return Recordings(recordings, tuple(read))
+    return RecordingSet(recordings, tuple(read))
 
 
 def _table_of(folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.formats.numpy_files import read_npz
-from data.formats.recording import Column, Recording, Recordings, array_column, reading
+from data.formats.recording import Column, Recording, RecordingSet, array_column, reading
 from data.formats.video_files import frames_of
 from data.vpt.file_slice import FileSlice
 from data.vpt.video import read_video_info
@@ -26,7 +26,7 @@ def is_minerl(files: Sequence[Path]) -> bool:
     return any(f.name == STEPS and (f.parent / VIDEO).exists() for f in files)
 
 
-def read_minerl(files: Sequence[Path]) -> Recordings:
+def read_minerl(files: Sequence[Path]) -> RecordingSet:
     """Read MineRL's folders.
 
     Actions are the camera (pitch and yaw, in degrees) and the keys, in one vector. What a player
@@ -64,7 +64,7 @@ def read_minerl(files: Sequence[Path]) -> Recordings:
     remarks = [f"MineRL: the numbers of an action are, in this order, {numbers}"]
     if left:
         remarks.append(f"MineRL: left aside, since they are no numbers: {', '.join(left)}")
-    return Recordings(recordings, tuple(read), remarks=tuple(remarks))
+    return RecordingSet(recordings, tuple(read), remarks=tuple(remarks))
 
 
 def _one_vector(columns: list[Column], where: str) -> np.ndarray:

@@ -11,15 +11,15 @@ from typing import IO, Any
 import numpy as np
 
 from data.formats.layout import recordings_of
-from data.formats.recording import Recording, Recordings, reading
+from data.formats.recording import Recording, RecordingSet, reading
 from data.io.sniff import describe_content
 
 NPY = "NumPy .npy file"
 
 
-def read_npz(files: Sequence[Path], frames_key: str) -> Recordings:
+def read_npz(files: Sequence[Path], frames_key: str) -> RecordingSet:
     """Read .npz files of one episode each, of any length; or one file of stacked episodes."""
-    return Recordings(_NpzRecordings(files, frames_key), tuple(files))
+    return RecordingSet(_NpzRecordings(files, frames_key), tuple(files))
 
 
 class _NpzRecordings(Sequence[Recording]):
@@ -114,11 +114,11 @@ def _escaped(prefix: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in prefix)
 
 
-def read_npy(files: Mapping[str, Path], path: Path, frames_key: str) -> Recordings:
+def read_npy(files: Mapping[str, Path], path: Path, frames_key: str) -> RecordingSet:
     """Read arrays of all episodes, a file each."""
     arrays = {name: load_npy(file) for name, file in files.items()}
     found = recordings_of(arrays, str(path), frames_key, one_episode=False)
-    return Recordings(found, tuple(files.values()))
+    return RecordingSet(found, tuple(files.values()))
 
 
 def load_npy(file: Path) -> np.ndarray:

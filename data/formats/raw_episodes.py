@@ -11,7 +11,7 @@ import numpy as np
 from data.formats.episode_ends import episode_bounds
 from data.formats.field_names import FIELDS, Names, resolve
 from data.formats.memory import check_count, check_fits
-from data.formats.recording import Recording, Recordings
+from data.formats.recording import Recording, RecordingSet
 from data.formats.step_alignment import Alignment, read_actions, read_outcomes, rows_lacking
 from data.io.messages import first_few
 
@@ -49,7 +49,7 @@ class _Span:
     where: str
 
 
-def assemble(found: Recordings, options: ReadOptions) -> RawEpisodes:
+def assemble(found: RecordingSet, options: ReadOptions) -> RawEpisodes:
     """Make episodes of recordings; ValueError names the first that does not fit the others."""
     recordings = found.recordings
     check_count(len(recordings), found.files[0].name if found.files else "the path")
@@ -126,7 +126,12 @@ def _check_like_first(
 
 
 def _remarks(
-    found: Recordings, names: Names, lacks_row: dict[str, int], cut: int, total: int, episodes: int
+    found: RecordingSet,
+    names: Names,
+    lacks_row: dict[str, int],
+    cut: int,
+    total: int,
+    episodes: int,
 ) -> Iterator[str]:
     yield from found.remarks
     in_order = ((name, names.stored[name]) for name in FIELDS if name in names.stored)

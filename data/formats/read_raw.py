@@ -11,7 +11,7 @@ from data.formats.image_folders import read_image_folders
 from data.formats.minerl import is_minerl, read_minerl
 from data.formats.numpy_files import npy_files, read_npy, read_npz
 from data.formats.raw_episodes import RawEpisodes, ReadOptions, assemble
-from data.formats.recording import Recordings
+from data.formats.recording import RecordingSet
 from data.formats.unread import READ, known_folder, refuse_file, refuse_folder
 from data.formats.video_files import read_videos
 
@@ -24,7 +24,7 @@ def read_raw(path: Path, options: ReadOptions | None = None) -> RawEpisodes:
     return assemble(_find(path, options.frames_key), options)
 
 
-def _find(path: Path, frames_key: str) -> Recordings:
+def _find(path: Path, frames_key: str) -> RecordingSet:
     if arrays := npy_files(path):
         return read_npy(arrays, path, frames_key)
     if path.is_dir():
@@ -42,7 +42,7 @@ def _find(path: Path, frames_key: str) -> Recordings:
     raise refuse_file(path)
 
 
-def _find_in_folder(path: Path, frames_key: str) -> Recordings:
+def _find_in_folder(path: Path, frames_key: str) -> RecordingSet:
     """Read what the folder holds at its least depth: HDF5 files, .npz, videos or images."""
     files = [] if known_folder(path) else list(visible_files(path))
     if is_minerl(files):

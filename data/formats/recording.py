@@ -36,7 +36,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Recordings:
+class RecordingSet:
     """All recordings of a path, and what the format says of them."""
 
     recordings: Sequence[Recording]

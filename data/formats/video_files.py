@@ -12,7 +12,7 @@ import numpy as np
 
 from data.formats.folders import has_suffix
 from data.formats.image_folders import check_tables, table_columns
-from data.formats.recording import Column, Recording, Recordings
+from data.formats.recording import Column, Recording, RecordingSet
 from data.formats.step_table import find_table
 from data.vpt.file_slice import FileSlice
 from data.vpt.video import read_frames, read_video_info
@@ -20,7 +20,7 @@ from data.vpt.video import read_frames, read_video_info
 SUFFIXES = (".mp4",)
 
 
-def read_videos(files: Sequence[Path]) -> Recordings:
+def read_videos(files: Sequence[Path]) -> RecordingSet:
     """Read videos; the table of NAME.mp4 is NAME.csv, or actions.csv where it is the only one."""
     videos = [file for file in files if has_suffix(file, SUFFIXES)]
     logs = [video for video in videos if video.with_suffix(".jsonl").exists()]
@@ -42,7 +42,7 @@ def read_videos(files: Sequence[Path]) -> Recordings:
         Recording(str(video), {"frames": frames_of(video)} | table_columns(tables[video]))
         for video in videos
     ]
-    return Recordings(recordings, (*videos, *filter(None, tables.values())))
+    return RecordingSet(recordings, (*videos, *filter(None, tables.values())))
 
 
 def frames_of(video: Path, skip: int = 0) -> Column:

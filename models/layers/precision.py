@@ -20,4 +20,4 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def to_float64(x: Tensor) -> Tensor:
     """Return x in float64: on its device if that is a CPU or has CUDA, else on the CPU, because
     Apple's MPS knows no float64."""
-    return (x if x.is_cuda else x.cpu()).double()
+    return (x if x.device.type in ("cpu", "cuda") else x.cpu()).double()

@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
-from pipeline.training.train_config import TrainConfig
 
 
 class BatchDataset(Sized, Protocol):
@@ -23,18 +22,19 @@ class BatchDataset(Sized, Protocol):
 class StepDataset(Dataset[Any]):
     """Item s is the batch of step s, or this process's rows of it."""
 
-    def __init__(self, dataset: BatchDataset, train: TrainConfig, accelerator: Accelerator) -> None:
-        self.dataset, self.train = dataset, train
+    def __init__(
+        self, dataset: BatchDataset, batch_size: int, seed: int, accelerator: Accelerator
+    ) -> None:
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
 
     def __getitem__(self, step: int) -> Any:
-        train = self.train
-        order = batch_indices(len(self.dataset), train.batch_size, step, train.seed)
+        order = batch_indices(len(self.dataset), self.batch_size, step, self.seed)
         return self.dataset.batch(order[self.rank :: self.world_size])
 
 
 def load_batches(
-    dataset: StepDataset, steps: range, num_workers: int, flag: str
+    dataset: Dataset[Any], steps: range, num_workers: int, flag: str
 ) -> Iterable[Batch]:
     """Give the batch of each step, loaded in this process, or ahead by `num_workers` others.
 

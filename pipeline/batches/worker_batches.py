@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.batch import Batch
 from data.processes import end_with_parent
-from pipeline.batches.step_dataset import StepDataset
 
 PREFETCH = 2  # batches that each worker holds ready
 SHARED_MEMORY = Path("/dev/shm")
@@ -28,7 +27,7 @@ MIB = 2**20
 
 
 def load_in_workers(
-    dataset: StepDataset, steps: range, num_workers: int, flag: str
+    dataset: Dataset[Any], steps: range, num_workers: int, flag: str
 ) -> Iterator[Batch]:
     """Give the batch of each step, loaded ahead by `num_workers` processes.
 
@@ -63,7 +62,7 @@ class _Failure:
 class _InWorker(Dataset[Any]):
     """The batches of a dataset, or why there is none."""
 
-    def __init__(self, dataset: StepDataset) -> None:
+    def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
 
     def __getitem__(self, step: int) -> Batch | _Failure:
@@ -112,7 +111,7 @@ def _dead_workers_raise_here(num_workers: int, flag: str) -> Iterator[None]:
         ) from None
 
 
-def _check_shared_memory(dataset: StepDataset, step: int, num_workers: int, flag: str) -> None:
+def _check_shared_memory(dataset: Dataset[Any], step: int, num_workers: int, flag: str) -> None:
     """Workers hand over their batches in shared memory."""
     if not SHARED_MEMORY.is_dir():  # macOS has no such folder, and no such limit
         return

@@ -10,7 +10,7 @@ from torch import nn
 
 from data.io.messages import first_few
 from pipeline import checkpoint as ckpt
-from pipeline.trained_on import Recordings, read_recordings
+from pipeline.trained_on import TrainedOn, read_recordings
 from pipeline.training.train_config import TrainConfig
 
 RESUME_KEYS = (
@@ -60,7 +60,7 @@ def check_resumable(
 
 
 def check_resumed_recordings(
-    last: ckpt.Checkpoint, path: Path, recordings: Recordings | None
+    last: ckpt.Checkpoint, path: Path, recordings: TrainedOn | None
 ) -> None:
     """Raise ValueError where a training that resumes from `path` has other recordings by now."""
     found = read_recordings(last)

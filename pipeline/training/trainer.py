@@ -120,11 +120,9 @@ class Trainer(Generic[M]):
         self.lr_scale = 1.0  # of the learning rate, halved on a plateau
         if resuming:
             self._resume(last)
-        self.logger = (
-            Logger(folder, self.global_step, train.wandb, flag_prefix)
-            if self.is_main_process
-            else None
-        )
+        self.logger: Logger | None = None
+        if self.is_main_process:
+            self.logger = Logger(folder, self.global_step, train.wandb, flag_prefix)
         self._last_losses: dict[str, float] = {}
         self._device_idle = 0.0
         self._stop_requested = self._looked_at_data = False
@@ -183,7 +181,7 @@ class Trainer(Generic[M]):
         if self.finished:
             return self.log_finished()
         batches = load_batches(
-            StepDataset(dataset, self.train, self.accelerator),
+            StepDataset(dataset, self.train.batch_size, self.train.seed, self.accelerator),
             range(self.global_step, self.train.steps),
             self.train.num_workers,
             f"--{self.flag_prefix}.num-workers",

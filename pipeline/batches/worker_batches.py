@@ -102,8 +102,9 @@ def _start(loader: Iterable[Any]) -> Iterator[Any]:
 def _dead_workers_raise_here(num_workers: int, flag: str) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # the last two: its earlier batches can no longer be fetched from it
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         raise ValueError(
             f"one of the {num_workers} processes that load batches was killed, as the system does "

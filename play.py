@@ -220,7 +220,7 @@ def run_headless(config: Config, player: Player, start_sampler: StartSampler) ->
     print(
         f"play: {len(frames)} frames, {summary}, {source} actions, from frame {start.frame} of "
         f"episode {start_sampler.episode_number(start)} ({config.split}), "
-        f"{frames_per_second:.0f} frames/s"
+        f"{frames_per_second:.0f} frames/s{', planning included' if goal is not None else ''}"
     )
     print(f"play: {folder / 'rollout.gif'}, {folder / 'rollout.mp4'}, {folder / 'frames'}")
 

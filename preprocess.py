@@ -347,7 +347,7 @@ COMMANDS = {
         ("pusht",),
     ),
     "arrays": Command(
-        arrays, ArraysConfig, "HDF5, .npy or .npz files of episodes", "preprocess_arrays"
+        arrays, ArraysConfig, "HDF5, .npy, .npz, images or videos of episodes", "preprocess_arrays"
     ),
     "check": Command(check, CheckConfig, "validate shards, print statistics, draw a sheet"),
 }

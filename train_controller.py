@@ -152,11 +152,7 @@ def main(config: Config) -> None:
     set_device(config.device, config.kernels)
     dataset = EpisodeDataset(config.run / "shards")
     world = load_world(config.run)
-    if "actor_critic" in config.methods and not world.has_rewards:
-        raise ValueError(
-            f"the dynamics of {config.run} has no reward head (its dataset had no rewards), so "
-            f"there is nothing to improve on in imagination; --methods bc needs none"
-        )
+    methods = possible_methods(config, world)
     path = config.run / "dynamics" / "best.pt"
     dynamics = ckpt.load(path, "dynamics")
     recordings = check_recordings(config.run, dynamics, dataset)
@@ -165,8 +161,21 @@ def main(config: Config) -> None:
     latents = cache(config.run, world, dynamics, dataset)
     below = path, dynamics["fingerprint"]
     context = ControllerContext(config, world, dataset, latents, below, recordings)
-    for method in config.methods:
+    for method in methods:
         METHODS[method](context)
+
+
+def possible_methods(config: Config, world: World) -> tuple[Method, ...]:
+    """Leave the actor-critic out, and say so, where no rewards were learned that it could raise;
+    ValueError where nothing is left."""
+    if world.has_rewards or "actor_critic" not in config.methods:
+        return config.methods
+    reason = f"the dynamics of {config.run} has no reward head (its dataset had no rewards)"
+    methods = tuple(method for method in config.methods if method != "actor_critic")
+    if not methods:
+        raise ValueError(f"{reason}, so there is nothing to improve on; --methods bc needs none")
+    print(f"controller: {reason}, so no actor-critic is trained; {' and '.join(methods)} will be")
+    return methods
 
 
 def check_recordings(run: Path, dynamics: ckpt.Checkpoint, dataset: EpisodeDataset) -> TrainedOn:

@@ -154,8 +154,7 @@ class Session:
         """Of the shards, of each stage, and of each policy that was trained."""
         fingerprints: dict[str, str | None] = {"shards": self.dataset.fingerprint}
         fingerprints |= {name: facts.get("fingerprint") for name, facts in self.checkpoints.items()}
-        # without an actor-critic, bc plays in its place (load_controllers)
-        fingerprints["actor_critic"] = fingerprints["controller"] or fingerprints["bc"]
+        fingerprints["actor_critic"] = fingerprints["controller"]
         return fingerprints
 
     @cached_property

@@ -298,7 +298,9 @@ def _run(main: Callable[[C], None], parsed: Parsed[C], stage: str | None) -> Non
     After a mistake nothing is remembered: the presets may be the mistake.
     """
     run: Path | None = getattr(parsed.config, "run", None)
-    restart = stage in presets.FIRST_STAGES and getattr(parsed.config, "restart", False)
+    # who starts over with other presets means the rest of the run, too
+    begins = stage in presets.FIRST_STAGES or parsed.given
+    restart = begins and getattr(parsed.config, "restart", False)
     try:
         with removed_if_empty(run, getattr(parsed.config, "out", None)):
             main(parsed.config)

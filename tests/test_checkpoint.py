@@ -218,6 +218,7 @@ ODD = [
     ("model", [1]), ("model", {"w": 1.0}), ("model", {3: Tensor()}), ("fingerprint", 3),
     ("image_size", 32), ("image_size", [32]), ("image_size", [32, -1]), ("image_size", [32, "a"]),
     ("stage", 5), ("stage", "vision"), ("best", "high"), ("best", float("nan")), ("step", "one"),
+    ("step", -5),
     ("seconds", None), ("optimizer", 3), ("ema", {"w": 3}), ("recordings", 3), ("train", []),
     ("latents", 3), ("actions", []), ("data_actions", None), ("bc", 3), ("format", [1] * 1000),
 ]  # fmt: skip

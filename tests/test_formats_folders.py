@@ -92,6 +92,9 @@ def test_images_without_actions_are_imported(tmp_path):
         ("step,x\n0,3\n1,0\n2,1\n", "has no column of actions .step, x."),
         ("step,action\n0,3\n", "3 frames but 1 actions"),
         ("step,action,reward\n0,3,0\n1,0,0\n2,1,0\n", "--rename reward=rewards"),
+        ("step,action\n2,3\n1,0\n0,1\n", "step goes from 2 to 1 at row 3"),
+        ("step,action\n0,3\n0,0\n0,1\n", "step goes from 0 to 0 at row 3"),
+        ("step;action\n0;3\n1;0\n2;1\n", "has no commas between its cells .'step;action'."),
     ],
 )
 def test_a_fault_in_a_table_is_named(tmp_path, content, message):
@@ -102,13 +105,31 @@ def test_a_fault_in_a_table_is_named(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    "content", ["[" * 100_000, '{"actions": "up"}', "7", "[]", '[{"a": 1}, {}]']
+    "content",
+    [
+        "[" * 100_000,
+        '{"actions": "up"}',
+        '{"actions": null}',
+        '{"actions": 7}',
+        "7",
+        "[]",
+        '[{"a": 1}, {}]',
+    ],
 )
 def test_json_that_holds_no_actions_is_one_line(tmp_path, content):
     (images(tmp_path / "a") / "actions.json").write_text(content)
-    with pytest.raises(ValueError, match=r"actions\.json|has 0 steps") as problem:
+    with pytest.raises(ValueError, match=r"actions\.json|has 0 steps|one number") as problem:
         episodes(tmp_path)
     assert "\n" not in str(problem.value) and len(str(problem.value)) < 500
+
+
+def test_facts_about_an_episode_and_the_index_of_pandas_are_no_columns(tmp_path):
+    facts = {"actions": [3, 0, 1], "fps": 30, "task": "push", "meta": {"x": 1}, "seed": None}
+    (images(tmp_path / "a") / "actions.json").write_text(json.dumps(facts))
+    (images(tmp_path / "b") / "actions.csv").write_text(",action\n0,3\n1,0\n2,1\n")
+    raw = episodes(tmp_path)
+    assert values(raw, 0, "actions") == values(raw, 1, "actions") == [3, 0, 1]
+    assert not raw.remarks
 
 
 def test_a_missing_image_would_shift_the_actions_and_is_refused(tmp_path):
@@ -172,6 +193,15 @@ def test_actions_of_a_video_that_lacks_frames_are_refused(tmp_path):
         episodes(tmp_path)
 
 
+def test_a_table_of_another_name_next_to_videos_is_asked_about(tmp_path):
+    video(tmp_path / "a.mp4")
+    np.save(tmp_path / "a_actions.npy", np.arange(5))
+    with pytest.raises(ValueError, match=r"a_actions\.npy may hold the actions .*NAME\.npy of"):
+        episodes(tmp_path)
+    (tmp_path / "a_actions.npy").rename(tmp_path / "a.npy")
+    assert values(episodes(tmp_path), 0, "actions") == [0, 1, 2, 3, 4]
+
+
 def test_one_table_for_several_videos_is_refused(tmp_path):
     video(tmp_path / "a.mp4")
     video(tmp_path / "b.mp4")
@@ -213,6 +243,11 @@ def test_minerl_has_its_states_at_the_end_of_the_video(tmp_path):
     assert values(raw, 0, "actions") == [[0, 1.5, -2, 1], [1, 0, 0, 0], [1, 0, 0, 0]]
     assert any("attack, camera, forward" in remark for remark in raw.remarks)
     assert any("craft" in remark for remark in raw.remarks)
+
+
+def test_minerl_whose_facts_do_not_count_frames_has_those_of_its_video(tmp_path):
+    (minerl(tmp_path / "a") / "metadata.json").write_text(json.dumps({"duration_ms": 100}))
+    assert np.abs(np.subtract(red(episodes(tmp_path), 0), [120, 180, 240])).max() < 12
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,21 @@ def test_minari_has_one_more_frame_than_actions(tmp_path):
     assert [values(raw, e, "actions") for e in (0, 11)] == [[5, 6, 7, 7], [5, 6, 18, 18]]
 
 
+def test_parts_of_an_action_are_asked_about_and_not_left_aside_in_silence(tmp_path):
+    with h5py.File(minari(tmp_path) / "data" / "main_data.hdf5", "a") as file:
+        for group in file.values():
+            group.move("actions", "moved")
+            group["actions/move"] = group["actions/jump"] = group.pop("moved")[:]
+    with pytest.raises(ValueError, match="has no actions, but actions/jump, actions/move; choose"):
+        episodes(tmp_path)
+    aside = "actions/jump= actions/move="
+    with pytest.raises(ValueError, match=f"--rename {aside}$"):
+        episodes(tmp_path)
+    assert "actions" not in episodes(tmp_path, rename=tuple(aside.split())).keys
+    chosen = episodes(tmp_path, rename=("actions/move=actions",))
+    assert values(chosen, 0, "actions") == [5, 6, 7, 7]
+
+
 def test_a_time_limit_of_minari_is_no_terminal(tmp_path):
     raw = episodes(minari(tmp_path, terminated=False))
     assert len(raw.lengths) == 12 and not any(values(raw, 0, "terminals"))

@@ -64,3 +64,10 @@ def test_a_split_without_a_long_episode_is_warned_of(tmp_path):
 def test_long_episodes_are_not_spoken_of(tmp_path):
     build(write_episodes(tmp_path, [LONG_ENOUGH] * 3), tmp_path / "run", "-")
     assert describe_lengths(EpisodeDataset(tmp_path / "run")) == ""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_episodes_for_a_validation_are_warned_of(tmp_path, count):
+    build(write_episodes(tmp_path, [40] * count), tmp_path / "run", "-")
+    warning = describe_lengths(EpisodeDataset(tmp_path / "run"))
+    assert warning.startswith("warning: no episode is for validation, which training needs")

@@ -130,8 +130,18 @@ def test_a_later_stage_keeps_what_the_run_was_begun_with(
     run_stage(monkeypatch, stage_main, "--run", str(run), "--preset", "keypoints", "debug")
     assert written(run) == ["keypoints", "debug"]
     run_stage(monkeypatch, stage_main, "--run", str(run), "--preset", "pusht")
-    run_stage(monkeypatch, stage_main, "--run", str(run), "--preset", "pusht", "--restart")
     run_stage(monkeypatch, stage_main, "--run", str(run))
+    run_stage(monkeypatch, stage_main, "--run", str(run), "--restart")
+    assert written(run) == ["keypoints", "debug"]
+
+
+def test_a_stage_that_starts_over_with_other_presets_changes_the_run_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    run = tmp_path / "run"
+    run_stage(monkeypatch, stage_main, "--run", str(run), "--preset", "pusht", "debug")
+    other = ("--preset", "keypoints", "debug", "--restart")
+    run_stage(monkeypatch, stage_main, "--run", str(run), *other)
     assert written(run) == ["keypoints", "debug"]
 
 

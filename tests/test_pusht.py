@@ -46,9 +46,10 @@ def test_a_reset_does_not_depend_on_earlier_steps():
     assert np.array_equal(world.state, fresh.state)
 
 
-def test_a_reset_to_an_invalid_state_is_refused():
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e30, -1e30])
+def test_a_reset_to_an_invalid_state_is_refused(number):
     with pytest.raises(ValueError, match="five finite numbers"):
-        PushT().reset(np.array([1, 2, np.nan, 4, 5]))
+        PushT().reset(np.array([1, 2, number, 4, 5]))
 
 
 def test_frames_are_those_of_gym_pusht():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from test_trainer import IDENTITY, TRAIN, Line, equal, last, log, train
 
+from pipeline import checkpoint as ckpt
 from pipeline.training.logger import Logger
 from pipeline.training.train_step import TrainStep
 from pipeline.training.trainer import Trainer
@@ -126,6 +127,19 @@ def test_a_state_that_cannot_be_placed_is_not_told_as_damaged(tmp_path, monkeypa
     with pytest.raises(ValueError, match=r"last\.pt is whole, but .*CUDA out of memory") as problem:
         Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
     assert "damaged" not in str(problem.value)
+
+
+@pytest.mark.parametrize("key", ["ema", "optimizer"])
+def test_a_state_of_other_weights_is_refused_in_one_line(tmp_path, key):
+    train(tmp_path, stop_at=4)
+    content = last(tmp_path)
+    if key == "ema":
+        content["ema"] = {}
+    else:
+        content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3, 5)
+    ckpt.save(tmp_path / "last.pt", content)
+    with pytest.raises(ValueError, match=f"cannot take it over .*its {key}.* is not of the model"):
+        Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY)
 
 
 @pytest.mark.parametrize("line", [b"7", b"[1]", b"{", b'{"step": "a"}', b'{"step": 1, "a": "\xff'])

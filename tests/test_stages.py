@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import train_controller
 import train_dynamics
 import train_tokenizer
 from data.toy import write_toy_shards
+from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline import presets
 from pipeline.inference.load_controllers import load_controllers, load_goal_policy
@@ -153,6 +155,15 @@ def test_methods_need_what_they_begin_from(run: Path, tmp_path: Path):
         with pytest.raises(ValueError, match=answer):
             train_controller.main(replace(made, methods=(method,)))
     assert not list(again.glob("controller/**/*.pt"))
+
+
+def test_without_rewards_only_the_actor_critic_is_left_out(capsys: pytest.CaptureFixture[str]):
+    world = cast(World, SimpleNamespace(has_rewards=False))
+    made = train_controller.Config(methods=("bc", "actor_critic", "goal_policy"))
+    assert train_controller.possible_methods(made, world) == ("bc", "goal_policy")
+    assert "so no actor-critic is trained; bc and goal_policy will be" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="nothing to improve on"):
+        train_controller.possible_methods(replace(made, methods=("actor_critic",)), world)
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from models.layers.int8 import quantize_linears
 from pipeline.batches import latent_cache
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.latent_cache import cache_latents
-from pipeline.inference.load_controllers import load_controllers
+from pipeline.inference.load_controllers import load_controller, load_controllers
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.inference.load_world import load_world
 
@@ -90,6 +91,15 @@ def test_8_bit_weights_are_quantized_from_the_saved_ones(run, monkeypatch):
     assert quantize_linears(exact) > 0
     whole = {name: w for name, w in exact.state_dict().items() if w.dtype == torch.int8}
     assert whole and all(torch.equal(mine[name], w) for name, w in whole.items())
+
+
+def test_a_run_has_the_controllers_that_were_trained_and_no_others(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "controller" / "best.pt").unlink()
+    world = load_world(tmp_path / "run", "cpu")
+    assert set(load_controllers(tmp_path / "run", world)) == {"bc"}
+    assert load_controller(tmp_path / "run", world) is not None
+    assert "holds no actor-critic; the behavior cloning (bc) acts" in capsys.readouterr().out
 
 
 def test_controllers_act_in_the_environments_units(run):

@@ -125,14 +125,14 @@ def describe(dataset: EpisodeDataset) -> list[str]:
             f"  rewards: mean {rewards.mean():.3f}, greatest {rewards.max():.3f}; "
             f"best reward of an episode: mean {max_rewards.mean():.3f}"
         )
-    scores = alignment_scores(dataset)
-    if scores is not None:
+    scores, agreement = alignment_scores(dataset), describe_agreement(dataset)
+    if scores is not None and not agreement:  # that one is of the camera alone, and says more
         lines.append(f"  {describe_scores(scores)}")
     warnings = (describe_lengths(dataset), alignment_warning(scores))
     lines += [f"  {warning}" for warning in warnings if warning]
     if pointer := describe_pointer(dataset):
         lines.append(f"  {pointer}")
-    return lines + describe_agreement(dataset)
+    return lines + agreement
 
 
 def _describe_actions(dataset: EpisodeDataset) -> list[str]:

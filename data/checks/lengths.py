@@ -12,6 +12,12 @@ def describe_lengths(dataset: EpisodeDataset) -> str:
 
     A stage takes clips of so many consecutive frames as its recipe says, from single episodes.
     """
+    empty = [split for split in SPLITS[:2] if not dataset.episodes(split)]
+    if empty:
+        return (
+            f"warning: no episode is for {' or '.join(empty)}, which training needs: record at "
+            f"least 3, or cut a long recording into several"
+        )
     short = int((dataset.lengths < LONG_ENOUGH).sum())
     if not short:
         return ""

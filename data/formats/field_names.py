@@ -66,6 +66,7 @@ def resolve(
             f"images needs images: render the episodes, or choose another array with --frames-key"
         )
     _ask_about_near(stored, free, known, where)
+    _ask_about_actions(stored, free, where)
     left = [name for name in columns if name not in stored.values()]
     return Names(stored, tuple(left))
 
@@ -129,6 +130,17 @@ def _ask_about_near(
         f"{where} holds {first_few(near)}, which may be {first_few(near.values())}; say so with "
         f"--rename {_flags(near)}{more}, or leave it aside with --rename {next(iter(near))}="
     )
+
+
+def _ask_about_actions(stored: Mapping[str, str], free: list[str], where: str) -> None:
+    """Refuse an episode without actions where an array looks like a part of them."""
+    parts = [n for n in free if any(p.lower().startswith("action") for p in n.split("/"))]
+    if parts and "actions" not in stored:
+        raise ValueError(
+            f"{where} has no actions, but {first_few(parts)}; choose one with --rename "
+            f"{parts[0]}=actions (parts of an action must be joined into one array), or leave them "
+            f"aside with --rename {first_few((f'{n}=' for n in parts), separator=' ')}"
+        )
 
 
 def _near(stored: Mapping[str, str], free: list[str]) -> dict[str, str]:

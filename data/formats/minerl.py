@@ -84,7 +84,7 @@ def _frames(folder: Path, count: int) -> Column:
     there = total = len(read_video_info(FileSlice(str(video))).ticks)
     if facts.exists():
         with reading(str(facts)):
-            total = int(json.loads(facts.read_bytes())["true_video_frame_count"])
+            total = int(json.loads(facts.read_bytes()).get("true_video_frame_count", there))
     if not count <= total <= there:
         raise ValueError(
             f"{video} holds {there} frames, but {max(count, total)} are needed; get it again"

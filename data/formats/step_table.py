@@ -17,7 +17,8 @@ from data.formats.recording import reading
 from data.io.messages import first_few
 
 SUFFIXES = (".csv", ".json", ".npy")
-COUNTERS = ("step", "frame", "index", "t", "frame_index", "step_idx")  # count the rows
+# count the rows; pandas writes its index under no name
+COUNTERS = ("step", "frame", "index", "t", "frame_index", "step_idx", "")
 IGNORED = ("time", "timestamp", "image", "file", "filename", "path")
 WHOLE = re.compile(r"[+-]?\d+")
 
@@ -67,6 +68,10 @@ def _csv_columns(file: Path) -> dict[str, list[str]]:
             f"{file} begins without names of columns; a first line such as step,action is needed"
         )
     names = [name.strip() for name in rows[0]]
+    if len(names) == 1 and re.search("[;\t]", names[0]):
+        raise ValueError(
+            f"{file} has no commas between its cells ({rows[0][0]!r}); save it with them"
+        )
     if len(set(names)) < len(names):
         raise ValueError(f"{file} names two columns alike: {first_few(names)}")
     for number, row in enumerate(rows[1:], 2):
@@ -80,8 +85,8 @@ def _grouped(columns: Mapping[str, Sequence[Any]], file: Path) -> dict[str, np.n
     actions: list[np.ndarray] = []
     for name, cells in columns.items():
         low = name.lower()
-        if low in IGNORED:
-            continue
+        if low in IGNORED or not (isinstance(cells, list) or low.startswith("action")):
+            continue  # a fact about the whole episode
         values = _numbers(cells, name, file)
         if low in COUNTERS:
             _check_counter(values, name, file)
@@ -100,14 +105,15 @@ def _grouped(columns: Mapping[str, Sequence[Any]], file: Path) -> dict[str, np.n
 
 
 def _numbers(cells: Sequence[Any], name: str, file: Path) -> np.ndarray:
-    if all(isinstance(cell, str) for cell in cells):
+    if isinstance(cells, list) and all(isinstance(cell, str) for cell in cells):
         whole = all(WHOLE.fullmatch(cell) for cell in cells)
         for row, cell in enumerate(cells, 2):
             try:
                 int(cell) if whole else float(cell)
             except ValueError:
                 raise ValueError(
-                    f"{file}: row {row} has {name} {cell[:20]!r}, which is no number"
+                    f"{file}: row {row} has {name} {cell[:20]!r}, which is no number; "
+                    f"number them (0, 1, 2 and so on), or remove that column or row"
                 ) from None
         cells = [int(cell) if whole else float(cell) for cell in cells]
     try:
@@ -121,8 +127,9 @@ def _numbers(cells: Sequence[Any], name: str, file: Path) -> np.ndarray:
 
 def _check_counter(values: np.ndarray, name: str, file: Path) -> None:
     steps = np.diff(values)
-    if len(steps) and not (steps == steps[0]).all():
-        row = int(np.argmax(steps != steps[0]))
+    wrong = (steps != steps[:1]) | (steps <= 0)
+    if wrong.any():
+        row = int(np.argmax(wrong))
         raise ValueError(
             f"{file}: {name} goes from {values[row]} to {values[row + 1]} at row {row + 3}, so "
             f"rows are missing or out of order; each step needs one"

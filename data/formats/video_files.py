@@ -5,7 +5,7 @@ Letters: T frames, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +38,24 @@ def read_videos(files: Sequence[Path]) -> RecordingSet:
                 f"of {video.name}"
             )
     check_tables(tables)
+    if not any(tables.values()):
+        _refuse_other_tables(tables)
     recordings = [
         Recording(str(video), {"frames": frames_of(video)} | table_columns(tables[video]))
         for video in videos
     ]
     return RecordingSet(recordings, (*videos, *filter(None, tables.values())))
+
+
+def _refuse_other_tables(videos: Iterable[Path]) -> None:
+    """Refuse to take videos for ones without actions where a table of another name is there."""
+    for folder in {video.parent for video in videos}:
+        for other in sorted(folder.iterdir()):
+            if has_suffix(other, (".csv", ".npy")):
+                raise ValueError(
+                    f"{other} may hold the actions of a video next to it; name it as the video "
+                    f"(NAME{other.suffix} of NAME.mp4) if it does, or move it away"
+                )
 
 
 def frames_of(video: Path, skip: int = 0) -> Column:

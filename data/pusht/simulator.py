@@ -32,6 +32,7 @@ SUBSTEPS = 10
 SUBSTEP = 0.01  # seconds
 STIFFNESS, DAMPING = 100.0, 20.0  # of the controller that pulls the agent to its target
 
+MAX_NUMBER = 10**6  # of a state; far beyond, drawing fails where no error gets out
 STATE_NAMES = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
 ACTIONS = ActionSpec(
     "continuous",
@@ -109,8 +110,11 @@ class PushT:
         makes a new space, without earlier contacts, so a rollout depends on its start alone.
         """
         state = np.asarray(state, dtype=np.float64)
-        if state.shape != (5,) or not np.isfinite(state).all():
-            raise ValueError(f"a Push-T state is five finite numbers {STATE_NAMES}; got {state}")
+        if state.shape != (5,) or not (np.abs(state) < MAX_NUMBER).all():
+            raise ValueError(
+                f"a Push-T state is five finite numbers {STATE_NAMES}, below {MAX_NUMBER:,} in "
+                f"size; got {state.tolist()}"
+            )
         self._env._setup()
         self._env.goal_pose = self.goal.copy()
         self._space, self._agent, self._block = self._env.space, self._env.agent, self._env.block

@@ -17,15 +17,13 @@ from pipeline.inference.load_tokenizer import for_inference
 def load_controllers(run: Path, world: World) -> dict[str, Controller]:
     """Return the controllers of a run by name: `bc`, and `actor_critic`, which started from it.
 
-    Empty where none was trained; where only `bc` was, both are the same.
+    Those that were trained, and no others.
     """
     controllers: dict[str, Controller] = {}
     for name, folder in (("bc", "bc"), ("actor_critic", ".")):
         path = run / "controller" / folder / "best.pt"
         if path.exists():
             controllers[name] = _load_controller(path, run, world)
-    if "bc" in controllers:
-        controllers.setdefault("actor_critic", controllers["bc"])
     return controllers
 
 
@@ -38,14 +36,19 @@ def load_goal_policy(run: Path, world: World) -> GoalPolicy | DiscreteGoalPolicy
 
 
 def load_controller(run: Path, world: World) -> Controller:
-    """Return the `actor_critic` of a run; ValueError says which command trains it."""
+    """Return the `actor_critic` of a run, or its clone `bc`, after a line that says so.
+
+    ValueError says which command trains one.
+    """
     controllers = load_controllers(run, world)
-    if "actor_critic" not in controllers:
+    if not controllers:
         raise ValueError(
             f"{run / 'controller'} holds no controller; "
             f"{ckpt.train_command('controller', run / 'controller' / 'best.pt')} trains one"
         )
-    return controllers["actor_critic"]
+    if "actor_critic" not in controllers:
+        print(f"{run / 'controller'} holds no actor-critic; the behavior cloning (bc) acts")
+    return controllers.get("actor_critic", controllers.get("bc"))  # type: ignore[return-value]
 
 
 def _load_controller(path: Path, run: Path, world: World) -> Controller:

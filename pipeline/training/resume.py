@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from data.io.messages import first_few
 from pipeline import checkpoint as ckpt
 from pipeline.trained_on import TrainedOn, read_recordings
 from pipeline.training.train_config import TrainConfig
+from pipeline.training.train_step import TrainStep
 
 RESUME_KEYS = (
     "ema", "optimizer", "step", "best", "bad_validations", "seconds", "lr_scale", "train"
@@ -74,6 +75,18 @@ def check_resumed_recordings(
             f"{common} are among the {len(now)} of now; --restart starts over, another --run keeps "
             f"both"
         )
+
+
+def check_resumed_state(step_fn: TrainStep) -> None:
+    """Raise ValueError where the averages or the optimizer's state are of other weights than the
+    model's: PyTorch takes them over, and ends without a word at the next step."""
+    averages, state = step_fn.ema.weights, step_fn.optimizer.state
+    for name, weight in step_fn.model.named_parameters():
+        if weight.requires_grad and (name not in averages or averages[name].shape != weight.shape):
+            raise ValueError(f"its ema is not of the model's {name}")
+        for key, value in state.get(weight, {}).items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != weight.shape:
+                raise ValueError(f"its optimizer's {key} is not of the model's {name}")
 
 
 def _difference(

@@ -348,7 +348,7 @@ class Trainer(Generic[M]):
         }
 
     def _resume(self, path: Path) -> None:
-        from pipeline.training.resume import check_resumable
+        from pipeline.training.resume import check_resumable, check_resumed_state
 
         last = ckpt.load(path, self.stage)
         unsharded = self.step_fn.unsharded
@@ -356,6 +356,7 @@ class Trainer(Generic[M]):
         check_resumable(last, path, self.metadata, self.train, whole)
         try:
             self.step_fn.load_state_dict(last)
+            check_resumed_state(self.step_fn)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as problem:
             raise ValueError(
                 f"{path} is whole, but this training cannot take it over "

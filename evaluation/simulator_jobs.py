@@ -137,7 +137,11 @@ def goal_job(
     def play() -> dict[str, Any]:
         recorder = RecordVideo(policy, min(MAX_RECORDED, len(pairs))) if name == "planner" else None
         errors = goals.run_pairs(
-            recorder or policy, session.envs, session.dataset, pairs, name=f"+{goal_offset}, {name}"
+            recorder or policy,
+            session.envs,
+            session.dataset,
+            pairs,
+            name=f"goal +{goal_offset}, {name}",
         )
         results = {key: goals.summarize(p.success(errors), pairs) for key, p in protocols.items()}
         if isinstance(policy, MpcPolicy):

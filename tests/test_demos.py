@@ -325,5 +325,5 @@ def test_stage_1_says_where_demonstrations_end_and_notices_other_ones(tmp_path, 
     assert "all shards exist" in capsys.readouterr().out
     with pytest.raises(ValueError, match="other content than when the shards in .* --restart"):
         preprocess.pusht(replace(config, demos=str(second)))
-    with pytest.raises(ValueError, match="goal None, but now it is"):
+    with pytest.raises(ValueError, match="goal the default, but now it is"):
         preprocess.pusht(replace(config, goal=(150, 300, -10)))

@@ -57,6 +57,9 @@ def test_each_folder_of_images_is_an_episode_in_the_order_of_numbers(tmp_path):
     [
         ("actions.csv", "step,action_x,action_y\n0,1,2\n1,3,4\n2,5,6\n", [[1, 2], [3, 4], [5, 6]]),
         ("actions.csv", "action\r\n0.5\r\n1\r\n2\r\n", [0.5, 1, 2]),
+        ("actions.csv", "step,action\n0,4\n1,5\n2,\n", [4, 5, 5]),  # the last leads nowhere
+        ("actions.csv", "action\nTrue\nFalse\nTrue\n", [1, 0, 1]),
+        ("actions.json", "[4, 5, null]", [4, 5, 5]),
         ("actions.json", "[4, 5, 6]", [4, 5, 6]),
         ("actions.json", '{"actions": [[1], [2], [3]]}', [[1], [2], [3]]),
         ("actions.json", '[{"action": 1}, {"action": 2}, {"action": 0}]', [1, 2, 0]),

@@ -21,6 +21,8 @@ SUFFIXES = (".csv", ".json", ".npy")
 COUNTERS = ("step", "frame", "index", "t", "frame_index", "step_idx", "")
 IGNORED = ("time", "timestamp", "image", "file", "filename", "path")
 WHOLE = re.compile(r"[+-]?\d+")
+TRUTH = {"true": "1", "false": "0"}
+BLANK = ("", " ", None)  # in the last row
 
 
 def find_table(folder: Path, *names: str) -> Path | None:
@@ -87,6 +89,8 @@ def _grouped(columns: Mapping[str, Sequence[Any]], file: Path) -> dict[str, np.n
         low = name.lower()
         if low in IGNORED or not (isinstance(cells, list) or low.startswith("action")):
             continue  # a fact about the whole episode
+        if low.startswith("action") and isinstance(cells, list) and cells and cells[-1] in BLANK:
+            cells = cells[:-1]  # the last action leads nowhere
         values = _numbers(cells, name, file)
         if low in COUNTERS:
             _check_counter(values, name, file)
@@ -106,6 +110,7 @@ def _grouped(columns: Mapping[str, Sequence[Any]], file: Path) -> dict[str, np.n
 
 def _numbers(cells: Sequence[Any], name: str, file: Path) -> np.ndarray:
     if isinstance(cells, list) and all(isinstance(cell, str) for cell in cells):
+        cells = [TRUTH.get(cell.strip().lower(), cell) for cell in cells]
         whole = all(WHOLE.fullmatch(cell) for cell in cells)
         for row, cell in enumerate(cells, 2):
             try:

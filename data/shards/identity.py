@@ -84,7 +84,7 @@ def _describe_recordings(before: dict[str, Any], now: dict[str, Any], folder: Pa
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = "the default" if value is None else str(value)  # defaults are not stored
     return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}..."
 
 

@@ -43,6 +43,7 @@ def parse(
     arguments: Sequence[str],
     description: str = "",
     default_presets: Sequence[str] = (),
+    command: str = "",
 ) -> Parsed[C]:
     """Return the config of a command line.
 
@@ -50,9 +51,10 @@ def parse(
     are those that the run folder remembers, or `default_presets`.  Every other argument is a flag
     named after a field; the fields of a method are those of the one that the presets chose.
     An unknown preset or a refused value raises ValueError; an unknown flag exits with tyro's hint.
+    `command` is the script's subcommand, for its help.
     """
     with deferred_checks():  # only the values that are left in the end must go together
-        parsed = _parse(config, stage, arguments, description, default_presets)
+        parsed = _parse(config, stage, arguments, description, default_presets, command)
         expanded = _expand_home(parsed.config)
     check_config(expanded)
     return replace(parsed, config=expanded)
@@ -64,9 +66,10 @@ def _parse(
     arguments: Sequence[str],
     description: str,
     default_presets: Sequence[str],
+    command: str,
 ) -> Parsed[C]:
     if stage is None:
-        return Parsed(_cli(config, None, arguments, description), [], False)
+        return Parsed(_cli(config, None, arguments, description, command), [], False)
     named, flags = split_presets(arguments)
     names = presets.check(named)
     complete = _has_defaults(config)
@@ -91,10 +94,12 @@ def _parse(
             f"with."
         )
         description = f"{description.strip()}\n\n{textwrap.fill(stacked, 80)}"
-    return Parsed(_cli(config, default, flags, description), names, bool(named))
+    return Parsed(_cli(config, default, flags, description, command), names, bool(named))
 
 
-def _cli(config: type[C], default: C | None, flags: Sequence[str], description: str) -> C:
+def _cli(
+    config: type[C], default: C | None, flags: Sequence[str], description: str, command: str
+) -> C:
     if default is None and _has_defaults(config):
         default = config()
     given: dict[str, Any] = {}
@@ -104,7 +109,7 @@ def _cli(config: type[C], default: C | None, flags: Sequence[str], description: 
     with _numbers_in_one_line():
         return tyro.cli(
             config,
-            prog=_program(),
+            prog=f"{_program()} {command}".strip(),
             args=list(flags),
             description=re.sub(r"\n+", "\n  ", description.strip()),  # else tyro joins lines
             config=(tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands),
@@ -286,6 +291,7 @@ def run_commands(commands: Mapping[str, Command], description: str) -> None:
             sys.argv[2:],
             command.description,
             command.default_presets,
+            known[name],
         )
         _run(command.main, parsed, command.stage)
 

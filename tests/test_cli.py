@@ -229,6 +229,15 @@ def test_a_command_has_other_names_too(
     assert "did you mean minecraft?" in capsys.readouterr().err
 
 
+def test_help_of_a_subcommand_names_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["preprocess.py", "minecraft", "--help"])
+    with pytest.raises(SystemExit):
+        run_commands(preprocess.COMMANDS, "")
+    assert " vpt [-h]" in capsys.readouterr().out
+
+
 def test_help_keeps_the_lines_of_a_docstring(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit):
         parse(

@@ -171,7 +171,7 @@ def possible_methods(config: Config, world: World) -> tuple[Method, ...]:
     if world.has_rewards or "actor_critic" not in config.methods:
         return config.methods
     reason = f"the dynamics of {config.run} has no reward head (its dataset had no rewards)"
-    methods = tuple(method for method in config.methods if method != "actor_critic")
+    methods: tuple[Method, ...] = tuple(m for m in config.methods if m != "actor_critic")
     if not methods:
         raise ValueError(f"{reason}, so there is nothing to improve on; --methods bc needs none")
     print(f"controller: {reason}, so no actor-critic is trained; {' and '.join(methods)} will be")

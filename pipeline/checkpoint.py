@@ -246,7 +246,7 @@ def _wrong_field(checkpoint: Checkpoint) -> str:
             return f"its {key} is {value!r:.40}"
         if isinstance(value, float) and not math.isfinite(value):
             return f"its {key} is {value}"
-        if kind is int and key in checkpoint and value < 0:
+        if kind is int and isinstance(value, int) and value < 0:
             return f"its {key} is {value}"
     if checkpoint["stage"] not in SCRIPTS:
         return f"its stage is {checkpoint['stage']!r:.40}"

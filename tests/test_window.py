@@ -330,6 +330,7 @@ def test_real_keys_walk_jump_look_and_attack_at_once(display: str, tmp_path: Pat
     with screen.game(play_command(*flags, script=WALK)) as game:
         screen.mouse(0.2, 0.5)
         screen.do("windowfocus", screen.window)
+        time.sleep(1.5)  # until the turn by the pointer's way here is over
         screen.press("v")
         screen.do("keydown", "w")
         time.sleep(1.2)
@@ -355,33 +356,6 @@ def test_real_keys_walk_jump_look_and_attack_at_once(display: str, tmp_path: Pat
     turned = np.array(SPEC.factors[0].values)[yaw].sum()
     assert turned == pytest.approx(0.4 * DEGREES_PER_WIDTH, abs=2) and (pitch == 5).all()
     assert move[-1] == jump[-1] == attack[-1] == 0, "in the end all keys are released"
-
-
-def test_keys_of_another_layout_act_by_their_place(display: str, tmp_path: Path):
-    """On AZERTY the key of A types Q, and the one of W types Z."""
-    if shutil.which("setxkbmap") is None:
-        pytest.skip("setxkbmap is not installed")
-    write_walks(tmp_path / "shards")
-    screen = Screen(display, tmp_path)
-    flags = ["--preset", "minecraft", "--run", str(tmp_path), "--size", str(SIZE)]
-    folder = tmp_path / "play/recording-000"
-    screen.run_command("setxkbmap", "fr")
-    try:
-        with screen.game(play_command(*flags, script=WALK)) as game:
-            screen.do("windowfocus", screen.window)
-            screen.press("v")
-            screen.do("keydown", "z", "keydown", "q")
-            time.sleep(1.0)
-            screen.do("keyup", "z", "keyup", "q")
-            screen.press("v")
-            screen.wait_for(lambda: (folder / "actions.npy").exists(), "a video")
-            assert game.poll() is None, "Q ended the game"
-            screen.press("a")
-            assert game.wait(15) == 0
-    finally:
-        screen.run_command("setxkbmap", "us")
-    move = SPEC.unravel(np.load(folder / "actions.npy")).T[4]
-    assert (move == MOVES.index("forward left")).sum() > 3
 
 
 def close(display: str, window: int) -> None:

@@ -52,8 +52,10 @@ $(RUN)/report/index.html: $(BEST)
 	$(PYTHON) evaluate.py $(STAGE)
 
 # Four processes at most, and whole files on each: tests of a file share their fixtures.
+# A window is watched in real time, which other tests beside it would spoil.
 test: $(INSTALLED)
-	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTHON) -m pytest tests/test_window.py
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/test_window.py
 
 install: $(INSTALLED)
 

@@ -8,7 +8,6 @@ the config first, then, by name, what it wants to know of the data: `latents`, `
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from models.dynamics.dynamics import Dynamics
 
 M = TypeVar("M")
+SMALL = 2**30  # bytes of weights that every machine holds
 
 
 Method: TypeAlias = tuple[type[MethodConfig], type[M]]
@@ -209,9 +209,12 @@ def _check_memory(kind: str, make: Callable[[], Any]) -> None:
     except (RuntimeError, NotImplementedError):  # it computes with values while it is built
         return
     needed = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
+    if needed < SMALL:
+        return
+    from data.io.memory import as_size, memory_bytes
+
+    if needed > memory_bytes():
         raise ValueError(
-            f"the weights of this {kind} would take {needed / 2**30:.0f} GiB, and this machine has "
-            f"{memory / 2**30:.0f} GiB; make the model smaller (--model.* in --help)"
+            f"the weights of this {kind} would take {as_size(needed)}, and there are "
+            f"{as_size(memory_bytes())} of memory; make the model smaller (--model.* in --help)"
         )

@@ -1,5 +1,7 @@
-"""Whether a process runs, as Linux tells."""
+"""Whether processes run, as Linux tells."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -9,3 +11,11 @@ def is_alive(process: int) -> bool:
         return ") Z" not in Path(f"/proc/{process}/stat").read_text()
     except OSError:
         return False
+
+
+def all_end(processes: Sequence[int], seconds: float) -> bool:
+    """Wait until none of them runs; False where one still does after so many seconds."""
+    until = time.monotonic() + seconds
+    while any(map(is_alive, processes)) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not any(map(is_alive, processes))

@@ -3,15 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data.arrays.array_source import ArraySource, _read_info
+from data.io.folders import visible_files
+from data.shards import identity
 from data.shards.build_info import read_build_info
 from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
-from data.shards.identity import digest_of
 
 
 def write_episodes(folder: Path, count: int, length: int = 5, seed: int = 0) -> Path:
@@ -22,6 +24,10 @@ def write_episodes(folder: Path, count: int, length: int = 5, seed: int = 0) -> 
         frames = random.integers(0, 256, (length, 8, 8, 3), dtype=np.uint8)
         np.savez(folder / f"{number:02d}.npz", frames=frames, actions=np.arange(length) % 3)
     return folder
+
+
+def digest_of(path: Path) -> dict[str, Any]:
+    return identity.digest_of(path, visible_files(path))
 
 
 def make(path: Path, run: Path, restart: bool = False, **settings) -> int:
@@ -35,29 +41,29 @@ def test_a_digest_is_of_content_and_not_of_place_or_time(tmp_path):
     shutil.copytree(a, tmp_path / "deep" / "b", copy_function=shutil.copyfile)
     (tmp_path / "deep" / "b" / ".DS_Store").write_text("of a file manager")
     assert digest_of(tmp_path / "deep" / "b") == known
-    assert digest_of(a, reversed(sorted(a.iterdir()))) == known
+    assert identity.digest_of(a, reversed(sorted(a.iterdir()))) == known
     shutil.move(a / "00.npz", a / "03.npz")
     assert digest_of(a)["bytes"] == known["bytes"] and digest_of(a) != known
 
 
 def test_a_flipped_bit_and_a_missing_chunk_change_the_digest(tmp_path):
-    folder = tmp_path / "store.zarr" / "data" / "state"
+    folder = tmp_path / "store" / "data" / "state"
     folder.mkdir(parents=True)
     for number in range(300):
         (folder / f"{number}.0").write_bytes(bytes([number % 256]) * 50)
-    (folder / ".zarray").write_text("{}")
-    seen = {digest_of(tmp_path / "store.zarr")["sha256"]}
+    (folder / "zarr.json").write_text("{}")
+    seen = {digest_of(tmp_path / "store")["sha256"]}
     content = bytearray((folder / "7.0").read_bytes())
     content[3] ^= 1
     (folder / "7.0").write_bytes(content)
-    seen.add(digest_of(tmp_path / "store.zarr")["sha256"])
+    seen.add(digest_of(tmp_path / "store")["sha256"])
     (folder / "9.0").unlink()
-    seen.add(digest_of(tmp_path / "store.zarr")["sha256"])
-    (folder / ".zarray").write_text("{ }")
-    seen.add(digest_of(tmp_path / "store.zarr")["sha256"])
+    seen.add(digest_of(tmp_path / "store")["sha256"])
+    (folder / "zarr.json").write_text("{ }")
+    seen.add(digest_of(tmp_path / "store")["sha256"])
     assert len(seen) == 4
     with pytest.raises(ValueError, match="nothing cannot be read"):
-        digest_of(tmp_path / "nothing")
+        identity.digest_of(tmp_path, [tmp_path / "nothing"])
 
 
 def test_recordings_that_grew_are_noticed_and_a_copy_elsewhere_is_not(tmp_path):

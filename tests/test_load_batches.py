@@ -7,13 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from alive import is_alive
+from alive import all_end
 
 from data.batch import Batch
 from pipeline.batches import worker_batches as module
@@ -114,7 +113,4 @@ def test_a_worker_ends_with_a_parent_that_is_killed_while_it_starts(tmp_path):
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         parent.kill()
-    until = time.monotonic() + 60
-    while is_alive(worker) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not is_alive(worker)
+    assert all_end([worker], 60)

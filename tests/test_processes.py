@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from alive import is_alive
+from alive import all_end, is_alive
 
 from data.processes import map_in_processes
 
@@ -45,10 +45,7 @@ def test_workers_end_with_their_parent(tmp_path, number):
         assert all(is_alive(worker) for worker in workers)
         parent.send_signal(number)  # to the parent alone
         parent.wait()
-    until = time.monotonic() + 30
-    while any(is_alive(worker) for worker in workers) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not any(is_alive(worker) for worker in workers)
+    assert all_end(workers, 30)
 
 
 def fail(number: int) -> int:

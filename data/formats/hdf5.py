@@ -15,9 +15,9 @@ import numpy as np
 
 from data.formats.decode_image import decode_image
 from data.formats.layout import LENGTHS, recordings_of
-from data.formats.memory import check_count
 from data.formats.numpy_files import open_file
 from data.formats.recording import Recording, RecordingSet, reading
+from data.formats.size_limits import check_count
 from data.io.sniff import HDF5, describe_content
 
 SUFFIXES = (".h5", ".hdf5", ".hdf")

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from data.formats.decode_image import decode_image
-from data.formats.folders import has_suffix
 from data.formats.numpy_files import open_file
 from data.formats.recording import Column, Recording, RecordingSet, array_column
 from data.formats.step_table import find_table, read_table
+from data.io.folders import has_suffix
 from data.io.messages import first_few
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")

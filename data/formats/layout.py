@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from data.formats.field_names import FIELDS
-from data.formats.memory import check_count
 from data.formats.recording import Column, Recording, array_column, reading
+from data.formats.size_limits import check_count
 
 LENGTHS, OFFSETS, EPISODE_ENDS = "ep_len", "ep_offset", "episode_ends"
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from data.formats.episode_ends import episode_bounds
 from data.formats.field_names import FIELDS, Names, resolve
-from data.formats.memory import check_count, check_fits
 from data.formats.recording import Recording, RecordingSet
+from data.formats.size_limits import check_count, check_fits
 from data.formats.step_alignment import Alignment, read_actions, read_outcomes, rows_lacking
 from data.io.messages import first_few
 

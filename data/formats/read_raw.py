@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.formats import hdf5, image_folders, video_files
-from data.formats.folders import has_suffix, visible_files
 from data.formats.hdf5 import is_hdf5, read_hdf5
 from data.formats.image_folders import read_image_folders
 from data.formats.minerl import is_minerl, read_minerl
@@ -14,6 +13,7 @@ from data.formats.raw_episodes import RawEpisodes, ReadOptions, assemble
 from data.formats.recording import RecordingSet
 from data.formats.unread import READ, known_folder, refuse_file, refuse_folder
 from data.formats.video_files import read_videos
+from data.io.folders import has_suffix, visible_files
 
 NPZ = (".npz",)
 

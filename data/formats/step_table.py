@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data.formats.folders import has_suffix
 from data.formats.numpy_files import load_npy
 from data.formats.recording import reading
+from data.io.folders import has_suffix
 from data.io.messages import first_few
 
 SUFFIXES = (".csv", ".json", ".npy")

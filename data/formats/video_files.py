@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.formats.folders import has_suffix
 from data.formats.image_folders import check_tables, table_columns
 from data.formats.recording import Column, Recording, RecordingSet
 from data.formats.step_table import find_table
+from data.io.folders import has_suffix
 from data.vpt.file_slice import FileSlice
 from data.vpt.video import read_frames, read_video_info
 

@@ -14,16 +14,14 @@ LATER_KEYS = ("recordings", "split_min_frames")  # which older shards do not hav
 MAX_LENGTH = 60  # characters of a value in a message
 
 
-def digest_of(path: Path, files: Iterable[Path] | None = None) -> dict[str, Any]:
-    """Return {"bytes", "sha256"} of a file, or of the files of a folder.
+def digest_of(path: Path, files: Iterable[Path]) -> dict[str, Any]:
+    """Return {"bytes", "sha256"} of the files that lie at `path`, or below it.
 
-    The digest of a folder is that of the sorted (relative name, size, digest) of its files, which
-    are `files`, or all that are not hidden. Neither the place nor the times of files count: a copy
-    elsewhere is the same data. ValueError names a file that cannot be read.
+    The digest is that of the sorted (relative name, size, digest) of each. Neither the place nor
+    the times of files count: a copy elsewhere is the same data. ValueError names a file that cannot
+    be read.
     """
-    if files is None and not path.is_dir():
-        return {"bytes": _stat(path).st_size, "sha256": file_digest(path)}
-    found = sorted(_visible_files(path) if files is None else files)
+    found = sorted(files)
     sizes = [_stat(file).st_size for file in found]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashlib frees the lock
         digests = list(pool.map(file_digest, found))
@@ -86,19 +84,6 @@ def _describe_recordings(before: dict[str, Any], now: dict[str, Any], folder: Pa
 def _short(value: Any) -> str:
     text = "the default" if value is None else str(value)  # defaults are not stored
     return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}..."
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    """List the files below a folder, without hidden ones, such as .DS_Store."""
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(place, name) for name in names if _is_data(name)]
-    return found
-
-
-def _is_data(name: str) -> bool:
-    return not name.startswith(".") or name in (".zgroup", ".zarray", ".zattrs", ".zmetadata")
 
 
 def _stat(path: Path) -> os.stat_result:

@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePath
 
+from data.io.folders import visible_files
 from data.io.messages import one_line
 from data.vpt.file_slice import FileSlice, VideoAndLog
 
@@ -72,9 +73,15 @@ def _pair_problem(name: str, files: dict[str, FileSlice], other: VideoAndLog | N
 
 def _find_files(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
     """List all videos and logs under `path`, paired or not."""
+
+    def report(file: Path, problem: str) -> None:
+        wanted = (*SUFFIXES, ".tar", *COMPRESSED)
+        if not file.is_symlink() or _has_suffix(file, wanted):
+            skip(f"{file} {problem}")
+
     suffix = path.suffix.lower()
     if path.is_dir():
-        files = _walk(path, skip)
+        files = sorted(visible_files(path, report))
     elif suffix == ".mp4" and path.is_file():
         logs = [f for f in path.parent.iterdir() if f.stem == path.stem and _has_suffix(f, LOG)]
         files = [path, *sorted(logs)]
@@ -86,8 +93,6 @@ def _find_files(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
         raise ValueError(f"{path} {problem}; give {known}")
     slices: list[FileSlice] = []
     for file in files:
-        if file.name.startswith("."):  # macOS leaves ._NAME.mp4 next to NAME.mp4
-            continue
         if _has_suffix(file, COMPRESSED):
             skip(f"{file} is compressed; unpack it first")
         elif _has_suffix(file, ".tar"):
@@ -99,29 +104,6 @@ def _find_files(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:
 
 def _has_suffix(file: PurePath, suffixes: str | tuple[str, ...]) -> bool:
     return file.name.lower().endswith(suffixes)
-
-
-def _walk(folder: Path, skip: Callable[[str], None]) -> list[Path]:
-    """List the files below a folder, sorted; links are followed, each folder is entered once."""
-
-    def unreadable(problem: OSError) -> None:
-        skip(f"{problem.filename} cannot be listed ({problem.strerror})")
-
-    files: list[Path] = []
-    entered: set[tuple[int, int]] = set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
-        stat = os.stat(place)
-        if (stat.st_dev, stat.st_ino) in entered:
-            folders.clear()
-            continue
-        entered.add((stat.st_dev, stat.st_ino))
-        folders.sort()
-        for file in (Path(place, name) for name in names):
-            if file.is_file():
-                files.append(file)
-            elif file.is_symlink() and _has_suffix(file, (*SUFFIXES, ".tar", *COMPRESSED)):
-                skip(f"{file} is a link to {os.readlink(file)}, which does not exist")
-    return sorted(files)
 
 
 def _tar_members(path: Path, skip: Callable[[str], None]) -> list[FileSlice]:

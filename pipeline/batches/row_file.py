@@ -41,6 +41,7 @@ class RowFile:
         self.row_bytes = math.prod(shape[1:]) * self.dtype.itemsize
         self.done, self.checksum = 0, 0  # rows that are there, and the CRC-32 of their bytes
         self._file: IO[bytes] | None = None
+        self._checked = False  # all rows are at `path`, and their checksum is right
 
     def __enter__(self) -> RowFile:
         self._lock = lock(self.folder, f"makes the latents in {self.folder}")
@@ -51,6 +52,7 @@ class RowFile:
         for path in (self.path, self.partial):
             if (path == self.partial or done == len(self)) and self._holds(path, done, checksum):
                 self.done, self.checksum = done, checksum
+                self._checked = path == self.path
                 return self
         print(f"{self.folder} is incomplete or damaged; its latents are made again")
         return self
@@ -94,16 +96,16 @@ class RowFile:
     def finish(self) -> np.memmap:
         """Map the rows, once all are there."""
         assert self.done == len(self)
-        if self._file is not None:
-            self.flush()
-        if self.partial.exists() and self._holds(self.partial, self.done, self.checksum):
+        if not self._checked:
+            if self._file is not None:
+                self.flush()
             with suppress(FileNotFoundError):  # another process did so, where there are no locks
                 os.replace(self.partial, self.path)
-        if not self._holds(self.path, self.done, self.checksum):
-            raise ValueError(
-                f"{self.path} does not hold what was written to it; let one process at a time "
-                f"work there, and run again"
-            )
+            if not self._holds(self.path, self.done, self.checksum):
+                raise ValueError(
+                    f"{self.path} does not hold what was written to it; let one process at a time "
+                    f"work there, and run again"
+                )
         return np.memmap(self.path, self.dtype, "r", shape=self.shape)
 
     def _open(self) -> IO[bytes]:

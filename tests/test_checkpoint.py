@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
+from data.io import memory
 from models import registry
 from models.registry import DataSpec
 from models.tokenizers.keypoints import KeypointsConfig
@@ -282,7 +283,8 @@ def test_a_config_that_describes_no_model_is_refused_in_one_line(tmp_path, key, 
 
 
 def test_a_model_beyond_the_machines_memory_is_refused_before_it_takes_any(monkeypatch):
-    monkeypatch.setattr(os, "sysconf", lambda name: 64)  # pages, and bytes of each
+    monkeypatch.setattr(registry, "SMALL", 0)
+    monkeypatch.setattr(memory, "memory_bytes", lambda: 4096)
     config = KeypointsConfig((32, 48), num_keypoints=4, channels=16)
     with pytest.raises(
         ValueError, match=r"weights of this keypoints would take .*, and there are .* of memory"

@@ -30,7 +30,7 @@ from data.arrays.array_source import ArraySource
 from data.checks.alignment_check import alignment_scores, alignment_warning
 from data.checks.check import main_check
 from data.checks.lengths import describe_lengths
-from data.checks.pointer_alignment import describe_pointer
+from data.checks.pointer_alignment import pointer_correlations, pointer_warning
 from data.formats.step_alignment import Alignment
 from data.io.download import local_file
 from data.io.files import lock, writable_folder
@@ -247,11 +247,10 @@ def _build_and_report(
         max_rewards = [dataset.read(e, "rewards").max() for e in range(len(dataset))]
         line += f", mean best reward of an episode {sum(max_rewards) / len(max_rewards):.2f}"
     print(line)
-    pointer = describe_pointer(dataset)
     for line in (
         describe_lengths(dataset),
         alignment_warning(alignment_scores(dataset)),
-        pointer if "warning" in pointer else "",
+        pointer_warning(pointer_correlations(dataset)),
     ):
         if line:
             print(line)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data.checks.alignment_check import alignment_scores, alignment_warning, describe_scores
 from data.checks.lengths import describe_lengths
-from data.checks.pointer_alignment import describe_pointer
+from data.checks.pointer_alignment import describe_pointer, pointer_correlations, pointer_warning
 from data.checks.suspicions import suspicions
 from data.io.files import atomic_write, writable_folder
 from data.io.messages import first_few
@@ -128,10 +128,14 @@ def describe(dataset: EpisodeDataset) -> list[str]:
     scores, agreement = alignment_scores(dataset), describe_agreement(dataset)
     if scores is not None and not agreement:  # that one is of the camera alone, and says more
         lines.append(f"  {describe_scores(scores)}")
-    warnings = (describe_lengths(dataset), alignment_warning(scores))
-    lines += [f"  {warning}" for warning in warnings if warning]
-    if pointer := describe_pointer(dataset):
-        lines.append(f"  {pointer}")
+    pointer = pointer_correlations(dataset)
+    found = (
+        describe_lengths(dataset),
+        alignment_warning(scores),
+        describe_pointer(pointer),
+        pointer_warning(pointer),
+    )
+    lines += [f"  {line}" for line in found if line]
     return lines + agreement
 
 

@@ -41,14 +41,15 @@ def load_controller(run: Path, world: World) -> Controller:
     ValueError says which command trains one.
     """
     controllers = load_controllers(run, world)
-    if not controllers:
-        raise ValueError(
-            f"{run / 'controller'} holds no controller; "
-            f"{ckpt.train_command('controller', run / 'controller' / 'best.pt')} trains one"
-        )
-    if "actor_critic" not in controllers:
+    if "actor_critic" in controllers:
+        return controllers["actor_critic"]
+    if "bc" in controllers:
         print(f"{run / 'controller'} holds no actor-critic; the behavior cloning (bc) acts")
-    return controllers.get("actor_critic", controllers.get("bc"))  # type: ignore[return-value]
+        return controllers["bc"]
+    raise ValueError(
+        f"{run / 'controller'} holds no controller; "
+        f"{ckpt.train_command('controller', run / 'controller' / 'best.pt')} trains one"
+    )
 
 
 def _load_controller(path: Path, run: Path, world: World) -> Controller:

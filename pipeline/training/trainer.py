@@ -35,7 +35,7 @@ from pipeline.trained_on import inherit
 from pipeline.training.device_idle import IdleTimer
 from pipeline.training.logger import Logger, log_line
 from pipeline.training.nan_guard import NanGuard
-from pipeline.training.process import stop_on_signal
+from pipeline.training.stop_on_signal import stop_on_signal
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_step import LossFn, TrainStep
 

@@ -1,6 +1,8 @@
 """Tests run on one thread: their tensors are tiny, and threads wait for each other."""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +14,10 @@ import torch
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel is imported
+# a shell's job in the background ignores Ctrl-C, and what it starts would, too
+in_main_thread = threading.current_thread() is threading.main_thread()
+if in_main_thread and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

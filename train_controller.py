@@ -156,7 +156,7 @@ def main(config: Config) -> None:
     path = config.run / "dynamics" / "best.pt"
     dynamics = ckpt.load(path, "dynamics")
     recordings = check_recordings(config.run, dynamics, dataset)
-    check_demos(config, dataset)
+    check_demos(methods, dataset, config.min_reward)
     writable_folder(config.run / "controller")
     latents = cache(config.run, world, dynamics, dataset)
     below = path, dynamics["fingerprint"]
@@ -188,11 +188,11 @@ def check_recordings(run: Path, dynamics: ckpt.Checkpoint, dataset: EpisodeDatas
     return recordings
 
 
-def check_demos(config: Config, dataset: EpisodeDataset) -> None:
+def check_demos(methods: tuple[Method, ...], dataset: EpisodeDataset, min_reward: float) -> None:
     """Raise ValueError now, not after the latents are encoded, where there is nothing to clone."""
-    if {"bc", "actor_critic"} & set(config.methods):
+    if {"bc", "actor_critic"} & set(methods):
         for split in ("train", "validation"):
-            demo_rows(dataset, split, config.min_reward)
+            demo_rows(dataset, split, min_reward)
 
 
 def cache(

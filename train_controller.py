@@ -17,39 +17,42 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data.clips import Clips
+from data.batch import Batch
 from data.io.files import writable_folder
 from data.ranges import CheckedConfig, NonEmpty, Range
 from data.shards.episode_dataset import EpisodeDataset
-from data.shards.shard_header import Split
 from evaluation.measures.sample_clips import sample_clips
 from kernels import Backend
 from models import registry
 from models.controllers.actor_critic import ActorCritic, ActorCriticConfig
 from models.controllers.controller import TrainedController
 from models.controllers.goal_policy import GoalPolicy
+from models.controllers.task_cost import TaskCostConfig
 from models.layers.precision import autocast
-from models.registry import DataSpec, MethodConfig
+from models.registry import MethodConfig
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.demonstrations import DemoSteps, StartsWithDemos, demo_rows
-from pipeline.batches.latent_cache import cache_latents, cache_states
+from pipeline.batches.rewarded_clips import RewardedClips
 from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_world import load_world
-from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
+from pipeline.trained_on import check_parent_recordings
+from pipeline.training.controller_context import ControllerContext, cache, check_recordings
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 
-Method = Literal["bc", "actor_critic", "goal_policy"]
+Method = Literal["bc", "actor_critic", "goal_policy", "task_cost"]
+FROM_REWARDS = ("actor_critic", "task_cost")
+SAMPLE = 100_000  # training examples that a method takes its scales from
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Config(CheckedConfig):
         default_factory=lambda: registry.default_config("goal_policy")
     )
     """Policy that is given goals: of continuous actions, or of keys (--preset minecraft)."""
+    task_cost: TaskCostConfig = field(default_factory=TaskCostConfig)
+    """What the task costs, for planning without a goal's image."""
     min_reward: Annotated[float, Range(-(10**9), 10**9)] = 0.7
     """Reward that an episode must reach to be cloned, up to where it is highest."""
     bc: TrainConfig = field(
@@ -95,57 +100,23 @@ class Config(CheckedConfig):
         )
     )
     """Training of the goal policy."""
+    task_cost_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=6000,
+            batch_size=1024,
+            learning_rate=2e-3,
+            weight_decay=1e-3,
+            eval_every=1000,
+            precision="fp32",
+        )
+    )
+    """Training of the task's cost, which 16 bits would blur."""
     device: DeviceOption = "auto"
     """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
     kernels: Backend = "auto"
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     restart: bool = False
     """Start over, although there is a checkpoint to resume from."""
-
-
-@dataclass
-class ControllerContext:
-    """What every method learns from: a world, and the dataset as states of it."""
-
-    config: Config
-    world: World
-    dataset: EpisodeDataset
-    latents: np.ndarray
-    """Of the states at all frames: (frames, N) or (frames, P, D)."""
-    parent: tuple[Path, str]
-    """Path and fingerprint of the dynamics model."""
-    recordings: TrainedOn
-    """The dataset's training episodes."""
-
-    @property
-    def data(self) -> DataSpec:
-        return DataSpec(self.world.image_size, self.world.actions, self.world.state_spec)
-
-    def build(self, config: MethodConfig, seed: int) -> TrainedController:
-        torch.manual_seed(seed)
-        model = registry.build_controller(config, self.data)
-        model.load_codebook(self.world)
-        return model
-
-    def demos(self, split: Split) -> DemoSteps:
-        return DemoSteps(self.dataset, split, self.latents, self.config.min_reward)
-
-    def clips(
-        self, split: Split, clip_length: int, needs: frozenset[str], flag: str = ""
-    ) -> ClipBatches:
-        """Give clips of a split; flag: what makes them shorter."""
-        return ClipBatches(Clips(self.dataset, split, clip_length, flag=flag), needs, self.latents)
-
-    def describe(self, config: MethodConfig) -> dict[str, Any]:
-        """What a checkpoint of this world says of itself."""
-        return ckpt.describe(
-            config,
-            self.data,
-            self.world.state_spec,
-            self.world.actions,
-            self.parent,
-            self.recordings,
-        )
 
 
 def main(config: Config) -> None:
@@ -160,32 +131,26 @@ def main(config: Config) -> None:
     writable_folder(config.run / "controller")
     latents = cache(config.run, world, dynamics, dataset)
     below = path, dynamics["fingerprint"]
-    context = ControllerContext(config, world, dataset, latents, below, recordings)
+    context = ControllerContext(config.run, world, dataset, latents, below, recordings)
     for method in methods:
-        METHODS[method](context)
+        METHODS[method](config, context)
 
 
 def possible_methods(config: Config, world: World) -> tuple[Method, ...]:
-    """Leave the actor-critic out, and say so, where no rewards were learned that it could raise;
-    ValueError where nothing is left."""
-    if world.has_rewards or "actor_critic" not in config.methods:
+    """Leave out, and say so, what learns from rewards where there are none; ValueError where
+    nothing is left."""
+    left_out = [m for m in config.methods if m in FROM_REWARDS and not world.has_rewards]
+    if not left_out:
         return config.methods
     reason = f"the dynamics of {config.run} has no reward head (its dataset had no rewards)"
-    methods: tuple[Method, ...] = tuple(m for m in config.methods if m != "actor_critic")
+    methods: tuple[Method, ...] = tuple(m for m in config.methods if m not in left_out)
     if not methods:
         raise ValueError(f"{reason}, so there is nothing to improve on; --methods bc needs none")
-    print(f"controller: {reason}, so no actor-critic is trained; {' and '.join(methods)} will be")
+    print(
+        f"controller: {reason}, so no {' and no '.join(left_out)} is trained; "
+        f"{' and '.join(methods)} will be"
+    )
     return methods
-
-
-def check_recordings(run: Path, dynamics: ckpt.Checkpoint, dataset: EpisodeDataset) -> TrainedOn:
-    """Describe the dataset's training episodes; ValueError where the world has learned others."""
-    recordings = recordings_of(dataset, dynamics)
-    check_parent_recordings(dynamics, run / "dynamics" / "best.pt", recordings, dataset)
-    path = run / "tokenizer" / "best.pt"
-    if path.exists():
-        check_parent_recordings(ckpt.load(path, "tokenizer"), path, recordings, dataset)
-    return recordings
 
 
 def check_demos(methods: tuple[Method, ...], dataset: EpisodeDataset, min_reward: float) -> None:
@@ -195,45 +160,22 @@ def check_demos(methods: tuple[Method, ...], dataset: EpisodeDataset, min_reward
             demo_rows(dataset, split, min_reward)
 
 
-def cache(
-    run: Path, world: World, dynamics: ckpt.Checkpoint, dataset: EpisodeDataset
-) -> np.ndarray:
-    """Latents of the states at all frames: the tokenizer's, or what the world makes of them."""
-    if world.state_spec == world.latents:
-        parent = dynamics["parent"]["fingerprint"]
-        return cache_latents(run / "latents", world, parent, dataset, world.device)
-    return cache_states(run / "states", world, dynamics["fingerprint"], dataset)
-
-
-def train_bc(context: ControllerContext) -> None:
+def train_bc(config: Config, context: ControllerContext) -> None:
     """Fit the policy to the demonstrations."""
-    config, world = context.config, context.world
-    demos, held_out = context.demos("train"), context.demos("validation")
-    policy = context.build(config.model.policy, config.bc.seed)
-    trainer = Trainer(
-        "controller",
-        config.run / "controller" / "bc",
-        policy,
-        config.bc,
-        context.describe(config.model.policy),
-        restart=config.restart,
-        flag_prefix="bc",
-        data_summary=f"bc: {len(demos)} steps of {demos.num_episodes} episodes; dynamics has "
-        f"{world.num_parameters / 1e6:.2f} M",
-    )
+    demos, held_out = (context.demos(split, config.min_reward) for split in ("train", "validation"))
     indices = np.linspace(0, len(held_out) - 1, min(2048, len(held_out))).astype(np.int64)
-    held_out_batch = held_out.batch(indices).to(trainer.device)
-    for batch in trainer.batches(demos):
-        trainer.step(policy.loss, batch)
-        if trainer.every(config.bc.eval_every):
-            with trainer.ema_model() as ema_model:
-                losses = ema_model.loss(held_out_batch)
-            trainer.save_best({k: float(v) for k, v in losses.items()})
+    model = context.build(config.model.policy, config.bc.seed)
+    summary = (
+        f"bc: {len(demos)} steps of {demos.num_episodes} episodes; dynamics has "
+        f"{context.world.num_parameters / 1e6:.2f} M"
+    )
+    training = Training("bc", model, config.bc, "bc", summary)
+    fit(config, context, training, demos, held_out.batch(indices))
 
 
-def train_actor_critic(context: ControllerContext) -> None:
+def train_actor_critic(config: Config, context: ControllerContext) -> None:
     """Start from the best cloned policy, and train actor-critic on model rollouts."""
-    config, world = context.config, context.world
+    world = context.world
     model = cast(ActorCritic, context.build(config.model, config.train.seed))
     path = config.run / "controller" / "bc" / "best.pt"
     if not path.exists():
@@ -261,7 +203,8 @@ def train_actor_critic(context: ControllerContext) -> None:
     if trainer.finished:
         return trainer.log_finished()
     starts = StartsWithDemos(
-        context.clips("train", world.context, model.needs), context.demos("train")
+        context.clips("train", world.context, model.needs),
+        context.demos("train", config.min_reward),
     )
     held_out = context.clips("validation", world.context, model.needs)
     with torch.no_grad(), autocast(trainer.device, trainer.precision):
@@ -301,43 +244,103 @@ def improvement(rewards: Tensor, baseline: Tensor) -> dict[str, float]:
     }
 
 
-def train_goal_policy(context: ControllerContext) -> None:
+def train_goal_policy(config: Config, context: ControllerContext) -> None:
     """Learn in imagination to reach goals; best.pt ends nearest to held-out goals."""
-    config, world = context.config, context.world
+    world = context.world
     model = cast(GoalPolicy, context.build(config.goal_policy, config.goal_policy_train.seed))
     # an action before the start is known
     length, flag = max(world.context, 2) + model.max_goal_offset, "--goal-policy.max-goal-offset"
     train, held_out = (
         context.clips(split, length, model.needs, flag) for split in ("train", "validation")
     )
-    trainer = Trainer(
-        "controller",
-        config.run / "controller" / "goal_policy",
-        model,
-        config.goal_policy_train,
-        context.describe(config.goal_policy),
-        restart=config.restart,
-        flag_prefix="goal-policy-train",
-        data_summary=f"goals up to {model.max_goal_offset} steps away, "
-        f"{config.goal_policy_train.batch_size} starts",
+    summary = (
+        f"goals up to {model.max_goal_offset} steps away, "
+        f"{config.goal_policy_train.batch_size} starts"
+    )
+    training = Training(
+        "goal_policy", model, config.goal_policy_train, "goal-policy-train", summary
     )
     indices, _ = sample_clips(held_out.clips, 256, seed=0)
-    held_out_batch = held_out.batch(indices).to(trainer.device)
-    trainer.cache_on_device(train)
-    for batch in trainer.batches(train):
-        trainer.step(model.loss, batch, world)
-        if trainer.every(config.goal_policy_train.eval_every):
+    fit(config, context, training, train, held_out.batch(indices), world)
+
+
+def train_task_cost(config: Config, context: ControllerContext) -> None:
+    """Learn from rewards and states what the task costs; best.pt reads held-out frames best."""
+    dataset = context.dataset
+    names = dataset.state_names if dataset.has("states") else ()
+    if not dataset.has("rewards"):
+        raise ValueError(
+            f"{dataset.folder} has no rewards, and what the task costs is learned from them; leave "
+            f"task_cost out of --methods"
+        )
+    described = replace(config.task_cost, state_names=names)
+    model = context.build(described, config.task_cost_train.seed)
+    train, held_out = (
+        context.clips(split, model.clip_length, model.needs, "--task-cost.action-block")
+        for split in ("train", "validation")
+    )
+    summary = f"{len(train)} clips, {len(names)} numbers of a state"
+    training = Training("task_cost", model, config.task_cost_train, "task-cost-train", summary)
+    # rewarded frames are rare: of the held-out ones, too, half are drawn by their reward
+    indices, _ = sample_clips(held_out.clips, 8192, seed=0)
+    fit(config, context, training, RewardedClips(train), RewardedClips(held_out).batch(indices))
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and how."""
+
+    folder: str
+    """Under RUN/controller."""
+    model: TrainedController
+    config: TrainConfig
+    flag_prefix: str
+    data_summary: str
+
+
+def fit(
+    config: Config,
+    context: ControllerContext,
+    training: Training,
+    data: ClipBatches | RewardedClips | DemoSteps,
+    held_out: Batch,
+    *inputs: World,
+) -> None:
+    """Train on `data`; best.pt is the best on `held_out`, with the same random numbers each time.
+
+    inputs: the world, for a loss that imagines.
+    """
+    train, model = training.config, training.model
+    clips = data.clips if isinstance(data, RewardedClips) else data
+    sample = np.random.default_rng(train.seed).permutation(len(data))[:SAMPLE]
+    model.begin(clips.batch(sample))
+    trainer = Trainer(
+        "controller",
+        config.run / "controller" / training.folder,
+        model,
+        train,
+        context.describe(model.config),
+        restart=config.restart,
+        flag_prefix=training.flag_prefix,
+        data_summary=training.data_summary,
+    )
+    held_out = held_out.to(trainer.device)
+    if isinstance(data, ClipBatches):
+        trainer.cache_on_device(data)
+    for batch in trainer.batches(data):
+        trainer.step(model.loss, batch, *inputs)
+        if trainer.every(train.eval_every):
             with trainer.ema_model() as ema_model, torch.random.fork_rng():
                 torch.manual_seed(0)
-                losses = ema_model.loss(held_out_batch, world)
-            trainer.save_best({k: float(v) for k, v in losses.items()})
+                trainer.save_best(ema_model.validate(held_out, *inputs))
 
 
 # A new method is one line here.
-METHODS: dict[Method, Callable[[ControllerContext], None]] = {
+METHODS: dict[Method, Callable[[Config, ControllerContext], None]] = {
     "bc": train_bc,
     "actor_critic": train_actor_critic,
     "goal_policy": train_goal_policy,
+    "task_cost": train_task_cost,
 }
 
 

@@ -34,7 +34,8 @@ from bench.pairs import (
 )
 from bench.peers import stable_worldmodel as peer
 from data.actions import ActionSpec
-from models.controllers.planner import Plan, Planner, PlannerConfig, Search
+from models.controllers.plan import Plan
+from models.controllers.planner import Planner, PlannerConfig, Search
 from models.dynamics.dynamics import State
 from models.dynamics.predictor import Predictor, PredictorConfig
 from models.layers.inference import cast_weights

@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 
@@ -27,8 +28,18 @@ M = TypeVar("M")
 SMALL = 2**30  # bytes of weights that every machine holds
 
 
-Method: TypeAlias = tuple[type[MethodConfig], type[M]]
-"""A config, and the class that it describes."""
+@dataclass(frozen=True)
+class Entry(Generic[M]):
+    """Where a method is defined: the names of its module, of its config and of its class."""
+
+    module: str
+    config: str
+    method: str
+
+    def __call__(self) -> tuple[type[MethodConfig], type[M]]:
+        """Import it."""
+        module = import_module(self.module)
+        return getattr(module, self.config), getattr(module, self.method)
 
 
 @dataclass(frozen=True)
@@ -41,88 +52,28 @@ class DataSpec:
     """What the tokenizer makes; None where there is none."""
 
 
-# Each returns its config and its class, and the type checker holds the class to the contract.
-
-
-def vqvae() -> Method[Tokenizer]:
-    from models.tokenizers.vqvae import VqVae, VqVaeConfig
-
-    return VqVaeConfig, VqVae
-
-
-def keypoints() -> Method[Tokenizer]:
-    from models.tokenizers.keypoints import Keypoints, KeypointsConfig
-
-    return KeypointsConfig, Keypoints
-
-
-def frozen_encoder() -> Method[Tokenizer]:
-    from models.tokenizers.frozen_encoder import FrozenEncoder, FrozenEncoderConfig
-
-    return FrozenEncoderConfig, FrozenEncoder
-
-
-def jepa() -> Method[Tokenizer]:
-    from models.tokenizers.jepa import Jepa, JepaConfig
-
-    return JepaConfig, Jepa
-
-
-def llama() -> Method[Dynamics]:
-    from models.dynamics.llama import LlamaConfig, LlamaDynamics
-
-    return LlamaConfig, LlamaDynamics
-
-
-def predictor() -> Method[Dynamics]:
-    from models.dynamics.predictor import Predictor, PredictorConfig
-
-    return PredictorConfig, Predictor
-
-
-def policy() -> Method[TrainedController]:
-    from models.controllers.policy import LatentPolicy, PolicyConfig
-
-    return PolicyConfig, LatentPolicy
-
-
-def actor_critic() -> Method[TrainedController]:
-    from models.controllers.actor_critic import ActorCritic, ActorCriticConfig
-
-    return ActorCriticConfig, ActorCritic
-
-
-def goal_policy() -> Method[TrainedController]:
-    from models.controllers.goal_policy import GoalPolicy, GoalPolicyConfig
-
-    return GoalPolicyConfig, GoalPolicy
-
-
-def discrete_goal_policy() -> Method[TrainedController]:
-    from models.controllers.discrete_goal_policy import (
-        DiscreteGoalPolicy,
-        DiscreteGoalPolicyConfig,
-    )
-
-    return DiscreteGoalPolicyConfig, DiscreteGoalPolicy
-
-
 # A new method is one line here.
-TOKENIZERS: dict[str, Callable[[], Method[Tokenizer]]] = {
-    "vqvae": vqvae,
-    "keypoints": keypoints,
-    "frozen_encoder": frozen_encoder,
-    "jepa": jepa,
+TOKENIZERS: dict[str, Entry[Tokenizer]] = {
+    "vqvae": Entry("models.tokenizers.vqvae", "VqVaeConfig", "VqVae"),
+    "keypoints": Entry("models.tokenizers.keypoints", "KeypointsConfig", "Keypoints"),
+    "frozen_encoder": Entry(
+        "models.tokenizers.frozen_encoder", "FrozenEncoderConfig", "FrozenEncoder"
+    ),
+    "jepa": Entry("models.tokenizers.jepa", "JepaConfig", "Jepa"),
 }
-DYNAMICS: dict[str, Callable[[], Method[Dynamics]]] = {
-    "llama": llama,
-    "predictor": predictor,
+DYNAMICS: dict[str, Entry[Dynamics]] = {
+    "llama": Entry("models.dynamics.llama", "LlamaConfig", "LlamaDynamics"),
+    "predictor": Entry("models.dynamics.predictor", "PredictorConfig", "Predictor"),
 }
-CONTROLLERS: dict[str, Callable[[], Method[TrainedController]]] = {
-    "policy": policy,
-    "actor_critic": actor_critic,
-    "goal_policy": goal_policy,
-    "discrete_goal_policy": discrete_goal_policy,
+CONTROLLERS: dict[str, Entry[TrainedController]] = {
+    "policy": Entry("models.controllers.policy", "PolicyConfig", "LatentPolicy"),
+    "actor_critic": Entry("models.controllers.actor_critic", "ActorCriticConfig", "ActorCritic"),
+    "goal_policy": Entry("models.controllers.goal_policy", "GoalPolicyConfig", "GoalPolicy"),
+    "discrete_goal_policy": Entry(
+        "models.controllers.discrete_goal_policy", "DiscreteGoalPolicyConfig", "DiscreteGoalPolicy"
+    ),
+    "flow_policy": Entry("models.controllers.flow_policy", "FlowPolicyConfig", "FlowPolicy"),
+    "task_cost": Entry("models.controllers.task_cost", "TaskCostConfig", "TaskCost"),
 }
 
 
@@ -174,7 +125,7 @@ def build_controller(config: MethodConfig | dict[str, Any], data: DataSpec) -> T
 
 
 def _build(
-    methods: dict[str, Callable[[], Method[M]]],
+    methods: dict[str, Entry[M]],
     role: str,
     config: MethodConfig | dict[str, Any],
     data: DataSpec,

@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from models.controllers.plan import Plan
 from models.controllers.plan_executor import PlanExecutor
-from models.controllers.planner import Plan
 from models.dynamics.dynamics import State
 
 STATE = cast(State, object())
@@ -22,7 +22,14 @@ class CountingPlanner:
         self.horizon, self.action_block, self.dtype = horizon, action_block, dtype
         self.calls: list[tuple[int, int]] = []  # rows, knots of the warm start
 
-    def plan(self, state: State, goal: Tensor, last_action: Any, warm_start: Tensor | None) -> Plan:
+    def plan(
+        self,
+        state: State,
+        goal: Tensor,
+        last_action: Any,
+        warm_start: Tensor | None = None,
+        stalls: Tensor | None = None,
+    ) -> Plan:
         self.calls.append((len(goal), 0 if warm_start is None else warm_start.shape[1]))
         blocks = self.horizon if warm_start is None else warm_start.shape[1] - 1
         steps = 100 * len(self.calls) + torch.arange(blocks * self.action_block)

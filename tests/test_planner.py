@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from models.controllers.planner import Planner, PlannerConfig, interpolate
+from models.controllers.candidates import interpolate
+from models.controllers.planner import Planner, PlannerConfig
 from models.dynamics.dynamics import State
 
 Method = Literal["cem", "mppi", "gradient", "shooting"]

@@ -161,7 +161,7 @@ def test_without_rewards_only_the_actor_critic_is_left_out(capsys: pytest.Captur
     world = cast(World, SimpleNamespace(has_rewards=False))
     made = train_controller.Config(methods=("bc", "actor_critic", "goal_policy"))
     assert train_controller.possible_methods(made, world) == ("bc", "goal_policy")
-    assert "so no actor-critic is trained; bc and goal_policy will be" in capsys.readouterr().out
+    assert "so no actor_critic is trained; bc and goal_policy will be" in capsys.readouterr().out
     with pytest.raises(ValueError, match="nothing to improve on"):
         train_controller.possible_methods(replace(made, methods=("actor_critic",)), world)
 

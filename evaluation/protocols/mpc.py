@@ -12,8 +12,8 @@ from data.clips import Clips
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.sample_clips import sample_clips
 from evaluation.protocols.policies import Observation, Policy
+from models.controllers.plan import GoalPlanner
 from models.controllers.plan_executor import PlanExecutor
-from models.controllers.planner import GoalPlanner
 from models.dynamics.dynamics import State
 from models.layers.precision import to_float64
 from models.world import World
@@ -65,16 +65,24 @@ class MpcPolicy:
         planner: GoalPlanner,
         receding_horizon: int | None = None,
         last_action_probe: Callable[[Tensor], Tensor] | None = None,
+        goals: Tensor | None = None,
+        patience: int | None = None,
     ) -> None:
         """receding_horizon: actions executed before replanning; None is the whole plan.
-        last_action_probe: predicts the last action from latents, where none is known."""
-        self.world, self.last_action_probe = world, last_action_probe
-        self.executor = PlanExecutor(planner, receding_horizon)
+        last_action_probe: predicts the last action from latents, where none is known.
+        goals: latents of a task's goals, (G, P, D), where a protocol has none of its own.
+        patience: see `PlanExecutor`."""
+        self.world, self.last_action_probe, self.goals = world, last_action_probe, goals
+        self.executor = PlanExecutor(planner, receding_horizon, patience)
 
     @torch.no_grad()
     def reset(self, obs: Observation, goal: Observation | None) -> None:
-        assert goal is not None and goal.frames is not None, "planning needs a goal"
-        self.goal_latents = self.world.embed(torch.from_numpy(goal.frames).to(self.world.device))
+        if self.goals is not None:
+            self.goal_latents = self.goals.expand(len(obs.states), *self.goals.shape)
+        else:
+            assert goal is not None and goal.frames is not None, "planning needs a goal"
+            frames = torch.from_numpy(goal.frames).to(self.world.device)
+            self.goal_latents = self.world.embed(frames)
         self.frame_history: list[np.ndarray] = []  # context frames and the actions between them
         self.action_history: list[np.ndarray] = []
         self.executor.reset()

@@ -15,12 +15,7 @@ from torch import Tensor
 
 from data.pusht.vector_pusht import VectorPushT
 from evaluation.protocols.policies import Observation
-from models.controllers.planner import (
-    elite_weights,
-    interpolate,
-    select_best,
-    weighted_moments,
-)
+from models.controllers.candidates import elite_weights, interpolate, select_best, weighted_moments
 
 HORIZON, ACTION_BLOCK = 5, 5
 PLAN_STEPS = HORIZON * ACTION_BLOCK

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from data.batch import Batch
 from models.dynamics.dynamics import State
 from models.method import Losses, TrainableModule
 from models.tokenizers.codes import HasCodebooks
@@ -36,6 +37,13 @@ class TrainedController(TrainableModule, ABC):
     def load_codebook(self, source: HasCodebooks) -> None:
         """Take over the vectors of the tokenizer's codes."""
 
+    def begin(self, sample: Batch) -> None:
+        """Take scales from a sample of the training data, before the first step."""
+
     @abstractmethod
     def loss(self, *args: Any, **kwargs: Any) -> Losses:
         """Named terms."""
+
+    def validate(self, held_out: Batch, *inputs: Any) -> dict[str, float]:
+        """Metrics on held-out data, `best.metric` among them: by default the loss's terms."""
+        return {name: float(value) for name, value in self.loss(held_out, *inputs).items()}

@@ -21,7 +21,7 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.controllers.controller import TrainedController
-from models.controllers.planner import Plan
+from models.controllers.plan import Plan
 from models.controllers.policy import PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
 from models.layers.distributions import MultiCategorical
@@ -86,6 +86,7 @@ class DiscreteGoalPolicy(TrainedController):
         goal: Tensor,
         last_action: Tensor | None,
         warm_start: Tensor | None = None,
+        stalls: Tensor | None = None,
     ) -> Plan:
         """Plan one step: the likeliest code.  Its cost is minus its log-probability."""
         dist = self.distribution(state.latents, goal)

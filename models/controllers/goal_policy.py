@@ -20,8 +20,9 @@ from torch import Tensor
 from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
+from models.controllers.candidates import interpolate
 from models.controllers.controller import TrainedController
-from models.controllers.planner import Plan, interpolate
+from models.controllers.plan import Plan
 from models.controllers.policy import PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
 from models.layers.embeddings import fourier_features
@@ -133,6 +134,7 @@ class GoalPolicy(TrainedController):
         goal: Tensor,
         last_action: Tensor | None,
         warm_start: Tensor | None = None,
+        stalls: Tensor | None = None,
     ) -> Plan:
         """Plan one action block, as `Planner.plan`, without a warm start; the cost is 0."""
         if last_action is None:

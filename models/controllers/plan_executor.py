@@ -11,18 +11,28 @@ import time
 import torch
 from torch import Tensor
 
-from models.controllers.planner import GoalPlanner
+from models.controllers.plan import GoalPlanner
 from models.dynamics.dynamics import State
+
+PROGRESS = 0.02
+"""Share by which the cost has to fall to count as progress."""
 
 
 class PlanExecutor:
     """Execute `receding_horizon` actions of a plan, then replan with the rest as a warm start.
 
     A replanned plan ends when the first one would have; after that a new one is made.  With a
-    receding horizon as long as a plan, whole plans follow each other.
+    receding horizon as long as a plan, whole plans follow each other.  Where a goal has no time,
+    as a task's, `patience` keeps plans at their full length instead, and tells the planner of each
+    world in which so many plans in a row brought the goal no nearer.
     """
 
-    def __init__(self, planner: GoalPlanner, receding_horizon: int | None = None) -> None:
+    def __init__(
+        self,
+        planner: GoalPlanner,
+        receding_horizon: int | None = None,
+        patience: int | None = None,
+    ) -> None:
         """receding_horizon: whole action blocks; None executes whole plans."""
         length, block = planner.horizon * planner.action_block, planner.action_block
         receding_horizon = length if receding_horizon is None else receding_horizon
@@ -32,6 +42,7 @@ class PlanExecutor:
                 f" give --receding-horizon a multiple of the action block, {block}, up to {length}"
             )
         self.planner, self.receding_horizon = planner, receding_horizon
+        self.patience = patience
         self.plan_seconds: list[float] = []
         """Of each call of the planner, per world planned in."""
         self.reset()
@@ -41,6 +52,8 @@ class PlanExecutor:
         self.plans: Tensor | None = None  # (B, T, A), or (B, T) codes, on the CPU
         self.next_step = self.steps_left = 0
         self.warm_start: Tensor | None = None  # (B, E, A), the rest of the plans
+        self.lowest_cost: Tensor | None = None  # (B,), on the CPU, that a plan has started from
+        self.since_progress: Tensor | None = None  # (B,), plans since
 
     @property
     def needs_plan(self) -> bool:
@@ -79,14 +92,31 @@ class PlanExecutor:
         device_rows = rows.to(device)
         warm_start = None if self.warm_start is None else self.warm_start[device_rows]
         start = time.perf_counter()
-        plan = self.planner.plan(state, goal_latents[device_rows], last_action, warm_start)
+        stalls = None
+        if self.patience is not None and self.since_progress is not None:
+            stalls = self.since_progress[rows] // self.patience
+        plan = self.planner.plan(state, goal_latents[device_rows], last_action, warm_start, stalls)
         self.plan_seconds.append((time.perf_counter() - start) / len(rows))
         actions = plan.actions.float() if plan.actions.is_floating_point() else plan.actions
         self.plans = torch.zeros(num_worlds, *actions.shape[1:], dtype=actions.dtype)
         self.plans[rows] = actions.cpu()
         self.next_step, self.steps_left = 0, min(self.receding_horizon, actions.shape[1])
-        rest = plan.knots[:, self.receding_horizon // self.planner.action_block :]
+        if self.patience is not None and plan.start_cost is not None:
+            self._note_progress(plan.start_cost.float().cpu(), rows, num_worlds)
+        executed = self.receding_horizon // self.planner.action_block
+        rest = plan.knots[:, executed:]
+        if self.patience is not None:
+            rest = torch.cat([rest, rest[:, -1:].expand(-1, executed, -1)], dim=1)
         self.warm_start = None
         if rest.shape[1] > 1:
             self.warm_start = rest.new_zeros(num_worlds, *rest.shape[1:])
             self.warm_start[device_rows] = rest
+
+    def _note_progress(self, cost: Tensor, rows: Tensor, num_worlds: int) -> None:
+        """Count the plans since the cost, (M,), of the worlds at `rows` was at its lowest."""
+        if self.lowest_cost is None or self.since_progress is None:
+            self.lowest_cost = torch.full((num_worlds,), torch.inf)
+            self.since_progress = torch.zeros(num_worlds, dtype=torch.int64)
+        lower = cost < (1 - PROGRESS) * self.lowest_cost[rows]
+        self.since_progress[rows] = torch.where(lower, 0, self.since_progress[rows] + 1)
+        self.lowest_cost[rows] = torch.minimum(self.lowest_cost[rows], cost)

@@ -14,16 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from data.ranges import MAX_SEED, CheckedConfig, Range
+from models.controllers.candidates import (
+    elite_weights,
+    interpolate,
+    select_best,
+    weighted_moments,
+    worst_if_not_finite,
+)
+from models.controllers.plan import GoalDistance, Objective, Plan, PolicyPrior
 from models.dynamics.dynamics import State
 from models.world import World
 
 Search = Callable[..., tuple[Tensor, Tensor]]
+MAX_LEVEL = 4
+"""Stalls beyond this widen a search no more."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,8 @@ class PlannerConfig(CheckedConfig):
     """Of MPPI's weights, in standard deviations of the cost."""
     learning_rate: Annotated[float, Range(above=0, high=10)] = 0.05
     """Of gradient descent."""
+    running_weight: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the mean cost over a plan's blocks; the rest is the cost at its end."""
     max_parallel: Annotated[int, Range(1, 2**24)] = 8192
     """Largest batch of the model; the plan does not depend on it."""
     seed: Annotated[int, Range(0, MAX_SEED)] = 0
@@ -61,39 +73,6 @@ class PlannerConfig(CheckedConfig):
     def with_action_block(self, action_block: int, num_actions: int) -> PlannerConfig:
         """Use a policy prior's `action_block`, and a horizon that holds `num_actions`."""
         return replace(self, action_block=action_block, horizon=-(-num_actions // action_block))
-
-
-@dataclass
-class Plan:
-    actions: Tensor
-    """(B, T, A), in the environment's units."""
-    knots: Tensor
-    """(B, E, A), in [-1, 1]: a warm start for another search."""
-    cost: Tensor
-    """(B,)"""
-
-
-class GoalPlanner(Protocol):
-    """Plans to a goal: a planner, or a goal policy."""
-
-    horizon: int
-    action_block: int
-
-    def plan(
-        self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None
-    ) -> Plan:
-        """As `Planner.plan`."""
-        ...
-
-
-class PolicyPrior(Protocol):
-    """Gives the last action of the next block."""
-
-    action_block: int
-
-    def __call__(self, latents: Tensor, goal: Tensor, last_action: Tensor) -> Tensor:
-        """latents, goal (B, P, D), the last action (B, A) -> (B, A); actions in [-1, 1]."""
-        ...
 
 
 @dataclass
@@ -124,7 +103,9 @@ class Planner:
         world: World,
         capture: Callable[[Search], Search] | None = None,
         policy_prior: PolicyPrior | None = None,
+        objective: Objective | None = None,
     ) -> None:
+        """objective: of a task; by default the distance from the goal's latents."""
         if policy_prior is not None and policy_prior.action_block != config.action_block:
             raise ValueError(
                 f"the planner's action block ({config.action_block}) differs from the policy "
@@ -136,42 +117,75 @@ class Planner:
                 "planning interpolates actions; discrete actions cannot be interpolated"
             )
         self.config, self.world, self.policy_prior = config, world, policy_prior
+        self.objective: Objective = objective or GoalDistance(world)
+        self._per_block = self.objective.per_block or config.running_weight > 0
         self.horizon, self.action_block = config.horizon, config.action_block
         self._search_fn: Search = self._search if capture is None else capture(self._search)
 
     def plan(
-        self, state: State, goal: Tensor, last_action: Tensor | None, warm_start: Tensor | None
+        self,
+        state: State,
+        goal: Tensor,
+        last_action: Tensor | None,
+        warm_start: Tensor | None = None,
+        stalls: Tensor | None = None,
     ) -> Plan:
-        """Plan towards a goal's latents, (B, N) codes or (B, P, D).
+        """Plan towards a goal's latents, (B, N) codes or (B, P, D), or towards any of a set of
+        goals, (B, G, N) or (B, G, P, D), which the candidates take in turn.
 
         last_action: (B, A), in the environment's units, the first knot of the plan.
         warm_start: (B, E, A), knots to start the search from, unless the policy prior has better
         ones; it sets the horizon.
+        stalls: (B,) int64 on the CPU, plans in a row that brought a world no nearer to its goal.
+        Each widens the search: other random numbers, more noise, a longer horizon.
         """
-        config, spec = self.config, self.world.actions
-        first_knot = (
-            None if last_action is None else spec.normalize(last_action.to(self.world.device))
-        )
-        # the same noise for all worlds: a plan does not depend on the other rows
-        with_prior = self.policy_prior is not None
-        horizon = config.horizon if warm_start is None else warm_start.shape[1] - 1
-        noise = self._sample_noise(horizon, with_prior or warm_start is not None, with_prior)
-        chunk_size = max(1, config.max_parallel // config.num_samples)
+        spec, device = self.world.actions, self.world.device
+        first_knot = None if last_action is None else spec.normalize(last_action.to(device))
         inputs = (self.world.vectors(goal), first_knot, warm_start)
+        horizon = self.config.horizon if warm_start is None else warm_start.shape[1] - 1
+        rows = torch.arange(len(state))
+        levels = torch.zeros_like(rows) if stalls is None else stalls.clamp(max=MAX_LEVEL)
+        groups = {int(level): rows[levels == level] for level in levels.unique()}
+        knots = torch.empty(len(state), horizon + 1, spec.size, device=device)
+        cost = torch.empty(len(state), device=device)
+        for level, members in groups.items():
+            found, cost[members] = self._plan_rows(state, inputs, members, horizon, level)
+            knots[members] = found[:, : horizon + 1]
+        goal = inputs[0][:, 0] if inputs[0].ndim > 3 else inputs[0]
+        with torch.no_grad():
+            start_cost = self.objective.cost(self.objective.start(state.latents), goal)
+        actions = spec.denormalize(interpolate(knots, self.config.action_block))
+        return Plan(actions, knots, cost, start_cost)
+
+    def _plan_rows(
+        self,
+        state: State,
+        inputs: tuple[Tensor, Tensor | None, Tensor | None],
+        rows: Tensor,
+        horizon: int,
+        level: int,
+    ) -> tuple[Tensor, Tensor]:
+        """Search for the worlds at `rows`, (M,), at one level: knots (M, E, A) and costs (M,)."""
+        config, device = self.config, self.world.device
+        with_prior = self.policy_prior is not None
+        goal, first_knot, warm_start = inputs
+        if level and with_prior:
+            horizon, warm_start = round(horizon * (1 + level / 4)), None
+        # the same noise for all worlds: a plan does not depend on the other rows
+        noise = self._sample_noise(horizon, with_prior or warm_start is not None, with_prior, level)
+        chunk_size = max(1, config.max_parallel // config.num_samples)
         results = []
-        for rows in torch.arange(len(state), device=self.world.device).split(chunk_size):
-            row_inputs = [None if t is None else t[rows] for t in inputs]
-            results.append(self._search_fn(state.select(rows), *row_inputs, noise))
-        best, best_cost = (torch.cat(parts) for parts in zip(*results, strict=True))
-        return Plan(spec.denormalize(interpolate(best, config.action_block)), best, best_cost)
+        for chunk in rows.to(device).split(chunk_size):
+            own = [None if t is None else t[chunk] for t in (goal, first_knot, warm_start)]
+            results.append(self._search_fn(state.select(chunk), *own, noise))
+        best, cost = (torch.cat(parts) for parts in zip(*results, strict=True))
+        return best, cost
 
-    def _goal_mse(self, final_state: State, goal: Tensor) -> Tensor:
-        """Distance of M states from their goals, (M, ...): (M,)."""
-        return (self.world.vectors(final_state.latents) - goal).square().flatten(1).mean(1)
-
-    def _sample_noise(self, horizon: int, warm_start: bool, with_prior: bool) -> Noise:
+    def _sample_noise(
+        self, horizon: int, warm_start: bool, with_prior: bool, level: int = 0
+    ) -> Noise:
         config, size, device = self.config, self.world.actions.size, self.world.device
-        generator = torch.Generator(device=device).manual_seed(config.seed)
+        generator = torch.Generator(device=device).manual_seed(config.seed + level)
         gaussian, init_knots = [], []
 
         def normal(rows: int) -> Tensor:
@@ -188,14 +202,16 @@ class Planner:
                 gaussian.append(normal(horizon + 1))
         if not with_prior:
             return Noise(gaussian, init_knots)
-        max_blocks = min(config.prior_noise_blocks, horizon)
+        max_blocks = min(config.prior_noise_blocks * (1 + level), horizon)
         num_noisy_blocks = torch.randint(
             1, max_blocks + 1, (config.num_samples, 1, 1), generator=generator, device=device
         )
         num_noisy_blocks[0] = 0  # the policy prior without noise
         block = torch.arange(horizon, device=device)[:, None]
         prior_noise = torch.where(
-            block < num_noisy_blocks, config.prior_noise_std * normal(horizon)[0], 0.0
+            block < num_noisy_blocks,
+            (1 + level / 2) * config.prior_noise_std * normal(horizon)[0],
+            0.0,
         )
         return Noise(gaussian, init_knots, prior_noise)
 
@@ -208,28 +224,27 @@ class Planner:
         noise: Noise,
     ) -> tuple[Tensor, Tensor]:
         """Find the best knots, (B, E, A), and their cost, (B,); first_knot: (B, A) in [-1, 1]."""
-        config = self.config
+        config, num_worlds = self.config, len(state)
         states = state.repeat(config.num_samples)
-        goals = goal.repeat_interleave(config.num_samples, dim=0)
+        if goal.ndim > 3:  # a set: the candidates take its goals in turn
+            turns = torch.arange(config.num_samples, device=goal.device) % goal.shape[1]
+            goals = goal[:, turns].flatten(0, 1)
+        else:
+            goals = goal.repeat_interleave(config.num_samples, dim=0)
 
         def cost(candidates: Tensor) -> Tensor:
-            actions = interpolate(candidates.flatten(0, 1), config.action_block)
-            final_state = self.world.imagine(states, actions)
-            return self._goal_mse(final_state, goals).view(len(state), config.num_samples)
+            costs = self._rollout_cost(states, candidates.flatten(0, 1), goals)
+            return worst_if_not_finite(costs.view(num_worlds, -1))
 
         std = config.init_std
         if noise.prior is not None:
             with torch.no_grad():
-                candidates, final_state = self._prior_rollouts(
-                    states, goals, first_knot, noise.prior
-                )
-                costs = self._goal_mse(final_state, goals).view(len(state), -1)
-                prior_knots, costs = select_best(candidates, costs)
+                candidates, costs = self._prior_rollouts(states, goals, first_knot, noise.prior)
+                prior_knots, costs = select_best(candidates, worst_if_not_finite(costs))
                 if warm_start is not None:
-                    final_state = self.world.imagine(
-                        state, interpolate(warm_start, config.action_block)
+                    warm_start_cost = self._rollout_cost(
+                        state, warm_start, goals[:: config.num_samples]
                     )
-                    warm_start_cost = self._goal_mse(final_state, goal)
                     prior_knots = torch.where(
                         (warm_start_cost < costs)[:, None, None], warm_start, prior_knots
                     )
@@ -263,11 +278,30 @@ class Planner:
                     candidates = self._resample(candidates, costs, best, first_knot, gaussian)
         return best, best_cost
 
+    def _rollout_cost(self, states: State, knots: Tensor, goals: Tensor) -> Tensor:
+        """Roll out M candidates, (M, E, A), from as many states: their costs, (M,)."""
+        block, objective, costs = self.config.action_block, self.objective, []
+        tracked = objective.start(states.latents)
+        parts = knots.unfold(1, 2, 1).mT.unbind(1) if self._per_block else [knots]
+        for ends in parts:
+            actions = interpolate(ends, block)
+            states = self.world.imagine(states, actions)
+            tracked = objective.follow(tracked, actions, states.latents)
+            costs.append(objective.cost(tracked, goals))
+        return self._over_blocks(costs)
+
+    def _over_blocks(self, costs: list[Tensor]) -> Tensor:
+        """The cost of plans, (M,), from those after each block."""
+        weight = self.config.running_weight
+        if not weight:
+            return costs[-1]
+        return (1 - weight) * costs[-1] + weight * torch.stack(costs).mean(0)
+
     def _prior_rollouts(
         self, states: State, goals: Tensor, first_knot: Tensor | None, noise: Tensor
-    ) -> tuple[Tensor, State]:
-        """Roll out the policy prior, N rows for each of B worlds: knots, (B, N, E, A), and final
-        states."""
+    ) -> tuple[Tensor, Tensor]:
+        """Roll out the policy prior, N rows for each of B worlds: knots, (B, N, E, A), and costs,
+        (B, N)."""
         assert self.policy_prior is not None
         num_samples, size = len(noise), noise.shape[-1]
         num_worlds = len(states) // num_samples
@@ -275,15 +309,18 @@ class Planner:
             torch.zeros(num_worlds, size, device=noise.device) if first_knot is None else first_knot
         )
         last_action = start.repeat_interleave(num_samples, dim=0)
-        knots = [last_action]
+        knots, costs, tracked = [last_action], [], self.objective.start(states.latents)
         for block_noise in noise.repeat(num_worlds, 1, 1).unbind(1):
             knot = self.policy_prior(states.latents, goals, last_action) + block_noise
-            knot = knot.clamp(-1, 1)
+            knot = knot.clamp(-1, 1).nan_to_num()  # a NaN would spread to the mean of the elites
             actions = interpolate(torch.stack([last_action, knot], 1), self.action_block)
             states = self.world.imagine(states, actions)
             knots.append(knot)
             last_action = knot
-        return torch.stack(knots, 1).unflatten(0, (num_worlds, num_samples)), states
+            tracked = self.objective.follow(tracked, actions, states.latents)
+            costs.append(self.objective.cost(tracked, goals))
+        knots_of_worlds = torch.stack(knots, 1).unflatten(0, (num_worlds, num_samples))
+        return knots_of_worlds, self._over_blocks(costs).view(num_worlds, num_samples)
 
     def _init_candidates(
         self,
@@ -347,30 +384,3 @@ class Planner:
 def can_plan(world: World) -> bool:
     """Return whether planners can search in a world: its states and actions are continuous."""
     return world.state_spec.kind == "continuous" and world.actions.kind == "continuous"
-
-
-def interpolate(knots: Tensor, action_block: int) -> Tensor:
-    """Interpolate linearly: knots (..., E, A) -> actions (..., (E - 1) * action_block, A)."""
-    steps = torch.arange(1, action_block + 1, device=knots.device, dtype=knots.dtype)
-    fraction = steps[:, None] / action_block
-    before, after = knots[..., :-1, None, :], knots[..., 1:, None, :]
-    return (before + (after - before) * fraction).flatten(-3, -2)
-
-
-def elite_weights(costs: Tensor, num_elites: int) -> Tensor:
-    """Weigh the cheapest candidates of each world equally, the others not: (B, N) -> (B, N)."""
-    elites = costs.argsort(1)[:, :num_elites]
-    return torch.zeros_like(costs).scatter(1, elites, 1 / elites.shape[1])
-
-
-def weighted_moments(candidates: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over candidates: (B, N, E, A), (B, N) -> (B, 1, E, A) each."""
-    weights = weights[..., None, None]
-    mean = (weights * candidates).sum(1, keepdim=True)
-    return mean, (weights * (candidates - mean).square()).sum(1, keepdim=True).sqrt()
-
-
-def select_best(candidates: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, N, E, A), (B, N) -> the best candidate of each world, (B, E, A), and its cost, (B,)."""
-    min_cost, index = costs.min(1)
-    return candidates[torch.arange(len(candidates), device=candidates.device), index], min_cost

@@ -8,6 +8,7 @@ from typing import cast
 from models.controllers.controller import Controller
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
+from models.controllers.task_cost import TaskCost
 from models.registry import DataSpec, build_controller
 from models.world import World
 from pipeline import checkpoint as ckpt
@@ -33,6 +34,12 @@ def load_goal_policy(run: Path, world: World) -> GoalPolicy | DiscreteGoalPolicy
     if not path.exists():
         return None
     return cast(GoalPolicy | DiscreteGoalPolicy, _load_controller(path, run, world))
+
+
+def load_task_cost(run: Path, world: World) -> TaskCost | None:
+    """Return what the task of a run costs; None where that was not learned."""
+    path = run / "controller" / "task_cost" / "best.pt"
+    return cast(TaskCost, _load_controller(path, run, world)) if path.exists() else None
 
 
 def load_controller(run: Path, world: World) -> Controller:

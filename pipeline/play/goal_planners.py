@@ -13,8 +13,9 @@ from data.actions import as_tensor
 from data.io.messages import command
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
+from models.controllers.plan import GoalPlanner
 from models.controllers.plan_executor import PlanExecutor
-from models.controllers.planner import GoalPlanner, Planner, PlannerConfig, can_plan
+from models.controllers.planner import Planner, PlannerConfig, can_plan
 from models.world import World
 from pipeline.cuda_graph import CudaGraphed
 from pipeline.inference.load_controllers import load_goal_policy

@@ -88,12 +88,13 @@ class World(nn.Module):
             past = self.tokenizer.temporal_context - 1
             if past:
                 state.history = History(frames[:, -past:], encoded[:, :-1][:, -past:])
-            return self._with_frame_residual(state, frames, latents)
+            return self._with_frame_residual(_in_float32(state), frames, latents)
 
     def step(self, state: State, action: Tensor) -> State:
         """Predict what `action`, (B, A), leads to."""
         with self._autocast():
             after = self.dynamics.step(state, self.actions.normalize(action.to(self.device)))
+            after = _in_float32(after)
         if state.frame_residual is not None:
             changed = (after.latents != state.latents).unflatten(1, (self.latents.num_patches, -1))
             unchanged = state.frame_residual.unchanged * (1 - changed.float().mean(-1))
@@ -110,7 +111,7 @@ class World(nn.Module):
         """As `rollout`, of normalized actions on the world's device: what a planner asks thousands
         of times."""
         with self._autocast():
-            return self.dynamics.rollout(state, actions)
+            return _in_float32(self.dynamics.rollout(state, actions))
 
     def observe(self, state: State, action: Tensor, frames: Tensor) -> State:
         """Move to the real frames, (B, 3, H, W) uint8, that `action`, (B, A), led to."""
@@ -128,7 +129,7 @@ class World(nn.Module):
             if state.history is not None:
                 past = self._past_latents(state)
                 after.history = History(clip[:, 1 - self.tokenizer.temporal_context :], past)
-            return self._with_frame_residual(after, frames[:, None], latents[:, None])
+            return self._with_frame_residual(_in_float32(after), frames[:, None], latents[:, None])
 
     def decode(self, state: State) -> Tensor:
         """Draw a state: (B, 3, H, W) uint8; ValueError where the world has no decoder."""
@@ -240,3 +241,9 @@ class World(nn.Module):
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.precision)
+
+
+def _in_float32(state: State) -> State:
+    """Hand out a state whose latents are as controllers read them, outside of autocast."""
+    narrow = state.latents.is_floating_point() and state.latents.dtype != torch.float32
+    return replace(state, latents=state.latents.float()) if narrow else state

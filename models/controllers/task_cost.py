@@ -126,24 +126,30 @@ class TaskCost(TrainedController):
     def start(self, latents: Tensor) -> Tensor:
         """Latents (B, P, D) -> what is followed, (B, 2 F): features with the changes that count,
         and with all."""
-        return self.read(latents).repeat(1, 2)
+        with self._exact():
+            return self.read(latents).repeat(1, 2)
 
     def follow(self, tracked: Tensor, actions: Tensor, latents: Tensor) -> Tensor:
         """Go on by an action block, (B, T, A), that led to latents, (B, P, D)."""
         counted, before = tracked.chunk(2, dim=1)
-        after = self.read(latents)
-        if self.is_angle:
-            changes = self.change(before, actions).sigmoid()[:, None]
+        with self._exact():
+            after = self.read(latents)
+            changes = 1.0
+            if self.is_angle:
+                changes = self.change(before, actions.float()).sigmoid()[:, None]
             counted = counted + changes * (after - before)
-        else:
-            counted = after
         return torch.cat([counted, after], dim=1)
 
     def cost(self, tracked: Tensor, goal: Tensor | None = None) -> Tensor:
         """(B, 2 F) -> (B,); a goal is not looked at, since the task has its own."""
         features = tracked.chunk(2, dim=1)[0]
-        near = ((self.reward(features) - NEAR) / (1 - NEAR)).clamp(0, 1)
-        return self.norm(features) + self.config.reward_weight * (1 - near)
+        with self._exact():
+            near = ((self.reward(features) - NEAR) / (1 - NEAR)).clamp(0, 1)
+            return self.norm(features) + self.config.reward_weight * (1 - near)
+
+    def _exact(self) -> torch.autocast:
+        """Full precision, where a loss that imagines runs in 16 bits: they would blur the goal."""
+        return torch.autocast(self.goal.device.type, enabled=False)
 
     def read(self, latents: Tensor) -> Tensor:
         """Read the state: (B, P, D) -> (B, F) features, of unit variance in the data."""

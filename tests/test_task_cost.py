@@ -1,0 +1,173 @@
+"""The cost of a task, learned on a plane where an agent pushes a block to a corner."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.actions import ActionSpec
+from data.batch import Batch
+from models.controllers.task_cost import TaskCost, TaskCostConfig, farthest_points, soft_clip
+from models.registry import DataSpec, build_controller, describe
+from models.tokenizers.tokenizer import LatentSpec
+
+ACTIONS = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (100.0, 100.0), "", pointer=True)
+LATENTS = LatentSpec("continuous", (1, 1), 12)
+NAMES = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
+GOAL = torch.tensor([70.0, 30.0, 1.0])
+SMALL = TaskCostConfig(NAMES, hidden_dim=64, num_goals=8, action_block=3)
+REACH = 12.0  # from the agent's next target to a block that it moves
+
+
+def latents_of(states: Tensor) -> Tensor:
+    """(..., 5) -> (..., 1, 12): a fixed, smooth function that keeps everything."""
+    angle = states[..., 4:]
+    x = torch.cat([states[..., :4] / 50 - 1, angle.sin(), angle.cos()], -1)
+    weight = torch.randn(6, 12, generator=torch.Generator().manual_seed(7))
+    return (x @ weight + 0.1 * torch.sin(x @ weight.flip(0)))[..., None, :]
+
+
+def rewards_of(states: Tensor) -> Tensor:
+    """1 in the middle of the goal, 0 from 20 units, or the same with 0.5 radians for each 10."""
+    turned = states[..., 4] - GOAL[2]
+    turned = torch.atan2(turned.sin(), turned.cos())
+    distance = (states[..., 2:4] - GOAL[:2]).square().sum(-1) + (20 * turned).square()
+    return (1.05 - distance.sqrt() / 20).clamp(0, 1)
+
+
+def clips(count: int, seed: int) -> Batch:
+    """Blocks of three actions: the block is moved, by a tenth of the way, where the agent goes
+    near it.  Half the blocks are near the goal."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    states = torch.cat([100 * uniform(count, 4), 2 * math.pi * uniform(count, 1)], 1)
+    near = torch.randn(count, 3, generator=generator) * torch.tensor([6.0, 6.0, 0.3])
+    half = count // 2
+    states[:half, 2:] = GOAL + near[:half]
+    touching = uniform(count) < 0.5
+    target = torch.where(touching[:, None], states[:, 2:4] + 8 * uniform(count, 2), states[:, :2])
+    after = states.clone()
+    after[:, :2] = target
+    moved = (target - states[:, 2:4]).norm(dim=1) < REACH
+    after[:, 2:4] += torch.where(moved[:, None], 0.1 * (target - states[:, :2]), 0.0)
+    between = [states + (after - states) * step / 3 for step in range(4)]
+    all_states = torch.stack(between, 1)
+    actions = (target / 50 - 1)[:, None].expand(-1, 4, -1)
+    return Batch(
+        latents=latents_of(all_states),
+        actions=actions,
+        rewards=rewards_of(all_states),
+        extra={"states": all_states},
+    )
+
+
+def train(config: TaskCostConfig, steps: int) -> TaskCost:
+    torch.manual_seed(0)
+    model = TaskCost(config, LATENTS, ACTIONS)
+    model.begin(clips(4000, seed=1))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=1e-3)
+    for step in range(steps):
+        losses = model.loss(clips(256, seed=2 + step))
+        optimizer.zero_grad()
+        torch.stack([v for v in losses.values() if v.requires_grad]).sum().backward()
+        optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def trained() -> TaskCost:
+    return train(SMALL, 800)
+
+
+def at(agent: Any, block: Any) -> Tensor:
+    """The latents of one state."""
+    return latents_of(torch.tensor([[*agent, *block]], dtype=torch.float32))
+
+
+def test_it_reads_the_state_and_the_reward_on_held_out_clips(trained: TaskCost) -> None:
+    metrics = trained.validate(clips(2000, seed=10**6))
+    assert metrics["block_x"] < 1.5 and metrics["block_y"] < 1.5 and metrics["agent_x"] < 3
+    assert metrics["block_angle"] < 0.1 and metrics["reward_error"] < 0.08
+    assert metrics["reward_correlation"] > 0.8 and metrics["change_accuracy"] > 0.9
+    assert metrics["error"] > 0
+
+
+def test_the_cost_grows_away_from_the_goal_wherever_the_agent_stands(trained: TaskCost) -> None:
+    costs = [
+        torch.stack([trained(at(agent, (70.0 - away, 30.0, 1.0)))[0] for away in (0, 5, 15, 60)])
+        for agent in ((10.0, 10.0), (90.0, 80.0), (20.0, 90.0))
+    ]
+    for row in costs:
+        assert bool((row.diff() > 0).all()) and row[0] < 0.3 < row[1] + 0.3
+    spread = torch.stack(costs).std(0)
+    assert bool((spread < 0.1 * torch.stack(costs).mean(0) + 0.05).all())
+    turned = trained(at((10.0, 10.0), (70.0, 30.0, 1.0 + math.pi)))
+    assert turned > costs[0][1]
+
+
+def test_what_the_agent_does_not_touch_cannot_drift_to_the_goal(trained: TaskCost) -> None:
+    start, drifted = at((10.0, 90.0), (60.0, 30.0, 1.0)), at((12.0, 90.0), (70.0, 30.0, 1.0))
+    far = torch.tensor([[12.0, 90.0]]).expand(3, 2)[None] / 50 - 1
+    pushed = torch.tensor([[62.0, 32.0]]).expand(3, 2)[None] / 50 - 1
+    before = trained.start(start)
+    costs = [trained.cost(trained.follow(before, actions, drifted)) for actions in (far, pushed)]
+    assert abs(costs[0] - trained.cost(before)) < 0.1 * trained.cost(before)
+    assert costs[1] < 0.5 * trained.cost(before)
+
+
+def test_goals_are_rewarded_frames_far_from_each_other(trained: TaskCost) -> None:
+    features = trained.read(trained.goals)
+    states = trained.states(features)
+    assert bool((rewards_of(states) > 0.7).all())
+    assert states[:, :2].std(0).min() > 10  # the agent stands in many places
+
+
+def test_without_states_what_differs_among_rewarded_frames_counts_little() -> None:
+    model = train(TaskCostConfig(hidden_dim=64, num_goals=8, action_block=3), 60)
+    here, elsewhere = at((10.0, 10.0), GOAL.tolist()), at((90.0, 80.0), GOAL.tolist())
+    off = at((10.0, 10.0), (40.0, 60.0, 1.0))
+    moved = (latents_of(torch.zeros(1, 5)) * 0 + elsewhere - here).norm()
+    assert moved > 1  # the agent alone changes the latents a lot
+    norm = [float(model.norm(model.read(x))) for x in (here, elsewhere, off)]
+    assert abs(norm[0] - norm[1]) < 0.5 * (norm[2] - norm[0])
+    assert "block_x" not in model.validate(clips(500, seed=5))
+
+
+def test_16_bits_around_it_do_not_blur_the_cost(trained: TaskCost) -> None:
+    latents = at((10.0, 10.0), (66.0, 30.0, 1.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(trained(latents), trained.cost(trained.start(latents)))
+        tracked = trained.follow(trained.start(latents), torch.zeros(1, 3, 2), latents)
+        assert tracked.dtype == torch.float32
+
+
+def test_what_it_cannot_learn_from_is_refused_in_one_line() -> None:
+    data = clips(100, seed=0)
+    data.rewards = torch.zeros(100, 4)
+    model = TaskCost(SMALL, LATENTS, ACTIONS)
+    with pytest.raises(ValueError, match="every reward in the data is 0, so there is no goal"):
+        model.begin(data)
+    codes = LatentSpec("discrete", (4, 4), 8, codebook_size=16)
+    with pytest.raises(ValueError, match="this world has codes; use --preset keypoints"):
+        TaskCost(SMALL, codes, ACTIONS)
+
+
+def test_a_checkpoint_builds_it_again(trained: TaskCost) -> None:
+    again = build_controller(describe(SMALL), DataSpec((8, 8), ACTIONS, LATENTS))
+    again.load_state_dict(trained.state_dict())
+    latents = at((10.0, 10.0), (66.0, 30.0, 1.0))
+    assert isinstance(again, TaskCost) and torch.equal(again.eval()(latents), trained(latents))
+
+
+def test_soft_clip_and_farthest_points() -> None:
+    assert torch.allclose(soft_clip(torch.tensor([-1.0, 0.5, 2.0])), torch.tensor([0, 0.5, 1.0]))
+    points = torch.tensor([[0.0], [1.0], [10.0], [9.0]])
+    assert farthest_points(points, 3).tolist() == [0, 2, 1]
+    assert farthest_points(points[:1], 3).tolist() == [0, 0, 0]

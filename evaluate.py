@@ -21,7 +21,6 @@ from tqdm import tqdm
 from data.shards.build_shards import available_cpus
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job, jobs_on_dataset
-from evaluation.protocols import task
 from evaluation.report.drawing import draw_plots
 from evaluation.report.metrics_schema import empty_metrics
 from evaluation.report.page import write_report
@@ -36,7 +35,7 @@ MIN_SIMULATORS, SIMULATORS_PER_PROCESS = 100, 32
 
 def main(config: Config) -> None:
     set_device(config.device, config.kernels)
-    num_episodes = max(config.task_episodes, config.goal_pairs * len(config.pair_seeds), 1)
+    num_episodes = max(config.num_seeds, config.goal_pairs * len(config.pair_seeds))
     num_envs = min(
         num_episodes,
         max(MIN_SIMULATORS, SIMULATORS_PER_PROCESS * (config.num_workers or available_cpus())),
@@ -51,7 +50,7 @@ def main(config: Config) -> None:
         config = within_episodes(config, session)
         metrics = empty_metrics()
         jobs = [*jobs_on_dataset(session, config), *jobs_in_simulator(session, config)]
-        check_policies(session, config.policies, {job.policy for job in jobs if job.policy})
+        check_policies(session, config, jobs)
         for job in tqdm(jobs, "evaluate", unit="part"):
             if _is_selected(job, config):
                 result = cache.get_or_compute(job.name, job.cache_key, job.measure)
@@ -60,13 +59,17 @@ def main(config: Config) -> None:
             if result is not None:
                 job.merge(metrics, result)
         metrics["provenance"] = session.provenance() | {
-            "seeds": {"clips": config.seed, "task": task.FIRST_SEED, "pairs": config.pair_seeds},
+            "seeds": {"clips": config.seed, "task": config.task_seed, "pairs": config.pair_seeds},
+            "task_max_steps": config.task_max_steps,
             "seconds": session.stage_seconds()
             | {"evaluate": cache.total_seconds([j.name for j in jobs])},
             "search": {
                 "planner": asdict(config.planner),
                 "receding_horizon": config.receding_horizon,
                 "prior_receding_horizon": config.prior_receding_horizon,
+                "task_planner": asdict(config.task_planner),
+                "task_receding_horizon": config.task_receding_horizon,
+                "task_patience": config.task_patience,
                 "oracle": [config.oracle_samples, config.oracle_iterations],
             },
             "finished": time.strftime("%Y-%m-%d %H:%M"),
@@ -89,12 +92,18 @@ def within_episodes(config: Config, session: Session) -> Config:
     return replace(config, horizons=horizons)
 
 
-def check_policies(session: Session, requested: tuple[str, ...], known: set[str]) -> None:
+def check_policies(session: Session, config: Config, jobs: list[Job]) -> None:
     """Raise ValueError for the first policy that this run does not measure, with the reason."""
-    for name in requested:
+    protocols = set(config.protocol)
+    known = {
+        job.policy
+        for job in jobs
+        if job.policy and (not protocols or protocols & set(job.protocols))
+    }
+    for name in config.policies:
         if name not in known:
             raise ValueError(
-                f"--policies {name}: {why_missing(session, name)}; choose from "
+                f"--policies {name}: {why_missing(session, name, config.protocol)}; choose from "
                 f"{', '.join(sorted(known)) or 'none'}"
             )
 

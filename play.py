@@ -5,6 +5,7 @@ Writes  RUN/play, or --out: a video (frames/, rollout.gif, rollout.mp4, actions.
         --headless, and recording-000 ... in the window, one for each time V is pressed.
 Try     python play.py --run runs/demo
         python play.py --run runs/demo --headless --compare-simulator
+        python play.py --run runs/goals --headless --goal task --actions policy_prior
 """
 
 from __future__ import annotations
@@ -40,12 +41,21 @@ from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import load_controller
 from pipeline.inference.load_world import load_world
 from pipeline.play.action_file import read_actions, write_actions
+from pipeline.play.autopilot import Autopilot
 from pipeline.play.game import PLACES, Game
-from pipeline.play.goal_planners import GoalSource, act_towards, make_goal_planner
+from pipeline.play.goal_actor import GoalActor
+from pipeline.play.goal_planners import (
+    TASK_PLANNER,
+    GoalSettings,
+    GoalSource,
+    best_source,
+    make_executor,
+)
+from pipeline.play.goals import DATASET, TASK, Goal, find_goal
 from pipeline.play.headless import Actor, Scene, Truth, play_headless
 from pipeline.play.keyboard import script_actions
 from pipeline.play.player import Player, Start, StartSampler
-from pipeline.play.simulators import Simulator, open_simulator
+from pipeline.play.simulators import SOLVED, Simulator, open_simulator
 from pipeline.play.window import Window, check_display
 from pipeline.video import write_video
 
@@ -69,11 +79,18 @@ class Config(CheckedConfig):
     """Write a video instead of opening a window."""
     compare_simulator: bool = False
     """Show the real simulator next to the world model, under the same actions."""
+    observe_simulator: bool = False
+    """Move the world to the simulator's frames before each plan towards --goal: the plans are
+    carried out in the simulator, and the world shows what it predicts in between."""
     actions: ActionSource | None = None
     """Who acts: the dataset (the default with --headless), the actor-critic, uniformly random
-    actions, --actions-file, a script that walks and turns (Minecraft), or, towards the dataset's
-    frame --goal-offset steps later, a planner, the goal policy, or a planner with the goal policy
-    as its prior (policy_prior). In a window you act, or the actor-critic if it is asked for."""
+    actions, --actions-file, a script that walks and turns (Minecraft), or, towards --goal, a
+    planner, the goal policy, or a planner with the goal policy as its prior (policy_prior). In a
+    window you act, or the actor-critic or what acts towards a goal if it is asked for."""
+    goal: tuple[str, ...] = ()
+    """What is acted towards: `dataset`, its frame --goal-offset steps later (the default with
+    --headless); `task`, as train_controller.py --methods task_cost has learned it (the default in a
+    window); or image files, of which reaching any will do."""
     actions_file: Path | None = None
     """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
     steps: Annotated[int, Range(1, 10**5)] = 100
@@ -83,8 +100,14 @@ class Config(CheckedConfig):
     planner: PlannerConfig = field(
         default_factory=lambda: PlannerConfig(num_samples=200, iterations=10, num_elites=20)
     )
-    """Search of --actions planner and policy_prior; with a prior it has the prior's action blocks,
-    as many as --goal-offset takes."""
+    """Search of --actions planner and policy_prior for whole plans to the dataset's frame; with a
+    prior it has the prior's action blocks, as many as --goal-offset takes."""
+    task_planner: PlannerConfig = field(default_factory=lambda: TASK_PLANNER)
+    """The same search towards the task, or towards images, which are reached at no known step."""
+    task_receding_horizon: Annotated[int, Range(1, 10**4)] = 5
+    """Actions of a plan towards the task, or images, that are executed before replanning."""
+    task_patience: Annotated[int, Range(1, 10**4)] = 8
+    """Plans in a row without progress towards the task, or images, until the search widens."""
     split: Split = "test"
     """Episodes to start from."""
     episode: Annotated[int | None, Range(0, 10**9)] = None
@@ -135,7 +158,8 @@ def main(config: Config) -> None:
     player = Player(
         world,
         find_controller(config, world),
-        find_simulator(dataset, required=config.compare_simulator, optional=not config.headless),
+        find_simulator(dataset, required=shows_simulator(config), optional=not config.headless),
+        keep_simulator_frames=config.observe_simulator,
     )
     if config.headless:
         run_headless(config, player, start_sampler)
@@ -157,7 +181,17 @@ def check(config: Config) -> None:
         raise ValueError("--actions file and --actions-file PATH belong together; give both")
     if config.frame is not None and config.episode is None:
         raise ValueError(f"--frame {config.frame} needs an episode; give --episode too")
-    if not config.headless and config.actions not in (None, "actor_critic"):
+    towards_goal = config.actions in get_args(GoalSource)
+    if config.headless and not towards_goal and (config.goal or config.observe_simulator):
+        flag = f"--goal {' '.join(config.goal)}" if config.goal else "--observe-simulator"
+        raise ValueError(
+            f"{flag} is for what acts towards a goal, and --actions is "
+            f"{config.actions or DATASET}; give --actions {', '.join(get_args(GoalSource)[:-1])} "
+            f"or {get_args(GoalSource)[-1]}"
+        )
+    if len(config.goal) > 1 and (named := {DATASET, TASK} & set(config.goal)):
+        raise ValueError(f"--goal {min(named)} goes with no other goal; give it alone")
+    if not (config.headless or towards_goal) and config.actions not in (None, "actor_critic"):
         raise ValueError(
             f"--actions {config.actions} has no effect in a window, where you act; "
             f"add --headless for a video"
@@ -185,6 +219,23 @@ def find_simulator(dataset: EpisodeDataset, required: bool, optional: bool) -> S
         return None
 
 
+def shows_simulator(config: Config) -> bool:
+    return config.compare_simulator or config.observe_simulator
+
+
+def make_goal_actor(
+    config: Config, source: GoalSource | None, player: Player, goal: Goal, draw_plans: bool = False
+) -> GoalActor:
+    """source: what acts, by default the best of the run."""
+    settings = GoalSettings(
+        config.planner, config.goal_offset, config.task_planner,
+        config.task_receding_horizon, config.task_patience, config.cuda_graph,
+    )  # fmt: skip
+    source = source or best_source(config.run, player.world)
+    executor = make_executor(source, config.run, player.world, goal, settings)
+    return GoalActor(player, executor, goal, config.observe_simulator, draw_plans)
+
+
 def videos_folder(config: Config) -> Path:
     return config.out or config.run / "play"
 
@@ -202,26 +253,41 @@ def run_headless(config: Config, player: Player, start_sampler: StartSampler) ->
     """Play without a window, and write the video to --out, or RUN/play."""
     source = config.actions or "dataset"
     start = first_start(config, start_sampler, config.steps)
-    goal = goal_frame(config, start) if source in get_args(GoalSource) else None
+    goal = None
+    if source in get_args(GoalSource):
+        names, dataset = config.goal or (DATASET,), start_sampler.dataset
+        goal = find_goal(names, config.run, player.world, dataset, start, config.goal_offset)
     act, available = make_actor(config, source, player, start, goal)
     steps = min(config.steps, available)
     if steps < config.steps:
         print(f"play: {steps} steps instead of {config.steps}: there are no more {source} actions")
     truth: Truth | None = "dataset" if source == "dataset" else None
-    if config.compare_simulator:
+    if shows_simulator(config):
         truth = "simulator"
-    scene = Scene(config.size or VIDEO_SIZE, truth, goal)
+    size, image = config.size or VIDEO_SIZE, None if goal is None else goal.image
+    scene = Scene(size, truth, image, has_status=goal is not None and not goal.has_time)
     check_video_size(steps, scene.num_bytes(player.world.image_size))
     folder = writable_folder(videos_folder(config), "--out")
-    frames, frames_per_second = play_headless(player, start, act, steps, scene)
-    write_video(folder, frames, config.fps)
+    solved = SOLVED if goal is not None and goal.is_task else None
+    played = play_headless(player, start, act, steps, scene, solved)
+    write_video(folder, played.frames, config.fps)
     write_actions(folder, player.actions)
     summary = f"{truth} next to the model rollout" if truth else "model rollout"
+    towards, speed_note = "", ""
+    if goal is not None:
+        towards, speed_note = f" towards {goal.name}", ", planning included"
     print(
-        f"play: {len(frames)} frames, {summary}, {source} actions, from frame {start.frame} of "
-        f"episode {start_sampler.episode_number(start)} ({config.split}), "
-        f"{frames_per_second:.0f} frames/s{', planning included' if goal is not None else ''}"
+        f"play: {len(played.frames)} frames, {summary}, {source} actions{towards}, from frame "
+        f"{start.frame} of episode {start_sampler.episode_number(start)} ({config.split}), "
+        f"{played.frames_per_second:.0f} frames/s{speed_note}"
     )
+    if goal is not None and not goal.has_time and played.coverages:
+        best = int(np.argmax(played.coverages))
+        note = ", where the task is solved" if played.coverages[best] >= SOLVED else ""
+        print(
+            f"play: the simulator's coverage is {played.coverages[best]:.2f} at step {best}, "
+            f"its highest{note if goal.is_task else ''}"
+        )
     print(f"play: {folder / 'rollout.gif'}, {folder / 'rollout.mp4'}, {folder / 'frames'}")
 
 
@@ -237,9 +303,9 @@ def check_video_size(steps: int, frame_bytes: int) -> None:
 
 
 def make_actor(
-    config: Config, source: ActionSource, player: Player, start: Start, goal: np.ndarray | None
+    config: Config, source: ActionSource, player: Player, start: Start, goal: Goal | None
 ) -> tuple[Actor, int]:
-    """Return who acts, and for how many steps it can.  goal: (H, W, 3) uint8, if one is needed."""
+    """Return who acts, and for how many steps it can.  goal: where one is needed."""
     spec = player.world.actions
     if source == "actor_critic":
         return lambda step: player.controller_action(), config.steps
@@ -256,19 +322,9 @@ def make_actor(
         num_actions = -(-config.steps // RANDOM_ACTION_REPEAT)
         sampled = spec.sample(num_actions, np.random.default_rng(config.seed))
         return lambda step: sampled[step // RANDOM_ACTION_REPEAT], config.steps
-    goal_planner = make_goal_planner(
-        source, config.run, player.world, config.planner, config.goal_offset, config.cuda_graph
-    )
     assert goal is not None
-    return act_towards(player, goal_planner, goal), config.steps
-
-
-def goal_frame(config: Config, start: Start) -> np.ndarray:
-    """Return the dataset's frame, (H, W, 3), `goal_offset` steps after the start, or its last."""
-    last = len(start.next_frames)
-    if config.goal_offset > last:
-        print(f"play: the goal is {last} steps ahead, where the episode ends")
-    return start.next_frames[min(config.goal_offset, last) - 1]
+    actor = make_goal_actor(config, source, player, goal)
+    return lambda step: actor.act(), config.steps
 
 
 # -- a window ------------------------------------------------------------------------------------
@@ -276,6 +332,16 @@ def goal_frame(config: Config, start: Start) -> np.ndarray:
 
 def run_window(config: Config, player: Player, start_sampler: StartSampler) -> None:
     """Open the window and play until it is closed."""
+    world, dataset = player.world, start_sampler.dataset
+    source = cast(GoalSource, config.actions) if config.actions in get_args(GoalSource) else None
+    autopilot = Autopilot(
+        player,
+        lambda start: find_goal(
+            config.goal or (TASK,), config.run, world, dataset, start, config.goal_offset
+        ),
+        lambda goal: make_goal_actor(config, source, player, goal, draw_plans=True),
+        threaded=not config.cuda_graph,
+    )
     game = Game(
         player,
         start_sampler,
@@ -283,9 +349,12 @@ def run_window(config: Config, player: Player, start_sampler: StartSampler) -> N
         videos_folder(config),
         config.size or WINDOW_SIZE,
         config.fps,
-        show_simulator=config.compare_simulator,
+        show_simulator=shows_simulator(config),
         use_controller=config.actions == "actor_critic",
+        autopilot=autopilot,
     )
+    if source is not None and (problem := autopilot.toggle()):
+        raise ValueError(problem)
     print(f"play: {PLACES}")
     with Window(f"dreamstage {config.run}") as window:
         try:

@@ -64,8 +64,8 @@ class PushTConfig(CheckedConfig):
     checksum: str = ""
     """Expected SHA-256 of the file of the demonstrations."""
     perturb: Annotated[int, Range(0, 10**4)] = 0
-    """Copies of each demonstration, executed in the simulator: the first exact, the others with
-    noise, every second one mirrored; 0 for the demonstrations themselves."""
+    """Copies of each demonstration, executed in the simulator: every second one mirrored, and
+    all with noise but the first and the first mirrored; 0 for the demonstrations themselves."""
     goal: Annotated[Goal | None, Range(-360, WINDOW_SIZE)] = None
     """X Y DEGREES: where the block belongs in demonstrations of another goal than the task's
     256 256 45, which frames and rewards then show; no copy is mirrored."""

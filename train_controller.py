@@ -3,7 +3,8 @@
 Reads   RUN/shards, RUN/tokenizer/best.pt and RUN/dynamics/best.pt.
 Writes  RUN/controller/bc (behavior cloning) and, by actor-critic in imagination from there,
         RUN/controller: best.pt, last.pt, log.jsonl, tensorboard. With --preset keypoints also
-        RUN/controller/goal_policy: a policy that is given a goal.
+        RUN/controller/goal_policy, a policy that is given a goal, RUN/controller/task_cost, what
+        the task costs, and RUN/controller/flow_policy, an imitator in chunks of actions.
 Try     python train_controller.py --run runs/pusht --preset pusht cpu
 Next    evaluate.py, play.py
 """
@@ -34,6 +35,7 @@ from kernels import Backend
 from models import registry
 from models.controllers.actor_critic import ActorCritic, ActorCriticConfig
 from models.controllers.controller import TrainedController
+from models.controllers.flow_policy import FlowPolicyConfig
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.task_cost import TaskCostConfig
 from models.layers.precision import autocast
@@ -50,7 +52,7 @@ from pipeline.training.controller_context import ControllerContext, cache, check
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 
-Method = Literal["bc", "actor_critic", "goal_policy", "task_cost"]
+Method = Literal["bc", "actor_critic", "goal_policy", "task_cost", "flow_policy"]
 FROM_REWARDS = ("actor_critic", "task_cost")
 SAMPLE = 100_000  # training examples that a method takes its scales from
 
@@ -111,6 +113,23 @@ class Config(CheckedConfig):
         )
     )
     """Training of the task's cost, which 16 bits would blur."""
+    flow_policy: FlowPolicyConfig = field(default_factory=FlowPolicyConfig)
+    """Imitator of the demonstrations, in chunks of actions."""
+    flow_min_reward: Annotated[float, Range(-(10**9), 10**9)] = 0.9
+    """As min_reward, for the flow policy: it copies flaws more exactly than bc."""
+    flow_policy_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=7500,
+            batch_size=256,
+            learning_rate=1e-3,
+            warmup_steps=200,
+            weight_decay=0.01,
+            beta2=0.99,
+            eval_every=7500,
+        )
+    )
+    """Training of the flow policy.  It is validated at the end alone: the error on held-out actions
+    rises while the policy still gets better."""
     device: DeviceOption = "auto"
     """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
     kernels: Backend = "auto"
@@ -127,7 +146,7 @@ def main(config: Config) -> None:
     path = config.run / "dynamics" / "best.pt"
     dynamics = ckpt.load(path, "dynamics")
     recordings = check_recordings(config.run, dynamics, dataset)
-    check_demos(methods, dataset, config.min_reward)
+    check_demos(config, methods, dataset)
     writable_folder(config.run / "controller")
     latents = cache(config.run, world, dynamics, dataset)
     below = path, dynamics["fingerprint"]
@@ -153,9 +172,11 @@ def possible_methods(config: Config, world: World) -> tuple[Method, ...]:
     return methods
 
 
-def check_demos(methods: tuple[Method, ...], dataset: EpisodeDataset, min_reward: float) -> None:
+def check_demos(config: Config, methods: tuple[Method, ...], dataset: EpisodeDataset) -> None:
     """Raise ValueError now, not after the latents are encoded, where there is nothing to clone."""
-    if {"bc", "actor_critic"} & set(methods):
+    wanted = [config.min_reward] if {"bc", "actor_critic"} & set(methods) else []
+    wanted += [config.flow_min_reward] if "flow_policy" in methods else []
+    for min_reward in wanted:
         for split in ("train", "validation"):
             demo_rows(dataset, split, min_reward)
 
@@ -286,6 +307,21 @@ def train_task_cost(config: Config, context: ControllerContext) -> None:
     fit(config, context, training, RewardedClips(train), RewardedClips(held_out).batch(indices))
 
 
+def train_flow_policy(config: Config, context: ControllerContext) -> None:
+    """Imitate the demonstrations in chunks of actions."""
+    model = context.build(config.flow_policy, config.flow_policy_train.seed)
+    demos, held_out = (
+        context.demos(split, config.flow_min_reward, model.clip_length)
+        for split in ("train", "validation")
+    )
+    indices = np.linspace(0, len(held_out) - 1, min(2048, len(held_out))).astype(np.int64)
+    summary = f"{len(demos)} steps of {demos.num_episodes} episodes, chunks of {model.clip_length}"
+    training = Training(
+        "flow_policy", model, config.flow_policy_train, "flow-policy-train", summary
+    )
+    fit(config, context, training, demos, held_out.batch(indices))
+
+
 @dataclass(frozen=True)
 class Training:
     """What is trained, and how."""
@@ -341,6 +377,7 @@ METHODS: dict[Method, Callable[[Config, ControllerContext], None]] = {
     "actor_critic": train_actor_critic,
     "goal_policy": train_goal_policy,
     "task_cost": train_task_cost,
+    "flow_policy": train_flow_policy,
 }
 
 

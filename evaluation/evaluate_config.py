@@ -48,8 +48,15 @@ class Config(CheckedConfig):
     """Video strips in the report."""
     play_frames: Annotated[int, Range(1, 10**6)] = 120
     """Frames over which the speed of play is measured."""
-    task_episodes: Annotated[int, Range(1, 10**6)] = 100
-    """Episodes of each policy in the task protocol, of seeds from 100000."""
+    task_episodes: Annotated[int, Range(1, 10**6)] = 500
+    """Episodes of each policy in the task protocol that does not search."""
+    search_episodes: Annotated[int, Range(1, 10**6)] = 100
+    """The same of a policy that searches, the first of them: a search is expensive."""
+    oracle_episodes: Annotated[int, Range(1, 10**6)] = 4
+    """The same of a search in the true simulator, which is more expensive."""
+    task_seed: Annotated[int, Range(0, MAX_SEED)] = task.FIRST_SEED
+    """Seed of the first episode, the next ones following; the default is the protocol's, on whose
+    episodes nothing may be chosen."""
     task_max_steps: Annotated[int, Range(1, 10**4)] = task.MAX_STEPS
     """Most steps of a task episode; the default is the protocol's, fewer are only a trial."""
     goal_pairs: Annotated[int, Range(1, 10**6)] = 500
@@ -69,6 +76,12 @@ class Config(CheckedConfig):
     """Actions of a plan that are executed before replanning."""
     prior_receding_horizon: Annotated[int, Range(1, 10**4)] = 10
     """The same, where the goal policy is the planner's policy prior and a plan is cheaper."""
+    task_planner: PlannerConfig = field(default_factory=lambda: task.PLANNER)
+    """Search in the world for actions that lower the task's cost."""
+    task_receding_horizon: Annotated[int, Range(1, 10**4)] = task.RECEDING_HORIZON
+    """Actions of such a plan that are executed before replanning."""
+    task_patience: Annotated[int, Range(1, 10**4)] = task.PATIENCE
+    """Such plans in a row without progress until the search is widened."""
     num_workers: Annotated[int, Range(0, MAX_WORKERS)] = 0
     """Processes of simulators; 0 is one for each core."""
     compile: bool = False
@@ -81,3 +94,25 @@ class Config(CheckedConfig):
     seed: Annotated[int, Range(0, MAX_SEED)] = 0
     restart: bool = False
     """Measure again what has been measured."""
+
+    def check(self) -> None:
+        super().check()
+        last_seed = self.task_seed + self.num_seeds - 1
+        if last_seed > MAX_SEED:
+            raise ValueError(
+                f"--task-seed {self.task_seed} with {self.num_seeds} episodes ends at seed "
+                f"{last_seed}, and the largest is {MAX_SEED}; give {MAX_SEED - self.num_seeds + 1} "
+                f"at most"
+            )
+        plan_length = self.task_planner.horizon * self.task_planner.action_block
+        if self.task_receding_horizon > plan_length:
+            raise ValueError(
+                f"--task-receding-horizon {self.task_receding_horizon} is longer than a plan of "
+                f"{plan_length} actions; give {plan_length} at most, or a longer "
+                f"--task-planner.horizon"
+            )
+
+    @property
+    def num_seeds(self) -> int:
+        """Most episodes of a policy in the task protocol."""
+        return max(self.task_episodes, self.search_episodes, self.oracle_episodes)

@@ -31,15 +31,28 @@ from evaluation.readers.fit_estimator import cached_estimator
 from evaluation.readers.fit_inverse_dynamics import cached_idm
 from evaluation.readers.inverse_dynamics import InverseDynamics
 from evaluation.report.trained_on_note import trained_on_note
+from models.controllers.plan import GoalPlanner
 from models.controllers.planner import can_plan
+from models.world import World
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
 from pipeline.inference.aot_inductor import pick_compile_fn
-from pipeline.inference.load_controllers import load_controllers, load_goal_policy
+from pipeline.inference.load_controllers import (
+    load_controllers,
+    load_goal_policy,
+    load_task_cost,
+)
 from pipeline.inference.load_world import load_world
 from pipeline.trained_on import count_trained_on
 
 STAGES = ("tokenizer", "dynamics", "controller")
+CONTROLLERS = ("bc", "goal_policy", "task_cost", "flow_policy", "task_policy")
+"""Folders within the controller stage's: methods next to the actor-critic, which has its own."""
+
+
+# A trained controller that plans chunks of actions for the task, whatever goal it is given, is one
+# line here: its name, as CONTROLLERS has it, and what loads it, None where it was not trained.
+CHUNK_PLANNERS: dict[str, Callable[[Path, World], GoalPlanner | None]] = {}
 
 
 class Session:
@@ -78,6 +91,9 @@ class Session:
             self.world.compile_steps(pick_compile_fn(self.device))
         self.controllers = load_controllers(run, self.world)
         self.goal_policy = load_goal_policy(run, self.world)
+        self.task_cost = load_task_cost(run, self.world)
+        planners = {name: load(run, self.world) for name, load in CHUNK_PLANNERS.items()}
+        self.chunk_planners = {name: p for name, p in planners.items() if p is not None}
         self._results: dict[tuple[str, str], dict[str, Any]] = {}
         self.num_workers = num_workers or available_cpus()
         self.world.data_actions.check_same(self.dataset.actions, f"{run}'s world", str(where))
@@ -149,6 +165,11 @@ class Session:
         """Predicts the last action from the world's latents."""
         return LastActionProbe(self.world, self.train_dataset)
 
+    @property
+    def task_probe(self) -> LastActionProbe | None:
+        """The same where a planner needs it: an action is a place, so an episode starts at one."""
+        return self.last_action_probe if self.world.actions.pointer else None
+
     @cached_property
     def fingerprints(self) -> dict[str, str | None]:
         """Of the shards, of each stage, and of each policy that was trained."""
@@ -162,7 +183,7 @@ class Session:
         """What each stage's best.pt, and that of each policy, says of itself, without its weights;
         empty where there is none."""
         folders = {stage: (stage, stage) for stage in STAGES}
-        folders |= {name: (f"controller/{name}", "controller") for name in ("bc", "goal_policy")}
+        folders |= {name: (f"controller/{name}", "controller") for name in CONTROLLERS}
         return {
             name: _read_facts(self.run / folder / "best.pt", stage)
             for name, (folder, stage) in folders.items()
@@ -176,7 +197,7 @@ class Session:
         return count_trained_on(measured, self.dataset, "test")
 
     def task_policies(self, seed: int) -> dict[str, Policy]:
-        """Give the run's controllers and their baselines."""
+        """Give the run's controllers that do not plan, and their baselines."""
         return {
             "random": policies.Random(self.dataset.actions, seed),
             "noop": policies.NoOp(),
@@ -221,11 +242,15 @@ class Session:
         world = self.world
         return ("tokenizer",) if world.state_spec == world.latents else ("tokenizer", "dynamics")
 
-    def depends_on(self, policy: str) -> tuple[str, ...]:
-        """Name the fingerprints that a policy's figures depend on."""
-        controllers = {name: (name,) for name in (*self.controllers, "goal_policy")}
+    def depends_on(self, policy: str, protocol: str = "goal") -> tuple[str, ...]:
+        """Name the fingerprints that a policy's figures depend on, in the task or towards goals."""
+        controllers = {name: (name,) for name in (*CONTROLLERS, "actor_critic")}
         dependencies = {"planner": (), "policy_prior": ("goal_policy",)} | controllers
-        return ("tokenizer", "dynamics", *dependencies[policy]) if policy in dependencies else ()
+        towards_task = ("planner", "policy_prior", "goal_policy", "oracle_cem")
+        task_cost = ("task_cost",) if protocol == "task" and policy in towards_task else ()
+        if policy not in dependencies:
+            return task_cost
+        return ("tokenizer", "dynamics", *dependencies[policy], *task_cost)
 
     def cache_key(self, *names: str, **settings: Any) -> dict[str, Any]:
         """Give what a part depends on: fingerprints by name, and settings."""
@@ -250,6 +275,7 @@ class Session:
     def describe(self) -> list[str]:
         """Give the lines that are printed at the start."""
         names = [*self.controllers, *(["goal_policy"] if self.goal_policy else [])]
+        names += [*self.chunk_planners, *(["task_cost"] if self.task_cost else [])]
         lines = [
             f"evaluate: {describe_device(self.device)}, {self.kernels}, "
             f"{self.run} on {self.dataset.folder} "

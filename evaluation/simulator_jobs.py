@@ -1,4 +1,4 @@
-"""What is measured in the simulator: the task and goal reaching, a job for each policy."""
+"""What is measured in the simulator: goal reaching, a job for each policy, next to the task."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from tqdm import tqdm
 from data.io.messages import command
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
-from evaluation.protocols import goals, policies, task
+from evaluation.protocols import goals, policies
 from evaluation.protocols.mpc import MpcPolicy, RecordVideo
 from evaluation.report.drawing import draw_attempts
 from evaluation.report.metrics_schema import GOAL_POLICIES, TASK_POLICIES
 from evaluation.result_cache import write_json
 from evaluation.session import Session
+from evaluation.task_jobs import task_jobs, why_missing_in_task
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.planner import Planner
 
@@ -29,32 +30,6 @@ def jobs_in_simulator(session: Session, config: Config) -> Iterator[Job]:
     """Give all jobs that the dataset has a simulator for."""
     yield from task_jobs(session, config)
     yield from goal_jobs(session, config)
-
-
-def task_jobs(session: Session, config: Config) -> Iterator[Job]:
-    """Give the jobs of the task protocol: every policy from the same seeds."""
-    if not session.is_pusht:
-        return
-    seeds = list(range(task.FIRST_SEED, task.FIRST_SEED + config.task_episodes))
-    for name, policy in session.task_policies(config.seed).items():
-
-        def play(name: str = name, policy: policies.Policy = policy) -> dict[str, Any]:
-            max_coverage = task.run_task(
-                policy, session.envs, seeds, config.task_max_steps, f"task, {name}"
-            )
-            return task.summarize(max_coverage) | {"max_coverage": max_coverage.tolist()}
-
-        def put(metrics: dict[str, Any], result: dict[str, Any], name: str = name) -> None:
-            metrics["task"][name] = {k: v for k, v in result.items() if k != "max_coverage"}
-
-        cache_key = session.cache_key(
-            *session.depends_on(name),
-            seeds=[seeds[0], seeds[-1]],
-            steps=config.task_max_steps,
-            num_envs=session.num_envs,
-        )
-        make = partial(session.play_cached, "task", name, play)
-        yield Job("task", f"task-{name}", cache_key, make, put, ("task",), name)
 
 
 def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -105,12 +80,15 @@ def mpc_policies(session: Session, config: Config, goal_offset: int) -> dict[str
     return planners
 
 
-def why_missing(session: Session, policy: str) -> str:
-    """Say in one line why this run does not measure a policy in the simulator."""
+def why_missing(session: Session, policy: str, protocols: tuple[str, ...] = ()) -> str:
+    """Say in one line why this run does not measure a policy in the simulator, or in none of
+    `protocols`."""
     if policy not in {*TASK_POLICIES, *GOAL_POLICIES}:
         return "unknown"
     if not session.is_pusht:
         return f"only Push-T has a simulator, and {session.dataset.folder} is another dataset"
+    if protocols == ("task",) or policy not in GOAL_POLICIES:
+        return why_missing_in_task(session, policy, protocols)
     if policy in ("bc", "actor_critic"):
         train = command("train_controller.py", "--run", session.run)
         return f"no controller was trained; {train} trains one"
@@ -161,8 +139,11 @@ def goal_job(
         "budget": goals.BUDGET,
         "num_envs": session.num_envs,  # random numbers are drawn for all of them at once
     }
+    if name == "random":
+        settings |= {"seed": config.seed}
     if name == "oracle_cem":
         settings |= {
+            "seed": config.seed,
             "num_samples": config.oracle_samples,
             "iterations": config.oracle_iterations,
         }

@@ -25,7 +25,7 @@ DYNAMICS = {
     "train.cuda_graph": True,
 }
 CONTROLLER = {  # few steps of what is not given the goal
-    "methods": ("bc", "actor_critic", "goal_policy"),
+    "methods": ("bc", "actor_critic", "goal_policy", "task_cost", "flow_policy"),
     "bc.steps": 2000,
     "bc.eval_every": 500,
     "bc.save_every": 500,
@@ -33,6 +33,10 @@ CONTROLLER = {  # few steps of what is not given the goal
     "train.eval_every": 100,
     "goal_policy_train.save_every": 500,
     "goal_policy_train.cuda_graph": True,
+    "task_cost_train.save_every": 500,
+    "task_cost_train.cuda_graph": True,
+    "flow_policy_train.save_every": 500,
+    "flow_policy_train.cuda_graph": True,
 }
 EVALUATE = pusht.EVALUATE
 
@@ -52,6 +56,39 @@ DYNAMICS_CPU = {
     "train.eval_every": 900,
     "train.save_every": 100,
     "train.cuda_graph": False,
+}
+CONTROLLER_TASK_CPU = {
+    "task_cost_train.steps": 4000,
+    "task_cost_train.eval_every": 1000,
+    "task_cost_train.save_every": 500,
+    "task_cost_train.cuda_graph": False,
+    "flow_policy.encoder.hidden_dim": 256,
+    "flow_policy_train.steps": 4500,
+    "flow_policy_train.learning_rate": 2e-3,
+    "flow_policy_train.eval_every": 4500,
+    "flow_policy_train.save_every": 500,
+    "flow_policy_train.cuda_graph": False,
+}
+CONTROLLER_TASK_CPU30 = CONTROLLER_TASK_CPU | {
+    "flow_policy.encoder.hidden_dim": 384,
+    "flow_policy_train.steps": 5500,
+    "flow_policy_train.learning_rate": 1e-3,
+    "flow_policy_train.eval_every": 5500,
+}
+CONTROLLER_TASK_DEBUG = {
+    "task_cost.hidden_dim": 16,
+    "task_cost_train.steps": 4,
+    "task_cost_train.batch_size": 8,
+    "task_cost_train.eval_every": 2,
+    "task_cost_train.save_every": 1,
+    "task_cost_train.cuda_graph": False,
+    "flow_min_reward": 0.1,
+    "flow_policy.encoder.hidden_dim": 16,
+    "flow_policy_train.steps": 4,
+    "flow_policy_train.batch_size": 8,
+    "flow_policy_train.eval_every": 4,
+    "flow_policy_train.save_every": 1,
+    "flow_policy_train.cuda_graph": False,
 }
 DYNAMICS_DEBUG = {
     "num_eval_clips": 4,
@@ -76,14 +113,14 @@ SIZES = {
         "preprocess_pusht": pusht.PREPROCESS_CPU,
         "tokenizer": TOKENIZER_CPU,
         "dynamics": DYNAMICS_CPU,
-        "controller": pusht.CONTROLLER_CPU,
+        "controller": pusht.CONTROLLER_CPU | CONTROLLER_TASK_CPU,
         "evaluate": pusht.EVALUATE_CPU,
     },
     "cpu30": {
         "preprocess_pusht": pusht.PREPROCESS_CPU30,
         "tokenizer": TOKENIZER_CPU | {"train.steps": 2400, "train.eval_every": 1200},
         "dynamics": DYNAMICS_CPU | {"train.steps": 5400, "train.eval_every": 2700},
-        "controller": pusht.CONTROLLER_CPU30,
+        "controller": pusht.CONTROLLER_CPU30 | CONTROLLER_TASK_CPU30,
         "evaluate": pusht.EVALUATE_CPU30,
     },
     "debug": {
@@ -101,7 +138,7 @@ SIZES = {
             "train.cuda_graph": False,
         },
         "dynamics": DYNAMICS_DEBUG,
-        "controller": pusht.CONTROLLER_DEBUG,
+        "controller": pusht.CONTROLLER_DEBUG | CONTROLLER_TASK_DEBUG,
         "play": pusht.PLAY_DEBUG,
         "evaluate": pusht.EVALUATE_DEBUG,
     },

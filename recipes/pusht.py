@@ -37,6 +37,9 @@ EVALUATE_CPU = {
     "horizons": (1, 2, 3, 4, 6, 8, 12, 16),
     "estimator_steps": 250,
     "idm_steps": 900,
+    "task_episodes": 100,
+    "search_episodes": 4,
+    "oracle_episodes": 2,
     "goal_pairs": 30,
     "pair_seeds": (0,),
     "oracle_pairs": 30,
@@ -52,7 +55,12 @@ CONTROLLER_CPU30 = CONTROLLER_CPU | {
     "goal_policy_train.eval_every": 1000,
     "goal_policy_train.compile": "auto",
 }
-EVALUATE_CPU30 = EVALUATE_CPU | {"goal_pairs": 100, "pair_seeds": (0, 1, 2)}
+EVALUATE_CPU30 = EVALUATE_CPU | {
+    "goal_pairs": 100,
+    "pair_seeds": (0, 1, 2),
+    "search_episodes": 12,
+    "oracle_episodes": 4,
+}
 PREPROCESS_DEBUG = {"episodes": 6}
 CONTROLLER_DEBUG = {
     "min_reward": 0.1,
@@ -81,7 +89,13 @@ EVALUATE_DEBUG = {
     "num_videos": 1,
     "play_frames": 10,
     "task_episodes": 2,
+    "search_episodes": 2,
+    "oracle_episodes": 1,
     "task_max_steps": 6,
+    "task_planner.num_samples": 4,
+    "task_planner.iterations": 2,
+    "task_planner.warm_start_iterations": 1,
+    "task_planner.num_elites": 2,
     "goal_pairs": 2,
     "pair_seeds": (0,),
     "oracle_pairs": 2,

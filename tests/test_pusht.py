@@ -91,17 +91,20 @@ def test_task_starts_are_drawn_in_the_legacy_order():
 @needs_demos
 @pytest.mark.parametrize("number", [0, 57, 205])
 def test_an_executed_demonstration_stays_within_half_a_pixel(number):
-    source = PerturbedDemos(str(LOWDIM), num_copies=2)
-    episode = source.episode(PushT(), number, 0)
+    source = PerturbedDemos(str(LOWDIM), num_copies=4)
+    episode, mirrored = (source.episode(PushT(), number, copy) for copy in (0, 1))
     known = load_demos(LOWDIM)
-    assert episode.states is not None
+    assert episode.states is not None and mirrored.states is not None
     away = error(episode.states[:-1], known.states[known.rows(number)])
     assert away[0] < 0.5 and away[1] < 0.01
-    for copy, start in (1, mirror(episode.states[0])), (2, episode.states[0]):
+    assert mirrored.actions is not None and episode.actions is not None
+    assert np.allclose(mirror(mirrored.actions), episode.actions, atol=1e-3)
+    assert error(mirrored.states[0], mirror(episode.states[0])).max() < 1e-4
+    for copy, start in (3, mirror(episode.states[0])), (2, episode.states[0]):
         again = source.episode(PushT(), number, copy)
         assert again.states is not None
         assert error(again.states[0], start).max() < 1e-4
-        turned = mirror(again.states) if copy == 1 else again.states
+        turned = mirror(again.states) if copy == 3 else again.states
         assert error(turned, episode.states)[0] > 5
         assert np.abs(turned - episode.states)[:, :2].mean() < 40  # the same trajectory, perturbed
         assert again.source == episode.source == number

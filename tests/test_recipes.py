@@ -319,7 +319,8 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "goal_policy_train.cuda_graph": False, "goal_policy.max_goal_offset": 40,
     }),
     ("controller", "keypoints", {
-        "methods": ("bc", "actor_critic", "goal_policy"), "min_reward": 0.7,
+        "methods": ("bc", "actor_critic", "goal_policy", "task_cost", "flow_policy"),
+        "min_reward": 0.7, "flow_min_reward": 0.9,
         "goal_policy_train.cuda_graph": True, "goal_policy_train.compile": "no",
     }),
     ("controller", "keypoints cpu", {
@@ -350,15 +351,22 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("play", "minecraft debug", {"fps": 20.0, "steps": 12, "size": 128}),
     ("evaluate", "pusht", {"run": Path("runs/pusht"), "horizons": (*HORIZONS, 25)}),
     ("evaluate", "keypoints", {
-        "horizons": (*HORIZONS, 25), "num_clips": 256, "task_episodes": 100, "task_max_steps": 300,
+        "horizons": (*HORIZONS, 25), "num_clips": 256, "task_episodes": 500, "task_max_steps": 300,
+        "search_episodes": 100, "oracle_episodes": 4, "task_seed": 100_000,
+        "task_planner.num_samples": 128, "task_planner.running_weight": 0.5,
+        "task_receding_horizon": 5, "task_patience": 8,
         "imitation_frames": 4000, "num_videos": 4, "play_frames": 120, "receding_horizon": 25,
         "prior_receding_horizon": 10, "planner.warm_start_iterations": 5,
     }),
-    ("evaluate", "keypoints cpu", {"horizons": HORIZONS, "num_clips": 256, "task_episodes": 100}),
+    ("evaluate", "keypoints cpu", {
+        "horizons": HORIZONS, "num_clips": 256, "task_episodes": 100, "search_episodes": 4,
+        "oracle_episodes": 2, "task_planner.num_samples": 128,
+    }),
     ("evaluate", "keypoints cpu30", {"horizons": HORIZONS}),
     ("evaluate", "keypoints debug", {
         "horizons": (1, 2, 4), "num_clips": 8, "imitation_frames": 32, "num_videos": 1,
         "play_frames": 10, "task_episodes": 2, "task_max_steps": 6,
+        "search_episodes": 2, "oracle_episodes": 1, "task_planner.num_samples": 4,
     }),
     ("evaluate", "minecraft", {
         "run": Path("runs/minecraft"), "horizons": (1, 2, 4, 8, 12, 16, 24, 32), "num_clips": 256,

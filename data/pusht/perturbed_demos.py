@@ -22,9 +22,9 @@ EPISODES_PER_SHARD = 30
 class PerturbedDemos:
     """Each demonstration executed `num_copies` times in the simulator, every second copy mirrored.
 
-    The first copy is exact; the targets of the others have smooth noise, with a std of 5 to 30
-    pixels (the rule of the public dataset is not published). Copies of one demonstration share
-    their source.
+    The first copy is exact, and so is the first mirrored one; the targets of the others have smooth
+    noise, with a std of 5 to 30 pixels (the rule of the public dataset is not published). Copies of
+    one demonstration share their source.
     """
 
     path: str
@@ -70,11 +70,12 @@ class PerturbedDemos:
         demos = load_demos(Path(self.path))
         rows = demos.rows(demo)
         start, targets = demos.states[rows][0], demos.actions[rows]
-        if copy:
+        mirrored = self._mirrored and copy % 2 == 1
+        if copy > mirrored:  # neither the first nor the first mirrored one
             rng = np.random.default_rng((self.seed, demo, copy))
             std = rng.uniform(5, 30)
             targets = np.clip(targets + smooth_noise(rng, len(targets), std), 0, 512)
-        if copy % 2 and self._mirrored:
+        if mirrored:
             start, targets = mirror(start), mirror(targets)
         simulator.reset(start)
         builder = EpisodeBuilder(simulator)

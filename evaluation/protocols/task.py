@@ -1,7 +1,8 @@
 """The task protocol of Diffusion Policy: push the block onto the fixed goal, from random starts.
 
 Score is the highest reward of an episode, averaged over episodes; success is the goal reached at
-any step.  Every policy starts from the same seeds.  Letters: E episodes.
+any step (LeRobot), which ends the episode.  Every policy starts from the same seeds.  Letters: E
+episodes, T steps.
 """
 
 from __future__ import annotations
@@ -15,37 +16,63 @@ from data.pusht.vector_pusht import VectorPushT
 from evaluation.measures.intervals import bootstrap, wilson
 from evaluation.protocols.policies import Policy
 from evaluation.protocols.rollout import Starts, Trajectories, play_episodes
+from models.controllers.planner import PlannerConfig
 
 FIRST_SEED = 100_000
 MAX_STEPS = 300
+STEPS_WITHIN = (100, 200)  # of which the success is given, too
+PLANNER = PlannerConfig(
+    num_samples=128,
+    num_elites=12,
+    horizon=10,
+    prior_noise_std=0.3,
+    running_weight=0.5,
+)
+"""A search for the task, chosen on seeds from 200000."""
+RECEDING_HORIZON = 5
+PATIENCE = 8
 
 
 def run_task(
     policy: Policy, envs: VectorPushT, seeds: list[int], steps: int = MAX_STEPS, name: str = "task"
 ) -> np.ndarray:
-    """Play an episode from each seed, until it succeeds, and give its highest coverage: (E,)."""
+    """Play an episode from each seed, until it succeeds, and give the coverages after each step:
+    (E, T); an episode that has ended repeats its last one."""
 
     def is_done(episodes: np.ndarray, played: Trajectories) -> np.ndarray:
         return played.coverages.max(1) >= SUCCESS_COVERAGE
 
     states = np.stack([random_start(seed) for seed in seeds])
     starts = Starts(states, np.zeros((len(seeds), 2)))
-    return play_episodes(policy, envs, starts, steps, is_done, name=name).coverages.max(1)
+    return play_episodes(policy, envs, starts, steps, is_done, name=name).coverages
 
 
-def summarize(max_coverage: np.ndarray) -> dict[str, Any]:
-    """Give score and success with their 95% intervals, from the highest coverages (E,)."""
-    scores = reward(max_coverage)
+def steps_until_success(coverages: np.ndarray) -> np.ndarray:
+    """Count steps until the goal is reached: (E, T) -> (E,) int64; 0 where it is not."""
+    reached = coverages >= SUCCESS_COVERAGE
+    return np.where(reached.any(1), reached.argmax(1) + 1, 0)
+
+
+def summarize(coverages: np.ndarray) -> dict[str, Any]:
+    """Give score and success with their 95% intervals, and more, from coverages (E, T)."""
+    scores = reward(coverages.max(1))
     low, high = bootstrap(scores)
-    succeeded = int((max_coverage >= SUCCESS_COVERAGE).sum())
-    success_low, success_high = wilson(succeeded, len(max_coverage))
+    steps = steps_until_success(coverages)
+    successes, count = int((steps > 0).sum()), len(steps)
+    success_low, success_high = wilson(successes, count)
     return {
         "score": float(scores.mean()),
         "low": low,
         "high": high,
-        "success": succeeded / len(max_coverage),
+        "success": successes / count,
         "success_low": success_low,
         "success_high": success_high,
-        "coverage": float(max_coverage.mean()),
-        "n": len(max_coverage),
+        **{
+            f"success_within_{limit}": float(((steps > 0) & (steps <= limit)).mean())
+            for limit in STEPS_WITHIN
+        },
+        "steps": float(np.median(steps[steps > 0])) if successes else None,
+        "end_score": float(reward(coverages[:, -1]).mean()),
+        "coverage": float(coverages.max(1).mean()),
+        "n": count,
     }

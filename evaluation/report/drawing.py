@@ -18,8 +18,11 @@ from evaluation.measures.open_loop import imagine
 from evaluation.measures.sample_clips import sample_clips
 from evaluation.report import plots
 from evaluation.session import Session
+from pipeline.video import make_grid, write_mp4
 
 MAX_FRAMES = 16  # most frames to draw of a clip
+FILM_COLUMNS, FILM_FPS = 6, 20.0  # twice as fast as the simulator
+HOLD = 20  # frames that a film ends with
 
 
 @torch.inference_mode()
@@ -61,6 +64,32 @@ def draw_attempts(videos: Tensor, success: np.ndarray, path: Path, max_rows: int
         for i in indices
     ]
     plots.draw_strip(rows, ["goal", *(f"+{s}" for s in steps)], path, error=False)
+
+
+def film_episodes(videos: Tensor, steps: np.ndarray, path: Path, count: int = 12) -> None:
+    """Write a video of episodes (n, T, 3, H, W) side by side: failures first, then the slowest.
+
+    steps: (n,) or more, until success, 0 where there is none.  A frame turns green at success.
+    """
+    steps = steps[: len(videos)]
+    order = np.lexsort((-steps, steps > 0))[:count]
+    length = int(steps.max()) if steps.all() else videos.shape[1]
+    images = []
+    for step in [*range(length), *[length - 1] * HOLD]:
+        tiles = [_framed(videos[i, step], bool(0 < steps[i] <= step + 1)) for i in order]
+        tiles += [torch.full_like(tiles[0], 128)] * (-len(tiles) % FILM_COLUMNS)
+        rows = torch.stack(tiles).unflatten(0, (-1, FILM_COLUMNS))
+        images.append(make_grid(list(rows), gap=0))
+    write_mp4(path, images, FILM_FPS)
+
+
+def _framed(frame: Tensor, reached: bool, width: int = 2) -> Tensor:
+    """Put a border around a frame, (3, H, W) uint8: green where the goal is reached, else gray."""
+    border = torch.tensor([42, 157, 90] if reached else [128, 128, 128], dtype=torch.uint8)
+    height, length = frame.shape[1:]
+    framed = border[:, None, None].repeat(1, height + 2 * width, length + 2 * width)
+    framed[:, width:-width, width:-width] = frame
+    return framed
 
 
 def draw_plots(folder: Path, metrics: dict[str, Any]) -> None:

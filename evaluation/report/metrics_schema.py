@@ -22,8 +22,14 @@ OPEN_LOOP = (
     *(f"copy_last_{name}" for name in STATE_ERRORS),
     "estimator_error",
 )
-TASK = ("score", "low", "high", "success", "n")
-TASK_POLICIES = ("actor_critic", "bc", "random", "noop", "scripted")
+TASK = (
+    "score", "low", "high", "success", "success_low", "success_high", "success_within_100",
+    "success_within_200", "steps", "end_score", "coverage", "plan_seconds", "n",
+)  # fmt: skip
+TASK_POLICIES = (
+    "policy_prior", "planner", "task_policy", "flow_policy", "goal_policy", "actor_critic", "bc",
+    "random", "noop", "scripted", "oracle_cem",
+)  # fmt: skip
 GOAL = ("success", "low", "high", "n")
 GOAL_PROTOCOLS = ("first_hit", "strict", "chunk_end", "offset50", "offset50_strict")
 GOAL_POLICIES = (

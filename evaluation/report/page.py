@@ -10,10 +10,12 @@ from typing import Any
 from data.io.files import atomic_write
 from evaluation.measures.reconstruction import BRIGHTNESS_BINS
 from evaluation.protocols.goals import PROTOCOLS
+from evaluation.protocols.task import FIRST_SEED, MAX_STEPS, STEPS_WITHIN
 from evaluation.report.action_tables import controllability, imitation
 from evaluation.report.tables import interval, number, table
 from evaluation.report.trained_on_note import trained_on_note
 
+OWN = ("policy_prior", "task_policy", "actor_critic")  # learned in imagination, or search there
 ATTEMPTS = "Attempts of the planner: failures first."
 STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #1b1b1e; max-width: 1120px; margin: 2em auto;
@@ -23,7 +25,7 @@ p { margin: .3em 0 .7em; max-width: 52em } .quiet { color: #70757d } small { col
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4em 0 1em }
 th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #e6e8eb }
 th:first-child, td:first-child { text-align: left } tr.own td { font-weight: 600 }
-img { max-width: 100%; margin: .3em 0 } figure { margin: 0 0 1em } pre { font-size: 12px }
+img, video { max-width: 100%; margin: .3em 0 } figure { margin: 0 0 1em } pre { font-size: 12px }
 """
 CURVE_LABELS = {
     "psnr": "PSNR, model rollout (dB)",
@@ -74,7 +76,8 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         ),
         *controllability(metrics["controllability"]),
         *imitation(metrics["imitation"]),
-        *_task(metrics["task"]),
+        *_task(metrics["task"], metrics["provenance"]),
+        *_film(plots, metrics["task"]),
         *_images(plots, ["task.png"] if task_measured else [], ""),
         *_goals(metrics["goal"]),
         *_images(plots, _attempt_images(metrics["goal"]), ATTEMPTS),
@@ -177,16 +180,58 @@ def _probe(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def _task(policies: dict[str, Any]) -> list[str]:
-    parts = ["<h2>Task: push the block onto the goal (Diffusion Policy's protocol)</h2>"]
+def _task(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
+    parts = ["<h2>Task: push the block onto the goal</h2>"]
+    if any((row or {}).get("n") for row in policies.values()):
+        parts.append(f"<p>{escape(_task_protocol(provenance))}</p>")
     rows = []
     for name, row in policies.items():
         row = row or {}
-        success = number(row.get("success"), 3) + interval(row, "success_low", "success_high", 3)
         score = number(row.get("score"), 3) + interval(row, digits=3)
-        rows.append([name, score, success, number(row.get("coverage"), 3), number(row.get("n"))])
-    head = ["policy", "score", "success", "highest coverage", "episodes"]
-    return [*parts, table(head, rows, {list(policies).index("actor_critic")})]
+        success = number(row.get("success"), 3) + interval(row, "success_low", "success_high", 3)
+        within = [number(row.get(f"success_within_{limit}"), 3) for limit in STEPS_WITHIN]
+        rest = [
+            number(row.get("steps"), 0),
+            number(row.get("end_score"), 3),
+            number(row.get("plan_seconds"), 3),
+            number(row.get("n")),
+        ]
+        rows.append([name, score, success, *within, *rest])
+    within = [f"within {limit} steps" for limit in STEPS_WITHIN]
+    head = ["policy", "score", "success", *within, "steps", "score at the end",
+            "seconds per plan", "episodes"]  # fmt: skip
+    highlight = {at for at, name in enumerate(policies) if name in OWN}
+    return [*parts, table(head, rows, highlight)]
+
+
+def _task_protocol(provenance: dict[str, Any]) -> str:
+    seed = provenance.get("seeds", {}).get("task", FIRST_SEED)
+    steps = provenance.get("task_max_steps", MAX_STEPS)
+    is_published = (seed, steps) == (FIRST_SEED, MAX_STEPS)
+    name = (
+        "Diffusion Policy's protocol" if is_published else "A trial of Diffusion Policy's protocol"
+    )
+    return (
+        f"{name}: starts of seeds from {seed}, the same for every policy, at most {steps} steps. "
+        "The score is the mean highest reward, min(coverage / 0.95, 1); success is a coverage of "
+        "0.95 at any step, which ends the episode. Steps: median until success. Policies above "
+        "actor_critic plan in the world from frames; planner, policy_prior and goal_policy by the "
+        "learned cost of the task; scripted and oracle_cem are given true states."
+    )
+
+
+def _film(plots: Path, policies: dict[str, Any]) -> list[str]:
+    """Embed the video of the first policy that was measured now and has one."""
+    for name, row in policies.items():
+        path = plots / f"task-{name}.mp4"
+        if (row or {}).get("n") and path.exists():
+            data = base64.b64encode(path.read_bytes()).decode()
+            return [
+                f'<figure><video controls muted loop src="data:video/mp4;base64,{data}"></video>'
+                f"<p class=quiet>Episodes of {name}: failures first, then the slowest. Green: "
+                "success.</p></figure>"
+            ]
+    return []
 
 
 def _goals(protocols: dict[str, Any]) -> list[str]:

@@ -84,9 +84,10 @@ def bar_chart(rows: dict[str, dict[str, Any] | None], measure: str, title: str, 
     fig, ax = plt.subplots(figsize=(6, 0.45 * len(measured) + 1.1))
     for y, (name, row) in enumerate(measured.items()):
         value = row[measure]
-        error_bars = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
         ax.barh(y, value, color=NAVY if name == "actor_critic" else GRAY, height=0.6)
-        ax.errorbar(value, y, xerr=error_bars, color="black", capsize=3, linewidth=1)
+        if row["low"] is not None:  # of one episode no interval is known
+            error_bars = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
+            ax.errorbar(value, y, xerr=error_bars, color="black", capsize=3, linewidth=1)
         ax.text(1.01, y, f"{value:.3f}  n={row['n']}", va="center", fontsize=8)
     ax.set_yticks(range(len(measured)), list(measured), fontsize=8)
     ax.invert_yaxis()

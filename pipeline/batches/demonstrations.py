@@ -52,24 +52,35 @@ class DemoSteps:
     """Steps of `split` worth cloning."""
 
     def __init__(
-        self, dataset: EpisodeDataset, split: Split, latents: np.ndarray, min_reward: float
+        self,
+        dataset: EpisodeDataset,
+        split: Split,
+        latents: np.ndarray,
+        min_reward: float,
+        chunk_length: int = 1,
     ) -> None:
-        """latents: of all frames of the dataset, (frames, N) or (frames, P, D)."""
+        """latents: of all frames of the dataset, (frames, N) or (frames, P, D).
+        chunk_length: actions from a step on; the last of a demonstration is repeated."""
         self.action_spec, self.latents = dataset.actions, latents
         self.all_actions = dataset.read_rows("actions", 0, dataset.num_frames)
         rows = demo_rows(dataset, split, min_reward)
         self.num_episodes = sum(len(r) > 0 for r in rows)
         self.rows = np.concatenate(rows)
+        self.last_rows = np.concatenate([np.full(len(r), r[-1]) for r in rows if len(r)])
+        self.chunk_length = chunk_length
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Latents (B, 1, N) or (B, 1, P, D) and normalized actions (B, 1, A), or codes (B, 1)."""
+        """Latents (B, 1, N) or (B, 1, P, D) and normalized actions (B, T, A), or codes (B, T), T
+        the chunk's length."""
         rows = self.rows[indices]
         latents = torch.from_numpy(np.asarray(self.latents[rows]))
-        actions = self.action_spec.normalize(torch.from_numpy(self.all_actions[rows]))
-        return Batch(latents=as_latents(latents)[:, None], actions=actions[:, None])
+        ahead = rows[:, None] + np.arange(self.chunk_length)
+        ahead = np.minimum(ahead, self.last_rows[indices][:, None])
+        actions = self.action_spec.normalize(torch.from_numpy(self.all_actions[ahead]))
+        return Batch(latents=as_latents(latents)[:, None], actions=actions)
 
 
 class StartsWithDemos:

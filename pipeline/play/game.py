@@ -14,13 +14,18 @@ import numpy as np
 from data.io.files import writable_folder
 from pipeline.play.action_file import write_actions
 from pipeline.play.action_input import make_action_input
-from pipeline.play.panels import Panel, add_text, compose_panels, panel_position
+from pipeline.play.autopilot import Autopilot
+from pipeline.play.panels import Panel, add_text, blend, compose_panels, panel_position
 from pipeline.play.player import Player, Start, StartSampler
 from pipeline.video import write_video
 
 PLACES = "keys count by their place, named as on a QWERTY keyboard; arrows are arrows everywhere"
-HELP = "R reset  P/space pause  N one step  V record  C controller  B simulator  H help  Q quit"
-GAME_KEYS = ("q", "escape", "r", "p", "space", "v", "c", "b", "h")  # once, however long held
+HELP = (
+    "R reset  P/space pause  N one step  V record  C controller  T planner  G freeze goal  "
+    "B simulator  H help  Q quit"
+)
+ONCE = ("q", "escape", "r", "p", "space", "v", "c", "t", "g", "b", "h")  # however long held
+PLAN_OPACITY = 0.3  # of what a plan ends in, over the frame
 STATS_FRAMES = 30  # frames over which speed and latency are averaged
 
 
@@ -37,11 +42,12 @@ class Game:
         fps: float,
         show_simulator: bool = False,
         use_controller: bool = False,
+        autopilot: Autopilot | None = None,
     ) -> None:
         """folder: for videos.  size: height of a panel in pixels.  fps: frames/s of videos."""
         self.player, self.start_sampler, self.folder = player, start_sampler, folder
         self.size, self.fps, self.show_simulator = size, fps, show_simulator
-        self.use_controller = use_controller
+        self.use_controller, self.autopilot = use_controller, autopilot
         self.paused, self.show_help, self.quit_requested = False, True, False
         self.message = ""
         self.action_input = make_action_input(player.world.actions)
@@ -58,17 +64,27 @@ class Game:
             self._finish_recording()
         self.player.reset(start or self.start_sampler.sample())
         self.action_input.set_action(self.player.start.next_actions[0])
+        if self.autopilot is not None:
+            self.autopilot.reset()
+
+    @property
+    def planner_acts(self) -> bool:
+        return self.autopilot is not None and self.autopilot.active
+
+    @property
+    def person_acts(self) -> bool:
+        return not self.use_controller and not self.planner_acts
 
     def press(self, key: str, repeated: bool = False, label: str = "") -> None:
         """Handle one key, by its place; keys that steer go to the action input.
 
         repeated: it is held.  label: what the layout calls it, which the status line tells.
         """
-        if repeated and key in GAME_KEYS and not self.action_input.handles(key):
+        if repeated and key in ONCE and not self.action_input.handles(key):
             return
         self.message = _place_of(key, label)
         if self.action_input.handles(key):
-            if not self.use_controller:
+            if self.person_acts:
                 self.action_input.press(key)
         elif key in ("q", "escape"):
             self.quit_requested = True
@@ -82,6 +98,10 @@ class Game:
             self._toggle_recording()
         elif key == "c":
             self._toggle_controller()
+        elif key == "t":
+            self.toggle_planner()
+        elif key == "g":
+            self._freeze_goal()
         elif key == "b":
             if self.player.simulator is None:
                 self.message = "no simulator is known for this dataset"
@@ -89,7 +109,7 @@ class Game:
                 self.show_simulator = not self.show_simulator
         elif key == "h":
             self.show_help = not self.show_help
-        elif not self.use_controller:
+        elif self.person_acts:
             self.action_input.press(key)
 
     def release(self, key: str) -> None:
@@ -98,7 +118,7 @@ class Game:
 
     def move_pointer(self, x: int, y: int) -> None:
         """Follow the mouse, in pixels of what `tick` returned."""
-        if not self.use_controller:
+        if self.person_acts:
             height, width = self.player.model_frame.shape[:2]
             self.action_input.move_pointer(
                 *panel_position(x, y, self.size, 1 + self.show_simulator, width / height)
@@ -106,40 +126,59 @@ class Game:
 
     def mouse_button(self, down: bool) -> None:
         """Follow the left mouse button."""
-        if not self.use_controller:
+        if self.person_acts:
             self.action_input.mouse_button(down)
 
     def tick(self) -> np.ndarray:
-        """Take one step, unless paused, and return the image to show."""
+        """Take one step, unless paused or planning, and return the image to show."""
         start_time = time.perf_counter()
-        stepping = not self.paused or self._step_once
-        if stepping:
+        wanted = not self.paused or self._step_once
+        action = self._next_action() if wanted else None
+        if action is not None:
             self._step_once = False
-            if self.use_controller:
-                self.action_input.set_action(self.player.controller_action())
-            self.player.step(
-                self.action_input.action if self.use_controller else self.action_input.get_action()
-            )
+            self.player.step(action)
+            if self.planner_acts:
+                assert self.autopilot is not None
+                self.autopilot.think()
             if self.recording is not None:
                 self.recording.append(self.render_panels())
         frame = self.render()
-        if stepping:
+        if action is not None:
             self._tick_times.append(start_time)
             self._latencies.append(time.perf_counter() - start_time)
-        else:
+        elif not wanted:
             self._tick_times.clear()  # a pause does not count as slow
         return frame
 
+    def _next_action(self) -> np.ndarray | None:
+        """Return the action of whoever acts, (A,) or (); None while it is planned."""
+        if self.person_acts:
+            return self.action_input.get_action()
+        if self.planner_acts:
+            assert self.autopilot is not None
+            action = self.autopilot.next_action()
+        else:
+            action = self.player.controller_action()
+        if action is not None:
+            self.action_input.set_action(action)
+        return action
+
     def render_panels(self) -> np.ndarray:
         """Draw the panels alone, as videos show them."""
-        panels = [Panel("world model", self.player.model_frame)]
+        model_frame = self.player.model_frame
+        plan_frame = None if self.autopilot is None else self.autopilot.plan_frame
+        if plan_frame is not None:
+            model_frame = blend(model_frame, plan_frame, PLAN_OPACITY)
+        panels = [Panel("world model", model_frame)]
         if self.show_simulator:
             panels.append(Panel("simulator, same actions", self.player.simulator_frame()))
         return compose_panels(panels, self.size, self.action_input.pointer)
 
     def render(self) -> np.ndarray:
-        """Draw the panels, the status line, and the help."""
+        """Draw the panels, the status line, that of the planner, and the help."""
         lines = [self.status()]
+        if self.autopilot is not None and (planner_line := self.autopilot.describe()):
+            lines.append(planner_line)  # of its own: it changes in length
         if self.show_help:
             lines += [f"{self.action_input.help}  {HELP}"]
         return add_text(self.render_panels(), lines)
@@ -154,7 +193,9 @@ class Game:
             parts.append(f"reward {self.player.reward:.2f}")
         if self.player.simulator is not None and self.show_simulator:
             parts.append(f"coverage {self.player.simulator.coverage():.2f}")
-        parts += ["controller"] if self.use_controller else [self.action_input.describe()]
+        if self.person_acts:
+            parts.append(self.action_input.describe())
+        parts += ["controller"] if self.use_controller else []
         parts += ["PAUSED"] if self.paused else []
         parts += ["REC"] if self.recording is not None else []
         return "  ".join(p for p in [*parts, self.message] if p)
@@ -169,6 +210,26 @@ class Game:
             self.message = "no controller: train_controller.py trains one"
         else:
             self.use_controller = not self.use_controller
+            if self.use_controller and self.planner_acts:
+                self.toggle_planner()
+
+    def toggle_planner(self) -> None:
+        """Let the planner act, or hand back."""
+        self._tell(None if self.autopilot is None else self.autopilot.toggle())
+        if self.planner_acts:
+            self.use_controller = False
+
+    def _freeze_goal(self) -> None:
+        self._tell(None if self.autopilot is None else self.autopilot.freeze())
+
+    def _tell(self, missing: str | None) -> None:
+        """Say what a planner lacks; None: there is none at all."""
+        if missing is None:
+            self.message = "no planner here"
+        elif missing:
+            assert self.autopilot is not None
+            hint = "  G makes the present image the goal" if self.autopilot.lacks_goal else ""
+            self.message = missing + hint
 
     def _toggle_recording(self) -> None:
         if self.recording is not None:

@@ -1,71 +1,93 @@
-"""What acts towards a goal: a planner, the goal policy, or a planner with it as its prior."""
+"""What plans towards a goal: a planner, the goal policy, or a planner with it as its prior."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-
-from data.actions import as_tensor
 from data.io.messages import command
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
-from models.controllers.plan import GoalPlanner
+from models.controllers.goal_set import OneGoalAtATime
 from models.controllers.plan_executor import PlanExecutor
 from models.controllers.planner import Planner, PlannerConfig, can_plan
 from models.world import World
 from pipeline.cuda_graph import CudaGraphed
 from pipeline.inference.load_controllers import load_goal_policy
-from pipeline.play.headless import Actor
-from pipeline.play.player import Player
+from pipeline.play.goals import Goal
 
+TASK_PLANNER = PlannerConfig(
+    num_samples=128, num_elites=12, horizon=10, prior_noise_std=0.3, running_weight=0.5
+)
+"""A search towards the task."""
 GoalSource = Literal["planner", "goal_policy", "policy_prior"]
+MakeExecutor = Callable[[], PlanExecutor]
+"""Gives one with nothing planned yet."""
 
 
-def make_goal_planner(
-    source: GoalSource,
-    run: Path,
-    world: World,
-    config: PlannerConfig,
-    goal_offset: int,
-    cuda_graph: bool = False,
-) -> GoalPlanner:
-    """goal_offset: steps to the goal; with a policy prior a plan is that long.
+@dataclass(frozen=True)
+class GoalSettings:
+    """How a goal is planned towards."""
 
-    ValueError where the world cannot be planned in, or a goal policy is missing.
-    """
-    if source != "goal_policy" and not can_plan(world):
+    planner: PlannerConfig
+    """Search for whole plans towards a goal that has a time."""
+    goal_offset: int
+    """Steps to that goal; with a policy prior a plan is that long."""
+    task_planner: PlannerConfig
+    """Search towards the task, and towards images."""
+    task_receding_horizon: int
+    """Steps that are executed of such a plan; rounded up to whole action blocks."""
+    task_patience: int
+    """Such plans in a row without progress that widen the search."""
+    cuda_graph: bool = False
+
+
+def make_executor(
+    source: GoalSource, run: Path, world: World, goal: Goal, settings: GoalSettings
+) -> MakeExecutor:
+    """ValueError where the world cannot be planned in, or a goal policy is missing."""
+    if source == "goal_policy":
+        policy = require_goal_policy(run, world)
+        if goal.has_time:
+            return lambda: PlanExecutor(policy)
+        plans_per_goal = -(-settings.goal_offset // policy.action_block)
+        return lambda: PlanExecutor(OneGoalAtATime(world, policy, plans_per_goal))
+    if not can_plan(world):
         raise ValueError(
             f"--actions {source}: planning needs a world of continuous latents and continuous "
             f"actions, and this one has {world.state_spec.kind} latents and {world.actions.kind} "
             f"actions; --actions dataset, random and actor_critic work in any world"
         )
-    if source == "goal_policy":
-        return require_goal_policy(run, world)
-    policy_prior = None
+    config = settings.planner if goal.has_time else settings.task_planner
+    block, policy_prior = goal.action_block or config.action_block, None
     if source == "policy_prior":
         policy_prior = require_goal_policy(run, world)
-        config = config.with_action_block(policy_prior.action_block, goal_offset)
-    capture = partial(CudaGraphed, device=world.device) if cuda_graph else None
-    return Planner(config, world, capture, policy_prior)
+        block = policy_prior.action_block
+        if goal.action_block not in (None, block):
+            raise ValueError(
+                f"the task cost asks about blocks of {goal.action_block} actions, and the goal "
+                f"policy has blocks of {block}; train both with one --action-block"
+            )
+    if policy_prior is not None and goal.has_time:
+        config = config.with_action_block(block, settings.goal_offset)
+    else:
+        config = config.with_action_block(block, config.horizon * config.action_block)
+    capture = partial(CudaGraphed, device=world.device) if settings.cuda_graph else None
+    planner = Planner(config, world, capture, policy_prior, goal.objective)
+    if goal.has_time:
+        return lambda: PlanExecutor(planner)
+    steps = -(-settings.task_receding_horizon // block) * block
+    return lambda: PlanExecutor(planner, steps, settings.task_patience)
 
 
-def act_towards(player: Player, planner: GoalPlanner, goal: np.ndarray) -> Actor:
-    """Return an actor that executes whole plans towards an image, (H, W, 3) uint8, from where the
-    model rollout stands."""
-    executor = PlanExecutor(planner)
-    image = torch.from_numpy(np.ascontiguousarray(goal)).permute(2, 0, 1)
-    goal_latents = player.world.embed(image[None])
-
-    def act(step: int) -> np.ndarray:
-        past_actions = player.actions or list(player.start.actions)
-        last_action = as_tensor(past_actions[-1][None]) if past_actions else None
-        return executor.act(player.state, goal_latents, last_action)[0].numpy()
-
-    return act
+def best_source(run: Path, world: World) -> GoalSource:
+    """Return what of a run reaches goals best."""
+    if not can_plan(world):
+        return "goal_policy"
+    return "planner" if load_goal_policy(run, world) is None else "policy_prior"
 
 
 def require_goal_policy(run: Path, world: World) -> GoalPolicy | DiscreteGoalPolicy:

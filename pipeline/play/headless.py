@@ -28,6 +28,8 @@ class Scene:
     truth: Truth | None = None
     goal: np.ndarray | None = None
     """(H, W, 3) uint8."""
+    has_status: bool = False
+    """Say below the panels which step it is, and what the simulator's coverage."""
 
     def num_bytes(self, image_size: tuple[int, int]) -> int:
         """Return what a frame takes in memory, without its text, for images of (H, W)."""
@@ -45,20 +47,47 @@ class Scene:
         spec, last_action = player.world.actions, player.actions[-1] if player.actions else None
         pointer = None if last_action is None else pointer_position(spec, last_action)
         frame = compose_panels(panels, self.size, pointer)
-        if not spec.factors:
-            return frame
-        text = "start" if last_action is None else spec.describe(int(last_action))
-        return add_text(frame, [text])
+        parts = []
+        if self.has_status:
+            parts.append(f"step {player.steps}")
+            if self.truth == "simulator" and player.simulator is not None:
+                parts.append(f"coverage {player.simulator.coverage():.2f}")
+        if spec.factors:
+            parts.append("start" if last_action is None else spec.describe(int(last_action)))
+        return add_text(frame, ["  ".join(parts)]) if parts else frame
+
+
+@dataclass(frozen=True)
+class Played:
+    """What came of playing."""
+
+    frames: list[np.ndarray]
+    """Of the video: the start, then one for each step."""
+    frames_per_second: float
+    coverages: list[float]
+    """Of the simulator, at the start and after each step; empty where it is not shown."""
 
 
 def play_headless(
-    player: Player, start: Start, act: Actor, steps: int, scene: Scene
-) -> tuple[list[np.ndarray], float]:
-    """Take `steps` steps from a start; return the steps + 1 frames, and steps a second."""
+    player: Player,
+    start: Start,
+    act: Actor,
+    steps: int,
+    scene: Scene,
+    solved: float | None = None,
+) -> Played:
+    """Take `steps` steps from a start, or fewer: solved is the simulator's coverage at which an
+    episode ends."""
     player.reset(start)
+    shown = player.simulator if scene.truth == "simulator" else None
     frames = [scene.render(player)]
+    coverages = [] if shown is None else [shown.coverage()]
     start_time = time.perf_counter()
     for step in tqdm(range(steps), "play"):
         player.step(act(step))
         frames.append(scene.render(player))
-    return frames, steps / (time.perf_counter() - start_time)
+        if shown is not None:
+            coverages.append(shown.coverage())
+            if solved is not None and coverages[-1] >= solved:
+                break
+    return Played(frames, player.steps / (time.perf_counter() - start_time), coverages)

@@ -54,8 +54,13 @@ def compose_panels(
     return np.concatenate(strips[:-1], axis=1)
 
 
+def blend(image: np.ndarray, over: np.ndarray, opacity: float) -> np.ndarray:
+    """Draw an image of the same size faintly over another; opacity from 0 to 1."""
+    return np.rint(image + opacity * (over - image.astype(np.float32))).astype(np.uint8)
+
+
 def add_text(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """Add lines of text below an image; long ones are wrapped at double spaces."""
+    """Add lines of text below an image; long ones are wrapped at double spaces, or else at any."""
     width = max(image.shape[1], MIN_WIDTH)
     canvas = np.full((image.shape[0], width, 3), BACKGROUND, np.uint8)
     canvas[:, : image.shape[1]] = image
@@ -90,10 +95,13 @@ def text_width(text: str) -> int:
 def _wrap(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for part in text.split("  "):
-        if lines and text_width(f"{lines[-1]}  {part}") <= width:
-            lines[-1] += f"  {part}"
-        else:
-            lines.append(part)
+        pieces, gap = ([part], "  ") if text_width(part) <= width else (part.split(" "), " ")
+        for index, piece in enumerate(pieces):
+            space = gap if index else "  "
+            if lines and text_width(f"{lines[-1]}{space}{piece}") <= width:
+                lines[-1] += f"{space}{piece}"
+            else:
+                lines.append(piece)
     return lines
 
 

@@ -6,6 +6,7 @@ Images are (H, W, 3) uint8.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,8 +122,12 @@ class Player:
         world: World,
         controller: Controller | None = None,
         simulator: Simulator | None = None,
+        keep_simulator_frames: bool = False,
     ) -> None:
+        """keep_simulator_frames: for `observe_simulator`; each step renders one."""
         self.world, self.controller, self.simulator = world, controller, simulator
+        self.keep_simulator_frames = keep_simulator_frames
+        self._true_frames: deque[np.ndarray] = deque(maxlen=world.context)
 
     @torch.inference_mode()
     def reset(self, start: Start) -> None:
@@ -132,11 +137,9 @@ class Player:
         """Actions since the start."""
         if self.controller is not None:
             self.controller.reset()
-        frames = torch.from_numpy(np.ascontiguousarray(start.frames)).permute(0, 3, 1, 2)
-        device = self.world.device
-        actions = as_tensor(start.actions).to(device)
-        self.state = self.world.reset(frames[None].to(device), actions[None])
-        self.model_frame = self._decode()
+        self._true_frames.clear()
+        self._true_frames.extend(start.frames)
+        self._enter(start.frames, start.actions)
         if self.simulator is not None:
             assert start.state is not None, "open_simulator checks that there are states"
             self.simulator.reset(start.state, start.velocity)
@@ -150,8 +153,17 @@ class Player:
         self.model_frame = self._decode()
         if self.simulator is not None:
             self.simulator.step(action)
+            if self.keep_simulator_frames:
+                self._true_frames.append(self.simulator.render(self.world.image_size[0]))
         self.actions.append(action)
         self.steps += 1
+
+    @torch.inference_mode()
+    def observe_simulator(self) -> None:
+        """Move the world to the simulator's frames, as far back as it can use them."""
+        assert self.simulator is not None and self.keep_simulator_frames
+        actions = [*self.start.actions, *self.actions][-(len(self._true_frames) - 1) :]
+        self._enter(np.stack(self._true_frames), np.stack(actions))
 
     @torch.inference_mode()
     def controller_action(self) -> np.ndarray:
@@ -174,6 +186,13 @@ class Player:
         """Render the simulator at this step, as large as the world's own frames."""
         assert self.simulator is not None
         return self.simulator.render(self.model_frame.shape[0])
+
+    def _enter(self, frames: np.ndarray, actions: np.ndarray) -> None:
+        """frames: (T, H, W, 3) uint8.  actions: (T - 1, A) or (T - 1,), between them."""
+        device = self.world.device
+        clip = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+        self.state = self.world.reset(clip[None].to(device), as_tensor(actions)[None].to(device))
+        self.model_frame = self._decode()
 
     def _decode(self) -> np.ndarray:
         return self.world.decode(self.state)[0].permute(1, 2, 0).cpu().numpy()

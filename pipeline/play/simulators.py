@@ -9,6 +9,10 @@ import numpy as np
 from data.actions import ActionSpec
 from data.shards.episode_dataset import EpisodeDataset
 
+SOLVED = 0.95
+"""Coverage at which Push-T's task is solved (SUCCESS_COVERAGE in data/pusht/simulator.py, which is
+not loaded before a simulator is opened)."""
+
 
 class Simulator(Protocol):
     """What play and evaluation rely on. S: numbers in a state."""

@@ -47,8 +47,8 @@ class ControllerContext:
         model.load_codebook(self.world)
         return model
 
-    def demos(self, split: Split, min_reward: float) -> DemoSteps:
-        return DemoSteps(self.dataset, split, self.latents, min_reward)
+    def demos(self, split: Split, min_reward: float, chunk_length: int = 1) -> DemoSteps:
+        return DemoSteps(self.dataset, split, self.latents, min_reward, chunk_length)
 
     def clips(
         self, split: Split, clip_length: int, needs: frozenset[str], flag: str = ""

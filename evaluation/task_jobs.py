@@ -1,0 +1,178 @@
+"""What is measured of the task in the simulator: a job for each policy, all from the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.io.messages import command
+from evaluation.evaluate_config import Config
+from evaluation.jobs import Job
+from evaluation.protocols import task
+from evaluation.protocols.mpc import GoalsInTurn, MpcPolicy, RecordVideo
+from evaluation.protocols.oracle_cem import TaskOracleCem
+from evaluation.protocols.policies import Policy
+from evaluation.report.drawing import film_episodes
+from evaluation.report.metrics_schema import TASK, TASK_POLICIES
+from evaluation.session import Session
+from models.controllers.goal_policy import GoalPolicy
+from models.controllers.planner import Planner, PlannerConfig
+
+MAX_RECORDED = 48  # episodes to choose the film's from
+WITH_COST = ("policy_prior", "planner", "goal_policy", "oracle_cem")
+
+
+@dataclass(frozen=True)
+class TaskPolicy:
+    """A policy, how many episodes it plays, and its settings, which its figures depend on."""
+
+    policy: Policy
+    episodes: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def task_jobs(session: Session, config: Config) -> Iterator[Job]:
+    """Give the jobs of the task protocol, those of controllers and baselines first."""
+    if not session.is_pusht:
+        return
+    measured = {
+        name: TaskPolicy(policy, config.task_episodes)
+        for name, policy in session.task_policies(config.seed).items()
+    }
+    measured["random"].settings["seed"] = config.seed
+    measured |= chunk_policies(session, config) | cost_policies(session, config)
+    for name, each in measured.items():
+        yield task_job(session, config, name, each)
+
+
+def chunk_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
+    """Give the controllers that plan chunks for the task without search (session.CHUNK_PLANNERS).
+
+    A planner whose config has no `receding_horizon` has its plans executed as a whole.
+    """
+    if not session.chunk_planners:
+        return {}
+    world, probe = session.world, session.task_probe
+    no_goal = torch.zeros(1, 1, 1, device=world.device)
+    found = {}
+    for name, planner in session.chunk_planners.items():
+        receding_horizon = getattr(getattr(planner, "config", None), "receding_horizon", None)
+        policy = MpcPolicy(world, planner, receding_horizon, probe, no_goal)
+        found[name] = TaskPolicy(policy, config.task_episodes)
+    return found
+
+
+def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
+    """Give what needs the task's cost: searches that lower it, in the world and in the simulator,
+    and the goal policy, which is given one of the cost's goals after the other."""
+    task_cost = session.task_cost
+    if task_cost is None:
+        return {}
+    found = {}
+    if session.has_goals and task_cost.is_angle:
+        samples, iterations = config.oracle_samples, config.oracle_iterations
+        oracle = TaskOracleCem(lambda: session.envs, samples, iterations, task_cost, config.seed)
+        settings = {"num_samples": samples, "iterations": iterations, "seed": config.seed}
+        found["oracle_cem"] = TaskPolicy(oracle, config.oracle_episodes, settings)
+    if not session.can_plan:
+        return found
+    world, probe, goals = session.world, session.task_probe, task_cost.goals
+    block = task_cost.config.action_block
+    planner_config = search_config(config, block)
+    # whole blocks
+    receding_horizon = -(-config.task_receding_horizon // block) * block
+    settings = asdict(planner_config) | {
+        "receding_horizon": receding_horizon,
+        "patience": config.task_patience,
+    }
+    priors: dict[str, GoalPolicy | None] = {"planner": None}
+    if isinstance(session.goal_policy, GoalPolicy):
+        offset = session.goal_policy.max_goal_offset
+        policy = GoalsInTurn(world, session.goal_policy, goals, offset, probe)
+        found["goal_policy"] = TaskPolicy(policy, config.task_episodes, {"goal_steps": offset})
+        if session.goal_policy.action_block == block:
+            priors["policy_prior"] = session.goal_policy
+    for name, prior in priors.items():
+        planner = Planner(planner_config, world, policy_prior=prior, objective=task_cost)
+        search = MpcPolicy(world, planner, receding_horizon, probe, goals, config.task_patience)
+        found[name] = TaskPolicy(search, config.search_episodes, settings)
+    return found
+
+
+def search_config(config: Config, action_block: int) -> PlannerConfig:
+    """Give the search the action block that the cost was learned for, in plans as long, or a
+    little longer."""
+    planner = config.task_planner
+    return planner.with_action_block(action_block, planner.horizon * planner.action_block)
+
+
+def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) -> Job:
+    """Give the job of one policy."""
+    policy = measured.policy
+    seeds = list(range(config.task_seed, config.task_seed + measured.episodes))
+    video = session.plots / f"task-{name}.mp4"
+
+    def play() -> dict[str, Any]:
+        video.unlink(missing_ok=True)  # of an earlier evaluation
+        recorder = RecordVideo(policy, MAX_RECORDED) if policy.needs_pixels else None
+        coverages = task.run_task(
+            recorder or policy, session.envs, seeds, config.task_max_steps, f"task, {name}"
+        )
+        result = task.summarize(coverages)
+        if isinstance(policy, MpcPolicy):
+            result["plan_seconds"] = float(np.median(policy.executor.plan_seconds))
+        steps = task.steps_until_success(coverages)
+        if recorder is not None:
+            film_episodes(recorder.videos()[: len(seeds)], steps, video)
+        return result | {
+            "episodes": {
+                "seed": seeds,
+                "max_coverage": coverages.max(1),
+                "end_coverage": coverages[:, -1],
+                "steps": steps,
+            }
+        }
+
+    def put(metrics: dict[str, Any], result: dict[str, Any]) -> None:
+        row = {key: value for key, value in result.items() if key != "episodes"}
+        metrics["task"][name] = dict.fromkeys(TASK) | row
+
+    cache_key = session.cache_key(
+        *session.depends_on(name, "task"),
+        seeds=[seeds[0], seeds[-1]],
+        steps=config.task_max_steps,
+        num_envs=session.num_envs,
+        **measured.settings,
+    )
+    make = partial(session.play_cached, "task", name, play)
+    return Job("task", f"task-{name}", cache_key, make, put, ("task",), name)
+
+
+def why_missing_in_task(session: Session, policy: str, protocols: tuple[str, ...]) -> str:
+    """Say in one line why a policy is not measured in the task protocol of a run of Push-T."""
+    if policy not in TASK_POLICIES:
+        return "the task protocol does not have it"
+    if protocols and "task" not in protocols:
+        return "only the task protocol has it"
+    if policy in WITH_COST and policy != "oracle_cem" and not session.can_plan:
+        return "planning needs a world of continuous latents and continuous actions"
+    missing: list[str] = []
+    if policy in WITH_COST and session.task_cost is None:
+        missing.append("task_cost")
+    if policy in ("policy_prior", "goal_policy") and session.goal_policy is None:
+        missing.insert(0, "goal_policy")
+    if policy in ("flow_policy", "task_policy", "bc"):
+        missing.append(policy)
+    if policy == "actor_critic":
+        missing += ["bc", "actor_critic"]
+    if missing:
+        train = command("train_controller.py", "--run", session.run, "--methods", *missing)
+        return f"no {' and no '.join(missing)} was trained; {train} trains it"
+    if policy == "policy_prior":
+        return "the action blocks of its goal_policy and its task_cost differ; train both with one"
+    return "the dataset has no states"

@@ -32,6 +32,11 @@ from data.shards.shard_header import Split
 from kernels import Backend
 from models.controllers.controller import Controller
 from models.controllers.planner import PlannerConfig
+from models.controllers.task_search import (
+    TASK_PATIENCE,
+    TASK_PLANNER,
+    TASK_RECEDING_HORIZON,
+)
 from models.layers.sampling import Sampling
 from models.world import World
 from pipeline.cli import run_cli
@@ -45,7 +50,6 @@ from pipeline.play.autopilot import Autopilot
 from pipeline.play.game import PLACES, Game
 from pipeline.play.goal_actor import GoalActor
 from pipeline.play.goal_planners import (
-    TASK_PLANNER,
     GoalSettings,
     GoalSource,
     best_source,
@@ -104,9 +108,9 @@ class Config(CheckedConfig):
     prior it has the prior's action blocks, as many as --goal-offset takes."""
     task_planner: PlannerConfig = field(default_factory=lambda: TASK_PLANNER)
     """The same search towards the task, or towards images, which are reached at no known step."""
-    task_receding_horizon: Annotated[int, Range(1, 10**4)] = 5
+    task_receding_horizon: Annotated[int, Range(1, 10**4)] = TASK_RECEDING_HORIZON
     """Actions of a plan towards the task, or images, that are executed before replanning."""
-    task_patience: Annotated[int, Range(1, 10**4)] = 8
+    task_patience: Annotated[int, Range(1, 10**4)] = TASK_PATIENCE
     """Plans in a row without progress towards the task, or images, until the search widens."""
     split: Split = "test"
     """Episodes to start from."""

@@ -11,6 +11,11 @@ from evaluation.measures.open_loop import HORIZONS
 from evaluation.protocols import goals, task
 from kernels import Backend
 from models.controllers.planner import PlannerConfig
+from models.controllers.task_search import (
+    TASK_PATIENCE,
+    TASK_PLANNER,
+    TASK_RECEDING_HORIZON,
+)
 from pipeline.device import DeviceOption
 
 Part = Literal[
@@ -76,11 +81,11 @@ class Config(CheckedConfig):
     """Actions of a plan that are executed before replanning."""
     prior_receding_horizon: Annotated[int, Range(1, 10**4)] = 10
     """The same, where the goal policy is the planner's policy prior and a plan is cheaper."""
-    task_planner: PlannerConfig = field(default_factory=lambda: task.PLANNER)
+    task_planner: PlannerConfig = field(default_factory=lambda: TASK_PLANNER)
     """Search in the world for actions that lower the task's cost."""
-    task_receding_horizon: Annotated[int, Range(1, 10**4)] = task.RECEDING_HORIZON
+    task_receding_horizon: Annotated[int, Range(1, 10**4)] = TASK_RECEDING_HORIZON
     """Actions of such a plan that are executed before replanning."""
-    task_patience: Annotated[int, Range(1, 10**4)] = task.PATIENCE
+    task_patience: Annotated[int, Range(1, 10**4)] = TASK_PATIENCE
     """Such plans in a row without progress until the search is widened."""
     num_workers: Annotated[int, Range(0, MAX_WORKERS)] = 0
     """Processes of simulators; 0 is one for each core."""

@@ -39,6 +39,7 @@ from pipeline.device import describe_device, pick_device
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import (
     load_controllers,
+    load_flow_policy,
     load_goal_policy,
     load_task_cost,
 )
@@ -46,13 +47,15 @@ from pipeline.inference.load_world import load_world
 from pipeline.trained_on import count_trained_on
 
 STAGES = ("tokenizer", "dynamics", "controller")
-CONTROLLERS = ("bc", "goal_policy", "task_cost", "flow_policy", "task_policy")
+CONTROLLERS = ("bc", "goal_policy", "task_cost", "flow_policy")
 """Folders within the controller stage's: methods next to the actor-critic, which has its own."""
 
 
 # A trained controller that plans chunks of actions for the task, whatever goal it is given, is one
 # line here: its name, as CONTROLLERS has it, and what loads it, None where it was not trained.
-CHUNK_PLANNERS: dict[str, Callable[[Path, World], GoalPlanner | None]] = {}
+CHUNK_PLANNERS: dict[str, Callable[[Path, World], GoalPlanner | None]] = {
+    "flow_policy": load_flow_policy,
+}
 
 
 class Session:

@@ -166,7 +166,7 @@ def why_missing_in_task(session: Session, policy: str, protocols: tuple[str, ...
         missing.append("task_cost")
     if policy in ("policy_prior", "goal_policy") and session.goal_policy is None:
         missing.insert(0, "goal_policy")
-    if policy in ("flow_policy", "task_policy", "bc"):
+    if policy in ("flow_policy", "bc"):
         missing.append(policy)
     if policy == "actor_critic":
         missing += ["bc", "actor_critic"]

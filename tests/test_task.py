@@ -197,7 +197,7 @@ def test_the_task_is_measured_for_every_policy_that_a_run_has(task_run: Path):
     assert set(metrics["task"]) == set(TASK_POLICIES)
     for name, row in metrics["task"].items():
         assert set(row) == set(TASK)
-        if name in ("task_policy", "flow_policy"):
+        if name == "flow_policy":
             assert row["n"] is None
             continue
         assert row["n"] == (1 if name in ("policy_prior", "planner", "oracle_cem") else 2)
@@ -286,7 +286,7 @@ def test_a_policy_that_needs_the_cost_is_refused_where_none_was_trained(plain_ru
     for policy, methods in {
         "planner": "task_cost",
         "policy_prior": "task_cost",
-        "task_policy": "task_policy",
+        "flow_policy": "flow_policy",
         "oracle_cem": "task_cost",
     }.items():
         with pytest.raises(ValueError, match=f"--policies {policy}: no .*--methods {methods} tra"):

@@ -16,21 +16,10 @@ from data.pusht.vector_pusht import VectorPushT
 from evaluation.measures.intervals import bootstrap, wilson
 from evaluation.protocols.policies import Policy
 from evaluation.protocols.rollout import Starts, Trajectories, play_episodes
-from models.controllers.planner import PlannerConfig
 
 FIRST_SEED = 100_000
 MAX_STEPS = 300
 STEPS_WITHIN = (100, 200)  # of which the success is given, too
-PLANNER = PlannerConfig(
-    num_samples=128,
-    num_elites=12,
-    horizon=10,
-    prior_noise_std=0.3,
-    running_weight=0.5,
-)
-"""A search for the task, chosen on seeds from 200000."""
-RECEDING_HORIZON = 5
-PATIENCE = 8
 
 
 def run_task(

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from models.controllers.plan import GoalPlanner, Objective, Plan
+from models.controllers.task_cost import whitening_of
 from models.dynamics.dynamics import State
 from models.world import World
 
 MIN_TO_WHITEN = 8
 """Goals that are enough to show how they vary."""
-RIDGE = 0.01
-"""Variance that is added to that of the goals, in units of the data's."""
 
 
 def goal_set_distance(world: World, goals: Tensor, sample: Tensor | None = None) -> Objective:
@@ -65,10 +64,7 @@ class WhitenedGoalDistance:
         self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-4)
         features = self.start(goals)
         self.goal = features.mean(0)
-        centered = features - self.goal
-        covariance = (centered.T @ centered / len(centered)).cpu()
-        values, vectors = torch.linalg.eigh(covariance + RIDGE * torch.eye(len(covariance)))
-        self.whitening = (vectors @ torch.diag(values.rsqrt()) @ vectors.T).to(x)
+        self.whitening = whitening_of(features)
 
     def start(self, latents: Tensor) -> Tensor:
         """(M, N) or (M, P, D) -> (M, F), of unit variance in the data."""

@@ -37,6 +37,7 @@ NEAR = 0.7  # share of the highest reward from which a frame is near the goal
 AT_GOAL = 0.95  # share from which it stands for the goal
 METRIC_DECAY = 1e-5  # what does not matter to the reward, such as the agent, gets little weight
 MIN_RELEVANCE = 0.01  # share of the largest weight below which a feature is left out
+RIDGE = 0.01  # variance, in units of the data's, below which directions are alike
 ZOOMS = (3.0, 10.0, 30.0)
 """Magnifications around the goal at which the reward is learned: there it changes within a few
 hundredths of a state's range."""
@@ -203,7 +204,7 @@ class TaskCost(TrainedController):
         self.latent_std.copy_(x.std(0).clamp(min=1e-4))
         if states is None:
             features = self.read(latents)
-            self.whitening.copy_(_whitening(features[at_goal]))
+            self.whitening.copy_(whitening_of(features[at_goal]))
         else:
             features = self.features(states)
             self.feature_mean.copy_(features.mean(0))
@@ -316,12 +317,13 @@ def farthest_points(points: Tensor, count: int) -> Tensor:
     return torch.tensor(picked, device=points.device)
 
 
-def _whitening(features: Tensor, ridge: float = 0.01) -> Tensor:
-    """Square root of the inverse covariance, (F, F), of (N, F) features of unit variance."""
+def whitening_of(features: Tensor) -> Tensor:
+    """Square root of the inverse covariance, (F, F), of (N, F) features of unit variance in the
+    data; `RIDGE` is added to their own."""
     centered = features - features.mean(0)
-    covariance = centered.T @ centered / len(features)
-    values, vectors = torch.linalg.eigh(covariance + ridge * torch.eye(len(covariance)))
-    return vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    covariance = (centered.T @ centered / len(features)).cpu()
+    values, vectors = torch.linalg.eigh(covariance + RIDGE * torch.eye(len(covariance)))
+    return (vectors @ torch.diag(values.rsqrt()) @ vectors.T).to(features)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -7,6 +7,7 @@ from typing import cast
 
 from models.controllers.controller import Controller
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
+from models.controllers.flow_policy import FlowPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.task_cost import TaskCost
 from models.registry import DataSpec, build_controller
@@ -40,6 +41,12 @@ def load_task_cost(run: Path, world: World) -> TaskCost | None:
     """Return what the task of a run costs; None where that was not learned."""
     path = run / "controller" / "task_cost" / "best.pt"
     return cast(TaskCost, _load_controller(path, run, world)) if path.exists() else None
+
+
+def load_flow_policy(run: Path, world: World) -> FlowPolicy | None:
+    """Return the imitator of a run in chunks of actions; None where none was trained."""
+    path = run / "controller" / "flow_policy" / "best.pt"
+    return cast(FlowPolicy, _load_controller(path, run, world)) if path.exists() else None
 
 
 def load_controller(run: Path, world: World) -> Controller:

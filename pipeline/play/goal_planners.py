@@ -19,10 +19,6 @@ from pipeline.cuda_graph import CudaGraphed
 from pipeline.inference.load_controllers import load_goal_policy
 from pipeline.play.goals import Goal
 
-TASK_PLANNER = PlannerConfig(
-    num_samples=128, num_elites=12, horizon=10, prior_noise_std=0.3, running_weight=0.5
-)
-"""A search towards the task."""
 GoalSource = Literal["planner", "goal_policy", "policy_prior"]
 MakeExecutor = Callable[[], PlanExecutor]
 """Gives one with nothing planned yet."""

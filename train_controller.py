@@ -174,11 +174,11 @@ def possible_methods(config: Config, world: World) -> tuple[Method, ...]:
 
 def check_demos(config: Config, methods: tuple[Method, ...], dataset: EpisodeDataset) -> None:
     """Raise ValueError now, not after the latents are encoded, where there is nothing to clone."""
-    wanted = [config.min_reward] if {"bc", "actor_critic"} & set(methods) else []
-    wanted += [config.flow_min_reward] if "flow_policy" in methods else []
-    for min_reward in wanted:
-        for split in ("train", "validation"):
-            demo_rows(dataset, split, min_reward)
+    for split in ("train", "validation"):
+        if {"bc", "actor_critic"} & set(methods):
+            demo_rows(dataset, split, config.min_reward)
+        if "flow_policy" in methods:
+            demo_rows(dataset, split, config.flow_min_reward, "--flow-min-reward")
 
 
 def train_bc(config: Config, context: ControllerContext) -> None:

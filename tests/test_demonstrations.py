@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data.shards.build_info import shard_name
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.write_shard import write_shard
 from data.toy import ToyEpisodes
-from pipeline.batches.demonstrations import demo_rows
+from pipeline.batches.demonstrations import DemoSteps, demo_rows
 
 
 def dataset(folder: Path, *rewards: list[float]) -> EpisodeDataset:
@@ -38,6 +39,8 @@ def test_a_reward_that_no_episode_reaches_is_told_with_the_highest_there_is(tmp_
     made = dataset(tmp_path, [0, 0.2, 0.25, 0.1])
     with pytest.raises(ValueError, match=r"the 1 train episode of .* is 0.25, .*--min-reward 0.7"):
         demo_rows(made, "train", 0.7)
+    with pytest.raises(ValueError, match=r"cloning begins at --flow-min-reward 0\.9; lower it"):
+        demo_rows(made, "train", 0.9, "--flow-min-reward")
 
 
 def test_a_reward_that_is_highest_at_first_is_not_told_as_one_too_low(tmp_path):
@@ -45,3 +48,18 @@ def test_a_reward_that_is_highest_at_first_is_not_told_as_one_too_low(tmp_path):
     with pytest.raises(ValueError, match="highest in the first frame; record") as problem:
         demo_rows(made, "train", 0.1)
     assert "--min-reward" not in str(problem.value)
+
+
+def test_chunks_of_actions_end_with_the_last_one_of_their_demonstration_repeated(tmp_path):
+    made = dataset(tmp_path, [0, 0.2, 0.3, 0.9, 0.1], [0, 0.1, 0.2, 0.3, 0.8])
+    latents = np.arange(2 * made.num_frames, dtype=np.float32).reshape(-1, 1, 2)
+    demos = DemoSteps(made, "train", latents, 0.7, chunk_length=3)
+    assert len(demos) == 3 + 4
+    read, actions = demos.batch(np.array([0, 2, 5])).require("latents", "actions")
+    assert read.shape == (3, 1, 1, 2) and actions.shape[:2] == (3, 3)
+    known = made.actions.normalize(torch.from_numpy(made.read_rows("actions", 0, 10)))
+    rows = torch.tensor([[0, 1, 2], [2, 2, 2], [7, 8, 8]])
+    assert torch.equal(actions, known[rows])
+    assert torch.equal(read[:, 0, 0, 0] / 2, rows[:, 0].float())
+    alone = DemoSteps(made, "train", latents, 0.7).batch(np.array([5])).require("actions")[0]
+    assert torch.equal(alone[:, 0], known[7:8]) and alone.shape[1] == 1

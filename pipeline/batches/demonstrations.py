@@ -11,11 +11,14 @@ from data.shards.shard_header import Split
 from pipeline.batches.clip_batches import ClipBatches, as_latents
 
 
-def demo_rows(dataset: EpisodeDataset, split: Split, min_reward: float) -> list[np.ndarray]:
+def demo_rows(
+    dataset: EpisodeDataset, split: Split, min_reward: float, flag: str = "--min-reward"
+) -> list[np.ndarray]:
     """Rows of the steps of each episode of `split` that are worth cloning.
 
     Of an episode whose reward reaches `min_reward`, those before it is highest, or all where it is
-    the same throughout; of a dataset without rewards, all.  ValueError where there are none.
+    the same throughout; of a dataset without rewards, all.  ValueError where there are none; `flag`
+    is what sets `min_reward`.
     """
     rows, highest = [], -np.inf
     for episode in dataset.episodes(split):
@@ -39,7 +42,7 @@ def demo_rows(dataset: EpisodeDataset, split: Split, min_reward: float) -> list[
     if highest < min_reward:
         raise ValueError(
             f"the highest reward in the {len(rows)} {where} is {highest:.3g}, and cloning begins "
-            f"at --min-reward {min_reward}; lower it to {highest:.3g}, or record demonstrations of "
+            f"at {flag} {min_reward}; lower it to {highest:.3g}, or record demonstrations of "
             f"the task"
         )
     raise ValueError(

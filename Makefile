@@ -26,7 +26,7 @@ FIRST := --run $(RUN) $(or $(GIVEN),$(if $(wildcard $(RUN)/run.json),,--preset $
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
-	@$(MAKE) --no-print-directory $(CHECKPOINT)/play/goal.made
+	@$(MAKE) --no-print-directory $(CHECKPOINT)/play/goal.made $(CHECKPOINT)/play/task.made
 	$(PYTHON) preprocess.py pusht $(FIRST) $(if $(DEMOS),--demos $(DEMOS)) \
 	  $(if $(PERTURB),--perturb $(PERTURB))
 	$(PYTHON) train_tokenizer.py $(STAGE)
@@ -35,6 +35,7 @@ demo: $(INSTALLED)
 	@$(MAKE) --no-print-directory $(RUN)/play/rollout.mp4 $(RUN)/report/index.html
 	@echo
 	@echo "goal    $(CHECKPOINT)/play/rollout.gif: a goal reached in the world that comes along"
+	@echo "task    $(CHECKPOINT)/play/task/rollout.gif: the Push-T task, solved by planning in that world"
 	@echo "video   $(RUN)/play/rollout.gif and rollout.mp4: the simulator next to the model rollout"
 	@echo "report  $(RUN)/report/index.html, with its metrics in $(RUN)/report/metrics.json"
 
@@ -42,6 +43,12 @@ demo: $(INSTALLED)
 $(CHECKPOINT)/play/goal.made: $(CHECKPOINT)/dynamics/best.pt
 	$(PYTHON) play.py --run $(CHECKPOINT) --headless --compare-simulator --actions policy_prior \
 	  --goal-offset 50 --episode 2 --frame 12 --steps 50
+	@touch $@
+
+# The task is solved there: plans are made in the world, and carried out in the simulator.
+$(CHECKPOINT)/play/task.made: $(CHECKPOINT)/controller/task_cost/best.pt
+	$(PYTHON) play.py --run $(CHECKPOINT) --headless --observe-simulator --goal task \
+	  --actions policy_prior --episode 2 --steps 200 --out $(CHECKPOINT)/play/task
 	@touch $@
 
 # Video and report are made again when a stage has found a better checkpoint.

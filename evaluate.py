@@ -27,6 +27,7 @@ from evaluation.report.page import write_report
 from evaluation.result_cache import ResultCache, write_json
 from evaluation.session import Session
 from evaluation.simulator_jobs import jobs_in_simulator, why_missing
+from evaluation.task_jobs import receding_horizon, search_config
 from pipeline.device import set_device
 
 # simulators at a time, which the world model sees as one batch: at least, and per process
@@ -67,8 +68,8 @@ def main(config: Config) -> None:
                 "planner": asdict(config.planner),
                 "receding_horizon": config.receding_horizon,
                 "prior_receding_horizon": config.prior_receding_horizon,
-                "task_planner": asdict(config.task_planner),
-                "task_receding_horizon": config.task_receding_horizon,
+                "task_planner": asdict(search_config(config, session)),
+                "task_receding_horizon": receding_horizon(config, session),
                 "task_patience": config.task_patience,
                 "oracle": [config.oracle_samples, config.oracle_iterations],
             },

@@ -24,7 +24,6 @@ from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from data.batch import Batch
 from data.io.files import writable_folder
@@ -39,22 +38,23 @@ from models.controllers.flow_policy import FlowPolicyConfig
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.task_cost import TaskCostConfig
 from models.layers.precision import autocast
-from models.registry import MethodConfig
+from models.registry import DataSpec, MethodConfig
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.demonstrations import DemoSteps, StartsWithDemos, demo_rows
 from pipeline.batches.rewarded_clips import RewardedClips
+from pipeline.batches.sample import sample_of
 from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_world import load_world
 from pipeline.trained_on import check_parent_recordings
 from pipeline.training.controller_context import ControllerContext, cache, check_recordings
+from pipeline.training.imagined_rewards import imagined_rewards, improvement
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 
 Method = Literal["bc", "actor_critic", "goal_policy", "task_cost", "flow_policy"]
 FROM_REWARDS = ("actor_critic", "task_cost")
-SAMPLE = 100_000  # training examples that a method takes its scales from
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,12 @@ def main(config: Config) -> None:
     set_device(config.device, config.kernels)
     dataset = EpisodeDataset(config.run / "shards")
     world = load_world(config.run)
-    methods = possible_methods(config, world)
+    methods = possible_methods(config, world, dataset)
     path = config.run / "dynamics" / "best.pt"
     dynamics = ckpt.load(path, "dynamics")
     recordings = check_recordings(config.run, dynamics, dataset)
-    check_demos(config, methods, dataset)
+    data = DataSpec(world.image_size, world.actions, world.state_spec)
+    check(config, methods, data, dataset)
     writable_folder(config.run / "controller")
     latents = cache(config.run, world, dynamics, dataset)
     below = path, dynamics["fingerprint"]
@@ -155,30 +156,55 @@ def main(config: Config) -> None:
         METHODS[method](config, context)
 
 
-def possible_methods(config: Config, world: World) -> tuple[Method, ...]:
-    """Leave out, and say so, what learns from rewards where there are none; ValueError where
-    nothing is left."""
-    left_out = [m for m in config.methods if m in FROM_REWARDS and not world.has_rewards]
-    if not left_out:
-        return config.methods
-    reason = f"the dynamics of {config.run} has no reward head (its dataset had no rewards)"
+def possible_methods(config: Config, world: World, dataset: EpisodeDataset) -> tuple[Method, ...]:
+    """Leave out, and say so, what the data has nothing for; ValueError where nothing is left."""
+    reasons = {method: why_not(config, method, world, dataset) for method in config.methods}
+    left_out = {method: reason for method, reason in reasons.items() if reason}
     methods: tuple[Method, ...] = tuple(m for m in config.methods if m not in left_out)
     if not methods:
-        raise ValueError(f"{reason}, so there is nothing to improve on; --methods bc needs none")
-    print(
-        f"controller: {reason}, so no {' and no '.join(left_out)} is trained; "
-        f"{' and '.join(methods)} will be"
-    )
+        raise ValueError(
+            f"{'; '.join(left_out.values())}; so there is nothing to train; --methods bc needs no "
+            f"rewards"
+        )
+    for method, reason in left_out.items():
+        print(f"controller: {reason}, so no {method} is trained; {' and '.join(methods)} will be")
     return methods
 
 
-def check_demos(config: Config, methods: tuple[Method, ...], dataset: EpisodeDataset) -> None:
-    """Raise ValueError now, not after the latents are encoded, where there is nothing to clone."""
+def why_not(config: Config, method: Method, world: World, dataset: EpisodeDataset) -> str:
+    """Say what of the data a method lacks; nothing where it can be trained."""
+    if method in FROM_REWARDS and not world.has_rewards:
+        return f"the dynamics of {config.run} has no reward head (its dataset had no rewards)"
+    if method == "task_cost":
+        rewards = dataset.read_rows("rewards", 0, dataset.num_frames)
+        if rewards.min() == rewards.max():
+            return f"every reward of {dataset.folder} is {rewards.max():g}, which shows no goal"
+    if method == "flow_policy":
+        try:
+            for split in ("train", "validation"):
+                demo_rows(dataset, split, config.flow_min_reward, "--flow-min-reward")
+        except ValueError as problem:
+            return str(problem)
+    return ""
+
+
+def check(
+    config: Config, methods: tuple[Method, ...], data: DataSpec, dataset: EpisodeDataset
+) -> None:
+    """Raise ValueError now, not after hours of what comes before, where a method cannot be built
+    for this world, or there is nothing to clone."""
+    models: dict[Method, MethodConfig] = {
+        "bc": config.model.policy,
+        "actor_critic": config.model,
+        "goal_policy": config.goal_policy,
+        "task_cost": config.task_cost,
+        "flow_policy": config.flow_policy,
+    }
+    for method in methods:
+        registry.build_controller(models[method], data)
     for split in ("train", "validation"):
         if {"bc", "actor_critic"} & set(methods):
             demo_rows(dataset, split, config.min_reward)
-        if "flow_policy" in methods:
-            demo_rows(dataset, split, config.flow_min_reward, "--flow-min-reward")
 
 
 def train_bc(config: Config, context: ControllerContext) -> None:
@@ -228,41 +254,18 @@ def train_actor_critic(config: Config, context: ControllerContext) -> None:
         context.demos("train", config.min_reward),
     )
     held_out = context.clips("validation", world.context, model.needs)
+    indices, _ = sample_clips(held_out.clips, 64, seed=0)
+    held_out_starts = held_out.batch(indices).to(world.device)
     with torch.no_grad(), autocast(trainer.device, trainer.precision):
-        baseline = imagined_rewards(clone.to(trainer.device), world, held_out)
+        baseline = imagined_rewards(clone.to(trainer.device), world, held_out_starts)
     if trainer.best is None and trainer.global_step == 0:
         trainer.save_best(improvement(baseline, baseline))
     for batch in trainer.batches(starts):
         trainer.step(model.loss, batch, world)
         if trainer.every(config.train.eval_every):
             with trainer.ema_model() as ema_model:
-                rewards = imagined_rewards(ema_model, world, held_out)
+                rewards = imagined_rewards(ema_model, world, held_out_starts)
             trainer.save_best(improvement(rewards, baseline))
-
-
-def imagined_rewards(
-    model: ActorCritic, world: World, held_out: ClipBatches, num_starts: int = 64
-) -> Tensor:
-    """Rewards over twice the horizon, from held-out starts and the same draws: (2 H, starts)."""
-    indices, _ = sample_clips(held_out.clips, num_starts, seed=0)
-    latents, actions = held_out.batch(indices).to(world.device).require("latents", "actions")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        _, _, rewards, _ = model.imagine(world, latents, actions, 2 * model.config.horizon)
-    return rewards
-
-
-def improvement(rewards: Tensor, baseline: Tensor) -> dict[str, float]:
-    """How much better than the clone's rewards, (2 H, starts) each: `improvement_ci_low` is the
-    lower end of a 95% interval of the mean over starts, 0 for the clone itself."""
-    better = (rewards - baseline).mean(0)
-    low = better.mean() - 1.96 * better.std(correction=0) / len(better) ** 0.5
-    return {
-        "imagined_reward": float(rewards.mean()),
-        "final_reward": float(rewards[-1].mean()),
-        "improvement": float(better.mean()),
-        "improvement_ci_low": float(low),
-    }
 
 
 def train_goal_policy(config: Config, context: ControllerContext) -> None:
@@ -347,9 +350,8 @@ def fit(
     inputs: the world, for a loss that imagines.
     """
     train, model = training.config, training.model
-    clips = data.clips if isinstance(data, RewardedClips) else data
-    sample = np.random.default_rng(train.seed).permutation(len(data))[:SAMPLE]
-    model.begin(clips.batch(sample))
+    if type(model).begin is not TrainedController.begin:
+        model.begin(sample_of(data, train.seed))
     trainer = Trainer(
         "controller",
         config.run / "controller" / training.folder,

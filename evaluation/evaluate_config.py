@@ -70,7 +70,7 @@ class Config(CheckedConfig):
     """Seeds of the pair lists."""
     oracle_pairs: Annotated[int, Range(1, 10**6)] = 50
     """Pairs that the true simulator is planned in: this upper bound is expensive."""
-    oracle_samples: Annotated[int, Range(1, 10**6)] = 300
+    oracle_samples: Annotated[int, Range(2, 10**6)] = 300
     """Action sequences of an iteration in the true simulator."""
     oracle_iterations: Annotated[int, Range(1, 10**4)] = 8
     """Iterations of a plan in the true simulator."""

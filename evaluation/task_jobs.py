@@ -82,12 +82,10 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
     if not session.can_plan:
         return found
     world, probe, goals = session.world, session.task_probe, task_cost.goals
-    block = task_cost.config.action_block
-    planner_config = search_config(config, block)
-    # whole blocks
-    receding_horizon = -(-config.task_receding_horizon // block) * block
+    block, steps = task_cost.config.action_block, receding_horizon(config, session)
+    planner_config = search_config(config, session)
     settings = asdict(planner_config) | {
-        "receding_horizon": receding_horizon,
+        "receding_horizon": steps,
         "patience": config.task_patience,
     }
     priors: dict[str, GoalPolicy | None] = {"planner": None}
@@ -99,15 +97,24 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
             priors["policy_prior"] = session.goal_policy
     for name, prior in priors.items():
         planner = Planner(planner_config, world, policy_prior=prior, objective=task_cost)
-        search = MpcPolicy(world, planner, receding_horizon, probe, goals, config.task_patience)
+        search = MpcPolicy(world, planner, steps, probe, goals, config.task_patience)
         found[name] = TaskPolicy(search, config.search_episodes, settings)
     return found
 
 
-def search_config(config: Config, action_block: int) -> PlannerConfig:
+def receding_horizon(config: Config, session: Session) -> int:
+    """Give the actions of a search's plan that are executed: whole blocks of the cost's."""
+    block = session.task_cost.config.action_block if session.task_cost else 1
+    return -(-config.task_receding_horizon // block) * block
+
+
+def search_config(config: Config, session: Session) -> PlannerConfig:
     """Give the search the action block that the cost was learned for, in plans as long, or a
     little longer."""
     planner = config.task_planner
+    if session.task_cost is None:
+        return planner
+    action_block = session.task_cost.config.action_block
     return planner.with_action_block(action_block, planner.horizon * planner.action_block)
 
 
@@ -159,7 +166,7 @@ def why_missing_in_task(session: Session, policy: str, protocols: tuple[str, ...
         return "the task protocol does not have it"
     if protocols and "task" not in protocols:
         return "only the task protocol has it"
-    if policy in WITH_COST and policy != "oracle_cem" and not session.can_plan:
+    if policy in WITH_COST and not session.can_plan:
         return "planning needs a world of continuous latents and continuous actions"
     missing: list[str] = []
     if policy in WITH_COST and session.task_cost is None:

@@ -218,5 +218,5 @@ def test_what_cannot_work_is_refused_in_a_line() -> None:
         ValueError, match="^a flow policy adds noise to actions, and these are disc"
     ):
         FlowPolicy(SMALL, POINT, codes)
-    with pytest.raises(ValueError, match="--receding-horizon 5 is above --chunk-length 4"):
+    with pytest.raises(ValueError, match="--receding-horizon 5 is not below --chunk-length 4"):
         replace(SMALL, receding_horizon=5)

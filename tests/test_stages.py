@@ -13,18 +13,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 
 import train_controller
 import train_dynamics
 import train_tokenizer
+from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline import presets
 from pipeline.inference.load_controllers import load_controllers, load_goal_policy
 from pipeline.inference.load_world import load_world
+from pipeline.training.imagined_rewards import improvement
 from pipeline.training.trainer import Trainer
 from recipes import pusht
 
@@ -159,11 +162,29 @@ def test_methods_need_what_they_begin_from(run: Path, tmp_path: Path):
 
 def test_without_rewards_only_the_actor_critic_is_left_out(capsys: pytest.CaptureFixture[str]):
     world = cast(World, SimpleNamespace(has_rewards=False))
+    none: Any = None
     made = train_controller.Config(methods=("bc", "actor_critic", "goal_policy"))
-    assert train_controller.possible_methods(made, world) == ("bc", "goal_policy")
+    assert train_controller.possible_methods(made, world, none) == ("bc", "goal_policy")
     assert "so no actor_critic is trained; bc and goal_policy will be" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="nothing to improve on"):
-        train_controller.possible_methods(replace(made, methods=("actor_critic",)), world)
+    with pytest.raises(ValueError, match="nothing to train; --methods bc needs no"):
+        train_controller.possible_methods(replace(made, methods=("actor_critic",)), world, none)
+
+
+def test_what_the_data_has_nothing_for_is_left_out_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    dataset = EpisodeDataset(write_toy_shards(tmp_path / "shards", 12, 20))
+    world = cast(World, SimpleNamespace(has_rewards=True))
+    methods = ("bc", "task_cost", "flow_policy")
+    made = train_controller.Config(methods=methods, flow_min_reward=1000.0)
+    assert train_controller.possible_methods(made, world, dataset) == ("bc", "task_cost")
+    assert "--flow-min-reward 1000.0" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--flow-min-reward 1000"):
+        train_controller.possible_methods(replace(made, methods=("flow_policy",)), world, dataset)
+    dataset.read_rows = lambda *_: np.ones(9)  # type: ignore[method-assign]
+    made = replace(made, methods=("bc", "task_cost"))
+    assert train_controller.possible_methods(made, world, dataset) == ("bc",)
+    assert "is 1, which shows no goal, so no task_cost is trained" in capsys.readouterr().out
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -274,7 +295,7 @@ def test_an_improvement_must_exceed_chance():
     lucky = baseline + 0.1 * (noise - noise.mean()) + 0.005
     better = baseline + 0.1 * (noise - noise.mean()) + 0.05
     low = "improvement_ci_low"
-    assert train_controller.improvement(baseline, baseline)[low] == 0
-    assert train_controller.improvement(lucky, baseline)["improvement"] > 0
-    assert train_controller.improvement(lucky, baseline)[low] < 0
-    assert 0 < train_controller.improvement(better, baseline)[low] < 0.05
+    assert improvement(baseline, baseline)[low] == 0
+    assert improvement(lucky, baseline)["improvement"] > 0
+    assert improvement(lucky, baseline)[low] < 0
+    assert 0 < improvement(better, baseline)[low] < 0.05

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,6 +159,42 @@ def test_what_it_cannot_learn_from_is_refused_in_one_line() -> None:
     codes = LatentSpec("discrete", (4, 4), 8, codebook_size=16)
     with pytest.raises(ValueError, match="this world has codes; use --preset keypoints"):
         TaskCost(SMALL, codes, ACTIONS)
+
+
+def test_every_weight_has_a_gradient_so_that_processes_can_share_the_work() -> None:
+    for names in (NAMES, ()):
+        model = TaskCost(replace(SMALL, state_names=names), LATENTS, ACTIONS)
+        model.begin(clips(400, seed=1))
+        losses = model.loss(clips(100, seed=2))
+        torch.stack([v for v in losses.values() if v.requires_grad]).sum().backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_rewards_of_all_or_nothing_leave_out_what_varies_at_the_goal() -> None:
+    data = clips(4000, seed=1)
+    assert data.rewards is not None
+    data.rewards = (data.rewards > 0.8).float()
+    model = TaskCost(SMALL, LATENTS, ACTIONS)
+    model.begin(data)
+    agent, block = (model.metric[rows].norm(dim=1) for rows in (slice(0, 2), slice(2, 4)))
+    assert block.min() > 3 * agent.max()
+
+
+def test_held_out_clips_without_rewards_are_measured_and_told(trained: TaskCost) -> None:
+    data = clips(200, seed=3)
+    data.rewards = torch.zeros(200, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics = trained.validate(data)
+    assert metrics["highest_reward"] == 0 and "reward_correlation" not in metrics
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_latents_too_wide_to_whiten_are_refused_in_one_line() -> None:
+    wide = LatentSpec("continuous", (8, 8), 384)
+    with pytest.raises(ValueError, match="have 24,576 numbers, more than 4,096; record states"):
+        TaskCost(TaskCostConfig(), wide, ACTIONS)
+    TaskCost(TaskCostConfig(NAMES, hidden_dim=8), wide, ACTIONS)
 
 
 def test_a_checkpoint_builds_it_again(trained: TaskCost) -> None:

@@ -54,10 +54,11 @@ class FlowPolicyConfig(CheckedConfig):
 
     def check(self) -> None:
         super().check()
-        if self.receding_horizon > self.chunk_length:
+        if self.receding_horizon >= self.chunk_length:
             raise ValueError(
-                f"--receding-horizon {self.receding_horizon} is above --chunk-length "
-                f"{self.chunk_length}; give at most as much"
+                f"--receding-horizon {self.receding_horizon} is not below --chunk-length "
+                f"{self.chunk_length}, and the rest of a chunk tells that an episode goes on; give "
+                f"less"
             )
 
 

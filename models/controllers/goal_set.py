@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.controllers.plan import GoalPlanner, Objective, Plan
-from models.controllers.task_cost import whitening_of
+from models.controllers.task_cost import MAX_WHITENED, whitening_of
 from models.dynamics.dynamics import State
 from models.world import World
 
@@ -24,10 +24,11 @@ MIN_TO_WHITEN = 8
 def goal_set_distance(world: World, goals: Tensor, sample: Tensor | None = None) -> Objective:
     """Return the distance from a set of goals, latents (G, N) or (G, P, D).
 
+    A few goals, or latents of more than `MAX_WHITENED` numbers: that from the nearest.
     sample: latents of the data, (S, N) or (S, P, D), whose scale `MIN_TO_WHITEN` goals or more are
     whitened on.
     """
-    if len(goals) < MIN_TO_WHITEN:
+    if len(goals) < MIN_TO_WHITEN or world.vectors(goals[:1]).numel() > MAX_WHITENED:
         return NearestGoalDistance(world, goals)
     assert sample is not None, "whitening needs the scale of the data"
     return WhitenedGoalDistance(world, goals, sample)

@@ -119,4 +119,4 @@ class PlanExecutor:
             self.since_progress = torch.zeros(num_worlds, dtype=torch.int64)
         lower = cost < (1 - PROGRESS) * self.lowest_cost[rows]
         self.since_progress[rows] = torch.where(lower, 0, self.since_progress[rows] + 1)
-        self.lowest_cost[rows] = torch.minimum(self.lowest_cost[rows], cost)
+        self.lowest_cost[rows] = torch.fmin(self.lowest_cost[rows], cost)

@@ -38,6 +38,7 @@ AT_GOAL = 0.95  # share from which it stands for the goal
 METRIC_DECAY = 1e-5  # what does not matter to the reward, such as the agent, gets little weight
 MIN_RELEVANCE = 0.01  # share of the largest weight below which a feature is left out
 RIDGE = 0.01  # variance, in units of the data's, below which directions are alike
+MAX_WHITENED = 4096  # numbers of latents; the work grows with their cube
 ZOOMS = (3.0, 10.0, 30.0)
 """Magnifications around the goal at which the reward is learned: there it changes within a few
 hundredths of a state's range."""
@@ -80,6 +81,7 @@ class TaskCost(TrainedController):
     goal: Tensor
     goals: Tensor
     whitening: Tensor
+    scale: Tensor
     reward_range: Tensor
 
     def __init__(self, config: TaskCostConfig, latents: LatentSpec, actions: ActionSpec) -> None:
@@ -98,8 +100,16 @@ class TaskCost(TrainedController):
             self.readout = _mlp(inputs, hidden, features)
             self.linear_readout = nn.Linear(inputs, features)
             self.metric = nn.Parameter(torch.eye(features))
+            self.register_buffer("scale", torch.ones(()))
             self.change_head = _mlp(features + config.action_block * actions.size, hidden, 1)
-        self.scale = nn.Parameter(torch.ones(()))
+        else:
+            self.scale = nn.Parameter(torch.ones(()))
+            if inputs > MAX_WHITENED:
+                raise ValueError(
+                    f"without states the cost of a task is whitened, and these latents have "
+                    f"{inputs:,} numbers, more than {MAX_WHITENED:,}; record states, or leave "
+                    f"task_cost out of --methods"
+                )
         self.margin = nn.Parameter(torch.ones(()))
         self.reward_head = _mlp(features * (1 + len(ZOOMS)), hidden, 1)
         for name, value in {
@@ -210,6 +220,11 @@ class TaskCost(TrainedController):
             self.feature_mean.copy_(features.mean(0))
             self.feature_std.copy_(features.std(0).clamp(min=1e-4))
             features = self.features(states)
+            share = self._share(rewards)
+            if not ((share > 1 - AT_GOAL) & (share < AT_GOAL)).any():
+                # all or nothing says nothing of the way: what varies at the goal counts little
+                with torch.no_grad():
+                    self.metric.copy_(whitening_of(features[at_goal]) / len(self.goal) ** 0.5)
         self.goal.copy_(features[at_goal].mean(0))
         picked = farthest_points(x[at_goal], self.config.num_goals)
         self.goals.copy_(latents[at_goal][picked])
@@ -248,15 +263,22 @@ class TaskCost(TrainedController):
 
     def validate(self, held_out: Batch, *inputs: object) -> dict[str, float]:
         """Median errors of what is read near the goal, in the states' own units; the error of the
-        reward there, read from latents; how alike the cost and the reward are ordered; how often
+        reward there, read from latents; the highest reward there is, as a share of the data's,
+        without which nothing is near; how alike the cost and the reward are ordered; how often
         a change is foretold."""
         latents, rewards, states = self._frames(held_out)
         share, read = self._share(rewards), self.read(latents)
         near = share >= min(NEAR, float(share.max()))
         reward_error = (self.reward(read).clamp(0, 1) - share).abs()[near].mean()
-        metrics = {"error": float(reward_error), "reward_error": float(reward_error)}
-        pairs = torch.stack([self(latents)[share > 0], share[share > 0]])
-        metrics["reward_correlation"] = -float(torch.corrcoef(pairs)[0, 1])
+        metrics = {
+            "error": float(reward_error),
+            "reward_error": float(reward_error),
+            "highest_reward": float(share.max()),
+        }
+        rewarded = share > 0
+        if len(share[rewarded].unique()) > 1:
+            pairs = torch.stack([self(latents)[rewarded], share[rewarded]])
+            metrics["reward_correlation"] = -float(torch.corrcoef(pairs)[0, 1])
         if states is None:
             return metrics
         target = self.features(states)

@@ -12,18 +12,23 @@ LEAST = 1e-3  # chance, to the highest reward's 1, of a clip without reward
 
 
 class RewardedClips:
-    """Every second clip of a batch is another one, whose first frame has a higher reward."""
+    """Every second clip of a batch is another one, that begins or ends with a higher reward."""
 
     def __init__(self, clips: ClipBatches) -> None:
         self.clips, dataset = clips, clips.clips.dataset
         rewards = dataset.read_rows("rewards", 0, dataset.num_frames).astype(np.float64)
-        first = clips.clips.rows(np.arange(len(clips)))[:, 0]
-        low, high = rewards[first].min(), rewards[first].max()
-        share = (rewards[first] - low) / max(high - low, 1e-12)
+        rows = clips.clips.rows(np.arange(len(clips)))
+        self._rewards = np.maximum(rewards[rows[:, 0]], rewards[rows[:, -1]])
+        low, high = self._rewards.min(), self._rewards.max()
+        share = (self._rewards - low) / max(high - low, 1e-12)
         self._cumulative = np.cumsum(share**POWER + LEAST)
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def highest(self, count: int) -> np.ndarray:
+        """Return the indices of the clips of the highest rewards, at most `count`."""
+        return np.argsort(self._rewards, kind="stable")[-count:]
 
     def batch(self, indices: np.ndarray) -> Batch:
         # drawn from the indices themselves, so that the batch is a function of them

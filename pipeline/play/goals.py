@@ -21,6 +21,7 @@ from data.io.messages import command
 from data.shards.episode_dataset import EpisodeDataset
 from models.controllers.goal_set import MIN_TO_WHITEN, goal_set_distance
 from models.controllers.plan import Objective
+from models.controllers.planner import can_plan
 from models.world import World
 from pipeline.inference.load_controllers import load_task_cost
 from pipeline.play.player import Start
@@ -77,6 +78,11 @@ def dataset_goal(world: World, start: Start, offset: int) -> Goal:
 def task_goal(run: Path, world: World) -> Goal:
     """Return the task that the run has rewards of; ValueError says what learns its cost."""
     cost = load_task_cost(run, world)
+    if cost is None and not can_plan(world):
+        raise ValueError(
+            "--goal task: the cost of a task needs a world of continuous latents and actions "
+            "(--preset keypoints), and this one has codes"
+        )
     if cost is None:
         train = command("train_controller.py", "--run", run, "--methods", "task_cost")
         raise ValueError(f"{run / 'controller/task_cost'} holds no task cost; {train} trains one")

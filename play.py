@@ -36,6 +36,7 @@ from models.controllers.task_search import (
     TASK_PATIENCE,
     TASK_PLANNER,
     TASK_RECEDING_HORIZON,
+    check_task_search,
 )
 from models.layers.sampling import Sampling
 from models.world import World
@@ -193,6 +194,7 @@ def check(config: Config) -> None:
             f"{config.actions or DATASET}; give --actions {', '.join(get_args(GoalSource)[:-1])} "
             f"or {get_args(GoalSource)[-1]}"
         )
+    check_task_search(config.task_planner, config.task_receding_horizon)
     if len(config.goal) > 1 and (named := {DATASET, TASK} & set(config.goal)):
         raise ValueError(f"--goal {min(named)} goes with no other goal; give it alone")
     if not (config.headless or towards_goal) and config.actions not in (None, "actor_critic"):

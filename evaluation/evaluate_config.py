@@ -15,6 +15,7 @@ from models.controllers.task_search import (
     TASK_PATIENCE,
     TASK_PLANNER,
     TASK_RECEDING_HORIZON,
+    check_task_search,
 )
 from pipeline.device import DeviceOption
 
@@ -109,13 +110,7 @@ class Config(CheckedConfig):
                 f"{last_seed}, and the largest is {MAX_SEED}; give {MAX_SEED - self.num_seeds + 1} "
                 f"at most"
             )
-        plan_length = self.task_planner.horizon * self.task_planner.action_block
-        if self.task_receding_horizon > plan_length:
-            raise ValueError(
-                f"--task-receding-horizon {self.task_receding_horizon} is longer than a plan of "
-                f"{plan_length} actions; give {plan_length} at most, or a longer "
-                f"--task-planner.horizon"
-            )
+        check_task_search(self.task_planner, self.task_receding_horizon)
 
     @property
     def num_seeds(self) -> int:

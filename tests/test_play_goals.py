@@ -300,6 +300,12 @@ def test_options_without_an_effect_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_more_of_a_plan_than_it_has_is_refused_by_the_flag_that_was_given():
+    config = play.Config(headless=True, actions="planner", task_receding_horizon=51)
+    with pytest.raises(ValueError, match="--task-receding-horizon 51 is longer than a plan of 50"):
+        play.check(config)
+
+
 def test_goals_are_given_as_words_or_files():
     parsed = parse(play.Config, "play", ["--goal", "a.png", "b.jpg", "--headless"]).config
     assert parsed.goal == ("a.png", "b.jpg")

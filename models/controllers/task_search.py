@@ -16,3 +16,13 @@ TASK_RECEDING_HORIZON = 5
 """Actions of a plan that are executed before replanning."""
 TASK_PATIENCE = 8
 """Plans in a row without progress until the search widens."""
+
+
+def check_task_search(planner: PlannerConfig, receding_horizon: int) -> None:
+    """Raise ValueError where more of a plan would be executed than it has."""
+    plan_length = planner.horizon * planner.action_block
+    if receding_horizon > plan_length:
+        raise ValueError(
+            f"--task-receding-horizon {receding_horizon} is longer than a plan of {plan_length} "
+            f"actions; give {plan_length} at most, or a longer --task-planner.horizon"
+        )

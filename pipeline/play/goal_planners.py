@@ -75,7 +75,8 @@ def make_executor(
     planner = Planner(config, world, capture, policy_prior, goal.objective)
     if goal.has_time:
         return lambda: PlanExecutor(planner)
-    steps = -(-settings.task_receding_horizon // block) * block
+    # whole blocks, of a plan whose blocks may be shorter than the settings'
+    steps = min(-(-settings.task_receding_horizon // block) * block, config.horizon * block)
     return lambda: PlanExecutor(planner, steps, settings.task_patience)
 
 

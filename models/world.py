@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -189,21 +189,25 @@ class World(nn.Module):
         with self._autocast():
             return self.dynamics.infer_actions(frames.to(self.device))
 
-    # -- for training in imagination: normalized actions, and the caller's own autocast -----
+    # -- for training in imagination: normalized actions, and the caller's own autocast where the
+    # -- world's weights have all their bits ------------------------------------------------
 
     def start_from(self, latents: Tensor, actions: Tensor) -> State:
         """Latents of states (B, T, N), the normalized actions between them (B, T - 1, A)."""
-        if self.state_spec != self.latents:
-            return self.dynamics.from_state(latents[:, -1])
-        return self.dynamics.start(latents, actions)
+        with self._at_least_autocast():
+            if self.state_spec != self.latents:
+                return _in_float32(self.dynamics.from_state(latents[:, -1]))
+            return _in_float32(self.dynamics.start(latents, actions))
 
     def step_from(self, state: State, action: Tensor) -> State:
         """Predict what a normalized action, (B, A), leads to."""
-        return self.dynamics.step(state, action)
+        with self._at_least_autocast():
+            return _in_float32(self.dynamics.step(state, action))
 
     def rollout_from(self, state: State, actions: Tensor) -> State:
         """Predict what normalized actions, (B, T, A), lead to in the end."""
-        return self.dynamics.rollout(state, actions)
+        with self._at_least_autocast():
+            return _in_float32(self.dynamics.rollout(state, actions))
 
     # -- settings ---------------------------------------------------------------------------
 
@@ -238,6 +242,10 @@ class World(nn.Module):
 
     def _draw(self, latents: Tensor) -> Tensor:
         return self.tokenizer.decode_clip(latents[:, None])[:, 0]
+
+    def _at_least_autocast(self) -> AbstractContextManager[object]:
+        """Weights of 16 bits need autocast, whatever the precision of the training is."""
+        return nullcontext() if self.precision == "fp32" else self._autocast()
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.device, self.precision)

@@ -107,7 +107,7 @@ def test_the_cost_grows_away_from_the_goal_wherever_the_agent_stands(trained: Ta
         for agent in ((10.0, 10.0), (90.0, 80.0), (20.0, 90.0))
     ]
     for row in costs:
-        assert bool((row.diff() > 0).all()) and row[0] < 0.3 < row[1] + 0.3
+        assert bool((row.diff() > 0).all()) and row[0] < 0.3
     spread = torch.stack(costs).std(0)
     assert bool((spread < 0.1 * torch.stack(costs).mean(0) + 0.05).all())
     turned = trained(at((10.0, 10.0), (70.0, 30.0, 1.0 + math.pi)))
@@ -135,8 +135,7 @@ def test_without_states_what_differs_among_rewarded_frames_counts_little() -> No
     model = train(TaskCostConfig(hidden_dim=64, num_goals=8, action_block=3), 60)
     here, elsewhere = at((10.0, 10.0), GOAL.tolist()), at((90.0, 80.0), GOAL.tolist())
     off = at((10.0, 10.0), (40.0, 60.0, 1.0))
-    moved = (latents_of(torch.zeros(1, 5)) * 0 + elsewhere - here).norm()
-    assert moved > 1  # the agent alone changes the latents a lot
+    assert (elsewhere - here).norm() > 1  # the agent alone changes the latents a lot
     norm = [float(model.norm(model.read(x))) for x in (here, elsewhere, off)]
     assert abs(norm[0] - norm[1]) < 0.5 * (norm[2] - norm[0])
     assert "block_x" not in model.validate(clips(500, seed=5))

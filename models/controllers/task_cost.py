@@ -265,7 +265,7 @@ class TaskCost(TrainedController):
         """Median errors of what is read near the goal, in the states' own units; the error of the
         reward there, read from latents; the highest reward there is, as a share of the data's,
         without which nothing is near; how alike the cost and the reward are ordered; how often
-        a change is foretold."""
+        a change is predicted."""
         latents, rewards, states = self._frames(held_out)
         share, read = self._share(rewards), self.read(latents)
         near = share >= min(NEAR, float(share.max()))

@@ -14,13 +14,14 @@ from data.io.messages import command
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.protocols import task
-from evaluation.protocols.mpc import GoalsInTurn, MpcPolicy, RecordVideo
+from evaluation.protocols.mpc import MpcPolicy, RecordVideo
 from evaluation.protocols.oracle_cem import TaskOracleCem
 from evaluation.protocols.policies import Policy
 from evaluation.report.drawing import film_episodes
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.session import Session
 from models.controllers.goal_policy import GoalPolicy
+from models.controllers.goal_set import GoalsInTurn
 from models.controllers.planner import Planner, PlannerConfig
 
 MAX_RECORDED = 48  # episodes to choose the film's from
@@ -74,7 +75,7 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
     if task_cost is None:
         return {}
     found = {}
-    if session.has_goals and task_cost.is_angle:
+    if session.has_goals and task_cost.reads_states:
         samples, iterations = config.oracle_samples, config.oracle_iterations
         oracle = TaskOracleCem(lambda: session.envs, samples, iterations, task_cost, config.seed)
         settings = {"num_samples": samples, "iterations": iterations, "seed": config.seed}
@@ -91,7 +92,8 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
     priors: dict[str, GoalPolicy | None] = {"planner": None}
     if isinstance(session.goal_policy, GoalPolicy):
         offset = session.goal_policy.max_goal_offset
-        policy = GoalsInTurn(world, session.goal_policy, goals, offset, probe)
+        in_turn = GoalsInTurn(session.goal_policy, -(-offset // session.goal_policy.action_block))
+        policy = MpcPolicy(world, in_turn, None, probe, goals)
         found["goal_policy"] = TaskPolicy(policy, config.task_episodes, {"goal_steps": offset})
         if session.goal_policy.action_block == block:
             priors["policy_prior"] = session.goal_policy

@@ -45,6 +45,8 @@ class Straight:
         self.may_plan.set()
         self.num_plans = 0
 
+    def reset(self) -> None: ...
+
     def plan(self, state: State, goal: Tensor, last_action: Any, *rest: Any) -> Plan:
         assert self.may_plan.wait(10)
         self.num_plans += 1

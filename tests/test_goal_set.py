@@ -11,8 +11,8 @@ from torch import Tensor
 
 from models.controllers.goal_set import (
     MIN_TO_WHITEN,
+    GoalsInTurn,
     NearestGoalDistance,
-    OneGoalAtATime,
     WhitenedGoalDistance,
     goal_set_distance,
 )
@@ -65,21 +65,24 @@ class Recorder:
     def __init__(self) -> None:
         self.goals: list[list[float]] = []
 
+    def reset(self) -> None: ...
+
     def plan(self, state: Any, goal: Tensor, last_action: Any, *rest: Any) -> Plan:
         self.goals.append(goal[:, 0, 0].tolist())
         return Plan(goal, goal, goal)
 
 
-def test_one_goal_at_a_time_is_the_nearest_and_stays_for_some_plans():
+def test_goals_in_turn_have_some_plans_each_and_begin_again_in_a_new_episode():
     planner = Recorder()
-    wrapped = OneGoalAtATime(WORLD, cast(Any, planner), plans_per_goal=2)
+    wrapped = GoalsInTurn(cast(Any, planner), plans_per_goal=2)
     assert (wrapped.horizon, wrapped.action_block) == (1, 5)
     goals = latents((0.0,), (5.0,), (9.0,)).expand(3, 1, 1)[None].repeat(2, 1, 1, 1)
-    for place in (4.0, 9.0, 6.0, 6.0, 6.0):
-        wrapped.plan(at(torch.tensor([[[place]], [[9.5]]])), goals, None)
+    for plans in (7, 1):
+        wrapped.reset()
+        for _ in range(plans):
+            wrapped.plan(at(torch.zeros(2, 1, 1)), goals, None)
     first, second = zip(*planner.goals, strict=True)
-    # each is held for two plans; then the nearest of the others
-    assert first == (5.0, 5.0, 9.0, 9.0, 5.0) and second == (9.0, 9.0, 5.0, 5.0, 9.0)
+    assert first == second == (0.0, 0.0, 5.0, 5.0, 9.0, 9.0, 0.0, 0.0)
 
 
 def at(vectors: Tensor) -> Any:

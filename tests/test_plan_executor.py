@@ -22,6 +22,8 @@ class CountingPlanner:
         self.horizon, self.action_block, self.dtype = horizon, action_block, dtype
         self.calls: list[tuple[int, int]] = []  # rows, knots of the warm start
 
+    def reset(self) -> None: ...
+
     def plan(
         self,
         state: State,

@@ -24,13 +24,14 @@ from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation import session as sessions
 from evaluation.protocols import task
-from evaluation.protocols.mpc import GoalsInTurn, RecordVideo
+from evaluation.protocols.mpc import MpcPolicy, RecordVideo
 from evaluation.protocols.oracle_cem import TaskOracleCem
 from evaluation.protocols.policies import Observation
 from evaluation.report.drawing import HOLD, film_episodes
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.simulator_jobs import why_missing
 from evaluation.task_jobs import cost_policies, task_jobs
+from models.controllers.goal_set import GoalsInTurn
 from models.controllers.plan import Plan
 from models.controllers.task_cost import TaskCostConfig
 from models.dynamics.dynamics import State
@@ -86,6 +87,8 @@ class NoPlan:
     def __init__(self) -> None:
         self.given: list[list[float]] = []
 
+    def reset(self) -> None: ...
+
     def plan(self, state: State, goal: Tensor, *rest: Any) -> Plan:
         self.given.append(goal[:, 0, 0].tolist())
         return Plan(torch.zeros(len(goal), 2, 2), torch.zeros(len(goal), 2, 2), torch.zeros(0))
@@ -93,7 +96,7 @@ class NoPlan:
 
 def test_goals_take_turns_and_an_episode_starts_with_the_first():
     planner, goals = NoPlan(), torch.tensor([0.25, 0.5, 0.75]).view(3, 1, 1).expand(3, 1, 2)
-    policy = GoalsInTurn(PointWorld(), planner, goals, steps_per_goal=4)  # type: ignore[arg-type]
+    policy = MpcPolicy(PointWorld(), GoalsInTurn(planner, 2), goals=goals)  # type: ignore[arg-type]
     for _ in range(2):
         obs = observation(np.full((2, 2), 30.0))
         policy.reset(obs, None)

@@ -150,6 +150,8 @@ class Recorder:
     def __init__(self, costs: list[list[float]]) -> None:
         self.costs, self.stalls, self.warm_starts = costs, [], []
 
+    def reset(self) -> None: ...
+
     def plan(self, state, goal, last_action, warm_start=None, stalls=None) -> Plan:
         self.stalls.append(None if stalls is None else stalls.tolist())
         self.warm_starts.append(warm_start)

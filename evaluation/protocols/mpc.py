@@ -113,36 +113,6 @@ class MpcPolicy:
         return state, self.last_action_probe(state.latents) if self.last_action_probe else None
 
 
-class GoalsInTurn(MpcPolicy):
-    """Plan towards one of a task's goals at a time, each for as many steps.
-
-    What reaches a single goal would dither between several.
-    """
-
-    def __init__(
-        self,
-        world: World,
-        planner: GoalPlanner,
-        goals: Tensor,
-        steps_per_goal: int,
-        last_action_probe: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        """goals: latents, (G, P, D).  steps_per_goal: from plan to plan, at the least."""
-        super().__init__(world, planner, None, last_action_probe, goals)
-        self.steps_per_goal = steps_per_goal
-
-    def reset(self, obs: Observation, goal: Observation | None) -> None:
-        super().reset(obs, goal)
-        self.step = 0
-
-    def act(self, obs: Observation) -> np.ndarray:
-        assert self.goals is not None
-        turn = self.step // self.steps_per_goal % len(self.goals)
-        self.goal_latents = self.goals[turn].expand(len(obs.states), *self.goals.shape[1:])
-        self.step += 1
-        return super().act(obs)
-
-
 class RecordVideo:
     """Record the frames that a policy is given in its first episodes, a goal's first."""
 

@@ -65,9 +65,6 @@ class ActorCritic(TrainedController):
         for encoder in (self.policy.encoder, self.critic.encoder, self.slow_critic.encoder):
             encoder.load_codebook(source)
 
-    def reset(self) -> None:
-        """Nothing is remembered."""
-
     def act(self, state: State, goal: Tensor | None = None) -> Tensor:
         return self.policy.act(state, goal)
 

@@ -37,6 +37,9 @@ class TrainedController(TrainableModule, ABC):
     def load_codebook(self, source: HasCodebooks) -> None:
         """Take over the vectors of the tokenizer's codes."""
 
+    def reset(self) -> None:
+        """Begin new episodes; by default nothing is remembered."""
+
     def begin(self, sample: Batch) -> None:
         """Take scales from a sample of the training data, before the first step."""
 

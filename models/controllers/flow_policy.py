@@ -54,11 +54,10 @@ class FlowPolicyConfig(CheckedConfig):
 
     def check(self) -> None:
         super().check()
-        if self.receding_horizon >= self.chunk_length:
+        if self.receding_horizon > self.chunk_length:
             raise ValueError(
-                f"--receding-horizon {self.receding_horizon} is not below --chunk-length "
-                f"{self.chunk_length}, and the rest of a chunk tells that an episode goes on; give "
-                f"less"
+                f"--receding-horizon {self.receding_horizon} is above --chunk-length "
+                f"{self.chunk_length}; give at most as much"
             )
 
 
@@ -67,8 +66,7 @@ class FlowPolicy(TrainedController):
 
     It plans as a `GoalPlanner` whose goal is that of its demonstrations.  All rows of a plan start
     from the same noise, so that none depends on the others; the noise changes from plan to plan,
-    or the policy would repeat what has not worked.  A plan without a warm start is taken for an
-    episode's first: the same noise follows from there.
+    or the policy would repeat what has not worked.  It is the same in all episodes.
     """
 
     action_block = 1
@@ -94,8 +92,10 @@ class FlowPolicy(TrainedController):
         self.register_buffer("latent_mean", torch.zeros(self.encoder.out_dim))
         self.register_buffer("latent_std", torch.ones(self.encoder.out_dim))
         self.register_buffer("action_std", torch.ones(actions.size))
-        self.num_plans = 0
-        """Of the present episodes."""
+        self.reset()
+
+    def reset(self) -> None:
+        self.num_plans = 0  # of the present episodes
 
     @property
     def clip_length(self) -> int:
@@ -138,8 +138,8 @@ class FlowPolicy(TrainedController):
     ) -> Plan:
         """Plan a chunk, as `Planner.plan`, whatever the goal and the warm start; the cost is 0."""
         device, size = state.latents.device, self.actions.size
-        self.num_plans = 0 if warm_start is None else self.num_plans + 1
         generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * self.num_plans)
+        self.num_plans += 1
         noise = torch.randn(1, self.horizon, size, generator=generator).to(device)
         noise = self.config.noise_scale * noise.expand(len(state), -1, -1)
         chunk = self.sample(state.latents, noise)

@@ -79,18 +79,21 @@ class WhitenedGoalDistance:
         return ((tracked - self.goal) @ self.whitening).square().mean(1).sqrt()
 
 
-class OneGoalAtATime:
-    """Plans towards one goal of a set, the nearest, with what can be given only one.
+class GoalsInTurn:
+    """Plans towards one goal of a set after the other, with what can be given only one.
 
-    After some plans another one has its turn, the nearest of the rest: a goal that changes with
-    every plan would be dithered towards.
+    Each has some plans: what reaches a single goal would dither between several.
     """
 
-    def __init__(self, world: World, planner: GoalPlanner, plans_per_goal: int) -> None:
-        self.world, self.planner, self.plans_per_goal = world, planner, plans_per_goal
+    def __init__(self, planner: GoalPlanner, plans_per_goal: int) -> None:
+        self.planner, self.plans_per_goal = planner, plans_per_goal
         self.horizon, self.action_block = planner.horizon, planner.action_block
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with the first goal."""
         self.num_plans = 0
-        self.chosen: Tensor | None = None  # (B,) int64
+        self.planner.reset()
 
     def plan(
         self,
@@ -101,19 +104,9 @@ class OneGoalAtATime:
         stalls: Tensor | None = None,
     ) -> Plan:
         """goal: latents of sets, (B, G, N) codes or (B, G, P, D); the rest as `Planner.plan`."""
-        if self.num_plans % self.plans_per_goal == 0:
-            self._choose(state, goal)
-        assert self.chosen is not None
+        turn = self.num_plans // self.plans_per_goal % goal.shape[1]
         self.num_plans += 1
-        rows = torch.arange(len(goal), device=goal.device)
-        return self.planner.plan(state, goal[rows, self.chosen], last_action, warm_start, stalls)
-
-    def _choose(self, state: State, goal: Tensor) -> None:
-        vectors = self.world.vectors(state.latents)
-        distances = (self.world.vectors(goal) - vectors[:, None]).square().flatten(2).mean(2)
-        if self.chosen is not None and goal.shape[1] > 1:
-            distances = distances.scatter(1, self.chosen[:, None], torch.inf)
-        self.chosen = distances.argmin(1)
+        return self.planner.plan(state, goal[:, turn], last_action, warm_start, stalls)
 
 
 def squared_distances(vectors: Tensor, goals: Tensor) -> Tensor:

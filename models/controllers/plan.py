@@ -67,6 +67,10 @@ class GoalPlanner(Protocol):
     horizon: int
     action_block: int
 
+    def reset(self) -> None:
+        """Begin new episodes: forget earlier plans."""
+        ...
+
     def plan(
         self,
         state: State,

@@ -48,7 +48,8 @@ class PlanExecutor:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the plans."""
+        """Begin new episodes: forget the plans."""
+        self.planner.reset()
         self.plans: Tensor | None = None  # (B, T, A), or (B, T) codes, on the CPU
         self.next_step = self.steps_left = 0
         self.warm_start: Tensor | None = None  # (B, E, A), the rest of the plans

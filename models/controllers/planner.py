@@ -122,6 +122,9 @@ class Planner:
         self.horizon, self.action_block = config.horizon, config.action_block
         self._search_fn: Search = self._search if capture is None else capture(self._search)
 
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
     def plan(
         self,
         state: State,

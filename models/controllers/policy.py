@@ -161,9 +161,6 @@ class LatentPolicy(TrainedController):
             out[..., 0], mean, min_std + (max_std - min_std) * torch.sigmoid(raw_std - 1)
         )
 
-    def reset(self) -> None:
-        """Nothing is remembered."""
-
     def act(self, state: State, goal: Tensor | None = None) -> Tensor:
         """Sample an action in the environment's units: (B, A) or (B,).
 

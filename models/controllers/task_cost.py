@@ -95,8 +95,9 @@ class TaskCost(TrainedController):
         self.config = config
         self.is_angle = [name.endswith("angle") for name in config.state_names]
         inputs, hidden = latents.num_patches * latents.dim, config.hidden_dim
+        self.reads_states = bool(config.state_names)
         features = len(self.is_angle) + sum(self.is_angle) or inputs
-        if self.is_angle:
+        if self.reads_states:
             self.readout = _mlp(inputs, hidden, features)
             self.linear_readout = nn.Linear(inputs, features)
             self.metric = nn.Parameter(torch.eye(features))
@@ -146,7 +147,7 @@ class TaskCost(TrainedController):
         with self._exact():
             after = self.read(latents)
             changes = 1.0
-            if self.is_angle:
+            if self.reads_states:
                 changes = self.change(before, actions.float()).sigmoid()[:, None]
             counted = counted + changes * (after - before)
         return torch.cat([counted, after], dim=1)
@@ -165,7 +166,7 @@ class TaskCost(TrainedController):
     def read(self, latents: Tensor) -> Tensor:
         """Read the state: (B, P, D) -> (B, F) features, of unit variance in the data."""
         x = (latents.flatten(1).float() - self.latent_mean) / self.latent_std
-        return self.readout(x) + self.linear_readout(x) if self.is_angle else x
+        return self.readout(x) + self.linear_readout(x) if self.reads_states else x
 
     def norm(self, features: Tensor) -> Tensor:
         """Distance from the goal: (B, F) -> (B,)."""
@@ -295,7 +296,7 @@ class TaskCost(TrainedController):
 
     def _length(self, difference: Tensor) -> Tensor:
         """Norm of a difference of features: (B, F) -> (B,)."""
-        if not self.is_angle:
+        if not self.reads_states:
             metric = self.scale * self.whitening
         else:
             weight = self.metric.square().sum(1, keepdim=True)
@@ -311,7 +312,7 @@ class TaskCost(TrainedController):
         """The first and the last frames of clips: latents (2 B, P, D), rewards (2 B,), and states
         (2 B, S) where they are read."""
         latents, rewards = (ends(x) for x in batch.require("latents", "rewards"))
-        if not self.is_angle:
+        if not self.reads_states:
             return latents, rewards.float(), None
         (states,) = batch.require("states")
         return latents, rewards.float(), ends(states).float()

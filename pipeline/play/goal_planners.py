@@ -11,7 +11,7 @@ from typing import Literal
 from data.io.messages import command
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
-from models.controllers.goal_set import OneGoalAtATime
+from models.controllers.goal_set import GoalsInTurn
 from models.controllers.plan_executor import PlanExecutor
 from models.controllers.planner import Planner, PlannerConfig, can_plan
 from models.world import World
@@ -50,7 +50,7 @@ def make_executor(
         if goal.has_time:
             return lambda: PlanExecutor(policy)
         plans_per_goal = -(-settings.goal_offset // policy.action_block)
-        return lambda: PlanExecutor(OneGoalAtATime(world, policy, plans_per_goal))
+        return lambda: PlanExecutor(GoalsInTurn(policy, plans_per_goal))
     if not can_plan(world):
         raise ValueError(
             f"--actions {source}: planning needs a world of continuous latents and continuous "

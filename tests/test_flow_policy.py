@@ -158,19 +158,6 @@ def test_the_executor_replans_after_the_receding_horizon(trained: FlowPolicy) ->
     assert executor.plans is not None and torch.equal(executor.plans, first)
 
 
-def test_a_clip_that_ends_early_repeats_its_last_action(trained: FlowPolicy) -> None:
-    latents, actions = demos(8).require("latents", "actions")
-    short = actions[:, :2]
-    padded = torch.cat([short, short[:, -1:], short[:, -1:]], dim=1)
-    longer = torch.cat([padded, torch.ones(8, 3, 2)], dim=1)  # later actions are not read
-    losses = []
-    for given in (short, padded, longer):
-        torch.manual_seed(0)
-        losses.append(trained.loss(Batch(latents=latents, actions=given))["flow_matching"])
-    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[1], losses[2])
-    assert trained.clip_length == 4
-
-
 def test_validation_measures_the_actions_that_are_executed(trained: FlowPolicy) -> None:
     latents, actions = demos(64).require("latents", "actions")
     sampled = trained.sample(latents[:, 0], torch.zeros_like(actions)).detach()

@@ -154,10 +154,10 @@ class FlowPolicy(TrainedController):
         """Flow matching (arXiv:2210.02747, equation 23, without its smallest variance).
 
         latents (B, T, N) or (B, T, P, D), of which the first frame is read; normalized actions
-        (B, T, A) from there on, the last repeated where T < H.
+        (B, H, A) from there on.
         """
         latents, actions = batch.require("latents", "actions")
-        chunk = self._chunk(actions) / self.action_std
+        chunk = actions.float() / self.action_std
         observed = self.observe(latents[:, 0])
         observed = observed + self.config.latent_noise_std * torch.randn_like(observed)
         noise = torch.randn_like(chunk)
@@ -171,17 +171,10 @@ class FlowPolicy(TrainedController):
         """The loss, and `action_error`: the distance of executed actions from held-out ones, an
         action spans 2."""
         latents, actions = held_out.require("latents", "actions")
-        chunk = self._chunk(actions)
+        chunk = actions.float()
         sampled = self.sample(latents[:, 0], torch.zeros_like(chunk))
         error = (sampled - chunk)[:, : self.config.receding_horizon].square().sum(-1).sqrt()
         return super().validate(held_out) | {"action_error": float(error.mean())}
-
-    def _chunk(self, actions: Tensor) -> Tensor:
-        """The first H of actions (B, T, A), the last repeated where there are fewer: (B, H, A)."""
-        missing = self.horizon - actions.shape[1]
-        if missing > 0:
-            actions = torch.cat([actions, actions[:, -1:].expand(-1, missing, -1)], dim=1)
-        return actions[:, : self.horizon].float()
 
 
 class VelocityNet(nn.Module):

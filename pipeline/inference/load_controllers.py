@@ -31,22 +31,17 @@ def load_controllers(run: Path, world: World) -> dict[str, Controller]:
 
 def load_goal_policy(run: Path, world: World) -> GoalPolicy | DiscreteGoalPolicy | None:
     """Return the goal policy of a run; None where none was trained."""
-    path = run / "controller" / "goal_policy" / "best.pt"
-    if not path.exists():
-        return None
-    return cast(GoalPolicy | DiscreteGoalPolicy, _load_controller(path, run, world))
+    return cast("GoalPolicy | DiscreteGoalPolicy | None", _load_method("goal_policy", run, world))
 
 
 def load_task_cost(run: Path, world: World) -> TaskCost | None:
     """Return what the task of a run costs; None where that was not learned."""
-    path = run / "controller" / "task_cost" / "best.pt"
-    return cast(TaskCost, _load_controller(path, run, world)) if path.exists() else None
+    return cast("TaskCost | None", _load_method("task_cost", run, world))
 
 
 def load_flow_policy(run: Path, world: World) -> FlowPolicy | None:
     """Return the imitator of a run in chunks of actions; None where none was trained."""
-    path = run / "controller" / "flow_policy" / "best.pt"
-    return cast(FlowPolicy, _load_controller(path, run, world)) if path.exists() else None
+    return cast("FlowPolicy | None", _load_method("flow_policy", run, world))
 
 
 def load_controller(run: Path, world: World) -> Controller:
@@ -64,6 +59,11 @@ def load_controller(run: Path, world: World) -> Controller:
         f"{run / 'controller'} holds no controller; "
         f"{ckpt.train_command('controller', run / 'controller' / 'best.pt')} trains one"
     )
+
+
+def _load_method(name: str, run: Path, world: World) -> Controller | None:
+    path = run / "controller" / name / "best.pt"
+    return _load_controller(path, run, world) if path.exists() else None
 
 
 def _load_controller(path: Path, run: Path, world: World) -> Controller:

@@ -114,7 +114,7 @@ def _is_selected(job: Job, config: Config) -> bool:
         return False
     if config.protocol:
         return bool(set(job.protocols) & set(config.protocol))
-    return job.part in config.parts
+    return job.part in config.parts and not job.on_request
 
 
 if __name__ == "__main__":

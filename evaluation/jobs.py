@@ -38,6 +38,8 @@ class Job:
     """The simulator's protocols that it belongs to, as --protocol names them."""
     policy: str = ""
     """The policy that is measured in the simulator, as --policies names it."""
+    on_request: bool = False
+    """It is measured only where --protocol names it."""
 
 
 def jobs_on_dataset(session: Session, config: Config) -> Iterator[Job]:

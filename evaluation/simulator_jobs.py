@@ -46,7 +46,8 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
         pairs = [pair for drawn in pairs_by_seed for pair in drawn]
         pair_lists[str(goal_offset)] = goals.pairs_as_dicts(pairs)
         if not pairs:
-            tqdm.write(f"goal: no held-out episode is longer than {goal_offset} steps; skipped")
+            if not goals.at_offset(goal_offset).on_request or config.protocol:
+                tqdm.write(f"goal: no held-out episode is longer than {goal_offset} steps; skipped")
             continue
         planners = mpc_policies(session, config, goal_offset)
         for name, policy in (baselines | planners).items():
@@ -119,7 +120,8 @@ def goal_job(
             session.envs,
             session.dataset,
             pairs,
-            name=f"goal +{goal_offset}, {name}",
+            goals.at_offset(goal_offset).budget,
+            f"goal +{goal_offset}, {name}",
         )
         results = {key: goals.summarize(p.success(errors), pairs) for key, p in protocols.items()}
         if isinstance(policy, MpcPolicy):
@@ -136,7 +138,7 @@ def goal_job(
 
     settings: dict[str, Any] = {
         "pairs": goals.pairs_as_dicts(pairs),
-        "budget": goals.BUDGET,
+        "budget": goals.at_offset(goal_offset).budget,
         "num_envs": session.num_envs,  # random numbers are drawn for all of them at once
     }
     if name == "random":
@@ -155,4 +157,13 @@ def goal_job(
     cache_key = session.cache_key(*session.depends_on(name), **settings)
     protocol_names = tuple(protocols)
     make = partial(session.play_cached, f"goal-{goal_offset}", name, play)
-    return Job("goal", f"goal-{goal_offset}-{name}", cache_key, make, put, protocol_names, name)
+    return Job(
+        "goal",
+        f"goal-{goal_offset}-{name}",
+        cache_key,
+        make,
+        put,
+        protocol_names,
+        name,
+        goals.at_offset(goal_offset).on_request,
+    )

@@ -158,6 +158,8 @@ def test_push_t_fills_task_and_goal(pusht_run: Path):
         for policy in ("random", "noop", "goal_agent_position", "actor_critic", "oracle_cem"):
             row = metrics["goal"][protocol][policy]
             assert row["n"] == 2 and row["low"] <= row["success"] <= row["high"]
+    on_request = metrics["goal"]["offset100"].values()
+    assert all(row["n"] is None for row in on_request)
     assert metrics["provenance"]["fingerprints"]["dynamics"]
     pairs = json.loads((pusht_run / "report" / "pairs.json").read_text())
     assert len(pairs["25"]) == 2
@@ -213,6 +215,7 @@ def test_planners_are_measured_in_a_continuous_world(tmp_path: Path):
     config = preset(run, "keypoints", "debug")
     evaluate.main(replace(config, parts=("probe",)))
     evaluate.main(replace(config, protocol=("offset50",), policies=("goal_policy",)))
+    evaluate.main(replace(config, protocol=("offset100",), policies=("noop",)))
     evaluate.main(replace(config, protocol=("first_hit",)))  # earlier results stay
     metrics = json.loads((run / "report" / "metrics.json").read_text())
     for protocol in ("first_hit", "strict", "chunk_end"):
@@ -221,6 +224,7 @@ def test_planners_are_measured_in_a_continuous_world(tmp_path: Path):
             assert row["n"] == 2 and row["plan_seconds"] > 0
     assert metrics["goal"]["offset50"]["goal_policy"]["n"] == 2
     assert metrics["goal"]["offset50"]["planner"]["n"] is None
+    assert metrics["goal"]["offset100"]["noop"]["n"] == 2
     with pytest.raises(ValueError, match="--policies expert: unknown; choose from .*noop, "):
         evaluate.main(replace(config, policies=("expert",)))
     with pytest.raises(ValueError, match="--policies bc: no controller was trained; .* trains one"):

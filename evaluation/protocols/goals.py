@@ -1,7 +1,7 @@
 """Goal reaching on Push-T: a start and a later state of the same held-out episode, and a budget.
 
 The figures of different protocols are not comparable: `first_hit` is that of LeWorldModel and
-stable-worldmodel, `chunk_end` that of DINO-WM; `strict` and `offset50` are harder.
+stable-worldmodel, `chunk_end` that of DINO-WM; `strict`, `offset50` and `offset100` are harder.
 
 Letters: n pairs, T steps, S numbers of a state.
 """
@@ -22,7 +22,6 @@ from evaluation.protocols.policies import Policy
 from evaluation.protocols.rollout import Starts, Trajectories, play_episodes
 
 AGENT_AND_BLOCK, BLOCK, DEGREES = 0, 1, 2  # the errors of a step, in this order
-BUDGET = 50
 CHUNK = 25
 
 
@@ -61,6 +60,10 @@ class GoalProtocol:
     goal_offset: int
     """Steps from the start to the goal in the episode."""
     success: Callable[[np.ndarray], np.ndarray]
+    budget: int = 50
+    """Steps that there are."""
+    on_request: bool = False
+    """It takes long, and is measured only where it is named."""
 
 
 PROTOCOLS = {
@@ -69,7 +72,15 @@ PROTOCOLS = {
     "chunk_end": GoalProtocol(25, chunk_end),
     "offset50": GoalProtocol(50, first_hit),
     "offset50_strict": GoalProtocol(50, strict),
+    "offset100": GoalProtocol(100, first_hit, budget=100, on_request=True),
+    "offset100_strict": GoalProtocol(100, strict, budget=100, on_request=True),
 }
+
+
+def at_offset(goal_offset: int) -> GoalProtocol:
+    """Give the first protocol of an offset: all of one have the same budget, and are measured in
+    one go."""
+    return next(p for p in PROTOCOLS.values() if p.goal_offset == goal_offset)
 
 
 def sample_pairs(
@@ -126,7 +137,7 @@ def run_pairs(
     envs: VectorPushT,
     dataset: EpisodeDataset,
     pairs: list[StartGoal],
-    budget: int = BUDGET,
+    budget: int,
     name: str = "goals",
 ) -> np.ndarray:
     """Play from every start towards its goal; give the errors after each step: (n, T, 3).

@@ -31,7 +31,10 @@ TASK_POLICIES = (
     "random", "noop", "scripted", "oracle_cem",
 )  # fmt: skip
 GOAL = ("success", "low", "high", "n")
-GOAL_PROTOCOLS = ("first_hit", "strict", "chunk_end", "offset50", "offset50_strict")
+GOAL_PROTOCOLS = (
+    "first_hit", "strict", "chunk_end", "offset50", "offset50_strict", "offset100",
+    "offset100_strict",
+)  # fmt: skip
 GOAL_POLICIES = (
     "planner", "policy_prior", "goal_policy", "actor_critic", "bc", "random", "noop",
     "goal_agent_position", "oracle_cem",

@@ -15,6 +15,7 @@ from evaluation.measures.imitation import imitation, marginal_baselines
 from evaluation.measures.open_loop import open_loop
 from evaluation.measures.probe import probe
 from evaluation.measures.reconstruction import measure_tokenizer
+from evaluation.measures.reward_prediction import reward_prediction
 from evaluation.measures.sample_clips import sample_clips
 from evaluation.measures.speed import measure_play
 from evaluation.readers.fit_estimator import measure_estimator
@@ -45,7 +46,8 @@ class Job:
 def jobs_on_dataset(session: Session, config: Config) -> Iterator[Job]:
     """Give all jobs, those of the tokenizer first."""
     for jobs in (
-        tokenizer_jobs, probe_jobs, open_loop_jobs, controllability_jobs, imitation_jobs, play_jobs,
+        tokenizer_jobs, probe_jobs, open_loop_jobs, reward_jobs, controllability_jobs,
+        imitation_jobs, play_jobs,
     ):  # fmt: skip
         yield from jobs(session, config)
 
@@ -116,6 +118,23 @@ def open_loop_jobs(session: Session, config: Config) -> Iterator[Job]:
         seed=config.seed,
     )
     yield Job("open_loop", "open_loop", cache_key, make, lambda m, r: m["open_loop"].update(r))
+
+
+def reward_jobs(session: Session, config: Config) -> Iterator[Job]:
+    """Rewards and ends that the world predicts along its rollouts, where it learned to."""
+    if not session.world.has_rewards or not session.dataset.has("rewards"):
+        return
+
+    def make() -> dict[str, Any]:
+        clips = session.clips(session.world.context + max(config.horizons))
+        return reward_prediction(
+            session.world, clips, config.horizons, config.num_clips, config.seed
+        )
+
+    cache_key = session.cache_key(
+        "dynamics", horizons=config.horizons, num_clips=config.num_clips, seed=config.seed
+    )
+    yield Job("rewards", "rewards", cache_key, make, lambda m, r: m["rewards"].update(r))
 
 
 def controllability_jobs(session: Session, config: Config) -> Iterator[Job]:

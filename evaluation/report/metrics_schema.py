@@ -22,6 +22,10 @@ OPEN_LOOP = (
     *(f"copy_last_{name}" for name in STATE_ERRORS),
     "estimator_error",
 )
+REWARDS = (
+    "n", "horizons", "correlation", "mae", "bias", "mean", "copy_last_correlation",
+    "copy_last_mae", "continue_auc",
+)  # fmt: skip
 TASK = (
     "score", "low", "high", "success", "success_low", "success_high", "success_within_100",
     "success_within_200", "steps", "end_score", "coverage", "plan_seconds", "n",
@@ -57,6 +61,7 @@ def empty_metrics() -> dict[str, Any]:
         "tokenizer": dict.fromkeys(TOKENIZER),
         "probe": dict.fromkeys(PROBE),
         "open_loop": dict.fromkeys(OPEN_LOOP),
+        "rewards": dict.fromkeys(REWARDS),
         "controllability": dict.fromkeys(CONTROLLABILITY),
         "imitation": {policy: dict.fromkeys(IMITATION) for policy in IMITATION_POLICIES},
         "task": {policy: dict.fromkeys(TASK) for policy in TASK_POLICIES},

@@ -43,6 +43,14 @@ CURVE_LABELS = {
     "block_degrees": "block error (degrees)",
     "copy_last_block_degrees": "block angle, last true frame",
 }
+REWARD_LABELS = {
+    "correlation": "correlation r",
+    "copy_last_correlation": "r, last true reward",
+    "mae": "mean absolute error",
+    "copy_last_mae": "error, last true reward",
+    "bias": "predicted minus true",
+    "mean": "true reward",
+}
 HIGHLIGHTED = {"psnr", "delta_psnr", "ssim", "agent_px", "block_px", "block_degrees"}
 
 
@@ -74,6 +82,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
             ["video-*.png"] if curves else [],
             "True frames, model rollout, error, by steps after the last true frame.",
         ),
+        *_rewards(metrics["rewards"]),
         *controllability(metrics["controllability"]),
         *imitation(metrics["imitation"]),
         *_task(metrics["task"], metrics["provenance"]),
@@ -164,6 +173,27 @@ def _open_loop(metrics: dict[str, Any]) -> list[str]:
         means = [f"{k.replace('_', ' ')} {number(v)}" for k, v in error.items() if "p95" not in k]
         parts.append(f"<p>State estimator on held-out real frames: {', '.join(means)}.</p>")
     return parts
+
+
+def _rewards(metrics: dict[str, Any]) -> list[str]:
+    if not metrics["n"]:
+        return []
+    rows = []
+    for key, label in REWARD_LABELS.items():
+        cells = []
+        for index, value in enumerate(metrics[key]):
+            low, high = (metrics.get(f"{key}_{end}", [None] * (index + 1))[index]
+                         for end in ("low", "high"))  # fmt: skip
+            ends = interval({"low": low, "high": high}, digits=3) if low is not None else ""
+            cells.append(number(value, 3) + (f"<br>{ends}" if ends else ""))
+        rows.append([label, *cells])
+    auc = metrics["continue_auc"]
+    ends_note = f" Ends of episodes: AUC {number(auc, 3)}." if auc is not None else ""
+    return [
+        "<h2>Rewards along model rollouts</h2>",
+        f"<p>{metrics['n']} clips from {metrics['sources']} sources, actions alone.{ends_note}</p>",
+        table(["steps ahead", *map(str, metrics["horizons"])], rows, {0}),
+    ]
 
 
 def _probe(metrics: dict[str, Any]) -> list[str]:

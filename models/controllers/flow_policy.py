@@ -118,10 +118,12 @@ class FlowPolicy(TrainedController):
         """(B, N) codes or (B, P, D) -> what the network reads, (B, C)."""
         return (self.encoder(latents).float() - self.latent_mean) / self.latent_std
 
-    def sample(self, latents: Tensor, noise: Tensor) -> Tensor:
-        """Follow the flow from noise (B, H, A) to chunks (B, H, A) in [-1, 1]."""
+    def sample(self, latents: Tensor, noise: Tensor, num_steps: int | None = None) -> Tensor:
+        """Follow the flow from noise (B, H, A) to chunks (B, H, A) in [-1, 1], in the config's
+        number of Euler steps or another."""
         observed = self.observe(latents)
-        chunk, num_steps = noise, self.config.num_steps
+        chunk = noise
+        num_steps = num_steps or self.config.num_steps
         for step in range(num_steps):
             time = torch.full((len(noise),), step / num_steps, device=noise.device)
             chunk = chunk + self.net(chunk, time, observed) / num_steps
@@ -233,3 +235,15 @@ class FilmBlock(nn.Module):
         scale, shift = self.film(condition).chunk(2, dim=-1)
         hidden = nn.functional.silu(self.up(self.norm(x) * (1 + scale) + shift))
         return x + self.down(self.dropout(hidden))
+
+
+def whole_blocks(policy: FlowPolicyConfig, block: int) -> int:
+    """Count the actions of a chunk that are rolled out: those that are executed, in whole blocks;
+    ValueError where a chunk holds none."""
+    num_blocks = min(-(-policy.receding_horizon // block), policy.chunk_length // block)
+    if num_blocks == 0:
+        raise ValueError(
+            f"chunks of {policy.chunk_length} actions hold no block of the task's cost, {block}; "
+            f"give --flow-policy.chunk-length {block} or more"
+        )
+    return num_blocks * block

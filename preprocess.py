@@ -124,6 +124,9 @@ class ArraysConfig(CheckedConfig):
     """Name of the array of frames in the files, such as obs/agentview_image."""
     rename: tuple[str, ...] = ()
     """STORED=FIELD for arrays of other names, such as reward=rewards; STORED= leaves one aside."""
+    state_names: tuple[str, ...] = ()
+    """Names of the numbers of a state, in their order, such as x y angle: what ends in angle is
+    one, in radians. By default they are numbered, and none is an angle."""
     alignment: Alignment = "next"
     """Whether actions[t] leads from frames[t] to the next, or led from the previous to it."""
     actions: ActionKind = "auto"
@@ -158,6 +161,7 @@ def arrays(config: ArraysConfig) -> None:
             actions=ActionOptions(
                 config.actions, config.low, config.high, config.num_codes, _actions_of(config)
             ),
+            state_names=config.state_names,
         )
         for remark in source.remarks:
             print(f"arrays: {remark}")

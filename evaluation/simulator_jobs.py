@@ -14,7 +14,8 @@ from data.io.messages import command
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.protocols import goals, policies
-from evaluation.protocols.mpc import MpcPolicy, RecordVideo
+from evaluation.protocols.mpc import MpcPolicy
+from evaluation.protocols.record_video import RecordVideo
 from evaluation.report.drawing import draw_attempts
 from evaluation.report.metrics_schema import GOAL_POLICIES, TASK_POLICIES
 from evaluation.result_cache import write_json
@@ -113,13 +114,14 @@ def goal_job(
     protocols = {key: p for key, p in goals.PROTOCOLS.items() if p.goal_offset == goal_offset}
 
     def play() -> dict[str, Any]:
-        recorder = RecordVideo(policy, min(MAX_RECORDED, len(pairs))) if name == "planner" else None
+        recorder = RecordVideo(min(MAX_RECORDED, len(pairs))) if name == "planner" else None
         errors = goals.run_pairs(
-            recorder or policy,
+            policy,
             session.envs,
             session.dataset,
             pairs,
             name=f"goal +{goal_offset}, {name}",
+            recorder=recorder,
         )
         results = {key: goals.summarize(p.success(errors), pairs) for key, p in protocols.items()}
         if isinstance(policy, MpcPolicy):

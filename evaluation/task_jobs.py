@@ -14,9 +14,10 @@ from data.io.messages import command
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.protocols import task
-from evaluation.protocols.mpc import MpcPolicy, RecordVideo
+from evaluation.protocols.mpc import MpcPolicy
 from evaluation.protocols.oracle_cem import TaskOracleCem
 from evaluation.protocols.policies import Policy
+from evaluation.protocols.record_video import RecordVideo
 from evaluation.report.drawing import film_episodes
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.session import Session
@@ -128,9 +129,9 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
 
     def play() -> dict[str, Any]:
         video.unlink(missing_ok=True)  # of an earlier evaluation
-        recorder = RecordVideo(policy, MAX_RECORDED) if policy.needs_pixels else None
+        recorder = RecordVideo(MAX_RECORDED) if policy.needs_pixels else None
         coverages = task.run_task(
-            recorder or policy, session.envs, seeds, config.task_max_steps, f"task, {name}"
+            policy, session.envs, seeds, config.task_max_steps, f"task, {name}", recorder
         )
         result = task.summarize(coverages)
         if isinstance(policy, MpcPolicy):

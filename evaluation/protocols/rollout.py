@@ -15,6 +15,7 @@ from tqdm import tqdm
 from data.pusht.simulator import STEPS_PER_SECOND
 from data.pusht.vector_pusht import VectorPushT
 from evaluation.protocols.policies import Observation, Policy
+from evaluation.protocols.record_video import RecordVideo
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,22 @@ def play_episodes(
     is_done: IsDone,
     goals: Goals | None = None,
     name: str = "episodes",
+    recorder: RecordVideo | None = None,
 ) -> Trajectories:
-    """Play an episode from each start, N at a time, each until it is done or for `num_steps`."""
+    """Play an episode from each start, N at a time, each until it is done or for `num_steps`.
+
+    recorder: is given the frames of the first N episodes.
+    """
     batches = []
     with tqdm(total=len(starts) * num_steps, desc=name, leave=False, unit="step") as progress:
         for first in range(0, len(starts), envs.num_envs):
             episodes = np.arange(first, min(first + envs.num_envs, len(starts)))
             batches.append(
-                _play_batch(policy, envs, starts, num_steps, is_done, goals, episodes, progress)
-            )
+                _play_batch(
+                    policy, envs, starts, num_steps, is_done, goals, episodes, progress,
+                    recorder if first == 0 else None,
+                )
+            )  # fmt: skip
     return Trajectories(
         np.concatenate([batch.states for batch in batches]),
         np.concatenate([batch.coverages for batch in batches]),
@@ -88,30 +96,38 @@ def _play_batch(
     goals: Goals | None,
     episodes: np.ndarray,
     progress: tqdm,
+    recorder: RecordVideo | None,
 ) -> Trajectories:
     """Play `episodes`, (n,) with n <= N; simulators without one stand at the first one's start."""
     count, num_envs = len(episodes), envs.num_envs
     episodes = np.concatenate([episodes, np.repeat(episodes[:1], num_envs - count)])
-    active = np.arange(num_envs) < count
+    stepped = active = np.arange(num_envs) < count
     states, velocities = starts.states[episodes], starts.velocities[episodes]
     envs.reset(np.arange(num_envs), states, velocities)
     played = Trajectories(
         np.zeros((num_envs, num_steps, states.shape[1])), np.zeros((num_envs, num_steps))
     )
+    goal = _goal_observation(policy, goals, episodes, active)
+    if recorder is not None and goal is not None and goal.frames is not None:
+        recorder.add(goal.frames)
     for step in range(num_steps):
-        frames = envs.frames(active) if policy.needs_pixels else None
+        frames = envs.frames(stepped) if policy.needs_pixels or recorder is not None else None
+        if recorder is not None:
+            recorder.add(frames)
         obs = Observation(frames, states, velocities, active)
         if step == 0:
-            policy.reset(obs, _goal_observation(policy, goals, episodes, active))
+            policy.reset(obs, goal)
         prev_states = states
         states, coverages = envs.step(policy.act(obs), active)
         velocities = (states - prev_states)[:, :2] * STEPS_PER_SECOND
         played.states[:, step:] = states[:, None]
         played.coverages[:, step:] = coverages[:, None]
         progress.update(int(active.sum()))
-        active = active & ~is_done(episodes, played.up_to(step + 1))
+        stepped, active = active, active & ~is_done(episodes, played.up_to(step + 1))
         if not active.any():
             break
+    if recorder is not None:
+        recorder.add(envs.frames(stepped))  # what the last step led to
     return Trajectories(played.states[:count], played.coverages[:count])
 
 

@@ -15,6 +15,7 @@ from data.pusht.simulator import SUCCESS_COVERAGE, random_start, reward
 from data.pusht.vector_pusht import VectorPushT
 from evaluation.measures.intervals import bootstrap, wilson
 from evaluation.protocols.policies import Policy
+from evaluation.protocols.record_video import RecordVideo
 from evaluation.protocols.rollout import Starts, Trajectories, play_episodes
 
 FIRST_SEED = 100_000
@@ -23,7 +24,12 @@ STEPS_WITHIN = (100, 200)  # of which the success is given, too
 
 
 def run_task(
-    policy: Policy, envs: VectorPushT, seeds: list[int], steps: int = MAX_STEPS, name: str = "task"
+    policy: Policy,
+    envs: VectorPushT,
+    seeds: list[int],
+    steps: int = MAX_STEPS,
+    name: str = "task",
+    recorder: RecordVideo | None = None,
 ) -> np.ndarray:
     """Play an episode from each seed, until it succeeds, and give the coverages after each step:
     (E, T); an episode that has ended repeats its last one."""
@@ -33,7 +39,8 @@ def run_task(
 
     states = np.stack([random_start(seed) for seed in seeds])
     starts = Starts(states, np.zeros((len(seeds), 2)))
-    return play_episodes(policy, envs, starts, steps, is_done, name=name).coverages
+    played = play_episodes(policy, envs, starts, steps, is_done, name=name, recorder=recorder)
+    return played.coverages
 
 
 def steps_until_success(coverages: np.ndarray) -> np.ndarray:

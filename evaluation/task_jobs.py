@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data.io.messages import command
 from evaluation.evaluate_config import Config
@@ -24,6 +25,7 @@ from evaluation.session import Session
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.goal_set import GoalsInTurn
 from models.controllers.planner import Planner, PlannerConfig
+from models.controllers.task_search import blocks_differ
 
 MAX_RECORDED = 48  # episodes to choose the film's from
 WITH_COST = ("policy_prior", "planner", "goal_policy", "oracle_cem")
@@ -98,6 +100,9 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
         found["goal_policy"] = TaskPolicy(policy, config.task_episodes, {"goal_steps": offset})
         if session.goal_policy.action_block == block:
             priors["policy_prior"] = session.goal_policy
+        else:
+            why = why_missing_in_task(session, "policy_prior", ())
+            tqdm.write(f"task: policy_prior is left out: {why}")
     for name, prior in priors.items():
         planner = Planner(planner_config, world, policy_prior=prior, objective=task_cost)
         search = MpcPolicy(world, planner, steps, probe, goals, config.task_patience)
@@ -183,6 +188,7 @@ def why_missing_in_task(session: Session, policy: str, protocols: tuple[str, ...
     if missing:
         train = command("train_controller.py", "--run", session.run, "--methods", *missing)
         return f"no {' and no '.join(missing)} was trained; {train} trains it"
-    if policy == "policy_prior":
-        return "the action blocks of its goal_policy and its task_cost differ; train both with one"
+    if policy == "policy_prior" and session.goal_policy and session.task_cost:
+        blocks = session.task_cost.config.action_block, session.goal_policy.action_block
+        return blocks_differ(*blocks)
     return "the dataset has no states"

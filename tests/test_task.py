@@ -33,6 +33,7 @@ from evaluation.report.drawing import HOLD, film_episodes
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.simulator_jobs import why_missing
 from evaluation.task_jobs import cost_policies, task_jobs
+from models.controllers.goal_policy import GoalPolicy
 from models.controllers.goal_set import GoalsInTurn
 from models.controllers.plan import Plan
 from models.controllers.task_cost import TaskCostConfig
@@ -332,6 +333,20 @@ def test_a_search_has_the_action_block_of_the_cost(task_run: Path):
     executor = search.policy.executor  # type: ignore[attr-defined]
     assert executor.planner.action_block == 5 and executor.planner.horizon == 7
     assert executor.receding_horizon == 10 == search.settings["receding_horizon"]
+
+
+def test_a_prior_with_other_action_blocks_is_left_out_with_a_line(
+    task_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    with evaluate.Session(task_run, None, None, 1, 2) as session:
+        assert isinstance(session.goal_policy, GoalPolicy)
+        session.goal_policy.action_block = 3
+        assert "policy_prior" not in cost_policies(session, config_of(task_run))
+        reason = why_missing(session, "policy_prior", ("task",))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == f"task: policy_prior is left out: {reason}"
+    assert "blocks of 5 actions, and the goal policy has blocks of 3; train both" in line
+    assert "--task-cost.action-block and --goal-policy.action-block" in line
 
 
 def test_a_planner_of_chunks_needs_one_line(task_run: Path, monkeypatch: pytest.MonkeyPatch):

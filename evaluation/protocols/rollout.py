@@ -112,7 +112,7 @@ def _play_batch(
         recorder.add(goal.frames)
     for step in range(num_steps):
         frames = envs.frames(stepped) if policy.needs_pixels or recorder is not None else None
-        if recorder is not None:
+        if recorder is not None and frames is not None:
             recorder.add(frames)
         obs = Observation(frames, states, velocities, active)
         if step == 0:

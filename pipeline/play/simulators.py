@@ -56,21 +56,25 @@ class ToySimulator:
         return self._world.render(size)
 
 
-def open_simulator(dataset: EpisodeDataset) -> Simulator:
-    """Return the simulator that made the dataset; ValueError where there is none."""
+def open_simulator(dataset: EpisodeDataset, flags: str = "--compare-simulator") -> Simulator:
+    """Return the simulator that made the dataset; ValueError where there is none.
+
+    flags: what asked for it, for the message.
+    """
     source = str(dataset.description.get("source", "unknown"))
     if not dataset.has("states"):
         raise ValueError(
-            f"{dataset.folder} holds no simulator states, so there is no simulator to compare "
-            f"with; remove --compare-simulator"
+            f"{dataset.folder} holds no simulator states, so no simulator can be set to its "
+            f"frames; remove {flags}"
         )
     if source.startswith("toy"):
         return ToySimulator(dataset.actions)
-    from data.pusht.simulator import STATE_NAMES, PushT, goal_of
+    from data.pusht.simulator import ACTIONS, STATE_NAMES, PushT, goal_of
 
-    if dataset.state_names == STATE_NAMES:
+    # other recordings may have the names, but not the units
+    if dataset.state_names == STATE_NAMES and dataset.actions == ACTIONS:
         return PushT(dataset.image_size[0], goal_of(dataset.description))
     raise ValueError(
         f"no simulator is known for {dataset.folder} (source {source!r}, states "
-        f"{', '.join(dataset.state_names)}); remove --compare-simulator"
+        f"{', '.join(dataset.state_names)}); remove {flags}"
     )

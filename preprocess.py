@@ -40,7 +40,7 @@ from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
 from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.pusht.simulator import WINDOW_SIZE
-from data.pusht.task_goal import TASK_GOAL, Goal, describe_ends
+from data.pusht.task_goal import TASK_GOAL, Goal, describe_ends, describe_goals
 from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig, Range
 from data.shards.build_info import count_shards, read_build_info, shards_folder
 from data.shards.build_shards import Source, available_cpus, build
@@ -69,6 +69,10 @@ class PushTConfig(CheckedConfig):
     goal: Annotated[Goal | None, Range(-360, WINDOW_SIZE)] = None
     """X Y DEGREES: where the block belongs in demonstrations of another goal than the task's
     256 256 45, which frames and rewards then show; no copy is mirrored."""
+    random_goal: bool = False
+    """Give each episode a goal of its own, drawn in its frames and rewarded: each copy of
+    --perturb is turned and mirrored as a whole, its goal with it; the scripted policy pushes to
+    goals anywhere."""
     episodes: Annotated[int, Range(1, 10**6)] = 2000
     """Episodes of the scripted policy."""
     resolution: Annotated[int, Range(MIN_SIDE, MAX_SIDE)] = 64
@@ -88,6 +92,11 @@ def pusht(config: PushTConfig) -> None:
         raise ValueError("--perturb needs --demos, the demonstrations to perturb")
     if config.goal and not config.demos:
         raise ValueError("--goal needs --demos, the demonstrations that have another goal")
+    if config.random_goal and config.demos and not config.perturb:
+        raise ValueError(
+            "--random-goal turns and mirrors copies of demonstrations; give --perturb K too, 8 for "
+            "one of each kind"
+        )
     if config.goal and min(config.goal[:2]) < 0:
         raise ValueError(
             f"--goal {config.goal[0]:g} {config.goal[1]:g} is outside of the world; X and Y must "
@@ -101,12 +110,21 @@ def pusht(config: PushTConfig) -> None:
             print(describe_ends(path, goal))
             size = config.resolution
             if config.perturb:
-                source = PerturbedDemos(str(path), config.perturb, size, config.seed, goal)
+                source = PerturbedDemos(
+                    str(path), config.perturb, size, config.seed, goal, config.random_goal
+                )
             else:
                 source = Demonstrations(str(path), size, goal=goal)
         else:
-            source = ScriptedEpisodes(config.episodes, config.resolution, config.seed)
+            source = ScriptedEpisodes(
+                config.episodes,
+                config.resolution,
+                config.seed,
+                random_goal=config.random_goal,
+            )
         _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
+        if config.random_goal:
+            print(describe_goals(EpisodeDataset(folder).notes))
 
 
 @dataclass(frozen=True)

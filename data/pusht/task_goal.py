@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from data.io.messages import first_few
 from data.pusht.demo_data import load_demos
 from data.pusht.simulator import angle_difference, goal_of
 
@@ -18,6 +21,12 @@ FAR_PIXELS, FAR_DEGREES = 40, 30  # from the goal, where it is hardly what was m
 def as_pose(goal: Goal | None) -> np.ndarray:
     """Return x, y, angle of a goal: (3,), by default those of the task."""
     return goal_of({} if goal is None else {"goal": goal})
+
+
+def as_note(pose: np.ndarray) -> dict[str, list[float]]:
+    """Return what the note of an episode says of its goal, (3,): `goal_of` reads it."""
+    x, y, angle = pose.tolist()
+    return {"goal": [round(x, 3), round(y, 3), round(np.rad2deg(angle) % 360, 3)]}
 
 
 def describe_ends(path: Path, goal: Goal | None) -> str:
@@ -41,6 +50,13 @@ def describe_ends(path: Path, goal: Goal | None) -> str:
         f"warning: {line}; if that is their goal, frames and rewards need --goal {pose}, and "
         f"--restart"
     )
+
+
+def describe_goals(notes: Sequence[dict[str, Any]]) -> str:
+    """Say which goals episodes have that were noted with one each."""
+    poses = sorted({tuple(note["goal"]) for note in notes})
+    named = first_few(" ".join(f"{number:g}" for number in pose) for pose in poses)
+    return f"goals: {len(poses)} poses of the block in {len(notes)} episodes (x y degrees: {named})"
 
 
 def _distance(poses: np.ndarray, goal: np.ndarray) -> tuple[float, float]:

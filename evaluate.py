@@ -62,6 +62,7 @@ def main(config: Config) -> None:
         metrics["provenance"] = session.provenance() | {
             "seeds": {"clips": config.seed, "task": config.task_seed, "pairs": config.pair_seeds},
             "task_max_steps": config.task_max_steps,
+            "task_goal": config.task_goal or session.dataset.description.get("goal"),
             "seconds": session.stage_seconds()
             | {"evaluate": cache.total_seconds([j.name for j in jobs])},
             "search": {
@@ -103,9 +104,9 @@ def check_policies(session: Session, config: Config, jobs: list[Job]) -> None:
     }
     for name in config.policies:
         if name not in known:
+            reason = why_missing(session, name, config.protocol, config.task_goal)
             raise ValueError(
-                f"--policies {name}: {why_missing(session, name, config.protocol)}; choose from "
-                f"{', '.join(sorted(known)) or 'none'}"
+                f"--policies {name}: {reason}; choose from {', '.join(sorted(known)) or 'none'}"
             )
 
 

@@ -36,11 +36,12 @@ from data.io.download import local_file
 from data.io.files import lock, writable_folder
 from data.io.sniff import describe_content
 from data.processes import rank_and_world_size
+from data.pusht.demo_ends import describe_ends
 from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
 from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.pusht.simulator import WINDOW_SIZE
-from data.pusht.task_goal import TASK_GOAL, Goal, describe_ends, describe_goals
+from data.pusht.task_goal import TASK_GOAL, Goal, check_in_world, describe_goals
 from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig, Range
 from data.shards.build_info import count_shards, read_build_info, shards_folder
 from data.shards.build_shards import Source, available_cpus, build
@@ -97,11 +98,7 @@ def pusht(config: PushTConfig) -> None:
             "--random-goal turns and mirrors copies of demonstrations; give --perturb K too, 8 for "
             "one of each kind"
         )
-    if config.goal and min(config.goal[:2]) < 0:
-        raise ValueError(
-            f"--goal {config.goal[0]:g} {config.goal[1]:g} is outside of the world; X and Y must "
-            f"be between 0 and {WINDOW_SIZE}"
-        )
+    check_in_world(config.goal, "--goal")
     with _locked_shards(config.run) as folder:
         source: Source
         if config.demos:

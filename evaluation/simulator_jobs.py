@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.io.messages import command
+from data.pusht.task_goal import Goal
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.protocols import goals, policies
@@ -81,15 +82,20 @@ def mpc_policies(session: Session, config: Config, goal_offset: int) -> dict[str
     return planners
 
 
-def why_missing(session: Session, policy: str, protocols: tuple[str, ...] = ()) -> str:
+def why_missing(
+    session: Session,
+    policy: str,
+    protocols: tuple[str, ...] = (),
+    task_goal: Goal | None = None,
+) -> str:
     """Say in one line why this run does not measure a policy in the simulator, or in none of
-    `protocols`."""
+    `protocols`; task_goal: of the task protocol, if not the dataset's."""
     if policy not in {*TASK_POLICIES, *GOAL_POLICIES}:
         return "unknown"
     if not session.is_pusht:
         return f"only Push-T has a simulator, and {session.dataset.folder} is another dataset"
     if protocols == ("task",) or policy not in GOAL_POLICIES:
-        return why_missing_in_task(session, policy, protocols)
+        return why_missing_in_task(session, policy, protocols, task_goal)
     if policy in ("bc", "actor_critic"):
         train = command("train_controller.py", "--run", session.run)
         return f"no controller was trained; {train} trains one"

@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from data.io.messages import command
+from data.pusht.task_goal import Goal, as_pose
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.protocols import task
@@ -28,6 +29,7 @@ from models.controllers.planner import Planner, PlannerConfig
 from models.controllers.task_search import blocks_differ
 
 MAX_RECORDED = 48  # episodes to choose the film's from
+OF_ITS_OWN_GOAL = "the task cost was learned for the goal of its recordings; leave out --task-goal"
 WITH_COST = ("policy_prior", "planner", "goal_policy", "oracle_cem")
 
 
@@ -46,7 +48,7 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
         return
     measured = {
         name: TaskPolicy(policy, config.task_episodes)
-        for name, policy in session.task_policies(config.seed).items()
+        for name, policy in session.task_policies(config.seed, other_goal(config)).items()
     }
     measured["random"].settings["seed"] = config.seed
     measured |= chunk_policies(session, config) | cost_policies(session, config)
@@ -76,6 +78,9 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
     and the goal policy, which is given one of the cost's goals after the other."""
     task_cost = session.task_cost
     if task_cost is None:
+        return {}
+    if config.task_goal:
+        tqdm.write(f"task: {', '.join(WITH_COST)} are left out: {OF_ITS_OWN_GOAL}")
         return {}
     found = {}
     if session.has_goals and task_cost.reads_states:
@@ -110,6 +115,11 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
     return found
 
 
+def other_goal(config: Config) -> np.ndarray | None:
+    """Give the pose of --task-goal, (3,) x, y, angle; None for the dataset's."""
+    return as_pose(config.task_goal) if config.task_goal else None
+
+
 def receding_horizon(config: Config, session: Session) -> int:
     """Give the actions of a search's plan that are executed: whole blocks of the cost's."""
     block = session.task_cost.config.action_block if session.task_cost else 1
@@ -136,7 +146,13 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
         video.unlink(missing_ok=True)  # of an earlier evaluation
         recorder = RecordVideo(MAX_RECORDED) if policy.needs_pixels else None
         coverages = task.run_task(
-            policy, session.envs, seeds, config.task_max_steps, f"task, {name}", recorder
+            policy,
+            session.envs,
+            seeds,
+            config.task_max_steps,
+            f"task, {name}",
+            recorder,
+            other_goal(config),
         )
         result = task.summarize(coverages)
         if isinstance(policy, MpcPolicy):
@@ -157,8 +173,10 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
         row = {key: value for key, value in result.items() if key != "episodes"}
         metrics["task"][name] = dict.fromkeys(TASK) | row
 
+    goal = {"goal": config.task_goal} if config.task_goal else {}
     cache_key = session.cache_key(
         *session.depends_on(name, "task"),
+        **goal,
         seeds=[seeds[0], seeds[-1]],
         steps=config.task_max_steps,
         num_envs=session.num_envs,
@@ -168,7 +186,9 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
     return Job("task", f"task-{name}", cache_key, make, put, ("task",), name)
 
 
-def why_missing_in_task(session: Session, policy: str, protocols: tuple[str, ...]) -> str:
+def why_missing_in_task(
+    session: Session, policy: str, protocols: tuple[str, ...], task_goal: Goal | None = None
+) -> str:
     """Say in one line why a policy is not measured in the task protocol of a run of Push-T."""
     if policy not in TASK_POLICIES:
         return "the task protocol does not have it"
@@ -185,6 +205,8 @@ def why_missing_in_task(session: Session, policy: str, protocols: tuple[str, ...
         missing.append(policy)
     if policy == "actor_critic":
         missing += ["bc", "actor_critic"]
+    if task_goal and policy in WITH_COST:
+        return OF_ITS_OWN_GOAL
     if missing:
         train = command("train_controller.py", "--run", session.run, "--methods", *missing)
         return f"no {' and no '.join(missing)} was trained; {train} trains it"

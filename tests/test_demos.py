@@ -14,11 +14,11 @@ import zarr
 
 import preprocess
 from data.pusht.demo_data import load_demos
+from data.pusht.demo_ends import describe_ends
 from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
 from data.pusht.simulator import goal_of
 from data.pusht.symmetries import mirror
-from data.pusht.task_goal import describe_ends
 from data.pusht.vector_pusht import _worker
 
 

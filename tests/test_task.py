@@ -126,7 +126,7 @@ class Counters:
         self.num_envs, self.until_success = len(until_success), np.array(until_success)
         self._shown = np.zeros((self.num_envs, 3, 16, 16), np.uint8)
 
-    def reset(self, indices: np.ndarray, states: np.ndarray, velocities: np.ndarray) -> None:
+    def reset(self, *args: Any) -> None:
         self.steps = np.zeros(self.num_envs, int)
 
     def step(self, actions: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data.pusht.simulator import STEPS_PER_SECOND, angle_difference
+from data.pusht.simulator import STEPS_PER_SECOND, angle_difference, goal_of
 from data.pusht.vector_pusht import VectorPushT
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.intervals import wilson
@@ -137,7 +137,8 @@ def run_pairs(
     """
     states = np.stack([_read_state(dataset, p.episode, p.start) for p in pairs])
     prev_states = np.stack([_read_state(dataset, p.episode, max(p.start - 1, 0)) for p in pairs])
-    starts = Starts(states, (states - prev_states)[:, :2] * STEPS_PER_SECOND)
+    velocities = (states - prev_states)[:, :2] * STEPS_PER_SECOND
+    starts = Starts(states, velocities, _task_goals(dataset, pairs))
     goals = np.stack([_read_state(dataset, p.episode, p.goal) for p in pairs])
 
     def is_done(episodes: np.ndarray, played: Trajectories) -> np.ndarray:
@@ -161,6 +162,15 @@ def summarize(success: np.ndarray, pairs: list[StartGoal]) -> dict[str, Any]:
         "n": len(success),
         "success_by_seed": {str(s): float(success[seeds == s].mean()) for s in np.unique(seeds)},
     }
+
+
+def _task_goals(dataset: EpisodeDataset, pairs: list[StartGoal]) -> np.ndarray | None:
+    """Give the task's goal in the episodes of pairs, (n, 3), where each has its own.
+
+    It is drawn, whatever the pair's goal is.
+    """
+    notes = [dataset.notes[pair.episode] for pair in pairs]
+    return np.stack([goal_of(note) for note in notes]) if "goal" in notes[0] else None
 
 
 def _read_state(dataset: EpisodeDataset, episode: int, step: int) -> np.ndarray:

@@ -24,6 +24,8 @@ class Starts:
 
     states: np.ndarray  # (E, S)
     velocities: np.ndarray  # (E, 2) of the agent, units of the world per second
+    task_goals: np.ndarray | None = None
+    """(E, 3) poses that the task has and that are drawn, if not those of the simulators."""
 
     def __len__(self) -> int:
         return len(self.states)
@@ -103,7 +105,8 @@ def _play_batch(
     episodes = np.concatenate([episodes, np.repeat(episodes[:1], num_envs - count)])
     stepped = active = np.arange(num_envs) < count
     states, velocities = starts.states[episodes], starts.velocities[episodes]
-    envs.reset(np.arange(num_envs), states, velocities)
+    task_goals = None if starts.task_goals is None else starts.task_goals[episodes]
+    envs.reset(np.arange(num_envs), states, velocities, task_goals)
     played = Trajectories(
         np.zeros((num_envs, num_steps, states.shape[1])), np.zeros((num_envs, num_steps))
     )

@@ -30,15 +30,20 @@ def run_task(
     steps: int = MAX_STEPS,
     name: str = "task",
     recorder: RecordVideo | None = None,
+    goal: np.ndarray | None = None,
 ) -> np.ndarray:
     """Play an episode from each seed, until it succeeds, and give the coverages after each step:
-    (E, T); an episode that has ended repeats its last one."""
+    (E, T); an episode that has ended repeats its last one.
+
+    goal: (3,) of all episodes, if not that of the simulators.
+    """
 
     def is_done(episodes: np.ndarray, played: Trajectories) -> np.ndarray:
         return played.coverages.max(1) >= SUCCESS_COVERAGE
 
     states = np.stack([random_start(seed) for seed in seeds])
-    starts = Starts(states, np.zeros((len(seeds), 2)))
+    goals = None if goal is None else np.tile(goal, (len(seeds), 1))
+    starts = Starts(states, np.zeros((len(seeds), 2)), goals)
     played = play_episodes(policy, envs, starts, steps, is_done, name=name, recorder=recorder)
     return played.coverages
 

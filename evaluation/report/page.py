@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -207,17 +208,23 @@ def _task(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
 def _task_protocol(provenance: dict[str, Any]) -> str:
     seed = provenance.get("seeds", {}).get("task", FIRST_SEED)
     steps = provenance.get("task_max_steps", MAX_STEPS)
-    is_published = (seed, steps) == (FIRST_SEED, MAX_STEPS)
+    goal = provenance.get("task_goal")
+    is_published = (seed, steps, goal) == (FIRST_SEED, MAX_STEPS, None)
     name = (
         "Diffusion Policy's protocol" if is_published else "A trial of Diffusion Policy's protocol"
     )
     return (
-        f"{name}: starts of seeds from {seed}, the same for every policy, at most {steps} steps. "
+        f"{name}: starts of seeds from {seed}, the same for every policy, at most {steps} steps"
+        f"{_towards(goal)}. "
         "The score is the mean highest reward, min(coverage / 0.95, 1); success is a coverage of "
         "0.95 at any step, which ends the episode. Steps: median until success. Policies above "
         "actor_critic plan in the world from frames; planner, policy_prior and goal_policy by the "
         "learned cost of the task; scripted and oracle_cem are given true states."
     )
+
+
+def _towards(goal: Sequence[float] | None) -> str:
+    return f", towards the goal {' '.join(f'{x:g}' for x in goal)} (x y degrees)" if goal else ""
 
 
 def _film(plots: Path, policies: dict[str, Any]) -> list[str]:

@@ -17,8 +17,13 @@ not loaded before a simulator is opened)."""
 class Simulator(Protocol):
     """What play and evaluation rely on. S: numbers in a state."""
 
-    def reset(self, state: np.ndarray, velocity: np.ndarray) -> None:
-        """Reset to a state (S,), the agent to a velocity (2,) in units per second."""
+    def reset(
+        self, state: np.ndarray, velocity: np.ndarray, goal: np.ndarray | None = None
+    ) -> None:
+        """Reset to a state (S,), the agent to a velocity (2,) in units per second.
+
+        goal: (3,) pose of an episode that has its own, by default the one of before.
+        """
         ...
 
     def step(self, action: np.ndarray) -> None:
@@ -43,7 +48,9 @@ class ToySimulator:
         self._make = lambda state: ToyPushT(state, actions)
         self._world = self._make(np.zeros(5))
 
-    def reset(self, state: np.ndarray, velocity: np.ndarray) -> None:
+    def reset(
+        self, state: np.ndarray, velocity: np.ndarray, goal: np.ndarray | None = None
+    ) -> None:
         self._world = self._make(state)
 
     def step(self, action: np.ndarray) -> None:
@@ -54,6 +61,16 @@ class ToySimulator:
 
     def render(self, size: int) -> np.ndarray:
         return self._world.render(size)
+
+
+def episode_goal(dataset: EpisodeDataset, episode: int) -> np.ndarray | None:
+    """Return the goal's pose of an episode that has its own, (3,); None where all have one."""
+    note = dataset.notes[episode]
+    if "goal" not in note:
+        return None
+    from data.pusht.simulator import goal_of
+
+    return goal_of(note)
 
 
 def open_simulator(dataset: EpisodeDataset, flags: str = "--compare-simulator") -> Simulator:

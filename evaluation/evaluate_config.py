@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from data.pusht.simulator import WINDOW_SIZE
 from data.pusht.task_goal import Goal, check_in_world
@@ -24,7 +24,11 @@ from pipeline.device import DeviceOption
 Part = Literal[
     "tokenizer", "probe", "open_loop", "controllability", "imitation", "play", "task", "goal"
 ]
-ProtocolName = Literal["first_hit", "strict", "chunk_end", "offset50", "offset50_strict", "task"]
+ProtocolName = Literal[
+    "first_hit", "strict", "chunk_end", "offset50", "offset50_strict", "task", "given_goal"
+]
+GIVEN_GOAL: Final = "given_goal"
+"""The protocol of --goal."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ class Config(CheckedConfig):
     """Only these protocols of the simulator, and nothing else."""
     policies: tuple[str, ...] = ()
     """Only these policies in the simulator, by their names in the report; all if none is named."""
+    goal: tuple[str, ...] = ()
+    """Measure nothing but how near planners come to this goal in the simulator: image files, or
+    folders of them, of which reaching any image will do; or `task`, by its learned cost."""
+    goal_pose: Annotated[Goal | None, Range(-360, WINDOW_SIZE)] = None
+    """X Y DEGREES of the block in the images of --goal, if its error is to be measured, too."""
     num_clips: Annotated[int, Range(1, 10**6)] = 256
     """Held-out clips for the tokenizer, the open loop and controllability."""
     horizons: Annotated[tuple[int, ...], Range(1, 10**4), NonEmpty()] = HORIZONS
@@ -116,7 +125,33 @@ class Config(CheckedConfig):
                 f"at most"
             )
         check_in_world(self.task_goal, "--task-goal")
+        check_in_world(self.goal_pose, "--goal-pose")
+        self._check_goal()
         check_task_search(self.task_planner, self.task_receding_horizon)
+
+    def _check_goal(self) -> None:
+        if not all(name.strip() for name in self.goal):
+            raise ValueError("--goal has an empty name; give task or image files, or leave it out")
+        if "task" in self.goal and len(self.goal) > 1:
+            raise ValueError("--goal task goes with no other goal; give it alone")
+        if "dataset" in self.goal:
+            raise ValueError(
+                "--goal dataset: goals of the dataset have protocols of their own; give --protocol "
+                "first_hit or offset50 instead"
+            )
+        if self.goal_pose and self.goal in ((), ("task",)):
+            raise ValueError("--goal-pose is that of the images of --goal; give image files, too")
+        if GIVEN_GOAL in self.protocol and not self.goal:
+            raise ValueError(f"--protocol {GIVEN_GOAL} needs --goal: image files, or task")
+        if self.task_goal and self.protocols and "task" not in self.protocols:
+            raise ValueError(
+                "--task-goal is of the task protocol; leave it out, or add --protocol task"
+            )
+
+    @property
+    def protocols(self) -> tuple[ProtocolName, ...]:
+        """What is selected: with a goal that protocol alone, if none is named."""
+        return self.protocol or ((GIVEN_GOAL,) if self.goal else ())
 
     @property
     def num_seeds(self) -> int:

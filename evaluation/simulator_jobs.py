@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from data.io.messages import command
 from data.pusht.task_goal import Goal
-from evaluation.evaluate_config import Config
+from evaluation.evaluate_config import GIVEN_GOAL, Config
 from evaluation.jobs import Job
 from evaluation.protocols import goals, policies
 from evaluation.protocols.mpc import MpcPolicy
 from evaluation.protocols.record_video import RecordVideo
 from evaluation.report.drawing import draw_attempts
-from evaluation.report.metrics_schema import GOAL_POLICIES, TASK_POLICIES
+from evaluation.report.metrics_schema import GIVEN_GOAL_POLICIES, GOAL_POLICIES, TASK_POLICIES
 from evaluation.result_cache import write_json
 from evaluation.session import Session
 from evaluation.task_jobs import task_jobs, why_missing_in_task
@@ -94,6 +94,8 @@ def why_missing(
         return "unknown"
     if not session.is_pusht:
         return f"only Push-T has a simulator, and {session.dataset.folder} is another dataset"
+    if protocols == (GIVEN_GOAL,) and policy not in GIVEN_GOAL_POLICIES:
+        return "it is given no goal"
     if protocols == ("task",) or policy not in GOAL_POLICIES:
         return why_missing_in_task(session, policy, protocols, task_goal)
     if policy in ("bc", "actor_critic"):
@@ -127,7 +129,7 @@ def goal_job(
             session.dataset,
             pairs,
             name=f"goal +{goal_offset}, {name}",
-            recorder=recorder,
+            watchers=(recorder,) if recorder else (),
         )
         results = {key: goals.summarize(p.success(errors), pairs) for key, p in protocols.items()}
         if isinstance(policy, MpcPolicy):

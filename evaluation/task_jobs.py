@@ -151,7 +151,7 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
             seeds,
             config.task_max_steps,
             f"task, {name}",
-            recorder,
+            (recorder,) if recorder else (),
             other_goal(config),
         )
         result = task.summarize(coverages)

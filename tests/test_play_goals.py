@@ -288,6 +288,7 @@ def test_a_task_cost_of_another_world_names_the_command_that_trains_it_alone(
 def test_images_that_cannot_be_goals_are_refused_in_one_line(run: Path, tmp_path: Path):
     (good,) = images(tmp_path, 1)
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "cut.png").write_bytes(Path(good).read_bytes()[:200])
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "wide.png")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "tiny.png")
@@ -299,7 +300,7 @@ def test_images_that_cannot_be_goals_are_refused_in_one_line(run: Path, tmp_path
         "wide.png": "wide.png has 96 x 64 pixels, .* 32 x 32; cut the image",
         "tiny.png": "tiny.png has 8 x 8 pixels, fewer than .* give a larger image",
         "deep.png": "deep.png has pixels of mode I;16",
-        ".": "cannot be read",
+        "empty": "empty holds no image .*; name image files",
     }.items():
         goal = (good, str(tmp_path / name))
         with pytest.raises(ValueError, match=message) as problem:

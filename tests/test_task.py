@@ -143,7 +143,7 @@ class Counters:
 def recorded(until_success: list[int], episodes: int, steps: int) -> tuple[Tensor, np.ndarray]:
     """Play, and return the videos of the first three episodes, and the steps until success."""
     recorder, envs = RecordVideo(3), Counters(until_success)
-    played = task.run_task(Still(), envs, list(range(episodes)), steps, recorder=recorder)  # type: ignore[arg-type]
+    played = task.run_task(Still(), envs, list(range(episodes)), steps, watchers=(recorder,))  # type: ignore[arg-type]
     return recorder.videos(), task.steps_until_success(played)
 
 
@@ -164,7 +164,7 @@ def test_a_video_towards_a_goal_begins_with_the_goal():
     recorder, starts = RecordVideo(1), Starts(np.zeros((2, 5)), np.zeros((2, 2)))
     never = lambda episodes, played: np.zeros(len(episodes), bool)  # noqa: E731
     envs: Any = Counters([0, 0])
-    play_episodes(Still(), envs, starts, 2, never, White(), recorder=recorder)
+    play_episodes(Still(), envs, starts, 2, never, White(), watchers=(recorder,))
     assert recorder.videos()[0, :, 0, 0, 0].tolist() == [255, 0, 60, 120]
 
 

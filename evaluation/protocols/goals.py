@@ -8,7 +8,7 @@ Letters: n pairs, T steps, S numbers of a state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,8 +19,7 @@ from data.pusht.vector_pusht import VectorPushT
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.intervals import wilson
 from evaluation.protocols.policies import Policy
-from evaluation.protocols.record_video import RecordVideo
-from evaluation.protocols.rollout import Starts, Trajectories, play_episodes
+from evaluation.protocols.rollout import Starts, Trajectories, Watcher, play_episodes
 
 AGENT_AND_BLOCK, BLOCK, DEGREES = 0, 1, 2  # the errors of a step, in this order
 BUDGET = 50
@@ -129,7 +128,7 @@ def run_pairs(
     pairs: list[StartGoal],
     budget: int = BUDGET,
     name: str = "goals",
-    recorder: RecordVideo | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> np.ndarray:
     """Play from every start towards its goal; give the errors after each step: (n, T, 3).
 
@@ -146,7 +145,7 @@ def run_pairs(
         return first_hit(errors) & strict(errors) & chunk_end(errors)
 
     played = play_episodes(
-        policy, envs, starts, budget, is_done, PairGoals(dataset, pairs, goals), name, recorder
+        policy, envs, starts, budget, is_done, PairGoals(dataset, pairs, goals), name, watchers
     )
     return errors_between(played.states, goals[:, None])
 

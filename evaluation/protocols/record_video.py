@@ -16,11 +16,19 @@ class RecordVideo:
     def __init__(self, num_episodes: int) -> None:
         self.num_episodes = num_episodes
         self._frames: list[np.ndarray] = []
+        self._is_full = False
+
+    def begin(self, episodes: np.ndarray, goals: np.ndarray | None) -> None:
+        """Record the first N episodes alone; goals: their frames, (N, 3, H, W) uint8, if any."""
+        self._is_full = bool(self._frames)
+        if goals is not None:
+            self.add(goals)
 
     def add(self, frames: np.ndarray) -> None:
         """Append a frame of each simulator, (N, 3, H, W) uint8."""
-        # a copy, since a part would hold all
-        self._frames.append(frames[: self.num_episodes].copy())
+        if not self._is_full:
+            # a copy, since a part would hold all
+            self._frames.append(frames[: self.num_episodes].copy())
 
     def videos(self) -> Tensor:
         """Give (n, frames, 3, H, W) uint8; an ended episode repeats its last frame."""

@@ -5,7 +5,7 @@ Letters: E episodes, N simulators, n episodes of a batch, T steps, S numbers of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,6 @@ from tqdm import tqdm
 from data.pusht.simulator import STEPS_PER_SECOND
 from data.pusht.vector_pusht import VectorPushT
 from evaluation.protocols.policies import Observation, Policy
-from evaluation.protocols.record_video import RecordVideo
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,19 @@ class Goals(Protocol):
         ...
 
 
+class Watcher(Protocol):
+    """Looks at what is played, N episodes at a time."""
+
+    def begin(self, episodes: np.ndarray, goals: np.ndarray | None) -> None:
+        """Begin `episodes`, (n,), with n <= N; goals: their frames, (N, 3, H, W) uint8."""
+        ...
+
+    def add(self, frames: np.ndarray) -> None:
+        """Look at (N, 3, H, W) uint8: the starts, then what each step led to; an episode that has
+        ended stays at its last frame."""
+        ...
+
+
 @dataclass(frozen=True)
 class Trajectories:
     """States and coverages after each step; an episode that has ended repeats its last ones."""
@@ -67,22 +79,18 @@ def play_episodes(
     is_done: IsDone,
     goals: Goals | None = None,
     name: str = "episodes",
-    recorder: RecordVideo | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> Trajectories:
-    """Play an episode from each start, N at a time, each until it is done or for `num_steps`.
-
-    recorder: is given the frames of the first N episodes.
-    """
+    """Play an episode from each start, N at a time, each until it is done or for `num_steps`."""
     batches = []
     with tqdm(total=len(starts) * num_steps, desc=name, leave=False, unit="step") as progress:
         for first in range(0, len(starts), envs.num_envs):
             episodes = np.arange(first, min(first + envs.num_envs, len(starts)))
             batches.append(
                 _play_batch(
-                    policy, envs, starts, num_steps, is_done, goals, episodes, progress,
-                    recorder if first == 0 else None,
+                    policy, envs, starts, num_steps, is_done, goals, episodes, progress, watchers
                 )
-            )  # fmt: skip
+            )
     return Trajectories(
         np.concatenate([batch.states for batch in batches]),
         np.concatenate([batch.coverages for batch in batches]),
@@ -98,7 +106,7 @@ def _play_batch(
     goals: Goals | None,
     episodes: np.ndarray,
     progress: tqdm,
-    recorder: RecordVideo | None,
+    watchers: Sequence[Watcher],
 ) -> Trajectories:
     """Play `episodes`, (n,) with n <= N; simulators without one stand at the first one's start."""
     count, num_envs = len(episodes), envs.num_envs
@@ -111,12 +119,11 @@ def _play_batch(
         np.zeros((num_envs, num_steps, states.shape[1])), np.zeros((num_envs, num_steps))
     )
     goal = _goal_observation(policy, goals, episodes, active)
-    if recorder is not None and goal is not None and goal.frames is not None:
-        recorder.add(goal.frames)
+    for watcher in watchers:
+        watcher.begin(episodes[:count], None if goal is None else goal.frames)
     for step in range(num_steps):
-        frames = envs.frames(stepped) if policy.needs_pixels or recorder is not None else None
-        if recorder is not None and frames is not None:
-            recorder.add(frames)
+        frames = envs.frames(stepped) if policy.needs_pixels or watchers else None
+        _show(watchers, frames)
         obs = Observation(frames, states, velocities, active)
         if step == 0:
             policy.reset(obs, goal)
@@ -129,9 +136,14 @@ def _play_batch(
         stepped, active = active, active & ~is_done(episodes, played.up_to(step + 1))
         if not active.any():
             break
-    if recorder is not None:
-        recorder.add(envs.frames(stepped))  # what the last step led to
+    _show(watchers, envs.frames(stepped) if watchers else None)  # what the last step led to
     return Trajectories(played.states[:count], played.coverages[:count])
+
+
+def _show(watchers: Sequence[Watcher], frames: np.ndarray | None) -> None:
+    if frames is not None:
+        for watcher in watchers:
+            watcher.add(frames)
 
 
 def _goal_observation(

@@ -7,6 +7,7 @@ episodes, T steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,7 @@ from data.pusht.simulator import SUCCESS_COVERAGE, random_start, reward
 from data.pusht.vector_pusht import VectorPushT
 from evaluation.measures.intervals import bootstrap, wilson
 from evaluation.protocols.policies import Policy
-from evaluation.protocols.record_video import RecordVideo
-from evaluation.protocols.rollout import Starts, Trajectories, play_episodes
+from evaluation.protocols.rollout import Starts, Trajectories, Watcher, play_episodes
 
 FIRST_SEED = 100_000
 MAX_STEPS = 300
@@ -29,7 +29,7 @@ def run_task(
     seeds: list[int],
     steps: int = MAX_STEPS,
     name: str = "task",
-    recorder: RecordVideo | None = None,
+    watchers: Sequence[Watcher] = (),
     goal: np.ndarray | None = None,
 ) -> np.ndarray:
     """Play an episode from each seed, until it succeeds, and give the coverages after each step:
@@ -44,7 +44,7 @@ def run_task(
     states = np.stack([random_start(seed) for seed in seeds])
     goals = None if goal is None else np.tile(goal, (len(seeds), 1))
     starts = Starts(states, np.zeros((len(seeds), 2)), goals)
-    played = play_episodes(policy, envs, starts, steps, is_done, name=name, recorder=recorder)
+    played = play_episodes(policy, envs, starts, steps, is_done, name=name, watchers=watchers)
     return played.coverages
 
 

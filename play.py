@@ -60,7 +60,7 @@ from pipeline.play.goals import DATASET, TASK, Goal, find_goal
 from pipeline.play.headless import Actor, Scene, Truth, play_headless
 from pipeline.play.keyboard import script_actions
 from pipeline.play.player import Player, Start, StartSampler
-from pipeline.play.simulators import SOLVED, Simulator, open_simulator
+from pipeline.play.simulators import SOLVED, find_simulator
 from pipeline.play.window import Window, check_display
 from pipeline.video import write_video
 
@@ -95,7 +95,7 @@ class Config(CheckedConfig):
     goal: tuple[str, ...] = ()
     """What is acted towards: `dataset`, its frame --goal-offset steps later (the default with
     --headless); `task`, as train_controller.py --methods task_cost has learned it (the default in a
-    window); or image files, of which reaching any will do."""
+    window); or image files, or folders of them, of which reaching any image will do."""
     actions_file: Path | None = None
     """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
     steps: Annotated[int, Range(1, 10**5)] = 100
@@ -215,18 +215,6 @@ def find_controller(config: Config, world: World) -> Controller | None:
     if config.headless or not (config.run / "controller" / "best.pt").exists():
         return None
     return load_controller(config.run, world)
-
-
-def find_simulator(dataset: EpisodeDataset, flags: str, optional: bool) -> Simulator | None:
-    """Open the dataset's simulator; None where no flag requires it, and it is not known."""
-    if not flags and not optional:
-        return None
-    try:
-        return open_simulator(dataset, flags)
-    except ValueError:
-        if flags:
-            raise
-        return None
 
 
 def simulator_flags(config: Config) -> str:

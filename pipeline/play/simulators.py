@@ -95,3 +95,15 @@ def open_simulator(dataset: EpisodeDataset, flags: str = "--compare-simulator") 
         f"no simulator is known for {dataset.folder} (source {source!r}, states "
         f"{', '.join(dataset.state_names)}); remove {flags}"
     )
+
+
+def find_simulator(dataset: EpisodeDataset, flags: str, optional: bool) -> Simulator | None:
+    """Open the dataset's simulator; None where no flag requires it, and it is not known."""
+    if not flags and not optional:
+        return None
+    try:
+        return open_simulator(dataset, flags)
+    except ValueError:
+        if flags:
+            raise
+        return None

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_task import SEED, Counters, Still, add_task_cost, config_of
+from test_record_video import Counters, Still
+from test_task import SEED, add_task_cost, config_of
 from torch import Tensor
 from untrained_run import write_run
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data.shards.build_shards import available_cpus
 from evaluation.evaluate_config import Config
+from evaluation.given_goal_jobs import given_goal_jobs
 from evaluation.jobs import Job, jobs_on_dataset
 from evaluation.report.drawing import draw_plots
 from evaluation.report.metrics_schema import empty_metrics
@@ -50,7 +51,11 @@ def main(config: Config) -> None:
             tqdm.write(line)
         config = within_episodes(config, session)
         metrics = empty_metrics()
-        jobs = [*jobs_on_dataset(session, config), *jobs_in_simulator(session, config)]
+        jobs = [
+            *jobs_on_dataset(session, config),
+            *jobs_in_simulator(session, config),
+            *given_goal_jobs(session, config),
+        ]
         check_policies(session, config, jobs)
         for job in tqdm(jobs, "evaluate", unit="part"):
             if _is_selected(job, config):
@@ -62,6 +67,8 @@ def main(config: Config) -> None:
         metrics["provenance"] = session.provenance() | {
             "seeds": {"clips": config.seed, "task": config.task_seed, "pairs": config.pair_seeds},
             "task_max_steps": config.task_max_steps,
+            "given_goal": list(config.goal) or None,
+            "task_goal": config.task_goal or session.dataset.description.get("goal"),
             "seconds": session.stage_seconds()
             | {"evaluate": cache.total_seconds([j.name for j in jobs])},
             "search": {
@@ -95,7 +102,7 @@ def within_episodes(config: Config, session: Session) -> Config:
 
 def check_policies(session: Session, config: Config, jobs: list[Job]) -> None:
     """Raise ValueError for the first policy that this run does not measure, with the reason."""
-    protocols = set(config.protocol)
+    protocols = set(config.protocols)
     known = {
         job.policy
         for job in jobs
@@ -103,17 +110,17 @@ def check_policies(session: Session, config: Config, jobs: list[Job]) -> None:
     }
     for name in config.policies:
         if name not in known:
+            reason = why_missing(session, name, config.protocols, config.task_goal)
             raise ValueError(
-                f"--policies {name}: {why_missing(session, name, config.protocol)}; choose from "
-                f"{', '.join(sorted(known)) or 'none'}"
+                f"--policies {name}: {reason}; choose from {', '.join(sorted(known)) or 'none'}"
             )
 
 
 def _is_selected(job: Job, config: Config) -> bool:
     if config.policies and job.policy and job.policy not in config.policies:
         return False
-    if config.protocol:
-        return bool(set(job.protocols) & set(config.protocol))
+    if config.protocols:
+        return bool(set(job.protocols) & set(config.protocols))
     return job.part in config.parts and not job.on_request
 
 

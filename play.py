@@ -60,7 +60,7 @@ from pipeline.play.goals import DATASET, TASK, Goal, find_goal
 from pipeline.play.headless import Actor, Scene, Truth, play_headless
 from pipeline.play.keyboard import script_actions
 from pipeline.play.player import Player, Start, StartSampler
-from pipeline.play.simulators import SOLVED, Simulator, open_simulator
+from pipeline.play.simulators import SOLVED, find_simulator
 from pipeline.play.window import Window, check_display
 from pipeline.video import write_video
 
@@ -95,7 +95,7 @@ class Config(CheckedConfig):
     goal: tuple[str, ...] = ()
     """What is acted towards: `dataset`, its frame --goal-offset steps later (the default with
     --headless); `task`, as train_controller.py --methods task_cost has learned it (the default in a
-    window); or image files, of which reaching any will do."""
+    window); or image files, or folders of them, of which reaching any image will do."""
     actions_file: Path | None = None
     """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
     steps: Annotated[int, Range(1, 10**5)] = 100
@@ -163,7 +163,7 @@ def main(config: Config) -> None:
     player = Player(
         world,
         find_controller(config, world),
-        find_simulator(dataset, required=shows_simulator(config), optional=not config.headless),
+        find_simulator(dataset, simulator_flags(config), optional=not config.headless),
         keep_simulator_frames=config.observe_simulator,
     )
     if config.headless:
@@ -186,6 +186,10 @@ def check(config: Config) -> None:
         raise ValueError("--actions file and --actions-file PATH belong together; give both")
     if config.frame is not None and config.episode is None:
         raise ValueError(f"--frame {config.frame} needs an episode; give --episode too")
+    if not all(name.strip() for name in config.goal):
+        raise ValueError(
+            f"--goal has an empty name; give {DATASET}, {TASK} or image files, or leave it out"
+        )
     towards_goal = config.actions in get_args(GoalSource)
     if config.headless and not towards_goal and (config.goal or config.observe_simulator):
         flag = f"--goal {' '.join(config.goal)}" if config.goal else "--observe-simulator"
@@ -213,20 +217,17 @@ def find_controller(config: Config, world: World) -> Controller | None:
     return load_controller(config.run, world)
 
 
-def find_simulator(dataset: EpisodeDataset, required: bool, optional: bool) -> Simulator | None:
-    """Open the dataset's simulator; None where it is neither required nor known."""
-    if not required and not optional:
-        return None
-    try:
-        return open_simulator(dataset)
-    except ValueError:
-        if required:
-            raise
-        return None
+def simulator_flags(config: Config) -> str:
+    """The flags that show the simulator; none where it is not shown."""
+    given = {
+        "--compare-simulator": config.compare_simulator,
+        "--observe-simulator": config.observe_simulator,
+    }
+    return " and ".join(flag for flag, is_given in given.items() if is_given)
 
 
 def shows_simulator(config: Config) -> bool:
-    return config.compare_simulator or config.observe_simulator
+    return bool(simulator_flags(config))
 
 
 def make_goal_actor(

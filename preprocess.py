@@ -36,11 +36,12 @@ from data.io.download import local_file
 from data.io.files import lock, writable_folder
 from data.io.sniff import describe_content
 from data.processes import rank_and_world_size
+from data.pusht.demo_ends import describe_ends
 from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
 from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.pusht.simulator import WINDOW_SIZE
-from data.pusht.task_goal import TASK_GOAL, Goal, describe_ends
+from data.pusht.task_goal import TASK_GOAL, Goal, check_in_world, describe_goals
 from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig, Range
 from data.shards.build_info import count_shards, read_build_info, shards_folder
 from data.shards.build_shards import Source, available_cpus, build
@@ -69,6 +70,10 @@ class PushTConfig(CheckedConfig):
     goal: Annotated[Goal | None, Range(-360, WINDOW_SIZE)] = None
     """X Y DEGREES: where the block belongs in demonstrations of another goal than the task's
     256 256 45, which frames and rewards then show; no copy is mirrored."""
+    random_goal: bool = False
+    """Give each episode a goal of its own, drawn in its frames and rewarded: each copy of
+    --perturb is turned and mirrored as a whole, its goal with it; the scripted policy pushes to
+    goals anywhere."""
     episodes: Annotated[int, Range(1, 10**6)] = 2000
     """Episodes of the scripted policy."""
     resolution: Annotated[int, Range(MIN_SIDE, MAX_SIDE)] = 64
@@ -88,11 +93,12 @@ def pusht(config: PushTConfig) -> None:
         raise ValueError("--perturb needs --demos, the demonstrations to perturb")
     if config.goal and not config.demos:
         raise ValueError("--goal needs --demos, the demonstrations that have another goal")
-    if config.goal and min(config.goal[:2]) < 0:
+    if config.random_goal and config.demos and not config.perturb:
         raise ValueError(
-            f"--goal {config.goal[0]:g} {config.goal[1]:g} is outside of the world; X and Y must "
-            f"be between 0 and {WINDOW_SIZE}"
+            "--random-goal turns and mirrors copies of demonstrations; give --perturb K too, 8 for "
+            "one of each kind"
         )
+    check_in_world(config.goal, "--goal")
     with _locked_shards(config.run) as folder:
         source: Source
         if config.demos:
@@ -101,12 +107,21 @@ def pusht(config: PushTConfig) -> None:
             print(describe_ends(path, goal))
             size = config.resolution
             if config.perturb:
-                source = PerturbedDemos(str(path), config.perturb, size, config.seed, goal)
+                source = PerturbedDemos(
+                    str(path), config.perturb, size, config.seed, goal, config.random_goal
+                )
             else:
                 source = Demonstrations(str(path), size, goal=goal)
         else:
-            source = ScriptedEpisodes(config.episodes, config.resolution, config.seed)
+            source = ScriptedEpisodes(
+                config.episodes,
+                config.resolution,
+                config.seed,
+                random_goal=config.random_goal,
+            )
         _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
+        if config.random_goal:
+            print(describe_goals(EpisodeDataset(folder).notes))
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,9 @@ class ArraysConfig(CheckedConfig):
     """Name of the array of frames in the files, such as obs/agentview_image."""
     rename: tuple[str, ...] = ()
     """STORED=FIELD for arrays of other names, such as reward=rewards; STORED= leaves one aside."""
+    state_names: tuple[str, ...] = ()
+    """Names of the numbers of a state, in their order, such as x y angle: what ends in angle is
+    one, in radians. By default they are numbered, and none is an angle."""
     alignment: Alignment = "next"
     """Whether actions[t] leads from frames[t] to the next, or led from the previous to it."""
     actions: ActionKind = "auto"
@@ -158,6 +176,7 @@ def arrays(config: ArraysConfig) -> None:
             actions=ActionOptions(
                 config.actions, config.low, config.high, config.num_codes, _actions_of(config)
             ),
+            state_names=config.state_names,
         )
         for remark in source.remarks:
             print(f"arrays: {remark}")

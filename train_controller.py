@@ -179,6 +179,9 @@ def why_not(config: Config, method: Method, world: World, dataset: EpisodeDatase
         rewards = dataset.read_rows("rewards", 0, dataset.num_frames)
         if rewards.min() == rewards.max():
             return f"every reward of {dataset.folder} is {rewards.max():g}, which shows no goal"
+        goals = {tuple(note["goal"]) for note in dataset.notes if "goal" in note}
+        if len(goals) > 1:
+            return f"{dataset.folder} has {len(goals)} goals of episodes, a task's cost only one"
     if method == "flow_policy":
         try:
             for split in ("train", "validation"):

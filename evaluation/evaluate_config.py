@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
+from data.pusht.simulator import WINDOW_SIZE
+from data.pusht.task_goal import Goal, check_in_world
 from data.ranges import MAX_SEED, MAX_STEPS, MAX_WORKERS, CheckedConfig, NonEmpty, Range
 from evaluation.measures.open_loop import HORIZONS
 from evaluation.protocols import goals, task
@@ -39,7 +41,10 @@ ProtocolName = Literal[
     "offset100",
     "offset100_strict",
     "task",
+    "given_goal",
 ]
+GIVEN_GOAL: Final = "given_goal"
+"""The protocol of --goal."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class Config(CheckedConfig):
     are measured only where they are named here."""
     policies: tuple[str, ...] = ()
     """Only these policies in the simulator, by their names in the report; all if none is named."""
+    goal: tuple[str, ...] = ()
+    """Measure nothing but how near planners come to this goal in the simulator: image files, or
+    folders of them, of which reaching any image will do; or `task`, by its learned cost."""
+    goal_pose: Annotated[Goal | None, Range(-360, WINDOW_SIZE)] = None
+    """X Y DEGREES of the block in the images of --goal, if its error is to be measured, too."""
     num_clips: Annotated[int, Range(1, 10**6)] = 256
     """Held-out clips for the tokenizer, the open loop and controllability."""
     horizons: Annotated[tuple[int, ...], Range(1, 10**4), NonEmpty()] = HORIZONS
@@ -83,6 +93,9 @@ class Config(CheckedConfig):
     episodes nothing may be chosen."""
     task_max_steps: Annotated[int, Range(1, 10**4)] = task.MAX_STEPS
     """Most steps of a task episode; the default is the protocol's, fewer are only a trial."""
+    task_goal: Annotated[Goal | None, Range(-360, WINDOW_SIZE)] = None
+    """X Y DEGREES: another goal of the task protocol on Push-T than that of the recordings, drawn
+    there instead; what has learned a task's cost is left out, since that is of its own goal."""
     goal_pairs: Annotated[int, Range(1, 10**6)] = 500
     """Pairs of start and goal for each seed."""
     pair_seeds: Annotated[tuple[int, ...], Range(0, MAX_SEED), NonEmpty()] = (0, 1, 2)
@@ -128,7 +141,34 @@ class Config(CheckedConfig):
                 f"{last_seed}, and the largest is {MAX_SEED}; give {MAX_SEED - self.num_seeds + 1} "
                 f"at most"
             )
+        check_in_world(self.task_goal, "--task-goal")
+        check_in_world(self.goal_pose, "--goal-pose")
+        self._check_goal()
         check_task_search(self.task_planner, self.task_receding_horizon)
+
+    def _check_goal(self) -> None:
+        if not all(name.strip() for name in self.goal):
+            raise ValueError("--goal has an empty name; give task or image files, or leave it out")
+        if "task" in self.goal and len(self.goal) > 1:
+            raise ValueError("--goal task goes with no other goal; give it alone")
+        if "dataset" in self.goal:
+            raise ValueError(
+                "--goal dataset: goals of the dataset have protocols of their own; give --protocol "
+                "first_hit or offset50 instead"
+            )
+        if self.goal_pose and self.goal in ((), ("task",)):
+            raise ValueError("--goal-pose is that of the images of --goal; give image files, too")
+        if GIVEN_GOAL in self.protocol and not self.goal:
+            raise ValueError(f"--protocol {GIVEN_GOAL} needs --goal: image files, or task")
+        if self.task_goal and self.protocols and "task" not in self.protocols:
+            raise ValueError(
+                "--task-goal is of the task protocol; leave it out, or add --protocol task"
+            )
+
+    @property
+    def protocols(self) -> tuple[ProtocolName, ...]:
+        """What is selected: with a goal that protocol alone, if none is named."""
+        return self.protocol or ((GIVEN_GOAL,) if self.goal else ())
 
     @property
     def num_seeds(self) -> int:

@@ -159,8 +159,7 @@ class Session:
     def envs(self) -> VectorPushT:
         """Simulators over processes, started when first used."""
         size = self.dataset.image_size[0]
-        goal = simulator.goal_of(self.dataset.description)
-        envs = VectorPushT(self.num_envs, size, self.num_workers, goal)
+        envs = VectorPushT(self.num_envs, size, self.num_workers, self.own_goal)
         return self._exit_stack.enter_context(envs)
 
     @cached_property
@@ -199,12 +198,20 @@ class Session:
         measured = [facts for facts in self.checkpoints.values() if facts]
         return count_trained_on(measured, self.dataset, "test")
 
-    def task_policies(self, seed: int) -> dict[str, Policy]:
-        """Give the run's controllers that do not plan, and their baselines."""
+    @property
+    def own_goal(self) -> np.ndarray:
+        """Where the block belongs on Push-T, (3,) x, y, angle, by the dataset."""
+        return simulator.goal_of(self.dataset.description)
+
+    def task_policies(self, seed: int, goal: np.ndarray | None = None) -> dict[str, Policy]:
+        """Give the run's controllers that do not plan, and their baselines.
+
+        goal: (3,) of the task, if not the dataset's.
+        """
         return {
             "random": policies.Random(self.dataset.actions, seed),
             "noop": policies.NoOp(),
-            "scripted": policies.Scripted(simulator.goal_of(self.dataset.description)),
+            "scripted": policies.Scripted(self.own_goal if goal is None else goal),
             **{name: WorldModelPolicy(self.world, each) for name, each in self.controllers.items()},
         }
 

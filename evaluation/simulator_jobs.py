@@ -11,12 +11,14 @@ import numpy as np
 from tqdm import tqdm
 
 from data.io.messages import command
-from evaluation.evaluate_config import Config
+from data.pusht.task_goal import Goal
+from evaluation.evaluate_config import GIVEN_GOAL, Config
 from evaluation.jobs import Job
 from evaluation.protocols import goals, policies
-from evaluation.protocols.mpc import MpcPolicy, RecordVideo
+from evaluation.protocols.mpc import MpcPolicy
+from evaluation.protocols.record_video import RecordVideo
 from evaluation.report.drawing import draw_attempts
-from evaluation.report.metrics_schema import GOAL_POLICIES, TASK_POLICIES
+from evaluation.report.metrics_schema import GIVEN_GOAL_POLICIES, GOAL_POLICIES, TASK_POLICIES
 from evaluation.result_cache import write_json
 from evaluation.session import Session
 from evaluation.task_jobs import task_jobs, why_missing_in_task
@@ -46,7 +48,7 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
         pairs = [pair for drawn in pairs_by_seed for pair in drawn]
         pair_lists[str(goal_offset)] = goals.pairs_as_dicts(pairs)
         if not pairs:
-            if not goals.at_offset(goal_offset).on_request or config.protocol:
+            if not goals.at_offset(goal_offset).on_request or config.protocols:
                 tqdm.write(f"goal: no held-out episode is longer than {goal_offset} steps; skipped")
             continue
         planners = mpc_policies(session, config, goal_offset)
@@ -81,15 +83,22 @@ def mpc_policies(session: Session, config: Config, goal_offset: int) -> dict[str
     return planners
 
 
-def why_missing(session: Session, policy: str, protocols: tuple[str, ...] = ()) -> str:
+def why_missing(
+    session: Session,
+    policy: str,
+    protocols: tuple[str, ...] = (),
+    task_goal: Goal | None = None,
+) -> str:
     """Say in one line why this run does not measure a policy in the simulator, or in none of
-    `protocols`."""
+    `protocols`; task_goal: of the task protocol, if not the dataset's."""
     if policy not in {*TASK_POLICIES, *GOAL_POLICIES}:
         return "unknown"
     if not session.is_pusht:
         return f"only Push-T has a simulator, and {session.dataset.folder} is another dataset"
+    if protocols == (GIVEN_GOAL,) and policy not in GIVEN_GOAL_POLICIES:
+        return "it is given no goal"
     if protocols == ("task",) or policy not in GOAL_POLICIES:
-        return why_missing_in_task(session, policy, protocols)
+        return why_missing_in_task(session, policy, protocols, task_goal)
     if policy in ("bc", "actor_critic"):
         train = command("train_controller.py", "--run", session.run)
         return f"no controller was trained; {train} trains one"
@@ -114,14 +123,15 @@ def goal_job(
     protocols = {key: p for key, p in goals.PROTOCOLS.items() if p.goal_offset == goal_offset}
 
     def play() -> dict[str, Any]:
-        recorder = RecordVideo(policy, min(MAX_RECORDED, len(pairs))) if name == "planner" else None
+        recorder = RecordVideo(min(MAX_RECORDED, len(pairs))) if name == "planner" else None
         errors = goals.run_pairs(
-            recorder or policy,
+            policy,
             session.envs,
             session.dataset,
             pairs,
             goals.at_offset(goal_offset).budget,
             f"goal +{goal_offset}, {name}",
+            (recorder,) if recorder else (),
         )
         results = {key: goals.summarize(p.success(errors), pairs) for key, p in protocols.items()}
         if isinstance(policy, MpcPolicy):

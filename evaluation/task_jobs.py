@@ -9,22 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data.io.messages import command
+from data.pusht.task_goal import Goal, as_pose
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.protocols import task
-from evaluation.protocols.mpc import MpcPolicy, RecordVideo
+from evaluation.protocols.mpc import MpcPolicy
 from evaluation.protocols.oracle_cem import TaskOracleCem
 from evaluation.protocols.policies import Policy
+from evaluation.protocols.record_video import RecordVideo
 from evaluation.report.drawing import film_episodes
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.session import Session
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.goal_set import GoalsInTurn
 from models.controllers.planner import Planner, PlannerConfig
+from models.controllers.task_search import blocks_differ
 
 MAX_RECORDED = 48  # episodes to choose the film's from
+OF_ITS_OWN_GOAL = "the task cost was learned for the goal of its recordings; leave out --task-goal"
 WITH_COST = ("policy_prior", "planner", "goal_policy", "oracle_cem")
 
 
@@ -43,7 +48,7 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
         return
     measured = {
         name: TaskPolicy(policy, config.task_episodes)
-        for name, policy in session.task_policies(config.seed).items()
+        for name, policy in session.task_policies(config.seed, other_goal(config)).items()
     }
     measured["random"].settings["seed"] = config.seed
     measured |= chunk_policies(session, config) | cost_policies(session, config)
@@ -74,6 +79,9 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
     task_cost = session.task_cost
     if task_cost is None:
         return {}
+    if config.task_goal:
+        tqdm.write(f"task: {', '.join(WITH_COST)} are left out: {OF_ITS_OWN_GOAL}")
+        return {}
     found = {}
     if session.has_goals and task_cost.reads_states:
         samples, iterations = config.oracle_samples, config.oracle_iterations
@@ -97,11 +105,19 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
         found["goal_policy"] = TaskPolicy(policy, config.task_episodes, {"goal_steps": offset})
         if session.goal_policy.action_block == block:
             priors["policy_prior"] = session.goal_policy
+        else:
+            why = why_missing_in_task(session, "policy_prior", ())
+            tqdm.write(f"task: policy_prior is left out: {why}")
     for name, prior in priors.items():
         planner = Planner(planner_config, world, policy_prior=prior, objective=task_cost)
         search = MpcPolicy(world, planner, steps, probe, goals, config.task_patience)
         found[name] = TaskPolicy(search, config.search_episodes, settings)
     return found
+
+
+def other_goal(config: Config) -> np.ndarray | None:
+    """Give the pose of --task-goal, (3,) x, y, angle; None for the dataset's."""
+    return as_pose(config.task_goal) if config.task_goal else None
 
 
 def receding_horizon(config: Config, session: Session) -> int:
@@ -128,9 +144,15 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
 
     def play() -> dict[str, Any]:
         video.unlink(missing_ok=True)  # of an earlier evaluation
-        recorder = RecordVideo(policy, MAX_RECORDED) if policy.needs_pixels else None
+        recorder = RecordVideo(MAX_RECORDED) if policy.needs_pixels else None
         coverages = task.run_task(
-            recorder or policy, session.envs, seeds, config.task_max_steps, f"task, {name}"
+            policy,
+            session.envs,
+            seeds,
+            config.task_max_steps,
+            f"task, {name}",
+            (recorder,) if recorder else (),
+            other_goal(config),
         )
         result = task.summarize(coverages)
         if isinstance(policy, MpcPolicy):
@@ -151,8 +173,10 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
         row = {key: value for key, value in result.items() if key != "episodes"}
         metrics["task"][name] = dict.fromkeys(TASK) | row
 
+    goal = {"goal": config.task_goal} if config.task_goal else {}
     cache_key = session.cache_key(
         *session.depends_on(name, "task"),
+        **goal,
         seeds=[seeds[0], seeds[-1]],
         steps=config.task_max_steps,
         num_envs=session.num_envs,
@@ -162,7 +186,9 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
     return Job("task", f"task-{name}", cache_key, make, put, ("task",), name)
 
 
-def why_missing_in_task(session: Session, policy: str, protocols: tuple[str, ...]) -> str:
+def why_missing_in_task(
+    session: Session, policy: str, protocols: tuple[str, ...], task_goal: Goal | None = None
+) -> str:
     """Say in one line why a policy is not measured in the task protocol of a run of Push-T."""
     if policy not in TASK_POLICIES:
         return "the task protocol does not have it"
@@ -179,9 +205,12 @@ def why_missing_in_task(session: Session, policy: str, protocols: tuple[str, ...
         missing.append(policy)
     if policy == "actor_critic":
         missing += ["bc", "actor_critic"]
+    if task_goal and policy in WITH_COST:
+        return OF_ITS_OWN_GOAL
     if missing:
         train = command("train_controller.py", "--run", session.run, "--methods", *missing)
         return f"no {' and no '.join(missing)} was trained; {train} trains it"
-    if policy == "policy_prior":
-        return "the action blocks of its goal_policy and its task_cost differ; train both with one"
+    if policy == "policy_prior" and session.goal_policy and session.task_cost:
+        blocks = session.task_cost.config.action_block, session.goal_policy.action_block
+        return blocks_differ(*blocks)
     return "the dataset has no states"

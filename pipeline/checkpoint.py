@@ -60,7 +60,10 @@ def run_of(stage: str, path: Path) -> Path:
 
 def train_command(stage: str, path: Path) -> str:
     """What writes the checkpoint of `stage` at `path`."""
-    return command(SCRIPTS[stage], "--run", run_of(stage, path))
+    run, folder = run_of(stage, path), path.parent
+    # a method of its own in RUN/controller/METHOD: all methods would be trained without its name
+    methods = ("--methods", folder.name) if folder.parent == run / "controller" else ()
+    return command(SCRIPTS[stage], "--run", run, *methods)
 
 
 def describe(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -8,6 +9,8 @@ import preprocess
 from data.actions import ActionSpec
 from data.arrays.array_source import ArraySource
 from data.shards.episode_dataset import EpisodeDataset
+from models.controllers.task_cost import TaskCost, TaskCostConfig
+from models.tokenizers.tokenizer import LatentSpec
 
 RANDOM = np.random.default_rng(0)
 FRAMES = RANDOM.integers(0, 256, (3, 5, 16, 24, 3), dtype=np.uint8)
@@ -227,6 +230,40 @@ def test_states_are_imported_with_names(tmp_path):
     assert source.description()["state_names"] == ["state_0", "state_1", "state_2", "state_3"]
     states = source.make_shard(0)[0].states
     assert states is not None and states.shape == (5, 4) and states.dtype == np.float32
+
+
+def test_states_get_the_names_that_are_given_and_angles_are_known(tmp_path, capsys):
+    states = np.random.default_rng(0).uniform(0, 6, (3, 5, 3))
+    path = write_h5(tmp_path, frames=FRAMES, actions=VECTORS, rewards=CODES, states=states)
+    names = ("cup_x", "cup_y", "cup_angle")
+    config = preprocess.ArraysConfig(path, tmp_path / "run", state_names=names, num_workers=1)
+    preprocess.arrays(config)
+    said = "arrays: states are cup_x, cup_y, cup_angle; angles, in radians: cup_angle"
+    assert said in capsys.readouterr().out.splitlines()
+    stored = EpisodeDataset(tmp_path / "run" / "shards").state_names
+    assert stored == names
+    actions = EpisodeDataset(tmp_path / "run" / "shards").actions
+    latents = LatentSpec("continuous", (1, 2), 2)
+    cost = TaskCost(TaskCostConfig(state_names=stored), latents, actions)
+    assert cost.is_angle == [False, False, True]  # which its read-out turns into sine and cosine
+    with pytest.raises(ValueError, match="state_names .*, but now it is .*--restart"):
+        preprocess.arrays(replace(config, state_names=("x", "y", "z")))
+
+
+def test_an_angle_in_degrees_is_warned_of(tmp_path):
+    path = write_h5(tmp_path, frames=FRAMES, actions=CODES, states=np.full((3, 5, 2), 90.0))
+    lines = ArraySource(str(path), state_names=("x", "angle")).remarks
+    assert any("warning: angle reaches 90; if that is in degrees, convert" in x for x in lines)
+
+
+@pytest.mark.parametrize("names", [("x",), ("x", "x"), ("x", " "), ("x", "y", "angle")])
+def test_state_names_that_do_not_fit_are_refused(tmp_path, names):
+    path = write_h5(tmp_path, frames=FRAMES, actions=CODES, states=np.ones((3, 5, 2)))
+    with pytest.raises(ValueError, match="--state-names x.* has 2 numbers.* give 2 different"):
+        ArraySource(str(path), state_names=names).description()
+    path = write_h5(tmp_path, frames=FRAMES, actions=CODES)
+    with pytest.raises(ValueError, match="--state-names x.* has no states; leave the flag out"):
+        ArraySource(str(path), state_names=names).description()
 
 
 def test_shards_have_a_limited_size(tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, content):
 def test_a_missing_file_names_the_command_that_writes_it(tmp_path):
     with pytest.raises(ValueError, match=r"train_dynamics\.py --run .*toy writes it"):
         ckpt.load(tmp_path / "toy" / "dynamics" / "best.pt", "dynamics")
-    with pytest.raises(ValueError, match=r"train_controller\.py --run .*toy writes it"):
+    with pytest.raises(ValueError, match=r"train_controller\.py .*toy --methods goal_policy wri"):
         ckpt.load(tmp_path / "toy" / "controller" / "goal_policy" / "best.pt", "controller")
 
 

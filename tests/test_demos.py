@@ -14,10 +14,11 @@ import zarr
 
 import preprocess
 from data.pusht.demo_data import load_demos
+from data.pusht.demo_ends import describe_ends
 from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
-from data.pusht.simulator import goal_of, mirror
-from data.pusht.task_goal import describe_ends
+from data.pusht.simulator import goal_of
+from data.pusht.symmetries import mirror
 from data.pusht.vector_pusht import _worker
 
 
@@ -285,7 +286,7 @@ def test_frames_and_rewards_are_those_of_the_given_goal(tmp_path):
 
 def test_simulators_of_an_evaluation_have_the_goal_of_the_shards():
     goal = goal_of({"goal": [150, 300, -10]})
-    requests = iter([("reset", [(0, np.array([400, 400, *goal]), np.zeros(2))]),
+    requests = iter([("reset", [(0, np.array([400, 400, *goal]), np.zeros(2), goal)]),
                      ("step", (np.array([[400.0, 400.0]]), [True])), None])  # fmt: skip
     answers = []
     _worker(SimpleNamespace(recv=lambda: next(requests), send=answers.append), 1, 32, goal)

@@ -15,7 +15,7 @@ from data.actions import ActionSpec
 from data.clips import Clips
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from evaluation.protocols.mpc import LastActionProbe, MpcPolicy, RecordVideo
+from evaluation.protocols.mpc import LastActionProbe, MpcPolicy
 from evaluation.protocols.policies import Observation
 from models.controllers.planner import Planner, PlannerConfig
 from models.dynamics.dynamics import State
@@ -71,7 +71,7 @@ def observation(positions: np.ndarray, active: np.ndarray | None = None) -> Obse
     return Observation(frames, positions, 0 * positions, all_active if active is None else active)
 
 
-def play(policy: MpcPolicy | RecordVideo, steps: int) -> np.ndarray:
+def play(policy: MpcPolicy, steps: int) -> np.ndarray:
     positions = np.full((3, 2), 30.0)
     policy.reset(observation(positions), observation(GOALS))
     for _ in range(steps):
@@ -166,13 +166,3 @@ def test_without_a_last_action_a_plan_starts_at_the_predicted_one() -> None:
 def test_a_receding_horizon_is_whole_action_blocks() -> None:
     with pytest.raises(ValueError, match="a multiple of the action block, 3, up to 6"):
         policy(receding_horizon=4)
-
-
-def test_videos_start_with_the_goal_and_are_of_the_first_episodes() -> None:
-    recorder = RecordVideo(policy()[0], num_episodes=2)
-    play(recorder, 6)
-    videos, goals = recorder.videos(), observation(GOALS).frames
-    assert videos.shape == (2, 7, 3, 1, 2) and goals is not None
-    assert torch.equal(videos[:, 0], torch.from_numpy(goals[:2]))
-    play(recorder, 3)  # a second batch is not recorded
-    assert recorder.videos().shape == videos.shape

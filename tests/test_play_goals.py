@@ -258,9 +258,37 @@ def test_a_run_without_a_task_cost_says_which_command_trains_one(run: Path, tmp_
     assert "\n" not in str(problem.value) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("flags", [("observe",), ("compare",), ("compare", "observe")])
+def test_a_dataset_without_a_simulator_names_the_flag_that_was_given(
+    run: Path, tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    has = EpisodeDataset.has
+    monkeypatch.setattr(EpisodeDataset, "has", lambda self, f: f != "states" and has(self, f))
+    given: dict[str, Any] = {f"{flag}_simulator": True for flag in flags}
+    named = " and ".join(f"--{flag}-simulator" for flag in flags)
+    with pytest.raises(ValueError, match=f"holds no simulator states.*; remove {named}$"):
+        play.main(config(run, tmp_path, actions="planner", goal=("task",), **given))
+
+
+def test_a_task_cost_of_another_world_names_the_command_that_trains_it_alone(
+    run: Path, tmp_path: Path
+):
+    for name in ("shards", "tokenizer", "dynamics"):
+        (tmp_path / name).symlink_to(run / name)
+    world = load_world(run)
+    data = DataSpec(world.image_size, world.actions, world.state_spec)
+    cost = TaskCost(TaskCostConfig(hidden_dim=8, num_goals=3), world.state_spec, world.actions)
+    parent = (run / "dynamics" / "best.pt", "0123456789abcdef")
+    save(tmp_path / "controller/task_cost", "controller", cost, cost.config, data, parent)
+    message = r"run python train_controller.py --run .* --methods task_cost --restart, or put"
+    with pytest.raises(ValueError, match=message):
+        play.main(config(tmp_path, tmp_path / "out", actions="planner", goal=("task",)))
+
+
 def test_images_that_cannot_be_goals_are_refused_in_one_line(run: Path, tmp_path: Path):
     (good,) = images(tmp_path, 1)
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "cut.png").write_bytes(Path(good).read_bytes()[:200])
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(tmp_path / "wide.png")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "tiny.png")
@@ -272,7 +300,7 @@ def test_images_that_cannot_be_goals_are_refused_in_one_line(run: Path, tmp_path
         "wide.png": "wide.png has 96 x 64 pixels, .* 32 x 32; cut the image",
         "tiny.png": "tiny.png has 8 x 8 pixels, fewer than .* give a larger image",
         "deep.png": "deep.png has pixels of mode I;16",
-        ".": "cannot be read",
+        "empty": "empty holds no image .*; name image files",
     }.items():
         goal = (good, str(tmp_path / name))
         with pytest.raises(ValueError, match=message) as problem:
@@ -288,6 +316,8 @@ def test_images_that_cannot_be_goals_are_refused_in_one_line(run: Path, tmp_path
         ({"observe_simulator": True}, "--observe-simulator is for what acts towards a goal"),
         ({"goal": ("task", "a.png"), "actions": "planner"}, "--goal task goes with no other goal"),
         ({"goal": ("a.png", "dataset"), "actions": "planner"}, "--goal dataset goes with no other"),
+        ({"goal": ("",)}, "--goal has an empty name; give dataset, task or image files, or leave"),
+        ({"goal": ("a.png", " "), "actions": "planner"}, "--goal has an empty name"),
         ({"task_patience": 0}, "--task-patience 0 is out of range"),
         ({"task_receding_horizon": 0}, "--task-receding-horizon 0 is out of range"),
     ],

@@ -8,7 +8,8 @@ from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
 from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.pusht.scripted_policy import ScriptedPolicy
-from data.pusht.simulator import GOAL, PushT, angle_difference, mirror, random_start, reward
+from data.pusht.simulator import GOAL, PushT, angle_difference, random_start, reward
+from data.pusht.symmetries import mirror
 from data.pusht.vector_pusht import VectorPushT
 
 FOLDER = Path(__file__).parents[2] / "shared" / "data" / "pusht"

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,6 +59,13 @@ def test_the_simulator_reproduces_an_episode(tmp_path: Path):
             frame, truth = player.simulator_frame().astype(int), player.dataset_frame()
             assert np.abs(frame - truth).mean() < 1.0, f"step {step} from frame {first}"
         assert np.abs(player.simulator.state[:4] - states[-1, :4]).max() < 2  # type: ignore
+
+
+def test_recordings_with_the_names_of_push_t_but_other_actions_have_no_simulator(tmp_path: Path):
+    dataset = record_pusht(tmp_path / "shards")
+    dataset.actions = replace(ACTIONS, low=(-1.0, -1.0), high=(1.0, 1.0))
+    with pytest.raises(ValueError, match="no simulator is known .* remove --observe-simulator"):
+        open_simulator(dataset, "--observe-simulator")
 
 
 def test_a_dataset_without_a_simulator_is_an_error(tmp_path: Path):

@@ -24,13 +24,13 @@ from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation import session as sessions
 from evaluation.protocols import task
-from evaluation.protocols.mpc import MpcPolicy, RecordVideo
+from evaluation.protocols.mpc import MpcPolicy
 from evaluation.protocols.oracle_cem import TaskOracleCem
 from evaluation.protocols.policies import Observation
-from evaluation.report.drawing import HOLD, film_episodes
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.simulator_jobs import why_missing
 from evaluation.task_jobs import cost_policies, task_jobs
+from models.controllers.goal_policy import GoalPolicy
 from models.controllers.goal_set import GoalsInTurn
 from models.controllers.plan import Plan
 from models.controllers.task_cost import TaskCostConfig
@@ -104,45 +104,6 @@ def test_goals_take_turns_and_an_episode_starts_with_the_first():
             policy.act(obs)
     of_an_episode = [[g, g] for g in (0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 0.25)]
     assert planner.given == of_an_episode * 2
-
-
-class Still:
-    needs_pixels = True
-
-    def reset(self, obs: Observation, goal: Observation | None) -> None: ...
-
-    def act(self, obs: Observation) -> np.ndarray:
-        return np.zeros((len(obs.states), 2))
-
-
-def test_a_film_has_failures_first_and_turns_green_at_success(tmp_path: Path):
-    import av
-
-    recorder = RecordVideo(Still(), 3)
-    states, active = np.zeros((4, 5)), np.ones(4, bool)
-    for number in range(4):  # three are recorded, the first four steps of each
-        frames = np.full((4, 3, 16, 16), 60 * np.arange(4)[:, None, None, None], np.uint8)
-        obs = Observation(frames, states, states[:, :2], active)
-        if not number:
-            recorder.reset(obs, None)
-        recorder.act(obs)
-    recorder.reset(obs, None)  # the next episodes are not recorded
-    recorder.act(obs)
-    videos = recorder.videos()
-    assert videos.shape == (3, 4, 3, 16, 16)
-    film_episodes(videos, np.array([2, 0, 3, 1]), tmp_path / "film.mp4")
-    with av.open(str(tmp_path / "film.mp4")) as container:
-        images = [f.to_ndarray(format="rgb24").astype(int) for f in container.decode(video=0)]
-    assert len(images) == 4 + HOLD and images[0].shape == (40, 240, 3)
-    inside = [images[-1][20, 20 + 40 * column].mean() for column in range(3)]
-    assert np.allclose(inside, [60, 120, 0], atol=15)  # the failure, then the slowest
-
-    def is_green(step: int, column: int) -> bool:
-        red, green, _ = images[step][1, 20 + 40 * column]
-        return bool(green > red + 40)
-
-    assert [is_green(step, 1) for step in (0, 1, 2, 3)] == [False, False, True, True]
-    assert [is_green(step, 2) for step in (0, 1)] == [False, True] and not is_green(3, 0)
 
 
 # -- a whole run -----------------------------------------------------------------------------
@@ -275,6 +236,20 @@ def test_a_search_has_the_action_block_of_the_cost(task_run: Path):
     executor = search.policy.executor  # type: ignore[attr-defined]
     assert executor.planner.action_block == 5 and executor.planner.horizon == 7
     assert executor.receding_horizon == 10 == search.settings["receding_horizon"]
+
+
+def test_a_prior_with_other_action_blocks_is_left_out_with_a_line(
+    task_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    with evaluate.Session(task_run, None, None, 1, 2) as session:
+        assert isinstance(session.goal_policy, GoalPolicy)
+        session.goal_policy.action_block = 3
+        assert "policy_prior" not in cost_policies(session, config_of(task_run))
+        reason = why_missing(session, "policy_prior", ("task",))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == f"task: policy_prior is left out: {reason}"
+    assert "blocks of 5 actions, and the goal policy has blocks of 3; train both" in line
+    assert "--task-cost.action-block and --goal-policy.action-block" in line
 
 
 def test_a_planner_of_chunks_needs_one_line(task_run: Path, monkeypatch: pytest.MonkeyPatch):

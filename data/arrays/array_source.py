@@ -14,6 +14,7 @@ import numpy as np
 
 from data.arrays.array_actions import FROM_THE_DATA, ActionOptions, ActionReader, read_actions
 from data.arrays.array_frames import PROBED, Layout, describe_frames, infer_layout, to_uint8
+from data.arrays.array_states import name_states
 from data.formats.raw_episodes import OPTIONAL_KEYS, RawEpisodes, ReadOptions
 from data.formats.read_raw import read_raw
 from data.formats.step_alignment import Alignment
@@ -33,7 +34,7 @@ class ArraysInfo:
     layout: Layout
     actions: ActionReader
     optional: tuple[str, ...]
-    state_dim: int  # numbers in a state
+    state_names: tuple[str, ...]  # of the numbers of a state
     remarks: tuple[str, ...]  # lines for the user: what was taken for what, and left aside
 
 
@@ -43,7 +44,7 @@ class ArraySource:
 
     Frames are uint8, or numbers from 0 to 255 after multiplication by `scale`. Actions are codes or
     numbers, as `actions` says or as they look (data/arrays/array_actions.py). Without an array of
-    actions, episodes have none.
+    actions, episodes have none. States have `state_names`, or are numbered.
     """
 
     path: str
@@ -53,6 +54,7 @@ class ArraySource:
     rename: tuple[str, ...] = ()
     alignment: Alignment = "next"
     actions: ActionOptions = FROM_THE_DATA
+    state_names: tuple[str, ...] = ()
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -78,7 +80,7 @@ class ArraySource:
             "source": "arrays",
             "image_size": list(info.image_size),
             "actions": info.actions.spec.as_dict(),
-            "state_names": [f"state_{i}" for i in range(info.state_dim)],
+            "state_names": list(info.state_names),
             "settings": self._settings(),
             "recordings": {
                 "name": Path(self.path).name,
@@ -138,7 +140,7 @@ class ArraySource:
 
     def _optional_array(self, info: ArraysInfo, number: int, name: str, length: int) -> np.ndarray:
         where, values = info.raw.location(number), info.raw.read(number, name)
-        shape = (length, info.state_dim) if name == "states" else (length,)
+        shape = (length, len(info.state_names)) if name == "states" else (length,)
         if values.shape != shape or values.dtype.kind not in "biuf":
             raise ValueError(
                 f"{where} has {name} of {values.dtype} {values.shape}, but {length} frames need "
@@ -150,7 +152,9 @@ class ArraySource:
 
     def _info(self) -> ArraysInfo:
         options = ReadOptions(self.frames_key, self.rename, self.alignment)
-        return _read_info(Path(self.path), self.layout, self.scale, options, self.actions)
+        return _read_info(
+            Path(self.path), self.layout, self.scale, options, self.actions, self.state_names
+        )
 
     def _episodes_by_shard(self) -> list[list[int]]:
         """Group the episodes into shards of at most BYTES_PER_SHARD, or of one episode."""
@@ -181,7 +185,12 @@ def _read_actions(info: ArraysInfo, number: int, length: int) -> np.ndarray | No
 
 @lru_cache(maxsize=2)
 def _read_info(
-    path: Path, layout: Layout, scale: float, options: ReadOptions, actions: ActionOptions
+    path: Path,
+    layout: Layout,
+    scale: float,
+    options: ReadOptions,
+    actions: ActionOptions,
+    state_names: tuple[str, ...],
 ) -> ArraysInfo:
     raw = read_raw(path, options)
     first = raw.read(0, "frames")
@@ -192,10 +201,8 @@ def _read_info(
     probed = ((raw.read(number, "frames"), raw.location(number)) for number in numbers)
     frames_line = describe_frames(probed, scale)
     optional = tuple(name for name in OPTIONAL_KEYS if name in raw.keys)
-    states = raw.read(0, "states").shape[1:] if "states" in optional else (0,)
-    if len(states) != 1:
-        raise ValueError(f"{raw.location(0)} has states of {states} a step; (S,) is needed")
+    names, state_lines = name_states(raw, state_names)
     reader, lines = read_actions(raw, actions)
-    remarks = (*raw.remarks, *([frames_line] if frames_line else []), *lines)
+    remarks = (*raw.remarks, *([frames_line] if frames_line else []), *lines, *state_lines)
     size = int(height), int(width)
-    return ArraysInfo(raw, size, layout, reader, optional, int(states[0]), remarks)
+    return ArraysInfo(raw, size, layout, reader, optional, names, remarks)

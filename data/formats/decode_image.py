@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data.formats.recording import reading
 from data.io.sniff import HEAD, describe_head
 
+ONE_SHOWN = "MPO"  # a camera's format of several images, of which every viewer shows the first
 EIGHT_BIT = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
 
 
 def decode_image(content: bytes, where: str) -> np.ndarray:
-    """Return (H, W, 3) uint8, RGB, without transparency; ValueError for what is no image."""
+    """Return (H, W, 3) uint8, RGB, without transparency, turned as EXIF says it is shown.
+
+    ValueError for what is no image, or several.
+    """
     try:
         image = Image.open(io.BytesIO(content))
     except Image.DecompressionBombError as problem:
@@ -25,4 +29,9 @@ def decode_image(content: bytes, where: str) -> np.ndarray:
     if image.mode not in EIGHT_BIT:
         raise ValueError(f"{where} has pixels of mode {image.mode}; save 8 bits a color")
     with reading(where):
-        return np.asarray(image.convert("RGB"))
+        count = getattr(image, "n_frames", 1)
+        upright = ImageOps.exif_transpose(image)
+        pixels = np.asarray(upright.convert("RGB"))
+    if count > 1 and image.format != ONE_SHOWN:
+        raise ValueError(f"{where} holds {count} images, as animations do; save one of them alone")
+    return pixels

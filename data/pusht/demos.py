@@ -48,6 +48,8 @@ def describe_demos(source: FromDemos) -> dict[str, Any]:
     }
     settings = asdict(source) | {"path": path.name}  # type: ignore[call-overload]
     del settings["goal"]
+    if not settings.get("random_goal"):  # older shards do not know it
+        settings.pop("random_goal", None)
     goal = {} if source.goal is None else {"goal": list(source.goal)}
     return {"settings": settings, "recordings": recordings} | goal
 

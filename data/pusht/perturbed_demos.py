@@ -11,8 +11,9 @@ import numpy as np
 from data.pusht.demo_data import load_demos
 from data.pusht.demos import describe_demos
 from data.pusht.scripted_episodes import EpisodeBuilder, smooth_noise
-from data.pusht.simulator import ACTIONS, STATE_NAMES, SUCCESS_COVERAGE, PushT, mirror
-from data.pusht.task_goal import Goal, as_pose
+from data.pusht.simulator import ACTIONS, STATE_NAMES, SUCCESS_COVERAGE, PushT
+from data.pusht.symmetries import MIRRORED, NUM_SYMMETRIES, transform
+from data.pusht.task_goal import Goal, as_note, as_pose
 from data.shards.episodes import Episode
 
 EPISODES_PER_SHARD = 30
@@ -25,6 +26,9 @@ class PerturbedDemos:
     The first copy is exact, and so is the first mirrored one; the targets of the others have smooth
     noise, with a std of 5 to 30 pixels (the rule of the public dataset is not published). Copies of
     one demonstration share their source.
+
+    With `random_goal` each copy has one of the eight symmetries of the square, and its goal has it,
+    too: so goals differ, and demonstrations still reach them. The first of each is exact.
     """
 
     path: str
@@ -32,7 +36,9 @@ class PerturbedDemos:
     image_size: int = 64
     seed: int = 0
     goal: Goal | None = None
-    """Where the block belongs, if that is not the task's own goal: then no copy is mirrored."""
+    """Where the block belongs, if that is not the task's own goal: then no copy is mirrored, unless
+    its goal is."""
+    random_goal: bool = False
 
     @property
     def num_sources(self) -> int:
@@ -45,7 +51,8 @@ class PerturbedDemos:
     def description(self) -> dict[str, Any]:
         return {
             "source": "perturbed human demonstrations"
-            + self._mirrored * ", every second one mirrored",
+            + self._mirrored * ", every second one mirrored"
+            + self.random_goal * ", turned and mirrored with their goals",
             "image_size": [self.image_size, self.image_size],
             "actions": ACTIONS.as_dict(),
             "state_names": list(STATE_NAMES),
@@ -55,7 +62,7 @@ class PerturbedDemos:
 
     @property
     def _mirrored(self) -> bool:
-        return self.goal is None
+        return self.goal is None and not self.random_goal
 
     def make_shard(self, index: int) -> list[Episode]:
         first = index * EPISODES_PER_SHARD
@@ -70,15 +77,23 @@ class PerturbedDemos:
         demos = load_demos(Path(self.path))
         rows = demos.rows(demo)
         start, targets = demos.states[rows][0], demos.actions[rows]
-        mirrored = self._mirrored and copy % 2 == 1
-        if copy > mirrored:  # neither the first nor the first mirrored one
+        if copy >= (NUM_SYMMETRIES if self.random_goal else 1 + self._mirrored):
             rng = np.random.default_rng((self.seed, demo, copy))
             std = rng.uniform(5, 30)
             targets = np.clip(targets + smooth_noise(rng, len(targets), std), 0, 512)
-        if mirrored:
-            start, targets = mirror(start), mirror(targets)
-        simulator.reset(start)
+        symmetry = self._symmetry(demo, copy)
+        start, targets = transform(start, symmetry), transform(targets, symmetry)
+        goal = as_pose(self.goal)
+        goal = transform(goal, symmetry) if self.random_goal else goal
+        simulator.reset(start, goal=goal)
         builder = EpisodeBuilder(simulator)
         for target in targets:  # the last one too: some demonstrations succeed with it
             builder.step(target)
-        return builder.to_episode(demo)
+        return builder.to_episode(demo, as_note(goal) if self.random_goal else None)
+
+    def _symmetry(self, demo: int, copy: int) -> int:
+        """The symmetry of a copy; eight copies have all of them, in an order of the seed's."""
+        if self.random_goal:
+            order = np.random.default_rng((self.seed, demo)).permutation(NUM_SYMMETRIES)
+            return int(order[copy % NUM_SYMMETRIES])
+        return MIRRORED if self._mirrored and copy % 2 else 0

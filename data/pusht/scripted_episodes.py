@@ -17,6 +17,7 @@ from data.pusht.simulator import (
     random_start,
     reward,
 )
+from data.pusht.task_goal import as_note
 from data.shards.episodes import Episode
 
 # fractions of the episodes that push to the goal, and to another pose
@@ -52,7 +53,7 @@ class EpisodeBuilder:
     def success(self) -> bool:
         return self.rewards[-1] >= 1.0
 
-    def to_episode(self, source: int) -> Episode:
+    def to_episode(self, source: int, notes: dict[str, Any] | None = None) -> Episode:
         """Return the episode; its last action leads nowhere and repeats the one before it."""
         last = self.actions[-1] if self.actions else self.states[-1][:2].astype(np.float32)
         terminals = np.zeros(len(self.frames), bool)
@@ -65,6 +66,7 @@ class EpisodeBuilder:
             terminals=terminals,
             states=np.stack(self.states).astype(np.float32),
             contacts=np.array(self.contacts, np.float32),
+            notes=notes or {},
         )
 
 
@@ -88,6 +90,8 @@ class ScriptedEpisodes:
     seed: int = 0
     steps: int = 150
     """Maximum steps of an episode."""
+    random_goal: bool = False
+    """Each episode draws a goal of its own, anywhere, in the place of the task's."""
 
     @property
     def num_shards(self) -> int:
@@ -98,13 +102,16 @@ class ScriptedEpisodes:
         return self.episodes
 
     def description(self) -> dict[str, Any]:
+        settings = asdict(self)
+        if not self.random_goal:  # older shards do not know it
+            del settings["random_goal"]
         return {
             "source": "scripted pushes",
             "image_size": [self.image_size, self.image_size],
             "actions": ACTIONS.as_dict(),
             "state_names": list(STATE_NAMES),
             "success": SUCCESS_COVERAGE,
-            "settings": asdict(self),
+            "settings": settings,
         }
 
     def make_shard(self, index: int) -> list[Episode]:
@@ -115,20 +122,29 @@ class ScriptedEpisodes:
 
     def episode(self, simulator: PushT, number: int) -> Episode:
         rng = np.random.default_rng((self.seed, number))
-        simulator.reset(random_start(int(rng.integers(2**31))))
+        # of its own random numbers, so that all else is as with the task's goal
+        goal = _random_pose(np.random.default_rng((self.seed, number, 1)))
+        goal = goal if self.random_goal else GOAL
+        simulator.reset(random_start(int(rng.integers(2**31))), goal=goal)
         builder = EpisodeBuilder(simulator)
         draw = rng.uniform()
         max_std = 12 if draw < GOAL_SHARE else 30  # demonstrations of the task should be clear
         std = 0.0 if rng.uniform() < 0.3 else rng.uniform(3, max_std)
         noise = smooth_noise(rng, self.steps, std)
         if draw < GOAL_SHARE + OTHER_POSE_SHARE:
-            self._push(builder, rng, noise, GOAL if draw < GOAL_SHARE else _random_pose(rng))
+            is_task = draw < GOAL_SHARE
+            self._push(builder, rng, noise, goal if is_task else _random_pose(rng), is_task)
         else:
             self._explore(builder, rng, noise)
-        return builder.to_episode(number)
+        return builder.to_episode(number, as_note(goal) if self.random_goal else None)
 
     def _push(
-        self, builder: EpisodeBuilder, rng: np.random.Generator, noise: np.ndarray, pose: np.ndarray
+        self,
+        builder: EpisodeBuilder,
+        rng: np.random.Generator,
+        noise: np.ndarray,
+        pose: np.ndarray,
+        is_task: bool,
     ) -> None:
         """Push to `pose`, with occasional perturbations of a few steps."""
         policy, perturbed_steps, perturbation = ScriptedPolicy(pose), 0, np.zeros(2)
@@ -144,7 +160,7 @@ class ScriptedEpisodes:
                 perturbed_steps -= 1
                 target = agent + perturbation
             builder.step(np.clip(target + noise[step], 0, 512))
-            if idle_steps > 5 or (pose is GOAL and builder.success):
+            if idle_steps > 5 or (is_task and builder.success):
                 break
 
     def _explore(

@@ -45,8 +45,8 @@ ACTIONS = ActionSpec(
 
 
 def goal_of(description: dict[str, Any]) -> np.ndarray:
-    """Return the goal (3,) x, y, angle of the shards with this description, whose "goal" is x, y
-    in pixels and degrees where it is not the task's own."""
+    """Return the goal (3,) x, y, angle of the shards with this description, or of an episode with
+    this note: its "goal" is x, y in pixels and degrees where it is not the task's own."""
     if "goal" not in description:
         return GOAL
     x, y, degrees = description["goal"]
@@ -61,19 +61,6 @@ def reward(coverage: Any) -> Any:
 def angle_difference(a: Any, b: Any) -> Any:
     """Return a - b wrapped to [-pi, pi)."""
     return (np.asarray(a) - np.asarray(b) + np.pi) % (2 * np.pi) - np.pi
-
-
-def mirror(rows: np.ndarray) -> np.ndarray:
-    """Mirror points (..., 2) or states (..., 5) in the axis of the goal, x + y = 512.
-
-    The block is symmetric about its own axis, so a mirrored episode is an episode of the same task.
-    """
-    result = rows.copy()
-    result[..., 0], result[..., 1] = WINDOW_SIZE - rows[..., 1], WINDOW_SIZE - rows[..., 0]
-    if rows.shape[-1] == 5:
-        result[..., 2], result[..., 3] = WINDOW_SIZE - rows[..., 3], WINDOW_SIZE - rows[..., 2]
-        result[..., 4] = (np.pi / 2 - rows[..., 4]) % (2 * np.pi)
-    return result
 
 
 def random_start(seed: int) -> np.ndarray:
@@ -103,9 +90,12 @@ class PushT:
         self._env = PushTEnv(obs_type="state")
         self.reset(np.array([256.0, 400.0, 256.0, 300.0, 0.0]))
 
-    def reset(self, state: np.ndarray, velocity: Any = (0.0, 0.0)) -> None:
+    def reset(
+        self, state: np.ndarray, velocity: Any = (0.0, 0.0), goal: np.ndarray | None = None
+    ) -> None:
         """Set agent and block exactly to `state` (5,), the agent to `velocity` (2,) pixels/s.
 
+        goal: (3,), from now on, if not that of before.
         In the middle of an episode the velocity is (state[t] - state[t - 1]) / 0.1. Each reset
         makes a new space, without earlier contacts, so a rollout depends on its start alone.
         """
@@ -115,6 +105,7 @@ class PushT:
                 f"a Push-T state is five finite numbers {STATE_NAMES}, below {MAX_NUMBER:,} in "
                 f"size; got {state.tolist()}"
             )
+        self.goal = self.goal if goal is None else goal
         self._env._setup()
         self._env.goal_pose = self.goal.copy()
         self._space, self._agent, self._block = self._env.space, self._env.agent, self._env.block

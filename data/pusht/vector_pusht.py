@@ -23,7 +23,7 @@ class VectorPushT:
     def __init__(
         self, num_envs: int, image_size: int = 64, num_workers: int = 2, goal: np.ndarray = GOAL
     ) -> None:
-        self.num_envs, self.image_size = num_envs, image_size
+        self.num_envs, self.image_size, self.goal = num_envs, image_size, goal
         self._last_frames = np.zeros((num_envs, 3, image_size, image_size), np.uint8)
         num_workers = max(1, min(num_workers, num_envs))
         self._worker_indices = np.array_split(np.arange(num_envs), num_workers)
@@ -56,15 +56,26 @@ class VectorPushT:
             pipe.close()
         self._pipes, self._processes = [], []
 
-    def reset(self, indices: np.ndarray, states: np.ndarray, velocities: np.ndarray) -> None:
-        """Reset simulators `indices` (M,) to states (M, 5) with agent velocities (M, 2)."""
+    def reset(
+        self,
+        indices: np.ndarray,
+        states: np.ndarray,
+        velocities: np.ndarray,
+        goals: np.ndarray | None = None,
+    ) -> None:
+        """Reset simulators `indices` (M,) to states (M, 5) with agent velocities (M, 2).
+
+        goals: (M, 3) block poses, by default the one that all were made with.
+        """
+        goals = np.tile(self.goal, (len(indices), 1)) if goals is None else goals
         rows = {int(i): row for row, i in enumerate(indices)}
         requests = []
         for own_indices in self._worker_indices:
             wanted = [
                 (place, rows[int(i)]) for place, i in enumerate(own_indices) if int(i) in rows
             ]
-            requests.append(("reset", [(place, states[r], velocities[r]) for place, r in wanted]))
+            values = [(place, states[r], velocities[r], goals[r]) for place, r in wanted]
+            requests.append(("reset", values))
         self._call_workers(requests)
 
     def step(
@@ -140,8 +151,8 @@ def _worker(pipe: Any, num_envs: int, image_size: int, goal: np.ndarray) -> None
 
 
 def _reset(simulators: list[PushT], scratch: PushT, payload: Any) -> None:
-    for slot, state, velocity in payload:
-        simulators[slot].reset(state, velocity)
+    for slot, state, velocity, goal in payload:
+        simulators[slot].reset(state, velocity, goal)
 
 
 def _step(simulators: list[PushT], scratch: PushT, payload: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -8,18 +8,18 @@ Letters: n pairs, T steps, S numbers of a state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from data.pusht.simulator import STEPS_PER_SECOND, angle_difference
+from data.pusht.simulator import STEPS_PER_SECOND, angle_difference, goal_of
 from data.pusht.vector_pusht import VectorPushT
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.intervals import wilson
 from evaluation.protocols.policies import Policy
-from evaluation.protocols.rollout import Starts, Trajectories, play_episodes
+from evaluation.protocols.rollout import Starts, Trajectories, Watcher, play_episodes
 
 AGENT_AND_BLOCK, BLOCK, DEGREES = 0, 1, 2  # the errors of a step, in this order
 CHUNK = 25
@@ -139,6 +139,7 @@ def run_pairs(
     pairs: list[StartGoal],
     budget: int,
     name: str = "goals",
+    watchers: Sequence[Watcher] = (),
 ) -> np.ndarray:
     """Play from every start towards its goal; give the errors after each step: (n, T, 3).
 
@@ -146,7 +147,8 @@ def run_pairs(
     """
     states = np.stack([_read_state(dataset, p.episode, p.start) for p in pairs])
     prev_states = np.stack([_read_state(dataset, p.episode, max(p.start - 1, 0)) for p in pairs])
-    starts = Starts(states, (states - prev_states)[:, :2] * STEPS_PER_SECOND)
+    velocities = (states - prev_states)[:, :2] * STEPS_PER_SECOND
+    starts = Starts(states, velocities, _task_goals(dataset, pairs))
     goals = np.stack([_read_state(dataset, p.episode, p.goal) for p in pairs])
 
     def is_done(episodes: np.ndarray, played: Trajectories) -> np.ndarray:
@@ -154,7 +156,7 @@ def run_pairs(
         return first_hit(errors) & strict(errors) & chunk_end(errors)
 
     played = play_episodes(
-        policy, envs, starts, budget, is_done, PairGoals(dataset, pairs, goals), name
+        policy, envs, starts, budget, is_done, PairGoals(dataset, pairs, goals), name, watchers
     )
     return errors_between(played.states, goals[:, None])
 
@@ -170,6 +172,15 @@ def summarize(success: np.ndarray, pairs: list[StartGoal]) -> dict[str, Any]:
         "n": len(success),
         "success_by_seed": {str(s): float(success[seeds == s].mean()) for s in np.unique(seeds)},
     }
+
+
+def _task_goals(dataset: EpisodeDataset, pairs: list[StartGoal]) -> np.ndarray | None:
+    """Give the task's goal in the episodes of pairs, (n, 3), where each has its own.
+
+    It is drawn, whatever the pair's goal is.
+    """
+    notes = [dataset.notes[pair.episode] for pair in pairs]
+    return np.stack([goal_of(note) for note in notes]) if "goal" in notes[0] else None
 
 
 def _read_state(dataset: EpisodeDataset, episode: int, step: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from torch import Tensor
 from data.clips import Clips
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.sample_clips import sample_clips
-from evaluation.protocols.policies import Observation, Policy
+from evaluation.protocols.policies import Observation
 from models.controllers.plan import GoalPlanner
 from models.controllers.plan_executor import PlanExecutor
 from models.dynamics.dynamics import State
@@ -111,34 +111,3 @@ class MpcPolicy:
         if actions:
             return state, actions[-1]
         return state, self.last_action_probe(state.latents) if self.last_action_probe else None
-
-
-class RecordVideo:
-    """Record the frames that a policy is given in its first episodes, a goal's first."""
-
-    needs_pixels = True
-
-    def __init__(self, policy: Policy, num_episodes: int) -> None:
-        self.policy, self.num_episodes = policy, num_episodes
-        self._frames: list[np.ndarray] = []
-        self._full = False
-
-    def reset(self, obs: Observation, goal: Observation | None) -> None:
-        self._full = bool(self._frames)
-        if not self._full:
-            self._frames = []
-            if goal is not None and goal.frames is not None:
-                self._frames.append(goal.frames[: self.num_episodes].copy())
-        self.policy.reset(obs, goal)
-
-    def act(self, obs: Observation) -> np.ndarray:
-        if not self._full:
-            assert obs.frames is not None
-            # a copy, since a part would hold all
-            self._frames.append(obs.frames[: self.num_episodes].copy())
-        return self.policy.act(obs)
-
-    def videos(self) -> Tensor:
-        """Give (episodes, steps, 3, H, W) uint8, one frame more with a goal; an ended episode
-        repeats its last frame."""
-        return torch.from_numpy(np.stack(self._frames, 1))

@@ -5,7 +5,7 @@ Letters: E episodes, N simulators, n episodes of a batch, T steps, S numbers of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,8 @@ class Starts:
 
     states: np.ndarray  # (E, S)
     velocities: np.ndarray  # (E, 2) of the agent, units of the world per second
+    task_goals: np.ndarray | None = None
+    """(E, 3) poses that the task has and that are drawn, if not those of the simulators."""
 
     def __len__(self) -> int:
         return len(self.states)
@@ -38,6 +40,19 @@ class Goals(Protocol):
 
     def frames(self, episodes: np.ndarray) -> np.ndarray:
         """Give the goals' frames, (n, 3, H, W) uint8, of `episodes`, (n,)."""
+        ...
+
+
+class Watcher(Protocol):
+    """Looks at what is played, N episodes at a time."""
+
+    def begin(self, episodes: np.ndarray, goals: np.ndarray | None) -> None:
+        """Begin `episodes`, (n,), with n <= N; goals: their frames, (N, 3, H, W) uint8."""
+        ...
+
+    def add(self, frames: np.ndarray) -> None:
+        """Look at (N, 3, H, W) uint8: the starts, then what each step led to; an episode that has
+        ended stays at its last frame."""
         ...
 
 
@@ -64,6 +79,7 @@ def play_episodes(
     is_done: IsDone,
     goals: Goals | None = None,
     name: str = "episodes",
+    watchers: Sequence[Watcher] = (),
 ) -> Trajectories:
     """Play an episode from each start, N at a time, each until it is done or for `num_steps`."""
     batches = []
@@ -71,7 +87,9 @@ def play_episodes(
         for first in range(0, len(starts), envs.num_envs):
             episodes = np.arange(first, min(first + envs.num_envs, len(starts)))
             batches.append(
-                _play_batch(policy, envs, starts, num_steps, is_done, goals, episodes, progress)
+                _play_batch(
+                    policy, envs, starts, num_steps, is_done, goals, episodes, progress, watchers
+                )
             )
     return Trajectories(
         np.concatenate([batch.states for batch in batches]),
@@ -88,31 +106,44 @@ def _play_batch(
     goals: Goals | None,
     episodes: np.ndarray,
     progress: tqdm,
+    watchers: Sequence[Watcher],
 ) -> Trajectories:
     """Play `episodes`, (n,) with n <= N; simulators without one stand at the first one's start."""
     count, num_envs = len(episodes), envs.num_envs
     episodes = np.concatenate([episodes, np.repeat(episodes[:1], num_envs - count)])
-    active = np.arange(num_envs) < count
+    stepped = active = np.arange(num_envs) < count
     states, velocities = starts.states[episodes], starts.velocities[episodes]
-    envs.reset(np.arange(num_envs), states, velocities)
+    task_goals = None if starts.task_goals is None else starts.task_goals[episodes]
+    envs.reset(np.arange(num_envs), states, velocities, task_goals)
     played = Trajectories(
         np.zeros((num_envs, num_steps, states.shape[1])), np.zeros((num_envs, num_steps))
     )
+    goal = _goal_observation(policy, goals, episodes, active)
+    for watcher in watchers:
+        watcher.begin(episodes[:count], None if goal is None else goal.frames)
     for step in range(num_steps):
-        frames = envs.frames(active) if policy.needs_pixels else None
+        frames = envs.frames(stepped) if policy.needs_pixels or watchers else None
+        _show(watchers, frames)
         obs = Observation(frames, states, velocities, active)
         if step == 0:
-            policy.reset(obs, _goal_observation(policy, goals, episodes, active))
+            policy.reset(obs, goal)
         prev_states = states
         states, coverages = envs.step(policy.act(obs), active)
         velocities = (states - prev_states)[:, :2] * STEPS_PER_SECOND
         played.states[:, step:] = states[:, None]
         played.coverages[:, step:] = coverages[:, None]
         progress.update(int(active.sum()))
-        active = active & ~is_done(episodes, played.up_to(step + 1))
+        stepped, active = active, active & ~is_done(episodes, played.up_to(step + 1))
         if not active.any():
             break
+    _show(watchers, envs.frames(stepped) if watchers else None)  # what the last step led to
     return Trajectories(played.states[:count], played.coverages[:count])
+
+
+def _show(watchers: Sequence[Watcher], frames: np.ndarray | None) -> None:
+    if frames is not None:
+        for watcher in watchers:
+            watcher.add(frames)
 
 
 def _goal_observation(

@@ -7,6 +7,7 @@ episodes, T steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from data.pusht.simulator import SUCCESS_COVERAGE, random_start, reward
 from data.pusht.vector_pusht import VectorPushT
 from evaluation.measures.intervals import bootstrap, wilson
 from evaluation.protocols.policies import Policy
-from evaluation.protocols.rollout import Starts, Trajectories, play_episodes
+from evaluation.protocols.rollout import Starts, Trajectories, Watcher, play_episodes
 
 FIRST_SEED = 100_000
 MAX_STEPS = 300
@@ -23,17 +24,28 @@ STEPS_WITHIN = (100, 200)  # of which the success is given, too
 
 
 def run_task(
-    policy: Policy, envs: VectorPushT, seeds: list[int], steps: int = MAX_STEPS, name: str = "task"
+    policy: Policy,
+    envs: VectorPushT,
+    seeds: list[int],
+    steps: int = MAX_STEPS,
+    name: str = "task",
+    watchers: Sequence[Watcher] = (),
+    goal: np.ndarray | None = None,
 ) -> np.ndarray:
     """Play an episode from each seed, until it succeeds, and give the coverages after each step:
-    (E, T); an episode that has ended repeats its last one."""
+    (E, T); an episode that has ended repeats its last one.
+
+    goal: (3,) of all episodes, if not that of the simulators.
+    """
 
     def is_done(episodes: np.ndarray, played: Trajectories) -> np.ndarray:
         return played.coverages.max(1) >= SUCCESS_COVERAGE
 
     states = np.stack([random_start(seed) for seed in seeds])
-    starts = Starts(states, np.zeros((len(seeds), 2)))
-    return play_episodes(policy, envs, starts, steps, is_done, name=name).coverages
+    goals = None if goal is None else np.tile(goal, (len(seeds), 1))
+    starts = Starts(states, np.zeros((len(seeds), 2)), goals)
+    played = play_episodes(policy, envs, starts, steps, is_done, name=name, watchers=watchers)
+    return played.coverages
 
 
 def steps_until_success(coverages: np.ndarray) -> np.ndarray:

@@ -53,7 +53,8 @@ def draw_videos(
 
 
 def draw_attempts(videos: Tensor, success: np.ndarray, path: Path, max_rows: int = 6) -> None:
-    """Draw attempts (n, 1 + T, 3, H, W), the goal first in each: failures above successes."""
+    """Draw attempts (n, 2 + T, 3, H, W), the goal and the start first in each: failures above
+    successes."""
     success = success[: len(videos)]
     failed, succeeded = np.flatnonzero(~success), np.flatnonzero(success)
     failed = failed[: max(max_rows - len(succeeded), max_rows * 2 // 3)]
@@ -67,16 +68,17 @@ def draw_attempts(videos: Tensor, success: np.ndarray, path: Path, max_rows: int
 
 
 def film_episodes(videos: Tensor, steps: np.ndarray, path: Path, count: int = 12) -> None:
-    """Write a video of episodes (n, T, 3, H, W) side by side: failures first, then the slowest.
+    """Write a video of episodes (n, 1 + T, 3, H, W) side by side, their starts first: failures
+    before successes, and of these the slowest first.
 
     steps: (n,) or more, until success, 0 where there is none.  A frame turns green at success.
     """
     steps = steps[: len(videos)]
     order = np.lexsort((-steps, steps > 0))[:count]
-    length = int(steps.max()) if steps.all() else videos.shape[1]
+    length = 1 + int(steps.max()) if steps.all() else videos.shape[1]
     images = []
     for step in [*range(length), *[length - 1] * HOLD]:
-        tiles = [_framed(videos[i, step], bool(0 < steps[i] <= step + 1)) for i in order]
+        tiles = [_framed(videos[i, step], bool(0 < steps[i] <= step)) for i in order]
         tiles += [torch.full_like(tiles[0], 128)] * (-len(tiles) % FILM_COLUMNS)
         rows = torch.stack(tiles).unflatten(0, (-1, FILM_COLUMNS))
         images.append(make_grid(list(rows), gap=0))

@@ -43,6 +43,13 @@ GOAL_POLICIES = (
     "planner", "policy_prior", "goal_policy", "actor_critic", "bc", "random", "noop",
     "goal_agent_position", "oracle_cem",
 )  # fmt: skip
+GIVEN_GOAL_FIGURES = (
+    "end_cost", "low", "high", "lowest_cost", "lowest_cost_low", "lowest_cost_high",
+    "start_block_px", "block_px", "block_px_low", "block_px_high",
+    "start_block_degrees", "block_degrees", "block_degrees_low", "block_degrees_high",
+    "plan_seconds", "n",
+)  # fmt: skip
+GIVEN_GOAL_POLICIES = ("policy_prior", "planner", "goal_policy", "random", "noop")
 PROBE = ("n", "linear", "mlp", "effective_rank", "latent_variance")
 CONTROLLABILITY = (
     "n", "sources", "steps", "real", "reconstructed", "imagined", "shuffled_actions"
@@ -69,6 +76,7 @@ def empty_metrics() -> dict[str, Any]:
             protocol: {policy: dict.fromkeys(GOAL) for policy in GOAL_POLICIES}
             for protocol in GOAL_PROTOCOLS
         },
+        "given_goal": {name: dict.fromkeys(GIVEN_GOAL_FIGURES) for name in GIVEN_GOAL_POLICIES},
         "play": dict.fromkeys(PLAY),
         "provenance": {},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *_goals(metrics["goal"]),
         *_images(plots, _attempt_images(metrics["goal"]), ATTEMPTS),
         *_images(plots, _goal_images(metrics["goal"]), ""),
+        *_given_goal(metrics["given_goal"], metrics["provenance"]),
         *_play(metrics["play"]),
         "<h2>Provenance</h2>",
         _provenance(metrics["provenance"]),
@@ -237,17 +239,23 @@ def _task(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
 def _task_protocol(provenance: dict[str, Any]) -> str:
     seed = provenance.get("seeds", {}).get("task", FIRST_SEED)
     steps = provenance.get("task_max_steps", MAX_STEPS)
-    is_published = (seed, steps) == (FIRST_SEED, MAX_STEPS)
+    goal = provenance.get("task_goal")
+    is_published = (seed, steps, goal) == (FIRST_SEED, MAX_STEPS, None)
     name = (
         "Diffusion Policy's protocol" if is_published else "A trial of Diffusion Policy's protocol"
     )
     return (
-        f"{name}: starts of seeds from {seed}, the same for every policy, at most {steps} steps. "
+        f"{name}: starts of seeds from {seed}, the same for every policy, at most {steps} steps"
+        f"{_towards(goal)}. "
         "The score is the mean highest reward, min(coverage / 0.95, 1); success is a coverage of "
         "0.95 at any step, which ends the episode. Steps: median until success. Policies above "
         "actor_critic plan in the world from frames; planner, policy_prior and goal_policy by the "
         "learned cost of the task; scripted and oracle_cem are given true states."
     )
+
+
+def _towards(goal: Sequence[float] | None) -> str:
+    return f", towards the goal {' '.join(f'{x:g}' for x in goal)} (x y degrees)" if goal else ""
 
 
 def _film(plots: Path, policies: dict[str, Any]) -> list[str]:
@@ -279,6 +287,35 @@ def _goals(protocols: dict[str, Any]) -> list[str]:
             rows.append([name, success, number(row.get("n")), seconds])
         parts.append(table([escape(protocol), "success", "pairs", "seconds per plan"], rows))
     return parts
+
+
+def _given_goal(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
+    measured = {name: row for name, row in policies.items() if row["n"]}
+    if not measured:
+        return []
+    rows = []
+    for name, row in measured.items():
+        end = number(row["end_cost"], 3) + interval(row, digits=3)
+        low, high = "lowest_cost_low", "lowest_cost_high"
+        lowest = number(row["lowest_cost"], 3) + interval(row, low, high, 3)
+        errors = [
+            f"{number(row[f'start_{key}'], 1)} to {number(row[key], 1)}"
+            + interval(row, f"{key}_low", f"{key}_high", 1)
+            if row[key] is not None
+            else "-"
+            for key in ("block_px", "block_degrees")
+        ]
+        rows.append([name, end, lowest, *errors, number(row["plan_seconds"], 3), number(row["n"])])
+    head = ["policy", "cost at the end", "lowest cost", "block (px)", "block (degrees)",
+            "seconds per plan", "episodes"]  # fmt: skip
+    given = " ".join(provenance.get("given_goal") or ())
+    highlight = {at for at, name in enumerate(measured) if name in OWN}
+    return [
+        f"<h2>Towards a given goal: {escape(given)}</h2><p>In the simulator, from starts of the "
+        "task protocol. Costs are those that the planners lower, of true frames, as shares of the "
+        "start's; errors of the block are those at the start and at the end.</p>",
+        table(head, rows, highlight),
+    ]
 
 
 def _play(metrics: dict[str, Any]) -> list[str]:

@@ -122,11 +122,10 @@ class FlowPolicy(TrainedController):
         """Follow the flow from noise (B, H, A) to chunks (B, H, A) in [-1, 1], in the config's
         number of Euler steps or another."""
         observed = self.observe(latents)
-        chunk = noise
-        num_steps = num_steps or self.config.num_steps
-        for step in range(num_steps):
-            time = torch.full((len(noise),), step / num_steps, device=noise.device)
-            chunk = chunk + self.net(chunk, time, observed) / num_steps
+        chunk, count = noise, num_steps or self.config.num_steps
+        for step in range(count):
+            time = torch.full((len(noise),), step / count, device=noise.device)
+            chunk = chunk + self.net(chunk, time, observed) / count
         return (chunk * self.action_std).clamp(-1, 1)
 
     @torch.no_grad()

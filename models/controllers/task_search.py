@@ -18,6 +18,15 @@ TASK_PATIENCE = 8
 """Plans in a row without progress until the search widens."""
 
 
+def blocks_differ(task_cost: int, goal_policy: int) -> str:
+    """Say why a goal policy is no prior of the search: their action blocks have other lengths."""
+    return (
+        f"the task cost asks about blocks of {task_cost} actions, and the goal policy has blocks "
+        f"of {goal_policy}; train both with one --task-cost.action-block and "
+        f"--goal-policy.action-block"
+    )
+
+
 def check_task_search(planner: PlannerConfig, receding_horizon: int) -> None:
     """Raise ValueError where more of a plan would be executed than it has."""
     plan_length = planner.horizon * planner.action_block

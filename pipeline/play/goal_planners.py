@@ -14,6 +14,7 @@ from models.controllers.goal_policy import GoalPolicy
 from models.controllers.goal_set import GoalsInTurn
 from models.controllers.plan_executor import PlanExecutor
 from models.controllers.planner import Planner, PlannerConfig, can_plan
+from models.controllers.task_search import blocks_differ
 from models.world import World
 from pipeline.cuda_graph import CudaGraphed
 from pipeline.inference.load_controllers import load_goal_policy
@@ -63,10 +64,7 @@ def make_executor(
         policy_prior = require_goal_policy(run, world)
         block = policy_prior.action_block
         if goal.action_block not in (None, block):
-            raise ValueError(
-                f"the task cost asks about blocks of {goal.action_block} actions, and the goal "
-                f"policy has blocks of {block}; train both with one --action-block"
-            )
+            raise ValueError(blocks_differ(goal.action_block, block))
     if policy_prior is not None and goal.has_time:
         config = config.with_action_block(block, settings.goal_offset)
     else:

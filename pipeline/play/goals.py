@@ -16,7 +16,9 @@ from torch import Tensor
 
 from data.clips import Clips
 from data.formats.decode_image import decode_image
+from data.formats.image_folders import SUFFIXES
 from data.formats.numpy_files import open_file
+from data.io.folders import has_suffix, visible_files
 from data.io.messages import command
 from data.shards.episode_dataset import EpisodeDataset
 from models.controllers.goal_set import MIN_TO_WHITEN, goal_set_distance
@@ -61,7 +63,21 @@ def find_goal(
     if DATASET in names or TASK in names:
         (name,) = names
         return dataset_goal(world, start, offset) if name == DATASET else task_goal(run, world)
-    return image_goal(world, [Path(name) for name in names], dataset)
+    return image_goal(world, image_files(names), dataset)
+
+
+def image_files(names: Sequence[str]) -> list[Path]:
+    """Return the image files of --goal: those named, and those in a folder that is named."""
+    files: list[Path] = []
+    for path in map(Path, names):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = [file for file in visible_files(path) if has_suffix(file, SUFFIXES)]
+        if not found:
+            raise ValueError(f"{path} holds no image ({', '.join(SUFFIXES)}); name image files")
+        files += found
+    return files
 
 
 def dataset_goal(world: World, start: Start, offset: int) -> Goal:

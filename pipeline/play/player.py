@@ -17,7 +17,7 @@ from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import Split
 from models.controllers.controller import Controller
 from models.world import World
-from pipeline.play.simulators import Simulator
+from pipeline.play.simulators import Simulator, episode_goal
 
 STEPS_PER_SECOND = 10  # of Push-T's episodes, for the agent's velocity
 
@@ -34,6 +34,7 @@ class Start:
     next_actions: np.ndarray  # (K + 1, A), from the last context frame on
     state: np.ndarray | None  # (S,) of the simulator at the last context frame
     velocity: np.ndarray  # (2,) of the agent there
+    goal: np.ndarray | None = None  # (3,) pose of the block, where the episode has its own
 
 
 class StartSampler:
@@ -100,6 +101,7 @@ class StartSampler:
         return Start(
             episode, frame, frames[:context], actions[: context - 1],
             frames[context:], actions[context - 1 :], state, velocity,
+            episode_goal(self.dataset, episode),
         )  # fmt: skip
 
     def _actions(self, episode: int, first: int, frames: np.ndarray) -> np.ndarray:
@@ -142,7 +144,7 @@ class Player:
         self._enter(start.frames, start.actions)
         if self.simulator is not None:
             assert start.state is not None, "open_simulator checks that there are states"
-            self.simulator.reset(start.state, start.velocity)
+            self.simulator.reset(start.state, start.velocity, start.goal)
 
     @torch.inference_mode()
     def step(self, action: np.ndarray) -> None:

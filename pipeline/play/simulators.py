@@ -17,8 +17,13 @@ not loaded before a simulator is opened)."""
 class Simulator(Protocol):
     """What play and evaluation rely on. S: numbers in a state."""
 
-    def reset(self, state: np.ndarray, velocity: np.ndarray) -> None:
-        """Reset to a state (S,), the agent to a velocity (2,) in units per second."""
+    def reset(
+        self, state: np.ndarray, velocity: np.ndarray, goal: np.ndarray | None = None
+    ) -> None:
+        """Reset to a state (S,), the agent to a velocity (2,) in units per second.
+
+        goal: (3,) pose of an episode that has its own, by default the one of before.
+        """
         ...
 
     def step(self, action: np.ndarray) -> None:
@@ -43,7 +48,9 @@ class ToySimulator:
         self._make = lambda state: ToyPushT(state, actions)
         self._world = self._make(np.zeros(5))
 
-    def reset(self, state: np.ndarray, velocity: np.ndarray) -> None:
+    def reset(
+        self, state: np.ndarray, velocity: np.ndarray, goal: np.ndarray | None = None
+    ) -> None:
         self._world = self._make(state)
 
     def step(self, action: np.ndarray) -> None:
@@ -56,21 +63,47 @@ class ToySimulator:
         return self._world.render(size)
 
 
-def open_simulator(dataset: EpisodeDataset) -> Simulator:
-    """Return the simulator that made the dataset; ValueError where there is none."""
+def episode_goal(dataset: EpisodeDataset, episode: int) -> np.ndarray | None:
+    """Return the goal's pose of an episode that has its own, (3,); None where all have one."""
+    note = dataset.notes[episode]
+    if "goal" not in note:
+        return None
+    from data.pusht.simulator import goal_of
+
+    return goal_of(note)
+
+
+def open_simulator(dataset: EpisodeDataset, flags: str = "--compare-simulator") -> Simulator:
+    """Return the simulator that made the dataset; ValueError where there is none.
+
+    flags: what asked for it, for the message.
+    """
     source = str(dataset.description.get("source", "unknown"))
     if not dataset.has("states"):
         raise ValueError(
-            f"{dataset.folder} holds no simulator states, so there is no simulator to compare "
-            f"with; remove --compare-simulator"
+            f"{dataset.folder} holds no simulator states, so no simulator can be set to its "
+            f"frames; remove {flags}"
         )
     if source.startswith("toy"):
         return ToySimulator(dataset.actions)
-    from data.pusht.simulator import STATE_NAMES, PushT, goal_of
+    from data.pusht.simulator import ACTIONS, STATE_NAMES, PushT, goal_of
 
-    if dataset.state_names == STATE_NAMES:
+    # other recordings may have the names, but not the units
+    if dataset.state_names == STATE_NAMES and dataset.actions == ACTIONS:
         return PushT(dataset.image_size[0], goal_of(dataset.description))
     raise ValueError(
         f"no simulator is known for {dataset.folder} (source {source!r}, states "
-        f"{', '.join(dataset.state_names)}); remove --compare-simulator"
+        f"{', '.join(dataset.state_names)}); remove {flags}"
     )
+
+
+def find_simulator(dataset: EpisodeDataset, flags: str, optional: bool) -> Simulator | None:
+    """Open the dataset's simulator; None where no flag requires it, and it is not known."""
+    if not flags and not optional:
+        return None
+    try:
+        return open_simulator(dataset, flags)
+    except ValueError:
+        if flags:
+            raise
+        return None

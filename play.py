@@ -16,9 +16,8 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
     start(__name__)
 
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -26,23 +25,13 @@ import torch
 import kernels
 from data.io.files import writable_folder
 from data.io.messages import command
-from data.ranges import MAX_SEED, CheckedConfig, Range
 from data.shards.episode_dataset import EpisodeDataset
-from data.shards.shard_header import Split
-from kernels import Backend
 from models.controllers.controller import Controller
-from models.controllers.planner import PlannerConfig
-from models.controllers.task_search import (
-    TASK_PATIENCE,
-    TASK_PLANNER,
-    TASK_RECEDING_HORIZON,
-    check_task_search,
-)
 from models.layers.sampling import Sampling
 from models.world import World
 from pipeline.cli import run_cli
 from pipeline.cuda_graph import CudaGraphedWorld
-from pipeline.device import DeviceOption, describe_device, pick_device, set_device
+from pipeline.device import describe_device, set_device
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import load_controller
 from pipeline.inference.load_world import load_world
@@ -59,84 +48,15 @@ from pipeline.play.goal_planners import (
 from pipeline.play.goals import DATASET, TASK, Goal, find_goal
 from pipeline.play.headless import Actor, Scene, Truth, play_headless
 from pipeline.play.keyboard import script_actions
+from pipeline.play.play_config import ActionSource, Config, check
 from pipeline.play.player import Player, Start, StartSampler
 from pipeline.play.simulators import SOLVED, find_simulator
 from pipeline.play.window import Window, check_display
 from pipeline.video import write_video
 
-ActionSource = Literal[
-    "dataset", "actor_critic", "random", "file", "script", "planner", "goal_policy", "policy_prior"
-]
 VIDEO_SIZE, WINDOW_SIZE = 256, 512
-FPS_RANGE = Range(0.01, 1000)  # what a GIF and an mp4 can hold
-SIZE_RANGE = Range(16, 2048, or_zero=True)  # three panels next to each other still fit an mp4
 MAX_VIDEO_BYTES = 4 * 2**30
 RANDOM_ACTION_REPEAT = 6  # steps that a random action is held: a new one each step goes nowhere
-
-
-@dataclass(frozen=True)
-class Config(CheckedConfig):
-    run: Path = Path("runs/pusht")
-    """Folder of the run to play in."""
-    out: Path | None = None
-    """Folder of videos and recordings, if not RUN/play."""
-    headless: bool = False
-    """Write a video instead of opening a window."""
-    compare_simulator: bool = False
-    """Show the real simulator next to the world model, under the same actions."""
-    observe_simulator: bool = False
-    """Move the world to the simulator's frames before each plan towards --goal: the plans are
-    carried out in the simulator, and the world shows what it predicts in between."""
-    actions: ActionSource | None = None
-    """Who acts: the dataset (the default with --headless), the actor-critic, uniformly random
-    actions, --actions-file, a script that walks and turns (Minecraft), or, towards --goal, a
-    planner, the goal policy, or a planner with the goal policy as its prior (policy_prior). In a
-    window you act, or the actor-critic or what acts towards a goal if it is asked for."""
-    goal: tuple[str, ...] = ()
-    """What is acted towards: `dataset`, its frame --goal-offset steps later (the default with
-    --headless); `task`, as train_controller.py --methods task_cost has learned it (the default in a
-    window); or image files, or folders of them, of which reaching any image will do."""
-    actions_file: Path | None = None
-    """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
-    steps: Annotated[int, Range(1, 10**5)] = 100
-    """Steps of a video, at most."""
-    goal_offset: Annotated[int, Range(1, 10**5)] = 25
-    """Steps of the dataset from the start to the goal."""
-    planner: PlannerConfig = field(
-        default_factory=lambda: PlannerConfig(num_samples=200, iterations=10, num_elites=20)
-    )
-    """Search of --actions planner and policy_prior for whole plans to the dataset's frame; with a
-    prior it has the prior's action blocks, as many as --goal-offset takes."""
-    task_planner: PlannerConfig = field(default_factory=lambda: TASK_PLANNER)
-    """The same search towards the task, or towards images, which are reached at no known step."""
-    task_receding_horizon: Annotated[int, Range(1, 10**4)] = TASK_RECEDING_HORIZON
-    """Actions of a plan towards the task, or images, that are executed before replanning."""
-    task_patience: Annotated[int, Range(1, 10**4)] = TASK_PATIENCE
-    """Plans in a row without progress towards the task, or images, until the search widens."""
-    split: Split = "test"
-    """Episodes to start from."""
-    episode: Annotated[int | None, Range(0, 10**9)] = None
-    """Number of the episode, within the split; drawn if not given."""
-    frame: Annotated[int | None, Range(0, 10**9)] = None
-    """Frame of the --episode to start from; the first possible one if not given."""
-    fps: Annotated[float, FPS_RANGE] = 10.0
-    """Steps a second, in the window and in videos."""
-    size: Annotated[int, SIZE_RANGE] = 0
-    """Height of a panel in pixels; 0 is 512 in the window and 256 in a video."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """How codes are sampled in a world of discrete latents; by default the likeliest are taken."""
-    compile: bool = False
-    """Compile the world's steps: a slower start, then faster."""
-    cuda_graph: bool = False
-    """Replay each step, and each search, as one CUDA graph."""
-    int8: bool = False
-    """Hold the dynamics' weights in 8 bits, on a CPU: for large ones; less exact (docs/play.md)."""
-    device: DeviceOption = "auto"
-    """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
-    kernels: Backend = "auto"
-    """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
-    seed: Annotated[int, Range(0, MAX_SEED)] = 0
-    """Of starts, random actions and codes."""
 
 
 def main(config: Config) -> None:
@@ -172,42 +92,6 @@ def main(config: Config) -> None:
         run_window(config, player, start_sampler)
 
 
-def check(config: Config) -> None:
-    """Refuse, before anything is loaded, options that do not go together."""
-    if config.cuda_graph and pick_device().type != "cuda":
-        raise ValueError(
-            f"--cuda-graph needs a CUDA GPU, and the device is {pick_device().type}; leave it out"
-        )
-    if config.int8 and pick_device().type != "cpu":
-        raise ValueError(
-            f"--int8 is for CPUs, and the device is {pick_device().type}; add --device cpu"
-        )
-    if (config.actions == "file") != (config.actions_file is not None):
-        raise ValueError("--actions file and --actions-file PATH belong together; give both")
-    if config.frame is not None and config.episode is None:
-        raise ValueError(f"--frame {config.frame} needs an episode; give --episode too")
-    if not all(name.strip() for name in config.goal):
-        raise ValueError(
-            f"--goal has an empty name; give {DATASET}, {TASK} or image files, or leave it out"
-        )
-    towards_goal = config.actions in get_args(GoalSource)
-    if config.headless and not towards_goal and (config.goal or config.observe_simulator):
-        flag = f"--goal {' '.join(config.goal)}" if config.goal else "--observe-simulator"
-        raise ValueError(
-            f"{flag} is for what acts towards a goal, and --actions is "
-            f"{config.actions or DATASET}; give --actions {', '.join(get_args(GoalSource)[:-1])} "
-            f"or {get_args(GoalSource)[-1]}"
-        )
-    check_task_search(config.task_planner, config.task_receding_horizon)
-    if len(config.goal) > 1 and (named := {DATASET, TASK} & set(config.goal)):
-        raise ValueError(f"--goal {min(named)} goes with no other goal; give it alone")
-    if not (config.headless or towards_goal) and config.actions not in (None, "actor_critic"):
-        raise ValueError(
-            f"--actions {config.actions} has no effect in a window, where you act; "
-            f"add --headless for a video"
-        )
-
-
 def find_controller(config: Config, world: World) -> Controller | None:
     """Load the controller: required where it acts, optional in the window."""
     if config.actions == "actor_critic":
@@ -236,9 +120,9 @@ def make_goal_actor(
     """source: what acts, by default the best of the run."""
     settings = GoalSettings(
         config.planner, config.goal_offset, config.task_planner,
-        config.task_receding_horizon, config.task_patience, config.cuda_graph,
+        config.task_receding_horizon, config.task_patience, config.best_of_n, config.cuda_graph,
     )  # fmt: skip
-    source = source or best_source(config.run, player.world)
+    source = source or best_source(config.run, player.world, goal)
     executor = make_executor(source, config.run, player.world, goal, settings)
     return GoalActor(player, executor, goal, config.observe_simulator, draw_plans)
 

@@ -12,6 +12,7 @@ from data.ranges import MAX_SEED, MAX_STEPS, MAX_WORKERS, CheckedConfig, NonEmpt
 from evaluation.measures.open_loop import HORIZONS
 from evaluation.protocols import goals, task
 from kernels import Backend
+from models.controllers.best_of_n import BestOfNConfig
 from models.controllers.planner import PlannerConfig
 from models.controllers.task_search import (
     TASK_PATIENCE,
@@ -119,6 +120,8 @@ class Config(CheckedConfig):
     """Actions of such a plan that are executed before replanning."""
     task_patience: Annotated[int, Range(1, 10**4)] = TASK_PATIENCE
     """Such plans in a row without progress until the search is widened."""
+    best_of_n: BestOfNConfig = field(default_factory=BestOfNConfig)
+    """Choice among what the task's imitator would do, by the task's cost in the world."""
     num_workers: Annotated[int, Range(0, MAX_WORKERS)] = 0
     """Processes of simulators; 0 is one for each core."""
     compile: bool = False

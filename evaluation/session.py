@@ -255,8 +255,13 @@ class Session:
     def depends_on(self, policy: str, protocol: str = "goal") -> tuple[str, ...]:
         """Name the fingerprints that a policy's figures depend on, in the task or towards goals."""
         controllers = {name: (name,) for name in (*CONTROLLERS, "actor_critic")}
-        dependencies = {"planner": (), "policy_prior": ("goal_policy",)} | controllers
-        towards_task = ("planner", "policy_prior", "goal_policy", "oracle_cem")
+        searches = {
+            "planner": (),
+            "policy_prior": ("goal_policy",),
+            "best_of_n": ("flow_policy",),
+        }
+        dependencies = searches | controllers
+        towards_task = ("best_of_n", "planner", "policy_prior", "goal_policy", "oracle_cem")
         task_cost = ("task_cost",) if protocol == "task" and policy in towards_task else ()
         if policy not in dependencies:
             return task_cost

@@ -23,6 +23,8 @@ from evaluation.protocols.record_video import RecordVideo
 from evaluation.report.drawing import film_episodes
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.session import Session
+from models.controllers.best_of_n import BestOfN
+from models.controllers.flow_policy import FlowPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.goal_set import GoalsInTurn
 from models.controllers.planner import Planner, PlannerConfig
@@ -30,7 +32,7 @@ from models.controllers.task_search import blocks_differ
 
 MAX_RECORDED = 48  # episodes to choose the film's from
 OF_ITS_OWN_GOAL = "the task cost was learned for the goal of its recordings; leave out --task-goal"
-WITH_COST = ("policy_prior", "planner", "goal_policy", "oracle_cem")
+WITH_COST = ("best_of_n", "policy_prior", "planner", "goal_policy", "oracle_cem")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,13 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
         "receding_horizon": steps,
         "patience": config.task_patience,
     }
+    flow_policy = session.chunk_planners.get("flow_policy")
+    if isinstance(flow_policy, FlowPolicy):
+        chooser = BestOfN(config.best_of_n, world, flow_policy, task_cost, block)
+        executed = flow_policy.config.receding_horizon
+        policy = MpcPolicy(world, chooser, executed, probe, goals, config.task_patience)
+        own = asdict(config.best_of_n) | {"patience": config.task_patience}
+        found["best_of_n"] = TaskPolicy(policy, config.task_episodes, own)
     priors: dict[str, GoalPolicy | None] = {"planner": None}
     if isinstance(session.goal_policy, GoalPolicy):
         offset = session.goal_policy.max_goal_offset
@@ -203,6 +212,8 @@ def why_missing_in_task(
         missing.insert(0, "goal_policy")
     if policy in ("flow_policy", "bc"):
         missing.append(policy)
+    if policy == "best_of_n" and "flow_policy" not in session.chunk_planners:
+        missing.insert(0, "flow_policy")
     if policy == "actor_critic":
         missing += ["bc", "actor_critic"]
     if task_goal and policy in WITH_COST:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from pointer_world import PointerWorld, blue_at
+from test_task import add_flow_policy
 from untrained_run import save, write_run
 
 import play
@@ -27,6 +28,7 @@ from pipeline.cli import parse
 from pipeline.inference.load_world import load_world
 from pipeline.play import simulators
 from pipeline.play.game import Game
+from pipeline.play.goal_planners import best_source
 from pipeline.play.goals import find_goal, image_goal, read_goal_image, task_goal
 from pipeline.play.panels import CAPTION_HEIGHT, GAP
 from pipeline.play.player import Player, StartSampler
@@ -49,6 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_toy_shards(folder / "shards", episodes=6, length=40)
     write_run(folder, EpisodeDataset(folder / "shards"), method="keypoints")
     write_task_cost(folder)
+    add_flow_policy(folder)
     return folder
 
 
@@ -88,7 +91,7 @@ def read_frames(out: Path) -> list[np.ndarray]:
 # -- what acts -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", (*SOURCES, "best_of_n"))
 def test_the_task_is_acted_towards_next_to_the_simulator(
     run: Path, tmp_path: Path, source: Any, capsys: Any
 ):
@@ -179,6 +182,7 @@ def test_the_video_ends_where_the_task_is_solved(
     "source, goal, name",
     [
         ("policy_prior", (), "the task"),
+        ("best_of_n", (), "the task"),
         ("goal_policy", ("task",), "the task"),
         ("planner", ("dataset",), "the dataset's frame 8 steps ahead"),
     ],
@@ -202,6 +206,19 @@ def test_a_planner_that_is_asked_for_begins_in_the_window(
     asked = config(run, tmp_path, headless=False, actions=source, goal=goal, goal_offset=8)
     play.main(replace(asked, episode=0))
     assert len(played) == 1
+
+
+def test_what_knows_the_task_alone_is_refused_for_another_goal(run: Path, tmp_path: Path):
+    asked = config(run, tmp_path / "out", actions="best_of_n", goal=images(tmp_path, 1))
+    with pytest.raises(ValueError, match="--actions best_of_n .* goal is .*; give --goal task, or"):
+        play.main(asked)
+
+
+def test_the_window_has_the_best_of_the_task_that_a_run_has(run: Path):
+    world = load_world(run)
+    goal = task_goal(run, world)
+    assert best_source(run, world, goal) == "best_of_n"
+    assert best_source(run, world, replace(goal, is_task=False)) == "policy_prior"
 
 
 # -- what a goal is ------------------------------------------------------------------------------

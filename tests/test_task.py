@@ -30,9 +30,12 @@ from evaluation.protocols.policies import Observation
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.simulator_jobs import why_missing
 from evaluation.task_jobs import cost_policies, task_jobs
+from models.controllers.best_of_n import BestOfNConfig
+from models.controllers.flow_policy import FlowPolicyConfig
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.goal_set import GoalsInTurn
 from models.controllers.plan import Plan
+from models.controllers.policy import PolicyConfig
 from models.controllers.task_cost import TaskCostConfig
 from models.dynamics.dynamics import State
 from models.registry import DataSpec, build_controller
@@ -40,7 +43,7 @@ from pipeline import checkpoint, presets
 from pipeline.inference.load_world import load_world
 
 SEED = 200_000  # nothing is tried on the protocol's own
-WITH_WORLD = ("policy_prior", "planner", "goal_policy")
+WITH_WORLD = ("best_of_n", "policy_prior", "planner", "goal_policy", "flow_policy")
 
 
 # -- figures ---------------------------------------------------------------------------------
@@ -128,6 +131,17 @@ def add_task_cost(run: Path, seed: int = 0) -> None:
     save(run / "controller" / "task_cost", "controller", cost, config, data, parent)
 
 
+def add_flow_policy(run: Path) -> None:
+    """Write an imitator in chunks, untrained."""
+    world = load_world(run)
+    config = FlowPolicyConfig(PolicyConfig(hidden_dim=8), num_layers=1, num_steps=2)
+    data = DataSpec(world.image_size, world.actions, world.state_spec)
+    torch.manual_seed(0)
+    policy, dynamics = build_controller(config, data), run / "dynamics" / "best.pt"
+    parent = dynamics, checkpoint.load(dynamics, "dynamics")["fingerprint"]
+    save(run / "controller" / "flow_policy", "controller", policy, config, data, parent)
+
+
 def config_of(run: Path, **changes: Any) -> evaluate.Config:
     config = presets.apply(evaluate.Config(), "evaluate", ["keypoints", "debug"])
     task_only = replace(config, run=run, num_workers=1, protocol=("task",), task_seed=SEED)
@@ -153,6 +167,7 @@ def task_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build(ScriptedEpisodes(6, 32, 0), run / "shards", "", 0, 1)
     write_run(run, EpisodeDataset(run / "shards"), method="keypoints")
     add_task_cost(run)
+    add_flow_policy(run)
     return run
 
 
@@ -161,9 +176,6 @@ def test_the_task_is_measured_for_every_policy_that_a_run_has(task_run: Path):
     assert set(metrics["task"]) == set(TASK_POLICIES)
     for name, row in metrics["task"].items():
         assert set(row) == set(TASK)
-        if name == "flow_policy":
-            assert row["n"] is None
-            continue
         assert row["n"] == (1 if name in ("policy_prior", "planner", "oracle_cem") else 2)
         assert 0 <= row["end_score"] <= row["score"] <= 1 and row["steps"] is None
         assert (row["plan_seconds"] is not None) == (name in WITH_WORLD)
@@ -174,7 +186,7 @@ def test_the_task_is_measured_for_every_policy_that_a_run_has(task_run: Path):
     assert provenance["fingerprints"]["task_cost"]
     page = (task_run / "report" / "index.html").read_text()
     assert "A trial of Diffusion Policy&#x27;s protocol: starts of seeds from 200000" in page
-    assert "Episodes of policy_prior: failures first" in page and "data:video/mp4" in page
+    assert "Episodes of best_of_n: failures first" in page and "data:video/mp4" in page
     saved = json.loads((task_run / "report" / "parts" / "task-policy_prior.json").read_text())
     assert saved["result"]["episodes"]["seed"] == [SEED]
     key = saved["cache_key"]
@@ -190,7 +202,7 @@ def test_the_published_protocol_is_named_on_the_page(task_run: Path):
 def test_figures_are_measured_again_when_the_cost_or_the_search_changes(
     task_run: Path, capsys: pytest.CaptureFixture[str]
 ):
-    policies = ("policy_prior", "goal_policy", "noop")
+    policies = ("best_of_n", "policy_prior", "goal_policy", "noop")
 
     def measured(**changes: Any) -> set[str]:
         capsys.readouterr()
@@ -200,10 +212,10 @@ def test_figures_are_measured_again_when_the_cost_or_the_search_changes(
 
     measured()
     assert measured() == set()
-    assert measured(task_patience=3) == {"policy_prior"}
+    assert measured(task_patience=3) == {"best_of_n", "policy_prior"}
     measured()
     add_task_cost(task_run, seed=1)
-    assert measured() == {"policy_prior", "goal_policy"}
+    assert measured() == {"best_of_n", "policy_prior", "goal_policy"}
 
 
 def test_every_setting_of_the_task_is_in_the_cache_keys_of_those_it_changes(task_run: Path):
@@ -222,6 +234,8 @@ def test_every_setting_of_the_task_is_in_the_cache_keys_of_those_it_changes(task
         assert changed(task_planner=replace(planner, prior_noise_std=0.1)) == searches
         assert changed(task_planner=replace(planner, running_weight=0.1)) == searches
         assert changed(task_receding_horizon=10) == changed(search_episodes=1) == searches
+        chooser = BestOfNConfig(num_samples=3)
+        assert changed(best_of_n=chooser) == {"best_of_n"}
         assert changed(oracle_episodes=2) == changed(oracle_samples=5) == {"oracle_cem"}
         assert changed(seed=1) == {"random", "oracle_cem"}
         assert changed(task_seed=SEED + 1) == changed(task_max_steps=7) == set(before)
@@ -264,6 +278,7 @@ def test_a_policy_that_needs_the_cost_is_refused_where_none_was_trained(plain_ru
     for policy, methods in {
         "planner": "task_cost",
         "policy_prior": "task_cost",
+        "best_of_n": "flow_policy task_cost",
         "flow_policy": "flow_policy",
         "oracle_cem": "task_cost",
     }.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline import video
-from play import FPS_RANGE
+from pipeline.play.play_config import FPS_RANGE
 
 
 def make_frames(count: int = 6, height: int = 48, width: int = 64) -> list[np.ndarray]:

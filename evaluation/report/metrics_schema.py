@@ -31,7 +31,7 @@ TASK = (
     "success_within_200", "steps", "end_score", "coverage", "plan_seconds", "n",
 )  # fmt: skip
 TASK_POLICIES = (
-    "policy_prior", "planner", "flow_policy", "goal_policy", "actor_critic", "bc",
+    "best_of_n", "policy_prior", "planner", "flow_policy", "goal_policy", "actor_critic", "bc",
     "random", "noop", "scripted", "oracle_cem",
 )  # fmt: skip
 GOAL = ("success", "low", "high", "n")

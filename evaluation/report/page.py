@@ -16,7 +16,7 @@ from evaluation.report.action_tables import controllability, imitation
 from evaluation.report.tables import interval, number, table
 from evaluation.report.trained_on_note import trained_on_note
 
-OWN = ("policy_prior", "actor_critic")  # learned in imagination, or search there
+OWN = ("best_of_n", "policy_prior", "actor_critic")  # learned in imagination, or search there
 ATTEMPTS = "Attempts of the planner: failures first."
 STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #1b1b1e; max-width: 1120px; margin: 2em auto;
@@ -249,8 +249,8 @@ def _task_protocol(provenance: dict[str, Any]) -> str:
         f"{_towards(goal)}. "
         "The score is the mean highest reward, min(coverage / 0.95, 1); success is a coverage of "
         "0.95 at any step, which ends the episode. Steps: median until success. Policies above "
-        "actor_critic plan in the world from frames; planner, policy_prior and goal_policy by the "
-        "learned cost of the task; scripted and oracle_cem are given true states."
+        "actor_critic plan in the world from frames; best_of_n, planner, policy_prior and "
+        "goal_policy by the learned cost of the task; scripted and oracle_cem see true states."
     )
 
 

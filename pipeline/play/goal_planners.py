@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from data.io.messages import command
+from models.controllers.best_of_n import BestOfN, BestOfNConfig
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.goal_set import GoalsInTurn
@@ -17,10 +18,10 @@ from models.controllers.planner import Planner, PlannerConfig, can_plan
 from models.controllers.task_search import blocks_differ
 from models.world import World
 from pipeline.cuda_graph import CudaGraphed
-from pipeline.inference.load_controllers import load_goal_policy
+from pipeline.inference.load_controllers import load_flow_policy, load_goal_policy
 from pipeline.play.goals import Goal
 
-GoalSource = Literal["planner", "goal_policy", "policy_prior"]
+GoalSource = Literal["planner", "goal_policy", "policy_prior", "best_of_n"]
 MakeExecutor = Callable[[], PlanExecutor]
 """Gives one with nothing planned yet."""
 
@@ -39,6 +40,8 @@ class GoalSettings:
     """Steps that are executed of such a plan; rounded up to whole action blocks."""
     task_patience: int
     """Such plans in a row without progress that widen the search."""
+    best_of_n: BestOfNConfig = field(default_factory=BestOfNConfig)
+    """Choice among the chunks of the task's imitator."""
     cuda_graph: bool = False
 
 
@@ -58,6 +61,10 @@ def make_executor(
             f"actions, and this one has {world.state_spec.kind} latents and {world.actions.kind} "
             f"actions; --actions dataset, random and actor_critic work in any world"
         )
+    if source == "best_of_n":
+        chooser = make_best_of_n(run, world, goal, settings.best_of_n)
+        steps = chooser.policy.config.receding_horizon
+        return lambda: PlanExecutor(chooser, steps, settings.task_patience)
     config = settings.planner if goal.has_time else settings.task_planner
     block, policy_prior = goal.action_block or config.action_block, None
     if source == "policy_prior":
@@ -78,10 +85,27 @@ def make_executor(
     return lambda: PlanExecutor(planner, steps, settings.task_patience)
 
 
-def best_source(run: Path, world: World) -> GoalSource:
+def make_best_of_n(run: Path, world: World, goal: Goal, config: BestOfNConfig) -> BestOfN:
+    """ValueError where the goal is not the task, or the task's imitator is missing."""
+    if not goal.is_task or goal.objective is None or goal.action_block is None:
+        raise ValueError(
+            f"--actions best_of_n chooses among what an imitator of the task would do, and the "
+            f"goal is {goal.name}; give --goal task, or --actions policy_prior"
+        )
+    policy = load_flow_policy(run, world)
+    if policy is None:
+        folder = run / "controller" / "flow_policy"
+        train = command("train_controller.py", "--run", run, "--methods", "flow_policy")
+        raise ValueError(f"{folder} holds no flow policy; {train} trains one")
+    return BestOfN(config, world, policy, goal.objective, goal.action_block)
+
+
+def best_source(run: Path, world: World, goal: Goal) -> GoalSource:
     """Return what of a run reaches goals best."""
     if not can_plan(world):
         return "goal_policy"
+    if goal.is_task and load_flow_policy(run, world) is not None:
+        return "best_of_n"
     return "planner" if load_goal_policy(run, world) is None else "policy_prior"
 
 

@@ -328,7 +328,8 @@ class Session:
     def _method(self, stage: str) -> str | None:
         """Name the method, and the weights that a frozen encoder started from."""
         config = self.checkpoints[stage].get("config", {})
-        parts = (str(config[key]) for key in ("kind", "pretrained") if key in config)
+        keys = ("kind", "pretrained", "revision")
+        parts = (str(config[key]) for key in keys if config.get(key))
         return ", ".join(parts) or None
 
 

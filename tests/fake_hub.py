@@ -192,7 +192,9 @@ class _Handler(BaseHTTPRequestHandler):
         for wanted in json.loads(body)["objects"]:
             upload = {"upload": {"href": f"{self.server.address}/lfs/{wanted['oid']}"}}
             known = wanted["oid"] in self.server.lfs
-            objects.append(wanted | {"authenticated": True} | ({} if known else {"actions": upload}))
+            objects.append(
+                wanted | {"authenticated": True} | ({} if known else {"actions": upload})
+            )
         self._json({"transfer": "basic", "objects": objects})
 
     def store(self, body: bytes, oid: str) -> None:

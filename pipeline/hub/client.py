@@ -102,6 +102,8 @@ def describe(problem: Exception, address: HubAddress, writing: bool) -> str:
     for kind, line in _lines(errors, address, writing):  # a class before the one it is derived from
         if any(isinstance(cause, kind) for cause in causes):
             return line
+    if "metadata in README.md" in str(problem):
+        return f"{address}: the Hub refuses the card: {shortened(str(problem))}; correct --license"
     status = next(filter(None, map(_status, causes)), None)
     if status:
         return _of_status(status, problem, address, writing)
@@ -112,8 +114,6 @@ def describe(problem: Exception, address: HubAddress, writing: bool) -> str:
         )
     if isinstance(problem, OSError) and "Consistency check failed" in str(problem):
         return f"{address}: a file came shorter than it is; run the same command again to resume"
-    if "metadata in README.md" in str(problem):
-        return f"{address}: the Hub refuses the card: {shortened(str(problem))}; correct --license"
     return f"{address}: {type(problem).__name__}: {shortened(str(problem))}"
 
 

@@ -31,10 +31,9 @@ def write(folder: Path, checkpoint: ckpt.Checkpoint) -> None:
     text = json.dumps(fields | {tensor_file.DIGEST: tensor_file.digest(as_read)}, indent=1)
     # weights that share memory are refused, and those that are not contiguous
     weights = {name: t.detach().clone().contiguous() for name, t in checkpoint["model"].items()}
-    about = {key: str(checkpoint[key]) for key in ("format", "stage", "fingerprint")}
-    # "pt": transformers' reader refuses files that do not say so; values have to be strings
-    metadata = {"format": "pt", "dreamstage": json.dumps(about)}
-    save_file(weights, folder / WEIGHTS_FILE, metadata)
+    # "pt" for readers that refuse files without it.  Nothing else: of two, the order is by chance,
+    # and weights that did not change would be sent again
+    save_file(weights, folder / WEIGHTS_FILE, {"format": "pt"})
     (folder / FIELDS_FILE).write_text(text + "\n")
 
 

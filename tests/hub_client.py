@@ -1,0 +1,76 @@
+"""A run that can be published, and the Hub's client turned to the one on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_hub import TOKEN, FakeHub
+from untrained_run import write_run
+
+import evaluate
+from data.shards.episode_dataset import EpisodeDataset
+from data.toy import write_toy_shards
+from pipeline import presets
+
+PRESETS = ["pusht", "debug"]
+REPO = "user/world"
+
+
+def turn_client(monkeypatch: pytest.MonkeyPatch, home: Path, hub: FakeHub, token: str) -> None:
+    """Let the client of this process ask `hub`, logged in with `token`, and wait for nothing.
+
+    What the client reads when it is imported is set in its modules.
+    """
+    import huggingface_hub.constants as constants
+    from huggingface_hub import hf_api
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    for name, value in environment(home, hub, token).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(home / "stored_tokens"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.address)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+
+
+def environment(home: Path, hub: FakeHub, token: str) -> dict[str, str]:
+    """The same for a process that is started."""
+    return {
+        "HF_ENDPOINT": hub.address,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HOME": str(home),
+        "HF_TOKEN": token,
+    }
+
+
+def measured_run(run: Path) -> Path:
+    """Write an untrained run of the toy, with shards, presets and a report."""
+    write_toy_shards(run / "shards", episodes=40, factored=True)
+    write_run(run, EpisodeDataset(run / "shards"), recordings=True)
+    presets.remember(run, PRESETS)
+    measure(run)
+    return run
+
+
+def measure(run: Path) -> None:
+    config = presets.apply(evaluate.Config(), "evaluate", PRESETS)
+    evaluate.main(replace(config, run=run, num_workers=1, num_clips=8, num_videos=0))
+
+
+def copy_run(run: Path, to: Path) -> Path:
+    shutil.copytree(run, to, ignore=shutil.ignore_patterns(".lock"))
+    return to
+
+
+__all__ = ["REPO", "TOKEN", "copy_run", "environment", "measured_run", "turn_client"]

@@ -35,15 +35,15 @@ class Config(CheckedConfig):
     repo: str
     """USER/NAME of the repository; it is made where it is not there."""
     license: str = ""
-    """Licence of the weights, as the Hub names it: mit, apache-2.0, cc-by-4.0, other ..."""
+    """License of the weights, as the Hub names it: mit, apache-2.0, cc-by-4.0, other ..."""
     data_license: str = ""
-    """Licence of the recordings that it was trained on."""
+    """License of the recordings that it was trained on."""
     description: str = ""
     """A sentence or two for the card."""
     public: bool = False
     """Let everybody read it; otherwise it is private."""
     with_shards: bool = False
-    """Publish the shards, too, so that who pulls the run can play and evaluate at once; the licence
+    """Publish the shards, too, so that who pulls the run can play and evaluate at once; the license
     of the data has to allow it."""
     figures: bool = True
     """Put the figures of RUN/report into the card."""
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     if not config.license or not config.data_license:
         missing = "--license" if not config.license else "--data-license"
         raise ValueError(
-            f"{missing} is not given; name the licence of the weights (--license mit) and that of "
+            f"{missing} is not given; name the license of the weights (--license mit) and that of "
             f"the recordings (--data-license), which the card says"
         )
     with _folder(config) as folder:

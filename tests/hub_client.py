@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_hub import TOKEN, FakeHub
+from fake_hub import FakeHub
 from untrained_run import write_run
 
 import evaluate
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from pipeline import presets
+from pipeline import checkpoint as ckpt
+from pipeline import presets, publish
 
 PRESETS = ["pusht", "debug"]
 REPO = "user/world"
@@ -73,4 +76,25 @@ def copy_run(run: Path, to: Path) -> Path:
     return to
 
 
-__all__ = ["REPO", "TOKEN", "copy_run", "environment", "measured_run", "turn_client"]
+def settings(run: Path, **changes: Any) -> publish.Config:
+    """What a run is published with."""
+    config = publish.Config(run, REPO, license="mit", data_license="cc0-1.0", with_shards=True)
+    return replace(config, **changes)
+
+
+def card_of(hub: FakeHub) -> str:
+    return hub.files(REPO)["README.md"].decode()
+
+
+def figures_of(card: str) -> dict[str, tuple[float, float, float, int]]:
+    """Value, ends of the interval and n of each figure in a card's table."""
+    rows = re.findall(r"\| `(.*?)` \| (\S+) \| \[(\S+), (\S+)\] \| (\d+) \|", card)
+    return {key: (float(v), float(low), float(high), int(n)) for key, v, low, high, n in rows}
+
+
+def retrain(path: Path, stage: str) -> None:
+    """Change the weights of a checkpoint, as if it were trained again."""
+    checkpoint = ckpt.load(path, stage)
+    next(iter(checkpoint["model"].values())).add_(1)
+    changed = ckpt.fingerprint(checkpoint["model"], checkpoint["config"])
+    ckpt.save(path, checkpoint | {"fingerprint": changed})

@@ -84,14 +84,14 @@ def test_a_repository_that_is_not_shown_is_one_of_three(
     assert "its name is wrong" in refused(play, "--run", "hf://user/other", "--headless")
 
 
-def test_a_gated_repository_says_where_its_licence_is_accepted(
+def test_a_gated_repository_says_where_its_license_is_accepted(
     hub: FakeHub, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ):
     hub.repositories[REPO].gated = True
     hub.repositories[REPO].private = False
     for token in ("", READ_TOKEN):
         log_in(monkeypatch, token)
-        assert f"is gated; accept its licence on {hub.address}/{REPO}" in refused(pull, ADDRESS)
+        assert f"is gated; accept its license on {hub.address}/{REPO}" in refused(pull, ADDRESS)
     assert nothing_was_made()
 
 

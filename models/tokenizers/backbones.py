@@ -59,14 +59,18 @@ def read(name: str, commit: str) -> tuple[Any, Architecture]:
     where = {"revision": commit} if commit else {}
     # float32: by default weights stay what they were saved as, half precision also on a CPU
     loading = where | {"dtype": torch.float32}
+    hf.utils.logging.set_verbosity_error()  # a report of each reading; what matters is raised
+    hf.utils.logging.disable_progress_bar()
     try:
-        kind = hf.AutoConfig.from_pretrained(name, **where).model_type
+        config = hf.AutoConfig.from_pretrained(name, **where)
+        kind = config.model_type
         kind = "clip_vision_model" if kind == "clip" else kind
         if kind in TOKEN_KINDS:
             backbone = _whole(_token_models()[kind][1], name, loading)
             return backbone, _fields(backbone.config)
         if kind in _map_kinds():
-            backbone = _whole(hf.AutoBackbone, name, loading)
+            # AutoBackbone.from_pretrained of this version takes no folder
+            backbone = _whole(hf.MODEL_FOR_BACKBONE_MAPPING[type(config)], name, loading)
             plain = json.loads(backbone.config.to_json_string(use_diff=False))
             return backbone, {"model_type": kind, "config": plain, "stats": _stats(name, commit)}
     except Exception as problem:  # of the network, of files, of a library that a kind needs

@@ -48,8 +48,8 @@ class Card:
             self._parts(),
             "## Figures",
             self._figures(),
-            "## Data and licences",
-            self._licences(),
+            "## Data and licenses",
+            self._licenses(),
         ]
         return f"---\n{self._metadata()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -72,7 +72,7 @@ class Card:
         need = (
             ""
             if self.has_shards
-            else " Both start from recorded episodes, which are not in here: see Data and licences."
+            else " Both start from recorded episodes, which are not in here: see Data and licenses."
         )
         return (
             "## Use\n\nA published run is pulled once, and is a folder from there on."
@@ -95,7 +95,7 @@ class Card:
                 "| | |",
                 "|---|---|",
                 f"| Image size | {height} x {width} pixels (height, width), RGB |",
-                "| Normalisation | give and get uint8 from 0 to 255, (B, T, 3, H, W); the model "
+                "| Normalization | give and get uint8 from 0 to 255, (B, T, 3, H, W); the model "
                 "scales them inside |",
                 f"| Actions | {_cell(_actions(dynamics['data_actions']))} |",
                 "| Convention | `actions[t]` leads from `frames[t]` to `frames[t + 1]` |",
@@ -133,11 +133,11 @@ class Card:
             f"are baselines without a model.\n\n" + "\n".join(rows)
         )
 
-    def _licences(self) -> str:
+    def _licenses(self) -> str:
         source = self.data.get("source") or "not known"
         rows = [
-            ("Licence of the weights", self.license),
-            ("Licence of the data", self.data_license),
+            ("License of the weights", self.license),
+            ("License of the data", self.data_license),
             ("Data", _recordings(source, self.data.get("recordings"))),
             ("Shards", "in here" if self.has_shards else "not in here; put them into RUN/shards"),
         ]

@@ -125,7 +125,7 @@ def _lines(
     return [
         (
             errors.GatedRepoError,
-            f"{address} is gated; accept its licence on {page}, and log in as who accepted it "
+            f"{address} is gated; accept its license on {page}, and log in as who accepted it "
             f"({LOG_IN})",
         ),
         (

@@ -152,6 +152,26 @@ def test_a_download_that_breaks_off_resumes(hub: FakeHub, refused: Refused):
     assert [path.name for path in there.parent.iterdir()] == [there.name]
 
 
+def test_a_download_that_the_client_gives_up_is_not_used(
+    hub: FakeHub, refused: Refused, monkeypatch: pytest.MonkeyPatch
+):
+    """It gives back the folder as it is, where it loses the Hub between two questions."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "snapshot_download", lambda *args, **names: "")
+    line = refused(pull, ADDRESS)
+    assert "did not come; run the same command again to resume" in line
+    assert not list(Path("runs/hub").glob("user--world@*"))
+
+
+def test_a_file_outside_of_the_run_is_not_pulled(hub: FakeHub):
+    files = hub.files(REPO) | {"tokenizer/../../../evil.model.safetensors": b"1"}
+    hub.repositories[REPO].commit(files)
+    there = pull_run(HubAddress(REPO))
+    assert (there / "dynamics" / "best.pt").exists()
+    assert not any("evil" in request for request in hub.requests)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "problem"),
     [

@@ -141,6 +141,18 @@ def test_a_card_has_no_figures_of_other_weights(run: Path, hub: FakeHub):
     assert "None was measured." in card_of(hub)
 
 
+def test_a_report_that_does_not_say_its_flags_is_measured_again(run: Path, hub: FakeHub):
+    path = run / "report" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics["provenance"]["flags"]
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(ValueError, match=r"is of an older version, .* python evaluate.py --run"):
+        publish.main(settings(run))
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"metrics.json is damaged .* evaluate.py --run"):
+        publish.main(settings(run))
+
+
 @pytest.mark.parametrize("missing", ["license", "data_license"])
 def test_licenses_have_to_be_named(run: Path, missing: str, hub: FakeHub):
     with pytest.raises(ValueError, match=f"--{missing.replace('_', '-')} is not given"):

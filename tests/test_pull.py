@@ -175,6 +175,8 @@ def test_figures_of_a_run_that_was_trained_further_say_so(run: Path, hub: FakeHu
     publish.main(settings(there, repo="user/tuned", figures=False))
     card = hub.files("user/tuned")["README.md"].decode()
     assert "base_model:\n- user/world" in card and "base_model_relation: finetune" in card
+    publish.main(settings(there, figures=False))
+    assert "base_model" not in card_of(hub)  # no run is its own
 
 
 # -- in every script --------------------------------------------------------------------------
@@ -188,9 +190,19 @@ def test_a_flag_becomes_the_folder_and_other_addresses_a_commit(run: Path, hub: 
         assert parsed.config.run == Path(f"runs/hub/user--world@{commit[:12]}")
         assert parsed.presets == PRESETS  # of its run.json
     assert parse(export.Config, None, ["--run", ADDRESS]).config.run == parsed.config.run
+    flags = ["--run", "runs/new", "--shards", ADDRESS]
+    assert parse(evaluate.Config, "evaluate", flags).config.shards == parsed.config.run
     flags = ["--run", "runs/new", "--train.init-from", f"{ADDRESS}@main"]
     config: Any = parse(train_tokenizer.Config, "tokenizer", flags).config
     assert config.train.init_from == f"{ADDRESS}@{commit}" and config.run == Path("runs/new")
+
+
+def test_an_address_elsewhere_is_a_word(hub: FakeHub):
+    words = ["run", "user/other", "--description", ADDRESS]
+    assert parse(publish.Config, None, words).config.description == ADDRESS
+    with pytest.raises(SystemExit):
+        parse(evaluate.Config, "evaluate", ["--run", ADDRESS, "--help"])
+    assert not hub.requests
 
 
 def test_stage_1_does_not_write_into_a_published_run(hub: FakeHub):

@@ -1,4 +1,5 @@
-"""Addresses on a command line: `--run hf://...` becomes a folder, others are pinned to a commit."""
+"""Published runs on a command line: `--run hf://...` becomes a folder, and an address to begin
+with (`--train.init-from hf://...`) is pinned to a commit."""
 
 from __future__ import annotations
 
@@ -7,6 +8,9 @@ from collections.abc import Sequence
 from pipeline import presets
 from pipeline.hub.address import is_address
 from pipeline.hub.pull_run import local_run, pinned
+
+FOLDERS = ("--run", "--shards")
+INIT_FROM = ".init-from"  # of any training: --train.init-from, --bc.init-from
 
 
 def with_pulled(arguments: Sequence[str], stage: str | None) -> list[str]:
@@ -19,7 +23,8 @@ def with_pulled(arguments: Sequence[str], stage: str | None) -> list[str]:
         flag, equals, value = argument.partition("=")
         if not (equals and flag.startswith("--")):
             flag, value = (found[-1] if found else ""), argument
-        if not is_address(value) or not flag.startswith("--"):
+        is_folder, is_pinned = flag in FOLDERS, flag.startswith("--") and flag.endswith(INIT_FROM)
+        if not is_address(value) or not (is_folder or is_pinned):
             found.append(argument)
             continue
         if flag == "--run" and stage in presets.FIRST_STAGES:
@@ -27,6 +32,6 @@ def with_pulled(arguments: Sequence[str], stage: str | None) -> list[str]:
                 f"--run {value} is a published run, and recordings are preprocessed into a folder "
                 f"of yours; give --run another, such as runs/mine"
             )
-        made = str(local_run(value, flag)) if flag == "--run" else pinned(value, flag)
+        made = str(local_run(value, flag)) if is_folder else pinned(value, flag)
         found.append(f"{flag}={made}" if equals else made)
     return found

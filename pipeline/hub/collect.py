@@ -57,6 +57,7 @@ def collect(
     if with_shards:
         _copy_shards(run / "shards", folder / "shards")
     base_models, finetuned = _base_models(run, checkpoints)
+    base_models = [repo for repo in base_models if repo != address.repo]
     card = Card(
         address,
         license,
@@ -68,7 +69,7 @@ def collect(
         figures.figures_of(metrics) if metrics else (),
         metrics["provenance"] if metrics else {},
         base_models,
-        finetuned,
+        finetuned and bool(base_models),
     )
     if metrics:
         own = {k: v for k, v in metrics["provenance"].items() if k not in LOCAL_KEYS}

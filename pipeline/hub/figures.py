@@ -41,6 +41,8 @@ def read_report(run: Path) -> dict[str, Any]:
             raise ValueError("it names no checkpoints")
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise ValueError(f"{path} is damaged ({problem!r:.100}); {way_out}") from None
+    if "flags" not in metrics["provenance"]:
+        raise ValueError(f"{path} is of an older version, which did not keep its flags; {way_out}")
     return metrics
 
 

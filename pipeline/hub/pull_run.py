@@ -7,15 +7,17 @@ that runs code when it is loaded.
 from __future__ import annotations
 
 import shutil
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from data.io.files import lock
+from data.io.messages import first_few
 from data.shards.episode_dataset import EpisodeDataset
 from pipeline import checkpoint as ckpt
 from pipeline import presets
 from pipeline.hub import published_checkpoint, pulled
 from pipeline.hub.address import HubAddress, parse_address
-from pipeline.hub.client import hub_api, plain_errors
+from pipeline.hub.client import hub_api, page_of, plain_errors
 from pipeline.hub.pulled import PulledFrom
 
 STAGES = ("tokenizer", "dynamics", "controller")
@@ -59,8 +61,11 @@ def pull(address: HubAddress, out: Path | None = None) -> Path:
 
     Interrupted, it resumes.  Where the commit is there already, nothing is pulled.
     """
+    print(f"{address}: asking {page_of(address.repo)}", flush=True)
     with plain_errors(address):
-        commit = hub_api().model_info(address.repo, revision=address.revision).sha or ""
+        about = hub_api().model_info(address.repo, revision=address.revision)
+    commit = about.sha or ""
+    names = [file.rfilename for file in about.siblings or ()]
     folder = out or pulled.folder_of(address.at(commit))
     download = folder.with_name(f".{folder.name}.download")
     if out is not None:
@@ -68,7 +73,7 @@ def pull(address: HubAddress, out: Path | None = None) -> Path:
     with lock(download, waiting_for=f"pulls {address}", flag="--out"):  # another rank, perhaps
         origin = pulled.read_pulled(folder)
         if origin is None:
-            _download(address, commit, download)
+            _download(address.at(commit), names, download)
             _build(address, commit, download, folder)
             state = "pulled"
         else:
@@ -89,11 +94,24 @@ def check_out(out: Path, address: HubAddress) -> None:
         raise ValueError(f"--out {out} holds something else; choose a folder that is not there yet")
 
 
-def _download(address: HubAddress, commit: str, folder: Path) -> None:
+def _download(address: HubAddress, names: list[str], folder: Path) -> None:
+    """Download what is taken of the files that a commit has; ValueError where one is missing."""
+    wanted = [name for name in names if _is_taken(name)]
     with plain_errors(address):
         hub_api().snapshot_download(
-            address.repo, revision=commit, local_dir=folder, allow_patterns=list(TAKEN)
+            address.repo, revision=address.revision, local_dir=folder, allow_patterns=wanted
         )
+    # where the Hub is lost on the way, the client gives back what is there
+    missing = [name for name in wanted if not (folder / name).exists()]
+    if missing:
+        raise ValueError(
+            f"{address}: {first_few(missing)} did not come; run the same command again to resume"
+        )
+
+
+def _is_taken(name: str) -> bool:
+    matches = any(fnmatchcase(name, pattern) for pattern in TAKEN)
+    return matches and ".." not in name.split("/")
 
 
 def _build(address: HubAddress, commit: str, download: Path, folder: Path) -> None:

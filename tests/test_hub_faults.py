@@ -121,6 +121,8 @@ def test_a_hub_that_is_not_reached_and_one_with_a_fault(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     line = refused(play, "--run", ADDRESS, "--headless")
     assert "http://127.0.0.1:9 cannot be reached (" in line and "is not here" in line
+    line = refused(publish, *PUBLISH)
+    assert "http://127.0.0.1:9 cannot be reached (" in line and "is not here" not in line
     assert nothing_was_made()
 
 

@@ -128,9 +128,9 @@ class Card:
         seen_note = "an unknown number" if seen is None else str(seen)
         return (
             f"By `{self.evaluate_command()}`, with the names of its `metrics.json` ({where}). "
-            f"Success and accuracy are fractions, PSNR is in dB. Held out: {held_out} episodes, of "
-            f"which {seen_note} were trained on. `random`, `noop`, `most_frequent` and `copy_last` "
-            f"are baselines without a model.\n\n" + "\n".join(rows)
+            f"Success is a fraction, PSNR is in dB, and `px` are pixels of the simulator. Held "
+            f"out: {held_out} episodes, of which {seen_note} were trained on. `random`, `noop`, "
+            f"`most_frequent` and `copy_last` are baselines without a model.\n\n" + "\n".join(rows)
         )
 
     def _licenses(self) -> str:

@@ -108,9 +108,10 @@ def describe(problem: Exception, address: HubAddress, writing: bool) -> str:
     if status:
         return _of_status(status, problem, address, writing)
     if _is_connection(causes):
+        lost = "" if writing else f", and {address} is not here"
         return (
-            f"{endpoint()} cannot be reached ({_reason(causes)}), and {address} is not here; check "
-            f"the network and run the same command again, which resumes"
+            f"{endpoint()} cannot be reached ({_reason(causes)}){lost}; check the network and run "
+            f"the same command again, which resumes"
         )
     if isinstance(problem, OSError) and "Consistency check failed" in str(problem):
         return f"{address}: a file came shorter than it is; run the same command again to resume"

@@ -15,7 +15,10 @@ FILE = "report/metrics.json"
 TASK = {"success": ("success_low", "success_high"), "score": ("low", "high")}
 GOAL = {"success": ("low", "high")}
 IMITATION = {"log_likelihood": ("log_likelihood_low", "log_likelihood_high")}
-IMAGES = ("psnr", "copy_last_psnr", "delta_psnr", "ssim")
+IMAGES = (
+    "psnr", "copy_last_psnr", "delta_psnr", "ssim", "block_px", "copy_last_block_px",
+    "block_degrees", "copy_last_block_degrees",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ def figures_of(metrics: dict[str, Any]) -> list[Figure]:
 
 
 def _of_images(metrics: dict[str, Any]) -> Iterator[Figure]:
-    """Figures of decoded frames; of one source no interval is known."""
+    """Figures of decoded frames, and of states that are read from them; of one source no interval
+    is known."""
     tokenizer, open_loop = metrics["tokenizer"], metrics["open_loop"]
     for name in IMAGES:
         keys = (name, f"{name}_low", f"{name}_high")

@@ -14,17 +14,22 @@ import torch
 from fake_hub import TOKEN, FakeHub, Repository, fake_hub
 from hub_client import turn_client
 from torch import nn
+from untrained_run import save, small_configs
 
 import train_tokenizer
 from data.pusht.simulator import ACTIONS
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from models.external_weights import leave_out, weights_hash
-from models.registry import DataSpec, build_tokenizer, describe
+from models.registry import DataSpec, build_dynamics, build_tokenizer, describe
 from models.tokenizers.frozen_encoder import FrozenEncoder, FrozenEncoderConfig
+from models.tokenizers.tokenizer import LatentSpec
 from pipeline import checkpoint as ckpt
-from pipeline import presets
+from pipeline import presets, publish
+from pipeline.hub.address import HubAddress
+from pipeline.hub.pull_run import pull
 from pipeline.inference.load_tokenizer import load_tokenizer
+from pipeline.inference.load_world import load_world
 
 transformers = pytest.importorskip("transformers")
 
@@ -245,9 +250,28 @@ def test_what_is_left_out_stays_out_at_any_depth():
         whole.load_state_dict({k: v for k, v in state.items() if k != "pair.own.bias"})
 
 
-def test_a_card_names_the_repository_of_its_weights(hub: FakeHub, tmp_path: Path):
-    from pipeline.hub.collect import _base_models
+# -- published ---------------------------------------------------------------------------------
 
-    checkpoint = ckpt.load(train(tmp_path / "run"), "tokenizer")
-    assert _base_models(tmp_path / "run", {"tokenizer": checkpoint}) == ([NAME], False)
-    assert json.loads(checkpoint["config"]["architecture"])["model_type"] == "dinov2"
+
+def test_a_published_run_names_the_repository_of_its_weights(hub: FakeHub, tmp_path: Path):
+    tokenizer = ckpt.load(train(tmp_path / "run"), "tokenizer")
+    dataset = EpisodeDataset(tmp_path / "run" / "shards")
+    latents = LatentSpec.from_dict(tokenizer["latents"])
+    data = DataSpec(dataset.image_size, dataset.actions, latents)
+    config = small_configs("keypoints", dataset.image_size)[1]
+    parent = (tmp_path / "run" / "tokenizer" / "best.pt", tokenizer["fingerprint"])
+    dynamics = build_dynamics(config, data)
+    save(tmp_path / "run" / "dynamics", "dynamics", dynamics, config, data, parent)
+    publish.main(
+        publish.Config(
+            tmp_path / "run", "user/world", license="mit", data_license="mit", figures=False
+        )
+    )
+    files = hub.files("user/world")
+    card = files["README.md"].decode()
+    assert f"base_model:\n- {NAME}" in card and "base_model_relation" not in card
+    assert len(files["tokenizer/model.safetensors"]) < len(hub.files(NAME)["model.safetensors"])
+    there = pull(HubAddress("user/world"))
+    own, pulled = load_world(tmp_path / "run", "cpu"), load_world(there, "cpu")
+    assert torch.equal(own.embed(noise()), pulled.embed(noise()))
+    assert json.loads(tokenizer["config"]["architecture"])["model_type"] == "dinov2"

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.io.files import lock
+from data.io.hub_address import HubAddress, check_repo
+from data.io.hub_client import holds_token, hub_api, page_of, plain_errors
 from data.ranges import CheckedConfig
-from pipeline.hub.address import HubAddress, check_repo
-from pipeline.hub.client import holds_token, hub_api, page_of, plain_errors
 from pipeline.hub.collect import collect
 
 PARTS = ".publish"  # folder in the run in which what is published is put together

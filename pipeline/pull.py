@@ -16,8 +16,8 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.io.hub_address import parse_address
 from data.ranges import CheckedConfig
-from pipeline.hub.address import parse_address
 from pipeline.hub.pull_run import pull
 
 

@@ -29,10 +29,12 @@ def turn_client(monkeypatch: pytest.MonkeyPatch, home: Path, hub: FakeHub, token
     What the client reads when it is imported is set in its modules.
     """
     import huggingface_hub.constants as constants
+    import huggingface_hub.utils._http as http
     from huggingface_hub import hf_api
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
+    http.close_session()  # one that a test before left offline
     for name, value in environment(home, hub, token).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -44,6 +46,15 @@ def turn_client(monkeypatch: pytest.MonkeyPatch, home: Path, hub: FakeHub, token
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(hf_api.api, "endpoint", hub.address)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
+
+
+def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set HF_HUB_OFFLINE for the client of this process, until the test ends."""
+    import huggingface_hub.constants as constants
+    import huggingface_hub.utils._http as http
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    http.close_session()  # it was opened before
 
 
 def environment(home: Path, hub: FakeHub, token: str) -> dict[str, str]:

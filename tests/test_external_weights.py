@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from fake_hub import TOKEN, FakeHub, Repository, fake_hub
-from hub_client import turn_client
+from fake_hub import READ_TOKEN, TOKEN, FakeHub, Repository, fake_hub
+from hub_client import go_offline, turn_client
 from torch import nn
 from untrained_run import save, small_configs
 
 import train_tokenizer
+from data.io.hub_address import HubAddress
 from data.pusht.simulator import ACTIONS
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
@@ -26,7 +27,6 @@ from models.tokenizers.frozen_encoder import FrozenEncoder, FrozenEncoderConfig
 from models.tokenizers.tokenizer import LatentSpec
 from pipeline import checkpoint as ckpt
 from pipeline import presets, publish
-from pipeline.hub.address import HubAddress
 from pipeline.hub.pull_run import pull
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.inference.load_world import load_world
@@ -130,20 +130,33 @@ def test_named_weights_are_read_from_the_cache_without_the_hub(hub: FakeHub, tmp
 # -- what goes wrong --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["gone", "down"])
-def test_weights_that_cannot_be_had_are_one_line(hub: FakeHub, tmp_path: Path, fault: str):
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("gone", "its name is wrong, or it is private"), ("down", "a fault of its own (status 503)"),
+     ("gated", "is gated; accept its license on"), ("offline", "HF_HUB_OFFLINE forbids")],
+)  # fmt: skip
+def test_weights_that_cannot_be_had_are_one_line(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
+):
     path = train(tmp_path / "run")
     forget(tmp_path)
     commit = hub.repositories[NAME].refs["main"]
     if fault == "gone":
         del hub.repositories[NAME]
+    elif fault == "gated":
+        hub.repositories[NAME].gated = True
+        monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    elif fault == "offline":
+        go_offline(monkeypatch)
     else:
         hub.status = 503
     with pytest.raises(ValueError) as refused:
         load_tokenizer(tmp_path / "run", "cpu")
     line = str(refused.value)
     assert line.startswith(f"{path} needs the weights of {NAME} at commit {commit}, which cannot")
+    assert reason in line, line
     assert "\n" not in line and len(line) < 900 and "train again" not in line
+    assert TOKEN not in line and READ_TOKEN not in line
 
 
 def test_other_weights_at_the_commit_are_one_line(hub: FakeHub, tmp_path: Path):
@@ -182,6 +195,12 @@ def test_a_folder_comes_before_a_repository_and_is_held(hub: FakeHub, tmp_path: 
     assert any(name.startswith("backbone") for name in model.state_dict())
     with pytest.raises(ValueError, match=r"--model.revision main is of a repository"):
         FrozenEncoder(settings(revision="main"))
+    checked = FrozenEncoder(settings(sha256=weights_hash(model.backbone)))
+    assert checked.state_dict().keys() == model.state_dict().keys()
+    with pytest.raises(ValueError, match="with SHA-256 0000000000000000"):
+        FrozenEncoder(settings(sha256="0" * 64))
+    with pytest.raises(ValueError, match="random has neither a revision nor a hash"):
+        FrozenEncoder(settings(pretrained="random", sha256="0" * 64))
 
 
 def test_a_file_that_lacks_weights_is_refused(tmp_path: Path):

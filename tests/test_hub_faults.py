@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 from fake_hub import READ_TOKEN, TOKEN, FakeHub, fake_hub
-from hub_client import REPO, copy_run, measured_run, turn_client
+from hub_client import REPO, copy_run, go_offline, measured_run, turn_client
 
 import play
+from data.io import hub_client as client
 from data.io.files import LOCK_FILE
+from data.io.hub_address import HubAddress, parse_address
 from pipeline import publish, pull
 from pipeline.cli import run_cli
-from pipeline.hub import client
-from pipeline.hub.address import HubAddress, parse_address
 from pipeline.hub.pull_run import pull as pull_run
 
 ADDRESS = f"hf://{REPO}"
@@ -127,17 +127,9 @@ def test_a_hub_that_is_not_reached_and_one_with_a_fault(
 
 
 def test_offline_says_what_is_set(hub: FakeHub, refused: Refused, monkeypatch: pytest.MonkeyPatch):
-    import huggingface_hub.constants as constants
-    import huggingface_hub.utils._http as http
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    http.close_session()  # it was opened before
-    try:
-        assert "HF_HUB_OFFLINE forbids to ask the Hub; unset it" in refused(pull, ADDRESS)
-        line = refused(publish, *PUBLISH)
-        assert "cannot be written while HF_HUB_OFFLINE is set" in line
-    finally:
-        http.close_session()
+    go_offline(monkeypatch)
+    assert "HF_HUB_OFFLINE forbids to ask the Hub; unset it" in refused(pull, ADDRESS)
+    assert "cannot be written while HF_HUB_OFFLINE is set" in refused(publish, *PUBLISH)
 
 
 def test_a_download_that_breaks_off_resumes(hub: FakeHub, refused: Refused):
@@ -275,6 +267,6 @@ def test_without_the_library_one_line_says_how_to_install_it(
         with monkeypatch.context() as without:
             without.setitem(sys.modules, missing, None)
             line = refused(pull, ADDRESS)
-            assert f"published runs need {missing}" in line
+            assert f"the Hugging Face Hub needs {missing}" in line
             assert "pip install -r requirements-hub.txt" in line
     assert client.endpoint() == hub.address

@@ -20,9 +20,9 @@ from hub_client import (
     turn_client,
 )
 
+from data.io.hub_address import HubAddress
 from pipeline import checkpoint as ckpt
 from pipeline import publish, tensor_file
-from pipeline.hub.address import HubAddress
 from pipeline.hub.pull_run import pull
 
 ROOT = Path(__file__).parents[1]

@@ -31,13 +31,13 @@ from hub_client import (
 import evaluate
 import preprocess
 import train_tokenizer
+from data.io.hub_address import HubAddress
 from data.shards.episode_dataset import EpisodeDataset
 from pipeline import checkpoint as ckpt
 from pipeline import presets, publish
 from pipeline.cli import parse
 from pipeline.flags import flags_between
 from pipeline.hub import pulled
-from pipeline.hub.address import HubAddress
 from pipeline.hub.pull_run import PUBLISHED_REPORT, local_run, pull
 from pipeline.inference import export
 from pipeline.inference.load_world import load_world

@@ -16,7 +16,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from data.io.messages import first_few, one_line
+from data.io.hub_address import MAIN, HubAddress
+from data.io.hub_client import describe, hub_api, redacted
+from data.io.messages import first_few, shortened
 from models.method import ExternalWeightsError
 
 Architecture = dict[str, Any]
@@ -41,12 +43,10 @@ def is_folder(name: str) -> bool:
 
 def resolve_commit(name: str, revision: str) -> str:
     """Return the commit of a repository that a branch or tag stands for, also from the cache."""
-    import huggingface_hub as hub
-
     try:
-        return hub.resolve_revision(name, revision=revision or None).resolved
+        return hub_api().resolve_revision(name, revision=revision or MAIN).resolved
     except Exception as problem:  # of the network, the server, or the name
-        raise unreadable(name, problem) from None
+        raise unreadable(name, revision, problem) from None
 
 
 def read(name: str, commit: str) -> tuple[Any, Architecture]:
@@ -74,7 +74,7 @@ def read(name: str, commit: str) -> tuple[Any, Architecture]:
             plain = json.loads(backbone.config.to_json_string(use_diff=False))
             return backbone, {"model_type": kind, "config": plain, "stats": _stats(name, commit)}
     except Exception as problem:  # of the network, of files, of a library that a kind needs
-        raise unreadable(name, problem) from None
+        raise unreadable(name, commit, problem) from None
     raise ValueError(
         f"{name} holds a {kind}; give --model.pretrained a folder or a name of DINOv2, of CLIP, or "
         f"of what AutoBackbone reads ({first_few(_map_kinds(), 8)})"
@@ -91,14 +91,14 @@ def _whole(model: Any, name: str, loading: dict[str, Any]) -> Any:
     return backbone
 
 
-def unreadable(name: str, problem: Exception) -> ExternalWeightsError:
-    where = "that folder" if is_folder(name) else "the hub, and no such folder"
-    first = (str(problem).strip().splitlines() or [""])[0]
-    return ExternalWeightsError(
-        f"no backbone {name!r} could be read from {where} ({one_line(ValueError(first))}); give "
-        f"--model.pretrained a local folder with config.json and model.safetensors, or a name on "
-        f"the hub"
-    )
+def unreadable(name: str, revision: str, problem: Exception) -> ExternalWeightsError:
+    if is_folder(name):
+        reason, where = shortened(str(problem).strip().partition("\n")[0]), "from that folder"
+    else:
+        address = HubAddress(name, revision or MAIN)
+        reason = redacted(describe(problem, address, writing=False))
+        where = "from the hub, and there is no such folder"
+    return ExternalWeightsError(f"no backbone {name!r} could be read {where} ({reason})")
 
 
 def build(architecture: Architecture) -> Any:

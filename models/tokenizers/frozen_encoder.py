@@ -9,8 +9,9 @@ Letters: B frames, H W pixels, P patches, D latent width, C channels.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from models.method import ExternalWeightsError, Losses
 from models.tokenizers import backbones
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
+R = TypeVar("R")
 RANDOM = "random"
 
 
@@ -121,6 +123,11 @@ class FrozenEncoder(Tokenizer):
             if config.sha256 and not is_meta:
                 self.backbone = _named_weights(config)
         elif config.pretrained == RANDOM:
+            if config.revision or config.sha256:
+                raise ValueError(
+                    "--model.pretrained random has neither a revision nor a hash; leave "
+                    "--model.revision and --model.sha256 out"
+                )
             self.backbone, self.architecture = backbones.random_dinov2()
         elif backbones.is_folder(config.pretrained):
             if config.revision:
@@ -129,16 +136,30 @@ class FrozenEncoder(Tokenizer):
                     f"{config.pretrained} is a folder here; leave it out, or name the repository "
                     f"from another folder"
                 )
-            self.backbone, self.architecture = backbones.read(config.pretrained, "")
+            self.backbone, self.architecture = _asked_for(backbones.read, config.pretrained, "")
+            if config.sha256:
+                check_hash(weights_hash(self.backbone), config.sha256, config.pretrained)
+            config = replace(config, sha256="")  # they are held, and so in the fingerprint
         else:
-            commit = backbones.resolve_commit(config.pretrained, config.revision)
-            self.backbone, self.architecture = backbones.read(config.pretrained, commit)
+            commit = _asked_for(backbones.resolve_commit, config.pretrained, config.revision)
+            self.backbone, self.architecture = _asked_for(backbones.read, config.pretrained, commit)
             found = weights_hash(self.backbone)
             config = replace(config, revision=commit, sha256=config.sha256 or found)
             check_hash(found, config.sha256, config.pretrained)
         if config.sha256:
             leave_out(self, "backbone")
         return replace(config, architecture=json.dumps(self.architecture))
+
+
+def _asked_for(read: Callable[[str, str], R], name: str, revision: str) -> R:
+    """Read what a flag asks for; ValueError names the flag."""
+    try:
+        return read(name, revision)
+    except ExternalWeightsError as problem:
+        raise ValueError(
+            f"{problem}; give --model.pretrained a local folder with config.json and "
+            f"model.safetensors, or a name on the hub"
+        ) from None
 
 
 def _named_weights(config: FrozenEncoderConfig) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from data.io.hub_address import is_address
 from pipeline import presets
-from pipeline.hub.address import is_address
 from pipeline.hub.pull_run import local_run, pinned
 
 FOLDERS = ("--run", "--shards")

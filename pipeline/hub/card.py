@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.actions import ActionSpec
+from data.io.hub_address import HubAddress
+from data.io.hub_client import client
 from data.io.messages import command, first_few
 from pipeline.checkpoint import Checkpoint
-from pipeline.hub.address import HubAddress
-from pipeline.hub.client import client
 from pipeline.hub.figures import Figure
 
 LIBRARY = "dreamstage"

@@ -8,12 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from data.io.hub_address import HubAddress, is_address, parse_address
 from data.shards.build_info import BUILD_FILE, read_build_info, shard_paths
 from data.shards.shard_header import read_header
 from pipeline import checkpoint as ckpt
 from pipeline import presets
 from pipeline.hub import figures, published_checkpoint
-from pipeline.hub.address import HubAddress, is_address, parse_address
 from pipeline.hub.card import Card
 from pipeline.hub.pulled import read_pulled
 from pipeline.inference.export import KEPT_KEYS, load_all

@@ -11,13 +11,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from data.io.files import lock
+from data.io.hub_address import HubAddress, parse_address
+from data.io.hub_client import hub_api, page_of, plain_errors
 from data.io.messages import first_few
 from data.shards.episode_dataset import EpisodeDataset
 from pipeline import checkpoint as ckpt
 from pipeline import presets
 from pipeline.hub import published_checkpoint, pulled
-from pipeline.hub.address import HubAddress, parse_address
-from pipeline.hub.client import hub_api, page_of, plain_errors
 from pipeline.hub.pulled import PulledFrom
 
 STAGES = ("tokenizer", "dynamics", "controller")

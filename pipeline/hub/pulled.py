@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data.io.files import atomic_write, parse_json, read_text
-from pipeline.hub.address import HubAddress
+from data.io.hub_address import HubAddress
 
 FILE = "pulled.json"
 FOLDER = Path("runs/hub")  # of all that are pulled without --out

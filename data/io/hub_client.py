@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
+from data.io.hub_address import HubAddress
 from data.io.messages import shortened
-from pipeline.hub.address import HubAddress
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -27,12 +27,13 @@ def client() -> ModuleType:
     """Import the Hub's library; ValueError says how to install it."""
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
         import safetensors  # noqa: F401
         from huggingface_hub.utils import logging
     except ImportError as problem:
         raise ValueError(
-            f"published runs need {problem.name}; install it with: "
+            f"the Hugging Face Hub needs {problem.name}; install it with: "
             f"pip install -r requirements-hub.txt"
         ) from None
     # its warnings of each attempt: the last one is reported
@@ -93,7 +94,9 @@ def describe(problem: Exception, address: HubAddress, writing: bool) -> str:
     """Say in one line what is wrong, and the way out."""
     errors = client().errors
     causes = _with_causes(problem)
-    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes):
+    absent = any(isinstance(cause, errors.LocalEntryNotFoundError) for cause in causes)
+    forbidden = any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in causes)
+    if forbidden or (absent and client().constants.HF_HUB_OFFLINE):
         return (
             f"{address} is not here, and HF_HUB_OFFLINE forbids to ask the Hub; unset it"
             if not writing

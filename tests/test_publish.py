@@ -21,6 +21,7 @@ from hub_client import (
 )
 
 from data.io.hub_address import HubAddress
+from data.shards.episode_dataset import EpisodeDataset
 from pipeline import checkpoint as ckpt
 from pipeline import publish, tensor_file
 from pipeline.hub.pull_run import pull
@@ -166,6 +167,29 @@ def test_no_path_of_this_machine_is_published(run: Path, hub: FakeHub, tmp_path:
         if not name.startswith("shards/"):
             assert str(tmp_path).encode() not in content, name
             assert str(run.parent).encode() not in content, name
+
+
+def test_the_command_of_the_shards_is_published_without_its_paths(run: Path, hub: FakeHub):
+    dataset = EpisodeDataset(run / "shards")
+    command = "python preprocess.py arrays /home/somebody/recordings --run /home/somebody/run"
+    info = {"description": dataset.description, "command": command, "seconds": 1.0}
+    text = json.dumps(info | {"shards": len(dataset.headers)})
+    (run / "shards" / "build.json").write_text(text)
+    publish.main(settings(run))
+    published = json.loads(hub.files(REPO)["shards/build.json"])
+    assert published["command"] == "python preprocess.py arrays recordings --run run"
+    assert published["description"] == dataset.description
+    publish.main(settings(run, with_shards=False))
+    assert "not in here; put them into RUN/shards" in card_of(hub)
+
+
+def test_what_a_killed_publication_left_is_not_published(run: Path, hub: FakeHub):
+    left = run / publish.PARTS / "controller"
+    left.mkdir(parents=True)
+    (left / "secret.json").write_text("{}")
+    publish.main(settings(run))
+    assert not any("secret" in name for name in hub.files(REPO))
+    assert not (run / publish.PARTS).exists()
 
 
 def test_weights_keep_their_names_in_safetensors(run: Path, hub: FakeHub, tmp_path: Path):

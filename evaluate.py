@@ -33,6 +33,9 @@ from pipeline.device import set_device
 
 # simulators at a time, which the world model sees as one batch: at least, and per process
 MIN_SIMULATORS, SIMULATORS_PER_PROCESS = 100, 32
+# flags that change no figure
+PLACES = ("shards", "out", "num_workers", "device", "kernels", "restart")
+SELECTIONS = ("parts", "protocol", "policies")
 
 
 def main(config: Config) -> None:
@@ -80,6 +83,7 @@ def main(config: Config) -> None:
                 "task_patience": config.task_patience,
                 "oracle": [config.oracle_samples, config.oracle_iterations],
             },
+            "flags": flags_of(config),
             "finished": time.strftime("%Y-%m-%d %H:%M"),
         }
         write_json(session.folder / "metrics.json", metrics)
@@ -114,6 +118,15 @@ def check_policies(session: Session, config: Config, jobs: list[Job]) -> None:
             raise ValueError(
                 f"--policies {name}: {reason}; choose from {', '.join(sorted(known)) or 'none'}"
             )
+
+
+def flags_of(config: Config) -> list[str]:
+    """Give the flags that measure the same again, but for those that say where, and which parts."""
+    from pipeline.flags import flags_between
+    from pipeline.presets import apply, remembered
+
+    base = apply(Config(), "evaluate", remembered(config.run) or [])
+    return flags_between(base, config, leave_out=("run", *PLACES, *SELECTIONS))
 
 
 def _is_selected(job: Job, config: Config) -> bool:

@@ -36,6 +36,7 @@ from models.controllers.planner import can_plan
 from models.world import World
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
+from pipeline.hub.pulled import read_pulled
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import (
     load_controllers,
@@ -320,12 +321,27 @@ class Session:
             "held_out_episodes": len(self.dataset.episodes("test")),
             "held_out_episodes_trained_on": self.trained_on,
             "methods": {stage: self._method(stage) for stage in STAGES},
+            "pulled": self._pulled(),
         }
+
+    def _pulled(self) -> dict[str, Any] | None:
+        """Give the repository and the commit that the run was pulled from, and which of its parts
+        are others by now; None for a run of one's own."""
+        pulled = read_pulled(self.run)
+        if pulled is None:
+            return None
+        now = {
+            folder: self.fingerprints.get(folder.removeprefix("controller/"))
+            for folder in pulled.fingerprints
+        }
+        changed = [name for name, value in pulled.fingerprints.items() if now[name] != value]
+        return {"repo": pulled.repo, "commit": pulled.commit, "changed": changed}
 
     def _method(self, stage: str) -> str | None:
         """Name the method, and the weights that a frozen encoder started from."""
         config = self.checkpoints[stage].get("config", {})
-        parts = (str(config[key]) for key in ("kind", "pretrained") if key in config)
+        keys = ("kind", "pretrained", "revision")
+        parts = (str(config[key]) for key in keys if config.get(key))
         return ", ".join(parts) or None
 
 

@@ -33,9 +33,15 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def from_plain(kind: type[C], values: dict[str, Any]) -> C:
-    """Undo `to_plain`; ValueError where a field is missing or unknown."""
+    """Undo `to_plain`; ValueError where a field is missing or unknown.
+
+    Fields in the class's `ADDED` may be missing: what was written before they were added is what
+    their defaults say.
+    """
     hints = get_type_hints(kind)
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    added = getattr(kind, "ADDED", frozenset())
+    names = [name for name in names if name in values or name not in added]
     missing, unknown = set(names) - values.keys(), values.keys() - set(names)
     if missing or unknown:
         parts = [f"no {first_few(sorted(missing))}"] if missing else []

@@ -13,6 +13,10 @@ from data.batch import Batch
 Losses = dict[str, Tensor]
 
 
+class ExternalWeightsError(ValueError):
+    """Weights that a checkpoint names instead of holding cannot be had, or are others."""
+
+
 @dataclass(frozen=True)
 class Best:
     """The validation metric by which best.pt is chosen."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from data.actions import ActionSpec
 from data.io.messages import command, first_few, one_line
 from models import registry
+from models.method import ExternalWeightsError
 from models.registry import DataSpec, MethodConfig
 from models.tokenizers.tokenizer import LatentSpec
 from pipeline import tensor_file
@@ -194,6 +195,8 @@ def build(
         try:
             with torch.device(device):
                 model = build_model(checkpoint["config"], data)
+        except ExternalWeightsError as problem:
+            raise ValueError(f"{path} {problem}") from None
         except Exception as problem:  # a config may say anything
             if device == "meta" and isinstance(problem, RuntimeError | NotImplementedError):
                 continue  # it computes with values while it is built

@@ -50,9 +50,14 @@ def parse(
     `--preset a b` applies the recipes' tables for `stage`, in that order; without it the presets
     are those that the run folder remembers, or `default_presets`.  Every other argument is a flag
     named after a field; the fields of a method are those of the one that the presets chose.
+    A published run (hf://USER/NAME@REVISION) is pulled first, and is a folder from there on.
     An unknown preset or a refused value raises ValueError; an unknown flag exits with tyro's hint.
     `command` is the script's subcommand, for its help.
     """
+    if any("hf://" in argument for argument in arguments) and not {"-h", "--help"} & {*arguments}:
+        from pipeline.hub.arguments import with_pulled
+
+        arguments = with_pulled(arguments, stage)
     with deferred_checks():  # only the values that are left in the end must go together
         parsed = _parse(config, stage, arguments, description, default_presets, command)
         expanded = _expand_home(parsed.config)
@@ -145,7 +150,7 @@ def check_config(config: Any, prefix: str = "") -> None:
 
     prefix: of the config's flags, such as "train."
     """
-    unnamed = _unprefixed_fields(type(config))
+    unnamed = unprefixed_fields(type(config))
     names = [field_.name for field_ in fields(config)]
     for name in names:
         inner, key = getattr(config, name), name.replace("_", "-")
@@ -171,7 +176,8 @@ def _check_text(flag: str, value: str) -> None:
 
 
 @cache
-def _unprefixed_fields(config: type) -> frozenset[str]:
+def unprefixed_fields(config: type) -> frozenset[str]:
+    """Names of nested configs whose flags leave that name out."""
     hints = get_type_hints(config, include_extras=True)
     marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
     return frozenset(name for name in marks if unprefixed() in marks[name])

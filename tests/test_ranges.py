@@ -21,7 +21,7 @@ from data.ranges import CheckedConfig, NonEmpty, Range, check_ranges, deferred_c
 from models import registry
 from models.config import from_plain, to_plain
 from models.registry import MethodConfig
-from pipeline import presets
+from pipeline import presets, publish, pull
 from pipeline.cli import check_config, parse
 from pipeline.inference import export
 
@@ -40,6 +40,8 @@ ROOTS = [
     preprocess.CheckConfig(Path("shards")),
     bench.__main__.Config(areas=()),
     export.Config(),
+    publish.Config(Path("run"), "user/name"),
+    pull.Config("hf://user/name"),
 ]
 METHODS = {
     "tokenizer": registry.TOKENIZERS,

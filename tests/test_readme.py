@@ -26,8 +26,9 @@ import train_dynamics
 import train_tokenizer
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from pipeline import presets
+from pipeline import presets, publish, pull
 from pipeline.cli import parse
+from pipeline.hub import arguments
 from pipeline.inference import export
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,12 @@ STAGES = {
     "play.py": (play.Config, "play"),
     "evaluate.py": (evaluate.Config, "evaluate"),
 }
-MODULES = {"bench": bench.__main__.Config, "pipeline.inference.export": export.Config}
+MODULES = {
+    "bench": bench.__main__.Config,
+    "pipeline.inference.export": export.Config,
+    "pipeline.publish": publish.Config,
+    "pipeline.pull": pull.Config,
+}
 WRITTEN = ("shards/", "tokenizer/", "latents/", "dynamics/", "controller/", "play/", "report/")
 
 
@@ -137,6 +143,8 @@ def test_commands_name_scripts_flags_and_presets_that_exist(
     page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.chdir(tmp_path)  # no run remembers its presets here
+    monkeypatch.setattr(arguments, "local_run", lambda text, flag: tmp_path)  # nor is one pulled
+    monkeypatch.setattr(arguments, "pinned", lambda text, flag: text)
     for command in commands(page):
         program, *words = shlex.split(command)
         try:

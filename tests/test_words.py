@@ -37,7 +37,7 @@ import train_tokenizer
 from bench.__main__ import Config as BenchConfig
 from evaluation.report.metrics_schema import empty_metrics
 from models import registry
-from pipeline import presets
+from pipeline import presets, publish, pull
 from pipeline.inference import export
 
 ROOT = Path(__file__).parents[1]
@@ -94,6 +94,8 @@ def stage_configs() -> list[type]:
         *(command.config for command in preprocess.COMMANDS.values()),
         *(m.Config for m in (train_tokenizer, train_dynamics, train_controller, evaluate, play)),
         export.Config,
+        publish.Config,
+        pull.Config,
         BenchConfig,
         *(method()[0] for method in methods.values()),
     ]

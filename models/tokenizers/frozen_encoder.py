@@ -1,5 +1,5 @@
-"""A frozen vision backbone as tokenizer: DINOv2 (arXiv:2304.07193) or CLIP (arXiv:2103.00020), with
-a light decoder to show model rollouts.
+"""A frozen vision backbone as tokenizer: DINOv2 (arXiv:2304.07193), CLIP (arXiv:2103.00020) or any
+other, with a light decoder to show model rollouts.
 
 Only the decoder is trained, as in DINO-WM (arXiv:2411.04983).  The backbone has no gradient.
 
@@ -9,34 +9,38 @@ Letters: B frames, H W pixels, P patches, D latent width, C channels.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
+from models.external_weights import check_hash, leave_out, weights_hash
 from models.layers.pixel_decoder import PixelDecoder
-from models.method import Losses
+from models.method import ExternalWeightsError, Losses
+from models.tokenizers import backbones
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
-# Mean and standard deviation of the training images, RGB from 0 to 1.
-PIXEL_STATS = {
-    "dinov2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "clip_vision_model": ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276)),
-}
+R = TypeVar("R")
 RANDOM = "random"
 
 
 @dataclass(frozen=True)
 class FrozenEncoderConfig(CheckedConfig):
+    ADDED: ClassVar[frozenset[str]] = frozenset({"revision", "sha256"})
     image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
     pretrained: str = "facebook/dinov2-small"
-    """A name on the Hugging Face hub, or a local folder: DINOv2, or CLIP's vision model.  `random`
-    is an untrained DINOv2-small, a baseline."""
+    """A name on the Hugging Face hub, or a local folder: DINOv2, CLIP's vision model, or what
+    transformers' AutoBackbone reads.  `random` is an untrained DINOv2-small, a baseline."""
+    revision: str = ""
+    """A branch, tag or commit on the hub; a checkpoint holds the commit."""
+    sha256: str = ""
+    """Hash of the backbone's weights, set from them; a checkpoint that has one names the weights
+    instead of holding them."""
     input_size: Annotated[int, Range(1, 2048)] = 112
     """Side of the backbone's input, in pixels; a multiple of its patch size."""
     tokens: Literal["patches", "cls"] = "patches"
@@ -52,24 +56,26 @@ class FrozenEncoderConfig(CheckedConfig):
 class FrozenEncoder(Tokenizer):
     """Frames to features of a frozen backbone, and features to frames."""
 
+    backbone: Any
+    architecture: backbones.Architecture
     mean: Tensor
     std: Tensor
 
     def __init__(self, config: FrozenEncoderConfig) -> None:
         super().__init__()
-        self.backbone, architecture = _load(config)
+        self.config = self._load(config)
         self.backbone.requires_grad_(False).eval()
-        self.config = replace(config, architecture=json.dumps(architecture))
         self.image_size = config.image_size
-        patch_size = architecture["patch_size"]
-        if config.input_size % patch_size:
+        if config.tokens == "cls" and not backbones.has_image_token(self.architecture):
             raise ValueError(
-                f"--model.input-size {config.input_size} is not divisible by the backbone's patch "
-                f"size {patch_size}; give a multiple of it"
+                f"--model.tokens cls is for a backbone with a token for the image (DINOv2, CLIP), "
+                f"and a {self.architecture['model_type']} has none; leave it at patches"
             )
-        grid_side = config.input_size // patch_size if config.tokens == "patches" else 1
-        self.latents = LatentSpec("continuous", (grid_side, grid_side), architecture["hidden_size"])
-        mean, std = PIXEL_STATS[architecture["model_type"]]
+        grid, width = backbones.grid_and_width(self.backbone, self.architecture, config.input_size)
+        self.latents = LatentSpec(
+            "continuous", grid if config.tokens == "patches" else (1, 1), width
+        )
+        mean, std = backbones.pixel_stats(self.architecture)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         self.decoder = PixelDecoder(
@@ -89,10 +95,8 @@ class FrozenEncoder(Tokenizer):
             frames.float() / 255, size, mode="bilinear", antialias=True, align_corners=False
         )
         x = (x.clamp(0, 1) - self.mean) / self.std
-        # DINOv2 interpolates its position embedding by itself, CLIP on request
-        kwargs = {} if self.backbone.config.model_type == "dinov2" else _INTERPOLATED
-        out = self.backbone(pixel_values=x, **kwargs).last_hidden_state
-        return out[:, 1:] if self.config.tokens == "patches" else out[:, :1]
+        read = backbones.patches if self.config.tokens == "patches" else backbones.image_token
+        return read(self.backbone, self.architecture, x)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, P, D) -> (B, 3, H, W) uint8."""
@@ -106,54 +110,67 @@ class FrozenEncoder(Tokenizer):
         target = frames.float() / 255
         return {"reconstruction": 100 * nn.functional.mse_loss(reconstruction.float(), target)}
 
+    def _load(self, config: FrozenEncoderConfig) -> FrozenEncoderConfig:
+        """Load the backbone; return the config with what its weights say.
 
-_INTERPOLATED = {"interpolate_pos_encoding": True}
+        From the hub they are named by their commit and hash.  Those of a folder, and random ones,
+        are in the checkpoint: nobody else has them.
+        """
+        if config.architecture:  # of a checkpoint
+            self.architecture = json.loads(config.architecture)
+            self.backbone = backbones.build(self.architecture)
+            is_meta = next(self.backbone.parameters()).is_meta  # only shapes are wanted
+            if config.sha256 and not is_meta:
+                self.backbone = _named_weights(config)
+        elif config.pretrained == RANDOM:
+            if config.revision or config.sha256:
+                raise ValueError(
+                    "--model.pretrained random has neither a revision nor a hash; leave "
+                    "--model.revision and --model.sha256 out"
+                )
+            self.backbone, self.architecture = backbones.random_dinov2()
+        elif backbones.is_folder(config.pretrained):
+            if config.revision:
+                raise ValueError(
+                    f"--model.revision {config.revision} is of a repository, and "
+                    f"{config.pretrained} is a folder here; leave it out, or name the repository "
+                    f"from another folder"
+                )
+            self.backbone, self.architecture = _asked_for(backbones.read, config.pretrained, "")
+            if config.sha256:
+                check_hash(weights_hash(self.backbone), config.sha256, config.pretrained)
+            config = replace(config, sha256="")  # they are held, and so in the fingerprint
+        else:
+            commit = _asked_for(backbones.resolve_commit, config.pretrained, config.revision)
+            self.backbone, self.architecture = _asked_for(backbones.read, config.pretrained, commit)
+            found = weights_hash(self.backbone)
+            config = replace(config, revision=commit, sha256=config.sha256 or found)
+            check_hash(found, config.sha256, config.pretrained)
+        if config.sha256:
+            leave_out(self, "backbone")
+        return replace(config, architecture=json.dumps(self.architecture))
 
 
-def _load(config: FrozenEncoderConfig) -> tuple[Any, dict[str, Any]]:
-    """Load the backbone and its config: from a checkpoint's config, a folder, or the hub."""
-    import transformers as hf  # takes seconds to import
-
-    architectures = {
-        "dinov2": (hf.Dinov2Config, hf.Dinov2Model),
-        "clip_vision_model": (hf.CLIPVisionConfig, hf.CLIPVisionModel),
-    }
-    if config.architecture:
-        known = json.loads(config.architecture)
-        made, model = architectures[known["model_type"]]
-        return model(made(**known)), known
-    if config.pretrained == RANDOM:
-        made = hf.Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
-        return hf.Dinov2Model(made), _plain(made)
+def _asked_for(read: Callable[[str, str], R], name: str, revision: str) -> R:
+    """Read what a flag asks for; ValueError names the flag."""
     try:
-        model_type = hf.AutoConfig.from_pretrained(config.pretrained).model_type
-        model_type = "clip_vision_model" if model_type == "clip" else model_type
-        backbone = (
-            architectures[model_type][1].from_pretrained(config.pretrained)
-            if model_type in architectures
-            else None
-        )
-    except (OSError, ValueError) as problem:
-        where = "that folder" if Path(config.pretrained).is_dir() else "the hub, and no such folder"
+        return read(name, revision)
+    except ExternalWeightsError as problem:
         raise ValueError(
-            f"no backbone {config.pretrained!r} could be read from {where}; give "
-            f"--model.pretrained a local folder with config.json and model.safetensors, or a name "
-            f"on the hub "
-            f"({str(problem).splitlines()[0]})"
+            f"{problem}; give --model.pretrained a local folder with config.json and "
+            f"model.safetensors, or a name on the hub"
         ) from None
-    if backbone is None:
-        raise ValueError(
-            f"{config.pretrained} holds a {model_type}; give --model.pretrained a folder or a name "
-            f"of DINOv2 or of CLIP"
-        )
-    return backbone, _plain(backbone.config)
 
 
-def _plain(config: Any) -> dict[str, Any]:
-    """Select the fields that rebuild the backbone."""
-    names = (
-        "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size",
-        "image_size", "mlp_ratio", "intermediate_size", "projection_dim", "hidden_act",
-        "use_swiglu_ffn", "layerscale_value", "qkv_bias", "layer_norm_eps",
-    )  # fmt: skip
-    return {name: getattr(config, name) for name in names if hasattr(config, name)}
+def _named_weights(config: FrozenEncoderConfig) -> Any:
+    """Read the weights that a checkpoint names; ExternalWeightsError where they cannot be had, or
+    are others."""
+    try:
+        backbone, _ = backbones.read(config.pretrained, config.revision)
+    except ValueError as problem:
+        raise ExternalWeightsError(
+            f"needs the weights of {config.pretrained} at commit {config.revision}, which cannot "
+            f"be had: {problem}"
+        ) from None
+    check_hash(weights_hash(backbone), config.sha256, f"{config.pretrained}@{config.revision}")
+    return backbone

@@ -43,6 +43,7 @@ def main(config: Config) -> None:
             f"place; choose another --out"
         )
     checkpoints = load_all(config.run)
+    check_16_bits(checkpoints)
     check_leftovers(config.out, {path.relative_to(config.run) for path in checkpoints})
     writable_folder(config.out, "--out")
     new_fingerprints: dict[str, str] = {}
@@ -102,13 +103,18 @@ def load_all(run: Path) -> dict[Path, ckpt.Checkpoint]:
             parent_path = run / below / "best.pt"
             parent = found.get(parent_path) or ckpt.load(parent_path, below)
             ckpt.check_parent(checkpoint, path, parent, parent_path)
+    return found
+
+
+def check_16_bits(checkpoints: dict[Path, ckpt.Checkpoint]) -> None:
+    """Raise ValueError for a weight that is not finite in half the bits."""
+    for path, checkpoint in checkpoints.items():
         for name, weight in checkpoint["model"].items():
             if weight.is_floating_point() and not weight.half().isfinite().all():
                 raise ValueError(
                     f"{path}: the weight {name} is beyond the range of 16 bits, or not finite; "
-                    f"{ckpt.train_command(stage, path)} --restart trains another"
+                    f"{ckpt.train_command(checkpoint['stage'], path)} --restart trains another"
                 )
-    return found
 
 
 if __name__ == "__main__":

@@ -64,13 +64,17 @@ def begin(
 def init_from(
     model: nn.Module, source: str, folder: Path, stage: str, flag_prefix: str = "train"
 ) -> tuple[Taken, ckpt.Checkpoint]:
-    """Copy weights by name and shape from `source`, a run folder or a checkpoint's file; give what
-    was taken, and its checkpoint.
+    """Copy weights by name and shape from `source`, a run folder, a checkpoint's file or a
+    published run (hf://USER/NAME@REVISION); give what was taken, and its checkpoint.
 
     folder: that of this stage within its run, such as controller/bc.  ValueError where there is
     nothing to take.
     """
     path = Path(source)
+    if source.startswith("hf://"):
+        from pipeline.hub.pull_run import local_run
+
+        path = local_run(source, f"--{flag_prefix}.init-from")
     if not path.exists():
         raise ValueError(
             f"--{flag_prefix}.init-from {source}: there is no such file or folder; give "

@@ -52,7 +52,8 @@ class TrainConfig(CheckedConfig):
     sharding: Literal["none", "fsdp"] = "none"
     """Spread weights, gradients and optimizer state over the processes (FSDP)."""
     init_from: str = ""
-    """A run folder, or a checkpoint's file, whose weights to begin with, by name and shape."""
+    """A run folder, a checkpoint's file or a published run (hf://USER/NAME@REVISION), whose weights
+    to begin with, by name and shape."""
     freeze: tuple[str, ...] = ()
     """Patterns of weight names that stay as they are, such as "encoder.*": no gradient, eval mode,
     no optimizer state."""

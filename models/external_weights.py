@@ -1,0 +1,64 @@
+"""Frozen weights of others, which a checkpoint names instead of holding: by name, revision, hash.
+
+A method with such a submodule calls `leave_out`: its state is then that of its own weights alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.method import ExternalWeightsError
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Give the SHA-256 of a module's weights: names, dtypes, shapes and bytes, in 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(module.state_dict().items()):
+        weight = weight.detach().cpu().contiguous()
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_hash(found: str, expected: str, name: str) -> None:
+    """Raise ExternalWeightsError where the weights of `name` have another hash than expected."""
+    if found != expected:
+        raise ExternalWeightsError(
+            f"needs the weights of {name} with SHA-256 {expected[:16]}..., but those that are "
+            f"there have {found[:16]}...; get them again (delete them from the cache), or train "
+            f"on the ones that are there"
+        )
+
+
+def leave_out(method: nn.Module, name: str) -> None:
+    """Leave the submodule `name` out of a method's state, and do not miss it in one that is
+    loaded."""
+    assert isinstance(getattr(method, name), nn.Module), name
+    method.register_state_dict_post_hook(_Drop(name))
+    method.register_load_state_dict_post_hook(_Excuse(name))
+
+
+class _Drop:
+    """A class, not a closure: hooks are copied with the module."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(
+        self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
+    ) -> None:
+        for key in [key for key in state if key.startswith(f"{prefix}{self.name}.")]:
+            del state[key]
+
+
+class _Excuse:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, incompatible: Any) -> None:
+        missing: list[str] = incompatible.missing_keys
+        missing[:] = [key for key in missing if f".{self.name}." not in f".{key}"]

@@ -1,0 +1,1 @@
+"""Runs on the Hugging Face Hub: their addresses, files and cards."""

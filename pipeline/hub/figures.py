@@ -1,0 +1,97 @@
+"""The figures of a run's report, as rows of a card: each with its n and its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data.io.files import parse_json, read_text
+from data.io.messages import command
+
+FILE = "report/metrics.json"
+# Figures of a policy in metrics.json, and the keys of their intervals.
+TASK = {"success": ("success_low", "success_high"), "score": ("low", "high")}
+GOAL = {"success": ("low", "high")}
+IMITATION = {"log_likelihood": ("log_likelihood_low", "log_likelihood_high")}
+IMAGES = (
+    "psnr", "copy_last_psnr", "delta_psnr", "ssim", "block_px", "copy_last_block_px",
+    "block_degrees", "copy_last_block_degrees",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Figure:
+    key: str
+    """Its place in metrics.json, such as task.bc.success."""
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    """Ends of the 95% interval; None where it is not known."""
+
+
+def read_report(run: Path) -> dict[str, Any]:
+    """Read RUN/report/metrics.json; ValueError says what writes it."""
+    path = run / FILE
+    way_out = f"{command('evaluate.py', '--run', run)} measures it, --no-figures leaves it out"
+    if not path.exists():
+        raise ValueError(f"{path} is not there; {way_out}")
+    try:
+        metrics = parse_json(read_text(path))
+        if not isinstance(metrics["provenance"]["fingerprints"], dict):
+            raise ValueError("it names no checkpoints")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"{path} is damaged ({problem!r:.100}); {way_out}") from None
+    if "flags" not in metrics["provenance"]:
+        raise ValueError(f"{path} is of an older version, which did not keep its flags; {way_out}")
+    return metrics
+
+
+def check_measured(metrics: dict[str, Any], fingerprints: Mapping[str, str], run: Path) -> None:
+    """Raise ValueError where a report is of other checkpoints than those of the run, given by their
+    folders."""
+    measured = metrics["provenance"]["fingerprints"]
+    for folder, fingerprint in fingerprints.items():
+        name = folder.removeprefix("controller/")
+        if name in measured and measured[name] != fingerprint:
+            raise ValueError(
+                f"{run / FILE} is of {folder} with fingerprint {measured[name]}, and now it is "
+                f"{fingerprint}; {command('evaluate.py', '--run', run)} measures it again, "
+                f"--no-figures leaves it out"
+            )
+
+
+def figures_of(metrics: dict[str, Any]) -> list[Figure]:
+    """Give every figure that a card shows, in the order of the report."""
+    found = [*_of_images(metrics)]
+    groups: dict[str, tuple[dict[str, Any], dict[str, tuple[str, str]]]] = {
+        "imitation": (metrics["imitation"], IMITATION),
+        "task": (metrics["task"], TASK),
+    }
+    groups |= {f"goal.{name}": (policies, GOAL) for name, policies in metrics["goal"].items()}
+    for group, (policies, wanted) in groups.items():
+        for policy, values in policies.items():
+            for name, (low, high) in wanted.items():
+                if values.get(name) is not None:
+                    key = f"{group}.{policy}.{name}"
+                    found.append(Figure(key, values[name], values["n"], values[low], values[high]))
+    return found
+
+
+def _of_images(metrics: dict[str, Any]) -> Iterator[Figure]:
+    """Figures of decoded frames, and of states that are read from them; of one source no interval
+    is known."""
+    tokenizer, open_loop = metrics["tokenizer"], metrics["open_loop"]
+    for name in IMAGES:
+        keys = (name, f"{name}_low", f"{name}_high")
+        value, low, high = (tokenizer.get(key) for key in keys)
+        if value is not None:
+            yield Figure(f"tokenizer.{name}", value, tokenizer["n"], low, high)
+        horizons = open_loop["horizons"] or ()
+        columns = [open_loop.get(key) or [None] * len(horizons) for key in keys]
+        for horizon, value, low, high in zip(horizons, *columns, strict=True):
+            if value is not None:
+                key = f"open_loop.{name} at {horizon} steps"
+                yield Figure(key, value, open_loop["n"], low, high)

@@ -57,9 +57,8 @@ class World(nn.Module):
         self.infers_actions = dynamics.infers_actions
         (height, width), (rows, columns) = self.image_size, self.latents.grid
         self._patch = (height // rows, width // columns)
-        self.vectors = CodebookEmbedding(self.state_spec)
-        """Latents of states, (..., N) codes or (..., P, D), as vectors to compare: (..., P, D)."""
-        self.vectors.to(self.device).load_codebook(tokenizer)
+        self.code_vectors = CodebookEmbedding(self.state_spec)
+        self.code_vectors.to(self.device).load_codebook(tokenizer)
         self.start_frames = self.context if self.state_spec == self.latents else 1
         """States at consecutive frames that `start_from` reads: 1 where a state is all that is
         remembered."""
@@ -193,6 +192,13 @@ class World(nn.Module):
                 state = self.dynamics.observe(state, action[None], latents[None])
                 found.append(state.latents)
             return torch.cat(found)
+
+    def vectors(self, latents: Tensor) -> Tensor:
+        """Latents of states, (..., N) codes or (..., P, D), as vectors whose distance says how far
+        apart states are: (..., P, D)."""
+        with self._autocast():
+            found = self.dynamics.state_vectors(latents)
+        return self.code_vectors(latents) if found is None else found.float()
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Draw the tokenizer's latents: (B, N) or (B, P, D) -> (B, 3, H, W) uint8."""

@@ -63,7 +63,7 @@ class Recombined(Tokenizer):
     @property
     def codebooks(self) -> Tensor:
         """Those of the encoder, where it has any."""
-        encoder = self.given["encoder"] if "encoder" in self.given else None
+        encoder = dict(self.given.items()).get("encoder")
         source: Any = encoder.owner[0] if isinstance(encoder, Part) else self.base
         return source.codebooks
 
@@ -137,7 +137,7 @@ def set_part(world: World, name: str, module: nn.Module) -> tuple[str, ...]:
             f"this {type(module).__name__} cannot be the {name} of this world: "
             f"{one_line(problem)}; give one of the same shapes"
         ) from problem
-    world.vectors.load_codebook(world.tokenizer)
+    world.code_vectors.load_codebook(world.tokenizer)
     world.context = world.dynamics.context + world.temporal_context - 1
     world.has_rewards, world.has_decoder = world.dynamics.has_rewards, world.tokenizer.has_decoder
     compiled = world.__dict__.pop("_draw", None) is not None

@@ -70,12 +70,17 @@ def check(names: Sequence[str]) -> list[str]:
 
 def apply(config: C, stage: str, names: Sequence[str]) -> C:
     """Apply the table that each preset has for a stage; without one it changes nothing but `run`,
-    the folder of the recipe."""
+    the folder of the recipe.  ValueError for a stage that a recipe says it does not have (None)."""
     names = check(names)
     for index, name in enumerate(names):
         if name in recipe_names():
             module = _recipe(name)
             table = getattr(module, stage.upper(), {})
+            if table is None:
+                raise ValueError(
+                    f"{name} has no {stage} of its own: what its next stage trains reads frames; "
+                    f"go on with train_dynamics.py"
+                )
             if hasattr(module, "RUN") and hasattr(config, "run"):
                 table = {"run": module.RUN} | table
         else:

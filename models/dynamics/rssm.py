@@ -6,10 +6,12 @@ Letters: B clips, T frames, P patches, V numbers of a patch, E embedding width, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
+from einops import reduce
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
@@ -101,6 +103,17 @@ class Rssm(RssmBase, Tokenizer):
         drawn = self.decoder(features.flatten(0, 1)).float()
         wanted = target - self.background.mean
         return nn.functional.mse_loss(drawn, wanted, reduction="sum") / len(target)
+
+    def state_vectors(self, latents: Tensor) -> Tensor:
+        """The frame that a state shows, in cells of half a patch: h also holds the past, in which
+        states differ whose frames do not."""
+        patches = self.decoder(latents.flatten(0, -2))
+        half = math.gcd(self.config.patch_size, 2)
+        cells = reduce(
+            patches, "n p (c hy y hx x) -> n (p c hy hx)", "mean", c=3, hy=half, hx=half,
+            y=self.config.patch_size // half,
+        )  # fmt: skip
+        return cells.unflatten(0, latents.shape[:-1])
 
     def _encode(self, patches: Tensor) -> Tensor:
         """(N, P, V) -> (N, E): of the difference from the background, in standard deviations."""

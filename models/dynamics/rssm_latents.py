@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
@@ -76,6 +77,15 @@ class RssmLatents(RssmBase):
         if self.latents.kind == "discrete":
             return self._logits(out).argmax(-1).flatten(1)
         return out.float() * self.latent_scale.scale + self.latent_scale.mean
+
+    def state_vectors(self, latents: Tensor) -> Tensor:
+        """The expected latents of the tokenizer, as vectors."""
+        out = self.patch_out(self.decoder(latents.flatten(0, -2)))
+        if self.latents.kind == "discrete":
+            codebook = self.vectors.codebook.float()
+            probs = self._logits(out).float().softmax(-1)
+            out = torch.einsum("n p g k, g k d -> n p g d", probs, codebook).flatten(2)
+        return out.float().unflatten(0, latents.shape[:-1]).flatten(-2)
 
     def loss(self, batch: Batch) -> Losses:
         """On clips of latents, (B, T, N) codes or (B, T, P, D), with what else the data has."""

@@ -13,7 +13,6 @@ from data.io.messages import first_few
 from pipeline import checkpoint as ckpt
 from pipeline.training.train_config import TrainConfig
 
-
 LISTED = 20
 """Names of weights that a line lists; of more it gives the number."""
 

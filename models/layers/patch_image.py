@@ -47,6 +47,8 @@ def check_patches(image_size: tuple[int, int], patch_size: int) -> None:
 class PatchEncoder(nn.Module):
     """Patches of a frame to one vector."""
 
+    is_fsdp_unit = True
+
     def __init__(self, num_patches: int, patch_dim: int, channels: int, dim: int) -> None:
         super().__init__()
         self.patch_mlp = nn.Sequential(
@@ -63,6 +65,8 @@ class PatchEncoder(nn.Module):
 
 class PatchDecoder(nn.Module):
     """One vector to patches of a frame, at first of zeros."""
+
+    is_fsdp_unit = True
 
     def __init__(self, num_patches: int, patch_dim: int, channels: int, dim: int) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -248,7 +249,8 @@ class World(nn.Module):
         self._draw = compile_fn(self.tokenizer, self._draw)
 
     def set_sampling(self, sampling: Sampling) -> None:
-        """Sample codes like this; by default the likeliest are taken."""
+        """Sample codes like this; by default the likeliest are taken, or their expectation where a
+        state can hold one."""
         if not hasattr(self.dynamics, "sampling"):
             raise ValueError("this world's predictions are deterministic; sampling has no effect")
         self.dynamics.sampling = sampling  # type: ignore[attr-defined]
@@ -256,15 +258,16 @@ class World(nn.Module):
     @contextmanager
     def sampled(self, sampling: Sampling) -> Iterator[None]:
         """Sample like this inside a `with` block; a world that samples nothing stays as it is."""
-        before = getattr(self.dynamics, "sampling", None)
-        if before is None:
+        dynamics: Any = self.dynamics
+        before = getattr(dynamics, "sampling", None)
+        if not hasattr(dynamics, "sampling"):
             yield
             return
         self.set_sampling(sampling)
         try:
             yield
         finally:
-            self.set_sampling(before)
+            dynamics.sampling = before
 
     # -- parts by name: "encoder", "dynamics", "decoder" (models/world_parts.py) ---------------
 

@@ -37,6 +37,7 @@ def test_classes_are_sampled_by_their_probability():
     drawn = choose(probs, Sampling(temperature=1.0)).mean(0)[0]
     assert torch.allclose(drawn, probs[0, 0], atol=0.015)
     assert torch.equal(choose(probs, Sampling()).mean(0)[0], torch.tensor([0.0, 0.0, 1.0]))
+    assert choose(probs, None) is probs
 
 
 def test_the_kl_is_that_of_torch_summed_over_groups():

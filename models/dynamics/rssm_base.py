@@ -73,16 +73,18 @@ class RssmBase(Dynamics):
     """A recurrent state h, and a stochastic state z that is inferred with a frame (posterior) or
     predicted without one (prior).
 
-    Its State's latents are h and z, (B, 1, F).  By default z is the likeliest class of each group:
-    the decoder has learned from one-hot vectors, not from probabilities.  `sampling` samples it,
-    as training does.
+    Its State's latents are h and z, (B, 1, F).  By default z is its expectation, the classes'
+    probabilities: futures that may be are averaged, which is nearest to the truth on the mean, and
+    an action has a gradient.  `sampling` takes the likeliest classes, or samples them as training
+    does.
     """
 
     config: RssmBaseConfig
+    sampling: Sampling | None
 
     def __init__(self, config: RssmBaseConfig, actions: ActionSpec) -> None:
         super().__init__()
-        self.actions, self.sampling = actions, Sampling()
+        self.actions, self.sampling = actions, None
         self.context, self.has_rewards = config.context_frames, config.rewards
         self.cell = RssmCell(
             config.deter_dim, config.num_groups, config.num_classes, config.hidden_dim,

@@ -28,9 +28,10 @@ def straight_through(probs: Tensor, index: Tensor) -> Tensor:
     return _StraightThrough.apply(probs, index)  # type: ignore[return-value]
 
 
-def choose(probs: Tensor, sampling: Sampling) -> Tensor:
-    """One-hot vectors, (..., G, C): the likeliest classes, or sampled ones."""
-    return straight_through(probs, sampling.sample(probs.log()))
+def choose(probs: Tensor, sampling: Sampling | None) -> Tensor:
+    """The expected one-hot vectors, (..., G, C), which are the probabilities; with `sampling` the
+    likeliest or sampled ones."""
+    return probs if sampling is None else straight_through(probs, sampling.sample(probs.log()))
 
 
 def sample(probs: Tensor, exponential: Tensor) -> Tensor:

@@ -62,6 +62,11 @@ class Bandit:
         return torch.enable_grad()
 
 
+def last_bias(model: Dreamer) -> Tensor:
+    layers: Any = model.policy.head[1]
+    return layers[-1].bias
+
+
 def a_batch(actions: ActionSpec, rows: int = 64) -> Batch:
     latents = torch.ones(rows, 1, 1, 6)
     taken = actions.empty(rows, 1)
@@ -107,7 +112,7 @@ def test_gradients_through_the_world_are_of_continuous_actions_alone():
 def test_no_code_is_impossible(actions: ActionSpec):
     model = dreamer(actions)
     with torch.no_grad():
-        model.policy.head[1][-1].bias.copy_(torch.linspace(-500, 500, 3 if actions is KEYS else 5))
+        last_bias(model).copy_(torch.linspace(-500, 500, 3 if actions is KEYS else 5))
     dist = model.policy.distribution(torch.ones(1, 1, 6))
     log_probs = torch.stack(
         [dist.log_prob(torch.tensor([c])) for c in range(actions.size)]
@@ -120,7 +125,7 @@ def test_no_code_is_impossible(actions: ActionSpec):
 def test_the_world_never_sees_an_action_out_of_range_and_its_likelihood_is_the_samples():
     model, world = dreamer(MOUSE), Bandit(MOUSE)
     with torch.no_grad():
-        model.policy.head[1][-1].bias.fill_(5.0)
+        last_bias(model).fill_(5.0)
     rollout = model.imagine(world, a_batch(MOUSE).latents, MOUSE.empty(64, 0))  # type: ignore[arg-type]
     assert rollout.actions.max() > 1 and world.seen.max() <= 1
 
@@ -155,7 +160,7 @@ class Still:
 
 
 @pytest.mark.parametrize("gradient", ["reinforce", "dynamics"])
-def test_in_an_rssm_actor_and_critic_have_gradients_and_the_world_has_none(gradient: str):
+def test_in_an_rssm_actor_and_critic_have_gradients_and_the_world_has_none(gradient: Any):
     world = a_world()
     config = DreamerConfig(PolicyConfig(hidden_dim=16, num_modes=1), 3, actor_gradient=gradient)
     model = Dreamer(config, world.state_spec, MOUSE).train()

@@ -38,7 +38,8 @@ def config(run: Path, **train: Any) -> train_dynamics.Config:
 
 
 def a_run(folder: Path, **shards: Any) -> Path:
-    write_toy_shards(folder / "shards", **({"episodes": 6, "length": 24, "size": 32} | shards))
+    given: dict[str, Any] = {"episodes": 6, "length": 24, "size": 32} | shards
+    write_toy_shards(folder / "shards", **given)
     return folder
 
 

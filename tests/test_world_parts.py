@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ def dreamer(seed: int = 0) -> World:
     torch.manual_seed(seed)
     config = RssmConfig(32, 4, 4, 16, 4, 24, channels=8)
     model = Rssm(config, SIZE, ACTIONS)
-    nn.init.normal_(model.decoder.patch_mlp[-1].weight, std=0.3)
+    last: Any = model.decoder.patch_mlp[-1]
+    nn.init.normal_(last.weight, std=0.3)
     return World(model, model)
 
 

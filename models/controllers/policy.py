@@ -140,7 +140,7 @@ class LatentPolicy(TrainedController):
         if actions.kind == "continuous":
             out_dim = config.num_modes * (1 + 2 * actions.size)
         layers = mlp(self.encoder.out_dim, config.hidden_dim, out_dim)
-        layers[-1].is_of_actions = True
+        setattr(layers[-1], "is_of_actions", True)  # noqa: B010
         self.head = nn.Sequential(nn.Dropout(config.dropout), layers)
 
     def load_codebook(self, source: HasCodebooks) -> None:

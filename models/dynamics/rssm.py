@@ -47,6 +47,7 @@ class Rssm(RssmBase, Tokenizer):
     needs = frozenset({"frames", "actions", "rewards", "continues"})
     encoder_parts = ("encoder",)
     decoder_parts = ("decoder", "background")
+    config: RssmConfig
 
     def __init__(
         self, config: RssmConfig, image_size: tuple[int, int], actions: ActionSpec

@@ -34,6 +34,7 @@ class RssmLatents(RssmBase):
     """Its decoder draws a tokenizer's latents, which the tokenizer decodes."""
 
     needs = frozenset({"latents", "actions", "rewards", "continues"})
+    config: RssmLatentsConfig
 
     def __init__(self, config: RssmLatentsConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__(config, actions)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from data.actions import ActionSpec
+from models.dynamics.rssm_scan import Weights, scan
 from models.layers.block_gru import BlockGru
 from models.layers.categorical_groups import sample, unimix_probs
 from models.layers.embeddings import ActionEmbedding
@@ -28,11 +29,16 @@ class Posteriors(NamedTuple):
     prior: Tensor  # (B, T, G, C) probabilities
 
 
-class Dense(nn.Sequential):
+class Dense(nn.Module):
     """A linear layer, a norm and SiLU."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
-        super().__init__(nn.Linear(in_dim, out_dim), RmsNorm(out_dim), nn.SiLU())
+        super().__init__()
+        self.linear, self.norm = nn.Linear(in_dim, out_dim), RmsNorm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return silu(self.norm(self.linear(x)))
 
 
 class RssmCell(nn.Module):
@@ -80,26 +86,59 @@ class RssmCell(nn.Module):
         batch, length = embeds.shape[:2]
         embeds = self.embed_proj(embeds)
         action_embs = self.action_emb(actions[:, : length - 1])
-        keep = None if is_first is None else (~is_first).to(embeds.dtype)[..., None]
+        action_embs = torch.cat([torch.zeros_like(embeds[:, :1]), action_embs], dim=1)
         shape = (length, batch, *self.groups)
         exponential = torch.empty(shape, device=embeds.device).exponential_().clamp_(min=1e-30)
-        h, z = self.zeros(batch, embeds)
-        action_emb = torch.zeros_like(embeds[:, 0])
+        by_time = embeds.transpose(0, 1), action_embs.transpose(0, 1), exponential
+        if is_first is None and self._scans(embeds):
+            h, z, posterior = scan(*by_time, self._scan_weights())
+        else:
+            h, z, posterior = self.follow(*by_time, is_first)
+        h = h.transpose(0, 1)
+        features = torch.cat([h, z.transpose(0, 1)], dim=-1)
+        return Posteriors(features, posterior.transpose(0, 1), self.prior(h))
+
+    def follow(
+        self, embeds: Tensor, action_embs: Tensor, exponential: Tensor, is_first: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Follow frames one by one, as `scan` does for frames of one episode."""
+        h, z = self.zeros(embeds.shape[1], embeds)
+        keep = None if is_first is None else (~is_first).to(h.dtype).t()[..., None]
         hs, zs, posteriors = [], [], []
-        for t in range(length):
-            if t:
-                action_emb = action_embs[:, t - 1]
-                if keep is not None:
-                    h, z, action_emb = h * keep[:, t], z * keep[:, t], action_emb * keep[:, t]
+        for t, action_emb in enumerate(action_embs):
+            if keep is not None:
+                h, z, action_emb = h * keep[t], z * keep[t], action_emb * keep[t]
             h = self._advance(h, z, action_emb)
-            probs = self._posterior(h, embeds[:, t])
+            probs = self._posterior(h, embeds[t])
             z = sample(probs, exponential[t]).flatten(1)
             hs.append(h)
             zs.append(z)
             posteriors.append(probs)
-        h_all = torch.stack(hs, 1)
-        features = torch.cat([h_all, torch.stack(zs, 1)], dim=-1)
-        return Posteriors(features, torch.stack(posteriors, 1), self.prior(h_all))
+        return torch.stack(hs), torch.stack(zs), torch.stack(posteriors)
+
+    def _scans(self, x: Tensor) -> bool:
+        """A GPU has a kernel for the gates, and a compiler writes gradients of its own."""
+        return not (x.is_cuda or torch.compiler.is_compiling())
+
+    def _scan_weights(self) -> Weights:
+        deter, stoch, gru = self.deter_in, self.stoch_in, self.gru
+        return Weights(
+            deter_weight=torch.cat([deter.linear.weight, self.deter_proj.weight]),
+            deter_bias=torch.cat([deter.linear.bias, self.deter_proj.bias]),
+            deter_norm=deter.norm.weight,
+            stoch_weight=stoch.linear.weight,
+            stoch_bias=stoch.linear.bias,
+            stoch_norm=stoch.norm.weight,
+            input_weight=gru.input_layer.weight,
+            input_bias=gru.input_layer.bias,
+            state_weight=gru.state_layer.weight,
+            gru_norm=gru.norm.weight,
+            gate_weight=gru.gates.weight,
+            gate_bias=gru.gate_bias,
+            posterior_norm=self.posterior_norm.weight,
+            out_weight=self.posterior_out.weight,
+            out_bias=self.posterior_out.bias,
+        )
 
     def zeros(self, rows: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The state before the first frame, (B, H) and (B, S)."""

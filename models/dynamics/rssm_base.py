@@ -17,7 +17,7 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.dynamics.dynamics import Dynamics, State
-from models.dynamics.rssm_cell import Dense, RssmCell
+from models.dynamics.rssm_cell import Dense, Posteriors, RssmCell
 from models.layers.categorical_groups import choose, kl_balance
 from models.layers.heads import TwoHot
 from models.layers.sampling import Sampling
@@ -126,8 +126,14 @@ class RssmBase(Dynamics):
         it a clip is one episode's.  No statistic is of the (micro-)batch.
         """
         (actions,) = batch.require("actions")
+        return self.losses_of(
+            self.cell(embeds, actions, batch.extra.get("is_first")), target, batch
+        )
+
+    def losses_of(self, followed: Posteriors, target: Tensor, batch: Batch) -> Losses:
+        """Losses of frames that were followed, the mean over all of them."""
         config = self.config
-        features, posterior, prior = self.cell(embeds, actions, batch.extra.get("is_first"))
+        features, posterior, prior = followed
         dynamics, representation, kl = kl_balance(posterior, prior, config.free_nats)
         losses = {
             "reconstruction": self.reconstruction_loss(features, target),

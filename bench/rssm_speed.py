@@ -13,7 +13,7 @@ from data.batch import Batch
 from models.dynamics.rssm import Rssm, RssmConfig
 from models.dynamics.rssm_cell import Posteriors
 from models.layers.categorical_groups import sample
-from models.layers.precision import autocast
+from models.layers.precision import Precision, autocast
 from models.method import Losses
 from pipeline.device import pick_precision
 
@@ -63,7 +63,7 @@ class TrainStep:
     def __init__(self, kind: type[Rssm], batch: Batch, options: Options) -> None:
         torch.manual_seed(0)
         self.batch, self.device = batch, options.device
-        self.precision = pick_precision(options.device, "auto")
+        self.precision: Precision = pick_precision(options.device, "auto")
         self.model = kind(RssmConfig(), IMAGE, ACTIONS).to(options.device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
 

@@ -148,9 +148,8 @@ def test_an_episode_that_begins_within_a_clip_is_as_one_that_begins_it():
     assert torch.allclose(whole.posterior[0, 3], alone.posterior[0, 0], atol=1e-6)
     assert torch.allclose(whole.prior[0, 3], alone.prior[0, 0], atol=1e-6)
     assert not torch.allclose(unmarked.posterior[0, 3], alone.posterior[0, 0], atol=1e-3)
-    same = {"atol": 1e-5}
-    assert torch.allclose(whole.posterior[1], unmarked.posterior[1], **same)  # that clip goes on
-    assert torch.allclose(whole.features[:, :3], unmarked.features[:, :3], **same)
+    assert torch.allclose(whole.posterior[1], unmarked.posterior[1], atol=1e-5)  # it goes on
+    assert torch.allclose(whole.features[:, :3], unmarked.features[:, :3], atol=1e-5)
 
 
 def test_the_loss_reads_where_episodes_begin():

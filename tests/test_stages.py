@@ -221,6 +221,14 @@ def test_a_users_mistake_is_reported_in_one_line(run: Path, tmp_path: Path):
         assert result.stderr.startswith("error: ") and answer in result.stderr, result.stderr
 
 
+def test_a_stage_that_a_recipe_does_not_have_has_nothing_to_do(tmp_path: Path):
+    """So that `make demo`, which runs all stages, goes on."""
+    result = run_script("train_tokenizer.py", "--run", f"{tmp_path}", "--preset", "dreamer", "cpu")
+    assert result.returncode == 0 and not result.stderr and not list(tmp_path.iterdir())
+    assert result.stdout.startswith("dreamer has no tokenizer of its own, so there is nothing")
+    assert result.stdout.count("\n") == 1
+
+
 @pytest.mark.parametrize("stage", ["train_tokenizer", "train_dynamics", "train_controller"])
 def test_help_explains_the_stage(stage: str):
     result = run_script(f"{stage}.py", "--help")

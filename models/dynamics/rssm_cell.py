@@ -142,9 +142,9 @@ class RssmCell(nn.Module):
 
     def zeros(self, rows: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """The state before the first frame, (B, H) and (B, S)."""
-        groups, classes = self.groups
-        make = lambda dim: torch.zeros(rows, dim, device=like.device)  # noqa: E731
-        return make(self.deter_dim), make(groups * classes)
+        dims = self.deter_dim, self.groups[0] * self.groups[1]
+        h, z = (torch.zeros(rows, dim, device=like.device) for dim in dims)
+        return h, z
 
     def first(self, rows: int, like: Tensor) -> Tensor:
         """h at a first frame, (B, H), to which no action has led."""

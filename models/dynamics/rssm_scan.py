@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
 from models.layers.categorical_groups import UNIMIX
@@ -127,6 +128,7 @@ class _Scan(torch.autograd.Function):
         return h_all, z_all, soft_all * (1 - UNIMIX) + UNIMIX / classes
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_h, grad_z, grad_probs = grads
         h_all, z_all, soft_all, *given = ctx.saved_tensors
@@ -141,7 +143,9 @@ class _Scan(torch.autograd.Function):
         for t in range(length - 1, -1, -1):
             kept_deter, kept_stoch, _, kept_gru, _, gates, kept_seen, _ = steps[t]
             grad_soft = (grad_probs[t] + from_after) * (1 - UNIMIX)
-            logits = torch._softmax_backward_data(grad_soft, soft_all[t], -1, soft_all.dtype)
+            logits = torch.ops.aten._softmax_backward_data(
+                grad_soft, soft_all[t], -1, soft_all.dtype
+            )
             logits = logits.view(rows, -1)
             seen, seen_pre = _norm_silu_backward(logits @ w.out_weight, kept_seen, w.posterior_norm)
             deter = torch.cat([deter_after, seen], dim=1)

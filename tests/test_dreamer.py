@@ -35,6 +35,7 @@ def dreamer(actions: ActionSpec, **changes: Any) -> Dreamer:
         "return_norm_rate": 0.1,
         "discount": 0.5,
         "slow_critic_rate": 0.3,
+        "bc_weight": 0.0,
     }
     return Dreamer(DreamerConfig(policy, **(fields | changes)), SPEC, actions)
 

@@ -336,7 +336,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     }),
     ("dynamics", "dreamer debug", {"model.deter_dim": 32, "model.clip_length": 6}),
     ("controller", "dreamer", {
-        "model.horizon": 15, "model.lam": 0.95, "model.entropy": 3e-4, "model.bc_weight": 0.0,
+        "model.horizon": 15, "model.lam": 0.95, "model.entropy": 3e-4, "model.bc_weight": 0.1,
         "model.actor_gradient": "reinforce", "model.temperature": 1.0,
     }),
     ("dynamics", "minecraft", {

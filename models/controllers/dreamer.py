@@ -33,8 +33,6 @@ class DreamerConfig(ActorCriticConfig):
     )
     discount: Annotated[float, Range(0, 1)] = 1 - 1 / 333
     """Factor on a reward one step later."""
-    bc_weight: Annotated[float, Range(0, 10**6)] = 0.0
-    """Weight of behavior cloning, which keeps the policy near the data."""
     actor_gradient: Literal["reinforce", "dynamics"] = "reinforce"
     """REINFORCE, or gradients of the returns through the world, of continuous actions alone."""
     min_return_scale: Annotated[float, Range(above=0, high=10**6)] = 1.0

@@ -36,6 +36,7 @@ from models.controllers.actor_critic import ActorCritic, ActorCriticConfig
 from models.controllers.controller import TrainedController
 from models.controllers.flow_policy import FlowPolicyConfig
 from models.controllers.goal_policy import GoalPolicy
+from models.controllers.policy import PolicyConfig
 from models.controllers.task_cost import TaskCostConfig
 from models.layers.precision import autocast
 from models.registry import DataSpec, MethodConfig
@@ -64,7 +65,7 @@ class Config(CheckedConfig):
     methods: Annotated[tuple[Method, ...], NonEmpty()] = ("bc", "actor_critic")
     """What to fit, in this order: a clone of the demonstrations; from there, actor-critic in
     imagination; a policy that is given goals and learns in imagination to reach them."""
-    model: ActorCriticConfig = field(default_factory=ActorCriticConfig)
+    model: MethodConfig = field(default_factory=lambda: registry.default_config("actor_critic"))
     """Policy of the first two, and the actor-critic."""
     goal_policy: MethodConfig = field(
         default_factory=lambda: registry.default_config("goal_policy")
@@ -137,6 +138,11 @@ class Config(CheckedConfig):
     restart: bool = False
     """Start over, although there is a checkpoint to resume from."""
 
+    @property
+    def policy(self) -> PolicyConfig:
+        """Of the actor-critic, and of the clone that it starts from."""
+        return cast(ActorCriticConfig, self.model).policy
+
 
 def main(config: Config) -> None:
     set_device(config.device, config.kernels)
@@ -197,7 +203,7 @@ def check(
     """Raise ValueError now, not after hours of what comes before, where a method cannot be built
     for this world, or there is nothing to clone."""
     models: dict[Method, MethodConfig] = {
-        "bc": config.model.policy,
+        "bc": config.policy,
         "actor_critic": config.model,
         "goal_policy": config.goal_policy,
         "task_cost": config.task_cost,
@@ -214,7 +220,7 @@ def train_bc(config: Config, context: ControllerContext) -> None:
     """Fit the policy to the demonstrations."""
     demos, held_out = (context.demos(split, config.min_reward) for split in ("train", "validation"))
     indices = np.linspace(0, len(held_out) - 1, min(2048, len(held_out))).astype(np.int64)
-    model = context.build(config.model.policy, config.bc.seed)
+    model = context.build(config.policy, config.bc.seed)
     summary = (
         f"bc: {len(demos)} steps of {demos.num_episodes} episodes; dynamics has "
         f"{context.world.num_parameters / 1e6:.2f} M"
@@ -248,15 +254,15 @@ def train_actor_critic(config: Config, context: ControllerContext) -> None:
         | {"bc": {"path": str(path), "fingerprint": bc["fingerprint"]}},
         restart=config.restart,
         data_summary=f"actor-critic, {config.train.batch_size} starts x "
-        f"{config.model.horizon} steps",
+        f"{model.config.horizon} steps",
     )
     if trainer.finished:
         return trainer.log_finished()
     starts = StartsWithDemos(
-        context.clips("train", world.context, model.needs),
+        context.clips("train", world.start_frames, model.needs),
         context.demos("train", config.min_reward),
     )
-    held_out = context.clips("validation", world.context, model.needs)
+    held_out = context.clips("validation", world.start_frames, model.needs)
     indices, _ = sample_clips(held_out.clips, 64, seed=0)
     held_out_starts = held_out.batch(indices).to(world.device)
     with torch.no_grad(), autocast(trainer.device, trainer.precision):
@@ -276,7 +282,10 @@ def train_goal_policy(config: Config, context: ControllerContext) -> None:
     world = context.world
     model = cast(GoalPolicy, context.build(config.goal_policy, config.goal_policy_train.seed))
     # an action before the start is known
-    length, flag = max(world.context, 2) + model.max_goal_offset, "--goal-policy.max-goal-offset"
+    length, flag = (
+        max(world.start_frames, 2) + model.max_goal_offset,
+        "--goal-policy.max-goal-offset",
+    )
     train, held_out = (
         context.clips(split, length, model.needs, flag) for split in ("train", "validation")
     )

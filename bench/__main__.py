@@ -1,6 +1,6 @@
 """Measure dreamstage against its peers, interleaved in one process: a table, bench.json, bench.png.
 
-Areas   roofline kernels loading training decode play planning controller int8; default: all.
+Areas   roofline kernels loading training rssm decode play planning controller int8; default: all.
 Writes  OUT/bench.json, OUT/bench.png; with --tune on a GPU kernels/tuned.json.
 Try     python -m bench roofline loading --quick
 """
@@ -38,6 +38,7 @@ AREAS = {
     "kernels": "bench.kernel_speed",
     "loading": "bench.load_speed",
     "training": "bench.train_speed",
+    "rssm": "bench.rssm_speed",
     "decode": "bench.decode_speed",
     "play": "bench.play_speed",
     "planning": "bench.plan_speed",
@@ -50,7 +51,7 @@ AREAS = {
 @dataclass(frozen=True)
 class Config(CheckedConfig):
     areas: tuple[str, ...]
-    """What to measure: roofline kernels loading training decode play planning controller
+    """What to measure: roofline kernels loading training rssm decode play planning controller
     int8."""
     quick: bool = False
     """Use smaller sizes and compile less: minutes on two slow cores."""

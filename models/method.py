@@ -30,7 +30,8 @@ class TrainableModule(nn.Module):
 
     A subclass defines `loss(batch, ...) -> Losses`: named terms, of which those with a gradient
     are added up.  Where it cannot be validated as its role is, it also defines
-    `validate(batches) -> dict`, and names the metric in `best`.
+    `validate(batches) -> dict`, and names the metric in `best`.  A submodule that reads or gives
+    actions says so, `is_of_actions = True`: weights of another action space are not taken for it.
     """
 
     config: Any

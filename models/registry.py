@@ -64,10 +64,13 @@ TOKENIZERS: dict[str, Entry[Tokenizer]] = {
 DYNAMICS: dict[str, Entry[Dynamics]] = {
     "llama": Entry("models.dynamics.llama", "LlamaConfig", "LlamaDynamics"),
     "predictor": Entry("models.dynamics.predictor", "PredictorConfig", "Predictor"),
+    "rssm": Entry("models.dynamics.rssm", "RssmConfig", "Rssm"),
+    "rssm_latents": Entry("models.dynamics.rssm_latents", "RssmLatentsConfig", "RssmLatents"),
 }
 CONTROLLERS: dict[str, Entry[TrainedController]] = {
     "policy": Entry("models.controllers.policy", "PolicyConfig", "LatentPolicy"),
     "actor_critic": Entry("models.controllers.actor_critic", "ActorCriticConfig", "ActorCritic"),
+    "dreamer": Entry("models.controllers.dreamer", "DreamerConfig", "Dreamer"),
     "goal_policy": Entry("models.controllers.goal_policy", "GoalPolicyConfig", "GoalPolicy"),
     "discrete_goal_policy": Entry(
         "models.controllers.discrete_goal_policy", "DiscreteGoalPolicyConfig", "DiscreteGoalPolicy"

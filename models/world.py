@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data.actions import ActionSpec
+from models import world_parts
 from models.dynamics.dynamics import Dynamics, FrameResidual, History, State
 from models.frame_residual import expand_patches, persistent_residual
 from models.layers.precision import Precision, autocast
@@ -16,6 +19,8 @@ from models.layers.sampling import Sampling
 from models.method import CompileFn
 from models.tokenizers.codes import CodebookEmbedding
 from models.tokenizers.tokenizer import Tokenizer
+
+ENCODED_AT_ONCE = 64  # frames
 
 
 class World(nn.Module):
@@ -53,9 +58,11 @@ class World(nn.Module):
         self.infers_actions = dynamics.infers_actions
         (height, width), (rows, columns) = self.image_size, self.latents.grid
         self._patch = (height // rows, width // columns)
-        self.vectors = CodebookEmbedding(self.state_spec)
-        """Latents of states, (..., N) codes or (..., P, D), as vectors to compare: (..., P, D)."""
-        self.vectors.to(self.device).load_codebook(tokenizer)
+        self.code_vectors = CodebookEmbedding(self.state_spec)
+        self.code_vectors.to(self.device).load_codebook(tokenizer)
+        self.start_frames = self.context if self.state_spec == self.latents else 1
+        """States at consecutive frames that `start_from` reads: 1 where a state is all that is
+        remembered."""
         self.precision: Precision = precision
         self.eval()
 
@@ -170,6 +177,30 @@ class World(nn.Module):
         none = self.actions.empty(len(frames), 0).to(self.device)
         return self.reset(frames[:, None], none).latents
 
+    def states(self, frames: Tensor, actions: Tensor) -> Tensor:
+        """The latents of its states along one episode, as it observes them: (T, 3, H, W) uint8,
+        actions (T - 1, A) -> (T, N) or (T, P, D)."""
+        past, parts = self.temporal_context - 1, []
+        with self._autocast():
+            for start in range(0, len(frames), ENCODED_AT_ONCE):
+                given = frames[None, max(0, start - past) : start + ENCODED_AT_ONCE]
+                encoded = self.tokenizer.encode_clip(given.to(self.device))[0]
+                parts.append(encoded[min(past, start) :])
+            encoded, actions = torch.cat(parts), self.actions.normalize(actions.to(self.device))
+            state = self.dynamics.start(encoded[None, :1], actions[None, :0])
+            found = [state.latents]
+            for action, latents in zip(actions, encoded[1:], strict=True):
+                state = self.dynamics.observe(state, action[None], latents[None])
+                found.append(state.latents)
+            return torch.cat(found)
+
+    def vectors(self, latents: Tensor) -> Tensor:
+        """Latents of states, (..., N) codes or (..., P, D), as vectors whose distance says how far
+        apart states are: (..., P, D)."""
+        with self._autocast():
+            found = self.dynamics.state_vectors(latents)
+        return self.code_vectors(latents) if found is None else found.float()
+
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Draw the tokenizer's latents: (B, N) or (B, P, D) -> (B, 3, H, W) uint8."""
         with self._autocast():
@@ -218,10 +249,50 @@ class World(nn.Module):
         self._draw = compile_fn(self.tokenizer, self._draw)
 
     def set_sampling(self, sampling: Sampling) -> None:
-        """Sample codes like this; by default the likeliest are taken."""
+        """Sample codes like this; by default the likeliest are taken, or their expectation where a
+        state can hold one."""
         if not hasattr(self.dynamics, "sampling"):
             raise ValueError("this world's predictions are deterministic; sampling has no effect")
         self.dynamics.sampling = sampling  # type: ignore[attr-defined]
+
+    @contextmanager
+    def sampled(self, sampling: Sampling) -> Iterator[None]:
+        """Sample like this inside a `with` block; a world that samples nothing stays as it is."""
+        dynamics: Any = self.dynamics
+        before = getattr(dynamics, "sampling", None)
+        if not hasattr(dynamics, "sampling"):
+            yield
+            return
+        self.set_sampling(sampling)
+        try:
+            yield
+        finally:
+            dynamics.sampling = before
+
+    # -- parts by name: "encoder", "dynamics", "decoder" (models/world_parts.py) ---------------
+
+    def get_module(self, name: str) -> nn.Module:
+        """A part as a module of its own, which shares the world's weights."""
+        return world_parts.get_part(self, name)
+
+    def set_module(self, name: str, module: nn.Module) -> tuple[str, ...]:
+        """Swap a part for another one; print and return what is stale afterwards.
+
+        An encoder takes frames, (B, 3, H, W) uint8, a decoder what `readout` gives, and dynamics is
+        a Dynamics.  ValueError for shapes that do not fit, and the world stays as it is.
+        """
+        stale = world_parts.set_part(self, name, module)
+        print(f"world: its {name} is another one; stale now: {'; '.join(stale)}")
+        return stale
+
+    def freeze_module(self, name: str) -> int:
+        """Take the gradient from a part's weights, which a world's methods never change; return how
+        many tensors that are."""
+        return world_parts.require_grad(self, name, False)
+
+    def unfreeze_module(self, name: str) -> int:
+        """Give a part's weights a gradient, to train them on; return how many tensors that are."""
+        return world_parts.require_grad(self, name, True)
 
     # -- pieces -----------------------------------------------------------------------------
 

@@ -345,6 +345,8 @@ def _report_errors(body: Callable[[], None]) -> None:
     try:
         body()
         sys.stdout.flush()
+    except presets.NoStage as nothing:
+        print(nothing)
     except (ValueError, OSError, MemoryError, RuntimeError) as problem:
         if isinstance(problem, BrokenPipeError) and startup.output_is_closed():
             startup.end_unread()

@@ -25,6 +25,10 @@ BUILD_STAGES = (*FIRST_STAGES, "tokenizer", "dynamics", "controller")  # these w
 STAGES = (*BUILD_STAGES, "play", "evaluate")
 
 
+class NoStage(ValueError):
+    """A recipe says that it has no such stage: there is nothing to do, and nothing wrong."""
+
+
 def recipe_names() -> list[str]:
     """Return the names of the files in recipes/."""
     return sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
@@ -70,12 +74,17 @@ def check(names: Sequence[str]) -> list[str]:
 
 def apply(config: C, stage: str, names: Sequence[str]) -> C:
     """Apply the table that each preset has for a stage; without one it changes nothing but `run`,
-    the folder of the recipe."""
+    the folder of the recipe.  NoStage for one that a recipe says it does not have (None)."""
     names = check(names)
     for index, name in enumerate(names):
         if name in recipe_names():
             module = _recipe(name)
             table = getattr(module, stage.upper(), {})
+            if table is None:
+                raise NoStage(
+                    f"{name} has no {stage} of its own, so there is nothing to do: its dynamics "
+                    f"reads frames (python train_dynamics.py)"
+                )
             if hasattr(module, "RUN") and hasattr(config, "run"):
                 table = {"run": module.RUN} | table
         else:

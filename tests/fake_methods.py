@@ -62,6 +62,7 @@ class JointWorld(Dynamics, Tokenizer):
 
     needs = frozenset({"frames", "actions", "rewards"})
     has_rewards = True
+    encoder_parts, decoder_parts = ("embed",), ("draw",)
 
     def __init__(
         self, config: JointConfig, image_size: tuple[int, int], actions: ActionSpec

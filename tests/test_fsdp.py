@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sharded_rssm
 import torch
 from sharded_run import TRAIN, Sums, train
 
@@ -17,11 +18,11 @@ from pipeline import checkpoint as ckpt
 STOP = 3
 
 
-def on_two_processes(*arguments: str | Path | int) -> None:
+def on_two_processes(*arguments: str | Path | int, script: str = "sharded_run.py") -> None:
     """Train on two processes: folders, the steps to stop at, and `fsdp` or `none`."""
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--",
-         str(Path(__file__).parent / "sharded_run.py"), *map(str, arguments)],
+         str(Path(__file__).parent / script), *map(str, arguments)],
         capture_output=True, text=True, timeout=240,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
     )  # fmt: skip
@@ -142,3 +143,25 @@ def test_a_run_stopped_on_some_processes_resumes_on_others(runs, name):
     logs = [(runs[n] / "log.jsonl").read_text().splitlines() for n in ("whole", name)]
     steps = [[json.loads(line)["step"] for line in log] for log in logs]
     assert steps[0] == steps[1] and steps[0][-1] == TRAIN.steps
+
+
+def test_a_world_that_is_trained_jointly_is_sharded_and_takes_the_step_of_one_process(tmp_path):
+    """Its recurrence is one unit: a forward pass gathers it once, not at every frame."""
+    folders = {name: tmp_path / name for name in ("one", "fsdp", "none")}
+    sharded_rssm.train(folders["one"])
+    arguments = [x for name in ("fsdp", "none") for x in (folders[name], name)]
+    on_two_processes(*arguments, script="sharded_rssm.py")
+
+    def gradients(name: str) -> torch.Tensor:
+        """Adam's first moments after one step; its step itself is but a sign."""
+        state = ckpt.load(folders[name] / "last.pt", "dynamics")["optimizer"]["state"]
+        return torch.cat([moments["exp_avg"].flatten() for moments in state.values()])
+
+    one = gradients("one")
+    assert one.norm() > 0
+    for name in ("fsdp", "none"):
+        assert torch.allclose(gradients(name), one, rtol=1e-3, atol=1e-5 * float(one.abs().max()))
+    count = {n: [int((f / f"weights-{i}").read_text()) for i in range(2)]
+             for n, f in folders.items() if n != "one"}  # fmt: skip
+    assert count["none"][0] == count["none"][1] == sum(count["fsdp"])
+    assert max(count["fsdp"]) < 0.6 * count["none"][0]

@@ -30,22 +30,27 @@ CONFIGS: dict[str, type] = {
     "play": play.Config,
     "evaluate": evaluate.Config,
 }
-RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "minecraft")
+RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "minecraft")
 ON_CODES = ("pusht", "minecraft")
-BEHIND = ("autoregressive",)  # recipes that change another one
+WITH_TOKENIZER = tuple(recipe for recipe in RECIPES if recipe != "dreamer")
+BEHIND = ("autoregressive", "rssm")  # recipes that change another one
 PUSHT_SIZES = ("cpu", "cpu30", "debug", "high_res")
 MINECRAFT_SIZES = ("150m", "high_res", "debug")
+DREAMER_SIZES = (*PUSHT_SIZES, "1m", "4m", "12m", "25m", "32x32")
 
 
 def sizes(recipe: str) -> tuple[str, ...]:
-    return MINECRAFT_SIZES if recipe == "minecraft" else PUSHT_SIZES
+    return {"minecraft": MINECRAFT_SIZES, "dreamer": DREAMER_SIZES}.get(recipe, PUSHT_SIZES)
 
 
 COMBINATIONS = [
     *([recipe] for recipe in RECIPES),
     *([recipe, size] for recipe in RECIPES for size in sizes(recipe)),
-    *([recipe, behind] for recipe in ON_CODES for behind in BEHIND),
-    *([recipe, behind, size] for recipe in ON_CODES for behind in BEHIND for size in sizes(recipe)),
+    *([recipe, "autoregressive"] for recipe in ON_CODES),
+    *([recipe, "autoregressive", size] for recipe in ON_CODES for size in sizes(recipe)),
+    *([recipe, "rssm"] for recipe in WITH_TOKENIZER),
+    *([recipe, "debug", "rssm", "debug"] for recipe in WITH_TOKENIZER),
+    *([recipe, "cpu", "rssm", "cpu"] for recipe in WITH_TOKENIZER[:4]),
     *([recipe, size, "high_res"] for recipe in RECIPES for size in sizes(recipe)),
 ]
 
@@ -74,13 +79,17 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def test_there_are_these_recipes_and_sizes():
     assert set(presets.recipe_names()) == {*RECIPES, *BEHIND}
-    assert set(presets.size_names()) == {*PUSHT_SIZES, *MINECRAFT_SIZES}
+    assert set(presets.size_names()) == {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES}
 
 
 @pytest.mark.parametrize("stage", CONFIGS)
 @pytest.mark.parametrize("names", COMBINATIONS, ids=" ".join)
 def test_every_preset_applies_to_every_stage(names: list[str], stage: str):
     """The types of values stay those of the defaults."""
+    if stage == "tokenizer" and names[0] == "dreamer":
+        with pytest.raises(ValueError, match="dreamer has no tokenizer of its own"):
+            configured(stage, *names)
+        return
     before, after = leaves(CONFIGS[stage]()), leaves(configured(stage, *names))
     for key in before.keys() & after.keys():
         assert type(after[key]) is type(before[key]), key
@@ -124,6 +133,12 @@ DYNAMICS = {
     "keypoints cpu": (1800, 128, 1.5e-3, 50, 900, 100, False),
     "keypoints cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
     "keypoints debug": (40, 4, 1e-3, 5, 20, 10, False),
+    "dreamer": (20_000, 16, 3e-4, 500, 2000, 500, False),
+    "dreamer cpu": (1500, 16, 1e-3, 50, 500, 100, False),
+    "dreamer cpu30": (4500, 16, 1e-3, 50, 1500, 100, False),
+    "dreamer debug": (40, 4, 1e-3, 5, 20, 10, False),
+    "dreamer 25m": (20_000, 16, 3e-4, 500, 2000, 500, False),
+    "keypoints cpu rssm cpu": (1500, 16, 1e-3, 50, 500, 100, False),
     "lewm": (40_000, 64, 1e-3, 50, 2000, 100, False),
     "lewm cpu": (1800, 128, 1.5e-3, 50, 900, 100, False),
     "lewm cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
@@ -179,6 +194,10 @@ CONTROLLERS = {
     "keypoints cpu": (*CPU_BC, *CPU_RL, *CPU_GOALS),
     "keypoints cpu30": (*CPU_BC, *CPU_RL, *CPU30_GOALS),
     "keypoints debug": DEBUG,
+    "dreamer": (20_000, 512, 1000, 100, *LARGE_RL, 10_000, 256, 1000, 100),
+    "dreamer cpu": (*CPU_BC, *CPU_RL, *CPU_GOALS),
+    "dreamer cpu30": (*CPU_BC, *CPU_RL, *CPU30_GOALS),
+    "dreamer debug": DEBUG,
     "lewm": (20_000, 512, 1000, 100, *LARGE_RL, 10_000, 256, 1000, 100),
     "lewm cpu": (*CPU_BC, *CPU_RL, *CPU_GOALS),
     "lewm cpu30": (*CPU_BC, *CPU_RL, *CPU30_GOALS),
@@ -199,12 +218,12 @@ FULL_EVALUATION = (400, 3000, 500, (0, 1, 2), 50, 300, 8, 300, 30, 30)
 CPU_EVALUATION = (250, 900, 30, (0,), 30, 48, 4, 200, 10, 20)
 EVALUATIONS = {
     **{recipe: FULL_EVALUATION for recipe in RECIPES},
-    **{f"{recipe} cpu": CPU_EVALUATION for recipe in RECIPES[:4]},
+    **{f"{recipe} cpu": CPU_EVALUATION for recipe in RECIPES[:5]},
     **{
         f"{recipe} cpu30": (250, 900, 100, (0, 1, 2), 30, 48, 4, 200, 10, 20)
-        for recipe in RECIPES[:4]
+        for recipe in RECIPES[:5]
     },
-    **{f"{recipe} debug": (4, 4, 2, (0,), 2, 4, 2, 4, 2, 2) for recipe in RECIPES[:4]},
+    **{f"{recipe} debug": (4, 4, 2, (0,), 2, 4, 2, 4, 2, 2) for recipe in RECIPES[:5]},
     "minecraft debug": (400, 150, 500, (0, 1, 2), 50, 300, 8, 300, 30, 30),
 }
 TABLES = {
@@ -303,6 +322,23 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     }),
     ("dynamics", "keypoints", {"model.frameskip": 5, "model.rollout_weight": 1.0}),
     ("dynamics", "keypoints debug", {"model.frameskip": 2}),
+    ("dynamics", "dreamer", {
+        "model.deter_dim": 512, "model.num_groups": 32, "model.num_classes": 16,
+        "model.dynamics_weight": 1.0, "model.representation_weight": 0.1, "model.free_nats": 1.0,
+        "model.clip_length": 32, "train.max_grad_norm": 1000.0,
+    }),
+    ("dynamics", "dreamer 1m", {"model.deter_dim": 512, "model.num_classes": 4}),
+    ("dynamics", "dreamer 4m", {"model.deter_dim": 1024, "model.num_classes": 8}),
+    ("dynamics", "dreamer 12m", {"model.deter_dim": 2048, "model.num_classes": 16}),
+    ("dynamics", "dreamer 25m", {"model.deter_dim": 3072, "model.num_classes": 24}),
+    ("dynamics", "dreamer 32x32", {
+        "model.deter_dim": 512, "model.num_groups": 32, "model.num_classes": 32,
+    }),
+    ("dynamics", "dreamer debug", {"model.deter_dim": 32, "model.clip_length": 6}),
+    ("controller", "dreamer", {
+        "model.horizon": 15, "model.lam": 0.95, "model.entropy": 3e-4, "model.bc_weight": 0.1,
+        "model.actor_gradient": "reinforce", "model.temperature": 1.0,
+    }),
     ("dynamics", "minecraft", {
         "run": Path("runs/minecraft"), "model.changed_token_weight": 1.0,
         "model.transformer.activation_checkpointing": True, "train.grad_accum_steps": 4,
@@ -390,6 +426,7 @@ METHODS = {
     "keypoints": ("keypoints", "predictor", "goal_policy"),
     "lewm": ("jepa", "predictor", "goal_policy"),
     "dinov2": ("frozen_encoder", "predictor", "goal_policy"),
+    "dreamer": ("", "rssm", "goal_policy"),
     "minecraft": ("vqvae", "llama", "discrete_goal_policy"),
 }
 
@@ -398,8 +435,9 @@ METHODS = {
 @pytest.mark.parametrize("size", ["", "debug", "high_res"])
 def test_a_size_does_not_change_the_methods(recipe: str, size: str):
     names = [recipe, *size.split()]
+    joint = recipe == "dreamer"
     found = (
-        registry.describe(configured("tokenizer", *names).model)["kind"],
+        "" if joint else registry.describe(configured("tokenizer", *names).model)["kind"],
         registry.describe(configured("dynamics", *names).model)["kind"],
         registry.describe(configured("controller", *names).goal_policy)["kind"],
     )

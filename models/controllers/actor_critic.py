@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,13 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.controllers.controller import TrainedController
-from models.controllers.policy import LatentPolicy, PolicyConfig, make_encoder, mlp
+from models.controllers.policy import (
+    Distribution,
+    LatentPolicy,
+    PolicyConfig,
+    make_encoder,
+    mlp,
+)
 from models.dynamics.dynamics import State
 from models.layers.heads import TwoHot
 from models.method import Best, Losses
@@ -44,6 +50,15 @@ class ActorCriticConfig(CheckedConfig):
     """Weight of behavior cloning, which keeps the policy near the data."""
 
 
+class Rollout(NamedTuple):
+    """A rollout of H steps from B states."""
+
+    latents: Tensor  # (H + 1, B, N) or (H + 1, B, P, D)
+    actions: Tensor  # (H, B, A), normalized, or (H, B) codes
+    rewards: Tensor  # (H, B), that each action led to
+    continues: Tensor  # (H, B), probabilities that each action led to
+
+
 class ActorCritic(TrainedController):
     """A policy and a critic, each with an encoder of its own on the same latents."""
 
@@ -55,11 +70,14 @@ class ActorCritic(TrainedController):
     def __init__(self, config: ActorCriticConfig, latents: LatentSpec, actions: ActionSpec) -> None:
         super().__init__()
         self.config = config
-        self.policy = LatentPolicy(config.policy, latents, actions)
+        self.policy = self.make_policy(latents, actions)
         self.critic = Critic(config.policy, latents)
         self.slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("return_scale", torch.zeros(()))
         self._pending: list[Tensor] = []  # returns of each micro-batch, for after_step
+
+    def make_policy(self, latents: LatentSpec, actions: ActionSpec) -> LatentPolicy:
+        return LatentPolicy(self.config.policy, latents, actions)
 
     def load_codebook(self, source: HasCodebooks) -> None:
         for encoder in (self.policy.encoder, self.critic.encoder, self.slow_critic.encoder):
@@ -76,62 +94,88 @@ class ActorCritic(TrainedController):
         """
         latents, actions = batch.require("latents", "actions")
         bc_latents, bc_actions = batch.require("bc_latents", "bc_actions")
-        rollout_latents, rollout_actions, rewards, continues = self.imagine(world, latents, actions)
-        config = self.config
+        rollout = self.imagine(world, latents, actions)
+        config, steps = self.config, rollout.latents.detach()
         with torch.no_grad():
-            values = self.critic(rollout_latents.flatten(0, 1))
-            values = values.view(rollout_latents.shape[:2])  # (H + 1, B)
-            discounts = config.discount * continues
-            returns = lambda_returns(rewards, values, discounts, config.lam)  # (H, B)
-            # until it has seen a step, the scale is that of the returns at hand
-            known = torch.where(self.return_scale > 0, self.return_scale, return_range(returns))
-            advantage = (returns - values[:-1]) / known.clamp(min=1e-2)
+            values = self.critic(steps.flatten(0, 1)).view(steps.shape[:2])  # (H + 1, B)
+        discounts = config.discount * rollout.continues
+        returns = self.returns(rollout, values, discounts)  # (H, B)
+        dist = self.policy.distribution(steps[:-1].flatten(0, 1))
+        gain = self.actor_gain(dist, rollout, returns, values[:-1])
+        with torch.no_grad():
             if self.training:
-                self._pending.append(returns.flatten())
-            # an untrained critic underestimates: every action would look good
-            advantage = advantage - advantage.mean(1, keepdim=True)
+                self._pending.append(returns.detach().flatten())
             weights = torch.cumprod(
                 torch.cat([torch.ones_like(discounts[:1]), discounts[:-1]]), dim=0
             )
-        dist = self.policy.distribution(rollout_latents[:-1].flatten(0, 1))
-        log_prob = dist.log_prob(rollout_actions.flatten(0, 1)).view(weights.shape)
         entropy = dist.entropy().view(weights.shape)
-        actor_loss = -(weights * (log_prob * advantage + config.entropy * entropy)).mean()
-        features = self.critic.features(rollout_latents[:-1].flatten(0, 1))
-        target = returns.flatten()
+        actor_loss = -(weights * (gain + config.entropy * entropy)).mean()
+        features = self.critic.features(steps[:-1].flatten(0, 1))
         with torch.no_grad():
-            slow_value = self.slow_critic(rollout_latents[:-1].flatten(0, 1))
-        head = self.critic.out
+            slow_value = self.slow_critic(steps[:-1].flatten(0, 1))
+        head, target = self.critic.out, returns.detach().flatten()
         critic_loss = head.loss(features, target) + head.loss(features, slow_value)
         bc_loss = self.policy.loss(Batch(latents=bc_latents, actions=bc_actions))["bc_nll"]
         return {
             "actor": actor_loss,
             "critic": (weights.flatten() * critic_loss).mean(),
             "bc": config.bc_weight * bc_loss,
-            "imagined_return": returns[0].mean(),
-            "imagined_reward": rewards.mean(),
+            "imagined_return": returns[0].mean().detach(),
+            "imagined_reward": rollout.rewards.mean().detach(),
             "entropy": entropy.mean().detach(),
             "return_scale": self.return_scale.clone(),
         }
 
+    def returns(self, rollout: Rollout, values: Tensor, discounts: Tensor) -> Tensor:
+        """Lambda returns of values (H + 1, B) and discounts (H, B): (H, B)."""
+        return lambda_returns(rollout.rewards, values, discounts, self.config.lam)
+
+    def actor_gain(
+        self, dist: Distribution, rollout: Rollout, returns: Tensor, values: Tensor
+    ) -> Tensor:
+        """What the actor raises, (H, B): by REINFORCE, the likelihood of actions by their
+        advantage.
+
+        dist: the policy's, of H * B rows.  returns, values: (H, B).
+        """
+        advantage = (returns - values) / self.known_scale(returns).clamp(min=1e-2)
+        # an untrained critic underestimates: every action would look good
+        advantage = advantage - advantage.mean(1, keepdim=True)
+        log_prob = dist.log_prob(rollout.actions.flatten(0, 1)).view(returns.shape)
+        return log_prob * advantage
+
+    def known_scale(self, returns: Tensor) -> Tensor:
+        """The running range of returns; until it has seen a step, that of the returns at hand."""
+        at_hand = return_range(returns.detach())
+        return torch.where(self.return_scale > 0, self.return_scale, at_hand)
+
+    def sample_action(self, latents: Tensor) -> Tensor:
+        """A normalized action, (B, A), or code, (B,), for states in a rollout."""
+        action = self.policy.distribution(latents).sample()
+        return action.clamp(-1, 1) if self.policy.actions.kind == "continuous" else action
+
     @torch.no_grad()
     def imagine(
         self, world: World, latents: Tensor, actions: Tensor, horizon: int | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Roll out the sampled policy: latents (H + 1, B, N), normalized actions (H, B, A), and the
-        rewards (H, B) and continue probabilities (H, B) that each action led to."""
+    ) -> Rollout:
+        """Roll out the sampled policy from the last of latents (B, T, N)."""
+        return self.roll_out(world, latents, actions, horizon)
+
+    def roll_out(
+        self, world: World, latents: Tensor, actions: Tensor, horizon: int | None = None
+    ) -> Rollout:
+        """As `imagine`, with gradients where the caller's mode has them."""
+        continuous = self.policy.actions.kind == "continuous"
         state = world.start_from(latents, actions[:, : latents.shape[1] - 1])
         rollout_latents, rollout_actions, rewards, continues = [state.latents], [], [], []
         for _ in range(horizon or self.config.horizon):
-            action = self.policy.distribution(state.latents).sample()
-            if self.policy.actions.kind == "continuous":
-                action = action.clamp(-1, 1)
-            state = world.step_from(state, action)
+            action = self.sample_action(state.latents)
+            state = world.step_from(state, action.clamp(-1, 1) if continuous else action)
             rollout_latents.append(state.latents)
             rollout_actions.append(action)
             rewards.append(state.reward.float())
             continues.append(state.continues.float())
-        return (
+        return Rollout(
             torch.stack(rollout_latents),
             torch.stack(rollout_actions),
             torch.stack(rewards),

@@ -164,7 +164,9 @@ class GoalPolicy(TrainedController):
         history_index = rows[:, None], start[:, None] + torch.arange(-history, 1, device=device)
         state = world.start_from(latents[history_index], actions[history_index][:, :-1])
         goal, last_action = latents[rows, start + goal_offset], actions[rows, start - 1]
-        initial_distance = (state.latents - goal).float().square().mean().clamp(min=1e-8)
+        target = world.vectors(goal)
+        initial_distance = (world.vectors(state.latents) - target).float().square().mean()
+        initial_distance = initial_distance.clamp(min=1e-8)
 
         relative_distances, penalties, knots = [], [], []
         for _ in range(config.horizon):
@@ -172,9 +174,8 @@ class GoalPolicy(TrainedController):
             state = world.rollout_from(
                 state, interpolate(torch.stack([last_action, knot], 1), self.action_block)
             )
-            relative_distances.append(
-                (state.latents - goal).float().square().flatten(1).mean(1) / initial_distance
-            )
+            distance = (world.vectors(state.latents) - target).float().square()
+            relative_distances.append(distance.flatten(1).mean(1) / initial_distance)
             penalties.append(((knot - last_action) / config.action_delta_scale).square().mean(1))
             knots.append(knot)
             last_action = knot

@@ -24,6 +24,8 @@ from models.method import Best, Losses
 from models.tokenizers.codes import CodebookEmbedding, HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
 
+Distribution = GaussianMixture | Categorical | MultiCategorical
+
 
 @dataclass(frozen=True)
 class PolicyConfig(CheckedConfig):
@@ -137,14 +139,14 @@ class LatentPolicy(TrainedController):
         out_dim = sum(actions.factor_sizes) or actions.size
         if actions.kind == "continuous":
             out_dim = config.num_modes * (1 + 2 * actions.size)
-        self.head = nn.Sequential(
-            nn.Dropout(config.dropout), mlp(self.encoder.out_dim, config.hidden_dim, out_dim)
-        )
+        layers = mlp(self.encoder.out_dim, config.hidden_dim, out_dim)
+        setattr(layers[-1], "is_of_actions", True)  # noqa: B010
+        self.head = nn.Sequential(nn.Dropout(config.dropout), layers)
 
     def load_codebook(self, source: HasCodebooks) -> None:
         self.encoder.load_codebook(source)
 
-    def distribution(self, latents: Tensor) -> GaussianMixture | Categorical | MultiCategorical:
+    def distribution(self, latents: Tensor) -> Distribution:
         """Latents of B states -> a distribution over normalized actions, (B, A), or codes, (B,)."""
         out = self.head(self.encoder(latents)).float()
         if self.actions.factors:

@@ -142,6 +142,11 @@ class Dynamics(TrainableModule, ABC):
         """What a decoder draws of a state: (B, N) codes or (B, P, D)."""
         return state.latents
 
+    def state_vectors(self, latents: Tensor) -> Tensor | None:
+        """Latents of states, (..., P, D), as vectors to compare, (..., Q, E), where these are not
+        the latents themselves: states that hold more of the past than a frame shows."""
+        return None
+
     def infer_actions(self, frames: Tensor) -> Tensor:
         """The model's own actions between frames: (B, T, 3, H, W) uint8 -> (B, T - 1, A)."""
         raise ValueError(f"{type(self).__name__} does not infer actions; the data has to have them")

@@ -33,9 +33,13 @@ class GaussianMixture:
 
     def sample(self) -> Tensor:
         """(B, A)."""
-        index = sample_categorical(self.mixture_distribution.probs)
+        return self.rsample().detach()
+
+    def rsample(self) -> Tensor:
+        """(B, A), with the gradient of the mean and deviation of the mode that is sampled."""
+        index = sample_categorical(self.mixture_distribution.probs.detach())
         samples = torch.randn_like(self.means) * self.stds + self.means
-        return samples[torch.arange(len(index), device=index.device), index].detach()
+        return samples[torch.arange(len(index), device=index.device), index]
 
     @property
     def mode(self) -> Tensor:

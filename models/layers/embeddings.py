@@ -23,6 +23,7 @@ class ActionEmbedding(nn.Module):
     """One vector for an action: Fourier features of its numbers, a table of codes, or a sum over a
     code's factors."""
 
+    is_of_actions = True
     wavelengths: Tensor
     offsets: Tensor
 
@@ -54,6 +55,7 @@ class ActionEmbedding(nn.Module):
 class PointerEmbedding(nn.Module):
     """Offset of an action's point from each patch."""
 
+    is_of_actions = True
     centers: Tensor
     wavelengths: Tensor
 

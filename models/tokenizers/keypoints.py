@@ -60,6 +60,7 @@ class KeypointsConfig(CheckedConfig):
 class Keypoints(Tokenizer):
     """Encode a frame as K keypoints and decode it from them."""
 
+    decoder_parts = ("decoder_in", "pos_emb", "decoder", "background")
     rows: Tensor
     columns: Tensor
     fine_rows: Tensor

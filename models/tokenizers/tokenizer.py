@@ -62,6 +62,10 @@ class Tokenizer(TrainableModule, ABC):
     """Frames that the latents of one depend on, itself included: 1 for a frame tokenizer, more
     for one that is causal in time."""
     has_decoder: ClassVar[bool] = True
+    encoder_parts: ClassVar[tuple[str, ...]] = ()
+    """Attributes that only `encode` reads; by default all but the decoder's."""
+    decoder_parts: ClassVar[tuple[str, ...]] = ("decoder",)
+    """Attributes that only `decode` reads."""
 
     @property
     def codebooks(self) -> Tensor:

@@ -89,14 +89,9 @@ def cache_states(
         actions = world.actions.empty(1, len(frames) - 1)
         if dataset.has("actions"):
             actions = as_tensor(dataset.read_rows("actions", span.start, span.stop - 1))[None]
-        actions = world.actions_of(frames[None], actions)
+        actions = world.actions_of(frames[None], actions)[0]
         with torch.no_grad():
-            state = world.reset(frames[None, :1], actions[:, :0])
-            latents = [state.latents]
-            for frame, action in zip(frames[1:], actions.unbind(1), strict=True):
-                state = world.observe(state, action, frame[None])
-                latents.append(state.latents)
-        return torch.cat(latents)
+            return world.states(frames, actions)
 
     ends = dataset.first_rows + dataset.lengths
     rows = zip(dataset.first_rows, ends, strict=True)

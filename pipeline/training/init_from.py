@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from data.io.messages import first_few
 from pipeline import checkpoint as ckpt
 from pipeline.training.train_config import TrainConfig
+
+LISTED = 20
+"""Names of weights that a line lists; of more it gives the number."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,16 @@ class Taken:
     path: str
     fingerprint: str
     taken: list[str]
-    left: list[str]
-    """Weights of this model that the checkpoint does not have, or has in another shape."""
+    left: dict[str, list[str]]
+    """Weights of this model that are as they began, by the reason."""
 
-    def describe(self) -> str:
-        left = (
-            f", {len(self.left)} left as they began ({first_few(self.left)})" if self.left else ""
-        )
-        return f"init: {len(self.taken)} tensors from {self.path}{left}"
+    def describe(self) -> list[str]:
+        """Lines to print."""
+        lines = [f"init: {len(self.taken)} tensors from {self.path}"]
+        for reason, names in self.left.items():
+            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            lines.append(f"init: as they began, {reason}: {', '.join(names[:LISTED])}{more}")
+        return lines
 
 
 def begin(
@@ -37,11 +43,13 @@ def begin(
     stage: str,
     resuming: bool,
     flag_prefix: str,
+    metadata: dict[str, Any],
 ) -> tuple[list[str], ckpt.Checkpoint | None]:
     """Do what a training config says of both; give lines to print, and the checkpoint whose weights
     were taken.
 
-    folder: of the training, such as RUN/controller/bc.  A run that resumes has its weights.
+    folder: of the training, such as RUN/controller/bc.  metadata: what a checkpoint says of the
+    model.  A run that resumes has its weights.
     """
     lines: list[str] = []
     source: ckpt.Checkpoint | None = None
@@ -52,8 +60,14 @@ def begin(
         last = len(parts) - 1
         first = last - parts[::-1].index(stage) if stage in parts else last
         place = Path(*parts[first:])
-        taken, source = init_from(model, train.init_from, place, stage, flag_prefix)
-        lines.append(taken.describe())
+        actions = metadata.get("actions")
+        taken, source = init_from(model, train.init_from, place, stage, flag_prefix, actions)
+        lines += taken.describe()
+        lines.append(
+            f"init: the learning rate is {train.peak_learning_rate:.3g}, "
+            f"{train.init_lr_scale:g} of --{flag_prefix}.learning-rate "
+            f"(--{flag_prefix}.init-lr-scale)"
+        )
     if train.freeze:
         names = freeze(model, train.freeze, flag_prefix)
         frozen = sum(p.numel() for n, p in model.named_parameters() if n in names)
@@ -62,13 +76,19 @@ def begin(
 
 
 def init_from(
-    model: nn.Module, source: str, folder: Path, stage: str, flag_prefix: str = "train"
+    model: nn.Module,
+    source: str,
+    folder: Path,
+    stage: str,
+    flag_prefix: str = "train",
+    actions: dict[str, Any] | None = None,
 ) -> tuple[Taken, ckpt.Checkpoint]:
     """Copy weights by name and shape from `source`, a run folder, a checkpoint's file or a
     published run (hf://USER/NAME@REVISION); give what was taken, and its checkpoint.
 
-    folder: that of this stage within its run, such as controller/bc.  ValueError where there is
-    nothing to take.
+    folder: that of this stage within its run, such as controller/bc.  actions: the model's action
+    space; where the checkpoint has another one, what reads or gives actions stays as it began.
+    ValueError where there is nothing to take.
     """
     path = Path(source)
     if source.startswith("hf://"):
@@ -84,7 +104,18 @@ def init_from(
         path = path / folder / "best.pt"
     checkpoint = ckpt.load(path, stage)
     own, given = model.state_dict(), checkpoint["model"]
-    taken = [n for n in own if n in given and own[n].shape == given[n].shape]
+    of_actions = _of_actions(model) if actions not in (None, checkpoint["actions"]) else set()
+    taken, left = [], {}
+    for name, value in own.items():
+        if name not in given:
+            left.setdefault("not in the checkpoint", []).append(name)
+        elif value.shape != given[name].shape:
+            shapes = f"{name} {tuple(value.shape)} not {tuple(given[name].shape)}"
+            left.setdefault("of another shape there", []).append(shapes)
+        elif name in of_actions:
+            left.setdefault("since the action space is another one", []).append(name)
+        else:
+            taken.append(name)
     if not taken:
         raise ValueError(
             f"{path} has no weight of the same name and shape as this {stage} "
@@ -92,8 +123,13 @@ def init_from(
             f"another --{flag_prefix}.init-from"
         )
     model.load_state_dict({name: given[name] for name in taken}, strict=False)
-    left = [name for name in own if name not in taken]
     return Taken(str(path), checkpoint["fingerprint"], taken, left), checkpoint
+
+
+def _of_actions(model: nn.Module) -> set[str]:
+    """Names of the weights whose meaning is that of the action space."""
+    modules = [(path, m) for path, m in model.named_modules() if getattr(m, "is_of_actions", False)]
+    return {f"{path}.{name}" for path, module in modules for name in module.state_dict()}
 
 
 def freeze(model: nn.Module, patterns: tuple[str, ...], flag_prefix: str = "train") -> set[str]:

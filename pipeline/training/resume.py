@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,16 @@ def check_resumable(
                 f"--restart starts over"
             )
     ckpt.check_same_weights(model, last, path)
+
+
+def with_former_init(train: TrainConfig, last: ckpt.Checkpoint) -> TrainConfig:
+    """Settings of a resumed training: its learning rate is that of weights of another run where it
+    began with such, whether or not that is said again."""
+    before = last["train"]
+    if "init_lr_scale" not in before:  # begun before there was such a setting
+        return replace(train, init_lr_scale=1.0)
+    scale = train.init_lr_scale if train.init_from else before["init_lr_scale"]
+    return replace(train, init_from=before["init_from"], init_lr_scale=scale)
 
 
 def check_resumed_recordings(

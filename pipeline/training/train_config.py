@@ -54,6 +54,8 @@ class TrainConfig(CheckedConfig):
     init_from: str = ""
     """A run folder, a checkpoint's file or a published run (hf://USER/NAME@REVISION), whose weights
     to begin with, by name and shape."""
+    init_lr_scale: Annotated[float, Range(above=0, high=100)] = 0.1
+    """Factor on the learning rate where weights come from init_from, also after a resume."""
     freeze: tuple[str, ...] = ()
     """Patterns of weight names that stay as they are, such as "encoder.*": no gradient, eval mode,
     no optimizer state."""
@@ -62,3 +64,8 @@ class TrainConfig(CheckedConfig):
     seed: Annotated[int, Range(0, MAX_SEED)] = 0
     wandb: bool = False
     """Log to Weights & Biases too (pip install wandb)."""
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """After the warm-up: lower where the weights are another run's."""
+        return self.learning_rate * (self.init_lr_scale if self.init_from else 1.0)

@@ -102,9 +102,8 @@ class Trainer(Generic[M]):
         if train.init_from or train.freeze:
             from pipeline.training.init_from import begin
 
-            lines, source = begin(model, train, folder, stage, resuming, flag_prefix)
-            for line in lines:
-                self.log_line(line)
+            lines, source = begin(model, train, folder, stage, resuming, flag_prefix, metadata)
+            self.log_line("\n".join(lines))
             if source is not None:
                 recordings = inherit(metadata.get("recordings"), source)
                 self.metadata = metadata | {"recordings": recordings}
@@ -348,12 +347,13 @@ class Trainer(Generic[M]):
         }
 
     def _resume(self, path: Path) -> None:
-        from pipeline.training.resume import check_resumable, check_resumed_state
+        from pipeline.training.resume import check_resumable, check_resumed_state, with_former_init
 
         last = ckpt.load(path, self.stage)
         unsharded = self.step_fn.unsharded
         whole = self.model if unsharded is None else unsharded
         check_resumable(last, path, self.metadata, self.train, whole)
+        self.train = with_former_init(self.train, last)
         try:
             self.step_fn.load_state_dict(last)
             check_resumed_state(self.step_fn)
@@ -378,7 +378,7 @@ class Trainer(Generic[M]):
         if train.schedule == "cosine":
             progress = current_step / max(1, train.steps)
             decay = 0.02 + 0.98 * (1 + np.cos(np.pi * min(1.0, progress))) / 2
-        return float(train.learning_rate * warmup * decay * self.lr_scale)
+        return float(train.peak_learning_rate * warmup * decay * self.lr_scale)
 
     def _broadcast(self, value: float) -> float:
         """What the main process holds: a branch on it is then the same for all."""

@@ -1,0 +1,127 @@
+"""DreamerV3's world model (arXiv:2301.04104): an RSSM with an image encoder and decoder, trained
+together from frames.
+
+Letters: B clips, T frames, P patches, V numbers of a patch, E embedding width, F state width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from einops import reduce
+from torch import Tensor, nn
+
+from data.actions import ActionSpec
+from data.batch import Batch
+from data.ranges import Range
+from models.dynamics.rssm_base import RssmBase, RssmBaseConfig
+from models.layers.first_batch import FirstBatch
+from models.layers.patch_image import (
+    PatchDecoder,
+    PatchEncoder,
+    check_patches,
+    to_frames,
+    to_patches,
+)
+from models.method import Losses
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+
+
+@dataclass(frozen=True)
+class RssmConfig(RssmBaseConfig):
+    patch_size: Annotated[int, Range(1, 256)] = 8
+    """Side of the patches of encoder and decoder, in pixels; divides both sides of a frame."""
+    channels: Annotated[int, Range(1, 2**12)] = 32
+    """Numbers of a patch between the dense layer of encoder and decoder and their patch layers."""
+
+
+class Rssm(RssmBase, Tokenizer):
+    """Encoder, RSSM and decoder in one: tokenizer and dynamics of a world.
+
+    It draws a frame as what differs from the mean frame of the first batch: backgrounds stay.
+    """
+
+    needs = frozenset({"frames", "actions", "rewards", "continues"})
+    encoder_parts = ("encoder",)
+    decoder_parts = ("decoder", "background")
+    config: RssmConfig
+
+    def __init__(
+        self, config: RssmConfig, image_size: tuple[int, int], actions: ActionSpec
+    ) -> None:
+        super().__init__(config, actions)
+        check_patches(image_size, config.patch_size)
+        if config.embed_dim == self.spec.dim:
+            raise ValueError(
+                f"--model.embed-dim {config.embed_dim} is the width of the state, from which it "
+                f"must differ; give another"
+            )
+        self.config, self.image_size = config, image_size
+        self.latents = LatentSpec("continuous", (1, 1), config.embed_dim)
+        height, width = (side // config.patch_size for side in image_size)
+        patches = height * width, 3 * config.patch_size**2
+        self.encoder = PatchEncoder(*patches, config.channels, config.embed_dim)
+        self.decoder = PatchDecoder(*patches, config.channels, self.spec.dim)
+        self.background = FirstBatch(patches)
+
+    @property
+    def capturable(self) -> bool:
+        return self.background.known
+
+    def after_step(self) -> None:
+        self.background.update()
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, 1, E)."""
+        return self._encode(self._patches(frames))[:, None]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Of a state, (B, 1, F); of an embedding alone, (B, 1, E), that of a first frame."""
+        if latents.shape[-1] == self.config.embed_dim:
+            latents = self.start(latents[:, None], self.actions.empty(0, 0)).latents
+        patches = self.decoder(latents[:, 0]).float() + self.background.mean
+        pixels = (patches.clamp(0, 1) * 255).round().to(torch.uint8)
+        return to_frames(pixels, self.image_size, self.config.patch_size)
+
+    def embed(self, latents: Tensor) -> Tensor:
+        return latents.squeeze(-2)
+
+    def loss(self, batch: Batch) -> Losses:
+        """On clips of frames (B, T, 3, H, W) uint8, the actions between them, and rewards and
+        continues where the data has them."""
+        (frames,) = batch.require("frames")
+        patches = self._patches(frames.flatten(0, 1))
+        if self.training:
+            self.background.collect(patches)
+        embeds = self._encode(patches).unflatten(0, frames.shape[:2])
+        return self.sequence_loss(embeds, patches, batch)
+
+    def reconstruction_loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """Squared error, summed over the numbers of a frame; target: (B T, P, V)."""
+        drawn = self.decoder(features.flatten(0, 1)).float()
+        wanted = target - self.background.mean
+        return nn.functional.mse_loss(drawn, wanted, reduction="sum") / len(target)
+
+    def state_vectors(self, latents: Tensor) -> Tensor:
+        """The frame that a state shows, in cells of half a patch: h also holds the past, in which
+        states differ whose frames do not."""
+        patches = self.decoder(latents.flatten(0, -2))
+        half = math.gcd(self.config.patch_size, 2)
+        cells = reduce(
+            patches, "n p (c hy y hx x) -> n (p c hy hx)", "mean", c=3, hy=half, hx=half,
+            y=self.config.patch_size // half,
+        )  # fmt: skip
+        return cells.unflatten(0, latents.shape[:-1])
+
+    def _encode(self, patches: Tensor) -> Tensor:
+        """(N, P, V) -> (N, E): of the difference from the background, in standard deviations."""
+        scale = self.background.scale.square().mean().sqrt()
+        return self.encoder((patches - self.background.mean) / scale)
+
+    def _patches(self, frames: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 -> (N, P, V) float, from 0 to 1."""
+        # in 8 bits while they are moved: a quarter of the memory
+        return to_patches(frames, self.config.patch_size).float() / 255

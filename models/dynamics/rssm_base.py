@@ -1,0 +1,192 @@
+"""What every RSSM is as a dynamics model, whatever it reads and draws.
+
+Letters: B clips, T frames, E embedding width, H width of the recurrent state h, G groups of C
+classes of the stochastic state z, F = H + G C.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from data.actions import ActionSpec
+from data.batch import Batch
+from data.ranges import CheckedConfig, Range
+from models.dynamics.dynamics import Dynamics, State
+from models.dynamics.rssm_cell import Dense, Posteriors, RssmCell
+from models.layers.categorical_groups import choose, kl_balance
+from models.layers.heads import TwoHot
+from models.layers.sampling import Sampling
+from models.method import Losses
+from models.tokenizers.tokenizer import LatentSpec
+
+
+@dataclass(frozen=True)
+class RssmBaseConfig(CheckedConfig):
+    deter_dim: Annotated[int, Range(8, 2**16)] = 512
+    """Width of the recurrent state h."""
+    num_groups: Annotated[int, Range(1, 1024)] = 32
+    """Categorical variables of the stochastic state z."""
+    num_classes: Annotated[int, Range(2, 1024)] = 16
+    """Classes of each."""
+    hidden_dim: Annotated[int, Range(8, 2**14)] = 128
+    """Width of the layers between h, z and the action, and of the heads."""
+    num_blocks: Annotated[int, Range(1, 256)] = 8
+    """Blocks of the recurrent layers; divides `deter_dim`."""
+    embed_dim: Annotated[int, Range(1, 2**14)] = 256
+    """Width of what the posterior reads of a frame."""
+    dynamics_weight: Annotated[float, Range(0, 10**6)] = 1.0
+    """Weight of the KL that moves the prior to the posterior."""
+    representation_weight: Annotated[float, Range(0, 10**6)] = 0.1
+    """Weight of the KL that moves the posterior to the prior."""
+    free_nats: Annotated[float, Range(0, 10**6)] = 1.0
+    """KL of a frame, all groups together, below which there is nothing to gain."""
+    rewards: bool = True
+    """Learn a reward and a continue head."""
+    context_frames: Annotated[int, Range(1, 10**4)] = 5
+    """Real frames that it enters with, where there are as many."""
+    clip_length: Annotated[int, Range(2, 10**4)] = 32
+    """Frames of a training clip."""
+
+    def check(self) -> None:
+        super().check()
+        if self.deter_dim % self.num_blocks:
+            raise ValueError(
+                f"--deter-dim {self.deter_dim} is not divisible by --num-blocks "
+                f"{self.num_blocks}; change one of them"
+            )
+
+
+@dataclass
+class NoMemory:
+    """An RSSM's state is all that it remembers."""
+
+    def select(self, index: Tensor) -> NoMemory:
+        return self
+
+
+class RssmBase(Dynamics):
+    """A recurrent state h, and a stochastic state z that is inferred with a frame (posterior) or
+    predicted without one (prior).
+
+    Its State's latents are h and z, (B, 1, F).  By default z is its expectation, the classes'
+    probabilities: futures that may be are averaged, which is nearest to the truth on the mean, and
+    an action has a gradient.  `sampling` takes the likeliest classes, or samples them as training
+    does.
+    """
+
+    config: RssmBaseConfig
+    sampling: Sampling | None
+
+    def __init__(self, config: RssmBaseConfig, actions: ActionSpec) -> None:
+        super().__init__()
+        self.actions, self.sampling = actions, None
+        self.context, self.has_rewards = config.context_frames, config.rewards
+        self.cell = RssmCell(
+            config.deter_dim, config.num_groups, config.num_classes, config.hidden_dim,
+            config.num_blocks, config.embed_dim, actions,
+        )  # fmt: skip
+        feature_dim = config.deter_dim + config.num_groups * config.num_classes
+        self.spec = LatentSpec("continuous", (1, 1), feature_dim)
+        if config.rewards:
+            hidden_dim = config.hidden_dim
+            self.reward_in, self.reward_head = Dense(feature_dim, hidden_dim), TwoHot(hidden_dim)
+            self.continue_in = Dense(feature_dim, hidden_dim)
+            self.continue_head = nn.Linear(hidden_dim, 1)
+            nn.init.zeros_(self.continue_head.weight)
+            nn.init.zeros_(self.continue_head.bias)
+
+    @property
+    def clip_length(self) -> int:
+        return self.config.clip_length
+
+    @property
+    def state_spec(self) -> LatentSpec:
+        return self.spec
+
+    @abstractmethod
+    def embed(self, latents: Tensor) -> Tensor:
+        """What it reads, (..., N) codes or (..., P, D) -> (..., E)."""
+
+    @abstractmethod
+    def reconstruction_loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """features (B, T, F), what is drawn of them (B, T, ...) -> the sum over a frame, its mean
+        over frames: ()."""
+
+    # -- training ---------------------------------------------------------------------------
+
+    def sequence_loss(self, embeds: Tensor, target: Tensor, batch: Batch) -> Losses:
+        """The model's losses (DreamerV3, equation 4): embeddings (B, T, E), and what they are of.
+
+        `is_first` in the batch's extra, (B, T) bool, marks frames that begin an episode; without
+        it a clip is one episode's.  No statistic is of the (micro-)batch.
+        """
+        (actions,) = batch.require("actions")
+        return self.losses_of(
+            self.cell(embeds, actions, batch.extra.get("is_first")), target, batch
+        )
+
+    def losses_of(self, followed: Posteriors, target: Tensor, batch: Batch) -> Losses:
+        """Losses of frames that were followed, the mean over all of them."""
+        config = self.config
+        features, posterior, prior = followed
+        dynamics, representation, kl = kl_balance(posterior, prior, config.free_nats)
+        losses = {
+            "reconstruction": self.reconstruction_loss(features, target),
+            "dynamics_kl": config.dynamics_weight * dynamics.mean(),
+            "representation_kl": config.representation_weight * representation.mean(),
+            "kl": kl.mean(),
+        }
+        if config.rewards and batch.rewards is not None:
+            error = self.reward_head.loss(self.reward_in(features), batch.rewards)
+            losses["reward"] = error.mean()
+        if config.rewards and batch.continues is not None:
+            logits = self.continue_head(self.continue_in(features))[..., 0].float()
+            losses["continue"] = nn.functional.binary_cross_entropy_with_logits(
+                logits, batch.continues.float()
+            )
+        return losses
+
+    # -- rollouts ---------------------------------------------------------------------------
+
+    def start(self, latents: Tensor, actions: Tensor) -> State:
+        embeds = self.embed(latents)
+        h = self.cell.first(len(embeds), embeds)
+        z = self._choose(self.cell.posterior(h, embeds[:, 0]))
+        for t in range(1, embeds.shape[1]):
+            h = self.cell.advance(h, z, actions[:, t - 1])
+            z = self._choose(self.cell.posterior(h, embeds[:, t]))
+        return self._state(h, z)
+
+    def from_state(self, latents: Tensor) -> State:
+        return self._state(*self._split(latents))
+
+    def step(self, state: State, action: Tensor) -> State:
+        h = self.cell.advance(*self._split(state.latents), action)
+        after = self._state(h, self._choose(self.cell.prior(h)))
+        if self.config.rewards:
+            features = after.latents[:, 0]
+            after.reward = self.reward_head(self.reward_in(features))
+            logits = self.continue_head(self.continue_in(features))[..., 0]
+            after.continues = torch.sigmoid(logits.float())
+        return after
+
+    def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
+        h = self.cell.advance(*self._split(state.latents), action)
+        return self._state(h, self._choose(self.cell.posterior(h, self.embed(latents))))
+
+    def _choose(self, probs: Tensor) -> Tensor:
+        return choose(probs, self.sampling).flatten(1)
+
+    def _split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        deter_dim = self.config.deter_dim
+        return latents[:, 0, :deter_dim], latents[:, 0, deter_dim:]
+
+    def _state(self, h: Tensor, z: Tensor) -> State:
+        ones = torch.ones(len(h), device=h.device)
+        latents = torch.cat([h, z.to(h.dtype)], dim=-1)[:, None]
+        return State(latents, 0 * ones, ones, NoMemory())

@@ -1,0 +1,172 @@
+"""The recurrent state-space model's sequence model, prior and posterior (Hafner et al.,
+arXiv:1811.04551; in the form of DreamerV3, arXiv:2301.04104, section 3).
+
+Letters: B rows, T frames, E embedding width, H width of the recurrent state h, G groups of C
+classes of the stochastic state z, S = G C, U hidden units.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from data.actions import ActionSpec
+from models.dynamics.rssm_scan import Weights, scan
+from models.layers.block_gru import BlockGru
+from models.layers.categorical_groups import sample, unimix_probs
+from models.layers.embeddings import ActionEmbedding
+from models.layers.transformer import RmsNorm
+
+
+class Posteriors(NamedTuple):
+    """What a sequence of frames gives."""
+
+    features: Tensor  # (B, T, H + S): h and a sampled z
+    posterior: Tensor  # (B, T, G, C) probabilities
+    prior: Tensor  # (B, T, G, C) probabilities
+
+
+class Dense(nn.Module):
+    """A linear layer, a norm and SiLU."""
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(in_dim, out_dim), RmsNorm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return silu(self.norm(self.linear(x)))
+
+
+class RssmCell(nn.Module):
+    """From one state (h, z) and an action to the next h, and from there to z."""
+
+    is_fsdp_unit = True
+
+    def __init__(
+        self,
+        deter_dim: int,
+        num_groups: int,
+        num_classes: int,
+        hidden_dim: int,
+        num_blocks: int,
+        embed_dim: int,
+        actions: ActionSpec,
+    ) -> None:
+        super().__init__()
+        self.deter_dim, self.groups = deter_dim, (num_groups, num_classes)
+        stoch_dim = num_groups * num_classes
+        self.action_emb = nn.Sequential(
+            ActionEmbedding(actions, hidden_dim), RmsNorm(hidden_dim), nn.SiLU()
+        )
+        self.deter_in = Dense(deter_dim, hidden_dim)
+        self.stoch_in = Dense(stoch_dim, hidden_dim)
+        self.gru = BlockGru(deter_dim, 3 * hidden_dim, num_blocks)
+        self.prior_head = nn.Sequential(
+            Dense(deter_dim, hidden_dim), Dense(hidden_dim, hidden_dim),
+            nn.Linear(hidden_dim, stoch_dim),
+        )  # fmt: skip
+        self.deter_proj = nn.Linear(deter_dim, hidden_dim)
+        self.embed_proj = nn.Linear(embed_dim, hidden_dim, bias=False)
+        self.posterior_norm = RmsNorm(hidden_dim)
+        self.posterior_out = nn.Linear(hidden_dim, stoch_dim)
+
+    def forward(
+        self, embeds: Tensor, actions: Tensor, is_first: Tensor | None = None
+    ) -> Posteriors:
+        """Follow real frames with sampled z.
+
+        embeds: (B, T, E).  actions: (B, T, A) or (B, T) codes; actions[t] leads to frame t + 1, and
+        the last is not read.  is_first: (B, T) bool, frames that begin an episode, where the state
+        before is forgotten; the first frame always does.
+        """
+        batch, length = embeds.shape[:2]
+        embeds = self.embed_proj(embeds)
+        action_embs = self.action_emb(actions[:, : length - 1])
+        action_embs = torch.cat([torch.zeros_like(embeds[:, :1]), action_embs], dim=1)
+        shape = (length, batch, *self.groups)
+        exponential = torch.empty(shape, device=embeds.device).exponential_().clamp_(min=1e-30)
+        by_time = embeds.transpose(0, 1), action_embs.transpose(0, 1), exponential
+        if is_first is None and self._scans(embeds):
+            h, z, posterior = scan(*by_time, self._scan_weights())
+        else:
+            h, z, posterior = self.follow(*by_time, is_first)
+        h = h.transpose(0, 1)
+        features = torch.cat([h, z.transpose(0, 1)], dim=-1)
+        return Posteriors(features, posterior.transpose(0, 1), self.prior(h))
+
+    def follow(
+        self, embeds: Tensor, action_embs: Tensor, exponential: Tensor, is_first: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Follow frames one by one, as `scan` does for frames of one episode."""
+        h, z = self.zeros(embeds.shape[1], embeds)
+        keep = None if is_first is None else (~is_first).to(h.dtype).t()[..., None]
+        hs, zs, posteriors = [], [], []
+        for t, action_emb in enumerate(action_embs):
+            if keep is not None:
+                h, z, action_emb = h * keep[t], z * keep[t], action_emb * keep[t]
+            h = self._advance(h, z, action_emb)
+            probs = self._posterior(h, embeds[t])
+            z = sample(probs, exponential[t]).flatten(1)
+            hs.append(h)
+            zs.append(z)
+            posteriors.append(probs)
+        return torch.stack(hs), torch.stack(zs), torch.stack(posteriors)
+
+    def _scans(self, x: Tensor) -> bool:
+        """A GPU has a kernel for the gates, and a compiler writes gradients of its own."""
+        return not (x.is_cuda or torch.compiler.is_compiling())
+
+    def _scan_weights(self) -> Weights:
+        deter, stoch, gru = self.deter_in, self.stoch_in, self.gru
+        return Weights(
+            deter_weight=torch.cat([deter.linear.weight, self.deter_proj.weight]),
+            deter_bias=torch.cat([deter.linear.bias, self.deter_proj.bias]),
+            deter_norm=deter.norm.weight,
+            stoch_weight=stoch.linear.weight,
+            stoch_bias=stoch.linear.bias,
+            stoch_norm=stoch.norm.weight,
+            input_weight=gru.input_layer.weight,
+            input_bias=gru.input_layer.bias,
+            state_weight=gru.state_layer.weight,
+            gru_norm=gru.norm.weight,
+            gate_weight=gru.gates.weight,
+            gate_bias=gru.gate_bias,
+            posterior_norm=self.posterior_norm.weight,
+            out_weight=self.posterior_out.weight,
+            out_bias=self.posterior_out.bias,
+        )
+
+    def zeros(self, rows: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The state before the first frame, (B, H) and (B, S)."""
+        dims = self.deter_dim, self.groups[0] * self.groups[1]
+        h, z = (torch.zeros(rows, dim, device=like.device) for dim in dims)
+        return h, z
+
+    def first(self, rows: int, like: Tensor) -> Tensor:
+        """h at a first frame, (B, H), to which no action has led."""
+        h, z = self.zeros(rows, like)
+        return self._advance(h, z, h.new_zeros(rows, self.embed_proj.out_features))
+
+    def advance(self, h: Tensor, z: Tensor, action: Tensor) -> Tensor:
+        """h (B, H), z (B, S), normalized action (B, A) or code (B,) -> the next h, (B, H)."""
+        return self._advance(h, z, self.action_emb(action))
+
+    def prior(self, h: Tensor) -> Tensor:
+        """h (..., H) -> probabilities of z before its frame is seen, (..., G, C)."""
+        return unimix_probs(self.prior_head(h).unflatten(-1, self.groups))
+
+    def posterior(self, h: Tensor, embed: Tensor) -> Tensor:
+        """h (B, H), embedding of the frame (B, E) -> probabilities of z, (B, G, C)."""
+        return self._posterior(h, self.embed_proj(embed))
+
+    def _advance(self, h: Tensor, z: Tensor, action_emb: Tensor) -> Tensor:
+        x = torch.cat([self.deter_in(h), self.stoch_in(z), action_emb], dim=-1)
+        return self.gru(x, h)
+
+    def _posterior(self, h: Tensor, projected: Tensor) -> Tensor:
+        x = silu(self.posterior_norm(self.deter_proj(h) + projected))
+        return unimix_probs(self.posterior_out(x).unflatten(-1, self.groups))

@@ -4,7 +4,8 @@ Reads   RUN/shards, RUN/tokenizer/best.pt and RUN/dynamics/best.pt.
 Writes  RUN/controller/bc (behavior cloning) and, by actor-critic in imagination from there,
         RUN/controller: best.pt, last.pt, log.jsonl, tensorboard. With --preset keypoints also
         RUN/controller/goal_policy, a policy that is given a goal, RUN/controller/task_cost, what
-        the task costs, and RUN/controller/flow_policy, an imitator in chunks of actions.
+        the task costs, RUN/controller/flow_policy, an imitator in chunks of actions, and
+        RUN/controller/distilled_policy, which learned from a search among these.
 Try     python train_controller.py --run runs/pusht --preset pusht cpu
 Next    evaluate.py, play.py
 """
@@ -20,128 +21,43 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from data.batch import Batch
 from data.io.files import writable_folder
-from data.ranges import CheckedConfig, NonEmpty, Range
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.sample_clips import sample_clips
-from kernels import Backend
-from models import registry
-from models.controllers.actor_critic import ActorCritic, ActorCriticConfig
+from models.controllers.actor_critic import ActorCritic
+from models.controllers.best_of_n import BestOfN
 from models.controllers.controller import TrainedController
-from models.controllers.flow_policy import FlowPolicyConfig
+from models.controllers.distilled_policy import DistilledPolicy
 from models.controllers.goal_policy import GoalPolicy
-from models.controllers.policy import PolicyConfig
-from models.controllers.task_cost import TaskCostConfig
 from models.layers.precision import autocast
-from models.registry import DataSpec, MethodConfig
+from models.registry import DataSpec
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches
-from pipeline.batches.demonstrations import DemoSteps, StartsWithDemos, demo_rows
+from pipeline.batches.demonstrations import DemoSteps, StartsWithDemos
 from pipeline.batches.rewarded_clips import RewardedClips
 from pipeline.batches.sample import sample_of
-from pipeline.device import DeviceOption, set_device
+from pipeline.device import set_device
+from pipeline.inference.load_controllers import load_flow_policy, load_task_cost
 from pipeline.inference.load_world import load_world
 from pipeline.trained_on import check_parent_recordings
+from pipeline.training.controller_config import (
+    STARTS_FROM,
+    Config,
+    Method,
+    check,
+    possible_methods,
+)
 from pipeline.training.controller_context import ControllerContext, cache, check_recordings
 from pipeline.training.imagined_rewards import imagined_rewards, improvement
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
-
-Method = Literal["bc", "actor_critic", "goal_policy", "task_cost", "flow_policy"]
-FROM_REWARDS = ("actor_critic", "task_cost")
-
-
-@dataclass(frozen=True)
-class Config(CheckedConfig):
-    run: Path = Path("runs/pusht")
-    """Folder of the world model; all is read from there, and the controllers written."""
-    methods: Annotated[tuple[Method, ...], NonEmpty()] = ("bc", "actor_critic")
-    """What to fit, in this order: a clone of the demonstrations; from there, actor-critic in
-    imagination; a policy that is given goals and learns in imagination to reach them."""
-    model: MethodConfig = field(default_factory=lambda: registry.default_config("actor_critic"))
-    """Policy of the first two, and the actor-critic."""
-    goal_policy: MethodConfig = field(
-        default_factory=lambda: registry.default_config("goal_policy")
-    )
-    """Policy that is given goals: of continuous actions, or of keys (--preset minecraft)."""
-    task_cost: TaskCostConfig = field(default_factory=TaskCostConfig)
-    """What the task costs, for planning without a goal's image."""
-    min_reward: Annotated[float, Range(-(10**9), 10**9)] = 0.7
-    """Reward that an episode must reach to be cloned, up to where it is highest."""
-    bc: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=20000, batch_size=512, learning_rate=5e-4, weight_decay=0.05, eval_every=1000
-        )
-    )
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=5000,
-            batch_size=512,
-            learning_rate=1e-4,
-            weight_decay=0.01,
-            ema_decay=0.95,
-            eval_every=500,
-            schedule="constant",
-        )
-    )
-    """Training of the actor-critic."""
-    goal_policy_train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=10000,
-            batch_size=256,
-            learning_rate=1e-3,
-            weight_decay=0.01,
-            beta2=0.999,
-            eval_every=1000,
-        )
-    )
-    """Training of the goal policy."""
-    task_cost_train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=6000,
-            batch_size=1024,
-            learning_rate=2e-3,
-            weight_decay=1e-3,
-            eval_every=1000,
-            precision="fp32",
-        )
-    )
-    """Training of the task's cost, which 16 bits would blur."""
-    flow_policy: FlowPolicyConfig = field(default_factory=FlowPolicyConfig)
-    """Imitator of the demonstrations, in chunks of actions."""
-    flow_min_reward: Annotated[float, Range(-(10**9), 10**9)] = 0.9
-    """As min_reward, for the flow policy: it copies flaws more exactly than bc."""
-    flow_policy_train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=7500,
-            batch_size=256,
-            learning_rate=1e-3,
-            warmup_steps=200,
-            weight_decay=0.01,
-            beta2=0.99,
-            eval_every=7500,
-        )
-    )
-    """Training of the flow policy.  It is validated at the end alone: the error on held-out actions
-    rises while the policy still gets better."""
-    device: DeviceOption = "auto"
-    """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
-    kernels: Backend = "auto"
-    """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
-    restart: bool = False
-    """Start over, although there is a checkpoint to resume from."""
-
-    @property
-    def policy(self) -> PolicyConfig:
-        """Of the actor-critic, and of the clone that it starts from."""
-        return cast(ActorCriticConfig, self.model).policy
 
 
 def main(config: Config) -> None:
@@ -162,60 +78,6 @@ def main(config: Config) -> None:
         METHODS[method](config, context)
 
 
-def possible_methods(config: Config, world: World, dataset: EpisodeDataset) -> tuple[Method, ...]:
-    """Leave out, and say so, what the data has nothing for; ValueError where nothing is left."""
-    reasons = {method: why_not(config, method, world, dataset) for method in config.methods}
-    left_out = {method: reason for method, reason in reasons.items() if reason}
-    methods: tuple[Method, ...] = tuple(m for m in config.methods if m not in left_out)
-    if not methods:
-        raise ValueError(
-            f"{'; '.join(left_out.values())}; so there is nothing to train; --methods bc needs no "
-            f"rewards"
-        )
-    for method, reason in left_out.items():
-        print(f"controller: {reason}, so no {method} is trained; {' and '.join(methods)} will be")
-    return methods
-
-
-def why_not(config: Config, method: Method, world: World, dataset: EpisodeDataset) -> str:
-    """Say what of the data a method lacks; nothing where it can be trained."""
-    if method in FROM_REWARDS and not world.has_rewards:
-        return f"the dynamics of {config.run} has no reward head (its dataset had no rewards)"
-    if method == "task_cost":
-        rewards = dataset.read_rows("rewards", 0, dataset.num_frames)
-        if rewards.min() == rewards.max():
-            return f"every reward of {dataset.folder} is {rewards.max():g}, which shows no goal"
-        goals = {tuple(note["goal"]) for note in dataset.notes if "goal" in note}
-        if len(goals) > 1:
-            return f"{dataset.folder} has {len(goals)} goals of episodes, a task's cost only one"
-    if method == "flow_policy":
-        try:
-            for split in ("train", "validation"):
-                demo_rows(dataset, split, config.flow_min_reward, "--flow-min-reward")
-        except ValueError as problem:
-            return str(problem)
-    return ""
-
-
-def check(
-    config: Config, methods: tuple[Method, ...], data: DataSpec, dataset: EpisodeDataset
-) -> None:
-    """Raise ValueError now, not after hours of what comes before, where a method cannot be built
-    for this world, or there is nothing to clone."""
-    models: dict[Method, MethodConfig] = {
-        "bc": config.policy,
-        "actor_critic": config.model,
-        "goal_policy": config.goal_policy,
-        "task_cost": config.task_cost,
-        "flow_policy": config.flow_policy,
-    }
-    for method in methods:
-        registry.build_controller(models[method], data)
-    for split in ("train", "validation"):
-        if {"bc", "actor_critic"} & set(methods):
-            demo_rows(dataset, split, config.min_reward)
-
-
 def train_bc(config: Config, context: ControllerContext) -> None:
     """Fit the policy to the demonstrations."""
     demos, held_out = (context.demos(split, config.min_reward) for split in ("train", "validation"))
@@ -234,11 +96,6 @@ def train_actor_critic(config: Config, context: ControllerContext) -> None:
     world = context.world
     model = cast(ActorCritic, context.build(config.model, config.train.seed))
     path = config.run / "controller" / "bc" / "best.pt"
-    if not path.exists():
-        raise ValueError(
-            f"{path} is not there, and actor-critic starts from a clone; --methods bc "
-            f"actor_critic makes both"
-        )
     bc = ckpt.load(path, "controller")
     below = context.parent[0]
     ckpt.check_parent(bc, path, ckpt.load(below, "dynamics"), below)
@@ -250,8 +107,7 @@ def train_actor_critic(config: Config, context: ControllerContext) -> None:
         config.run / "controller",
         model,
         config.train,
-        context.describe(config.model)
-        | {"bc": {"path": str(path), "fingerprint": bc["fingerprint"]}},
+        context.describe(config.model) | trained_before(config.run, "actor_critic"),
         restart=config.restart,
         data_summary=f"actor-critic, {config.train.batch_size} starts x "
         f"{model.config.horizon} steps",
@@ -337,6 +193,42 @@ def train_flow_policy(config: Config, context: ControllerContext) -> None:
     fit(config, context, training, demos, held_out.batch(indices))
 
 
+def train_distilled_policy(config: Config, context: ControllerContext) -> None:
+    """Teach the imitator to answer at once as a search among its answers does."""
+    world, run = context.world, config.run
+    imitator, task_cost = load_flow_policy(run, world), load_task_cost(run, world)
+    assert imitator is not None and task_cost is not None  # `check` has looked
+    expert = BestOfN(config.expert, world, imitator, task_cost, task_cost.config.action_block)
+    train = config.distilled_policy_train
+    model = cast(
+        DistilledPolicy,
+        context.build(replace(config.distilled_policy, policy=imitator.config), train.seed),
+    )
+    model.policy.load_state_dict(imitator.state_dict())
+    starts, held_out = (
+        context.clips(split, world.start_frames, model.needs) for split in ("train", "validation")
+    )
+    demos = context.demos("train", config.flow_min_reward, imitator.horizon)
+    indices, _ = sample_clips(held_out.clips, 256, seed=0)
+    summary = (
+        f"{train.batch_size} starts x {config.distilled_policy.num_decisions} decisions of an "
+        f"expert with {config.expert.num_samples} chunks"
+    )
+    prefix, folder = "distilled-policy-train", "distilled_policy"
+    training = Training(folder, model, train, prefix, summary, trained_before(run, folder))
+    fit(config, context, training, StartsWithDemos(starts, demos), held_out.batch(indices), expert)
+
+
+def trained_before(run: Path, method: Method) -> dict[str, Any]:
+    """Say which checkpoints of the run a method starts from."""
+    notes = {}
+    for name in STARTS_FROM[method]:
+        path = run / "controller" / name / "best.pt"
+        fingerprint = ckpt.load(path, "controller")["fingerprint"]
+        notes[name] = {"path": str(path), "fingerprint": fingerprint}
+    return notes
+
+
 @dataclass(frozen=True)
 class Training:
     """What is trained, and how."""
@@ -347,29 +239,32 @@ class Training:
     config: TrainConfig
     flag_prefix: str
     data_summary: str
+    starts_from: dict[str, Any] = field(default_factory=dict)
+    """Other checkpoints that it learns from, for its own to name."""
 
 
 def fit(
     config: Config,
     context: ControllerContext,
     training: Training,
-    data: ClipBatches | RewardedClips | DemoSteps,
+    data: ClipBatches | RewardedClips | DemoSteps | StartsWithDemos,
     held_out: Batch,
-    *inputs: World,
+    *inputs: World | BestOfN,
 ) -> None:
     """Train on `data`; best.pt is the best on `held_out`, with the same random numbers each time.
 
-    inputs: the world, for a loss that imagines.
+    inputs: the world, for a loss that imagines, or the expert that searches in it.
     """
     train, model = training.config, training.model
     if type(model).begin is not TrainedController.begin:
+        assert not isinstance(data, StartsWithDemos)
         model.begin(sample_of(data, train.seed))
     trainer = Trainer(
         "controller",
         config.run / "controller" / training.folder,
         model,
         train,
-        context.describe(model.config),
+        context.describe(model.config) | training.starts_from,
         restart=config.restart,
         flag_prefix=training.flag_prefix,
         data_summary=training.data_summary,
@@ -392,6 +287,7 @@ METHODS: dict[Method, Callable[[Config, ControllerContext], None]] = {
     "goal_policy": train_goal_policy,
     "task_cost": train_task_cost,
     "flow_policy": train_flow_policy,
+    "distilled_policy": train_distilled_policy,
 }
 
 

@@ -40,6 +40,7 @@ from pipeline.hub.pulled import read_pulled
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import (
     load_controllers,
+    load_distilled_policy,
     load_flow_policy,
     load_goal_policy,
     load_task_cost,
@@ -48,7 +49,7 @@ from pipeline.inference.load_world import load_world
 from pipeline.trained_on import count_trained_on
 
 STAGES = ("tokenizer", "dynamics", "controller")
-CONTROLLERS = ("bc", "goal_policy", "task_cost", "flow_policy")
+CONTROLLERS = ("bc", "goal_policy", "task_cost", "flow_policy", "distilled_policy")
 """Folders within the controller stage's: methods next to the actor-critic, which has its own."""
 
 
@@ -56,6 +57,7 @@ CONTROLLERS = ("bc", "goal_policy", "task_cost", "flow_policy")
 # line here: its name, as CONTROLLERS has it, and what loads it, None where it was not trained.
 CHUNK_PLANNERS: dict[str, Callable[[Path, World], GoalPlanner | None]] = {
     "flow_policy": load_flow_policy,
+    "distilled_policy": load_distilled_policy,
 }
 
 

@@ -212,6 +212,8 @@ def why_missing_in_task(
         missing.insert(0, "goal_policy")
     if policy in ("flow_policy", "bc"):
         missing.append(policy)
+    if policy == "distilled_policy":
+        missing += ["flow_policy", "task_cost", policy]
     if policy == "best_of_n" and "flow_policy" not in session.chunk_planners:
         missing.insert(0, "flow_policy")
     if policy == "actor_critic":

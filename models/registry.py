@@ -76,6 +76,9 @@ CONTROLLERS: dict[str, Entry[TrainedController]] = {
         "models.controllers.discrete_goal_policy", "DiscreteGoalPolicyConfig", "DiscreteGoalPolicy"
     ),
     "flow_policy": Entry("models.controllers.flow_policy", "FlowPolicyConfig", "FlowPolicy"),
+    "distilled_policy": Entry(
+        "models.controllers.distilled_policy", "DistilledPolicyConfig", "DistilledPolicy"
+    ),
     "task_cost": Entry("models.controllers.task_cost", "TaskCostConfig", "TaskCost"),
 }
 

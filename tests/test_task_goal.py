@@ -30,6 +30,7 @@ from evaluation.protocols.policies import NoOp, Observation
 from models.world import World
 from pipeline.play.player import Player, StartSampler
 from pipeline.play.simulators import open_simulator
+from pipeline.training.controller_config import why_not
 
 OTHER: Goal = (180.0, 320.0, -10.0)
 TASK: Goal = (256.0, 256.0, 45.0)
@@ -264,5 +265,5 @@ def test_the_cost_of_a_task_is_not_learned_of_several_goals(varied: EpisodeDatas
         has_rewards = True
 
     config = replace(train_controller.Config(), run=varied.folder.parent)
-    reason = train_controller.why_not(config, "task_cost", cast(World, HasRewards()), varied)
+    reason = why_not(config, "task_cost", cast(World, HasRewards()), varied)
     assert "has 4 goals of episodes, a task's cost only one" in reason

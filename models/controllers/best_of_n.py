@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data.ranges import MAX_SEED, CheckedConfig, Range
-from models.controllers.candidates import interpolate, select_best, worst_if_not_finite
+from models.controllers.candidates import interpolate, worst_if_not_finite
 from models.controllers.flow_policy import FlowPolicy, whole_blocks
 from models.controllers.plan import Objective, Plan
 from models.dynamics.dynamics import State
@@ -70,6 +70,20 @@ class Noise:
         return Noise(self.candidates * factor, self.later, self.added * factor)
 
 
+@dataclass
+class Found:
+    """The best chunk of each world."""
+
+    chunk: Tensor
+    """(B, H, A) in [-1, 1]."""
+    cost: Tensor
+    """(B,), of its rollout."""
+    start_cost: Tensor
+    """(B,), of the states at hand."""
+    state: State
+    """After the actions of it that were rolled out."""
+
+
 class BestOfN:
     """Plans a chunk at a time, as a `GoalPlanner` whose goal is the objective's own.
 
@@ -116,26 +130,29 @@ class BestOfN:
         levels = torch.zeros(len(state)) if stalls is None else stalls.clamp(max=MAX_LEVEL).float()
         generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * self.num_plans)
         self.num_plans += 1
-        noise = self._sample_noise(generator).to(device)
+        noise = self.sample_noise(1, generator).to(device)
         chunk_size = max(1, self.config.max_parallel // self.config.num_samples)
         found = [
-            self._search(state.select(rows), noise.times(1 + levels[rows.cpu()].to(device) / 2))
+            self.search(state.select(rows), noise.times(1 + levels[rows.cpu()].to(device) / 2))
             for rows in torch.arange(len(state), device=device).split(chunk_size)
         ]
-        chunks, cost, start_cost = (torch.cat(parts) for parts in zip(*found, strict=True))
+        chunks, cost, start_cost = (
+            torch.cat(parts)
+            for parts in zip(*((f.chunk, f.cost, f.start_cost) for f in found), strict=True)
+        )
         first = torch.zeros(len(state), 1, spec.size, device=device)
         if last_action is not None:
             first = spec.normalize(last_action.to(device))[:, None]
         knots = torch.cat([first, chunks], dim=1)
         return Plan(spec.denormalize(chunks), knots, cost, start_cost)
 
-    def _sample_noise(self, generator: torch.Generator) -> Noise:
-        """Draw all random numbers of a search, the same for all worlds."""
+    def sample_noise(self, num_worlds: int, generator: torch.Generator | None = None) -> Noise:
+        """Draw all random numbers of a search, on the CPU; for one world, or the same for all."""
         config, size = self.config, self.world.actions.size
         num_blocks = -(-self.horizon // self.block)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(1, *shape, size, generator=generator)
+            return torch.randn(num_worlds, *shape, size, generator=generator)
 
         candidates = config.noise_scale * normal(config.num_samples, self.horizon)
         candidates[:, 0] = 0  # the likeliest chunk
@@ -148,15 +165,15 @@ class BestOfN:
         knots = torch.cat([torch.zeros_like(knots[:, :, :1]), knots], dim=2)
         return Noise(candidates, later, interpolate(knots, self.block)[:, :, : self.horizon])
 
-    def _search(self, state: State, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
-        """Find the best chunk of each world, (B, H, A) in [-1, 1], its cost and that of the
-        start, (B,) each."""
+    @torch.no_grad()
+    def search(self, state: State, noise: Noise) -> Found:
+        """Find the best chunk of each world."""
         num_worlds, num_samples = len(state), self.config.num_samples
         states = state.repeat(num_samples)
         tracked = self.objective.start(states.latents)
         no_goal = states.latents  # the objective has its own
         start_cost = self.objective.cost(tracked, no_goal).view(num_worlds, -1)[:, 0]
-        costs, chunks = [], []
+        costs, chunks, reached = [], [], states
         for number, start in enumerate([noise.candidates, *noise.later]):
             start = start.expand(num_worlds, num_samples, -1, -1).flatten(0, 1)
             chunk = self.policy.sample(states.latents, start, self.config.num_steps)
@@ -168,11 +185,13 @@ class BestOfN:
                 states = self.world.imagine(states, actions)
                 tracked = self.objective.follow(tracked, actions, states.latents)
                 costs.append(self.objective.cost(tracked, no_goal))
+            if number == 0:
+                reached = states
         weight = self.config.running_weight
         cost = (1 - weight) * costs[-1] + weight * torch.stack(costs).mean(0)
         # what was rolled out, and then the next chunk's actions
         rolled_out = [chunk[:, : self.num_rolled_out] for chunk in chunks[:-1]]
         plans = torch.cat([*rolled_out, chunks[-1]], dim=1)[:, : self.horizon]
-        candidates = plans.unflatten(0, (num_worlds, -1))
-        best, best_cost = select_best(candidates, worst_if_not_finite(cost.view(num_worlds, -1)))
-        return best, best_cost, start_cost
+        best_cost, best = worst_if_not_finite(cost.view(num_worlds, -1)).min(1)
+        rows = torch.arange(num_worlds, device=best.device) * num_samples + best
+        return Found(plans[rows], best_cost, start_cost, reached.select(rows))

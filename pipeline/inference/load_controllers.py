@@ -7,6 +7,7 @@ from typing import cast
 
 from models.controllers.controller import Controller
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
+from models.controllers.distilled_policy import DistilledPolicy
 from models.controllers.flow_policy import FlowPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.task_cost import TaskCost
@@ -42,6 +43,12 @@ def load_task_cost(run: Path, world: World) -> TaskCost | None:
 def load_flow_policy(run: Path, world: World) -> FlowPolicy | None:
     """Return the imitator of a run in chunks of actions; None where none was trained."""
     return cast("FlowPolicy | None", _load_method("flow_policy", run, world))
+
+
+def load_distilled_policy(run: Path, world: World) -> FlowPolicy | None:
+    """Return the policy of a run that was distilled from a search; None where none was trained."""
+    found = cast("DistilledPolicy | None", _load_method("distilled_policy", run, world))
+    return None if found is None else found.policy
 
 
 def load_controller(run: Path, world: World) -> Controller:

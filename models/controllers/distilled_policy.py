@@ -1,0 +1,125 @@
+"""A policy without search, distilled from a search in imagination.
+
+The expert is the best of an imitator's chunks, as the world imagines them
+(models/controllers/best_of_n.py).  The student starts as that imitator and learns, by flow
+matching, to answer at once as the expert does after its search (policy distillation,
+arXiv:1511.06295; an expert that plans: Anthony et al., arXiv:1705.08439).  States are those of the
+dataset, and those that the expert's decisions lead to from there in imagination, which no
+demonstration has.
+
+Letters: B starts, T frames, E decisions of a rollout, H actions of a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from data.actions import ActionSpec
+from data.batch import Batch
+from data.ranges import CheckedConfig, Range
+from models.controllers.best_of_n import BestOfN
+from models.controllers.controller import TrainedController
+from models.controllers.flow_policy import FlowPolicy, FlowPolicyConfig
+from models.method import Best, Losses
+from models.tokenizers.codes import HasCodebooks
+from models.tokenizers.tokenizer import LatentSpec
+
+
+@dataclass(frozen=True)
+class DistilledPolicyConfig(CheckedConfig):
+    policy: FlowPolicyConfig = field(default_factory=FlowPolicyConfig)
+    """The student, filled in by the stage: the imitator that it starts from."""
+    num_decisions: Annotated[int, Range(1, 1000)] = 5
+    """Decisions of the expert in a row, each where the one before led."""
+    num_repeats: Annotated[int, Range(1, 1000)] = 6
+    """Times that a decision is learned from in a step, each with other noise."""
+    bc_weight: Annotated[float, Range(0, 10**6)] = 0.15
+    """Weight of the demonstrations, beside 1 for the expert."""
+    latent_noise_std: Annotated[float, Range(0, 10)] = 0.005
+    """Noise on the latents in training, in standard deviations of the data: less than an imitator
+    needs, since states of imagination are many."""
+
+
+class DistilledPolicy(TrainedController):
+    """A flow policy, and how it learns from an expert."""
+
+    needs = frozenset({"latents", "actions"})
+    best = Best("regret", higher_is_better=False)
+
+    def __init__(
+        self, config: DistilledPolicyConfig, latents: LatentSpec, actions: ActionSpec
+    ) -> None:
+        super().__init__()
+        self.config = config
+        own = replace(config.policy, latent_noise_std=config.latent_noise_std)
+        self.policy = FlowPolicy(own, latents, actions)
+
+    def load_codebook(self, source: HasCodebooks) -> None:
+        self.policy.load_codebook(source)
+
+    def loss(self, batch: Batch, expert: BestOfN) -> Losses:
+        """Flow matching of what the expert decides, and of demonstrations.
+
+        latents (B, T, N) or (B, T, P, D) and normalized actions (B, T, A): the expert starts at the
+        last frame.  `bc_latents` and `bc_actions` in the batch's extra are demonstrated chunks, as
+        in `FlowPolicy.loss`.
+        """
+        latents, chunks = self.decide(batch, expert)
+        repeats = self.config.num_repeats
+        learned = Batch(
+            latents=latents.repeat_interleave(repeats, 0)[:, None],
+            actions=chunks.repeat_interleave(repeats, 0),
+        )
+        bc_latents, bc_actions = (
+            x.repeat_interleave(repeats, 0) for x in batch.require("bc_latents", "bc_actions")
+        )
+        bc = self.policy.loss(Batch(latents=bc_latents, actions=bc_actions))["flow_matching"]
+        return self.policy.loss(learned) | {"bc": self.config.bc_weight * bc}
+
+    @torch.no_grad()
+    def decide(self, batch: Batch, expert: BestOfN) -> tuple[Tensor, Tensor]:
+        """Let the expert decide, and go on where it leads: latents (B E, N) or (B E, P, D), and its
+        chunks, (B E, H, A)."""
+        latents, actions = batch.require("latents", "actions")
+        state = expert.world.start_from(latents, actions[:, : latents.shape[1] - 1])
+        seen, chunks = [], []
+        for _ in range(self.config.num_decisions):
+            found = expert.search(state, expert.sample_noise(len(state)).to(latents.device))
+            seen.append(state.latents)
+            chunks.append(found.chunk)
+            state = found.state
+        return torch.cat(seen), torch.cat(chunks)
+
+    @torch.no_grad()
+    def validate(self, held_out: Batch, expert: BestOfN) -> dict[str, float]:
+        """`regret`: how much more the student's likeliest chunks cost than the expert's, at
+        held-out starts; `imitator_regret`: the same of what it began as."""
+        latents, actions = held_out.require("latents", "actions")
+        state = expert.world.start_from(latents, actions[:, : latents.shape[1] - 1])
+        noise = expert.sample_noise(len(state)).to(latents.device)
+        likeliest = replace(expert.config, num_samples=1)
+        costs = {}
+        for name, planner in {
+            "expert": expert,
+            "imitator": BestOfN(
+                likeliest, expert.world, expert.policy, expert.objective, expert.block
+            ),
+            "student": BestOfN(
+                likeliest, expert.world, self.policy, expert.objective, expert.block
+            ),
+        }.items():
+            own = replace(
+                noise,
+                candidates=noise.candidates[:, : planner.config.num_samples],
+                added=noise.added[:, : planner.config.num_samples],
+            )
+            costs[name] = float(planner.search(state, own).cost.mean())
+        return {
+            "regret": costs["student"] - costs["expert"],
+            "imitator_regret": costs["imitator"] - costs["expert"],
+            "expert_cost": costs["expert"],
+        }

@@ -1,0 +1,201 @@
+"""What stage 4 trains, how, and whether a run has what that needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+from data.ranges import CheckedConfig, NonEmpty, Range
+from data.shards.episode_dataset import EpisodeDataset
+from kernels import Backend
+from models import registry
+from models.controllers.actor_critic import ActorCriticConfig
+from models.controllers.best_of_n import BestOfNConfig
+from models.controllers.distilled_policy import DistilledPolicyConfig
+from models.controllers.flow_policy import FlowPolicyConfig
+from models.controllers.policy import PolicyConfig
+from models.controllers.task_cost import TaskCostConfig
+from models.registry import DataSpec, MethodConfig
+from models.world import World
+from pipeline.batches.demonstrations import demo_rows
+from pipeline.device import DeviceOption
+from pipeline.training.train_config import TrainConfig
+
+Method = Literal[
+    "bc", "actor_critic", "goal_policy", "task_cost", "flow_policy", "distilled_policy"
+]
+FROM_REWARDS = ("actor_critic", "task_cost", "distilled_policy")
+STARTS_FROM: dict[Method, tuple[Method, ...]] = {
+    "actor_critic": ("bc",),
+    "distilled_policy": ("flow_policy", "task_cost"),
+}
+"""Methods that need others of the run, trained before them."""
+
+
+@dataclass(frozen=True)
+class Config(CheckedConfig):
+    run: Path = Path("runs/pusht")
+    """Folder of the world model; all is read from there, and the controllers written."""
+    methods: Annotated[tuple[Method, ...], NonEmpty()] = ("bc", "actor_critic")
+    """What to fit, in this order: a clone of the demonstrations; from there, actor-critic in
+    imagination; a policy that is given goals and learns in imagination to reach them."""
+    model: MethodConfig = field(default_factory=lambda: registry.default_config("actor_critic"))
+    """Policy of the first two, and the actor-critic."""
+    goal_policy: MethodConfig = field(
+        default_factory=lambda: registry.default_config("goal_policy")
+    )
+    """Policy that is given goals: of continuous actions, or of keys (--preset minecraft)."""
+    task_cost: TaskCostConfig = field(default_factory=TaskCostConfig)
+    """What the task costs, for planning without a goal's image."""
+    min_reward: Annotated[float, Range(-(10**9), 10**9)] = 0.7
+    """Reward that an episode must reach to be cloned, up to where it is highest."""
+    bc: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=20000, batch_size=512, learning_rate=5e-4, weight_decay=0.05, eval_every=1000
+        )
+    )
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=5000,
+            batch_size=512,
+            learning_rate=1e-4,
+            weight_decay=0.01,
+            ema_decay=0.95,
+            eval_every=500,
+            schedule="constant",
+        )
+    )
+    """Training of the actor-critic."""
+    goal_policy_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=10000,
+            batch_size=256,
+            learning_rate=1e-3,
+            weight_decay=0.01,
+            beta2=0.999,
+            eval_every=1000,
+        )
+    )
+    """Training of the goal policy."""
+    task_cost_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=6000,
+            batch_size=1024,
+            learning_rate=2e-3,
+            weight_decay=1e-3,
+            eval_every=1000,
+            precision="fp32",
+        )
+    )
+    """Training of the task's cost, which 16 bits would blur."""
+    flow_policy: FlowPolicyConfig = field(default_factory=FlowPolicyConfig)
+    """Imitator of the demonstrations, in chunks of actions."""
+    flow_min_reward: Annotated[float, Range(-(10**9), 10**9)] = 0.9
+    """As min_reward, for the flow policy: it copies flaws more exactly than bc."""
+    flow_policy_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=7500,
+            batch_size=256,
+            learning_rate=1e-3,
+            warmup_steps=200,
+            weight_decay=0.01,
+            beta2=0.99,
+            eval_every=7500,
+        )
+    )
+    """Training of the flow policy.  It is validated at the end alone: the error on held-out actions
+    rises while the policy still gets better."""
+    distilled_policy: DistilledPolicyConfig = field(default_factory=DistilledPolicyConfig)
+    """Policy without search that learns from a search in imagination."""
+    expert: BestOfNConfig = field(default_factory=BestOfNConfig)
+    """That search: a choice among what the flow policy would do."""
+    distilled_policy_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=800,
+            batch_size=16,
+            learning_rate=5e-4,
+            warmup_steps=50,
+            weight_decay=0.01,
+            beta2=0.99,
+            eval_every=800,
+            save_every=100,
+        )
+    )
+    """Training of the distilled policy; a batch has so many starts.  It is validated at the end."""
+    device: DeviceOption = "auto"
+    """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
+    kernels: Backend = "auto"
+    """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
+    restart: bool = False
+    """Start over, although there is a checkpoint to resume from."""
+
+    @property
+    def policy(self) -> PolicyConfig:
+        """Of the actor-critic, and of the clone that it starts from."""
+        return cast(ActorCriticConfig, self.model).policy
+
+
+def possible_methods(config: Config, world: World, dataset: EpisodeDataset) -> tuple[Method, ...]:
+    """Leave out, and say so, what the data has nothing for; ValueError where nothing is left."""
+    reasons = {method: why_not(config, method, world, dataset) for method in config.methods}
+    left_out = {method: reason for method, reason in reasons.items() if reason}
+    methods: tuple[Method, ...] = tuple(m for m in config.methods if m not in left_out)
+    if not methods:
+        raise ValueError(
+            f"{'; '.join(left_out.values())}; so there is nothing to train; --methods bc needs no "
+            f"rewards"
+        )
+    for method, reason in left_out.items():
+        print(f"controller: {reason}, so no {method} is trained; {' and '.join(methods)} will be")
+    return methods
+
+
+def why_not(config: Config, method: Method, world: World, dataset: EpisodeDataset) -> str:
+    """Say what of the data a method lacks; nothing where it can be trained."""
+    if method in FROM_REWARDS and not world.has_rewards:
+        return f"the dynamics of {config.run} has no reward head (its dataset had no rewards)"
+    if method == "task_cost":
+        rewards = dataset.read_rows("rewards", 0, dataset.num_frames)
+        if rewards.min() == rewards.max():
+            return f"every reward of {dataset.folder} is {rewards.max():g}, which shows no goal"
+        goals = {tuple(note["goal"]) for note in dataset.notes if "goal" in note}
+        if len(goals) > 1:
+            return f"{dataset.folder} has {len(goals)} goals of episodes, a task's cost only one"
+    if method == "flow_policy":
+        try:
+            for split in ("train", "validation"):
+                demo_rows(dataset, split, config.flow_min_reward, "--flow-min-reward")
+        except ValueError as problem:
+            return str(problem)
+    if method == "distilled_policy":
+        reasons = [why_not(config, needed, world, dataset) for needed in STARTS_FROM[method]]
+        return next((reason for reason in reasons if reason), "")
+    return ""
+
+
+def check(
+    config: Config, methods: tuple[Method, ...], data: DataSpec, dataset: EpisodeDataset
+) -> None:
+    """Raise ValueError now, not after hours of what comes before, where a method cannot be built
+    for this world, or there is nothing to clone."""
+    models: dict[Method, MethodConfig] = {
+        "bc": config.policy,
+        "actor_critic": config.model,
+        "goal_policy": config.goal_policy,
+        "task_cost": config.task_cost,
+        "flow_policy": config.flow_policy,
+        "distilled_policy": config.distilled_policy,
+    }
+    for index, method in enumerate(methods):
+        registry.build_controller(models[method], data)
+        for needed in STARTS_FROM.get(method, ()):
+            path = config.run / "controller" / needed / "best.pt"
+            if needed not in methods[:index] and not path.exists():
+                raise ValueError(
+                    f"{path} is not there, and {method} starts from it; --methods "
+                    f"{' '.join(STARTS_FROM[method])} {method} makes all"
+                )
+    for split in ("train", "validation"):
+        if {"bc", "actor_critic"} & set(methods):
+            demo_rows(dataset, split, config.min_reward)

@@ -16,12 +16,8 @@ from evaluation.report.action_tables import controllability, imitation
 from evaluation.report.tables import interval, number, table
 from evaluation.report.trained_on_note import trained_on_note
 
-OWN = (
-    "best_of_n",
-    "policy_prior",
-    "distilled_policy",
-    "actor_critic",
-)  # learned in imagination, or search there
+# learned in imagination, or search there
+OWN = ("best_of_n", "policy_prior", "distilled_policy", "actor_critic")
 ATTEMPTS = "Attempts of the planner: failures first."
 STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #1b1b1e; max-width: 1120px; margin: 2em auto;

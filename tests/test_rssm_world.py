@@ -21,6 +21,7 @@ from models.dynamics.rssm import Rssm, RssmConfig
 from models.dynamics.rssm_latents import RssmLatents, RssmLatentsConfig
 from models.layers.patch_image import to_frames
 from models.world import World
+from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.inference.load_world import load_world
 from pipeline.training.train_config import TrainConfig
@@ -140,3 +141,21 @@ def test_goals_are_compared_by_what_a_state_shows():
         assert torch.allclose(vectors[:, :, 0].sort().values, theirs, atol=1e-5)
         unseen = torch.linalg.svd(model.decoder.dense.weight)[2][-1]
         assert torch.allclose(model.state_vectors(latents + 5 * unseen), vectors, atol=1e-4)
+
+
+def test_captured_steps_learn_what_others_learn(tmp_path: Path):
+    """The first step, which sees the background, is never captured."""
+    found = []
+    for captured in (False, True):
+        run = tmp_path / str(captured)
+        write_toy_shards(run / "shards", episodes=6, length=16, size=16)
+        train = TrainConfig(
+            steps=8, batch_size=4, eval_every=8, save_every=8, cuda_graph=captured,
+            precision="fp32",
+        )  # fmt: skip
+        config = replace(CONFIG, context_frames=2, clip_length=4)
+        train_dynamics.main(train_dynamics.Config(run, config, num_eval_clips=2, train=train))
+        found.append(ckpt.load(run / "dynamics" / "last.pt", "dynamics")["model"])
+    plain, captured = found
+    assert plain["background.std"].any()
+    assert all(torch.allclose(plain[k], captured[k], atol=1e-4) for k in plain)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from test_rssm import CONFIG, MOUSE, SMALL, a_batch, rssm, some_frames
+from torch import Tensor
 from untrained_run import write_run
 
 import train_dynamics
 from data.clips import Clips
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from models.controllers.planner import can_plan
+from models.controllers.planner import Planner, PlannerConfig, can_plan
 from models.dynamics.rssm import Rssm, RssmConfig
 from models.dynamics.rssm_latents import RssmLatents, RssmLatentsConfig
 from models.layers.patch_image import to_frames
@@ -159,3 +160,25 @@ def test_captured_steps_learn_what_others_learn(tmp_path: Path):
     plain, captured = found
     assert plain["background.std"].any()
     assert all(torch.allclose(plain[k], captured[k], atol=1e-4) for k in plain)
+
+
+def test_a_policy_prior_reads_a_goals_latents_and_the_search_compares_its_vectors():
+    model = rssm().eval()
+    world = World(model, model)
+    seen = []
+
+    class Prior:
+        action_block = 2
+
+        def __call__(self, latents: Tensor, goal: Tensor, last_action: Tensor) -> Tensor:
+            seen.append((latents.shape, goal.shape))
+            return last_action
+
+    config = PlannerConfig(num_samples=4, iterations=2, num_elites=2, horizon=2, action_block=2)
+    with torch.no_grad():
+        state = world.reset(some_frames(3, 1), MOUSE.empty(3, 0))
+        goals = world.embed(some_frames(6)).unflatten(0, (3, 2))
+        for goal in (goals[:, 0], goals):  # one each, and a set of two each
+            plan = Planner(config, world, policy_prior=Prior()).plan(state, goal, None)
+            assert plan.actions.shape == (3, 4, 2) and plan.cost.isfinite().all()
+    assert set(seen) == {((12, 1, 56), (12, 1, 56))}

@@ -21,10 +21,10 @@ CONTROLLER = {"model": "dreamer"}
 EVALUATE = pusht.EVALUATE
 
 DYNAMICS_CPU = {
-    "train.steps": 1500,
+    "train.steps": 3000,
     "train.learning_rate": 1e-3,
     "train.warmup_steps": 50,
-    "train.eval_every": 500,
+    "train.eval_every": 1000,
     "train.save_every": 100,
 }
 DYNAMICS_STATE_DEBUG = {
@@ -68,7 +68,7 @@ SIZES = {
     },
     "cpu30": {
         "preprocess_pusht": pusht.PREPROCESS_CPU30,
-        "dynamics": DYNAMICS_CPU | {"train.steps": 4500, "train.eval_every": 1500},
+        "dynamics": DYNAMICS_CPU | {"train.steps": 9000, "train.eval_every": 3000},
         "controller": pusht.CONTROLLER_CPU30,
         "evaluate": pusht.EVALUATE_CPU30,
     },

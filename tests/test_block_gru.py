@@ -1,4 +1,8 @@
+from contextlib import nullcontext
+
+import pytest
 import torch
+from kernel_checks import triton_kernels
 
 from kernels import reference
 from models.layers.block_gru import BlockGru, BlockLinear
@@ -44,3 +48,17 @@ def test_a_state_stays_within_one():
     for _ in range(50):
         state = gru(10 * torch.randn(4, 8), state)
     assert state.abs().max() <= 1
+
+
+def test_the_kernel_of_the_gates_takes_its_blocks_as_they_lie():
+    pytest.importorskip("kernels.recurrent")
+    torch.manual_seed(0)
+    gru = BlockGru(12, 7, 3)
+    inputs = torch.randn(2, 7, requires_grad=True), torch.randn(2, 12, requires_grad=True)
+    found = []
+    for backend in (nullcontext, triton_kernels):
+        with backend():
+            after = gru(*inputs)
+            found.append((after, *torch.autograd.grad(after.square().sum(), inputs)))
+    for one, two in zip(*found, strict=True):
+        assert torch.allclose(one, two, atol=1e-5)

@@ -41,3 +41,12 @@ def select_best(candidates: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
     """(B, N, E, A), (B, N) -> the best candidate of each world, (B, E, A), and its cost, (B,)."""
     min_cost, index = costs.min(1)
     return candidates[torch.arange(len(candidates), device=candidates.device), index], min_cost
+
+
+def goals_in_turn(goal: Tensor, num_samples: int) -> Tensor:
+    """A goal for each of N candidates, (B, P, D) -> (B N, P, D); of a set of goals, (B, G, P, D),
+    they take one after the other."""
+    if goal.ndim > 3:
+        turns = torch.arange(num_samples, device=goal.device) % goal.shape[1]
+        return goal[:, turns].flatten(0, 1)
+    return goal.repeat_interleave(num_samples, dim=0)

@@ -22,6 +22,7 @@ from torch import Tensor
 from data.ranges import MAX_SEED, CheckedConfig, Range
 from models.controllers.candidates import (
     elite_weights,
+    goals_in_turn,
     interpolate,
     select_best,
     weighted_moments,
@@ -144,7 +145,9 @@ class Planner:
         """
         spec, device = self.world.actions, self.world.device
         first_knot = None if last_action is None else spec.normalize(last_action.to(device))
-        inputs = (self.world.vectors(goal), first_knot, warm_start)
+        # a policy prior reads a goal's latents, an objective its vectors
+        prior_goal = None if self.policy_prior is None else goal
+        inputs = (self.world.vectors(goal), first_knot, warm_start, prior_goal)
         horizon = self.config.horizon if warm_start is None else warm_start.shape[1] - 1
         rows = torch.arange(len(state))
         levels = torch.zeros_like(rows) if stalls is None else stalls.clamp(max=MAX_LEVEL)
@@ -163,7 +166,7 @@ class Planner:
     def _plan_rows(
         self,
         state: State,
-        inputs: tuple[Tensor, Tensor | None, Tensor | None],
+        inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
         rows: Tensor,
         horizon: int,
         level: int,
@@ -171,7 +174,7 @@ class Planner:
         """Search for the worlds at `rows`, (M,), at one level: knots (M, E, A) and costs (M,)."""
         config, device = self.config, self.world.device
         with_prior = self.policy_prior is not None
-        goal, first_knot, warm_start = inputs
+        goal, first_knot, warm_start, prior_goal = inputs
         if level and with_prior:
             horizon, warm_start = round(horizon * (1 + level / 4)), None
         # the same noise for all worlds: a plan does not depend on the other rows
@@ -179,7 +182,8 @@ class Planner:
         chunk_size = max(1, config.max_parallel // config.num_samples)
         results = []
         for chunk in rows.to(device).split(chunk_size):
-            own = [None if t is None else t[chunk] for t in (goal, first_knot, warm_start)]
+            given = goal, first_knot, warm_start, prior_goal
+            own = [None if t is None else t[chunk] for t in given]
             results.append(self._search_fn(state.select(chunk), *own, noise))
         best, cost = (torch.cat(parts) for parts in zip(*results, strict=True))
         return best, cost
@@ -224,25 +228,25 @@ class Planner:
         goal: Tensor,
         first_knot: Tensor | None,
         warm_start: Tensor | None,
+        prior_goal: Tensor | None,
         noise: Noise,
     ) -> tuple[Tensor, Tensor]:
         """Find the best knots, (B, E, A), and their cost, (B,); first_knot: (B, A) in [-1, 1]."""
         config, num_worlds = self.config, len(state)
         states = state.repeat(config.num_samples)
-        if goal.ndim > 3:  # a set: the candidates take its goals in turn
-            turns = torch.arange(config.num_samples, device=goal.device) % goal.shape[1]
-            goals = goal[:, turns].flatten(0, 1)
-        else:
-            goals = goal.repeat_interleave(config.num_samples, dim=0)
+        goals = goals_in_turn(goal, config.num_samples)
 
         def cost(candidates: Tensor) -> Tensor:
             costs = self._rollout_cost(states, candidates.flatten(0, 1), goals)
             return worst_if_not_finite(costs.view(num_worlds, -1))
 
         std = config.init_std
-        if noise.prior is not None:
+        if noise.prior is not None and prior_goal is not None:
             with torch.no_grad():
-                candidates, costs = self._prior_rollouts(states, goals, first_knot, noise.prior)
+                prior_goals = goals, goals_in_turn(prior_goal, config.num_samples)
+                candidates, costs = self._prior_rollouts(
+                    states, *prior_goals, first_knot, noise.prior
+                )
                 prior_knots, costs = select_best(candidates, worst_if_not_finite(costs))
                 if warm_start is not None:
                     warm_start_cost = self._rollout_cost(
@@ -301,10 +305,15 @@ class Planner:
         return (1 - weight) * costs[-1] + weight * torch.stack(costs).mean(0)
 
     def _prior_rollouts(
-        self, states: State, goals: Tensor, first_knot: Tensor | None, noise: Tensor
+        self,
+        states: State,
+        goals: Tensor,
+        prior_goals: Tensor,
+        first_knot: Tensor | None,
+        noise: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Roll out the policy prior, N rows for each of B worlds: knots, (B, N, E, A), and costs,
-        (B, N)."""
+        (B, N); goals as vectors, and as latents."""
         assert self.policy_prior is not None
         num_samples, size = len(noise), noise.shape[-1]
         num_worlds = len(states) // num_samples
@@ -314,7 +323,7 @@ class Planner:
         last_action = start.repeat_interleave(num_samples, dim=0)
         knots, costs, tracked = [last_action], [], self.objective.start(states.latents)
         for block_noise in noise.repeat(num_worlds, 1, 1).unbind(1):
-            knot = self.policy_prior(states.latents, goals, last_action) + block_noise
+            knot = self.policy_prior(states.latents, prior_goals, last_action) + block_noise
             knot = knot.clamp(-1, 1).nan_to_num()  # a NaN would spread to the mean of the elites
             actions = interpolate(torch.stack([last_action, knot], 1), self.action_block)
             states = self.world.imagine(states, actions)

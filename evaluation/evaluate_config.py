@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from data.ranges import MAX_SEED, MAX_STEPS, MAX_WORKERS, CheckedConfig, NonEmpty, Range
 from evaluation.measures.open_loop import HORIZONS
-from evaluation.protocols import goals, task
+from evaluation.protocols import goals, returns, task
 from kernels import Backend
 from models.controllers.planner import PlannerConfig
 from models.controllers.task_search import (
@@ -20,9 +20,12 @@ from models.controllers.task_search import (
 from pipeline.device import DeviceOption
 
 Part = Literal[
-    "tokenizer", "probe", "open_loop", "controllability", "imitation", "play", "task", "goal"
+    "tokenizer", "probe", "open_loop", "controllability", "imitation", "play", "task", "goal",
+    "returns",
 ]
-ProtocolName = Literal["first_hit", "strict", "chunk_end", "offset50", "offset50_strict", "task"]
+ProtocolName = Literal[
+    "first_hit", "strict", "chunk_end", "offset50", "offset50_strict", "task", "returns"
+]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,13 @@ class Config(CheckedConfig):
     episodes nothing may be chosen."""
     task_max_steps: Annotated[int, Range(1, 10**4)] = task.MAX_STEPS
     """Most steps of a task episode; the default is the protocol's, fewer are only a trial."""
+    return_episodes: Annotated[int, Range(1, 10**6)] = 100
+    """Episodes of each policy in the return protocol, of a gymnasium environment; their seeds are
+    those from --task-seed."""
+    return_max_steps: Annotated[int, Range(1, 10**6)] = returns.MAX_STEPS
+    """Most steps of such an episode, besides the environment's own limit."""
+    return_envs: Annotated[int, Range(1, 1024)] = 20
+    """Such environments at a time, which the world model sees as one batch."""
     goal_pairs: Annotated[int, Range(1, 10**6)] = 500
     """Pairs of start and goal for each seed."""
     pair_seeds: Annotated[tuple[int, ...], Range(0, MAX_SEED), NonEmpty()] = (0, 1, 2)
@@ -115,4 +125,6 @@ class Config(CheckedConfig):
     @property
     def num_seeds(self) -> int:
         """Most episodes of a policy in the task protocol."""
-        return max(self.task_episodes, self.search_episodes, self.oracle_episodes)
+        return max(
+            self.task_episodes, self.search_episodes, self.oracle_episodes, self.return_episodes
+        )

@@ -57,7 +57,7 @@ def test_the_simulator_reproduces_an_episode(tmp_path: Path):
             player.step(start.next_actions[step])
             frame, truth = player.simulator_frame().astype(int), player.dataset_frame()
             assert np.abs(frame - truth).mean() < 1.0, f"step {step} from frame {first}"
-        assert np.abs(player.simulator.state[:4] - states[-1, :4]).max() < 2  # type: ignore
+        assert np.abs(player.simulator.world.state[:4] - states[-1, :4]).max() < 2  # type: ignore
 
 
 def test_a_dataset_without_a_simulator_is_an_error(tmp_path: Path):

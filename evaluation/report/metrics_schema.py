@@ -30,6 +30,8 @@ TASK_POLICIES = (
     "policy_prior", "planner", "flow_policy", "goal_policy", "actor_critic", "bc",
     "random", "noop", "scripted", "oracle_cem",
 )  # fmt: skip
+RETURNS = ("return", "low", "high", "median", "length", "terminated", "n")
+RETURN_POLICIES = ("actor_critic", "bc", "random", "recorded")
 GOAL = ("success", "low", "high", "n")
 GOAL_PROTOCOLS = ("first_hit", "strict", "chunk_end", "offset50", "offset50_strict")
 GOAL_POLICIES = (
@@ -61,6 +63,7 @@ def empty_metrics() -> dict[str, Any]:
             protocol: {policy: dict.fromkeys(GOAL) for policy in GOAL_POLICIES}
             for protocol in GOAL_PROTOCOLS
         },
+        "returns": {policy: dict.fromkeys(RETURNS) for policy in RETURN_POLICIES},
         "play": dict.fromkeys(PLAY),
         "provenance": {},
     }

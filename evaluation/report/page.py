@@ -12,6 +12,7 @@ from evaluation.measures.reconstruction import BRIGHTNESS_BINS
 from evaluation.protocols.goals import PROTOCOLS
 from evaluation.protocols.task import FIRST_SEED, MAX_STEPS, STEPS_WITHIN
 from evaluation.report.action_tables import controllability, imitation
+from evaluation.report.return_table import returns
 from evaluation.report.tables import interval, number, table
 from evaluation.report.trained_on_note import trained_on_note
 
@@ -51,7 +52,6 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
     plots, open_loop = folder / "plots", metrics["open_loop"]
     curves = ["curves_pixels.png"] if open_loop["horizons"] else []
     states = ["curves_states.png"] if open_loop["agent_px"] else []
-    task_measured = any(row["n"] for row in metrics["task"].values())
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=quiet>{escape(_about(metrics['provenance']))}</p>",
@@ -78,7 +78,9 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *imitation(metrics["imitation"]),
         *_task(metrics["task"], metrics["provenance"]),
         *_film(plots, metrics["task"]),
-        *_images(plots, ["task.png"] if task_measured else [], ""),
+        *_images(plots, _if_measured(metrics["task"], "task.png"), ""),
+        *returns(metrics["returns"]),
+        *_images(plots, _if_measured(metrics["returns"], "returns.png"), ""),
         *_goals(metrics["goal"]),
         *_images(plots, _attempt_images(metrics["goal"]), ATTEMPTS),
         *_images(plots, _goal_images(metrics["goal"]), ""),
@@ -265,6 +267,10 @@ def _attempt_images(protocols: dict[str, Any]) -> list[str]:
     """Videos of the planner, of the offsets at which it was measured."""
     offsets = {PROTOCOLS[k].goal_offset for k, rows in protocols.items() if rows["planner"]["n"]}
     return [f"goal-{offset}-videos.png" for offset in sorted(offsets)]
+
+
+def _if_measured(policies: dict[str, Any], image: str) -> list[str]:
+    return [image] if any(row["n"] for row in policies.values()) else []
 
 
 def _goal_images(protocols: dict[str, Any]) -> list[str]:

@@ -1,0 +1,139 @@
+"""One environment as frames: skip, max-pool and no-ops, and the actions of our own spaces.
+
+Letters: S side of a frame, D numbers of a state, A numbers of an action.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.actions import ActionSpec
+from data.gym.action_spaces import action_names, action_spec, env_action, stored_action
+from data.gym.env_spec import EnvSpec
+from data.gym.open_env import make_env, register, stepping
+from data.gym.pixels import View, find_view, to_frame
+
+NOOP = "NOOP"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an environment gives at a reset, or after a step."""
+
+    frame: np.ndarray  # (S, S, 3) uint8
+    state: np.ndarray | None  # (D,) float32, the numbers that it observes
+    observation: Any  # its own, as it gave it
+    reward: float = 0.0
+    terminated: bool = False
+    """A true end."""
+    truncated: bool = False
+    """The end of a time limit."""
+    lives: int | None = None
+    """None where the environment has none."""
+
+    @property
+    def done(self) -> bool:
+        return self.terminated or self.truncated
+
+
+class PixelEnv:
+    """An environment that gives frames; it is not reset by itself.
+
+    >>> env = PixelEnv(EnvSpec("CartPole-v1")); env.reset(seed=0).frame; env.step(1).reward
+    """
+
+    def __init__(self, spec: EnvSpec) -> None:
+        """ValueError where the environment cannot be opened or recorded, in one line."""
+        self.spec, self.where = spec, spec.id
+        register(spec.id)
+        self.view = self._find_view()
+        self.env = make_env(spec, self.view.source)
+        self.actions: ActionSpec = action_spec(
+            self.env.action_space, action_names(self.env), self.where
+        )
+        if spec.noop_max and self.actions.names[:1] != (NOOP,):
+            raise ValueError(
+                f"--noop-max {spec.noop_max} needs an action {NOOP}, and {self.where} has "
+                f"{', '.join(self.actions.names[:3])}; leave it out"
+            )
+        self._steps = 0
+
+    def reset(self, seed: int) -> StepResult:
+        """Start an episode; the seed decides all that is random in it."""
+        with stepping(self.where):
+            observation, info = self.env.reset(seed=seed)
+            if self.spec.noop_max:
+                count = int(np.random.default_rng(seed).integers(self.spec.noop_max + 1))
+                for _ in range(count):
+                    observation, _, terminated, truncated, info = self.env.step(0)
+                    if terminated or truncated:  # it begins anew, without no-ops
+                        observation, info = self.env.reset(seed=seed)
+                        break
+            pixels = self._pixels(observation)
+        self._steps = 0
+        return self._result([pixels], observation, info)
+
+    def step(self, action: np.ndarray) -> StepResult:
+        """Take one action of `actions`, a code or (A,)."""
+        spec = self.spec
+        own = env_action(self.env.action_space, self.actions, action)
+        reward, recent = 0.0, []
+        first_pooled = spec.frame_skip - (2 if spec.max_pool else 1)
+        observation, info, terminated, truncated = None, {}, False, False
+        with stepping(self.where):
+            for substep in range(spec.frame_skip):
+                observation, gained, terminated, truncated, info = self.env.step(own)
+                reward += float(gained)
+                ended = terminated or truncated
+                if substep >= first_pooled or ended:
+                    recent.append(self._pixels(observation))
+                if ended:
+                    break
+        self._steps += 1
+        out_of_time = 0 < spec.max_episode_steps <= self._steps
+        ends = bool(terminated), bool(truncated) or (out_of_time and not terminated)
+        return self._result(recent, observation, info, reward, *ends)
+
+    def stored_action(self, action: Any) -> np.ndarray:
+        """Turn an action of the environment's own into one of `actions`."""
+        return stored_action(self.env.action_space, self.actions, action)
+
+    def close(self) -> None:
+        self.env.close()
+
+    def _find_view(self) -> View:
+        """Look at what it observes; an environment that is to be drawn is opened for it."""
+        probe = make_env(self.spec, "observation")
+        try:
+            return find_view(probe.observation_space, self.spec.pixels, self.where)
+        finally:
+            probe.close()
+
+    def _pixels(self, observation: Any) -> np.ndarray:
+        return np.array(self.view.pixels(observation, self.env.render))  # it may draw over it
+
+    def _result(
+        self,
+        recent: list[np.ndarray],
+        observation: Any,
+        info: dict[str, Any],
+        reward: float = 0.0,
+        terminated: bool = False,
+        truncated: bool = False,
+    ) -> StepResult:
+        """recent: pixels of the last one or two substeps."""
+        image = recent[-1] if len(recent) == 1 else np.maximum(recent[-2], recent[-1])
+        frame = to_frame(image, self.spec.image_size, self.spec.grayscale, self.where)
+        lives = info.get("lives")
+        return StepResult(
+            frame,
+            self.view.state(observation),
+            observation,
+            reward,
+            terminated,
+            truncated,
+            None if lives is None else int(lives),
+        )

@@ -12,10 +12,11 @@ from data.gym.recording_policies import RandomPolicy, RecordingPolicy
 from data.io.messages import command
 from evaluation.evaluate_config import Config, Part
 from evaluation.jobs import Job
+from evaluation.measures.intervals import bootstrap
 from evaluation.protocols.returns import Returns, play_returns, summarize
 from evaluation.report.metrics_schema import RETURNS
 from evaluation.session import Session
-from pipeline.recording.gym_report import episodes_by_round, returns_of
+from pipeline.recording.gym_report import episodes_by_round, returns_of, round_returns
 from pipeline.recording.run_policy import RunPolicy
 
 PART: Part = "returns"
@@ -31,6 +32,7 @@ def return_jobs(session: Session, config: Config) -> Iterator[Job]:
     actions = session.dataset.actions
     yield return_job(session, config, "random", lambda: RandomPolicy(actions))
     yield recorded_job(session)
+    yield curve_job(session)
 
 
 def return_job(
@@ -71,6 +73,25 @@ def recorded_job(session: Session) -> Job:
 
     key = session.cache_key()
     return Job(PART, "return-recorded", key, make, partial(put, "recorded"), (PART,), "recorded")
+
+
+def curve_job(session: Session) -> Job:
+    """Give the job of the rounds of episodes: what each earned, after how many recorded steps."""
+
+    def make() -> dict[str, Any]:
+        rows = []
+        for each in round_returns(session.dataset):
+            count = len(each.returns)
+            low, high = bootstrap(each.returns) if count > 1 else (None, None)
+            mean = float(each.returns.mean()) if count else None
+            row = {"policy": each.policy, "steps_before": each.first_step, "steps": each.steps}
+            rows.append(row | {"return": mean, "low": low, "high": high, "n": count})
+        return {"rounds": rows}
+
+    def merge(metrics: dict[str, Any], result: dict[str, Any]) -> None:
+        metrics["return_curve"] = result["rounds"]
+
+    return Job(PART, "return-curve", session.cache_key(), make, merge, (PART,))
 
 
 def put(name: str, metrics: dict[str, Any], result: dict[str, Any]) -> None:

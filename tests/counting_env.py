@@ -13,8 +13,8 @@ ACTIONS = 3
 
 
 class CountingEnv(gymnasium.Env):
-    """A pixel's red is the episode's step, its green the last action plus 1, its blue the episode's
-    own number.  Episodes have 3 to 7 steps, by their seed; every second one ends by a time limit."""
+    """A pixel's red is the episode's step, its green the last action plus 1, its blue drawn for
+    the episode.  Episodes have 3 to 7 steps, by their seed; every second one ends by a time limit."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
@@ -28,8 +28,8 @@ class CountingEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        self.episode += 1
         self.step_count, self.last = 0, -1
+        self.episode = int(self.np_random.integers(256))
         self.length = int(self.np_random.integers(3, 8))
         return self._observe(), {"lives": 3}
 
@@ -43,7 +43,7 @@ class CountingEnv(gymnasium.Env):
         return self._observe(), reward, ends and not by_time, ends and by_time, {"lives": lives}
 
     def render(self) -> np.ndarray:  # type: ignore[override]
-        pixels = (self.step_count, self.last + 1, self.episode % 256)
+        pixels = (self.step_count, self.last + 1, self.episode)
         return np.full((SIDE, SIDE, 3), pixels, np.uint8)
 
     def _observe(self) -> np.ndarray:

@@ -59,12 +59,11 @@ def env_action(space: spaces.Space, spec: ActionSpec, action: np.ndarray) -> Any
 
 def stored_action(space: spaces.Space, spec: ActionSpec, action: Any) -> np.ndarray:
     """Turn an environment's own action into one of `spec`; ValueError where it is none."""
-    if not space.contains(action):
-        asarray = np.asarray(action)
-        fits = asarray.dtype.kind in "biuf" and asarray.shape == space.shape
-        action = asarray.astype(space.dtype) if fits else action
-        if isinstance(space, spaces.Discrete) and asarray.shape == ():
-            action = int(asarray) if asarray.dtype.kind in "iu" else action
+    if not space.contains(action):  # a number of another type is taken, where none gets lost
+        given = np.asarray(action)
+        kinds = "biuf" if isinstance(space, spaces.Box) else "biu"
+        if given.dtype.kind in kinds and given.shape == space.shape:
+            action = given.astype(space.dtype)
         if not space.contains(action):
             raise ValueError(f"{str(action)[:60]} is no action of {str(space)[:60]}")
     if isinstance(space, spaces.Discrete):

@@ -23,6 +23,8 @@ class EnvGroup(Protocol):
     actions: ActionSpec
     state_dim: int
     """Numbers that are observed next to the pixels; 0 for none."""
+    max_episode_steps: int
+    """Steps after which an episode is truncated; 0 where that is not known."""
     seeds_each: bool
     """Whether every episode has the seed that it was reset with, and so can be repeated."""
 
@@ -49,7 +51,9 @@ class SeparateEnvs:
     def __init__(self, spec: EnvSpec, num_envs: int) -> None:
         self.num_envs = num_envs
         self.envs = [PixelEnv(spec) for _ in range(num_envs)]
-        self.actions, self.state_dim = self.envs[0].actions, self.envs[0].view.state_dim
+        first = self.envs[0]
+        self.actions, self.state_dim = first.actions, first.view.state_dim
+        self.max_episode_steps = first.max_episode_steps
 
     def reset(self, seeds: Sequence[int]) -> list[StepResult]:
         return [env.reset(seed) for env, seed in zip(self.envs, seeds, strict=False)]

@@ -59,6 +59,10 @@ class PixelEnv:
                 f"--noop-max {spec.noop_max} needs an action {NOOP}, and {self.where} has "
                 f"{', '.join(self.actions.names[:3])}; leave it out"
             )
+        own = self.env.spec.max_episode_steps if self.env.spec else None
+        limits = (-(-(own or 0) // spec.frame_skip), spec.max_episode_steps)
+        self.max_episode_steps = min((n for n in limits if n), default=0)
+        """Steps after which an episode is truncated; 0 where that is not known."""
         self._steps = 0
 
     def reset(self, seed: int) -> StepResult:
@@ -80,16 +84,19 @@ class PixelEnv:
         """Take one action of `actions`, a code or (A,)."""
         spec = self.spec
         own = env_action(self.env.action_space, self.actions, action)
-        reward, recent = 0.0, []
-        first_pooled = spec.frame_skip - (2 if spec.max_pool else 1)
+        reward = 0.0
+        recent: list[np.ndarray] = []
+        first_drawn = spec.frame_skip - (2 if spec.max_pool else 1)
+        if spec.max_pool and self.view.source != "render":
+            first_drawn = 0  # observed all the same, and the end may come early
         observation, info, terminated, truncated = None, {}, False, False
         with stepping(self.where):
             for substep in range(spec.frame_skip):
                 observation, gained, terminated, truncated, info = self.env.step(own)
                 reward += float(gained)
                 ended = terminated or truncated
-                if substep >= first_pooled or ended:
-                    recent.append(self._pixels(observation))
+                if substep >= first_drawn or ended:
+                    recent = [*recent[-1:], self._pixels(observation)]
                 if ended:
                     break
         self._steps += 1
@@ -125,7 +132,8 @@ class PixelEnv:
         truncated: bool = False,
     ) -> StepResult:
         """recent: pixels of the last one or two substeps."""
-        image = recent[-1] if len(recent) == 1 else np.maximum(recent[-2], recent[-1])
+        pools = self.spec.max_pool and len(recent) == 2
+        image = np.maximum(*recent) if pools else recent[-1]
         frame = to_frame(image, self.spec.image_size, self.spec.grayscale, self.where)
         lives = info.get("lives")
         return StepResult(

@@ -101,13 +101,17 @@ def record_episodes(
 def record_steps(
     envs: EnvGroup, policy: RecordingPolicy, seeds: Callable[[int], int], num_steps: int
 ) -> list[Recorder]:
-    """Record episodes of `num_steps` steps together; those that run at the end are cut there."""
+    """Record episodes of `num_steps` steps together; those that run at the end are cut there.
+
+    No more are begun at once than can be expected to end.
+    """
     recorders: list[Recorder] = []
     begun = done = 0
     while done < num_steps:
         left = num_steps - done
-        expected = -(-left * begun // done) if done else envs.num_envs  # episodes in what is left
-        count = max(1, min(envs.num_envs, expected, left))
+        longest = envs.max_episode_steps or num_steps
+        expected = left * begun // done if done else left // longest
+        count = max(1, min(envs.num_envs, expected))
         made = _record(envs, policy, seeds, begun, count, left)
         begun, done = begun + count, done + sum(recorder.steps for recorder in made)
         recorders += [recorder for recorder in made if recorder.steps]

@@ -90,27 +90,49 @@ def read_rounds(folder: Path) -> tuple[Round, ...]:
         ) from None
 
 
-def plan_round(folder: Path, known: Sequence[Round], wanted: Round) -> Plan:
-    """Decide what a call records: a round that is there already, or one more.
+def plan_round(
+    folder: Path, known: Sequence[Round], wanted: Round, number: int | None = None
+) -> Plan:
+    """Decide what a call records: a round that was begun, or one more.
 
-    ValueError where the last one is not finished, and is another one.
+    number: of the round; by default that of one with these settings, or else the next.  ValueError
+    where another round is not finished.
     """
-    for number, each in enumerate(known):
-        if each.same_as(wanted):
-            return Plan(tuple(known), number)
+    known = tuple(known)
+    matching = [n for n, each in enumerate(known) if each.same_as(wanted)]
+    if number is None:
+        number = matching[0] if matching else len(known)
+    if number in matching:
+        return Plan(known, number)
     if known and _is_empty(folder, known):  # begun, and nothing came of it
         known = known[:-1]
-    if known and (missing := missing_shards(folder, known)):
-        last = known[-1]
-        if wanted.fingerprint and wanted.same_as(replace(last, fingerprint=wanted.fingerprint)):
-            return Plan((*known[:-1], wanted), len(known) - 1, replaced=True)
-        number = Plan(tuple(known), 0).locate(missing[0])[0]
+        number = min(number, len(known))
+    if number > len(known):
         raise ValueError(
-            f"{folder} lacks {shard_name(missing[0])} of its round {number} "
-            f"({known[number].policy}); finish that round first: "
-            f"{known[number].command}; without any of its shards it is left out"
+            f"--round {number}: {folder} has {len(known)} round(s), numbered from 0; record round "
+            f"{len(known)} first"
         )
-    return Plan((*known, wanted), len(known))
+    missing = missing_shards(folder, known)
+    if not missing:
+        return Plan((*known, wanted), len(known))
+    begun, last = Plan(known, 0).locate(missing[0])[0], len(known) - 1
+    another = replace(wanted, fingerprint=known[last].fingerprint)
+    if begun == last and wanted.fingerprint and known[last].same_as(another):
+        return Plan((*known[:-1], wanted), last, replaced=True)
+    raise ValueError(
+        f"{folder} lacks {shard_name(missing[0])} of its round {begun} ({known[begun].policy}); "
+        f"finish that round first: {known[begun].command}; without any of its shards the last "
+        f"round is left out"
+    )
+
+
+def is_recorded(folder: Path, known: Sequence[Round], number: int) -> bool:
+    """Whether all shards of a round are there."""
+    if number >= len(known):
+        return False
+    first = Plan(tuple(known), number).first_shard
+    own = range(first, first + known[number].num_shards)
+    return not any(shard in own for shard in missing_shards(folder, known))
 
 
 def _is_empty(folder: Path, rounds: Sequence[Round]) -> bool:

@@ -43,6 +43,9 @@ class VectorGroup:
                 f"never drawn; leave out --vectorization-mode {spec.vectorization_mode}"
             )
         self.actions: ActionSpec = action_spec(envs.single_action_space, names, self.where)
+        own = envs.spec.max_episode_steps if envs.spec else None
+        limits = (own or 0, spec.max_episode_steps)
+        self.max_episode_steps = min((n for n in limits if n), default=0)
         self._ended, self._steps = np.ones(self.num_envs, bool), 0
 
     def reset(self, seeds: Sequence[int]) -> list[StepResult]:

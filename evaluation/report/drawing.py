@@ -103,6 +103,8 @@ def draw_plots(folder: Path, metrics: dict[str, Any]) -> None:
     if any(row["n"] for row in metrics["returns"].values()):
         name = "mean return in the environment"
         plots.bar_chart(metrics["returns"], "return", name, folder / "returns.png", limits=None)
+    if metrics["return_curve"]:
+        plots.return_curve(metrics["return_curve"], folder / "return_curve.png")
     for protocol, rows in metrics["goal"].items():
         if any(row["n"] for row in rows.values()):
             plots.bar_chart(rows, "success", f"goal, {protocol}", folder / f"goal-{protocol}.png")

@@ -64,6 +64,7 @@ def empty_metrics() -> dict[str, Any]:
             for protocol in GOAL_PROTOCOLS
         },
         "returns": {policy: dict.fromkeys(RETURNS) for policy in RETURN_POLICIES},
+        "return_curve": None,
         "play": dict.fromkeys(PLAY),
         "provenance": {},
     }

@@ -18,6 +18,7 @@ from evaluation.report.trained_on_note import trained_on_note
 
 OWN = ("policy_prior", "actor_critic")  # learned in imagination, or search there
 ATTEMPTS = "Attempts of the planner: failures first."
+RETURN_CURVE = "Bars: 95% intervals over the whole episodes of a round."
 STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #1b1b1e; max-width: 1120px; margin: 2em auto;
        padding: 0 1em; }
@@ -81,6 +82,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *_images(plots, _if_measured(metrics["task"], "task.png"), ""),
         *returns(metrics["returns"]),
         *_images(plots, _if_measured(metrics["returns"], "returns.png"), ""),
+        *_images(plots, ["return_curve.png"] if metrics["return_curve"] else [], RETURN_CURVE),
         *_goals(metrics["goal"]),
         *_images(plots, _attempt_images(metrics["goal"]), ATTEMPTS),
         *_images(plots, _goal_images(metrics["goal"]), ""),

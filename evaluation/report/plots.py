@@ -108,6 +108,21 @@ def bar_chart(
     _save(fig, path)
 
 
+def return_curve(rounds: list[dict[str, Any]], path: Path) -> None:
+    """Draw the mean return of each round of episodes against the steps recorded before it."""
+    rows = [row for row in rounds if row["return"] is not None]
+    steps, means = [row["steps_before"] for row in rows], [row["return"] for row in rows]
+    fig, ax = plt.subplots(figsize=(5, 3))
+    for step, row in zip(steps, rows, strict=True):
+        if row["low"] is not None:
+            ax.plot([step, step], [row["low"], row["high"]], color=NAVY, alpha=0.4)
+    ax.plot(steps, means, color=NAVY, marker=".")
+    ax.set_xlabel("steps recorded before")
+    ax.set_title("mean return of the recorded episodes, by round", fontsize=9, loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+    _save(fig, path)
+
+
 def draw_reconstructions(truth: Tensor, reconstructed: Tensor, path: Path) -> None:
     """Draw frames (n, 3, H, W) uint8 above their reconstruction, above the error."""
     draw_strip([("truth", truth), ("tokenizer", reconstructed)], [""] * len(truth), path)

@@ -18,7 +18,7 @@ from data.gym.recording_policies import (
     RandomChoice,
     load_callable,
 )
-from data.gym.rounds import Round, plan_round, read_rounds
+from data.gym.rounds import Round, is_recorded, plan_round, read_rounds
 from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig, Range
 from data.shards.build_info import read_build_info, shard_name
 from data.shards.build_shards import available_cpus
@@ -45,6 +45,9 @@ class GymConfig(CheckedConfig):
     """Episodes to record now, whole ones; 100 where no --steps are given."""
     steps: Annotated[int, Range(1, 10**9, or_zero=True)] = 0
     """Steps to record now, in place of --episodes; the last episodes are cut."""
+    round: Annotated[int | None, Range(0, 10**6)] = None
+    """Number of the round to record, from 0, which is left as it is where it is recorded; by
+    default one more, where none with these settings and this controller is there."""
     max_episode_steps: Annotated[int, Range(1, 10**6, or_zero=True)] = 0
     """Steps after which an episode is truncated; 0 leaves that to the environment."""
     pixels: str = "auto"
@@ -96,16 +99,19 @@ class GymConfig(CheckedConfig):
         )
 
 
-def gym_source(config: GymConfig, folder: Path) -> GymEpisodes:
+def gym_source(config: GymConfig, folder: Path) -> GymEpisodes | None:
     """Choose what is recorded: the environment, who acts, and whether it is one more round.
 
-    ValueError, before anything is written, for what cannot be recorded.
+    None where --round is recorded already.  ValueError, before anything is written, for what cannot
+    be recorded.
     """
     spec = config.env_spec() if config.restart else _same_view(config, folder)
     if not spec.id:
         raise ValueError("--env is not given; name an environment, such as --env CartPole-v1")
-    policy = _find_policy(config)
     known = () if config.restart else read_rounds(folder)
+    if config.round is not None and is_recorded(folder, known, config.round):
+        return None
+    policy = _find_policy(config)
     episodes = config.episodes or (0 if config.steps else DEFAULT_EPISODES)
     fingerprint = getattr(policy, "fingerprint", "")
     # how many act together changes what a controller samples, and nothing else
@@ -115,7 +121,7 @@ def gym_source(config: GymConfig, folder: Path) -> GymEpisodes:
         policy.name, fingerprint, config.seed, num_envs, episodes, config.steps,
         f"python preprocess.py {words}",
     )  # fmt: skip
-    plan = plan_round(folder, known, wanted)
+    plan = plan_round(folder, known, wanted, config.round)
     source = GymEpisodes.open(spec, policy, plan, config.num_envs)
     if plan.replaced:
         print(f"gym: round {plan.active} was begun by another controller, and is recorded anew")

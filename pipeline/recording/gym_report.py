@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.gym.rounds import Plan, read_rounds
+from data.gym.rounds import read_rounds
 from data.shards.episode_dataset import EpisodeDataset
 
 
@@ -58,14 +58,3 @@ def describe_rounds(folder: Path) -> list[str]:
         lines.append(f"gym: round {number}, {each.policy}: {each.steps} steps, {earned}")
     return lines
 
-
-def is_complete(folder: Path, number: int) -> bool:
-    """Whether a round is recorded."""
-    from data.gym.rounds import missing_shards
-
-    rounds = read_rounds(folder)
-    if number >= len(rounds):
-        return False
-    first = Plan(rounds, number).first_shard
-    last = first + rounds[number].num_shards
-    return not any(first <= shard < last for shard in missing_shards(folder, rounds))

@@ -20,7 +20,14 @@ from models.controllers.task_search import (
 from pipeline.device import DeviceOption
 
 Part = Literal[
-    "tokenizer", "probe", "open_loop", "controllability", "imitation", "play", "task", "goal",
+    "tokenizer",
+    "probe",
+    "open_loop",
+    "controllability",
+    "imitation",
+    "play",
+    "task",
+    "goal",
     "returns",
 ]
 ProtocolName = Literal[

@@ -1,9 +1,10 @@
 """Checkpoints that describe themselves, are written whole or not at all, and know their parent.
 
 Fields: format, stage, config, image_size, latents, actions, data_actions, parent, recordings,
-model, fingerprint; growths and lineage (pipeline/training/resume.py); what resuming needs: optimizer, ema, scaler, step, best, bad_validations,
-lr_scale, seconds; and a digest of all (pipeline/tensor_file.py).  Only tensors, numbers, strings,
-lists and dicts, so that `weights_only=True` reads them.
+model, fingerprint; growths and lineage where data grew (pipeline/training/resume.py); what resuming
+needs: optimizer, ema, scaler, step, best, bad_validations, lr_scale, seconds; and a digest of all
+(pipeline/tensor_file.py).  Only tensors, numbers, strings, lists and dicts, so that
+`weights_only=True` reads them.
 """
 
 from __future__ import annotations

@@ -154,6 +154,8 @@ def first_command(run: Path, names: Sequence[str]) -> str:
     names = names or begun or []
     named = [_recipe(name) for name in names if name in recipe_names()]
     systems = [module for module in named if hasattr(module, "RUN")] or [_recipe(FALLBACK)]
+    if any(hasattr(module, "PREPROCESS_GYM") for module in named):
+        return command("preprocess.py", "gym", "--env", "ID", "--run", run, "--preset", *names)
     tables = _sizes(systems[-1]).values()
     is_vpt = any("preprocess_vpt" in table for table in tables)
     source = ("vpt", "--recordings", "PATH") if is_vpt else ("pusht",)

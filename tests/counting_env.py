@@ -14,7 +14,7 @@ ACTIONS = 3
 
 class CountingEnv(gymnasium.Env):
     """A pixel's red is the episode's step, its green the last action plus 1, its blue drawn for
-    the episode.  Episodes have 3 to 7 steps, by their seed; every second one ends by a time limit."""
+    the episode.  Episodes have 3 to 7 steps, by their seed; even numbers end by a time limit."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
@@ -52,7 +52,7 @@ class CountingEnv(gymnasium.Env):
         return self.render()
 
 
-gymnasium.register("Counting-v0", CountingEnv)
+gymnasium.register("Counting-v0", lambda **kwargs: CountingEnv(**kwargs))
 
 
 def by_count(observation: np.ndarray) -> int:

@@ -18,11 +18,11 @@ SPACES: dict[str, spaces.Space] = {
     "from -1": spaces.Discrete(3, start=-1),
     "multi": spaces.MultiDiscrete([3, 2, 4]),
     "multi from": spaces.MultiDiscrete([3, 2], start=[1, -1]),
-    "grid": spaces.MultiDiscrete([[3, 2], [2, 5]]),
+    "grid": spaces.MultiDiscrete(np.array([[3, 2], [2, 5]])),
     "binary": spaces.MultiBinary(5),
     "binary grid": spaces.MultiBinary((2, 2)),
     "box": spaces.Box(-2.0, 3.0, (3,), np.float32),
-    "box grid": spaces.Box(np.float64([[0, -1]]), np.float64([[1, 5]]), dtype=np.float64),
+    "box grid": spaces.Box(np.array([[0.0, -1.0]]), np.array([[1.0, 5.0]]), dtype=np.float64),
 }
 
 

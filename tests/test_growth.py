@@ -156,7 +156,9 @@ def test_the_loop_of_collecting_and_training(tmp_path: Path, capsys: pytest.Capt
     fresh = CodebookEmbedding(world.latents)
     fresh.load_codebook(world.tokenizer)
     found = [m for m in world.dynamics.modules() if isinstance(m, CodebookEmbedding)]
-    assert found and all(torch.allclose(m.codebook.float(), fresh.codebook, atol=1e-2) for m in found)
+    assert found and all(
+        torch.allclose(m.codebook.float(), fresh.codebook, atol=1e-2) for m in found
+    )
 
     train(tmp_path)
     assert capsys.readouterr().out.count("finished, ") == 4

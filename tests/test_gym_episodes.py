@@ -95,7 +95,11 @@ def test_an_interrupted_round_is_finished_by_the_same_command(
 
 def test_a_round_adds_episodes_and_changes_none(record: Record):
     before = record()
-    old, splits, digests = contents(before), before.splits.copy(), episode_digests(before, range(12))
+    old, splits, digests = (
+        contents(before),
+        before.splits.copy(),
+        episode_digests(before, range(12)),
+    )
     train = set(episode_digests(before, before.episodes("train")))
     after = record(policy="sticky-random", sticky_steps=2)
     assert len(after) == 24 and {k: contents(after)[k] for k in old} == old
@@ -115,7 +119,9 @@ def test_the_same_call_again_adds_nothing_and_a_round_has_a_number(record: Recor
     assert len(record(round=0)) == 12 and len(record(round=0, episodes=3)) == 12
     assert len(record(round=1)) == 24  # the same settings, and yet one more
     assert len(record(round=1, policy="no such policy is needed")) == 24
-    with pytest.raises(ValueError, match=r"--round 3: .* has 2 round\(s\), numbered from 0; record"):
+    with pytest.raises(
+        ValueError, match=r"--round 3: .* has 2 round\(s\), numbered from 0; record"
+    ):
         record(round=3)
 
 
@@ -125,7 +131,9 @@ def test_an_early_shard_is_made_again_by_the_command_of_its_round(record: Record
     (folder / "shard-00000.h5").unlink()
     with pytest.raises(ValueError, match="lacks shard-00000.h5 of its round 0 .random.; finish"):
         record(seed=2)
-    with pytest.raises(ValueError, match="shard-00000.h5 is not there or damaged, and was recorded"):
+    with pytest.raises(
+        ValueError, match="shard-00000.h5 is not there or damaged, and was recorded"
+    ):
         record(seed=1)
     assert contents(record()) == old
 
@@ -239,14 +247,12 @@ class Controller:
     name: str = "runs/a"
 
     def open(self, envs: EnvGroup) -> RecordingPolicy:
-        return _Fails() if self.fails else RandomPolicy(envs.actions)
+        return _Fails(envs.actions) if self.fails else RandomPolicy(envs.actions)
 
 
-class _Fails:
-    def reset(self, *_: Any) -> None:
+class _Fails(RandomPolicy):
+    def reset(self, results: Any, seeds: Any) -> None:
         raise OSError("interrupted")
-
-    act: Any = None
 
 
 def grow(folder: Path, policy: Controller, number: int | None = None, num_shards: int = 2) -> Plan:

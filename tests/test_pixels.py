@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from data.gym.env_spec import EnvSpec, env_spec_of, parse_kwargs
 from data.gym.pixel_env import PixelEnv
-from data.gym.pixels import find_view, to_frame
+from data.gym.pixels import find_pixel_source, to_frame
 
 IMAGE = spaces.Box(0, 255, (20, 24, 3), np.uint8)
 SYMBOLS = spaces.Box(0, 255, (7, 7, 3), np.uint8)
@@ -36,8 +36,8 @@ VECTOR = spaces.Box(-1.0, 1.0, (4,), np.float32)
     ],
 )
 def test_pixels_are_found(space: spaces.Space, pixels: str, source: str, state_dim: int):
-    view = find_view(space, pixels, "Some-v0")
-    assert (view.source, view.state_dim) == (source, state_dim)
+    found = find_pixel_source(space, pixels, "Some-v0")
+    assert (found.source, found.state_dim) == (source, state_dim)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_pixels_are_found(space: spaces.Space, pixels: str, source: str, state_d
 )
 def test_pixels_that_are_not_there_are_refused(space: spaces.Space, pixels: str, message: str):
     with pytest.raises(ValueError, match=message):
-        find_view(space, pixels, "Some-v0")
+        find_pixel_source(space, pixels, "Some-v0")
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3), (8, 8, 4), (3, 8, 8), (1, 8, 8)])
@@ -108,7 +108,7 @@ class Flicker(gymnasium.Env):
         return image
 
 
-gymnasium.register("Flicker-v0", Flicker)
+gymnasium.register("Flicker-v0", lambda **kwargs: Flicker(**kwargs))
 
 
 def test_a_step_repeats_its_action_and_adds_up_rewards():

@@ -33,7 +33,7 @@ def test_returns_are_sums_of_whole_episodes(num_envs: int):
     envs = SeparateEnvs(SPEC, num_envs)
     played = play_returns(RandomPolicy(envs.actions), envs, list(range(8)))
     assert (played.returns == played.lengths * (played.lengths + 1) / 2).all()
-    assert ((3 <= played.lengths) & (played.lengths <= 7)).all()
+    assert ((played.lengths >= 3) & (played.lengths <= 7)).all()
     assert (played.terminated == (played.lengths % 2 == 1)).all()
     again = play_returns(RandomPolicy(envs.actions), SeparateEnvs(SPEC, 2), list(range(8)))
     assert (again.returns == played.returns).all()
@@ -92,7 +92,11 @@ def test_recorded_episodes_count_by_round_and_only_whole_ones(run: Path):
 
 
 def test_a_policy_that_the_run_lacks_is_named_with_the_reason(run: Path):
-    with pytest.raises(ValueError, match="--policies planner: the return protocol does not have it"):
+    with pytest.raises(
+        ValueError, match="--policies planner: the return protocol does not have it"
+    ):
         measure(run, policies=("planner",))
-    with pytest.raises(ValueError, match="--policies nobody: unknown; choose from actor_critic, bc"):
+    with pytest.raises(
+        ValueError, match="--policies nobody: unknown; choose from actor_critic, bc"
+    ):
         measure(run, policies=("nobody",))

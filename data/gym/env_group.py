@@ -52,7 +52,7 @@ class SeparateEnvs:
         self.num_envs = num_envs
         self.envs = [PixelEnv(spec) for _ in range(num_envs)]
         first = self.envs[0]
-        self.actions, self.state_dim = first.actions, first.view.state_dim
+        self.actions, self.state_dim = first.actions, first.pixel_source.state_dim
         self.max_episode_steps = first.max_episode_steps
 
     def reset(self, seeds: Sequence[int]) -> list[StepResult]:

@@ -61,11 +61,17 @@ def register(env_id: str) -> None:
     for pattern, package, install in PACKAGES:
         if pattern.match(env_id):
             try:
-                importlib.import_module(package)
+                _quiet(importlib.import_module(package))
             except ImportError:
                 raise ValueError(
                     f"--env {env_id} needs the package {package}, which is not installed: {install}"
                 ) from None
+
+
+def _quiet(package: Any) -> None:
+    """Keep ALE from greeting at every environment."""
+    if hasattr(package, "ALEInterface"):
+        package.ALEInterface.setLoggerMode(package.LoggerMode.Error)
 
 
 @contextmanager

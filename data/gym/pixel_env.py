@@ -14,7 +14,7 @@ from data.actions import ActionSpec
 from data.gym.action_spaces import action_names, action_spec, env_action, stored_action
 from data.gym.env_spec import EnvSpec
 from data.gym.open_env import make_env, register, stepping
-from data.gym.pixels import View, find_view, to_frame
+from data.gym.pixels import PixelSource, find_pixel_source, to_frame
 
 NOOP = "NOOP"
 
@@ -49,8 +49,8 @@ class PixelEnv:
         """ValueError where the environment cannot be opened or recorded, in one line."""
         self.spec, self.where = spec, spec.id
         register(spec.id)
-        self.view = self._find_view()
-        self.env = make_env(spec, self.view.source)
+        self.pixel_source = self._find_pixel_source()
+        self.env = make_env(spec, self.pixel_source.source)
         self.actions: ActionSpec = action_spec(
             self.env.action_space, action_names(self.env), self.where
         )
@@ -87,7 +87,7 @@ class PixelEnv:
         reward = 0.0
         recent: list[np.ndarray] = []
         first_drawn = spec.frame_skip - (2 if spec.max_pool else 1)
-        if spec.max_pool and self.view.source != "render":
+        if spec.max_pool and self.pixel_source.source != "render":
             first_drawn = 0  # observed all the same, and the end may come early
         observation, info, terminated, truncated = None, {}, False, False
         with stepping(self.where):
@@ -111,16 +111,18 @@ class PixelEnv:
     def close(self) -> None:
         self.env.close()
 
-    def _find_view(self) -> View:
+    def _find_pixel_source(self) -> PixelSource:
         """Look at what it observes; an environment that is to be drawn is opened for it."""
         probe = make_env(self.spec, "observation")
         try:
-            return find_view(probe.observation_space, self.spec.pixels, self.where)
+            return find_pixel_source(probe.observation_space, self.spec.pixels, self.where)
         finally:
             probe.close()
 
     def _pixels(self, observation: Any) -> np.ndarray:
-        return np.array(self.view.pixels(observation, self.env.render))  # it may draw over it
+        return np.array(
+            self.pixel_source.pixels(observation, self.env.render)
+        )  # it may draw over it
 
     def _result(
         self,
@@ -138,7 +140,7 @@ class PixelEnv:
         lives = info.get("lives")
         return StepResult(
             frame,
-            self.view.state(observation),
+            self.pixel_source.state(observation),
             observation,
             reward,
             terminated,

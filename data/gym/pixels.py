@@ -21,7 +21,7 @@ COMMON_KEYS = ("pixels", "image", "rgb", "frame")
 
 
 @dataclass(frozen=True)
-class View:
+class PixelSource:
     """What of an observation is stored."""
 
     source: str
@@ -35,9 +35,7 @@ class View:
         """Return an image of the environment; render: called where it is drawn."""
         if self.source == "render":
             return render()
-        return np.asarray(
-            observation if self.source == "observation" else observation[self.source]
-        )
+        return np.asarray(observation if self.source == "observation" else observation[self.source])
 
     def state(self, observation: Any) -> np.ndarray | None:
         """Return the observed numbers, (D,) float32; None where there are none."""
@@ -49,7 +47,7 @@ class View:
         return np.concatenate(parts)
 
 
-def find_view(space: spaces.Space, pixels: str, where: str) -> View:
+def find_pixel_source(space: spaces.Space, pixels: str, where: str) -> PixelSource:
     """Choose where pixels are from: `auto` takes an observation of pixels, and else `render`.
 
     ValueError where `pixels` names what the environment does not observe.
@@ -74,11 +72,11 @@ def find_view(space: spaces.Space, pixels: str, where: str) -> View:
         vectors = {k: s for k, s in space.spaces.items() if k != source and _is_vector(s)}
         dim = sum(int(np.prod(s.shape or (1,))) for s in vectors.values())
         keys = tuple(vectors) if 0 < dim <= MAX_STATE else ()
-        return View(source, keys, state_dim=dim if keys else 0)
+        return PixelSource(source, keys, state_dim=dim if keys else 0)
     if source == "render" and _is_vector(space):
         dim = int(np.prod(space.shape or (1,)))
-        return View(source, (), dim <= MAX_STATE, dim if dim <= MAX_STATE else 0)
-    return View(source)
+        return PixelSource(source, (), dim <= MAX_STATE, dim if dim <= MAX_STATE else 0)
+    return PixelSource(source)
 
 
 def to_frame(pixels: Any, side: int, grayscale: bool, where: str) -> np.ndarray:

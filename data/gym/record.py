@@ -48,7 +48,7 @@ class Recorder:
         truncations = np.array([result.truncated for result in results])
         truncations[-1] |= not terminals[-1]
         lives = [result.lives for result in results]
-        states = [result.state for result in results]
+        states = [result.state for result in results if result.state is not None]
         return Episode(
             frames=np.stack([result.frame for result in results]),
             actions=np.array([*self.actions, self.actions[-1]], dtype),
@@ -57,7 +57,7 @@ class Recorder:
             terminals=terminals,
             truncations=truncations,
             lives=None if None in lives else np.array(lives, np.int32),
-            states=None if states[0] is None else np.stack(states).astype(np.float32),
+            states=np.stack(states).astype(np.float32) if states else None,
         )
 
 

@@ -17,7 +17,7 @@ from data.gym.action_spaces import action_spec, env_action, stored_action
 from data.gym.env_spec import EnvSpec
 from data.gym.open_env import make_vector_env, stepping
 from data.gym.pixel_env import StepResult
-from data.gym.pixels import find_view, to_frame
+from data.gym.pixels import find_pixel_source, to_frame
 
 
 class VectorGroup:
@@ -35,9 +35,11 @@ class VectorGroup:
         self.envs, self.spec, self.where = envs, spec, spec.id
         self.num_envs, self.seeds_each = envs.num_envs, seeds_each
         self.mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        self.view = find_view(envs.single_observation_space, spec.pixels, self.where)
-        self.state_dim = self.view.state_dim
-        if self.view.source == "render" and self.mode == AutoresetMode.SAME_STEP:
+        self.pixel_source = find_pixel_source(
+            envs.single_observation_space, spec.pixels, self.where
+        )
+        self.state_dim = self.pixel_source.state_dim
+        if self.pixel_source.source == "render" and self.mode == AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"--env {self.where} is reset within the step of an end, so its last frame is "
                 f"never drawn; leave out --vectorization-mode {spec.vectorization_mode}"
@@ -52,7 +54,8 @@ class VectorGroup:
         with stepping(self.where):
             if self.seeds_each:  # those that are not used have a seed all the same
                 spare = [seeds[-1]] * (self.num_envs - len(seeds))
-                observations, infos = self.envs.reset(seed=[*seeds, *spare])
+                seed: Any = [*seeds, *spare]
+                observations, infos = self.envs.reset(seed=seed)
             else:
                 observations, infos = self.envs.reset(seed=seeds[0])
             images = self._draw()
@@ -98,7 +101,7 @@ class VectorGroup:
         self.envs.close()
 
     def _draw(self) -> Any:
-        return self.envs.render() if self.view.source == "render" else None
+        return self.envs.render() if self.pixel_source.source == "render" else None
 
     def _result(
         self,
@@ -110,13 +113,13 @@ class VectorGroup:
         terminated: bool = False,
         truncated: bool = False,
     ) -> StepResult:
-        pixels = self.view.pixels(observation, lambda: images[i])
+        pixels = self.pixel_source.pixels(observation, lambda: images[i])
         frame = to_frame(pixels, self.spec.image_size, self.spec.grayscale, self.where)
         lives = infos["lives"][i] if "lives" in infos and infos.get("_lives", [True] * (i + 1))[i] \
             else None  # fmt: skip
         return StepResult(
             frame.copy(),
-            self.view.state(observation),
+            self.pixel_source.state(observation),
             observation,
             reward,
             terminated,
@@ -136,8 +139,8 @@ def open_vector_group(spec: EnvSpec, num_envs: int) -> VectorGroup:
             )
     probe = make_vector_env(spec, "observation", 1)
     try:
-        view = find_view(probe.single_observation_space, spec.pixels, spec.id)
+        found = find_pixel_source(probe.single_observation_space, spec.pixels, spec.id)
     finally:
         probe.close()
-    envs = make_vector_env(spec, view.source, num_envs)
+    envs = make_vector_env(spec, found.source, num_envs)
     return VectorGroup(envs, spec, seeds_each=spec.vectorization_mode != "vector_entry_point")

@@ -169,8 +169,7 @@ def _find_policy(config: GymConfig) -> PolicyChoice:
         from pipeline.recording.run_policy import RunChoice  # torch, which no other policy needs
 
         return RunChoice.find(path)
-    module, has_callable, _ = name.partition(":")
-    if has_callable:
+    if ":" in name:
         sys.path[:0] = [] if "" in sys.path or "." in sys.path else ["."]
         load_callable(name)
         return CallableChoice(name)

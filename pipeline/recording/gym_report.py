@@ -57,4 +57,3 @@ def describe_rounds(folder: Path) -> list[str]:
             earned = f"mean return {returns.mean():.4g} of {len(returns)} episodes"
         lines.append(f"gym: round {number}, {each.policy}: {each.steps} steps, {earned}")
     return lines
-

@@ -115,7 +115,10 @@ def resumed(
     growths, grown = last.get("growths", 0), has_grown(last, recordings)
     if grown:
         assert recordings is not None
-        recordings, growths = recordings | {"inherited": last["recordings"]["inherited"]}, growths + 1
+        recordings, growths = (
+            recordings | {"inherited": last["recordings"]["inherited"]},
+            growths + 1,
+        )
         if best.exists():
             lineage.append(ckpt.load(best, last["stage"])["fingerprint"])
     else:

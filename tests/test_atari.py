@@ -31,7 +31,7 @@ def test_a_game_without_its_package_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, env_id: str
 ):
     def missing(name: str) -> None:
-        raise ImportError(name)
+        raise ImportError(name=name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
     message = f"--env {env_id} needs the package ale_py, .*pip install -r requirements-atari.txt$"

@@ -20,11 +20,12 @@ import gymnasium
 from data.gym.env_spec import EnvSpec
 from data.io.messages import one_line
 
-# An id that a package registers when it is imported: what such ids look like, the package, and
-# what installs it.
+# What ids of a package look like, the module that registers them when it is imported, and what
+# installs the package.
 PACKAGES = (
     (re.compile(r"ALE/|\w+NoFrameskip-v4$"), "ale_py", "pip install -r requirements-atari.txt"),
     (re.compile(r"MiniGrid-|BabyAI-"), "minigrid", "pip install minigrid"),
+    (re.compile(r"Crafter(No)?Reward-v1$"), "data.gym.crafter_env", "pip install crafter"),
 )
 
 
@@ -58,13 +59,14 @@ def make_vector_env(spec: EnvSpec, pixels: str, num_envs: int) -> gymnasium.vect
 
 def register(env_id: str) -> None:
     """Import the package that registers an id; ValueError says what installs it."""
-    for pattern, package, install in PACKAGES:
+    for pattern, module, install in PACKAGES:
         if pattern.match(env_id):
             try:
-                _quiet(importlib.import_module(package))
-            except ImportError:
+                _quiet(importlib.import_module(module))
+            except ImportError as problem:
                 raise ValueError(
-                    f"--env {env_id} needs the package {package}, which is not installed: {install}"
+                    f"--env {env_id} needs the package {problem.name or module}, which is not "
+                    f"installed: {install}"
                 ) from None
 
 

@@ -54,7 +54,7 @@ class PixelEnv:
         self.actions: ActionSpec = action_spec(
             self.env.action_space, action_names(self.env), self.where
         )
-        if spec.noop_max and self.actions.names[:1] != (NOOP,):
+        if spec.noop_max and "".join(self.actions.names[:1]).upper() != NOOP:
             raise ValueError(
                 f"--noop-max {spec.noop_max} needs an action {NOOP}, and {self.where} has "
                 f"{', '.join(self.actions.names[:3])}; leave it out"

@@ -139,6 +139,8 @@ class ArraysConfig(CheckedConfig):
     """Upper limit of each dimension, or one for all; by default the greatest in the data."""
     num_codes: Annotated[tuple[int, ...], Range(1, MAX_CODES)] = ()
     """Number of codes, also of those that do not occur; one for each number of a vector."""
+    resolution: Annotated[int, Range(MIN_SIDE, MAX_SIDE, or_zero=True)] = 0
+    """Height and width that frames are averaged to, in pixels; 0 leaves them as they are."""
     like: Path | None = None
     """Run folder of another session of the same world, whose action space this one gets."""
     seed: Annotated[int, Range(0, MAX_SEED)] = 0
@@ -161,6 +163,7 @@ def arrays(config: ArraysConfig) -> None:
             actions=ActionOptions(
                 config.actions, config.low, config.high, config.num_codes, _actions_of(config)
             ),
+            resolution=config.resolution,
         )
         for remark in source.remarks:
             print(f"arrays: {remark}")

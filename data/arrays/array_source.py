@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from data.arrays.array_actions import FROM_THE_DATA, ActionOptions, ActionReader, read_actions
-from data.arrays.array_frames import PROBED, Layout, describe_frames, infer_layout, to_uint8
+from data.arrays.array_frames import (
+    PROBED,
+    Layout,
+    describe_frames,
+    infer_layout,
+    resize_frames,
+    to_uint8,
+)
 from data.formats.raw_episodes import OPTIONAL_KEYS, RawEpisodes, ReadOptions
 from data.formats.read_raw import read_raw
 from data.formats.step_alignment import Alignment
@@ -53,6 +60,14 @@ class ArraySource:
     rename: tuple[str, ...] = ()
     alignment: Alignment = "next"
     actions: ActionOptions = FROM_THE_DATA
+    resolution: int = 0
+    """Height and width that frames are averaged down to; 0 leaves them as they are."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Of a frame in the shards: height and width."""
+        side = self.resolution
+        return (side, side) if side else self._info().image_size
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -76,7 +91,7 @@ class ArraySource:
         info = self._info()
         return {
             "source": "arrays",
-            "image_size": list(info.image_size),
+            "image_size": list(self.image_size),
             "actions": info.actions.spec.as_dict(),
             "state_names": [f"state_{i}" for i in range(info.state_dim)],
             "settings": self._settings(),
@@ -95,7 +110,7 @@ class ArraySource:
             "layout": self.layout,
             "scale": self.scale,
         }
-        for name in ("frames_key", "rename", "alignment"):
+        for name in ("frames_key", "rename", "alignment", "resolution"):
             if getattr(self, name) != getattr(ArraySource, name):
                 settings[name] = getattr(self, name)
         if self.actions.kind != "auto":  # the rest is in the action space
@@ -119,11 +134,13 @@ class ArraySource:
         frames = to_uint8(frames, self.scale, where)
         if info.layout == "CHW":
             frames = frames.transpose(0, 2, 3, 1)
-        if frames.shape[1:3] != info.image_size:
+        if self.resolution:
+            frames = resize_frames(frames, self.resolution)
+        elif frames.shape[1:3] != info.image_size:
             raise ValueError(
                 f"{where} has frames of {frames.shape[1]} x {frames.shape[2]} pixels, and the "
-                f"first episode of {info.image_size[0]} x {info.image_size[1]}; resize them to "
-                f"one size"
+                f"first episode of {info.image_size[0]} x {info.image_size[1]}; give "
+                f"--resolution for one size"
             )
         actions = _read_actions(info, number, len(frames))
         extra: dict[str, Any] = {
@@ -154,8 +171,7 @@ class ArraySource:
 
     def _episodes_by_shard(self) -> list[list[int]]:
         """Group the episodes into shards of at most BYTES_PER_SHARD, or of one episode."""
-        info = self._info()
-        height, width = info.image_size
+        info, (height, width) = self._info(), self.image_size
         groups: list[list[int]] = [[]]
         size = 0
         for number, length in enumerate(info.raw.lengths):

@@ -328,7 +328,9 @@ def _from_index(config: VptConfig) -> tuple[tuple[str, ...], list[VideoAndLog], 
 def gym(config: GymConfig) -> None:
     with _locked_shards(config.run) as folder:
         source = gym_source(config, folder)
-        if source is not None:
+        if source is None:
+            print(f"gym: round {config.round} is recorded already")
+        else:
             seed = split_seed(source)
             _build_and_report(source, folder, seed, config.num_workers, config.restart)
         for line in describe_rounds(folder):

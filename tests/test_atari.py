@@ -76,3 +76,9 @@ def test_a_game_is_repeated_from_its_seed(tmp_path: Path):
     for action, frame in zip(start.next_actions[:-1], start.next_frames, strict=True):
         simulator.step(action)
         assert np.array_equal(simulator.render(64), frame)
+
+
+def test_a_run_of_games_without_shards_says_how_to_record_them(tmp_path: Path):
+    said = presets.first_command(tmp_path / "run", ["pusht", "cpu", "atari"])
+    assert said.startswith("python preprocess.py gym --env ID --run ")
+    assert said.endswith("--preset pusht cpu atari")

@@ -40,7 +40,7 @@ class PixelSource:
     def state(self, observation: Any) -> np.ndarray | None:
         """Return the observed numbers, (D,) float32; None where there are none."""
         if self.state_is_observation:
-            return np.asarray(observation, np.float32).reshape(-1)
+            return np.array(observation, np.float32).reshape(-1)  # it may be changed in place
         if not self.state_keys:
             return None
         parts = [np.asarray(observation[key], np.float32).reshape(-1) for key in self.state_keys]

@@ -115,8 +115,7 @@ class VectorGroup:
     ) -> StepResult:
         pixels = self.pixel_source.pixels(observation, lambda: images[i])
         frame = to_frame(pixels, self.spec.image_size, self.spec.grayscale, self.where)
-        lives = infos["lives"][i] if "lives" in infos and infos.get("_lives", [True] * (i + 1))[i] \
-            else None  # fmt: skip
+        lives = infos["lives"][i] if "lives" in infos else None
         return StepResult(
             frame.copy(),
             self.pixel_source.state(observation),

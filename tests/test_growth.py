@@ -76,6 +76,17 @@ def test_a_training_takes_as_many_steps_again_and_chooses_its_best_anew(tmp_path
     assert trainer.metadata["lineage"] == [before, best["fingerprint"]]
 
 
+def test_shards_with_more_held_out_episodes_alone_are_gone_on_with(tmp_path: Path):
+    """Or with copies of training episodes, as a world without chance gives them."""
+    finish(begin(tmp_path, SHARDS | recordings("one", 1, 2)), 0.25)
+    trainer = begin(tmp_path, {"parent": {"path": "shards", "fingerprint": "two"}}
+                    | recordings("two", 1, 2))  # fmt: skip
+    assert trainer.finished and trainer.best == 0.25
+    with pytest.raises(ValueError, match="was begun on shards with fingerprint"):
+        begin(tmp_path, {"parent": {"path": "tokenizer", "fingerprint": "other"}}
+              | recordings("one", 1, 2))  # fmt: skip
+
+
 def test_data_that_lost_an_episode_has_not_grown(tmp_path: Path):
     finish(begin(tmp_path, SHARDS | recordings("one", 1, 2)), 0.25)
     with pytest.raises(ValueError, match="of its 2 training episodes 1 are among the 4 of now"):

@@ -176,9 +176,8 @@ def _check_same_build(
     """num_shards: None for a source that may have more of them now."""
     problem = describe_change(known["description"], description, folder)
     count = known.get("shards", num_shards)
-    if (
-        not problem and num_shards is not None and count != num_shards
-    ):  # only where recordings are not known
+    # only where recordings are not known
+    if not problem and num_shards is not None and count != num_shards:
         problem = f"{folder} is of {count} shards, but now there are {num_shards}"
     if problem:
         raise ValueError(f"{problem}; --restart makes them anew, another --run keeps both")
@@ -226,10 +225,8 @@ def _make_shard(
         return False
     reason.unlink(missing_ok=True)
     if isinstance(source, Grows):
-        lengths = [len(episode) for episode in episodes]
-        for episode, split in zip(
-            episodes, source.split_shard(index, lengths, splits), strict=True
-        ):
+        own = source.split_shard(index, [len(episode) for episode in episodes], splits)
+        for episode, split in zip(episodes, own, strict=True):
             episode.split = split
     else:
         for episode in episodes:

@@ -1,5 +1,8 @@
 # make demo    install, then Push-T end to end on the CPU: episodes, training, video, report
 # make test    install, then run the tests
+# make dreamer ENV=CartPole-v1    install, then rounds of collecting, training the world, and the
+#     controller in it; the report draws the return against the steps. ROUNDS and COLLECT say how
+#     often, and how many steps a round; PRESET="pusht debug" tries it with another recipe
 #
 # make demo DEMOS=PATH RUN=runs/human
 #     the same on human demonstrations (a zarr folder, zip or npz), with 3 perturbed copies of each;
@@ -7,7 +10,7 @@
 # make demo DEMOS=PATH PERTURB=12 PRESET="keypoints cpu30" RUN=runs/goals    half an hour on 2 cores
 # make demo DEMOS=PATH PERTURB=16 PRESET=keypoints RUN=runs/pusht            full size, on a GPU
 #
-# A second call resumes an interrupted demo; each stage that is finished says so.
+# A second call resumes an interrupted demo, or loop; each stage that is finished says so.
 
 RUN ?= runs/demo
 PRESET ?= keypoints cpu
@@ -22,7 +25,16 @@ GIVEN := $(if $(filter file,$(origin PRESET)),,--preset $(PRESET))
 STAGE := --run $(RUN) $(GIVEN)
 FIRST := --run $(RUN) $(or $(GIVEN),$(if $(wildcard $(RUN)/run.json),,--preset $(PRESET)))
 
-.PHONY: demo test install
+# The loop has a recipe and a folder of its own, where none is given.
+ENV ?= CartPole-v1
+ROUNDS ?= 5
+COLLECT ?= 2000
+LOOP_PRESET := $(if $(filter file,$(origin PRESET)),dreamer,$(PRESET))
+LOOP_RUN := $(if $(filter file,$(origin RUN)),runs/$(notdir $(ENV)),$(RUN))
+# A recipe whose world is trained jointly has no tokenizer.
+LOOP_STAGES := $(if $(filter dreamer,$(LOOP_PRESET)),,train_tokenizer) train_dynamics train_controller
+
+.PHONY: demo dreamer test install
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -38,6 +50,22 @@ demo: $(INSTALLED)
 	@echo "task    $(CHECKPOINT)/play/task/rollout.gif: the Push-T task, solved by planning in that world"
 	@echo "video   $(RUN)/play/rollout.gif and rollout.mp4: the simulator next to the model rollout"
 	@echo "report  $(RUN)/report/index.html, with its metrics in $(RUN)/report/metrics.json"
+
+# Round 0 is collected at random, each later one by the controller of the round before. Stages go on
+# from their checkpoints as the shards grow.
+dreamer: $(INSTALLED)
+	$(PYTHON) preprocess.py gym --run $(LOOP_RUN) --preset $(LOOP_PRESET) --env $(ENV) \
+	  --steps $(COLLECT) --round 0
+	@for round in $$(seq $(ROUNDS)); do \
+	  for stage in $(LOOP_STAGES); do \
+	    echo "dreamer: round $$round of $(ROUNDS), $$stage"; \
+	    $(PYTHON) $$stage.py --run $(LOOP_RUN) || exit; \
+	  done; \
+	  $(PYTHON) preprocess.py gym --run $(LOOP_RUN) --policy $(LOOP_RUN) --steps $(COLLECT) \
+	    --round $$round || exit; \
+	done
+	$(PYTHON) evaluate.py --run $(LOOP_RUN)
+	@echo "report  $(LOOP_RUN)/report/index.html: the return against the steps"
 
 # A goal is reached in the world that comes with the project. Watch it while the demo trains.
 $(CHECKPOINT)/play/goal.made: $(CHECKPOINT)/dynamics/best.pt

@@ -1,6 +1,7 @@
 """Stage 1: from a source of episodes to shards.
 
-Reads   the Push-T simulator, human demonstrations, Minecraft recordings, or arrays.
+Reads   the Push-T simulator, human demonstrations, Minecraft recordings, any gymnasium
+        environment, or arrays.
 Writes  RUN/shards: shard-00000.h5 and so on, and build.json, with the command and its settings.
 Try     python preprocess.py pusht --run runs/pusht --preset pusht cpu
 Next    train_tokenizer.py
@@ -53,6 +54,8 @@ from data.vpt.index import download_recordings, load_index, local_name, sample_r
 from data.vpt.recordings import FrameFormat, VptSource
 from data.vpt.vpt_report import report
 from pipeline.cli import Command, run_commands, unprefixed
+from pipeline.recording.gym_config import GymConfig, gym_source, split_seed
+from pipeline.recording.gym_report import describe_rounds
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ class ArraysConfig(CheckedConfig):
     """Upper limit of each dimension, or one for all; by default the greatest in the data."""
     num_codes: Annotated[tuple[int, ...], Range(1, MAX_CODES)] = ()
     """Number of codes, also of those that do not occur; one for each number of a vector."""
+    resolution: Annotated[int, Range(MIN_SIDE, MAX_SIDE, or_zero=True)] = 0
+    """Height and width that frames are averaged to, in pixels; 0 leaves them as they are."""
     like: Path | None = None
     """Run folder of another session of the same world, whose action space this one gets."""
     seed: Annotated[int, Range(0, MAX_SEED)] = 0
@@ -177,6 +182,7 @@ def arrays(config: ArraysConfig) -> None:
                 config.actions, config.low, config.high, config.num_codes, _actions_of(config)
             ),
             state_names=config.state_names,
+            resolution=config.resolution,
         )
         for remark in source.remarks:
             print(f"arrays: {remark}")
@@ -338,6 +344,18 @@ def _from_index(config: VptConfig) -> tuple[tuple[str, ...], list[VideoAndLog], 
     return tuple(local_name(stem) for stem in stems), pairs, missing
 
 
+def gym(config: GymConfig) -> None:
+    with _locked_shards(config.run) as folder:
+        source = gym_source(config, folder)
+        if source is None:
+            print(f"gym: round {config.round} is recorded already")
+        else:
+            seed = split_seed(source)
+            _build_and_report(source, folder, seed, config.num_workers, config.restart)
+        for line in describe_rounds(folder):
+            print(line)
+
+
 @dataclass(frozen=True)
 class CheckConfig(CheckedConfig):
     shards: Path
@@ -366,6 +384,9 @@ COMMANDS = {
     ),
     "arrays": Command(
         arrays, ArraysConfig, "HDF5, .npy, .npz, images or videos of episodes", "preprocess_arrays"
+    ),
+    "gym": Command(
+        gym, GymConfig, "any gymnasium environment; adds to a run's shards", "preprocess_gym"
     ),
     "check": Command(check, CheckConfig, "validate shards, print statistics, draw a sheet"),
 }

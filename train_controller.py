@@ -114,6 +114,7 @@ def train_actor_critic(config: Config, context: ControllerContext) -> None:
     )
     if trainer.finished:
         return trainer.log_finished()
+    model.load_codebook(world)  # the weights that it resumed may be of an earlier one
     starts = StartsWithDemos(
         context.clips("train", world.start_frames, model.needs),
         context.demos("train", config.min_reward),
@@ -269,6 +270,7 @@ def fit(
         flag_prefix=training.flag_prefix,
         data_summary=training.data_summary,
     )
+    model.load_codebook(context.world)  # the weights that it resumed may be of an earlier one
     held_out = held_out.to(trainer.device)
     if isinstance(data, ClipBatches):
         trainer.cache_on_device(data)

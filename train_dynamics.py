@@ -93,6 +93,8 @@ def main(config: Config) -> None:
     )
     if trainer.finished:
         return trainer.log_finished()
+    if source.tokenizer is not None:  # the weights that it resumed may be of an earlier one
+        model.load_codebook(source.tokenizer)
     latents = source.encode(config.run / "latents", trainer)
     clips = ClipBatches(train, model.needs, latents)
     trainer.cache_on_device(clips)

@@ -10,7 +10,7 @@ from data.pusht.simulator import WINDOW_SIZE
 from data.pusht.task_goal import Goal, check_in_world
 from data.ranges import MAX_SEED, MAX_STEPS, MAX_WORKERS, CheckedConfig, NonEmpty, Range
 from evaluation.measures.open_loop import HORIZONS
-from evaluation.protocols import goals, task
+from evaluation.protocols import goals, returns, task
 from kernels import Backend
 from models.controllers.best_of_n import BestOfNConfig
 from models.controllers.planner import PlannerConfig
@@ -32,6 +32,7 @@ Part = Literal[
     "play",
     "task",
     "goal",
+    "returns",
 ]
 ProtocolName = Literal[
     "first_hit",
@@ -43,6 +44,7 @@ ProtocolName = Literal[
     "offset100_strict",
     "task",
     "given_goal",
+    "returns",
 ]
 GIVEN_GOAL: Final = "given_goal"
 """The protocol of --goal."""
@@ -97,6 +99,13 @@ class Config(CheckedConfig):
     task_goal: Annotated[Goal | None, Range(-360, WINDOW_SIZE)] = None
     """X Y DEGREES: another goal of the task protocol on Push-T than that of the recordings, drawn
     there instead; what has learned a task's cost is left out, since that is of its own goal."""
+    return_episodes: Annotated[int, Range(1, 10**6)] = 100
+    """Episodes of each policy in the return protocol, of a gymnasium environment; their seeds are
+    those from --task-seed."""
+    return_max_steps: Annotated[int, Range(1, 10**6)] = returns.MAX_STEPS
+    """Most steps of such an episode, besides the environment's own limit."""
+    return_envs: Annotated[int, Range(1, 1024)] = 20
+    """Such environments at a time, which the world model sees as one batch."""
     goal_pairs: Annotated[int, Range(1, 10**6)] = 500
     """Pairs of start and goal for each seed."""
     pair_seeds: Annotated[tuple[int, ...], Range(0, MAX_SEED), NonEmpty()] = (0, 1, 2)
@@ -176,4 +185,6 @@ class Config(CheckedConfig):
     @property
     def num_seeds(self) -> int:
         """Most episodes of a policy in the task protocol."""
-        return max(self.task_episodes, self.search_episodes, self.oracle_episodes)
+        return max(
+            self.task_episodes, self.search_episodes, self.oracle_episodes, self.return_episodes
+        )

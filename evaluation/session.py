@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 
 import kernels
 from data.clips import Clips
+from data.gym.env_group import EnvGroup, open_group
+from data.gym.env_spec import EnvSpec, env_spec_of
 from data.io.files import lock, writable_folder
 from data.pusht import simulator
 from data.pusht.vector_pusht import VectorPushT
@@ -101,6 +104,7 @@ class Session:
         planners = {name: load(run, self.world) for name, load in CHUNK_PLANNERS.items()}
         self.chunk_planners = {name: p for name, p in planners.items() if p is not None}
         self._results: dict[tuple[str, str], dict[str, Any]] = {}
+        self._gym_envs: EnvGroup | None = None
         self.num_workers = num_workers or available_cpus()
         self.world.data_actions.check_same(self.dataset.actions, f"{run}'s world", str(where))
         if tuple(self.world.image_size) != self.dataset.image_size:
@@ -164,6 +168,23 @@ class Session:
         size = self.dataset.image_size[0]
         envs = VectorPushT(self.num_envs, size, self.num_workers, self.own_goal)
         return self._exit_stack.enter_context(envs)
+
+    @cached_property
+    def env_spec(self) -> EnvSpec | None:
+        """The gymnasium environment that the dataset was recorded in, where it was."""
+        return env_spec_of(self.dataset.description)
+
+    def gym_envs(self, num_envs: int, max_steps: int) -> EnvGroup:
+        """Open that environment as often, once for all policies; max_steps: of an episode."""
+        if self._gym_envs is None:
+            assert self.env_spec is not None
+            limits = [n for n in (self.env_spec.max_episode_steps, max_steps) if n]
+            spec = replace(self.env_spec, max_episode_steps=min(limits))
+            self._gym_envs = open_group(spec, num_envs)
+            self._exit_stack.callback(self._gym_envs.close)
+            same = f"the environment {spec.id} of now"
+            self.dataset.actions.check_same(self._gym_envs.actions, str(self.dataset.folder), same)
+        return self._gym_envs
 
     @cached_property
     def last_action_probe(self) -> LastActionProbe:

@@ -18,8 +18,14 @@ from evaluation.protocols import goals, policies
 from evaluation.protocols.mpc import MpcPolicy
 from evaluation.protocols.record_video import RecordVideo
 from evaluation.report.drawing import draw_attempts
-from evaluation.report.metrics_schema import GIVEN_GOAL_POLICIES, GOAL_POLICIES, TASK_POLICIES
+from evaluation.report.metrics_schema import (
+    GIVEN_GOAL_POLICIES,
+    GOAL_POLICIES,
+    RETURN_POLICIES,
+    TASK_POLICIES,
+)
 from evaluation.result_cache import write_json
+from evaluation.return_jobs import return_jobs, why_missing_in_returns
 from evaluation.session import Session
 from evaluation.task_jobs import task_jobs, why_missing_in_task
 from models.controllers.goal_policy import GoalPolicy
@@ -32,6 +38,7 @@ def jobs_in_simulator(session: Session, config: Config) -> Iterator[Job]:
     """Give all jobs that the dataset has a simulator for."""
     yield from task_jobs(session, config)
     yield from goal_jobs(session, config)
+    yield from return_jobs(session, config)
 
 
 def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
@@ -91,8 +98,10 @@ def why_missing(
 ) -> str:
     """Say in one line why this run does not measure a policy in the simulator, or in none of
     `protocols`; task_goal: of the task protocol, if not the dataset's."""
-    if policy not in {*TASK_POLICIES, *GOAL_POLICIES}:
+    if policy not in {*TASK_POLICIES, *GOAL_POLICIES, *RETURN_POLICIES}:
         return "unknown"
+    if session.env_spec is not None:
+        return why_missing_in_returns(session, policy)
     if not session.is_pusht:
         return f"only Push-T has a simulator, and {session.dataset.folder} is another dataset"
     if protocols == (GIVEN_GOAL,) and policy not in GIVEN_GOAL_POLICIES:

@@ -1,9 +1,10 @@
 """Checkpoints that describe themselves, are written whole or not at all, and know their parent.
 
 Fields: format, stage, config, image_size, latents, actions, data_actions, parent, recordings,
-model, fingerprint; what resuming needs: optimizer, ema, scaler, step, best, bad_validations,
-lr_scale, seconds; and a digest of all (pipeline/tensor_file.py).  Only tensors, numbers, strings,
-lists and dicts, so that `weights_only=True` reads them.
+model, fingerprint; growths and lineage where data grew (pipeline/training/resume.py); what resuming
+needs: optimizer, ema, scaler, step, best, bad_validations, lr_scale, seconds; and a digest of all
+(pipeline/tensor_file.py).  Only tensors, numbers, strings, lists and dicts, so that
+`weights_only=True` reads them.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ TYPES = {
     **dict.fromkeys(("stage", "fingerprint"), str),
     **dict.fromkeys(("config", "latents", "actions", "data_actions", "parent", "model"), dict),
     **dict.fromkeys(("train", "ema", "optimizer", "scaler", "bc"), dict),
-    **dict.fromkeys(("step", "bad_validations"), int),
+    **dict.fromkeys(("step", "bad_validations", "growths"), int),
+    "lineage": list,
     **dict.fromkeys(("seconds", "lr_scale"), int | float),
     "recordings": dict | None,
     "best": int | float | None,
@@ -236,12 +238,18 @@ def check_parent(
     """Raise ValueError when `child` was trained on another parent than this one."""
     expected = child["parent"]["fingerprint"]
     if expected != parent["fingerprint"]:
+        again = train_command(child["stage"], child_path)
+        again += "" if follows(parent, expected) else " --restart"
         raise ValueError(
             f"{child_path} was trained on a {parent['stage']} with fingerprint {expected}, but "
-            f"{parent_path} has {parent['fingerprint']}; run "
-            f"{train_command(child['stage'], child_path)} --restart, or put the old "
+            f"{parent_path} has {parent['fingerprint']}; run {again}, or put the old "
             f"{parent['stage']} back"
         )
+
+
+def follows(checkpoint: Checkpoint, fingerprint: str) -> bool:
+    """Whether a checkpoint goes on, on grown data, from the one with this fingerprint."""
+    return fingerprint in checkpoint.get("lineage", [])
 
 
 def _wrong_field(checkpoint: Checkpoint) -> str:

@@ -20,7 +20,7 @@ from models import registry
 C = TypeVar("C")
 FILE = "run.json"
 FALLBACK = "pusht"  # the recipe whose sizes are used where none is named
-FIRST_STAGES = ("preprocess_pusht", "preprocess_vpt", "preprocess_arrays")
+FIRST_STAGES = ("preprocess_pusht", "preprocess_vpt", "preprocess_arrays", "preprocess_gym")
 BUILD_STAGES = (*FIRST_STAGES, "tokenizer", "dynamics", "controller")  # these write run.json
 STAGES = (*BUILD_STAGES, "play", "evaluate")
 
@@ -163,6 +163,8 @@ def first_command(run: Path, names: Sequence[str]) -> str:
     names = names or begun or []
     named = [_recipe(name) for name in names if name in recipe_names()]
     systems = [module for module in named if hasattr(module, "RUN")] or [_recipe(FALLBACK)]
+    if any(hasattr(module, "PREPROCESS_GYM") for module in named):
+        return command("preprocess.py", "gym", "--env", "ID", "--run", run, "--preset", *names)
     tables = _sizes(systems[-1]).values()
     is_vpt = any("preprocess_vpt" in table for table in tables)
     source = ("vpt", "--recordings", "PATH") if is_vpt else ("pusht",)

@@ -92,6 +92,8 @@ EVALUATE_DEBUG = {
     "search_episodes": 2,
     "oracle_episodes": 1,
     "task_max_steps": 6,
+    "return_episodes": 4,
+    "return_max_steps": 50,
     "task_planner.num_samples": 4,
     "task_planner.iterations": 2,
     "task_planner.warm_start_iterations": 1,

@@ -325,3 +325,19 @@ def test_a_second_session_is_imported_like_the_first(tmp_path, capsys):
     assert "arrays: actions: whole numbers (T,), taken as codes 0 to 4" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--like gives the action space; leave out --low"):
         preprocess.arrays(preprocess.ArraysConfig(tmp_path, runs[1], like=runs[0], low=(1.0,)))
+
+
+def test_frames_of_several_sizes_are_averaged_to_one(tmp_path):
+    for number, side in enumerate((32, 64, 48)):
+        frames = np.zeros((4, side, side + 16, 3), np.uint8)
+        frames[:, : side // 2] = 100 + number  # the upper half
+        np.savez(tmp_path / f"{number}.npz", frames=frames, actions=np.arange(4))
+    preprocess.arrays(
+        preprocess.ArraysConfig(tmp_path, tmp_path / "run", num_workers=1, resolution=16)
+    )
+    dataset = EpisodeDataset(tmp_path / "run" / "shards")
+    assert dataset.image_size == (16, 16) and dataset.description["settings"]["resolution"] == 16
+    for episode in range(3):
+        frames = dataset.read(episode, "frames")
+        assert (frames[:, :8] == 100 + episode).all() and (frames[:, 8:] == 0).all()
+    assert "resolution" not in ArraySource(str(tmp_path)).description()["settings"]

@@ -35,6 +35,12 @@ def test_an_episode_of_constant_reward_is_demonstrated_as_a_whole(tmp_path):
     assert [rows.tolist() for rows in found] == [[0, 1, 2], []]
 
 
+def test_an_episode_in_which_each_step_earns_the_same_is_demonstrated_as_a_whole(tmp_path):
+    """As in CartPole: the reset earns nothing."""
+    found = demo_rows(dataset(tmp_path, [0, 1, 1, 1], [0, 1, 1, 0]), "train", 0.7)
+    assert [rows.tolist() for rows in found] == [[0, 1, 2], [4]]
+
+
 def test_a_reward_that_no_episode_reaches_is_told_with_the_highest_there_is(tmp_path):
     made = dataset(tmp_path, [0, 0.2, 0.25, 0.1])
     with pytest.raises(ValueError, match=r"the 1 train episode of .* is 0.25, .*--min-reward 0.7"):

@@ -284,7 +284,6 @@ def test_facts_of_minerl_that_do_not_fit_are_named(tmp_path, count, message):
 @pytest.mark.parametrize(
     "mark, kind",
     [
-        ("meta/info.json", "a LeRobot dataset"),
         ("dataset_info.json", "an RLDS"),
         ("ep_len.npz", "swm convert"),
         ("zarr.json", "a zarr store"),

@@ -29,6 +29,7 @@ STAGES: dict[str, CheckedConfig] = {
     "preprocess_pusht": preprocess.PushTConfig(),
     "preprocess_vpt": preprocess.VptConfig(),
     "preprocess_arrays": preprocess.ArraysConfig(Path("frames.h5")),
+    "preprocess_gym": preprocess.GymConfig(),
     "tokenizer": train_tokenizer.Config(),
     "dynamics": train_dynamics.Config(),
     "controller": train_controller.Config(),

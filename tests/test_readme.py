@@ -171,7 +171,7 @@ def test_commands_are_found_where_pages_show_them(tmp_path: Path):
 
 def test_the_comments_of_the_makefile_are_commands_that_it_knows():
     shown = re.findall(r"^# (make .*?)(?: {4}.*)?$", MAKEFILE, re.MULTILINE)
-    assert len(shown) == 5
+    assert len(shown) == 6
     for command in shown:
         check_make(shlex.split(command)[1:])
 
@@ -198,6 +198,35 @@ def test_the_stages_of_make_demo_parse(
         == first  # fmt: skip
     for script in STAGES:  # the run remembers, so a preset is passed only if it was given
         assert ("--preset" in scripts[script]) == bool(preset), script
+
+
+@pytest.mark.parametrize(
+    ("preset", "trained"),
+    [("pusht debug", "train_tokenizer train_dynamics train_controller"),
+     ("dreamer", " train_dynamics train_controller")],
+)  # fmt: skip
+def test_the_stages_of_the_loop_parse(
+    preset: str, trained: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A recipe that is trained jointly has no tokenizer."""
+    variables = [f"RUN={tmp_path}/loop", "ENV=ALE/Pong-v5", "ROUNDS=7", f"PRESET={preset}"]
+    printed = subprocess.run(
+        ["make", "--dry-run", "--old-file=.venv/installed", "dreamer", *variables],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.replace("\\\n", " ")  # fmt: skip
+    assert f"for stage in {trained}; do" in printed and "seq 7" in printed
+    monkeypatch.chdir(tmp_path)
+    calls = re.findall(r"\.venv/bin/python (preprocess\.py[^|\n]*)", printed)
+    assert len(calls) == 2
+    known = preset if preset != "dreamer" else "pusht"  # whether that recipe is there or not
+    for call, rounds in zip(calls, ("0", "$round"), strict=True):
+        words = shlex.split(call.replace(f"--preset {preset}", f"--preset {known}"))
+        assert words[-2:] == ["--round", rounds] or rounds in call
+        parsed = parse(
+            preprocess.GymConfig, "preprocess_gym",
+            [*words[2 : words.index("--round")], "--round", "1"],
+        )  # fmt: skip
+        assert parsed.config.steps == 2000
 
 
 # -- links and names --------------------------------------------------------------------------

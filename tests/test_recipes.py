@@ -24,6 +24,7 @@ from pipeline import presets
 CONFIGS: dict[str, type] = {
     "preprocess_pusht": preprocess.PushTConfig,
     "preprocess_vpt": preprocess.VptConfig,
+    "preprocess_gym": preprocess.GymConfig,
     "tokenizer": train_tokenizer.Config,
     "dynamics": train_dynamics.Config,
     "controller": train_controller.Config,
@@ -33,10 +34,11 @@ CONFIGS: dict[str, type] = {
 RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "minecraft")
 ON_CODES = ("pusht", "minecraft")
 WITH_TOKENIZER = tuple(recipe for recipe in RECIPES if recipe != "dreamer")
-BEHIND = ("autoregressive", "rssm")  # recipes that change another one
+BEHIND = ("autoregressive", "rssm", "atari")  # recipes that change another one
 PUSHT_SIZES = ("cpu", "cpu30", "debug", "high_res")
 MINECRAFT_SIZES = ("150m", "high_res", "debug")
 DREAMER_SIZES = (*PUSHT_SIZES, "1m", "4m", "12m", "25m", "32x32")
+ATARI_SIZES = ("high_res", "gray84")
 
 
 def sizes(recipe: str) -> tuple[str, ...]:
@@ -79,7 +81,8 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def test_there_are_these_recipes_and_sizes():
     assert set(presets.recipe_names()) == {*RECIPES, *BEHIND}
-    assert set(presets.size_names()) == {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES}
+    known = {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES, *ATARI_SIZES}
+    assert set(presets.size_names()) == known
 
 
 @pytest.mark.parametrize("stage", CONFIGS)
@@ -260,6 +263,22 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("preprocess_vpt", "minecraft", {"run": Path("runs/minecraft"), "frame_format.resolution": 64}),
     ("preprocess_vpt", "minecraft high_res", {"frame_format.resolution": 128}),
     ("preprocess_vpt", "minecraft debug", {"num_recordings": 10, "frame_format.resolution": 64}),
+    ("preprocess_gym", "pusht", {"frame_skip": 1, "resolution": 64, "env_kwargs": ()}),
+    ("preprocess_gym", "pusht atari", {
+        "run": Path("runs/pusht"), "resolution": 64, "frame_skip": 4, "max_pool": True,
+        "noop_max": 30, "grayscale": False, "env_kwargs": (
+            "frameskip=1", "repeat_action_probability=0.0", "full_action_space=false",
+        ),
+    }),
+    ("preprocess_gym", "atari high_res", {"resolution": 128, "frame_skip": 4}),
+    ("preprocess_gym", "atari gray84", {
+        "resolution": 84, "grayscale": True, "frame_skip": 4, "env_kwargs": (
+            "frameskip=1", "repeat_action_probability=0.0", "full_action_space=true",
+        ),
+    }),
+    ("tokenizer", "pusht cpu atari high_res", {
+        "model.image_size": (128, 128), "model.num_res_blocks": 1,
+    }),
     ("tokenizer", "pusht", {
         "run": Path("runs/pusht"), "model.image_size": (64, 64), "model.downsample": 8,
         "model.patch_size": 4, "model.encoder_kernel": 1, "model.channels": 256,

@@ -58,7 +58,7 @@ def test_the_simulator_reproduces_an_episode(tmp_path: Path):
             player.step(start.next_actions[step])
             frame, truth = player.simulator_frame().astype(int), player.dataset_frame()
             assert np.abs(frame - truth).mean() < 1.0, f"step {step} from frame {first}"
-        assert np.abs(player.simulator.state[:4] - states[-1, :4]).max() < 2  # type: ignore
+        assert np.abs(player.simulator.world.state[:4] - states[-1, :4]).max() < 2  # type: ignore
 
 
 def test_recordings_with_the_names_of_push_t_but_other_actions_have_no_simulator(tmp_path: Path):

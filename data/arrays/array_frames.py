@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from data.opencv import resize_area
+
 Layout = Literal["auto", "CHW", "HWC"]
 PROBED = 8  # episodes whose frames are looked at before any is imported
 
@@ -57,6 +59,11 @@ def to_uint8(frames: np.ndarray, scale: float, where: str) -> np.ndarray:
             f"{where} has frames from {low:.6g} to {high:.6g}, but 0 to 255 is needed; {fix}"
         )
     return values.round().clip(0, 255).astype(np.uint8)
+
+
+def resize_frames(frames: np.ndarray, side: int) -> np.ndarray:
+    """Average (T, H, W, 3) uint8 over areas: (T, side, side, 3); the aspect ratio is not kept."""
+    return np.stack([resize_area(np.ascontiguousarray(frame), side) for frame in frames])
 
 
 def describe_frames(probed: Iterable[tuple[np.ndarray, str]], scale: float) -> str:

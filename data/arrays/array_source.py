@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from data.arrays.array_actions import FROM_THE_DATA, ActionOptions, ActionReader, read_actions
-from data.arrays.array_frames import PROBED, Layout, describe_frames, infer_layout, to_uint8
+from data.arrays.array_frames import (
+    PROBED,
+    Layout,
+    describe_frames,
+    infer_layout,
+    resize_frames,
+    to_uint8,
+)
 from data.arrays.array_states import name_states
 from data.formats.raw_episodes import OPTIONAL_KEYS, RawEpisodes, ReadOptions
 from data.formats.read_raw import read_raw
@@ -55,6 +62,14 @@ class ArraySource:
     alignment: Alignment = "next"
     actions: ActionOptions = FROM_THE_DATA
     state_names: tuple[str, ...] = ()
+    resolution: int = 0
+    """Height and width that frames are averaged down to; 0 leaves them as they are."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Of a frame in the shards: height and width."""
+        side = self.resolution
+        return (side, side) if side else self._info().image_size
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -78,7 +93,7 @@ class ArraySource:
         info = self._info()
         return {
             "source": "arrays",
-            "image_size": list(info.image_size),
+            "image_size": list(self.image_size),
             "actions": info.actions.spec.as_dict(),
             "state_names": list(info.state_names),
             "settings": self._settings(),
@@ -97,7 +112,7 @@ class ArraySource:
             "layout": self.layout,
             "scale": self.scale,
         }
-        for name in ("frames_key", "rename", "alignment"):
+        for name in ("frames_key", "rename", "alignment", "resolution"):
             if getattr(self, name) != getattr(ArraySource, name):
                 settings[name] = getattr(self, name)
         if self.actions.kind != "auto":  # the rest is in the action space
@@ -121,11 +136,13 @@ class ArraySource:
         frames = to_uint8(frames, self.scale, where)
         if info.layout == "CHW":
             frames = frames.transpose(0, 2, 3, 1)
-        if frames.shape[1:3] != info.image_size:
+        if self.resolution:
+            frames = resize_frames(frames, self.resolution)
+        elif frames.shape[1:3] != info.image_size:
             raise ValueError(
                 f"{where} has frames of {frames.shape[1]} x {frames.shape[2]} pixels, and the "
-                f"first episode of {info.image_size[0]} x {info.image_size[1]}; resize them to "
-                f"one size"
+                f"first episode of {info.image_size[0]} x {info.image_size[1]}; give "
+                f"--resolution for one size"
             )
         actions = _read_actions(info, number, len(frames))
         extra: dict[str, Any] = {
@@ -158,8 +175,7 @@ class ArraySource:
 
     def _episodes_by_shard(self) -> list[list[int]]:
         """Group the episodes into shards of at most BYTES_PER_SHARD, or of one episode."""
-        info = self._info()
-        height, width = info.image_size
+        info, (height, width) = self._info(), self.image_size
         groups: list[list[int]] = [[]]
         size = 0
         for number, length in enumerate(info.raw.lengths):

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from data.actions import ActionSpec
+from data.gym import env_spec
 from data.shards.episode_dataset import EpisodeDataset
 
 Shift = Literal[-1, 0, 1]
@@ -32,11 +33,13 @@ CLEARLY, TWICE = 2.5, 2.0  # times as much as the other changes explain
 
 def alignment_scores(dataset: EpisodeDataset) -> dict[Shift, float] | None:
     """Return the fraction of the actions' variance that the change from frames[t] to frames[t + 1]
-    explains in actions[t + shift]; None where there is too little to tell.
+    explains in actions[t + shift]; None where there is too little to tell, or a recorder of ours
+    has put actions and frames together (what they change may show a step later, as a push does).
 
     It is the mean over the numbers of an action that any of the changes tells something of.
     """
-    if not dataset.has("actions") or dataset.actions.kind == "none":
+    recorded_here = env_spec.KEY in dataset.description
+    if not dataset.has("actions") or dataset.actions.kind == "none" or recorded_here:
         return None
     changes, actions = _sample(dataset)
     if sum(map(len, changes)) < MIN_STEPS:

@@ -7,6 +7,7 @@ from pathlib import Path
 from data.formats import hdf5, image_folders, video_files
 from data.formats.hdf5 import is_hdf5, read_hdf5
 from data.formats.image_folders import read_image_folders
+from data.formats.lerobot import is_lerobot, read_lerobot
 from data.formats.minerl import is_minerl, read_minerl
 from data.formats.numpy_files import npy_files, read_npy, read_npz
 from data.formats.raw_episodes import RawEpisodes, ReadOptions, assemble
@@ -44,6 +45,8 @@ def _find(path: Path, frames_key: str) -> RecordingSet:
 
 def _find_in_folder(path: Path, frames_key: str) -> RecordingSet:
     """Read what the folder holds at its least depth: HDF5 files, .npz, videos or images."""
+    if is_lerobot(path):
+        return read_lerobot(path)
     files = [] if known_folder(path) else list(visible_files(path))
     if is_minerl(files):
         return read_minerl(files)

@@ -16,7 +16,6 @@ READ = (
 )
 # A file that gives a kind of folder away, what the folder is, and the way out.
 MARKS: tuple[tuple[str, str], ...] = (
-    ("meta/info.json", "a LeRobot dataset, which is not read yet"),
     ("dataset_info.json", "an RLDS (TensorFlow) dataset, which is not read"),
     ("ep_len.npz", "stable-worldmodel's folder format: convert it to HDF5 with its swm convert"),
     (".zgroup", "a zarr store (preprocess.py pusht --demos reads those of Push-T)"),

@@ -74,6 +74,19 @@ class HasLengths(Protocol):
         ...
 
 
+@runtime_checkable
+class Grows(Protocol):
+    """A source that adds shards to those of earlier calls, and splits each by itself."""
+
+    def build_info(self) -> dict[str, Any]:
+        """Return what build.json keeps of the source, its command among it."""
+        ...
+
+    def split_shard(self, index: int, lengths: list[int], seed: int) -> list[int]:
+        """Return the split of each episode of a shard, an index into SPLITS."""
+        ...
+
+
 def build(
     source: Source,
     folder: Path,
@@ -89,6 +102,7 @@ def build(
     `group_size` consecutive shards; none waits for another, or deletes what another makes. A
     skipped shard leaves a file with the reason in its place, and is tried again by the next call.
     ValueError where the folder holds shards of other settings, or of other recordings.
+    A source that grows keeps the shards that are there, and has more of them than before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rank, world_size = rank_and_world_size()
@@ -98,14 +112,18 @@ def build(
     description = json.loads(json.dumps(_describe(source, lengths, seed)))
     known = None if restart else _known_build(folder)
     if known is not None:
-        _check_same_build(folder, known, description, source.num_shards)
+        count = None if isinstance(source, Grows) else source.num_shards
+        _check_same_build(folder, known, description, count)
         description = as_stored(description, known)
     share = [i for i in range(source.num_shards) if i // group_size % world_size == rank]
     if rank == 0:
         remove_abandoned(folder)
+        info = {"description": description, "shards": source.num_shards, "command": command}
         if restart or not (folder / BUILD_FILE).exists():
-            info = {"description": description, "shards": source.num_shards, "command": command}
-            _write_build_info(folder, info | {"seconds": 0.0})
+            info |= {"seconds": 0.0} | (source.build_info() if isinstance(source, Grows) else {})
+            _write_build_info(folder, info)
+        elif isinstance(source, Grows) and known is not None:
+            _write_build_info(folder, known | info | source.build_info())
     if restart:
         _delete(folder, set(share), source.num_shards if rank == 0 else None)
     missing = [i for i in share if not _is_complete(folder / shard_name(i), description)]
@@ -113,7 +131,9 @@ def build(
         return 0
     started = time.monotonic()
     min_frames = description.get("split_min_frames", 0)
-    splits = split_sources(source.num_sources, seed, lengths, min_frames)
+    splits: Any = seed
+    if not isinstance(source, Grows):
+        splits = split_sources(source.num_sources, seed, lengths, min_frames)
     jobs = [(source, i, folder / shard_name(i), splits, description) for i in missing]
     num_workers = min(num_workers, len(missing))
     advice = f"lower --num-workers, now {num_workers}, or make smaller frames; shards are kept"
@@ -151,11 +171,13 @@ def _known_build(folder: Path) -> dict[str, Any] | None:
 
 
 def _check_same_build(
-    folder: Path, known: dict[str, Any], description: dict[str, Any], num_shards: int
+    folder: Path, known: dict[str, Any], description: dict[str, Any], num_shards: int | None
 ) -> None:
+    """num_shards: None for a source that may have more of them now."""
     problem = describe_change(known["description"], description, folder)
     count = known.get("shards", num_shards)
-    if not problem and count != num_shards:  # only where recordings are not known
+    # only where recordings are not known
+    if not problem and num_shards is not None and count != num_shards:
         problem = f"{folder} is of {count} shards, but now there are {num_shards}"
     if problem:
         raise ValueError(f"{problem}; --restart makes them anew, another --run keeps both")
@@ -194,6 +216,7 @@ def _is_complete(path: Path, description: dict[str, Any]) -> bool:
 def _make_shard(
     source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]
 ) -> bool:
+    """splits: of each independent source; the seed of those of a source that grows."""
     reason = path.with_suffix(SKIPPED)
     try:
         episodes = source.make_shard(index)
@@ -201,8 +224,13 @@ def _make_shard(
         atomic_write(reason, f"{problem}\n".encode())
         return False
     reason.unlink(missing_ok=True)
-    for episode in episodes:
-        episode.split = int(splits[episode.source])
+    if isinstance(source, Grows):
+        own = source.split_shard(index, [len(episode) for episode in episodes], splits)
+        for episode, split in zip(episodes, own, strict=True):
+            episode.split = split
+    else:
+        for episode in episodes:
+            episode.split = int(splits[episode.source])
     write_shard(path, episodes, description)
     return True
 

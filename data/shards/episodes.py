@@ -25,6 +25,8 @@ class Episode:
     states: np.ndarray | None = None  # (T, S) float32, simulator state at frames[t]
     contacts: np.ndarray | None = None  # (T,) float32, contact points at frames[t]
     inputs: np.ndarray | None = None  # (T, I) float32, keys and mouse that actions[t] encodes
+    truncations: np.ndarray | None = None  # (T,) bool; frames[t] is the end of a time limit
+    lives: np.ndarray | None = None  # (T,) int32, lives that are left at frames[t]
     notes: dict[str, Any] = field(default_factory=dict)  # JSON values about this episode alone
 
     def __len__(self) -> int:

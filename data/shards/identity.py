@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-FIRST_KEYS = ("source", "recordings", "settings")  # the others follow from these
+FIRST_KEYS = ("source", "recordings", "settings", "env")  # the others follow from these
 LATER_KEYS = ("recordings", "split_min_frames")  # which older shards do not have
 MAX_LENGTH = 60  # characters of a value in a message
 

@@ -26,9 +26,14 @@ STEP_DTYPES = {
     "states": "float32",
     "contacts": "float32",
     "inputs": "float32",
+    "truncations": "bool",
+    "lives": "int32",
 }
 """Of the columns with a row for each step; that of actions depends on their kind."""
-STEP_FIELDS = ("frames", "actions", "rewards", "terminals", "states", "contacts", "inputs")
+STEP_FIELDS = (
+    "frames", "actions", "rewards", "terminals", "states", "contacts", "inputs", "truncations",
+    "lives",
+)  # fmt: skip
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -130,6 +135,8 @@ def _check_columns(
         "states": (len(description.get("state_names") or ()) or None,),
         "contacts": (),
         "inputs": (None,),
+        "truncations": (),
+        "lives": (),
     }
     dtypes = STEP_DTYPES | {"actions": "int64" if actions.kind == "discrete" else "float32"}
     for name, column in columns.items():

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from data.actions import ActionSpec
 from data.pusht.scripted_policy import ScriptedPolicy
 from data.pusht.simulator import GOAL
 from models.controllers.controller import Controller
 from models.world import World
+from pipeline.inference.world_actor import WorldActor
 
 
 @dataclass
@@ -109,41 +108,12 @@ class WorldModelPolicy:
     needs_pixels = True
 
     def __init__(self, world: World, controller: Controller, seed: int = 0):
-        self.seed = seed
-        self.world = world
-        self.controller = controller
+        self.seed, self.actor = seed, WorldActor(world, controller)
 
-    @torch.inference_mode()
     def reset(self, obs: Observation, goal: Observation | None) -> None:
-        torch.manual_seed(self.seed)  # controllers sample their actions
-        self.controller.reset()
-        self.active_rows = np.flatnonzero(obs.active)  # the rows that the state has
-        frames = self._frames(obs)
-        spec = self.world.actions
-        dtype = torch.float32 if spec.kind == "continuous" else torch.int64
-        no_actions = torch.zeros(len(frames), 0, *spec.shape, dtype=dtype, device=frames.device)
-        self.state = self.world.reset(frames[:, None], no_actions)
-        self.last_action: Tensor | None = None
-
-    @torch.inference_mode()
-    def act(self, obs: Observation) -> np.ndarray:
-        if self.last_action is not None:
-            active = obs.active[self.active_rows]
-            if not active.all():
-                remaining = torch.from_numpy(np.flatnonzero(active)).to(self.last_action.device)
-                self.state, self.last_action = (
-                    self.state.select(remaining),
-                    self.last_action[remaining],
-                )
-                self.active_rows = self.active_rows[active]
-            self.state = self.world.observe(self.state, self.last_action, self._frames(obs))
-        action = self.controller.act(self.state)
-        self.last_action = action
-        spec = self.world.actions
-        actions = np.zeros((len(obs.states), *spec.shape), np.float32)
-        actions[self.active_rows] = action.float().cpu().numpy()
-        return actions if spec.kind == "continuous" else actions.astype(np.int64)
-
-    def _frames(self, obs: Observation) -> Tensor:
         assert obs.frames is not None
-        return torch.from_numpy(obs.frames[self.active_rows]).to(self.world.device)
+        self.actor.reset(obs.frames, obs.active, self.seed)
+
+    def act(self, obs: Observation) -> np.ndarray:
+        assert obs.frames is not None
+        return self.actor.act(obs.frames, obs.active)

@@ -102,6 +102,11 @@ def draw_plots(folder: Path, metrics: dict[str, Any]) -> None:
             plots.state_curves(metrics["open_loop"], folder / "curves_states.png")
     if any(row["n"] for row in metrics["task"].values()):
         plots.bar_chart(metrics["task"], "score", "task: mean score", folder / "task.png")
+    if any(row["n"] for row in metrics["returns"].values()):
+        name = "mean return in the environment"
+        plots.bar_chart(metrics["returns"], "return", name, folder / "returns.png", limits=None)
+    if metrics["return_curve"]:
+        plots.return_curve(metrics["return_curve"], folder / "return_curve.png")
     for protocol, rows in metrics["goal"].items():
         if any(row["n"] for row in rows.values()):
             plots.bar_chart(rows, "success", f"goal, {protocol}", folder / f"goal-{protocol}.png")

@@ -34,6 +34,8 @@ TASK_POLICIES = (
     "best_of_n", "policy_prior", "planner", "distilled_policy", "flow_policy", "goal_policy",
     "actor_critic", "bc", "random", "noop", "scripted", "oracle_cem",
 )  # fmt: skip
+RETURNS = ("return", "low", "high", "median", "length", "terminated", "n")
+RETURN_POLICIES = ("actor_critic", "bc", "random", "recorded")
 GOAL = ("success", "low", "high", "n")
 GOAL_PROTOCOLS = (
     "first_hit", "strict", "chunk_end", "offset50", "offset50_strict", "offset100",
@@ -77,6 +79,8 @@ def empty_metrics() -> dict[str, Any]:
             for protocol in GOAL_PROTOCOLS
         },
         "given_goal": {name: dict.fromkeys(GIVEN_GOAL_FIGURES) for name in GIVEN_GOAL_POLICIES},
+        "returns": {policy: dict.fromkeys(RETURNS) for policy in RETURN_POLICIES},
+        "return_curve": None,
         "play": dict.fromkeys(PLAY),
         "provenance": {},
     }

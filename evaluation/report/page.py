@@ -13,12 +13,14 @@ from evaluation.measures.reconstruction import BRIGHTNESS_BINS
 from evaluation.protocols.goals import PROTOCOLS
 from evaluation.protocols.task import FIRST_SEED, MAX_STEPS, STEPS_WITHIN
 from evaluation.report.action_tables import controllability, imitation
+from evaluation.report.return_table import returns
 from evaluation.report.tables import interval, number, table
 from evaluation.report.trained_on_note import trained_on_note
 
 # learned in imagination, or search there
 OWN = ("best_of_n", "policy_prior", "distilled_policy", "actor_critic")
 ATTEMPTS = "Attempts of the planner: failures first."
+RETURN_CURVE = "Bars: 95% intervals over the whole episodes of a round."
 STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; color: #1b1b1e; max-width: 1120px; margin: 2em auto;
        padding: 0 1em; }
@@ -61,7 +63,6 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
     plots, open_loop = folder / "plots", metrics["open_loop"]
     curves = ["curves_pixels.png"] if open_loop["horizons"] else []
     states = ["curves_states.png"] if open_loop["agent_px"] else []
-    task_measured = any(row["n"] for row in metrics["task"].values())
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=quiet>{escape(_about(metrics['provenance']))}</p>",
@@ -89,7 +90,10 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *imitation(metrics["imitation"]),
         *_task(metrics["task"], metrics["provenance"]),
         *_film(plots, metrics["task"]),
-        *_images(plots, ["task.png"] if task_measured else [], ""),
+        *_images(plots, _if_measured(metrics["task"], "task.png"), ""),
+        *returns(metrics["returns"]),
+        *_images(plots, _if_measured(metrics["returns"], "returns.png"), ""),
+        *_images(plots, ["return_curve.png"] if metrics["return_curve"] else [], RETURN_CURVE),
         *_goals(metrics["goal"]),
         *_images(plots, _attempt_images(metrics["goal"]), ATTEMPTS),
         *_images(plots, _goal_images(metrics["goal"]), ""),
@@ -333,6 +337,10 @@ def _attempt_images(protocols: dict[str, Any]) -> list[str]:
     """Videos of the planner, of the offsets at which it was measured."""
     offsets = {PROTOCOLS[k].goal_offset for k, rows in protocols.items() if rows["planner"]["n"]}
     return [f"goal-{offset}-videos.png" for offset in sorted(offsets)]
+
+
+def _if_measured(policies: dict[str, Any], image: str) -> list[str]:
+    return [image] if any(row["n"] for row in policies.values()) else []
 
 
 def _goal_images(protocols: dict[str, Any]) -> list[str]:

@@ -78,8 +78,17 @@ def _add_legend(ax: Any) -> None:
     ax.legend(fontsize=7, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 
 
-def bar_chart(rows: dict[str, dict[str, Any] | None], measure: str, title: str, path: Path) -> None:
-    """Draw one metric of several policies with its interval; skip what was not measured."""
+def bar_chart(
+    rows: dict[str, dict[str, Any] | None],
+    measure: str,
+    title: str,
+    path: Path,
+    limits: tuple[float, float] | None = (0, 1),
+) -> None:
+    """Draw one metric of several policies with its interval; skip what was not measured.
+
+    limits: of the axis; None is what the values need.
+    """
     measured = {name: row for name, row in rows.items() if row and row.get(measure) is not None}
     fig, ax = plt.subplots(figsize=(6, 0.45 * len(measured) + 1.1))
     for y, (name, row) in enumerate(measured.items()):
@@ -88,11 +97,28 @@ def bar_chart(rows: dict[str, dict[str, Any] | None], measure: str, title: str, 
         if row["low"] is not None:  # of one episode no interval is known
             error_bars = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
             ax.errorbar(value, y, xerr=error_bars, color="black", capsize=3, linewidth=1)
-        ax.text(1.01, y, f"{value:.3f}  n={row['n']}", va="center", fontsize=8)
+        label, place = f"{value:.3f}  n={row['n']}", ax.get_yaxis_transform()
+        ax.text(1.01, y, label, va="center", fontsize=8, transform=place)
     ax.set_yticks(range(len(measured)), list(measured), fontsize=8)
     ax.invert_yaxis()
-    ax.set_xlim(0, 1)
+    if limits:
+        ax.set_xlim(*limits)
     ax.set_title(title, fontsize=9, loc="left")
+    ax.spines[["top", "right"]].set_visible(False)
+    _save(fig, path)
+
+
+def return_curve(rounds: list[dict[str, Any]], path: Path) -> None:
+    """Draw the mean return of each round of episodes against the steps recorded before it."""
+    rows = [row for row in rounds if row["return"] is not None]
+    steps, means = [row["steps_before"] for row in rows], [row["return"] for row in rows]
+    fig, ax = plt.subplots(figsize=(5, 3))
+    for step, row in zip(steps, rows, strict=True):
+        if row["low"] is not None:
+            ax.plot([step, step], [row["low"], row["high"]], color=NAVY, alpha=0.4)
+    ax.plot(steps, means, color=NAVY, marker=".")
+    ax.set_xlabel("steps recorded before")
+    ax.set_title("mean return of the recorded episodes, by round", fontsize=9, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
     _save(fig, path)
 

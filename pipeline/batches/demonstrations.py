@@ -16,8 +16,8 @@ def demo_rows(
 ) -> list[np.ndarray]:
     """Rows of the steps of each episode of `split` that are worth cloning.
 
-    Of an episode whose reward reaches `min_reward`, those before it is highest, or all where it is
-    the same throughout; of a dataset without rewards, all.  ValueError where there are none; `flag`
+    Of an episode whose reward reaches `min_reward`, those before it is highest, or all where each
+    step earns the same; of a dataset without rewards, all.  ValueError where there are none; `flag`
     is what sets `min_reward`.
     """
     rows, highest = [], -np.inf
@@ -29,7 +29,7 @@ def demo_rows(
             highest = max(highest, float(rewards.max()))
             if rewards.max() < min_reward:
                 end = 0
-            elif rewards.min() < rewards.max():
+            elif rewards[1:].min(initial=rewards.max()) < rewards.max():  # a reset earns nothing
                 end = int(rewards.argmax())
         rows.append(np.arange(first, first + end))
     if any(map(len, rows)):

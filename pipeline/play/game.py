@@ -192,7 +192,7 @@ class Game:
         if self.player.world.has_rewards:
             parts.append(f"reward {self.player.reward:.2f}")
         if self.player.simulator is not None and self.show_simulator:
-            parts.append(f"coverage {self.player.simulator.coverage():.2f}")
+            parts.append(self.player.simulator.status())
         if self.person_acts:
             parts.append(self.action_input.describe())
         parts += ["controller"] if self.use_controller else []

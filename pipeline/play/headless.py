@@ -29,7 +29,7 @@ class Scene:
     goal: np.ndarray | None = None
     """(H, W, 3) uint8."""
     has_status: bool = False
-    """Say below the panels which step it is, and what the simulator's coverage."""
+    """Say below the panels which step it is, and how the simulator stands."""
 
     def num_bytes(self, image_size: tuple[int, int]) -> int:
         """Return what a frame takes in memory, without its text, for images of (H, W)."""
@@ -51,7 +51,7 @@ class Scene:
         if self.has_status:
             parts.append(f"step {player.steps}")
             if self.truth == "simulator" and player.simulator is not None:
-                parts.append(f"coverage {player.simulator.coverage():.2f}")
+                parts.append(player.simulator.status())
         if spec.factors:
             parts.append("start" if last_action is None else spec.describe(int(last_action)))
         return add_text(frame, ["  ".join(parts)]) if parts else frame
@@ -65,7 +65,8 @@ class Played:
     """Of the video: the start, then one for each step."""
     frames_per_second: float
     coverages: list[float]
-    """Of the simulator, at the start and after each step; empty where it is not shown."""
+    """Of the simulator, at the start and after each step; empty where it is not shown, or has
+    none."""
 
 
 def play_headless(
@@ -81,13 +82,19 @@ def play_headless(
     player.reset(start)
     shown = player.simulator if scene.truth == "simulator" else None
     frames = [scene.render(player)]
-    coverages = [] if shown is None else [shown.coverage()]
+    coverages: list[float] = []
+
+    def measure() -> None:
+        covered = None if shown is None else shown.coverage()
+        if covered is not None:
+            coverages.append(covered)
+
+    measure()
     start_time = time.perf_counter()
     for step in tqdm(range(steps), "play"):
         player.step(act(step))
         frames.append(scene.render(player))
-        if shown is not None:
-            coverages.append(shown.coverage())
-            if solved is not None and coverages[-1] >= solved:
-                break
+        measure()
+        if solved is not None and coverages and coverages[-1] >= solved:
+            break
     return Played(frames, player.steps / (time.perf_counter() - start_time), coverages)

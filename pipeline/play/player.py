@@ -143,8 +143,7 @@ class Player:
         self._true_frames.extend(start.frames)
         self._enter(start.frames, start.actions)
         if self.simulator is not None:
-            assert start.state is not None, "open_simulator checks that there are states"
-            self.simulator.reset(start.state, start.velocity, start.goal)
+            self.simulator.reset(start)
 
     @torch.inference_mode()
     def step(self, action: np.ndarray) -> None:

@@ -1,13 +1,17 @@
-"""The simulator that made a dataset, which can be reset to a state of the dataset and stepped."""
+"""The simulator that made a dataset, which can be set to a step of the dataset and stepped."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from data.actions import ActionSpec
+from data.gym.env_spec import env_spec_of
 from data.shards.episode_dataset import EpisodeDataset
+
+if TYPE_CHECKING:
+    from pipeline.play.player import Start
 
 SOLVED = 0.95
 """Coverage at which Push-T's task is solved (SUCCESS_COVERAGE in data/pusht/simulator.py, which is
@@ -15,28 +19,50 @@ not loaded before a simulator is opened)."""
 
 
 class Simulator(Protocol):
-    """What play and evaluation rely on. S: numbers in a state."""
+    """What play relies on."""
 
-    def reset(
-        self, state: np.ndarray, velocity: np.ndarray, goal: np.ndarray | None = None
-    ) -> None:
-        """Reset to a state (S,), the agent to a velocity (2,) in units per second.
-
-        goal: (3,) pose of an episode that has its own, by default the one of before.
-        """
+    def reset(self, start: Start) -> None:
+        """Go to where an episode of the dataset is at a start."""
         ...
 
     def step(self, action: np.ndarray) -> None:
         """Take one action in the environment's units."""
         ...
 
-    def coverage(self) -> float:
-        """Return the fraction of the goal that is covered."""
+    def coverage(self) -> float | None:
+        """Return the fraction of the goal that is covered; None where there is no such goal."""
+        ...
+
+    def status(self) -> str:
+        """Say in a word or two how it stands."""
         ...
 
     def render(self, size: int) -> np.ndarray:
         """Render (size, size, 3) uint8."""
         ...
+
+
+class StateSimulator:
+    """A world whose states are in the dataset: Push-T, or the toy world modeled on it."""
+
+    def __init__(self, world: Any) -> None:
+        self.world = world
+
+    def reset(self, start: Start) -> None:
+        assert start.state is not None, "open_simulator checks that there are states"
+        self.world.reset(start.state, start.velocity, start.goal)
+
+    def step(self, action: np.ndarray) -> None:
+        self.world.step(action)
+
+    def coverage(self) -> float:
+        return self.world.coverage()
+
+    def status(self) -> str:
+        return f"coverage {self.coverage():.2f}"
+
+    def render(self, size: int) -> np.ndarray:
+        return self.world.render(size)
 
 
 class ToySimulator:
@@ -78,6 +104,11 @@ def open_simulator(dataset: EpisodeDataset, flags: str = "--compare-simulator") 
 
     flags: what asked for it, for the message.
     """
+    env_spec = env_spec_of(dataset.description)
+    if env_spec is not None:
+        from pipeline.play.gym_simulator import GymSimulator
+
+        return GymSimulator(dataset, env_spec)
     source = str(dataset.description.get("source", "unknown"))
     if not dataset.has("states"):
         raise ValueError(
@@ -85,12 +116,12 @@ def open_simulator(dataset: EpisodeDataset, flags: str = "--compare-simulator") 
             f"frames; remove {flags}"
         )
     if source.startswith("toy"):
-        return ToySimulator(dataset.actions)
+        return StateSimulator(ToySimulator(dataset.actions))
     from data.pusht.simulator import ACTIONS, STATE_NAMES, PushT, goal_of
 
     # other recordings may have the names, but not the units
     if dataset.state_names == STATE_NAMES and dataset.actions == ACTIONS:
-        return PushT(dataset.image_size[0], goal_of(dataset.description))
+        return StateSimulator(PushT(dataset.image_size[0], goal_of(dataset.description)))
     raise ValueError(
         f"no simulator is known for {dataset.folder} (source {source!r}, states "
         f"{', '.join(dataset.state_names)}); remove {flags}"

@@ -1,8 +1,14 @@
-"""Whether a training may resume from a last.pt."""
+"""Whether a training may resume from a last.pt, and what it remembers then.
+
+Data may have grown since: then training goes on from the weights that there are, takes as many
+steps again, and chooses its best.pt anew, since the held-out episodes are others.  A checkpoint's
+field `growths` counts how often; `lineage` holds the fingerprints of the best.pt of before, on
+which others may have been trained.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,7 @@ from pipeline.training.train_step import TrainStep
 RESUME_KEYS = (
     "ema", "optimizer", "step", "best", "bad_validations", "seconds", "lr_scale", "train"
 )  # fmt: skip
+BELOW = {"dynamics": "tokenizer", "controller": "dynamics"}
 FREE = "activation_checkpointing"  # a setting that changes no result, and so may change
 
 
@@ -52,7 +59,7 @@ def check_resumable(
             continue
         if begun_on is None:
             raise ValueError(f"{path} holds no {key}; --restart starts over")
-        if current["fingerprint"] != begun_on["fingerprint"]:
+        if not _follows(current, begun_on["fingerprint"], last, metadata, key):
             raise ValueError(
                 f"{path} was begun on {begun_on['path']} with fingerprint "
                 f"{begun_on['fingerprint']}, but now it is {current['fingerprint']}; "
@@ -74,18 +81,84 @@ def with_former_init(train: TrainConfig, last: ckpt.Checkpoint) -> TrainConfig:
 def check_resumed_recordings(
     last: ckpt.Checkpoint, path: Path, recordings: TrainedOn | None
 ) -> None:
-    """Raise ValueError where a training that resumes from `path` has other recordings by now."""
+    """Raise ValueError where a training that resumes from `path` has other recordings by now: not
+    those that it was begun on, with or without more."""
     found = read_recordings(last)
     if found is None or recordings is None or found["dataset"] == recordings["dataset"]:
         return
     before, now = found["train"].numpy(), recordings["train"].numpy()
-    if not np.array_equal(before, now):
-        common = len(np.intersect1d(before, now))
+    common = len(np.intersect1d(before, now))
+    if common < len(before):
         raise ValueError(
             f"{path} was begun on other recordings: of its {len(before)} training episodes "
             f"{common} are among the {len(now)} of now; --restart starts over, another --run keeps "
             f"both"
         )
+
+
+def has_grown(last: ckpt.Checkpoint, recordings: TrainedOn | None) -> bool:
+    """Whether there are training episodes now that `last` was not trained on."""
+    found = read_recordings(last)
+    if found is None or recordings is None:
+        return False
+    return bool(len(np.setdiff1d(recordings["train"].numpy(), found["train"].numpy())))
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a training goes on with."""
+
+    metadata: dict[str, Any]
+    train: TrainConfig
+    best: float | None
+    """The best figure so far; None where the next one is the best."""
+    bad: int
+    """Validations in a row without a better one."""
+
+
+def resumed(
+    last: ckpt.Checkpoint, metadata: dict[str, Any], train: TrainConfig, best: Path
+) -> Resumed:
+    """Go on from `last`: with its recordings and those of the weights that it began with, or on
+    data that has grown, with as many steps again.  best: the best.pt of before."""
+    recordings, lineage = metadata.get("recordings"), list(last.get("lineage", []))
+    growths, grown = last.get("growths", 0), has_grown(last, recordings)
+    if grown:
+        assert recordings is not None
+        recordings, growths = (
+            recordings | {"inherited": last["recordings"]["inherited"]},
+            growths + 1,
+        )
+        if best.exists():
+            lineage.append(ckpt.load(best, last["stage"])["fingerprint"])
+    else:
+        recordings = last.get("recordings")
+    kept = {"growths": growths, "lineage": lineage} if growths else {}
+    return Resumed(
+        metadata | {"recordings": recordings} | kept,
+        replace(train, steps=train.steps * (1 + growths)),
+        # without best.pt, ended before its first was written, the next is the best
+        None if grown or not best.exists() else last["best"],
+        0 if grown else last["bad_validations"],
+    )
+
+
+def _follows(
+    current: dict[str, Any],
+    begun_on: str,
+    last: ckpt.Checkpoint,
+    metadata: dict[str, Any],
+    key: str,
+) -> bool:
+    """Whether what is underneath is what it was, or has followed from that as the data grew."""
+    if current["fingerprint"] == begun_on:
+        return True
+    recordings, found = metadata.get("recordings"), read_recordings(last)
+    if recordings and found and current["fingerprint"] == recordings["dataset"]:
+        return begun_on == found["dataset"]  # the shards, whose episodes have been checked
+    stage = "controller" if key == "bc" else BELOW.get(last["stage"])
+    path = Path(current["path"])
+    return stage is not None and path.is_file() and ckpt.follows(ckpt.load(path, stage), begun_on)
 
 
 def check_resumed_state(step_fn: TrainStep) -> None:

@@ -14,7 +14,8 @@ CompileMode = Literal["no", "yes", "auto"]
 @dataclass(frozen=True)
 class TrainConfig(CheckedConfig):
     steps: Annotated[int, Range(1, MAX_STEPS)] = 1000
-    """Optimizer steps in all, those before a resume included."""
+    """Optimizer steps in all, those before a resume included; as many again each time that the data
+    has grown."""
     batch_size: Annotated[int, Range(1, 2**20)] = 32
     """Clips (or frames) a step, over all processes."""
     grad_accum_steps: Annotated[int, Range(1, 2**20)] = 1

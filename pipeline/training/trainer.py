@@ -139,9 +139,8 @@ class Trainer(Generic[M]):
         if train.cuda_graph and self.device.type != "cuda":
             self.log_line(f"{stage}: --{flag_prefix}.cuda-graph has no effect without a CUDA GPU")
         if self.global_step:
-            self.log_line(
-                f"{stage}: resuming from step {self.global_step} of {train.steps} ({last})"
-            )
+            steps = self.train.steps
+            self.log_line(f"{stage}: resuming from step {self.global_step} of {steps} ({last})")
 
     @property
     def is_main_process(self) -> bool:
@@ -347,27 +346,26 @@ class Trainer(Generic[M]):
         }
 
     def _resume(self, path: Path) -> None:
-        from pipeline.training.resume import check_resumable, check_resumed_state, with_former_init
+        from pipeline.training import resume
 
         last = ckpt.load(path, self.stage)
         unsharded = self.step_fn.unsharded
         whole = self.model if unsharded is None else unsharded
-        check_resumable(last, path, self.metadata, self.train, whole)
-        self.train = with_former_init(self.train, last)
+        resume.check_resumable(last, path, self.metadata, self.train, whole)
+        self.train = resume.with_former_init(self.train, last)
         try:
             self.step_fn.load_state_dict(last)
-            check_resumed_state(self.step_fn)
+            resume.check_resumed_state(self.step_fn)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as problem:
             raise ValueError(
                 f"{path} is whole, but this training cannot take it over "
                 f"({type(problem).__name__}: {one_line(problem)}); --restart starts over"
             ) from problem
-        # what it remembers, with the weights that it began with
-        self.metadata = self.metadata | {"recordings": last.get("recordings")}
+        kept = resume.resumed(last, self.metadata, self.train, self.folder / "best.pt")
+        self.metadata, self.best, self.bad_validations = kept.metadata, kept.best, kept.bad
+        self.train = self.step_fn.train = kept.train
         self._started, self.nan_guard.last_checkpoint = True, path
-        self.global_step, self.bad_validations = last["step"], last["bad_validations"]
-        # without best.pt, ended before its first was written, the next is the best
-        self.best = last["best"] if (self.folder / "best.pt").exists() else None
+        self.global_step = last["step"]
         self.seconds, self.lr_scale = last["seconds"], last["lr_scale"]
 
     def _learning_rate(self, step: int | None = None) -> float:

@@ -47,7 +47,7 @@ demo: $(INSTALLED)
 	@$(MAKE) --no-print-directory $(RUN)/play/rollout.mp4 $(RUN)/report/index.html
 	@echo
 	@echo "goal    $(CHECKPOINT)/play/rollout.gif: a goal reached in the world that comes along"
-	@echo "task    $(CHECKPOINT)/play/task/rollout.gif: the Push-T task, solved by planning in that world"
+	@echo "task    $(CHECKPOINT)/play/task/rollout.gif: the Push-T task, solved by choosing in that world"
 	@echo "video   $(RUN)/play/rollout.gif and rollout.mp4: the simulator next to the model rollout"
 	@echo "report  $(RUN)/report/index.html, with its metrics in $(RUN)/report/metrics.json"
 
@@ -73,10 +73,10 @@ $(CHECKPOINT)/play/goal.made: $(CHECKPOINT)/dynamics/best.pt
 	  --goal-offset 50 --episode 2 --frame 12 --steps 50
 	@touch $@
 
-# The task is solved there: plans are made in the world, and carried out in the simulator.
-$(CHECKPOINT)/play/task.made: $(CHECKPOINT)/controller/task_cost/best.pt
+# The task is solved there: chunks are chosen in the world, and carried out in the simulator.
+$(CHECKPOINT)/play/task.made: $(CHECKPOINT)/controller/flow_policy/best.pt
 	$(PYTHON) play.py --run $(CHECKPOINT) --headless --observe-simulator --goal task \
-	  --actions policy_prior --episode 2 --steps 200 --out $(CHECKPOINT)/play/task
+	  --actions best_of_n --episode 0 --steps 200 --out $(CHECKPOINT)/play/task
 	@touch $@
 
 # Video and report are made again when a stage has found a better checkpoint.

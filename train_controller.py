@@ -33,6 +33,7 @@ from evaluation.measures.sample_clips import sample_clips
 from models.controllers.actor_critic import ActorCritic
 from models.controllers.best_of_n import BestOfN
 from models.controllers.controller import TrainedController
+from models.controllers.cost_reward import CostReward, RewardedWorld
 from models.controllers.distilled_policy import DistilledPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.layers.precision import autocast
@@ -48,11 +49,11 @@ from pipeline.inference.load_controllers import load_flow_policy, load_task_cost
 from pipeline.inference.load_world import load_world
 from pipeline.trained_on import check_parent_recordings
 from pipeline.training.controller_config import (
-    STARTS_FROM,
     Config,
     Method,
     check,
     possible_methods,
+    starts_from,
 )
 from pipeline.training.controller_context import ControllerContext, cache, check_recordings
 from pipeline.training.imagined_rewards import imagined_rewards, improvement
@@ -93,8 +94,8 @@ def train_bc(config: Config, context: ControllerContext) -> None:
 
 def train_actor_critic(config: Config, context: ControllerContext) -> None:
     """Start from the best cloned policy, and train actor-critic on model rollouts."""
-    world = context.world
     model = cast(ActorCritic, context.build(config.model, config.train.seed))
+    world = rewarded_world(model, config.run, context.world)
     path = config.run / "controller" / "bc" / "best.pt"
     bc = ckpt.load(path, "controller")
     below = context.parent[0]
@@ -107,21 +108,21 @@ def train_actor_critic(config: Config, context: ControllerContext) -> None:
         config.run / "controller",
         model,
         config.train,
-        context.describe(config.model) | trained_before(config.run, "actor_critic"),
+        context.describe(config.model) | trained_before(config, "actor_critic"),
         restart=config.restart,
         data_summary=f"actor-critic, {config.train.batch_size} starts x "
         f"{model.config.horizon} steps",
     )
     if trainer.finished:
         return trainer.log_finished()
-    model.load_codebook(world)  # the weights that it resumed may be of an earlier one
+    model.load_codebook(context.world)  # the weights that it resumed may be of an earlier one
     starts = StartsWithDemos(
-        context.clips("train", world.start_frames, model.needs),
+        context.clips("train", context.world.start_frames, model.needs),
         context.demos("train", config.min_reward),
     )
-    held_out = context.clips("validation", world.start_frames, model.needs)
+    held_out = context.clips("validation", context.world.start_frames, model.needs)
     indices, _ = sample_clips(held_out.clips, 64, seed=0)
-    held_out_starts = held_out.batch(indices).to(world.device)
+    held_out_starts = held_out.batch(indices).to(trainer.device)
     with torch.no_grad(), autocast(trainer.device, trainer.precision):
         baseline = imagined_rewards(clone.to(trainer.device), world, held_out_starts)
     if trainer.best is None and trainer.global_step == 0:
@@ -132,6 +133,15 @@ def train_actor_critic(config: Config, context: ControllerContext) -> None:
             with trainer.ema_model() as ema_model:
                 rewards = imagined_rewards(ema_model, world, held_out_starts)
             trainer.save_best(improvement(rewards, baseline))
+
+
+def rewarded_world(model: ActorCritic, run: Path, world: World) -> RewardedWorld:
+    """The world that the actor-critic learns in, with the rewards that its config names."""
+    if model.config.rewards == "world":
+        return world
+    task_cost = load_task_cost(run, world)
+    assert task_cost is not None  # `check` has looked
+    return CostReward(world, task_cost)
 
 
 def train_goal_policy(config: Config, context: ControllerContext) -> None:
@@ -216,15 +226,15 @@ def train_distilled_policy(config: Config, context: ControllerContext) -> None:
         f"expert with {config.expert.num_samples} chunks"
     )
     prefix, folder = "distilled-policy-train", "distilled_policy"
-    training = Training(folder, model, train, prefix, summary, trained_before(run, folder))
+    training = Training(folder, model, train, prefix, summary, trained_before(config, folder))
     fit(config, context, training, StartsWithDemos(starts, demos), held_out.batch(indices), expert)
 
 
-def trained_before(run: Path, method: Method) -> dict[str, Any]:
-    """Say which checkpoints of the run a method starts from."""
+def trained_before(config: Config, method: Method) -> dict[str, Any]:
+    """Say what a checkpoint of a method is made from: others of the run."""
     notes = {}
-    for name in STARTS_FROM[method]:
-        path = run / "controller" / name / "best.pt"
+    for name in starts_from(config, method):
+        path = config.run / "controller" / name / "best.pt"
         fingerprint = ckpt.load(path, "controller")["fingerprint"]
         notes[name] = {"path": str(path), "fingerprint": fingerprint}
     return notes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.controllers.controller import TrainedController
+from models.controllers.cost_reward import RewardedWorld
 from models.controllers.policy import (
     Distribution,
     LatentPolicy,
@@ -28,7 +29,6 @@ from models.layers.heads import TwoHot
 from models.method import Best, Losses
 from models.tokenizers.codes import HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
-from models.world import World
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class ActorCriticConfig(CheckedConfig):
     """Rate of the running range of returns, per step."""
     bc_weight: Annotated[float, Range(0, 10**6)] = 0.1
     """Weight of behavior cloning, which keeps the policy near the data."""
+    rewards: Literal["world", "task_cost"] = "world"
+    """What is earned: what the world's reward head predicts, or what the task costs less after a
+    block of actions, for which a task_cost of the run is needed."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"rewards"})
 
 
 class Rollout(NamedTuple):
@@ -86,7 +91,7 @@ class ActorCritic(TrainedController):
     def act(self, state: State, goal: Tensor | None = None) -> Tensor:
         return self.policy.act(state, goal)
 
-    def loss(self, batch: Batch, world: World) -> Losses:
+    def loss(self, batch: Batch, world: RewardedWorld) -> Losses:
         """Roll out from the last of latents (B, T, N), with actions (B, T, A) between them.
 
         `bc_latents` and `bc_actions` in the batch's extra are what to clone, as in
@@ -96,8 +101,7 @@ class ActorCritic(TrainedController):
         bc_latents, bc_actions = batch.require("bc_latents", "bc_actions")
         rollout = self.imagine(world, latents, actions)
         config, steps = self.config, rollout.latents.detach()
-        with torch.no_grad():
-            values = self.critic(steps.flatten(0, 1)).view(steps.shape[:2])  # (H + 1, B)
+        values = self.values(rollout.latents)
         discounts = config.discount * rollout.continues
         returns = self.returns(rollout, values, discounts)  # (H, B)
         dist = self.policy.distribution(steps[:-1].flatten(0, 1))
@@ -125,6 +129,11 @@ class ActorCritic(TrainedController):
             "entropy": entropy.mean().detach(),
             "return_scale": self.return_scale.clone(),
         }
+
+    @torch.no_grad()
+    def values(self, latents: Tensor) -> Tensor:
+        """The critic's, of a rollout's latents: (H + 1, B)."""
+        return self.critic(latents.flatten(0, 1)).view(latents.shape[:2])
 
     def returns(self, rollout: Rollout, values: Tensor, discounts: Tensor) -> Tensor:
         """Lambda returns of values (H + 1, B) and discounts (H, B): (H, B)."""
@@ -156,13 +165,21 @@ class ActorCritic(TrainedController):
 
     @torch.no_grad()
     def imagine(
-        self, world: World, latents: Tensor, actions: Tensor, horizon: int | None = None
+        self,
+        world: RewardedWorld,
+        latents: Tensor,
+        actions: Tensor,
+        horizon: int | None = None,
     ) -> Rollout:
         """Roll out the sampled policy from the last of latents (B, T, N)."""
         return self.roll_out(world, latents, actions, horizon)
 
     def roll_out(
-        self, world: World, latents: Tensor, actions: Tensor, horizon: int | None = None
+        self,
+        world: RewardedWorld,
+        latents: Tensor,
+        actions: Tensor,
+        horizon: int | None = None,
     ) -> Rollout:
         """As `imagine`, with gradients where the caller's mode has them."""
         continuous = self.policy.actions.kind == "continuous"

@@ -12,18 +12,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import torch
 from torch import Tensor
 from torch.distributions import Categorical
+from torch.func import functional_call
 
 from data.actions import ActionSpec
 from data.ranges import Range
 from models.controllers.actor_critic import ActorCritic, ActorCriticConfig, Rollout
+from models.controllers.cost_reward import RewardedWorld
 from models.controllers.policy import Distribution, LatentPolicy, PolicyConfig
 from models.layers.categorical_groups import unimix_probs
 from models.layers.distributions import GaussianMixture, MultiCategorical
 from models.layers.sampling import Sampling
 from models.tokenizers.tokenizer import LatentSpec
-from models.world import World
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,22 @@ class Dreamer(ActorCritic):
         dist = self.policy.distribution(latents)
         return dist.rsample() if isinstance(dist, GaussianMixture) else dist.sample()
 
+    @torch.enable_grad()
+    def values(self, latents: Tensor) -> Tensor:
+        """Where the actor learns through the world, also how values depend on the states that its
+        actions lead to; not on the critic's weights, which have a loss of their own."""
+        if self.config.actor_gradient == "reinforce" or not latents.requires_grad:
+            return super().values(latents)
+        weights = {name: weight.detach() for name, weight in self.critic.named_parameters()}
+        values = functional_call(self.critic, weights, (latents.flatten(0, 1),))
+        return values.view(latents.shape[:2])
+
     def imagine(
-        self, world: World, latents: Tensor, actions: Tensor, horizon: int | None = None
+        self,
+        world: RewardedWorld,
+        latents: Tensor,
+        actions: Tensor,
+        horizon: int | None = None,
     ) -> Rollout:
         with world.sampled(Sampling(temperature=self.config.temperature)):
             if self.config.actor_gradient == "reinforce" or not self.training:
@@ -76,7 +92,7 @@ class Dreamer(ActorCritic):
     ) -> Tensor:
         """The advantage is (R - v) / max(1, S), S the running range of returns (equation 7)."""
         scale = self.known_scale(returns).clamp(min=self.config.min_return_scale)
-        advantage = (returns - values) / scale
+        advantage = (returns - values.detach()) / scale
         if self.config.actor_gradient == "dynamics":
             return advantage  # of returns that depend on the actions
         log_prob = dist.log_prob(rollout.actions.flatten(0, 1)).view(returns.shape)

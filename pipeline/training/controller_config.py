@@ -26,11 +26,6 @@ Method = Literal[
     "bc", "actor_critic", "goal_policy", "task_cost", "flow_policy", "distilled_policy"
 ]
 FROM_REWARDS = ("actor_critic", "task_cost", "distilled_policy")
-STARTS_FROM: dict[Method, tuple[Method, ...]] = {
-    "actor_critic": ("bc",),
-    "distilled_policy": ("flow_policy", "task_cost"),
-}
-"""Methods that need others of the run, trained before them."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +164,20 @@ def why_not(config: Config, method: Method, world: World, dataset: EpisodeDatase
         except ValueError as problem:
             return str(problem)
     if method == "distilled_policy":
-        reasons = [why_not(config, needed, world, dataset) for needed in STARTS_FROM[method]]
+        needs = starts_from(config, method)
+        reasons = [why_not(config, needed, world, dataset) for needed in needs]
         return next((reason for reason in reasons if reason), "")
     return ""
+
+
+def starts_from(config: Config, method: Method) -> tuple[Method, ...]:
+    """The methods of the run that have to be trained before this one."""
+    if method == "distilled_policy":
+        return "flow_policy", "task_cost"
+    if method == "actor_critic":
+        by_cost = cast(ActorCriticConfig, config.model).rewards == "task_cost"
+        return ("bc", "task_cost") if by_cost else ("bc",)
+    return ()
 
 
 def check(
@@ -189,12 +195,12 @@ def check(
     }
     for index, method in enumerate(methods):
         registry.build_controller(models[method], data)
-        for needed in STARTS_FROM.get(method, ()):
+        for needed in starts_from(config, method):
             path = config.run / "controller" / needed / "best.pt"
             if needed not in methods[:index] and not path.exists():
                 raise ValueError(
                     f"{path} is not there, and {method} starts from it; --methods "
-                    f"{' '.join(STARTS_FROM[method])} {method} makes all"
+                    f"{' '.join(starts_from(config, method))} {method} makes all"
                 )
     for split in ("train", "validation"):
         if {"bc", "actor_critic"} & set(methods):

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from data.batch import Batch
 from models.controllers.actor_critic import ActorCritic
-from models.world import World
+from models.controllers.cost_reward import RewardedWorld
 
 
-def imagined_rewards(model: ActorCritic, world: World, starts: Batch) -> Tensor:
+def imagined_rewards(model: ActorCritic, world: RewardedWorld, starts: Batch) -> Tensor:
     """Rewards over twice the horizon, from the same draws each time: (2 H, B)."""
     latents, actions = starts.require("latents", "actions")
     with torch.random.fork_rng():

@@ -148,7 +148,7 @@ def test_the_spec_of_no_actions_leaves_actions_of_no_numbers_unchanged():
 
 def test_the_committed_shards_open():
     dataset = EpisodeDataset(COMMITTED)
-    assert len(dataset) == 40 and dataset.has("actions") and dataset.actions == PUSHT_ACTIONS
+    assert len(dataset) == 28 and dataset.has("actions") and dataset.actions == PUSHT_ACTIONS
     assert dataset.read(3, "frames").shape[1:] == (64, 64, 3)
 
 

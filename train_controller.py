@@ -70,7 +70,7 @@ def main(config: Config) -> None:
     dynamics = ckpt.load(path, "dynamics")
     recordings = check_recordings(config.run, dynamics, dataset)
     data = DataSpec(world.image_size, world.actions, world.state_spec)
-    check(config, methods, data, dataset)
+    check(config, methods, data, dataset, dynamics)
     writable_folder(config.run / "controller")
     latents = cache(config.run, world, dynamics, dataset)
     below = path, dynamics["fingerprint"]
@@ -209,7 +209,8 @@ def train_distilled_policy(config: Config, context: ControllerContext) -> None:
     world, run = context.world, config.run
     imitator, task_cost = load_flow_policy(run, world), load_task_cost(run, world)
     assert imitator is not None and task_cost is not None  # `check` has looked
-    expert = BestOfN(config.expert, world, imitator, task_cost, task_cost.config.action_block)
+    block = task_cost.config.action_block
+    expert = BestOfN(config.distilled_policy.expert, world, imitator, task_cost, block)
     train = config.distilled_policy_train
     model = cast(
         DistilledPolicy,
@@ -223,7 +224,7 @@ def train_distilled_policy(config: Config, context: ControllerContext) -> None:
     indices, _ = sample_clips(held_out.clips, 256, seed=0)
     summary = (
         f"{train.batch_size} starts x {config.distilled_policy.num_decisions} decisions of an "
-        f"expert with {config.expert.num_samples} chunks"
+        f"expert with {expert.config.num_samples} chunks"
     )
     prefix, folder = "distilled-policy-train", "distilled_policy"
     training = Training(folder, model, train, prefix, summary, trained_before(config, folder))

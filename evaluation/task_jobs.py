@@ -100,7 +100,10 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
         "patience": config.task_patience,
     }
     flow_policy = session.chunk_planners.get("flow_policy")
-    if isinstance(flow_policy, FlowPolicy):
+    if isinstance(flow_policy, FlowPolicy) and flow_policy.horizon < block:
+        why = why_missing_in_task(session, "best_of_n", ())
+        tqdm.write(f"task: best_of_n is left out: {why}")
+    elif isinstance(flow_policy, FlowPolicy):
         chooser = BestOfN(config.best_of_n, world, flow_policy, task_cost, block)
         executed = flow_policy.config.receding_horizon
         policy = MpcPolicy(world, chooser, executed, probe, goals, config.task_patience)
@@ -223,6 +226,10 @@ def why_missing_in_task(
     if missing:
         train = command("train_controller.py", "--run", session.run, "--methods", *missing)
         return f"no {' and no '.join(missing)} was trained; {train} trains it"
+    flow_policy = session.chunk_planners.get("flow_policy")
+    if policy == "best_of_n" and flow_policy and session.task_cost:
+        block = session.task_cost.config.action_block
+        return f"its chunks of {flow_policy.horizon} actions hold no block of the cost's, {block}"
     if policy == "policy_prior" and session.goal_policy and session.task_cost:
         blocks = session.task_cost.config.action_block, session.goal_policy.action_block
         return blocks_differ(*blocks)

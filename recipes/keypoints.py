@@ -84,7 +84,7 @@ CONTROLLER_TASK_DEBUG = {
     "task_cost_train.cuda_graph": False,
     "flow_min_reward": 0.1,
     "flow_policy.encoder.hidden_dim": 16,
-    "expert.num_samples": 2,
+    "distilled_policy.expert.num_samples": 2,
     "distilled_policy.num_decisions": 2,
     "distilled_policy_train.steps": 2,
     "distilled_policy_train.batch_size": 4,

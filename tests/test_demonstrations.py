@@ -41,6 +41,14 @@ def test_an_episode_in_which_each_step_earns_the_same_is_demonstrated_as_a_whole
     assert [rows.tolist() for rows in found] == [[0, 1, 2], [4]]
 
 
+def test_where_steps_cost_the_reset_is_not_the_best(tmp_path):
+    """As in Pendulum, and in MountainCar, where each step costs 1."""
+    made = dataset(tmp_path, [0, -3, -1, -2], [0, -1, -1, -1])
+    assert [rows.tolist() for rows in demo_rows(made, "train", -1.0)] == [[0, 1], [4, 5, 6]]
+    with pytest.raises(ValueError, match="the highest reward in the 2 .* is -1, .*lower it to -1"):
+        demo_rows(made, "train", 0.1)
+
+
 def test_a_reward_that_no_episode_reaches_is_told_with_the_highest_there_is(tmp_path):
     made = dataset(tmp_path, [0, 0.2, 0.25, 0.1])
     with pytest.raises(ValueError, match=r"the 1 train episode of .* is 0.25, .*--min-reward 0.7"):

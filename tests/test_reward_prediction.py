@@ -90,6 +90,22 @@ def test_correlations_are_those_of_numpy_and_lie_in_their_intervals():
         assert -1 <= low < metrics["copy_last_correlation"][index] < high <= 1
 
 
+def test_the_order_of_horizons_and_the_unit_of_rewards_change_nothing():
+    class Small(ScoredClips):
+        def batch(self, indices: np.ndarray) -> Scored:
+            clip = super().batch(indices)
+            assert clip.rewards is not None
+            return Scored(clip.frames, clip.actions, clip.states, clip.rewards * 1e-6)
+
+    usual = measure(ScoringWorld(scale=2.0))
+    turned = reward_prediction(ScoringWorld(scale=2.0), ScoredClips(), (15, 1, 4), NUM_CLIPS)
+    small = measure(ScoringWorld(scale=2e-6), Small())
+    for key in ("correlation", "mae", "copy_last_mae", "bias"):
+        assert [turned[key][at] for at in (1, 2, 0)] == pytest.approx(usual[key])
+    assert small["correlation"] == pytest.approx(usual["correlation"])
+    assert small["mae"] == pytest.approx([1e-6 * error for error in usual["mae"]])
+
+
 def test_what_does_not_vary_has_no_correlation_and_no_end_no_auc():
     class Worthless(ScoredClips):
         def batch(self, indices: np.ndarray) -> Scored:

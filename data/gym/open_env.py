@@ -101,7 +101,7 @@ def _in_one_line(env_id: str, what: str = "cannot be opened") -> Iterator[None]:
             f"--env {env_id} {what}: {one_line(problem)}; an id of another package is given as "
             f"module:ID"
         ) from None
-    except (gymnasium.error.Error, TypeError, AttributeError, AssertionError) as problem:
+    except Exception as problem:  # an environment may raise anything
         raise ValueError(
             f"--env {env_id} {what} ({type(problem).__name__}: {one_line(problem)}); see "
             f"--env-kwargs"

@@ -6,7 +6,8 @@ Letters: n episodes, A numbers of an action.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -98,7 +99,8 @@ class _CallablePolicy:
 
     def reset(self, results: Sequence[StepResult], seeds: Sequence[int]) -> None:
         is_class = isinstance(self.function, type)
-        self._functions = [self.function() if is_class else self.function for _ in results]
+        with self._in_one_line():
+            self._functions = [self.function() if is_class else self.function for _ in results]
 
     def act(self, results: Sequence[StepResult], active: np.ndarray) -> np.ndarray:
         spec = self.envs.actions
@@ -113,8 +115,13 @@ class _CallablePolicy:
         )
 
     def _call(self, function: Callable[..., Any], result: StepResult) -> np.ndarray:
-        try:
+        with self._in_one_line():
             return self.envs.stored_action(function(result.observation))
+
+    @contextmanager
+    def _in_one_line(self) -> Iterator[None]:
+        try:
+            yield
         except Exception as problem:  # it may raise anything
             raise ValueError(
                 f"--policy {self.path} failed ({type(problem).__name__}: {one_line(problem)})"
@@ -126,7 +133,7 @@ def load_callable(path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as problem:
+    except Exception as problem:  # a module may raise anything
         raise ValueError(
             f"--policy {path} cannot be imported ({one_line(problem)}); give module:callable, with "
             f"the module in this folder or installed"

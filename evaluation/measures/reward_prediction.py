@@ -62,13 +62,14 @@ def predict_rewards(
     frames: (B, T >= C, 3, H, W) uint8; actions: (B, T >= C - 1 + last horizon, ...).
     """
     state = world.reset(frames[:, :context], actions[:, : context - 1])
-    rewards, continues = [], []
+    rewards, continues = {}, {}
     for step in range(1, max(horizons) + 1):
         state = world.step(state, actions[:, context - 2 + step])
         if step in horizons:
-            rewards.append(state.reward.float().cpu())
-            continues.append(state.continues.float().cpu())
-    return torch.stack(rewards, 1), torch.stack(continues, 1)
+            rewards[step] = state.reward.float().cpu()
+            continues[step] = state.continues.float().cpu()
+    by_horizon = [torch.stack([found[h] for h in horizons], 1) for found in (rewards, continues)]
+    return by_horizon[0], by_horizon[1]
 
 
 def reward_prediction(
@@ -108,15 +109,16 @@ def reward_prediction(
         "bias": (model - true).mean(0).tolist(),
         "mean": true.mean(0).tolist(),
     }
+    scale = float(np.abs(true).max()) or 1.0  # what hardly varies is told by its own scale
     for prefix, predicted in (("", model), ("copy_last_", last)):
-        for name, measure in (("correlation", _correlation), ("mae", _mae)):
-            moments = _moments(true, predicted)
+        moments = _moments(true / scale, predicted / scale)
+        for name, measure, unit in (("correlation", _correlation, 1.0), ("mae", _mae, scale)):
             values = measure(moments.mean(0, keepdims=True))[0]
             low, high = confidence_interval(
                 measure(_resampled(moments, sources, seed).reshape(-1, *moments.shape[1:]))
             )
             for suffix, numbers in (("", values), ("_low", low), ("_high", high)):
-                result[f"{prefix}{name}{suffix}"] = _for_json(numbers)
+                result[f"{prefix}{name}{suffix}"] = _for_json(numbers * unit)
     if ends:
         result["continue_auc"] = _auc(np.concatenate(ends), np.concatenate(continues))
     return result

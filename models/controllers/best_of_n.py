@@ -105,7 +105,7 @@ class BestOfN:
         self.config, self.world, self.policy = config, world, policy
         self.objective, self.block = objective, block
         self.horizon = policy.horizon
-        self.num_rolled_out = whole_blocks(policy.config, block)
+        self.num_rolled_out = whole_blocks(policy.horizon, policy.config.receding_horizon, block)
         """Of a chunk: those that are executed, in whole blocks."""
         self.reset()
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
-from models.controllers.best_of_n import BestOfN
+from models.controllers.best_of_n import BestOfN, BestOfNConfig
 from models.controllers.controller import TrainedController
 from models.controllers.flow_policy import FlowPolicy, FlowPolicyConfig
 from models.method import Best, Losses
@@ -33,6 +33,8 @@ from models.tokenizers.tokenizer import LatentSpec
 class DistilledPolicyConfig(CheckedConfig):
     policy: FlowPolicyConfig = field(default_factory=FlowPolicyConfig)
     """The student, filled in by the stage: the imitator that it starts from."""
+    expert: BestOfNConfig = field(default_factory=BestOfNConfig)
+    """The search that it learns from: a choice among what the imitator would do."""
     num_decisions: Annotated[int, Range(1, 1000)] = 5
     """Decisions of the expert in a row, each where the one before led."""
     num_repeats: Annotated[int, Range(1, 1000)] = 6

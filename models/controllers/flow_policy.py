@@ -236,13 +236,13 @@ class FilmBlock(nn.Module):
         return x + self.down(self.dropout(hidden))
 
 
-def whole_blocks(policy: FlowPolicyConfig, block: int) -> int:
+def whole_blocks(chunk_length: int, receding_horizon: int, block: int) -> int:
     """Count the actions of a chunk that are rolled out: those that are executed, in whole blocks;
     ValueError where a chunk holds none."""
-    num_blocks = min(-(-policy.receding_horizon // block), policy.chunk_length // block)
+    num_blocks = min(-(-receding_horizon // block), chunk_length // block)
     if num_blocks == 0:
         raise ValueError(
-            f"chunks of {policy.chunk_length} actions hold no block of the task's cost, {block}; "
-            f"give --flow-policy.chunk-length {block} or more"
+            f"chunks of {chunk_length} actions hold no block of the task's cost, {block}; give "
+            f"--flow-policy.chunk-length {block} or more"
         )
     return num_blocks * block

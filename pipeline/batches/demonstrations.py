@@ -26,6 +26,8 @@ def demo_rows(
         end = length - 1  # the last action leads nowhere
         if dataset.has("rewards"):
             rewards = dataset.read(episode, "rewards")
+            if length > 1 and rewards[0] == 0 and rewards[1:].max() < 0:
+                rewards[0] = rewards[1:].min()  # where steps cost, a reset is no success
             highest = max(highest, float(rewards.max()))
             if rewards.max() < min_reward:
                 end = 0

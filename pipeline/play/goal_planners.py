@@ -104,8 +104,10 @@ def best_source(run: Path, world: World, goal: Goal) -> GoalSource:
     """Return what of a run reaches goals best."""
     if not can_plan(world):
         return "goal_policy"
-    if goal.is_task and load_flow_policy(run, world) is not None:
-        return "best_of_n"
+    if goal.is_task and goal.action_block is not None:
+        flow_policy = load_flow_policy(run, world)
+        if flow_policy is not None and flow_policy.horizon >= goal.action_block:
+            return "best_of_n"
     return "planner" if load_goal_policy(run, world) is None else "policy_prior"
 
 

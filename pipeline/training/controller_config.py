@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from data.ranges import CheckedConfig, NonEmpty, Range
 from data.shards.episode_dataset import EpisodeDataset
 from kernels import Backend
 from models import registry
 from models.controllers.actor_critic import ActorCriticConfig
-from models.controllers.best_of_n import BestOfNConfig
 from models.controllers.distilled_policy import DistilledPolicyConfig
-from models.controllers.flow_policy import FlowPolicyConfig
+from models.controllers.flow_policy import FlowPolicyConfig, whole_blocks
 from models.controllers.policy import PolicyConfig
 from models.controllers.task_cost import TaskCostConfig
 from models.registry import DataSpec, MethodConfig
 from models.world import World
+from pipeline import checkpoint as ckpt
 from pipeline.batches.demonstrations import demo_rows
 from pipeline.device import DeviceOption
 from pipeline.training.train_config import TrainConfig
@@ -103,8 +103,6 @@ class Config(CheckedConfig):
     rises while the policy still gets better."""
     distilled_policy: DistilledPolicyConfig = field(default_factory=DistilledPolicyConfig)
     """Policy without search that learns from a search in imagination."""
-    expert: BestOfNConfig = field(default_factory=BestOfNConfig)
-    """That search: a choice among what the flow policy would do."""
     distilled_policy_train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=800,
@@ -180,11 +178,24 @@ def starts_from(config: Config, method: Method) -> tuple[Method, ...]:
     return ()
 
 
+def settings_of(config: Config, methods: tuple[Method, ...], method: Method) -> dict[str, Any]:
+    """Give the settings of a method that is trained now, or was before."""
+    if method in methods:
+        return registry.describe(getattr(config, method))
+    path = config.run / "controller" / method / "best.pt"
+    return ckpt.load(path, "controller")["config"]
+
+
 def check(
-    config: Config, methods: tuple[Method, ...], data: DataSpec, dataset: EpisodeDataset
+    config: Config,
+    methods: tuple[Method, ...],
+    data: DataSpec,
+    dataset: EpisodeDataset,
+    dynamics: ckpt.Checkpoint,
 ) -> None:
     """Raise ValueError now, not after hours of what comes before, where a method cannot be built
-    for this world, or there is nothing to clone."""
+    for this world, what it starts from is missing or of another world, or there is nothing to
+    clone."""
     models: dict[Method, MethodConfig] = {
         "bc": config.policy,
         "actor_critic": config.model,
@@ -197,11 +208,20 @@ def check(
         registry.build_controller(models[method], data)
         for needed in starts_from(config, method):
             path = config.run / "controller" / needed / "best.pt"
-            if needed not in methods[:index] and not path.exists():
+            if needed in methods[:index]:
+                continue
+            if not path.exists():
                 raise ValueError(
                     f"{path} is not there, and {method} starts from it; --methods "
                     f"{' '.join(starts_from(config, method))} {method} makes all"
                 )
+            below = config.run / "dynamics" / "best.pt"
+            ckpt.check_parent(ckpt.load(path, "controller"), path, dynamics, below)
+    if "distilled_policy" in methods:
+        flow, cost = (
+            settings_of(config, methods, needed) for needed in ("flow_policy", "task_cost")
+        )
+        whole_blocks(flow["chunk_length"], flow["receding_horizon"], cost["action_block"])
     for split in ("train", "validation"):
         if {"bc", "actor_critic"} & set(methods):
             demo_rows(dataset, split, config.min_reward)

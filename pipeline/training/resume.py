@@ -24,6 +24,8 @@ from pipeline.training.train_step import TrainStep
 RESUME_KEYS = (
     "ema", "optimizer", "step", "best", "bad_validations", "seconds", "lr_scale", "train"
 )  # fmt: skip
+BENEATH = ("parent", "bc", "flow_policy", "task_cost")
+"""Checkpoints that one may have been made from; all but the first are the controller stage's."""
 BELOW = {"dynamics": "tokenizer", "controller": "dynamics"}
 FREE = "activation_checkpointing"  # a setting that changes no result, and so may change
 
@@ -53,7 +55,7 @@ def check_resumable(
             f"{path} was begun with {name} = {old!s:.60}, but now it is {new!s:.60}; "
             f"--restart starts over, another --run keeps both"
         )
-    for key in ("parent", "bc"):  # a clone is only beneath an actor-critic
+    for key in BENEATH:
         current, begun_on = metadata.get(key), last.get(key)
         if current is None:
             continue
@@ -156,7 +158,7 @@ def _follows(
     recordings, found = metadata.get("recordings"), read_recordings(last)
     if recordings and found and current["fingerprint"] == recordings["dataset"]:
         return begun_on == found["dataset"]  # the shards, whose episodes have been checked
-    stage = "controller" if key == "bc" else BELOW.get(last["stage"])
+    stage = "controller" if key != "parent" else BELOW.get(last["stage"])
     path = Path(current["path"])
     return stage is not None and path.is_file() and ckpt.follows(ckpt.load(path, stage), begun_on)
 

@@ -84,6 +84,11 @@ class ActorCritic(TrainedController):
     def make_policy(self, latents: LatentSpec, actions: ActionSpec) -> LatentPolicy:
         return LatentPolicy(self.config.policy, latents, actions)
 
+    @property
+    def learns_through_world(self) -> bool:
+        """Gradients of the returns reach the policy through the world's steps."""
+        return False
+
     def load_codebook(self, source: HasCodebooks) -> None:
         for encoder in (self.policy.encoder, self.critic.encoder, self.slow_critic.encoder):
             encoder.load_codebook(source)
@@ -103,7 +108,7 @@ class ActorCritic(TrainedController):
         config, steps = self.config, rollout.latents.detach()
         values = self.values(rollout.latents)
         discounts = config.discount * rollout.continues
-        returns = self.returns(rollout, values, discounts)  # (H, B)
+        returns = lambda_returns(rollout.rewards, values, discounts, config.lam)  # (H, B)
         dist = self.policy.distribution(steps[:-1].flatten(0, 1))
         gain = self.actor_gain(dist, rollout, returns, values[:-1])
         with torch.no_grad():
@@ -135,10 +140,6 @@ class ActorCritic(TrainedController):
         """The critic's, of a rollout's latents: (H + 1, B)."""
         return self.critic(latents.flatten(0, 1)).view(latents.shape[:2])
 
-    def returns(self, rollout: Rollout, values: Tensor, discounts: Tensor) -> Tensor:
-        """Lambda returns of values (H + 1, B) and discounts (H, B): (H, B)."""
-        return lambda_returns(rollout.rewards, values, discounts, self.config.lam)
-
     def actor_gain(
         self, dist: Distribution, rollout: Rollout, returns: Tensor, values: Tensor
     ) -> Tensor:
@@ -163,7 +164,6 @@ class ActorCritic(TrainedController):
         action = self.policy.distribution(latents).sample()
         return action.clamp(-1, 1) if self.policy.actions.kind == "continuous" else action
 
-    @torch.no_grad()
     def imagine(
         self,
         world: RewardedWorld,
@@ -172,20 +172,16 @@ class ActorCritic(TrainedController):
         horizon: int | None = None,
     ) -> Rollout:
         """Roll out the sampled policy from the last of latents (B, T, N)."""
-        return self.roll_out(world, latents, actions, horizon)
+        with torch.set_grad_enabled(self.training and self.learns_through_world):
+            return self._roll_out(world, latents, actions, horizon or self.config.horizon)
 
-    def roll_out(
-        self,
-        world: RewardedWorld,
-        latents: Tensor,
-        actions: Tensor,
-        horizon: int | None = None,
+    def _roll_out(
+        self, world: RewardedWorld, latents: Tensor, actions: Tensor, horizon: int
     ) -> Rollout:
-        """As `imagine`, with gradients where the caller's mode has them."""
         continuous = self.policy.actions.kind == "continuous"
         state = world.start_from(latents, actions[:, : latents.shape[1] - 1])
         rollout_latents, rollout_actions, rewards, continues = [state.latents], [], [], []
-        for _ in range(horizon or self.config.horizon):
+        for _ in range(horizon):
             action = self.sample_action(state.latents)
             state = world.step_from(state, action.clamp(-1, 1) if continuous else action)
             rollout_latents.append(state.latents)

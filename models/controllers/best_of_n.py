@@ -64,6 +64,10 @@ class Noise:
         later = [noise.to(device) for noise in self.later]
         return Noise(self.candidates.to(device), later, self.added.to(device))
 
+    def likeliest(self) -> Noise:
+        """That of the first candidate alone."""
+        return Noise(self.candidates[:, :1], self.later, self.added[:, :1])
+
     def times(self, factor: Tensor) -> Noise:
         """Widen the candidates of each world by its factor, (B,)."""
         factor = factor[:, None, None, None]
@@ -126,7 +130,7 @@ class BestOfN:
 
         stalls: each widens the proposals of a world: more noise of both kinds.
         """
-        device, spec = state.latents.device, self.world.actions
+        device = state.latents.device
         levels = torch.zeros(len(state)) if stalls is None else stalls.clamp(max=MAX_LEVEL).float()
         generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * self.num_plans)
         self.num_plans += 1
@@ -140,11 +144,7 @@ class BestOfN:
             torch.cat(parts)
             for parts in zip(*((f.chunk, f.cost, f.start_cost) for f in found), strict=True)
         )
-        first = torch.zeros(len(state), 1, spec.size, device=device)
-        if last_action is not None:
-            first = spec.normalize(last_action.to(device))[:, None]
-        knots = torch.cat([first, chunks], dim=1)
-        return Plan(spec.denormalize(chunks), knots, cost, start_cost)
+        return self.policy.as_plan(chunks, last_action, cost, start_cost)
 
     def sample_noise(self, num_worlds: int, generator: torch.Generator | None = None) -> Noise:
         """Draw all random numbers of a search, on the CPU; for one world, or the same for all."""
@@ -168,7 +168,7 @@ class BestOfN:
     @torch.no_grad()
     def search(self, state: State, noise: Noise) -> Found:
         """Find the best chunk of each world."""
-        num_worlds, num_samples = len(state), self.config.num_samples
+        num_worlds, num_samples = len(state), noise.candidates.shape[1]
         states = state.repeat(num_samples)
         tracked = self.objective.start(states.latents)
         no_goal = states.latents  # the objective has its own

@@ -103,23 +103,13 @@ class DistilledPolicy(TrainedController):
         latents, actions = held_out.require("latents", "actions")
         state = expert.world.start_from(latents, actions[:, : latents.shape[1] - 1])
         noise = expert.sample_noise(len(state)).to(latents.device)
-        likeliest = replace(expert.config, num_samples=1)
-        costs = {}
-        for name, planner in {
-            "expert": expert,
-            "imitator": BestOfN(
-                likeliest, expert.world, expert.policy, expert.objective, expert.block
-            ),
-            "student": BestOfN(
-                likeliest, expert.world, self.policy, expert.objective, expert.block
-            ),
-        }.items():
-            own = replace(
-                noise,
-                candidates=noise.candidates[:, : planner.config.num_samples],
-                added=noise.added[:, : planner.config.num_samples],
-            )
-            costs[name] = float(planner.search(state, own).cost.mean())
+        student = BestOfN(expert.config, expert.world, self.policy, expert.objective, expert.block)
+        found = {
+            "expert": expert.search(state, noise),
+            "imitator": expert.search(state, noise.likeliest()),
+            "student": student.search(state, noise.likeliest()),
+        }
+        costs = {name: float(each.cost.mean()) for name, each in found.items()}
         return {
             "regret": costs["student"] - costs["expert"],
             "imitator_regret": costs["imitator"] - costs["expert"],

@@ -12,7 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor
 from torch.distributions import Categorical
 from torch.func import functional_call
@@ -65,11 +64,14 @@ class Dreamer(ActorCritic):
         dist = self.policy.distribution(latents)
         return dist.rsample() if isinstance(dist, GaussianMixture) else dist.sample()
 
-    @torch.enable_grad()
+    @property
+    def learns_through_world(self) -> bool:
+        return self.config.actor_gradient == "dynamics"
+
     def values(self, latents: Tensor) -> Tensor:
         """Where the actor learns through the world, also how values depend on the states that its
         actions lead to; not on the critic's weights, which have a loss of their own."""
-        if self.config.actor_gradient == "reinforce" or not latents.requires_grad:
+        if not self.learns_through_world:
             return super().values(latents)
         weights = {name: weight.detach() for name, weight in self.critic.named_parameters()}
         values = functional_call(self.critic, weights, (latents.flatten(0, 1),))
@@ -83,9 +85,7 @@ class Dreamer(ActorCritic):
         horizon: int | None = None,
     ) -> Rollout:
         with world.sampled(Sampling(temperature=self.config.temperature)):
-            if self.config.actor_gradient == "reinforce" or not self.training:
-                return super().imagine(world, latents, actions, horizon)
-            return self.roll_out(world, latents, actions, horizon)
+            return super().imagine(world, latents, actions, horizon)
 
     def actor_gain(
         self, dist: Distribution, rollout: Rollout, returns: Tensor, values: Tensor
@@ -93,7 +93,7 @@ class Dreamer(ActorCritic):
         """The advantage is (R - v) / max(1, S), S the running range of returns (equation 7)."""
         scale = self.known_scale(returns).clamp(min=self.config.min_return_scale)
         advantage = (returns - values.detach()) / scale
-        if self.config.actor_gradient == "dynamics":
+        if self.learns_through_world:
             return advantage  # of returns that depend on the actions
         log_prob = dist.log_prob(rollout.actions.flatten(0, 1)).view(returns.shape)
         return log_prob * advantage.detach()

@@ -144,12 +144,21 @@ class FlowPolicy(TrainedController):
         noise = torch.randn(1, self.horizon, size, generator=generator).to(device)
         noise = self.config.noise_scale * noise.expand(len(state), -1, -1)
         chunk = self.sample(state.latents, noise)
-        if last_action is None:
-            first_knot = torch.zeros(len(state), size, device=device)
-        else:
-            first_knot = self.actions.normalize(last_action.to(device))
+        return self.as_plan(chunk, last_action, torch.zeros(len(state), device=device))
+
+    def as_plan(
+        self,
+        chunk: Tensor,
+        last_action: Tensor | None,
+        cost: Tensor,
+        start_cost: Tensor | None = None,
+    ) -> Plan:
+        """Give chunks (B, H, A) in [-1, 1] as plans, whose first knot is the last action, or 0."""
+        first_knot = torch.zeros_like(chunk[:, 0])
+        if last_action is not None:
+            first_knot = self.actions.normalize(last_action.to(chunk.device))
         knots = torch.cat([first_knot[:, None], chunk], dim=1)
-        return Plan(self.actions.denormalize(chunk), knots, torch.zeros(len(state), device=device))
+        return Plan(self.actions.denormalize(chunk), knots, cost, start_cost)
 
     def loss(self, batch: Batch) -> Losses:
         """Flow matching (arXiv:2210.02747, equation 23, without its smallest variance).

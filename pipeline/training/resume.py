@@ -1,6 +1,6 @@
 """Whether a training may resume from a last.pt, and what it remembers then.
 
-Data may have grown since: then training goes on from the weights that there are, takes as many
+Data may have grown since: then training continues with the weights that there are, takes as many
 steps again, and chooses its best.pt anew, since the held-out episodes are others.  A checkpoint's
 field `growths` counts how often; `lineage` holds the fingerprints of the best.pt of before, on
 which others may have been trained.

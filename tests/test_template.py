@@ -52,9 +52,8 @@ def template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (folder / "autoencoder.py").write_text(block)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     importlib.invalidate_caches()
-    names = dict(vars(registry))
-    exec(REGISTRY, names)
-    monkeypatch.setitem(registry.TOKENIZERS, "autoencoder", names["autoencoder"])
+    for name, entry in eval(f"{{{REGISTRY}}}", dict(vars(registry))).items():
+        monkeypatch.setitem(registry.TOKENIZERS, name, entry)
     yield
     for name in NAMES:
         sys.modules.pop(name, None)

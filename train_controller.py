@@ -31,12 +31,12 @@ from data.io.files import writable_folder
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.sample_clips import sample_clips
 from models.controllers.actor_critic import ActorCritic
-from models.controllers.best_of_n import BestOfN
 from models.controllers.controller import TrainedController
 from models.controllers.cost_reward import CostReward, RewardedWorld
 from models.controllers.distilled_policy import DistilledPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.layers.precision import autocast
+from models.planning.best_of_n import BestOfN
 from models.registry import DataSpec
 from models.world import World
 from pipeline import checkpoint as ckpt

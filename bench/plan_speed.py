@@ -34,14 +34,14 @@ from bench.pairs import (
 )
 from bench.peers import stable_worldmodel as peer
 from data.actions import ActionSpec
-from models.controllers.plan import Plan
-from models.controllers.planner import Planner, PlannerConfig, Search
 from models.dynamics.dynamics import State
 from models.dynamics.predictor import Predictor, PredictorConfig
 from models.layers.inference import cast_weights
 from models.layers.int8 import quantize_linears
 from models.layers.precision import Precision, autocast
 from models.layers.transformer import TransformerConfig
+from models.planning.plan import Plan
+from models.planning.planner import Planner, PlannerConfig, Search
 from models.tokenizers.tokenizer import LatentSpec
 from models.world import World
 from pipeline.cuda_graph import WARMUP_CALLS, CudaGraphed

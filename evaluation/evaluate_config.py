@@ -12,9 +12,9 @@ from data.ranges import MAX_SEED, MAX_STEPS, MAX_WORKERS, CheckedConfig, NonEmpt
 from evaluation.measures.open_loop import HORIZONS
 from evaluation.protocols import goals, returns, task
 from kernels import Backend
-from models.controllers.best_of_n import BestOfNConfig
-from models.controllers.planner import PlannerConfig
-from models.controllers.task_search import (
+from models.planning.best_of_n import BestOfNConfig
+from models.planning.planner import PlannerConfig
+from models.planning.task_search import (
     TASK_PATIENCE,
     TASK_PLANNER,
     TASK_RECEDING_HORIZON,

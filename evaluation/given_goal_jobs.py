@@ -24,7 +24,7 @@ from evaluation.report.drawing import film_episodes
 from evaluation.report.metrics_schema import GIVEN_GOAL_FIGURES
 from evaluation.session import Session
 from models.controllers.goal_policy import GoalPolicy
-from models.controllers.plan import GoalDistance
+from models.planning.plan import GoalDistance
 from pipeline.play.goal_planners import GoalSettings, GoalSource, make_executor
 from pipeline.play.goals import TASK, Goal, image_files, image_goal, task_goal
 

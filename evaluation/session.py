@@ -34,8 +34,8 @@ from evaluation.readers.fit_estimator import cached_estimator
 from evaluation.readers.fit_inverse_dynamics import cached_idm
 from evaluation.readers.inverse_dynamics import InverseDynamics
 from evaluation.report.trained_on_note import trained_on_note
-from models.controllers.plan import GoalPlanner
-from models.controllers.planner import can_plan
+from models.planning.plan import GoalPlanner
+from models.planning.planner import can_plan
 from models.world import World
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device

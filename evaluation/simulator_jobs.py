@@ -29,7 +29,7 @@ from evaluation.return_jobs import return_jobs, why_missing_in_returns
 from evaluation.session import Session
 from evaluation.task_jobs import task_jobs, why_missing_in_task
 from models.controllers.goal_policy import GoalPolicy
-from models.controllers.planner import Planner
+from models.planning.planner import Planner
 
 MAX_RECORDED = 32  # attempts at goals to choose the report's video strips from
 

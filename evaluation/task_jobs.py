@@ -23,12 +23,12 @@ from evaluation.protocols.record_video import RecordVideo
 from evaluation.report.drawing import film_episodes
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.session import Session
-from models.controllers.best_of_n import BestOfN
 from models.controllers.flow_policy import FlowPolicy
 from models.controllers.goal_policy import GoalPolicy
-from models.controllers.goal_set import GoalsInTurn
-from models.controllers.planner import Planner, PlannerConfig
-from models.controllers.task_search import blocks_differ
+from models.planning.best_of_n import BestOfN
+from models.planning.goal_set import GoalsInTurn
+from models.planning.planner import Planner, PlannerConfig
+from models.planning.task_search import blocks_differ
 
 MAX_RECORDED = 48  # episodes to choose the film's from
 OF_ITS_OWN_GOAL = "the task cost was learned for the goal of its recordings; leave out --task-goal"

@@ -22,8 +22,8 @@ from data.toy import write_toy_shards
 from evaluation.measures.key_metrics import correlation
 from evaluation.protocols.mpc import LastActionProbe
 from models import registry
-from models.controllers.planner import PlannerConfig
 from models.layers.sigreg import effective_rank
+from models.planning.planner import PlannerConfig
 from pipeline import presets
 from pipeline.device import pick_device, set_device
 from pipeline.inference.load_world import load_world

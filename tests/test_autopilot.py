@@ -15,9 +15,9 @@ from torch import Tensor
 
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from models.controllers.plan import Plan
-from models.controllers.plan_executor import PlanExecutor
 from models.dynamics.dynamics import State
+from models.planning.plan import Plan
+from models.planning.plan_executor import PlanExecutor
 from pipeline.play.autopilot import Autopilot
 from pipeline.play.game import Game
 from pipeline.play.goal_actor import GoalActor

@@ -11,11 +11,11 @@ from test_flow_policy import POINT, SMALL, demos, fit
 from test_planner import POINTER, Follower
 from torch import Tensor
 
-from models.controllers.best_of_n import BestOfN, BestOfNConfig
 from models.controllers.flow_policy import FlowPolicy
-from models.controllers.goal_set import NearestGoalDistance
-from models.controllers.plan import Objective
-from models.controllers.plan_executor import PlanExecutor
+from models.planning.best_of_n import BestOfN, BestOfNConfig
+from models.planning.goal_set import NearestGoalDistance
+from models.planning.plan import Objective
+from models.planning.plan_executor import PlanExecutor
 
 UP = torch.tensor([[[0.0, 0.8]]])
 CONFIG = BestOfNConfig(num_samples=16, num_chunks=1, noise_scale=1.0, knot_std=0.05)

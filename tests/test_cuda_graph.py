@@ -19,8 +19,8 @@ from data.batch import Batch
 from data.clips import Clips
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from models.controllers.planner import Planner, PlannerConfig
 from models.dynamics.dynamics import State
+from models.planning.planner import Planner, PlannerConfig
 from models.tokenizers.vqvae import VqVae, VqVaeConfig
 from pipeline.cuda_graph import WARMUP_CALLS, CudaGraphed, CudaGraphedWorld, StaticCudaGraph
 from pipeline.inference.load_world import load_world

@@ -13,11 +13,11 @@ from test_planner import POINTER, Follower
 from torch import Tensor
 
 from data.batch import Batch
-from models.controllers.best_of_n import BestOfN
 from models.controllers.distilled_policy import DistilledPolicy, DistilledPolicyConfig
 from models.controllers.flow_policy import FlowPolicy
-from models.controllers.goal_set import NearestGoalDistance
 from models.dynamics.dynamics import State
+from models.planning.best_of_n import BestOfN
+from models.planning.goal_set import NearestGoalDistance
 
 
 class World(Follower):

@@ -20,7 +20,7 @@ from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.report.metrics_schema import empty_metrics
 from evaluation.simulator_jobs import mpc_policies
-from models.controllers.planner import PlannerConfig
+from models.planning.planner import PlannerConfig
 from pipeline import presets
 from pipeline.training.auto_compile import cpp_compiler
 

@@ -13,7 +13,7 @@ from untrained_run import write_run
 import play
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from models.controllers.planner import PlannerConfig
+from models.planning.planner import PlannerConfig
 from pipeline import checkpoint as ckpt
 from pipeline import presets
 from pipeline.inference import export

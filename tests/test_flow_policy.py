@@ -13,10 +13,10 @@ from torch import Tensor
 from data.actions import ActionSpec
 from data.batch import Batch
 from models.controllers.flow_policy import FlowPolicy, FlowPolicyConfig
-from models.controllers.plan import Plan
-from models.controllers.plan_executor import PlanExecutor
 from models.controllers.policy import PolicyConfig
 from models.dynamics.dynamics import State
+from models.planning.plan import Plan
+from models.planning.plan_executor import PlanExecutor
 from models.registry import DataSpec, build_controller, describe
 from models.tokenizers.tokenizer import LatentSpec
 

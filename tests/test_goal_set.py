@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.controllers.goal_set import (
+from models.planning.goal_set import (
     MIN_TO_WHITEN,
     GoalsInTurn,
     NearestGoalDistance,
     WhitenedGoalDistance,
     goal_set_distance,
 )
-from models.controllers.plan import Plan
+from models.planning.plan import Plan
 
 WORLD: Any = SimpleNamespace(vectors=lambda latents: latents)
 

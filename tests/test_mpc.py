@@ -17,8 +17,8 @@ from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.protocols.mpc import LastActionProbe, MpcPolicy
 from evaluation.protocols.policies import Observation
-from models.controllers.planner import Planner, PlannerConfig
 from models.dynamics.dynamics import State
+from models.planning.planner import Planner, PlannerConfig
 
 SIZE = 100.0
 SPEC = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (SIZE, SIZE), pointer=True)

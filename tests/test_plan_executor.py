@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from models.controllers.plan import Plan
-from models.controllers.plan_executor import PlanExecutor
 from models.dynamics.dynamics import State
+from models.planning.plan import Plan
+from models.planning.plan_executor import PlanExecutor
 
 STATE = cast(State, object())
 GOALS = torch.zeros(3, 1, 2)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from models.controllers.candidates import interpolate
-from models.controllers.planner import Planner, PlannerConfig
 from models.dynamics.dynamics import State
+from models.planning.candidates import interpolate
+from models.planning.planner import Planner, PlannerConfig
 
 Method = Literal["cem", "mppi", "gradient", "shooting"]
 POINTER = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (100.0, 100.0), pointer=True)

@@ -15,7 +15,7 @@ import play
 from data.io.files import partial_path
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import MOVES, write_toy_shards
-from models.controllers.planner import PlannerConfig
+from models.planning.planner import PlannerConfig
 from pipeline.play.action_file import write_actions
 from pipeline.play.panels import CAPTION_HEIGHT, GAP
 

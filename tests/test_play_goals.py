@@ -19,9 +19,9 @@ from untrained_run import save, write_run
 import play
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from models.controllers.goal_set import NearestGoalDistance, WhitenedGoalDistance
-from models.controllers.planner import PlannerConfig
 from models.controllers.task_cost import TaskCost, TaskCostConfig
+from models.planning.goal_set import NearestGoalDistance, WhitenedGoalDistance
+from models.planning.planner import PlannerConfig
 from models.registry import DataSpec
 from pipeline import checkpoint
 from pipeline.cli import parse

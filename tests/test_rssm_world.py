@@ -17,10 +17,10 @@ import train_dynamics
 from data.clips import Clips
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from models.controllers.planner import Planner, PlannerConfig, can_plan
 from models.dynamics.rssm import Rssm, RssmConfig
 from models.dynamics.rssm_latents import RssmLatents, RssmLatentsConfig
 from models.layers.patch_image import to_frames
+from models.planning.planner import Planner, PlannerConfig, can_plan
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches

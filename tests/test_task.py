@@ -30,14 +30,14 @@ from evaluation.protocols.policies import Observation
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.simulator_jobs import why_missing
 from evaluation.task_jobs import cost_policies, task_jobs
-from models.controllers.best_of_n import BestOfNConfig
 from models.controllers.flow_policy import FlowPolicyConfig
 from models.controllers.goal_policy import GoalPolicy
-from models.controllers.goal_set import GoalsInTurn
-from models.controllers.plan import Plan
 from models.controllers.policy import PolicyConfig
 from models.controllers.task_cost import TaskCostConfig
 from models.dynamics.dynamics import State
+from models.planning.best_of_n import BestOfNConfig
+from models.planning.goal_set import GoalsInTurn
+from models.planning.plan import Plan
 from models.registry import DataSpec, build_controller
 from pipeline import checkpoint, presets
 from pipeline.inference.load_world import load_world

@@ -10,11 +10,11 @@ import torch
 from test_planner import GOALS, STARTS, Follower
 from torch import Tensor
 
-from models.controllers.candidates import worst_if_not_finite
-from models.controllers.plan import Plan
-from models.controllers.plan_executor import PlanExecutor
-from models.controllers.planner import MAX_LEVEL, Planner, PlannerConfig
 from models.dynamics.dynamics import State
+from models.planning.candidates import worst_if_not_finite
+from models.planning.plan import Plan
+from models.planning.plan_executor import PlanExecutor
+from models.planning.planner import MAX_LEVEL, Planner, PlannerConfig
 
 CONFIG = PlannerConfig(
     num_samples=64, iterations=12, warm_start_iterations=6, num_elites=8, horizon=4, action_block=2

@@ -22,9 +22,9 @@ from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from models.controllers.actor_critic import ActorCriticConfig
 from models.controllers.goal_policy import GoalPolicyConfig
-from models.controllers.planner import Planner, PlannerConfig
 from models.controllers.policy import PolicyConfig
 from models.method import TrainableModule
+from models.planning.planner import Planner, PlannerConfig
 from models.registry import DataSpec, build_controller
 from models.tokenizers.keypoints import Keypoints, KeypointsConfig
 from models.tokenizers.vqvae import VqVae, VqVaeConfig

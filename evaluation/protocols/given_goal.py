@@ -18,7 +18,7 @@ from data.pusht.vector_pusht import VectorPushT
 from evaluation.measures.intervals import bootstrap
 from evaluation.protocols.policies import Policy
 from evaluation.protocols.rollout import Starts, Trajectories, Watcher, play_episodes
-from models.controllers.plan import Objective
+from models.planning.plan import Objective
 from models.world import World
 
 MIN_COST = 1e-9  # of a start, by which costs are divided

@@ -12,10 +12,10 @@ from data.clips import Clips
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.sample_clips import sample_clips
 from evaluation.protocols.policies import Observation
-from models.controllers.plan import GoalPlanner
-from models.controllers.plan_executor import PlanExecutor
 from models.dynamics.dynamics import State
 from models.layers.precision import to_float64
+from models.planning.plan import GoalPlanner
+from models.planning.plan_executor import PlanExecutor
 from models.world import World
 
 

@@ -1,6 +1,6 @@
 """The true simulator under a sampling planner: the upper bound of planning in a world model.
 
-The planner's cross-entropy method (models/controllers/planner.py) over the agent's target
+The planner's cross-entropy method (models/planning/planner.py) over the agent's target
 positions.  Letters: N starts, K candidates, T steps of a plan, B action blocks of it, M elites,
 S numbers of a state.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from data.pusht.vector_pusht import VectorPushT
 from evaluation.protocols.policies import Observation
-from models.controllers.candidates import elite_weights, interpolate, select_best, weighted_moments
 from models.controllers.task_cost import TaskCost
+from models.planning.candidates import elite_weights, interpolate, select_best, weighted_moments
 
 HORIZON, ACTION_BLOCK = 5, 5
 PLAN_STEPS = HORIZON * ACTION_BLOCK

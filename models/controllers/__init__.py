@@ -1,1 +1,1 @@
-"""States to actions: policies and planners."""
+"""States to actions: policies, and what they are trained on."""

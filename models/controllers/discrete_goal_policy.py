@@ -21,11 +21,11 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.controllers.controller import TrainedController
-from models.controllers.plan import Plan
 from models.controllers.policy import PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
 from models.layers.distributions import MultiCategorical
 from models.method import Best, Losses
+from models.planning.plan import Plan
 from models.tokenizers.codes import HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
 from models.world import World

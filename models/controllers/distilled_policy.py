@@ -1,7 +1,7 @@
 """A policy without search, distilled from a search in imagination.
 
 The expert is the best of an imitator's chunks, as the world imagines them
-(models/controllers/best_of_n.py).  The student starts as that imitator and learns, by flow
+(models/planning/best_of_n.py).  The student starts as that imitator and learns, by flow
 matching, to answer at once as the expert does after its search (policy distillation,
 arXiv:1511.06295; an expert that plans: Anthony et al., arXiv:1705.08439).  States are those of the
 dataset, and those that the expert's decisions lead to from there in imagination, which no
@@ -21,10 +21,10 @@ from torch import Tensor
 from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
-from models.controllers.best_of_n import BestOfN, BestOfNConfig
 from models.controllers.controller import TrainedController
 from models.controllers.flow_policy import FlowPolicy, FlowPolicyConfig
 from models.method import Best, Losses
+from models.planning.best_of_n import BestOfN, BestOfNConfig
 from models.tokenizers.codes import HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
 

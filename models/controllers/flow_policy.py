@@ -24,10 +24,10 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import MAX_SEED, CheckedConfig, Range
 from models.controllers.controller import TrainedController
-from models.controllers.plan import Plan
 from models.controllers.policy import IdentityEncoder, PolicyConfig, make_encoder
 from models.dynamics.dynamics import State
 from models.method import Best, Losses
+from models.planning.plan import Plan
 from models.tokenizers.codes import HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
-from models.controllers.candidates import interpolate
 from models.controllers.controller import TrainedController
-from models.controllers.plan import Plan
 from models.controllers.policy import PolicyConfig, make_encoder, mlp
 from models.dynamics.dynamics import State
 from models.layers.embeddings import fourier_features
 from models.method import Best, Losses
+from models.planning.candidates import interpolate
+from models.planning.plan import Plan
 from models.tokenizers.codes import HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
 from models.world import World

@@ -67,7 +67,7 @@ class TaskCostConfig(CheckedConfig):
 class TaskCost(TrainedController):
     """Latents to a cost: 0 at the goal, and 1 + `reward_weight` about where the reward begins.
 
-    It is a planner's objective (models/controllers/planner.py).
+    It is a planner's objective (models/planning/planner.py).
     """
 
     needs = frozenset({"latents", "actions", "states", "rewards"})

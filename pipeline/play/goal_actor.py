@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from data.actions import as_tensor
-from models.controllers.plan_executor import PlanExecutor
 from models.dynamics.dynamics import State
+from models.planning.plan_executor import PlanExecutor
 from pipeline.play.goal_planners import MakeExecutor
 from pipeline.play.goals import Goal
 from pipeline.play.player import Player

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 from data.io.messages import command
-from models.controllers.best_of_n import BestOfN, BestOfNConfig
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.goal_policy import GoalPolicy
-from models.controllers.goal_set import GoalsInTurn
-from models.controllers.plan_executor import PlanExecutor
-from models.controllers.planner import Planner, PlannerConfig, can_plan
-from models.controllers.task_search import blocks_differ
+from models.planning.best_of_n import BestOfN, BestOfNConfig
+from models.planning.goal_set import GoalsInTurn
+from models.planning.plan_executor import PlanExecutor
+from models.planning.planner import Planner, PlannerConfig, can_plan
+from models.planning.task_search import blocks_differ
 from models.world import World
 from pipeline.cuda_graph import CudaGraphed
 from pipeline.inference.load_controllers import load_flow_policy, load_goal_policy

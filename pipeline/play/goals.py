@@ -21,9 +21,9 @@ from data.formats.numpy_files import open_file
 from data.io.folders import has_suffix, visible_files
 from data.io.messages import command
 from data.shards.episode_dataset import EpisodeDataset
-from models.controllers.goal_set import MIN_TO_WHITEN, goal_set_distance
-from models.controllers.plan import Objective
-from models.controllers.planner import can_plan
+from models.planning.goal_set import MIN_TO_WHITEN, goal_set_distance
+from models.planning.plan import Objective
+from models.planning.planner import can_plan
 from models.world import World
 from pipeline.inference.load_controllers import load_task_cost
 from pipeline.play.player import Start

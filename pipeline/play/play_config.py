@@ -9,15 +9,15 @@ from typing import Annotated, Literal, get_args
 from data.ranges import MAX_SEED, CheckedConfig, Range
 from data.shards.shard_header import Split
 from kernels import Backend
-from models.controllers.best_of_n import BestOfNConfig
-from models.controllers.planner import PlannerConfig
-from models.controllers.task_search import (
+from models.layers.sampling import Sampling
+from models.planning.best_of_n import BestOfNConfig
+from models.planning.planner import PlannerConfig
+from models.planning.task_search import (
     TASK_PATIENCE,
     TASK_PLANNER,
     TASK_RECEDING_HORIZON,
     check_task_search,
 )
-from models.layers.sampling import Sampling
 from pipeline.device import DeviceOption, pick_device
 from pipeline.play.goal_planners import GoalSource
 from pipeline.play.goals import DATASET, TASK

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from data.ranges import MAX_SEED, CheckedConfig, Range
-from models.controllers.candidates import (
+from models.dynamics.dynamics import State
+from models.planning.candidates import (
     elite_weights,
     goals_in_turn,
     interpolate,
@@ -28,8 +29,7 @@ from models.controllers.candidates import (
     weighted_moments,
     worst_if_not_finite,
 )
-from models.controllers.plan import GoalDistance, Objective, Plan, PolicyPrior
-from models.dynamics.dynamics import State
+from models.planning.plan import GoalDistance, Objective, Plan, PolicyPrior
 from models.world import World
 
 Search = Callable[..., tuple[Tensor, Tensor]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.controllers.planner import PlannerConfig
+from models.planning.planner import PlannerConfig
 
 TASK_PLANNER = PlannerConfig(
     num_samples=128,

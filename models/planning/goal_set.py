@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.controllers.plan import GoalPlanner, Objective, Plan
 from models.controllers.task_cost import MAX_WHITENED, whitening_of
 from models.dynamics.dynamics import State
+from models.planning.plan import GoalPlanner, Objective, Plan
 from models.world import World
 
 MIN_TO_WHITEN = 8

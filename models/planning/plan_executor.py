@@ -11,8 +11,8 @@ import time
 import torch
 from torch import Tensor
 
-from models.controllers.plan import GoalPlanner
 from models.dynamics.dynamics import State
+from models.planning.plan import GoalPlanner
 
 PROGRESS = 0.02
 """Share by which the cost has to fall to count as progress."""

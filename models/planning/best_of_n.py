@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from data.ranges import MAX_SEED, CheckedConfig, Range
-from models.controllers.candidates import interpolate, worst_if_not_finite
 from models.controllers.flow_policy import FlowPolicy, whole_blocks
-from models.controllers.plan import Objective, Plan
 from models.dynamics.dynamics import State
+from models.planning.candidates import interpolate, worst_if_not_finite
+from models.planning.plan import Objective, Plan
 from models.world import World
 
 MAX_LEVEL = 4

@@ -1,0 +1,1 @@
+"""Actions by search: candidates are rolled out in a world, costed, and the best is executed."""

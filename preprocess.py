@@ -1,7 +1,7 @@
 """Stage 1: from a source of episodes to shards.
 
 Reads   the Push-T simulator, human demonstrations, Minecraft recordings, any gymnasium
-        environment, or arrays.
+        environment, arrays, or still images.
 Writes  RUN/shards: shard-00000.h5 and so on, and build.json, with the command and its settings.
 Try     python preprocess.py pusht --run runs/pusht --preset pusht cpu
 Next    train_tokenizer.py
@@ -28,11 +28,11 @@ from data.actions import ActionSpec
 from data.arrays.array_actions import MAX_CODES, ActionKind, ActionOptions
 from data.arrays.array_frames import Layout
 from data.arrays.array_source import ArraySource
-from data.checks.alignment_check import alignment_scores, alignment_warning
 from data.checks.check import main_check
-from data.checks.lengths import describe_lengths
-from data.checks.pointer_alignment import pointer_correlations, pointer_warning
+from data.checks.summary import describe, warnings
 from data.formats.step_alignment import Alignment
+from data.images.image_source import ImageSource, find_images
+from data.images.images_config import ImagesConfig
 from data.io.download import local_file
 from data.io.files import lock, writable_folder
 from data.io.sniff import describe_content
@@ -257,28 +257,9 @@ def _build_and_report(
         if present < source.num_shards:  # the other ranks make the rest, and the last says more
             return
     dataset = EpisodeDataset(folder)
-    counts = {split: len(dataset.episodes(split)) for split in ("train", "validation", "test")}
     summary = f"{written} shards written" if written else "all shards exist"
-    line = (
-        f"shards: {summary} in {folder}: {dataset.num_frames} frames, {len(dataset)} episodes "
-        f"({', '.join(f'{n} {split}' for split, n in counts.items())})"
-    )
-    if not dataset.has("actions"):
-        line += ", without actions"
-    if dataset.has("contacts"):
-        contacts = dataset.read_rows("contacts", 0, dataset.num_frames)
-        line += f", in contact in {(contacts > 0).mean():.0%} of the frames"
-    if dataset.has("rewards"):
-        max_rewards = [dataset.read(e, "rewards").max() for e in range(len(dataset))]
-        line += f", mean best reward of an episode {sum(max_rewards) / len(max_rewards):.2f}"
-    print(line)
-    for line in (
-        describe_lengths(dataset),
-        alignment_warning(alignment_scores(dataset)),
-        pointer_warning(pointer_correlations(dataset)),
-    ):
-        if line:
-            print(line)
+    for line in (f"shards: {summary} in {folder}: {describe(dataset)}", *warnings(dataset)):
+        print(line)
 
 
 @dataclass(frozen=True)
@@ -356,6 +337,18 @@ def gym(config: GymConfig) -> None:
             print(line)
 
 
+def images(config: ImagesConfig) -> None:
+    with _locked_shards(config.run) as folder:
+        files, root, left_out = find_images(config.paths, config.num_workers)
+        for line in left_out:
+            print(f"images: left out: {line}")
+        print(f"images: {len(files)} of {len(files) + len(left_out)} can be decoded, below {root}")
+        source = ImageSource(
+            files, root, config.resolution, config.crops, config.min_area, config.seed
+        )
+        _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
+
+
 @dataclass(frozen=True)
 class CheckConfig(CheckedConfig):
     shards: Path
@@ -387,6 +380,9 @@ COMMANDS = {
     ),
     "gym": Command(
         gym, GymConfig, "any gymnasium environment; adds to a run's shards", "preprocess_gym"
+    ),
+    "images": Command(
+        images, ImagesConfig, "PNG, JPEG and WebP files, without order", "preprocess_images"
     ),
     "check": Command(check, CheckConfig, "validate shards, print statistics, draw a sheet"),
 }

@@ -92,12 +92,15 @@ def main(config: Config) -> None:
 
 
 def validate(trainer: Trainer[Tokenizer], dataset: EpisodeDataset) -> dict[str, float]:
-    """Validate the method as it says itself, or by what a decoder gives back."""
+    """Validate the method as it says itself, and by what a decoder gives back."""
+    metrics: dict[str, float] = {}
     with trainer.ema_model() as model:
         if isinstance(model, Validates):
-            return validation.validate_own(model, dataset, trainer.device)
-        metrics, images = validation.validate_tokenizer(model, dataset, trainer.device)
-    trainer.log_image("reconstructions", make_grid(images))
+            metrics |= validation.validate_own(model, dataset, trainer.device)
+        if model.has_decoder or not metrics:
+            measured, images = validation.validate_tokenizer(model, dataset, trainer.device)
+            metrics |= measured
+            trainer.log_image("reconstructions", make_grid(images))
     return metrics
 
 

@@ -50,18 +50,20 @@ def validate_own(
 def validate_tokenizer(
     model: Tokenizer, dataset: EpisodeDataset, device: torch.device, num_clips: int = 256
 ) -> tuple[Metrics, list[Tensor]]:
-    """Measure reconstruction and flicker on held-out pairs of consecutive frames.
+    """Measure reconstruction on held-out frames, and flicker of codes from each to the next.
 
-    Returns the metrics, and eight frames with their reconstructions: (8, 3, H, W) each.
+    Still images have no next frame, and no flicker.  Returns the metrics, and eight frames with
+    their reconstructions: (8, 3, H, W) each.
     """
-    # with all the past that the two frames are encoded with
-    held_out = Clips(dataset, "validation", clip_length=model.temporal_context + 1)
+    held_out = Clips(dataset, "validation", clip_length=_validation_length(model, dataset))
     indices, _ = sample_clips(held_out, num_clips, seed=0)
     clips = held_out.batch(indices).frames.to(device)  # (B, T, 3, H, W)
     codes = torch.cat([model.encode_clip(part) for part in clips.split(64)])
     decoded = torch.cat([model.decode_clip(part) for part in codes.split(64)])
-    truth, codes = clips[:, -2:], codes[:, -2:]
-    original, reconstruction = truth[:, 0], decoded[:, -2]
+    # with all the past that the two frames are encoded with
+    at = model.temporal_context - 1
+    truth, codes = clips[:, at:], codes[:, at:]
+    original, reconstruction = truth[:, 0], decoded[:, at]
     metrics = {
         "psnr": float(psnr(original, reconstruction).clamp(max=60).mean()),
         "psnr_pooled": pooled_psnr(mse(original, reconstruction)),
@@ -69,9 +71,10 @@ def validate_tokenizer(
     }
     if model.latents.kind == "discrete":
         counts = code_counts(codes, model.latents)
+        if truth.shape[1] > 1:
+            metrics["patch_change_rate"] = float(patch_change_rate(truth, model.latents.grid))
+            metrics["code_flip_rate"] = float(code_flip_rate(codes))
         metrics |= {
-            "patch_change_rate": float(patch_change_rate(truth, model.latents.grid)),
-            "code_flip_rate": float(code_flip_rate(codes)),
             "codes_used": float((counts > 0).sum()),
             "perplexity": float(perplexity(counts)),
         }
@@ -80,8 +83,15 @@ def validate_tokenizer(
 
 def check_held_out(model: Tokenizer, dataset: EpisodeDataset) -> None:
     """Raise ValueError now, not at the first validation, where no episode is long enough."""
-    length = model.clip_length if isinstance(model, Validates) else model.temporal_context + 1
+    own = isinstance(model, Validates)
+    length = model.clip_length if own else _validation_length(model, dataset)
     Clips(dataset, "validation", length, flag="--model.clip-length")
+
+
+def _validation_length(model: Tokenizer, dataset: EpisodeDataset) -> int:
+    """Frames of a clip: two, with the past of the first, or one where no episode has two."""
+    longest = max((dataset.length(e) for e in dataset.episodes("validation")), default=2)
+    return model.temporal_context + min(1, longest - 1)
 
 
 def _held_out(world: World, dataset: EpisodeDataset) -> tuple[Clips, list[int]]:

@@ -60,6 +60,7 @@ TOKENIZERS: dict[str, Entry[Tokenizer]] = {
         "models.tokenizers.frozen_encoder", "FrozenEncoderConfig", "FrozenEncoder"
     ),
     "jepa": Entry("models.tokenizers.jepa", "JepaConfig", "Jepa"),
+    "iwm": Entry("models.tokenizers.iwm", "IwmConfig", "Iwm"),
 }
 DYNAMICS: dict[str, Entry[Dynamics]] = {
     "llama": Entry("models.dynamics.llama", "LlamaConfig", "LlamaDynamics"),

@@ -1,0 +1,271 @@
+"""Image world model: the latents of a transformed view, predicted from those of the image (Garrido
+et al., arXiv:2403.00504).
+
+An encoder sees some patches of a source view; a predictor, told what leads to the target view
+(models/layers/views.py), predicts the target's latents at masked patches.  Targets are those of an
+encoder that follows by moving average.  A deep predictor that is conditioned learns to apply the
+transformation (equivariant); a shallow one teaches the encoder to drop it (invariant).  There is no
+CLS token: where one vector is wanted, it is the mean of the patches' latents.
+
+Letters: B frames, H W pixels, P patches, N patches that are seen, M that are predicted, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+from data.batch import Batch
+from data.ranges import MAX_STEPS, CheckedConfig, Range
+from models.layers import views
+from models.layers.block_masks import draw_blocks
+from models.layers.mrr import NUM_CANDIDATES, reciprocal_ranks
+from models.layers.pixel_decoder import PixelDecoder
+from models.layers.vit import PatchEncoder, VitConfig, VitLayers, embed_positions, take
+from models.method import Best, Losses
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+
+Conditioning = Literal["none", "sequence", "feature"]
+VALIDATION_IMAGES = 16
+QUERIES = 16  # predictions of an image, each among all its candidates
+
+
+@dataclass(frozen=True)
+class IwmConfig(CheckedConfig):
+    image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
+    """Height and width of a frame, in pixels."""
+    patch_size: Annotated[int, Range(1, 256)] = 8
+    """Side of a patch, in pixels; divides both sides of the frame."""
+    encoder: VitConfig = field(default_factory=lambda: VitConfig(192, 12, 3))
+    """The encoder; by default ViT-Tiny."""
+    predictor: VitConfig = field(default_factory=lambda: VitConfig(384, 8, 12))
+    """The predictor: deep and conditioned it is equivariant, shallow it is invariant."""
+    conditioning: Conditioning = "feature"
+    """How the predictor is told what leads to the target: as features of each mask token, as a
+    sequence of 16 tokens, or not at all."""
+    visible: Annotated[float, Range(above=0, below=1)] = 0.4
+    """Share of the source's patches that the encoder sees."""
+    predicted: Annotated[float, Range(above=0, below=1)] = 0.4
+    """Share of the target's patches that are predicted; together at most 1."""
+    jitter_strength: Annotated[float, Range(0, 2.5)] = 1.0
+    """Factor on the strength of the color jitter."""
+    destructive_target_prob: Annotated[float, Range(0, 1)] = 0.5
+    """Probability that the target, not the source, is blurred, gray or solarized; 0 in the paper,
+    whose predictor then never learns to apply these."""
+    crop_prob: Annotated[float, Range(0, 1)] = 0.3
+    """Probability that the target is a crop of the source, not the same crop."""
+    ema_decay: Annotated[float, Range(0, high=1)] = 0.996
+    """Decay of the target encoder's moving average at the first step; it rises to 1."""
+    ema_steps: Annotated[int, Range(1, MAX_STEPS)] = 100_000
+    """Steps over which the decay rises, linearly; those of the training."""
+    channels: Annotated[int, Range(1, 2**13)] = 64
+    """Channels of the decoder."""
+    num_res_blocks: Annotated[int, Range(0, 100)] = 2
+    """Residual blocks of the decoder."""
+
+    def check(self) -> None:
+        super().check()
+        if any(side % self.patch_size for side in self.image_size):
+            raise ValueError(
+                f"--image-size {self.image_size[0]} {self.image_size[1]} is not divisible by "
+                f"--patch-size {self.patch_size}; choose one that divides both sides"
+            )
+        if self.visible + self.predicted > 1:
+            raise ValueError(
+                f"--visible {self.visible} and --predicted {self.predicted} are more than all "
+                f"patches; lower one of them"
+            )
+
+
+class IwmPredictor(nn.Module):
+    """From latents at some places, and an action, to latents at other places."""
+
+    def __init__(self, config: VitConfig, width: int, grid: int, conditioning: Conditioning):
+        super().__init__()
+        dim, slots = config.dim, views.SLOTS
+        self.grid = grid
+        self.conditioning = conditioning
+        self.input = nn.Linear(width, dim)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(dim))
+        if conditioning == "sequence":
+            self.slots = nn.Parameter(0.02 * torch.randn(slots, dim))
+            self.weights = nn.Parameter(torch.randn(slots, dim) / slots**0.5)
+        if conditioning == "feature":
+            self.mix = nn.Sequential(
+                nn.Linear(dim + slots, dim),
+                nn.GELU(),
+                nn.Linear(dim, dim),
+                nn.GELU(),
+                nn.Linear(dim, dim),
+            )
+        self.layers = VitLayers(config)
+        self.out = nn.Linear(dim, width)
+
+    def forward(self, latents: Tensor, seen: Tensor, wanted: Tensor, action: Tensor) -> Tensor:
+        """Latents (B, N, D) at (B, N, 2), wanted places (B, M, 2), (B, 16) -> (B, M, D).
+
+        Places are x and y in the source, from -1 to 1.
+        """
+        dim = len(self.mask_token)
+        tokens = self.input(latents) + embed_positions(seen, dim, self.grid)
+        masks = self.mask_token + embed_positions(wanted, dim, self.grid)
+        if self.conditioning == "feature":
+            each = action[:, None].expand(-1, masks.shape[1], -1)
+            masks = self.mix(torch.cat([masks, each.to(masks.dtype)], -1))
+        sequence = [tokens.to(masks.dtype), masks]
+        if self.conditioning == "sequence":
+            sequence.insert(0, action[..., None] * self.weights + self.slots)
+        out = self.layers(torch.cat(sequence, 1))[:, -masks.shape[1] :]
+        return self.out(out)
+
+
+class Iwm(Tokenizer):
+    """Frames to a vector per patch, which a predictor can transform."""
+
+    encoder_parts = ("target_encoder",)
+    best = Best("mrr")
+    num_steps: Tensor
+
+    def __init__(self, config: IwmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_size = config.image_size
+        rows, columns = (side // config.patch_size for side in config.image_size)
+        self.latents = LatentSpec("continuous", (rows, columns), config.encoder.dim)
+        self.encoder = PatchEncoder(config.encoder, config.image_size, config.patch_size)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.predictor = IwmPredictor(
+            config.predictor, config.encoder.dim, max(rows, columns), config.conditioning
+        )
+        self.decoder = PixelDecoder(
+            self.latents, config.image_size, config.channels, config.num_res_blocks
+        )
+        self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, P, D), each patch's numbers of mean 0 and variance 1."""
+        return self._latents(self.target_encoder, frames.float() / 255)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, P, D) -> (B, 3, H, W) uint8."""
+        return (self.decoder(latents).float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def predict(self, latents: Tensor, action: Tensor) -> Tensor:
+        """Apply a transformation to an image's latents: (B, P, D), (B, 16) -> (B, P, D)."""
+        positions = self.encoder.positions
+        wanted = views.positions_in_source(positions, action)
+        return self.predictor(latents, positions.expand(len(latents), -1, -1), wanted, action)
+
+    def loss(self, batch: Batch) -> Losses:
+        """Squared error of predicted latents, and the decoder's squared error, times 100.
+
+        The decoder's gradient does not reach the latents.
+        """
+        (frames,) = batch.require("frames")
+        images = frames.flatten(0, -4).float() / 255
+        source, target = self.draw_views(len(images), images.device)
+        seen_view, target_view = views.apply(images, source), views.apply(images, target)
+        patches = self.latents.num_patches
+        num_visible, num_predicted = (
+            max(1, int(share * patches)) for share in (self.config.visible, self.config.predicted)
+        )
+        visible, predicted = draw_blocks(
+            len(images), self.latents.grid, num_visible, num_predicted, images.device
+        )
+        action = views.relative(source, target)
+        positions = self.encoder.positions.expand(len(images), -1, -1)
+        wanted = views.positions_in_source(self.encoder.positions, action)
+        latents = self._latents(self.encoder, seen_view, visible)
+        with torch.no_grad():
+            all_targets = self._latents(self.target_encoder, target_view)
+        targets = take(all_targets, predicted)
+        found = self.predictor(latents, take(positions, visible), take(wanted, predicted), action)
+        reconstruction = self.decoder(all_targets).float()
+        prediction = (found.float() - targets).square().mean()
+        with torch.no_grad():
+            spread = (targets - targets.mean((0, 1))).square().mean()
+        return {
+            "prediction": prediction,
+            "reconstruction": 100 * nn.functional.mse_loss(reconstruction, target_view),
+            "relative_error": prediction.detach() / spread.clamp(min=1e-8),
+        }
+
+    def draw_views(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Draw source and target views: (B, 16) each.
+
+        They share a crop, or the target is a crop of the whole image; each has its own jitter, and
+        one of them is blurred, gray or solarized.
+        """
+        config = self.config
+        source, target, destroyed = torch.zeros(3, count, views.SLOTS, device=device).unbind(0)
+        views.draw_crop(source, 1.0)
+        own = torch.rand(count, 1, device=device) < config.crop_prob
+        views.draw_crop(target, 1.0)
+        target = torch.where(own, target, source)
+        source = torch.where(own, torch.zeros_like(source), source)
+        views.draw_jitter(source, config.jitter_strength)
+        views.draw_jitter(target, config.jitter_strength)
+        views.draw_destructive(destroyed)
+        swapped = torch.rand(count, 1, device=device) < config.destructive_target_prob
+        return source + destroyed * ~swapped, target + destroyed * swapped
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Move the target encoder; the decay rises linearly to 1."""
+        config = self.config
+        share = (self.num_steps / config.ema_steps).clamp(max=1)
+        decay = config.ema_decay + (1 - config.ema_decay) * share
+        for mean, value in zip(
+            self.target_encoder.parameters(), self.encoder.parameters(), strict=True
+        ):
+            mean.lerp_(value.to(mean.dtype), (1 - decay).to(mean.dtype))
+        self.num_steps += 1
+
+    @torch.no_grad()
+    def validate(self, held_out: Batch) -> dict[str, float]:
+        """Mean reciprocal rank among 256 views, by both distances, and the losses."""
+        (frames,) = held_out.require("frames")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            losses = self.loss(held_out)
+            ranks = self.mrr(frames.flatten(0, -4)[:VALIDATION_IMAGES], views.draw_photometric)
+        return {name: float(values.mean()) for name, values in ranks.items()} | {
+            name: float(value) for name, value in losses.items()
+        }
+
+    @torch.no_grad()
+    def mrr(
+        self,
+        frames: Tensor,
+        draw: views.Draw,
+        queries: int = QUERIES,
+        num_candidates: int = NUM_CANDIDATES,
+    ) -> dict[str, Tensor]:
+        """Rank each predicted view among all views of its image: (B, 3, H, W) uint8 -> (B,) each.
+
+        `draw` fills a view's numbers.  Latents are those of the target encoder, the source is the
+        image itself, and distances are between means over patches.
+        """
+        found: dict[str, list[Tensor]] = {"mrr": [], "mrr_cosine": []}
+        index = torch.arange(min(queries, num_candidates), device=frames.device)
+        for image in frames:
+            drawn = draw(torch.zeros(num_candidates, views.SLOTS, device=frames.device))
+            pixels = (image.float() / 255).expand(num_candidates, -1, -1, -1)
+            candidates = self._latents(self.target_encoder, views.apply(pixels, drawn)).mean(1)
+            source = self.encode(image[None]).expand(len(index), -1, -1)
+            predicted = self.predict(source, drawn[index]).float().mean(1)
+            found["mrr"].append(reciprocal_ranks(predicted, candidates, index).mean())
+            cosine = reciprocal_ranks(predicted, candidates, index, "cosine")
+            found["mrr_cosine"].append(cosine.mean())
+        return {name: torch.stack(values) for name, values in found.items()}
+
+    def _latents(self, encoder: PatchEncoder, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) from 0 to 1 -> (B, N, D) float32."""
+        out = encoder(4 * images - 2, keep).float()
+        return layer_norm(out, out.shape[-1:])

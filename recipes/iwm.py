@@ -1,0 +1,86 @@
+"""An image world model (arXiv:2403.00504): views of images, predicted in latent space.
+
+Stage 2 needs frames alone: still images, or any recordings.  With recorded actions, stage 3 trains
+a predictor on its latents, as on any others.
+"""
+
+from recipes import keypoints, pusht
+
+RUN = "runs/images"
+
+TOKENIZER = {
+    "model": "iwm",
+    "train.steps": 100_000,
+    "train.batch_size": 256,
+    "train.learning_rate": 1e-3,
+    "train.weight_decay": 0.05,
+    "train.eval_every": 5000,
+}
+DYNAMICS = {"model": "predictor"}
+CONTROLLER = {"methods": ("bc", "goal_policy")}
+EVALUATE = pusht.EVALUATE
+
+
+def predictor(dim: int, num_layers: int, num_heads: int) -> dict[str, int]:
+    return {
+        "model.predictor.dim": dim,
+        "model.predictor.num_layers": num_layers,
+        "model.predictor.num_heads": num_heads,
+    }
+
+
+SIZES = {
+    # ViT-B/16 at 224 pixels: 196 patches of 768 numbers
+    "base": {
+        "preprocess_images": {"resolution": 224},
+        "tokenizer": {
+            "model.image_size": (224, 224),
+            "model.patch_size": 16,
+            "model.encoder.dim": 768,
+            "model.encoder.num_layers": 12,
+            "model.encoder.num_heads": 12,
+        },
+    },
+    # by the depth of the predictor
+    "core": {"tokenizer": predictor(384, 8, 12)},
+    "invariant": {"tokenizer": predictor(384, 4, 12)},
+    "equivariant": {"tokenizer": predictor(384, 16, 12)},
+    "cpu": {
+        "preprocess_images": {"crops": 64},
+        "preprocess_pusht": pusht.PREPROCESS_CPU,
+        "tokenizer": {
+            "train.steps": 1500,
+            "train.batch_size": 64,
+            "train.eval_every": 500,
+            "train.save_every": 100,
+            "model.ema_steps": 1500,
+        },
+        "dynamics": keypoints.DYNAMICS_CPU,
+        "controller": pusht.CONTROLLER_CPU,
+        "evaluate": pusht.EVALUATE_CPU,
+    },
+    "debug": {
+        "preprocess_images": {"crops": 8},
+        "preprocess_pusht": pusht.PREPROCESS_DEBUG,
+        "tokenizer": {
+            "model.patch_size": 16,
+            "model.encoder.dim": 24,
+            "model.encoder.num_layers": 1,
+            "model.encoder.num_heads": 2,
+            "model.channels": 16,
+            "model.num_res_blocks": 1,
+            "model.ema_steps": 40,
+            "train.steps": 40,
+            "train.batch_size": 16,
+            "train.eval_every": 20,
+            "train.save_every": 10,
+            "train.warmup_steps": 5,
+        }
+        | predictor(24, 1, 2),
+        "dynamics": keypoints.DYNAMICS_DEBUG,
+        "controller": pusht.CONTROLLER_DEBUG,
+        "play": pusht.PLAY_DEBUG,
+        "evaluate": pusht.EVALUATE_DEBUG,
+    },
+    "high_res": pusht.HIGH_RES | {"preprocess_images": {"resolution": 96}},
+}

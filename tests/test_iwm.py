@@ -1,0 +1,157 @@
+"""The image world model: what it predicts from, what moves with it, and what its MRR says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data.batch import Batch
+from models.layers import views
+from models.layers.mrr import chance
+from models.layers.vit import VitConfig
+from models.tokenizers.iwm import Iwm, IwmConfig
+
+SMALL = VitConfig(dim=24, num_layers=1, num_heads=2)
+CONFIG = IwmConfig((32, 32), 8, SMALL, SMALL, channels=16, num_res_blocks=1)
+
+
+@pytest.fixture
+def model() -> Iwm:
+    torch.manual_seed(0)
+    return Iwm(CONFIG)
+
+
+@pytest.fixture
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(256, (6, 1, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return Batch(frames=frames)
+
+
+def test_a_frame_is_a_vector_per_patch_and_back(model, batch):
+    frames = batch.frames[:, 0]
+    latents = model.encode(frames)
+    assert latents.shape == (6, 16, 24) and model.latents.grid == (4, 4)
+    assert latents.mean(-1).abs().max() < 1e-5
+    assert (
+        model.decode(latents).shape == frames.shape and model.decode(latents).dtype == torch.uint8
+    )
+
+
+def test_targets_have_no_gradient_and_the_decoder_does_not_reach_the_encoder(model, batch):
+    losses = model.loss(batch)
+    losses["reconstruction"].backward()
+    assert all(p.grad is None for p in model.encoder.parameters())
+    model.loss(batch)["prediction"].backward()
+    assert all(p.grad is not None for p in model.encoder.parameters())
+    assert all(p.grad is None for p in model.target_encoder.parameters())
+
+
+def test_the_target_encoder_follows_by_moving_average(model):
+    with torch.no_grad():
+        for p in model.encoder.parameters():
+            p += 1.0
+    before = [p.clone() for p in model.target_encoder.parameters()]
+    model.after_step()
+    moved = [
+        (after - old) for after, old in zip(model.target_encoder.parameters(), before, strict=True)
+    ]
+    assert all(torch.allclose(m, torch.full_like(m, 0.004), atol=1e-5) for m in moved)
+    model.num_steps.fill_(CONFIG.ema_steps)
+    before = [p.clone() for p in model.target_encoder.parameters()]
+    model.after_step()  # the decay has risen to 1
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.target_encoder.parameters(), before, strict=True)
+    )
+
+
+@pytest.mark.parametrize("conditioning", ["feature", "sequence"])
+def test_the_action_changes_the_prediction(conditioning, batch):
+    torch.manual_seed(0)
+    model = Iwm(IwmConfig((32, 32), 8, SMALL, SMALL, conditioning))
+    latents = model.encode(batch.frames[:, 0])
+    action = torch.zeros(6, 16)
+    still = model.predict(latents, action)
+    action[3, views.BRIGHTNESS] = 0.4
+    moved = model.predict(latents, action)
+    assert torch.equal(still[:3], moved[:3])
+    assert not torch.allclose(still[3], moved[3])
+
+
+def test_without_conditioning_the_action_changes_only_where_patches_are(batch):
+    model = Iwm(IwmConfig((32, 32), 8, SMALL, SMALL, "none"))
+    latents = model.encode(batch.frames[:, 0])
+    action = torch.zeros(6, 16)
+    still = model.predict(latents, action)
+    action[:, views.PHOTOMETRIC] = 1.0
+    assert torch.equal(still, model.predict(latents, action))
+    action[:, views.LOG_SIDE] = -0.5
+    assert not torch.allclose(still, model.predict(latents, action))
+
+
+def test_views_differ_by_what_they_say(model):
+    torch.manual_seed(0)
+    source, target = model.draw_views(2000, torch.device("cpu"))
+    destroyed = views.BLUR, views.GRAY, views.SOLARIZE
+    both = (source[:, destroyed] > 0).any(1) & (target[:, destroyed] > 0).any(1)
+    assert not both.any()
+    cropped = (source[:, views.GEOMETRIC] != target[:, views.GEOMETRIC]).any(1)
+    assert cropped.float().mean() == pytest.approx(CONFIG.crop_prob, abs=0.04)
+    assert (source[cropped][:, views.GEOMETRIC] == 0).all()  # the target lies within the source
+
+
+def test_a_model_that_applies_transformations_has_an_mrr_of_one(model, batch, monkeypatch):
+    frames = batch.frames[:2, 0]
+
+    def oracle(latents: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        which = 0 if torch.equal(latents[0], model.encode(frames[:1])[0]) else 1
+        image = (frames[which].float() / 255).expand(len(action), -1, -1, -1)
+        return model._latents(model.target_encoder, views.apply(image, action))
+
+    monkeypatch.setattr(model, "predict", oracle)
+    found = model.mrr(frames, views.draw_photometric, queries=32, num_candidates=64)
+    assert all(values.tolist() == [1, 1] for values in found.values())
+
+
+def test_a_model_that_ignores_the_action_has_an_mrr_near_chance(batch):
+    torch.manual_seed(0)
+    model = Iwm(IwmConfig((32, 32), 8, SMALL, SMALL, "none"))
+    found = model.mrr(batch.frames[:4, 0], views.draw_photometric, 64, 64)
+    assert float(found["mrr"].mean()) == pytest.approx(chance(64), abs=0.01)
+
+
+def test_validation_does_not_depend_on_what_was_drawn_before(model, batch):
+    first = model.validate(batch)
+    state = torch.get_rng_state()
+    torch.rand(7)
+    assert model.validate(batch) == first
+    torch.set_rng_state(state)
+    assert {"mrr", "mrr_cosine", "prediction"} <= first.keys()
+
+
+def test_training_lowers_the_error_and_keeps_latents_apart(batch):
+    torch.manual_seed(0)
+    model = Iwm(CONFIG)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    errors = []
+    for _ in range(60):
+        losses = model.loss(batch)
+        losses["prediction"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_step()
+        errors.append(float(losses["prediction"].detach()))
+    assert sum(errors[-10:]) < 0.9 * sum(errors[:10])
+    assert model.encode(batch.frames[:, 0]).mean(1).std(0).mean() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch_size": 7}, "not divisible by --patch-size 7"),
+        ({"visible": 0.7, "predicted": 0.5}, "more than all patches"),
+    ],
+)
+def test_a_wrong_setting_is_refused_in_one_line(change, message):
+    with pytest.raises(ValueError, match=message):
+        IwmConfig(**({"image_size": (32, 32)} | change))

@@ -32,7 +32,6 @@ from data.checks.check import main_check
 from data.checks.summary import describe, warnings
 from data.formats.step_alignment import Alignment
 from data.images.image_source import ImageSource, find_images
-from data.images.images_config import ImagesConfig
 from data.io.download import local_file
 from data.io.files import lock, writable_folder
 from data.io.sniff import describe_content
@@ -56,6 +55,7 @@ from data.vpt.vpt_report import report
 from pipeline.cli import Command, run_commands, unprefixed
 from pipeline.recording.gym_config import GymConfig, gym_source, split_seed
 from pipeline.recording.gym_report import describe_rounds
+from pipeline.recording.images_config import ImagesConfig
 
 
 @dataclass(frozen=True)

@@ -168,14 +168,9 @@ def first_command(run: Path, names: Sequence[str]) -> str:
         return command("preprocess.py", "arrays", "PATH", "--run", run)
     names = names or begun or []
     named = [_recipe(name) for name in names if name in recipe_names()]
-    systems = [module for module in named if hasattr(module, "RUN")] or [_recipe(FALLBACK)]
-    if any(hasattr(module, "PREPROCESS_GYM") for module in named):
-        return command("preprocess.py", "gym", "--env", "ID", "--run", run, "--preset", *names)
-    tables = _sizes(systems[-1]).values()
-    is_vpt = any("preprocess_vpt" in table for table in tables)
-    source = ("vpt", "--recordings", "PATH") if is_vpt else ("pusht",)
+    sources = [module.SOURCE for module in [_recipe(FALLBACK), *named] if hasattr(module, "SOURCE")]
     chosen = ("--preset", *names) if names else ()
-    return command("preprocess.py", *source, "--run", run, *chosen)
+    return command("preprocess.py", *sources[-1], "--run", run, *chosen)
 
 
 def _recipe(name: str) -> ModuleType:

@@ -4,6 +4,7 @@ It changes how games are recorded, and stands behind the recipe of a system. ALE
 turned off, since a step's last two frames are put together here.
 """
 
+SOURCE = ("gym", "--env", "ID")
 PREPROCESS_GYM_KWARGS = ("frameskip=1", "repeat_action_probability=0.0", "full_action_space=false")
 PREPROCESS_GYM = {
     "env_kwargs": PREPROCESS_GYM_KWARGS,

@@ -3,6 +3,7 @@
 from recipes import keypoints, pusht
 
 RUN = pusht.RUN
+SOURCE = pusht.SOURCE
 
 TOKENIZER = {"model": "frozen_encoder"}
 DYNAMICS = {"model": "predictor"}

@@ -3,6 +3,7 @@
 from recipes import pusht
 
 RUN = pusht.RUN
+SOURCE = pusht.SOURCE
 
 TOKENIZER = None  # there is no stage 2
 DYNAMICS = {

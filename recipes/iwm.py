@@ -7,6 +7,7 @@ a predictor on its latents, as on any others.
 from recipes import keypoints, pusht
 
 RUN = "runs/images"
+SOURCE = ("images", "PATH")
 
 TOKENIZER = {
     "model": "iwm",

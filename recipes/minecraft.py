@@ -5,6 +5,7 @@ reward: controllers clone, and learn to reach frames.
 """
 
 RUN = "runs/minecraft"
+SOURCE = ("vpt", "--recordings", "PATH")
 
 TOKENIZER = {
     "model": "vqvae",

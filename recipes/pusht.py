@@ -1,6 +1,7 @@
 """Push-T as codes: a VQ-VAE, a transformer over tokens, and an actor-critic in imagination."""
 
 RUN = "runs/pusht"
+SOURCE = ("pusht",)
 
 TOKENIZER = {"model": "vqvae"}
 DYNAMICS = {

@@ -40,6 +40,9 @@ TOKENIZERS = {
     "dinov2 cpu": (500, 32, 1e-3, 50, 250, 100, False),
     "dinov2 cpu30": (1000, 32, 1e-3, 50, 500, 100, False),
     "dinov2 debug": (6, 4, 1e-3, 2, 3, 3, False),
+    "iwm": (100_000, 256, 1e-3, 50, 5000, 100, False),
+    "iwm cpu": (1500, 64, 1e-3, 50, 500, 100, False),
+    "iwm debug": (40, 16, 1e-3, 5, 20, 10, False),
     "minecraft": (20_000, 256, 1e-3, 50, 1000, 100, False),
     "minecraft 150m": (20_000, 256, 1e-3, 50, 1000, 100, False),
     "minecraft debug": (1000, 16, 2e-3, 50, 250, 100, False),
@@ -143,6 +146,7 @@ EVALUATIONS = {
         f"{recipe} cpu30": (250, 900, 100, (0, 1, 2), 30, 48, 4, 200, 10, 20)
         for recipe in RECIPES[:5]
     },
+    "iwm cpu": CPU_EVALUATION,
     **{f"{recipe} debug": (4, 4, 2, (0,), 2, 4, 2, 4, 2, 2) for recipe in RECIPES[:5]},
     "minecraft debug": (400, 150, 500, (0, 1, 2), 50, 300, 8, 300, 30, 30),
 }
@@ -234,6 +238,9 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "model.predictor.transformer.dropout": 0.0,
     }),
     ("tokenizer", "dinov2", {"model.pretrained": "facebook/dinov2-small", "model.input_size": 112}),
+    ("tokenizer", "iwm invariant", {"model.predictor.num_layers": 4}),
+    ("tokenizer", "iwm equivariant", {"model.predictor.num_layers": 16}),
+    ("tokenizer", "iwm base", {"model.image_size": (224, 224), "model.encoder.dim": 768}),
     ("tokenizer", "dinov2 cpu", {"model.input_size": 56, "model.channels": 128}),
     ("tokenizer", "dinov2 debug", {
         "model.input_size": 28, "model.channels": 16, "model.num_res_blocks": 1,

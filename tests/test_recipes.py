@@ -6,7 +6,9 @@ What each one sets is in tests/test_recipe_settings.py.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,18 @@ import train_tokenizer
 from models import registry
 from pipeline import presets
 
-CONFIGS: dict[str, type] = {
+CONFIGS: dict[str, Callable[[], Any]] = {
     "preprocess_pusht": preprocess.PushTConfig,
     "preprocess_vpt": preprocess.VptConfig,
     "preprocess_gym": preprocess.GymConfig,
+    "preprocess_images": partial(preprocess.ImagesConfig, (Path("photos"),)),
     "tokenizer": train_tokenizer.Config,
     "dynamics": train_dynamics.Config,
     "controller": train_controller.Config,
     "play": play.Config,
     "evaluate": evaluate.Config,
 }
-RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "minecraft")
+RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "iwm", "minecraft")
 ON_CODES = ("pusht", "minecraft")
 WITH_TOKENIZER = tuple(recipe for recipe in RECIPES if recipe != "dreamer")
 BEHIND = ("autoregressive", "rssm", "atari")  # recipes that change another one
@@ -39,10 +42,12 @@ PUSHT_SIZES = ("cpu", "cpu30", "debug", "high_res")
 MINECRAFT_SIZES = ("150m", "high_res", "debug")
 DREAMER_SIZES = (*PUSHT_SIZES, "1m", "4m", "12m", "25m", "32x32")
 ATARI_SIZES = ("high_res", "gray84")
+IWM_SIZES = ("base", "core", "invariant", "equivariant", "cpu", "debug", "high_res")
 
 
 def sizes(recipe: str) -> tuple[str, ...]:
-    return {"minecraft": MINECRAFT_SIZES, "dreamer": DREAMER_SIZES}.get(recipe, PUSHT_SIZES)
+    own = {"minecraft": MINECRAFT_SIZES, "dreamer": DREAMER_SIZES, "iwm": IWM_SIZES}
+    return own.get(recipe, PUSHT_SIZES)
 
 
 COMBINATIONS = [
@@ -75,7 +80,7 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def test_there_are_these_recipes_and_sizes():
     assert set(presets.recipe_names()) == {*RECIPES, *BEHIND}
-    known = {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES, *ATARI_SIZES}
+    known = {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES, *ATARI_SIZES, *IWM_SIZES}
     assert set(presets.size_names()) == known
 
 
@@ -97,6 +102,7 @@ METHODS = {
     "keypoints": ("keypoints", "predictor", "goal_policy"),
     "lewm": ("jepa", "predictor", "goal_policy"),
     "dinov2": ("frozen_encoder", "predictor", "goal_policy"),
+    "iwm": ("iwm", "predictor", "goal_policy"),
     "dreamer": ("", "rssm", "goal_policy"),
     "minecraft": ("vqvae", "llama", "discrete_goal_policy"),
 }
@@ -150,7 +156,9 @@ def test_every_table_belongs_to_a_stage(recipe: str):
     """A stage that is spelled wrong would change nothing, and nobody would notice."""
     module = presets._recipe(recipe)
     tables = {
-        name for name in vars(module) if name.isupper() and not name.startswith(("RUN", "SIZES"))
+        name
+        for name in vars(module)
+        if name.isupper() and not name.startswith(("RUN", "SOURCE", "SIZES"))
     }
     known = {stage.upper() for stage in presets.STAGES}
     assert all(any(n == k or n.startswith(f"{k}_") for k in known) or n in SHARED for n in tables)
@@ -163,7 +171,10 @@ SHARED = ("HIGH_RES", "PREPROCESS_CPU", "PREPROCESS_CPU30", "PREPROCESS_DEBUG")
 
 def test_the_readme_of_recipes_names_every_table():
     readme = (Path(presets.recipes.__path__[0]) / "README.md").read_text()
-    assert set(re.findall(r"`([A-Z_]{4,})`", readme)) == {stage.upper() for stage in CONFIGS}
+    assert set(re.findall(r"`([A-Z_]{4,})`", readme)) == {
+        "SOURCE",
+        *(stage.upper() for stage in CONFIGS),
+    }
     assert "`SIZES[name][stage]`" in readme and "`tests/test_recipes.py`" in readme
 
 

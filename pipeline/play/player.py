@@ -23,6 +23,7 @@ from pipeline.play.simulators import Simulator, episode_goal
 from pipeline.pytree import flatten
 
 STEPS_PER_SECOND = 10  # of Push-T's episodes, for the agent's velocity
+LOST = -1  # where a simulator is that was further than its player
 REWIND_STEPS, REWIND_BYTES = 300, 2**28  # that can be gone back, and of their states
 
 
@@ -137,7 +138,7 @@ class Moment:
 
 
 class Player:
-    """Steps a world; the simulator, where there is one, takes the same steps, shown or not."""
+    """Steps a world; the simulator, where there is one, takes the same steps once it is shown."""
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class Player:
         simulator: Simulator | None = None,
         keep_simulator_frames: bool = False,
     ) -> None:
-        """keep_simulator_frames: for `observe_simulator`; each step renders one."""
+        """keep_simulator_frames: for `observe_simulator`; each step takes and renders one."""
         self.world, self.controller, self.simulator = world, controller, simulator
         self.keep_simulator_frames = keep_simulator_frames
         self._true_frames: deque[np.ndarray] = deque(maxlen=world.context)
@@ -186,14 +187,11 @@ class Player:
         """Take in what an action led to: a state of one row, and its image, (H, W, 3) uint8."""
         self.state, self.model_frame = state, frame
         self._remember(Moment(state, frame))
-        if self.simulator is not None:
-            self._catch_up()
-            self.simulator.step(action)
-            self._simulator_steps += 1
-            if self.keep_simulator_frames:
-                self._true_frames.append(self.simulator.render(self.world.image_size[0]))
         self.actions.append(action)
         self.steps += 1
+        if self.simulator is not None and self.keep_simulator_frames:
+            self._catch_up()
+            self._true_frames.append(self.simulator.render(self.world.image_size[0]))
 
     def step_back(self) -> bool:
         """Go back by one step; False where there is none to go back to, or where the world has been
@@ -203,6 +201,8 @@ class Player:
         self._past.pop()
         self.actions.pop()
         self.steps -= 1
+        if self._simulator_steps > self.steps:
+            self._simulator_steps = LOST
         self.state, self.model_frame = self._past[-1].state, self._past[-1].frame
         return True
 
@@ -231,9 +231,13 @@ class Player:
         return self.start.next_frames[min(self.steps, len(self.start.next_frames)) - 1]
 
     def simulator_status(self) -> str:
-        """Say in a word or two how the simulator stands; nothing while it is a few steps ahead."""
+        """Say in a word or two how the simulator stands; nothing after a step back, until it is
+        needed."""
         assert self.simulator is not None
-        return self.simulator.status() if self._simulator_steps == self.steps else ""
+        if self._simulator_steps == LOST:
+            return ""
+        self._catch_up()
+        return self.simulator.status()
 
     def simulator_frame(self) -> np.ndarray:
         """Render the simulator at this step, as large as the world's own frames."""
@@ -262,11 +266,11 @@ class Player:
             self._past.popleft()
 
     def _catch_up(self) -> None:
-        """After steps back: bring the simulator, which cannot go back, to this step again."""
+        """Bring the simulator to this step; it cannot go back, but begin again."""
         assert self.simulator is not None
-        if self._simulator_steps == self.steps:
-            return
-        self.simulator.reset(self.start)
-        for action in self.actions:
+        if self._simulator_steps == LOST:
+            self.simulator.reset(self.start)
+            self._simulator_steps = 0
+        for action in self.actions[self._simulator_steps :]:
             self.simulator.step(action)
         self._simulator_steps = self.steps

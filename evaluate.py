@@ -15,6 +15,7 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 
 import time
 from dataclasses import asdict, replace
+from typing import Any
 
 from tqdm import tqdm
 
@@ -70,6 +71,8 @@ def main(config: Config) -> None:
         metrics["provenance"] = session.provenance() | {
             "seeds": {"clips": config.seed, "task": config.task_seed, "pairs": config.pair_seeds},
             "task_max_steps": config.task_max_steps,
+            "return_max_steps": config.return_max_steps,
+            "environment": None if session.env_spec is None else session.env_spec.id,
             "given_goal": list(config.goal) or None,
             "task_goal": config.task_goal or session.dataset.description.get("goal"),
             "seconds": session.stage_seconds()
@@ -84,6 +87,7 @@ def main(config: Config) -> None:
                 "oracle": [config.oracle_samples, config.oracle_iterations],
             },
             "flags": flags_of(config),
+            "settings": settings_of(session),
             "finished": time.strftime("%Y-%m-%d %H:%M"),
         }
         write_json(session.folder / "metrics.json", metrics)
@@ -127,6 +131,16 @@ def flags_of(config: Config) -> list[str]:
 
     base = apply(Config(), "evaluate", remembered(config.run) or [])
     return flags_between(base, config, leave_out=("run", *PLACES, *SELECTIONS))
+
+
+def settings_of(session: Session) -> dict[str, dict[str, Any]]:
+    """Give what each stage, and each policy, was trained with: its method's settings, and the
+    training's."""
+    return {
+        name: {key: facts.get(key) for key in ("config", "train")}
+        for name, facts in session.checkpoints.items()
+        if facts
+    }
 
 
 def _is_selected(job: Job, config: Config) -> bool:

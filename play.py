@@ -3,6 +3,7 @@
 Reads   RUN/shards, RUN/tokenizer, RUN/dynamics, and RUN/controller if there is one.
 Writes  RUN/play, or --out: a video (frames/, rollout.gif, rollout.mp4, actions.npy) with
         --headless, and recording-000 ... in the window, one for each time V is pressed.
+        With --browser a page, and nothing but what a visitor downloads.
 Try     python play.py --run runs/demo
         python play.py --run runs/demo --headless --compare-simulator
         python play.py --run runs/goals --headless --goal task --actions policy_prior
@@ -16,7 +17,10 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
     start(__name__)
 
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from socket import socket
 from typing import cast, get_args
 
 import numpy as np
@@ -37,11 +41,13 @@ from pipeline.inference.load_controllers import load_controller
 from pipeline.inference.load_world import load_world
 from pipeline.play.action_file import read_actions, write_actions
 from pipeline.play.autopilot import Autopilot
+from pipeline.play.browser import serve
 from pipeline.play.game import PLACES, Game
 from pipeline.play.goal_actor import GoalActor
 from pipeline.play.goal_planners import (
     GoalSettings,
     GoalSource,
+    MakeExecutor,
     best_source,
     make_executor,
 )
@@ -50,6 +56,7 @@ from pipeline.play.headless import Actor, Scene, Truth, play_headless
 from pipeline.play.keyboard import script_actions
 from pipeline.play.play_config import ActionSource, Config, check
 from pipeline.play.player import Player, Start, StartSampler
+from pipeline.play.recording import Recording
 from pipeline.play.simulators import SOLVED, find_simulator
 from pipeline.play.window import Window, check_display
 from pipeline.video import write_video
@@ -62,7 +69,11 @@ RANDOM_ACTION_REPEAT = 6  # steps that a random action is held: a new one each s
 def main(config: Config) -> None:
     set_device(config.device, config.kernels)
     check(config)
-    if not config.headless:
+    listening = None
+    if config.browser:
+        serve.check_installed()
+        listening = serve.open_socket(config.server)
+    elif not config.headless:
         check_display()
     world = load_world(config.run, int8=config.int8)
     print(f"play: {describe_device(world.device)}, {kernels.describe(world.device)}")
@@ -80,16 +91,18 @@ def main(config: Config) -> None:
         torch.manual_seed(config.seed)
     own_actions = world if world.infers_actions else None
     start_sampler = StartSampler(dataset, config.split, world.context, config.seed, own_actions)
-    player = Player(
-        world,
-        find_controller(config, world),
-        find_simulator(dataset, simulator_flags(config), optional=not config.headless),
-        keep_simulator_frames=config.observe_simulator,
-    )
+    controller = find_controller(config, world)
+
+    def make_player() -> Player:
+        simulator = find_simulator(dataset, simulator_flags(config), optional=not config.headless)
+        return Player(world, controller, simulator, keep_simulator_frames=config.observe_simulator)
+
     if config.headless:
-        run_headless(config, player, start_sampler)
+        run_headless(config, make_player(), start_sampler)
+    elif listening is None:
+        run_window(config, make_player(), start_sampler)
     else:
-        run_window(config, player, start_sampler)
+        run_browser(config, world, make_player, start_sampler, listening)
 
 
 def find_controller(config: Config, world: World) -> Controller | None:
@@ -114,17 +127,16 @@ def shows_simulator(config: Config) -> bool:
     return bool(simulator_flags(config))
 
 
-def make_goal_actor(
-    config: Config, source: GoalSource | None, player: Player, goal: Goal, draw_plans: bool = False
-) -> GoalActor:
+def make_goal_executor(
+    config: Config, source: GoalSource | None, world: World, goal: Goal
+) -> MakeExecutor:
     """source: what acts, by default the best of the run."""
     settings = GoalSettings(
         config.planner, config.goal_offset, config.task_planner,
         config.task_receding_horizon, config.task_patience, config.best_of_n, config.cuda_graph,
     )  # fmt: skip
-    source = source or best_source(config.run, player.world, goal)
-    executor = make_executor(source, config.run, player.world, goal, settings)
-    return GoalActor(player, executor, goal, config.observe_simulator, draw_plans)
+    source = source or best_source(config.run, world, goal)
+    return make_executor(source, config.run, world, goal, settings)
 
 
 def videos_folder(config: Config) -> Path:
@@ -214,7 +226,8 @@ def make_actor(
         sampled = spec.sample(num_actions, np.random.default_rng(config.seed))
         return lambda step: sampled[step // RANDOM_ACTION_REPEAT], config.steps
     assert goal is not None
-    actor = make_goal_actor(config, source, player, goal)
+    executor = make_goal_executor(config, source, player.world, goal)
+    actor = GoalActor(player, executor, goal, config.observe_simulator)
     return lambda step: actor.act(), config.steps
 
 
@@ -223,16 +236,7 @@ def make_actor(
 
 def run_window(config: Config, player: Player, start_sampler: StartSampler) -> None:
     """Open the window and play until it is closed."""
-    world, dataset = player.world, start_sampler.dataset
-    source = cast(GoalSource, config.actions) if config.actions in get_args(GoalSource) else None
-    autopilot = Autopilot(
-        player,
-        lambda start: find_goal(
-            config.goal or (TASK,), config.run, world, dataset, start, config.goal_offset
-        ),
-        lambda goal: make_goal_actor(config, source, player, goal, draw_plans=True),
-        threaded=not config.cuda_graph,
-    )
+    planning = SharedPlanning(config, player.world, start_sampler)
     game = Game(
         player,
         start_sampler,
@@ -242,16 +246,54 @@ def run_window(config: Config, player: Player, start_sampler: StartSampler) -> N
         config.fps,
         show_simulator=shows_simulator(config),
         use_controller=config.actions == "actor_critic",
-        autopilot=autopilot,
+        autopilot=planning.autopilot(player),
     )
-    if source is not None and (problem := autopilot.toggle()):
-        raise ValueError(problem)
+    planning.begin(game)
     print(f"play: {PLACES}")
     with Window(f"dreamstage {config.run}") as window:
         try:
             loop(game, window)
         finally:
             game.close()
+
+
+class SharedPlanning:
+    """What all who play towards a goal have in common: the goal, the planner and its thread."""
+
+    def __init__(self, config: Config, world: World, start_sampler: StartSampler) -> None:
+        self.config, self.world, self.dataset = config, world, start_sampler.dataset
+        named = config.actions in get_args(GoalSource)
+        self.source = cast(GoalSource, config.actions) if named else None
+        self._goal: Goal | None = None  # one that does not depend on the start
+        self._executors: dict[tuple[object, ...], MakeExecutor] = {}
+        self._thread = ThreadPoolExecutor(1, "planner")
+
+    def autopilot(self, player: Player) -> Autopilot:
+        threaded = not self.config.cuda_graph
+        return Autopilot(
+            player, self._find, lambda goal: self._actor(player, goal), threaded, self._thread
+        )
+
+    def begin(self, game: Game) -> None:
+        """Let the planner act from the start, where --actions names one."""
+        if self.source is not None and game.autopilot and (problem := game.autopilot.toggle()):
+            raise ValueError(problem)
+
+    def _find(self, start: Start) -> Goal:
+        config = self.config
+        names = config.goal or (TASK,)
+        goal = self._goal or find_goal(
+            names, config.run, self.world, self.dataset, start, config.goal_offset
+        )
+        self._goal = None if goal.has_time else goal
+        return goal
+
+    def _actor(self, player: Player, goal: Goal) -> GoalActor:
+        kind = (goal.objective, goal.has_time, goal.action_block, goal.is_task)
+        if kind not in self._executors:
+            self._executors[kind] = make_goal_executor(self.config, self.source, self.world, goal)
+        observes = self.config.observe_simulator
+        return GoalActor(player, self._executors[kind], goal, observes, draw_plans=True)
 
 
 def loop(game: Game, window: Window) -> None:
@@ -276,6 +318,43 @@ def loop(game: Game, window: Window) -> None:
             is_late = time.perf_counter() >= next_tick
             if is_late or game.quit_requested or window.closed or (keys and game.paused):
                 break
+
+
+# -- a page --------------------------------------------------------------------------------------
+
+
+def run_browser(
+    config: Config,
+    world: World,
+    make_player: Callable[[], Player],
+    start_sampler: StartSampler,
+    listening: socket,
+) -> None:
+    """Serve the page; each visitor has a game of their own in the one world."""
+    planning = SharedPlanning(config, world, start_sampler)
+
+    def make_game(
+        folder: Path, save: Callable[[Recording], str] | None = None, longest_recording: int = 0
+    ) -> Game:
+        player = make_player()
+        game = Game(
+            player,
+            start_sampler,
+            first_start(config, start_sampler),
+            folder,
+            config.size or VIDEO_SIZE,
+            config.fps,
+            show_simulator=shows_simulator(config),
+            use_controller=config.actions == "actor_critic",
+            autopilot=planning.autopilot(player),
+            save=save,
+            longest_recording=longest_recording,
+        )
+        planning.begin(game)
+        return game
+
+    make_game(videos_folder(config)).tick()  # what cannot work is told now, and the world is warm
+    serve.serve(make_game, config.server, config.fps, listening)
 
 
 if __name__ == "__main__":

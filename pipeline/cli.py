@@ -22,7 +22,7 @@ import tyro
 
 from data.ranges import CheckedConfig, deferred_checks
 from data.shards.build_info import NoShards
-from models.registry import MethodConfig
+from models.config import MethodConfig
 from pipeline import presets, startup
 from pipeline.empty_folders import removed_if_empty
 

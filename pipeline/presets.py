@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import recipes
 from data.io.files import atomic_write, parse_json, read_text
 from data.io.messages import command
-from models import registry
 
 C = TypeVar("C")
 FILE = "run.json"
@@ -99,6 +98,12 @@ def apply(config: C, stage: str, names: Sequence[str]) -> C:
     return config
 
 
+def lacks(names: Sequence[str], stage: str) -> bool:
+    """Whether a recipe among these presets says that it has no such stage."""
+    recipes_named = [_recipe(name) for name in names if name in recipe_names()]
+    return any(getattr(recipe, stage.upper(), {}) is None for recipe in recipes_named)
+
+
 def changed(config: C, values: Mapping[str, Any], source: str) -> C:
     """Set fields by their dotted names, and methods by their names in the registry.
 
@@ -120,6 +125,8 @@ def changed(config: C, values: Mapping[str, Any], source: str) -> C:
         else:
             now = getattr(config, head)
             if is_dataclass(now) and isinstance(value, str):
+                from models import registry  # and PyTorch, which a command may not need
+
                 value = registry.default_config(value)
             own[head] = Path(value) if isinstance(now, Path) else value
     for head, below in inner.items():

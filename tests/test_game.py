@@ -203,3 +203,59 @@ def test_a_recording_that_cannot_be_written_is_not_begun(game: Game, tmp_path: P
     game.press("v")
     assert game.recording is None and "cannot be written to" in game.status()
     game.tick()
+
+
+def test_going_back_and_on_again_is_the_way_that_was_not_left(game: Game):
+    game.press("b")
+    game.point(0.9, 0.2)
+    seen = [(game.player.state.latents.clone(), game.player.simulator_frame())]
+    for _ in range(12):
+        game.tick()
+        seen.append((game.player.state.latents.clone(), game.player.simulator_frame()))
+    game.press("z")
+    for steps in range(11, 3, -1):
+        game.tick()
+        assert game.player.steps == steps == len(game.player.actions)
+        assert game.player.state.latents.equal(seen[steps][0])
+        np.testing.assert_array_equal(game.player.simulator_frame(), seen[steps][1])
+    game.release("z")
+    game.point(0.9, 0.2)
+    for steps in range(5, 13):
+        game.tick()
+        assert game.player.state.latents.equal(seen[steps][0])
+        np.testing.assert_array_equal(game.player.simulator_frame(), seen[steps][1])
+
+
+def test_a_branch_is_another_course_of_events(game: Game):
+    game.point(0.9, 0.5)
+    for _ in range(8):
+        game.tick()
+    right = agent(game)
+    game.press("z")
+    for _ in range(30):
+        game.tick()  # further back than the start is the start
+    assert game.player.steps == 0 and "go back" in game.message
+    game.release("z")
+    game.point(0.1, 0.5)
+    for _ in range(8):
+        game.tick()
+    assert agent(game)[0] < right[0] - 0.1 and len(game.player.actions) == 8
+
+
+def test_a_recording_keeps_the_branch_alone_and_no_longer_than_it_may(game: Game):
+    saved = []
+    game.save = lambda recording: saved.append(recording) or "kept"
+    game.tick()
+    game.press("v")
+    for _ in range(4):
+        game.tick()
+    game.press("z")
+    for _ in range(9):
+        game.tick()  # not back beyond the recording's own start
+    game.release("z")
+    assert game.player.steps == 1
+    game.longest_recording = 4
+    for _ in range(5):
+        game.tick()
+    (recording,) = saved
+    assert len(recording.frames) == 4 and len(recording.actions) == 3 and game.message == "kept"

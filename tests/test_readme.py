@@ -26,7 +26,8 @@ import train_dynamics
 import train_tokenizer
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from pipeline import presets, publish, pull
+from evaluation.compare import __main__ as compare
+from pipeline import presets, publish, pull, runs
 from pipeline.cli import parse
 from pipeline.hub import arguments
 from pipeline.inference import export
@@ -51,9 +52,11 @@ STAGES = {
 }
 MODULES = {
     "bench": bench.__main__.Config,
+    "evaluation.compare": compare.Config,
     "pipeline.inference.export": export.Config,
     "pipeline.publish": publish.Config,
     "pipeline.pull": pull.Config,
+    "pipeline.runs": runs.Config,
 }
 WRITTEN = ("shards/", "tokenizer/", "latents/", "dynamics/", "controller/", "play/", "report/")
 

@@ -35,9 +35,10 @@ import train_controller
 import train_dynamics
 import train_tokenizer
 from bench.__main__ import Config as BenchConfig
+from evaluation.compare import __main__ as compare
 from evaluation.report.metrics_schema import empty_metrics
 from models import registry
-from pipeline import presets, publish, pull
+from pipeline import presets, publish, pull, runs
 from pipeline.inference import export
 
 ROOT = Path(__file__).parents[1]
@@ -96,6 +97,8 @@ def stage_configs() -> list[type]:
         export.Config,
         publish.Config,
         pull.Config,
+        runs.Config,
+        compare.Config,
         BenchConfig,
         *(method()[0] for method in methods.values()),
     ]

@@ -15,10 +15,12 @@ FILE = "report/metrics.json"
 TASK = {"success": ("success_low", "success_high"), "score": ("low", "high")}
 GOAL = {"success": ("low", "high")}
 IMITATION = {"log_likelihood": ("log_likelihood_low", "log_likelihood_high")}
+RETURNS = {"return": ("low", "high")}
 IMAGES = (
     "psnr", "copy_last_psnr", "delta_psnr", "ssim", "block_px", "copy_last_block_px",
     "block_degrees", "copy_last_block_degrees",
 )  # fmt: skip
+REWARDS = ("correlation", "copy_last_correlation")
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,23 @@ def read_report(run: Path) -> dict[str, Any]:
     """Read RUN/report/metrics.json; ValueError says what writes it."""
     path = run / FILE
     way_out = f"{command('evaluate.py', '--run', run)} measures it, --no-figures leaves it out"
+    metrics = read_metrics(path, way_out)
+    if "flags" not in metrics["provenance"]:
+        raise ValueError(f"{path} is of an older version, which did not keep its flags; {way_out}")
+    return metrics
+
+
+def read_metrics(path: Path, way_out: str) -> dict[str, Any]:
+    """Read a metrics.json whose figures can be given; ValueError names the way out."""
     if not path.exists():
         raise ValueError(f"{path} is not there; {way_out}")
     try:
         metrics = parse_json(read_text(path))
         if not isinstance(metrics["provenance"]["fingerprints"], dict):
             raise ValueError("it names no checkpoints")
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+        figures_of(metrics)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{path} is damaged ({problem!r:.100}); {way_out}") from None
-    if "flags" not in metrics["provenance"]:
-        raise ValueError(f"{path} is of an older version, which did not keep its flags; {way_out}")
     return metrics
 
 
@@ -64,13 +73,14 @@ def check_measured(metrics: dict[str, Any], fingerprints: Mapping[str, str], run
 
 
 def figures_of(metrics: dict[str, Any]) -> list[Figure]:
-    """Give every figure that a card shows, in the order of the report."""
+    """Give every figure that a card or a comparison shows, in the order of the report."""
     found = [*_of_images(metrics)]
     groups: dict[str, tuple[dict[str, Any], dict[str, tuple[str, str]]]] = {
         "imitation": (metrics["imitation"], IMITATION),
         "task": (metrics["task"], TASK),
     }
     groups |= {f"goal.{name}": (policies, GOAL) for name, policies in metrics["goal"].items()}
+    groups["returns"] = (metrics.get("returns", {}), RETURNS)  # an older report has none
     for group, (policies, wanted) in groups.items():
         for policy, values in policies.items():
             for name, (low, high) in wanted.items():
@@ -83,15 +93,20 @@ def figures_of(metrics: dict[str, Any]) -> list[Figure]:
 def _of_images(metrics: dict[str, Any]) -> Iterator[Figure]:
     """Figures of decoded frames, and of states that are read from them; of one source no interval
     is known."""
-    tokenizer, open_loop = metrics["tokenizer"], metrics["open_loop"]
+    tokenizer = metrics["tokenizer"]
     for name in IMAGES:
-        keys = (name, f"{name}_low", f"{name}_high")
-        value, low, high = (tokenizer.get(key) for key in keys)
+        value, low, high = (tokenizer.get(key) for key in (name, f"{name}_low", f"{name}_high"))
         if value is not None:
             yield Figure(f"tokenizer.{name}", value, tokenizer["n"], low, high)
-        horizons = open_loop["horizons"] or ()
-        columns = [open_loop.get(key) or [None] * len(horizons) for key in keys]
-        for horizon, value, low, high in zip(horizons, *columns, strict=True):
-            if value is not None:
-                key = f"open_loop.{name} at {horizon} steps"
-                yield Figure(key, value, open_loop["n"], low, high)
+        yield from _by_horizon("open_loop", name, metrics["open_loop"])
+    for name in REWARDS:
+        yield from _by_horizon("rewards", name, metrics.get("rewards") or {})
+
+
+def _by_horizon(group: str, name: str, values: dict[str, Any]) -> Iterator[Figure]:
+    horizons = values.get("horizons") or ()
+    keys = (name, f"{name}_low", f"{name}_high")
+    columns = [values.get(key) or [None] * len(horizons) for key in keys]
+    for horizon, value, low, high in zip(horizons, *columns, strict=True):
+        if value is not None:
+            yield Figure(f"{group}.{name} at {horizon} steps", value, values["n"], low, high)

@@ -7,7 +7,7 @@ keeps answering.  A CUDA graph is captured and replayed where the window is draw
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -25,9 +25,10 @@ class Autopilot:
         find_goal: Callable[[Start], Goal],
         make_actor: Callable[[Goal], GoalActor],
         threaded: bool = True,
+        executor: Executor | None = None,
     ) -> None:
         """find_goal: for a start, where none is frozen.  make_actor: for a goal.  Both may raise
-        ValueError, which says what is missing."""
+        ValueError, which says what is missing.  executor: a thread that several share."""
         self.player, self.find_goal, self.make_actor = player, find_goal, make_actor
         self.active = False
         self.lacks_goal = False
@@ -35,7 +36,8 @@ class Autopilot:
         self.frozen: Goal | None = None
         self.actor: GoalActor | None = None
         self._goal: Goal | None = None  # the run's, once it was found
-        self._thread = ThreadPoolExecutor(1, "planner") if threaded else None
+        own = executor or ThreadPoolExecutor(1, "planner")  # begins with its first plan
+        self._thread = own if threaded else None
         self._next: Future[np.ndarray] | None = None
 
     def toggle(self) -> str:

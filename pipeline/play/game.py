@@ -1,30 +1,30 @@
 """The game around a player: keys, pause, pace, video recording, and the status line.
 
-It knows no window, so it runs, and is tested, without a display.
+It knows no window and no browser, which both play it; so it is tested without either.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from data.io.files import writable_folder
-from pipeline.play.action_file import write_actions
 from pipeline.play.action_input import make_action_input
 from pipeline.play.autopilot import Autopilot
 from pipeline.play.panels import Panel, add_text, blend, compose_panels, panel_position
 from pipeline.play.player import Player, Start, StartSampler
-from pipeline.video import write_video
+from pipeline.play.recording import Recording, next_folder
 
 PLACES = "keys count by their place, named as on a QWERTY keyboard; arrows are arrows everywhere"
 HELP = (
-    "R reset  P/space pause  N one step  V record  C controller  T planner  G freeze goal  "
-    "B simulator  H help  Q quit"
+    "R reset  P/space pause  N one step  Z back while held  V record  C controller  T planner  "
+    "G freeze goal  B simulator  H help  Q quit"
 )
-ONCE = ("q", "escape", "r", "p", "space", "v", "c", "t", "g", "b", "h")  # however long held
+ONCE = ("q", "escape", "r", "p", "space", "v", "c", "t", "g", "b", "h", "z")  # however long held
 PLAN_OPACITY = 0.3  # of what a plan ends in, over the frame
 STATS_FRAMES = 30  # frames over which speed and latency are averaged
 
@@ -43,16 +43,21 @@ class Game:
         show_simulator: bool = False,
         use_controller: bool = False,
         autopilot: Autopilot | None = None,
+        save: Callable[[Recording], str] | None = None,
+        longest_recording: int = 0,
     ) -> None:
-        """folder: for videos.  size: height of a panel in pixels.  fps: frames/s of videos."""
+        """folder: for videos.  size: height of a panel in pixels.  fps: frames/s of videos.
+        save: what becomes of a recording, and says so; by default it is written into the folder.
+        longest_recording: frames; 0 is as many as there are."""
         self.player, self.start_sampler, self.folder = player, start_sampler, folder
         self.size, self.fps, self.show_simulator = size, fps, show_simulator
         self.use_controller, self.autopilot = use_controller, autopilot
         self.paused, self.show_help, self.quit_requested = False, True, False
         self.message = ""
         self.action_input = make_action_input(player.world.actions)
-        self.recording: list[np.ndarray] | None = None
-        self._recording_start = 0
+        self.recording: Recording | None = None
+        self.save, self.longest_recording = save or self._write, longest_recording
+        self.rewinding = False
         self._step_once = False
         self._tick_times: deque[float] = deque(maxlen=STATS_FRAMES)
         self._latencies: deque[float] = deque(maxlen=STATS_FRAMES)
@@ -94,6 +99,8 @@ class Game:
             self.paused = not self.paused
         elif key == "n":
             self.paused = self._step_once = True
+        elif key == "z":
+            self.rewinding = True
         elif key == "v":
             self._toggle_recording()
         elif key == "c":
@@ -115,14 +122,20 @@ class Game:
     def release(self, key: str) -> None:
         """Handle a key that comes up."""
         self.action_input.release(key)
+        if key == "z" and self.rewinding:
+            self.rewinding = False
+            if self.autopilot is not None:
+                self.autopilot.reset()  # it plans from here
 
     def move_pointer(self, x: int, y: int) -> None:
         """Follow the mouse, in pixels of what `tick` returned."""
+        height, width = self.player.model_frame.shape[:2]
+        self.point(*panel_position(x, y, self.size, 1 + self.show_simulator, width / height))
+
+    def point(self, x: float, y: float) -> None:
+        """Follow the mouse, in fractions of a panel from its left and top edge."""
         if self.person_acts:
-            height, width = self.player.model_frame.shape[:2]
-            self.action_input.move_pointer(
-                *panel_position(x, y, self.size, 1 + self.show_simulator, width / height)
-            )
+            self.action_input.move_pointer(x, y)
 
     def mouse_button(self, down: bool) -> None:
         """Follow the left mouse button."""
@@ -132,23 +145,50 @@ class Game:
     def tick(self) -> np.ndarray:
         """Take one step, unless paused or planning, and return the image to show."""
         start_time = time.perf_counter()
-        wanted = not self.paused or self._step_once
-        action = self._next_action() if wanted else None
+        action = self.choose()
         if action is not None:
-            self._step_once = False
             self.player.step(action)
-            if self.planner_acts:
-                assert self.autopilot is not None
-                self.autopilot.think()
-            if self.recording is not None:
-                self.recording.append(self.render_panels())
+            self.after_step()
         frame = self.render()
         if action is not None:
             self._tick_times.append(start_time)
             self._latencies.append(time.perf_counter() - start_time)
-        elif not wanted:
-            self._tick_times.clear()  # a pause does not count as slow
         return frame
+
+    def choose(self) -> np.ndarray | None:
+        """Return the action of this tick, (A,) or (), which the player is to take; None where there
+        is none: it is paused, goes back, or a plan is being made."""
+        if self.rewinding:
+            self._step_back()
+            return None
+        if self.paused and not self._step_once:
+            self._tick_times.clear()  # a pause does not count as slow
+            return None
+        action = self._next_action()
+        self._step_once = self._step_once and action is None
+        return action
+
+    def after_step(self) -> None:
+        """Plan on, and record, once the player has taken the action."""
+        if self.planner_acts:
+            assert self.autopilot is not None
+            self.autopilot.think()
+        if self.recording is not None:
+            self.recording.frames.append(self.render_panels())
+            if len(self.recording.frames) == self.longest_recording:
+                self._finish_recording()
+
+    def _step_back(self) -> None:
+        if self.recording is not None and self.player.steps == self.recording.first_step:
+            return
+        if not self.player.step_back():
+            self.message = "no step to go back to"
+            return
+        if self.recording is not None:  # of the branch that is kept
+            self.recording.frames.pop()
+        start = self.player.start
+        past = self.player.actions or [start.next_actions[0]]
+        self.action_input.set_action(past[-1])
 
     def _next_action(self) -> np.ndarray | None:
         """Return the action of whoever acts, (A,) or (); None while it is planned."""
@@ -165,6 +205,10 @@ class Game:
 
     def render_panels(self) -> np.ndarray:
         """Draw the panels alone, as videos show them."""
+        return compose_panels(self.panels(), self.size, self.action_input.pointer)
+
+    def panels(self) -> list[Panel]:
+        """Give what is shown next to each other, as small as the world makes it."""
         model_frame = self.player.model_frame
         plan_frame = None if self.autopilot is None else self.autopilot.plan_frame
         if plan_frame is not None:
@@ -172,7 +216,7 @@ class Game:
         panels = [Panel("world model", model_frame)]
         if self.show_simulator:
             panels.append(Panel("simulator, same actions", self.player.simulator_frame()))
-        return compose_panels(panels, self.size, self.action_input.pointer)
+        return panels
 
     def render(self) -> np.ndarray:
         """Draw the panels, the status line, that of the planner, and the help."""
@@ -192,7 +236,7 @@ class Game:
         if self.player.world.has_rewards:
             parts.append(f"reward {self.player.reward:.2f}")
         if self.player.simulator is not None and self.show_simulator:
-            parts.append(self.player.simulator.status())
+            parts.append(self.player.simulator_status())
         if self.person_acts:
             parts.append(self.action_input.describe())
         parts += ["controller"] if self.use_controller else []
@@ -239,28 +283,22 @@ class Game:
         except ValueError as problem:
             self.message = str(problem)
         else:
-            self.recording, self._recording_start = [self.render_panels()], self.player.steps
+            self.recording = Recording(self.player.steps, [self.render_panels()])
 
     def _finish_recording(self) -> None:
         assert self.recording is not None
-        frames, self.recording = self.recording, None
-        max_width = max(shot.shape[1] for shot in frames)  # B changes the width
-        frames = [np.pad(s, ((0, 0), (0, max_width - s.shape[1]), (0, 0))) for s in frames]
-        folder = _next_folder(self.folder)
-        write_video(folder, frames, self.fps)
-        write_actions(folder, self.player.actions[self._recording_start :])
-        self.message = f"saved to {folder}"
-        print(f"recorded {len(frames)} frames: {folder}")
+        recording, self.recording = self.recording, None
+        recording.actions = self.player.actions[recording.first_step :]
+        self.message = self.save(recording)
+
+    def _write(self, recording: Recording) -> str:
+        folder = next_folder(self.folder)
+        recording.write(folder, self.fps)
+        print(f"recorded {len(recording.frames)} frames: {folder}")
+        return f"saved to {folder}"
 
 
 def _place_of(key: str, label: str) -> str:
     """Say where a letter lies, if the layout calls it otherwise."""
     different = len(label) == 1 and label.isascii() and label.lower() != key
     return f"{label.upper()} is {key.upper()} here (keys by place)" if different else ""
-
-
-def _next_folder(parent: Path) -> Path:
-    index = 0
-    while (parent / f"recording-{index:03d}").exists():
-        index += 1
-    return parent / f"recording-{index:03d}"

@@ -51,7 +51,7 @@ class Scene:
         if self.has_status:
             parts.append(f"step {player.steps}")
             if self.truth == "simulator" and player.simulator is not None:
-                parts.append(player.simulator.status())
+                parts.append(player.simulator_status())
         if spec.factors:
             parts.append("start" if last_action is None else spec.describe(int(last_action)))
         return add_text(frame, ["  ".join(parts)]) if parts else frame

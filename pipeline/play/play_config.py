@@ -19,6 +19,7 @@ from models.planning.task_search import (
     check_task_search,
 )
 from pipeline.device import DeviceOption, pick_device
+from pipeline.play.browser.server_config import ServerConfig
 from pipeline.play.goal_planners import GoalSource
 from pipeline.play.goals import DATASET, TASK
 
@@ -38,6 +39,10 @@ class Config(CheckedConfig):
     """Folder of videos and recordings, if not RUN/play."""
     headless: bool = False
     """Write a video instead of opening a window."""
+    browser: bool = False
+    """Serve a page to play in, for many people at once, instead of opening a window."""
+    server: ServerConfig = field(default_factory=ServerConfig)
+    """Where --browser serves, and to whom."""
     compare_simulator: bool = False
     """Show the real simulator next to the world model, under the same actions."""
     observe_simulator: bool = False
@@ -100,6 +105,12 @@ class Config(CheckedConfig):
 
 def check(config: Config) -> None:
     """Refuse, before anything is loaded, options that do not go together."""
+    if config.browser and config.headless:
+        raise ValueError("--browser and --headless are two ways to play; give one of them")
+    if config.browser and config.cuda_graph:
+        raise ValueError(
+            "--cuda-graph is for one player, and --browser is for many; leave one of them out"
+        )
     if config.cuda_graph and pick_device().type != "cuda":
         raise ValueError(
             f"--cuda-graph needs a CUDA GPU, and the device is {pick_device().type}; leave it out"

@@ -11,15 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.actions import as_tensor
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import Split
 from models.controllers.controller import Controller
+from models.dynamics.dynamics import State
 from models.world import World
 from pipeline.play.simulators import Simulator, episode_goal
+from pipeline.pytree import flatten
 
 STEPS_PER_SECOND = 10  # of Push-T's episodes, for the agent's velocity
+LOST = -1  # where a simulator is that was further than its player
+REWIND_STEPS, REWIND_BYTES = 300, 2**28  # that can be gone back, and of their states
 
 
 @dataclass
@@ -116,8 +121,24 @@ class StartSampler:
         return np.concatenate([inferred, np.zeros_like(inferred[:1])])
 
 
+@dataclass
+class Moment:
+    """Where a player was after a step, to go back there."""
+
+    state: State
+    frame: np.ndarray  # (H, W, 3) uint8, the world's
+    simulator_frame: np.ndarray | None = None
+    """Of the simulator, once it was rendered."""
+
+    @property
+    def num_bytes(self) -> int:
+        tensors: list[Tensor] = []
+        flatten(self.state, tensors)
+        return sum(tensor.nbytes for tensor in tensors)
+
+
 class Player:
-    """Steps a world; the simulator, where there is one, takes the same steps, shown or not."""
+    """Steps a world; the simulator, where there is one, takes the same steps once it is shown."""
 
     def __init__(
         self,
@@ -126,10 +147,12 @@ class Player:
         simulator: Simulator | None = None,
         keep_simulator_frames: bool = False,
     ) -> None:
-        """keep_simulator_frames: for `observe_simulator`; each step renders one."""
+        """keep_simulator_frames: for `observe_simulator`; each step takes and renders one."""
         self.world, self.controller, self.simulator = world, controller, simulator
         self.keep_simulator_frames = keep_simulator_frames
         self._true_frames: deque[np.ndarray] = deque(maxlen=world.context)
+        self._past: deque[Moment] = deque()  # the present is the last
+        self._simulator_steps = 0
 
     @torch.inference_mode()
     def reset(self, start: Start) -> None:
@@ -142,22 +165,46 @@ class Player:
         self._true_frames.clear()
         self._true_frames.extend(start.frames)
         self._enter(start.frames, start.actions)
+        self._past.clear()
+        self._past.append(Moment(self.state, self.model_frame))
         if self.simulator is not None:
             self.simulator.reset(start)
+            self._simulator_steps = 0
 
     @torch.inference_mode()
     def step(self, action: np.ndarray) -> None:
         """Step the world, and the simulator."""
+        action = self.as_action(action)
+        state = self.world.step(self.state, as_tensor(action[None]).to(self.world.device))
+        self.arrive(action, state, self._decode(state))
+
+    def as_action(self, action: np.ndarray) -> np.ndarray:
+        """An action in the type that the world takes."""
         dtype = np.float32 if self.world.actions.kind == "continuous" else np.int64
-        action = np.array(action, dtype)
-        self.state = self.world.step(self.state, as_tensor(action[None]).to(self.world.device))
-        self.model_frame = self._decode()
-        if self.simulator is not None:
-            self.simulator.step(action)
-            if self.keep_simulator_frames:
-                self._true_frames.append(self.simulator.render(self.world.image_size[0]))
+        return np.array(action, dtype)
+
+    def arrive(self, action: np.ndarray, state: State, frame: np.ndarray) -> None:
+        """Take in what an action led to: a state of one row, and its image, (H, W, 3) uint8."""
+        self.state, self.model_frame = state, frame
+        self._remember(Moment(state, frame))
         self.actions.append(action)
         self.steps += 1
+        if self.simulator is not None and self.keep_simulator_frames:
+            self._catch_up()
+            self._true_frames.append(self.simulator.render(self.world.image_size[0]))
+
+    def step_back(self) -> bool:
+        """Go back by one step; False where there is none to go back to, or where the world has been
+        moved to the simulator's frames."""
+        if len(self._past) < 2 or self.keep_simulator_frames:
+            return False
+        self._past.pop()
+        self.actions.pop()
+        self.steps -= 1
+        if self._simulator_steps > self.steps:
+            self._simulator_steps = LOST
+        self.state, self.model_frame = self._past[-1].state, self._past[-1].frame
+        return True
 
     @torch.inference_mode()
     def observe_simulator(self) -> None:
@@ -183,17 +230,47 @@ class Player:
             return self.start.frames[-1]
         return self.start.next_frames[min(self.steps, len(self.start.next_frames)) - 1]
 
+    def simulator_status(self) -> str:
+        """Say in a word or two how the simulator stands; nothing after a step back, until it is
+        needed."""
+        assert self.simulator is not None
+        if self._simulator_steps == LOST:
+            return ""
+        self._catch_up()
+        return self.simulator.status()
+
     def simulator_frame(self) -> np.ndarray:
         """Render the simulator at this step, as large as the world's own frames."""
         assert self.simulator is not None
-        return self.simulator.render(self.model_frame.shape[0])
+        moment = self._past[-1]
+        if moment.simulator_frame is None:
+            self._catch_up()
+            moment.simulator_frame = self.simulator.render(self.model_frame.shape[0])
+        return moment.simulator_frame
 
     def _enter(self, frames: np.ndarray, actions: np.ndarray) -> None:
         """frames: (T, H, W, 3) uint8.  actions: (T - 1, A) or (T - 1,), between them."""
         device = self.world.device
         clip = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
         self.state = self.world.reset(clip[None].to(device), as_tensor(actions)[None].to(device))
-        self.model_frame = self._decode()
+        self.model_frame = self._decode(self.state)
 
-    def _decode(self) -> np.ndarray:
-        return self.world.decode(self.state)[0].permute(1, 2, 0).cpu().numpy()
+    def _decode(self, state: State) -> np.ndarray:
+        return self.world.decode(state)[0].permute(1, 2, 0).cpu().numpy()
+
+    def _remember(self, moment: Moment) -> None:
+        """Keep the last moments, fewer of a world whose states are large."""
+        fit = min(REWIND_STEPS, REWIND_BYTES // max(1, moment.num_bytes)) + 1
+        self._past.append(moment)
+        while len(self._past) > max(2, fit):
+            self._past.popleft()
+
+    def _catch_up(self) -> None:
+        """Bring the simulator to this step; it cannot go back, but begin again."""
+        assert self.simulator is not None
+        if self._simulator_steps == LOST:
+            self.simulator.reset(self.start)
+            self._simulator_steps = 0
+        for action in self.actions[self._simulator_steps :]:
+            self.simulator.step(action)
+        self._simulator_steps = self.steps

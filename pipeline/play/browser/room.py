@@ -1,0 +1,225 @@
+"""Who plays and who waits, and the loop that steps all who play at once.
+
+The event loop holds the connections.  One thread holds the model: games are stepped, and their
+inputs read, there alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.play.browser.guest import Guest
+from pipeline.play.browser.server_config import ServerConfig
+from pipeline.play.game import Game
+from pipeline.play.recording import Recording
+from pipeline.play.step_together import step_together
+
+FILES = ("rollout.gif", "rollout.mp4", "actions.npy")
+KEPT_RECORDINGS = 3  # of a guest; older ones are removed
+LONGEST_RECORDING = 1200  # frames, which are held in memory
+MakeGame = Callable[[Path, Callable[[Recording], str], int], Game]
+"""A folder, what becomes of a recording, and its most frames -> a game at a start of its own."""
+
+
+@dataclass
+class View:
+    """What a guest is to be sent after a step."""
+
+    guest: Guest
+    frame: bytes | None
+    status: dict[str, Any] | None
+
+
+class Room:
+    def __init__(self, make_game: MakeGame, config: ServerConfig, fps: float, folder: Path) -> None:
+        """folder: for recordings, until they are downloaded."""
+        self.make_game, self.config, self.fps, self.folder = make_game, config, fps, folder
+        self.guests: dict[str, Guest] = {}
+        """By their tokens: those who play, and after them those in line, as they came."""
+        self.tick_ms = 0.0
+        self._model = ThreadPoolExecutor(1, "model")
+        self._writer = ThreadPoolExecutor(1, "recordings")
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def playing(self) -> list[Guest]:
+        return [guest for guest in self.guests.values() if guest.game is not None]
+
+    @property
+    def waiting(self) -> list[Guest]:
+        return [guest for guest in self.guests.values() if guest.game is None]
+
+    def knows(self, key: str) -> bool:
+        """Compare a key in a time that does not depend on how much of it is right."""
+        return hmac.compare_digest(key.encode(), self.config.key.encode())
+
+    def enter(self, session: str) -> Guest | None:
+        """Give a new guest, or the one of a lost connection; None where even the line is full."""
+        if session in self.guests:
+            return self.guests[session]
+        if len(self.guests) >= self.config.max_players + self.config.max_waiting:
+            return None
+        guest = Guest()
+        self.guests[guest.token] = guest
+        return guest
+
+    def leave(self, guest: Guest) -> None:
+        """Give up a place."""
+        if self.guests.pop(guest.token, None) is not None:
+            guest.game = None
+            for folder in guest.recordings.values():
+                self._writer.submit(_remove, folder)
+
+    def leave_connection(self, guest: Guest, connection: Any) -> None:
+        """A connection has ended; the place is kept for a while, unless another one took over."""
+        if guest.connection is connection:
+            guest.connection, guest.last_seen = None, time.monotonic()
+            if guest.game is None:
+                self.leave(guest)  # a place in line is not kept
+
+    async def run(self) -> None:
+        """Step all who play, `fps` times a second, until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        due = time.monotonic()
+        while True:
+            await self.seat()
+            here = [guest for guest in self.playing if guest.connection is not None]
+            if here:
+                more = {"players": len(self.playing), "waiting": len(self.waiting)}
+                views = await self._loop.run_in_executor(self._model, self.tick, here, more)
+                for view in views:
+                    if view.guest.connection is not None:
+                        view.guest.connection.show(view.frame, view.status)
+            self.dismiss()
+            due = max(due + 1 / self.fps, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+
+    async def seat(self) -> None:
+        """Give free places to those who have waited longest, and tell the others theirs."""
+        assert self._loop is not None
+        for guest in self.waiting[: max(0, self.config.max_players - len(self.playing))]:
+            game = await self._loop.run_in_executor(self._model, self._begin, guest)
+            if guest.token in self.guests and guest.connection is not None:
+                guest.game = game
+                guest.last_input = time.monotonic()
+                guest.connection.tell(self.welcome(guest))
+        for place, guest in enumerate(self.waiting, 1):
+            line = {"type": "line", "place": place, "of": len(self.waiting)}
+            if guest.connection is not None and line != guest.status:
+                guest.status = line
+                guest.connection.tell(line)
+
+    def dismiss(self) -> None:
+        """Free the places of those who do nothing, or do not come back."""
+        now = time.monotonic()
+        for guest in self.playing:
+            if guest.connection is None:
+                if now - guest.last_seen > self.config.reconnect_seconds:
+                    self.leave(guest)
+            elif now - guest.last_input > 60 * self.config.idle_minutes:
+                minutes = f"{self.config.idle_minutes:g}"
+                guest.connection.end(4001, f"nothing was pressed for {minutes} minutes")
+                self.leave(guest)
+
+    def tick(self, guests: Sequence[Guest], more: dict[str, Any]) -> list[View]:
+        """In the model's thread: read inputs, take a step of all, and encode what is to be seen."""
+        start = time.perf_counter()
+        acting = []
+        for guest in guests:
+            action = self._guarded(guest, _choose)
+            if action is not None:
+                acting.append((guest, action))
+        step_together([guest.player for guest, _ in acting], [action for _, action in acting])
+        self.tick_ms = 1000 * (time.perf_counter() - start)
+        for guest, _ in acting:
+            self._guarded(guest, _after_step)
+        views = []
+        for guest in guests:
+            if guest.game is not None:
+                frame = guest.next_frame(self.tick_ms)
+                views.append(View(guest, frame, guest.next_status(more)))
+        return views
+
+    def welcome(self, guest: Guest) -> dict[str, Any]:
+        """What a page needs to know before its first frame."""
+        assert guest.game is not None
+        game = guest.game
+        world = game.player.world
+        spec = world.actions
+        discrete = spec.kind == "discrete" and not spec.factors
+        return {
+            "type": "welcome",
+            "session": guest.token,
+            "size": list(world.image_size),
+            "pointer": spec.pointer,
+            "lock": bool(spec.factors),
+            "keys": [game.action_input.help],
+            "actions": list(spec.names[:9]) if discrete else [],
+            "simulator": game.player.simulator is not None,
+            "controller": game.player.controller is not None,
+            "fps": self.fps,
+        }
+
+    def close(self) -> None:
+        for thread in (self._model, self._writer):
+            thread.shutdown(wait=True, cancel_futures=True)
+
+    def _begin(self, guest: Guest) -> Game:
+        folder = self.folder / guest.token
+        return self.make_game(folder, lambda recording: self._save(guest, recording),
+                              LONGEST_RECORDING)  # fmt: skip
+
+    def _guarded(self, guest: Guest, act: Callable[[Guest], Any]) -> Any:
+        """A game may refuse, as a simulator without the seed of an episode does: it says why, and
+        the others play on."""
+        try:
+            return act(guest) if guest.game is not None else None
+        except ValueError as problem:
+            if guest.game is not None:
+                guest.game.message, guest.game.paused = str(problem), True
+            return None
+
+    def _save(self, guest: Guest, recording: Recording) -> str:
+        """Write a recording while the others play on, and tell where it can be downloaded."""
+        number = max(guest.recordings, default=-1) + 1
+        folder = self.folder / guest.token / f"recording-{number:03d}"
+
+        def write() -> None:
+            recording.write(folder, self.fps)
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(self._written, guest, number, folder)
+
+        self._writer.submit(write)
+        return f"recording {number + 1} is being written"
+
+    def _written(self, guest: Guest, number: int, folder: Path) -> None:
+        guest.recordings[number] = folder
+        for old in sorted(guest.recordings)[:-KEPT_RECORDINGS]:
+            self._writer.submit(_remove, guest.recordings.pop(old))
+        if guest.connection is not None:
+            links = [f"/recordings/{guest.token}/{number}/{name}" for name in FILES]
+            guest.connection.tell({"type": "recording", "number": number + 1, "files": links})
+
+
+def _choose(guest: Guest) -> Any:
+    guest.take_inputs()
+    assert guest.game is not None
+    return guest.game.choose()
+
+
+def _after_step(guest: Guest) -> None:
+    assert guest.game is not None
+    guest.game.after_step()
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

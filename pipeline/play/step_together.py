@@ -1,0 +1,54 @@
+"""Players in one world, stepped as a batch: states that are alike are stacked, and taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.actions import as_tensor
+from models.dynamics.dynamics import State
+from pipeline.play.player import Player
+from pipeline.pytree import flatten, unflatten
+
+
+@torch.inference_mode()
+def step_together(players: Sequence[Player], actions: Sequence[np.ndarray]) -> int:
+    """Let each player take its action, (A,) or (), in one forward for all whose states are alike;
+    return the number of forwards."""
+    if not players:
+        return 0
+    world, joined = players[0].world, join([player.state for player in players])
+    taken = [player.as_action(a) for player, a in zip(players, actions, strict=True)]
+    for rows, state in joined:
+        batch = as_tensor(np.stack([taken[row] for row in rows])).to(world.device)
+        after = world.step(state, batch)
+        frames = world.decode(after).permute(0, 2, 3, 1).cpu().numpy()
+        for at, row in enumerate(rows):
+            own = after if len(rows) == 1 else after.select(torch.tensor([at], device=world.device))
+            players[row].arrive(taken[row], own, frames[at].copy())
+    return len(joined)
+
+
+def join(states: Sequence[State]) -> list[tuple[list[int], State]]:
+    """Stack states of one row each, whose tensors have the same shapes: those that remember as
+    many frames and actions.  Returns which states a batch is of, in their order, and the batch."""
+    groups: dict[str, tuple[list[int], Any, list[list[Tensor]]]] = {}
+    for number, state in enumerate(states):
+        tensors: list[Tensor] = []
+        spec = flatten(state, tensors)
+        key = f"{spec} {[(tuple(t.shape), t.dtype) for t in tensors]}"
+        rows, _, each = groups.setdefault(key, ([], spec, []))
+        rows.append(number)
+        each.append(tensors)
+    return [
+        (rows, states[rows[0]] if len(rows) == 1 else _stacked(spec, each))
+        for rows, spec, each in groups.values()
+    ]
+
+
+def _stacked(spec: Any, each: Sequence[Sequence[Tensor]]) -> State:
+    return unflatten(spec, iter([torch.cat(same) for same in zip(*each, strict=True)]))

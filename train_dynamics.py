@@ -73,7 +73,7 @@ def main(config: Config) -> None:
     if source.tokenizer is not None:
         model.load_codebook(source.tokenizer)
     folder = writable_folder(config.run / "dynamics")
-    train = Clips(dataset, "train", model.clip_length, flag="--model.clip-length")
+    train = training_clips(model, dataset)
     check_held_out(model, source)
     trainer = Trainer(
         "dynamics",
@@ -81,16 +81,12 @@ def main(config: Config) -> None:
         model,
         config.train,
         ckpt.describe(
-            model.config,
-            source.data,
-            model.latents,
-            model.actions,
-            source.parent,
+            model.config, source.data, model.latents, model.actions, source.parent,
             source.recordings,
         ),
         restart=config.restart,
         data_summary=f"{len(train)} clips of {model.clip_length} frames",
-    )
+    )  # fmt: skip
     if trainer.finished:
         return trainer.log_finished()
     if source.tokenizer is not None:  # the weights that it resumed may be of an earlier one
@@ -138,6 +134,14 @@ class Source:
         tokenizer = self.tokenizer.to(trainer.device)
         with trainer.main_process_first():
             return cache_latents(folder, tokenizer, self.parent[1], self.dataset, trainer.device)
+
+
+def training_clips(model: Dynamics, dataset: EpisodeDataset) -> Clips:
+    """Clips of the training split; over the ends of short episodes, where a method marks them."""
+    make = Clips
+    if "is_first" in model.needs and dataset.lengths.min() < model.clip_length:
+        from data.joined_clips import JoinedClips as make
+    return make(dataset, "train", model.clip_length, flag="--model.clip-length")
 
 
 def check_held_out(model: Dynamics, source: Source) -> None:

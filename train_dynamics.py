@@ -34,7 +34,7 @@ from models.tokenizers.tokenizer import Tokenizer
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.latent_cache import cache_latents
-from pipeline.device import DeviceOption, pick_precision, set_device
+from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
 from pipeline.training.train_config import TrainConfig
@@ -168,9 +168,8 @@ def validate(
             return validation.validate_own(
                 model, source.dataset, trainer.device, latents, config.num_eval_clips
             )
-        precision = pick_precision(trainer.device, config.train.precision)
         tokenizer: Any = source.tokenizer or model  # a joint model is both
-        world = World(tokenizer, model, precision, source.data.actions)
+        world = World(tokenizer, model, trainer.precision, source.data.actions)
         metrics = validation.validate_world(world, source.dataset, config.num_eval_clips)
         trainer.log_image("rollout", make_grid(validation.rollout_rows(world, source.dataset)))
     return metrics

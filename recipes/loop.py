@@ -1,7 +1,7 @@
 """Small tasks of gymnasium, learned in rounds of collecting and training (docs/gymnasium.md).
 
-It stands behind `dreamer`: frames of 32 pixels, a small world, short clips, and an actor-critic that
-is held to nothing that was recorded.
+It stands behind `dreamer`: frames of 32 pixels, a small world, short clips, and an actor-critic
+that is held to nothing that was recorded.
 """
 
 PREPROCESS_GYM = {"resolution": 32}
@@ -14,15 +14,15 @@ DYNAMICS = {
     "model.embed_dim": 256,
     "model.channels": 16,
     "model.clip_length": 16,
-    "train.steps": 300,
+    "train.steps": 250,
     "model.dynamics_weight": 0.1,
     "model.representation_weight": 0.01,
     "train.batch_size": 32,
-    "train.learning_rate": 1e-3,
+    "train.learning_rate": 7e-4,
     "train.schedule": "constant",
     "train.warmup_steps": 50,
-    "train.eval_every": 300,
-    "train.save_every": 300,
+    "train.eval_every": 250,
+    "train.save_every": 250,
     "train.precision": "fp32",
 }
 CONTROLLER = {
@@ -30,17 +30,17 @@ CONTROLLER = {
     "model.bc_weight": 0.0,
     "model.discount": 0.98,
     "model.min_return_scale": 1.0,
-    "model.entropy": 1e-3,
+    "model.entropy": 3e-3,
     "bc.steps": 100,
     "bc.batch_size": 256,
     "bc.eval_every": 100,
     "bc.save_every": 100,
-    "train.steps": 150,
+    "train.steps": 100,
     "train.batch_size": 256,
-    "train.learning_rate": 3e-4,
+    "train.learning_rate": 1e-3,
     "train.weight_decay": 0.0,
     "train.ema_decay": 0.9,
-    "train.eval_every": 50,
-    "train.save_every": 50,
+    "train.eval_every": 100,
+    "train.save_every": 100,
     "train.precision": "fp32",
 }

@@ -218,9 +218,12 @@ def _probe(metrics: dict[str, Any]) -> list[str]:
 
 
 def _task(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
-    parts = ["<h2>Task: push the block onto the goal</h2>"]
-    if any((row or {}).get("n") for row in policies.values()):
-        parts.append(f"<p>{escape(_task_protocol(provenance))}</p>")
+    if not _measured(policies):
+        return []
+    parts = [
+        "<h2>Task: push the block onto the goal</h2>",
+        f"<p>{escape(_task_protocol(provenance))}</p>",
+    ]
     rows = []
     for name, row in policies.items():
         row = row or {}
@@ -239,6 +242,10 @@ def _task(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
             "seconds per plan", "episodes"]  # fmt: skip
     highlight = {at for at, name in enumerate(policies) if name in OWN}
     return [*parts, table(head, rows, highlight)]
+
+
+def _measured(policies: dict[str, Any]) -> bool:
+    return any((row or {}).get("n") for row in policies.values())
 
 
 def _task_protocol(provenance: dict[str, Any]) -> str:
@@ -278,6 +285,8 @@ def _film(plots: Path, policies: dict[str, Any]) -> list[str]:
 
 
 def _goals(protocols: dict[str, Any]) -> list[str]:
+    if not any(_measured(policies) for policies in protocols.values()):
+        return []
     parts = [
         "<h2>Goal reaching</h2><p>Protocols are not comparable with each other. planner, "
         "policy_prior and goal_policy act by the world model; actor_critic and bc are not given "
@@ -340,11 +349,11 @@ def _attempt_images(protocols: dict[str, Any]) -> list[str]:
 
 
 def _if_measured(policies: dict[str, Any], image: str) -> list[str]:
-    return [image] if any(row["n"] for row in policies.values()) else []
+    return [image] if _measured(policies) else []
 
 
 def _goal_images(protocols: dict[str, Any]) -> list[str]:
-    measured = [key for key, rows in protocols.items() if any(row["n"] for row in rows.values())]
+    measured = [key for key, rows in protocols.items() if _measured(rows)]
     return [f"goal-{key}.png" for key in measured]
 
 

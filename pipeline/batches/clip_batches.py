@@ -12,7 +12,7 @@ from data.clips import Clips
 
 class ClipBatches:
     """Clips as what a loss reads: `frames`, `latents` from the cache, normalized `actions`,
-    `rewards`, `continues`, `states` and `is_first`, each where it is in `needs` and there is one."""
+    `rewards`, `continues`, `states`, `is_first`, each where it is in `needs` and there is one."""
 
     def __init__(
         self, clips: Clips, needs: frozenset[str], latents: np.ndarray | None = None

@@ -125,10 +125,14 @@ class Player:
         controller: Controller | None = None,
         simulator: Simulator | None = None,
         keep_simulator_frames: bool = False,
+        observes_each_step: bool = False,
     ) -> None:
-        """keep_simulator_frames: for `observe_simulator`; each step renders one."""
+        """keep_simulator_frames: for `observe_simulator`; each step renders one.
+        observes_each_step: the world is moved to the simulator's frame after each step, and
+        `model_frame` is what it had predicted of it."""
         self.world, self.controller, self.simulator = world, controller, simulator
         self.keep_simulator_frames = keep_simulator_frames
+        self.observes_each_step = observes_each_step
         self._true_frames: deque[np.ndarray] = deque(maxlen=world.context)
 
     @torch.inference_mode()
@@ -149,13 +153,17 @@ class Player:
     def step(self, action: np.ndarray) -> None:
         """Step the world, and the simulator."""
         dtype = np.float32 if self.world.actions.kind == "continuous" else np.int64
-        action = np.array(action, dtype)
-        self.state = self.world.step(self.state, as_tensor(action[None]).to(self.world.device))
+        action, before = np.array(action, dtype), self.state
+        taken = as_tensor(action[None]).to(self.world.device)
+        self.state = self.world.step(before, taken)
         self.model_frame = self._decode()
         if self.simulator is not None:
             self.simulator.step(action)
-            if self.keep_simulator_frames:
+            if self.keep_simulator_frames or self.observes_each_step:
                 self._true_frames.append(self.simulator.render(self.world.image_size[0]))
+            if self.observes_each_step:
+                frame = torch.from_numpy(self._true_frames[-1].copy()).permute(2, 0, 1)
+                self.state = self.world.observe(before, taken, frame[None].to(self.world.device))
         self.actions.append(action)
         self.steps += 1
 

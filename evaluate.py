@@ -19,6 +19,7 @@ from dataclasses import asdict, replace
 from tqdm import tqdm
 
 from data.shards.build_shards import available_cpus
+from evaluation.environment_jobs import environment_jobs
 from evaluation.evaluate_config import Config
 from evaluation.given_goal_jobs import given_goal_jobs
 from evaluation.jobs import Job, jobs_on_dataset
@@ -56,6 +57,7 @@ def main(config: Config) -> None:
         metrics = empty_metrics()
         jobs = [
             *jobs_on_dataset(session, config),
+            *environment_jobs(session, config),
             *jobs_in_simulator(session, config),
             *given_goal_jobs(session, config),
         ]

@@ -13,6 +13,7 @@ from evaluation.measures.reconstruction import BRIGHTNESS_BINS
 from evaluation.protocols.goals import PROTOCOLS
 from evaluation.protocols.task import FIRST_SEED, MAX_STEPS, STEPS_WITHIN
 from evaluation.report.action_tables import controllability, imitation
+from evaluation.report.environment_tables import counterfactuals, events
 from evaluation.report.return_table import returns
 from evaluation.report.tables import interval, number, table
 from evaluation.report.trained_on_note import trained_on_note
@@ -86,6 +87,8 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
             "True frames, model rollout, error, by steps after the last true frame.",
         ),
         *_rewards(metrics["rewards"]),
+        *events(metrics["events"]),
+        *counterfactuals(metrics["counterfactuals"]),
         *controllability(metrics["controllability"]),
         *imitation(metrics["imitation"]),
         *_task(metrics["task"], metrics["provenance"]),

@@ -29,7 +29,7 @@ FIRST := --run $(RUN) $(or $(GIVEN),$(if $(wildcard $(RUN)/run.json),,--preset $
 ENV ?= CartPole-v1
 ROUNDS ?= 5
 COLLECT ?= 2000
-LOOP_PRESET := $(if $(filter file,$(origin PRESET)),dreamer,$(PRESET))
+LOOP_PRESET := $(if $(filter file,$(origin PRESET)),dreamer loop,$(PRESET))
 LOOP_RUN := $(if $(filter file,$(origin RUN)),runs/$(notdir $(ENV)),$(RUN))
 # A recipe whose world is trained jointly has no tokenizer.
 LOOP_STAGES := $(if $(filter dreamer,$(LOOP_PRESET)),,train_tokenizer) train_dynamics train_controller
@@ -52,11 +52,12 @@ demo: $(INSTALLED)
 	@echo "report  $(RUN)/report/index.html, with its metrics in $(RUN)/report/metrics.json"
 
 # Round 0 is collected at random, each later one by the controller of the round before. Stages go on
-# from their checkpoints as the shards grow.
+# from their checkpoints as the shards grow; rounds that are recorded train nothing again.
 dreamer: $(INSTALLED)
 	$(PYTHON) preprocess.py gym --run $(LOOP_RUN) --preset $(LOOP_PRESET) --env $(ENV) \
 	  --steps $(COLLECT) --round 0
-	@for round in $$(seq $(ROUNDS)); do \
+	@first=$$($(PYTHON) -m pipeline.recording.next_round $(LOOP_RUN)) || exit; \
+	for round in $$(seq $$first $(ROUNDS)); do \
 	  for stage in $(LOOP_STAGES); do \
 	    echo "dreamer: round $$round of $(ROUNDS), $$stage"; \
 	    $(PYTHON) $$stage.py --run $(LOOP_RUN) || exit; \

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.shards.build_shards import available_cpus
+from evaluation.environment_jobs import environment_jobs
 from evaluation.evaluate_config import Config
 from evaluation.given_goal_jobs import given_goal_jobs
 from evaluation.jobs import Job, jobs_on_dataset
@@ -57,9 +58,11 @@ def main(config: Config) -> None:
         metrics = empty_metrics()
         jobs = [
             *jobs_on_dataset(session, config),
+            *environment_jobs(session, config),
             *jobs_in_simulator(session, config),
             *given_goal_jobs(session, config),
         ]
+        check_protocols(session, config, jobs)
         check_policies(session, config, jobs)
         for job in tqdm(jobs, "evaluate", unit="part"):
             if _is_selected(job, config):
@@ -106,6 +109,19 @@ def within_episodes(config: Config, session: Session) -> Config:
             f"{longest} frames, of which {session.world.context} are the world's context"
         )
     return replace(config, horizons=horizons)
+
+
+def check_protocols(session: Session, config: Config, jobs: list[Job]) -> None:
+    """Raise ValueError for a protocol that nothing of this dataset is measured by."""
+    known = {name for job in jobs for name in job.protocols}
+    for name in config.protocols:
+        if name not in known:
+            of = session.env_spec.id if session.env_spec else session.dataset.description["source"]
+            raise ValueError(
+                f"--protocol {name}: {session.dataset.folder} is of {of}, which it is not for, or "
+                f"no held-out episode is long enough; choose from "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
 
 
 def check_policies(session: Session, config: Config, jobs: list[Job]) -> None:

@@ -94,8 +94,13 @@ def main(config: Config) -> None:
     controller = find_controller(config, world)
 
     def make_player() -> Player:
-        simulator = find_simulator(dataset, simulator_flags(config), optional=not config.headless)
-        return Player(world, controller, simulator, keep_simulator_frames=config.observe_simulator)
+        return Player(
+            world,
+            controller,
+            find_simulator(dataset, simulator_flags(config), optional=not config.headless),
+            keep_simulator_frames=config.observe_simulator,
+            observes_each_step=config.observe_simulator and config.actions == "actor_critic",
+        )
 
     if config.headless:
         run_headless(config, make_player(), start_sampler)
@@ -168,7 +173,8 @@ def run_headless(config: Config, player: Player, start_sampler: StartSampler) ->
     if shows_simulator(config):
         truth = "simulator"
     size, image = config.size or VIDEO_SIZE, None if goal is None else goal.image
-    scene = Scene(size, truth, image, has_status=goal is not None and not goal.has_time)
+    has_status = config.observe_simulator or (goal is not None and not goal.has_time)
+    scene = Scene(size, truth, image, has_status)
     check_video_size(steps, scene.num_bytes(player.world.image_size))
     folder = writable_folder(videos_folder(config), "--out")
     solved = SOLVED if goal is not None and goal.is_task else None
@@ -184,6 +190,8 @@ def run_headless(config: Config, player: Player, start_sampler: StartSampler) ->
         f"{start.frame} of episode {start_sampler.episode_number(start)} ({config.split}), "
         f"{played.frames_per_second:.0f} frames/s{speed_note}"
     )
+    if player.observes_each_step and player.simulator is not None:
+        print(f"play: {player.simulator.status()} after {player.steps} steps of real frames")
     if goal is not None and not goal.has_time and played.coverages:
         best = int(np.argmax(played.coverages))
         note = ", where the task is solved" if played.coverages[best] >= SOLVED else ""

@@ -34,7 +34,7 @@ from models.tokenizers.tokenizer import Tokenizer
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.latent_cache import cache_latents
-from pipeline.device import DeviceOption, pick_precision, set_device
+from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
 from pipeline.training.train_config import TrainConfig
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
     if source.tokenizer is not None:
         model.load_codebook(source.tokenizer)
     folder = writable_folder(config.run / "dynamics")
-    train = Clips(dataset, "train", model.clip_length, flag="--model.clip-length")
+    train = training_clips(model, dataset)
     check_held_out(model, source)
     trainer = Trainer(
         "dynamics",
@@ -81,16 +81,12 @@ def main(config: Config) -> None:
         model,
         config.train,
         ckpt.describe(
-            model.config,
-            source.data,
-            model.latents,
-            model.actions,
-            source.parent,
+            model.config, source.data, model.latents, model.actions, source.parent,
             source.recordings,
         ),
         restart=config.restart,
         data_summary=f"{len(train)} clips of {model.clip_length} frames",
-    )
+    )  # fmt: skip
     if trainer.finished:
         return trainer.log_finished()
     if source.tokenizer is not None:  # the weights that it resumed may be of an earlier one
@@ -140,6 +136,14 @@ class Source:
             return cache_latents(folder, tokenizer, self.parent[1], self.dataset, trainer.device)
 
 
+def training_clips(model: Dynamics, dataset: EpisodeDataset) -> Clips:
+    """Clips of the training split; over the ends of short episodes, where a method marks them."""
+    make = Clips
+    if "is_first" in model.needs and dataset.lengths.min() < model.clip_length:
+        from data.joined_clips import JoinedClips as make
+    return make(dataset, "train", model.clip_length, flag="--model.clip-length")
+
+
 def check_held_out(model: Dynamics, source: Source) -> None:
     """Raise ValueError now, not at the first validation, where no episode is long enough for one:
     a clip of the method's own, or the context of a world and a step."""
@@ -164,9 +168,8 @@ def validate(
             return validation.validate_own(
                 model, source.dataset, trainer.device, latents, config.num_eval_clips
             )
-        precision = pick_precision(trainer.device, config.train.precision)
         tokenizer: Any = source.tokenizer or model  # a joint model is both
-        world = World(tokenizer, model, precision, source.data.actions)
+        world = World(tokenizer, model, trainer.precision, source.data.actions)
         metrics = validation.validate_world(world, source.dataset, config.num_eval_clips)
         trainer.log_image("rollout", make_grid(validation.rollout_rows(world, source.dataset)))
     return metrics

@@ -27,6 +27,8 @@ Part = Literal[
     "probe",
     "open_loop",
     "rewards",
+    "events",
+    "counterfactuals",
     "controllability",
     "imitation",
     "play",

@@ -178,21 +178,23 @@ class World(nn.Module):
         return self.reset(frames[:, None], none).latents
 
     def states(self, frames: Tensor, actions: Tensor) -> Tensor:
-        """The latents of its states along one episode, as it observes them: (T, 3, H, W) uint8,
-        actions (T - 1, A) -> (T, N) or (T, P, D)."""
+        """The latents of its states along episodes, as it observes them: (B, T, 3, H, W) uint8,
+        actions (B, T - 1, A) -> (B, T, N) or (B, T, P, D)."""
         past, parts = self.temporal_context - 1, []
+        at_once = max(1, ENCODED_AT_ONCE // len(frames))
         with self._autocast():
-            for start in range(0, len(frames), ENCODED_AT_ONCE):
-                given = frames[None, max(0, start - past) : start + ENCODED_AT_ONCE]
-                encoded = self.tokenizer.encode_clip(given.to(self.device))[0]
-                parts.append(encoded[min(past, start) :])
-            encoded, actions = torch.cat(parts), self.actions.normalize(actions.to(self.device))
-            state = self.dynamics.start(encoded[None, :1], actions[None, :0])
+            for start in range(0, frames.shape[1], at_once):
+                given = frames[:, max(0, start - past) : start + at_once]
+                encoded = self.tokenizer.encode_clip(given.to(self.device))
+                parts.append(encoded[:, min(past, start) :])
+            encoded = torch.cat(parts, dim=1)
+            actions = self.actions.normalize(actions.to(self.device))
+            state = self.dynamics.start(encoded[:, :1], actions[:, :0])
             found = [state.latents]
-            for action, latents in zip(actions, encoded[1:], strict=True):
-                state = self.dynamics.observe(state, action[None], latents[None])
+            for t, action in enumerate(actions.unbind(1), 1):
+                state = self.dynamics.observe(state, action, encoded[:, t])
                 found.append(state.latents)
-            return torch.cat(found)
+            return torch.stack(found, dim=1)
 
     def vectors(self, latents: Tensor) -> Tensor:
         """Latents of states, (..., N) codes or (..., P, D), as vectors whose distance says how far

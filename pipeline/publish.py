@@ -22,6 +22,7 @@ from pathlib import Path
 from data.io.files import lock
 from data.io.hub_address import HubAddress, check_repo
 from data.io.hub_client import holds_token, hub_api, page_of, plain_errors
+from data.io.messages import command
 from data.ranges import CheckedConfig
 from pipeline.hub.collect import collect
 
@@ -48,7 +49,8 @@ class Config(CheckedConfig):
     figures: bool = True
     """Put the figures of RUN/report into the card."""
     out: Path | None = None
-    """Write the files into this folder, and publish nothing."""
+    """Write the files into this folder, and publish nothing; `python -m pipeline.pull FOLDER --out
+    RUN` makes a run of them."""
 
 
 def main(config: Config) -> None:
@@ -74,7 +76,11 @@ def main(config: Config) -> None:
         files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
         size = sum(path.stat().st_size for path in files) / 2**20
         if config.out is not None:
-            print(f"publish: {len(files)} files, {size:.1f} MiB, in {folder}; nothing is published")
+            play = command("-m pipeline.pull", folder, "--out", "RUN")
+            print(
+                f"publish: {len(files)} files, {size:.1f} MiB, in {folder}; nothing is published; "
+                f"{play} makes a run of them"
+            )
             return
         who = "public" if config.public else "private"
         print(f"publish: {len(files)} files, {size:.1f} MiB, to {page_of(address.repo)} ({who})")

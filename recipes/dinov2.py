@@ -35,6 +35,7 @@ SIZES = {
     },
     "debug": {
         "preprocess_pusht": pusht.PREPROCESS_DEBUG,
+        "preprocess_gym": pusht.PREPROCESS_GYM_DEBUG,
         "tokenizer": {
             "model.channels": 16,
             "model.num_res_blocks": 1,

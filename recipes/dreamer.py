@@ -75,6 +75,7 @@ SIZES = {
     },
     "debug": {
         "preprocess_pusht": pusht.PREPROCESS_DEBUG,
+        "preprocess_gym": pusht.PREPROCESS_GYM_DEBUG,
         "dynamics": DYNAMICS_STATE_DEBUG | {"model.channels": 8} | DYNAMICS_TRAIN_DEBUG,
         "controller": pusht.CONTROLLER_DEBUG,
         "play": pusht.PLAY_DEBUG,

@@ -132,6 +132,7 @@ SIZES = {
     },
     "debug": {
         "preprocess_pusht": pusht.PREPROCESS_DEBUG,
+        "preprocess_gym": pusht.PREPROCESS_GYM_DEBUG,
         "tokenizer": {
             "model.channels": 16,
             "model.num_keypoints": 4,

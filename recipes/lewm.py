@@ -46,6 +46,7 @@ SIZES = {
     },
     "debug": {
         "preprocess_pusht": pusht.PREPROCESS_DEBUG,
+        "preprocess_gym": pusht.PREPROCESS_GYM_DEBUG,
         "tokenizer": {
             "model.conv_filters": 16,
             "model.proj_hidden": 32,

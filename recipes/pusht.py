@@ -63,6 +63,7 @@ EVALUATE_CPU30 = EVALUATE_CPU | {
     "oracle_episodes": 4,
 }
 PREPROCESS_DEBUG = {"episodes": 6}
+PREPROCESS_GYM_DEBUG = {"default_episodes": 6}
 CONTROLLER_DEBUG = {
     "min_reward": 0.1,
     "goal_policy.max_goal_offset": 10,  # short recordings have room for no more
@@ -151,6 +152,7 @@ SIZES = {
     },
     "debug": {
         "preprocess_pusht": PREPROCESS_DEBUG,
+        "preprocess_gym": PREPROCESS_GYM_DEBUG,
         "tokenizer": {
             "model.channels": 32,
             "model.codebook_size": 64,

@@ -69,3 +69,8 @@ class Remembers:
     def __call__(self, observation: np.ndarray) -> int:
         self.calls += 1
         return (self.calls - 1) % ACTIONS
+
+
+def leaves(observation: Any) -> int:
+    """A policy that ends the program."""
+    raise SystemExit("enough")

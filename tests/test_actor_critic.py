@@ -6,6 +6,7 @@ from models.controllers.actor_critic import ActorCritic, ActorCriticConfig, lamb
 from models.controllers.policy import PolicyConfig
 from models.dynamics.dynamics import State
 from models.tokenizers.tokenizer import LatentSpec
+from pipeline.training.imagined_rewards import imagined_rewards
 
 LATENTS = LatentSpec("continuous", (2, 2), dim=3)
 ACTIONS = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (512.0, 512.0))
@@ -103,3 +104,40 @@ def test_behavior_cloning_learns_a_map_from_latents_to_actions():
         losses["bc_nll"].backward()
         optimizer.step()
     assert losses["action_error"] < 0.15
+
+
+def test_a_true_end_starts_no_rollout():
+    """What is imagined from there counts neither for the actor nor for the critic."""
+    torch.manual_seed(0)
+    config = ActorCriticConfig(
+        PolicyConfig(channels=8, num_keypoints=2, hidden_dim=16), bc_weight=0.0
+    )
+    model = ActorCritic(config, LATENTS, ACTIONS)
+    latents, actions = torch.rand(8, 1, 4, 3), torch.zeros(8, 1, 2)
+    demos = {"bc_latents": latents, "bc_actions": actions}
+    for goes_on in (1.0, 0.0):
+        continues = torch.full((8, 1), goes_on)
+        batch = Batch(latents=latents, actions=actions, continues=continues, extra=demos)
+        losses = model.loss(batch, Spot())  # type: ignore[arg-type]
+        assert bool(losses["critic"] > 0) == bool(goes_on)
+        assert bool(losses["actor"] != 0) == bool(goes_on)
+
+
+class Falls(Level):
+    """A world that is over after two steps."""
+
+    def step_from(self, state, action):
+        after = super().step_from(state, action)
+        after.continues = 0.5 * state.continues
+        return after
+
+
+def test_what_is_earned_after_an_episodes_end_is_no_improvement():
+    torch.manual_seed(0)
+    config = ActorCriticConfig(PolicyConfig(channels=8, num_keypoints=2, hidden_dim=16), horizon=2)
+    model = ActorCritic(config, LATENTS, ACTIONS)
+    ends = torch.tensor([[1.0], [0.0]])
+    starts = Batch(latents=torch.rand(2, 1, 4, 3), actions=torch.zeros(2, 1, 2), continues=ends)
+    earned = imagined_rewards(model, Falls(), starts)  # type: ignore[arg-type]
+    assert torch.allclose(earned[:, 0], torch.tensor([1, 1 / 2, 1 / 8, 1 / 64]))
+    assert not earned[:, 1].any()

@@ -47,7 +47,8 @@ from models.registry import DataSpec
 from models.tokenizers.vqvae import VqVae, VqVaeConfig
 from models.world import World
 from pipeline import checkpoint as ckpt
-from pipeline.batches.latent_cache import cache_latents, cache_states
+from pipeline.batches.latent_cache import cache_latents
+from pipeline.batches.state_cache import cache_states
 from pipeline.device import pick_precision
 from pipeline.inference.load_controllers import load_controllers
 from pipeline.inference.load_world import load_world
@@ -119,12 +120,17 @@ def test_a_joint_world_needs_no_tokenizer_and_is_a_world_like_any_other(tmp_path
     assert action.shape == (3, 2)
 
 
-def test_controllers_of_a_joint_world_read_its_states_along_each_episode(tmp_path, shards):
+def test_controllers_of_a_joint_world_read_its_states_along_each_episode(
+    tmp_path, shards, monkeypatch
+):
     dataset = EpisodeDataset(shards)
     torch.manual_seed(0)
     joint = JointWorld(JointConfig(), (32, 32), dataset.actions)
     world = World(joint, joint)
-    states = cache_states(tmp_path, world, "x", dataset)
+    states = cache_states(tmp_path / "all", world, "x", dataset)
+    monkeypatch.setattr("pipeline.batches.state_cache.MOST_FRAMES", dataset.length(0) + 1)
+    alone = cache_states(tmp_path / "alone", world, "x", dataset)
+    assert np.allclose(states, alone, atol=1e-3)  # not of which episodes are followed together
     first, length = int(dataset.first_rows[3]), dataset.length(3)
     frames = torch.from_numpy(dataset.read(3, "frames")).permute(0, 3, 1, 2)[None]
     actions = torch.from_numpy(dataset.read(3, "actions"))[None]

@@ -23,8 +23,10 @@ from data.gym.rounds import Plan, Round, plan_round, read_rounds
 from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import SPLITS
+from pipeline import presets
 from pipeline.recording.gym_config import GymConfig
 from pipeline.recording.gym_report import round_returns
+from pipeline.recording.next_round import next_round
 from pipeline.trained_on import episode_digests
 
 ENV = "counting_env:Counting-v0"
@@ -172,15 +174,24 @@ def test_a_policy_of_ones_own_is_given_observations(record: Record, workers: int
         ({"policy": "counting_env:none"}, "cannot be imported .*no attribute 'none'"),
         ({"policy": "counting_env:SIDE"}, "is a int, not a function or a class"),
         ({"policy": "math:sqrt"}, "--policy math:sqrt failed"),
+        ({"policy": "leaves:act"}, "--policy leaves:act cannot be imported .*no display"),
+        ({"policy": "counting_env:leaves"}, "--policy counting_env:leaves failed .*enough"),
         ({"frame_skip": 2, "vectorization_mode": "sync"}, "--frame-skip is for environments that"),
     ],
 )
 def test_what_cannot_be_recorded_is_said_in_one_line(
-    record: Record, tmp_path: Path, changes: dict[str, Any], message: str
+    record: Record,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    message: str,
 ):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit('no display')\n")
     with pytest.raises(ValueError, match=message) as refused:
         record(**changes)
     assert "\n" not in str(refused.value)
+    assert not list(tmp_path.rglob("build.json"))  # a recording that never was
     assert not list(tmp_path.rglob("*.h5"))
     assert len(record()) == 12  # and what was begun is not in the way
 
@@ -291,3 +302,23 @@ def test_a_round_that_a_controller_began_is_begun_anew_by_the_next(tmp_path: Pat
 def test_a_callable_choice_can_be_pickled_and_named():
     choice = CallableChoice("counting_env:by_count")
     assert re.search("by_count", choice.name)
+
+
+def test_a_size_says_how_much_is_recorded_where_the_command_does_not(tmp_path: Path):
+    for recipe in ("pusht", "keypoints", "dreamer"):
+        config = presets.apply(GymConfig(tmp_path, env=ENV), "preprocess_gym", [recipe, "debug"])
+        assert config.default_episodes == 6
+        assert replace(config, steps=9).steps == 9  # and a command may still count steps
+    config = replace(GymConfig(tmp_path, env=ENV, resolution=16, num_workers=1), default_episodes=4)
+    preprocess.gym(config)
+    assert len(EpisodeDataset(tmp_path / "shards")) == 4
+
+
+def test_the_next_round_is_the_first_that_lacks_a_shard(record: Record, tmp_path: Path):
+    folder = tmp_path / "run" / "shards"
+    assert next_round(folder) == 0
+    record(steps=30)
+    record(steps=30, seed=1)
+    assert next_round(folder) == 2
+    (folder / "shard-00001.h5").unlink()
+    assert next_round(folder) == 1

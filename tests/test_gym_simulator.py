@@ -7,11 +7,14 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from pointer_world import PointerWorld
 
 import preprocess
+from data.actions import ActionSpec, as_tensor
 from data.gym.pixel_env import PixelEnv
 from data.shards.episode_dataset import EpisodeDataset
+from models.dynamics.dynamics import State
 from pipeline.play.gym_simulator import GymSimulator
 from pipeline.play.player import Player, StartSampler
 from pipeline.play.simulators import open_simulator
@@ -80,3 +83,32 @@ def test_episodes_without_seeds_of_their_own_are_refused(tmp_path: Path):
     dataset = record(tmp_path, "CartPole-v1", vectorization_mode="vector_entry_point")
     with pytest.raises(ValueError, match="have no seeds of their own.*remove --compare-simulator"):
         open_simulator(dataset)
+
+
+def test_a_world_that_observes_each_step_stands_at_the_real_frames(tmp_path: Path):
+    dataset = record(tmp_path)
+    world = cast(Any, Remembers(dataset.actions))
+    player = Player(world, simulator=open_simulator(dataset), observes_each_step=True)
+    start = starts(dataset).at(0, 1)
+    player.reset(start)
+    for step in range(5):
+        predicted = world.decode(
+            world.step(player.state, as_tensor(start.next_actions[step][None]))
+        )
+        player.step(start.next_actions[step])
+        real = torch.from_numpy(start.next_frames[step].copy()).permute(2, 0, 1)
+        assert torch.equal(world.seen[-1], real[None])
+        # what is shown is what was predicted of it
+        assert np.array_equal(player.model_frame, predicted[0].permute(1, 2, 0).numpy())
+
+
+class Remembers(PointerWorld):
+    """Keeps the frames that it observes."""
+
+    def __init__(self, actions: ActionSpec) -> None:
+        super().__init__(actions)
+        self.seen: list[torch.Tensor] = []
+
+    def observe(self, state: State, action: torch.Tensor, frames: torch.Tensor) -> State:
+        self.seen.append(frames)
+        return super().observe(state, action, frames)

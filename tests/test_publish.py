@@ -20,10 +20,12 @@ from hub_client import (
     turn_client,
 )
 
+import play
 from data.io.hub_address import HubAddress
 from data.shards.episode_dataset import EpisodeDataset
 from pipeline import checkpoint as ckpt
 from pipeline import publish, tensor_file
+from pipeline import pull as pull_command
 from pipeline.hub.pull_run import pull
 
 ROOT = Path(__file__).parents[1]
@@ -231,3 +233,36 @@ def test_a_digest_of_the_fields_comes_along(run: Path, hub: FakeHub):
     publish.main(settings(run))
     fields = json.loads(hub.files(REPO)["tokenizer/checkpoint.json"])
     assert fields[tensor_file.DIGEST] and fields["format"] == ckpt.FORMAT
+
+
+def test_files_that_were_only_looked_at_become_a_run(run: Path, tmp_path: Path, capsys):
+    files, made = tmp_path / "files", tmp_path / "made"
+    publish.main(settings(run, out=files))
+    assert f"python -m pipeline.pull {files} --out RUN" in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file()}
+    pull_command.main(pull_command.Config(str(files), made))
+    assert {path: path.read_bytes() for path in before} == before
+    for folder, stage in (("dynamics", "dynamics"), ("controller/bc", "controller")):
+        path = Path(folder) / "best.pt"
+        assert (
+            ckpt.load(made / path, stage)["fingerprint"]
+            == ckpt.load(run / path, stage)["fingerprint"]
+        )
+    play.main(play.Config(made, headless=True, steps=3))
+    assert (made / "play" / "rollout.gif").exists() and not (made / "pulled.json").exists()
+    for folder, out, message in (
+        (files, None, "is a folder; name that of the run to make of it: --out RUN"),
+        (files, made, f"--out {made} holds something"),
+        (run / "report", tmp_path / "other", "cannot be made a run: it holds no world model"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pull_command.main(pull_command.Config(str(folder), out))
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_card_counts_what_the_log_of_a_training_counts(run: Path, tmp_path: Path):
+    """Weights without a gradient, and buffers, are no parameters."""
+    path = run / "dynamics" / "best.pt"
+    ckpt.save(path, ckpt.load(path, "dynamics") | {"parameters": 1_234_567})
+    publish.main(settings(run, out=tmp_path / "files"))
+    assert "| 1.23 M |" in (tmp_path / "files" / "README.md").read_text()

@@ -217,7 +217,7 @@ def test_the_stages_of_the_loop_parse(
         ["make", "--dry-run", "--old-file=.venv/installed", "dreamer", *variables],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.replace("\\\n", " ")  # fmt: skip
-    assert f"for stage in {trained}; do" in printed and "seq 7" in printed
+    assert f"for stage in {trained}; do" in printed and "seq $first 7" in printed
     monkeypatch.chdir(tmp_path)
     calls = re.findall(r"\.venv/bin/python (preprocess\.py[^|\n]*)", printed)
     assert len(calls) == 2

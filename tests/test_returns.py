@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ import pytest
 from untrained_run import write_run
 
 import evaluate
+import play
 import preprocess
 from data.gym.env_group import SeparateEnvs
-from data.gym.env_spec import EnvSpec
+from data.gym.env_spec import EnvSpec, env_spec_of
+from data.gym.pixel_env import PixelEnv
 from data.gym.recording_policies import RandomPolicy
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.protocols.returns import Returns, play_returns, summarize
 from evaluation.report.metrics_schema import RETURNS
-from pipeline import presets
+from pipeline import presets, publish
+from pipeline.inference.load_world import load_world
+from pipeline.play.player import StartSampler
 from pipeline.recording.gym_config import GymConfig
 
 SPEC = EnvSpec("Counting-v0", image_size=16)
@@ -76,6 +81,7 @@ def test_an_evaluation_plays_the_environment_of_the_shards(run: Path):
     assert metrics["task"]["random"]["n"] is None  # another world's protocol
     page = (run / "report" / "index.html").read_text()
     assert "Return in the environment" in page
+    assert "push the block" not in page and "Goal reaching" not in page  # nothing of Push-T
     assert (run / "report" / "plots" / "returns.png").exists()
 
 
@@ -100,3 +106,47 @@ def test_a_policy_that_the_run_lacks_is_named_with_the_reason(run: Path):
         ValueError, match="--policies nobody: unknown; choose from actor_critic, bc"
     ):
         measure(run, policies=("nobody",))
+
+
+def test_a_protocol_of_another_world_is_refused(run: Path):
+    with pytest.raises(
+        ValueError, match=r"--protocol task: .* is of CartPole-v1, .*; choose from returns"
+    ):
+        measure(run, protocol=("task",))
+
+
+def test_the_card_names_the_environment_and_the_returns(run: Path, tmp_path: Path):
+    measure(run, protocol=("returns",))
+    rows = json.loads((run / "report" / "metrics.json").read_text())["returns"]
+    out = tmp_path / "files"
+    publish.main(publish.Config(run, "user/cart", "mit", "mit", out=out))
+    card = (out / "README.md").read_text()
+    assert "| Environment | gymnasium's CartPole-v1 |" in card
+    row = rows["bc"]
+    wanted = f"| `returns.bc.return` | {row['return']:.6g} | [{row['low']:.6g}, {row['high']:.6g}]"
+    assert wanted in card and "`returns.random.return`" in card
+
+
+def test_the_controller_is_watched_in_the_environment_itself(run: Path, tmp_path: Path, capsys):
+    config = presets.apply(play.Config(), "play", ["pusht", "debug"])
+    out = tmp_path / "video"
+    settings: dict[str, Any] = {"run": run, "out": out, "headless": True, "steps": 200}
+    play.main(replace(config, **settings, actions="actor_critic", observe_simulator=True))
+    said = capsys.readouterr().out
+    taken = np.load(out / "actions.npy")
+    # an untrained policy lets the pole fall, and the video ends there
+    assert f"(ended) after {len(taken)} steps of real frames" in said and len(taken) < 200
+    found = re.search(r"from frame (\d+) of episode (\d+) \(test\)", said)
+    assert found is not None
+    frame, number = map(int, found.groups())
+    dataset = EpisodeDataset(run / "shards")
+    world = load_world(run)
+    episodes = StartSampler(dataset, "test", world.context, 0).episodes
+    spec = env_spec_of(dataset.description)
+    assert spec is not None
+    env = PixelEnv(spec)
+    seed = dataset.notes[episodes[number]]["seed"]
+    env.reset(seed)
+    actions = [*dataset.read(episodes[number], "actions", 0, frame), *taken]
+    results = [env.step(action) for action in actions]
+    assert results[-1].done and not any(result.done for result in results[:-1])

@@ -122,7 +122,7 @@ class _CallablePolicy:
     def _in_one_line(self) -> Iterator[None]:
         try:
             yield
-        except Exception as problem:  # it may raise anything
+        except (Exception, SystemExit) as problem:  # it may raise anything
             raise ValueError(
                 f"--policy {self.path} failed ({type(problem).__name__}: {one_line(problem)})"
             ) from problem
@@ -133,7 +133,7 @@ def load_callable(path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as problem:  # a module may raise anything
+    except (Exception, SystemExit) as problem:  # a module may raise anything
         raise ValueError(
             f"--policy {path} cannot be imported ({one_line(problem)}); give module:callable, with "
             f"the module in this folder or installed"

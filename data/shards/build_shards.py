@@ -111,6 +111,7 @@ def build(
     lengths = source.source_lengths if isinstance(source, HasLengths) else None
     description = json.loads(json.dumps(_describe(source, lengths, seed)))
     known = None if restart else _known_build(folder)
+    is_new = known is None and rank == 0
     if known is not None:
         count = None if isinstance(source, Grows) else source.num_shards
         _check_same_build(folder, known, description, count)
@@ -138,10 +139,15 @@ def build(
     num_workers = min(num_workers, len(missing))
     advice = f"lower --num-workers, now {num_workers}, or make smaller frames; shards are kept"
     made, total = 0, source.num_shards
-    with tqdm(total=total, initial=total - len(missing), desc="shards") as progress:
-        for written in map_in_processes(_make_shard, jobs, num_workers, advice):
-            made += written
-            progress.update()
+    try:
+        with tqdm(total=total, initial=total - len(missing), desc="shards") as progress:
+            for written in map_in_processes(_make_shard, jobs, num_workers, advice):
+                made += written
+                progress.update()
+    except ValueError:
+        if is_new and not any(folder.glob("shard-*")):  # nothing was begun that could be resumed
+            (folder / BUILD_FILE).unlink(missing_ok=True)
+        raise
     if rank == 0:
         _add_seconds(folder, time.monotonic() - started)
     _check_share_is_there(folder, share)

@@ -120,7 +120,7 @@ def reward_prediction(
             for suffix, numbers in (("", values), ("_low", low), ("_high", high)):
                 result[f"{prefix}{name}{suffix}"] = _for_json(numbers * unit)
     if ends:
-        result["continue_auc"] = _auc(np.concatenate(ends), np.concatenate(continues))
+        result["continue_auc"] = area_under_roc(np.concatenate(ends), np.concatenate(continues))
     return result
 
 
@@ -149,7 +149,7 @@ def _mae(means: np.ndarray) -> np.ndarray:
     return means[:, 5]
 
 
-def _auc(ends: np.ndarray, continues: np.ndarray) -> float | None:
+def area_under_roc(ends: np.ndarray, continues: np.ndarray) -> float | None:
     """Area under the ROC curve of `1 - continues` for ends, (n, H) each (Mann & Whitney 1947)."""
     is_end, score = ends.ravel(), -continues.ravel()
     if not is_end.any() or is_end.all():

@@ -26,6 +26,11 @@ REWARDS = (
     "n", "horizons", "correlation", "mae", "bias", "mean", "copy_last_correlation",
     "copy_last_mae", "continue_auc",
 )  # fmt: skip
+EVENTS = (
+    "n", "steps", "rewards", "reward_f1", "reward_f1_low", "reward_f1_high", "reward_precision",
+    "reward_recall", "always_f1", "ends", "continue_auc", "continue_auc_low", "continue_auc_high",
+)  # fmt: skip
+COUNTERFACTUALS = ("n", "horizons", "delta_psnr", "explained", "between_psnr")
 TASK = (
     "score", "low", "high", "success", "success_low", "success_high", "success_within_100",
     "success_within_200", "steps", "end_score", "coverage", "plan_seconds", "n",
@@ -71,6 +76,8 @@ def empty_metrics() -> dict[str, Any]:
         "probe": dict.fromkeys(PROBE),
         "open_loop": dict.fromkeys(OPEN_LOOP),
         "rewards": dict.fromkeys(REWARDS),
+        "events": dict.fromkeys(EVENTS),
+        "counterfactuals": dict.fromkeys(COUNTERFACTUALS),
         "controllability": dict.fromkeys(CONTROLLABILITY),
         "imitation": {policy: dict.fromkeys(IMITATION) for policy in IMITATION_POLICIES},
         "task": {policy: dict.fromkeys(TASK) for policy in TASK_POLICIES},

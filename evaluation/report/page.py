@@ -13,6 +13,7 @@ from evaluation.measures.reconstruction import BRIGHTNESS_BINS
 from evaluation.protocols.goals import PROTOCOLS
 from evaluation.protocols.task import FIRST_SEED, MAX_STEPS, STEPS_WITHIN
 from evaluation.report.action_tables import controllability, imitation
+from evaluation.report.environment_tables import counterfactuals, events
 from evaluation.report.return_table import returns
 from evaluation.report.tables import interval, number, table
 from evaluation.report.trained_on_note import trained_on_note
@@ -86,6 +87,8 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
             "True frames, model rollout, error, by steps after the last true frame.",
         ),
         *_rewards(metrics["rewards"]),
+        *events(metrics["events"]),
+        *counterfactuals(metrics["counterfactuals"]),
         *controllability(metrics["controllability"]),
         *imitation(metrics["imitation"]),
         *_task(metrics["task"], metrics["provenance"]),
@@ -218,9 +221,12 @@ def _probe(metrics: dict[str, Any]) -> list[str]:
 
 
 def _task(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
-    parts = ["<h2>Task: push the block onto the goal</h2>"]
-    if any((row or {}).get("n") for row in policies.values()):
-        parts.append(f"<p>{escape(_task_protocol(provenance))}</p>")
+    if not _measured(policies):
+        return []
+    parts = [
+        "<h2>Task: push the block onto the goal</h2>",
+        f"<p>{escape(_task_protocol(provenance))}</p>",
+    ]
     rows = []
     for name, row in policies.items():
         row = row or {}
@@ -239,6 +245,10 @@ def _task(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
             "seconds per plan", "episodes"]  # fmt: skip
     highlight = {at for at, name in enumerate(policies) if name in OWN}
     return [*parts, table(head, rows, highlight)]
+
+
+def _measured(policies: dict[str, Any]) -> bool:
+    return any((row or {}).get("n") for row in policies.values())
 
 
 def _task_protocol(provenance: dict[str, Any]) -> str:
@@ -278,6 +288,8 @@ def _film(plots: Path, policies: dict[str, Any]) -> list[str]:
 
 
 def _goals(protocols: dict[str, Any]) -> list[str]:
+    if not any(_measured(policies) for policies in protocols.values()):
+        return []
     parts = [
         "<h2>Goal reaching</h2><p>Protocols are not comparable with each other. planner, "
         "policy_prior and goal_policy act by the world model; actor_critic and bc are not given "
@@ -340,11 +352,11 @@ def _attempt_images(protocols: dict[str, Any]) -> list[str]:
 
 
 def _if_measured(policies: dict[str, Any], image: str) -> list[str]:
-    return [image] if any(row["n"] for row in policies.values()) else []
+    return [image] if _measured(policies) else []
 
 
 def _goal_images(protocols: dict[str, Any]) -> list[str]:
-    measured = [key for key, rows in protocols.items() if any(row["n"] for row in rows.values())]
+    measured = [key for key, rows in protocols.items() if _measured(rows)]
     return [f"goal-{key}.png" for key in measured]
 
 

@@ -67,7 +67,7 @@ class Rollout(NamedTuple):
 class ActorCritic(TrainedController):
     """A policy and a critic, each with an encoder of its own on the same latents."""
 
-    needs = frozenset({"latents", "actions"})
+    needs = frozenset({"latents", "actions", "continues"})
     best = Best("improvement_ci_low")
 
     return_scale: Tensor
@@ -100,7 +100,8 @@ class ActorCritic(TrainedController):
         """Roll out from the last of latents (B, T, N), with actions (B, T, A) between them.
 
         `bc_latents` and `bc_actions` in the batch's extra are what to clone, as in
-        `LatentPolicy.loss`.  The advantage's mean is that of the (micro-)batch.
+        `LatentPolicy.loss`.  A true end, by the batch's continues (B, T), starts no rollout.  The
+        advantage's mean is that of the (micro-)batch.
         """
         latents, actions = batch.require("latents", "actions")
         bc_latents, bc_actions = batch.require("bc_latents", "bc_actions")
@@ -114,9 +115,7 @@ class ActorCritic(TrainedController):
         with torch.no_grad():
             if self.training:
                 self._pending.append(returns.detach().flatten())
-            weights = torch.cumprod(
-                torch.cat([torch.ones_like(discounts[:1]), discounts[:-1]]), dim=0
-            )
+            weights = torch.cumprod(torch.cat([lives(batch), discounts[:-1]]), dim=0)
         entropy = dist.entropy().view(weights.shape)
         actor_loss = -(weights * (gain + config.entropy * entropy)).mean()
         features = self.critic.features(steps[:-1].flatten(0, 1))
@@ -221,6 +220,14 @@ class Critic(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """(B, N) codes or (B, P, D) -> (B,)."""
         return self.out(self.features(latents))
+
+
+def lives(starts: Batch) -> Tensor:
+    """1 where an episode goes on from the last frame of a start, 0 at a true end: (1, B)."""
+    (latents,) = starts.require("latents")
+    if starts.continues is None:
+        return torch.ones(1, len(latents), device=latents.device)
+    return starts.continues[None, :, -1].float()
 
 
 def return_range(returns: Tensor) -> Tensor:

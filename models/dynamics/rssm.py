@@ -44,7 +44,7 @@ class Rssm(RssmBase, Tokenizer):
     It draws a frame as what differs from the mean frame of the first batch: backgrounds stay.
     """
 
-    needs = frozenset({"frames", "actions", "rewards", "continues"})
+    needs = frozenset({"frames", "actions", "rewards", "continues", "is_first"})
     encoder_parts = ("encoder",)
     decoder_parts = ("decoder", "background")
     config: RssmConfig

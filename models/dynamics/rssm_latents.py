@@ -33,7 +33,7 @@ class RssmLatentsConfig(RssmBaseConfig):
 class RssmLatents(RssmBase):
     """Its decoder draws a tokenizer's latents, which the tokenizer decodes."""
 
-    needs = frozenset({"latents", "actions", "rewards", "continues"})
+    needs = frozenset({"latents", "actions", "rewards", "continues", "is_first"})
     config: RssmLatentsConfig
 
     def __init__(self, config: RssmLatentsConfig, latents: LatentSpec, actions: ActionSpec) -> None:

@@ -12,7 +12,7 @@ from data.clips import Clips
 
 class ClipBatches:
     """Clips as what a loss reads: `frames`, `latents` from the cache, normalized `actions`,
-    `rewards`, `continues` and `states`, each where it is in `needs` and the data has it."""
+    `rewards`, `continues`, `states`, `is_first`, each where it is in `needs` and there is one."""
 
     def __init__(
         self, clips: Clips, needs: frozenset[str], latents: np.ndarray | None = None
@@ -56,9 +56,8 @@ class ClipBatches:
         if "continues" in needs:
             terminals = self.clips.column("terminals", rows)
             batch.continues = None if terminals is None else 1 - terminals.float()
-        states = self.clips.column("states", rows) if "states" in needs else None
-        if states is not None:
-            batch.extra = {"states": states}
+        extra = {k: self.clips.column(k, rows) for k in needs & {"states", "is_first"}}
+        batch.extra = {k: v for k, v in extra.items() if v is not None}
         return batch
 
     def _latents(self, rows: np.ndarray) -> Tensor:

@@ -8,22 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.actions import as_tensor
 from data.shards.episode_dataset import EpisodeDataset
 from models.layers.precision import autocast
 from models.tokenizers.tokenizer import LatentSpec
 from pipeline.batches.row_file import RowFile
 from pipeline.device import pick_precision
-
-if TYPE_CHECKING:
-    from models.world import World
 
 CHUNK = 64  # frames encoded at a time
 FLUSH_EVERY = 100  # chunks
@@ -72,31 +68,7 @@ def cache_latents(
             return encoder.encode_clip(frames[None])[0, span.past :]
 
     spans = list(_spans(dataset, encoder.temporal_context))
-    return _fill(folder, encoder.latents, fingerprint, dataset, spans, encode)
-
-
-def cache_states(
-    folder: Path, world: World, fingerprint: str, dataset: EpisodeDataset
-) -> np.ndarray:
-    """Give the latents of the world's states along each episode, as it observes them: what
-    controllers read where a state is not the tokenizer's latents.
-
-    Returns as `cache_latents`; `fingerprint` is the dynamics model's.
-    """
-
-    def encode(span: Span) -> Tensor:
-        frames = _read_frames(dataset, span.start, span.stop)
-        actions = world.actions.empty(1, len(frames) - 1)
-        if dataset.has("actions"):
-            actions = as_tensor(dataset.read_rows("actions", span.start, span.stop - 1))[None]
-        actions = world.actions_of(frames[None], actions)[0]
-        with torch.no_grad():
-            return world.states(frames, actions)
-
-    ends = dataset.first_rows + dataset.lengths
-    rows = zip(dataset.first_rows, ends, strict=True)
-    spans = [Span(int(first), int(end), 0) for first, end in rows]
-    return _fill(folder, world.state_spec, fingerprint, dataset, spans, encode)
+    return fill_cache(folder, encoder.latents, fingerprint, dataset, spans, encode)
 
 
 def _spans(dataset: EpisodeDataset, context: int) -> Iterator[Span]:
@@ -111,7 +83,7 @@ def _spans(dataset: EpisodeDataset, context: int) -> Iterator[Span]:
             yield Span(start, min(start + CHUNK, end), min(context - 1, start - first))
 
 
-def _fill(
+def fill_cache(
     folder: Path,
     spec: LatentSpec,
     fingerprint: str,
@@ -119,6 +91,7 @@ def _fill(
     spans: list[Span],
     encode: Callable[[Span], Tensor],
 ) -> np.ndarray:
+    """Append what `encode` makes of each span to the rows in `folder`, and give them all."""
     shape: tuple[int, ...] = (dataset.num_frames, spec.tokens_per_frame)
     if spec.kind == "discrete":
         dtype = np.int16 if spec.codebook_size <= 2**15 else np.int32

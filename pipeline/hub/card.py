@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data.actions import ActionSpec
+from data.gym.env_spec import EnvSpec, env_spec_of
 from data.io.hub_address import HubAddress
 from data.io.hub_client import client
 from data.io.messages import command, first_few
@@ -105,7 +106,8 @@ class Card:
     def _parts(self) -> str:
         rows = ["| Folder | Method | Parameters | Steps | Fingerprint |", "|---|---|---|---|---|"]
         for folder, checkpoint in self.checkpoints.items():
-            count = sum(weight.numel() for weight in checkpoint["model"].values())
+            held = sum(weight.numel() for weight in checkpoint["model"].values())
+            count = checkpoint.get("parameters", held)  # as the training counted those that learn
             rows.append(
                 f"| `{folder}` | {_kind(checkpoint)} | {count / 1e6:.2f} M | "
                 f"{checkpoint.get('step', '-')} | `{checkpoint['fingerprint']}` |"
@@ -135,10 +137,12 @@ class Card:
 
     def _licenses(self) -> str:
         source = self.data.get("source") or "not known"
+        environment = env_spec_of(self.data)
         rows = [
             ("License of the weights", self.license),
             ("License of the data", self.data_license),
             ("Data", _recordings(source, self.data.get("recordings"))),
+            *([] if environment is None else [("Environment", _environment(environment))]),
             ("Shards", "in here" if self.has_shards else "not in here; put them into RUN/shards"),
         ]
         if self.base_models:
@@ -171,6 +175,13 @@ def _recordings(source: str, recordings: dict[str, Any] | None) -> str:
         return source
     facts = (f"{key} {recordings[key]}" for key in ("bytes", "sha256") if key in recordings)
     return f"{source} ({', '.join(facts)})"
+
+
+def _environment(env: EnvSpec) -> str:
+    """Its id, and how it is seen where that is not as gymnasium gives it."""
+    plain = EnvSpec(env.id).as_dict()
+    changed = {k: v for k, v in env.as_dict().items() if v != plain[k] and k != "image_size"}
+    return "; ".join([f"gymnasium's {env.id}", *(f"{k} {v}" for k, v in changed.items())])
 
 
 def _cell(text: str) -> str:

@@ -14,6 +14,7 @@ FILE = "report/metrics.json"
 # Figures of a policy in metrics.json, and the keys of their intervals.
 TASK = {"success": ("success_low", "success_high"), "score": ("low", "high")}
 GOAL = {"success": ("low", "high")}
+RETURN = {"return": ("low", "high")}
 IMITATION = {"log_likelihood": ("log_likelihood_low", "log_likelihood_high")}
 RETURNS = {"return": ("low", "high")}
 IMAGES = (
@@ -78,6 +79,7 @@ def figures_of(metrics: dict[str, Any]) -> list[Figure]:
     groups: dict[str, tuple[dict[str, Any], dict[str, tuple[str, str]]]] = {
         "imitation": (metrics["imitation"], IMITATION),
         "task": (metrics["task"], TASK),
+        "returns": (metrics.get("returns", {}), RETURN),
     }
     groups |= {f"goal.{name}": (policies, GOAL) for name, policies in metrics["goal"].items()}
     groups["returns"] = (metrics.get("returns", {}), RETURNS)  # an older report has none

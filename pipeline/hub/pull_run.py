@@ -7,6 +7,7 @@ that runs code when it is loaded.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -117,32 +118,65 @@ def _is_taken(name: str) -> bool:
 def _build(address: HubAddress, commit: str, download: Path, folder: Path) -> None:
     """Make the run folder of what was downloaded, whole or not at all."""
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        fingerprints = _write_checkpoints(download, partial)
-        presets.remembered(download)  # raises where it names presets that are not known here
-        for name, target in (
-            (presets.FILE, presets.FILE),
-            ("README.md", "README.md"),
-            ("report/metrics.json", PUBLISHED_REPORT),
-            ("shards", "shards"),
-        ):
-            if (download / name).exists():
-                shutil.move(download / name, partial / target)
-        if (partial / "shards").exists():
-            EpisodeDataset(partial / "shards")
+        fingerprints = _assemble(download, partial, shutil.move)
     except ValueError as problem:
-        shutil.rmtree(partial)
         shutil.rmtree(download / ".cache", ignore_errors=True)  # the next pull takes all anew
         raise ValueError(
             f"{address} (commit {commit}) cannot be used: {problem}; pull again, or choose another "
             f"revision"
         ) from None
     pulled.write_pulled(partial, PulledFrom(address.repo, commit, (), fingerprints))
+    _finish(partial, folder)
+
+
+def unpack(published: Path, run: Path) -> None:
+    """Make a run folder of the files that `publish --out` wrote; ValueError where they are none."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ValueError(f"--out {run} holds something; choose a folder that is not there yet")
+    partial = run.with_name(f".{run.name}.partial")
+    try:
+        _assemble(published, partial, _copy)
+    except ValueError as problem:
+        raise ValueError(f"{published} cannot be made a run: {problem}") from None
+    _finish(partial, run)
+    print(f"{published}: {run} holds the run; python play.py --run {run} plays it")
+
+
+def _copy(source: Path, target: Path) -> None:
+    (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+
+
+def _finish(partial: Path, folder: Path) -> None:
     if folder.exists():  # empty
         folder.rmdir()
     partial.replace(folder)
+
+
+def _assemble(
+    published: Path, partial: Path, take: Callable[[Path, Path], object]
+) -> dict[str, str]:
+    """Put together in `partial` a run of published files, which `take` moves or copies; give the
+    fingerprints of its checkpoints.  ValueError where they are not whole, and nothing is left."""
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        fingerprints = _write_checkpoints(published, partial)
+        presets.remembered(published)  # raises where it names presets that are not known here
+        for name, target in (
+            (presets.FILE, presets.FILE),
+            ("README.md", "README.md"),
+            ("report/metrics.json", PUBLISHED_REPORT),
+            ("shards", "shards"),
+        ):
+            if (published / name).exists():
+                take(published / name, partial / target)
+        if (partial / "shards").exists():
+            EpisodeDataset(partial / "shards")
+    except ValueError:
+        shutil.rmtree(partial)
+        raise
+    return fingerprints
 
 
 def _write_checkpoints(download: Path, run: Path) -> dict[str, str]:

@@ -23,7 +23,9 @@ from pipeline import checkpoint as ckpt
 from pipeline import presets
 from pipeline.cli import run_cli
 
-KEPT_KEYS = (*ckpt.REQUIRED_KEYS, "recordings", "step", "best", "seconds", "train", "versions")
+KEPT_KEYS = (
+    *ckpt.REQUIRED_KEYS, "recordings", "step", "best", "seconds", "parameters", "train", "versions",
+)  # fmt: skip
 
 STAGES = ("tokenizer", "dynamics", "controller")
 

@@ -37,6 +37,8 @@ def load_world(run: Path, device: Device = None, int8: bool = False) -> World:
 
         quantize_linears(dynamics)
     use_column_major(dynamics)
-    precision = pick_precision(device, "auto")
+    # where 16 bits were too few to train in, they are too few to act in
+    in_fp32 = checkpoint.get("train", {}).get("precision") == "fp32"
+    precision = pick_precision(device, "fp32" if in_fp32 else "auto")
     cast_weights(dynamics, precision)
     return World(tokenizer, dynamics, precision, data.actions).requires_grad_(False)

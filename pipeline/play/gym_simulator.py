@@ -64,8 +64,12 @@ class GymSimulator:
     def coverage(self) -> None:
         return None
 
+    @property
+    def ended(self) -> bool:
+        return self._result.done
+
     def status(self) -> str:
-        ended = " (ended)" if self._result.done else ""
+        ended = " (ended)" if self.ended else ""
         return f"return {self._total:g}{ended}"
 
     def render(self, size: int) -> np.ndarray:

@@ -77,8 +77,8 @@ def play_headless(
     scene: Scene,
     solved: float | None = None,
 ) -> Played:
-    """Take `steps` steps from a start, or fewer: solved is the simulator's coverage at which an
-    episode ends."""
+    """Take `steps` steps from a start, or fewer: until the simulator's episode has ended, where it
+    is shown, or its coverage is `solved`."""
     player.reset(start)
     shown = player.simulator if scene.truth == "simulator" else None
     frames = [scene.render(player)]
@@ -95,6 +95,7 @@ def play_headless(
         player.step(act(step))
         frames.append(scene.render(player))
         measure()
-        if solved is not None and coverages and coverages[-1] >= solved:
+        is_solved = solved is not None and coverages and coverages[-1] >= solved
+        if is_solved or (shown is not None and shown.ended):
             break
     return Played(frames, player.steps / (time.perf_counter() - start_time), coverages)

@@ -46,8 +46,9 @@ class Config(CheckedConfig):
     compare_simulator: bool = False
     """Show the real simulator next to the world model, under the same actions."""
     observe_simulator: bool = False
-    """Move the world to the simulator's frames before each plan towards --goal: the plans are
-    carried out in the simulator, and the world shows what it predicts in between."""
+    """Move the world to the simulator's frames, before each plan towards --goal, or after each step
+    of --actions actor_critic: the actions are carried out in the simulator, and the world shows
+    what it predicts in between."""
     actions: ActionSource | None = None
     """Who acts: the dataset (the default with --headless), the actor-critic, uniformly random
     actions, --actions-file, a script that walks and turns (Minecraft), or, towards --goal, a
@@ -128,7 +129,8 @@ def check(config: Config) -> None:
             f"--goal has an empty name; give {DATASET}, {TASK} or image files, or leave it out"
         )
     towards_goal = config.actions in get_args(GoalSource)
-    if config.headless and not towards_goal and (config.goal or config.observe_simulator):
+    observes = config.observe_simulator and config.actions != "actor_critic"
+    if config.headless and not towards_goal and (config.goal or observes):
         flag = f"--goal {' '.join(config.goal)}" if config.goal else "--observe-simulator"
         raise ValueError(
             f"{flag} is for what acts towards a goal, and --actions is "

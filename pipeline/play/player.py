@@ -146,10 +146,14 @@ class Player:
         controller: Controller | None = None,
         simulator: Simulator | None = None,
         keep_simulator_frames: bool = False,
+        observes_each_step: bool = False,
     ) -> None:
-        """keep_simulator_frames: for `observe_simulator`; each step takes and renders one."""
+        """keep_simulator_frames: for `observe_simulator`; each step takes and renders one.
+        observes_each_step: the world is moved to the simulator's frame after each step, and
+        `model_frame` is what it had predicted of it."""
         self.world, self.controller, self.simulator = world, controller, simulator
         self.keep_simulator_frames = keep_simulator_frames
+        self.observes_each_step = observes_each_step
         self._true_frames: deque[np.ndarray] = deque(maxlen=world.context)
         self._past: deque[Moment] = deque()  # the present is the last
         self._simulator_steps = 0
@@ -185,13 +189,19 @@ class Player:
 
     def arrive(self, action: np.ndarray, state: State, frame: np.ndarray) -> None:
         """Take in what an action led to: a state of one row, and its image, (H, W, 3) uint8."""
-        self.state, self.model_frame = state, frame
+        before, self.state, self.model_frame = self.state, state, frame
         self._remember(Moment(state, frame))
         self.actions.append(action)
         self.steps += 1
-        if self.simulator is not None and self.keep_simulator_frames:
-            self._catch_up()
-            self._true_frames.append(self.simulator.render(self.world.image_size[0]))
+        if self.simulator is None or not (self.keep_simulator_frames or self.observes_each_step):
+            return
+        self._catch_up()
+        self._true_frames.append(self.simulator.render(self.world.image_size[0]))
+        if self.observes_each_step:
+            seen = torch.from_numpy(self._true_frames[-1].copy()).permute(2, 0, 1)[None]
+            device = self.world.device
+            taken = as_tensor(action[None]).to(device)
+            self.state = self.world.observe(before, taken, seen.to(device))
 
     def step_back(self) -> bool:
         """Go back by one step; False where there is none to go back to, or where the world has been

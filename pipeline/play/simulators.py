@@ -33,6 +33,11 @@ class Simulator(Protocol):
         """Return the fraction of the goal that is covered; None where there is no such goal."""
         ...
 
+    @property
+    def ended(self) -> bool:
+        """The episode is over, and nothing moves any more."""
+        ...
+
     def status(self) -> str:
         """Say in a word or two how it stands."""
         ...
@@ -44,6 +49,8 @@ class Simulator(Protocol):
 
 class StateSimulator:
     """A world whose states are in the dataset: Push-T, or the toy world modeled on it."""
+
+    ended = False
 
     def __init__(self, world: Any) -> None:
         self.world = world

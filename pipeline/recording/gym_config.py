@@ -24,7 +24,6 @@ from data.shards.build_info import read_build_info, shard_name
 from data.shards.build_shards import available_cpus
 
 VectorizationMode = Literal["none", "sync", "async", "vector_entry_point"]
-DEFAULT_EPISODES = 100
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,11 @@ class GymConfig(CheckedConfig):
     sticky_steps: Annotated[int, Range(2, 1000)] = 8
     """Steps that sticky-random holds an action."""
     episodes: Annotated[int, Range(1, 10**6, or_zero=True)] = 0
-    """Episodes to record now, whole ones; 100 where no --steps are given."""
+    """Episodes to record now, whole ones."""
     steps: Annotated[int, Range(1, 10**9, or_zero=True)] = 0
     """Steps to record now, in place of --episodes; the last episodes are cut."""
+    default_episodes: Annotated[int, Range(1, 10**6)] = 100
+    """Episodes to record where neither --episodes nor --steps says how many."""
     round: Annotated[int | None, Range(0, 10**6)] = None
     """Number of the round to record, from 0, which is left as it is where it is recorded; by
     default one more, where none with these settings and this controller is there."""
@@ -112,7 +113,7 @@ def gym_source(config: GymConfig, folder: Path) -> GymEpisodes | None:
     if config.round is not None and is_recorded(folder, known, config.round):
         return None
     policy = _find_policy(config)
-    episodes = config.episodes or (0 if config.steps else DEFAULT_EPISODES)
+    episodes = config.episodes or (0 if config.steps else config.default_episodes)
     fingerprint = getattr(policy, "fingerprint", "")
     # how many act together changes what a controller samples, and nothing else
     num_envs = config.num_envs if fingerprint or spec.vectorization_mode != "none" else 0

@@ -19,7 +19,8 @@ from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.demonstrations import DemoSteps
-from pipeline.batches.latent_cache import cache_latents, cache_states
+from pipeline.batches.latent_cache import cache_latents
+from pipeline.batches.state_cache import cache_states
 from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
 
 

@@ -6,17 +6,19 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from models.controllers.actor_critic import ActorCritic
+from models.controllers.actor_critic import ActorCritic, lives
 from models.controllers.cost_reward import RewardedWorld
 
 
 def imagined_rewards(model: ActorCritic, world: RewardedWorld, starts: Batch) -> Tensor:
-    """Rewards over twice the horizon, from the same draws each time: (2 H, B)."""
+    """Rewards over twice the horizon, each as likely as the episode is not over before it, from the
+    same draws each time: (2 H, B)."""
     latents, actions = starts.require("latents", "actions")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        _, _, rewards, _ = model.imagine(world, latents, actions, 2 * model.config.horizon)
-    return rewards
+        rollout = model.imagine(world, latents, actions, 2 * model.config.horizon)
+    reached = torch.cumprod(torch.cat([lives(starts), rollout.continues[:-1]]), dim=0)
+    return reached * rollout.rewards
 
 
 def improvement(rewards: Tensor, baseline: Tensor) -> dict[str, float]:

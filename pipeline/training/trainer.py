@@ -125,12 +125,12 @@ class Trainer(Generic[M]):
         self._last_losses: dict[str, float] = {}
         self._device_idle = 0.0
         self._stop_requested = self._looked_at_data = False
-        parameters = sum(p.numel() for p in self.step_fn.trainable) / 1e6
+        self.parameters = sum(p.numel() for p in self.step_fn.trainable)
         self.kernels = kernels.describe(self.device)
         self.log_line(
             f"{stage}: {describe_device(self.device)}, {self.precision}, {self.kernels}, "
-            f"{self.accelerator.num_processes} process(es), {parameters:.2f} M parameters, "
-            f"{data_summary}"
+            f"{self.accelerator.num_processes} process(es), "
+            f"{self.parameters / 1e6:.2f} M parameters, {data_summary}"
         )
         if train.sharding == "fsdp" and not self.step_fn.unsharded:
             self.log_line(
@@ -341,6 +341,7 @@ class Trainer(Generic[M]):
             "step": self.global_step,
             "best": self.best,
             "seconds": self.seconds,
+            "parameters": self.parameters,
             "kernels": self.kernels,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }

@@ -20,7 +20,13 @@ from models import registry
 C = TypeVar("C")
 FILE = "run.json"
 FALLBACK = "pusht"  # the recipe whose sizes are used where none is named
-FIRST_STAGES = ("preprocess_pusht", "preprocess_vpt", "preprocess_arrays", "preprocess_gym")
+FIRST_STAGES = (
+    "preprocess_pusht",
+    "preprocess_vpt",
+    "preprocess_arrays",
+    "preprocess_gym",
+    "preprocess_video",
+)
 BUILD_STAGES = (*FIRST_STAGES, "tokenizer", "dynamics", "controller")  # these write run.json
 STAGES = (*BUILD_STAGES, "play", "evaluate")
 

@@ -22,6 +22,7 @@ from data.shards.build_shards import available_cpus
 from evaluation.evaluate_config import Config
 from evaluation.given_goal_jobs import given_goal_jobs
 from evaluation.jobs import Job, jobs_on_dataset
+from evaluation.latent_action_jobs import latent_action_jobs
 from evaluation.report.drawing import draw_plots
 from evaluation.report.metrics_schema import empty_metrics
 from evaluation.report.page import write_report
@@ -56,6 +57,7 @@ def main(config: Config) -> None:
         metrics = empty_metrics()
         jobs = [
             *jobs_on_dataset(session, config),
+            *latent_action_jobs(session, config),
             *jobs_in_simulator(session, config),
             *given_goal_jobs(session, config),
         ]

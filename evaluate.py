@@ -24,6 +24,7 @@ from evaluation.environment_jobs import environment_jobs
 from evaluation.evaluate_config import Config
 from evaluation.given_goal_jobs import given_goal_jobs
 from evaluation.jobs import Job, jobs_on_dataset
+from evaluation.latent_action_jobs import latent_action_jobs
 from evaluation.report.drawing import draw_plots
 from evaluation.report.metrics_schema import empty_metrics
 from evaluation.report.page import write_report
@@ -59,6 +60,7 @@ def main(config: Config) -> None:
         jobs = [
             *jobs_on_dataset(session, config),
             *environment_jobs(session, config),
+            *latent_action_jobs(session, config),
             *jobs_in_simulator(session, config),
             *given_goal_jobs(session, config),
         ]

@@ -1,7 +1,7 @@
 """Stage 1: from a source of episodes to shards.
 
 Reads   the Push-T simulator, human demonstrations, Minecraft recordings, any gymnasium
-        environment, arrays, or still images.
+        environment, arrays, still images, or videos without actions.
 Writes  RUN/shards: shard-00000.h5 and so on, and build.json, with the command and its settings.
 Try     python preprocess.py pusht --run runs/pusht --preset pusht cpu
 Next    train_tokenizer.py
@@ -24,13 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from data.actions import ActionSpec
-from data.arrays.array_actions import MAX_CODES, ActionKind, ActionOptions
-from data.arrays.array_frames import Layout
-from data.arrays.array_source import ArraySource
 from data.checks.check import main_check
 from data.checks.summary import describe, warnings
-from data.formats.step_alignment import Alignment
 from data.images.image_source import ImageSource, find_images
 from data.io.download import local_file
 from data.io.files import lock, writable_folder
@@ -46,6 +41,7 @@ from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig
 from data.shards.build_info import count_shards, read_build_info, shards_folder
 from data.shards.build_shards import Source, available_cpus, build
 from data.shards.episode_dataset import EpisodeDataset
+from data.video.video_report import describe_videos
 from data.vpt.content import check_unchanged
 from data.vpt.file_slice import VideoAndLog
 from data.vpt.find import find_local
@@ -53,9 +49,11 @@ from data.vpt.index import download_recordings, load_index, local_name, sample_r
 from data.vpt.recordings import FrameFormat, VptSource
 from data.vpt.vpt_report import report
 from pipeline.cli import Command, run_commands, unprefixed
+from pipeline.recording.arrays_config import ArraysConfig, arrays_source
 from pipeline.recording.gym_config import GymConfig, gym_source, split_seed
 from pipeline.recording.gym_report import describe_rounds
 from pipeline.recording.images_config import ImagesConfig
+from pipeline.recording.video_config import VideoConfig, video_source
 
 
 @dataclass(frozen=True)
@@ -127,78 +125,20 @@ def pusht(config: PushTConfig) -> None:
             print(describe_goals(EpisodeDataset(folder).notes))
 
 
-@dataclass(frozen=True)
-class ArraysConfig(CheckedConfig):
-    path: Path
-    """HDF5 file, folder of HDF5, of .npz, of numbered images or of .mp4, or folder or stem of .npy
-    files."""
-    run: Path = Path("runs/arrays")
-    """Run folder; shards are written to RUN/shards."""
-    layout: Layout = "auto"
-    """Order of a frame's axes, where the sizes are ambiguous."""
-    scale: Annotated[float, Range(above=0, high=10**6)] = 1.0
-    """Factor to 0..255, for frames stored as fractions."""
-    frames_key: str = ""
-    """Name of the array of frames in the files, such as obs/agentview_image."""
-    rename: tuple[str, ...] = ()
-    """STORED=FIELD for arrays of other names, such as reward=rewards; STORED= leaves one aside."""
-    state_names: tuple[str, ...] = ()
-    """Names of the numbers of a state, in their order, such as x y angle: what ends in angle is
-    one, in radians. By default they are numbered, and none is an angle."""
-    alignment: Alignment = "next"
-    """Whether actions[t] leads from frames[t] to the next, or led from the previous to it."""
-    actions: ActionKind = "auto"
-    """What actions are: codes (whole numbers, or a vector of them), one-hot rows of one code, or
-    continuous numbers; by default what they look like, which is printed."""
-    low: Annotated[tuple[float, ...], Range()] = ()
-    """Lower limit of each dimension of continuous actions, or one for all; by default the smallest
-    in the data."""
-    high: Annotated[tuple[float, ...], Range()] = ()
-    """Upper limit of each dimension, or one for all; by default the greatest in the data."""
-    num_codes: Annotated[tuple[int, ...], Range(1, MAX_CODES)] = ()
-    """Number of codes, also of those that do not occur; one for each number of a vector."""
-    resolution: Annotated[int, Range(MIN_SIDE, MAX_SIDE, or_zero=True)] = 0
-    """Height and width that frames are averaged to, in pixels; 0 leaves them as they are."""
-    like: Path | None = None
-    """Run folder of another session of the same world, whose action space this one gets."""
-    seed: Annotated[int, Range(0, MAX_SEED)] = 0
-    """Seed of the splits."""
-    num_workers: Annotated[int, Range(1, MAX_WORKERS)] = available_cpus()
-    """Processes; the shards do not depend on it."""
-    restart: bool = False
-    """Delete existing shards and start over."""
-
-
 def arrays(config: ArraysConfig) -> None:
     with _locked_shards(config.run) as folder:
-        source = ArraySource(
-            str(config.path),
-            config.layout,
-            config.scale,
-            frames_key=config.frames_key,
-            rename=config.rename,
-            alignment=config.alignment,
-            actions=ActionOptions(
-                config.actions, config.low, config.high, config.num_codes, _actions_of(config)
-            ),
-            state_names=config.state_names,
-            resolution=config.resolution,
-        )
+        source = arrays_source(config)
         for remark in source.remarks:
             print(f"arrays: {remark}")
         _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
 
 
-def _actions_of(config: ArraysConfig) -> ActionSpec | None:
-    """Return the action space of the run that --like names."""
-    if config.like is None:
-        return None
-    if config.low or config.high or config.num_codes:
-        raise ValueError("--like gives the action space; leave out --low, --high and --num-codes")
-    try:
-        return EpisodeDataset(shards_folder(config.like)).actions
-    except ValueError as problem:
-        raise ValueError(f"--like: {problem}") from None
+def video(config: VideoConfig) -> None:
+    with _locked_shards(config.run) as folder:
+        source, left_out = video_source(config)
+        _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
+        if count_shards(folder, source.num_shards) == source.num_shards:
+            print("\n".join(describe_videos(folder, left_out)))
 
 
 @contextmanager
@@ -377,6 +317,9 @@ COMMANDS = {
     ),
     "arrays": Command(
         arrays, ArraysConfig, "HDF5, .npy, .npz, images or videos of episodes", "preprocess_arrays"
+    ),
+    "video": Command(
+        video, VideoConfig, "videos and numbered images without actions", "preprocess_video"
     ),
     "gym": Command(
         gym, GymConfig, "any gymnasium environment; adds to a run's shards", "preprocess_gym"

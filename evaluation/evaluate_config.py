@@ -11,6 +11,7 @@ from data.pusht.task_goal import Goal, check_in_world
 from data.ranges import MAX_SEED, MAX_STEPS, MAX_WORKERS, CheckedConfig, NonEmpty, Range
 from evaluation.measures.open_loop import HORIZONS
 from evaluation.protocols import goals, returns, task
+from evaluation.readers.label_budget import BUDGETS
 from kernels import Backend
 from models.planning.best_of_n import BestOfNConfig
 from models.planning.planner import PlannerConfig
@@ -30,6 +31,7 @@ Part = Literal[
     "events",
     "counterfactuals",
     "controllability",
+    "latent_actions",
     "imitation",
     "play",
     "task",
@@ -78,9 +80,12 @@ class Config(CheckedConfig):
     horizons: Annotated[tuple[int, ...], Range(1, 10**4), NonEmpty()] = HORIZONS
     """Steps ahead at which the model rollout is compared with the true frames."""
     estimator_steps: Annotated[int, Range(1, MAX_STEPS)] = 400
-    """Training steps of the state estimator."""
+    """Training steps of the state estimator, and of the networks that bound a latent action's
+    probe."""
     idm_steps: Annotated[int, Range(1, MAX_STEPS)] = 3000
     """Training steps of the inverse dynamics model, which predicts actions from pairs of frames."""
+    label_budgets: Annotated[tuple[int, ...], Range(2, 10**6), NonEmpty()] = BUDGETS
+    """Labeled steps that maps between latent and true actions are learned from, one map each."""
     imitation_frames: Annotated[int, Range(1, 10**7)] = 4000
     """Held-out frames on which controllers are compared with the actions of the dataset."""
     num_videos: Annotated[int, Range(0, 1000)] = 4

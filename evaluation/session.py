@@ -106,7 +106,8 @@ class Session:
         self._results: dict[tuple[str, str], dict[str, Any]] = {}
         self._gym_envs: EnvGroup | None = None
         self.num_workers = num_workers or available_cpus()
-        self.world.data_actions.check_same(self.dataset.actions, f"{run}'s world", str(where))
+        if not self.world.infers_actions:  # or true actions are only measured by
+            self.world.data_actions.check_same(self.dataset.actions, f"{run}'s world", str(where))
         if tuple(self.world.image_size) != self.dataset.image_size:
             raise ValueError(
                 f"{run}'s world has frames of {tuple(self.world.image_size)} pixels and "

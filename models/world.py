@@ -222,6 +222,11 @@ class World(nn.Module):
         with self._autocast():
             return self.dynamics.infer_actions(frames.to(self.device))
 
+    def latent_action_vectors(self, frames: Tensor) -> Tensor:
+        """Inferred actions before they are quantized: (B, T, 3, H, W) uint8 -> (B, T - 1, K)."""
+        with self._autocast():
+            return self.dynamics.latent_action_vectors(frames.to(self.device)).float()
+
     # -- for training in imagination: normalized actions, and the caller's own autocast where the
     # -- world's weights have all their bits ------------------------------------------------
 

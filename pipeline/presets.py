@@ -25,6 +25,7 @@ FIRST_STAGES = (
     "preprocess_arrays",
     "preprocess_gym",
     "preprocess_images",
+    "preprocess_video",
 )
 BUILD_STAGES = (*FIRST_STAGES, "tokenizer", "dynamics", "controller")  # these write run.json
 STAGES = (*BUILD_STAGES, "play", "evaluate")

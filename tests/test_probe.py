@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from evaluation.measures.probe import TARGETS, _correlations, _linear, _mlp, probe_targets
+from evaluation.measures.probe import TARGETS, _correlations, _mlp, probe_targets, ridge_predict
 
 
 def states(count: int) -> torch.Tensor:
@@ -21,7 +21,7 @@ def test_a_linear_probe_finds_what_is_linear_and_an_mlp_the_rest() -> None:
     # x and y, and the angle, of which sine and cosine are not linear
     latents = torch.cat([targets[:, :4] @ torch.randn(4, 4), (angle - 3.14)[:, None] / 1.8], 1)
     x, y, x_test, answers = latents[:2000], targets[:2000], latents[2000:], targets[2000:]
-    linear = _correlations(_linear(x, y, x_test), answers)
+    linear = _correlations(ridge_predict(x, y, x_test), answers)
     mlp = _correlations(_mlp(x, y, x_test, seed=0), answers)
     assert list(linear) == list(TARGETS)
     assert all(linear[name] > 0.99 for name in TARGETS[:4])
@@ -33,4 +33,4 @@ def test_wide_latents_are_solved_through_the_smaller_gram_matrix() -> None:
     x = torch.randn(300, 20)
     y = x @ torch.randn(20, 6)
     padded = torch.cat([x, torch.zeros(300, 400)], 1)
-    assert torch.allclose(_linear(x, y, x), _linear(padded, y, padded), atol=1e-3)
+    assert torch.allclose(ridge_predict(x, y, x), ridge_predict(padded, y, padded), atol=1e-3)

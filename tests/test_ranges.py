@@ -31,6 +31,7 @@ STAGES: dict[str, CheckedConfig] = {
     "preprocess_arrays": preprocess.ArraysConfig(Path("frames.h5")),
     "preprocess_gym": preprocess.GymConfig(),
     "preprocess_images": preprocess.ImagesConfig((Path("photos"),)),
+    "preprocess_video": preprocess.VideoConfig((Path("clips"),)),
     "tokenizer": train_tokenizer.Config(),
     "dynamics": train_dynamics.Config(),
     "controller": train_controller.Config(),

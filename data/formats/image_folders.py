@@ -31,7 +31,7 @@ def read_image_folders(files: Sequence[Path]) -> RecordingSet:
     tables = {folder: _table_of(folder) for folder in by_folder}
     recordings = [
         Recording(
-            str(folder), {"frames": _frames(_in_order(images))} | table_columns(tables[folder])
+            str(folder), {"frames": _frames(in_order(images))} | table_columns(tables[folder])
         )
         for folder, images in by_folder.items()
     ]
@@ -71,7 +71,7 @@ def table_columns(table: Path | None) -> dict[str, Column]:
     return {name: array_column(array, f"{table}: its {name}") for name, array in values.items()}
 
 
-def _in_order(images: list[Path]) -> list[Path]:
+def in_order(images: list[Path]) -> list[Path]:
     """Sort images by the last number in their names; each number once, none left out."""
     numbered: dict[int, Path] = {}
     for image in images:
@@ -93,18 +93,18 @@ def _in_order(images: list[Path]) -> list[Path]:
         if after - before != stride:
             raise ValueError(
                 f"{numbered[after]} follows {numbered[before].name}, so images are missing between "
-                f"them, and actions would be shifted; add them, or cut the folder in two"
+                f"them, and steps would differ in length; add them, or cut the folder in two"
             )
     return [numbered[number] for number in numbers]
 
 
 def _frames(images: list[Path]) -> Column:
-    shape = _read_image(images[0]).shape
+    shape = read_image(images[0]).shape
 
     def read(start: int, stop: int) -> np.ndarray:
         frames = np.empty((stop - start, *shape), np.uint8)
         for index, image in enumerate(images[start:stop]):
-            values = _read_image(image)
+            values = read_image(image)
             if values.shape != shape:
                 raise ValueError(
                     f"{image} has {values.shape[0]} x {values.shape[1]} pixels, and "
@@ -116,7 +116,7 @@ def _frames(images: list[Path]) -> Column:
     return Column((len(images), *shape), np.dtype(np.uint8), read)
 
 
-def _read_image(image: Path) -> np.ndarray:
+def read_image(image: Path) -> np.ndarray:
     """Read an image: (H, W, 3) uint8, RGB."""
     with open_file(image) as file:
         return decode_image(file.read(), str(image))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Annotated, Any
 
 import av
@@ -17,6 +16,7 @@ import numpy as np
 from data.ranges import MAX_SIDE, MIN_SIDE, CheckedConfig, Range
 from data.shards.build_shards import SkipShard
 from data.shards.episodes import Episode
+from data.shards.splits import SEGMENTS, segment_bounds
 from data.vpt.alignment import angle_agreement, image_agreement
 from data.vpt.content import recording_digest
 from data.vpt.cursor import draw_cursor
@@ -28,7 +28,6 @@ from data.vpt.vpt_log import VptLog, read_log
 MAX_TICKS = 6000  # length of a recording, at most
 BYTES_PER_SHARD = 128 * 2**20  # of frames
 MAX_LENGTH_MISMATCH = 0.1  # fraction by which the numbers of frames and lines may differ
-SEGMENTS_PER_RECORDING = 10  # used where there are too few recordings to hold one out
 GAP_TICKS = TICKS_PER_SECOND  # skipped between two segments, whose frames would look alike
 MIN_EPISODE_FRAMES = 2
 SKIP_FLAG = "--skip-invalid"
@@ -96,7 +95,7 @@ class VptSource:
 
     @property
     def num_sources(self) -> int:
-        return len(self.names) * (SEGMENTS_PER_RECORDING if self.split_by_segment else 1)
+        return len(self.names) * (SEGMENTS if self.split_by_segment else 1)
 
     def description(self) -> dict[str, Any]:
         return {
@@ -207,15 +206,10 @@ class VptSource:
         """
         ranges = [(begin, end, number)]
         if self.split_by_segment:
-            edges = [steps * i // SEGMENTS_PER_RECORDING for i in range(SEGMENTS_PER_RECORDING + 1)]
             gap = -(-GAP_TICKS // self.frame_format.frameskip)
             ranges = [
-                (
-                    max(begin, low + (gap if i else 0)),
-                    min(end, high),
-                    number * SEGMENTS_PER_RECORDING + i,
-                )
-                for i, (low, high) in enumerate(pairwise(edges))
+                (max(begin, low), min(end, high), number * SEGMENTS + i)
+                for i, (low, high) in enumerate(segment_bounds(steps, gap))
             ]
         if not usable.all():
             kept = np.flatnonzero(usable) + begin

@@ -53,7 +53,7 @@ def probe(
     return {
         "n": len(test_targets),
         "linear": _correlations(
-            _linear(train_latents, normalized_targets, test_latents), test_targets
+            ridge_predict(train_latents, normalized_targets, test_latents), test_targets
         ),
         "mlp": _correlations(
             _mlp(train_latents, normalized_targets, test_latents, seed), test_targets
@@ -72,7 +72,7 @@ def _read_latents(
     return torch.cat(parts).cpu().clone(), probe_targets(states)
 
 
-def _linear(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
+def ridge_predict(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
     """Predict by ridge regression, through the smaller of the two Gram matrices."""
     penalty = RIDGE * len(x)
     if x.shape[1] <= len(x):

@@ -29,6 +29,10 @@ class InferredClips(Clips):
         inferred = self.world.actions_of(clip.frames, clip.actions).cpu()
         return replace(clip, actions=torch.cat([inferred, inferred[:, -1:]], dim=1))
 
+    def recorded(self, indices: np.ndarray) -> Clip:
+        """Read the same clips with the actions of the data, to measure by."""
+        return super().batch(indices)
+
 
 def horizons_within(
     dataset: EpisodeDataset, split: Split, context: int, horizons: Sequence[int]

@@ -61,6 +61,10 @@ PROBE = ("n", "linear", "mlp", "effective_rank", "latent_variance")
 CONTROLLABILITY = (
     "n", "sources", "steps", "real", "reconstructed", "imagined", "shuffled_actions"
 )  # fmt: skip
+LATENT_ACTIONS = (
+    "n", "sources", "num_codes", "used", "perplexity", "top_share", "frequencies", "agreement",
+    "probe", "consistency", "effects", "delta_psnr", "label_budget",
+)  # fmt: skip
 IMITATION = (
     "n", "sources", "log_likelihood", "log_likelihood_low", "log_likelihood_high",
     "accuracy", "by_factor", "f1", "support",
@@ -79,6 +83,7 @@ def empty_metrics() -> dict[str, Any]:
         "events": dict.fromkeys(EVENTS),
         "counterfactuals": dict.fromkeys(COUNTERFACTUALS),
         "controllability": dict.fromkeys(CONTROLLABILITY),
+        "latent_actions": dict.fromkeys(LATENT_ACTIONS),
         "imitation": {policy: dict.fromkeys(IMITATION) for policy in IMITATION_POLICIES},
         "task": {policy: dict.fromkeys(TASK) for policy in TASK_POLICIES},
         "goal": {

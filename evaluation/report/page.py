@@ -14,6 +14,7 @@ from evaluation.protocols.goals import PROTOCOLS
 from evaluation.protocols.task import FIRST_SEED, MAX_STEPS, STEPS_WITHIN
 from evaluation.report.action_tables import controllability, imitation
 from evaluation.report.environment_tables import counterfactuals, events
+from evaluation.report.latent_action_table import latent_actions
 from evaluation.report.return_table import returns
 from evaluation.report.tables import interval, number, table
 from evaluation.report.trained_on_note import trained_on_note
@@ -90,6 +91,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *events(metrics["events"]),
         *counterfactuals(metrics["counterfactuals"]),
         *controllability(metrics["controllability"]),
+        *latent_actions(metrics["latent_actions"]),
         *imitation(metrics["imitation"]),
         *_task(metrics["task"], metrics["provenance"]),
         *_film(plots, metrics["task"]),

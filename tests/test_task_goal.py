@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from pointer_world import PointerWorld
 from test_task import SEED, add_task_cost, config_of
 from untrained_run import write_run
 
 import evaluate
+import play
 import preprocess
 import train_controller
 from data.pusht.demo_data import load_demos
@@ -28,6 +31,9 @@ from data.shards.episode_dataset import EpisodeDataset
 from evaluation.protocols import goals, task
 from evaluation.protocols.policies import NoOp, Observation
 from models.world import World
+from pipeline import checkpoint, presets
+from pipeline.inference.load_controllers import load_canonical_policy, load_task_cost
+from pipeline.inference.load_world import load_world
 from pipeline.play.player import Player, StartSampler
 from pipeline.play.simulators import open_simulator
 from pipeline.training.controller_config import why_not
@@ -115,12 +121,16 @@ def test_the_task_is_measured_towards_a_given_goal(
     monkeypatch.setattr(task, "random_start", start_on(given))
     policies = ("noop", "scripted", "bc")
     assert measure(other_run, policies=policies)["task"]["noop"]["success"] == 0
+    policies = (*policies, "planner", "oracle_cem")
     metrics = measure(other_run, policies=policies, task_goal=given)
     assert all(metrics["task"][name]["success"] == 1 for name in policies)
-    assert metrics["task"]["planner"]["n"] is None
-    assert "planner, goal_policy, oracle_cem are left out: the task cost" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--policies planner: the task cost .*out --task-goal; ch"):
-        measure(other_run, policies=("planner",), task_goal=given)
+    assert "policy_prior and goal_policy are left out: it is given image" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match="--policies policy_prior: it is given images of .*best_of"
+    ):
+        measure(other_run, policies=("policy_prior",), task_goal=given)
+    with pytest.raises(ValueError, match="--policies best_of_n: no .*canonical_policy"):
+        measure(other_run, policies=("best_of_n",), task_goal=given)
     with pytest.raises(ValueError, match="--task-goal -5 9 is outside of the world"):
         evaluate.Config(task_goal=(-5.0, 9.0, 0.0))
 
@@ -290,10 +300,99 @@ def test_the_simulator_of_play_has_the_goal_of_the_episode(varied: EpisodeDatase
     assert len(drawn) > 1
 
 
-def test_the_cost_of_a_task_is_not_learned_of_several_goals(varied: EpisodeDataset):
+def test_each_episode_of_the_task_may_draw_its_goal(
+    other_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    goals = task.random_goals([SEED, SEED + 1])
+    assert np.array_equal(goals[1], task.random_goals([SEED + 1])[0])
+    assert not np.allclose(goals[0], goals[1])
+    starts = {SEED + i: np.array([450.0, 60.0, *goal]) for i, goal in enumerate(goals)}
+    monkeypatch.setattr(task, "random_start", starts.__getitem__)
+    policies = ("noop", "scripted", "planner", "oracle_cem")
+    metrics = measure(other_run, policies=policies, random_goal=True)
+    assert all(metrics["task"][name]["success"] == 1 for name in policies)
+    assert metrics["provenance"]["task_goal"] == "random"
+    page = (other_run / "report" / "index.html").read_text()
+    assert "towards a goal that each seed draws anywhere" in page
+    with pytest.raises(ValueError, match="--task-goal and --random-goal exclude each other"):
+        evaluate.Config(task_goal=OTHER, random_goal=True)
+    with pytest.raises(ValueError, match="--random-goal is of the task protocol"):
+        evaluate.Config(random_goal=True, protocol=("strict",))
+
+
+def test_a_cost_without_a_pose_is_left_out_for_other_goals(
+    other_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    old = Path(shutil.copytree(other_run, tmp_path / "old"))
+    path = old / "controller" / "task_cost" / "best.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["config"]["goal"]  # as it was before goals had poses
+    saved["fingerprint"] = checkpoint.fingerprint(saved["model"], saved["config"])
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match="--policies planner: the task cost knows no pose"):
+        measure(old, policies=("planner",), random_goal=True)
+    assert "are left out: the task cost knows no pose of its goal" in capsys.readouterr().out
+
+
+# -- a run on goals that differ ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def varied_run(varied: EpisodeDataset) -> Path:
+    """Stage 4 on untrained models: the cost, and an imitator that knows every goal."""
+    run = varied.folder.parent
+    write_run(run, varied, method="keypoints")
+    config = replace(
+        presets.apply(train_controller.Config(), "controller", ["keypoints", "debug"]), run=run
+    )
+    train_controller.main(replace(config, methods=("task_cost", "canonical_policy")))
+    return run
+
+
+def test_cost_and_imitator_learn_of_goals_that_differ(varied_run: Path, varied: EpisodeDataset):
+    world = load_world(varied_run)
+    cost, policy = load_task_cost(varied_run, world), load_canonical_policy(varied_run, world)
+    assert cost is not None and policy is not None and policy.reader is not None
+    assert cost.frame.is_known and policy.frame.home == cost.frame.home
+    goals = np.stack([goal_of(note) for note in varied.notes])
+    assert np.abs(np.array(cost.frame.home[:2]) - goals[:, :2].mean(0)).max() < 20
+    # frames at their goals, seen from there, are where the goal of the cost is
+    at_goal = cost.frame.place(cost.goal[None] * cost.feature_std + cost.feature_mean)
+    assert np.abs(at_goal[0].numpy() - cost.frame.home[:2]).max() < 15
+
+
+def test_episodes_with_goals_of_their_own_are_measured_and_played(
+    varied_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    policies = ("best_of_n", "canonical_policy", "planner", "oracle_cem", "noop")
+    metrics = measure(varied_run, policies=policies, random_goal=True)
+    assert all(metrics["task"][name]["n"] for name in policies)
+    own = measure(varied_run, policies=policies)  # the task's goal, which is none of the cost's
+    assert own["provenance"]["task_goal"] is None and own["task"]["best_of_n"]["n"]
+    config = replace(
+        presets.apply(play.Config(), "play", ["keypoints", "debug"]),
+        run=varied_run,
+        headless=True,
+        compare_simulator=True,
+        goal=("task",),
+        steps=4,
+    )
+    play.main(replace(config, actions="best_of_n"))
+    assert "best_of_n actions towards the task, from frame 10" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--actions policy_prior is given images of a goal"):
+        play.main(replace(config, actions="policy_prior"))
+    with pytest.raises(ValueError, match="--goal task: the task cost of .* other goals"):
+        measure(varied_run, protocol=(), goal=("task",))
+
+
+def test_what_learns_one_goal_alone_is_left_out_of_several(varied: EpisodeDataset):
     class HasRewards:
         has_rewards = True
 
     config = replace(train_controller.Config(), run=varied.folder.parent)
-    reason = why_not(config, "task_cost", cast(World, HasRewards()), varied)
-    assert "has 4 goals of episodes, a task's cost only one" in reason
+    world = cast(World, HasRewards())
+    assert not why_not(config, "task_cost", world, varied)
+    assert not why_not(config, "canonical_policy", world, varied)
+    assert "goals of episodes, and this learns one" in why_not(
+        config, "distilled_policy", world, varied
+    )

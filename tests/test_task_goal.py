@@ -147,7 +147,8 @@ def test_the_drawn_goal_is_the_given_one_and_gone_in_the_next_episode(other_run:
     frames: list[np.ndarray] = []
     with evaluate.Session(other_run, None, None, 1, 1) as session:
         for goal in (None, GOAL, None):
-            task.run_task(Looks(), session.envs, [SEED], steps=1, goal=goal)
+            given = None if goal is None else goal[None]
+            task.run_task(Looks(), session.envs, [SEED], steps=1, goals=given)
     assert np.array_equal(frames[0], frames[2]) and not np.array_equal(frames[0], frames[1])
 
 

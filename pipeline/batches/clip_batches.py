@@ -12,18 +12,12 @@ from data.clips import Clips
 
 class ClipBatches:
     """Clips as what a loss reads: `frames`, `latents` from the cache, normalized `actions`,
-    `rewards`, `continues`, `states` and `goals`, each where it is in `needs` and the data has
-    it."""
+    `rewards`, `continues` and `states`, each where it is in `needs` and the data has it."""
 
     def __init__(
-        self,
-        clips: Clips,
-        needs: frozenset[str],
-        latents: np.ndarray | None = None,
-        goals: np.ndarray | None = None,
+        self, clips: Clips, needs: frozenset[str], latents: np.ndarray | None = None
     ) -> None:
-        """latents: of all frames of the dataset, (frames, N) or (frames, P, D); goals: poses of
-        those that the frames' episodes have, (frames, 3)."""
+        """latents: of all frames of the dataset, (frames, N) or (frames, P, D)."""
         if "latents" in needs and latents is None:
             raise ValueError("this method reads latents, and no tokenizer has made any")
         if "actions" in needs and not clips.dataset.has("actions"):
@@ -31,7 +25,7 @@ class ClipBatches:
                 f"{clips.dataset.folder} holds no actions, and this method learns from them; "
                 f"choose one that infers its own, or record actions"
             )
-        self.clips, self.needs, self.latents, self.goals = clips, needs, latents, goals
+        self.clips, self.needs, self.latents = clips, needs, latents
         self._cached: Tensor | None = None
 
     def cache_on_device(self, device: torch.device, memory_limit: int) -> None:
@@ -64,9 +58,7 @@ class ClipBatches:
             batch.continues = None if terminals is None else 1 - terminals.float()
         states = self.clips.column("states", rows) if "states" in needs else None
         if states is not None:
-            batch.extra["states"] = states
-        if "goals" in needs and self.goals is not None:
-            batch.extra["goals"] = torch.from_numpy(self.goals[rows[:, 0]])
+            batch.extra = {"states": states}
         return batch
 
     def _latents(self, rows: np.ndarray) -> Tensor:

@@ -19,6 +19,7 @@ from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.demonstrations import DemoSteps
+from pipeline.batches.goal_clips import GoalClips
 from pipeline.batches.latent_cache import cache_latents, cache_states
 from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
 
@@ -75,7 +76,9 @@ class ControllerContext:
     ) -> ClipBatches:
         """Give clips of a split; flag: what makes them shorter."""
         clips = Clips(self.dataset, split, clip_length, flag=flag)
-        return ClipBatches(clips, needs, self.latents, self.goals)
+        if "goals" in needs and self.goals is not None:
+            return GoalClips(clips, needs, self.latents, self.goals)
+        return ClipBatches(clips, needs, self.latents)
 
     def describe(self, config: MethodConfig) -> dict[str, Any]:
         """What a checkpoint of this world says of itself."""

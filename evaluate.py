@@ -31,7 +31,7 @@ from evaluation.report.page import write_report
 from evaluation.result_cache import ResultCache, write_json
 from evaluation.session import Session
 from evaluation.simulator_jobs import jobs_in_simulator, why_missing
-from evaluation.task_jobs import receding_horizon, search_config
+from evaluation.task_jobs import has_other_goals, receding_horizon, search_config
 from pipeline.device import set_device
 
 # simulators at a time, which the world model sees as one batch: at least, and per process
@@ -79,7 +79,9 @@ def main(config: Config) -> None:
             "return_max_steps": config.return_max_steps,
             "environment": None if session.env_spec is None else session.env_spec.id,
             "given_goal": list(config.goal) or None,
-            "task_goal": config.task_goal or session.dataset.description.get("goal"),
+            "task_goal": "random"
+            if config.random_goal
+            else config.task_goal or session.dataset.description.get("goal"),
             "seconds": session.stage_seconds()
             | {"evaluate": cache.total_seconds([j.name for j in jobs])},
             "search": {
@@ -136,7 +138,7 @@ def check_policies(session: Session, config: Config, jobs: list[Job]) -> None:
     }
     for name in config.policies:
         if name not in known:
-            reason = why_missing(session, name, config.protocols, config.task_goal)
+            reason = why_missing(session, name, config.protocols, has_other_goals(session, config))
             raise ValueError(
                 f"--policies {name}: {reason}; choose from {', '.join(sorted(known)) or 'none'}"
             )

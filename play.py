@@ -151,7 +151,10 @@ def videos_folder(config: Config) -> Path:
 def first_start(config: Config, start_sampler: StartSampler, steps: int = 0) -> Start:
     if config.episode is not None:
         return start_sampler.at(config.episode, config.frame)
-    return start_sampler.sample(steps)
+    start = start_sampler.sample(steps)
+    if TASK in config.goal:  # from its beginning: later frames may be near the goal
+        return start_sampler.at(start_sampler.episode_number(start))
+    return start
 
 
 # -- a video -------------------------------------------------------------------------------------

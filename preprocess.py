@@ -73,8 +73,8 @@ class PushTConfig(CheckedConfig):
     256 256 45, which frames and rewards then show; no copy is mirrored."""
     random_goal: bool = False
     """Give each episode a goal of its own, drawn in its frames and rewarded: each copy of
-    --perturb is turned and mirrored as a whole, its goal with it; the scripted policy pushes to
-    goals anywhere."""
+    --perturb is mirrored, turned and shifted as a whole, its goal with it; the scripted policy
+    pushes to goals anywhere."""
     episodes: Annotated[int, Range(1, 10**6)] = 2000
     """Episodes of the scripted policy."""
     resolution: Annotated[int, Range(MIN_SIDE, MAX_SIDE)] = 64
@@ -96,8 +96,7 @@ def pusht(config: PushTConfig) -> None:
         raise ValueError("--goal needs --demos, the demonstrations that have another goal")
     if config.random_goal and config.demos and not config.perturb:
         raise ValueError(
-            "--random-goal turns and mirrors copies of demonstrations; give --perturb K too, 8 for "
-            "one of each kind"
+            "--random-goal moves copies of demonstrations with their goals; give --perturb K too"
         )
     check_in_world(config.goal, "--goal")
     with _locked_shards(config.run) as folder:

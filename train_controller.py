@@ -4,8 +4,9 @@ Reads   RUN/shards, RUN/tokenizer/best.pt and RUN/dynamics/best.pt.
 Writes  RUN/controller/bc (behavior cloning) and, by actor-critic in imagination from there,
         RUN/controller: best.pt, last.pt, log.jsonl, tensorboard. With --preset keypoints also
         RUN/controller/goal_policy, a policy that is given a goal, RUN/controller/task_cost, what
-        the task costs, RUN/controller/flow_policy, an imitator in chunks of actions, and
-        RUN/controller/distilled_policy, which learned from a search among these.
+        the task costs, RUN/controller/flow_policy, an imitator in chunks of actions. On request
+        RUN/controller/canonical_policy, an imitator that knows every goal, and
+        RUN/controller/distilled_policy, which learned from a search among the imitator's chunks.
 Try     python train_controller.py --run runs/pusht --preset pusht cpu
 Next    evaluate.py, play.py
 """
@@ -28,9 +29,11 @@ import torch
 
 from data.batch import Batch
 from data.io.files import writable_folder
+from data.pusht.task_goal import goals_of
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.sample_clips import sample_clips
 from models.controllers.actor_critic import ActorCritic
+from models.controllers.canonical_policy import CanonicalPolicy
 from models.controllers.controller import TrainedController
 from models.controllers.cost_reward import CostReward, RewardedWorld
 from models.controllers.distilled_policy import DistilledPolicy
@@ -74,7 +77,8 @@ def main(config: Config) -> None:
     writable_folder(config.run / "controller")
     latents = cache(config.run, world, dynamics, dataset)
     below = path, dynamics["fingerprint"]
-    context = ControllerContext(config.run, world, dataset, latents, below, recordings)
+    goals = goals_of(dataset)
+    context = ControllerContext(config.run, world, dataset, latents, below, recordings, goals)
     for method in methods:
         METHODS[method](config, context)
 
@@ -176,7 +180,8 @@ def train_task_cost(config: Config, context: ControllerContext) -> None:
             f"{dataset.folder} has no rewards, and what the task costs is learned from them; leave "
             f"task_cost out of --methods"
         )
-    described = replace(config.task_cost, state_names=names)
+    home = context.home if names else ()
+    described = replace(config.task_cost, state_names=names, goal=home)
     model = context.build(described, config.task_cost_train.seed)
     train, held_out = (
         context.clips(split, model.clip_length, model.needs, "--task-cost.action-block")
@@ -201,6 +206,25 @@ def train_flow_policy(config: Config, context: ControllerContext) -> None:
     training = Training(
         "flow_policy", model, config.flow_policy_train, "flow-policy-train", summary
     )
+    fit(config, context, training, demos, held_out.batch(indices))
+
+
+def train_canonical_policy(config: Config, context: ControllerContext) -> None:
+    """Imitate the demonstrations as they are seen from their goals, and so towards any goal."""
+    task_cost = load_task_cost(config.run, context.world)
+    assert task_cost is not None  # `check` has looked
+    names, home = task_cost.config.state_names, task_cost.config.goal
+    train = config.canonical_policy_train
+    described = replace(config.canonical_policy, state_names=names, home=home)
+    model = cast(CanonicalPolicy, context.build(described, train.seed))
+    demos, held_out = (
+        context.demos_with_states(split, config.flow_min_reward, model.clip_length)
+        for split in ("train", "validation")
+    )
+    indices = np.linspace(0, len(held_out) - 1, min(2048, len(held_out))).astype(np.int64)
+    summary = f"{len(demos)} steps of {demos.num_episodes} episodes, chunks of {model.clip_length}"
+    folder, prefix = "canonical_policy", "canonical-policy-train"
+    training = Training(folder, model, train, prefix, summary, trained_before(config, folder))
     fit(config, context, training, demos, held_out.batch(indices))
 
 
@@ -300,6 +324,7 @@ METHODS: dict[Method, Callable[[Config, ControllerContext], None]] = {
     "goal_policy": train_goal_policy,
     "task_cost": train_task_cost,
     "flow_policy": train_flow_policy,
+    "canonical_policy": train_canonical_policy,
     "distilled_policy": train_distilled_policy,
 }
 

@@ -93,11 +93,11 @@ class Config(CheckedConfig):
     play_frames: Annotated[int, Range(1, 10**6)] = 120
     """Frames over which the speed of play is measured."""
     task_episodes: Annotated[int, Range(1, 10**6)] = 500
-    """Episodes of each policy in the task protocol that does not search."""
+    """Episodes of each policy in the task protocol."""
     search_episodes: Annotated[int, Range(1, 10**6)] = 100
-    """The same of a policy that searches, the first of them: a search is expensive."""
+    """Most of them for a policy that searches, the first ones: a search is expensive."""
     oracle_episodes: Annotated[int, Range(1, 10**6)] = 4
-    """The same of a search in the true simulator, which is more expensive."""
+    """Most of them for a search in the true simulator, which is more expensive."""
     task_seed: Annotated[int, Range(0, MAX_SEED)] = task.FIRST_SEED
     """Seed of the first episode, the next ones following; the default is the protocol's, on whose
     episodes nothing may be chosen."""
@@ -105,7 +105,9 @@ class Config(CheckedConfig):
     """Most steps of a task episode; the default is the protocol's, fewer are only a trial."""
     task_goal: Annotated[Goal | None, Range(-360, WINDOW_SIZE)] = None
     """X Y DEGREES: another goal of the task protocol on Push-T than that of the recordings, drawn
-    there instead; what has learned a task's cost is left out, since that is of its own goal."""
+    there instead; the task's cost and the canonical policy are given its pose."""
+    random_goal: bool = False
+    """Draw the goal of each episode of the task protocol by its seed, anywhere."""
     return_episodes: Annotated[int, Range(1, 10**6)] = 100
     """Episodes of each policy in the return protocol, of a gymnasium environment; their seeds are
     those from --task-seed."""
@@ -183,6 +185,12 @@ class Config(CheckedConfig):
             raise ValueError(
                 "--task-goal is of the task protocol; leave it out, or add --protocol task"
             )
+        if self.random_goal and self.protocols and "task" not in self.protocols:
+            raise ValueError(
+                "--random-goal is of the task protocol; leave it out, or add --protocol task"
+            )
+        if self.random_goal and self.task_goal:
+            raise ValueError("--task-goal and --random-goal exclude each other; give one")
 
     @property
     def protocols(self) -> tuple[ProtocolName, ...]:
@@ -192,6 +200,14 @@ class Config(CheckedConfig):
     @property
     def num_seeds(self) -> int:
         """Most episodes of a policy in the task protocol."""
-        return max(
-            self.task_episodes, self.search_episodes, self.oracle_episodes, self.return_episodes
-        )
+        return max(self.task_episodes, self.return_episodes)
+
+    @property
+    def num_searches(self) -> int:
+        """Episodes of a policy that searches in the task protocol."""
+        return min(self.search_episodes, self.task_episodes)
+
+    @property
+    def num_oracles(self) -> int:
+        """Episodes of a search in the true simulator."""
+        return min(self.oracle_episodes, self.task_episodes)

@@ -23,6 +23,7 @@ from evaluation.protocols.task import steps_until_success
 from evaluation.report.drawing import film_episodes
 from evaluation.report.metrics_schema import GIVEN_GOAL_FIGURES
 from evaluation.session import Session
+from evaluation.task_jobs import has_other_goals
 from models.controllers.goal_policy import GoalPolicy
 from models.planning.plan import GoalDistance
 from pipeline.play.goal_planners import GoalSettings, GoalSource, make_executor
@@ -52,6 +53,11 @@ def given_goal_jobs(session: Session, config: Config) -> Iterator[Job]:
 def _find_goal(session: Session, config: Config) -> tuple[Goal, list[str]]:
     """Give the goal, and what its figures depend on: the digests of its images."""
     if config.goal == (TASK,):
+        if has_other_goals(session, config):
+            raise ValueError(
+                f"--goal task: the task cost of {session.run} is of recordings with other goals; "
+                f"--protocol task gives each episode its own"
+            )
         return task_goal(session.run, session.world), [TASK]
     files = image_files(config.goal)
     goal = image_goal(session.world, files, session.dataset)
@@ -95,7 +101,7 @@ def _planners(session: Session, config: Config, goal: Goal) -> dict[str, Policy]
 def _job(
     session: Session, config: Config, goal: Goal, identity: list[str], name: str, policy: Policy
 ) -> Job:
-    seeds = list(range(config.task_seed, config.task_seed + config.search_episodes))
+    seeds = list(range(config.task_seed, config.task_seed + config.num_searches))
     steps, pose = config.task_max_steps, _pose(session, config, goal)
 
     def play() -> dict[str, Any]:

@@ -42,6 +42,7 @@ from pipeline.device import describe_device, pick_device
 from pipeline.hub.pulled import read_pulled
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import (
+    load_canonical_policy,
     load_controllers,
     load_distilled_policy,
     load_flow_policy,
@@ -52,7 +53,9 @@ from pipeline.inference.load_world import load_world
 from pipeline.trained_on import count_trained_on
 
 STAGES = ("tokenizer", "dynamics", "controller")
-CONTROLLERS = ("bc", "goal_policy", "task_cost", "flow_policy", "distilled_policy")
+CONTROLLERS = (
+    "bc", "goal_policy", "task_cost", "flow_policy", "canonical_policy", "distilled_policy",
+)  # fmt: skip
 """Folders within the controller stage's: methods next to the actor-critic, which has its own."""
 
 
@@ -60,6 +63,7 @@ CONTROLLERS = ("bc", "goal_policy", "task_cost", "flow_policy", "distilled_polic
 # line here: its name, as CONTROLLERS has it, and what loads it, None where it was not trained.
 CHUNK_PLANNERS: dict[str, Callable[[Path, World], GoalPlanner | None]] = {
     "flow_policy": load_flow_policy,
+    "canonical_policy": load_canonical_policy,
     "distilled_policy": load_distilled_policy,
 }
 
@@ -228,15 +232,12 @@ class Session:
         """Where the block belongs on Push-T, (3,) x, y, angle, by the dataset."""
         return simulator.goal_of(self.dataset.description)
 
-    def task_policies(self, seed: int, goal: np.ndarray | None = None) -> dict[str, Policy]:
-        """Give the run's controllers that do not plan, and their baselines.
-
-        goal: (3,) of the task, if not the dataset's.
-        """
+    def task_policies(self, seed: int) -> dict[str, Policy]:
+        """Give the run's controllers that do not plan, and their baselines."""
         return {
             "random": policies.Random(self.dataset.actions, seed),
             "noop": policies.NoOp(),
-            "scripted": policies.Scripted(self.own_goal if goal is None else goal),
+            "scripted": policies.Scripted(self.own_goal),
             **{name: WorldModelPolicy(self.world, each) for name, each in self.controllers.items()},
         }
 
@@ -283,10 +284,12 @@ class Session:
         searches = {
             "planner": (),
             "policy_prior": ("goal_policy",),
-            "best_of_n": ("flow_policy",),
+            "best_of_n": ("flow_policy", "canonical_policy", "distilled_policy"),
         }
         dependencies = searches | controllers
-        towards_task = ("best_of_n", "planner", "policy_prior", "goal_policy", "oracle_cem")
+        towards_task = (
+            "best_of_n", "planner", "policy_prior", "goal_policy", "oracle_cem", "canonical_policy",
+        )  # fmt: skip
         task_cost = ("task_cost",) if protocol == "task" and policy in towards_task else ()
         if policy not in dependencies:
             return task_cost

@@ -11,7 +11,6 @@ import numpy as np
 from tqdm import tqdm
 
 from data.io.messages import command
-from data.pusht.task_goal import Goal
 from evaluation.evaluate_config import GIVEN_GOAL, Config
 from evaluation.jobs import Job
 from evaluation.protocols import goals, policies
@@ -94,10 +93,10 @@ def why_missing(
     session: Session,
     policy: str,
     protocols: tuple[str, ...] = (),
-    task_goal: Goal | None = None,
+    other_goal: bool = False,
 ) -> str:
     """Say in one line why this run does not measure a policy in the simulator, or in none of
-    `protocols`; task_goal: of the task protocol, if not the dataset's."""
+    `protocols`; other_goal: the task protocol has goals that are not the dataset's."""
     if policy not in {*TASK_POLICIES, *GOAL_POLICIES, *RETURN_POLICIES}:
         return "unknown"
     if session.env_spec is not None:
@@ -107,7 +106,7 @@ def why_missing(
     if protocols == (GIVEN_GOAL,) and policy not in GIVEN_GOAL_POLICIES:
         return "it is given no goal"
     if protocols == ("task",) or policy not in GOAL_POLICIES:
-        return why_missing_in_task(session, policy, protocols, task_goal)
+        return why_missing_in_task(session, policy, protocols, other_goal)
     if policy in ("bc", "actor_critic"):
         train = command("train_controller.py", "--run", session.run)
         return f"no controller was trained; {train} trains one"

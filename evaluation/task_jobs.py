@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from data.io.messages import command
-from data.pusht.task_goal import Goal, as_pose
+from data.pusht.task_goal import as_pose
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.protocols import task
@@ -23,15 +23,23 @@ from evaluation.protocols.record_video import RecordVideo
 from evaluation.report.drawing import film_episodes
 from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.session import Session
-from models.controllers.flow_policy import FlowPolicy
 from models.controllers.goal_policy import GoalPolicy
+from models.controllers.task_cost import TaskCost
 from models.planning.best_of_n import BestOfN
 from models.planning.goal_set import GoalsInTurn
 from models.planning.planner import Planner, PlannerConfig
 from models.planning.task_search import blocks_differ
+from pipeline.inference.load_controllers import pick_proposer
 
 MAX_RECORDED = 48  # episodes to choose the film's from
-OF_ITS_OWN_GOAL = "the task cost was learned for the goal of its recordings; leave out --task-goal"
+NO_POSE = (
+    "the task cost knows no pose of its goal, and so no other goal; train it again (--methods "
+    "task_cost --restart), or leave out --task-goal and --random-goal"
+)
+BY_IMAGES = (
+    "it is given images of the recordings' own goal, and no pose; leave out --task-goal and "
+    "--random-goal, or choose best_of_n"
+)
 WITH_COST = ("best_of_n", "policy_prior", "planner", "goal_policy", "oracle_cem")
 
 
@@ -50,7 +58,7 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
         return
     measured = {
         name: TaskPolicy(policy, config.task_episodes)
-        for name, policy in session.task_policies(config.seed, other_goal(config)).items()
+        for name, policy in session.task_policies(config.seed).items()
     }
     measured["random"].settings["seed"] = config.seed
     measured |= chunk_policies(session, config) | cost_policies(session, config)
@@ -70,7 +78,7 @@ def chunk_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
     found = {}
     for name, planner in session.chunk_planners.items():
         receding_horizon = getattr(getattr(planner, "config", None), "receding_horizon", None)
-        policy = MpcPolicy(world, planner, receding_horizon, probe, no_goal)
+        policy = MpcPolicy(world, planner, receding_horizon, probe, no_goal, by_pose=True)
         found[name] = TaskPolicy(policy, config.task_episodes)
     return found
 
@@ -81,15 +89,16 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
     task_cost = session.task_cost
     if task_cost is None:
         return {}
-    if config.task_goal:
-        tqdm.write(f"task: {', '.join(WITH_COST)} are left out: {OF_ITS_OWN_GOAL}")
+    by_pose = has_other_goals(session, config)
+    if by_pose and not task_cost.frame.is_known:
+        tqdm.write(f"task: {', '.join(WITH_COST)} are left out: {NO_POSE}")
         return {}
     found = {}
     if session.has_goals and task_cost.reads_states:
         samples, iterations = config.oracle_samples, config.oracle_iterations
         oracle = TaskOracleCem(lambda: session.envs, samples, iterations, task_cost, config.seed)
         settings = {"num_samples": samples, "iterations": iterations, "seed": config.seed}
-        found["oracle_cem"] = TaskPolicy(oracle, config.oracle_episodes, settings)
+        found["oracle_cem"] = TaskPolicy(oracle, config.num_oracles, settings)
     if not session.can_plan:
         return found
     world, probe, goals = session.world, session.task_probe, task_cost.goals
@@ -99,18 +108,11 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
         "receding_horizon": steps,
         "patience": config.task_patience,
     }
-    flow_policy = session.chunk_planners.get("flow_policy")
-    if isinstance(flow_policy, FlowPolicy) and flow_policy.horizon < block:
-        why = why_missing_in_task(session, "best_of_n", ())
-        tqdm.write(f"task: best_of_n is left out: {why}")
-    elif isinstance(flow_policy, FlowPolicy):
-        chooser = BestOfN(config.best_of_n, world, flow_policy, task_cost, block)
-        executed = flow_policy.config.receding_horizon
-        policy = MpcPolicy(world, chooser, executed, probe, goals, config.task_patience)
-        own = asdict(config.best_of_n) | {"patience": config.task_patience}
-        found["best_of_n"] = TaskPolicy(policy, config.task_episodes, own)
+    found |= best_of_n_policy(session, config, task_cost, by_pose)
     priors: dict[str, GoalPolicy | None] = {"planner": None}
-    if isinstance(session.goal_policy, GoalPolicy):
+    if isinstance(session.goal_policy, GoalPolicy) and by_pose:
+        tqdm.write(f"task: policy_prior and goal_policy are left out: {BY_IMAGES}")
+    elif isinstance(session.goal_policy, GoalPolicy):
         offset = session.goal_policy.max_goal_offset
         in_turn = GoalsInTurn(session.goal_policy, -(-offset // session.goal_policy.action_block))
         policy = MpcPolicy(world, in_turn, None, probe, goals)
@@ -122,14 +124,49 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
             tqdm.write(f"task: policy_prior is left out: {why}")
     for name, prior in priors.items():
         planner = Planner(planner_config, world, policy_prior=prior, objective=task_cost)
-        search = MpcPolicy(world, planner, steps, probe, goals, config.task_patience)
-        found[name] = TaskPolicy(search, config.search_episodes, settings)
+        search = MpcPolicy(world, planner, steps, probe, goals, config.task_patience, by_pose)
+        found[name] = TaskPolicy(search, config.num_searches, settings)
     return found
 
 
-def other_goal(config: Config) -> np.ndarray | None:
-    """Give the pose of --task-goal, (3,) x, y, angle; None for the dataset's."""
-    return as_pose(config.task_goal) if config.task_goal else None
+def best_of_n_policy(
+    session: Session, config: Config, task_cost: TaskCost, by_pose: bool
+) -> dict[str, TaskPolicy]:
+    """Give the choice among the chunks of a policy; nothing where the run has none."""
+    picked = pick_proposer(session.chunk_planners, config.best_of_n.proposer, by_pose)
+    if picked is None:
+        return {}
+    name, policy = picked
+    block = task_cost.config.action_block
+    if policy.horizon < block:
+        why = why_missing_in_task(session, "best_of_n", ())
+        tqdm.write(f"task: best_of_n is left out: {why}")
+        return {}
+    world, probe, goals = session.world, session.task_probe, task_cost.goals
+    chooser = BestOfN(config.best_of_n, world, policy, task_cost, block)
+    executed = policy.config.receding_horizon
+    search = MpcPolicy(world, chooser, executed, probe, goals, config.task_patience, by_pose)
+    settings = asdict(config.best_of_n) | {"patience": config.task_patience, "proposer": name}
+    return {"best_of_n": TaskPolicy(search, config.task_episodes, settings)}
+
+
+def has_other_goals(session: Session, config: Config) -> bool:
+    """Whether goals are others than the one that the task's cost has by itself."""
+    if config.task_goal or config.random_goal:
+        return True
+    home = session.task_cost.config.goal if session.task_cost else ()
+    return bool(home) and not np.allclose(home, session.own_goal, atol=1e-3)
+
+
+def task_goals(session: Session, config: Config, seeds: list[int]) -> np.ndarray | None:
+    """Give the goals' poses of the episodes of these seeds, (E, 3); None where the task's cost, and
+    the simulators, have them by themselves."""
+    if config.random_goal:
+        return task.random_goals(seeds)
+    if not has_other_goals(session, config):
+        return None
+    pose = as_pose(config.task_goal) if config.task_goal else session.own_goal
+    return np.tile(pose, (len(seeds), 1))
 
 
 def receding_horizon(config: Config, session: Session) -> int:
@@ -164,7 +201,7 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
             config.task_max_steps,
             f"task, {name}",
             (recorder,) if recorder else (),
-            other_goal(config),
+            task_goals(session, config, seeds),
         )
         result = task.summarize(coverages)
         if isinstance(policy, MpcPolicy):
@@ -186,6 +223,7 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
         metrics["task"][name] = dict.fromkeys(TASK) | row
 
     goal = {"goal": config.task_goal} if config.task_goal else {}
+    goal |= {"goal": "random"} if config.random_goal else {}
     cache_key = session.cache_key(
         *session.depends_on(name, "task"),
         **goal,
@@ -199,7 +237,7 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
 
 
 def why_missing_in_task(
-    session: Session, policy: str, protocols: tuple[str, ...], task_goal: Goal | None = None
+    session: Session, policy: str, protocols: tuple[str, ...], other_goal: bool = False
 ) -> str:
     """Say in one line why a policy is not measured in the task protocol of a run of Push-T."""
     if policy not in TASK_POLICIES:
@@ -215,14 +253,19 @@ def why_missing_in_task(
         missing.insert(0, "goal_policy")
     if policy in ("flow_policy", "bc"):
         missing.append(policy)
+    if policy == "canonical_policy":
+        missing += ["task_cost", policy]
     if policy == "distilled_policy":
         missing += ["flow_policy", "task_cost", policy]
     if policy == "best_of_n" and "flow_policy" not in session.chunk_planners:
-        missing.insert(0, "flow_policy")
+        missing.append("canonical_policy" if other_goal else "flow_policy")
     if policy == "actor_critic":
         missing += ["bc", "actor_critic"]
-    if task_goal and policy in WITH_COST:
-        return OF_ITS_OWN_GOAL
+    if other_goal and session.task_cost and policy in WITH_COST:
+        if not session.task_cost.frame.is_known:
+            return NO_POSE
+        if policy in ("policy_prior", "goal_policy"):
+            return BY_IMAGES
     if missing:
         train = command("train_controller.py", "--run", session.run, "--methods", *missing)
         return f"no {' and no '.join(missing)} was trained; {train} trains it"

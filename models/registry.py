@@ -80,6 +80,9 @@ CONTROLLERS: dict[str, Entry[TrainedController]] = {
     "distilled_policy": Entry(
         "models.controllers.distilled_policy", "DistilledPolicyConfig", "DistilledPolicy"
     ),
+    "canonical_policy": Entry(
+        "models.controllers.canonical_policy", "CanonicalPolicyConfig", "CanonicalPolicy"
+    ),
     "task_cost": Entry("models.controllers.task_cost", "TaskCostConfig", "TaskCost"),
 }
 

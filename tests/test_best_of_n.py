@@ -138,6 +138,29 @@ def test_a_candidate_is_followed_by_what_the_policy_does_next(policy: FlowPolicy
     assert (near < 0.3).float().mean() > 0.95 and 0.2 < (far > 0.3).float().mean() < 0.8
 
 
+def test_poses_of_goals_are_given_to_the_policy_and_to_the_objective(policy: FlowPolicy):
+    seen: list[tuple[str, tuple[int, ...], float]] = []
+
+    class Knows(NearestGoalDistance):
+        def cost(self, tracked: Tensor, goal: Tensor) -> Tensor:
+            seen.append(("cost", tuple(goal.shape), float(goal[-1, 0])))
+            return super().cost(tracked, UP.expand(len(tracked), -1, -1))
+
+    class Asked(FlowPolicy):
+        def sample(self, *args: Any, **named: Any) -> Tensor:
+            goal = args[3] if len(args) > 3 else named["goal"]
+            seen.append(("sample", tuple(goal.shape), float(goal[-1, 0])))
+            return super().sample(*args, **named)
+
+    asked = Asked(policy.config, POINT, POINTER)
+    world: Any = Follower()
+    chooser = best_of_n(asked, Knows(world, UP), num_samples=4, max_parallel=8)
+    state = Follower().state(starts(3))
+    chooser.plan(state, torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [3.0, 0, 0]]), None)
+    assert {kind for kind, _, _ in seen} == {"cost", "sample"}
+    assert {(shape, last) for _, shape, last in seen} == {((8, 3), 2.0), ((4, 3), 3.0)}
+
+
 def test_a_chunk_shorter_than_a_block_is_refused(policy: FlowPolicy):
     world: Any = Follower()
     with pytest.raises(ValueError, match="chunks of 4 actions hold no block .*, 5; give --flow-po"):

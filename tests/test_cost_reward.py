@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from test_planner import Follower
 from torch import Tensor
+from untrained_run import write_run
 
+import train_controller
 from data.actions import ActionSpec
 from data.batch import Batch
+from data.pusht.scripted_episodes import ScriptedEpisodes
+from data.shards.build_shards import build
+from data.shards.episode_dataset import EpisodeDataset
 from models.controllers.cost_reward import CostReward
 from models.controllers.dreamer import Dreamer, DreamerConfig
 from models.controllers.policy import PolicyConfig
 from models.dynamics.dynamics import State
 from models.tokenizers.tokenizer import LatentSpec
+from pipeline import checkpoint, presets
 
 POINT = LatentSpec("continuous", (1, 1), 2)
 PLACES = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (100.0, 100.0))
@@ -115,3 +123,17 @@ def test_values_teach_the_actor_and_not_the_critic():
     model.values(latents).sum().backward()
     assert latents.grad is not None
     assert all(weight.grad is None for weight in model.critic.parameters())
+
+
+def test_its_recipe_trains_it_from_the_clone_and_the_cost_of_the_run(tmp_path: Path):
+    build(ScriptedEpisodes(6, 32, 0), tmp_path / "shards", "", 0, 1)
+    write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), False, "keypoints")
+    recipe = ["keypoints", "debug", "value_gradients", "debug"]
+    config = presets.apply(train_controller.Config(), "controller", recipe)
+    assert config.methods == ("actor_critic",)
+    methods = ("bc", "task_cost", "actor_critic")
+    train_controller.main(replace(config, run=tmp_path, methods=methods))
+    found = checkpoint.load(tmp_path / "controller" / "last.pt", "controller")
+    assert found["config"]["rewards"] == "task_cost" and found["step"] == 4
+    cost = checkpoint.load(tmp_path / "controller" / "task_cost" / "best.pt", "controller")
+    assert found["task_cost"]["fingerprint"] == cost["fingerprint"]

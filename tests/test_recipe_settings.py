@@ -324,6 +324,11 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "bc.learning_rate": 5e-4, "bc.warmup_steps": 10, "goal_policy_train.warmup_steps": 5,
         "goal_policy_train.learning_rate": 3e-4,
     }),
+    ("controller", "keypoints cpu value_gradients", {
+        "methods": ("actor_critic",), "model": "DreamerConfig", "model.rewards": "task_cost",
+        "model.actor_gradient": "dynamics", "model.policy.num_modes": 5, "train.steps": 500,
+        "train.batch_size": 128, "train.learning_rate": 3e-4, "task_cost_train.steps": 4000,
+    }),
     ("play", "keypoints cpu", {"run": Path("runs/pusht"), "fps": 10.0, "steps": 100, "size": 0}),
     ("play", "keypoints debug", {"fps": 10.0, "steps": 12, "size": 128}),
     ("play", "minecraft", {"run": Path("runs/minecraft"), "fps": 20.0, "steps": 100}),

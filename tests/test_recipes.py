@@ -37,7 +37,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "iwm", "minecraft")
 ON_CODES = ("pusht", "minecraft")
 WITH_TOKENIZER = tuple(recipe for recipe in RECIPES if recipe != "dreamer")
-BEHIND = ("autoregressive", "rssm", "atari")  # recipes that change another one
+BEHIND = ("autoregressive", "rssm", "atari", "value_gradients")  # recipes that change another one
 PUSHT_SIZES = ("cpu", "cpu30", "debug", "high_res")
 MINECRAFT_SIZES = ("150m", "high_res", "debug")
 DREAMER_SIZES = (*PUSHT_SIZES, "1m", "4m", "12m", "25m", "32x32")
@@ -55,6 +55,8 @@ COMBINATIONS = [
     *([recipe, size] for recipe in RECIPES for size in sizes(recipe)),
     *([recipe, "autoregressive"] for recipe in ON_CODES),
     *([recipe, "autoregressive", size] for recipe in ON_CODES for size in sizes(recipe)),
+    ["keypoints", "value_gradients"],
+    ["keypoints", "debug", "value_gradients", "debug"],
     *([recipe, "rssm"] for recipe in WITH_TOKENIZER),
     *([recipe, "debug", "rssm", "debug"] for recipe in WITH_TOKENIZER),
     *([recipe, "cpu", "rssm", "cpu"] for recipe in WITH_TOKENIZER[:4]),

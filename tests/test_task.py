@@ -17,7 +17,7 @@ from untrained_run import save, write_run
 import evaluate
 from data.batch import Batch
 from data.pusht.scripted_episodes import ScriptedEpisodes
-from data.pusht.simulator import GOAL
+from data.pusht.simulator import GOAL, goal_of
 from data.pusht.vector_pusht import VectorPushT
 from data.ranges import MAX_SEED
 from data.shards.build_shards import build
@@ -115,7 +115,8 @@ def test_goals_take_turns_and_an_episode_starts_with_the_first():
 def add_task_cost(run: Path, seed: int = 0) -> None:
     """Write the cost of the task of a run, untrained, with scales and goals of its recordings."""
     dataset, world = EpisodeDataset(run / "shards"), load_world(run)
-    config = TaskCostConfig(state_names=dataset.state_names, hidden_dim=8, num_goals=3)
+    goal = tuple(map(float, goal_of(dataset.description)))
+    config = TaskCostConfig(dataset.state_names, goal, hidden_dim=8, num_goals=3)
     data = DataSpec(dataset.image_size, dataset.actions, world.state_spec)
     torch.manual_seed(seed)
     cost = build_controller(config, data)
@@ -316,7 +317,7 @@ def test_the_oracle_lowers_the_cost_of_true_states():
         def features(self, states: Tensor) -> Tensor:
             return states
 
-        def cost(self, tracked: Tensor) -> Tensor:
+        def cost(self, tracked: Tensor, goal: Tensor | None = None) -> Tensor:
             return (tracked[:, 2:4] - torch.tensor(GOAL[:2]).float()).norm(dim=1)
 
     start = np.array([256.0, 120.0, 256.0, 190.0, 0.0])
@@ -330,3 +331,10 @@ def test_the_oracle_lowers_the_cost_of_true_states():
             velocities = (states - obs.states)[:, :2] * 10
             obs = Observation(None, states, velocities, np.ones(1, bool))
     assert np.linalg.norm(obs.states[0, 2:4] - GOAL[:2]) < 25
+
+
+def test_fewer_episodes_are_fewer_of_every_policy():
+    few = evaluate.Config(task_episodes=2)
+    assert few.num_searches == few.num_oracles == few.task_episodes == 2
+    many = evaluate.Config(task_episodes=500)
+    assert (many.num_searches, many.num_oracles) == (100, 4)

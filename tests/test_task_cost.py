@@ -114,6 +114,51 @@ def test_the_cost_grows_away_from_the_goal_wherever_the_agent_stands(trained: Ta
     assert turned > costs[0][1]
 
 
+def test_a_given_goal_costs_what_the_own_one_does_from_there(trained: TaskCost) -> None:
+    pose = (70.0, 30.0, 1.0)
+    cost = TaskCost(replace(trained.config, goal=pose), LATENTS, ACTIONS)
+    cost.load_state_dict(trained.state_dict())
+    # from (30, 60), a quarter turn further, the same step away
+    away, turned = at((70.0, 50.0), (75.0, 30.0, 1.0)), at((10.0, 60.0), (30.0, 65.0, 2.57))
+    goal = torch.tensor([[30.0, 60.0, 1.0 + math.pi / 2]])
+    with torch.no_grad():
+        own, given = cost(away), cost.cost(cost.start(turned), goal)
+        assert float(given) == pytest.approx(float(own), abs=0.15)
+        assert float(given) < 0.5 * float(cost(turned))
+        there = cost.cost(cost.start(at((10.0, 10.0), (30.0, 60.0, 2.57))), goal)
+        assert there < given
+        # latents are no pose, and the pose that it has moves nothing
+        tracked = cost.start(away)
+        assert torch.equal(cost.cost(tracked, away), own)
+        torch.testing.assert_close(cost.cost(tracked, torch.tensor([pose])), own)
+
+
+def test_it_is_learned_of_episodes_with_goals_of_their_own() -> None:
+    def moved(batch: Batch) -> Batch:
+        """Half of the clips are called clips of another goal, from which they earn as much."""
+        (states,) = batch.require("states")
+        states, other = states.clone(), torch.arange(len(batch)) % 2 == 1
+        states[other, :, 2:4] -= 25.0
+        states[other, :, :2] -= 25.0
+        goals = torch.where(other[:, None], torch.tensor([45.0, 5.0, 1.0]), GOAL)
+        extra = {"states": states, "goals": goals}
+        return replace(batch, latents=latents_of(states), extra=extra)
+
+    torch.manual_seed(0)
+    model = TaskCost(replace(SMALL, goal=(70.0, 30.0, 1.0)), LATENTS, ACTIONS)
+    model.begin(moved(clips(4000, seed=1)))
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for step in range(400):
+        losses = model.loss(moved(clips(256, seed=2 + step)))
+        optimizer.zero_grad()
+        torch.stack([v for v in losses.values() if v.requires_grad]).sum().backward()
+        optimizer.step()
+    metrics = model.eval().validate(moved(clips(2000, seed=10**6)))
+    assert metrics["reward_error"] < 0.12 and metrics["reward_correlation"] > 0.7
+    alone = clips(2000, seed=10**6)
+    assert model.validate(alone)["reward_error"] < 0.12
+
+
 def test_what_the_agent_does_not_touch_cannot_drift_to_the_goal(trained: TaskCost) -> None:
     start, drifted = at((10.0, 90.0), (60.0, 30.0, 1.0)), at((12.0, 90.0), (70.0, 30.0, 1.0))
     far = torch.tensor([[12.0, 90.0]]).expand(3, 2)[None] / 50 - 1

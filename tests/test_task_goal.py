@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 from pointer_world import PointerWorld
 from test_task import SEED, add_task_cost, config_of
 from untrained_run import write_run
 
 import evaluate
+import play
 import preprocess
 import train_controller
 from data.pusht.demo_data import load_demos
@@ -21,13 +24,16 @@ from data.pusht.perturbed_demos import PerturbedDemos
 from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.pusht.scripted_policy import ScriptedPolicy
 from data.pusht.simulator import ACTIONS, GOAL, PushT, angle_difference, goal_of, reward
-from data.pusht.symmetries import NUM_SYMMETRIES, mirror, transform, turn
-from data.pusht.task_goal import Goal, as_note, as_pose
+from data.pusht.symmetries import Motion, mirror, random_motion
+from data.pusht.task_goal import Goal, as_pose
 from data.pusht.vector_pusht import VectorPushT
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.protocols import goals, task
 from evaluation.protocols.policies import NoOp, Observation
 from models.world import World
+from pipeline import checkpoint, presets, tensor_file
+from pipeline.inference.load_controllers import load_canonical_policy, load_task_cost
+from pipeline.inference.load_world import load_world
 from pipeline.play.player import Player, StartSampler
 from pipeline.play.simulators import open_simulator
 from pipeline.training.controller_config import why_not
@@ -115,12 +121,16 @@ def test_the_task_is_measured_towards_a_given_goal(
     monkeypatch.setattr(task, "random_start", start_on(given))
     policies = ("noop", "scripted", "bc")
     assert measure(other_run, policies=policies)["task"]["noop"]["success"] == 0
+    policies = (*policies, "planner", "oracle_cem")
     metrics = measure(other_run, policies=policies, task_goal=given)
     assert all(metrics["task"][name]["success"] == 1 for name in policies)
-    assert metrics["task"]["planner"]["n"] is None
-    assert "planner, goal_policy, oracle_cem are left out: the task cost" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--policies planner: the task cost .*out --task-goal; ch"):
-        measure(other_run, policies=("planner",), task_goal=given)
+    assert "policy_prior and goal_policy are left out: it is given image" in capsys.readouterr().out
+    with pytest.raises(
+        ValueError, match="--policies policy_prior: it is given images of .*best_of"
+    ):
+        measure(other_run, policies=("policy_prior",), task_goal=given)
+    with pytest.raises(ValueError, match="--policies best_of_n: no .*canonical_policy"):
+        measure(other_run, policies=("best_of_n",), task_goal=given)
     with pytest.raises(ValueError, match="--task-goal -5 9 is outside of the world"):
         evaluate.Config(task_goal=(-5.0, 9.0, 0.0))
 
@@ -137,56 +147,87 @@ def test_the_drawn_goal_is_the_given_one_and_gone_in_the_next_episode(other_run:
     frames: list[np.ndarray] = []
     with evaluate.Session(other_run, None, None, 1, 1) as session:
         for goal in (None, GOAL, None):
-            task.run_task(Looks(), session.envs, [SEED], steps=1, goal=goal)
+            given = None if goal is None else goal[None]
+            task.run_task(Looks(), session.envs, [SEED], steps=1, goals=given)
     assert np.array_equal(frames[0], frames[2]) and not np.array_equal(frames[0], frames[1])
 
 
 # -- a goal for each episode ---------------------------------------------------------------------
 
 
-def test_a_scene_is_turned_and_mirrored_as_a_whole():
-    state = np.array([100.0, 40.0, *GOAL])
-    assert np.allclose(turn(state, 1), [472, 100, 256, 256, 3 * np.pi / 4])
-    assert np.allclose(turn(turn(state, 3), 1), state) and np.allclose(mirror(mirror(state)), state)
-    assert np.allclose(turn(state[:2], 1), [472, 100])
-    assert np.allclose(turn(GOAL, 1), [256, 256, 3 * np.pi / 4])
-    different = {tuple(transform(state, s).round(6)) for s in range(NUM_SYMMETRIES)}
-    assert len(different) == NUM_SYMMETRIES
+def test_a_scene_is_moved_as_a_whole():
+    state, quarter = np.array([100.0, 40.0, *GOAL]), Motion(angle=np.pi / 2)
+    assert np.allclose(quarter(state), [472, 100, 256, 256, 3 * np.pi / 4])
+    assert np.allclose(Motion(angle=-np.pi / 2)(quarter(state)), state)
+    assert np.allclose(mirror(mirror(state)), state)
+    assert np.allclose(quarter(state[:2]), [472, 100])
+    assert np.allclose(Motion(shift=(7.0, -9.0))(state), [107, 31, 263, 247, np.pi / 4])
+    assert np.array_equal(Motion()(state), state)
+    assert np.array_equal(Motion(mirrored=True)(state), mirror(state))
 
 
-def test_copies_are_turned_with_their_goals_which_they_still_reach(tmp_path: Path):
+def test_a_moved_episode_stays_within_the_walls():
+    rng = np.random.default_rng(0)
+    states = np.tile([300.0, 420.0, 380.0, 300.0, 2.0], (3, 1)) + rng.normal(0, 5, (3, 5))
+    targets = states[:, :2] + 20
+    shifts = set()
+    for _ in range(50):
+        motion = random_motion(rng, states, targets)
+        assert motion(targets).min() >= 0 and motion(targets).max() <= 512
+        agent = motion(states)[:, :2]
+        assert agent.min() >= 20 and agent.max() <= 492  # its radius, and the wall
+        shifts.add(motion.shift)
+    assert len(shifts) == 50
+    # where nothing fits but as it is, quarter turns are left
+    wide = np.array([[256.0, 1, 256, 256, 0], [256, 511, 256, 256, 0], [1, 256, 256, 256, 0]])
+    motion = random_motion(rng, wide, np.array([[0.0, 0], [512, 512]]))
+    assert motion.shift == (0.0, 0.0) and motion.angle % (np.pi / 2) < 1e-9
+
+
+def test_copies_are_moved_with_their_goals_which_they_still_reach(tmp_path: Path):
     source = PerturbedDemos(write_demos(tmp_path, 2), 8, 64, goal=OTHER, random_goal=True)
     plain = PerturbedDemos(source.path, 1, 64, goal=OTHER).episode(PushT(64), 0, 0)
     assert plain.states is not None and plain.rewards is not None
-    poses = [goal_of(as_note(transform(as_pose(OTHER), s))) for s in range(NUM_SYMMETRIES)]
-    simulator, seen = PushT(64), set()
-    for copy in range(8):
-        episode = source.episode(simulator, 0, copy)
-        goal = goal_of(episode.notes)
-        (symmetry,) = [s for s, pose in enumerate(poses) if np.allclose(pose, goal, atol=1e-3)]
-        seen.add(symmetry)
-        assert episode.states is not None and episode.rewards is not None
-        expected = transform(plain.states, symmetry)
-        assert np.abs(episode.states[:, :4] - expected[:, :4]).max() < 0.05
-        np.testing.assert_allclose(episode.rewards, plain.rewards, atol=1e-3)
-        # the frame as a whole is turned, with the goal that is drawn in it
-        image = plain.frames[-1]
-        mirrored = np.rot90(image, 2).transpose(1, 0, 2) if symmetry >= 4 else image
-        turned = np.rot90(mirrored, -(symmetry % 4)).astype(int)
-        error = np.abs(turned - episode.frames[-1]).mean()
-        assert error < 2
-        if symmetry:
-            assert np.abs(image.astype(int) - episode.frames[-1]).mean() > error + 1
-    assert seen == set(range(NUM_SYMMETRIES))
     assert plain.rewards[-1] > 0.5
+    simulator, poses = PushT(64), set()
+    for demo, copy in ((0, 0), (0, 1), (1, 0)):
+        episode = source.episode(simulator, demo, copy)
+        pose = goal_of(episode.notes)
+        poses.add(tuple(pose))
+        assert episode.states is not None and episode.rewards is not None
+        if demo:
+            continue
+        # seen from its goal, the block goes the same way, mirrored or not
+        own, before = (
+            _seen_from(goal, s)
+            for goal, s in ((pose, episode.states), (as_pose(OTHER), plain.states))
+        )
+        same = np.abs(own - before).max() < 0.2
+        assert same or np.abs(own * [-1, 1, -1] - before).max() < 0.2
+        np.testing.assert_allclose(episode.rewards, plain.rewards, atol=0.01)
+        world = PushT(64)
+        world.reset(episode.states[-1], goal=pose)
+        assert np.abs(world.render().astype(int) - episode.frames[-1]).mean() < 0.5
+    assert len(poses) == 3
 
 
-def test_copies_beyond_the_first_of_each_kind_are_perturbed(tmp_path: Path):
-    source = PerturbedDemos(write_demos(tmp_path, 1), 16, 16, random_goal=True)
-    exact, noisy = (source.episode(PushT(16), 0, copy) for copy in (3, 11))
-    assert exact.notes == noisy.notes
-    assert exact.actions is not None and noisy.actions is not None
-    assert not np.allclose(exact.actions, noisy.actions)
+def _seen_from(goal: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """The block's pose in the frame of the goal, (T, 3): x, y and the sine of the angle."""
+    x, y = (states[:, 2:4] - goal[:2]).T
+    sin, cos = np.sin(goal[2]), np.cos(goal[2])
+    return np.stack([cos * x + sin * y, cos * y - sin * x, np.sin(states[:, 4] - goal[2])], 1)
+
+
+def test_copies_beyond_the_first_two_are_perturbed(tmp_path: Path):
+    source = PerturbedDemos(write_demos(tmp_path, 1), 4, 16, random_goal=True)
+    plain = PerturbedDemos(source.path, 1, 16).episode(PushT(16), 0, 0)
+    lengths = []
+    for copy in range(4):
+        actions = source.episode(PushT(16), 0, copy).actions
+        assert actions is not None and plain.actions is not None
+        steps = [np.linalg.norm(np.diff(a, axis=0), axis=1) for a in (actions, plain.actions)]
+        lengths.append(np.abs(steps[0] - steps[1]).max())
+    assert max(lengths[:2]) < 1e-3 < 1 < min(lengths[2:])
 
 
 def test_shards_without_goals_of_their_own_are_described_as_before(tmp_path: Path):
@@ -221,9 +262,9 @@ def varied(tmp_path_factory: pytest.TempPathFactory) -> EpisodeDataset:
 def test_stage_1_says_which_goals_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = write_demos(tmp_path, 3, goal=TASK)
     make_shards(tmp_path, demos=path, perturb=8, random_goal=True)
-    line = "goals: 4 poses of the block in 24 episodes (x y degrees: 256 256 45, 256 256 135, "
+    line = "goals: 24 poses of the block in 24 episodes (x y degrees: "
     assert line in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--random-goal turns and mirrors .*give --perturb K too"):
+    with pytest.raises(ValueError, match="--random-goal moves copies .*give --perturb K too"):
         make_shards(tmp_path / "b", demos=path, random_goal=True)
     with pytest.raises(ValueError, match=r"holds shards with .*--restart"):
         make_shards(tmp_path, demos=path, perturb=8)
@@ -260,10 +301,100 @@ def test_the_simulator_of_play_has_the_goal_of_the_episode(varied: EpisodeDatase
     assert len(drawn) > 1
 
 
-def test_the_cost_of_a_task_is_not_learned_of_several_goals(varied: EpisodeDataset):
+def test_each_episode_of_the_task_may_draw_its_goal(
+    other_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    goals = task.random_goals([SEED, SEED + 1])
+    assert np.array_equal(goals[1], task.random_goals([SEED + 1])[0])
+    assert not np.allclose(goals[0], goals[1])
+    starts = {SEED + i: np.array([450.0, 60.0, *goal]) for i, goal in enumerate(goals)}
+    monkeypatch.setattr(task, "random_start", starts.__getitem__)
+    policies = ("noop", "scripted", "planner", "oracle_cem")
+    metrics = measure(other_run, policies=policies, random_goal=True)
+    assert all(metrics["task"][name]["success"] == 1 for name in policies)
+    assert metrics["provenance"]["task_goal"] == "random"
+    page = (other_run / "report" / "index.html").read_text()
+    assert "towards a goal that each seed draws anywhere" in page
+    with pytest.raises(ValueError, match="--task-goal and --random-goal exclude each other"):
+        evaluate.Config(task_goal=OTHER, random_goal=True)
+    with pytest.raises(ValueError, match="--random-goal is of the task protocol"):
+        evaluate.Config(random_goal=True, protocol=("strict",))
+
+
+def test_a_cost_without_a_pose_is_left_out_for_other_goals(
+    other_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    old = Path(shutil.copytree(other_run, tmp_path / "old"))
+    path = old / "controller" / "task_cost" / "best.pt"
+    saved = torch.load(path, weights_only=True)
+    del saved["config"]["goal"]  # as it was before goals had poses
+    saved["fingerprint"] = checkpoint.fingerprint(saved["model"], saved["config"])
+    del saved["digest"]
+    tensor_file.save(path, saved)
+    with pytest.raises(ValueError, match="--policies planner: the task cost knows no pose"):
+        measure(old, policies=("planner",), random_goal=True)
+    assert "are left out: the task cost knows no pose of its goal" in capsys.readouterr().out
+
+
+# -- a run on goals that differ ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def varied_run(varied: EpisodeDataset) -> Path:
+    """Stage 4 on untrained models: the cost, and an imitator that knows every goal."""
+    run = varied.folder.parent
+    write_run(run, varied, method="keypoints")
+    config = replace(
+        presets.apply(train_controller.Config(), "controller", ["keypoints", "debug"]), run=run
+    )
+    train_controller.main(replace(config, methods=("task_cost", "canonical_policy")))
+    return run
+
+
+def test_cost_and_imitator_learn_of_goals_that_differ(varied_run: Path, varied: EpisodeDataset):
+    world = load_world(varied_run)
+    cost, policy = load_task_cost(varied_run, world), load_canonical_policy(varied_run, world)
+    assert cost is not None and policy is not None and policy.reader is not None
+    assert cost.frame.is_known and policy.frame.home == cost.frame.home
+    goals = np.stack([goal_of(note) for note in varied.notes])
+    assert np.abs(np.array(cost.frame.home[:2]) - goals[:, :2].mean(0)).max() < 20
+    # frames at their goals, seen from there, are where the goal of the cost is
+    at_goal = cost.frame.place(cost.goal[None] * cost.feature_std + cost.feature_mean)
+    assert np.abs(at_goal[0].numpy() - cost.frame.home[:2]).max() < 15
+
+
+def test_episodes_with_goals_of_their_own_are_measured_and_played(
+    varied_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    policies = ("best_of_n", "canonical_policy", "planner", "oracle_cem", "noop")
+    metrics = measure(varied_run, policies=policies, random_goal=True)
+    assert all(metrics["task"][name]["n"] for name in policies)
+    own = measure(varied_run, policies=policies)  # the task's goal, which is none of the cost's
+    assert own["provenance"]["task_goal"] is None and own["task"]["best_of_n"]["n"]
+    config = replace(
+        presets.apply(play.Config(), "play", ["keypoints", "debug"]),
+        run=varied_run,
+        headless=True,
+        compare_simulator=True,
+        goal=("task",),
+        steps=4,
+    )
+    play.main(replace(config, actions="best_of_n"))
+    assert "best_of_n actions towards the task, from frame 10" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--actions policy_prior is given images of a goal"):
+        play.main(replace(config, actions="policy_prior"))
+    with pytest.raises(ValueError, match="--goal task: the task cost of .* other goals"):
+        measure(varied_run, protocol=(), goal=("task",))
+
+
+def test_what_learns_one_goal_alone_is_left_out_of_several(varied: EpisodeDataset):
     class HasRewards:
         has_rewards = True
 
     config = replace(train_controller.Config(), run=varied.folder.parent)
-    reason = why_not(config, "task_cost", cast(World, HasRewards()), varied)
-    assert "has 4 goals of episodes, a task's cost only one" in reason
+    world = cast(World, HasRewards())
+    assert not why_not(config, "task_cost", world, varied)
+    assert not why_not(config, "canonical_policy", world, varied)
+    assert "goals of episodes, and this learns one" in why_not(
+        config, "distilled_policy", world, varied
+    )

@@ -11,8 +11,8 @@ import numpy as np
 from data.pusht.demo_data import load_demos
 from data.pusht.demos import describe_demos
 from data.pusht.scripted_episodes import EpisodeBuilder, smooth_noise
-from data.pusht.simulator import ACTIONS, STATE_NAMES, SUCCESS_COVERAGE, PushT
-from data.pusht.symmetries import MIRRORED, NUM_SYMMETRIES, transform
+from data.pusht.simulator import ACTIONS, STATE_NAMES, SUCCESS_COVERAGE, WINDOW_SIZE, PushT
+from data.pusht.symmetries import Motion, random_motion
 from data.pusht.task_goal import Goal, as_note, as_pose
 from data.shards.episodes import Episode
 
@@ -27,8 +27,9 @@ class PerturbedDemos:
     noise, with a std of 5 to 30 pixels (the rule of the public dataset is not published). Copies of
     one demonstration share their source.
 
-    With `random_goal` each copy has one of the eight symmetries of the square, and its goal has it,
-    too: so goals differ, and demonstrations still reach them. The first of each is exact.
+    With `random_goal` each copy is mirrored or not, turned and shifted as a whole, its goal with
+    it, as far as it stays within the walls: so goals differ, and demonstrations still reach them.
+    The first two are exact.
     """
 
     path: str
@@ -52,7 +53,7 @@ class PerturbedDemos:
         return {
             "source": "perturbed human demonstrations"
             + self._mirrored * ", every second one mirrored"
-            + self.random_goal * ", turned and mirrored with their goals",
+            + self.random_goal * ", moved with their goals",
             "image_size": [self.image_size, self.image_size],
             "actions": ACTIONS.as_dict(),
             "state_names": list(STATE_NAMES),
@@ -77,23 +78,25 @@ class PerturbedDemos:
         demos = load_demos(Path(self.path))
         rows = demos.rows(demo)
         start, targets = demos.states[rows][0], demos.actions[rows]
-        if copy >= (NUM_SYMMETRIES if self.random_goal else 1 + self._mirrored):
+        motion, goal = self._motion(demo, copy), as_pose(self.goal)
+        if copy >= (2 if self.random_goal else 1 + self._mirrored):
             rng = np.random.default_rng((self.seed, demo, copy))
             std = rng.uniform(5, 30)
-            targets = np.clip(targets + smooth_noise(rng, len(targets), std), 0, 512)
-        symmetry = self._symmetry(demo, copy)
-        start, targets = transform(start, symmetry), transform(targets, symmetry)
-        goal = as_pose(self.goal)
-        goal = transform(goal, symmetry) if self.random_goal else goal
+            targets = np.clip(targets + smooth_noise(rng, len(targets), std), 0, WINDOW_SIZE)
+        start, targets = motion(start), motion(targets)
+        if self.random_goal:
+            goal, targets = motion(goal), np.clip(targets, 0, WINDOW_SIZE)
         simulator.reset(start, goal=goal)
         builder = EpisodeBuilder(simulator)
         for target in targets:  # the last one too: some demonstrations succeed with it
             builder.step(target)
         return builder.to_episode(demo, as_note(goal) if self.random_goal else None)
 
-    def _symmetry(self, demo: int, copy: int) -> int:
-        """The symmetry of a copy; eight copies have all of them, in an order of the seed's."""
-        if self.random_goal:
-            order = np.random.default_rng((self.seed, demo)).permutation(NUM_SYMMETRIES)
-            return int(order[copy % NUM_SYMMETRIES])
-        return MIRRORED if self._mirrored and copy % 2 else 0
+    def _motion(self, demo: int, copy: int) -> Motion:
+        """How a copy is moved as a whole."""
+        if not self.random_goal:
+            return Motion(mirrored=self._mirrored and copy % 2 == 1)
+        demos = load_demos(Path(self.path))
+        rows = demos.rows(demo)
+        rng = np.random.default_rng((self.seed, demo, copy, 1))
+        return random_motion(rng, demos.states[rows], demos.actions[rows])

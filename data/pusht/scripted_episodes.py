@@ -17,7 +17,7 @@ from data.pusht.simulator import (
     random_start,
     reward,
 )
-from data.pusht.task_goal import as_note
+from data.pusht.task_goal import as_note, random_pose
 from data.shards.episodes import Episode
 
 # fractions of the episodes that push to the goal, and to another pose
@@ -123,7 +123,7 @@ class ScriptedEpisodes:
     def episode(self, simulator: PushT, number: int) -> Episode:
         rng = np.random.default_rng((self.seed, number))
         # of its own random numbers, so that all else is as with the task's goal
-        goal = _random_pose(np.random.default_rng((self.seed, number, 1)))
+        goal = random_pose(np.random.default_rng((self.seed, number, 1)))
         goal = goal if self.random_goal else GOAL
         simulator.reset(random_start(int(rng.integers(2**31))), goal=goal)
         builder = EpisodeBuilder(simulator)
@@ -133,7 +133,7 @@ class ScriptedEpisodes:
         noise = smooth_noise(rng, self.steps, std)
         if draw < GOAL_SHARE + OTHER_POSE_SHARE:
             is_task = draw < GOAL_SHARE
-            self._push(builder, rng, noise, goal if is_task else _random_pose(rng), is_task)
+            self._push(builder, rng, noise, goal if is_task else random_pose(rng), is_task)
         else:
             self._explore(builder, rng, noise)
         return builder.to_episode(number, as_note(goal) if self.random_goal else None)
@@ -178,7 +178,3 @@ class ScriptedEpisodes:
             offset = np.clip(destination, 0, 512) - target
             target = target + offset * min(1.0, speed / max(float(np.hypot(*offset)), 1e-6))
             builder.step(np.clip(target + 0.3 * noise[step], 0, 512))
-
-
-def _random_pose(rng: np.random.Generator) -> np.ndarray:
-    return np.array([*rng.uniform(130, 382, 2), rng.uniform(0, 2 * np.pi)])

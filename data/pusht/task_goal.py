@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from data.io.messages import first_few
-from data.pusht.simulator import WINDOW_SIZE, goal_of
+from data.pusht.simulator import ACTIONS, STATE_NAMES, WINDOW_SIZE, goal_of
+from data.shards.episode_dataset import EpisodeDataset
 
 Goal = tuple[float, float, float]
 """Pose of the block: x, y in pixels, and degrees."""
@@ -27,6 +28,22 @@ def check_in_world(goal: Goal | None, flag: str) -> None:
             f"{flag} {goal[0]:g} {goal[1]:g} is outside of the world; X and Y must be between 0 "
             f"and {WINDOW_SIZE}"
         )
+
+
+def goals_of(dataset: EpisodeDataset) -> np.ndarray | None:
+    """Return the goals' poses of all frames, (frames, 3) float32: x, y, angle; None where the
+    recordings are not of Push-T."""
+    toy = str(dataset.description.get("source")).startswith("toy")
+    if toy or dataset.actions != ACTIONS or dataset.state_names != STATE_NAMES:
+        return None
+    of_all = goal_of(dataset.description)
+    poses = [goal_of(note) if "goal" in note else of_all for note in dataset.notes]
+    return np.repeat(np.stack(poses).astype(np.float32), dataset.lengths, axis=0)
+
+
+def random_pose(rng: np.random.Generator) -> np.ndarray:
+    """Draw a pose of the block, (3,), at which it can be pushed from all sides."""
+    return np.array([*rng.uniform(130, 382, 2), rng.uniform(0, 2 * np.pi)])
 
 
 def as_note(pose: np.ndarray) -> dict[str, list[float]]:

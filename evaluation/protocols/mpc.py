@@ -67,17 +67,24 @@ class MpcPolicy:
         last_action_probe: Callable[[Tensor], Tensor] | None = None,
         goals: Tensor | None = None,
         patience: int | None = None,
+        by_pose: bool = False,
     ) -> None:
         """receding_horizon: actions executed before replanning; None is the whole plan.
         last_action_probe: predicts the last action from latents, where none is known.
         goals: latents of a task's goals, (G, P, D), where a protocol has none of its own.
-        patience: see `PlanExecutor`."""
+        patience: see `PlanExecutor`.
+        by_pose: the planner is given the poses of the task's goals, where observations have them.
+        """
         self.world, self.last_action_probe, self.goals = world, last_action_probe, goals
+        self.by_pose = by_pose
         self.executor = PlanExecutor(planner, receding_horizon, patience)
 
     @torch.no_grad()
     def reset(self, obs: Observation, goal: Observation | None) -> None:
-        if self.goals is not None:
+        if self.by_pose and obs.task_goals is not None:
+            poses = torch.from_numpy(obs.task_goals).float()
+            self.goal_latents = poses.to(self.world.device)
+        elif self.goals is not None:
             self.goal_latents = self.goals.expand(len(obs.states), *self.goals.shape)
         else:
             assert goal is not None and goal.frames is not None, "planning needs a goal"

@@ -148,11 +148,17 @@ class TaskOracleCem(OracleCem):
     def reset(self, obs: Observation, goal: Observation | None) -> None:
         super().reset(obs, obs)  # a goal that is not looked at
         self.warm_start: np.ndarray | None = None
+        self.poses = obs.task_goals
 
     def plan_rows(self, obs: Observation, rows: np.ndarray) -> np.ndarray:
         states, velocities = obs.states[rows], obs.velocities[rows]
         warm_start = None if self.warm_start is None else self.warm_start[rows]
-        plans = self.search(states, velocities, self._cost, states[:, 2:4], warm_start)
+        poses = None if self.poses is None else torch.from_numpy(self.poses[rows]).float()
+
+        def cost(final_states: np.ndarray) -> np.ndarray:
+            return self._cost(final_states, poses)
+
+        plans = self.search(states, velocities, cost, states[:, 2:4], warm_start)
         knots = plans[:, ACTION_BLOCK - 1 :: ACTION_BLOCK]
         executed = self.receding_horizon // ACTION_BLOCK
         rest = np.concatenate([knots[:, executed:], knots[:, -1:].repeat(executed, 1)], 1)
@@ -161,11 +167,13 @@ class TaskOracleCem(OracleCem):
         return plans
 
     @torch.no_grad()
-    def _cost(self, states: np.ndarray) -> np.ndarray:
-        """(N, K, S) -> (N, K)"""
+    def _cost(self, states: np.ndarray, poses: Tensor | None = None) -> np.ndarray:
+        """(N, K, S) -> (N, K); poses: (N, 3) of the goals, if not the cost's own."""
+        device = self.task_cost.goal.device
+        goal = None if poses is None else poses.repeat_interleave(states.shape[1], 0).to(device)
         flat = torch.from_numpy(states.reshape(-1, states.shape[-1])).float()
-        features = self.task_cost.features(flat.to(self.task_cost.goal.device))
-        cost = self.task_cost.cost(features.repeat(1, 2))
+        features = self.task_cost.features(flat.to(device))
+        cost = self.task_cost.cost(features.repeat(1, 2), goal)
         return cost.cpu().numpy().astype(np.float64).reshape(states.shape[:-1])
 
 

@@ -26,6 +26,8 @@ class Observation:
     states: np.ndarray  # (N, S)
     velocities: np.ndarray  # (N, 2) of the agent, units of the world per second
     active: np.ndarray  # (N,) bool, False where the episode has ended and the action is not used
+    task_goals: np.ndarray | None = None
+    """(N, 3), poses of the task's goals, if they are not those of the simulators."""
 
 
 class Policy(Protocol):
@@ -93,10 +95,13 @@ class Scripted:
         self.goal = goal
 
     def reset(self, obs: Observation, goal: Observation | None) -> None:
-        self.policy = ScriptedPolicy(self.goal)
+        poses = obs.task_goals
+        poses = np.tile(self.goal, (len(obs.states), 1)) if poses is None else poses
+        self.policies = [ScriptedPolicy(pose) for pose in poses]
 
     def act(self, obs: Observation) -> np.ndarray:
-        return np.stack([self.policy.act(state) for state in obs.states])
+        pairs = zip(self.policies, obs.states, strict=True)
+        return np.stack([policy.act(state) for policy, state in pairs])
 
 
 class WorldModelPolicy:

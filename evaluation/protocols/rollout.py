@@ -124,7 +124,7 @@ def _play_batch(
     for step in range(num_steps):
         frames = envs.frames(stepped) if policy.needs_pixels or watchers else None
         _show(watchers, frames)
-        obs = Observation(frames, states, velocities, active)
+        obs = Observation(frames, states, velocities, active, task_goals)
         if step == 0:
             policy.reset(obs, goal)
         prev_states = states

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.pusht.simulator import SUCCESS_COVERAGE, random_start, reward
+from data.pusht.task_goal import random_pose
 from data.pusht.vector_pusht import VectorPushT
 from evaluation.measures.intervals import bootstrap, wilson
 from evaluation.protocols.policies import Policy
@@ -30,22 +31,26 @@ def run_task(
     steps: int = MAX_STEPS,
     name: str = "task",
     watchers: Sequence[Watcher] = (),
-    goal: np.ndarray | None = None,
+    goals: np.ndarray | None = None,
 ) -> np.ndarray:
     """Play an episode from each seed, until it succeeds, and give the coverages after each step:
     (E, T); an episode that has ended repeats its last one.
 
-    goal: (3,) of all episodes, if not that of the simulators.
+    goals: (E, 3) of the episodes, if not that of the simulators.
     """
 
     def is_done(episodes: np.ndarray, played: Trajectories) -> np.ndarray:
         return played.coverages.max(1) >= SUCCESS_COVERAGE
 
     states = np.stack([random_start(seed) for seed in seeds])
-    goals = None if goal is None else np.tile(goal, (len(seeds), 1))
     starts = Starts(states, np.zeros((len(seeds), 2)), goals)
     played = play_episodes(policy, envs, starts, steps, is_done, name=name, watchers=watchers)
     return played.coverages
+
+
+def random_goals(seeds: Sequence[int]) -> np.ndarray:
+    """Draw the goal of each episode by its seed, (E, 3), anywhere the block can be pushed to."""
+    return np.stack([random_pose(np.random.default_rng((seed, 1))) for seed in seeds])
 
 
 def steps_until_success(coverages: np.ndarray) -> np.ndarray:

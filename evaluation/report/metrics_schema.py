@@ -36,8 +36,8 @@ TASK = (
     "success_within_200", "steps", "end_score", "coverage", "plan_seconds", "n",
 )  # fmt: skip
 TASK_POLICIES = (
-    "best_of_n", "policy_prior", "planner", "distilled_policy", "flow_policy", "goal_policy",
-    "actor_critic", "bc", "random", "noop", "scripted", "oracle_cem",
+    "best_of_n", "policy_prior", "planner", "distilled_policy", "canonical_policy", "flow_policy",
+    "goal_policy", "actor_critic", "bc", "random", "noop", "scripted", "oracle_cem",
 )  # fmt: skip
 RETURNS = ("return", "low", "high", "median", "length", "terminated", "n")
 RETURN_POLICIES = ("actor_critic", "bc", "random", "recorded")

@@ -271,7 +271,9 @@ def _task_protocol(provenance: dict[str, Any]) -> str:
     )
 
 
-def _towards(goal: Sequence[float] | None) -> str:
+def _towards(goal: Sequence[float] | str | None) -> str:
+    if goal == "random":
+        return ", towards a goal that each seed draws anywhere"
     return f", towards the goal {' '.join(f'{x:g}' for x in goal)} (x y degrees)" if goal else ""
 
 

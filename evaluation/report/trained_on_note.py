@@ -12,8 +12,9 @@ def trained_on_note(trained_on: int | None, held_out: int) -> str:
         return ""
     if trained_on is None:
         return (
-            "unknown whether any held-out episode was trained on: a checkpoint was written before "
-            "its recordings were remembered"
+            "unknown whether any held-out episode was trained on: a checkpoint does not remember "
+            "its recordings; episodes that are made anew are unseen (preprocess.py with another "
+            "--seed and --run, then --shards)"
         )
     return (
         f"warning: {trained_on} of the {held_out} held-out episodes were trained on, so the "

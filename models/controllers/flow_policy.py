@@ -24,7 +24,7 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import MAX_SEED, CheckedConfig, Range
 from models.controllers.controller import TrainedController
-from models.controllers.policy import IdentityEncoder, PolicyConfig, make_encoder
+from models.controllers.policy import Encoder, IdentityEncoder, PolicyConfig, make_encoder
 from models.dynamics.dynamics import State
 from models.method import Best, Losses
 from models.planning.plan import Plan
@@ -87,12 +87,16 @@ class FlowPolicy(TrainedController):
             )
         self.config, self.latents, self.actions = config, latents, actions
         self.horizon = config.chunk_length
-        self.encoder = make_encoder(config.encoder, latents)
+        self.encoder = self.make_encoder(latents)
         self.net = VelocityNet(config, self.encoder.out_dim, actions.size)
         self.register_buffer("latent_mean", torch.zeros(self.encoder.out_dim))
         self.register_buffer("latent_std", torch.ones(self.encoder.out_dim))
         self.register_buffer("action_std", torch.ones(actions.size))
         self.reset()
+
+    def make_encoder(self, latents: LatentSpec) -> Encoder:
+        """What the network reads, as a function of latents."""
+        return make_encoder(self.config.encoder, latents)
 
     def reset(self) -> None:
         self.num_plans = 0  # of the present episodes
@@ -118,15 +122,24 @@ class FlowPolicy(TrainedController):
         """(B, N) codes or (B, P, D) -> what the network reads, (B, C)."""
         return (self.encoder(latents).float() - self.latent_mean) / self.latent_std
 
-    def sample(self, latents: Tensor, noise: Tensor, num_steps: int | None = None) -> Tensor:
+    def sample(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        num_steps: int | None = None,
+        goal: Tensor | None = None,
+    ) -> Tensor:
         """Follow the flow from noise (B, H, A) to chunks (B, H, A) in [-1, 1], in the config's
-        number of Euler steps or another."""
-        observed = self.observe(latents)
+        number of Euler steps or another; goal: not looked at, the demonstrations have their own."""
+        return self.follow(self.observe(latents), noise, num_steps).clamp(-1, 1)
+
+    def follow(self, observed: Tensor, noise: Tensor, num_steps: int | None = None) -> Tensor:
+        """The same from what the network reads, (B, C); the chunks may leave [-1, 1]."""
         chunk, count = noise, num_steps or self.config.num_steps
         for step in range(count):
             time = torch.full((len(noise),), step / count, device=noise.device)
             chunk = chunk + self.net(chunk, time, observed) / count
-        return (chunk * self.action_std).clamp(-1, 1)
+        return chunk * self.action_std
 
     @torch.no_grad()
     def plan(
@@ -137,13 +150,13 @@ class FlowPolicy(TrainedController):
         warm_start: Tensor | None = None,
         stalls: Tensor | None = None,
     ) -> Plan:
-        """Plan a chunk, as `Planner.plan`, whatever the goal and the warm start; the cost is 0."""
+        """Plan a chunk, as `Planner.plan`, whatever the warm start; the cost is 0."""
         device, size = state.latents.device, self.actions.size
         generator = torch.Generator().manual_seed(self.config.seed + 1_000_003 * self.num_plans)
         self.num_plans += 1
         noise = torch.randn(1, self.horizon, size, generator=generator).to(device)
         noise = self.config.noise_scale * noise.expand(len(state), -1, -1)
-        chunk = self.sample(state.latents, noise)
+        chunk = self.sample(state.latents, noise, goal=goal)
         return self.as_plan(chunk, last_action, torch.zeros(len(state), device=device))
 
     def as_plan(
@@ -167,8 +180,11 @@ class FlowPolicy(TrainedController):
         (B, H, A) from there on.
         """
         latents, actions = batch.require("latents", "actions")
-        chunk = actions.float() / self.action_std
-        observed = self.observe(latents[:, 0])
+        return self.flow_matching(self.observe(latents[:, 0]), actions.float())
+
+    def flow_matching(self, observed: Tensor, chunk: Tensor) -> Losses:
+        """The loss of chunks (B, H, A) after what the network reads, (B, C)."""
+        chunk = chunk / self.action_std
         observed = observed + self.config.latent_noise_std * torch.randn_like(observed)
         noise = torch.randn_like(chunk)
         time = torch.rand(len(chunk), device=chunk.device)
@@ -181,10 +197,13 @@ class FlowPolicy(TrainedController):
         """The loss, and `action_error`: the distance of executed actions from held-out ones, an
         action spans 2."""
         latents, actions = held_out.require("latents", "actions")
-        chunk = actions.float()
-        sampled = self.sample(latents[:, 0], torch.zeros_like(chunk))
+        sampled = self.sample(latents[:, 0], torch.zeros_like(actions))
+        return super().validate(held_out) | self.action_error(sampled, actions.float())
+
+    def action_error(self, sampled: Tensor, chunk: Tensor) -> dict[str, float]:
+        """Mean distance of executed actions, of chunks (B, H, A)."""
         error = (sampled - chunk)[:, : self.config.receding_horizon].square().sum(-1).sqrt()
-        return super().validate(held_out) | {"action_error": float(error.mean())}
+        return {"action_error": float(error.mean())}
 
 
 class VelocityNet(nn.Module):

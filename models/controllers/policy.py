@@ -50,12 +50,21 @@ class PolicyConfig(CheckedConfig):
             raise ValueError(f"--min-std {self.min_std} is above --max-std {self.max_std}")
 
 
+class Encoder(nn.Module):
+    """From what a policy is given to what its network reads, (B, `out_dim`)."""
+
+    out_dim: int
+
+    def load_codebook(self, source: HasCodebooks) -> None:
+        """Copy the vectors of the tokenizer's codes, where it reads codes."""
+
+
 def make_encoder(config: PolicyConfig, latents: LatentSpec) -> SpatialSoftmax | IdentityEncoder:
     """Make the encoder for latents of many patches, or of one."""
     return SpatialSoftmax(config, latents) if latents.num_patches > 1 else IdentityEncoder(latents)
 
 
-class IdentityEncoder(nn.Module):
+class IdentityEncoder(Encoder):
     """Return latents of one patch unchanged."""
 
     def __init__(self, latents: LatentSpec) -> None:
@@ -72,7 +81,7 @@ class IdentityEncoder(nn.Module):
         return self.vectors(latents)[:, 0]
 
 
-class SpatialSoftmax(nn.Module):
+class SpatialSoftmax(Encoder):
     """Turn a frame's latents into keypoints and values there (spatial softmax, Levine et al.,
     arXiv:1504.00702)."""
 

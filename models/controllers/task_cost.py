@@ -10,6 +10,9 @@ An imagined rollout drifts: a block that nobody touches creeps by a pixel or two
 finds the rollout that creeps to the goal.  A third network is therefore asked, for each block of
 actions, whether it changes anything that the cost depends on, and only such changes count.
 
+A goal is given as its pose where episodes have goals of their own: the cost is then that of the
+state as it is seen from there (models/controllers/goal_frame.py).
+
 Where the recordings have no states, the norm is that of the latents' difference from those of
 rewarded frames, whitened by how these vary (Mahalanobis 1936): what differs among them, such as
 where the agent stands, counts little.
@@ -30,6 +33,7 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.controllers.controller import TrainedController
+from models.controllers.goal_frame import GoalFrame, as_columns, goal_poses
 from models.method import Best, Losses
 from models.tokenizers.tokenizer import LatentSpec
 
@@ -49,6 +53,9 @@ class TaskCostConfig(CheckedConfig):
     state_names: tuple[str, ...] = ()
     """Numbers of the dataset's states, filled in by the stage; radians where a name ends in
     `angle`."""
+    goal: tuple[float, ...] = ()
+    """x, y, angle of the goal that the cost is learned for, filled in by the stage; other goals are
+    moved there.  Empty where goals have no pose."""
     hidden_dim: Annotated[int, Range(1, 2**16)] = 256
     """Width of the hidden layers."""
     num_goals: Annotated[int, Range(1, 4096)] = 32
@@ -70,7 +77,7 @@ class TaskCost(TrainedController):
     It is a planner's objective (models/planning/planner.py).
     """
 
-    needs = frozenset({"latents", "actions", "states", "rewards"})
+    needs = frozenset({"latents", "actions", "states", "rewards", "goals"})
     per_block = True
     best = Best("error", higher_is_better=False)
 
@@ -93,6 +100,7 @@ class TaskCost(TrainedController):
                 "--methods"
             )
         self.config = config
+        self.frame = GoalFrame(config.state_names, config.goal)
         self.is_angle = [name.endswith("angle") for name in config.state_names]
         inputs, hidden = latents.num_patches * latents.dim, config.hidden_dim
         self.reads_states = bool(config.state_names)
@@ -153,9 +161,11 @@ class TaskCost(TrainedController):
         return torch.cat([counted, after], dim=1)
 
     def cost(self, tracked: Tensor, goal: Tensor | None = None) -> Tensor:
-        """(B, 2 F) -> (B,); a goal is not looked at, since the task has its own."""
+        """(B, 2 F) -> (B,); goal: poses, (B, 3), of a task that has several.  Latents of a goal are
+        not looked at."""
         features = tracked.chunk(2, dim=1)[0]
         with self._exact():
+            features = self.seen_from(features, goal)
             near = ((self.reward(features) - NEAR) / (1 - NEAR)).clamp(0, 1)
             return self.norm(features) + self.config.reward_weight * (1 - near)
 
@@ -167,6 +177,15 @@ class TaskCost(TrainedController):
         """Read the state: (B, P, D) -> (B, F) features, of unit variance in the data."""
         x = (latents.flatten(1).float() - self.latent_mean) / self.latent_std
         return self.readout(x) + self.linear_readout(x) if self.reads_states else x
+
+    def seen_from(self, features: Tensor, goal: Tensor | None) -> Tensor:
+        """Move features (B, F) of states to where the goal's pose, (B, 3), is that of the config;
+        unchanged without a pose."""
+        poses = goal_poses(goal)
+        if poses is None or not self.frame.is_known:
+            return features
+        moved = self.frame.move(features * self.feature_std + self.feature_mean, poses)
+        return (moved - self.feature_mean) / self.feature_std
 
     def norm(self, features: Tensor) -> Tensor:
         """Distance from the goal: (B, F) -> (B,)."""
@@ -184,10 +203,7 @@ class TaskCost(TrainedController):
 
     def features(self, states: Tensor) -> Tensor:
         """States (B, S) -> (B, F): angles as sine and cosine."""
-        columns = []
-        for column, is_angle in zip(states.float().unbind(-1), self.is_angle, strict=True):
-            columns += [column.sin(), column.cos()] if is_angle else [column]
-        return (torch.stack(columns, -1) - self.feature_mean) / self.feature_std
+        return (as_columns(states, self.is_angle) - self.feature_mean) / self.feature_std
 
     def states(self, features: Tensor) -> Tensor:
         """Features (B, F) -> states (B, S), angles in [-pi, pi]."""
@@ -201,7 +217,7 @@ class TaskCost(TrainedController):
     # -- training ---------------------------------------------------------------------------
 
     def begin(self, sample: Batch) -> None:
-        latents, rewards, states = self._frames(sample)
+        latents, rewards, states, goals = self._frames(sample)
         low, high = rewards.min(), rewards.max()
         if low == high:
             raise ValueError(
@@ -220,7 +236,7 @@ class TaskCost(TrainedController):
             features = self.features(states)
             self.feature_mean.copy_(features.mean(0))
             self.feature_std.copy_(features.std(0).clamp(min=1e-4))
-            features = self.features(states)
+            features = self.seen_from(self.features(states), goals)
             share = self._share(rewards)
             if not ((share > 1 - AT_GOAL) & (share < AT_GOAL)).any():
                 # all or nothing says nothing of the way: what varies at the goal counts little
@@ -233,16 +249,17 @@ class TaskCost(TrainedController):
     def loss(self, batch: Batch) -> Losses:
         """latents (B, T, P, D), actions (B, T, A) and rewards (B, T), T = `action_block` + 1, and
         states (B, T, S) where there are some."""
-        latents, rewards, states = self._frames(batch)
+        latents, rewards, states, goals = self._frames(batch)
         share = self._share(rewards)
         weight = 1 + self.config.near_weight * share
         read = self.read(latents)
         target = read if states is None else self.features(states)
-        missing_norm = soft_clip(self.margin - self.norm(target)) - share
+        seen = self.seen_from(target, goals)
+        missing_norm = soft_clip(self.margin - self.norm(seen)) - share
         losses = {
             # on the way to the goal: at the goal itself the agent's place is no accident
             "norm": (share * (1 - share) ** 2 * missing_norm.square()).mean(),
-            "reward": (weight * (self.reward(target) - share).square()).mean(),
+            "reward": (weight * (self.reward(seen) - share).square()).mean(),
         }
         if states is not None:
             # between absolute and squared: a few frames cannot be read, and count less
@@ -267,10 +284,12 @@ class TaskCost(TrainedController):
         reward there, read from latents; the highest reward there is, as a share of the data's,
         without which nothing is near; how alike the cost and the reward are ordered; how often
         a change is predicted."""
-        latents, rewards, states = self._frames(held_out)
+        latents, rewards, states, goals = self._frames(held_out)
         share, read = self._share(rewards), self.read(latents)
         near = share >= min(NEAR, float(share.max()))
-        reward_error = (self.reward(read).clamp(0, 1) - share).abs()[near].mean()
+        reward_error = (
+            (self.reward(self.seen_from(read, goals)).clamp(0, 1) - share).abs()[near].mean()
+        )
         metrics = {
             "error": float(reward_error),
             "reward_error": float(reward_error),
@@ -278,7 +297,8 @@ class TaskCost(TrainedController):
         }
         rewarded = share > 0
         if len(share[rewarded].unique()) > 1:
-            pairs = torch.stack([self(latents)[rewarded], share[rewarded]])
+            costs = self.cost(self.start(latents), goals)
+            pairs = torch.stack([costs[rewarded], share[rewarded]])
             metrics["reward_correlation"] = -float(torch.corrcoef(pairs)[0, 1])
         if states is None:
             return metrics
@@ -308,14 +328,16 @@ class TaskCost(TrainedController):
         low, high = self.reward_range
         return ((rewards - low) / (high - low)).clamp(0, 1)
 
-    def _frames(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The first and the last frames of clips: latents (2 B, P, D), rewards (2 B,), and states
-        (2 B, S) where they are read."""
+    def _frames(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The first and the last frames of clips: latents (2 B, P, D), rewards (2 B,), states
+        (2 B, S) where they are read, and goals (2 B, 3) where episodes have their own."""
         latents, rewards = (ends(x) for x in batch.require("latents", "rewards"))
         if not self.reads_states:
-            return latents, rewards.float(), None
+            return latents, rewards.float(), None, None
         (states,) = batch.require("states")
-        return latents, rewards.float(), ends(states).float()
+        goals = batch.extra.get("goals")
+        goals = None if goals is None else goals.repeat_interleave(2, 0)
+        return latents, rewards.float(), ends(states).float(), goals
 
 
 def ends(values: Tensor) -> Tensor:

@@ -12,13 +12,14 @@ numbers, L actions of a block.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from data.ranges import MAX_SEED, CheckedConfig, Range
 from models.controllers.flow_policy import FlowPolicy, whole_blocks
+from models.controllers.goal_frame import goal_poses
 from models.dynamics.dynamics import State
 from models.planning.candidates import interpolate, worst_if_not_finite
 from models.planning.plan import Objective, Plan
@@ -28,8 +29,15 @@ MAX_LEVEL = 4
 """Stalls beyond this widen the proposals no more."""
 
 
+Proposer = Literal["auto", "flow_policy", "distilled_policy", "canonical_policy"]
+"""A policy of chunks, by its name; `auto` takes what knows the goal."""
+
+
 @dataclass(frozen=True)
 class BestOfNConfig(CheckedConfig):
+    proposer: Proposer = "auto"
+    """Whose chunks are compared: the flow policy's, or the canonical policy's where goals are
+    others than the flow policy's own, or there is no flow policy; or the one that is named."""
     num_samples: Annotated[int, Range(1, 10**6)] = 16
     """Chunks that are compared."""
     num_chunks: Annotated[int, Range(1, 1000)] = 2
@@ -89,7 +97,7 @@ class Found:
 
 
 class BestOfN:
-    """Plans a chunk at a time, as a `GoalPlanner` whose goal is the objective's own.
+    """Plans a chunk at a time, as a `GoalPlanner` whose goal is the objective's own, or its pose.
 
     The first candidate is the policy's likeliest.  All worlds get the same noise, so that a plan
     does not depend on the others; it changes from plan to plan.
@@ -126,8 +134,9 @@ class BestOfN:
         warm_start: Tensor | None = None,
         stalls: Tensor | None = None,
     ) -> Plan:
-        """Plan a chunk, as `Planner.plan`, whatever the goal and the warm start.
+        """Plan a chunk, as `Planner.plan`, whatever the warm start.
 
+        goal: poses, (B, 3), of a task that has several; latents of goals are not looked at.
         stalls: each widens the proposals of a world: more noise of both kinds.
         """
         device = state.latents.device
@@ -136,8 +145,13 @@ class BestOfN:
         self.num_plans += 1
         noise = self.sample_noise(1, generator).to(device)
         chunk_size = max(1, self.config.max_parallel // self.config.num_samples)
+        poses = goal_poses(goal)
         found = [
-            self.search(state.select(rows), noise.times(1 + levels[rows.cpu()].to(device) / 2))
+            self.search(
+                state.select(rows),
+                noise.times(1 + levels[rows.cpu()].to(device) / 2),
+                None if poses is None else poses[rows],
+            )
             for rows in torch.arange(len(state), device=device).split(chunk_size)
         ]
         chunks, cost, start_cost = (
@@ -166,17 +180,18 @@ class BestOfN:
         return Noise(candidates, later, interpolate(knots, self.block)[:, :, : self.horizon])
 
     @torch.no_grad()
-    def search(self, state: State, noise: Noise) -> Found:
-        """Find the best chunk of each world."""
+    def search(self, state: State, noise: Noise, poses: Tensor | None = None) -> Found:
+        """Find the best chunk of each world; poses: of their goals, (B, 3)."""
         num_worlds, num_samples = len(state), noise.candidates.shape[1]
         states = state.repeat(num_samples)
         tracked = self.objective.start(states.latents)
-        no_goal = states.latents  # the objective has its own
-        start_cost = self.objective.cost(tracked, no_goal).view(num_worlds, -1)[:, 0]
+        # without poses the objective has its own goal, and looks at none
+        goal = states.latents if poses is None else poses.repeat_interleave(num_samples, 0)
+        start_cost = self.objective.cost(tracked, goal).view(num_worlds, -1)[:, 0]
         costs, chunks, reached = [], [], states
         for number, start in enumerate([noise.candidates, *noise.later]):
             start = start.expand(num_worlds, num_samples, -1, -1).flatten(0, 1)
-            chunk = self.policy.sample(states.latents, start, self.config.num_steps)
+            chunk = self.policy.sample(states.latents, start, self.config.num_steps, goal)
             if number == 0:
                 added = noise.added.expand(num_worlds, -1, -1, -1).flatten(0, 1)
                 chunk = (chunk + added).clamp(-1, 1)
@@ -184,7 +199,7 @@ class BestOfN:
             for actions in chunk[:, : self.num_rolled_out].split(self.block, dim=1):
                 states = self.world.imagine(states, actions)
                 tracked = self.objective.follow(tracked, actions, states.latents)
-                costs.append(self.objective.cost(tracked, no_goal))
+                costs.append(self.objective.cost(tracked, goal))
             if number == 0:
                 reached = states
         weight = self.config.running_weight

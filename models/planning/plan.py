@@ -42,7 +42,7 @@ class Objective(Protocol):
         ...
 
     def cost(self, tracked: Tensor, goal: Tensor) -> Tensor:
-        """goal: vectors, (M, P, D).  Returns (M,)."""
+        """goal: vectors, (M, P, D), or poses, (M, 3), of a task that has several.  Returns (M,)."""
         ...
 
 

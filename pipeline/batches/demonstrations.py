@@ -63,8 +63,10 @@ class DemoSteps:
         latents: np.ndarray,
         min_reward: float,
         chunk_length: int = 1,
+        extra: dict[str, np.ndarray] | None = None,
     ) -> None:
         """latents: of all frames of the dataset, (frames, N) or (frames, P, D).
+        extra: what else is known of them, such as `states`, (frames, ...).
         chunk_length: actions from a step on; the last of a demonstration is repeated."""
         self.action_spec, self.latents = dataset.actions, latents
         self.all_actions = dataset.read_rows("actions", 0, dataset.num_frames)
@@ -72,7 +74,7 @@ class DemoSteps:
         self.num_episodes = sum(len(r) > 0 for r in rows)
         self.rows = np.concatenate(rows)
         self.last_rows = np.concatenate([np.full(len(r), r[-1]) for r in rows if len(r)])
-        self.chunk_length = chunk_length
+        self.chunk_length, self.extra = chunk_length, extra or {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -85,7 +87,8 @@ class DemoSteps:
         ahead = rows[:, None] + np.arange(self.chunk_length)
         ahead = np.minimum(ahead, self.last_rows[indices][:, None])
         actions = self.action_spec.normalize(torch.from_numpy(self.all_actions[ahead]))
-        return Batch(latents=as_latents(latents)[:, None], actions=actions)
+        extra = {name: torch.from_numpy(values[rows]) for name, values in self.extra.items()}
+        return Batch(latents=as_latents(latents)[:, None], actions=actions, extra=extra)
 
 
 class StartsWithDemos:

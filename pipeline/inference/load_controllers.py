@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from models.controllers.canonical_policy import CanonicalPolicy
 from models.controllers.controller import Controller
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.distilled_policy import DistilledPolicy
 from models.controllers.flow_policy import FlowPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.task_cost import TaskCost
+from models.planning.best_of_n import Proposer
 from models.registry import DataSpec, build_controller
 from models.world import World
 from pipeline import checkpoint as ckpt
@@ -45,10 +48,39 @@ def load_flow_policy(run: Path, world: World) -> FlowPolicy | None:
     return cast("FlowPolicy | None", _load_method("flow_policy", run, world))
 
 
+def load_canonical_policy(run: Path, world: World) -> CanonicalPolicy | None:
+    """Return the imitator of a run that sees all from its goal; None where none was trained, or
+    what it reads states with is not there."""
+    found = cast("CanonicalPolicy | None", _load_method("canonical_policy", run, world))
+    reader = load_task_cost(run, world) if found is not None else None
+    if found is None or reader is None:
+        return None
+    found.reader = reader
+    return found
+
+
 def load_distilled_policy(run: Path, world: World) -> FlowPolicy | None:
     """Return the policy of a run that was distilled from a search; None where none was trained."""
     found = cast("DistilledPolicy | None", _load_method("distilled_policy", run, world))
     return None if found is None else found.policy
+
+
+def pick_proposer(
+    planners: Mapping[str, object], wanted: Proposer, other_goal: bool
+) -> tuple[str, FlowPolicy] | None:
+    """Give the policy of chunks, and its name, that a choice in imagination is proposed by; None
+    where none was trained.
+
+    planners: by name, those that a run has.  other_goal: than the one of its demonstrations, which
+    only the canonical policy knows.
+    """
+    by_default = ("flow_policy", "canonical_policy")
+    names = (by_default[::-1] if other_goal else by_default) if wanted == "auto" else (wanted,)
+    for name in names:
+        policy = planners.get(name)
+        if isinstance(policy, FlowPolicy):
+            return name, policy
+    return None
 
 
 def load_controller(run: Path, world: World) -> Controller:

@@ -61,7 +61,7 @@ class Autopilot:
     def reset(self) -> None:
         """Follow the player to another start."""
         self._drop()
-        if self._goal is not None and self._goal.has_time:
+        if self._goal is not None and (self._goal.has_time or self._goal.pose is not None):
             self._goal = None
         if self.active:
             self._begin()

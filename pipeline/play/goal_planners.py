@@ -10,15 +10,22 @@ from typing import Literal
 
 from data.io.messages import command
 from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
+from models.controllers.flow_policy import FlowPolicy
 from models.controllers.goal_policy import GoalPolicy
-from models.planning.best_of_n import BestOfN, BestOfNConfig
+from models.planning.best_of_n import BestOfN, BestOfNConfig, Proposer
 from models.planning.goal_set import GoalsInTurn
 from models.planning.plan_executor import PlanExecutor
 from models.planning.planner import Planner, PlannerConfig, can_plan
 from models.planning.task_search import blocks_differ
 from models.world import World
 from pipeline.cuda_graph import CudaGraphed
-from pipeline.inference.load_controllers import load_flow_policy, load_goal_policy
+from pipeline.inference.load_controllers import (
+    load_canonical_policy,
+    load_distilled_policy,
+    load_flow_policy,
+    load_goal_policy,
+    pick_proposer,
+)
 from pipeline.play.goals import Goal
 
 GoalSource = Literal["planner", "goal_policy", "policy_prior", "best_of_n"]
@@ -49,6 +56,11 @@ def make_executor(
     source: GoalSource, run: Path, world: World, goal: Goal, settings: GoalSettings
 ) -> MakeExecutor:
     """ValueError where the world cannot be planned in, or a goal policy is missing."""
+    if goal.pose is not None and source in ("goal_policy", "policy_prior"):
+        raise ValueError(
+            f"--actions {source} is given images of a goal, and episodes of this run have goals of "
+            f"their own, known by pose; give --actions best_of_n or planner"
+        )
     if source == "goal_policy":
         policy = require_goal_policy(run, world)
         if goal.has_time:
@@ -92,12 +104,25 @@ def make_best_of_n(run: Path, world: World, goal: Goal, config: BestOfNConfig) -
             f"--actions best_of_n chooses among what an imitator of the task would do, and the "
             f"goal is {goal.name}; give --goal task, or --actions policy_prior"
         )
-    policy = load_flow_policy(run, world)
-    if policy is None:
-        folder = run / "controller" / "flow_policy"
-        train = command("train_controller.py", "--run", run, "--methods", "flow_policy")
-        raise ValueError(f"{folder} holds no flow policy; {train} trains one")
-    return BestOfN(config, world, policy, goal.objective, goal.action_block)
+    picked = load_proposer(run, world, goal, config.proposer)
+    if picked is None:
+        by_default = "flow_policy" if goal.pose is None else "canonical_policy"
+        method = by_default if config.proposer == "auto" else config.proposer
+        folder, name = run / "controller" / method, method.replace("_", " ")
+        train = command("train_controller.py", "--run", run, "--methods", method)
+        raise ValueError(f"{folder} holds no {name}; {train} trains one")
+    return BestOfN(config, world, picked, goal.objective, goal.action_block)
+
+
+def load_proposer(run: Path, world: World, goal: Goal, wanted: Proposer) -> FlowPolicy | None:
+    """Return the policy whose chunks are compared; None where the run has none."""
+    planners = {
+        "flow_policy": load_flow_policy(run, world),
+        "canonical_policy": load_canonical_policy(run, world),
+        "distilled_policy": load_distilled_policy(run, world),
+    }
+    picked = pick_proposer(planners, wanted, goal.pose is not None)
+    return None if picked is None else picked[1]
 
 
 def best_source(run: Path, world: World, goal: Goal) -> GoalSource:
@@ -105,9 +130,11 @@ def best_source(run: Path, world: World, goal: Goal) -> GoalSource:
     if not can_plan(world):
         return "goal_policy"
     if goal.is_task and goal.action_block is not None:
-        flow_policy = load_flow_policy(run, world)
-        if flow_policy is not None and flow_policy.horizon >= goal.action_block:
+        proposer = load_proposer(run, world, goal, "auto")
+        if proposer is not None and proposer.horizon >= goal.action_block:
             return "best_of_n"
+    if goal.pose is not None:
+        return "planner"
     return "planner" if load_goal_policy(run, world) is None else "policy_prior"
 
 

@@ -6,7 +6,7 @@ Letters: G goals, N codes or P patches of D numbers, H rows, W columns.  Images 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from data.formats.numpy_files import open_file
 from data.io.folders import has_suffix, visible_files
 from data.io.messages import command
 from data.shards.episode_dataset import EpisodeDataset
+from models.controllers.task_cost import TaskCost
 from models.planning.goal_set import MIN_TO_WHITEN, goal_set_distance
 from models.planning.plan import Objective
 from models.planning.planner import can_plan
@@ -38,13 +39,16 @@ class Goal:
     name: str
     """As in "towards NAME"."""
     latents: Tensor
-    """(1, N) or (1, P, D) of a goal that has a time, else of a set, (1, G, N) or (1, G, P, D)."""
+    """(1, N) or (1, P, D) of a goal that has a time, else of a set, (1, G, N) or (1, G, P, D); in
+    their place the pose, where there is one."""
     image: np.ndarray
     """(H, W, 3) uint8; the mean of a set's."""
     objective: Objective | None = None
     """What a planner lowers, if not the distance from the latents."""
     action_block: int | None = None
     """Actions of a block that the objective asks about."""
+    pose: Tensor | None = None
+    """(1, 3), of the block, where the start's episode has a goal of its own."""
     is_task: bool = False
     """It is reached where the task is solved."""
     has_time: bool = False
@@ -62,7 +66,10 @@ def find_goal(
     """Return the goal of --goal; offset: steps of the dataset from the start to a goal in it."""
     if DATASET in names or TASK in names:
         (name,) = names
-        return dataset_goal(world, start, offset) if name == DATASET else task_goal(run, world)
+        if name == DATASET:
+            return dataset_goal(world, start, offset)
+        goal = task_goal(run, world)
+        return goal if start.goal is None else own_task_goal(goal, run, start)
     return image_goal(world, image_files(names), dataset)
 
 
@@ -106,6 +113,16 @@ def task_goal(run: Path, world: World) -> Goal:
     image = _mean_image(drawn.permute(0, 2, 3, 1).cpu().numpy())
     block = cost.config.action_block
     return Goal("the task", cost.goals[None], image, cost, block, is_task=True)
+
+
+def own_task_goal(goal: Goal, run: Path, start: Start) -> Goal:
+    """Give the task the goal of the start's own episode, which is drawn in its frames."""
+    if not isinstance(goal.objective, TaskCost) or not goal.objective.frame.is_known:
+        train = command("train_controller.py", "--run", run, "--methods", "task_cost", "--restart")
+        raise ValueError(f"--goal task: the run's task cost knows one goal alone; {train} mends it")
+    assert start.goal is not None
+    pose = torch.tensor(start.goal[None], dtype=torch.float32, device=goal.latents.device)
+    return replace(goal, latents=pose, pose=pose, image=start.frames[-1])
 
 
 @torch.no_grad()

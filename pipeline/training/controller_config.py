@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+from data.pusht.task_goal import goals_of
 from data.ranges import CheckedConfig, NonEmpty, Range
 from data.shards.episode_dataset import EpisodeDataset
 from kernels import Backend
 from models import registry
 from models.controllers.actor_critic import ActorCriticConfig
+from models.controllers.canonical_policy import CanonicalPolicyConfig
 from models.controllers.distilled_policy import DistilledPolicyConfig
 from models.controllers.flow_policy import FlowPolicyConfig, whole_blocks
 from models.controllers.policy import PolicyConfig
@@ -23,9 +25,15 @@ from pipeline.device import DeviceOption
 from pipeline.training.train_config import TrainConfig
 
 Method = Literal[
-    "bc", "actor_critic", "goal_policy", "task_cost", "flow_policy", "distilled_policy"
+    "bc",
+    "actor_critic",
+    "goal_policy",
+    "task_cost",
+    "flow_policy",
+    "canonical_policy",
+    "distilled_policy",
 ]
-FROM_REWARDS = ("actor_critic", "task_cost", "distilled_policy")
+FROM_REWARDS = ("actor_critic", "task_cost", "canonical_policy", "distilled_policy")
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,24 @@ class Config(CheckedConfig):
     )
     """Training of the flow policy.  It is validated at the end alone: the error on held-out actions
     rises while the policy still gets better."""
+    canonical_policy: CanonicalPolicyConfig = field(
+        default_factory=lambda: CanonicalPolicyConfig(
+            encoder=PolicyConfig(hidden_dim=256, dropout=0.0), num_layers=2, latent_noise_std=0.01
+        )
+    )
+    """The same of any goal: it sees states and actions from there."""
+    canonical_policy_train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=8000,
+            batch_size=256,
+            learning_rate=2e-3,
+            warmup_steps=200,
+            weight_decay=0.01,
+            beta2=0.99,
+            eval_every=8000,
+        )
+    )
+    """Training of the canonical policy, of the demonstrations that the flow policy has, too."""
     distilled_policy: DistilledPolicyConfig = field(default_factory=DistilledPolicyConfig)
     """Policy without search that learns from a search in imagination."""
     distilled_policy_train: TrainConfig = field(
@@ -152,10 +178,13 @@ def why_not(config: Config, method: Method, world: World, dataset: EpisodeDatase
         rewards = dataset.read_rows("rewards", 0, dataset.num_frames)
         if rewards.min() == rewards.max():
             return f"every reward of {dataset.folder} is {rewards.max():g}, which shows no goal"
+    if method != "canonical_policy" and "task_cost" in starts_from(config, method):
         goals = {tuple(note["goal"]) for note in dataset.notes if "goal" in note}
         if len(goals) > 1:
-            return f"{dataset.folder} has {len(goals)} goals of episodes, a task's cost only one"
-    if method == "flow_policy":
+            return f"{dataset.folder} has {len(goals)} goals of episodes, and this learns one"
+    if method == "canonical_policy" and goals_of(dataset) is None:
+        return f"the goals of {dataset.folder} have no pose, which Push-T's have"
+    if method in ("flow_policy", "canonical_policy"):
         try:
             for split in ("train", "validation"):
                 demo_rows(dataset, split, config.flow_min_reward, "--flow-min-reward")
@@ -172,6 +201,8 @@ def starts_from(config: Config, method: Method) -> tuple[Method, ...]:
     """The methods of the run that have to be trained before this one."""
     if method == "distilled_policy":
         return "flow_policy", "task_cost"
+    if method == "canonical_policy":
+        return ("task_cost",)
     if method == "actor_critic":
         by_cost = cast(ActorCriticConfig, config.model).rewards == "task_cost"
         return ("bc", "task_cost") if by_cost else ("bc",)
@@ -205,7 +236,8 @@ def check(
         "distilled_policy": config.distilled_policy,
     }
     for index, method in enumerate(methods):
-        registry.build_controller(models[method], data)
+        if method in models:
+            registry.build_controller(models[method], data)
         for needed in starts_from(config, method):
             path = config.run / "controller" / needed / "best.pt"
             if needed in methods[:index]:
@@ -217,6 +249,13 @@ def check(
                 )
             below = config.run / "dynamics" / "best.pt"
             ckpt.check_parent(ckpt.load(path, "controller"), path, dynamics, below)
+    if "canonical_policy" in methods and "task_cost" not in methods:
+        settings = settings_of(config, methods, "task_cost")
+        if not settings.get("goal"):
+            raise ValueError(
+                f"the task cost of {config.run} knows no pose of its goal, and a canonical policy "
+                f"moves goals there; --methods task_cost canonical_policy --restart makes both"
+            )
     if "distilled_policy" in methods:
         flow, cost = (
             settings_of(config, methods, needed) for needed in ("flow_policy", "task_cost")

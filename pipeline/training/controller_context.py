@@ -19,6 +19,7 @@ from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.demonstrations import DemoSteps
+from pipeline.batches.goal_clips import GoalClips
 from pipeline.batches.latent_cache import cache_latents
 from pipeline.batches.state_cache import cache_states
 from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
@@ -37,6 +38,8 @@ class ControllerContext:
     """Path and fingerprint of the dynamics model."""
     recordings: TrainedOn
     """The dataset's training episodes."""
+    goals: np.ndarray | None = None
+    """Poses of the goals of all frames, (frames, 3); None where goals have none."""
 
     @property
     def data(self) -> DataSpec:
@@ -51,11 +54,32 @@ class ControllerContext:
     def demos(self, split: Split, min_reward: float, chunk_length: int = 1) -> DemoSteps:
         return DemoSteps(self.dataset, split, self.latents, min_reward, chunk_length)
 
+    def demos_with_states(self, split: Split, min_reward: float, chunk_length: int) -> DemoSteps:
+        """Give demonstrations whose steps know their states and goals."""
+        assert self.goals is not None
+        states = self.dataset.read_rows("states", 0, self.dataset.num_frames)
+        extra = {"states": states[:, None], "goals": self.goals}
+        return DemoSteps(self.dataset, split, self.latents, min_reward, chunk_length, extra)
+
+    @property
+    def home(self) -> tuple[float, ...]:
+        """x, y, angle of the goal that others are moved to: the only one, or one in their midst;
+        empty where goals have no pose."""
+        if self.goals is None:
+            return ()
+        if (self.goals == self.goals[0]).all():
+            return tuple(map(float, self.goals[0]))
+        x, y = self.goals[:, :2].mean(0).round().tolist()
+        return x, y, 0.0
+
     def clips(
         self, split: Split, clip_length: int, needs: frozenset[str], flag: str = ""
     ) -> ClipBatches:
         """Give clips of a split; flag: what makes them shorter."""
-        return ClipBatches(Clips(self.dataset, split, clip_length, flag=flag), needs, self.latents)
+        clips = Clips(self.dataset, split, clip_length, flag=flag)
+        if "goals" in needs and self.goals is not None:
+            return GoalClips(clips, needs, self.latents, self.goals)
+        return ClipBatches(clips, needs, self.latents)
 
     def describe(self, config: MethodConfig) -> dict[str, Any]:
         """What a checkpoint of this world says of itself."""

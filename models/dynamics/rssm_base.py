@@ -40,8 +40,8 @@ class RssmBaseConfig(CheckedConfig):
     embed_dim: Annotated[int, Range(1, 2**14)] = 256
     """Width of what the posterior reads of a frame."""
     sample_posterior: bool = True
-    """Sample z of a frame in training, as the paper does.  Else its likeliest classes are taken, with
-    the gradient of their probabilities: without noise a decoder learns sooner."""
+    """Sample z of a frame in training, as the paper does.  Else its likeliest classes are taken,
+    with the gradient of their probabilities: without noise a decoder learns sooner."""
     dynamics_weight: Annotated[float, Range(0, 10**6)] = 1.0
     """Weight of the KL that moves the prior to the posterior."""
     representation_weight: Annotated[float, Range(0, 10**6)] = 0.1

@@ -1,4 +1,5 @@
-"""A training step of an RSSM, against the same model with everything in the loop over time."""
+"""A training step of an RSSM, against the same model with everything in the loop over time, and
+against sheeprl's DreamerV3."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.pairs import Incorrect, Options, Row, compare, race
+from bench.pairs import Incorrect, Options, Row, compare, missing_row, race
+from bench.peers import sheeprl
 from data.actions import ActionSpec
 from data.batch import Batch
 from models.dynamics.rssm import Rssm, RssmConfig
@@ -15,13 +17,16 @@ from models.dynamics.rssm_cell import Posteriors
 from models.layers.categorical_groups import sample
 from models.layers.precision import Precision, autocast
 from models.method import Losses
-from pipeline.device import pick_precision
+from pipeline.device import PrecisionOption, pick_precision
 
 AREA = "rssm"
 IMAGE, CLIPS, FRAMES = (64, 64), 16, 32
 ACTIONS = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (512.0, 512.0), pointer=True)
 TOLERANCE = 1e-4  # relative, of each term of the loss in float32
 TARGETS = {"all in the loop": (1.5, 3.0), "autograd through the loop": (1.0, 1.5)}
+PEER_TARGETS = {"sheeprl": (1.5, 3.0)}
+PEER_SIZE = "1m"
+PEER_CONFIG = RssmConfig(deter_dim=512, hidden_dim=64, num_classes=4, embed_dim=128, channels=8)
 
 
 class PlainRssm(Rssm):
@@ -60,11 +65,18 @@ class LoopRssm(Rssm):
 class TrainStep:
     """Repeats a step on one batch."""
 
-    def __init__(self, kind: type[Rssm], batch: Batch, options: Options) -> None:
+    def __init__(
+        self,
+        kind: type[Rssm],
+        batch: Batch,
+        options: Options,
+        config: RssmConfig,
+        wanted: PrecisionOption,
+    ) -> None:
         torch.manual_seed(0)
         self.batch, self.device = batch, options.device
-        self.precision: Precision = pick_precision(options.device, "auto")
-        self.model = kind(RssmConfig(), IMAGE, ACTIONS).to(options.device).train()
+        self.precision: Precision = pick_precision(options.device, wanted)
+        self.model = kind(config, IMAGE, ACTIONS).to(options.device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
 
     def losses(self) -> Losses:
@@ -88,11 +100,33 @@ def rows(options: Options) -> Iterator[Row]:
         "ours": Rssm, "all in the loop": PlainRssm, "autograd through the loop": LoopRssm,
     }  # fmt: skip
     batch = random_batch(clips).to(options.device)
-    steps = {name: TrainStep(kind, batch, options) for name, kind in kinds.items()}
+    steps = {
+        name: TrainStep(kind, batch, options, RssmConfig(), "auto") for name, kind in kinds.items()
+    }
     check(steps)
     seconds = race(steps, options.rounds, device=options.device)
-    what = f"step of {clips} x {FRAMES} frames, {steps['ours'].precision}"
-    yield from compare(AREA, what, seconds, TARGETS)
+    what = f"step of {clips} x {FRAMES} frames"
+    yield from compare(AREA, f"{what}, {steps['ours'].precision}", seconds, TARGETS)
+    precisions: set[Precision] = {steps["ours"].precision, "fp32"}
+    for precision in sorted(precisions):
+        yield from beside_sheeprl(batch, options, f"{what}, {PEER_SIZE}, {precision}", precision)
+
+
+def beside_sheeprl(
+    batch: Batch, options: Options, what: str, precision: Precision
+) -> Iterator[Row]:
+    """Race steps of the world model at DreamerV3's sizes of h, z and hidden layers; the images pass
+    through theirs in convolutions, through ours in patches."""
+    try:
+        theirs, parameters = sheeprl.world_step(PEER_SIZE.upper(), batch, IMAGE, precision)
+    except ImportError:
+        yield missing_row(AREA, what, "sheeprl", sheeprl.INSTALL)
+        return
+    ours = TrainStep(Rssm, batch, options, PEER_CONFIG, precision)
+    seconds = race({"ours": ours, "sheeprl": theirs}, options.rounds, device=options.device)
+    own = sum(p.numel() for p in ours.model.parameters())
+    note = f"{own / 1e6:.2f} M parameters, theirs {parameters / 1e6:.2f} M"
+    yield from compare(AREA, what, seconds, PEER_TARGETS, notes={"sheeprl": note})
 
 
 def random_batch(clips: int) -> Batch:

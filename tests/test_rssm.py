@@ -14,6 +14,7 @@ from data.batch import Batch
 from models.dynamics.rssm import Rssm, RssmConfig
 from models.dynamics.rssm_base import RssmBase
 from models.dynamics.rssm_latents import RssmLatents, RssmLatentsConfig
+from models.layers.categorical_groups import kl_balance, unimix
 from models.layers.sampling import Sampling
 from models.tokenizers.tokenizer import LatentSpec
 
@@ -163,6 +164,35 @@ def test_training_follows_frames_as_a_world_does():
     assert same > 0.7
 
 
+def test_with_the_likeliest_z_training_follows_frames_exactly_as_a_world_does():
+    model, embeds, actions = (
+        rssm(sample_posterior=False),
+        torch.randn(5, 4, 20),
+        torch.rand(5, 4, 2),
+    )
+    with torch.no_grad():
+        state = model.start(embeds[:, :, None], actions[:, :3]).latents[:, 0]
+        features = follow(model, embeds, actions).features[:, -1]
+    assert torch.allclose(state, features, atol=1e-5)
+
+
+def test_the_likeliest_z_is_no_matter_of_chance_and_its_kl_is_that_of_a_code():
+    """Of a certain posterior the KL is how unlikely the code is under the prior, but for unimix."""
+    model = rssm(sample_posterior=False).train()
+    embeds, actions = torch.randn(2, 6, 20), some_actions(MOUSE, 2, 6)
+    one, two = (model.cell(embeds, actions) for _ in range(2))
+    assert torch.equal(one.features, two.features)
+    code = one.features[..., 32:].unflatten(-1, (4, 6))
+    unlikely = -(code * one.prior.log()).sum((-1, -2))
+    certain = kl_balance(code.clamp(min=1e-30), one.prior, 0.0)[2]
+    assert torch.allclose(certain, unlikely, atol=1e-5)
+    assert torch.allclose(one.posterior, unimix(code))
+    one.posterior.sum().backward(retain_graph=True)
+    (one.posterior * torch.randn_like(code)).sum().backward()
+    weight = model.cell.posterior_out.weight
+    assert weight.grad is not None and weight.grad.any()
+
+
 # -- the contract ------------------------------------------------------------------------------
 
 
@@ -228,6 +258,17 @@ def test_a_prediction_is_the_mean_of_what_may_be_and_temperature_0_the_likeliest
     z = expected[0, 0, 32:].view(4, 6)
     assert torch.equal(likeliest[0, 0, 32:].view(4, 6).argmax(-1), z.argmax(-1))
     assert set(likeliest[0, 0, 32:].tolist()) == {0, 1}
+
+
+def test_a_rollout_is_its_steps_and_reads_the_reward_of_its_end(model: RssmBase):
+    latents, actions = some_latents(model.latents, 3, 2), some_actions(model.actions, 3, 5)
+    with torch.no_grad():
+        state = model.start(latents, actions[:, :1])
+        whole, stepped = model.rollout(state, actions[:, 1:]), state
+        for t in range(1, 5):
+            stepped = model.step(stepped, actions[:, t])
+    for one, two in ((whole.latents, stepped.latents), (whole.reward, stepped.reward)):
+        assert torch.allclose(one, two, atol=1e-6)
 
 
 def test_a_readout_is_what_the_model_reads(model: RssmBase):

@@ -39,6 +39,9 @@ class RssmBaseConfig(CheckedConfig):
     """Blocks of the recurrent layers; divides `deter_dim`."""
     embed_dim: Annotated[int, Range(1, 2**14)] = 256
     """Width of what the posterior reads of a frame."""
+    sample_posterior: bool = True
+    """Sample z of a frame in training, as the paper does.  Else its likeliest classes are taken,
+    with the gradient of their probabilities: without noise a decoder learns sooner."""
     dynamics_weight: Annotated[float, Range(0, 10**6)] = 1.0
     """Weight of the KL that moves the prior to the posterior."""
     representation_weight: Annotated[float, Range(0, 10**6)] = 0.1
@@ -88,7 +91,7 @@ class RssmBase(Dynamics):
         self.context, self.has_rewards = config.context_frames, config.rewards
         self.cell = RssmCell(
             config.deter_dim, config.num_groups, config.num_classes, config.hidden_dim,
-            config.num_blocks, config.embed_dim, actions,
+            config.num_blocks, config.embed_dim, actions, config.sample_posterior,
         )  # fmt: skip
         feature_dim = config.deter_dim + config.num_groups * config.num_classes
         self.spec = LatentSpec("continuous", (1, 1), feature_dim)
@@ -166,9 +169,15 @@ class RssmBase(Dynamics):
         return self._state(*self._split(latents))
 
     def step(self, state: State, action: Tensor) -> State:
-        h = self.cell.advance(*self._split(state.latents), action)
-        after = self._state(h, self._choose(self.cell.prior(h)))
-        if self.config.rewards:
+        return self.rollout(state, action[:, None])
+
+    def rollout(self, state: State, actions: Tensor) -> State:
+        h, z = self._split(state.latents)
+        for action in actions.unbind(1):
+            h = self.cell.advance(h, z, action)
+            z = self._choose(self.cell.prior(h))
+        after = self._state(h, z)
+        if self.config.rewards:  # of the end alone: a planner asks thousands of times
             features = after.latents[:, 0]
             after.reward = self.reward_head(self.reward_in(features))
             logits = self.continue_head(self.continue_in(features))[..., 0]

@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 from data.actions import ActionSpec
 from models.dynamics.rssm_scan import Weights, scan
 from models.layers.block_gru import BlockGru
-from models.layers.categorical_groups import sample, unimix_probs
+from models.layers.categorical_groups import sample, straight_through, unimix, unimix_probs
 from models.layers.embeddings import ActionEmbedding
 from models.layers.transformer import RmsNorm
 
@@ -55,9 +55,11 @@ class RssmCell(nn.Module):
         num_blocks: int,
         embed_dim: int,
         actions: ActionSpec,
+        samples: bool = True,
     ) -> None:
+        """samples: z is sampled of the posterior; else it is its likeliest classes."""
         super().__init__()
-        self.deter_dim, self.groups = deter_dim, (num_groups, num_classes)
+        self.deter_dim, self.groups, self.samples = deter_dim, (num_groups, num_classes), samples
         stoch_dim = num_groups * num_classes
         self.action_emb = nn.Sequential(
             ActionEmbedding(actions, hidden_dim), RmsNorm(hidden_dim), nn.SiLU()
@@ -77,7 +79,7 @@ class RssmCell(nn.Module):
     def forward(
         self, embeds: Tensor, actions: Tensor, is_first: Tensor | None = None
     ) -> Posteriors:
-        """Follow real frames with sampled z.
+        """Follow real frames with sampled or likeliest z, of which the posterior then is certain.
 
         embeds: (B, T, E).  actions: (B, T, A) or (B, T) codes; actions[t] leads to frame t + 1, and
         the last is not read.  is_first: (B, T) bool, frames that begin an episode, where the state
@@ -88,12 +90,16 @@ class RssmCell(nn.Module):
         action_embs = self.action_emb(actions[:, : length - 1])
         action_embs = torch.cat([torch.zeros_like(embeds[:, :1]), action_embs], dim=1)
         shape = (length, batch, *self.groups)
-        exponential = torch.empty(shape, device=embeds.device).exponential_().clamp_(min=1e-30)
+        exponential = torch.ones(shape, device=embeds.device)  # the likeliest classes come first
+        if self.samples:
+            exponential.exponential_().clamp_(min=1e-30)
         by_time = embeds.transpose(0, 1), action_embs.transpose(0, 1), exponential
         if is_first is None and self._scans(embeds):
             h, z, posterior = scan(*by_time, self._scan_weights())
         else:
             h, z, posterior = self.follow(*by_time, is_first)
+        if not self.samples:
+            posterior = unimix(z.view_as(posterior))
         h = h.transpose(0, 1)
         features = torch.cat([h, z.transpose(0, 1)], dim=-1)
         return Posteriors(features, posterior.transpose(0, 1), self.prior(h))
@@ -161,7 +167,8 @@ class RssmCell(nn.Module):
 
     def posterior(self, h: Tensor, embed: Tensor) -> Tensor:
         """h (B, H), embedding of the frame (B, E) -> probabilities of z, (B, G, C)."""
-        return self._posterior(h, self.embed_proj(embed))
+        probs = self._posterior(h, self.embed_proj(embed))
+        return probs if self.samples else straight_through(probs, probs.argmax(-1))
 
     def _advance(self, h: Tensor, z: Tensor, action_emb: Tensor) -> Tensor:
         x = torch.cat([self.deter_in(h), self.stoch_in(z), action_emb], dim=-1)

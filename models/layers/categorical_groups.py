@@ -19,7 +19,12 @@ UNIMIX = 0.01
 
 def unimix_probs(logits: Tensor) -> Tensor:
     """Probabilities in float32, mixed with a uniform distribution: (..., C) -> (..., C)."""
-    return torch.softmax(logits.float(), dim=-1) * (1 - UNIMIX) + UNIMIX / logits.shape[-1]
+    return unimix(torch.softmax(logits.float(), dim=-1))
+
+
+def unimix(probs: Tensor) -> Tensor:
+    """Mix probabilities with a uniform distribution: (..., C) -> (..., C)."""
+    return probs * (1 - UNIMIX) + UNIMIX / probs.shape[-1]
 
 
 def straight_through(probs: Tensor, index: Tensor) -> Tensor:

@@ -151,5 +151,10 @@ class Dynamics(TrainableModule, ABC):
         """The model's own actions between frames: (B, T, 3, H, W) uint8 -> (B, T - 1, A)."""
         raise ValueError(f"{type(self).__name__} does not infer actions; the data has to have them")
 
+    def latent_action_vectors(self, frames: Tensor) -> Tensor:
+        """The inferred actions before they are quantized, for probes and plots: (B, T, 3, H, W)
+        uint8 -> (B, T - 1, K) float."""
+        raise ValueError(f"{type(self).__name__} does not infer actions; the data has to have them")
+
     def compile_steps(self, compile_fn: CompileFn) -> None:
         """Compile what a step runs, for the shapes it comes in and the weights that are there."""

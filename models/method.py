@@ -57,6 +57,10 @@ class TrainableModule(nn.Module):
         CUDA graph: nothing in it may wait for the GPU.
         """
 
+    def advise(self, losses: dict[str, float]) -> list[str]:
+        """Lines for whoever trains it, from the terms of a step that is logged."""
+        return []
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer; `lr_scale` of a group multiplies the learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]

@@ -61,11 +61,14 @@ TOKENIZERS: dict[str, Entry[Tokenizer]] = {
     ),
     "jepa": Entry("models.tokenizers.jepa", "JepaConfig", "Jepa"),
     "iwm": Entry("models.tokenizers.iwm", "IwmConfig", "Iwm"),
+    "st_vivit": Entry("models.tokenizers.st_vivit", "StVivitConfig", "StVivit"),
 }
 DYNAMICS: dict[str, Entry[Dynamics]] = {
     "llama": Entry("models.dynamics.llama", "LlamaConfig", "LlamaDynamics"),
     "predictor": Entry("models.dynamics.predictor", "PredictorConfig", "Predictor"),
     "rssm": Entry("models.dynamics.rssm", "RssmConfig", "Rssm"),
+    "maskgit": Entry("models.dynamics.maskgit", "MaskGitConfig", "MaskGit"),
+    "genie": Entry("models.dynamics.genie", "GenieConfig", "Genie"),
     "rssm_latents": Entry("models.dynamics.rssm_latents", "RssmLatentsConfig", "RssmLatents"),
 }
 CONTROLLERS: dict[str, Entry[TrainedController]] = {

@@ -260,6 +260,11 @@ class World(nn.Module):
         state can hold one."""
         if not hasattr(self.dynamics, "sampling"):
             raise ValueError("this world's predictions are deterministic; sampling has no effect")
+        default = Sampling(sampling.temperature, sampling.top_k, sampling.top_p)
+        if sampling != default and not hasattr(self.dynamics.config, "sampling_steps"):
+            raise ValueError(
+                "this world predicts a frame in one way; sampling steps and order have no effect"
+            )
         self.dynamics.sampling = sampling  # type: ignore[attr-defined]
 
     @contextmanager

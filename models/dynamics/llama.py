@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
-from kernels import linear_cross_entropy
 from models.dynamics.dynamics import Dynamics, State
 from models.layers.embeddings import ActionEmbedding, PointerEmbedding
-from models.layers.heads import TwoHot
+from models.layers.heads import CodeHead, TwoHot
 from models.layers.sampling import Sampling
 from models.layers.transformer import Cache, Transformer, TransformerConfig
 from models.method import CompileFn, Losses
@@ -76,7 +75,7 @@ class LlamaMemory:
         return LlamaMemory(cache, pending, actions, [*self.has_action, has_action][-max_blocks:])
 
 
-class LlamaDynamics(Dynamics):
+class LlamaDynamics(CodeHead, Dynamics):
     """Predict the codes of the next frame."""
 
     def __init__(self, config: LlamaConfig, latents: LatentSpec, actions: ActionSpec) -> None:
@@ -110,13 +109,7 @@ class LlamaDynamics(Dynamics):
             positions=torch.cat([center, positions]),
             causal_within_frame=config.decoding == "autoregressive",
         )
-        num_codebooks, codebook_size, code_dim = self.vectors.codebook.shape
-        self.code_head = nn.Parameter(torch.randn(num_codebooks, code_dim, dim) / (3 * dim) ** 0.5)
-        self.class_head = nn.Parameter(torch.zeros(num_codebooks, codebook_size, dim))
-        self.head_bias = nn.Parameter(torch.zeros(num_codebooks, codebook_size))
-        self.copy_logit = nn.Linear(dim, num_codebooks)
-        nn.init.zeros_(self.copy_logit.weight)
-        nn.init.constant_(self.copy_logit.bias, 6.0)  # nearly all probability of 256 codes
+        self.make_code_head(dim)
         if config.rewards:
             self.reward_head = TwoHot(dim)
             self.continue_head = nn.Linear(dim, 1)
@@ -145,7 +138,7 @@ class LlamaDynamics(Dynamics):
             out = self._blocks(latents, prev_actions, has_action)[0]
             inputs, out, summary = latents[:, :-1], out[:, 1:, :-1], out[:, 1:, -1]
         target = latents[:, 1:]
-        cross_entropy, predicted = self._cross_entropy(out, inputs, target)
+        cross_entropy, predicted = self.cross_entropy(out, inputs, target)
         changed = latents[:, :-1] != target
         weights = 1 + (self.config.changed_token_weight - 1) * changed.float()
         with torch.no_grad():
@@ -176,7 +169,7 @@ class LlamaDynamics(Dynamics):
             return latents
         subset, subset_actions = latents[:num_rows], actions[:num_rows, : latents.shape[1]]
         out = self._blocks(subset, subset_actions, [True] * subset.shape[1])[0]
-        predicted = self._logits(out[:, :-1, 1:], subset[:, :-1]).argmax(-1)
+        predicted = self.logits(out[:, :-1, 1:], subset[:, :-1]).argmax(-1)
         first_replaced = torch.randint(
             1, subset.shape[1] + 1, (num_rows, 1, 1), device=subset.device
         )
@@ -226,17 +219,11 @@ class LlamaDynamics(Dynamics):
             return self._step_parallel(state, memory, action)
         return self._step_autoregressive(state, memory, action)
 
-    def rollout(self, state: State, actions: Tensor) -> State:
-        """Predict the state after T actions, (B, T, A)."""
-        for action in actions.unbind(1):
-            state = self.step(state, action)
-        return state
-
     def _step_parallel(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         latents = torch.cat([memory.latents, state.latents[:, None]], dim=1)
         actions = torch.cat([memory.actions, action[:, None]], dim=1)
         out, cache = self._blocks(latents, actions, [*memory.has_action, True], memory.cache)
-        codes = self.sampling.sample(self._logits(out[:, -1, 1:], state.latents))
+        codes = self.sampling.sample(self.logits(out[:, -1, 1:], state.latents))
         return self._make_state(codes, out[:, -1, 0], cache, memory)
 
     def _step_autoregressive(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
@@ -252,7 +239,7 @@ class LlamaDynamics(Dynamics):
             out = self.transformer.decode_token(token, static_cache, position)
             if position == self.latents.num_patches:
                 break
-            code = self.sampling.sample(self._logits(out, prev_codes[:, position]))
+            code = self.sampling.sample(self.logits(out, prev_codes[:, position]))
             codes.append(code)
             token = self._embed(code, slice(position, position + 1))
             if pointer_tokens is not None:
@@ -297,43 +284,3 @@ class LlamaDynamics(Dynamics):
         """(..., N) -> (..., P, D), for the patches at `positions`."""
         code_embs = self.code_emb(flat_ids(latents, self.latents)).sum(-2)
         return self.input_proj(self.vectors(latents)) + code_embs + self.pos_emb[positions]
-
-    def _cross_entropy(
-        self, out: Tensor, prev_codes: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and the likeliest codes: (..., P, D), (..., N) -> (..., N) each."""
-        num_codebooks = self.latents.num_codebooks
-        copy_logit = self.copy_logit(out)
-        flat = out.flatten(0, -2)
-        results = [
-            linear_cross_entropy(flat, weight, code.flatten(), bias, prev.flatten(), copy.flatten())
-            for weight, bias, code, prev, copy in zip(
-                self._output_weight(),
-                self.head_bias,
-                target.unflatten(-1, (-1, num_codebooks)).unbind(-1),
-                prev_codes.unflatten(-1, (-1, num_codebooks)).unbind(-1),
-                copy_logit.unbind(-1),
-                strict=True,
-            )
-        ]
-        cross_entropy, predicted = (
-            torch.stack(x, dim=-1).view(target.shape) for x in zip(*results, strict=True)
-        )
-        return cross_entropy, predicted
-
-    def _output_weight(self) -> Tensor:
-        """The output layer, (G, K, D): a code's row is learned, plus a projection of its vector."""
-        codebook = self.vectors.codebook
-        projected = torch.einsum("GKd,GdD->GKD", codebook, self.code_head)
-        return self.class_head + codebook.shape[-1] ** -0.5 * projected
-
-    def _logits(self, out: Tensor, prev_codes: Tensor) -> Tensor:
-        """(..., P, D), and the previous codes, (..., N) -> (..., N, K).
-
-        The previous code gets `copy_logit`, so that the model need not learn to copy first.
-        """
-        weight = self._output_weight()
-        logits = nn.functional.linear(out, weight.flatten(0, 1), self.head_bias.flatten())
-        logits = logits.unflatten(-1, weight.shape[:2]).flatten(-3, -2)
-        copy_logit = self.copy_logit(out).flatten(-2)[..., None]
-        return logits.scatter_add(-1, prev_codes[..., None], copy_logit.to(logits.dtype))

@@ -1,9 +1,17 @@
-"""Output heads: scalars as a distribution over bins."""
+"""Output heads: scalars as a distribution over bins, and codes."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+from kernels import linear_cross_entropy
+
+if TYPE_CHECKING:
+    from models.tokenizers.codes import CodebookEmbedding
+    from models.tokenizers.tokenizer import LatentSpec
 
 
 def symexp(x: Tensor) -> Tensor:
@@ -48,3 +56,63 @@ class TwoHot(nn.Module):
         low = log_probs.gather(-1, below[..., None])[..., 0]
         high = log_probs.gather(-1, above[..., None])[..., 0]
         return -((1 - fraction) * low + fraction * high)
+
+
+class CodeHead(nn.Module):
+    """What a dynamics model predicts the codes of the next frame with.
+
+    Letters: P patches, G codebooks of K codes, N = P G codes a frame, D width.
+    """
+
+    latents: LatentSpec
+    vectors: CodebookEmbedding
+
+    def make_code_head(self, dim: int) -> None:
+        """Make the weights, after `vectors`."""
+        num_codebooks, codebook_size, code_dim = self.vectors.codebook.shape
+        self.code_head = nn.Parameter(torch.randn(num_codebooks, code_dim, dim) / (3 * dim) ** 0.5)
+        self.class_head = nn.Parameter(torch.zeros(num_codebooks, codebook_size, dim))
+        self.head_bias = nn.Parameter(torch.zeros(num_codebooks, codebook_size))
+        self.copy_logit = nn.Linear(dim, num_codebooks)
+        nn.init.zeros_(self.copy_logit.weight)
+        nn.init.constant_(self.copy_logit.bias, 6.0)  # most codes stay
+
+    def cross_entropy(
+        self, out: Tensor, prev_codes: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and the likeliest codes: (..., P, D), (..., N) -> (..., N) each."""
+        num_codebooks = self.latents.num_codebooks
+        copy_logit = self.copy_logit(out)
+        flat = out.flatten(0, -2)
+        results = [
+            linear_cross_entropy(flat, weight, code.flatten(), bias, prev.flatten(), copy.flatten())
+            for weight, bias, code, prev, copy in zip(
+                self._output_weight(),
+                self.head_bias,
+                target.unflatten(-1, (-1, num_codebooks)).unbind(-1),
+                prev_codes.unflatten(-1, (-1, num_codebooks)).unbind(-1),
+                copy_logit.unbind(-1),
+                strict=True,
+            )
+        ]
+        cross_entropy, predicted = (
+            torch.stack(x, dim=-1).view(target.shape) for x in zip(*results, strict=True)
+        )
+        return cross_entropy, predicted
+
+    def _output_weight(self) -> Tensor:
+        """The output layer, (G, K, D): a code's row is learned, plus a projection of its vector."""
+        codebook = self.vectors.codebook
+        projected = torch.einsum("GKd,GdD->GKD", codebook, self.code_head)
+        return self.class_head + codebook.shape[-1] ** -0.5 * projected
+
+    def logits(self, out: Tensor, prev_codes: Tensor) -> Tensor:
+        """(..., P, D), and the previous codes, (..., N) -> (..., N, K).
+
+        The previous code gets `copy_logit`, so that the model need not learn to copy first.
+        """
+        weight = self._output_weight()
+        logits = nn.functional.linear(out, weight.flatten(0, 1), self.head_bias.flatten())
+        logits = logits.unflatten(-1, weight.shape[:2]).flatten(-3, -2)
+        copy_logit = self.copy_logit(out).flatten(-2)[..., None]
+        return logits.scatter_add(-1, prev_codes[..., None], copy_logit.to(logits.dtype))

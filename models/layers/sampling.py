@@ -6,7 +6,7 @@ Letters: K codes of a codebook.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ class Sampling(CheckedConfig):
     top_p: Annotated[float, Range(above=0, high=1)] = 1.0
     """Probability of the likeliest codes to sample from (nucleus sampling, arXiv:1904.09751); 1 is
     all."""
+    steps: Annotated[int, Range(0, 1000)] = 0
+    """Passes over a frame that is predicted a part at a time (MaskGIT); 0 is as the model says."""
+    order: Literal["confidence", "random"] = "confidence"
+    """Which codes are kept first, where there are several passes."""
 
     def sample(self, logits: Tensor) -> Tensor:
         """logits: (..., K) -> codes, (...) int64, without waiting for the device."""

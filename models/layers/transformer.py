@@ -200,7 +200,7 @@ class Layer(nn.Module):
 
     def project(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Add the residual to x, (B, S, D); also q, k and v, (B, H, S, E), not rotated."""
-        x, normed = _add_norm(x, residual, self.attention_norm, multiplied=True)
+        x, normed = add_norm(x, residual, self.attention_norm, multiplied=True)
         qkv = self.qkv(normed)
         q, k, v = rearrange(
             qkv, "B S (three H E) -> three B H S E", three=3, H=self.config.num_heads
@@ -211,13 +211,14 @@ class Layer(nn.Module):
         """Add attention's output, (B, H, S, E), to x, (B, S, D); also the feed-forward's residual,
         not added yet."""
         residual = self.dropout(self.out(rearrange(attended, "B H S E -> B S (H E)")))
-        x, normed = _add_norm(x, residual, self.mlp_norm, multiplied=True)
+        x, normed = add_norm(x, residual, self.mlp_norm, multiplied=True)
         return x, self.dropout(self.down(swiglu(self.gate_up(normed))))
 
 
-def _add_norm(
+def add_norm(
     x: Tensor, residual: Tensor | None, norm: RmsNorm, multiplied: bool = False
 ) -> tuple[Tensor, Tensor]:
+    """Add a branch that is not added yet, if there is one: the sum, (..., D), and its norm."""
     if residual is None:
         return x, rms_norm(x, norm.weight, autocast_output=multiplied)
     return add_rms_norm(x, residual, norm.weight, autocast_output=multiplied)
@@ -263,7 +264,7 @@ class Transformer(nn.Module):
                 x, residual, k, v = layer(*inputs)
             keys.append(k[:, :, max(0, k.shape[2] - max_rows) :])
             values.append(v[:, :, max(0, v.shape[2] - max_rows) :])
-        return _add_norm(x, residual, self.norm)[1], Cache(keys, values)
+        return add_norm(x, residual, self.norm)[1], Cache(keys, values)
 
     def make_static_cache(self, cache: Cache) -> StaticCache:
         """Start the block after the cache."""
@@ -293,7 +294,7 @@ class Transformer(nn.Module):
             q = apply_rope(q, cosine, sine).to(layer_rotated.dtype)
             attended = decode_attention(q, layer_rotated, layer_values, bounds).to(x.dtype)
             x, residual = layer.finish(x, attended)  # type: ignore[operator]
-        return _add_norm(x, residual, self.norm)[1]
+        return add_norm(x, residual, self.norm)[1]
 
     def append_block(self, static_cache: StaticCache) -> Cache:
         """Append the static cache's full block to the context blocks."""

@@ -235,6 +235,8 @@ class Trainer(Generic[M]):
             self.nan_guard.check()
             self._last_losses = {k: float(v) for k, v in losses.items()}
             self._device_idle = self.idle_timer.fraction()
+            for line in self.model.advise(self._last_losses):
+                self.log_line(line)
             metrics = self._last_losses | {
                 "grad_norm": float(grad_norm),
                 "learning_rate": self._learning_rate(self.global_step - 1),

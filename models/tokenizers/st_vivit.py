@@ -1,0 +1,185 @@
+"""ST-ViViT: a video tokenizer that is causal in time (Genie, arXiv:2402.15391), with finite scalar
+quantization (FSQ, arXiv:2309.15505), which has no codebook to collapse.
+
+Letters: B clips, T frames, P patches, V numbers of a patch, G codebooks of K codes, N = P G codes a
+frame, D latent width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+from vector_quantize_pytorch import FSQ
+
+from data.batch import Batch
+from data.ranges import CheckedConfig, Range
+from models.layers.first_batch import FirstBatch
+from models.layers.patch_image import check_patches, to_frames, to_patches
+from models.layers.space_time import SpaceTimeTransformer, grid_positions
+from models.layers.transformer import TransformerConfig
+from models.method import Losses
+from models.tokenizers.codes import code_counts, perplexity
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+
+
+@dataclass(frozen=True)
+class StVivitConfig(CheckedConfig):
+    image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
+    """Height and width of a frame, in pixels."""
+    patch_size: Annotated[int, Range(1, 256)] = 8
+    """Side of a patch, in pixels; divides both sides of the frame."""
+    context: Annotated[int, Range(1, 256)] = 2
+    """Frames that a block sees, the last its own; the decoder's blocks and, with
+    --encoder-sees-past, the encoder's.  At 1 each frame is on its own."""
+    encoder_sees_past: bool = False
+    """Let codes depend on the frames before.  Then they go on changing for a while after a patch
+    has."""
+    encoder_sees_frame: bool = False
+    """Let codes depend on the other patches, as in the paper.  Then they change where the image
+    does not, and a dynamics model learns little from them."""
+    encoder: TransformerConfig = field(
+        default_factory=lambda: TransformerConfig(
+            dim=192, num_layers=2, num_heads=6, mlp_dim=512, context_frames=1
+        )
+    )
+    decoder: TransformerConfig = field(
+        default_factory=lambda: TransformerConfig(
+            dim=192, num_layers=3, num_heads=6, mlp_dim=512, context_frames=1
+        )
+    )
+    levels: Annotated[tuple[int, ...], Range(3, 256)] = (8, 5, 5, 5)
+    """Values of each number of a code; their product is the number of codes."""
+    num_codebooks: Annotated[int, Range(1, 256)] = 2
+    """Codes of a patch, each for its own part of the patch's vector (product quantization)."""
+    clip_length: Annotated[int, Range(1, 1000)] = 4
+    """Frames of a training clip."""
+
+    def check(self) -> None:
+        super().check()
+        check_patches(self.image_size, self.patch_size)
+        if not 1 < math.prod(self.levels) <= 2**16:
+            raise ValueError(
+                f"--levels {' '.join(map(str, self.levels))} make {math.prod(self.levels)} codes; "
+                f"give levels that make at most {2**16}, such as 8 5 5 5"
+            )
+        for name, part in ("encoder", self.encoder), ("decoder", self.decoder):
+            if part.context_frames != 1:
+                raise ValueError(
+                    f"--{name}.context-frames {part.context_frames} has no effect; the frames that "
+                    f"are seen are --context's"
+                )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        height, width = self.image_size
+        return height // self.patch_size, width // self.patch_size
+
+
+class StVivit(Tokenizer):
+    """Encode each patch of a frame as G codes, and decode it with the frames before it."""
+
+    decoder_parts = ("decoder_in", "decoder_pos", "decoder", "decoder_out", "background", "pixels")
+
+    def __init__(self, config: StVivitConfig) -> None:
+        super().__init__()
+        self.config, self.image_size = config, config.image_size
+        self.latents = LatentSpec(
+            "discrete",
+            config.grid,
+            config.num_codebooks * len(config.levels),
+            math.prod(config.levels),
+            config.num_codebooks,
+        )
+        patches, values = self.latents.num_patches, 3 * config.patch_size**2
+        positions = grid_positions(config.grid)
+        seen = replace(
+            config.encoder, context_frames=config.context if config.encoder_sees_past else 1
+        )
+        self.encoder_in = nn.Linear(values, seen.dim)
+        self.encoder_pos = nn.Parameter(torch.zeros(patches, seen.dim))
+        self.encoder = SpaceTimeTransformer(seen, positions, over_space=config.encoder_sees_frame)
+        self.encoder_out = nn.Linear(seen.dim, self.latents.dim)
+        self.quantizer = FSQ(list(config.levels), num_codebooks=config.num_codebooks)
+
+        drawn = replace(config.decoder, context_frames=config.context)
+        self.decoder_in = nn.Linear(self.latents.dim, drawn.dim)
+        self.decoder_pos = nn.Parameter(torch.zeros(patches, drawn.dim))
+        self.decoder = SpaceTimeTransformer(drawn, positions)
+        self.decoder_out = nn.Linear(drawn.dim, values)
+        nn.init.zeros_(self.decoder_out.weight)
+        # what a static camera sees: frames are encoded, and drawn, as what differs from it
+        self.background = FirstBatch((patches, values))
+        self.pixels = nn.Parameter(torch.zeros(patches, values))
+        self.temporal_context = max(self.encoder.temporal_context, self.decoder.temporal_context)
+
+    @property
+    def clip_length(self) -> int:
+        return self.config.clip_length
+
+    @property
+    def capturable(self) -> bool:
+        return self.background.known
+
+    @property
+    def codebooks(self) -> Tensor:
+        """(G, K, D / G) float: the same grid for each codebook."""
+        codes: Tensor = self.quantizer.implicit_codebook  # type: ignore[assignment]
+        return codes.float().expand(self.config.num_codebooks, -1, -1)
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, N) int64."""
+        return self.encode_clip(frames[:, None])[:, 0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, N) int64 -> (B, 3, H, W) uint8."""
+        return self.decode_clip(latents[:, None])[:, 0]
+
+    def encode_clip(self, frames: Tensor) -> Tensor:
+        return self._quantize(self._to_patches(frames))[1]
+
+    def decode_clip(self, latents: Tensor) -> Tensor:
+        ids = latents.unflatten(-1, (-1, self.config.num_codebooks))
+        drawn = self._draw(self.codebooks[0][ids].flatten(-2))
+        pixels = to_frames(drawn.float(), self.image_size, self.config.patch_size)
+        return (pixels.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
+
+    def loss(self, batch: Batch) -> Losses:
+        """Squared error of the decoded frames, times 100; FSQ needs no other term."""
+        (frames,) = batch.require("frames")
+        target = self._to_patches(frames)
+        if self.training:
+            self.background.collect(target)
+        quantized, codes = self._quantize(target)
+        return {
+            "reconstruction": 100 * nn.functional.mse_loss(self._draw(quantized).float(), target),
+            "perplexity": perplexity(code_counts(codes, self.latents)),
+            "code_flip_rate": (codes[:, 1:] != codes[:, :-1]).float().mean()
+            if codes.shape[1] > 1
+            else codes.new_zeros((), dtype=torch.float32),
+        }
+
+    def after_step(self) -> None:
+        """Take the background from the first batch."""
+        self.background.update()
+
+    def _to_patches(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) uint8 -> (B, T, P, V), from -1 to 1."""
+        return to_patches(frames.float() / 127.5 - 1, self.config.patch_size)
+
+    def _quantize(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, P, V) -> vectors (B, T, P, D), codes (B, T, N)."""
+        x = self.encoder_in(patches - self.background.mean) + self.encoder_pos
+        encoded = self.encoder_out(self.encoder(x)[0])
+        with torch.autocast(encoded.device.type, enabled=False):
+            quantized, codes = self.quantizer(encoded.float().flatten(0, 1))
+        quantized, codes = (y.unflatten(0, patches.shape[:2]) for y in (quantized, codes))
+        return quantized, codes.long().flatten(2)
+
+    def _draw(self, vectors: Tensor) -> Tensor:
+        """(B, T, P, D) -> (B, T, P, V), about -1 to 1."""
+        x = self.decoder(self.decoder_in(vectors) + self.decoder_pos)[0]
+        return self.decoder_out(x) + self.pixels + self.background.mean

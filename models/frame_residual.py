@@ -5,10 +5,29 @@ Letters: B worlds, T frames, P patches of h x w, each of p x q pixels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from einops import reduce, repeat
 from torch import Tensor
 
 SHRINKAGE = 0.3  # weight of the whole frame in what is measured of one patch
+
+
+@dataclass
+class FrameResidual:
+    """The last real frames, from which a World keeps what codes cannot represent (skip connections
+    from the last true frame: Denton & Fergus, arXiv:1802.07687)."""
+
+    frames: Tensor  # (B, T, 3, H, W) uint8
+    latents: Tensor  # (B, T, N) of these frames
+    unchanged: Tensor  # (B, P), share of a patch's codes unchanged since then
+    residual: Tensor | None = None  # (B, 3, H, W) float, once it was decoded
+
+    def select(self, index: Tensor) -> FrameResidual:
+        residual = None if self.residual is None else self.residual[index]
+        return FrameResidual(
+            self.frames[index], self.latents[index], self.unchanged[index], residual
+        )
 
 
 def persistent_residual(

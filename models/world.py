@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from models import world_parts
-from models.dynamics.dynamics import Dynamics, FrameResidual, History, State
-from models.frame_residual import expand_patches, persistent_residual
+from models.dynamics.dynamics import Dynamics, History, State
+from models.frame_residual import FrameResidual, expand_patches, persistent_residual
 from models.layers.precision import Precision, autocast
 from models.layers.sampling import Sampling
 from models.method import CompileFn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from models.method import CompileFn, Losses, TrainableModule
 from models.tokenizers.codes import HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
 
+if TYPE_CHECKING:
+    from models.frame_residual import FrameResidual
+
 
 class Memory(Protocol):
     """What a dynamics model remembers of the past, one row a state."""
@@ -22,23 +25,6 @@ class Memory(Protocol):
     def select(self, index: Tensor) -> Self:
         """Select the rows at `index`, (M,) int64."""
         ...
-
-
-@dataclass
-class FrameResidual:
-    """The last real frames, from which a World keeps what codes cannot represent (skip connections
-    from the last true frame: Denton & Fergus, arXiv:1802.07687)."""
-
-    frames: Tensor  # (B, T, 3, H, W) uint8
-    latents: Tensor  # (B, T, N) of these frames
-    unchanged: Tensor  # (B, P), share of a patch's codes unchanged since then
-    residual: Tensor | None = None  # (B, 3, H, W) float, once it was decoded
-
-    def select(self, index: Tensor) -> FrameResidual:
-        residual = None if self.residual is None else self.residual[index]
-        return FrameResidual(
-            self.frames[index], self.latents[index], self.unchanged[index], residual
-        )
 
 
 @dataclass

@@ -241,7 +241,5 @@ class LatentActionModel(nn.Module):
         before, after = (x.flatten(0, 1)[:COMPARED_PAIRS, None] for x in (before, after))
         actions = vectors.detach().flatten(0, 1)
         own, other = actions[:COMPARED_PAIRS, None], actions.flip(0)[:COMPARED_PAIRS, None]
-        error, shuffled = (
-            (self._predict(before, a) - after).square().mean() for a in (own, other)
-        )
+        error, shuffled = ((self._predict(before, a) - after).square().mean() for a in (own, other))
         return 1 - error / shuffled.clamp(min=1e-8)

@@ -194,7 +194,9 @@ class MaskGit(CodeHead, Dynamics):
         known = torch.arange(self.context, device=latents.device) > missing
         known = known.expand(len(latents), -1)
         _, cache = self._blocks(past, led, known)
-        return self._state(past[:, -1], cache.between(0, self.context - 1), led[:, -1], known[:, -1])
+        return self._state(
+            past[:, -1], cache.between(0, self.context - 1), led[:, -1], known[:, -1]
+        )
 
     def step(self, state: State, action: Tensor) -> State:
         """Predict the next frame, in several passes."""

@@ -321,10 +321,7 @@ class Trainer(Generic[M]):
             for key in ("model", "ema"):
                 self.nan_guard.check_weights(state[key], self.global_step)
             checkpoint = self._build_checkpoint(state["model"]) | state
-            checkpoint |= {
-                "bad_validations": self.bad_validations,
-                "lr_scale": self.lr_scale,
-            }
+            checkpoint |= {"bad_validations": self.bad_validations, "lr_scale": self.lr_scale}
             target = last if self._started else self.folder / "first.pt"
             ckpt.save(target, checkpoint)
             if not self._started:  # it is on the disk: now the files of a former training may go

@@ -268,7 +268,8 @@ def test_two_players_are_stepped_at_once_and_each_sees_their_own(make_house: Any
 
     house.world.step = counted
     with house.visit() as one, house.visit() as other:
-        one.hear("welcome"), other.hear("welcome")
+        for visitor in (one, other):
+            visitor.hear("welcome")
         one.settle(0.9, 0.5, at=1)
         other.settle(0.1, 0.5, at=1)
         house.until(lambda: batches[-20:] == [2] * 20)
@@ -351,7 +352,8 @@ def test_a_second_window_takes_the_game_over(make_house: Any):
 def test_a_game_that_refuses_says_why_and_the_others_play_on(make_house: Any):
     house = make_house()
     with house.visit() as one, house.visit() as other:
-        one.hear("welcome"), other.hear("welcome")
+        for visitor in (one, other):
+            visitor.hear("welcome")
 
         def refuse(*_: Any) -> None:
             raise ValueError("this episode has no seed")

@@ -171,9 +171,7 @@ def test_the_mouse_leads_and_the_round_trip_is_shown(server: Server, visit: Any)
     point(page, 0.3, 0.8)
     goes_to(page, 0.3, 0.8)
     assert page.evaluate("measured.roundTrips.length") >= 2
-    until(
-        page, lambda: "round trip" in page.inner_text("#hud") and " ms" in page.inner_text("#hud")
-    )
+    until(page, lambda: "round trip -" not in page.inner_text("#hud"))
 
 
 def test_a_finger_leads(server: Server, visit: Any):
@@ -256,7 +254,8 @@ def test_a_recording_is_offered_for_download(server: Server, visit: Any):
 
 def test_two_people_play_each_their_own_game(server: Server, visit: Any):
     one, other = visit(server.url), visit(server.url)
-    plays(one), plays(other)
+    plays(one)
+    plays(other)
     point(one, 0.9, 0.5)
     point(other, 0.1, 0.5)
     goes_to(one, 0.9, 0.5)
@@ -277,8 +276,7 @@ def test_no_network_is_told_and_mended(server: Server, visit: Any):
     page = visit(server.url)
     plays(page)
     page.context.set_offline(True)
-    page.evaluate("socket.close()")
-    until(page, lambda: "Trying again" in page.inner_text("#connection"))
+    until(page, lambda: "no network" in page.inner_text("#connection"))
     page.context.set_offline(False)
     until(page, lambda: page.inner_text("#connection") == "Connected")
     plays(page)

@@ -274,7 +274,7 @@ class SharedPlanning:
     def __init__(self, config: Config, world: World, start_sampler: StartSampler) -> None:
         self.config, self.world, self.dataset = config, world, start_sampler.dataset
         named = config.actions in get_args(GoalSource)
-        self.source = cast(GoalSource, config.actions) if named else None
+        self.source: GoalSource | None = cast(GoalSource, config.actions) if named else None
         self._goal: Goal | None = None  # one that does not depend on the start
         self._executors: dict[tuple[object, ...], MakeExecutor] = {}
         self._thread = ThreadPoolExecutor(1, "planner")

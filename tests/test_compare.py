@@ -51,7 +51,10 @@ def write(run: Path, metrics: dict[str, Any]) -> Path:
 
 def test_figures_of_one_protocol_stand_in_one_row_and_of_two_never(tmp_path: Path):
     runs = [write(tmp_path / "a", report()), write(tmp_path / "b", report())]
-    for changes in ({"task_max_steps": 50}, {"seeds": {"clips": 0, "task": 7}}, {"task_goal": [1]}):
+    changed: tuple[dict[str, Any], ...] = (
+        {"task_max_steps": 50}, {"seeds": {"clips": 0, "task": 7}}, {"task_goal": [1]},
+    )  # fmt: skip
+    for changes in changed:
         name = "-".join(changes) + str(len(runs))
         runs.append(write(tmp_path / name, report(**changes)))
     rows = [r for r in compare(read_runs(runs)).rows if r.key == "task.bc.success"]
@@ -134,7 +137,7 @@ def test_csv_is_one_figure_a_line_and_the_page_needs_nothing_else(tmp_path: Path
     runs = (write(tmp_path / "a", report()), write(tmp_path / "b_1", report(0.9)))
     names = ("csv", "markdown", "latex", "page")
     files = {name: tmp_path / "out" / name for name in names}
-    main(Config(runs, **files))
+    main(Config(runs, (), *files.values()))
     table = pd.read_csv(files["csv"])
     assert len(table) == 6 and set(table["run"]) == {"a", "b_1"}
     assert table[table["larger_than_chance"]]["figure"].tolist() == ["task.bc.success"]

@@ -24,6 +24,7 @@ import preprocess
 import train_controller
 import train_dynamics
 import train_tokenizer
+from bench import browser_load
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.compare import __main__ as compare
@@ -52,6 +53,7 @@ STAGES = {
 }
 MODULES = {
     "bench": bench.__main__.Config,
+    "bench.browser_load": browser_load.Config,
     "evaluation.compare": compare.Config,
     "pipeline.inference.export": export.Config,
     "pipeline.publish": publish.Config,

@@ -34,6 +34,7 @@ import preprocess
 import train_controller
 import train_dynamics
 import train_tokenizer
+from bench import browser_load
 from bench.__main__ import Config as BenchConfig
 from evaluation.compare import __main__ as compare
 from evaluation.report.metrics_schema import empty_metrics
@@ -99,6 +100,7 @@ def stage_configs() -> list[type]:
         pull.Config,
         runs.Config,
         compare.Config,
+        browser_load.Config,
         BenchConfig,
         *(method()[0] for method in methods.values()),
     ]

@@ -29,7 +29,7 @@ MakeGame = Callable[[Path, Callable[[Recording], str], int], Game]
 
 
 @dataclass
-class View:
+class Update:
     """What a guest is to be sent after a step."""
 
     guest: Guest
@@ -93,10 +93,10 @@ class Room:
             here = [guest for guest in self.playing if guest.connection is not None]
             if here:
                 more = {"players": len(self.playing), "waiting": len(self.waiting)}
-                views = await self._loop.run_in_executor(self._model, self.tick, here, more)
-                for view in views:
-                    if view.guest.connection is not None:
-                        view.guest.connection.show(view.frame, view.status)
+                updates = await self._loop.run_in_executor(self._model, self.tick, here, more)
+                for update in updates:
+                    if update.guest.connection is not None:
+                        update.guest.connection.show(update.frame, update.status)
             self.dismiss()
             due = max(due + 1 / self.fps, time.monotonic())
             await asyncio.sleep(due - time.monotonic())
@@ -128,7 +128,7 @@ class Room:
                 guest.connection.end(4001, f"nothing was pressed for {minutes} minutes")
                 self.leave(guest)
 
-    def tick(self, guests: Sequence[Guest], more: dict[str, Any]) -> list[View]:
+    def tick(self, guests: Sequence[Guest], more: dict[str, Any]) -> list[Update]:
         """In the model's thread: read inputs, take a step of all, and encode what is to be seen."""
         start = time.perf_counter()
         acting = []
@@ -140,12 +140,12 @@ class Room:
         self.tick_ms = 1000 * (time.perf_counter() - start)
         for guest, _ in acting:
             self._guarded(guest, _after_step)
-        views = []
+        updates = []
         for guest in guests:
             if guest.game is not None:
                 frame = guest.next_frame(self.tick_ms)
-                views.append(View(guest, frame, guest.next_status(more)))
-        return views
+                updates.append(Update(guest, frame, guest.next_status(more)))
+        return updates
 
     def welcome(self, guest: Guest) -> dict[str, Any]:
         """What a page needs to know before its first frame."""

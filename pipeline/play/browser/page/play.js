@@ -18,7 +18,7 @@ const measured = { frames: 0, roundTrips: [], times: [] }; // read by tests
 window.measured = measured;
 
 let socket = null, tries = 0, retry = 0, welcome = null, status = {}, lastAt = 0;
-let pointer = null, pointerMoved = false; // fractions of a panel
+let pointer = null, pointerMoved = 0; // fractions of a panel; when they changed, and 0 once sent
 let image = null, panels = 1, modelMs = 0, drawn = true, frameNumber = 0;
 
 // -- the connection ---------------------------------------------------------------------------
@@ -109,8 +109,8 @@ function draw() {
   requestAnimationFrame(draw);
   followGamepad();
   if (pointerMoved) {
-    pointerMoved = false;
-    send({ t: "pointer", x: pointer[0], y: pointer[1], at: performance.now() });
+    send({ t: "pointer", x: pointer[0], y: pointer[1], at: pointerMoved });
+    pointerMoved = 0;
   }
   if (!image || (drawn && !draw.ring)) return;
   const [rows, columns] = welcome.size;
@@ -300,7 +300,7 @@ function follow(event) {
     const within = (value) => Math.max(0, Math.min(1, value));
     pointer = [within((x - panel * (width + GAP)) / width), within(y)];
   }
-  pointerMoved = true;
+  pointerMoved = event.timeStamp;
   draw.ring = true;
 }
 
@@ -351,7 +351,8 @@ function followGamepad() {
     const from = pointer || status.pointer || [0.5, 0.5];
     const limit = (value) => welcome.lock ? value : Math.max(0, Math.min(1, value));
     pointer = [limit(from[0] + x * PAD_SPEED), limit(from[1] + y * PAD_SPEED)];
-    pointerMoved = draw.ring = true;
+    pointerMoved = performance.now();
+    draw.ring = true;
   }
   const trigger = Boolean(pad.buttons[7] && pad.buttons[7].pressed);
   if (trigger !== Boolean(followGamepad.trigger)) send({ t: "button", down: trigger, at: performance.now() });
@@ -365,6 +366,14 @@ function followGamepad() {
 
 at("again").addEventListener("click", () => { tries = 0; connect(); });
 window.addEventListener("pageshow", (event) => { if (event.persisted && !socket) connect(); });
+window.addEventListener("offline", () => {
+  const lost = socket;
+  socket = null; // its end may come late, or never
+  if (lost) lost.close();
+  clearTimeout(retry);
+  at("connection").textContent = "There is no network. Waiting for it";
+});
+window.addEventListener("online", () => { if (!socket && at("banner").hidden) connect(); });
 window.addEventListener("pagehide", () => { if (socket) socket.close(); });
 requestAnimationFrame(draw);
 connect();

@@ -1,0 +1,308 @@
+"""The page in a real Chromium: mouse, touch, keys, a lost server, two windows, the way back.
+
+One file because all of it needs the same browser, and the same server.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from untrained_run import write_run
+
+from data.shards.episode_dataset import EpisodeDataset
+from data.toy import write_toy_shards
+
+pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="requirements-browser-test.txt is not installed"
+)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+
+ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
+PATIENCE = 60.0  # seconds
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+]  # fmt: skip
+PLAY = f"""
+import sys; sys.path[:0] = {[str(ROOT), str(TESTS)]!r}
+import play
+from pipeline.cli import run_cli
+from pointer_world import PointerWorld, ToTheRight
+play.load_world = lambda run, int8: PointerWorld()
+play.load_controller = lambda run, world: ToTheRight()
+play.main.__module__ = "play"
+run_cli(play.main, play.Config, "play")
+"""
+BLUE = """(panel) => {
+  const canvas = document.getElementById("world"), step = 4;
+  const width = panel ? (canvas.width - 4) / 2 : canvas.height;
+  const left = panel * (width + 4);
+  const pixels = canvas.getContext("2d").getImageData(left, 0, width, canvas.height).data;
+  let n = 0, x = 0, y = 0;
+  for (let row = 0; row < canvas.height; row += step) for (let column = 0; column < width; column += step) {
+    const at = 4 * (row * width + column);
+    if (Math.abs(pixels[at] - 65) + Math.abs(pixels[at + 1] - 105) + Math.abs(pixels[at + 2] - 225) < 60) {
+      n += 1; x += column / width; y += row / canvas.height;
+    }
+  }
+  return n ? [x / n, y / n] : null;
+}"""  # noqa: E501
+
+
+class Server:
+    """play.py --browser, as somebody starts it."""
+
+    def __init__(self, run: Path, *flags: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.run, self.flags = run, flags
+        self.start()
+
+    def start(self) -> None:
+        words = ["--run", str(self.run), "--browser", "--fps", "25", *self.flags]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PLAY, *words, "--server.port", str(self.port)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if "http://" in line:
+                self.url = line.split()[1]
+                return
+        raise AssertionError("the server did not begin")
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run")
+    write_toy_shards(run / "shards", episodes=12)
+    return write_run(run, EpisodeDataset(run / "shards"))
+
+
+@pytest.fixture(scope="module")
+def server(run: Path) -> Iterator[Server]:
+    server = Server(run)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
+    contexts: list[Any] = []
+
+    def make(url: str, **options: Any) -> Any:
+        context = chromium.new_context(viewport={"width": 900, "height": 1000}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.problems = []
+        page.on("pageerror", lambda problem: page.problems.append(str(problem)))
+        page.goto(url)
+        return page
+
+    yield make
+    for context in contexts:
+        for page in context.pages:
+            assert not page.problems
+        context.close()
+
+
+def until(page: Any, holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, page.inner_text("body")
+        page.wait_for_timeout(50)
+
+
+def plays(page: Any) -> None:
+    """Wait until frames come, more than those that were there."""
+    before = page.evaluate("measured.frames")
+    until(page, lambda: page.evaluate("measured.frames") > before + 3)
+
+
+def goes_to(page: Any, x: float, y: float, panel: int = 0) -> None:
+    """Wait until the disc is there."""
+
+    def is_there() -> bool:
+        at = page.evaluate(BLUE, panel)
+        return at is not None and abs(at[0] - x) + abs(at[1] - y) < 0.1
+
+    until(page, is_there)
+
+
+def point(page: Any, x: float, y: float) -> None:
+    box = page.locator("#world").bounding_box()
+    page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+
+
+def said(page: Any, text: str) -> None:
+    until(page, lambda: text in page.inner_text("#said"))
+
+
+def test_the_mouse_leads_and_the_round_trip_is_shown(server: Server, visit: Any):
+    page = visit(server.url)
+    plays(page)
+    point(page, 0.8, 0.3)
+    goes_to(page, 0.8, 0.3)
+    point(page, 0.3, 0.8)
+    goes_to(page, 0.3, 0.8)
+    assert page.evaluate("measured.roundTrips.length") >= 2
+    until(page, lambda: "round trip -" not in page.inner_text("#hud"))
+
+
+def test_a_finger_leads(server: Server, visit: Any):
+    page = visit(server.url, has_touch=True)
+    plays(page)
+    box = page.locator("#world").bounding_box()
+    page.touchscreen.tap(box["x"] + 0.7 * box["width"], box["y"] + 0.2 * box["height"])
+    goes_to(page, 0.7, 0.2)
+
+
+def test_everything_can_be_done_with_keys_alone(server: Server, visit: Any):
+    page = visit(server.url)
+    plays(page)
+    assert page.evaluate("document.activeElement.id") == "world"
+    for _ in range(30):
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowDown")
+    goes_to(page, 1.0, 1.0)
+    page.keyboard.press("p")
+    said(page, "Paused")
+    page.keyboard.press("Tab")  # the image is no trap
+    reached = set()
+    for _ in range(12):
+        reached.add(page.evaluate("document.activeElement.textContent.trim().split('\\n')[0]"))
+        page.keyboard.press("Tab")
+    assert {"Pause P", "Hold to go back Z", "Record V", "Keys"} <= reached
+    page.locator("#pause").focus()
+    page.keyboard.press("Enter")
+    until(page, lambda: "Paused" not in page.inner_text("#said"))
+    plays(page)
+
+
+def test_z_goes_back_until_it_is_released(server: Server, visit: Any):
+    page = visit(server.url)
+    plays(page)
+    page.keyboard.down("z")
+    said(page, "Going back")
+    until(page, lambda: "step 0 " in page.inner_text("#hud"))
+    page.keyboard.up("z")
+    until(page, lambda: "Going back" not in page.inner_text("#said"))
+    plays(page)
+
+
+def test_a_lost_focus_lets_go_of_all_keys(server: Server, visit: Any):
+    page = visit(server.url)
+    plays(page)
+    page.keyboard.down("z")
+    said(page, "Going back")
+    page.evaluate("window.dispatchEvent(new Event('blur'))")
+    until(page, lambda: "Going back" not in page.inner_text("#said"))
+
+
+def test_the_simulator_and_the_controller_are_a_button_each(server: Server, visit: Any):
+    page = visit(server.url)
+    plays(page)
+    page.click("#simulator")
+    until(page, lambda: page.evaluate("document.getElementById('world').width") == 512 * 2 + 4)
+    assert page.inner_text("#captions").split("\n") == ["world model", "simulator, same actions"]
+    box = page.locator("#world").bounding_box()
+    page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.5 * box["height"])
+    goes_to(page, 0.5, 0.5)
+    goes_to(page, 0.5, 0.5, panel=1)
+    page.click("#controller")
+    said(page, "The controller acts")
+    assert page.get_attribute("#controller", "aria-pressed") == "true"
+    goes_to(page, 1.0, 0.0)
+
+
+def test_a_recording_is_offered_for_download(server: Server, visit: Any):
+    page = visit(server.url)
+    plays(page)
+    page.click("#record")
+    until(page, lambda: "REC" in page.inner_text("#hud"))
+    page.click("#record")
+    until(page, lambda: page.locator("#recordings a").count() == 3)
+    with page.expect_download() as download:
+        page.click("#recordings a >> nth=0")
+    assert Path(download.value.path()).read_bytes()[:4] == b"GIF8"
+
+
+def test_two_people_play_each_their_own_game(server: Server, visit: Any):
+    one, other = visit(server.url), visit(server.url)
+    plays(one)
+    plays(other)
+    point(one, 0.9, 0.5)
+    point(other, 0.1, 0.5)
+    goes_to(one, 0.9, 0.5)
+    goes_to(other, 0.1, 0.5)
+
+
+def test_a_page_that_is_loaded_again_goes_on_with_its_game(server: Server, visit: Any):
+    page = visit(server.url)
+    plays(page)
+    session = page.evaluate("sessionStorage.getItem('session')")
+    page.goto("about:blank")
+    page.go_back()
+    plays(page)
+    assert page.evaluate("sessionStorage.getItem('session')") == session
+
+
+def test_no_network_is_told_and_mended(server: Server, visit: Any):
+    page = visit(server.url)
+    plays(page)
+    page.context.set_offline(True)
+    until(page, lambda: "no network" in page.inner_text("#connection"))
+    page.context.set_offline(False)
+    until(page, lambda: page.inner_text("#connection") == "Connected")
+    plays(page)
+
+
+def test_a_small_window_shows_the_whole_image(server: Server, visit: Any):
+    page = visit(server.url)
+    plays(page)
+    page.set_viewport_size({"width": 320, "height": 640})
+    box = page.locator("#world").bounding_box()
+    assert box["width"] <= 320 and abs(box["width"] / box["height"] - 1) < 0.02
+    assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    point(page, 0.6, 0.4)
+    goes_to(page, 0.6, 0.4)
+
+
+def test_a_server_that_was_killed_is_found_again_and_a_full_house_has_a_line(run: Path, visit: Any):
+    server = Server(run, "--server.max-players", "1")
+    page = visit(server.url)
+    plays(page)
+    waiting = visit(server.url)
+    until(waiting, lambda: "number 1 of 1 in line" in waiting.inner_text("#connection"))
+    waiting.close()
+    server.stop(signal.SIGKILL)
+    until(page, lambda: "Trying again" in page.inner_text("#connection"))
+    server.start()
+    until(page, lambda: page.inner_text("#connection") == "Connected")
+    plays(page)
+    assert server.stop() == 0

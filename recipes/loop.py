@@ -4,6 +4,8 @@ It stands behind `dreamer`: frames of 32 pixels, a small world, short clips, and
 that is held to nothing that was recorded.
 """
 
+from recipes import dreamer
+
 PREPROCESS_GYM = {"resolution": 32}
 DYNAMICS = {
     "num_eval_clips": 32,
@@ -14,15 +16,14 @@ DYNAMICS = {
     "model.embed_dim": 256,
     "model.channels": 16,
     "model.clip_length": 16,
-    "train.steps": 150,
-    "model.dynamics_weight": 0.1,
-    "model.representation_weight": 0.01,
+    **dreamer.SIZES["sharp"]["dynamics"],
+    "train.steps": 120,
     "train.batch_size": 32,
     "train.learning_rate": 7e-4,
     "train.schedule": "constant",
     "train.warmup_steps": 50,
-    "train.eval_every": 150,
-    "train.save_every": 150,
+    "train.eval_every": 120,
+    "train.save_every": 120,
     "train.precision": "fp32",
 }
 CONTROLLER = {
@@ -34,12 +35,12 @@ CONTROLLER = {
     "bc.batch_size": 256,
     "bc.eval_every": 50,
     "bc.save_every": 50,
-    "train.steps": 250,
+    "train.steps": 200,
     "train.batch_size": 128,
     "train.learning_rate": 1e-3,
     "train.weight_decay": 0.0,
     "train.ema_decay": 0.9,
-    "train.eval_every": 250,
-    "train.save_every": 250,
+    "train.eval_every": 200,
+    "train.save_every": 200,
     "train.precision": "fp32",
 }

@@ -273,7 +273,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "train.precision": "fp32", "train.schedule": "constant",
     }),
     ("controller", "dreamer loop", {
-        "model.bc_weight": 0.0, "model.discount": 0.97, "model.policy.num_modes": 1,
+        "model.bc_weight": 0.0, "model.discount": 0.98, "model.policy.num_modes": 1,
     }),
     ("dynamics", "dreamer 1m", {"model.deter_dim": 512, "model.num_classes": 4}),
     ("dynamics", "dreamer 4m", {"model.deter_dim": 1024, "model.num_classes": 8}),

@@ -82,6 +82,8 @@ SIZES = {
         "evaluate": pusht.EVALUATE_DEBUG,
     },
     "high_res": {"preprocess_pusht": {"resolution": 96}},
+    # a tenth of the KL's weight: what covers few pixels is drawn, such as a ball
+    "sharp": {"dynamics": {"model.dynamics_weight": 0.1, "model.representation_weight": 0.01}},
     # by their parameters at 64 x 64 pixels; h, hidden layers and classes as DreamerV3's of the name
     "1m": {"dynamics": state(512, 64, 4, 8)},
     "4m": {"dynamics": state(1024, 128, 8, 24)},

@@ -64,7 +64,7 @@ def test_a_branch_is_what_the_environment_does_after_the_episodes_actions(
         for frame, is_alive, action in zip(branch.frames, branch.alive, other, strict=True):
             assert is_alive != result.done
             if not result.done:
-                result = plain.step(action)
+                result = plain.step(np.asarray(action))
             assert np.array_equal(frame, result.frame)
         assert not branch.alive[-1]  # always to one side: the pole falls
 

@@ -185,6 +185,8 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("preprocess_vpt", "minecraft high_res", {"frame_format.resolution": 128}),
     ("preprocess_vpt", "minecraft debug", {"num_recordings": 10, "frame_format.resolution": 64}),
     ("preprocess_gym", "pusht", {"frame_skip": 1, "resolution": 64, "env_kwargs": ()}),
+    ("preprocess_gym", "dreamer debug", {"default_episodes": 6, "resolution": 64}),
+    ("preprocess_gym", "dreamer loop", {"default_episodes": 100, "resolution": 32}),
     ("preprocess_gym", "pusht atari", {
         "run": Path("runs/pusht"), "resolution": 64, "frame_skip": 4, "max_pool": True,
         "noop_max": 30, "grayscale": False, "env_kwargs": (
@@ -269,6 +271,16 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "model.deter_dim": 512, "model.num_groups": 32, "model.num_classes": 16,
         "model.dynamics_weight": 1.0, "model.representation_weight": 0.1, "model.free_nats": 1.0,
         "model.clip_length": 32, "train.max_grad_norm": 1000.0,
+    }),
+    ("dynamics", "dreamer cpu sharp", {
+        "model.dynamics_weight": 0.1, "model.representation_weight": 0.01, "train.steps": 3000,
+    }),
+    ("dynamics", "dreamer loop", {
+        "model.deter_dim": 256, "model.clip_length": 16, "model.dynamics_weight": 0.1,
+        "train.precision": "fp32", "train.schedule": "constant",
+    }),
+    ("controller", "dreamer loop", {
+        "model.bc_weight": 0.0, "model.discount": 0.98, "model.policy.num_modes": 1,
     }),
     ("dynamics", "dreamer 1m", {"model.deter_dim": 512, "model.num_classes": 4}),
     ("dynamics", "dreamer 4m", {"model.deter_dim": 1024, "model.num_classes": 8}),

@@ -37,10 +37,11 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "iwm", "minecraft")
 ON_CODES = ("pusht", "minecraft")
 WITH_TOKENIZER = tuple(recipe for recipe in RECIPES if recipe != "dreamer")
-BEHIND = ("autoregressive", "rssm", "atari", "value_gradients")  # recipes that change another one
+# recipes that change another one
+BEHIND = ("autoregressive", "rssm", "atari", "loop", "value_gradients")
 PUSHT_SIZES = ("cpu", "cpu30", "debug", "high_res")
 MINECRAFT_SIZES = ("150m", "high_res", "debug")
-DREAMER_SIZES = (*PUSHT_SIZES, "1m", "4m", "12m", "25m", "32x32")
+DREAMER_SIZES = (*PUSHT_SIZES, "sharp", "1m", "4m", "12m", "25m", "32x32")
 ATARI_SIZES = ("high_res", "gray84")
 IWM_SIZES = ("base", "core", "invariant", "equivariant", "cpu", "debug", "high_res")
 
@@ -60,6 +61,8 @@ COMBINATIONS = [
     *([recipe, "rssm"] for recipe in WITH_TOKENIZER),
     *([recipe, "debug", "rssm", "debug"] for recipe in WITH_TOKENIZER),
     *([recipe, "cpu", "rssm", "cpu"] for recipe in WITH_TOKENIZER[:4]),
+    ["dreamer", "loop"],
+    ["dreamer", "loop", "debug"],
     *([recipe, size, "high_res"] for recipe in RECIPES for size in sizes(recipe)),
 ]
 

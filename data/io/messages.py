@@ -22,7 +22,7 @@ def command(script: str, *words: object) -> str:
     return f"python {script} {shlex.join(map(str, words))}"
 
 
-def one_line(problem: Exception) -> str:
+def one_line(problem: BaseException) -> str:
     """Return what an exception says on one line, cut where it is long."""
     return shortened(str(problem)) or type(problem).__name__
 

@@ -40,7 +40,7 @@ def cache_states(
         actions = world.actions.empty(len(episodes), longest - 1)
         if dataset.has("actions"):
             actions = dataset.actions.empty(len(episodes), longest - 1)
-        for row, episode in enumerate(episodes):
+        for row, episode in enumerate(episodes.tolist()):
             length = dataset.length(episode)
             read = torch.from_numpy(dataset.read(episode, "frames"))
             frames[row, :length] = read.permute(0, 3, 1, 2)

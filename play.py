@@ -26,17 +26,20 @@ import kernels
 from data.io.files import writable_folder
 from data.io.messages import command
 from data.shards.episode_dataset import EpisodeDataset
+from models.action_map import ActionMap
 from models.controllers.controller import Controller
 from models.layers.sampling import Sampling
 from models.world import World
 from pipeline.cli import run_cli
 from pipeline.cuda_graph import CudaGraphedWorld
 from pipeline.device import describe_device, set_device
+from pipeline.inference.action_maps import load_action_map
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import load_controller
 from pipeline.inference.load_world import load_world
 from pipeline.play.action_file import read_actions, write_actions
 from pipeline.play.autopilot import Autopilot
+from pipeline.play.buttons import Buttons, find_buttons
 from pipeline.play.game import PLACES, Game
 from pipeline.play.goal_actor import GoalActor
 from pipeline.play.goal_planners import (
@@ -49,8 +52,9 @@ from pipeline.play.goals import DATASET, TASK, Goal, find_goal
 from pipeline.play.headless import Actor, Scene, Truth, play_headless
 from pipeline.play.keyboard import script_actions
 from pipeline.play.play_config import ActionSource, Config, check
-from pipeline.play.player import Player, Start, StartSampler
-from pipeline.play.simulators import SOLVED, find_simulator
+from pipeline.play.player import Player, Start, Starts, StartSampler
+from pipeline.play.prompt import PromptStarts
+from pipeline.play.simulators import SOLVED, MappedSimulator, Simulator, find_simulator
 from pipeline.play.window import Window, check_display
 from pipeline.video import write_video
 
@@ -78,18 +82,55 @@ def main(config: Config) -> None:
     if config.sampling != Sampling():
         world.set_sampling(config.sampling)
         torch.manual_seed(config.seed)
-    own_actions = world if world.infers_actions else None
-    start_sampler = StartSampler(dataset, config.split, world.context, config.seed, own_actions)
     player = Player(
         world,
         find_controller(config, world),
-        find_simulator(dataset, simulator_flags(config), optional=not config.headless),
+        open_simulator_of(config, world, dataset),
         keep_simulator_frames=config.observe_simulator,
+        action_map=find_action_map(config, world),
     )
+    starts = find_starts(config, world, dataset)
+    buttons = None
+    if world.infers_actions and not config.true_actions:
+        buttons = find_buttons(config.run, world, dataset, config.button_names)
     if config.headless:
-        run_headless(config, player, start_sampler)
+        run_headless(config, player, dataset, starts, buttons)
     else:
-        run_window(config, player, start_sampler)
+        run_window(config, player, dataset, starts, buttons)
+
+
+def find_starts(config: Config, world: World, dataset: EpisodeDataset) -> Starts:
+    """Start from images, or from episodes of the dataset."""
+    if config.prompt:
+        return PromptStarts(config.prompt, world)
+    infers = world if world.infers_actions and not config.true_actions else None
+    return StartSampler(dataset, config.split, world.context, config.seed, infers)
+
+
+def find_action_map(config: Config, world: World) -> ActionMap | None:
+    """Load the map by which the data's own actions are taken, where they are asked for."""
+    if not world.infers_actions and (config.true_actions or config.button_names):
+        flag = "--true-actions" if config.true_actions else "--button-names"
+        raise ValueError(f"{flag} is for worlds of latent actions; {config.run}'s are the data's")
+    return load_action_map(config.run, world, config.label_budget) if config.true_actions else None
+
+
+def open_simulator_of(config: Config, world: World, dataset: EpisodeDataset) -> Simulator | None:
+    """Open the dataset's simulator where it can be shown; latent actions reach it through a map."""
+    flags = simulator_flags(config)
+    if config.prompt or (world.infers_actions and not flags and not config.true_actions):
+        return None
+    places = config.true_actions and world.data_actions.pointer
+    optional = not config.headless or places  # the agent's place is known there
+    simulator = find_simulator(dataset, flags, optional)
+    if places and simulator is None:
+        raise ValueError(
+            f"--true-actions are places, and no simulator of {dataset.folder} tells where the "
+            f"agent is; leave it out, and play by the buttons"
+        )
+    if simulator is None or not world.infers_actions or config.true_actions:
+        return simulator
+    return MappedSimulator(simulator, load_action_map(config.run, world, config.label_budget))
 
 
 def find_controller(config: Config, world: World) -> Controller | None:
@@ -121,6 +162,7 @@ def make_goal_actor(
     settings = GoalSettings(
         config.planner, config.goal_offset, config.task_planner,
         config.task_receding_horizon, config.task_patience, config.best_of_n, config.cuda_graph,
+        config.code_planner,
     )  # fmt: skip
     source = source or best_source(config.run, player.world, goal)
     executor = make_executor(source, config.run, player.world, goal, settings)
@@ -131,22 +173,28 @@ def videos_folder(config: Config) -> Path:
     return config.out or config.run / "play"
 
 
-def first_start(config: Config, start_sampler: StartSampler, steps: int = 0) -> Start:
+def first_start(config: Config, starts: Starts, steps: int = 0) -> Start:
     if config.episode is not None:
-        return start_sampler.at(config.episode, config.frame)
-    return start_sampler.sample(steps)
+        return cast(StartSampler, starts).at(config.episode, config.frame)
+    return starts.sample(steps)
 
 
 # -- a video -------------------------------------------------------------------------------------
 
 
-def run_headless(config: Config, player: Player, start_sampler: StartSampler) -> None:
+def run_headless(
+    config: Config,
+    player: Player,
+    dataset: EpisodeDataset,
+    starts: Starts,
+    buttons: Buttons | None,
+) -> None:
     """Play without a window, and write the video to --out, or RUN/play."""
     source = config.actions or "dataset"
-    start = first_start(config, start_sampler, config.steps)
+    start = first_start(config, starts, config.steps)
     goal = None
     if source in get_args(GoalSource):
-        names, dataset = config.goal or (DATASET,), start_sampler.dataset
+        names = config.goal or (DATASET,)
         goal = find_goal(names, config.run, player.world, dataset, start, config.goal_offset)
     act, available = make_actor(config, source, player, start, goal)
     steps = min(config.steps, available)
@@ -156,7 +204,8 @@ def run_headless(config: Config, player: Player, start_sampler: StartSampler) ->
     if shows_simulator(config):
         truth = "simulator"
     size, image = config.size or VIDEO_SIZE, None if goal is None else goal.image
-    scene = Scene(size, truth, image, has_status=goal is not None and not goal.has_time)
+    has_status = goal is not None and not goal.has_time
+    scene = Scene(size, truth, image, buttons, has_status)
     check_video_size(steps, scene.num_bytes(player.world.image_size))
     folder = writable_folder(videos_folder(config), "--out")
     solved = SOLVED if goal is not None and goal.is_task else None
@@ -168,9 +217,8 @@ def run_headless(config: Config, player: Player, start_sampler: StartSampler) ->
     if goal is not None:
         towards, speed_note = f" towards {goal.name}", ", planning included"
     print(
-        f"play: {len(played.frames)} frames, {summary}, {source} actions{towards}, from frame "
-        f"{start.frame} of episode {start_sampler.episode_number(start)} ({config.split}), "
-        f"{played.frames_per_second:.0f} frames/s{speed_note}"
+        f"play: {len(played.frames)} frames, {summary}, {source} actions{towards}, from "
+        f"{starts.describe(start)}, {played.frames_per_second:.0f} frames/s{speed_note}"
     )
     if goal is not None and not goal.has_time and played.coverages:
         best = int(np.argmax(played.coverages))
@@ -197,7 +245,7 @@ def make_actor(
     config: Config, source: ActionSource, player: Player, start: Start, goal: Goal | None
 ) -> tuple[Actor, int]:
     """Return who acts, and for how many steps it can.  goal: where one is needed."""
-    spec = player.world.actions
+    spec = player.action_spec
     if source == "actor_critic":
         return lambda step: player.controller_action(), config.steps
     if source == "dataset":
@@ -221,9 +269,15 @@ def make_actor(
 # -- a window ------------------------------------------------------------------------------------
 
 
-def run_window(config: Config, player: Player, start_sampler: StartSampler) -> None:
+def run_window(
+    config: Config,
+    player: Player,
+    dataset: EpisodeDataset,
+    starts: Starts,
+    buttons: Buttons | None,
+) -> None:
     """Open the window and play until it is closed."""
-    world, dataset = player.world, start_sampler.dataset
+    world = player.world
     source = cast(GoalSource, config.actions) if config.actions in get_args(GoalSource) else None
     autopilot = Autopilot(
         player,
@@ -235,14 +289,15 @@ def run_window(config: Config, player: Player, start_sampler: StartSampler) -> N
     )
     game = Game(
         player,
-        start_sampler,
-        first_start(config, start_sampler),
+        starts,
+        first_start(config, starts),
         videos_folder(config),
         config.size or WINDOW_SIZE,
         config.fps,
         show_simulator=shows_simulator(config),
         use_controller=config.actions == "actor_critic",
         autopilot=autopilot,
+        buttons=buttons,
     )
     if source is not None and (problem := autopilot.toggle()):
         raise ValueError(problem)

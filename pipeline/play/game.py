@@ -15,8 +15,9 @@ from data.io.files import writable_folder
 from pipeline.play.action_file import write_actions
 from pipeline.play.action_input import make_action_input
 from pipeline.play.autopilot import Autopilot
+from pipeline.play.buttons import Buttons
 from pipeline.play.panels import Panel, add_text, blend, compose_panels, panel_position
-from pipeline.play.player import Player, Start, StartSampler
+from pipeline.play.player import Player, Start, Starts
 from pipeline.video import write_video
 
 PLACES = "keys count by their place, named as on a QWERTY keyboard; arrows are arrows everywhere"
@@ -35,7 +36,7 @@ class Game:
     def __init__(
         self,
         player: Player,
-        start_sampler: StartSampler,
+        start_sampler: Starts,
         first_start: Start,
         folder: Path,
         size: int,
@@ -43,14 +44,16 @@ class Game:
         show_simulator: bool = False,
         use_controller: bool = False,
         autopilot: Autopilot | None = None,
+        buttons: Buttons | None = None,
     ) -> None:
-        """folder: for videos.  size: height of a panel in pixels.  fps: frames/s of videos."""
+        """folder: for videos.  size: height of a panel in pixels.  fps: frames/s of videos.
+        buttons: of latent actions."""
         self.player, self.start_sampler, self.folder = player, start_sampler, folder
         self.size, self.fps, self.show_simulator = size, fps, show_simulator
-        self.use_controller, self.autopilot = use_controller, autopilot
+        self.use_controller, self.autopilot, self.buttons = use_controller, autopilot, buttons
         self.paused, self.show_help, self.quit_requested = False, True, False
         self.message = ""
-        self.action_input = make_action_input(player.world.actions)
+        self.action_input = make_action_input(player.action_spec)
         self.recording: list[np.ndarray] | None = None
         self._recording_start = 0
         self._step_once = False
@@ -172,7 +175,10 @@ class Game:
         panels = [Panel("world model", model_frame)]
         if self.show_simulator:
             panels.append(Panel("simulator, same actions", self.player.simulator_frame()))
-        return compose_panels(panels, self.size, self.action_input.pointer)
+        frame = compose_panels(panels, self.size, self.action_input.pointer)
+        if self.buttons is None:
+            return frame
+        return self.buttons.draw(frame, int(self.action_input.action))
 
     def render(self) -> np.ndarray:
         """Draw the panels, the status line, that of the planner, and the help."""
@@ -194,11 +200,16 @@ class Game:
         if self.player.simulator is not None and self.show_simulator:
             parts.append(self.player.simulator.status())
         if self.person_acts:
-            parts.append(self.action_input.describe())
+            parts.append(self._describe_action())
         parts += ["controller"] if self.use_controller else []
         parts += ["PAUSED"] if self.paused else []
         parts += ["REC"] if self.recording is not None else []
         return "  ".join(p for p in [*parts, self.message] if p)
+
+    def _describe_action(self) -> str:
+        if self.buttons is None:
+            return self.action_input.describe()
+        return self.buttons.describe(int(self.action_input.action))
 
     def close(self) -> None:
         """Write the video that is being recorded."""

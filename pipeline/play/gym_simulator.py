@@ -64,6 +64,9 @@ class GymSimulator:
     def coverage(self) -> None:
         return None
 
+    def place(self) -> None:
+        return None
+
     def status(self) -> str:
         ended = " (ended)" if self._result.done else ""
         return f"return {self._total:g}{ended}"

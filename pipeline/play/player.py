@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch
 from data.actions import as_tensor
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import Split
+from models.action_map import ActionMap
 from models.controllers.controller import Controller
 from models.world import World
 from pipeline.play.simulators import Simulator, episode_goal
@@ -35,6 +37,18 @@ class Start:
     state: np.ndarray | None  # (S,) of the simulator at the last context frame
     velocity: np.ndarray  # (2,) of the agent there
     goal: np.ndarray | None = None  # (3,) pose of the block, where the episode has its own
+
+
+class Starts(Protocol):
+    """What play starts from."""
+
+    def sample(self, steps: int = 0) -> Start:
+        """Sample a start that is followed by `steps` steps, or by as many as there are."""
+        ...
+
+    def describe(self, start: Start) -> str:
+        """Name a start in a few words."""
+        ...
 
 
 class StartSampler:
@@ -73,6 +87,10 @@ class StartSampler:
     def episode_number(self, start: Start) -> int:
         """Return the number of a start's episode within the split, as `at` takes it."""
         return self.episodes.index(start.episode)
+
+    def describe(self, start: Start) -> str:
+        number = self.episode_number(start)
+        return f"frame {start.frame} of episode {number} ({self.split})"
 
     def at(self, number: int, frame: int | None = None) -> Start:
         """Return the start at `frame` of the split's episode `number`; by default its first one."""
@@ -125,10 +143,15 @@ class Player:
         controller: Controller | None = None,
         simulator: Simulator | None = None,
         keep_simulator_frames: bool = False,
+        action_map: ActionMap | None = None,
     ) -> None:
-        """keep_simulator_frames: for `observe_simulator`; each step renders one."""
+        """keep_simulator_frames: for `observe_simulator`; each step renders one.
+        action_map: actions are the data's own, in a world of latent ones."""
         self.world, self.controller, self.simulator = world, controller, simulator
         self.keep_simulator_frames = keep_simulator_frames
+        self.action_map = action_map
+        self.action_spec = world.actions if action_map is None else action_map.true
+        """Of the actions that are taken."""
         self._true_frames: deque[np.ndarray] = deque(maxlen=world.context)
 
     @torch.inference_mode()
@@ -148,9 +171,14 @@ class Player:
     @torch.inference_mode()
     def step(self, action: np.ndarray) -> None:
         """Step the world, and the simulator."""
-        dtype = np.float32 if self.world.actions.kind == "continuous" else np.int64
+        dtype = np.float32 if self.action_spec.kind == "continuous" else np.int64
         action = np.array(action, dtype)
-        self.state = self.world.step(self.state, as_tensor(action[None]).to(self.world.device))
+        taken = as_tensor(action[None])
+        if self.action_map is not None:
+            place = None if self.simulator is None else self.simulator.place()
+            places = None if place is None else torch.from_numpy(place[None]).float()
+            taken = self.action_map.to_latent(taken, places)
+        self.state = self.world.step(self.state, taken.to(self.world.device))
         self.model_frame = self._decode()
         if self.simulator is not None:
             self.simulator.step(action)
@@ -192,7 +220,10 @@ class Player:
         """frames: (T, H, W, 3) uint8.  actions: (T - 1, A) or (T - 1,), between them."""
         device = self.world.device
         clip = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        self.state = self.world.reset(clip[None].to(device), as_tensor(actions)[None].to(device))
+        given = as_tensor(actions)[None].to(device)
+        if self.world.infers_actions:  # whatever they are called where they are from
+            given = self.world.actions_of(clip[None], given)
+        self.state = self.world.reset(clip[None].to(device), given)
         self.model_frame = self._decode()
 
     def _decode(self) -> np.ndarray:

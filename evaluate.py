@@ -86,6 +86,8 @@ def main(config: Config) -> None:
             | {"evaluate": cache.total_seconds([j.name for j in jobs])},
             "search": {
                 "planner": asdict(config.planner),
+                "code_planner": asdict(config.code_planner),
+                "planner_labels": config.planner_labels,
                 "receding_horizon": config.receding_horizon,
                 "prior_receding_horizon": config.prior_receding_horizon,
                 "task_planner": asdict(search_config(config, session)),

@@ -18,7 +18,6 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from socket import socket
 from typing import cast, get_args
@@ -30,34 +29,34 @@ import kernels
 from data.io.files import writable_folder
 from data.io.messages import command
 from data.shards.episode_dataset import EpisodeDataset
+from models.action_map import ActionMap
 from models.controllers.controller import Controller
 from models.layers.sampling import Sampling
 from models.world import World
 from pipeline.cli import run_cli
 from pipeline.cuda_graph import CudaGraphedWorld
 from pipeline.device import describe_device, set_device
+from pipeline.inference.action_maps import load_action_map
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import load_controller
 from pipeline.inference.load_world import load_world
 from pipeline.play.action_file import read_actions, write_actions
-from pipeline.play.autopilot import Autopilot
 from pipeline.play.browser import serve
+from pipeline.play.buttons import Buttons, find_buttons
 from pipeline.play.game import PLACES, Game
 from pipeline.play.goal_actor import GoalActor
 from pipeline.play.goal_planners import (
-    GoalSettings,
     GoalSource,
-    MakeExecutor,
-    best_source,
-    make_executor,
 )
 from pipeline.play.goals import DATASET, TASK, Goal, find_goal
 from pipeline.play.headless import Actor, Scene, Truth, play_headless
 from pipeline.play.keyboard import script_actions
 from pipeline.play.play_config import ActionSource, Config, check
-from pipeline.play.player import Player, Start, StartSampler
+from pipeline.play.player import Player, Start, Starts, StartSampler
+from pipeline.play.prompt import PromptStarts
 from pipeline.play.recording import Recording
-from pipeline.play.simulators import SOLVED, find_simulator
+from pipeline.play.shared_planning import SharedPlanning, make_goal_executor
+from pipeline.play.simulators import SOLVED, MappedSimulator, Simulator, find_simulator
 from pipeline.play.window import Window, check_display
 from pipeline.video import write_video
 
@@ -89,25 +88,64 @@ def main(config: Config) -> None:
     if config.sampling != Sampling():
         world.set_sampling(config.sampling)
         torch.manual_seed(config.seed)
-    own_actions = world if world.infers_actions else None
-    start_sampler = StartSampler(dataset, config.split, world.context, config.seed, own_actions)
+    starts = find_starts(config, world, dataset)
     controller = find_controller(config, world)
+    action_map, buttons = find_action_map(config, world), None
+    if world.infers_actions and not config.true_actions:
+        buttons = find_buttons(config.run, world, dataset, config.button_names)
 
     def make_player() -> Player:
         return Player(
             world,
             controller,
-            find_simulator(dataset, simulator_flags(config), optional=not config.headless),
+            open_simulator_of(config, world, dataset),
             keep_simulator_frames=config.observe_simulator,
             observes_each_step=config.observe_simulator and config.actions == "actor_critic",
+            action_map=action_map,
         )
 
     if config.headless:
-        run_headless(config, make_player(), start_sampler)
-    elif listening is None:
-        run_window(config, make_player(), start_sampler)
+        run_headless(config, make_player(), dataset, starts, buttons)
+        return
+    planning = SharedPlanning(config, world, dataset)
+    if listening is None:
+        run_window(config, make_player(), starts, buttons, planning)
     else:
-        run_browser(config, world, make_player, start_sampler, listening)
+        run_browser(config, make_player, starts, buttons, planning, listening)
+
+
+def find_starts(config: Config, world: World, dataset: EpisodeDataset) -> Starts:
+    """Start from images, or from episodes of the dataset."""
+    if config.prompt:
+        return PromptStarts(config.prompt, world)
+    infers = world if world.infers_actions and not config.true_actions else None
+    return StartSampler(dataset, config.split, world.context, config.seed, infers)
+
+
+def find_action_map(config: Config, world: World) -> ActionMap | None:
+    """Load the map by which the data's own actions are taken, where they are asked for."""
+    if not world.infers_actions and (config.true_actions or config.button_names):
+        flag = "--true-actions" if config.true_actions else "--button-names"
+        raise ValueError(f"{flag} is for worlds of latent actions; {config.run}'s are the data's")
+    return load_action_map(config.run, world, config.label_budget) if config.true_actions else None
+
+
+def open_simulator_of(config: Config, world: World, dataset: EpisodeDataset) -> Simulator | None:
+    """Open the dataset's simulator where it can be shown; latent actions reach it through a map."""
+    flags = simulator_flags(config)
+    if config.prompt or (world.infers_actions and not flags and not config.true_actions):
+        return None
+    places = config.true_actions and world.data_actions.pointer
+    optional = not config.headless or places  # the agent's place is known there
+    simulator = find_simulator(dataset, flags, optional)
+    if places and simulator is None:
+        raise ValueError(
+            f"--true-actions are places, and no simulator of {dataset.folder} tells where the "
+            f"agent is; leave it out, and play by the buttons"
+        )
+    if simulator is None or not world.infers_actions or config.true_actions:
+        return simulator
+    return MappedSimulator(simulator, load_action_map(config.run, world, config.label_budget))
 
 
 def find_controller(config: Config, world: World) -> Controller | None:
@@ -132,41 +170,36 @@ def shows_simulator(config: Config) -> bool:
     return bool(simulator_flags(config))
 
 
-def make_goal_executor(
-    config: Config, source: GoalSource | None, world: World, goal: Goal
-) -> MakeExecutor:
-    """source: what acts, by default the best of the run."""
-    settings = GoalSettings(
-        config.planner, config.goal_offset, config.task_planner,
-        config.task_receding_horizon, config.task_patience, config.best_of_n, config.cuda_graph,
-    )  # fmt: skip
-    source = source or best_source(config.run, world, goal)
-    return make_executor(source, config.run, world, goal, settings)
-
-
 def videos_folder(config: Config) -> Path:
     return config.out or config.run / "play"
 
 
-def first_start(config: Config, start_sampler: StartSampler, steps: int = 0) -> Start:
+def first_start(config: Config, starts: Starts, steps: int = 0) -> Start:
     if config.episode is not None:
-        return start_sampler.at(config.episode, config.frame)
-    start = start_sampler.sample(steps)
-    if TASK in config.goal:  # from its beginning: later frames may be near the goal
-        return start_sampler.at(start_sampler.episode_number(start))
+        return cast(StartSampler, starts).at(config.episode, config.frame)
+    start = starts.sample(steps)
+    if TASK in config.goal and isinstance(starts, StartSampler):
+        # from its beginning: later frames may be near the goal
+        return starts.at(starts.episode_number(start))
     return start
 
 
 # -- a video -------------------------------------------------------------------------------------
 
 
-def run_headless(config: Config, player: Player, start_sampler: StartSampler) -> None:
+def run_headless(
+    config: Config,
+    player: Player,
+    dataset: EpisodeDataset,
+    starts: Starts,
+    buttons: Buttons | None,
+) -> None:
     """Play without a window, and write the video to --out, or RUN/play."""
     source = config.actions or "dataset"
-    start = first_start(config, start_sampler, config.steps)
+    start = first_start(config, starts, config.steps)
     goal = None
     if source in get_args(GoalSource):
-        names, dataset = config.goal or (DATASET,), start_sampler.dataset
+        names = config.goal or (DATASET,)
         goal = find_goal(names, config.run, player.world, dataset, start, config.goal_offset)
     act, available = make_actor(config, source, player, start, goal)
     steps = min(config.steps, available)
@@ -177,7 +210,7 @@ def run_headless(config: Config, player: Player, start_sampler: StartSampler) ->
         truth = "simulator"
     size, image = config.size or VIDEO_SIZE, None if goal is None else goal.image
     has_status = config.observe_simulator or (goal is not None and not goal.has_time)
-    scene = Scene(size, truth, image, has_status)
+    scene = Scene(size, truth, image, buttons, has_status)
     check_video_size(steps, scene.num_bytes(player.world.image_size))
     folder = writable_folder(videos_folder(config), "--out")
     solved = SOLVED if goal is not None and goal.is_task else None
@@ -189,9 +222,8 @@ def run_headless(config: Config, player: Player, start_sampler: StartSampler) ->
     if goal is not None:
         towards, speed_note = f" towards {goal.name}", ", planning included"
     print(
-        f"play: {len(played.frames)} frames, {summary}, {source} actions{towards}, from frame "
-        f"{start.frame} of episode {start_sampler.episode_number(start)} ({config.split}), "
-        f"{played.frames_per_second:.0f} frames/s{speed_note}"
+        f"play: {len(played.frames)} frames, {summary}, {source} actions{towards}, from "
+        f"{starts.describe(start)}, {played.frames_per_second:.0f} frames/s{speed_note}"
     )
     if player.observes_each_step and player.simulator is not None:
         print(f"play: {player.simulator.status()} after {player.steps} steps of real frames")
@@ -220,7 +252,7 @@ def make_actor(
     config: Config, source: ActionSource, player: Player, start: Start, goal: Goal | None
 ) -> tuple[Actor, int]:
     """Return who acts, and for how many steps it can.  goal: where one is needed."""
-    spec = player.world.actions
+    spec = player.action_spec
     if source == "actor_critic":
         return lambda step: player.controller_action(), config.steps
     if source == "dataset":
@@ -245,19 +277,25 @@ def make_actor(
 # -- a window ------------------------------------------------------------------------------------
 
 
-def run_window(config: Config, player: Player, start_sampler: StartSampler) -> None:
+def run_window(
+    config: Config,
+    player: Player,
+    starts: Starts,
+    buttons: Buttons | None,
+    planning: SharedPlanning,
+) -> None:
     """Open the window and play until it is closed."""
-    planning = SharedPlanning(config, player.world, start_sampler)
     game = Game(
         player,
-        start_sampler,
-        first_start(config, start_sampler),
+        starts,
+        first_start(config, starts),
         videos_folder(config),
         config.size or WINDOW_SIZE,
         config.fps,
         show_simulator=shows_simulator(config),
         use_controller=config.actions == "actor_critic",
         autopilot=planning.autopilot(player),
+        buttons=buttons,
     )
     planning.begin(game)
     print(f"play: {PLACES}")
@@ -266,45 +304,6 @@ def run_window(config: Config, player: Player, start_sampler: StartSampler) -> N
             loop(game, window)
         finally:
             game.close()
-
-
-class SharedPlanning:
-    """What all who play towards a goal have in common: the goal, the planner and its thread."""
-
-    def __init__(self, config: Config, world: World, start_sampler: StartSampler) -> None:
-        self.config, self.world, self.dataset = config, world, start_sampler.dataset
-        named = config.actions in get_args(GoalSource)
-        self.source: GoalSource | None = cast(GoalSource, config.actions) if named else None
-        self._goal: Goal | None = None  # one that does not depend on the start
-        self._executors: dict[tuple[object, ...], MakeExecutor] = {}
-        self._thread = ThreadPoolExecutor(1, "planner")
-
-    def autopilot(self, player: Player) -> Autopilot:
-        threaded = not self.config.cuda_graph
-        return Autopilot(
-            player, self._find, lambda goal: self._actor(player, goal), threaded, self._thread
-        )
-
-    def begin(self, game: Game) -> None:
-        """Let the planner act from the start, where --actions names one."""
-        if self.source is not None and game.autopilot and (problem := game.autopilot.toggle()):
-            raise ValueError(problem)
-
-    def _find(self, start: Start) -> Goal:
-        config = self.config
-        names = config.goal or (TASK,)
-        goal = self._goal or find_goal(
-            names, config.run, self.world, self.dataset, start, config.goal_offset
-        )
-        self._goal = None if goal.has_time else goal
-        return goal
-
-    def _actor(self, player: Player, goal: Goal) -> GoalActor:
-        kind = (goal.objective, goal.has_time, goal.action_block, goal.is_task)
-        if kind not in self._executors:
-            self._executors[kind] = make_goal_executor(self.config, self.source, self.world, goal)
-        observes = self.config.observe_simulator
-        return GoalActor(player, self._executors[kind], goal, observes, draw_plans=True)
 
 
 def loop(game: Game, window: Window) -> None:
@@ -336,13 +335,13 @@ def loop(game: Game, window: Window) -> None:
 
 def run_browser(
     config: Config,
-    world: World,
     make_player: Callable[[], Player],
-    start_sampler: StartSampler,
+    starts: Starts,
+    buttons: Buttons | None,
+    planning: SharedPlanning,
     listening: socket,
 ) -> None:
     """Serve the page; each visitor has a game of their own in the one world."""
-    planning = SharedPlanning(config, world, start_sampler)
 
     def make_game(
         folder: Path, save: Callable[[Recording], str] | None = None, longest_recording: int = 0
@@ -350,14 +349,15 @@ def run_browser(
         player = make_player()
         game = Game(
             player,
-            start_sampler,
-            first_start(config, start_sampler),
+            starts,
+            first_start(config, starts),
             folder,
             config.size or VIDEO_SIZE,
             config.fps,
             show_simulator=shows_simulator(config),
             use_controller=config.actions == "actor_critic",
             autopilot=planning.autopilot(player),
+            buttons=buttons,
             save=save,
             longest_recording=longest_recording,
         )

@@ -14,6 +14,7 @@ from evaluation.protocols import goals, returns, task
 from evaluation.readers.label_budget import BUDGETS
 from kernels import Backend
 from models.planning.best_of_n import BestOfNConfig
+from models.planning.code_planner import CodePlannerConfig
 from models.planning.planner import PlannerConfig
 from models.planning.task_search import (
     TASK_PATIENCE,
@@ -128,6 +129,10 @@ class Config(CheckedConfig):
     planner: PlannerConfig = field(default_factory=PlannerConfig)
     """Search in the world for actions that reach a goal, where its latents and its actions are
     continuous."""
+    code_planner: CodePlannerConfig = field(default_factory=CodePlannerConfig)
+    """The same where actions are few codes, such as latent ones."""
+    planner_labels: Annotated[int, Range(2, 10**6)] = 200
+    """Labeled steps of the map by which latent actions are carried out in the simulator."""
     receding_horizon: Annotated[int, Range(1, 10**4)] = goals.CHUNK
     """Actions of a plan that are executed before replanning."""
     prior_receding_horizon: Annotated[int, Range(1, 10**4)] = 10

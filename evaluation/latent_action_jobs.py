@@ -7,8 +7,8 @@ from typing import Any
 
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
+from evaluation.latent_maps import action_map_of
 from evaluation.measures.latent_actions import measure_latent_actions
-from evaluation.readers.label_budget import cached_action_map
 from evaluation.session import Session
 from models.action_map import ActionMap
 
@@ -46,15 +46,5 @@ def latent_action_jobs(session: Session, config: Config) -> Iterator[Job]:
 def action_maps(session: Session, config: Config) -> dict[int, ActionMap]:
     """Give the maps between latent and true actions by their budget of labels, learned and saved
     where they are not there; none where the data has no true actions."""
-    found = {
-        budget: cached_action_map(
-            session.run,
-            session.world,
-            session.train_dataset,
-            budget,
-            session.fingerprints["dynamics"],
-            config.seed,
-        )
-        for budget in config.label_budgets
-    }
+    found = {budget: action_map_of(session, budget, config.seed) for budget in config.label_budgets}
     return {budget: each for budget, each in found.items() if each is not None}

@@ -12,6 +12,7 @@ from data.gym.recording_policies import RandomPolicy, RecordingPolicy
 from data.io.messages import command
 from evaluation.evaluate_config import Config, Part
 from evaluation.jobs import Job
+from evaluation.latent_maps import action_map_of
 from evaluation.measures.intervals import bootstrap
 from evaluation.protocols.returns import Returns, play_returns, summarize
 from evaluation.report.metrics_schema import RETURNS
@@ -26,8 +27,10 @@ def return_jobs(session: Session, config: Config) -> Iterator[Job]:
     """Give the jobs of the return protocol: controllers, a random policy, and who was recorded."""
     if session.env_spec is None:
         return
-    for name, controller in session.controllers.items():
-        policy = RunPolicy(session.world, controller)
+    action_map = action_map_of(session, config.planner_labels, config.seed)
+    acting = action_map is not None or not session.world.infers_actions
+    for name, controller in session.controllers.items() if acting else ():
+        policy = RunPolicy(session.world, controller, action_map)
         yield return_job(session, config, name, lambda policy=policy: policy)
     actions = session.dataset.actions
     yield return_job(session, config, "random", lambda: RandomPolicy(actions))

@@ -26,14 +26,16 @@ from data.shards.build_shards import available_cpus
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.world_clips import horizons_within, world_clips
 from evaluation.protocols import policies
+from evaluation.protocols.latent_policies import controller_policies
 from evaluation.protocols.mpc import LastActionProbe
 from evaluation.protocols.oracle_cem import OracleCem
-from evaluation.protocols.policies import Policy, WorldModelPolicy
+from evaluation.protocols.policies import Policy
 from evaluation.readers.estimator import StateEstimator
 from evaluation.readers.fit_estimator import cached_estimator
 from evaluation.readers.fit_inverse_dynamics import cached_idm
 from evaluation.readers.inverse_dynamics import InverseDynamics
 from evaluation.report.trained_on_note import trained_on_note
+from models.action_map import ActionMap
 from models.planning.plan import GoalPlanner
 from models.planning.planner import can_plan
 from models.world import World
@@ -232,23 +234,25 @@ class Session:
         """Where the block belongs on Push-T, (3,) x, y, angle, by the dataset."""
         return simulator.goal_of(self.dataset.description)
 
-    def task_policies(self, seed: int) -> dict[str, Policy]:
+    def task_policies(self, seed: int, action_map: ActionMap | None = None) -> dict[str, Policy]:
         """Give the run's controllers that do not plan, and their baselines."""
         return {
             "random": policies.Random(self.dataset.actions, seed),
             "noop": policies.NoOp(),
             "scripted": policies.Scripted(self.own_goal),
-            **{name: WorldModelPolicy(self.world, each) for name, each in self.controllers.items()},
+            **controller_policies(self.world, self.controllers, action_map),
         }
 
-    def goal_policies(self, seed: int, num_samples: int, num_iterations: int) -> dict[str, Policy]:
+    def goal_policies(
+        self, seed: int, num_samples: int, num_iterations: int, action_map: ActionMap | None = None
+    ) -> dict[str, Policy]:
         """Give the run's controllers, which are given no goal, and the baselines."""
         return {
             "random": policies.Random(self.dataset.actions, seed),
             "noop": policies.NoOp(),
             "goal_agent_position": policies.GoalAgentPosition(),
             "oracle_cem": OracleCem(lambda: self.envs, num_samples, num_iterations, seed=seed),
-            **{name: WorldModelPolicy(self.world, each) for name, each in self.controllers.items()},
+            **controller_policies(self.world, self.controllers, action_map),
         }
 
     def play_cached(

@@ -13,7 +13,9 @@ from tqdm import tqdm
 from data.io.messages import command
 from evaluation.evaluate_config import GIVEN_GOAL, Config
 from evaluation.jobs import Job
+from evaluation.latent_maps import action_map_of
 from evaluation.protocols import goals, policies
+from evaluation.protocols.latent_policies import LatentMpcPolicy, MappedPolicy
 from evaluation.protocols.mpc import MpcPolicy
 from evaluation.protocols.record_video import RecordVideo
 from evaluation.report.drawing import draw_attempts
@@ -28,6 +30,7 @@ from evaluation.return_jobs import return_jobs, why_missing_in_returns
 from evaluation.session import Session
 from evaluation.task_jobs import task_jobs, why_missing_in_task
 from models.controllers.goal_policy import GoalPolicy
+from models.planning.code_planner import CodePlanner, can_search_codes
 from models.planning.planner import Planner
 
 MAX_RECORDED = 32  # attempts at goals to choose the report's video strips from
@@ -45,7 +48,12 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
     if not session.has_goals:
         return
     pair_lists = {}
-    baselines = session.goal_policies(config.seed, config.oracle_samples, config.oracle_iterations)
+    baselines = session.goal_policies(
+        config.seed,
+        config.oracle_samples,
+        config.oracle_iterations,
+        action_map_of(session, config.planner_labels, config.seed),
+    )
     for goal_offset in sorted({protocol.goal_offset for protocol in goals.PROTOCOLS.values()}):
         pairs_by_seed = [
             goals.sample_pairs(session.dataset, goal_offset, config.goal_pairs, seed)
@@ -74,7 +82,7 @@ def mpc_policies(session: Session, config: Config, goal_offset: int) -> dict[str
     """Give what plans in the world: a search, the goal policy, and a search with it as its policy
     prior, whose plans are as long as the goal is away."""
     if not session.can_plan:
-        return {}
+        return latent_planners(session, config)
     world, goal_policy = session.world, session.goal_policy
     last_action_probe = session.last_action_probe if world.actions.pointer else None
     planner = Planner(config.planner, world)
@@ -87,6 +95,20 @@ def mpc_policies(session: Session, config: Config, goal_offset: int) -> dict[str
         planner = Planner(prior_config, world, policy_prior=goal_policy)
         planners["policy_prior"] = MpcPolicy(world, planner, receding_horizon, last_action_probe)
     return planners
+
+
+def latent_planners(session: Session, config: Config) -> dict[str, MpcPolicy]:
+    """Give the search over latent codes, where a map leads from these to true actions."""
+    world, action_map = session.world, action_map_of(session, config.planner_labels, config.seed)
+    if action_map is None or not can_search_codes(world):
+        return {}
+    planner = CodePlanner(config.code_planner, world)
+    block = config.code_planner.action_block
+    # as many whole blocks as fit
+    steps = max(block, min(config.receding_horizon, config.code_planner.horizon * block))
+    return {
+        "planner": LatentMpcPolicy(world, planner, steps // block * block, action_map=action_map)
+    }
 
 
 def why_missing(
@@ -110,6 +132,11 @@ def why_missing(
     if policy in ("bc", "actor_critic"):
         train = command("train_controller.py", "--run", session.run)
         return f"no controller was trained; {train} trains one"
+    if policy == "planner" and session.world.infers_actions:
+        return (
+            f"{session.train_dataset.folder} has too few steps with true actions to map the "
+            f"world's latent ones; lower --planner-labels"
+        )
     if policy in ("planner", "goal_policy", "policy_prior") and not session.can_plan:
         return "planning needs a world of continuous latents and continuous actions"
     if policy in ("goal_policy", "policy_prior") and session.goal_policy is None:
@@ -172,6 +199,9 @@ def goal_job(
             config.receding_horizon if name == "planner" else config.prior_receding_horizon
         )
         settings |= asdict(config.planner) | {"receding_horizon": receding_horizon}
+    if session.world.infers_actions and isinstance(policy, LatentMpcPolicy | MappedPolicy):
+        labels = {"labels": config.planner_labels, "map_seed": config.seed}
+        settings |= labels | asdict(config.code_planner) | {"latent": True}
     cache_key = session.cache_key(*session.depends_on(name), **settings)
     protocol_names = tuple(protocols)
     make = partial(session.play_cached, f"goal-{goal_offset}", name, play)

@@ -31,7 +31,7 @@ def test_a_run_is_measured_and_leaves_maps_that_play_reads(tmp_path, monkeypatch
     run = square_run(monkeypatch, tmp_path / "run")
     found = evaluated(run)["latent_actions"]
     assert set(found) == set(LATENT_ACTIONS)
-    assert found["agreement"]["nmi"] == pytest.approx(1) and found["used"] == 9
+    assert found["clustering"]["nmi"] == pytest.approx(1) and found["used"] == 9
     assert found["label_budget"]["50"]["labels"] == 50
     page = (run / "report" / "index.html").read_text()
     for words in ("<h2>Latent actions</h2>", "normalized mutual information", "labeled steps", "→"):
@@ -47,11 +47,11 @@ def test_videos_are_measured_by_true_actions_that_other_shards_of_the_same_world
 ):
     run = square_run(monkeypatch, tmp_path / "run", None)
     own = evaluated(run)["latent_actions"]
-    assert own["agreement"] is None and own["probe"] is None and own["label_budget"] == {}
+    assert own["clustering"] is None and own["probe"] is None and own["label_budget"] == {}
     assert own["delta_psnr"]["delta_psnr"] > 5
     write_squares(tmp_path / "labeled" / "shards", MOVES, seed=1)
     labeled = evaluated(run, shards=tmp_path / "labeled")["latent_actions"]
-    assert labeled["agreement"]["nmi"] == pytest.approx(1)
+    assert labeled["clustering"]["nmi"] == pytest.approx(1)
     assert load_action_map(run, load_world(run), 50).true == MOVES
 
 

@@ -38,14 +38,14 @@ def deaf(stick: EpisodeDataset) -> dict:
 
 
 def test_an_oracle_agrees_with_the_directions_of_true_actions(oracle: dict):
-    found = oracle["agreement"]
+    found = oracle["clustering"]
     assert found["nmi"] == pytest.approx(1) and found["accuracy"] == 1 and found["labels"] == 9
     assert found["nmi_permuted"] < 0.3 and found["accuracy_permuted"] < 0.4
     assert found["n"] == oracle["n"] > 50 and found["sources"] == 3
 
 
 def test_a_deaf_model_agrees_as_permuted_codes_do(deaf: dict):
-    found = deaf["agreement"]
+    found = deaf["clustering"]
     assert abs(found["nmi"] - found["nmi_permuted"]) < 0.12
 
 
@@ -65,15 +65,15 @@ def test_an_oracles_codes_mean_the_same_in_other_episodes(oracle: dict):
 
 def test_a_code_that_moves_nothing_is_not_consistent(deaf: dict):
     assert deaf["consistency"]["by_image"]["same_code"] == 0
-    assert max(deaf["effects"]["agreement"]) == 0
+    assert max(deaf["effects"]["consistency"]) == 0
 
 
 def test_the_effect_of_each_code_is_its_direction(oracle: dict):
     motion = np.array(oracle["effects"]["motion"])[NAMES]  # in the order of VECTORS
     cosine = (motion[1:] * VECTORS[1:]).sum(1) / np.linalg.norm(motion[1:], axis=1)
     assert cosine.min() > 0.98 and np.abs(motion[0]).max() < 0.005
-    agreement = np.array(oracle["effects"]["agreement"])[NAMES]
-    assert agreement[1:].min() > 0.95 and agreement[0] == 0
+    cosines = np.array(oracle["effects"]["consistency"])[NAMES]
+    assert cosines[1:].min() > 0.95 and cosines[0] == 0
 
 
 def test_inferred_actions_predict_better_than_drawn_ones_only_where_they_are_heard(oracle, deaf):
@@ -90,14 +90,14 @@ def test_the_use_of_codes_is_said(oracle: dict, deaf: dict):
 def test_without_true_actions_what_needs_them_is_null(tmp_path: Path):
     dataset = write_squares(tmp_path, None)
     found = measure(dataset)
-    assert found["agreement"] is None and found["probe"] is None and found["label_budget"] == {}
+    assert found["clustering"] is None and found["probe"] is None and found["label_budget"] == {}
     assert found["consistency"]["by_image"]["same_code"] > 0.9
     assert found["delta_psnr"]["delta_psnr"] > 5
 
 
 def test_true_codes_are_labels_as_they_are(tmp_path: Path):
     found = measure(write_squares(tmp_path, MOVES))
-    assert found["agreement"]["nmi"] == pytest.approx(1)
+    assert found["clustering"]["nmi"] == pytest.approx(1)
     assert found["probe"]["of"] == "codes" and found["probe"]["accuracy"] > 0.95
 
 

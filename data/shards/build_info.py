@@ -142,11 +142,7 @@ def shard_paths(folder: Path) -> list[Path]:
             f"{shard_name(0)} on; move away what is of another build"
         )
     present = {shard_index(path) for path in paths}
-    skipped = {
-        index: path
-        for index, path in skipped_shards(folder).items()
-        if index < count and index not in present
-    }
+    skipped = {i: p for i, p in skipped_shards(folder).items() if i < count and i not in present}
     if len(skipped) == count:
         reasons = sorted({skip_reason(path) for path in skipped.values()})
         raise ValueError(f"{folder} holds no shards: all were skipped: {first_few(reasons, 2)}")

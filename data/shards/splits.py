@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -14,8 +13,6 @@ HELD_OUT = 0.1
 """Fraction of the sources in validation, and the same again in test."""
 LONG_ENOUGH = 24
 """Frames of an episode that every recipe's clips fit in, and an open loop of 16 steps."""
-SEGMENTS = 10
-"""Parts of a recording that are sources of their own, where there are too few to hold one out."""
 
 
 def split_sources(
@@ -42,12 +39,6 @@ def split_sources(
         splits[chosen] = SPLITS.index(split)
         long, short = long[count:], short[num_held_out - count :]
     return splits
-
-
-def segment_bounds(length: int, gap: int) -> list[tuple[int, int]]:
-    """Cut `length` frames into SEGMENTS ranges [start, stop), with `gap` frames between two."""
-    edges = [length * number // SEGMENTS for number in range(SEGMENTS + 1)]
-    return [(start + (gap if start else 0), stop) for start, stop in pairwise(edges)]
 
 
 def _digest(seed: int, source: int) -> bytes:

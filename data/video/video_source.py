@@ -19,7 +19,8 @@ from data.io.messages import first_few
 from data.shards.build_shards import SkipShard
 from data.shards.episodes import Episode
 from data.shards.identity import digest_of
-from data.shards.splits import LONG_ENOUGH, SEGMENTS, segment_bounds
+from data.shards.segments import SEGMENTS, segment_bounds
+from data.shards.splits import LONG_ENOUGH
 from data.video.find_videos import count_frames, find_videos
 from data.video.scenes import SCENE_THRESHOLD, scene_bounds
 from data.video.video_file import FrameSize, VideoFile

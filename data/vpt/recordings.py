@@ -16,7 +16,7 @@ import numpy as np
 from data.ranges import MAX_SIDE, MIN_SIDE, CheckedConfig, Range
 from data.shards.build_shards import SkipShard
 from data.shards.episodes import Episode
-from data.shards.splits import SEGMENTS, segment_bounds
+from data.shards.segments import SEGMENTS, segment_bounds
 from data.vpt.alignment import angle_agreement, image_agreement
 from data.vpt.content import recording_digest
 from data.vpt.cursor import draw_cursor

@@ -14,7 +14,7 @@ from torch import Tensor
 from data.clips import Clip
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.action_probe import action_probe
-from evaluation.measures.agreement import agreement, code_use
+from evaluation.measures.clustering import code_use, compare_codes
 from evaluation.measures.consistency import cross_episode_cosines
 from evaluation.measures.drawn_actions import drawn_action_psnr
 from evaluation.measures.sample_clips import sample_clips
@@ -59,10 +59,10 @@ def measure_latent_actions(
     use = code_use(test.codes, world.actions.size)
     labels = test.labels()
     result: dict[str, Any] = {"n": len(test), "sources": len(np.unique(test.sources)), **use}
-    result["agreement"] = (
+    result["clustering"] = (
         None
         if labels is None
-        else agreement(test.codes, labels, test.sources, world.actions.size, seed)
+        else compare_codes(test.codes, labels, test.sources, world.actions.size, seed)
     )
     result["probe"] = None
     if labels is not None and train_dataset.episodes("train"):
@@ -126,7 +126,7 @@ def rollout_measures(
         "effects": {
             "n": effects.n,
             "motion": effects.motion.tolist(),
-            "agreement": effects.agreement.tolist(),
+            "consistency": effects.consistency.tolist(),
         },
         "delta_psnr": drawn,
     }

@@ -23,15 +23,15 @@ def latent_actions(metrics: dict[str, Any]) -> list[str]:
         "<h2>Latent actions</h2>",
         f"<p>{metrics['n']} held-out steps from {metrics['sources']} sources. True actions are "
         "used to measure by, and never to train.</p>",
-        *_agreement(metrics),
+        *_measures(metrics),
         *_consistency(metrics["consistency"]),
         *_effects(metrics),
         *_budget(metrics["label_budget"]),
     ]
 
 
-def _agreement(metrics: dict[str, Any]) -> list[str]:
-    found, probe = metrics["agreement"] or {}, metrics["probe"] or {}
+def _measures(metrics: dict[str, Any]) -> list[str]:
+    found, probe = metrics["clustering"] or {}, metrics["probe"] or {}
     delta = metrics["delta_psnr"] or {}
     key, label = ("accuracy", "accuracy") if probe.get("of") == "codes" else ("r2", "R2")
     used = f"{metrics['used']} of {metrics['num_codes']}"
@@ -77,10 +77,10 @@ def _effects(metrics: dict[str, Any]) -> list[str]:
                 str(code + 1),
                 number(metrics["frequencies"][code], 3),
                 f"{arrow(x, y)} {number(100 * math.hypot(x, y), 1)}%",
-                number(effects["agreement"][code], 2),
+                number(effects["consistency"][code], 2),
             ]
         )
-    head = ["action", "share", "mean motion, of the width", "agreement over starts"]
+    head = ["action", "share", "mean motion, of the width", "cosine between starts"]
     return [table(head, rows), f"<p>{effects['n']} starts, one step each.</p>"]
 
 

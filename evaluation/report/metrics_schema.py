@@ -62,7 +62,7 @@ CONTROLLABILITY = (
     "n", "sources", "steps", "real", "reconstructed", "imagined", "shuffled_actions"
 )  # fmt: skip
 LATENT_ACTIONS = (
-    "n", "sources", "num_codes", "used", "perplexity", "top_share", "frequencies", "agreement",
+    "n", "sources", "num_codes", "used", "perplexity", "top_share", "frequencies", "clustering",
     "probe", "consistency", "effects", "delta_psnr", "label_budget",
 )  # fmt: skip
 IMITATION = (

@@ -23,7 +23,9 @@ class ActionEffects:
     """Of each code, over `n` starts."""
 
     motion: Tensor  # (C, 2) mean motion, x and y as shares of the image's width
-    agreement: Tensor  # (C,) mean cosine of two starts' motions, from 0 to 1; 0 where nothing moves
+    consistency: (
+        Tensor  # (C,) mean cosine of two starts' motions, from 0 to 1; 0 where nothing moves
+    )
     n: int
 
 

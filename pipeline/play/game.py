@@ -15,8 +15,9 @@ import numpy as np
 from data.io.files import writable_folder
 from pipeline.play.action_input import make_action_input
 from pipeline.play.autopilot import Autopilot
+from pipeline.play.buttons import Buttons
 from pipeline.play.panels import Panel, add_text, blend, compose_panels, panel_position
-from pipeline.play.player import Player, Start, StartSampler
+from pipeline.play.player import Player, Start, Starts
 from pipeline.play.recording import Recording, next_folder
 
 PLACES = "keys count by their place, named as on a QWERTY keyboard; arrows are arrows everywhere"
@@ -35,7 +36,7 @@ class Game:
     def __init__(
         self,
         player: Player,
-        start_sampler: StartSampler,
+        start_sampler: Starts,
         first_start: Start,
         folder: Path,
         size: int,
@@ -43,18 +44,20 @@ class Game:
         show_simulator: bool = False,
         use_controller: bool = False,
         autopilot: Autopilot | None = None,
+        buttons: Buttons | None = None,
         save: Callable[[Recording], str] | None = None,
         longest_recording: int = 0,
     ) -> None:
         """folder: for videos.  size: height of a panel in pixels.  fps: frames/s of videos.
+        buttons: of latent actions.
         save: what becomes of a recording, and says so; by default it is written into the folder.
         longest_recording: frames; 0 is as many as there are."""
         self.player, self.start_sampler, self.folder = player, start_sampler, folder
         self.size, self.fps, self.show_simulator = size, fps, show_simulator
-        self.use_controller, self.autopilot = use_controller, autopilot
+        self.use_controller, self.autopilot, self.buttons = use_controller, autopilot, buttons
         self.paused, self.show_help, self.quit_requested = False, True, False
         self.message = ""
-        self.action_input = make_action_input(player.world.actions)
+        self.action_input = make_action_input(player.action_spec)
         self.recording: Recording | None = None
         self.save, self.longest_recording = save or self._write, longest_recording
         self.rewinding = False
@@ -205,7 +208,10 @@ class Game:
 
     def render_panels(self) -> np.ndarray:
         """Draw the panels alone, as videos show them."""
-        return compose_panels(self.panels(), self.size, self.action_input.pointer)
+        frame = compose_panels(self.panels(), self.size, self.action_input.pointer)
+        if self.buttons is None:
+            return frame
+        return self.buttons.draw(frame, int(self.action_input.action))
 
     def panels(self) -> list[Panel]:
         """Give what is shown next to each other, as small as the world makes it."""
@@ -238,11 +244,16 @@ class Game:
         if self.player.simulator is not None and self.show_simulator:
             parts.append(self.player.simulator_status())
         if self.person_acts:
-            parts.append(self.action_input.describe())
+            parts.append(self._describe_action())
         parts += ["controller"] if self.use_controller else []
         parts += ["PAUSED"] if self.paused else []
         parts += ["REC"] if self.recording is not None else []
         return "  ".join(p for p in [*parts, self.message] if p)
+
+    def _describe_action(self) -> str:
+        if self.buttons is None:
+            return self.action_input.describe()
+        return self.buttons.describe(int(self.action_input.action))
 
     def close(self) -> None:
         """Write the video that is being recorded."""

@@ -13,6 +13,7 @@ from models.controllers.discrete_goal_policy import DiscreteGoalPolicy
 from models.controllers.flow_policy import FlowPolicy
 from models.controllers.goal_policy import GoalPolicy
 from models.planning.best_of_n import BestOfN, BestOfNConfig, Proposer
+from models.planning.code_planner import CodePlanner, CodePlannerConfig, can_search_codes
 from models.planning.goal_set import GoalsInTurn
 from models.planning.plan_executor import PlanExecutor
 from models.planning.planner import Planner, PlannerConfig, can_plan
@@ -50,6 +51,8 @@ class GoalSettings:
     best_of_n: BestOfNConfig = field(default_factory=BestOfNConfig)
     """Choice among the chunks of the task's imitator."""
     cuda_graph: bool = False
+    code_planner: CodePlannerConfig = field(default_factory=CodePlannerConfig)
+    """Search where actions are few codes, such as latent ones."""
 
 
 def make_executor(
@@ -67,6 +70,8 @@ def make_executor(
             return lambda: PlanExecutor(policy)
         plans_per_goal = -(-settings.goal_offset // policy.action_block)
         return lambda: PlanExecutor(GoalsInTurn(policy, plans_per_goal))
+    if source == "planner" and can_search_codes(world):
+        return make_code_executor(world, goal, settings)
     if not can_plan(world):
         raise ValueError(
             f"--actions {source}: planning needs a world of continuous latents and continuous "
@@ -94,6 +99,16 @@ def make_executor(
         return lambda: PlanExecutor(planner)
     # whole blocks, of a plan whose blocks may be shorter than the settings'
     steps = min(-(-settings.task_receding_horizon // block) * block, config.horizon * block)
+    return lambda: PlanExecutor(planner, steps, settings.task_patience)
+
+
+def make_code_executor(world: World, goal: Goal, settings: GoalSettings) -> MakeExecutor:
+    """Search over codes: whole plans to a goal that has a time, else replanned."""
+    planner = CodePlanner(settings.code_planner, world, goal.objective)
+    if goal.has_time:
+        return lambda: PlanExecutor(planner)
+    block = planner.action_block
+    steps = min(-(-settings.task_receding_horizon // block), planner.horizon) * block
     return lambda: PlanExecutor(planner, steps, settings.task_patience)
 
 
@@ -128,7 +143,8 @@ def load_proposer(run: Path, world: World, goal: Goal, wanted: Proposer) -> Flow
 def best_source(run: Path, world: World, goal: Goal) -> GoalSource:
     """Return what of a run reaches goals best."""
     if not can_plan(world):
-        return "goal_policy"
+        codes = load_goal_policy(run, world) is None and can_search_codes(world)
+        return "planner" if codes else "goal_policy"
     if goal.is_task and goal.action_block is not None:
         proposer = load_proposer(run, world, goal, "auto")
         if proposer is not None and proposer.horizon >= goal.action_block:

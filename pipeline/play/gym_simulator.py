@@ -68,6 +68,9 @@ class GymSimulator:
     def ended(self) -> bool:
         return self._result.done
 
+    def place(self) -> None:
+        return None
+
     def status(self) -> str:
         ended = " (ended)" if self.ended else ""
         return f"return {self._total:g}{ended}"

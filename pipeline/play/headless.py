@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pipeline.play.action_input import pointer_position
+from pipeline.play.buttons import Buttons
 from pipeline.play.panels import Panel, add_text, compose_panels
 from pipeline.play.player import Player, Start
 
@@ -28,11 +29,13 @@ class Scene:
     truth: Truth | None = None
     goal: np.ndarray | None = None
     """(H, W, 3) uint8."""
+    buttons: Buttons | None = None
+    """Of latent actions, shown below the panels."""
     has_status: bool = False
     """Say below the panels which step it is, and how the simulator stands."""
 
     def num_bytes(self, image_size: tuple[int, int]) -> int:
-        """Return what a frame takes in memory, without its text, for images of (H, W)."""
+        """Return what a frame takes in memory, without text and buttons, for images of (H, W)."""
         panels = 1 + (self.truth is not None) + (self.goal is not None)
         return 3 * panels * self.size * round(image_size[1] * self.size / image_size[0])
 
@@ -44,9 +47,11 @@ class Scene:
         elif self.truth == "dataset":
             panels.append(Panel("dataset", player.dataset_frame()))
         panels.append(Panel("world model", player.model_frame))
-        spec, last_action = player.world.actions, player.actions[-1] if player.actions else None
+        spec, last_action = player.action_spec, player.actions[-1] if player.actions else None
         pointer = None if last_action is None else pointer_position(spec, last_action)
         frame = compose_panels(panels, self.size, pointer)
+        if self.buttons is not None:
+            frame = self.buttons.draw(frame, None if last_action is None else int(last_action))
         parts = []
         if self.has_status:
             parts.append(f"step {player.steps}")

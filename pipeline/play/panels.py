@@ -88,7 +88,7 @@ def panel_position(
 
 
 def text_width(text: str) -> int:
-    return math.ceil(_font().getlength(text))
+    return math.ceil(font().getlength(text))
 
 
 @lru_cache(maxsize=64)
@@ -108,7 +108,7 @@ def _wrap(text: str, width: int) -> list[str]:
 @lru_cache(maxsize=64)  # most texts stay as they are from frame to frame
 def _text_strip(text: str, height: int, width: int, color: tuple[int, int, int]) -> np.ndarray:
     image = Image.new("RGB", (width, height), BACKGROUND)
-    ImageDraw.Draw(image).text((6, 15), text, fill=color, font=_font(), anchor="ls")
+    ImageDraw.Draw(image).text((6, 15), text, fill=color, font=font(), anchor="ls")
     return np.asarray(image)
 
 
@@ -137,5 +137,5 @@ def _ring(reach: int, radius: int, width: int) -> np.ndarray:
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(FONT_SIZE)

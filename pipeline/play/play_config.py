@@ -11,6 +11,7 @@ from data.shards.shard_header import Split
 from kernels import Backend
 from models.layers.sampling import Sampling
 from models.planning.best_of_n import BestOfNConfig
+from models.planning.code_planner import CodePlannerConfig
 from models.planning.planner import PlannerConfig
 from models.planning.task_search import (
     TASK_PATIENCE,
@@ -59,6 +60,16 @@ class Config(CheckedConfig):
     """What is acted towards: `dataset`, its frame --goal-offset steps later (the default with
     --headless); `task`, as train_controller.py --methods task_cost has learned it (the default in a
     window); or image files, or folders of them, of which reaching any image will do."""
+    prompt: tuple[str, ...] = ()
+    """Start from these image files instead of an episode: each is cut to the world's aspect ratio
+    around its center, and resized."""
+    button_names: tuple[str, ...] = ()
+    """Names of latent actions from the first on, which the run keeps."""
+    true_actions: bool = False
+    """In a world of latent actions act by the data's own instead, translated by a map that was
+    learned from --label-budget labeled steps."""
+    label_budget: Annotated[int, Range(2, 10**6)] = 200
+    """Labeled steps of the map to true actions, for --true-actions and for the simulator."""
     actions_file: Path | None = None
     """.npy file of actions in the environment's units, (N, A) or (N,), for --actions file."""
     steps: Annotated[int, Range(1, 10**5)] = 100
@@ -70,6 +81,8 @@ class Config(CheckedConfig):
     )
     """Search of --actions planner and policy_prior for whole plans to the dataset's frame; with a
     prior it has the prior's action blocks, as many as --goal-offset takes."""
+    code_planner: CodePlannerConfig = field(default_factory=CodePlannerConfig)
+    """Search of --actions planner where actions are few codes, such as latent ones."""
     task_planner: PlannerConfig = field(default_factory=lambda: TASK_PLANNER)
     """The same search towards the task, or towards images, which are reached at no known step."""
     task_receding_horizon: Annotated[int, Range(1, 10**4)] = TASK_RECEDING_HORIZON
@@ -137,6 +150,8 @@ def check(config: Config) -> None:
             f"{config.actions or DATASET}; give --actions {', '.join(get_args(GoalSource)[:-1])} "
             f"or {get_args(GoalSource)[-1]}"
         )
+    if config.prompt:
+        _check_prompt(config)
     check_task_search(config.task_planner, config.task_receding_horizon)
     if len(config.goal) > 1 and (named := {DATASET, TASK} & set(config.goal)):
         raise ValueError(f"--goal {min(named)} goes with no other goal; give it alone")
@@ -145,3 +160,26 @@ def check(config: Config) -> None:
             f"--actions {config.actions} has no effect in a window, where you act; "
             f"add --headless for a video"
         )
+
+
+def _check_prompt(config: Config) -> None:
+    """Refuse what needs an episode, where an image is all there is."""
+    given = {
+        "--episode": config.episode is not None,
+        "--compare-simulator": config.compare_simulator,
+        "--observe-simulator": config.observe_simulator,
+        "--goal dataset": DATASET in config.goal,
+        "--actions dataset": config.actions == "dataset",
+    }
+    for flag, is_given in given.items():
+        if is_given:
+            raise ValueError(
+                f"--prompt starts from an image, and {flag} needs an episode; drop one"
+            )
+    if config.headless and config.actions is None:
+        raise ValueError(
+            "--prompt has no recorded actions; give --actions random, or --actions file with "
+            "--actions-file"
+        )
+    if config.headless and config.actions in get_args(GoalSource) and not config.goal:
+        raise ValueError("--prompt has no later frame to reach; give --goal an image, or task")

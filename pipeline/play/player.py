@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from data.actions import as_tensor
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import Split
+from models.action_map import ActionMap
 from models.controllers.controller import Controller
 from models.dynamics.dynamics import State
 from models.world import World
@@ -40,6 +42,18 @@ class Start:
     state: np.ndarray | None  # (S,) of the simulator at the last context frame
     velocity: np.ndarray  # (2,) of the agent there
     goal: np.ndarray | None = None  # (3,) pose of the block, where the episode has its own
+
+
+class Starts(Protocol):
+    """What play starts from."""
+
+    def sample(self, steps: int = 0) -> Start:
+        """Sample a start that is followed by `steps` steps, or by as many as there are."""
+        ...
+
+    def describe(self, start: Start) -> str:
+        """Name a start in a few words."""
+        ...
 
 
 class StartSampler:
@@ -78,6 +92,10 @@ class StartSampler:
     def episode_number(self, start: Start) -> int:
         """Return the number of a start's episode within the split, as `at` takes it."""
         return self.episodes.index(start.episode)
+
+    def describe(self, start: Start) -> str:
+        number = self.episode_number(start)
+        return f"frame {start.frame} of episode {number} ({self.split})"
 
     def at(self, number: int, frame: int | None = None) -> Start:
         """Return the start at `frame` of the split's episode `number`; by default its first one."""
@@ -147,13 +165,18 @@ class Player:
         simulator: Simulator | None = None,
         keep_simulator_frames: bool = False,
         observes_each_step: bool = False,
+        action_map: ActionMap | None = None,
     ) -> None:
         """keep_simulator_frames: for `observe_simulator`; each step takes and renders one.
         observes_each_step: the world is moved to the simulator's frame after each step, and
-        `model_frame` is what it had predicted of it."""
+        `model_frame` is what it had predicted of it.
+        action_map: actions are the data's own, in a world of latent ones."""
         self.world, self.controller, self.simulator = world, controller, simulator
         self.keep_simulator_frames = keep_simulator_frames
         self.observes_each_step = observes_each_step
+        self.action_map = action_map
+        self.action_spec = world.actions if action_map is None else action_map.true
+        """Of the actions that are taken."""
         self._true_frames: deque[np.ndarray] = deque(maxlen=world.context)
         self._past: deque[Moment] = deque()  # the present is the last
         self._simulator_steps = 0
@@ -179,16 +202,29 @@ class Player:
     def step(self, action: np.ndarray) -> None:
         """Step the world, and the simulator."""
         action = self.as_action(action)
-        state = self.world.step(self.state, as_tensor(action[None]).to(self.world.device))
+        state = self.world.step(self.state, self.world_action(action))
         self.arrive(action, state, self._decode(state))
 
     def as_action(self, action: np.ndarray) -> np.ndarray:
-        """An action in the type that the world takes."""
-        dtype = np.float32 if self.world.actions.kind == "continuous" else np.int64
+        """An action in the type that is taken."""
+        dtype = np.float32 if self.action_spec.kind == "continuous" else np.int64
         return np.array(action, dtype)
+
+    def world_action(self, action: np.ndarray) -> Tensor:
+        """An action as the world takes it: (A,) or () -> (1, A) or (1,)."""
+        taken = as_tensor(action[None])
+        if self.action_map is not None:
+            places = None
+            if self.simulator is not None:
+                self._catch_up()
+                place = self.simulator.place()
+                places = None if place is None else torch.from_numpy(place[None]).float()
+            taken = self.action_map.to_latent(taken, places)
+        return taken.to(self.world.device)
 
     def arrive(self, action: np.ndarray, state: State, frame: np.ndarray) -> None:
         """Take in what an action led to: a state of one row, and its image, (H, W, 3) uint8."""
+        taken = self.world_action(action) if self.observes_each_step else None
         before, self.state, self.model_frame = self.state, state, frame
         self._remember(Moment(state, frame))
         self.actions.append(action)
@@ -197,11 +233,9 @@ class Player:
             return
         self._catch_up()
         self._true_frames.append(self.simulator.render(self.world.image_size[0]))
-        if self.observes_each_step:
+        if taken is not None:
             seen = torch.from_numpy(self._true_frames[-1].copy()).permute(2, 0, 1)[None]
-            device = self.world.device
-            taken = as_tensor(action[None]).to(device)
-            self.state = self.world.observe(before, taken, seen.to(device))
+            self.state = self.world.observe(before, taken, seen.to(self.world.device))
 
     def step_back(self) -> bool:
         """Go back by one step; False where there is none to go back to, or where the world has been
@@ -262,7 +296,10 @@ class Player:
         """frames: (T, H, W, 3) uint8.  actions: (T - 1, A) or (T - 1,), between them."""
         device = self.world.device
         clip = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-        self.state = self.world.reset(clip[None].to(device), as_tensor(actions)[None].to(device))
+        given = as_tensor(actions)[None].to(device)
+        if self.world.infers_actions:  # whatever they are called where they are from
+            given = self.world.actions_of(clip[None], given)
+        self.state = self.world.reset(clip[None].to(device), given)
         self.model_frame = self._decode(self.state)
 
     def _decode(self, state: State) -> np.ndarray:

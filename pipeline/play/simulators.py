@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 
 from data.actions import ActionSpec
 from data.gym.env_spec import env_spec_of
 from data.shards.episode_dataset import EpisodeDataset
+from models.action_map import ActionMap
 
 if TYPE_CHECKING:
     from pipeline.play.player import Start
@@ -42,6 +44,10 @@ class Simulator(Protocol):
         """Say in a word or two how it stands."""
         ...
 
+    def place(self) -> np.ndarray | None:
+        """Return the agent's place, (2,), in the units of actions that are places; else None."""
+        ...
+
     def render(self, size: int) -> np.ndarray:
         """Render (size, size, 3) uint8."""
         ...
@@ -64,6 +70,9 @@ class StateSimulator:
 
     def coverage(self) -> float:
         return self.world.coverage()
+
+    def place(self) -> np.ndarray:
+        return self.world.state[:2]
 
     def status(self) -> str:
         return f"coverage {self.coverage():.2f}"
@@ -94,6 +103,32 @@ class ToySimulator:
 
     def render(self, size: int) -> np.ndarray:
         return self._world.render(size)
+
+    @property
+    def state(self) -> np.ndarray:
+        return self._world.state
+
+
+class MappedSimulator:
+    """A simulator that is stepped by latent actions, through a map to its own."""
+
+    def __init__(self, simulator: Simulator, action_map: ActionMap) -> None:
+        self.simulator, self.action_map = simulator, action_map
+        self.reset, self.render = simulator.reset, simulator.render
+        self.coverage, self.status, self.place = (
+            simulator.coverage, simulator.status, simulator.place,
+        )  # fmt: skip
+
+    @property
+    def ended(self) -> bool:
+        return self.simulator.ended
+
+    def step(self, action: np.ndarray) -> None:
+        place = self.place()
+        places = None if place is None else torch.from_numpy(place[None]).float()
+        self.simulator.step(
+            self.action_map.to_true(torch.as_tensor(action)[None], places)[0].numpy()
+        )
 
 
 def episode_goal(dataset: EpisodeDataset, episode: int) -> np.ndarray | None:

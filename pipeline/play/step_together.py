@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.actions import as_tensor
 from models.dynamics.dynamics import State
 from pipeline.play.player import Player
 from pipeline.pytree import flatten, unflatten
@@ -24,7 +23,7 @@ def step_together(players: Sequence[Player], actions: Sequence[np.ndarray]) -> i
     world, joined = players[0].world, join([player.state for player in players])
     taken = [player.as_action(a) for player, a in zip(players, actions, strict=True)]
     for rows, state in joined:
-        batch = as_tensor(np.stack([taken[row] for row in rows])).to(world.device)
+        batch = torch.cat([players[row].world_action(taken[row]) for row in rows])
         after = world.step(state, batch)
         frames = world.decode(after).permute(0, 2, 3, 1).cpu().numpy()
         for at, row in enumerate(rows):

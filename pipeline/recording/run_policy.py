@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from data.gym.env_group import EnvGroup
 from data.gym.pixel_env import StepResult
+from models.action_map import ActionMap
 from models.controllers.controller import Controller
 from models.world import World
 from pipeline import checkpoint as ckpt
@@ -56,8 +58,11 @@ class RunChoice:
 class RunPolicy:
     """A controller that observes frames through its world."""
 
-    def __init__(self, world: World, controller: Controller) -> None:
-        self.actor = WorldActor(world, controller)
+    def __init__(
+        self, world: World, controller: Controller, action_map: ActionMap | None = None
+    ) -> None:
+        """action_map: from the world's latent actions to the environment's."""
+        self.actor, self.action_map = WorldActor(world, controller), action_map
 
     def reset(self, results: Sequence[StepResult], seeds: Sequence[int]) -> None:
         frames = _stack(results)
@@ -70,7 +75,10 @@ class RunPolicy:
         self.actor.reset(frames, np.ones(len(frames), bool), seeds[0])
 
     def act(self, results: Sequence[StepResult], active: np.ndarray) -> np.ndarray:
-        return self.actor.act(_stack(results), active)
+        actions = self.actor.act(_stack(results), active)
+        if self.action_map is None:
+            return actions
+        return self.action_map.to_true(torch.from_numpy(actions)).numpy()
 
 
 def _stack(results: Sequence[StepResult]) -> np.ndarray:

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from evaluation.measures.agreement import (
-    agreement,
+from evaluation.measures.clustering import (
     assign,
     code_use,
+    compare_codes,
     normalized_mutual_information,
 )
 
@@ -23,14 +23,14 @@ def cases(n: int = 600, labels: int = 5, seed: int = 0) -> tuple[np.ndarray, np.
 def test_an_oracle_under_any_names_agrees_fully():
     labels, groups = cases()
     names = np.array([3, 0, 4, 1, 2])
-    found = agreement(names[labels], labels, groups, num_codes=5)
+    found = compare_codes(names[labels], labels, groups, num_codes=5)
     assert found["nmi"] == pytest.approx(1) and found["accuracy"] == 1
     assert found["nmi_low"] == pytest.approx(1) and found["n"] == 600 and found["sources"] == 30
 
 
 def test_a_constant_code_says_nothing_and_is_right_as_often_as_chance():
     labels, groups = cases()
-    found = agreement(np.zeros_like(labels), labels, groups, num_codes=5)
+    found = compare_codes(np.zeros_like(labels), labels, groups, num_codes=5)
     assert found["nmi"] == 0 and found["nmi_permuted"] == 0
     assert found["accuracy"] == found["accuracy_chance"] == np.bincount(labels).max() / 600
 
@@ -38,7 +38,7 @@ def test_a_constant_code_says_nothing_and_is_right_as_often_as_chance():
 def test_random_codes_agree_as_permuted_ones_do():
     labels, groups = cases()
     codes = np.random.default_rng(1).integers(0, 8, len(labels))
-    found = agreement(codes, labels, groups, num_codes=8)
+    found = compare_codes(codes, labels, groups, num_codes=8)
     assert 0 < found["nmi_permuted"] < 0.03
     assert abs(found["nmi"] - found["nmi_permuted"]) < 0.02
     assert abs(found["accuracy"] - found["accuracy_permuted"]) < 0.05
@@ -46,16 +46,16 @@ def test_random_codes_agree_as_permuted_ones_do():
 
 def test_fewer_codes_than_labels_and_more_are_both_measured():
     labels, groups = cases()
-    fewer = agreement(labels // 2, labels, groups, num_codes=3)
+    fewer = compare_codes(labels // 2, labels, groups, num_codes=3)
     assert 0.5 < fewer["nmi"] < 1 and fewer["accuracy"] < 0.7
     split = 2 * labels + np.arange(len(labels)) % 2
-    more = agreement(split, labels, groups, num_codes=10)
+    more = compare_codes(split, labels, groups, num_codes=10)
     assert 0.7 < more["nmi"] < 1 and 0.4 < more["accuracy"] < 0.6
 
 
 def test_labels_that_are_far_apart_cost_no_memory():
     labels, groups = cases()
-    assert agreement(labels, 10**9 * labels, groups, num_codes=5)["accuracy"] == 1
+    assert compare_codes(labels, 10**9 * labels, groups, num_codes=5)["accuracy"] == 1
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 4), (4, 3), (1, 1), (5, 5)])

@@ -65,7 +65,7 @@ def assign(scores: np.ndarray) -> np.ndarray:
     return labels
 
 
-def agreement(
+def compare_codes(
     codes: np.ndarray, labels: np.ndarray, groups: np.ndarray, num_codes: int, seed: int = 0
 ) -> dict[str, Any]:
     """Compare codes (n,), of `num_codes`, with labels (n,), each a whole number.

@@ -1,0 +1,18 @@
+"""The maps between latent and true actions that an evaluation uses, learned where they are not
+there."""
+
+from __future__ import annotations
+
+from evaluation.readers.label_budget import cached_action_map
+from evaluation.session import Session
+from models.action_map import ActionMap
+
+
+def action_map_of(session: Session, budget: int, seed: int) -> ActionMap | None:
+    """Give the map of a run from `budget` labeled steps; None where its world infers no actions, or
+    the data has no true ones."""
+    if not session.world.infers_actions:
+        return None
+    fingerprint = session.fingerprints["dynamics"]
+    data = session.train_dataset
+    return cached_action_map(session.run, session.world, data, budget, fingerprint, seed)

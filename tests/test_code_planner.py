@@ -1,0 +1,96 @@
+"""A beam search over codes: it finds what an exhaustive search finds, and is deterministic."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, cast
+
+import pytest
+import torch
+from pointer_world import PointerWorld
+from square_world import MOVE, NAMES, VECTORS, draw, find, square_world
+
+from models.planning.code_planner import CodePlanner, CodePlannerConfig
+from models.planning.image_distance import ImageDistance
+from models.planning.plan_executor import PlanExecutor
+
+START, GOAL = torch.tensor([[9.0, 9.0], [20.0, 12.0]]), torch.tensor([[15.0, 9.0], [20.0, 18.0]])
+
+
+def state_and_goal(world):
+    frames = draw(START)[:, None]
+    return world.reset(frames, torch.zeros(2, 0)), world.embed(draw(GOAL))
+
+
+def planner(objective=None, **changes) -> CodePlanner:
+    config = CodePlannerConfig(**{"beam_width": 16, "horizon": 3, "action_block": 1} | changes)
+    world = square_world()
+    return CodePlanner(config, world, ImageDistance(world) if objective else None)
+
+
+@pytest.mark.parametrize("by_image", [False, True])
+def test_plans_lead_to_the_goal_through_codes_of_any_names(by_image: bool):
+    search = planner(by_image)
+    state, goal = state_and_goal(search.world)
+    plan = search.plan(state, goal)
+    assert plan.actions.shape == (2, 3) and plan.actions.dtype == torch.int64
+    reached = search.world.rollout(state, plan.actions).latents[:, 0]
+    assert (reached - GOAL).abs().max() < 1.0
+    assert (plan.cost < 0.2 * plan.start_cost).all()  # type: ignore[operator]
+
+
+def test_a_wide_beam_is_exhaustive():
+    search = planner(beam_width=81, horizon=2)
+    state, goal = state_and_goal(search.world)
+    plan = search.plan(state, goal)
+    vectors = MOVE * torch.from_numpy(VECTORS).float()[torch.from_numpy(NAMES).argsort()]
+    for row in range(2):
+        ends = [
+            float((START[row] + vectors[a] + vectors[b] - GOAL[row]).square().mean())
+            for a, b in itertools.product(range(9), repeat=2)
+        ]
+        assert float(plan.cost[row]) == pytest.approx(min(ends), abs=1e-2)
+
+
+def test_a_plan_depends_on_neither_the_other_worlds_nor_the_batch():
+    search = planner()
+    state, goal = state_and_goal(search.world)
+    together = search.plan(state, goal)
+    small = planner(max_parallel=1).plan(state, goal)
+    alone = search.plan(state.select(torch.tensor([1])), goal[1:])
+    assert torch.equal(together.actions, small.actions)
+    assert torch.equal(together.actions[1:], alone.actions)
+    assert torch.equal(together.actions, search.plan(state, goal).actions)
+
+
+def test_a_code_is_held_for_a_block():
+    search = planner(horizon=2, action_block=3)
+    state, goal = state_and_goal(search.world)
+    actions = search.plan(state, goal).actions
+    assert actions.shape == (2, 6)
+    assert torch.equal(actions[:, :3], actions[:, :1].expand(-1, 3))
+
+
+def test_the_nearest_of_a_set_of_goals_will_do():
+    search = planner()
+    state, goal = state_and_goal(search.world)
+    far = search.world.embed(draw(torch.tensor([[27.0, 27.0]] * 2)))
+    plan = search.plan(state, torch.stack([far, goal], 1))
+    assert torch.equal(plan.actions, search.plan(state, goal).actions)
+
+
+def test_a_replanned_plan_ends_when_the_first_would_have():
+    search = planner()
+    world = search.world
+    state, goal = state_and_goal(world)
+    executor = PlanExecutor(search, receding_horizon=1)
+    for left in (3, 2, 1):
+        action = executor.act(state, goal)
+        assert executor.plans is not None and executor.plans.shape == (2, left)
+        state = world.step(state, action)
+    assert (find(world.decode(state)) - GOAL).abs().max() < 1.0
+
+
+def test_what_cannot_be_tried_one_by_one_is_refused():
+    with pytest.raises(ValueError, match="tries each of at most 64 codes, .* are continuous, 2"):
+        CodePlanner(CodePlannerConfig(), cast(Any, PointerWorld()))

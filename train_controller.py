@@ -213,9 +213,9 @@ def train_canonical_policy(config: Config, context: ControllerContext) -> None:
     """Imitate the demonstrations as they are seen from their goals, and so towards any goal."""
     task_cost = load_task_cost(config.run, context.world)
     assert task_cost is not None  # `check` has looked
-    names, home = task_cost.config.state_names, task_cost.config.goal
+    names, goal = task_cost.config.state_names, task_cost.config.goal
     train = config.canonical_policy_train
-    described = replace(config.canonical_policy, state_names=names, home=home)
+    described = replace(config.canonical_policy, state_names=names, goal=goal)
     model = cast(CanonicalPolicy, context.build(described, train.seed))
     demos, held_out = (
         context.demos_with_states(split, config.flow_min_reward, model.clip_length)

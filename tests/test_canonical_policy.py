@@ -28,7 +28,7 @@ CONFIG = CanonicalPolicyConfig(
     receding_horizon=2,
     num_layers=2,
     state_names=NAMES,
-    home=HOME,
+    goal=HOME,
 )
 IS_ANGLE = [name.endswith("angle") for name in NAMES]
 
@@ -108,7 +108,7 @@ def trained() -> CanonicalPolicy:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    model.reader = cast(TaskCost, Reader())
+    model.read_with(cast(TaskCost, Reader()))
     return model.eval()
 
 

@@ -1,18 +1,22 @@
 """An imitator in chunks of actions that sees all from its goal, and so knows every goal.
 
 Demonstrations of one goal are demonstrations of all others, seen from there: states and actions are
-moved as a whole to where the goal stands at home (canonicalization: Kaba et al., arXiv:2211.06489;
+moved as a whole to where the goal is the origin (canonicalization: Kaba et al., arXiv:2211.06489;
 models/controllers/goal_frame.py), and the chunk is moved back.  States are read from latents by
 what has learned the task's cost.  Only the walls are not moved.
+
+What decides on a push is where the agent is from the block, and, near the goal, a few pixels: so
+the network also sees the agent from the block, and the block's offset from its goal magnified.
 
 A goal farther away than in the demonstrations is approached by way of nearer ones, on the line from
 the block to it.
 
-Letters: B states, S numbers of a state, F columns of it, H actions of a chunk.
+Letters: B states, S numbers of a state, F columns of it, C features, H actions of a chunk.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +27,11 @@ from data.batch import Batch
 from models.controllers.flow_policy import FlowPolicy, FlowPolicyConfig
 from models.controllers.goal_frame import GoalFrame, as_columns, goal_poses
 from models.controllers.policy import Encoder
-from models.controllers.task_cost import TaskCost
+from models.controllers.task_cost import ZOOMS, TaskCost
 from models.method import Losses
 from models.tokenizers.tokenizer import LatentSpec
 
+ORIGIN = (0.0, 0.0, 0.0)
 REACH_QUANTILE = 0.98
 """Share of the demonstrations' states that are nearer to their goal than what counts as far."""
 
@@ -35,8 +40,8 @@ REACH_QUANTILE = 0.98
 class CanonicalPolicyConfig(FlowPolicyConfig):
     state_names: tuple[str, ...] = ()
     """Numbers of the dataset's states, filled in by the stage."""
-    home: tuple[float, ...] = ()
-    """x, y, angle of the goal that all is moved to, filled in by the stage: the cost's."""
+    goal: tuple[float, ...] = ()
+    """x, y, angle of the goal where none is given, filled in by the stage: the cost's."""
 
 
 class CanonicalPolicy(FlowPolicy):
@@ -44,41 +49,41 @@ class CanonicalPolicy(FlowPolicy):
 
     needs = frozenset({"actions", "states", "goals"})
     config: CanonicalPolicyConfig
-    reader: TaskCost | None = None
-    """Reads states from latents; of the run, and not a part of the checkpoint."""
-
+    encoder: SeenFromGoal
     reach: Tensor
 
     def __init__(
         self, config: CanonicalPolicyConfig, latents: LatentSpec, actions: ActionSpec
     ) -> None:
-        self.frame = GoalFrame(config.state_names, config.home)
-        if not self.frame.is_known or not actions.pointer:
+        if not GoalFrame(config.state_names, config.goal).is_known or not actions.pointer:
             raise ValueError(
                 "a canonical policy moves places of the plane: it needs states that are named "
                 "NAME_x, NAME_y and NAME_angle, goals with a pose, and actions that are places; "
                 "leave canonical_policy out of --methods"
             )
         super().__init__(config, latents, actions)
+        self.frame = self.encoder.frame
         self.register_buffer("reach", torch.tensor(torch.inf))
+        self._read_states: Callable[[Tensor], Tensor] | None = None
 
-    def make_encoder(self, latents: LatentSpec) -> Encoder:
-        return Columns(self.config.state_names)
+    def make_encoder(self, latents: LatentSpec) -> SeenFromGoal:
+        return SeenFromGoal(self.config.state_names)
+
+    def read_with(self, task_cost: TaskCost) -> None:
+        """Read states from latents with the cost of the run, which is no part of the checkpoint."""
+        self._read_states = lambda latents: task_cost.states(task_cost.read(latents))
 
     def begin(self, sample: Batch) -> None:
         """Take the scales of states and actions as they are seen from their goals, and how far
         goals are away."""
         states, goals = self._states(sample), self._goals(sample)
-        columns = self.frame.move(self.encoder(states), goals)
-        self.latent_mean.copy_(columns.mean(0))
-        self.latent_std.copy_(columns.std(0).clamp(min=1e-4))
+        offset = self.encoder.places(states) - goals[:, :2]
+        self.encoder.unit.copy_(offset.std().clamp(min=1e-4))
+        self.reach.copy_(offset.norm(dim=1).quantile(REACH_QUANTILE))
+        features = self.encoder(states, goals)
+        self.latent_mean.copy_(features.mean(0))
+        self.latent_std.copy_(features.std(0).clamp(min=1e-4))
         self.action_std.copy_(self._seen_actions(sample).flatten(0, 1).std(0).clamp(min=1e-4))
-        distance = (self.frame.place(self.encoder(states)) - goals[:, :2]).norm(dim=1)
-        self.reach.copy_(distance.quantile(REACH_QUANTILE))
-
-    def observe_states(self, states: Tensor, goals: Tensor) -> Tensor:
-        """States (B, S), goals (B, 3) -> what the network reads, (B, F)."""
-        return (self.frame.move(self.encoder(states), goals) - self.latent_mean) / self.latent_std
 
     def sample(
         self,
@@ -87,13 +92,13 @@ class CanonicalPolicy(FlowPolicy):
         num_steps: int | None = None,
         goal: Tensor | None = None,
     ) -> Tensor:
-        """As of a flow policy; goal: poses (B, 3), home if there are none."""
-        assert self.reader is not None, "the run's task cost reads the states"
+        """As of a flow policy; goal: poses (B, 3), the config's if there are none."""
+        assert self._read_states is not None, "the run's task cost reads the states"
         poses = goal_poses(goal)
         if poses is None:
-            poses = latents.new_tensor(self.config.home, dtype=torch.float32)
+            poses = latents.new_tensor(self.config.goal, dtype=torch.float32)
             poses = poses.expand(len(latents), -1)
-        states = self.reader.states(self.reader.read(latents))
+        states = self._read_states(latents)
         return self.sample_from(states, self.nearer(states, poses), noise, num_steps)
 
     def sample_from(
@@ -101,12 +106,15 @@ class CanonicalPolicy(FlowPolicy):
     ) -> Tensor:
         """The same from states, (B, S)."""
         chunk = self.follow(self.observe_states(states, goals), noise, num_steps)
-        places = self.frame.from_home(self.actions.denormalize(chunk), goals)
-        return self.actions.normalize(places).clamp(-1, 1)
+        return self.actions.normalize(self.frame.from_home(chunk, goals)).clamp(-1, 1)
+
+    def observe_states(self, states: Tensor, goals: Tensor) -> Tensor:
+        """States (B, S), goals (B, 3) -> what the network reads, (B, C)."""
+        return (self.encoder(states, goals) - self.latent_mean) / self.latent_std
 
     def nearer(self, states: Tensor, goals: Tensor) -> Tensor:
         """Bring goals (B, 3) as near to the block of states (B, S) as demonstrations have them."""
-        block = self.frame.place(self.encoder(states))
+        block = self.encoder.places(states)
         offset = goals[:, :2] - block
         share = (self.reach / offset.norm(dim=1, keepdim=True).clamp(min=1e-6)).clamp(max=1)
         return torch.cat([block + share * offset, goals[:, 2:]], dim=1)
@@ -127,10 +135,9 @@ class CanonicalPolicy(FlowPolicy):
         return losses | self.action_error(sampled, actions.float())
 
     def _seen_actions(self, batch: Batch) -> Tensor:
-        """Actions (B, H, A) as they are seen from their goals, in units of an action's range."""
+        """Actions (B, H, A) as places seen from their goals."""
         (actions,) = batch.require("actions")
-        places = self.frame.to_home(self.actions.denormalize(actions.float()), self._goals(batch))
-        return self.actions.normalize(places)
+        return self.frame.to_home(self.actions.denormalize(actions.float()), self._goals(batch))
 
     def _states(self, batch: Batch) -> Tensor:
         return batch.require("states")[0][:, 0].float()
@@ -139,14 +146,30 @@ class CanonicalPolicy(FlowPolicy):
         return batch.require("goals")[0].float()
 
 
-class Columns(Encoder):
-    """States with angles as sine and cosine."""
+class SeenFromGoal(Encoder):
+    """States as they are seen from goals, with what decides on a push."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    unit: Tensor
+    """How far the block is from its goal in the data, about."""
+
+    def __init__(self, state_names: tuple[str, ...]) -> None:
         super().__init__()
-        self.is_angle = [name.endswith("angle") for name in names]
-        self.out_dim = len(names) + sum(self.is_angle)
+        self.frame = GoalFrame(state_names, ORIGIN)
+        self.is_angle = [name.endswith("angle") for name in state_names]
+        others = len(self.frame.places) - 1
+        self.out_dim = len(self.frame.columns) + 2 * others + 4 * len(ZOOMS)
+        self.register_buffer("unit", torch.ones(()))
 
-    def forward(self, states: Tensor) -> Tensor:
-        """(B, S) -> (B, F)."""
-        return as_columns(states, self.is_angle)
+    def forward(self, states: Tensor, goals: Tensor) -> Tensor:
+        """States (B, S), goals (B, 3) -> (B, C)."""
+        seen = self.frame.move(as_columns(states, self.is_angle), goals)
+        pose = self.frame.pose(seen)
+        others = self.frame.to_home(self.frame.other_places(seen), pose)
+        sin, cos = pose[:, 2:].sin(), pose[:, 2:].cos()
+        offset = torch.cat([pose[:, :2] / self.unit, sin, 1 - cos], dim=1)
+        zoomed = [torch.asinh(zoom * offset) for zoom in ZOOMS]
+        return torch.cat([seen, others.flatten(1), *zoomed], dim=1)
+
+    def places(self, states: Tensor) -> Tensor:
+        """Where that is whose pose goals are: (B, S) -> (B, 2)."""
+        return self.frame.pose(as_columns(states, self.is_angle))[:, :2]

@@ -59,9 +59,18 @@ class GoalFrame:
         sin, cos = (value[:, None] for value in self._turn(goal))
         return _rotate(points - goal.new_tensor(self.home[:2]), -sin, cos) + goal[:, None, :2]
 
-    def place(self, columns: Tensor) -> Tensor:
-        """Where that is whose pose goals are: (B, F) -> (B, 2)."""
-        return columns[:, list(self._find((f"{self.body}_x", f"{self.body}_y")))]
+    def pose(self, columns: Tensor) -> Tensor:
+        """The pose of what turns: (B, F) -> (B, 3)."""
+        x, y = self._find((f"{self.body}_x", f"{self.body}_y"))
+        sin, cos = self._find((f"sin {self.body}_angle", f"cos {self.body}_angle"))
+        angle = torch.atan2(columns[:, sin], columns[:, cos])
+        return torch.stack([columns[:, x], columns[:, y], angle], -1)
+
+    def other_places(self, columns: Tensor) -> Tensor:
+        """Where all else is: (B, F) -> (B, T, 2)."""
+        own = self._find((f"{self.body}_x", f"{self.body}_y"))
+        places = [columns[:, list(pair)] for pair in self.places if pair != own]
+        return torch.stack(places, 1) if places else columns[:, :0].view(-1, 0, 2)
 
     def _turn(self, goal: Tensor) -> tuple[Tensor, Tensor]:
         """Sine and cosine of the angle from a goal to home: (B,) each."""

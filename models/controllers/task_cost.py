@@ -24,7 +24,7 @@ features of it, G goals, A action numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,8 @@ class TaskCostConfig(CheckedConfig):
     min_change: Annotated[float, Range(0, 10**6)] = 0.002
     """Change of a state over a block, by the norm, that counts as one: a thousandth of the way from
     the goal to where the reward begins."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"goal"})
 
 
 class TaskCost(TrainedController):

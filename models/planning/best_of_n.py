@@ -12,7 +12,7 @@ numbers, L actions of a block.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ class BestOfNConfig(CheckedConfig):
     max_parallel: Annotated[int, Range(1, 2**24)] = 8192
     """Largest batch of the model; the plan does not depend on it."""
     seed: Annotated[int, Range(0, MAX_SEED)] = 0
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"proposer"})
 
 
 @dataclass

@@ -55,7 +55,7 @@ def load_canonical_policy(run: Path, world: World) -> CanonicalPolicy | None:
     reader = load_task_cost(run, world) if found is not None else None
     if found is None or reader is None:
         return None
-    found.reader = reader
+    found.read_with(reader)
     return found
 
 

@@ -117,13 +117,13 @@ class Config(CheckedConfig):
     """The same of any goal: it sees states and actions from there."""
     canonical_policy_train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=8000,
+            steps=6000,
             batch_size=256,
             learning_rate=2e-3,
             warmup_steps=200,
             weight_decay=0.01,
             beta2=0.99,
-            eval_every=8000,
+            eval_every=6000,
         )
     )
     """Training of the canonical policy, of the demonstrations that the flow policy has, too."""

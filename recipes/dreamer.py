@@ -21,10 +21,14 @@ CONTROLLER = {"model": "dreamer"}
 EVALUATE = pusht.EVALUATE
 
 DYNAMICS_CPU = {
-    "train.steps": 3000,
+    # many steps of short clips, and a z without noise: a core draws the agent within minutes
+    "model.sample_posterior": False,
+    "model.representation_weight": 0.03,
+    "model.clip_length": 16,
+    "train.steps": 5500,
     "train.learning_rate": 1e-3,
     "train.warmup_steps": 50,
-    "train.eval_every": 1000,
+    "train.eval_every": 1375,
     "train.save_every": 100,
 }
 DYNAMICS_STATE_DEBUG = {

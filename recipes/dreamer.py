@@ -72,7 +72,7 @@ SIZES = {
     },
     "cpu30": {
         "preprocess_pusht": pusht.PREPROCESS_CPU30,
-        "dynamics": DYNAMICS_CPU | {"train.steps": 9000, "train.eval_every": 3000},
+        "dynamics": DYNAMICS_CPU | {"train.steps": 11_000, "train.eval_every": 2750},
         "controller": pusht.CONTROLLER_CPU30,
         "evaluate": pusht.EVALUATE_CPU30,
     },

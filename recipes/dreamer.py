@@ -20,16 +20,20 @@ DYNAMICS = {
 CONTROLLER = {"model": "dreamer"}
 EVALUATE = pusht.EVALUATE
 
-DYNAMICS_CPU = {
-    # many steps of short clips, and a z without noise: a core draws the agent within minutes
+TRAIN_CPU = {
+    "train.steps": 3000,
+    "train.learning_rate": 1e-3,
+    "train.warmup_steps": 50,
+    "train.eval_every": 1000,
+    "train.save_every": 100,
+}
+# many steps of short clips, and a z without noise: the agent is drawn within minutes
+DYNAMICS_CPU = TRAIN_CPU | {
     "model.sample_posterior": False,
     "model.representation_weight": 0.03,
     "model.clip_length": 16,
     "train.steps": 5500,
-    "train.learning_rate": 1e-3,
-    "train.warmup_steps": 50,
     "train.eval_every": 1375,
-    "train.save_every": 100,
 }
 DYNAMICS_STATE_DEBUG = {
     "num_eval_clips": 4,

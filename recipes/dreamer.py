@@ -21,12 +21,20 @@ DYNAMICS = {
 CONTROLLER = {"model": "dreamer"}
 EVALUATE = pusht.EVALUATE
 
-DYNAMICS_CPU = {
+TRAIN_CPU = {
     "train.steps": 3000,
     "train.learning_rate": 1e-3,
     "train.warmup_steps": 50,
     "train.eval_every": 1000,
     "train.save_every": 100,
+}
+# many steps of short clips, and a z without noise: the agent is drawn within minutes
+DYNAMICS_CPU = TRAIN_CPU | {
+    "model.sample_posterior": False,
+    "model.representation_weight": 0.03,
+    "model.clip_length": 16,
+    "train.steps": 5500,
+    "train.eval_every": 1375,
 }
 DYNAMICS_STATE_DEBUG = {
     "num_eval_clips": 4,
@@ -69,7 +77,7 @@ SIZES = {
     },
     "cpu30": {
         "preprocess_pusht": pusht.PREPROCESS_CPU30,
-        "dynamics": DYNAMICS_CPU | {"train.steps": 9000, "train.eval_every": 3000},
+        "dynamics": DYNAMICS_CPU | {"train.steps": 11_000, "train.eval_every": 2750},
         "controller": pusht.CONTROLLER_CPU30,
         "evaluate": pusht.EVALUATE_CPU30,
     },

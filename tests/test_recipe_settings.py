@@ -57,8 +57,8 @@ DYNAMICS = {
     "keypoints cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
     "keypoints debug": (40, 4, 1e-3, 5, 20, 10, False),
     "dreamer": (20_000, 16, 3e-4, 500, 2000, 500, False),
-    "dreamer cpu": (3000, 16, 1e-3, 50, 1000, 100, False),
-    "dreamer cpu30": (9000, 16, 1e-3, 50, 3000, 100, False),
+    "dreamer cpu": (5500, 16, 1e-3, 50, 1375, 100, False),
+    "dreamer cpu30": (11_000, 16, 1e-3, 50, 2750, 100, False),
     "dreamer debug": (40, 4, 1e-3, 5, 20, 10, False),
     "dreamer 25m": (20_000, 16, 3e-4, 500, 2000, 500, False),
     "keypoints cpu rssm cpu": (3000, 16, 1e-3, 50, 1000, 100, False),
@@ -281,6 +281,10 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     }),
     ("controller", "dreamer loop", {
         "model.bc_weight": 0.0, "model.discount": 0.98, "model.policy.num_modes": 1,
+    }),
+    ("dynamics", "dreamer cpu", {
+        "model.sample_posterior": False, "model.representation_weight": 0.03,
+        "model.clip_length": 16,
     }),
     ("dynamics", "dreamer 1m", {"model.deter_dim": 512, "model.num_classes": 4}),
     ("dynamics", "dreamer 4m", {"model.deter_dim": 1024, "model.num_classes": 8}),

@@ -1,4 +1,4 @@
-"""The world model of sheeprl's DreamerV3 (the Nature version), github.com/Eclectic-Sheep/sheeprl.
+"""The world model of sheeprl's DreamerV3 (the Nature version), version 0.8.4.
 
 Letters: T frames, B clips, A action numbers.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.batch import Batch
 
-INSTALL = "sheeprl"
+INSTALL = "--no-deps -r requirements-bench.txt"
 ALGORITHM = "sheeprl.algos.dreamer_v3_5"
 
 

@@ -1,4 +1,4 @@
-"""Planning towards a goal, as play is told to: the executor, and what several players share of it."""
+"""Planning towards a goal, as play is told to, and what several players share of it."""
 
 from __future__ import annotations
 

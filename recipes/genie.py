@@ -8,8 +8,6 @@ TOKENIZER = {"model": "st_vivit", "train.steps": 20000, "train.learning_rate": 1
 DYNAMICS = {"model": "genie"}
 EVALUATE = pusht.EVALUATE
 
-DEBUG_BLOCKS = {"dim": 32, "num_layers": 1, "num_heads": 2, "mlp_dim": 64}
-
 
 def _blocks(name: str, dim: int, num_layers: int, num_heads: int, mlp_dim: int) -> dict[str, int]:
     """The size of a transformer of the model."""
@@ -21,10 +19,12 @@ SIZES = {
     "cpu": {
         "preprocess_pusht": pusht.PREPROCESS_CPU,
         "tokenizer": {
-            "train.steps": 1000,
-            "train.batch_size": 16,
+            "model.context": 1,
+            "model.clip_length": 2,
+            "train.steps": 950,
+            "train.batch_size": 32,
             "train.learning_rate": 2e-3,
-            "train.eval_every": 500,
+            "train.eval_every": 475,
             "train.save_every": 50,
         },
         "dynamics": {
@@ -53,8 +53,8 @@ SIZES = {
         "dynamics": {
             "num_eval_clips": 4,
             **_blocks("transformer", 32, 2, 2, 64),
-            **_blocks("latent_actions.encoder", 32, 1, 2, 64),
-            **_blocks("latent_actions.decoder", 32, 1, 2, 64),
+            "model.latent_actions.channels": 8,
+            "model.latent_actions.num_layers": 1,
             "model.transformer.context_frames": 3,
             "model.clip_length": 4,
             "model.sampling_steps": 2,

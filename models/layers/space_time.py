@@ -37,7 +37,9 @@ class FrameCache:
     def between(self, start: int | None, stop: int | None = None) -> FrameCache:
         """Keep the frames of a slice."""
         part = slice(start, stop)
-        return FrameCache([k[:, :, :, part] for k in self.keys], [v[:, :, :, part] for v in self.values])
+        return FrameCache(
+            [k[:, :, :, part] for k in self.keys], [v[:, :, :, part] for v in self.values]
+        )
 
     def windows(self, frames: int) -> FrameCache:
         """Every window of so many consecutive frames as a row of its own: (B W, S, H, T, E)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def test_each_pass_keeps_at_least_one_code_and_the_last_one_all(num_codes: int, 
     steps = min(steps, num_codes)
     left = [num_codes, *masked_after(num_codes, steps)]
     assert len(left) == steps + 1 and left[-1] == 0
-    assert all(after < before for before, after in zip(left, left[1:], strict=False))
+    assert all(after < before for before, after in pairwise(left))
 
 
 def test_few_codes_are_kept_at_first_and_many_at_last():

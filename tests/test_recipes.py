@@ -31,18 +31,20 @@ CONFIGS: dict[str, type] = {
     "play": play.Config,
     "evaluate": evaluate.Config,
 }
-RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "minecraft")
+RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "minecraft", "genie")
 ON_CODES = ("pusht", "minecraft")
 WITH_TOKENIZER = tuple(recipe for recipe in RECIPES if recipe != "dreamer")
-BEHIND = ("autoregressive", "rssm", "atari")  # recipes that change another one
+BEHIND = ("autoregressive", "maskgit", "rssm", "atari")  # recipes that change another one
 PUSHT_SIZES = ("cpu", "cpu30", "debug", "high_res")
 MINECRAFT_SIZES = ("150m", "high_res", "debug")
 DREAMER_SIZES = (*PUSHT_SIZES, "1m", "4m", "12m", "25m", "32x32")
+GENIE_SIZES = ("cpu", "debug", "coinrun", "high_res")
 ATARI_SIZES = ("high_res", "gray84")
 
 
 def sizes(recipe: str) -> tuple[str, ...]:
-    return {"minecraft": MINECRAFT_SIZES, "dreamer": DREAMER_SIZES}.get(recipe, PUSHT_SIZES)
+    own = {"minecraft": MINECRAFT_SIZES, "dreamer": DREAMER_SIZES, "genie": GENIE_SIZES}
+    return own.get(recipe, PUSHT_SIZES)
 
 
 COMBINATIONS = [
@@ -50,6 +52,8 @@ COMBINATIONS = [
     *([recipe, size] for recipe in RECIPES for size in sizes(recipe)),
     *([recipe, "autoregressive"] for recipe in ON_CODES),
     *([recipe, "autoregressive", size] for recipe in ON_CODES for size in sizes(recipe)),
+    ["genie", "maskgit"],
+    *(["genie", size, "maskgit", size] for size in ("cpu", "debug", "coinrun")),
     *([recipe, "rssm"] for recipe in WITH_TOKENIZER),
     *([recipe, "debug", "rssm", "debug"] for recipe in WITH_TOKENIZER),
     *([recipe, "cpu", "rssm", "cpu"] for recipe in WITH_TOKENIZER[:4]),
@@ -75,7 +79,7 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def test_there_are_these_recipes_and_sizes():
     assert set(presets.recipe_names()) == {*RECIPES, *BEHIND}
-    known = {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES, *ATARI_SIZES}
+    known = {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES, *GENIE_SIZES, *ATARI_SIZES}
     assert set(presets.size_names()) == known
 
 
@@ -99,6 +103,7 @@ METHODS = {
     "dinov2": ("frozen_encoder", "predictor", "goal_policy"),
     "dreamer": ("", "rssm", "goal_policy"),
     "minecraft": ("vqvae", "llama", "discrete_goal_policy"),
+    "genie": ("st_vivit", "genie", "goal_policy"),
 }
 
 

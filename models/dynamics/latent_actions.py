@@ -266,10 +266,11 @@ class _Encoder(nn.Module):
             moving = change.square().mean(1, keepdim=True)
             weight = (attention + (moving + 1e-6).log()).flatten(1).softmax(-1)
             pooled = torch.einsum("RN,RCN->RC", weight, features.float().flatten(2))
-            out = self.out(pooled) + self.from_motion(_motion(slopes, products, change))
-            if self.training:
-                self.scale.collect(out)
-            return (out - self.scale.mean) / self.scale.scale
+            motion = _motion(slopes, products, change)
+        out = (self.out(pooled) + self.from_motion(motion)).float()
+        if self.training:
+            self.scale.collect(out)
+        return (out - self.scale.mean) / self.scale.scale
 
 
 def _slopes(image: Tensor) -> Tensor:

@@ -70,11 +70,11 @@ def test_cached_and_uncached_decoding_give_the_same_tokens(decoding, actions):
     whole = torch.stack(predicted, dim=1)
     if decoding == "parallel":
         out = model._blocks(whole[:, :-1], acts[:, :7], [True] * 7)[0]
-        again = model._logits(out[:, :, 1:], whole[:, :-1]).argmax(-1)
+        again = model.logits(out[:, :, 1:], whole[:, :-1]).argmax(-1)
     else:
         leading = torch.cat([torch.zeros_like(acts[:, :1]), acts[:, :7]], dim=1)
         out = model._blocks(whole, leading, [False] + [True] * 7)[0]
-        again = model._logits(out[:, 1:, :-1], whole[:, :-1]).argmax(-1)
+        again = model.logits(out[:, 1:, :-1], whole[:, :-1]).argmax(-1)
     assert len(again.unique()) > 2
     assert torch.equal(again, whole[:, 1:])
 
@@ -155,7 +155,7 @@ def test_changed_accuracy_counts_only_codes_that_change():
     latents, acts = episode()
     with torch.no_grad():
         out = model._blocks(latents[:, :-1], acts[:, :-1], [True] * 5)[0]
-        guess = model._logits(out[:, :, 1:], latents[:, :-1]).argmax(-1)
+        guess = model.logits(out[:, :, 1:], latents[:, :-1]).argmax(-1)
         target, changed = latents[:, 1:].clone(), latents[:, 1:] != latents[:, :-1]
         share = (guess[changed] == target[changed]).float().mean()
         found = model.loss(Batch(latents=latents, actions=acts))["changed_accuracy"]

@@ -34,20 +34,26 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "play": play.Config,
     "evaluate": evaluate.Config,
 }
-RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "iwm", "minecraft")
+RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "iwm", "minecraft", "genie")
 ON_CODES = ("pusht", "minecraft")
 WITH_TOKENIZER = tuple(recipe for recipe in RECIPES if recipe != "dreamer")
 # recipes that change another one
-BEHIND = ("autoregressive", "rssm", "atari", "loop", "value_gradients")
+BEHIND = ("autoregressive", "maskgit", "rssm", "atari", "loop", "value_gradients")
 PUSHT_SIZES = ("cpu", "cpu30", "debug", "high_res")
 MINECRAFT_SIZES = ("150m", "high_res", "debug")
 DREAMER_SIZES = (*PUSHT_SIZES, "sharp", "1m", "4m", "12m", "25m", "32x32")
+GENIE_SIZES = ("cpu", "debug", "coinrun", "high_res")
 ATARI_SIZES = ("high_res", "gray84")
 IWM_SIZES = ("base", "core", "invariant", "equivariant", "cpu", "debug", "high_res")
 
 
 def sizes(recipe: str) -> tuple[str, ...]:
-    own = {"minecraft": MINECRAFT_SIZES, "dreamer": DREAMER_SIZES, "iwm": IWM_SIZES}
+    own = {
+        "minecraft": MINECRAFT_SIZES,
+        "dreamer": DREAMER_SIZES,
+        "iwm": IWM_SIZES,
+        "genie": GENIE_SIZES,
+    }
     return own.get(recipe, PUSHT_SIZES)
 
 
@@ -56,8 +62,13 @@ COMBINATIONS = [
     *([recipe, size] for recipe in RECIPES for size in sizes(recipe)),
     *([recipe, "autoregressive"] for recipe in ON_CODES),
     *([recipe, "autoregressive", size] for recipe in ON_CODES for size in sizes(recipe)),
+<<<<<<< HEAD
     ["keypoints", "value_gradients"],
     ["keypoints", "debug", "value_gradients", "debug"],
+=======
+    ["genie", "maskgit"],
+    *(["genie", size, "maskgit", size] for size in ("cpu", "debug", "coinrun")),
+>>>>>>> w-genie
     *([recipe, "rssm"] for recipe in WITH_TOKENIZER),
     *([recipe, "debug", "rssm", "debug"] for recipe in WITH_TOKENIZER),
     *([recipe, "cpu", "rssm", "cpu"] for recipe in WITH_TOKENIZER[:4]),
@@ -85,7 +96,11 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def test_there_are_these_recipes_and_sizes():
     assert set(presets.recipe_names()) == {*RECIPES, *BEHIND}
+<<<<<<< HEAD
     known = {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES, *ATARI_SIZES, *IWM_SIZES}
+=======
+    known = {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES, *GENIE_SIZES, *ATARI_SIZES}
+>>>>>>> w-genie
     assert set(presets.size_names()) == known
 
 
@@ -110,6 +125,7 @@ METHODS = {
     "iwm": ("iwm", "predictor", "goal_policy"),
     "dreamer": ("", "rssm", "goal_policy"),
     "minecraft": ("vqvae", "llama", "discrete_goal_policy"),
+    "genie": ("st_vivit", "genie", "goal_policy"),
 }
 
 

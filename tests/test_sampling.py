@@ -123,3 +123,5 @@ def test_a_world_uses_its_sampling_or_refuses_it(tmp_path, method):
                 ends[temperature, seed] = world.step(state, clip.actions[:, 2]).latents
         assert torch.equal(ends[0.0, 0], ends[0.0, 1])
         assert not torch.equal(ends[1.0, 0], ends[1.0, 1])
+        with pytest.raises(ValueError, match="sampling steps and order have no effect"):
+            world.set_sampling(Sampling(steps=4))

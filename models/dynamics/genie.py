@@ -47,7 +47,7 @@ class Genie(MaskGit):
     @property
     def capturable(self) -> bool:
         alone = self.config.latent_action_steps > 0
-        return self.actions_done if alone else self.latent_actions.quantized
+        return self.actions_done if alone else self.latent_actions.capturable
 
     @property
     def actions_done(self) -> bool:
@@ -63,6 +63,7 @@ class Genie(MaskGit):
         the actions.  Statistics of a micro-batch are in `LatentActionModel.loss`."""
         frames, latents = batch.require("frames", "latents")
         if self.actions_done:
+            self.latent_actions.eval()
             with torch.no_grad():
                 codes = self.latent_actions.codes(frames)
             return self.masked_loss(latents, codes) | _unused(self.latent_actions)

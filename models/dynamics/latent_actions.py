@@ -3,15 +3,17 @@ few codes.
 
 The encoder reads a pair of frames, stacked (LAPO, arXiv:2312.10812), so that a code is of its own
 pair whatever the clip is.  The decoder sees the first frame of the pair alone: one that also sees
-how things moved before could do without the code.
+how things moved before could do without the code.  Both are convolutions without positions, unlike
+the paper's ST-transformers: a code then does the same wherever it is done, and cannot tell where
+things are instead of how they move.
 
-Letters: B clips, T frames, R pairs of frames, P patches, V numbers of a patch, A actions, K numbers
-of a latent action, D width.
+Letters: B clips, T frames, R pairs of frames, A actions, K numbers of a latent action, C channels,
+h w cells of the blurred frame.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -21,9 +23,7 @@ from vector_quantize_pytorch import VectorQuantize
 from data.ranges import MAX_STEPS, CheckedConfig, Range
 from kernels import nearest_code
 from models.layers.first_batch import FirstBatch
-from models.layers.patch_image import check_patches, to_patches
-from models.layers.space_time import SpaceTimeTransformer, grid_positions
-from models.layers.transformer import TransformerConfig
+from models.layers.patch_image import check_patches
 from models.method import Losses
 from models.tokenizers.codebook import init_codebook, update_codebook_ema
 
@@ -32,23 +32,21 @@ SETTLED_STEPS = 100  # of training with codes, before a collapse is one
 DEAF = 0.02  # gain by an action, as a share of the error
 
 
-def _blocks(num_layers: int) -> TransformerConfig:
-    return TransformerConfig(
-        dim=128, num_layers=num_layers, num_heads=4, mlp_dim=384, context_frames=1
-    )
-
-
 @dataclass(frozen=True)
 class LatentActionConfig(CheckedConfig):
     num_actions: Annotated[int, Range(2, 1024)] = 8
     """Latent actions, which are the buttons that the world is played with."""
-    dim: Annotated[int, Range(1, 1024)] = 4
+    dim: Annotated[int, Range(2, 1024)] = 2
     """Numbers of a latent action before it is quantized; few, so that they tell the change alone
     and not the frame."""
-    patch_size: Annotated[int, Range(1, 256)] = 8
-    """Side of a patch, in pixels."""
-    encoder: TransformerConfig = field(default_factory=lambda: _blocks(2))
-    decoder: TransformerConfig = field(default_factory=lambda: _blocks(2))
+    downsample: Annotated[int, Range(1, 256)] = 2
+    """Pixels of a cell along each side; divides both sides of the frame.  Frames are blurred to
+    cells first: where things move by less than a cell, the change is nearly linear in the motion,
+    and found soon."""
+    channels: Annotated[int, Range(1, 2**13)] = 32
+    """Channels of encoder and decoder."""
+    num_layers: Annotated[int, Range(1, 100)] = 3
+    """Convolutions of the encoder, and of the decoder, after the first."""
     vq_start_step: Annotated[int, Range(0, MAX_STEPS)] = 200
     """Training steps before quantization: k-means then starts from actions that already tell the
     changes apart."""
@@ -73,17 +71,12 @@ class LatentActionModel(nn.Module):
 
     def __init__(self, config: LatentActionConfig, image_size: tuple[int, int]) -> None:
         super().__init__()
-        check_patches(image_size, config.patch_size)
+        check_patches(image_size, config.downsample)
         self.config = config
-        grid = (image_size[0] // config.patch_size, image_size[1] // config.patch_size)
-        patches, values = grid[0] * grid[1], 3 * config.patch_size**2
-        width = config.encoder.dim
-        self.background = FirstBatch((patches, values))
-        self.encoder_in = nn.Linear(2 * values, width)
-        self.encoder_pos = nn.Parameter(0.02 * torch.randn(patches, width))
-        self.readout = nn.Parameter(0.02 * torch.randn(width))
-        self.encoder = SpaceTimeTransformer(config.encoder, grid_positions(grid, extra=1))
-        self.encoder_out = nn.Linear(width, config.dim)
+        self.pixels, self.peak = FirstBatch((3,)), FirstBatch((1,))
+        """Of the blurred frames, and of the largest change in a pair, which is the unit of all
+        that is read and predicted: changes are few and small."""
+        self.encoder = _Encoder(config)
         self.quantizer = VectorQuantize(
             dim=config.dim,
             codebook_size=config.num_actions,
@@ -93,15 +86,7 @@ class LatentActionModel(nn.Module):
             threshold_ema_dead_code=0.1,  # type: ignore[arg-type]
             rotation_trick=False,
         )
-        width = config.decoder.dim
-        self.decoder_in = nn.Linear(values, width)
-        self.decoder_pos = nn.Parameter(0.02 * torch.randn(patches, width))
-        self.action_token = nn.Linear(config.dim, width)
-        self.action_added = nn.Linear(config.dim, width)
-        self.decoder = SpaceTimeTransformer(config.decoder, grid_positions(grid, extra=1))
-        self.decoder_out = nn.Linear(width, values)
-        nn.init.zeros_(self.decoder_out.weight)  # at first nothing changes
-        nn.init.zeros_(self.decoder_out.bias)
+        self.decoder = _Decoder(config)
         self.register_buffer("trained_steps", torch.zeros((), dtype=torch.long))
         self.quantized = False
         """K-means has run.  A Python value, since reading a tensor would wait for the GPU."""
@@ -110,7 +95,7 @@ class LatentActionModel(nn.Module):
 
     @property
     def capturable(self) -> bool:
-        return self.quantized
+        return self.quantized and self.encoder.scale.known
 
     @property
     def codebook(self) -> Tensor:
@@ -119,20 +104,14 @@ class LatentActionModel(nn.Module):
 
     def vectors(self, frames: Tensor) -> Tensor:
         """Latent actions before they are quantized: (B, T, 3, H, W) uint8 -> (B, T - 1, K)."""
-        patches = self._to_patches(frames)
-        pairs = torch.cat([patches[:, :-1], patches[:, 1:] - patches[:, :-1]], dim=-1)
-        x = self.encoder_in(pairs) + self.encoder_pos
-        x = torch.cat([self.readout.to(x.dtype).expand(*x.shape[:2], 1, -1), x], dim=2)
-        return self.encoder_out(self.encoder(x)[0][:, :, 0]).float()
+        blurred = self._blur(frames)
+        before, change = blurred[:, :-1], blurred[:, 1:] - blurred[:, :-1]
+        vectors = self.encoder(before.flatten(0, 1), change.flatten(0, 1))
+        return vectors.unflatten(0, before.shape[:2])
 
     def codes(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 -> (B, T - 1) int64."""
         return self._nearest(self.vectors(frames))
-
-    def predict(self, frames: Tensor, actions: Tensor) -> Tensor:
-        """The frames after these, as patches: (B, T, 3, H, W) uint8, actions (B, T, K) ->
-        (B, T, P, V)."""
-        return self._predict(self._to_patches(frames), actions)
 
     def loss(self, frames: Tensor) -> tuple[Losses, Tensor]:
         """Squared error of each second frame, as a share of that of copying the first, and what
@@ -140,9 +119,9 @@ class LatentActionModel(nn.Module):
         those of a micro-batch."""
         config = self.config
         if self.training:
-            self.background.collect(to_patches(frames.float() / 127.5 - 1, config.patch_size))
-            if not self.quantized:
-                self.quantized = bool(self.quantizer._codebook.initted)  # type: ignore[union-attr]
+            self.quantized = self.quantized or bool(self.quantizer._codebook.initted)  # type: ignore[union-attr]
+        blurred = self._blur(frames)
+        before, after = (x.flatten(0, 1) for x in (blurred[:, :-1], blurred[:, 1:]))
         vectors = self.vectors(frames)
         codes = self._nearest(vectors)
         given = vectors
@@ -158,12 +137,12 @@ class LatentActionModel(nn.Module):
             losses["action_commitment"] = config.commitment_weight * distance
             losses["action_entropy"] = config.entropy_weight * self._lacking_entropy(vectors)
         if self.training:
+            self.pixels.collect(blurred.movedim(2, -1))
+            self.peak.collect((after - before).abs().amax((1, 2, 3))[:, None])
             self._pending.append((vectors.detach().flatten(0, 1), codes.flatten()))
-        patches = self._to_patches(frames)
-        before, after = patches[:, :-1], patches[:, 1:]
         weight = 1 + (config.change_weight - 1) * ((after - before).abs() > 0.06).float()
         copy_error = (weight * (after - before).square()).mean().clamp(min=1e-8)
-        error = (weight * (self._predict(before, given) - after).square()).mean()
+        error = (weight * (self.predict(before, given.flatten(0, 1)) - after).square()).mean()
         losses["action_error"] = error / copy_error
         losses["action_gain"] = self._gain(before, after, vectors)
         counts = codes.new_zeros(config.num_actions)
@@ -175,7 +154,8 @@ class LatentActionModel(nn.Module):
     def after_step(self) -> None:
         """Move the codebook, by all micro-batches of a step together."""
         self.trained_steps += 1
-        self.background.update()
+        for scale in (self.pixels, self.peak, self.encoder.scale):
+            scale.update()
         if not self._pending:
             return
         vectors, codes = (torch.cat(x) for x in zip(*self._pending, strict=True))
@@ -206,27 +186,33 @@ class LatentActionModel(nn.Module):
         if gain < DEAF:
             found["deaf"] = (
                 f"latent actions: deaf, with the action of another pair the error is only "
-                f"{gain:.1%} larger; give frames farther apart, a smaller "
-                f"--model.latent-actions.decoder, or a higher --model.latent-actions.change-weight"
+                f"{gain:.1%} larger; give frames farther apart, a lower "
+                f"--model.latent-actions.dim, or a higher --model.latent-actions.change-weight"
             )
         new = [line for kind, line in found.items() if kind not in self._said]
         self._said |= found.keys()
         return new
 
-    def _to_patches(self, frames: Tensor) -> Tensor:
-        """(B, T, 3, H, W) uint8 -> (B, T, P, V), less the background."""
-        patches = to_patches(frames.float() / 127.5 - 1, self.config.patch_size)
-        return patches - self.background.mean
+    def predict(self, blurred: Tensor, actions: Tensor) -> Tensor:
+        """The frames after these: (R, 3, h, w), actions (R, K) -> (R, 3, h, w)."""
+        return blurred + self.decoder(blurred, actions).float()
+
+    def _blur(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) uint8 -> (B, T, 3, h, w), less the mean and in units of
+        the largest change: means over squares of twice a cell's side."""
+        size = self.config.downsample
+        pixels = frames.flatten(0, 1).float() / 127.5 - 1
+        if size > 1:
+            pixels = nn.functional.avg_pool2d(
+                pixels, 2 * size, size, size // 2, count_include_pad=False
+            )
+        peak = torch.where(self.peak.mean > 0, self.peak.mean, 1.0)
+        pixels = (pixels - self.pixels.mean[:, None, None]) / peak
+        return pixels.unflatten(0, frames.shape[:2])
 
     def _nearest(self, vectors: Tensor) -> Tensor:
         with torch.autocast(vectors.device.type, enabled=False):
             return nearest_code(vectors.flatten(0, -2), self.codebook)[0].view(vectors.shape[:-1])
-
-    def _predict(self, before: Tensor, actions: Tensor) -> Tensor:
-        """Patches (B, T, P, V), actions (B, T, K) -> (B, T, P, V)."""
-        x = self.decoder_in(before) + self.decoder_pos + self.action_added(actions)[:, :, None]
-        x = torch.cat([self.action_token(actions)[:, :, None], x], dim=2)
-        return before + self.decoder_out(self.decoder(x)[0][:, :, 1:]).float()
 
     def _lacking_entropy(self, vectors: Tensor) -> Tensor:
         """What the entropy of the mean soft assignment lacks to that of a uniform one."""
@@ -238,8 +224,95 @@ class LatentActionModel(nn.Module):
     def _gain(self, before: Tensor, after: Tensor, vectors: Tensor) -> Tensor:
         """How much worse the second frames are predicted with the actions of other pairs, as a
         share of the error with them: near 0 the decoder is deaf."""
-        before, after = (x.flatten(0, 1)[:COMPARED_PAIRS, None] for x in (before, after))
+        before, after = before[:COMPARED_PAIRS], after[:COMPARED_PAIRS]
         actions = vectors.detach().flatten(0, 1)
-        own, other = actions[:COMPARED_PAIRS, None], actions.flip(0)[:COMPARED_PAIRS, None]
-        error, shuffled = ((self._predict(before, a) - after).square().mean() for a in (own, other))
+        own, other = actions[:COMPARED_PAIRS], actions.flip(0)[:COMPARED_PAIRS]
+        error, shuffled = ((self.predict(before, a) - after).square().mean() for a in (own, other))
         return 1 - error / shuffled.clamp(min=1e-8)
+
+
+class _Encoder(nn.Module):
+    """A pair of frames to a vector: the motion of the image as a whole, by brightness constancy
+    (Lucas and Kanade 1981), plus what convolutions make of it where something changes.
+
+    Convolutions alone find how much moves long before they find where to.
+    """
+
+    def __init__(self, config: LatentActionConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        layers: list[nn.Module] = [nn.Conv2d(12, channels, 3, 1, 1)]
+        for _ in range(config.num_layers):
+            layers += [nn.SiLU(), nn.Conv2d(channels, channels, 3, 1, 1)]
+        self.layers = nn.Sequential(*layers, nn.SiLU())
+        self.weight = nn.Conv2d(channels, 1, 1)
+        self.out = nn.Linear(channels, config.dim)
+        self.from_motion = nn.Linear(2, config.dim, bias=False)
+        nn.init.eye_(self.from_motion.weight)
+        with torch.no_grad():
+            self.out.weight[:2] *= 0.1  # the motion is a good start
+        # of variance 1 after the first step: motions are small
+        self.scale = FirstBatch((config.dim,))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, before: Tensor, change: Tensor) -> Tensor:
+        """Two (R, 3, h, w) -> (R, K) float32."""
+        slopes = _slopes(before + change / 2)
+        products = slopes * change.repeat(1, 2, 1, 1)
+        pairs = torch.cat([before, change, products], dim=1)
+        features = self.layers(pairs.contiguous(memory_format=torch.channels_last))
+        attention = self.weight(features).float()
+        with torch.autocast(features.device.type, enabled=False):
+            moving = change.square().mean(1, keepdim=True)
+            weight = (attention + (moving + 1e-6).log()).flatten(1).softmax(-1)
+            pooled = torch.einsum("RN,RCN->RC", weight, features.float().flatten(2))
+            motion = _motion(slopes, products, change)
+        out = (self.out(pooled) + self.from_motion(motion)).float()
+        if self.training:
+            self.scale.collect(out)
+        return (out - self.scale.mean) / self.scale.scale
+
+
+def _slopes(image: Tensor) -> Tensor:
+    """Differences along x and along y: (R, 3, h, w) -> (R, 6, h, w)."""
+    padded = nn.functional.pad(image, (1, 1, 1, 1), mode="replicate")
+    x = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    y = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    return torch.cat([x, y], dim=1) / 2
+
+
+def _motion(slopes: Tensor, products: Tensor, change: Tensor) -> Tensor:
+    """The one motion, in cells along x and y, that explains the change best, where there is any:
+    (R, 6, h, w) twice and (R, 3, h, w) -> (R, 2)."""
+    x, y = (slopes * (change.abs() > 0.02).repeat(1, 2, 1, 1)).chunk(2, dim=1)
+    against_x, against_y = (-p.sum((1, 2, 3)) for p in products.chunk(2, dim=1))
+    xx, yy, xy = (p.sum((1, 2, 3)) for p in (x * x, y * y, x * y))
+    xx, yy = xx + 0.1, yy + 0.1  # a ridge, for frames in which nothing moves
+    moved = [yy * against_x - xy * against_y, xx * against_y - xy * against_x]
+    return torch.stack(moved, dim=1) / (xx * yy - xy.square())[:, None]
+
+
+class _Decoder(nn.Module):
+    """A frame and an action to the change, at first of zeros: each layer is scaled and shifted by
+    the action, alike everywhere (FiLM, arXiv:1709.07871)."""
+
+    def __init__(self, config: LatentActionConfig) -> None:
+        super().__init__()
+        channels = config.channels
+        self.layers = nn.ModuleList(
+            nn.Conv2d(3 if index == 0 else channels, channels, 3, 1, 1)
+            for index in range(config.num_layers + 1)
+        )
+        self.film = nn.ModuleList(nn.Linear(config.dim, 2 * channels) for _ in self.layers)
+        self.out = nn.Conv2d(channels, 3, 3, 1, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, blurred: Tensor, actions: Tensor) -> Tensor:
+        """(R, 3, h, w), (R, K) -> (R, 3, h, w)."""
+        x = blurred.contiguous(memory_format=torch.channels_last)
+        for layer, film in zip(self.layers, self.film, strict=True):
+            scale, shift = film(actions)[..., None, None].chunk(2, dim=1)
+            x = nn.functional.silu(layer(x) * (1 + scale) + shift)
+        return self.out(x)

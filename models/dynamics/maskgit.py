@@ -45,7 +45,7 @@ class MaskGitConfig(CheckedConfig):
     token_noise: Annotated[float, Range(0, 1)] = 0.02
     """Share of the past's codes that are replaced by random ones, so that errors of a rollout are
     survived."""
-    short_past: Annotated[float, Range(0, 1)] = 0.1
+    short_past: Annotated[float, Range(0, 1)] = 0.2
     """Share of clips whose first frames are repeats of a later one, as where a world is entered
     with fewer frames than it can use."""
     sampling_steps: Annotated[int, Range(1, 1000)] = 8
@@ -68,7 +68,7 @@ class MaskGitConfig(CheckedConfig):
 
 @dataclass
 class MaskGitMemory:
-    """Keys and values of the C - 2 frames before the state's, and what led to the state's own:
+    """Keys and values of the C - 1 frames before the state's, and what led to the state's own:
     actions (B, A), and whether there was one, (B,) bool."""
 
     cache: FrameCache
@@ -187,16 +187,14 @@ class MaskGit(CodeHead, Dynamics):
     def start(self, latents: Tensor, actions: Tensor) -> State:
         latents = latents[:, -self.context :]
         actions = actions[:, max(0, actions.shape[1] - latents.shape[1] + 1) :]
-        missing = self.context - latents.shape[1]
+        missing = self.context + 1 - latents.shape[1]  # before the oldest, repeats of it
         past = torch.cat([latents[:, :1].expand(-1, missing, -1), latents], dim=1)
         none = self.actions.empty(len(latents), missing + 1).to(latents.device)
         led = torch.cat([none.to(actions.dtype), actions], dim=1)
-        known = torch.arange(self.context, device=latents.device) > missing
+        known = torch.arange(past.shape[1], device=latents.device) > missing
         known = known.expand(len(latents), -1)
         _, cache = self._blocks(past, led, known)
-        return self._state(
-            past[:, -1], cache.between(0, self.context - 1), led[:, -1], known[:, -1]
-        )
+        return self._state(past[:, -1], cache.between(0, -1), led[:, -1], known[:, -1])
 
     def step(self, state: State, action: Tensor) -> State:
         """Predict the next frame, in several passes."""
@@ -208,14 +206,14 @@ class MaskGit(CodeHead, Dynamics):
         # the first pass takes the state's own frame along, whose keys and values are kept
         both = torch.stack([state.latents, codes], dim=1)
         out, cache = self._blocks(both, led, known, memory.cache)
-        past = cache.between(0, self.context)
+        past = cache.between(-1 - self.context, -1)
         steps = min(self.sampling.steps or self.config.sampling_steps, codes.shape[1])
         for index, num_masked in enumerate(masked_after(codes.shape[1], steps)):
             if index:
                 out, _ = self._blocks(codes[:, None], led[:, 1:], known[:, 1:], past)
             logits = self.logits(out[:, -1, 1:], state.latents)
             codes = self._keep_surest(codes, logits, num_masked, 1 - (index + 1) / steps)
-        return self._state(codes, past.between(1), led[:, 1], known[:, 1])
+        return self._state(codes, past, led[:, 1], known[:, 1])
 
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
         memory = state.memory
@@ -224,7 +222,8 @@ class MaskGit(CodeHead, Dynamics):
         _, cache = self._blocks(
             state.latents[:, None], memory.action[:, None], memory.known[:, None], memory.cache
         )
-        return self._state(latents, cache.between(1), action, torch.ones_like(memory.known))
+        cache = cache.between(-self.context)
+        return self._state(latents, cache, action, torch.ones_like(memory.known))
 
     def _keep_surest(self, codes: Tensor, logits: Tensor, num_masked: int, noise: float) -> Tensor:
         """Choose codes, and keep all but the `num_masked` least sure ones: (B, N), (B, N, K).

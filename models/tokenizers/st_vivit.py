@@ -111,6 +111,7 @@ class StVivit(Tokenizer):
         self.decoder = SpaceTimeTransformer(drawn, positions)
         self.decoder_out = nn.Linear(drawn.dim, values)
         nn.init.zeros_(self.decoder_out.weight)
+        nn.init.zeros_(self.decoder_out.bias)
         # what a static camera sees: frames are encoded, and drawn, as what differs from it
         self.background = FirstBatch((patches, values))
         self.pixels = nn.Parameter(torch.zeros(patches, values))

@@ -1,0 +1,221 @@
+"""MaskGIT dynamics: what is masked, in what order codes are kept, and what a step sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.actions import ActionSpec
+from data.batch import Batch
+from models.dynamics.maskgit import MaskGit, MaskGitConfig, MaskGitMemory, masked_after
+from models.layers.sampling import Sampling
+from models.layers.transformer import TransformerConfig
+from models.tokenizers.tokenizer import LatentSpec
+
+SPEC = LatentSpec("discrete", (2, 3), dim=4, codebook_size=7, num_codebooks=2)
+KEYS = ActionSpec("discrete", ("left", "still", "right"))
+MOUSE = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (512.0, 512.0), pointer=True)
+BLOCKS = TransformerConfig(dim=16, num_layers=2, num_heads=2, mlp_dim=32, context_frames=3)
+CONFIG = MaskGitConfig(BLOCKS, clip_length=5, sampling_steps=3)
+
+
+class Books:
+    codebooks = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0))
+
+
+def a_model(actions: ActionSpec = KEYS, **changes: Any) -> MaskGit:
+    torch.manual_seed(0)
+    model = MaskGit(replace(CONFIG, **changes), SPEC, actions)
+    model.load_codebook(Books())
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:  # branches start small, and then hardly show
+            torch.nn.init.normal_(weight, std=0.3)
+        if name == "copy_logit.bias":
+            torch.nn.init.zeros_(weight)
+    return model.eval()
+
+
+def codes(rows: int = 4, frames: int = 5, seed: int = 0) -> Tensor:
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 7, (rows, frames, 12), generator=rng)
+
+
+def keys(rows: int = 4, frames: int = 5) -> Tensor:
+    return torch.randint(0, 3, (rows, frames), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("num_codes", [1, 2, 7, 64, 256])
+@pytest.mark.parametrize("steps", [1, 2, 8, 25])
+def test_each_pass_keeps_at_least_one_code_and_the_last_one_all(num_codes: int, steps: int):
+    steps = min(steps, num_codes)
+    left = [num_codes, *masked_after(num_codes, steps)]
+    assert len(left) == steps + 1 and left[-1] == 0
+    assert all(after < before for before, after in pairwise(left))
+
+
+def test_few_codes_are_kept_at_first_and_many_at_last():
+    kept = -torch.tensor([256, *masked_after(256, 25)]).diff()
+    assert kept[0] == 1 and kept[-1] > 10 and kept.sum() == 256
+
+
+@pytest.mark.parametrize("order", ["confidence", "random"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [0, 1, 4, 25])
+def test_a_step_leaves_no_code_masked(order: Any, temperature: float, steps: int):
+    model = a_model()
+    model.sampling = Sampling(temperature, steps=steps, order=order)
+    with torch.no_grad():
+        state = model.start(codes()[:, :2], keys()[:, :1])
+        after = model.step(state, keys()[:, 2])
+    assert after.latents.shape == (4, 12) and 0 <= after.latents.min() <= after.latents.max() < 7
+
+
+def test_kept_codes_stay_and_the_surest_are_kept_first():
+    model = a_model()
+    logits = torch.randn(1, 12, 7)
+    masked = torch.full((1, 12), model.mask)
+    sure = logits.log_softmax(-1).amax(-1)[0].argsort(descending=True)
+    first = model._keep_surest(masked, logits, 8, 0.5)
+    assert (first[0] != model.mask).nonzero().flatten().tolist() == sorted(sure[:4].tolist())
+    second = model._keep_surest(first, torch.randn(1, 12, 7), 0, 0.0)
+    kept = first != model.mask
+    assert torch.equal(second[kept], first[kept]) and (second != model.mask).all()
+
+
+def test_a_mask_is_a_row_of_its_own_for_every_codebook():
+    """Masking one code of a patch changes its patch alone, and not to what any code looks like."""
+    model, one = a_model(), codes(1, 1)
+    with torch.no_grad():
+        before = model._embed(one)
+        seen = []
+        for book in (0, 1):
+            masked = one.clone()
+            masked[..., 4 + book] = model.mask  # of the third patch
+            found = model._embed(masked)
+            assert (found != before).any(-1)[0, 0].tolist() == [False] * 2 + [True] + [False] * 3
+            for code in range(7):
+                shown = one.clone()
+                shown[..., 4 + book] = code
+                assert (model._embed(shown)[0, 0, 2] - found[0, 0, 2]).abs().max() > 1e-3
+            seen.append(found[0, 0, 2])
+    assert (seen[0] - seen[1]).abs().max() > 1e-3
+
+
+def test_only_the_predicted_frame_is_masked_and_only_masked_codes_are_learned():
+    """At a rate of 1 nothing of the target reaches the model: the likeliest codes, and so the
+    accuracy, are those of any other target with the same past."""
+    model = a_model(min_mask_rate=1.0, token_noise=0.0, short_past=0.0, clip_length=3)
+    latents, seen = codes(frames=3), []
+    blocks = model._blocks
+
+    def spy(given: Tensor, *rest: Any) -> Any:
+        seen.append(given)
+        return blocks(given, *rest)
+
+    model._blocks = spy  # type: ignore[method-assign]
+    model.train().loss(Batch(latents=latents, actions=keys(frames=3)))
+    past, predicted = seen
+    assert torch.equal(past, latents[:, :2]) and (predicted == model.mask).all()
+
+
+def test_every_window_of_a_clip_is_predicted_from_its_own_past():
+    """A clip's loss is the mean of those of its shorter clips, but for what the oldest frame has
+    seen before: with one layer, nothing else."""
+    config = replace(BLOCKS, num_layers=1)
+    settings = {"transformer": config, "min_mask_rate": 1.0, "token_noise": 0.0, "short_past": 0.0}
+    model = a_model(**settings)
+    latents, actions = codes(), keys()
+    with torch.no_grad():
+        model.no_action.copy_(model.action_emb.table.weight[0])
+        model.added_action.weight.zero_()
+        model.added_action.bias.zero_()
+        actions[:, :] = 0  # so that the first frame of a window is as any
+        whole = model.masked_loss(latents, actions[:, :-1])["cross_entropy"]
+        parts = [
+            model.masked_loss(latents[:, t : t + 3], actions[:, t : t + 2])["cross_entropy"]
+            for t in range(3)
+        ]
+    assert torch.allclose(whole, torch.stack(parts).mean(), rtol=1e-4)
+
+
+def test_a_step_with_its_cache_equals_the_frames_together():
+    """The logits of the first pass are those of all frames at once, the last one masked."""
+    model = a_model(transformer=replace(BLOCKS, num_layers=1))
+    latents, actions = codes(), keys()
+    with torch.no_grad():
+        state = model.start(latents[:, :2], actions[:, :1])
+        for t in (2, 3, 4):  # until the repeats that it began with are behind the context
+            state = model.observe(state, actions[:, t - 1], latents[:, t])
+        memory = state.memory
+        assert isinstance(memory, MaskGitMemory)
+        masked = torch.full_like(latents[:, :1], model.mask)
+        led = torch.cat([actions[:, :1] * 0, actions], dim=1)
+        known = torch.ones_like(led, dtype=torch.bool)
+        known[:, 0] = False
+        together, _ = model._blocks(torch.cat([latents, masked], dim=1), led, known)
+        both = torch.stack([state.latents, masked[:, 0]], dim=1)
+        now = torch.stack([memory.action, actions[:, 4]], dim=1)
+        cached, _ = model._blocks(both, now, known[:, 1:3], memory.cache)
+    assert torch.allclose(cached[:, -1], together[:, -1], atol=1e-4)
+
+
+def test_rows_of_a_state_are_independent_and_can_be_selected():
+    model = a_model()
+    with torch.no_grad():
+        state = model.start(codes()[:, :3], keys()[:, :2])
+        after = model.step(state, keys()[:, 3])
+        index = torch.tensor([2, 0, 2])
+        part = model.step(state.select(index), keys()[index, 3])
+    assert torch.equal(part.latents, after.latents[index])
+
+
+def test_actions_change_what_is_predicted():
+    for actions in (KEYS, MOUSE):
+        model = a_model(actions)
+        taken = [actions.empty(4, 1)[:, 0], actions.empty(4, 1)[:, 0] + 1]
+        with torch.no_grad():
+            state = model.start(codes()[:, :1], actions.empty(4, 0))
+            found = [model.step(state, action).latents for action in taken]
+        assert (found[0] != found[1]).any()
+
+
+def test_a_world_can_be_entered_with_one_frame_as_with_that_frame_repeated():
+    model = a_model(**{"transformer": replace(BLOCKS, context_frames=4)})
+    with torch.no_grad():
+        one = model.start(codes()[:, :1], keys()[:, :0])
+        assert isinstance(one.memory, MaskGitMemory)
+        assert one.memory.cache.keys[0].shape[3] == 3 and not one.memory.known.any()
+        assert (model.step(one, keys()[:, 0]).latents < 7).all()
+    past, known = model.train()._shorten(codes())
+    assert torch.equal(past, codes()) or not known.all()
+
+
+def test_short_pasts_repeat_a_later_frame_and_forget_how_it_came():
+    model = a_model(short_past=1.0)
+    torch.manual_seed(0)
+    past, known = model._shorten(codes(64))
+    repeated = (past[:, 0] == codes(64)[:, 1]).all(-1)
+    assert 0.3 < repeated.float().mean() < 0.7
+    assert not known[:, 0].any() and torch.equal(~known[:, 1], repeated) and known[:, 2:].all()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"transformer": replace(BLOCKS, context_frames=1)}, "--transformer.context-frames 1 lea"),
+        ({"clip_length": 2}, "--clip-length 2 is shorter than --transformer.context-frames 3"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **changes)
+
+
+def test_vectors_are_refused():
+    with pytest.raises(ValueError, match="predicts codes, but the run's tokenizer makes vectors"):
+        MaskGit(CONFIG, LatentSpec("continuous", (1, 1), 4), KEYS)

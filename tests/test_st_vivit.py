@@ -1,0 +1,116 @@
+"""ST-ViViT: what codes depend on, and what they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.batch import Batch
+from models.layers.transformer import TransformerConfig
+from models.tokenizers.st_vivit import StVivit, StVivitConfig
+
+BLOCKS = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=64, context_frames=1)
+CONFIG = StVivitConfig(image_size=(16, 24), encoder=BLOCKS, decoder=BLOCKS, context=3)
+
+
+def tokenizer(**changes: Any) -> StVivit:
+    torch.manual_seed(0)
+    model = StVivit(replace(CONFIG, **changes)).eval()
+    torch.nn.init.normal_(model.decoder_out.weight)
+    for name, weight in model.named_parameters():
+        if name.endswith(("out.weight", "qkv.weight", "down.weight")):
+            torch.nn.init.normal_(weight, std=0.3)
+    return model
+
+
+def some_frames(clips: int = 1, frames: int = 5) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randint(0, 256, (clips, frames, 3, 16, 24), dtype=torch.uint8)
+
+
+def changed_codes(model: StVivit, frame: int = 2) -> Tensor:
+    """Which codes, (T, P), change with the first patch of one frame."""
+    frames = some_frames()
+    other = frames.clone()
+    other[0, frame, :, :8, :8] = 255 - other[0, frame, :, :8, :8]
+    with torch.no_grad():
+        different = model.encode_clip(frames) != model.encode_clip(other)
+    return different[0].unflatten(-1, (-1, model.config.num_codebooks)).any(-1)
+
+
+def test_static_codes_depend_on_their_own_patch_alone():
+    assert changed_codes(tokenizer()).nonzero().tolist() == [[2, 0]]
+
+
+def test_codes_that_see_the_past_see_no_future():
+    seen = changed_codes(tokenizer(encoder_sees_past=True))
+    assert not seen[:2].any() and seen[2, 0] and seen[:, 1:].sum() == 0
+
+
+def test_codes_that_see_the_frame_see_their_own_frame():
+    seen = changed_codes(tokenizer(encoder_sees_frame=True))
+    assert seen[2, 1:].any() and not seen[[0, 1, 3, 4]].any()
+
+
+def test_a_frame_is_drawn_with_those_before_it_and_none_after():
+    model = tokenizer()
+    codes = model.encode_clip(some_frames())
+    other = codes.clone()
+    other[0, 2] = (other[0, 2] + 1) % model.latents.codebook_size
+    with torch.no_grad():
+        different = (model.decode_clip(codes) != model.decode_clip(other)).flatten(2).any(-1)[0]
+    assert different.tolist() == [False, False, True, True, True]
+    assert model.temporal_context == 3
+
+
+@pytest.mark.parametrize("past", [False, True])
+def test_the_past_behind_the_context_changes_nothing(past: bool):
+    model = tokenizer(encoder_sees_past=past)
+    frames = some_frames(2)
+    with torch.no_grad():
+        codes, short = model.encode_clip(frames), model.encode_clip(frames[:, 2:])
+        assert torch.equal(codes[:, -1], short[:, -1])
+        drawn, part = model.decode_clip(codes), model.decode_clip(codes[:, 2:])
+    assert torch.equal(drawn[:, -1], part[:, -1])
+
+
+def test_codebooks_hold_the_vectors_that_codes_are_decoded_from():
+    model = tokenizer(num_codebooks=2, levels=(4, 3))
+    frames = some_frames()
+    with torch.no_grad():
+        vectors, codes = model._quantize(model._to_patches(frames))
+    assert model.codebooks.shape == (2, 12, 2) and codes.max() < 12
+    assert model.latents.dim == 4 and model.latents.tokens_per_frame == codes.shape[-1] == 12
+    ids = codes.unflatten(-1, (-1, 2))
+    found = torch.cat([model.codebooks[g][ids[..., g]] for g in (0, 1)], dim=-1)
+    assert torch.allclose(found, vectors, atol=1e-6)
+
+
+def test_before_training_it_draws_the_mean_of_the_first_batch():
+    torch.manual_seed(0)
+    model = StVivit(CONFIG).train()
+    frames = some_frames(3)
+    model.loss(Batch(frames=frames))
+    assert not model.capturable
+    model.after_step()
+    drawn = model.eval().decode(torch.zeros(1, 12, dtype=torch.long))
+    assert (drawn[0].float() - frames.float().mean((0, 1))).abs().max() <= 1
+    assert model.capturable
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"patch_size": 7}, "not divisible into patches of 7"),
+        ({"levels": (256, 256, 4)}, "make 262144 codes"),
+        ({"levels": ()}, "make 1 codes"),
+        ({"encoder": replace(BLOCKS, context_frames=2)}, "--encoder.context-frames 2 has no"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **changes)

@@ -12,7 +12,7 @@ from square_world import BUTTONS, MOVES, NAMES, STICK, VECTORS, square_world, wr
 
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from evaluation.measures.latent_actions import measure_latent_actions
+from evaluation.measures.latent_action_measures import measure_latent_actions
 from evaluation.readers.label_budget import cached_action_map, measure_action_map
 from evaluation.readers.transitions import directions, read_motion, read_transitions
 

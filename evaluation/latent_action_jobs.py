@@ -8,7 +8,7 @@ from typing import Any
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
 from evaluation.latent_maps import action_map_of
-from evaluation.measures.latent_actions import measure_latent_actions
+from evaluation.measures.latent_action_measures import measure_latent_actions
 from evaluation.session import Session
 from models.action_map import ActionMap
 

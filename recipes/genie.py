@@ -3,6 +3,7 @@
 from recipes import pusht
 
 RUN = "runs/genie"
+SOURCE = pusht.SOURCE
 
 
 def _blocks(name: str, dim: int, num_layers: int, num_heads: int, mlp_dim: int) -> dict[str, int]:

@@ -62,13 +62,10 @@ COMBINATIONS = [
     *([recipe, size] for recipe in RECIPES for size in sizes(recipe)),
     *([recipe, "autoregressive"] for recipe in ON_CODES),
     *([recipe, "autoregressive", size] for recipe in ON_CODES for size in sizes(recipe)),
-<<<<<<< HEAD
     ["keypoints", "value_gradients"],
     ["keypoints", "debug", "value_gradients", "debug"],
-=======
     ["genie", "maskgit"],
     *(["genie", size, "maskgit", size] for size in ("cpu", "debug", "coinrun")),
->>>>>>> w-genie
     *([recipe, "rssm"] for recipe in WITH_TOKENIZER),
     *([recipe, "debug", "rssm", "debug"] for recipe in WITH_TOKENIZER),
     *([recipe, "cpu", "rssm", "cpu"] for recipe in WITH_TOKENIZER[:4]),
@@ -96,11 +93,8 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def test_there_are_these_recipes_and_sizes():
     assert set(presets.recipe_names()) == {*RECIPES, *BEHIND}
-<<<<<<< HEAD
-    known = {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES, *ATARI_SIZES, *IWM_SIZES}
-=======
-    known = {*PUSHT_SIZES, *MINECRAFT_SIZES, *DREAMER_SIZES, *GENIE_SIZES, *ATARI_SIZES}
->>>>>>> w-genie
+    sizes = (PUSHT_SIZES, MINECRAFT_SIZES, DREAMER_SIZES, GENIE_SIZES, ATARI_SIZES, IWM_SIZES)
+    known = {name for each in sizes for name in each}
     assert set(presets.size_names()) == known
 
 

@@ -1,0 +1,146 @@
+"""The latent action model: codes are of their own pair of frames, and a collapse is said."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.dynamics.latent_actions import SETTLED_STEPS, LatentActionConfig, LatentActionModel
+
+CONFIG = LatentActionConfig(
+    num_actions=6, dim=2, downsample=1, channels=16, num_layers=2, vq_start_step=3
+)
+
+
+def a_model(**changes: Any) -> LatentActionModel:
+    torch.manual_seed(0)
+    return LatentActionModel(replace(CONFIG, **changes), (16, 16))
+
+
+def some_frames(clips: int = 2, frames: int = 5, seed: int = 1) -> Tensor:
+    torch.manual_seed(seed)
+    return torch.randint(0, 256, (clips, frames, 3, 16, 16), dtype=torch.uint8)
+
+
+def moving_dots(clips: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Pairs of frames, (B, 2, 3, 16, 16), in which a dot moves, and which of four ways."""
+    rng = torch.Generator().manual_seed(seed)
+    place = torch.randint(3, 12, (clips, 2), generator=rng)
+    way = torch.randint(0, 4, (clips,), generator=rng)
+    step = torch.tensor([[0, 2], [0, -2], [2, 0], [-2, 0]])[way]
+    frames = torch.full((clips, 2, 3, 16, 16), 255, dtype=torch.uint8)
+    for t, at in enumerate((place, place + step)):
+        for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            frames[torch.arange(clips), t, :, at[:, 0] + dy, at[:, 1] + dx] = 0
+    return frames, way
+
+
+def trained(model: LatentActionModel, steps: int) -> dict[str, float]:
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.0)
+    losses: dict[str, Tensor] = {}
+    for step in range(steps):
+        losses, _ = model.train().loss(moving_dots(64, step)[0])
+        optimizer.zero_grad()
+        sum((v for v in losses.values() if v.requires_grad), torch.zeros(())).backward()
+        optimizer.step()
+        with torch.no_grad():
+            model.after_step()
+    return {name: float(value.detach()) for name, value in losses.items()}
+
+
+@pytest.mark.parametrize("frame", [0, 1, 2, 3, 4])
+def test_an_action_is_of_its_own_two_frames_and_of_no_other(frame: int):
+    """The action between t and t + 1 changes with frame t + 1, and not with frame t + 2."""
+    model, frames = a_model().eval(), some_frames()
+    other = frames.clone()
+    other[:, frame] = some_frames(seed=2)[:, frame]
+    with torch.no_grad():
+        different = (model.vectors(frames) - model.vectors(other)).abs().amax((0, 2)) > 1e-4
+    assert different.nonzero().flatten().tolist() == [t for t in (frame - 1, frame) if 0 <= t < 4]
+
+
+def test_an_action_does_the_same_wherever_it_is_done():
+    """Neither encoder nor decoder knows places: a pair of frames that is shifted has the same
+    action, and the same change, shifted."""
+    model, pairs = a_model().eval(), moving_dots(16, seed=0)[0]
+    torch.nn.init.normal_(model.decoder.out.weight)
+    wide = torch.full((16, 2, 3, 48, 48), 255, dtype=torch.uint8)
+    here, there = wide.clone(), wide.clone()
+    here[..., 12:28, 12:28], there[..., 16:32, 20:36] = pairs, pairs
+    with torch.no_grad():
+        actions = model.vectors(here)
+        assert (actions[0] - actions[1]).abs().max() > 1e-3
+        assert torch.allclose(model.vectors(there), actions, atol=1e-4)
+        drawn = [model.predict(model._blur(x)[:, 0], actions[:, 0]) for x in (here, there)]
+    inside = slice(16, 40)  # where no layer sees the edge
+    moved = drawn[0].roll((4, 8), (2, 3))
+    assert torch.allclose(moved[..., inside, inside], drawn[1][..., inside, inside], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def learned() -> tuple[LatentActionModel, dict[str, float]]:
+    model = a_model(vq_start_step=60)
+    last = trained(model, 150)
+    return model.eval(), last
+
+
+def test_directions_become_codes_of_their_own(learned: tuple[LatentActionModel, dict[str, float]]):
+    """Without labels, the four ways that a dot moves are told apart, in places never seen."""
+    model, last = learned
+    frames, way = moving_dots(400, seed=10**6)
+    with torch.no_grad():
+        codes = model.codes(frames)[:, 0]
+    agreement = sum(int(torch.bincount(way[codes == c], minlength=4).max()) for c in codes.unique())
+    assert agreement / len(way) > 0.8
+    assert last["action_error"] < 0.2 and last["action_gain"] > 0.5
+    assert model.advise(last) == []
+
+
+def test_a_code_changes_with_the_frame_it_leads_to_and_not_with_the_one_after(
+    learned: tuple[LatentActionModel, dict[str, float]],
+):
+    """The commonest bug: an action that is shifted by a step, and tells the past alone."""
+    model = learned[0]
+    pairs = moving_dots(64, seed=10**6)[0]
+    frames = torch.cat([pairs, some_frames(64, 1)], dim=1)
+    third, second = frames.clone(), frames.clone()
+    third[:, 2], second[:, 1] = 255 - frames[:, 2], pairs[:, 1].flip(-1)
+    with torch.no_grad():
+        codes = model.codes(frames)[:, 0]
+        assert torch.equal(model.codes(third)[:, 0], codes)
+        assert (model.codes(second)[:, 0] != codes).float().mean() > 0.3
+
+
+def test_a_collapse_and_a_deaf_decoder_are_said_once_and_not_before_codes_have_settled():
+    model = a_model()
+    bad = {"action_perplexity": 1.0, "action_gain": 0.001}
+    assert model.advise(bad) == []
+    model.trained_steps += CONFIG.vq_start_step + SETTLED_STEPS
+    lines = model.advise(bad)
+    assert len(lines) == 2 and "1.0 of 6 codes" in lines[0] and "deaf" in lines[1]
+    assert all("--model.latent-actions." in line for line in lines)
+    assert model.advise(bad) == []
+
+
+def test_micro_batches_move_the_codebook_once_and_evaluation_never():
+    model = a_model(vq_start_step=0)
+    frames = some_frames(8)
+    for part in frames.split(4):
+        model.train().loss(part)
+    assert not model.capturable
+    with torch.no_grad():
+        model.after_step()
+    assert model.capturable and len(model.codebook.unique(dim=0)) > 1
+    before = model.codebook.clone()
+    model.eval().loss(frames)
+    model.after_step()
+    assert torch.equal(model.codebook, before)
+
+
+def test_patches_that_do_not_tile_a_frame_are_refused():
+    with pytest.raises(ValueError, match="not divisible into patches of 7"):
+        a_model(downsample=7)

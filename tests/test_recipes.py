@@ -93,8 +93,8 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def test_there_are_these_recipes_and_sizes():
     assert set(presets.recipe_names()) == {*RECIPES, *BEHIND}
-    sizes = (PUSHT_SIZES, MINECRAFT_SIZES, DREAMER_SIZES, GENIE_SIZES, ATARI_SIZES, IWM_SIZES)
-    known = {name for each in sizes for name in each}
+    tables = (PUSHT_SIZES, MINECRAFT_SIZES, DREAMER_SIZES, GENIE_SIZES, ATARI_SIZES, IWM_SIZES)
+    known = {name for table in tables for name in table}
     assert set(presets.size_names()) == known
 
 

@@ -25,6 +25,7 @@ from evaluation.evaluate_config import Config
 from evaluation.given_goal_jobs import given_goal_jobs
 from evaluation.jobs import Job, jobs_on_dataset
 from evaluation.latent_action_jobs import latent_action_jobs
+from evaluation.provenance import provenance, stage_seconds
 from evaluation.report.drawing import draw_plots
 from evaluation.report.metrics_schema import empty_metrics
 from evaluation.report.page import write_report
@@ -73,7 +74,7 @@ def main(config: Config) -> None:
                 result = cache.load(job.name, job.cache_key)
             if result is not None:
                 job.merge(metrics, result)
-        metrics["provenance"] = session.provenance() | {
+        metrics["provenance"] = provenance(session) | {
             "seeds": {"clips": config.seed, "task": config.task_seed, "pairs": config.pair_seeds},
             "task_max_steps": config.task_max_steps,
             "return_max_steps": config.return_max_steps,
@@ -82,7 +83,7 @@ def main(config: Config) -> None:
             "task_goal": "random"
             if config.random_goal
             else config.task_goal or session.dataset.description.get("goal"),
-            "seconds": session.stage_seconds()
+            "seconds": stage_seconds(config.run)
             | {"evaluate": cache.total_seconds([j.name for j in jobs])},
             "search": {
                 "planner": asdict(config.planner),

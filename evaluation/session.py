@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 
@@ -21,7 +19,7 @@ from data.gym.env_spec import EnvSpec, env_spec_of
 from data.io.files import lock, writable_folder
 from data.pusht import simulator
 from data.pusht.vector_pusht import VectorPushT
-from data.shards.build_info import read_build_info, shards_folder
+from data.shards.build_info import shards_folder
 from data.shards.build_shards import available_cpus
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.measures.world_clips import horizons_within, world_clips
@@ -41,7 +39,6 @@ from models.planning.planner import can_plan
 from models.world import World
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
-from pipeline.hub.pulled import read_pulled
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import (
     load_canonical_policy,
@@ -218,7 +215,7 @@ class Session:
         folders = {stage: (stage, stage) for stage in STAGES}
         folders |= {name: (f"controller/{name}", "controller") for name in CONTROLLERS}
         return {
-            name: _read_facts(self.run / folder / "best.pt", stage)
+            name: read_facts(self.run / folder / "best.pt", stage)
             for name, (folder, stage) in folders.items()
         }
 
@@ -304,21 +301,6 @@ class Session:
         compiled = {"compiled": True} if self.compiled else {}
         return {name: self.fingerprints[name] for name in ("shards", *names)} | settings | compiled
 
-    def stage_seconds(self) -> dict[str, float | None]:
-        """Give the seconds of training of each stage, all its methods together."""
-        stage_seconds: dict[str, float | None] = {
-            "preprocess": _preprocess_seconds(self.run / "shards")
-        }
-        for stage in STAGES:
-            folder = self.run / stage
-            paths = list(folder.glob("**/last.pt")) or list(folder.glob("**/best.pt"))
-            try:
-                seconds = [float(_read_facts(path, stage).get("seconds", 0)) for path in paths]
-            except ValueError:  # a last.pt is damaged, and no figure depends on it
-                seconds = []
-            stage_seconds[stage] = round(sum(seconds), 1) if seconds else None
-        return stage_seconds
-
     def describe(self) -> list[str]:
         """Give the lines that are printed at the start."""
         names = [*self.controllers, *(["goal_policy"] if self.goal_policy else [])]
@@ -332,51 +314,8 @@ class Session:
         note = trained_on_note(self.trained_on, len(self.dataset.episodes("test")))
         return [*lines, f"evaluate: {note}"] if note else lines
 
-    def provenance(self) -> dict[str, Any]:
-        """Give the run, the dataset, the machine and the versions of the figures."""
-        return {
-            "run": str(self.run),
-            "dataset": str(self.dataset.folder),
-            "device": describe_device(self.device),
-            "kernels": self.kernels,
-            "num_workers": self.num_workers,
-            "compiled": self.compiled,
-            "versions": {
-                "python": platform.python_version(),
-                "torch": str(torch.__version__),
-                "numpy": np.__version__,
-                "gymnasium": gymnasium.__version__,
-                "platform": platform.platform(),
-            },
-            "fingerprints": self.fingerprints,
-            "held_out_episodes": len(self.dataset.episodes("test")),
-            "held_out_episodes_trained_on": self.trained_on,
-            "methods": {stage: self._method(stage) for stage in STAGES},
-            "pulled": self._pulled(),
-        }
 
-    def _pulled(self) -> dict[str, Any] | None:
-        """Give the repository and the commit that the run was pulled from, and which of its parts
-        are others by now; None for a run of one's own."""
-        pulled = read_pulled(self.run)
-        if pulled is None:
-            return None
-        now = {
-            folder: self.fingerprints.get(folder.removeprefix("controller/"))
-            for folder in pulled.fingerprints
-        }
-        changed = [name for name, value in pulled.fingerprints.items() if now[name] != value]
-        return {"repo": pulled.repo, "commit": pulled.commit, "changed": changed}
-
-    def _method(self, stage: str) -> str | None:
-        """Name the method, and the weights that a frozen encoder started from."""
-        config = self.checkpoints[stage].get("config", {})
-        keys = ("kind", "pretrained", "revision")
-        parts = (str(config[key]) for key in keys if config.get(key))
-        return ", ".join(parts) or None
-
-
-def _read_facts(path: Path, stage: str) -> dict[str, Any]:
+def read_facts(path: Path, stage: str) -> dict[str, Any]:
     """Read a checkpoint without its weights; nothing where there is none."""
     if not path.exists():
         return {}
@@ -393,10 +332,3 @@ def _dataset_name(folder: Path) -> str:
     """Name a dataset by its run, or by its folder where that is not a run's."""
     folder = folder.resolve()
     return folder.parent.name if folder.name == "shards" else folder.name
-
-
-def _preprocess_seconds(shards: Path) -> float | None:
-    try:
-        return (read_build_info(shards) or {}).get("seconds")
-    except ValueError:  # damaged; nothing else of it is needed where another dataset is measured
-        return None

@@ -18,6 +18,7 @@ from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
+from evaluation.provenance import provenance
 from evaluation.report.metrics_schema import empty_metrics
 from evaluation.simulator_jobs import mpc_policies
 from models.planning.planner import PlannerConfig
@@ -199,12 +200,12 @@ def test_an_actor_critic_with_the_weights_of_bc_is_not_played_again(
 @pytest.mark.skipif(not cpp_compiler(), reason="needs a C++ compiler")
 def test_compiled_steps_have_their_own_cache_key(pusht_run: Path):
     """Nothing is compiled before the first step."""
-    cache_keys, provenance = [], []
+    cache_keys, said = [], []
     for compiled in (False, True):
         with evaluate.Session(pusht_run, None, None, 1, 2, compiled) as session:
             cache_keys.append(session.cache_key("dynamics"))
-            provenance.append(session.provenance()["compiled"])
-    assert cache_keys[0] != cache_keys[1] and provenance == [False, True]
+            said.append(provenance(session)["compiled"])
+    assert cache_keys[0] != cache_keys[1] and said == [False, True]
 
 
 def test_planners_are_measured_in_a_continuous_world(tmp_path: Path):

@@ -20,6 +20,7 @@ from data.shards.shard_header import SPLITS
 from data.shards.splits import split_sources
 from data.shards.write_shard import write_shard
 from data.toy import ToyEpisodes, write_toy_shards
+from evaluation.provenance import provenance
 from evaluation.session import Session
 from pipeline import presets
 from pipeline.trained_on import (
@@ -149,7 +150,7 @@ def test_an_evaluation_says_how_many_of_its_episodes_were_trained_on(run: Path, 
 def test_an_evaluation_of_a_world_that_does_not_remember_says_so(tmp_path: Path):
     write_run(tmp_path, shards(tmp_path))
     with Session(tmp_path, None, None, 1, 2) as session:
-        assert session.provenance()["held_out_episodes_trained_on"] is None
+        assert provenance(session)["held_out_episodes_trained_on"] is None
         assert "unknown whether any held-out episode was trained on" in session.describe()[1]
 
 

@@ -258,7 +258,7 @@ def why_missing_in_task(
     if policy == "distilled_policy":
         missing += ["flow_policy", "task_cost", policy]
     if policy == "best_of_n" and "flow_policy" not in session.chunk_planners:
-        missing.append("canonical_policy" if other_goal else "flow_policy")
+        missing = [*missing, "canonical_policy"] if other_goal else ["flow_policy", *missing]
     if policy == "actor_critic":
         missing += ["bc", "actor_critic"]
     if other_goal and session.task_cost and policy in WITH_COST:

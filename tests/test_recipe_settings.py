@@ -341,7 +341,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "goal_policy_train.learning_rate": 3e-4,
     }),
     ("controller", "keypoints cpu value_gradients", {
-        "methods": ("actor_critic",), "model": "DreamerConfig", "model.rewards": "task_cost",
+        "methods": ("actor_critic",), "model.rewards": "task_cost",
         "model.actor_gradient": "dynamics", "model.policy.num_modes": 5, "train.steps": 500,
         "train.batch_size": 128, "train.learning_rate": 3e-4, "task_cost_train.steps": 4000,
     }),

@@ -52,12 +52,13 @@ class GoalFrame:
     def to_home(self, points: Tensor, goal: Tensor) -> Tensor:
         """Move points (B, T, 2) with goals (B, 3) to where the goal is home."""
         sin, cos = (value[:, None] for value in self._turn(goal))
-        return _rotate(points - goal[:, None, :2], sin, cos) + goal.new_tensor(self.home[:2])
+        return _shift(_rotate(points - goal[:, None, :2], sin, cos), self.home[0], self.home[1])
 
     def from_home(self, points: Tensor, goal: Tensor) -> Tensor:
         """Move points (B, T, 2) back to goals (B, 3)."""
         sin, cos = (value[:, None] for value in self._turn(goal))
-        return _rotate(points - goal.new_tensor(self.home[:2]), -sin, cos) + goal[:, None, :2]
+        from_there = _shift(points, -self.home[0], -self.home[1])
+        return _rotate(from_there, -sin, cos) + goal[:, None, :2]
 
     def pose(self, columns: Tensor) -> Tensor:
         """The pose of what turns: (B, F) -> (B, 3)."""
@@ -96,6 +97,11 @@ def goal_poses(goal: Tensor | None) -> Tensor | None:
 
 def _columns(name: str) -> list[str]:
     return [f"sin {name}", f"cos {name}"] if name.endswith("angle") else [name]
+
+
+def _shift(points: Tensor, x: float, y: float) -> Tensor:
+    """By plain numbers: a tensor made of them could not be captured in a CUDA graph."""
+    return torch.stack([points[..., 0] + x, points[..., 1] + y], -1)
 
 
 def _rotate(points: Tensor, sin: Tensor, cos: Tensor) -> Tensor:

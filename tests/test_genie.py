@@ -180,7 +180,7 @@ def test_it_is_played_without_a_window(run: Path):
 def test_it_is_evaluated(run: Path):
     evaluate.main(config(evaluate, "evaluate", run))
     metrics = json.loads((run / "report" / "metrics.json").read_text())
-    assert metrics["dynamics"]["open_loop"]["delta_psnr"]
+    assert metrics["open_loop"]["delta_psnr"]
 
 
 def test_the_same_dynamics_learn_from_the_datas_own_actions(run: Path, tmp_path: Path):

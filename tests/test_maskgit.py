@@ -185,7 +185,7 @@ def test_actions_change_what_is_predicted():
 
 
 def test_a_world_can_be_entered_with_one_frame_as_with_that_frame_repeated():
-    model = a_model(**{"transformer": replace(BLOCKS, context_frames=4)})
+    model = a_model(transformer=replace(BLOCKS, context_frames=4))
     with torch.no_grad():
         one = model.start(codes()[:, :1], keys()[:, :0])
         assert isinstance(one.memory, MaskGitMemory)

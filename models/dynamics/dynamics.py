@@ -138,8 +138,7 @@ class Dynamics(TrainableModule, ABC):
         raise ValueError(f"{type(self).__name__} does not infer actions; the data has to have them")
 
     def latent_action_vectors(self, frames: Tensor) -> Tensor:
-        """The inferred actions before they are quantized, for probes and plots: (B, T, 3, H, W)
-        uint8 -> (B, T - 1, K) float."""
+        """The inferred actions, not quantized yet: (B, T, 3, H, W) -> (B, T - 1, K) float."""
         raise ValueError(f"{type(self).__name__} does not infer actions; the data has to have them")
 
     def compile_steps(self, compile_fn: CompileFn) -> None:

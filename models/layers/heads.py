@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from kernels import linear_cross_entropy
-
-if TYPE_CHECKING:
-    from models.tokenizers.codes import CodebookEmbedding
-    from models.tokenizers.tokenizer import LatentSpec
+from models.tokenizers.codes import CodebookEmbedding
+from models.tokenizers.tokenizer import LatentSpec
 
 
 def symexp(x: Tensor) -> Tensor:
@@ -59,10 +55,7 @@ class TwoHot(nn.Module):
 
 
 class CodeHead(nn.Module):
-    """What a dynamics model predicts the codes of the next frame with.
-
-    Letters: P patches, G codebooks of K codes, N = P G codes a frame, D width.
-    """
+    """Codes of P patches, N = P G of G codebooks of K codes, from vectors of width D."""
 
     latents: LatentSpec
     vectors: CodebookEmbedding
@@ -81,9 +74,7 @@ class CodeHead(nn.Module):
         self, out: Tensor, prev_codes: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and the likeliest codes: (..., P, D), (..., N) -> (..., N) each."""
-        num_codebooks = self.latents.num_codebooks
-        copy_logit = self.copy_logit(out)
-        flat = out.flatten(0, -2)
+        num_codebooks, flat = self.latents.num_codebooks, out.flatten(0, -2)
         results = [
             linear_cross_entropy(flat, weight, code.flatten(), bias, prev.flatten(), copy.flatten())
             for weight, bias, code, prev, copy in zip(
@@ -91,7 +82,7 @@ class CodeHead(nn.Module):
                 self.head_bias,
                 target.unflatten(-1, (-1, num_codebooks)).unbind(-1),
                 prev_codes.unflatten(-1, (-1, num_codebooks)).unbind(-1),
-                copy_logit.unbind(-1),
+                self.copy_logit(out).unbind(-1),
                 strict=True,
             )
         ]
@@ -102,9 +93,8 @@ class CodeHead(nn.Module):
 
     def _output_weight(self) -> Tensor:
         """The output layer, (G, K, D): a code's row is learned, plus a projection of its vector."""
-        codebook = self.vectors.codebook
-        projected = torch.einsum("GKd,GdD->GKD", codebook, self.code_head)
-        return self.class_head + codebook.shape[-1] ** -0.5 * projected
+        projected = torch.einsum("GKd,GdD->GKD", self.vectors.codebook, self.code_head)
+        return self.class_head + self.code_head.shape[1] ** -0.5 * projected
 
     def logits(self, out: Tensor, prev_codes: Tensor) -> Tensor:
         """(..., P, D), and the previous codes, (..., N) -> (..., N, K).

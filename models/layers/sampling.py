@@ -24,7 +24,7 @@ class Sampling(CheckedConfig):
     """Probability of the likeliest codes to sample from (nucleus sampling, arXiv:1904.09751); 1 is
     all."""
     steps: Annotated[int, Range(0, 1000)] = 0
-    """Passes over a frame that is predicted a part at a time (MaskGIT); 0 is as the model says."""
+    """Passes over a frame that is predicted in parts (MaskGIT); 0 is as the model says."""
     order: Literal["confidence", "random"] = "confidence"
     """Which codes are kept first, where there are several passes."""
 

@@ -366,6 +366,33 @@ def test_a_game_that_refuses_says_why_and_the_others_play_on(make_house: Any):
         other.settle(0.2, 0.2, at=3)
 
 
+def test_a_game_that_cannot_begin_is_told_and_the_next_one_begins(make_house: Any):
+    house = make_house()
+    make_game = house.room.make_game
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("this episode has no seed")
+
+    house.room.make_game = refuse
+    with house.visit() as visitor, pytest.raises(WebSocketDisconnect) as ended:
+        visitor.hear("welcome")
+    assert ended.value.code == 4003 and "no seed" in ended.value.reason
+    house.room.make_game = make_game
+    with house.visit() as visitor:
+        visitor.hear("welcome")
+
+
+def test_a_fault_of_ours_ends_the_server(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[bool] = []
+    house = House(shards, tmp_path, ServerConfig())
+    other = TestClient(make_app(house.room, lambda: told.append(True)), base_url="http://127.0.0.1")
+    monkeypatch.setattr(house.room, "dismiss", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError), other:
+        house.until(lambda: bool(told))
+
+
 # -- who may connect, and what they may say ----------------------------------------------------
 
 

@@ -56,8 +56,12 @@ def serve(make_game: object, config: ServerConfig, fps: float, listening: socket
 
     with tempfile.TemporaryDirectory(prefix="dreamstage-play-") as folder:
         room = Room(make_game, config, fps, Path(folder))  # type: ignore[arg-type]
+
+        def stop() -> None:
+            server.should_exit = True
+
         settings = uvicorn.Config(
-            make_app(room),
+            make_app(room, when_failed=stop),
             log_level="warning",
             ws="websockets-sansio",
             ws_max_size=MAX_BYTES,
@@ -66,8 +70,9 @@ def serve(make_game: object, config: ServerConfig, fps: float, listening: socket
             timeout_graceful_shutdown=2,
             server_header=False,
         )
+        server = uvicorn.Server(settings)
         print(f"play: {address(config, listening)} (Ctrl-C ends it)", flush=True)
         try:
-            uvicorn.Server(settings).run(sockets=[listening])
+            server.run(sockets=[listening])
         except KeyboardInterrupt:
             print("play: the page is closed")

@@ -103,9 +103,13 @@ class Room:
             await asyncio.sleep(due - time.monotonic())
 
     async def seat(self) -> None:
-        """Give free places to those who have waited longest, and tell the others theirs."""
+        """Give a free place to who has waited longest, and tell the others theirs.
+
+        One at a time: a game takes as long to begin as many steps, and others are playing.
+        """
         assert self._loop is not None
-        for guest in self.waiting[: max(0, self.config.max_players - len(self.playing))]:
+        is_free = len(self.playing) < self.config.max_players
+        for guest in self.waiting[:1] if is_free else ():
             try:
                 game = await self._loop.run_in_executor(self._model, self._begin, guest)
             except ValueError as problem:  # a simulator that cannot go to the start, for one

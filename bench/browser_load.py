@@ -80,8 +80,9 @@ def main(config: Config) -> None:
     print(
         f"browser: {config.players} players ({how}) at {config.fps:g} steps/s for {seconds:g} s: "
         f"{np.mean(frames):.1f} frames/s each (slowest {min(frames):.1f}), input to frame p50 "
-        f"{p50:.0f} ms, p95 {p95:.0f} ms (n {len(trips)}); server {1000 * used / max(1, steps):.0f} "
-        f"ms of processor time a step, load {os.getloadavg()[0]:.1f}"
+        f"{p50:.0f} ms, p95 {p95:.0f} ms (n {len(trips)}); server "
+        f"{1000 * used / max(1, steps):.0f} ms of processor time a step, load "
+        f"{os.getloadavg()[0]:.1f}"
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -512,3 +513,8 @@ def test_a_page_goes_with_no_film_and_no_graph_of_one_player(tmp_path: Path, oth
     config = replace(play.Config(run=tmp_path, browser=True), **{other: True})
     with pytest.raises(ValueError, match="--browser"):
         play.main(config)
+
+
+def test_frames_do_not_wait_for_nagle():
+    with serve.open_socket(ServerConfig(port=0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP  # what asyncio looks at

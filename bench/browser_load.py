@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,8 @@ import numpy as np
 from data.ranges import CheckedConfig, Range
 
 ROOT = Path(__file__).parents[1]
-WARM_UP = 2.0  # seconds that do not count
+WARM_UP = 3.0  # seconds in Chromium that do not count
+LONGEST_WAIT = 60.0  # seconds for a message
 INPUT_SECONDS = 0.13  # between two motions of a person, on average
 PORT_LINE = "http://"
 
@@ -66,21 +67,22 @@ class Seen:
 
 def main(config: Config) -> None:
     with served(config) as (url, process):
-        before = cpu_seconds(process)
+        seconds = config.seconds
         if config.chromium:
-            seen, seconds = [in_chromium(url, config.seconds)], config.seconds
+            seen, used = in_chromium(url, seconds, process)
         else:
-            seen = asyncio.run(all_players(url, config))
-            seconds = config.seconds
-        used = cpu_seconds(process) - before
+            seen, used = asyncio.run(all_players(url, config, process))
     trips = np.array([trip for each in seen for trip in each.trips])
     frames = [each.frames / seconds for each in seen]
     p50, p95 = np.percentile(trips, [50, 95]) if len(trips) else (math.nan, math.nan)
     how = "in Chromium" if config.chromium else "bare connections"
+    steps = max(each.frames for each in seen)  # of the world, as the quickest page has seen them
     print(
         f"browser: {config.players} players ({how}) at {config.fps:g} steps/s for {seconds:g} s: "
         f"{np.mean(frames):.1f} frames/s each (slowest {min(frames):.1f}), input to frame p50 "
-        f"{p50:.0f} ms, p95 {p95:.0f} ms (n {len(trips)}), server {used / seconds:.2f} cores"
+        f"{p50:.0f} ms, p95 {p95:.0f} ms (n {len(trips)}); server "
+        f"{1000 * used / max(1, steps):.0f} ms of processor time a step, load "
+        f"{os.getloadavg()[0]:.1f}"
     )
 
 
@@ -111,14 +113,28 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def all_players(url: str, config: Config) -> list[Seen]:
-    return await asyncio.gather(
-        *(one_player(url, config.seconds, number) for number in range(config.players))
-    )
+async def all_players(url: str, config: Config, process: int) -> tuple[list[Seen], float]:
+    """Let all play, and begin to measure when the last one has a frame; also give the processor
+    time of the server."""
+    begun = asyncio.Barrier(config.players)
+    before: list[float] = []
+
+    async def play(number: int) -> Seen:
+        return await one_player(url, config.seconds, number, begin)
+
+    async def begin() -> None:
+        await begun.wait()
+        before.append(cpu_seconds(process))
+
+    seen = await asyncio.gather(*map(play, range(config.players)))
+    return list(seen), cpu_seconds(process) - before[0]
 
 
-async def one_player(url: str, seconds: float, number: int) -> Seen:
-    """Move the pointer at random, acknowledge each frame, and keep the time."""
+async def one_player(
+    url: str, seconds: float, number: int, begin: Callable[[], Awaitable[None]]
+) -> Seen:
+    """Move the pointer at random, acknowledge each frame, and keep the time.  begin: waits for the
+    others, after the first frame."""
     from websockets.asyncio.client import connect
 
     from pipeline.play.browser.messages import HEADER
@@ -136,16 +152,20 @@ async def one_player(url: str, seconds: float, number: int) -> Seen:
                 await socket.send(json.dumps(message))
 
         moving = asyncio.create_task(move())
-        begins = time.perf_counter() + WARM_UP
-        last = 0.0
+        last, begins = 0.0, math.inf
+        waiting: asyncio.Task[None] | None = None
         try:
             while (now := time.perf_counter()) < begins + seconds:
-                message: Any = await asyncio.wait_for(socket.recv(), 30)
+                message: Any = await asyncio.wait_for(socket.recv(), LONGEST_WAIT)
                 if isinstance(message, str):
                     continue
                 now = time.perf_counter()
                 _, _, _, frame, at = HEADER.unpack_from(message)
                 await socket.send(json.dumps({"t": "ack", "n": frame}))
+                if waiting is None:
+                    waiting = asyncio.ensure_future(begin())
+                elif waiting.done() and begins == math.inf:
+                    begins = now
                 if now > begins:
                     seen.frames += 1
                     if at > last:
@@ -156,8 +176,9 @@ async def one_player(url: str, seconds: float, number: int) -> Seen:
     return seen
 
 
-def in_chromium(url: str, seconds: float) -> Seen:
-    """Move the mouse over the page, and read what the page has measured."""
+def in_chromium(url: str, seconds: float, process: int) -> tuple[list[Seen], float]:
+    """Move the mouse over the page, and read what the page has measured; also give the processor
+    time of the server."""
     from playwright.sync_api import sync_playwright
 
     found = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -178,12 +199,14 @@ def in_chromium(url: str, seconds: float) -> Seen:
                 page.mouse.move(box["x"] + x, box["y"] + y)
                 page.wait_for_timeout(1000 * drawn.uniform(0.5, 1.5) * INPUT_SECONDS)
 
-        move(time.perf_counter() + WARM_UP + 1)
+        move(time.perf_counter() + WARM_UP)
         page.evaluate("measured.frames = 0; measured.roundTrips.length = 0")
+        before = cpu_seconds(process)
         move(time.perf_counter() + seconds)
         frames, trips = page.evaluate("[measured.frames, measured.roundTrips]")
+        used = cpu_seconds(process) - before
         browser.close()
-    return Seen(frames, trips)
+    return [Seen(frames, trips)], used
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -366,6 +367,33 @@ def test_a_game_that_refuses_says_why_and_the_others_play_on(make_house: Any):
         other.settle(0.2, 0.2, at=3)
 
 
+def test_a_game_that_cannot_begin_is_told_and_the_next_one_begins(make_house: Any):
+    house = make_house()
+    make_game = house.room.make_game
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("this episode has no seed")
+
+    house.room.make_game = refuse
+    with house.visit() as visitor, pytest.raises(WebSocketDisconnect) as ended:
+        visitor.hear("welcome")
+    assert ended.value.code == 4003 and "no seed" in ended.value.reason
+    house.room.make_game = make_game
+    with house.visit() as visitor:
+        visitor.hear("welcome")
+
+
+def test_a_fault_of_ours_ends_the_server(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told: list[bool] = []
+    house = House(shards, tmp_path, ServerConfig())
+    other = TestClient(make_app(house.room, lambda: told.append(True)), base_url="http://127.0.0.1")
+    monkeypatch.setattr(house.room, "dismiss", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError), other:
+        house.until(lambda: bool(told))
+
+
 # -- who may connect, and what they may say ----------------------------------------------------
 
 
@@ -485,3 +513,8 @@ def test_a_page_goes_with_no_film_and_no_graph_of_one_player(tmp_path: Path, oth
     config = replace(play.Config(run=tmp_path, browser=True), **{other: True})
     with pytest.raises(ValueError, match="--browser"):
         play.main(config)
+
+
+def test_frames_do_not_wait_for_nagle():
+    with serve.open_socket(ServerConfig(port=0)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP  # what asyncio looks at

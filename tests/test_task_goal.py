@@ -295,7 +295,7 @@ def test_the_simulator_of_play_has_the_goal_of_the_episode(varied: EpisodeDatase
     for number in range(8):
         start = starts.at(number)
         player.reset(start)
-        shown = cast(Any, player.simulator).render(32).astype(int)
+        shown = player.simulator_frame().astype(int)
         assert np.abs(shown - player.dataset_frame()).mean() < 0.5
         drawn.add(tuple(varied.notes[start.episode]["goal"]))
     assert len(drawn) > 1

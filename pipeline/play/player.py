@@ -25,7 +25,7 @@ from pipeline.play.simulators import Simulator, episode_goal
 from pipeline.pytree import flatten
 
 STEPS_PER_SECOND = 10  # of Push-T's episodes, for the agent's velocity
-LOST = -1  # where a simulator is that was further than its player
+LOST = -1  # where a simulator is that was further than its player, or at another start
 REWIND_STEPS, REWIND_BYTES = 300, 2**28  # that can be gone back, and of their states
 
 
@@ -179,7 +179,7 @@ class Player:
         """Of the actions that are taken."""
         self._true_frames: deque[np.ndarray] = deque(maxlen=world.context)
         self._past: deque[Moment] = deque()  # the present is the last
-        self._simulator_steps = 0
+        self._simulator_steps = LOST
 
     @torch.inference_mode()
     def reset(self, start: Start) -> None:
@@ -194,9 +194,7 @@ class Player:
         self._enter(start.frames, start.actions)
         self._past.clear()
         self._past.append(Moment(self.state, self.model_frame))
-        if self.simulator is not None:
-            self.simulator.reset(start)
-            self._simulator_steps = 0
+        self._simulator_steps = LOST
 
     @torch.inference_mode()
     def step(self, action: np.ndarray) -> None:

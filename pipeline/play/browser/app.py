@@ -73,10 +73,13 @@ class Connection:
                 return await self.socket.close(*self._closing)
 
 
-def make_app(room: Room) -> FastAPI:
+def make_app(room: Room, when_failed: Callable[[], None] = lambda: None) -> FastAPI:
+    """when_failed: ends the server where the loop of all games has ended by a fault of ours."""
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.create_task(room.run())
+        loop.add_done_callback(lambda task: None if task.cancelled() else when_failed())
         yield
         loop.cancel()
         with suppress(asyncio.CancelledError):

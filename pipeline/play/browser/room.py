@@ -22,6 +22,7 @@ from pipeline.play.recording import Recording
 from pipeline.play.step_together import step_together
 
 FILES = ("rollout.gif", "rollout.mp4", "actions.npy")
+IDLE, NO_GAME = 4001, 4003  # why a connection is ended
 KEPT_RECORDINGS = 3  # of a guest; older ones are removed
 LONGEST_RECORDING = 1200  # frames, which are held in memory
 MakeGame = Callable[[Path, Callable[[Recording], str], int], Game]
@@ -102,10 +103,20 @@ class Room:
             await asyncio.sleep(due - time.monotonic())
 
     async def seat(self) -> None:
-        """Give free places to those who have waited longest, and tell the others theirs."""
+        """Give a free place to who has waited longest, and tell the others theirs.
+
+        One at a time: a game takes as long to begin as many steps, and others are playing.
+        """
         assert self._loop is not None
-        for guest in self.waiting[: max(0, self.config.max_players - len(self.playing))]:
-            game = await self._loop.run_in_executor(self._model, self._begin, guest)
+        is_free = len(self.playing) < self.config.max_players
+        for guest in self.waiting[:1] if is_free else ():
+            try:
+                game = await self._loop.run_in_executor(self._model, self._begin, guest)
+            except ValueError as problem:  # a simulator that cannot go to the start, for one
+                if guest.connection is not None:
+                    guest.connection.end(NO_GAME, f"no game could begin: {problem}"[:120])
+                self.leave(guest)
+                continue
             if guest.token in self.guests and guest.connection is not None:
                 guest.game = game
                 guest.last_input = time.monotonic()
@@ -125,7 +136,7 @@ class Room:
                     self.leave(guest)
             elif now - guest.last_input > 60 * self.config.idle_minutes:
                 minutes = f"{self.config.idle_minutes:g}"
-                guest.connection.end(4001, f"nothing was pressed for {minutes} minutes")
+                guest.connection.end(IDLE, f"nothing was pressed for {minutes} minutes")
                 self.leave(guest)
 
     def tick(self, guests: Sequence[Guest], more: dict[str, Any]) -> list[Update]:

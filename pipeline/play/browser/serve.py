@@ -25,7 +25,8 @@ def check_installed() -> None:
 def open_socket(config: ServerConfig) -> socket.socket:
     """Listen, before anything is loaded; ValueError where that is not possible."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # named TCP, or asyncio leaves Nagle's algorithm on, and a frame behind its status waits 40 ms
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((config.host, config.port))
@@ -56,8 +57,12 @@ def serve(make_game: object, config: ServerConfig, fps: float, listening: socket
 
     with tempfile.TemporaryDirectory(prefix="dreamstage-play-") as folder:
         room = Room(make_game, config, fps, Path(folder))  # type: ignore[arg-type]
+
+        def stop() -> None:
+            server.should_exit = True
+
         settings = uvicorn.Config(
-            make_app(room),
+            make_app(room, when_failed=stop),
             log_level="warning",
             ws="websockets-sansio",
             ws_max_size=MAX_BYTES,
@@ -66,8 +71,9 @@ def serve(make_game: object, config: ServerConfig, fps: float, listening: socket
             timeout_graceful_shutdown=2,
             server_header=False,
         )
+        server = uvicorn.Server(settings)
         print(f"play: {address(config, listening)} (Ctrl-C ends it)", flush=True)
         try:
-            uvicorn.Server(settings).run(sockets=[listening])
+            server.run(sockets=[listening])
         except KeyboardInterrupt:
             print("play: the page is closed")

@@ -9,7 +9,7 @@ const PLACES = {
 };
 const SYMBOLS = "+-=,.";
 const RETRY_MS = 500, MOST_RETRY_MS = 10000, RETRY_FULL_MS = 15000;
-const FINAL = { 1008: true, 4001: true, 4002: true }; // reasons that a second try does not change
+const FINAL = { 1008: true, 4001: true, 4002: true, 4003: true }; // reasons that a second try does not change
 
 const at = (id) => document.getElementById(id);
 const canvas = at("world"), context = canvas.getContext("2d");

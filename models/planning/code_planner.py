@@ -29,7 +29,7 @@ LIKELIEST = Sampling()
 
 @dataclass(frozen=True)
 class CodePlannerConfig(CheckedConfig):
-    beam_width: Annotated[int, Range(1, 10**6)] = 64
+    beam_width: Annotated[int, Range(1, 10**6)] = 16
     """Sequences that go on after each block."""
     horizon: Annotated[int, Range(1, 100)] = 5
     """Action blocks of a plan."""

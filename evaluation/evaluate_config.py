@@ -96,7 +96,8 @@ class Config(CheckedConfig):
     task_episodes: Annotated[int, Range(1, 10**6)] = 500
     """Episodes of each policy in the task protocol."""
     search_episodes: Annotated[int, Range(1, 10**6)] = 100
-    """Most of them for a policy that searches, the first ones: a search is expensive."""
+    """Most of them for a policy that searches, the first ones: a search is expensive; also the
+    episodes towards --goal."""
     oracle_episodes: Annotated[int, Range(1, 10**6)] = 4
     """Most of them for a search in the true simulator, which is more expensive."""
     task_seed: Annotated[int, Range(0, MAX_SEED)] = task.FIRST_SEED
@@ -205,7 +206,8 @@ class Config(CheckedConfig):
     @property
     def num_seeds(self) -> int:
         """Most episodes of a policy in the task protocol."""
-        return max(self.task_episodes, self.return_episodes)
+        given_goal = self.search_episodes if self.goal else 0
+        return max(self.task_episodes, self.return_episodes, given_goal)
 
     @property
     def num_searches(self) -> int:

@@ -12,11 +12,13 @@ from torch import Tensor
 from data.actions import ActionSpec
 from data.batch import Batch
 from models.controllers.canonical_policy import CanonicalPolicy, CanonicalPolicyConfig
+from models.controllers.flow_policy import FlowPolicy, FlowPolicyConfig
 from models.controllers.goal_frame import GoalFrame, as_columns, goal_poses
 from models.controllers.policy import PolicyConfig
 from models.controllers.task_cost import TaskCost
 from models.registry import DataSpec, build_controller, describe
 from models.tokenizers.tokenizer import LatentSpec
+from pipeline.inference.load_controllers import pick_proposer
 
 NAMES = ("agent_x", "agent_y", "block_x", "block_y", "block_angle")
 HOME = (50.0, 50.0, 0.5)
@@ -144,3 +146,14 @@ def test_a_checkpoint_builds_it_again_and_what_it_cannot_move_is_refused() -> No
     moves = ActionSpec("continuous", ("dx", "dy"), (-1.0, -1.0), (1.0, 1.0), "")
     with pytest.raises(ValueError, match="leave canonical_policy out of --methods"):
         CanonicalPolicy(CONFIG, LATENTS, moves)
+
+
+def test_chunks_are_those_of_a_policy_that_knows_the_goal() -> None:
+    own = FlowPolicy(FlowPolicyConfig(PolicyConfig(hidden_dim=8)), LATENTS, PLACES)
+    any_goal = CanonicalPolicy(CONFIG, LATENTS, PLACES)
+    planners = {"flow_policy": own, "canonical_policy": any_goal, "distilled_policy": None}
+    assert pick_proposer(planners, "auto", other_goal=False) == ("flow_policy", own)
+    assert pick_proposer(planners, "auto", other_goal=True) == ("canonical_policy", any_goal)
+    assert pick_proposer({"flow_policy": own}, "auto", other_goal=True) == ("flow_policy", own)
+    assert pick_proposer(planners, "canonical_policy", False) == ("canonical_policy", any_goal)
+    assert pick_proposer(planners, "distilled_policy", False) is None

@@ -55,11 +55,12 @@ class CanonicalPolicy(FlowPolicy):
     def __init__(
         self, config: CanonicalPolicyConfig, latents: LatentSpec, actions: ActionSpec
     ) -> None:
-        if not GoalFrame(config.state_names, config.goal).is_known or not actions.pointer:
+        frame = GoalFrame(config.state_names, config.goal)
+        if not frame.is_known or len(frame.places) < 2 or not actions.pointer:
             raise ValueError(
                 "a canonical policy moves places of the plane: it needs states that are named "
-                "NAME_x, NAME_y and NAME_angle, goals with a pose, and actions that are places; "
-                "leave canonical_policy out of --methods"
+                "NAME_x, NAME_y and NAME_angle of one thing, NAME_x and NAME_y of another, goals "
+                "with a pose, and actions that are places; leave canonical_policy out of --methods"
             )
         super().__init__(config, latents, actions)
         self.frame = self.encoder.frame

@@ -43,7 +43,8 @@ class GoalFrame:
         moved = list(columns.unbind(-1))
         sin, cos = self._turn(goal)
         for x, y in self.places:
-            moved[x], moved[y] = self.to_home(columns[:, [x, y]][:, None], goal)[:, 0].unbind(-1)
+            place = torch.stack([columns[:, x], columns[:, y]], -1)[:, None]
+            moved[x], moved[y] = self.to_home(place, goal)[:, 0].unbind(-1)
         for s, c in self.angles:
             moved[s] = columns[:, s] * cos + columns[:, c] * sin
             moved[c] = columns[:, c] * cos - columns[:, s] * sin
@@ -68,10 +69,10 @@ class GoalFrame:
         return torch.stack([columns[:, x], columns[:, y], angle], -1)
 
     def other_places(self, columns: Tensor) -> Tensor:
-        """Where all else is: (B, F) -> (B, T, 2)."""
+        """Where all else is: (B, F) -> (B, T, 2); there has to be something."""
         own = self._find((f"{self.body}_x", f"{self.body}_y"))
-        places = [columns[:, list(pair)] for pair in self.places if pair != own]
-        return torch.stack(places, 1) if places else columns[:, :0].view(-1, 0, 2)
+        others = [column for pair in self.places if pair != own for column in pair]
+        return torch.stack([columns[:, at] for at in others], -1).unflatten(-1, (-1, 2))
 
     def _turn(self, goal: Tensor) -> tuple[Tensor, Tensor]:
         """Sine and cosine of the angle from a goal to home: (B,) each."""

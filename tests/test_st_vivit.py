@@ -14,7 +14,8 @@ from models.layers.transformer import TransformerConfig
 from models.tokenizers.st_vivit import StVivit, StVivitConfig
 
 BLOCKS = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=64, context_frames=1)
-CONFIG = StVivitConfig(image_size=(16, 24), encoder=BLOCKS, decoder=BLOCKS, context=3)
+PAST = replace(BLOCKS, context_frames=3)
+CONFIG = StVivitConfig(image_size=(16, 24), encoder=BLOCKS, decoder=PAST)
 
 
 def tokenizer(**changes: Any) -> StVivit:
@@ -47,7 +48,7 @@ def test_static_codes_depend_on_their_own_patch_alone():
 
 
 def test_codes_that_see_the_past_see_no_future():
-    seen = changed_codes(tokenizer(encoder_sees_past=True))
+    seen = changed_codes(tokenizer(encoder=PAST))
     assert not seen[:2].any() and seen[2, 0] and seen[:, 1:].sum() == 0
 
 
@@ -69,7 +70,7 @@ def test_a_frame_is_drawn_with_those_before_it_and_none_after():
 
 @pytest.mark.parametrize("past", [False, True])
 def test_the_past_behind_the_context_changes_nothing(past: bool):
-    model = tokenizer(encoder_sees_past=past)
+    model = tokenizer(encoder=PAST if past else BLOCKS)
     frames = some_frames(2)
     with torch.no_grad():
         codes, short = model.encode_clip(frames), model.encode_clip(frames[:, 2:])
@@ -108,7 +109,6 @@ def test_before_training_it_draws_the_mean_of_the_first_batch():
         ({"patch_size": 7}, "not divisible into patches of 7"),
         ({"levels": (256, 256, 4)}, "make 262144 codes"),
         ({"levels": ()}, "make 1 codes"),
-        ({"encoder": replace(BLOCKS, context_frames=2)}, "--encoder.context-frames 2 has no"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: Any, message: str):

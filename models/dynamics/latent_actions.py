@@ -62,8 +62,6 @@ class LatentActionConfig(CheckedConfig):
     least (VICReg, arXiv:2105.04906)."""
     entropy_weight: Annotated[float, Range(0, 10**6)] = 0.05
     """Weight of what the soft use of the codes lacks to a uniform one, in nats."""
-    change_weight: Annotated[float, Range(1, 10**6)] = 1.0
-    """Weight of a pixel that changes; an unchanged one has 1."""
 
 
 class LatentActionModel(nn.Module):
@@ -140,9 +138,8 @@ class LatentActionModel(nn.Module):
             self.pixels.collect(blurred.movedim(2, -1))
             self.peak.collect((after - before).abs().amax((1, 2, 3))[:, None])
             self._pending.append((vectors.detach().flatten(0, 1), codes.flatten()))
-        weight = 1 + (config.change_weight - 1) * ((after - before).abs() > 0.06).float()
-        copy_error = (weight * (after - before).square()).mean().clamp(min=1e-8)
-        error = (weight * (self.predict(before, given.flatten(0, 1)) - after).square()).mean()
+        copy_error = (after - before).square().mean().clamp(min=1e-8)
+        error = (self.predict(before, given.flatten(0, 1)) - after).square().mean()
         losses["action_error"] = error / copy_error
         losses["action_gain"] = self._gain(before, after, vectors)
         counts = codes.new_zeros(config.num_actions)
@@ -186,8 +183,8 @@ class LatentActionModel(nn.Module):
         if gain < DEAF:
             found["deaf"] = (
                 f"latent actions: deaf, with the action of another pair the error is only "
-                f"{gain:.1%} larger; give frames farther apart, a lower "
-                f"--model.latent-actions.dim, or a higher --model.latent-actions.change-weight"
+                f"{gain:.1%} larger; give frames that are farther apart, more steps, or a "
+                f"finer --model.latent-actions.downsample"
             )
         new = [line for kind, line in found.items() if kind not in self._said]
         self._said |= found.keys()

@@ -8,7 +8,7 @@ frame, D latent width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -32,12 +32,6 @@ class StVivitConfig(CheckedConfig):
     """Height and width of a frame, in pixels."""
     patch_size: Annotated[int, Range(1, 256)] = 8
     """Side of a patch, in pixels; divides both sides of the frame."""
-    context: Annotated[int, Range(1, 256)] = 2
-    """Frames that a block sees, the last its own; the decoder's blocks and, with
-    --encoder-sees-past, the encoder's.  At 1 each frame is on its own."""
-    encoder_sees_past: bool = False
-    """Let codes depend on the frames before.  Then they go on changing for a while after a patch
-    has."""
     encoder_sees_frame: bool = False
     """Let codes depend on the other patches, as in the paper.  Then they change where the image
     does not, and a dynamics model learns little from them."""
@@ -46,9 +40,10 @@ class StVivitConfig(CheckedConfig):
             dim=192, num_layers=2, num_heads=6, mlp_dim=512, context_frames=1
         )
     )
+    """With --encoder.context-frames above 1 codes go on changing for a while after a patch has."""
     decoder: TransformerConfig = field(
         default_factory=lambda: TransformerConfig(
-            dim=192, num_layers=3, num_heads=6, mlp_dim=512, context_frames=1
+            dim=192, num_layers=3, num_heads=6, mlp_dim=512, context_frames=2
         )
     )
     levels: Annotated[tuple[int, ...], Range(3, 256)] = (8, 5, 5, 5)
@@ -66,12 +61,6 @@ class StVivitConfig(CheckedConfig):
                 f"--levels {' '.join(map(str, self.levels))} make {math.prod(self.levels)} codes; "
                 f"give levels that make at most {2**16}, such as 8 5 5 5"
             )
-        for name, part in ("encoder", self.encoder), ("decoder", self.decoder):
-            if part.context_frames != 1:
-                raise ValueError(
-                    f"--{name}.context-frames {part.context_frames} has no effect; the frames that "
-                    f"are seen are --context's"
-                )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -96,16 +85,13 @@ class StVivit(Tokenizer):
         )
         patches, values = self.latents.num_patches, 3 * config.patch_size**2
         positions = grid_positions(config.grid)
-        seen = replace(
-            config.encoder, context_frames=config.context if config.encoder_sees_past else 1
-        )
+        seen, drawn = config.encoder, config.decoder
         self.encoder_in = nn.Linear(values, seen.dim)
         self.encoder_pos = nn.Parameter(torch.zeros(patches, seen.dim))
         self.encoder = SpaceTimeTransformer(seen, positions, over_space=config.encoder_sees_frame)
         self.encoder_out = nn.Linear(seen.dim, self.latents.dim)
         self.quantizer = FSQ(list(config.levels), num_codebooks=config.num_codebooks)
 
-        drawn = replace(config.decoder, context_frames=config.context)
         self.decoder_in = nn.Linear(self.latents.dim, drawn.dim)
         self.decoder_pos = nn.Parameter(torch.zeros(patches, drawn.dim))
         self.decoder = SpaceTimeTransformer(drawn, positions)

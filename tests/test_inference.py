@@ -1,7 +1,12 @@
 import torch
+from untrained_run import write_run
 
+from data.shards.episode_dataset import EpisodeDataset
+from data.toy import write_toy_shards
 from models.layers.inference import cast_weights, use_column_major
 from models.layers.transformer import Transformer, TransformerConfig
+from pipeline import checkpoint as ckpt
+from pipeline.inference.load_world import load_world
 
 PLACES = torch.cartesian_prod(torch.arange(2), torch.arange(2)).float()
 
@@ -39,3 +44,18 @@ def test_cast_weights_give_the_same_output():
         assert torch.equal(model(x)[0], wide)
     dtypes = {p.dtype for p in model.parameters()}
     assert dtypes == {torch.float32, torch.bfloat16}  # norms stay float32
+
+
+def test_a_world_that_was_trained_in_float32_acts_in_float32(tmp_path, monkeypatch):
+    dataset = EpisodeDataset(write_toy_shards(tmp_path / "shards", episodes=6))
+    run = write_run(tmp_path, dataset, controllers=False, method="keypoints")
+    monkeypatch.setattr(
+        "pipeline.inference.load_world.pick_precision",
+        lambda device, requested: "bf16" if requested == "auto" else requested,
+    )
+    path = run / "dynamics" / "best.pt"
+    for asked, precision in (("fp32", "fp32"), ("auto", "bf16"), ("bf16", "bf16")):
+        ckpt.save(path, ckpt.load(path, "dynamics") | {"train": {"precision": asked}})
+        world = load_world(run, "cpu")
+        narrow = any(p.dtype == torch.bfloat16 for p in world.dynamics.parameters())
+        assert world.precision == precision and narrow == (precision == "bf16")

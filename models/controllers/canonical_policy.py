@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
 from data.batch import Batch
+from data.ranges import Range
 from models.controllers.flow_policy import FlowPolicy, FlowPolicyConfig
 from models.controllers.goal_frame import GoalFrame, as_columns, goal_poses
 from models.controllers.policy import Encoder
@@ -40,7 +42,7 @@ REACH_QUANTILE = 0.98
 class CanonicalPolicyConfig(FlowPolicyConfig):
     state_names: tuple[str, ...] = ()
     """Numbers of the dataset's states, filled in by the stage."""
-    goal: tuple[float, ...] = ()
+    goal: Annotated[tuple[float, ...], Range(-(10**6), 10**6)] = ()
     """x, y, angle of the goal where none is given, filled in by the stage: the cost's."""
 
 

@@ -53,7 +53,7 @@ class TaskCostConfig(CheckedConfig):
     state_names: tuple[str, ...] = ()
     """Numbers of the dataset's states, filled in by the stage; radians where a name ends in
     `angle`."""
-    goal: tuple[float, ...] = ()
+    goal: Annotated[tuple[float, ...], Range(-(10**6), 10**6)] = ()
     """x, y, angle of the goal that the cost is learned for, filled in by the stage; other goals are
     moved there.  Empty where goals have no pose."""
     hidden_dim: Annotated[int, Range(1, 2**16)] = 256

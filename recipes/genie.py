@@ -86,6 +86,7 @@ SIZES = {
             "model.latent_actions.vq_start_step": 10,
             "train.steps": 40,
             "train.batch_size": 4,
+            "train.learning_rate": 1e-3,
             "train.eval_every": 20,
             "train.save_every": 10,
             "train.warmup_steps": 5,

@@ -46,6 +46,10 @@ TOKENIZERS = {
     "minecraft": (20_000, 256, 1e-3, 50, 1000, 100, False),
     "minecraft 150m": (20_000, 256, 1e-3, 50, 1000, 100, False),
     "minecraft debug": (1000, 16, 2e-3, 50, 250, 100, False),
+    "genie": (6000, 64, 1e-3, 50, 1000, 100, False),
+    "genie cpu": (950, 32, 2e-3, 50, 475, 50, False),
+    "genie debug": (40, 4, 1e-3, 5, 20, 10, False),
+    "genie coinrun": (300_000, 48, 3e-4, 10_000, 10_000, 100, False),
 }
 DYNAMICS = {
     "pusht": (40_000, 64, 1e-3, 50, 2000, 100, False),
@@ -73,6 +77,11 @@ DYNAMICS = {
     "minecraft": (100_000, 32, 3e-4, 50, 2000, 100, False),
     "minecraft 150m": (100_000, 32, 3e-4, 50, 2000, 100, False),
     "minecraft debug": (240, 16, 2e-3, 50, 80, 40, False),
+    "genie": (8000, 64, 5e-4, 50, 1000, 100, False),
+    "genie cpu": (2200, 16, 2e-3, 50, 1100, 50, False),
+    "genie debug": (40, 4, 1e-3, 5, 20, 10, False),
+    "genie coinrun": (200_000, 36, 3e-5, 5000, 10_000, 100, False),
+    "genie cpu maskgit cpu": (2200, 16, 2e-3, 50, 1100, 50, False),
 }
 SHAPE = (
     "model.transformer.dim", "model.transformer.num_layers", "model.transformer.num_heads",

@@ -23,7 +23,7 @@ from models.planning.plan import GoalDistance, Objective, Plan
 from models.world import World
 
 MAX_CODES = 64  # that are tried one by one
-LIKELIEST = Sampling()
+LIKELIEST = Sampling(steps=1)
 """A search decodes the likeliest codes, whatever a picture is drawn with."""
 
 

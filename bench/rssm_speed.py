@@ -109,10 +109,10 @@ def rows(options: Options) -> Iterator[Row]:
     yield from compare(AREA, f"{what}, {steps['ours'].precision}", seconds, TARGETS)
     precisions: set[Precision] = {steps["ours"].precision, "fp32"}
     for precision in sorted(precisions):
-        yield from beside_sheeprl(batch, options, f"{what}, {PEER_SIZE}, {precision}", precision)
+        yield from next_to_sheeprl(batch, options, f"{what}, {PEER_SIZE}, {precision}", precision)
 
 
-def beside_sheeprl(
+def next_to_sheeprl(
     batch: Batch, options: Options, what: str, precision: Precision
 ) -> Iterator[Row]:
     """Race steps of the world model at DreamerV3's sizes of h, z and hidden layers; the images pass

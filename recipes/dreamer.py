@@ -21,7 +21,7 @@ DYNAMICS = {
 CONTROLLER = {"model": "dreamer"}
 EVALUATE = pusht.EVALUATE
 
-TRAIN_CPU = {
+DYNAMICS_TRAIN_CPU = {
     "train.steps": 3000,
     "train.learning_rate": 1e-3,
     "train.warmup_steps": 50,
@@ -29,7 +29,7 @@ TRAIN_CPU = {
     "train.save_every": 100,
 }
 # many steps of short clips, and a z without noise: the agent is drawn within minutes
-DYNAMICS_CPU = TRAIN_CPU | {
+DYNAMICS_CPU = DYNAMICS_TRAIN_CPU | {
     "model.sample_posterior": False,
     "model.representation_weight": 0.03,
     "model.clip_length": 16,

@@ -6,6 +6,6 @@ DYNAMICS = dreamer.DYNAMICS | {"model": "rssm_latents", "train.cuda_graph": Fals
 CONTROLLER = dreamer.CONTROLLER
 
 SIZES = {
-    "cpu": {"dynamics": dreamer.TRAIN_CPU},
+    "cpu": {"dynamics": dreamer.DYNAMICS_TRAIN_CPU},
     "debug": {"dynamics": dreamer.DYNAMICS_STATE_DEBUG | dreamer.DYNAMICS_TRAIN_DEBUG},
 }

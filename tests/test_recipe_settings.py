@@ -282,7 +282,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "model.clip_length": 32, "train.max_grad_norm": 1000.0,
     }),
     ("dynamics", "dreamer cpu sharp", {
-        "model.dynamics_weight": 0.1, "model.representation_weight": 0.01, "train.steps": 3000,
+        "model.dynamics_weight": 0.1, "model.representation_weight": 0.01, "train.steps": 5500,
     }),
     ("dynamics", "dreamer loop", {
         "model.deter_dim": 256, "model.clip_length": 16, "model.dynamics_weight": 0.1,

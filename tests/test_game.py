@@ -94,7 +94,7 @@ def test_r_goes_to_another_start(game: Game):
         places.add((game.player.start.episode, game.player.start.frame))
         assert game.player.steps == 0
     assert len(places) > 6
-    held_out = set(game.start_sampler.dataset.episodes("test"))
+    held_out = set(cast(StartSampler, game.start_sampler).dataset.episodes("test"))
     assert {episode for episode, _ in places} <= held_out
 
 

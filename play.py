@@ -88,9 +88,9 @@ def main(config: Config) -> None:
     if config.sampling != Sampling():
         world.set_sampling(config.sampling)
         torch.manual_seed(config.seed)
-    starts = find_starts(config, world, dataset)
-    controller = find_controller(config, world)
     action_map, buttons = find_action_map(config, world), None
+    starts = find_starts(config, world, dataset, action_map)
+    controller = find_controller(config, world)
     if world.infers_actions and not config.true_actions:
         buttons = find_buttons(config.run, world, dataset, config.button_names)
 
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
         return Player(
             world,
             controller,
-            open_simulator_of(config, world, dataset),
+            open_simulator_of(config, world, dataset, action_map),
             keep_simulator_frames=config.observe_simulator,
             observes_each_step=config.observe_simulator and config.actions == "actor_critic",
             action_map=action_map,
@@ -114,12 +114,20 @@ def main(config: Config) -> None:
         run_browser(config, make_player, starts, buttons, planning, listening)
 
 
-def find_starts(config: Config, world: World, dataset: EpisodeDataset) -> Starts:
+def find_starts(
+    config: Config, world: World, dataset: EpisodeDataset, action_map: ActionMap | None
+) -> Starts:
     """Start from images, or from episodes of the dataset."""
     if config.prompt:
         return PromptStarts(config.prompt, world)
     infers = world if world.infers_actions and not config.true_actions else None
-    return StartSampler(dataset, config.split, world.context, config.seed, infers)
+    if config.actions == "dataset" and config.true_actions and not dataset.has("actions"):
+        raise ValueError(
+            f"{dataset.folder} has no actions, so --actions dataset has none to take; choose "
+            f"others, or leave --true-actions out"
+        )
+    taken = None if action_map is None else action_map.true
+    return StartSampler(dataset, config.split, world.context, config.seed, infers, taken)
 
 
 def find_action_map(config: Config, world: World) -> ActionMap | None:
@@ -130,12 +138,19 @@ def find_action_map(config: Config, world: World) -> ActionMap | None:
     return load_action_map(config.run, world, config.label_budget) if config.true_actions else None
 
 
-def open_simulator_of(config: Config, world: World, dataset: EpisodeDataset) -> Simulator | None:
+def open_simulator_of(
+    config: Config, world: World, dataset: EpisodeDataset, action_map: ActionMap | None
+) -> Simulator | None:
     """Open the dataset's simulator where it can be shown; latent actions reach it through a map."""
     flags = simulator_flags(config)
+    places = action_map is not None and action_map.true.pointer
+    if places and config.prompt:
+        raise ValueError(
+            "--true-actions are places here, and nothing tells where the agent of --prompt is; "
+            "leave --true-actions out, and play by the buttons"
+        )
     if config.prompt or (world.infers_actions and not flags and not config.true_actions):
         return None
-    places = config.true_actions and world.data_actions.pointer
     optional = not config.headless or places  # the agent's place is known there
     simulator = find_simulator(dataset, flags, optional)
     if places and simulator is None:

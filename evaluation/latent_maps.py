@@ -3,9 +3,19 @@ there."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from evaluation.evaluate_config import Config
 from evaluation.readers.label_budget import cached_action_map
 from evaluation.session import Session
 from models.action_map import ActionMap
+
+
+def map_settings(session: Session, config: Config) -> dict[str, Any]:
+    """What figures depend on where true actions are taken through a map; empty elsewhere."""
+    if not session.world.infers_actions:
+        return {}
+    return {"labels": config.planner_labels, "map_seed": config.seed}
 
 
 def action_map_of(session: Session, budget: int, seed: int) -> ActionMap | None:

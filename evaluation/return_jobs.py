@@ -12,7 +12,7 @@ from data.gym.recording_policies import RandomPolicy, RecordingPolicy
 from data.io.messages import command
 from evaluation.evaluate_config import Config, Part
 from evaluation.jobs import Job
-from evaluation.latent_maps import action_map_of
+from evaluation.latent_maps import action_map_of, map_settings
 from evaluation.measures.intervals import bootstrap
 from evaluation.protocols.returns import Returns, play_returns, summarize
 from evaluation.report.metrics_schema import RETURNS
@@ -55,6 +55,7 @@ def return_job(
         seeds=[seeds[0], seeds[-1]],
         steps=config.return_max_steps,
         num_envs=config.return_envs,  # random numbers are drawn for all of them at once
+        **map_settings(session, config),
     )
     make = partial(session.play_cached, PART, name, play)
     return Job(PART, f"return-{name}", cache_key, make, partial(put, name), (PART,), name)

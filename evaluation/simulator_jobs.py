@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data.io.messages import command
 from evaluation.evaluate_config import GIVEN_GOAL, Config
 from evaluation.jobs import Job
-from evaluation.latent_maps import action_map_of
+from evaluation.latent_maps import action_map_of, map_settings
 from evaluation.protocols import goals, policies
 from evaluation.protocols.latent_policies import LatentMpcPolicy, MappedPolicy
 from evaluation.protocols.mpc import MpcPolicy
@@ -200,8 +200,7 @@ def goal_job(
         )
         settings |= asdict(config.planner) | {"receding_horizon": receding_horizon}
     if session.world.infers_actions and isinstance(policy, LatentMpcPolicy | MappedPolicy):
-        labels = {"labels": config.planner_labels, "map_seed": config.seed}
-        settings |= labels | asdict(config.code_planner) | {"latent": True}
+        settings |= map_settings(session, config) | asdict(config.code_planner) | {"latent": True}
     cache_key = session.cache_key(*session.depends_on(name), **settings)
     protocol_names = tuple(protocols)
     make = partial(session.play_cached, f"goal-{goal_offset}", name, play)

@@ -15,7 +15,7 @@ from data.io.messages import command
 from data.pusht.task_goal import as_pose
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
-from evaluation.latent_maps import action_map_of
+from evaluation.latent_maps import action_map_of, map_settings
 from evaluation.protocols import task
 from evaluation.protocols.mpc import MpcPolicy
 from evaluation.protocols.oracle_cem import TaskOracleCem
@@ -59,7 +59,11 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
         return
     action_map = action_map_of(session, config.planner_labels, config.seed)
     policies = session.task_policies(config.seed, action_map)
-    measured = {name: TaskPolicy(policy, config.task_episodes) for name, policy in policies.items()}
+    by_map = map_settings(session, config)
+    measured = {
+        name: TaskPolicy(policy, config.task_episodes, dict(by_map))
+        for name, policy in policies.items()
+    }
     measured["random"].settings["seed"] = config.seed
     measured |= chunk_policies(session, config) | cost_policies(session, config)
     for name, each in measured.items():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import preprocess
-from data.gym.branching import BranchingEnv
+from data.gym.branching import BranchingEnv, _copy
 from data.gym.env_spec import EnvSpec, env_spec_of
 from data.gym.pixel_env import PixelEnv
 from data.shards.episode_dataset import EpisodeDataset
@@ -132,3 +132,17 @@ def test_an_environment_that_repeats_no_episode_is_refused(
 def test_episodes_that_are_too_short_are_named(dataset: EpisodeDataset, tmp_path: Path):
     with pytest.raises(ValueError, match="has a seed and 903 frames; lower --horizons"):
         choose_starts(dataset, "test", 3, 900, 4, seed=0)
+
+
+def test_a_copy_holds_the_random_numbers_too():
+    """Sticky actions draw some in a branch, and the steps after it must not be others."""
+
+    class Sticky:
+        def clone_state(self, include_rng: bool = False) -> str:
+            return "with them" if include_rng else "without"
+
+    class Plain:
+        def clone_state(self) -> str:
+            return "a state"
+
+    assert _copy(Sticky()) == "with them" and _copy(Plain()) == "a state"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import preprocess
-from data.images.image_source import ImageSource, find_images
+from data.images.image_source import ImageSource, _random_box, find_images
 from data.shards.episode_dataset import EpisodeDataset
 
 RANDOM = np.random.default_rng(0)
@@ -84,6 +84,25 @@ def test_what_cannot_be_decoded_is_named_and_left_out(tmp_path, capsys):
     for name in ("empty.png is empty", "text.jpg", "half.png", "dot.png has 4 x 4 pixels"):
         assert len(re.findall(rf"left out: .*{name}", said)) == 1, said
     assert "4 of 8 can be decoded" in said
+
+
+def test_a_crop_covers_the_least_area_that_was_asked_for(tmp_path):
+    image = np.zeros((40, 60, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    for min_area in (0.2, 0.9, 1.0):
+        boxes = [_random_box(image, min_area, rng) for _ in range(300)]
+        shares = [height * width / 40**2 for _, _, height, width in boxes]
+        assert min(shares) >= min_area - 0.03  # whole pixels
+        assert all(t + h <= 40 and left + w <= 60 for t, left, h, w in boxes)
+
+
+def test_two_files_of_one_content_are_one_image(tmp_path, capsys):
+    folder = write_images(tmp_path / "photos", 4)
+    (folder / "copy.png").write_bytes((folder / "photo 0.png").read_bytes())
+    dataset = build(folder, tmp_path / "run")
+    assert len(dataset) == 4
+    said = capsys.readouterr().out
+    assert "has the content of" in said and "warning" not in said
 
 
 def test_a_second_call_writes_nothing_and_other_images_are_refused(tmp_path, capsys):

@@ -19,7 +19,7 @@ def describe_lengths(dataset: EpisodeDataset) -> str:
             f"least 3, or cut a long recording into several"
         )
     short = int((dataset.lengths < LONG_ENOUGH).sum())
-    if not short:
+    if not short or dataset.description.get("source") == "images":  # which have one frame each
         return ""
     longest = {
         split: max((dataset.length(e) for e in dataset.episodes(split)), default=0)

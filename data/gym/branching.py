@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +37,7 @@ class BranchingEnv:
         self.env = PixelEnv(replace(spec, vectorization_mode="none", max_episode_steps=0))
         inner = self.env.env.unwrapped
         self.copies = hasattr(inner, "clone_state") and hasattr(inner, "restore_state")
+        self._copy = partial(_copy, inner) if self.copies else None
 
     def branches(
         self,
@@ -58,7 +62,7 @@ class BranchingEnv:
 
     def _branch(self, start: StepResult, actions: np.ndarray) -> Branch:
         inner = self.env.env.unwrapped
-        copy = inner.clone_state() if self.copies else None  # type: ignore[attr-defined]
+        copy = None if self._copy is None else self._copy()
         frames, alive, result = [], [], start
         for action in actions:
             alive.append(not result.done)
@@ -68,3 +72,10 @@ class BranchingEnv:
         if self.copies:
             inner.restore_state(copy)  # type: ignore[attr-defined]
         return Branch(start.frame, np.stack(frames), np.array(alive))
+
+
+def _copy(env: Any) -> Any:
+    """Copy a state with its random numbers, which ALE leaves out unless it is asked: sticky actions
+    draw some in every branch."""
+    with_rng = "include_rng" in signature(env.clone_state).parameters
+    return env.clone_state(include_rng=True) if with_rng else env.clone_state()

@@ -22,7 +22,7 @@ from data.io.folders import has_suffix, visible_files
 from data.opencv import resize_area
 from data.processes import map_in_processes
 from data.shards.episodes import Episode
-from data.shards.identity import digest_of
+from data.shards.identity import digest_of, file_digest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FRAMES_PER_SHARD = 4096
@@ -42,7 +42,7 @@ class ImageSource:
     crops: int = 1
     """Crops of an image; 1 takes the largest square in its middle."""
     min_area: float = 0.2
-    """Least share of the image that a crop covers."""
+    """Least share of the image's largest square that a crop covers."""
     seed: int = 0
 
     @property
@@ -113,13 +113,20 @@ def find_images(
             f"{', '.join(map(str, folders))}; give a folder of images"
         )
     problems: dict[int, str] = {}
+    digests: dict[int, str] = {}
     advice = f"lower --num-workers, now {num_workers}"
     jobs = [(number, file) for number, file in enumerate(files)]
     with tqdm(total=len(files), desc="images") as progress:
-        for number, problem in map_in_processes(_decoded, jobs, num_workers, advice):
+        for number, problem, digest in map_in_processes(_decoded, jobs, num_workers, advice):
             if problem:
                 problems[number] = problem
+            digests[number] = digest
             progress.update()
+    first: dict[str, Path] = {}
+    for number in (n for n in range(len(files)) if n not in problems):
+        same = first.setdefault(digests[number], files[number])
+        if same != files[number]:  # else one image were in several splits
+            problems[number] = f"{files[number]} has the content of {same}"
     left_out += [problems[number] for number in sorted(problems)]
     good = tuple(str(file) for number, file in enumerate(files) if number not in problems)
     if not good:
@@ -151,13 +158,13 @@ def _below(folder: Path, left_out: list[str]) -> Sequence[Path]:
     return list(visible_files(folder, report))
 
 
-def _decoded(number: int, file: Path) -> tuple[int, str]:
-    """Return the image's number, and what is wrong with it."""
+def _decoded(number: int, file: Path) -> tuple[int, str, str]:
+    """Return the image's number, what is wrong with it, and the digest of its content."""
     try:
         read_image(file)
+        return number, "", file_digest(file)
     except ValueError as problem:
-        return number, str(problem)
-    return number, ""
+        return number, str(problem), ""
 
 
 def _common_folder(files: Sequence[Path]) -> Path:
@@ -177,7 +184,10 @@ def _random_box(
     """Draw a box: its share of the largest square's area, aspect ratio and place are uniform."""
     height, width = image.shape[:2]
     side = min(height, width) * np.sqrt(rng.uniform(min_area, 1))
-    stretch = np.sqrt(np.exp(rng.uniform(-np.log(ASPECT), np.log(ASPECT))))
+    low, high = (np.log(s / side) for s in (max(side * side / width, 1), height))
+    limit = np.log(ASPECT) / 2
+    # no side is longer than the image's, so that none is cut
+    stretch = np.exp(rng.uniform(max(low, -limit), min(high, limit)))
     rows = int(np.clip(round(side * stretch), 1, height))
     columns = int(np.clip(round(side / stretch), 1, width))
     top = int(rng.integers(0, height - rows + 1))

@@ -37,8 +37,10 @@ def find_videos(paths: Sequence[Path]) -> tuple[list[VideoFile], list[str]]:
     def note(file: Path, problem: str) -> None:
         left_out.append(f"{file} {problem}")
 
-    for path in map(Path, map(os.path.abspath, paths)):
-        files = [path] if path.is_file() else list(visible_files(path, note))
+    for path in (path.resolve() for path in paths):
+        # what is linked to is one file, under whatever names: else it were in several splits
+        listed_files = [path] if path.is_file() else visible_files(path, note)
+        files = list(dict.fromkeys(file.resolve() for file in listed_files))
         videos = dict(_videos(files, left_out))
         if not videos and not left_out:
             kinds = Counter(file.suffix.lower() or "no suffix" for file in files)

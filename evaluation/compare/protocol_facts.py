@@ -22,6 +22,9 @@ def facts_of(key: str, metrics: dict[str, Any]) -> Facts:
     if group in ("open_loop", "rewards"):
         horizons = metrics[group].get("horizons") or [None]
         facts = [dataset, clips, ("longest horizon", horizons[-1])]
+        # what a world infers from the frames that follow says more than what was recorded
+        inferred = bool((metrics.get("latent_actions") or {}).get("n"))
+        facts.append(("actions", "inferred" if inferred else "recorded"))
     elif group == "task":
         goal = provenance.get("task_goal")
         facts = [("first seed", seeds.get("task")), ("goal", goal or "the task's own")]

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from evaluation.measures.intervals import bootstrap
+from evaluation.measures.other_sources import other_sources
 from models.dynamics.dynamics import State
 from models.world import World
 
@@ -44,13 +45,10 @@ def cross_episode_cosines(
     if len(np.unique(sources[moving])) < 2:
         return None
     n = len(codes)
-    # clips are in order of their episodes: half the list away lies another one
-    given = {
-        "same_code": np.roll(codes, n // 2),
-        "other_code": np.roll(codes, n // 2 + n // 4),
-        "own_clip": codes,
-    }
-    wanted = {"same_code": np.roll(motion, n // 2, 0), "other_code": np.roll(motion, n // 2, 0)}
+    other = other_sources(sources, n // 2)
+    third = other_sources(sources, n // 2 + max(1, n // 4))
+    given = {"same_code": codes[other], "other_code": codes[third], "own_clip": codes}
+    wanted = {"same_code": motion[other], "other_code": motion[other]}
     imagined = {name: _imagined(world, states, own, read) for name, own in given.items()}
     result: dict[str, Any] = {"n": len(moving), "sources": len(np.unique(sources[moving]))}
     for name, predicted in imagined.items():

@@ -26,6 +26,7 @@ from data.shards.shard_header import Split
 from evaluation.measures.intervals import bootstrap_means, confidence_interval
 from evaluation.measures.metrics import MIN_MSE
 from evaluation.measures.open_loop import RolloutWorld, S, imagine
+from evaluation.measures.other_sources import other_sources
 from evaluation.measures.sample_clips import choose_clips
 
 BATCH_SIZE = 64
@@ -77,7 +78,7 @@ def counterfactuals(
     """
     steps, context, count = max(horizons), world.context, len(starts.episodes)
     own = [_read(dataset, "actions", e, f, f + steps) for e, f in _pairs(starts)]
-    others = np.roll(np.stack(own), count // 2, axis=0)
+    others = np.stack(own)[other_sources(starts.episodes, count // 2)]
     branches = _branches(dataset, env, starts, others)
     at = np.asarray(horizons) - 1
     errors: list[np.ndarray] = []

@@ -92,7 +92,8 @@ def _choose(
     seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose episodes and last context frames, (n,) each: a quarter before ends, a quarter before
-    rewards, and the rest where neither follows; more of the others where one is rare."""
+    rewards, and the rest where neither follows; a half before the one of both where the other never
+    happens."""
     rng = np.random.default_rng(seed)
     pairs: dict[str, list[tuple[int, int]]] = {"ends": [], "rewards": [], "none": []}
     for episode in dataset.episodes(split):
@@ -108,7 +109,9 @@ def _choose(
             if not ((happens > start) & (happens <= start + steps)).any():
                 pairs["none"].append((episode, start))
     chosen = []
-    for name, share in (("ends", count // 4), ("rewards", count // 4), ("none", count // 2)):
+    kinds = [name for name in ("ends", "rewards") if pairs[name]]
+    shares = dict.fromkeys(kinds, count // 2 // max(1, len(kinds)))
+    for name, share in {**shares, "none": count // 2 if kinds else count}.items():
         if pairs[name]:
             values = np.array(pairs[name])
             chosen.append(values[choose_clips(values[:, 0], share, seed)])

@@ -37,6 +37,7 @@ DELTA_STEPS = 4  # of Genie's delta-PSNR
 BATCH_SIZE = 32
 STEPS_PER_CLIP = 8  # held-out steps that codes are compared on, for each clip that is rolled out
 MIN_IMAGE_MOTION = 1 / 64  # of the width
+EFFECT_STARTS = 64  # clips that each action is tried in
 
 
 def measure_latent_actions(
@@ -110,7 +111,10 @@ def rollout_measures(
         ),
         "by_state": _by_state(world, dataset, states, all_codes, indices, sources, estimator, test),
     }
-    effects = measure_effects(world, states[:2])
+    # spaced: clips are in order of their episodes
+    every = max(1, len(indices) // EFFECT_STARTS)
+    spaced = [state.select(torch.arange(0, len(state), every)) for state in states]
+    effects = measure_effects(world, spaced)
     (steps,) = horizons_within(dataset, "test", world.context, [DELTA_STEPS])
     drawn = drawn_action_psnr(
         world,

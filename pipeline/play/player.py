@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.actions import as_tensor
+from data.actions import ActionSpec, as_tensor
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import Split
 from models.action_map import ActionMap
@@ -66,9 +66,11 @@ class StartSampler:
         context: int,
         seed: int,
         infers: World | None = None,
+        taken: ActionSpec | None = None,
     ) -> None:
-        """infers: a world that reads its own actions from frames."""
-        self.infers = infers
+        """infers: a world that reads its own actions from frames; taken: actions that are taken
+        where the dataset may have none."""
+        self.infers, self.taken = infers, taken
         self.dataset, self.split, self.context = dataset, split, context
         min_length = context + 1
         self.episodes = [e for e in dataset.episodes(split) if dataset.length(e) >= min_length]
@@ -132,8 +134,11 @@ class StartSampler:
 
         frames: (T, H, W, 3) uint8.  Returns (T, A) or (T,); the last leads nowhere.
         """
-        if self.infers is None:
+        if self.infers is None and self.dataset.has("actions"):
             return self.dataset.read(episode, "actions", first)
+        if self.infers is None:  # a video's: a world infers what led to a start, and none follows
+            assert self.taken is not None
+            return self.taken.empty(1, len(frames))[0].numpy()
         clip = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
         inferred = self.infers.actions_of(clip, torch.zeros(1, len(frames), 0))[0].cpu().numpy()
         return np.concatenate([inferred, np.zeros_like(inferred[:1])])

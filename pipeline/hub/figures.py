@@ -16,7 +16,6 @@ TASK = {"success": ("success_low", "success_high"), "score": ("low", "high")}
 GOAL = {"success": ("low", "high")}
 RETURN = {"return": ("low", "high")}
 IMITATION = {"log_likelihood": ("log_likelihood_low", "log_likelihood_high")}
-RETURNS = {"return": ("low", "high")}
 IMAGES = (
     "psnr", "copy_last_psnr", "delta_psnr", "ssim", "block_px", "copy_last_block_px",
     "block_degrees", "copy_last_block_degrees",
@@ -79,10 +78,9 @@ def figures_of(metrics: dict[str, Any]) -> list[Figure]:
     groups: dict[str, tuple[dict[str, Any], dict[str, tuple[str, str]]]] = {
         "imitation": (metrics["imitation"], IMITATION),
         "task": (metrics["task"], TASK),
-        "returns": (metrics.get("returns", {}), RETURN),
+        "returns": (metrics.get("returns", {}), RETURN),  # an older report has none
     }
     groups |= {f"goal.{name}": (policies, GOAL) for name, policies in metrics["goal"].items()}
-    groups["returns"] = (metrics.get("returns", {}), RETURNS)  # an older report has none
     for group, (policies, wanted) in groups.items():
         for policy, values in policies.items():
             for name, (low, high) in wanted.items():

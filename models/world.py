@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -267,9 +268,21 @@ class World(nn.Module):
             )
         self.dynamics.sampling = sampling  # type: ignore[attr-defined]
 
+    def with_sampling(self, sampling: Sampling) -> World:
+        """Return a view with the same weights that samples like this, while other threads sample as
+        before; a world that samples nothing is its own view.  Steps and order have no effect where
+        a frame is predicted in one way."""
+        if not hasattr(self.dynamics, "sampling"):
+            return self
+        view, dynamics = copy(self), copy(self.dynamics)
+        dynamics.sampling = sampling  # type: ignore[attr-defined]
+        view._modules = self._modules | {"dynamics": dynamics}  # which copy() has shared
+        return view
+
     @contextmanager
     def sampled(self, sampling: Sampling) -> Iterator[None]:
-        """Sample like this inside a `with` block; a world that samples nothing stays as it is."""
+        """Sample like this inside a `with` block, in all threads; a world that samples nothing
+        stays as it is."""
         dynamics: Any = self.dynamics
         before = getattr(dynamics, "sampling", None)
         if not hasattr(dynamics, "sampling"):

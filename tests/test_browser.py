@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pointer_world import PointerWorld, ToTheRight, blue_at
+from square_world import MOVES, square_world, write_squares
 
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
 from starlette.testclient import TestClient
@@ -30,11 +32,14 @@ from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from pipeline.play.browser import app, serve
 from pipeline.play.browser.app import TYPES, make_app
-from pipeline.play.browser.messages import HEADER, MAX_BYTES, parse
+from pipeline.play.browser.guest import Guest
+from pipeline.play.browser.messages import HEADER, MAX_BYTES, Key, parse
 from pipeline.play.browser.room import Room
 from pipeline.play.browser.server_config import ServerConfig
+from pipeline.play.buttons import Buttons
 from pipeline.play.game import Game
 from pipeline.play.player import Player, StartSampler
+from pipeline.play.recording import Recording
 from pipeline.play.simulators import open_simulator
 
 FPS = 100.0
@@ -255,6 +260,144 @@ def test_a_recording_can_be_downloaded_by_who_made_it(make_house: Any):
             assert house.client.get(wrong).status_code == 404
 
 
+@pytest.fixture
+def slow_writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Recordings are written once it is set."""
+    may_write, write = threading.Event(), Recording.write
+
+    def wait(recording: Recording, folder: Path, fps: float) -> None:
+        may_write.wait(PATIENCE)
+        write(recording, folder, fps)
+
+    monkeypatch.setattr(Recording, "write", wait)
+    yield may_write
+    may_write.set()
+
+
+def record(house: House, visitor: Visitor, frames: int) -> None:
+    visitor.key("v")
+    game = house.guest(visitor).game
+    house.until(lambda: game.recording is not None and len(game.recording.frames) >= frames)
+    visitor.key("v")
+    house.until(lambda: game.recording is None)
+
+
+def test_one_recording_is_written_at_a_time_and_none_over_another(make_house: Any, slow_writer):
+    house = make_house()
+    with house.visit() as visitor:
+        visitor.hear("welcome")
+        guest = house.guest(visitor)
+        record(house, visitor, frames=12)
+        for _ in range(3):
+            record(house, visitor, frames=1)
+            assert "is not kept" in guest.game.message
+        assert house.room._writer._work_queue.qsize() == 0  # nothing waits in memory
+        slow_writer.set()
+        first = visitor.hear("recording")
+        record(house, visitor, frames=1)
+        second = visitor.hear("recording")
+        assert (first["number"], second["number"]) == (1, 2) and first["files"] != second["files"]
+        actions = house.client.get(first["files"][2]).content
+        assert len(np.load(io.BytesIO(actions))) >= 11
+
+
+def test_a_number_is_not_given_again_after_a_recording_that_could_not_be_written(
+    make_house: Any, monkeypatch: pytest.MonkeyPatch
+):
+    house, write = make_house(), Recording.write
+    with house.visit() as visitor:
+        visitor.hear("welcome")
+
+        def full(recording: Recording, folder: Path, fps: float) -> None:
+            write(recording, folder, fps)
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Recording, "write", full)
+        record(house, visitor, frames=1)
+        while "No space left" not in visitor.hear("status")["message"]:
+            pass
+        monkeypatch.setattr(Recording, "write", write)
+        record(house, visitor, frames=1)
+        assert visitor.hear("recording")["number"] == 2
+        folder = house.room.folder / visitor.session
+        house.until(lambda: [f.name for f in folder.iterdir()] == ["recording-001"])
+
+
+def test_what_is_being_written_when_its_guest_leaves_is_removed(make_house: Any, slow_writer):
+    house = make_house()
+    with house.visit() as visitor:
+        visitor.hear("welcome")
+        guest = house.guest(visitor)
+        record(house, visitor, frames=1)
+        house.room.leave(guest)
+        slow_writer.set()
+        house.until(lambda: not guest.is_writing)
+        folder = house.room.folder / visitor.session
+        house.until(lambda: not folder.exists() and house.room._writer._work_queue.empty())
+
+
+# -- keys that take long, and buttons ----------------------------------------------------------
+
+
+def a_guest(shards: Path, folder: Path) -> Guest:
+    guest = Guest()
+    make_game: Any = House(shards, folder, ServerConfig()).room.make_game
+    guest.game = make_game(folder, None, 0)
+    return guest
+
+
+def give(guest: Guest, *keys: str) -> None:
+    for key in keys:
+        for down in (True, False):
+            guest.receive(Key(t="key", key=key, down=down, at=1.0))
+
+
+def test_many_resets_are_one_and_other_keys_that_take_long_one_a_step(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    guest = a_guest(shards, tmp_path)
+    done: list[str] = []
+    monkeypatch.setattr(guest.game, "reset", lambda: done.append("r"))
+    monkeypatch.setattr(guest.game, "_freeze_goal", lambda: done.append("g"))
+    give(guest, *["r"] * 100)
+    guest.take_inputs()
+    assert done == ["r"] and not guest.inbox
+    give(guest, "g", "p", "r", "g", "g")
+    for expected in ("g", "r", "g", "g", ""):
+        done.clear()
+        guest.take_inputs()
+        assert done == list(expected)
+    assert guest.game is not None and guest.game.paused  # what takes no time does not wait
+
+
+def test_buttons_of_latent_actions_have_their_names_and_arrows(tmp_path: Path):
+    dataset, world = write_squares(tmp_path / "shards"), square_world()
+    starts = StartSampler(dataset, "test", world.context, 0, world)
+    motion = ((-0.1, 0.05), (0.0, 1e-4), *[(0.1, 0.0)] * 7)
+    buttons = Buttons("x", ("left", *[""] * 8), motion, (1.0,) * 9, 1)
+
+    def game(player: Player, buttons: Buttons | None) -> Guest:
+        guest = Guest()
+        guest.game = Game(player, starts, starts.at(0), tmp_path, 32, FPS, buttons=buttons)
+        return guest
+
+    room = Room(cast(Any, None), ServerConfig(), FPS, tmp_path)
+    guest = game(Player(world), buttons)
+    welcome = room.welcome(guest)
+    assert welcome["actions"][:2] == [
+        {"label": "1 left", "motion": [-0.1, 0.05]}, {"label": "2", "motion": [0.0, 0.0]},
+    ]  # fmt: skip
+    assert len(welcome["actions"]) == 9 and welcome["keys"][0].startswith("1 left  2  3")
+    give(guest, "1")
+    guest.take_inputs()
+    status = guest.next_status({})
+    assert status is not None and status["action"] == "1 left"
+    true_actions: Any = type("Map", (), {"true": MOVES})()
+    named = room.welcome(game(Player(world, action_map=true_actions), None))["actions"]
+    assert named[0] == {"label": "stay", "motion": None}  # the data's own, as they are taken
+    room.close()
+
+
 # -- many players ------------------------------------------------------------------------------
 
 
@@ -355,12 +498,51 @@ def test_a_game_that_refuses_says_why_and_the_others_play_on(make_house: Any):
     with house.visit() as one, house.visit() as other:
         for visitor in (one, other):
             visitor.hear("welcome")
-
-        def refuse(*_: Any) -> None:
-            raise ValueError("this episode has no seed")
-
         house.guest(one).game.reset = refuse
         one.key("r")
+        while "no seed" not in (status := one.hear("status"))["message"]:
+            pass
+        assert status["paused"]
+        other.settle(0.2, 0.2, at=3)
+
+
+def refuse(*_: Any) -> Any:
+    raise ValueError("this episode has no seed")
+
+
+@pytest.mark.parametrize("recording", [False, True])
+def test_a_simulator_that_refuses_is_not_shown_and_all_play_on(make_house: Any, recording: bool):
+    house = make_house()
+    with house.visit() as one, house.visit() as other:
+        for visitor in (one, other):
+            visitor.hear("welcome")
+        guest = house.guest(one)
+        guest.player.simulator.reset = refuse
+        if recording:
+            one.key("v")
+            house.until(lambda: guest.game.recording is not None)
+        one.send(t="key", key="b", down=True, at=1)
+        while "no seed" not in (status := one.hear("status"))["message"]:
+            pass
+        assert len(status["panels"]) == 1 and not status["paused"]
+        steps = guest.player.steps
+        house.until(lambda: guest.player.steps > steps + 3)
+        if recording:
+            one.key("v")
+            files = one.hear("recording")["files"]
+            frames = list((guest.recordings[0] / "frames").iterdir())  # a GIF joins equal ones
+            actions = np.load(io.BytesIO(house.client.get(files[2]).content))
+            assert len(frames) == len(actions) + 1
+        other.settle(0.2, 0.2, at=3)
+
+
+@pytest.mark.parametrize("part", ["world_action", "arrive"])
+def test_a_step_that_refuses_pauses_its_game_alone(make_house: Any, part: str):
+    house = make_house()
+    with house.visit() as one, house.visit() as other:
+        for visitor in (one, other):
+            visitor.hear("welcome")
+        setattr(house.guest(one).player, part, refuse)
         while "no seed" not in (status := one.hear("status"))["message"]:
             pass
         assert status["paused"]
@@ -370,10 +552,6 @@ def test_a_game_that_refuses_says_why_and_the_others_play_on(make_house: Any):
 def test_a_game_that_cannot_begin_is_told_and_the_next_one_begins(make_house: Any):
     house = make_house()
     make_game = house.room.make_game
-
-    def refuse(*_: Any) -> None:
-        raise ValueError("this episode has no seed")
-
     house.room.make_game = refuse
     with house.visit() as visitor, pytest.raises(WebSocketDisconnect) as ended:
         visitor.hear("welcome")
@@ -400,6 +578,7 @@ def test_a_fault_of_ours_ends_the_server(
 @pytest.mark.parametrize(
     "headers",
     [{"origin": "http://evil.example"}, {"origin": "http://127.0.0.1:9"}, {},
+     {"origin": "http://["}, {"origin": "http://127.0.0.1", "host": "[x"},
      {"origin": "http://evil.example", "host": "evil.example"}],
 )  # fmt: skip
 def test_a_page_of_another_server_may_not_connect(make_house: Any, headers: dict[str, str]):
@@ -411,7 +590,8 @@ def test_a_page_of_another_server_may_not_connect(make_house: Any, headers: dict
 def test_a_name_that_is_not_this_machines_is_refused(make_house: Any):
     client = make_house().client
     assert client.get("/").status_code == 200
-    assert client.get("/", headers={"host": "evil.example"}).status_code == 421
+    for host in ("evil.example", "[x", ""):
+        assert client.get("/", headers={"host": host}).status_code == 421
 
 
 def test_without_the_key_nobody_plays_and_with_it_from_anywhere(make_house: Any):

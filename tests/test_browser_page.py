@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from square_world import write_squares
 from untrained_run import write_run
 
 from data.shards.episode_dataset import EpisodeDataset
@@ -45,6 +46,17 @@ play.load_controller = lambda run, world: ToTheRight()
 play.main.__module__ = "play"
 run_cli(play.main, play.Config, "play")
 """
+PLAY_LATENT = PLAY.replace(
+    "run_cli(",
+    """
+from pipeline.play.buttons import Buttons
+from square_world import square_world
+motion = ((-0.1, 0.0), (0.0, 0.0), *[(0.04, 0.05)] * 7)
+buttons = Buttons("x", ("back", *[""] * 8), motion, (1.0,) * 9, 1)
+play.load_world, play.load_controller = lambda run, int8: square_world(), lambda run, world: None
+play.find_buttons = lambda run, world, dataset, names: buttons
+run_cli(""",
+)
 BLUE = """(panel) => {
   const canvas = document.getElementById("world"), step = 4;
   const width = panel ? (canvas.width - 4) / 2 : canvas.height;
@@ -64,17 +76,17 @@ BLUE = """(panel) => {
 class Server:
     """play.py --browser, as somebody starts it."""
 
-    def __init__(self, run: Path, *flags: str) -> None:
+    def __init__(self, run: Path, *flags: str, program: str = PLAY) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self.run, self.flags = run, flags
+        self.run, self.flags, self.program = run, flags, program
         self.start()
 
     def start(self) -> None:
         words = ["--run", str(self.run), "--browser", "--fps", "25", *self.flags]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PLAY, *words, "--server.port", str(self.port)],
+            [sys.executable, "-c", self.program, *words, "--server.port", str(self.port)],
             env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -238,6 +250,28 @@ def test_the_simulator_and_the_controller_are_a_button_each(server: Server, visi
     said(page, "The controller acts")
     assert page.get_attribute("#controller", "aria-pressed") == "true"
     goes_to(page, 1.0, 0.0)
+
+
+def test_buttons_of_latent_actions_say_and_draw_what_they_do(visit: Any, tmp_path: Path):
+    write_squares(tmp_path / "shards")
+    server = Server(tmp_path, program=PLAY_LATENT)
+    try:
+        page = visit(server.url)
+        buttons = page.get_by_role("group", name="Actions").get_by_role("button")
+        until(page, lambda: buttons.count() == 9)
+        for number, label in enumerate(("1 back, moves left", "2, moves nothing",
+                                        "3, moves down right")):  # fmt: skip
+            assert buttons.nth(number).get_attribute("aria-label") == label
+        arrows = [buttons.nth(n).locator("span").evaluate("e => [e.textContent, e.style.transform]")
+                  for n in range(3)]  # fmt: skip
+        assert [sign for sign, _ in arrows] == ["\u2192", "\u00b7", "\u2192"]
+        assert arrows[0][1].startswith("rotate(3.14159rad) scale(1.3)")
+        buttons.nth(0).click()
+        until(page, lambda: buttons.nth(0).get_attribute("aria-pressed") == "true")
+        until(page, lambda: "1 back" in page.locator("#hud").inner_text())
+        assert buttons.nth(1).get_attribute("aria-pressed") == "false"
+    finally:
+        server.stop()
 
 
 def test_a_recording_is_offered_for_download(server: Server, visit: Any):

@@ -10,7 +10,8 @@ import torch
 from pointer_world import PointerWorld
 from square_world import MOVE, NAMES, VECTORS, draw, find, square_world
 
-from models.planning.code_planner import CodePlanner, CodePlannerConfig
+from models.layers.sampling import Sampling
+from models.planning.code_planner import LIKELIEST, CodePlanner, CodePlannerConfig
 from models.planning.image_distance import ImageDistance
 from models.planning.plan_executor import PlanExecutor
 
@@ -94,3 +95,37 @@ def test_a_replanned_plan_ends_when_the_first_would_have():
 def test_what_cannot_be_tried_one_by_one_is_refused():
     with pytest.raises(ValueError, match="tries each of at most 64 codes, .* are continuous, 2"):
         CodePlanner(CodePlannerConfig(), cast(Any, PointerWorld()))
+
+
+def test_a_search_decodes_the_likeliest_and_leaves_the_sampling_of_others_alone():
+    search = planner()
+    dynamics: Any = search.world.dynamics
+    dynamics.sampling = Sampling(temperature=1.0)  # as pictures of all who play are drawn
+    state, goal = state_and_goal(search.world)
+    searched: list[Sampling] = []
+    others: list[Sampling] = []
+    step = type(dynamics).step
+
+    def seen(self: Any, state: Any, action: Any) -> Any:
+        (others if self is dynamics else searched).append(self.sampling)
+        if self is not dynamics:  # another thread comes in between
+            search.world.step(state, action)
+        return step(self, state, action)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(dynamics), "step", seen)
+        search.plan(state, goal)
+    assert searched and set(searched) == {LIKELIEST}
+    assert len(others) == len(searched) and set(others) == {Sampling(temperature=1.0)}
+    assert dynamics.sampling == Sampling(temperature=1.0)
+
+
+def test_a_view_with_another_sampling_has_the_same_weights():
+    world = square_world()
+    assert world.with_sampling(LIKELIEST) is world  # it samples nothing
+    world.dynamics.sampling = Sampling()  # type: ignore[attr-defined]
+    view = world.with_sampling(Sampling(2.0))
+    assert view.dynamics is not world.dynamics and view.tokenizer is world.tokenizer
+    assert view.dynamics.sampling == Sampling(2.0)  # type: ignore[attr-defined]
+    pairs = zip(view.parameters(), world.parameters(), strict=True)
+    assert all(own is other for own, other in pairs)

@@ -83,10 +83,9 @@ class CodePlanner:
         goals = goal[:, None] if goal.ndim == single else goal
         tracked = torch.stack([self.objective.start(each) for each in goals.unbind(1)], 1)
         at_once = max(1, self.config.max_parallel // (self.config.beam_width * self._count))
-        parts = []
-        with self.world.sampled(LIKELIEST):
-            for rows in torch.arange(len(state), device=self.world.device).split(at_once):
-                parts.append(self._search(state.select(rows), tracked[rows], horizon))
+        world, parts = self.world.with_sampling(LIKELIEST), []
+        for rows in torch.arange(len(state), device=self.world.device).split(at_once):
+            parts.append(self._search(world, state.select(rows), tracked[rows], horizon))
         codes, cost = (torch.cat(found) for found in zip(*parts, strict=True))
         start_cost = self._cost(self.objective.start(state.latents), tracked)
         knots = torch.cat([codes[:, :1], codes], 1)[..., None]
@@ -96,7 +95,9 @@ class CodePlanner:
     def _count(self) -> int:
         return self.world.actions.size
 
-    def _search(self, state: State, goals: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    def _search(
+        self, world: World, state: State, goals: Tensor, horizon: int
+    ) -> tuple[Tensor, Tensor]:
         """Find the best codes, (B, H), and their costs, (B,); goals: tracked, (B, G, ...)."""
         worlds, count = len(state), self._count
         beams, tracked = state, self.objective.start(state.latents)
@@ -106,7 +107,7 @@ class CodePlanner:
             width = codes.shape[1]
             tried = torch.arange(count, device=codes.device).repeat(worlds * width)
             actions = tried[:, None].expand(-1, self.action_block)
-            after = self.world.imagine(beams.repeat(count), actions)
+            after = world.imagine(beams.repeat(count), actions)
             followed = tracked.repeat_interleave(count, 0)
             followed = self.objective.follow(followed, actions, after.latents)
             found = self._cost(followed, goals.repeat_interleave(width * count, 0))

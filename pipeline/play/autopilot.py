@@ -118,7 +118,7 @@ class Autopilot:
         try:
             if self.actor is None or self.actor.goal.objective is not goal.objective:
                 self.actor = None
-            if self.actor is None or self.actor.goal.has_time != goal.has_time:
+            if self.actor is None or _kind(self.actor.goal) != _kind(goal):
                 self.actor = self.make_actor(goal)
             self.actor.reset(goal)
         except ValueError as problem:
@@ -130,3 +130,8 @@ class Autopilot:
     def _drop(self) -> None:
         """Forget the action that is being planned; its thread ends by itself."""
         self._next = None
+
+
+def _kind(goal: Goal) -> tuple[bool, bool]:
+    """What decides how a goal is planned towards, beside its objective."""
+    return goal.has_time, goal.pose is not None

@@ -68,6 +68,11 @@ class Buttons:
         return f"{code + 1} {self.names[code]}".strip()
 
 
+def moves(motion: tuple[float, float]) -> bool:
+    """Whether a mean motion is one that has a direction."""
+    return math.hypot(*motion) >= MOVES
+
+
 def _draw_arrow(
     pen: ImageDraw.ImageDraw,
     center: tuple[float, float],
@@ -77,7 +82,7 @@ def _draw_arrow(
 ) -> None:
     """An arrow as long as the motion is to the longest one; a dot where nothing moves."""
     (x, y), length = center, math.hypot(*motion)
-    if length < MOVES:
+    if not moves(motion):
         pen.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=color)
         return
     half = 3 + 5 * length / longest

@@ -230,8 +230,17 @@ class Game:
         if self.autopilot is not None and (planner_line := self.autopilot.describe()):
             lines.append(planner_line)  # of its own: it changes in length
         if self.show_help:
-            lines += [f"{self.action_input.help}  {HELP}"]
+            lines += [f"{self.help}  {HELP}"]
         return add_text(self.render_panels(), lines)
+
+    @property
+    def help(self) -> str:
+        """The keys that steer."""
+        if self.buttons is None:
+            return self.action_input.help
+        count = len(self.buttons.names)
+        digits = [self.buttons.describe(code) for code in range(min(9, count))]
+        return "  ".join([*digits, ", . others" if count > 9 else ", . the next"])
 
     def status(self) -> str:
         """Format speed, latency, step, reward and mode in one line."""
@@ -244,13 +253,14 @@ class Game:
         if self.player.simulator is not None and self.show_simulator:
             parts.append(self.player.simulator_status())
         if self.person_acts:
-            parts.append(self._describe_action())
+            parts.append(self.describe_action())
         parts += ["controller"] if self.use_controller else []
         parts += ["PAUSED"] if self.paused else []
         parts += ["REC"] if self.recording is not None else []
         return "  ".join(p for p in [*parts, self.message] if p)
 
-    def _describe_action(self) -> str:
+    def describe_action(self) -> str:
+        """Describe the action that is held, as its button is called."""
         if self.buttons is None:
             return self.action_input.describe()
         return self.buttons.describe(int(self.action_input.action))

@@ -17,7 +17,7 @@ from pipeline.play.goal_planners import (
     best_source,
     make_executor,
 )
-from pipeline.play.goals import TASK, Goal, find_goal
+from pipeline.play.goals import TASK, Goal, find_goal, own_task_goal
 from pipeline.play.play_config import Config
 from pipeline.play.player import Player, Start
 
@@ -42,7 +42,8 @@ class SharedPlanning:
         self.config, self.world, self.dataset = config, world, dataset
         named = config.actions in get_args(GoalSource)
         self.source: GoalSource | None = cast(GoalSource, config.actions) if named else None
-        self._goal: Goal | None = None  # one that does not depend on the start
+        self._goal: Goal | None = None
+        """One that has no time; its pose alone depends on the start."""
         self._executors: dict[tuple[object, ...], MakeExecutor] = {}
         self._thread = ThreadPoolExecutor(1, "planner")
 
@@ -58,16 +59,22 @@ class SharedPlanning:
             raise ValueError(problem)
 
     def _find(self, start: Start) -> Goal:
-        config = self.config
-        names = config.goal or (TASK,)
-        goal = self._goal or find_goal(
-            names, config.run, self.world, self.dataset, start, config.goal_offset
-        )
+        config, kept = self.config, self._goal
+        if kept is not None and kept.pose is not None and start.goal is None:
+            kept = None
+        if kept is None:
+            names = config.goal or (TASK,)
+            goal = find_goal(names, config.run, self.world, self.dataset, start, config.goal_offset)
+        elif kept.is_task and start.goal is not None:
+            goal = own_task_goal(kept, config.run, start)  # of the cost that is loaded
+        else:
+            goal = kept
         self._goal = None if goal.has_time else goal
         return goal
 
     def _actor(self, player: Player, goal: Goal) -> GoalActor:
-        kind = (goal.objective, goal.has_time, goal.action_block, goal.is_task)
+        has_pose = goal.pose is not None  # which is given with each plan, but decides what may act
+        kind = (goal.objective, goal.has_time, goal.action_block, goal.is_task, has_pose)
         if kind not in self._executors:
             self._executors[kind] = make_goal_executor(self.config, self.source, self.world, goal)
         observes = self.config.observe_simulator

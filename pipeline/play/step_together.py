@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,42 @@ from pipeline.play.player import Player
 from pipeline.pytree import flatten, unflatten
 
 
+def _raise(number: int, problem: ValueError) -> None:
+    raise problem
+
+
 @torch.inference_mode()
-def step_together(players: Sequence[Player], actions: Sequence[np.ndarray]) -> int:
+def step_together(
+    players: Sequence[Player],
+    actions: Sequence[np.ndarray],
+    refused: Callable[[int, ValueError], None] = _raise,
+) -> int:
     """Let each player take its action, (A,) or (), in one forward for all whose states are alike;
-    return the number of forwards."""
-    if not players:
-        return 0
-    world, joined = players[0].world, join([player.state for player in players])
-    taken = [player.as_action(a) for player, a in zip(players, actions, strict=True)]
+    return the number of forwards.
+
+    refused: is told the number of a player whose simulator refuses, and why; the others go on.
+    """
+    able, taken, given = [], [], []
+    for number, (player, action) in enumerate(zip(players, actions, strict=True)):
+        own_action = player.as_action(action)
+        try:
+            given.append(player.world_action(own_action))
+        except ValueError as problem:
+            refused(number, problem)
+        else:
+            able.append(number)
+            taken.append(own_action)
+    joined = join([players[number].state for number in able])
     for rows, state in joined:
-        batch = torch.cat([players[row].world_action(taken[row]) for row in rows])
-        after = world.step(state, batch)
+        world = players[able[rows[0]]].world
+        after = world.step(state, torch.cat([given[row] for row in rows]))
         frames = world.decode(after).permute(0, 2, 3, 1).cpu().numpy()
         for at, row in enumerate(rows):
             own = after if len(rows) == 1 else after.select(torch.tensor([at], device=world.device))
-            players[row].arrive(taken[row], own, frames[at].copy())
+            try:
+                players[able[row]].arrive(taken[row], own, frames[at].copy())
+            except ValueError as problem:
+                refused(able[row], problem)
     return len(joined)
 
 

@@ -196,11 +196,18 @@ async def _read(guest: Guest, socket: WebSocket) -> None:
 def _host_is_ours(room: Room, headers: Mapping[str, str]) -> bool:
     """Whether the request names this machine: a foreign name that leads here (DNS rebinding) does
     not.  Elsewhere the key protects."""
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    return not room.config.is_local or host in LOOPBACK
+    if not room.config.is_local:
+        return True
+    try:
+        return urlsplit(f"//{headers.get('host', '')}").hostname in LOOPBACK
+    except ValueError:  # half of an IPv6 address
+        return False
 
 
 def _is_own_page(headers: Mapping[str, str]) -> bool:
     """Whether a socket is opened by a page of this server: browsers name it, and do not refuse
     others by themselves."""
-    return urlsplit(headers.get("origin", "")).netloc == headers.get("host", "-")
+    try:
+        return urlsplit(headers.get("origin", "")).netloc == headers.get("host", "-")
+    except ValueError:
+        return False

@@ -19,6 +19,7 @@ from pipeline.play.player import Player
 MOST_IN_FLIGHT = 2  # frames that are sent and not yet drawn
 MOST_INPUTS = 256  # that wait for a step
 JPEG_QUALITY = 95
+COSTLY = ("r", "t", "g", "c", "b", "v", "z")  # keys that may take as long as a step
 
 
 class Guest:
@@ -33,6 +34,9 @@ class Guest:
         self.last_input = self.last_seen = time.monotonic()
         self.sent = self.acked = self.dropped = 0
         self.recordings: dict[int, Path] = {}
+        self.recorded = 0
+        """How many were begun to be written, which numbers them."""
+        self.is_writing = False
         self.status: dict[str, Any] = {}
         """As it was sent last."""
         self._shown: tuple[Any, ...] = ()
@@ -56,10 +60,18 @@ class Guest:
         self.last_input = self.last_seen = time.monotonic()
 
     def take_inputs(self) -> None:
-        """Give the game what came in since the last step."""
+        """Give the game what came in since the last step, up to a second key that may take long: it
+        waits for the next step, as all others' games do for this one."""
         assert self.game is not None
+        taken = ""
         while self.inbox:
+            key = self._costly_key(self.game, self.inbox[0])
+            if key and taken and (key, taken) != ("r", "r"):
+                return
             message = self.inbox.popleft()
+            if key and taken:
+                continue  # one reset is as good as many
+            taken = taken or key
             if isinstance(message, Key):
                 self._key(self.game, message)
             elif isinstance(message, Pointer):
@@ -112,7 +124,7 @@ class Guest:
             "simulator": (
                 player.simulator_status() if player.simulator and game.show_simulator else ""
             ),
-            "action": game.action_input.describe() if game.person_acts else "",
+            "action": game.describe_action() if game.person_acts else "",
             "pointer": None if pointer is None else [round(float(p), 4) for p in pointer],
             "panels": [panel.caption for panel in game.panels()],
             "paused": game.paused,
@@ -127,6 +139,13 @@ class Guest:
             return None
         self.status = status
         return status
+
+    def _costly_key(self, game: Game, message: Input) -> str:
+        """The key, where it may take as long as a step; else nothing."""
+        if not isinstance(message, Key) or not message.down or message.repeated:
+            return ""
+        steers = game.action_input.handles(message.key)
+        return message.key if message.key in COSTLY and not steers else ""
 
     def _key(self, game: Game, message: Key) -> None:
         if not message.down:

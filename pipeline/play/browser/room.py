@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.play.browser.guest import Guest
 from pipeline.play.browser.server_config import ServerConfig
+from pipeline.play.buttons import moves
 from pipeline.play.game import Game
 from pipeline.play.recording import Recording
 from pipeline.play.step_together import step_together
@@ -75,8 +76,7 @@ class Room:
         """Give up a place."""
         if self.guests.pop(guest.token, None) is not None:
             guest.game = None
-            for folder in guest.recordings.values():
-                self._writer.submit(_remove, folder)
+            self._writer.submit(_remove, self.folder / guest.token)
 
     def leave_connection(self, guest: Guest, connection: Any) -> None:
         """A connection has ended; the place is kept for a while, unless another one took over."""
@@ -147,32 +147,38 @@ class Room:
             action = self._guarded(guest, _choose)
             if action is not None:
                 acting.append((guest, action))
-        step_together([guest.player for guest, _ in acting], [action for _, action in acting])
+        refused: set[int] = set()
+
+        def refuse(number: int, problem: ValueError) -> None:
+            refused.add(number)
+            _pause(acting[number][0], problem)
+
+        step_together([guest.player for guest, _ in acting], [action for _, action in acting],
+                      refuse)  # fmt: skip
         self.tick_ms = 1000 * (time.perf_counter() - start)
-        for guest, _ in acting:
-            self._guarded(guest, _after_step)
+        for number, (guest, _) in enumerate(acting):
+            if number not in refused:
+                self._shown(guest, _after_step)
         updates = []
         for guest in guests:
-            if guest.game is not None:
-                frame = guest.next_frame(self.tick_ms)
-                updates.append(Update(guest, frame, guest.next_status(more)))
+            frame = self._shown(guest, lambda guest: guest.next_frame(self.tick_ms))
+            status = self._shown(guest, lambda guest: guest.next_status(more))
+            updates.append(Update(guest, frame, status))
         return updates
 
     def welcome(self, guest: Guest) -> dict[str, Any]:
         """What a page needs to know before its first frame."""
         assert guest.game is not None
         game = guest.game
-        world = game.player.world
-        spec = world.actions
-        discrete = spec.kind == "discrete" and not spec.factors
+        spec = game.player.action_spec
         return {
             "type": "welcome",
             "session": guest.token,
-            "size": list(world.image_size),
+            "size": list(game.player.world.image_size),
             "pointer": spec.pointer,
             "lock": bool(spec.factors),
-            "keys": [game.action_input.help],
-            "actions": list(spec.names[:9]) if discrete else [],
+            "keys": [game.help],
+            "actions": _actions(game),
             "simulator": game.player.simulator is not None,
             "controller": game.player.controller is not None,
             "fps": self.fps,
@@ -193,30 +199,78 @@ class Room:
         try:
             return act(guest) if guest.game is not None else None
         except ValueError as problem:
-            if guest.game is not None:
-                guest.game.message, guest.game.paused = str(problem), True
+            _pause(guest, problem)
             return None
 
+    def _shown(self, guest: Guest, act: Callable[[Guest], Any]) -> Any:
+        """As `_guarded`; where the simulator is shown, one that refuses is so no longer, and its
+        player goes on without it."""
+        game = guest.game
+        if game is not None and game.show_simulator:
+            try:
+                return act(guest)
+            except ValueError as problem:
+                game.message, game.show_simulator = str(problem), False
+        return self._guarded(guest, act)
+
     def _save(self, guest: Guest, recording: Recording) -> str:
-        """Write a recording while the others play on, and tell where it can be downloaded."""
-        number = max(guest.recordings, default=-1) + 1
+        """Write a recording while the others play on, and tell where it can be downloaded.
+
+        One at a time of each guest: those that wait are held in memory.
+        """
+        if guest.is_writing:
+            return "this recording is not kept: the one before is still being written"
+        guest.is_writing = True
+        number, guest.recorded = guest.recorded, guest.recorded + 1
         folder = self.folder / guest.token / f"recording-{number:03d}"
 
         def write() -> None:
-            recording.write(folder, self.fps)
+            problem = ""
+            try:
+                recording.write(folder, self.fps)
+            except (OSError, ValueError) as error:  # a full disk, for one
+                problem = f"recording {number + 1} could not be written ({error})"
             assert self._loop is not None
-            self._loop.call_soon_threadsafe(self._written, guest, number, folder)
+            self._loop.call_soon_threadsafe(self._written, guest, number, folder, problem)
 
         self._writer.submit(write)
         return f"recording {number + 1} is being written"
 
-    def _written(self, guest: Guest, number: int, folder: Path) -> None:
+    def _written(self, guest: Guest, number: int, folder: Path, problem: str) -> None:
+        guest.is_writing = False
+        if guest.token not in self.guests:  # it was begun after they left
+            self._writer.submit(_remove, folder.parent)
+            return
+        if problem:
+            self._writer.submit(_remove, folder)
+            if guest.game is not None:
+                guest.game.message = problem
+            return
         guest.recordings[number] = folder
         for old in sorted(guest.recordings)[:-KEPT_RECORDINGS]:
             self._writer.submit(_remove, guest.recordings.pop(old))
         if guest.connection is not None:
             links = [f"/recordings/{guest.token}/{number}/{name}" for name in FILES]
             guest.connection.tell({"type": "recording", "number": number + 1, "files": links})
+
+
+def _actions(game: Game) -> list[dict[str, Any]]:
+    """The actions that have a button on the page, of those that have a digit: what each is called,
+    and its motion, x and y: 0 where it moves nothing, and None where it is not known."""
+    spec, buttons = game.player.action_spec, game.buttons
+    if spec.kind != "discrete" or spec.factors:
+        return []
+    if buttons is None:
+        return [{"label": name, "motion": None} for name in spec.names[:9]]
+    return [
+        {"label": buttons.describe(code), "motion": list(motion) if moves(motion) else [0.0, 0.0]}
+        for code, motion in enumerate(buttons.motion[:9])
+    ]
+
+
+def _pause(guest: Guest, problem: ValueError) -> None:
+    if guest.game is not None:
+        guest.game.message, guest.game.paused = str(problem), True
 
 
 def _choose(guest: Guest) -> Any:

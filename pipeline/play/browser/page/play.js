@@ -190,20 +190,41 @@ function tell(message) {
     message.acts === "controller" ? "The controller acts" : "",
     message.paused ? "Paused" : "", message.rewinding ? "Going back" : "",
   ].filter(Boolean).join(". ");
+  for (const button of at("actions").children) {
+    button.setAttribute("aria-pressed", String(button.dataset.label === message.action));
+  }
   if (said !== tell.said) at("said").textContent = tell.said = said;
   if (before.acts === "you" && message.acts !== "you") pointer = null;
 }
 
-function offerActions(names) {
+function offerActions(actions) {
   const group = at("actions");
-  group.hidden = !names.length;
-  group.replaceChildren(...names.map((name, index) => {
+  const longest = Math.max(...actions.map(({ motion }) => Math.hypot(...(motion || []))));
+  group.hidden = !actions.length;
+  group.replaceChildren(...actions.map(({ label, motion }, index) => {
     const button = document.createElement("button");
     button.type = "button";
-    button.textContent = name;
+    button.textContent = button.dataset.label = label;
+    if (motion) button.setAttribute("aria-label", `${label}, ${wordsOf(motion)}`);
+    if (motion) button.append(" ", arrow(motion, longest));
     button.addEventListener("click", () => tap(String(index + 1)));
     return button;
   }));
+}
+
+function wordsOf([x, y]) {
+  const least = Math.hypot(x, y) * 0.38; // less is not said: sin 22.5 degrees
+  const along = Math.abs(y) > least ? (y < 0 ? " up" : " down") : "";
+  const across = Math.abs(x) > least ? (x < 0 ? " left" : " right") : "";
+  return `moves${along}${across}` + (along || across ? "" : " nothing");
+}
+
+// as large as the motion is to the longest one; a dot where nothing moves
+function arrow([x, y], longest) {
+  const sign = document.createElement("span"), length = Math.hypot(x, y);
+  sign.textContent = length ? "\u2192" : "\u00b7";
+  sign.style.transform = `rotate(${Math.atan2(y, x)}rad) scale(${length ? 0.6 + 0.7 * length / longest : 1})`;
+  return sign;
 }
 
 function offerRecording(message) {

@@ -68,6 +68,11 @@ def main(config: Config) -> None:
     set_device(config.device, config.kernels)
     dataset = EpisodeDataset(config.run / "shards")
     world = load_world(config.run)
+    if world.infers_actions:
+        raise ValueError(
+            f"the world of {config.run} infers its own actions, and no controller can be trained in "
+            f"such a world yet; play.py and evaluate.py act in it by buttons and a search"
+        )
     methods = possible_methods(config, world, dataset)
     path = config.run / "dynamics" / "best.pt"
     dynamics = ckpt.load(path, "dynamics")

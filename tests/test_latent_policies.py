@@ -8,8 +8,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from square_run import square_run
 from square_world import MOVE, MOVES, NAMES, STICK, VECTORS, draw, square_world, write_squares
 
+import train_controller
 from data.actions import ActionSpec
 from evaluation.protocols.latent_policies import (
     LatentMpcPolicy,
@@ -80,3 +82,10 @@ class Always:
 
 def test_without_a_map_no_controller_acts_in_the_simulator():
     assert controller_policies(square_world(), {"bc": cast(Any, Always(1))}, None) == {}
+
+
+def test_training_a_controller_there_is_refused_in_one_line(tmp_path: Path, monkeypatch):
+    run = square_run(monkeypatch, tmp_path)
+    with pytest.raises(ValueError, match="infers its own actions, and no controller"):
+        train_controller.main(train_controller.Config(run))
+    assert not (run / "controller").exists()

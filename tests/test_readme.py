@@ -121,7 +121,8 @@ def check_python(words: list[str]) -> None:
     script, *arguments = words
     if script == "-m":
         module, *arguments = arguments
-        assert importlib.util.find_spec(module), module
+        # to look for pip would keep setuptools from its own distutils, in this whole process
+        assert module == "pip" or importlib.util.find_spec(module), module
         if module in MODULES:
             config = parse(MODULES[module], None, arguments).config
             if isinstance(config, bench.__main__.Config):

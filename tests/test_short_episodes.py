@@ -67,10 +67,15 @@ def test_clips_that_are_too_long_are_told_with_their_flag_before_training(tmp_pa
     assert not list(tmp_path.rglob("last.pt")) and not (tmp_path / "latents").exists()
 
 
-def test_episodes_of_one_frame_are_refused_before_the_tokenizer_is_trained(tmp_path):
+def test_a_tokenizer_learns_from_episodes_of_one_frame_and_dynamics_refuses_them(tmp_path):
     dataset(tmp_path, 1)
     config = presets.apply(train_tokenizer.Config(), "tokenizer", ["pusht", "debug"])
     model = replace(config.model, image_size=(32, 32))  # type: ignore[type-var]
-    with pytest.raises(ValueError, match="no validation episode .* has the 2 frames of a clip"):
-        train_tokenizer.main(replace(config, run=tmp_path, model=model))
-    assert not list(tmp_path.rglob("*.pt"))
+    train = replace(config.train, steps=2, eval_every=2)
+    train_tokenizer.main(replace(config, run=tmp_path, model=model, train=train))
+    log = (tmp_path / "tokenizer" / "log.jsonl").read_text()
+    assert "validation/psnr" in log and "code_flip_rate" not in log  # there is no next frame
+    dynamics = presets.apply(train_dynamics.Config(), "dynamics", ["pusht", "debug"])
+    with pytest.raises(ValueError, match="frames of a clip"):
+        train_dynamics.main(replace(dynamics, run=tmp_path))
+    assert not list((tmp_path / "dynamics").glob("*.pt"))

@@ -28,7 +28,7 @@ def reciprocal_ranks(
             torch.nn.functional.normalize(x.float(), dim=-1) for x in (predicted, candidates)
         )
     # differences, not a matrix product: near candidates differ by less than its rounding
-    far = (predicted.double()[:, None] - candidates.double()).square().sum(-1)
+    far = (predicted.float()[:, None] - candidates.float()).square().sum(-1)
     own = far.gather(1, index[:, None])
     before = (far < own).sum(1)
     ties = (far == own).sum(1) - 1

@@ -70,8 +70,8 @@ def main(config: Config) -> None:
     world = load_world(config.run)
     if world.infers_actions:
         raise ValueError(
-            f"the world of {config.run} infers its own actions, and no controller can be trained in "
-            f"such a world yet; play.py and evaluate.py act in it by buttons and a search"
+            f"the world of {config.run} infers its own actions, and no controller can be trained "
+            f"in such a world yet; play.py and evaluate.py act in it by buttons and a search"
         )
     methods = possible_methods(config, world, dataset)
     path = config.run / "dynamics" / "best.pt"

@@ -107,7 +107,7 @@ def test_behavior_cloning_learns_a_map_from_latents_to_actions():
 
 
 def test_a_true_end_starts_no_rollout():
-    """What is imagined from there counts neither for the actor nor for the critic."""
+    """A rollout from there counts neither for the actor nor for the critic."""
     torch.manual_seed(0)
     config = ActorCriticConfig(
         PolicyConfig(channels=8, num_keypoints=2, hidden_dim=16), bc_weight=0.0

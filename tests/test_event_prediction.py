@@ -1,4 +1,4 @@
-"""Rewards and ends that worlds foretell at their very step."""
+"""Rewards and ends that worlds predict at their very step."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Reads:
         return Arrived(self.earns * (seen == 1), 1 - 0.5 * (seen == 2).float())
 
 
-def test_who_knows_the_events_foretells_all_of_them(tmp_path: Path):
+def test_who_knows_the_events_predicts_all_of_them(tmp_path: Path):
     found = event_prediction(Reads(), write(tmp_path), steps=6, num_rollouts=24)
     assert found["reward_f1"] == found["reward_precision"] == found["reward_recall"] == 1
     assert found["continue_auc"] == 1 and found["ends"] >= 3 and found["rewards"] > 6

@@ -1,8 +1,8 @@
-"""Rare events that a world foretells along its rollouts: rewards, and true ends of episodes.
+"""Rare events that a world predicts along its rollouts: rewards, and true ends of episodes.
 
 Half of the rollouts come to a reward or an end, at a step drawn evenly; the other half to none.
-A reward counts as foretold where more than half the smallest true one is predicted at that very
-step.  The baseline foretells one at every step.
+A reward counts as predicted where more than half the smallest true one is predicted at that very
+step.  The baseline predicts one at every step.
 
 Letters: n rollouts, C context frames, K steps.
 """
@@ -135,20 +135,20 @@ def _rewards(
         return result
     hits = [(true & found & valid), (found & valid), (true & valid)]
     sums = np.stack([values.sum(1) for values in hits], axis=1).astype(float)  # (n, 3)
-    hit, foretold, happened = sums.sum(0)
+    hit, claimed, happened = sums.sum(0)
     low, high = confidence_interval(_f1(bootstrap_means(sums, sources, seed=seed)))
     return result | {
         "reward_f1": float(_f1(sums.sum(0)[None])[0]),
         "reward_f1_low": _finite(low),
         "reward_f1_high": _finite(high),
-        "reward_precision": float(hit / foretold) if foretold else None,
+        "reward_precision": float(hit / claimed) if claimed else None,
         "reward_recall": float(hit / happened),
         "always_f1": float(2 * happened / (happened + valid.sum())),
     }
 
 
 def _f1(means: np.ndarray) -> np.ndarray:
-    """Of hits, what was foretold, and what happened, (R, 3)."""
+    """Of hits, what was predicted, and what happened, (R, 3)."""
     return 2 * means[:, 0] / (means[:, 1] + means[:, 2])
 
 

@@ -223,7 +223,7 @@ class Critic(nn.Module):
 
 
 def lives(starts: Batch) -> Tensor:
-    """1 where an episode goes on from the last frame of a start, 0 at a true end: (1, B)."""
+    """1 where an episode continues after the last frame of a start, 0 at a true end: (1, B)."""
     (latents,) = starts.require("latents")
     if starts.continues is None:
         return torch.ones(1, len(latents), device=latents.device)

@@ -101,7 +101,7 @@ def _planners(session: Session, config: Config, goal: Goal) -> dict[str, Policy]
 def _job(
     session: Session, config: Config, goal: Goal, identity: list[str], name: str, policy: Policy
 ) -> Job:
-    seeds = list(range(config.task_seed, config.task_seed + config.num_searches))
+    seeds = list(range(config.task_seed, config.task_seed + config.search_episodes))
     steps, pose = config.task_max_steps, _pose(session, config, goal)
 
     def play() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,13 @@ from data.batch import Batch
 from data.ranges import MAX_STEPS, CheckedConfig, Range
 from models.layers import views
 from models.layers.block_masks import draw_blocks
+from models.layers.iwm_predictor import Conditioning, IwmPredictor
 from models.layers.mrr import NUM_CANDIDATES, reciprocal_ranks
 from models.layers.pixel_decoder import PixelDecoder
-from models.layers.vit import PatchEncoder, VitConfig, VitLayers, embed_positions, take
+from models.layers.vit import PatchEncoder, VitConfig, take
 from models.method import Best, Losses
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
-Conditioning = Literal["none", "sequence", "feature"]
 VALIDATION_IMAGES = 16
 QUERIES = 16  # predictions of an image, each among all its candidates
 
@@ -80,48 +80,6 @@ class IwmConfig(CheckedConfig):
                 f"--visible {self.visible} and --predicted {self.predicted} are more than all "
                 f"patches; lower one of them"
             )
-
-
-class IwmPredictor(nn.Module):
-    """From latents at some places, and an action, to latents at other places."""
-
-    def __init__(self, config: VitConfig, width: int, grid: int, conditioning: Conditioning):
-        super().__init__()
-        dim, slots = config.dim, views.SLOTS
-        self.grid = grid
-        self.conditioning = conditioning
-        self.input = nn.Linear(width, dim)
-        self.mask_token = nn.Parameter(0.02 * torch.randn(dim))
-        if conditioning == "sequence":
-            self.slots = nn.Parameter(0.02 * torch.randn(slots, dim))
-            self.weights = nn.Parameter(torch.randn(slots, dim) / slots**0.5)
-        if conditioning == "feature":
-            self.mix = nn.Sequential(
-                nn.Linear(dim + slots, dim),
-                nn.GELU(),
-                nn.Linear(dim, dim),
-                nn.GELU(),
-                nn.Linear(dim, dim),
-            )
-        self.layers = VitLayers(config)
-        self.out = nn.Linear(dim, width)
-
-    def forward(self, latents: Tensor, seen: Tensor, wanted: Tensor, action: Tensor) -> Tensor:
-        """Latents (B, N, D) at (B, N, 2), wanted places (B, M, 2), (B, 16) -> (B, M, D).
-
-        Places are x and y in the source, from -1 to 1.
-        """
-        dim = len(self.mask_token)
-        tokens = self.input(latents) + embed_positions(seen, dim, self.grid)
-        masks = self.mask_token + embed_positions(wanted, dim, self.grid)
-        if self.conditioning == "feature":
-            each = action[:, None].expand(-1, masks.shape[1], -1)
-            masks = self.mix(torch.cat([masks, each.to(masks.dtype)], -1))
-        sequence = [tokens.to(masks.dtype), masks]
-        if self.conditioning == "sequence":
-            sequence.insert(0, action[..., None] * self.weights + self.slots)
-        out = self.layers(torch.cat(sequence, 1))[:, -masks.shape[1] :]
-        return self.out(out)
 
 
 class Iwm(Tokenizer):

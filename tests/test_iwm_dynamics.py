@@ -25,7 +25,7 @@ def dynamics(config: IwmDynamicsConfig = CONFIG, actions: ActionSpec = POINTER) 
     model = IwmDynamics(config, GRID, actions)
     torch.nn.init.normal_(model.gate)  # it would predict no change
     torch.nn.init.normal_(model.frame_emb)
-    return model.eval()
+    return model.eval().to("cpu")
 
 
 @pytest.mark.parametrize("actions", [POINTER, MOVES])

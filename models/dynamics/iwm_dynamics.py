@@ -103,7 +103,7 @@ class IwmDynamics(FrameskipDynamics):
         before = context[:, :1].expand(-1, missing, -1, -1)
         windows = torch.cat([before, context], 1).unfold(1, self.context_frames, 1)  # (B C P D K)
         windows = windows.movedim(-1, 2).flatten(0, 1)
-        out = self._apply(windows, actions.flatten(0, 1), num_actions.flatten(0, 1))
+        out = self._predict_blocks(windows, actions.flatten(0, 1), num_actions.flatten(0, 1))
         out = out.unflatten(0, context.shape[:2])
         return self._towards(context, out), out
 
@@ -115,14 +115,14 @@ class IwmDynamics(FrameskipDynamics):
         if past is not None:
             frames = torch.cat([past.latents, frames], 1)
         first = frames[:, :1].expand(-1, self.context_frames - frames.shape[1], -1, -1)
-        out = self._apply(torch.cat([first, frames], 1), actions[:, 0], num_actions[:, 0])
+        out = self._predict_blocks(torch.cat([first, frames], 1), actions[:, 0], num_actions[:, 0])
         kept = frames[:, max(0, frames.shape[1] - self.context_frames + 1) :]
         return out, self._towards(context_frame, out), Frames(kept)
 
     def read_past(self, context: Tensor, actions: Tensor, num_actions: Tensor) -> Frames:
         return Frames(context)
 
-    def _apply(self, frames: Tensor, actions: Tensor, num_actions: Tensor) -> Tensor:
+    def _predict_blocks(self, frames: Tensor, actions: Tensor, num_actions: Tensor) -> Tensor:
         """(B, K, P, D), (B, frameskip, A), (B,) -> (B, P, D): where an episode has no earlier
         frame, its first one stands for it."""
         action = self.to_slots(self.action_emb(actions, num_actions))

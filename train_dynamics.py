@@ -72,6 +72,7 @@ def main(config: Config) -> None:
     model = registry.build_dynamics(method, source.data)
     if source.tokenizer is not None:
         model.load_codebook(source.tokenizer)
+        model.begin_with(source.tokenizer)
     folder = writable_folder(config.run / "dynamics")
     train = training_clips(model, dataset)
     check_held_out(model, source)

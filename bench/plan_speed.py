@@ -54,7 +54,7 @@ LATENTS = LatentSpec("continuous", (1, 1), 192)
 CEM = PlannerConfig("cem", num_samples=300, iterations=30, num_elites=30, horizon=5, action_block=5)
 # 3 frames of context, as theirs; mlp_dim for as many parameters as theirs
 MODEL = PredictorConfig(
-    TransformerConfig(
+    transformer=TransformerConfig(
         dim=192, num_layers=6, num_heads=16, mlp_dim=3072, context_frames=3, qk_norm=False
     ),
     frameskip=5,

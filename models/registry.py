@@ -66,6 +66,7 @@ TOKENIZERS: dict[str, Entry[Tokenizer]] = {
 DYNAMICS: dict[str, Entry[Dynamics]] = {
     "llama": Entry("models.dynamics.llama", "LlamaConfig", "LlamaDynamics"),
     "predictor": Entry("models.dynamics.predictor", "PredictorConfig", "Predictor"),
+    "iwm_dynamics": Entry("models.dynamics.iwm_dynamics", "IwmDynamicsConfig", "IwmDynamics"),
     "rssm": Entry("models.dynamics.rssm", "RssmConfig", "Rssm"),
     "maskgit": Entry("models.dynamics.maskgit", "MaskGitConfig", "MaskGit"),
     "genie": Entry("models.dynamics.genie", "GenieConfig", "Genie"),

@@ -1,7 +1,7 @@
 """An image world model (arXiv:2403.00504): views of images, predicted in latent space.
 
 Stage 2 needs frames alone: still images, or any recordings.  With recorded actions, stage 3 trains
-a predictor on its latents, as on any others.
+its predictor on, under these.
 """
 
 from recipes import keypoints, pusht
@@ -17,17 +17,33 @@ TOKENIZER = {
     "train.weight_decay": 0.05,
     "train.eval_every": 5000,
 }
-DYNAMICS = {"model": "predictor"}
+DYNAMICS = {"model": "iwm_dynamics", "train.learning_rate": 3e-4, "train.warmup_steps": 200}
+DYNAMICS_CPU = {
+    "model.clip_length": 11,
+    "train.steps": 1500,
+    "train.batch_size": 16,
+    "train.learning_rate": 1e-3,
+    "train.eval_every": 500,
+    "train.save_every": 100,
+    "train.cuda_graph": False,
+}
+DYNAMICS_DEBUG = {
+    name: value
+    for name, value in keypoints.DYNAMICS_DEBUG.items()
+    if not name.startswith("model.transformer")
+}
 CONTROLLER = {"methods": ("bc", "goal_policy")}
 EVALUATE = pusht.EVALUATE
 
 
-def predictor(dim: int, num_layers: int, num_heads: int) -> dict[str, int]:
-    return {
+def predictor(dim: int, num_layers: int, num_heads: int) -> dict[str, dict[str, int]]:
+    """The sizes of the predictor, which stage 3 takes from stage 2."""
+    sizes = {
         "model.predictor.dim": dim,
         "model.predictor.num_layers": num_layers,
         "model.predictor.num_heads": num_heads,
     }
+    return {"tokenizer": sizes, "dynamics": dict(sizes)}
 
 
 SIZES = {
@@ -43,9 +59,11 @@ SIZES = {
         },
     },
     # by the depth of the predictor
-    "core": {"tokenizer": predictor(384, 8, 12)},
-    "invariant": {"tokenizer": predictor(384, 4, 12)},
-    "equivariant": {"tokenizer": predictor(384, 16, 12)},
+    "core": predictor(384, 8, 12),
+    "invariant": predictor(384, 4, 12),
+    "equivariant": predictor(384, 16, 12),
+    # half of the latents invariant, half equivariant
+    "streams": {"tokenizer": {"model.invariant_dims": 96}},
     "cpu": {
         "preprocess_images": {"crops": 64},
         "preprocess_pusht": pusht.PREPROCESS_CPU,
@@ -56,7 +74,7 @@ SIZES = {
             "train.save_every": 100,
             "model.ema_steps": 1500,
         },
-        "dynamics": keypoints.DYNAMICS_CPU,
+        "dynamics": DYNAMICS_CPU,
         "controller": pusht.CONTROLLER_CPU,
         "evaluate": pusht.EVALUATE_CPU,
     },
@@ -77,8 +95,10 @@ SIZES = {
             "train.save_every": 10,
             "train.warmup_steps": 5,
         }
-        | predictor(24, 1, 2),
-        "dynamics": keypoints.DYNAMICS_DEBUG,
+        | predictor(24, 1, 2)["tokenizer"],
+        "dynamics": DYNAMICS_DEBUG
+        | predictor(24, 1, 2)["dynamics"]
+        | {"model.action_dim": 24},
         "controller": pusht.CONTROLLER_DEBUG,
         "play": pusht.PLAY_DEBUG,
         "evaluate": pusht.EVALUATE_DEBUG,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -155,3 +157,38 @@ def test_training_lowers_the_error_and_keeps_latents_apart(batch):
 def test_a_wrong_setting_is_refused_in_one_line(change, message):
     with pytest.raises(ValueError, match=message):
         IwmConfig(**({"image_size": (32, 32)} | change))
+
+
+# -- two streams ------------------------------------------------------------------------------
+
+
+def two_streams() -> Iwm:
+    torch.manual_seed(0)
+    return Iwm(replace(CONFIG, invariant_dims=8, invariant_predictor=SMALL))
+
+
+def test_the_invariant_stream_is_predicted_without_the_action(batch):
+    model = two_streams()
+    latents = model.encode(batch.frames[:, 0])
+    assert latents[..., :8].mean(-1).abs().max() < 1e-5
+    assert latents[..., 8:].mean(-1).abs().max() < 1e-5
+    still = torch.zeros(6, views.SLOTS)
+    gray = still.clone()
+    gray[:, views.GRAY] = 1
+    one, two = model.predict(latents, still), model.predict(latents, gray)
+    assert torch.equal(one[..., :8], two[..., :8])
+    assert (one[..., 8:] - two[..., 8:]).abs().amax() > 1e-4
+
+
+def test_both_streams_are_learned_and_reported(batch):
+    model = two_streams()
+    losses = model.loss(batch)
+    assert {"invariant_error", "equivariant_error"} < set(losses) and "relative_error" not in losses
+    losses["prediction"].backward()
+    for predictor in (model.predictor, model.invariant_predictor):
+        assert all(p.grad is not None for p in predictor.layers.parameters())
+
+
+def test_more_invariant_numbers_than_there_are_are_refused():
+    with pytest.raises(ValueError, match="--invariant-dims 24 .* 24 numbers of --encoder.dim"):
+        replace(CONFIG, invariant_dims=24)

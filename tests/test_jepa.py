@@ -19,7 +19,7 @@ PLACE = ActionSpec("continuous", ("row", "column"), (0.0, 0.0), (25.0, 25.0))
 TINY = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=64, context_frames=3)
 SMALL = JepaConfig(
     (32, 32), 8, TINY, proj_hidden=64, latent_dim=8,
-    predictor=PredictorConfig(TINY, frameskip=2, rewards=False), num_action_blocks=2,
+    predictor=PredictorConfig(transformer=TINY, frameskip=2, rewards=False), num_action_blocks=2,
     num_slices=64, channels=16, num_res_blocks=1,
 )  # fmt: skip
 WIDE = replace(SMALL, conv_filters=16)

@@ -23,7 +23,9 @@ def predictor(
 ) -> Predictor:
     torch.manual_seed(0)
     small = TransformerConfig(dim=24, num_layers=2, num_heads=2, mlp_dim=32, context_frames=context)
-    model = Predictor(PredictorConfig(small, frameskip=3, clip_length=10), latents, actions)
+    model = Predictor(
+        PredictorConfig(transformer=small, frameskip=3, clip_length=10), latents, actions
+    )
     torch.nn.init.normal_(model.delta_head.weight, std=0.2)  # it would predict no change
     torch.nn.init.normal_(model.reward_head.out.weight, std=0.2)
     return model.eval()

@@ -44,7 +44,7 @@ MINECRAFT_SIZES = ("150m", "high_res", "debug")
 DREAMER_SIZES = (*PUSHT_SIZES, "sharp", "1m", "4m", "12m", "25m", "32x32")
 GENIE_SIZES = ("cpu", "debug", "coinrun", "high_res")
 ATARI_SIZES = ("high_res", "gray84")
-IWM_SIZES = ("base", "core", "invariant", "equivariant", "cpu", "debug", "high_res")
+IWM_SIZES = ("base", "core", "invariant", "equivariant", "streams", "cpu", "debug", "high_res")
 
 
 def sizes(recipe: str) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ METHODS = {
     "keypoints": ("keypoints", "predictor", "goal_policy"),
     "lewm": ("jepa", "predictor", "goal_policy"),
     "dinov2": ("frozen_encoder", "predictor", "goal_policy"),
-    "iwm": ("iwm", "predictor", "goal_policy"),
+    "iwm": ("iwm", "iwm_dynamics", "goal_policy"),
     "dreamer": ("", "rssm", "goal_policy"),
     "minecraft": ("vqvae", "llama", "discrete_goal_policy"),
     "genie": ("st_vivit", "genie", "goal_policy"),

@@ -59,8 +59,14 @@ def test_clips_that_are_too_long_are_told_with_their_flag_before_training(tmp_pa
     small = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=64, context_frames=3)
     (tmp_path / "dynamics" / "best.pt").unlink()
     for model, answer in (
-        (PredictorConfig(small), "has the 21 frames of a clip .* lower --model.clip-length"),
-        (PredictorConfig(small, clip_length=11), "lower --model.transformer.context-frames"),
+        (
+            PredictorConfig(transformer=small),
+            "has the 21 frames of a clip .* lower --model.clip-length",
+        ),
+        (
+            PredictorConfig(transformer=small, clip_length=11),
+            "lower --model.transformer.context-frames",
+        ),
     ):
         with pytest.raises(ValueError, match=answer):
             train_dynamics.main(replace(config, run=tmp_path, model=model))

@@ -26,7 +26,9 @@ def keypoints(seed: int = 0, num_keypoints: int = 4) -> World:
     torch.manual_seed(seed)
     tokenizer = Keypoints(KeypointsConfig(SIZE, num_keypoints, channels=16, num_res_blocks=1))
     nn.init.normal_(tokenizer.background)
-    dynamics = Predictor(PredictorConfig(SMALL, clip_length=11), tokenizer.latents, ACTIONS)
+    dynamics = Predictor(
+        PredictorConfig(transformer=SMALL, clip_length=11), tokenizer.latents, ACTIONS
+    )
     nn.init.normal_(dynamics.delta_head.weight, std=0.1)
     return World(tokenizer, dynamics)
 

@@ -29,7 +29,7 @@ def small_configs(method: str, size: tuple[int, int]) -> tuple[Any, Any]:
     small = TransformerConfig(dim=32, num_layers=1, num_heads=2, mlp_dim=64, context_frames=3)
     if method == "keypoints":
         tokenizer = KeypointsConfig(size, num_keypoints=4, channels=16, num_res_blocks=1)
-        return tokenizer, PredictorConfig(small)
+        return tokenizer, PredictorConfig(transformer=small)
     tokenizer = VqVaeConfig(size, channels=16, num_res_blocks=1, codebook_size=32, latent_dim=8)
     return tokenizer, LlamaConfig(small)
 

@@ -97,6 +97,9 @@ class Dynamics(TrainableModule, ABC):
     def load_codebook(self, source: HasCodebooks) -> None:
         """Copy the tokenizer's codebooks, before training."""
 
+    def begin_with(self, tokenizer: HasCodebooks) -> None:
+        """Take weights of the tokenizer to begin a training with; here none."""
+
     @abstractmethod
     def loss(self, batch: Batch) -> Losses:
         """Named terms on clips of `clip_length` frames."""

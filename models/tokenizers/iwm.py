@@ -4,8 +4,9 @@ et al., arXiv:2403.00504).
 An encoder sees some patches of a source view; a predictor, told what leads to the target view
 (models/layers/views.py), predicts the target's latents at masked patches.  Targets are those of an
 encoder that follows by moving average.  A deep predictor that is conditioned learns to apply the
-transformation (equivariant); a shallow one teaches the encoder to drop it (invariant).  There is no
-CLS token: where one vector is wanted, it is the mean of the patches' latents.
+transformation (equivariant); a shallow one teaches the encoder to drop it (invariant).  With two
+streams, a part of the latents is predicted in either way.  There is no CLS token: where one vector
+is wanted, it is the mean of the patches' latents.
 
 Letters: B frames, H W pixels, P patches, N patches that are seen, M that are predicted, D width.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +25,13 @@ from data.batch import Batch
 from data.ranges import MAX_STEPS, CheckedConfig, Range
 from models.layers import views
 from models.layers.block_masks import draw_blocks
+from models.layers.iwm_predictor import Conditioning, IwmPredictor
 from models.layers.mrr import NUM_CANDIDATES, reciprocal_ranks
 from models.layers.pixel_decoder import PixelDecoder
-from models.layers.vit import PatchEncoder, VitConfig, VitLayers, embed_positions, take
+from models.layers.vit import PatchEncoder, VitConfig, take
 from models.method import Best, Losses
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
-Conditioning = Literal["none", "sequence", "feature"]
 VALIDATION_IMAGES = 16
 QUERIES = 16  # predictions of an image, each among all its candidates
 
@@ -48,6 +49,11 @@ class IwmConfig(CheckedConfig):
     conditioning: Conditioning = "feature"
     """How the predictor is told what leads to the target: as features of each mask token, as a
     sequence of 16 tokens, or not at all."""
+    invariant_dims: Annotated[int, Range(0, 2**14)] = 0
+    """Numbers of a patch, the first ones, that are an invariant stream: they are predicted without
+    being told of the transformation.  The others are equivariant; 0 makes all of them so."""
+    invariant_predictor: VitConfig = field(default_factory=lambda: VitConfig(192, 2, 3))
+    """The predictor of the invariant stream, shallow."""
     visible: Annotated[float, Range(above=0, below=1)] = 0.4
     """Share of the source's patches that the encoder sees."""
     predicted: Annotated[float, Range(above=0, below=1)] = 0.4
@@ -75,53 +81,16 @@ class IwmConfig(CheckedConfig):
                 f"--image-size {self.image_size[0]} {self.image_size[1]} is not divisible by "
                 f"--patch-size {self.patch_size}; choose one that divides both sides"
             )
+        if self.invariant_dims >= self.encoder.dim:
+            raise ValueError(
+                f"--invariant-dims {self.invariant_dims} leaves none of the {self.encoder.dim} "
+                f"numbers of --encoder.dim to the equivariant stream; give fewer"
+            )
         if self.visible + self.predicted > 1:
             raise ValueError(
                 f"--visible {self.visible} and --predicted {self.predicted} are more than all "
                 f"patches; lower one of them"
             )
-
-
-class IwmPredictor(nn.Module):
-    """From latents at some places, and an action, to latents at other places."""
-
-    def __init__(self, config: VitConfig, width: int, grid: int, conditioning: Conditioning):
-        super().__init__()
-        dim, slots = config.dim, views.SLOTS
-        self.grid = grid
-        self.conditioning = conditioning
-        self.input = nn.Linear(width, dim)
-        self.mask_token = nn.Parameter(0.02 * torch.randn(dim))
-        if conditioning == "sequence":
-            self.slots = nn.Parameter(0.02 * torch.randn(slots, dim))
-            self.weights = nn.Parameter(torch.randn(slots, dim) / slots**0.5)
-        if conditioning == "feature":
-            self.mix = nn.Sequential(
-                nn.Linear(dim + slots, dim),
-                nn.GELU(),
-                nn.Linear(dim, dim),
-                nn.GELU(),
-                nn.Linear(dim, dim),
-            )
-        self.layers = VitLayers(config)
-        self.out = nn.Linear(dim, width)
-
-    def forward(self, latents: Tensor, seen: Tensor, wanted: Tensor, action: Tensor) -> Tensor:
-        """Latents (B, N, D) at (B, N, 2), wanted places (B, M, 2), (B, 16) -> (B, M, D).
-
-        Places are x and y in the source, from -1 to 1.
-        """
-        dim = len(self.mask_token)
-        tokens = self.input(latents) + embed_positions(seen, dim, self.grid)
-        masks = self.mask_token + embed_positions(wanted, dim, self.grid)
-        if self.conditioning == "feature":
-            each = action[:, None].expand(-1, masks.shape[1], -1)
-            masks = self.mix(torch.cat([masks, each.to(masks.dtype)], -1))
-        sequence = [tokens.to(masks.dtype), masks]
-        if self.conditioning == "sequence":
-            sequence.insert(0, action[..., None] * self.weights + self.slots)
-        out = self.layers(torch.cat(sequence, 1))[:, -masks.shape[1] :]
-        return self.out(out)
 
 
 class Iwm(Tokenizer):
@@ -142,14 +111,26 @@ class Iwm(Tokenizer):
         self.predictor = IwmPredictor(
             config.predictor, config.encoder.dim, max(rows, columns), config.conditioning
         )
+        if config.invariant_dims:
+            self.invariant_predictor = IwmPredictor(
+                config.invariant_predictor, config.encoder.dim, max(rows, columns), "none"
+            )
         self.decoder = PixelDecoder(
             self.latents, config.image_size, config.channels, config.num_res_blocks
         )
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
 
+    @property
+    def streams(self) -> dict[str, slice]:
+        """Which numbers of a patch are which stream."""
+        dims = self.config.invariant_dims
+        equivariant = {"equivariant": slice(dims, self.latents.dim)}
+        return ({"invariant": slice(0, dims)} if dims else {}) | equivariant
+
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 -> (B, P, D), each patch's numbers of mean 0 and variance 1."""
+        """(B, 3, H, W) uint8 -> (B, P, D), the numbers of a patch of mean 0 and variance 1, in each
+        stream."""
         return self._latents(self.target_encoder, frames.float() / 255)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -160,7 +141,7 @@ class Iwm(Tokenizer):
         """Apply a transformation to an image's latents: (B, P, D), (B, 16) -> (B, P, D)."""
         positions = self.encoder.positions
         wanted = views.positions_in_source(positions, action)
-        return self.predictor(latents, positions.expand(len(latents), -1, -1), wanted, action)
+        return self._predict(latents, positions.expand(len(latents), -1, -1), wanted, action)
 
     def loss(self, batch: Batch) -> Losses:
         """Squared error of predicted latents, and the decoder's squared error, times 100.
@@ -185,16 +166,19 @@ class Iwm(Tokenizer):
         with torch.no_grad():
             all_targets = self._latents(self.target_encoder, target_view)
         targets = take(all_targets, predicted)
-        found = self.predictor(latents, take(positions, visible), take(wanted, predicted), action)
+        found = self._predict(latents, take(positions, visible), take(wanted, predicted), action)
         reconstruction = self.decoder(all_targets).float()
         prediction = (found.float() - targets).square().mean()
-        with torch.no_grad():
-            spread = (targets - targets.mean((0, 1))).square().mean()
-        return {
+        losses = {
             "prediction": prediction,
             "reconstruction": 100 * nn.functional.mse_loss(reconstruction, target_view),
-            "relative_error": prediction.detach() / spread.clamp(min=1e-8),
         }
+        with torch.no_grad():
+            error, spread = (found.float() - targets).square(), targets - targets.mean((0, 1))
+            for name, part in self.streams.items():
+                relative = error[..., part].mean() / spread[..., part].square().mean().clamp(1e-8)
+                losses["relative_error" if len(self.streams) == 1 else f"{name}_error"] = relative
+        return losses
 
     def draw_views(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Draw source and target views: (B, 16) each.
@@ -268,4 +252,14 @@ class Iwm(Tokenizer):
     def _latents(self, encoder: PatchEncoder, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) from 0 to 1 -> (B, N, D) float32."""
         out = encoder(4 * images - 2, keep).float()
-        return layer_norm(out, out.shape[-1:])
+        parts = [out[..., part] for part in self.streams.values()]
+        return torch.cat([layer_norm(part, part.shape[-1:]) for part in parts], -1)
+
+    def _predict(self, latents: Tensor, seen: Tensor, wanted: Tensor, action: Tensor) -> Tensor:
+        """As IwmPredictor, each stream by its own."""
+        found = self.predictor(latents, seen, wanted, action)
+        if not self.config.invariant_dims:
+            return found
+        invariant = self.invariant_predictor(latents, seen, wanted, action)
+        dims = self.config.invariant_dims
+        return torch.cat([invariant[..., :dims], found[..., dims:]], -1)

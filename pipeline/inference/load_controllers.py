@@ -52,17 +52,15 @@ def load_canonical_policy(run: Path, world: World) -> CanonicalPolicy | None:
     """Return the imitator of a run that sees all from its goal; None where none was trained, or
     what it reads states with is not there."""
     found = cast("CanonicalPolicy | None", _load_method("canonical_policy", run, world))
-    reader = load_task_cost(run, world) if found is not None else None
-    if found is None or reader is None:
-        return None
-    found.read_with(reader)
-    return found
+    return None if found is None else _with_reader(found, run, world)
 
 
 def load_distilled_policy(run: Path, world: World) -> FlowPolicy | None:
-    """Return the policy of a run that was distilled from a search; None where none was trained."""
+    """Return the policy of a run that was distilled from a search; None where none was trained, or
+    what it reads states with is not there."""
     found = cast("DistilledPolicy | None", _load_method("distilled_policy", run, world))
-    return None if found is None else found.policy
+    policy = None if found is None else found.policy
+    return _with_reader(policy, run, world) if isinstance(policy, CanonicalPolicy) else policy
 
 
 def pick_proposer(
@@ -98,6 +96,15 @@ def load_controller(run: Path, world: World) -> Controller:
         f"{run / 'controller'} holds no controller; "
         f"{ckpt.train_command('controller', run / 'controller' / 'best.pt')} trains one"
     )
+
+
+def _with_reader(policy: CanonicalPolicy, run: Path, world: World) -> CanonicalPolicy | None:
+    """Let it read states with the run's task cost; None where there is none."""
+    reader = load_task_cost(run, world)
+    if reader is None:
+        return None
+    policy.read_with(reader)
+    return policy
 
 
 def _load_method(name: str, run: Path, world: World) -> Controller | None:

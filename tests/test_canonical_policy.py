@@ -172,3 +172,8 @@ def test_chunks_are_those_of_a_policy_that_knows_the_goal() -> None:
     assert pick_proposer({"flow_policy": own}, "auto", other_goal=True) == ("flow_policy", own)
     assert pick_proposer(planners, "canonical_policy", False) == ("canonical_policy", any_goal)
     assert pick_proposer(planners, "distilled_policy", False) is None
+    student = {"flow_policy": None, "distilled_policy": any_goal}
+    assert pick_proposer(student, "auto", other_goal=False) == ("distilled_policy", any_goal)
+    student["flow_policy"] = own
+    assert pick_proposer(student, "auto", other_goal=True) == ("distilled_policy", any_goal)
+    assert pick_proposer({}, "auto", other_goal=False) is None

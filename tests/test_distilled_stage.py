@@ -14,6 +14,7 @@ from test_task_goal import OTHER, make_shards, measure, write_demos
 import train_controller
 from models.controllers.canonical_policy import CanonicalPolicy
 from models.controllers.flow_policy import FlowPolicy
+from models.planning.best_of_n import BestOfNConfig
 from pipeline import checkpoint, presets
 from pipeline.inference.load_controllers import load_distilled_policy
 from pipeline.inference.load_world import load_world
@@ -56,6 +57,12 @@ def test_a_student_that_sees_all_from_its_goal_needs_the_cost(run: Path, tmp_pat
     train_controller.main(config_of(run, ("distilled_policy",), "canonical_policy"))
     (run / "controller" / "task_cost" / "best.pt").unlink()
     assert load_distilled_policy(run, load_world(run)) is None
+
+
+def test_a_proposer_that_is_not_there_is_named(run: Path):
+    by_student = BestOfNConfig(proposer="distilled_policy")
+    with pytest.raises(ValueError, match="best_of_n: no distilled_policy was trained; .*--methods"):
+        measure(run, policies=("best_of_n",), best_of_n=by_student)
 
 
 def test_a_student_is_not_its_own_expert(run: Path):

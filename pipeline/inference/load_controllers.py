@@ -19,6 +19,9 @@ from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.inference.load_tokenizer import for_inference
 
+PROPOSERS = ("flow_policy", "canonical_policy", "distilled_policy")
+"""Policies of chunks; of several the first one proposes where none is named."""
+
 
 def load_controllers(run: Path, world: World) -> dict[str, Controller]:
     """Return the controllers of a run by name: `bc`, and `actor_critic`, which started from it.
@@ -70,15 +73,14 @@ def pick_proposer(
     where none was trained.
 
     planners: by name, those that a run has.  other_goal: than the one of its demonstrations, which
-    only the canonical policy knows.
+    only a canonical policy knows, or its student.
     """
-    by_default = ("flow_policy", "canonical_policy")
-    names = (by_default[::-1] if other_goal else by_default) if wanted == "auto" else (wanted,)
-    for name in names:
-        policy = planners.get(name)
-        if isinstance(policy, FlowPolicy):
-            return name, policy
-    return None
+    names = PROPOSERS if wanted == "auto" else (wanted,)
+    found = [(name, planners.get(name)) for name in names]
+    policies = [(name, policy) for name, policy in found if isinstance(policy, FlowPolicy)]
+    if other_goal:
+        policies.sort(key=lambda named: not isinstance(named[1], CanonicalPolicy))
+    return next(iter(policies), None)
 
 
 def load_controller(run: Path, world: World) -> Controller:

@@ -41,6 +41,8 @@ LOOP_STAGES := $(if $(filter dreamer,$(LOOP_PRESET)),,train_tokenizer) train_dyn
 
 # So has the task. The cost reads states for the imitator, whose student learns from its best chunks.
 TASK_PRESET := $(if $(filter file,$(origin PRESET)),keypoints cpu30,$(PRESET))
+# Of the size's steps two thirds are enough for the 20 that are looked ahead.
+TASK_STEPS := $(if $(filter file,$(origin PRESET)),--train.steps 3600 --train.eval-every 1800)
 TASK_RUN := $(if $(filter file,$(origin RUN)),runs/task,$(RUN))
 TASK_PERTURB := $(if $(filter file,$(origin PERTURB)),12,$(PERTURB))
 TASK_METHODS := task_cost canonical_policy distilled_policy
@@ -70,7 +72,7 @@ task: $(INSTALLED)
 	$(PYTHON) preprocess.py pusht --run $(TASK_RUN) --preset $(TASK_PRESET) --demos $(DEMOS) \
 	  --perturb $(TASK_PERTURB)
 	$(PYTHON) train_tokenizer.py --run $(TASK_RUN)
-	$(PYTHON) train_dynamics.py --run $(TASK_RUN)
+	$(PYTHON) train_dynamics.py --run $(TASK_RUN) $(TASK_STEPS)
 	$(PYTHON) train_controller.py --run $(TASK_RUN) --methods $(TASK_METHODS) \
 	  --distilled-policy.expert.proposer canonical_policy
 	$(PYTHON) evaluate.py --run $(TASK_RUN) --protocol task --policies $(TASK_POLICIES) \
@@ -102,7 +104,7 @@ $(CHECKPOINT)/play/goal.made: $(CHECKPOINT)/dynamics/best.pt
 	@touch $@
 
 # The task is solved there: chunks are chosen in the world, and carried out in the simulator.
-$(CHECKPOINT)/play/task.made: $(CHECKPOINT)/controller/flow_policy/best.pt
+$(CHECKPOINT)/play/task.made: $(CHECKPOINT)/controller/canonical_policy/best.pt
 	$(PYTHON) play.py --run $(CHECKPOINT) --headless --observe-simulator --goal task \
 	  --actions best_of_n --episode 0 --steps 200 --out $(CHECKPOINT)/play/task
 	@touch $@

@@ -10,7 +10,12 @@
 # make demo DEMOS=PATH PERTURB=12 PRESET="keypoints cpu30" RUN=runs/goals    half an hour on 2 cores
 # make demo DEMOS=PATH PERTURB=16 PRESET=keypoints RUN=runs/pusht            full size, on a GPU
 #
-# A second call resumes an interrupted demo, or loop; each stage that is finished says so.
+# make task DEMOS=PATH    an hour on 2 cores: from human demonstrations to the table of the Push-T task
+#     (docs/task.md): a world from nothing, what the task costs, the policies, 500 episodes of each.
+#     EPISODES=100 plays fewer, PERTURB=K makes other copies than 12
+# make task DEMOS=PATH PERTURB=0 PRESET="keypoints debug" EPISODES=2 RUN=runs/try    tries it
+#
+# A second call resumes an interrupted demo, task or loop; each stage that is finished says so.
 
 RUN ?= runs/demo
 PRESET ?= keypoints cpu
@@ -37,7 +42,17 @@ LOOP_RUN := $(if $(filter file,$(origin RUN)),runs/$(notdir $(ENV)),$(RUN))
 # A recipe whose world is trained jointly has no tokenizer.
 LOOP_STAGES := $(if $(filter dreamer,$(LOOP_PRESET)),,train_tokenizer) train_dynamics train_controller
 
-.PHONY: demo dreamer test install install-test
+# So has the task. The cost reads states for the imitator, whose student learns from its best chunks.
+TASK_PRESET := $(if $(filter file,$(origin PRESET)),keypoints cpu30,$(PRESET))
+# Of the size's steps two thirds are enough for the 20 that are looked ahead.
+TASK_STEPS := $(if $(filter file,$(origin PRESET)),--train.steps 3600 --train.eval-every 1800)
+TASK_RUN := $(if $(filter file,$(origin RUN)),runs/task,$(RUN))
+TASK_PERTURB := $(if $(filter file,$(origin PERTURB)),12,$(PERTURB))
+TASK_METHODS := task_cost canonical_policy distilled_policy
+TASK_POLICIES := best_of_n distilled_policy canonical_policy random
+EPISODES ?= 500
+
+.PHONY: demo task dreamer test install install-test
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -53,6 +68,20 @@ demo: $(INSTALLED)
 	@echo "task    $(CHECKPOINT)/play/task/rollout.gif: the Push-T task, solved by choosing in that world"
 	@echo "video   $(RUN)/play/rollout.gif and rollout.mp4: the simulator next to the model rollout"
 	@echo "report  $(RUN)/report/index.html, with its metrics in $(RUN)/report/metrics.json"
+
+task: $(INSTALLED)
+	@[ -n "$(DEMOS)" ] || { echo "error: make task needs human demonstrations, and DEMOS is empty;" \
+	  "give DEMOS=PATH, a zarr folder, zip or npz (docs/preprocess.md)" >&2; exit 1; }
+	$(PYTHON) preprocess.py pusht --run $(TASK_RUN) --preset $(TASK_PRESET) --demos $(DEMOS) \
+	  --perturb $(TASK_PERTURB)
+	$(PYTHON) train_tokenizer.py --run $(TASK_RUN)
+	$(PYTHON) train_dynamics.py --run $(TASK_RUN) $(TASK_STEPS)
+	$(PYTHON) train_controller.py --run $(TASK_RUN) --methods $(TASK_METHODS) \
+	  --distilled-policy.expert.proposer canonical_policy
+	$(PYTHON) evaluate.py --run $(TASK_RUN) --protocol task --policies $(TASK_POLICIES) \
+	  --task-episodes $(EPISODES)
+	@echo
+	@echo "report  $(TASK_RUN)/report/index.html: the table of the task, and a film of 12 episodes"
 
 # Round 0 is collected at random, each later one by the controller of the round before. Stages go on
 # from their checkpoints as the shards grow; rounds that are recorded train nothing again.
@@ -78,7 +107,7 @@ $(CHECKPOINT)/play/goal.made: $(CHECKPOINT)/dynamics/best.pt
 	@touch $@
 
 # The task is solved there: chunks are chosen in the world, and carried out in the simulator.
-$(CHECKPOINT)/play/task.made: $(CHECKPOINT)/controller/flow_policy/best.pt
+$(CHECKPOINT)/play/task.made: $(CHECKPOINT)/controller/canonical_policy/best.pt
 	$(PYTHON) play.py --run $(CHECKPOINT) --headless --observe-simulator --goal task \
 	  --actions best_of_n --episode 0 --steps 200 --out $(CHECKPOINT)/play/task
 	@touch $@

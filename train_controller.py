@@ -48,7 +48,11 @@ from pipeline.batches.demonstrations import DemoSteps, StartsWithDemos
 from pipeline.batches.rewarded_clips import RewardedClips
 from pipeline.batches.sample import sample_of
 from pipeline.device import set_device
-from pipeline.inference.load_controllers import load_flow_policy, load_task_cost
+from pipeline.inference.load_controllers import (
+    load_canonical_policy,
+    load_flow_policy,
+    load_task_cost,
+)
 from pipeline.inference.load_world import load_world
 from pipeline.trained_on import check_parent_recordings
 from pipeline.training.controller_config import (
@@ -58,7 +62,7 @@ from pipeline.training.controller_config import (
     possible_methods,
     starts_from,
 )
-from pipeline.training.controller_context import ControllerContext, cache, check_recordings
+from pipeline.training.controller_context import ControllerContext, check_recordings
 from pipeline.training.imagined_rewards import imagined_rewards, improvement
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
@@ -80,10 +84,9 @@ def main(config: Config) -> None:
     data = DataSpec(world.image_size, world.actions, world.state_spec)
     check(config, methods, data, dataset, dynamics)
     writable_folder(config.run / "controller")
-    latents = cache(config.run, world, dynamics, dataset)
     below = path, dynamics["fingerprint"]
     goals = goals_of(dataset)
-    context = ControllerContext(config.run, world, dataset, latents, below, recordings, goals)
+    context = ControllerContext(config.run, world, dataset, dynamics, below, recordings, goals)
     for method in methods:
         METHODS[method](config, context)
 
@@ -236,16 +239,20 @@ def train_canonical_policy(config: Config, context: ControllerContext) -> None:
 def train_distilled_policy(config: Config, context: ControllerContext) -> None:
     """Teach the imitator to answer at once as a search among its answers does."""
     world, run = context.world, config.run
-    imitator, task_cost = load_flow_policy(run, world), load_task_cost(run, world)
+    by_name = {"flow_policy": load_flow_policy, "canonical_policy": load_canonical_policy}
+    imitator = by_name[config.distilled_policy.imitator](run, world)
+    task_cost = load_task_cost(run, world)
     assert imitator is not None and task_cost is not None  # `check` has looked
     block = task_cost.config.action_block
     expert = BestOfN(config.distilled_policy.expert, world, imitator, task_cost, block)
     train = config.distilled_policy_train
     model = cast(
         DistilledPolicy,
-        context.build(replace(config.distilled_policy, policy=imitator.config), train.seed),
+        context.build(config.distilled_policy.of(imitator.config), train.seed),
     )
     model.policy.load_state_dict(imitator.state_dict())
+    if isinstance(model.policy, CanonicalPolicy):
+        model.policy.read_with(task_cost)
     starts, held_out = (
         context.clips(split, world.start_frames, model.needs) for split in ("train", "validation")
     )

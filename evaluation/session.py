@@ -41,6 +41,7 @@ from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
 from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import (
+    PROPOSERS,
     load_canonical_policy,
     load_controllers,
     load_distilled_policy,
@@ -285,11 +286,12 @@ class Session:
         searches = {
             "planner": (),
             "policy_prior": ("goal_policy",),
-            "best_of_n": ("flow_policy", "canonical_policy", "distilled_policy"),
+            "best_of_n": PROPOSERS,
         }
         dependencies = searches | controllers
         towards_task = (
             "best_of_n", "planner", "policy_prior", "goal_policy", "oracle_cem", "canonical_policy",
+            "distilled_policy",
         )  # fmt: skip
         task_cost = ("task_cost",) if protocol == "task" and policy in towards_task else ()
         if policy not in dependencies:

@@ -30,6 +30,7 @@ from evaluation.return_jobs import return_jobs, why_missing_in_returns
 from evaluation.session import Session
 from evaluation.task_jobs import task_jobs, why_missing_in_task
 from models.controllers.goal_policy import GoalPolicy
+from models.planning.best_of_n import Proposer
 from models.planning.code_planner import CodePlanner, can_search_codes
 from models.planning.planner import Planner
 
@@ -116,9 +117,11 @@ def why_missing(
     policy: str,
     protocols: tuple[str, ...] = (),
     other_goal: bool = False,
+    proposer: Proposer = "auto",
 ) -> str:
     """Say in one line why this run does not measure a policy in the simulator, or in none of
-    `protocols`; other_goal: the task protocol has goals that are not the dataset's."""
+    `protocols`; other_goal: the task protocol has goals that are not the dataset's; proposer: of
+    `best_of_n`."""
     if policy not in {*TASK_POLICIES, *GOAL_POLICIES, *RETURN_POLICIES}:
         return "unknown"
     if session.env_spec is not None:
@@ -128,7 +131,7 @@ def why_missing(
     if protocols == (GIVEN_GOAL,) and policy not in GIVEN_GOAL_POLICIES:
         return "it is given no goal"
     if protocols == ("task",) or policy not in GOAL_POLICIES:
-        return why_missing_in_task(session, policy, protocols, other_goal)
+        return why_missing_in_task(session, policy, protocols, other_goal, proposer)
     if policy in ("bc", "actor_critic"):
         train = command("train_controller.py", "--run", session.run)
         return f"no controller was trained; {train} trains one"

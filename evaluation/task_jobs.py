@@ -26,7 +26,7 @@ from evaluation.report.metrics_schema import TASK, TASK_POLICIES
 from evaluation.session import Session
 from models.controllers.goal_policy import GoalPolicy
 from models.controllers.task_cost import TaskCost
-from models.planning.best_of_n import BestOfN
+from models.planning.best_of_n import BestOfN, Proposer
 from models.planning.goal_set import GoalsInTurn
 from models.planning.planner import Planner, PlannerConfig
 from models.planning.task_search import blocks_differ
@@ -143,7 +143,7 @@ def best_of_n_policy(
     name, policy = picked
     block = task_cost.config.action_block
     if policy.horizon < block:
-        why = why_missing_in_task(session, "best_of_n", ())
+        why = why_missing_in_task(session, "best_of_n", (), by_pose, config.best_of_n.proposer)
         tqdm.write(f"task: best_of_n is left out: {why}")
         return {}
     world, probe, goals = session.world, session.task_probe, task_cost.goals
@@ -241,7 +241,11 @@ def task_job(session: Session, config: Config, name: str, measured: TaskPolicy) 
 
 
 def why_missing_in_task(
-    session: Session, policy: str, protocols: tuple[str, ...], other_goal: bool = False
+    session: Session,
+    policy: str,
+    protocols: tuple[str, ...],
+    other_goal: bool = False,
+    proposer: Proposer = "auto",
 ) -> str:
     """Say in one line why a policy is not measured in the task protocol of a run of Push-T."""
     if policy not in TASK_POLICIES:
@@ -261,8 +265,11 @@ def why_missing_in_task(
         missing += ["task_cost", policy]
     if policy == "distilled_policy":
         missing += ["flow_policy", "task_cost", policy]
-    if policy == "best_of_n" and "flow_policy" not in session.chunk_planners:
-        missing = [*missing, "canonical_policy"] if other_goal else ["flow_policy", *missing]
+    picked = pick_proposer(session.chunk_planners, proposer, other_goal)
+    if policy == "best_of_n" and picked is None:
+        by_default = "canonical_policy" if other_goal else "flow_policy"
+        needed = by_default if proposer == "auto" else proposer
+        missing = [needed, *missing] if needed == "flow_policy" else [*missing, needed]
     if policy == "actor_critic":
         missing += ["bc", "actor_critic"]
     if other_goal and session.task_cost and policy in WITH_COST:
@@ -273,10 +280,9 @@ def why_missing_in_task(
     if missing:
         train = command("train_controller.py", "--run", session.run, "--methods", *missing)
         return f"no {' and no '.join(missing)} was trained; {train} trains it"
-    flow_policy = session.chunk_planners.get("flow_policy")
-    if policy == "best_of_n" and flow_policy and session.task_cost:
+    if policy == "best_of_n" and picked and session.task_cost:
         block = session.task_cost.config.action_block
-        return f"its chunks of {flow_policy.horizon} actions hold no block of the cost's, {block}"
+        return f"its chunks of {picked[1].horizon} actions hold no block of the cost's, {block}"
     if policy == "policy_prior" and session.goal_policy and session.task_cost:
         blocks = session.task_cost.config.action_block, session.goal_policy.action_block
         return blocks_differ(*blocks)

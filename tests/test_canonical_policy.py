@@ -90,11 +90,8 @@ def demos(count: int, goals: Tensor) -> Batch:
 class Reader:
     """Latents are the states."""
 
-    def read(self, latents: Tensor) -> Tensor:
+    def read_states(self, latents: Tensor) -> Tensor:
         return latents[:, 0]
-
-    def states(self, features: Tensor) -> Tensor:
-        return features
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +134,24 @@ def test_far_goals_are_approached_by_way_of_nearer_ones(trained: CanonicalPolicy
     torch.testing.assert_close(near[1], goals[1])
 
 
+def test_chunks_are_imitated_as_demonstrations_are(trained: CanonicalPolicy) -> None:
+    """From latents, towards its own goal; what is far from it is seen from a nearer one."""
+    torch.manual_seed(2)
+    home = torch.tensor(HOME).expand(32, -1)
+    batch = demos(32, home)
+    states, actions = batch.require("states", "actions")
+    for shift in (0.0, 60.0):
+        states[:, 0, [0, 2]] += shift
+        nearer = trained.nearer(states[:, 0], home)
+        assert torch.allclose(nearer, home, atol=20) == (shift == 0)
+        torch.manual_seed(0)
+        imitated = trained.imitate(states, actions)["flow_matching"]
+        torch.manual_seed(0)
+        extra = {"states": states, "goals": nearer}
+        seen = trained.loss(Batch(actions=actions, extra=extra))["flow_matching"]
+        torch.testing.assert_close(imitated, seen)
+
+
 def test_a_checkpoint_builds_it_again_and_what_it_cannot_move_is_refused() -> None:
     data = DataSpec((64, 64), PLACES, LATENTS)
     again: Any = build_controller(describe(CONFIG), data)
@@ -157,3 +172,8 @@ def test_chunks_are_those_of_a_policy_that_knows_the_goal() -> None:
     assert pick_proposer({"flow_policy": own}, "auto", other_goal=True) == ("flow_policy", own)
     assert pick_proposer(planners, "canonical_policy", False) == ("canonical_policy", any_goal)
     assert pick_proposer(planners, "distilled_policy", False) is None
+    student = {"flow_policy": None, "distilled_policy": any_goal}
+    assert pick_proposer(student, "auto", other_goal=False) == ("distilled_policy", any_goal)
+    student["flow_policy"] = own
+    assert pick_proposer(student, "auto", other_goal=True) == ("distilled_policy", any_goal)
+    assert pick_proposer({}, "auto", other_goal=False) is None

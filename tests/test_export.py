@@ -17,7 +17,11 @@ from models.planning.planner import PlannerConfig
 from pipeline import checkpoint as ckpt
 from pipeline import presets
 from pipeline.inference import export
-from pipeline.inference.load_controllers import load_controllers, load_goal_policy
+from pipeline.inference.load_controllers import (
+    load_canonical_policy,
+    load_controllers,
+    load_goal_policy,
+)
 from pipeline.inference.load_world import load_world
 from pipeline.play.player import StartSampler
 
@@ -47,6 +51,18 @@ def test_a_copy_remembers_the_presets(tmp_path: Path):
     presets.remember(run, ["keypoints", "debug"])
     export.main(export.Config(run=run, out=tmp_path / "copy"))
     assert presets.remembered(tmp_path / "copy") == ["keypoints", "debug"]
+
+
+def test_what_comes_along_is_small_and_belongs_together():
+    """The folder of the repository has less than 12 MB, and all its controllers load."""
+    files = [path for path in GIVEN.rglob("*") if path.is_file()]
+    folders = {"play", "report"}  # of who plays in it
+    shared = [path for path in files if not folders & {*path.relative_to(GIVEN).parts}]
+    assert sum(path.stat().st_size for path in shared) < 12_000_000
+    world = load_world(GIVEN)
+    assert load_canonical_policy(GIVEN, world) is not None
+    assert load_goal_policy(GIVEN, world) is not None
+    assert set(load_controllers(GIVEN, world)) == {"bc"}
 
 
 def test_replaced_checkpoints_are_reported(tmp_path: Path, capsys):

@@ -177,7 +177,7 @@ def test_commands_are_found_where_pages_show_them(tmp_path: Path):
 
 def test_the_comments_of_the_makefile_are_commands_that_it_knows():
     shown = re.findall(r"^# (make .*?)(?: {4}.*)?$", MAKEFILE, re.MULTILINE)
-    assert len(shown) == 6
+    assert len(shown) == 8
     for command in shown:
         check_make(shlex.split(command)[1:])
 
@@ -233,6 +233,41 @@ def test_the_stages_of_the_loop_parse(
             [*words[2 : words.index("--round")], "--round", "1"],
         )  # fmt: skip
         assert parsed.config.steps == 2000
+
+
+@pytest.mark.parametrize("preset", ["", "keypoints debug"])
+def test_the_stages_of_make_task_parse(
+    preset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Each policy of the table is trained before it, or needs no training."""
+    variables = [f"RUN={tmp_path}/task", "EPISODES=7", *([f"PRESET={preset}"] * bool(preset))]
+    printed = subprocess.run(
+        ["make", "--dry-run", "--old-file=.venv/installed", "task", "DEMOS=demos.zip", *variables],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.replace("\\\n", " ")  # fmt: skip
+    lines = [shlex.split(line) for line in printed.splitlines() if line.startswith(".venv/bin/py")]
+    scripts = {words[1]: words[2:] for words in lines}
+    stages = ("train_tokenizer.py", "train_dynamics.py", "train_controller.py", "evaluate.py")
+    assert tuple(scripts) == ("preprocess.py", *stages)
+    monkeypatch.chdir(tmp_path)
+    for _, *words in lines:
+        check_python(words)
+    first = parse(preprocess.PushTConfig, "preprocess_pusht", scripts["preprocess.py"][1:])
+    assert first.presets == presets.check((preset or "keypoints cpu30").split())
+    assert first.config.perturb == 12
+    asked, measured = (
+        parse(*STAGES[script], scripts[script]).config
+        for script in ("train_controller.py", "evaluate.py")
+    )
+    assert asked.distilled_policy.imitator in asked.methods
+    assert set(measured.policies) - {"best_of_n", "random"} < set(asked.methods)
+    assert measured.task_episodes == 7
+
+
+def test_make_task_asks_for_demonstrations():
+    command = ["make", "--old-file=.venv/installed", "task"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode and answer.stderr.startswith("error: make task needs human")
 
 
 # -- links and names --------------------------------------------------------------------------

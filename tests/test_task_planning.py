@@ -173,6 +173,16 @@ def test_plans_for_a_task_keep_their_length_and_count_what_makes_no_progress() -
     assert executor.lowest_cost is None and executor.since_progress is None
 
 
+def test_small_falls_of_the_cost_add_up_to_progress() -> None:
+    """One world falls by 1.5% a plan, one by 0.2%, and one stays."""
+    costs = [[0.985**number, 0.998**number, 1.0] for number in range(6)]
+    planner = Recorder(costs)
+    executor = PlanExecutor(planner, 2, patience=2)  # type: ignore[arg-type]
+    for _ in range(6 * 2):
+        executor.act(cast(State, object()), torch.zeros(3, 1, 1))
+    assert planner.stalls[1:] == [[0, 0, 0], [0, 0, 0], [0, 1, 1], [0, 1, 1], [0, 2, 2]]
+
+
 def test_towards_a_goal_in_time_nothing_is_counted() -> None:
     planner = Recorder([[1.0], [1.0]])
     executor = PlanExecutor(planner, 2)  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ class CanonicalPolicy(FlowPolicy):
 
     def read_with(self, task_cost: TaskCost) -> None:
         """Read states from latents with the cost of the run, which is no part of the checkpoint."""
-        self._read_states = lambda latents: task_cost.states(task_cost.read(latents))
+        self._read_states = task_cost.read_states
 
     def begin(self, sample: Batch) -> None:
         """Take the scales of states and actions as they are seen from their goals, and how far
@@ -96,13 +96,8 @@ class CanonicalPolicy(FlowPolicy):
         goal: Tensor | None = None,
     ) -> Tensor:
         """As of a flow policy; goal: poses (B, 3), the config's if there are none."""
-        assert self._read_states is not None, "the run's task cost reads the states"
-        poses = goal_poses(goal)
-        if poses is None:
-            poses = latents.new_tensor(self.config.goal, dtype=torch.float32)
-            poses = poses.expand(len(latents), -1)
-        states = self._read_states(latents)
-        return self.sample_from(states, self.nearer(states, poses), noise, num_steps)
+        states, poses = self._read(latents, goal_poses(goal))
+        return self.sample_from(states, poses, noise, num_steps)
 
     def sample_from(
         self, states: Tensor, goals: Tensor, noise: Tensor, num_steps: int | None = None
@@ -122,6 +117,12 @@ class CanonicalPolicy(FlowPolicy):
         share = (self.reach / offset.norm(dim=1, keepdim=True).clamp(min=1e-6)).clamp(max=1)
         return torch.cat([block + share * offset, goals[:, 2:]], dim=1)
 
+    def imitate(self, latents: Tensor, chunk: Tensor) -> Losses:
+        """As of a flow policy, towards the config's goal."""
+        states, poses = self._read(latents, None)
+        chunk = self.frame.to_home(self.actions.denormalize(chunk), poses)
+        return self.flow_matching(self.observe_states(states, poses), chunk)
+
     def loss(self, batch: Batch) -> Losses:
         """Flow matching; states (B, T, S), of which the first is read, actions (B, H, A) from there
         on, and goals (B, 3)."""
@@ -136,6 +137,15 @@ class CanonicalPolicy(FlowPolicy):
         sampled = self.sample_from(states, goals, torch.zeros_like(actions))
         losses = {name: float(value) for name, value in self.loss(held_out).items()}
         return losses | self.action_error(sampled, actions.float())
+
+    def _read(self, latents: Tensor, poses: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Read states (B, S); poses: of the goals, the config's if None, that are brought nearer,
+        (B, 3)."""
+        assert self._read_states is not None, "the run's task cost reads the states"
+        states = self._read_states(latents)
+        if poses is None:
+            poses = states.new_tensor(self.config.goal).expand(len(states), -1)
+        return states, self.nearer(states, poses)
 
     def _seen_actions(self, batch: Batch) -> Tensor:
         """Actions (B, H, A) as places seen from their goals."""

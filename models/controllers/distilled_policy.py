@@ -12,8 +12,8 @@ Letters: B starts, T frames, E decisions of a rollout, H actions of a chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
+from models.controllers.canonical_policy import CanonicalPolicy, CanonicalPolicyConfig
 from models.controllers.controller import TrainedController
 from models.controllers.flow_policy import FlowPolicy, FlowPolicyConfig
 from models.method import Best, Losses
@@ -33,8 +34,14 @@ from models.tokenizers.tokenizer import LatentSpec
 class DistilledPolicyConfig(CheckedConfig):
     policy: FlowPolicyConfig = field(default_factory=FlowPolicyConfig)
     """The student, filled in by the stage: the imitator that it starts from."""
+    state_names: tuple[str, ...] = ()
+    """Of an imitator that sees all from its goal (models/controllers/canonical_policy.py): as
+    there, filled in by the stage."""
+    goal: Annotated[tuple[float, ...], Range(-(10**6), 10**6)] = ()
+    """As `state_names`."""
     expert: BestOfNConfig = field(default_factory=BestOfNConfig)
-    """The search that it learns from: a choice among what the imitator would do."""
+    """The search that it learns from: a choice among what the imitator would do, which is its
+    proposer, the flow policy if that is `auto`."""
     num_decisions: Annotated[int, Range(1, 1000)] = 5
     """Decisions of the expert in a row, each where the one before led."""
     num_repeats: Annotated[int, Range(1, 1000)] = 6
@@ -45,9 +52,39 @@ class DistilledPolicyConfig(CheckedConfig):
     """Noise on the latents in training, in standard deviations of the data: less than an imitator
     needs, since states of imagination are many."""
 
+    ADDED: ClassVar[frozenset[str]] = frozenset({"state_names", "goal"})
+
+    @property
+    def imitator(self) -> Literal["flow_policy", "canonical_policy"]:
+        """Whose chunks the expert chooses among; ValueError for the student itself, as which it
+        gets worse from round to round."""
+        if self.expert.proposer == "distilled_policy":
+            raise ValueError(
+                "--distilled-policy.expert.proposer distilled_policy: a student that is its own "
+                "expert gets worse; give flow_policy or canonical_policy"
+            )
+        return "flow_policy" if self.expert.proposer == "auto" else self.expert.proposer
+
+    def of(self, imitator: FlowPolicyConfig) -> DistilledPolicyConfig:
+        """The config of the student of an imitator."""
+        names = [f.name for f in fields(FlowPolicyConfig)]
+        shape = FlowPolicyConfig(**{name: getattr(imitator, name) for name in names})
+        if not isinstance(imitator, CanonicalPolicyConfig):
+            return replace(self, policy=shape)
+        return replace(self, policy=shape, state_names=imitator.state_names, goal=imitator.goal)
+
+    @property
+    def student(self) -> FlowPolicyConfig:
+        """The student's own config: the imitator's, with less noise."""
+        own = replace(self.policy, latent_noise_std=self.latent_noise_std)
+        if not self.state_names:
+            return own
+        values = {f.name: getattr(own, f.name) for f in fields(own)}
+        return CanonicalPolicyConfig(**values, state_names=self.state_names, goal=self.goal)
+
 
 class DistilledPolicy(TrainedController):
-    """A flow policy, and how it learns from an expert."""
+    """A policy of chunks, and how it learns from an expert."""
 
     needs = frozenset({"latents", "actions"})
     best = Best("regret", higher_is_better=False)
@@ -57,8 +94,9 @@ class DistilledPolicy(TrainedController):
     ) -> None:
         super().__init__()
         self.config = config
-        own = replace(config.policy, latent_noise_std=config.latent_noise_std)
-        self.policy = FlowPolicy(own, latents, actions)
+        student = config.student
+        kind = CanonicalPolicy if isinstance(student, CanonicalPolicyConfig) else FlowPolicy
+        self.policy = kind(student, latents, actions)
 
     def load_codebook(self, source: HasCodebooks) -> None:
         self.policy.load_codebook(source)
@@ -72,15 +110,14 @@ class DistilledPolicy(TrainedController):
         """
         latents, chunks = self.decide(batch, expert)
         repeats = self.config.num_repeats
-        learned = Batch(
-            latents=latents.repeat_interleave(repeats, 0)[:, None],
-            actions=chunks.repeat_interleave(repeats, 0),
-        )
-        bc_latents, bc_actions = (
-            x.repeat_interleave(repeats, 0) for x in batch.require("bc_latents", "bc_actions")
-        )
-        bc = self.policy.loss(Batch(latents=bc_latents, actions=bc_actions))["flow_matching"]
-        return self.policy.loss(learned) | {"bc": self.config.bc_weight * bc}
+        bc_latents, bc_actions = batch.require("bc_latents", "bc_actions")
+
+        def imitate(latents: Tensor, chunk: Tensor) -> Tensor:
+            repeated = (x.repeat_interleave(repeats, 0) for x in (latents, chunk.float()))
+            return self.policy.imitate(*repeated)["flow_matching"]
+
+        bc = self.config.bc_weight * imitate(bc_latents[:, 0], bc_actions)
+        return {"flow_matching": imitate(latents, chunks), "bc": bc}
 
     @torch.no_grad()
     def decide(self, batch: Batch, expert: BestOfN) -> tuple[Tensor, Tensor]:

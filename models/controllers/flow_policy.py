@@ -180,7 +180,11 @@ class FlowPolicy(TrainedController):
         (B, H, A) from there on.
         """
         latents, actions = batch.require("latents", "actions")
-        return self.flow_matching(self.observe(latents[:, 0]), actions.float())
+        return self.imitate(latents[:, 0], actions.float())
+
+    def imitate(self, latents: Tensor, chunk: Tensor) -> Losses:
+        """The loss of chunks (B, H, A) in [-1, 1] at latents (B, N) or (B, P, D)."""
+        return self.flow_matching(self.observe(latents), chunk)
 
     def flow_matching(self, observed: Tensor, chunk: Tensor) -> Losses:
         """The loss of chunks (B, H, A) after what the network reads, (B, C)."""

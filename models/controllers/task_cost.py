@@ -216,6 +216,11 @@ class TaskCost(TrainedController):
             columns.append(torch.atan2(first, remaining.pop(0)) if is_angle else first)
         return torch.stack(columns, -1)
 
+    def read_states(self, latents: Tensor) -> Tensor:
+        """Latents (B, P, D) -> states (B, S)."""
+        with self._exact():
+            return self.states(self.read(latents))
+
     # -- training ---------------------------------------------------------------------------
 
     def begin(self, sample: Batch) -> None:

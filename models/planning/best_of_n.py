@@ -36,8 +36,9 @@ Proposer = Literal["auto", "flow_policy", "distilled_policy", "canonical_policy"
 @dataclass(frozen=True)
 class BestOfNConfig(CheckedConfig):
     proposer: Proposer = "auto"
-    """Whose chunks are compared: the flow policy's, or the canonical policy's where goals are
-    others than the flow policy's own, or there is no flow policy; or the one that is named."""
+    """Whose chunks are compared: those of the flow policy, of the canonical one, or of the student,
+    the first that is there, and of one that knows other goals where there are others; or of the one
+    that is named."""
     num_samples: Annotated[int, Range(1, 10**6)] = 16
     """Chunks that are compared."""
     num_chunks: Annotated[int, Range(1, 1000)] = 2

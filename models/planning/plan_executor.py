@@ -15,7 +15,8 @@ from models.dynamics.dynamics import State
 from models.planning.plan import GoalPlanner
 
 PROGRESS = 0.02
-"""Share by which the cost has to fall to count as progress."""
+"""Share by which the cost has to fall since the last progress to count as the next one, in one plan
+or over several (as the threshold of PyTorch's ReduceLROnPlateau)."""
 
 
 class PlanExecutor:
@@ -53,7 +54,7 @@ class PlanExecutor:
         self.plans: Tensor | None = None  # (B, T, A), or (B, T) codes, on the CPU
         self.next_step = self.steps_left = 0
         self.warm_start: Tensor | None = None  # (B, E, A), the rest of the plans
-        self.lowest_cost: Tensor | None = None  # (B,), on the CPU, that a plan has started from
+        self.lowest_cost: Tensor | None = None  # (B,), on the CPU, at the last progress
         self.since_progress: Tensor | None = None  # (B,), plans since
 
     @property
@@ -114,10 +115,11 @@ class PlanExecutor:
             self.warm_start[device_rows] = rest
 
     def _note_progress(self, cost: Tensor, rows: Tensor, num_worlds: int) -> None:
-        """Count the plans since the cost, (M,), of the worlds at `rows` was at its lowest."""
+        """Count the plans since the cost, (M,), of the worlds at `rows` fell."""
         if self.lowest_cost is None or self.since_progress is None:
             self.lowest_cost = torch.full((num_worlds,), torch.inf)
             self.since_progress = torch.zeros(num_worlds, dtype=torch.int64)
         lower = cost < (1 - PROGRESS) * self.lowest_cost[rows]
         self.since_progress[rows] = torch.where(lower, 0, self.since_progress[rows] + 1)
-        self.lowest_cost[rows] = torch.fmin(self.lowest_cost[rows], cost)
+        # not with every small fall, or many of them would never add up to progress
+        self.lowest_cost[rows] = torch.where(lower, cost, self.lowest_cost[rows])

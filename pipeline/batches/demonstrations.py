@@ -60,12 +60,12 @@ class DemoSteps:
         self,
         dataset: EpisodeDataset,
         split: Split,
-        latents: np.ndarray,
+        latents: np.ndarray | None,
         min_reward: float,
         chunk_length: int = 1,
         extra: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """latents: of all frames of the dataset, (frames, N) or (frames, P, D).
+        """latents: of all frames of the dataset, (frames, N) or (frames, P, D), if they are needed.
         extra: what else is known of them, such as `states`, (frames, ...).
         chunk_length: actions from a step on; the last of a demonstration is repeated."""
         self.action_spec, self.latents = dataset.actions, latents
@@ -80,15 +80,17 @@ class DemoSteps:
         return len(self.rows)
 
     def batch(self, indices: np.ndarray) -> Batch:
-        """Latents (B, 1, N) or (B, 1, P, D) and normalized actions (B, T, A), or codes (B, T), T
-        the chunk's length."""
+        """Latents (B, 1, N) or (B, 1, P, D), where there are some, and normalized actions (B, T,
+        A), or codes (B, T), T the chunk's length."""
         rows = self.rows[indices]
-        latents = torch.from_numpy(np.asarray(self.latents[rows]))
+        latents = None
+        if self.latents is not None:
+            latents = as_latents(torch.from_numpy(np.asarray(self.latents[rows])))[:, None]
         ahead = rows[:, None] + np.arange(self.chunk_length)
         ahead = np.minimum(ahead, self.last_rows[indices][:, None])
         actions = self.action_spec.normalize(torch.from_numpy(self.all_actions[ahead]))
         extra = {name: torch.from_numpy(values[rows]) for name, values in self.extra.items()}
-        return Batch(latents=as_latents(latents)[:, None], actions=actions, extra=extra)
+        return Batch(latents=latents, actions=actions, extra=extra)
 
 
 class StartsWithDemos:

@@ -19,6 +19,9 @@ from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.inference.load_tokenizer import for_inference
 
+PROPOSERS = ("flow_policy", "canonical_policy", "distilled_policy")
+"""Policies of chunks; of several the first one proposes where none is named."""
+
 
 def load_controllers(run: Path, world: World) -> dict[str, Controller]:
     """Return the controllers of a run by name: `bc`, and `actor_critic`, which started from it.
@@ -52,17 +55,15 @@ def load_canonical_policy(run: Path, world: World) -> CanonicalPolicy | None:
     """Return the imitator of a run that sees all from its goal; None where none was trained, or
     what it reads states with is not there."""
     found = cast("CanonicalPolicy | None", _load_method("canonical_policy", run, world))
-    reader = load_task_cost(run, world) if found is not None else None
-    if found is None or reader is None:
-        return None
-    found.read_with(reader)
-    return found
+    return None if found is None else _with_reader(found, run, world)
 
 
 def load_distilled_policy(run: Path, world: World) -> FlowPolicy | None:
-    """Return the policy of a run that was distilled from a search; None where none was trained."""
+    """Return the policy of a run that was distilled from a search; None where none was trained, or
+    what it reads states with is not there."""
     found = cast("DistilledPolicy | None", _load_method("distilled_policy", run, world))
-    return None if found is None else found.policy
+    policy = None if found is None else found.policy
+    return _with_reader(policy, run, world) if isinstance(policy, CanonicalPolicy) else policy
 
 
 def pick_proposer(
@@ -72,15 +73,14 @@ def pick_proposer(
     where none was trained.
 
     planners: by name, those that a run has.  other_goal: than the one of its demonstrations, which
-    only the canonical policy knows.
+    only a canonical policy knows, or its student.
     """
-    by_default = ("flow_policy", "canonical_policy")
-    names = (by_default[::-1] if other_goal else by_default) if wanted == "auto" else (wanted,)
-    for name in names:
-        policy = planners.get(name)
-        if isinstance(policy, FlowPolicy):
-            return name, policy
-    return None
+    names = PROPOSERS if wanted == "auto" else (wanted,)
+    found = [(name, planners.get(name)) for name in names]
+    policies = [(name, policy) for name, policy in found if isinstance(policy, FlowPolicy)]
+    if other_goal:
+        policies.sort(key=lambda named: not isinstance(named[1], CanonicalPolicy))
+    return next(iter(policies), None)
 
 
 def load_controller(run: Path, world: World) -> Controller:
@@ -98,6 +98,15 @@ def load_controller(run: Path, world: World) -> Controller:
         f"{run / 'controller'} holds no controller; "
         f"{ckpt.train_command('controller', run / 'controller' / 'best.pt')} trains one"
     )
+
+
+def _with_reader(policy: CanonicalPolicy, run: Path, world: World) -> CanonicalPolicy | None:
+    """Let it read states with the run's task cost; None where there is none."""
+    reader = load_task_cost(run, world)
+    if reader is None:
+        return None
+    policy.read_with(reader)
+    return policy
 
 
 def _load_method(name: str, run: Path, world: World) -> Controller | None:

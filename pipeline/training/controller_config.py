@@ -200,7 +200,7 @@ def why_not(config: Config, method: Method, world: World, dataset: EpisodeDatase
 def starts_from(config: Config, method: Method) -> tuple[Method, ...]:
     """The methods of the run that have to be trained before this one."""
     if method == "distilled_policy":
-        return "flow_policy", "task_cost"
+        return config.distilled_policy.imitator, "task_cost"
     if method == "canonical_policy":
         return ("task_cost",)
     if method == "actor_critic":
@@ -257,10 +257,11 @@ def check(
                 f"moves goals there; --methods task_cost canonical_policy --restart makes both"
             )
     if "distilled_policy" in methods:
-        flow, cost = (
-            settings_of(config, methods, needed) for needed in ("flow_policy", "task_cost")
+        imitator, cost = (
+            settings_of(config, methods, needed)
+            for needed in starts_from(config, "distilled_policy")
         )
-        whole_blocks(flow["chunk_length"], flow["receding_horizon"], cost["action_block"])
+        whole_blocks(imitator["chunk_length"], imitator["receding_horizon"], cost["action_block"])
     for split in ("train", "validation"):
         if {"bc", "actor_critic"} & set(methods):
             demo_rows(dataset, split, config.min_reward)

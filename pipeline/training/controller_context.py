@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,19 @@ class ControllerContext:
     run: Path
     world: World
     dataset: EpisodeDataset
-    latents: np.ndarray
-    """Of the states at all frames: (frames, N) or (frames, P, D)."""
+    dynamics: ckpt.Checkpoint
+    """The world's."""
     parent: tuple[Path, str]
     """Path and fingerprint of the dynamics model."""
     recordings: TrainedOn
     """The dataset's training episodes."""
     goals: np.ndarray | None = None
     """Poses of the goals of all frames, (frames, 3); None where goals have none."""
+
+    @cached_property
+    def latents(self) -> np.ndarray:
+        """Of the states at all frames, (frames, N) or (frames, P, D); encoded when first needed."""
+        return _cache(self.run, self.world, self.dynamics, self.dataset)
 
     @property
     def data(self) -> DataSpec:
@@ -55,11 +61,11 @@ class ControllerContext:
         return DemoSteps(self.dataset, split, self.latents, min_reward, chunk_length)
 
     def demos_with_states(self, split: Split, min_reward: float, chunk_length: int) -> DemoSteps:
-        """Give demonstrations whose steps know their states and goals."""
+        """Give demonstrations whose steps know their states and goals, and no latents."""
         assert self.goals is not None
         states = self.dataset.read_rows("states", 0, self.dataset.num_frames)
         extra = {"states": states[:, None], "goals": self.goals}
-        return DemoSteps(self.dataset, split, self.latents, min_reward, chunk_length, extra)
+        return DemoSteps(self.dataset, split, None, min_reward, chunk_length, extra)
 
     @property
     def home(self) -> tuple[float, ...]:
@@ -103,7 +109,7 @@ def check_recordings(run: Path, dynamics: ckpt.Checkpoint, dataset: EpisodeDatas
     return recordings
 
 
-def cache(
+def _cache(
     run: Path, world: World, dynamics: ckpt.Checkpoint, dataset: EpisodeDataset
 ) -> np.ndarray:
     """Latents of the states at all frames: the tokenizer's, or what the world makes of them."""

@@ -27,6 +27,7 @@ from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.inference.load_world import load_world
 from pipeline.serve.run_spec import ActionsSpec, RunSpec
 
+NOISE_SEED = 0
 SLOTS = 16  # numbers of a transformation (models/layers/views.py)
 NO_DECODER = "this run has no decoder, so latents cannot be drawn"
 NO_ACTIONS = "this run has no actions, so nothing can be planned"
@@ -64,6 +65,12 @@ class LatentModel(ABC):
         """Search for `steps` actions from one image to another, (3, H, W) uint8, by about as many
         `rollouts`."""
         raise NotImplementedError
+
+    def noise(self, std: float) -> Tensor:
+        """What a start is moved by, to see how far a prediction moves: (P, D), always the same."""
+        generator = torch.Generator().manual_seed(NOISE_SEED)
+        drawn = torch.randn(self.spec.num_patches, self.spec.dim, generator=generator)
+        return (std * drawn).to(self.spec.device)
 
     def pool(self, latents: Tensor) -> Tensor:
         """(..., P, D) -> (..., E)."""

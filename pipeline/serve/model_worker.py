@@ -25,7 +25,6 @@ from pipeline.serve.measured import Measured, read_measured
 from pipeline.serve.service_config import BUCKETS
 
 WARM_STEPS = (1, 5)
-NOISE_SEED = 0
 
 
 class ModelWorker:
@@ -34,10 +33,7 @@ class ModelWorker:
     def __init__(self, model: LatentModel, measured: Measured | None) -> None:
         self.model, self.spec, self.measured = model, model.spec, measured
         self.device = torch.device(self.spec.device)
-        shape = (self.spec.num_patches, self.spec.dim)
-        generator = torch.Generator().manual_seed(NOISE_SEED)
-        std = measured.noise_std if measured is not None else 0.0
-        self._noise = (std * torch.randn(shape, generator=generator)).to(self.device)
+        self._noise = model.noise(measured.noise_std if measured is not None else 0.0)
 
     @torch.inference_mode()
     def answer(self, batch: list[Work]) -> list[Done]:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.listen import address
 from pipeline.serve.service_config import ServiceConfig
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from pipeline.serve.service import Service
 
 PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "msgspec")
 KEPT_SECONDS = 5  # that a connection is kept open between two requests
@@ -28,11 +35,7 @@ def run_server(
     run: Path, device: str, config: ServiceConfig, listening: socket.socket, log_requests: bool
 ) -> None:
     """Load the run in a process of its own, and serve it; ValueError where it cannot be loaded."""
-    import uvicorn
-
     from pipeline.serve.service import Service
-    from pipeline.serve.service_app import make_service_app
-    from pipeline.serve.timed_protocol import timed_protocol
     from pipeline.serve.worker_process import WorkerProcess
 
     _write_log(log_requests)
@@ -43,7 +46,22 @@ def run_server(
         server.should_exit = True
 
     longest = 10 + max(config.deadline_seconds, config.plan_seconds)
-    service = Service(WorkerProcess(run, device, longest), config, stop)
+    server = make_server(Service(WorkerProcess(run, device, longest), config, stop))
+    print(f"serve: {address(config, listening)} (Ctrl-C ends it)", flush=True)
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
+    if failed:
+        raise ValueError(failed[0])
+    print("serve: ended")
+
+
+def make_server(service: Service) -> uvicorn.Server:
+    import uvicorn
+
+    from pipeline.serve.service_app import make_service_app
+    from pipeline.serve.timed_protocol import timed_protocol
+
+    config = service.config
     settings = uvicorn.Config(
         make_service_app(service),
         log_level="warning",
@@ -55,15 +73,7 @@ def run_server(
         timeout_graceful_shutdown=round(config.deadline_seconds) + 1,
         server_header=False,
     )
-    server = uvicorn.Server(settings)
-    print(f"serve: {address(config, listening)} (Ctrl-C ends it)", flush=True)
-    try:
-        server.run(sockets=[listening])
-    except KeyboardInterrupt:
-        pass
-    if failed:
-        raise ValueError(failed[0])
-    print("serve: ended")
+    return uvicorn.Server(settings)
 
 
 def _write_log(requests: bool) -> None:

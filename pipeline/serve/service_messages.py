@@ -113,9 +113,7 @@ class PredictAnswer(BaseModel):
 class RolloutAnswer(BaseModel):
     z_cls_seq: list[list[float]]
     z_patches_seq: list[list[list[float]]] | None = Field(description="Null where none were given.")
-    mrr_seq: list[float | None] = Field(
-        description=f"Of single steps; null from the second. {MRR}"
-    )
+    mrr_seq: list[float | None] = Field(description=f"Of single steps; null from the second. {MRR}")
     uncertainty_seq: list[float | None] = Field(description=UNCERTAINTY)
     timestamp: Time
 

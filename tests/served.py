@@ -47,19 +47,22 @@ def tiny_measured(model: LatentModel) -> Measured:
 
 
 class OwnWorker:
-    """Answers in this process: `gate` holds it, `end` ends it as a kill would."""
+    """Answers in this process: `gate` holds its answers, `may_start` its start, and `end` ends it
+    as a kill would."""
 
     def __init__(self, model: LatentModel, measured: Measured | None = None) -> None:
         self.worker, self.model, self.measured = ModelWorker(model, measured), model, measured
         self.batches: list[list[Work]] = []
         self.gate = threading.Event()
         self.gate.set()
-        self.starts = 0
+        self.may_start = threading.Event()
+        self.may_start.set()
         self._ended: asyncio.Event | None = None
 
     async def start(self) -> Ready:
-        self.starts += 1
-        self._ended = asyncio.Event()
+        while not self.may_start.is_set():
+            await asyncio.sleep(0.002)
+        self._ended, self._loop = asyncio.Event(), asyncio.get_running_loop()
         return self.model.spec, self.measured, "measured by nobody"
 
     async def answer(self, batch: list[Work]) -> list[Done]:
@@ -73,7 +76,7 @@ class OwnWorker:
 
     def end(self) -> None:
         assert self._ended is not None
-        self._ended.set()
+        self._loop.call_soon_threadsafe(self._ended.set)
 
     async def ended(self) -> None:
         assert self._ended is not None

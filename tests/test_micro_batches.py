@@ -33,7 +33,9 @@ class Queue:
         self.worker = OwnWorker(tiny_image_model())
         self.ended = 0
         self.batches = MicroBatches(
-            self.worker, ServiceConfig(**settings), when_ended=self._count  # type: ignore[arg-type]
+            self.worker,
+            ServiceConfig(**settings),
+            when_ended=self._count,  # type: ignore[arg-type]
         )
 
     def _count(self) -> None:

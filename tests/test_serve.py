@@ -175,8 +175,12 @@ def test_no_page_of_another_site_is_let_in(client):
 
 def test_the_schema_describes_each_route_with_examples(client):
     schema = client.get("/openapi.json").json()
-    assert {"/encode", "/predict", "/rollout", "/decode", "/plan", "/health"} <= set(schema["paths"])
-    assert {"422", "503", "504", "409", "413"} <= set(schema["paths"]["/encode"]["post"]["responses"])
+    assert {"/encode", "/predict", "/rollout", "/decode", "/plan", "/health"} <= set(
+        schema["paths"]
+    )
+    assert {"422", "503", "504", "409", "413"} <= set(
+        schema["paths"]["/encode"]["post"]["responses"]
+    )
     encode = schema["components"]["schemas"]["EncodeRequest"]["properties"]["image_b64"]
     answer = client.post("/encode", json={"image_b64": encode["examples"][0]})
     assert answer.status_code == 200, answer.text

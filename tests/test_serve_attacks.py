@@ -320,7 +320,9 @@ def test_a_websocket_is_refused(port):
 def test_silent_connections_do_not_keep_others_out_for_long(port):
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(12)]
     try:
-        until(lambda: said(port, b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")[9:12] == b"200")
+        until(
+            lambda: said(port, b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n")[9:12] == b"200"
+        )
     finally:
         for each in silent:
             each.close()

@@ -119,14 +119,19 @@ def describe(found: dict[str, Any]) -> list[str]:
         medians = {name: values[k] for name, values in found["medians"].items()}
         auc = {name: values[k] for name, values in found["auc"].items()}
         areas = ", ".join(
-            f"{name} {a['auc']:.3f} [{a['low']:.3f}, {a['high']:.3f}]" for name, a in auc.items()
+            f"{name} {a['auc']:.3f} {_interval(a['low'], a['high'])}" for name, a in auc.items()
         )
+        correlation = found["uncertainty_rank_correlation"][k]
         lines.append(
             f"{k} steps, n {found['n']}: median distance {medians['surprise']:.3f}, no change "
             f"{medians['no_change']:.3f}; AUC {areas}; uncertainty and error, rank correlation "
-            f"{found['uncertainty_rank_correlation'][k]:.2f}"
+            f"{'unknown' if correlation is None else format(correlation, '.2f')}"
         )
     return lines
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
 
 
 if __name__ == "__main__":

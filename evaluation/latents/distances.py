@@ -72,14 +72,15 @@ def area_under_roc(ordinary: np.ndarray, other: np.ndarray) -> float:
     return float(below.mean() / (2 * len(order)))
 
 
-def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's; nan where one of them is constant."""
-    with np.errstate(invalid="ignore"):
-        return float(np.corrcoef(x.argsort().argsort(), y.argsort().argsort())[0, 1])
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Spearman's, of numbers that differ; None of fewer than three."""
+    if len(x) < 3:
+        return None
+    return float(np.corrcoef(x.argsort().argsort(), y.argsort().argsort())[0, 1])
 
 
-def _auc(ordinary: np.ndarray, other: np.ndarray, found: Transitions) -> dict[str, float]:
-    """With its interval, by a bootstrap over sources."""
+def _auc(ordinary: np.ndarray, other: np.ndarray, found: Transitions) -> dict[str, float | None]:
+    """With its interval, by a bootstrap over sources; None where there is one source."""
     rng = np.random.default_rng(0)
     names = np.unique(found.sources)
     rows = [np.flatnonzero(found.sources == name) for name in names]
@@ -87,8 +88,8 @@ def _auc(ordinary: np.ndarray, other: np.ndarray, found: Transitions) -> dict[st
     for _ in range(RESAMPLES if len(names) > 1 else 0):
         index = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
         drawn.append(area_under_roc(ordinary[index], other[index]))
-    low, high = np.quantile(drawn, [0.025, 0.975]) if drawn else (np.nan, np.nan)
-    return {"auc": area_under_roc(ordinary, other), "low": float(low), "high": float(high)}
+    low, high = np.quantile(drawn, [0.025, 0.975]).tolist() if drawn else (None, None)
+    return {"auc": area_under_roc(ordinary, other), "low": low, "high": high}
 
 
 def _predict(model: LatentModel, start: Tensor, actions: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from pipeline.client.errors import ServiceError
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 300.0
 ROLLOUT = 5  # steps
+POOLS = 8  # clients of 100 connections each, who ask too often
 IMAGE_SIDE = 64  # pixels of the image that is sent
 Part = Literal["latency", "throughput", "overload", "kill"]
 Ask = Callable[[], Awaitable[Any]]
@@ -75,7 +76,7 @@ async def measure(config: Config, url: str, pid: int) -> None:
             for name, ask in asks.items():
                 await throughput(name, ask, config)
         if "overload" in config.parts:
-            await overload(client, asks["encode"], config, pid)
+            await overload(url, config, pid)
         if "kill" in config.parts:
             await kill(client, asks["encode"], pid)
 
@@ -89,7 +90,7 @@ async def questions(client: AsyncLatentClient) -> dict[str, Ask]:
     asks: dict[str, Ask] = {"encode": lambda: client.encode(pixels)}
     if "predict" not in spec["cannot"]:
         asks["predict"] = lambda: client.predict(start, action)
-        asks[f"rollout({ROLLOUT})"] = lambda: client.rollout(start, [action] * ROLLOUT)
+        asks[f"rollout({ROLLOUT})"] = lambda: client.rollout(start, np.tile(action, (ROLLOUT, 1)))
     return asks
 
 
@@ -124,16 +125,20 @@ async def throughput(name: str, ask: Ask, config: Config) -> None:
     )
 
 
-async def overload(client: AsyncLatentClient, ask: Ask, config: Config, pid: int) -> None:
+async def overload(url: str, config: Config, pid: int) -> None:
     """Ask at twice the rate of many clients, whether or not it answers."""
+    once = Retries(attempts=1)
+    clients = [AsyncLatentClient(url, timeout=120, retries=once) for _ in range(POOLS)]
+    asks = [(await questions(client))["encode"] for client in clients]
     began, each = time.perf_counter(), config.requests // config.clients + 1
-    await asyncio.gather(*[one_by_one(ask, each) for _ in range(config.clients)])
+    turn = [asks[i % POOLS] for i in range(config.clients)]
+    await asyncio.gather(*[one_by_one(ask, each) for ask in turn])
     rate = 2 * config.clients * each / (time.perf_counter() - began)
     seen: Counter[str] = Counter()
     taken: list[float] = []
     open_jobs: set[asyncio.Task[None]] = set()
 
-    async def once() -> None:
+    async def ask_once(ask: Ask) -> None:
         at = time.perf_counter()
         try:
             await ask()
@@ -147,13 +152,15 @@ async def overload(client: AsyncLatentClient, ask: Ask, config: Config, pid: int
     while (now := time.perf_counter() - begin) < config.seconds:
         while number < now * rate:
             number += 1
-            task = asyncio.create_task(once())
+            task = asyncio.create_task(ask_once(asks[number % POOLS]))
             open_jobs.add(task)
             task.add_done_callback(open_jobs.discard)
         if now > config.seconds * (len(memory) + 1) / 20:
             memory.append(memory_mb(pid))
         await asyncio.sleep(0.002)
     await asyncio.gather(*open_jobs)
+    for client in clients:
+        await client.close()
     grown = 100 * (memory[-1] / memory[1] - 1)
     p50, p95, p99 = 1000 * np.percentile(taken, [50, 95, 99])
     print(

@@ -49,7 +49,8 @@ def choose_frames(
     episodes = np.array(dataset.episodes(split))
     sources = np.array([dataset.source(episode) for episode in episodes])
     chosen = choose_clips(sources, min(count, len(episodes)), seed)
-    frames = np.stack([dataset.read(episodes[i], "frames", 0, 1)[0] for i in chosen])
+    read = [dataset.read(int(episodes[i]), "frames", 0, 1)[0] for i in chosen]
+    frames = np.stack(read)
     return torch.from_numpy(frames).permute(0, 3, 1, 2), sources[chosen]
 
 

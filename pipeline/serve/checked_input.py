@@ -67,7 +67,7 @@ def actions_of(spec: RunSpec, steps: Sequence[Sequence[float]], name: str) -> np
     if actions.kind == "discrete" and not _are_codes(filled, actions.num_codes):
         raise Refused(422, f"{name} is no code from 0 to {actions.num_codes - 1}")
     if actions.kind == "continuous":
-        low, high = np.float32(actions.low), np.float32(actions.high)
+        low, high = (np.array(side, np.float32) for side in (actions.low, actions.high))
         if (filled < low).any() or (filled > high).any():
             raise Refused(
                 422,

@@ -11,12 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.actions import ActionSpec
+from models.planning.plan import PolicyPrior
 from models.planning.planner import Planner, PlannerConfig, can_plan
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 from models.world import World
@@ -86,7 +87,7 @@ class LatentModel(ABC):
 class WorldModel(LatentModel):
     """A world: a latent is that of its state, and starts it without a past."""
 
-    def __init__(self, world: World, spec: RunSpec, prior: nn.Module | None = None) -> None:
+    def __init__(self, world: World, spec: RunSpec, prior: PolicyPrior | None = None) -> None:
         """prior: a goal policy, whose rollouts a search starts from."""
         self.world, self.spec, self.prior = world, spec, prior
 
@@ -128,11 +129,11 @@ class WorldModel(LatentModel):
             iterations=iterations,
             warm_start_iterations=max(1, iterations - 1),  # the prior's own rollouts are one
             num_elites=min(default.num_elites, samples),
-            action_block=int(block),
-            horizon=-(-steps // int(block)),
+            action_block=block,
+            horizon=-(-steps // block),
             seed=seed,
         )
-        return Planner(config, self.world, policy_prior=self.prior)  # type: ignore[arg-type]
+        return Planner(config, self.world, policy_prior=self.prior)
 
     def _state(self, latents: Tensor):
         spec = self.world.state_spec
@@ -181,7 +182,7 @@ def load_latent_model(run: Path, device: torch.device | None = None) -> LatentMo
     if (run / "dynamics" / "best.pt").exists():
         world = load_world(run, device)
         prior = load_goal_policy(run, world) if can_plan(world) else None
-        return WorldModel(world, world_spec(run, world), prior)
+        return WorldModel(world, world_spec(run, world), cast("PolicyPrior | None", prior))
     tokenizer, fields = load_tokenizer(run, device)
     return ImageModel(tokenizer, image_spec(run, tokenizer, fields, device))
 

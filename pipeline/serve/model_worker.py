@@ -65,7 +65,7 @@ class ModelWorker:
                 continue
             action = np.zeros(spec.actions.size, np.float32)
             if spec.actions.kind == "continuous":
-                action = np.float32(spec.actions.low)
+                action = np.array(spec.actions.low, np.float32)
             for steps in WARM_STEPS if size in (1, BUCKETS[-1]) else WARM_STEPS[:1]:
                 actions = np.tile(action, (steps, 1))
                 self.answer([Work("predict", done[0].pooled, actions)] * size)

@@ -43,7 +43,9 @@ SAID = {
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": messages.Problem, "description": text} for status, text in SAID.items()
 }
-READ_PROBLEMS = {status: PROBLEMS[status] for status in (401, 421, 503)}
+READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: PROBLEMS[status] for status in (401, 421, 503)
+}
 
 
 def make_service_app(service: Service) -> ASGIApp:

@@ -56,12 +56,13 @@ class Call(Generic[T]):
             found = content()
         except ValueError:
             found = None
-        if not isinstance(found, dict):
-            raise BadAnswer(f"{self.path} answered {status}, and no JSON", status)
         if status != 200:
+            detail = found.get("detail", "") if isinstance(found, dict) else ""
             seconds = headers.get("retry-after", "")
             wait = float(seconds) if seconds.isdecimal() else 0.0
-            raise error_of(status, str(found.get("detail", "no reason given")), wait)
+            raise error_of(status, str(detail or f"{self.path} answered {status}"), wait)
+        if not isinstance(found, dict):
+            raise BadAnswer(f"{self.path} answered no JSON", status)
         try:
             return self.read(found, headers.get("x-latent-spec", ""))
         except (KeyError, TypeError) as problem:

@@ -71,7 +71,9 @@ async def measure(config: Config, url: str, pid: int) -> None:
                 await ask()
         if "latency" in config.parts:
             for name, ask in asks.items():
-                print_latency(name, await one_by_one(ask, config.requests))
+                before = cpu_seconds(pid)
+                taken = await one_by_one(ask, config.requests)
+                print_latency(name, taken, (cpu_seconds(pid) - before) / len(taken))
         if "throughput" in config.parts:
             for name, ask in asks.items():
                 await throughput(name, ask, config)
@@ -187,9 +189,14 @@ async def kill(client: AsyncLatentClient, ask: Ask, pid: int) -> None:
     print(f"kill -9 of the model: {dict(told)}, then answers again after {seconds:.1f} s")
 
 
-def print_latency(name: str, taken: np.ndarray) -> None:
+def print_latency(name: str, taken: np.ndarray, cpu: float) -> None:
+    """cpu: seconds of a request that the service's processes computed, whatever else ran."""
     p50, p95 = 1000 * np.percentile(taken, [50, 95])
-    print(f"{name}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, n {len(taken)}", flush=True)
+    print(
+        f"{name}: p50 {p50:.1f} ms, p95 {p95:.1f} ms, n {len(taken)}; {1000 * cpu:.1f} ms of CPU "
+        f"time a request",
+        flush=True,
+    )
 
 
 async def until_ready(client: AsyncLatentClient) -> None:
@@ -209,6 +216,15 @@ def processes(pid: int) -> list[int]:
     """A process and its children (Linux)."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *map(int, children)]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its children."""
+    ticks = 0
+    for process in processes(pid):
+        values = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(values[11]) + int(values[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def memory_mb(pid: int) -> float:

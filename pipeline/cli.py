@@ -77,18 +77,14 @@ def _parse(
         return Parsed(_cli(config, None, arguments, description, command), [], False)
     named, flags = split_presets(arguments)
     names = presets.check(named)
-    complete = _has_defaults(config)
-    default: Any = None
-    if complete:
-        default = presets.apply(config(), stage, names or default_presets)
-    run = _run_of(flags, default or config)
+    default: Any = _applied(config, stage, names or default_presets)
+    run = _run_of(flags, default)
     known = presets.remembered(run) if run else None
     if named and known and known != names:
         print(f"presets: {' '.join(names)} ({run} was begun with {' '.join(known)})")
     if not named:
         names = list(default_presets) if known is None else known
-        if complete:
-            default = presets.apply(config(), stage, names)
+        default = _applied(config, stage, names)
         if names:
             print(f"presets: {' '.join(names)}")
     if "-h" in flags or "--help" in flags:  # only then are all recipes read
@@ -105,12 +101,7 @@ def _parse(
 def _cli(
     config: type[C], default: C | None, flags: Sequence[str], description: str, command: str
 ) -> C:
-    if default is None and _has_defaults(config):
-        default = config()
-    given: dict[str, Any] = {}
-    if default is not None:
-        config, default = _narrowed(config, default)
-        given["default"] = default
+    config, default = _narrowed(config, _with_defaults(config) if default is None else default)
     with _numbers_in_one_line():
         return tyro.cli(
             config,
@@ -118,7 +109,7 @@ def _cli(
             args=list(flags),
             description=re.sub(r"\n+", "\n  ", description.strip()),  # else tyro joins lines
             config=(tyro.conf.PositionalRequiredArgs, tyro.conf.AvoidSubcommands),
-            **given,
+            default=default,
         )
 
 
@@ -197,11 +188,23 @@ def _expand_home(config: C) -> C:
     return replace(config, **changed)  # type: ignore[type-var]
 
 
-def _has_defaults(config: type) -> bool:
-    return all(
-        f.default is not MISSING or f.default_factory is not MISSING
+def _applied(config: type[C], stage: str, names: Sequence[str]) -> C:
+    """Apply presets; a command that needs a path keeps its own run folder, not the recipe's."""
+    default: Any = _with_defaults(config)
+    applied: Any = presets.apply(default, stage, names)
+    needs_path = any(value is tyro.MISSING for value in vars(default).values())
+    return replace(applied, run=default.run) if needs_path else applied
+
+
+def _with_defaults(config: type[C]) -> C:
+    """Give a config whose fields without a default are missing: flags have to give them, and
+    presets change the others."""
+    missing = {
+        f.name: tyro.MISSING
         for f in fields(config)  # type: ignore[arg-type]
-    )
+        if f.default is MISSING and f.default_factory is MISSING
+    }
+    return config(**missing)
 
 
 def _narrowed(config: type[C], default: C) -> tuple[type[C], C]:

@@ -67,12 +67,17 @@ SIZES = {
     "cpu": {
         "preprocess_images": {"crops": 64},
         "preprocess_pusht": pusht.PREPROCESS_CPU,
+        # a quarter of an hour on one core; the size of the predictor's depth comes before this one
         "tokenizer": {
-            "train.steps": 1500,
+            "model.patch_size": 16,
+            "model.predictor.dim": 96,
+            "model.predictor.num_heads": 4,
+            "model.ema_decay": 0.99,
+            "model.ema_steps": 1300,
+            "train.steps": 1300,
             "train.batch_size": 64,
-            "train.eval_every": 500,
-            "train.save_every": 100,
-            "model.ema_steps": 1500,
+            "train.eval_every": 200,
+            "train.save_every": 50,
         },
         "dynamics": DYNAMICS_CPU,
         "controller": pusht.CONTROLLER_CPU,

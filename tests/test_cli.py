@@ -356,3 +356,13 @@ def test_output_that_nobody_reads_ends_without_a_word(
 def test_a_command_to_copy_is_quoted():
     told = command("train_dynamics.py", "--run", Path("my runs/a"))
     assert told == "python train_dynamics.py --run 'my runs/a'"
+
+
+def test_presets_change_the_flags_of_a_command_that_needs_a_path():
+    from pipeline.recording.images_config import ImagesConfig
+
+    parsed = parse(ImagesConfig, "preprocess_images", ["photos", "--preset", "iwm", "base", "cpu"])
+    assert (parsed.config.resolution, parsed.config.crops) == (224, 64)
+    assert parsed.config.paths == (Path("photos"),) and parsed.presets == ["iwm", "base", "cpu"]
+    words = ["photos", "--preset", "iwm", "cpu", "--crops", "3"]
+    assert parse(ImagesConfig, "preprocess_images", words).config.crops == 3

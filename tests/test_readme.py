@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import re
@@ -21,15 +22,18 @@ import bench.__main__
 import evaluate
 import play
 import preprocess
+import serve
 import train_controller
 import train_dynamics
 import train_tokenizer
-from bench import browser_load
+from bench import browser_load, serve_load
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.compare import __main__ as compare
+from evaluation.latents import __main__ as latents
 from pipeline import presets, publish, pull, runs
 from pipeline.cli import parse
+from pipeline.client import watch_video
 from pipeline.hub import arguments
 from pipeline.inference import export
 
@@ -41,6 +45,7 @@ GUIDES = [
     *(page for page in ROOT.glob("*.md") if page not in HISTORY),
     *ROOT.glob("docs/*.md"),
     *ROOT.glob("docs/how-to/*.md"),
+    *ROOT.glob("docs/tutorial/*.md"),
     *ROOT.glob("recipes/*.md"),
     *ROOT.glob("checkpoints/*/README.md"),
 ]
@@ -54,7 +59,10 @@ STAGES = {
 MODULES = {
     "bench": bench.__main__.Config,
     "bench.browser_load": browser_load.Config,
+    "bench.serve_load": serve_load.Config,
     "evaluation.compare": compare.Config,
+    "evaluation.latents": latents.Config,
+    "pipeline.client.watch_video": watch_video.Config,
     "pipeline.inference.export": export.Config,
     "pipeline.publish": publish.Config,
     "pipeline.pull": pull.Config,
@@ -132,6 +140,8 @@ def check_python(words: list[str]) -> None:
     if script == "preprocess.py":
         command = preprocess.COMMANDS[arguments[0]]
         parse(command.config, command.stage, arguments[1:], default_presets=command.default_presets)
+    elif script == "serve.py":
+        parse(serve.Config, None, arguments)
     elif script in STAGES:
         config, stage = STAGES[script]
         parse(config, stage, arguments)
@@ -313,7 +323,7 @@ def test_a_dead_link_is_found(tmp_path: Path, link: str):
 def test_there_are_pages_of_every_kind():
     names = {page_name(page) for page in [*GUIDES, *HISTORY]}
     assert {"README.md", "docs/play.md", "recipes/README.md"} <= names
-    for folder in ("docs/log/", "docs/how-to/", "checkpoints/pusht-goals/"):
+    for folder in ("docs/log/", "docs/how-to/", "docs/tutorial/", "checkpoints/pusht-goals/"):
         assert any(name.startswith(folder) for name in names), folder
 
 
@@ -362,3 +372,19 @@ def test_the_python_of_the_play_page_works(tmp_path: Path):
     assert len(names["candidates"]) == 100 and names["frame"].shape == (1, 3, 32, 32)
     observations, _ = names["envs"].reset(seed=0)
     assert observations.shape == (64, 32, 32, 3)
+
+
+def test_the_python_of_the_serve_page_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    pytest.importorskip("prometheus_client", reason="requirements-serve.txt is not installed")
+    from served import file_of, listening_service, picture, tiny_service
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.png").write_bytes(file_of(picture()))
+    asked, watched = python_blocks(ROOT / "docs/tutorial/serve.md")
+    names: dict[str, Any] = {}
+    with listening_service(tiny_service(measured=True)) as url:
+        exec(asked.replace("http://127.0.0.1:8001", url), names)
+        exec(watched, names)
+        perception, state = asyncio.run(names["watch"](url, [picture(), picture(1)]))
+    assert names["image"].shape == (32, 32, 3) and names["later"].z_cls.shape == (2, 24)
+    assert state.vision_prediction_surprise is not None and perception.total_errors == 0

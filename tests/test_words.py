@@ -31,15 +31,18 @@ from given_up_words import (
 import evaluate
 import play
 import preprocess
+import serve
 import train_controller
 import train_dynamics
 import train_tokenizer
-from bench import browser_load
+from bench import browser_load, serve_load
 from bench.__main__ import Config as BenchConfig
 from evaluation.compare import __main__ as compare
+from evaluation.latents import __main__ as latents
 from evaluation.report.metrics_schema import empty_metrics
 from models import registry
 from pipeline import presets, publish, pull, runs
+from pipeline.client import watch_video
 from pipeline.inference import export
 
 ROOT = Path(__file__).parents[1]
@@ -101,6 +104,10 @@ def stage_configs() -> list[type]:
         runs.Config,
         compare.Config,
         browser_load.Config,
+        serve.Config,
+        serve_load.Config,
+        latents.Config,
+        watch_video.Config,
         BenchConfig,
         *(method()[0] for method in methods.values()),
     ]

@@ -234,9 +234,10 @@ class Iwm(Tokenizer):
         """Rank each predicted view among all views of its image: (B, 3, H, W) uint8 -> (B,) each.
 
         `draw` fills a view's numbers.  Latents are those of the target encoder, the source is the
-        image itself, and distances are between means over patches.
+        image itself, and distances are between means over patches.  `mrr_pooled` predicts from the
+        mean over the source's patches, at each of them.
         """
-        found: dict[str, list[Tensor]] = {"mrr": [], "mrr_cosine": []}
+        found: dict[str, list[Tensor]] = {"mrr": [], "mrr_cosine": [], "mrr_pooled": []}
         index = torch.arange(min(queries, num_candidates), device=frames.device)
         for image in frames:
             drawn = draw(torch.zeros(num_candidates, views.SLOTS, device=frames.device))
@@ -247,6 +248,9 @@ class Iwm(Tokenizer):
             found["mrr"].append(reciprocal_ranks(predicted, candidates, index).mean())
             cosine = reciprocal_ranks(predicted, candidates, index, "cosine")
             found["mrr_cosine"].append(cosine.mean())
+            pooled = source.mean(1, keepdim=True).expand_as(source)
+            predicted = self.predict(pooled, drawn[index]).float().mean(1)
+            found["mrr_pooled"].append(reciprocal_ranks(predicted, candidates, index).mean())
         return {name: torch.stack(values) for name, values in found.items()}
 
     def _latents(self, encoder: PatchEncoder, images: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -15,10 +15,10 @@ from anyio import create_task_group, fail_after
 from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, JSONResponse
 
+from pipeline.listen import names_this_machine
 from pipeline.play.browser.guest import Guest
 from pipeline.play.browser.messages import Ack, Hello, parse
 from pipeline.play.browser.room import FILES, Room
-from pipeline.play.browser.server_config import LOOPBACK
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {"index.html": "text/html", "play.js": "text/javascript", "play.css": "text/css"}
@@ -198,10 +198,7 @@ def _host_is_ours(room: Room, headers: Mapping[str, str]) -> bool:
     not.  Elsewhere the key protects."""
     if not room.config.is_local:
         return True
-    try:
-        return urlsplit(f"//{headers.get('host', '')}").hostname in LOOPBACK
-    except ValueError:  # half of an IPv6 address
-        return False
+    return names_this_machine(headers.get("host", ""))
 
 
 def _is_own_page(headers: Mapping[str, str]) -> bool:

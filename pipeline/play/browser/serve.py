@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
+from pipeline import listen
+from pipeline.listen import open_socket as open_socket
 from pipeline.play.browser.server_config import ServerConfig
 
 PACKAGES = ("fastapi", "uvicorn", "websockets")
@@ -22,29 +24,10 @@ def check_installed() -> None:
         )
 
 
-def open_socket(config: ServerConfig) -> socket.socket:
-    """Listen, before anything is loaded; ValueError where that is not possible."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    # named TCP, or asyncio leaves Nagle's algorithm on, and a frame behind its status waits 40 ms
-    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((config.host, config.port))
-        listening.listen(128)
-    except OSError as problem:
-        listening.close()
-        raise ValueError(
-            f"--server.host {config.host} --server.port {config.port} cannot be served at "
-            f"({problem.strerror or problem}); choose another --server.port, or 0 for a free one"
-        ) from None
-    return listening
-
-
 def address(config: ServerConfig, listening: socket.socket) -> str:
     """What to open; the key comes behind #, which a browser tells no server."""
-    host = f"[{config.host}]" if ":" in config.host else config.host
     key = f"#key={quote(config.key)}" if config.key else ""
-    return f"http://{host}:{listening.getsockname()[1]}/{key}"
+    return f"{listen.address(config, listening)}{key}"
 
 
 def serve(make_game: object, config: ServerConfig, fps: float, listening: socket.socket) -> None:

@@ -1,0 +1,1 @@
+"""What a run's predictions of latents are worth, for whoever is served them."""

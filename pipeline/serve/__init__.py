@@ -1,0 +1,1 @@
+"""A run as an HTTP service (docs/tutorial/serve.md)."""

@@ -1,0 +1,89 @@
+"""Numbers that a client sends, as arrays of this run's sizes; what does not fit is refused.
+
+Letters: k steps, P patches, D width, E numbers of z_cls, A action numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.serve.refused import Refused
+from pipeline.serve.run_spec import RunSpec
+
+ASK = "GET /spec says what this run has"
+
+
+def check_spec(spec: RunSpec, claimed: str | None) -> None:
+    """claimed: the spec that a client's latents are of, where it says so."""
+    if claimed is not None and claimed != spec.latent_spec:
+        raise Refused(
+            409,
+            f"X-Latent-Spec is another one than this run's, {spec.latent_spec}: its latents are of "
+            f"another model; encode again",
+        )
+
+
+def latents_of(
+    spec: RunSpec, z_cls: Sequence[float] | None, z_patches: Sequence[Sequence[float]] | None
+) -> np.ndarray:
+    """Return (P, D) where patches are given, else (E,); float32.
+
+    Sizes of another run are another spec: 409.
+    """
+    if z_cls is not None and len(z_cls) != spec.latent_dim:
+        raise Refused(
+            409, f"z_cls has {len(z_cls)} numbers, and this run's {spec.latent_dim}; {ASK}"
+        )
+    if z_patches is None:
+        if z_cls is None:
+            raise Refused(422, "neither z_cls nor z_patches is given")
+        return _checked(spec, np.array(z_cls, np.float32), "z_cls")
+    rows = {len(row) for row in z_patches}
+    if len(z_patches) != spec.num_patches or rows != {spec.dim}:
+        found = f"{len(z_patches)} x {'/'.join(map(str, sorted(rows)[:3]))}"
+        raise Refused(
+            409, f"z_patches is {found}, and this run's are {spec.num_patches} x {spec.dim}; {ASK}"
+        )
+    return _checked(spec, np.array(z_patches, np.float32), "z_patches")
+
+
+def actions_of(spec: RunSpec, steps: Sequence[Sequence[float]], name: str) -> np.ndarray:
+    """Return (k, A) float32, in the run's own units."""
+    actions = spec.actions
+    for step in steps:
+        if actions.kind == "transformation":
+            if len(step) > actions.size:
+                raise Refused(
+                    422, f"{name} has {len(step)} numbers, and a step at most {actions.size}"
+                )
+        elif len(step) != actions.size:
+            kind = "1, a code" if actions.kind == "discrete" else str(actions.size)
+            raise Refused(422, f"{name} has {len(step)} numbers, and a step of this run {kind}")
+    filled = np.zeros((len(steps), actions.size), np.float32)
+    for row, step in zip(filled, steps, strict=True):
+        row[: len(step)] = step
+    if actions.kind == "discrete" and not _are_codes(filled, actions.num_codes):
+        raise Refused(422, f"{name} is no code from 0 to {actions.num_codes - 1}")
+    if actions.kind == "continuous":
+        low, high = (np.array(side, np.float32) for side in (actions.low, actions.high))
+        if (filled < low).any() or (filled > high).any():
+            raise Refused(
+                422,
+                f"{name} is outside of this run's actions, from {list(actions.low)} to "
+                f"{list(actions.high)}",
+            )
+    return filled
+
+
+def _checked(spec: RunSpec, values: np.ndarray, name: str) -> np.ndarray:
+    if spec.kind == "discrete" and not _are_codes(values, spec.codebook_size):
+        raise Refused(
+            422, f"{name} has numbers that are no codes; they go from 0 to {spec.codebook_size - 1}"
+        )
+    return values
+
+
+def _are_codes(values: np.ndarray, count: int) -> bool:
+    return bool(((values >= 0) & (values < count) & (values == values.round())).all())

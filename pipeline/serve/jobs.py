@@ -1,0 +1,56 @@
+"""What the model is asked, and what it answers: arrays, one row a request.
+
+Letters: B rows, k steps, P patches, D width, E numbers of a pooled latent, A action numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+JobKind = Literal["encode", "predict", "decode", "plan"]
+Group = tuple[JobKind, int, bool]
+"""Jobs of one group share a batch: kind, steps, whether z_cls is all that is given."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One request."""
+
+    kind: JobKind
+    input: np.ndarray
+    """A frame (3, H, W) uint8, two of them (2, 3, H, W) for a plan, or latents: (E,) or (P, D)."""
+    actions: np.ndarray | None = None
+    """(k, A) float32, of a prediction."""
+    patches: bool = False
+    """Whether the answer needs (P, D), too."""
+    steps: int = 0
+    rollouts: int = 0
+    seed: int = 0
+    """Of a plan."""
+
+    @property
+    def group(self) -> Group:
+        steps = 0 if self.actions is None else len(self.actions)
+        return self.kind, steps, self.input.ndim == 1
+
+
+@dataclass(frozen=True)
+class Done:
+    """Its answer."""
+
+    pooled: np.ndarray
+    """(E,), or (k, E); of a plan (T, A); of a decoded image (3, H, W) uint8."""
+    patches: np.ndarray | None = None
+    """(P, D), or (k, P, D)."""
+    moved: np.ndarray | None = None
+    """(k,) distances to the prediction of a start that is moved by noise; None where that was not
+    measured."""
+    cost: float = 0.0
+    start_cost: float | None = None
+
+
+class ModelProblem(Exception):
+    """A request that this run refuses, in one line."""

@@ -1,0 +1,264 @@
+"""A run as the service sees it: images to latents, latents and steps to latents, and back.
+
+Two kinds: a world, whose steps are actions, and a tokenizer alone, which may predict what a
+transformation makes of an image.  Both speak of latents as numbers, codes included.
+
+Letters: B rows, k steps, P patches, D width, E numbers of a pooled latent, A action numbers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from data.actions import ActionSpec
+from models.planning.plan import PolicyPrior
+from models.planning.planner import Planner, PlannerConfig, can_plan
+from models.tokenizers.tokenizer import LatentSpec, Tokenizer
+from models.world import World
+from pipeline import checkpoint
+from pipeline.device import pick_device
+from pipeline.inference.load_controllers import load_goal_policy
+from pipeline.inference.load_tokenizer import load_tokenizer
+from pipeline.inference.load_world import load_world
+from pipeline.serve.run_spec import ActionsSpec, RunSpec
+
+NOISE_SEED = 0
+SLOTS = 16  # numbers of a transformation (models/layers/views.py)
+NO_DECODER = "this run has no decoder, so latents cannot be drawn"
+NO_ACTIONS = "this run has no actions, so nothing can be planned"
+ONLY_TOKENIZER = (
+    "this run has a tokenizer and no dynamics, so nothing can be predicted; train_dynamics.py "
+    "trains one"
+)
+VARIANTS = {4: "invariant", 8: "core", 16: "equivariant"}
+"""By the predictor's layers."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    actions: Tensor  # (T, A)
+    cost: float
+    start_cost: float | None
+
+
+class LatentModel(ABC):
+    spec: RunSpec
+
+    @abstractmethod
+    def encode(self, frames: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 -> (B, P, D) float32."""
+
+    @abstractmethod
+    def rollout(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """(B, P, D), (B, k, A) -> (B, k, P, D), those after each step."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, P, D) -> (B, 3, H, W) uint8."""
+
+    def plan(self, frame: Tensor, goal: Tensor, steps: int, rollouts: int, seed: int) -> Plan:
+        """Search for `steps` actions from one image to another, (3, H, W) uint8, by about as many
+        `rollouts`."""
+        raise NotImplementedError
+
+    def noise(self, std: float) -> Tensor:
+        """What a start is moved by, to see how far a prediction moves: (P, D), always the same."""
+        generator = torch.Generator().manual_seed(NOISE_SEED)
+        drawn = torch.randn(self.spec.num_patches, self.spec.dim, generator=generator)
+        return (std * drawn).to(self.spec.device)
+
+    def pool(self, latents: Tensor) -> Tensor:
+        """(..., P, D) -> (..., E)."""
+        return latents.mean(-2) if self.spec.pooling == "mean" else latents.flatten(-2)
+
+    def unpool(self, pooled: Tensor) -> Tensor:
+        """(B, E) -> (B, P, D): what z_cls alone says; every patch has the mean."""
+        if self.spec.pooling == "mean":
+            return pooled[:, None].expand(-1, self.spec.num_patches, -1).contiguous()
+        return pooled.unflatten(1, (self.spec.num_patches, self.spec.dim))
+
+
+class WorldModel(LatentModel):
+    """A world: a latent is that of its state, and starts it without a past."""
+
+    def __init__(self, world: World, spec: RunSpec, prior: PolicyPrior | None = None) -> None:
+        """prior: a goal policy, whose rollouts a search starts from."""
+        self.world, self.spec, self.prior = world, spec, prior
+
+    def encode(self, frames: Tensor) -> Tensor:
+        latents = self.world.embed(frames)
+        return latents.float().view(len(frames), self.spec.num_patches, self.spec.dim)
+
+    def rollout(self, latents: Tensor, actions: Tensor) -> Tensor:
+        state, found = self._state(latents), []
+        if self.world.actions.kind == "discrete":
+            actions = actions[..., 0].long()
+        for action in actions.unbind(1):
+            state = self.world.step(state, action)
+            found.append(state.latents.float().view(latents.shape))
+        return torch.stack(found, 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.world.decode(self._state(latents))
+
+    def plan(self, frame: Tensor, goal: Tensor, steps: int, rollouts: int, seed: int) -> Plan:
+        none = self.world.actions.empty(1, 0)
+        state = self.world.reset(frame[None, None], none)
+        planner = self._planner(steps, rollouts, seed)
+        found = planner.plan(state, self.world.embed(goal[None]), None)
+        start = found.start_cost
+        return Plan(
+            found.actions[0, :steps].float().cpu(),
+            float(found.cost[0]),
+            None if start is None else float(start[0]),
+        )
+
+    def _planner(self, steps: int, rollouts: int, seed: int) -> Planner:
+        default = PlannerConfig()
+        block = default.action_block if self.prior is None else self.prior.action_block
+        samples = min(default.num_samples, rollouts)
+        iterations = max(1, rollouts // samples)
+        config = PlannerConfig(
+            num_samples=samples,
+            iterations=iterations,
+            warm_start_iterations=max(1, iterations - 1),  # the prior's own rollouts are one
+            num_elites=min(default.num_elites, samples),
+            action_block=block,
+            horizon=-(-steps // block),
+            seed=seed,
+        )
+        return Planner(config, self.world, policy_prior=self.prior)
+
+    def _state(self, latents: Tensor):
+        spec = self.world.state_spec
+        if spec.kind == "discrete":
+            latents = latents.long().flatten(1)
+        none = self.world.actions.normalize(self.world.actions.empty(len(latents), 0))
+        return self.world.start_from(latents[:, None], none.to(latents.device))
+
+
+@runtime_checkable
+class Transforms(Protocol):
+    """A tokenizer that predicts what 16 numbers make of an image's latents (IWM)."""
+
+    def predict(self, latents: Tensor, action: Tensor) -> Tensor:
+        """(B, P, D), (B, 16) -> (B, P, D)."""
+        ...
+
+
+class ImageModel(LatentModel):
+    """A tokenizer alone: z_cls is the mean over patches, and a step is a transformation."""
+
+    def __init__(self, tokenizer: Tokenizer, spec: RunSpec) -> None:
+        self.tokenizer, self.spec = tokenizer, spec
+
+    def encode(self, frames: Tensor) -> Tensor:
+        latents = self.tokenizer.encode_clip(frames[:, None])[:, 0]
+        return latents.float().view(len(frames), self.spec.num_patches, self.spec.dim)
+
+    def rollout(self, latents: Tensor, actions: Tensor) -> Tensor:
+        assert isinstance(self.tokenizer, Transforms)
+        found = []
+        for action in actions.unbind(1):
+            latents = self.tokenizer.predict(latents, action).float()
+            found.append(latents)
+        return torch.stack(found, 1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        if self.spec.kind == "discrete":
+            latents = latents.long().flatten(1)
+        return self.tokenizer.decode_clip(latents[:, None])[:, 0]
+
+
+def load_latent_model(run: Path, device: torch.device | None = None) -> LatentModel:
+    """Load the world of a run, or its tokenizer where it has no dynamics."""
+    device = device or pick_device()
+    if (run / "dynamics" / "best.pt").exists():
+        world = load_world(run, device)
+        prior = load_goal_policy(run, world) if can_plan(world) else None
+        return WorldModel(world, world_spec(run, world), cast("PolicyPrior | None", prior))
+    tokenizer, fields = load_tokenizer(run, device)
+    return ImageModel(tokenizer, image_spec(run, tokenizer, fields, device))
+
+
+def world_spec(run: Path, world: World) -> RunSpec:
+    fields = checkpoint.load(run / "dynamics" / "best.pt", "dynamics")
+    latents, actions = world.state_spec, world.actions
+    cannot = {}
+    if not world.has_decoder:
+        cannot["decode"] = NO_DECODER
+    if actions.kind == "none":
+        cannot["plan"] = NO_ACTIONS
+    elif not can_plan(world):
+        cannot["plan"] = (
+            f"a plan needs continuous latents and actions, and this run has {latents.kind} latents "
+            f"and {actions.kind} actions"
+        )
+    parent = fields["parent"].get("fingerprint", "")
+    return RunSpec(
+        run=run.resolve().name,
+        model_id=f"{fields['fingerprint']}-{parent}"[:33],
+        model_variant=str(fields["config"]["kind"]),
+        device=str(world.device),
+        image_size=_pair(world.image_size),
+        pooling="flat",
+        actions=actions_spec(actions),
+        cannot=cannot,
+        **_sizes(latents),
+    )
+
+
+def image_spec(
+    run: Path, tokenizer: Tokenizer, fields: checkpoint.Checkpoint, device: torch.device
+) -> RunSpec:
+    can_predict = isinstance(tokenizer, Transforms)
+    cannot = {"plan": NO_ACTIONS}
+    if not tokenizer.has_decoder:
+        cannot["decode"] = NO_DECODER
+    if not can_predict:
+        cannot["predict"] = ONLY_TOKENIZER
+    variant = type(tokenizer).__name__.lower()
+    if can_predict:
+        layers = tokenizer.config.predictor.num_layers  # type: ignore[attr-defined]
+        variant = VARIANTS.get(layers, f"{layers} layers")
+    return RunSpec(
+        run=run.resolve().name,
+        model_id=fields["fingerprint"],
+        model_variant=variant,
+        device=str(device),
+        image_size=_pair(tokenizer.image_size),
+        # where latents are codes, a mean says nothing
+        pooling="mean" if can_predict else "flat",
+        actions=ActionsSpec("transformation", SLOTS) if can_predict else ActionsSpec("none", 0),
+        cannot=cannot,  # type: ignore[arg-type]
+        **_sizes(tokenizer.latents),
+    )
+
+
+def actions_spec(actions: ActionSpec) -> ActionsSpec:
+    if actions.kind == "discrete":
+        names = tuple(actions.describe(code) for code in range(min(actions.size, 64)))
+        return ActionsSpec("discrete", 1, names, num_codes=actions.size)
+    return ActionsSpec(actions.kind, actions.size, actions.names, actions.low, actions.high)
+
+
+def _sizes(latents: LatentSpec) -> dict:
+    if latents.kind == "discrete":
+        return {
+            "kind": "discrete",
+            "num_patches": latents.num_patches,
+            "dim": latents.num_codebooks,
+            "codebook_size": latents.codebook_size,
+        }
+    return {"kind": "continuous", "num_patches": latents.num_patches, "dim": latents.dim}
+
+
+def _pair(size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    return int(height), int(width)

@@ -1,0 +1,152 @@
+"""Requests that come at about the same time are answered in one batch.
+
+A queue of bounded length, one batch at a time.  A batch takes what waits of the first request's
+group, and waits a few milliseconds for as many as the batch before it had: one client alone never
+waits.  Who has gone, or is too late, is dropped before the model is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pipeline.serve.jobs import Done, Group, ModelProblem, Work
+from pipeline.serve.refused import Refused, busy
+from pipeline.serve.service_config import ServiceConfig
+from pipeline.serve.worker_process import ModelFault, Worker, WorkerEnded
+
+GONE = "the model's process has ended and is started again; ask again"
+
+
+@dataclass(eq=False)
+class Job:
+    work: Work
+    deadline: float
+    """Of time.monotonic()."""
+    answer: asyncio.Future[Done] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class MicroBatches:
+    def __init__(
+        self,
+        worker: Worker,
+        config: ServiceConfig,
+        when_ended: Callable[[], None] = lambda: None,
+        when_batched: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        """when_ended: the worker has; when_batched: is told the size of each batch."""
+        self.worker, self.config = worker, config
+        self._when_ended, self._when_batched = when_ended, when_batched
+        self._queue: deque[Job] = deque()
+        self._arrived = asyncio.Event()
+        self._before: dict[Group, int] = {}  # size of a group's last batch
+        self._busy_seconds = 0.0  # of the last batch
+
+    @property
+    def depth(self) -> int:
+        return len(self._queue)
+
+    def submit(self, work: Work, seconds: float) -> Job:
+        """Put a request into the queue; Refused (503) where it is full."""
+        full = self.depth >= self.config.max_queue
+        if work.kind == "plan":
+            plans = sum(job.work.kind == "plan" for job in self._queue)
+            full = full or plans >= self.config.max_plans
+        if full:
+            batches = 1 + self.depth // self.config.max_batch
+            raise busy(
+                f"{self.depth} requests wait already; ask again later",
+                round(batches * self._busy_seconds + 0.5),
+            )
+        job = Job(work, time.monotonic() + seconds)
+        self._queue.append(job)
+        self._arrived.set()
+        return job
+
+    def refuse_all(self, problem: Refused) -> None:
+        """Tell all that wait."""
+        while self._queue:
+            _tell(self._queue.popleft(), problem)
+
+    async def run(self) -> None:
+        """Answer batches until it is cancelled."""
+        while True:
+            batch = await self._next()
+            if batch:
+                await self._answer(batch)
+
+    async def _next(self) -> list[Job]:
+        while not self._drop():
+            self._arrived.clear()
+            await self._arrived.wait()
+        group = self._queue[0].work.group
+        wanted = min(self.config.max_batch, self._before.get(group, 1))
+        if group[0] == "plan":
+            return [self._queue.popleft()]
+        end = time.monotonic() + self.config.batch_window_ms / 1000
+        while self._count(group) < wanted and (left := end - time.monotonic()) > 0:
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left)
+            except TimeoutError:
+                break
+        self._drop()
+        batch, rest = [], deque[Job]()
+        for job in self._queue:
+            mine = job.work.group == group and len(batch) < self.config.max_batch
+            (batch if mine else rest).append(job)
+        self._queue = rest
+        self._before[group] = len(batch)
+        return batch
+
+    async def _answer(self, batch: list[Job]) -> None:
+        self._when_batched(len(batch))
+        started = time.monotonic()
+        try:
+            answers = await self.worker.answer([job.work for job in batch])
+        except WorkerEnded:
+            problem = busy(GONE, 2)
+            for job in batch:
+                _tell(job, problem)
+            self.refuse_all(problem)
+            return self._when_ended()
+        except (ModelProblem, ModelFault) as problem:
+            if len(batch) > 1:  # one of them: the others are not to pay for it
+                for job in batch:
+                    await self._answer([job])
+                return None
+            if isinstance(problem, ModelFault):
+                return _tell(batch[0], Refused(500, "the model failed at this request"))
+            return _tell(batch[0], Refused(422, str(problem)))
+        self._busy_seconds = time.monotonic() - started
+        for job, answer in zip(batch, answers, strict=True):
+            if not job.answer.done():
+                job.answer.set_result(answer)
+        return None
+
+    def _count(self, group: Group) -> int:
+        return sum(job.work.group == group for job in self._queue)
+
+    def _drop(self) -> bool:
+        """Leave out who has gone or is too late; return whether any are left."""
+        now = time.monotonic()
+        kept = deque[Job]()
+        for job in self._queue:
+            if job.answer.done():
+                continue
+            if now > job.deadline:
+                _tell(job, Refused(504, "the deadline has passed before the model was free"))
+                continue
+            kept.append(job)
+        self._queue = kept
+        return bool(kept)
+
+
+def _tell(job: Job, problem: Refused) -> None:
+    if not job.answer.done():
+        job.answer.set_exception(problem)

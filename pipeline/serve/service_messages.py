@@ -1,0 +1,157 @@
+"""What clients send and get: the fields of the latent service, with their limits and examples.
+
+Numbers of an answer are rounded to six decimals.
+
+Letters: k steps, P patches, D width, E numbers of z_cls, A action numbers, T actions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_VECTOR = 2**18  # numbers; the size of a request is limited, too
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+)
+
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
+Vector = Annotated[list[Number], Field(min_length=1, max_length=MAX_VECTOR)]
+Patches = Annotated[
+    list[Annotated[list[Number], Field(min_length=1, max_length=2**14)]],
+    Field(min_length=1, max_length=2**14),
+]
+Step = Annotated[list[Number], Field(max_length=1024)]
+Base64 = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="A PNG, JPEG or WebP file in base64; of an animation, its first image.",
+        examples=[PIXEL],
+    ),
+]
+Time = Annotated[float, Field(description="Seconds since 1970.")]
+
+
+class Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class EncodeRequest(Asked):
+    image_b64: Base64
+    return_patches: bool = False
+
+
+class Latents(Asked):
+    z_cls: Vector = Field(description="As /encode gives it.", examples=[[0.1, -0.2]])
+    z_patches: Patches | None = Field(
+        None,
+        description="The same by patches. Where z_cls is a mean, a prediction without them starts "
+        "from that mean at every patch, and is worse (mrr says by how much).",
+    )
+
+
+class PredictRequest(Latents):
+    aug_params: Step = Field(
+        description="The step: the numbers of an action in the environment's units, the code of a "
+        "discrete one, or the numbers of a transformation, at most 16; those left out are 0.",
+        examples=[[0.2, 0.0, 0.0, 0.0]],
+    )
+
+
+class RolloutRequest(Latents):
+    aug_seq: Annotated[list[Step], Field(min_length=1, max_length=10**4)] = Field(
+        description="Steps, one after the other.", examples=[[[0.2], [0.0]]]
+    )
+
+
+class DecodeRequest(Asked):
+    z_cls: Vector | None = Field(None, examples=[[0.1, -0.2]])
+    z_patches: Patches | None = Field(
+        None, description="Needed where z_cls is a mean over patches."
+    )
+
+
+class PlanRequest(Asked):
+    image_b64: Base64
+    goal_image_b64: Base64
+    steps: Annotated[int, Field(ge=1, le=1000)] = Field(25, description="Actions of the plan.")
+    budget: Annotated[int, Field(ge=16, le=10**7)] = Field(
+        3000, description="Candidate sequences that may be tried."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class EncodeAnswer(BaseModel):
+    z_cls: list[float]
+    z_patches: list[list[float]] | None
+    timestamp: Time
+    latent_dim: int = Field(description="Numbers of z_cls.")
+    model_variant: str
+
+
+UNCERTAINTY = (
+    "Percentile, from 0 to 100, among held-out predictions as far ahead: how far the prediction "
+    "moves when its start is moved by as much as the model errs in one step. Null where that was "
+    "not measured."
+)
+MRR = (
+    "Mean reciprocal rank of this run's predictions among 256, on held-out images, from what was "
+    "given (patches, or z_cls alone). Null where it was not measured."
+)
+
+
+class PredictAnswer(BaseModel):
+    z_cls_pred: list[float]
+    z_patches_pred: list[list[float]] | None = Field(description="Null where none were given.")
+    mrr: float | None = Field(description=MRR)
+    uncertainty: float | None = Field(description=UNCERTAINTY)
+    timestamp: Time
+
+
+class RolloutAnswer(BaseModel):
+    z_cls_seq: list[list[float]]
+    z_patches_seq: list[list[list[float]]] | None = Field(description="Null where none were given.")
+    mrr_seq: list[float | None] = Field(description=f"Of single steps; null from the second. {MRR}")
+    uncertainty_seq: list[float | None] = Field(description=UNCERTAINTY)
+    timestamp: Time
+
+
+class DecodeAnswer(BaseModel):
+    image_b64: str = Field(description="A PNG file in base64.")
+    timestamp: Time
+
+
+class PlanAnswer(BaseModel):
+    actions: list[list[float]]
+    cost: float = Field(description="Predicted squared distance from the goal at the end.")
+    start_cost: float | None = Field(description="The same before the first action.")
+    timestamp: Time
+
+
+class HealthAnswer(BaseModel):
+    status: Literal["ok", "model_not_loaded"]
+    model_loaded: bool
+    model_variant: str | None
+    device: str | None
+    uptime_seconds: float
+    total_encodes: int
+    total_predicts: int
+    total_rollouts: int
+
+
+class ReadyAnswer(BaseModel):
+    ready: Literal[True]
+    latent_spec: str
+
+
+class SpecAnswer(BaseModel):
+    spec: dict[str, Any] = Field(description="Sizes, actions, and what the run cannot do.")
+    measured: dict[str, Any] | None = Field(
+        description="MRR, and quantiles (0 to 100%) of distances by the number of steps."
+    )
+
+
+class Problem(BaseModel):
+    detail: str = Field(description="One line that says what is wrong.")

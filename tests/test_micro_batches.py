@@ -1,0 +1,208 @@
+"""Batches: who shares one, who is dropped before the model is asked, who is told to come back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("prometheus_client", reason="requirements-serve.txt is not installed")
+from served import OwnWorker, picture, tiny_image_model, tiny_measured
+
+from pipeline.serve.jobs import Work
+from pipeline.serve.micro_batches import MicroBatches
+from pipeline.serve.model_worker import ModelWorker
+from pipeline.serve.refused import Refused
+from pipeline.serve.service_config import ServiceConfig
+
+FRAME = Work("encode", np.ascontiguousarray(picture(height=32).transpose(2, 0, 1)))
+
+
+def step(steps: int = 1) -> Work:
+    return Work("predict", np.zeros(24, np.float32), np.zeros((steps, 16), np.float32))
+
+
+class Queue:
+    """Batches, and a worker that answers when it is let."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.worker = OwnWorker(tiny_image_model())
+        self.ended = 0
+        self.batches = MicroBatches(
+            self.worker,
+            ServiceConfig(**settings),
+            when_ended=self._count,  # type: ignore[arg-type]
+        )
+
+    def _count(self) -> None:
+        self.ended += 1
+
+    def submit(self, work: Work, seconds: float = 10.0) -> asyncio.Future[Any]:
+        return self.batches.submit(work, seconds).answer
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(batch) for batch in self.worker.batches]
+
+
+def run(job: Callable[[Queue], Awaitable[None]], **settings: Any) -> Queue:
+    async def main() -> Queue:
+        queue = Queue(**settings)
+        await queue.worker.start()
+        running = asyncio.create_task(queue.batches.run())
+        await job(queue)
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        return queue
+
+    return asyncio.run(main())
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0.003)
+
+
+def test_what_waits_together_is_answered_together_and_in_groups():
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        first = queue.submit(FRAME)
+        await settle()
+        rest = [queue.submit(work) for work in (FRAME, step(), FRAME, step(2), step(), FRAME)]
+        queue.worker.gate.set()
+        await asyncio.gather(first, *rest)
+        assert rest[3].result().pooled.shape == (2, 24)
+
+    assert run(job).sizes == [1, 3, 2, 1]
+
+
+def test_a_batch_is_no_larger_than_allowed_and_keeps_the_order():
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        answers = [queue.submit(FRAME) for _ in range(7)]
+        done: list[int] = []
+        for number, answer in enumerate(answers):
+            answer.add_done_callback(lambda _, number=number: done.append(number))
+        queue.worker.gate.set()
+        await asyncio.gather(*answers)
+        await settle()
+        assert done == sorted(done)
+
+    assert run(job, max_batch=3, batch_window_ms=0).sizes == [3, 3, 1]
+
+
+def test_an_answer_does_not_depend_on_what_shares_its_batch():
+    model = tiny_image_model()
+    worker = ModelWorker(model, tiny_measured(model))
+    frames = [
+        Work("encode", np.ascontiguousarray(picture(i, 32).transpose(2, 0, 1)), patches=i % 2 == 0)
+        for i in range(5)
+    ]
+    together = worker.answer(frames)
+    for work, done in zip(frames, together, strict=True):
+        (alone,) = worker.answer([work])
+        assert np.allclose(done.pooled, alone.pooled, atol=1e-5)
+        assert (done.patches is None) == (not work.patches)
+
+
+def test_who_has_gone_or_is_late_is_dropped_before_the_model_is_asked():
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        first = queue.submit(FRAME)
+        await settle()
+        gone, late, waits = queue.submit(FRAME), queue.submit(FRAME, 0.0), queue.submit(FRAME)
+        gone.cancel()
+        queue.worker.gate.set()
+        await asyncio.gather(first, waits)
+        with pytest.raises(Refused) as refused:
+            await late
+        assert refused.value.status == 504
+
+    assert run(job).sizes == [1, 1]
+
+
+def test_a_full_queue_says_when_to_come_back():
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        queue.submit(FRAME)
+        await settle()
+        waiting = [queue.submit(FRAME) for _ in range(2)]
+        with pytest.raises(Refused) as refused:
+            queue.submit(FRAME)
+        assert refused.value.status == 503 and refused.value.retry_after >= 1
+        queue.worker.gate.set()
+        await asyncio.gather(*waiting)
+
+    run(job, max_queue=2)
+
+
+def test_plans_have_fewer_places():
+    plan = Work("plan", np.stack([FRAME.input] * 2), steps=1, rollouts=16)
+
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        queue.submit(FRAME)
+        await settle()
+        queue.submit(plan)
+        with pytest.raises(Refused):
+            queue.submit(plan)
+        queue.submit(FRAME)
+
+    run(job, max_plans=1)
+
+
+def test_all_that_wait_are_told_when_the_worker_ends():
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        asked = queue.submit(FRAME)
+        await settle()
+        waits = queue.submit(step())
+        queue.worker.end()
+        for answer in (asked, waits):
+            with pytest.raises(Refused) as refused:
+                await answer
+            assert refused.value.status == 503 and refused.value.retry_after
+        assert queue.ended == 1
+
+    run(job)
+
+
+def test_numbers_without_a_finite_answer_are_refused_alone():
+    bad = Work("predict", np.full((16, 24), np.float32(3e38)), np.zeros((1, 16), np.float32))
+    good = Work("predict", np.zeros((16, 24), np.float32), np.zeros((1, 16), np.float32))
+
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        first = queue.submit(FRAME)
+        await settle()
+        answers = [queue.submit(work) for work in (good, bad, good)]
+        queue.worker.gate.set()
+        await asyncio.gather(first, answers[0], answers[2])
+        with pytest.raises(Refused) as refused:
+            await answers[1]
+        assert refused.value.status == 422 and "no finite answer" in refused.value.detail
+
+    run(job)
+
+
+def test_a_batch_waits_for_as_many_as_before_and_one_client_does_not_wait():
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        first = queue.submit(FRAME)
+        await settle()
+        rest = [queue.submit(FRAME) for _ in range(2)]
+        queue.worker.gate.set()
+        await asyncio.gather(first, *rest)
+        answers = [queue.submit(FRAME)]  # two came before, so a second one is waited for
+        await asyncio.sleep(0.02)
+        assert not answers[0].done()
+        answers.append(queue.submit(FRAME))
+        await asyncio.gather(*answers)
+        await asyncio.wait_for(queue.submit(step()), 5)  # of another group, and not waited for
+
+    assert run(job, batch_window_ms=1000).sizes == [1, 2, 2, 1]

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import torch
 from einops import reduce
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.actions import ActionSpec
 from data.batch import Batch
@@ -76,7 +76,7 @@ class Rssm(RssmBase, Tokenizer):
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, 1, E)."""
-        return self._encode(self._patches(frames))[:, None]
+        return self._encode(self._patches(frames) - self.background.mean)[:, None]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Of a state, (B, 1, F); of an embedding alone, (B, 1, E), that of a first frame."""
@@ -96,14 +96,18 @@ class Rssm(RssmBase, Tokenizer):
         patches = self._patches(frames.flatten(0, 1))
         if self.training:
             self.background.collect(patches)
-        embeds = self._encode(patches).unflatten(0, frames.shape[:2])
+        patches = patches - self.background.mean
+        embeds, patches = (
+            x.unflatten(0, frames.shape[:2]) for x in (self._encode(patches), patches)
+        )
         return self.sequence_loss(embeds, patches, batch)
 
     def reconstruction_loss(self, features: Tensor, target: Tensor) -> Tensor:
-        """Squared error, summed over the numbers of a frame; target: (B T, P, V)."""
-        drawn = self.decoder(features.flatten(0, 1)).float()
-        wanted = target - self.background.mean
-        return nn.functional.mse_loss(drawn, wanted, reduction="sum") / len(target)
+        """Squared error, summed over the numbers of a frame; target: (B, T, P, V), less the
+        background."""
+        drawn = self.decoder(features.flatten(0, 1)).unflatten(0, target.shape[:2])
+        # a norm and its gradient pass over the pixels half as often as a mean of squares
+        return torch.linalg.vector_norm(drawn - target).square() / target[..., 0, 0].numel()
 
     def state_vectors(self, latents: Tensor) -> Tensor:
         """The frame that a state shows, in cells of half a patch: h also holds the past, in which
@@ -117,11 +121,10 @@ class Rssm(RssmBase, Tokenizer):
         return cells.unflatten(0, latents.shape[:-1])
 
     def _encode(self, patches: Tensor) -> Tensor:
-        """(N, P, V) -> (N, E): of the difference from the background, in standard deviations."""
-        scale = self.background.scale.square().mean().sqrt()
-        return self.encoder((patches - self.background.mean) / scale)
+        """The difference from the background, (N, P, V), in standard deviations -> (N, E)."""
+        return self.encoder(patches / self.background.scale.square().mean().sqrt())
 
     def _patches(self, frames: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, P, V) float, from 0 to 1."""
         # in 8 bits while they are moved: a quarter of the memory
-        return to_patches(frames, self.config.patch_size).float() / 255
+        return to_patches(frames, self.config.patch_size) / 255

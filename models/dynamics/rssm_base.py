@@ -48,6 +48,9 @@ class RssmBaseConfig(CheckedConfig):
     """Weight of the KL that moves the posterior to the prior."""
     free_nats: Annotated[float, Range(0, 10**6)] = 1.0
     """KL of a frame, all groups together, below which there is nothing to gain."""
+    first_frames: Annotated[int, Range(0, 10**4)] = 0
+    """Frames of a clip, evenly apart, that are also drawn as if each began an episode: goals are
+    encoded so, which only the first frame of a clip teaches otherwise.  0 leaves it out."""
     rewards: bool = True
     """Learn a reward and a continue head."""
     context_frames: Annotated[int, Range(1, 10**4)] = 5
@@ -123,15 +126,24 @@ class RssmBase(Dynamics):
     # -- training ---------------------------------------------------------------------------
 
     def sequence_loss(self, embeds: Tensor, target: Tensor, batch: Batch) -> Losses:
-        """The model's losses (DreamerV3, equation 4): embeddings (B, T, E), and what they are of.
+        """The model's losses (DreamerV3, equation 4): embeddings (B, T, E), and what they are of,
+        (B, T, ...).
 
         `is_first` in the batch's extra, (B, T) bool, marks frames that begin an episode; without
         it a clip is one episode's.  No statistic is of the (micro-)batch.
         """
         (actions,) = batch.require("actions")
-        return self.losses_of(
-            self.cell(embeds, actions, batch.extra.get("is_first")), target, batch
-        )
+        followed = self.cell(embeds, actions, batch.extra.get("is_first"))
+        return self.losses_of(followed, target, batch) | self.first_frame_losses(embeds, target)
+
+    def first_frame_losses(self, embeds: Tensor, target: Tensor) -> Losses:
+        """The error of frames (B, T, ...) of which nothing but their embeddings is known."""
+        length, count = embeds.shape[1], self.config.first_frames
+        if not count:
+            return {}
+        each = slice(None, None, max(1, length // count))
+        features = self.cell.infer_first(embeds[:, each])
+        return {"first_frames": self.reconstruction_loss(features, target[:, each])}
 
     def losses_of(self, followed: Posteriors, target: Tensor, batch: Batch) -> Losses:
         """Losses of frames that were followed, the mean over all of them."""

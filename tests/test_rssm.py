@@ -350,7 +350,7 @@ def test_first_frames_are_drawn_besides(name: str):
 
 def test_first_frames_are_those_evenly_apart():
     model, seen = rssm(sample_posterior=False, first_frames=3), []
-    model.reconstruction_loss = lambda features, target: seen.append(target)  # type: ignore[method-assign]
+    model.reconstruction_loss = lambda features, target, weight: seen.append(target)  # type: ignore[method-assign]
     model.first_frame_losses(torch.randn(2, 6, 20), torch.arange(6.0).expand(2, 6))
     assert seen[0][0].tolist() == [0, 2, 4]
 
@@ -363,3 +363,21 @@ def test_the_squared_error_is_that_of_a_frame_on_the_mean():
     drawn = model.decoder(features.flatten(0, 1)).unflatten(0, (3, 6))
     error = model.reconstruction_loss(features, wanted)
     assert torch.allclose(error, (drawn - wanted).square().sum((2, 3)).mean(), rtol=1e-5)
+
+
+def test_errors_count_more_where_a_pixel_changes():
+    """A dot that moves by a patch, in a frame of which all else stays."""
+    frames = torch.zeros(1, 3, 3, 16, 24, dtype=torch.uint8)
+    frames[0, 0, :, 0, 0] = frames[0, 1, :, 0, 8] = frames[0, 2, :, 0, 8] = 255
+    model, plain = rssm(changed_weight=4.0), rssm()
+    patches = model._patches(frames.flatten(0, 1)).unflatten(0, (1, 3))
+    assert plain._weight(patches) is None
+    weight = model._weight(patches)
+    assert weight is not None
+    counts = [6, 6, 0]  # where it was and where it is, three colors; it stays at the end
+    assert [int((weight[0, t] == 2).sum()) for t in range(3)] == counts
+    assert weight.unique().tolist() == [1, 2]
+    features = torch.randn(1, 3, 56)
+    drawn = model.decoder(features.flatten(0, 1)).unflatten(0, (1, 3))
+    wanted = ((drawn - patches).square() * weight.square()).sum((2, 3)).mean()
+    assert torch.allclose(model.reconstruction_loss(features, patches, weight), wanted, rtol=1e-5)

@@ -119,39 +119,49 @@ class RssmBase(Dynamics):
         """What it reads, (..., N) codes or (..., P, D) -> (..., E)."""
 
     @abstractmethod
-    def reconstruction_loss(self, features: Tensor, target: Tensor) -> Tensor:
-        """features (B, T, F), what is drawn of them (B, T, ...) -> the sum over a frame, its mean
-        over frames: ()."""
+    def reconstruction_loss(
+        self, features: Tensor, target: Tensor, weight: Tensor | None
+    ) -> Tensor:
+        """features (B, T, F), what is drawn of them (B, T, ...), and how much each number counts ->
+        the sum over a frame, its mean over frames: ()."""
 
     # -- training ---------------------------------------------------------------------------
 
-    def sequence_loss(self, embeds: Tensor, target: Tensor, batch: Batch) -> Losses:
-        """The model's losses (DreamerV3, equation 4): embeddings (B, T, E), and what they are of,
-        (B, T, ...).
+    def sequence_loss(
+        self, embeds: Tensor, target: Tensor, batch: Batch, weight: Tensor | None = None
+    ) -> Losses:
+        """The model's losses (DreamerV3, equation 4): embeddings (B, T, E), what they are of, (B,
+        T, ...), and how much each of its numbers counts.
 
         `is_first` in the batch's extra, (B, T) bool, marks frames that begin an episode; without
         it a clip is one episode's.  No statistic is of the (micro-)batch.
         """
         (actions,) = batch.require("actions")
         followed = self.cell(embeds, actions, batch.extra.get("is_first"))
-        return self.losses_of(followed, target, batch) | self.first_frame_losses(embeds, target)
+        losses = self.losses_of(followed, target, batch, weight)
+        return losses | self.first_frame_losses(embeds, target, weight)
 
-    def first_frame_losses(self, embeds: Tensor, target: Tensor) -> Losses:
+    def first_frame_losses(
+        self, embeds: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> Losses:
         """The error of frames (B, T, ...) of which nothing but their embeddings is known."""
         length, count = embeds.shape[1], self.config.first_frames
         if not count:
             return {}
         each = slice(None, None, max(1, length // count))
         features = self.cell.infer_first(embeds[:, each])
-        return {"first_frames": self.reconstruction_loss(features, target[:, each])}
+        weight = None if weight is None else weight[:, each]
+        return {"first_frames": self.reconstruction_loss(features, target[:, each], weight)}
 
-    def losses_of(self, followed: Posteriors, target: Tensor, batch: Batch) -> Losses:
+    def losses_of(
+        self, followed: Posteriors, target: Tensor, batch: Batch, weight: Tensor | None = None
+    ) -> Losses:
         """Losses of frames that were followed, the mean over all of them."""
         config = self.config
         features, posterior, prior = followed
         dynamics, representation, kl = kl_balance(posterior, prior, config.free_nats)
         losses = {
-            "reconstruction": self.reconstruction_loss(features, target),
+            "reconstruction": self.reconstruction_loss(features, target, weight),
             "dynamics_kl": config.dynamics_weight * dynamics.mean(),
             "representation_kl": config.representation_weight * representation.mean(),
             "kl": kl.mean(),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data.actions import ActionSpec, Factor
 from data.batch import Batch
+from models.config import from_plain, to_plain
 from models.dynamics.rssm import Rssm, RssmConfig
 from models.dynamics.rssm_base import RssmBase
 from models.dynamics.rssm_latents import RssmLatents, RssmLatentsConfig
@@ -381,3 +382,9 @@ def test_errors_count_more_where_a_pixel_changes():
     drawn = model.decoder(features.flatten(0, 1)).unflatten(0, (1, 3))
     wanted = ((drawn - patches).square() * weight.square()).sum((2, 3)).mean()
     assert torch.allclose(model.reconstruction_loss(features, patches, weight), wanted, rtol=1e-5)
+
+
+def test_a_config_that_was_written_before_has_neither():
+    old = to_plain(CONFIG)
+    del old["first_frames"], old["changed_weight"]
+    assert from_plain(RssmConfig, old) == CONFIG

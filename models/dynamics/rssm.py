@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from einops import reduce
@@ -42,6 +42,8 @@ class RssmConfig(RssmBaseConfig):
     changed_weight: Annotated[float, Range(1, 10**4)] = 1.0
     """Weight of the squared error where a number of a pixel differs from the frame before by more
     than a twentieth of its range; 1 elsewhere."""
+
+    ADDED: ClassVar[frozenset[str]] = RssmBaseConfig.ADDED | {"changed_weight"}
 
 
 class Rssm(RssmBase, Tokenizer):

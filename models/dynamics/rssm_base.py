@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,8 @@ class RssmBaseConfig(CheckedConfig):
     """Real frames that it enters with, where there are as many."""
     clip_length: Annotated[int, Range(2, 10**4)] = 32
     """Frames of a training clip."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"first_frames"})
 
     def check(self) -> None:
         super().check()

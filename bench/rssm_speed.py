@@ -41,7 +41,7 @@ class PlainRssm(Rssm):
         exponential = torch.empty(shape, device=frames.device).exponential_().clamp_(min=1e-30)
         h, z = cell.zeros(batch_size, actions)
         for t in range(length):
-            patches = self._patches(frames[:, t])
+            patches = self._patches(frames[:, t]) - self.background.mean
             embed = self._encode(patches)
             h = cell.advance(h, z, actions[:, t - 1]) if t else cell.first(batch_size, embed)
             prior, posterior = cell.prior(h), cell.posterior(h, embed)
@@ -50,7 +50,7 @@ class PlainRssm(Rssm):
                 torch.cat([h, z], -1)[:, None], posterior[:, None], prior[:, None]
             )
             part = Batch(rewards=rewards[:, t : t + 1], continues=continues[:, t : t + 1])
-            losses.append(self.losses_of(self.seen, patches, part))
+            losses.append(self.losses_of(self.seen, patches[:, None], part))
         return {name: torch.stack([one[name] for one in losses]).mean() for name in losses[0]}
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tqdm import tqdm
+
 from data.gym.branching import BranchingEnv
 from evaluation.evaluate_config import Config
 from evaluation.jobs import Job
-from evaluation.measures.counterfactuals import choose_starts, counterfactuals
+from evaluation.measures.counterfactuals import NotRepeatable, choose_starts, counterfactuals
 from evaluation.measures.event_prediction import event_prediction
 from evaluation.session import Session
 
@@ -41,6 +43,7 @@ def counterfactual_jobs(session: Session, config: Config) -> Iterator[Job]:
     has_seeds = any(dataset.notes[e].get("seed") is not None for e in dataset.episodes("test"))
     if spec is None or not has_seeds or not session.world.has_decoder:
         return
+    name = "counterfactuals"
 
     def make() -> dict[str, Any]:
         steps, context = max(config.horizons), session.world.context
@@ -50,12 +53,18 @@ def counterfactual_jobs(session: Session, config: Config) -> Iterator[Job]:
             return counterfactuals(
                 session.world, dataset, env, starts, config.horizons, config.seed
             )
+        except NotRepeatable as error:
+            return {"left_out": str(error)}
         finally:
             env.close()
+
+    def merge(metrics: dict[str, Any], result: dict[str, Any]) -> None:
+        metrics[name].update(result)
+        if result.get("left_out"):
+            tqdm.write(f"evaluate: {name} are left out: {result['left_out']}")
 
     key = session.cache_key(
         "tokenizer", "dynamics", horizons=config.horizons, num_clips=config.num_clips,
         seed=config.seed,
     )  # fmt: skip
-    name = "counterfactuals"
-    yield Job(name, name, key, make, lambda m, r: m[name].update(r))
+    yield Job(name, name, key, make, merge)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,11 @@ from data.gym.branching import BranchingEnv, _copy
 from data.gym.env_spec import EnvSpec, env_spec_of
 from data.gym.pixel_env import PixelEnv
 from data.shards.episode_dataset import EpisodeDataset
-from evaluation.measures.counterfactuals import choose_starts, counterfactuals
+from evaluation.environment_jobs import counterfactual_jobs
+from evaluation.evaluate_config import Config
+from evaluation.measures.counterfactuals import NotRepeatable, choose_starts, counterfactuals
+from evaluation.report import environment_tables
+from evaluation.report.metrics_schema import empty_metrics
 from pipeline.recording.gym_config import GymConfig
 
 SPEC = EnvSpec("CartPole-v1", image_size=16)
@@ -120,13 +125,27 @@ def test_a_world_that_reads_actions_explains_all_and_a_blind_one_nothing(dataset
     json.dumps(exact, allow_nan=False)
 
 
-def test_an_environment_that_repeats_no_episode_is_refused(
-    dataset: EpisodeDataset, monkeypatch: pytest.MonkeyPatch
+def test_an_environment_that_repeats_no_episode_is_left_out_of_the_report_with_a_line(
+    dataset: EpisodeDataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     reset = PixelEnv.reset
     monkeypatch.setattr(PixelEnv, "reset", lambda self, seed: reset(self, seed + 1))
-    with pytest.raises(ValueError, match="does not repeat episode .*leave counterfactuals out"):
+    with pytest.raises(NotRepeatable, match="does not repeat episode .* from its seed"):
         measure(dataset, Counts())
+    world: Any = Counts()
+    world.has_decoder = True
+    session: Any = SimpleNamespace(
+        env_spec=env_spec_of(dataset.description), dataset=dataset, world=world,
+        cache_key=lambda *stages, **facts: facts,
+    )  # fmt: skip
+    (job,) = counterfactual_jobs(session, Config(horizons=(1, 2), num_clips=4))
+    metrics = empty_metrics()
+    job.merge(metrics, job.measure())
+    printed = capsys.readouterr()
+    assert "evaluate: counterfactuals are left out: the environment does not" in printed.out
+    assert metrics["counterfactuals"]["n"] is None
+    (_, line) = environment_tables.counterfactuals(metrics["counterfactuals"])
+    assert "does not repeat episode" in line
 
 
 def test_episodes_that_are_too_short_are_named(dataset: EpisodeDataset, tmp_path: Path):

@@ -33,6 +33,10 @@ BATCH_SIZE = 64
 SAME, CROSSED, BETWEEN, MISSED = range(4)  # columns of squared errors
 
 
+class NotRepeatable(ValueError):
+    """The environment does not repeat its episodes from their seed and actions."""
+
+
 @dataclass(frozen=True)
 class Starts:
     """Frames to leave an episode from."""
@@ -74,7 +78,7 @@ def counterfactuals(
     """Measure a world at the horizons, for JSON: `delta_psnr` and `explained` with 95% intervals by
     a bootstrap over whole episodes, and `between_psnr`, of one true future to the other.
 
-    ValueError where the environment does not repeat the episodes.
+    NotRepeatable where the environment does not repeat the episodes.
     """
     steps, context, count = max(horizons), world.context, len(starts.episodes)
     own = [_read(dataset, "actions", e, f, f + steps) for e, f in _pairs(starts)]
@@ -165,9 +169,9 @@ def _branches(
         made = env.branches(seed, actions, steps, [others[row] for row in rows])
         for step, branch in zip(steps, made, strict=True):
             if not np.array_equal(branch.start, dataset.read(int(episode), "frames", step)[0]):
-                raise ValueError(
-                    f"the environment does not repeat episode {episode} of {dataset.folder}: frame "
-                    f"{step} is another one; leave counterfactuals out of --parts"
+                raise NotRepeatable(
+                    f"the environment does not repeat episode {episode} of {dataset.folder} from "
+                    f"its seed and actions: frame {step} is another one"
                 )
             found.append(branch)
     return found

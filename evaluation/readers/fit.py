@@ -24,12 +24,13 @@ def fit(
 ) -> None:
     """Minimize `loss`, which draws a batch at each call, and leave the network in eval mode.
 
-    learning_rate: the highest of the schedule; one_cycle warms up for a tenth of the steps.
+    learning_rate: the highest of the schedule; one_cycle warms up for a tenth of the steps, and is
+    a cosine where that is no more than the first one.
     progress: the name of a progress bar; None shows none.
     """
     network.train()
     optimizer = AdamW(network.parameters(), learning_rate, weight_decay=weight_decay)
-    if schedule == "one_cycle":
+    if schedule == "one_cycle" and steps > 10:  # of 10 it divides by the 0 steps that warm up
         scheduler = OneCycleLR(optimizer, learning_rate, steps, pct_start=0.1)
     else:
         scheduler = CosineAnnealingLR(optimizer, steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 from evaluation.report.tables import interval, number, table
@@ -36,7 +37,10 @@ COUNTERFACTUALS = {
 
 
 def counterfactuals(metrics: dict[str, Any]) -> list[str]:
-    """Give the section; nothing where it was not measured."""
+    """Give the section; the reason where it was left out, nothing where it was not measured."""
+    title = "<h2>Actions that were not taken</h2>"
+    if metrics["left_out"]:
+        return [title, f"<p>Left out: {escape(metrics['left_out'])}.</p>"]
     if not metrics["n"]:
         return []
     rows = []
@@ -47,7 +51,7 @@ def counterfactuals(metrics: dict[str, Any]) -> list[str]:
             cells.append(f"{number(value)}<br>{interval(ends)}")
         rows.append([label, *cells])
     return [
-        "<h2>Actions that were not taken</h2>",
+        title,
         f"<p>{metrics['n']} starts in {metrics['sources']} episodes. The environment itself, and "
         "the world, take the episode's actions and those of another episode; the world's frames "
         "are compared with those of their own actions, and with those of the other ones.</p>",

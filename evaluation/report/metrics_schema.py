@@ -30,7 +30,7 @@ EVENTS = (
     "n", "steps", "rewards", "reward_f1", "reward_f1_low", "reward_f1_high", "reward_precision",
     "reward_recall", "always_f1", "ends", "continue_auc", "continue_auc_low", "continue_auc_high",
 )  # fmt: skip
-COUNTERFACTUALS = ("n", "horizons", "delta_psnr", "explained", "between_psnr")
+COUNTERFACTUALS = ("n", "horizons", "delta_psnr", "explained", "between_psnr", "left_out")
 TASK = (
     "score", "low", "high", "success", "success_low", "success_high", "success_within_100",
     "success_within_200", "steps", "end_score", "coverage", "plan_seconds", "n",

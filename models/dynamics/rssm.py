@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from einops import reduce
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.actions import ActionSpec
 from data.batch import Batch
@@ -29,6 +29,9 @@ from models.layers.patch_image import (
 from models.method import Losses
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
+CHANGED = 0.05
+"""Of a number from 0 to 1: less is no motion."""
+
 
 @dataclass(frozen=True)
 class RssmConfig(RssmBaseConfig):
@@ -36,6 +39,11 @@ class RssmConfig(RssmBaseConfig):
     """Side of the patches of encoder and decoder, in pixels; divides both sides of a frame."""
     channels: Annotated[int, Range(1, 2**12)] = 32
     """Numbers of a patch between the dense layer of encoder and decoder and their patch layers."""
+    changed_weight: Annotated[float, Range(1, 10**4)] = 1.0
+    """Weight of the squared error where a number of a pixel differs from the frame before by more
+    than a twentieth of its range; 1 elsewhere."""
+
+    ADDED: ClassVar[frozenset[str]] = RssmBaseConfig.ADDED | {"changed_weight"}
 
 
 class Rssm(RssmBase, Tokenizer):
@@ -76,7 +84,7 @@ class Rssm(RssmBase, Tokenizer):
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, 1, E)."""
-        return self._encode(self._patches(frames))[:, None]
+        return self._encode(self._patches(frames) - self.background.mean)[:, None]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Of a state, (B, 1, F); of an embedding alone, (B, 1, E), that of a first frame."""
@@ -96,14 +104,22 @@ class Rssm(RssmBase, Tokenizer):
         patches = self._patches(frames.flatten(0, 1))
         if self.training:
             self.background.collect(patches)
-        embeds = self._encode(patches).unflatten(0, frames.shape[:2])
-        return self.sequence_loss(embeds, patches, batch)
+        patches = patches - self.background.mean
+        embeds, patches = (
+            x.unflatten(0, frames.shape[:2]) for x in (self._encode(patches), patches)
+        )
+        return self.sequence_loss(embeds, patches, batch, self._weight(patches))
 
-    def reconstruction_loss(self, features: Tensor, target: Tensor) -> Tensor:
-        """Squared error, summed over the numbers of a frame; target: (B T, P, V)."""
-        drawn = self.decoder(features.flatten(0, 1)).float()
-        wanted = target - self.background.mean
-        return nn.functional.mse_loss(drawn, wanted, reduction="sum") / len(target)
+    def reconstruction_loss(
+        self, features: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
+        """Squared error, summed over the numbers of a frame; target: (B, T, P, V), less the
+        background; errors are multiplied by `weight`, (B, T, P, V), before they are squared."""
+        error = self.decoder(features.flatten(0, 1)).unflatten(0, target.shape[:2]) - target
+        if weight is not None:
+            error = error * weight
+        # a norm and its gradient pass over the pixels half as often as a mean of squares
+        return torch.linalg.vector_norm(error).square() / target[..., 0, 0].numel()
 
     def state_vectors(self, latents: Tensor) -> Tensor:
         """The frame that a state shows, in cells of half a patch: h also holds the past, in which
@@ -117,11 +133,19 @@ class Rssm(RssmBase, Tokenizer):
         return cells.unflatten(0, latents.shape[:-1])
 
     def _encode(self, patches: Tensor) -> Tensor:
-        """(N, P, V) -> (N, E): of the difference from the background, in standard deviations."""
-        scale = self.background.scale.square().mean().sqrt()
-        return self.encoder((patches - self.background.mean) / scale)
+        """The difference from the background, (N, P, V), in standard deviations -> (N, E)."""
+        return self.encoder(patches / self.background.scale.square().mean().sqrt())
+
+    def _weight(self, patches: Tensor) -> Tensor | None:
+        """The root of `changed_weight` where a frame of (B, T, P, V) differs from the one before,
+        and 1 elsewhere; the first frame is compared with the second."""
+        if self.config.changed_weight == 1 or patches.shape[1] == 1:
+            return None
+        changed = (patches[:, 1:] - patches[:, :-1]).abs_() > CHANGED
+        changed = torch.cat([changed[:, :1], changed], dim=1)
+        return 1 + (math.sqrt(self.config.changed_weight) - 1) * changed
 
     def _patches(self, frames: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, P, V) float, from 0 to 1."""
         # in 8 bits while they are moved: a quarter of the memory
-        return to_patches(frames, self.config.patch_size).float() / 255
+        return to_patches(frames, self.config.patch_size) / 255

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,17 @@ class RssmBaseConfig(CheckedConfig):
     """Weight of the KL that moves the posterior to the prior."""
     free_nats: Annotated[float, Range(0, 10**6)] = 1.0
     """KL of a frame, all groups together, below which there is nothing to gain."""
+    first_frames: Annotated[int, Range(0, 10**4)] = 0
+    """Frames of a clip, evenly apart, that are also drawn as if each began an episode: goals are
+    encoded so, which only the first frame of a clip teaches otherwise.  0 leaves it out."""
     rewards: bool = True
     """Learn a reward and a continue head."""
     context_frames: Annotated[int, Range(1, 10**4)] = 5
     """Real frames that it enters with, where there are as many."""
     clip_length: Annotated[int, Range(2, 10**4)] = 32
     """Frames of a training clip."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"first_frames"})
 
     def check(self) -> None:
         super().check()
@@ -116,30 +121,49 @@ class RssmBase(Dynamics):
         """What it reads, (..., N) codes or (..., P, D) -> (..., E)."""
 
     @abstractmethod
-    def reconstruction_loss(self, features: Tensor, target: Tensor) -> Tensor:
-        """features (B, T, F), what is drawn of them (B, T, ...) -> the sum over a frame, its mean
-        over frames: ()."""
+    def reconstruction_loss(
+        self, features: Tensor, target: Tensor, weight: Tensor | None
+    ) -> Tensor:
+        """features (B, T, F), what is drawn of them (B, T, ...), and how much each number counts ->
+        the sum over a frame, its mean over frames: ()."""
 
     # -- training ---------------------------------------------------------------------------
 
-    def sequence_loss(self, embeds: Tensor, target: Tensor, batch: Batch) -> Losses:
-        """The model's losses (DreamerV3, equation 4): embeddings (B, T, E), and what they are of.
+    def sequence_loss(
+        self, embeds: Tensor, target: Tensor, batch: Batch, weight: Tensor | None = None
+    ) -> Losses:
+        """The model's losses (DreamerV3, equation 4): embeddings (B, T, E), what they are of, (B,
+        T, ...), and how much each of its numbers counts.
 
         `is_first` in the batch's extra, (B, T) bool, marks frames that begin an episode; without
         it a clip is one episode's.  No statistic is of the (micro-)batch.
         """
         (actions,) = batch.require("actions")
-        return self.losses_of(
-            self.cell(embeds, actions, batch.extra.get("is_first")), target, batch
-        )
+        followed = self.cell(embeds, actions, batch.extra.get("is_first"))
+        losses = self.losses_of(followed, target, batch, weight)
+        return losses | self.first_frame_losses(embeds, target, weight)
 
-    def losses_of(self, followed: Posteriors, target: Tensor, batch: Batch) -> Losses:
+    def first_frame_losses(
+        self, embeds: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> Losses:
+        """The error of frames (B, T, ...) of which nothing but their embeddings is known."""
+        length, count = embeds.shape[1], self.config.first_frames
+        if not count:
+            return {}
+        each = slice(None, None, max(1, length // count))
+        features = self.cell.infer_first(embeds[:, each])
+        weight = None if weight is None else weight[:, each]
+        return {"first_frames": self.reconstruction_loss(features, target[:, each], weight)}
+
+    def losses_of(
+        self, followed: Posteriors, target: Tensor, batch: Batch, weight: Tensor | None = None
+    ) -> Losses:
         """Losses of frames that were followed, the mean over all of them."""
         config = self.config
         features, posterior, prior = followed
         dynamics, representation, kl = kl_balance(posterior, prior, config.free_nats)
         losses = {
-            "reconstruction": self.reconstruction_loss(features, target),
+            "reconstruction": self.reconstruction_loss(features, target, weight),
             "dynamics_kl": config.dynamics_weight * dynamics.mean(),
             "representation_kl": config.representation_weight * representation.mean(),
             "kl": kl.mean(),

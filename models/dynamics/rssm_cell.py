@@ -104,6 +104,17 @@ class RssmCell(nn.Module):
         features = torch.cat([h, z.transpose(0, 1)], dim=-1)
         return Posteriors(features, posterior.transpose(0, 1), self.prior(h))
 
+    def infer_first(self, embeds: Tensor) -> Tensor:
+        """h and a sampled or likeliest z of frames as if each began an episode: (..., E) -> (...,
+        H + S)."""
+        h = self.first(1, embeds).expand(*embeds.shape[:-1], -1)
+        probs = self._posterior(h, self.embed_proj(embeds))
+        exponential = torch.ones_like(probs)
+        if self.samples:
+            exponential.exponential_().clamp_(min=1e-30)
+        z = sample(probs, exponential).flatten(-2)
+        return torch.cat([h, z], dim=-1)
+
     def follow(
         self, embeds: Tensor, action_embs: Tensor, exponential: Tensor, is_first: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:

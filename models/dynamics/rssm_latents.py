@@ -95,8 +95,11 @@ class RssmLatents(RssmBase):
             self.latent_scale.collect(self.vectors(latents))
         return self.sequence_loss(self.embed(latents), latents, batch)
 
-    def reconstruction_loss(self, features: Tensor, target: Tensor) -> Tensor:
+    def reconstruction_loss(
+        self, features: Tensor, target: Tensor, weight: Tensor | None = None
+    ) -> Tensor:
         """Cross-entropy of codes, or squared error in standard deviations, summed over a frame."""
+        assert weight is None
         out = self.patch_out(self.decoder(features.flatten(0, 1)))
         target = target.flatten(0, 1)
         if self.latents.kind == "discrete":

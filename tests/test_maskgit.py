@@ -91,17 +91,17 @@ def test_a_mask_is_a_row_of_its_own_for_every_codebook():
     """Masking one code of a patch changes its patch alone, and not to what any code looks like."""
     model, one = a_model(), codes(1, 1)
     with torch.no_grad():
-        before = model._embed(one)
+        before = model._embed(one, one)
         seen = []
         for book in (0, 1):
             masked = one.clone()
             masked[..., 4 + book] = model.mask  # of the third patch
-            found = model._embed(masked)
+            found = model._embed(masked, one)
             assert (found != before).any(-1)[0, 0].tolist() == [False] * 2 + [True] + [False] * 3
             for code in range(7):
                 shown = one.clone()
                 shown[..., 4 + book] = code
-                assert (model._embed(shown)[0, 0, 2] - found[0, 0, 2]).abs().max() > 1e-3
+                assert (model._embed(shown, one)[0, 0, 2] - found[0, 0, 2]).abs().max() > 1e-3
             seen.append(found[0, 0, 2])
     assert (seen[0] - seen[1]).abs().max() > 1e-3
 
@@ -119,7 +119,7 @@ def test_only_the_predicted_frame_is_masked_and_only_masked_codes_are_learned():
 
     model._blocks = spy  # type: ignore[method-assign]
     model.train().loss(Batch(latents=latents, actions=keys(frames=3)))
-    past, predicted = seen
+    past, predicted, *_ = seen
     assert torch.equal(past, latents[:, :2]) and (predicted == model.mask).all()
 
 
@@ -157,10 +157,12 @@ def test_a_step_with_its_cache_equals_the_frames_together():
         led = torch.cat([actions[:, :1] * 0, actions], dim=1)
         known = torch.ones_like(led, dtype=torch.bool)
         known[:, 0] = False
-        together, _ = model._blocks(torch.cat([latents, masked], dim=1), led, known)
+        whole, before = (torch.cat([latents, x], dim=1) for x in (masked, latents[:, -1:]))
+        together, _ = model._blocks(whole, led, known, before=before)
         both = torch.stack([state.latents, masked[:, 0]], dim=1)
         now = torch.stack([memory.action, actions[:, 4]], dim=1)
-        cached, _ = model._blocks(both, now, known[:, 1:3], memory.cache)
+        before = state.latents[:, None].expand_as(both)
+        cached, _ = model._blocks(both, now, known[:, 1:3], memory.cache, before)
     assert torch.allclose(cached[:, -1], together[:, -1], atol=1e-4)
 
 

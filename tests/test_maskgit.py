@@ -221,3 +221,59 @@ def test_settings_that_do_not_fit_are_refused(changes: Any, message: str):
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match="predicts codes, but the run's tokenizer makes vectors"):
         MaskGit(CONFIG, LatentSpec("continuous", (1, 1), 4), KEYS)
+
+
+def test_a_share_of_frames_is_masked_whole():
+    for share in (0.0, 1.0):
+        model = a_model(min_mask_rate=0.0, all_masked=share)
+        torch.manual_seed(0)
+        whole = model._random_mask(codes(64)).all(-1).float().mean()
+        assert whole == 1 if share else whole < 0.2
+
+
+def test_a_predicted_frame_is_given_what_was_there_before():
+    """A patch that shows something else before is predicted otherwise, with the same past."""
+    model = a_model()
+    latents, actions = codes(), keys()
+    known = torch.ones(4, 2, dtype=torch.bool)
+    other = latents[:, 1:2].clone()
+    other[..., 0] = (other[..., 0] + 1) % 7  # of the first patch
+    with torch.no_grad():
+        _, past = model._blocks(latents[:, :2], actions[:, :2], known)
+        masked = torch.full_like(other, model.mask)
+        found = [model._predict(masked, x, actions[:, 2:3], past) for x in (latents[:, 1:2], other)]
+    assert ((found[0] - found[1])[:, 0, 0].abs().amax(-1) > 1e-3).all()
+
+
+def shifted(rows: int = 32, frames: int = 5) -> Batch:
+    """Codes that an action of 0, 1 or 2 raises by as much, alike everywhere."""
+    actions = torch.randint(0, 3, (rows, frames - 1))
+    raised = torch.cat([actions[:, :1] * 0, actions], dim=1).cumsum(1)[..., None]
+    return Batch(latents=(torch.randint(0, 7, (rows, 1, 12)) + raised) % 7, actions=actions)
+
+
+def test_it_learns_to_listen_to_actions():
+    torch.manual_seed(0)
+    model = MaskGit(replace(CONFIG, token_noise=0.0), SPEC, KEYS)
+    model.load_codebook(Books())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    gaps = []
+    for _ in range(60):
+        losses = model.loss(shifted())
+        optimizer.zero_grad()
+        losses["cross_entropy"].backward()
+        optimizer.step()
+        gaps.append(float(losses["action_gap"]))
+    assert abs(gaps[0]) < 0.1 and sum(gaps[-10:]) > 10  # nats, in a world of 7 codes
+
+
+def test_deaf_dynamics_are_said_once_and_with_a_way_out():
+    model = a_model().train()
+    with torch.no_grad():
+        model.action_emb.table.weight[:] = model.action_emb.table.weight[:1]  # all sound alike
+    gap = float(model.loss(shifted())["action_gap"])
+    assert gap == pytest.approx(0, abs=1e-5)
+    said = [line for _ in range(40) for line in model.advise({"action_gap": gap})]
+    assert len(said) == 1 and "deaf to actions" in said[0] and "--model.all-masked" in said[0]
+    heard = [line for _ in range(40) for line in a_model().advise({"action_gap": 0.4})]
+    assert not heard and not model.advise({"action_error": 1.0})

@@ -256,13 +256,14 @@ class MaskGit(CodeHead, Dynamics):
         before = state.latents[:, None].expand_as(both)
         out, cache = self._blocks(both, led, known, memory.cache, before)
         past = cache.between(-1 - self.context, -1)
+        weight = self.output_weight()
         steps = min(self.sampling.steps or self.config.sampling_steps, codes.shape[1])
         for index, num_masked in enumerate(masked_after(codes.shape[1], steps)):
             if index:
                 out = self._predict(codes[:, None], before[:, 1:], led[:, 1:], past)
             else:
                 out = out[:, -1:, 1:]
-            logits = self.logits(out[:, 0], state.latents)
+            logits = self.logits(out[:, 0], state.latents, weight).float()
             codes = self._keep_surest(codes, logits, num_masked, 1 - (index + 1) / steps)
         return self._state(codes, past, led[:, 1], known[:, 1])
 
@@ -285,7 +286,7 @@ class MaskGit(CodeHead, Dynamics):
             if self.sampling.order == "random":
                 score = torch.rand(codes.shape, device=codes.device)
             else:
-                score = torch.log_softmax(logits.float(), dim=-1)
+                score = torch.log_softmax(logits, dim=-1)
                 score = score.gather(-1, chosen[..., None])[..., 0]
                 if self.sampling.temperature:  # the surest alone would copy the frame before
                     gumbel = -torch.empty_like(score).exponential_().log()

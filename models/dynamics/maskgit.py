@@ -33,7 +33,7 @@ from models.method import CompileFn, Losses
 from models.tokenizers.codes import CodebookEmbedding, HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
 
-COMPARED_WINDOWS = 4  # of a batch, on which the gap between actions is measured
+COMPARED_WINDOWS = 8  # of a batch, on which the gap between actions is measured
 DEAF_GAP = 0.05  # nats, mean of the logged steps that are looked back at
 LOOK_BACK = 10  # logged steps
 

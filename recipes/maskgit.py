@@ -6,7 +6,10 @@ from recipes import genie
 
 
 def _without_latent_actions(table: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if "latent_action" not in key}
+    """As many steps of the dynamics, and none of the latent actions alone."""
+    steps = table["train.steps"] - table["model.latent_action_steps"]
+    kept = {key: value for key, value in table.items() if "latent_action" not in key}
+    return kept | {"train.steps": steps}
 
 
 DYNAMICS = _without_latent_actions(genie.DYNAMICS) | {"model": "maskgit"}

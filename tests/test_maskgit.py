@@ -91,17 +91,17 @@ def test_a_mask_is_a_row_of_its_own_for_every_codebook():
     """Masking one code of a patch changes its patch alone, and not to what any code looks like."""
     model, one = a_model(), codes(1, 1)
     with torch.no_grad():
-        before = model._embed(one)
+        before = model._embed(one, one)
         seen = []
         for book in (0, 1):
             masked = one.clone()
             masked[..., 4 + book] = model.mask  # of the third patch
-            found = model._embed(masked)
+            found = model._embed(masked, one)
             assert (found != before).any(-1)[0, 0].tolist() == [False] * 2 + [True] + [False] * 3
             for code in range(7):
                 shown = one.clone()
                 shown[..., 4 + book] = code
-                assert (model._embed(shown)[0, 0, 2] - found[0, 0, 2]).abs().max() > 1e-3
+                assert (model._embed(shown, one)[0, 0, 2] - found[0, 0, 2]).abs().max() > 1e-3
             seen.append(found[0, 0, 2])
     assert (seen[0] - seen[1]).abs().max() > 1e-3
 
@@ -119,7 +119,7 @@ def test_only_the_predicted_frame_is_masked_and_only_masked_codes_are_learned():
 
     model._blocks = spy  # type: ignore[method-assign]
     model.train().loss(Batch(latents=latents, actions=keys(frames=3)))
-    past, predicted = seen
+    past, predicted, *_ = seen
     assert torch.equal(past, latents[:, :2]) and (predicted == model.mask).all()
 
 
@@ -157,10 +157,12 @@ def test_a_step_with_its_cache_equals_the_frames_together():
         led = torch.cat([actions[:, :1] * 0, actions], dim=1)
         known = torch.ones_like(led, dtype=torch.bool)
         known[:, 0] = False
-        together, _ = model._blocks(torch.cat([latents, masked], dim=1), led, known)
+        whole, before = (torch.cat([latents, x], dim=1) for x in (masked, latents[:, -1:]))
+        together, _ = model._blocks(whole, led, known, before=before)
         both = torch.stack([state.latents, masked[:, 0]], dim=1)
         now = torch.stack([memory.action, actions[:, 4]], dim=1)
-        cached, _ = model._blocks(both, now, known[:, 1:3], memory.cache)
+        before = state.latents[:, None].expand_as(both)
+        cached, _ = model._blocks(both, now, known[:, 1:3], memory.cache, before)
     assert torch.allclose(cached[:, -1], together[:, -1], atol=1e-4)
 
 
@@ -219,3 +221,59 @@ def test_settings_that_do_not_fit_are_refused(changes: Any, message: str):
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match="predicts codes, but the run's tokenizer makes vectors"):
         MaskGit(CONFIG, LatentSpec("continuous", (1, 1), 4), KEYS)
+
+
+def test_a_share_of_frames_is_masked_whole():
+    for share in (0.0, 1.0):
+        model = a_model(min_mask_rate=0.0, all_masked=share)
+        torch.manual_seed(0)
+        whole = model._random_mask(codes(64)).all(-1).float().mean()
+        assert whole == 1 if share else whole < 0.2
+
+
+def test_a_predicted_frame_is_given_what_was_there_before():
+    """A patch that shows something else before is predicted otherwise, with the same past."""
+    model = a_model()
+    latents, actions = codes(), keys()
+    known = torch.ones(4, 2, dtype=torch.bool)
+    other = latents[:, 1:2].clone()
+    other[..., 0] = (other[..., 0] + 1) % 7  # of the first patch
+    with torch.no_grad():
+        _, past = model._blocks(latents[:, :2], actions[:, :2], known)
+        masked = torch.full_like(other, model.mask)
+        found = [model._predict(masked, x, actions[:, 2:3], past) for x in (latents[:, 1:2], other)]
+    assert ((found[0] - found[1])[:, 0, 0].abs().amax(-1) > 1e-3).all()
+
+
+def shifted(rows: int = 32, frames: int = 5) -> Batch:
+    """Codes that an action of 0, 1 or 2 raises by as much, alike everywhere."""
+    actions = torch.randint(0, 3, (rows, frames - 1))
+    raised = torch.cat([actions[:, :1] * 0, actions], dim=1).cumsum(1)[..., None]
+    return Batch(latents=(torch.randint(0, 7, (rows, 1, 12)) + raised) % 7, actions=actions)
+
+
+def test_it_learns_to_listen_to_actions():
+    torch.manual_seed(0)
+    model = MaskGit(replace(CONFIG, token_noise=0.0), SPEC, KEYS)
+    model.load_codebook(Books())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    gaps = []
+    for _ in range(60):
+        losses = model.loss(shifted())
+        optimizer.zero_grad()
+        losses["cross_entropy"].backward()
+        optimizer.step()
+        gaps.append(float(losses["action_gap"]))
+    assert abs(gaps[0]) < 0.1 and sum(gaps[-10:]) > 10  # nats, in a world of 7 codes
+
+
+def test_deaf_dynamics_are_said_once_and_with_a_way_out():
+    model = a_model().train()
+    with torch.no_grad():
+        model.action_emb.table.weight[:] = model.action_emb.table.weight[:1]  # all sound alike
+    gap = float(model.loss(shifted())["action_gap"])
+    assert gap == pytest.approx(0, abs=1e-5)
+    said = [line for _ in range(40) for line in model.advise({"action_gap": gap})]
+    assert len(said) == 1 and "deaf to actions" in said[0] and "--model.all-masked" in said[0]
+    heard = [line for _ in range(40) for line in a_model().advise({"action_gap": 0.4})]
+    assert not heard and not model.advise({"action_error": 1.0})

@@ -78,10 +78,10 @@ DYNAMICS = {
     "minecraft 150m": (100_000, 32, 3e-4, 50, 2000, 100, False),
     "minecraft debug": (240, 16, 2e-3, 50, 80, 40, False),
     "genie": (8000, 64, 5e-4, 50, 1000, 100, False),
-    "genie cpu": (2200, 16, 2e-3, 50, 1100, 50, False),
+    "genie cpu": (1800, 16, 2e-3, 50, 900, 50, False),
     "genie debug": (40, 4, 1e-3, 5, 20, 10, False),
     "genie coinrun": (200_000, 36, 3e-5, 5000, 10_000, 100, False),
-    "genie cpu maskgit cpu": (2200, 16, 2e-3, 50, 1100, 50, False),
+    "genie cpu maskgit cpu": (900, 16, 2e-3, 50, 900, 50, False),
 }
 SHAPE = (
     "model.transformer.dim", "model.transformer.num_layers", "model.transformer.num_heads",

@@ -79,16 +79,21 @@ def test_the_past_behind_the_context_changes_nothing(past: bool):
     assert torch.equal(drawn[:, -1], part[:, -1])
 
 
-def test_codebooks_hold_the_vectors_that_codes_are_decoded_from():
+def test_codebooks_tell_levels_apart_and_near_ones_are_near():
+    """Codes are as far apart as their numbers are, in levels; each level is a vertex, so that a
+    linear function of the vectors is largest there."""
     model = tokenizer(num_codebooks=2, levels=(4, 3))
-    frames = some_frames()
     with torch.no_grad():
-        vectors, codes = model._quantize(model._to_patches(frames))
-    assert model.codebooks.shape == (2, 12, 2) and codes.max() < 12
-    assert model.latents.dim == 4 and model.latents.tokens_per_frame == codes.shape[-1] == 12
+        numbers, codes = model._quantize(model._to_patches(some_frames()))
+    assert model.codebooks.shape == (2, 12, 5) and codes.max() < 12
+    assert model.latents.dim == 10 and model.latents.tokens_per_frame == codes.shape[-1] == 12
     ids = codes.unflatten(-1, (-1, 2))
-    found = torch.cat([model.codebooks[g][ids[..., g]] for g in (0, 1)], dim=-1)
-    assert torch.allclose(found, vectors, atol=1e-6)
+    assert torch.allclose(model._implicit_codebook[ids].flatten(-2), numbers, atol=1e-6)
+    book = model.codebooks[0]
+    levels = torch.stack([x.unique(return_inverse=True)[1] for x in model._implicit_codebook.T], -1)
+    apart = (levels[:, None] - levels).abs().sum(-1)
+    assert torch.equal((book[:, None] - book).abs().sum(-1), apart.float())
+    assert torch.equal((book @ (2 * book - 1).T).argmax(0), torch.arange(12))
 
 
 def test_before_training_it_draws_the_mean_of_the_first_batch():

@@ -78,7 +78,8 @@ class Genie(MaskGit):
             self.latent_actions.after_step()
 
     def advise(self, losses: dict[str, float]) -> list[str]:
-        return [] if self.actions_done else self.latent_actions.advise(losses)
+        of_actions = [] if self.actions_done else self.latent_actions.advise(losses)
+        return of_actions + super().advise(losses)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Actions that are learned no more do not decay."""

@@ -3,6 +3,7 @@ all masked, and predicted over a few steps, the surest first.
 
 A frame's block is [the action that led to it, its patches].  Only the predicted frame is masked; it
 sees complete frames before it (MAGI, arXiv:2501.12389), whose keys and values are computed once.
+Each of its patches is given what the frame before shows there, so that it need not be looked up.
 
 Letters: B clips, T frames, C context frames, W predicted frames of a clip, P patches, N codes a
 frame, G codebooks of K codes, S tokens of a frame (1 + P), D width, A action numbers.
@@ -11,6 +12,7 @@ frame, G codebooks of K codes, S tokens of a frame (1 + P), D width, A action nu
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -26,10 +28,14 @@ from models.layers.embeddings import ActionEmbedding, PointerEmbedding
 from models.layers.heads import CodeHead
 from models.layers.sampling import Sampling
 from models.layers.space_time import FrameCache, SpaceTimeTransformer, grid_positions
-from models.layers.transformer import TransformerConfig
+from models.layers.transformer import RmsNorm, TransformerConfig
 from models.method import CompileFn, Losses
 from models.tokenizers.codes import CodebookEmbedding, HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
+
+COMPARED_WINDOWS = 8  # of a batch, on which the gap between actions is measured
+DEAF_GAP = 0.05  # nats, mean of the logged steps that are looked back at
+LOOK_BACK = 10  # logged steps
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,9 @@ class MaskGitConfig(CheckedConfig):
     """Frames of a training clip; those after the context are predicted."""
     min_mask_rate: Annotated[float, Range(0, 1)] = 0.5
     """A predicted frame's codes are masked at a rate between this and 1."""
+    all_masked: Annotated[float, Range(0, 1)] = 0.5
+    """Share of predicted frames that are masked whole, as before the first pass of a rollout.
+    Codes that are shown tell where things went, and then the action says nothing new."""
     changed_token_weight: Annotated[float, Range(above=0, high=10**6)] = 10.0
     """Weight of a code that changes; an unchanged one has 1.  Most are unchanged, and copying would
     be right nearly everywhere."""
@@ -101,10 +110,13 @@ class MaskGit(CodeHead, Dynamics):
         dim = config.transformer.dim
         self.vectors = CodebookEmbedding(latents)
         self.input_proj = nn.Linear(latents.dim, dim)
+        self.before_proj = nn.Linear(latents.dim, dim)
         self.code_emb = nn.Embedding(latents.num_codebooks * (latents.codebook_size + 1), dim)
         nn.init.normal_(self.code_emb.weight, std=0.02)
         self.pos_emb = nn.Parameter(0.02 * torch.randn(latents.num_patches, dim))
         self.action_emb = ActionEmbedding(actions, dim)
+        # as large as what a patch shows: a faint action is not heard for many steps
+        self.action_norm = RmsNorm(dim)
         self.added_action = nn.Linear(dim, dim)
         self.pointer_emb = PointerEmbedding(latents.grid, dim) if actions.pointer else None
         self.no_action = nn.Parameter(0.02 * torch.randn(dim))
@@ -112,6 +124,8 @@ class MaskGit(CodeHead, Dynamics):
             config.transformer, grid_positions(latents.grid, extra=1)
         )
         self.make_code_head(dim)
+        self._gaps: deque[float] = deque(maxlen=LOOK_BACK)
+        self._said_deaf = False
 
     @property
     def clip_length(self) -> int:
@@ -140,14 +154,11 @@ class MaskGit(CodeHead, Dynamics):
         target, before = latents[:, self.context :], past[:, self.context - 1 :]
         masked = self._random_mask(target)
         inputs = torch.where(masked, self.mask, target)
-        to_rows = "B W ... -> (B W) 1 ..."
-        out, _ = self._blocks(
-            rearrange(inputs, to_rows),
-            rearrange(led[:, self.context :], to_rows),
-            torch.ones_like(known[:, :1]).repeat_interleave(target.shape[1], dim=0),
-            cache.windows(self.context),
-        )
-        out = rearrange(out[:, 0, 1:], "(B W) P D -> B W P D", B=len(target))
+        rows = [rearrange(x, "B W ... -> (B W) 1 ...") for x in (inputs, before, target)]
+        led = rearrange(led[:, self.context :], "B W ... -> (B W) 1 ...")
+        windows = cache.windows(self.context)
+        out = self._predict(rows[0], rows[1], led, windows)
+        out = rearrange(out, "(B W) 1 P D -> B W P D", B=len(target))
         cross_entropy, predicted = self.cross_entropy(out, before, target)
         changed = (before != target) & masked
         weights = masked + (self.config.changed_token_weight - 1) * changed.float()
@@ -159,7 +170,43 @@ class MaskGit(CodeHead, Dynamics):
             # a plain mean: the means of processes and micro-batches average to the whole
             "cross_entropy": (cross_entropy * weights).mean(),
             "changed_accuracy": changed_accuracy,
+            "action_gap": self._action_gap(rows[1], rows[2], led, windows),
         }
+
+    @torch.no_grad()
+    def _action_gap(
+        self, before: Tensor, target: Tensor, actions: Tensor, past: FrameCache
+    ) -> Tensor:
+        """How much less a changed code costs with its own action than with that of another clip, in
+        nats: near 0 the dynamics are deaf.  before, target: (R, 1, N), actions (R, 1, A)."""
+        compared = slice(0, COMPARED_WINDOWS)
+        before, target, past = before[compared], target[compared], past.select(compared)
+        masked = torch.full_like(target, self.mask)
+        own, other = (
+            self.cross_entropy(
+                self._predict(masked, before, taken[compared], past), before, target
+            )[0]
+            for taken in (actions, actions.flip(0))
+        )
+        changed = before != target
+        return ((other - own) * changed).sum() / changed.sum().clamp(min=1)
+
+    def advise(self, losses: dict[str, float]) -> list[str]:
+        """Say once that the dynamics do not listen to their actions."""
+        if "action_gap" not in losses:
+            return []
+        self._gaps.append(losses["action_gap"])
+        if len(self._gaps) < self._gaps.maxlen or self._said_deaf:
+            return []
+        gap = sum(self._gaps) / len(self._gaps)
+        if gap >= DEAF_GAP:
+            return []
+        self._said_deaf = True
+        return [
+            f"dynamics: deaf to actions, with another clip's a changed code costs only {gap:.3f} "
+            f"nats more; raise --model.all-masked, --model.changed-token-weight or "
+            f"--train.steps, or give frames that are farther apart"
+        ]
 
     def _add_noise(self, latents: Tensor) -> Tensor:
         """Replace some codes by random ones."""
@@ -180,7 +227,8 @@ class MaskGit(CodeHead, Dynamics):
         """(B, W, N) bool, each frame at a rate of its own."""
         low = self.config.min_mask_rate
         rate = low + (1 - low) * torch.rand(*target.shape[:2], 1, device=target.device)
-        return torch.rand(target.shape, device=target.device) < rate
+        whole = torch.rand(rate.shape, device=target.device) < self.config.all_masked
+        return (torch.rand(target.shape, device=target.device) < rate) | whole
 
     # -- rollouts ---------------------------------------------------------------------------
 
@@ -205,13 +253,17 @@ class MaskGit(CodeHead, Dynamics):
         codes = torch.full_like(state.latents, self.mask)
         # the first pass takes the state's own frame along, whose keys and values are kept
         both = torch.stack([state.latents, codes], dim=1)
-        out, cache = self._blocks(both, led, known, memory.cache)
+        before = state.latents[:, None].expand_as(both)
+        out, cache = self._blocks(both, led, known, memory.cache, before)
         past = cache.between(-1 - self.context, -1)
+        weight = self.output_weight()
         steps = min(self.sampling.steps or self.config.sampling_steps, codes.shape[1])
         for index, num_masked in enumerate(masked_after(codes.shape[1], steps)):
             if index:
-                out, _ = self._blocks(codes[:, None], led[:, 1:], known[:, 1:], past)
-            logits = self.logits(out[:, -1, 1:], state.latents)
+                out = self._predict(codes[:, None], before[:, 1:], led[:, 1:], past)
+            else:
+                out = out[:, -1:, 1:]
+            logits = self.logits(out[:, 0], state.latents, weight).float()
             codes = self._keep_surest(codes, logits, num_masked, 1 - (index + 1) / steps)
         return self._state(codes, past, led[:, 1], known[:, 1])
 
@@ -234,7 +286,7 @@ class MaskGit(CodeHead, Dynamics):
             if self.sampling.order == "random":
                 score = torch.rand(codes.shape, device=codes.device)
             else:
-                score = torch.log_softmax(logits.float(), dim=-1)
+                score = torch.log_softmax(logits, dim=-1)
                 score = score.gather(-1, chosen[..., None])[..., 0]
                 if self.sampling.temperature:  # the surest alone would copy the frame before
                     gumbel = -torch.empty_like(score).exponential_().log()
@@ -250,29 +302,47 @@ class MaskGit(CodeHead, Dynamics):
 
     # -- pieces -----------------------------------------------------------------------------
 
+    def _predict(self, codes: Tensor, before: Tensor, actions: Tensor, past: FrameCache) -> Tensor:
+        """Codes or masks of a frame, those of the frame before it (B, 1, N) each, and the action
+        between them (B, 1, A) -> outputs, (B, 1, P, D)."""
+        known = torch.ones(codes.shape[:2], dtype=torch.bool, device=codes.device)
+        return self._blocks(codes, actions, known, past, before)[0][:, :, 1:]
+
     def _blocks(
-        self, latents: Tensor, actions: Tensor, known: Tensor, cache: FrameCache | None = None
+        self,
+        latents: Tensor,
+        actions: Tensor,
+        known: Tensor,
+        cache: FrameCache | None = None,
+        before: Tensor | None = None,
     ) -> tuple[Tensor, FrameCache]:
         """Codes or masks (B, T, N), the action that led to each frame (B, T, A), whether there was
-        one (B, T) -> outputs (B, T, 1 + P, D), and the cache with these frames."""
-        action = self.action_emb(actions)
+        one (B, T) -> outputs (B, T, 1 + P, D), and the cache with these frames.
+
+        before: (B, T, N), codes of the frame before a predicted one, a complete one's own.
+        """
+        action = self.action_norm(self.action_emb(actions))
         token = torch.where(known[..., None], action, self.no_action.to(action.dtype))
         added = self.added_action(action)[:, :, None]
         if self.pointer_emb is not None:
             added = added + self.pointer_emb(actions)
-        patches = self._embed(latents) + added * known[..., None, None]
+        patches = (
+            self._embed(latents, latents if before is None else before)
+            + added * known[..., None, None]
+        )
         return self.transformer(torch.cat([token[:, :, None], patches], dim=2), cache)
 
-    def _embed(self, latents: Tensor) -> Tensor:
-        """(..., N) -> (..., P, D): codebook vectors, zeros for masked codes, and rows of a table
-        that has one more for a masked code in each codebook."""
+    def _embed(self, latents: Tensor, before: Tensor) -> Tensor:
+        """(..., N) twice -> (..., P, D): codebook vectors, zeros for masked codes, rows of a table
+        that has one more for a masked code in each codebook, and vectors of the codes before."""
         spec = self.latents
         by_book = latents.unflatten(-1, (-1, spec.num_codebooks))
         vectors = self.vectors(latents.clamp(max=self.mask - 1))
         shown = (by_book != self.mask).repeat_interleave(spec.dim // spec.num_codebooks, dim=-1)
         offsets = (self.mask + 1) * torch.arange(spec.num_codebooks, device=latents.device)
         table = self.code_emb(by_book + offsets).sum(-2)
-        return self.input_proj(vectors * shown) + table + self.pos_emb
+        shown_before = self.before_proj(self.vectors(before))
+        return self.input_proj(vectors * shown) + shown_before + table + self.pos_emb
 
 
 def masked_after(num_codes: int, steps: int) -> list[int]:

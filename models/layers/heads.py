@@ -78,7 +78,7 @@ class CodeHead(nn.Module):
         results = [
             linear_cross_entropy(flat, weight, code.flatten(), bias, prev.flatten(), copy.flatten())
             for weight, bias, code, prev, copy in zip(
-                self._output_weight(),
+                self.output_weight(),
                 self.head_bias,
                 target.unflatten(-1, (-1, num_codebooks)).unbind(-1),
                 prev_codes.unflatten(-1, (-1, num_codebooks)).unbind(-1),
@@ -91,17 +91,19 @@ class CodeHead(nn.Module):
         )
         return cross_entropy, predicted
 
-    def _output_weight(self) -> Tensor:
-        """The output layer, (G, K, D): a code's row is learned, plus a projection of its vector."""
+    def output_weight(self) -> Tensor:
+        """Compute the output layer, (G, K, D): a code's row is learned, plus a projection of its
+        vector."""
         projected = torch.einsum("GKd,GdD->GKD", self.vectors.codebook, self.code_head)
         return self.class_head + self.code_head.shape[1] ** -0.5 * projected
 
-    def logits(self, out: Tensor, prev_codes: Tensor) -> Tensor:
+    def logits(self, out: Tensor, prev_codes: Tensor, weight: Tensor | None = None) -> Tensor:
         """(..., P, D), and the previous codes, (..., N) -> (..., N, K).
 
         The previous code gets `copy_logit`, so that the model need not learn to copy first.
+        weight: of `output_weight`, for whoever needs it several times.
         """
-        weight = self._output_weight()
+        weight = self.output_weight() if weight is None else weight
         logits = nn.functional.linear(out, weight.flatten(0, 1), self.head_bias.flatten())
         logits = logits.unflatten(-1, weight.shape[:2]).flatten(-3, -2)
         copy_logit = self.copy_logit(out).flatten(-2)[..., None]

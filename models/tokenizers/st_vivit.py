@@ -2,7 +2,7 @@
 quantization (FSQ, arXiv:2309.15505), which has no codebook to collapse.
 
 Letters: B clips, T frames, P patches, V numbers of a patch, G codebooks of K codes, N = P G codes a
-frame, D latent width.
+frame, D width of their vectors, L numbers of a code.
 """
 
 from __future__ import annotations
@@ -79,20 +79,21 @@ class StVivit(Tokenizer):
         self.latents = LatentSpec(
             "discrete",
             config.grid,
-            config.num_codebooks * len(config.levels),
+            config.num_codebooks * sum(level - 1 for level in config.levels),
             math.prod(config.levels),
             config.num_codebooks,
         )
         patches, values = self.latents.num_patches, 3 * config.patch_size**2
+        numbers = config.num_codebooks * len(config.levels)
         positions = grid_positions(config.grid)
         seen, drawn = config.encoder, config.decoder
         self.encoder_in = nn.Linear(values, seen.dim)
         self.encoder_pos = nn.Parameter(torch.zeros(patches, seen.dim))
         self.encoder = SpaceTimeTransformer(seen, positions, over_space=config.encoder_sees_frame)
-        self.encoder_out = nn.Linear(seen.dim, self.latents.dim)
+        self.encoder_out = nn.Linear(seen.dim, numbers)
         self.quantizer = FSQ(list(config.levels), num_codebooks=config.num_codebooks)
 
-        self.decoder_in = nn.Linear(self.latents.dim, drawn.dim)
+        self.decoder_in = nn.Linear(numbers, drawn.dim)
         self.decoder_pos = nn.Parameter(torch.zeros(patches, drawn.dim))
         self.decoder = SpaceTimeTransformer(drawn, positions)
         self.decoder_out = nn.Linear(drawn.dim, values)
@@ -113,9 +114,21 @@ class StVivit(Tokenizer):
 
     @property
     def codebooks(self) -> Tensor:
-        """(G, K, D / G) float: the same grid for each codebook."""
-        codes: Tensor = self.quantizer.implicit_codebook  # type: ignore[assignment]
-        return codes.float().expand(self.config.num_codebooks, -1, -1)
+        """(G, K, D / G) float, the same for each codebook: for each number of a code, which of its
+        levels it reaches, 0 or 1.
+
+        Near codes are near, and a linear layer of them can single out any level; of the number
+        itself it can only prefer high or low ones.
+        """
+        numbers = [
+            values[:, None] > values.unique()[:-1] for values in self._implicit_codebook.unbind(-1)
+        ]
+        return torch.cat(numbers, dim=-1).float().expand(self.config.num_codebooks, -1, -1)
+
+    @property
+    def _implicit_codebook(self) -> Tensor:
+        """(K, L) float, the rounded numbers of each code."""
+        return self.quantizer.implicit_codebook.float()  # type: ignore[union-attr, operator]
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, N) int64."""
@@ -130,7 +143,7 @@ class StVivit(Tokenizer):
 
     def decode_clip(self, latents: Tensor) -> Tensor:
         ids = latents.unflatten(-1, (-1, self.config.num_codebooks))
-        drawn = self._draw(self.codebooks[0][ids].flatten(-2))
+        drawn = self._draw(self._implicit_codebook[ids].flatten(-2))
         pixels = to_frames(drawn.float(), self.image_size, self.config.patch_size)
         return (pixels.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
@@ -158,7 +171,7 @@ class StVivit(Tokenizer):
         return to_patches(frames.float() / 127.5 - 1, self.config.patch_size)
 
     def _quantize(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, P, V) -> vectors (B, T, P, D), codes (B, T, N)."""
+        """(B, T, P, V) -> rounded numbers (B, T, P, G L), codes (B, T, N)."""
         x = self.encoder_in(patches - self.background.mean) + self.encoder_pos
         encoded = self.encoder_out(self.encoder(x)[0])
         with torch.autocast(encoded.device.type, enabled=False):
@@ -166,7 +179,7 @@ class StVivit(Tokenizer):
         quantized, codes = (y.unflatten(0, patches.shape[:2]) for y in (quantized, codes))
         return quantized, codes.long().flatten(2)
 
-    def _draw(self, vectors: Tensor) -> Tensor:
-        """(B, T, P, D) -> (B, T, P, V), about -1 to 1."""
-        x = self.decoder(self.decoder_in(vectors) + self.decoder_pos)[0]
+    def _draw(self, numbers: Tensor) -> Tensor:
+        """(B, T, P, G L) -> (B, T, P, V), about -1 to 1."""
+        x = self.decoder(self.decoder_in(numbers) + self.decoder_pos)[0]
         return self.decoder_out(x) + self.pixels + self.background.mean

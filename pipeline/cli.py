@@ -281,7 +281,7 @@ def run_commands(commands: Mapping[str, Command], description: str) -> None:
     def dispatch() -> None:
         name = sys.argv[1] if len(sys.argv) > 1 else "--help"
         if name in ("-h", "--help"):
-            lines = [f"  {name:<10}{command.description}" for name, command in commands.items()]
+            lines = [f"  {name:<12}{command.description}" for name, command in commands.items()]
             print(f"{description.strip()}\n\n" + "\n".join(lines))
             print("\nEach explains itself with --help.")
             return

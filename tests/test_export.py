@@ -16,7 +16,7 @@ from data.toy import write_toy_shards
 from models.planning.planner import PlannerConfig
 from pipeline import checkpoint as ckpt
 from pipeline import presets
-from pipeline.inference import export
+from pipeline.export import checkpoints as export
 from pipeline.inference.load_controllers import load_controllers, load_goal_policy
 from pipeline.inference.load_world import load_world
 from pipeline.play.player import StartSampler

@@ -215,12 +215,58 @@ class Predictor(Dynamics):
             memory = replace(memory, pending_actions=pending_actions)
         else:
             memory = PredictorMemory(cache, predicted, self._no_actions(predicted))
+        continues = self.ones.expand(len(predicted))
         if self.config.rewards:
-            reward = self.reward_head(out.mean(1))
             continues = torch.sigmoid(self.continue_head(out.mean(1))[..., 0].float())
-        else:
-            reward, continues = (x.expand(len(predicted)) for x in (self.zeros, self.ones))
-        return State(predicted, reward, continues, memory)
+        return State(predicted, self._reward(out), continues, memory)
+
+    def pack(self, state: State) -> dict[str, Tensor]:
+        """The context, (B, layers, H, (C - 1) P, E) twice, and a block with the actions given so
+        far, (B, frameskip, A), and their number, (B,).
+
+        ValueError for a state that lacks some of its context.
+        """
+        memory = state.memory
+        assert isinstance(memory, PredictorMemory)
+        rows = (self.context_frames - 1) * self.latents.num_patches
+        if not rows or memory.cache is None or memory.cache.keys[0].shape[2] < rows:
+            raise ValueError(
+                f"a step of fixed shapes needs a context of 2 frames or more, and a state with all "
+                f"of it: {self.context} real frames"
+            )
+        given = memory.pending_actions
+        pending = given.new_zeros(len(given), self.frameskip, *self.actions.shape)
+        pending[:, : given.shape[1]] = given
+        return {
+            "context_frame": memory.context_frame,
+            "keys": torch.stack(memory.cache.keys, 1),
+            "values": torch.stack(memory.cache.values, 1),
+            "pending": pending,
+            "count": torch.full((len(given),), given.shape[1], device=given.device),
+        }
+
+    def step_packed(
+        self, packed: dict[str, Tensor], action: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """As `step`, alike at all places of a block."""
+        count, pending = packed["count"], packed["pending"]
+        is_next = self.counts[:-1] == count[:, None]
+        actions = torch.where(_widened(is_next, pending), action[:, None], pending)
+        keys, values = (list(packed[name].unbind(1)) for name in ("keys", "values"))
+        out, predicted, after = self._predict_next(
+            packed["context_frame"], actions[:, None], count[:, None] + 1, Cache(keys, values)
+        )
+        within = packed | {"pending": actions, "count": count + 1}
+        behind = {
+            "context_frame": predicted,
+            "keys": torch.stack(after.keys, 1),
+            "values": torch.stack(after.values, 1),
+            "pending": torch.zeros_like(actions),
+            "count": torch.zeros_like(count),
+        }
+        full = count + 1 == self.frameskip
+        packed = {n: torch.where(_widened(full, within[n]), behind[n], within[n]) for n in behind}
+        return predicted, self._reward(out), packed
 
     def compile_steps(self, compile_fn: CompileFn) -> None:
         """Compile a step, the embedding of its actions included."""
@@ -250,6 +296,10 @@ class Predictor(Dynamics):
         out, new_cache = self.transformer(tokens, cache)
         return out, context_frame + self.delta_head(out).to(context_frame.dtype), new_cache
 
+    def _reward(self, out: Tensor) -> Tensor:
+        """Outputs (B, P, W) -> (B,)."""
+        return self.reward_head(out.mean(1)) if self.config.rewards else self.zeros.expand(len(out))
+
     def predict(
         self, context: Tensor, actions: Tensor, num_actions: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -267,6 +317,11 @@ class Predictor(Dynamics):
     def _no_actions(self, like: Tensor) -> Tensor:
         dtype = torch.float32 if self.actions.kind == "continuous" else torch.int64
         return torch.zeros(len(like), 0, *self.actions.shape, dtype=dtype, device=like.device)
+
+
+def _widened(condition: Tensor, like: Tensor) -> Tensor:
+    """Give a condition, (B,) or (B, T), the number of axes of what it chooses between."""
+    return condition.view(*condition.shape, *[1] * (like.dim() - condition.dim()))
 
 
 class ActionBlockEmbedding(nn.Module):

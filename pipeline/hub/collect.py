@@ -16,7 +16,7 @@ from pipeline import presets
 from pipeline.hub import figures, published_checkpoint
 from pipeline.hub.card import Card
 from pipeline.hub.pulled import read_pulled
-from pipeline.inference.export import KEPT_KEYS, load_all
+from pipeline.export.checkpoints import KEPT_KEYS, load_all
 
 LOCAL_KEYS = ("run", "dataset")  # of a report's provenance: paths of this machine
 

@@ -30,8 +30,8 @@ from data.toy import write_toy_shards
 from evaluation.compare import __main__ as compare
 from pipeline import presets, publish, pull, runs
 from pipeline.cli import parse
+from pipeline.export import __main__ as export
 from pipeline.hub import arguments
-from pipeline.inference import export
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -55,7 +55,6 @@ MODULES = {
     "bench": bench.__main__.Config,
     "bench.browser_load": browser_load.Config,
     "evaluation.compare": compare.Config,
-    "pipeline.inference.export": export.Config,
     "pipeline.publish": publish.Config,
     "pipeline.pull": pull.Config,
     "pipeline.runs": runs.Config,
@@ -123,6 +122,8 @@ def check_python(words: list[str]) -> None:
         module, *arguments = arguments
         # to look for pip would keep setuptools from its own distutils, in this whole process
         assert module == "pip" or importlib.util.find_spec(module), module
+        if module == "pipeline.export" and arguments:
+            parse(export.COMMANDS[arguments[0]].config, None, arguments[1:])
         if module in MODULES:
             config = parse(MODULES[module], None, arguments).config
             if isinstance(config, bench.__main__.Config):

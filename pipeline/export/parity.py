@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -54,8 +55,8 @@ class Differences:
 
     def _raise(self, name: str, value: float) -> None:
         before = getattr(self, name)
-        # NaN stays: max() would lose it
-        setattr(self, name, float(value) if not value <= before else before)
+        if not (value <= before or math.isnan(before)):  # max() would lose a NaN
+            setattr(self, name, float(value))
 
 
 class Sessions:

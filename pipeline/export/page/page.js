@@ -1,6 +1,6 @@
 // The page of an exported world: what is pressed and shown. The world itself is in worker.js.
 
-const SIDE = 512, SLOW = 4, KEY_STEP = 0.04, RACE_STEPS = 100, NEAR = 0.05, NEAR_PIXELS = 1;
+const SIDE = 512, SLOW = 4, KEY_STEP = 0.04, RACE_STEPS = 100, NEAR = 0.05, NEAR_PIXELS = 2.5;
 const MOST_BYTES = 30e6; // of an image that is dropped
 
 const at = (id) => document.getElementById(id);
@@ -44,7 +44,7 @@ function stop(reason) {
 // -- the game ---------------------------------------------------------------------------------
 
 const game = {
-  start: 0, steps: 0, paused: false, slow: false, keypoints: false, planner: false, search: false, race: false,
+  start: 0, steps: 0, paused: false, slow: false, keypoints: false, planner: false, search: false, race: false, ownGoal: false,
   stopped: false, target: [0.5, 0.5], moved: 0, code: 0, once: false, over: "", began: 0,
 };
 window.game = game;
@@ -56,7 +56,7 @@ const canPlan = () => about.actions.kind === "continuous";
 function say(text) { at("said").textContent = text; }
 
 async function begin() {
-  const start = await call("begin", game.start, players());
+  const start = await call("begin", game.start, players(), game.ownGoal);
   Object.assign(game, { steps: 0, over: "", began: start.distance, once: false });
   if (canPlan()) game.target = start.last.length ? Array.from(start.last, (x) => (x + 1) / 2) : [0.5, 0.5];
   seen = Array.from({ length: players() }, () => ({ ...start, action: Array.from(start.last, Number), reward: 0 }));
@@ -223,7 +223,7 @@ async function takeGoal(file) {
     for (let channel = 0; channel < 3; channel++) frame[channel * pixels + pixel] = data[4 * pixel + channel];
   }
   const { goalFrame, distance } = await call("goalFromImage", frame);
-  Object.assign(game, { over: "", began: distance, steps: 0 });
+  Object.assign(game, { ownGoal: true, over: "", began: distance, steps: 0 });
   paint(at("goal"), goalFrame);
   say("Your image is the goal, as the world sees it");
 }
@@ -258,11 +258,14 @@ const does = {
   },
   async g() {
     const { goalFrame } = await call("goalIsHere");
-    Object.assign(game, { over: "The goal is here", began: 0 });
+    Object.assign(game, { ownGoal: true, over: "The goal is here" });
     paint(at("goal"), goalFrame);
-    say("This image is the goal; start again, or move away from it");
-    game.over = "";
-    game.began = seen[0].distance;
+    say("This image is the goal, for the next starts, too");
+  },
+  u() {
+    game.ownGoal = false;
+    say("The goal is the one of the start again");
+    return begin();
   },
   o() { at("file").click(); },
 };

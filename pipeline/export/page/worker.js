@@ -169,10 +169,9 @@ async function planned(game) {
 const calls = {
   load,
 
-  begin(number, players) {
+  begin(number, players, keepsGoal) {
     const start = starts[number];
-    goal = start.goal;
-    goalFrame = start.goalFrame;
+    if (!keepsGoal) ({ goal, goalFrame } = start);
     games = Array.from({ length: players }, () => ({
       state: Object.fromEntries(about.state.map(({ name }) => [name, start[name]])),
       latents: start.latents, last: start.last, queue: [], plans: 0, planMs: 0,

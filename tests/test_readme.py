@@ -24,10 +24,11 @@ import preprocess
 import train_controller
 import train_dynamics
 import train_tokenizer
-from bench import browser_load
+from bench import browser_load, page_load
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.compare import __main__ as compare
+from evaluation.live import __main__ as live
 from pipeline import presets, publish, pull, runs
 from pipeline.cli import parse
 from pipeline.export import __main__ as export
@@ -54,7 +55,9 @@ STAGES = {
 MODULES = {
     "bench": bench.__main__.Config,
     "bench.browser_load": browser_load.Config,
+    "bench.page_load": page_load.Config,
     "evaluation.compare": compare.Config,
+    "evaluation.live": live.Config,
     "pipeline.publish": publish.Config,
     "pipeline.pull": pull.Config,
     "pipeline.runs": runs.Config,

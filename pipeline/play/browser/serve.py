@@ -22,8 +22,11 @@ def check_installed() -> None:
         )
 
 
-def open_socket(config: ServerConfig) -> socket.socket:
-    """Listen, before anything is loaded; ValueError where that is not possible."""
+def open_socket(config: ServerConfig, prefix: str = "--server.") -> socket.socket:
+    """Listen, before anything is loaded; ValueError where that is not possible.
+
+    prefix: of the flags that it names.
+    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     # named TCP, or asyncio leaves Nagle's algorithm on, and a frame behind its status waits 40 ms
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -34,8 +37,8 @@ def open_socket(config: ServerConfig) -> socket.socket:
     except OSError as problem:
         listening.close()
         raise ValueError(
-            f"--server.host {config.host} --server.port {config.port} cannot be served at "
-            f"({problem.strerror or problem}); choose another --server.port, or 0 for a free one"
+            f"{prefix}host {config.host} {prefix}port {config.port} cannot be served at "
+            f"({problem.strerror or problem}); choose another {prefix}port, or 0 for a free one"
         ) from None
     return listening
 

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from chromium import CHROMIUM, launched, until, visits
+from PIL import Image
 
 import train_controller
 import train_dynamics
@@ -155,6 +158,36 @@ def test_mistakes_are_told(run: Path, tmp_path: Path):
         main(Config(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="--steps much is not STAGE=NUMBER"):
         main(Config(run, port=0, steps=("much",)))
+
+
+def test_the_page_shows_it_and_asks_with_its_key(run: Path):
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
+    shown = Image.new("RGB", (8, 4), (10, 200, 10))
+    for step in (20, 40):
+        shown.save(run / "dynamics" / "images" / f"rollout-{step:06d}.png")
+    config = ServerConfig("0.0.0.0", 0, KEY)
+    with serving(run, config) as port, launched() as browser, visits(browser) as visit:
+        page = visit(f"http://127.0.0.1:{port}/#key={quote(KEY)}")
+        until(page, lambda: "40 of 100" in page.inner_text("#facts"))
+        assert "25%" in page.inner_text("#facts") and "It does not run" in page.inner_text("#state")
+        assert "validation psnr" in page.inner_text("#figures")
+        assert page.locator("#charts svg").count() == 3
+        image = "document.querySelector('#images img')"
+        until(page, lambda: page.evaluate(f"{image} && {image}.naturalWidth === 8"))
+        assert "step 40" in page.inner_text("#images figcaption")
+        page.locator("#images input").focus()
+        page.keyboard.press("ArrowLeft")
+        until(page, lambda: "step 20" in page.inner_text("#images figcaption"))
+        write_log(run / "dynamics", range(45, 51, 5))
+        until(page, lambda: "50 of 100" in page.inner_text("#facts"))
+        until(page, lambda: "A validation" in page.inner_text("#said"))
+        assert "step 20" in page.inner_text("#images figcaption")  # who looks back is left there
+        page.set_viewport_size({"width": 320, "height": 640})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 320
+    with serving(run, config) as port, launched() as browser, visits(browser) as visit:
+        page = visit(f"http://127.0.0.1:{port}/")
+        until(page, lambda: "the key is another one" in page.inner_text("#state"))
 
 
 # -- at a stage -------------------------------------------------------------------------------

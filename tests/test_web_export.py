@@ -72,7 +72,7 @@ def config(run: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -
     # the untrained weights have all 32 bits, which 16 do not hold to 1e-3 over a rollout
     out = tmp_path_factory.mktemp("site") / "page"
     config = web.Config(
-        run, out, num_starts=STARTS, goal_offset=OFFSET, weights="fp32", runtime=runtime
+        run, out, num_starts=STARTS, goal_offset=OFFSET, dtype="fp32", runtime=runtime
     )
     web.main(config)
     return config

@@ -34,13 +34,14 @@ import preprocess
 import train_controller
 import train_dynamics
 import train_tokenizer
-from bench import browser_load
+from bench import browser_load, page_load
 from bench.__main__ import Config as BenchConfig
 from evaluation.compare import __main__ as compare
+from evaluation.live import __main__ as live
 from evaluation.report.metrics_schema import empty_metrics
 from models import registry
 from pipeline import presets, publish, pull, runs
-from pipeline.inference import export
+from pipeline.export import __main__ as export
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,12 +96,14 @@ def stage_configs() -> list[type]:
     return [
         *(command.config for command in preprocess.COMMANDS.values()),
         *(m.Config for m in (train_tokenizer, train_dynamics, train_controller, evaluate, play)),
-        export.Config,
+        *(command.config for command in export.COMMANDS.values()),
         publish.Config,
         pull.Config,
         runs.Config,
         compare.Config,
         browser_load.Config,
+        page_load.Config,
+        live.Config,
         BenchConfig,
         *(method()[0] for method in methods.values()),
     ]

@@ -128,7 +128,7 @@ def _store_half(model: Any) -> None:
         half = numpy_helper.to_array(weight).astype(np.float16)
         if not np.isfinite(half).all():
             raise ValueError(
-                f"the weight {name} is beyond the range of 16 bits; give --weights fp32"
+                f"the weight {name} is beyond the range of 16 bits; give --dtype fp32"
             )
         weight.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
         casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))

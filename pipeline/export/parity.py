@@ -42,7 +42,7 @@ class Differences:
             if not value <= limit:  # a NaN is no parity
                 raise ValueError(
                     f"the exported {field.name} is {value:.2g} off PyTorch's, and {limit:g} is the "
-                    f"most; --weights fp32 stores all bits of the weights"
+                    f"most; --dtype fp32 stores all bits of the weights"
                 )
 
     def note(self, name: str, ours: np.ndarray, theirs: Tensor) -> None:

@@ -57,7 +57,7 @@ class Config(CheckedConfig):
     """Frames from a start to its goal."""
     fps: Annotated[float, Range(1, 120)] = 10.0
     """Steps a second at which the page begins."""
-    weights: Literal["fp16", "fp32"] = "fp16"
+    dtype: Literal["fp16", "fp32"] = "fp16"
     """Bits in which weights are stored; the page computes in float32."""
     runtime: Path = Path("node_modules/onnxruntime-web")
     """Folder of the npm package onnxruntime-web."""
@@ -77,7 +77,7 @@ def main(config: Config) -> None:
     starts = page_starts(world, dataset, config.num_starts, config.goal_offset, config.seed)
     policy = find_policy(world, config.run)
     graphs = {
-        graph.name: to_onnx(graph, config.weights == "fp16")
+        graph.name: to_onnx(graph, config.dtype == "fp16")
         for graph in tqdm(world_graphs(world, policy, starts[0].packed), "graphs", leave=False)
     }
     differences = compare(world, policy, graphs, starts[:3])

@@ -220,6 +220,7 @@ def test_the_planner_is_the_goal_policy(config: web.Config, visit: Any):
     knot = policy(start.state.latents, torch.from_numpy(start.goal), last)
     first = last + (knot - last) / policy.action_block
     page = visit()
+    page.click("#pause")  # nobody else steps it
     action = page.evaluate("async () => { await call('begin', 0, 1);"
                            " return (await call('tick', [null]))[0].action; }")  # fmt: skip
     assert np.abs(np.array(action) - first.numpy()).max() < 1e-3

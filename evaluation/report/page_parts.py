@@ -27,7 +27,8 @@ def films(plots: Path) -> list[str]:
         found.append(
             f'<figure><div class=film role=img aria-label="A held-out clip: truth left, model '
             f'rollout right" data-frames={frames} style="aspect-ratio: {width} / {height}; '
-            f'background-image: url(data:image/webp;base64,{data})"></div></figure>'
+            f'background-image: url(data:image/webp;base64,{data})"></div>'
+            f"<figcaption class=quiet>clip {len(found) + 1}: truth, rollout</figcaption></figure>"
         )
     if not found:
         return []

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -184,5 +183,5 @@ def write(out: Path, files: dict[str, bytes]) -> None:
         for name, content in files.items():
             (made / name).write_bytes(content)
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(Path(folder) / "before")  # and goes with it
         made.rename(out)

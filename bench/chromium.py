@@ -14,7 +14,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 def opened(width: int = 900, height: int = 900, **options: Any) -> Iterator[Any]:
     """Give an empty page; ValueError where there is no Chromium, or no playwright."""
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import sync_playwright  # type: ignore[import-not-found]
     except ImportError:
         raise ValueError(
             "pages are visited with playwright; python -m pip install -r "

@@ -31,6 +31,7 @@ def main(site: Path) -> None:
         page.wait_for_timeout(PLAYED)
         page.click("#pause")
         page.wait_for_timeout(500)
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=PICTURE)
     print(f"web: {PICTURE}")
 

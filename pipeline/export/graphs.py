@@ -118,7 +118,7 @@ def to_onnx(graph: Graph, half: bool) -> bytes:
 def _store_half(model: Any) -> None:
     """Replace large float32 weights by float16 ones and a Cast, in place."""
     import numpy as np
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper, numpy_helper  # type: ignore[import-not-found]
 
     casts = []
     for weight in model.graph.initializer:
@@ -127,9 +127,7 @@ def _store_half(model: Any) -> None:
         name = weight.name
         half = numpy_helper.to_array(weight).astype(np.float16)
         if not np.isfinite(half).all():
-            raise ValueError(
-                f"the weight {name} is beyond the range of 16 bits; give --dtype fp32"
-            )
+            raise ValueError(f"the weight {name} is beyond the range of 16 bits; give --dtype fp32")
         weight.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
         casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
     nodes = [*casts, *model.graph.node]

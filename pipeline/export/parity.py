@@ -63,7 +63,7 @@ class Sessions:
     """The graphs in ONNX Runtime, on one thread."""
 
     def __init__(self, graphs: Mapping[str, bytes]) -> None:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-not-found]
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1

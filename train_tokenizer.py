@@ -15,12 +15,13 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from data.clips import Clips
 from data.io.files import writable_folder
-from data.ranges import CheckedConfig
+from data.ranges import CheckedConfig, Range
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation import validation
 from kernels import Backend
@@ -52,6 +53,8 @@ class Config(CheckedConfig):
     """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
     kernels: Backend = "auto"
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
+    live: Annotated[int, Range(0, 65535)] = 0
+    """Port of a page that follows the training at 127.0.0.1; 0 is no page."""
     restart: bool = False
     """Start over, although there is a checkpoint to resume from."""
 

@@ -21,7 +21,6 @@ import json
 import math
 import os
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from bench.chromium import heap_bytes, opened
 from data.ranges import CheckedConfig, Range
 
 ROOT = Path(__file__).parents[1]
@@ -113,6 +113,15 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def resident_bytes(process: int) -> float:
+    """Memory that a process holds, where Linux tells it; NaN elsewhere."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except OSError:
+        return math.nan
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 async def all_players(url: str, config: Config, process: int) -> tuple[list[Seen], float]:
     """Let all play, and begin to measure when the last one has a frame; also give the processor
     time of the server."""
@@ -179,16 +188,8 @@ async def one_player(
 def in_chromium(url: str, seconds: float, process: int) -> tuple[list[Seen], float]:
     """Move the mouse over the page, and read what the page has measured; also give the processor
     time of the server."""
-    from playwright.sync_api import sync_playwright
-
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        raise ValueError("--chromium needs a Chromium on the PATH (Debian: apt-get install)")
-    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     drawn = random.Random(0)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=flags)
-        page = browser.new_page(viewport={"width": 900, "height": 900})
+    with opened() as page:
         page.goto(url)
         box = page.locator("#world").bounding_box()
         assert box is not None
@@ -201,11 +202,14 @@ def in_chromium(url: str, seconds: float, process: int) -> tuple[list[Seen], flo
 
         move(time.perf_counter() + WARM_UP)
         page.evaluate("measured.frames = 0; measured.roundTrips.length = 0")
-        before = cpu_seconds(process)
+        before, memory = cpu_seconds(process), (resident_bytes(process), heap_bytes(page))
         move(time.perf_counter() + seconds)
         frames, trips = page.evaluate("[measured.frames, measured.roundTrips]")
         used = cpu_seconds(process) - before
-        browser.close()
+        for name, was, now in zip(
+            ("server", "page"), memory, (resident_bytes(process), heap_bytes(page)), strict=True
+        ):
+            print(f"browser: memory of the {name} {was / 1e6:.1f} MB, then {now / 1e6:.1f} MB")
     return [Seen(frames, trips)], used
 
 

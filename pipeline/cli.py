@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -284,7 +284,7 @@ def run_commands(commands: Mapping[str, Command], description: str) -> None:
     def dispatch() -> None:
         name = sys.argv[1] if len(sys.argv) > 1 else "--help"
         if name in ("-h", "--help"):
-            lines = [f"  {name:<10}{command.description}" for name, command in commands.items()]
+            lines = [f"  {name:<12}{command.description}" for name, command in commands.items()]
             print(f"{description.strip()}\n\n" + "\n".join(lines))
             print("\nEach explains itself with --help.")
             return
@@ -317,7 +317,10 @@ def _run(main: Callable[[C], None], parsed: Parsed[C], stage: str | None) -> Non
     begins = stage in presets.FIRST_STAGES or parsed.given
     restart = begins and getattr(parsed.config, "restart", False)
     try:
-        with removed_if_empty(run, getattr(parsed.config, "out", None)):
+        with (
+            removed_if_empty(run, getattr(parsed.config, "out", None)),
+            _live(parsed.config, stage),
+        ):
             main(parsed.config)
     except (ValueError, OSError) as problem:
         run = None
@@ -328,6 +331,15 @@ def _run(main: Callable[[C], None], parsed: Parsed[C], stage: str | None) -> Non
     finally:
         if stage in presets.BUILD_STAGES and run is not None and run.exists():
             presets.remember(run, parsed.presets, overwrite=restart)
+
+
+def _live(config: Any, stage: str | None) -> AbstractContextManager[None]:
+    """The page of --live, which a stage without it does not import."""
+    if stage is None or not getattr(config, "live", 0):
+        return nullcontext()
+    from pipeline.live_page import followed
+
+    return followed(config, stage)
 
 
 def _completed(problem: ValueError | OSError, parsed: Parsed[Any]) -> ValueError | OSError:

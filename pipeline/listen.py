@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import socket
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,6 +12,15 @@ from data.ranges import CheckedConfig, Range
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MIN_KEY = 16  # characters
+# of every page that is served
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +50,11 @@ class ListenConfig(CheckedConfig):
             )
 
 
-def open_socket(config: ListenConfig) -> socket.socket:
-    """Listen, before anything is loaded; ValueError where that is not possible."""
+def open_socket(config: ListenConfig, prefix: str = "--server.") -> socket.socket:
+    """Listen, before anything is loaded; ValueError where that is not possible.
+
+    prefix: of the flags that it names.
+    """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     # named TCP, or asyncio leaves Nagle's algorithm on, and a frame behind its status waits 40 ms
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -52,8 +65,8 @@ def open_socket(config: ListenConfig) -> socket.socket:
     except OSError as problem:
         listening.close()
         raise ValueError(
-            f"--server.host {config.host} --server.port {config.port} cannot be served at "
-            f"({problem.strerror or problem}); choose another --server.port, or 0 for a free one"
+            f"{prefix}host {config.host} {prefix}port {config.port} cannot be served at "
+            f"({problem.strerror or problem}); choose another {prefix}port, or 0 for a free one"
         ) from None
     return listening
 
@@ -64,10 +77,17 @@ def address(config: ListenConfig, listening: socket.socket) -> str:
     return f"http://{host}:{listening.getsockname()[1]}/"
 
 
-def names_this_machine(host: str) -> bool:
-    """Whether a Host header names this machine: a foreign name that leads here (DNS rebinding) does
-    not."""
+def host_is_ours(config: ListenConfig, host: str) -> bool:
+    """Whether the Host of a request names this machine: a foreign name that leads here (DNS
+    rebinding) does not.  Elsewhere the key protects."""
+    if not config.is_local:
+        return True
     try:
         return urlsplit(f"//{host}").hostname in LOOPBACK
     except ValueError:  # half of an IPv6 address
         return False
+
+
+def knows(config: ListenConfig, key: str) -> bool:
+    """Compare a key in a time that does not depend on how much of it is right."""
+    return hmac.compare_digest(key.encode("utf-8", "replace"), config.key.encode())

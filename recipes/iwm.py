@@ -101,9 +101,7 @@ SIZES = {
             "train.warmup_steps": 5,
         }
         | predictor(24, 1, 2)["tokenizer"],
-        "dynamics": DYNAMICS_DEBUG
-        | predictor(24, 1, 2)["dynamics"]
-        | {"model.action_dim": 24},
+        "dynamics": DYNAMICS_DEBUG | predictor(24, 1, 2)["dynamics"] | {"model.action_dim": 24},
         "controller": pusht.CONTROLLER_DEBUG,
         "play": pusht.PLAY_DEBUG,
         "evaluate": pusht.EVALUATE_DEBUG,

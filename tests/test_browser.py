@@ -1,405 +1,43 @@
-"""The page's server: who may connect, what is sent, many players, and those who leave.
-
-One file because all of it needs the same room, and the same page in it.
-"""
+"""The page's server: many players, those who leave, who may connect, and what they may say."""
 
 from __future__ import annotations
 
 import io
-import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import imageio.v3 as imageio
 import numpy as np
 import pytest
-from PIL import Image
-from pointer_world import PointerWorld, ToTheRight, blue_at
-from square_world import MOVES, square_world, write_squares
+from pointer_world import blue_at
 
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
+from browser_house import FPS, ORIGIN, House, houses, refuse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 import play
-from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from pipeline.play.browser import app, serve
 from pipeline.play.browser.app import TYPES, make_app
 from pipeline.play.browser.guest import Guest
-from pipeline.play.browser.messages import HEADER, MAX_BYTES, Key, parse
-from pipeline.play.browser.room import Room
+from pipeline.play.browser.messages import MAX_BYTES, Key, Pointer, parse
+from pipeline.play.browser.room import COSTLY_A_STEP
 from pipeline.play.browser.server_config import ServerConfig
-from pipeline.play.buttons import Buttons
-from pipeline.play.game import Game
-from pipeline.play.player import Player, StartSampler
-from pipeline.play.recording import Recording
-from pipeline.play.simulators import open_simulator
-
-FPS = 100.0
-PATIENCE = 20.0  # seconds until something that has to come is missed
-ORIGIN = {"origin": "http://127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run") / "shards"
-    write_toy_shards(folder, episodes=12)
-    return folder
-
-
-class House:
-    """A room, and visitors of its page."""
-
-    def __init__(self, shards: Path, folder: Path, config: ServerConfig) -> None:
-        dataset = EpisodeDataset(shards)
-        self.world = PointerWorld()
-        starts = StartSampler(dataset, "test", self.world.context, seed=0)
-
-        def make_game(folder: Path, save: Any, longest: int) -> Game:
-            player = Player(cast(Any, self.world), cast(Any, ToTheRight()), open_simulator(dataset))
-            return Game(player, starts, starts.at(0), folder, 32, FPS, save=save,
-                        longest_recording=longest)  # fmt: skip
-
-        self.room = Room(make_game, config, FPS, folder)
-        self.client = TestClient(make_app(self.room), base_url="http://127.0.0.1")
-
-    @contextmanager
-    def visit(
-        self, session: str = "", key: str = "", headers: dict[str, str] = ORIGIN
-    ) -> Iterator[Visitor]:
-        with self.client.websocket_connect("ws://127.0.0.1/play", headers=headers) as socket:
-            visitor = Visitor(socket)
-            visitor.send(t="hello", v=1, session=session, key=key)
-            yield visitor
-
-    def guest(self, visitor: Visitor) -> Any:
-        return self.room.guests[visitor.session]
-
-    def until(self, holds: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
-        while not holds():
-            assert time.monotonic() < end, "it never came"
-            time.sleep(0.005)
-
-
-class Visitor:
-    """What the page does, without a page."""
-
-    def __init__(self, socket: Any) -> None:
-        self.socket = socket
-        self.session = ""
-        self.seen = 0
-        """Number of the last frame that came."""
-
-    def send(self, **message: Any) -> None:
-        self.socket.send_json(message)
-
-    def hear(self, kind: str) -> dict[str, Any]:
-        """The next words of a kind; frames before them are acknowledged."""
-        for _ in range(2000):
-            message = self.socket.receive()
-            if "bytes" in message and message["bytes"] is not None:
-                self.seen = HEADER.unpack_from(message["bytes"])[3]
-                self.send(t="ack", n=self.seen)
-            elif message["type"] == "websocket.close":
-                raise WebSocketDisconnect(message["code"], message.get("reason"))
-            else:
-                words = json.loads(message["text"])
-                self.session = words.get("session", self.session)
-                if words["type"] == kind:
-                    return words
-        raise AssertionError(f"no {kind}")
-
-    def see(self, acknowledge: bool = True) -> tuple[int, float, np.ndarray]:
-        """The number of the next frame, the time that it echoes, and its image."""
-        while True:
-            message = self.socket.receive()
-            if message["type"] == "websocket.close":
-                raise WebSocketDisconnect(message["code"], message.get("reason"))
-            if message.get("bytes") is not None:
-                break
-        version, kind, _, number, at = HEADER.unpack_from(message["bytes"])
-        assert (version, kind) == (1, 1)
-        self.seen = number
-        image = Image.open(io.BytesIO(message["bytes"][HEADER.size :]), formats=["JPEG"])
-        if acknowledge:
-            self.send(t="ack", n=number)
-        return number, at, np.asarray(image.convert("RGB"))
-
-    def key(self, key: str, at: float = 1.0) -> None:
-        self.send(t="key", key=key, down=True, at=at)
-        self.send(t="key", key=key, down=False, at=at)
-
-    def settle(self, x: float, y: float, at: float) -> np.ndarray:
-        """Point somewhere, and wait until the disc is there."""
-        self.send(t="pointer", x=x, y=y, at=at)
-        for _ in range(400):
-            _, echoed, image = self.see()
-            if echoed == at and np.hypot(*(np.array(blue_at(image)) - (x, y))) < 0.08:
-                return image
-        raise AssertionError("the disc never came")
+    return write_toy_shards(tmp_path_factory.mktemp("run") / "shards", episodes=12)
 
 
 @pytest.fixture
 def make_house(shards: Path, tmp_path: Path) -> Iterator[Callable[..., House]]:
-    made: list[House] = []
-
-    def make(**config: Any) -> House:
-        house = House(shards, tmp_path / "recordings", ServerConfig(**config))
-        house.client.__enter__()
-        made.append(house)
-        return house
-
-    yield make
-    for house in made:
-        house.client.__exit__(None, None, None)
-
-
-# -- one player --------------------------------------------------------------------------------
-
-
-def test_the_pointer_leads_and_frames_echo_the_time_of_the_input(make_house: Any):
-    with make_house().visit() as visitor:
-        welcome = visitor.hear("welcome")
-        assert welcome["size"] == [32, 32] and welcome["pointer"] and welcome["simulator"]
-        assert visitor.settle(0.8, 0.3, at=1000.5).shape == (32, 32, 3)
-        visitor.settle(0.2, 0.7, at=2000.25)
-
-
-def test_arrow_keys_lead_too(make_house: Any):
-    house = make_house()
-    with house.visit() as visitor:
-        visitor.hear("welcome")
-        visitor.settle(0.5, 0.5, at=1)
-        before = house.guest(visitor).game.action_input.action.copy()
-        for _ in range(5):
-            visitor.key("right")
-        house.until(lambda: house.guest(visitor).game.action_input.action[0] > before[0] + 100)
-
-
-def test_at_most_two_frames_are_under_way_and_the_newest_comes_next(make_house: Any):
-    house = make_house()
-    with house.visit() as visitor:
-        visitor.hear("welcome")
-        guest = house.guest(visitor)
-        visitor.send(t="pointer", x=0.9, y=0.9, at=1)
-        first, second = (visitor.see(acknowledge=False)[0] for _ in range(2))
-        house.until(lambda: guest.dropped > 5)
-        assert guest.sent == second == first + 1
-        visitor.send(t="pointer", x=0.1, y=0.1, at=77)
-        dropped = guest.dropped
-        house.until(lambda: guest.dropped > dropped + 30 or guest.player.steps > 60)
-        visitor.send(t="ack", n=second)
-        _, echoed, image = visitor.see()
-        assert echoed == 77 and blue_at(image)[0] < 0.3
-
-
-def test_a_pause_sends_nothing_and_a_step_one_frame(make_house: Any):
-    house = make_house()
-    with house.visit() as visitor:
-        visitor.hear("welcome")
-        guest = house.guest(visitor)
-        visitor.key("p")
-        while not visitor.hear("status")["paused"]:
-            pass
-        while visitor.seen < guest.sent:  # what was under way
-            visitor.see()
-        house.until(lambda: guest.acked == guest.sent)
-        sent, steps = guest.sent, guest.player.steps
-        time.sleep(10 / FPS)
-        assert (guest.sent, guest.player.steps) == (sent, steps)
-        visitor.key("n")
-        house.until(lambda: guest.player.steps == steps + 1)
-
-
-def test_z_goes_back_while_it_is_held_and_a_lost_focus_lets_go(make_house: Any):
-    house = make_house()
-    with house.visit() as visitor:
-        visitor.hear("welcome")
-        guest = house.guest(visitor)
-        house.until(lambda: guest.player.steps > 20)
-        visitor.send(t="key", key="z", down=True, at=1)
-        house.until(lambda: guest.player.steps == 0)
-        assert guest.game.rewinding
-        visitor.send(t="blur")
-        house.until(lambda: guest.player.steps > 3)
-
-
-def test_the_simulator_is_shown_beside(make_house: Any):
-    with make_house().visit() as visitor:
-        visitor.hear("welcome")
-        visitor.key("b")
-        for _ in range(200):
-            if visitor.see()[2].shape == (32, 64, 3):
-                break
-        else:
-            raise AssertionError("one panel")
-        assert len(visitor.hear("status")["panels"]) == 2
-
-
-def test_a_recording_can_be_downloaded_by_who_made_it(make_house: Any):
-    house = make_house()
-    with house.visit() as visitor:
-        visitor.hear("welcome")
-        visitor.key("v")
-        house.until(lambda: house.guest(visitor).game.recording is not None)
-        house.until(lambda: len(house.guest(visitor).game.recording.frames) > 5)
-        visitor.key("v")
-        files = visitor.hear("recording")["files"]
-        gif, mp4, actions = (house.client.get(file) for file in files)
-        assert [r.status_code for r in (gif, mp4, actions)] == [200] * 3
-        frames = imageio.imread(gif.content, extension=".gif")
-        assert len(frames) == len(np.load(io.BytesIO(actions.content))) + 1 > 5
-        assert mp4.content[4:8] == b"ftyp"
-        token = visitor.session
-        for wrong in (f"/recordings/{token}/0/..%2f..%2fx", f"/recordings/{token}/9/rollout.gif",
-                      f"/recordings/{token[:-1]}/0/rollout.gif"):  # fmt: skip
-            assert house.client.get(wrong).status_code == 404
-
-
-@pytest.fixture
-def slow_writer(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Recordings are written once it is set."""
-    may_write, write = threading.Event(), Recording.write
-
-    def wait(recording: Recording, folder: Path, fps: float) -> None:
-        may_write.wait(PATIENCE)
-        write(recording, folder, fps)
-
-    monkeypatch.setattr(Recording, "write", wait)
-    yield may_write
-    may_write.set()
-
-
-def record(house: House, visitor: Visitor, frames: int) -> None:
-    visitor.key("v")
-    game = house.guest(visitor).game
-    house.until(lambda: game.recording is not None and len(game.recording.frames) >= frames)
-    visitor.key("v")
-    house.until(lambda: game.recording is None)
-
-
-def test_one_recording_is_written_at_a_time_and_none_over_another(make_house: Any, slow_writer):
-    house = make_house()
-    with house.visit() as visitor:
-        visitor.hear("welcome")
-        guest = house.guest(visitor)
-        record(house, visitor, frames=12)
-        for _ in range(3):
-            record(house, visitor, frames=1)
-            assert "is not kept" in guest.game.message
-        assert house.room._writer._work_queue.qsize() == 0  # nothing waits in memory
-        slow_writer.set()
-        first = visitor.hear("recording")
-        record(house, visitor, frames=1)
-        second = visitor.hear("recording")
-        assert (first["number"], second["number"]) == (1, 2) and first["files"] != second["files"]
-        actions = house.client.get(first["files"][2]).content
-        assert len(np.load(io.BytesIO(actions))) >= 11
-
-
-def test_a_number_is_not_given_again_after_a_recording_that_could_not_be_written(
-    make_house: Any, monkeypatch: pytest.MonkeyPatch
-):
-    house, write = make_house(), Recording.write
-    with house.visit() as visitor:
-        visitor.hear("welcome")
-
-        def full(recording: Recording, folder: Path, fps: float) -> None:
-            write(recording, folder, fps)
-            raise OSError(28, "No space left on device")
-
-        monkeypatch.setattr(Recording, "write", full)
-        record(house, visitor, frames=1)
-        while "No space left" not in visitor.hear("status")["message"]:
-            pass
-        monkeypatch.setattr(Recording, "write", write)
-        record(house, visitor, frames=1)
-        assert visitor.hear("recording")["number"] == 2
-        folder = house.room.folder / visitor.session
-        house.until(lambda: [f.name for f in folder.iterdir()] == ["recording-001"])
-
-
-def test_what_is_being_written_when_its_guest_leaves_is_removed(make_house: Any, slow_writer):
-    house = make_house()
-    with house.visit() as visitor:
-        visitor.hear("welcome")
-        guest = house.guest(visitor)
-        record(house, visitor, frames=1)
-        house.room.leave(guest)
-        slow_writer.set()
-        house.until(lambda: not guest.is_writing)
-        folder = house.room.folder / visitor.session
-        house.until(lambda: not folder.exists() and house.room._writer._work_queue.empty())
-
-
-# -- keys that take long, and buttons ----------------------------------------------------------
-
-
-def a_guest(shards: Path, folder: Path) -> Guest:
-    guest = Guest()
-    make_game: Any = House(shards, folder, ServerConfig()).room.make_game
-    guest.game = make_game(folder, None, 0)
-    return guest
-
-
-def give(guest: Guest, *keys: str) -> None:
-    for key in keys:
-        for down in (True, False):
-            guest.receive(Key(t="key", key=key, down=down, at=1.0))
-
-
-def test_many_resets_are_one_and_other_keys_that_take_long_one_a_step(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    guest = a_guest(shards, tmp_path)
-    done: list[str] = []
-    monkeypatch.setattr(guest.game, "reset", lambda: done.append("r"))
-    monkeypatch.setattr(guest.game, "_freeze_goal", lambda: done.append("g"))
-    give(guest, *["r"] * 100)
-    guest.take_inputs()
-    assert done == ["r"] and not guest.inbox
-    give(guest, "g", "p", "r", "g", "g")
-    for expected in ("g", "r", "g", "g", ""):
-        done.clear()
-        guest.take_inputs()
-        assert done == list(expected)
-    assert guest.game is not None and guest.game.paused  # what takes no time does not wait
-
-
-def test_buttons_of_latent_actions_have_their_names_and_arrows(tmp_path: Path):
-    dataset, world = write_squares(tmp_path / "shards"), square_world()
-    starts = StartSampler(dataset, "test", world.context, 0, world)
-    motion = ((-0.1, 0.05), (0.0, 1e-4), *[(0.1, 0.0)] * 7)
-    buttons = Buttons("x", ("left", *[""] * 8), motion, (1.0,) * 9, 1)
-
-    def game(player: Player, buttons: Buttons | None) -> Guest:
-        guest = Guest()
-        guest.game = Game(player, starts, starts.at(0), tmp_path, 32, FPS, buttons=buttons)
-        return guest
-
-    room = Room(cast(Any, None), ServerConfig(), FPS, tmp_path)
-    guest = game(Player(world), buttons)
-    welcome = room.welcome(guest)
-    assert welcome["actions"][:2] == [
-        {"label": "1 left", "motion": [-0.1, 0.05]}, {"label": "2", "motion": [0.0, 0.0]},
-    ]  # fmt: skip
-    assert len(welcome["actions"]) == 9 and welcome["keys"][0].startswith("1 left  2  3")
-    give(guest, "1")
-    guest.take_inputs()
-    status = guest.next_status({})
-    assert status is not None and status["action"] == "1 left"
-    true_actions: Any = type("Map", (), {"true": MOVES})()
-    named = room.welcome(game(Player(world, action_map=true_actions), None))["actions"]
-    assert named[0] == {"label": "stay", "motion": None}  # the data's own, as they are taken
-    room.close()
+    with houses(shards, tmp_path) as make:
+        yield make
 
 
 # -- many players ------------------------------------------------------------------------------
@@ -510,10 +148,6 @@ def test_a_game_that_refuses_says_why_and_the_others_play_on(make_house: Any):
         other.settle(0.2, 0.2, at=3)
 
 
-def refuse(*_: Any) -> Any:
-    raise ValueError("this episode has no seed")
-
-
 @pytest.mark.parametrize("recording", [False, True])
 def test_a_simulator_that_refuses_is_not_shown_and_all_play_on(make_house: Any, recording: bool):
     house = make_house()
@@ -574,6 +208,34 @@ def test_a_fault_of_ours_ends_the_server(
     monkeypatch.setattr(house.room, "dismiss", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError), other:
         house.until(lambda: bool(told))
+
+
+def test_keys_that_take_long_have_a_budget_and_all_take_turns(
+    make_house: Any, monkeypatch: pytest.MonkeyPatch
+):
+    house = make_house(max_players=4)
+    room = house.room
+    done: list[int] = []
+
+    def a_guest(number: int) -> Any:
+        guest = Guest()
+        guest.game = room.make_game(room.folder / str(number), None, 0)
+        monkeypatch.setattr(guest.game, "_freeze_goal", lambda: done.append(number))
+        guest.receive(Pointer(t="pointer", x=0.1 * number, y=0.5, at=1.0))
+        for key in ["g"] * (9 if number == 0 else 2):
+            guest.receive(Key(t="key", key=key, down=True, at=1.0))
+        return guest
+
+    guests = [a_guest(number) for number in range(4)]
+    served = []
+    for _ in range(8):
+        before = len(done)
+        room.tick(guests, {})
+        served.append(set(done[before:]))
+    assert all(len(turn) == COSTLY_A_STEP for turn in served[:4])
+    assert served[0] | served[1] == {0, 1, 2, 3} == served[2] | served[3]
+    assert served[4] == served[5] == {0}  # who asks for more has let all others go first
+    assert all(guest.player.steps == 8 for guest in guests)
 
 
 # -- who may connect, and what they may say ----------------------------------------------------

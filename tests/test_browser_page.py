@@ -6,17 +6,16 @@ One file because all of it needs the same browser, and the same server.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import PATIENCE, launched, playwright_or_skip, said, until, visits
 from square_world import write_squares
 from untrained_run import write_run
 
@@ -24,18 +23,9 @@ from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="requirements-browser-test.txt is not installed"
-)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+playwright_or_skip()
 
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
-PATIENCE = 60.0  # seconds
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
 PLAY = f"""
 import sys; sys.path[:0] = {[str(ROOT), str(TESTS)]!r}
 import play
@@ -117,37 +107,14 @@ def server(run: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
-    contexts: list[Any] = []
-
-    def make(url: str, **options: Any) -> Any:
-        context = chromium.new_context(viewport={"width": 900, "height": 1000}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.problems = []
-        page.on("pageerror", lambda problem: page.problems.append(str(problem)))
-        page.goto(url)
-        return page
-
-    yield make
-    for context in contexts:
-        for page in context.pages:
-            assert not page.problems
-        context.close()
-
-
-def until(page: Any, holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, page.inner_text("body")
-        page.wait_for_timeout(50)
+    with visits(chromium) as make:
+        yield make
 
 
 def plays(page: Any) -> None:
@@ -169,10 +136,6 @@ def goes_to(page: Any, x: float, y: float, panel: int = 0) -> None:
 def point(page: Any, x: float, y: float) -> None:
     box = page.locator("#world").bounding_box()
     page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
-
-
-def said(page: Any, text: str) -> None:
-    until(page, lambda: text in page.inner_text("#said"))
 
 
 def test_the_mouse_leads_and_the_round_trip_is_shown(server: Server, visit: Any):

@@ -16,7 +16,7 @@ from data.toy import write_toy_shards
 from models.planning.planner import PlannerConfig
 from pipeline import checkpoint as ckpt
 from pipeline import presets
-from pipeline.inference import export
+from pipeline.export import checkpoints as export
 from pipeline.inference.load_controllers import (
     load_canonical_policy,
     load_controllers,

@@ -259,3 +259,16 @@ def test_a_recording_keeps_the_branch_alone_and_no_longer_than_it_may(game: Game
         game.tick()
     (recording,) = saved
     assert len(recording.frames) == 4 and len(recording.actions) == 3 and game.message == "kept"
+
+
+def test_a_simulator_that_refuses_is_hidden_and_the_game_goes_on(game: Game):
+    def refuse(*_: Any) -> Any:
+        raise ValueError("this episode has no seed")
+
+    cast(Any, game.player.simulator).reset = refuse
+    game.press("b")
+    assert game.show_simulator
+    width = game.tick().shape[1]
+    assert not game.show_simulator and "no seed" in game.status() and not game.paused
+    steps = game.player.steps
+    assert game.tick().shape[1] == width and game.player.steps == steps + 1

@@ -147,3 +147,24 @@ def test_a_clip_that_does_not_divide_into_blocks_is_refused() -> None:
         predictor().loss(Batch(latents=seen, actions=acts))
     with pytest.raises(ValueError, match="tokenizer makes codes"):
         Predictor(PredictorConfig(), LatentSpec("discrete", (2, 2), 4, 8), POINTER)
+
+
+@pytest.mark.parametrize("latents", [ONE, GRID])
+@pytest.mark.parametrize("actions", [POINTER, MOVES])
+def test_a_step_of_fixed_shapes_is_a_step(latents: LatentSpec, actions: ActionSpec) -> None:
+    model = predictor(latents, actions)
+    seen, acts = episode(latents, actions, frames=17)
+    with torch.no_grad():
+        state = model.start(seen[:, :7], acts[:, :6])
+        for given in range(2):  # from between two context frames, too
+            packed, there = model.pack(state), state
+            shapes = {name: tensor.shape for name, tensor in packed.items()}
+            for action in acts[:, 6 + given : 14].unbind(1):
+                there = model.step(there, action)
+                found, reward, packed = model.step_packed(packed, action)
+                assert torch.allclose(found, there.latents, atol=1e-5)
+                assert torch.allclose(reward, there.reward, atol=1e-4)
+                assert {name: tensor.shape for name, tensor in packed.items()} == shapes
+            state = model.step(state, acts[:, 6])
+        with pytest.raises(ValueError, match="7 real frames"):
+            model.pack(model.start(seen[:, :1], acts[:, :0]))

@@ -36,10 +36,10 @@ from data.shards.episode_dataset import EpisodeDataset
 from pipeline import checkpoint as ckpt
 from pipeline import presets, publish
 from pipeline.cli import parse
+from pipeline.export import checkpoints as export
 from pipeline.flags import flags_between
 from pipeline.hub import pulled
 from pipeline.hub.pull_run import PUBLISHED_REPORT, local_run, pull
-from pipeline.inference import export
 from pipeline.inference.load_world import load_world
 from pipeline.training.init_from import init_from
 

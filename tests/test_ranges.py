@@ -23,7 +23,7 @@ from models.config import from_plain, to_plain
 from models.registry import MethodConfig
 from pipeline import presets, publish, pull
 from pipeline.cli import check_config, parse
-from pipeline.inference import export
+from pipeline.export import checkpoints as export
 
 STAGES: dict[str, CheckedConfig] = {
     "preprocess_pusht": preprocess.PushTConfig(),

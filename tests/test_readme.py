@@ -26,16 +26,17 @@ import serve
 import train_controller
 import train_dynamics
 import train_tokenizer
-from bench import browser_load, serve_load
+from bench import browser_load, page_load, serve_load
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.compare import __main__ as compare
 from evaluation.latents import __main__ as latents
+from evaluation.live import __main__ as live
 from pipeline import presets, publish, pull, runs
 from pipeline.cli import parse
 from pipeline.client import watch_video
+from pipeline.export import __main__ as export
 from pipeline.hub import arguments
-from pipeline.inference import export
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,7 +64,8 @@ MODULES = {
     "evaluation.compare": compare.Config,
     "evaluation.latents": latents.Config,
     "pipeline.client.watch_video": watch_video.Config,
-    "pipeline.inference.export": export.Config,
+    "bench.page_load": page_load.Config,
+    "evaluation.live": live.Config,
     "pipeline.publish": publish.Config,
     "pipeline.pull": pull.Config,
     "pipeline.runs": runs.Config,
@@ -131,6 +133,8 @@ def check_python(words: list[str]) -> None:
         module, *arguments = arguments
         # to look for pip would keep setuptools from its own distutils, in this whole process
         assert module == "pip" or importlib.util.find_spec(module), module
+        if module == "pipeline.export" and arguments:
+            parse(export.COMMANDS[arguments[0]].config, None, arguments[1:])
         if module in MODULES:
             config = parse(MODULES[module], None, arguments).config
             if isinstance(config, bench.__main__.Config):

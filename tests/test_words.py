@@ -35,15 +35,16 @@ import serve
 import train_controller
 import train_dynamics
 import train_tokenizer
-from bench import browser_load, serve_load
+from bench import browser_load, page_load, serve_load
 from bench.__main__ import Config as BenchConfig
 from evaluation.compare import __main__ as compare
 from evaluation.latents import __main__ as latents
+from evaluation.live import __main__ as live
 from evaluation.report.metrics_schema import empty_metrics
 from models import registry
 from pipeline import presets, publish, pull, runs
 from pipeline.client import watch_video
-from pipeline.inference import export
+from pipeline.export import __main__ as export
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,7 +99,7 @@ def stage_configs() -> list[type]:
     return [
         *(command.config for command in preprocess.COMMANDS.values()),
         *(m.Config for m in (train_tokenizer, train_dynamics, train_controller, evaluate, play)),
-        export.Config,
+        *(command.config for command in export.COMMANDS.values()),
         publish.Config,
         pull.Config,
         runs.Config,
@@ -108,6 +109,8 @@ def stage_configs() -> list[type]:
         serve_load.Config,
         latents.Config,
         watch_video.Config,
+        page_load.Config,
+        live.Config,
         BenchConfig,
         *(method()[0] for method in methods.values()),
     ]

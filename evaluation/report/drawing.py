@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data.clips import Clips
+from data.io.files import atomic_path
 from evaluation.measures.metrics import mse
 from evaluation.measures.open_loop import imagine
 from evaluation.measures.sample_clips import sample_clips
@@ -23,6 +25,9 @@ from pipeline.video import make_grid, write_mp4
 MAX_FRAMES = 16  # most frames to draw of a clip
 FILM_COLUMNS, FILM_FPS = 6, 20.0  # twice as fast as the simulator
 HOLD = 20  # frames that a film ends with
+MAX_FILMED = 100  # steps of a clip's film
+FILM_GAP = 4  # pixels between truth and rollout
+WEBP_SIDE = 16383  # pixels, its largest
 
 
 @torch.inference_mode()
@@ -33,23 +38,41 @@ def draw_videos(
 
     Replaces the strips of an earlier evaluation.
     """
-    for old in session.plots.glob("video-*.png"):
-        old.unlink()
+    for pattern in ("video-*.png", "film-*.webp"):
+        for old in session.plots.glob(pattern):
+            old.unlink()
     if not num_videos:
         return
     context = session.world.context
-    steps = [0, *horizons][:MAX_FRAMES]
+    shown = [0, *horizons][:MAX_FRAMES]
+    steps = list(range(min(shown[-1], MAX_FILMED) + 1))
+    steps += [step for step in shown if step > steps[-1]]
     indices, _ = sample_clips(clips, 32, seed)
     clip = clips.batch(indices)
     truth = clip.frames[:, [context - 1 + h for h in steps]]
-    change = mse(truth[:, 1:], truth[:, :1].expand_as(truth[:, 1:])).mean(1)
+    drawn = [steps.index(h) for h in shown]
+    change = mse(truth[:, drawn[1:]], truth[:, :1].expand(-1, len(drawn) - 1, -1, -1, -1)).mean(1)
     top = change.argsort(descending=True)[:num_videos]
     frames, actions = clip.frames[top].to(session.device), clip.actions[top].to(session.device)
-    rollouts = imagine(session.world, frames, actions, context, steps)
+    rollouts = imagine(session.world, frames, actions, context, steps).cpu()
     for number, row in enumerate(top):
-        rows = [("truth", truth[row]), ("model rollout", rollouts[number].cpu())]
-        titles = [f"+{h}" if h else "start" for h in steps]
+        pair = truth[row], rollouts[number]
+        rows = [("truth", pair[0][drawn]), ("model rollout", pair[1][drawn])]
+        titles = [f"+{h}" if h else "start" for h in shown]
         plots.draw_strip(rows, titles, session.plots / f"video-{number}.png")
+        write_film(session.plots, number, *(part[: MAX_FILMED + 1] for part in pair))
+
+
+def write_film(folder: Path, number: int, truth: Tensor, rollout: Tensor) -> None:
+    """Write the frames (T, 3, H, W) of two clips next to each other, one step below the other, as
+    FOLDER/film-NUMBER-T.webp: a page shows a part of it."""
+    rows = min(len(truth), len(rollout), WEBP_SIDE // truth.shape[-2])
+    gap = torch.full((rows, 3, truth.shape[-2], FILM_GAP), 255, dtype=torch.uint8)
+    wide = torch.cat([truth[:rows], gap, rollout[:rows]], dim=3)
+    sheet = wide.permute(0, 2, 3, 1).flatten(0, 1).numpy()
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / f"film-{number}-{rows}.webp") as partial:
+        Image.fromarray(sheet).save(partial, "WEBP", quality=80)
 
 
 def draw_attempts(videos: Tensor, success: np.ndarray, path: Path, max_rows: int = 6) -> None:
@@ -86,10 +109,14 @@ def film_episodes(videos: Tensor, steps: np.ndarray, path: Path, count: int = 12
 
 
 def _framed(frame: Tensor, reached: bool, width: int = 2) -> Tensor:
-    """Put a border around a frame, (3, H, W) uint8: green where the goal is reached, else gray."""
+    """Put a border around a frame, (3, H, W) uint8: striped green where the goal is reached, else
+    plain gray."""
     border = torch.tensor([42, 157, 90] if reached else [128, 128, 128], dtype=torch.uint8)
     height, length = frame.shape[1:]
     framed = border[:, None, None].repeat(1, height + 2 * width, length + 2 * width)
+    if reached:  # to be seen without color, too
+        down, across = (torch.arange(side) for side in framed.shape[1:])
+        framed[:, (down[:, None] + across) % 6 < 3] = 255
     framed[:, width:-width, width:-width] = frame
     return framed
 

@@ -15,7 +15,9 @@ from evaluation.protocols.task import FIRST_SEED, MAX_STEPS, STEPS_WITHIN
 from evaluation.report.action_tables import controllability, imitation
 from evaluation.report.environment_tables import counterfactuals, events
 from evaluation.report.latent_action_table import latent_actions
+from evaluation.report.page_parts import films, whole_page
 from evaluation.report.return_table import returns
+from evaluation.report.summary import summary
 from evaluation.report.tables import interval, number, table
 from evaluation.report.trained_on_note import trained_on_note
 
@@ -23,16 +25,6 @@ from evaluation.report.trained_on_note import trained_on_note
 OWN = ("best_of_n", "policy_prior", "distilled_policy", "actor_critic")
 ATTEMPTS = "Attempts of the planner: failures first."
 RETURN_CURVE = "Bars: 95% intervals over the whole episodes of a round."
-STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; color: #1b1b1e; max-width: 1120px; margin: 2em auto;
-       padding: 0 1em; }
-h1 { font-size: 1.5em; margin-bottom: 0 } h2 { font-size: 1.15em; margin: 1.8em 0 .4em }
-p { margin: .3em 0 .7em; max-width: 52em } .quiet { color: #70757d } small { color: #70757d }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4em 0 1em }
-th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #e6e8eb }
-th:first-child, td:first-child { text-align: left } tr.own td { font-weight: 600 }
-img, video { max-width: 100%; margin: .3em 0 } figure { margin: 0 0 1em } pre { font-size: 12px }
-"""
 CURVE_LABELS = {
     "psnr": "PSNR, model rollout (dB)",
     "copy_last_psnr": "PSNR, last true frame",
@@ -68,6 +60,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<p class=quiet>{escape(_about(metrics['provenance']))}</p>",
+        *summary(metrics),
         "<p>Everything is measured on held-out episodes. Brackets are 95% intervals: a bootstrap "
         "over whole source episodes for images, over episodes for scores, Wilson's for shares. "
         "A dash stands for what was not measured.</p>",
@@ -80,6 +73,7 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         ),
         *_probe(metrics["probe"]),
         *_open_loop(open_loop),
+        *(films(plots) if curves else []),
         *_images(plots, curves, "By horizon, with the no-change baselines."),
         *_images(plots, states, "Estimated from the images by the state estimator."),
         *_images(
@@ -107,12 +101,8 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         "<h2>Provenance</h2>",
         _provenance(metrics["provenance"]),
     ]
-    page = (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>"
-        f"<style>{STYLE}</style><body>{''.join(body)}</body></html>"
-    )
     path = folder / "index.html"
-    atomic_write(path, page.encode())
+    atomic_write(path, whole_page(title, body).encode())
     return path
 
 
@@ -285,8 +275,8 @@ def _film(plots: Path, policies: dict[str, Any]) -> list[str]:
             data = base64.b64encode(path.read_bytes()).decode()
             return [
                 f'<figure><video controls muted loop src="data:video/mp4;base64,{data}"></video>'
-                f"<p class=quiet>Episodes of {name}: failures first, then the slowest. Green: "
-                "success.</p></figure>"
+                f"<p class=quiet>Episodes of {name}: failures first, then the slowest. A "
+                "striped green border: success.</p></figure>"
             ]
     return []
 

@@ -93,7 +93,8 @@ def bar_chart(
     fig, ax = plt.subplots(figsize=(6, 0.45 * len(measured) + 1.1))
     for y, (name, row) in enumerate(measured.items()):
         value = row[measure]
-        ax.barh(y, value, color=NAVY if name == "actor_critic" else GRAY, height=0.6)
+        own = name == "actor_critic"
+        ax.barh(y, value, color=NAVY if own else GRAY, hatch="//" if own else "", height=0.6)
         if row["low"] is not None:  # of one episode no interval is known
             error_bars = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
             ax.errorbar(value, y, xerr=error_bars, color="black", capsize=3, linewidth=1)

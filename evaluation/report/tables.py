@@ -22,8 +22,8 @@ def interval(row: dict[str, Any], low: str = "low", high: str = "high", digits: 
 def table(head: list[str], rows: list[list[str]], highlight: set[int] | None = None) -> str:
     """Build a table of cells that are HTML already; rows in `highlight` are bold."""
     highlight = highlight or set()
-    lines = ["<table><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr>"]
+    lines = ["<div class=wide><table><tr>", *(f"<th>{cell}</th>" for cell in head), "</tr>"]
     for at, row in enumerate(rows):
         cells = "".join(f"<td>{cell}</td>" for cell in row)
         lines.append(f"<tr{' class=own' if at in highlight else ''}>{cells}</tr>")
-    return "".join([*lines, "</table>"])
+    return "".join([*lines, "</table></div>"])

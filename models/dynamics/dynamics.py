@@ -127,6 +127,18 @@ class Dynamics(TrainableModule, ABC):
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
         """Move to the real latents, (B, N), that one action led to."""
 
+    def pack(self, state: State) -> dict[str, Tensor]:
+        """What a state remembers, as tensors whose shapes no step changes, for steps outside of
+        Python.  ValueError where that is not possible."""
+        raise ValueError(f"{type(self).__name__} has no step of fixed shapes (`step_packed`)")
+
+    def step_packed(
+        self, packed: dict[str, Tensor], action: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """As `step`, from and to what `pack` gives: the latents, the reward, and what is
+        remembered."""
+        raise NotImplementedError
+
     def readout(self, state: State) -> Tensor:
         """What a decoder draws of a state: (B, N) codes or (B, P, D)."""
         return state.latents

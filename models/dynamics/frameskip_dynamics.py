@@ -226,12 +226,10 @@ class FrameskipDynamics(Dynamics):
             memory = replace(memory, pending_actions=pending_actions)
         else:
             memory = FrameskipMemory(past, predicted, self._no_actions(predicted))
+        continues = self.ones.expand(len(predicted))
         if self.config.rewards:
-            reward = self.reward_head(out.mean(1))
             continues = torch.sigmoid(self.continue_head(out.mean(1))[..., 0].float())
-        else:
-            reward, continues = (x.expand(len(predicted)) for x in (self.zeros, self.ones))
-        return State(predicted, reward, continues, memory)
+        return State(predicted, self._reward(out), continues, memory)
 
     def compile_steps(self, compile_fn: CompileFn) -> None:
         """Compile a step, the embedding of its actions included."""
@@ -252,6 +250,10 @@ class FrameskipDynamics(Dynamics):
             padded[:, : pending_actions.shape[1]] = pending_actions
         num_actions = self.counts[pending_actions.shape[1]].expand(len(pending_actions), 1)
         return self.predict_next(memory.context_frame, padded[:, None], num_actions, memory.past)
+
+    def _reward(self, out: Tensor) -> Tensor:
+        """Outputs (B, P, W) -> (B,)."""
+        return self.reward_head(out.mean(1)) if self.config.rewards else self.zeros.expand(len(out))
 
     def _no_actions(self, like: Tensor) -> Tensor:
         dtype = torch.float32 if self.actions.kind == "continuous" else torch.int64

@@ -13,10 +13,10 @@ from data.shards.build_info import BUILD_FILE, read_build_info, shard_paths
 from data.shards.shard_header import read_header
 from pipeline import checkpoint as ckpt
 from pipeline import presets
+from pipeline.export.checkpoints import KEPT_KEYS, load_all
 from pipeline.hub import figures, published_checkpoint
 from pipeline.hub.card import Card
 from pipeline.hub.pulled import read_pulled
-from pipeline.inference.export import KEPT_KEYS, load_all
 
 LOCAL_KEYS = ("run", "dataset")  # of a report's provenance: paths of this machine
 

@@ -221,7 +221,10 @@ class Game:
             model_frame = blend(model_frame, plan_frame, PLAN_OPACITY)
         panels = [Panel("world model", model_frame)]
         if self.show_simulator:
-            panels.append(Panel("simulator, same actions", self.player.simulator_frame()))
+            try:
+                panels.append(Panel("simulator, same actions", self.player.simulator_frame()))
+            except ValueError as problem:  # as without the seed of an episode: it is hidden again
+                self.message, self.show_simulator = str(problem), False
         return panels
 
     def render(self) -> np.ndarray:

@@ -7,7 +7,6 @@ memory, within the limits.  Nothing of a body is ever written to a log.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import secrets
@@ -17,7 +16,7 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.listen import names_this_machine
+from pipeline.listen import host_is_ours, knows
 from pipeline.serve.refused import Refused
 from pipeline.serve.service_config import ServiceConfig
 from pipeline.serve.service_metrics import ServiceMetrics
@@ -73,7 +72,7 @@ class Guard:
     async def _admit(self, scope: Scope, receive: Receive) -> bytes:
         """Return the body; Refused where the request is not let in."""
         headers = Headers(scope=scope)
-        if self.config.is_local and not names_this_machine(headers.get("host", "")):
+        if not host_is_ours(self.config, headers.get("host", "")):
             raise Refused(421, "the Host header names no address of this machine")
         if self.config.key and scope["path"] not in OPEN and not self._has_key(headers):
             raise Refused(401, "a key is needed (Authorization: Bearer KEY)")
@@ -106,9 +105,7 @@ class Guard:
 
     def _has_key(self, headers: Mapping[str, str]) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        wanted = self.config.key.encode()
-        same = hmac.compare_digest(given.strip().encode("utf-8", "replace"), wanted)
-        return same and scheme.lower() == "bearer"
+        return knows(self.config, given.strip()) and scheme.lower() == "bearer"
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

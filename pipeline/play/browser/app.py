@@ -15,20 +15,13 @@ from anyio import create_task_group, fail_after
 from fastapi import FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import FileResponse, JSONResponse
 
-from pipeline.listen import names_this_machine
+from pipeline.listen import HEADERS, host_is_ours, knows
 from pipeline.play.browser.guest import Guest
 from pipeline.play.browser.messages import Ack, Hello, parse
 from pipeline.play.browser.room import FILES, Room
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {"index.html": "text/html", "play.js": "text/javascript", "play.css": "text/css"}
-SOURCES = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"
-HEADERS = {
-    "Content-Security-Policy": SOURCES,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
-}
 MESSAGES_PER_SECOND = 240  # of a page: motion comes once a frame, and each frame is acknowledged
 HELLO_SECONDS = 10.0
 POLICY, FULL, ELSEWHERE = 1008, 1013, 4002
@@ -90,7 +83,7 @@ def make_app(room: Room, when_failed: Callable[[], None] = lambda: None) -> Fast
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Response:
-        if not _host_is_ours(room, request.headers):
+        if not host_is_ours(room.config, request.headers.get("host", "")):
             return JSONResponse({"detail": "this server has another name"}, 421)
         response = await call_next(request)
         response.headers.update(HEADERS)
@@ -113,7 +106,8 @@ def make_app(room: Room, when_failed: Callable[[], None] = lambda: None) -> Fast
 
     @app.websocket("/play")
     async def play(socket: WebSocket) -> None:
-        if not _host_is_ours(room, socket.headers) or not _is_own_page(socket.headers):
+        ours = host_is_ours(room.config, socket.headers.get("host", ""))
+        if not ours or not _is_own_page(socket.headers):
             return await socket.close(POLICY, "this is not the page of this server")
         await socket.accept()
         guest = await _greet(room, socket)
@@ -137,7 +131,7 @@ async def _greet(room: Room, socket: WebSocket) -> Guest | None:
     except (ValueError, KeyError) as problem:  # KeyError: bytes in the place of text
         await socket.close(POLICY, str(problem)[:100])
         return None
-    if not room.knows(hello.key):
+    if not knows(room.config, hello.key):
         await socket.close(POLICY, "the key is another one")
         return None
     guest = room.enter(hello.session)
@@ -191,14 +185,6 @@ async def _read(guest: Guest, socket: WebSocket) -> None:
             raise ValueError("hello is said once")
         else:
             guest.receive(message)
-
-
-def _host_is_ours(room: Room, headers: Mapping[str, str]) -> bool:
-    """Whether the request names this machine: a foreign name that leads here (DNS rebinding) does
-    not.  Elsewhere the key protects."""
-    if not room.config.is_local:
-        return True
-    return names_this_machine(headers.get("host", ""))
 
 
 def _is_own_page(headers: Mapping[str, str]) -> bool:

@@ -33,6 +33,10 @@ class Guest:
         self.connection: Any = None
         self.last_input = self.last_seen = time.monotonic()
         self.sent = self.acked = self.dropped = 0
+        self.took_long = False
+        """The last step's inputs held a key that may take long."""
+        self.last_costly = 0
+        """The step of the last such key."""
         self.recordings: dict[int, Path] = {}
         self.recorded = 0
         """How many were begun to be written, which numbers them."""
@@ -59,19 +63,23 @@ class Guest:
         self.status, self._shown = {}, ()
         self.last_input = self.last_seen = time.monotonic()
 
-    def take_inputs(self) -> None:
-        """Give the game what came in since the last step, up to a second key that may take long: it
-        waits for the next step, as all others' games do for this one."""
+    def take_inputs(self, may_take_long: bool = True) -> None:
+        """Give the game what came in since the last step, up to a second key that may take long, or
+        the first where none may: it waits for the next step, as all others' games do for this one.
+        """
         assert self.game is not None
-        taken = ""
+        taken, self.took_long = "", False
         while self.inbox:
             key = self._costly_key(self.game, self.inbox[0])
+            if key and not may_take_long:
+                return
             if key and taken and (key, taken) != ("r", "r"):
                 return
             message = self.inbox.popleft()
             if key and taken:
                 continue  # one reset is as good as many
             taken = taken or key
+            self.took_long = bool(taken)
             if isinstance(message, Key):
                 self._key(self.game, message)
             elif isinstance(message, Pointer):

@@ -7,11 +7,11 @@ inputs read, there alone.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.play.step_together import step_together
 FILES = ("rollout.gif", "rollout.mp4", "actions.npy")
 IDLE, NO_GAME = 4001, 4003  # why a connection is ended
 KEPT_RECORDINGS = 3  # of a guest; older ones are removed
+COSTLY_A_STEP = 2  # keys that may take as long as a step, of all guests together
 LONGEST_RECORDING = 1200  # frames, which are held in memory
 MakeGame = Callable[[Path, Callable[[Recording], str], int], Game]
 """A folder, what becomes of a recording, and its most frames -> a game at a start of its own."""
@@ -46,6 +47,7 @@ class Room:
         self.guests: dict[str, Guest] = {}
         """By their tokens: those who play, and after them those in line, as they came."""
         self.tick_ms = 0.0
+        self._ticks = 0
         self._model = ThreadPoolExecutor(1, "model")
         self._writer = ThreadPoolExecutor(1, "recordings")
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -57,10 +59,6 @@ class Room:
     @property
     def waiting(self) -> list[Guest]:
         return [guest for guest in self.guests.values() if guest.game is None]
-
-    def knows(self, key: str) -> bool:
-        """Compare a key in a time that does not depend on how much of it is right."""
-        return hmac.compare_digest(key.encode(), self.config.key.encode())
 
     def enter(self, session: str) -> Guest | None:
         """Give a new guest, or the one of a lost connection; None where even the line is full."""
@@ -142,9 +140,13 @@ class Room:
     def tick(self, guests: Sequence[Guest], more: dict[str, Any]) -> list[Update]:
         """In the model's thread: read inputs, take a step of all, and encode what is to be seen."""
         start = time.perf_counter()
-        acting = []
-        for guest in guests:
-            action = self._guarded(guest, _choose)
+        acting, costly = [], 0
+        self._ticks += 1
+        # whose last key that takes long is longest ago comes first
+        for guest in sorted(guests, key=lambda guest: guest.last_costly):
+            action = self._guarded(guest, partial(_choose, may_take_long=costly < COSTLY_A_STEP))
+            if guest.took_long:
+                costly, guest.last_costly = costly + 1, self._ticks
             if action is not None:
                 acting.append((guest, action))
         refused: set[int] = set()
@@ -158,11 +160,11 @@ class Room:
         self.tick_ms = 1000 * (time.perf_counter() - start)
         for number, (guest, _) in enumerate(acting):
             if number not in refused:
-                self._shown(guest, _after_step)
+                self._guarded(guest, _after_step)
         updates = []
         for guest in guests:
-            frame = self._shown(guest, lambda guest: guest.next_frame(self.tick_ms))
-            status = self._shown(guest, lambda guest: guest.next_status(more))
+            frame = self._guarded(guest, lambda guest: guest.next_frame(self.tick_ms))
+            status = self._guarded(guest, lambda guest: guest.next_status(more))
             updates.append(Update(guest, frame, status))
         return updates
 
@@ -201,17 +203,6 @@ class Room:
         except ValueError as problem:
             _pause(guest, problem)
             return None
-
-    def _shown(self, guest: Guest, act: Callable[[Guest], Any]) -> Any:
-        """As `_guarded`; where the simulator is shown, one that refuses is so no longer, and its
-        player goes on without it."""
-        game = guest.game
-        if game is not None and game.show_simulator:
-            try:
-                return act(guest)
-            except ValueError as problem:
-                game.message, game.show_simulator = str(problem), False
-        return self._guarded(guest, act)
 
     def _save(self, guest: Guest, recording: Recording) -> str:
         """Write a recording while the others play on, and tell where it can be downloaded.
@@ -273,8 +264,8 @@ def _pause(guest: Guest, problem: ValueError) -> None:
         guest.game.message, guest.game.paused = str(problem), True
 
 
-def _choose(guest: Guest) -> Any:
-    guest.take_inputs()
+def _choose(guest: Guest, may_take_long: bool) -> Any:
+    guest.take_inputs(may_take_long)
     assert guest.game is not None
     return guest.game.choose()
 

@@ -3,15 +3,10 @@
 Reads   RUN/run.json and every best.pt of RUN/tokenizer, RUN/dynamics, RUN/controller.
 Writes  OUT, which can be played and evaluated as any run, once it has episodes to start from
         (python preprocess.py pusht --run OUT).
-Try     python -m pipeline.inference.export --run runs/pusht --out checkpoints/mine
+Try     python -m pipeline.export checkpoints --run runs/pusht --out checkpoints/mine
 """
 
 from __future__ import annotations
-
-if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of one
-    from pipeline.startup import start
-
-    start(__name__)
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +16,6 @@ from data.ranges import CheckedConfig
 from models.registry import reads_latents
 from pipeline import checkpoint as ckpt
 from pipeline import presets
-from pipeline.cli import run_cli
 
 KEPT_KEYS = (
     *ckpt.REQUIRED_KEYS, "recordings", "step", "best", "seconds", "parameters", "train", "versions",
@@ -117,7 +111,3 @@ def check_16_bits(checkpoints: dict[Path, ckpt.Checkpoint]) -> None:
                     f"{path}: the weight {name} is beyond the range of 16 bits, or not finite; "
                     f"{ckpt.train_command(checkpoint['stage'], path)} --restart trains another"
                 )
-
-
-if __name__ == "__main__":
-    run_cli(main, Config)

@@ -1,0 +1,1 @@
+"""A run as something smaller: checkpoints of half the bits, or a page that needs no server."""

@@ -1,0 +1,187 @@
+"""Export a world as a page that plays it in a browser, without a server.
+
+Reads   RUN/shards, RUN/tokenizer, RUN/dynamics, and RUN/controller/goal_policy if there is one.
+Writes  OUT: a page, the world as ONNX, and ONNX Runtime; any static host serves it.
+Try     python -m pipeline.export web --run checkpoints/pusht-goals --out site
+Next    python -m http.server --directory site, and open http://127.0.0.1:8000
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.io.files import writable_folder
+from data.ranges import MAX_SEED, CheckedConfig, Range
+from data.shards.episode_dataset import EpisodeDataset
+from models.controllers.goal_policy import GoalPolicy
+from models.world import World
+from pipeline.export.graphs import to_onnx, world_graphs
+from pipeline.export.page_starts import PageStart, page_starts
+from pipeline.export.parity import compare
+from pipeline.export.runtime_files import (
+    PAGE,
+    PAGE_FILES,
+    SCRIPT,
+    VERSION,
+    check_installed,
+    read_runtime,
+)
+from pipeline.inference.load_controllers import load_goal_policy
+from pipeline.inference.load_world import load_world
+
+DESCRIPTION = "world.json"
+MOST_BUTTONS = 9  # actions that a digit gives
+DTYPES = {torch.float32: "float32", torch.int64: "int64"}
+
+
+@dataclass(frozen=True)
+class Config(CheckedConfig):
+    run: Path = Path("runs/pusht")
+    """Folder of the run."""
+    out: Path = Path("site")
+    """Folder of the page; an earlier page there is replaced."""
+    num_starts: Annotated[int, Range(1, 1000)] = 8
+    """Starts to choose from, of the test split."""
+    goal_offset: Annotated[int, Range(1, 10**4)] = 50
+    """Frames from a start to its goal."""
+    fps: Annotated[float, Range(1, 120)] = 10.0
+    """Steps a second at which the page begins."""
+    dtype: Literal["fp16", "fp32"] = "fp16"
+    """Bits in which weights are stored; the page computes in float32."""
+    runtime: Path = Path("node_modules/onnxruntime-web")
+    """Folder of the npm package onnxruntime-web."""
+    seed: Annotated[int, Range(0, MAX_SEED)] = 0
+    """Of the starts."""
+
+
+def main(config: Config) -> None:
+    check_installed()
+    script, binary = read_runtime(config.runtime)
+    check_out(config.out)
+    # in the float32 of the page, whatever this machine multiplies fastest
+    world = load_world(config.run, "cpu", precision="fp32")
+    check_world(world, config.run)
+    dataset = EpisodeDataset(config.run / "shards")
+    world.data_actions.check_same(dataset.actions, "the world", str(dataset.folder))
+    starts = page_starts(world, dataset, config.num_starts, config.goal_offset, config.seed)
+    policy = find_policy(world, config.run)
+    graphs = {
+        graph.name: to_onnx(graph, config.dtype == "fp16")
+        for graph in tqdm(world_graphs(world, policy, starts[0].packed), "graphs", leave=False)
+    }
+    differences = compare(world, policy, graphs, starts[:3])
+    files = {f"{name}.bin": gzip.compress(content, mtime=0) for name, content in graphs.items()}
+    files["runtime.bin"] = gzip.compress(binary, mtime=0)
+    files["starts.bin"] = gzip.compress(b"".join(s.as_bytes() for s in starts), mtime=0)
+    files[SCRIPT] = script
+    files |= {name: path.read_bytes() for name, path in PAGE_FILES.items()}
+    description = describe(config, world, policy, starts) | {"parity": asdict(differences)}
+    description["files"] = {name: len(content) for name, content in files.items()}
+    files[DESCRIPTION] = json.dumps(description).encode()
+    files["service_worker.js"] = service_worker(files)
+    write(config.out, files)
+    size = sum(map(len, files.values()))
+    print(
+        f"export: {config.out}, {len(files)} files, {size / 1e6:.1f} MB, "
+        f"{'with' if policy else 'without'} a goal policy; at most {differences.latents:.1e} off "
+        f"PyTorch in latents, {differences.frame_levels:g} of 255 in a pixel"
+    )
+    print(f"export: python -m http.server --bind 127.0.0.1 --directory {config.out} serves it")
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError for a folder with something else than an earlier page."""
+    if out.exists() and not (
+        out.is_dir() and (not any(out.iterdir()) or (out / DESCRIPTION).exists())
+    ):
+        raise ValueError(f"{out} is there, and is no exported page; choose another --out")
+    writable_folder(out.absolute().parent, "--out")
+
+
+def check_world(world: World, run: Path) -> None:
+    """Raise ValueError for a world that the page could not play."""
+    spec, problem = world.actions, ""
+    if not world.has_decoder:
+        problem = "has no decoder, so there is nothing to see"
+    elif world.infers_actions:
+        problem = "has latent actions, which the page has no buttons for"
+    elif spec.kind == "continuous" and not (spec.pointer and spec.size == 2):
+        problem = f"takes {spec.size} numbers an action, and the page gives a point in the image"
+    elif spec.kind == "discrete" and (spec.factors or spec.size > MOST_BUTTONS):
+        problem = f"has {spec.size} actions, and the page has {MOST_BUTTONS} buttons"
+    elif world.temporal_context > 1 or world.state_spec != world.latents:
+        problem = "encodes frames with their past, which the page does not keep"
+    elif world.latents.kind != "continuous":
+        problem = "has codes for latents, and the page steps vectors (--preset keypoints)"
+    if problem:
+        raise ValueError(f"{run} {problem}; play.py --browser plays it from a server")
+
+
+def find_policy(world: World, run: Path) -> GoalPolicy | None:
+    """The goal policy that the page's planner starts from."""
+    policy = load_goal_policy(run, world)
+    return policy.float() if isinstance(policy, GoalPolicy) else None
+
+
+def describe(
+    config: Config, world: World, policy: GoalPolicy | None, starts: list[PageStart]
+) -> dict[str, Any]:
+    """What the page has to know of its files."""
+    spec, latents = world.actions, world.latents
+    return {
+        "format": 1,
+        "run": config.run.name,
+        "size": list(world.image_size),
+        "fps": config.fps,
+        "runtime": VERSION,
+        "latents": [latents.num_patches, latents.dim],
+        "keypoints": latents.is_xy,
+        "rewards": world.has_rewards,
+        "actions": {"kind": spec.kind, "names": list(spec.names), "size": max(1, len(spec.low))},
+        "state": [_tensor(name, tensor) for name, tensor in starts[0].packed.items()],
+        "action_block": policy.action_block if policy else world_block(starts[0]),
+        "world_block": world_block(starts[0]),
+        "policy": policy is not None,
+        "num_starts": len(starts),
+        "goal_offset": config.goal_offset,
+    }
+
+
+def world_block(start: PageStart) -> int:
+    """Actions that one step of the model reads, where it reads several."""
+    pending = start.packed.get("pending")
+    return 1 if pending is None else pending.shape[1]
+
+
+def _tensor(name: str, tensor: Tensor) -> dict[str, Any]:
+    return {"name": name, "shape": list(tensor.shape[1:]), "dtype": DTYPES[tensor.dtype]}
+
+
+def service_worker(files: dict[str, bytes]) -> bytes:
+    """The script that keeps the files for a page without a network; it names what they hold."""
+    digest = hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()[:16]
+    text = (PAGE / "service_worker.js").read_text()
+    text = text.replace('"VERSION"', json.dumps(digest))
+    return text.replace('["FILES"]', json.dumps(["./", *sorted(files)])).encode()
+
+
+def write(out: Path, files: dict[str, bytes]) -> None:
+    """Write all files, or none."""
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as folder:
+        made = Path(folder) / "page"
+        made.mkdir()
+        for name, content in files.items():
+            (made / name).write_bytes(content)
+        if out.exists():
+            out.rename(Path(folder) / "before")  # and goes with it
+        made.rename(out)

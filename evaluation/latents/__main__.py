@@ -27,6 +27,7 @@ from data.shards.build_info import shards_folder
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import Split
 from evaluation.latents.distances import measure_distances
+from evaluation.latents.streams import MIN_SOURCES, measure_streams
 from evaluation.latents.transitions import choose_frames, transitions_of
 from evaluation.latents.view_ranks import measure_mrr
 from evaluation.measures.world_clips import horizons_within
@@ -74,6 +75,8 @@ def main(config: Config) -> None:
         ranks = measure_mrr(model.tokenizer, frames.to(pick_device()), sources, config.seed)  # type: ignore[arg-type]
         found["mrr"], found["mrr_pooled"] = ranks["all"]["mrr"], ranks["all"]["mrr_pooled"]
         found["ranks"] = ranks | {"n": len(frames), "sources": len(np.unique(sources))}
+        if len(np.unique(sources)) >= MIN_SOURCES:
+            found["streams"] = measure_streams(model.tokenizer, frames, sources, seed=config.seed)  # type: ignore[arg-type]
     if model.spec.kind == "discrete":
         print("latents: they are codes, between which no distance is measured")
     else:
@@ -115,6 +118,12 @@ def describe(found: dict[str, Any]) -> list[str]:
             f"{r['mrr_cosine']:7.3f} {r['mrr_pooled']:10.3f}"
             for name, r in ranks.items()
         ]
+    for name, r in found.get("streams", {}).items():
+        lines.append(
+            f"{name} latents, {r['images']} images of {r['sources']} sources, linear: which image "
+            f"{r['accuracy']:.3f} {_interval(*r['accuracy_interval'])}, how transformed (R2, other "
+            f"sources) {r['r2']:.3f} {_interval(*r['r2_interval'])}"
+        )
     for k in found["surprise"]:
         medians = {name: values[k] for name, values in found["medians"].items()}
         auc = {name: values[k] for name, values in found["auc"].items()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evaluation.measures.streams import measure_streams
+from evaluation.latents.streams import measure_streams
 
 
 class Known:
@@ -40,22 +40,32 @@ def images(count: int = 8) -> list[Tensor]:
 
 
 def test_a_stream_of_the_image_tells_it_and_not_the_transformation():
-    found = measure_streams(Known(), images(), num_views=24)
+    found = measure_streams(Known(), images(), range(8), num_views=24)
     assert found["noise"]["accuracy"] < 0.5 and found["noise"]["r2"] < 0.1
     assert found["invariant"]["accuracy"] > 0.6  # solarizing and blurring move the darkest place
     assert found["invariant"]["r2"] < found["equivariant"]["r2"] - 0.2
     low, high = found["invariant"]["accuracy_interval"]
     assert low <= found["invariant"]["accuracy"] <= high
-    assert found["invariant"]["images"] == 8
+    assert found["invariant"]["images"] == found["invariant"]["sources"] == 8
 
 
 def test_it_is_the_same_each_time_and_leaves_the_random_numbers_alone():
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    assert measure_streams(Known(), images(4), 8) == measure_streams(Known(), images(4), 8)
+    assert measure_streams(Known(), images(4), range(4), 8) == measure_streams(
+        Known(), images(4), range(4), 8
+    )
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_too_few_images_are_refused():
-    with pytest.raises(ValueError, match="at least 4 images, and there are 3"):
-        measure_streams(Known(), images(3))
+def test_crops_of_one_source_are_on_one_side():
+    """With two crops of each of four sources, two sources are learned from and two tested on."""
+    found = measure_streams(Known(), images(), [0, 0, 1, 1, 2, 2, 3, 3], num_views=24)
+    assert found["equivariant"]["images"] == 8 and found["equivariant"]["sources"] == 4
+    low, high = found["equivariant"]["r2_interval"]
+    assert low <= found["equivariant"]["r2"] <= high
+
+
+def test_too_few_sources_are_refused():
+    with pytest.raises(ValueError, match="at least 4 sources, and there are 3"):
+        measure_streams(Known(), images(4), [0, 1, 2, 2])

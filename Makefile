@@ -109,7 +109,7 @@ $(CHECKPOINT)/play/goal.made: $(CHECKPOINT)/dynamics/best.pt
 # The task is solved there: chunks are chosen in the world, and carried out in the simulator.
 $(CHECKPOINT)/play/task.made: $(CHECKPOINT)/controller/canonical_policy/best.pt
 	$(PYTHON) play.py --run $(CHECKPOINT) --headless --observe-simulator --goal task \
-	  --actions best_of_n --episode 0 --steps 200 --out $(CHECKPOINT)/play/task
+	  --actions best_of_n --episode 1 --steps 300 --out $(CHECKPOINT)/play/task
 	@touch $@
 
 # Video and report are made again when a stage has found a better checkpoint.

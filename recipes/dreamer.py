@@ -28,16 +28,13 @@ DYNAMICS_TRAIN_CPU = {
     "train.eval_every": 1000,
     "train.save_every": 100,
 }
-# many steps of short clips, a z without noise, and errors that count more where something moves:
-# the agent is drawn within minutes, in first frames too, as which goals are encoded
+# many steps of short clips, and a z without noise: the agent is drawn within minutes
 DYNAMICS_CPU = DYNAMICS_TRAIN_CPU | {
     "model.sample_posterior": False,
     "model.representation_weight": 0.03,
     "model.clip_length": 16,
-    "model.first_frames": 4,
-    "model.changed_weight": 4.0,
-    "train.steps": 5000,
-    "train.eval_every": 1250,
+    "train.steps": 5500,
+    "train.eval_every": 1375,
 }
 DYNAMICS_STATE_DEBUG = {
     "num_eval_clips": 4,
@@ -80,7 +77,7 @@ SIZES = {
     },
     "cpu30": {
         "preprocess_pusht": pusht.PREPROCESS_CPU30,
-        "dynamics": DYNAMICS_CPU | {"train.steps": 10_000, "train.eval_every": 2500},
+        "dynamics": DYNAMICS_CPU | {"train.steps": 11_000, "train.eval_every": 2750},
         "controller": pusht.CONTROLLER_CPU30,
         "evaluate": pusht.EVALUATE_CPU30,
     },

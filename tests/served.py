@@ -20,7 +20,7 @@ from models.tokenizers.iwm import Iwm, IwmConfig
 from pipeline.listen import ListenConfig, open_socket
 from pipeline.serve.jobs import Done, Work
 from pipeline.serve.latent_model import ImageModel, LatentModel, image_spec
-from pipeline.serve.measured import Measured
+from pipeline.serve.latent_report import Measured
 from pipeline.serve.model_worker import ModelWorker
 from pipeline.serve.run_server import make_server
 from pipeline.serve.service import Service

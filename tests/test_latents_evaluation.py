@@ -20,7 +20,7 @@ from evaluation.latents.distances import area_under_roc, measure_distances, rank
 from evaluation.latents.transitions import Transitions, transitions_of
 from models.registry import DataSpec
 from pipeline.serve.latent_model import load_latent_model
-from pipeline.serve.measured import percentile, read_measured
+from pipeline.serve.latent_report import percentile, read_measured
 
 NONE = ActionSpec("none", ())
 

@@ -34,7 +34,7 @@ from evaluation.measures.world_clips import horizons_within
 from pipeline.cli import run_cli
 from pipeline.device import DeviceOption, pick_device, set_device
 from pipeline.serve.latent_model import ImageModel, Transforms, WorldModel, load_latent_model
-from pipeline.serve.measured import FILE, FORMAT
+from pipeline.serve.latent_report import FILE, FORMAT
 
 
 @dataclass(frozen=True)

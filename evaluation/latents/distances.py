@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evaluation.latents.transitions import AT_ONCE, Transitions
 from pipeline.serve.latent_model import LatentModel
-from pipeline.serve.measured import QUANTILES
+from pipeline.serve.latent_report import QUANTILES
 
 RESAMPLES = 500
 

@@ -69,7 +69,7 @@ class Spec:
     spec: Mapping[str, Any]
     """Sizes, actions, what the run cannot do (pipeline/serve/run_spec.py)."""
     measured: Mapping[str, Any] | None = field(default=None)
-    """MRR and quantiles (pipeline/serve/measured.py); None where they were not measured."""
+    """MRR and quantiles (pipeline/serve/latent_report.py); None where they were not measured."""
 
     @property
     def latent_spec(self) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from pipeline.client.answers import Encoded, Spec
 from pipeline.client.async_client import AsyncLatentClient
 from pipeline.client.errors import ServiceError, SpecMismatch
-from pipeline.serve.measured import percentile
+from pipeline.serve.latent_report import percentile
 
 Action = str | Sequence[float] | np.ndarray | None
 LONGEST_GAP = 16  # dropped frames that a rollout leads over

@@ -41,7 +41,7 @@ VARIANTS = {4: "invariant", 8: "core", 16: "equivariant"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class FoundPlan:
     actions: Tensor  # (T, A)
     cost: float
     start_cost: float | None
@@ -62,7 +62,7 @@ class LatentModel(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """(B, P, D) -> (B, 3, H, W) uint8."""
 
-    def plan(self, frame: Tensor, goal: Tensor, steps: int, rollouts: int, seed: int) -> Plan:
+    def plan(self, frame: Tensor, goal: Tensor, steps: int, rollouts: int, seed: int) -> FoundPlan:
         """Search for `steps` actions from one image to another, (3, H, W) uint8, by about as many
         `rollouts`."""
         raise NotImplementedError
@@ -107,13 +107,13 @@ class WorldModel(LatentModel):
     def decode(self, latents: Tensor) -> Tensor:
         return self.world.decode(self._state(latents))
 
-    def plan(self, frame: Tensor, goal: Tensor, steps: int, rollouts: int, seed: int) -> Plan:
+    def plan(self, frame: Tensor, goal: Tensor, steps: int, rollouts: int, seed: int) -> FoundPlan:
         none = self.world.actions.empty(1, 0)
         state = self.world.reset(frame[None, None], none)
         planner = self._planner(steps, rollouts, seed)
         found = planner.plan(state, self.world.embed(goal[None]), None)
         start = found.start_cost
-        return Plan(
+        return FoundPlan(
             found.actions[0, :steps].float().cpu(),
             float(found.cost[0]),
             None if start is None else float(start[0]),

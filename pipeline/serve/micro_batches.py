@@ -22,7 +22,7 @@ GONE = "the model's process has ended and is started again; ask again"
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedWork:
     work: Work
     deadline: float
     """Of time.monotonic()."""
@@ -42,7 +42,7 @@ class MicroBatches:
         """when_ended: the worker has; when_batched: is told the size of each batch."""
         self.worker, self.config = worker, config
         self._when_ended, self._when_batched = when_ended, when_batched
-        self._queue: deque[Job] = deque()
+        self._queue: deque[QueuedWork] = deque()
         self._arrived = asyncio.Event()
         self._before: dict[Group, int] = {}  # size of a group's last batch
         self._busy_seconds = 0.0  # of the last batch
@@ -51,7 +51,7 @@ class MicroBatches:
     def depth(self) -> int:
         return len(self._queue)
 
-    def submit(self, work: Work, seconds: float) -> Job:
+    def submit(self, work: Work, seconds: float) -> QueuedWork:
         """Put a request into the queue; Refused (503) where it is full."""
         full = self.depth >= self.config.max_queue
         if work.kind == "plan":
@@ -63,7 +63,7 @@ class MicroBatches:
                 f"{self.depth} requests wait already; ask again later",
                 round(batches * self._busy_seconds + 0.5),
             )
-        job = Job(work, time.monotonic() + seconds)
+        job = QueuedWork(work, time.monotonic() + seconds)
         self._queue.append(job)
         self._arrived.set()
         return job
@@ -80,7 +80,7 @@ class MicroBatches:
             if batch:
                 await self._answer(batch)
 
-    async def _next(self) -> list[Job]:
+    async def _next(self) -> list[QueuedWork]:
         while not self._drop():
             self._arrived.clear()
             await self._arrived.wait()
@@ -96,7 +96,7 @@ class MicroBatches:
             except TimeoutError:
                 break
         self._drop()
-        batch, rest = [], deque[Job]()
+        batch, rest = [], deque[QueuedWork]()
         for job in self._queue:
             mine = job.work.group == group and len(batch) < self.config.max_batch
             (batch if mine else rest).append(job)
@@ -104,7 +104,7 @@ class MicroBatches:
         self._before[group] = len(batch)
         return batch
 
-    async def _answer(self, batch: list[Job]) -> None:
+    async def _answer(self, batch: list[QueuedWork]) -> None:
         self._when_batched(len(batch))
         started = time.monotonic()
         try:
@@ -135,7 +135,7 @@ class MicroBatches:
     def _drop(self) -> bool:
         """Leave out who has gone or is too late; return whether any are left."""
         now = time.monotonic()
-        kept = deque[Job]()
+        kept = deque[QueuedWork]()
         for job in self._queue:
             if job.answer.done():
                 continue
@@ -147,6 +147,6 @@ class MicroBatches:
         return bool(kept)
 
 
-def _tell(job: Job, problem: Refused) -> None:
+def _tell(job: QueuedWork, problem: Refused) -> None:
     if not job.answer.done():
         job.answer.set_exception(problem)

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.device import pick_device, set_device
 from pipeline.serve.jobs import Done, ModelProblem, Work
 from pipeline.serve.latent_model import LatentModel, load_latent_model
-from pipeline.serve.measured import Measured, read_measured
+from pipeline.serve.latent_report import Measured, read_measured
 from pipeline.serve.service_config import BUCKETS
 
 WARM_STEPS = (1, 5)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from starlette.types import Receive
 
 from pipeline.serve.jobs import Done, Work
-from pipeline.serve.measured import Measured, percentile
+from pipeline.serve.latent_report import Measured, percentile
 from pipeline.serve.micro_batches import MicroBatches
 from pipeline.serve.refused import Refused, busy
 from pipeline.serve.run_spec import Ability, RunSpec

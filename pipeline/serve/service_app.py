@@ -136,7 +136,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         )
 
     async def rollout_of(
-        request: Request, spec: RunSpec, asked: messages.Latents, actions: np.ndarray
+        request: Request, spec: RunSpec, asked: messages.LatentsRequest, actions: np.ndarray
     ) -> Done:
         latents = latents_of(spec, asked.z_cls, asked.z_patches)
         work = Work("predict", latents, actions, patches=asked.z_patches is not None)

@@ -43,7 +43,7 @@ class EncodeRequest(Asked):
     return_patches: bool = False
 
 
-class Latents(Asked):
+class LatentsRequest(Asked):
     z_cls: Vector = Field(description="As /encode gives it.", examples=[[0.1, -0.2]])
     z_patches: Patches | None = Field(
         None,
@@ -52,7 +52,7 @@ class Latents(Asked):
     )
 
 
-class PredictRequest(Latents):
+class PredictRequest(LatentsRequest):
     aug_params: Step = Field(
         description="The step: the numbers of an action in the environment's units, the code of a "
         "discrete one, or the numbers of a transformation, at most 16; those left out are 0.",
@@ -60,7 +60,7 @@ class PredictRequest(Latents):
     )
 
 
-class RolloutRequest(Latents):
+class RolloutRequest(LatentsRequest):
     aug_seq: Annotated[list[Step], Field(min_length=1, max_length=10**4)] = Field(
         description="Steps, one after the other.", examples=[[[0.2], [0.0]]]
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.serve.jobs import Done, ModelProblem, Work
-from pipeline.serve.measured import Measured
+from pipeline.serve.latent_report import Measured
 from pipeline.serve.run_spec import RunSpec
 
 Ready = tuple[RunSpec, Measured | None, str]

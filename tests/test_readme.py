@@ -270,7 +270,7 @@ def test_the_stages_of_make_task_parse(
     assert first.presets == presets.check((preset or "keypoints cpu30").split())
     assert first.config.perturb == 12
     asked, measured = (
-        parse(*STAGES[script], scripts[script]).config
+        parse(STAGES[script][0], STAGES[script][1], scripts[script]).config
         for script in ("train_controller.py", "evaluate.py")
     )
     assert asked.distilled_policy.imitator in asked.methods

@@ -95,8 +95,10 @@ class DistilledPolicy(TrainedController):
         super().__init__()
         self.config = config
         student = config.student
-        kind = CanonicalPolicy if isinstance(student, CanonicalPolicyConfig) else FlowPolicy
-        self.policy = kind(student, latents, actions)
+        if isinstance(student, CanonicalPolicyConfig):
+            self.policy = CanonicalPolicy(student, latents, actions)
+        else:
+            self.policy = FlowPolicy(student, latents, actions)
 
     def load_codebook(self, source: HasCodebooks) -> None:
         self.policy.load_codebook(source)

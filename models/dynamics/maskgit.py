@@ -179,7 +179,7 @@ class MaskGit(CodeHead, Dynamics):
     ) -> Tensor:
         """How much less a changed code costs with its own action than with that of another clip, in
         nats: near 0 the dynamics are deaf.  before, target: (R, 1, N), actions (R, 1, A)."""
-        compared = slice(0, COMPARED_WINDOWS)
+        compared = torch.arange(min(COMPARED_WINDOWS, len(target)), device=target.device)
         before, target, past = before[compared], target[compared], past.select(compared)
         masked = torch.full_like(target, self.mask)
         own, other = (
@@ -196,7 +196,7 @@ class MaskGit(CodeHead, Dynamics):
         if "action_gap" not in losses:
             return []
         self._gaps.append(losses["action_gap"])
-        if len(self._gaps) < self._gaps.maxlen or self._said_deaf:
+        if len(self._gaps) < (self._gaps.maxlen or 0) or self._said_deaf:
             return []
         gap = sum(self._gaps) / len(self._gaps)
         if gap >= DEAF_GAP:

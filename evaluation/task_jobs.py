@@ -264,7 +264,10 @@ def why_missing_in_task(
     if policy == "canonical_policy":
         missing += ["task_cost", policy]
     if policy == "distilled_policy":
-        missing += ["flow_policy", "task_cost", policy]
+        imitator = (
+            "canonical_policy" if "canonical_policy" in session.chunk_planners else "flow_policy"
+        )
+        missing += [imitator, "task_cost", policy]
     picked = pick_proposer(session.chunk_planners, proposer, other_goal)
     if policy == "best_of_n" and picked is None:
         by_default = "canonical_policy" if other_goal else "flow_policy"

@@ -64,7 +64,7 @@ SIZES = {
     "invariant": predictor(384, 4, 12),
     "equivariant": predictor(384, 16, 12),
     # half of the latents invariant, half equivariant
-    "streams": {"tokenizer": {"model.invariant_dims": 96}},
+    "streams": {"tokenizer": {"model.invariant_share": 0.5}},
     "cpu": {
         "preprocess_images": {"crops": 64},
         "preprocess_pusht": pusht.PREPROCESS_CPU,

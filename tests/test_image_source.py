@@ -140,3 +140,8 @@ def test_a_tokenizer_trains_on_still_images(tmp_path):
         train_tokenizer.main(run)
         assert (tmp_path / "run" / "tokenizer" / "best.pt").exists()
         assert list((tmp_path / "run" / "tokenizer" / "images").iterdir())
+
+
+def test_no_path_is_told_with_the_command():
+    with pytest.raises(ValueError, match="no PATH is given; .* preprocess.py images PATH"):
+        preprocess.ImagesConfig(())

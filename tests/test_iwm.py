@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from data.actions import ActionSpec
 from data.batch import Batch
+from models import registry
 from models.layers import views
 from models.layers.mrr import chance
 from models.layers.vit import VitConfig
@@ -165,7 +167,7 @@ def test_a_wrong_setting_is_refused_in_one_line(change, message):
 
 def two_streams() -> Iwm:
     torch.manual_seed(0)
-    return Iwm(replace(CONFIG, invariant_dims=8, invariant_predictor=SMALL))
+    return Iwm(replace(CONFIG, invariant_share=1 / 3, invariant_predictor=SMALL))
 
 
 def test_the_invariant_stream_is_predicted_without_the_action(batch):
@@ -190,6 +192,14 @@ def test_both_streams_are_learned_and_reported(batch):
         assert all(p.grad is not None for p in predictor.layers.parameters())
 
 
-def test_more_invariant_numbers_than_there_are_are_refused():
-    with pytest.raises(ValueError, match="--invariant-dims 24 .* 24 numbers of --encoder.dim"):
-        replace(CONFIG, invariant_dims=24)
+@pytest.mark.parametrize(("share", "dims"), [(0.0, 0), (0.01, 1), (0.5, 12), (0.99, 23)])
+def test_both_streams_have_numbers_where_there_are_two(share, dims):
+    model = Iwm(replace(CONFIG, invariant_share=share))
+    assert model.invariant_dims == dims and len(model.streams) == 1 + (dims > 0)
+
+
+def test_a_checkpoint_from_before_the_streams_is_read():
+    values = registry.describe(CONFIG)
+    del values["invariant_share"], values["invariant_predictor"]
+    built = registry.build_tokenizer(values, registry.DataSpec((32, 32), ActionSpec("none", ())))
+    assert built.config == CONFIG

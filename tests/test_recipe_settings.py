@@ -252,7 +252,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("tokenizer", "iwm invariant", {"model.predictor.num_layers": 4}),
     ("tokenizer", "iwm equivariant", {"model.predictor.num_layers": 16}),
     ("dynamics", "iwm equivariant", {"model.predictor.num_layers": 16}),
-    ("tokenizer", "iwm streams", {"model.invariant_dims": 96}),
+    ("tokenizer", "iwm streams", {"model.invariant_share": 0.5}),
     ("tokenizer", "iwm base", {"model.image_size": (224, 224), "model.encoder.dim": 768}),
     ("tokenizer", "dinov2 cpu", {"model.input_size": 56, "model.channels": 128}),
     ("tokenizer", "dinov2 debug", {

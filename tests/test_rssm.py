@@ -349,11 +349,14 @@ def test_first_frames_are_drawn_besides(name: str):
     assert cell.stoch_in.linear.weight.grad is None or not cell.stoch_in.linear.weight.grad.any()
 
 
-def test_first_frames_are_those_evenly_apart():
-    model, seen = rssm(sample_posterior=False, first_frames=3), []
+@pytest.mark.parametrize(
+    ("count", "frames"), [(3, [0, 2, 4]), (4, [0, 1, 3, 4]), (9, [0, 1, 2, 3, 4, 5])]
+)
+def test_first_frames_are_those_evenly_apart(count: int, frames: list[int]):
+    model, seen = rssm(sample_posterior=False, first_frames=count), []
     model.reconstruction_loss = lambda features, target, weight: seen.append(target)  # type: ignore[method-assign]
     model.first_frame_losses(torch.randn(2, 6, 20), torch.arange(6.0).expand(2, 6))
-    assert seen[0][0].tolist() == [0, 2, 4]
+    assert seen[0][0].tolist() == frames
 
 
 def test_the_squared_error_is_that_of_a_frame_on_the_mean():

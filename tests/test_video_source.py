@@ -226,7 +226,7 @@ def test_a_folder_and_the_files_in_it_are_the_same_data(tmp_path, folder):
 
 
 def test_no_path_and_no_width_are_refused():
-    with pytest.raises(ValueError, match="paths"):
+    with pytest.raises(ValueError, match="no PATH is given; .* preprocess.py video PATH"):
         check_config(preprocess.VideoConfig(()))
     with pytest.raises(ValueError, match="--aspect 1 50 makes frames of 64 x 1 pixels"):
         check_config(preprocess.VideoConfig((Path("a"),), aspect=(1.0, 50.0)))

@@ -14,8 +14,9 @@ Letters: B frames, H W pixels, P patches, N patches that are seen, M that are pr
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ QUERIES = 16  # predictions of an image, each among all its candidates
 
 @dataclass(frozen=True)
 class IwmConfig(CheckedConfig):
+    ADDED: ClassVar[frozenset[str]] = frozenset({"invariant_share", "invariant_predictor"})
     image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
     patch_size: Annotated[int, Range(1, 256)] = 8
@@ -49,9 +51,9 @@ class IwmConfig(CheckedConfig):
     conditioning: Conditioning = "feature"
     """How the predictor is told what leads to the target: as features of each mask token, as a
     sequence of 16 tokens, or not at all."""
-    invariant_dims: Annotated[int, Range(0, 2**14)] = 0
-    """Numbers of a patch, the first ones, that are an invariant stream: they are predicted without
-    being told of the transformation.  The others are equivariant; 0 makes all of them so."""
+    invariant_share: Annotated[float, Range(0, below=1)] = 0.0
+    """Share of the numbers of a patch, the first ones, that are an invariant stream: they are
+    predicted without being told of the transformation.  The others are equivariant."""
     invariant_predictor: VitConfig = field(default_factory=lambda: VitConfig(192, 2, 3))
     """The predictor of the invariant stream, shallow."""
     visible: Annotated[float, Range(above=0, below=1)] = 0.4
@@ -81,11 +83,6 @@ class IwmConfig(CheckedConfig):
                 f"--image-size {self.image_size[0]} {self.image_size[1]} is not divisible by "
                 f"--patch-size {self.patch_size}; choose one that divides both sides"
             )
-        if self.invariant_dims >= self.encoder.dim:
-            raise ValueError(
-                f"--invariant-dims {self.invariant_dims} leaves none of the {self.encoder.dim} "
-                f"numbers of --encoder.dim to the equivariant stream; give fewer"
-            )
         if self.visible + self.predicted > 1:
             raise ValueError(
                 f"--visible {self.visible} and --predicted {self.predicted} are more than all "
@@ -106,12 +103,13 @@ class Iwm(Tokenizer):
         self.image_size = config.image_size
         rows, columns = (side // config.patch_size for side in config.image_size)
         self.latents = LatentSpec("continuous", (rows, columns), config.encoder.dim)
+        self.invariant_dims = math.ceil(config.invariant_share * (config.encoder.dim - 1))
         self.encoder = PatchEncoder(config.encoder, config.image_size, config.patch_size)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.predictor = IwmPredictor(
             config.predictor, config.encoder.dim, max(rows, columns), config.conditioning
         )
-        if config.invariant_dims:
+        if self.invariant_dims:
             self.invariant_predictor = IwmPredictor(
                 config.invariant_predictor, config.encoder.dim, max(rows, columns), "none"
             )
@@ -123,7 +121,7 @@ class Iwm(Tokenizer):
     @property
     def streams(self) -> dict[str, slice]:
         """Which numbers of a patch are which stream."""
-        dims = self.config.invariant_dims
+        dims = self.invariant_dims
         equivariant = {"equivariant": slice(dims, self.latents.dim)}
         return ({"invariant": slice(0, dims)} if dims else {}) | equivariant
 
@@ -262,8 +260,8 @@ class Iwm(Tokenizer):
     def _predict(self, latents: Tensor, seen: Tensor, wanted: Tensor, action: Tensor) -> Tensor:
         """As IwmPredictor, each stream by its own."""
         found = self.predictor(latents, seen, wanted, action)
-        if not self.config.invariant_dims:
+        if not self.invariant_dims:
             return found
         invariant = self.invariant_predictor(latents, seen, wanted, action)
-        dims = self.config.invariant_dims
+        dims = self.invariant_dims
         return torch.cat([invariant[..., :dims], found[..., dims:]], -1)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig, Range
+from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig, NonEmpty, Range
 from data.shards.build_shards import available_cpus
 
 
 @dataclass(frozen=True)
 class ImagesConfig(CheckedConfig):
-    paths: tuple[Path, ...]
+    paths: Annotated[tuple[Path, ...], NonEmpty()]
     """Folders of PNG, JPEG and WebP files, also nested ones, or the files themselves."""
     run: Path = Path("runs/images")
     """Run folder; shards are written to RUN/shards."""
@@ -28,3 +28,8 @@ class ImagesConfig(CheckedConfig):
     """Processes; the shards do not depend on it."""
     restart: bool = False
     """Delete existing shards and start over."""
+
+    def check(self) -> None:
+        if not self.paths:
+            raise ValueError("no PATH is given; name folders or files: preprocess.py images PATH")
+        super().check()

@@ -38,6 +38,8 @@ class VideoConfig(CheckedConfig):
     """Delete existing shards and start over."""
 
     def check(self) -> None:
+        if not self.paths:
+            raise ValueError("no PATH is given; name videos or folders: preprocess.py video PATH")
         super().check()
         if not MIN_SIDE <= self.frame_size.width <= MAX_SIDE:
             across, down = self.aspect

@@ -150,9 +150,8 @@ class RssmBase(Dynamics):
         length, count = embeds.shape[1], self.config.first_frames
         if not count:
             return {}
-        each = (
-            torch.linspace(0, length - 1, min(count, length), device=embeds.device).round().long()
-        )
+        drawn = min(count, length)
+        each = torch.arange(drawn, device=embeds.device) * length // drawn
         features = self.cell.infer_first(embeds[:, each])
         weight = None if weight is None else weight[:, each]
         return {"first_frames": self.reconstruction_loss(features, target[:, each], weight)}

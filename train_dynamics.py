@@ -32,7 +32,7 @@ from models.method import Validates
 from models.registry import DataSpec, MethodConfig
 from models.tokenizers.tokenizer import Tokenizer
 from pipeline import checkpoint as ckpt
-from pipeline.batches.clip_batches import ClipBatches
+from pipeline.batches.clip_batches import ClipBatches, check_actions
 from pipeline.batches.latent_cache import cache_latents
 from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_tokenizer import load_tokenizer
@@ -76,6 +76,7 @@ def main(config: Config) -> None:
         model.load_codebook(source.tokenizer)
         model.begin_with(source.tokenizer)
     folder = writable_folder(config.run / "dynamics")
+    check_actions(dataset, model.needs)
     train = training_clips(model, dataset)
     check_held_out(model, source)
     trainer = Trainer(

@@ -8,6 +8,16 @@ from torch import Tensor
 
 from data.batch import Batch
 from data.clips import Clips
+from data.shards.episode_dataset import EpisodeDataset
+
+
+def check_actions(dataset: EpisodeDataset, needs: frozenset[str]) -> None:
+    """Raise ValueError where a method needs actions, and there are none."""
+    if "actions" in needs and not dataset.has("actions"):
+        raise ValueError(
+            f"{dataset.folder} holds no actions, and this method learns from them; choose one that "
+            f"infers its own, or record actions"
+        )
 
 
 class ClipBatches:
@@ -20,11 +30,7 @@ class ClipBatches:
         """latents: of all frames of the dataset, (frames, N) or (frames, P, D)."""
         if "latents" in needs and latents is None:
             raise ValueError("this method reads latents, and no tokenizer has made any")
-        if "actions" in needs and not clips.dataset.has("actions"):
-            raise ValueError(
-                f"{clips.dataset.folder} holds no actions, and this method learns from them; "
-                f"choose one that infers its own, or record actions"
-            )
+        check_actions(clips.dataset, needs)
         self.clips, self.needs, self.latents = clips, needs, latents
         self._cached: Tensor | None = None
 

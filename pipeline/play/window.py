@@ -60,8 +60,8 @@ def check_display() -> None:
         reason = _try_window()
     if reason:
         raise ValueError(
-            f"no window can be opened here: {reason}; --headless writes a video, --browser serves a "
-            f"page"
+            f"no window can be opened here: {reason}; --headless writes a video, --browser serves "
+            f"a page"
         )
 
 

@@ -101,8 +101,10 @@ class Perception:
 
         action_taken: a name of TRANSFORMATIONS, or the numbers of an action of the run, (A,).  None
         is no transformation; in a world, whose actions have no neutral one, the surprise is not
-        known then.  Return whether `state` is of this frame now.  ValueError for a name that is none:
-        then, as after a cancelled call, nothing is predicted from the frame before.
+        known then.  Return whether `state` is of this frame now.
+
+        ValueError for a name that is none: then, as after a cancelled call, nothing is predicted
+        from the frame before.
         """
         self.total_frames += 1
         self._actions.append(action_taken)

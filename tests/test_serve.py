@@ -125,14 +125,17 @@ def test_a_plan_is_limited_by_its_steps_times_its_budget(monkeypatch, client, se
 
 
 def test_a_rollout_with_patches_is_limited_by_its_numbers(encoded):
-    service = tiny_service(ServiceConfig(port=0, max_answer_numbers=2 * 16 * 24))
+    service = tiny_service(ServiceConfig(port=0, max_answer_numbers=2 * (24 + 16 * 24)))
     start = {name: encoded[name] for name in ("z_cls", "z_patches")}
     with TestClient(make_service_app(service), base_url=LOCAL) as client:
         until(lambda: service.is_ready)
         assert client.post("/rollout", json=start | {"aug_seq": [[]] * 2}).status_code == 200
         answer = client.post("/rollout", json=start | {"aug_seq": [[]] * 3})
         assert answer.status_code == 422
-        assert "are 1152 numbers, and an answer has at most 768" in answer.json()["detail"]
+        assert (
+            "3 steps of 408 numbers are 1224, and an answer has at most 816"
+            in answer.json()["detail"]
+        )
         alone = {"z_cls": encoded["z_cls"], "aug_seq": [[]] * 3}
         assert client.post("/rollout", json=alone).status_code == 200
 

@@ -123,12 +123,13 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         longest = config.max_steps
         if len(asked.aug_seq) > longest:
             raise Refused(422, f"aug_seq has {len(asked.aug_seq)} steps, and at most {longest}")
-        size, most = len(asked.aug_seq) * spec.num_patches * spec.dim, config.max_answer_numbers
-        if asked.z_patches is not None and size > most:
+        patches = 0 if asked.z_patches is None else spec.num_patches * spec.dim
+        size, most = len(asked.aug_seq) * (spec.latent_dim + patches), config.max_answer_numbers
+        if size > most:
             raise Refused(
                 422,
-                f"{len(asked.aug_seq)} steps of {spec.num_patches} x {spec.dim} patches are {size} "
-                f"numbers, and an answer has at most {most}; ask for fewer steps",
+                f"{len(asked.aug_seq)} steps of {spec.latent_dim + patches} numbers are {size}, "
+                f"and an answer has at most {most}; ask for fewer steps",
             )
         actions = actions_of(spec, asked.aug_seq, "aug_seq")
         done = await rollout_of(request, spec, asked, actions)

@@ -47,4 +47,4 @@ class ServiceConfig(ListenConfig):
     max_plan_steps: Annotated[int, Range(1, 10**10)] = 500_000
     """Steps that a plan may predict, its steps times its budget."""
     max_answer_numbers: Annotated[int, Range(1, 10**9)] = 2_000_000
-    """Numbers of a rollout's answer, steps x patches x width."""
+    """Numbers of a rollout's answer, of all its steps, patches included."""

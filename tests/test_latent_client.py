@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 pytest.importorskip("prometheus_client", reason="requirements-serve.txt is not installed")
-from served import file_of, listening_service, picture, tiny_service
+from served import base64_of, file_of, listening_service, picture, tiny_service
 
 from pipeline.client import errors
+from pipeline.client.answers import Encoded
 from pipeline.client.async_client import AsyncLatentClient
 from pipeline.client.calls import Retries
 from pipeline.client.sync_client import LatentClient
@@ -166,3 +167,13 @@ def test_the_async_client_asks_again_too():
             return (await client.encode(picture())).z_cls.tolist()
 
     assert asyncio.run(main()) == [1, 2] and len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["iVBORw0KGgo=", "no base64", 3, base64_of(file_of(picture())[:90])]
+)
+def test_an_image_that_cannot_be_drawn_is_no_answer(text):
+    start = Encoded(np.zeros(2, np.float32), None, 0.0, "core", "")
+    client, _ = client_of({"image_b64": text})
+    with pytest.raises(errors.BadAnswer, match="no PNG"):
+        client.decode(start)

@@ -100,3 +100,38 @@ def test_what_is_measured_is_written_for_these_weights_and_read_back(image_run, 
     assert set(found["ranks"]) >= {"all", "jitter", "blur", "grayscale", "solarize", "crop"}
     assert "MRR among 256" in capsys.readouterr().out
     assert read_measured(image_run.parent, "0")[0] is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"n": "8"}, {"model_id": None}, {"surprise": [1]}, {"uncertainty": {"1": ["a"]}}]
+)
+def test_a_report_that_lacks_something_is_named_and_not_used(tmp_path, change):
+    path = tmp_path / "report" / "latents.json"
+    path.parent.mkdir()
+    good = {"format": 1, "model_id": "a", "n": 8, "surprise": {"1": [0.0, 1.0]}}
+    path.write_text(json.dumps(good))
+    assert read_measured(tmp_path, "a")[0] is not None
+    path.write_text(json.dumps({"format": 1}))
+    found, line = read_measured(tmp_path, "a")
+    assert found is None and f"{path} has no model_id" in line
+    path.write_text(json.dumps(good | change))
+    found, line = read_measured(tmp_path, "a")
+    assert found is None and f"has no {next(iter(change))} that can be read" in line
+
+
+def test_horizons_that_nothing_reaches_are_refused(image_run, world_run, capsys):
+    sizes = {"num_images": 2, "num_transitions": 8, "split": "validation"}
+    with pytest.raises(ValueError, match=r"--horizons 8 16: of images at most 5"):
+        latents.main(latents.Config(image_run, horizons=(8, 16), **sizes))
+    with pytest.raises(ValueError, match=r"--horizons 500: the longest validation episode has \d+"):
+        latents.main(latents.Config(world_run, horizons=(500,), **sizes))
+    latents.main(latents.Config(image_run, horizons=(1, 8), **sizes))
+    assert "of --horizons 1 8, 1 are measured" in capsys.readouterr().out
+
+
+def test_perturbed_copies_of_one_demonstration_are_one_source(world_run):
+    dataset = EpisodeDataset(world_run / "shards")
+    dataset.sources = np.full(len(dataset.sources), 7)
+    with torch.no_grad():
+        found = transitions_of(load_latent_model(world_run), dataset, "test", 8, 2, seed=0)
+    assert set(found.sources.tolist()) == {7}

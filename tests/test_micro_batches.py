@@ -206,3 +206,44 @@ def test_a_batch_waits_for_as_many_as_before_and_one_client_does_not_wait():
         await asyncio.wait_for(queue.submit(step()), 5)  # of another group, and not waited for
 
     assert run(job, batch_window_ms=1000).sizes == [1, 2, 2, 1]
+
+
+def test_who_has_left_takes_no_place_in_the_queue():
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        queue.submit(FRAME)
+        await settle()
+        for answer in [queue.submit(FRAME) for _ in range(2)]:
+            answer.cancel()
+        waits = queue.submit(FRAME)
+        queue.worker.gate.set()
+        await waits
+
+    run(job, max_queue=2)
+
+
+def test_an_end_of_an_earlier_start_is_not_told_again():
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        asked = queue.submit(FRAME)
+        await settle()
+        queue.batches.start += 1  # it was noticed elsewhere, and the worker is started again
+        waits = queue.submit(step())
+        queue.worker.end()
+        with pytest.raises(Refused):
+            await asked
+        await queue.worker.start()
+        queue.worker.gate.set()
+        await waits
+        assert queue.ended == 0
+
+    run(job)
+
+
+def test_a_prediction_from_a_mean_has_no_percentile():
+    model = tiny_image_model()
+    worker = ModelWorker(model, tiny_measured(model))
+    actions = np.zeros((1, 16), np.float32)
+    (mean,) = worker.answer([Work("predict", np.zeros(24, np.float32), actions)])
+    (patches,) = worker.answer([Work("predict", np.zeros((16, 24), np.float32), actions)])
+    assert mean.moved is None and patches.moved is not None

@@ -129,8 +129,26 @@ def test_an_action_that_is_none_of_the_runs_is_refused():
         await seen.process_frame(FRAME, state)
         with pytest.raises(ValueError, match="'fly' is no action of this run"):
             await seen.process_frame(FRAME, state, "fly")
+        assert seen.stale and "fly" in seen.last_error
+        assert await seen.process_frame(FRAME + 2, state, "wait")
+        assert not client.rollouts  # two frames lie between, and one action of them is not known
         client.given = replace_kind("continuous")
         await seen.process_frame(FRAME, state)
+
+    perceive(job)
+
+
+def test_after_a_cancelled_call_nothing_is_predicted_from_the_frame_before():
+    async def job(client: FakeClient, seen: Perception, state: VisionState) -> None:
+        await seen.process_frame(FRAME, state)
+        client.gate.clear()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(seen.process_frame(FRAME, state, "move_forward"), 0.01)
+        assert seen.stale and seen.last_error
+        client.gate.set()
+        client.rollouts.clear()
+        assert await seen.process_frame(FRAME + 2, state, "wait")
+        assert not client.rollouts and state.vision_prediction_surprise is None
 
     perceive(job)
 

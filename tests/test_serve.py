@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from served import base64_of, file_of, picture, tiny_service, until
 from starlette.testclient import TestClient
 
 import serve
+from pipeline.serve import run_server
 from pipeline.serve.service import Service
 from pipeline.serve.service_app import make_service_app
 from pipeline.serve.service_config import ServiceConfig
@@ -73,6 +76,7 @@ def test_a_prediction_is_the_models_and_its_figures_are_the_measured_ones(client
     assert answer["mrr"] == 0.5 and 0 <= answer["uncertainty"] <= 100
     pooled = client.post("/predict", json=asked).json()
     assert pooled["mrr"] == 0.25 and pooled["z_patches_pred"] is None  # measured by itself
+    assert pooled["uncertainty"] is None
 
 
 def test_a_rollout_begins_with_the_prediction(client, encoded):
@@ -109,6 +113,60 @@ def test_what_a_run_cannot_do_is_said(client):
     image = base64_of(file_of(picture()))
     answer = client.post("/plan", json={"image_b64": image, "goal_image_b64": image})
     assert answer.status_code == 404 and "no actions" in answer.json()["detail"]
+
+
+def test_a_plan_is_limited_by_its_steps_times_its_budget(monkeypatch, client, service):
+    monkeypatch.setattr(service, "spec", replace(service.spec, cannot={}))
+    image = base64_of(file_of(picture()))
+    asked = {"image_b64": image, "goal_image_b64": image, "steps": 1000, "budget": 20_000}
+    answer = client.post("/plan", json=asked)
+    assert answer.status_code == 422
+    assert "1000 x 20000 = 20000000, and at most 500000" in answer.json()["detail"]
+
+
+def test_a_rollout_with_patches_is_limited_by_its_numbers(encoded):
+    service = tiny_service(ServiceConfig(port=0, max_answer_numbers=2 * (24 + 16 * 24)))
+    start = {name: encoded[name] for name in ("z_cls", "z_patches")}
+    with TestClient(make_service_app(service), base_url=LOCAL) as client:
+        until(lambda: service.is_ready)
+        assert client.post("/rollout", json=start | {"aug_seq": [[]] * 2}).status_code == 200
+        answer = client.post("/rollout", json=start | {"aug_seq": [[]] * 3})
+        assert answer.status_code == 422
+        assert (
+            "3 steps of 408 numbers are 1224, and an answer has at most 816"
+            in answer.json()["detail"]
+        )
+        alone = {"z_cls": encoded["z_cls"], "aug_seq": [[]] * 3}
+        assert client.post("/rollout", json=alone).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [([1.5], "1.5 in slot 0"), ([0] * 5 + [-2], "-2 in slot 5"), ([0] * 15 + [1], "1 in slot 15")],
+)
+def test_numbers_of_a_transformation_have_limits(client, encoded, step, said):
+    answer = client.post("/predict", json={"z_cls": encoded["z_cls"], "aug_params": step})
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"] and "goes from" in answer.json()["detail"]
+
+
+def test_each_start_of_the_model_has_its_number():
+    service = tiny_service()
+    with TestClient(make_service_app(service), base_url=LOCAL):
+        until(lambda: service.is_ready)
+        assert service.batches.start == 1
+        service.worker.end()  # type: ignore[attr-defined]
+        until(lambda: service.batches.start == 2 and service.is_ready)
+
+
+def test_a_missing_package_is_named_with_the_file_that_lists_it(monkeypatch):
+    root = Path(__file__).parents[1]
+    for file, names in run_server.PACKAGES.items():
+        listed = (root / file).read_text().replace("-", "_")
+        assert all(f"{name}==" in listed for name in names)
+    monkeypatch.setattr(run_server, "find_spec", lambda name: None if name == "msgspec" else 1)
+    with pytest.raises(ValueError, match=r"needs msgspec; .*-r requirements\.txt"):
+        run_server.check_installed()
 
 
 def test_latents_of_another_run_are_refused(client, encoded):

@@ -5,7 +5,7 @@ Letters: T frames, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,20 @@ def _refuse_other_tables(videos: Iterable[Path]) -> None:
                     f"{other} may hold the actions of a video next to it; name it as the video "
                     f"(NAME{other.suffix} of NAME.mp4) if it does, or move it away"
                 )
+
+
+def every_frame(video: Path, every: int) -> tuple[int, Iterator[np.ndarray]]:
+    """Return how many frames there are with `every` - 1 left out between two, and the frames,
+    (H, W, 3) uint8, one at a time."""
+    part = FileSlice(str(video))
+    total = len(read_video_info(part).ticks)
+
+    def read() -> Iterator[np.ndarray]:
+        for index, frame in enumerate(read_frames(part, 0, total)):
+            if index % every == 0:
+                yield frame.to_ndarray(format="rgb24")
+
+    return -(-total // every), read()
 
 
 def frames_of(video: Path, skip: int = 0) -> Column:

@@ -30,11 +30,12 @@ from evaluation.latents.distances import measure_distances
 from evaluation.latents.streams import MIN_SOURCES, measure_streams
 from evaluation.latents.transitions import choose_frames, transitions_of
 from evaluation.latents.view_ranks import measure_mrr
-from evaluation.measures.world_clips import horizons_within
 from pipeline.cli import run_cli
 from pipeline.device import DeviceOption, pick_device, set_device
 from pipeline.serve.latent_model import ImageModel, Transforms, WorldModel, load_latent_model
 from pipeline.serve.latent_report import FILE, FORMAT
+
+MOST_VIEWS = 5  # of an image, one after the other
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def main(config: Config) -> None:
         raise ValueError(model.spec.cannot["predict"])
     if not dataset.episodes(config.split):
         raise ValueError(f"{shards} has no {config.split} episode to measure on")
+    horizons = [] if model.spec.kind == "discrete" else reached(model, dataset, config)
     found: dict[str, Any] = {
         "format": FORMAT, "model_id": model.spec.model_id, "split": config.split, "n": 0,
         "mrr": None, "mrr_pooled": None, "surprise": {}, "uncertainty": {}, "noise_std": 0.0,
@@ -80,7 +82,7 @@ def main(config: Config) -> None:
     if model.spec.kind == "discrete":
         print("latents: they are codes, between which no distance is measured")
     else:
-        found |= distances(model, dataset, config)
+        found |= distances(model, dataset, config, horizons)
     found["seconds"] = round(time.perf_counter() - started, 1)
     for line in describe(found):
         print(line)
@@ -91,13 +93,29 @@ def main(config: Config) -> None:
         print(f"latents: {path}")
 
 
-def distances(
-    model: ImageModel | WorldModel | Any, dataset: EpisodeDataset, config: Config
-) -> dict[str, Any]:
+def reached(model: Any, dataset: EpisodeDataset, config: Config) -> list[int]:
+    """The horizons that can be measured; ValueError where none of them can."""
     if isinstance(model, WorldModel):
-        horizons = horizons_within(dataset, config.split, 1, config.horizons)
+        lengths = [dataset.length(episode) for episode in dataset.episodes(config.split)]
+        most = max(lengths) - 1
+        why = f"the longest {config.split} episode has {max(lengths)} frames"
     else:
-        horizons = [k for k in config.horizons if k <= 5] or [1]
+        most, why = MOST_VIEWS, f"of images at most {MOST_VIEWS} views follow each other"
+    asked = " ".join(map(str, config.horizons))
+    found = [k for k in config.horizons if k <= most]
+    if not found:
+        raise ValueError(f"--horizons {asked}: {why}, so {most} is the most; lower --horizons")
+    if len(found) < len(config.horizons):
+        print(f"latents: of --horizons {asked}, {' '.join(map(str, found))} are measured; {why}")
+    return found
+
+
+def distances(
+    model: ImageModel | WorldModel | Any,
+    dataset: EpisodeDataset,
+    config: Config,
+    horizons: list[int],
+) -> dict[str, Any]:
     transitions = transitions_of(
         model, dataset, config.split, config.num_transitions, max(horizons), config.seed
     )

@@ -85,7 +85,8 @@ def _of_world(
             f"no {split} episode of {dataset.folder} has {steps + 1} frames; lower --horizons"
         )
     episodes = np.array([clips.episode_of(i) for i in range(len(clips))])
-    chosen = choose_clips(episodes, min(count, len(clips)), seed)
+    sources = np.asarray(dataset.sources)[episodes]  # perturbed copies are one
+    chosen = choose_clips(sources, min(count, len(clips)), seed)
     starts, actions, truths = [], [], []
     for start in range(0, len(chosen), AT_ONCE):
         clip = clips.batch(chosen[start : start + AT_ONCE])
@@ -96,4 +97,4 @@ def _of_world(
         actions.append(clip.actions[:, :steps].float().to(model.spec.device))
     taken = torch.cat(actions)
     taken = taken[..., None] if taken.ndim == 2 else taken  # codes
-    return Transitions(torch.cat(starts), taken, torch.cat(truths), episodes[chosen])
+    return Transitions(torch.cat(starts), taken, torch.cat(truths), sources[chosen])

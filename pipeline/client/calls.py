@@ -142,8 +142,12 @@ def rollout(start: Start, actions: Sequence[Sequence[float]] | np.ndarray) -> Ca
 
 def decode(start: Start) -> Call[np.ndarray]:
     def read(answer: Answer, latent_spec: str) -> np.ndarray:
-        content = base64.b64decode(answer["image_b64"])
-        return np.asarray(Image.open(io.BytesIO(content), formats=["PNG"]).convert("RGB"))
+        text = answer["image_b64"]
+        try:
+            content = base64.b64decode(text, validate=True)
+            return np.asarray(Image.open(io.BytesIO(content), formats=["PNG"]).convert("RGB"))
+        except Exception:  # a damaged file may raise anything
+            raise BadAnswer("image_b64 of the answer is no PNG that can be decoded") from None
 
     return Call("/decode", read, _latents(start), start.latent_spec)
 

@@ -102,6 +102,9 @@ class Perception:
         action_taken: a name of TRANSFORMATIONS, or the numbers of an action of the run, (A,).  None
         is no transformation; in a world, whose actions have no neutral one, the surprise is not
         known then.  Return whether `state` is of this frame now.
+
+        ValueError for a name that is none: then, as after a cancelled call, nothing is predicted
+        from the frame before.
         """
         self.total_frames += 1
         self._actions.append(action_taken)
@@ -112,9 +115,11 @@ class Perception:
             actions, self._actions = self._actions, []
             try:
                 await self._look(frame, state, actions)
-            except ServiceError as problem:
+            except BaseException as problem:  # an unknown action, or a cancelled call, too
                 self._forget(problem)
-                return False
+                if isinstance(problem, ServiceError):
+                    return False
+                raise
         self.stale = False
         return True
 
@@ -145,10 +150,11 @@ class Perception:
         state.vision_mrr = (spec.measured or {}).get("mrr")
         state.vision_core_timestamp = now.timestamp
 
-    def _forget(self, problem: ServiceError) -> None:
+    def _forget(self, problem: BaseException) -> None:
         """What comes next does not follow from the frame before; it may be another run's, too."""
         self.total_errors += 1
-        self.stale, self.last_error = True, f"{time.strftime('%H:%M:%S')} {problem}"
+        why = str(problem) or type(problem).__name__
+        self.stale, self.last_error = True, f"{time.strftime('%H:%M:%S')} {why}"
         self._before = self._spec = None
         self._actions = []
 

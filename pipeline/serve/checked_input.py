@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.serve.refused import Refused
-from pipeline.serve.run_spec import RunSpec
+from pipeline.serve.run_spec import ActionsSpec, RunSpec
 
 ASK = "GET /spec says what this run has"
 
@@ -66,6 +66,8 @@ def actions_of(spec: RunSpec, steps: Sequence[Sequence[float]], name: str) -> np
         row[: len(step)] = step
     if actions.kind == "discrete" and not _are_codes(filled, actions.num_codes):
         raise Refused(422, f"{name} is no code from 0 to {actions.num_codes - 1}")
+    if actions.kind == "transformation":
+        _check_slots(actions, steps, name)
     if actions.kind == "continuous":
         low, high = (np.array(side, np.float32) for side in (actions.low, actions.high))
         if (filled < low).any() or (filled > high).any():
@@ -75,6 +77,17 @@ def actions_of(spec: RunSpec, steps: Sequence[Sequence[float]], name: str) -> np
                 f"{list(actions.high)}",
             )
     return filled
+
+
+def _check_slots(actions: ActionsSpec, steps: Sequence[Sequence[float]], name: str) -> None:
+    for step in steps:
+        for slot, value in enumerate(step):
+            if not actions.low[slot] <= value <= actions.high[slot]:
+                raise Refused(
+                    422,
+                    f"{name} has {value:g} in slot {slot}, and it goes from "
+                    f"{actions.low[slot]:g} to {actions.high[slot]:g}; {ASK}",
+                )
 
 
 def _checked(spec: RunSpec, values: np.ndarray, name: str) -> np.ndarray:

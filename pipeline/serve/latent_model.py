@@ -30,6 +30,8 @@ from pipeline.serve.run_spec import ActionsSpec, RunSpec
 
 NOISE_SEED = 0
 SLOTS = 16  # numbers of a transformation (models/layers/views.py)
+HIGHEST = (1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 2.0, 2.0, 1.0, 1.0, *[0.0] * 5)
+"""Limits of each of them, to either side: a step is a difference of two views (docs/iwm.md)."""
 NO_DECODER = "this run has no decoder, so latents cannot be drawn"
 NO_ACTIONS = "this run has no actions, so nothing can be planned"
 ONLY_TOKENIZER = (
@@ -235,10 +237,15 @@ def image_spec(
         image_size=_pair(tokenizer.image_size),
         # where latents are codes, a mean says nothing
         pooling="mean" if can_predict else "flat",
-        actions=ActionsSpec("transformation", SLOTS) if can_predict else ActionsSpec("none", 0),
+        actions=transformation_spec() if can_predict else ActionsSpec("none", 0),
         cannot=cannot,  # type: ignore[arg-type]
         **_sizes(tokenizer.latents),
     )
+
+
+def transformation_spec() -> ActionsSpec:
+    lowest = tuple(-most for most in HIGHEST)
+    return ActionsSpec("transformation", SLOTS, low=lowest, high=HIGHEST)
 
 
 def actions_spec(actions: ActionSpec) -> ActionsSpec:

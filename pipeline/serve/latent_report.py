@@ -7,6 +7,7 @@ Letters: k steps ahead.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,10 +66,37 @@ def read_measured(run: Path, model_id: str) -> tuple[Measured | None, str]:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         return None, f"no MRR and no percentiles: {path} has another format; {measure}"
     names = Measured.__dataclass_fields__
-    measured = Measured(**{name: values[name] for name in names if name in values})
+    measured = Measured(**{"model_id": "", "n": 0} | {n: values[n] for n in names if n in values})
+    if wrong := _wrong_field(measured):
+        return None, f"no MRR and no percentiles: {path} has no {wrong} that can be read; {measure}"
     if measured.model_id != model_id:
         return None, (
             f"no MRR and no percentiles: {path} is of another checkpoint ({measured.model_id}, and "
             f"this is {model_id}); {measure} measures this one"
         )
     return measured, f"MRR and percentiles of {path}, {measured.n} held-out transitions"
+
+
+def _wrong_field(found: Measured) -> str | None:
+    """Name the first field that is missing, or no value of its kind."""
+    if not isinstance(found.model_id, str) or not found.model_id:
+        return "model_id"
+    if type(found.n) is not int or found.n < 0:
+        return "n"
+    for name in ("mrr", "mrr_pooled", "noise_std"):
+        value = getattr(found, name)
+        if not _is_number(value) and not (value is None and name != "noise_std"):
+            return name
+    for name in ("surprise", "uncertainty"):
+        quantiles = getattr(found, name)
+        if not isinstance(quantiles, dict) or not all(map(_are_numbers, quantiles.values())):
+            return name
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(map(_is_number, values))

@@ -42,6 +42,8 @@ class MicroBatches:
         """when_ended: the worker has; when_batched: is told the size of each batch."""
         self.worker, self.config = worker, config
         self._when_ended, self._when_batched = when_ended, when_batched
+        self.start = 0
+        """Number of the worker's start; what belongs to an earlier one is not asked of this."""
         self._queue: deque[QueuedWork] = deque()
         self._arrived = asyncio.Event()
         self._before: dict[Group, int] = {}  # size of a group's last batch
@@ -53,6 +55,7 @@ class MicroBatches:
 
     def submit(self, work: Work, seconds: float) -> QueuedWork:
         """Put a request into the queue; Refused (503) where it is full."""
+        self._drop()  # who has left takes no place
         full = self.depth >= self.config.max_queue
         if work.kind == "plan":
             plans = sum(job.work.kind == "plan" for job in self._queue)
@@ -78,7 +81,7 @@ class MicroBatches:
         while True:
             batch = await self._next()
             if batch:
-                await self._answer(batch)
+                await self._answer(batch, self.start)
 
     async def _next(self) -> list[QueuedWork]:
         while not self._drop():
@@ -104,7 +107,11 @@ class MicroBatches:
         self._before[group] = len(batch)
         return batch
 
-    async def _answer(self, batch: list[QueuedWork]) -> None:
+    async def _answer(self, batch: list[QueuedWork], start: int) -> None:
+        if start != self.start:
+            for job in batch:
+                _tell(job, busy(GONE, 2))
+            return None
         self._when_batched(len(batch))
         started = time.monotonic()
         try:
@@ -113,12 +120,14 @@ class MicroBatches:
             problem = busy(GONE, 2)
             for job in batch:
                 _tell(job, problem)
+            if start != self.start:  # it is known, and another has been started since
+                return None
             self.refuse_all(problem)
             return self._when_ended()
         except (ModelProblem, ModelFault) as problem:
             if len(batch) > 1:  # one of them: the others are not to pay for it
                 for job in batch:
-                    await self._answer([job])
+                    await self._answer([job], start)
                 return None
             if isinstance(problem, ModelFault):
                 return _tell(batch[0], Refused(500, "the model failed at this request"))

@@ -47,20 +47,26 @@ class ModelWorker:
         given = torch.from_numpy(np.stack([work.input for work in filled])).to(self.device)
         if kind == "encode":
             return self._latents(batch, self.model.encode(given)[:rows])
+        from_mean = given.ndim == 2 and self.spec.pooling == "mean"
         if given.ndim == 2:
             given = self.model.unpool(given)
         if kind == "decode":
             frames = self.model.decode(given)[:rows].cpu().numpy()
             return [Done(frame) for frame in frames]
         actions = np.stack([w.actions for w in filled if w.actions is not None])
-        return self._predict(batch, given, torch.from_numpy(actions).to(self.device))
+        steps = torch.from_numpy(actions).to(self.device)
+        # percentiles were measured from all patches, and say nothing of predictions from a mean
+        with_spread = self.measured is not None and self.measured.uncertainty and not from_mean
+        return self._predict(batch, given, steps, bool(with_spread))
 
     def warm_up(self) -> None:
         """Ask once for each size of a batch, so that no client waits for a first time."""
         spec = self.spec
         frame = np.zeros((3, *spec.image_size), np.uint8)
         for size in BUCKETS:
-            done = self.answer([Work("encode", frame)] * size)
+            done = self.answer([Work("encode", frame, patches=True)] * size)
+            start = done[0].patches
+            assert start is not None
             if "predict" in spec.cannot:
                 continue
             action = np.zeros(spec.actions.size, np.float32)
@@ -68,13 +74,15 @@ class ModelWorker:
                 action = np.array(spec.actions.low, np.float32)
             for steps in WARM_STEPS if size in (1, BUCKETS[-1]) else WARM_STEPS[:1]:
                 actions = np.tile(action, (steps, 1))
-                self.answer([Work("predict", done[0].pooled, actions)] * size)
+                self.answer([Work("predict", start, actions)] * size)
             if size == 1 and "decode" not in spec.cannot:
-                self.answer([Work("decode", done[0].pooled)])
+                self.answer([Work("decode", start)])
 
-    def _predict(self, batch: list[Work], latents: Tensor, actions: Tensor) -> list[Done]:
+    def _predict(
+        self, batch: list[Work], latents: Tensor, actions: Tensor, with_spread: bool
+    ) -> list[Done]:
         rows = len(batch)
-        if self.measured is None or not self.measured.uncertainty:
+        if not with_spread:
             return self._latents(batch, self.model.rollout(latents, actions)[:rows])
         # both in one batch, which is cheaper than two
         starts, twice = torch.cat([latents, latents + self._noise]), torch.cat([actions, actions])

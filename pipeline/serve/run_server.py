@@ -18,17 +18,21 @@ if TYPE_CHECKING:
 
     from pipeline.serve.service import Service
 
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "msgspec")
+PACKAGES = {
+    "requirements-serve.txt": ("fastapi", "uvicorn", "prometheus_client"),
+    "requirements.txt": ("msgspec",),
+}
 KEPT_SECONDS = 5  # that a connection is kept open between two requests
 
 
 def check_installed() -> None:
-    """Raise ValueError where a package of requirements-serve.txt is missing."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"serve.py needs {', '.join(missing)}; python -m pip install -r requirements-serve.txt"
-        )
+    """Raise ValueError where a package is missing, with the file that lists it."""
+    for file, names in PACKAGES.items():
+        missing = [name for name in names if find_spec(name) is None]
+        if missing:
+            raise ValueError(
+                f"serve.py needs {', '.join(missing)}; python -m pip install -r {file}"
+            )
 
 
 def run_server(

@@ -110,6 +110,8 @@ class Service:
         return self.measured.mrr if has_all else self.measured.mrr_pooled
 
     def _lost(self) -> None:
+        if not self.is_ready:  # it is known
+            return
         log.error("the model's process has ended; it is started again")
         self.is_ready = False
         self.metrics.ready.set(0)
@@ -118,6 +120,7 @@ class Service:
     async def _keep_loaded(self) -> None:
         failed = 0
         while True:
+            self.batches.start += 1
             self._ended.clear()
             await asyncio.sleep(RESTART_SECONDS[min(failed, len(RESTART_SECONDS) - 1)])
             self.metrics.starts.inc()

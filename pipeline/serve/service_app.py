@@ -93,10 +93,10 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         work = Work("encode", pixels, patches=asked.return_patches)
         done = await service.ask(work, request.receive)
         service.answered["encode"] += 1
-        return _answer(
+        return await _answer(
             spec,
-            z_cls=_numbers(done.pooled),
-            z_patches=_numbers(done.patches),
+            z_cls=done.pooled,
+            z_patches=done.patches,
             latent_dim=spec.latent_dim,
             model_variant=spec.model_variant,
         )
@@ -108,10 +108,10 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         actions = actions_of(spec, [asked.aug_params], "aug_params")
         done = await rollout_of(request, spec, asked, actions)
         service.answered["predict"] += 1
-        return _answer(
+        return await _answer(
             spec,
-            z_cls_pred=_numbers(done.pooled[0]),
-            z_patches_pred=None if done.patches is None else _numbers(done.patches[0]),
+            z_cls_pred=done.pooled[0],
+            z_patches_pred=None if done.patches is None else done.patches[0],
             mrr=service.mrr(asked.z_patches is not None),
             uncertainty=service.uncertainty(done)[0],
         )
@@ -119,18 +119,26 @@ def _add_questions(app: FastAPI, service: Service) -> None:
     @app.post("/rollout", response_model=messages.RolloutAnswer, responses=PROBLEMS)
     async def rollout(request: Request, asked: messages.RolloutRequest) -> Response:
         """Predict the latents after each of several steps."""
-        spec = begin(request, "predict")
-        longest = service.config.max_steps
+        spec, config = begin(request, "predict"), service.config
+        longest = config.max_steps
         if len(asked.aug_seq) > longest:
             raise Refused(422, f"aug_seq has {len(asked.aug_seq)} steps, and at most {longest}")
+        patches = 0 if asked.z_patches is None else spec.num_patches * spec.dim
+        size, most = len(asked.aug_seq) * (spec.latent_dim + patches), config.max_answer_numbers
+        if size > most:
+            raise Refused(
+                422,
+                f"{len(asked.aug_seq)} steps of {spec.latent_dim + patches} numbers are {size}, "
+                f"and an answer has at most {most}; ask for fewer steps",
+            )
         actions = actions_of(spec, asked.aug_seq, "aug_seq")
         done = await rollout_of(request, spec, asked, actions)
         service.answered["rollout"] += 1
         mrr = service.mrr(asked.z_patches is not None)
-        return _answer(
+        return await _answer(
             spec,
-            z_cls_seq=_numbers(done.pooled),
-            z_patches_seq=_numbers(done.patches),
+            z_cls_seq=done.pooled,
+            z_patches_seq=done.patches,
             mrr_seq=[mrr, *[None] * (len(actions) - 1)],
             uncertainty_seq=service.uncertainty(done),
         )
@@ -151,7 +159,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         latents = latents_of(spec, asked.z_cls, asked.z_patches)
         done = await service.ask(Work("decode", latents), request.receive)
         image = await asyncio.to_thread(png_of, done.pooled)
-        return _answer(spec, image_b64=image)
+        return await _answer(spec, image_b64=image)
 
     @app.post("/plan", response_model=messages.PlanAnswer, responses=PROBLEMS)
     async def plan(request: Request, asked: messages.PlanRequest) -> Response:
@@ -161,6 +169,13 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         spec, most = begin(request, "plan"), service.config.max_rollouts
         if asked.budget > most:
             raise Refused(422, f"budget is {asked.budget}, and at most {most}")
+        asked_steps, most_steps = asked.steps * asked.budget, service.config.max_plan_steps
+        if asked_steps > most_steps:
+            raise Refused(
+                422,
+                f"steps x budget is {asked.steps} x {asked.budget} = {asked_steps}, and at most "
+                f"{most_steps}; lower one of them",
+            )
         frames = [
             await frame(text, name, spec)
             for text, name in (
@@ -172,9 +187,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             "plan", np.stack(frames), steps=asked.steps, rollouts=asked.budget, seed=asked.seed
         )
         done = await service.ask(work, request.receive)
-        return _answer(
-            spec, actions=_numbers(done.pooled), cost=done.cost, start_cost=done.start_cost
-        )
+        return await _answer(spec, actions=done.pooled, cost=done.cost, start_cost=done.start_cost)
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -213,15 +226,27 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type=service.metrics.content_type)
 
 
-def _numbers(values: np.ndarray | None) -> Any:
-    """As lists; six decimals, which is more than float32 has of a number above 16."""
-    return None if values is None else np.round(values.astype(np.float64), 6).tolist()
-
-
-def _answer(spec: RunSpec, **fields: Any) -> Response:
-    content = msgspec.json.encode(fields | {"timestamp": round(time.time(), 3)})
+async def _answer(spec: RunSpec, **fields: Any) -> Response:
+    """Numbers are written in a thread, so that others are answered meanwhile."""
+    content = await asyncio.to_thread(_json, fields | {"timestamp": round(time.time(), 3)})
     marks = {"X-Latent-Spec": spec.latent_spec, "X-Model-Id": spec.model_id}
     return Response(content, media_type="application/json", headers=marks)
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(
+        {name: _numbers(v) if isinstance(v, np.ndarray) else v for name, v in fields.items()}
+    )
+
+
+def _numbers(values: np.ndarray) -> msgspec.Raw:
+    """As lists; six decimals, which is more than float32 has of a number above 16.
+
+    Row by row: one call of NumPy's or msgspec's lets no other thread run.
+    """
+    if values.ndim > 1:
+        return msgspec.Raw(b"[" + b",".join(bytes(_numbers(row)) for row in values) + b"]")
+    return msgspec.Raw(msgspec.json.encode(np.round(values.astype(np.float64), 6).tolist()))
 
 
 def _problem(status: int, detail: str, retry_after: int = 0) -> Response:

@@ -44,3 +44,7 @@ class ServiceConfig(ListenConfig):
     """Steps of a rollout."""
     max_rollouts: Annotated[int, Range(1, 10**7)] = 20_000
     """Candidate sequences that a plan may try."""
+    max_plan_steps: Annotated[int, Range(1, 10**10)] = 500_000
+    """Steps that a plan may predict, its steps times its budget."""
+    max_answer_numbers: Annotated[int, Range(1, 10**9)] = 2_000_000
+    """Numbers of a rollout's answer, of all its steps, patches included."""

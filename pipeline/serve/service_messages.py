@@ -94,7 +94,7 @@ class EncodeAnswer(BaseModel):
 UNCERTAINTY = (
     "Percentile, from 0 to 100, among held-out predictions as far ahead: how far the prediction "
     "moves when its start is moved by as much as the model errs in one step. Null where that was "
-    "not measured."
+    "not measured, and of predictions from a z_cls that is a mean, without z_patches."
 )
 MRR = (
     "Mean reciprocal rank of this run's predictions among 256, on held-out images, from what was "

@@ -11,6 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from data.shards.build_info import NoShards, rebuild_command
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -20,6 +22,8 @@ def followed(config: Any, stage: str) -> Iterator[None]:
     if int(os.environ.get("RANK", "0")):  # of several processes the first one does
         yield
         return
+    if not config.run.is_dir():  # as the stage itself says it
+        raise NoShards(config.run / "shards", rebuild_command(config.run / "shards"))
     words = [str(config.run.resolve()), "--port", str(config.live), "--parent", str(os.getpid())]
     totals = [f"{name}={steps}" for name, steps in steps_of(config, stage).items()]
     with subprocess.Popen(

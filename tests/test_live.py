@@ -5,12 +5,14 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,8 @@ from PIL import Image
 
 import train_controller
 import train_dynamics
+from data.shards.build_info import NoShards
+from evaluation.live import __main__ as live
 from evaluation.live.__main__ import Config, Handler, Server, main
 from evaluation.live.run_log import RunLog, StageLog, duration
 from pipeline.live_page import ROOT, followed, steps_of
@@ -142,6 +146,58 @@ def test_nothing_else_of_the_disk_is_served(run: Path, path: str):
         assert ask(port, path)[0] == 404
 
 
+def test_one_slow_visitor_holds_no_lock(run: Path, monkeypatch: pytest.MonkeyPatch):
+    answered = []
+    answer = Handler._answer
+
+    def noted(self: Handler, *words: Any) -> None:
+        answered.append(Handler.lock.locked())
+        answer(self, *words)
+
+    monkeypatch.setattr(Handler, "_answer", noted)
+    with serving(run, ServerConfig(port=0)) as port:
+        ask(port, "/image?stage=dynamics&name=rollout&step=20")
+        ask(port, "/image?stage=dynamics&name=none&step=20")
+        ask(port, "/now")
+    assert answered == [False] * 3
+
+
+def test_silent_visitors_are_closed_and_no_more_than_some_are_let_in(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(live, "MOST_CONNECTIONS", 2)
+    with serving(run, ServerConfig(port=0)) as port, ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(socket.create_connection(("127.0.0.1", port)))
+        with pytest.raises((OSError, http.client.HTTPException)):
+            ask(port, "/now")
+    assert Handler.timeout == live.PATIENCE == 10
+    monkeypatch.setattr(Handler, "timeout", 0.2)
+    with (
+        serving(run, ServerConfig(port=0)) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=20) as silent,
+    ):
+        assert silent.recv(1) == b""
+        assert ask(port, "/now")[0] == 200  # its place is free again
+
+
+def test_a_visitor_who_leaves_is_not_reported_and_a_fault_of_ours_is(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+):
+    def left(*_: Any) -> None:
+        raise ConnectionResetError("it has left")
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("ours")
+
+    for problem, said in ((left, ""), (broken, "RuntimeError: ours")):
+        monkeypatch.setattr(Handler, "do_GET", problem)
+        with serving(run, ServerConfig(port=0)) as port, pytest.raises(http.client.HTTPException):
+            ask(port, "/now")
+        error = capfd.readouterr().err
+        assert said in error if said else not error
+
+
 def test_another_name_of_this_machine_is_refused_and_a_key_is_asked_for(run: Path):
     with serving(run, ServerConfig(port=0)) as port:
         assert ask(port, "/now", Host="elsewhere.example")[0] == 421
@@ -185,6 +241,13 @@ def test_the_page_shows_it_and_asks_with_its_key(run: Path):
         assert "step 20" in page.inner_text("#images figcaption")  # who looks back is left there
         page.set_viewport_size({"width": 320, "height": 640})
         assert page.evaluate("document.documentElement.scrollWidth") <= 320
+        write_log(run / "controller" / "bc", range(3))
+        (run / "controller" / "bc" / "images").mkdir()
+        shown.save(run / "controller" / "bc" / "images" / "actions-000002.png")
+        os.utime(run / "dynamics" / "log.jsonl", (1.0, 1.0))
+        until(page, lambda: "controller/bc" in page.inner_text("#title"))
+        until(page, lambda: "actions" in page.inner_text("#images"))
+        assert "rollout" not in page.inner_text("#images")  # which is of the stage before
     with serving(run, config) as port, launched() as browser, visits(browser) as visit:
         page = visit(f"http://127.0.0.1:{port}/")
         until(page, lambda: "the key is another one" in page.inner_text("#state"))
@@ -197,6 +260,28 @@ def test_the_page_shows_it_and_asks_with_its_key(run: Path):
 class Stage:
     run: Path
     live: int
+
+
+def test_no_line_of_a_page_waits_for_a_stage_that_reads_none(run: Path):
+    words = ["-m", "evaluation.live", str(run), "--port", "0", "--parent", str(os.getpid())]
+    with subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as page:
+        assert page.stdout is not None and page.stderr is not None
+        try:
+            assert page.stdout.readline().startswith(b"live: http://")
+            assert select.select([page.stderr], [], [], 20)[0]  # at its end, as nobody writes there
+            assert page.stderr.read() == b"" and page.poll() is None
+        finally:
+            page.terminate()
+
+
+def test_a_run_that_is_not_there_is_told_as_by_the_stage(tmp_path: Path):
+    told = (
+        r"nowhere.shards holds no shards; make them with: python preprocess.py .* --run .*nowhere"
+    )
+    with pytest.raises(NoShards, match=told), followed(Stage(tmp_path / "nowhere", 1), "dynamics"):
+        pytest.fail("it trained")
 
 
 def test_a_stage_is_followed_until_it_ends(run: Path, capfd: Any):

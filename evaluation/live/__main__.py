@@ -14,6 +14,7 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 
 import json
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +35,8 @@ PAGE = Path(__file__).parent / "page"
 TYPES = {"index.html": "text/html", "live.js": "text/javascript", "live.css": "text/css"}
 NICENESS = 10  # the training goes first
 WATCHED = 2.0  # seconds between two looks at the parent
+PATIENCE = 10.0  # seconds for a visitor's next bytes
+MOST_CONNECTIONS = 64  # a browser opens six
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ def main(config: Config) -> None:
     os.nice(NICENESS)
     print(f"live: {address(config.server, listening)}", flush=True)
     if config.parent:
+        with open(os.devnull, "w") as nothing:  # the stage has read its line, and reads no more
+            os.dup2(nothing.fileno(), 2)
         threading.Thread(target=_end_with, args=(config.parent, server), daemon=True).start()
     try:
         server.serve_forever()
@@ -96,12 +101,36 @@ class Server(ThreadingHTTPServer):
         super().__init__(listening.getsockname()[:2], handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listening
+        self.free = threading.BoundedSemaphore(MOST_CONNECTIONS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread; close at once what is one connection too many."""
+        if not self.free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self.free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong, unless it is a visitor who has left."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
     """Files of the page, and what it asks for, which is all that a key protects."""
 
     protocol_version = "HTTP/1.1"
+    timeout = PATIENCE
     lock = threading.Lock()  # logs are read by one request at a time
 
     def __init__(self, log: RunLog, config: ServerConfig, *connection: Any) -> None:
@@ -120,21 +149,17 @@ class Handler(BaseHTTPRequestHandler):
         if not knows(self.config, self.headers.get("x-key", "")):
             return self._answer(403, b"the key is another one", "text/plain")
         given = {key: values[-1] for key, values in query.items()}
-        with self.lock:
+        wanted = given.get("stage", "")
+        with self.lock:  # not held while a slow visitor takes the answer
             stages = self.log.stages()
             if name == "image":
-                return self._image(stages.get(given.get("stage", "")), given)
-            wanted = given.get("stage", "")
-            answer = now(stages, wanted if wanted in stages else next(iter(stages), ""))
-        self._answer(200, json.dumps(answer).encode(), "application/json")
-
-    def _image(self, stage: StageLog | None, given: dict[str, str]) -> None:
-        step = given.get("step", "")
-        number = int(step) if step.isdigit() and len(step) < 12 else -1
-        path = stage.image(given.get("name", ""), number) if stage is not None else None
-        if path is None:
+                kind, content = "image/png", read_image(stages.get(wanted), given)
+            else:
+                shown = wanted if wanted in stages else next(iter(stages), "")
+                kind, content = "application/json", json.dumps(now(stages, shown)).encode()
+        if content is None:
             return self._answer(404, b"there is no such image", "text/plain")
-        self._answer(200, path.read_bytes(), "image/png")
+        self._answer(200, content, kind)
 
     def _answer(self, status: int, content: bytes, kind: str) -> None:
         self.send_response(status)
@@ -147,6 +172,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *words: Any) -> None:
         """The training's own lines are what its terminal is for."""
+
+
+def read_image(stage: StageLog | None, given: dict[str, str]) -> bytes | None:
+    """The PNG of a stage that a request names; None where there is none."""
+    step = given.get("step", "")
+    number = int(step) if step.isdigit() and len(step) < 12 else -1
+    path = stage.image(given.get("name", ""), number) if stage is not None else None
+    return path.read_bytes() if path is not None else None
 
 
 def now(stages: dict[str, StageLog], name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.io.files import writable_folder
+from data.io.files import parse_json, writable_folder
 from data.ranges import MAX_SEED, CheckedConfig, Range
 from data.shards.episode_dataset import EpisodeDataset
 from models.controllers.goal_policy import GoalPolicy
+from models.dynamics.dynamics import Dynamics
 from models.world import World
 from pipeline.export.graphs import to_onnx, world_graphs
 from pipeline.export.page_starts import PageStart, page_starts
@@ -39,7 +41,9 @@ from pipeline.export.runtime_files import (
 from pipeline.inference.load_controllers import load_goal_policy
 from pipeline.inference.load_world import load_world
 
-DESCRIPTION = "world.json"
+DESCRIPTION, WORKER = "world.json", "service_worker.js"
+PACKED = ("step", "decode", "encode", "policy", "runtime", "starts")
+NAMES = {DESCRIPTION, WORKER, SCRIPT, *PAGE_FILES, *(f"{name}.bin" for name in PACKED)}
 MOST_BUTTONS = 9  # actions that a digit gives
 DTYPES = {torch.float32: "float32", torch.int64: "int64"}
 
@@ -49,7 +53,7 @@ class Config(CheckedConfig):
     run: Path = Path("runs/pusht")
     """Folder of the run."""
     out: Path = Path("site")
-    """Folder of the page; an earlier page there is replaced."""
+    """Folder of the page; the files of an earlier page there are replaced, and all else is kept."""
     num_starts: Annotated[int, Range(1, 1000)] = 8
     """Starts to choose from, of the test split."""
     goal_offset: Annotated[int, Range(1, 10**4)] = 50
@@ -88,7 +92,7 @@ def main(config: Config) -> None:
     description = describe(config, world, policy, starts) | {"parity": asdict(differences)}
     description["files"] = {name: len(content) for name, content in files.items()}
     files[DESCRIPTION] = json.dumps(description).encode()
-    files["service_worker.js"] = service_worker(files)
+    files[WORKER] = service_worker(files)
     write(config.out, files)
     size = sum(map(len, files.values()))
     print(
@@ -100,12 +104,31 @@ def main(config: Config) -> None:
 
 
 def check_out(out: Path) -> None:
-    """Raise ValueError for a folder with something else than an earlier page."""
-    if out.exists() and not (
-        out.is_dir() and (not any(out.iterdir()) or (out / DESCRIPTION).exists())
-    ):
+    """Raise ValueError for a folder in which there is no earlier page, or in which a file of the
+    page would replace another.  Hidden files, such as .git, may be there."""
+    writable_folder(out.resolve().parent, "--out")
+    if not out.exists():
+        return
+    own = own_files(out) if out.is_dir() else set()
+    if not own and (not out.is_dir() or any(p.name[0] != "." for p in out.iterdir())):
         raise ValueError(f"{out} is there, and is no exported page; choose another --out")
-    writable_folder(out.absolute().parent, "--out")
+    for name in sorted(NAMES - own):
+        if os.path.lexists(out / name):
+            raise ValueError(
+                f"{out / name} is not of the page that was exported there, and would be replaced; "
+                f"move it away, or choose another --out"
+            )
+    writable_folder(out, "--out")
+
+
+def own_files(out: Path) -> set[str]:
+    """Names of the files of the page in a folder; none where there is no page."""
+    try:
+        listed = {*parse_json((out / DESCRIPTION).read_bytes())["files"], DESCRIPTION, WORKER}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    # the names are read from a file: none may lead elsewhere
+    return {name for name in listed if Path(name).name == name and (out / name).is_file()}
 
 
 def check_world(world: World, run: Path) -> None:
@@ -123,6 +146,9 @@ def check_world(world: World, run: Path) -> None:
         problem = "encodes frames with their past, which the page does not keep"
     elif world.latents.kind != "continuous":
         problem = "has codes for latents, and the page steps vectors (--preset keypoints)"
+    elif type(world.dynamics).step_packed is Dynamics.step_packed:
+        kind = type(world.dynamics).__name__
+        problem = f"has the dynamics {kind}, whose steps the page cannot run (--preset keypoints)"
     if problem:
         raise ValueError(f"{run} {problem}; play.py --browser plays it from a server")
 
@@ -176,12 +202,19 @@ def service_worker(files: dict[str, bytes]) -> bytes:
 
 
 def write(out: Path, files: dict[str, bytes]) -> None:
-    """Write all files, or none."""
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as folder:
+    """Write all files, or none; what an earlier page there has besides goes, and all else stays."""
+    out = out.resolve()
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         made = Path(folder) / "page"
         made.mkdir()
         for name, content in files.items():
             (made / name).write_bytes(content)
-        if out.exists():
-            out.rename(Path(folder) / "before")  # and goes with it
-        made.rename(out)
+        if not out.exists():
+            made.rename(out)
+            return
+        before = own_files(out)
+        # the list of its files first: where this is ended halfway, the next export finds them all
+        for name in sorted(files, key=lambda name: name != DESCRIPTION):
+            (made / name).replace(out / name)
+        for name in before - {*files}:
+            (out / name).unlink()

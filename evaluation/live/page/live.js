@@ -77,6 +77,7 @@ at("stage").addEventListener("change", () => {
 });
 
 function showImages(stage, images) {
+  for (const figure of [...at("images").children]) if (figure.dataset.stage !== stage) figure.remove();
   for (const [name, steps] of Object.entries(images)) {
     let figure = [...at("images").children].find((one) => one.dataset.name === name && one.dataset.stage === stage);
     if (!figure) {

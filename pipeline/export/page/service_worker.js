@@ -6,8 +6,8 @@ const NAME = `${self.registration.scope} ${"VERSION"}`;
 
 self.addEventListener("install", (event) => event.waitUntil((async () => {
   const cache = await caches.open(NAME);
-  // what the page has just loaded is not loaded twice
-  await cache.addAll(FILES.map((file) => new Request(file, { cache: "force-cache" })));
+  // each is asked for again: what the browser holds may be an earlier page's
+  await cache.addAll(FILES.map((file) => new Request(file, { cache: "no-cache" })));
   await self.skipWaiting();
 })()));
 

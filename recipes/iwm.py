@@ -18,8 +18,8 @@ TOKENIZER = {
     "train.eval_every": 5000,
 }
 DYNAMICS = {"model": "iwm_dynamics", "train.learning_rate": 3e-4, "train.warmup_steps": 200}
-PREDICTOR_CPU = {"model.predictor.dim": 96, "model.predictor.num_heads": 4}
-DYNAMICS_CPU = PREDICTOR_CPU | {
+TOKENIZER_PREDICTOR_CPU = {"model.predictor.dim": 96, "model.predictor.num_heads": 4}
+DYNAMICS_CPU = TOKENIZER_PREDICTOR_CPU | {
     "model.clip_length": 11,
     "train.steps": 1500,
     "train.batch_size": 16,
@@ -69,7 +69,7 @@ SIZES = {
         "preprocess_images": {"crops": 64},
         "preprocess_pusht": pusht.PREPROCESS_CPU,
         # a quarter of an hour on one core; the size of the predictor's depth comes before this one
-        "tokenizer": PREDICTOR_CPU
+        "tokenizer": TOKENIZER_PREDICTOR_CPU
         | {
             "model.patch_size": 16,
             "model.ema_decay": 0.99,

@@ -75,7 +75,8 @@ class Sessions:
     def __call__(self, name: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         session = self._sessions[name]
         outputs = [output.name for output in session.get_outputs()]
-        return dict(zip(outputs, session.run(None, inputs), strict=True))
+        values = map(np.asarray, session.run(None, inputs))
+        return dict(zip(outputs, values, strict=True))
 
 
 @torch.no_grad()

@@ -23,8 +23,9 @@ import tyro
 from data.ranges import CheckedConfig, deferred_checks
 from data.shards.build_info import NoShards
 from models.config import MethodConfig
-from pipeline import presets, startup
+from pipeline import presets
 from pipeline.empty_folders import removed_if_empty
+from pipeline.report_errors import report_errors
 
 C = TypeVar("C")
 
@@ -275,7 +276,7 @@ class Command:
 def run_cli(main: Callable[[C], None], config: type[C], stage: str | None = None) -> None:
     """Run a stage script: parse, run, and report a user's mistake in one line."""
     description = sys.modules[main.__module__].__doc__ or ""
-    _report_errors(lambda: _run(main, parse(config, stage, sys.argv[1:], description), stage))
+    report_errors(lambda: _run(main, parse(config, stage, sys.argv[1:], description), stage))
 
 
 def run_commands(commands: Mapping[str, Command], description: str) -> None:
@@ -304,7 +305,7 @@ def run_commands(commands: Mapping[str, Command], description: str) -> None:
         )
         _run(command.main, parsed, command.stage)
 
-    _report_errors(dispatch)
+    report_errors(dispatch)
 
 
 def _run(main: Callable[[C], None], parsed: Parsed[C], stage: str | None) -> None:
@@ -353,37 +354,3 @@ def _completed(problem: ValueError | OSError, parsed: Parsed[Any]) -> ValueError
     if folder is not None and problem.errno and not problem.filename:
         return ValueError(f"{problem.strerror}, in {folder} or on standard output")
     return problem
-
-
-def _report_errors(body: Callable[[], None]) -> None:
-    startup.interruptible()
-    try:
-        body()
-        sys.stdout.flush()
-    except presets.NoStage as nothing:
-        print(nothing)
-    except (ValueError, OSError, MemoryError, RuntimeError) as problem:
-        if isinstance(problem, BrokenPipeError) and startup.output_is_closed():
-            startup.end_unread()
-        line = _describe(problem)
-        if line is None or os.environ.get("DREAMSTAGE_TRACEBACK"):
-            raise
-        startup.end(1, f"error: {line}")
-    except KeyboardInterrupt:
-        startup.end_interrupted()
-
-
-def _describe(problem: Exception) -> str | None:
-    """Say in one line what a user can do something about; None for a fault of ours."""
-    text = str(problem)
-    if isinstance(problem, MemoryError) or re.search("can't allocate memory|out of memory", text):
-        found = re.search(r"allocate (\d[\d.]* \w+)", text)
-        wanted = f" ({found[1]} at once)" if found else ""
-        return f"there is not enough memory{wanted}; give a smaller size or batch, or fewer workers"
-    if isinstance(problem, RuntimeError):
-        return None
-    if isinstance(problem, BrokenPipeError):
-        return f"{problem.strerror}: another process of this command has ended"
-    if isinstance(problem, OSError) and problem.errno and not problem.filename:
-        return f"{problem.strerror}, on standard output"
-    return text

@@ -7,6 +7,7 @@ number of processes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,8 @@ def shard(loss_module: nn.Module, units: list[nn.Module], device: torch.device) 
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # a layer also gives keys and values, which are views; nothing writes into them
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     _broadcast([*loss_module.parameters(), *loss_module.buffers()])
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     frozen = {p for p in loss_module.parameters() if not p.requires_grad}

@@ -11,7 +11,7 @@
 # make demo DEMOS=PATH PERTURB=16 PRESET=keypoints RUN=runs/pusht            full size, on a GPU
 #
 # make task DEMOS=PATH    an hour on 2 cores: from human demonstrations to the table of the Push-T task
-#     (docs/task.md): a world from nothing, what the task costs, the policies, 500 episodes of each.
+#     (docs/concepts/task.md): a world from nothing, what the task costs, the policies, 500 episodes of each.
 #     EPISODES=100 plays fewer, PERTURB=K makes other copies than 12
 # make task DEMOS=PATH PERTURB=0 PRESET="keypoints debug" EPISODES=2 RUN=runs/try    tries it
 #
@@ -71,7 +71,7 @@ demo: $(INSTALLED)
 
 task: $(INSTALLED)
 	@[ -n "$(DEMOS)" ] || { echo "error: make task needs human demonstrations, and DEMOS is empty;" \
-	  "give DEMOS=PATH, a zarr folder, zip or npz (docs/preprocess.md)" >&2; exit 1; }
+	  "give DEMOS=PATH, a zarr folder, zip or npz (docs/reference/preprocess.md)" >&2; exit 1; }
 	$(PYTHON) preprocess.py pusht --run $(TASK_RUN) --preset $(TASK_PRESET) --demos $(DEMOS) \
 	  --perturb $(TASK_PERTURB)
 	$(PYTHON) train_tokenizer.py --run $(TASK_RUN)

@@ -189,7 +189,7 @@ def test_commands_are_found_where_pages_show_them(tmp_path: Path):
 
 def test_the_comments_of_the_makefile_are_commands_that_it_knows():
     shown = re.findall(r"^# (make .*?)(?: {4}.*)?$", MAKEFILE, re.MULTILINE)
-    assert len(shown) == 8
+    assert len(shown) == 10
     for command in shown:
         check_make(shlex.split(command)[1:])
 

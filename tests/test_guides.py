@@ -11,9 +11,10 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -84,7 +85,8 @@ class Guides:
         text = text_of(page)
         for before in re.findall(r"<!-- after: (\S+) -->", text):
             self.run(before)
-        names: dict[str, Any] = {"__name__": page}
+        module = types.ModuleType("guide")  # dataclasses look for the module that they are in
+        sys.modules["guide"] = module
         for language, title, block in BLOCK.findall(text):
             if language == "bash":
                 for line in block.replace("\\\n", " ").splitlines():
@@ -93,7 +95,7 @@ class Guides:
             elif title:
                 (self.folder / title).write_text(block)
             else:
-                exec(compile(block, page, "exec"), names)
+                exec(compile(block, page, "exec"), vars(module))
         self.done.add(page)
 
 

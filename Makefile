@@ -11,9 +11,12 @@
 # make demo DEMOS=PATH PERTURB=16 PRESET=keypoints RUN=runs/pusht            full size, on a GPU
 #
 # make task DEMOS=PATH    an hour on 2 cores: from human demonstrations to the table of the Push-T task
-#     (docs/task.md): a world from nothing, what the task costs, the policies, 500 episodes of each.
+#     (docs/concepts/task.md): a world from nothing, what the task costs, the policies, 500 episodes of each.
 #     EPISODES=100 plays fewer, PERTURB=K makes other copies than 12
 # make task DEMOS=PATH PERTURB=0 PRESET="keypoints debug" EPISODES=2 RUN=runs/try    tries it
+#
+# make docs    install, then build the site strictly, in build/site
+# make docs-play    the page of the committed world that the site then carries; it needs npm
 #
 # A second call resumes an interrupted demo, task or loop; each stage that is finished says so.
 
@@ -27,6 +30,7 @@ PYTHON := .venv/bin/python
 PIP_INSTALL := $(if $(shell command -v uv),uv pip install --python $(PYTHON),$(PYTHON) -m pip install)
 INSTALLED := .venv/installed
 TESTABLE := .venv/installed-test
+DOCUMENTABLE := .venv/installed-docs
 
 # A run remembers its presets. A PRESET on the command line goes to every stage all the same.
 GIVEN := $(if $(filter file,$(origin PRESET)),,--preset $(PRESET))
@@ -52,7 +56,7 @@ TASK_METHODS := task_cost canonical_policy distilled_policy
 TASK_POLICIES := best_of_n distilled_policy canonical_policy random
 EPISODES ?= 500
 
-.PHONY: demo task dreamer test install install-test
+.PHONY: demo task dreamer test docs docs-play install install-test
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -71,7 +75,7 @@ demo: $(INSTALLED)
 
 task: $(INSTALLED)
 	@[ -n "$(DEMOS)" ] || { echo "error: make task needs human demonstrations, and DEMOS is empty;" \
-	  "give DEMOS=PATH, a zarr folder, zip or npz (docs/preprocess.md)" >&2; exit 1; }
+	  "give DEMOS=PATH, a zarr folder, zip or npz (docs/reference/preprocess.md)" >&2; exit 1; }
 	$(PYTHON) preprocess.py pusht --run $(TASK_RUN) --preset $(TASK_PRESET) --demos $(DEMOS) \
 	  --perturb $(TASK_PERTURB)
 	$(PYTHON) train_tokenizer.py --run $(TASK_RUN)
@@ -125,6 +129,16 @@ test: $(TESTABLE)
 	$(PYTHON) -m pytest tests/test_window.py
 	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/test_window.py
 
+# Strict: a broken link, a page outside of the nav and an undocumented public name end it.
+docs: $(DOCUMENTABLE)
+	$(PYTHON) docs/make/build_site.py
+
+docs-play: $(DOCUMENTABLE)
+	@$(PIP_INSTALL) --quiet --requirement requirements-web.txt
+	[ -e node_modules/onnxruntime-web ] || \
+	  npm install --no-save --no-audit --no-fund --ignore-scripts onnxruntime-web@1.30.0
+	$(PYTHON) -m pipeline.export web --run $(CHECKPOINT) --out build/play
+
 install: $(INSTALLED)
 install-test: $(TESTABLE)
 
@@ -143,6 +157,10 @@ $(INSTALLED): requirements.txt requirements-serve.txt
 	@$(PYTHON) -c 'import cv2' 2>/dev/null || \
 	  echo "note: OpenCV lacks a system library, which preprocess.py vpt needs; on Debian and Ubuntu:" \
 	    "apt-get install libgl1 libglib2.0-0" >&2
+	@touch $@
+
+$(DOCUMENTABLE): $(INSTALLED) requirements-docs.txt
+	@$(PIP_INSTALL) --quiet --requirement requirements-docs.txt
 	@touch $@
 
 $(TESTABLE): $(INSTALLED) requirements-test.txt

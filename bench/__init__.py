@@ -1,1 +1,1 @@
-"""What dreamstage is measured against: `python -m bench` (docs/bench.md)."""
+"""What dreamstage is measured against: `python -m bench` (docs/reference/bench.md)."""

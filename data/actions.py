@@ -81,6 +81,7 @@ class ActionSpec:
 
     @property
     def factor_sizes(self) -> tuple[int, ...]:
+        """Choices of each factor."""
         return tuple(len(factor.labels) for factor in self.factors)
 
     def unravel(self, codes: Codes) -> Codes:

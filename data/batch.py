@@ -54,5 +54,6 @@ class Batch:
         return self.map(lambda values: values[low:high])
 
     def to(self, device: torch.device | str) -> Batch:
+        """Move each field to a device."""
         wait = torch.device(device).type != "cuda"  # nothing in a step may wait for the GPU
         return self.map(lambda values: values.to(device, non_blocking=not wait))

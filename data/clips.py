@@ -31,6 +31,7 @@ class Clip:
     states: Tensor | None  # (T, S) float32
 
     def to(self, device: torch.device | str) -> Clip:
+        """Move each field to a device."""
         return self.map(lambda values: values.to(device, non_blocking=True))
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Clip:
@@ -88,6 +89,7 @@ class Clips(Dataset):
 
     @property
     def image_size(self) -> tuple[int, int]:
+        """Height and width of a frame, in pixels."""
         return self.dataset.image_size
 
     def __len__(self) -> int:

@@ -150,7 +150,7 @@ class Config(CheckedConfig):
     """Processes of simulators; 0 is one for each core."""
     compile: bool = False
     """Compile the world's steps, on a CPU: a minute or two the first time, and other last digits;
-    for many pairs (docs/evaluate.md)."""
+    for many pairs (docs/reference/evaluate.md)."""
     device: DeviceOption = "auto"
     """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
     kernels: Backend = "auto"

@@ -231,6 +231,7 @@ class SingleWorldEnv(gymnasium.Env):
 
 
 def observation_space(world: World, obs_type: ObsType) -> spaces.Box:
+    """The gymnasium space of an observation: frames (H, W, 3), or latents."""
     height, width = world.image_size
     if obs_type == "frames":
         return spaces.Box(0, 255, (height, width, 3), np.uint8)
@@ -241,6 +242,7 @@ def observation_space(world: World, obs_type: ObsType) -> spaces.Box:
 
 
 def action_space(spec: ActionSpec) -> spaces.Box | spaces.Discrete:
+    """The gymnasium space of a step's action, in the environment's units."""
     if spec.kind == "discrete":
         return spaces.Discrete(spec.size)
     return spaces.Box(np.array(spec.low, np.float32), np.array(spec.high, np.float32))

@@ -47,6 +47,7 @@ class Part(nn.Module):
         self.call = call
 
     def forward(self, *inputs: Any) -> Any:
+        """What the part computes, by the same arguments."""
         return self.call(*inputs)
 
 

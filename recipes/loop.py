@@ -1,4 +1,4 @@
-"""Small tasks of gymnasium, learned in rounds of collecting and training (docs/gymnasium.md).
+"""Small tasks of gymnasium, learned in rounds (docs/how-to/gymnasium.md).
 
 It stands behind `dreamer`: frames of 32 pixels, a small world, short clips, and an actor-critic
 that is held to nothing that was recorded.

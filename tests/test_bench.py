@@ -1,4 +1,4 @@
-"""`python -m bench` as it is run: a table, bench.json with the keys of docs/bench.md."""
+"""`python -m bench` as it is run: a table, bench.json with the keys of docs/reference/bench.md."""
 
 import json
 import os

@@ -44,9 +44,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 HISTORY = [ROOT / "CHANGELOG.md", *ROOT.glob("docs/log/*.md")]  # commands of their own day
 GUIDES = [
     *(page for page in ROOT.glob("*.md") if page not in HISTORY),
-    *ROOT.glob("docs/*.md"),
-    *ROOT.glob("docs/how-to/*.md"),
-    *ROOT.glob("docs/tutorial/*.md"),
+    *(page for page in sorted(ROOT.glob("docs/**/*.md")) if page not in HISTORY),
     *ROOT.glob("recipes/*.md"),
     *ROOT.glob("checkpoints/*/README.md"),
 ]
@@ -191,7 +189,7 @@ def test_commands_are_found_where_pages_show_them(tmp_path: Path):
 
 def test_the_comments_of_the_makefile_are_commands_that_it_knows():
     shown = re.findall(r"^# (make .*?)(?: {4}.*)?$", MAKEFILE, re.MULTILINE)
-    assert len(shown) == 8
+    assert len(shown) == 10
     for command in shown:
         check_make(shlex.split(command)[1:])
 
@@ -326,7 +324,7 @@ def test_a_dead_link_is_found(tmp_path: Path, link: str):
 
 def test_there_are_pages_of_every_kind():
     names = {page_name(page) for page in [*GUIDES, *HISTORY]}
-    assert {"README.md", "docs/play.md", "recipes/README.md"} <= names
+    assert {"README.md", "docs/reference/play.md", "recipes/README.md"} <= names
     for folder in ("docs/log/", "docs/how-to/", "docs/tutorial/", "checkpoints/pusht-goals/"):
         assert any(name.startswith(folder) for name in names), folder
 
@@ -369,7 +367,7 @@ def test_the_python_of_the_readme_works(monkeypatch: pytest.MonkeyPatch):
 def test_the_python_of_the_play_page_works(tmp_path: Path):
     write_toy_shards(tmp_path / "shards", episodes=6)
     write_run(tmp_path, EpisodeDataset(tmp_path / "shards"))
-    blocks = python_blocks(ROOT / "docs/play.md")
+    blocks = python_blocks(ROOT / "docs/reference/play.md")
     assert len(blocks) == 2
     names: dict[str, Any] = {}
     exec("".join(blocks).replace("runs/demo", str(tmp_path)), names)

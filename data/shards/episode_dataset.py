@@ -66,12 +66,15 @@ class EpisodeDataset:
         return field in self.headers[0].fields
 
     def episodes(self, split: Split) -> list[int]:
+        """Numbers of the episodes of a split."""
         return np.flatnonzero(self.splits == SPLITS.index(split)).tolist()
 
     def length(self, episode: int) -> int:
+        """Frames of an episode."""
         return int(self.lengths[episode])
 
     def source(self, episode: int) -> int:
+        """Id of the source of an episode, such as the demonstration."""
         return int(self.sources[episode])
 
     def read(self, episode: int, field: str, start: int = 0, stop: int | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Take the picture of the page in docs/browser.md: the planner plays, the simulator beside it.
+"""Take the picture in docs/how-to/play-in-a-browser.md: the planner plays, the simulator beside it.
 
 Reads   checkpoints/pusht-goals.
 Writes  docs/images/browser.png.

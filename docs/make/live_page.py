@@ -1,4 +1,4 @@
-"""Take the pictures of the page of --live in docs/live.md, and of a report in docs/evaluate.md.
+"""Take the pictures of the page of --live in docs/how-to/follow-a-training.md, and of a report.
 
 Reads   RUN, a run that was trained, and another that was evaluated, or the same; they are not
         changed.

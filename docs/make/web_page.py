@@ -1,4 +1,4 @@
-"""Take the picture of the exported page in docs/web.md: a race against the planner.
+"""Take the picture in docs/how-to/export-a-page.md: a race against the planner.
 
 Reads   SITE, an exported page.
 Writes  docs/images/web.png.

@@ -16,6 +16,8 @@ from data.ranges import CheckedConfig, Range
 
 @dataclass(frozen=True)
 class Sampling(CheckedConfig):
+    """How a code is drawn from the probabilities that a model predicts."""
+
     temperature: Annotated[float, Range(0, 1000)] = 0.0
     """0 takes the likeliest code; 1 samples from the model's probabilities."""
     top_k: Annotated[int, Range(0, 2**20)] = 0

@@ -35,6 +35,8 @@ Proposer = Literal["auto", "flow_policy", "distilled_policy", "canonical_policy"
 
 @dataclass(frozen=True)
 class BestOfNConfig(CheckedConfig):
+    """Settings of the search among chunks of actions."""
+
     proposer: Proposer = "auto"
     """Whose chunks are compared: those of the flow policy, of the canonical one, or of the student,
     the first that is there, and of one that knows other goals where there are others; or of the one
@@ -72,6 +74,7 @@ class Noise:
     """(B, N, H, A), to the candidates."""
 
     def to(self, device: torch.device) -> Noise:
+        """Move all of it to a device."""
         later = [noise.to(device) for noise in self.later]
         return Noise(self.candidates.to(device), later, self.added.to(device))
 

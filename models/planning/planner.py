@@ -39,6 +39,8 @@ MAX_LEVEL = 4
 
 @dataclass(frozen=True)
 class PlannerConfig(CheckedConfig):
+    """Settings of a search over sequences of continuous actions."""
+
     method: Literal["cem", "mppi", "gradient", "shooting"] = "cem"
     num_samples: Annotated[int, Range(1, 10**6)] = 300
     """Candidates per iteration."""

@@ -32,6 +32,7 @@ class LatentSpec:
 
     @property
     def num_patches(self) -> int:
+        """Places of the grid."""
         return self.grid[0] * self.grid[1]
 
     @property

@@ -16,6 +16,8 @@ from pipeline.client.errors import BadAnswer
 
 @dataclass(frozen=True)
 class Encoded:
+    """An image as latents: pooled, and by patches where they were asked for."""
+
     z_cls: np.ndarray  # (E,) float32
     z_patches: np.ndarray | None  # (P, D) float32
     timestamp: float
@@ -26,6 +28,8 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Predicted:
+    """Latents after one step."""
+
     z_cls: np.ndarray  # (E,) float32
     z_patches: np.ndarray | None  # (P, D) float32
     mrr: float | None
@@ -36,6 +40,8 @@ class Predicted:
 
 @dataclass(frozen=True)
 class RolledOut:
+    """Latents after each of k steps."""
+
     z_cls: np.ndarray  # (k, E) float32
     z_patches: np.ndarray | None  # (k, P, D) float32
     mrr: list[float | None]
@@ -46,6 +52,8 @@ class RolledOut:
 
 @dataclass(frozen=True)
 class Planned:
+    """Actions towards a goal, and what they and the start cost."""
+
     actions: np.ndarray  # (T, A) float32
     cost: float
     start_cost: float | None
@@ -54,6 +62,8 @@ class Planned:
 
 @dataclass(frozen=True)
 class Health:
+    """Whether the service lives, and how often it was asked."""
+
     status: str
     model_loaded: bool
     model_variant: str | None
@@ -66,6 +76,8 @@ class Health:
 
 @dataclass(frozen=True)
 class Spec:
+    """What the run has, and what was measured of it."""
+
     spec: Mapping[str, Any]
     """Sizes, actions, what the run cannot do (pipeline/serve/run_spec.py)."""
     measured: Mapping[str, Any] | None = field(default=None)

@@ -40,6 +40,7 @@ class AsyncLatentClient:
         )
 
     async def health(self) -> Health:
+        """Whether the service lives; always cheap, without a key."""
         return await self._ask(calls.health())
 
     async def spec(self) -> Spec:
@@ -77,6 +78,7 @@ class AsyncLatentClient:
         return await self._ask(calls.plan(image, goal, steps, budget, seed), timeout)
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:

@@ -52,6 +52,8 @@ class Vision(Protocol):
 
 @dataclass
 class VisionState:
+    """What was seen last; the attributes of `Vision`, to begin with."""
+
     vision_core_latent: np.ndarray | None = None  # (E,) float32, of the last frame
     vision_core_latent_prev: np.ndarray | None = None  # (E,) float32, of the one before it
     vision_prediction_surprise: float | None = None
@@ -92,6 +94,7 @@ class Perception:
 
     @property
     def dropped_rate(self) -> float:
+        """Share of frames that came while another was under way."""
         return self.dropped_frames / max(1, self.total_frames)
 
     async def process_frame(

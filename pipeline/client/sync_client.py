@@ -40,6 +40,7 @@ class LatentClient:
         )
 
     def health(self) -> Health:
+        """Whether the service lives; always cheap, without a key."""
         return self._ask(calls.health())
 
     def spec(self) -> Spec:
@@ -75,6 +76,7 @@ class LatentClient:
         return self._ask(calls.plan(image, goal, steps, budget, seed), timeout)
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> Self:

@@ -108,7 +108,8 @@ class Config(CheckedConfig):
     cuda_graph: bool = False
     """Replay each step, and each search, as one CUDA graph."""
     int8: bool = False
-    """Hold the dynamics' weights in 8 bits, on a CPU: for large ones; less exact (docs/play.md)."""
+    """Hold the dynamics' weights in 8 bits, on a CPU: for large ones; less exact
+    (docs/reference/play.md)."""
     device: DeviceOption = "auto"
     """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
     kernels: Backend = "auto"

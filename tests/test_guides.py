@@ -1,0 +1,128 @@
+"""Tutorials and how-to pages: their blocks run, one after another, at the size debug.
+
+Of a page, ```bash blocks run as commands and ```python blocks as one program, or are written to a
+file where they have a title. A size in --preset becomes debug. `<!-- after: PAGE -->` names the page
+whose runs it goes on with. Blocks without a language, and indented ones, are only parsed
+(test_readme.py).
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import preprocess
+from pipeline import cli, presets
+
+ROOT = Path(__file__).parents[1]
+ELSEWHERE = {  # pages whose blocks have tests of their own
+    "how-to/add-a-method.md": "test_template.py",
+    "how-to/your-recordings.md": "test_episode_writer.py",
+    "tutorial/serve.md": "test_readme.py",
+}
+BLOCK = re.compile(r"^```(bash|python)(?: title=\"([^\"]+)\")?\n(.*?)^```", re.M | re.S)
+
+
+def text_of(page: str) -> str:
+    return (ROOT / "docs" / page).read_text()
+
+
+def guides() -> list[str]:
+    folders = ("tutorial", "how-to")
+    pages = sorted(p for folder in folders for p in (ROOT / "docs" / folder).glob("*.md"))
+    names = [str(page.relative_to(ROOT / "docs")) for page in pages]
+    return [n for n in names if n not in ELSEWHERE and BLOCK.search(text_of(n))]
+
+
+def at_debug(words: list[str]) -> list[str]:
+    """The command at the size debug: `--preset keypoints cpu` -> `--preset keypoints debug`."""
+    if "--preset" not in words:
+        return words
+    start = words.index("--preset") + 1
+    end = next((i for i in range(start, len(words)) if words[i].startswith("-")), len(words))
+    recipes = [name for name in words[start:end] if name in presets.recipe_names()]
+    return [*words[:start], *(w for name in recipes for w in (name, "debug")), *words[end:]]
+
+
+def run_command(words: list[str]) -> None:
+    """Run a command of a page in this process, as its script would."""
+    assert words[0] == "python", words
+    if words[1] == "-m":
+        module = importlib.import_module(words[2])
+        if not hasattr(module, "Config"):
+            module = importlib.import_module(f"{words[2]}.__main__")
+        module.main(cli.parse(module.Config, None, words[3:]).config)
+    elif words[1] == "preprocess.py":
+        command = preprocess.COMMANDS[words[2]]
+        parsed = cli.parse(
+            command.config, command.stage, words[3:], "", command.default_presets, words[2]
+        )
+        cli._run(command.main, parsed, command.stage)
+    else:
+        module = importlib.import_module(words[1].removesuffix(".py"))
+        stage = module.__name__.removeprefix("train_")
+        cli._run(module.main, cli.parse(module.Config, stage, words[2:]), stage)
+
+
+class Guides:
+    """Pages that were run in one folder, each once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.done: set[str] = set()
+        (folder / "checkpoints").symlink_to(ROOT / "checkpoints")
+
+    def run(self, page: str) -> None:
+        if page in self.done:
+            return
+        text = text_of(page)
+        for before in re.findall(r"<!-- after: (\S+) -->", text):
+            self.run(before)
+        module = types.ModuleType("guide")  # dataclasses look for the module that they are in
+        sys.modules["guide"] = module
+        for language, title, block in BLOCK.findall(text):
+            if language == "bash":
+                for line in block.replace("\\\n", " ").splitlines():
+                    if words := shlex.split(line, comments=True):
+                        run_command(at_debug(words))
+            elif title:
+                (self.folder / title).write_text(block)
+            else:
+                exec(compile(block, page, "exec"), vars(module))
+        self.done.add(page)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Guides:
+    return Guides(tmp_path_factory.mktemp("guides"))
+
+
+@pytest.fixture
+def run_in(shared: Guides, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guides]:
+    monkeypatch.chdir(shared.folder)
+    monkeypatch.syspath_prepend(shared.folder)  # files that a page writes are imported
+    yield shared
+
+
+@pytest.mark.parametrize("page", guides())
+def test_the_blocks_of_the_page_run(page: str, run_in: Guides):
+    run_in.run(page)
+
+
+def test_pages_with_tests_of_their_own_are_there():
+    for page, test in ELSEWHERE.items():
+        assert BLOCK.search(text_of(page)) and (ROOT / "tests" / test).exists(), page
+
+
+def test_a_size_becomes_debug():
+    words = shlex.split("python preprocess.py pusht --preset keypoints cpu30 --run runs/a")
+    assert shlex.join(at_debug(words)).endswith("--preset keypoints debug --run runs/a")
+    assert at_debug(["--preset", "dreamer", "loop"])[1:] == ["dreamer", "debug", "loop", "debug"]
+    assert at_debug(["python", "play.py"]) == ["python", "play.py"]

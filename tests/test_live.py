@@ -28,7 +28,8 @@ import train_dynamics
 from data.shards.build_info import NoShards
 from evaluation.live import __main__ as live
 from evaluation.live.__main__ import Config, Handler, Server, main
-from evaluation.live.run_log import RunLog, StageLog, duration
+from evaluation.live.run_log import RunLog
+from evaluation.live.stage_log import StageLog, duration
 from pipeline.live_page import ROOT, followed, steps_of
 from pipeline.play.browser.serve import open_socket
 from pipeline.play.browser.server_config import ServerConfig

@@ -1,6 +1,6 @@
-"""Follow a training on a page: losses, validations, images, speed, checkpoints.
+"""Follow a stage on a page: progress, losses, validations, images, speed, checkpoints.
 
-Reads   RUN: log.jsonl, images and the times of checkpoints.
+Reads   RUN: log.jsonl, images, and the times of shards and of checkpoints.
 Writes  nothing.
 Try     python -m evaluation.live runs/pusht --port 8766, or --live 8766 at a stage
 """
@@ -26,7 +26,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from data.ranges import CheckedConfig, Range
 from evaluation.compare.line_chart import Line, draw
-from evaluation.live.run_log import RunLog, StageLog, as_json
+from evaluation.live.run_log import RunLog
+from evaluation.live.stage_log import StageLog, as_json
 from pipeline.listen import HEADERS, host_is_ours, knows, open_socket
 from pipeline.play.browser.serve import address
 from pipeline.play.browser.server_config import ServerConfig
@@ -51,6 +52,8 @@ class Config(CheckedConfig):
     """What visitors have to know, 16 characters or more; it is part of the printed address."""
     steps: tuple[str, ...] = ()
     """Steps in all of each stage, for the time that is left: dynamics=40000."""
+    report: Path | None = None
+    """Folder of a report that is not in the run."""
     parent: int = 0
     """Process with which the page ends."""
 
@@ -68,7 +71,9 @@ def main(config: Config) -> None:
         raise ValueError(f"{config.run} is not there; name the folder of a run")
     totals = dict(map(_total, config.steps))
     listening = open_socket(config.server, prefix="--")
-    server = Server(listening, partial(Handler, RunLog(config.run, totals), config.server))
+    server = Server(
+        listening, partial(Handler, RunLog(config.run, totals, config.report), config.server)
+    )
     os.nice(NICENESS)
     print(f"live: {address(config.server, listening)}", flush=True)
     if config.parent:
@@ -153,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.lock:  # not held while a slow visitor takes the answer
             stages = self.log.stages()
             if name == "image":
-                kind, content = "image/png", read_image(stages.get(wanted), given)
+                kind, content = read_image(stages.get(wanted), given)
             else:
                 shown = wanted if wanted in stages else next(iter(stages), "")
                 kind, content = "application/json", json.dumps(now(stages, shown)).encode()
@@ -174,12 +179,14 @@ class Handler(BaseHTTPRequestHandler):
         """The training's own lines are what its terminal is for."""
 
 
-def read_image(stage: StageLog | None, given: dict[str, str]) -> bytes | None:
-    """The PNG of a stage that a request names; None where there is none."""
+def read_image(stage: StageLog | None, given: dict[str, str]) -> tuple[str, bytes | None]:
+    """The image of a stage that a request names, and its kind; None where there is none."""
     step = given.get("step", "")
     number = int(step) if step.isdigit() and len(step) < 12 else -1
     path = stage.image(given.get("name", ""), number) if stage is not None else None
-    return path.read_bytes() if path is not None else None
+    if path is None:
+        return "", None
+    return f"image/{path.suffix[1:]}", path.read_bytes()
 
 
 def now(stages: dict[str, StageLog], name: str) -> dict[str, Any]:

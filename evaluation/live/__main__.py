@@ -12,10 +12,12 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 
     start(__name__)
 
+import io
 import json
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,7 +38,7 @@ PAGE = Path(__file__).parent / "page"
 TYPES = {"index.html": "text/html", "live.js": "text/javascript", "live.css": "text/css"}
 NICENESS = 10  # the training goes first
 WATCHED = 2.0  # seconds between two looks at the parent
-PATIENCE = 10.0  # seconds for a visitor's next bytes
+PATIENCE = 10.0  # seconds for the whole of a visitor's next request, and for an answer to be taken
 MOST_CONNECTIONS = 64  # a browser opens six
 
 
@@ -131,16 +133,43 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+class TimedReader(io.RawIOBase):
+    """What a visitor sends until `end`, a time of the monotonic clock; TimeoutError after it, also
+    where a byte came now and then."""
+
+    def __init__(self, connection: socket) -> None:
+        self.connection, self.end = connection, 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request did not come")
+        self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
+
+
 class Handler(BaseHTTPRequestHandler):
     """Files of the page, and what it asks for, which is all that a key protects."""
 
     protocol_version = "HTTP/1.1"
-    timeout = PATIENCE
+    timeout = PATIENCE  # of an answer
     lock = threading.Lock()  # logs are read by one request at a time
 
     def __init__(self, log: RunLog, config: ServerConfig, *connection: Any) -> None:
         self.log, self.config = log, config
         super().__init__(*connection)
+
+    def setup(self) -> None:
+        super().setup()
+        self.reader = TimedReader(self.connection)
+        self.rfile = io.BufferedReader(self.reader)
+
+    def handle_one_request(self) -> None:
+        self.reader.end = time.monotonic() + PATIENCE
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
@@ -167,6 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(200, content, kind)
 
     def _answer(self, status: int, content: bytes, kind: str) -> None:
+        self.connection.settimeout(self.timeout)
         self.send_response(status)
         for header, value in HEADERS.items():
             self.send_header(header, value)

@@ -228,7 +228,9 @@ class LlamaDynamics(CodeHead, Dynamics):
         memory, rows = state.memory, (self.context - 1) * (1 + self.latents.num_patches)
         assert isinstance(memory, LlamaMemory)
         if self.config.decoding != "parallel":
-            raise ValueError("autoregressive decoding has no step of fixed shapes: codes come singly")
+            raise ValueError(
+                "autoregressive decoding has no step of fixed shapes: codes come singly"
+            )
         cache = memory.cache
         if memory.has_action and rows:  # frames that no step has read yet
             cache = self._blocks(memory.latents, memory.actions, memory.has_action, cache)[1]

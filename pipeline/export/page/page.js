@@ -344,10 +344,20 @@ function offer() {
   }));
 }
 
+async function hasGpu() {
+  try {
+    return Boolean(navigator.gpu && await navigator.gpu.requestAdapter());
+  } catch {
+    return false;
+  }
+}
+
+window.hasGpu = hasGpu; // read by tests
+
 async function open() {
-  about = await call("load");
+  about = await call("load", await hasGpu());
   offer();
-  at("connection").textContent = `${about.run}, on this device`;
+  at("connection").textContent = `${about.run}, on this device, by ${about.backend}`;
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
     game.paused = true;
     say("Paused, as this device asks for less motion. P plays");

@@ -1,11 +1,12 @@
 // The world, in a thread of its own: ONNX graphs, up to two games in them, and the planner.
 // What the files hold is told by world.json, which pipeline/export/web.py writes.
 
-import * as ort from "./ort.wasm.bundle.min.mjs";
+import * as ort from "./ort.bundle.min.mjs";
 import { search } from "./planner.js";
 
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array, uint8: Uint8Array };
-const sessions = {};
+const TRIALS = 5, CLOSE = 1e-2; // steps by which WebGPU is tried; difference in latents that it may have
+let sessions = {}, gpu = null;
 let about, starts, games = [], goal, goalFrame, searches = false;
 
 const count = (shape) => shape.reduce((product, side) => product * side, 1);
@@ -27,7 +28,8 @@ async function read(name, told) {
   return new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 
-async function load() {
+// hasGpu: the page has found an adapter
+async function load(hasGpu) {
   about = await (await fetch("world.json")).json();
   const names = Object.keys(about.files).filter((name) => name.endsWith(".bin"));
   const total = names.reduce((sum, name) => sum + about.files[name], 0);
@@ -37,11 +39,49 @@ async function load() {
   const files = Object.fromEntries(names.map((name, at) => [name.replace(".bin", ""), contents[at]]));
   ort.env.wasm.numThreads = 1; // more need headers that a static host may not send
   ort.env.wasm.wasmBinary = files.runtime;
-  for (const name of ["step", "decode", "encode", ...(about.policy ? ["policy"] : [])]) {
-    sessions[name] = await ort.InferenceSession.create(files[name], { executionProviders: ["wasm"] });
-  }
   starts = readStarts(files.starts);
-  return about;
+  sessions = await opened(files, "wasm");
+  let backend = "WebAssembly";
+  if (about.webgpu && hasGpu) {
+    const plain = sessions;
+    gpu = await onGpu(files);
+    // small worlds are often no faster there
+    if (gpu.apart <= CLOSE && gpu.share < 1) backend = "WebGPU";
+    sessions = backend === "WebGPU" ? gpu.sessions : plain;
+    if (gpu.problem) console.info(`WebGPU is not used: ${gpu.problem}`);
+  }
+  return { ...about, backend };
+}
+
+async function opened(files, backend) {
+  const found = {};
+  for (const name of ["step", "decode", "encode", ...(about.policy ? ["policy"] : [])]) {
+    found[name] = await ort.InferenceSession.create(files[name].slice(0), { executionProviders: [backend] });
+  }
+  return found;
+}
+
+// The same steps on WebGPU: how far apart they are, and the share of the time that they take.
+async function onGpu(files) {
+  try {
+    const before = await tried(sessions), found = await opened(files, "webgpu"), after = await tried(found);
+    const apart = Array.from(before.latents, (value, at) => Math.abs(Number(value) - Number(after.latents[at])));
+    return { sessions: found, apart: Math.max(...apart), share: after.ms / before.ms };
+  } catch (problem) {
+    return { apart: Infinity, problem: String(problem && problem.message || problem) };
+  }
+}
+
+async function tried(candidate) {
+  sessions = candidate;
+  const start = starts[0], action = start.last;
+  let states = start, begun = 0;
+  for (let trial = 0; trial <= TRIALS; trial++) { // the first one is not timed
+    if (trial === 1) begun = performance.now();
+    states = { ...start, ...await step(states, action, 1) };
+    await decode(states.latents, { unchanged: states.unchanged, residual: start.residual });
+  }
+  return { latents: states.latents, ms: performance.now() - begun };
 }
 
 function readStarts(buffer) {
@@ -230,6 +270,9 @@ const calls = {
   },
 
   setSearch(on) { searches = on; for (const game of games) game.queue = []; },
+
+  // for tests and measurements: what was found of WebGPU
+  gpu: () => gpu && { apart: gpu.apart, share: gpu.share, problem: gpu.problem },
 
   // for tests and measurements: frames of the first game, without a pace
   async rollout(number, actions) {

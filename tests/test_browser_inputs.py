@@ -40,7 +40,8 @@ play.load_world, play.load_controller = lambda run, int8: LookWorld(), lambda ru
 run_cli(""",
 )
 PAD = """
-window.pad = { axes: [0, 0, 0, 0], buttons: Array.from({ length: 17 }, () => ({ pressed: false })) };
+window.pad = { axes: [0, 0, 0, 0], buttons:
+  Array.from({ length: 17 }, () => ({ pressed: false })) };
 navigator.getGamepads = () => [null, window.pad];
 """
 DRAG = """async ([kind, from, to]) => {

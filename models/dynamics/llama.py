@@ -252,7 +252,9 @@ class LlamaDynamics(CodeHead, Dynamics):
         codes = packed["codes"]
         keys, values = (list(packed[name].unbind(1)) for name in ("keys", "values"))
         memory = LlamaMemory(Cache(keys, values), codes[:, None][:, :0], action[:, None][:, :0], [])
-        state = State(codes, *(torch.zeros(len(codes), device=codes.device),) * 2, memory)
+        # len() of a tensor would fix the number of rows of what is exported
+        none = torch.zeros(codes.shape[0], device=codes.device)
+        state = State(codes, none, none, memory)
         after = self._step_parallel(state, memory, action)
         assert isinstance(after.memory, LlamaMemory) and after.memory.cache is not None
         cache = after.memory.cache
@@ -298,8 +300,8 @@ class LlamaDynamics(CodeHead, Dynamics):
             reward = self.reward_head(summary)
             continues = torch.sigmoid(self.continue_head(summary)[..., 0].float())
         else:
-            reward = torch.zeros(len(codes), device=codes.device)
-            continues = torch.ones(len(codes), device=codes.device)
+            reward = torch.zeros(codes.shape[0], device=codes.device)
+            continues = torch.ones(codes.shape[0], device=codes.device)
         empty = LlamaMemory(cache, memory.latents[:, :0], memory.actions[:, :0], [])
         return State(codes, reward, continues, empty)
 

@@ -25,6 +25,7 @@ from evaluation.evaluate_config import Config
 from evaluation.given_goal_jobs import given_goal_jobs
 from evaluation.jobs import Job, jobs_on_dataset
 from evaluation.latent_action_jobs import latent_action_jobs
+from evaluation.part_log import PartLog
 from evaluation.provenance import provenance, stage_seconds
 from evaluation.report.drawing import draw_plots
 from evaluation.report.metrics_schema import empty_metrics
@@ -38,7 +39,7 @@ from pipeline.device import set_device
 # simulators at a time, which the world model sees as one batch: at least, and per process
 MIN_SIMULATORS, SIMULATORS_PER_PROCESS = 100, 32
 # flags that change no figure
-PLACES = ("shards", "out", "num_workers", "device", "kernels", "restart")
+PLACES = ("shards", "out", "num_workers", "device", "kernels", "live", "restart")
 SELECTIONS = ("parts", "protocol", "policies")
 
 
@@ -67,9 +68,11 @@ def main(config: Config) -> None:
         ]
         check_protocols(session, config, jobs)
         check_policies(session, config, jobs)
+        log = PartLog(session.folder, [job.name for job in jobs if _is_selected(job, config)])
         for job in tqdm(jobs, "evaluate", unit="part"):
             if _is_selected(job, config):
                 result = cache.get_or_compute(job.name, job.cache_key, job.measure)
+                log.done(job.name, result)
             else:
                 result = cache.load(job.name, job.cache_key)
             if result is not None:

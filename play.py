@@ -234,10 +234,12 @@ def run_headless(
     write_actions(folder, player.actions)
     summary = f"{truth} next to the model rollout" if truth else "model rollout"
     towards, speed_note = "", ""
+    # a video that could be longer names what ends it
+    ended = f" (--steps {config.steps})" if len(played.frames) > config.steps else ""
     if goal is not None:
         towards, speed_note = f" towards {goal.name}", ", planning included"
     print(
-        f"play: {len(played.frames)} frames, {summary}, {source} actions{towards}, from "
+        f"play: {len(played.frames)} frames{ended}, {summary}, {source} actions{towards}, from "
         f"{starts.describe(start)}, {played.frames_per_second:.0f} frames/s{speed_note}"
     )
     if player.observes_each_step and player.simulator is not None:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from data.checks.check import main_check
 from data.checks.summary import describe, warnings
@@ -49,6 +49,7 @@ from data.vpt.index import download_recordings, load_index, local_name, sample_r
 from data.vpt.recordings import FrameFormat, VptSource
 from data.vpt.vpt_report import report
 from pipeline.cli import Command, run_commands, unprefixed
+from pipeline.flags import repeatable
 from pipeline.recording.arrays_config import ArraysConfig, arrays_source
 from pipeline.recording.gym_config import GymConfig, gym_source, split_seed
 from pipeline.recording.gym_report import describe_rounds
@@ -83,6 +84,8 @@ class PushTConfig(CheckedConfig):
     """Seed of episodes, noise and splits."""
     num_workers: Annotated[int, Range(1, MAX_WORKERS)] = available_cpus()
     """Processes; the shards do not depend on it."""
+    live: Annotated[int, Range(0, 65535)] = 0
+    """Port of a page that follows it at 127.0.0.1; 0 is no page."""
     restart: bool = False
     """Delete existing shards and start over."""
 
@@ -119,7 +122,7 @@ def pusht(config: PushTConfig) -> None:
                 config.seed,
                 random_goal=config.random_goal,
             )
-        _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
+        _build_and_report(source, folder, config, config.seed)
         if config.random_goal:
             print(describe_goals(EpisodeDataset(folder).notes))
 
@@ -129,13 +132,13 @@ def arrays(config: ArraysConfig) -> None:
         source = arrays_source(config)
         for remark in source.remarks:
             print(f"arrays: {remark}")
-        _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
+        _build_and_report(source, folder, config, config.seed)
 
 
 def video(config: VideoConfig) -> None:
     with _locked_shards(config.run) as folder:
         source, left_out = video_source(config)
-        _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
+        _build_and_report(source, folder, config, config.seed)
         if count_shards(folder, source.num_shards) == source.num_shards:
             print("\n".join(describe_videos(folder, left_out)))
 
@@ -180,12 +183,25 @@ def _shards_are_of(run: Path, address: str) -> bool:
     return any(word == address or word.endswith(f"={address}") for word in words)
 
 
+class BuildConfig(Protocol):
+    """What all sources share."""
+
+    @property
+    def num_workers(self) -> int: ...
+    @property
+    def restart(self) -> bool: ...
+    @property
+    def live(self) -> int: ...
+
+
 def _build_and_report(
-    source: Source, folder: Path, seed: int, num_workers: int, restart: bool, group_size: int = 1
+    source: Source, folder: Path, config: BuildConfig, seed: int, group_size: int = 1
 ) -> None:
-    words = [w for w in sys.argv[1:] if w != "--restart"]
-    command = f"python preprocess.py {shlex.join(words)}"
-    written = build(source, folder, command, seed, num_workers, restart, group_size)
+    command = f"python preprocess.py {shlex.join(repeatable(sys.argv[1:]))}"
+    written = build(
+        source, folder, command, seed, config.num_workers, config.restart, group_size,
+        with_images=bool(config.live),
+    )  # fmt: skip
     rank, world_size = rank_and_world_size()
     if world_size > 1:
         present = count_shards(folder, source.num_shards)
@@ -220,6 +236,8 @@ class VptConfig(CheckedConfig):
     """Seed of the draw from the index, and of the splits."""
     num_workers: Annotated[int, Range(1, MAX_WORKERS)] = available_cpus()
     """Processes that decode; the shards do not depend on it."""
+    live: Annotated[int, Range(0, 65535)] = 0
+    """Port of a page that follows it at 127.0.0.1; 0 is no page."""
     restart: bool = False
     """Delete existing shards and start over."""
 
@@ -237,14 +255,7 @@ def vpt(config: VptConfig) -> None:
             check_unchanged(folder, pairs)
         source = VptSource(names, tuple(pairs), config.frame_format, config.skip_invalid)
         start = time.monotonic()
-        _build_and_report(
-            source,
-            folder,
-            config.seed,
-            config.num_workers,
-            config.restart,
-            source.shards_per_recording,
-        )
+        _build_and_report(source, folder, config, config.seed, source.shards_per_recording)
         for line in report(folder, missing, time.monotonic() - start):
             print(line)
 
@@ -271,7 +282,7 @@ def gym(config: GymConfig) -> None:
             print(f"gym: round {config.round} is recorded already")
         else:
             seed = split_seed(source)
-            _build_and_report(source, folder, seed, config.num_workers, config.restart)
+            _build_and_report(source, folder, config, seed)
         for line in describe_rounds(folder):
             print(line)
 
@@ -285,7 +296,7 @@ def images(config: ImagesConfig) -> None:
         source = ImageSource(
             files, root, config.resolution, config.crops, config.min_area, config.seed
         )
-        _build_and_report(source, folder, config.seed, config.num_workers, config.restart)
+        _build_and_report(source, folder, config, config.seed)
 
 
 @dataclass(frozen=True)

@@ -37,3 +37,12 @@ def heap_bytes(page: Any) -> int:
     metrics = session.send("Performance.getMetrics")["metrics"]
     session.detach()
     return int(next(m["value"] for m in metrics if m["name"] == "JSHeapUsedSize"))
+
+
+def renderer_process(page: Any) -> int:
+    """Give the process that holds the page: of all that draw pages, the one that worked most."""
+    session = page.context.browser.new_browser_cdp_session()
+    listed = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    session.detach()
+    renderers = [one for one in listed if one["type"] == "renderer"]
+    return int(max(renderers, key=lambda one: one["cpuTime"])["id"])

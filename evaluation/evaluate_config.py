@@ -155,6 +155,8 @@ class Config(CheckedConfig):
     """Where to run: a CUDA GPU if there is one, else Apple's (mps), else the CPU."""
     kernels: Backend = "auto"
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
+    live: Annotated[int, Range(0, 65535)] = 0
+    """Port of a page that follows it at 127.0.0.1; 0 is no page."""
     seed: Annotated[int, Range(0, MAX_SEED)] = 0
     restart: bool = False
     """Measure again what has been measured."""

@@ -17,6 +17,16 @@ def flags_between(base: Any, config: Any, leave_out: Sequence[str] = ()) -> list
     return [word for words in _differences(base, config, "", leave_out) for word in words]
 
 
+def repeatable(words: Sequence[str]) -> list[str]:
+    """Give a command line as it is kept to make the same again: without what it does not need."""
+    kept, skips = [], False
+    for word in words:
+        if not skips and word != "--restart" and word.partition("=")[0] != "--live":
+            kept.append(word)
+        skips = word == "--live"
+    return kept
+
+
 def _differences(
     base: Any, config: Any, prefix: str, leave_out: Sequence[str]
 ) -> Iterator[list[str]]:

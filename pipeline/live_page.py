@@ -1,4 +1,4 @@
-"""A page that follows a stage while it trains, in a process of its own."""
+"""A page that follows a stage while it works, in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from data.io.files import writable_folder
 from data.shards.build_info import NoShards, rebuild_command
+from pipeline.presets import BUILD_STAGES, FIRST_STAGES
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,9 +24,13 @@ def followed(config: Any, stage: str) -> Iterator[None]:
     if int(os.environ.get("RANK", "0")):  # of several processes the first one does
         yield
         return
-    if not config.run.is_dir():  # as the stage itself says it
+    if stage in FIRST_STAGES:
+        writable_folder(config.run)
+    elif not config.run.is_dir():  # as the stage itself says it
         raise NoShards(config.run / "shards", rebuild_command(config.run / "shards"))
     words = [str(config.run.resolve()), "--port", str(config.live), "--parent", str(os.getpid())]
+    if getattr(config, "out", None):
+        words += ["--report", str(config.out.resolve())]
     totals = [f"{name}={steps}" for name, steps in steps_of(config, stage).items()]
     with subprocess.Popen(
         [sys.executable, "-m", "evaluation.live", *words, "--steps", *totals],
@@ -47,8 +53,11 @@ def followed(config: Any, stage: str) -> Iterator[None]:
 
 
 def steps_of(config: Any, stage: str) -> dict[str, int]:
-    """Steps in all of each training of a stage, by its folder in the run."""
-    found = {}
+    """Steps in all of each training of a stage, by its folder in the run; other stages write
+    theirs."""
+    found: dict[str, int] = {}
+    if stage in FIRST_STAGES or stage not in BUILD_STAGES:
+        return found
     for field in fields(config):
         steps = getattr(getattr(config, field.name), "steps", None)
         if isinstance(steps, int):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from data.io.files import parse_json, read_text
 from data.io.lock_holder import lock_holder
 from data.io.messages import command, one_line
-from data.shards.build_info import rebuild_command, shard_paths
+from data.shards.build_info import read_build_info, rebuild_command, shard_paths
 from models import registry
 from pipeline import checkpoint as ckpt
 from pipeline import presets
@@ -60,6 +60,8 @@ def stage_states(run: Path) -> list[StageState]:
     states = [_shards(run, names)]
     trained: dict[str, dict[str, Any]] = {}
     for stage in STAGE_FOLDERS:
+        if stage == "dynamics" and _is_of_still_images(run):
+            return [*states, *_latents(run, trained.get("tokenizer"))]
         if presets.lacks(names, stage) or (stage == "tokenizer" and _is_joint(run)):
             continue
         folders = [run / stage]
@@ -163,6 +165,25 @@ def _facts(path: Path) -> dict[str, Any]:
 def _is_joint(run: Path) -> bool:
     """Whether the dynamics was trained without a tokenizer, which is not there."""
     return not (run / "tokenizer").is_dir() and (run / "dynamics" / "best.pt").exists()
+
+
+def _is_of_still_images(run: Path) -> bool:
+    """Whether its episodes are single images, which no dynamics is trained on."""
+    try:
+        info = read_build_info(run / "shards") if (run / "shards").is_dir() else None
+    except ValueError:
+        return False
+    has_dynamics = (run / "dynamics").is_dir()
+    return info is not None and info["description"].get("source") == "images" and not has_dynamics
+
+
+def _latents(run: Path, tokenizer: dict[str, Any] | None) -> list[StageState]:
+    """What of a tokenizer alone can be measured: an image world model predicts views."""
+    if ((tokenizer or {}).get("config") or {}).get("kind") != "iwm":
+        return []
+    if (run / "report" / "latents.json").exists():
+        return [StageState("latents", "finished", command("serve.py", "--run", run))]
+    return [StageState("latents", "missing", f"python -m evaluation.latents --run {run}")]
 
 
 def _fits(parent: str, below: dict[str, Any]) -> bool:

@@ -212,6 +212,26 @@ def test_a_run_given_twice_and_a_pattern_without_match_are_refused(tmp_path: Pat
         main(Config((run,), figures=("goal.*",)))
 
 
+def test_runs_without_a_common_figure_are_told_so_in_a_line_each(tmp_path: Path, capsys: Any):
+    one, other = report(), report()
+    one["open_loop"], other["task"] = empty_metrics()["open_loop"], empty_metrics()["task"]
+    runs = (write(tmp_path / "a", one), write(tmp_path / "b", other))
+    empty = write(tmp_path / "c", empty_metrics() | {"provenance": report()["provenance"]})
+    main(Config((*runs, empty), markdown=tmp_path / "table.md", page=tmp_path / "page.html"))
+    told = capsys.readouterr().out
+    for line in (
+        f"compare: a shares no figure with another run, so nothing is compared with it; python "
+        f"evaluate.py --run {runs[0]} with the flags of the others measures the same",
+        f"compare: c has no figures; python evaluate.py --run {empty} measures them",
+        "compare: no difference was tested: no two runs share a figure with an interval",
+    ):
+        assert line in told.splitlines()
+    assert "shares no figure" in (tmp_path / "table.md").read_text()
+    assert "shares no figure" in (tmp_path / "page.html").read_text()
+    main(Config((empty,)))
+    assert "figure  " not in capsys.readouterr().out  # a table without rows
+
+
 def test_a_curve_that_diverged_is_drawn_as_far_as_it_is_finite():
     points = [(0, 1.0), (1, float("nan")), (2, 1e300), (3, 2.0)]
     chart = draw("loss", [Line("a", points)], "steps")

@@ -28,7 +28,8 @@ import train_dynamics
 from data.shards.build_info import NoShards
 from evaluation.live import __main__ as live
 from evaluation.live.__main__ import Config, Handler, Server, main
-from evaluation.live.run_log import RunLog, StageLog, duration
+from evaluation.live.run_log import RunLog
+from evaluation.live.stage_log import StageLog, duration
 from pipeline.live_page import ROOT, followed, steps_of
 from pipeline.play.browser.serve import open_socket
 from pipeline.play.browser.server_config import ServerConfig
@@ -172,13 +173,29 @@ def test_silent_visitors_are_closed_and_no_more_than_some_are_let_in(
         with pytest.raises((OSError, http.client.HTTPException)):
             ask(port, "/now")
     assert Handler.timeout == live.PATIENCE == 10
-    monkeypatch.setattr(Handler, "timeout", 0.2)
+    monkeypatch.setattr(live, "PATIENCE", 0.5)
     with (
         serving(run, ServerConfig(port=0)) as port,
         socket.create_connection(("127.0.0.1", port), timeout=20) as silent,
     ):
         assert silent.recv(1) == b""
         assert ask(port, "/now")[0] == 200  # its place is free again
+
+
+def test_a_visitor_who_sends_a_byte_now_and_then_is_closed_too(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(live, "PATIENCE", 1.0)
+    with (
+        serving(run, ServerConfig(port=0)) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=20) as dripping,
+    ):
+        begun = time.monotonic()
+        with pytest.raises(OSError):  # once it is closed
+            for byte in b"GET /now HTTP/1.1\r\nHost: 127.0.0.1\r\nX-More: " + b"x" * 10**4:
+                dripping.sendall(bytes([byte]))
+                time.sleep(0.05)
+        assert 0.5 < time.monotonic() - begun < 15
 
 
 def test_a_visitor_who_leaves_is_not_reported_and_a_fault_of_ours_is(

@@ -26,7 +26,7 @@ import serve
 import train_controller
 import train_dynamics
 import train_tokenizer
-from bench import browser_load, page_load, serve_load
+from bench import browser_load, long_play, page_load, serve_load
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.compare import __main__ as compare
@@ -62,6 +62,7 @@ MODULES = {
     "evaluation.compare": compare.Config,
     "evaluation.latents": latents.Config,
     "pipeline.client.watch_video": watch_video.Config,
+    "bench.long_play": long_play.Config,
     "bench.page_load": page_load.Config,
     "evaluation.live": live.Config,
     "pipeline.publish": publish.Config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,26 @@ def test_a_folder_without_runs_is_told_in_one_line(tmp_path: Path, made: bool):
         folder.mkdir()
     with pytest.raises(ValueError, match="holds no run; python preprocess" if made else "not ther"):
         main(Config(folder))
+
+
+@pytest.mark.parametrize("kind", ["iwm", "vqvae"])
+def test_a_run_of_still_images_goes_on_with_what_can_be_measured_of_its_tokenizer(
+    run: Path, kind: str
+):
+    for stage in ("dynamics", "controller", "report"):
+        shutil.rmtree(run / stage)
+    build = {"description": {"source": "images"}, "shards": 1, "command": "x", "seconds": 1.0}
+    (run / "shards" / "build.json").write_text(json.dumps(build))
+    write_checkpoint(run / "tokenizer", config={"kind": kind})
+    assert not any("train_dynamics" in state.next_command for state in stage_states(run))
+    if kind == "vqvae":
+        assert now(run).progress == "finished" and not now(run).next_command
+        return
+    assert now(run).next_command == f"python -m evaluation.latents --run {run}"
+    (run / "report").mkdir()
+    (run / "report" / "latents.json").write_text("{}")
+    assert now(run).progress == "finished"
+    assert now(run).next_command == f"python serve.py --run {run}"
+    build["description"] = {"source": "videos"}
+    (run / "shards" / "build.json").write_text(json.dumps(build))
+    assert now(run).next_command == f"python train_dynamics.py --run {run}"

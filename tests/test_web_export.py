@@ -28,7 +28,7 @@ from models.dynamics.predictor import Predictor
 from pipeline.export import web
 from pipeline.export.page_starts import page_starts
 from pipeline.export.parity import Differences
-from pipeline.export.runtime_files import VERSION
+from pipeline.export.runtime_files import PLAIN, VERSION, WITH_WEBGPU
 from pipeline.inference.load_controllers import load_goal_policy
 from pipeline.inference.load_world import load_world
 
@@ -60,7 +60,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runtime")
     (folder / "dist").mkdir()
     (folder / "package.json").write_text(json.dumps({"version": VERSION}))
-    for name in (web.SCRIPT, "ort-wasm-simd-threaded.wasm"):
+    for name in (*PLAIN, *WITH_WEBGPU):
         (folder / "dist" / name).write_bytes(b"not the real one")
     return folder
 
@@ -125,10 +125,10 @@ def test_an_earlier_page_is_replaced_and_nothing_else(config: web.Config, tmp_pa
 def test_what_the_page_cannot_play_is_refused_before_anything_is_written(
     config: web.Config, tmp_path: Path
 ):
-    write_toy_shards(tmp_path / "codes" / "shards", episodes=6)
-    codes = write_run(tmp_path / "codes", EpisodeDataset(tmp_path / "codes" / "shards"))
-    with pytest.raises(ValueError, match="codes for latents.*play.py --browser"):
-        web.main(replace(config, run=codes, out=tmp_path / "page"))
+    write_toy_shards(tmp_path / "keys" / "shards", episodes=6, factored=True)
+    keys = write_run(tmp_path / "keys", EpisodeDataset(tmp_path / "keys" / "shards"))
+    with pytest.raises(ValueError, match="actions, and the page has 9 buttons.*play.py --browser"):
+        web.main(replace(config, run=keys, out=tmp_path / "page"))
     with pytest.raises(ValueError, match="npm install --no-save onnxruntime-web@"):
         web.main(replace(config, runtime=tmp_path, out=tmp_path / "page"))
     assert not (tmp_path / "page").exists()

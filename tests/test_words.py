@@ -35,7 +35,7 @@ import serve
 import train_controller
 import train_dynamics
 import train_tokenizer
-from bench import browser_load, page_load, serve_load
+from bench import browser_load, long_play, page_load, serve_load
 from bench.__main__ import Config as BenchConfig
 from evaluation.compare import __main__ as compare
 from evaluation.latents import __main__ as latents
@@ -109,6 +109,7 @@ def stage_configs() -> list[type]:
         serve_load.Config,
         latents.Config,
         watch_video.Config,
+        long_play.Config,
         page_load.Config,
         live.Config,
         BenchConfig,

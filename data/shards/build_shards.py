@@ -26,6 +26,7 @@ from data.shards.build_info import (
     shard_name,
     skipped_shards,
 )
+from data.shards.draw_frames import draw_frames
 from data.shards.episodes import Episode
 from data.shards.identity import as_stored, describe_change
 from data.shards.shard_header import FORMAT, read_header
@@ -95,6 +96,7 @@ def build(
     num_workers: int = 1,
     restart: bool = False,
     group_size: int = 1,
+    with_images: bool = False,
 ) -> int:
     """Write the missing shards, and return the number of shards written.
 
@@ -103,6 +105,7 @@ def build(
     skipped shard leaves a file with the reason in its place, and is tried again by the next call.
     ValueError where the folder holds shards of other settings, or of other recordings.
     A source that grows keeps the shards that are there, and has more of them than before.
+    With images, frames of each shard are drawn in FOLDER/images, for those who follow the build.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rank, world_size = rank_and_world_size()
@@ -135,7 +138,7 @@ def build(
     splits: Any = seed
     if not isinstance(source, Grows):
         splits = split_sources(source.num_sources, seed, lengths, min_frames)
-    jobs = [(source, i, folder / shard_name(i), splits, description) for i in missing]
+    jobs = [(source, i, folder / shard_name(i), splits, description, with_images) for i in missing]
     num_workers = min(num_workers, len(missing))
     advice = f"lower --num-workers, now {num_workers}, or make smaller frames; shards are kept"
     made, total = 0, source.num_shards
@@ -220,7 +223,12 @@ def _is_complete(path: Path, description: dict[str, Any]) -> bool:
 
 
 def _make_shard(
-    source: Source, index: int, path: Path, splits: Any, description: dict[str, Any]
+    source: Source,
+    index: int,
+    path: Path,
+    splits: Any,
+    description: dict[str, Any],
+    with_image: bool,
 ) -> bool:
     """splits: of each independent source; the seed of those of a source that grows."""
     reason = path.with_suffix(SKIPPED)
@@ -238,6 +246,8 @@ def _make_shard(
         for episode in episodes:
             episode.split = int(splits[episode.source])
     write_shard(path, episodes, description)
+    if with_image:
+        draw_frames(path.parent / "images" / f"frames-{index:06d}.png", episodes)
     return True
 
 

@@ -56,7 +56,9 @@ def main(config: Config) -> None:
             f"--figures {' '.join(config.figures)} matches nothing; these runs have "
             f"{', '.join(f'{key}.*' for key in keys) or 'no figures'}"
         )
-    print(tables.for_terminal(comparison, rows, shutil.get_terminal_size((100, 24)).columns))
+    if rows:
+        print(tables.for_terminal(comparison, rows, shutil.get_terminal_size((100, 24)).columns))
+        print()
     tell(comparison, tables.NOTE)
     chosen = rows if config.figures else comparison.rows
     if config.csv:
@@ -75,8 +77,7 @@ def main(config: Config) -> None:
 
 def tell(comparison: Comparison, note: str) -> None:
     """Print what the table does not say."""
-    print()
-    for line in comparison.refusals:
+    for line in (*comparison.refusals, *comparison.not_shared()):
         print(f"compare: {line}")
     for run in comparison.runs:
         if run.skipped:
@@ -85,7 +86,11 @@ def tell(comparison: Comparison, note: str) -> None:
             count = run.provenance["held_out_episodes_trained_on"]
             print(f"compare: {run.name}: {count} of its test episodes were trained on")
     found = sum(len(row.beyond_chance) for row in comparison.rows)
-    print(f"compare: {found} of {comparison.num_tests} differences are larger than chance: {note}")
+    if comparison.num_tests:
+        count = f"{found} of {comparison.num_tests} differences"
+        print(f"compare: {count} are larger than chance: {note}")
+    elif len(comparison.runs) > 1:
+        print("compare: no difference was tested: no two runs share a figure with an interval")
     settings = list(comparison.settings())
     if settings and len(comparison.runs) > 1:
         few = ", ".join(settings[:6]) + (f" and {len(settings) - 6} more" * (len(settings) > 6))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from data.io.messages import command
 from evaluation.compare.chance import holm, p_value
 from evaluation.compare.protocol_facts import Facts, facts_of
 from evaluation.compare.reported_run import ReportedRun
@@ -57,6 +58,21 @@ class Comparison:
         names = dict.fromkeys(name for settings in each.values() for name in settings)
         found = {n: {run: s.get(n) for run, s in each.items()} for n in names}
         return {n: values for n, values in found.items() if len({*map(repr, values.values())}) > 1}
+
+    def not_shared(self) -> list[str]:
+        """Lines that say which runs have no figure, or none that another run has."""
+        lines = []
+        for run in self.runs:
+            own = [row for row in self.rows if run.name in row.cells]
+            measure = command("evaluate.py", "--run", run.folder)
+            if not own:
+                lines.append(f"{run.name} has no figures; {measure} measures them")
+            elif len(self.runs) > 1 and not any(len(row.cells) > 1 for row in own):
+                lines.append(
+                    f"{run.name} shares no figure with another run, so nothing is compared with "
+                    f"it; {measure} with the flags of the others measures the same"
+                )
+        return lines
 
     def curves(self) -> list[str]:
         """The names of all curves, validations first within a stage."""

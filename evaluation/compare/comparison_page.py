@@ -34,10 +34,11 @@ def comparison_page(comparison: Comparison) -> str:
     """Give the HTML."""
     names = [run.name for run in comparison.runs]
     title = f"{len(names)} runs compared"
+    told = (*comparison.refusals, *comparison.not_shared())
     body = [
         f"<h1>{title}</h1>",
         _runs(comparison),
-        *(f"<p><b>{escape(line)}.</b></p>" for line in comparison.refusals),
+        *(f"<p><b>{escape(line)}.</b></p>" for line in told),
         "<h2>Differences larger than chance</h2>",
         *_differences(comparison),
         "<h2>Figures</h2>",

@@ -77,7 +77,8 @@ def as_markdown(comparison: Comparison, rows: Sequence[FigureRow]) -> str:
     lines += [[row.label, *(cell_text(row, n, True) for n in head[1:])] for row in rows]
     escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
     table = "\n".join(f"| {' | '.join(line)} |" for line in escaped)
-    return "\n\n".join([table, *comparison.refusals, f"Brackets: 95% intervals. {NOTE}."]) + "\n"
+    told = (*comparison.refusals, *comparison.not_shared())
+    return "\n\n".join([table, *told, f"Brackets: 95% intervals. {NOTE}."]) + "\n"
 
 
 def as_latex(comparison: Comparison, rows: Sequence[FigureRow]) -> str:
@@ -86,7 +87,8 @@ def as_latex(comparison: Comparison, rows: Sequence[FigureRow]) -> str:
     body = [[row.label, *(cell_text(row, n, True) for n in head[1:])] for row in rows]
     lines = [f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", "\\toprule"]
     lines += [_latex_row(head), "\\midrule", *map(_latex_row, body), "\\bottomrule"]
-    notes = [f"% {line}" for line in (*comparison.refusals, NOTE)]
+    told = (*comparison.refusals, *comparison.not_shared(), NOTE)
+    notes = [f"% {line}" for line in told]
     return "\n".join([*notes, *lines, "\\end{tabular}"]) + "\n"
 
 

@@ -1,6 +1,6 @@
-"""Follow a training on a page: losses, validations, images, speed, checkpoints.
+"""Follow a stage on a page: progress, losses, validations, images, speed, checkpoints.
 
-Reads   RUN: log.jsonl, images and the times of checkpoints.
+Reads   RUN: log.jsonl, images, and the times of shards and of checkpoints.
 Writes  nothing.
 Try     python -m evaluation.live runs/pusht --port 8766, or --live 8766 at a stage
 """
@@ -12,10 +12,12 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 
     start(__name__)
 
+import io
 import json
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +28,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from data.ranges import CheckedConfig, Range
 from evaluation.compare.line_chart import Line, draw
-from evaluation.live.run_log import RunLog, StageLog, as_json
+from evaluation.live.run_log import RunLog
+from evaluation.live.stage_log import StageLog, as_json
 from pipeline.listen import HEADERS, host_is_ours, knows, open_socket
 from pipeline.play.browser.serve import address
 from pipeline.play.browser.server_config import ServerConfig
@@ -35,7 +38,7 @@ PAGE = Path(__file__).parent / "page"
 TYPES = {"index.html": "text/html", "live.js": "text/javascript", "live.css": "text/css"}
 NICENESS = 10  # the training goes first
 WATCHED = 2.0  # seconds between two looks at the parent
-PATIENCE = 10.0  # seconds for a visitor's next bytes
+PATIENCE = 10.0  # seconds for the whole of a visitor's next request, and for an answer to be taken
 MOST_CONNECTIONS = 64  # a browser opens six
 
 
@@ -51,6 +54,8 @@ class Config(CheckedConfig):
     """What visitors have to know, 16 characters or more; it is part of the printed address."""
     steps: tuple[str, ...] = ()
     """Steps in all of each stage, for the time that is left: dynamics=40000."""
+    report: Path | None = None
+    """Folder of a report that is not in the run."""
     parent: int = 0
     """Process with which the page ends."""
 
@@ -68,7 +73,9 @@ def main(config: Config) -> None:
         raise ValueError(f"{config.run} is not there; name the folder of a run")
     totals = dict(map(_total, config.steps))
     listening = open_socket(config.server, prefix="--")
-    server = Server(listening, partial(Handler, RunLog(config.run, totals), config.server))
+    server = Server(
+        listening, partial(Handler, RunLog(config.run, totals, config.report), config.server)
+    )
     os.nice(NICENESS)
     print(f"live: {address(config.server, listening)}", flush=True)
     if config.parent:
@@ -126,16 +133,43 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+class TimedReader(io.RawIOBase):
+    """What a visitor sends until `end`, a time of the monotonic clock; TimeoutError after it, also
+    where a byte came now and then."""
+
+    def __init__(self, connection: socket) -> None:
+        self.connection, self.end = connection, 0.0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the request did not come")
+        self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
+
+
 class Handler(BaseHTTPRequestHandler):
     """Files of the page, and what it asks for, which is all that a key protects."""
 
     protocol_version = "HTTP/1.1"
-    timeout = PATIENCE
+    timeout = PATIENCE  # of an answer
     lock = threading.Lock()  # logs are read by one request at a time
 
     def __init__(self, log: RunLog, config: ServerConfig, *connection: Any) -> None:
         self.log, self.config = log, config
         super().__init__(*connection)
+
+    def setup(self) -> None:
+        super().setup()
+        self.reader = TimedReader(self.connection)
+        self.rfile = io.BufferedReader(self.reader)
+
+    def handle_one_request(self) -> None:
+        self.reader.end = time.monotonic() + PATIENCE
+        super().handle_one_request()
 
     def do_GET(self) -> None:
         path, query = urlsplit(self.path).path, parse_qs(urlsplit(self.path).query)
@@ -153,7 +187,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.lock:  # not held while a slow visitor takes the answer
             stages = self.log.stages()
             if name == "image":
-                kind, content = "image/png", read_image(stages.get(wanted), given)
+                kind, content = read_image(stages.get(wanted), given)
             else:
                 shown = wanted if wanted in stages else next(iter(stages), "")
                 kind, content = "application/json", json.dumps(now(stages, shown)).encode()
@@ -162,6 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(200, content, kind)
 
     def _answer(self, status: int, content: bytes, kind: str) -> None:
+        self.connection.settimeout(self.timeout)
         self.send_response(status)
         for header, value in HEADERS.items():
             self.send_header(header, value)
@@ -174,12 +209,14 @@ class Handler(BaseHTTPRequestHandler):
         """The training's own lines are what its terminal is for."""
 
 
-def read_image(stage: StageLog | None, given: dict[str, str]) -> bytes | None:
-    """The PNG of a stage that a request names; None where there is none."""
+def read_image(stage: StageLog | None, given: dict[str, str]) -> tuple[str, bytes | None]:
+    """The image of a stage that a request names, and its kind; None where there is none."""
     step = given.get("step", "")
     number = int(step) if step.isdigit() and len(step) < 12 else -1
     path = stage.image(given.get("name", ""), number) if stage is not None else None
-    return path.read_bytes() if path is not None else None
+    if path is None:
+        return "", None
+    return f"image/{path.suffix[1:]}", path.read_bytes()
 
 
 def now(stages: dict[str, StageLog], name: str) -> dict[str, Any]:

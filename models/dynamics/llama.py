@@ -219,6 +219,52 @@ class LlamaDynamics(CodeHead, Dynamics):
             return self._step_parallel(state, memory, action)
         return self._step_autoregressive(state, memory, action)
 
+    def pack(self, state: State) -> dict[str, Tensor]:
+        """The frame's codes, (B, N), and the context before it, (B, layers, H, (C - 1) (1 + P), E)
+        twice.
+
+        ValueError for a state that lacks some of its context, or where codes come one by one.
+        """
+        memory, rows = state.memory, (self.context - 1) * (1 + self.latents.num_patches)
+        assert isinstance(memory, LlamaMemory)
+        if self.config.decoding != "parallel":
+            raise ValueError(
+                "autoregressive decoding has no step of fixed shapes: codes come singly"
+            )
+        cache = memory.cache
+        if memory.has_action and rows:  # frames that no step has read yet
+            cache = self._blocks(memory.latents, memory.actions, memory.has_action, cache)[1]
+        if not rows or cache is None or cache.keys[0].shape[2] < rows:
+            raise ValueError(
+                f"a step of fixed shapes needs a context of 2 frames or more, and a state with all "
+                f"of it: {self.context} real frames"
+            )
+        return {
+            "codes": state.latents,
+            "keys": torch.stack(cache.keys, 1),
+            "values": torch.stack(cache.values, 1),
+        }
+
+    def step_packed(
+        self, packed: dict[str, Tensor], action: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """As `step` in parallel."""
+        codes = packed["codes"]
+        keys, values = (list(packed[name].unbind(1)) for name in ("keys", "values"))
+        memory = LlamaMemory(Cache(keys, values), codes[:, None][:, :0], action[:, None][:, :0], [])
+        # len() of a tensor would fix the number of rows of what is exported
+        none = torch.zeros(codes.shape[0], device=codes.device)
+        state = State(codes, none, none, memory)
+        after = self._step_parallel(state, memory, action)
+        assert isinstance(after.memory, LlamaMemory) and after.memory.cache is not None
+        cache = after.memory.cache
+        packed = {
+            "codes": after.latents,
+            "keys": torch.stack(cache.keys, 1),
+            "values": torch.stack(cache.values, 1),
+        }
+        return after.latents, after.reward, packed
+
     def _step_parallel(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         latents = torch.cat([memory.latents, state.latents[:, None]], dim=1)
         actions = torch.cat([memory.actions, action[:, None]], dim=1)
@@ -254,8 +300,8 @@ class LlamaDynamics(CodeHead, Dynamics):
             reward = self.reward_head(summary)
             continues = torch.sigmoid(self.continue_head(summary)[..., 0].float())
         else:
-            reward = torch.zeros(len(codes), device=codes.device)
-            continues = torch.ones(len(codes), device=codes.device)
+            reward = torch.zeros(codes.shape[0], device=codes.device)
+            continues = torch.ones(codes.shape[0], device=codes.device)
         empty = LlamaMemory(cache, memory.latents[:, :0], memory.actions[:, :0], [])
         return State(codes, reward, continues, empty)
 

@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from models.controllers.goal_policy import GoalPolicy
+from models.frame_residual import expand_patches
 from models.world import World
 
 LEAST_CAST = 1024  # numbers of a weight that is worth casting
 OPSET = 20
+UNCHANGED = "unchanged"
+"""Of what is remembered: the share of a patch's codes that are as in the first frame, last of all.
+"""
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,54 @@ class Step(nn.Module):
         return latents, reward, *(after[name] for name in self.names)
 
 
+class StepOfCodes(Step):
+    """The same, also with the codes' vectors, and the patches that are as in the first frame."""
+
+    def __init__(self, world: World, names: tuple[str, ...]) -> None:
+        super().__init__(world, tuple(name for name in names if name != UNCHANGED))
+        self.vectors, self.num_patches = world.code_vectors, world.latents.num_patches
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        *packed, unchanged, action = inputs
+        latents, reward, *after = super().forward(*packed, action)
+        before = packed[self.names.index("codes")]
+        changed = (latents != before).unflatten(1, (self.num_patches, -1)).float().mean(-1)
+        return latents, reward, self.vectors(latents), *after, unchanged * (1 - changed)
+
+
 class Encode(nn.Module):
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.tokenizer, self.vectors = world.tokenizer, world.code_vectors
+        self.has_codes = world.latents.kind == "discrete"
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        latents = self.tokenizer.encode(*inputs)
+        return (latents, self.vectors(latents)) if self.has_codes else latents
+
+
+class Decode(nn.Module):
     def __init__(self, world: World) -> None:
         super().__init__()
         self.tokenizer = world.tokenizer
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return self.tokenizer.encode(*inputs)
-
-
-class Decode(Encode):
-    def forward(self, *inputs: Tensor) -> Tensor:
         return self.tokenizer.decode(*inputs)
+
+
+class DecodeCodes(Decode):
+    """Codes, the patches that are as in the first frame, and what codes lose of that one."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.grid, (height, width) = world.latents.grid, world.image_size
+        self.patch = (height // self.grid[0], width // self.grid[1])
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        codes, unchanged, residual = inputs
+        frames = super().forward(codes).float()
+        frames = frames + residual * expand_patches(unchanged, self.grid, self.patch)
+        return frames.round().clamp(0, 255).byte()
 
 
 class Policy(nn.Module):
@@ -77,12 +117,19 @@ def world_graphs(world: World, policy: GoalPolicy | None, packed: dict[str, Tens
     action = spec.empty(rows, 1)[:, 0]
     state = tuple(tensor.repeat_interleave(rows, 0) for tensor in packed.values())
     after = tuple(f"next_{name}" for name in names)
+    if latents.kind == "discrete":
+        step, found = StepOfCodes(world, names), ("latents", "vectors")
+        decode, drawn = DecodeCodes(world), ("latents", UNCHANGED, "residual")
+        examples = (packed["codes"], packed[UNCHANGED], torch.zeros(1, 3, *world.image_size))
+    else:
+        step, found = Step(world, names), ("latents",)
+        decode, drawn, examples = Decode(world), ("latents",), (vectors[:1],)
+    told = ("latents", "reward", *found[1:], *after)
     graphs = [
-        Graph("step", Step(world, names), (*state, action), (*names, "action"),
-              ("latents", "reward", *after)),
-        Graph("decode", Decode(world), (vectors[:1],), ("latents",), ("frame",), any_rows=False),
-        Graph("encode", Encode(world), (frame,), ("frame",), ("latents",), any_rows=False),
-    ]  # fmt: skip
+        Graph("step", step, (*state, action), (*names, "action"), told),
+        Graph("decode", decode, examples, drawn, ("frame",), any_rows=False),
+        Graph("encode", Encode(world), (frame,), ("frame",), found, any_rows=False),
+    ]
     if policy is not None:
         inputs = ("latents", "goal", "last_action")
         # not one tensor twice: it would be traced as one input
@@ -97,17 +144,23 @@ def to_onnx(graph: Graph, half: bool) -> bytes:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names packages that are not there
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            graph.module.eval(),
-            graph.examples,
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
-            opset_version=OPSET,
-            dynamic_shapes={"inputs": (rows,) * len(graph.examples)},
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                graph.module.eval(),
+                graph.examples,
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                opset_version=OPSET,
+                dynamic_shapes={"inputs": (rows,) * len(graph.examples)},
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as problem:
+            raise ValueError(
+                f"the {graph.name} of this world is nothing that ONNX can express "
+                f"({type(problem).__name__}); play.py --browser plays it from a server"
+            ) from problem
     assert program is not None
     model = program.model_proto
     if half:

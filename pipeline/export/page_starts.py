@@ -12,6 +12,7 @@ from data.actions import as_tensor
 from data.shards.episode_dataset import EpisodeDataset
 from models.dynamics.dynamics import State
 from models.world import World
+from pipeline.export.graphs import UNCHANGED
 from pipeline.play.player import StartSampler
 
 
@@ -21,7 +22,9 @@ class PageStart:
 
     state: State
     packed: dict[str, Tensor]
-    """What it remembers, as `Dynamics.pack` gives it."""
+    """What it remembers, as `pack` gives it."""
+    kept: list[Tensor]
+    """Of codes: their vectors (1, P, D), and what they lose of the frame, (1, 3, H, W) float32."""
     actions: Tensor  # (K, A), the true ones from here on, in the environment's units
     last_action: np.ndarray  # (1, A) float32 in [-1, 1], or codes
     frame: np.ndarray  # (1, 3, H, W) uint8
@@ -29,11 +32,20 @@ class PageStart:
     goal: np.ndarray  # (1, P, D) float32
 
     def as_bytes(self) -> bytes:
-        """State, latents, last action, both frames and the goal, one behind the other."""
-        parts = [*self.packed.values(), self.state.latents]
+        """State, latents, what codes have besides, last action, both frames and the goal, one
+        behind the other."""
+        parts = [*self.packed.values(), self.state.latents, *self.kept]
         arrays = [part.numpy() for part in parts]
         arrays += [self.last_action, self.frame, self.goal_frame, self.goal]
         return b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+
+
+def pack(world: World, state: State) -> dict[str, Tensor]:
+    """What a state remembers, as tensors whose shapes no step changes."""
+    packed = world.dynamics.pack(state)
+    if state.frame_residual is not None:
+        packed[UNCHANGED] = state.frame_residual.unchanged
+    return packed
 
 
 @torch.no_grad()
@@ -54,12 +66,21 @@ def page_starts(
         starts.append(
             PageStart(
                 state,
-                world.dynamics.pack(state),
+                pack(world, state),
+                _kept(world, state),
                 as_tensor(start.next_actions),
                 world.actions.normalize(past[-1:]).numpy(),
                 np.ascontiguousarray(frames[:, -1].numpy()),
                 goal_frame,
-                world.embed(torch.from_numpy(goal_frame)).numpy(),
+                world.vectors(world.embed(torch.from_numpy(goal_frame))).numpy(),
             )
         )
     return starts
+
+
+def _kept(world: World, state: State) -> list[Tensor]:
+    if state.frame_residual is None:
+        return []
+    world.decode(state)  # which finds the residual
+    assert state.frame_residual.residual is not None
+    return [world.vectors(state.latents), state.frame_residual.residual]

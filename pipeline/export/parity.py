@@ -12,7 +12,8 @@ from torch import Tensor
 
 from models.controllers.goal_policy import GoalPolicy
 from models.world import World
-from pipeline.export.page_starts import PageStart
+from pipeline.export.graphs import UNCHANGED
+from pipeline.export.page_starts import PageStart, pack
 
 LARGEST = 1e-3
 """Difference that is taken for the same: of latents and actions, which span 2, and of rewards."""
@@ -24,9 +25,10 @@ class Differences:
     """Largest absolute differences."""
 
     latents: float = 0.0
-    """Over all steps of the rollouts."""
+    """Over all steps of the rollouts; of codes the share that differs after one step."""
     reward: float = 0.0
     encode: float = 0.0
+    """Of codes the share that differs."""
     policy: float = 0.0
     frame_mean: float = 0.0
     """Mean over a frame, whose values span 1."""
@@ -83,20 +85,38 @@ class Sessions:
 def compare(
     world: World, policy: GoalPolicy | None, graphs: Mapping[str, bytes], starts: list[PageStart]
 ) -> Differences:
-    """Roll out from each start with its own actions, in both, and note what differs."""
+    """Roll out from each start with its own actions, in both, and note what differs.
+
+    Vectors are rolled out by the graphs alone.  A code that is on the edge to another one leads
+    elsewhere, so each step over codes is from PyTorch's state.
+    """
     run, found = Sessions(graphs), Differences()
+    has_codes = world.latents.kind == "discrete"
+    differ: dict[str, list[float]] = {"encode": [], "latents": []}  # codes
+
+    def note_latents(name: str, ours: np.ndarray, theirs: Tensor) -> None:
+        if has_codes:
+            differ[name].append(float((ours != theirs.numpy()).mean()))
+        else:
+            found.note(name, ours, theirs)
+
     for start in starts:
         state, packed = start.state, {n: t.numpy() for n, t in start.packed.items()}
-        found.note("encode", run("encode", frame=start.frame)["latents"],
-                   world.embed(torch.from_numpy(start.frame)))  # fmt: skip
+        note_latents("encode", run("encode", frame=start.frame)["latents"],
+                     world.embed(torch.from_numpy(start.frame)))  # fmt: skip
         for action in start.actions[:STEPS]:
             state = world.step(state, action[None])
             given = world.actions.normalize(action[None]).numpy()
             after = run("step", **packed, action=given)
             packed = {name: after[f"next_{name}"] for name in packed}
-            found.note("latents", after["latents"], state.latents)
+            note_latents("latents", after["latents"], state.latents)
             found.note("reward", after["reward"], state.reward)
-            found.note_frame(run("decode", latents=after["latents"])["frame"], world.decode(state))
+            drawn = {"latents": after["latents"]}
+            if has_codes:
+                packed = {name: tensor.numpy() for name, tensor in pack(world, state).items()}
+                drawn = {"latents": state.latents.numpy(), UNCHANGED: packed[UNCHANGED]}
+                drawn["residual"] = start.kept[1].numpy()
+            found.note_frame(run("decode", **drawn)["frame"], world.decode(state))
         if policy is not None:
             last = torch.from_numpy(start.last_action)
             knot = run(
@@ -104,5 +124,8 @@ def compare(
             )
             found.note("policy", knot["knot"],
                        policy(state.latents, torch.from_numpy(start.goal), last))  # fmt: skip
+    for name, shares in differ.items():
+        if shares:
+            found.note(name, np.array(np.mean(shares)), torch.tensor(0.0))
     found.check()
     return found

@@ -16,7 +16,10 @@ PAGE_FILES = {
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 RUNTIME = "onnxruntime-web"
 VERSION = "1.30.0"
-SCRIPT, BINARY = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+SCRIPT = "ort.bundle.min.mjs"
+"""Its name on the page, whichever of the two it is."""
+PLAIN = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+WITH_WEBGPU = ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
 
 
 def check_installed() -> None:
@@ -28,11 +31,12 @@ def check_installed() -> None:
         )
 
 
-def read_runtime(folder: Path) -> tuple[bytes, bytes]:
+def read_runtime(folder: Path, webgpu: bool = False) -> tuple[bytes, bytes]:
     """Read the script and the WebAssembly of ONNX Runtime; ValueError says how to install them."""
+    names = WITH_WEBGPU if webgpu else PLAIN
     try:
         version = parse_json((folder / "package.json").read_bytes())["version"]
-        script, binary = ((folder / "dist" / name).read_bytes() for name in (SCRIPT, BINARY))
+        script, binary = ((folder / "dist" / name).read_bytes() for name in names)
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"{folder} is not {RUNTIME}; npm install --no-save {RUNTIME}@{VERSION}, or give its "

@@ -26,10 +26,11 @@ from data.ranges import MAX_SEED, CheckedConfig, Range
 from data.shards.episode_dataset import EpisodeDataset
 from models.controllers.goal_policy import GoalPolicy
 from models.dynamics.dynamics import Dynamics
+from models.dynamics.llama import LlamaDynamics
 from models.world import World
 from pipeline.export.graphs import to_onnx, world_graphs
 from pipeline.export.page_starts import PageStart, page_starts
-from pipeline.export.parity import compare
+from pipeline.export.parity import Differences, compare
 from pipeline.export.runtime_files import (
     PAGE,
     PAGE_FILES,
@@ -62,6 +63,8 @@ class Config(CheckedConfig):
     """Steps a second at which the page begins."""
     dtype: Literal["fp16", "fp32"] = "fp16"
     """Bits in which weights are stored; the page computes in float32."""
+    webgpu: bool = False
+    """Carry WebGPU, too, which a device takes where it has it and is faster with it: 3 MB more."""
     runtime: Path = Path("node_modules/onnxruntime-web")
     """Folder of the npm package onnxruntime-web."""
     seed: Annotated[int, Range(0, MAX_SEED)] = 0
@@ -70,7 +73,7 @@ class Config(CheckedConfig):
 
 def main(config: Config) -> None:
     check_installed()
-    script, binary = read_runtime(config.runtime)
+    script, binary = read_runtime(config.runtime, config.webgpu)
     check_out(config.out)
     # in the float32 of the page, whatever this machine multiplies fastest
     world = load_world(config.run, "cpu", precision="fp32")
@@ -97,10 +100,17 @@ def main(config: Config) -> None:
     size = sum(map(len, files.values()))
     print(
         f"export: {config.out}, {len(files)} files, {size / 1e6:.1f} MB, "
-        f"{'with' if policy else 'without'} a goal policy; at most {differences.latents:.1e} off "
-        f"PyTorch in latents, {differences.frame_levels:g} of 255 in a pixel"
+        f"{'with' if policy else 'without'} a goal policy; at most "
+        f"{describe_parity(world, differences)} off PyTorch, {differences.frame_levels:g} of 255 "
+        f"in a pixel"
     )
     print(f"export: python -m http.server --bind 127.0.0.1 --directory {config.out} serves it")
+
+
+def describe_parity(world: World, differences: Differences) -> str:
+    if world.latents.kind == "discrete":
+        return f"{differences.latents:.2%} of the codes of a step"
+    return f"{differences.latents:.1e} in latents"
 
 
 def check_out(out: Path) -> None:
@@ -142,19 +152,24 @@ def check_world(world: World, run: Path) -> None:
         problem = f"takes {spec.size} numbers an action, and the page gives a point in the image"
     elif spec.kind == "discrete" and (spec.factors or spec.size > MOST_BUTTONS):
         problem = f"has {spec.size} actions, and the page has {MOST_BUTTONS} buttons"
-    elif world.temporal_context > 1 or world.state_spec != world.latents:
+    elif world.temporal_context > 1:
         problem = "encodes frames with their past, which the page does not keep"
-    elif world.latents.kind != "continuous":
-        problem = "has codes for latents, and the page steps vectors (--preset keypoints)"
+    elif world.state_spec != world.latents:
+        problem = "has states that no single frame gives, and the page begins a game with a frame"
     elif type(world.dynamics).step_packed is Dynamics.step_packed:
         kind = type(world.dynamics).__name__
         problem = f"has the dynamics {kind}, whose steps the page cannot run (--preset keypoints)"
+    elif isinstance(world.dynamics, LlamaDynamics) and world.dynamics.config.decoding != "parallel":
+        problem = "predicts its codes one by one, and the page steps whole frames (--preset pusht)"
     if problem:
         raise ValueError(f"{run} {problem}; play.py --browser plays it from a server")
 
 
 def find_policy(world: World, run: Path) -> GoalPolicy | None:
-    """The goal policy that the page's planner starts from."""
+    """The goal policy that the page's planner starts from; none where latents are codes, towards
+    which no planner of the page acts."""
+    if world.latents.kind == "discrete":
+        return None
     policy = load_goal_policy(run, world)
     return policy.float() if isinstance(policy, GoalPolicy) else None
 
@@ -170,7 +185,10 @@ def describe(
         "size": list(world.image_size),
         "fps": config.fps,
         "runtime": VERSION,
-        "latents": [latents.num_patches, latents.dim],
+        "webgpu": config.webgpu,
+        "codes": latents.kind == "discrete",
+        "latents": list(starts[0].state.latents.shape[1:]),
+        "vectors": [latents.num_patches, latents.dim],
         "keypoints": latents.is_xy,
         "rewards": world.has_rewards,
         "actions": {"kind": spec.kind, "names": list(spec.names), "size": max(1, len(spec.low))},

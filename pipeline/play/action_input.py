@@ -51,6 +51,9 @@ class ActionInput:
     def mouse_button(self, down: bool) -> None:
         """Ignore the mouse button."""
 
+    def lift_pointer(self) -> None:
+        """Keep the target: it is a place, and not a motion."""
+
     def move_pointer(self, x: float, y: float) -> None:
         """Set the target, as fractions of the frame from its left and top edge, 0 to 1."""
         if self.spec.pointer:

@@ -140,6 +140,10 @@ class Game:
         if self.person_acts:
             self.action_input.move_pointer(x, y)
 
+    def lift_pointer(self) -> None:
+        """The pointer goes on elsewhere: nothing is to be made of the way there."""
+        self.action_input.lift_pointer()
+
     def mouse_button(self, down: bool) -> None:
         """Follow the left mouse button."""
         if self.person_acts:

@@ -64,6 +64,10 @@ class KeyboardInput:
         else:
             self.held.discard(BUTTON_ACTION)
 
+    def lift_pointer(self) -> None:
+        """The next motion begins elsewhere, and the way there turns nothing."""
+        self._mouse = None
+
     def move_pointer(self, x: float, y: float) -> None:
         """Turn the view by the mouse's motion; x and y are fractions of the frame."""
         if self._mouse is not None:

@@ -22,6 +22,7 @@ from data.gym.rounds import Round, is_recorded, plan_round, read_rounds
 from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig, Range
 from data.shards.build_info import read_build_info, shard_name
 from data.shards.build_shards import available_cpus
+from pipeline.flags import repeatable
 
 VectorizationMode = Literal["none", "sync", "async", "vector_entry_point"]
 
@@ -72,6 +73,8 @@ class GymConfig(CheckedConfig):
     """Seed of the episodes, and at first of the splits."""
     num_workers: Annotated[int, Range(1, MAX_WORKERS)] = available_cpus()
     """Processes; the shards do not depend on it."""
+    live: Annotated[int, Range(0, 65535)] = 0
+    """Port of a page that follows it at 127.0.0.1; 0 is no page."""
     restart: bool = False
     """Delete existing shards and start over."""
 
@@ -117,7 +120,7 @@ def gym_source(config: GymConfig, folder: Path) -> GymEpisodes | None:
     fingerprint = getattr(policy, "fingerprint", "")
     # how many act together changes what a controller samples, and nothing else
     num_envs = config.num_envs if fingerprint or spec.vectorization_mode != "none" else 0
-    words = shlex.join(w for w in sys.argv[1:] if w != "--restart")
+    words = shlex.join(repeatable(sys.argv[1:]))
     wanted = Round(
         policy.name, fingerprint, config.seed, num_envs, episodes, config.steps,
         f"python preprocess.py {words}",

@@ -26,6 +26,8 @@ class ImagesConfig(CheckedConfig):
     """Seed of the crops and of the splits."""
     num_workers: Annotated[int, Range(1, MAX_WORKERS)] = available_cpus()
     """Processes; the shards do not depend on it."""
+    live: Annotated[int, Range(0, 65535)] = 0
+    """Port of a page that follows it at 127.0.0.1; 0 is no page."""
     restart: bool = False
     """Delete existing shards and start over."""
 

@@ -51,21 +51,22 @@ window.game = game;
 let about = null, seen = [];
 
 const players = () => (game.race ? 2 : 1);
-const canPlan = () => about.actions.kind === "continuous";
+const hasPointer = () => about.actions.kind === "continuous";
+const canPlan = () => hasPointer() && !about.codes; // distances of codes lead no search
 
 function say(text) { at("said").textContent = text; }
 
 async function begin() {
   const start = await call("begin", game.start, players(), game.ownGoal);
   Object.assign(game, { steps: 0, over: "", began: start.distance, once: false });
-  if (canPlan()) game.target = start.last.length ? Array.from(start.last, (x) => (x + 1) / 2) : [0.5, 0.5];
+  if (hasPointer()) game.target = start.last.length ? Array.from(start.last, (x) => (x + 1) / 2) : [0.5, 0.5];
   seen = Array.from({ length: players() }, () => ({ ...start, action: Array.from(start.last, Number), reward: 0 }));
   paint(at("goal"), start.goalFrame);
   show();
 }
 
 function action() {
-  if (!canPlan()) return [game.code];
+  if (!hasPointer()) return [game.code];
   return game.target.map((fraction) => 2 * fraction - 1);
 }
 
@@ -168,7 +169,7 @@ function show() {
           ring(canvas, place, 5, "#fff", 2);
         }
       }
-      if (canPlan()) ring(canvas, number ? one.action.map((x) => (x + 1) / 2) : game.target, 9, "#dc2828", 3);
+      if (hasPointer()) ring(canvas, number ? one.action.map((x) => (x + 1) / 2) : game.target, 9, "#dc2828", 3);
     }
     measured.frames += 1;
     measured.firstFrame ||= performance.now();
@@ -286,10 +287,10 @@ const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], Arrow
 document.addEventListener("keydown", (event) => {
   if (!about || event.ctrlKey || event.altKey || event.metaKey || event.target.matches("select, input")) return;
   const arrow = ARROWS[event.key];
-  if (arrow && document.activeElement === at("world") && canPlan()) {
+  if (arrow && document.activeElement === at("world") && hasPointer()) {
     event.preventDefault();
     point(game.target.map((fraction, axis) => fraction + KEY_STEP * arrow[axis]), event.timeStamp);
-  } else if (/^[1-9]$/.test(event.key) && !canPlan()) {
+  } else if (/^[1-9]$/.test(event.key) && !hasPointer()) {
     choose(Number(event.key) - 1);
   } else if (!event.repeat) {
     press(/^Key[A-Z]$/.test(event.code) ? event.code[3].toLowerCase() : event.key.toLowerCase());
@@ -311,7 +312,7 @@ function choose(code) {
 }
 
 function follow(event) {
-  if (!about || !canPlan()) return;
+  if (!about || !hasPointer()) return;
   const box = at("world").getBoundingClientRect();
   point([(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height], event.timeStamp);
 }
@@ -334,8 +335,8 @@ function offer() {
   at("keypoints").disabled = !about.keypoints;
   for (const id of ["planner", "search", "race"]) at(id).disabled = !canPlan();
   if (canPlan() && !about.policy) Object.assign(at("search"), { disabled: true }); // it always does
-  at("actions").hidden = canPlan();
-  if (canPlan()) return;
+  at("actions").hidden = hasPointer();
+  if (hasPointer()) return;
   at("actions").replaceChildren(...about.actions.names.map((name, code) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: `${code + 1} ${name}` });
     button.addEventListener("click", () => choose(code));
@@ -343,10 +344,20 @@ function offer() {
   }));
 }
 
+async function hasGpu() {
+  try {
+    return Boolean(navigator.gpu && await navigator.gpu.requestAdapter());
+  } catch {
+    return false;
+  }
+}
+
+window.hasGpu = hasGpu; // read by tests
+
 async function open() {
-  about = await call("load");
+  about = await call("load", await hasGpu());
   offer();
-  at("connection").textContent = `${about.run}, on this device`;
+  at("connection").textContent = `${about.run}, on this device, by ${about.backend}`;
   if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
     game.paused = true;
     say("Paused, as this device asks for less motion. P plays");

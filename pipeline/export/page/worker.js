@@ -1,11 +1,12 @@
 // The world, in a thread of its own: ONNX graphs, up to two games in them, and the planner.
 // What the files hold is told by world.json, which pipeline/export/web.py writes.
 
-import * as ort from "./ort.wasm.bundle.min.mjs";
+import * as ort from "./ort.bundle.min.mjs";
 import { search } from "./planner.js";
 
 const ARRAYS = { float32: Float32Array, int64: BigInt64Array, uint8: Uint8Array };
-const sessions = {};
+const TRIALS = 5, CLOSE = 1e-2; // steps by which WebGPU is tried; difference in latents that it may have
+let sessions = {}, gpu = null;
 let about, starts, games = [], goal, goalFrame, searches = false;
 
 const count = (shape) => shape.reduce((product, side) => product * side, 1);
@@ -27,7 +28,8 @@ async function read(name, told) {
   return new Response(blob.stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 
-async function load() {
+// hasGpu: the page has found an adapter
+async function load(hasGpu) {
   about = await (await fetch("world.json")).json();
   const names = Object.keys(about.files).filter((name) => name.endsWith(".bin"));
   const total = names.reduce((sum, name) => sum + about.files[name], 0);
@@ -37,20 +39,61 @@ async function load() {
   const files = Object.fromEntries(names.map((name, at) => [name.replace(".bin", ""), contents[at]]));
   ort.env.wasm.numThreads = 1; // more need headers that a static host may not send
   ort.env.wasm.wasmBinary = files.runtime;
-  for (const name of ["step", "decode", "encode", ...(about.policy ? ["policy"] : [])]) {
-    sessions[name] = await ort.InferenceSession.create(files[name], { executionProviders: ["wasm"] });
-  }
   starts = readStarts(files.starts);
-  return about;
+  sessions = await opened(files, "wasm");
+  let backend = "WebAssembly";
+  if (about.webgpu && hasGpu) {
+    const plain = sessions;
+    gpu = await onGpu(files);
+    // small worlds are often no faster there
+    if (gpu.apart <= CLOSE && gpu.share < 1) backend = "WebGPU";
+    sessions = backend === "WebGPU" ? gpu.sessions : plain;
+    if (gpu.problem) console.info(`WebGPU is not used: ${gpu.problem}`);
+  }
+  return { ...about, backend };
+}
+
+async function opened(files, backend) {
+  const found = {};
+  for (const name of ["step", "decode", "encode", ...(about.policy ? ["policy"] : [])]) {
+    found[name] = await ort.InferenceSession.create(files[name].slice(0), { executionProviders: [backend] });
+  }
+  return found;
+}
+
+// The same steps on WebGPU: how far apart they are, and the share of the time that they take.
+async function onGpu(files) {
+  try {
+    const before = await tried(sessions), found = await opened(files, "webgpu"), after = await tried(found);
+    const apart = Array.from(before.latents, (value, at) => Math.abs(Number(value) - Number(after.latents[at])));
+    return { sessions: found, apart: Math.max(...apart), share: after.ms / before.ms };
+  } catch (problem) {
+    return { apart: Infinity, problem: String(problem && problem.message || problem) };
+  }
+}
+
+async function tried(candidate) {
+  sessions = candidate;
+  const start = starts[0], action = start.last;
+  let states = start, begun = 0;
+  for (let trial = 0; trial <= TRIALS; trial++) { // the first one is not timed
+    if (trial === 1) begun = performance.now();
+    states = { ...start, ...await step(states, action, 1) };
+    await decode(states.latents, { unchanged: states.unchanged, residual: start.residual });
+  }
+  return { latents: states.latents, ms: performance.now() - begun };
 }
 
 function readStarts(buffer) {
   const image = [3, ...about.size];
   const fields = [
-    ...about.state, { name: "latents", shape: about.latents, dtype: "float32" },
+    ...about.state, { name: "latents", shape: about.latents, dtype: about.codes ? "int64" : "float32" },
+    ...(about.codes ? [
+      { name: "vectors", shape: about.vectors, dtype: "float32" }, { name: "residual", shape: image, dtype: "float32" },
+    ] : []),
     { name: "last", shape: isDiscrete() ? [] : [about.actions.size], dtype: isDiscrete() ? "int64" : "float32" },
     { name: "frame", shape: image, dtype: "uint8" }, { name: "goalFrame", shape: image, dtype: "uint8" },
-    { name: "goal", shape: about.latents, dtype: "float32" },
+    { name: "goal", shape: about.vectors, dtype: "float32" },
   ];
   let at = 0;
   return Array.from({ length: about.num_starts }, () => Object.fromEntries(fields.map(({ name, shape, dtype }) => {
@@ -82,12 +125,23 @@ async function step(states, action, rows) {
   const inputs = Object.fromEntries(about.state.map(({ name, shape }) => [name, tensor(states[name], shape, rows)]));
   inputs.action = tensor(action, actionShape(), rows);
   const outputs = await run("step", inputs);
-  const after = { latents: outputs.latents, reward: outputs.reward };
+  const after = { latents: outputs.latents, vectors: outputs.vectors || outputs.latents, reward: outputs.reward };
   for (const { name } of about.state) after[name] = outputs[`next_${name}`];
   return after;
 }
 
-const decode = async (latents) => (await run("decode", { latents: tensor(latents, about.latents, 1) })).frame;
+// of codes: the patches that are as in the first frame keep what codes lose of it
+async function decode(latents, { unchanged, residual } = {}) {
+  const inputs = { latents: tensor(latents, about.latents, 1) }, image = [3, ...about.size];
+  if (about.codes) {
+    const patches = [about.vectors[0]];
+    inputs.unchanged = tensor(unchanged || new Float32Array(patches[0]), patches, 1);
+    inputs.residual = tensor(residual || new Float32Array(count(image)), image, 1);
+  }
+  return (await run("decode", inputs)).frame;
+}
+
+const drawn = (game) => decode(game.latents, { unchanged: game.state.unchanged, residual: game.residual });
 
 async function policy(latents, goals, last, rows) {
   return (await run("policy", {
@@ -97,10 +151,10 @@ async function policy(latents, goals, last, rows) {
 }
 
 // root of the mean square: of keypoints in pixels, else in the latents' own unit
-function distance(latents, row = 0) {
+function distance(vectors, row = 0) {
   const length = goal.length, from = row * length;
   let sum = 0;
-  for (let at = 0; at < length; at++) sum += (latents[from + at] - goal[at]) ** 2;
+  for (let at = 0; at < length; at++) sum += (vectors[from + at] - goal[at]) ** 2;
   return about.keypoints ? Math.sqrt(2 * sum / length) * about.size[1] / 2 : Math.sqrt(sum / length);
 }
 
@@ -174,9 +228,11 @@ const calls = {
     if (!keepsGoal) ({ goal, goalFrame } = start);
     games = Array.from({ length: players }, () => ({
       state: Object.fromEntries(about.state.map(({ name }) => [name, start[name]])),
-      latents: start.latents, last: start.last, queue: [], plans: 0, planMs: 0,
+      latents: start.latents, vectors: start.vectors || start.latents, residual: start.residual,
+      last: start.last, queue: [], plans: 0, planMs: 0,
     }));
-    return { frame: start.frame, goalFrame, latents: start.latents, distance: distance(start.latents), last: start.last };
+    const away = distance(games[0].vectors);
+    return { frame: start.frame, goalFrame, latents: start.latents, distance: away, last: start.last };
   },
 
   // actions: of each game, numbers in [-1, 1] or [code], or null where the planner acts
@@ -189,10 +245,10 @@ const calls = {
       const begun = performance.now();
       const after = await step(game.state, action, 1);
       game.state = after;
-      [game.latents, game.last] = [after.latents, action];
-      const frame = await decode(after.latents);
+      Object.assign(game, { latents: after.latents, vectors: after.vectors, last: action });
+      const frame = await drawn(game);
       seen.push({
-        frame, latents: after.latents, reward: after.reward[0], distance: distance(after.latents),
+        frame, latents: after.latents, reward: after.reward[0], distance: distance(after.vectors),
         action: Array.from(action, Number), stepMs: performance.now() - begun, planMs: game.planMs,
       });
     }
@@ -200,19 +256,23 @@ const calls = {
   },
 
   async goalIsHere() {
-    [goal, goalFrame] = [games[0].latents, await decode(games[0].latents)];
+    [goal, goalFrame] = [games[0].vectors, await drawn(games[0])];
     for (const game of games) game.queue = [];
     return { goalFrame };
   },
 
   async goalFromImage(frame) {
-    goal = (await run("encode", { frame: tensor(frame, [3, ...about.size], 1) })).latents;
-    goalFrame = await decode(goal);
+    const { latents, vectors } = await run("encode", { frame: tensor(frame, [3, ...about.size], 1) });
+    goal = vectors || latents;
+    goalFrame = await decode(latents);
     for (const game of games) game.queue = [];
-    return { goalFrame, latents: goal, distance: distance(games[0].latents) };
+    return { goalFrame, distance: distance(games[0].vectors) };
   },
 
   setSearch(on) { searches = on; for (const game of games) game.queue = []; },
+
+  // for tests and measurements: what was found of WebGPU
+  gpu: () => gpu && { apart: gpu.apart, share: gpu.share, problem: gpu.problem },
 
   // for tests and measurements: frames of the first game, without a pace
   async rollout(number, actions) {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.play.browser.messages import Button, Input, Key, Pointer, frame_message
+from pipeline.play.browser.messages import Blur, Button, Input, Key, Pointer, frame_message
 from pipeline.play.game import Game
 from pipeline.play.player import Player
 
@@ -60,6 +60,7 @@ class Guest:
     def connect(self, connection: Any) -> None:
         """Show everything again, on a page that knows nothing."""
         self.connection, self.sent, self.acked = connection, 0, 0
+        self.inbox.append(Blur(t="blur"))
         self.status, self._shown = {}, ()
         self.last_input = self.last_seen = time.monotonic()
 
@@ -98,6 +99,7 @@ class Guest:
             self.game.release(key)
         self._held.clear()
         self.game.mouse_button(False)
+        self.game.lift_pointer()
 
     def next_frame(self, model_ms: float) -> bytes | None:
         """Give what is new to see, unless the page is behind: then a later one will do."""

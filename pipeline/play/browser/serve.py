@@ -34,9 +34,10 @@ def serve(make_game: object, config: ServerConfig, fps: float, listening: socket
     """make_game: of pipeline/play/browser/room.py."""
     import uvicorn
 
-    from pipeline.play.browser.app import make_app
+    from pipeline.play.browser.app import HELLO_SECONDS, make_app
     from pipeline.play.browser.messages import MAX_BYTES
     from pipeline.play.browser.room import Room
+    from pipeline.serve.timed_protocol import timed_protocol
 
     with tempfile.TemporaryDirectory(prefix="dreamstage-play-") as folder:
         room = Room(make_game, config, fps, Path(folder))  # type: ignore[arg-type]
@@ -47,6 +48,7 @@ def serve(make_game: object, config: ServerConfig, fps: float, listening: socket
         settings = uvicorn.Config(
             make_app(room, when_failed=stop),
             log_level="warning",
+            http=timed_protocol(HELLO_SECONDS),
             ws="websockets-sansio",
             ws_max_size=MAX_BYTES,
             ws_max_queue=16,

@@ -78,6 +78,7 @@ function hear(message) {
     at("simulator").disabled = !message.simulator;
     at("controller").disabled = !message.controller;
     offerActions(message.actions);
+    if (message.lock) [pointer, pointerMoved] = [[0, 0], performance.now()]; // from where motions count
     canvas.focus({ preventScroll: true });
   } else if (message.type === "status") {
     tell(message);
@@ -194,7 +195,7 @@ function tell(message) {
     button.setAttribute("aria-pressed", String(button.dataset.label === message.action));
   }
   if (said !== tell.said) at("said").textContent = tell.said = said;
-  if (before.acts === "you" && message.acts !== "you") pointer = null;
+  if (before.acts === "you" && message.acts !== "you" && !welcome.lock) pointer = null;
 }
 
 function offerActions(actions) {
@@ -311,9 +312,10 @@ function follow(event) {
   const box = canvas.getBoundingClientRect();
   const [rows, columns] = welcome.size;
   const width = Math.round(columns * HEIGHT / rows);
-  if (document.pointerLockElement === canvas) {
-    const scale = canvas.width / box.width / width;
-    pointer = [(pointer || [0, 0])[0] + event.movementX * scale, (pointer || [0, 0])[1] + event.movementY * scale];
+  if (welcome.lock) {
+    const moved = motionOf(event), scale = canvas.width / box.width / width;
+    if (!moved) return;
+    pointer = pointer.map((value, axis) => value + scale * moved[axis]);
   } else {
     const x = (event.clientX - box.left) * canvas.width / box.width;
     const panel = Math.max(0, Math.min(panels - 1, Math.floor(x / (width + GAP))));
@@ -325,6 +327,15 @@ function follow(event) {
   draw.ring = true;
 }
 
+// A view turns by motions, wherever they begin: of a locked mouse, of a finger or pen that touches.
+function motionOf(event) {
+  if (document.pointerLockElement === canvas) return [event.movementX, event.movementY];
+  const before = motionOf.last, now = [event.clientX, event.clientY];
+  motionOf.last = now;
+  const drags = event.type === "pointermove" && event.pointerType !== "mouse" && event.buttons;
+  return drags && before ? [now[0] - before[0], now[1] - before[1]] : null;
+}
+
 canvas.addEventListener("pointermove", follow);
 canvas.addEventListener("pointerdown", (event) => {
   if (event.button !== 0) return;
@@ -332,7 +343,6 @@ canvas.addEventListener("pointerdown", (event) => {
   if (welcome && welcome.lock && event.pointerType === "mouse" && document.pointerLockElement !== canvas) {
     const asked = canvas.requestPointerLock();
     if (asked) asked.catch(() => {}); // refused for a second after Escape
-    pointer = null;
     return;
   }
   if (document.pointerLockElement !== canvas) canvas.setPointerCapture(event.pointerId);
@@ -343,17 +353,17 @@ for (const name of ["pointerup", "pointercancel"]) {
   canvas.addEventListener(name, () => send({ t: "button", down: false, at: performance.now() }));
 }
 document.addEventListener("pointerlockchange", () => {
-  pointer = null;
   if (document.pointerLockElement !== canvas) releaseAll();
 });
 
 // -- a game pad -------------------------------------------------------------------------------
 
+const NO_PAD = { axes: [], buttons: [] }; // what one that was unplugged holds
 const PAD_KEYS = { 0: "space", 4: "z", 8: "r", 9: "p" }, DEAD = 0.25, PAD_SPEED = 0.02;
 
 function followGamepad() {
-  const pad = navigator.getGamepads && [...navigator.getGamepads()].find(Boolean);
-  if (!pad || !welcome) return;
+  if (!welcome || !navigator.getGamepads) return;
+  const pad = [...navigator.getGamepads()].find(Boolean) || NO_PAD;
   const before = followGamepad.keys || new Set(), now = new Set();
   for (const [button, key] of Object.entries(PAD_KEYS)) {
     const acts = pad.buttons[button] && pad.buttons[button].pressed;

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from test_clips import ragged
 
+import train_dynamics
 from data.clips import Clips
 from data.joined_clips import JoinedClips
 from data.shards.episode_dataset import EpisodeDataset
@@ -86,3 +87,10 @@ def test_a_batch_is_a_function_of_its_indices_and_leaves_them_as_they_are(tmp_pa
     assert one is not None and two is not None and other is not None
     assert torch.equal(one, two) and not torch.equal(one[1:], other[:-1])
     assert indices.tolist() == list(range(40))
+
+
+def test_the_stage_draws_them_where_a_share_is_given(tmp_path: Path) -> None:
+    clips = ClipBatches(Clips(with_events(tmp_path, (45,), ()), "train", 5), NEEDS)
+    assert train_dynamics.with_events(clips, 0.0) is clips
+    drawn = train_dynamics.with_events(clips, 1.0).batch(np.arange(20))
+    assert drawn.rewards is not None and bool(drawn.rewards[:, 1:].any(1).all())

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from test_clips import ragged
+from untrained_run import write_run
 
+import train_controller
 import train_dynamics
 from data.clips import Clips
 from data.joined_clips import JoinedClips
 from data.shards.episode_dataset import EpisodeDataset
+from data.toy import write_toy_shards
+from models.controllers.actor_critic import ActorCriticConfig
+from models.controllers.policy import PolicyConfig
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.event_clips import EventClips, events_of
 
@@ -94,3 +101,28 @@ def test_the_stage_draws_them_where_a_share_is_given(tmp_path: Path) -> None:
     assert train_dynamics.with_events(clips, 0.0) is clips
     drawn = train_dynamics.with_events(clips, 1.0).batch(np.arange(20))
     assert drawn.rewards is not None and bool(drawn.rewards[:, 1:].any(1).all())
+
+
+class Asked(Exception):
+    """What the stage asked for is known."""
+
+
+def test_the_actor_critic_starts_within_a_rollout_of_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def ask(clips: ClipBatches, share: float, ahead: int) -> EventClips:
+        asked.append((clips.clips.clip_length, share, ahead))
+        raise Asked
+
+    monkeypatch.setattr(train_controller, "EventClips", ask)
+    folder = write_toy_shards(tmp_path / "shards", 12, 30, 32)
+    write_run(tmp_path, EpisodeDataset(folder))
+    model = ActorCriticConfig(PolicyConfig(channels=8, num_keypoints=4, hidden_dim=16), horizon=7)
+    config = train_controller.Config(
+        tmp_path, ("actor_critic",), model, event_share=0.25, restart=True
+    )
+    with pytest.raises(Asked):
+        train_controller.main(config)
+    assert asked == [(3, 0.25, 7)]

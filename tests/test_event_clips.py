@@ -38,11 +38,13 @@ def with_events(
     terminals[list(ended)] = True
     columns, read_rows = {"rewards": rewards, "terminals": terminals}, dataset.read_rows
 
-    def read(name: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        return columns[name][start:stop] if name in columns else read_rows(name, start, stop, out)
+    def read(field: str, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        return (
+            columns[field][start:stop] if field in columns else read_rows(field, start, stop, out)
+        )
 
     dataset.read_rows, has = read, dataset.has
-    dataset.has = lambda name: name in columns or has(name)
+    dataset.has = lambda field: field in columns or has(field)
     return dataset
 
 

@@ -2,7 +2,8 @@
 # make test    install, then run the tests
 # make dreamer ENV=CartPole-v1    install, then rounds of collecting, training the world, and the
 #     controller in it; the report draws the return against the steps. ROUNDS and COLLECT say how
-#     often, and how many steps a round; PRESET="pusht debug" tries it with another recipe
+#     often, and how many steps a round; PRESET="pusht debug" tries it with another recipe, and
+#     ENV_KWARGS="is_slippery=false" is given to the environment
 #
 # make demo DEMOS=PATH RUN=runs/human
 #     the same on human demonstrations (a zarr folder, zip or npz), with 3 perturbed copies of each;
@@ -39,6 +40,7 @@ FIRST := --run $(RUN) $(or $(GIVEN),$(if $(wildcard $(RUN)/run.json),,--preset $
 
 # The loop has a recipe and a folder of its own, where none is given.
 ENV ?= CartPole-v1
+ENV_KWARGS ?=
 ROUNDS ?= 5
 COLLECT ?= 2000
 LOOP_PRESET := $(if $(filter file,$(origin PRESET)),dreamer loop,$(PRESET))
@@ -91,6 +93,7 @@ task: $(INSTALLED)
 # from their checkpoints as the shards grow; rounds that are recorded train nothing again.
 dreamer: $(INSTALLED)
 	$(PYTHON) preprocess.py gym --run $(LOOP_RUN) --preset $(LOOP_PRESET) --env $(ENV) \
+	  $(if $(ENV_KWARGS),--env-kwargs $(ENV_KWARGS)) \
 	  --steps $(COLLECT) --round 0
 	@first=$$($(PYTHON) -m pipeline.recording.next_round $(LOOP_RUN)) || exit; \
 	for round in $$(seq $$first $(ROUNDS)); do \

@@ -34,6 +34,7 @@ from models.tokenizers.tokenizer import Tokenizer
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches, check_actions
 from pipeline.batches.latent_cache import cache_latents
+from pipeline.batches.step_dataset import BatchDataset
 from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
@@ -50,6 +51,8 @@ class Config(CheckedConfig):
     predictor."""
     num_eval_clips: Annotated[int, Range(1, 10**6)] = 64
     """Held-out clips at each validation."""
+    event_share: Annotated[float, Range(0, 1)] = 0.0
+    """Share of a batch's clips that are drawn of those with a rare reward or a true end."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=40000, batch_size=64, learning_rate=1e-3, weight_decay=0.05, eval_every=2000
@@ -98,7 +101,7 @@ def main(config: Config) -> None:
     latents = source.encode(config.run / "latents", trainer)
     clips = ClipBatches(train, model.needs, latents)
     trainer.cache_on_device(clips)
-    for batch in trainer.batches(clips):
+    for batch in trainer.batches(with_events(clips, config.event_share)):
         trainer.step(model.loss, batch)
         if trainer.every(config.train.eval_every):
             trainer.save_best(validate(config, trainer, source, latents))
@@ -146,6 +149,15 @@ def training_clips(model: Dynamics, dataset: EpisodeDataset) -> Clips:
     if "is_first" in model.needs and dataset.lengths.min() < model.clip_length:
         from data.joined_clips import JoinedClips as make
     return make(dataset, "train", model.clip_length, flag="--model.clip-length")
+
+
+def with_events(clips: ClipBatches, share: float) -> BatchDataset:
+    """Clips of which a share comes to a rare reward or a true end; as they are, if that is 0."""
+    if not share:
+        return clips
+    from pipeline.batches.event_clips import EventClips
+
+    return EventClips(clips, share)
 
 
 def check_held_out(model: Dynamics, source: Source) -> None:

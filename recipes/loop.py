@@ -44,3 +44,16 @@ CONTROLLER = {
     "train.save_every": 100,
     "train.precision": "fp32",
 }
+
+SIZES = {
+    # where a reward is rare, such as one at the end of few episodes
+    "sparse": {
+        "dynamics": {"event_share": 0.5},
+        "controller": {
+            "event_share": 0.5,
+            "model.entropy": 1e-3,
+            "train.steps": 200,
+            "train.eval_every": 50,
+        },
+    },
+}

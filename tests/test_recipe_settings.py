@@ -293,6 +293,10 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("controller", "dreamer loop", {
         "model.bc_weight": 0.0, "model.discount": 0.98, "model.policy.num_modes": 1,
     }),
+    ("dynamics", "dreamer loop sparse", {"event_share": 0.5, "train.steps": 250}),
+    ("controller", "dreamer loop sparse", {
+        "event_share": 0.5, "model.entropy": 1e-3, "model.discount": 0.98, "train.steps": 200,
+    }),
     ("dynamics", "dreamer cpu", {
         "model.sample_posterior": False, "model.representation_weight": 0.03,
         "model.clip_length": 16,

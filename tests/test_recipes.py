@@ -45,6 +45,7 @@ DREAMER_SIZES = (*PUSHT_SIZES, "sharp", "1m", "4m", "12m", "25m", "32x32")
 GENIE_SIZES = ("cpu", "debug", "coinrun", "high_res")
 ATARI_SIZES = ("high_res", "gray84")
 IWM_SIZES = ("base", "core", "invariant", "equivariant", "streams", "cpu", "debug", "high_res")
+LOOP_SIZES = ("sparse",)
 
 
 def sizes(recipe: str) -> tuple[str, ...]:
@@ -71,6 +72,7 @@ COMBINATIONS = [
     *([recipe, "cpu", "rssm", "cpu"] for recipe in WITH_TOKENIZER[:4]),
     ["dreamer", "loop"],
     ["dreamer", "loop", "debug"],
+    ["dreamer", "loop", "sparse"],
     *([recipe, size, "high_res"] for recipe in RECIPES for size in sizes(recipe)),
 ]
 
@@ -94,7 +96,7 @@ def leaves(config: Any, prefix: str = "") -> dict[str, Any]:
 def test_there_are_these_recipes_and_sizes():
     assert set(presets.recipe_names()) == {*RECIPES, *BEHIND}
     tables = (PUSHT_SIZES, MINECRAFT_SIZES, DREAMER_SIZES, GENIE_SIZES, ATARI_SIZES, IWM_SIZES)
-    known = {name for table in tables for name in table}
+    known = {name for table in (*tables, LOOP_SIZES) for name in table}
     assert set(presets.size_names()) == known
 
 

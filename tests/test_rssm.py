@@ -387,7 +387,7 @@ def test_errors_count_more_where_a_pixel_changes():
     assert torch.allclose(model.reconstruction_loss(features, patches, weight), wanted, rtol=1e-5)
 
 
-def test_a_config_that_was_written_before_has_neither():
+def test_a_config_that_was_written_before_has_none_of_them():
     old = to_plain(CONFIG)
-    del old["first_frames"], old["changed_weight"]
+    del old["first_frames"], old["changed_weight"], old["overshooting"]
     assert from_plain(RssmConfig, old) == CONFIG

@@ -7,7 +7,7 @@ classes of the stochastic state z, F = H + G C.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
@@ -51,6 +51,9 @@ class RssmBaseConfig(CheckedConfig):
     first_frames: Annotated[int, Range(0, 10**4)] = 0
     """Frames of a clip, evenly apart, that are also drawn as if each began an episode: goals are
     encoded so, which only the first frame of a clip teaches otherwise.  0 leaves it out."""
+    overshooting: Annotated[int, Range(0, 10**4)] = 0
+    """Steps of a rollout from some frame of each clip, whose frames, rewards and ends are learned,
+    too: else the model is only ever trained one step ahead.  0 leaves it out."""
     rewards: bool = True
     """Learn a reward and a continue head."""
     context_frames: Annotated[int, Range(1, 10**4)] = 5
@@ -58,7 +61,7 @@ class RssmBaseConfig(CheckedConfig):
     clip_length: Annotated[int, Range(2, 10**4)] = 32
     """Frames of a training clip."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"first_frames"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"first_frames", "overshooting"})
 
     def check(self) -> None:
         super().check()
@@ -141,7 +144,8 @@ class RssmBase(Dynamics):
         (actions,) = batch.require("actions")
         followed = self.cell(embeds, actions, batch.extra.get("is_first"))
         losses = self.losses_of(followed, target, batch, weight)
-        return losses | self.first_frame_losses(embeds, target, weight)
+        losses |= self.first_frame_losses(embeds, target, weight)
+        return losses | self.overshooting_losses(followed.features, target, batch, weight)
 
     def first_frame_losses(
         self, embeds: Tensor, target: Tensor, weight: Tensor | None = None
@@ -169,15 +173,59 @@ class RssmBase(Dynamics):
             "representation_kl": config.representation_weight * representation.mean(),
             "kl": kl.mean(),
         }
-        if config.rewards and batch.rewards is not None:
+        return losses | self.head_losses(features, batch)
+
+    def head_losses(self, features: Tensor, batch: Batch) -> Losses:
+        """Of rewards and ends (B, T), where the data has them, read from states (B, T, F)."""
+        losses = {}
+        if self.config.rewards and batch.rewards is not None:
             error = self.reward_head.loss(self.reward_in(features), batch.rewards)
             losses["reward"] = error.mean()
-        if config.rewards and batch.continues is not None:
+        if self.config.rewards and batch.continues is not None:
             logits = self.continue_head(self.continue_in(features))[..., 0].float()
             losses["continue"] = nn.functional.binary_cross_entropy_with_logits(
                 logits, batch.continues.float()
             )
         return losses
+
+    def overshooting_losses(
+        self, features: Tensor, target: Tensor, batch: Batch, weight: Tensor | None = None
+    ) -> Losses:
+        """Of the true frames that a rollout with expected z comes to, from one state of each clip
+        (observation overshooting: Amos et al., arXiv:1804.06318; Hafner et al., arXiv:1811.04551,
+        section 4).
+
+        features: (B, T, F), of states that have seen their frames.
+        """
+        (actions,) = batch.require("actions")
+        length, steps = target.shape[1], min(self.config.overshooting, target.shape[1] - 1)
+        if not steps:
+            return {}
+        rows = torch.arange(len(target), device=target.device)
+        starts = torch.randint(length - steps, rows.shape, device=target.device)
+        states = [features[rows, starts]]
+        h, z = self._split(states[0][:, None])
+        for k in range(steps):
+            h = self.cell.advance(h, z, actions[rows, starts + k])
+            z = self.cell.prior(h).flatten(1)
+            states.append(torch.cat([h, z.to(h.dtype)], dim=-1))
+        # a rollout stays where another episode begins
+        order = torch.arange(1, steps + 1, device=target.device).expand(len(rows), -1)
+        rows = rows[:, None]
+        if (is_first := batch.extra.get("is_first")) is not None:
+            order = (
+                (~is_first[rows, starts[:, None] + order]).cumprod(1).sum(1, True).minimum(order)
+            )
+        imagined, at = torch.stack(states, dim=1)[rows, order], starts[:, None] + order
+        true = replace(
+            batch,
+            rewards=None if batch.rewards is None else batch.rewards[rows, at],
+            continues=None if batch.continues is None else batch.continues[rows, at],
+        )
+        weight = None if weight is None else weight[rows, at]
+        losses = self.head_losses(imagined, true)
+        losses["reconstruction"] = self.reconstruction_loss(imagined, target[rows, at], weight)
+        return {f"overshooting_{name}": value for name, value in losses.items()}
 
     # -- rollouts ---------------------------------------------------------------------------
 

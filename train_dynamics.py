@@ -1,8 +1,8 @@
 """Stage 3: learn how actions move the latents.
 
 Reads   RUN/shards and RUN/tokenizer/best.pt; no tokenizer where the method is trained jointly.
-Writes  RUN/latents, a cache, and RUN/dynamics: best.pt, last.pt, log.jsonl, tensorboard, images
-        of model rollouts next to true futures.
+Writes  RUN/latents and RUN/teacher, caches, and RUN/dynamics: best.pt, last.pt, log.jsonl,
+        tensorboard, images of model rollouts next to true futures.
 Try     python train_dynamics.py --run runs/pusht --preset pusht cpu
 Next    train_controller.py, play.py
 """
@@ -39,6 +39,7 @@ from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
 from pipeline.training.train_config import TrainConfig
+from pipeline.training.train_step import LossFn
 from pipeline.training.trainer import Trainer
 
 
@@ -53,6 +54,11 @@ class Config(CheckedConfig):
     """Held-out clips at each validation."""
     event_share: Annotated[float, Range(0, 1)] = 0.0
     """Share of a batch's clips that are drawn of those with a rare reward or a true end."""
+    auxiliary: tuple[str, ...] = ()
+    """Auxiliary losses on layers, NAME:LAYER:WEIGHT each (docs/how-to/layers.md), such as
+    feature_norm:transformer.layers.2:0.01; names are in models/hooks/auxiliary_losses.py."""
+    teacher: str = ""
+    """A run whose tokenizer gives the target of the auxiliary loss `distill`."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=40000, batch_size=64, learning_rate=1e-3, weight_decay=0.05, eval_every=2000
@@ -78,6 +84,7 @@ def main(config: Config) -> None:
     if source.tokenizer is not None:
         model.load_codebook(source.tokenizer)
         model.begin_with(source.tokenizer)
+    loss, needs = with_auxiliary(model, config)
     folder = writable_folder(config.run / "dynamics")
     check_actions(dataset, model.needs)
     train = training_clips(model, dataset)
@@ -99,10 +106,10 @@ def main(config: Config) -> None:
     if source.tokenizer is not None:  # the weights that it resumed may be of an earlier one
         model.load_codebook(source.tokenizer)
     latents = source.encode(config.run / "latents", trainer)
-    clips = ClipBatches(train, model.needs, latents)
+    clips = ClipBatches(train, model.needs, latents, teacher_latents(config, needs, source, trainer))
     trainer.cache_on_device(clips)
     for batch in trainer.batches(with_events(clips, config.event_share)):
-        trainer.step(model.loss, batch)
+        trainer.step(loss, batch)
         if trainer.every(config.train.eval_every):
             trainer.save_best(validate(config, trainer, source, latents))
 
@@ -141,6 +148,36 @@ class Source:
         tokenizer = self.tokenizer.to(trainer.device)
         with trainer.main_process_first():
             return cache_latents(folder, tokenizer, self.parent[1], self.dataset, trainer.device)
+
+
+def with_auxiliary(model: Dynamics, config: Config) -> tuple[LossFn, frozenset[str]]:
+    """The model's loss with the auxiliary ones that are asked for, and the fields these read."""
+    if not config.auxiliary:
+        return model.loss, frozenset()
+    from models.hooks.auxiliary_losses import AuxiliaryLosses
+
+    auxiliary = AuxiliaryLosses(model, config.auxiliary, compiled=config.train.compile != "no")
+    if "teacher" in auxiliary.needs and not config.teacher:
+        raise ValueError("an auxiliary loss has a teacher's latents as target; give --teacher RUN")
+    return auxiliary.loss, auxiliary.needs
+
+
+def teacher_latents(
+    config: Config, needs: frozenset[str], source: Source, trainer: Trainer[Dynamics]
+) -> dict[str, np.ndarray]:
+    """Latents that a teacher's tokenizer gives of all frames, where a loss reads them."""
+    if "teacher" not in needs:
+        return {}
+    teacher, checkpoint = load_tokenizer(Path(config.teacher), trainer.device)
+    if teacher.latents.kind != "continuous" or teacher.image_size != source.data.image_size:
+        raise ValueError(
+            f"--teacher {config.teacher} has {teacher.latents.kind} latents of {teacher.image_size} "
+            f"pixels; give a run with vectors of the {source.data.image_size} pixels here"
+        )
+    with trainer.main_process_first():
+        folder, fingerprint = config.run / "teacher", checkpoint["fingerprint"]
+        rows = cache_latents(folder, teacher, fingerprint, source.dataset, trainer.device)
+    return {"teacher": rows}
 
 
 def training_clips(model: Dynamics, dataset: EpisodeDataset) -> Clips:

@@ -171,6 +171,10 @@ class World(nn.Module):
         with self._autocast():
             return self.tokenizer.encode_clip(frames.to(self.device))
 
+    def latents_key(self, fingerprint: str) -> str:
+        """As the tokenizer says: what its latents are cached by."""
+        return self.tokenizer.latents_key(fingerprint)
+
     def embed(self, frames: Tensor) -> Tensor:
         """The latents of a state at frames of which nothing else is known: what goals and probes
         compare with states.  (B, 3, H, W) uint8 -> (B, N) or (B, P, D)."""

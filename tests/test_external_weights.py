@@ -288,6 +288,7 @@ def test_a_published_run_names_the_repository_of_its_weights(hub: FakeHub, tmp_p
     )
     files = hub.files("user/world")
     card = files["README.md"].decode()
+    assert f"| frozen_encoder of {NAME} |" in card
     assert f"base_model:\n- {NAME}" in card and "base_model_relation" not in card
     assert len(files["tokenizer/model.safetensors"]) < len(hub.files(NAME)["model.safetensors"])
     there = pull(HubAddress("user/world"))

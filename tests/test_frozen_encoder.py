@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,30 @@ def registers(tmp_path_factory: pytest.TempPathFactory) -> FrozenEncoderConfig:
     return FrozenEncoderConfig((32, 32), str(folder), input_size=56, channels=16, num_res_blocks=1)
 
 
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> FrozenEncoderConfig:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("siglip")
+    config = transformers.SiglipVisionConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32, patch_size=8,
+    )  # fmt: skip
+    transformers.SiglipVisionModel(config).save_pretrained(folder)
+    return FrozenEncoderConfig((32, 32), str(folder), input_size=48, channels=16, num_res_blocks=1)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> FrozenEncoderConfig:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vit")
+    config = transformers.ViTConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32, patch_size=8,
+    )  # fmt: skip
+    transformers.ViTModel(config).save_pretrained(folder)
+    return FrozenEncoderConfig((32, 32), str(folder), input_size=48, channels=16, num_res_blocks=1)
+
+
 MAPS = {
     "convnext": lambda: transformers.ConvNextConfig(hidden_sizes=[8, 12, 16, 24], depths=[1] * 4),
     "resnet": lambda: transformers.ResNetConfig(
@@ -78,7 +103,9 @@ def noise(count: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=random)
 
 
-@pytest.mark.parametrize("kind, grid_side", [("dinov2", 4), ("clip", 6), ("registers", 4)])
+@pytest.mark.parametrize(
+    "kind, grid_side", [("dinov2", 4), ("clip", 6), ("registers", 4), ("siglip", 6), ("vit", 6)]
+)
 def test_frames_become_patches_or_one_vector(
     kind: str, grid_side: int, request: pytest.FixtureRequest
 ) -> None:
@@ -134,6 +161,79 @@ def test_registers_are_no_patches(registers: FrozenEncoderConfig) -> None:
     assert torch.allclose(model.encode(frames), out[:, 4:], atol=1e-4)
 
 
+CLASSES = {
+    "dinov2": ("Dinov2Model", 1, 14),
+    "registers": ("Dinov2WithRegistersModel", 4, 14),
+    "clip": ("CLIPVisionModel", 1, 8),
+    "siglip": ("SiglipVisionModel", 0, 8),
+    "vit": ("ViTModel", 1, 8),
+}
+"""The class of transformers, the tokens that are no patch, and the side of a patch."""
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("times", [2, 3, 5])
+def test_every_family_reads_any_size_that_its_patch_divides(
+    kind: str, times: int, request: pytest.FixtureRequest
+) -> None:
+    name, prefix, patch = CLASSES[kind]
+    config, side = request.getfixturevalue(kind), times * patch
+    model = FrozenEncoder(replace(config, input_size=side, image_size=(side, side))).eval()
+    own = getattr(transformers, name).from_pretrained(config.pretrained).eval()
+    frames = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    kwargs = {} if "Dinov2" in name else {"interpolate_pos_encoding": True}
+    with torch.no_grad():
+        out = own(pixel_values=(frames / 255 - model.mean) / model.std, **kwargs)
+    assert torch.allclose(model.encode(frames), out.last_hidden_state[:, prefix:], atol=1e-4)
+    assert model.latents.grid == (times, times)
+    whole = FrozenEncoder(replace(model.config, tokens="cls")).eval()
+    whole.backbone = model.backbone
+    image = out.last_hidden_state[:, :1] if prefix else out.pooler_output[:, None]
+    assert torch.allclose(whole.encode(frames), image, atol=1e-4)
+    with pytest.raises(ValueError, match=f"patch size {patch}; give a multiple"):
+        FrozenEncoder(replace(config, input_size=side + 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mean"),
+    [("dinov2", 0.485), ("registers", 0.485), ("clip", 0.481), ("siglip", 0.5), ("vit", 0.5)],
+)
+def test_every_family_has_its_normalization_and_a_file_comes_before_it(
+    kind: str, mean: float, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    config = request.getfixturevalue(kind)
+    assert float(FrozenEncoder(config).mean[0]) == pytest.approx(mean)
+    shutil.copytree(config.pretrained, tmp_path / "copy")
+    file = tmp_path / "copy" / "preprocessor_config.json"
+    file.write_text('{"image_mean": [0.1, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}')
+    own = FrozenEncoder(replace(config, pretrained=str(tmp_path / "copy")))
+    assert own.mean.flatten().tolist() == pytest.approx([0.1, 0.4, 0.3])
+    file.write_text('{"do_normalize": false, "image_mean": [0.1, 0.4, 0.3]}')
+    raw = FrozenEncoder(replace(config, pretrained=str(tmp_path / "copy")))
+    assert not raw.mean.any() and (raw.std == 1).all()
+
+
+def test_vision_is_taken_out_of_a_model_of_images_and_texts(tmp_path: Path) -> None:
+    vision = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "image_size": 32, "patch_size": 8}  # fmt: skip
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "vocab_size": 20, "bos_token_id": 0, "eos_token_id": 1,
+            "pad_token_id": 1}  # fmt: skip
+    torch.manual_seed(0)
+    whole = transformers.SiglipModel(
+        transformers.SiglipConfig(vision_config=vision, text_config=text)
+    ).eval()
+    whole.save_pretrained(tmp_path)
+    frames = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    config = FrozenEncoderConfig((32, 32), str(tmp_path), input_size=32, channels=16)
+    with torch.no_grad():
+        expected = whole.vision_model(pixel_values=frames / 255 * 2 - 1).last_hidden_state
+    assert torch.allclose(FrozenEncoder(config).encode(frames), expected, atol=1e-4)
+    untrained = FrozenEncoder(replace(config, pretrained=f"random:{tmp_path}"))
+    assert untrained.encode(frames).shape == expected.shape
+    assert not torch.allclose(untrained.encode(frames), expected, atol=1e-2)
+
+
 @pytest.mark.parametrize("kind", MAPS)
 def test_a_map_of_features_is_read_as_patches(kind: str, tmp_path: Path) -> None:
     model = FrozenEncoder(map_config(kind, tmp_path, image_size=(64, 64))).eval()
@@ -177,7 +277,7 @@ def test_images_are_normalized_as_the_weights_say(tmp_path: Path) -> None:
     assert torch.equal(again.std, model.std)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["dinov2", "clip", "registers"])
+@pytest.mark.parametrize("kind", ["dinov2", "clip", "registers", "siglip", "vit"])
 def test_a_checkpoint_needs_neither_folder_nor_hub(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
@@ -191,8 +291,8 @@ def test_a_checkpoint_needs_neither_folder_nor_hub(
 def test_an_unreadable_backbone_is_named(dinov2: FrozenEncoderConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="patch size 14; give a multiple"):
         FrozenEncoder(replace(dinov2, input_size=60))
-    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(ValueError, match="holds a vit"):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match=r"holds a bert; .* a class of your own"):
         FrozenEncoder(replace(dinov2, pretrained=str(tmp_path)))
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="that folder"):

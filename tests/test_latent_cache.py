@@ -51,6 +51,9 @@ class FakeEncoder:
         self.encoded += len(frames)
         return frames[:, :, 0].flatten(2)
 
+    def latents_key(self, fingerprint: str) -> str:
+        return fingerprint
+
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch) -> None:

@@ -140,6 +140,9 @@ def test_cached_latents_are_the_tokenizers_and_are_computed_once(run):
         def encode_clip(self, frames):
             raise AssertionError("encoded again")
 
+        def latents_key(self, fingerprint):
+            return fingerprint
+
     again = cache_latents(where, Refuses(), known, dataset, device)
     assert (again == made).all()
     with pytest.raises(AssertionError, match="encoded again"):
@@ -153,6 +156,7 @@ def test_an_interrupted_cache_resumes(run, monkeypatch):
 
     class Stops:
         latents, temporal_context = tokenizer.latents, 1
+        latents_key = tokenizer.latents_key
         calls = 0
 
         def encode_clip(self, frames):

@@ -104,6 +104,10 @@ class Dynamics(TrainableModule, ABC):
     def loss(self, batch: Batch) -> Losses:
         """Named terms on clips of `clip_length` frames."""
 
+    def layer_frames(self, num_frames: int) -> range:
+        """Frames of a clip that its layers' outputs stand for in `loss`, in their order."""
+        return range(num_frames)
+
     @abstractmethod
     def start(self, latents: Tensor, actions: Tensor) -> State:
         """latents (B, T, N), T >= 1, actions (B, T - 1, A) -> state at the last frame."""

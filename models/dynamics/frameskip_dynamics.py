@@ -174,6 +174,10 @@ class FrameskipDynamics(Dynamics):
             losses["continue"] = self.config.reward_weight * error
         return losses
 
+    def layer_frames(self, num_frames: int) -> range:
+        """The context frames."""
+        return range(0, num_frames - 1, self.frameskip)
+
     # -- rollouts ---------------------------------------------------------------------------
 
     def start(self, latents: Tensor, actions: Tensor) -> State:

@@ -161,6 +161,10 @@ class LlamaDynamics(CodeHead, Dynamics):
             losses["continue"] = self.config.reward_weight * head_loss
         return losses
 
+    def layer_frames(self, num_frames: int) -> range:
+        """Decoded in parallel, the last frame is only a target."""
+        return range(num_frames - (self.config.decoding == "parallel"))
+
     @torch.no_grad()
     def _apply_scheduled_sampling(self, latents: Tensor, actions: Tensor) -> Tensor:
         """In the first rows, replace the frames after a random one by predictions: (B, T, N)."""

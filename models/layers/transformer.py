@@ -198,6 +198,17 @@ class Layer(nn.Module):
         x, residual = self.finish(x, attended)
         return x, residual, k, v
 
+    def read_output(self, output: tuple[Tensor, Tensor | None, Tensor, Tensor]) -> Tensor:
+        """The residual stream after the layer, (B, S, D)."""
+        x, residual = output[:2]
+        return x if residual is None else x + residual
+
+    def with_output(
+        self, output: tuple[Tensor, Tensor | None, Tensor, Tensor], tensor: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The same with another residual stream, of which nothing is left to add."""
+        return tensor, None, *output[2:]
+
     def project(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Add the residual to x, (B, S, D); also q, k and v, (B, H, S, E), not rotated."""
         x, normed = add_norm(x, residual, self.attention_norm, multiplied=True)

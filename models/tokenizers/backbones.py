@@ -1,9 +1,6 @@
-"""Vision backbones of transformers: how each is read, built again and fed.
+"""Vision backbones by name: from the Hugging Face hub, a folder, a class, or with random weights.
 
-DINOv2 and CLIP give tokens.  Whatever else `AutoBackbone` covers (ConvNeXt, Swin, ResNet, DINOv3
-and more) gives a map of features.
-
-Letters: B frames, D width, h w grid of patches, P = h w.
+What each family gives is in models/tokenizers/backbone_families.py.
 """
 
 from __future__ import annotations
@@ -13,32 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
-from torch import Tensor, nn
 
 from data.io.hub_address import MAIN, HubAddress
 from data.io.hub_client import describe, hub_api, redacted
 from data.io.messages import first_few, shortened
 from models.method import ExternalWeightsError
+from models.tokenizers import own_encoder
+from models.tokenizers.backbone_families import (
+    CONFIG_FIELDS,
+    TOKEN_FAMILIES,
+    VISION_OF,
+    Architecture,
+    default_stats,
+    family_names,
+    map_kinds,
+    token_classes,
+)
 
-Architecture = dict[str, Any]
-"""What rebuilds a backbone without its weights, as plain values; `model_type` names its kind."""
-
-# Of each kind that gives tokens: those before the patches, the first of them the image's.
-TOKEN_KINDS = ("dinov2", "dinov2_with_registers", "clip_vision_model")
-TOKEN_FIELDS = (
-    "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size",
-    "image_size", "mlp_ratio", "intermediate_size", "projection_dim", "hidden_act",
-    "use_swiglu_ffn", "layerscale_value", "qkv_bias", "layer_norm_eps", "num_register_tokens",
-)  # fmt: skip
-# Mean and standard deviation of the training images, RGB from 0 to 1.
-IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CLIP_STATS = ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276))
+RANDOM = "random"
+DEFAULT_FAMILY = "dinov2"
 
 
 def is_folder(name: str) -> bool:
     """Whether the weights are in a local folder, which comes before a repository of its name."""
     return Path(name).is_dir()
+
+
+def is_random(name: str) -> bool:
+    """Whether the weights are random, and not another's: `random`, or `random:WHAT`."""
+    return name == RANDOM or name.startswith(f"{RANDOM}:")
 
 
 def resolve_commit(name: str, revision: str) -> str:
@@ -61,34 +61,66 @@ def read(name: str, commit: str) -> tuple[Any, Architecture]:
     loading = where | {"dtype": torch.float32}
     hf.utils.logging.set_verbosity_error()  # a report of each reading; what matters is raised
     hf.utils.logging.disable_progress_bar()
+    config = _config(name, commit)
+    kind = VISION_OF.get(config.model_type, config.model_type)
     try:
-        config = hf.AutoConfig.from_pretrained(name, **where)
-        kind = config.model_type
-        kind = "clip_vision_model" if kind == "clip" else kind
-        if kind in TOKEN_KINDS:
-            backbone = _whole(_token_models()[kind][1], name, loading)
-            return backbone, _fields(backbone.config)
-        if kind in _map_kinds():
+        if kind in TOKEN_FAMILIES:
+            model = token_classes(kind)[1]
+            backbone = _whole(model, name, loading | TOKEN_FAMILIES[kind].options)
+        else:
             # AutoBackbone.from_pretrained of this version takes no folder
             backbone = _whole(hf.MODEL_FOR_BACKBONE_MAPPING[type(config)], name, loading)
-            plain = json.loads(backbone.config.to_json_string(use_diff=False))
-            return backbone, {"model_type": kind, "config": plain, "stats": _stats(name, commit)}
+        return backbone, _architecture(kind, backbone.config) | {
+            "stats": _stats(name, commit, kind)
+        }
     except Exception as problem:  # of the network, of files, of a library that a kind needs
         raise unreadable(name, commit, problem) from None
-    raise ValueError(
-        f"{name} holds a {kind}; give --model.pretrained a folder or a name of DINOv2, of CLIP, or "
-        f"of what AutoBackbone reads ({first_few(_map_kinds(), 8)})"
-    )
 
 
-def _whole(model: Any, name: str, loading: dict[str, Any]) -> Any:
-    """Read a model of which no weight is missing: transformers leaves such ones random."""
-    backbone, info = model.from_pretrained(name, **loading, output_loading_info=True)
-    # norms of the maps are no part of most checkpoints, and do nothing until they are trained
-    missing = [key for key in info["missing_keys"] if not key.startswith("hidden_states_norms.")]
-    if missing or info["mismatched_keys"]:
-        raise ValueError(f"its file has no {first_few(missing) or info['mismatched_keys']}")
-    return backbone
+def read_class(name: str) -> tuple[Any, Architecture]:
+    """Make an encoder of the user's own with its weights, and its architecture."""
+    encoder = own_encoder.build(name, pretrained=True)
+    return encoder, _class_architecture(name, encoder)
+
+
+def random_backbone(what: str) -> tuple[Any, Architecture]:
+    """Make a backbone with random weights: `random` is DINOv2-small; after `random:` comes a
+    family, or a folder, a repository or a class of which it is a copy without its weights."""
+    import transformers as hf
+
+    wanted = what.removeprefix(RANDOM).removeprefix(":") or DEFAULT_FAMILY
+    kind = VISION_OF.get(wanted, wanted)
+    if kind in TOKEN_FAMILIES:
+        config = token_classes(kind)[0](**TOKEN_FAMILIES[kind].small)
+    elif kind in map_kinds():
+        config = hf.AutoConfig.for_model(kind)
+    elif own_encoder.is_class(wanted):
+        encoder = own_encoder.build(wanted, pretrained=False)
+        return encoder, _class_architecture(wanted, encoder)
+    else:
+        commit = "" if is_folder(wanted) else resolve_commit(wanted, "")
+        config = _config(wanted, commit)
+        kind = VISION_OF.get(config.model_type, config.model_type)
+        config = getattr(config, "vision_config", config)  # of a model of images and texts
+        architecture = _architecture(kind, config) | {"stats": _stats(wanted, commit, kind)}
+        return build(architecture), architecture
+    architecture = _architecture(kind, config) | {"stats": _plain(default_stats(kind))}
+    return build(architecture), architecture
+
+
+def build(architecture: Architecture) -> Any:
+    """Build a backbone with random weights, for those of a checkpoint."""
+    import transformers as hf
+
+    kind = architecture["model_type"]
+    if kind == own_encoder.KIND:
+        return own_encoder.build(architecture["class"], pretrained=False)
+    if kind in TOKEN_FAMILIES:
+        config, model = token_classes(kind)
+        values = {k: v for k, v in architecture.items() if k != "stats"}
+        return model(config(**values), **TOKEN_FAMILIES[kind].options)
+    config = hf.AutoConfig.for_model(**architecture["config"])
+    return hf.AutoBackbone.from_config(config)
 
 
 def unreadable(name: str, revision: str, problem: Exception) -> ExternalWeightsError:
@@ -101,101 +133,47 @@ def unreadable(name: str, revision: str, problem: Exception) -> ExternalWeightsE
     return ExternalWeightsError(f"no backbone {name!r} could be read {where} ({reason})")
 
 
-def build(architecture: Architecture) -> Any:
-    """Build a backbone with random weights, for those of a checkpoint."""
+def _config(name: str, commit: str) -> Any:
+    """Read the config of a backbone; ValueError for a kind that is not known."""
     import transformers as hf
 
-    kind = architecture["model_type"]
-    if kind in TOKEN_KINDS:
-        config, model = _token_models()[kind]
-        return model(config(**architecture))
-    config = hf.AutoConfig.for_model(**architecture["config"])
-    return hf.AutoBackbone.from_config(config)
+    try:
+        config = hf.AutoConfig.from_pretrained(name, **({"revision": commit} if commit else {}))
+    except Exception as problem:  # of the network, of files
+        raise unreadable(name, commit, problem) from None
+    kind = VISION_OF.get(config.model_type, config.model_type)
+    if kind not in TOKEN_FAMILIES and kind not in map_kinds():
+        raise ValueError(
+            f"{name} holds a {kind}; give --model.pretrained a folder or a name of "
+            f"{first_few(family_names(), 8)}, or a class of your own (MODULE:CLASS)"
+        )
+    return config
 
 
-def random_dinov2() -> tuple[Any, Architecture]:
-    """An untrained DINOv2-small."""
-    import transformers as hf
-
-    made = hf.Dinov2Config(hidden_size=384, num_hidden_layers=12, num_attention_heads=6)
-    return hf.Dinov2Model(made), _fields(made)
-
-
-def pixel_stats(architecture: Architecture) -> tuple[Any, Any]:
-    """Mean and standard deviation that images are normalized with, three numbers each."""
-    if "stats" in architecture:
-        return tuple(architecture["stats"])
-    is_clip = architecture["model_type"] == "clip_vision_model"
-    return CLIP_STATS if is_clip else IMAGENET_STATS
+def _whole(model: Any, name: str, loading: dict[str, Any]) -> Any:
+    """Read a model of which no weight is missing: transformers leaves such ones random."""
+    backbone, info = model.from_pretrained(name, **loading, output_loading_info=True)
+    # norms of the maps are no part of most checkpoints, and do nothing until they are trained
+    missing = [key for key in info["missing_keys"] if not key.startswith("hidden_states_norms.")]
+    if missing or info["mismatched_keys"]:
+        raise ValueError(f"its file has no {first_few(missing) or info['mismatched_keys']}")
+    return backbone
 
 
-def has_image_token(architecture: Architecture) -> bool:
-    return architecture["model_type"] in TOKEN_KINDS
+def _architecture(kind: str, config: Any) -> Architecture:
+    """What rebuilds a model of transformers from its config."""
+    if kind in TOKEN_FAMILIES:
+        return {name: getattr(config, name) for name in CONFIG_FIELDS if hasattr(config, name)}
+    return {"model_type": kind, "config": json.loads(config.to_json_string(use_diff=False))}
 
 
-def grid_and_width(
-    backbone: nn.Module, architecture: Architecture, input_size: int
-) -> tuple[tuple[int, int], int]:
-    """Give (h, w) and D of square images; ValueError where their side, in pixels, does not fit."""
-    if has_image_token(architecture):
-        patch_size = architecture["patch_size"]
-        if input_size % patch_size:
-            raise ValueError(
-                f"--model.input-size {input_size} is not divisible by the backbone's patch size "
-                f"{patch_size}; give a multiple of it"
-            )
-        side = input_size // patch_size
-        return (side, side), architecture["hidden_size"]
-    with torch.no_grad():
-        features = backbone.eval()(torch.zeros(1, 3, input_size, input_size)).feature_maps[-1]
-    _, width, *grid = features.shape
-    return (grid[0], grid[1]), width
+def _class_architecture(name: str, encoder: Any) -> Architecture:
+    found = own_encoder.stats(encoder) or _plain(default_stats(own_encoder.KIND))
+    return {"model_type": own_encoder.KIND, "class": name, "stats": found}
 
 
-def patches(backbone: Any, architecture: Architecture, pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) normalized -> (B, P, D)."""
-    if has_image_token(architecture):
-        before = 1 + architecture.get("num_register_tokens", 0)
-        return _tokens(backbone, architecture, pixels)[:, before:]
-    return rearrange(backbone(pixels).feature_maps[-1], "B D h w -> B (h w) D")
-
-
-def image_token(backbone: Any, architecture: Architecture, pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) normalized -> (B, 1, D)."""
-    return _tokens(backbone, architecture, pixels)[:, :1]
-
-
-def _tokens(backbone: Any, architecture: Architecture, pixels: Tensor) -> Tensor:
-    # DINOv2 interpolates its position embedding by itself, CLIP on request
-    is_clip = architecture["model_type"] == "clip_vision_model"
-    kwargs = {"interpolate_pos_encoding": True} if is_clip else {}
-    return backbone(pixel_values=pixels, **kwargs).last_hidden_state
-
-
-def _token_models() -> dict[str, tuple[Any, Any]]:
-    import transformers as hf
-
-    # not AutoModel, which builds CLIP's model of texts as well
-    return {
-        "dinov2": (hf.Dinov2Config, hf.Dinov2Model),
-        "dinov2_with_registers": (hf.Dinov2WithRegistersConfig, hf.Dinov2WithRegistersModel),
-        "clip_vision_model": (hf.CLIPVisionConfig, hf.CLIPVisionModel),
-    }
-
-
-def _map_kinds() -> list[str]:
-    from transformers.models.auto import modeling_auto
-
-    return list(modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES)
-
-
-def _fields(config: Any) -> Architecture:
-    """Select the fields that rebuild a model of tokens."""
-    return {name: getattr(config, name) for name in TOKEN_FIELDS if hasattr(config, name)}
-
-
-def _stats(name: str, commit: str) -> list[list[float]]:
-    """Read what images are normalized with from preprocessor_config.json; else ImageNet's."""
+def _stats(name: str, commit: str, kind: str) -> list[list[float]]:
+    """Read what images are normalized with from preprocessor_config.json; else the family's."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -203,6 +181,12 @@ def _stats(name: str, commit: str) -> list[list[float]]:
     try:
         path = Path(name, file) if not commit else hf_hub_download(name, file, revision=commit)
         found = json.loads(Path(path).read_text())
+        if found.get("do_normalize") is False:
+            return [[0.0] * 3, [1.0] * 3]
         return [[float(x) for x in found[f"image_{key}"]] for key in ("mean", "std")]
     except (FileNotFoundError, EntryNotFoundError, KeyError):
-        return [list(row) for row in IMAGENET_STATS]
+        return _plain(default_stats(kind))
+
+
+def _plain(stats: tuple[tuple[float, ...], ...]) -> list[list[float]]:
+    return [list(row) for row in stats]

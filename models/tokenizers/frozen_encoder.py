@@ -1,5 +1,5 @@
-"""A frozen vision backbone as tokenizer: DINOv2 (arXiv:2304.07193), CLIP (arXiv:2103.00020) or any
-other, with a light decoder to show model rollouts.
+"""A frozen vision backbone as tokenizer: DINOv2 (arXiv:2304.07193), CLIP (arXiv:2103.00020), SigLIP
+(arXiv:2303.15343) or any other, with a light decoder to show model rollouts.
 
 Only the decoder is trained, as in DINO-WM (arXiv:2411.04983).  The backbone has no gradient.
 
@@ -8,6 +8,7 @@ Letters: B frames, H W pixels, P patches, D latent width, C channels.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,11 +22,10 @@ from data.ranges import CheckedConfig, Range
 from models.external_weights import check_hash, leave_out, weights_hash
 from models.layers.pixel_decoder import PixelDecoder
 from models.method import ExternalWeightsError, Losses
-from models.tokenizers import backbones
+from models.tokenizers import backbone_families, backbones, own_encoder
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 R = TypeVar("R")
-RANDOM = "random"
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class FrozenEncoderConfig(CheckedConfig):
     image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
     pretrained: str = "facebook/dinov2-small"
-    """A name on the Hugging Face hub, or a local folder: DINOv2, CLIP's vision model, or what
-    transformers' AutoBackbone reads.  `random` is an untrained DINOv2-small, a baseline."""
+    """A name on the Hugging Face hub, or a local folder: DINOv2, CLIP, SigLIP, ViT, or what
+    transformers' AutoBackbone reads; or a class of your own, MODULE:CLASS.  `random` is an untrained
+    DINOv2-small, a baseline, and random:WHAT an untrained one of any of these."""
     revision: str = ""
     """A branch, tag or commit on the hub; a checkpoint holds the commit."""
     sha256: str = ""
@@ -44,7 +45,8 @@ class FrozenEncoderConfig(CheckedConfig):
     input_size: Annotated[int, Range(1, 2048)] = 112
     """Side of the backbone's input, in pixels; a multiple of its patch size."""
     tokens: Literal["patches", "cls"] = "patches"
-    """Latents of a frame: a vector per patch, or one for the image."""
+    """Latents of a frame: a vector per patch, or one for the image (its token, or what a head
+    pools)."""
     channels: Annotated[int, Range(1, 2**13)] = 128
     """Channels of the decoder."""
     num_res_blocks: Annotated[int, Range(0, 100)] = 2
@@ -57,7 +59,7 @@ class FrozenEncoder(Tokenizer):
     """Frames to features of a frozen backbone, and features to frames."""
 
     backbone: Any
-    architecture: backbones.Architecture
+    architecture: backbone_families.Architecture
     mean: Tensor
     std: Tensor
 
@@ -66,16 +68,19 @@ class FrozenEncoder(Tokenizer):
         self.config = self._load(config)
         self.backbone.requires_grad_(False).eval()
         self.image_size = config.image_size
-        if config.tokens == "cls" and not backbones.has_image_token(self.architecture):
+        grid, width, has_image = backbone_families.shapes(
+            self.backbone, self.architecture, config.input_size
+        )
+        if config.tokens == "cls" and not has_image:
             raise ValueError(
-                f"--model.tokens cls is for a backbone with a token for the image (DINOv2, CLIP), "
-                f"and a {self.architecture['model_type']} has none; leave it at patches"
+                f"--model.tokens cls is for a backbone with a vector for the image (DINOv2, CLIP, "
+                f"SigLIP, ViT), and a {backbone_families.label(self.architecture)} has none; leave "
+                f"it at patches"
             )
-        grid, width = backbones.grid_and_width(self.backbone, self.architecture, config.input_size)
         self.latents = LatentSpec(
             "continuous", grid if config.tokens == "patches" else (1, 1), width
         )
-        mean, std = backbones.pixel_stats(self.architecture)
+        mean, std = backbone_families.pixel_stats(self.architecture)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
         self.decoder = PixelDecoder(
@@ -95,8 +100,19 @@ class FrozenEncoder(Tokenizer):
             frames.float() / 255, size, mode="bilinear", antialias=True, align_corners=False
         )
         x = (x.clamp(0, 1) - self.mean) / self.std
-        read = backbones.patches if self.config.tokens == "patches" else backbones.image_token
-        return read(self.backbone, self.architecture, x)
+        found = backbone_families.features(self.backbone, self.architecture, x)
+        latents = found.patches if self.config.tokens == "patches" else found.image
+        assert latents is not None
+        return latents
+
+    def latents_key(self, fingerprint: str) -> str:
+        """The encoder by id, revision and hash, and how it is read: a decoder that is trained
+        longer leaves the latents as they are."""
+        config = self.config
+        name = f"{config.pretrained}@{config.revision}" if config.revision else config.pretrained
+        read = json.dumps([config.image_size, config.input_size, config.tokens, self.architecture])
+        stamp = hashlib.sha256(read.encode()).hexdigest()[:16]
+        return f"{name}, weights {weights_hash(self.backbone)[:16]}, read as {stamp}"
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, P, D) -> (B, 3, H, W) uint8."""
@@ -113,64 +129,84 @@ class FrozenEncoder(Tokenizer):
     def _load(self, config: FrozenEncoderConfig) -> FrozenEncoderConfig:
         """Load the backbone; return the config with what its weights say.
 
-        From the hub they are named by their commit and hash.  Those of a folder, and random ones,
-        are in the checkpoint: nobody else has them.
+        From the hub they are named by their commit and hash, of a class by their hash.  Those of a
+        folder, and random ones, are in the checkpoint: nobody else has them.
         """
+        name = config.pretrained
         if config.architecture:  # of a checkpoint
             self.architecture = json.loads(config.architecture)
-            self.backbone = backbones.build(self.architecture)
-            is_meta = next(self.backbone.parameters()).is_meta  # only shapes are wanted
+            self.backbone = _rebuilt(self.architecture)
+            is_meta = any(p.is_meta for p in self.backbone.parameters())  # only shapes are wanted
             if config.sha256 and not is_meta:
                 self.backbone = _named_weights(config)
-        elif config.pretrained == RANDOM:
+        elif backbones.is_random(name):
             if config.revision or config.sha256:
                 raise ValueError(
-                    "--model.pretrained random has neither a revision nor a hash; leave "
-                    "--model.revision and --model.sha256 out"
+                    f"--model.pretrained {name} has neither a revision nor a hash; leave "
+                    f"--model.revision and --model.sha256 out"
                 )
-            self.backbone, self.architecture = backbones.random_dinov2()
-        elif backbones.is_folder(config.pretrained):
+            self.backbone, self.architecture = _asked_for(backbones.random_backbone, name)
+        elif backbones.is_folder(name) or own_encoder.is_class(name):
+            is_class = own_encoder.is_class(name)
             if config.revision:
                 raise ValueError(
-                    f"--model.revision {config.revision} is of a repository, and "
-                    f"{config.pretrained} is a folder here; leave it out, or name the repository "
-                    f"from another folder"
+                    f"--model.revision {config.revision} is of a repository, and {name} is a "
+                    f"{'class' if is_class else 'folder'} here; leave it out"
+                    + ("" if is_class else ", or name the repository from another folder")
                 )
-            self.backbone, self.architecture = _asked_for(backbones.read, config.pretrained, "")
+            if is_class:
+                self.backbone, self.architecture = backbones.read_class(name)
+            else:
+                self.backbone, self.architecture = _asked_for(backbones.read, name, "")
+            found = weights_hash(self.backbone)
             if config.sha256:
-                check_hash(weights_hash(self.backbone), config.sha256, config.pretrained)
-            config = replace(config, sha256="")  # they are held, and so in the fingerprint
+                check_hash(found, config.sha256, name)
+            # those of a folder are held, and so in the fingerprint
+            config = replace(config, sha256=found if is_class else "")
         else:
-            commit = _asked_for(backbones.resolve_commit, config.pretrained, config.revision)
-            self.backbone, self.architecture = _asked_for(backbones.read, config.pretrained, commit)
+            commit = _asked_for(backbones.resolve_commit, name, config.revision)
+            self.backbone, self.architecture = _asked_for(backbones.read, name, commit)
             found = weights_hash(self.backbone)
             config = replace(config, revision=commit, sha256=config.sha256 or found)
-            check_hash(found, config.sha256, config.pretrained)
+            check_hash(found, config.sha256, name)
         if config.sha256:
             leave_out(self, "backbone")
         return replace(config, architecture=json.dumps(self.architecture))
 
 
-def _asked_for(read: Callable[[str, str], R], name: str, revision: str) -> R:
+def _asked_for(read: Callable[..., R], *name_and_revision: str) -> R:
     """Read what a flag asks for; ValueError names the flag."""
     try:
-        return read(name, revision)
+        return read(*name_and_revision)
     except ExternalWeightsError as problem:
         raise ValueError(
             f"{problem}; give --model.pretrained a local folder with config.json and "
-            f"model.safetensors, or a name on the hub"
+            f"model.safetensors, a name on the hub, or a class (MODULE:CLASS)"
         ) from None
+
+
+def _rebuilt(architecture: backbone_families.Architecture) -> Any:
+    """Build the backbone that a checkpoint describes; ExternalWeightsError where its class cannot be
+    had."""
+    try:
+        return backbones.build(architecture)
+    except ExternalWeightsError as problem:
+        raise ExternalWeightsError(f"needs an encoder that cannot be made: {problem}") from None
 
 
 def _named_weights(config: FrozenEncoderConfig) -> Any:
     """Read the weights that a checkpoint names; ExternalWeightsError where they cannot be had, or
     are others."""
+    name, where = config.pretrained, f" at commit {config.revision}" if config.revision else ""
     try:
-        backbone, _ = backbones.read(config.pretrained, config.revision)
+        if own_encoder.is_class(name):
+            backbone, _ = backbones.read_class(name)
+        else:
+            backbone, _ = backbones.read(name, config.revision)
     except ValueError as problem:
         raise ExternalWeightsError(
-            f"needs the weights of {config.pretrained} at commit {config.revision}, which cannot "
-            f"be had: {problem}"
+            f"needs the weights of {name}{where}, which cannot be had: {problem}"
         ) from None
-    check_hash(weights_hash(backbone), config.sha256, f"{config.pretrained}@{config.revision}")
+    at = f"@{config.revision}" if config.revision else ""
+    check_hash(weights_hash(backbone), config.sha256, f"{name}{at}")
     return backbone

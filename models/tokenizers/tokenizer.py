@@ -68,6 +68,11 @@ class Tokenizer(TrainableModule, ABC):
     decoder_parts: ClassVar[tuple[str, ...]] = ("decoder",)
     """Attributes that only `decode` reads."""
 
+    def latents_key(self, fingerprint: str) -> str:
+        """What a cache of its latents is made again for when it changes: its checkpoint's
+        fingerprint, or what alone the latents depend on."""
+        return fingerprint
+
     @property
     def codebooks(self) -> Tensor:
         """(G, K, D / G) float, the vectors of the codes; empty where latents are continuous."""

@@ -25,13 +25,19 @@ class ClipBatches:
     `rewards`, `continues`, `states`, `is_first`, each where it is in `needs` and there is one."""
 
     def __init__(
-        self, clips: Clips, needs: frozenset[str], latents: np.ndarray | None = None
+        self,
+        clips: Clips,
+        needs: frozenset[str],
+        latents: np.ndarray | None = None,
+        extra: dict[str, np.ndarray] | None = None,
     ) -> None:
-        """latents: of all frames of the dataset, (frames, N) or (frames, P, D)."""
+        """latents: of all frames of the dataset, (frames, N) or (frames, P, D); extra: the same of
+        others, by their names in a batch's `extra`."""
         if "latents" in needs and latents is None:
             raise ValueError("this method reads latents, and no tokenizer has made any")
         check_actions(clips.dataset, needs)
         self.clips, self.needs, self.latents = clips, needs, latents
+        self.extra = extra or {}
         self._cached: Tensor | None = None
 
     def cache_on_device(self, device: torch.device, memory_limit: int) -> None:
@@ -64,6 +70,8 @@ class ClipBatches:
             batch.continues = None if terminals is None else 1 - terminals.float()
         extra = {k: self.clips.column(k, rows) for k in needs & {"states", "is_first"}}
         batch.extra = {k: v for k, v in extra.items() if v is not None}
+        for name, values in self.extra.items():
+            batch.extra[name] = as_latents(torch.from_numpy(np.asarray(values[rows])))
         return batch
 
     def _latents(self, rows: np.ndarray) -> Tensor:

@@ -44,6 +44,10 @@ class ClipEncoder(Protocol):
         """(B, T, 3, H, W) uint8 -> (B, T, N) or (B, T, P, D)."""
         ...
 
+    def latents_key(self, fingerprint: str) -> str:
+        """What the latents depend on."""
+        ...
+
 
 def cache_latents(
     folder: Path,
@@ -54,8 +58,8 @@ def cache_latents(
 ) -> np.ndarray:
     """Give the tokenizer's latents, encoded now where they are not there yet.
 
-    Returns (frames, N) codes, or (frames, P, D).  `fingerprint` is the tokenizer's; another one, or
-    another dataset, makes the cache again.  An interrupted pass resumes at the chunk where it was;
+    Returns (frames, N) codes, or (frames, P, D).  `fingerprint` is the tokenizer's; another key
+    (`latents_key`), or another dataset, makes the cache again.  An interrupted pass resumes at the chunk where it was;
     one that another process is at is waited for.
     A frame is encoded with those of its own episode before it, as far as `temporal_context` goes.
     """
@@ -68,7 +72,8 @@ def cache_latents(
             return encoder.encode_clip(frames[None])[0, span.past :]
 
     spans = list(_spans(dataset, encoder.temporal_context))
-    return fill_cache(folder, encoder.latents, fingerprint, dataset, spans, encode)
+    key = encoder.latents_key(fingerprint)
+    return fill_cache(folder, encoder.latents, key, dataset, spans, encode)
 
 
 def _spans(dataset: EpisodeDataset, context: int) -> Iterator[Span]:

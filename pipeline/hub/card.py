@@ -109,7 +109,7 @@ class Card:
             held = sum(weight.numel() for weight in checkpoint["model"].values())
             count = checkpoint.get("parameters", held)  # as the training counted those that learn
             rows.append(
-                f"| `{folder}` | {_kind(checkpoint)} | {count / 1e6:.2f} M | "
+                f"| `{folder}` | {_method(checkpoint)} | {count / 1e6:.2f} M | "
                 f"{checkpoint.get('step', '-')} | `{checkpoint['fingerprint']}` |"
             )
         return "\n".join(rows)
@@ -152,6 +152,12 @@ class Card:
 
 def _kind(checkpoint: Checkpoint) -> str:
     return str(checkpoint["config"]["kind"])
+
+
+def _method(checkpoint: Checkpoint) -> str:
+    """The method, and the encoder whose weights it reads, or that they are random."""
+    pretrained = checkpoint["config"].get("pretrained")
+    return f"{_kind(checkpoint)} of {_cell(pretrained)}" if pretrained else _kind(checkpoint)
 
 
 def _actions(plain: dict[str, Any]) -> str:

@@ -1,0 +1,181 @@
+"""Auxiliary losses on what a model's layers give, added to its own loss: by name, with a weight.
+
+A loss of weight 0 is not computed, and then the layer is not read.  Nothing here has weights: a
+checkpoint is the same with and without them.
+
+Letters: B clips, C frames that a layer's output stands for, n = B C, D width of all tokens of a
+frame together, E width of a target.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data.batch import Batch
+from data.io.messages import first_few
+from models.dynamics.dynamics import Dynamics
+from models.hooks.layer_collector import LayerCollector
+from models.hooks.layer_paths import find_layers
+from models.method import Losses
+
+TEACHER = "teacher"
+"""Field of a batch's `extra`: latents of another encoder at the same frames, (B, T, P, E)."""
+
+
+@dataclass(frozen=True)
+class AuxiliaryLoss:
+    """A loss on the outputs of a layer, (n, D), and on a target, (n, E), where it has one."""
+
+    compute: Callable[[Tensor, Tensor], Tensor]
+    target: str = ""
+    """Field of the batch, (B, T, ...), that it compares with at the same frames; else none."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A loss that is asked for."""
+
+    name: str
+    path: str
+    weight: float
+
+    @property
+    def term(self) -> str:
+        """What it is called in the log."""
+        return f"{self.name}@{self.path}"
+
+
+def parse(text: str) -> Wanted:
+    """Read NAME:LAYER:WEIGHT, such as feature_norm:transformer.layers.2:0.01; ValueError says what
+    is wrong."""
+    parts = text.split(":")
+    try:
+        (name, path, weight), number = parts, float(parts[-1])
+    except ValueError:
+        raise ValueError(
+            f"--auxiliary {text} is not NAME:LAYER:WEIGHT, such as "
+            f"feature_norm:transformer.layers.2:0.01"
+        ) from None
+    if name not in LOSSES:
+        near = difflib.get_close_matches(name, LOSSES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {first_few(LOSSES)}"
+        raise ValueError(f"--auxiliary {text}: no loss is called {name!r}; {hint}")
+    if not 0 <= number < float("inf"):
+        raise ValueError(f"--auxiliary {text}: a weight is a number from 0 on, not {weight}")
+    return Wanted(name, path, number)
+
+
+class AuxiliaryLosses:
+    """A dynamics model's loss and those that are asked for, as one function: `loss`.
+
+    Its terms are weighted, and called NAME@LAYER.
+    """
+
+    def __init__(self, model: Dynamics, wanted: tuple[str, ...], compiled: bool = False) -> None:
+        """wanted: as `parse` reads them.  compiled: whether steps may be compiled, which hooks do
+        not go with.  ValueError for a loss or a layer that there is not."""
+        self.model = model
+        self.wanted = [one for one in map(parse, wanted) if one.weight]
+        for one in self.wanted:
+            if "*" in one.path:
+                raise ValueError(f"--auxiliary {one.term}: name one layer for each loss")
+            find_layers(model, [one.path])
+        if self.wanted and compiled:
+            raise ValueError(
+                "--auxiliary reads layers by hooks, and compiled steps ignore those; leave "
+                "--train.compile at no"
+            )
+        targets = {LOSSES[one.name].target for one in self.wanted} - {""}
+        self.needs: frozenset[str] = frozenset(targets)
+        """Fields of a batch that they read beyond the model's own."""
+
+    @property
+    def loss(self) -> Callable[[Batch], Losses]:
+        """The model's own where no other is asked for."""
+        return self._with_auxiliary if self.wanted else self.model.loss
+
+    def _with_auxiliary(self, batch: Batch) -> Losses:
+        paths = {one.path for one in self.wanted}
+        # the first call of a layer reads real frames; where there is a second, predicted ones
+        with LayerCollector(self.model, paths, detach=False, keep="first") as layers:
+            losses = self.model.loss(batch)
+        frames = self.model.layer_frames(clip_frames(batch))
+        outputs = {path: by_frame(layers[path], len(batch), frames, path) for path in paths}
+        layers.clear()
+        for one in self.wanted:
+            kind, output = LOSSES[one.name], outputs[one.path]
+            target = output
+            if kind.target:
+                (rows,) = batch.require(kind.target)
+                target = rows[:, frames.start : frames.stop : frames.step]
+            value = kind.compute(_as_rows(output), _as_rows(target))
+            losses[one.term] = one.weight * value
+        return losses
+
+
+def clip_frames(batch: Batch) -> int:
+    """Frames of the clips in a batch."""
+    given = batch.latents if batch.latents is not None else batch.frames
+    assert given is not None
+    return given.shape[1]
+
+
+def by_frame(output: Tensor, batch_size: int, frames: range, path: str) -> Tensor:
+    """What a layer gives by clip and frame, (B, C, K, D): of (B, C K, D), tokens of a frame after
+    one another, or of (B C, ...), frames alone.  ValueError where it is laid out in no such way."""
+    if len(output) == batch_size and output.dim() == 3 and output.shape[1] % len(frames) == 0:
+        return output.unflatten(1, (len(frames), -1))
+    if len(output) == batch_size * len(frames) and len(frames) > 1:
+        return output.unflatten(0, (batch_size, len(frames))).flatten(3)
+    raise ValueError(
+        f"{path} gives {tuple(output.shape)} of {batch_size} clips, which are not the "
+        f"{len(frames)} frames of each; name a layer that gives (clips, frames and tokens, width)"
+    )
+
+
+def _as_rows(values: Tensor) -> Tensor:
+    """(B, C, ...) -> (n, D)."""
+    return values.flatten(0, 1).flatten(1).float()
+
+
+def feature_norm(output: Tensor, target: Tensor) -> Tensor:
+    """Mean square of what a layer gives: keeps a residual stream from growing."""
+    return output.square().mean()
+
+
+def decorrelation(output: Tensor, target: Tensor) -> Tensor:
+    """Mean square of the correlations of different features (VICReg, arXiv:2105.04906; Barlow
+    Twins, arXiv:2103.03230)."""
+    centered = output - output.mean(0)
+    normed = centered / (centered.square().sum(0).sqrt() + 1e-6)
+    correlations = normed.T @ normed
+    width = len(correlations)
+    off_diagonal = correlations.square().sum() - correlations.diagonal().square().sum()
+    return off_diagonal / max(1, width * (width - 1))
+
+
+def distill(output: Tensor, target: Tensor) -> Tensor:
+    """1 minus linear CKA, from 0 to 1: frames that the target holds for alike are alike in the layer
+    (Kornblith et al., arXiv:1905.00414).  Widths need not agree, so there is no projection."""
+    return 1 - linear_cka(output, target)
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    """Similarity of two representations of n frames, (n, D) and (n, E), from 0 to 1."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    of_x, of_y = x @ x.T, y @ y.T  # n is a batch, and widths may be large
+    scale = torch.linalg.matrix_norm(of_x) * torch.linalg.matrix_norm(of_y)
+    return (of_x * of_y).sum() / (scale + 1e-12)
+
+
+# A new loss is one line here; of one's own, LOSSES["name"] = AuxiliaryLoss(function).
+LOSSES: dict[str, AuxiliaryLoss] = {
+    "feature_norm": AuxiliaryLoss(feature_norm),
+    "decorrelation": AuxiliaryLoss(decorrelation),
+    "distill": AuxiliaryLoss(distill, target=TEACHER),
+}

@@ -1,0 +1,90 @@
+"""What layers give while a model runs (Zeiler and Fergus, arXiv:1311.2901, by forward hooks)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from data.io.messages import first_few
+from models.hooks.layer_paths import find_layers, read_output
+
+
+class LayerCollector:
+    """Outputs of layers by path, inside a `with` block.
+
+    One tensor is held for each path, of the first or of the last call since `clear`: nothing piles
+    up however long a model runs.  Tensors are detached, unless the graph is to be kept.
+
+        with LayerCollector(world.dynamics, ["transformer.layers.2"]) as layers:
+            world.step(state, action)
+            layers["transformer.layers.2"]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        paths: Iterable[str],
+        detach: bool = True,
+        keep: Literal["first", "last"] = "last",
+    ) -> None:
+        """paths: as `find_layers` takes them.  ValueError for one that there is not."""
+        self.model, self.detach, self.keep = model, detach, keep
+        self.layers = find_layers(model, paths)
+        self.outputs: dict[str, Tensor] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> LayerCollector:
+        assert not self._handles, "it is attached already"
+        for path, module in self.layers.items():
+            self._handles.append(module.register_forward_hook(_Collect(self, path)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Detach; what was collected stays until `clear`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __getitem__(self, path: str) -> Tensor:
+        """What the layer gave; ValueError where it was not called."""
+        if path not in self.layers:
+            raise ValueError(f"{path!r} is not collected; there are {first_few(self.layers)}")
+        if path not in self.outputs:
+            raise ValueError(
+                f"{path} has given nothing: its forward was not called since the collector was "
+                f"attached or cleared; run the model within the `with` block, or collect the layer "
+                f"around it"
+            )
+        return self.outputs[path]
+
+    def clear(self) -> None:
+        """Free what was collected; the next call of a layer is the first again."""
+        self.outputs.clear()
+
+    def take(self) -> dict[str, Tensor]:
+        """Give what was collected, by path, and free it here."""
+        taken, self.outputs = self.outputs, {}
+        return taken
+
+
+class _Collect:
+    """A class, not a closure: hooks are copied with the module."""
+
+    def __init__(self, collector: LayerCollector, path: str) -> None:
+        self.collector, self.path = collector, path
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        collector = self.collector
+        if collector.keep == "first" and self.path in collector.outputs:
+            return
+        tensor = read_output(module, output)
+        collector.outputs[self.path] = tensor.detach() if collector.detach else tensor

@@ -133,7 +133,7 @@ class LanguageModelDynamics(FrameskipDynamics):
         elif config.tuning == "frozen":
             backbone.requires_grad_(False)
         if config.transformer.activation_checkpointing:
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            backbone.activation_checkpointing_enable({"use_reentrant": False})
         if config.names_weights:
             leave_out(self, "backbone", but=ADAPTER)
 

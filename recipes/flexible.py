@@ -18,10 +18,10 @@ CONTROLLER = keypoints.CONTROLLER
 EVALUATE = pusht.EVALUATE
 
 DYNAMICS_CPU = {
-    "train.steps": 3600,
+    "train.steps": 5000,
     "train.batch_size": 128,
     "train.learning_rate": 1.5e-3,
-    "train.eval_every": 1200,
+    "train.eval_every": 1000,
     "train.save_every": 100,
 }
 

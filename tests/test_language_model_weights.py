@@ -1,4 +1,4 @@
-"""Where a language model's weights come from, what of them is trained, and what a checkpoint holds."""
+"""A language model's weights: where they come from, which are trained, what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_what_is_frozen_stays_and_the_rest_is_trained(
     assert (checkpoint["parameters"], checkpoint["frozen_parameters"]) == (trained, frozen)
     printed = capsys.readouterr().out
     whole = sum(p.numel() for p in model.backbone.parameters())
-    line = f"dynamics: trained parameters: backbone {whole - frozen:,} of {whole:,}, input_proj"
+    line = f"trained parameters: backbone {whole - frozen:,} of {whole:,}, input_proj"
     assert (line in printed) == (tuning != "full")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from einops import rearrange
@@ -30,7 +30,7 @@ from models.dynamics.frameskip_dynamics import (
     FrameskipMemory,
 )
 from models.external_weights import check_hash, leave_out, weights_hash
-from models.layers.heads import Float32Linear
+from models.layers.float32_linear import Float32Linear
 from models.layers.lora import ADAPTER, add_adapters
 from models.layers.transformer import Cache, TransformerConfig
 from models.method import ExternalWeightsError

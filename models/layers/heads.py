@@ -54,19 +54,6 @@ class TwoHot(nn.Module):
         return -((1 - fraction) * low + fraction * high)
 
 
-class Float32Linear(nn.Module):
-    """A linear layer that computes in float32, also under autocast."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        """linear: the layer whose weights it takes over."""
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            return nn.functional.linear(x.float(), self.weight, self.bias)
-
-
 class CodeHead(nn.Module):
     """Codes of P patches, N = P G of G codebooks of K codes, from vectors of width D."""
 

@@ -155,17 +155,14 @@ def freeze(model: nn.Module, patterns: tuple[str, ...], flag_prefix: str = "trai
     return frozen
 
 
-def describe_trained(model: nn.Module) -> list[str]:
-    """A line of how many parameters are trained, part by part, where some are not."""
+def describe_trained(model: nn.Module) -> str:
+    """A line of how many parameters are trained, part by part."""
     parts = []
     for name, part in model.named_children():
         total = sum(p.numel() for p in part.parameters())
         trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
-        if total:
-            parts.append(f"{name} {trained:,} of {total:,}" if trained < total else name)
-    if not any(" of " in part for part in parts):
-        return []
-    return [f"trained parameters: {', '.join(parts)}"]
+        parts += [f"{name} {trained:,} of {total:,}"] if total else []
+    return f"trained parameters: {', '.join(parts)}"
 
 
 def frozen_modules(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:

@@ -126,17 +126,12 @@ class Trainer(Generic[M]):
         self._device_idle = 0.0
         self._stop_requested = self._looked_at_data = False
         self.parameters = sum(p.numel() for p in self.step_fn.trainable)
-        self.frozen_parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         self.kernels = kernels.describe(self.device)
         self.log_line(
             f"{stage}: {describe_device(self.device)}, {self.precision}, {self.kernels}, "
             f"{self.accelerator.num_processes} process(es), "
             f"{self.parameters / 1e6:.2f} M parameters, {data_summary}"
         )
-        if self.frozen_parameters:
-            from pipeline.training.init_from import describe_trained
-
-            self.log_line("\n".join(f"{stage}: {line}" for line in describe_trained(model)))
         if train.sharding == "fsdp" and not self.step_fn.unsharded:
             self.log_line(
                 f"{stage}: --{flag_prefix}.sharding fsdp has no effect in one process; use torchrun"
@@ -346,7 +341,7 @@ class Trainer(Generic[M]):
             "best": self.best,
             "seconds": self.seconds,
             "parameters": self.parameters,
-            "frozen_parameters": self.frozen_parameters,
+            "frozen_parameters": self.step_fn.frozen_parameters,
             "kernels": self.kernels,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }

@@ -34,31 +34,39 @@ def check_hash(found: str, expected: str, name: str) -> None:
         )
 
 
-def leave_out(method: nn.Module, name: str) -> None:
+def leave_out(method: nn.Module, name: str, but: str = "") -> None:
     """Leave the submodule `name` out of a method's state, and do not miss it in one that is
-    loaded."""
+    loaded; all but its weights whose names have `but` in them, such as adapters."""
     assert isinstance(getattr(method, name), nn.Module), name
-    method.register_state_dict_post_hook(_Drop(name))
-    method.register_load_state_dict_post_hook(_Excuse(name))
+    method.register_state_dict_post_hook(_Drop(name, but))
+    method.register_load_state_dict_post_hook(_Excuse(name, but))
+
+
+def _is_left_out(key: str, prefix: str, but: str) -> bool:
+    return key.startswith(prefix) and not (but and but in key)
 
 
 class _Drop:
     """A class, not a closure: hooks are copied with the module."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, but: str) -> None:
+        self.name, self.but = name, but
 
     def __call__(
         self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
     ) -> None:
-        for key in [key for key in state if key.startswith(f"{prefix}{self.name}.")]:
+        for key in [key for key in state if _is_left_out(key, f"{prefix}{self.name}.", self.but)]:
             del state[key]
 
 
 class _Excuse:
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, but: str) -> None:
+        self.name, self.but = name, but
 
     def __call__(self, module: nn.Module, incompatible: Any) -> None:
         missing: list[str] = incompatible.missing_keys
-        missing[:] = [key for key in missing if f".{self.name}." not in f".{key}"]
+        missing[:] = [
+            key
+            for key in missing
+            if f".{self.name}." not in f".{key}" or (self.but and self.but in key)
+        ]

@@ -71,6 +71,9 @@ DYNAMICS: dict[str, Entry[Dynamics]] = {
     "maskgit": Entry("models.dynamics.maskgit", "MaskGitConfig", "MaskGit"),
     "genie": Entry("models.dynamics.genie", "GenieConfig", "Genie"),
     "rssm_latents": Entry("models.dynamics.rssm_latents", "RssmLatentsConfig", "RssmLatents"),
+    "language_model": Entry(
+        "models.dynamics.language_model", "LanguageModelConfig", "LanguageModelDynamics"
+    ),
 }
 CONTROLLERS: dict[str, Entry[TrainedController]] = {
     "policy": Entry("models.controllers.policy", "PolicyConfig", "LatentPolicy"),
@@ -162,7 +165,8 @@ def _build(
     wanted = inspect.signature(method).parameters
     known = {f.name: getattr(data, f.name) for f in fields(data) if f.name in wanted}
     make = partial(method, config, **known)  # type: ignore[call-arg]
-    if not stored and not getattr(config, "pretrained", ""):  # given weights are small enough
+    # weights that somebody gives are small enough
+    if not stored and getattr(config, "pretrained", "") in ("", "random"):
         _check_memory(kind, make)
     return make()
 

@@ -1,4 +1,7 @@
-"""The settings of each recipe and size are those that were measured: one table."""
+"""The settings of each recipe and size are those that were measured.
+
+One file because it is one table.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,9 @@ TOKENIZERS = {
     "genie cpu": (950, 32, 2e-3, 50, 475, 50, False),
     "genie debug": (40, 4, 1e-3, 5, 20, 10, False),
     "genie coinrun": (300_000, 48, 3e-4, 10_000, 10_000, 100, False),
+    "flexible": (3000, 256, 2.5e-3, 200, 1500, 500, True),
+    "flexible cpu": (1200, 64, 2.5e-3, 200, 600, 100, False),
+    "flexible debug": (40, 16, 1e-3, 5, 20, 10, False),
 }
 DYNAMICS = {
     "pusht": (40_000, 64, 1e-3, 50, 2000, 100, False),
@@ -82,6 +88,9 @@ DYNAMICS = {
     "genie debug": (40, 4, 1e-3, 5, 20, 10, False),
     "genie coinrun": (200_000, 36, 3e-5, 5000, 10_000, 100, False),
     "genie cpu maskgit cpu": (900, 16, 2e-3, 50, 900, 50, False),
+    "flexible": (6000, 256, 1.5e-3, 50, 3000, 500, False),
+    "flexible cpu": (5000, 128, 1.5e-3, 50, 1000, 100, False),
+    "flexible debug": (40, 4, 1e-3, 5, 20, 10, False),
 }
 SHAPE = (
     "model.transformer.dim", "model.transformer.num_layers", "model.transformer.num_heads",
@@ -106,6 +115,9 @@ SHAPES = {
     "minecraft": (576, 24, 9, 1536, 8, 0.0, 12, 64),
     "minecraft 150m": (576, 24, 9, 2816, 8, 0.0, 12, 64),
     "minecraft debug": (128, 4, 2, 384, 3, 0.0, 5, 32),
+    "flexible": (192, 4, 6, 512, 3, 0.0, 21, 64),
+    "flexible cpu": (192, 4, 6, 512, 3, 0.0, 21, 64),
+    "flexible debug": (32, 2, 2, 64, 2, 0.0, 7, 4),
 }
 # bc, the actor-critic and the goal policy: steps, batch size, validation, checkpoint
 CONTROLLER = tuple(
@@ -156,6 +168,7 @@ EVALUATIONS = {
         for recipe in RECIPES[:5]
     },
     "iwm cpu": CPU_EVALUATION,
+    "flexible cpu": CPU_EVALUATION,
     **{f"{recipe} debug": (4, 4, 2, (0,), 2, 4, 2, 4, 2, 2) for recipe in RECIPES[:5]},
     "minecraft debug": (400, 150, 500, (0, 1, 2), 50, 300, 8, 300, 30, 30),
 }

@@ -34,7 +34,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "play": play.Config,
     "evaluate": evaluate.Config,
 }
-RECIPES = ("pusht", "keypoints", "lewm", "dinov2", "dreamer", "iwm", "minecraft", "genie")
+RECIPES = (
+    "pusht", "keypoints", "lewm", "dinov2", "dreamer", "iwm", "minecraft", "genie", "flexible"
+)  # fmt: skip
 ON_CODES = ("pusht", "minecraft")
 WITH_TOKENIZER = tuple(recipe for recipe in RECIPES if recipe != "dreamer")
 # recipes that change another one
@@ -43,6 +45,7 @@ PUSHT_SIZES = ("cpu", "cpu30", "debug", "high_res")
 MINECRAFT_SIZES = ("150m", "high_res", "debug")
 DREAMER_SIZES = (*PUSHT_SIZES, "sharp", "1m", "4m", "12m", "25m", "32x32")
 GENIE_SIZES = ("cpu", "debug", "coinrun", "high_res")
+FLEXIBLE_SIZES = ("cpu", "debug", "high_res")
 ATARI_SIZES = ("high_res", "gray84")
 IWM_SIZES = ("base", "core", "invariant", "equivariant", "streams", "cpu", "debug", "high_res")
 LOOP_SIZES = ("sparse",)
@@ -54,6 +57,7 @@ def sizes(recipe: str) -> tuple[str, ...]:
         "dreamer": DREAMER_SIZES,
         "iwm": IWM_SIZES,
         "genie": GENIE_SIZES,
+        "flexible": FLEXIBLE_SIZES,
     }
     return own.get(recipe, PUSHT_SIZES)
 
@@ -122,6 +126,7 @@ METHODS = {
     "dreamer": ("", "rssm", "goal_policy"),
     "minecraft": ("vqvae", "llama", "discrete_goal_policy"),
     "genie": ("st_vivit", "genie", "goal_policy"),
+    "flexible": ("keypoints", "language_model", "goal_policy"),
 }
 
 

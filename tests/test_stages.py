@@ -37,7 +37,7 @@ STAGES = [
     (train_dynamics, "dynamics", 40),
     (train_controller, "controller", 4),
 ]
-METHODS = ("pusht", "keypoints", "lewm", "dreamer", "minecraft")
+METHODS = ("pusht", "keypoints", "lewm", "dreamer", "minecraft", "flexible")
 JOINT = ("dreamer",)  # without stage 2
 EACH = pytest.mark.parametrize("run", METHODS, indirect=True, scope="module")
 CODES = pytest.mark.parametrize("run", ["pusht"], indirect=True, scope="module")

@@ -219,9 +219,14 @@ class FrameskipDynamics(Dynamics):
         if pending_actions.shape[1] < self.frameskip:
             memory = replace(memory, pending_actions=pending_actions)
         else:
-            past = self._predict_pending(memory, pending_actions)[2]
+            past = self.extend_past(memory, pending_actions)
             memory = FrameskipMemory(past, latents, self._no_actions(latents))
         return State(latents, 0 * ones, ones, memory)
+
+    def extend_past(self, memory: FrameskipMemory, actions: Tensor) -> Memory | None:
+        """The past with the last context frame and the whole block of actions after it, (B,
+        frameskip, A), when the next context frame is a real one."""
+        return self._predict_pending(memory, actions)[2]
 
     def _advance(self, memory: FrameskipMemory, actions: Tensor) -> State:
         pending_actions = torch.cat([memory.pending_actions, actions], dim=1)

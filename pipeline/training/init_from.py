@@ -155,6 +155,16 @@ def freeze(model: nn.Module, patterns: tuple[str, ...], flag_prefix: str = "trai
     return frozen
 
 
+def describe_trained(model: nn.Module) -> str:
+    """A line of how many parameters are trained, part by part."""
+    parts = []
+    for name, part in model.named_children():
+        total = sum(p.numel() for p in part.parameters())
+        trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+        parts += [f"{name} {trained:,} of {total:,}"] if total else []
+    return f"trained parameters: {', '.join(parts)}"
+
+
 def frozen_modules(model: nn.Module, patterns: tuple[str, ...]) -> list[nn.Module]:
     """Submodules of which everything is frozen: they stay in eval mode, so that dropout and running
     statistics stand still, too."""

@@ -47,6 +47,11 @@ class TrainStep:
         self.precision: Precision = precision
         self.accelerator, self.device = accelerator, accelerator.device
         self.loss_module = _LossModule(model)
+        self.frozen_parameters = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        if self.frozen_parameters:
+            from pipeline.training.init_from import describe_trained
+
+            log_line(accelerator, describe_trained(model))
         self.unsharded: nn.Module | None = None  # of a sharded model: whole, for validation
         if train.cuda_graph and (precision == "fp16" or accelerator.num_processes > 1):
             raise ValueError(

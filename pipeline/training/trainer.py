@@ -341,6 +341,7 @@ class Trainer(Generic[M]):
             "best": self.best,
             "seconds": self.seconds,
             "parameters": self.parameters,
+            "frozen_parameters": self.step_fn.frozen_parameters,
             "kernels": self.kernels,
             "versions": {"torch": str(torch.__version__), "numpy": np.__version__},
         }

@@ -1,0 +1,293 @@
+"""A causal language model of transformers as dynamics over continuous latents.
+
+A block is a context frame's tokens and one token of the actions after it, and the language model
+reads block after block.  Its output at the action token is the change of the latents, so that
+nothing sees what comes after it (World Models as sequence models: arXiv:2209.00588).
+
+Letters: B clips, C context frames, K blocks of a training clip, P patches, D latent width, W width
+of the backbone, A action numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from data.actions import ActionSpec
+from data.ranges import Range
+from models.dynamics import causal_backbone
+from models.dynamics.dynamics import Memory
+from models.dynamics.frameskip_dynamics import (
+    ActionBlockEmbedding,
+    FrameskipConfig,
+    FrameskipDynamics,
+    FrameskipMemory,
+)
+from models.external_weights import check_hash, leave_out, weights_hash
+from models.layers.float32_linear import Float32Linear
+from models.layers.lora import ADAPTER, add_adapters
+from models.layers.transformer import Cache, TransformerConfig
+from models.method import ExternalWeightsError
+from models.tokenizers.backbones import is_folder, resolve_commit
+from models.tokenizers.tokenizer import LatentSpec
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig(FrameskipConfig):
+    pretrained: str = RANDOM
+    """A causal language model on the Hugging Face hub, or in a local folder; `random` is an
+    untrained one of the family and the sizes below."""
+    revision: str = ""
+    """A branch, tag or commit on the hub; a checkpoint holds the commit."""
+    sha256: str = ""
+    """Hash of the weights that it began with, set from them where they are the hub's."""
+    family: str = "llama"
+    """Of `random`: llama, mistral, qwen3, smollm3 or gpt2; else set from the weights."""
+    transformer: TransformerConfig = field(
+        default_factory=lambda: TransformerConfig(
+            dim=192, num_layers=4, num_heads=6, mlp_dim=512, context_frames=3
+        )
+    )
+    """Sizes of `random`, else set from the weights.  Its `context_frames` are `frameskip` frames
+    apart."""
+    tuning: Literal["full", "lora", "frozen"] = "full"
+    """What is trained of the language model: all of it, adapters (LoRA), or nothing; projections
+    and heads always are."""
+    lora_rank: Annotated[int, Range(1, 1024)] = 8
+    """Rank of the adapters."""
+    lora_alpha: Annotated[float, Range(above=0, high=10**4)] = 16.0
+    """Scale of the adapters, over their rank."""
+    frame_tokens: Literal["frame", "patches"] = "frame"
+    """One token for all vectors of a frame, or one for each."""
+    architecture: str = ""
+    """The language model's config as JSON, set from the weights; a checkpoint holds it."""
+
+    def check(self) -> None:
+        super().check()
+        blocks = (self.clip_length - 1) // self.frameskip
+        if self.transformer.context_frames > blocks:
+            raise ValueError(
+                f"--transformer.context-frames {self.transformer.context_frames} is more than a "
+                f"clip of {self.clip_length} frames has, {blocks}; give a --clip-length of "
+                f"{self.transformer.context_frames * self.frameskip + 1} or more"
+            )
+
+    @property
+    def names_weights(self) -> bool:
+        """Whether a checkpoint names the language model's weights instead of holding them."""
+        return bool(self.sha256) and self.tuning != "full"
+
+
+@dataclass
+class Past:
+    """The context frames before the last one, (B, j, P, D), the actions after each, (B, j,
+    frameskip, A), and keys and values of both."""
+
+    frames: Tensor
+    actions: Tensor
+    cache: Cache
+
+    def select(self, index: Tensor) -> Past:
+        return Past(self.frames[index], self.actions[index], self.cache.select(index))
+
+
+class LanguageModelDynamics(FrameskipDynamics):
+    """Predict the change of the latents with a language model, frame and action tokens in turn.
+
+    A state holds the last C real context frames.  A rollout adds to them up to the K blocks that
+    training has seen, so that positions are those of training; then it reads the last C anew.
+    """
+
+    config: LanguageModelConfig
+    backbone: Any
+
+    def __init__(
+        self, config: LanguageModelConfig, latents: LatentSpec, actions: ActionSpec
+    ) -> None:
+        self.max_blocks = (config.clip_length - 1) // config.frameskip
+        self.frame_tokens = latents.num_patches if config.frame_tokens == "patches" else 1
+        backbone, config, scale = _load(config, self.max_blocks * (self.frame_tokens + 1))
+        super().__init__(config, latents, actions, config.transformer.context_frames)
+        self.backbone = backbone
+        dim = config.transformer.dim
+        width = latents.dim * latents.num_patches // self.frame_tokens
+        self.input_proj = nn.Linear(width, dim)
+        self.pos_emb = nn.Parameter(0.02 * torch.randn(self.frame_tokens, dim))
+        self.action_emb = ActionBlockEmbedding(actions, self.frameskip, dim)
+        # tokens begin with the scale of those that the weights were trained on
+        self.token_scale = nn.Parameter(torch.tensor(scale))
+        self.delta_head = nn.Linear(dim, latents.num_patches * latents.dim)
+        nn.init.zeros_(self.delta_head.weight)  # the first prediction is no change
+        nn.init.zeros_(self.delta_head.bias)
+        self.add_heads(dim)
+        if config.tuning == "lora":
+            add_adapters(backbone, config.lora_rank, config.lora_alpha)
+        elif config.tuning == "frozen":
+            backbone.requires_grad_(False)
+        if config.transformer.activation_checkpointing:
+            backbone.activation_checkpointing_enable({"use_reentrant": False})
+        if config.names_weights:
+            leave_out(self, "backbone", but=ADAPTER)
+
+    def add_heads(self, width: int) -> None:
+        super().add_heads(width)
+        if self.config.rewards:  # a reward has more digits than 16 bits
+            self.reward_head.out = Float32Linear(self.reward_head.out)
+            self.continue_head = Float32Linear(self.continue_head)
+
+    def train(self, mode: bool = True) -> LanguageModelDynamics:
+        super().train(mode)
+        if self.config.tuning != "full":
+            self.backbone.eval()  # it may have dropout
+            for layer in causal_backbone.decoder_layers(self.backbone):
+                layer.training = mode  # read by activation checkpointing
+        return self
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """The language model's own layers."""
+        return causal_backbone.decoder_layers(self.backbone)
+
+    def save_backbone(self, folder: Path) -> None:
+        """Write the language model to a folder that `--model.pretrained` and transformers read."""
+        causal_backbone.save(self.backbone, folder, float(self.token_scale.abs()))
+
+    def predict(
+        self, context: Tensor, actions: Tensor, num_actions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        tokens = self._tokens(context, actions, num_actions)
+        out, _ = causal_backbone.run(self.backbone, tokens)
+        out = out[:, self.frame_tokens :: self.frame_tokens + 1]
+        return context + self._delta(out).to(context.dtype), out[:, :, None]
+
+    def predict_next(
+        self, context_frame: Tensor, actions: Tensor, num_actions: Tensor, past: Memory | None
+    ) -> tuple[Tensor, Tensor, Past]:
+        assert past is None or isinstance(past, Past)
+        frames, blocks, counts, cache = context_frame[:, None], actions, num_actions, None
+        if past is not None:
+            first = 0
+            if past.frames.shape[1] < self.max_blocks:
+                cache = past.cache
+            else:  # no position is beyond those of training: the last blocks are read anew
+                first = past.frames.shape[1] + 1 - self.context_frames
+            frames = torch.cat([past.frames[:, first:], frames], dim=1)
+            blocks = torch.cat([past.actions[:, first:], blocks], dim=1)
+            counts = nn.functional.pad(num_actions, (frames.shape[1] - 1, 0), value=self.frameskip)
+        new = slice(-1, None) if cache is not None else slice(None)
+        tokens = self._tokens(frames[:, new], blocks[:, new], counts[:, new])
+        out, cache = causal_backbone.run(self.backbone, tokens, cache, keep=True)
+        assert cache is not None
+        out = out[:, -1:]
+        predicted = context_frame + self._delta(out)[:, 0].to(context_frame.dtype)
+        return out, predicted, Past(frames, blocks, cache)
+
+    def read_past(self, context: Tensor, actions: Tensor, num_actions: Tensor) -> Past:
+        tokens = self._tokens(context, actions, num_actions)
+        cache = causal_backbone.run(self.backbone, tokens, keep=True)[1]
+        assert cache is not None
+        return Past(context, actions, cache)
+
+    def extend_past(self, memory: FrameskipMemory, actions: Tensor) -> Past | None:
+        """The last C - 1 context frames, which are all that a state keeps of real ones."""
+        frames, blocks = memory.context_frame[:, None], actions[:, None]
+        if isinstance(memory.past, Past):
+            frames = torch.cat([memory.past.frames, frames], dim=1)
+            blocks = torch.cat([memory.past.actions, blocks], dim=1)
+        first = max(0, frames.shape[1] + 1 - self.context_frames)
+        frames, blocks = frames[:, first:], blocks[:, first:]
+        if not frames.shape[1]:
+            return None
+        counts = self.counts[self.frameskip].expand(frames.shape[:2])
+        return self.read_past(frames, blocks, counts)
+
+    def _tokens(self, context: Tensor, actions: Tensor, num_actions: Tensor) -> Tensor:
+        """Context frames (B, C, P, D), (B, C, frameskip, A), (B, C) -> (B, C tokens, W)."""
+        frames = context.reshape(*context.shape[:2], self.frame_tokens, -1)
+        frames = self.input_proj(frames) + self.pos_emb
+        action = self.action_emb(actions, num_actions)[:, :, None]
+        tokens = torch.cat([frames, action.to(frames.dtype)], dim=2) * self.token_scale
+        return rearrange(tokens, "B C S W -> B (C S) W")
+
+    def _delta(self, out: Tensor) -> Tensor:
+        """(B, C, W) -> (B, C, P, D)."""
+        return self.delta_head(out).unflatten(-1, (self.latents.num_patches, self.latents.dim))
+
+
+def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageModelConfig, float]:
+    """Load the language model: it, the config with what its weights say, and the scale of its
+    tokens.
+
+    From the hub weights are named by their commit and hash.  Those of a folder, and random ones,
+    are in the checkpoint: nobody else has them.
+    """
+    name, scale = config.pretrained, 1.0
+    if config.architecture:  # of a checkpoint, which holds the scale
+        backbone = causal_backbone.build(json.loads(config.architecture))
+        if config.names_weights and not next(backbone.parameters()).is_meta:
+            backbone = causal_backbone.without_word_table(_named_weights(config))
+        return backbone, config, scale
+    if name == RANDOM:
+        if config.revision or config.sha256:
+            raise ValueError(
+                "--model.pretrained random has neither a revision nor a hash; leave "
+                "--model.revision and --model.sha256 out"
+            )
+        backbone = causal_backbone.make_random(config.family, config.transformer, num_tokens)
+    else:
+        commit = ""
+        if is_folder(name):
+            if config.revision:
+                raise ValueError(
+                    f"--model.revision {config.revision} is of a repository, and {name} is a "
+                    f"folder here; leave it out, or name the repository from another folder"
+                )
+        else:
+            commit = _from_flags(resolve_commit, name, config.revision)
+        backbone = _from_flags(causal_backbone.read, name, commit)
+        found = weights_hash(backbone)
+        check_hash(found, config.sha256 or found, name)
+        causal_backbone.check_usable(backbone, name, num_tokens)
+        config = replace(config, revision=commit, sha256=found if commit else "")
+        scale = causal_backbone.word_scale(backbone) or 1.0
+        causal_backbone.without_word_table(backbone)
+    sizes = causal_backbone.sizes(backbone)
+    config = replace(
+        config,
+        family=backbone.config.model_type,
+        transformer=replace(config.transformer, **sizes),
+        architecture=json.dumps(causal_backbone.plain_architecture(backbone)),
+    )
+    return backbone, config, scale
+
+
+def _from_flags(read: Any, name: str, revision: str) -> Any:
+    """Read what a flag asks for; ValueError names the flag."""
+    try:
+        return read(name, revision)
+    except ExternalWeightsError as problem:
+        raise ValueError(
+            f"{problem}; give --model.pretrained a local folder with config.json and "
+            f"model.safetensors, a name on the hub, or random"
+        ) from None
+
+
+def _named_weights(config: LanguageModelConfig) -> Any:
+    """Read the weights that a checkpoint names; ExternalWeightsError where they cannot be had, or
+    are others."""
+    name, commit = config.pretrained, config.revision
+    try:
+        backbone = causal_backbone.read(name, commit)
+    except ValueError as problem:
+        raise ExternalWeightsError(
+            f"needs the weights of {name} at commit {commit}, which cannot be had: {problem}"
+        ) from None
+    check_hash(weights_hash(backbone), config.sha256, f"{name}@{commit}")
+    return backbone

@@ -79,8 +79,8 @@ def copies(runs: Path) -> None:
             np.savez(late / f"{episode:03}.npz", frames=frames, actions=actions)
     faulty = runs / "copies"
     if not (faulty / "shards/build.json").exists():
-        words = ["preprocess.py", "arrays", str(late), "--run", str(faulty), "--preset", "keypoints",
-                 "cpu", "--low", "0", "0", "--high", "512", "512"]  # fmt: skip
+        words = ["preprocess.py", "arrays", str(late), "--run", str(faulty), "--preset"]
+        words += ["keypoints", "cpu", "--low", "0", "0", "--high", "512", "512"]
         subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
     tokenizer = runs / "sound/tokenizer/best.pt"
     begin = ("--train.init-from", str(tokenizer), "--train.steps", "40", "--train.eval-every", "40")

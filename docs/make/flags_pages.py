@@ -160,8 +160,7 @@ def _training_page() -> str:
         "such as `--bc.*` and `--goal-policy-train.*`. What is below are the defaults of the "
         "class; each stage and each preset has its own ([presets](presets.md)).",
         "",
-        "[Tokenizers](../concepts/tokenizers.md#training-settings-the-same-in-every-stage-train) "
-        "explains resuming and several processes.",
+        "[Training](training.md) explains resuming and several processes.",
         "",
         *HEAD,
         *_rows(TrainConfig, "train."),

@@ -63,12 +63,14 @@ STATUS = {
 WORKER = """
 const frame = new Uint8Array(3 * 32 * 32).fill(190), latents = new Float32Array(8);
 const seen = { frame, latents, reward: 0, distance: 10, action: [0, 0], stepMs: 4, planMs: 0 };
-const results = {
-  load: { run: "a run", size: [32, 32], fps: 10, codes: false, vectors: [4, 2], keypoints: true, rewards: true,
-          actions: { kind: "continuous", names: [], size: 2 }, policy: true, num_starts: 8, backend: "WebAssembly" },
-  begin: { frame, goalFrame: frame, latents, distance: 10, last: new Float32Array(2) },
-  tick: [seen], setSearch: null,
+const load = {
+  run: "a run", size: [32, 32], fps: 10, codes: false, vectors: [4, 2], keypoints: true,
+  rewards: true,
+  actions: { kind: "continuous", names: [], size: 2 }, policy: true, num_starts: 8,
+  backend: "WebAssembly",
 };
+const begin = { frame, goalFrame: frame, latents, distance: 10, last: new Float32Array(2) };
+const results = { load, begin, tick: [seen], setSearch: null };
 onmessage = ({ data }) => postMessage({ id: data.id, result: results[data.name] });
 """
 
@@ -202,20 +204,30 @@ def test_a_page_looks_as_it_did_and_a_broken_one_does_not(show: Any, name: str):
         assert likeness(look(page), reference) < ALIKE, breaks
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", PAGES)
-def test_axe_finds_nothing_serious(show: Any, name: str, scheme: str):
+def serious_violations(page: Any) -> list[str]:
     if not AXE.exists():
         pytest.skip("npm install --no-save axe-core was not run here")
-    page = show(name, color_scheme=scheme)
     page.evaluate(AXE.read_text())
     found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
-    serious = [
+    return [
         f"{one['id']}: {one['help']}: {[node['html'][:120] for node in one['nodes'][:3]]}"
         for one in found
         if one["impact"] in ("serious", "critical")
     ]
-    assert not serious
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_axe_finds_nothing_serious(show: Any, name: str, scheme: str):
+    assert not serious_violations(show(name, color_scheme=scheme))
+
+
+def test_axe_finds_what_is_planted(show: Any):
+    page = show("play")
+    page.evaluate("document.querySelector('main').append(document.createElement('button'))")
+    page.evaluate("document.getElementById('said').style.color = '#ddd'")  # on white
+    found = {line.split(":")[0] for line in serious_violations(page)}
+    assert found == {"button-name", "color-contrast"}
 
 
 def write_references() -> None:

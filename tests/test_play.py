@@ -223,6 +223,13 @@ def test_a_world_of_other_actions_is_refused(toy: Path, monkeypatch: pytest.Monk
         play.main(config(toy))
 
 
+def test_a_video_that_could_be_longer_names_what_ends_it(toy: Path, capsys: Any):
+    play.main(config(toy, episode=0, steps=3))
+    assert "play: 4 frames (--steps 3), dataset" in capsys.readouterr().out
+    play.main(config(toy, episode=0, frame=20, steps=50))
+    assert "--steps 50)" not in capsys.readouterr().out
+
+
 def test_without_a_display_one_line_names_headless(toy: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setattr("sys.platform", "linux")

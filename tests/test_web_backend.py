@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import ARGUMENTS, CHROMIUM, launched, playwright_or_skip, until, visits
+from chromium import ARGUMENTS, CHROMIUM, launched, until, visits
 from static_host import Host
 from test_web_export import RUNTIME, run, runtime  # noqa: F401
 
@@ -95,21 +95,20 @@ def test_where_webgpu_fails_wasm_plays_on(address: str, chromium: Any):
         until(page, lambda: any("WebGPU is not used" in line for line in told))
 
 
-def test_a_real_adapter_is_tried_and_the_page_plays(address: str, config: web.Config):
+def test_a_real_adapter_is_tried_and_the_page_plays(address: str, chromium: Any):
     """By Chromium's own software adapter, where it has one."""
-    with playwright_or_skip().sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            args=[word for word in ARGUMENTS if word != "--disable-gpu"] + SOFTWARE_GPU,
-        )
-        with visits(browser) as visit:
-            page = visit(address)
-            until(page, lambda: page.evaluate("measured.frames") > 3)
-            if not page.evaluate("hasGpu()"):
-                pytest.skip("this Chromium has no software adapter for WebGPU")
-            tried = page.evaluate("call('gpu')")
-            assert tried["apart"] <= 1e-2, tried
-        browser.close()
+    browser = chromium.browser_type.launch(
+        executable_path=CHROMIUM,
+        args=[word for word in ARGUMENTS if word != "--disable-gpu"] + SOFTWARE_GPU,
+    )
+    with visits(browser) as visit:
+        page = visit(address)
+        until(page, lambda: page.evaluate("measured.frames") > 3)
+        if not page.evaluate("hasGpu()"):
+            pytest.skip("this Chromium has no software adapter for WebGPU")
+        tried = page.evaluate("call('gpu')")
+        assert tried["apart"] <= 1e-2, tried
+    browser.close()
 
 
 def test_webgpu_is_carried_only_where_it_is_asked_for(config: web.Config, tmp_path: Path):

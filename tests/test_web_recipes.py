@@ -24,12 +24,12 @@ WORLDS = {
     "keypoints": (("keypoints",), POINTER, PAGE),
     "autoregressive": (("pusht", "autoregressive"), POINTER, "predicts its codes one by one"),
     "minecraft": (("minecraft",), KEYS, "and the page has 9 buttons"),
-    "lewm": (("lewm",), POINTER, "has no decoder"),
+    "lewm": (("lewm",), POINTER, PAGE),
     "dreamer": (("dreamer",), MOVES, "has states that no single frame gives"),
     "rssm": (("pusht", "rssm"), POINTER, "has states that no single frame gives"),
     "genie": (("genie",), POINTER, "has latent actions"),
     "maskgit": (("genie", "maskgit"), POINTER, "encodes frames with their past"),
-    "iwm": (("iwm",), POINTER, "has no decoder"),
+    "iwm": (("iwm",), POINTER, "has the dynamics IwmDynamics, whose steps"),
 }
 NO_WORLD_OF_THEIR_OWN = {
     "atari": "data for another recipe",
@@ -40,13 +40,13 @@ NO_WORLD_OF_THEIR_OWN = {
 
 
 def untrained(names: tuple[str, ...], actions: ActionSpec) -> World:
-    given = presets.apply(train_tokenizer.Config(), "tokenizer", (*names, "debug"))
     data = DataSpec((64, 64), actions)
     dynamics = presets.apply(train_dynamics.Config(), "dynamics", (*names, "debug"))
     if issubclass(dynamics_class(dynamics.model), Tokenizer):
         joint = build_dynamics(dynamics.model, data)
         assert isinstance(joint, Tokenizer)
         return World(joint, joint)
+    given = presets.apply(train_tokenizer.Config(), "tokenizer", (*names, "debug"))
     tokenizer = build_tokenizer(given.model, data)
     model = build_dynamics(dynamics.model, replace(data, latents=tokenizer.latents))
     return World(tokenizer, model, data_actions=actions)

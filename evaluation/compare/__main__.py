@@ -81,7 +81,8 @@ def tell(comparison: Comparison, note: str) -> None:
         print(f"compare: {line}")
     for run in comparison.runs:
         if run.skipped:
-            print(f"compare: {run.name}: {run.skipped} lines of its logs cannot be read")
+            lines = "line" if run.skipped == 1 else "lines"
+            print(f"compare: {run.name}: {run.skipped} {lines} of its logs cannot be read")
         if run.provenance.get("held_out_episodes_trained_on"):
             count = run.provenance["held_out_episodes_trained_on"]
             print(f"compare: {run.name}: {count} of its test episodes were trained on")

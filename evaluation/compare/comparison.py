@@ -25,6 +25,8 @@ class FigureRow:
     """Which of several protocols of this figure it is; empty where all runs share one."""
     cells: dict[str, Figure] = field(default_factory=dict)
     """By the name of the run, in the order in which they were named."""
+    tested: set[str] = field(default_factory=set)
+    """Runs whose difference from the first of the row was tested: both have an interval."""
     beyond_chance: set[str] = field(default_factory=set)
     """Runs whose difference from the first of the row is larger than chance."""
 
@@ -98,6 +100,7 @@ def compare(runs: Sequence[ReportedRun]) -> Comparison:
     ]
     fallen = holm([p for _, _, p in tests])
     for (row, name, _), falls in zip(tests, fallen, strict=True):
+        row.tested.add(name)
         if falls:
             row.beyond_chance.add(name)
     return Comparison(runs, list(rows.values()), refusals, len(tests))

@@ -44,7 +44,7 @@ def frame(rows: Iterable[FigureRow]) -> pd.DataFrame:
             "high": figure.high,
             "n": figure.n,
             "reference": row.reference,
-            "larger_than_chance": name in row.beyond_chance,
+            "larger_than_chance": name in row.beyond_chance if name in row.tested else None,
         }
         for row in rows
         for name, figure in row.cells.items()

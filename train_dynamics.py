@@ -77,7 +77,7 @@ class Config(CheckedConfig):
 def main(config: Config) -> None:
     set_device(config.device, config.kernels)
     dataset = EpisodeDataset(config.run / "shards")
-    method = without_absent_heads(config.model, dataset)
+    method = with_heads(config.model, dataset)
     source = Source.open(config.run, registry.dynamics_class(method), dataset)
     torch.manual_seed(config.train.seed)
     model = registry.build_dynamics(method, source.data)
@@ -228,11 +228,20 @@ def validate(
     return metrics
 
 
-def without_absent_heads(config: MethodConfig, dataset: EpisodeDataset) -> MethodConfig:
-    """Leave the reward head out where there is nothing that it could learn."""
-    if any(f.name == "rewards" for f in fields(config)) and not dataset.has("rewards"):  # type: ignore[arg-type]
-        return replace(config, rewards=False)  # type: ignore[type-var]
-    return config
+def with_heads(config: MethodConfig, dataset: EpisodeDataset) -> MethodConfig:
+    """Leave the reward head out where there is nothing that it could learn, and name what a head
+    for states reads; ValueError where there are none."""
+    names, changes = {f.name for f in fields(config)}, {}  # type: ignore[arg-type]
+    if "rewards" in names and not dataset.has("rewards"):
+        changes["rewards"] = False
+    if getattr(config, "read_states", False):
+        if not dataset.has("states"):
+            raise ValueError(
+                f"{dataset.folder} has no states of a simulator, and --model.read-states reads "
+                f"them; leave it out"
+            )
+        changes["state_names"] = dataset.state_names
+    return replace(config, **changes) if changes else config  # type: ignore[type-var]
 
 
 if __name__ == "__main__":

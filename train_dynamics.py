@@ -106,7 +106,9 @@ def main(config: Config) -> None:
     if source.tokenizer is not None:  # the weights that it resumed may be of an earlier one
         model.load_codebook(source.tokenizer)
     latents = source.encode(config.run / "latents", trainer)
-    clips = ClipBatches(train, model.needs, latents, teacher_latents(config, needs, source, trainer))
+    clips = ClipBatches(
+        train, model.needs, latents, teacher_latents(config, needs, source, trainer)
+    )
     trainer.cache_on_device(clips)
     for batch in trainer.batches(with_events(clips, config.event_share)):
         trainer.step(loss, batch)

@@ -19,8 +19,8 @@ from torch import Tensor
 from data.batch import Batch
 from data.io.messages import first_few
 from models.dynamics.dynamics import Dynamics
-from models.hooks.layer_collector import LayerCollector
 from models.hooks.layer_paths import find_layers
+from models.hooks.loss_with_layers import loss_with_layers
 from models.method import Losses
 
 TEACHER = "teacher"
@@ -100,13 +100,8 @@ class AuxiliaryLosses:
         return self._with_auxiliary if self.wanted else self.model.loss
 
     def _with_auxiliary(self, batch: Batch) -> Losses:
-        paths = {one.path for one in self.wanted}
-        # the first call of a layer reads real frames; where there is a second, predicted ones
-        with LayerCollector(self.model, paths, detach=False, keep="first") as layers:
-            losses = self.model.loss(batch)
-        frames = self.model.layer_frames(clip_frames(batch))
-        outputs = {path: by_frame(layers[path], len(batch), frames, path) for path in paths}
-        layers.clear()
+        paths = dict.fromkeys(one.path for one in self.wanted)
+        losses, outputs, frames = loss_with_layers(self.model, batch, paths, detach=False)
         for one in self.wanted:
             kind, output = LOSSES[one.name], outputs[one.path]
             target = output
@@ -116,26 +111,6 @@ class AuxiliaryLosses:
             value = kind.compute(_as_rows(output), _as_rows(target))
             losses[one.term] = one.weight * value
         return losses
-
-
-def clip_frames(batch: Batch) -> int:
-    """Frames of the clips in a batch."""
-    given = batch.latents if batch.latents is not None else batch.frames
-    assert given is not None
-    return given.shape[1]
-
-
-def by_frame(output: Tensor, batch_size: int, frames: range, path: str) -> Tensor:
-    """What a layer gives by clip and frame, (B, C, K, D): of (B, C K, D), tokens of a frame after
-    one another, or of (B C, ...), frames alone.  ValueError where it is laid out in no such way."""
-    if len(output) == batch_size and output.dim() == 3 and output.shape[1] % len(frames) == 0:
-        return output.unflatten(1, (len(frames), -1))
-    if len(output) == batch_size * len(frames) and len(frames) > 1:
-        return output.unflatten(0, (batch_size, len(frames))).flatten(3)
-    raise ValueError(
-        f"{path} gives {tuple(output.shape)} of {batch_size} clips, which are not the "
-        f"{len(frames)} frames of each; name a layer that gives (clips, frames and tokens, width)"
-    )
 
 
 def _as_rows(values: Tensor) -> Tensor:

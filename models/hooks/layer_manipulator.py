@@ -41,15 +41,15 @@ class LayerManipulator:
             name: find_layers(model, [path]) for name, (path, _) in self.processors.items()
         }
         self.active = set(self.processors)
+        self.called: set[str] = set()
+        """Processors whose layer was called since the block began."""
         self._handles: list[RemovableHandle] = []
 
     @contextmanager
     def only(self, *names: str) -> Iterator[None]:
         """Let these alone be active inside a `with` block; ValueError for a name of none."""
         if unknown := [name for name in names if name not in self.processors]:
-            raise ValueError(
-                f"no processor {unknown[0]!r}; there are {first_few(self.processors)}"
-            )
+            raise ValueError(f"no processor {unknown[0]!r}; there are {first_few(self.processors)}")
         before, self.active = self.active, set(names)
         try:
             yield
@@ -58,6 +58,7 @@ class LayerManipulator:
 
     def __enter__(self) -> LayerManipulator:
         assert not self._handles, "it is attached already"
+        self.called.clear()
         for name, modules in self.layers.items():
             for module in modules.values():
                 self._handles.append(module.register_forward_hook(_Change(self, name)))
@@ -72,6 +73,9 @@ class LayerManipulator:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        for name in sorted(self.active - self.called) if kind is None else ():
+            path = self.processors[name][0]
+            print(f"processor {name!r} changed nothing: {path} was not called")
 
 
 class _Change:
@@ -81,6 +85,7 @@ class _Change:
         self.manipulator, self.name = manipulator, name
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        self.manipulator.called.add(self.name)
         if self.name not in self.manipulator.active:
             return None
         before = read_output(module, output)

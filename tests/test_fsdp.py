@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sharded_language_model
 import sharded_rssm
 import torch
 from sharded_run import TRAIN, Sums, train
@@ -165,3 +166,31 @@ def test_a_world_that_is_trained_jointly_is_sharded_and_takes_the_step_of_one_pr
              for n, f in folders.items() if n != "one"}  # fmt: skip
     assert count["none"][0] == count["none"][1] == sum(count["fsdp"])
     assert max(count["fsdp"]) < 0.6 * count["none"][0]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_layers_of_a_language_model_are_sharded_and_take_the_step_of_one_process(
+    tmp_path, tuning
+):
+    pytest.importorskip("transformers")
+    if tuning == "lora":
+        pytest.importorskip("peft")
+    one, two = tmp_path / "one", tmp_path / "two"
+    sharded_language_model.train(one, "none", tuning)
+    on_two_processes(two, "fsdp", tuning, script="sharded_language_model.py")
+    first, second = (ckpt.load(folder / "last.pt", "dynamics") for folder in (one, two))
+    moments = [
+        torch.cat([m["exp_avg"].flatten() for m in saved["optimizer"]["state"].values()])
+        for saved in (first, second)
+    ]
+    assert moments[0].norm() > 0
+    close_to = 1e-5 * float(moments[0].abs().max())
+    assert torch.allclose(*moments, rtol=1e-3, atol=close_to)
+    assert first["model"].keys() == second["model"].keys()
+    (trained, frozen), *shards = (
+        [int(n) for n in path.read_text().split()]
+        for path in (one / "weights-0", two / "weights-0", two / "weights-1")
+    )
+    assert sum(shard[0] for shard in shards) == trained
+    assert max(shard[0] for shard in shards) < 0.7 * trained
+    assert all(shard[1] == frozen for shard in shards)  # each process has them whole

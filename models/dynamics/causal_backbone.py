@@ -56,7 +56,7 @@ def make_random(family: str, config: TransformerConfig, num_positions: int) -> A
             "num_key_value_heads": config.num_heads,
             "head_dim": config.dim // config.num_heads,  # of qwen3 it is 128 by default
             "intermediate_size": config.mlp_dim,
-            "max_position_embeddings": num_positions,
+            "max_position_embeddings": max(num_positions, 2048),  # angles, which have no weights
             "attention_dropout": config.dropout,
             "pad_token_id": None,
         }
@@ -199,6 +199,8 @@ def decoder_layers(backbone: Any) -> list[nn.Module]:
 def save(backbone: Any, folder: Path, scale: float) -> None:
     """Write a folder that `--model.pretrained` and transformers' AutoModel read; adapters are
     merged into the weights.  scale: that of the vectors that it reads (`word_scale`)."""
+    import transformers as hf
+
     backbone = copy.deepcopy(backbone)
     for path, module in list(backbone.named_modules()):
         if hasattr(module, "lora_A"):
@@ -209,4 +211,5 @@ def save(backbone: Any, folder: Path, scale: float) -> None:
     table = nn.Embedding(backbone.config.vocab_size, width)
     nn.init.constant_(table.weight, scale)  # transformers looks for one
     backbone.set_input_embeddings(table)
+    hf.utils.logging.disable_progress_bar()
     backbone.save_pretrained(folder)

@@ -108,6 +108,7 @@ class LanguageModelDynamics(FrameskipDynamics):
 
     config: LanguageModelConfig
     backbone: Any
+    token_scale: Tensor
 
     def __init__(
         self, config: LanguageModelConfig, latents: LatentSpec, actions: ActionSpec
@@ -123,7 +124,7 @@ class LanguageModelDynamics(FrameskipDynamics):
         self.pos_emb = nn.Parameter(0.02 * torch.randn(self.frame_tokens, dim))
         self.action_emb = ActionBlockEmbedding(actions, self.frameskip, dim)
         # tokens begin with the scale of those that the weights were trained on
-        self.token_scale = nn.Parameter(torch.tensor(scale))
+        self.register_buffer("token_scale", torch.tensor(scale))
         self.delta_head = nn.Linear(dim, latents.num_patches * latents.dim)
         nn.init.zeros_(self.delta_head.weight)  # the first prediction is no change
         nn.init.zeros_(self.delta_head.bias)
@@ -157,7 +158,7 @@ class LanguageModelDynamics(FrameskipDynamics):
 
     def save_backbone(self, folder: Path) -> None:
         """Write the language model to a folder that `--model.pretrained` and transformers read."""
-        causal_backbone.save(self.backbone, folder, float(self.token_scale.abs()))
+        causal_backbone.save(self.backbone, folder, float(self.token_scale))
 
     def predict(
         self, context: Tensor, actions: Tensor, num_actions: Tensor

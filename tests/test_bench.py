@@ -21,7 +21,7 @@ from kernels import dispatch, reference
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
-DOCS = (ROOT / "docs" / "bench.md").read_text()
+DOCS = (ROOT / "docs" / "reference" / "bench.md").read_text()
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,5 @@
 # make demo    install, then Push-T end to end on the CPU: episodes, training, video, report
-# make test    install, then run the tests
+# make test    install, then run the tests; make test-fast runs one of each file
 # make dreamer ENV=CartPole-v1    install, then rounds of collecting, training the world, and the
 #     controller in it; the report draws the return against the steps. ROUNDS and COLLECT say how
 #     often, and how many steps a round; PRESET="pusht debug" tries it with another recipe, and
@@ -58,7 +58,7 @@ TASK_METHODS := task_cost canonical_policy distilled_policy
 TASK_POLICIES := best_of_n distilled_policy canonical_policy random
 EPISODES ?= 500
 
-.PHONY: demo task dreamer test docs docs-play install install-test
+.PHONY: demo task dreamer test test-fast docs docs-play install install-test
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -131,6 +131,10 @@ $(RUN)/report/index.html: $(BEST)
 test: $(TESTABLE)
 	$(PYTHON) -m pytest tests/test_window.py
 	$(PYTHON) -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/test_window.py
+
+# One test of each file that is not marked slow: an answer while one waits.
+test-fast: $(TESTABLE)
+	$(PYTHON) -m pytest -n auto --maxprocesses 4 --fast --ignore tests/test_window.py
 
 # Strict: a broken link, a page outside of the nav and an undocumented public name end it.
 docs: $(DOCUMENTABLE)

@@ -49,6 +49,7 @@ def compilations(monkeypatch, tmp_path) -> list[str]:
     return compiled
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_it_is_the_function_whatever_contains_its_tensors(compilations):
     model = Adder()
@@ -75,6 +76,7 @@ def test_it_is_the_function_whatever_contains_its_tensors(compilations):
     assert leaf.grad is not None and len(compilations) == 3
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_branch_on_the_number_of_rows_is_compiled_both_ways(compilations):
     model = nn.Linear(3, 3)
@@ -86,6 +88,7 @@ def test_a_branch_on_the_number_of_rows_is_compiled_both_ways(compilations):
             assert len(compilations) == expected
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_it_is_compiled_once_per_machine_and_weights(compilations):
     x, written = torch.randn(2, 3), torch.zeros(2)
@@ -101,6 +104,7 @@ def test_it_is_compiled_once_per_machine_and_weights(compilations):
     assert not torch.allclose(changed, result)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_same_steps_on_other_lines_are_not_compiled_again(compilations):
     model, x = nn.Linear(3, 3), torch.randn(2, 3)
@@ -109,6 +113,7 @@ def test_the_same_steps_on_other_lines_are_not_compiled_again(compilations):
     assert len(compilations) == 1
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_least_recently_used_packages_are_evicted(compilations, monkeypatch, tmp_path):
     compile_it, first = torch._inductor.aoti_compile_and_package, tmp_path / "first.pt2"
@@ -130,6 +135,7 @@ def test_the_least_recently_used_packages_are_evicted(compilations, monkeypatch,
         monkeypatch.setattr(aot_inductor, "MAX_CACHE_BYTES", 2.5 * sizes[0])
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_weights_in_8_bits_are_compiled_too(compilations):
     torch.manual_seed(0)
@@ -145,6 +151,7 @@ def test_weights_in_8_bits_are_compiled_too(compilations):
     assert len(compilations) == 2
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_an_interrupted_compilation_leaves_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(aot_inductor, "cache_dir", lambda: str(tmp_path))
@@ -161,6 +168,7 @@ def test_an_interrupted_compilation_leaves_nothing(monkeypatch, tmp_path):
     assert not list((tmp_path / "dreamstage").iterdir())
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_transformer_returns_the_same(compilations):
     torch.manual_seed(0)

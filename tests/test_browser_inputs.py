@@ -21,6 +21,7 @@ from data.toy import write_toy_shards
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
 playwright_or_skip()
 
+pytestmark = pytest.mark.slow
 TURNS = (-10.0, -3.0, -1.0, 0.0, 1.0, 3.0, 10.0)
 LOOK = ActionSpec(
     "discrete",

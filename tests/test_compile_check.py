@@ -16,6 +16,7 @@ from kernels.compile_check import THEMES, programs_per_multiprocessor
 pytest.importorskip("triton")
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_sm_90_within_their_limits(tmp_path):
     surroundings = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(

@@ -16,6 +16,7 @@ from sharded_run import TRAIN, Sums, train
 
 from pipeline import checkpoint as ckpt
 
+pytestmark = pytest.mark.slow
 STOP = 3
 
 

@@ -23,6 +23,8 @@ from static_host import Host
 
 TESTS, ROOT = Path(__file__).parent, Path(__file__).parents[1]
 LOOKS, AXE = TESTS / "looks", ROOT / "node_modules" / "axe-core" / "axe.min.js"
+
+pytestmark = pytest.mark.slow
 PAGES = ("play", "exported", "live", "compare", "report")
 BLOCK = 6  # pixels of a page that one of a reference stands for
 ALIKE = 0.85  # share of ink in the same places, at least

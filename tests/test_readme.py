@@ -85,6 +85,7 @@ def debug_run() -> list[list[str]]:
     return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_debug_run_work_in_their_order(tmp_path: Path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("DISPLAY", None)

@@ -15,6 +15,8 @@ from two_machines import ROOT, CannotConnect, TwoMachines, two_machines
 from data.toy import write_toy_shards
 from pipeline import checkpoint as ckpt
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def machines() -> Iterator[TwoMachines]:

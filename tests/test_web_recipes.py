@@ -30,6 +30,7 @@ WORLDS = {
     "genie": (("genie",), POINTER, "has latent actions"),
     "maskgit": (("genie", "maskgit"), POINTER, "encodes frames with their past"),
     "iwm": (("iwm",), POINTER, "has the dynamics IwmDynamics, whose steps"),
+    "flexible": (("flexible",), POINTER, "has the dynamics LanguageModelDynamics, whose steps"),
 }
 NO_WORLD_OF_THEIR_OWN = {
     "atari": "data for another recipe",

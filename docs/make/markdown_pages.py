@@ -99,7 +99,10 @@ def _block_equation(found: re.Match[str]) -> str:
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """One line of MathML; it needs latex2mathml of requirements-docs.txt."""
+    """One line of MathML, by latex2mathml; ValueError for a command that it does not know."""
     from latex2mathml.converter import convert
 
-    return " ".join(convert(latex, display=display).split())
+    found = " ".join(convert(latex, display=display).split())
+    if "\\" in found:
+        raise ValueError(f"no MathML is known for a command of {latex}")
+    return found

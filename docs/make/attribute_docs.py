@@ -53,7 +53,8 @@ def _members(body: list[ast.stmt], kind: str, lines: list[str]) -> Iterator[Memb
 
 def _function_doc(node: Function, lines: list[str]) -> str:
     """The docstring, or of a line or two that need none the comment behind the signature."""
-    behind = lines[node.body[0].lineno - 2].partition("  # ")[2]
+    last = node.body[0].lineno - 2  # the line before the body
+    behind = lines[last].partition("  # ")[2] if last >= node.lineno - 1 else ""
     return ast.get_docstring(node) or (f"{behind[0].upper()}{behind[1:]}." if behind else "")
 
 

@@ -80,8 +80,7 @@ class ActionSpec:
         return math.prod(self.factor_sizes) if self.factors else len(self.names)
 
     @property
-    def factor_sizes(self) -> tuple[int, ...]:
-        """Choices of each factor."""
+    def factor_sizes(self) -> tuple[int, ...]:  # choices of each factor
         return tuple(len(factor.labels) for factor in self.factors)
 
     def unravel(self, codes: Codes) -> Codes:

@@ -53,7 +53,6 @@ class Batch:
         """Give the clips from `low` up to `high`, without a copy."""
         return self.map(lambda values: values[low:high])
 
-    def to(self, device: torch.device | str) -> Batch:
-        """Move each field to a device."""
+    def to(self, device: torch.device | str) -> Batch:  # move each field to a device
         wait = torch.device(device).type != "cuda"  # nothing in a step may wait for the GPU
         return self.map(lambda values: values.to(device, non_blocking=not wait))

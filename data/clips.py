@@ -30,8 +30,7 @@ class Clip:
     terminals: Tensor | None  # (T,) bool, frames[t] is a true end
     states: Tensor | None  # (T, S) float32
 
-    def to(self, device: torch.device | str) -> Clip:
-        """Move each field to a device."""
+    def to(self, device: torch.device | str) -> Clip:  # move each field to a device
         return self.map(lambda values: values.to(device, non_blocking=True))
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Clip:
@@ -88,8 +87,7 @@ class Clips(Dataset):
         return self.dataset.actions
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of a frame, in pixels."""
+    def image_size(self) -> tuple[int, int]:  # height and width of a frame, in pixels
         return self.dataset.image_size
 
     def __len__(self) -> int:

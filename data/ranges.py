@@ -36,8 +36,7 @@ class Range:
     or_zero: bool = False
     """0 is inside too, with a meaning of its own."""
 
-    def holds(self, value: float) -> bool:
-        """Whether a number lies within."""
+    def holds(self, value: float) -> bool:  # whether a number lies within
         if not math.isfinite(value):
             return False
         return (self.or_zero and value == 0) or (

@@ -80,8 +80,6 @@ class Validates(Protocol):
 
 
 class CompileFn(Protocol):
-    """What compiles a function of a model, such as `torch.compile`."""
-
     def __call__(self, module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
         """Compile `function`, a method of `module`."""
         ...

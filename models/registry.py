@@ -134,12 +134,10 @@ def build_tokenizer(config: MethodConfig | dict[str, Any], data: DataSpec) -> To
 
 
 def build_dynamics(config: MethodConfig | dict[str, Any], data: DataSpec) -> Dynamics:
-    """config: a config, or plain values."""
     return _build(DYNAMICS, "dynamics", config, data)
 
 
 def build_controller(config: MethodConfig | dict[str, Any], data: DataSpec) -> TrainedController:
-    """config: a config, or plain values."""
     return _build(CONTROLLERS, "controller", config, data)
 
 

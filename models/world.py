@@ -68,8 +68,7 @@ class World(nn.Module):
         self.eval()
 
     @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
+    def device(self) -> torch.device:  # where its weights are
         return next(self.parameters()).device
 
     @property

@@ -1,8 +1,8 @@
 """Tutorials and how-to pages: their blocks run, one after another, at the size debug.
 
 Of a page, ```bash blocks run as commands and ```python blocks as one program, or are written to a
-file where they have a title. A size in --preset becomes debug. `<!-- after: PAGE -->` names the page
-whose runs it goes on with. Blocks without a language, and indented ones, are only parsed
+file where they have a title. A size in --preset becomes debug. `<!-- after: PAGE -->` names the
+page whose runs it goes on with. Blocks without a language, and indented ones, are only parsed
 (test_readme.py).
 """
 

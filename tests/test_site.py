@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from chromium import launched
 
 import build_site
 import markdown_pages
 import python_pages
 from attribute_docs import read_module
+from bench.page_load import hosted
 
 ROOT = Path(__file__).parents[1]
+SHOWN = 2000  # milliseconds until the search takes keys, and has found
 PAGES = {
     "docs/how-to/a.md": "how-to/a.md",
     "docs/b.md": "b.md",
@@ -22,20 +26,53 @@ PAGES = {
 }
 
 
+PHONE_PAGES = (
+    "index.html",
+    "tutorial/train-on-push-t.html",
+    "concepts/dynamics.html",
+    "reference/flags.html",
+    "results.html",
+)
+
+
 def staged(text: str) -> str:
     return markdown_pages.site_markdown(text, "docs/how-to/a.md", PAGES)
 
 
-def test_the_site_builds_strictly():
+@pytest.fixture(scope="module")
+def site() -> Path:
+    """The site, built strictly."""
     for package in ("zensical", "latex2mathml"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} of requirements-docs.txt is not installed")
     words = [sys.executable, "docs/make/build_site.py"]
     built = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stdout + built.stderr
-    assert (ROOT / "build/site/search.json").exists()
-    home = (ROOT / "build/site/index.html").read_text()
-    assert "viewport" in home and "slate" in home  # phones, and the dark palette
+    return ROOT / "build/site"
+
+
+def test_the_site_builds_strictly(site: Path):
+    assert (site / "search.json").exists() and (site / "how-to/add-a-method.html").exists()
+
+
+def test_pages_fit_a_phone_have_a_dark_side_and_are_searched_by_keys(site: Path):
+    with launched() as browser, hosted(site) as url:
+        page = browser.new_page(viewport={"width": 360, "height": 740})
+        for name in PHONE_PAGES:
+            page.goto(f"{url}{name}")
+            width = page.evaluate("document.documentElement.scrollWidth")
+            assert width <= 360, f"{name} is {width} pixels wide"
+        for scheme in ("light", "dark"):
+            page = browser.new_page(color_scheme=scheme)
+            page.goto(url)
+            found = page.evaluate("document.body.dataset.mdColorScheme")
+            assert found == {"light": "default", "dark": "slate"}[scheme]
+        page.keyboard.press("Control+k")
+        page.wait_for_timeout(SHOWN)
+        page.keyboard.type("delta-PSNR")
+        page.wait_for_timeout(SHOWN)
+        page.keyboard.press("Enter")
+        page.wait_for_url(re.compile(r".+\.html.*"))  # the first page that was found
 
 
 def test_links_out_of_docs_lead_to_their_page_or_become_words():
@@ -87,6 +124,7 @@ def test_an_undocumented_public_name_is_found(tmp_path: Path):
     path.write_text(
         "class A:\n    '''Said.'''\n    x: int = 1  # (T,)\n    def f(self): ...\n"
         "    def _g(self): ...\n    def close(self): ...\ndef h(): ...\n"
+        "def k():  # said here\n    return 1\n"
     )
     _, members = read_module(path)
     assert python_pages.undocumented(members, {"close": "Close."}) == ["A.f", "h"]

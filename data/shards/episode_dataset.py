@@ -65,16 +65,13 @@ class EpisodeDataset:
         """Return whether the shards have a field, such as actions, rewards or states."""
         return field in self.headers[0].fields
 
-    def episodes(self, split: Split) -> list[int]:
-        """Numbers of the episodes of a split."""
+    def episodes(self, split: Split) -> list[int]:  # numbers of the episodes of a split
         return np.flatnonzero(self.splits == SPLITS.index(split)).tolist()
 
-    def length(self, episode: int) -> int:
-        """Frames of an episode."""
+    def length(self, episode: int) -> int:  # frames of an episode
         return int(self.lengths[episode])
 
-    def source(self, episode: int) -> int:
-        """Id of the source of an episode, such as the demonstration."""
+    def source(self, episode: int) -> int:  # id of the source of an episode
         return int(self.sources[episode])
 
     def read(self, episode: int, field: str, start: int = 0, stop: int | None = None) -> np.ndarray:

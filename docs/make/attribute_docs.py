@@ -40,7 +40,7 @@ def _members(body: list[ast.stmt], kind: str, lines: list[str]) -> Iterator[Memb
             yield _class(node, lines)
         elif isinstance(node, Function) and not node.name.startswith("_"):
             if not {"overload", "setter"} & _decorators(node):
-                yield Member(node.name, "function", _signature(node), ast.get_docstring(node) or "")
+                yield Member(node.name, "function", _signature(node), _function_doc(node, lines))
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             name = node.target.id
             if name.startswith("_"):
@@ -51,11 +51,19 @@ def _members(body: list[ast.stmt], kind: str, lines: list[str]) -> Iterator[Memb
             yield Member(name, kind, signature, _below(following) or rest.strip(" #"))
 
 
+def _function_doc(node: Function, lines: list[str]) -> str:
+    """The docstring, or of a line or two that need none the comment behind the signature."""
+    last = node.body[0].lineno - 2  # the line before the body
+    behind = lines[last].partition("  # ")[2] if last >= node.lineno - 1 else ""
+    return ast.get_docstring(node) or (f"{behind[0].upper()}{behind[1:]}." if behind else "")
+
+
 def _class(node: ast.ClassDef, lines: list[str]) -> Member:
     members = list(_members(node.body, "field", lines))
     init = next((n for n in node.body if isinstance(n, Function) and n.name == "__init__"), None)
     made = _arguments(init) if init else ""
-    doc = ast.get_docstring(node) or ""
+    call = next((n for n in node.body if isinstance(n, Function) and n.name == "__call__"), None)
+    doc = ast.get_docstring(node) or (ast.get_docstring(call) if call else "") or ""
     if init and (more := ast.get_docstring(init)):
         doc = f"{doc}\n\n{more}".strip()
     bases = tuple(ast.unparse(base) for base in node.bases)

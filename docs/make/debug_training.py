@@ -128,6 +128,8 @@ def draw(name: str, panels: list[tuple[str, dict[str, tuple[Path, str]]]], title
         for words, (folder, key) in lines.items():
             color, dash = COLORS["faulty" if "fault" in words else "sound"]
             axis.plot(*curve(folder, key), dash, color=color, marker="o", markersize=3, label=words)
+            if key == "train/loss":
+                axis.set_yscale("log")
         axis.set_xlabel("step")
         axis.set_title(label, fontsize=10)
         axis.grid(alpha=0.3)

@@ -24,6 +24,7 @@ OUTSIDE = {
 }
 """Pages that lie elsewhere in the repository, and where the site has them."""
 LEFT_OUT = ("make",)  # folders of docs/ that hold no pages
+UNSEARCHED = ("log/", "project/changelog")  # results link to them; a search would drown in them
 FENCE = re.compile(r"^(```+|~~~+).*?^\1\s*$", re.MULTILINE | re.DOTALL)
 
 
@@ -42,6 +43,8 @@ def stage_pages(root: Path, out: Path) -> list[str]:
     pages |= OUTSIDE
     for source, page in pages.items():
         text = site_markdown((root / source).read_text(), source, pages)
+        if page.startswith(UNSEARCHED):
+            text = f"---\nsearch:\n  exclude: true\n---\n\n{text}"
         (out / page).parent.mkdir(parents=True, exist_ok=True)
         (out / page).write_text(text)
     return list(pages.values())
@@ -99,7 +102,10 @@ def _block_equation(found: re.Match[str]) -> str:
 
 
 def mathml(latex: str, display: str = "inline") -> str:
-    """One line of MathML; it needs latex2mathml of requirements-docs.txt."""
+    """One line of MathML, by latex2mathml; ValueError for a command that it does not know."""
     from latex2mathml.converter import convert
 
-    return " ".join(convert(latex, display=display).split())
+    found = " ".join(convert(latex, display=display).split())
+    if "\\" in found:
+        raise ValueError(f"no MathML is known for a command of {latex}")
+    return found

@@ -37,7 +37,7 @@ SECTIONS = {
         "Methods: the contracts",
         (
             "models/method.py",
-            "models/registry.py",
+            "models/registry.py:Entry DataSpec build_tokenizer default_config describe from_plain",
             "models/tokenizers/tokenizer.py",
             "models/dynamics/dynamics.py",
             "models/controllers/controller.py",

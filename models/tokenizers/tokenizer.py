@@ -31,8 +31,7 @@ class LatentSpec:
     """The numbers are x and y of points in the frame, from -1 to 1."""
 
     @property
-    def num_patches(self) -> int:
-        """Places of the grid."""
+    def num_patches(self) -> int:  # places of the grid
         return self.grid[0] * self.grid[1]
 
     @property

@@ -69,11 +69,11 @@ def test_cached_and_uncached_decoding_give_the_same_tokens(decoding, actions):
     # no cache: every frame again from the start of the rollout
     whole = torch.stack(predicted, dim=1)
     if decoding == "parallel":
-        out = model._blocks(whole[:, :-1], acts[:, :7], [True] * 7)[0]
+        out = model.blocks(whole[:, :-1], acts[:, :7], [True] * 7)[0]
         again = model.logits(out[:, :, 1:], whole[:, :-1]).argmax(-1)
     else:
         leading = torch.cat([torch.zeros_like(acts[:, :1]), acts[:, :7]], dim=1)
-        out = model._blocks(whole, leading, [False] + [True] * 7)[0]
+        out = model.blocks(whole, leading, [False] + [True] * 7)[0]
         again = model.logits(out[:, 1:, :-1], whole[:, :-1]).argmax(-1)
     assert len(again.unique()) > 2
     assert torch.equal(again, whole[:, 1:])
@@ -88,9 +88,9 @@ def test_an_action_changes_what_follows_it(decoding):
 
     def outputs(a):
         if decoding == "parallel":
-            return model._blocks(latents, a, [True] * 6)[0]
+            return model.blocks(latents, a, [True] * 6)[0]
         leading = torch.cat([torch.zeros_like(a[:, :1]), a[:, :-1]], dim=1)
-        return model._blocks(latents, leading, [False] + [True] * 5)[0]
+        return model.blocks(latents, leading, [False] + [True] * 5)[0]
 
     same = (outputs(acts) == outputs(other)).all(dim=(0, 2, 3))
     first = 3 if decoding == "parallel" else 4  # the block that holds the action
@@ -154,7 +154,7 @@ def test_changed_accuracy_counts_only_codes_that_change():
     torch.nn.init.zeros_(model.copy_logit.bias)  # the bias would copy every code
     latents, acts = episode()
     with torch.no_grad():
-        out = model._blocks(latents[:, :-1], acts[:, :-1], [True] * 5)[0]
+        out = model.blocks(latents[:, :-1], acts[:, :-1], [True] * 5)[0]
         guess = model.logits(out[:, :, 1:], latents[:, :-1]).argmax(-1)
         target, changed = latents[:, 1:].clone(), latents[:, 1:] != latents[:, :-1]
         share = (guess[changed] == target[changed]).float().mean()

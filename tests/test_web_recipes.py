@@ -10,12 +10,16 @@ import pytest
 import train_dynamics
 import train_tokenizer
 from data.actions import ActionSpec
-from data.toy import KEYS, MOVES, POINTER
+from data.shards.episode_dataset import EpisodeDataset
+from data.toy import KEYS, MOVES, POINTER, write_toy_shards
 from models.registry import DataSpec, build_dynamics, build_tokenizer, dynamics_class
 from models.tokenizers.tokenizer import Tokenizer
 from models.world import World
 from pipeline import presets
 from pipeline.export import web
+from pipeline.export.graphs import to_onnx, world_graphs
+from pipeline.export.page_starts import page_starts
+from pipeline.export.parity import compare
 
 PAGE = "page"
 WORLDS = {
@@ -57,12 +61,27 @@ def test_every_recipe_is_listed():
     assert {*WORLDS, *NO_WORLD_OF_THEIR_OWN} == set(presets.recipe_names())
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_toy_shards(tmp_path_factory.mktemp("run") / "shards", episodes=12, size=64)
+
+
+def compute_alike(world: World, shards: Path) -> None:
+    """The graphs of its page compute what PyTorch does."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="requirements-web.txt is not installed")
+    starts = page_starts(world, EpisodeDataset(shards), 1, 8, 0)
+    graphs = {g.name: to_onnx(g, False) for g in world_graphs(world, None, starts[0].packed)}
+    compare(world, None, graphs, starts).check()
+
+
 @pytest.mark.parametrize("recipe", WORLDS)
-def test_a_world_of_a_recipe_is_played_or_refused_in_a_line(recipe: str):
+def test_a_world_of_a_recipe_is_played_or_refused_in_a_line(recipe: str, shards: Path):
     names, actions, said = WORLDS[recipe]
     world = untrained(names, actions)
     if said == PAGE:
         web.check_world(world, Path("runs/mine"))
+        compute_alike(world, shards)
         return
     with pytest.raises(ValueError, match=said) as refused:
         web.check_world(world, Path("runs/mine"))

@@ -130,12 +130,12 @@ class LlamaDynamics(CodeHead, Dynamics):
         rewards, continues = batch.rewards, batch.continues
         if self.config.decoding == "parallel":
             inputs = self._apply_scheduled_sampling(latents[:, :-1], actions)
-            out = self._blocks(inputs, actions[:, :-1], [True] * inputs.shape[1])[0]
+            out = self.blocks(inputs, actions[:, :-1], [True] * inputs.shape[1])[0]
             out, summary = out[:, :, 1:], out[:, :, 0]
         else:
             prev_actions = torch.cat([torch.zeros_like(actions[:, :1]), actions[:, :-1]], dim=1)
             has_action = [False] + [True] * (latents.shape[1] - 1)
-            out = self._blocks(latents, prev_actions, has_action)[0]
+            out = self.blocks(latents, prev_actions, has_action)[0]
             inputs, out, summary = latents[:, :-1], out[:, 1:, :-1], out[:, 1:, -1]
         target = latents[:, 1:]
         cross_entropy, predicted = self.cross_entropy(out, inputs, target)
@@ -172,7 +172,7 @@ class LlamaDynamics(CodeHead, Dynamics):
         if not num_rows or latents.shape[1] == 1:
             return latents
         subset, subset_actions = latents[:num_rows], actions[:num_rows, : latents.shape[1]]
-        out = self._blocks(subset, subset_actions, [True] * subset.shape[1])[0]
+        out = self.blocks(subset, subset_actions, [True] * subset.shape[1])[0]
         predicted = self.logits(out[:, :-1, 1:], subset[:, :-1]).argmax(-1)
         first_replaced = torch.randint(
             1, subset.shape[1] + 1, (num_rows, 1, 1), device=subset.device
@@ -224,62 +224,28 @@ class LlamaDynamics(CodeHead, Dynamics):
         return self._step_autoregressive(state, memory, action)
 
     def pack(self, state: State) -> dict[str, Tensor]:
-        """The frame's codes, (B, N), and the context before it, (B, layers, H, (C - 1) (1 + P), E)
-        twice.
+        from models.dynamics.llama_packed import pack  # what only an export needs
 
-        ValueError for a state that lacks some of its context, or where codes come one by one.
-        """
-        memory, rows = state.memory, (self.context - 1) * (1 + self.latents.num_patches)
-        assert isinstance(memory, LlamaMemory)
-        if self.config.decoding != "parallel":
-            raise ValueError(
-                "autoregressive decoding has no step of fixed shapes: codes come singly"
-            )
-        cache = memory.cache
-        if memory.has_action and rows:  # frames that no step has read yet
-            cache = self._blocks(memory.latents, memory.actions, memory.has_action, cache)[1]
-        if not rows or cache is None or cache.keys[0].shape[2] < rows:
-            raise ValueError(
-                f"a step of fixed shapes needs a context of 2 frames or more, and a state with all "
-                f"of it: {self.context} real frames"
-            )
-        return {
-            "codes": state.latents,
-            "keys": torch.stack(cache.keys, 1),
-            "values": torch.stack(cache.values, 1),
-        }
+        return pack(self, state)
 
     def step_packed(
         self, packed: dict[str, Tensor], action: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """As `step` in parallel."""
-        codes = packed["codes"]
-        keys, values = (list(packed[name].unbind(1)) for name in ("keys", "values"))
-        memory = LlamaMemory(Cache(keys, values), codes[:, None][:, :0], action[:, None][:, :0], [])
-        # len() of a tensor would fix the number of rows of what is exported
-        none = torch.zeros(codes.shape[0], device=codes.device)
-        state = State(codes, none, none, memory)
-        after = self._step_parallel(state, memory, action)
-        assert isinstance(after.memory, LlamaMemory) and after.memory.cache is not None
-        cache = after.memory.cache
-        packed = {
-            "codes": after.latents,
-            "keys": torch.stack(cache.keys, 1),
-            "values": torch.stack(cache.values, 1),
-        }
-        return after.latents, after.reward, packed
+        from models.dynamics.llama_packed import step_packed
+
+        return step_packed(self, packed, action)
 
     def _step_parallel(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         latents = torch.cat([memory.latents, state.latents[:, None]], dim=1)
         actions = torch.cat([memory.actions, action[:, None]], dim=1)
-        out, cache = self._blocks(latents, actions, [*memory.has_action, True], memory.cache)
+        out, cache = self.blocks(latents, actions, [*memory.has_action, True], memory.cache)
         codes = self.sampling.sample(self.logits(out[:, -1, 1:], state.latents))
         return self._make_state(codes, out[:, -1, 0], cache, memory)
 
     def _step_autoregressive(self, state: State, memory: LlamaMemory, action: Tensor) -> State:
         cache = memory.cache or self.transformer.empty_cache(memory.latents)
         if memory.has_action:
-            _, cache = self._blocks(memory.latents, memory.actions, memory.has_action, cache)
+            _, cache = self.blocks(memory.latents, memory.actions, memory.has_action, cache)
         static_cache = self.transformer.make_static_cache(cache)
         token = self.action_emb(action)[:, None]
         pointer_tokens = self.pointer_emb(action) if self.pointer_emb else None
@@ -304,14 +270,14 @@ class LlamaDynamics(CodeHead, Dynamics):
             reward = self.reward_head(summary)
             continues = torch.sigmoid(self.continue_head(summary)[..., 0].float())
         else:
-            reward = torch.zeros(codes.shape[0], device=codes.device)
-            continues = torch.ones(codes.shape[0], device=codes.device)
+            reward = torch.zeros(len(codes), device=codes.device)
+            continues = torch.ones(len(codes), device=codes.device)
         empty = LlamaMemory(cache, memory.latents[:, :0], memory.actions[:, :0], [])
         return State(codes, reward, continues, empty)
 
     # -- pieces -----------------------------------------------------------------------------
 
-    def _blocks(
+    def blocks(
         self, latents: Tensor, actions: Tensor, has_action: list[bool], cache: Cache | None = None
     ) -> tuple[Tensor, Cache]:
         """latents (B, T, N), the action of each block (B, T, A) -> outputs (B, T, 1 + P, D)."""

@@ -1,6 +1,7 @@
 // The page of an exported world: what is pressed and shown. The world itself is in worker.js.
 
 const SIDE = 512, SLOW = 4, KEY_STEP = 0.04, RACE_STEPS = 100, NEAR = 0.05, NEAR_PIXELS = 2.5;
+const GPU_MS = 10000; // until WebGPU is given up
 const MOST_BYTES = 30e6; // of an image that is dropped
 
 const at = (id) => document.getElementById(id);
@@ -9,9 +10,8 @@ window.measured = measured;
 
 // -- the worker -------------------------------------------------------------------------------
 
-const worker = new Worker("worker.js", { type: "module" });
 const waiting = new Map();
-let calls = 0;
+let calls = 0, worker = null, patience = 0;
 
 function call(name, ...args) {
   calls += 1;
@@ -22,17 +22,37 @@ function call(name, ...args) {
 }
 window.call = call;
 
-worker.onmessage = ({ data }) => {
+function hear({ data }) {
+  if (data.tries) {
+    at("connection").textContent = `Trying ${data.tries}`;
+    patience = setTimeout(beginWithoutGpu, GPU_MS);
+    return;
+  }
   if (data.progress !== undefined) {
     at("connection").textContent = `Loading ${Math.round(100 * data.progress)}%`;
     return;
   }
+  clearTimeout(patience);
   const { resolve, reject } = waiting.get(data.id);
   waiting.delete(data.id);
   if (data.problem) reject(new Error(data.problem));
   else resolve(data.result);
-};
-worker.onerror = (event) => stop(event.message || "its script could not be loaded");
+}
+
+function hire() {
+  worker = new Worker("worker.js", { type: "module" });
+  worker.onmessage = hear;
+  worker.onerror = (event) => stop(event.message || "its script could not be loaded");
+}
+hire();
+
+// some adapters are there and never answer
+function beginWithoutGpu() {
+  console.info("WebGPU is not used: it did not answer");
+  worker.terminate();
+  hire();
+  for (const id of waiting.keys()) worker.postMessage({ id, name: "load", args: [false] }); // all that is asked yet
+}
 
 function stop(reason) {
   at("connection").textContent = "Not running";

@@ -44,6 +44,7 @@ async function load(hasGpu) {
   let backend = "WebAssembly";
   if (about.webgpu && hasGpu) {
     const plain = sessions;
+    postMessage({ tries: "WebGPU" });
     gpu = await onGpu(files);
     // small worlds are often no faster there
     if (gpu.apart <= CLOSE && gpu.share < 1) backend = "WebGPU";

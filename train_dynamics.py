@@ -14,7 +14,7 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 
     start(__name__)
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,7 +191,7 @@ def training_clips(model: Dynamics, dataset: EpisodeDataset) -> Clips:
 
 
 def with_events(clips: ClipBatches, share: float) -> BatchDataset:
-    """Clips of which a share comes to a rare reward or a true end; as they are, if that is 0."""
+    """Clips of which a share comes to a rare reward or a true end."""
     if not share:
         return clips
     from pipeline.batches.event_clips import EventClips
@@ -231,19 +231,11 @@ def validate(
 
 
 def with_heads(config: MethodConfig, dataset: EpisodeDataset) -> MethodConfig:
-    """Leave the reward head out where there is nothing that it could learn, and name what a head
-    for states reads; ValueError where there are none."""
-    names, changes = {f.name for f in fields(config)}, {}  # type: ignore[arg-type]
-    if "rewards" in names and not dataset.has("rewards"):
-        changes["rewards"] = False
-    if getattr(config, "read_states", False):
-        if not dataset.has("states"):
-            raise ValueError(
-                f"{dataset.folder} has no states of a simulator, and --model.read-states reads "
-                f"them; leave it out"
-            )
-        changes["state_names"] = dataset.state_names
-    return replace(config, **changes) if changes else config  # type: ignore[type-var]
+    """Leave out a reward head that could learn nothing, and name what a head for states reads."""
+    silent = hasattr(config, "rewards") and not dataset.has("rewards")
+    absent = {"rewards": False} if silent else {}
+    named = {"state_names": dataset.state_names} if getattr(config, "read_states", False) else {}
+    return replace(config, **absent, **named)  # type: ignore[type-var]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor
 import train_dynamics
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from models.dynamics.rssm import RssmConfig
+from models.dynamics.rssm import Rssm, RssmConfig
 from models.dynamics.rssm_base import RssmBase
 from models.dynamics.state_head import StateHead
 from models.layers.precision import autocast
@@ -94,13 +94,17 @@ def test_worlds_compare_goals_by_what_is_read():
     assert drawn.shape != read.shape
 
 
-def test_the_stage_names_what_is_read_and_refuses_data_without_states(tmp_path: Path):
+def test_the_stage_names_what_is_read(tmp_path: Path):
     dataset = EpisodeDataset(write_toy_shards(tmp_path / "shards", 6, 16, 16))
     config = RssmConfig(**SMALL, channels=8, read_states=True)
-    assert train_dynamics.with_heads(config, dataset).state_names == dataset.state_names  # type: ignore[attr-defined]
-    assert train_dynamics.with_heads(replace(config, read_states=False), dataset) == replace(
-        config, read_states=False
-    )
-    dataset.has = lambda field: field != "states"
-    with pytest.raises(ValueError, match="has no states of a simulator, and --model.read-states"):
-        train_dynamics.with_heads(config, dataset)
+    named = train_dynamics.with_heads(config, dataset)
+    assert isinstance(named, RssmConfig) and named.state_names == dataset.state_names
+    model = Rssm(named, dataset.image_size, dataset.actions)
+    assert model.state_head is not None and len(model.state_head.is_angle) == len(named.state_names)
+    plain = replace(config, read_states=False)
+    assert train_dynamics.with_heads(plain, dataset) == plain
+
+
+def test_data_without_states_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="--model.read-states reads a simulator's states, and"):
+        rssm(read_states=True)

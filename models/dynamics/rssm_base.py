@@ -120,7 +120,12 @@ class RssmBase(Dynamics):
             nn.init.zeros_(self.continue_head.weight)
             nn.init.zeros_(self.continue_head.bias)
         self.state_head = None
-        if config.state_names:
+        if config.read_states:
+            if not config.state_names:
+                raise ValueError(
+                    "--model.read-states reads a simulator's states, and this data has none that "
+                    "have names; leave it out"
+                )
             self.state_head = StateHead(feature_dim, config.hidden_dim, config.state_names)
 
     @property

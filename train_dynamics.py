@@ -170,8 +170,8 @@ def teacher_latents(
     teacher, checkpoint = load_tokenizer(Path(config.teacher), trainer.device)
     if teacher.latents.kind != "continuous" or teacher.image_size != source.data.image_size:
         raise ValueError(
-            f"--teacher {config.teacher} has {teacher.latents.kind} latents of {teacher.image_size} "
-            f"pixels; give a run with vectors of the {source.data.image_size} pixels here"
+            f"--teacher {config.teacher} has {teacher.latents.kind} latents of "
+            f"{teacher.image_size} pixels; give a run with vectors of {source.data.image_size}"
         )
     with trainer.main_process_first():
         folder, fingerprint = config.run / "teacher", checkpoint["fingerprint"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_predictor import GRID, episode, predictor
-from torch import Tensor
+from torch import Tensor, nn
 from untrained_run import write_run
 
 from data.batch import Batch
@@ -26,8 +26,9 @@ def train(with_readout: bool, detach: bool = True) -> tuple[list[Tensor], list[f
     """Train dynamics with dropout for three steps: each step's gradients, and what a readout that
     is trained at its side loses."""
     model = predictor(GRID).train()
-    for layer in model.transformer.layers:
-        layer.dropout.p = 0.2
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.2
     seen, acts = episode(GRID)
     frames = torch.randint(0, 256, (3, 10, 3, 16, 16), dtype=torch.uint8)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)

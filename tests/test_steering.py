@@ -1,4 +1,4 @@
-"""Worked examples of changing layers: steer an imagined future; ablate a head and see what falls."""
+"""Worked examples of changing layers: an imagined future is steered, and a head is ablated."""
 
 from __future__ import annotations
 

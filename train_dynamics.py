@@ -14,6 +14,7 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 
     start(__name__)
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,6 +42,8 @@ from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_o
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_step import LossFn
 from pipeline.training.trainer import Trainer
+
+Rows = Callable[[Path, EpisodeDataset, Trainer[Dynamics]], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def main(config: Config) -> None:
     if source.tokenizer is not None:
         model.load_codebook(source.tokenizer)
         model.begin_with(source.tokenizer)
-    loss, needs = with_auxiliary(model, config)
+    loss, target_rows = open_auxiliary(model, config)
     folder = writable_folder(config.run / "dynamics")
     check_actions(dataset, model.needs)
     train = training_clips(model, dataset)
@@ -106,9 +109,8 @@ def main(config: Config) -> None:
     if source.tokenizer is not None:  # the weights that it resumed may be of an earlier one
         model.load_codebook(source.tokenizer)
     latents = source.encode(config.run / "latents", trainer)
-    clips = ClipBatches(
-        train, model.needs, latents, teacher_latents(config, needs, source, trainer)
-    )
+    targets = target_rows(config.run, dataset, trainer)
+    clips = ClipBatches(train, model.needs, latents, targets)
     trainer.cache_on_device(clips)
     for batch in trainer.batches(with_events(clips, config.event_share)):
         trainer.step(loss, batch)
@@ -152,34 +154,15 @@ class Source:
             return cache_latents(folder, tokenizer, self.parent[1], self.dataset, trainer.device)
 
 
-def with_auxiliary(model: Dynamics, config: Config) -> tuple[LossFn, frozenset[str]]:
-    """The model's loss with the auxiliary ones that are asked for, and the fields these read."""
+def open_auxiliary(model: Dynamics, config: Config) -> tuple[LossFn, Rows]:
+    """The model's loss with the auxiliary ones that are asked for, and what gives their targets."""
     if not config.auxiliary:
-        return model.loss, frozenset()
-    from models.hooks.auxiliary_losses import AuxiliaryLosses
+        return model.loss, lambda *_: {}
+    from pipeline.training.auxiliary import Auxiliary
 
-    auxiliary = AuxiliaryLosses(model, config.auxiliary, compiled=config.train.compile != "no")
-    if "teacher" in auxiliary.needs and not config.teacher:
-        raise ValueError("an auxiliary loss has a teacher's latents as target; give --teacher RUN")
-    return auxiliary.loss, auxiliary.needs
-
-
-def teacher_latents(
-    config: Config, needs: frozenset[str], source: Source, trainer: Trainer[Dynamics]
-) -> dict[str, np.ndarray]:
-    """Latents that a teacher's tokenizer gives of all frames, where a loss reads them."""
-    if "teacher" not in needs:
-        return {}
-    teacher, checkpoint = load_tokenizer(Path(config.teacher), trainer.device)
-    if teacher.latents.kind != "continuous" or teacher.image_size != source.data.image_size:
-        raise ValueError(
-            f"--teacher {config.teacher} has {teacher.latents.kind} latents of {teacher.image_size} "
-            f"pixels; give a run with vectors of the {source.data.image_size} pixels here"
-        )
-    with trainer.main_process_first():
-        folder, fingerprint = config.run / "teacher", checkpoint["fingerprint"]
-        rows = cache_latents(folder, teacher, fingerprint, source.dataset, trainer.device)
-    return {"teacher": rows}
+    compiled = config.train.compile != "no"
+    auxiliary = Auxiliary(model, config.auxiliary, config.teacher, compiled)
+    return auxiliary.loss, auxiliary.rows
 
 
 def training_clips(model: Dynamics, dataset: EpisodeDataset) -> Clips:

@@ -175,7 +175,7 @@ def probe_error(model: nn.Module, train: Batch, test: Batch) -> float:
 
 
 def test_a_layer_that_is_distilled_toward_a_teacher_holds_more_of_it():
-    """Worked example: the loss falls, and a probe of the layer improves against training without."""
+    """Worked example: the loss falls, and a probe of the layer is better than without."""
     train, test, errors = clips(48), clips(48, seed=2), {}
     for weight in (0.0, 3.0):
         model = predictor().train()

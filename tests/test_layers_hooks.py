@@ -185,9 +185,9 @@ def test_a_direction_is_added_exactly_in_a_step_and_in_training(dose: float):
     direction = torch.randn(24, generator=torch.Generator().manual_seed(2))
     plain, steer = {}, LayerManipulator(model, {"d": (LAST, AddDirection(direction, dose))})
     for name in ("plain", "steered"):
-        with steer, steer.only(*["d"] * (name == "steered")):
-            with LayerCollector(model, [LAST]) as layers:  # registered after: it sees the change
-                plain[name] = model.step(state, acts[:, 0]).latents, layers[LAST]
+        seen_after = LayerCollector(model, [LAST])  # registered after: it sees the change
+        with steer, steer.only(*["d"] * (name == "steered")), seen_after as layers:
+            plain[name] = model.step(state, acts[:, 0]).latents, layers[LAST]
     assert torch.allclose(plain["steered"][1], plain["plain"][1] + dose * direction, atol=1e-6)
     assert torch.allclose(plain["steered"][0], plain["plain"][0], atol=1e-6) == (dose == 0)
     with steer:
@@ -225,9 +225,9 @@ def test_another_shape_is_refused_and_a_layer_that_was_not_called_is_said(
 ):
     model = predictor()
     seen, acts = episode()
-    with LayerManipulator(model, {"cut": (LAST, lambda x: x[..., :3])}):
-        with pytest.raises(ValueError, match=r"'cut' makes \(3, 1, 3\) of the \(3, 1, 24\) that"):
-            model.step(model.start(seen[:, :1], acts[:, :0]), acts[:, 0])
+    cut = LayerManipulator(model, {"cut": (LAST, lambda x: x[..., :3])})
+    with cut, pytest.raises(ValueError, match=r"'cut' makes \(3, 1, 3\) of the \(3, 1, 24\) that"):
+        model.step(model.start(seen[:, :1], acts[:, :0]), acts[:, 0])
     capsys.readouterr()
     with LayerManipulator(model, {"idle": ("transformer.norm", twice), "more": (LAST, twice)}):
         model.step(model.start(seen[:, :1], acts[:, :0]), acts[:, 0])

@@ -10,6 +10,7 @@ Letters: B starts, T frames, D width of a layer, S numbers of a state, K doses.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,8 +47,8 @@ def find_direction(
     split: Split = "train",
     seed: int = 0,
 ) -> Tensor:
-    """Fit the direction, (D,), in which the output of the layer at `path` changes per pixel by which
-    `quantity`, a name of the dataset's states, moves within `num_steps` actions."""
+    """Fit the direction, (D,), in which the output of the layer at `path` changes for each pixel
+    that `quantity`, a name of the dataset's states, moves within `num_steps` actions."""
     moves, outputs = _read(world, dataset, path, num_steps, num_clips, split, seed)
     names = list(dataset.state_names)
     if quantity not in names:
@@ -75,14 +76,13 @@ def steering(
 ) -> dict[str, Any]:
     """Imagine `num_steps` true actions from held-out starts, steered and not, and read both.
 
-    `n` starts of `sources` recordings; of each dose, in pixels a block of actions, `shift`: the mean
-    difference of every number of the state (an angle in radians) with its 95% interval over
+    `n` starts of `sources` recordings; of each dose, in pixels a block of actions, `shift`: the
+    mean difference of every number of the state (an angle in radians) with its 95% interval over
     recordings; `increasing`, whether the quantity's shift rises with the dose.
     """
     clips = world_clips(world, dataset, split, world.context + num_steps)
     indices, sources = sample_clips(clips, num_starts, seed)
     names = list(dataset.state_names)
-    change = AddDirection(direction)
     shifts: list[list[Tensor]] = [[] for _ in doses]
     for part in np.array_split(indices, -(-len(indices) // AT_ONCE)):
         clip = clips.batch(part)
@@ -90,7 +90,7 @@ def steering(
         actions = clip.actions[:, world.context - 1 : world.context - 1 + num_steps]
         plain = reader.predict(world.decode(world.rollout(start, actions))).cpu()
         for dose, found in zip(doses, shifts, strict=True):
-            steered = AddDirection(change.direction, dose)
+            steered = AddDirection(direction, dose)
             with LayerManipulator(world.dynamics, {quantity: (path, steered)}):
                 moved = reader.predict(world.decode(world.rollout(start, actions))).cpu()
             found.append(moved - plain)
@@ -106,7 +106,7 @@ def steering(
         "quantity": quantity,
         "num_steps": num_steps,
         "doses": rows,
-        "increasing": all(low < high for low, high in zip(means, means[1:], strict=False)),
+        "increasing": all(low < high for low, high in pairwise(means)),
     }
 
 
@@ -131,7 +131,8 @@ def _read(
     split: Split,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """What states move by within `num_steps`, (n, S), and the layer's mean output over tokens, (n, D)."""
+    """What states move by within `num_steps`, (n, S), and the layer's output, (n, D), the mean over
+    tokens."""
     clips = world_clips(world, dataset, split, world.context + num_steps)
     indices, _ = sample_clips(clips, num_clips, seed)
     moves, outputs = [], []

@@ -135,7 +135,7 @@ def decorrelation(output: Tensor, target: Tensor) -> Tensor:
 
 
 def distill(output: Tensor, target: Tensor) -> Tensor:
-    """1 minus linear CKA, from 0 to 1: frames that the target holds for alike are alike in the layer
+    """1 minus linear CKA, from 0 to 1: frames that are alike in the target are alike in the layer
     (Kornblith et al., arXiv:1905.00414).  Widths need not agree, so there is no projection."""
     return 1 - linear_cka(output, target)
 

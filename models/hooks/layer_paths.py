@@ -82,7 +82,8 @@ def with_output(module: nn.Module, output: Any, tensor: Tensor) -> Any:
         return module.with_output(output, tensor)
     if isinstance(output, Tensor):
         return tensor
-    if is_dataclass(output) and not isinstance(output, type):  # of transformers
+    if is_dataclass(output):  # of transformers
+        assert not isinstance(output, type)
         name = next(f.name for f in fields(output) if isinstance(getattr(output, f.name), Tensor))
         return replace(output, **{name: tensor})
     index = next(i for i, value in enumerate(output) if isinstance(value, Tensor))
@@ -91,6 +92,6 @@ def with_output(module: nn.Module, output: Any, tensor: Tensor) -> Any:
 
 
 def _parts(output: Any) -> Iterable[Any]:
-    if is_dataclass(output) and not isinstance(output, type):
+    if is_dataclass(output):
         return [getattr(output, f.name) for f in fields(output)]
     return output if isinstance(output, tuple | list) else ()

@@ -29,8 +29,8 @@ class LayerReadout(nn.Module):
         channels: int = 64,
         num_res_blocks: int = 1,
     ) -> None:
-        """outputs: of some frames, (n, K, D) each.  grid: rows and columns of a frame's latents; with
-        as many tokens each draws its place, with others they all draw the whole."""
+        """outputs: of some frames, (n, K, D) each.  grid: rows and columns of a frame's latents; as
+        many tokens draw their places, and others draw the whole together."""
         super().__init__()
         self.paths = tuple(outputs)
         _, tokens, width = self._joined(outputs).shape
@@ -59,8 +59,6 @@ class LayerReadout(nn.Module):
         parts = [outputs[path].float() for path in self.paths]
         shapes = {part.shape[:2] for part in parts}
         if len(shapes) > 1:
-            raise ValueError(
-                f"layers give {', '.join(f'{p}: {tuple(outputs[p].shape)}' for p in self.paths)}; a "
-                f"readout takes layers with the same tokens"
-            )
+            given = ", ".join(f"{path}: {tuple(outputs[path].shape)}" for path in self.paths)
+            raise ValueError(f"layers give {given}; a readout takes layers with the same tokens")
         return torch.cat(parts, -1)

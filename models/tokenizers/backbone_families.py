@@ -94,8 +94,12 @@ TOKEN_FAMILIES = {
         "ViT", HALF_STATS, options={"add_pooling_layer": False}, small=_SMALL_VIT
     ),
 }  # fmt: skip
-VISION_OF = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
-"""The vision model in one of images and texts."""
+_VISION_OF = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+
+
+def vision_kind(kind: str) -> str:
+    """The kind of the vision model in one of images and texts; any other kind is its own."""
+    return _VISION_OF.get(kind, kind)
 
 
 def token_classes(kind: str) -> tuple[Any, Callable[..., Any]]:
@@ -116,7 +120,7 @@ def map_kinds() -> list[str]:
 
 def family_names() -> list[str]:
     """What `random:` may be followed by, but for names and classes."""
-    whole = {vision: name for name, vision in VISION_OF.items()}
+    whole = {vision: name for name, vision in _VISION_OF.items()}
     return [*(whole.get(kind, kind) for kind in TOKEN_FAMILIES), *map_kinds()]
 
 

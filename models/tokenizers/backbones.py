@@ -19,12 +19,12 @@ from models.tokenizers import own_encoder
 from models.tokenizers.backbone_families import (
     CONFIG_FIELDS,
     TOKEN_FAMILIES,
-    VISION_OF,
     Architecture,
     default_stats,
     family_names,
     map_kinds,
     token_classes,
+    vision_kind,
 )
 
 RANDOM = "random"
@@ -62,7 +62,7 @@ def read(name: str, commit: str) -> tuple[Any, Architecture]:
     hf.utils.logging.set_verbosity_error()  # a report of each reading; what matters is raised
     hf.utils.logging.disable_progress_bar()
     config = _config(name, commit)
-    kind = VISION_OF.get(config.model_type, config.model_type)
+    kind = vision_kind(config.model_type)
     try:
         if kind in TOKEN_FAMILIES:
             model = token_classes(kind)[1]
@@ -89,7 +89,7 @@ def random_backbone(what: str) -> tuple[Any, Architecture]:
     import transformers as hf
 
     wanted = what.removeprefix(RANDOM).removeprefix(":") or DEFAULT_FAMILY
-    kind = VISION_OF.get(wanted, wanted)
+    kind = vision_kind(wanted)
     if kind in TOKEN_FAMILIES:
         config = token_classes(kind)[0](**TOKEN_FAMILIES[kind].small)
     elif kind in map_kinds():
@@ -100,7 +100,7 @@ def random_backbone(what: str) -> tuple[Any, Architecture]:
     else:
         commit = "" if is_folder(wanted) else resolve_commit(wanted, "")
         config = _config(wanted, commit)
-        kind = VISION_OF.get(config.model_type, config.model_type)
+        kind = vision_kind(config.model_type)
         config = getattr(config, "vision_config", config)  # of a model of images and texts
         architecture = _architecture(kind, config) | {"stats": _stats(wanted, commit, kind)}
         return build(architecture), architecture
@@ -141,7 +141,7 @@ def _config(name: str, commit: str) -> Any:
         config = hf.AutoConfig.from_pretrained(name, **({"revision": commit} if commit else {}))
     except Exception as problem:  # of the network, of files
         raise unreadable(name, commit, problem) from None
-    kind = VISION_OF.get(config.model_type, config.model_type)
+    kind = vision_kind(config.model_type)
     if kind not in TOKEN_FAMILIES and kind not in map_kinds():
         raise ValueError(
             f"{name} holds a {kind}; give --model.pretrained a folder or a name of "

@@ -35,8 +35,8 @@ class FrozenEncoderConfig(CheckedConfig):
     """Height and width of a frame, in pixels."""
     pretrained: str = "facebook/dinov2-small"
     """A name on the Hugging Face hub, or a local folder: DINOv2, CLIP, SigLIP, ViT, or what
-    transformers' AutoBackbone reads; or a class of your own, MODULE:CLASS.  `random` is an untrained
-    DINOv2-small, a baseline, and random:WHAT an untrained one of any of these."""
+    transformers' AutoBackbone reads; or a class of your own, MODULE:CLASS.  `random` is an
+    untrained DINOv2-small, a baseline, and random:WHAT an untrained one of any of these."""
     revision: str = ""
     """A branch, tag or commit on the hub; a checkpoint holds the commit."""
     sha256: str = ""
@@ -186,8 +186,8 @@ def _asked_for(read: Callable[..., R], *name_and_revision: str) -> R:
 
 
 def _rebuilt(architecture: backbone_families.Architecture) -> Any:
-    """Build the backbone that a checkpoint describes; ExternalWeightsError where its class cannot be
-    had."""
+    """Build the backbone that a checkpoint describes; ExternalWeightsError where its class cannot
+    be had."""
     try:
         return backbones.build(architecture)
     except ExternalWeightsError as problem:

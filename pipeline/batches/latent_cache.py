@@ -59,8 +59,8 @@ def cache_latents(
     """Give the tokenizer's latents, encoded now where they are not there yet.
 
     Returns (frames, N) codes, or (frames, P, D).  `fingerprint` is the tokenizer's; another key
-    (`latents_key`), or another dataset, makes the cache again.  An interrupted pass resumes at the chunk where it was;
-    one that another process is at is waited for.
+    (`latents_key`), or another dataset, makes the cache again.  An interrupted pass resumes at the
+    chunk where it was; one that another process is at is waited for.
     A frame is encoded with those of its own episode before it, as far as `temporal_context` goes.
     """
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from data.actions import ActionSpec
 from data.batch import Batch
@@ -273,6 +274,24 @@ def test_a_layer_is_called_once_a_step() -> None:
     for t in range(3, 30):
         state = model.step(state, acts[:, t])
         assert len(calls) == t - 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_compiled_steps_equal_eager_ones_with_few_graphs(family: str) -> None:
+    """One graph for each number of blocks that a cache may hold."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    plain, compiled = dynamics(family=family), dynamics(family=family)
+    compiled.compile_steps(
+        lambda module, function: torch.compile(function, dynamic=False, backend=counter)
+    )
+    seen, acts = episode(frames=20)
+    one, two = (m.start(seen[:, :4], acts[:, :3]) for m in (plain, compiled))
+    with torch.no_grad():
+        for t in range(3, 19):
+            one, two = plain.step(one, acts[:, t]), compiled.step(two, acts[:, t])
+            assert torch.allclose(one.latents, two.latents, atol=1e-5)
+    assert counter.frame_count == plain.max_blocks
 
 
 def test_a_window_of_the_family_is_kept(tmp_path: Path) -> None:

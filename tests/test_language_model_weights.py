@@ -165,7 +165,7 @@ def test_dropout_of_frozen_weights_is_off(tmp_path: Path) -> None:
         for _ in range(2):
             torch.manual_seed(3)
             torch.rand(7 * len(losses))
-            losses.append(model.predict(batch.latents[:, :3], *_actions(batch))[0])
+            losses.append(model.predict(batch.require("latents")[0][:, :3], *_actions(batch))[0])
         assert torch.equal(*losses) == same, tuning
         assert model.config.transformer.dropout == 0.1
 

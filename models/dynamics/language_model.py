@@ -141,8 +141,8 @@ class LanguageModelDynamics(FrameskipDynamics):
     def add_heads(self, width: int) -> None:
         super().add_heads(width)
         if self.config.rewards:  # a reward has more digits than 16 bits
-            self.reward_head.out = Float32Linear(self.reward_head.out)
-            self.continue_head = Float32Linear(self.continue_head)
+            self.reward_head.out = Float32Linear(self.reward_head.out)  # type: ignore[assignment]
+            self.continue_head = Float32Linear(nn.Linear(width, 1))
 
     def train(self, mode: bool = True) -> LanguageModelDynamics:
         super().train(mode)

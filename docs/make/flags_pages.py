@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from attribute_docs import field_docs
 from data.ranges import Range
+from data.shards.build_shards import available_cpus
 from models import registry
 from models.config import MethodConfig
 from pipeline import presets
@@ -91,6 +92,8 @@ def _default(found: Field[Any]) -> str:
     if found.default is MISSING and found.default_factory is MISSING:
         return "required"
     value = found.default_factory() if found.default is MISSING else found.default  # type: ignore
+    if found.name == "num_workers" and value == available_cpus():
+        return "one a core"
     if value is None or value == "" or value == ():
         return "none"
     if isinstance(value, tuple):

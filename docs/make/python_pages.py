@@ -37,7 +37,7 @@ SECTIONS = {
         "Methods: the contracts",
         (
             "models/method.py",
-            "models/registry.py:Entry DataSpec build_tokenizer default_config describe from_plain",
+            "models/registry.py:Entry DataSpec build_tokenizer default_config describe",
             "models/tokenizers/tokenizer.py",
             "models/dynamics/dynamics.py",
             "models/controllers/controller.py",
@@ -80,6 +80,8 @@ def python_pages(root: Path) -> dict[str, str]:
 def _read(root: Path, file: str) -> tuple[str, list[Member]]:
     path, _, chosen = file.partition(":")
     doc, members = read_module(root / path)
+    if gone := set(chosen.split()) - {member.name for member in members}:
+        raise ValueError(f"{path} has no {', '.join(sorted(gone))}; mend SECTIONS")
     return doc, [member for member in members if not chosen or member.name in chosen.split()]
 
 

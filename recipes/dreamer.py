@@ -28,13 +28,15 @@ DYNAMICS_TRAIN_CPU = {
     "train.eval_every": 1000,
     "train.save_every": 100,
 }
-# many steps of short clips, and a z without noise: the agent is drawn within minutes
+# many steps of short clips, a z without noise, and rollouts that are learned: what is drawn within
+# minutes stays where it is for 16 steps
 DYNAMICS_CPU = DYNAMICS_TRAIN_CPU | {
     "model.sample_posterior": False,
-    "model.representation_weight": 0.03,
+    "model.overshooting": 8,
+    "model.first_frames": 4,
     "model.clip_length": 16,
-    "train.steps": 5500,
-    "train.eval_every": 1375,
+    "train.steps": 9000,
+    "train.eval_every": 2250,
 }
 DYNAMICS_STATE_DEBUG = {
     "num_eval_clips": 4,
@@ -77,7 +79,7 @@ SIZES = {
     },
     "cpu30": {
         "preprocess_pusht": pusht.PREPROCESS_CPU30,
-        "dynamics": DYNAMICS_CPU | {"train.steps": 11_000, "train.eval_every": 2750},
+        "dynamics": DYNAMICS_CPU | {"train.steps": 18_000, "train.eval_every": 4500},
         "controller": pusht.CONTROLLER_CPU30,
         "evaluate": pusht.EVALUATE_CPU30,
     },

@@ -67,8 +67,8 @@ DYNAMICS = {
     "keypoints cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
     "keypoints debug": (40, 4, 1e-3, 5, 20, 10, False),
     "dreamer": (20_000, 16, 3e-4, 500, 2000, 500, False),
-    "dreamer cpu": (5500, 16, 1e-3, 50, 1375, 100, False),
-    "dreamer cpu30": (11_000, 16, 1e-3, 50, 2750, 100, False),
+    "dreamer cpu": (9000, 16, 1e-3, 50, 2250, 100, False),
+    "dreamer cpu30": (18_000, 16, 1e-3, 50, 4500, 100, False),
     "dreamer debug": (40, 4, 1e-3, 5, 20, 10, False),
     "dreamer 25m": (20_000, 16, 3e-4, 500, 2000, 500, False),
     "keypoints cpu rssm cpu": (3000, 16, 1e-3, 50, 1000, 100, False),
@@ -297,7 +297,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "model.clip_length": 32, "train.max_grad_norm": 1000.0,
     }),
     ("dynamics", "dreamer cpu sharp", {
-        "model.dynamics_weight": 0.1, "model.representation_weight": 0.01, "train.steps": 5500,
+        "model.dynamics_weight": 0.1, "model.representation_weight": 0.01, "train.steps": 9000,
     }),
     ("dynamics", "dreamer loop", {
         "model.deter_dim": 256, "model.clip_length": 16, "model.dynamics_weight": 0.1,
@@ -311,8 +311,8 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "event_share": 0.5, "model.entropy": 1e-3, "model.discount": 0.98, "train.steps": 200,
     }),
     ("dynamics", "dreamer cpu", {
-        "model.sample_posterior": False, "model.representation_weight": 0.03,
-        "model.clip_length": 16,
+        "model.sample_posterior": False, "model.representation_weight": 0.1,
+        "model.overshooting": 8, "model.first_frames": 4, "model.clip_length": 16,
     }),
     ("dynamics", "dreamer 1m", {"model.deter_dim": 512, "model.num_classes": 4}),
     ("dynamics", "dreamer 4m", {"model.deter_dim": 1024, "model.num_classes": 8}),

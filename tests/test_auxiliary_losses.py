@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import test_llama
 import torch
 from test_predictor import GRID, episode, predictor
 from torch import Tensor, nn
@@ -139,6 +141,22 @@ def test_outputs_are_those_of_the_context_frames():
         ValueError, match=r"x gives \(2, 5\) of 2 clips, which are not the 3 frames"
     ):
         by_frame(torch.zeros(2, 5), 2, range(3), "x")
+
+
+@pytest.mark.parametrize("decoding, count", [("parallel", 5), ("autoregressive", 6)])
+def test_layers_of_a_transformer_over_tokens_stand_for_its_frames(decoding: Any, count: int):
+    model = test_llama.dynamics(decoding)
+    latents, acts = test_llama.episode()
+    torch.manual_seed(0)  # of scheduled sampling
+    _, outputs, frames = loss_with_layers(model, Batch(None, latents, acts), [LAST])
+    assert list(frames) == list(range(count)) and outputs[LAST].shape[:2] == (3, count)
+    # the output at a frame is of that frame: another one changes it, and none before it
+    changed = latents.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 12
+    torch.manual_seed(0)
+    _, after, _ = loss_with_layers(model, Batch(None, changed, acts), [LAST])
+    moved = (after[LAST] - outputs[LAST]).abs().amax((0, 2, 3)) > 1e-4
+    assert moved.tolist()[:4] == [False, False, False, True]
 
 
 # -- the losses --------------------------------------------------------------------------------

@@ -252,3 +252,37 @@ def test_an_ablated_head_gives_nothing_and_the_others_what_they_did():
     assert not values[..., 1, :].any()
     assert torch.equal(changed[..., :24], x[..., :24])
     assert torch.equal(values[..., [0, 2], :], x[..., 24:].unflatten(-1, (3, 4))[..., [0, 2], :])
+
+
+def test_layers_of_a_language_model_of_transformers_are_read_and_changed():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    whole = nn.ModuleDict({"backbone": transformers.AutoModel.from_config(config).eval()})
+    x = torch.randn(2, 5, 16)
+    run = whole["backbone"]
+    paths = ["backbone", "backbone.layers.0", "backbone.layers.0.self_attn"]
+    with torch.no_grad(), LayerCollector(whole, paths) as layers:
+        out = run(inputs_embeds=x, output_hidden_states=True)
+    assert torch.equal(layers["backbone"], out.last_hidden_state)
+    assert torch.equal(layers["backbone.layers.0"], out.hidden_states[1])
+    assert layers["backbone.layers.0.self_attn"].shape == (2, 5, 16)  # of a tuple
+    shifted = LayerManipulator(
+        whole,
+        {
+            "all": ("backbone", lambda h: h + 1),
+            "attention": ("backbone.layers.*.self_attn", torch.zeros_like),
+        },
+    )
+    with torch.no_grad(), shifted:
+        with shifted.only("all"):
+            moved = run(inputs_embeds=x).last_hidden_state
+        with shifted.only("attention"):  # then no token sees another one
+            together = run(inputs_embeds=x).last_hidden_state
+            alone = run(inputs_embeds=x[:, 2:3]).last_hidden_state
+    assert torch.allclose(moved, out.last_hidden_state + 1)
+    assert torch.allclose(together[:, 2:3], alone, atol=1e-5)
+    assert not torch.allclose(together, out.last_hidden_state, atol=1e-2)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -30,9 +31,11 @@ class LayerCollector:
         paths: Iterable[str],
         detach: bool = True,
         keep: Literal["first", "last"] = "last",
+        with_grad: bool = False,
     ) -> None:
-        """paths: as `find_layers` takes them.  ValueError for one that there is not."""
-        self.model, self.detach, self.keep = model, detach, keep
+        """paths: as `find_layers` takes them.  with_grad: leave calls under `no_grad` aside.
+        ValueError for a path that there is not."""
+        self.model, self.detach, self.keep, self.with_grad = model, detach, keep, with_grad
         self.layers = find_layers(model, paths)
         self.outputs: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
@@ -85,6 +88,8 @@ class _Collect:
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         collector = self.collector
         if collector.keep == "first" and self.path in collector.outputs:
+            return
+        if collector.with_grad and not torch.is_grad_enabled():
             return
         tensor = read_output(module, output)
         collector.outputs[self.path] = tensor.detach() if collector.detach else tensor

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from data.batch import Batch
@@ -21,9 +22,13 @@ def loss_with_layers(
     """Give the model's losses, the outputs of the layers at `paths`, (B, C, K, D) each, and the C
     frames of the clips that they stand for.
 
-    Where a layer is called more than once, its first output counts: it is of real frames.
+    Where a layer is called more than once, its first output counts: it is of real frames.  What a
+    method computes under `no_grad`, such as scheduled sampling, does not.
     """
-    with LayerCollector(model, paths, detach, keep="first") as layers:
+    with (
+        torch.enable_grad(),
+        LayerCollector(model, paths, detach, keep="first", with_grad=True) as layers,
+    ):
         losses = model.loss(batch)
     given = batch.latents if batch.latents is not None else batch.frames
     assert given is not None

@@ -98,7 +98,9 @@ def exploits(runs: Path) -> None:
     for name, weight in (("sound", "0.1"), ("exploits", "0")):
         run = runs / name
         if not run.exists():
-            shutil.copytree(runs / "sound", run, ignore=shutil.ignore_patterns("controller"))
+            shutil.copytree(
+                runs / "sound", run, ignore=shutil.ignore_patterns("controller", "report")
+            )
         stage("train_controller.py", run, *methods, *clone, *updates,
               "--model.bc-weight", weight)  # fmt: skip
         if not (run / "report/metrics.json").exists():

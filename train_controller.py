@@ -45,7 +45,6 @@ from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.demonstrations import DemoSteps, StartsWithDemos
-from pipeline.batches.event_clips import EventClips
 from pipeline.batches.rewarded_clips import RewardedClips
 from pipeline.batches.sample import sample_of
 from pipeline.device import set_device
@@ -129,9 +128,8 @@ def train_actor_critic(config: Config, context: ControllerContext) -> None:
     if trainer.finished:
         return trainer.log_finished()
     model.load_codebook(context.world)  # the weights that it resumed may be of an earlier one
-    clips = context.clips("train", context.world.start_frames, model.needs)
     starts = StartsWithDemos(
-        EventClips(clips, config.event_share, ahead=model.config.horizon),
+        context.clips("train", context.world.start_frames, model.needs),
         context.demos("train", config.min_reward),
     )
     held_out = context.clips("validation", context.world.start_frames, model.needs)

@@ -15,7 +15,7 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
     start(__name__)
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,7 +80,7 @@ class Config(CheckedConfig):
 def main(config: Config) -> None:
     set_device(config.device, config.kernels)
     dataset = EpisodeDataset(config.run / "shards")
-    method = with_heads(config.model, dataset)
+    method = without_absent_heads(config.model, dataset)
     source = Source.open(config.run, registry.dynamics_class(method), dataset)
     torch.manual_seed(config.train.seed)
     model = registry.build_dynamics(method, source.data)
@@ -213,12 +213,11 @@ def validate(
     return metrics
 
 
-def with_heads(config: MethodConfig, dataset: EpisodeDataset) -> MethodConfig:
-    """Leave out a reward head that could learn nothing, and name what a head for states reads."""
-    silent = hasattr(config, "rewards") and not dataset.has("rewards")
-    absent = {"rewards": False} if silent else {}
-    named = {"state_names": dataset.state_names} if getattr(config, "read_states", False) else {}
-    return replace(config, **absent, **named)  # type: ignore[type-var]
+def without_absent_heads(config: MethodConfig, dataset: EpisodeDataset) -> MethodConfig:
+    """Leave the reward head out where there is nothing that it could learn."""
+    if any(f.name == "rewards" for f in fields(config)) and not dataset.has("rewards"):  # type: ignore[arg-type]
+        return replace(config, rewards=False)  # type: ignore[type-var]
+    return config
 
 
 if __name__ == "__main__":

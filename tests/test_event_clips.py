@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from test_clips import ragged
-from untrained_run import write_run
 
-import train_controller
 import train_dynamics
 from data.clips import Clips
 from data.joined_clips import JoinedClips
 from data.shards.episode_dataset import EpisodeDataset
-from data.toy import write_toy_shards
-from models.controllers.actor_critic import ActorCriticConfig
-from models.controllers.policy import PolicyConfig
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.event_clips import EventClips, events_of
 
@@ -64,15 +57,6 @@ def test_a_share_of_a_batch_comes_to_events_and_the_rest_is_as_asked(tmp_path: P
     assert bool((asked | rewarded | ended).all())
 
 
-def test_a_start_comes_to_an_event_within_a_rollout_of_its_own_episode(tmp_path: Path) -> None:
-    dataset = with_events(tmp_path, (45, 93), ())
-    starts = ClipBatches(Clips(dataset, "train", 1), frozenset({"frames"}))
-    drawn = EventClips(starts, 1.0, ahead=10).batch(np.arange(len(starts)).repeat(4))
-    assert drawn.frames is not None
-    rows = set(drawn.frames[:, 0, 0, 0, 0].tolist())
-    assert rows == {*range(35, 45), 90, 91, 92}
-
-
 def test_what_most_steps_earn_is_no_event_and_neither_is_a_reset(tmp_path: Path) -> None:
     dataset = with_events(tmp_path, (45,), (), usual=-1)
     rare, ends = events_of(dataset)
@@ -103,28 +87,3 @@ def test_the_stage_draws_them_where_a_share_is_given(tmp_path: Path) -> None:
     assert train_dynamics.with_events(clips, 0.0) is clips
     drawn = train_dynamics.with_events(clips, 1.0).batch(np.arange(20))
     assert drawn.rewards is not None and bool(drawn.rewards[:, 1:].any(1).all())
-
-
-class Asked(Exception):
-    """What the stage asked for is known."""
-
-
-def test_the_actor_critic_starts_within_a_rollout_of_events(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[Any, ...]] = []
-
-    def ask(clips: ClipBatches, share: float, ahead: int) -> EventClips:
-        asked.append((clips.clips.clip_length, share, ahead))
-        raise Asked
-
-    monkeypatch.setattr(train_controller, "EventClips", ask)
-    folder = write_toy_shards(tmp_path / "shards", 12, 30, 32)
-    write_run(tmp_path, EpisodeDataset(folder))
-    model = ActorCriticConfig(PolicyConfig(channels=8, num_keypoints=4, hidden_dim=16), horizon=7)
-    config = train_controller.Config(
-        tmp_path, ("actor_critic",), model, event_share=0.25, restart=True
-    )
-    with pytest.raises(Asked):
-        train_controller.main(config)
-    assert asked == [(3, 0.25, 7)]

@@ -308,7 +308,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     }),
     ("dynamics", "dreamer loop sparse", {"event_share": 0.5, "train.steps": 250}),
     ("controller", "dreamer loop sparse", {
-        "event_share": 0.5, "model.entropy": 1e-3, "model.discount": 0.98, "train.steps": 200,
+        "min_reward": -1e9, "model.entropy": 1e-3, "train.steps": 200,
     }),
     ("dynamics", "dreamer cpu", {
         "model.sample_posterior": False, "model.representation_weight": 0.1,

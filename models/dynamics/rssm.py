@@ -52,7 +52,7 @@ class Rssm(RssmBase, Tokenizer):
     It draws a frame as what differs from the mean frame of the first batch: backgrounds stay.
     """
 
-    needs = frozenset({"frames", "actions", "rewards", "continues", "is_first", "states"})
+    needs = frozenset({"frames", "actions", "rewards", "continues", "is_first"})
     encoder_parts = ("encoder",)
     decoder_parts = ("decoder", "background")
     config: RssmConfig
@@ -77,10 +77,9 @@ class Rssm(RssmBase, Tokenizer):
 
     @property
     def capturable(self) -> bool:
-        return self.background.known and super().capturable
+        return self.background.known
 
     def after_step(self) -> None:
-        super().after_step()
         self.background.update()
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -124,9 +123,7 @@ class Rssm(RssmBase, Tokenizer):
 
     def state_vectors(self, latents: Tensor) -> Tensor:
         """The frame that a state shows, in cells of half a patch: h also holds the past, in which
-        states differ whose frames do not.  Where a head reads a simulator's states, these."""
-        if (read := self.read_states(latents)) is not None:
-            return read
+        states differ whose frames do not."""
         patches = self.decoder(latents.flatten(0, -2))
         half = math.gcd(self.config.patch_size, 2)
         cells = reduce(

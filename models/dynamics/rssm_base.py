@@ -18,7 +18,6 @@ from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.dynamics.dynamics import Dynamics, State
 from models.dynamics.rssm_cell import Dense, Posteriors, RssmCell
-from models.dynamics.state_head import StateHead
 from models.layers.categorical_groups import choose, kl_balance
 from models.layers.heads import TwoHot
 from models.layers.sampling import Sampling
@@ -57,20 +56,12 @@ class RssmBaseConfig(CheckedConfig):
     too: else the model is only ever trained one step ahead.  0 leaves it out."""
     rewards: bool = True
     """Learn a reward and a continue head."""
-    read_states: bool = False
-    """Learn a head that reads the simulator's states, by which goals are then compared.  The rest
-    of the model learns nothing of them."""
-    state_names: tuple[str, ...] = ()
-    """Numbers of the dataset's states, filled in by the stage; radians where a name ends in
-    `angle`."""
     context_frames: Annotated[int, Range(1, 10**4)] = 5
     """Real frames that it enters with, where there are as many."""
     clip_length: Annotated[int, Range(2, 10**4)] = 32
     """Frames of a training clip."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"first_frames", "overshooting", "read_states", "state_names"}
-    )
+    ADDED: ClassVar[frozenset[str]] = frozenset({"first_frames", "overshooting"})
 
     def check(self) -> None:
         super().check()
@@ -119,14 +110,6 @@ class RssmBase(Dynamics):
             self.continue_head = nn.Linear(hidden_dim, 1)
             nn.init.zeros_(self.continue_head.weight)
             nn.init.zeros_(self.continue_head.bias)
-        self.state_head = None
-        if config.read_states:
-            if not config.state_names:
-                raise ValueError(
-                    "--model.read-states reads a simulator's states, and this data has none that "
-                    "have names; leave it out"
-                )
-            self.state_head = StateHead(feature_dim, config.hidden_dim, config.state_names)
 
     @property
     def clip_length(self) -> int:
@@ -135,14 +118,6 @@ class RssmBase(Dynamics):
     @property
     def state_spec(self) -> LatentSpec:
         return self.spec
-
-    @property
-    def capturable(self) -> bool:
-        return self.state_head is None or self.state_head.columns.known
-
-    def after_step(self) -> None:
-        if self.state_head is not None:
-            self.state_head.columns.update()
 
     @abstractmethod
     def embed(self, latents: Tensor) -> Tensor:
@@ -169,18 +144,13 @@ class RssmBase(Dynamics):
         (actions,) = batch.require("actions")
         followed = self.cell(embeds, actions, batch.extra.get("is_first"))
         losses = self.losses_of(followed, target, batch, weight)
-        losses |= self.first_frame_losses(embeds, target, weight, batch.extra.get("states"))
+        losses |= self.first_frame_losses(embeds, target, weight)
         return losses | self.overshooting_losses(followed.features, target, batch, weight)
 
     def first_frame_losses(
-        self,
-        embeds: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        states: Tensor | None = None,
+        self, embeds: Tensor, target: Tensor, weight: Tensor | None = None
     ) -> Losses:
-        """The error of frames (B, T, ...), and of states (B, T, S), of which nothing but the
-        embeddings is known."""
+        """The error of frames (B, T, ...) of which nothing but their embeddings is known."""
         length, count = embeds.shape[1], self.config.first_frames
         if not count:
             return {}
@@ -188,10 +158,7 @@ class RssmBase(Dynamics):
         each = torch.arange(drawn, device=embeds.device) * length // drawn
         features = self.cell.infer_first(embeds[:, each])
         weight = None if weight is None else weight[:, each]
-        losses = {"first_frames": self.reconstruction_loss(features, target[:, each], weight)}
-        if self.state_head is not None and states is not None:
-            losses["first_frames_states"] = self.state_head.loss(features, states[:, each])
-        return losses
+        return {"first_frames": self.reconstruction_loss(features, target[:, each], weight)}
 
     def losses_of(
         self, followed: Posteriors, target: Tensor, batch: Batch, weight: Tensor | None = None
@@ -209,8 +176,7 @@ class RssmBase(Dynamics):
         return losses | self.head_losses(features, batch)
 
     def head_losses(self, features: Tensor, batch: Batch) -> Losses:
-        """Of rewards and ends (B, T), and a simulator's states (B, T, S), where the data has them,
-        read from states (B, T, F)."""
+        """Of rewards and ends (B, T), where the data has them, read from states (B, T, F)."""
         losses = {}
         if self.config.rewards and batch.rewards is not None:
             error = self.reward_head.loss(self.reward_in(features), batch.rewards)
@@ -220,8 +186,6 @@ class RssmBase(Dynamics):
             losses["continue"] = nn.functional.binary_cross_entropy_with_logits(
                 logits, batch.continues.float()
             )
-        if self.state_head is not None and "states" in batch.extra:
-            losses["states"] = self.state_head.loss(features, batch.extra["states"])
         return losses
 
     def overshooting_losses(
@@ -257,11 +221,6 @@ class RssmBase(Dynamics):
         losses = self.head_losses(imagined, batch.map(lambda values: values[rows, at]))
         losses["reconstruction"] = self.reconstruction_loss(imagined, target[rows, at], weight)
         return {f"overshooting_{name}": value for name, value in losses.items()}
-
-    def read_states(self, latents: Tensor) -> Tensor | None:
-        """What is read of states (..., 1, F) of a simulator's, (..., 1, D), in standard deviations;
-        None without such a head."""
-        return None if self.state_head is None else self.state_head(latents)
 
     # -- rollouts ---------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class RssmLatentsConfig(RssmBaseConfig):
 class RssmLatents(RssmBase):
     """Its decoder draws a tokenizer's latents, which the tokenizer decodes."""
 
-    needs = frozenset({"latents", "actions", "rewards", "continues", "is_first", "states"})
+    needs = frozenset({"latents", "actions", "rewards", "continues", "is_first"})
     config: RssmLatentsConfig
 
     def __init__(self, config: RssmLatentsConfig, latents: LatentSpec, actions: ActionSpec) -> None:
@@ -59,13 +59,12 @@ class RssmLatents(RssmBase):
 
     @property
     def capturable(self) -> bool:
-        return self.latent_scale.known and super().capturable
+        return self.latent_scale.known
 
     def load_codebook(self, source: HasCodebooks) -> None:
         self.vectors.load_codebook(source)
 
     def after_step(self) -> None:
-        super().after_step()
         self.latent_scale.update()
 
     def embed(self, latents: Tensor) -> Tensor:
@@ -81,10 +80,7 @@ class RssmLatents(RssmBase):
         return out.float() * self.latent_scale.scale + self.latent_scale.mean
 
     def state_vectors(self, latents: Tensor) -> Tensor:
-        """The expected latents of the tokenizer, as vectors; where a head reads a simulator's
-        states, these."""
-        if (read := self.read_states(latents)) is not None:
-            return read
+        """The expected latents of the tokenizer, as vectors."""
         out = self.patch_out(self.decoder(latents.flatten(0, -2)))
         if self.latents.kind == "discrete":
             codebook = self.vectors.codebook.float()

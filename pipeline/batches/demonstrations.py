@@ -9,7 +9,6 @@ from data.batch import Batch
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import Split
 from pipeline.batches.clip_batches import ClipBatches, as_latents
-from pipeline.batches.event_clips import EventClips
 
 
 def demo_rows(
@@ -98,7 +97,7 @@ class StartsWithDemos:
     """Clips to start rollouts from, each with a demonstrated step as `bc_latents` and
     `bc_actions`."""
 
-    def __init__(self, starts: ClipBatches | EventClips, demos: DemoSteps) -> None:
+    def __init__(self, starts: ClipBatches, demos: DemoSteps) -> None:
         self.starts, self.demos = starts, demos
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Clips of which a share comes to an event: a rare reward, or a true end.
 
-Where a reward is earned in one step of a thousand, batches drawn evenly hardly show it, and neither
-a reward head nor a critic learns of it (skewed sampling for reward prediction: Jaderberg et al.,
+Where a reward is earned in one step of a thousand, batches drawn evenly hardly show it, and a
+reward head never learns it (skewed sampling for reward prediction: Jaderberg et al.,
 arXiv:1611.05397).
 
 Letters: B clips, T frames.
@@ -21,16 +21,15 @@ AT_ONCE = 2**16  # clips
 
 class EventClips:
     """Each clip of a batch is, with the chance `share`, another one: of those that come to an event
-    after their first frame, or, within the same episode, up to `ahead` frames later.
+    after their first frame.
 
     Rewards and ends are drawn as often, where there are both, and evenly among themselves.  Where
     there are none, the clips stay as they are.
     """
 
-    def __init__(self, clips: ClipBatches, share: float, ahead: int = 0) -> None:
+    def __init__(self, clips: ClipBatches, share: float) -> None:
         self.clips, self.share = clips, share
-        events = events_of(clips.clips.dataset) if share else ()
-        found = [_coming_to(is_event, clips, ahead) for is_event in events]
+        found = [_coming_to(is_event, clips) for is_event in events_of(clips.clips.dataset)]
         self._kinds = [indices for indices in found if len(indices)]
 
     def __len__(self) -> int:
@@ -68,20 +67,10 @@ def events_of(dataset: EpisodeDataset) -> tuple[np.ndarray, np.ndarray]:
     return rare, ends
 
 
-def _coming_to(is_event: np.ndarray, clips: ClipBatches, ahead: int) -> np.ndarray:
+def _coming_to(is_event: np.ndarray, clips: ClipBatches) -> np.ndarray:
     """Indices of the clips that come to an event, of which there is a flag for each frame."""
-    dataset = clips.clips.dataset
-    until = np.full(dataset.num_frames, np.inf)  # the next event of the same episode
-    for first, length in zip(dataset.first_rows, dataset.lengths, strict=True):
-        own = np.arange(first, first + length)
-        events = own[is_event[own]]
-        after = np.searchsorted(events, own, side="right")
-        known = after < len(events)
-        until[own[known]] = events[after[known]] - own[known]
     found = [np.zeros(0, np.int64)]
     for start in range(0, len(clips), AT_ONCE):
         indices = np.arange(start, min(start + AT_ONCE, len(clips)))
-        rows = clips.clips.rows(indices)
-        comes = is_event[rows[:, 1:]].any(1) | (until[rows[:, -1]] <= ahead)
-        found.append(indices[comes])
+        found.append(indices[is_event[clips.clips.rows(indices)[:, 1:]].any(1)])
     return np.concatenate(found)

@@ -53,9 +53,6 @@ class Config(CheckedConfig):
     """What the task costs, for planning without a goal's image."""
     min_reward: Annotated[float, Range(-(10**9), 10**9)] = 0.7
     """Reward that an episode must reach to be cloned, up to where it is highest."""
-    event_share: Annotated[float, Range(0, 1)] = 0.0
-    """Share of the actor-critic's starts from which the recorded episode comes to a rare reward, or
-    a true end, within the steps of a rollout."""
     bc: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=20000, batch_size=512, learning_rate=5e-4, weight_decay=0.05, eval_every=1000

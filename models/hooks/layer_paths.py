@@ -1,6 +1,6 @@
 """Layers of a model by their paths, such as `transformer.layers.2`, and the tensor that each gives.
 
-A path is what `named_modules()` calls a module; `*` in it stands for any part.
+A path is what `named_modules()` calls a module; `*` in it stands for any one part.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def find_layers(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]:
     wanted = [paths] if isinstance(paths, str) else list(paths)
     found: set[str] = set()
     for path in wanted:
-        matches = [name for name in known if fnmatchcase(name, path)]
+        matches = [name for name in known if _matches(name, path)]
         if not matches:
             near = difflib.get_close_matches(path, known, n=3, cutoff=0.5)
             there = [name for name in known if name.count(".") == 0]
@@ -49,6 +49,11 @@ def find_layers(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Module]:
             f"them to a model that is not compiled (load it again, --train.compile no)"
         )
     return {name: module for name, module in known.items() if name in found}
+
+
+def _matches(name: str, pattern: str) -> bool:
+    parts, wanted = name.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
 def compiled_part(model: nn.Module) -> str | None:

@@ -51,7 +51,8 @@ def main() -> None:
     words = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     built = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if built.returncode:
-        sys.exit(f"{built.stdout}{built.stderr}error: the site has faults; mend the pages above")
+        said = re.sub(r"\x1b\[[\d;]*m", "", built.stdout)  # colors, also where nobody sees them
+        sys.exit(f"{said}error: the site has faults; mend the pages above")
     if PLAY.exists():
         shutil.copytree(PLAY, BUILD / "site/play")
     refuse("links lead nowhere", broken_links(BUILD / "site"))

@@ -44,7 +44,7 @@ def followed(config: Any, stage: str) -> Iterator[None]:
         line = process.stdout.readline()
         if not line:
             problem = process.stderr.read().strip().rpartition("\n")[2].removeprefix("error: ")
-            raise ValueError(problem.replace("--port", "--live"))
+            raise ValueError(problem.replace("--host 127.0.0.1 ", "").replace("--port", "--live"))
         print(line.strip(), flush=True)
         try:
             yield

@@ -33,7 +33,8 @@ class Config(CheckedConfig):
 
 def main(config: Config) -> None:
     if not config.folder.is_dir():
-        raise ValueError(f"{config.folder} is not there; name a folder of runs")
+        found = "is a file" if config.folder.exists() else "is not there"
+        raise ValueError(f"{config.folder} {found}; name a folder of runs")
     runs = list(find_runs(config.folder))
     if not runs:
         begin = command("preprocess.py", "pusht", "--run", config.folder / "pusht")

@@ -187,6 +187,17 @@ def test_a_log_that_a_crash_cut_short_is_read_as_far_as_it_goes(tmp_path: Path):
     assert curves == {"validation/psnr": [(10, 30.0), (20, 40.0)]} and unread == 1
 
 
+def change(run: Path, *place: Any) -> None:
+    """Write a value, the last of `place`, where the keys before it lead in a report."""
+    path = run / "report/metrics.json"
+    found = metrics = json.loads(path.read_text())
+    *keys, last, value = place
+    for key in keys:
+        found = found[key]
+    found[last] = value
+    path.write_text(json.dumps(metrics))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -195,6 +206,10 @@ def test_a_log_that_a_crash_cut_short_is_read_as_far_as_it_goes(tmp_path: Path):
         (lambda run: run.joinpath("report/metrics.json").write_text("[]"), "is damaged"),
         (lambda run: run.joinpath("report/metrics.json").write_text(
             json.dumps(report() | {"task": 5})), "is damaged"),
+        (lambda run: change(run, "task", "bc", "success", "x"), "is damaged .*success is 'x'"),
+        (lambda run: change(run, "task", "bc", "n", -1), "is damaged .* of -1"),
+        (lambda run: change(run, "provenance", "flags", 5), "is damaged .*flags are 5"),
+        (lambda run: change(run, "provenance", "settings", [1]), "is damaged .*settings are"),
         (lambda run: run.rename(run.with_name("elsewhere")), "is not there; name folders"),
     ],
 )  # fmt: skip

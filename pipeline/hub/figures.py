@@ -52,10 +52,29 @@ def read_metrics(path: Path, way_out: str) -> dict[str, Any]:
         metrics = parse_json(read_text(path))
         if not isinstance(metrics["provenance"]["fingerprints"], dict):
             raise ValueError("it names no checkpoints")
-        figures_of(metrics)
+        _check_figures(metrics)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{path} is damaged ({problem!r:.100}); {way_out}") from None
     return metrics
+
+
+def _check_figures(metrics: dict[str, Any]) -> None:
+    """Raise ValueError or TypeError where a figure is no number, or what it was measured with no
+    settings."""
+    for figure in figures_of(metrics):
+        ends = [end for end in (figure.low, figure.high) if end is not None]
+        if not all(_is_number(x) for x in (figure.value, figure.n, *ends)) or figure.n < 1:
+            raise ValueError(f"{figure.key} is {figure.value!r} of {figure.n!r}")
+    provenance = metrics["provenance"]
+    if not isinstance(provenance.get("settings") or {}, dict):
+        raise ValueError(f"its settings are {provenance['settings']!r:.40}")
+    flags = provenance.get("flags") or []
+    if not isinstance(flags, list) or not all(isinstance(flag, str) for flag in flags):
+        raise ValueError(f"its flags are {flags!r:.40}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def check_measured(metrics: dict[str, Any], fingerprints: Mapping[str, str], run: Path) -> None:

@@ -43,7 +43,7 @@ class LayerCollector:
     def __enter__(self) -> LayerCollector:
         if self._handles:
             raise ValueError(
-                "this collector is attached already; leave its `with` block first, or make another"
+                "this collector is attached already; leave its `with` block, or make another"
             )
         for path, module in self.layers.items():
             self._handles.append(module.register_forward_hook(_Collect(self, path)))

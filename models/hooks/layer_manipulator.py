@@ -59,7 +59,7 @@ class LayerManipulator:
     def __enter__(self) -> LayerManipulator:
         if self._handles:
             raise ValueError(
-                "this manipulator is attached already; leave its `with` block first, or make another"
+                "this manipulator is attached already; leave its `with` block, or make another"
             )
         self.called.clear()
         for name, modules in self.layers.items():

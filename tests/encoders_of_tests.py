@@ -87,6 +87,11 @@ class Integers(Map):
         return super().forward(pixels).long()
 
 
+class Halves(Map):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels).half()
+
+
 class NoRows(Map):
     def forward(self, pixels: Tensor) -> Tensor:
         return super().forward(pixels)[:, :, :0]

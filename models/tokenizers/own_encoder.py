@@ -8,6 +8,7 @@
         def __init__(self, pretrained: bool) -> None: ...    # with its weights, or random ones
         def forward(self, pixels): ...    # (B, 3, H, W) -> (B, D, h, w), or tokens (B, R + P, D)
 
+What it gives is float32, finite, and has a row for each image: this is tried when it is made.
 Without `mean` and `std` they are ImageNet's, without `num_prefix_tokens` there are none.  With
 `pretrained` it has the same weights each time: a checkpoint holds their hash instead of them.
 """
@@ -70,8 +71,10 @@ def output(encoder: nn.Module, name: str, pixels: Tensor) -> Any:
         ) from problem
     if not isinstance(found, Tensor):
         return found
-    if not found.is_floating_point():
-        raise ValueError(f"{name} gives {found.dtype}; give floating-point features")
+    if found.dtype != pixels.dtype:  # half precision as well: the decoder's weights are float32
+        raise ValueError(
+            f"{name} gives {found.dtype} of pixels of {pixels.dtype}; give {pixels.dtype} features"
+        )
     if found.dim() and len(found) != len(pixels):
         raise ValueError(
             f"{name} gives {tuple(found.shape)} of {len(pixels)} images; give a row for each image"

@@ -65,4 +65,55 @@ class TwoMeans(Patches):
     mean = (0.5, 0.5)  # type: ignore[assignment]
 
 
+class Exits(Patches):
+    def __init__(self, pretrained: bool) -> None:
+        raise SystemExit("no license")
+
+
+class Raises(Map):
+    def forward(self, pixels: Tensor) -> Tensor:
+        raise RuntimeError("no kernel\nof this size")
+
+
+class FirstOnly(Map):
+    """One row, however many images there are."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels)[:1]
+
+
+class Integers(Map):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels).long()
+
+
+class Halves(Map):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels).half()
+
+
+class NoRows(Map):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return super().forward(pixels)[:, :, :0]
+
+
+class TextPatch(Patches):
+    patch_size = "8"  # type: ignore[assignment]
+
+
+class OneInfinity(Map):
+    def forward(self, pixels: Tensor) -> Tensor:
+        found = super().forward(pixels).clone()
+        found[0, 0, 0, 0] = float("inf")
+        return found
+
+
+class NoSpread(Patches):
+    std = (0.0, 1.0, 1.0)
+
+
+class NanMean(Patches):
+    mean = (0.5, 0.5, float("nan"))
+
+
 not_a_module = one_line

@@ -66,6 +66,14 @@ def test_what_cannot_be_is_one_line(text: str, reason: str):
     assert reason in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_loss_that_is_asked_for_twice_is_refused_with_both_weights():
+    reason = rf"^--auxiliary feature_norm@{LAST} is asked .* weights 0.5 and 2; give it once$"
+    with pytest.raises(ValueError, match=reason):
+        AuxiliaryLosses(predictor(), (NORM, f"feature_norm:{LAST}:2"))
+    with pytest.raises(ValueError, match="with weights 0.5 and 0;"):
+        AuxiliaryLosses(predictor(), (NORM, f"feature_norm:{LAST}:0"))
+
+
 def test_compiled_steps_and_auxiliary_losses_do_not_go_together():
     with pytest.raises(
         ValueError, match="compiled steps ignore those; leave --train.compile at no"
@@ -175,6 +183,18 @@ def test_decorrelation_is_1_of_copies_and_near_0_of_independent_features():
     assert float(decorrelation(x.expand(-1, 4), x)) == pytest.approx(1, abs=1e-3)
     apart = torch.randn(500, 4, generator=torch.Generator().manual_seed(1))
     assert float(decorrelation(apart, apart)) < 0.02
+
+
+def test_a_layer_that_starts_at_zero_has_finite_gradients():
+    model = predictor().train()
+    for parameter in model.delta_head.parameters():
+        nn.init.zeros_(parameter)
+    for name in LOSSES:
+        model.zero_grad()
+        losses = AuxiliaryLosses(model, (f"{name}:delta_head:1",)).loss(clips())
+        losses[f"{name}@delta_head"].backward()
+        assert model.delta_head.weight.grad is not None
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def probe_error(model: nn.Module, train: Batch, test: Batch) -> float:

@@ -297,3 +297,53 @@ def test_an_unreadable_backbone_is_named(dinov2: FrozenEncoderConfig, tmp_path: 
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="that folder"):
         FrozenEncoder(replace(dinov2, pretrained=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [('{"image_mean": [0.5, 0.5, 0.5]}', r"has image_mean \[0.5, 0.5, 0.5\] and no image_std; add"),
+     ('{"image_std": [1, 1, 1]}', r"has image_std \[1, 1, 1\] and no image_mean; add it"),
+     ('{"image_mean": [0.5], "image_std": [0.5]}', "have 1 and 1 numbers; give three of each"),
+     ('{"image_mean": 0.5, "image_std": 0.5}', "are 0.5 and 0.5; give three numbers of each"),
+     ('{"image_mean": "abc", "image_std": [1, 1, 1]}', r"are 'abc' and \[1, 1, 1\]; give three"),
+     ('{"image_mean": [0, 0, 0], "image_std": [0, 0, 0]}', "give finite numbers, and for std"),
+     ('{"image_mean": [NaN, 0, 0], "image_std": [1, 1, 1]}', r"are \[nan, 0.0, 0.0\] and"),
+     ("{", r"could not be read \(Expecting .*\); mend it, or leave it out"),
+     ("[1]", r"holds \[1\] and no fields; mend it, or leave it out")],
+)  # fmt: skip
+def test_a_preprocessor_config_that_cannot_be_used_is_named(
+    text: str, reason: str, vit: FrozenEncoderConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(vit.pretrained, folder)
+    (folder / "preprocessor_config.json").write_text(text)
+    for name in (f"{folder}", f"random:{folder}"):
+        with pytest.raises(
+            ValueError, match=rf"{folder}/preprocessor_config.json .*{reason}"
+        ) as no:
+            FrozenEncoder(replace(vit, pretrained=name))
+        assert "\n" not in str(no.value)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both(
+    vit: FrozenEncoderConfig, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(vit.pretrained, folder)
+    config = transformers.ViTConfig.from_pretrained(folder)
+    config.image_size = 64
+    config.save_pretrained(folder)
+    reason = (
+        r"\(\S*position_embeddings is \(1, 17, 24\) in its file and \(1, 65, 24\) by its config"
+    )
+    with pytest.raises(ValueError, match=reason) as refused:
+        FrozenEncoder(replace(vit, pretrained=str(folder)))
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_that_give_nan_are_refused(vit: FrozenEncoderConfig, tmp_path: Path) -> None:
+    model = transformers.ViTModel.from_pretrained(vit.pretrained, add_pooling_layer=False)
+    torch.nn.init.constant_(model.layernorm.weight, float("nan"))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="vit gives 1776 of 1776 features of gray images as NaN"):
+        FrozenEncoder(replace(vit, pretrained=str(tmp_path)))

@@ -167,6 +167,20 @@ def test_a_layer_that_is_never_called_is_named():
             layers["transformer.norm"]
 
 
+@pytest.mark.parametrize("attach", [
+    lambda model: LayerCollector(model, [LAST]),
+    lambda model: LayerManipulator(model, {"more": (LAST, twice)}),
+])  # fmt: skip
+def test_what_is_attached_is_not_attached_again(attach: Any, capsys: pytest.CaptureFixture[str]):
+    model = predictor()
+    hooks = attach(model)
+    with hooks:
+        with pytest.raises(ValueError, match="is attached already; leave its `with` block"), hooks:
+            pass
+        assert len(model.get_submodule(LAST)._forward_hooks) == 1
+    assert not any(m._forward_hooks for m in model.modules())
+
+
 def test_hooks_are_gone_after_an_error():
     model = predictor()
     with pytest.raises(RuntimeError), LayerCollector(model, [LAST]):
@@ -227,6 +241,9 @@ def test_another_shape_is_refused_and_a_layer_that_was_not_called_is_said(
     seen, acts = episode()
     cut = LayerManipulator(model, {"cut": (LAST, lambda x: x[..., :3])})
     with cut, pytest.raises(ValueError, match=r"'cut' makes \(3, 1, 3\) of the \(3, 1, 24\) that"):
+        model.step(model.start(seen[:, :1], acts[:, :0]), acts[:, 0])
+    nothing = LayerManipulator(model, {"none": (LAST, lambda x: None)})  # type: ignore[dict-item]
+    with nothing, pytest.raises(ValueError, match=rf"'none' makes a NoneType of .* {LAST} gives"):
         model.step(model.start(seen[:, :1], acts[:, :0]), acts[:, 0])
     capsys.readouterr()
     with LayerManipulator(model, {"idle": ("transformer.norm", twice), "more": (LAST, twice)}):

@@ -84,12 +84,28 @@ def test_a_checkpoint_names_the_class_and_holds_no_weight_of_it(tmp_path: Path):
      ("encoders_of_tests:not_a_module", "has no nn.Module called not_a_module"),
      ("Broken", r"could not be made \(OSError: no weights are here\)"),
      ("Misses", "gives 16 tokens of an image of .32, 32., but 1 prefix tokens and 4 x 4 patches"),
-     ("Tuples", "gives <class 'tuple'>; give"), ("TwoMeans", "have 2 and 3 numbers; give three")],
+     ("Tuples", "gives <class 'tuple'>; give"), ("TwoMeans", "have 2 and 3 numbers; give three"),
+     ("Exits", r"could not be made \(SystemExit: no license\)"),
+     ("Raises", r"Raises gives nothing .* \(RuntimeError: no kernel of this size\); mend its forw"),
+     ("FirstOnly", r"FirstOnly gives \(1, 6, 4, 4\) of 2 images; give a row for each image"),
+     ("Integers", "gives torch.int64 of pixels of torch.float32; give torch.float32 features"),
+     ("Halves", "Halves gives torch.float16 of pixels of torch.float32; give"),
+     ("NoRows", r"NoRows gives \(2, 6, 0, 4\) of .* holds no feature; give at least 1 x 1"),
+     ("TextPatch", "patch_size of encoders_of_tests:TextPatch is '8'; make it a whole number"),
+     ("OneInfinity", "OneInfinity gives 1 of 192 features of gray images as NaN or infinite"),
+     ("NoSpread", r"std of NoSpread are .* and \[0.0, 1.0, 1.0\]; give finite numbers"),
+     ("NanMean", r"mean and std of NanMean are \[0.5, 0.5, nan\] and")],
 )  # fmt: skip
 def test_what_is_wrong_with_a_class_is_one_line(name: str, reason: str):
     with pytest.raises(ValueError, match=reason) as refused:
         FrozenEncoder(settings(name))
     assert "\n" not in str(refused.value)
+
+
+def test_nothing_is_written_of_a_class_that_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="give a row for each image"):
+        train(tmp_path, settings("FirstOnly"))
+    assert not (tmp_path / "tokenizer").exists()
 
 
 def test_a_side_that_is_no_multiple_and_a_revision_are_refused():

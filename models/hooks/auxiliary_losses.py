@@ -78,9 +78,17 @@ class AuxiliaryLosses:
 
     def __init__(self, model: Dynamics, wanted: tuple[str, ...], compiled: bool = False) -> None:
         """wanted: as `parse` reads them.  compiled: whether steps may be compiled, which hooks do
-        not go with.  ValueError for a loss or a layer that there is not."""
+        not go with.  ValueError for a loss or a layer that there is not, or a loss that is asked
+        for twice."""
         self.model = model
-        self.wanted = [one for one in map(parse, wanted) if one.weight]
+        asked: dict[str, Wanted] = {}
+        for one in map(parse, wanted):
+            if (first := asked.setdefault(one.term, one)) is not one:
+                raise ValueError(
+                    f"--auxiliary {one.term} is asked for twice, with weights {first.weight:g} and "
+                    f"{one.weight:g}; give it once"
+                )
+        self.wanted = [one for one in asked.values() if one.weight]
         for one in self.wanted:
             if "*" in one.path:
                 raise ValueError(f"--auxiliary {one.term}: name one layer for each loss")
@@ -127,7 +135,8 @@ def decorrelation(output: Tensor, target: Tensor) -> Tensor:
     """Mean square of the correlations of different features (VICReg, arXiv:2105.04906; Barlow
     Twins, arXiv:2103.03230)."""
     centered = output - output.mean(0)
-    normed = centered / (centered.square().sum(0).sqrt() + 1e-6)
+    # of a constant feature, such as a layer's that starts at zero, the root alone has no gradient
+    normed = centered / (centered.square().sum(0) + 1e-12).sqrt()
     correlations = normed.T @ normed
     width = len(correlations)
     off_diagonal = correlations.square().sum() - correlations.diagonal().square().sum()

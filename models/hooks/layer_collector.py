@@ -41,7 +41,10 @@ class LayerCollector:
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> LayerCollector:
-        assert not self._handles, "it is attached already"
+        if self._handles:
+            raise ValueError(
+                "this collector is attached already; leave its `with` block, or make another"
+            )
         for path, module in self.layers.items():
             self._handles.append(module.register_forward_hook(_Collect(self, path)))
         return self

@@ -57,7 +57,10 @@ class LayerManipulator:
             self.active = before
 
     def __enter__(self) -> LayerManipulator:
-        assert not self._handles, "it is attached already"
+        if self._handles:
+            raise ValueError(
+                "this manipulator is attached already; leave its `with` block, or make another"
+            )
         self.called.clear()
         for name, modules in self.layers.items():
             for module in modules.values():
@@ -91,6 +94,11 @@ class _Change:
         before = read_output(module, output)
         path, change = self.manipulator.processors[self.name]
         after = change(before)
+        if not isinstance(after, Tensor):
+            raise ValueError(
+                f"processor {self.name!r} makes a {type(after).__name__} of the "
+                f"{tuple(before.shape)} that {path} gives; return a tensor of that shape"
+            )
         if after.shape != before.shape:
             raise ValueError(
                 f"processor {self.name!r} makes {tuple(after.shape)} of the {tuple(before.shape)} "

@@ -145,7 +145,7 @@ def features(backbone: Any, architecture: Architecture, pixels: Tensor) -> Featu
     """(B, 3, H, W) normalized -> features; H and W are multiples of the patch's side."""
     kind = architecture["model_type"]
     if kind == own_encoder.KIND:
-        return _own_features(backbone, architecture, pixels)
+        return _own_features(backbone, architecture, pixels, backbone(pixels))
     if kind not in TOKEN_FAMILIES:
         return _of_map(backbone(pixels).feature_maps[-1])
     family, patch = TOKEN_FAMILIES[kind], architecture["patch_size"]
@@ -174,11 +174,22 @@ def shapes(
     backbone: nn.Module, architecture: Architecture, input_size: int
 ) -> tuple[tuple[int, int], int, bool]:
     """Give (h, w) and D of square images, and whether there is a vector for the image; ValueError
-    where their side, in pixels, does not fit."""
+    where their side, in pixels, does not fit, or two gray images have no finite features."""
     check_input_size(backbone, architecture, input_size)
-    size = (1, 3, input_size, input_size)
+    mean, std = (torch.tensor(row)[:, None, None] for row in pixel_stats(architecture))
+    gray = ((0.5 - mean) / std).repeat(2, 1, input_size, input_size)
+    is_own = architecture["model_type"] == own_encoder.KIND
     with torch.no_grad():
-        found = features(backbone.eval(), architecture, torch.zeros(size))
+        if is_own:
+            given = own_encoder.output(backbone.eval(), architecture["class"], gray)
+            found = _own_features(backbone, architecture, gray, given)
+        else:
+            found = features(backbone.eval(), architecture, gray)
+    if not found.tokens.is_meta and not (finite := found.tokens.isfinite()).all():
+        raise ValueError(
+            f"{label(architecture)} gives {int((~finite).sum())} of {finite.numel()} features of "
+            f"gray images as NaN or infinite; mend its {'forward' if is_own else 'weights'}"
+        )
     return found.grid, found.tokens.shape[-1], found.image is not None
 
 
@@ -186,8 +197,9 @@ def _of_map(maps: Tensor) -> Features:
     return Features(rearrange(maps, "B D h w -> B (h w) D"), (maps.shape[2], maps.shape[3]))
 
 
-def _own_features(backbone: Any, architecture: Architecture, pixels: Tensor) -> Features:
-    found = backbone(pixels)
+def _own_features(
+    backbone: Any, architecture: Architecture, pixels: Tensor, found: Any
+) -> Features:
     if isinstance(found, Tensor) and found.dim() == 4:
         return _of_map(found)
     grid, prefix = own_encoder.tokens_of(backbone, architecture["class"], found, pixels)

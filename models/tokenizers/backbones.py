@@ -6,6 +6,7 @@ What each family gives is in models/tokenizers/backbone_families.py.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from data.io.hub_address import MAIN, HubAddress
 from data.io.hub_client import describe, hub_api, redacted
-from data.io.messages import first_few, shortened
+from data.io.messages import first_few, one_line, shortened
 from models.method import ExternalWeightsError
 from models.tokenizers import own_encoder
 from models.tokenizers.backbone_families import (
@@ -70,11 +71,10 @@ def read(name: str, commit: str) -> tuple[Any, Architecture]:
         else:
             # AutoBackbone.from_pretrained of this version takes no folder
             backbone = _whole(hf.MODEL_FOR_BACKBONE_MAPPING[type(config)], name, loading)
-        return backbone, _architecture(kind, backbone.config) | {
-            "stats": _stats(name, commit, kind)
-        }
     except Exception as problem:  # of the network, of files, of a library that a kind needs
         raise unreadable(name, commit, problem) from None
+    stats = _stats(name, commit, kind)
+    return backbone, _architecture(kind, backbone.config) | {"stats": stats}
 
 
 def read_class(name: str) -> tuple[Any, Architecture]:
@@ -151,12 +151,21 @@ def _config(name: str, commit: str) -> Any:
 
 
 def _whole(model: Any, name: str, loading: dict[str, Any]) -> Any:
-    """Read a model of which no weight is missing: transformers leaves such ones random."""
-    backbone, info = model.from_pretrained(name, **loading, output_loading_info=True)
+    """Read a model of which no weight is missing or of another shape: transformers leaves such ones
+    random."""
+    backbone, info = model.from_pretrained(
+        name, **loading, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    if other := sorted(info["mismatched_keys"]):
+        key, in_file, expected = other[0]
+        more = f", as are {len(other) - 1} more" if len(other) > 1 else ""
+        raise ValueError(
+            f"{key} is {tuple(in_file)} in its file and {tuple(expected)} by its config.json{more}"
+        )
     # norms of the maps are no part of most checkpoints, and do nothing until they are trained
     missing = [key for key in info["missing_keys"] if not key.startswith("hidden_states_norms.")]
-    if missing or info["mismatched_keys"]:
-        raise ValueError(f"its file has no {first_few(missing) or info['mismatched_keys']}")
+    if missing:
+        raise ValueError(f"its file has no {first_few(missing)}")
     return backbone
 
 
@@ -168,8 +177,12 @@ def _architecture(kind: str, config: Any) -> Architecture:
 
 
 def _class_architecture(name: str, encoder: Any) -> Architecture:
-    found = own_encoder.stats(encoder) or _plain(default_stats(own_encoder.KIND))
-    return {"model_type": own_encoder.KIND, "class": name, "stats": found}
+    found = own_encoder.stats(encoder) or default_stats(own_encoder.KIND)
+    return {
+        "model_type": own_encoder.KIND,
+        "class": name,
+        "stats": _checked_stats(*found, type(encoder).__name__),
+    }
 
 
 def _stats(name: str, commit: str, kind: str) -> list[list[float]]:
@@ -180,12 +193,54 @@ def _stats(name: str, commit: str, kind: str) -> list[list[float]]:
     file = "preprocessor_config.json"
     try:
         path = Path(name, file) if not commit else hf_hub_download(name, file, revision=commit)
-        found = json.loads(Path(path).read_text())
-        if found.get("do_normalize") is False:
-            return [[0.0] * 3, [1.0] * 3]
-        return [[float(x) for x in found[f"image_{key}"]] for key in ("mean", "std")]
-    except (FileNotFoundError, EntryNotFoundError, KeyError):
+    except EntryNotFoundError:
         return _plain(default_stats(kind))
+    except Exception as problem:  # of the network
+        raise unreadable(name, commit, problem) from None
+    file = f"{name}/{file}"
+    family = f"mend it, or leave it out to take the mean and std of a {kind}"
+    try:
+        found = json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        return _plain(default_stats(kind))
+    except (OSError, ValueError) as problem:
+        raise ValueError(f"{file} could not be read ({one_line(problem)}); {family}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds {shortened(repr(found))} and no fields; {family}")
+    if found.get("do_normalize") is False:
+        return [[0.0] * 3, [1.0] * 3]
+    mean, std = found.get("image_mean"), found.get("image_std")
+    if mean is None and std is None:
+        return _plain(default_stats(kind))
+    if mean is None or std is None:
+        given, other = ("image_mean", "image_std") if std is None else ("image_std", "image_mean")
+        raise ValueError(
+            f"{file} has {given} {found[given]} and no {other}; add it, or take both out to take "
+            f"those of a {kind}"
+        )
+    return _checked_stats(mean, std, file)
+
+
+def _checked_stats(mean: Any, std: Any, what: str) -> list[list[float]]:
+    """Three numbers each that pixels can be normalized with; ValueError names `what` has them."""
+    try:
+        found = [[float(x) for x in row] for row in (mean, std)]
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"mean and std of {what} are {shortened(repr(mean))} and {shortened(repr(std))}; give "
+            f"three numbers of each, for red, green and blue"
+        ) from None
+    if [len(row) for row in found] != [3, 3]:
+        raise ValueError(
+            f"mean and std of {what} have {len(found[0])} and {len(found[1])} numbers; give three "
+            f"of each, for red, green and blue"
+        )
+    if not all(map(math.isfinite, found[0] + found[1])) or min(found[1]) <= 0:
+        raise ValueError(
+            f"mean and std of {what} are {found[0]} and {found[1]}; give finite numbers, and for "
+            f"std numbers above 0"
+        )
+    return found
 
 
 def _plain(stats: tuple[tuple[float, ...], ...]) -> list[list[float]]:

@@ -8,6 +8,7 @@
         def __init__(self, pretrained: bool) -> None: ...    # with its weights, or random ones
         def forward(self, pixels): ...    # (B, 3, H, W) -> (B, D, h, w), or tokens (B, R + P, D)
 
+What it gives is float32, finite, and has a row for each image: this is tried when it is made.
 Without `mean` and `std` they are ImageNet's, without `num_prefix_tokens` there are none.  With
 `pretrained` it has the same weights each time: a checkpoint holds their hash instead of them.
 """
@@ -39,27 +40,63 @@ def build(name: str, pretrained: bool) -> nn.Module:
     """Make the encoder; ExternalWeightsError says what is wrong with the class."""
     made = _import(name)
     try:
-        return made(pretrained=pretrained)
-    except Exception as problem:  # a class of the user's may do anything
-        if torch.get_default_device().type == "meta":  # only shapes are wanted, and it needs more
+        encoder = made(pretrained=pretrained)
+    except (Exception, SystemExit) as problem:  # a class of the user's may do anything
+        if _is_of_shapes(problem):
             raise
         raise ExternalWeightsError(
             f"{name}(pretrained={pretrained}) could not be made "
             f"({type(problem).__name__}: {one_line(problem)})"
         ) from problem
+    for key, least in (("patch_size", 1), ("num_prefix_tokens", 0)):
+        value = getattr(encoder, key, least)
+        if not isinstance(value, int) or value < least:
+            raise ExternalWeightsError(
+                f"{key} of {name} is {value!r}; make it a whole number from {least} on, or leave "
+                f"it out"
+            )
+    return encoder
 
 
-def stats(encoder: Any) -> list[list[float]] | None:
-    """Its mean and standard deviation of RGB; None where it has none."""
-    if not hasattr(encoder, "mean") and not hasattr(encoder, "std"):
-        return None
-    found = [[float(x) for x in getattr(encoder, key, ())] for key in ("mean", "std")]
-    if [len(row) for row in found] != [3, 3]:
+def output(encoder: nn.Module, name: str, pixels: Tensor) -> Any:
+    """What it gives of images, (B, 3, H, W); ValueError where that is no features of B images."""
+    try:
+        found = encoder(pixels)
+    except (Exception, SystemExit) as problem:
+        if _is_of_shapes(problem):
+            raise
         raise ValueError(
-            f"mean and std of {type(encoder).__name__} have {len(found[0])} and {len(found[1])} "
-            f"numbers; give three of each, for red, green and blue"
+            f"{name} gives nothing of images of {tuple(pixels.shape)} "
+            f"({type(problem).__name__}: {one_line(problem)}); mend its forward"
+        ) from problem
+    if not isinstance(found, Tensor):
+        return found
+    if found.dtype != pixels.dtype:  # half precision as well: the decoder's weights are float32
+        raise ValueError(
+            f"{name} gives {found.dtype} of pixels of {pixels.dtype}; give {pixels.dtype} features"
+        )
+    if found.dim() and len(found) != len(pixels):
+        raise ValueError(
+            f"{name} gives {tuple(found.shape)} of {len(pixels)} images; give a row for each image"
+        )
+    if not found.numel():
+        raise ValueError(
+            f"{name} gives {tuple(found.shape)} of images of {tuple(pixels.shape)}, which holds no "
+            f"feature; give at least 1 x 1 patches, of one channel or more"
         )
     return found
+
+
+def _is_of_shapes(problem: BaseException) -> bool:
+    """Whether it comes of a run on shapes alone, for which the class needs more."""
+    return isinstance(problem, Exception) and torch.get_default_device().type == "meta"
+
+
+def stats(encoder: Any) -> tuple[Any, Any] | None:
+    """Its mean and standard deviation of RGB, not checked; None where it has neither."""
+    if not hasattr(encoder, "mean") and not hasattr(encoder, "std"):
+        return None
+    return getattr(encoder, "mean", ()), getattr(encoder, "std", ())
 
 
 def tokens_of(encoder: Any, name: str, found: Any, pixels: Tensor) -> tuple[tuple[int, int], int]:
@@ -91,7 +128,7 @@ def _import(name: str) -> type[nn.Module]:
             if spec is None or spec.origin is None:  # None: a folder without __init__.py
                 raise ImportError(f"no module {'.'.join(parts[:count])!r}")
         found = getattr(import_module(module_name), class_name, None)
-    except Exception as problem:  # of the module's own code as well
+    except (Exception, SystemExit) as problem:  # of the module's own code as well
         raise ExternalWeightsError(
             f"{module_name} could not be imported ({one_line(problem)}); install its package, or "
             f"put the file where Python finds it (PYTHONPATH)"

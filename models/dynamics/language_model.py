@@ -72,6 +72,10 @@ class LanguageModelConfig(FrameskipConfig):
 
     def check(self) -> None:
         super().check()
+        if not self.pretrained.strip():
+            raise ValueError(
+                "--model.pretrained is empty; give a local folder, a name on the hub, or random"
+            )
         blocks = (self.clip_length - 1) // self.frameskip
         if self.transformer.context_frames > blocks:
             raise ValueError(

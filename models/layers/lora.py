@@ -18,7 +18,7 @@ ADAPTER = ".lora_"
 def add_adapters(module: nn.Module, rank: int, alpha: float) -> None:
     """Freeze a module, and add adapters to all its linear layers; at first they change nothing.
 
-    ValueError says how to install the library.
+    ValueError says how to install the library, and which rank is too large.
     """
     peft = _library()
     module.requires_grad_(False)
@@ -26,6 +26,18 @@ def add_adapters(module: nn.Module, rank: int, alpha: float) -> None:
     with warnings.catch_warnings():  # of GPT-2's layers, which are stored transposed
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
         peft.inject_adapter_in_model(config, module)
+    most = max(min(base.weight.shape) for base in adapted_layers(module).values())
+    if rank > most:
+        raise ValueError(
+            f"--model.lora-rank {rank} is more than the rank of any layer that it adapts, {most}; "
+            f"give {most} or less, or --model.tuning full"
+        )
+
+
+def adapted_layers(module: nn.Module) -> dict[str, Any]:
+    """The layers that have adapters, without them, by their path."""
+    found = {path: m for path, m in module.named_modules() if hasattr(m, "lora_A")}
+    return {path: m.base_layer for path, m in found.items()}
 
 
 def _library() -> Any:

@@ -107,6 +107,8 @@ class Trainer(Generic[M]):
             if source is not None:
                 recordings = inherit(metadata.get("recordings"), source)
                 self.metadata = metadata | {"recordings": recordings}
+        if not resuming and (remarks := model.remarks()):
+            self.log_line("\n".join(remarks))
         self.model = model.to(self.device)
         self.nan_guard = NanGuard(stage, flag_prefix, immediate=self.device.type == "cpu")
         self.step_fn = TrainStep(

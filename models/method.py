@@ -61,7 +61,7 @@ class TrainableModule(nn.Module):
         """Lines for whoever trains it, from the terms of a step that is logged."""
         return []
 
-    def adopt(
+    def convert_weights(
         self, state: dict[str, Tensor], config: dict[str, Any]
     ) -> tuple[dict[str, Tensor], list[str]]:
         """Give another run's weights under the names of this model, and lines on what was changed.

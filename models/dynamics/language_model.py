@@ -162,7 +162,7 @@ class LanguageModelDynamics(FrameskipDynamics):
         """The language model's own layers."""
         return causal_backbone.decoder_layers(self.backbone)
 
-    def adopt(
+    def convert_weights(
         self, state: dict[str, Tensor], config: dict[str, Any]
     ) -> tuple[dict[str, Tensor], list[str]]:
         """Take a language model with or without adapters; those that this one has not are merged

@@ -89,7 +89,7 @@ def init_from(
 ) -> tuple[Taken, ckpt.Checkpoint]:
     """Copy weights by name and shape from `source`, a run folder, a checkpoint's file or a
     published run (hf://USER/NAME@REVISION); give what was taken, and its checkpoint.  The method
-    may rename them first (`adopt`).
+    may rename them first (`convert_weights`).
 
     folder: that of this stage within its run, such as controller/bc.  actions: the model's action
     space; where the checkpoint has another one, what reads or gives actions stays as it began.
@@ -109,7 +109,7 @@ def init_from(
         path = path / folder / "best.pt"
     checkpoint = ckpt.load(path, stage)
     try:
-        given, changed = model.adopt(checkpoint["model"], checkpoint["config"])
+        given, changed = model.convert_weights(checkpoint["model"], checkpoint["config"])
     except ValueError as problem:
         raise ValueError(f"--{flag_prefix}.init-from {path}: {problem}") from None
     own = model.state_dict()

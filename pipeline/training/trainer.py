@@ -125,8 +125,7 @@ class Trainer(Generic[M]):
         if self.is_main_process:
             self.logger = Logger(folder, self.global_step, train.wandb, flag_prefix)
         self._last_losses: dict[str, float] = {}
-        self._device_idle = 0.0
-        self._stop_requested = self._looked_at_data = False
+        self._device_idle, self._stop_requested, self._looked_at_data = 0.0, False, False
         self.parameters = sum(p.numel() for p in self.step_fn.trainable)
         self.kernels = kernels.describe(self.device)
         self.log_line(

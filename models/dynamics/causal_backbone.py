@@ -197,7 +197,7 @@ def check_usable(backbone: Any, name: str, num_tokens: int) -> None:
         backbone.train(was_training)
     if not (whole.isfinite().all() and changed.isfinite().all()):
         bad = [key for key, weight in backbone.named_parameters() if not weight.isfinite().all()]
-        where = f" (nor has {first_few(bad)})" if bad else ""
+        where = f" (in its weights: {first_few(bad)})" if bad else ""
         raise ValueError(
             f"{name} is a {kind} that gives no finite numbers{where}; give --model.pretrained "
             f"other weights"

@@ -61,6 +61,20 @@ class TrainableModule(nn.Module):
         """Lines for whoever trains it, from the terms of a step that is logged."""
         return []
 
+    def convert_weights(
+        self, state: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Give another run's weights under the names of this model, and lines on what was changed.
+
+        state: the weights that its checkpoint holds.  config: its method's config as plain values.
+        ValueError says which weights do not fit this config.
+        """
+        return state, []
+
+    def remarks(self) -> list[str]:
+        """Lines for whoever trains it, before the first step of a new training."""
+        return []
+
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer; `lr_scale` of a group multiplies the learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]

@@ -340,13 +340,17 @@ def test_a_checkpoint_says_what_it_holds(family: str) -> None:
     ("changes", "message"),
     [
         ({"family": "bert"}, "--model.family bert is not known; give one of llama, mistral"),
+        ({"family": ""}, "--model.family is empty; give one of llama, mistral"),
+        ({"pretrained": ""}, "--model.pretrained is empty; give a local folder"),
         ({"revision": "main"}, "random has neither a revision nor a hash"),
         ({"clip_length": 4}, "context-frames 2 is more than a clip of 4 frames has, 1; .* of 7"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LanguageModelDynamics(replace(CONFIG, **changes), ONE, POINTER)
+        config = replace(CONFIG, **changes)
+        config.check()
+        LanguageModelDynamics(config, ONE, POINTER)
 
 
 def test_codes_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -324,3 +325,26 @@ def test_an_absent_folder_and_library_are_one_line(
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match="lora needs peft; .* -r requirements-lora.txt"):
         dynamics("random", tuning="lora")
+
+
+def test_a_file_with_more_layers_than_its_config_is_refused(tmp_path: Path) -> None:
+    files_of(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(ValueError, match=r"config has 1 layers, and its file 2, .*layers\.1\."):
+        dynamics(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    model = transformers.LlamaModel(transformers.LlamaConfig(**SMALL))
+    torch.nn.init.constant_(model.layers[1].mlp.up_proj.weight, torch.nan)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no finite numbers .*layers.1.mlp.up_proj.weight"):
+        dynamics(tmp_path)
+
+
+def test_a_rank_that_no_layer_has_is_refused(tmp_path: Path) -> None:
+    files_of(tmp_path)
+    dynamics(tmp_path, tuning="lora", lora_rank=24)
+    with pytest.raises(ValueError, match="lora-rank 25 is more than the rank of any .*, 24; give"):
+        dynamics(tmp_path, tuning="lora", lora_rank=25)

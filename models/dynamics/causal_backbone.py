@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ FAMILIES = ("llama", "mistral", "qwen3", "smollm3", "gpt2")
 def make_random(family: str, config: TransformerConfig, num_positions: int) -> Any:
     """Make an untrained backbone of a family, for up to `num_positions` tokens."""
     if family not in FAMILIES:
+        told = f"{family} is not known" if family.strip() else "is empty"
         raise ValueError(
-            f"--model.family {family} is not known; give one of {', '.join(FAMILIES)}, or "
+            f"--model.family {told}; give one of {', '.join(FAMILIES)}, or "
             f"--model.pretrained with weights of it"
         )
     import transformers as hf
@@ -92,9 +95,21 @@ def read(name: str, commit: str) -> Any:
         missing = [key for key in info["missing_keys"] if key not in unused]
         if missing or info["mismatched_keys"]:  # transformers leaves such ones random
             raise ValueError(f"its file has no {first_few(missing or info['mismatched_keys'])}")
+        _check_layers(backbone.config, info["unexpected_keys"])
     except Exception as problem:  # of the network, of files, of a library that a family needs
         raise unreadable(name, commit, problem) from None
     return backbone
+
+
+def _check_layers(config: Any, unused: Iterable[str]) -> None:
+    """Raise ValueError where the file has more layers than the config, which would be dropped."""
+    given = getattr(config, "num_hidden_layers", None)
+    numbers = {int(n[1]): key for key in sorted(unused) if (n := re.search(r"\.(\d+)\.", key))}
+    if given is not None and numbers and max(numbers) >= given:
+        raise ValueError(
+            f"its config has {given} layers, and its file {max(numbers) + 1}, such as "
+            f"{numbers[max(numbers)]}; set the number in config.json"
+        )
 
 
 def plain_architecture(backbone: Any) -> Architecture:
@@ -153,7 +168,7 @@ def run(
 
 
 def check_usable(backbone: Any, name: str, num_tokens: int) -> None:
-    """Raise ValueError unless it is causal, keeps keys and values of each token, and has
+    """Raise ValueError unless it is finite and causal, keeps keys and values of each token, and has
     `num_tokens` positions."""
     kind = backbone.config.model_type
     most = getattr(backbone.config, "max_position_embeddings", None)
@@ -180,6 +195,13 @@ def check_usable(backbone: Any, name: str, num_tokens: int) -> None:
         ) from None
     finally:
         backbone.train(was_training)
+    if not (whole.isfinite().all() and changed.isfinite().all()):
+        bad = [key for key, weight in backbone.named_parameters() if not weight.isfinite().all()]
+        where = f" (in its weights: {first_few(bad)})" if bad else ""
+        raise ValueError(
+            f"{name} is a {kind} that gives no finite numbers{where}; give --model.pretrained "
+            f"other weights"
+        )
     if not torch.allclose(whole[:, :3], changed[:, :3], atol=1e-4):
         raise ValueError(
             f"{name} is a {kind}, whose output at a token depends on the tokens after it; {advice}"

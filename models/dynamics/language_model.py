@@ -31,13 +31,14 @@ from models.dynamics.frameskip_dynamics import (
 )
 from models.external_weights import check_hash, leave_out, weights_hash
 from models.layers.float32_linear import Float32Linear
-from models.layers.lora import ADAPTER, add_adapters
+from models.layers.lora import ADAPTER, adapted_layers, add_adapters, merged, with_base_names
 from models.layers.transformer import Cache, TransformerConfig
 from models.method import ExternalWeightsError
 from models.tokenizers.backbones import is_folder, resolve_commit
 from models.tokenizers.tokenizer import LatentSpec
 
 RANDOM = "random"
+_SAVE = "write it to a folder with its save_backbone and give --model.pretrained FOLDER"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class LanguageModelConfig(FrameskipConfig):
 
     def check(self) -> None:
         super().check()
+        if not self.pretrained.strip():
+            raise ValueError(
+                "--model.pretrained is empty; give a local folder, a name on the hub, or random"
+            )
         blocks = (self.clip_length - 1) // self.frameskip
         if self.transformer.context_frames > blocks:
             raise ValueError(
@@ -135,6 +140,7 @@ class LanguageModelDynamics(FrameskipDynamics):
             backbone.requires_grad_(False)
         if config.transformer.activation_checkpointing:
             backbone.activation_checkpointing_enable({"use_reentrant": False})
+        self.untrained = config.pretrained == RANDOM and config.tuning != "full"
         if config.names_weights:
             leave_out(self, "backbone", but=ADAPTER)
 
@@ -155,6 +161,67 @@ class LanguageModelDynamics(FrameskipDynamics):
     def fsdp_units(self) -> list[nn.Module]:
         """The language model's own layers."""
         return causal_backbone.decoder_layers(self.backbone)
+
+    def convert_weights(
+        self, state: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Take a language model with or without adapters; those that this one has not are merged
+        into the weights."""
+        if "lora_rank" not in config:  # of another method
+            return state, []
+        self._check_source(config)
+        own, lines = self.config, []
+        layers = adapted_layers(self.backbone)
+        keys = ("tuning", "lora_rank", "lora_alpha")
+        adapters = config["tuning"] == "lora"
+        if adapters and any(config[key] != getattr(own, key) for key in keys):
+            rank, alpha = config["lora_rank"], config["lora_alpha"]
+            if own.names_weights:
+                raise ValueError(
+                    f"its adapters have rank {rank} and alpha {alpha:g}, and with --model.tuning "
+                    f"{own.tuning} a checkpoint only names what they adapt; give --model.tuning "
+                    f"lora --model.lora-rank {rank} --model.lora-alpha {alpha:g}, or {_SAVE}"
+                )
+            if config["sha256"]:  # it has adapters of weights that are here
+                own_state = self.state_dict()
+                state = {k: own_state[k] for k in own_state if k.startswith("backbone.")} | state
+            with torch.device("meta"):
+                source = nn.ModuleDict({"backbone": _build(config["architecture"])})
+            state = merged(state, alpha / rank, source)
+            lines = [f"adapters of rank {rank} are merged into the weights that they adapt"]
+        state = with_base_names(state, [f"backbone.{path}" for path in layers])
+        self.untrained &= not any(
+            name in state and value.shape == state[name].shape
+            for name, value in self.state_dict().items()
+            if name.startswith("backbone.") and ADAPTER not in name
+        )
+        return state, lines
+
+    def _check_source(self, config: dict[str, Any]) -> None:
+        """ValueError where this model would read with another language model than the run of
+        `config` did."""
+        own = self.config
+        named = config["sha256"] and config["tuning"] != "full"
+        if named and config["sha256"] != own.sha256:
+            raise ValueError(
+                f"it only names its language model, {config['pretrained']} at "
+                f"{config['revision'][:8]}, which --model.pretrained {own.pretrained} is not; "
+                f"give --model.pretrained {config['pretrained']} --model.revision "
+                f"{config['revision']}, or {_SAVE}"
+            )
+        if own.names_weights and not named:
+            raise ValueError(
+                f"it holds a language model, and with --model.tuning {own.tuning} that of "
+                f"--model.pretrained {own.pretrained} stays as it is; {_SAVE}"
+            )
+
+    def remarks(self) -> list[str]:
+        if not self.untrained:
+            return []
+        return [
+            f"language model: --model.tuning {self.config.tuning} leaves an untrained one as it "
+            f"is; --model.pretrained or --train.init-from gives a trained one"
+        ]
 
     def save_backbone(self, folder: Path) -> None:
         """Write the language model to a folder that `--model.pretrained` and transformers read."""
@@ -222,6 +289,10 @@ class LanguageModelDynamics(FrameskipDynamics):
         return self.delta_head(out).unflatten(-1, (self.latents.num_patches, self.latents.dim))
 
 
+def _build(architecture: str) -> Any:
+    return causal_backbone.build(json.loads(architecture))
+
+
 def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageModelConfig, float]:
     """Load the language model: it, the config with what its weights say, and the scale of its
     tokens.
@@ -231,7 +302,7 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
     """
     name, scale = config.pretrained, 1.0
     if config.architecture:  # of a checkpoint, which holds the scale
-        backbone = causal_backbone.build(json.loads(config.architecture))
+        backbone = _build(config.architecture)
         if config.names_weights and not next(backbone.parameters()).is_meta:
             backbone = causal_backbone.without_word_table(_named_weights(config))
         return backbone, config, scale

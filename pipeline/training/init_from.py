@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from data.io.messages import first_few
+from models.method import TrainableModule
 from pipeline import checkpoint as ckpt
 from pipeline.training.train_config import TrainConfig
 
@@ -26,10 +27,13 @@ class Taken:
     taken: list[str]
     left: dict[str, list[str]]
     """Weights of this model that are as they began, by the reason."""
+    changed: list[str]
+    """What the method changed of the checkpoint's weights, to take them."""
 
     def describe(self) -> list[str]:
         """Lines to print."""
         lines = [f"init: {len(self.taken)} tensors from {self.path}"]
+        lines += [f"init: {change}" for change in self.changed]
         for reason, names in self.left.items():
             more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
             lines.append(f"init: as they began, {reason}: {', '.join(names[:LISTED])}{more}")
@@ -37,7 +41,7 @@ class Taken:
 
 
 def begin(
-    model: nn.Module,
+    model: TrainableModule,
     train: TrainConfig,
     folder: Path,
     stage: str,
@@ -76,7 +80,7 @@ def begin(
 
 
 def init_from(
-    model: nn.Module,
+    model: TrainableModule,
     source: str,
     folder: Path,
     stage: str,
@@ -84,7 +88,8 @@ def init_from(
     actions: dict[str, Any] | None = None,
 ) -> tuple[Taken, ckpt.Checkpoint]:
     """Copy weights by name and shape from `source`, a run folder, a checkpoint's file or a
-    published run (hf://USER/NAME@REVISION); give what was taken, and its checkpoint.
+    published run (hf://USER/NAME@REVISION); give what was taken, and its checkpoint.  The method
+    may rename them first (`convert_weights`).
 
     folder: that of this stage within its run, such as controller/bc.  actions: the model's action
     space; where the checkpoint has another one, what reads or gives actions stays as it began.
@@ -103,7 +108,11 @@ def init_from(
     if path.is_dir():
         path = path / folder / "best.pt"
     checkpoint = ckpt.load(path, stage)
-    own, given = model.state_dict(), checkpoint["model"]
+    try:
+        given, changed = model.convert_weights(checkpoint["model"], checkpoint["config"])
+    except ValueError as problem:
+        raise ValueError(f"--{flag_prefix}.init-from {path}: {problem}") from None
+    own = model.state_dict()
     of_actions = _of_actions(model) if actions not in (None, checkpoint["actions"]) else set()
     taken, left = [], {}
     for name, value in own.items():
@@ -123,7 +132,7 @@ def init_from(
             f"another --{flag_prefix}.init-from"
         )
     model.load_state_dict({name: given[name] for name in taken}, strict=False)
-    return Taken(str(path), checkpoint["fingerprint"], taken, left), checkpoint
+    return Taken(str(path), checkpoint["fingerprint"], taken, left, changed), checkpoint
 
 
 def _of_actions(model: nn.Module) -> set[str]:

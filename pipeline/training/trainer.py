@@ -107,6 +107,8 @@ class Trainer(Generic[M]):
             if source is not None:
                 recordings = inherit(metadata.get("recordings"), source)
                 self.metadata = metadata | {"recordings": recordings}
+        if not resuming and (remarks := model.remarks()):
+            self.log_line("\n".join(remarks))
         self.model = model.to(self.device)
         self.nan_guard = NanGuard(stage, flag_prefix, immediate=self.device.type == "cpu")
         self.step_fn = TrainStep(
@@ -123,8 +125,7 @@ class Trainer(Generic[M]):
         if self.is_main_process:
             self.logger = Logger(folder, self.global_step, train.wandb, flag_prefix)
         self._last_losses: dict[str, float] = {}
-        self._device_idle = 0.0
-        self._stop_requested = self._looked_at_data = False
+        self._device_idle, self._stop_requested, self._looked_at_data = 0.0, False, False
         self.parameters = sum(p.numel() for p in self.step_fn.trainable)
         self.kernels = kernels.describe(self.device)
         self.log_line(

@@ -29,6 +29,7 @@ from data.checks.summary import describe, warnings
 from data.images.image_source import ImageSource, find_images
 from data.io.download import local_file
 from data.io.files import lock, writable_folder
+from data.io.messages import counted
 from data.io.sniff import describe_content
 from data.processes import rank_and_world_size
 from data.pusht.demo_ends import describe_ends
@@ -212,7 +213,7 @@ def _build_and_report(
         if present < source.num_shards:  # the other ranks make the rest, and the last says more
             return
     dataset = EpisodeDataset(folder)
-    summary = f"{written} shards written" if written else "all shards exist"
+    summary = f"{counted(written, 'shard')} written" if written else "all shards exist"
     for line in (f"shards: {summary} in {folder}: {describe(dataset)}", *warnings(dataset)):
         print(line)
 

@@ -122,7 +122,7 @@ class Config(CheckedConfig):
     pair_seeds: Annotated[tuple[int, ...], Range(0, MAX_SEED), NonEmpty()] = (0, 1, 2)
     """Seeds of the pair lists."""
     oracle_pairs: Annotated[int, Range(1, 10**6)] = 50
-    """Pairs that the true simulator is planned in: this upper bound is expensive."""
+    """Pairs that are planned in the true simulator, which is expensive."""
     oracle_samples: Annotated[int, Range(2, 10**6)] = 300
     """Action sequences of an iteration in the true simulator."""
     oracle_iterations: Annotated[int, Range(1, 10**4)] = 8

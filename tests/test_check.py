@@ -10,6 +10,7 @@ import pytest
 
 from data.actions import ActionSpec
 from data.checks.check import check, contact_sheet, describe, validate
+from data.io.messages import counted
 from data.shards.build_info import shard_name
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.episodes import Episode
@@ -51,7 +52,7 @@ def test_the_report_describes_the_dataset(tmp_path):
     for split in ("train", "validation", "test"):
         episodes = dataset.episodes(split)
         line = line_of(report, f"{split}:")
-        assert f"{len(episodes)} episodes, {24 * len(episodes)} frames" in line
+        assert f"{counted(len(episodes), 'episode')}, {24 * len(episodes)} frames" in line
     x = dataset.read_rows("actions", 0, 288)[:, 0].astype(float)
     line = line_of(report, "target_x")
     assert f"mean {x.mean():.4g}, deviation {x.std():.4g}" in line and "0.00% outside" in line

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.io.messages import LONGEST, first_few, one_line
+from data.io.messages import LONGEST, counted, first_few, one_line
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,10 @@ from data.io.messages import LONGEST, first_few, one_line
 )
 def test_a_list_names_the_first_few_and_counts_the_others(count, text):
     assert first_few(f"e{i}" for i in range(count)) == text
+
+
+def test_one_of_a_thing_has_no_plural():
+    assert [counted(n, "shard") for n in (0, 1, 2)] == ["0 shards", "1 shard", "2 shards"]
 
 
 def test_another_librarys_error_is_one_short_line():

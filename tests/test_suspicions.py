@@ -68,5 +68,5 @@ def test_skipped_shards_and_another_build_file_are_named(tmp_path):
     (tmp_path / BUILD_FILE).write_text(json.dumps(info))
     (tmp_path / shard_name(2)).with_suffix(SKIPPED).write_text("log 2 is empty\n")
     skipped, other = suspicions(EpisodeDataset(tmp_path))
-    assert "1 shards were skipped: log 2 is empty" in skipped
+    assert "1 skipped shard: log 2 is empty" in skipped
     assert "build.json describes other shards, by actions, image_size, seed" in other

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_readme import check_python, commands
 
 import evaluate
 import models.tokenizers
@@ -91,6 +93,16 @@ def test_the_template_trains_two_steps_and_is_read_back(template: None, tmp_path
 def test_the_recipe_of_the_template_fits_every_stage(template: None):
     for stage, config in CONFIGS.items():
         presets.apply(config(), stage, ["autoencoder", "debug"])
+
+
+def test_the_commands_of_the_page_fit(
+    template: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)  # no run remembers its presets here
+    found = [shlex.split(command)[1:] for command in commands(PAGE)]
+    assert [words for words in found if "autoencoder" in words]
+    for words in found:
+        check_python(words)
 
 
 def test_every_member_of_the_contract_is_on_the_page():

@@ -282,7 +282,7 @@ def test_invalid_recordings_are_skipped_and_restart_rebuilds_all(recorded_pairs,
     (folder / "pair-1.mp4").write_bytes(cut)
     vpt_command(config)
     printed = capsys.readouterr().out
-    assert "1 shards written" in printed and "skipped" not in printed
+    assert "1 shard written" in printed and "skipped" not in printed
     assert len(EpisodeDataset(tmp_path / "run" / "shards")) == 3
     vpt_command(replace(config, restart=True))
     assert "3 shards written" in capsys.readouterr().out
@@ -306,7 +306,7 @@ def test_recordings_that_changed_or_grew_are_noticed(recorded_pairs, tmp_path, c
         vpt_command(config)
     (tmp_path / "run" / "shards" / "shard-00001.h5").unlink()
     vpt_command(config)
-    assert "1 shards written" in capsys.readouterr().out
+    assert "1 shard written" in capsys.readouterr().out
     write_pair(moved, "pair-9", 64)
     with pytest.raises(ValueError, match=r"now has 4 recordings.* are of 3; --restart"):
         vpt_command(config)
@@ -347,7 +347,7 @@ def test_ranks_share_the_recordings(recorded_pairs, tmp_path, capsys, monkeypatc
     config = VptConfig(
         tmp_path, recorded_pairs, frame_format=FrameFormat(resolution=16), num_workers=1
     )
-    for rank, printed in ((0, "rank 0 of 2 wrote 2"), (1, "1 shards written")):
+    for rank, printed in ((0, "rank 0 of 2 wrote 2"), (1, "1 shard written")):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "2")
         vpt_command(config)

@@ -14,7 +14,7 @@ from data.checks.lengths import describe_lengths
 from data.checks.pointer_alignment import describe_pointer, pointer_correlations, pointer_warning
 from data.checks.suspicions import suspicions
 from data.io.files import atomic_write, writable_folder
-from data.io.messages import first_few
+from data.io.messages import counted, first_few
 from data.shards.build_info import rebuild_command
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import SPLITS
@@ -105,15 +105,16 @@ def describe(dataset: EpisodeDataset) -> list[str]:
     num_bytes = sum(header.path.stat().st_size for header in dataset.headers)
     lines = [
         f"{dataset.folder}: {source}, {total} frames of {size[0]} x {size[1]}, "
-        f"{len(dataset)} episodes of {lengths.min()} to {lengths.max()} "
-        f"(median {int(np.median(lengths))}) frames, {len(dataset.headers)} shards of "
+        f"{counted(len(dataset), 'episode')} of {lengths.min()} to {lengths.max()} "
+        f"(median {int(np.median(lengths))}) frames, {counted(len(dataset.headers), 'shard')} of "
         f"{num_bytes / 2**20:.1f} MiB together"
     ]
     for split in SPLITS:
         episodes = np.array(dataset.episodes(split), int)
         sources = len(set(dataset.sources[episodes].tolist()))
         frames = int(lengths[episodes].sum())
-        lines.append(f"  {split}: {len(episodes)} episodes, {frames} frames, {sources} sources")
+        how_many = (len(episodes), "episode"), (frames, "frame"), (sources, "source")
+        lines.append(f"  {split}: {', '.join(counted(*part) for part in how_many)}")
     lines += _describe_actions(dataset)
     if dataset.has("contacts"):
         contacts = dataset.read_rows("contacts", 0, total)

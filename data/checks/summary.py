@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from data.checks.alignment_check import alignment_scores, alignment_warning
 from data.checks.lengths import describe_lengths
 from data.checks.pointer_alignment import pointer_correlations, pointer_warning
+from data.io.messages import counted
 from data.shards.episode_dataset import EpisodeDataset
 
 
@@ -14,7 +15,7 @@ def describe(dataset: EpisodeDataset) -> str:
     """Say in one line how much there is, and of what."""
     counts = {split: len(dataset.episodes(split)) for split in ("train", "validation", "test")}
     line = (
-        f"{dataset.num_frames} frames, {len(dataset)} episodes "
+        f"{dataset.num_frames} frames, {counted(len(dataset), 'episode')} "
         f"({', '.join(f'{n} {split}' for split, n in counts.items())})"
     )
     if not dataset.has("actions"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.io.messages import first_few
+from data.io.messages import counted, first_few
 from data.shards.build_info import read_build_info, skip_reason, skipped_shards
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import SPLITS
@@ -30,7 +30,7 @@ def suspicions(dataset: EpisodeDataset) -> list[str]:
 def _skipped(dataset: EpisodeDataset) -> str:
     skipped = skipped_shards(dataset.folder)
     reasons = sorted({skip_reason(path) for path in skipped.values()})
-    return f"{len(skipped)} shards were skipped: {first_few(reasons, 3)}" if skipped else ""
+    return f"{counted(len(skipped), 'skipped shard')}: {first_few(reasons, 3)}" if skipped else ""
 
 
 def _other_build(dataset: EpisodeDataset) -> str:

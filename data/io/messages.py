@@ -17,6 +17,11 @@ def first_few(items: Iterable[object], few: int = FEW, separator: str = ", ") ->
     return f"{separator.join(listed[:few])} and {len(listed) - few} more"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: "1 shard", "2 shards"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def command(script: str, *words: object) -> str:
     """Return a command to copy, quoted for a shell: python train_dynamics.py --run 'my runs/a'."""
     return f"python {script} {shlex.join(map(str, words))}"

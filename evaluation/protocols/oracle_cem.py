@@ -1,4 +1,4 @@
-"""The true simulator under a sampling planner: the upper bound of planning in a world model.
+"""The true simulator under a sampling planner: what a perfect model would reach with that search.
 
 The planner's cross-entropy method (models/planning/planner.py) over the agent's target
 positions.  Letters: N starts, K candidates, T steps of a plan, B action blocks of it, M elites,

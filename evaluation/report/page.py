@@ -255,9 +255,10 @@ def _task_protocol(provenance: dict[str, Any]) -> str:
         f"{name}: starts of seeds from {seed}, the same for every policy, at most {steps} steps"
         f"{_towards(goal)}. "
         "The score is the mean highest reward, min(coverage / 0.95, 1); success is a coverage of "
-        "0.95 at any step, which ends the episode. Steps: median until success. Policies above "
-        "actor_critic plan in the world from frames; best_of_n, planner, policy_prior and "
-        "goal_policy by the learned cost of the task; scripted and oracle_cem see true states."
+        "0.95 at any step, which ends the episode. Steps: median until success. best_of_n, "
+        "policy_prior and planner choose among imagined futures, by the learned cost of the task. "
+        "The other policies of frames act without a search: distilled_policy, canonical_policy, "
+        "flow_policy, goal_policy, actor_critic and bc. scripted and oracle_cem see true states."
     )
 
 
@@ -287,7 +288,8 @@ def _goals(protocols: dict[str, Any]) -> list[str]:
     parts = [
         "<h2>Goal reaching</h2><p>Protocols are not comparable with each other. planner, "
         "policy_prior and goal_policy act by the world model; actor_critic and bc are not given "
-        "the goal; oracle_cem plans in the true simulator, the upper bound.</p>"
+        "the goal; oracle_cem plans in the true simulator: what a perfect model would reach with "
+        "that search.</p>"
     ]
     for protocol, policies in protocols.items():
         rows = []

@@ -176,7 +176,9 @@ def shift_actions(folder, steps):
 def test_actions_shifted_against_the_frames_are_noticed(tmp_path):
     line = describe(shift_actions(tmp_path, 1))[-1]
     assert "actions seem to be shifted" in line
-    assert "shifted" not in describe(EpisodeDataset(tmp_path / "right"))[-1]
+    right = describe(EpisodeDataset(tmp_path / "right"))
+    assert right[-1].endswith("; highest with actions[t]: aligned") and "aligned" not in line
+    assert not any("frames change too little" in line for line in right), "one verdict"
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])

@@ -89,7 +89,7 @@ class World(nn.Module):
         actions = actions[:, max(0, actions.shape[1] - frames.shape[1] + 1) :]
         with self._autocast():
             frames = frames.to(self.device)
-            encoded = self.tokenizer.encode_clip(frames)
+            encoded = self._encode(frames)
             latents = encoded[:, -self.dynamics.context :]
             actions = actions[:, actions.shape[1] - latents.shape[1] + 1 :]
             state = self.dynamics.start(latents, self.actions.normalize(actions))
@@ -130,7 +130,7 @@ class World(nn.Module):
                 clip = torch.cat([state.history.frames, clip], dim=1)[
                     :, -self.tokenizer.temporal_context :
                 ]
-            latents = self.tokenizer.encode_clip(clip)[:, -1]
+            latents = self._encode(clip)[:, -1]
             after = self.dynamics.observe(
                 state, self.actions.normalize(action.to(self.device)), latents
             )
@@ -163,12 +163,12 @@ class World(nn.Module):
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, N) codes or (B, P, D), as the tokenizer makes them."""
         with self._autocast():
-            return self.tokenizer.encode_clip(frames.to(self.device)[:, None])[:, 0]
+            return self._encode(frames.to(self.device)[:, None])[:, 0]
 
     def encode_clip(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 -> (B, T, N) or (B, T, P, D), each frame with those before it."""
         with self._autocast():
-            return self.tokenizer.encode_clip(frames.to(self.device))
+            return self._encode(frames.to(self.device))
 
     def latents_key(self, fingerprint: str) -> str:
         """As the tokenizer says: what its latents are cached by."""
@@ -190,7 +190,7 @@ class World(nn.Module):
         with self._autocast():
             for start in range(0, frames.shape[1], at_once):
                 given = frames[:, max(0, start - past) : start + at_once]
-                encoded = self.tokenizer.encode_clip(given.to(self.device))
+                encoded = self._encode(given.to(self.device))
                 parts.append(encoded[:, min(past, start) :])
             encoded = torch.cat(parts, dim=1)
             actions = self.actions.normalize(actions.to(self.device))
@@ -199,7 +199,7 @@ class World(nn.Module):
             for t, action in enumerate(actions.unbind(1), 1):
                 state = self.dynamics.observe(state, action, encoded[:, t])
                 found.append(state.latents)
-            return torch.stack(found, dim=1)
+            return _float32(torch.stack(found, dim=1))
 
     def vectors(self, latents: Tensor) -> Tensor:
         """Latents of states, (..., N) codes or (..., P, D), as vectors whose distance says how far
@@ -340,6 +340,11 @@ class World(nn.Module):
         past = [state.history.latents, self.dynamics.readout(state)[:, None]]
         return torch.cat(past, dim=1)[:, 1 - self.tokenizer.temporal_context :]
 
+    def _encode(self, clip: Tensor) -> Tensor:
+        """Whatever reads latents outside of autocast has weights of 32 bits: clip
+        (B, T, 3, H, W) uint8 -> (B, T, N) codes or (B, T, P, D) float32."""
+        return _float32(self.tokenizer.encode_clip(clip))
+
     def _draw(self, latents: Tensor) -> Tensor:
         return self.tokenizer.decode_clip(latents[:, None])[:, 0]
 
@@ -353,5 +358,8 @@ class World(nn.Module):
 
 def _in_float32(state: State) -> State:
     """Hand out a state whose latents are as controllers read them, outside of autocast."""
-    narrow = state.latents.is_floating_point() and state.latents.dtype != torch.float32
-    return replace(state, latents=state.latents.float()) if narrow else state
+    return replace(state, latents=_float32(state.latents))
+
+
+def _float32(latents: Tensor) -> Tensor:
+    return latents.float() if latents.is_floating_point() else latents

@@ -163,6 +163,20 @@ def test_a_truncated_file_and_a_missing_one_are_named(tmp_path):
         ArraySource(str(tmp_path / "nothing")).description()
 
 
+def test_all_damaged_files_of_a_folder_are_named_together(tmp_path):
+    whole = write_h5(tmp_path, frames=FRAMES, actions=CODES).read_bytes()
+    (tmp_path / "b.h5").write_bytes(whole[:500])
+    with pytest.raises(ValueError, match=r"b\.h5 .* cannot be read .*; get it again, or move it"):
+        ArraySource(str(tmp_path)).description()
+    (tmp_path / "c.h5").write_bytes(whole[:500])
+    (tmp_path / "d.h5").write_bytes(b"a page of an error")
+    message = (
+        r"b\.h5 .*\), and c\.h5, d\.h5 cannot be read either; get them again, or move them away$"
+    )
+    with pytest.raises(ValueError, match=message):
+        ArraySource(str(tmp_path)).description()
+
+
 GOOD = {"frames": FRAMES[0], "actions": CODES[0]}
 
 
@@ -228,6 +242,8 @@ def test_states_are_imported_with_names(tmp_path):
     path = write_h5(tmp_path, frames=FRAMES, actions=CODES, states=np.ones((3, 5, 4)))
     source = ArraySource(str(path))
     assert source.description()["state_names"] == ["state_0", "state_1", "state_2", "state_3"]
+    line = "states are state_0, state_1, state_2, state_3; --state-names gives them names"
+    assert line in source.remarks
     states = source.make_shard(0)[0].states
     assert states is not None and states.shape == (5, 4) and states.dtype == np.float32
 

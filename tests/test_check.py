@@ -10,6 +10,7 @@ import pytest
 
 from data.actions import ActionSpec
 from data.checks.check import check, contact_sheet, describe, validate
+from data.checks.suspicions import suspicions
 from data.io.messages import counted
 from data.shards.build_info import shard_name
 from data.shards.episode_dataset import EpisodeDataset
@@ -63,6 +64,18 @@ def test_the_report_describes_the_dataset(tmp_path):
     line = line_of(report, "rewards:")
     assert f"mean {rewards.mean():.3f}, greatest {rewards.max():.3f}" in line
     assert f"best reward of an episode: mean {best:.3f}" in line
+
+
+def test_rewards_that_are_all_zero_are_warned_of(tmp_path, monkeypatch):
+    write_toy_shards(tmp_path, episodes=4)
+    dataset = EpisodeDataset(tmp_path)
+    line = "  warning: all rewards are 0, so no controller can learn a task from them"
+    assert line not in suspicions(dataset)
+    read = dataset.read_rows
+    monkeypatch.setattr(
+        dataset, "read_rows", lambda name, *a: read(name, *a) * (0 if name == "rewards" else 1)
+    )
+    assert line in suspicions(dataset)
 
 
 def test_the_sheet_shows_the_first_and_the_last_frame_of_an_episode(tmp_path):
@@ -164,7 +177,9 @@ def shift_actions(folder, steps):
 def test_actions_shifted_against_the_frames_are_noticed(tmp_path):
     line = describe(shift_actions(tmp_path, 1))[-1]
     assert "actions seem to be shifted" in line
-    assert "shifted" not in describe(EpisodeDataset(tmp_path / "right"))[-1]
+    right = describe(EpisodeDataset(tmp_path / "right"))
+    assert right[-1].endswith("; highest with actions[t]: aligned") and "aligned" not in line
+    assert not any("frames change too little" in line for line in right), "one verdict"
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4])

@@ -50,7 +50,7 @@ def write(folder: Path, metrics: dict[str, Any]) -> Path:
 def test_the_first_screen_tells_the_best_and_its_baseline_in_words():
     page = "".join(summary(measured()))
     assert "policy_prior reaches 98.3% of goals 25 steps away (protocol first_hit), " in page
-    assert "and noop 32.8%." in page and "[97.6, 98.9]%, n 1500" in page
+    assert "and noop 32.8%." in page and "[97.6, 98.9]%, 1500 goals" in page
     assert "4 steps ahead the predicted frames have 20.00 dB, and a copy" in page
     assert "Not measured: reconstruction, rewards, the task, returns in the environment" in page
     assert page.count("<li>") == 2
@@ -62,10 +62,11 @@ def test_five_numbers_are_the_most_and_none_is_no_error():
         "success": 0.9, "success_low": 0.8, "success_high": 0.95, "n": 50
     }  # fmt: skip
     metrics["returns"]["bc"] |= {"return": -3.25, "n": 4}
-    metrics["tokenizer"] |= {"n": 9, "psnr": 33.0}
+    metrics["tokenizer"] |= {"n": 9, "psnr": 5.974, "psnr_low": 5.957, "psnr_high": 5.991}
     metrics["play"] |= {"n": 50, "frames_per_second": 300.2}
     page = "".join(summary(metrics))
     assert page.count("<li>") == 5 and "-3.2" in page and "300" not in page
+    assert "5.97 dB." in page and "[5.96, 5.99] dB, 9 frames" in page, "as many digits as the value"
     nothing = "".join(summary(empty_metrics()))
     assert "Not measured" in nothing and "<li>" not in nothing
 

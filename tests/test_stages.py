@@ -25,6 +25,7 @@ from data.toy import write_toy_shards
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline import presets
+from pipeline.batches.demonstrations import demo_rows
 from pipeline.inference.load_controllers import load_controllers, load_goal_policy
 from pipeline.inference.load_world import load_world
 from pipeline.training.imagined_rewards import improvement
@@ -193,6 +194,27 @@ def test_what_the_data_has_nothing_for_is_left_out_and_told(
     made = replace(made, methods=("bc", "task_cost"))
     assert train_controller.possible_methods(made, world, dataset) == ("bc",)
     assert "is 1, which shows no goal, so no task_cost is trained" in capsys.readouterr().out
+
+
+def test_rewards_that_are_all_zero_count_as_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """As a recorder writes them that knows no task."""
+    dataset = EpisodeDataset(write_toy_shards(tmp_path / "shards", 12, 20))
+    for read in ("read", "read_rows"):
+        real = getattr(dataset, read)
+        monkeypatch.setattr(
+            dataset, read, lambda *a, real=real: real(*a) * (0 if "rewards" in a else 1)
+        )
+    world = cast(World, SimpleNamespace(has_rewards=True))
+    made = train_controller.Config(methods=("bc", "actor_critic", "task_cost", "flow_policy"))
+    assert train_controller.possible_methods(made, world, dataset) == ("bc", "flow_policy")
+    said = capsys.readouterr().out
+    for method in ("actor_critic", "task_cost"):
+        assert f"is 0, which shows no goal, so no {method} is trained" in said
+    assert "is 0: all its episodes are imitated" in said
+    rows = demo_rows(dataset, "train", made.min_reward)
+    assert list(map(len, rows)) == [19] * len(dataset.episodes("train"))
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,11 @@ from models.layers.int8 import quantize_linears
 from pipeline.batches import latent_cache
 from pipeline.batches.clip_batches import ClipBatches
 from pipeline.batches.latent_cache import cache_latents
-from pipeline.inference.load_controllers import load_controller, load_controllers
+from pipeline.inference.load_controllers import (
+    load_controller,
+    load_controllers,
+    load_goal_policy,
+)
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.inference.load_world import load_world
 
@@ -241,3 +245,27 @@ def test_rows_of_a_state_keep_their_residual(tmp_path):
     assert torch.equal(swapped, seen[[2, 0]])
     untouched = world.step(world.reset(real.frames[:, :3], real.actions[:, :2]), real.actions[:, 2])
     assert torch.equal(world.decode(untouched.select(torch.tensor([2]))), seen[[2]])
+
+
+def test_latents_of_a_tokenizer_in_16_bits_are_handed_out_in_32(tmp_path, monkeypatch):
+    """`encode` of a new tokenizer returns what its last layer does under autocast."""
+    write_toy_shards(tmp_path / "shards")
+    run = write_run(tmp_path, EpisodeDataset(tmp_path / "shards"), method="keypoints")
+    world, real = load_world(run, "cpu"), clip(tmp_path)
+    world.precision = "bf16"
+    encode = world.tokenizer.encode
+    monkeypatch.setattr(world.tokenizer, "encode", lambda frames: encode(frames).bfloat16())
+    state = world.reset(real.frames[:, :2], real.actions[:, :1])
+    for latents in (
+        state.latents,
+        world.observe(state, real.actions[:, 1], real.frames[:, 2]).latents,
+        world.states(real.frames, real.actions[:, :-1]),
+        world.encode(real.frames[:, 0]),
+        world.encode_clip(real.frames),
+        world.embed(real.frames[:, 0]),
+    ):
+        assert latents.dtype == torch.float32
+    policy = load_goal_policy(run, world)
+    assert policy is not None
+    with torch.no_grad():  # a product of 16 and of 32 bits would be an error
+        policy(state.latents, world.embed(real.frames[:, 3]), real.actions[:, 0])

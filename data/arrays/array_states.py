@@ -30,7 +30,8 @@ def name_states(raw: RawEpisodes, names: tuple[str, ...]) -> tuple[tuple[str, ..
         )
     count = values.shape[1]
     if not names:
-        return tuple(f"state_{i}" for i in range(count)), []
+        names = tuple(f"state_{i}" for i in range(count))
+        return names, [f"states are {first_few(names)}; --state-names gives them names"]
     if len(names) != count or len(set(names)) != count or not all(name.strip() for name in names):
         raise ValueError(
             f"--state-names {' '.join(names)}: a state of {raw.location(0)} has {count} numbers, "

@@ -127,9 +127,9 @@ def describe(dataset: EpisodeDataset) -> list[str]:
             f"best reward of an episode: mean {max_rewards.mean():.3f}"
         )
     scores, agreement = alignment_scores(dataset), describe_agreement(dataset)
-    if scores is not None and not agreement:  # that one is of the camera alone, and says more
-        lines.append(f"  {describe_scores(scores)}")
     pointer = pointer_correlations(dataset)
+    if scores is not None and not (agreement or pointer):  # which know the actions, and say more
+        lines.append(f"  {describe_scores(scores)}")
     found = (
         describe_lengths(dataset),
         alignment_warning(scores),

@@ -46,17 +46,22 @@ def describe_pointer(correlations: dict[int, float] | None) -> str:
         return ""
     if not correlations:
         return "too little motion to measure whether actions and frames are aligned"
+    verdict = "; highest with actions[t]: aligned" if _aligned(correlations) else ""
     parts = [f"{r:.3f} with actions[t{s:+d}]".replace("+0", "") for s, r in correlations.items()]
     return (
         f"displacement from t to t + 1 correlates with the offset to the target: "
-        f"r = {', '.join(parts)}"
+        f"r = {', '.join(parts)}{verdict}"
     )
 
 
 def pointer_warning(correlations: dict[int, float] | None) -> str:
     """Return a warning where another shift correlates more, else an empty line."""
-    if not correlations or correlations[0] >= max(correlations.values()):
+    if not correlations or _aligned(correlations):
         return ""
     return (
         f"warning: {describe_pointer(correlations)}: actions seem to be shifted against the frames"
     )
+
+
+def _aligned(correlations: dict[int, float]) -> bool:
+    return correlations[0] >= max(correlations.values())

@@ -14,14 +14,15 @@ FAINT = 16  # of 255: frames whose values all lie within so many show nothing
 
 
 def suspicions(dataset: EpisodeDataset) -> list[str]:
-    """Return a line for each: skipped shards, sources in two splits, frames and actions that say
-    nothing, episodes that go on after their end."""
+    """Return a line for each: skipped shards, sources in two splits, frames, actions and rewards
+    that say nothing, episodes that go on after their end."""
     found = [
         _skipped(dataset),
         _other_build(dataset),
         _shared_sources(dataset),
         _faint_frames(dataset),
         _constant_actions(dataset),
+        _zero_rewards(dataset),
         _ends_inside(dataset),
     ]
     return [f"  warning: {line}" for line in found if line]
@@ -86,6 +87,11 @@ def _constant_actions(dataset: EpisodeDataset) -> str:
             name for name, is_fixed in zip(dataset.actions.names, fixed, strict=True) if is_fixed
         ]
     return f"the actions never change: {first_few(same)}" if same else ""
+
+
+def _zero_rewards(dataset: EpisodeDataset) -> str:
+    zero = dataset.all_zero("rewards")
+    return "all rewards are 0, so no controller can learn a task from them" if zero else ""
 
 
 def _ends_inside(dataset: EpisodeDataset) -> str:

@@ -16,8 +16,9 @@ import numpy as np
 from data.formats.decode_image import decode_image
 from data.formats.layout import LENGTHS, recordings_of
 from data.formats.numpy_files import open_file
-from data.formats.recording import Recording, RecordingSet, reading
+from data.formats.recording import WAY_OUT, Recording, RecordingSet, reading
 from data.formats.size_limits import check_count
+from data.io.messages import first_few
 from data.io.sniff import HDF5, describe_content
 
 SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -81,6 +82,7 @@ class _HdfRecordings(Sequence[Recording]):
         self.firsts: list[int] = []  # number of the first recording of each file
         self.size = 0
         self._last: tuple[int, Sequence[Recording]] = -1, []
+        _check_all(files)
         for number, file in enumerate(files):
             found, kind = _read_one(file, frames_key, one_episode=True)
             if not number:
@@ -107,14 +109,35 @@ class _HdfRecordings(Sequence[Recording]):
         return self._last[1][number - self.firsts[file]]
 
 
-def _read_one(file: Path, frames_key: str, one_episode: bool) -> tuple[Sequence[Recording], _Kind]:
+def _check_all(files: Sequence[Path]) -> None:
+    """Open each once, so that all that are damaged are named together."""
+    faults: dict[str, str] = {}
+    for file in files:
+        try:
+            _open_file(file).close()
+        except ValueError as problem:
+            faults[file.name] = str(problem)
+    if len(faults) == 1:
+        raise ValueError(*faults.values())
+    if faults:
+        first, *others = faults
+        raise ValueError(
+            f"{faults[first].removesuffix(f'; {WAY_OUT}')}, and {first_few(others)} cannot be read "
+            f"either; get them again, or move them away"
+        )
+
+
+def _open_file(file: Path) -> h5py.File:
     with open_file(file):  # a missing file, or one that may not be read
         pass
-    where = str(file)
     if not h5py.is_hdf5(file):
-        raise ValueError(f"{file} is {describe_content(file)}, not an HDF5 file; get it again")
-    with reading(f"{where} (HDF5)"):
-        root = h5py.File(file, "r", locking=False)
+        raise ValueError(f"{file} is {describe_content(file)}, not an HDF5 file; {WAY_OUT}")
+    with reading(f"{file} (HDF5)"):
+        return h5py.File(file, "r", locking=False)
+
+
+def _read_one(file: Path, frames_key: str, one_episode: bool) -> tuple[Sequence[Recording], _Kind]:
+    where, root = str(file), _open_file(file)
     groups = _episode_groups(root, where)
     if not groups:
         arrays = _arrays(root, where)

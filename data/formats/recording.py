@@ -12,6 +12,8 @@ import numpy as np
 
 from data.io.messages import one_line
 
+WAY_OUT = "get it again, or move it away"  # of a damaged file
+
 
 @dataclass(frozen=True)
 class Column:
@@ -73,4 +75,4 @@ def reading(where: str) -> Iterator[None]:
                 f"{where} cannot be read: it holds Python objects, such as a list of frames of "
                 f"several sizes, which are never loaded; save arrays of numbers (np.stack)"
             ) from None
-        raise ValueError(f"{where} cannot be read ({one_line(problem)}); get it again") from None
+        raise ValueError(f"{where} cannot be read ({one_line(problem)}); {WAY_OUT}") from None

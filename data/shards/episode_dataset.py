@@ -65,6 +65,11 @@ class EpisodeDataset:
         """Return whether the shards have a field, such as actions, rewards or states."""
         return field in self.headers[0].fields
 
+    def all_zero(self, field: str) -> bool:
+        """Whether it has the field, and every value is 0: rewards of a recorder that knows no task,
+        which count as none."""
+        return self.has(field) and not self.read_rows(field, 0, self.num_frames).any()
+
     def episodes(self, split: Split) -> list[int]:  # numbers of the episodes of a split
         return np.flatnonzero(self.splits == SPLITS.index(split)).tolist()
 

@@ -74,7 +74,7 @@ def _goals(protocols: Mapping[str, Rows]) -> list[Finding]:
                 f"of goals {offset} steps away reached",
                 f"{policy} reaches {100 * row['success']:.1f}% of goals {offset} steps away "
                 f"(protocol {name}){_compared(rows, 'success')}.",
-                _details(row, 100, "%"),
+                _details(row, "goals", 100, "%"),
             )
         ]
     return []
@@ -92,7 +92,7 @@ def _task(rows: Rows) -> list[Finding]:
             "of episodes of the task solved",
             f"{policy} solves {100 * row['success']:.1f}% of the task's episodes"
             f"{_compared(rows, 'success')}.",
-            _details(ends, 100, "%"),
+            _details(ends, "episodes", 100, "%"),
         )
     ]
 
@@ -107,7 +107,10 @@ def _returns(rows: Rows) -> list[Finding]:
     value = number(float(row["return"]), 1)
     return [
         Finding(
-            value, "mean return", f"{policy} has a mean return of {value}{against}.", _details(row)
+            value,
+            "mean return",
+            f"{policy} has a mean return of {value}{against}.",
+            _details(row, "episodes"),
         )
     ]
 
@@ -126,7 +129,7 @@ def _open_loop(metrics: Mapping[str, Any]) -> list[Finding]:
             f"{number(psnr)} dB",
             f"PSNR {horizon} steps ahead",
             f"{horizon} steps ahead the predicted frames have {number(psnr)} dB{against}.",
-            _details(ends, unit=" dB"),
+            _details(ends, "clips", unit=" dB", digits=2),
         )
     ]
 
@@ -138,7 +141,14 @@ def _tokenizer(metrics: Mapping[str, Any]) -> list[Finding]:
         end: metrics.get(f"psnr_{end}") for end in ("low", "high")
     } | {"n": metrics["n"]}  # fmt: skip
     sentence = f"Frames that are encoded and decoded have {value}."
-    return [Finding(value, "PSNR of reconstructed frames", sentence, _details(ends, unit=" dB"))]
+    return [
+        Finding(
+            value,
+            "PSNR of reconstructed frames",
+            sentence,
+            _details(ends, "frames", unit=" dB", digits=2),
+        )
+    ]
 
 
 def _play(metrics: Mapping[str, Any]) -> list[Finding]:
@@ -148,7 +158,7 @@ def _play(metrics: Mapping[str, Any]) -> list[Finding]:
     return [
         Finding(
             f"{speed} frames/s", "of play", f"It plays {speed} frames a second here.",
-            f"n {metrics['n']}",
+            f"{metrics['n']} steps",
         )
     ]  # fmt: skip
 
@@ -168,12 +178,16 @@ def _compared(rows: Rows, measure: str) -> str:
     return "" if found is None else f", and {found[0]} {100 * found[1][measure]:.1f}%"
 
 
-def _details(row: Mapping[str, Any], scale: float = 1.0, unit: str = "") -> str:
+def _details(
+    row: Mapping[str, Any], cases: str, scale: float = 1.0, unit: str = "", digits: int = 1
+) -> str:
+    """Give the interval, with as many digits as its value is told with, and how many cases."""
     parts = []
     if row.get("low") is not None and row.get("high") is not None:
-        parts.append(f"[{scale * row['low']:.1f}, {scale * row['high']:.1f}]{unit}")
+        low, high = (number(scale * row[end], digits) for end in ("low", "high"))
+        parts.append(f"[{low}, {high}]{unit}")
     if row.get("n"):
-        parts.append(f"n {row['n']}")
+        parts.append(f"{row['n']} {cases}")
     return ", ".join(parts)
 
 

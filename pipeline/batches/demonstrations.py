@@ -17,14 +17,15 @@ def demo_rows(
     """Rows of the steps of each episode of `split` that are worth cloning.
 
     Of an episode whose reward reaches `min_reward`, those before it is highest, or all where each
-    step earns the same; of a dataset without rewards, all.  ValueError where there are none; `flag`
-    is what sets `min_reward`.
+    step earns the same; of a dataset without rewards, or with zeros alone, all.  ValueError where
+    there are none; `flag` is what sets `min_reward`.
     """
     rows, highest = [], -np.inf
+    rewarded = dataset.has("rewards") and not dataset.all_zero("rewards")
     for episode in dataset.episodes(split):
         first, length = int(dataset.first_rows[episode]), dataset.length(episode)
         end = length - 1  # the last action leads nowhere
-        if dataset.has("rewards"):
+        if rewarded:
             rewards = dataset.read(episode, "rewards")
             if length > 1 and rewards[0] == 0 and rewards[1:].max() < 0:
                 rewards[0] = rewards[1:].min()  # where steps cost, a reset is no success

@@ -169,6 +169,8 @@ def possible_methods(config: Config, world: World, dataset: EpisodeDataset) -> t
         )
     for method, reason in left_out.items():
         print(f"controller: {reason}, so no {method} is trained; {' and '.join(methods)} will be")
+    if world.has_rewards and {"bc", "flow_policy"} & set(methods) and dataset.all_zero("rewards"):
+        print(f"controller: every reward of {dataset.folder} is 0: all its episodes are imitated")
     return methods
 
 
@@ -176,6 +178,8 @@ def why_not(config: Config, method: Method, world: World, dataset: EpisodeDatase
     """Say what of the data a method lacks; nothing where it can be trained."""
     if method in FROM_REWARDS and not world.has_rewards:
         return f"the dynamics of {config.run} has no reward head (its dataset had no rewards)"
+    if method in FROM_REWARDS and dataset.all_zero("rewards"):
+        return f"every reward of {dataset.folder} is 0, which shows no goal"
     if method == "task_cost":
         rewards = dataset.read_rows("rewards", 0, dataset.num_frames)
         if rewards.min() == rewards.max():

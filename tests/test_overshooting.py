@@ -1,4 +1,4 @@
-"""Rollouts that an RSSM is trained on, beside what it infers of each frame."""
+"""Rollouts that an RSSM is trained on, in addition to the states of real frames."""
 
 from __future__ import annotations
 

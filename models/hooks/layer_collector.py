@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from data.io.messages import first_few
+from models.hooks.attached_hooks import AttachedHooks, Hook
 from models.hooks.layer_paths import find_layers, read_output
 
 
-class LayerCollector:
-    """Outputs of layers by path, inside a `with` block.
+class LayerCollector(AttachedHooks):
+    """Outputs of layers by path, inside a `with` block; what was collected stays until `clear`.
 
     One tensor is held for each path, of the first or of the last call since `clear`: nothing piles
     up however long a model runs.  Tensors are detached, unless the graph is to be kept.
@@ -24,6 +23,8 @@ class LayerCollector:
             world.step(state, action)
             layers["transformer.layers.2"]
     """
+
+    noun = "collector"
 
     def __init__(
         self,
@@ -35,30 +36,13 @@ class LayerCollector:
     ) -> None:
         """paths: as `find_layers` takes them.  with_grad: leave calls under `no_grad` aside.
         ValueError for a path that there is not."""
+        super().__init__()
         self.model, self.detach, self.keep, self.with_grad = model, detach, keep, with_grad
         self.layers = find_layers(model, paths)
         self.outputs: dict[str, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
 
-    def __enter__(self) -> LayerCollector:
-        if self._handles:
-            raise ValueError(
-                "this collector is attached already; leave its `with` block, or make another"
-            )
-        for path, module in self.layers.items():
-            self._handles.append(module.register_forward_hook(_Collect(self, path)))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        problem: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Detach; what was collected stays until `clear`."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def hooks(self) -> Iterable[tuple[nn.Module, Hook]]:
+        return [(module, _Collect(self, path)) for path, module in self.layers.items()]
 
     def __getitem__(self, path: str) -> Tensor:
         """What the layer gave; ValueError where it was not called."""

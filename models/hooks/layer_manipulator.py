@@ -6,7 +6,7 @@ Letters: B rows, S tokens, D width, H heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from data.io.messages import first_few
+from models.hooks.attached_hooks import AttachedHooks, Hook
 from models.hooks.layer_paths import find_layers, read_output, with_output
 
 Change = Callable[[Tensor], Tensor]
 """What a layer gives, to what it shall give instead, of the same shape."""
 
 
-class LayerManipulator:
+class LayerManipulator(AttachedHooks):
     """Named processors, each of the output of a layer, inside a `with` block: in training, in
     evaluation and in play.
 
@@ -34,8 +34,11 @@ class LayerManipulator:
                 world.step(state, action)
     """
 
+    noun = "manipulator"
+
     def __init__(self, model: nn.Module, processors: Mapping[str, tuple[str, Change]]) -> None:
         """processors: by name, the layer's path and the change.  All are active at first."""
+        super().__init__()
         self.model, self.processors = model, dict(processors)
         self.layers = {
             name: find_layers(model, [path]) for name, (path, _) in self.processors.items()
@@ -43,7 +46,6 @@ class LayerManipulator:
         self.active = set(self.processors)
         self.called: set[str] = set()
         """Processors whose layer was called since the block began."""
-        self._handles: list[RemovableHandle] = []
 
     @contextmanager
     def only(self, *names: str) -> Iterator[None]:
@@ -56,16 +58,13 @@ class LayerManipulator:
         finally:
             self.active = before
 
-    def __enter__(self) -> LayerManipulator:
-        if self._handles:
-            raise ValueError(
-                "this manipulator is attached already; leave its `with` block, or make another"
-            )
+    def hooks(self) -> Iterable[tuple[nn.Module, Hook]]:
         self.called.clear()
-        for name, modules in self.layers.items():
-            for module in modules.values():
-                self._handles.append(module.register_forward_hook(_Change(self, name)))
-        return self
+        return [
+            (module, _Change(self, name))
+            for name, modules in self.layers.items()
+            for module in modules.values()
+        ]
 
     def __exit__(
         self,
@@ -73,9 +72,7 @@ class LayerManipulator:
         problem: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        super().__exit__(kind, problem, trace)
         for name in sorted(self.active - self.called) if kind is None else ():
             path = self.processors[name][0]
             print(f"processor {name!r} changed nothing: {path} was not called")

@@ -6,12 +6,15 @@ A method with such a submodule calls `leave_out`: its state is then that of its 
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from models.method import ExternalWeightsError
+
+R = TypeVar("R")
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -32,6 +35,40 @@ def check_hash(found: str, expected: str, name: str) -> None:
             f"there have {found[:16]}...; get them again (delete them from the cache), or train "
             f"on the ones that are there"
         )
+
+
+def asked_for(ways: str, read: Callable[..., R], *name_and_revision: str) -> R:
+    """Read what --model.pretrained asks for; ValueError names the flag, and `ways` to give it."""
+    try:
+        return read(*name_and_revision)
+    except ExternalWeightsError as problem:
+        raise ValueError(
+            f"{problem}; give --model.pretrained a local folder with config.json and "
+            f"model.safetensors, a name on the hub, or {ways}"
+        ) from None
+
+
+def check_unnamed(name: str, revision: str, sha256: str) -> None:
+    """Raise ValueError where random weights are given a revision or a hash."""
+    if revision or sha256:
+        raise ValueError(
+            f"--model.pretrained {name} has neither a revision nor a hash; leave "
+            f"--model.revision and --model.sha256 out"
+        )
+
+
+def named_weights(read: Callable[[str, str], Any], name: str, revision: str, sha256: str) -> Any:
+    """Read the weights that a checkpoint names; ExternalWeightsError where they cannot be had, or
+    have another hash."""
+    try:
+        module = read(name, revision)
+    except ValueError as problem:
+        where = f" at commit {revision}" if revision else ""
+        raise ExternalWeightsError(
+            f"needs the weights of {name}{where}, which cannot be had: {problem}"
+        ) from None
+    check_hash(weights_hash(module), sha256, f"{name}@{revision}" if revision else name)
+    return module
 
 
 def leave_out(method: nn.Module, name: str, but: str = "") -> None:

@@ -29,11 +29,17 @@ from models.dynamics.frameskip_dynamics import (
     FrameskipDynamics,
     FrameskipMemory,
 )
-from models.external_weights import check_hash, leave_out, weights_hash
+from models.external_weights import (
+    asked_for,
+    check_hash,
+    check_unnamed,
+    leave_out,
+    named_weights,
+    weights_hash,
+)
 from models.layers.float32_linear import Float32Linear
 from models.layers.lora import ADAPTER, adapted_layers, add_adapters, merged, with_base_names
 from models.layers.transformer import Cache, TransformerConfig
-from models.method import ExternalWeightsError
 from models.tokenizers.backbones import is_folder, resolve_commit
 from models.tokenizers.tokenizer import LatentSpec
 
@@ -304,14 +310,13 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
     if config.architecture:  # of a checkpoint, which holds the scale
         backbone = _build(config.architecture)
         if config.names_weights and not next(backbone.parameters()).is_meta:
-            backbone = causal_backbone.without_word_table(_named_weights(config))
+            named = named_weights(
+                causal_backbone.read, config.pretrained, config.revision, config.sha256
+            )
+            backbone = causal_backbone.without_word_table(named)
         return backbone, config, scale
     if name == RANDOM:
-        if config.revision or config.sha256:
-            raise ValueError(
-                "--model.pretrained random has neither a revision nor a hash; leave "
-                "--model.revision and --model.sha256 out"
-            )
+        check_unnamed(name, config.revision, config.sha256)
         backbone = causal_backbone.make_random(config.family, config.transformer, num_tokens)
     else:
         commit = ""
@@ -322,8 +327,8 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
                     f"folder here; leave it out, or name the repository from another folder"
                 )
         else:
-            commit = _from_flags(resolve_commit, name, config.revision)
-        backbone = _from_flags(causal_backbone.read, name, commit)
+            commit = asked_for(RANDOM, resolve_commit, name, config.revision)
+        backbone = asked_for(RANDOM, causal_backbone.read, name, commit)
         found = weights_hash(backbone)
         check_hash(found, config.sha256 or found, name)
         causal_backbone.check_usable(backbone, name, num_tokens)
@@ -338,28 +343,3 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
         architecture=json.dumps(causal_backbone.plain_architecture(backbone)),
     )
     return backbone, config, scale
-
-
-def _from_flags(read: Any, name: str, revision: str) -> Any:
-    """Read what a flag asks for; ValueError names the flag."""
-    try:
-        return read(name, revision)
-    except ExternalWeightsError as problem:
-        raise ValueError(
-            f"{problem}; give --model.pretrained a local folder with config.json and "
-            f"model.safetensors, a name on the hub, or random"
-        ) from None
-
-
-def _named_weights(config: LanguageModelConfig) -> Any:
-    """Read the weights that a checkpoint names; ExternalWeightsError where they cannot be had, or
-    are others."""
-    name, commit = config.pretrained, config.revision
-    try:
-        backbone = causal_backbone.read(name, commit)
-    except ValueError as problem:
-        raise ExternalWeightsError(
-            f"needs the weights of {name} at commit {commit}, which cannot be had: {problem}"
-        ) from None
-    check_hash(weights_hash(backbone), config.sha256, f"{name}@{commit}")
-    return backbone

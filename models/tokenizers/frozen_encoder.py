@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
-from models.external_weights import check_hash, leave_out, weights_hash
+from models.external_weights import (
+    asked_for,
+    check_hash,
+    check_unnamed,
+    leave_out,
+    named_weights,
+    weights_hash,
+)
 from models.layers.pixel_decoder import PixelDecoder
 from models.method import ExternalWeightsError, Losses
 from models.tokenizers import backbone_families, backbones, own_encoder
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
-R = TypeVar("R")
+OWN_CLASS = "a class (MODULE:CLASS)"  # the way to give an encoder that is in no folder
 
 
 @dataclass(frozen=True)
@@ -138,14 +144,10 @@ class FrozenEncoder(Tokenizer):
             self.backbone = _rebuilt(self.architecture)
             is_meta = any(p.is_meta for p in self.backbone.parameters())  # only shapes are wanted
             if config.sha256 and not is_meta:
-                self.backbone = _named_weights(config)
+                self.backbone = named_weights(_read_named, name, config.revision, config.sha256)
         elif backbones.is_random(name):
-            if config.revision or config.sha256:
-                raise ValueError(
-                    f"--model.pretrained {name} has neither a revision nor a hash; leave "
-                    f"--model.revision and --model.sha256 out"
-                )
-            self.backbone, self.architecture = _asked_for(backbones.random_backbone, name)
+            check_unnamed(name, config.revision, config.sha256)
+            self.backbone, self.architecture = asked_for(OWN_CLASS, backbones.random_backbone, name)
         elif backbones.is_folder(name) or own_encoder.is_class(name):
             is_class = own_encoder.is_class(name)
             if config.revision:
@@ -157,32 +159,21 @@ class FrozenEncoder(Tokenizer):
             if is_class:
                 self.backbone, self.architecture = backbones.read_class(name)
             else:
-                self.backbone, self.architecture = _asked_for(backbones.read, name, "")
+                self.backbone, self.architecture = asked_for(OWN_CLASS, backbones.read, name, "")
             found = weights_hash(self.backbone)
             if config.sha256:
                 check_hash(found, config.sha256, name)
             # those of a folder are held, and so in the fingerprint
             config = replace(config, sha256=found if is_class else "")
         else:
-            commit = _asked_for(backbones.resolve_commit, name, config.revision)
-            self.backbone, self.architecture = _asked_for(backbones.read, name, commit)
+            commit = asked_for(OWN_CLASS, backbones.resolve_commit, name, config.revision)
+            self.backbone, self.architecture = asked_for(OWN_CLASS, backbones.read, name, commit)
             found = weights_hash(self.backbone)
             config = replace(config, revision=commit, sha256=config.sha256 or found)
             check_hash(found, config.sha256, name)
         if config.sha256:
             leave_out(self, "backbone")
         return replace(config, architecture=json.dumps(self.architecture))
-
-
-def _asked_for(read: Callable[..., R], *name_and_revision: str) -> R:
-    """Read what a flag asks for; ValueError names the flag."""
-    try:
-        return read(*name_and_revision)
-    except ExternalWeightsError as problem:
-        raise ValueError(
-            f"{problem}; give --model.pretrained a local folder with config.json and "
-            f"model.safetensors, a name on the hub, or a class (MODULE:CLASS)"
-        ) from None
 
 
 def _rebuilt(architecture: backbone_families.Architecture) -> Any:
@@ -194,19 +185,7 @@ def _rebuilt(architecture: backbone_families.Architecture) -> Any:
         raise ExternalWeightsError(f"needs an encoder that cannot be made: {problem}") from None
 
 
-def _named_weights(config: FrozenEncoderConfig) -> Any:
-    """Read the weights that a checkpoint names; ExternalWeightsError where they cannot be had, or
-    are others."""
-    name, where = config.pretrained, f" at commit {config.revision}" if config.revision else ""
-    try:
-        if own_encoder.is_class(name):
-            backbone, _ = backbones.read_class(name)
-        else:
-            backbone, _ = backbones.read(name, config.revision)
-    except ValueError as problem:
-        raise ExternalWeightsError(
-            f"needs the weights of {name}{where}, which cannot be had: {problem}"
-        ) from None
-    at = f"@{config.revision}" if config.revision else ""
-    check_hash(weights_hash(backbone), config.sha256, f"{name}{at}")
-    return backbone
+def _read_named(name: str, revision: str) -> Any:
+    if own_encoder.is_class(name):
+        return backbones.read_class(name)[0]
+    return backbones.read(name, revision)[0]

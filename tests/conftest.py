@@ -3,7 +3,9 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +54,37 @@ def where_kernels_run(request: pytest.FixtureRequest) -> Iterator[None]:
             yield
     else:
         yield
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for a file's tests, which are skipped where there is none."""
+    from chromium import launched
+
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens addresses, each in a context of its own."""
+    from chromium import visits
+
+    with visits(chromium) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def house_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from data.toy import write_toy_shards
+
+    return write_toy_shards(tmp_path_factory.mktemp("run") / "shards", episodes=12)
+
+
+@pytest.fixture
+def make_house(house_shards: Path, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes servers of the page to play in, without a process."""
+    from browser_house import houses
+
+    with houses(house_shards, tmp_path) as make:
+        yield make

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import socket
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,17 @@ import pytest
 from pointer_world import blue_at
 
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
-from browser_house import FPS, ORIGIN, House, houses, refuse
+from browser_house import FPS, ORIGIN, House, refuse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 import play
-from data.toy import write_toy_shards
 from pipeline.play.browser import app, serve
 from pipeline.play.browser.app import TYPES, make_app
 from pipeline.play.browser.guest import Guest
 from pipeline.play.browser.messages import MAX_BYTES, Key, Pointer, parse
 from pipeline.play.browser.room import COSTLY_A_STEP
 from pipeline.play.browser.server_config import ServerConfig
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy_shards(tmp_path_factory.mktemp("run") / "shards", episodes=12)
-
-
-@pytest.fixture
-def make_house(shards: Path, tmp_path: Path) -> Iterator[Callable[..., House]]:
-    with houses(shards, tmp_path) as make:
-        yield make
-
 
 # -- many players ------------------------------------------------------------------------------
 
@@ -200,10 +186,10 @@ def test_a_game_that_cannot_begin_is_told_and_the_next_one_begins(make_house: An
 
 
 def test_a_fault_of_ours_ends_the_server(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    house_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     told: list[bool] = []
-    house = House(shards, tmp_path, ServerConfig())
+    house = House(house_shards, tmp_path, ServerConfig())
     other = TestClient(make_app(house.room, lambda: told.append(True)), base_url="http://127.0.0.1")
     monkeypatch.setattr(house.room, "dismiss", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError), other:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +16,8 @@ from pointer_world import blue_at
 from square_world import MOVES, square_world, write_squares
 
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
-from browser_house import FPS, PATIENCE, House, Visitor, houses
+from browser_house import FPS, PATIENCE, House, Visitor
 
-from data.toy import write_toy_shards
 from pipeline.play.browser.guest import Guest
 from pipeline.play.browser.messages import Key
 from pipeline.play.browser.room import Room
@@ -27,18 +26,6 @@ from pipeline.play.buttons import Buttons
 from pipeline.play.game import Game
 from pipeline.play.player import Player, StartSampler
 from pipeline.play.recording import Recording
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toy_shards(tmp_path_factory.mktemp("run") / "shards", episodes=12)
-
-
-@pytest.fixture
-def make_house(shards: Path, tmp_path: Path) -> Iterator[Callable[..., House]]:
-    with houses(shards, tmp_path) as make:
-        yield make
-
 
 # -- one player --------------------------------------------------------------------------------
 
@@ -222,9 +209,9 @@ def test_what_is_being_written_when_its_guest_leaves_is_removed(make_house: Any,
 # -- keys that take long, and buttons ----------------------------------------------------------
 
 
-def a_guest(shards: Path, folder: Path) -> Guest:
+def a_guest(house_shards: Path, folder: Path) -> Guest:
     guest = Guest()
-    make_game: Any = House(shards, folder, ServerConfig()).room.make_game
+    make_game: Any = House(house_shards, folder, ServerConfig()).room.make_game
     guest.game = make_game(folder, None, 0)
     return guest
 
@@ -236,9 +223,9 @@ def give(guest: Guest, *keys: str) -> None:
 
 
 def test_many_resets_are_one_and_other_keys_that_take_long_one_a_step(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    house_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    guest = a_guest(shards, tmp_path)
+    guest = a_guest(house_shards, tmp_path)
     done: list[str] = []
     monkeypatch.setattr(guest.game, "reset", lambda: done.append("r"))
     monkeypatch.setattr(guest.game, "_freeze_goal", lambda: done.append("g"))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 from browser_server import BLUE, PLAY, Server, goes_to, plays, point
-from chromium import launched, playwright_or_skip, said, until, visits
+from chromium import playwright_or_skip, said, until
 from untrained_run import write_run
 
 from data.actions import ActionSpec, Factor
@@ -101,18 +101,6 @@ class Still:
     def make_shard(self, index: int) -> list[Episode]:
         frames, actions = np.zeros((24, 32, 32, 3), np.uint8), np.zeros(24, np.int64)
         return [Episode(frames, actions, source=number) for number in range(6)]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
-    with visits(chromium) as make:
-        yield make
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,13 @@ One file because all of it needs the same browser, and the same server.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser_server import PLAY, Server, goes_to, plays, point
-from chromium import launched, playwright_or_skip, said, until, visits
+from chromium import playwright_or_skip, said, until
 from square_world import write_squares
 from untrained_run import write_run
 
@@ -47,18 +47,6 @@ def server(run: Path) -> Iterator[Server]:
     server = Server(run)
     yield server
     server.stop()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
-    with visits(chromium) as make:
-        yield make
 
 
 def test_the_mouse_leads_and_the_round_trip_is_shown(server: Server, visit: Any):

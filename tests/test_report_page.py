@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from chromium import CHROMIUM, launched, until, visits
+from chromium import until, visits
 from PIL import Image
 
 from evaluation.report.drawing import _framed, write_film
@@ -95,14 +93,6 @@ def test_the_page_needs_no_other_file(tmp_path: Path):
 
 
 # -- in a Chromium ----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium here")
-    with launched() as browser:
-        yield browser
 
 
 def test_tables_sort_and_the_slider_moves_films_and_tables(chromium: Any, tmp_path: Path):

@@ -167,6 +167,9 @@ def test_an_evaluation_is_followed_part_by_part(run: Path, tmp_path: Path):
     assert told[0]["step"] < 2 and told[0]["running"]
     # an answer before the first part is finished names none
     assert all(now["latest"] in ("tokenizer", "play") for now in told if now["step"])
+    stage = RunLog(run, {}, tmp_path / "mine").stages()["report"]
+    stage.update()
+    assert (stage.step, stage.latest_done) == (2, "play")
 
 
 def test_figures_and_films_of_finished_parts_are_told(run: Path):
@@ -185,7 +188,7 @@ def test_figures_and_films_of_finished_parts_are_told(run: Path):
     assert stage.image("../metrics", 0) is None and stage.image("film-0", 1) is None
     evaluate.main(replace(config, run=run, num_workers=1, parts=("tokenizer",)))
     stage.update()
-    assert (stage.step, stage.total) == (1, 1)  # an evaluation begins its log anew
+    assert (stage.step, stage.total) == (1, 1)  # an evaluation starts its log again
 
 
 def test_the_page_shows_a_film_of_the_report(run: Path):

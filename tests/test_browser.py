@@ -57,7 +57,7 @@ def test_a_full_house_has_a_line_and_a_full_line_is_told(make_house: Any):
             with house.visit() as third, pytest.raises(WebSocketDisconnect) as refused:
                 third.hear("welcome")
             assert refused.value.code == 1013
-            house.room.leave(house.guest(first))
+            house.dismiss(house.guest(first))
             assert second.hear("welcome")["fps"] == FPS
 
 

@@ -199,7 +199,7 @@ def test_what_is_being_written_when_its_guest_leaves_is_removed(make_house: Any,
         visitor.hear("welcome")
         guest = house.guest(visitor)
         record(house, visitor, frames=1)
-        house.room.leave(guest)
+        house.dismiss(guest)
         slow_writer.set()
         house.until(lambda: not guest.is_writing)
         folder = house.room.folder / visitor.session

@@ -39,11 +39,13 @@ AREAS = {
     "loading": "bench.load_speed",
     "training": "bench.train_speed",
     "rssm": "bench.rssm_speed",
+    "language": "bench.language_model_speed",
     "decode": "bench.decode_speed",
     "play": "bench.play_speed",
     "planning": "bench.plan_speed",
     "controller": "bench.controller_speed",
     "int8": "bench.int8_speed",
+    "hooks": "bench.hook_overhead",
 }
 """The module of each area, which has `rows(options)`."""
 
@@ -51,14 +53,14 @@ AREAS = {
 @dataclass(frozen=True)
 class Config(CheckedConfig):
     areas: tuple[str, ...]
-    """What to measure: roofline kernels loading training rssm decode play planning controller
-    int8."""
+    """What to measure: roofline kernels loading training rssm language decode play
+    planning controller int8 hooks."""
     quick: bool = False
     """Use smaller sizes and compile less: minutes on two slow cores."""
     rounds: Annotated[int | None, Range(1, 10**6)] = None
     """Rounds of a race; default: 10."""
     run: Path | None = None
-    """The run of the areas play, controller and int8; default: checkpoints/pusht-goals."""
+    """The run of the areas play, controller, int8 and hooks; default: checkpoints/pusht-goals."""
     out: Path = Path("runs/bench")
     """Folder of bench.json and bench.png."""
     tune: bool = False

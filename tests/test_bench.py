@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import kernel_speed, load_speed, train_speed
+from bench import hook_overhead, kernel_speed, language_model_speed, load_speed, train_speed
 from bench.__main__ import AREAS, Config, main
 from bench.cases import OPERATIONS, cases
 from bench.correctness import floating
-from bench.pairs import Options, Row, drop_broken
+from bench.pairs import Incorrect, Options, Row, drop_broken
 from kernels import dispatch, reference
+from models.layers.transformer import TransformerConfig
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -201,3 +202,33 @@ def test_an_incorrect_kernel_is_not_timed(monkeypatch):
     options = Options(rounds=1, quick=True)
     (row,) = kernel_speed._safely(case.name, lambda: kernel_speed._race_case(broken, options), {})
     assert row.ratio is None and row.ours is None and row.note.startswith("incorrect: ")
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_language_model_and_its_peer_are_the_same_function(tuning):
+    pytest.importorskip("peft")
+    config = TransformerConfig(dim=32, num_layers=2, num_heads=2, mlp_dim=64, context_frames=2)
+    ours, theirs = language_model_speed.build(
+        language_model_speed.Workload("small", config, clips=2, blocks=4), tuning
+    )
+    language_model_speed.check(ours, theirs)
+    with torch.no_grad():
+        next(p for p in theirs.backbone.parameters() if p.ndim == 2).mul_(1.5)
+    with pytest.raises(Incorrect, match="outputs differ by"):
+        language_model_speed.check(ours, theirs)
+
+
+def test_a_language_model_steps_beside_its_peer(monkeypatch):
+    pytest.importorskip("peft")
+    config = TransformerConfig(dim=32, num_layers=2, num_heads=2, mlp_dim=64, context_frames=2)
+    small = language_model_speed.Workload("small", config, clips=2, blocks=4)
+    monkeypatch.setattr(language_model_speed, "SMALL", small)
+    found = list(language_model_speed.rows(Options(rounds=2)))
+    assert [row.name.split(", ")[-2] for row in found] == ["full", "lora"]
+    assert all(row.ratio and row.rounds == 2 and row.unit == "tokens/s" for row in found)
+
+
+def test_a_collector_is_raced_on_one_and_on_all_layers():
+    found = list(hook_overhead.rows(Options(rounds=1)))
+    assert [row.name.split(", ")[-1][:6] for row in found] == ["1 of 4", "4 of 4"]
+    assert all(row.ratio and row.rounds == hook_overhead.ROUNDS for row in found)

@@ -119,10 +119,25 @@ def test_a_collector_changes_nothing_and_leaves_nothing_behind():
     before = losses()
     with LayerCollector(model, ["transformer.layers.*"]) as layers:
         during = losses()
-        assert set(layers.outputs) == {"transformer.layers.0", LAST}
+        assert set(layers.take()) == {"transformer.layers.0", LAST}
     assert before.keys() == during.keys()
     assert all(torch.equal(before[k], during[k]) for k in before)
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_what_is_collected_without_gradients_is_what_is_collected_with_them():
+    model = predictor().eval()
+    seen, acts = episode()
+    found = []
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode(), LayerCollector(model, ["transformer.layers.*", "delta_head"]) as layers:
+            model.start(seen[:, :4], acts[:, :3])
+            model.step(model.start(seen[:, :4], acts[:, :3]), acts[:, 3])
+            first = layers[LAST]
+            assert layers[LAST] is first and not first.requires_grad
+            found.append(layers.take())
+    assert all(set(one) == set(found[0]) for one in found)
+    assert all(torch.equal(one[k], found[0][k]) for one in found[1:] for k in one)
 
 
 def test_one_output_is_held_however_long_a_model_runs():
@@ -137,7 +152,7 @@ def test_one_output_is_held_however_long_a_model_runs():
         gc.collect()
         assert [ref() is not None for ref in held] == [False] * 7 + [True]
         taken = layers.take()
-        assert list(taken) == [LAST] and not layers.outputs
+        assert list(taken) == [LAST]
         with pytest.raises(ValueError, match=f"{LAST} has given nothing"):
             layers[LAST]
     with pytest.raises(ValueError, match="'delta_head' is not collected; there are transformer"):

@@ -16,8 +16,9 @@ from models.hooks.layer_paths import find_layers, read_output
 class LayerCollector(AttachedHooks):
     """Outputs of layers by path, inside a `with` block; what was collected stays until `clear`.
 
-    One tensor is held for each path, of the first or of the last call since `clear`: nothing piles
-    up however long a model runs.  Tensors are detached, unless the graph is to be kept.
+    One output is held for each path, of the first or of the last call since `clear`: nothing piles
+    up however long a model runs.  Tensors are detached, unless the graph is to be kept.  Without
+    gradients an output is held as it came, and its tensor is worked out only where it is asked for.
 
         with LayerCollector(world.dynamics, ["transformer.layers.2"]) as layers:
             world.step(state, action)
@@ -39,7 +40,7 @@ class LayerCollector(AttachedHooks):
         super().__init__()
         self.model, self.detach, self.keep, self.with_grad = model, detach, keep, with_grad
         self.layers = find_layers(model, paths)
-        self.outputs: dict[str, Tensor] = {}
+        self._held: dict[str, Any] = {}
 
     def hooks(self) -> Iterable[tuple[nn.Module, Hook]]:
         return [(module, _Collect(self, path)) for path, module in self.layers.items()]
@@ -48,22 +49,29 @@ class LayerCollector(AttachedHooks):
         """What the layer gave; ValueError where it was not called."""
         if path not in self.layers:
             raise ValueError(f"{path!r} is not collected; there are {first_few(self.layers)}")
-        if path not in self.outputs:
+        if path not in self._held:
             raise ValueError(
                 f"{path} has given nothing: its forward was not called since the collector was "
                 f"attached or cleared; run the model within the `with` block, or collect the layer "
                 f"around it"
             )
-        return self.outputs[path]
+        self._held[path] = tensor = self._read(path)
+        return tensor
 
     def clear(self) -> None:
         """Free what was collected; the next call of a layer is the first again."""
-        self.outputs.clear()
+        self._held.clear()
 
     def take(self) -> dict[str, Tensor]:
         """Give what was collected, by path, and free it here."""
-        taken, self.outputs = self.outputs, {}
+        taken = {path: self._read(path) for path in self._held}
+        self.clear()
         return taken
+
+    def _read(self, path: str) -> Tensor:
+        held = self._held[path]
+        tensor = held if isinstance(held, Tensor) else read_output(self.layers[path], held)
+        return tensor.detach() if self.detach and tensor.requires_grad else tensor
 
 
 class _Collect:
@@ -74,9 +82,11 @@ class _Collect:
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
         collector = self.collector
-        if collector.keep == "first" and self.path in collector.outputs:
+        held = collector._held
+        if collector.keep == "first" and self.path in held:
             return
-        if collector.with_grad and not torch.is_grad_enabled():
-            return
-        tensor = read_output(module, output)
-        collector.outputs[self.path] = tensor.detach() if collector.detach else tensor
+        if torch.is_grad_enabled():  # read at once: an output that is held would hold its graph
+            tensor = read_output(module, output)
+            held[self.path] = tensor.detach() if collector.detach else tensor
+        elif not collector.with_grad:
+            held[self.path] = output

@@ -1,0 +1,44 @@
+"""A training step that one would write with transformers and PEFT alone: frames and actions in turn
+through two linear layers, a causal language model, and a linear layer to the next frame.
+
+Letters: B clips, K blocks, D latent width, A numbers of a block's actions, W width.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+INSTALL = "-r requirements-lora.txt"
+Tuning = Literal["full", "lora"]
+
+
+class PlainLanguageModel(nn.Module):
+    """Frames (B, K, D) and actions (B, K, A) to the next frames, (B, K, D)."""
+
+    def __init__(
+        self, backbone: Any, width: int, latent_dim: int, action_dim: int, tuning: Tuning, rank: int
+    ) -> None:
+        """backbone: a model of transformers, whose weights are copied.  ImportError without PEFT
+        where there are adapters."""
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone)
+        if tuning == "lora":
+            import peft
+
+            adapters = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an older name
+                self.backbone = peft.get_peft_model(self.backbone, adapters)
+        self.frame_in = nn.Linear(latent_dim, width)
+        self.action_in = nn.Linear(action_dim, width)
+        self.out = nn.Linear(width, latent_dim)
+
+    def forward(self, frames: Tensor, actions: Tensor) -> Tensor:
+        tokens = torch.stack([self.frame_in(frames), self.action_in(actions)], dim=2)
+        read = self.backbone(inputs_embeds=tokens.flatten(1, 2), use_cache=False)
+        return frames + self.out(read.last_hidden_state[:, 1::2])

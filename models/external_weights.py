@@ -43,8 +43,8 @@ def asked_for(ways: str, read: Callable[..., R], *name_and_revision: str) -> R:
         return read(*name_and_revision)
     except ExternalWeightsError as problem:
         raise ValueError(
-            f"{problem}; give --model.pretrained a local folder with config.json and "
-            f"model.safetensors, a name on the hub, or {ways}"
+            f"{problem}; give --model.pretrained a local folder with a config.json and its "
+            f"weights, a name on the hub, or {ways}"
         ) from None
 
 

@@ -36,7 +36,7 @@ class TrainableModule(nn.Module):
 
     config: Any
     """Its own dataclass, which stands in models/registry.py."""
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
     """Fields of a Batch that its loss reads; rewards and continues where the data has them."""
     best: ClassVar[Best] = Best("psnr")
 

@@ -59,6 +59,7 @@ TOKENIZERS: dict[str, Entry[Tokenizer]] = {
     "frozen_encoder": Entry(
         "models.tokenizers.frozen_encoder", "FrozenEncoderConfig", "FrozenEncoder"
     ),
+    "image_vae": Entry("models.tokenizers.image_vae", "ImageVaeConfig", "ImageVae"),
     "jepa": Entry("models.tokenizers.jepa", "JepaConfig", "Jepa"),
     "iwm": Entry("models.tokenizers.iwm", "IwmConfig", "Iwm"),
     "st_vivit": Entry("models.tokenizers.st_vivit", "StVivitConfig", "StVivit"),

@@ -27,6 +27,7 @@ from models.tokenizers.frozen_encoder import FrozenEncoder, FrozenEncoderConfig
 from models.tokenizers.tokenizer import LatentSpec
 from pipeline import checkpoint as ckpt
 from pipeline import presets, publish
+from pipeline.batches.latent_cache import cache_latents
 from pipeline.hub.pull_run import pull
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.inference.load_world import load_world
@@ -295,3 +296,25 @@ def test_a_published_run_names_the_repository_of_its_weights(hub: FakeHub, tmp_p
     own, pulled = load_world(tmp_path / "run", "cpu"), load_world(there, "cpu")
     assert torch.equal(own.embed(noise()), pulled.embed(noise()))
     assert json.loads(tokenizer["config"]["architecture"])["model_type"] == "dinov2"
+
+
+def test_frames_are_encoded_once_for_the_decoder_and_the_dynamics(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    train(run)
+    encoded = []
+    encode = FrozenEncoder.encode
+
+    def counted(self: FrozenEncoder, frames: torch.Tensor) -> torch.Tensor:
+        encoded.append(len(frames))
+        return encode(self, frames)
+
+    monkeypatch.setattr(FrozenEncoder, "encode", counted)
+    tokenizer, checkpoint = load_tokenizer(run, "cpu")
+    dataset = EpisodeDataset(run / "shards")
+    cpu = torch.device("cpu")
+    rows = cache_latents(run / "latents", tokenizer, checkpoint["fingerprint"], dataset, cpu)
+    assert not encoded and len(rows) == dataset.num_frames
+    train(run, steps=4)  # goes on, from the latents that are there
+    assert sum(encoded) < dataset.num_frames  # validation alone

@@ -140,7 +140,7 @@ def test_training_changes_the_decoder_and_not_the_backbone(
     optimizer = torch.optim.AdamW(trained, 1e-2)
     history = []
     for _ in range(30):
-        loss = model.loss(Batch(frames=noise()))["reconstruction"]
+        loss = model.loss(Batch(frames=noise(), latents=model.encode(noise())))["reconstruction"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -38,7 +38,7 @@ RECIPES = (
     "pusht", "keypoints", "lewm", "dinov2", "dreamer", "iwm", "minecraft", "genie", "flexible"
 )  # fmt: skip
 # recipes that change another one
-BEHIND = ("autoregressive", "maskgit", "rssm", "atari", "loop", "value_gradients")
+BEHIND = ("autoregressive", "maskgit", "rssm", "atari", "loop", "value_gradients", "vae")
 ON_CODES = ("pusht", "minecraft")
 PUSHT_SIZES = ("cpu", "cpu30", "debug", "high_res")
 SIZES = {
@@ -54,6 +54,7 @@ SIZES = {
     "atari": ("high_res", "gray84"),
     "loop": ("sparse",),
     "value_gradients": ("debug",),
+    "vae": ("debug",),
 }
 
 
@@ -72,6 +73,8 @@ COMBINATIONS = [
     *([recipe, "autoregressive", size] for recipe in ON_CODES for size in sizes(recipe)),
     ["keypoints", "value_gradients"],
     ["keypoints", "debug", "value_gradients", "debug"],
+    ["flexible", "vae"],
+    ["flexible", "debug", "vae", "debug"],
     ["genie", "maskgit"],
     *(["genie", size, "maskgit", size] for size in ("cpu", "debug", "coinrun")),
     *([recipe, "rssm"] for recipe in WITH_TOKENIZER),

@@ -40,6 +40,7 @@ NO_WORLD_OF_THEIR_OWN = {
     "atari": "data for another recipe",
     "loop": "rounds of another recipe",
     "value_gradients": "a controller behind keypoints",
+    "vae": "a tokenizer behind another recipe",
     "dinov2": "its encoder is downloaded",
 }
 

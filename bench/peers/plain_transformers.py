@@ -40,5 +40,6 @@ class PlainLanguageModel(nn.Module):
 
     def forward(self, frames: Tensor, actions: Tensor) -> Tensor:
         tokens = torch.stack([self.frame_in(frames), self.action_in(actions)], dim=2)
-        read = self.backbone(inputs_embeds=tokens.flatten(1, 2), use_cache=False)
+        # float32, as what a table of words gives under autocast
+        read = self.backbone(inputs_embeds=tokens.flatten(1, 2).float(), use_cache=False)
         return frames + self.out(read.last_hidden_state[:, 1::2])

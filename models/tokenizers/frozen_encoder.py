@@ -64,6 +64,7 @@ class FrozenEncoderConfig(CheckedConfig):
 class FrozenEncoder(Tokenizer):
     """Frames to features of a frozen backbone, and features to frames."""
 
+    needs = frozenset({"frames", "latents"})
     backbone: Any
     architecture: backbone_families.Architecture
     mean: Tensor
@@ -126,10 +127,9 @@ class FrozenEncoder(Tokenizer):
 
     def loss(self, batch: Batch) -> Losses:
         """Squared error of the decoder, times 100; the backbone has no loss."""
-        (frames,) = batch.require("frames")
-        frames = frames.flatten(0, -4)
-        reconstruction = self.decoder(self.encode(frames))
-        target = frames.float() / 255
+        frames, latents = batch.require("frames", "latents")
+        reconstruction = self.decoder(latents.flatten(0, -3))
+        target = frames.flatten(0, -4).float() / 255
         return {"reconstruction": 100 * nn.functional.mse_loss(reconstruction.float(), target)}
 
     def _load(self, config: FrozenEncoderConfig) -> FrozenEncoderConfig:

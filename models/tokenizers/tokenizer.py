@@ -55,7 +55,9 @@ class Tokenizer(TrainableModule, ABC):
     frame (P, or P G codes), D width.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"frames"})
+    needs: frozenset[str] = frozenset({"frames"})
+    """`latents` are those of the dataset's frames, made once before training: for an encoder that
+    stays as it is, and has a `latents_key` of its own."""
     latents: LatentSpec
     image_size: tuple[int, int]
     temporal_context: int = 1

@@ -117,3 +117,13 @@ class NanMean(Patches):
 
 
 not_a_module = one_line
+
+
+class Dice(nn.Module):
+    """Adds noise, also in eval mode."""
+
+    def __init__(self, pretrained: bool) -> None:
+        super().__init__()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(pixels, 8) + 0.1 * torch.randn(len(pixels), 3, 1, 1)

@@ -93,6 +93,7 @@ def test_a_checkpoint_names_the_class_and_holds_no_weight_of_it(tmp_path: Path):
      ("NoRows", r"NoRows gives \(2, 6, 0, 4\) of .* holds no feature; give at least 1 x 1"),
      ("TextPatch", "patch_size of encoders_of_tests:TextPatch is '8'; make it a whole number"),
      ("OneInfinity", "OneInfinity gives 1 of 192 features of gray images as NaN or infinite"),
+     ("Dice", r"Dice gives two equal images features that are up to .* apart; it is random"),
      ("NoSpread", r"std of NoSpread are .* and \[0.0, 1.0, 1.0\]; give finite numbers"),
      ("NanMean", r"mean and std of NanMean are \[0.5, 0.5, nan\] and")],
 )  # fmt: skip

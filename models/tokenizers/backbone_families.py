@@ -26,6 +26,7 @@ Stats = tuple[tuple[float, ...], tuple[float, ...]]
 
 IMAGENET_STATS: Stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP_STATS: Stats = ((0.481, 0.458, 0.408), (0.269, 0.261, 0.276))
+SAME = 1e-3  # of the largest feature: far above what a batch changes by rounding
 HALF_STATS: Stats = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CONFIG_FIELDS = (
     "model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size",
@@ -174,7 +175,8 @@ def shapes(
     backbone: nn.Module, architecture: Architecture, input_size: int
 ) -> tuple[tuple[int, int], int, bool]:
     """Give (h, w) and D of square images, and whether there is a vector for the image; ValueError
-    where their side, in pixels, does not fit, or two gray images have no finite features."""
+    where their side, in pixels, does not fit, or two gray images have no finite features, or not
+    the same."""
     check_input_size(backbone, architecture, input_size)
     mean, std = (torch.tensor(row)[:, None, None] for row in pixel_stats(architecture))
     gray = ((0.5 - mean) / std).repeat(2, 1, input_size, input_size)
@@ -190,6 +192,15 @@ def shapes(
             f"{label(architecture)} gives {int((~finite).sum())} of {finite.numel()} features of "
             f"gray images as NaN or infinite; mend its {'forward' if is_own else 'weights'}"
         )
+    if not found.tokens.is_meta:
+        first, second = found.tokens
+        apart = float((first - second).abs().max())
+        if apart > SAME * max(1.0, float(first.abs().max())):
+            raise ValueError(
+                f"{label(architecture)} gives two equal images features that are up to "
+                f"{apart:.3g} apart; it is random, or mixes the images of a batch: make it "
+                f"deterministic in eval mode"
+            )
     return found.grid, found.tokens.shape[-1], found.image is not None
 
 

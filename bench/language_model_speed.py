@@ -128,7 +128,7 @@ def build(workload: Workload, tuning: Tuning) -> tuple[LanguageModelDynamics, Pl
     torch.manual_seed(0)
     base = causal_backbone.make_random("llama", workload.config, 2 * workload.blocks)
     theirs = PlainLanguageModel(
-        base, workload.config.dim, LATENTS.dim, frameskip * ACTIONS.size, tuning, RANK
+        base, workload.config.dim, LATENTS.dim, (frameskip, ACTIONS.size), tuning, RANK
     )
     ours = LanguageModelDynamics(config, LATENTS, ACTIONS)
     own = ours.backbone.state_dict()
@@ -159,9 +159,9 @@ def random_batch(workload: Workload, frameskip: int) -> Batch:
 
 
 def as_tokens(batch: Batch, frameskip: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch as frames (B, K, D), the actions between them (B, K, A), and the next frames."""
+    """A batch as frames (B, K, D), the actions between them (B, K, N, A), and the next frames."""
     latents, actions = batch.require("latents", "actions")
     kept = latents[:, ::frameskip].flatten(2)
     blocks = kept.shape[1] - 1
-    between = actions[:, : blocks * frameskip].unflatten(1, (blocks, frameskip)).flatten(2)
+    between = actions[:, : blocks * frameskip].unflatten(1, (blocks, frameskip))
     return kept[:, :-1], between, kept[:, 1:]

@@ -1,7 +1,7 @@
 """A training step that one would write with transformers and PEFT alone: frames and actions in turn
-through two linear layers, a causal language model, and a linear layer to the next frame.
+through small encoders, a causal language model, and a linear layer to the next frame.
 
-Letters: B clips, K blocks, D latent width, A numbers of a block's actions, W width.
+Letters: B clips, K blocks, N actions of a block, A numbers of one, D latent width, W width.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ Tuning = Literal["full", "lora"]
 
 
 class PlainLanguageModel(nn.Module):
-    """Frames (B, K, D) and actions (B, K, A) to the next frames, (B, K, D)."""
+    """Frames (B, K, D) and actions (B, K, N, A) to the next frames, (B, K, D)."""
 
     def __init__(
-        self, backbone: Any, width: int, latent_dim: int, action_dim: int, tuning: Tuning, rank: int
-    ) -> None:
-        """backbone: a model of transformers, whose weights are copied.  ImportError without PEFT
+        self, backbone: Any, width: int, latent_dim: int, actions: tuple[int, int], tuning: Tuning,
+        rank: int,
+    ) -> None:  # fmt: skip
+        """actions: N and A.  backbone: a model of transformers, whose weights are copied.  ImportError without PEFT
         where there are adapters."""
         super().__init__()
         self.backbone = copy.deepcopy(backbone)
@@ -35,7 +36,10 @@ class PlainLanguageModel(nn.Module):
                 warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an older name
                 self.backbone = peft.get_peft_model(self.backbone, adapters)
         self.frame_in = nn.Linear(latent_dim, width)
-        self.action_in = nn.Linear(action_dim, width)
+        count, numbers = actions
+        self.action_in = nn.Sequential(
+            nn.Linear(numbers, width), nn.GELU(), nn.Flatten(-2), nn.Linear(count * width, width)
+        )
         self.out = nn.Linear(width, latent_dim)
 
     def forward(self, frames: Tensor, actions: Tensor) -> Tensor:

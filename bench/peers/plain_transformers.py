@@ -24,8 +24,9 @@ class PlainLanguageModel(nn.Module):
         self, backbone: Any, width: int, latent_dim: int, actions: tuple[int, int], tuning: Tuning,
         rank: int,
     ) -> None:  # fmt: skip
-        """actions: N and A.  backbone: a model of transformers, whose weights are copied.  ImportError without PEFT
-        where there are adapters."""
+        """actions: N and A.  backbone: a model of transformers, whose weights are copied.
+
+        ImportError without PEFT where there are adapters."""
         super().__init__()
         self.backbone = copy.deepcopy(backbone)
         if tuning == "lora":

@@ -12,9 +12,9 @@ EVALUATE = pusht.EVALUATE
 
 TOKENIZER_CPU = {
     "model.input_size": 56,
-    "train.steps": 500,
-    "train.batch_size": 32,
-    "train.eval_every": 250,
+    "train.steps": 3000,  # of the decoder: features are there
+    "train.batch_size": 64,
+    "train.eval_every": 1500,
     "train.save_every": 100,
 }
 
@@ -28,7 +28,7 @@ SIZES = {
     },
     "cpu30": {
         "preprocess_pusht": pusht.PREPROCESS_CPU30,
-        "tokenizer": TOKENIZER_CPU | {"train.steps": 1000, "train.eval_every": 500},
+        "tokenizer": TOKENIZER_CPU | {"train.steps": 6000, "train.eval_every": 3000},
         "dynamics": keypoints.DYNAMICS_CPU | {"train.steps": 5400, "train.eval_every": 2700},
         "controller": pusht.CONTROLLER_CPU30,
         "evaluate": pusht.EVALUATE_CPU30,

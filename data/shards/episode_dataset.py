@@ -19,6 +19,7 @@ from h5py import h5s, h5t
 
 from data.actions import ActionSpec
 from data.shards.build_info import damaged, shard_paths
+from data.shards.remote_shards import MOST_OPEN, RemoteShards
 from data.shards.shard_header import SPLITS, ShardHeader, Split, h5_dataset, read_header
 
 OPEN_FILES = 256
@@ -33,7 +34,11 @@ class EpisodeDataset:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.headers = [read_header(path) for path in shard_paths(self.folder)]
+        self._remote = RemoteShards.of(self.folder)
+        if self._remote is not None:
+            self.headers = self._remote.headers()
+        else:
+            self.headers = [read_header(path) for path in shard_paths(self.folder)]
         self.description = self.headers[0].description
         for header in self.headers:
             _check_same_format(self.headers[0], header)
@@ -115,7 +120,7 @@ class EpisodeDataset:
         """Hash of all headers, in 16 hex digits: changes with any shard, reads no steps."""
         digest = hashlib.sha256()
         for header in self.headers:
-            facts = [header.path.name, header.path.stat().st_size, header.description]
+            facts = [header.path.name, header.size, header.description]
             digest.update(json.dumps(facts, sort_keys=True).encode())
             digest.update(
                 header.episode_ends.tobytes() + header.split.tobytes() + header.source.tobytes()
@@ -127,9 +132,12 @@ class EpisodeDataset:
         if self._process != os.getpid():  # a fork: the parent's handles are not ours
             self._files, self._process = {}, os.getpid()
         if shard not in self._files:
-            while len(self._files) >= OPEN_FILES:
+            most, path = OPEN_FILES, self.headers[shard].path
+            if self._remote is not None:
+                most, path = MOST_OPEN, self._remote.fetch(self.headers[shard])
+            while len(self._files) >= most:
                 self._files.pop(next(iter(self._files)))[0].close()
-            file = h5py.File(self.headers[shard].path, "r", locking=False)
+            file = h5py.File(path, "r", locking=False)
             self._files[shard] = (file, {})
         file, known = self._files[shard]
         if field not in known:

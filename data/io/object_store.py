@@ -11,7 +11,7 @@ from typing import Any
 from data.io.files import atomic_path
 from data.io.messages import one_line
 
-ADDRESS = re.compile(r"(?!hf:)[a-z][a-z0-9+.-]*://.+")
+ADDRESS = re.compile(r"(?!hf:|https?:)[a-z][a-z0-9+.-]*://.+")
 INSTALL = "pip install -r requirements-store.txt"
 
 

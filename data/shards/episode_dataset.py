@@ -11,16 +11,18 @@ import os
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from h5py import h5s, h5t
 
 from data.actions import ActionSpec
-from data.shards.build_info import damaged, shard_paths
-from data.shards.remote_shards import MOST_OPEN, RemoteShards
+from data.shards.build_info import STORE_FILE, damaged, shard_paths
 from data.shards.shard_header import SPLITS, ShardHeader, Split, h5_dataset, read_header
+
+if TYPE_CHECKING:
+    from data.shards.remote_shards import RemoteShards
 
 OPEN_FILES = 256
 
@@ -34,8 +36,11 @@ class EpisodeDataset:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self._remote = RemoteShards.of(self.folder)
-        if self._remote is not None:
+        self._remote: RemoteShards | None = None
+        if (self.folder / STORE_FILE).exists():
+            from data.shards.remote_shards import RemoteShards
+
+            self._remote = RemoteShards.of(self.folder)
             self.headers = self._remote.headers()
         else:
             self.headers = [read_header(path) for path in shard_paths(self.folder)]
@@ -134,7 +139,7 @@ class EpisodeDataset:
         if shard not in self._files:
             most, path = OPEN_FILES, self.headers[shard].path
             if self._remote is not None:
-                most, path = MOST_OPEN, self._remote.fetch(self.headers[shard])
+                most, path = self._remote.most_open, self._remote.fetch(self.headers[shard])
             while len(self._files) >= most:
                 self._files.pop(next(iter(self._files)))[0].close()
             file = h5py.File(path, "r", locking=False)

@@ -17,12 +17,12 @@ import numpy as np
 
 from data.io.files import atomic_write, lock, parse_json, read_text
 from data.io.object_store import ObjectStore
+from data.shards.build_info import STORE_FILE
 from data.shards.shard_header import ShardHeader
 
-STORE_FILE, HEADERS_FILE = "store.json", "headers.json"
+HEADERS_FILE = "headers.json"
 GIB = 2**30
 CACHE_LOCK = ".cache"
-MOST_OPEN = 4  # files of a process: one that is open takes room after it was deleted
 
 
 def write_headers(folder: Path, headers: Sequence[ShardHeader]) -> None:
@@ -46,18 +46,19 @@ class RemoteShards:
     for others.  The one that is read is always there.
     """
 
+    most_open = 4
+    """Files of a process: one that is open takes room after it was deleted."""
+
     def __init__(self, folder: Path, address: str, cache_bytes: int) -> None:
         self.folder, self.address, self.cache_bytes = folder, address, cache_bytes
         self._store: ObjectStore | None = None
 
     @staticmethod
-    def of(folder: Path) -> RemoteShards | None:
-        """Those that FOLDER/store.json describes; None where there is none: all are here."""
+    def of(folder: Path) -> RemoteShards:
+        """Those that FOLDER/store.json describes; ValueError where it is damaged."""
         try:
             found = parse_json(read_text(folder / STORE_FILE))
             return RemoteShards(folder, str(found["address"]), int(found["cache_bytes"]))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
         except (OSError, ValueError, TypeError, KeyError) as problem:
             raise ValueError(
                 f"{folder / STORE_FILE} is damaged ({problem}); delete it, and give --run the "

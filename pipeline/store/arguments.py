@@ -16,6 +16,8 @@ FOLDER = Path("runs/store")
 CACHE = "DREAMSTAGE_SHARD_CACHE_GIB"
 DEFAULT_GIB = 20.0
 FLAG = "--run"
+OTHERS = ("--shards", "--out", "--train.init-from")
+"""Flags that name folders, and no place in a store."""
 
 
 def with_fetched(arguments: Sequence[str], stage: str | None) -> tuple[list[str], Mirror | None]:
@@ -27,7 +29,7 @@ def with_fetched(arguments: Sequence[str], stage: str | None) -> tuple[list[str]
         if not (equals and flag.startswith("--")):
             flag, value = (found[-1] if found else ""), argument
         if not is_store(value) or flag != FLAG:
-            if is_store(value) and flag.startswith("--"):
+            if is_store(value) and flag in OTHERS:
                 raise ValueError(
                     f"{flag} {value} is a place in an object store, which only --run may be; copy "
                     f"it to a folder, and name that"

@@ -14,8 +14,8 @@ from data.io.files import PARTIAL, atomic_write, lock, parse_json, read_text
 from data.io.messages import first_few
 from data.io.object_store import ObjectStore, StoreError
 from data.processes import rank_and_world_size
-from data.shards.build_info import shard_index, shard_paths
-from data.shards.remote_shards import HEADERS_FILE, STORE_FILE, write_headers
+from data.shards.build_info import STORE_FILE, shard_index, shard_paths
+from data.shards.remote_shards import HEADERS_FILE, write_headers
 from data.shards.shard_header import read_header
 
 RECORD = "record.json"

@@ -88,9 +88,10 @@ def test_a_run_goes_there_and_back(address: str, tmp_path: Path):
     write(there / "dynamics" / "last.pt", "more weights")
     (there / "run.json").unlink()
     second.send()
+    assert ObjectStore(address).stamps().keys() == {"dynamics/last.pt"}
     mirror(address, here)
     assert (here / "dynamics" / "last.pt").read_text() == "more weights"
-    assert not (here / "run.json").exists()
+    assert (here / "run.json").exists()  # nothing is deleted here for lack of it there
 
 
 def test_only_what_changed_is_sent(address: str, tmp_path: Path, monkeypatch: Any):
@@ -159,6 +160,40 @@ def test_shards_are_fetched_as_they_are_read_within_a_bound(
     assert np.array_equal(again.read_rows("actions", 0, 50), whole.read_rows("actions", 0, 50))
     mirror(address, other).send()  # what is not here is not deleted there
     assert sum(n.endswith(".h5") for n in ObjectStore(address).stamps()) == len(whole.headers)
+
+
+def test_an_exchange_that_was_killed_before_it_was_noted_is_no_conflict(
+    address: str, tmp_path: Path
+):
+    here = tmp_path / "run"
+    run = mirror(address, here)
+    write(here / "last.pt", "weights")
+    run.send()
+    (here / ".store" / "record.json").unlink()
+    mirror(address, here)
+    (here / ".store" / "record.json").unlink()
+    write(here / "last.pt", "WEIGHTS")
+    with pytest.raises(ValueError, match="last.pt changed both"):
+        mirror(address, here)
+    (here / "last.pt").unlink()  # a folder that somebody emptied is filled, not the store emptied
+    mirror(address, here).send()
+    assert (here / "last.pt").read_text() == "weights"
+
+
+def test_copies_of_shards_that_were_made_anew_are_dropped(
+    recorded: tuple[str, Path], tmp_path: Path
+):
+    address, made = recorded
+    other = tmp_path / "other"
+    mirror(address, other)
+    EpisodeDataset(other / "shards").read_rows("frames", 0, 20)
+    assert list((other / "shards").glob("shard-*.h5"))
+    with sent(mirror(address, made, whole=True), makes_shards=True):
+        write_toy_shards(made / "shards", episodes=48, seed=5)
+    mirror(address, other)
+    fresh, lazy = EpisodeDataset(made / "shards"), EpisodeDataset(other / "shards")
+    assert lazy.fingerprint == fresh.fingerprint
+    assert np.array_equal(lazy.read_rows("frames", 0, 20), fresh.read_rows("frames", 0, 20))
 
 
 def test_more_recordings_are_made_where_all_shards_are(recorded: tuple[str, Path], tmp_path: Path):

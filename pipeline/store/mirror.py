@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tqdm import tqdm
+
 from data.io.files import PARTIAL, atomic_write, lock, parse_json, read_text
 from data.io.messages import first_few
 from data.io.object_store import ObjectStore, StoreError
@@ -25,6 +27,7 @@ CACHES = ("latents", "teacher", OWN)
 """Folders of a run that are made again where they are missing."""
 EVERY = 15.0  # seconds between two looks at what has changed
 SHARDS = "shards"
+HEADERS = f"{SHARDS}/{HEADERS_FILE}"
 
 
 class Mirror:
@@ -36,59 +39,89 @@ class Mirror:
         self.whole_shards = False
 
     def fetch(self, whole_shards: bool) -> None:
-        """Make the folder what the store has, but for shards, which are fetched as they are read;
-        `whole_shards` fetches them as well.
+        """Fetch what the store has and this folder lacks, or has of an earlier time; of shards
+        those that `whole_shards` asks for, as the others are fetched when they are read.
 
-        ValueError names files that have changed both here and there.
+        Nothing is deleted but copies of shards that were made anew.  ValueError names files that
+        have changed both here and there.
         """
         with lock(self.folder / OWN, waiting_for="fetches the same run"):
             self.record = _read_record(self.folder / OWN / RECORD)
             there = self.store.stamps()
-            self.whole_shards = whole_shards or f"{SHARDS}/{HEADERS_FILE}" not in there
+            self.whole_shards = whole_shards or HEADERS not in there
             here = {name: _stamp(self.folder / name) for name in self._names()}
+            if HEADERS not in there or self._known(HEADERS)[1] != there[HEADERS]:
+                self._forget_shards(there, here)
             news = {
                 name: stamp
                 for name, stamp in there.items()
-                if self._is_wanted(name) and self.record.get(name, ("", ""))[1] != stamp
+                if self._is_wanted(name) and (name not in here or self._known(name)[1] != stamp)
             }
             both = [
-                name for name in news
-                if name in here and self.record.get(name, ("", ""))[0] != here[name]
-            ]  # fmt: skip
+                name
+                for name, stamp in news.items()
+                if name in here
+                and self._known(name)[0] != here[name]
+                and not self._is_same(name, stamp)
+            ]
             if both:
                 raise ValueError(
                     f"{first_few(sorted(both))} changed both in {self.store.address} and in "
                     f"{self.folder} since they were last exchanged; delete the folder to take the "
                     f"store's, or give --run the folder to go on without the store"
                 )
-            for name, stamp in sorted(news.items()):
-                self.store.fetch(name, self.folder / name)
-                self.record[name] = (_stamp(self.folder / name), stamp)
-            gone = [n for n in here if n in self.record and n not in there and not _is_shard(n)]
-            for name in gone:
-                if self.record.pop(name)[0] == here[name]:
-                    (self.folder / name).unlink(missing_ok=True)
-            self._save()
+            try:
+                for name, stamp in tqdm(sorted(news.items()), "fetch", unit=" files", delay=2):
+                    self.store.fetch(name, self.folder / name)
+                    self.record[name] = (_stamp(self.folder / name), stamp)
+            finally:
+                self._save()
             self._describe_shards(changed=whole_shards)
 
-    def send(self) -> None:
+    def _forget_shards(self, there: dict[str, str], here: dict[str, str]) -> None:
+        """Delete what is no longer so: copies of shards, and their headers."""
+        for name in [name for name in here if _is_shard(name) or name == HEADERS]:
+            is_own = self._known(name) == (here[name], there.get(name)) or (
+                name not in there and name not in self.record  # made here, and not sent
+            )
+            if not is_own and (name != HEADERS or name not in there):
+                (self.folder / name).unlink(missing_ok=True)
+                del here[name]
+        (self.folder / SHARDS / STORE_FILE).unlink(missing_ok=True)
+
+    def _is_same(self, name: str, stamp: str) -> bool:
+        """Whether file and object are equal, though a command was killed before it noted so."""
+        path = self.folder / name
+        if stamp.split()[0] != str(path.stat().st_size):
+            return False
+        return self.store.read(name) == path.read_bytes()
+
+    def _known(self, name: str) -> tuple[str, str]:
+        """The stamps of file and object when they were last the same."""
+        return self.record.get(name, ("", ""))
+
+    def send(self, progress: bool = False) -> None:
         """Make the store what the folder has, but for caches; shards that are only there stay."""
         with lock(self.folder / OWN, waiting_for="sends the same run"):
             self.record = _read_record(self.folder / OWN / RECORD)
             names = self._names()
-            for name in sorted(names, key=_last_first):
-                stamp = _stamp(self.folder / name)
-                if self.record.get(name, ("", ""))[0] == stamp:
-                    continue
-                try:
-                    self.record[name] = (stamp, self.store.put(self.folder / name, name))
-                except StoreError:
-                    if (self.folder / name).exists():
-                        raise  # else it was deleted just now
-            for name in [n for n in self.record if n not in names and self._is_gone(n)]:
-                self.store.remove(name)
-                del self.record[name]
-            self._save()
+            stamps = {name: _stamp(self.folder / name) for name in sorted(names, key=_last_first)}
+            changed = [name for name, stamp in stamps.items() if self._known(name)[0] != stamp]
+            try:
+                for name in tqdm(changed, "send", unit=" files", delay=2, disable=not progress):
+                    self._put(name, stamps[name])
+                for name in [n for n in self.record if n not in names and self._is_gone(n)]:
+                    self.store.remove(name)
+                    del self.record[name]
+            finally:
+                self._save()
+
+    def _put(self, name: str, stamp: str) -> None:
+        try:
+            self.record[name] = (stamp, self.store.put(self.folder / name, name))
+        except StoreError:
+            if (self.folder / name).exists():
+                raise  # else it was deleted just now
 
     def finish_shards(self) -> None:
         """After preprocessing: write the headers of all shards, where all are here."""
@@ -108,7 +141,7 @@ class Mirror:
 
     def _is_wanted(self, name: str) -> bool:
         if _is_shard(name):
-            return self.whole_shards and not (self.folder / name).exists()
+            return self.whole_shards
         return Path(name).parts[0] not in CACHES
 
     def _is_gone(self, name: str) -> bool:
@@ -153,7 +186,7 @@ def sent(mirror: Mirror, makes_shards: bool) -> Iterator[None]:
     except BaseException:
         _end(thread, stop)
         try:
-            mirror.send()
+            mirror.send(progress=True)
         except StoreError as problem:  # the command's own error comes last
             print(f"store: {_kept(problem, mirror)}", file=sys.stderr, flush=True)
         raise
@@ -161,7 +194,7 @@ def sent(mirror: Mirror, makes_shards: bool) -> Iterator[None]:
     if makes_shards:
         mirror.finish_shards()
     try:
-        mirror.send()
+        mirror.send(progress=True)
     except StoreError as problem:
         raise StoreError(_kept(problem, mirror)) from None
 

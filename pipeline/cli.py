@@ -16,7 +16,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_type_hints
 
 import tyro
 
@@ -27,6 +27,9 @@ from pipeline import presets
 from pipeline.empty_folders import removed_if_empty
 from pipeline.report_errors import report_errors
 
+if TYPE_CHECKING:
+    from pipeline.store.mirror import Mirror
+
 C = TypeVar("C")
 
 
@@ -36,6 +39,8 @@ class Parsed(Generic[C]):
     presets: list[str]
     given: bool
     """Whether the command line named the presets; else they are those of the run folder."""
+    mirror: Mirror | None = None
+    """Of a run in an object store."""
 
 
 def parse(
@@ -51,7 +56,8 @@ def parse(
     `--preset a b` applies the recipes' tables for `stage`, in that order; without it the presets
     are those that the run folder remembers, or `default_presets`.  Every other argument is a flag
     named after a field; the fields of a method are those of the one that the presets chose.
-    A published run (hf://USER/NAME@REVISION) is pulled first, and is a folder from there on.
+    A published run (hf://USER/NAME@REVISION) is pulled first, and is a folder from there on; so is
+    one in an object store (s3://BUCKET/RUN), to which what is written goes.
     An unknown preset or a refused value raises ValueError; an unknown flag exits with tyro's hint.
     `command` is the script's subcommand, for its help.
     """
@@ -59,11 +65,16 @@ def parse(
         from pipeline.hub.arguments import with_pulled
 
         arguments = with_pulled(arguments, stage)
+    mirror = None
+    if any("://" in argument for argument in arguments) and not {"-h", "--help"} & {*arguments}:
+        from pipeline.store.arguments import with_fetched
+
+        arguments, mirror = with_fetched(arguments, stage)
     with deferred_checks():  # only the values that are left in the end must go together
         parsed = _parse(config, stage, arguments, description, default_presets, command)
         expanded = _expand_home(parsed.config)
     check_config(expanded)
-    return replace(parsed, config=expanded)
+    return replace(parsed, config=expanded, mirror=mirror)
 
 
 def _parse(
@@ -317,21 +328,22 @@ def _run(main: Callable[[C], None], parsed: Parsed[C], stage: str | None) -> Non
     # who starts over with other presets means the rest of the run, too
     begins = stage in presets.FIRST_STAGES or parsed.given
     restart = begins and getattr(parsed.config, "restart", False)
-    try:
-        with (
-            removed_if_empty(run, getattr(parsed.config, "out", None)),
-            _live(parsed.config, stage),
-        ):
-            main(parsed.config)
-    except (ValueError, OSError) as problem:
-        run = None
-        told = _completed(problem, parsed)
-        if told is problem:
-            raise
-        raise told from problem
-    finally:
-        if stage in presets.BUILD_STAGES and run is not None and run.exists():
-            presets.remember(run, parsed.presets, overwrite=restart)
+    with _sent(parsed.mirror, stage):
+        try:
+            with (
+                removed_if_empty(run, getattr(parsed.config, "out", None)),
+                _live(parsed.config, stage),
+            ):
+                main(parsed.config)
+        except (ValueError, OSError) as problem:
+            run = None
+            told = _completed(problem, parsed)
+            if told is problem:
+                raise
+            raise told from problem
+        finally:
+            if stage in presets.BUILD_STAGES and run is not None and run.exists():
+                presets.remember(run, parsed.presets, overwrite=restart)
 
 
 def _live(config: Any, stage: str | None) -> AbstractContextManager[None]:
@@ -341,6 +353,15 @@ def _live(config: Any, stage: str | None) -> AbstractContextManager[None]:
     from pipeline.live_page import followed
 
     return followed(config, stage)
+
+
+def _sent(mirror: Mirror | None, stage: str | None) -> AbstractContextManager[None]:
+    """Send what is written to the object store that the run is in."""
+    if mirror is None:
+        return nullcontext()
+    from pipeline.store.mirror import sent
+
+    return sent(mirror, makes_shards=stage in presets.FIRST_STAGES)
 
 
 def _completed(problem: ValueError | OSError, parsed: Parsed[Any]) -> ValueError | OSError:

@@ -1,9 +1,11 @@
 """What one process builds, several build too; none deletes what another made."""
 
 import json
+import multiprocessing
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -120,3 +122,52 @@ def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch):
 def test_a_source_without_episodes_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no episodes to write shards of"):
         build(ToyEpisodes(episodes=0), tmp_path, "-")
+
+
+@dataclass(frozen=True)
+class Deadly(ToyEpisodes):
+    """Kills its process at one of its shards, as a machine that fails would."""
+
+    deadly_shard: int = -1
+
+    def make_shard(self, index: int) -> list[Episode]:
+        if index == self.deadly_shard:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().make_shard(index)
+
+    def description(self) -> dict:
+        return ToyEpisodes(
+            self.episodes, self.length, self.size, episodes_per_shard=self.episodes_per_shard
+        ).description()
+
+
+def array_task(rank: int, folder: Path, deadly_shard: int) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "8"}
+    source = Deadly(episodes=24, length=8, size=16, episodes_per_shard=1, deadly_shard=deadly_shard)
+    build(source, folder, "-")
+
+
+def test_an_array_job_of_eight_makes_what_one_process_makes_whoever_is_killed(tmp_path):
+    def run(deadly: dict[int, int]) -> list[int | None]:
+        tasks = [
+            multiprocessing.get_context("fork").Process(
+                target=array_task, args=(rank, tmp_path / "array", deadly.get(rank, -1))
+            )
+            for rank in range(8)
+        ]
+        for task in tasks:
+            task.start()
+        for task in tasks:
+            task.join()
+        return [task.exitcode for task in tasks]
+
+    killed = run({0: 8, 3: 11, 6: 6})  # at its second shard, its second, its first
+    assert [code == -signal.SIGKILL for code in killed] == [rank in (0, 3, 6) for rank in range(8)]
+    with pytest.raises(ValueError, match="of 24 shards; finish them with"):
+        EpisodeDataset(tmp_path / "array")
+    assert run({}) == [0] * 8
+    whole = ToyEpisodes(episodes=24, length=8, size=16, episodes_per_shard=1)
+    build(whole, tmp_path / "whole", "-")
+    shards = {path.name: path.read_bytes() for path in (tmp_path / "whole").glob("*.h5")}
+    assert shards == {p.name: p.read_bytes() for p in (tmp_path / "array").glob("*.h5")}
+    assert not list((tmp_path / "array").glob("*.partial"))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ from pipeline.cli import parse
 from pipeline.client import watch_video
 from pipeline.export import __main__ as export
 from pipeline.hub import arguments
+from pipeline.store import arguments as store_arguments
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -166,6 +168,7 @@ def test_commands_name_scripts_flags_and_presets_that_exist(
     monkeypatch.chdir(tmp_path)  # no run remembers its presets here
     monkeypatch.setattr(arguments, "local_run", lambda text, flag: tmp_path)  # nor is one pulled
     monkeypatch.setattr(arguments, "pinned", lambda text, flag: text)
+    monkeypatch.setattr(store_arguments, "Mirror", lambda *_: Mock())  # nor fetched
     for command in commands(page):
         program, *words = shlex.split(command)
         try:

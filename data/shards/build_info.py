@@ -12,6 +12,7 @@ from data.io.files import parse_json, read_text
 from data.io.messages import first_few
 
 BUILD_FILE = "build.json"
+STORE_FILE = "store.json"  # says from where shards are fetched that are not here
 SKIPPED = ".skipped"  # suffix of a skipped shard's file, which holds the reason
 SHARD_FILE = re.compile(r"shard-(\d{5,12})\.h5")
 

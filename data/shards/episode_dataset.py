@@ -11,15 +11,18 @@ import os
 from bisect import bisect_left, bisect_right
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from h5py import h5s, h5t
 
 from data.actions import ActionSpec
-from data.shards.build_info import damaged, shard_paths
+from data.shards.build_info import STORE_FILE, damaged, shard_paths
 from data.shards.shard_header import SPLITS, ShardHeader, Split, h5_dataset, read_header
+
+if TYPE_CHECKING:
+    from data.shards.remote_shards import RemoteShards
 
 OPEN_FILES = 256
 
@@ -33,7 +36,14 @@ class EpisodeDataset:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.headers = [read_header(path) for path in shard_paths(self.folder)]
+        self._remote: RemoteShards | None = None
+        if (self.folder / STORE_FILE).exists():
+            from data.shards.remote_shards import RemoteShards
+
+            self._remote = RemoteShards.of(self.folder)
+            self.headers = self._remote.headers()
+        else:
+            self.headers = [read_header(path) for path in shard_paths(self.folder)]
         self.description = self.headers[0].description
         for header in self.headers:
             _check_same_format(self.headers[0], header)
@@ -115,7 +125,7 @@ class EpisodeDataset:
         """Hash of all headers, in 16 hex digits: changes with any shard, reads no steps."""
         digest = hashlib.sha256()
         for header in self.headers:
-            facts = [header.path.name, header.path.stat().st_size, header.description]
+            facts = [header.path.name, header.size, header.description]
             digest.update(json.dumps(facts, sort_keys=True).encode())
             digest.update(
                 header.episode_ends.tobytes() + header.split.tobytes() + header.source.tobytes()
@@ -127,9 +137,12 @@ class EpisodeDataset:
         if self._process != os.getpid():  # a fork: the parent's handles are not ours
             self._files, self._process = {}, os.getpid()
         if shard not in self._files:
-            while len(self._files) >= OPEN_FILES:
+            most, path = OPEN_FILES, self.headers[shard].path
+            if self._remote is not None:
+                most, path = self._remote.most_open, self._remote.fetch(self.headers[shard])
+            while len(self._files) >= most:
                 self._files.pop(next(iter(self._files)))[0].close()
-            file = h5py.File(self.headers[shard].path, "r", locking=False)
+            file = h5py.File(path, "r", locking=False)
             self._files[shard] = (file, {})
         file, known = self._files[shard]
         if field not in known:

@@ -51,6 +51,7 @@ class ShardHeader:
     split: np.ndarray  # (E,) uint8
     source: np.ndarray  # (E,) int64
     notes: list[dict[str, Any]]  # E of them
+    size: int  # bytes of the file
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -103,8 +104,10 @@ def _read_header(path: Path, file: h5py.File, description: dict[str, Any]) -> Sh
         notes = [parse_json(note) for note in h5_dataset(file, "episode_notes")[: len(ends)]]
         if len(notes) != len(ends) or not all(isinstance(note, dict) for note in notes):
             raise ValueError("its episodes lack their notes")
-    fields = frozenset(columns)
-    return ShardHeader(path, description, fields, ends, split.astype(np.uint8), source, notes)
+    return ShardHeader(
+        path, description, frozenset(columns), ends, split.astype(np.uint8), source, notes,
+        path.stat().st_size,
+    )  # fmt: skip
 
 
 def _check_description(description: dict[str, Any]) -> ActionSpec:

@@ -185,7 +185,7 @@ def rssm() -> Flow:
 def rssm_latents() -> Flow:
     _, model = dynamics("keypoints cpu rssm cpu")
     shape = f"(B, 1, {model.latents.dim})"
-    return _rssm(model, "tokenizer's latent", Node("latents, drawn", shape, ORANGE))
+    return _rssm(model, "latent", Node("latents, drawn", shape, ORANGE))
 
 
 def _rssm(model: Any, read: str, drawn: Node) -> Flow:
@@ -200,7 +200,7 @@ def _rssm(model: Any, read: str, drawn: Node) -> Flow:
          (Node("prior of z", f"(B, {z})"), Node("posterior of z", f"(B, {z})")),
          Node("next state", f"(B, 1, {full})", ORANGE), drawn],
         [Via(f"GRU, {t.weights('cell.gru')}", "action (B, 2)"),
-         Via(f"heads; the {read} enters on the right ({t.weights('encoder')})"),
+         Via(f"heads; the {read} enters at the right"),
          Via("z from either"), Via(f"decoder, {t.weights('decoder')}")],
         again=(3, 0, "Dashed: in imagination no frame enters, and z is the prior's."),
         notes=["The KL teaches the prior what the posterior will say.",

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from drawing import BLUE, GREEN, INK, ORANGE, Flow, Node, Via
-from shape_figures import ROWS, actions, tokenizer, trace
 
 from data.pusht.simulator import ACTIONS, STATE_NAMES
 from data.pusht.task_goal import TASK_GOAL
 from data.vpt.vpt_actions import CameraQuantizer, action_spec
+from drawing import BLUE, GREEN, INK, ORANGE, Flow, Node, Via
 from models import registry
 from models.registry import DataSpec
+from shape_figures import ROWS, actions, tokenizer, trace
 
 A = "(B, 2)"
 
@@ -33,7 +33,8 @@ def policy() -> Flow:
     modes = model.config.num_modes
     return Flow(
         "Behavior cloning: a state to a distribution over actions",
-        [Node("state's latents", shape, ORANGE), Node("weights, means, deviations", t.shape("head")),
+        [Node("state's latents", shape, ORANGE),
+         Node("weights, means, deviations", t.shape("head")),
          Node(f"mixture of {modes} Gaussians", "over " + A), Node("action", A, GREEN)],
         [Via(f"network, {t.weights('encoder', 'head')}"), Via("numbers of"), Via("drawn")],
         notes=["The loss: how unlikely the recorded action is."],

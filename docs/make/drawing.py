@@ -23,7 +23,9 @@ SHOWN = 1.3  # times its units wide on a large screen
 def commit() -> str:
     """The commit that the picture is made at."""
     words = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        words, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 class Drawing:
@@ -67,7 +69,9 @@ class Drawing:
     def dot(self, x: float, y: float, color: str, r: float = 4) -> None:
         self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:g}" fill="{color}"/>')
 
-    def bar(self, x: float, y: float, w: float, h: float, color: str, opacity: float = 0.75) -> None:
+    def bar(
+        self, x: float, y: float, w: float, h: float, color: str, opacity: float = 0.75
+    ) -> None:
         self.parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{h:g}" fill="{color}" '
             f'fill-opacity="{opacity:g}"/>'
@@ -80,7 +84,8 @@ class Drawing:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dash = ' stroke-dasharray="4 4"' if dashed else ""
         self.parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="{width:g}"{dash}/>'
+            f'<polyline points="{path}" fill="none" stroke="{color}" '
+            f'stroke-width="{width:g}"{dash}/>'
         )
 
     def image(self, x: float, y: float, w: float, h: float, data: str, kind: str = "png") -> None:
@@ -145,7 +150,8 @@ class Flow:
         notes = wrap(" ".join([*self.notes, *([self.again[2]] if self.again else [])]), 58)
         d = Drawing(total + 6 + 17 * len(notes), self.title)
         right = WIDTH - MARGIN - (10 if self.again else 0)
-        tops, top = [], 10
+        tops: list[int] = []
+        top = 10
         for height in heights:
             tops.append(top)
             top += height + gap
@@ -178,7 +184,7 @@ class Flow:
         d.words(right - 10, inside, row.shape, row.color, 13, 'text-anchor="end"')
 
     def _via(
-        self, d: Drawing, number: int, via: Via, tops: list[float], heights: list[float],
+        self, d: Drawing, number: int, via: Via, tops: Sequence[float], heights: Sequence[float],
         right: float,
     ) -> None:  # fmt: skip
         begin, end = tops[number] + heights[number], tops[number + 1]

@@ -16,12 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from drawing import BLUE, GREEN, INK, MARGIN, ORANGE, ROOT, SOFT, WIDTH, Drawing
-from shape_figures import settings
 
 import train_tokenizer
 from data.pusht.simulator import ACTIONS
 from data.toy import write_toy_shards
+from drawing import BLUE, GREEN, INK, MARGIN, ORANGE, ROOT, SOFT, WIDTH, Drawing
 from kernels.reference import BlockMask
 from models.dynamics.language_model import LanguageModelConfig
 from models.layers.transformer import TransformerConfig
@@ -30,6 +29,7 @@ from models.tokenizers.tokenizer import LatentSpec
 from pipeline.training.memory_estimate import estimate_memory
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
+from shape_figures import settings
 
 RUN = ROOT / "checkpoints/pusht-goals"
 
@@ -60,7 +60,9 @@ def resumed() -> None:
         d.arrow((236, y + 19), (249, y + 19))
         d.box(250, y + 8, 134, 22, print_, GREEN, 11)
     same = "equal, bit for bit" if found[0] == found[1] else "NOT EQUAL"
-    d.words(WIDTH - MARGIN, 134, f"fingerprints of the weights: {same}", INK, 12, 'text-anchor="end"')
+    d.words(
+        WIDTH - MARGIN, 134, f"fingerprints of the weights: {same}", INK, 12, 'text-anchor="end"'
+    )
     if found[0] != found[1]:
         raise ValueError(f"the resumed training differs: {found}")
     d.save("resumed.svg")
@@ -114,7 +116,9 @@ def schedules() -> None:
             rate = Trainer._learning_rate(_Bare(train), step) / train.peak_learning_rate  # type: ignore[arg-type]
             points.append((left + (right - left) * step / steps, low - (low - top) * rate))
         d.line(points, color, dashed=dashed, width=2)
-        words = "constant; plateau|lowers it when|nothing improves" if name == "constant" else "cosine"
+        words = (
+            "constant; plateau|lowers it when|nothing improves" if name == "constant" else "cosine"
+        )
         for number, part in enumerate(words.split("|")):
             d.words(right + 6, points[-1][1] + 4 + 14 * number, part, color, 11)
     d.words(left, low + 15, "0", SOFT, 11)
@@ -162,7 +166,11 @@ def _halves(words: str) -> list[str]:
 
 def checkpoint() -> None:
     """Fields of a real checkpoint, their sizes, and the chain of fingerprints."""
-    chain = [("tokenizer", "tokenizer"), ("dynamics", "dynamics"), ("goal policy", "controller/goal_policy")]
+    chain = [
+        ("tokenizer", "tokenizer"),
+        ("dynamics", "dynamics"),
+        ("goal policy", "controller/goal_policy"),
+    ]
     d = Drawing(232, "Three checkpoints, each with the fingerprint of its parent")
     y = 10
     for number, (name, path) in enumerate(chain):
@@ -170,14 +178,16 @@ def checkpoint() -> None:
         weights = sum(t.numel() * t.element_size() for t in held["model"].values())
         count = sum(t.numel() for t in held["model"].values())
         d.box(MARGIN, y, WIDTH - 2 * MARGIN, 58, "", BLUE)
-        d.words(MARGIN + 10, y + 18, f"{name}: format {held['format']}, step {held['step']:,}", BLUE,
-                13, 'font-weight="600"')  # fmt: skip
-        d.words(MARGIN + 10, y + 35, f"model: {len(held['model'])} tensors, {count / 1e6:.2f} M numbers, "
-                f"{weights / 1e6:.1f} MB", INK, 12)  # fmt: skip
+        head = f"{name}: format {held['format']}, step {held['step']:,}"
+        size = f"{count / 1e6:.2f} M numbers, {weights / 1e6:.1f} MB"
+        d.words(MARGIN + 10, y + 18, head, BLUE, 13, 'font-weight="600"')
+        d.words(MARGIN + 10, y + 35, f"model: {len(held['model'])} tensors, {size}", INK, 12)
         d.words(MARGIN + 10, y + 51, f"fingerprint {held['fingerprint']}", INK, 12)
         parent = held["parent"]["fingerprint"]
         if number:
-            d.words(WIDTH - MARGIN - 10, y + 51, f"parent {parent}", ORANGE, 11, 'text-anchor="end"')
+            d.words(
+                WIDTH - MARGIN - 10, y + 51, f"parent {parent}", ORANGE, 11, 'text-anchor="end"'
+            )
             d.arrow((WIDTH - 60, y), (WIDTH - 60, y - 18))
         y += 76
     d.save("checkpoint.svg")

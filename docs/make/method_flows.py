@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from controller_flows import CONTROLLER_FLOWS
 from drawing import GREEN, INK, ORANGE, Flow, Node, Via
-from shape_figures import actions, dynamics, frames, tokenizer, trace
-
 from models.layers.views import SLOTS
+from shape_figures import actions, dynamics, frames, tokenizer, trace
 
 FRAME = Node("frame", "(B, 3, 64, 64) uint8", GREEN)
 DRAWN = Node("frame, drawn", "(B, 3, 64, 64) uint8", ORANGE)
@@ -28,7 +28,8 @@ def vqvae() -> Flow:
     spec = model.latents
     return Flow(
         f"VQ-VAE: a frame becomes {codes.shape[1]} codes, and is drawn from them",
-        [FRAME, Node("vectors", t.shape("encoder")), Node("latents", t.shape(codes), ORANGE), DRAWN],
+        [FRAME, Node("vectors", t.shape("encoder")), Node("latents", t.shape(codes), ORANGE),
+         DRAWN],
         [Via(f"encoder, {t.weights('encoder')}"),
          Via("the nearest", f"{spec.num_codebooks} codebooks of {spec.codebook_size}", INK),
          Via(f"decoder, {t.weights('decoder')}")],

@@ -3,8 +3,8 @@
 Sizes, shapes and settings are read from the code and from the committed world.
 
 Reads   checkpoints/pusht-goals, and the recipes.
-Writes  docs/images/: stages, settings, processes, parts, published, service, sources, metric,
-        keys, autoencoder (.svg).
+Writes  docs/images/: stages, settings, processes, world-parts, published, service, sources,
+        metric, action-code, autoencoder (.svg).
 Try     python docs/make/process_figures.py
         python docs/make/process_figures.py stages settings
 """
@@ -19,13 +19,13 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from drawing import BLUE, GREEN, INK, MARGIN, ORANGE, ROOT, SOFT, WIDTH, Drawing, Flow, Node, Via
-from shape_figures import frames, settings, trace
 
 import train_tokenizer
 from data.shards.episode_dataset import EpisodeDataset
 from data.vpt.vpt_actions import BUTTONS, CameraQuantizer, action_spec
+from drawing import BLUE, GREEN, INK, MARGIN, ORANGE, ROOT, SOFT, WIDTH, Drawing, Flow, Node, Via
 from pipeline.inference.load_world import load_world
+from shape_figures import frames, settings, trace
 
 RUN = ROOT / "checkpoints/pusht-goals"
 DOCS = ROOT / "docs"
@@ -105,7 +105,9 @@ def processes() -> None:
     world = load_world(RUN)
     count = world.num_parameters / 1e6
     d = Drawing(256, "A batch on two processes: whole models, or a share of one in each")
-    d.box(MARGIN, 10, WIDTH - 2 * MARGIN, 28, f"batch of step s: {batch} clips, from (seed, s)", GREEN)
+    d.box(
+        MARGIN, 10, WIDTH - 2 * MARGIN, 28, f"batch of step s: {batch} clips, from (seed, s)", GREEN
+    )
     for number, x in enumerate((MARGIN, 206)):
         d.arrow((x + 89, 38), (x + 89, 55))
         d.box(x, 56, 178, 42, f"process {number}\n{batch // 2} clips", INK)
@@ -122,7 +124,7 @@ def processes() -> None:
     d.save("processes.svg")
 
 
-def parts() -> None:
+def world_parts() -> None:
     """Parts of a world by name, their weights, and what a swap makes stale."""
     world = load_world(RUN)
     found = {name: world.get_module(name) for name in ("encoder", "dynamics", "decoder")}
@@ -143,7 +145,7 @@ def parts() -> None:
     d.words(100, 16, "frames", INK, 11)
     d.words(100, 86, f"latents (B, {world.latents.num_patches}, {world.latents.dim})", INK, 11)
     d.words(100, 154, "state", INK, 11)
-    d.save("parts.svg")
+    d.save("world-parts.svg")
 
 
 def published() -> None:
@@ -227,15 +229,23 @@ def metric() -> None:
     d.save("metric.svg")
 
 
-def keys() -> None:
+def action_code() -> None:
     """Keys and mouse of a tick, and the factors of the code that they become."""
     spec = action_spec(CameraQuantizer())
     total = 1
     for factor in spec.factors:
         total *= len(factor.labels)
-    d = Drawing(88 + 24 * len(spec.factors) + 44, "A tick of a log becomes one code of five factors")
-    d.box(MARGIN, 10, WIDTH - 2 * MARGIN, 42,
-          f"a tick of the log: 1/20 s\n{len(BUTTONS)} keys and buttons, turns in degrees", GREEN)
+    d = Drawing(
+        88 + 24 * len(spec.factors) + 44, "A tick of a log becomes one code of five factors"
+    )
+    d.box(
+        MARGIN,
+        10,
+        WIDTH - 2 * MARGIN,
+        42,
+        f"a tick of the log: 1/20 s\n{len(BUTTONS)} keys and buttons, turns in degrees",
+        GREEN,
+    )
     d.arrow((WIDTH / 2, 52), (WIDTH / 2, 72))
     for number, factor in enumerate(spec.factors):
         y = 74 + 24 * number
@@ -248,7 +258,7 @@ def keys() -> None:
     d.arrow((71, y), (71, y + 16))
     d.box(MARGIN, y + 17, WIDTH - 2 * MARGIN, 28, f"a code from 0 to {total - 1:,}", ORANGE)
     d.height += 8
-    d.save("keys.svg")
+    d.save("action-code.svg")
 
 
 def autoencoder() -> None:
@@ -272,9 +282,9 @@ def autoencoder() -> None:
 
 
 FIGURES: dict[str, Callable[[], None]] = {
-    "stages": stages, "settings": setting, "processes": processes, "parts": parts,
+    "stages": stages, "settings": setting, "processes": processes, "world-parts": world_parts,
     "published": published, "service": service, "sources": sources, "metric": metric,
-    "keys": keys, "autoencoder": autoencoder,
+    "action-code": action_code, "autoencoder": autoencoder,
 }  # fmt: skip
 
 

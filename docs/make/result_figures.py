@@ -134,7 +134,9 @@ def goals() -> None:
             name, name.replace("_", " ")
         )
         for number, part in enumerate(words.split("|")):
-            d.words(right + 14, points[-1][1] + 4 + 14 * number - 14 * words.count("|"), part, color, 11)
+            d.words(
+                right + 14, points[-1][1] + 4 + 14 * number - 14 * words.count("|"), part, color, 11
+            )
     d.save("goals-results.svg")
 
 

@@ -10,8 +10,9 @@ from textwrap import wrap
 from typing import Any
 
 import numpy as np
-from drawing import BLUE, INK, MARGIN, SOFT, WIDTH, Drawing
 from PIL import Image
+
+from drawing import BLUE, INK, MARGIN, SOFT, WIDTH, Drawing
 
 GAP = 6
 

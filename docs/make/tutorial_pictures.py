@@ -1,10 +1,9 @@
-"""Go through a tutorial at its full size, in a folder where its runs are made unless they are there.
+"""Go through docs/tutorial/your-own-game.md at its full size, and keep a picture of what it gives.
 
-Reads   the blocks of PAGE, a name of docs/tutorial: your-own-game or videos-become-a-game.
-Writes  FOLDER; of your-own-game also docs/images/catch.png: true futures of the game, each above
-        the imagined one.
-Try     python docs/make/tutorial_pictures.py runs/tutorial your-own-game
-        python docs/make/tutorial_pictures.py runs/tutorial videos-become-a-game
+Reads   the blocks of the page.
+Writes  docs/images/catch.png: true futures of the game, each above the imagined one; FOLDER, where
+        the run is made, unless it is there.
+Try     python docs/make/tutorial_pictures.py runs/tutorial
 """
 
 from __future__ import annotations
@@ -19,39 +18,31 @@ from pathlib import Path
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/tutorial/your-own-game.md"
 PICTURE = ROOT / "docs/images/catch.png"
 SCALE = 2
 
 
-def main(folder: Path, page: str) -> None:
+def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    text = (ROOT / f"docs/tutorial/{page}.md").read_text()
+    blocks = re.findall(r'^```(bash|python)(?: title="(\S+)")?\n(.*?)^```', PAGE.read_text(),
+                        re.M | re.S)  # fmt: skip
     environment = os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
-    for language, title, block in re.findall(
-        r'^```(bash|python)(?: title="(\S+)")?\n(.*?)^```', text, re.M | re.S
-    ):
+    for _, title, block in blocks:
         if title:
             (folder / title).write_text(block)
-        elif language == "python":
-            subprocess.run([sys.executable, "-c", block], cwd=folder, env=environment, check=True)
-        else:
-            for line in block.replace("\\\n", " ").splitlines():
-                run(line, folder, environment)
-    if page == "your-own-game":
-        drawn = sorted((folder / "runs/catch/dynamics/images").glob("rollout-*.png"))[-1]
-        image = Image.open(drawn)
-        size = (image.width * SCALE, image.height * SCALE)
-        image.resize(size, Image.Resampling.NEAREST).save(PICTURE, optimize=True)
-        print(f"tutorial: {PICTURE}")
-
-
-def run(line: str, folder: Path, environment: dict[str, str]) -> None:
-    """Run a command of the page."""
-    words = shlex.split(line)
-    words = [sys.executable, str(ROOT / words[1]), *words[2:]]
-    print("$", line, flush=True)
-    subprocess.run(words, cwd=folder, env=environment, check=True)
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line)
+            words = [sys.executable, str(ROOT / words[1]), *words[2:]]
+            print("$", line, flush=True)
+            subprocess.run(words, cwd=folder, env=environment, check=True)
+    drawn = sorted((folder / "runs/catch/dynamics/images").glob("rollout-*.png"))[-1]
+    image = Image.open(drawn)
+    size = (image.width * SCALE, image.height * SCALE)
+    image.resize(size, Image.Resampling.NEAREST).save(PICTURE, optimize=True)
+    print(f"tutorial: {PICTURE}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), sys.argv[2])
+    main(Path(sys.argv[1]).resolve())

@@ -15,6 +15,7 @@ from functools import cache
 
 import numpy as np
 import torch
+
 from drawing import ROOT
 from strips import Row, Strip, rows_last
 
@@ -75,7 +76,8 @@ def keypoints() -> Strip:
     return Strip(
         "Frames of Push-T, their 32 keypoints, and the frames drawn from the keypoints alone",
         [Row("frames, 12,288 numbers each", rows_last(frames)),
-         Row("latents: 32 points, 64 numbers", seen), Row("drawn from the points", rows_last(drawn))],
+         Row("latents: 32 points, 64 numbers", seen),
+         Row("drawn from the points", rows_last(drawn))],
         notes=["Held-out frames of the committed world, 8 steps apart."],
     )  # fmt: skip
 
@@ -121,7 +123,7 @@ def futures() -> Strip:
             drawn.append(world().decode(state))
         rows.append(Row(f"the agent is sent {name}", rows_last(torch.cat(drawn)[::4])))
     return Strip(
-        "Three futures of one start: the agent is sent through the block, past it, and to the corner",
+        "Three futures of one start: the agent goes through the block, past it, to the corner",
         rows, heads=["start", *(f"+ {step}" for step in range(4, 21, 4))],
         notes=["All is imagined: the first frame is the last that the model was shown."],
     )  # fmt: skip

@@ -53,6 +53,7 @@ def main(run: Path, evaluated: Path, compared: list[Path]) -> None:
         words = [sys.executable, "-m", "evaluation.compare", *map(str, compared)]
         subprocess.run([*words, "--page", str(comparison)], cwd=ROOT, check=True)
         page.goto(comparison.as_uri())
+        page.evaluate("document.querySelector('.charts').previousElementSibling.scrollIntoView()")
         save(page, "compare.webp")
 
 

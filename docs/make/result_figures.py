@@ -128,8 +128,8 @@ def goals() -> None:
             d.line([(place[steps], height[1]), (place[steps], height[2])], color, width=3)
             points.append((place[steps], height[0]))
         d.line(points, color, dashed=dashed, width=2)
-        for point in points:
-            d.dot(*point, color)
+        for x, y in points:
+            d.dot(x, y, color)
         words = {"goal_agent_position": "baseline: the agent's|place in the goal"}.get(
             name, name.replace("_", " ")
         )

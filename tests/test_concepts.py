@@ -32,3 +32,16 @@ def test_a_method_is_told_whole(page: str, name: str):
     assert found, f"{page}.md lacks the picture of {name}; docs/make/shape_figures.py draws it"
     since = before.rpartition("](../images/method-")[2]
     assert "```math" in since, f"{page}.md lacks an equation before the picture of {name}"
+
+
+SEARCHES = ("Shooting", "CEM", "MPPI", "Gradient", "Policy prior", "Best of n", "Beam")
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_is_told_whole(name: str):
+    text = (CONCEPTS / "planning.md").read_text()
+    anchor = name.lower().replace(" ", "-")
+    rows = [row for row in text.splitlines() if row.startswith("| [") and f"](#{anchor})" in row]
+    assert len(rows) == 1 and all(cell.strip() for cell in rows[0].strip("|").split("|")), name
+    section = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    assert "```math" in section, f"{name} has no equation"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,18 @@ def test_success_is_seen_without_color():
     frame = torch.zeros(3, 8, 8, dtype=torch.uint8)
     plain, reached = (_framed(frame, r).float().mean(0) for r in (False, True))
     assert plain[0].std() == 0 and reached[0].std() > 20
+
+
+def test_every_table_says_how_many_cases_it_is_of_and_goals_and_task_come_first(tmp_path: Path):
+    metrics = measured()
+    metrics["task"]["bc"] |= {"success": 0.5, "success_low": 0.3, "success_high": 0.7, "n": 20}
+    metrics["tokenizer"] |= {"n": 9, "psnr": 30.0, "psnr_low": 29.0, "psnr_high": 31.0}
+    metrics["play"] |= {"n": 50, "frames_per_second": 300.2}
+    page = write(tmp_path, metrics).read_text().partition("<h2>Provenance")[0]
+    heads = re.findall(r"<table><tr>(.*?)</tr>", page)
+    assert len(heads) >= 5 and [head for head in heads if "<th>n (" not in head] == []
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert titles[:2] == ["Goal reaching", "Task: push the block onto the goal"], titles
 
 
 def test_the_page_needs_no_other_file(tmp_path: Path):

@@ -33,7 +33,9 @@ PAGES = {
 
 PHONE_PAGES = (
     "index.html",
+    "concepts/controllers.html",
     "concepts/dynamics.html",
+    "how-to/layers.html",
     "reference/flags.html",
     "results.html",
 )

@@ -1,4 +1,5 @@
-"""Build the site strictly: no broken link, no orphan page, no undocumented public name.
+"""Build the site strictly: no broken link, no orphan page, no undocumented public name, and no page
+that opens without a command and a picture.
 
 Reads   docs/, the pages elsewhere that docs/make/markdown_pages.py names, the configs, docstrings
         and the OpenAPI description.
@@ -27,6 +28,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 from flags_pages import flags_pages  # noqa: E402
 from http_page import http_page  # noqa: E402
 from markdown_pages import stage_pages  # noqa: E402
+from openings import without_opening  # noqa: E402
 from python_pages import python_pages  # noqa: E402
 
 CONFIG = ROOT / "zensical.toml"
@@ -44,6 +46,8 @@ def main() -> None:
         (BUILD / "pages" / page).parent.mkdir(parents=True, exist_ok=True)
         (BUILD / "pages" / page).write_text(text)
         pages.append(page)
+    texts = {page: (BUILD / "pages" / page).read_text() for page in pages}
+    refuse("pages open without a command or a picture", without_opening(texts))
     refuse("pages and the nav of zensical.toml differ", differences(pages, nav_pages(CONFIG)))
     if PLAY.exists():
         with (BUILD / "pages/index.md").open("a") as home:

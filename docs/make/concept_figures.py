@@ -1,155 +1,120 @@
-"""Draw the diagrams of docs/concepts: what a world model is, and how planners search, as SVG.
+"""Draw the diagrams of docs/concepts: what a world model is, its roles, and how planners search.
 
-Reads   nothing.
+Reads   checkpoints/pusht-goals, for the shapes between the roles.
 Writes  docs/images/world-model.svg, docs/images/roles.svg, docs/images/planning.svg.
 Try     python docs/make/concept_figures.py
 """
 
 from __future__ import annotations
 
-from html import escape
-from pathlib import Path
+import sys
 
-IMAGES = Path(__file__).resolve().parents[1] / "images"
-INK, SOFT, BLUE, ORANGE, GREEN = "#222", "#777", "#1b6ca8", "#c1440e", "#2e7d32"
-STYLE = "font-family:system-ui,sans-serif;font-size:13px"
+from drawing import BLUE, GREEN, INK, MARGIN, ORANGE, ROOT, SOFT, Drawing
 
+sys.path[:0] = [str(ROOT)]
 
-class Drawing:
-    """Boxes, arrows and words on a white card, which is read on a dark page, too."""
-
-    def __init__(self, width: int, height: int, title: str) -> None:
-        self.head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'role="img" style="{STYLE}"><title>{escape(title)}</title>'
-            f'<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-            f'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>'
-            f'<rect width="{width}" height="{height}" rx="6" fill="#fff"/>'
-        )
-        self.parts: list[str] = []
-
-    def box(self, x: int, y: int, w: int, h: int, words: str, color: str = INK) -> None:
-        self.parts.append(
-            f'<rect x="{x}" y="{y}" width="{w}" height="{h}" rx="5" fill="{color}" '
-            f'fill-opacity="0.09" stroke="{color}" stroke-width="1.5"/>'
-        )
-        lines = words.split("\n")
-        for number, line in enumerate(lines):
-            at = y + h / 2 + 5 + 17 * (number - (len(lines) - 1) / 2)
-            weight = ' font-weight="600"' if number == 0 else ""
-            self.words(x + w // 2, at, line, color, extra=f'text-anchor="middle"{weight}')
-
-    def words(self, x: float, y: float, text: str, color: str = SOFT, extra: str = "") -> None:
-        self.parts.append(f'<text x="{x}" y="{y:.0f}" fill="{color}" {extra}>{escape(text)}</text>')
-
-    def arrow(self, *points: tuple[int, int], dashed: bool = False) -> None:
-        path = "M" + " L".join(f"{x} {y}" for x, y in points)
-        dash = ' stroke-dasharray="5 4"' if dashed else ""
-        self.parts.append(
-            f'<path d="{path}" fill="none" stroke="{INK}" stroke-width="1.4" '
-            f'marker-end="url(#tip)"{dash}/>'
-        )
-
-    def dot(self, x: float, y: float, color: str, r: float = 4) -> None:
-        self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}" fill="{color}"/>')
-
-    def line(self, points: list[tuple[float, float]], color: str, dashed: bool = False) -> None:
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        dash = ' stroke-dasharray="4 4"' if dashed else ""
-        self.parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"{dash}/>'
-        )
-
-    def save(self, name: str) -> None:
-        (IMAGES / name).write_text(self.head + "".join(self.parts) + "</svg>\n")
+from pipeline.inference.load_world import load_world  # noqa: E402
 
 
 def world_model() -> None:
     """Real frames enter once; then every frame is predicted."""
-    d = Drawing(760, 300, "A world model: real frames enter, actions lead on, frames are drawn")
-    d.words(20, 28, "the past, real", INK, 'font-weight="600"')
-    d.words(330, 28, "the future, imagined: no frame enters", INK, 'font-weight="600"')
-    d.line([(305, 14), (305, 290)], INK, dashed=True)
-    for number, x in enumerate((20, 120, 220)):
-        d.box(x, 45, 72, 52, f"frame {number + 1}\n64 x 64", GREEN)
-        d.arrow((x + 36, 97), (x + 36, 122))
-        d.box(x, 122, 72, 34, "encoder", BLUE)
-    d.arrow((56, 156), (56, 205), (92, 205))
-    d.arrow((156, 156), (156, 186))
-    d.arrow((256, 156), (256, 186))
-    d.box(92, 188, 200, 40, "state\nlatents, memory", ORANGE)
-    for number, x in enumerate((360, 500, 640)):
-        d.box(x - 40, 188, 80, 40, "dynamics", BLUE)
-        d.arrow((x, 262), (x, 230))
-        d.words(x - 30, 280, f"action {number + 3}", INK)
-        d.arrow((x, 186), (x, 158))
-        d.box(x - 36, 122, 72, 34, "decoder", BLUE)
-        d.arrow((x, 122), (x, 99))
-        d.box(x - 36, 45, 72, 52, f"frame {number + 4}\npredicted", ORANGE)
-    d.arrow((292, 208), (318, 208))
-    d.arrow((400, 208), (458, 208))
-    d.arrow((540, 208), (598, 208))
-    d.arrow((680, 208), (740, 208))
-    d.words(694, 200, "...")
+    d = Drawing(272, "A world model: real frames enter, actions lead on, frames are drawn")
+    d.words(MARGIN, 18, "the past, real", INK, 12, 'font-weight="600"')
+    d.words(198, 18, "the future: no frame enters", INK, 12, 'font-weight="600"')
+    d.line([(188, 8), (188, 262)], INK, dashed=True)
+    for number, x in enumerate((16, 102)):
+        d.box(x, 28, 76, 42, f"frame {number + 1}\n64 x 64", GREEN)
+        d.arrow((x + 38, 70), (x + 38, 91))
+        d.box(x, 92, 76, 28, "encoder", BLUE)
+        d.arrow((x + 38, 120), (x + 38, 153))
+    d.box(16, 154, 162, 42, "state\nlatents, memory", ORANGE)
+    for number, x in enumerate((204, 304)):
+        d.box(x, 161, 80, 28, "dynamics", BLUE)
+        d.arrow((x + 40, 226), (x + 40, 191))
+        d.words(x + 40, 242, f"action {number + 2}", INK, 12, 'text-anchor="middle"')
+        d.arrow((x + 40, 161), (x + 40, 122))
+        d.box(x, 92, 80, 28, "decoder", BLUE)
+        d.arrow((x + 40, 92), (x + 40, 72))
+        d.box(x, 28, 80, 42, f"frame {number + 3}\npredicted", ORANGE)
+    d.arrow((178, 175), (203, 175))
+    d.arrow((284, 175), (303, 175))
+    d.arrow((384, 175), (397, 175))
+    d.words(140, 226, "action 1", INK, 12, 'text-anchor="middle"')
+    d.arrow((140, 214), (140, 198))
     d.save("world-model.svg")
 
 
 def roles() -> None:
-    """Shapes that flow between the parts."""
-    d = Drawing(760, 330, "Three roles and the shapes between them")
-    d.box(20, 20, 210, 46, "frames\n(B, T, 3, 64, 64) uint8", GREEN)
-    d.box(530, 20, 210, 46, "actions\n(B, T, A) float or (B, T) codes", GREEN)
-    d.box(20, 100, 210, 46, "tokenizer\nencode, decode", BLUE)
-    d.box(275, 100, 210, 46, "latents\n(B, T, N) codes or (B, T, P, D)", ORANGE)
-    d.box(275, 180, 210, 46, "dynamics\nstart, step, rollout, observe", BLUE)
-    d.box(530, 180, 210, 46, "state\nlatents, reward, continues", ORANGE)
-    d.box(20, 265, 210, 46, "decoder\nstate to frame", BLUE)
-    d.box(275, 265, 210, 46, "controller\nstate to action (B, A)", BLUE)
-    d.box(530, 265, 210, 46, "planner\nstate, goal to actions (B, T, A)", BLUE)
-    d.arrow((125, 66), (125, 98))
-    d.arrow((230, 123), (273, 123))
-    d.arrow((380, 146), (380, 178))
-    d.arrow((635, 66), (635, 150), (440, 150), (440, 178))
-    d.arrow((485, 203), (528, 203))
-    d.arrow((635, 226), (635, 263))
-    d.arrow((600, 226), (600, 244), (380, 244), (380, 263))
-    d.arrow((600, 226), (600, 244), (125, 244), (125, 263))
+    """Shapes that flow between the parts, of the committed world."""
+    world = load_world(ROOT / "checkpoints/pusht-goals")
+    latents, size = world.latents, world.image_size
+    vector = f"(B, {latents.num_patches}, {latents.dim})"
+    action = f"(B, {world.actions.size})"
+    d = Drawing(326, "Three roles and the shapes between them, of the committed world of Push-T")
+    half, right = 176, 208
+    d.box(MARGIN, 10, half, 42, f"frames\n(B, T, 3, {size[0]}, {size[1]}) uint8", GREEN)
+    d.box(right, 10, half, 42, f"actions\n(B, T, {world.actions.size})", GREEN)
+    d.box(MARGIN, 76, half, 42, "tokenizer\nencode, decode", BLUE)
+    d.box(MARGIN, 142, half, 42, f"latents\n{vector}", ORANGE)
+    d.box(right, 142, half, 42, "dynamics\nstart, step, rollout", BLUE)
+    d.box(right, 208, half, 42, f"state\nlatents {vector}, memory", ORANGE, 12)
+    d.box(MARGIN, 276, 116, 42, "decoder\nto a frame", BLUE)
+    d.box(142, 276, 116, 42, f"controller\nto {action}", BLUE)
+    d.box(268, 276, 116, 42, f"planner\nto (B, T, {world.actions.size})", BLUE)
+    d.arrow((104, 52), (104, 75))
+    d.arrow((104, 118), (104, 141))
+    d.arrow((192, 163), (207, 163))
+    d.arrow((296, 52), (296, 141))
+    d.arrow((296, 184), (296, 207))
+    for x in (74, 200, 326):
+        d.arrow((296, 250), (296, 262), (x, 262), (x, 275))
     d.save("roles.svg")
 
 
+SEARCHES = {
+    "shooting": ("draw, keep the best", (-62, -34, 0, 30), 2),
+    "CEM, MPPI": ("draw around the best", (-24, -8, 10, 26), 1),
+    "gradient": ("follow the slope", (40, 26, 12), 2),
+    "policy prior": ("begin at a policy", (-12, 2, 16), 1),
+    "best of n": ("choose an answer", (-30, -6, 24), 1),
+    "beam": ("grow the best codes", (), 0),
+}
+
+
 def planning() -> None:
-    """Four searches, as paths from a start to a goal."""
-    d = Drawing(760, 210, "Four ways to search: shooting, CEM, gradient, policy prior")
-    titles = ("shooting", "CEM, MPPI", "gradient", "policy prior")
-    notes = (
-        "draw, keep the best",
-        "draw again around the best",
-        "follow the slope",
-        "begin where it points",
-    )
-    for panel, (title, note) in enumerate(zip(titles, notes, strict=True)):
-        left = 15 + 187 * panel
-        d.words(left + 4, 24, title, INK, 'font-weight="600"')
-        d.words(left + 4, 200, note, SOFT)
-        start, goal = (left + 20, 150), (left + 150, 60)
-        spreads = {0: (-70, -38, 0, 36), 1: (-26, -8, 12, 30), 2: (44, 28, 14), 3: (-10, 4, 16)}[
-            panel
-        ]
-        for number, bend in enumerate(spreads):
-            end = {
-                0: (goal[0] - 12 * number + 10, goal[1] + bend + 14),
-                1: (goal[0] - 6, goal[1] + bend * 0.7 - 4),
-                2: (goal[0] - 8 * (2 - number), goal[1] + bend - 12),
-                3: (goal[0] - 5, goal[1] + bend * 0.6),
-            }[panel]
-            middle = (left + 80, 105 + bend * 0.9)
-            best = number == {0: 2, 1: 1, 2: 2, 3: 1}[panel]
-            d.line([start, middle, end], BLUE if best else SOFT, dashed=not best)
-        if panel == 3:
-            d.line([start, (left + 80, 96), (goal[0] - 20, goal[1] + 14)], ORANGE)
+    """Six searches, as paths from a start to a goal."""
+    d = Drawing(318, "Six ways to search: shooting, CEM, gradient, policy prior, best of n, beam")
+    for panel, (title, (note, bends, best)) in enumerate(SEARCHES.items()):
+        left, top = MARGIN + 126 * (panel % 3), 158 * (panel // 3)
+        d.words(left, top + 18, title, INK, 13, 'font-weight="600"')
+        d.words(left, top + 142, note, SOFT, 11)
+        start, goal = (left + 8, top + 112), (left + 104, top + 46)
+        if title == "beam":
+            _beam(d, start, goal)
+        ends = {"gradient": (-16, -8, 0), "best of n": (2, -4, -14)}.get(title, (10, -2, -14, -24))
+        for number, bend in enumerate(bends):
+            middle = (left + 54, top + 80 + bend * 0.7)
+            end = (goal[0] + ends[number] * 0.6, goal[1] + bend * 0.45)
+            is_best = number == best
+            if title == "policy prior" and is_best:
+                d.line([start, (left + 54, top + 66), (goal[0] - 18, goal[1] + 16)], ORANGE)
+            d.line([start, middle, end], BLUE if is_best else SOFT, dashed=not is_best)
         d.dot(*start, INK)
-        d.dot(*goal, GREEN, 6)
+        d.dot(*goal, GREEN, 5)
     d.save("planning.svg")
+
+
+def _beam(d: Drawing, start: tuple[float, float], goal: tuple[float, float]) -> None:
+    """A tree in which the best two leaves of each step grow on."""
+    x, y = start
+    first = [(x + 32, y - 44), (x + 32, y - 16), (x + 32, y + 6)]
+    second = [(x + 66, y - 66), (x + 66, y - 46), (x + 66, y - 26), (x + 66, y - 8)]
+    for number, leaf in enumerate(first):
+        d.line([start, leaf], BLUE if number == 0 else SOFT, dashed=number == 2)
+    for number, leaf in enumerate(second):
+        d.line([first[number // 2], leaf], BLUE if number == 1 else SOFT, dashed=number in (0, 3))
+    d.line([second[1], goal], BLUE)
+    d.line([second[2], (goal[0], goal[1] + 26)], SOFT, dashed=True)
 
 
 if __name__ == "__main__":

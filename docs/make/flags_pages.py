@@ -18,6 +18,7 @@ from data.ranges import Range
 from data.shards.build_shards import available_cpus
 from models import registry
 from models.config import MethodConfig
+from openings import opening
 from pipeline import presets
 from pipeline.cli import Command, unprefixed_fields
 from pipeline.training.train_config import TrainConfig
@@ -41,6 +42,7 @@ MODULES = {
     "bench.serve_load": "bench.serve_load",
 }
 HEAD = ["| Flag | Default | |", "|---|---|---|"]
+SETTINGS = "Steps and batch of a stage: by default, under a recipe, under its size, and with a flag"
 
 
 def flags_pages() -> dict[str, str]:
@@ -129,7 +131,7 @@ def _cell(text: str) -> str:
 def _flags_page() -> str:
     lines = [
         "# Flags",
-        "",
+        *opening("python train_dynamics.py --help", "../images/settings.svg", SETTINGS),
         "What `--help` of each command lists. A preset changes defaults, and a flag wins.",
         "Made from the configs by `make docs`.",
         "",
@@ -158,7 +160,11 @@ def _first_line(module: Any) -> str:
 def _training_page() -> str:
     lines = [
         "# Training settings",
-        "",
+        *opening(
+            "python train_dynamics.py --run runs/pusht --train.seed 1 --train.schedule plateau",
+            "../images/schedules.svg",
+            "The learning rate by step: constant, or falling as a cosine",
+        ),
         "The same in every stage: `--train.*`. The controllers have a prefix for each training, "
         "such as `--bc.*` and `--goal-policy-train.*`. What is below are the defaults of the "
         "class; each stage and each preset has its own ([presets](presets.md)).",
@@ -174,7 +180,11 @@ def _training_page() -> str:
 def _methods_page() -> str:
     lines = [
         "# Settings of the methods",
-        "",
+        *opening(
+            "python train_tokenizer.py --preset keypoints --help",
+            "../images/roles.svg",
+            "Frames, latents, states and actions flow between the three roles",
+        ),
         "The fields of a method's config are flags, `--model.*`, of the stage that trains it. A "
         "preset chooses the method, and a run remembers it. A controller beside the main one has a "
         "prefix of its own, such as `--task-cost.*`.",
@@ -199,7 +209,11 @@ def _methods_page() -> str:
 def _presets_page() -> str:
     lines = [
         "# Presets",
-        "",
+        *opening(
+            "python train_tokenizer.py --run runs/pusht --preset keypoints cpu30",
+            "../images/settings.svg",
+            SETTINGS,
+        ),
         "`--preset RECIPE [SIZE]`: a recipe is a file of `recipes/`, and what it sets in each "
         "stage is below, followed by what each size sets on top. [Recipes](recipes.md) says how "
         "one is made.",

@@ -5,13 +5,21 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from openings import opening
+
 
 def http_page() -> dict[str, str]:
-    """Page to Markdown."""
+    """Page to Markdown.  ValueError names all that is not described."""
     described = openapi()
+    if missing := undescribed(described):
+        raise ValueError("undescribed in the HTTP API: " + "; ".join(missing))
     lines = [
         "# HTTP API",
-        "",
+        *opening(
+            "python serve.py --run checkpoints/pusht-goals",
+            "../images/service.svg",
+            "An image is encoded, an action predicts the next numbers, and these are decoded",
+        ),
         "Routes of `serve.py`, from its OpenAPI description, which it serves at `/openapi.json`. "
         "[Serve a run](../tutorial/serve.md) shows how they are used.",
         "",
@@ -38,6 +46,23 @@ def openapi() -> dict[str, Any]:
     guard = make_service_app(Service(NoWorker(), ServiceConfig()))  # type: ignore[arg-type]
     assert isinstance(guard, Guard)
     return guard.app.openapi()  # type: ignore[attr-defined]
+
+
+def undescribed(described: dict[str, Any]) -> list[str]:
+    """Routes and fields of messages that say nothing of themselves."""
+    routes = [
+        f"{method.upper()} {route}"
+        for route, methods in described["paths"].items()
+        for method, operation in methods.items()
+        if not operation.get("description")
+    ]
+    fields = [
+        f"{name}.{field}"
+        for name, schema in described["components"]["schemas"].items()
+        for field, value in schema.get("properties", {}).items()
+        if not name.startswith(("HTTP", "Validation")) and not value.get("description")
+    ]
+    return routes + fields
 
 
 class NoWorker:

@@ -1,16 +1,21 @@
-"""Take the pictures of the page of --live in docs/how-to/follow-a-training.md, and of a report.
+"""Take the pictures of pages that runs make: of --live, of a report, and of a comparison.
 
-Reads   RUN, a run that was trained, and another that was evaluated, or the same; they are not
-        changed.
-Writes  docs/images/live.png, and docs/images/report.png.
-Try     python docs/make/live_page.py runs/demo runs/demo, with a Chromium on the PATH
+Reads   RUN, a run that was trained; EVALUATED, one with a report; A and B, two with reports. They
+        are not changed.
+Writes  docs/images/live.webp, report.webp and compare.webp.
+Try     python docs/make/live_page.py RUN EVALUATED A B, with a Chromium on the PATH
 """
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -19,27 +24,39 @@ from bench.chromium import opened  # noqa: E402
 
 IMAGES = ROOT / "docs/images"
 SHOWN = 2000  # milliseconds until images are there
+WIDTH, HEIGHT = 520, 760  # narrow, so that letters are read where a phone makes it smaller
 
 
-def main(run: Path, evaluated: Path) -> None:
+def save(page: Any, name: str) -> None:
+    """Save what is seen of a page."""
+    image = Image.open(io.BytesIO(page.screenshot()))
+    image.save(IMAGES / name, quality=80, method=6)
+    print(f"pages: {IMAGES / name}")
+
+
+def main(run: Path, evaluated: Path, compared: list[Path]) -> None:
     words = [sys.executable, "-m", "evaluation.live", str(run.resolve()), "--port", "0"]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+    looks = {"color_scheme": "light", "device_scale_factor": 1.5}
+    with (
+        subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server,
+        tempfile.TemporaryDirectory() as folder,
+        opened(WIDTH, HEIGHT, **looks) as page,
+    ):
         assert server.stdout is not None
-        url = server.stdout.readline().split()[1]
-        with opened(1000, 900, color_scheme="light") as page:
-            page.goto(f"{url}")
-            page.wait_for_timeout(SHOWN)
-            page.screenshot(path=IMAGES / "live.png")
+        page.goto(server.stdout.readline().split()[1])
+        page.wait_for_timeout(SHOWN)
+        save(page, "live.webp")
         server.terminate()
-    report = evaluated / "report/index.html"
-    if report.exists():
-        with opened(1000, 900, color_scheme="light") as page:
-            page.goto(report.resolve().as_uri())
-            page.fill("#horizon", "12")
-            page.evaluate("scrollTo(0, 0)")
-            page.screenshot(path=IMAGES / "report.png")
-    print(f"live: {IMAGES / 'live.png'}")
+        page.goto((evaluated / "report/index.html").resolve().as_uri())
+        save(page, "report.webp")
+        comparison = Path(folder) / "comparison.html"
+        words = [sys.executable, "-m", "evaluation.compare", *map(str, compared)]
+        subprocess.run([*words, "--page", str(comparison)], cwd=ROOT, check=True)
+        page.goto(comparison.as_uri())
+        page.evaluate("document.querySelector('.charts').previousElementSibling.scrollIntoView()")
+        save(page, "compare.webp")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[-1]))
+    trained, measured, *both = (Path(word).resolve() for word in sys.argv[1:])
+    main(trained, measured, both)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from attribute_docs import Member, read_module
+from openings import opening
 
 SECTIONS = {
     "worlds": (
@@ -58,6 +59,19 @@ SECTIONS = {
     "operations": ("Operations with kernels", ("kernels/__init__.py",)),
 }
 """Pages: their title, and the files on each, `FILE` or `FILE:NAME NAME` for some of its names."""
+OPENINGS = {
+    "worlds": ("python -m pydoc models.world", "futures-strip.svg",
+               "Three imagined futures from one start, under three sequences of actions"),
+    "data": ("python preprocess.py check checkpoints/pusht-goals", "shards-strip.svg",
+             "Six frames of an episode with the action that leads on from each"),
+    "methods": ("python -m pydoc models.method", "roles.svg",
+                "Frames, latents, states and actions flow between the three roles"),
+    "client": ("python serve.py --run checkpoints/pusht-goals", "service.svg",
+               "An image is encoded, an action predicts the next numbers, and these are decoded"),
+    "operations": ("python -m bench kernels --quick", "masks.svg",
+                   "Three attention masks: causal, by frames, and of a limited context"),
+}  # fmt: skip
+"""The command, the picture and its alt text at the head of each page."""
 
 
 def python_pages(root: Path) -> dict[str, str]:
@@ -72,7 +86,9 @@ def python_pages(root: Path) -> dict[str, str]:
     if missing:
         raise ValueError("undocumented public names: " + "; ".join(missing))
     return {
-        f"reference/python/{name}.md": _page(title, [(f, *modules[f]) for f in files], inherited)
+        f"reference/python/{name}.md": _page(
+            title, [(f, *modules[f]) for f in files], inherited, OPENINGS[name]
+        )
         for name, (title, files) in SECTIONS.items()
     }
 
@@ -109,9 +125,13 @@ def undocumented(members: list[Member], inherited: dict[str, str]) -> list[str]:
 
 
 def _page(
-    title: str, modules: list[tuple[str, str, list[Member]]], inherited: dict[str, str]
+    title: str,
+    modules: list[tuple[str, str, list[Member]]],
+    inherited: dict[str, str],
+    opens: tuple[str, str, str],
 ) -> str:
-    lines = [f"# {title}", ""]
+    command, picture, alt = opens
+    lines = [f"# {title}", *opening(command, f"../../images/{picture}", alt)]
     for file, doc, members in modules:
         module = (
             file.partition(":")[0].removesuffix(".py").removesuffix("/__init__").replace("/", ".")

@@ -35,7 +35,7 @@ def controllability(metrics: dict[str, Any]) -> list[str]:
         "each. On true frames it is the accuracy of the inverse dynamics model; with the actions "
         "of another clip, chance.</p>",
         table(
-            ["predicted from", *correlations, *key_columns, "pairs"],
+            ["predicted from", *correlations, *key_columns, "n (pairs)"],
             rows,
             {list(SOURCE_LABELS).index("imagined")},
         ),
@@ -64,7 +64,7 @@ def imitation(policies: dict[str, Any]) -> list[str]:
     keys = [
         f"F1 of {escape(key)}<br><small>support {n}</small>" for key, n in first["support"].items()
     ]
-    head = ["policy", "log-likelihood (nats)", "accuracy", *factors, *keys, "frames"]
+    head = ["policy", "log-likelihood (nats)", "accuracy", *factors, *keys, "n (frames)"]
     highlight = {at for at, name in enumerate(measured) if name == "actor_critic"}
     return [
         "<h2>Imitation: the dataset's actions on held-out frames</h2>",

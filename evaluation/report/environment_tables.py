@@ -12,7 +12,7 @@ def events(metrics: dict[str, Any]) -> list[str]:
     """Give the section; nothing where it was not measured."""
     if not metrics["n"]:
         return []
-    head = ["", "value", "events", "baseline"]
+    head = ["", "value", "n (events)", "baseline"]
     ends = interval(metrics, "continue_auc_low", "continue_auc_high", 3)
     f1 = interval(metrics, "reward_f1_low", "reward_f1_high", 3)
     rows = [
@@ -49,11 +49,11 @@ def counterfactuals(metrics: dict[str, Any]) -> list[str]:
         for at, value in enumerate(metrics[key]):
             ends = {end: metrics[f"{key}_{end}"][at] for end in ("low", "high")}
             cells.append(f"{number(value)}<br>{interval(ends)}")
-        rows.append([label, *cells])
+        rows.append([label, *cells, number(metrics["n"])])
     return [
         title,
-        f"<p>{metrics['n']} starts in {metrics['sources']} episodes. The environment itself, and "
+        f"<p>Starts in {metrics['sources']} episodes. The environment itself, and "
         "the world, take the episode's actions and those of another episode; the world's frames "
         "are compared with those of their own actions, and with those of the other ones.</p>",
-        table(["steps ahead", *map(str, metrics["horizons"])], rows, {0, 1}),
+        table(["steps ahead", *map(str, metrics["horizons"]), "n (starts)"], rows, {0, 1}),
     ]

@@ -48,7 +48,7 @@ def _measures(metrics: dict[str, Any]) -> list[str]:
         ["perplexity of the codes", number(metrics["perplexity"]), number(metrics["n"]),
          "codes used; share of the commonest", f"{used}; {number(metrics['top_share'], 3)}"],
     ]  # fmt: skip
-    return [table(["", "", "n", "baseline", ""], rows, {0, 2, 3})]
+    return [table(["", "", "n (steps)", "baseline", ""], rows, {0, 2, 3})]
 
 
 def _scored(row: dict[str, Any], key: str, digits: int = 3) -> list[str]:
@@ -62,7 +62,7 @@ def _consistency(found: dict[str, Any] | None) -> list[str]:
         if row is not None:
             cells = [_scored(row, key)[0] for key in CLIPS]
             rows.append([name.replace("_", " "), *cells, number(row["n"])])
-    head = ["cosine of true and imagined motion", *CLIPS.values(), "steps"]
+    head = ["cosine of true and imagined motion", *CLIPS.values(), "n (steps)"]
     return [table(head, rows, set())] if rows else []
 
 
@@ -78,10 +78,11 @@ def _effects(metrics: dict[str, Any]) -> list[str]:
                 number(metrics["frequencies"][code], 3),
                 f"{arrow(x, y)} {number(100 * math.hypot(x, y), 1)}%",
                 number(effects["consistency"][code], 2),
+                number(effects["n"]),
             ]
         )
-    head = ["action", "share", "mean motion, of the width", "cosine between starts"]
-    return [table(head, rows), f"<p>{effects['n']} starts, one step each.</p>"]
+    head = ["action", "share", "mean motion, of the width", "cosine between starts", "n (starts)"]
+    return [table(head, rows), "<p>One step from each start.</p>"]
 
 
 def arrow(x: float, y: float, still: float = 0.002) -> str:
@@ -103,6 +104,6 @@ def _budget(budgets: dict[str, Any] | None) -> list[str]:
         "true to latent, accuracy",
         "commonest code",
         "latent to true",
-        "steps",
+        "n (steps)",
     ]
     return [table(head, rows)] if rows else []

@@ -65,13 +65,16 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         "over whole source episodes for images, over episodes for scores, Wilson's for shares. "
         "A dash stands for what was not measured.</p>",
         *_trained_on(metrics["provenance"]),
-        *_tokenizer(metrics["tokenizer"]),
-        *_images(
-            plots,
-            ["reconstructions.png"] if metrics["tokenizer"]["n"] else [],
-            "True frames, reconstruction, error.",
-        ),
-        *_probe(metrics["probe"]),
+        *_goals(metrics["goal"]),
+        *_images(plots, _attempt_images(metrics["goal"]), ATTEMPTS),
+        *_images(plots, _goal_images(metrics["goal"]), ""),
+        *_task(metrics["task"], metrics["provenance"]),
+        *_film(plots, metrics["task"]),
+        *_images(plots, _if_measured(metrics["task"], "task.png"), ""),
+        *_given_goal(metrics["given_goal"], metrics["provenance"]),
+        *returns(metrics["returns"]),
+        *_images(plots, _if_measured(metrics["returns"], "returns.png"), ""),
+        *_images(plots, ["return_curve.png"] if metrics["return_curve"] else [], RETURN_CURVE),
         *_open_loop(open_loop),
         *(films(plots) if curves else []),
         *_images(plots, curves, "By horizon, with the no-change baselines."),
@@ -87,16 +90,13 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *controllability(metrics["controllability"]),
         *latent_actions(metrics["latent_actions"]),
         *imitation(metrics["imitation"]),
-        *_task(metrics["task"], metrics["provenance"]),
-        *_film(plots, metrics["task"]),
-        *_images(plots, _if_measured(metrics["task"], "task.png"), ""),
-        *returns(metrics["returns"]),
-        *_images(plots, _if_measured(metrics["returns"], "returns.png"), ""),
-        *_images(plots, ["return_curve.png"] if metrics["return_curve"] else [], RETURN_CURVE),
-        *_goals(metrics["goal"]),
-        *_images(plots, _attempt_images(metrics["goal"]), ATTEMPTS),
-        *_images(plots, _goal_images(metrics["goal"]), ""),
-        *_given_goal(metrics["given_goal"], metrics["provenance"]),
+        *_tokenizer(metrics["tokenizer"]),
+        *_images(
+            plots,
+            ["reconstructions.png"] if metrics["tokenizer"]["n"] else [],
+            "True frames, reconstruction, error.",
+        ),
+        *_probe(metrics["probe"]),
         *_play(metrics["play"]),
         "<h2>Provenance</h2>",
         _provenance(metrics["provenance"]),
@@ -122,7 +122,7 @@ def _trained_on(provenance: dict[str, Any]) -> list[str]:
 def _tokenizer(metrics: dict[str, Any]) -> list[str]:
     psnr = number(metrics["psnr"]) + interval(metrics, "psnr_low", "psnr_high")
     ssim = number(metrics["ssim"], 4) + interval(metrics, "ssim_low", "ssim_high", 4)
-    head = ["PSNR (dB)", "SSIM", "codes used", "code flip rate", "patch change rate", "frames"]
+    head = ["PSNR (dB)", "SSIM", "codes used", "code flip rate", "patch change rate", "n (frames)"]
     codes_used = number(metrics["codes_used"])
     if metrics.get("codebook_size"):
         codes_used += f" <small>of {metrics['codebook_size']}</small>"
@@ -130,7 +130,7 @@ def _tokenizer(metrics: dict[str, Any]) -> list[str]:
     row = [psnr, ssim, codes_used, *change_rates, number(metrics["n"])]
     parts = ["<h2>Tokenizer</h2>", table(head, [row])]
     if metrics["by_brightness"]:
-        head = ["brightness of the frame", "PSNR (dB)", "SSIM", "frames"]
+        head = ["brightness of the frame", "PSNR (dB)", "SSIM", "n (frames)"]
         brightness_rows = [
             [f"{name}, {_brightness_range(name)}", number(row["psnr"]), number(row["ssim"], 4),
              number(row["n"])]
@@ -150,7 +150,7 @@ def _open_loop(metrics: dict[str, Any]) -> list[str]:
     if not metrics["horizons"]:
         return [*parts, "<p>-</p>"]
     parts.append(
-        f"<p>{metrics['n']} clips from {metrics['sources']} sources; {metrics['context_frames']} "
+        f"<p>Clips from {metrics['sources']} sources; {metrics['context_frames']} "
         "true frames, then actions alone. PSNR is that of the mean squared error over clips; "
         "100 dB stands for equal.</p>"
     )
@@ -168,8 +168,9 @@ def _open_loop(metrics: dict[str, Any]) -> list[str]:
             cells.append(number(value, digits) + (f"<br>{interval_text}" if interval_text else ""))
         if key in HIGHLIGHTED:
             highlight.add(len(rows))
-        rows.append([label, *cells])
-    parts.append(table(["steps ahead", *map(str, metrics["horizons"])], rows, highlight))
+        rows.append([label, *cells, number(metrics["n"])])
+    head = ["steps ahead", *map(str, metrics["horizons"]), "n (clips)"]
+    parts.append(table(head, rows, highlight))
     error = metrics.get("estimator_error")
     if error:
         means = [f"{k.replace('_', ' ')} {number(v)}" for k, v in error.items() if "p95" not in k]
@@ -188,13 +189,13 @@ def _rewards(metrics: dict[str, Any]) -> list[str]:
                          for end in ("low", "high"))  # fmt: skip
             ends = interval({"low": low, "high": high}, digits=3) if low is not None else ""
             cells.append(number(value, 3) + (f"<br>{ends}" if ends else ""))
-        rows.append([label, *cells])
+        rows.append([label, *cells, number(metrics["n"])])
     auc = metrics["continue_auc"]
     ends_note = f" Ends of episodes: AUC {number(auc, 3)}." if auc is not None else ""
     return [
         "<h2>Rewards along model rollouts</h2>",
-        f"<p>{metrics['n']} clips from {metrics['sources']} sources, actions alone.{ends_note}</p>",
-        table(["steps ahead", *map(str, metrics["horizons"])], rows, {0}),
+        f"<p>Clips from {metrics['sources']} sources, actions alone.{ends_note}</p>",
+        table(["steps ahead", *map(str, metrics["horizons"]), "n (clips)"], rows, {0}),
     ]
 
 
@@ -202,11 +203,14 @@ def _probe(metrics: dict[str, Any]) -> list[str]:
     if not metrics["n"]:
         return []
     names = list(metrics["linear"])
-    rows = [[kind, *(number(metrics[kind][n], 3) for n in names)] for kind in ("linear", "mlp")]
+    rows = [
+        [kind, *(number(metrics[kind][name], 3) for name in names), number(metrics["n"])]
+        for kind in ("linear", "mlp")
+    ]
     return [
         "<h2>Probes: the state in the latents</h2>",
-        table(["correlation r", *(name.replace("_", " ") for name in names)], rows),
-        f"<p>{number(metrics['n'])} held-out frames; effective rank "
+        table(["correlation r", *(name.replace("_", " ") for name in names), "n (frames)"], rows),
+        f"<p>Held-out frames; effective rank "
         f"{number(metrics['effective_rank'], 1)}, mean variance "
         f"{number(metrics['latent_variance'], 3)}.</p>",
     ]
@@ -234,7 +238,7 @@ def _task(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
         rows.append([name, score, success, *within, *rest])
     within = [f"within {limit} steps" for limit in STEPS_WITHIN]
     head = ["policy", "score", "success", *within, "steps", "score at the end",
-            "seconds per plan", "episodes"]  # fmt: skip
+            "seconds per plan", "n (episodes)"]  # fmt: skip
     highlight = {at for at, name in enumerate(policies) if name in OWN}
     return [*parts, table(head, rows, highlight)]
 
@@ -298,7 +302,7 @@ def _goals(protocols: dict[str, Any]) -> list[str]:
             success = number(row.get("success"), 3) + interval(row, digits=3)
             seconds = number(row.get("plan_seconds"), 3)
             rows.append([name, success, number(row.get("n")), seconds])
-        parts.append(table([escape(protocol), "success", "pairs", "seconds per plan"], rows))
+        parts.append(table([escape(protocol), "success", "n (pairs)", "seconds per plan"], rows))
     return parts
 
 
@@ -320,7 +324,7 @@ def _given_goal(policies: dict[str, Any], provenance: dict[str, Any]) -> list[st
         ]
         rows.append([name, end, lowest, *errors, number(row["plan_seconds"], 3), number(row["n"])])
     head = ["policy", "cost at the end", "lowest cost", "block (px)", "block (degrees)",
-            "seconds per plan", "episodes"]  # fmt: skip
+            "seconds per plan", "n (episodes)"]  # fmt: skip
     given = " ".join(provenance.get("given_goal") or ())
     highlight = {at for at, name in enumerate(measured) if name in OWN}
     return [
@@ -332,7 +336,7 @@ def _given_goal(policies: dict[str, Any], provenance: dict[str, Any]) -> list[st
 
 
 def _play(metrics: dict[str, Any]) -> list[str]:
-    head = ["frames/s", "latency p50 (ms)", "p95 (ms)", "frames"]
+    head = ["frames/s", "latency p50 (ms)", "p95 (ms)", "n (frames)"]
     keys = ("frames_per_second", "latency_ms_p50", "latency_ms_p95")
     row = [number(metrics[key], 1) for key in keys]
     return [

@@ -25,7 +25,7 @@ def returns(policies: dict[str, Any]) -> list[str]:
         for name, row in policies.items()
     ]
     highlight = {at for at, name in enumerate(policies) if name in CONTROLLERS}
-    head = ["policy", "return", "median", "steps", "share that terminates", "episodes"]
+    head = ["policy", "return", "median", "steps", "share that terminates", "n (episodes)"]
     return [
         "<h2>Return in the environment</h2>",
         "<p>Sums of rewards of whole episodes in the environment that the shards were recorded in, "

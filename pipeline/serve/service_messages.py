@@ -40,7 +40,7 @@ class Asked(BaseModel):
 
 class EncodeRequest(Asked):
     image_b64: Base64
-    return_patches: bool = False
+    return_patches: bool = Field(False, description="Answer z_patches, too.")
 
 
 class LatentsRequest(Asked):
@@ -67,7 +67,9 @@ class RolloutRequest(LatentsRequest):
 
 
 class DecodeRequest(Asked):
-    z_cls: Vector | None = Field(None, examples=[[0.1, -0.2]])
+    z_cls: Vector | None = Field(
+        None, description="As /encode gives it; enough where it holds all.", examples=[[0.1, -0.2]]
+    )
     z_patches: Patches | None = Field(
         None, description="Needed where z_cls is a mean over patches."
     )
@@ -80,15 +82,19 @@ class PlanRequest(Asked):
     budget: Annotated[int, Field(ge=16, le=10**7)] = Field(
         3000, description="Candidate sequences that may be tried."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="Of the candidates: the same seed gives the same plan."
+    )
 
 
 class EncodeAnswer(BaseModel):
-    z_cls: list[float]
-    z_patches: list[list[float]] | None
+    z_cls: list[float] = Field(description="The image as one vector.")
+    z_patches: list[list[float]] | None = Field(
+        description="The same by patches; null unless return_patches asked for it."
+    )
     timestamp: Time
     latent_dim: int = Field(description="Numbers of z_cls.")
-    model_variant: str
+    model_variant: str = Field(description="The kind of its dynamics, or the variant of an IWM.")
 
 
 UNCERTAINTY = (
@@ -103,7 +109,7 @@ MRR = (
 
 
 class PredictAnswer(BaseModel):
-    z_cls_pred: list[float]
+    z_cls_pred: list[float] = Field(description="z_cls after the step.")
     z_patches_pred: list[list[float]] | None = Field(description="Null where none were given.")
     mrr: float | None = Field(description=MRR)
     uncertainty: float | None = Field(description=UNCERTAINTY)
@@ -111,7 +117,7 @@ class PredictAnswer(BaseModel):
 
 
 class RolloutAnswer(BaseModel):
-    z_cls_seq: list[list[float]]
+    z_cls_seq: list[list[float]] = Field(description="z_cls after each step.")
     z_patches_seq: list[list[list[float]]] | None = Field(description="Null where none were given.")
     mrr_seq: list[float | None] = Field(description=f"Of single steps; null from the second. {MRR}")
     uncertainty_seq: list[float | None] = Field(description=UNCERTAINTY)
@@ -124,26 +130,28 @@ class DecodeAnswer(BaseModel):
 
 
 class PlanAnswer(BaseModel):
-    actions: list[list[float]]
+    actions: list[list[float]] = Field(description="One a step, in the environment's units.")
     cost: float = Field(description="Predicted squared distance from the goal at the end.")
     start_cost: float | None = Field(description="The same before the first action.")
     timestamp: Time
 
 
 class HealthAnswer(BaseModel):
-    status: Literal["ok", "model_not_loaded"]
-    model_loaded: bool
-    model_variant: str | None
-    device: str | None
-    uptime_seconds: float
-    total_encodes: int
-    total_predicts: int
-    total_rollouts: int
+    status: Literal["ok", "model_not_loaded"] = Field(description="ok once the model is loaded.")
+    model_loaded: bool = Field(description="The same as true or false.")
+    model_variant: str | None = Field(description="As /encode says; null before.")
+    device: str | None = Field(description="Where the model computes, such as cpu; null before.")
+    uptime_seconds: float = Field(description="Since the service began.")
+    total_encodes: int = Field(description="Images that were encoded since then.")
+    total_predicts: int = Field(description="Steps that were predicted by /predict.")
+    total_rollouts: int = Field(description="Calls of /rollout that were answered.")
 
 
 class ReadyAnswer(BaseModel):
-    ready: Literal[True]
-    latent_spec: str
+    ready: Literal[True] = Field(description="Else the answer is 503.")
+    latent_spec: str = Field(
+        description="16 hex digits: where they are equal, two runs' latents mean the same."
+    )
 
 
 class SpecAnswer(BaseModel):

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from fake_hub import TOKEN, Repository, fake_hub
+from hub_client import turn_client
 from torch import Tensor
 
 from data.batch import Batch
@@ -183,3 +185,22 @@ def test_a_folder_of_something_else_is_named(kl: Path, tmp_path: Path):
         ImageVae(replace(SMALL, pretrained=str(torn)))
     with pytest.raises(ValueError, match=r"--model.revision main is of a repository, and .*folder"):
         ImageVae(replace(SMALL, pretrained=str(kl), revision="main"))
+
+
+def test_it_is_read_from_the_hub_at_a_commit(kl: Path, tmp_path: Path, monkeypatch: Any):
+    with fake_hub() as server:
+        server.repositories["maker/pipeline"] = Repository(private=False)
+        files = {f"vae/{file.name}": file.read_bytes() for file in kl.iterdir()}
+        server.repositories["maker/pipeline"].commit(files)
+        turn_client(monkeypatch, tmp_path / "home", server, TOKEN)
+        config = ImageVaeConfig((32, 32), "maker/pipeline", subfolder="vae")
+        model = ImageVae(config)
+        assert model.config.revision == server.repositories["maker/pipeline"].refs["main"]
+        assert torch.equal(
+            model.encode(noise()), ImageVae(replace(SMALL, pretrained=str(kl))).encode(noise())
+        )
+        with pytest.raises(ValueError, match="no backbone 'maker/pipeline' could be read"):
+            ImageVae(replace(config, subfolder=""))
+        server.status = 503
+        again = build_tokenizer(describe(model.config), DataSpec((32, 32), ACTIONS))  # of the cache
+        assert torch.equal(again.encode(noise()), model.encode(noise()))

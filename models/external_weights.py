@@ -57,6 +57,15 @@ def check_unnamed(name: str, revision: str, sha256: str) -> None:
         )
 
 
+def check_folder(name: str, revision: str) -> None:
+    """Raise ValueError where a local folder is given a revision."""
+    if revision:
+        raise ValueError(
+            f"--model.revision {revision} is of a repository, and {name} is a folder here; leave "
+            f"it out, or name the repository from another folder"
+        )
+
+
 def named_weights(read: Callable[[str, str], Any], name: str, revision: str, sha256: str) -> Any:
     """Read the weights that a checkpoint names; ExternalWeightsError where they cannot be had, or
     have another hash."""

@@ -31,6 +31,7 @@ from models.dynamics.frameskip_dynamics import (
 )
 from models.external_weights import (
     asked_for,
+    check_folder,
     check_hash,
     check_unnamed,
     leave_out,
@@ -321,11 +322,7 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
     else:
         commit = ""
         if is_folder(name):
-            if config.revision:
-                raise ValueError(
-                    f"--model.revision {config.revision} is of a repository, and {name} is a "
-                    f"folder here; leave it out, or name the repository from another folder"
-                )
+            check_folder(name, config.revision)
         else:
             commit = asked_for(RANDOM, resolve_commit, name, config.revision)
         backbone = asked_for(RANDOM, causal_backbone.read, name, commit)

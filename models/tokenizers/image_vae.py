@@ -22,6 +22,7 @@ from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.external_weights import (
     asked_for,
+    check_folder,
     check_hash,
     check_unnamed,
     leave_out,
@@ -195,11 +196,7 @@ class ImageVae(Tokenizer):
         else:
             commit = ""
             if backbones.is_folder(name):
-                if config.revision:
-                    raise ValueError(
-                        f"--model.revision {config.revision} is of a repository, and {name} is a "
-                        f"folder here; leave it out, or name the repository from another folder"
-                    )
+                check_folder(name, config.revision)
             else:
                 commit = asked_for(RANDOM, backbones.resolve_commit, name, config.revision)
             vae = asked_for(RANDOM, read, name, commit)

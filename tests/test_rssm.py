@@ -334,6 +334,19 @@ def test_frames_are_inferred_as_if_each_began_an_episode():
     assert torch.allclose(found.flatten(0, 1), alone[:, 0], atol=1e-6)
 
 
+def test_an_absolute_z_is_of_its_frame_alone():
+    frames, actions = some_frames(2, 5), some_actions(MOUSE, 2, 5)
+    for absolute in (False, True):
+        model = rssm(absolute=absolute, sample_posterior=False).eval()
+        embeds = model.encode(frames.flatten(0, 1)).view(2, 5, -1)
+        with torch.no_grad():
+            within = model.cell(embeds, actions).features[..., 32:]
+            alone = model.cell.infer_first(embeds)[..., 32:]
+            other = model.cell(embeds, -actions).features[..., 32:]
+        assert torch.equal(within[:, 0], alone[:, 0])
+        assert torch.equal(within, alone) is absolute and torch.equal(within, other) is absolute
+
+
 @pytest.mark.parametrize("name", ["frames", "patches", "codes"])
 def test_first_frames_are_drawn_besides(name: str):
     model = MODELS[name]().train()
@@ -389,5 +402,5 @@ def test_errors_count_more_where_a_pixel_changes():
 
 def test_a_config_that_was_written_before_has_none_of_them():
     old = to_plain(CONFIG)
-    del old["first_frames"], old["changed_weight"], old["overshooting"]
+    del old["first_frames"], old["changed_weight"], old["overshooting"], old["absolute"]
     assert from_plain(RssmConfig, old) == CONFIG

@@ -12,9 +12,9 @@ from models.dynamics.rssm_cell import RssmCell
 ACTIONS = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0))
 
 
-def cell(groups: int = 3, classes: int = 5) -> RssmCell:
+def cell(groups: int = 3, classes: int = 5, absolute: bool = False) -> RssmCell:
     torch.manual_seed(0)
-    made = RssmCell(24, groups, classes, 10, 4, 7, ACTIONS).double()
+    made = RssmCell(24, groups, classes, 10, 4, 7, ACTIONS, absolute=absolute).double()
     for name, weight in made.named_parameters():
         if name.endswith(("norm.weight", "bias")):
             torch.nn.init.normal_(weight, 1.0 if name.endswith("weight") else 0.0, 0.3)
@@ -32,12 +32,15 @@ def double_probs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "float", lambda self: self)
 
 
+@pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("rows, length", [(3, 6), (1, 1), (2, 2), (5, 3)])
-def test_outputs_and_every_gradient_are_those_of_autograd(monkeypatch, rows: int, length: int):
+def test_outputs_and_every_gradient_are_those_of_autograd(
+    monkeypatch, rows: int, length: int, absolute: bool
+):
     double_probs(monkeypatch)
     torch.set_default_dtype(torch.float64)
     try:
-        made = cell()
+        made = cell(absolute=absolute)
         embeds = torch.randn(rows, length, 7, requires_grad=True)
         actions = torch.rand(rows, length, 2, requires_grad=True)
         inputs = [embeds, actions, *made.parameters()]

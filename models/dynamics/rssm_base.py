@@ -42,6 +42,9 @@ class RssmBaseConfig(CheckedConfig):
     sample_posterior: bool = True
     """Sample z of a frame in training, as the paper does.  Else its likeliest classes are taken,
     with the gradient of their probabilities: without noise a decoder learns sooner."""
+    absolute: bool = False
+    """Infer z from the frame alone, without h: what a frame shows is then in its z, also where h
+    knows it, and z of a goal is what it is within an episode."""
     dynamics_weight: Annotated[float, Range(0, 10**6)] = 1.0
     """Weight of the KL that moves the prior to the posterior."""
     representation_weight: Annotated[float, Range(0, 10**6)] = 0.1
@@ -61,7 +64,7 @@ class RssmBaseConfig(CheckedConfig):
     clip_length: Annotated[int, Range(2, 10**4)] = 32
     """Frames of a training clip."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"first_frames", "overshooting"})
+    ADDED: ClassVar[frozenset[str]] = frozenset({"first_frames", "overshooting", "absolute"})
 
     def check(self) -> None:
         super().check()
@@ -99,7 +102,7 @@ class RssmBase(Dynamics):
         self.context, self.has_rewards = config.context_frames, config.rewards
         self.cell = RssmCell(
             config.deter_dim, config.num_groups, config.num_classes, config.hidden_dim,
-            config.num_blocks, config.embed_dim, actions, config.sample_posterior,
+            config.num_blocks, config.embed_dim, actions, config.sample_posterior, config.absolute,
         )  # fmt: skip
         feature_dim = config.deter_dim + config.num_groups * config.num_classes
         self.spec = LatentSpec("continuous", (1, 1), feature_dim)

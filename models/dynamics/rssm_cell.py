@@ -56,8 +56,10 @@ class RssmCell(nn.Module):
         embed_dim: int,
         actions: ActionSpec,
         samples: bool = True,
+        absolute: bool = False,
     ) -> None:
-        """samples: z is sampled of the posterior; else it is its likeliest classes."""
+        """samples: z is sampled of the posterior; else it is its likeliest classes.
+        absolute: the posterior reads the frame alone, without h."""
         super().__init__()
         self.deter_dim, self.groups, self.samples = deter_dim, (num_groups, num_classes), samples
         stoch_dim = num_groups * num_classes
@@ -71,8 +73,8 @@ class RssmCell(nn.Module):
             Dense(deter_dim, hidden_dim), Dense(hidden_dim, hidden_dim),
             nn.Linear(hidden_dim, stoch_dim),
         )  # fmt: skip
-        self.deter_proj = nn.Linear(deter_dim, hidden_dim)
-        self.embed_proj = nn.Linear(embed_dim, hidden_dim, bias=False)
+        self.deter_proj = None if absolute else nn.Linear(deter_dim, hidden_dim)
+        self.embed_proj = nn.Linear(embed_dim, hidden_dim, bias=absolute)
         self.posterior_norm = RmsNorm(hidden_dim)
         self.posterior_out = nn.Linear(hidden_dim, stoch_dim)
 
@@ -138,10 +140,13 @@ class RssmCell(nn.Module):
         return not (x.is_cuda or torch.compiler.is_compiling())
 
     def _scan_weights(self) -> Weights:
-        deter, stoch, gru = self.deter_in, self.stoch_in, self.gru
+        deter, stoch, gru, proj = self.deter_in, self.stoch_in, self.gru, self.deter_proj
+        weight, bias = deter.linear.weight, deter.linear.bias
         return Weights(
-            deter_weight=torch.cat([deter.linear.weight, self.deter_proj.weight]),
-            deter_bias=torch.cat([deter.linear.bias, self.deter_proj.bias]),
+            deter_weight=torch.cat(
+                [weight, torch.zeros_like(weight) if proj is None else proj.weight]
+            ),
+            deter_bias=torch.cat([bias, torch.zeros_like(bias) if proj is None else proj.bias]),
             deter_norm=deter.norm.weight,
             stoch_weight=stoch.linear.weight,
             stoch_bias=stoch.linear.bias,
@@ -186,5 +191,6 @@ class RssmCell(nn.Module):
         return self.gru(x, h)
 
     def _posterior(self, h: Tensor, projected: Tensor) -> Tensor:
-        x = silu(self.posterior_norm(self.deter_proj(h) + projected))
+        own = projected if self.deter_proj is None else self.deter_proj(h) + projected
+        x = silu(self.posterior_norm(own))
         return unimix_probs(self.posterior_out(x).unflatten(-1, self.groups))

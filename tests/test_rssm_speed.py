@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from bench import rssm_speed
-from bench.pairs import Options
+from bench.pairs import Incorrect, Options
 from bench.rssm_speed import CompiledRssm, LoopRssm, PlainRssm, TrainStep, check, random_batch
+from data.batch import Batch
 from models.dynamics.rssm import Rssm
+from models.method import Losses
 
 SMALL: dict[str, Any] = {
     "deter_dim": 16, "num_groups": 2, "num_classes": 4, "hidden_dim": 8, "num_blocks": 4,
@@ -35,6 +37,18 @@ def test_every_runner_has_the_losses_of_ours(uncompiled: None):
     kinds = {"ours": Rssm, "plain": PlainRssm, "loop": LoopRssm, "compiled": CompiledRssm}
     batch = random_batch(2)
     check({name: TrainStep(kind, batch, ONCE, CONFIG, "fp32") for name, kind in kinds.items()})
+
+
+def test_a_runner_with_other_losses_is_not_timed(uncompiled: None):
+    class Wrong(PlainRssm):
+        def loss(self, batch: Batch) -> Losses:
+            terms = super().loss(batch)
+            return terms | {"kl": 1.001 * terms["kl"]}
+
+    batch = random_batch(2)
+    kinds = {"ours": Rssm, "wrong": Wrong}
+    with pytest.raises(Incorrect, match="wrong: kl is .*, but ours is"):
+        check({name: TrainStep(kind, batch, ONCE, CONFIG, "fp32") for name, kind in kinds.items()})
 
 
 def test_a_captured_step_is_a_step(uncompiled: None):

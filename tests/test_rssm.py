@@ -334,6 +334,19 @@ def test_frames_are_inferred_as_if_each_began_an_episode():
     assert torch.allclose(found.flatten(0, 1), alone[:, 0], atol=1e-6)
 
 
+def test_an_expected_z_is_the_posteriors_probabilities_and_what_a_world_observes():
+    model = rssm(expect_posterior=True)
+    frames, actions = some_frames(2, 5), some_actions(MOUSE, 2, 5)
+    embeds = model.encode(frames.flatten(0, 1)).view(2, 5, -1)
+    with torch.no_grad():
+        features, posterior, _ = model.cell(embeds, actions)
+        alone = model.cell.infer_first(embeds[:, 0])
+        observed = model.eval().start(embeds[:, :, None], actions[:, :4]).latents[:, 0]
+    assert torch.equal(features[..., 32:], posterior.flatten(2))
+    assert torch.allclose(observed, features[:, -1], atol=1e-5)
+    assert torch.allclose(alone, features[:, 0], atol=1e-6)
+
+
 def test_an_absolute_z_is_of_its_frame_alone():
     frames, actions = some_frames(2, 5), some_actions(MOUSE, 2, 5)
     for absolute in (False, True):
@@ -402,5 +415,6 @@ def test_errors_count_more_where_a_pixel_changes():
 
 def test_a_config_that_was_written_before_has_none_of_them():
     old = to_plain(CONFIG)
-    del old["first_frames"], old["changed_weight"], old["overshooting"], old["absolute"]
+    del old["first_frames"], old["changed_weight"], old["overshooting"]
+    del old["absolute"], old["expect_posterior"]
     assert from_plain(RssmConfig, old) == CONFIG

@@ -17,7 +17,7 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.dynamics.dynamics import Dynamics, State
-from models.dynamics.rssm_cell import Dense, Posteriors, RssmCell
+from models.dynamics.rssm_cell import ChoiceOfZ, Dense, Posteriors, RssmCell
 from models.layers.categorical_groups import choose, kl_balance
 from models.layers.heads import TwoHot
 from models.layers.sampling import Sampling
@@ -42,6 +42,10 @@ class RssmBaseConfig(CheckedConfig):
     sample_posterior: bool = True
     """Sample z of a frame in training, as the paper does.  Else its likeliest classes are taken,
     with the gradient of their probabilities: without noise a decoder learns sooner."""
+    expect_posterior: bool = False
+    """Train with the expected z of a frame, the probabilities of its classes, as rollouts have it:
+    a precise vector, whose classes say little when they are sampled.  `sample_posterior` is then
+    without effect."""
     absolute: bool = False
     """Infer z from the frame alone, without h: what a frame shows is then in its z, also where h
     knows it, and z of a goal is what it is within an episode."""
@@ -64,7 +68,16 @@ class RssmBaseConfig(CheckedConfig):
     clip_length: Annotated[int, Range(2, 10**4)] = 32
     """Frames of a training clip."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"first_frames", "overshooting", "absolute"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"first_frames", "overshooting", "absolute", "expect_posterior"}
+    )
+
+    @property
+    def choice_of_z(self) -> ChoiceOfZ:
+        """z of a frame in training."""
+        if self.expect_posterior:
+            return "expected"
+        return "sampled" if self.sample_posterior else "likeliest"
 
     def check(self) -> None:
         super().check()
@@ -102,7 +115,7 @@ class RssmBase(Dynamics):
         self.context, self.has_rewards = config.context_frames, config.rewards
         self.cell = RssmCell(
             config.deter_dim, config.num_groups, config.num_classes, config.hidden_dim,
-            config.num_blocks, config.embed_dim, actions, config.sample_posterior, config.absolute,
+            config.num_blocks, config.embed_dim, actions, config.choice_of_z, config.absolute,
         )  # fmt: skip
         feature_dim = config.deter_dim + config.num_groups * config.num_classes
         self.spec = LatentSpec("continuous", (1, 1), feature_dim)

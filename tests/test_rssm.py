@@ -360,6 +360,31 @@ def test_an_absolute_z_is_of_its_frame_alone():
         assert torch.equal(within, alone) is absolute and torch.equal(within, other) is absolute
 
 
+@pytest.mark.parametrize("spec", [MOUSE, KEYS, PADS])
+def test_the_action_is_read_from_the_frames_around_it(spec: ActionSpec):
+    model = rssm(spec, absolute=True, inverse_weight=3.0).train()
+    batch = a_batch(model)
+    assert batch.actions is not None
+    found = model.loss(batch)["inverse"]
+    found.backward()
+    assert model.encoder.out[2].weight.grad.any() and found > 0
+    z = torch.randn(3, 6, 24)
+    changed = batch.actions.clone()
+    changed[:, 2] = some_actions(spec, 3) if spec is MOUSE else (changed[:, 2] + 1) % spec.size
+    is_first = torch.zeros(3, 6, dtype=torch.bool)
+    is_first[:, 0] = True
+    read = model.inverse.loss
+    assert torch.allclose(read(z, batch.actions, is_first), read(z, batch.actions, None))
+    assert not torch.equal(read(z, changed, is_first), read(z, batch.actions, is_first))
+    is_first[:, 3] = True  # what action 2 leads to is another episode's
+    assert torch.equal(read(z, changed, is_first), read(z, batch.actions, is_first))
+
+
+def test_a_z_that_knows_the_action_teaches_nothing_by_it():
+    with pytest.raises(ValueError, match="--inverse-weight 1.0 has no use .* add --absolute"):
+        rssm(inverse_weight=1.0)
+
+
 @pytest.mark.parametrize("name", ["frames", "patches", "codes"])
 def test_first_frames_are_drawn_besides(name: str):
     model = MODELS[name]().train()
@@ -416,5 +441,5 @@ def test_errors_count_more_where_a_pixel_changes():
 def test_a_config_that_was_written_before_has_none_of_them():
     old = to_plain(CONFIG)
     del old["first_frames"], old["changed_weight"], old["overshooting"]
-    del old["absolute"], old["expect_posterior"]
+    del old["absolute"], old["expect_posterior"], old["inverse_weight"]
     assert from_plain(RssmConfig, old) == CONFIG

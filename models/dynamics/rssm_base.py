@@ -18,6 +18,7 @@ from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.dynamics.dynamics import Dynamics, State
 from models.dynamics.rssm_cell import ChoiceOfZ, Dense, Posteriors, RssmCell
+from models.dynamics.rssm_inverse import InverseDynamics
 from models.layers.categorical_groups import choose, kl_balance
 from models.layers.heads import TwoHot
 from models.layers.sampling import Sampling
@@ -49,6 +50,9 @@ class RssmBaseConfig(CheckedConfig):
     absolute: bool = False
     """Infer z from the frame alone, without h: what a frame shows is then in its z, also where h
     knows it, and z of a goal is what it is within an episode."""
+    inverse_weight: Annotated[float, Range(0, 10**6)] = 0.0
+    """Weight of reading the action between two frames from their z, which then hold what it moves,
+    however small.  Of an `absolute` z alone: another knows the action.  0 leaves it out."""
     dynamics_weight: Annotated[float, Range(0, 10**6)] = 1.0
     """Weight of the KL that moves the prior to the posterior."""
     representation_weight: Annotated[float, Range(0, 10**6)] = 0.1
@@ -69,7 +73,7 @@ class RssmBaseConfig(CheckedConfig):
     """Frames of a training clip."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"first_frames", "overshooting", "absolute", "expect_posterior"}
+        {"first_frames", "overshooting", "absolute", "expect_posterior", "inverse_weight"}
     )
 
     @property
@@ -81,6 +85,11 @@ class RssmBaseConfig(CheckedConfig):
 
     def check(self) -> None:
         super().check()
+        if self.inverse_weight and not self.absolute:
+            raise ValueError(
+                f"--inverse-weight {self.inverse_weight} has no use for a z that is inferred with "
+                f"h, which knows the action; add --absolute, or give 0"
+            )
         if self.deter_dim % self.num_blocks:
             raise ValueError(
                 f"--deter-dim {self.deter_dim} is not divisible by --num-blocks "
@@ -117,7 +126,10 @@ class RssmBase(Dynamics):
             config.deter_dim, config.num_groups, config.num_classes, config.hidden_dim,
             config.num_blocks, config.embed_dim, actions, config.choice_of_z, config.absolute,
         )  # fmt: skip
-        feature_dim = config.deter_dim + config.num_groups * config.num_classes
+        stoch_dim = config.num_groups * config.num_classes
+        if config.inverse_weight:
+            self.inverse = InverseDynamics(stoch_dim, config.hidden_dim, actions)
+        feature_dim = config.deter_dim + stoch_dim
         self.spec = LatentSpec("continuous", (1, 1), feature_dim)
         if config.rewards:
             hidden_dim = config.hidden_dim
@@ -158,8 +170,13 @@ class RssmBase(Dynamics):
         it a clip is one episode's.  No statistic is of the (micro-)batch.
         """
         (actions,) = batch.require("actions")
-        followed = self.cell(embeds, actions, batch.extra.get("is_first"))
+        is_first = batch.extra.get("is_first")
+        followed = self.cell(embeds, actions, is_first)
         losses = self.losses_of(followed, target, batch, weight)
+        if self.config.inverse_weight and embeds.shape[1] > 1:
+            z = followed.features[..., self.config.deter_dim :]
+            error = self.inverse.loss(z, actions, is_first)
+            losses["inverse"] = self.config.inverse_weight * error
         losses |= self.first_frame_losses(embeds, target, weight)
         return losses | self.overshooting_losses(followed.features, target, batch, weight)
 

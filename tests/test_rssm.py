@@ -367,7 +367,8 @@ def test_the_action_is_read_from_the_frames_around_it(spec: ActionSpec):
     assert batch.actions is not None
     found = model.loss(batch)["inverse"]
     found.backward()
-    assert model.encoder.out[2].weight.grad.any() and found > 0
+    assert all(w.grad is not None and w.grad.any() for w in model.encoder.parameters())
+    assert found > 0
     z = torch.randn(3, 6, 24)
     changed = batch.actions.clone()
     changed[:, 2] = some_actions(spec, 3) if spec is MOUSE else (changed[:, 2] + 1) % spec.size

@@ -86,6 +86,6 @@ def test_weights_without_gradient_and_no_gradient_at_all():
     made.gru.requires_grad_(False)
     features = outputs(made, embeds, actions, True)[0]
     features.sum().backward()
-    assert made.gru.gate_bias.grad is None and made.deter_proj.weight.grad is not None
+    assert made.gru.gate_bias.grad is None and made.posterior_out.weight.grad is not None
     with torch.no_grad():
         assert torch.allclose(outputs(made, embeds, actions, True)[0], features, atol=1e-5)

@@ -38,7 +38,7 @@ DYNAMICS_CPU = DYNAMICS_TRAIN_CPU | {
     "train.steps": 9000,
     "train.eval_every": 2250,
 }
-# after "cpu": z holds all that its frame shows, and what an action moves counts more; half the steps
+# after "cpu": z holds all that its frame shows, and what an action moves counts more
 DYNAMICS_ABSOLUTE = {
     "model.absolute": True,
     "model.expect_posterior": True,

@@ -40,14 +40,14 @@ def test_every_runner_has_the_losses_of_ours(uncompiled: None):
 
 
 def test_a_runner_with_other_losses_is_not_timed(uncompiled: None):
-    class Wrong(PlainRssm):
+    class OtherRssm(PlainRssm):
         def loss(self, batch: Batch) -> Losses:
             terms = super().loss(batch)
             return terms | {"kl": 1.001 * terms["kl"]}
 
     batch = random_batch(2)
-    kinds = {"ours": Rssm, "wrong": Wrong}
-    with pytest.raises(Incorrect, match="wrong: kl is .*, but ours is"):
+    kinds = {"ours": Rssm, "other": OtherRssm}
+    with pytest.raises(Incorrect, match="other: kl is .*, but ours is"):
         check({name: TrainStep(kind, batch, ONCE, CONFIG, "fp32") for name, kind in kinds.items()})
 
 

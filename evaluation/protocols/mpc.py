@@ -53,9 +53,9 @@ class LastActionProbe:
         return action.float().to(latents.device)
 
     def _read(self, latents: Tensor) -> Tensor:
-        """(B, F): vectors as they are, codes as theirs."""
-        is_codes = self.world.state_spec.kind == "discrete"
-        return to_float64((self.world.vectors(latents) if is_codes else latents).flatten(1))
+        """(B, F): vectors as they are, of codes theirs."""
+        vectors = latents if latents.is_floating_point() else self.world.vectors(latents)
+        return to_float64(vectors.flatten(1))
 
 
 class MpcPolicy:

@@ -76,6 +76,12 @@ class Config(CheckedConfig):
     restart: bool = False
     """Start over, although there is a checkpoint to resume from."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes another training of it, besides the method and `train`: plain values."""
+        auxiliary = {"auxiliary": list(self.auxiliary), "teacher": self.teacher}
+        return {"event_share": self.event_share} | auxiliary
+
 
 def main(config: Config) -> None:
     set_device(config.device, config.kernels)
@@ -99,7 +105,7 @@ def main(config: Config) -> None:
         config.train,
         ckpt.describe(
             model.config, source.data, model.latents, model.actions, source.parent,
-            source.recordings,
+            source.recordings, config.settings,
         ),
         restart=config.restart,
         data_summary=f"{len(train)} clips of {model.clip_length} frames",

@@ -42,7 +42,7 @@ REQUIRED_KEYS = (
 TYPES = {
     **dict.fromkeys(("stage", "fingerprint"), str),
     **dict.fromkeys(("config", "latents", "actions", "data_actions", "parent", "model"), dict),
-    **dict.fromkeys(("train", "ema", "optimizer", "scaler", "bc"), dict),
+    **dict.fromkeys(("train", "ema", "optimizer", "scaler", "bc", "settings"), dict),
     **dict.fromkeys(("step", "bad_validations", "growths"), int),
     "lineage": list,
     **dict.fromkeys(("seconds", "lr_scale"), int | float),
@@ -76,12 +76,14 @@ def describe(
     actions: ActionSpec,
     parent: tuple[Path, str],
     recordings: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Give what a checkpoint says of its model.
 
     data: what the model was built for.  latents: what it makes or reads.  actions: what a step
     takes, the data's or its own.  parent: path and fingerprint of what is underneath.  recordings:
-    what it is trained on (pipeline/trained_on.py), None where that is not known.
+    what it is trained on (pipeline/trained_on.py), None where that is not known.  settings: the
+    stage's own, by their names, without which a training is another.
     """
     return {
         "config": registry.describe(config),
@@ -91,6 +93,7 @@ def describe(
         "data_actions": data.actions.as_dict(),
         "parent": {"path": str(parent[0]), "fingerprint": parent[1]},
         "recordings": recordings,
+        "settings": settings or {},
     }
 
 

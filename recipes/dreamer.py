@@ -38,6 +38,18 @@ DYNAMICS_CPU = DYNAMICS_TRAIN_CPU | {
     "train.steps": 9000,
     "train.eval_every": 2250,
 }
+# after "cpu": z holds all that its frame shows, and what an action moves counts more
+DYNAMICS_ABSOLUTE = {
+    "model.absolute": True,
+    "model.expect_posterior": True,
+    "model.free_nats": 0.0,
+    "model.dynamics_weight": 0.1,
+    "model.representation_weight": 0.01,
+    "model.inverse_weight": 30.0,
+    "model.changed_weight": 4.0,
+    "train.steps": 4000,
+    "train.eval_every": 2000,
+}
 DYNAMICS_STATE_DEBUG = {
     "num_eval_clips": 4,
     "model.deter_dim": 32,
@@ -94,6 +106,7 @@ SIZES = {
     "high_res": {"preprocess_pusht": {"resolution": 96}},
     # a tenth of the KL's weight: what covers few pixels is drawn, such as a ball
     "sharp": {"dynamics": {"model.dynamics_weight": 0.1, "model.representation_weight": 0.01}},
+    "absolute": {"dynamics": DYNAMICS_ABSOLUTE},
     # by their parameters at 64 x 64 pixels; h, hidden layers and classes as DreamerV3's of the name
     "1m": {"dynamics": state(512, 64, 4, 8)},
     "4m": {"dynamics": state(1024, 128, 8, 24)},

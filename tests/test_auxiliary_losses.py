@@ -267,3 +267,17 @@ def test_the_stage_trains_with_them_logs_each_and_its_checkpoint_is_as_ever(run:
     without = ckpt.load(run / "dynamics" / "last.pt", "dynamics")["model"]
     assert with_losses.keys() == without.keys()
     assert any(not torch.equal(with_losses[k], without[k]) for k in without)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("auxiliary", ("feature_norm:transformer.layers.0:0.2",)), ("event_share", 0.5)],
+)
+def test_what_is_learned_from_stays_when_a_training_resumes(run: Path, setting: str, value: Any):
+    begun = config(run, "feature_norm:transformer.layers.0:0.1")
+    train_dynamics.main(begun)
+    longer = replace(begun, restart=False, train=replace(begun.train, steps=6))
+    with pytest.raises(ValueError, match=rf"begun with {setting} = .*, but now it is .*--restart"):
+        train_dynamics.main(replace(longer, **{setting: value}))
+    train_dynamics.main(longer)
+    assert ckpt.load(run / "dynamics" / "last.pt", "dynamics")["step"] == 6

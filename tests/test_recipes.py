@@ -44,7 +44,7 @@ PUSHT_SIZES = ("cpu", "cpu30", "debug", "high_res")
 SIZES = {
     **dict.fromkeys(("pusht", "keypoints", "lewm", "dinov2"), PUSHT_SIZES),
     "minecraft": ("150m", "high_res", "debug"),
-    "dreamer": (*PUSHT_SIZES, "sharp", "1m", "4m", "12m", "25m", "32x32"),
+    "dreamer": (*PUSHT_SIZES, "sharp", "absolute", "1m", "4m", "12m", "25m", "32x32"),
     "genie": ("cpu", "debug", "coinrun", "high_res"),
     "flexible": ("cpu", "debug", "high_res"),
     "iwm": ("base", "core", "invariant", "equivariant", "streams", "cpu", "debug", "high_res"),

@@ -54,6 +54,14 @@ def test_changed_settings_are_refused(tmp_path):
         Trainer("tokenizer", tmp_path, Line(), TRAIN, other)
 
 
+def test_a_stage_resumes_with_the_settings_that_it_was_begun_with(tmp_path):
+    begin(tmp_path, {})  # before they were kept
+    for _ in range(2):
+        begin(tmp_path, {"settings": {"event_share": 0.5, "auxiliary": []}})
+    with pytest.raises(ValueError, match=r"begun with event_share = 0.5, but now it is 0.0; --res"):
+        begin(tmp_path, {"settings": {"event_share": 0.0, "auxiliary": []}})
+
+
 @pytest.mark.parametrize("key", ["bc", "parent"])
 def test_a_run_on_another_checkpoint_is_refused(tmp_path, key):
     def begin(fingerprint: str) -> Trainer[Line]:

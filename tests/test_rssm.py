@@ -11,7 +11,6 @@ from torch import Tensor
 
 from data.actions import ActionSpec, Factor
 from data.batch import Batch
-from models.config import from_plain, to_plain
 from models.dynamics.rssm import Rssm, RssmConfig
 from models.dynamics.rssm_base import RssmBase
 from models.dynamics.rssm_latents import RssmLatents, RssmLatentsConfig
@@ -320,74 +319,3 @@ def test_a_later_reward_has_a_gradient_for_every_action():
     state = model.rollout(model.from_state(torch.rand(2, 1, 56)), actions)
     (grad,) = torch.autograd.grad(state.reward.sum(), actions)
     assert (grad.abs().sum((0, 2)) > 0).all()
-
-
-# -- frames of which nothing else is known ---------------------------------------------------------
-
-
-def test_frames_are_inferred_as_if_each_began_an_episode():
-    """As a world encodes a goal: `start` at one frame."""
-    model, embeds = rssm(sample_posterior=False).eval(), torch.randn(5, 4, 20)
-    with torch.no_grad():
-        found = model.cell.infer_first(embeds)
-        alone = model.start(embeds.flatten(0, 1)[:, None, None], MOUSE.empty(20, 0)).latents
-    assert torch.allclose(found.flatten(0, 1), alone[:, 0], atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["frames", "patches", "codes"])
-def test_first_frames_are_drawn_besides(name: str):
-    model = MODELS[name]().train()
-    batch = a_batch(model)
-    without = model.loss(batch)
-    assert "first_frames" not in without
-    model.config = replace(model.config, first_frames=3)
-    losses = model.loss(batch)
-    losses["first_frames"].backward()
-    assert losses["first_frames"].isfinite() and losses["first_frames"] > 0
-    cell = model.cell
-    assert cell.posterior_out.weight.grad.any() and cell.embed_proj.weight.grad.any()
-    assert cell.stoch_in.linear.weight.grad is None or not cell.stoch_in.linear.weight.grad.any()
-
-
-@pytest.mark.parametrize(
-    ("count", "frames"), [(3, [0, 2, 4]), (4, [0, 1, 3, 4]), (9, [0, 1, 2, 3, 4, 5])]
-)
-def test_first_frames_are_those_evenly_apart(count: int, frames: list[int]):
-    model, seen = rssm(sample_posterior=False, first_frames=count), []
-    model.reconstruction_loss = lambda features, target, weight: seen.append(target)  # type: ignore[method-assign]
-    model.first_frame_losses(torch.randn(2, 6, 20), torch.arange(6.0).expand(2, 6))
-    assert seen[0][0].tolist() == frames
-
-
-def test_the_squared_error_is_that_of_a_frame_on_the_mean():
-    model, batch = rssm(sample_posterior=False), a_batch(rssm())
-    assert batch.frames is not None
-    features = torch.randn(3, 6, 56)
-    wanted = model._patches(batch.frames.flatten(0, 1)).unflatten(0, (3, 6))
-    drawn = model.decoder(features.flatten(0, 1)).unflatten(0, (3, 6))
-    error = model.reconstruction_loss(features, wanted)
-    assert torch.allclose(error, (drawn - wanted).square().sum((2, 3)).mean(), rtol=1e-5)
-
-
-def test_errors_count_more_where_a_pixel_changes():
-    """A dot that moves by a patch, in a frame of which all else stays."""
-    frames = torch.zeros(1, 3, 3, 16, 24, dtype=torch.uint8)
-    frames[0, 0, :, 0, 0] = frames[0, 1, :, 0, 8] = frames[0, 2, :, 0, 8] = 255
-    model, plain = rssm(changed_weight=4.0), rssm()
-    patches = model._patches(frames.flatten(0, 1)).unflatten(0, (1, 3))
-    assert plain._weight(patches) is None
-    weight = model._weight(patches)
-    assert weight is not None
-    counts = [6, 6, 0]  # where it was and where it is, three colors; it stays at the end
-    assert [int((weight[0, t] == 2).sum()) for t in range(3)] == counts
-    assert weight.unique().tolist() == [1, 2]
-    features = torch.randn(1, 3, 56)
-    drawn = model.decoder(features.flatten(0, 1)).unflatten(0, (1, 3))
-    wanted = ((drawn - patches).square() * weight.square()).sum((2, 3)).mean()
-    assert torch.allclose(model.reconstruction_loss(features, patches, weight), wanted, rtol=1e-5)
-
-
-def test_a_config_that_was_written_before_has_none_of_them():
-    old = to_plain(CONFIG)
-    del old["first_frames"], old["changed_weight"], old["overshooting"]
-    assert from_plain(RssmConfig, old) == CONFIG

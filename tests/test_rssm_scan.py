@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
-from models.dynamics.rssm_cell import RssmCell
+from models.dynamics.rssm_cell import ChoiceOfZ, RssmCell
 
 ACTIONS = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (1.0, 1.0))
 
 
-def cell(groups: int = 3, classes: int = 5) -> RssmCell:
+def cell(
+    groups: int = 3, classes: int = 5, chooses: ChoiceOfZ = "sampled", absolute: bool = False
+) -> RssmCell:
     torch.manual_seed(0)
-    made = RssmCell(24, groups, classes, 10, 4, 7, ACTIONS).double()
+    made = RssmCell(24, groups, classes, 10, 4, 7, ACTIONS, chooses, absolute).double()
     for name, weight in made.named_parameters():
         if name.endswith(("norm.weight", "bias")):
             torch.nn.init.normal_(weight, 1.0 if name.endswith("weight") else 0.0, 0.3)
@@ -32,12 +34,17 @@ def double_probs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "float", lambda self: self)
 
 
+@pytest.mark.parametrize(
+    "chooses, absolute", [("sampled", False), ("sampled", True), ("expected", False)]
+)
 @pytest.mark.parametrize("rows, length", [(3, 6), (1, 1), (2, 2), (5, 3)])
-def test_outputs_and_every_gradient_are_those_of_autograd(monkeypatch, rows: int, length: int):
+def test_outputs_and_every_gradient_are_those_of_autograd(
+    monkeypatch, rows: int, length: int, chooses: ChoiceOfZ, absolute: bool
+):
     double_probs(monkeypatch)
     torch.set_default_dtype(torch.float64)
     try:
-        made = cell()
+        made = cell(chooses=chooses, absolute=absolute)
         embeds = torch.randn(rows, length, 7, requires_grad=True)
         actions = torch.rand(rows, length, 2, requires_grad=True)
         inputs = [embeds, actions, *made.parameters()]
@@ -79,6 +86,6 @@ def test_weights_without_gradient_and_no_gradient_at_all():
     made.gru.requires_grad_(False)
     features = outputs(made, embeds, actions, True)[0]
     features.sum().backward()
-    assert made.gru.gate_bias.grad is None and made.deter_proj.weight.grad is not None
+    assert made.gru.gate_bias.grad is None and made.posterior_out.weight.grad is not None
     with torch.no_grad():
         assert torch.allclose(outputs(made, embeds, actions, True)[0], features, atol=1e-5)

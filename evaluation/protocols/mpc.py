@@ -34,11 +34,10 @@ class LastActionProbe:
         batches = [
             clips.batch(part) for part in np.array_split(indices, max(1, len(indices) // 100))
         ]
-        with torch.no_grad():
-            latents = torch.cat([world.vectors(world.embed(p.frames[:, 1])) for p in batches])
-        x = to_float64(latents.flatten(1))
-        action = torch.cat([p.actions[:, 0] for p in batches]).to(x)
         self.world = world
+        with torch.no_grad():
+            x = torch.cat([self._read(world.embed(p.frames[:, 1])) for p in batches])
+        action = torch.cat([p.actions[:, 0] for p in batches]).to(x)
         self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-6)
         self.action_mean = action.mean(0)
         x = (x - self.mean) / self.std
@@ -47,11 +46,16 @@ class LastActionProbe:
 
     def __call__(self, latents: Tensor) -> Tensor:
         """(B, N) codes or (B, P, D) -> the last action, (B, A), in the environment's units."""
-        x = to_float64(self.world.vectors(latents).flatten(1))
+        x = self._read(latents)
         action = (x - self.mean) / self.std @ self.weight + self.action_mean
         spec = self.world.actions
         action = action.clamp(action.new_tensor(spec.low), action.new_tensor(spec.high))
         return action.float().to(latents.device)
+
+    def _read(self, latents: Tensor) -> Tensor:
+        """(B, F): vectors as they are, of codes theirs."""
+        vectors = latents if latents.is_floating_point() else self.world.vectors(latents)
+        return to_float64(vectors.flatten(1))
 
 
 class MpcPolicy:

@@ -17,7 +17,8 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.dynamics.dynamics import Dynamics, State
-from models.dynamics.rssm_cell import Dense, Posteriors, RssmCell
+from models.dynamics.rssm_cell import ChoiceOfZ, Dense, Posteriors, RssmCell
+from models.dynamics.rssm_inverse import InverseDynamics
 from models.layers.categorical_groups import choose, kl_balance
 from models.layers.heads import TwoHot
 from models.layers.sampling import Sampling
@@ -42,6 +43,16 @@ class RssmBaseConfig(CheckedConfig):
     sample_posterior: bool = True
     """Sample z of a frame in training, as the paper does.  Else its likeliest classes are taken,
     with the gradient of their probabilities: without noise a decoder learns sooner."""
+    expect_posterior: bool = False
+    """Train with the expected z of a frame, the probabilities of its classes, as rollouts have it:
+    a precise vector, whose classes say little when they are sampled.  `sample_posterior` is then
+    without effect."""
+    absolute: bool = False
+    """Infer z from the frame alone, without h: what a frame shows is then in its z, also where h
+    knows it, and z of a goal is what it is within an episode."""
+    inverse_weight: Annotated[float, Range(0, 10**6)] = 0.0
+    """Weight of reading the action between two frames from their z, which then hold what it moves,
+    however small.  Of an `absolute` z alone: another knows the action.  0 leaves it out."""
     dynamics_weight: Annotated[float, Range(0, 10**6)] = 1.0
     """Weight of the KL that moves the prior to the posterior."""
     representation_weight: Annotated[float, Range(0, 10**6)] = 0.1
@@ -61,10 +72,24 @@ class RssmBaseConfig(CheckedConfig):
     clip_length: Annotated[int, Range(2, 10**4)] = 32
     """Frames of a training clip."""
 
-    ADDED: ClassVar[frozenset[str]] = frozenset({"first_frames", "overshooting"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"first_frames", "overshooting", "absolute", "expect_posterior", "inverse_weight"}
+    )
+
+    @property
+    def choice_of_z(self) -> ChoiceOfZ:
+        """z of a frame in training."""
+        if self.expect_posterior:
+            return "expected"
+        return "sampled" if self.sample_posterior else "likeliest"
 
     def check(self) -> None:
         super().check()
+        if self.inverse_weight and not self.absolute:
+            raise ValueError(
+                f"--inverse-weight {self.inverse_weight} has no use for a z that is inferred with "
+                f"h, which knows the action; add --absolute, or give 0"
+            )
         if self.deter_dim % self.num_blocks:
             raise ValueError(
                 f"--deter-dim {self.deter_dim} is not divisible by --num-blocks "
@@ -99,9 +124,12 @@ class RssmBase(Dynamics):
         self.context, self.has_rewards = config.context_frames, config.rewards
         self.cell = RssmCell(
             config.deter_dim, config.num_groups, config.num_classes, config.hidden_dim,
-            config.num_blocks, config.embed_dim, actions, config.sample_posterior,
+            config.num_blocks, config.embed_dim, actions, config.choice_of_z, config.absolute,
         )  # fmt: skip
-        feature_dim = config.deter_dim + config.num_groups * config.num_classes
+        stoch_dim = config.num_groups * config.num_classes
+        if config.inverse_weight:
+            self.inverse = InverseDynamics(stoch_dim, config.hidden_dim, actions)
+        feature_dim = config.deter_dim + stoch_dim
         self.spec = LatentSpec("continuous", (1, 1), feature_dim)
         if config.rewards:
             hidden_dim = config.hidden_dim
@@ -142,8 +170,13 @@ class RssmBase(Dynamics):
         it a clip is one episode's.  No statistic is of the (micro-)batch.
         """
         (actions,) = batch.require("actions")
-        followed = self.cell(embeds, actions, batch.extra.get("is_first"))
+        is_first = batch.extra.get("is_first")
+        followed = self.cell(embeds, actions, is_first)
         losses = self.losses_of(followed, target, batch, weight)
+        if self.config.inverse_weight and embeds.shape[1] > 1:
+            z = followed.features[..., self.config.deter_dim :]
+            error = self.inverse.loss(z, actions, is_first)
+            losses["inverse"] = self.config.inverse_weight * error
         losses |= self.first_frame_losses(embeds, target, weight)
         return losses | self.overshooting_losses(followed.features, target, batch, weight)
 

@@ -7,7 +7,7 @@ classes of the stochastic state z, S = G C, U hidden units.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,13 @@ from models.layers.categorical_groups import sample, straight_through, unimix, u
 from models.layers.embeddings import ActionEmbedding
 from models.layers.transformer import RmsNorm
 
+ChoiceOfZ = Literal["sampled", "likeliest", "expected"]
+
 
 class Posteriors(NamedTuple):
     """What a sequence of frames gives."""
 
-    features: Tensor  # (B, T, H + S): h and a sampled z
+    features: Tensor  # (B, T, H + S): h and z
     posterior: Tensor  # (B, T, G, C) probabilities
     prior: Tensor  # (B, T, G, C) probabilities
 
@@ -55,11 +57,13 @@ class RssmCell(nn.Module):
         num_blocks: int,
         embed_dim: int,
         actions: ActionSpec,
-        samples: bool = True,
+        chooses: ChoiceOfZ = "sampled",
+        absolute: bool = False,
     ) -> None:
-        """samples: z is sampled of the posterior; else it is its likeliest classes."""
+        """chooses: z of a frame in training, given the posterior.
+        absolute: the posterior reads the frame alone, without h."""
         super().__init__()
-        self.deter_dim, self.groups, self.samples = deter_dim, (num_groups, num_classes), samples
+        self.deter_dim, self.groups, self.chooses = deter_dim, (num_groups, num_classes), chooses
         stoch_dim = num_groups * num_classes
         self.action_emb = nn.Sequential(
             ActionEmbedding(actions, hidden_dim), RmsNorm(hidden_dim), nn.SiLU()
@@ -71,15 +75,15 @@ class RssmCell(nn.Module):
             Dense(deter_dim, hidden_dim), Dense(hidden_dim, hidden_dim),
             nn.Linear(hidden_dim, stoch_dim),
         )  # fmt: skip
-        self.deter_proj = nn.Linear(deter_dim, hidden_dim)
-        self.embed_proj = nn.Linear(embed_dim, hidden_dim, bias=False)
+        self.deter_proj = None if absolute else nn.Linear(deter_dim, hidden_dim)
+        self.embed_proj = nn.Linear(embed_dim, hidden_dim, bias=absolute)
         self.posterior_norm = RmsNorm(hidden_dim)
         self.posterior_out = nn.Linear(hidden_dim, stoch_dim)
 
     def forward(
         self, embeds: Tensor, actions: Tensor, is_first: Tensor | None = None
     ) -> Posteriors:
-        """Follow real frames with sampled or likeliest z, of which the posterior then is certain.
+        """Follow real frames.  Of a likeliest z the posterior is then certain.
 
         embeds: (B, T, E).  actions: (B, T, A) or (B, T) codes; actions[t] leads to frame t + 1, and
         the last is not read.  is_first: (B, T) bool, frames that begin an episode, where the state
@@ -89,34 +93,31 @@ class RssmCell(nn.Module):
         embeds = self.embed_proj(embeds)
         action_embs = self.action_emb(actions[:, : length - 1])
         action_embs = torch.cat([torch.zeros_like(embeds[:, :1]), action_embs], dim=1)
-        shape = (length, batch, *self.groups)
-        exponential = torch.ones(shape, device=embeds.device)  # the likeliest classes come first
-        if self.samples:
-            exponential.exponential_().clamp_(min=1e-30)
+        exponential = self._chances(length, batch, device=embeds.device)
         by_time = embeds.transpose(0, 1), action_embs.transpose(0, 1), exponential
         if is_first is None and self._scans(embeds):
-            h, z, posterior = scan(*by_time, self._scan_weights())
+            h, z, posterior = scan(*by_time, self.groups[1], self._scan_weights())
         else:
             h, z, posterior = self.follow(*by_time, is_first)
-        if not self.samples:
+        if self.chooses == "likeliest":
             posterior = unimix(z.view_as(posterior))
         h = h.transpose(0, 1)
         features = torch.cat([h, z.transpose(0, 1)], dim=-1)
         return Posteriors(features, posterior.transpose(0, 1), self.prior(h))
 
     def infer_first(self, embeds: Tensor) -> Tensor:
-        """h and a sampled or likeliest z of frames as if each began an episode: (..., E) -> (...,
-        H + S)."""
+        """h and z of frames as if each began an episode: (..., E) -> (..., H + S)."""
         h = self.first(1, embeds).expand(*embeds.shape[:-1], -1)
         probs = self._posterior(h, self.embed_proj(embeds))
-        exponential = torch.ones_like(probs)
-        if self.samples:
-            exponential.exponential_().clamp_(min=1e-30)
-        z = sample(probs, exponential).flatten(-2)
-        return torch.cat([h, z], dim=-1)
+        z = self._choose(probs, self._chances(*embeds.shape[:-1], device=embeds.device))
+        return torch.cat([h, z.flatten(-2)], dim=-1)
 
     def follow(
-        self, embeds: Tensor, action_embs: Tensor, exponential: Tensor, is_first: Tensor | None
+        self,
+        embeds: Tensor,
+        action_embs: Tensor,
+        exponential: Tensor | None,
+        is_first: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Follow frames one by one, as `scan` does for frames of one episode."""
         h, z = self.zeros(embeds.shape[1], embeds)
@@ -127,21 +128,34 @@ class RssmCell(nn.Module):
                 h, z, action_emb = h * keep[t], z * keep[t], action_emb * keep[t]
             h = self._advance(h, z, action_emb)
             probs = self._posterior(h, embeds[t])
-            z = sample(probs, exponential[t]).flatten(1)
+            z = self._choose(probs, None if exponential is None else exponential[t]).flatten(1)
             hs.append(h)
             zs.append(z)
             posteriors.append(probs)
         return torch.stack(hs), torch.stack(zs), torch.stack(posteriors)
+
+    def _chances(self, *shape: int, device: torch.device) -> Tensor | None:
+        """Exponential random numbers (*shape, G, C) that choose z; None where it is expected."""
+        if self.chooses == "expected":
+            return None
+        numbers = torch.ones(*shape, *self.groups, device=device)  # the likeliest classes
+        return numbers.exponential_().clamp_(min=1e-30) if self.chooses == "sampled" else numbers
+
+    def _choose(self, probs: Tensor, exponential: Tensor | None) -> Tensor:
+        return probs if exponential is None else sample(probs, exponential)
 
     def _scans(self, x: Tensor) -> bool:
         """A GPU has a kernel for the gates, and a compiler writes gradients of its own."""
         return not (x.is_cuda or torch.compiler.is_compiling())
 
     def _scan_weights(self) -> Weights:
-        deter, stoch, gru = self.deter_in, self.stoch_in, self.gru
+        deter, stoch, gru, proj = self.deter_in, self.stoch_in, self.gru, self.deter_proj
+        weight, bias = deter.linear.weight, deter.linear.bias
         return Weights(
-            deter_weight=torch.cat([deter.linear.weight, self.deter_proj.weight]),
-            deter_bias=torch.cat([deter.linear.bias, self.deter_proj.bias]),
+            deter_weight=torch.cat(
+                [weight, torch.zeros_like(weight) if proj is None else proj.weight]
+            ),
+            deter_bias=torch.cat([bias, torch.zeros_like(bias) if proj is None else proj.bias]),
             deter_norm=deter.norm.weight,
             stoch_weight=stoch.linear.weight,
             stoch_bias=stoch.linear.bias,
@@ -179,12 +193,13 @@ class RssmCell(nn.Module):
     def posterior(self, h: Tensor, embed: Tensor) -> Tensor:
         """h (B, H), embedding of the frame (B, E) -> probabilities of z, (B, G, C)."""
         probs = self._posterior(h, self.embed_proj(embed))
-        return probs if self.samples else straight_through(probs, probs.argmax(-1))
+        return straight_through(probs, probs.argmax(-1)) if self.chooses == "likeliest" else probs
 
     def _advance(self, h: Tensor, z: Tensor, action_emb: Tensor) -> Tensor:
         x = torch.cat([self.deter_in(h), self.stoch_in(z), action_emb], dim=-1)
         return self.gru(x, h)
 
     def _posterior(self, h: Tensor, projected: Tensor) -> Tensor:
-        x = silu(self.posterior_norm(self.deter_proj(h) + projected))
+        own = projected if self.deter_proj is None else self.deter_proj(h) + projected
+        x = silu(self.posterior_norm(own))
         return unimix_probs(self.posterior_out(x).unflatten(-1, self.groups))

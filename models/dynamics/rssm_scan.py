@@ -43,17 +43,17 @@ class Weights(NamedTuple):
 
 
 def scan(
-    embeds: Tensor, action_embs: Tensor, exponential: Tensor, weights: Weights
+    embeds: Tensor, action_embs: Tensor, exponential: Tensor | None, classes: int, weights: Weights
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Follow the frames of clips.
 
     embeds: (T, B, U), projected.  action_embs: (T, B, U), zeros at the first frame.  exponential:
-    (T, B, G, C) random numbers that choose z.  Returns h (T, B, H), one-hot z (T, B, S) and the
-    posterior's probabilities (T, B, G, C).
+    (T, B, G, C) random numbers that choose z, of C classes; None takes the expected z.  Returns h
+    (T, B, H), z (T, B, S), one-hot or expected, and the posterior's probabilities (T, B, G, C).
     """
     with torch.autocast(embeds.device.type, enabled=False):  # small products are faster in float32
         wide = torch.promote_types(embeds.dtype, torch.float32)
-        return _Scan.apply(embeds.to(wide), action_embs.to(wide), exponential, *weights)  # type: ignore[return-value]
+        return _Scan.apply(embeds.to(wide), action_embs.to(wide), exponential, classes, *weights)  # type: ignore[return-value]
 
 
 class _NormSilu(NamedTuple):
@@ -83,12 +83,17 @@ def _norm_silu_backward(grad: Tensor, kept: _NormSilu, weight: Tensor) -> tuple[
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, embeds: Tensor, action_embs: Tensor, exponential: Tensor, *given: Tensor
+        ctx: Any,
+        embeds: Tensor,
+        action_embs: Tensor,
+        exponential: Tensor | None,
+        classes: int,
+        *given: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         w = Weights(*given)
         length, rows, units = embeds.shape
         blocks, block_dim = w.state_weight.shape[:2]
-        groups, classes = exponential.shape[2:]
+        groups = len(w.out_weight) // classes
         h = embeds.new_zeros(rows, blocks * block_dim)
         z = embeds.new_zeros(rows, groups * classes)
         deter = w.deter_bias.expand(rows, -1)
@@ -115,8 +120,11 @@ class _Scan(torch.autograd.Function):
             logits = torch.addmm(w.out_bias, seen, w.out_weight.t())
             soft = torch.softmax(logits.view(rows, groups, classes), dim=-1)
             probs = soft * (1 - UNIMIX) + UNIMIX / classes
-            index = (probs / exponential[t]).argmax(-1, keepdim=True)
-            z = torch.zeros_like(probs).scatter_(-1, index, 1.0).view(rows, -1)
+            z = probs
+            if exponential is not None:
+                index = (probs / exponential[t]).argmax(-1, keepdim=True)
+                z = torch.zeros_like(probs).scatter_(-1, index, 1.0)
+            z = z.view(rows, -1)
             hs.append(h)
             zs.append(z)
             softs.append(soft)
@@ -172,7 +180,7 @@ class _Scan(torch.autograd.Function):
                 found[name].append(value)
         kept = {name: torch.stack(values[::-1]) for name, values in found.items()}
         return (
-            kept["seen"], kept["action"], None,
+            kept["seen"], kept["action"], None, None,
             *_weight_grads(kept, steps, h_all, z_all, w, deter_after),
         )  # fmt: skip
 

@@ -46,8 +46,10 @@ def check_resumable(
             f"best.pt?); --restart starts over"
         )
     check_resumed_recordings(last, path, metadata.get("recordings"))
-    now = metadata["config"] | {"freeze": list(train.freeze)}
+    settings = metadata.get("settings", {})
+    now = metadata["config"] | {"freeze": list(train.freeze)} | settings
     before = last["config"] | {"freeze": list(last["train"].get("freeze", ()))}
+    before |= last.get("settings", settings)  # begun before they were kept
     difference = _difference(before, now)
     if difference:
         name, old, new = difference

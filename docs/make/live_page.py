@@ -25,6 +25,7 @@ from bench.chromium import opened  # noqa: E402
 IMAGES = ROOT / "docs/images"
 SHOWN = 2000  # milliseconds until images are there
 WIDTH, HEIGHT = 520, 760  # narrow, so that letters are read where a phone makes it smaller
+LONG = 1080  # pixels of a report, down to its first table
 
 
 def save(page: Any, name: str) -> None:
@@ -47,8 +48,10 @@ def main(run: Path, evaluated: Path, compared: list[Path]) -> None:
         page.wait_for_timeout(SHOWN)
         save(page, "live.webp")
         server.terminate()
+        page.set_viewport_size({"width": WIDTH, "height": LONG})
         page.goto((evaluated / "report/index.html").resolve().as_uri())
         save(page, "report.webp")
+        page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
         comparison = Path(folder) / "comparison.html"
         words = [sys.executable, "-m", "evaluation.compare", *map(str, compared)]
         subprocess.run([*words, "--page", str(comparison)], cwd=ROOT, check=True)

@@ -1,10 +1,9 @@
-"""Draw strips of small runs: recordings of pages, a fault, latent actions, the task.
+"""Draw strips of small runs: recordings of pages, a fault, the task.
 
-Reads   the blocks of docs/how-to/add-a-source.md and your-recordings.md, and of
-        docs/tutorial/videos-become-a-game.md; RUNS, with what docs/make/debug_training.py makes in
-        RUNS/debugging.
-Writes  docs/images/: dot-strip, square-strip, cartpole-strip, copies-strip, clips-strip,
-        buttons-strip, task-strip (.svg); RUNS/task, frames of an episode.
+Reads   the blocks of docs/how-to/add-a-source.md and your-recordings.md; RUNS, with what
+        docs/make/debug_training.py makes in RUNS/debugging.
+Writes  docs/images/: dot-strip, square-strip, cartpole-strip, copies-strip, task-strip (.svg);
+        RUNS/task, frames of an episode.
 Try     python docs/make/run_figures.py RUNS
         python docs/make/run_figures.py RUNS dot square cartpole task
 """
@@ -17,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +23,12 @@ import torch
 from PIL import Image
 
 from drawing import ROOT
-from shape_figures import settings
 from strips import Row, Strip, rows_last
 
 sys.path[:0] = [str(ROOT)]
 
 from data.clips import Clips  # noqa: E402
 from data.shards.episode_dataset import EpisodeDataset  # noqa: E402
-from models.dynamics.latent_actions import LatentActionModel  # noqa: E402
 from pipeline.inference.load_world import load_world  # noqa: E402
 
 MOVES = {0: (0, 0), 1: (0, -1), 2: (0, 1), 3: (-1, 0), 4: (1, 0)}
@@ -129,93 +125,6 @@ def copies(runs: Path) -> Strip:
     )  # fmt: skip
 
 
-def clips(runs: Path) -> Strip:
-    """A held-out clip, the latent action inferred between two frames, and what follows from it."""
-    model, frames = latent_actions()
-    codes = model.codes(frames[None])[0]
-    after = _drawn(model, frames[:-1], codes)
-    still = torch.full_like(after[:1], 255)
-    return Strip(
-        "Seven frames of a clip, the buttons inferred between them, and the frames they lead to",
-        [Row("a held-out clip, and inferred buttons", rows_last(frames),
-             [f"button {int(code) + 1}" for code in codes]),
-         Row("from the frame before and its button", rows_last(torch.cat([still, after])))],
-        notes=[f"No key was recorded. Genie's latent actions, {STEPS} steps on 24 such clips; each "
-               "frame below is predicted at half the resolution."], quality=88,
-    )  # fmt: skip
-
-
-def buttons(runs: Path) -> Strip:
-    """What each button does to one frame, and the motion that it causes on the mean."""
-    from pipeline.inference.image_motion import image_motion
-
-    model, frames = latent_actions()
-    count = model.config.num_actions
-    starts = frames.repeat_interleave(count, 0)
-    codes = torch.arange(count).repeat(len(frames))
-    blurred = _drawn(model, starts, codes)
-    plain = _drawn(model, starts, None)
-    motion = image_motion(plain, blurred).view(len(frames), count, 2).mean(0)
-    most = float(motion.abs().max())
-    arrows = [(float(x) / most, float(y) / most) for x, y in motion]
-    after, half = blurred[:count], count // 2
-    rows = [
-        Row(f"the frame, then button {part.start + 1} to {part.stop}",
-            rows_last(torch.cat([plain[:1], after[part]])),
-            ["start", *(str(n + 1) for n in range(part.start, part.stop))], [None, *arrows[part]])
-        for part in (slice(0, half), slice(half, count))
-    ]  # fmt: skip
-    return Strip(
-        "One frame, and what each of eight inferred buttons makes of it, with its mean motion",
-        rows,
-        notes=["Arrows: the mean motion over seven frames. Several buttons may do the same: "
-               f"four moves, eight codes, {STEPS} steps of training."], quality=90,
-    )  # fmt: skip
-
-
-STEPS = 300
-
-
-@cache
-def latent_actions() -> tuple[LatentActionModel, torch.Tensor]:
-    """Train Genie's latent actions alone on the clips of docs/tutorial/videos-become-a-game.md, and
-    give them with 7 frames of a held-out clip."""
-    config = settings("dynamics", "genie cpu").model.latent_actions
-    torch.manual_seed(0)
-    random = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        block("tutorial/videos-become-a-game", folder)
-        words = ["preprocess.py", "video", f"{folder}/clips", "--run", folder]
-        subprocess.run([sys.executable, *words], cwd=ROOT, check=True)
-        dataset = EpisodeDataset(Path(folder) / "shards")
-        data = Clips(dataset, "train", 6)
-        model = LatentActionModel(config, (64, 64)).train()
-        optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-        with torch.enable_grad():
-            for _ in range(STEPS):
-                losses, _ = model.loss(data.batch(random.integers(len(data), size=16)).frames)
-                loss = torch.stack([x for x in losses.values() if x.requires_grad]).sum()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                model.after_step()
-        print({name: round(float(value), 3) for name, value in losses.items()})
-        held = dataset.read(dataset.episodes("test")[0], "frames", 4, 11)
-    return model.eval(), torch.from_numpy(held).permute(0, 3, 1, 2)
-
-
-def _drawn(
-    model: LatentActionModel, frames: torch.Tensor, codes: torch.Tensor | None
-) -> torch.Tensor:
-    """Frames (B, 3, 64, 64) and codes (B,) to the next frames, (B, 3, 32, 32) uint8; without codes
-    the frames themselves."""
-    blurred = model._blur(frames[:, None])[:, 0]
-    if codes is not None:
-        blurred = model.predict(blurred, model.codebook[codes])
-    pixels = blurred * model.peak.mean + model.pixels.mean[:, None, None]
-    return ((pixels + 1) * 127.5).round().clamp(0, 255).byte()
-
-
 def task(runs: Path) -> Strip:
     """An episode of the task, solved by best of n in the committed world."""
     out = runs / "task"
@@ -239,8 +148,7 @@ def task(runs: Path) -> Strip:
 
 
 STRIPS: dict[str, Callable[[Path], Strip]] = {
-    "dot": dot, "square": square, "cartpole": cartpole, "copies": copies, "clips": clips,
-    "buttons": buttons, "task": task,
+    "dot": dot, "square": square, "cartpole": cartpole, "copies": copies, "task": task,
 }  # fmt: skip
 
 

@@ -47,6 +47,10 @@ class LatentActionConfig(CheckedConfig):
     """Channels of encoder and decoder."""
     num_layers: Annotated[int, Range(1, 100)] = 3
     """Convolutions of the encoder, and of the decoder, after the first."""
+    carry: Annotated[float, Range(0, 1)] = 0.6
+    """Share of what a code lacks to its action's numbers that the next action of the clip makes up
+    for (error diffusion, Floyd and Steinberg 1976), so that a sequence of codes leads where the
+    video does; at 0 each code is the nearest."""
     vq_start_step: Annotated[int, Range(0, MAX_STEPS)] = 200
     """Training steps before quantization: k-means then starts from actions that already tell the
     changes apart."""
@@ -109,7 +113,16 @@ class LatentActionModel(nn.Module):
 
     def codes(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 -> (B, T - 1) int64."""
-        return self._nearest(self.vectors(frames))
+        vectors = self.vectors(frames).float()
+        if not self.config.carry:
+            return self._nearest(vectors)
+        found, lacking = [], torch.zeros_like(vectors[:, 0])
+        for vector in vectors.unbind(1):
+            wanted = vector + self.config.carry * lacking
+            code = self._nearest(wanted)
+            lacking = wanted - self.codebook[code]
+            found.append(code)
+        return torch.stack(found, dim=1)
 
     def loss(self, frames: Tensor) -> tuple[Losses, Tensor]:
         """Squared error of each second frame, as a share of that of copying the first, and what
@@ -246,6 +259,8 @@ class _Encoder(nn.Module):
         self.out = nn.Linear(channels, config.dim)
         self.from_motion = nn.Linear(2, config.dim, bias=False)
         nn.init.eye_(self.from_motion.weight)
+        self.from_moments = nn.Linear(6, config.dim, bias=False)
+        nn.init.zeros_(self.from_moments.weight)
         with torch.no_grad():
             self.out.weight[:2] *= 0.1  # the motion is a good start
         # of variance 1 after the first step: motions are small
@@ -263,8 +278,9 @@ class _Encoder(nn.Module):
             moving = change.square().mean(1, keepdim=True)
             weight = (attention + (moving + 1e-6).log()).flatten(1).softmax(-1)
             pooled = torch.einsum("RN,RCN->RC", weight, features.float().flatten(2))
-            motion = _motion(slopes, products, change)
-        out = (self.out(pooled) + self.from_motion(motion)).float()
+            motion, moments = _motion(slopes, products, change), _moments(change)
+        moved = self.from_motion(motion) + self.from_moments(moments)
+        out = (self.out(pooled) + moved).float()
         if self.training:
             self.scale.collect(out)
         return (out - self.scale.mean) / self.scale.scale
@@ -276,6 +292,23 @@ def _slopes(image: Tensor) -> Tensor:
     x = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     y = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
     return torch.cat([x, y], dim=1) / 2
+
+
+def _moments(change: Tensor) -> Tensor:
+    """Where each color goes, along x and along y: (R, 3, h, w) -> (R, 6).
+
+    Of a thing on a plain ground the first moment of the change is its size times its way, however
+    far it goes; the motion by brightness constancy ends at the width of the thing.  Moments are
+    about the center of all change: a thing that appears counts alike everywhere.
+    """
+    amount = change.abs().sum(1)
+    found = []
+    for axis in (1, 2):  # summed over rows, then over columns
+        along, total = change.sum(axis + 1), amount.sum(axis)
+        places = torch.arange(total.shape[1], device=change.device, dtype=change.dtype)
+        center = (total @ places) / total.sum(1).clamp(min=1e-6)
+        found.append((along * (places - center[:, None])[:, None]).sum(2))
+    return torch.cat(found, dim=1)
 
 
 def _motion(slopes: Tensor, products: Tensor, change: Tensor) -> Tensor:

@@ -55,9 +55,8 @@ class MaskGitConfig(CheckedConfig):
     """Share of the past's codes that are replaced by random ones, so that errors of a rollout are
     survived."""
     own_past: Annotated[float, Range(0, 1)] = 0.3
-    """Share of clips in which what comes after the context is, as the past of later frames, what the
-    model itself predicts, so that it learns to go on from its errors (scheduled sampling,
-    arXiv:1506.03099)."""
+    """Share of clips in which the past of later frames is what the model itself predicts after the
+    context, so that it learns to go on from its errors (scheduled sampling, arXiv:1506.03099)."""
     short_past: Annotated[float, Range(0, 1)] = 0.2
     """Share of clips whose first frames are repeats of a later one, as where a world is entered
     with fewer frames than it can use."""

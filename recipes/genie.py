@@ -55,6 +55,7 @@ SIZES = {
             "num_eval_clips": 32,
             "model.transformer.context_frames": 3,
             "model.clip_length": 8,
+            "model.min_mask_rate": 0.1,
             "model.latent_actions.channels": 32,
             "model.latent_action_steps": 1800,
             "train.steps": 4200,

@@ -13,7 +13,6 @@ from models.dynamics.latent_actions import (
     SETTLED_STEPS,
     LatentActionConfig,
     LatentActionModel,
-    _moments,
 )
 
 CONFIG = LatentActionConfig(
@@ -133,18 +132,6 @@ def test_codes_in_a_row_lead_where_their_actions_do():
         found = model.codes(some_frames(1, 21))
         off[carry] = (model.codebook[found[0]].sum(0) - actions[0].sum(0)).norm()
     assert off[0.0] == pytest.approx(8.0, abs=1e-4) and off[1.0] <= 0.5
-
-
-@pytest.mark.parametrize("far", [2, 5])
-def test_the_moments_of_a_change_grow_with_the_way_of_what_moves(far: int):
-    """Also where the way is longer than the thing."""
-    frames = torch.zeros(2, 3, 16, 16)
-    frames[0, :, 4:6, 3:5] = 1.0
-    frames[1, :, 4:6, 3 + far : 5 + far] = 1.0
-    moments = _moments((frames[1] - frames[0])[None])
-    assert torch.allclose(moments[0], torch.tensor([4.0 * far] * 3 + [0.0] * 3), atol=1e-4)
-    shifted = _moments((frames[1] - frames[0]).roll((5, 3), (1, 2))[None])
-    assert torch.allclose(shifted, moments, atol=1e-4)
 
 
 def test_a_collapse_and_a_deaf_decoder_are_said_once_and_not_before_codes_have_settled():

@@ -259,8 +259,6 @@ class _Encoder(nn.Module):
         self.out = nn.Linear(channels, config.dim)
         self.from_motion = nn.Linear(2, config.dim, bias=False)
         nn.init.eye_(self.from_motion.weight)
-        self.from_moments = nn.Linear(6, config.dim, bias=False)
-        nn.init.zeros_(self.from_moments.weight)
         with torch.no_grad():
             self.out.weight[:2] *= 0.1  # the motion is a good start
         # of variance 1 after the first step: motions are small
@@ -278,9 +276,8 @@ class _Encoder(nn.Module):
             moving = change.square().mean(1, keepdim=True)
             weight = (attention + (moving + 1e-6).log()).flatten(1).softmax(-1)
             pooled = torch.einsum("RN,RCN->RC", weight, features.float().flatten(2))
-            motion, moments = _motion(slopes, products, change), _moments(change)
-        moved = self.from_motion(motion) + self.from_moments(moments)
-        out = (self.out(pooled) + moved).float()
+            motion = _motion(slopes, products, change)
+        out = (self.out(pooled) + self.from_motion(motion)).float()
         if self.training:
             self.scale.collect(out)
         return (out - self.scale.mean) / self.scale.scale
@@ -292,23 +289,6 @@ def _slopes(image: Tensor) -> Tensor:
     x = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     y = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
     return torch.cat([x, y], dim=1) / 2
-
-
-def _moments(change: Tensor) -> Tensor:
-    """Where each color goes, along x and along y: (R, 3, h, w) -> (R, 6).
-
-    Of a thing on a plain ground the first moment of the change is its size times its way, however
-    far it goes; the motion by brightness constancy ends at the width of the thing.  Moments are
-    about the center of all change: a thing that appears counts alike everywhere.
-    """
-    amount = change.abs().sum(1)
-    found = []
-    for axis in (1, 2):  # summed over rows, then over columns
-        along, total = change.sum(axis + 1), amount.sum(axis)
-        places = torch.arange(total.shape[1], device=change.device, dtype=change.dtype)
-        center = (total @ places) / total.sum(1).clamp(min=1e-6)
-        found.append((along * (places - center[:, None])[:, None]).sum(2))
-    return torch.cat(found, dim=1)
 
 
 def _motion(slopes: Tensor, products: Tensor, change: Tensor) -> Tensor:

@@ -226,7 +226,7 @@ class LatentActionModel(nn.Module):
 
     def _lacking_entropy(self, vectors: Tensor) -> Tensor:
         """What the entropy of the mean soft assignment lacks to that of a uniform one."""
-        distance = torch.cdist(vectors.flatten(0, 1), self.codebook).square()
+        distance = (vectors.flatten(0, 1)[:, None] - self.codebook).square().sum(-1)
         mean = torch.softmax(-distance, dim=-1).mean(0)
         return torch.log(mean.new_tensor(float(len(mean)))) - torch.special.entr(mean).sum()
 

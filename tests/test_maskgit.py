@@ -80,9 +80,9 @@ def test_kept_codes_stay_and_the_surest_are_kept_first():
     logits = torch.randn(1, 12, 7)
     masked = torch.full((1, 12), model.mask)
     sure = logits.log_softmax(-1).amax(-1)[0].argsort(descending=True)
-    first = model._keep_surest(masked, logits, 8, 0.5, model.sampling)
+    first = model._keep_surest(masked, logits, 8, 0.5)
     assert (first[0] != model.mask).nonzero().flatten().tolist() == sorted(sure[:4].tolist())
-    second = model._keep_surest(first, torch.randn(1, 12, 7), 0, 0.0, model.sampling)
+    second = model._keep_surest(first, torch.randn(1, 12, 7), 0, 0.0)
     kept = first != model.mask
     assert torch.equal(second[kept], first[kept]) and (second != model.mask).all()
 
@@ -123,25 +123,11 @@ def test_only_the_predicted_frame_is_masked_and_only_masked_codes_are_learned():
     assert torch.equal(past, latents[:, :2]) and (predicted == model.mask).all()
 
 
-def test_a_clips_own_past_is_a_rollout_from_its_first_frames():
-    model, latents, actions = a_model(own_past=0.5), codes(), keys()[:, :-1]
-    past = model._replace_past(latents[:, :-1], actions)
-    assert torch.equal(past[2:], latents[2:, :-1])  # half of the clips keep theirs
-    model.sampling = Sampling(steps=1)
-    with torch.no_grad():
-        state = model.start(latents[:2, :2], actions[:2, :1])
-        for t in (2, 3):
-            state = model.step(state, actions[:2, t - 1])
-            assert torch.equal(past[:2, t], state.latents)
-    assert torch.equal(past[:2, :2], latents[:2, :2]) and not torch.equal(past, latents[:, :-1])
-
-
 def test_every_window_of_a_clip_is_predicted_from_its_own_past():
     """A clip's loss is the mean of those of its shorter clips, but for what the oldest frame has
     seen before: with one layer, nothing else."""
     config = replace(BLOCKS, num_layers=1)
-    settings = {"transformer": config, "min_mask_rate": 1.0, "token_noise": 0.0}
-    settings |= {"short_past": 0.0, "own_past": 0.0}
+    settings = {"transformer": config, "min_mask_rate": 1.0, "token_noise": 0.0, "short_past": 0.0}
     model = a_model(**settings)
     latents, actions = codes(), keys()
     with torch.no_grad():
@@ -268,7 +254,7 @@ def shifted(rows: int = 32, frames: int = 5) -> Batch:
 
 def test_it_learns_to_listen_to_actions():
     torch.manual_seed(0)
-    model = MaskGit(replace(CONFIG, token_noise=0.0, own_past=0.0), SPEC, KEYS)
+    model = MaskGit(replace(CONFIG, token_noise=0.0), SPEC, KEYS)
     model.load_codebook(Books())
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     gaps = []

@@ -54,9 +54,6 @@ class MaskGitConfig(CheckedConfig):
     token_noise: Annotated[float, Range(0, 1)] = 0.02
     """Share of the past's codes that are replaced by random ones, so that errors of a rollout are
     survived."""
-    own_past: Annotated[float, Range(0, 1)] = 0.3
-    """Share of clips in which the past of later frames is what the model itself predicts after the
-    context, so that it learns to go on from its errors (scheduled sampling, arXiv:1506.03099)."""
     short_past: Annotated[float, Range(0, 1)] = 0.2
     """Share of clips whose first frames are repeats of a later one, as where a world is entered
     with fewer frames than it can use."""
@@ -152,7 +149,6 @@ class MaskGit(CodeHead, Dynamics):
         """latents (B, T, N), the actions between them (B, T - 1, A): the frames behind the first
         C - 1 are predicted, each from the C - 1 before it."""
         past, known = self._shorten(self._add_noise(latents[:, :-1]))
-        past = self._replace_past(past, actions)
         led = torch.cat([actions[:, :1], actions], dim=1)  # to each frame; unknown for the first
         _, cache = self._blocks(past, led[:, :-1], known)
         target, before = latents[:, self.context :], past[:, self.context - 1 :]
@@ -227,20 +223,6 @@ class MaskGit(CodeHead, Dynamics):
         source = torch.maximum(index, first)
         return past.gather(1, source[..., None].expand_as(past)), index > first
 
-    @torch.no_grad()
-    def _replace_past(self, past: Tensor, actions: Tensor) -> Tensor:
-        """Put a rollout from the first C - 1 frames in place of the later ones of some clips:
-        (B, T, N), actions (B, T, A)."""
-        clips = round(self.config.own_past * len(past))  # the first: they are drawn at random
-        if not clips or past.shape[1] == self.context:
-            return past
-        state = self.start(past[:clips, : self.context], actions[:clips, : self.context - 1])
-        frames = [past[:clips, : self.context]]
-        for action in actions[:clips, self.context - 1 : -1].unbind(1):
-            state = self._step(state, action, Sampling(steps=1))
-            frames.append(state.latents[:, None])
-        return torch.cat([torch.cat(frames, dim=1), past[clips:]])
-
     def _random_mask(self, target: Tensor) -> Tensor:
         """(B, W, N) bool, each frame at a rate of its own."""
         low = self.config.min_mask_rate
@@ -264,9 +246,6 @@ class MaskGit(CodeHead, Dynamics):
 
     def step(self, state: State, action: Tensor) -> State:
         """Predict the next frame, in several passes."""
-        return self._step(state, action, self.sampling)
-
-    def _step(self, state: State, action: Tensor, sampling: Sampling) -> State:
         memory = state.memory
         assert isinstance(memory, MaskGitMemory)
         led = torch.stack([memory.action, action.to(memory.action.dtype)], dim=1)
@@ -278,14 +257,14 @@ class MaskGit(CodeHead, Dynamics):
         out, cache = self._blocks(both, led, known, memory.cache, before)
         past = cache.between(-1 - self.context, -1)
         weight = self.output_weight()
-        steps = min(sampling.steps or self.config.sampling_steps, codes.shape[1])
+        steps = min(self.sampling.steps or self.config.sampling_steps, codes.shape[1])
         for index, num_masked in enumerate(masked_after(codes.shape[1], steps)):
             if index:
                 out = self._predict(codes[:, None], before[:, 1:], led[:, 1:], past)
             else:
                 out = out[:, -1:, 1:]
             logits = self.logits(out[:, 0], state.latents, weight).float()
-            codes = self._keep_surest(codes, logits, num_masked, 1 - (index + 1) / steps, sampling)
+            codes = self._keep_surest(codes, logits, num_masked, 1 - (index + 1) / steps)
         return self._state(codes, past, led[:, 1], known[:, 1])
 
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
@@ -298,22 +277,20 @@ class MaskGit(CodeHead, Dynamics):
         cache = cache.between(-self.context)
         return self._state(latents, cache, action, torch.ones_like(memory.known))
 
-    def _keep_surest(
-        self, codes: Tensor, logits: Tensor, num_masked: int, noise: float, sampling: Sampling
-    ) -> Tensor:
+    def _keep_surest(self, codes: Tensor, logits: Tensor, num_masked: int, noise: float) -> Tensor:
         """Choose codes, and keep all but the `num_masked` least sure ones: (B, N), (B, N, K).
         `noise` falls to 0 in the course of the passes."""
-        chosen = sampling.sample(logits)
+        chosen = self.sampling.sample(logits)
         masked = codes == self.mask
         if num_masked:
-            if sampling.order == "random":
+            if self.sampling.order == "random":
                 score = torch.rand(codes.shape, device=codes.device)
             else:
                 score = torch.log_softmax(logits, dim=-1)
                 score = score.gather(-1, chosen[..., None])[..., 0]
-                if sampling.temperature:  # the surest alone would copy the frame before
+                if self.sampling.temperature:  # the surest alone would copy the frame before
                     gumbel = -torch.empty_like(score).exponential_().log()
-                    score = score + noise * sampling.temperature * gumbel
+                    score = score + noise * self.sampling.temperature * gumbel
             score = score.masked_fill(~masked, float("inf"))
             kept = score.topk(codes.shape[1] - num_masked).indices
             masked = masked & torch.zeros_like(masked).scatter(1, kept, True)

@@ -129,3 +129,10 @@ def test_a_view_with_another_sampling_has_the_same_weights():
     assert view.dynamics.sampling == Sampling(2.0)  # type: ignore[attr-defined]
     pairs = zip(view.parameters(), world.parameters(), strict=True)
     assert all(own is other for own, other in pairs)
+
+
+def test_a_square_is_nearer_long_before_it_overlaps_its_goal():
+    distance = ImageDistance(square_world())
+    places = torch.stack([torch.linspace(4, 26, 12), torch.full((12,), 9.0)], 1)
+    tracked = distance.start(distance.world.embed(draw(places)))
+    assert (distance.cost(tracked, tracked[-1:]).diff() < 0).all()

@@ -9,7 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.dynamics.latent_actions import SETTLED_STEPS, LatentActionConfig, LatentActionModel
+from models.dynamics.latent_actions import (
+    SETTLED_STEPS,
+    LatentActionConfig,
+    LatentActionModel,
+)
 
 CONFIG = LatentActionConfig(
     num_actions=6, dim=2, downsample=1, channels=16, num_layers=2, vq_start_step=3
@@ -113,6 +117,21 @@ def test_a_code_changes_with_the_frame_it_leads_to_and_not_with_the_one_after(
         codes = model.codes(frames)[:, 0]
         assert torch.equal(model.codes(third)[:, 0], codes)
         assert (model.codes(second)[:, 0] != codes).float().mean() > 0.3
+
+
+def test_codes_in_a_row_lead_where_their_actions_do():
+    """What a code lacks is made up for by the next ones: the sums stay within a code's own error,
+    while those of the nearest codes go on drifting."""
+    actions = torch.tensor([[0.4, 0.0]]).repeat(20, 1)[None]
+    off = {}
+    for carry in (0.0, 1.0):
+        model = a_model(carry=carry, num_actions=4).eval()
+        codes = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        model.quantizer._codebook.embed.copy_(codes[None])  # type: ignore[union-attr, operator]
+        model.vectors = lambda frames: actions  # type: ignore[method-assign]
+        found = model.codes(some_frames(1, 21))
+        off[carry] = (model.codebook[found[0]].sum(0) - actions[0].sum(0)).norm()
+    assert off[0.0] == pytest.approx(8.0, abs=1e-4) and off[1.0] <= 0.5
 
 
 def test_a_collapse_and_a_deaf_decoder_are_said_once_and_not_before_codes_have_settled():

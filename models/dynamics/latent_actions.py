@@ -47,6 +47,10 @@ class LatentActionConfig(CheckedConfig):
     """Channels of encoder and decoder."""
     num_layers: Annotated[int, Range(1, 100)] = 3
     """Convolutions of the encoder, and of the decoder, after the first."""
+    carry: Annotated[float, Range(0, 1)] = 0.6
+    """Share of what a code lacks to its action's numbers that the next action of the clip makes up
+    for (error diffusion, Floyd and Steinberg 1976), so that a sequence of codes leads where the
+    video does; at 0 each code is the nearest."""
     vq_start_step: Annotated[int, Range(0, MAX_STEPS)] = 200
     """Training steps before quantization: k-means then starts from actions that already tell the
     changes apart."""
@@ -109,7 +113,16 @@ class LatentActionModel(nn.Module):
 
     def codes(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 -> (B, T - 1) int64."""
-        return self._nearest(self.vectors(frames))
+        vectors = self.vectors(frames).float()
+        if not self.config.carry:
+            return self._nearest(vectors)
+        found, lacking = [], torch.zeros_like(vectors[:, 0])
+        for vector in vectors.unbind(1):
+            wanted = vector + self.config.carry * lacking
+            code = self._nearest(wanted)
+            lacking = wanted - self.codebook[code]
+            found.append(code)
+        return torch.stack(found, dim=1)
 
     def loss(self, frames: Tensor) -> tuple[Losses, Tensor]:
         """Squared error of each second frame, as a share of that of copying the first, and what
@@ -213,7 +226,7 @@ class LatentActionModel(nn.Module):
 
     def _lacking_entropy(self, vectors: Tensor) -> Tensor:
         """What the entropy of the mean soft assignment lacks to that of a uniform one."""
-        distance = torch.cdist(vectors.flatten(0, 1), self.codebook).square()
+        distance = (vectors.flatten(0, 1)[:, None] - self.codebook).square().sum(-1)
         mean = torch.softmax(-distance, dim=-1).mean(0)
         return torch.log(mean.new_tensor(float(len(mean)))) - torch.special.entr(mean).sum()
 

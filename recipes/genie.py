@@ -125,7 +125,6 @@ SIZES = {
             "model.latent_actions.num_actions": 6,
             "model.latent_actions.dim": 32,
             "model.latent_actions.channels": 128,
-            "model.latent_actions.carry": 0.0,
             "model.latent_action_steps": 0,
             "train.steps": 200_000,
             "train.batch_size": 36,

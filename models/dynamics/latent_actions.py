@@ -47,10 +47,10 @@ class LatentActionConfig(CheckedConfig):
     """Channels of encoder and decoder."""
     num_layers: Annotated[int, Range(1, 100)] = 3
     """Convolutions of the encoder, and of the decoder, after the first."""
-    carry: Annotated[float, Range(0, 1)] = 0.6
+    carry: Annotated[float, Range(0, 1)] = 0.0
     """Share of what a code lacks to its action's numbers that the next action of the clip makes up
     for (error diffusion, Floyd and Steinberg 1976), so that a sequence of codes leads where the
-    video does; at 0 each code is the nearest."""
+    video does; at 0 each code is the nearest one."""
     vq_start_step: Annotated[int, Range(0, MAX_STEPS)] = 200
     """Training steps before quantization: k-means then starts from actions that already tell the
     changes apart."""

@@ -45,9 +45,6 @@ class IwmConfig(CheckedConfig):
     """Height and width of a frame, in pixels."""
     patch_size: Annotated[int, Range(1, 256)] = 8
     """Side of a patch, in pixels; divides both sides of the frame."""
-    whiten: bool = False
-    """Show the encoder light, colors and local differences at like strength (whitened), not red,
-    green and blue."""
     encoder: VitConfig = field(default_factory=lambda: VitConfig(192, 12, 3))
     """The encoder; by default ViT-Tiny."""
     predictor: VitConfig = field(default_factory=lambda: VitConfig(384, 8, 12))
@@ -79,6 +76,9 @@ class IwmConfig(CheckedConfig):
     """Channels of the decoder."""
     num_res_blocks: Annotated[int, Range(0, 100)] = 2
     """Residual blocks of the decoder."""
+    whiten: bool = False
+    """Show the encoder light, colors and local differences at like strength (whitened), not red,
+    green and blue."""
 
     def check(self) -> None:
         super().check()

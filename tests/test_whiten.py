@@ -9,7 +9,9 @@ from models.layers.whiten import COLOR_GAIN, whiten
 
 
 def test_gray_images_have_no_color():
-    gray = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1)
+    gray = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0)).expand(
+        -1, 3, -1, -1
+    )
     light, *colors = whiten(gray).unbind(1)
     assert light.std() > 1
     assert all(color.abs().max() < 1e-3 for color in colors)

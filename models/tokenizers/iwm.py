@@ -40,7 +40,9 @@ QUERIES = 16  # predictions of an image, each among all its candidates
 
 @dataclass(frozen=True)
 class IwmConfig(CheckedConfig):
-    ADDED: ClassVar[frozenset[str]] = frozenset({"invariant_share", "invariant_predictor", "whiten"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"invariant_share", "invariant_predictor", "whiten"}
+    )
     image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
     patch_size: Annotated[int, Range(1, 256)] = 8

@@ -74,10 +74,10 @@ SIZES = {
         | {
             "model.patch_size": 16,
             "model.ema_decay": 0.99,
-            "model.ema_steps": 2000,
-            "train.steps": 2000,
+            "model.ema_steps": 1800,
+            "train.steps": 1800,
             "train.batch_size": 64,
-            "train.eval_every": 400,
+            "train.eval_every": 450,
             "train.save_every": 50,
         },
         "dynamics": DYNAMICS_CPU,

@@ -11,6 +11,7 @@ SOURCE = ("images", "PATH")
 
 TOKENIZER = {
     "model": "iwm",
+    "model.whiten": True,
     "train.steps": 100_000,
     "train.batch_size": 256,
     "train.learning_rate": 1e-3,
@@ -73,10 +74,10 @@ SIZES = {
         | {
             "model.patch_size": 16,
             "model.ema_decay": 0.99,
-            "model.ema_steps": 1300,
-            "train.steps": 1300,
+            "model.ema_steps": 1800,
+            "train.steps": 1800,
             "train.batch_size": 64,
-            "train.eval_every": 200,
+            "train.eval_every": 450,
             "train.save_every": 50,
         },
         "dynamics": DYNAMICS_CPU,

@@ -82,6 +82,31 @@ def test_the_action_changes_the_prediction(conditioning, batch):
     assert not torch.allclose(still[3], moved[3])
 
 
+def test_each_number_of_an_action_reaches_the_predictor_at_like_size(model, batch):
+    seen = []
+    model.predictor.register_forward_pre_hook(lambda module, given: seen.append(given[3]))
+    latents = model.encode(batch.frames[:1, 0])
+    largest = torch.zeros(1, 16)
+    largest[0, : len(views.LARGEST)] = torch.tensor(views.LARGEST)
+    model.predict(latents, largest)
+    assert seen[0][0].tolist() == pytest.approx([1] * 11 + [0] * 5)
+
+
+def test_a_whitened_encoder_hears_more_of_a_hue(batch):
+    heard = []
+    for whitened in (False, True):
+        torch.manual_seed(0)
+        model = Iwm(replace(CONFIG, whiten=whitened))
+        images = batch.frames[:, 0].float() / 255
+        view = torch.zeros(6, views.SLOTS)
+        view[:, views.HUE] = 0.1
+        plain, turned = (
+            model._latents(model.encoder, views.apply(images, v)) for v in (0 * view, view)
+        )
+        heard.append(float((turned - plain).square().mean()))
+    assert heard[1] > 1.1 * heard[0]
+
+
 def test_without_conditioning_the_action_changes_only_where_patches_are(batch):
     model = Iwm(IwmConfig((32, 32), 8, SMALL, SMALL, "none"))
     latents = model.encode(batch.frames[:, 0])

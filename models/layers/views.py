@@ -27,6 +27,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.layers.whiten import TO_YIQ
+
 SLOTS = 16
 BRIGHTNESS, CONTRAST, SATURATION, HUE, BLUR, GRAY, SOLARIZE, X, Y, LOG_SIDE, FLIP = range(11)
 PHOTOMETRIC = slice(0, 7)
@@ -35,16 +37,14 @@ JITTER = (0.4, 0.4, 0.2, 0.1)
 JITTER_PROB, BLUR_PROB, GRAY_PROB, SOLARIZE_PROB = 0.8, 0.2, 0.2, 0.2
 MAX_BLUR = 2.0  # hundredths of the height: 4.5 pixels of 224
 MIN_CROP_SIDE = 0.6  # of a crop
+LARGEST = (*JITTER, MAX_BLUR, 1.0, 1.0, *[1 - MIN_CROP_SIDE] * 2, -math.log(MIN_CROP_SIDE), 1.0)
+"""What is drawn at most in each slot that is used."""
 
 Transformation = Literal["jitter", "blur", "grayscale", "solarize", "crop"]
 Draw = Callable[[Tensor], Tensor]
 TRANSFORMATIONS: tuple[Transformation, ...] = ("jitter", "blur", "grayscale", "solarize", "crop")
 
-# Luma and two color axes of NTSC, in which a hue is an angle.
-_TO_YIQ = torch.tensor(
-    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
-)
-_FROM_YIQ = torch.linalg.inv(_TO_YIQ)
+_FROM_YIQ = torch.linalg.inv(TO_YIQ)
 
 
 def draw_jitter(views: Tensor, strength: float = 1.0, prob: float = JITTER_PROB) -> Tensor:
@@ -123,7 +123,7 @@ def photometric(images: Tensor, views: Tensor) -> Tensor:
     """Change colors and sharpness: (B, 3, H, W) from 0 to 1, (B, 16)."""
     brightness, contrast = (1 + views[:, i, None, None, None] for i in (BRIGHTNESS, CONTRAST))
     x = (images * brightness).clamp(0, 1)
-    luma = _TO_YIQ[0].to(x)
+    luma = TO_YIQ[0].to(x)
     mean = torch.einsum("bchw,c->b", x, luma)[:, None, None, None] / x[0, 0].numel()
     x = ((x - mean) * contrast + mean).clamp(0, 1)
     x = torch.einsum("bdc,bchw->bdhw", _color_matrix(views), x).clamp(0, 1)
@@ -141,7 +141,7 @@ def _color_matrix(views: Tensor) -> Tensor:
     turned[:, 1, 1] = turned[:, 2, 2] = scale * angle.cos()
     turned[:, 1, 2] = -scale * angle.sin()
     turned[:, 2, 1] = scale * angle.sin()
-    return _FROM_YIQ.to(views) @ turned @ _TO_YIQ.to(views)
+    return _FROM_YIQ.to(views) @ turned @ TO_YIQ.to(views)
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:

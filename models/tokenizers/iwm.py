@@ -30,6 +30,7 @@ from models.layers.iwm_predictor import Conditioning, IwmPredictor
 from models.layers.mrr import NUM_CANDIDATES, reciprocal_ranks
 from models.layers.pixel_decoder import PixelDecoder
 from models.layers.vit import PatchEncoder, VitConfig, take
+from models.layers.whiten import whiten
 from models.method import Best, Losses
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
@@ -39,7 +40,9 @@ QUERIES = 16  # predictions of an image, each among all its candidates
 
 @dataclass(frozen=True)
 class IwmConfig(CheckedConfig):
-    ADDED: ClassVar[frozenset[str]] = frozenset({"invariant_share", "invariant_predictor"})
+    ADDED: ClassVar[frozenset[str]] = frozenset(
+        {"invariant_share", "invariant_predictor", "whiten"}
+    )
     image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
     patch_size: Annotated[int, Range(1, 256)] = 8
@@ -75,6 +78,9 @@ class IwmConfig(CheckedConfig):
     """Channels of the decoder."""
     num_res_blocks: Annotated[int, Range(0, 100)] = 2
     """Residual blocks of the decoder."""
+    whiten: bool = False
+    """Show the encoder light, colors and local differences at like strength (whitened), not red,
+    green and blue."""
 
     def check(self) -> None:
         super().check()
@@ -96,6 +102,7 @@ class Iwm(Tokenizer):
     encoder_parts = ("target_encoder",)
     best = Best("mrr")
     num_steps: Tensor
+    largest: Tensor
 
     def __init__(self, config: IwmConfig) -> None:
         super().__init__()
@@ -117,6 +124,10 @@ class Iwm(Tokenizer):
             self.latents, config.image_size, config.channels, config.num_res_blocks
         )
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.long))
+        # small numbers would drown among large ones: a turn of hue is a tenth, a flip is 1
+        largest = torch.ones(views.SLOTS)
+        largest[: len(views.LARGEST)] = torch.tensor(views.LARGEST)
+        self.register_buffer("largest", largest)
 
     @property
     def streams(self) -> dict[str, slice]:
@@ -253,12 +264,14 @@ class Iwm(Tokenizer):
 
     def _latents(self, encoder: PatchEncoder, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) from 0 to 1 -> (B, N, D) float32."""
-        out = encoder(4 * images - 2, keep).float()
+        shown = whiten(images) if self.config.whiten else 4 * images - 2
+        out = encoder(shown, keep).float()
         parts = [out[..., part] for part in self.streams.values()]
         return torch.cat([layer_norm(part, part.shape[-1:]) for part in parts], -1)
 
     def _predict(self, latents: Tensor, seen: Tensor, wanted: Tensor, action: Tensor) -> Tensor:
-        """As IwmPredictor, each stream by its own."""
+        """As IwmPredictor, each stream by its own; the action's numbers are about 1 at most."""
+        action = action / self.largest
         found = self.predictor(latents, seen, wanted, action)
         if not self.invariant_dims:
             return found

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ def address(endpoint: str, monkeypatch: Any, request: Any, tmp_path: Path) -> st
         fs.mkdir(BUCKET)
     fsspec.filesystem("s3").clear_instance_cache()
     monkeypatch.chdir(tmp_path)
-    return f"s3://{BUCKET}/{request.node.name.replace('[', '-').strip(']')}"
+    return f"s3://{BUCKET}/{re.sub(r'[^a-z0-9]+', '-', request.node.name)}"
 
 
 def mirror(address: str, folder: Path, cache_bytes: int = 2**30, whole: bool = False) -> Mirror:
@@ -68,8 +70,21 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_addresses_are_told_from_paths_and_from_the_hub():
-    assert is_store("s3://bucket/run") and is_store("gs://b/r")
-    assert not any(map(is_store, ("runs/pusht", "hf://user/name", "s3:/x", "://x", "C:\\runs")))
+    assert is_store("s3://bucket/run") and is_store("gs://b/r") and is_store("s3://")
+    others = ("runs/pusht", "hf://user/name", "https://host/x", "s3:/x", "://x", "C:\\runs")
+    assert not any(map(is_store, others))
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [("s3://", "names no run; write s3://BUCKET/RUN"), ("s3://worlds", "names no run"),
+     ("s3://worlds/../x", "names no run"), ("s3://worlds//x", "names no run"),
+     ("memory://a/b", "is no address of an object store"), ("file:///tmp/x", "is no address"),
+     ("S3://worlds/x", "is no address"), ("simplecache::s3://w/x", "is no address")],
+)  # fmt: skip
+def test_addresses_that_name_no_run_are_refused(address: str, told: str):
+    with pytest.raises(ValueError, match=told):
+        with_fetched(["--run", address], "play")
 
 
 def test_a_run_goes_there_and_back(address: str, tmp_path: Path):
@@ -229,8 +244,10 @@ def test_a_store_that_cannot_be_reached_is_one_line(address: str, tmp_path: Path
     with pytest.raises(StoreError, match=r"cannot be listed \(.*check the network") as told:
         mirror(f"{address}/x", tmp_path / "run")
     assert "\n" not in str(told.value)
-    with pytest.raises(StoreError, match=r"nosuch://b/run cannot be opened \(ValueError: "):
+    with pytest.raises(StoreError, match=r"nosuch://b/run is of no store that is known"):
         ObjectStore("nosuch://b/run")
+    with pytest.raises(StoreError, match=r"gs://b/run needs gcsfs: pip install gcsfs"):
+        ObjectStore("gs://b/run")
 
 
 def test_the_end_says_what_was_not_sent_and_where_it_is(
@@ -288,3 +305,148 @@ def test_a_world_is_trained_in_a_store_from_two_machines(address: str, tmp_path:
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps[-1] == 4
     assert "tokenizer/best.pt" in ObjectStore(address).stamps()
+
+
+# -- what an attack found -------------------------------------------------------------------------
+
+
+def test_shards_that_are_made_anew_while_they_are_read_are_an_error(
+    recorded: tuple[str, Path], tmp_path: Path
+):
+    address, made = recorded
+    mirror(address, tmp_path / "other")
+    lazy = EpisodeDataset(tmp_path / "other" / "shards")
+    lazy.read_rows("frames", 0, 10)
+    with sent(mirror(address, made, whole=True), makes_shards=True):
+        write_toy_shards(made / "shards", episodes=48, seed=5)
+    with pytest.raises(StoreError, match=r"shard-\d+.h5 in s3://.* was made anew since this comm"):
+        lazy.read_rows("frames", 0, lazy.num_frames)
+    assert not list((tmp_path / "other" / "shards").glob("*.partial"))
+
+
+def test_two_machines_on_one_run_overwrite_nothing(address: str, tmp_path: Path):
+    first, second = mirror(address, tmp_path / "a"), mirror(address, tmp_path / "b")
+    write(tmp_path / "a" / "last.pt", "of a")
+    first.send()
+    write(tmp_path / "b" / "last.pt", "of b")
+    write(tmp_path / "b" / "mine.txt", "of b")
+    with pytest.raises(StoreError, match="last.pt changed both in .* another machine is at the sa"):
+        second.send()
+    assert ObjectStore(address).read("last.pt") == b"of a"
+    assert ObjectStore(address).read("mine.txt") == b"of b"  # all else is sent
+    assert (tmp_path / "b" / "last.pt").read_text() == "of b"
+
+
+def test_a_folder_is_of_one_run_of_one_store(address: str, tmp_path: Path, monkeypatch: Any):
+    run = mirror(address, tmp_path / "run")
+    write(tmp_path / "run" / "last.pt", "weights")
+    run.send()
+    with pytest.raises(ValueError, match=r"run is of s3://.*, not of s3://.*-other at http"):
+        mirror(f"{address}-other", tmp_path / "run")
+
+
+def test_a_store_that_was_emptied_is_filled_again(address: str, tmp_path: Path):
+    run = mirror(address, tmp_path / "run")
+    write(tmp_path / "run" / "last.pt", "weights")
+    run.send()
+    ObjectStore(address).remove("last.pt")
+    mirror(address, tmp_path / "run").send()
+    assert ObjectStore(address).read("last.pt") == b"weights"
+
+
+def test_shards_that_were_not_sent_before_a_kill_are_not_replaced(
+    recorded: tuple[str, Path], tmp_path: Path
+):
+    address, made = recorded
+    run = mirror(address, made, whole=True)
+    run.begin_shards()
+    for path in (made / "shards").glob("*.h5"):
+        path.unlink()
+    write_toy_shards(made / "shards", episodes=12, seed=5)  # two of eight, and then it is killed
+    mirror(address, made, whole=True)
+    assert len(list((made / "shards").glob("*.h5"))) == 2
+    mirror(address, made)  # nor by a later stage
+    assert len(list((made / "shards").glob("*.h5"))) == 2
+    with sent(mirror(address, made, whole=True), makes_shards=True):
+        write_toy_shards(made / "shards", episodes=18, seed=5)
+    mirror(address, tmp_path / "other")
+    assert len(EpisodeDataset(tmp_path / "other" / "shards")) == 18
+
+
+@pytest.mark.parametrize("name", ["../../escaped.txt", "a//b.txt", "tokenizer"])
+def test_names_that_no_file_can_have_are_named(address: str, tmp_path: Path, name: str):
+    import fsspec
+
+    fs = fsspec.filesystem("s3")
+    bucket, prefix = address.removeprefix("s3://").split("/", 1)
+    for key in (f"{prefix}/{name}", f"{prefix}/tokenizer/best.pt"):
+        fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"x")
+    with pytest.raises(StoreError, match=r"holds '.*', which no file here can be; delete it"):
+        mirror(address, tmp_path / "deep" / "run")
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
+def test_a_file_with_an_odd_name_stops_no_other(address: str, tmp_path: Path, capsys: Any):
+    run = mirror(address, tmp_path / "run")
+    for name in ("a\nb", "last.pt"):
+        write(tmp_path / "run" / name, "weights")
+    run.send()
+    assert ObjectStore(address).stamps().keys() == {"last.pt"}
+    assert "is not sent, for its name; rename it" in capsys.readouterr().err
+
+
+def test_a_bucket_that_is_missing_is_refused_before_anything_is_made(address: str):
+    with pytest.raises(StoreError, match=r"s3://no-such-bucket/run cannot be written to"):
+        with_fetched(["--run", "s3://no-such-bucket/run"], "tokenizer")
+
+
+def test_a_place_of_several_runs_is_refused(address: str, tmp_path: Path):
+    for name in ("one", "two"):
+        run = mirror(f"{address}/{name}", tmp_path / name)
+        write(tmp_path / name / "run.json", "{}")
+        run.send()
+    with pytest.raises(ValueError, match=r"holds 2 runs \(one, two\); name one of them"):
+        mirror(address, tmp_path / "all")
+
+
+def test_the_thread_that_sends_lives_on_after_any_error(
+    address: str, tmp_path: Path, monkeypatch: Any, capsys: Any
+):
+    run, calls = mirror(address, tmp_path / "run"), []
+
+    def send(progress: bool = False) -> None:
+        calls.append(progress)
+        if len(calls) < 3:
+            raise ValueError("record.json was not written: No space left on device")
+
+    monkeypatch.setattr(run, "send", send)
+    monkeypatch.setattr("pipeline.store.mirror.EVERY", 0.01)
+    with sent(run, makes_shards=False):
+        while len(calls) < 4:
+            time.sleep(0.01)
+    told = capsys.readouterr().err
+    assert told.count("No space left on device; trying again") == 1 and "Traceback" not in told
+
+
+def test_readers_in_several_processes_share_a_small_cache(
+    recorded: tuple[str, Path], tmp_path: Path, capfd: Any
+):
+    address, made = recorded
+    whole = EpisodeDataset(made / "shards")
+    other = tmp_path / "other"
+    mirror(address, other, cache_bytes=int(1.5 * max(header.size for header in whole.headers)))
+    code = (
+        "import sys, numpy as np\nfrom data.shards.episode_dataset import EpisodeDataset\n"
+        f"d = EpisodeDataset({str(other / 'shards')!r})\n"
+        "rng = np.random.default_rng(int(sys.argv[1]))\n"
+        "print(sum(int(d.read(int(e), 'frames').sum()) for e in rng.permutation(len(d))))"
+    )
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(seed)], cwd=ROOT, text=True, stdout=subprocess.PIPE
+        )
+        for seed in range(3)
+    ]
+    expected = sum(int(whole.read(e, "frames").sum()) for e in range(len(whole)))
+    assert [int(reader.communicate()[0]) for reader in readers] == [expected] * 3
+    assert "waiting" not in capfd.readouterr().err

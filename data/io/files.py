@@ -18,6 +18,7 @@ from typing import IO, Any
 # what flock says where another process holds the lock; all else is no lock at all
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 LOCK_FILE = ".lock"
+QUIETLY = "is done soon"  # of a lock that is waited for without a word
 PARTIAL = re.compile(r"(.+)\.(\d+)\.partial")  # target and process
 
 
@@ -136,7 +137,8 @@ def lock(folder: Path, waiting_for: str = "", flag: str = "--run") -> IO[str]:
                 f"{folder} is in use by another process (number {holder}); "
                 f"wait for it, stop it, or choose another {flag}"
             ) from None
-        print(f"waiting for process {holder}, which {waiting_for}", file=sys.stderr, flush=True)
+        if waiting_for != QUIETLY:
+            print(f"waiting for process {holder}, which {waiting_for}", file=sys.stderr, flush=True)
         fcntl.flock(file, fcntl.LOCK_EX)
     file.truncate(0)
     file.write(str(os.getpid()))

@@ -137,12 +137,13 @@ class EpisodeDataset:
         if self._process != os.getpid():  # a fork: the parent's handles are not ours
             self._files, self._process = {}, os.getpid()
         if shard not in self._files:
-            most, path = OPEN_FILES, self.headers[shard].path
-            if self._remote is not None:
-                most, path = self._remote.most_open, self._remote.fetch(self.headers[shard])
-            while len(self._files) >= most:
+            header = self.headers[shard]
+            while len(self._files) >= (self._remote.most_open if self._remote else OPEN_FILES):
                 self._files.pop(next(iter(self._files)))[0].close()
-            file = h5py.File(path, "r", locking=False)
+            if self._remote is not None:
+                file = self._remote.open(header)
+            else:
+                file = h5py.File(header.path, "r", locking=False)
             self._files[shard] = (file, {})
         file, known = self._files[shard]
         if field not in known:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
-from data.io.files import atomic_write, lock, parse_json, read_text
-from data.io.object_store import ObjectStore
+from data.io.files import QUIETLY, atomic_write, lock, parse_json, read_text
+from data.io.object_store import ObjectStore, file_hash
 from data.shards.build_info import STORE_FILE
 from data.shards.shard_header import ShardHeader
 
 HEADERS_FILE = "headers.json"
 GIB = 2**30
+CACHE = "DREAMSTAGE_SHARD_CACHE_GIB"
+"""The variable that bounds what shards take, in the environment."""
 CACHE_LOCK = ".cache"
 
 
@@ -32,7 +35,7 @@ def write_headers(folder: Path, headers: Sequence[ShardHeader]) -> None:
             "name": header.path.name, "size": header.size, "description": header.description,
             "fields": sorted(header.fields), "episode_ends": header.episode_ends.tolist(),
             "split": header.split.tolist(), "source": header.source.tolist(),
-            "notes": header.notes,
+            "notes": header.notes, "sha256": file_hash(header.path),
         }
         for header in headers
     ]  # fmt: skip
@@ -52,6 +55,7 @@ class RemoteShards:
     def __init__(self, folder: Path, address: str, cache_bytes: int) -> None:
         self.folder, self.address, self.cache_bytes = folder, address, cache_bytes
         self._store: ObjectStore | None = None
+        self._hashes: dict[str, str] = {}
 
     @staticmethod
     def of(folder: Path) -> RemoteShards:
@@ -72,31 +76,42 @@ class RemoteShards:
         """The headers of all; ValueError where headers.json is missing or damaged."""
         path = self.folder / HEADERS_FILE
         try:
-            return [_header(self.folder, row) for row in parse_json(read_text(path))]
+            rows = parse_json(read_text(path))
+            headers = [_header(self.folder, row) for row in rows]
+            self._hashes = {
+                header.path.name: str(row["sha256"])
+                for header, row in zip(headers, rows, strict=True)
+            }
         except (OSError, ValueError, TypeError, KeyError) as problem:
             raise ValueError(
                 f"{path} cannot be read ({problem}); delete it, and give --run the address of the "
                 f"run again, which fetches it"
             ) from None
+        largest = max((header.size for header in headers), default=0)
+        if largest > self.cache_bytes:
+            print(
+                f"warning: shards of {self.address} have up to {largest} bytes, and all together "
+                f"may take {self.cache_bytes} here; give {CACHE} a larger number",
+                file=sys.stderr,
+            )
+        return headers
 
-    def fetch(self, header: ShardHeader) -> Path:
-        """Give the file of a shard, which is fetched where it is not here."""
+    def open(self, header: ShardHeader) -> h5py.File:
+        """Open the file of a shard, which is fetched where it is not here.
+
+        StoreError where the store has another one by now.
+        """
         path = header.path
-        if not path.exists():
-            with lock(self.folder / CACHE_LOCK, waiting_for="another process, which fetches"):
-                if not path.exists():
-                    self._make_room(header.size)
-                    self._store = self._store or ObjectStore(self.address)
-                    self._store.fetch(path.name, path)
-        with suppress(OSError):
+        with lock(self.folder / CACHE_LOCK, waiting_for=QUIETLY):
+            if not path.exists():
+                self._make_room(header.size)
+                self._store = self._store or ObjectStore(self.address)
+                self._store.fetch(path.name, path, self._hashes[path.name])
             os.utime(path)  # read now
-        return path
+            return h5py.File(path, "r", locking=False)  # stays readable when others make room
 
     def _make_room(self, needed: int) -> None:
-        held = []
-        for path in self.folder.glob("shard-*.h5"):
-            with suppress(FileNotFoundError):
-                held.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+        held = [(p.stat().st_mtime_ns, p.stat().st_size, p) for p in self.folder.glob("shard-*.h5")]
         taken = sum(size for _, size, _ in held)
         for _, size, path in sorted(held):
             if taken + needed <= self.cache_bytes:

@@ -7,13 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.io.object_store import is_store
-from data.shards.remote_shards import GIB
+from data.io.object_store import check_address, is_store
+from data.shards.remote_shards import CACHE, GIB
 from pipeline import presets
 from pipeline.store.mirror import Mirror
 
 FOLDER = Path("runs/store")
-CACHE = "DREAMSTAGE_SHARD_CACHE_GIB"
 DEFAULT_GIB = 20.0
 FLAG = "--run"
 OTHERS = ("--shards", "--out", "--train.init-from")
@@ -36,8 +35,11 @@ def with_fetched(arguments: Sequence[str], stage: str | None) -> tuple[list[str]
                 )
             found.append(argument)
             continue
+        check_address(value)
         folder = local_folder(value)
         mirror = Mirror(value, folder, cache_bytes())
+        if stage in presets.BUILD_STAGES:
+            mirror.store.check_writable()
         mirror.fetch(whole_shards=stage in presets.FIRST_STAGES)
         print(f"run: {value}, in {folder}", flush=True)
         found.append(f"{flag}={folder}" if equals else str(folder))
@@ -46,11 +48,9 @@ def with_fetched(arguments: Sequence[str], stage: str | None) -> tuple[list[str]
 
 def local_folder(address: str) -> Path:
     """Where a run of a store is here."""
-    place = address.partition("://")[2].strip("/")
-    parts = [re.sub(r"[^\w.-]", "_", part) for part in place.split("/") if part not in ("", "..")]
-    if not parts:
-        raise ValueError(f"{address} names no run; write a path below its bucket")
-    return FOLDER.joinpath(address.partition("://")[0], *parts)
+    scheme, _, place = address.partition("://")
+    parts = [re.sub(r"[^\w.-]", "_", part) for part in place.strip("/").split("/")]
+    return FOLDER.joinpath(scheme, *parts)
 
 
 def cache_bytes() -> int:

@@ -119,7 +119,7 @@ def curve(folder: Path, key: str) -> tuple[list[int], list[float]]:
 
 
 def draw(name: str, panels: list[tuple[str, dict[str, tuple[Path, str]]]], title: str) -> None:
-    """Panels one above the other, to be read on a phone: an axis title, and for each line its folder and key."""
+    """Panels one above the other, for a phone: an axis title, and of each line its folder, key."""
     import matplotlib
 
     matplotlib.use("Agg")

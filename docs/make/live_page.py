@@ -28,7 +28,6 @@ from bench.chromium import opened  # noqa: E402
 IMAGES = ROOT / "docs/images"
 SHOWN = 2000  # milliseconds until images are there
 WIDTH, HEIGHT = 520, 860  # narrow, so that letters are read where a phone makes it smaller
-LONG = 1080  # pixels of a report, down to its first table
 
 
 def save(page: Any, name: str) -> None:
@@ -49,8 +48,9 @@ def live(page: Any, run: Path) -> None:
 
 
 def report(page: Any, run: Path) -> None:
-    page.set_viewport_size({"width": WIDTH, "height": LONG})
     page.goto((run / "report/index.html").as_uri())
+    end = page.evaluate("document.querySelector('table').getBoundingClientRect().bottom")
+    page.set_viewport_size({"width": WIDTH, "height": round(end) + 12})
     save(page, "report.webp")
 
 

@@ -64,7 +64,9 @@ def stages() -> None:
                     'text-anchor="end"')  # fmt: skip
         if number:
             d.arrow((WIDTH / 2, y - 18), (WIDTH / 2, y - 1))
-    d.words(MARGIN, 22 + 62 * len(rows), "Sizes: the committed world, checkpoints/pusht-goals", SOFT)
+    d.words(
+        MARGIN, 22 + 62 * len(rows), "Sizes: the committed world, checkpoints/pusht-goals", SOFT
+    )
     d.save("stages.svg")
 
 

@@ -136,3 +136,27 @@ def test_tables_sort_and_the_slider_moves_films_and_tables(chromium: Any, tmp_pa
         until(page, lambda: page.evaluate(place) != "0px 60%")
         page.click("#play")
         assert page.inner_text("#play") == "Play"
+
+
+def test_strips_of_attempts_say_their_offset_and_protocol(tmp_path):
+    metrics = measured()
+    metrics["goal"]["offset50"]["planner"] |= {"success": 0.9, "low": 0.8, "high": 1.0, "n": 20}
+    (tmp_path / "plots").mkdir()
+    for offset in (25, 50):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"plots/goal-{offset}-videos.png")
+    page = write(tmp_path, metrics).read_text()
+    for offset, protocol in ((25, "first_hit"), (50, "offset50")):
+        assert f"goals {offset} steps away: failures first. Reached and failed are by the " \
+               f"protocol {protocol}." in page  # fmt: skip
+
+
+def test_shorter_episodes_are_in_the_heading_and_bold_rows_are_explained(tmp_path):
+    metrics = measured()
+    metrics["task"]["best_of_n"] |= {"score": 0.2, "success": 0.1, "n": 4}
+    page = write(tmp_path, metrics).read_text()
+    assert "<h2>Task: push the block onto the goal</h2>" in page
+    assert "Bold rows and hatched bars are the world model's: what it predicts" in page
+    assert "<tr class=own><td>planner</td>" in page and "<tr><td>noop</td>" in page
+    metrics["provenance"]["task_max_steps"] = 12
+    page = write(tmp_path, metrics).read_text()
+    assert "<h2>Task: push the block onto the goal, in at most 12 steps</h2>" in page

@@ -73,42 +73,66 @@ def roles() -> None:
 
 SEARCHES = {
     "shooting": ("draw, keep the best", (-62, -34, 0, 30), 2),
-    "CEM, MPPI": ("draw around the best", (-24, -8, 10, 26), 1),
+    "CEM": ("draw again around the best", (-24, -8, 10, 26), 1),
+    "MPPI": ("all weigh in, by their cost", (-50, -26, -2, 20, 40), 2),
     "gradient": ("follow the slope", (40, 26, 12), 2),
     "policy prior": ("begin at a policy", (-12, 2, 16), 1),
     "best of n": ("choose an answer", (-30, -6, 24), 1),
     "beam": ("grow the best codes", (), 0),
 }
+WEIGHTS = (0.8, 2.2, 3.6, 2.2, 0.8)  # widths of MPPI's candidates: the nearer, the heavier
 
 
 def planning() -> None:
-    """Six searches, as paths from a start to a goal."""
-    d = Drawing(318, "Six ways to search: shooting, CEM, gradient, policy prior, best of n, beam")
+    """Seven searches, as paths from a start to a goal, and a legend."""
+    titles = ", ".join(SEARCHES)
+    d = Drawing(600, f"Seven ways to search: {titles}")
     for panel, (title, (note, bends, best)) in enumerate(SEARCHES.items()):
-        left, top = MARGIN + 126 * (panel % 3), 158 * (panel // 3)
+        left, top = MARGIN + 192 * (panel % 2), 150 * (panel // 2)
         d.words(left, top + 18, title, INK, 13, 'font-weight="600"')
-        d.words(left, top + 142, note, SOFT, 11)
-        start, goal = (left + 8, top + 112), (left + 104, top + 46)
+        d.words(left, top + 140, note, SOFT, 12)
+        start, goal = (left + 8, top + 108), (left + 140, top + 44)
         if title == "beam":
             _beam(d, start, goal)
-        ends = {"gradient": (-16, -8, 0), "best of n": (2, -4, -14)}.get(title, (10, -2, -14, -24))
+        ends = {"gradient": (-16, -8, 0), "best of n": (2, -4, -14), "MPPI": (-4, -2, 0, -2, -4)}
         for number, bend in enumerate(bends):
-            middle = (left + 54, top + 80 + bend * 0.7)
-            end = (goal[0] + ends[number] * 0.6, goal[1] + bend * 0.45)
+            middle = (left + 72, top + 76 + bend * 0.7)
+            end_x = goal[0] + ends.get(title, (10, -2, -14, -24))[number] * 0.6
+            end = (end_x, goal[1] + bend * 0.45)
             is_best = number == best
             if title == "policy prior" and is_best:
-                d.line([start, (left + 54, top + 66), (goal[0] - 18, goal[1] + 16)], ORANGE)
-            d.line([start, middle, end], BLUE if is_best else SOFT, dashed=not is_best)
+                d.line([start, (left + 72, top + 62), (goal[0] - 18, goal[1] + 16)], ORANGE)
+            if title == "MPPI":
+                d.line([start, middle, end], "#b5bac2", width=WEIGHTS[number])
+            if is_best or title != "MPPI":
+                d.line([start, middle, end], BLUE if is_best else SOFT, dashed=not is_best)
         d.dot(*start, INK)
         d.dot(*goal, GREEN, 5)
+    _legend(d, MARGIN + 192, 450)
     d.save("planning.svg")
+
+
+def _legend(d: Drawing, left: float, top: float) -> None:
+    """What each line and dot is."""
+    lines = (
+        (SOFT, True, 1.6, "tried, not taken"), ("#b5bac2", False, 3.6, "tried, by weight"),
+        (BLUE, False, 1.6, "the plan"), (ORANGE, False, 1.6, "what the policy says"),
+    )  # fmt: skip
+    for number, (color, dashed, width, words) in enumerate(lines):
+        y = top + 20 + 21 * number
+        d.line([(left, y), (left + 30, y)], color, dashed=dashed, width=width)
+        d.words(left + 40, y + 4, words, INK, 12)
+    for number, (color, words) in enumerate(((INK, "start"), (GREEN, "goal"))):
+        y = top + 104 + 21 * number
+        d.dot(left + 15, y, color, 4 + number)
+        d.words(left + 40, y + 4, words, INK, 12)
 
 
 def _beam(d: Drawing, start: tuple[float, float], goal: tuple[float, float]) -> None:
     """A tree in which the best two leaves of each step grow on."""
     x, y = start
-    first = [(x + 32, y - 44), (x + 32, y - 16), (x + 32, y + 6)]
-    second = [(x + 66, y - 66), (x + 66, y - 46), (x + 66, y - 26), (x + 66, y - 8)]
+    first = [(x + 44, y - 44), (x + 44, y - 16), (x + 44, y + 6)]
+    second = [(x + 88, y - 64), (x + 88, y - 46), (x + 88, y - 26), (x + 88, y - 8)]
     for number, leaf in enumerate(first):
         d.line([start, leaf], BLUE if number == 0 else SOFT, dashed=number == 2)
     for number, leaf in enumerate(second):

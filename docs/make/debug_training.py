@@ -119,14 +119,14 @@ def curve(folder: Path, key: str) -> tuple[list[int], list[float]]:
 
 
 def draw(name: str, panels: list[tuple[str, dict[str, tuple[Path, str]]]], title: str) -> None:
-    """Panels beside each other: an axis title, and for each line its folder and key."""
+    """Panels one above the other, for a phone: an axis title, and of each line its folder, key."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 2.9), squeeze=False)
-    for axis, (label, lines) in zip(axes[0], panels, strict=True):
+    figure, axes = plt.subplots(len(panels), 1, figsize=(4.2, 2.7 * len(panels)), squeeze=False)
+    for axis, (label, lines) in zip(axes[:, 0], panels, strict=True):
         for words, (folder, key) in lines.items():
             color, dash = COLORS["faulty" if "fault" in words else "sound"]
             axis.plot(*curve(folder, key), dash, color=color, marker="o", markersize=3, label=words)
@@ -138,7 +138,7 @@ def draw(name: str, panels: list[tuple[str, dict[str, tuple[Path, str]]]], title
         axis.legend(fontsize=8)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True,
                             capture_output=True, text=True).stdout.strip()  # fmt: skip
-    figure.suptitle(f"{title} (commit {commit})", fontsize=10)
+    figure.suptitle(f"{title} (commit {commit})", fontsize=10, y=0.99)
     figure.tight_layout()
     figure.savefig(IMAGES / f"debug-{name}.png", dpi=90)
     plt.close(figure)

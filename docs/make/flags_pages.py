@@ -161,7 +161,7 @@ def _training_page() -> str:
     lines = [
         "# Training settings",
         *opening(
-            "python train_dynamics.py --run runs/pusht --train.seed 1 --train.schedule plateau",
+            "python train_dynamics.py --run runs/first --train.seed 1 --train.schedule plateau",
             "../images/schedules.svg",
             "The learning rate by step: constant, or falling as a cosine",
         ),

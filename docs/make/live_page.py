@@ -1,9 +1,11 @@
 """Take the pictures of pages that runs make: of --live, of a report, and of a comparison.
 
-Reads   RUN, a run that was trained; EVALUATED, one with a report; A and B, two with reports. They
-        are not changed.
+Reads   a run whose tokenizer is being trained; one with a report, in a relative folder, since the
+        page shows its path; two with reports. They are not changed.
 Writes  docs/images/live.webp, report.webp and compare.webp.
-Try     python docs/make/live_page.py RUN EVALUATED A B, with a Chromium on the PATH
+Try     python docs/make/live_page.py live RUN
+        python docs/make/live_page.py report RUN
+        python docs/make/live_page.py compare A B, each with a Chromium on the PATH
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import io
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,7 @@ from bench.chromium import opened  # noqa: E402
 
 IMAGES = ROOT / "docs/images"
 SHOWN = 2000  # milliseconds until images are there
-WIDTH, HEIGHT = 520, 760  # narrow, so that letters are read where a phone makes it smaller
-LONG = 1080  # pixels of a report, down to its first table
+WIDTH, HEIGHT = 520, 860  # narrow, so that letters are read where a phone makes it smaller
 
 
 def save(page: Any, name: str) -> None:
@@ -35,31 +37,40 @@ def save(page: Any, name: str) -> None:
     print(f"pages: {IMAGES / name}")
 
 
-def main(run: Path, evaluated: Path, compared: list[Path]) -> None:
-    words = [sys.executable, "-m", "evaluation.live", str(run.resolve()), "--port", "0"]
-    looks = {"color_scheme": "light", "device_scale_factor": 1.5}
-    with (
-        subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server,
-        tempfile.TemporaryDirectory() as folder,
-        opened(WIDTH, HEIGHT, **looks) as page,
-    ):
+def live(page: Any, run: Path) -> None:
+    words = [sys.executable, "-m", "evaluation.live", str(run), "--port", "0"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         page.goto(server.stdout.readline().split()[1])
         page.wait_for_timeout(SHOWN)
         save(page, "live.webp")
         server.terminate()
-        page.set_viewport_size({"width": WIDTH, "height": LONG})
-        page.goto((evaluated / "report/index.html").resolve().as_uri())
-        save(page, "report.webp")
-        page.set_viewport_size({"width": WIDTH, "height": HEIGHT})
+
+
+def report(page: Any, run: Path) -> None:
+    page.goto((run / "report/index.html").as_uri())
+    end = page.evaluate("document.querySelector('table').getBoundingClientRect().bottom")
+    page.set_viewport_size({"width": WIDTH, "height": round(end) + 12})
+    save(page, "report.webp")
+
+
+def compare(page: Any, *runs: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
         comparison = Path(folder) / "comparison.html"
-        words = [sys.executable, "-m", "evaluation.compare", *map(str, compared)]
+        words = [sys.executable, "-m", "evaluation.compare", *map(str, runs)]
         subprocess.run([*words, "--page", str(comparison)], cwd=ROOT, check=True)
         page.goto(comparison.as_uri())
         page.evaluate("document.querySelector('.charts').previousElementSibling.scrollIntoView()")
         save(page, "compare.webp")
 
 
+PICTURES: dict[str, Callable[..., None]] = {"live": live, "report": report, "compare": compare}
+
+
+def main(name: str, runs: list[Path]) -> None:
+    with opened(WIDTH, HEIGHT, color_scheme="light", device_scale_factor=1.5) as page:
+        PICTURES[name](page, *runs)
+
+
 if __name__ == "__main__":
-    trained, measured, *both = (Path(word).resolve() for word in sys.argv[1:])
-    main(trained, measured, both)
+    main(sys.argv[1], [Path(word).resolve() for word in sys.argv[2:]])

@@ -40,15 +40,16 @@ def vqvae() -> Flow:
 
 def keypoints() -> Flow:
     model = tokenizer("keypoints cpu")
-    layers = ["heatmap_head", "decoder_in"]
     t, latents = trace(model, ["heatmap_head"], lambda: model.encode(frames()))
-    t.given |= trace(model, ["decoder_in"], lambda: model.decode(latents))[0].given
+    drawn, _ = trace(model, ["decoder_in"], lambda: model.decode(latents))
+    _, _, height, width = drawn.given["decoder_in"].shape
+    maps = f"(B, {model.decoder_in.in_channels}, {height}, {width})"
     points = latents.shape[-1] // 2
     return Flow(
         f"Keypoints: heat maps, of which each one's center is a point; {points} points are drawn",
-        [FRAME, Node(f"{points} heat maps", t.shape(layers[0])),
+        [FRAME, Node(f"{points} heat maps", t.shape("heatmap_head")),
          Node("latents: x, y of each", t.shape(latents), ORANGE),
-         Node("Gaussians there", t.shape(layers[1])), DRAWN],
+         Node(f"{len(model.config.gaussian_stds)} Gaussians a point", maps), DRAWN],
         [Via("convolutions", t.weights("stem", "fine", "coarse", "fuse", "heatmap_head"), INK),
          Via("softmax, its mean"), Via("drawn at the points"),
          Via("decoder", t.weights("decoder_in", "decoder"), INK)],
@@ -62,7 +63,7 @@ def jepa() -> Flow:
     block = actions(1, model.config.predictor.frameskip)
     after = model.predict(latents[:, None], block)[:, 0]
     return Flow(
-        "Joint embedding: the next latents are predicted from these and the actions",
+        "Joint embedding: latents 5 frames later are predicted from these and the actions",
         [FRAME, Node("features", t.shape("encoder")), Node("latents", t.shape(latents), ORANGE),
          Node("latents 5 frames later", t.shape(after), ORANGE)],
         [Via(f"encoder, {t.weights('encoder')}"), Via("projection, batch norm"),
@@ -107,15 +108,16 @@ def iwm() -> Flow:
     t, _ = trace(model, [], lambda: model.encode(frames()))
     return Flow(
         "Image world model: latents of another view are predicted, given how it differs",
-        [(Node("source view", f"{seen} of {patches} patches", GREEN),
+        [(Node("source view", f"{seen} of {patches} patches seen", GREEN),
           Node("target view", f"{patches} patches", GREEN)),
          (Node("latents", f"(B, {seen}, {width})", ORANGE),
           Node("target latents", f"(B, {patches}, {width})", ORANGE)),
-         (Node("predicted latents", f"(B, {hidden}, {width})", ORANGE),
-          Node("the same patches", f"(B, {hidden}, {width})", ORANGE))],
+         (Node("predicted, masked", f"(B, {hidden}, {width})", ORANGE),
+          Node("target, the same", f"(B, {hidden}, {width})", ORANGE))],
         [Via(f"encoder, {t.weights('encoder')}; its average on the right"),
          Via(f"predictor, {t.weights('predictor')}; a choice on the right")],
-        notes=[f"The predictor also reads the {SLOTS} numbers of the difference.",
+        notes=[f"Of the target {hidden} masked patches are predicted. The predictor also reads the "
+               f"{SLOTS} numbers of the difference.",
                "The loss is the squared error between the last two."],
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 Sizes, shapes and settings are read from the code and from the committed world.
 
 Reads   checkpoints/pusht-goals, and the recipes.
-Writes  docs/images/: stages, settings, processes, world-parts, published, service, sources,
+Writes  docs/images/: stages, settings, processes, idle, world-parts, published, service, sources,
         metric, action-code, autoencoder (.svg).
 Try     python docs/make/process_figures.py
         python docs/make/process_figures.py stages settings
@@ -52,7 +52,7 @@ def stages() -> None:
         ("4  train_controller.py", "imagined futures to a policy", "controller", BLUE),
         ("play.py, evaluate.py, serve.py", "the world, and what acts in it", "", ORANGE),
     )  # fmt: skip
-    d = Drawing(12 + 62 * len(rows), "Four stages: what each reads and writes")
+    d = Drawing(30 + 62 * len(rows), "Four stages: what each reads and writes")
     for number, (name, does, writes, color) in enumerate(rows):
         y = 10 + 62 * number
         d.box(MARGIN, y, WIDTH - 2 * MARGIN, 44, "", color)
@@ -64,6 +64,9 @@ def stages() -> None:
                     'text-anchor="end"')  # fmt: skip
         if number:
             d.arrow((WIDTH / 2, y - 18), (WIDTH / 2, y - 1))
+    d.words(
+        MARGIN, 22 + 62 * len(rows), "Sizes: the committed world, checkpoints/pusht-goals", SOFT
+    )
     d.save("stages.svg")
 
 
@@ -122,6 +125,27 @@ def processes() -> None:
     for x in (MARGIN, 206):
         d.box(x, 212, 178, 38, f"a half: {count / 2:.2f} M\nweights and their state", ORANGE, 12)
     d.save("processes.svg")
+
+
+def idle() -> None:
+    """What to try, by the share of idle time that a progress line ends with."""
+    columns = (
+        (MARGIN, "idle=40%\nbatches come late", GREEN,
+         ("--train.num-workers 4", "more memory: frames that fit", "are loaded once")),
+        (206, "idle=0%\nthe model takes the time", ORANGE,
+         ("--train.compile auto", "of ten minutes or more", "--train.cuda-graph",
+          "a small model, on a GPU", "a smaller size of the recipe")),
+    )  # fmt: skip
+    d = Drawing(206, "Where idle is high batches are late; where it is low the model is slow")
+    d.box(MARGIN, 10, WIDTH - 2 * MARGIN, 28, "tokenizer: 30% ... loss=0.06, idle=?", BLUE)
+    for x, words, color, tries in columns:
+        d.arrow((x + 89, 38), (x + 89, 55))
+        d.box(x, 56, 178, 42, words, color)
+        for number, line in enumerate(tries):
+            is_flag = line.startswith("--")
+            weight = 'font-weight="600"' if is_flag else ""
+            d.words(x + 4, 120 + 19 * number, line, INK if is_flag else SOFT, 12, weight)
+    d.save("idle.svg")
 
 
 def world_parts() -> None:
@@ -282,7 +306,8 @@ def autoencoder() -> None:
 
 
 FIGURES: dict[str, Callable[[], None]] = {
-    "stages": stages, "settings": setting, "processes": processes, "world-parts": world_parts,
+    "stages": stages, "settings": setting, "processes": processes, "idle": idle,
+    "world-parts": world_parts,
     "published": published, "service": service, "sources": sources, "metric": metric,
     "action-code": action_code, "autoencoder": autoencoder,
 }  # fmt: skip

@@ -18,6 +18,7 @@ from data.io.files import atomic_path
 from evaluation.measures.metrics import mse
 from evaluation.measures.open_loop import imagine
 from evaluation.measures.sample_clips import sample_clips
+from evaluation.protocols.goals import PROTOCOLS
 from evaluation.report import plots
 from evaluation.session import Session
 from pipeline.video import make_grid, write_mp4
@@ -128,7 +129,10 @@ def draw_plots(folder: Path, metrics: dict[str, Any]) -> None:
         if metrics["open_loop"]["agent_px"]:
             plots.state_curves(metrics["open_loop"], folder / "curves_states.png")
     if any(row["n"] for row in metrics["task"].values()):
-        plots.bar_chart(metrics["task"], "score", "task: mean score", folder / "task.png")
+        axis = "mean of the episodes' highest reward, 0 to 1"
+        plots.bar_chart(
+            metrics["task"], "score", "task: mean score", folder / "task.png", axis=axis
+        )
     if any(row["n"] for row in metrics["returns"].values()):
         name = "mean return in the environment"
         plots.bar_chart(metrics["returns"], "return", name, folder / "returns.png", limits=None)
@@ -136,4 +140,6 @@ def draw_plots(folder: Path, metrics: dict[str, Any]) -> None:
         plots.return_curve(metrics["return_curve"], folder / "return_curve.png")
     for protocol, rows in metrics["goal"].items():
         if any(row["n"] for row in rows.values()):
-            plots.bar_chart(rows, "success", f"goal, {protocol}", folder / f"goal-{protocol}.png")
+            axis = f"share of goals {PROTOCOLS[protocol].goal_offset} steps away that are reached"
+            path = folder / f"goal-{protocol}.png"
+            plots.bar_chart(rows, "success", f"goal, {protocol}", path, axis=axis)

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.io.files import atomic_write
 from evaluation.measures.reconstruction import BRIGHTNESS_BINS
-from evaluation.protocols.goals import PROTOCOLS
+from evaluation.protocols.goals import PROTOCOLS, at_offset
 from evaluation.protocols.task import FIRST_SEED, MAX_STEPS, STEPS_WITHIN
 from evaluation.report.action_tables import controllability, imitation
 from evaluation.report.environment_tables import counterfactuals, events
@@ -18,12 +18,9 @@ from evaluation.report.latent_action_table import latent_actions
 from evaluation.report.page_parts import films, whole_page
 from evaluation.report.return_table import returns
 from evaluation.report.summary import summary
-from evaluation.report.tables import interval, number, table
+from evaluation.report.tables import interval, number, own_rows, table
 from evaluation.report.trained_on_note import trained_on_note
 
-# learned in imagination, or search there
-OWN = ("best_of_n", "policy_prior", "distilled_policy", "actor_critic")
-ATTEMPTS = "Attempts of the planner: failures first."
 RETURN_CURVE = "Bars: 95% intervals over the whole episodes of a round."
 CURVE_LABELS = {
     "psnr": "PSNR, model rollout (dB)",
@@ -63,10 +60,11 @@ def write_report(folder: Path, title: str, metrics: dict[str, Any]) -> Path:
         *summary(metrics),
         "<p>Everything is measured on held-out episodes. Brackets are 95% intervals: a bootstrap "
         "over whole source episodes for images, over episodes for scores, Wilson's for shares. "
-        "A dash stands for what was not measured.</p>",
+        "A dash stands for what was not measured. Bold rows and hatched bars are the world "
+        "model's: what it predicts, and what acts by a search or by what was learned in it.</p>",
         *_trained_on(metrics["provenance"]),
         *_goals(metrics["goal"]),
-        *_images(plots, _attempt_images(metrics["goal"]), ATTEMPTS),
+        *_attempts(plots, metrics["goal"]),
         *_images(plots, _goal_images(metrics["goal"]), ""),
         *_task(metrics["task"], metrics["provenance"]),
         *_film(plots, metrics["task"]),
@@ -220,7 +218,7 @@ def _task(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
     if not _measured(policies):
         return []
     parts = [
-        "<h2>Task: push the block onto the goal</h2>",
+        f"<h2>Task: push the block onto the goal{_limit(provenance)}</h2>",
         f"<p>{escape(_task_protocol(provenance))}</p>",
     ]
     rows = []
@@ -239,12 +237,17 @@ def _task(policies: dict[str, Any], provenance: dict[str, Any]) -> list[str]:
     within = [f"within {limit} steps" for limit in STEPS_WITHIN]
     head = ["policy", "score", "success", *within, "steps", "score at the end",
             "seconds per plan", "n (episodes)"]  # fmt: skip
-    highlight = {at for at, name in enumerate(policies) if name in OWN}
-    return [*parts, table(head, rows, highlight)]
+    return [*parts, table(head, rows, own_rows(policies))]
 
 
 def _measured(policies: dict[str, Any]) -> bool:
     return any((row or {}).get("n") for row in policies.values())
+
+
+def _limit(provenance: dict[str, Any]) -> str:
+    """For the heading: an episode shorter than the protocol's is solved less often."""
+    steps = provenance.get("task_max_steps", MAX_STEPS)
+    return "" if steps == MAX_STEPS else f", in at most {steps} steps"
 
 
 def _task_protocol(provenance: dict[str, Any]) -> str:
@@ -302,7 +305,8 @@ def _goals(protocols: dict[str, Any]) -> list[str]:
             success = number(row.get("success"), 3) + interval(row, digits=3)
             seconds = number(row.get("plan_seconds"), 3)
             rows.append([name, success, number(row.get("n")), seconds])
-        parts.append(table([escape(protocol), "success", "n (pairs)", "seconds per plan"], rows))
+        head = [escape(protocol), "success", "n (pairs)", "seconds per plan"]
+        parts.append(table(head, rows, own_rows(policies)))
     return parts
 
 
@@ -326,12 +330,11 @@ def _given_goal(policies: dict[str, Any], provenance: dict[str, Any]) -> list[st
     head = ["policy", "cost at the end", "lowest cost", "block (px)", "block (degrees)",
             "seconds per plan", "n (episodes)"]  # fmt: skip
     given = " ".join(provenance.get("given_goal") or ())
-    highlight = {at for at, name in enumerate(measured) if name in OWN}
     return [
         f"<h2>Towards a given goal: {escape(given)}</h2><p>In the simulator, from starts of the "
         "task protocol. Costs are those that the planners lower, of true frames, as shares of the "
         "start's; errors of the block are those at the start and at the end.</p>",
-        table(head, rows, highlight),
+        table(head, rows, own_rows(measured)),
     ]
 
 
@@ -345,10 +348,18 @@ def _play(metrics: dict[str, Any]) -> list[str]:
     ]
 
 
-def _attempt_images(protocols: dict[str, Any]) -> list[str]:
-    """Videos of the planner, of the offsets at which it was measured."""
+def _attempts(plots: Path, protocols: dict[str, Any]) -> list[str]:
+    """Strips of the planner, of the offsets at which it was measured."""
     offsets = {PROTOCOLS[k].goal_offset for k, rows in protocols.items() if rows["planner"]["n"]}
-    return [f"goal-{offset}-videos.png" for offset in sorted(offsets)]
+    parts = []
+    for offset in sorted(offsets):
+        named = next(name for name, p in PROTOCOLS.items() if p is at_offset(offset))
+        caption = (
+            f"Attempts of the planner at goals {offset} steps away: failures first. Reached and "
+            f"failed are by the protocol {named}."
+        )
+        parts += _images(plots, [f"goal-{offset}-videos.png"], caption)
+    return parts
 
 
 def _if_measured(policies: dict[str, Any], image: str) -> list[str]:

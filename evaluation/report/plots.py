@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from data.io.files import atomic_path
+from evaluation.report.tables import OWN
 
 NAVY, GRAY = "#1d3557", "#8d99ae"
 CURVE_STYLES = {  # prefix of the metric -> label, color, line
@@ -25,6 +26,7 @@ CURVE_STYLES = {  # prefix of the metric -> label, color, line
     "reconstruction_": ("tokenizer alone", "#2a9d8f", "-."),
 }
 MAX_AXIS_PSNR = 60.0  # dB; a copy of a still scene would stretch the axis
+MIN_AXIS_DELTA = 0.5  # dB on either side of 0; less would make noise look like an effect
 
 
 def pixel_curves(metrics: dict[str, Any], path: Path) -> None:
@@ -36,6 +38,8 @@ def pixel_curves(metrics: dict[str, Any], path: Path) -> None:
         _curves(ax, metrics, measure)
         ax.set_ylabel(label)
     axes[2].axhline(0, color=GRAY, linewidth=0.8)
+    low, high = axes[2].get_ylim()
+    axes[2].set_ylim(min(low, -MIN_AXIS_DELTA), max(high, MIN_AXIS_DELTA))
     axes[2].set_title("gain from the true actions", fontsize=9)
     _add_legend(axes[0])
     _save(fig, path)
@@ -84,16 +88,17 @@ def bar_chart(
     title: str,
     path: Path,
     limits: tuple[float, float] | None = (0, 1),
+    axis: str = "",
 ) -> None:
     """Draw one metric of several policies with its interval; skip what was not measured.
 
-    limits: of the axis; None is what the values need.
+    limits: of the axis; None is what the values need.  axis: its title, `measure` where empty.
     """
     measured = {name: row for name, row in rows.items() if row and row.get(measure) is not None}
-    fig, ax = plt.subplots(figsize=(6, 0.45 * len(measured) + 1.1))
+    fig, ax = plt.subplots(figsize=(6, 0.45 * len(measured) + 1.3))
     for y, (name, row) in enumerate(measured.items()):
         value = row[measure]
-        own = name == "actor_critic"
+        own = name in OWN
         ax.barh(y, value, color=NAVY if own else GRAY, hatch="//" if own else "", height=0.6)
         if row["low"] is not None:  # of one episode no interval is known
             error_bars = [[max(0.0, value - row["low"])], [max(0.0, row["high"] - value)]]
@@ -104,6 +109,7 @@ def bar_chart(
     ax.invert_yaxis()
     if limits:
         ax.set_xlim(*limits)
+    ax.set_xlabel(axis or measure, fontsize=8)
     ax.set_title(title, fontsize=9, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
     _save(fig, path)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+OWN = (
+    "planner", "policy_prior", "goal_policy", "best_of_n", "distilled_policy", "actor_critic",
+)  # fmt: skip
+"""Policies that search in imagination, or have learned there."""
+
+
+def own_rows(policies: Iterable[str]) -> set[int]:
+    """Where the policies are that act by the world model."""
+    return {at for at, name in enumerate(policies) if name in OWN}
 
 
 def number(value: Any, digits: int = 2) -> str:

@@ -6,11 +6,11 @@ A method with such a submodule calls `leave_out`: its state is then that of its 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.method import ExternalWeightsError
 
@@ -19,8 +19,13 @@ R = TypeVar("R")
 
 def weights_hash(module: nn.Module) -> str:
     """Give the SHA-256 of a module's weights: names, dtypes, shapes and bytes, in 64 hex digits."""
+    return state_hash(module.state_dict())
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """Give that of the module whose state this is."""
     digest = hashlib.sha256()
-    for name, weight in sorted(module.state_dict().items()):
+    for name, weight in sorted(state.items()):
         weight = weight.detach().cpu().contiguous()
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.flatten().view(torch.uint8).numpy().data)
@@ -78,6 +83,39 @@ def named_weights(read: Callable[[str, str], Any], name: str, revision: str, sha
         ) from None
     check_hash(weights_hash(module), sha256, f"{name}@{revision}" if revision else name)
     return module
+
+
+def part_of(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state of the submodule `name`, of that of a whole method."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def check_encoder(
+    encoder: nn.Module, own: Any, held: dict[str, Tensor], config: dict[str, Any], stays: bool
+) -> None:
+    """Raise ValueError where a run, whose weights are to be taken, has another encoder than this.
+
+    own: the config of this encoder, which `stays` as it is or is trained.  held: the encoder's
+    weights in that run, of which `config` has the plain values; empty where it names them.
+    """
+    if (held and not stays) or not (held or config.get("sha256")):
+        return
+    theirs, ours = state_hash(held) if held else config["sha256"], weights_hash(encoder)
+    are_random = own.pretrained.startswith("random") and own.pretrained == config["pretrained"]
+    if theirs == ours or (are_random and own.architecture == config["architecture"]):
+        return
+    name, revision = config["pretrained"], config.get("revision")
+    if config.get("tuning") == "full":
+        way = "--model.tuning full goes on with that one"
+    else:
+        way = f"give --model.pretrained {name}"
+        way += f" --model.revision {revision}" if revision else ""
+    raise ValueError(
+        f"it {'holds' if held else 'names'} an encoder of {name} (weights {theirs[:16]}), and that "
+        f"of --model.pretrained {own.pretrained} (weights {ours[:16]}) "
+        f"{'stays as it is' if stays else 'is another'}; {way}, or leave --train.init-from out"
+    )
 
 
 def leave_out(method: nn.Module, name: str, but: str = "") -> None:

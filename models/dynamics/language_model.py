@@ -36,10 +36,19 @@ from models.external_weights import (
     check_unnamed,
     leave_out,
     named_weights,
+    part_of,
+    state_hash,
     weights_hash,
 )
 from models.layers.float32_linear import Float32Linear
-from models.layers.lora import ADAPTER, adapted_layers, add_adapters, merged, with_base_names
+from models.layers.lora import (
+    ADAPTER,
+    adapted_layers,
+    add_adapters,
+    merged,
+    with_base_names,
+    without_base_names,
+)
 from models.layers.transformer import Cache, TransformerConfig
 from models.tokenizers.backbones import is_folder, resolve_commit
 from models.tokenizers.tokenizer import LatentSpec
@@ -176,7 +185,7 @@ class LanguageModelDynamics(FrameskipDynamics):
         into the weights."""
         if "lora_rank" not in config:  # of another method
             return state, []
-        self._check_source(config)
+        self._check_source(state, config)
         own, lines = self.config, []
         layers = adapted_layers(self.backbone)
         keys = ("tuning", "lora_rank", "lora_alpha")
@@ -204,7 +213,7 @@ class LanguageModelDynamics(FrameskipDynamics):
         )
         return state, lines
 
-    def _check_source(self, config: dict[str, Any]) -> None:
+    def _check_source(self, state: dict[str, Tensor], config: dict[str, Any]) -> None:
         """ValueError where this model would read with another language model than the run of
         `config` did."""
         own = self.config
@@ -216,7 +225,15 @@ class LanguageModelDynamics(FrameskipDynamics):
                 f"give --model.pretrained {config['pretrained']} --model.revision "
                 f"{config['revision']}, or {_SAVE}"
             )
-        if own.names_weights and not named:
+        held = _without_adapters(part_of(state, "backbone"))
+        stays = own.tuning != "full" and own.pretrained != RANDOM
+        if own.names_weights:
+            is_other = not named
+        else:
+            is_other = stays and state_hash(held) != state_hash(
+                _without_adapters(self.backbone.state_dict())
+            )
+        if is_other:
             raise ValueError(
                 f"it holds a language model, and with --model.tuning {own.tuning} that of "
                 f"--model.pretrained {own.pretrained} stays as it is; {_SAVE}"
@@ -294,6 +311,11 @@ class LanguageModelDynamics(FrameskipDynamics):
     def _delta(self, out: Tensor) -> Tensor:
         """(B, C, W) -> (B, C, P, D)."""
         return self.delta_head(out).unflatten(-1, (self.latents.num_patches, self.latents.dim))
+
+
+def _without_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a language model before it was adapted."""
+    return without_base_names({name: v for name, v in state.items() if ADAPTER not in name})
 
 
 def _build(architecture: str) -> Any:

@@ -20,10 +20,12 @@ from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.external_weights import (
     asked_for,
+    check_encoder,
     check_hash,
     check_unnamed,
     leave_out,
     named_weights,
+    part_of,
     weights_hash,
 )
 from models.layers.pixel_decoder import PixelDecoder
@@ -98,6 +100,14 @@ class FrozenEncoder(Tokenizer):
         super().train(mode)
         self.backbone.eval()  # it may have dropout
         return self
+
+    def convert_weights(
+        self, state: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Take the decoder of a run with the same backbone."""
+        if "pretrained" in config:
+            check_encoder(self.backbone, self.config, part_of(state, "backbone"), config, True)
+        return state, []
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:

@@ -22,11 +22,13 @@ from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.external_weights import (
     asked_for,
+    check_encoder,
     check_folder,
     check_hash,
     check_unnamed,
     leave_out,
     named_weights,
+    part_of,
     weights_hash,
 )
 from models.method import ExternalWeightsError, Losses
@@ -105,6 +107,15 @@ class ImageVae(Tokenizer):
         if self.config.tuning == "decoder":
             self.encoder.eval()
         return self
+
+    def convert_weights(
+        self, state: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Take the decoder of a run with the same encoder, and both where both are trained."""
+        if "pretrained" in config:
+            stays = self.config.tuning == "decoder"
+            check_encoder(self.encoder, self.config, part_of(state, "encoder"), config, stays)
+        return state, []
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, P, D)."""

@@ -6,12 +6,14 @@ A method with such a submodule calls `leave_out`: its state is then that of its 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from data.io.messages import first_few, one_line, shortened
 from models.method import ExternalWeightsError
 
 R = TypeVar("R")
@@ -30,6 +32,31 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raise ValueError where weights of `name` are no numbers: nothing can be trained on them."""
+    bad = [key for key, weight in module.named_parameters() if not weight.isfinite().all()]
+    bad += [key for key, buffer in module.named_buffers() if buffer.isnan().any()]
+    if bad:
+        raise ValueError(
+            f"{name}'s weights are not finite in {first_few(bad)}; get them again, or give "
+            f"--model.pretrained others"
+        )
+
+
+def built(build: Callable[[Any], R], architecture: str) -> R:
+    """Build what a checkpoint's config describes as JSON; ValueError where it describes nothing."""
+    try:
+        return build(json.loads(architecture))
+    except ExternalWeightsError:
+        raise
+    except Exception as problem:  # of JSON, and of libraries that are given values of any kind
+        raise ValueError(
+            f"the architecture in the config, {shortened(architecture)}, cannot be built "
+            f"({type(problem).__name__}: {one_line(problem)}); get the checkpoint again, or train "
+            f"again"
+        ) from None
 
 
 def check_hash(found: str, expected: str, name: str) -> None:

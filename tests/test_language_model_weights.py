@@ -348,3 +348,12 @@ def test_a_rank_that_no_layer_has_is_refused(tmp_path: Path) -> None:
     dynamics(tmp_path, tuning="lora", lora_rank=24)
     with pytest.raises(ValueError, match="lora-rank 25 is more than the rank of any .*, 24; give"):
         dynamics(tmp_path, tuning="lora", lora_rank=25)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}"])
+def test_a_damaged_architecture_is_one_line(text: str, tmp_path: Path) -> None:
+    files_of(tmp_path / "weights")
+    plain = describe(dynamics(tmp_path / "weights").config) | {"architecture": text}
+    with pytest.raises(ValueError, match="the architecture in the config, .* cannot be built") as e:
+        build_dynamics(plain, DATA)
+    assert "\n" not in str(e.value)

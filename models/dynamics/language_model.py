@@ -11,6 +11,7 @@ of the backbone, A action numbers.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,7 @@ from models.dynamics.frameskip_dynamics import (
 )
 from models.external_weights import (
     asked_for,
+    built,
     check_folder,
     check_hash,
     check_unnamed,
@@ -319,7 +321,7 @@ def _without_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _build(architecture: str) -> Any:
-    return causal_backbone.build(json.loads(architecture))
+    return built(causal_backbone.build, architecture)
 
 
 def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageModelConfig, float]:
@@ -329,7 +331,8 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
     From the hub weights are named by their commit and hash.  Those of a folder, and random ones,
     are in the checkpoint: nobody else has them.
     """
-    name, scale = config.pretrained, 1.0
+    name, scale = os.path.expanduser(config.pretrained), 1.0
+    config = replace(config, pretrained=name)
     if config.architecture:  # of a checkpoint, which holds the scale
         backbone = _build(config.architecture)
         if config.names_weights and not next(backbone.parameters()).is_meta:

@@ -25,6 +25,7 @@ from models.layers.transformer import TransformerConfig
 from models.registry import DataSpec, build_dynamics, describe
 from models.tokenizers.tokenizer import LatentSpec
 from pipeline import checkpoint as ckpt
+from pipeline.training.resume import config_to_resume
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 
@@ -357,3 +358,24 @@ def test_a_damaged_architecture_is_one_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the architecture in the config, .* cannot be built") as e:
         build_dynamics(plain, DATA)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_training_resumes_where_its_folder_is_gone(tuning: str, tmp_path: Path) -> None:
+    files_of(tmp_path / "weights")
+    model = dynamics(tmp_path / "weights", tuning=tuning)
+    asked = replace(
+        model.config,
+        architecture="",
+        family="gpt2",
+        transformer=TransformerConfig(context_frames=2),
+    )
+    trained = train(tmp_path / "dynamics", model)
+    last = tmp_path / "dynamics" / "last.pt"
+    assert config_to_resume(asked, last, False) is asked  # read from the folder
+    shutil.rmtree(tmp_path / "weights")
+    assert config_to_resume(asked, last, True) is asked
+    again = build_dynamics(config_to_resume(asked, last, False), DATA)
+    assert describe(again.config) == trained["config"]
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(rollout(again), rollout(model))  # type: ignore[arg-type]

@@ -340,8 +340,7 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
                 causal_backbone.read, config.pretrained, config.revision, config.sha256
             )
             backbone = causal_backbone.without_word_table(named)
-        return backbone, config, scale
-    if name == RANDOM:
+    elif name == RANDOM:
         check_unnamed(name, config.revision, config.sha256)
         backbone = causal_backbone.make_random(config.family, config.transformer, num_tokens)
     else:
@@ -362,6 +361,7 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
         config,
         family=backbone.config.model_type,
         transformer=replace(config.transformer, **sizes),
-        architecture=json.dumps(causal_backbone.plain_architecture(backbone)),
+        architecture=config.architecture
+        or json.dumps(causal_backbone.plain_architecture(backbone)),
     )
     return backbone, config, scale

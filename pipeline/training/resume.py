@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from data.io.messages import first_few
+from models.registry import describe
 from pipeline import checkpoint as ckpt
 from pipeline.trained_on import TrainedOn, read_recordings
 from pipeline.training.train_config import TrainConfig
@@ -70,6 +71,19 @@ def check_resumable(
                 f"--restart starts over"
             )
     ckpt.check_same_weights(model, last, path)
+
+
+def config_to_resume(config: Any, last: Path, restart: bool) -> Any:
+    """Give the config to build a method from: where the folder of its pretrained weights is gone,
+    and `last`, from which the training resumes, holds them, with their architecture."""
+    name = getattr(config, "pretrained", "random")
+    if restart or name.startswith("random") or Path(name).exists() or not last.is_file():
+        return config
+    found = ckpt.load(last, last.parent.name)["config"]
+    names_weights = found.get("revision") or found.get("sha256") or config.revision or config.sha256
+    if found["kind"] != describe(config)["kind"] or found["pretrained"] != name or names_weights:
+        return config
+    return replace(config, architecture=found["architecture"])
 
 
 def with_former_init(train: TrainConfig, last: ckpt.Checkpoint) -> TrainConfig:

@@ -39,7 +39,6 @@ from pipeline.batches.step_dataset import BatchDataset
 from pipeline.device import DeviceOption, set_device
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.trained_on import TrainedOn, check_parent_recordings, recordings_of
-from pipeline.training.resume import config_to_resume
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_step import LossFn
 from pipeline.training.trainer import Trainer
@@ -87,8 +86,7 @@ class Config(CheckedConfig):
 def main(config: Config) -> None:
     set_device(config.device, config.kernels)
     dataset = EpisodeDataset(config.run / "shards")
-    last = config.run / "dynamics" / "last.pt"
-    method = config_to_resume(config.model, last, config.restart)
+    method = ckpt.config_to_resume(config.model, config.run / "dynamics", config.restart)
     method = without_absent_heads(method, dataset)
     source = Source.open(config.run, registry.dynamics_class(method), dataset)
     torch.manual_seed(config.train.seed)

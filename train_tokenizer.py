@@ -35,7 +35,6 @@ from pipeline.batches.clip_batches import ClipBatches, check_actions
 from pipeline.batches.latent_cache import cache_latents
 from pipeline.device import DeviceOption, set_device
 from pipeline.trained_on import recordings_of
-from pipeline.training.resume import config_to_resume
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 from pipeline.video import make_grid
@@ -67,8 +66,8 @@ def main(config: Config) -> None:
     dataset = EpisodeDataset(config.run / "shards")
     data = DataSpec(dataset.image_size, dataset.actions)
     torch.manual_seed(config.train.seed)
-    last = config.run / "tokenizer" / "last.pt"
-    model = registry.build_tokenizer(config_to_resume(config.model, last, config.restart), data)
+    method = ckpt.config_to_resume(config.model, config.run / "tokenizer", config.restart)
+    model = registry.build_tokenizer(method, data)
     check_image_size(config, dataset.image_size, model.image_size)
     folder = writable_folder(config.run / "tokenizer")
     train = Clips(dataset, "train", model.clip_length, flag="--model.clip-length")

@@ -25,7 +25,6 @@ from models.layers.transformer import TransformerConfig
 from models.registry import DataSpec, build_dynamics, describe
 from models.tokenizers.tokenizer import LatentSpec
 from pipeline import checkpoint as ckpt
-from pipeline.training.resume import config_to_resume
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.trainer import Trainer
 
@@ -371,11 +370,11 @@ def test_a_training_resumes_where_its_folder_is_gone(tuning: str, tmp_path: Path
         transformer=TransformerConfig(context_frames=2),
     )
     trained = train(tmp_path / "dynamics", model)
-    last = tmp_path / "dynamics" / "last.pt"
-    assert config_to_resume(asked, last, False) is asked  # read from the folder
+    folder = tmp_path / "dynamics"
+    assert ckpt.config_to_resume(asked, folder, False) is asked  # read from the folder
     shutil.rmtree(tmp_path / "weights")
-    assert config_to_resume(asked, last, True) is asked
-    again = build_dynamics(config_to_resume(asked, last, False), DATA)
+    assert ckpt.config_to_resume(asked, folder, True) is asked
+    again = build_dynamics(ckpt.config_to_resume(asked, folder, False), DATA)
     assert describe(again.config) == trained["config"]
     again.load_state_dict(model.state_dict())
     assert torch.equal(rollout(again), rollout(model))  # type: ignore[arg-type]

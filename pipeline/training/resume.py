@@ -73,16 +73,16 @@ def check_resumable(
     ckpt.check_same_weights(model, last, path)
 
 
-def config_to_resume(config: Any, last: Path, restart: bool) -> Any:
-    """Give the config to build a method from: where the folder of its pretrained weights is gone,
-    and `last`, from which the training resumes, holds them, with their architecture."""
-    name = getattr(config, "pretrained", "random")
-    if restart or name.startswith("random") or Path(name).exists() or not last.is_file():
+def with_held_architecture(config: Any, last: Path) -> Any:
+    """Give a method's config with the architecture of its pretrained weights, where `last` is of
+    the same weights and holds them; else as it is."""
+    if not last.is_file():
         return config
     found = ckpt.load(last, last.parent.name)["config"]
-    names_weights = found.get("revision") or found.get("sha256") or config.revision or config.sha256
-    if found["kind"] != describe(config)["kind"] or found["pretrained"] != name or names_weights:
+    if found["kind"] != describe(config)["kind"] or found["pretrained"] != config.pretrained:
         return config
+    if found.get("revision") or found.get("sha256") or config.revision or config.sha256:
+        return config  # they are named, and not held, or those of the hub
     return replace(config, architecture=found["architecture"])
 
 

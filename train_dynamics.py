@@ -86,7 +86,8 @@ class Config(CheckedConfig):
 def main(config: Config) -> None:
     set_device(config.device, config.kernels)
     dataset = EpisodeDataset(config.run / "shards")
-    method = without_absent_heads(config.model, dataset)
+    method = ckpt.config_to_resume(config.model, config.run / "dynamics", config.restart)
+    method = without_absent_heads(method, dataset)
     source = Source.open(config.run, registry.dynamics_class(method), dataset)
     torch.manual_seed(config.train.seed)
     model = registry.build_dynamics(method, source.data)

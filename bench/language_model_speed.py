@@ -25,7 +25,7 @@ from pipeline.device import pick_precision
 AREA = "language"
 ACTIONS = ActionSpec("continuous", ("x", "y"), (0.0, 0.0), (512.0, 512.0), pointer=True)
 LATENTS = LatentSpec("continuous", (1, 1), 64)
-PEER = "transformers + PEFT"
+PEERS = {"full": "transformers", "lora": "transformers + PEFT"}
 TARGET, STRETCH = 1.0, 1.2
 RANK = 8
 TOLERANCE = 1e-4  # of outputs whose scale is 1
@@ -62,12 +62,12 @@ def rows(options: Options) -> Iterator[Row]:
 
 def measure(options: Options, workload: Workload, tuning: Tuning) -> Iterator[Row]:
     """Race one training step, forward to AdamW, on the same clips."""
-    precision = pick_precision(options.device, "auto")
+    precision, peer = pick_precision(options.device, "auto"), PEERS[tuning]
     what = f"step of {workload.clips} x {2 * workload.blocks} tokens, {workload.name}, {tuning}"
     try:
         ours, theirs = build(workload, tuning)
     except ImportError:
-        yield missing_row(AREA, what, PEER, plain_transformers.INSTALL)
+        yield missing_row(AREA, what, peer, plain_transformers.INSTALL)
         return
     check(ours, theirs)
     batch = random_batch(workload, ours.frameskip).to(options.device)
@@ -82,16 +82,16 @@ def measure(options: Options, workload: Workload, tuning: Tuning) -> Iterator[Ro
 
     steps = {
         "ours": TrainStep(ours, our_loss, options.device, precision),
-        PEER: TrainStep(theirs, their_loss, options.device, precision),
+        peer: TrainStep(theirs, their_loss, options.device, precision),
     }
     seconds = race(steps, options.rounds, device=options.device)
     tokens = workload.clips * workload.blocks * 2
     yield from compare(
-        AREA, f"{what}, {precision}", seconds, {PEER: (TARGET, STRETCH)}, unit="tokens/s",
+        AREA, f"{what}, {precision}", seconds, {peer: (TARGET, STRETCH)}, unit="tokens/s",
         amount=tokens,
     )  # fmt: skip
     if options.device.type == "cuda":
-        yield from memory_rows(AREA, what, steps, {PEER: (TARGET, STRETCH)})
+        yield from memory_rows(AREA, what, steps, {peer: (TARGET, STRETCH)})
 
 
 class TrainStep:

@@ -6,12 +6,14 @@ A method with such a submodule calls `leave_out`: its state is then that of its 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from data.io.messages import first_few, one_line, shortened
 from models.method import ExternalWeightsError
 
 R = TypeVar("R")
@@ -19,12 +21,42 @@ R = TypeVar("R")
 
 def weights_hash(module: nn.Module) -> str:
     """Give the SHA-256 of a module's weights: names, dtypes, shapes and bytes, in 64 hex digits."""
+    return state_hash(module.state_dict())
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """Give that of the module whose state this is."""
     digest = hashlib.sha256()
-    for name, weight in sorted(module.state_dict().items()):
+    for name, weight in sorted(state.items()):
         weight = weight.detach().cpu().contiguous()
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raise ValueError where weights of `name` are no numbers: nothing can be trained on them."""
+    bad = [key for key, weight in module.named_parameters() if not weight.isfinite().all()]
+    bad += [key for key, buffer in module.named_buffers() if buffer.isnan().any()]
+    if bad:
+        raise ValueError(
+            f"{name}'s weights are not finite in {first_few(bad)}; get them again, or give "
+            f"--model.pretrained others"
+        )
+
+
+def built(build: Callable[[Any], R], architecture: str) -> R:
+    """Build what a checkpoint's config describes as JSON; ValueError where it describes nothing."""
+    try:
+        return build(json.loads(architecture))
+    except ExternalWeightsError:
+        raise
+    except Exception as problem:  # of JSON, and of libraries that are given values of any kind
+        raise ValueError(
+            f"the architecture in the config, {shortened(architecture)}, cannot be built "
+            f"({type(problem).__name__}: {one_line(problem)}); get the checkpoint again, or train "
+            f"again"
+        ) from None
 
 
 def check_hash(found: str, expected: str, name: str) -> None:
@@ -78,6 +110,39 @@ def named_weights(read: Callable[[str, str], Any], name: str, revision: str, sha
         ) from None
     check_hash(weights_hash(module), sha256, f"{name}@{revision}" if revision else name)
     return module
+
+
+def part_of(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state of the submodule `name`, of that of a whole method."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def check_encoder(
+    encoder: nn.Module, own: Any, held: dict[str, Tensor], config: dict[str, Any], stays: bool
+) -> None:
+    """Raise ValueError where a run, whose weights are to be taken, has another encoder than this.
+
+    own: the config of this encoder, which `stays` as it is or is trained.  held: the encoder's
+    weights in that run, of which `config` has the plain values; empty where it names them.
+    """
+    if (held and not stays) or not (held or config.get("sha256")):
+        return
+    theirs, ours = state_hash(held) if held else config["sha256"], weights_hash(encoder)
+    are_random = own.pretrained.startswith("random") and own.pretrained == config["pretrained"]
+    if theirs == ours or (are_random and own.architecture == config["architecture"]):
+        return
+    name, revision = config["pretrained"], config.get("revision")
+    if config.get("tuning") == "full":
+        way = "--model.tuning full goes on with that one"
+    else:
+        way = f"give --model.pretrained {name}"
+        way += f" --model.revision {revision}" if revision else ""
+    raise ValueError(
+        f"it {'holds' if held else 'names'} an encoder of {name} (weights {theirs[:16]}), and that "
+        f"of --model.pretrained {own.pretrained} (weights {ours[:16]}) "
+        f"{'stays as it is' if stays else 'is another'}; {way}, or leave --train.init-from out"
+    )
 
 
 def leave_out(method: nn.Module, name: str, but: str = "") -> None:

@@ -212,6 +212,16 @@ def build(
     return model
 
 
+def config_to_resume(config: Any, folder: Path, restart: bool) -> Any:
+    """Give the config to build from, also where the folder of the weights that it names is gone."""
+    name = getattr(config, "pretrained", "random")
+    if restart or name.startswith("random") or Path(name).exists():
+        return config
+    from pipeline.training.resume import with_held_architecture
+
+    return with_held_architecture(config, folder / "last.pt")
+
+
 def restore(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:
     """Put a checkpoint's weights into `model`; ValueError where the model has others by now."""
     check_same_weights(model, checkpoint, path)

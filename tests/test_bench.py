@@ -225,6 +225,7 @@ def test_a_language_model_steps_beside_its_peer(monkeypatch):
     monkeypatch.setattr(language_model_speed, "SMALL", small)
     found = list(language_model_speed.rows(Options(rounds=2)))
     assert [row.name.split(", ")[-2] for row in found] == ["full", "lora"]
+    assert [row.baseline for row in found] == ["transformers", "transformers + PEFT"]
     assert all(row.ratio and row.rounds == 2 and row.unit == "tokens/s" for row in found)
 
 

@@ -204,6 +204,23 @@ def test_a_folder_comes_before_a_repository_and_is_held(hub: FakeHub, tmp_path: 
         FrozenEncoder(settings(pretrained="random", sha256="0" * 64))
 
 
+def test_a_training_resumes_where_its_folder_is_gone(tmp_path: Path):
+    dinov2_files(tmp_path / "weights", 0)
+    name = str(tmp_path / "weights")
+    before = ckpt.load(train(tmp_path / "run", pretrained=name), "tokenizer")
+    shutil.rmtree(tmp_path / "weights")
+    train(tmp_path / "run", steps=4, pretrained=name)
+    after = ckpt.load(tmp_path / "run/tokenizer/last.pt", "tokenizer")
+    assert after["step"] == 4 and after["config"] == before["config"]
+    kept = [key for key in after["model"] if key.startswith("backbone.")]
+    assert kept and all(torch.equal(after["model"][k], before["model"][k]) for k in kept)
+    with pytest.raises(ValueError, match="was begun with channels = 16, but now it is 32"):
+        train(tmp_path / "run", steps=4, pretrained=name, channels=32)
+    for changes in ({"revision": "main"}, {"pretrained": name + "2"}):
+        with pytest.raises(ValueError, match="no backbone"):
+            train(tmp_path / "run", steps=4, **({"pretrained": name} | changes))
+
+
 def test_a_file_that_lacks_weights_is_refused(tmp_path: Path):
     from safetensors.torch import load_file, save_file
 

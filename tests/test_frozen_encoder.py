@@ -347,3 +347,19 @@ def test_weights_that_give_nan_are_refused(vit: FrozenEncoderConfig, tmp_path: P
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="vit gives 1776 of 1776 features of gray images as NaN"):
         FrozenEncoder(replace(vit, pretrained=str(tmp_path)))
+
+
+def test_weights_that_are_not_finite_are_named(dinov2: FrozenEncoderConfig, tmp_path: Path) -> None:
+    own = transformers.Dinov2Model.from_pretrained(dinov2.pretrained)
+    torch.nn.init.constant_(own.layernorm.weight, torch.inf)
+    own.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'s weights are not finite in layernorm.weight; get them"):
+        FrozenEncoder(replace(dinov2, pretrained=str(tmp_path)))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"model_type": "dinov2", "stats": 1}'])
+def test_a_damaged_architecture_is_one_line(dinov2: FrozenEncoderConfig, text: str) -> None:
+    plain = describe(FrozenEncoder(dinov2).config) | {"architecture": text}
+    with pytest.raises(ValueError, match="the architecture in the config, .* cannot be built") as e:
+        build_tokenizer(plain, DataSpec((32, 32), ACTIONS))
+    assert "\n" not in str(e.value)

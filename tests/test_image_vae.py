@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,9 @@ def test_a_checkpoint_holds_what_nobody_else_has(kl: Path, tmp_path: Path):
 
 def test_weights_of_the_hub_are_named_by_commit_and_hash(kl: Path, monkeypatch: Any):
     read = image_vae._read
-    monkeypatch.setattr(image_vae.backbones, "resolve_commit", lambda name, revision: "c" * 40)
+    monkeypatch.setattr(
+        image_vae.backbones, "resolve_commit", lambda name, revision, noun: "c" * 40
+    )
     monkeypatch.setattr(image_vae, "_read", lambda name, commit, subfolder: read(str(kl), "", ""))
     model = ImageVae(ImageVaeConfig((32, 32), "maker/vae"))
     assert model.config.revision == "c" * 40
@@ -160,7 +163,7 @@ def test_weights_of_the_hub_are_named_by_commit_and_hash(kl: Path, monkeypatch: 
     ("changes", "told"),
     [
         ({"image_size": (36, 34)}, "36 x 34 pixels do not divide into cells of 4 x 4"),
-        ({"pretrained": "no/such folder"}, "no backbone 'no/such folder' could be read"),
+        ({"pretrained": "no/such folder"}, "no image autoencoder 'no/such folder' could be read"),
         ({"pretrained": " "}, "--model.pretrained is empty"),
         ({"channels": 12}, "--model.channels 12 is no multiple of 8"),
         ({"revision": "main"}, "--model.pretrained random has neither a revision nor a hash"),
@@ -181,7 +184,9 @@ def test_a_folder_of_something_else_is_named(kl: Path, tmp_path: Path):
     torn.mkdir()
     for file in kl.iterdir():
         (torn / file.name).write_bytes(file.read_bytes()[:300])
-    with pytest.raises(ValueError, match=f"no backbone '{torn}' could be read from that folder"):
+    with pytest.raises(
+        ValueError, match=f"no image autoencoder '{torn}' could be read from that folder"
+    ):
         ImageVae(replace(SMALL, pretrained=str(torn)))
     with pytest.raises(ValueError, match=r"--model.revision main is of a repository, and .*folder"):
         ImageVae(replace(SMALL, pretrained=str(kl), revision="main"))
@@ -199,8 +204,86 @@ def test_it_is_read_from_the_hub_at_a_commit(kl: Path, tmp_path: Path, monkeypat
         assert torch.equal(
             model.encode(noise()), ImageVae(replace(SMALL, pretrained=str(kl))).encode(noise())
         )
-        with pytest.raises(ValueError, match="no backbone 'maker/pipeline' could be read"):
+        with pytest.raises(ValueError, match="no image autoencoder 'maker/pipeline' could be read"):
             ImageVae(replace(config, subfolder=""))
         server.status = 503
         again = build_tokenizer(describe(model.config), DataSpec((32, 32), ACTIONS))  # of the cache
         assert torch.equal(again.encode(noise()), model.encode(noise()))
+
+
+def changed(kl: Path, folder: Path, **fields: Any) -> Path:
+    """A copy with another config."""
+    shutil.copytree(kl, folder)
+    spec = json.loads((folder / "config.json").read_text()) | fields
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in spec.items() if v is not None})
+    )
+    return folder
+
+
+def test_the_subfolder_is_read_and_no_other(kl: Path, tmp_path: Path):
+    whole = changed(kl, tmp_path / "whole", scaling_factor=3.0)
+    changed(kl, whole / "vae", scaling_factor=2.0)
+    config = replace(SMALL, pretrained=str(whole))
+    assert ImageVae(replace(config, subfolder="vae")).scale == 2.0 and ImageVae(config).scale == 3.0
+    with pytest.raises(ValueError, match=f"{whole} has no folder unet; mend --model.subfolder"):
+        ImageVae(replace(config, subfolder="unet"))
+    for outside in ("../kl", str(kl), "vae/../.."):
+        with pytest.raises(ValueError, match="--model.subfolder .* leaves .*; give a folder in it"):
+            replace(config, subfolder=outside)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"scaling_factor": 0}, "scaling_factor of .*/bad/config.json is 0; make it a number abov"),
+        ({"scaling_factor": -0.5}, r"scaling_factor of .*/config.json is -0.5; make it a number"),
+        ({"scaling_factor": float("nan")}, "scaling_factor of .*/config.json is nan; make it"),
+        ({"scaling_factor": "1"}, "scaling_factor of .*/config.json is '1'; make it"),
+        ({"shift_factor": float("nan")}, "shift_factor of .* is nan; make it a finite number"),
+        ({"_class_name": None}, "/config.json has no _class_name, and an image autoencoder is one"),
+        ({"_class_name": [1]}, r"/config.json holds a \[1\], and an image autoencoder is one"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_named(
+    kl: Path, tmp_path: Path, fields: dict[str, Any], told: str
+):
+    bad = changed(kl, tmp_path / "bad", **fields)
+    with pytest.raises(ValueError, match=told) as refused:
+        ImageVae(replace(SMALL, pretrained=str(bad)))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_config_that_is_a_list_is_named(kl: Path, tmp_path: Path):
+    bad = changed(kl, tmp_path / "bad")
+    (bad / "config.json").write_text("[1]")
+    with pytest.raises(
+        ValueError, match=r"bad/config.json holds \[1\] and no fields; get it again"
+    ):
+        ImageVae(replace(SMALL, pretrained=str(bad)))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", '{"_class_name": "AutoencoderKL", "a": [}'])
+def test_a_damaged_architecture_is_one_line(text: str):
+    plain = describe(ImageVae(SMALL).config) | {"architecture": text}
+    with pytest.raises(ValueError, match="the architecture in the config, .* cannot be built") as e:
+        build_tokenizer(plain, DataSpec((32, 32), ACTIONS))
+    assert "\n" not in str(e.value) and "get the checkpoint again" in str(e.value)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_weights_that_are_not_finite_are_named(kl: Path, tmp_path: Path, part: str):
+    vae = diffusers.AutoencoderKL.from_pretrained(kl)
+    with torch.no_grad():
+        getattr(vae, part).conv_in.weight[0, 0] = torch.nan
+    vae.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"{tmp_path}'s weights are not finite in {part}.conv_in.weight; get them"
+    ):
+        ImageVae(replace(SMALL, pretrained=str(tmp_path)))
+
+
+def test_a_home_folder_is_found(kl: Path, monkeypatch: Any):
+    monkeypatch.setenv("HOME", str(kl.parent))
+    model = ImageVae(replace(SMALL, pretrained=f"~/{kl.name}"))
+    assert model.config.pretrained == str(kl)

@@ -149,3 +149,20 @@ def test_weights_that_cannot_be_had_are_one_line(
         take(monkeypatch, into(tuning="lora"), other)
     said = str(refused.value)
     assert said.startswith("--train.init-from") and "save_backbone" in said and "\n" not in said
+
+
+@pytest.mark.parametrize("tuning", ["lora", "frozen"])
+def test_a_language_model_of_a_folder_that_stays_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch, tuning: str, tmp_path: Path
+) -> None:
+    trained(1).save_backbone(tmp_path / "one")
+    trained(2).save_backbone(tmp_path / "two")
+    one, two = {"pretrained": str(tmp_path / "one")}, {"pretrained": str(tmp_path / "two")}
+    source = dynamics(3, tuning=tuning, **one)
+    take(monkeypatch, dynamics(4, tuning=tuning, **one), source)
+    take(monkeypatch, dynamics(4, tuning="full", **two), source)
+    into = dynamics(4, tuning=tuning, **two)
+    before = {k: v.clone() for k, v in into.state_dict().items()}
+    with pytest.raises(ValueError, match=f"it holds a language model, .*--model.tuning {tuning}"):
+        take(monkeypatch, into, source)
+    assert all(torch.equal(before[k], v) for k, v in into.state_dict().items())

@@ -348,3 +348,33 @@ def test_a_rank_that_no_layer_has_is_refused(tmp_path: Path) -> None:
     dynamics(tmp_path, tuning="lora", lora_rank=24)
     with pytest.raises(ValueError, match="lora-rank 25 is more than the rank of any .*, 24; give"):
         dynamics(tmp_path, tuning="lora", lora_rank=25)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "{}"])
+def test_a_damaged_architecture_is_one_line(text: str, tmp_path: Path) -> None:
+    files_of(tmp_path / "weights")
+    plain = describe(dynamics(tmp_path / "weights").config) | {"architecture": text}
+    with pytest.raises(ValueError, match="the architecture in the config, .* cannot be built") as e:
+        build_dynamics(plain, DATA)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_training_resumes_where_its_folder_is_gone(tuning: str, tmp_path: Path) -> None:
+    files_of(tmp_path / "weights")
+    model = dynamics(tmp_path / "weights", tuning=tuning)
+    asked = replace(
+        model.config,
+        architecture="",
+        family="gpt2",
+        transformer=TransformerConfig(context_frames=2),
+    )
+    trained = train(tmp_path / "dynamics", model)
+    folder = tmp_path / "dynamics"
+    assert ckpt.config_to_resume(asked, folder, False) is asked  # read from the folder
+    shutil.rmtree(tmp_path / "weights")
+    assert ckpt.config_to_resume(asked, folder, True) is asked
+    again = build_dynamics(ckpt.config_to_resume(asked, folder, False), DATA)
+    assert describe(again.config) == trained["config"]
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(rollout(again), rollout(model))  # type: ignore[arg-type]

@@ -173,6 +173,59 @@ def test_the_first_output_is_of_real_frames_and_the_graph_is_kept_on_request():
     assert not last[LAST].requires_grad and not torch.equal(last[LAST], layers[LAST])
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+@pytest.mark.parametrize("detach", [True, False])
+def test_an_output_that_is_changed_in_place_is_not_read(mode: Any, detach: bool):
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
+    with mode(), LayerCollector(model, ["0", "1"], detach) as layers:
+        model(torch.randn(4, 3))
+        with pytest.raises(ValueError, match="0's output was changed in place by a later") as told:
+            layers["0"]
+        assert "\n" not in str(told.value)
+        assert (layers["1"] >= 0).all() and layers["1"].requires_grad == (
+            not detach and mode is torch.enable_grad
+        )
+
+
+def test_an_inference_tensor_is_copied_before_it_is_changed():
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True)), torch.randn(4, 3)
+    with torch.inference_mode(), LayerCollector(model, ["0"]) as layers:
+        model(x)
+        assert torch.equal(layers["0"], model[0](x)) and (layers["0"] < 0).any()
+
+
+def test_the_first_call_with_a_graph_is_not_hidden_by_one_without():
+    model, x = nn.Sequential(nn.Linear(3, 3)), torch.randn(4, 3)
+    with LayerCollector(model, ["0"], detach=False, keep="first") as layers:
+        with torch.no_grad():
+            model(2 * x)
+        assert not layers["0"].requires_grad
+        first = model(x)
+        model(3 * x)
+        assert layers["0"] is first and first.requires_grad
+    with torch.no_grad(), LayerCollector(model, ["0"], keep="first") as layers:
+        model(2 * x)
+        with torch.enable_grad():
+            model(x)
+    assert torch.equal(layers["0"], model[0](2 * x).detach())
+    with pytest.raises(ValueError, match="keep is 'all'; a collector keeps the 'first' call or"):
+        LayerCollector(model, ["0"], keep="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
+def test_an_output_without_a_tensor_keeps_no_other_from_being_read(mode: Any):
+    class Text(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"x": x}
+
+    model = nn.Sequential(nn.Linear(3, 3), Text())
+    with mode(), LayerCollector(model, ["0", "1"]) as layers:
+        model(torch.randn(4, 3))
+        with pytest.raises(ValueError, match="1 cannot be read: Text gives a dict without a"):
+            layers.take()
+        assert layers["0"].shape == (4, 3)
+
+
 def test_a_layer_that_is_never_called_is_named():
     model = predictor()
     seen, acts = episode()

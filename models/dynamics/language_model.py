@@ -11,6 +11,7 @@ of the backbone, A action numbers.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,15 +32,25 @@ from models.dynamics.frameskip_dynamics import (
 )
 from models.external_weights import (
     asked_for,
+    built,
     check_folder,
     check_hash,
     check_unnamed,
     leave_out,
     named_weights,
+    part_of,
+    state_hash,
     weights_hash,
 )
 from models.layers.float32_linear import Float32Linear
-from models.layers.lora import ADAPTER, adapted_layers, add_adapters, merged, with_base_names
+from models.layers.lora import (
+    ADAPTER,
+    adapted_layers,
+    add_adapters,
+    merged,
+    with_base_names,
+    without_base_names,
+)
 from models.layers.transformer import Cache, TransformerConfig
 from models.tokenizers.backbones import is_folder, resolve_commit
 from models.tokenizers.tokenizer import LatentSpec
@@ -176,7 +187,7 @@ class LanguageModelDynamics(FrameskipDynamics):
         into the weights."""
         if "lora_rank" not in config:  # of another method
             return state, []
-        self._check_source(config)
+        self._check_source(state, config)
         own, lines = self.config, []
         layers = adapted_layers(self.backbone)
         keys = ("tuning", "lora_rank", "lora_alpha")
@@ -204,7 +215,7 @@ class LanguageModelDynamics(FrameskipDynamics):
         )
         return state, lines
 
-    def _check_source(self, config: dict[str, Any]) -> None:
+    def _check_source(self, state: dict[str, Tensor], config: dict[str, Any]) -> None:
         """ValueError where this model would read with another language model than the run of
         `config` did."""
         own = self.config
@@ -216,7 +227,15 @@ class LanguageModelDynamics(FrameskipDynamics):
                 f"give --model.pretrained {config['pretrained']} --model.revision "
                 f"{config['revision']}, or {_SAVE}"
             )
-        if own.names_weights and not named:
+        held = _without_adapters(part_of(state, "backbone"))
+        stays = own.tuning != "full" and own.pretrained != RANDOM
+        if own.names_weights:
+            is_other = not named
+        else:
+            is_other = stays and state_hash(held) != state_hash(
+                _without_adapters(self.backbone.state_dict())
+            )
+        if is_other:
             raise ValueError(
                 f"it holds a language model, and with --model.tuning {own.tuning} that of "
                 f"--model.pretrained {own.pretrained} stays as it is; {_SAVE}"
@@ -296,8 +315,13 @@ class LanguageModelDynamics(FrameskipDynamics):
         return self.delta_head(out).unflatten(-1, (self.latents.num_patches, self.latents.dim))
 
 
+def _without_adapters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a language model before it was adapted."""
+    return without_base_names({name: v for name, v in state.items() if ADAPTER not in name})
+
+
 def _build(architecture: str) -> Any:
-    return causal_backbone.build(json.loads(architecture))
+    return built(causal_backbone.build, architecture)
 
 
 def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageModelConfig, float]:
@@ -307,7 +331,8 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
     From the hub weights are named by their commit and hash.  Those of a folder, and random ones,
     are in the checkpoint: nobody else has them.
     """
-    name, scale = config.pretrained, 1.0
+    name, scale = os.path.expanduser(config.pretrained), 1.0
+    config = replace(config, pretrained=name)
     if config.architecture:  # of a checkpoint, which holds the scale
         backbone = _build(config.architecture)
         if config.names_weights and not next(backbone.parameters()).is_meta:
@@ -315,8 +340,7 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
                 causal_backbone.read, config.pretrained, config.revision, config.sha256
             )
             backbone = causal_backbone.without_word_table(named)
-        return backbone, config, scale
-    if name == RANDOM:
+    elif name == RANDOM:
         check_unnamed(name, config.revision, config.sha256)
         backbone = causal_backbone.make_random(config.family, config.transformer, num_tokens)
     else:
@@ -337,6 +361,7 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
         config,
         family=backbone.config.model_type,
         transformer=replace(config.transformer, **sizes),
-        architecture=json.dumps(causal_backbone.plain_architecture(backbone)),
+        architecture=config.architecture
+        or json.dumps(causal_backbone.plain_architecture(backbone)),
     )
     return backbone, config, scale

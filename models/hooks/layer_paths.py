@@ -18,7 +18,7 @@ from data.io.messages import first_few
 
 @runtime_checkable
 class GivesSum(Protocol):
-    """A layer whose output is a sum that is left to the next one to add up."""
+    """A layer whose output is a sum that is left to the next one to add up, not in place."""
 
     def read_output(self, output: Any) -> Tensor:
         """What the layer gives, (..., D), of what its `forward` returned."""

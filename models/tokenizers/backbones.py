@@ -42,12 +42,13 @@ def is_random(name: str) -> bool:
     return name == RANDOM or name.startswith(f"{RANDOM}:")
 
 
-def resolve_commit(name: str, revision: str) -> str:
-    """Return the commit of a repository that a branch or tag stands for, also from the cache."""
+def resolve_commit(name: str, revision: str, noun: str = "backbone") -> str:
+    """Return the commit of a repository that a branch or tag stands for, also from the cache.
+    noun: what an error says that it was to hold."""
     try:
         return hub_api().resolve_revision(name, revision=revision or MAIN).resolved
     except Exception as problem:  # of the network, the server, or the name
-        raise unreadable(name, revision, problem) from None
+        raise unreadable(name, revision, problem, noun) from None
 
 
 def read(name: str, commit: str) -> tuple[Any, Architecture]:
@@ -123,14 +124,16 @@ def build(architecture: Architecture) -> Any:
     return hf.AutoBackbone.from_config(config)
 
 
-def unreadable(name: str, revision: str, problem: Exception) -> ExternalWeightsError:
+def unreadable(
+    name: str, revision: str, problem: Exception, noun: str = "backbone"
+) -> ExternalWeightsError:
     if is_folder(name):
         reason, where = shortened(str(problem).strip().partition("\n")[0]), "from that folder"
     else:
         address = HubAddress(name, revision or MAIN)
         reason = redacted(describe(problem, address, writing=False))
         where = "from the hub, and there is no such folder"
-    return ExternalWeightsError(f"no backbone {name!r} could be read {where} ({reason})")
+    return ExternalWeightsError(f"no {noun} {name!r} could be read {where} ({reason})")
 
 
 def _config(name: str, commit: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,10 +21,14 @@ from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.external_weights import (
     asked_for,
+    built,
+    check_encoder,
+    check_finite,
     check_hash,
     check_unnamed,
     leave_out,
     named_weights,
+    part_of,
     weights_hash,
 )
 from models.layers.pixel_decoder import PixelDecoder
@@ -99,6 +104,14 @@ class FrozenEncoder(Tokenizer):
         self.backbone.eval()  # it may have dropout
         return self
 
+    def convert_weights(
+        self, state: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Take the decoder of a run with the same backbone."""
+        if "pretrained" in config:
+            check_encoder(self.backbone, self.config, part_of(state, "backbone"), config, True)
+        return state, []
+
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, P, D)."""
@@ -138,10 +151,10 @@ class FrozenEncoder(Tokenizer):
         From the hub they are named by their commit and hash, of a class by their hash.  Those of a
         folder, and random ones, are in the checkpoint: nobody else has them.
         """
-        name = config.pretrained
+        name = os.path.expanduser(config.pretrained)
+        config = replace(config, pretrained=name)
         if config.architecture:  # of a checkpoint
-            self.architecture = json.loads(config.architecture)
-            self.backbone = _rebuilt(self.architecture)
+            self.architecture, self.backbone = _rebuilt(config.architecture)
             is_meta = any(p.is_meta for p in self.backbone.parameters())  # only shapes are wanted
             if config.sha256 and not is_meta:
                 self.backbone = named_weights(_read_named, name, config.revision, config.sha256)
@@ -171,16 +184,25 @@ class FrozenEncoder(Tokenizer):
             found = weights_hash(self.backbone)
             config = replace(config, revision=commit, sha256=config.sha256 or found)
             check_hash(found, config.sha256, name)
+        if not config.architecture:
+            check_finite(self.backbone, name)
         if config.sha256:
             leave_out(self, "backbone")
         return replace(config, architecture=json.dumps(self.architecture))
 
 
-def _rebuilt(architecture: backbone_families.Architecture) -> Any:
+def _rebuilt(description: str) -> tuple[backbone_families.Architecture, Any]:
     """Build the backbone that a checkpoint describes; ExternalWeightsError where its class cannot
     be had."""
+
+    def build(architecture: Any) -> tuple[backbone_families.Architecture, Any]:
+        backbone_families.pixel_stats(architecture)
+        return architecture, backbones.build(architecture)
+
     try:
-        return backbones.build(architecture)
+        if torch.get_default_device().type == "meta":  # a class may need more than shapes
+            return build(json.loads(description))
+        return built(build, description)
     except ExternalWeightsError as problem:
         raise ExternalWeightsError(f"needs an encoder that cannot be made: {problem}") from None
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -19,14 +22,19 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from data.batch import Batch
+from data.io.messages import shortened
 from data.ranges import CheckedConfig, Range
 from models.external_weights import (
     asked_for,
+    built,
+    check_encoder,
+    check_finite,
     check_folder,
     check_hash,
     check_unnamed,
     leave_out,
     named_weights,
+    part_of,
     weights_hash,
 )
 from models.method import ExternalWeightsError, Losses
@@ -35,6 +43,7 @@ from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 RANDOM = backbones.RANDOM
+NOUN = "image autoencoder"  # what an error says that it looked for
 MOST_NOISE = 20.0  # of the log-variance, as latent diffusion clips it
 INSTALL = "pip install -r requirements-encoders.txt"
 Architecture = dict[str, Any]
@@ -75,6 +84,10 @@ class ImageVaeConfig(CheckedConfig):
             raise ValueError(
                 "--model.pretrained is empty; give a local folder, a name on the hub, or random"
             )
+        if Path(self.subfolder).is_absolute() or ".." in Path(self.subfolder).parts:
+            raise ValueError(
+                f"--model.subfolder {self.subfolder} leaves {self.pretrained}; give a folder in it"
+            )
         if self.channels % 8:
             raise ValueError(f"--model.channels {self.channels} is no multiple of 8")
 
@@ -105,6 +118,15 @@ class ImageVae(Tokenizer):
         if self.config.tuning == "decoder":
             self.encoder.eval()
         return self
+
+    def convert_weights(
+        self, state: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Take the decoder of a run with the same encoder, and both where both are trained."""
+        if "pretrained" in config:
+            stays = self.config.tuning == "decoder"
+            check_encoder(self.encoder, self.config, part_of(state, "encoder"), config, stays)
+        return state, []
 
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, P, D)."""
@@ -179,10 +201,11 @@ class ImageVae(Tokenizer):
 
     def _load(self, config: ImageVaeConfig) -> ImageVaeConfig:
         """Make both halves; return the config with what the weights say."""
-        name = config.pretrained
+        name = os.path.expanduser(config.pretrained)
+        config = replace(config, pretrained=name)
         read = partial(_read, subfolder=config.subfolder)
         if config.architecture:  # of a checkpoint
-            self.encoder, self.decoder = _parts(_build(json.loads(config.architecture)))
+            self.encoder, self.decoder = _parts(built(_build, config.architecture))
             is_meta = any(p.is_meta for p in self.encoder.parameters())  # only shapes are wanted
             if config.sha256 and not is_meta:
                 self.encoder = named_weights(
@@ -198,8 +221,10 @@ class ImageVae(Tokenizer):
             if backbones.is_folder(name):
                 check_folder(name, config.revision)
             else:
-                commit = asked_for(RANDOM, backbones.resolve_commit, name, config.revision)
+                resolve = partial(backbones.resolve_commit, noun=NOUN)
+                commit = asked_for(RANDOM, resolve, name, config.revision)
             vae = asked_for(RANDOM, read, name, commit)
+            check_finite(vae, name)
             found = weights_hash(_parts(vae)[0])
             check_hash(found, config.sha256 or found, name)
             named = commit and config.tuning == "decoder"
@@ -239,6 +264,7 @@ def _library() -> Any:
 
 def _build(spec: Architecture) -> Any:
     """Build an autoencoder with random weights, for those of a checkpoint."""
+    _check(spec, "its architecture")
     return getattr(_library(), spec["_class_name"]).from_config(spec)
 
 
@@ -246,26 +272,48 @@ def _read(name: str, commit: str, subfolder: str) -> Any:
     """Read an autoencoder with its weights; `commit` is empty for a folder.  ExternalWeightsError
     where there is none, one of a kind that is not known, or some of its weights are missing."""
     diffusers = _library()
-    where = {"revision": commit} if commit else {}
-    if subfolder:
+    where, path = {"revision": commit} if commit else {}, name
+    if subfolder and backbones.is_folder(name):
+        path = str(Path(name, subfolder))  # diffusers looks for its config in `name` first
+        if not Path(path).is_dir():
+            raise ValueError(f"{name} has no folder {subfolder}; mend --model.subfolder")
+    elif subfolder:
         where["subfolder"] = subfolder
     try:
-        kind = diffusers.AutoencoderKL.load_config(name, **where).get("_class_name")
-        if kind not in KINDS:
-            raise ExternalWeightsError(
-                f"{name} holds a {kind}, and an image autoencoder is one of {', '.join(KINDS)}"
-                + ("" if subfolder else "; of a pipeline, --model.subfolder says where it is")
-            )
-        vae, info = getattr(diffusers, kind).from_pretrained(
-            name, **where, torch_dtype=torch.float32, output_loading_info=True
+        spec = diffusers.AutoencoderKL.load_config(path, **where)
+        try:
+            _check(spec, f"{path}/config.json")
+        except ValueError as problem:
+            more = "" if subfolder else "; of a pipeline, --model.subfolder says where it is"
+            raise ExternalWeightsError(f"{problem}{more}") from None
+        vae, info = getattr(diffusers, spec["_class_name"]).from_pretrained(
+            path, **where, torch_dtype=torch.float32, output_loading_info=True
         )
         if missing := info["missing_keys"]:  # diffusers leaves such ones random
             raise ValueError(f"its file has no {sorted(missing)[0]}")
     except ExternalWeightsError:
         raise
     except Exception as problem:  # of the network, of files
-        raise backbones.unreadable(name, commit, problem) from None
+        raise backbones.unreadable(path, commit, problem, NOUN) from None
     return vae
+
+
+def _check(spec: Any, what: str) -> None:
+    """Raise ValueError where `what` is no config of an autoencoder, or has no numbers to scale
+    latents with."""
+    if not isinstance(spec, dict):
+        raise ValueError(f"{what} holds {shortened(repr(spec))} and no fields; get it again")
+    if (kind := spec.get("_class_name")) not in KINDS:
+        found = f"holds a {kind}" if kind else "has no _class_name"
+        raise ValueError(f"{what} {found}, and an {NOUN} is one of {', '.join(KINDS)}")
+    for key, least in (("scaling_factor", 0.0), ("shift_factor", -math.inf)):
+        value = spec.get(key)
+        if value is None:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or value <= least:
+            wanted = "a number above 0" if least == 0 else "a finite number"
+            raise ValueError(f"{key} of {what} is {value!r}; make it {wanted}")
 
 
 def _parts(vae: Any) -> tuple[nn.Module, nn.Module]:

@@ -76,7 +76,9 @@ def test_a_folder_that_cannot_be_written_to_is_named_with_its_flag(tmp_path, mon
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"file/b cannot be written to \(Not a dir.*another --out"):
         writable_folder(tmp_path / "file" / "b", "--out")
-    with pytest.raises(ValueError, match="file is a file, and a folder is needed there; delete it"):
+    with pytest.raises(
+        ValueError, match="file is a file, not a folder; delete it, or choose another --run"
+    ):
         writable_folder(tmp_path / "file")
 
     def refuse(*arguments: object, **options: object) -> None:

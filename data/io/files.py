@@ -100,9 +100,7 @@ def writable_folder(folder: Path, flag: str = "--run") -> Path:
     ValueError names the flag that chooses another folder.
     """
     if folder.exists() and not folder.is_dir():
-        raise ValueError(
-            f"{folder} is a file, and a folder is needed there; delete it, or choose another {flag}"
-        )
+        raise ValueError(f"{folder} is a file, not a folder; delete it, or choose another {flag}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = partial_path(folder / "probe")

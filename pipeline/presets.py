@@ -170,15 +170,16 @@ def remember(run: Path, names: Sequence[str], overwrite: bool = False) -> None:
 
 
 def first_command(run: Path, names: Sequence[str]) -> str:
-    """Return the command of stage 1 for a run of these presets."""
+    """Return the command of stage 1 for a run of these presets, or of those it was begun with."""
     begun = remembered(run)
     if begun == []:  # only arrays begin without presets
         return command("preprocess.py", "arrays", "PATH", "--run", run)
     names = names or begun or []
+    if not names:  # where an import failed, nothing is known of the source
+        return command("preprocess.py", "SOURCE", "--run", run)
     named = [_recipe(name) for name in names if name in recipe_names()]
     sources = [module.SOURCE for module in [_recipe(FALLBACK), *named] if hasattr(module, "SOURCE")]
-    chosen = ("--preset", *names) if names else ()
-    return command("preprocess.py", *sources[-1], "--run", run, *chosen)
+    return command("preprocess.py", *sources[-1], "--run", run, "--preset", *names)
 
 
 def _recipe(name: str) -> ModuleType:

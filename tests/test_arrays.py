@@ -127,6 +127,19 @@ def test_a_fault_is_named(tmp_path, write, arrays, message):
     assert "\n" not in str(problem.value)
 
 
+def test_all_files_with_values_that_are_not_finite_are_named(tmp_path):
+    """With step and column; a step that was removed would leave a gap in the actions."""
+    vectors, rewards = VECTORS.copy(), np.ones((3, 5), np.float32)
+    vectors[0, 3, 1], vectors[2, 0, 0], rewards[1, 2] = np.nan, np.inf, np.nan
+    path = str(write_npz(tmp_path, frames=FRAMES, actions=vectors, rewards=rewards))
+    with pytest.raises(ValueError, match="actions at step 3, column 1, and .*; end the") as problem:
+        ArraySource(path).description()
+    assert [f"{number}.npz" in str(problem.value) for number in range(3)] == [True] * 3
+    path = str(write_npz(tmp_path, frames=FRAMES, actions=VECTORS, rewards=rewards))
+    with pytest.raises(ValueError, match="1.npz has NaN or infinity in its rewards at step 2; end"):
+        ArraySource(path).description()
+
+
 @pytest.mark.parametrize("write", FORMS)
 def test_frames_without_actions_are_imported(tmp_path, write):
     source = ArraySource(str(write(tmp_path, frames=FRAMES, rewards=CODES)))

@@ -118,7 +118,7 @@ def test_a_nan_is_named_with_its_shard(tmp_path, field):
     overwrite(tmp_path / "shards", 1, field, 30, np.nan)
     message = error_of(tmp_path / "shards")
     assert f"{shard_name(1)} is damaged: {field} at its frame 30 are NaN" in message
-    assert message.endswith(f"python preprocess.py pusht --run {tmp_path}")
+    assert message.endswith(f"python preprocess.py SOURCE --run {tmp_path}")
 
 
 @pytest.mark.parametrize("code", [-1, 5])

@@ -283,7 +283,7 @@ def test_a_mistyped_command_keeps_what_was_there_and_what_holds_something(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ([], "preprocess.py pusht --run {}"),
+        ([], "preprocess.py SOURCE --run {}"),
         (["--preset", "keypoints", "debug"],
          "preprocess.py pusht --run {} --preset keypoints debug"),
         (["--preset", "minecraft"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,9 @@ def test_where_steps_cost_the_reset_is_not_the_best(tmp_path):
     """As in Pendulum, and in MountainCar, where each step costs 1."""
     made = dataset(tmp_path, [0, -3, -1, -2], [0, -1, -1, -1])
     assert [rows.tolist() for rows in demo_rows(made, "train", -1.0)] == [[0, 1], [4, 5, 6]]
-    with pytest.raises(ValueError, match="the highest reward in the 2 .* is -1, .*lower it to -1"):
+    with pytest.raises(
+        ValueError, match="the highest reward in the 2 .* is -1, .*--min-reward -1 clones 2"
+    ):
         demo_rows(made, "train", 0.1)
 
 
@@ -53,8 +56,28 @@ def test_a_reward_that_no_episode_reaches_is_told_with_the_highest_there_is(tmp_
     made = dataset(tmp_path, [0, 0.2, 0.25, 0.1])
     with pytest.raises(ValueError, match=r"the 1 train episode of .* is 0.25, .*--min-reward 0.7"):
         demo_rows(made, "train", 0.7)
-    with pytest.raises(ValueError, match=r"cloning begins at --flow-min-reward 0\.9; lower it"):
+    with pytest.raises(ValueError, match=r"cloning begins at --flow-min-reward 0\.9; --flow-min"):
         demo_rows(made, "train", 0.9, "--flow-min-reward")
+
+
+@pytest.mark.parametrize("highest", [-0.013875, -1234.6, 0.69996, 0.3, -3e-8, 0.0])
+def test_the_advised_reward_clones_a_tenth_of_the_episodes(tmp_path, highest):
+    """Rounded, it is still reached; and it is not that of the one best episode."""
+    rewards = [[0, -5000, highest - 0.01 * number, -5000] for number in range(20)]
+    made = dataset(tmp_path, *rewards)
+    with pytest.raises(ValueError, match="cloning begins at --min-reward 1") as problem:
+        demo_rows(made, "train", 1.0)
+    found = re.search(r"; --min-reward (\S+) clones (\d+) of them", str(problem.value))
+    assert found is not None
+    cloned = [rows for rows in demo_rows(made, "train", float(found[1])) if len(rows)]
+    assert 2 <= len(cloned) == int(found[2])
+
+
+def test_the_advised_reward_is_of_episodes_that_lead_up_to_one(tmp_path):
+    """An episode that begins with its highest reward shows nothing."""
+    made = dataset(tmp_path, [0.6, 0.2, 0.3, 0.1], [0.1, 0.2, 0.3, 0.1])
+    with pytest.raises(ValueError, match="is 0.6, .*--min-reward 0.3 clones 1 of them"):
+        demo_rows(made, "train", 0.7)
 
 
 def test_a_reward_that_is_highest_at_first_is_not_told_as_one_too_low(tmp_path):

@@ -54,6 +54,25 @@ def test_the_flags_that_an_error_gives_are_all_that_is_needed(tmp_path):
     assert "left aside, not read: other" in raw.remarks
 
 
+def test_an_array_that_may_be_actions_is_asked_about(tmp_path):
+    """Flags that are copied from the error do not lose the actions in silence."""
+    path = save(
+        tmp_path, rgb=STEPS["frames"], cmd=np.zeros((3, 2)), done=np.zeros(3), name=np.zeros(9)
+    )
+    asked = (
+        r"--frames-key rgb --rename done=terminals \(done=truncations if time limits "
+        r"count as done\); cmd \(3, 2\) float64 may be actions: --rename cmd=actions$"
+    )
+    with pytest.raises(ValueError, match=asked):
+        episodes(path)
+    with pytest.raises(ValueError, match="aside with --rename done=; cmd .* --rename cmd=actions"):
+        episodes(path, "rgb")
+    raw = episodes(path, "rgb", ["done=terminals"])
+    assert any(r.startswith("warning: there are no actions; cmd (3, 2)") for r in raw.remarks)
+    raw = episodes(path, "rgb", ["done=terminals", "cmd=actions"])
+    assert "actions" in raw.keys and not any("warning" in remark for remark in raw.remarks)
+
+
 def test_a_near_name_next_to_the_field_itself_is_left_aside(tmp_path):
     raw = episodes(save(tmp_path, **STEPS, action=np.zeros(3), image=frames(0, 0, 0)))
     assert times(raw, 0) == [0, 1, 2] and "left aside, not read: action, image" in raw.remarks

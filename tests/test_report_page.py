@@ -55,6 +55,17 @@ def test_the_first_screen_tells_the_best_and_its_baseline_in_words():
     assert page.count("<li>") == 2
 
 
+def test_a_world_that_does_not_hear_its_actions_is_told(tmp_path: Path):
+    """By the interval at the last horizon; and one source is not called sources."""
+    metrics = measured()
+    curve = {"horizons": [1, 16], "sources": 1, "n": 4, "delta_psnr": [2.0, 0.4]}
+    for low, told in ((-0.2, True), (0.1, False)):
+        metrics["open_loop"] |= curve | {"delta_psnr_low": [1.0, low], "delta_psnr_high": [3.0, 1]}
+        page = write(tmp_path / str(low), metrics).read_text()
+        assert ("does not hear its actions" in page) is told
+        assert "Clips from 1 source;" in page
+
+
 def test_five_numbers_are_the_most_and_none_is_no_error():
     metrics = measured()
     metrics["task"]["best_of_n"] |= {

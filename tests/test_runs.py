@@ -133,7 +133,7 @@ def test_runs_are_listed_with_one_command_each(run: Path, capsys: Any):
     main(Config(run.parent))
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 6 and out[1].startswith(str(run)) and out[3].startswith(str(other))
-    assert out[4] == f"    python preprocess.py pusht --run {other}"
+    assert out[4] == f"    python preprocess.py SOURCE --run {other}"
     assert out[5] == f"runs: 2 in {run.parent}: 1 finished, 1 missing"
     main(Config(run, stages=True))
     assert "psnr 2.5" in capsys.readouterr().out

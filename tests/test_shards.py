@@ -281,7 +281,7 @@ def test_the_command_that_finishes_names_the_current_folder(tmp_path, run):
 
 def test_the_command_that_makes_shards_names_the_run(tmp_path):
     for folder in (tmp_path / "empty", tmp_path / "empty" / "shards"):
-        with pytest.raises(ValueError, match=f"pusht --run {tmp_path}/empty$"):
+        with pytest.raises(ValueError, match=f"SOURCE --run {tmp_path}/empty$"):
             EpisodeDataset(shards_folder(folder))
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data.checks.check import check
+from data.checks.check import check, main_check
 from data.checks.suspicions import suspicions
 from data.shards.build_info import BUILD_FILE, SKIPPED, shard_name
 from data.shards.build_shards import build
@@ -34,6 +34,16 @@ def test_sound_shards_raise_no_suspicion(tmp_path):
     build(ToyEpisodes(), tmp_path, "-")
     assert suspicions(EpisodeDataset(tmp_path)) == []
     assert not any("warning" in line for line in check(tmp_path, tmp_path / "sheet.png"))
+
+
+def test_the_last_line_counts_the_warnings(tmp_path, capsys):
+    """Also with costs that are all but 0, whose mean is not -0.000."""
+    nearly = np.full(9, -1e-6, np.float32)
+    warnings_of(tmp_path, episode(frames=np.zeros((9, 8, 8, 3), np.uint8), rewards=nearly))
+    main_check(tmp_path)
+    shown = capsys.readouterr().out
+    assert shown.count("warning: ") > 1 and "-0.000" not in shown
+    assert f"all shards are valid, with {shown.count('warning: ')} warnings; contact" in shown
 
 
 @pytest.mark.parametrize(

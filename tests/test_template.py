@@ -90,6 +90,15 @@ def test_the_template_trains_two_steps_and_is_read_back(template: None, tmp_path
     assert tokenizer.decode(latents).shape == frames.shape
 
 
+def test_the_recipe_of_the_template_learns_in_its_debug_size(template: None, tmp_path: Path):
+    write_toy_shards(tmp_path / "shards", episodes=6, length=20, size=64)
+    config = presets.apply(train_tokenizer.Config(), "tokenizer", ["autoencoder", "debug"])
+    train_tokenizer.main(replace(config, run=tmp_path))
+    lines = (tmp_path / "tokenizer" / "log.jsonl").read_text().splitlines()
+    psnr = [log["validation/psnr"] for log in map(json.loads, lines) if "validation/psnr" in log]
+    assert len(psnr) == 2 and psnr[1] > psnr[0] + 1
+
+
 def test_the_recipe_of_the_template_fits_every_stage(template: None):
     for stage, config in CONFIGS.items():
         presets.apply(config(), stage, ["autoencoder", "debug"])

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from data.arrays.finite_steps import WAY_OUT
 from data.opencv import resize_area
 
 Layout = Literal["auto", "CHW", "HWC"]
@@ -43,7 +44,8 @@ def to_uint8(frames: np.ndarray, scale: float, where: str) -> np.ndarray:
         raise ValueError(f"{where} has frames of {frames.shape}, which hold no pixels; remove it")
     values = frames.astype(np.float32) * scale
     if not np.isfinite(values).all():
-        raise ValueError(f"{where} has NaN or infinity in its frames; remove such frames")
+        step = int(np.argwhere(~np.isfinite(values))[0][0])
+        raise ValueError(f"{where} has NaN or infinity in its frames at step {step}; {WAY_OUT}")
     low, high = values.min(), values.max()
     if frames.dtype.kind == "f" and scale == 1 and low >= -0.5 and 0 < high <= 2:
         raise ValueError(

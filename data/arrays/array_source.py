@@ -22,6 +22,7 @@ from data.arrays.array_frames import (
     to_uint8,
 )
 from data.arrays.array_states import name_states
+from data.arrays.finite_steps import check_finite
 from data.formats.raw_episodes import OPTIONAL_KEYS, RawEpisodes, ReadOptions
 from data.formats.read_raw import read_raw
 from data.formats.step_alignment import Alignment
@@ -163,8 +164,6 @@ class ArraySource:
                 f"{where} has {name} of {values.dtype} {values.shape}, but {length} frames need "
                 f"numbers of {shape}; correct or remove that array"
             )
-        if not np.isfinite(values).all():
-            raise ValueError(f"{where} has NaN or infinity in its {name}; remove such steps")
         return values.astype(STEP_DTYPES[name])
 
     def _info(self) -> ArraysInfo:
@@ -217,6 +216,7 @@ def _read_info(
     probed = ((raw.read(number, "frames"), raw.location(number)) for number in numbers)
     frames_line = describe_frames(probed, scale)
     optional = tuple(name for name in OPTIONAL_KEYS if name in raw.keys)
+    check_finite(raw, [name for name in ("actions", *OPTIONAL_KEYS) if name in raw.keys])
     names, state_lines = name_states(raw, state_names)
     reader, lines = read_actions(raw, actions)
     remarks = (*raw.remarks, *([frames_line] if frames_line else []), *lines, *state_lines)

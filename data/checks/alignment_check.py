@@ -62,7 +62,7 @@ def describe_scores(scores: dict[Shift, float] | None) -> str:
     """Return the scores as a line for a report."""
     if scores is None or max(scores.values()) < MIN_SCORE:
         return "frames change too little with the actions to measure whether they are aligned"
-    parts = (f"{scores[s]:.0%} of actions[t{s:+d}]".replace("+0", "") for s in SHIFTS)
+    parts = (f"{scores[s]:z.0%} of actions[t{s:+d}]".replace("+0", "") for s in SHIFTS)
     return f"the change from frame t to t + 1 explains {', '.join(parts)}"
 
 

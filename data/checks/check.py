@@ -30,9 +30,10 @@ MAX_LISTED = 32  # choices that are all named
 def main_check(shards: Path) -> None:
     """Check a folder of shards, print its statistics, and write SHARDS/sheet.png."""
     sheet = shards / "sheet.png"
-    for line in check(shards, sheet):
-        print(line)
-    print(f"all shards are valid; contact sheet: {sheet}")
+    report = check(shards, sheet)
+    warned = sum("warning: " in line for line in report)
+    found = f", with {counted(warned, 'warning')}" if warned else ""
+    print("\n".join([*report, f"all shards are valid{found}; contact sheet: {sheet}"]))
 
 
 def check(folder: Path, sheet: Path) -> list[str]:
@@ -123,8 +124,8 @@ def describe(dataset: EpisodeDataset) -> list[str]:
         rewards = dataset.read_rows("rewards", 0, total)
         max_rewards = np.maximum.reduceat(rewards, dataset.first_rows)
         lines.append(
-            f"  rewards: mean {rewards.mean():.3f}, greatest {rewards.max():.3f}; "
-            f"best reward of an episode: mean {max_rewards.mean():.3f}"
+            f"  rewards: mean {rewards.mean():z.3f}, greatest {rewards.max():z.3f}; "
+            f"best reward of an episode: mean {max_rewards.mean():z.3f}"
         )
     scores, agreement = alignment_scores(dataset), describe_agreement(dataset)
     pointer = pointer_correlations(dataset)

@@ -47,7 +47,7 @@ def describe_pointer(correlations: dict[int, float] | None) -> str:
     if not correlations:
         return "too little motion to measure whether actions and frames are aligned"
     verdict = "; highest with actions[t]: aligned" if _aligned(correlations) else ""
-    parts = [f"{r:.3f} with actions[t{s:+d}]".replace("+0", "") for s, r in correlations.items()]
+    parts = [f"{r:z.3f} with actions[t{s:+d}]".replace("+0", "") for s, r in correlations.items()]
     return (
         f"displacement from t to t + 1 correlates with the offset to the target: "
         f"r = {', '.join(parts)}{verdict}"

@@ -25,7 +25,7 @@ def describe(dataset: EpisodeDataset) -> str:
         line += f", in contact in {(contacts > 0).mean():.0%} of the frames"
     if dataset.has("rewards"):
         max_rewards = [dataset.read(e, "rewards").max() for e in range(len(dataset))]
-        line += f", mean best reward of an episode {sum(max_rewards) / len(max_rewards):.2f}"
+        line += f", mean best reward of an episode {sum(max_rewards) / len(max_rewards):z.2f}"
     return line
 
 

@@ -69,7 +69,7 @@ def _faint_frames(dataset: EpisodeDataset) -> str:
         return ""
     return (
         f"frames have values from {low} to {high} only, of 0 to 255: nothing can be seen in them; "
-        f"were they fractions (--scale 255)?"
+        f"were they cut to whole numbers? store them from 0 to 255, or import them with a --scale"
     )
 
 

@@ -30,6 +30,7 @@ class Names:
 
     stored: Mapping[str, str]  # field -> stored name
     left: tuple[str, ...]  # stored names that are not read
+    question: str = ""  # which of them may be the actions, where there are none
 
 
 def resolve(
@@ -65,10 +66,11 @@ def resolve(
             f"{where} has frames ({stored['frames']}) of {shape}, which are vectors; a world of "
             f"images needs images: render the episodes, or choose another array with --frames-key"
         )
-    _ask_about_near(stored, free, known, where)
+    _ask_about_near(stored, columns, free, known, where)
     _ask_about_actions(stored, free, where)
     left = [name for name in columns if name not in stored.values()]
-    return Names(stored, tuple(left))
+    question = "" if "actions" in stored else _maybe_actions(columns, left, shape[0])
+    return Names(stored, tuple(left), question)
 
 
 def _parse(rename: tuple[str, ...], columns: Mapping[str, Column], where: str) -> dict[str, str]:
@@ -109,7 +111,11 @@ def _only_images(columns: Mapping[str, Column], free: list[str], known: bool, wh
         several = "one of several arrays of images" if len(images) > 1 else "an array of images"
         choices = first_few(f"--frames-key {name}" for name in images)
         near = {} if known else _near({"frames": ""}, free)
-        also = f" --rename {_flags(near)}" if near and len(images) == 1 else ""
+        also = f" --rename {_flags(near)}{_time_limits(near)}" if near and len(images) == 1 else ""
+        if "actions" not in near.values():
+            rows = len(columns[images[0]])
+            question = "" if known else _maybe_actions(columns, free, rows)
+            also += f"; {question}" if question else ""
         raise ValueError(f"{where} has no frames, but {several}; choose it with {choices}{also}")
     raise ValueError(
         f"{where} has no frames (it holds {_listed(columns)}); an array of that name is needed, "
@@ -118,17 +124,23 @@ def _only_images(columns: Mapping[str, Column], free: list[str], known: bool, wh
 
 
 def _ask_about_near(
-    stored: Mapping[str, str], free: list[str], known: Mapping[str, str], where: str
+    stored: Mapping[str, str],
+    columns: Mapping[str, Column],
+    free: list[str],
+    known: Mapping[str, str],
+    where: str,
 ) -> None:
     """Refuse arrays with a name near to a field that is missing, unless the format is known."""
     near = {} if known else _near(stored, free)
     if not near:
         return
-    either = next((name for name in near if name in EITHER_END), "")
-    more = f" ({either}=truncations if time limits count as {either})" if either else ""
+    question = ""
+    if "actions" not in {*stored, *near.values()}:
+        question = _maybe_actions(columns, free, len(columns[stored["frames"]]))
     raise ValueError(
         f"{where} holds {first_few(near)}, which may be {first_few(near.values())}; say so with "
-        f"--rename {_flags(near)}{more}, or leave it aside with --rename {next(iter(near))}="
+        f"--rename {_flags(near)}{_time_limits(near)}, or leave it aside with --rename "
+        f"{next(iter(near))}={f'; {question}' if question else ''}"
     )
 
 
@@ -141,6 +153,29 @@ def _ask_about_actions(stored: Mapping[str, str], free: list[str], where: str) -
             f"{parts[0]}=actions (parts of an action must be joined into one array), or leave them "
             f"aside with --rename {first_few((f'{n}=' for n in parts), separator=' ')}"
         )
+
+
+def _time_limits(near: Mapping[str, str]) -> str:
+    """Say what only the user knows of an end that is called done."""
+    either = next((name for name in near if name.rpartition("/")[2] in EITHER_END), "")
+    return f" ({either}=truncations if time limits count as {either})" if either else ""
+
+
+def _maybe_actions(columns: Mapping[str, Column], free: list[str], rows: int) -> str:
+    """Ask about arrays of numbers with a row for each of `rows` frames, or one less, whose names
+    are near to no field; empty if there is none."""
+    found = [
+        name
+        for name in free
+        if len(columns[name].shape) in (1, 2)
+        and len(columns[name]) in (rows, rows - 1)
+        and columns[name].dtype.kind in "buif"
+        and not near_field(name)
+    ]
+    if not found:
+        return ""
+    listed = (f"{name} {columns[name].shape} {columns[name].dtype}" for name in found)
+    return f"{first_few(listed)} may be actions: --rename {found[0]}=actions"
 
 
 def _near(stored: Mapping[str, str], free: list[str]) -> dict[str, str]:

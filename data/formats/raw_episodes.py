@@ -140,6 +140,8 @@ def _remarks(
         yield f"read {first_few(other, len(FIELDS))}"
     if names.left:
         yield f"left aside, not read: {first_few(names.left)}"
+    if names.question:
+        yield f"warning: there are no actions; {names.question}"
     if cut:
         yield (
             f"{cut} of {total} recordings go on after a terminal or a time limit: cut there into "

@@ -87,7 +87,7 @@ _FIELDS = {
 def rebuild_command(folder: Path) -> str:
     """Return the command that builds the shards of a folder, at its current location."""
     info = read_build_info(folder)
-    words = shlex.split(info["command"] if info else "python preprocess.py pusht")
+    words = shlex.split(info["command"] if info else "python preprocess.py SOURCE")
     for position, word in reversed(list(enumerate(words))):
         if word == "--run" or word.startswith("--run="):
             del words[position : position + (2 if word == "--run" else 1)]

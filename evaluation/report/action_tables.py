@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from data.io.messages import counted
 from evaluation.report.tables import interval, number, table
 
 SOURCE_LABELS = {
@@ -31,7 +32,8 @@ def controllability(metrics: dict[str, Any]) -> list[str]:
     ]
     return [
         "<h2>Controllability: actions predicted from videos by inverse dynamics</h2>",
-        f"<p>{metrics['n']} clips from {metrics['sources']} sources, {metrics['steps']} steps "
+        f"<p>{metrics['n']} clips from {counted(metrics['sources'], 'source')}, "
+        f"{metrics['steps']} steps "
         "each. On true frames it is the accuracy of the inverse dynamics model; with the actions "
         "of another clip, chance.</p>",
         table(

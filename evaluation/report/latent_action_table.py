@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from data.io.messages import counted
 from evaluation.report.tables import interval, number, table
 
 ARROWS = "→↘↓↙←↖↑↗"  # y is down
@@ -21,8 +22,8 @@ def latent_actions(metrics: dict[str, Any]) -> list[str]:
         return []
     return [
         "<h2>Latent actions</h2>",
-        f"<p>{metrics['n']} held-out steps from {metrics['sources']} sources. True actions are "
-        "used to measure by, and never to train.</p>",
+        f"<p>{metrics['n']} held-out steps from {counted(metrics['sources'], 'source')}. "
+        "True actions are used to measure by, and never to train.</p>",
         *_measures(metrics),
         *_consistency(metrics["consistency"]),
         *_effects(metrics),

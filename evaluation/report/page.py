@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data.io.files import atomic_write
+from data.io.messages import counted
 from evaluation.measures.reconstruction import BRIGHTNESS_BINS
 from evaluation.protocols.goals import PROTOCOLS, at_offset
 from evaluation.protocols.task import FIRST_SEED, MAX_STEPS, STEPS_WITHIN
@@ -148,7 +149,7 @@ def _open_loop(metrics: dict[str, Any]) -> list[str]:
     if not metrics["horizons"]:
         return [*parts, "<p>-</p>"]
     parts.append(
-        f"<p>Clips from {metrics['sources']} sources; {metrics['context_frames']} "
+        f"<p>Clips from {counted(metrics['sources'], 'source')}; {metrics['context_frames']} "
         "true frames, then actions alone. PSNR is that of the mean squared error over clips; "
         "100 dB stands for equal.</p>"
     )
@@ -169,6 +170,12 @@ def _open_loop(metrics: dict[str, Any]) -> list[str]:
         rows.append([label, *cells, number(metrics["n"])])
     head = ["steps ahead", *map(str, metrics["horizons"]), "n (clips)"]
     parts.append(table(head, rows, highlight))
+    lows = metrics.get("delta_psnr_low")
+    if lows and lows[-1] is not None and lows[-1] <= 0:
+        parts.append(
+            f"<p>delta-PSNR's interval at {metrics['horizons'][-1]} steps holds 0, or is below: "
+            f"the world does not hear its actions, as far as these clips show.</p>"
+        )
     error = metrics.get("estimator_error")
     if error:
         means = [f"{k.replace('_', ' ')} {number(v)}" for k, v in error.items() if "p95" not in k]
@@ -192,7 +199,7 @@ def _rewards(metrics: dict[str, Any]) -> list[str]:
     ends_note = f" Ends of episodes: AUC {number(auc, 3)}." if auc is not None else ""
     return [
         "<h2>Rewards along model rollouts</h2>",
-        f"<p>Clips from {metrics['sources']} sources, actions alone.{ends_note}</p>",
+        f"<p>Clips from {counted(metrics['sources'], 'source')}, actions alone.{ends_note}</p>",
         table(["steps ahead", *map(str, metrics["horizons"]), "n (clips)"], rows, {0}),
     ]
 

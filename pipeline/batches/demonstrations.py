@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_FLOOR, Context
+
 import numpy as np
 import torch
 
@@ -20,7 +22,7 @@ def demo_rows(
     step earns the same; of a dataset without rewards, or with zeros alone, all.  ValueError where
     there are none; `flag` is what sets `min_reward`.
     """
-    rows, highest = [], -np.inf
+    rows, bests, demonstrated = [], [], []
     rewarded = dataset.has("rewards") and not dataset.all_zero("rewards")
     for episode in dataset.episodes(split):
         first, length = int(dataset.first_rows[episode]), dataset.length(episode)
@@ -29,11 +31,12 @@ def demo_rows(
             rewards = dataset.read(episode, "rewards")
             if length > 1 and rewards[0] == 0 and rewards[1:].max() < 0:
                 rewards[0] = rewards[1:].min()  # where steps cost, a reset is no success
-            highest = max(highest, float(rewards.max()))
+            if rewards[1:].min(initial=rewards.max()) < rewards.max():  # a reset earns nothing
+                end = int(rewards.argmax())
+            bests.append(rewards.max())
+            demonstrated.append(end > 0)
             if rewards.max() < min_reward:
                 end = 0
-            elif rewards[1:].min(initial=rewards.max()) < rewards.max():  # a reset earns nothing
-                end = int(rewards.argmax())
         rows.append(np.arange(first, first + end))
     if any(map(len, rows)):
         return rows
@@ -42,16 +45,25 @@ def demo_rows(
         raise ValueError(
             f"{dataset.folder} has no {split} episode to clone; record at least 3 sources"
         )
-    if highest < min_reward:
+    if any(demonstrated):
+        ranked = np.sort(np.array(bests)[demonstrated])[::-1]
+        advised = floor_text(ranked[(len(ranked) - 1) // 10])  # a tenth of the episodes, or more
+        cloned = int((ranked >= np.float32(advised)).sum())
         raise ValueError(
-            f"the highest reward in the {len(rows)} {where} is {highest:.3g}, and cloning begins "
-            f"at {flag} {min_reward}; lower it to {highest:.3g}, or record demonstrations of "
-            f"the task"
+            f"the highest reward in the {len(rows)} {where} is {floor_text(max(bests))}, and "
+            f"cloning begins at {flag} {min_reward}; {flag} {advised} clones {cloned} of them; or "
+            f"record demonstrations of the task"
         )
     raise ValueError(
         f"no step in the {len(rows)} {where} leads up to a high reward: it is highest in the first "
         f"frame; record demonstrations of the task"
     )
+
+
+def floor_text(value: np.floating) -> str:
+    """Three digits of a reward that are not above it: a bound that it reaches."""
+    floored = Context(prec=3, rounding=ROUND_FLOOR).create_decimal(str(value))
+    return f"{floored.normalize():f}"
 
 
 class DemoSteps:

@@ -137,13 +137,10 @@ class EpisodeDataset:
         if self._process != os.getpid():  # a fork: the parent's handles are not ours
             self._files, self._process = {}, os.getpid()
         if shard not in self._files:
-            header = self.headers[shard]
-            while len(self._files) >= (self._remote.most_open if self._remote else OPEN_FILES):
+            remote, header = self._remote, self.headers[shard]
+            while len(self._files) >= (remote.most_open if remote else OPEN_FILES):
                 self._files.pop(next(iter(self._files)))[0].close()
-            if self._remote is not None:
-                file = self._remote.open(header)
-            else:
-                file = h5py.File(header.path, "r", locking=False)
+            file = remote.open(header) if remote else h5py.File(header.path, "r", locking=False)
             self._files[shard] = (file, {})
         file, known = self._files[shard]
         if field not in known:

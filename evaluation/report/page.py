@@ -310,8 +310,7 @@ def _goals(protocols: dict[str, Any]) -> list[str]:
         for name, row in policies.items():
             row = row or {}
             success = number(row.get("success"), 3) + interval(row, digits=3)
-            seconds = number(row.get("plan_seconds"), 3)
-            rows.append([name, success, number(row.get("n")), seconds])
+            rows.append([name, success, number(row.get("n")), number(row.get("plan_seconds"), 3)])
         head = [escape(protocol), "success", "n (pairs)", "seconds per plan"]
         parts.append(table(head, rows, own_rows(policies)))
     return parts
@@ -374,8 +373,7 @@ def _if_measured(policies: dict[str, Any], image: str) -> list[str]:
 
 
 def _goal_images(protocols: dict[str, Any]) -> list[str]:
-    measured = [key for key, rows in protocols.items() if _measured(rows)]
-    return [f"goal-{key}.png" for key in measured]
+    return [f"goal-{key}.png" for key, rows in protocols.items() if _measured(rows)]
 
 
 def _images(plots: Path, patterns: list[str], caption: str) -> list[str]:
@@ -396,8 +394,7 @@ def _provenance(values: dict[str, Any], prefix: str = "") -> str:
             for key, inner in value.items():
                 walk(inner, f"{name}.{key}" if name else str(key))
         else:
-            text = "-" if value is None else str(value)
-            rows.append([escape(name), escape(text)])
+            rows.append([escape(name), escape("-" if value is None else str(value))])
 
     walk(values, prefix)
     return table(["name", "value"], rows)

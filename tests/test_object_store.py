@@ -1,4 +1,7 @@
-"""Runs in an object store, on a store of S3's kind on this machine."""
+"""Runs in an object store, on a store of S3's kind on this machine.
+
+One file because its tests share that store, which takes seconds to start.
+"""
 
 from __future__ import annotations
 

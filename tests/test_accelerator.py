@@ -133,7 +133,12 @@ def test_the_recipes_above_hold_every_registered_method():
             for each in fields(value):
                 look(getattr(value, each.name))
 
-    for recipe in (*([name] for name in RECIPES), ["keypoints", "rssm"], ["genie", "maskgit"]):
+    for recipe in (
+        *([name] for name in RECIPES),
+        ["keypoints", "rssm"],
+        ["genie", "maskgit"],
+        ["flexible", "vae"],
+    ):
         for stage, key in ((train_tokenizer, "tokenizer"), (train_dynamics, "dynamics"),
                            (train_controller, "controller")):  # fmt: skip
             if recipe != ["dreamer"] or key != "tokenizer":  # it has no stage 2

@@ -96,7 +96,7 @@ def test_the_report_has_only_images_whose_metrics_were_measured(toy_run: Path):
         return re.findall('img alt="([^"]*)"', page.read_text())
 
     parts = ("tokenizer", "open_loop")
-    assert images(parts=parts, num_videos=2) == ["reconstructions", *open_loop]
+    assert images(parts=parts, num_videos=2) == [*open_loop, "reconstructions"]
     assert images(parts=("tokenizer",), seed=5) == ["reconstructions"]
     assert images(parts=("open_loop",), num_videos=1) == list(open_loop[:3])
     assert images(parts=("open_loop",), num_videos=0) == list(open_loop[:2])

@@ -64,7 +64,10 @@ class Server:
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> int:
         self.process.send_signal(how)
-        return self.process.wait(PATIENCE)
+        ended = self.process.wait(PATIENCE)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return ended
 
 
 def plays(page: Any) -> None:

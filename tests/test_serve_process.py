@@ -51,6 +51,8 @@ def serving(run: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str
     finally:
         process.kill()
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def worker_of(process: subprocess.Popen[str]) -> int:
@@ -116,6 +118,8 @@ def test_the_model_ends_with_a_service_that_is_killed(run):
         own = worker_of(process)
         process.kill()
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
         until(lambda: not Path(f"/proc/{own}").exists())
 
 

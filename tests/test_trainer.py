@@ -386,7 +386,7 @@ def test_the_checkpoint_can_be_loaded_whatever_ended_the_run(tmp_path, number):
             process.wait(delay)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-        process.wait(20)
+        process.communicate(timeout=20)
         if (tmp_path / "last.pt").exists():
             after = last(tmp_path)["step"]
             assert after >= step

@@ -69,6 +69,7 @@ def test_a_run_that_lost_a_machine_says_so_and_resumes_on_the_other(machines, tm
     while not last.exists() and time.monotonic() < until:
         time.sleep(0.1)
     machines.kill(lost)
+    jobs[lost].communicate(timeout=60)
     output, _ = jobs[1 - lost].communicate(timeout=180)
     assert jobs[1 - lost].returncode != 0
     said = [line for line in output.splitlines() if "error: another process of this job" in line]

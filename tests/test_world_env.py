@@ -37,7 +37,10 @@ def make(starts: Clips, **options: Any) -> WorldEnv:
 @pytest.mark.parametrize("obs_type", ["frames", "latents"])
 @pytest.mark.parametrize("spec", [POINTER, MOVES], ids=["continuous", "discrete"])
 # It recommends actions from -1 to 1; gymnasium's RescaleAction makes them so.
-@pytest.mark.filterwarnings("error", "ignore:.*normalized space:UserWarning")
+# A file that an earlier test left open may be collected meanwhile, which is no fault of this one.
+@pytest.mark.filterwarnings(
+    "error", "ignore:.*normalized space:UserWarning", "ignore::ResourceWarning"
+)
 def test_gymnasiums_checker_accepts_one_environment(starts: Clips, obs_type: Any, spec: Any):
     world: Any = PointerWorld(spec)
     check_env(WorldEnv(world, starts, 4, obs_type=obs_type).single(), skip_render_check=True)

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from data.pusht.task_goal import as_pose
-from data.shards.identity import file_digest
+from data.shards.identity import readable_digest
 from evaluation.evaluate_config import GIVEN_GOAL, Config
 from evaluation.jobs import Job
 from evaluation.protocols import given_goal
@@ -61,7 +61,7 @@ def _find_goal(session: Session, config: Config) -> tuple[Goal, list[str]]:
         return task_goal(session.run, session.world), [TASK]
     files = image_files(config.goal)
     goal = image_goal(session.world, files, session.dataset)
-    return goal, [file_digest(file) for file in files]
+    return goal, [readable_digest(file) for file in files]
 
 
 def _planners(session: Session, config: Config, goal: Goal) -> dict[str, Policy]:

@@ -34,6 +34,14 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def frozen_key(name: str, revision: str, weights: nn.Module, *read: Any) -> str:
+    """Say what latents of frozen weights follow from: the weights by name, revision and hash, and
+    how frames are `read` by them, as plain values."""
+    stamp = hashlib.sha256(json.dumps(read).encode()).hexdigest()[:16]
+    at = f"{name}@{revision}" if revision else name
+    return f"{at}, weights {weights_hash(weights)[:16]}, read as {stamp}"
+
+
 def check_finite(module: nn.Module, name: str) -> None:
     """Raise ValueError where weights of `name` are no numbers: nothing can be trained on them."""
     bad = [key for key, weight in module.named_parameters() if not weight.isfinite().all()]

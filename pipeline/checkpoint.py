@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -213,13 +214,17 @@ def build(
 
 
 def config_to_resume(config: Any, folder: Path, restart: bool) -> Any:
-    """Give the config to build from, also where the folder of the weights that it names is gone."""
-    name = getattr(config, "pretrained", "random")
-    if restart or name.startswith("random") or Path(name).exists():
+    """Give the config to build from, also where the folder of the weights that it names is gone:
+    then with their architecture from last.pt in `folder`, which holds them."""
+    name, last = getattr(config, "pretrained", "random"), folder / "last.pt"
+    if restart or name.startswith("random") or Path(name).exists() or not last.is_file():
         return config
-    from pipeline.training.resume import with_held_architecture
-
-    return with_held_architecture(config, folder / "last.pt")
+    found = load(last, folder.name)["config"]
+    if found["kind"] != registry.describe(config)["kind"] or found["pretrained"] != name:
+        return config
+    if found.get("revision") or found.get("sha256") or config.revision or config.sha256:
+        return config  # they are named, and not held, or those of the hub
+    return replace(config, architecture=found["architecture"])
 
 
 def restore(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:

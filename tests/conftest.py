@@ -88,3 +88,21 @@ def make_house(house_shards: Path, tmp_path: Path) -> Iterator[Callable[..., Any
 
     with houses(house_shards, tmp_path) as make:
         yield make
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """A store of S3's kind for a file's tests, which are skipped where there is none."""
+    from local_store import served
+
+    with served() as found:
+        yield found
+
+
+@pytest.fixture
+def address(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: Any, tmp_path: Path) -> str:
+    """A place in it of the test's own; the test runs in its own folder."""
+    from local_store import place
+
+    monkeypatch.chdir(tmp_path)
+    return place(endpoint, request.node.name, monkeypatch)

@@ -22,7 +22,7 @@ from data.io.folders import has_suffix, visible_files
 from data.opencv import resize_area
 from data.processes import map_in_processes
 from data.shards.episodes import Episode
-from data.shards.identity import digest_of, file_digest
+from data.shards.identity import digest_of, readable_digest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FRAMES_PER_SHARD = 4096
@@ -162,7 +162,7 @@ def _decoded(number: int, file: Path) -> tuple[int, str, str]:
     """Return the image's number, what is wrong with it, and the digest of its content."""
     try:
         read_image(file)
-        return number, "", file_digest(file)
+        return number, "", readable_digest(file)
     except ValueError as problem:
         return number, str(problem), ""
 

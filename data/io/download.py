@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import re
 import socket
@@ -17,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.io.digests import file_digest
 from data.io.files import lock
 from data.io.messages import shortened
 from data.io.urls import check_url, http_opener, url_key
@@ -244,8 +244,7 @@ def checksum_mismatch(path: Path, sha256: str | None) -> str:
     """Say how the file's checksum differs, as in "its SHA-256 is ..."; empty where it does not."""
     if sha256 is None:
         return ""
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = file_digest(path)
     if found == sha256.lower():
         return ""
     return f"its SHA-256 is {found}, and {sha256.lower()} is required"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data.io.digests import file_digest
 from data.io.files import atomic_path, remove_abandoned
 from data.io.messages import first_few, one_line
 
@@ -107,7 +107,7 @@ class ObjectStore:
             with atomic_path(path) as partial:
                 with self._told(f"read ({name})"):
                     self.fs.get_file(self._path(name), str(partial))
-                if sha256 and (found := file_hash(partial)) != sha256:
+                if sha256 and (found := file_digest(partial)) != sha256:
                     raise StoreError(
                         f"{name} in {self.address} was made anew since this command began "
                         f"(SHA-256 {sha256[:12]}, now {found[:12]}); run the same command again"
@@ -157,12 +157,6 @@ class ObjectStore:
                 f"check the network and the credentials (of s3:// AWS_ACCESS_KEY_ID, "
                 f"AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL), and run the same command again"
             ) from None
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of a file, in hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def endpoint() -> str:

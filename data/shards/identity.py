@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from data.io.digests import file_digest
+
 FIRST_KEYS = ("source", "recordings", "settings", "env")  # the others follow from these
 LATER_KEYS = ("recordings", "split_min_frames")  # which older shards do not have
 MAX_LENGTH = 60  # characters of a value in a message
@@ -24,7 +26,7 @@ def digest_of(path: Path, files: Iterable[Path]) -> dict[str, Any]:
     found = sorted(files)
     sizes = [_stat(file).st_size for file in found]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashlib frees the lock
-        digests = list(pool.map(file_digest, found))
+        digests = list(pool.map(readable_digest, found))
     together = hashlib.sha256()
     for file, size, digest in zip(found, sizes, digests, strict=True):
         name = os.path.relpath(file, path).replace(os.sep, "/")
@@ -32,11 +34,10 @@ def digest_of(path: Path, files: Iterable[Path]) -> dict[str, Any]:
     return {"bytes": sum(sizes), "sha256": together.hexdigest()}
 
 
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hex digits."""
+def readable_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hex digits; ValueError where it is unreadable."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_digest(path)
     except OSError as problem:
         raise _unreadable(path, problem) from None
 

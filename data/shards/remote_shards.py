@@ -16,8 +16,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from data.io.digests import file_digest
 from data.io.files import QUIETLY, atomic_write, lock, parse_json, read_text
-from data.io.object_store import ObjectStore, file_hash
+from data.io.object_store import ObjectStore
 from data.shards.build_info import STORE_FILE
 from data.shards.shard_header import ShardHeader
 
@@ -35,7 +36,7 @@ def write_headers(folder: Path, headers: Sequence[ShardHeader]) -> None:
             "name": header.path.name, "size": header.size, "description": header.description,
             "fields": sorted(header.fields), "episode_ends": header.episode_ends.tolist(),
             "split": header.split.tolist(), "source": header.source.tolist(),
-            "notes": header.notes, "sha256": file_hash(header.path),
+            "notes": header.notes, "sha256": file_digest(header.path),
         }
         for header in headers
     ]  # fmt: skip

@@ -17,19 +17,22 @@ from pathlib import Path
 
 import torch
 
-import train_tokenizer
-from data.pusht.simulator import ACTIONS
-from data.toy import write_toy_shards
 from drawing import BLUE, GREEN, INK, MARGIN, ORANGE, ROOT, SOFT, WIDTH, Drawing
-from kernels.reference import BlockMask
-from models.dynamics.language_model import LanguageModelConfig
-from models.layers.transformer import TransformerConfig
-from models.registry import DataSpec
-from models.tokenizers.tokenizer import LatentSpec
-from pipeline.training.memory_estimate import estimate_memory
-from pipeline.training.train_config import TrainConfig
-from pipeline.training.trainer import Trainer
-from shape_figures import settings
+
+sys.path[:0] = [str(ROOT)]
+
+import train_tokenizer  # noqa: E402
+from data.pusht.simulator import ACTIONS  # noqa: E402
+from data.toy import write_toy_shards  # noqa: E402
+from kernels.reference import BlockMask  # noqa: E402
+from models.dynamics.language_model import LanguageModelConfig  # noqa: E402
+from models.layers.transformer import TransformerConfig  # noqa: E402
+from models.registry import DataSpec  # noqa: E402
+from models.tokenizers.tokenizer import LatentSpec  # noqa: E402
+from pipeline.training.memory_estimate import estimate_memory  # noqa: E402
+from pipeline.training.train_config import TrainConfig  # noqa: E402
+from pipeline.training.trainer import Trainer  # noqa: E402
+from shape_figures import settings  # noqa: E402
 
 RUN = ROOT / "checkpoints/pusht-goals"
 

@@ -20,12 +20,15 @@ from types import ModuleType
 
 import torch
 
-import train_tokenizer
-from data.shards.episode_dataset import EpisodeDataset
-from data.vpt.vpt_actions import BUTTONS, CameraQuantizer, action_spec
 from drawing import BLUE, GREEN, INK, MARGIN, ORANGE, ROOT, SOFT, WIDTH, Drawing, Flow, Node, Via
-from pipeline.inference.load_world import load_world
-from shape_figures import frames, settings, trace
+
+sys.path[:0] = [str(ROOT)]
+
+import train_tokenizer  # noqa: E402
+from data.shards.episode_dataset import EpisodeDataset  # noqa: E402
+from data.vpt.vpt_actions import BUTTONS, CameraQuantizer, action_spec  # noqa: E402
+from pipeline.inference.load_world import load_world  # noqa: E402
+from shape_figures import frames, settings, trace  # noqa: E402
 
 RUN = ROOT / "checkpoints/pusht-goals"
 DOCS = ROOT / "docs"

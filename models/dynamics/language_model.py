@@ -11,7 +11,6 @@ of the backbone, A action numbers.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -331,8 +330,7 @@ def _load(config: LanguageModelConfig, num_tokens: int) -> tuple[Any, LanguageMo
     From the hub weights are named by their commit and hash.  Those of a folder, and random ones,
     are in the checkpoint: nobody else has them.
     """
-    name, scale = os.path.expanduser(config.pretrained), 1.0
-    config = replace(config, pretrained=name)
+    name, scale = config.pretrained, 1.0
     if config.architecture:  # of a checkpoint, which holds the scale
         backbone = _build(config.architecture)
         if config.names_weights and not next(backbone.parameters()).is_meta:

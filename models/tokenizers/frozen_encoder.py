@@ -8,9 +8,7 @@ Letters: B frames, H W pixels, P patches, D latent width, C channels.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -26,6 +24,7 @@ from models.external_weights import (
     check_finite,
     check_hash,
     check_unnamed,
+    frozen_key,
     leave_out,
     named_weights,
     part_of,
@@ -129,10 +128,8 @@ class FrozenEncoder(Tokenizer):
         """The encoder by id, revision and hash, and how it is read: a decoder that is trained
         longer leaves the latents as they are."""
         config = self.config
-        name = f"{config.pretrained}@{config.revision}" if config.revision else config.pretrained
-        read = json.dumps([config.image_size, config.input_size, config.tokens, self.architecture])
-        stamp = hashlib.sha256(read.encode()).hexdigest()[:16]
-        return f"{name}, weights {weights_hash(self.backbone)[:16]}, read as {stamp}"
+        read = (config.image_size, config.input_size, config.tokens, self.architecture)
+        return frozen_key(config.pretrained, config.revision, self.backbone, *read)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, P, D) -> (B, 3, H, W) uint8."""
@@ -151,8 +148,7 @@ class FrozenEncoder(Tokenizer):
         From the hub they are named by their commit and hash, of a class by their hash.  Those of a
         folder, and random ones, are in the checkpoint: nobody else has them.
         """
-        name = os.path.expanduser(config.pretrained)
-        config = replace(config, pretrained=name)
+        name = config.pretrained
         if config.architecture:  # of a checkpoint
             self.architecture, self.backbone = _rebuilt(config.architecture)
             is_meta = any(p.is_meta for p in self.backbone.parameters())  # only shapes are wanted

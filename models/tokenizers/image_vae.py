@@ -8,10 +8,8 @@ Letters: B frames, H W pixels, h w cells of the latents, P = h w patches, D late
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +30,7 @@ from models.external_weights import (
     check_folder,
     check_hash,
     check_unnamed,
+    frozen_key,
     leave_out,
     named_weights,
     part_of,
@@ -166,10 +165,8 @@ class ImageVae(Tokenizer):
         config = self.config
         if config.tuning == "full":
             return fingerprint
-        name = f"{config.pretrained}@{config.revision}" if config.revision else config.pretrained
-        read = json.dumps([config.image_size, config.subfolder, config.architecture])
-        stamp = hashlib.sha256(read.encode()).hexdigest()[:16]
-        return f"{name}, weights {weights_hash(self.encoder)[:16]}, read as {stamp}"
+        read = (config.image_size, config.subfolder, config.architecture)
+        return frozen_key(config.pretrained, config.revision, self.encoder, *read)
 
     def _moments(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, D or more, h, w): means first."""
@@ -187,10 +184,7 @@ class ImageVae(Tokenizer):
     def _grid(self, config: ImageVaeConfig) -> tuple[int, int]:
         """Cells of a frame's latents; ValueError where its size does not divide."""
         height, width = config.image_size
-        with torch.device("meta"):
-            meta = _parts(_build(json.loads(config.architecture)))[0]
-            found = meta(torch.zeros(1, 3, 256, 256))
-        factor = 256 // found.shape[-1]
+        factor = 2 ** (len(json.loads(config.architecture)["block_out_channels"]) - 1)
         if height % factor or width % factor:
             raise ValueError(
                 f"frames of {height} x {width} pixels do not divide into cells of {factor} x "
@@ -201,8 +195,7 @@ class ImageVae(Tokenizer):
 
     def _load(self, config: ImageVaeConfig) -> ImageVaeConfig:
         """Make both halves; return the config with what the weights say."""
-        name = os.path.expanduser(config.pretrained)
-        config = replace(config, pretrained=name)
+        name = config.pretrained
         read = partial(_read, subfolder=config.subfolder)
         if config.architecture:  # of a checkpoint
             self.encoder, self.decoder = _parts(built(_build, config.architecture))

@@ -16,7 +16,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from data.io.messages import first_few
-from models.registry import describe
 from pipeline import checkpoint as ckpt
 from pipeline.trained_on import TrainedOn, read_recordings
 from pipeline.training.train_config import TrainConfig
@@ -71,19 +70,6 @@ def check_resumable(
                 f"--restart starts over"
             )
     ckpt.check_same_weights(model, last, path)
-
-
-def with_held_architecture(config: Any, last: Path) -> Any:
-    """Give a method's config with the architecture of its pretrained weights, where `last` is of
-    the same weights and holds them; else as it is."""
-    if not last.is_file():
-        return config
-    found = ckpt.load(last, last.parent.name)["config"]
-    if found["kind"] != describe(config)["kind"] or found["pretrained"] != config.pretrained:
-        return config
-    if found.get("revision") or found.get("sha256") or config.revision or config.sha256:
-        return config  # they are named, and not held, or those of the hub
-    return replace(config, architecture=found["architecture"])
 
 
 def with_former_init(train: TrainConfig, last: ckpt.Checkpoint) -> TrainConfig:

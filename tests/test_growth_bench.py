@@ -1,0 +1,89 @@
+"""Curves of cost: shards that grow, processes of their own, tables of what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import data_growth, model_growth
+from bench.growth_table import Measured, as_markdown, draw
+from bench.own_process import alone, run_stage
+from bench.play_speed import DEFAULT_RUN
+from bench.train_speed import Workload, llama_config
+from data.shards.build_shards import build
+from data.shards.episode_dataset import EpisodeDataset
+from data.toy import write_toy_shards
+
+ROWS = [
+    Measured("times", "opening, s", 1, 0.5),
+    Measured("times", "opening, s", 4, 2.0),
+    Measured("times", "memory, MiB", 4, 1234.5),
+]
+
+
+def test_copies_are_the_same_episodes_of_other_sources(tmp_path: Path):
+    shards = write_toy_shards(tmp_path / "one", episodes=12)
+    build(data_growth.Copies(shards, 3), tmp_path / "three", "again")
+    once, thrice = EpisodeDataset(shards), EpisodeDataset(tmp_path / "three")
+    assert len(thrice) == 3 * len(once) and thrice.num_frames == 3 * once.num_frames
+    assert len(set(thrice.sources.tolist())) == 3 * len(set(once.sources.tolist()))
+    for field in ("frames", "actions", "rewards", "states"):
+        assert np.array_equal(thrice.read(len(once) + 5, field), once.read(5, field))
+    assert {*thrice.splits} == {0, 1, 2}
+
+
+def test_a_job_has_memory_of_its_own():
+    _, size, small = alone(_fill, 1)
+    taken, _, large = alone(_fill, 300)
+    assert size == 2**20 and large > small + 250 and taken > 0
+
+
+def _fill(mebibytes: int) -> int:
+    return len(np.ones(mebibytes * 2**17).tobytes()) // mebibytes
+
+
+def test_a_stage_that_fails_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"train_tokenizer.py --run .* ended with [12]; its mess"):
+        run_stage("train_tokenizer", tmp_path / "empty")
+
+
+def test_shards_of_an_earlier_measurement_are_not_measured_again(tmp_path: Path):
+    (tmp_path / "x1").mkdir()
+    with pytest.raises(ValueError, match="of an earlier measurement, .* give another --out"):
+        next(data_growth.measure(tmp_path, 3, (1,), 1))
+
+
+def test_figures_of_shards_are_measured(tmp_path: Path):
+    shards = write_toy_shards(tmp_path / "shards", episodes=12)
+    found = {row.what: row.value for row in data_growth.shard_costs(shards, 4)}
+    assert len(found) == 6 and all(value > 0 for value in found.values())
+
+
+def test_training_steps_of_a_model_are_timed():
+    work = Workload(llama_config(32, 1, 2, 64, 2), 64, (2, 2))
+    millions, rate = model_growth.train(work)
+    assert 0 < millions < 0.1 and rate > 0
+
+
+def test_a_plan_is_timed_at_each_size(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(model_growth, "CANDIDATES_SIZES", (4, 8))
+    monkeypatch.setattr(model_growth, "HORIZON_SIZES", (1,))
+    monkeypatch.setattr(model_growth, "WORLD_SIZES", (2,))
+    rows = list(model_growth.planning(DEFAULT_RUN))
+    assert [(row.part, row.size) for row in rows] == [
+        (model_growth.CANDIDATES, 4), (model_growth.CANDIDATES, 8), (model_growth.HORIZON, 1),
+        (model_growth.WORLDS, 2),
+    ]  # fmt: skip
+    assert all(row.value > 0 for row in rows)
+
+
+def test_a_table_has_a_column_for_each_size_and_a_dash_where_nothing_was_measured(tmp_path: Path):
+    lines = as_markdown(ROWS).splitlines()
+    assert lines == [
+        "| times | 1 | 4 |", "|---|---|---|", "| opening, s | 0.5 | 2 |",
+        "| memory, MiB | - | 1,234 |",
+    ]  # fmt: skip
+    draw(ROWS, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")

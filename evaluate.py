@@ -145,7 +145,8 @@ def check_policies(session: Session, config: Config, jobs: list[Job]) -> None:
     for name in config.policies:
         if name not in known:
             others, proposer = has_other_goals(session, config), config.best_of_n.proposer
-            reason = why_missing(session, name, config.protocols, others, proposer)
+            searches = config.num_searches > 0
+            reason = why_missing(session, name, config.protocols, others, proposer, searches)
             raise ValueError(
                 f"--policies {name}: {reason}; choose from {', '.join(sorted(known)) or 'none'}"
             )

@@ -95,9 +95,9 @@ class Config(CheckedConfig):
     """Frames over which the speed of play is measured."""
     task_episodes: Annotated[int, Range(1, 10**6)] = 500
     """Episodes of each policy in the task protocol."""
-    search_episodes: Annotated[int, Range(1, 10**6)] = 100
-    """Most of them for a policy that searches, the first ones: a search is expensive; also the
-    episodes towards --goal."""
+    search_episodes: Annotated[int, Range(0, 10**6)] = 100
+    """Most of them for a policy that searches, the first ones: a search is expensive; 0 leaves
+    these policies out.  Also the episodes towards --goal."""
     oracle_episodes: Annotated[int, Range(1, 10**6)] = 4
     """Most of them for a search in the true simulator, which is more expensive."""
     task_seed: Annotated[int, Range(0, MAX_SEED)] = task.FIRST_SEED
@@ -187,6 +187,8 @@ class Config(CheckedConfig):
             )
         if self.goal_pose and self.goal in ((), ("task",)):
             raise ValueError("--goal-pose is that of the images of --goal; give image files, too")
+        if self.goal and not self.search_episodes:
+            raise ValueError("--goal is measured over --search-episodes, which is 0; give some")
         if GIVEN_GOAL in self.protocol and not self.goal:
             raise ValueError(f"--protocol {GIVEN_GOAL} needs --goal: image files, or task")
         if self.task_goal and self.protocols and "task" not in self.protocols:

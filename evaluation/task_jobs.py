@@ -41,6 +41,8 @@ BY_IMAGES = (
     "it is given images of the recordings' own goal, and no pose; leave out --task-goal and "
     "--random-goal, or choose best_of_n"
 )
+NO_SEARCHES = "--search-episodes is 0, as in a demo; give some"
+SEARCHES = ("planner", "policy_prior")
 WITH_COST = ("best_of_n", "policy_prior", "planner", "goal_policy", "oracle_cem")
 
 
@@ -126,6 +128,9 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
         else:
             why = why_missing_in_task(session, "policy_prior", ())
             tqdm.write(f"task: policy_prior is left out: {why}")
+    if not config.num_searches:
+        tqdm.write(f"task: {' and '.join(SEARCHES)} are left out: {NO_SEARCHES}")
+        priors = {}
     for name, prior in priors.items():
         planner = Planner(planner_config, world, policy_prior=prior, objective=task_cost)
         search = MpcPolicy(world, planner, steps, probe, goals, config.task_patience, by_pose)
@@ -246,6 +251,7 @@ def why_missing_in_task(
     protocols: tuple[str, ...],
     other_goal: bool = False,
     proposer: Proposer = "auto",
+    searches: bool = True,
 ) -> str:
     """Say in one line why a policy is not measured in the task protocol of a run of Push-T."""
     if policy not in TASK_POLICIES:
@@ -280,6 +286,8 @@ def why_missing_in_task(
             return NO_POSE
         if policy in ("policy_prior", "goal_policy"):
             return BY_IMAGES
+    if not (missing or searches) and policy in SEARCHES:
+        return NO_SEARCHES
     if missing:
         train = command("train_controller.py", "--run", session.run, "--methods", *missing)
         return f"no {' and no '.join(missing)} was trained; {train} trains it"

@@ -59,7 +59,7 @@ DYNAMICS_CPU = {
     "train.cuda_graph": False,
 }
 CONTROLLER_TASK_CPU = {
-    "task_cost_train.steps": 4000,
+    "task_cost_train.steps": 2000,
     "task_cost_train.eval_every": 1000,
     "task_cost_train.save_every": 500,
     "task_cost_train.cuda_graph": False,
@@ -71,6 +71,7 @@ CONTROLLER_TASK_CPU = {
     "flow_policy_train.cuda_graph": False,
 }
 CONTROLLER_TASK_CPU30 = CONTROLLER_TASK_CPU | {
+    "task_cost_train.steps": 4000,
     "flow_policy.encoder.hidden_dim": 384,
     "flow_policy_train.steps": 5500,
     "flow_policy_train.learning_rate": 1e-3,

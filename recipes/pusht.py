@@ -38,8 +38,8 @@ EVALUATE_CPU = {
     "horizons": (1, 2, 3, 4, 6, 8, 12, 16),
     "estimator_steps": 250,
     "idm_steps": 900,
-    "task_episodes": 100,
-    "search_episodes": 4,
+    "task_episodes": 50,
+    "search_episodes": 0,
     "oracle_episodes": 2,
     "goal_pairs": 30,
     "pair_seeds": (0,),
@@ -59,6 +59,7 @@ CONTROLLER_CPU30 = CONTROLLER_CPU | {
 EVALUATE_CPU30 = EVALUATE_CPU | {
     "goal_pairs": 100,
     "pair_seeds": (0, 1, 2),
+    "task_episodes": 100,
     "search_episodes": 12,
     "oracle_episodes": 4,
 }

@@ -371,7 +371,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("controller", "keypoints cpu value_gradients", {
         "methods": ("actor_critic",), "model.rewards": "task_cost",
         "model.actor_gradient": "dynamics", "model.policy.num_modes": 5, "train.steps": 500,
-        "train.batch_size": 128, "train.learning_rate": 3e-4, "task_cost_train.steps": 4000,
+        "train.batch_size": 128, "train.learning_rate": 3e-4, "task_cost_train.steps": 2000,
     }),
     ("play", "keypoints cpu", {"run": Path("runs/pusht"), "fps": 10.0, "steps": 100, "size": 0}),
     ("play", "keypoints debug", {"fps": 10.0, "steps": 12, "size": 128}),
@@ -387,10 +387,12 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "prior_receding_horizon": 10, "planner.warm_start_iterations": 5,
     }),
     ("evaluate", "keypoints cpu", {
-        "horizons": HORIZONS, "num_clips": 256, "task_episodes": 100, "search_episodes": 4,
+        "horizons": HORIZONS, "num_clips": 256, "task_episodes": 50, "search_episodes": 0,
         "oracle_episodes": 2, "task_planner.num_samples": 128,
     }),
-    ("evaluate", "keypoints cpu30", {"horizons": HORIZONS}),
+    ("evaluate", "keypoints cpu30", {
+        "horizons": HORIZONS, "task_episodes": 100, "search_episodes": 12,
+    }),
     ("evaluate", "keypoints debug", {
         "horizons": (1, 2, 4), "num_clips": 8, "imitation_frames": 32, "num_videos": 1,
         "play_frames": 10, "task_episodes": 2, "task_max_steps": 6,

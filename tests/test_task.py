@@ -246,6 +246,21 @@ def test_every_setting_of_the_task_is_in_the_cache_keys_of_those_it_changes(task
         assert changed(task_episodes=3) == set(before) - searches - {"oracle_cem"}
 
 
+def test_without_episodes_of_searches_these_are_left_out_and_it_is_said(
+    task_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = config_of(task_run, search_episodes=0, policies=("planner",), protocol=("task",))
+    with evaluate.Session(task_run, None, None, 1, 2) as session:
+        jobs = list(task_jobs(session, config))
+        assert not {"planner", "policy_prior"} & {job.policy for job in jobs}
+        told = "planner and policy_prior are left out: --search-episodes is 0"
+        assert told in "".join(capsys.readouterr())
+        with pytest.raises(ValueError, match="--policies planner: --search-episodes is 0"):
+            evaluate.check_policies(session, config, jobs)
+    with pytest.raises(ValueError, match="--goal is measured over --search-episodes, which is 0"):
+        config_of(task_run, search_episodes=0, goal=("task",))
+
+
 def test_a_search_has_the_action_block_of_the_cost(task_run: Path):
     planner = replace(config_of(task_run).task_planner, action_block=4, horizon=8)
     config = config_of(task_run, task_planner=planner, task_receding_horizon=8)

@@ -106,3 +106,23 @@ def address(endpoint: str, monkeypatch: pytest.MonkeyPatch, request: Any, tmp_pa
 
     monkeypatch.chdir(tmp_path)
     return place(endpoint, request.node.name, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that can be published, with its report; to be copied, not changed."""
+    from hub_client import measured_run
+
+    return measured_run(tmp_path_factory.mktemp("measured") / "run")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Hub on this machine, and a working folder of its user, who may write."""
+    from fake_hub import TOKEN, fake_hub
+    from hub_client import turn_client
+
+    with fake_hub() as server:
+        turn_client(monkeypatch, tmp_path / "home", server, TOKEN)
+        monkeypatch.chdir(tmp_path)
+        yield server

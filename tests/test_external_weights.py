@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_hub import READ_TOKEN, TOKEN, FakeHub, Repository, fake_hub
-from hub_client import go_offline, turn_client
+from fake_hub import READ_TOKEN, TOKEN, FakeHub, Repository
+from hub_client import go_offline
 from torch import nn
 from untrained_run import save, small_configs
 
@@ -47,14 +46,11 @@ def dinov2_files(folder: Path, seed: int) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def hub(hub: FakeHub, tmp_path: Path) -> FakeHub:
     """A Hub with a backbone, and a working folder."""
-    with fake_hub() as server:
-        turn_client(monkeypatch, tmp_path / "home", server, TOKEN)
-        monkeypatch.chdir(tmp_path)
-        server.repositories[NAME] = Repository(private=False)
-        server.repositories[NAME].commit(dinov2_files(tmp_path / "weights", 0))
-        yield server
+    hub.repositories[NAME] = Repository(private=False)
+    hub.repositories[NAME].commit(dinov2_files(tmp_path / "weights", 0))
+    return hub
 
 
 def settings(**changes: Any) -> FrozenEncoderConfig:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_hub import READ_TOKEN, TOKEN, FakeHub, fake_hub
-from hub_client import REPO, copy_run, go_offline, measured_run, turn_client
+from fake_hub import READ_TOKEN, TOKEN, FakeHub
+from hub_client import REPO, copy_run, go_offline
 
 import play
 from data.io import hub_client as client
@@ -24,21 +24,13 @@ PUBLISH = ["run", REPO, "--license", "mit", "--data-license", "mit", "--no-figur
 Refused = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return measured_run(tmp_path_factory.mktemp("measured") / "run")
-
-
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Path) -> Iterator[FakeHub]:
+def hub(hub: FakeHub, tmp_path: Path, measured: Path) -> FakeHub:
     """A Hub with one private run, and a working folder of the user who published it."""
-    with fake_hub() as server:
-        turn_client(monkeypatch, tmp_path / "home", server, TOKEN)
-        monkeypatch.chdir(tmp_path)
-        copy_run(measured, tmp_path / "run")
-        config = publish.Config(Path("run"), REPO, license="mit", data_license="mit", figures=False)
-        publish.main(config)
-        yield server
+    copy_run(measured, tmp_path / "run")
+    config = publish.Config(Path("run"), REPO, license="mit", data_license="mit", figures=False)
+    publish.main(config)
+    return hub
 
 
 @pytest.fixture

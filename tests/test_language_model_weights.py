@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fake_hub import TOKEN, FakeHub, Repository, fake_hub
-from hub_client import turn_client
+from fake_hub import FakeHub, Repository
 from torch import Tensor
 
 from data.actions import ActionSpec
@@ -53,14 +51,11 @@ def files_of(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) ->
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+def hub(hub: FakeHub, tmp_path: Path) -> FakeHub:
     """A Hub with a language model, and a working folder."""
-    with fake_hub() as server:
-        turn_client(monkeypatch, tmp_path / "home", server, TOKEN)
-        monkeypatch.chdir(tmp_path)
-        server.repositories[NAME] = Repository(private=False)
-        server.repositories[NAME].commit(files_of(tmp_path / "weights"))
-        yield server
+    hub.repositories[NAME] = Repository(private=False)
+    hub.repositories[NAME].commit(files_of(tmp_path / "weights"))
+    return hub
 
 
 def dynamics(pretrained: str | Path, **changes: Any) -> LanguageModelDynamics:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_hub import TOKEN, FakeHub, fake_hub
+from fake_hub import TOKEN, FakeHub
 from hub_client import (
     REPO,
     card_of,
     copy_run,
     figures_of,
-    measured_run,
     retrain,
     settings,
-    turn_client,
 )
 
 import play
@@ -30,20 +27,6 @@ from pipeline.hub.pull_run import pull
 
 ROOT = Path(__file__).parents[1]
 ADDRESS = f"hf://{REPO}"
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return measured_run(tmp_path_factory.mktemp("measured") / "run")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub, and a working folder of its user, who may write."""
-    with fake_hub() as server:
-        turn_client(monkeypatch, tmp_path / "home", server, TOKEN)
-        monkeypatch.chdir(tmp_path)
-        yield server
 
 
 @pytest.fixture

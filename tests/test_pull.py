@@ -7,14 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_hub import TOKEN, FakeHub, fake_hub
+from fake_hub import TOKEN, FakeHub
 from hub_client import (
     PRESETS,
     REPO,
@@ -22,10 +21,8 @@ from hub_client import (
     copy_run,
     environment,
     figures_of,
-    measured_run,
     retrain,
     settings,
-    turn_client,
 )
 
 import evaluate
@@ -45,20 +42,6 @@ from pipeline.training.init_from import init_from
 
 ROOT = Path(__file__).parents[1]
 ADDRESS = f"hf://{REPO}"
-
-
-@pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return measured_run(tmp_path_factory.mktemp("measured") / "run")
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A Hub, and a working folder of its user, who may write."""
-    with fake_hub() as server:
-        turn_client(monkeypatch, tmp_path / "home", server, TOKEN)
-        monkeypatch.chdir(tmp_path)
-        yield server
 
 
 @pytest.fixture

@@ -62,8 +62,8 @@ def workload(
 
 
 # as the sizes of recipes/genie.py
-SMALL = workload("cpu", (128, 4, 4, 384, 3), 8, LatentSpec("discrete", (8, 8), 8, 1000, 2))
-LARGE = workload("coinrun", (512, 12, 8, 2048, 16), 25, LatentSpec("discrete", (16, 16), 4, 1024))
+SMALL = workload("cpu", (128, 4, 4, 384, 3), 8, LatentSpec("discrete", (8, 8), 38, 1000, 2))
+LARGE = workload("coinrun", (512, 12, 8, 2048, 16), 25, LatentSpec("discrete", (16, 16), 20, 1024))
 
 
 def rows(options: Options) -> Iterator[Row]:

@@ -51,6 +51,8 @@ class ProductsOf(TorchDispatchMode):
         key = (place, tuple(value.shape), value.stride(), value.dtype)
         if key not in self._operands:
             made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype)
+            # numbers that share memory (expand) are copied before a product
+            made = made.contiguous() if 0 in value.stride() else made
             self._operands[key] = made.normal_()
         return self._operands[key]
 

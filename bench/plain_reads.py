@@ -5,7 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import torch
-from numcodecs import blosc
+from numcodecs import blosc  # type: ignore[attr-defined]
 from torch import Tensor
 
 from data.clips import Clips
@@ -39,7 +39,7 @@ class PlainChunks:
         self.starts = np.cumsum([0, *(int(h.episode_ends[-1]) for h in self.headers)])
         files = [h5py.File(header.path, "r", locking=False) for header in self.headers]
         self.frames = [h5_dataset(file, "frames") for file in files]
-        self.chunk = np.empty(self.frames[0].chunks, np.uint8)
+        self.chunk = np.empty(self.frames[0].chunks or (), np.uint8)
         blosc.set_nthreads(1)
 
     def __call__(self, indices: np.ndarray) -> Tensor:

@@ -1,6 +1,7 @@
 """A frame of MaskGIT dynamics beside the same weights without a cache."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_without_a_cache_the_same_codes_are_predicted_and_other_weights_are_noti
     model = random_model(TINY)
     plain = PlainMaskGit(model).eval()
     check(model, plain)
-    block = plain.transformer.weights.blocks[0]
+    block: Any = plain.transformer.weights.blocks[0]
     block.over_time.out.weight.mul_(1.5)
     with pytest.raises(Incorrect, match="outputs differ"):
         check(model, plain)
@@ -65,10 +66,10 @@ def test_the_sizes_of_the_bench_are_the_recipes(work, size):
     from train_dynamics import Config as DynamicsConfig
     from train_tokenizer import Config as TokenizerConfig
 
-    dynamics = presets.apply(DynamicsConfig(), "dynamics", ["genie", size]).model
+    dynamics: Any = presets.apply(DynamicsConfig(), "dynamics", ["genie", size]).model
     assert work.config.transformer == dynamics.transformer
     assert work.config.sampling_steps == dynamics.sampling_steps
-    tokenizer = presets.apply(TokenizerConfig(), "tokenizer", ["genie", size]).model
+    tokenizer: Any = presets.apply(TokenizerConfig(), "tokenizer", ["genie", size]).model
     assert work.latents == StVivit(replace(tokenizer, encoder=NARROW, decoder=NARROW)).latents
 
 

@@ -26,7 +26,7 @@ class TransformersLayers(nn.Module):
             layer_norm_eps=first.norm1.eps,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # type: ignore[call-arg]
         )
         self.layers = nn.ModuleList(ViTLayer(config) for _ in ours.layers)
         self.norm = nn.LayerNorm(config.hidden_size, eps=first.norm1.eps)

@@ -30,8 +30,8 @@ class PlainCopy:
 
 
 class PlainChunks:
-    """Reads the compressed chunks that clips lie in, decompresses them into one place, and copies
-    what belongs to the clips; checks no checksum."""
+    """Reads the compressed chunks that clips lie in, decompresses them, and copies what belongs to
+    the clips; checks no checksum.  As many chunks of a shard are kept as HDF5 keeps."""
 
     def __init__(self, clips: Clips) -> None:
         self.clips = clips
@@ -39,26 +39,40 @@ class PlainChunks:
         self.starts = np.cumsum([0, *(int(h.episode_ends[-1]) for h in self.headers)])
         files = [h5py.File(header.path, "r", locking=False) for header in self.headers]
         self.frames = [h5_dataset(file, "frames") for file in files]
-        self.chunk = np.empty(self.frames[0].chunks or (), np.uint8)
+        self.chunk_shape = self.frames[0].chunks or ()
+        cache_bytes = files[0].id.get_access_plist().get_cache()[2]
+        self.most_kept = max(1, cache_bytes // int(np.prod(self.chunk_shape)))
+        self.kept: list[dict[int, np.ndarray]] = [{} for _ in files]
+        """By shard, the decompressed chunks by their first row; the last used is last."""
         blosc.set_nthreads(1)
 
     def __call__(self, indices: np.ndarray) -> Tensor:
         """(B,) -> (B, T, 3, H, W), the channels innermost in memory, as in the shards."""
         rows = self.clips.rows(indices)
-        out = np.empty((*rows.shape, *self.chunk.shape[1:]), np.uint8)
+        out = np.empty((*rows.shape, *self.chunk_shape[1:]), np.uint8)
         for clip in np.argsort(rows[:, 0], kind="stable"):
             shard = int(np.searchsorted(self.starts, rows[clip, 0], side="right")) - 1
             first = int(rows[clip, 0] - self.starts[shard])
-            self._read(self.frames[shard], first, out[clip])
+            self._read(shard, first, out[clip])
         return torch.from_numpy(out).permute(0, 1, 4, 2, 3)
 
-    def _read(self, frames: h5py.Dataset, first: int, out: np.ndarray) -> None:
+    def _read(self, shard: int, first: int, out: np.ndarray) -> None:
         """Read the frames from `first` on; a clip is of one episode, and so of one shard."""
-        size, done = len(self.chunk), 0
+        size, done = self.chunk_shape[0], 0
         while done < len(out):
             start = (first + done) // size * size
-            _, packed = frames.id.read_direct_chunk((start, 0, 0, 0))
-            blosc.decompress(packed[:-CHECKSUM], self.chunk)
-            part = self.chunk[first + done - start :][: len(out) - done]
+            part = self._chunk(shard, start)[first + done - start :][: len(out) - done]
             out[done : done + len(part)] = part
             done += len(part)
+
+    def _chunk(self, shard: int, start: int) -> np.ndarray:
+        kept = self.kept[shard]
+        chunk = kept.pop(start, None)
+        if chunk is None:
+            full = len(kept) == self.most_kept
+            place = kept.pop(next(iter(kept))) if full else np.empty(self.chunk_shape, np.uint8)
+            _, packed = self.frames[shard].id.read_direct_chunk((start, 0, 0, 0))
+            blosc.decompress(packed[:-CHECKSUM], place)
+            chunk = place
+        kept[start] = chunk
+        return chunk

@@ -63,5 +63,8 @@ def test_plain_reads_give_the_clips_and_nothing_less(tmp_path, monkeypatch):
     assert torch.equal(plain_reads.PlainCopy(memory)(wanted), truth)
     chunks = plain_reads.PlainChunks(shards)
     assert torch.equal(chunks(wanted), truth)
+    chunks.most_kept = 1  # what is pushed out is read again
+    chunks.kept = [{} for _ in chunks.kept]
+    assert torch.equal(chunks(wanted), truth) and max(map(len, chunks.kept)) == 1
     monkeypatch.setattr(plain_reads.blosc, "decompress", lambda packed, out: None)
     assert not torch.equal(chunks(wanted), truth)

@@ -1,6 +1,6 @@
 """Measure dreamstage against its peers, interleaved in one process: a table, bench.json, bench.png.
 
-Areas   roofline kernels loading training rssm decode play planning controller int8; default: all.
+Areas   the names in AREAS, each with its module; default: all.
 Writes  OUT/bench.json, OUT/bench.png; with --tune on a GPU kernels/tuned.json.
 Try     python -m bench roofline loading --quick
 """
@@ -40,12 +40,17 @@ AREAS = {
     "training": "bench.train_speed",
     "rssm": "bench.rssm_speed",
     "language": "bench.language_model_speed",
+    "genie": "bench.genie_speed",
+    "iwm": "bench.iwm_speed",
     "decode": "bench.decode_speed",
     "play": "bench.play_speed",
     "planning": "bench.plan_speed",
     "controller": "bench.controller_speed",
+    "task": "bench.task_speed",
     "int8": "bench.int8_speed",
     "hooks": "bench.hook_overhead",
+    "service": "bench.service_speed",
+    "export": "bench.export_speed",
 }
 """The module of each area, which has `rows(options)`."""
 
@@ -53,14 +58,15 @@ AREAS = {
 @dataclass(frozen=True)
 class Config(CheckedConfig):
     areas: tuple[str, ...]
-    """What to measure: roofline kernels loading training rssm language decode play
-    planning controller int8 hooks."""
+    """What to measure: roofline kernels loading training rssm language genie iwm decode play
+    planning controller task int8 hooks service export."""
     quick: bool = False
     """Use smaller sizes and compile less: minutes on two slow cores."""
     rounds: Annotated[int | None, Range(1, 10**6)] = None
     """Rounds of a race; default: 10."""
     run: Path | None = None
-    """The run of the areas play, controller, int8 and hooks; default: checkpoints/pusht-goals."""
+    """The run of the areas play, controller, task, int8, hooks, service and export; default:
+    checkpoints/pusht-goals."""
     out: Path = Path("runs/bench")
     """Folder of bench.json and bench.png."""
     tune: bool = False

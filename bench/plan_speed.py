@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.ceiling import share_of_ceiling
 from bench.pairs import (
     EXACT,
     INT8,
@@ -33,6 +34,7 @@ from bench.pairs import (
     value_row,
 )
 from bench.peers import stable_worldmodel as peer
+from bench.products import LinearsAlone
 from data.actions import ActionSpec
 from models.dynamics.dynamics import State
 from models.dynamics.predictor import Predictor, PredictorConfig
@@ -61,6 +63,7 @@ MODEL = PredictorConfig(
     rewards=False,
 )
 PEER = "stable-worldmodel 0.1.1 CEM"
+CEILING = "the linear layers of the plan alone"
 GPU_TARGET, GPU_STRETCH = 60.0, 12.0  # ms of a whole plan
 TOLERANCE = 0.02  # distance to the goal that both solvers have to reach, on a plane 2 wide
 
@@ -142,6 +145,15 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
         plans[whose] = runners[best].plan
         times = ", ".join(f"{name} {1e3 * taken:.0f} ms" for name, taken in tried.items())
         setting_notes[whose] = f"{best}, fastest an iteration of {times}"
+    compile_fn = pick_compile_fn(device) if compiled else None
+    for weights in ours if not on_gpu else ():
+        plain = copy.deepcopy(wide if weights == INT8 else world)
+        if weights == INT8:
+            quantize_linears(plain.dynamics)  # type: ignore[arg-type]
+        iterate = Ours(plain, config, None, (now, goal)).iterate
+        alone = LinearsAlone(plain.dynamics, iterate, config.iterations, precision, compile_fn)
+        alone()
+        plans[f"{CEILING}, {weights}"] = alone
     seconds = race(plans, options.rounds, warmup=0, device=device)
     size = sizes(config)
     for weights in ours:
@@ -154,6 +166,10 @@ def measure(options: Options, config: PlannerConfig, compiled: bool = True) -> I
             unit="ms",
             notes={PEER: f"{size}; ours {setting_notes[weights]}; theirs {setting_notes[PEER]}"},
         )
+        if not on_gpu:
+            ceiling = seconds[f"{CEILING}, {weights}"]
+            what_of = f"{what}, {weights}"
+            yield share_of_ceiling("planning", what_of, seconds[weights], ceiling, CEILING)
     if on_gpu and not share:
         milliseconds = 1e3 * median(seconds[EXACT])
         yield value_row(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from bench import roofline
+from bench.ceiling import share_of_ceiling
 from bench.pairs import (
     Incorrect,
     Options,
@@ -25,6 +26,7 @@ from bench.pairs import (
 )
 from bench.peers import hugging_face
 from bench.peers.hugging_face import Attention
+from bench.products import ProductsOf
 from kernels import linear_cross_entropy
 from models.layers.precision import Precision, autocast
 from models.layers.transformer import Transformer, TransformerConfig
@@ -73,6 +75,7 @@ def llama_config(
 FULL = Workload(llama_config(256, 8, 4, 704, context_frames=4), 1024, (8, 8), batch_size=8)
 # for a GPU: 150M parameters, 32k tokens a step
 LARGE = Workload(llama_config(576, 24, 9, 2688, context_frames=4), 1024, (16, 16), batch_size=32)
+CEILING = "products, clipping and AdamW of the step alone"
 GRADIENT_SEQUENCES = 2  # sequences on which gradients are compared
 QUICK = Workload(llama_config(128, 2, 4, 352, context_frames=4), 512, (4, 8), batch_size=4)
 
@@ -221,7 +224,10 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
     if on_gpu:
         torch.cuda.empty_cache()  # a captured graph cannot use the allocator's cached memory
     product = Product(precision, device, roofline.sizes(device, options.quick)[1])
-    seconds = race(runners | {"product": product}, options.rounds, warmup=1, device=device)
+    limits: dict[str, Callable[[], object]] = {"product": product}
+    if not on_gpu:
+        limits[CEILING] = LeastStep(our(None))
+    seconds = race(runners | limits, options.rounds, warmup=1, device=device)
 
     tokens = work.batch_size * work.sequence_length
     best = min(ours, key=lambda name: median(seconds[name]))
@@ -235,6 +241,8 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
         rate = tokens / median(seconds[name])
         yield value_row("training", what, "tokens/s", rate, f"({name})", rounds=options.rounds)
     yield share_of_product(what, work, product, seconds[best], seconds["product"])
+    if not on_gpu:
+        yield share_of_ceiling("training", what, seconds[best], seconds[CEILING], CEILING)
 
 
 def compile_model(model: Any, layers: Iterable[Any], mode: str, whole: bool) -> Any:
@@ -315,6 +323,19 @@ def check_losses(
         slack = 2e-2 if "bf16" in name else 2e-3
         if not all(abs(a - b) < slack * a for a, b in zip(exact, losses, strict=True)):
             raise Incorrect(f"losses of {name} are {losses}, and those of {reference} {exact}")
+
+
+class LeastStep:
+    """What no implementation of a step can leave out: its products, and the optimizer's part."""
+
+    def __init__(self, step: StepRunner) -> None:
+        self.step = step
+        self.products = ProductsOf(step.gradients)
+
+    def __call__(self) -> None:
+        self.products()
+        clip_grad_norm_(self.step.parameters, 1.0)
+        self.step.optimizer.step()
 
 
 class Product:

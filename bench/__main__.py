@@ -25,32 +25,32 @@ from typing import Annotated, Any
 
 import torch
 
-from bench import plot, table
-from bench.cases import OPERATIONS
-from bench.pairs import Incorrect, Options, Row, reason
+from bench.operations.cases import OPERATIONS
+from bench.races import plot, table
+from bench.races.pairs import Incorrect, Options, Row, reason
 from data.ranges import CheckedConfig, Range
 from evaluation.result_cache import write_json
 from pipeline.cli import run_cli
 from pipeline.device import DeviceOption, pick_device, set_device
 
 AREAS = {
-    "roofline": "bench.roofline",
-    "kernels": "bench.kernel_speed",
-    "loading": "bench.load_speed",
-    "training": "bench.train_speed",
-    "rssm": "bench.rssm_speed",
-    "language": "bench.language_model_speed",
-    "genie": "bench.genie_speed",
-    "iwm": "bench.iwm_speed",
-    "decode": "bench.decode_speed",
-    "play": "bench.play_speed",
-    "planning": "bench.plan_speed",
-    "controller": "bench.controller_speed",
-    "task": "bench.task_speed",
-    "int8": "bench.int8_speed",
-    "hooks": "bench.hook_overhead",
-    "service": "bench.service_speed",
-    "export": "bench.export_speed",
+    "roofline": "bench.areas.roofline",
+    "kernels": "bench.areas.kernel_speed",
+    "loading": "bench.areas.load_speed",
+    "training": "bench.areas.train_speed",
+    "rssm": "bench.areas.rssm_speed",
+    "language": "bench.areas.language_model_speed",
+    "genie": "bench.areas.genie_speed",
+    "iwm": "bench.areas.iwm_speed",
+    "decode": "bench.areas.decode_speed",
+    "play": "bench.areas.play_speed",
+    "planning": "bench.areas.plan_speed",
+    "controller": "bench.areas.controller_speed",
+    "task": "bench.areas.task_speed",
+    "int8": "bench.areas.int8_speed",
+    "hooks": "bench.areas.hook_overhead",
+    "service": "bench.areas.service_speed",
+    "export": "bench.areas.export_speed",
 }
 """The module of each area, which has `rows(options)`."""
 

@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from bench import data_growth, model_growth
-from bench.growth_table import Measured, as_markdown, draw
-from bench.play_speed import DEFAULT_RUN
-from bench.table import load_average, machine_info
+from bench.areas.play_speed import DEFAULT_RUN
+from bench.curves import data_growth, model_growth
+from bench.curves.growth_table import Measured, as_markdown, draw
+from bench.races.table import load_average, machine_info
 from data.io.files import atomic_write
 from data.ranges import CheckedConfig, NonEmpty, Range
 from evaluation.result_cache import write_json

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from bench import __main__ as command
-from bench import hook_overhead, kernel_speed, language_model_speed, load_speed, train_speed
 from bench.__main__ import AREAS, Config, main
-from bench.cases import OPERATIONS, cases
-from bench.correctness import floating
-from bench.pairs import Incorrect, Options, Row, drop_broken
+from bench.areas import hook_overhead, kernel_speed, language_model_speed, load_speed, train_speed
+from bench.operations.cases import OPERATIONS, cases
+from bench.races.correctness import floating
+from bench.races.pairs import Incorrect, Options, Row, drop_broken
 from kernels import dispatch, reference
 from models.layers.transformer import TransformerConfig
 

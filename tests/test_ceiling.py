@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench import plain_reads
-from bench.ceiling import share_of_ceiling
-from bench.products import LinearsAlone, ProductsOf
+from bench.peers import plain_reads
+from bench.races.ceiling import share_of_ceiling
+from bench.races.products import LinearsAlone, ProductsOf
 from data.clips import Clips
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards

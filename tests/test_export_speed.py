@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from untrained_run import write_run
 
-from bench import export_speed
-from bench.pairs import Options
+from bench.areas import export_speed
+from bench.races.pairs import Options
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.genie_speed import (
+from bench.areas.genie_speed import (
     LARGE,
     PLAIN,
     SMALL,
@@ -17,8 +17,8 @@ from bench.genie_speed import (
     start,
     workload,
 )
-from bench.pairs import Incorrect, Options
 from bench.peers.plain_genie import PlainMaskGit
+from bench.races.pairs import Incorrect, Options
 from models.layers.transformer import TransformerConfig
 from models.tokenizers.st_vivit import StVivit
 from models.tokenizers.tokenizer import LatentSpec

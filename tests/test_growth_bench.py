@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import data_growth, model_growth
-from bench.growth_table import Measured, as_markdown, draw
-from bench.own_process import alone, run_stage
-from bench.play_speed import DEFAULT_RUN
-from bench.train_speed import Workload, llama_config
+from bench.areas.play_speed import DEFAULT_RUN
+from bench.areas.train_speed import Workload, llama_config
+from bench.curves import data_growth, model_growth
+from bench.curves.growth_table import Measured, as_markdown, draw
+from bench.curves.own_process import alone, run_stage
 from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards

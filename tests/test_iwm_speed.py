@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from bench.iwm_speed import LARGE, PLAIN, SMALL, Workload, check, measure
-from bench.pairs import Incorrect, Options
+from bench.areas.iwm_speed import LARGE, PLAIN, SMALL, Workload, check, measure
 from bench.peers.transformers_vit import TransformersIwm
+from bench.races.pairs import Incorrect, Options
 from data.batch import Batch
 from models.layers.vit import VitConfig
 from models.tokenizers.iwm import Iwm, IwmConfig

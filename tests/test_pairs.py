@@ -7,9 +7,18 @@ import pytest
 import torch
 
 from bench.__main__ import safe_rows
-from bench.correctness import check_against_definition, check_codes
-from bench.pairs import Incorrect, Options, Row, compare, missing_row, paired_ratio, race, value_row
-from bench.table import format_row
+from bench.races.correctness import check_against_definition, check_codes
+from bench.races.pairs import (
+    Incorrect,
+    Options,
+    Row,
+    compare,
+    missing_row,
+    paired_ratio,
+    race,
+    value_row,
+)
+from bench.races.table import format_row
 
 
 def test_a_race_interleaves_and_every_runner_is_first_in_turn():
@@ -81,7 +90,7 @@ def test_an_incorrect_result_has_a_row_and_no_time(monkeypatch):
         )
         yield value_row("broken", "twice", "ms", 1.0)
 
-    monkeypatch.setattr("bench.roofline.rows", rows)
+    monkeypatch.setattr("bench.areas.roofline.rows", rows)
     (row,) = safe_rows("roofline", Options())
     assert row.ours is None and row.ratio is None and row.note.startswith("incorrect: twice")
     assert " ms" not in format_row(row)

@@ -21,9 +21,9 @@ from bench import (
     roofline,
     train_speed,
 )
-from bench.pairs import EXACT, INT8, Incorrect, Options
 from bench.peers import hugging_face
 from bench.peers import stable_worldmodel as peer
+from bench.races.pairs import EXACT, INT8, Incorrect, Options
 from kernels import BlockMask, eager, reference
 from pipeline.cuda_graph import CudaGraphedWorld
 from pipeline.inference.load_controllers import load_controller

@@ -5,7 +5,7 @@ import torch
 from kernel_checks import assert_as_near_as_torch, drawn, each_place, needs_gpu, triton_kernels
 
 import kernels
-from bench.correctness import results
+from bench.races.correctness import results
 from kernels import reference
 
 recurrent = pytest.importorskip("kernels.recurrent")

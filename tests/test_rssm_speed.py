@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench import rssm_speed
-from bench.pairs import Incorrect, Options
-from bench.rssm_speed import CompiledRssm, LoopRssm, PlainRssm, TrainStep, check, random_batch
+from bench.areas import rssm_speed
+from bench.areas.rssm_speed import CompiledRssm, LoopRssm, PlainRssm, TrainStep, check, random_batch
+from bench.races.pairs import Incorrect, Options
 from data.batch import Batch
 from models.dynamics.rssm import Rssm
 from models.method import Losses

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bench.pairs import Incorrect, Options
-from bench.play_speed import DEFAULT_RUN
-from bench.service_speed import PEER, REQUESTS, check, one_by_one, requests, rows
+from bench.areas.play_speed import DEFAULT_RUN
+from bench.areas.service_speed import PEER, REQUESTS, check, one_by_one, requests, rows
+from bench.races.pairs import Incorrect, Options
 from pipeline.serve.latent_model import load_latent_model
 from pipeline.serve.model_worker import ModelWorker
 

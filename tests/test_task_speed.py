@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import task_speed
-from bench.pairs import Incorrect, Options
-from bench.play_speed import DEFAULT_RUN, start_clip
+from bench.areas import task_speed
+from bench.areas.play_speed import DEFAULT_RUN, start_clip
+from bench.races.pairs import Incorrect, Options
 from models.planning.best_of_n import BestOfN, BestOfNConfig
 from pipeline.inference.load_world import load_world
 from pipeline.play.goal_planners import load_proposer

@@ -1,0 +1,1 @@
+"""Areas of `python -m bench`, one a file: each has `rows(options)`."""

@@ -1,0 +1,1 @@
+"""How cost grows: what is measured at each size, and its curves."""

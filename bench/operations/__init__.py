@@ -1,0 +1,1 @@
+"""Operations of kernels/ as they are raced, and their peers."""

@@ -1,0 +1,1 @@
+"""What areas share: paired rounds, checks, ceilings, the table and its figure."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+
+from models.layers.image_filter import filter_images, gaussian
 
 COLOR_GAIN = 3.0  # of both color axes, against light
 DETAIL_GAIN = 8.0  # of what differs from its surroundings
@@ -28,13 +29,5 @@ def whiten(images: Tensor) -> Tensor:
     gains = images.new_tensor([1.0, COLOR_GAIN, COLOR_GAIN])[:, None]
     with torch.autocast(images.device.type, enabled=False):  # differences of near numbers
         channels = torch.einsum("dc,bchw->bdhw", gains * TO_YIQ.to(images), 4 * images - 2)
-        return channels + DETAIL_GAIN * (channels - _surroundings(channels))
-
-
-def _surroundings(channels: Tensor) -> Tensor:
-    """Gaussian mean about each pixel."""
-    offsets = torch.arange(-RADIUS, RADIUS + 1, device=channels.device, dtype=channels.dtype)
-    weights = (-0.5 * (offsets / SIGMA).square()).exp()
-    weights = (weights / weights.sum()).expand(3, 1, 1, -1)
-    padded = pad(channels, [RADIUS] * 4, mode="replicate")
-    return conv2d(conv2d(padded, weights, groups=3), weights.transpose(2, 3), groups=3)
+        weights = gaussian(channels.new_tensor([SIGMA]), RADIUS)
+        return channels + DETAIL_GAIN * (channels - filter_images(channels, weights))

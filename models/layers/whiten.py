@@ -20,7 +20,8 @@ SIGMA, RADIUS = 1.0, 2  # of the surroundings, in pixels
 
 # Luma and two color axes of NTSC, in which a hue is an angle.
 TO_YIQ = torch.tensor(
-    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
+    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
+    device="cpu",  # also where a model is made on the meta device while this is imported
 )
 
 

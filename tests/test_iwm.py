@@ -150,6 +150,21 @@ def test_a_model_that_ignores_the_action_has_an_mrr_near_chance(batch):
     assert float(found["mrr"].mean()) == pytest.approx(chance(64), abs=0.01)
 
 
+def test_where_nothing_is_masked_all_patches_are_seen_and_predicted(batch, monkeypatch):
+    torch.manual_seed(0)
+    model = Iwm(replace(CONFIG, visible=1.0, predicted=1.0))
+    asked: list[tuple[int, int]] = []
+    predict = model.predictor.forward
+
+    def spy(latents, seen, wanted, action):
+        asked.append((latents.shape[1], wanted.shape[1]))
+        return predict(latents, seen, wanted, action)
+
+    monkeypatch.setattr(model.predictor, "forward", spy)
+    losses = model.loss(batch)
+    assert asked == [(model.latents.num_patches,) * 2] and losses["prediction"].isfinite()
+
+
 def test_validation_does_not_depend_on_what_was_drawn_before(model, batch):
     first = model.validate(batch)
     state = torch.get_rng_state()
@@ -180,6 +195,7 @@ def test_training_lowers_the_error_and_keeps_latents_apart(batch):
     [
         ({"patch_size": 7}, "not divisible by --patch-size 7"),
         ({"visible": 0.7, "predicted": 0.5}, "more than all patches"),
+        ({"visible": 0.0}, "visible"),
     ],
 )
 def test_a_wrong_setting_is_refused_in_one_line(change, message):

@@ -17,7 +17,9 @@ from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from evaluation.latents import __main__ as latents
 from evaluation.latents.distances import area_under_roc, measure_distances, rank_correlation
+from evaluation.latents.state_probe import measure_state_probe
 from evaluation.latents.transitions import Transitions, transitions_of
+from evaluation.measures.probe import TARGETS
 from models.registry import DataSpec
 from pipeline.serve.latent_model import load_latent_model
 from pipeline.serve.latent_report import percentile, read_measured
@@ -135,3 +137,29 @@ def test_perturbed_copies_of_one_demonstration_are_one_source(world_run):
     with torch.no_grad():
         found = transitions_of(load_latent_model(world_run), dataset, "test", 8, 2, seed=0)
     assert set(found.sources.tolist()) == {7}
+
+
+class KnownRollouts:
+    """A world whose rollouts are where it really leads to, or that nothing has moved."""
+
+    def __init__(self, model, found: Transitions, knows: bool) -> None:
+        self.spec, self.encode = model.spec, model.encode
+        still = found.start[:, None].expand_as(found.truth)
+        self.rows = iter(found.truth if knows else still)
+
+    def rollout(self, latents: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        return torch.stack([next(self.rows) for _ in latents])
+
+
+def test_a_probe_reads_the_same_from_a_rollout_that_knows_and_less_from_one_that_stays(world_run):
+    model, dataset = load_latent_model(world_run), EpisodeDataset(world_run / "shards")
+    with torch.no_grad():
+        found = transitions_of(model, dataset, "test", 24, 3, seed=0)
+        knows = measure_state_probe(KnownRollouts(model, found, True), dataset, found, [1, 3])  # type: ignore[arg-type]
+        stays = measure_state_probe(KnownRollouts(model, found, False), dataset, found, [3])  # type: ignore[arg-type]
+    assert set(knows) == {"1", "3"} and set(knows["3"]["predicted"]) == set(TARGETS)
+    assert knows["3"]["predicted"] == pytest.approx(knows["3"]["true"])
+    assert stays["3"]["predicted"] == pytest.approx(stays["3"]["no_change"])
+    assert stays["3"]["predicted"]["agent_x"] < knows["3"]["predicted"]["agent_x"]
+    found.states = None
+    assert measure_state_probe(model, dataset, found, [1]) == {}  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from pipeline.serve.micro_batches import MicroBatches
 from pipeline.serve.model_worker import ModelWorker
 from pipeline.serve.refused import Refused
 from pipeline.serve.service_config import ServiceConfig
+from pipeline.serve.waiting_time import WaitingTime
 
 FRAME = Work("encode", np.ascontiguousarray(picture(height=32).transpose(2, 0, 1)))
 
@@ -141,6 +142,28 @@ def test_a_full_queue_says_when_to_come_back():
     run(job, max_queue=2)
 
 
+def test_who_would_be_answered_too_late_is_told_so_at_once():
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        first = queue.submit(FRAME)
+        await asyncio.sleep(0.1)
+        queue.worker.gate.set()
+        await first  # now it is known that one takes a tenth of a second, and another group is not
+        queue.worker.gate.clear()
+        waiting = [queue.submit(FRAME)]
+        await settle()
+        waiting += [queue.submit(FRAME, 1.0) for _ in range(4)]
+        with pytest.raises(Refused) as refused:
+            queue.submit(FRAME, 0.3)  # of at least 0.4 seconds that they take
+        assert refused.value.status == 503 and refused.value.retry_after == 1
+        waiting.append(queue.submit(FRAME, 10.0))  # who has time may wait
+        queue.worker.gate.set()
+        await asyncio.gather(*waiting)
+        await queue.submit(FRAME, 0.3)  # nobody waits any more
+
+    run(job)
+
+
 def test_plans_have_fewer_places():
     plan = Work("plan", np.stack([FRAME.input] * 2), steps=1, rollouts=16)
 
@@ -247,3 +270,18 @@ def test_a_prediction_from_a_mean_has_no_percentile():
     (mean,) = worker.answer([Work("predict", np.zeros(24, np.float32), actions)])
     (patches,) = worker.answer([Work("predict", np.zeros((16, 24), np.float32), actions)])
     assert mean.moved is None and patches.moved is not None
+
+
+def test_waiting_time_counts_steps_of_plans_and_follows_the_last_batches():
+    frames = np.stack([FRAME.input] * 2)
+    short = Work("plan", frames, steps=2, rollouts=10)
+    long = Work("plan", frames, steps=20, rollouts=10)
+    waiting_time = WaitingTime()
+    assert waiting_time.of([short, FRAME]) == 0.0  # nothing is known yet
+    waiting_time.took([short], 3.0)
+    assert waiting_time.of([long, FRAME]) == pytest.approx(30.0)
+    waiting_time.took([FRAME, FRAME], 4.0)
+    assert waiting_time.of([FRAME]) == pytest.approx(2.0)
+    for _ in range(50):
+        waiting_time.took([FRAME], 1.0)
+    assert waiting_time.of([FRAME, FRAME]) == pytest.approx(2.0, rel=1e-3)

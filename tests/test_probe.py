@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from evaluation.measures.probe import TARGETS, _correlations, _mlp, probe_targets, ridge_predict
+from evaluation.measures.probe import TARGETS, _mlp, correlations, probe_targets, ridge_predict
 
 
 def states(count: int) -> torch.Tensor:
@@ -21,8 +21,8 @@ def test_a_linear_probe_finds_what_is_linear_and_an_mlp_the_rest() -> None:
     # x and y, and the angle, of which sine and cosine are not linear
     latents = torch.cat([targets[:, :4] @ torch.randn(4, 4), (angle - 3.14)[:, None] / 1.8], 1)
     x, y, x_test, answers = latents[:2000], targets[:2000], latents[2000:], targets[2000:]
-    linear = _correlations(ridge_predict(x, y, x_test), answers)
-    mlp = _correlations(_mlp(x, y, x_test, seed=0), answers)
+    linear = correlations(ridge_predict(x, y, x_test), answers)
+    mlp = correlations(_mlp(x, y, x_test, seed=0), answers)
     assert list(linear) == list(TARGETS)
     assert all(linear[name] > 0.99 for name in TARGETS[:4])
     assert linear["block_cos"] < 0.5 < 0.95 < mlp["block_cos"]

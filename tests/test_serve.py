@@ -142,7 +142,7 @@ def test_a_rollout_with_patches_is_limited_by_its_numbers(encoded):
 
 @pytest.mark.parametrize(
     ("step", "said"),
-    [([1.5], "1.5 in slot 0"), ([0] * 5 + [-2], "-2 in slot 5"), ([0] * 15 + [1], "1 in slot 15")],
+    [([1.6], "1.6 in slot 0"), ([0] * 5 + [-2], "-2 in slot 5"), ([0] * 15 + [1], "1 in slot 15")],
 )
 def test_numbers_of_a_transformation_have_limits(client, encoded, step, said):
     answer = client.post("/predict", json={"z_cls": encoded["z_cls"], "aug_params": step})

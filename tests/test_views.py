@@ -98,6 +98,18 @@ def test_a_point_of_the_target_shows_what_the_source_shows_there(mirrored):
     assert torch.allclose(of_target, of_source, atol=0.01)
 
 
+def test_what_leads_from_one_view_to_another_makes_the_one_of_the_other(images):
+    """A difference of factors does not: from 0.8 to 1.2 it is 0.4, and the factor 1.5."""
+    torch.manual_seed(0)
+    inside = 0.45 + 0.1 * images  # nothing is clamped
+    source, target = (views.draw_jitter(torch.zeros(4, 16), prob=1.0) for _ in range(2))
+    action = views.relative(source, target)
+    assert torch.allclose(views.relative(torch.zeros(4, 16), target), target)
+    seen, wanted = views.apply(inside, source), views.apply(inside, target)
+    assert torch.allclose(views.apply(seen, action), wanted, atol=1e-4)
+    assert not torch.allclose(views.apply(seen, target - source), wanted, atol=1e-2)
+
+
 @pytest.mark.parametrize("kind", views.TRANSFORMATIONS)
 def test_a_kind_of_transformation_is_in_every_row(kind):
     drawn = views.draw(torch.zeros(50, 16), kind)

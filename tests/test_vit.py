@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.layers.block_masks import draw_blocks
-from models.layers.vit import PatchEncoder, VitConfig, embed_positions, patch_positions
+from models.layers.vit import PatchEncoder, VitConfig, VitLayer, embed_positions, patch_positions
 
 CONFIG = VitConfig(dim=24, num_layers=2, num_heads=2)
 
@@ -69,3 +69,33 @@ def test_masks_are_blocks():
 def test_a_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="--dim 26 is not divisible by 4"):
         VitConfig(dim=26, num_heads=2)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_layer_is_pytorchs_own(train):
+    """Also its gradient; evaluated without one, PyTorch takes another path."""
+    torch.manual_seed(0)
+    layer = VitLayer(VitConfig(24, 1, 3)).train(train)
+    own = torch.nn.TransformerEncoderLayer(
+        24, 3, 96, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    ).train(train)
+    own.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 5, 24)
+    found = [x.clone().requires_grad_() for _ in range(2)]
+    for module, given in zip((layer, own), found, strict=True):
+        module(given).square().sum().backward()
+    assert torch.allclose(layer(x), own(x), atol=1e-5)
+    assert torch.allclose(found[0].grad, found[1].grad, atol=1e-4)
+    with torch.no_grad():
+        assert torch.allclose(layer(x), own(x), atol=1e-5)
+
+
+def test_patches_are_what_a_convolution_gives():
+    torch.manual_seed(0)
+    encoder = PatchEncoder(VitConfig(24, 1, 3), (16, 24), 8)
+    seen: list[torch.Tensor] = []
+    encoder.layers.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    frames = torch.randn(2, 3, 16, 24)
+    encoder(frames)
+    expected = encoder.patch_emb(frames).flatten(2).transpose(1, 2) + encoder.position_emb
+    assert torch.allclose(seen[0], expected, atol=1e-5)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
+import models.layers.whiten
 from models.layers.whiten import COLOR_GAIN, whiten
 
 
@@ -46,3 +49,12 @@ def test_low_precision_does_not_blur_it():
     with torch.autocast("cpu", torch.bfloat16):
         found = whiten(images)
     assert torch.equal(found, whiten(images))
+
+
+def test_its_constants_are_numbers_where_a_model_is_made_on_the_meta_device():
+    """As where a checkpoint is loaded, and this method's modules are imported by that."""
+    images = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    expected = whiten(images)
+    with torch.device("meta"):
+        importlib.reload(models.layers.whiten)
+    assert torch.equal(models.layers.whiten.whiten(images), expected)

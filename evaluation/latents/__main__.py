@@ -27,6 +27,7 @@ from data.shards.build_info import shards_folder
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import Split
 from evaluation.latents.distances import measure_distances
+from evaluation.latents.state_probe import measure_state_probe
 from evaluation.latents.streams import MIN_SOURCES, measure_streams
 from evaluation.latents.transitions import choose_frames, transitions_of
 from evaluation.latents.view_ranks import measure_mrr
@@ -120,8 +121,10 @@ def distances(
         model, dataset, config.split, config.num_transitions, max(horizons), config.seed
     )
     sources = len(np.unique(transitions.sources))
-    sizes = {"n": len(transitions.start), "transition_sources": sources}
-    return measure_distances(model, transitions, horizons) | sizes
+    found = {"n": len(transitions.start), "transition_sources": sources}
+    if isinstance(model, WorldModel):
+        found["probe"] = measure_state_probe(model, dataset, transitions, horizons, config.seed)
+    return measure_distances(model, transitions, horizons) | found
 
 
 def describe(found: dict[str, Any]) -> list[str]:
@@ -154,6 +157,13 @@ def describe(found: dict[str, Any]) -> list[str]:
             f"{medians['no_change']:.3f}; AUC {areas}; uncertainty and error, rank correlation "
             f"{'unknown' if correlation is None else format(correlation, '.2f')}"
         )
+    for k, r in found.get("probe", {}).items():
+        read = ", ".join(
+            f"{name} {value:.3f} {_interval(*r['interval'].get(name, (None, None)))} "
+            f"({r['true'][name]:.3f}; {r['no_change'][name]:.3f})"
+            for name, value in r["predicted"].items()
+        )
+        lines.append(f"{k} steps, r of a linear probe (of true latents; of the start): {read}")
     return lines
 
 

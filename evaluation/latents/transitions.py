@@ -30,6 +30,7 @@ class Transitions:
     actions: Tensor  # (B, k, A)
     truth: Tensor  # (B, k, P, D)
     sources: np.ndarray  # (B,) what each is cut from: those of one are not independent
+    states: Tensor | None = None  # (B, 1 + k, S) of the simulator, where they are known
 
 
 def transitions_of(
@@ -87,7 +88,7 @@ def _of_world(
     episodes = np.array([clips.episode_of(i) for i in range(len(clips))])
     sources = np.asarray(dataset.sources)[episodes]  # perturbed copies are one
     chosen = choose_clips(sources, min(count, len(clips)), seed)
-    starts, actions, truths = [], [], []
+    starts, actions, truths, states = [], [], [], []
     for start in range(0, len(chosen), AT_ONCE):
         clip = clips.batch(chosen[start : start + AT_ONCE])
         frames = clip.frames.to(model.spec.device)
@@ -95,6 +96,13 @@ def _of_world(
         starts.append(encoded[:, 0])
         truths.append(encoded[:, 1:])
         actions.append(clip.actions[:, :steps].float().to(model.spec.device))
+        states += [] if clip.states is None else [clip.states]
     taken = torch.cat(actions)
     taken = taken[..., None] if taken.ndim == 2 else taken  # codes
-    return Transitions(torch.cat(starts), taken, torch.cat(truths), sources[chosen])
+    return Transitions(
+        torch.cat(starts),
+        taken,
+        torch.cat(truths),
+        sources[chosen],
+        torch.cat(states) if states else None,
+    )

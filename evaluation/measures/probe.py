@@ -52,10 +52,10 @@ def probe(
     normalized_targets = (train_targets - target_mean) / target_std
     return {
         "n": len(test_targets),
-        "linear": _correlations(
+        "linear": correlations(
             ridge_predict(train_latents, normalized_targets, test_latents), test_targets
         ),
-        "mlp": _correlations(
+        "mlp": correlations(
             _mlp(train_latents, normalized_targets, test_latents, seed), test_targets
         ),
         "effective_rank": effective_rank(train_latents * latent_std),
@@ -101,7 +101,7 @@ def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 600) -> T
         return net(x_test)
 
 
-def _correlations(predicted: Tensor, truth: Tensor) -> dict[str, float]:
+def correlations(predicted: Tensor, truth: Tensor) -> dict[str, float]:
     """Compute Pearson's r by target; 0 where all predictions are equal."""
     predicted, truth = predicted - predicted.mean(0), truth - truth.mean(0)
     norms = (predicted.norm(dim=0) * truth.norm(dim=0)).clamp(min=1e-8)

@@ -27,10 +27,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.layers.image_filter import filter_images, gaussian
 from models.layers.whiten import TO_YIQ
 
 SLOTS = 16
 BRIGHTNESS, CONTRAST, SATURATION, HUE, BLUR, GRAY, SOLARIZE, X, Y, LOG_SIDE, FLIP = range(11)
+FACTORS = slice(0, 3)
 PHOTOMETRIC = slice(0, 7)
 GEOMETRIC = slice(7, 11)
 JITTER = (0.4, 0.4, 0.2, 0.1)
@@ -103,7 +105,8 @@ def draw(views: Tensor, kind: Transformation) -> Tensor:
 
 def apply(images: Tensor, views: Tensor) -> Tensor:
     """Crop and mirror, jitter, make gray, blur, solarize: (B, 3, H, W) from 0 to 1, (B, 16)."""
-    return photometric(crop(images, views), views)
+    with torch.autocast(images.device.type, enabled=False):  # a pixel has more digits than bf16
+        return photometric(crop(images, views), views)
 
 
 def crop(images: Tensor, views: Tensor) -> Tensor:
@@ -147,26 +150,18 @@ def _color_matrix(views: Tensor) -> Tensor:
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur each image by a Gaussian of its own: (B, 3, H, W), (B,) pixels; 0 leaves it."""
     radius = max(1, math.ceil(2.5 * MAX_BLUR * images.shape[2] / 100))
-    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=images.dtype)
-    # a standard deviation of 0 would divide by itself
-    weights = (-0.5 * (offsets / sigma.clamp(min=1e-3)[:, None]).square()).exp()
-    weights = weights / weights.sum(1, keepdim=True)
-    for axis in (2, 3):
-        pad = [0, 0, radius, radius] if axis == 2 else [radius, radius, 0, 0]
-        padded = nn.functional.pad(images, pad, mode="replicate")
-        images = sum(
-            weights[:, i, None, None, None] * padded.narrow(axis, i, images.shape[axis])
-            for i in range(2 * radius + 1)
-        )  # type: ignore[assignment]
-    return images
+    return filter_images(images, gaussian(sigma, radius))
 
 
 def relative(source: Tensor, target: Tensor) -> Tensor:
     """What leads from one view to another: (B, 16) each -> (B, 16).
 
-    Photometric numbers are differences; the crop is the target's within the source's.
+    Applied to the source it gives the target, but for what was clamped: factors are the target's by
+    the source's, less 1, other photometric numbers differences; the crop is the target's within the
+    source's.  A difference of factors would lead to another image from each source.
     """
     action = target - source
+    action[:, FACTORS] /= 1 + source[:, FACTORS]
     side, sign = source[:, LOG_SIDE].exp(), 1 - 2 * source[:, FLIP]
     action[:, X] = action[:, X] / side * sign
     action[:, Y] = action[:, Y] / side

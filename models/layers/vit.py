@@ -12,6 +12,7 @@ from typing import Annotated
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from data.ranges import CheckedConfig, Range
 
@@ -36,25 +37,41 @@ class VitConfig(CheckedConfig):
             )
 
 
+class VitLayer(nn.TransformerEncoderLayer):
+    """A pre-norm layer whose attention is two products and a softmax.
+
+    Tokens are few; on CPUs the gradient of PyTorch's fused attention takes several times as long.
+    """
+
+    is_fsdp_unit = True
+
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__(
+            config.dim,
+            config.num_heads,
+            round(config.dim * config.mlp_ratio),
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+
+    def _sa_block(self, x: Tensor, *masks: object, **kwargs: object) -> Tensor:
+        """(B, N, D) -> (B, N, D); there are no masks."""
+        attention = self.self_attn
+        qkv = linear(x, attention.in_proj_weight, attention.in_proj_bias)
+        q, k, v = rearrange(qkv, "B N (three H E) -> three B H N E", three=3, H=attention.num_heads)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+        out = scores.float().softmax(-1).to(v.dtype) @ v
+        return attention.out_proj(rearrange(out, "B H N E -> B N (H E)"))
+
+
 class VitLayers(nn.Module):
     """Pre-norm layers over tokens in no order, and a norm at the end: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                config.dim,
-                config.num_heads,
-                round(config.dim * config.mlp_ratio),
-                dropout=0.0,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(config.num_layers)
-        )
-        for layer in self.layers:
-            layer.is_fsdp_unit = True  # type: ignore[assignment]
+        self.layers = nn.ModuleList(VitLayer(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -71,6 +88,7 @@ class PatchEncoder(nn.Module):
 
     def __init__(self, config: VitConfig, image_size: tuple[int, int], patch_size: int) -> None:
         super().__init__()
+        self.patch_size = patch_size
         self.patch_emb = nn.Conv2d(3, config.dim, patch_size, patch_size)
         rows, columns = (side // patch_size for side in image_size)
         positions = patch_positions(rows, columns)
@@ -81,8 +99,15 @@ class PatchEncoder(nn.Module):
 
     def forward(self, frames: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) about zero, (B, N) patches to look at -> (B, N, D); None looks at all."""
-        tokens = rearrange(self.patch_emb(frames), "B D h w -> B (h w) D") + self.position_emb
-        return self.layers(tokens if keep is None else take(tokens, keep))
+        patches = rearrange(
+            frames, "B C (h p) (w q) -> B (h w) (C p q)", p=self.patch_size, q=self.patch_size
+        )
+        positions = self.position_emb.expand(len(frames), -1, -1)
+        if keep is not None:
+            patches, positions = take(patches, keep), take(positions, keep)
+        # what the convolution computes, of the patches that are looked at
+        tokens = linear(patches, self.patch_emb.weight.flatten(1), self.patch_emb.bias)
+        return self.layers(tokens + positions)
 
 
 def patch_positions(rows: int, columns: int) -> Tensor:

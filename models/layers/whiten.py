@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+
+from models.layers.image_filter import filter_images, gaussian
 
 COLOR_GAIN = 3.0  # of both color axes, against light
 DETAIL_GAIN = 8.0  # of what differs from its surroundings
@@ -19,7 +20,8 @@ SIGMA, RADIUS = 1.0, 2  # of the surroundings, in pixels
 
 # Luma and two color axes of NTSC, in which a hue is an angle.
 TO_YIQ = torch.tensor(
-    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]]
+    [[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]],
+    device="cpu",  # also where a model is made on the meta device while this is imported
 )
 
 
@@ -28,13 +30,5 @@ def whiten(images: Tensor) -> Tensor:
     gains = images.new_tensor([1.0, COLOR_GAIN, COLOR_GAIN])[:, None]
     with torch.autocast(images.device.type, enabled=False):  # differences of near numbers
         channels = torch.einsum("dc,bchw->bdhw", gains * TO_YIQ.to(images), 4 * images - 2)
-        return channels + DETAIL_GAIN * (channels - _surroundings(channels))
-
-
-def _surroundings(channels: Tensor) -> Tensor:
-    """Gaussian mean about each pixel."""
-    offsets = torch.arange(-RADIUS, RADIUS + 1, device=channels.device, dtype=channels.dtype)
-    weights = (-0.5 * (offsets / SIGMA).square()).exp()
-    weights = (weights / weights.sum()).expand(3, 1, 1, -1)
-    padded = pad(channels, [RADIUS] * 4, mode="replicate")
-    return conv2d(conv2d(padded, weights, groups=3), weights.transpose(2, 3), groups=3)
+        weights = gaussian(channels.new_tensor([SIGMA]), RADIUS)
+        return channels + DETAIL_GAIN * (channels - filter_images(channels, weights))

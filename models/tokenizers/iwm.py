@@ -59,10 +59,12 @@ class IwmConfig(CheckedConfig):
     predicted without being told of the transformation.  The others are equivariant."""
     invariant_predictor: VitConfig = field(default_factory=lambda: VitConfig(192, 2, 3))
     """The predictor of the invariant stream, shallow."""
-    visible: Annotated[float, Range(above=0, below=1)] = 0.4
-    """Share of the source's patches that the encoder sees."""
-    predicted: Annotated[float, Range(above=0, below=1)] = 0.4
-    """Share of the target's patches that are predicted; together at most 1."""
+    visible: Annotated[float, Range(above=0, high=1)] = 0.4
+    """Share of the source's patches that the encoder sees; 1 masks none, so that what is predicted
+    is the transformation alone."""
+    predicted: Annotated[float, Range(above=0, high=1)] = 0.4
+    """Share of the target's patches that are predicted; of those that are not seen, where any are
+    masked."""
     jitter_strength: Annotated[float, Range(0, 2.5)] = 1.0
     """Factor on the strength of the color jitter."""
     destructive_target_prob: Annotated[float, Range(0, 1)] = 0.5
@@ -89,10 +91,10 @@ class IwmConfig(CheckedConfig):
                 f"--image-size {self.image_size[0]} {self.image_size[1]} is not divisible by "
                 f"--patch-size {self.patch_size}; choose one that divides both sides"
             )
-        if self.visible + self.predicted > 1:
+        if self.visible < 1 < self.visible + self.predicted:
             raise ValueError(
                 f"--visible {self.visible} and --predicted {self.predicted} are more than all "
-                f"patches; lower one of them"
+                f"patches; lower one of them, or give --visible 1"
             )
 
 

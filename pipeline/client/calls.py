@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -46,14 +47,20 @@ class Call(Generic[T]):
     again: bool = True
     """Whether it may be asked again: it changes nothing, and takes no long time."""
 
+    @property
+    def content(self) -> bytes | None:
+        """The body as JSON; several times as fast as the standard library's for many numbers."""
+        return None if self.body is None else msgspec.json.encode(self.body)
+
     def headers(self, key: str) -> dict[str, str]:
         found = {"Authorization": f"Bearer {key}"} if key else {}
+        found |= {} if self.body is None else {"Content-Type": "application/json"}
         return found | ({"X-Latent-Spec": self.latent_spec} if self.latent_spec else {})
 
-    def result(self, status: int, headers: Mapping[str, str], content: Callable[[], Any]) -> T:
+    def result(self, status: int, headers: Mapping[str, str], content: bytes) -> T:
         """Read an answer; ServiceError."""
         try:
-            found = content()
+            found = msgspec.json.decode(content)
         except ValueError:
             found = None
         if status != 200:
@@ -173,8 +180,9 @@ def base64_of(image: Picture) -> str:
 
 
 def _latents(start: Start) -> dict[str, Any]:
+    """With the six decimals that an answer has; a float32 as a float64 would have seventeen."""
     patches = start.z_patches
     return {
-        "z_cls": start.z_cls.astype(float).tolist(),
-        "z_patches": None if patches is None else patches.astype(float).tolist(),
+        "z_cls": start.z_cls.astype(float).round(6).tolist(),
+        "z_patches": None if patches is None else patches.astype(float).round(6).tolist(),
     }

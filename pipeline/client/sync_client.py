@@ -102,7 +102,7 @@ class LatentClient:
         own: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
         try:
             answer = self._http.request(
-                method, call.path, json=call.body, headers=call.headers(self._key), **own
+                method, call.path, content=call.content, headers=call.headers(self._key), **own
             )
         except httpx2.ConnectTimeout as problem:
             raise Unreachable(f"{self._http.base_url} does not answer") from problem
@@ -110,4 +110,4 @@ class LatentClient:
             raise TimedOut(f"no answer of {call.path} in time") from problem
         except httpx2.HTTPError as problem:
             raise Unreachable(f"{self._http.base_url}: {problem or 'no connection'}") from problem
-        return call.result(answer.status_code, answer.headers, answer.json)
+        return call.result(answer.status_code, answer.headers, answer.content)

@@ -36,6 +36,11 @@ class Work:
         steps = 0 if self.actions is None else len(self.actions)
         return self.kind, steps, self.input.ndim == 1
 
+    @property
+    def units(self) -> int:
+        """How much it is among those of its group: the steps that a plan predicts, else 1."""
+        return self.steps * self.rollouts if self.kind == "plan" else 1
+
 
 @dataclass(frozen=True)
 class Done:

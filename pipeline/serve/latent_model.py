@@ -30,8 +30,8 @@ from pipeline.serve.run_spec import ActionsSpec, RunSpec
 
 NOISE_SEED = 0
 SLOTS = 16  # numbers of a transformation (models/layers/views.py)
-HIGHEST = (1.0, 1.0, 1.0, 1.0, 2.0, 1.0, 1.0, 2.0, 2.0, 1.0, 1.0, *[0.0] * 5)
-"""Limits of each of them, to either side: a step is a difference of two views
+HIGHEST = (1.5, 1.5, 1.0, 1.0, 2.0, 1.0, 1.0, 2.0, 2.0, 1.0, 1.0, *[0.0] * 5)
+"""Limits of each of them, to either side: a step leads from one view to another
 (docs/concepts/iwm.md)."""
 NO_DECODER = "this run has no decoder, so latents cannot be drawn"
 NO_ACTIONS = "this run has no actions, so nothing can be planned"

@@ -2,12 +2,14 @@
 
 A queue of bounded length, one batch at a time.  A batch takes what waits of the first request's
 group, and waits a few milliseconds for as many as the batch before it had: one client alone never
-waits.  Who has gone, or is too late, is dropped before the model is asked.
+waits.  Who has gone, or is too late, is dropped before the model is asked; who would be too late is
+told so at once (pipeline/serve/waiting_time.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from pipeline.serve.jobs import Done, Group, ModelProblem, Work
 from pipeline.serve.refused import Refused, busy
 from pipeline.serve.service_config import ServiceConfig
+from pipeline.serve.waiting_time import SHARE, WaitingTime
 from pipeline.serve.worker_process import ModelFault, Worker, WorkerEnded
 
 GONE = "the model's process has ended and is started again; ask again"
@@ -26,6 +29,7 @@ class QueuedWork:
     work: Work
     deadline: float
     """Of time.monotonic()."""
+    submitted: float
     answer: asyncio.Future[Done] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -47,26 +51,29 @@ class MicroBatches:
         self._queue: deque[QueuedWork] = deque()
         self._arrived = asyncio.Event()
         self._before: dict[Group, int] = {}  # size of a group's last batch
-        self._busy_seconds = 0.0  # of the last batch
+        self._waiting_time = WaitingTime()
+        self._asked: list[Work] = []  # of the batch that the model has, and since when
+        self._asked_since = 0.0
+        self._free_since = 0.0  # when the last batch was answered
 
     @property
     def depth(self) -> int:
         return len(self._queue)
 
     def submit(self, work: Work, seconds: float) -> QueuedWork:
-        """Put a request into the queue; Refused (503) where it is full."""
+        """Put a request into the queue, to be answered within `seconds`; Refused (503) where it is
+        full, or too slow for that."""
         self._drop()  # who has left takes no place
         full = self.depth >= self.config.max_queue
         if work.kind == "plan":
             plans = sum(job.work.kind == "plan" for job in self._queue)
             full = full or plans >= self.config.max_plans
-        if full:
-            batches = 1 + self.depth // self.config.max_batch
-            raise busy(
-                f"{self.depth} requests wait already; ask again later",
-                round(batches * self._busy_seconds + 0.5),
-            )
-        job = QueuedWork(work, time.monotonic() + seconds)
+        now = time.monotonic()
+        wait = self._waiting_time.of([job.work for job in self._queue])
+        wait += max(0.0, self._waiting_time.of(self._asked) - (now - self._asked_since))
+        if full or wait > SHARE * seconds:
+            raise busy(f"{self.depth} requests wait already; ask again later", math.ceil(wait))
+        job = QueuedWork(work, now + seconds, now)
         self._queue.append(job)
         self._arrived.set()
         return job
@@ -113,9 +120,11 @@ class MicroBatches:
                 _tell(job, busy(GONE, 2))
             return None
         self._when_batched(len(batch))
-        started = time.monotonic()
+        # those who wait also wait while answers are written: from one batch's end to the next
+        began = max(self._free_since, min(job.submitted for job in batch))
+        self._asked, self._asked_since = [job.work for job in batch], time.monotonic()
         try:
-            answers = await self.worker.answer([job.work for job in batch])
+            answers = await self.worker.answer(self._asked)
         except WorkerEnded:
             problem = busy(GONE, 2)
             for job in batch:
@@ -132,7 +141,10 @@ class MicroBatches:
             if isinstance(problem, ModelFault):
                 return _tell(batch[0], Refused(500, "the model failed at this request"))
             return _tell(batch[0], Refused(422, str(problem)))
-        self._busy_seconds = time.monotonic() - started
+        finally:
+            self._asked = []
+        self._free_since = time.monotonic()
+        self._waiting_time.took([job.work for job in batch], self._free_since - began)
         for job, answer in zip(batch, answers, strict=True):
             if not job.answer.done():
                 job.answer.set_result(answer)

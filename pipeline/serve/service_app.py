@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from json import JSONDecodeError
 from typing import Any
 
 import msgspec
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -40,12 +42,33 @@ SAID = {
     503: "The model is being loaded, or too many ask.",
     504: "No answer before the deadline.",
 }
+INLINE = 5000  # numbers that are written faster than a thread is asked
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": messages.Problem, "description": text} for status, text in SAID.items()
 }
 READ_PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: PROBLEMS[status] for status in (401, 421, 503)
 }
+
+
+class JsonRequest(Request):
+    """Reads many numbers several times as fast as the standard library does."""
+
+    async def json(self) -> Any:
+        try:
+            return msgspec.json.decode(await self.body())
+        except ValueError as problem:  # as FastAPI expects it
+            raise JSONDecodeError(str(problem), "", 0) from None
+
+
+class JsonRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(JsonRequest(request.scope, request.receive))
+
+        return handle_json
 
 
 def make_service_app(service: Service) -> ASGIApp:
@@ -68,6 +91,7 @@ def make_service_app(service: Service) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.router.route_class = JsonRoute
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(HTTPException, _not_found)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -227,8 +251,10 @@ def _add_state(app: FastAPI, service: Service) -> None:
 
 
 async def _answer(spec: RunSpec, **fields: Any) -> Response:
-    """Numbers are written in a thread, so that others are answered meanwhile."""
-    content = await asyncio.to_thread(_json, fields | {"timestamp": round(time.time(), 3)})
+    """Many numbers are written in a thread, so that others are answered meanwhile."""
+    fields |= {"timestamp": round(time.time(), 3)}
+    size = sum(value.size for value in fields.values() if isinstance(value, np.ndarray))
+    content = _json(fields) if size < INLINE else await asyncio.to_thread(_json, fields)
     marks = {"X-Latent-Spec": spec.latent_spec, "X-Model-Id": spec.model_id}
     return Response(content, media_type="application/json", headers=marks)
 

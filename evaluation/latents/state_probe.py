@@ -1,0 +1,77 @@
+"""Does a rollout keep the state? A linear probe of true latents, read from predicted ones.
+
+The probe is fitted to true latents of training episodes, and never sees a prediction.  Beside it
+stand the same probe of the true latents, which no rollout can be expected to beat, and of the
+start's, as if nothing had moved.
+
+Letters: n frames, B transitions, k steps, P patches, D width, Y targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.shards.episode_dataset import EpisodeDataset
+from evaluation.latents.transitions import AT_ONCE, Transitions
+from evaluation.measures.probe import TARGETS, correlations, probe_targets, ridge_predict
+from evaluation.readers.fit_estimator import layout_of, sample_frames
+from pipeline.serve.latent_model import WorldModel
+
+TRAIN_FRAMES = 8000
+RESAMPLES = 500
+
+
+def measure_state_probe(
+    model: WorldModel,
+    dataset: EpisodeDataset,
+    found: Transitions,
+    horizons: Sequence[int],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Pearson's r by horizon and target: `predicted` with its interval over sources, `true` and
+    `no_change`; empty where the states are not those of Push-T."""
+    if found.states is None or layout_of(dataset) is None:
+        return {}
+    frames, states, _ = sample_frames(dataset, "train", TRAIN_FRAMES, seed)
+    parts = [model.encode(part.to(model.spec.device)).cpu() for part in frames.split(256)]
+    x, targets = torch.cat(parts).flatten(1), probe_targets(states)
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
+    center, spread = targets.mean(0), targets.std(0).clamp(min=1e-6)
+    rollouts = [
+        model.rollout(start, actions).cpu()
+        for start, actions in zip(
+            found.start.split(AT_ONCE), found.actions.split(AT_ONCE), strict=True
+        )
+    ]
+    predicted, result = torch.cat(rollouts), {}
+    for k in horizons:
+        read = torch.cat([predicted[:, k - 1], found.truth[:, k - 1].cpu(), found.start.cpu()])
+        given = (read.flatten(1) - mean) / std
+        values = ridge_predict((x - mean) / std, (targets - center) / spread, given).chunk(3)
+        truth = probe_targets(found.states[:, k])
+        kinds = zip(("predicted", "true", "no_change"), values, strict=True)
+        result[str(k)] = {kind: correlations(value, truth) for kind, value in kinds}
+        result[str(k)]["interval"] = _intervals(values[0], truth, found.sources)
+    return result
+
+
+def _intervals(
+    predicted: Tensor, truth: Tensor, sources: np.ndarray
+) -> dict[str, tuple[float, float]]:
+    """95%, by a bootstrap over sources; empty where there is one source."""
+    rng, names = np.random.default_rng(0), np.unique(sources)
+    rows = [np.flatnonzero(sources == name) for name in names]
+    if len(names) < 2:
+        return {}
+    drawn = []
+    for _ in range(RESAMPLES):
+        picked = [rows[i] for i in rng.integers(0, len(rows), len(rows))]
+        index = torch.from_numpy(np.concatenate(picked))
+        drawn.append(list(correlations(predicted[index], truth[index]).values()))
+    low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
+    return dict(zip(TARGETS, zip(low.tolist(), high.tolist(), strict=True), strict=True))

@@ -62,7 +62,8 @@ def test_a_residual_prior_predicts_a_change_of_z_and_at_first_none(kept: str):
         assert torch.allclose(prior[:, 1:], posterior[:, :-1], atol=2e-3)
         assert torch.allclose(prior[:, 0], torch.full_like(prior[:, 0], 1 / 6))  # of nothing
         assert torch.allclose(end, start.latents[..., 32:], atol=2e-2)  # 30 steps on
-        torch.nn.init.normal_(model.cell.prior_head[2].weight)
+        for weight in model.cell.prior_head[2].parameters():
+            torch.nn.init.normal_(weight)
         changed = model.cell(embeds, actions[:, :6]).prior
         assert not torch.allclose(changed[:, 1:], posterior[:, :-1], atol=0.1)
 

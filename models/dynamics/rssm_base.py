@@ -81,9 +81,14 @@ class RssmBaseConfig(CheckedConfig):
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
         {
-            "first_frames", "overshooting", "absolute", "expect_posterior", "inverse_weight",
-            "residual_prior", "frameskip",
-        }  # fmt: skip
+            "first_frames",
+            "overshooting",
+            "absolute",
+            "expect_posterior",
+            "inverse_weight",
+            "residual_prior",
+            "frameskip",
+        }
     )
 
     @property
@@ -345,9 +350,7 @@ class RssmBase(Dynamics):
         """(B, j, A) -> what the cell takes as an action."""
         return block[:, 0] if self.blocks is None else self.blocks.pack(block)
 
-    def _within(
-        self, h: Tensor, z: Tensor, before: tuple[Tensor, Tensor], block: Tensor
-    ) -> State:
+    def _within(self, h: Tensor, z: Tensor, before: tuple[Tensor, Tensor], block: Tensor) -> State:
         """The state that a block's actions, (B, j, A), led to from the one before it."""
         after = self._state(h, z)
         if block.shape[1] < self.config.frameskip:

@@ -87,8 +87,8 @@ class RssmCell(nn.Module):
         )  # fmt: skip
         self.residual = residual
         if residual:
-            nn.init.zeros_(self.prior_head[2].weight)
-            nn.init.zeros_(self.prior_head[2].bias)
+            for weight in self.prior_head[2].parameters():
+                nn.init.zeros_(weight)
         self.deter_proj = None if absolute else nn.Linear(deter_dim, hidden_dim)
         self.embed_proj = nn.Linear(embed_dim, hidden_dim, bias=absolute)
         self.posterior_norm = RmsNorm(hidden_dim)

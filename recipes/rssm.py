@@ -15,9 +15,8 @@ DYNAMICS_CPU = dreamer.DYNAMICS_CPU | {
     "model.overshooting": 5,
     "model.context_frames": 3,
     "model.clip_length": 31,
-    "model.hidden_dim": 256,
     "train.batch_size": 64,
-    "train.steps": 6000,
+    "train.steps": 8000,
     "train.eval_every": 2000,
 }
 

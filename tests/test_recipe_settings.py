@@ -71,7 +71,7 @@ DYNAMICS = {
     "dreamer cpu30": (18_000, 16, 1e-3, 50, 4500, 100, False),
     "dreamer debug": (40, 4, 1e-3, 5, 20, 10, False),
     "dreamer 25m": (20_000, 16, 3e-4, 500, 2000, 500, False),
-    "keypoints cpu rssm cpu": (6000, 64, 1e-3, 50, 2000, 100, False),
+    "keypoints cpu rssm cpu": (8000, 64, 1e-3, 50, 2000, 100, False),
     "lewm": (40_000, 64, 1e-3, 50, 2000, 100, False),
     "lewm cpu": (1800, 128, 1.5e-3, 50, 900, 100, False),
     "lewm cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
@@ -324,7 +324,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("dynamics", "dreamer debug", {"model.deter_dim": 32, "model.clip_length": 6}),
     ("dynamics", "keypoints cpu rssm cpu", {
         "model.residual_prior": True, "model.frameskip": 5, "model.overshooting": 5,
-        "model.context_frames": 3, "model.clip_length": 31, "model.hidden_dim": 256,
+        "model.context_frames": 3, "model.clip_length": 31,
         "model.absolute": True, "model.expect_posterior": True, "model.free_nats": 0.0,
     }),
     ("dynamics", "keypoints debug rssm debug", {"model.frameskip": 2, "model.clip_length": 7}),

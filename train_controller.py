@@ -59,6 +59,7 @@ from pipeline.training.controller_config import (
     Config,
     Method,
     check,
+    demo_settings,
     possible_methods,
     starts_from,
 )
@@ -120,7 +121,8 @@ def train_actor_critic(config: Config, context: ControllerContext) -> None:
         config.run / "controller",
         model,
         config.train,
-        context.describe(config.model) | trained_before(config, "actor_critic"),
+        context.describe(config.model, demo_settings(config, "actor_critic"))
+        | trained_before(config, "actor_critic"),
         restart=config.restart,
         data_summary=f"actor-critic, {config.train.batch_size} starts x "
         f"{model.config.horizon} steps",
@@ -281,7 +283,7 @@ def trained_before(config: Config, method: Method) -> dict[str, Any]:
 class Training:
     """What is trained, and how."""
 
-    folder: str
+    folder: Method
     """Under RUN/controller."""
     model: TrainedController
     config: TrainConfig
@@ -312,7 +314,8 @@ def fit(
         config.run / "controller" / training.folder,
         model,
         train,
-        context.describe(model.config) | training.starts_from,
+        context.describe(model.config, demo_settings(config, training.folder))
+        | training.starts_from,
         restart=config.restart,
         flag_prefix=training.flag_prefix,
         data_summary=training.data_summary,

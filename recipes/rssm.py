@@ -4,16 +4,27 @@ from recipes import dreamer
 
 DYNAMICS = dreamer.DYNAMICS | {"model": "rssm_latents", "train.cuda_graph": False}
 CONTROLLER = dreamer.CONTROLLER
-# z of a frame is what it is of a goal, and a precise vector
+# z of a frame is what it is of a goal, and a precise vector; what stands still predicts itself, and
+# a goal 25 actions away is five states away
 DYNAMICS_CPU = dreamer.DYNAMICS_CPU | {
     "model.absolute": True,
     "model.expect_posterior": True,
     "model.free_nats": 0.0,
-    "train.steps": 6000,
+    "model.residual_prior": True,
+    "model.frameskip": 5,
+    "model.overshooting": 5,
+    "model.context_frames": 3,
+    "model.clip_length": 31,
+    "train.batch_size": 64,
+    "train.steps": 8000,
     "train.eval_every": 2000,
 }
 
 SIZES = {
     "cpu": {"dynamics": DYNAMICS_CPU},
-    "debug": {"dynamics": dreamer.DYNAMICS_STATE_DEBUG | dreamer.DYNAMICS_TRAIN_DEBUG},
+    "debug": {
+        "dynamics": dreamer.DYNAMICS_STATE_DEBUG
+        | dreamer.DYNAMICS_TRAIN_DEBUG
+        | {"model.residual_prior": True, "model.frameskip": 2, "model.clip_length": 7}
+    },
 }

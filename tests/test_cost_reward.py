@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from test_planner import Follower
 from torch import Tensor
@@ -137,3 +138,7 @@ def test_its_recipe_trains_it_from_the_clone_and_the_cost_of_the_run(tmp_path: P
     assert found["config"]["rewards"] == "task_cost" and found["step"] == 4
     cost = checkpoint.load(tmp_path / "controller" / "task_cost" / "best.pt", "controller")
     assert found["task_cost"]["fingerprint"] == cost["fingerprint"]
+    others = replace(config, run=tmp_path, min_reward=0.05)
+    for method in ("bc", "actor_critic"):
+        with pytest.raises(ValueError, match=r"begun with min_reward = 0\.1, but now it is 0\.05"):
+            train_controller.main(replace(others, methods=(method,)))

@@ -59,6 +59,17 @@ def test_a_student_that_sees_all_from_its_goal_needs_the_cost(run: Path, tmp_pat
     assert load_distilled_policy(run, load_world(run)) is None
 
 
+@pytest.mark.parametrize("method", ["flow_policy", "canonical_policy"])
+def test_an_imitator_goes_on_only_from_the_demonstrations_it_was_begun_with(
+    run: Path, method: Method
+):
+    config = config_of(run, (method,))
+    train_controller.main(config)  # it has ended
+    begun = r"begun with flow_min_reward = 0\.1, but now it is 0\.05; --restart starts over"
+    with pytest.raises(ValueError, match=begun):
+        train_controller.main(replace(config, flow_min_reward=0.05))
+
+
 def test_a_proposer_that_is_not_there_is_named(run: Path):
     by_student = BestOfNConfig(proposer="distilled_policy")
     with pytest.raises(ValueError, match="best_of_n: no distilled_policy was trained; .*--methods"):

@@ -71,7 +71,7 @@ DYNAMICS = {
     "dreamer cpu30": (18_000, 16, 1e-3, 50, 4500, 100, False),
     "dreamer debug": (40, 4, 1e-3, 5, 20, 10, False),
     "dreamer 25m": (20_000, 16, 3e-4, 500, 2000, 500, False),
-    "keypoints cpu rssm cpu": (6000, 16, 1e-3, 50, 2000, 100, False),
+    "keypoints cpu rssm cpu": (8000, 64, 1e-3, 50, 2000, 100, False),
     "lewm": (40_000, 64, 1e-3, 50, 2000, 100, False),
     "lewm cpu": (1800, 128, 1.5e-3, 50, 900, 100, False),
     "lewm cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
@@ -322,6 +322,12 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "model.deter_dim": 512, "model.num_groups": 32, "model.num_classes": 32,
     }),
     ("dynamics", "dreamer debug", {"model.deter_dim": 32, "model.clip_length": 6}),
+    ("dynamics", "keypoints cpu rssm cpu", {
+        "model.residual_prior": True, "model.frameskip": 5, "model.overshooting": 5,
+        "model.context_frames": 3, "model.clip_length": 31,
+        "model.absolute": True, "model.expect_posterior": True, "model.free_nats": 0.0,
+    }),
+    ("dynamics", "keypoints debug rssm debug", {"model.frameskip": 2, "model.clip_length": 7}),
     ("controller", "dreamer", {
         "model.horizon": 15, "model.lam": 0.95, "model.entropy": 3e-4, "model.bc_weight": 0.1,
         "model.actor_gradient": "reinforce", "model.temperature": 1.0,

@@ -56,6 +56,7 @@ def test_changed_settings_are_refused(tmp_path):
 
 def test_a_stage_resumes_with_the_settings_that_it_was_begun_with(tmp_path):
     begin(tmp_path, {})  # before they were kept
+    begin(tmp_path, {"settings": {}})  # before this stage had any
     for _ in range(2):
         begin(tmp_path, {"settings": {"event_share": 0.5, "auxiliary": []}})
     with pytest.raises(ValueError, match=r"begun with event_share = 0.5, but now it is 0.0; --res"):

@@ -10,7 +10,8 @@ from test_rssm import CONFIG, KEYS, MODELS, MOUSE, PADS, a_batch, rssm, some_act
 
 from data.actions import ActionSpec
 from models.config import from_plain, to_plain
-from models.dynamics.rssm import RssmConfig
+from models.dynamics.rssm import Rssm, RssmConfig
+from models.layers.categorical_groups import logits_of, unimix, unimix_probs
 
 
 def test_frames_are_inferred_as_if_each_began_an_episode():
@@ -46,6 +47,42 @@ def test_an_absolute_z_is_of_its_frame_alone():
             other = model.cell(embeds, -actions).features[..., 32:]
         assert torch.equal(within[:, 0], alone[:, 0])
         assert torch.equal(within, alone) is absolute and torch.equal(within, other) is absolute
+
+
+@pytest.mark.parametrize("kept", ["expected", "likeliest"])
+def test_a_residual_prior_predicts_a_change_of_z_and_at_first_none(kept: str):
+    torch.manual_seed(0)
+    config = replace(CONFIG, residual_prior=True, expect_posterior=kept == "expected")
+    model = Rssm(replace(config, sample_posterior=False), (16, 24), MOUSE).eval()
+    embeds, actions = torch.randn(3, 6, 20), some_actions(MOUSE, 3, 30)
+    with torch.no_grad():
+        _, posterior, prior = model.cell(embeds, actions[:, :6])
+        start = model.start(embeds[:, :1, None], actions[:, :0])
+        end = model.rollout(start, actions).latents[..., 32:]
+        assert torch.allclose(prior[:, 1:], posterior[:, :-1], atol=2e-3)
+        assert torch.allclose(prior[:, 0], torch.full_like(prior[:, 0], 1 / 6))  # of nothing
+        assert torch.allclose(end, start.latents[..., 32:], atol=2e-2)  # 30 steps on
+        for weight in model.cell.prior_head[2].parameters():
+            torch.nn.init.normal_(weight)
+        changed = model.cell(embeds, actions[:, :6]).prior
+        assert not torch.allclose(changed[:, 1:], posterior[:, :-1], atol=0.1)
+
+
+def test_what_comes_after_another_episode_begins_is_no_change_of_its_end():
+    model = rssm(residual_prior=True).eval()
+    embeds, actions = torch.randn(2, 6, 20), some_actions(MOUSE, 2, 6)
+    is_first = torch.zeros(2, 6, dtype=torch.bool)
+    is_first[:, 3] = True
+    with torch.no_grad():
+        whole, alone = model.cell(embeds, actions, is_first), model.cell(embeds[:, 3:], actions)
+    assert torch.allclose(whole.prior[:, 3], alone.prior[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("probs", [[0.0, 1.0, 0.0], [0.2, 0.3, 0.5]])
+def test_logits_are_those_that_the_probabilities_are_mixed_of(probs: list[float]):
+    mixed = unimix(torch.tensor(probs))
+    assert torch.allclose(unimix_probs(logits_of(mixed)), mixed, atol=0.01)
+    assert logits_of(torch.tensor(probs)).isfinite().all()
 
 
 @pytest.mark.parametrize("spec", [MOUSE, KEYS, PADS])
@@ -131,4 +168,5 @@ def test_a_config_that_was_written_before_has_none_of_them():
     old = to_plain(CONFIG)
     del old["first_frames"], old["changed_weight"], old["overshooting"]
     del old["absolute"], old["expect_posterior"], old["inverse_weight"]
+    del old["residual_prior"], old["frameskip"]
     assert from_plain(RssmConfig, old) == CONFIG

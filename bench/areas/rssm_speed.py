@@ -49,16 +49,24 @@ class PlainRssm(Rssm):
         h, z = cell.zeros(batch_size, actions)
         for t in range(length):
             h = cell.advance(h, z, actions[:, t - 1]) if t else cell.first(batch_size, h)
-            z, terms = self.see(h, frames[:, t], exponential[t], rewards[:, t], continues[:, t])
+            seen = frames[:, t], exponential[t], rewards[:, t], continues[:, t]
+            z, terms = self.see(h, z, *seen)
             losses.append(terms)
         return {name: torch.stack([one[name] for one in losses]).mean() for name in losses[0]}
 
     def see(
-        self, h: Tensor, frame: Tensor, exponential: Tensor, reward: Tensor, continues: Tensor
+        self,
+        h: Tensor,
+        before: Tensor,
+        frame: Tensor,
+        exponential: Tensor,
+        reward: Tensor,
+        continues: Tensor,
     ) -> tuple[Tensor, Losses]:
-        """z of one frame, and the losses of it."""
+        """z of one frame, given the z before it, and the losses of it."""
         patches = self._patches(frame) - self.background.mean
-        prior, posterior = self.cell.prior(h), self.cell.posterior(h, self._encode(patches))
+        prior = self.cell.prior(h, before)
+        posterior = self.cell.posterior(h, self._encode(patches))
         z = sample(posterior, exponential).flatten(1)
         self.seen = Posteriors(torch.cat([h, z], -1)[:, None], posterior[:, None], prior[:, None])
         part = Batch(rewards=reward[:, None], continues=continues[:, None])

@@ -100,6 +100,7 @@ class Rssm(RssmBase, Tokenizer):
     def loss(self, batch: Batch) -> Losses:
         """On clips of frames (B, T, 3, H, W) uint8, the actions between them, and rewards and
         continues where the data has them."""
+        batch = batch if self.blocks is None else self.blocks.spaced(batch)
         (frames,) = batch.require("frames")
         patches = self._patches(frames.flatten(0, 1))
         if self.training:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
+from models.dynamics.action_blocks import ActionBlocks
 from models.dynamics.dynamics import Dynamics, State
 from models.dynamics.rssm_cell import ChoiceOfZ, Dense, Posteriors, RssmCell
 from models.dynamics.rssm_inverse import InverseDynamics
@@ -50,6 +51,9 @@ class RssmBaseConfig(CheckedConfig):
     absolute: bool = False
     """Infer z from the frame alone, without h: what a frame shows is then in its z, also where h
     knows it, and z of a goal is what it is within an episode."""
+    residual_prior: bool = False
+    """Predict the change of z, in logits, rather than z: what stands still is then predicted
+    without a weight that has learned it, over any number of steps."""
     inverse_weight: Annotated[float, Range(0, 10**6)] = 0.0
     """Weight of reading the action between two frames from their z, which then hold what it moves,
     however small.  Of an `absolute` z alone: another knows the action.  0 leaves it out."""
@@ -67,13 +71,24 @@ class RssmBaseConfig(CheckedConfig):
     too: else the model is only ever trained one step ahead.  0 leaves it out."""
     rewards: bool = True
     """Learn a reward and a continue head."""
+    frameskip: Annotated[int, Range(1, 1000)] = 1
+    """Actions from one state to the next, which are then one: what is far ahead is fewer steps
+    away."""
     context_frames: Annotated[int, Range(1, 10**4)] = 5
-    """Real frames that it enters with, where there are as many."""
+    """Real frames that it enters with, `frameskip` apart, where there are as many."""
     clip_length: Annotated[int, Range(2, 10**4)] = 32
     """Frames of a training clip."""
 
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"first_frames", "overshooting", "absolute", "expect_posterior", "inverse_weight"}
+        {
+            "first_frames",
+            "overshooting",
+            "absolute",
+            "expect_posterior",
+            "inverse_weight",
+            "residual_prior",
+            "frameskip",
+        }
     )
 
     @property
@@ -90,6 +105,11 @@ class RssmBaseConfig(CheckedConfig):
                 f"--inverse-weight {self.inverse_weight} has no use for a z that is inferred with "
                 f"h, which knows the action; add --absolute, or give 0"
             )
+        if (self.clip_length - 1) % self.frameskip:
+            raise ValueError(
+                f"--clip-length {self.clip_length} is not a multiple of --frameskip "
+                f"{self.frameskip}, plus 1; give such a number"
+            )
         if self.deter_dim % self.num_blocks:
             raise ValueError(
                 f"--deter-dim {self.deter_dim} is not divisible by --num-blocks "
@@ -103,6 +123,17 @@ class NoMemory:
 
     def select(self, index: Tensor) -> NoMemory:
         return self
+
+
+@dataclass
+class BlockMemory:
+    """The state that the block of actions began at, (B, 1, F), and its actions, (B, j, A)."""
+
+    start: Tensor
+    pending_actions: Tensor  # j < frameskip
+
+    def select(self, index: Tensor) -> BlockMemory:
+        return BlockMemory(self.start[index], self.pending_actions[index])
 
 
 class RssmBase(Dynamics):
@@ -121,10 +152,15 @@ class RssmBase(Dynamics):
     def __init__(self, config: RssmBaseConfig, actions: ActionSpec) -> None:
         super().__init__()
         self.actions, self.sampling = actions, None
-        self.context, self.has_rewards = config.context_frames, config.rewards
+        self.context = (config.context_frames - 1) * config.frameskip + 1
+        self.has_rewards = config.rewards
+        blocks = None
+        if config.frameskip > 1:
+            blocks = ActionBlocks(actions, config.frameskip, config.hidden_dim)
         self.cell = RssmCell(
             config.deter_dim, config.num_groups, config.num_classes, config.hidden_dim,
             config.num_blocks, config.embed_dim, actions, config.choice_of_z, config.absolute,
+            config.residual_prior, blocks,
         )  # fmt: skip
         stoch_dim = config.num_groups * config.num_classes
         if config.inverse_weight:
@@ -142,6 +178,12 @@ class RssmBase(Dynamics):
     @property
     def clip_length(self) -> int:
         return self.config.clip_length
+
+    @property
+    def blocks(self) -> ActionBlocks | None:
+        """What makes one action of several, where it does."""
+        embedding = self.cell.action_emb[0]
+        return embedding if isinstance(embedding, ActionBlocks) else None
 
     @property
     def state_spec(self) -> LatentSpec:
@@ -175,7 +217,8 @@ class RssmBase(Dynamics):
         losses = self.losses_of(followed, target, batch, weight)
         if self.config.inverse_weight and embeds.shape[1] > 1:
             z = followed.features[..., self.config.deter_dim :]
-            error = self.inverse.loss(z, actions, is_first)
+            last = actions if self.blocks is None else self.blocks.last(actions)
+            error = self.inverse.loss(z, last, is_first)
             losses["inverse"] = self.config.inverse_weight * error
         losses |= self.first_frame_losses(embeds, target, weight)
         return losses | self.overshooting_losses(followed.features, target, batch, weight)
@@ -240,7 +283,7 @@ class RssmBase(Dynamics):
         h, z = self._split(states[0][:, None])
         for k in range(steps):
             h = self.cell.advance(h, z, actions[rows, starts + k])
-            z = self.cell.prior(h).flatten(1)
+            z = self.cell.prior(h, z).flatten(1)
             states.append(torch.cat([h, z.to(h.dtype)], dim=-1))
         # a rollout stays where another episode begins
         order = torch.arange(1, steps + 1, device=target.device).expand(len(rows), -1)
@@ -258,11 +301,13 @@ class RssmBase(Dynamics):
     # -- rollouts ---------------------------------------------------------------------------
 
     def start(self, latents: Tensor, actions: Tensor) -> State:
-        embeds = self.embed(latents)
+        skip = self.config.frameskip
+        first = (latents.shape[1] - 1) % skip  # the last frame is a state
+        embeds = self.embed(latents[:, first::skip])
         h = self.cell.first(len(embeds), embeds)
         z = self._choose(self.cell.posterior(h, embeds[:, 0]))
-        for t in range(1, embeds.shape[1]):
-            h = self.cell.advance(h, z, actions[:, t - 1])
+        for t, block in enumerate(actions[:, first:].split(skip, dim=1)[: embeds.shape[1] - 1], 1):
+            h = self.cell.advance(h, z, self._as_one(block))
             z = self._choose(self.cell.posterior(h, embeds[:, t]))
         return self._state(h, z)
 
@@ -273,11 +318,13 @@ class RssmBase(Dynamics):
         return self.rollout(state, action[:, None])
 
     def rollout(self, state: State, actions: Tensor) -> State:
-        h, z = self._split(state.latents)
-        for action in actions.unbind(1):
-            h = self.cell.advance(h, z, action)
-            z = self._choose(self.cell.prior(h))
-        after = self._state(h, z)
+        start, actions = self._since_start(state, actions)
+        h, z = self._split(start)
+        for block in actions.split(self.config.frameskip, dim=1):
+            before = h, z
+            h = self.cell.advance(h, z, self._as_one(block))
+            z = self._choose(self.cell.prior(h, z))
+        after = self._within(h, z, before, block)
         if self.config.rewards:  # of the end alone: a planner asks thousands of times
             features = after.latents[:, 0]
             after.reward = self.reward_head(self.reward_in(features))
@@ -286,8 +333,29 @@ class RssmBase(Dynamics):
         return after
 
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
-        h = self.cell.advance(*self._split(state.latents), action)
-        return self._state(h, self._choose(self.cell.posterior(h, self.embed(latents))))
+        start, block = self._since_start(state, action[:, None])
+        before = self._split(start)
+        h = self.cell.advance(*before, self._as_one(block))
+        z = self._choose(self.cell.posterior(h, self.embed(latents)))
+        return self._within(h, z, before, block)
+
+    def _since_start(self, state: State, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the state's block began, (B, 1, F), and the actions since, with new ones."""
+        memory = state.memory
+        if not isinstance(memory, BlockMemory):
+            return state.latents, actions
+        return memory.start, torch.cat([memory.pending_actions, actions], dim=1)
+
+    def _as_one(self, block: Tensor) -> Tensor:
+        """(B, j, A) -> what the cell takes as an action."""
+        return block[:, 0] if self.blocks is None else self.blocks.pack(block)
+
+    def _within(self, h: Tensor, z: Tensor, before: tuple[Tensor, Tensor], block: Tensor) -> State:
+        """The state that a block's actions, (B, j, A), led to from the one before it."""
+        after = self._state(h, z)
+        if block.shape[1] < self.config.frameskip:
+            after.memory = BlockMemory(self._state(*before).latents, block)
+        return after
 
     def _choose(self, probs: Tensor) -> Tensor:
         return choose(probs, self.sampling).flatten(1)

@@ -16,7 +16,13 @@ from torch.nn.functional import silu
 from data.actions import ActionSpec
 from models.dynamics.rssm_scan import Weights, scan
 from models.layers.block_gru import BlockGru
-from models.layers.categorical_groups import sample, straight_through, unimix, unimix_probs
+from models.layers.categorical_groups import (
+    logits_of,
+    sample,
+    straight_through,
+    unimix,
+    unimix_probs,
+)
 from models.layers.embeddings import ActionEmbedding
 from models.layers.transformer import RmsNorm
 
@@ -59,14 +65,18 @@ class RssmCell(nn.Module):
         actions: ActionSpec,
         chooses: ChoiceOfZ = "sampled",
         absolute: bool = False,
+        residual: bool = False,
+        action_blocks: nn.Module | None = None,
     ) -> None:
         """chooses: z of a frame in training, given the posterior.
-        absolute: the posterior reads the frame alone, without h."""
+        absolute: the posterior reads the frame alone, without h.
+        residual: the prior is a change of the z before; at first none.
+        action_blocks: embeds what comes as actions, where these are blocks of them."""
         super().__init__()
         self.deter_dim, self.groups, self.chooses = deter_dim, (num_groups, num_classes), chooses
         stoch_dim = num_groups * num_classes
         self.action_emb = nn.Sequential(
-            ActionEmbedding(actions, hidden_dim), RmsNorm(hidden_dim), nn.SiLU()
+            action_blocks or ActionEmbedding(actions, hidden_dim), RmsNorm(hidden_dim), nn.SiLU()
         )
         self.deter_in = Dense(deter_dim, hidden_dim)
         self.stoch_in = Dense(stoch_dim, hidden_dim)
@@ -75,6 +85,10 @@ class RssmCell(nn.Module):
             Dense(deter_dim, hidden_dim), Dense(hidden_dim, hidden_dim),
             nn.Linear(hidden_dim, stoch_dim),
         )  # fmt: skip
+        self.residual = residual
+        if residual:
+            for weight in self.prior_head[2].parameters():
+                nn.init.zeros_(weight)
         self.deter_proj = None if absolute else nn.Linear(deter_dim, hidden_dim)
         self.embed_proj = nn.Linear(embed_dim, hidden_dim, bias=absolute)
         self.posterior_norm = RmsNorm(hidden_dim)
@@ -101,9 +115,12 @@ class RssmCell(nn.Module):
             h, z, posterior = self.follow(*by_time, is_first)
         if self.chooses == "likeliest":
             posterior = unimix(z.view_as(posterior))
-        h = h.transpose(0, 1)
-        features = torch.cat([h, z.transpose(0, 1)], dim=-1)
-        return Posteriors(features, posterior.transpose(0, 1), self.prior(h))
+        h, z = h.transpose(0, 1), z.transpose(0, 1)
+        before = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], dim=1)
+        if is_first is not None:
+            before = before * (~is_first)[..., None]
+        features = torch.cat([h, z], dim=-1)
+        return Posteriors(features, posterior.transpose(0, 1), self.prior(h, before))
 
     def infer_first(self, embeds: Tensor) -> Tensor:
         """h and z of frames as if each began an episode: (..., E) -> (..., H + S)."""
@@ -186,9 +203,13 @@ class RssmCell(nn.Module):
         """h (B, H), z (B, S), normalized action (B, A) or code (B,) -> the next h, (B, H)."""
         return self._advance(h, z, self.action_emb(action))
 
-    def prior(self, h: Tensor) -> Tensor:
-        """h (..., H) -> probabilities of z before its frame is seen, (..., G, C)."""
-        return unimix_probs(self.prior_head(h).unflatten(-1, self.groups))
+    def prior(self, h: Tensor, before: Tensor) -> Tensor:
+        """h (..., H), z of the step before (..., S) -> probabilities of z before its frame is seen,
+        (..., G, C)."""
+        logits = self.prior_head(h).unflatten(-1, self.groups)
+        if self.residual:
+            logits = logits + logits_of(before.unflatten(-1, self.groups))
+        return unimix_probs(logits)
 
     def posterior(self, h: Tensor, embed: Tensor) -> Tensor:
         """h (B, H), embedding of the frame (B, E) -> probabilities of z, (B, G, C)."""

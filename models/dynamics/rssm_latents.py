@@ -90,6 +90,7 @@ class RssmLatents(RssmBase):
 
     def loss(self, batch: Batch) -> Losses:
         """On clips of latents, (B, T, N) codes or (B, T, P, D), with what else the data has."""
+        batch = batch if self.blocks is None else self.blocks.spaced(batch)
         (latents,) = batch.require("latents")
         if self.training:
             self.latent_scale.collect(self.vectors(latents))

@@ -17,6 +17,10 @@ UNIMIX = 0.01
 """Share of a uniform distribution in every categorical, so that no KL is infinite (section 3)."""
 
 
+LEAST = 1e-4
+"""Least probability that has a logit of its own: 9 nats from a certain one."""
+
+
 def unimix_probs(logits: Tensor) -> Tensor:
     """Probabilities in float32, mixed with a uniform distribution: (..., C) -> (..., C)."""
     return unimix(torch.softmax(logits.float(), dim=-1))
@@ -25,6 +29,13 @@ def unimix_probs(logits: Tensor) -> Tensor:
 def unimix(probs: Tensor) -> Tensor:
     """Mix probabilities with a uniform distribution: (..., C) -> (..., C)."""
     return probs * (1 - UNIMIX) + UNIMIX / probs.shape[-1]
+
+
+def logits_of(probs: Tensor) -> Tensor:
+    """Logits, in float32, whose `unimix_probs` are these mixed probabilities, (..., C), but for
+    `LEAST`, which bounds them."""
+    share = UNIMIX / probs.shape[-1]
+    return ((probs.float() - share) / (1 - UNIMIX)).clamp(min=LEAST).log()
 
 
 def straight_through(probs: Tensor, index: Tensor) -> Tensor:

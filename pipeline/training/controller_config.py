@@ -33,6 +33,14 @@ Method = Literal[
     "canonical_policy",
     "distilled_policy",
 ]
+DEMOS_FROM: dict[Method, str] = {
+    "bc": "min_reward",
+    "actor_critic": "min_reward",
+    "flow_policy": "flow_min_reward",
+    "canonical_policy": "flow_min_reward",
+    "distilled_policy": "flow_min_reward",
+}
+"""The reward that an episode reaches to be a demonstration, by what learns from it."""
 FROM_REWARDS = ("actor_critic", "task_cost", "canonical_policy", "distilled_policy")
 
 
@@ -213,6 +221,12 @@ def starts_from(config: Config, method: Method) -> tuple[Method, ...]:
         by_cost = cast(ActorCriticConfig, config.model).rewards == "task_cost"
         return ("bc", "task_cost") if by_cost else ("bc",)
     return ()
+
+
+def demo_settings(config: Config, method: Method) -> dict[str, float]:
+    """Give what chooses the demonstrations of a method, by its name; nothing where it has none."""
+    name = DEMOS_FROM.get(method)
+    return {name: getattr(config, name)} if name else {}
 
 
 def settings_of(config: Config, methods: tuple[Method, ...], method: Method) -> dict[str, Any]:

@@ -87,8 +87,8 @@ class ControllerContext:
             return GoalClips(clips, needs, self.latents, self.goals)
         return ClipBatches(clips, needs, self.latents)
 
-    def describe(self, config: MethodConfig) -> dict[str, Any]:
-        """What a checkpoint of this world says of itself."""
+    def describe(self, config: MethodConfig, settings: dict[str, float]) -> dict[str, Any]:
+        """What a checkpoint of this world says of itself; settings: as `ckpt.describe`."""
         return ckpt.describe(
             config,
             self.data,
@@ -96,6 +96,7 @@ class ControllerContext:
             self.world.actions,
             self.parent,
             self.recordings,
+            settings,
         )
 
 

@@ -49,7 +49,7 @@ def check_resumable(
     settings = metadata.get("settings", {})
     now = metadata["config"] | {"freeze": list(train.freeze)} | settings
     before = last["config"] | {"freeze": list(last["train"].get("freeze", ()))}
-    before |= last.get("settings", settings)  # begun before they were kept
+    before |= last.get("settings") or settings  # begun before they were kept
     difference = _difference(before, now)
     if difference:
         name, old, new = difference

@@ -88,7 +88,11 @@ class StVivit(Tokenizer):
         positions = grid_positions(config.grid)
         seen, drawn = config.encoder, config.decoder
         self.encoder_in = nn.Linear(values, seen.dim)
-        self.encoder_pos = nn.Parameter(torch.zeros(patches, seen.dim))
+        # without it, and with a background that nothing has shifted, a thing has the same codes in
+        # each patch, and how it moves is learned in all of them at once
+        self.encoder_pos = (
+            nn.Parameter(torch.zeros(patches, seen.dim)) if config.encoder_sees_frame else 0.0
+        )
         self.encoder = SpaceTimeTransformer(seen, positions, over_space=config.encoder_sees_frame)
         self.encoder_out = nn.Linear(seen.dim, numbers)
         self.quantizer = FSQ(list(config.levels), num_codebooks=config.num_codebooks)
@@ -100,7 +104,7 @@ class StVivit(Tokenizer):
         nn.init.zeros_(self.decoder_out.weight)
         nn.init.zeros_(self.decoder_out.bias)
         # what a static camera sees: frames are encoded, and drawn, as what differs from it
-        self.background = FirstBatch((patches, values))
+        self.background = FirstBatch((patches, values), median=True)
         self.pixels = nn.Parameter(torch.zeros(patches, values))
         self.temporal_context = max(self.encoder.temporal_context, self.decoder.temporal_context)
 

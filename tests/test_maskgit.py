@@ -26,6 +26,7 @@ CONFIG = MaskGitConfig(BLOCKS, clip_length=5, sampling_steps=3)
 
 class Books:
     codebooks = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0))
+    code_numbers = codebooks
 
 
 def a_model(actions: ActionSpec = KEYS, **changes: Any) -> MaskGit:
@@ -325,3 +326,13 @@ def test_codes_that_only_occur_together_are_sampled_together():
         first, second = model.step(state, keys(64, 1)[:, 0]).latents.view(-1, 2).T
     assert (first != second).float().mean() < 0.05
     assert 0.2 < first.float().mean() < 0.8
+
+
+def test_of_many_places_the_middle_is_drawn_and_not_the_likeliest_nothing():
+    """No place of a thing is as likely as none, but most of the probability is on places."""
+    model = a_model()
+    model.code_numbers[0] = torch.tensor([8.0, 1.0, 2.0, 3.0, 4.0, 5.0, 20.0])[:, None]
+    probs = torch.tensor([0.25, 0.15, 0.15, 0.15, 0.15, 0.15, 0.0])
+    assert probs.argmax() == 0 and int(model._least_risk(probs.log(), 0)) == 4  # mean 4.25
+    certain = torch.full((7,), -100.0).index_fill(0, torch.tensor(6), 0.0)
+    assert int(model._least_risk(certain, 0)) == 6

@@ -19,6 +19,8 @@ from models.layers.sampling import Sampling
 class CodesInTurn(CodeHead):
     """The joint distribution of a patch's codes, by the chain rule."""
 
+    code_numbers: Tensor
+
     def make_code_head(self, dim: int) -> None:
         super().make_code_head(dim)
         num_codebooks, _, code_dim = self.vectors.codebook.shape
@@ -28,6 +30,7 @@ class CodesInTurn(CodeHead):
             )
             for book in range(1, num_codebooks)
         )
+        self.register_buffer("code_numbers", torch.zeros_like(self.vectors.codebook))
 
     def cross_entropy(
         self, out: Tensor, prev_codes: Tensor, target: Tensor
@@ -50,7 +53,8 @@ class CodesInTurn(CodeHead):
     def choose(
         self, out: Tensor, prev_codes: Tensor, weight: Tensor, sampling: Sampling
     ) -> tuple[Tensor, Tensor]:
-        """Choose codes, (..., N), and give the log-probability of each patch's, (..., P).
+        """Choose codes, (..., N), and give the log-probability of each patch's, (..., P).  At a
+        temperature of 0 they are those of least risk.
 
         out: (..., P, D).  weight: of `output_weight`.
         """
@@ -62,10 +66,21 @@ class CodesInTurn(CodeHead):
             logits = linear(x, weight[book], self.head_bias[book])
             prev = before[..., book, None]
             logits = logits.scatter_add(-1, prev, copy[..., None].to(logits.dtype)).float()
-            code = sampling.sample(logits)[..., None]
+            if sampling.temperature:
+                code = sampling.sample(logits)[..., None]
+            else:
+                code = self._least_risk(logits, book)[..., None]
             score = score + torch.log_softmax(logits, dim=-1).gather(-1, code)[..., 0]
             chosen = torch.cat([chosen, code], dim=-1)
         return chosen.flatten(-2), score
+
+    def _least_risk(self, logits: Tensor, book: int) -> Tensor:
+        """The code nearest to the expected numbers (minimum Bayes risk under squared error): of a
+        thing whose place is not certain no code is likely, and the likeliest may be that of no
+        thing at all.  (..., K) -> (...)."""
+        numbers = self.code_numbers[book]
+        expected = torch.softmax(logits, dim=-1) @ numbers
+        return (numbers.square().sum(-1) - 2 * expected @ numbers.mT).argmin(-1)
 
     def _after(self, out: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """The vector that the next code of each patch is predicted from, (..., P, D), and the bonus

@@ -130,6 +130,13 @@ class StVivit(Tokenizer):
         return torch.cat(numbers, dim=-1).float().expand(self.config.num_codebooks, -1, -1)
 
     @property
+    def code_numbers(self) -> Tensor:
+        """The rounded numbers themselves, and zeros up to the vectors' width."""
+        numbers, width = self._implicit_codebook, self.latents.dim // self.config.num_codebooks
+        padded = nn.functional.pad(numbers, (0, width - numbers.shape[1]))
+        return padded.expand(self.config.num_codebooks, -1, -1)
+
+    @property
     def _implicit_codebook(self) -> Tensor:
         """(K, L) float, the rounded numbers of each code."""
         return self.quantizer.implicit_codebook.float()  # type: ignore[union-attr, operator]

@@ -39,6 +39,7 @@ CONFIG = GenieConfig(
 
 class Books:
     codebooks = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0))
+    code_numbers = codebooks
 
 
 def a_model(**changes: Any) -> Genie:

@@ -26,6 +26,7 @@ CONFIG = MaskGitConfig(BLOCKS, clip_length=5, sampling_steps=3)
 
 class Books:
     codebooks = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0))
+    code_numbers = codebooks
 
 
 def a_model(actions: ActionSpec = KEYS, **changes: Any) -> MaskGit:
@@ -51,14 +52,14 @@ def keys(rows: int = 4, frames: int = 5) -> Tensor:
 
 @pytest.mark.parametrize("num_codes", [1, 2, 7, 64, 256])
 @pytest.mark.parametrize("steps", [1, 2, 8, 25])
-def test_each_pass_keeps_at_least_one_code_and_the_last_one_all(num_codes: int, steps: int):
+def test_each_pass_keeps_at_least_one_patch_and_the_last_one_all(num_codes: int, steps: int):
     steps = min(steps, num_codes)
     left = [num_codes, *masked_after(num_codes, steps)]
     assert len(left) == steps + 1 and left[-1] == 0
     assert all(after < before for before, after in pairwise(left))
 
 
-def test_few_codes_are_kept_at_first_and_many_at_last():
+def test_few_patches_are_kept_at_first_and_many_at_last():
     kept = -torch.tensor([256, *masked_after(256, 25)]).diff()
     assert kept[0] == 1 and kept[-1] > 10 and kept.sum() == 256
 
@@ -75,16 +76,17 @@ def test_a_step_leaves_no_code_masked(order: Any, temperature: float, steps: int
     assert after.latents.shape == (4, 12) and 0 <= after.latents.min() <= after.latents.max() < 7
 
 
-def test_kept_codes_stay_and_the_surest_are_kept_first():
+def test_kept_patches_stay_and_the_surest_are_kept_first():
     model = a_model()
-    logits = torch.randn(1, 12, 7)
+    chosen, score = codes(2, 1)[:, 0], torch.randn(1, 6)
     masked = torch.full((1, 12), model.mask)
-    sure = logits.log_softmax(-1).amax(-1)[0].argsort(descending=True)
-    first = model._keep_surest(masked, logits, 8, 0.5)
-    assert (first[0] != model.mask).nonzero().flatten().tolist() == sorted(sure[:4].tolist())
-    second = model._keep_surest(first, torch.randn(1, 12, 7), 0, 0.0)
-    kept = first != model.mask
-    assert torch.equal(second[kept], first[kept]) and (second != model.mask).all()
+    first = model._keep_surest(masked, chosen[:1], score, 4, 0.5)
+    shown = (first[0] != model.mask).view(6, 2)
+    surest = score[0].argsort(descending=True)[:2]
+    assert shown.all(1).nonzero().flatten().tolist() == sorted(surest.tolist())
+    assert torch.equal(shown.all(1), shown.any(1))  # all codes of a patch, or none
+    second = model._keep_surest(first, chosen[1:], score, 0, 0.0)
+    assert torch.equal(second, torch.where(first == model.mask, chosen[1:], first))
 
 
 def test_a_mask_is_a_row_of_its_own_for_every_codebook():
@@ -227,8 +229,10 @@ def test_a_share_of_frames_is_masked_whole():
     for share in (0.0, 1.0):
         model = a_model(min_mask_rate=0.0, all_masked=share)
         torch.manual_seed(0)
-        whole = model._random_mask(codes(64)).all(-1).float().mean()
+        masked = model._random_mask(codes(64))
+        whole = masked.all(-1).float().mean()
         assert whole == 1 if share else whole < 0.2
+        assert torch.equal(masked[..., ::2], masked[..., 1::2])  # patches, not codes
 
 
 def test_a_predicted_frame_is_given_what_was_there_before():
@@ -277,3 +281,58 @@ def test_deaf_dynamics_are_said_once_and_with_a_way_out():
     assert len(said) == 1 and "deaf to actions" in said[0] and "--model.all-masked" in said[0]
     heard = [line for _ in range(40) for line in a_model().advise({"action_gap": 0.4})]
     assert not heard and not model.advise({"action_error": 1.0})
+
+
+def test_a_code_depends_on_those_before_it_in_its_patch_and_not_on_those_after():
+    """The first is predicted alone, the second given the first: of its own patch."""
+    model, one = a_model(), codes(1, 1)
+    out = torch.randn(1, 1, 6, 16)
+    with torch.no_grad():
+        before, _ = model.cross_entropy(out, one, one)
+        for book, changed in ((0, [4, 5]), (1, [5])):
+            other = one.clone()
+            other[..., 4 + book] = (other[..., 4 + book] + 1) % 7  # of the third patch
+            after, _ = model.cross_entropy(out, one, other)
+            assert (after != before).flatten().nonzero().flatten().tolist() == changed
+
+
+def test_the_codes_that_are_chosen_have_the_probability_that_is_learned():
+    """The score is minus the cross-entropy of the same codes, summed over a patch."""
+    model, before = a_model(), codes(4, 1)[:, 0]
+    out = torch.randn(4, 6, 16)
+    with torch.no_grad():
+        sampling = Sampling(1.0)
+        chosen, score = model.choose(out, before, model.output_weight(), sampling)
+        losses, _ = model.cross_entropy(out, before, chosen)
+    assert torch.allclose(score, -losses.view(4, 6, 2).sum(-1), atol=1e-4)
+
+
+def test_codes_that_only_occur_together_are_sampled_together():
+    """Both codes of a patch are 0, or both are 1: a half each, and never one of each."""
+    torch.manual_seed(0)
+    config = replace(CONFIG, token_noise=0.0, changed_token_weight=1.0)
+    model = MaskGit(config, SPEC, KEYS)
+    model.load_codebook(Books())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(60):
+        latents = torch.randint(0, 2, (32, 5, 6)).repeat_interleave(2, dim=-1)
+        losses = model.loss(Batch(latents=latents, actions=keys(32, 4)))
+        optimizer.zero_grad()
+        losses["cross_entropy"].backward()
+        optimizer.step()
+    model.eval().sampling = Sampling(1.0, steps=1)
+    with torch.no_grad():
+        state = model.start(torch.zeros(64, 2, 12, dtype=torch.int64), keys(64, 1))
+        first, second = model.step(state, keys(64, 1)[:, 0]).latents.view(-1, 2).T
+    assert (first != second).float().mean() < 0.05
+    assert 0.2 < first.float().mean() < 0.8
+
+
+def test_of_many_places_the_middle_is_drawn_and_not_the_likeliest_nothing():
+    """No place of a thing is as likely as none, but most of the probability is on places."""
+    model = a_model()
+    model.code_numbers[0] = torch.tensor([8.0, 1.0, 2.0, 3.0, 4.0, 5.0, 20.0])[:, None]
+    probs = torch.tensor([0.25, 0.15, 0.15, 0.15, 0.15, 0.15, 0.0])
+    assert probs.argmax() == 0 and int(model._least_risk(probs.log(), 0)) == 4  # mean 4.25
+    certain = torch.full((7,), -100.0).index_fill(0, torch.tensor(6), 0.0)
+    assert int(model._least_risk(certain, 0)) == 6

@@ -24,13 +24,13 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.dynamics.dynamics import Dynamics, State
+from models.layers.codes_in_turn import CodesInTurn
 from models.layers.embeddings import ActionEmbedding, PointerEmbedding
-from models.layers.heads import CodeHead
 from models.layers.sampling import Sampling
 from models.layers.space_time import FrameCache, SpaceTimeTransformer, grid_positions
 from models.layers.transformer import RmsNorm, TransformerConfig
 from models.method import CompileFn, Losses
-from models.tokenizers.codes import CodebookEmbedding, HasCodebooks
+from models.tokenizers.codes import CodebookEmbedding, HasCodeNumbers
 from models.tokenizers.tokenizer import LatentSpec
 
 COMPARED_WINDOWS = 8  # of a batch, on which the gap between actions is measured
@@ -44,13 +44,13 @@ class MaskGitConfig(CheckedConfig):
     clip_length: Annotated[int, Range(2, 10**4)] = 6
     """Frames of a training clip; those after the context are predicted."""
     min_mask_rate: Annotated[float, Range(0, 1)] = 0.5
-    """A predicted frame's codes are masked at a rate between this and 1."""
+    """A predicted frame's patches are masked at a rate between this and 1."""
     all_masked: Annotated[float, Range(0, 1)] = 0.5
     """Share of predicted frames that are masked whole, as before the first pass of a rollout.
     Codes that are shown tell where things went, and then the action says nothing new."""
     changed_token_weight: Annotated[float, Range(above=0, high=10**6)] = 10.0
-    """Weight of a code that changes; an unchanged one has 1.  Most are unchanged, and copying would
-    be right nearly everywhere."""
+    """Weight of the codes of a patch that changes; those of an unchanged one have 1.  Most are
+    unchanged, and copying would be right nearly everywhere."""
     token_noise: Annotated[float, Range(0, 1)] = 0.02
     """Share of the past's codes that are replaced by random ones, so that errors of a rollout are
     survived."""
@@ -58,7 +58,7 @@ class MaskGitConfig(CheckedConfig):
     """Share of clips whose first frames are repeats of a later one, as where a world is entered
     with fewer frames than it can use."""
     sampling_steps: Annotated[int, Range(1, 1000)] = 8
-    """Passes over a predicted frame; each keeps the codes that it is surest of, at least one."""
+    """Passes over a predicted frame; each keeps the patches that it is surest of, at least one."""
 
     def check(self) -> None:
         super().check()
@@ -88,7 +88,7 @@ class MaskGitMemory:
         return MaskGitMemory(self.cache.select(index), self.action[index], self.known[index])
 
 
-class MaskGit(CodeHead, Dynamics):
+class MaskGit(CodesInTurn, Dynamics):
     """Predict the masked codes of the next frame."""
 
     needs = frozenset({"latents", "actions"})
@@ -131,9 +131,10 @@ class MaskGit(CodeHead, Dynamics):
     def clip_length(self) -> int:
         return self.config.clip_length
 
-    def load_codebook(self, source: HasCodebooks) -> None:
-        """Copy the vectors of the tokenizer's codes; they are not trained."""
+    def load_codebook(self, source: HasCodeNumbers) -> None:
+        """Copy the vectors of the tokenizer's codes, and their numbers; they are not trained."""
         self.vectors.load_codebook(source)
+        self.code_numbers.copy_(source.code_numbers)
 
     def compile_steps(self, compile_fn: CompileFn) -> None:
         self.transformer.forward = compile_fn(self.transformer, self.transformer.forward)
@@ -160,7 +161,8 @@ class MaskGit(CodeHead, Dynamics):
         out = self._predict(rows[0], rows[1], led, windows)
         out = rearrange(out, "(B W) 1 P D -> B W P D", B=len(target))
         cross_entropy, predicted = self.cross_entropy(out, before, target)
-        changed = (before != target) & masked
+        # of what was there, not of the noise; a patch with its codes together
+        changed = masked & self._changed(latents[:, self.context - 1 : -1], target)
         weights = masked + (self.config.changed_token_weight - 1) * changed.float()
         with torch.no_grad():
             # sums under a mask: indexing by one would wait for the GPU
@@ -208,6 +210,11 @@ class MaskGit(CodeHead, Dynamics):
             f"--train.steps, or give frames that are farther apart"
         ]
 
+    def _changed(self, before: Tensor, target: Tensor) -> Tensor:
+        """Codes of patches that show something else: (..., N) twice -> (..., N) bool."""
+        other = (before != target).unflatten(-1, (-1, self.latents.num_codebooks))
+        return other.any(-1, keepdim=True).expand_as(other).flatten(-2)
+
     def _add_noise(self, latents: Tensor) -> Tensor:
         """Replace some codes by random ones."""
         noisy = torch.rand(latents.shape, device=latents.device) < self.config.token_noise
@@ -224,11 +231,13 @@ class MaskGit(CodeHead, Dynamics):
         return past.gather(1, source[..., None].expand_as(past)), index > first
 
     def _random_mask(self, target: Tensor) -> Tensor:
-        """(B, W, N) bool, each frame at a rate of its own."""
-        low = self.config.min_mask_rate
-        rate = low + (1 - low) * torch.rand(*target.shape[:2], 1, device=target.device)
-        whole = torch.rand(rate.shape, device=target.device) < self.config.all_masked
-        return (torch.rand(target.shape, device=target.device) < rate) | whole
+        """(B, W, N) bool, each frame at a rate of its own: whole patches, since a code that is
+        shown would tell the others of its patch."""
+        low, device = self.config.min_mask_rate, target.device
+        rate = low + (1 - low) * torch.rand(*target.shape[:2], 1, device=device)
+        whole = torch.rand(rate.shape, device=device) < self.config.all_masked
+        drawn = torch.rand(*target.shape[:2], self.latents.num_patches, device=device)
+        return ((drawn < rate) | whole).repeat_interleave(self.latents.num_codebooks, dim=-1)
 
     # -- rollouts ---------------------------------------------------------------------------
 
@@ -257,14 +266,15 @@ class MaskGit(CodeHead, Dynamics):
         out, cache = self._blocks(both, led, known, memory.cache, before)
         past = cache.between(-1 - self.context, -1)
         weight = self.output_weight()
-        steps = min(self.sampling.steps or self.config.sampling_steps, codes.shape[1])
-        for index, num_masked in enumerate(masked_after(codes.shape[1], steps)):
+        patches = self.latents.num_patches
+        steps = min(self.sampling.steps or self.config.sampling_steps, patches)
+        for index, num_masked in enumerate(masked_after(patches, steps)):
             if index:
                 out = self._predict(codes[:, None], before[:, 1:], led[:, 1:], past)
             else:
                 out = out[:, -1:, 1:]
-            logits = self.logits(out[:, 0], state.latents, weight).float()
-            codes = self._keep_surest(codes, logits, num_masked, 1 - (index + 1) / steps)
+            chosen, score = self.choose(out[:, 0], state.latents, weight, self.sampling)
+            codes = self._keep_surest(codes, chosen, score, num_masked, 1 - (index + 1) / steps)
         return self._state(codes, past, led[:, 1], known[:, 1])
 
     def observe(self, state: State, action: Tensor, latents: Tensor) -> State:
@@ -277,23 +287,22 @@ class MaskGit(CodeHead, Dynamics):
         cache = cache.between(-self.context)
         return self._state(latents, cache, action, torch.ones_like(memory.known))
 
-    def _keep_surest(self, codes: Tensor, logits: Tensor, num_masked: int, noise: float) -> Tensor:
-        """Choose codes, and keep all but the `num_masked` least sure ones: (B, N), (B, N, K).
-        `noise` falls to 0 in the course of the passes."""
-        chosen = self.sampling.sample(logits)
-        masked = codes == self.mask
+    def _keep_surest(
+        self, codes: Tensor, chosen: Tensor, score: Tensor, num_masked: int, noise: float
+    ) -> Tensor:
+        """Keep what was chosen but for the `num_masked` least sure patches: (B, N) twice, scores
+        (B, P).  `noise` falls to 0 in the course of the passes."""
+        masked = codes[:, :: self.latents.num_codebooks] == self.mask
         if num_masked:
             if self.sampling.order == "random":
-                score = torch.rand(codes.shape, device=codes.device)
-            else:
-                score = torch.log_softmax(logits, dim=-1)
-                score = score.gather(-1, chosen[..., None])[..., 0]
-                if self.sampling.temperature:  # the surest alone would copy the frame before
-                    gumbel = -torch.empty_like(score).exponential_().log()
-                    score = score + noise * self.sampling.temperature * gumbel
+                score = torch.rand_like(score)
+            elif self.sampling.temperature:  # the surest alone would copy the frame before
+                gumbel = -torch.empty_like(score).exponential_().log()
+                score = score + noise * self.sampling.temperature * gumbel
             score = score.masked_fill(~masked, float("inf"))
-            kept = score.topk(codes.shape[1] - num_masked).indices
+            kept = score.topk(score.shape[1] - num_masked).indices
             masked = masked & torch.zeros_like(masked).scatter(1, kept, True)
+        masked = masked.repeat_interleave(self.latents.num_codebooks, dim=1)
         return torch.where(masked, chosen, codes)
 
     def _state(self, codes: Tensor, cache: FrameCache, action: Tensor, known: Tensor) -> State:
@@ -345,12 +354,12 @@ class MaskGit(CodeHead, Dynamics):
         return self.input_proj(vectors * shown) + shown_before + table + self.pos_emb
 
 
-def masked_after(num_codes: int, steps: int) -> list[int]:
-    """How many codes are still masked after each pass: a cosine (MaskGIT, section 3.3) that keeps
-    at least one code a pass and none after the last."""
-    counts, left = [], num_codes
+def masked_after(num_patches: int, steps: int) -> list[int]:
+    """How many patches are still masked after each pass: a cosine (MaskGIT, section 3.3) that keeps
+    at least one a pass and masks none after the last."""
+    counts, left = [], num_patches
     for step in range(1, steps + 1):
-        cosine = math.floor(num_codes * math.cos(math.pi / 2 * step / steps) + 1e-6)
+        cosine = math.floor(num_patches * math.cos(math.pi / 2 * step / steps) + 1e-6)
         left = max(min(cosine, left - 1), steps - step)
         counts.append(left)
     return counts

@@ -17,9 +17,10 @@ class FirstBatch(nn.Module):
     mean: Tensor
     std: Tensor  # zeros until it is known
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], median: bool = False) -> None:
+        """median: take it for the mean; what passes by does not shift it."""
         super().__init__()
-        self.shape = shape
+        self.shape, self.median = shape, median
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("std", torch.zeros(shape))
         self._known = False
@@ -48,5 +49,5 @@ class FirstBatch(nn.Module):
         if self._pending:
             values = torch.cat(self._pending)
             self._pending = []
-            self.mean.copy_(values.mean(0))
+            self.mean.copy_(values.median(0).values if self.median else values.mean(0))
             self.std.copy_(values.std(0, correction=0))

@@ -88,7 +88,11 @@ class StVivit(Tokenizer):
         positions = grid_positions(config.grid)
         seen, drawn = config.encoder, config.decoder
         self.encoder_in = nn.Linear(values, seen.dim)
-        self.encoder_pos = nn.Parameter(torch.zeros(patches, seen.dim))
+        # without it, and with a background that nothing has shifted, a thing has the same codes in
+        # each patch, and how it moves is learned in all of them at once
+        self.encoder_pos = (
+            nn.Parameter(torch.zeros(patches, seen.dim)) if config.encoder_sees_frame else 0.0
+        )
         self.encoder = SpaceTimeTransformer(seen, positions, over_space=config.encoder_sees_frame)
         self.encoder_out = nn.Linear(seen.dim, numbers)
         self.quantizer = FSQ(list(config.levels), num_codebooks=config.num_codebooks)
@@ -100,7 +104,7 @@ class StVivit(Tokenizer):
         nn.init.zeros_(self.decoder_out.weight)
         nn.init.zeros_(self.decoder_out.bias)
         # what a static camera sees: frames are encoded, and drawn, as what differs from it
-        self.background = FirstBatch((patches, values))
+        self.background = FirstBatch((patches, values), median=True)
         self.pixels = nn.Parameter(torch.zeros(patches, values))
         self.temporal_context = max(self.encoder.temporal_context, self.decoder.temporal_context)
 
@@ -124,6 +128,13 @@ class StVivit(Tokenizer):
             values[:, None] > values.unique()[:-1] for values in self._implicit_codebook.unbind(-1)
         ]
         return torch.cat(numbers, dim=-1).float().expand(self.config.num_codebooks, -1, -1)
+
+    @property
+    def code_numbers(self) -> Tensor:
+        """The rounded numbers themselves, and zeros up to the vectors' width."""
+        numbers, width = self._implicit_codebook, self.latents.dim // self.config.num_codebooks
+        padded = nn.functional.pad(numbers, (0, width - numbers.shape[1]))
+        return padded.expand(self.config.num_codebooks, -1, -1)
 
     @property
     def _implicit_codebook(self) -> Tensor:

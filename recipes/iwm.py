@@ -12,6 +12,7 @@ SOURCE = ("images", "PATH")
 TOKENIZER = {
     "model": "iwm",
     "model.whiten": True,
+    "model.pooled_weight": 1.0,
     "train.steps": 100_000,
     "train.batch_size": 256,
     "train.learning_rate": 1e-3,

@@ -13,6 +13,7 @@ from models import registry
 from models.layers import views
 from models.layers.mrr import chance
 from models.layers.vit import VitConfig
+from models.tokenizers import iwm
 from models.tokenizers.iwm import Iwm, IwmConfig
 
 SMALL = VitConfig(dim=24, num_layers=1, num_heads=2)
@@ -163,6 +164,29 @@ def test_where_nothing_is_masked_all_patches_are_seen_and_predicted(batch, monke
     monkeypatch.setattr(model.predictor, "forward", spy)
     losses = model.loss(batch)
     assert asked == [(model.latents.num_patches,) * 2] and losses["prediction"].isfinite()
+
+
+def test_the_error_of_the_mean_counts_what_patches_have_in_common(batch, monkeypatch):
+    """A shift of all patches is as many times as much there, and what cancels is nothing."""
+    model = Iwm(replace(CONFIG, pooled_weight=2.0))
+    predicted = int(CONFIG.predicted * model.latents.num_patches)
+    taken: list[torch.Tensor] = []
+    take = iwm.take
+
+    def spy(tokens, index):
+        taken.append(take(tokens, index))
+        return taken[-1]
+
+    monkeypatch.setattr(iwm, "take", spy)  # targets are taken first
+    alternating = torch.tensor([0.5, -0.5]).repeat(predicted)[:predicted, None]
+    for shift, pooled in (0.0, 0.0), (0.5, 0.25), (alternating - alternating.mean(), 0.0):
+        taken.clear()
+        monkeypatch.setattr(model, "_predict", lambda *given, shift=shift: taken[0] + shift)
+        losses = model.loss(batch)
+        error = float(torch.as_tensor(shift).square().mean())
+        assert float(losses["prediction"]) == pytest.approx(error, abs=1e-6)
+        expected = 2 * predicted * pooled
+        assert float(losses["pooled_prediction"]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_validation_does_not_depend_on_what_was_drawn_before(model, batch):

@@ -41,7 +41,7 @@ QUERIES = 16  # predictions of an image, each among all its candidates
 @dataclass(frozen=True)
 class IwmConfig(CheckedConfig):
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"invariant_share", "invariant_predictor", "whiten"}
+        {"invariant_share", "invariant_predictor", "whiten", "pooled_weight"}
     )
     image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
@@ -80,6 +80,9 @@ class IwmConfig(CheckedConfig):
     """Channels of the decoder."""
     num_res_blocks: Annotated[int, Range(0, 100)] = 2
     """Residual blocks of the decoder."""
+    pooled_weight: Annotated[float, Range(0, 10**6)] = 0.0
+    """Weight of the error of the mean over the predicted patches, by which views are told apart;
+    that of each patch has 1."""
     whiten: bool = False
     """Show the encoder light, colors and local differences at like strength (whitened), not red,
     green and blue."""
@@ -155,17 +158,19 @@ class Iwm(Tokenizer):
         return self._predict(latents, positions.expand(len(latents), -1, -1), wanted, action)
 
     def loss(self, batch: Batch) -> Losses:
-        """Squared error of predicted latents, and the decoder's squared error, times 100.
+        """Squared error of predicted latents, also of their mean where it has a weight, and the
+        decoder's squared error, times 100.
 
         The decoder's gradient does not reach the latents.
         """
         (frames,) = batch.require("frames")
         images = frames.flatten(0, -4).float() / 255
+        config = self.config
         source, target = self.draw_views(len(images), images.device)
         seen_view, target_view = views.apply(images, source), views.apply(images, target)
         patches = self.latents.num_patches
         num_visible, num_predicted = (
-            max(1, int(share * patches)) for share in (self.config.visible, self.config.predicted)
+            max(1, int(share * patches)) for share in (config.visible, config.predicted)
         )
         visible, predicted = draw_blocks(
             len(images), self.latents.grid, num_visible, num_predicted, images.device
@@ -179,15 +184,19 @@ class Iwm(Tokenizer):
         targets = take(all_targets, predicted)
         found = self._predict(latents, take(positions, visible), take(wanted, predicted), action)
         reconstruction = self.decoder(all_targets).float()
-        prediction = (found.float() - targets).square().mean()
+        error = found.float() - targets
         losses = {
-            "prediction": prediction,
+            "prediction": error.square().mean(),
             "reconstruction": 100 * nn.functional.mse_loss(reconstruction, target_view),
         }
+        if config.pooled_weight:  # independent errors of M patches count alike in both terms
+            pooled = error.shape[1] * error.mean(1).square().mean()
+            losses["pooled_prediction"] = config.pooled_weight * pooled
         with torch.no_grad():
-            error, spread = (found.float() - targets).square(), targets - targets.mean((0, 1))
+            spread = targets - targets.mean((0, 1))
             for name, part in self.streams.items():
-                relative = error[..., part].mean() / spread[..., part].square().mean().clamp(1e-8)
+                squared = error[..., part].square().mean()
+                relative = squared / spread[..., part].square().mean().clamp(1e-8)
                 losses["relative_error" if len(self.streams) == 1 else f"{name}_error"] = relative
         return losses
 

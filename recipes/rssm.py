@@ -16,8 +16,8 @@ DYNAMICS_CPU = dreamer.DYNAMICS_CPU | {
     "model.context_frames": 3,
     "model.clip_length": 31,
     "train.batch_size": 64,
-    "train.steps": 8000,
-    "train.eval_every": 2000,
+    "train.steps": 4200,
+    "train.eval_every": 1400,
 }
 
 SIZES = {

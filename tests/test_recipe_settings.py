@@ -71,7 +71,7 @@ DYNAMICS = {
     "dreamer cpu30": (18_000, 16, 1e-3, 50, 4500, 100, False),
     "dreamer debug": (40, 4, 1e-3, 5, 20, 10, False),
     "dreamer 25m": (20_000, 16, 3e-4, 500, 2000, 500, False),
-    "keypoints cpu rssm cpu": (8000, 64, 1e-3, 50, 2000, 100, False),
+    "keypoints cpu rssm cpu": (4200, 64, 1e-3, 50, 1400, 100, False),
     "lewm": (40_000, 64, 1e-3, 50, 2000, 100, False),
     "lewm cpu": (1800, 128, 1.5e-3, 50, 900, 100, False),
     "lewm cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),

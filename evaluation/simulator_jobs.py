@@ -107,9 +107,10 @@ def latent_planners(session: Session, config: Config) -> dict[str, MpcPolicy]:
     block = config.code_planner.action_block
     # as many whole blocks as fit
     steps = max(block, min(config.receding_horizon, config.code_planner.horizon * block))
-    return {
-        "planner": LatentMpcPolicy(world, planner, steps // block * block, action_map=action_map)
-    }
+    steps = steps // block * block
+    # with a patience, plans stay at their full length: few blocks are too few to become fewer
+    policy = LatentMpcPolicy(world, planner, steps, patience=1, action_map=action_map)
+    return {"planner": policy}
 
 
 def why_missing(

@@ -33,3 +33,10 @@ def test_a_number_that_hardly_changes_is_not_blown_up():
     stats.collect(torch.stack([torch.randn(100), torch.full((100,), 3.0)], 1))
     stats.update()
     assert stats.scale[1] == pytest.approx(FirstBatch.SMALLEST * float(stats.std[0]))
+
+
+def test_the_median_is_not_shifted_by_what_passes_by():
+    stats = FirstBatch((2,), median=True)
+    stats.collect(torch.tensor([[1.0, 5.0], [1.0, 5.0], [1.0, 5.0], [90.0, 5.0], [70.0, 5.0]]))
+    stats.update()
+    assert stats.mean.tolist() == [1.0, 5.0] and stats.known

@@ -96,7 +96,26 @@ def test_codebooks_tell_levels_apart_and_near_ones_are_near():
     assert torch.equal((book @ (2 * book - 1).T).argmax(0), torch.arange(12))
 
 
-def test_before_training_it_draws_the_mean_of_the_first_batch():
+def test_a_thing_has_the_same_codes_in_each_patch_whatever_passed_by():
+    """Codes of a patch do not depend on its place, nor on what a few frames of the first batch
+    showed there: those of what differs from the background."""
+    model = tokenizer().train()
+    frames = torch.full((1, 9, 3, 16, 24), 200, dtype=torch.uint8)
+    frames[0, :4, :, :8, :8] = 10  # passes by in the first patch
+    model.loss(Batch(frames=frames))
+    model.after_step()
+    thing = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    shown = torch.full((6, 3, 16, 24), 200, dtype=torch.uint8)
+    for patch, image in enumerate(shown):
+        row, column = 8 * (patch // 3), 8 * (patch % 3)
+        image[:, row : row + 8, column : column + 8] = thing
+    with torch.no_grad():
+        codes = model.eval().encode(shown).view(6, 6, 2)
+    assert len(codes[torch.arange(6), torch.arange(6)].unique(dim=0)) == 1
+    assert len(codes.flatten(0, 1).unique(dim=0)) == 2
+
+
+def test_before_training_it_draws_the_median_of_the_first_batch():
     torch.manual_seed(0)
     model = StVivit(CONFIG).train()
     frames = some_frames(3)
@@ -104,7 +123,8 @@ def test_before_training_it_draws_the_mean_of_the_first_batch():
     assert not model.capturable
     model.after_step()
     drawn = model.eval().decode(torch.zeros(1, 12, dtype=torch.long))
-    assert (drawn[0].float() - frames.float().mean((0, 1))).abs().max() <= 1
+    median = frames.float().flatten(0, 1).median(0).values
+    assert (drawn[0].float() - median).abs().max() <= 1
     assert model.capturable
 
 

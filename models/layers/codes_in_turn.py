@@ -47,7 +47,9 @@ class CodesInTurn(CodeHead):
             found.append(
                 linear_cross_entropy(x.flatten(0, -2), weight[book], code, bias, prev, bonus)
             )
-        losses, likeliest = (torch.stack(x, dim=-1).view(target.shape) for x in zip(*found))
+        losses, likeliest = (
+            torch.stack(x, dim=-1).view(target.shape) for x in zip(*found, strict=True)
+        )
         return losses, likeliest
 
     def choose(

@@ -12,6 +12,7 @@ from typing import Annotated
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
 from data.ranges import CheckedConfig, Range
 
@@ -36,13 +37,29 @@ class VitConfig(CheckedConfig):
             )
 
 
+class VitLayer(nn.TransformerEncoderLayer):
+    """PyTorch's pre-norm layer without its copies of queries, keys and values, which take a tenth
+    of a training step on a CPU: (B, N, D) -> (B, N, D)."""
+
+    def forward(self, src: Tensor) -> Tensor:  # type: ignore[override]
+        x = src + self._attend(self.norm1(src))
+        return x + self.linear2(gelu(self.linear1(self.norm2(x))))
+
+    def _attend(self, normed: Tensor) -> Tensor:
+        attention = self.self_attn
+        qkv = linear(normed, attention.in_proj_weight, attention.in_proj_bias)
+        q, k, v = rearrange(qkv, "B N (three H E) -> three B H N E", three=3, H=attention.num_heads)
+        attended = scaled_dot_product_attention(q, k, v)
+        return attention.out_proj(rearrange(attended, "B H N E -> B N (H E)"))
+
+
 class VitLayers(nn.Module):
     """Pre-norm layers over tokens in no order, and a norm at the end: (B, N, D) -> (B, N, D)."""
 
     def __init__(self, config: VitConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
+            VitLayer(
                 config.dim,
                 config.num_heads,
                 round(config.dim * config.mlp_ratio),

@@ -57,6 +57,8 @@ def test_roofline_and_loading_are_measured_and_written_as_documented(tmp_path):
     assert found["load"].keys() == {"before", "after"}
     assert (tmp_path / "bench.png").stat().st_size > 1000
     assert not list(tmp_path.glob("*.partial"))
+    ceilings = [row for row in rows if row["name"].endswith("share of the ceiling")]
+    assert len(ceilings) == 4 and all(row["ours"] > 0 for row in ceilings)
     for row in rows:
         assert row["name"] in ended.stdout
 
@@ -137,6 +139,9 @@ def test_a_large_model_is_compiled_layer_by_layer_on_both_sides(monkeypatch):
     assert names.count("LlamaDecoderLayer") == len(names) - 3 > 0
     raced = [row.baseline for row in rows if row.ratio is not None]
     assert any("compile by layers" in name for name in raced)
+    if not torch.cuda.is_available():
+        (ceiling,) = (row for row in rows if row.name.endswith("share of the ceiling"))
+        assert ceiling.ours and ceiling.target == 90 and ceiling.unit == "%"
     assert not any("failed" in row.note for row in rows)
 
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from models.layers.block_masks import draw_blocks
-from models.layers.vit import PatchEncoder, VitConfig, VitLayer, embed_positions, patch_positions
+from models.layers.vit import (
+    PatchEncoder,
+    VitConfig,
+    VitLayer,
+    VitLayers,
+    embed_positions,
+    patch_positions,
+)
 
 CONFIG = VitConfig(dim=24, num_layers=2, num_heads=2)
 
@@ -23,6 +31,23 @@ def test_a_patch_that_is_left_out_is_not_seen():
     assert torch.equal(before[0], after[0])
     changed[1, :, :8, 8:16] += 1.0
     assert not torch.allclose(before[1], encoder(changed, keep)[1])
+
+
+def test_a_layer_is_pytorchs_with_its_weights_outputs_and_gradients():
+    torch.manual_seed(0)
+    layer = VitLayers(CONFIG).layers[0]
+    assert isinstance(layer, VitLayer)
+    theirs = nn.TransformerEncoderLayer(
+        24, 2, 96, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    theirs.load_state_dict(layer.state_dict())
+    tokens, found = torch.randn(3, 5, 24), []
+    for each in (layer, theirs):
+        out = each(tokens)
+        out.square().sum().backward()
+        found.append([out, *(p.grad for p in each.parameters())])
+    for ours, other in zip(*found, strict=True):
+        torch.testing.assert_close(ours, other)
 
 
 def test_all_patches_in_order_are_the_frame():

@@ -199,7 +199,7 @@ def test_validation_does_not_depend_on_what_was_drawn_before(model, batch):
 
 
 def test_ranks_of_a_validation_are_those_of_float32(model, batch):
-    """Views of an image differ by less than bfloat16 rounds, and best.pt is chosen by their ranks."""
+    """Views of an image differ by less than bfloat16 rounds; best.pt is chosen by their ranks."""
     exact = model.validate(batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = model.validate(batch)

@@ -12,7 +12,6 @@ SOURCE = ("images", "PATH")
 TOKENIZER = {
     "model": "iwm",
     "model.whiten": True,
-    "model.pooled_weight": 1.0,
     "train.steps": 100_000,
     "train.batch_size": 256,
     "train.learning_rate": 1e-3,
@@ -70,15 +69,15 @@ SIZES = {
     "cpu": {
         "preprocess_images": {"crops": 64},
         "preprocess_pusht": pusht.PREPROCESS_CPU,
-        # 22 minutes on one core; the size of the predictor's depth comes before this one
+        # a quarter of an hour on one core; the size of the predictor's depth comes before this one
         "tokenizer": TOKENIZER_PREDICTOR_CPU
         | {
             "model.patch_size": 16,
             "model.ema_decay": 0.99,
-            "model.ema_steps": 5500,
-            "train.steps": 4400,
+            "model.ema_steps": 1800,
+            "train.steps": 1800,
             "train.batch_size": 64,
-            "train.eval_every": 1100,
+            "train.eval_every": 450,
             "train.save_every": 50,
         },
         "dynamics": DYNAMICS_CPU,

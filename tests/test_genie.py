@@ -39,7 +39,6 @@ CONFIG = GenieConfig(
 
 class Books:
     codebooks = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0))
-    code_numbers = codebooks
 
 
 def a_model(**changes: Any) -> Genie:

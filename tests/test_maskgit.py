@@ -26,7 +26,6 @@ CONFIG = MaskGitConfig(BLOCKS, clip_length=5, sampling_steps=3)
 
 class Books:
     codebooks = torch.randn(2, 7, 2, generator=torch.Generator().manual_seed(0))
-    code_numbers = codebooks
 
 
 def a_model(actions: ActionSpec = KEYS, **changes: Any) -> MaskGit:

@@ -12,7 +12,7 @@ from torch import Tensor
 from data.actions import ActionSpec
 from data.batch import Batch
 from models.method import CompileFn, Losses, TrainableModule
-from models.tokenizers.codes import HasCodebooks, HasCodeNumbers
+from models.tokenizers.codes import HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Dynamics(TrainableModule, ABC):
         """What the latents of its State are; by default what it reads."""
         return self.latents
 
-    def load_codebook(self, source: HasCodeNumbers) -> None:
+    def load_codebook(self, source: HasCodebooks) -> None:
         """Copy the tokenizer's codebooks, before training."""
 
     def begin_with(self, tokenizer: HasCodebooks) -> None:

@@ -30,7 +30,7 @@ from models.layers.sampling import Sampling
 from models.layers.space_time import FrameCache, SpaceTimeTransformer, grid_positions
 from models.layers.transformer import RmsNorm, TransformerConfig
 from models.method import CompileFn, Losses
-from models.tokenizers.codes import CodebookEmbedding, HasCodeNumbers
+from models.tokenizers.codes import CodebookEmbedding, HasCodebooks
 from models.tokenizers.tokenizer import LatentSpec
 
 COMPARED_WINDOWS = 8  # of a batch, on which the gap between actions is measured
@@ -131,10 +131,11 @@ class MaskGit(CodesInTurn, Dynamics):
     def clip_length(self) -> int:
         return self.config.clip_length
 
-    def load_codebook(self, source: HasCodeNumbers) -> None:
-        """Copy the vectors of the tokenizer's codes, and their numbers; they are not trained."""
+    def load_codebook(self, source: HasCodebooks) -> None:
+        """Copy the vectors of the tokenizer's codes, and what they are rounded from, where that is
+        something else; they are not trained."""
         self.vectors.load_codebook(source)
-        self.code_numbers.copy_(source.code_numbers)
+        self.code_numbers.copy_(getattr(source, "code_numbers", source.codebooks))
 
     def compile_steps(self, compile_fn: CompileFn) -> None:
         self.transformer.forward = compile_fn(self.transformer, self.transformer.forward)

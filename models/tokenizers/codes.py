@@ -23,15 +23,6 @@ class HasCodebooks(Protocol):
         ...
 
 
-class HasCodeNumbers(HasCodebooks, Protocol):
-    """A tokenizer."""
-
-    @property
-    def code_numbers(self) -> Tensor:
-        """(G, K, D / G) float, of which squared distances say how far apart codes are."""
-        ...
-
-
 class CodebookEmbedding(nn.Module):
     """Codes to their codebook vectors, of mean 0 and standard deviation 1; continuous latents
     unchanged.

@@ -131,7 +131,8 @@ class StVivit(Tokenizer):
 
     @property
     def code_numbers(self) -> Tensor:
-        """The rounded numbers themselves, and zeros up to the vectors' width."""
+        """(G, K, D / G) float, the rounded numbers, of which squared distances say how far apart
+        codes are, and zeros up to the vectors' width."""
         numbers, width = self._implicit_codebook, self.latents.dim // self.config.num_codebooks
         padded = nn.functional.pad(numbers, (0, width - numbers.shape[1]))
         return padded.expand(self.config.num_codebooks, -1, -1)

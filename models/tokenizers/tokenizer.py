@@ -79,11 +79,6 @@ class Tokenizer(TrainableModule, ABC):
         """(G, K, D / G) float, the vectors of the codes; empty where latents are continuous."""
         return torch.zeros(0)
 
-    @property
-    def code_numbers(self) -> Tensor:
-        """(G, K, D / G) float, of which squared distances say how far apart codes are."""
-        return self.codebooks
-
     @abstractmethod
     def encode(self, frames: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 -> (B, N) int64 codes, or (B, P, D) float."""

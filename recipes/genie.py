@@ -36,13 +36,13 @@ DYNAMICS = {
 }
 # short blocks, planned anew before they are used up: with a true simulator in the world's place
 # they reach twice as many goals as one long block
-PLANNER = {
+EVALUATE_PLANNER = {
     "code_planner.action_block": 2,
     "code_planner.horizon": 3,
     "code_planner.beam_width": 4,
     "receding_horizon": 4,
 }
-EVALUATE = pusht.EVALUATE | PLANNER
+EVALUATE = pusht.EVALUATE | EVALUATE_PLANNER
 
 SIZES = {
     "cpu": {
@@ -72,7 +72,7 @@ SIZES = {
             "train.eval_every": 2200,
             "train.save_every": 50,
         },
-        "evaluate": pusht.EVALUATE_CPU | PLANNER,
+        "evaluate": pusht.EVALUATE_CPU | EVALUATE_PLANNER,
     },
     "debug": {
         "preprocess_pusht": pusht.PREPROCESS_DEBUG,

@@ -214,16 +214,14 @@ def build(
 
 
 def config_to_resume(config: Any, folder: Path, restart: bool) -> Any:
-    """Give the config to build from, also where the folder of the weights that it names is gone:
-    then with their architecture from last.pt in `folder`, which holds them."""
+    """Give the config to build from; where the folder of weights is gone, from what last.pt holds."""
     name, last = getattr(config, "pretrained", "random"), folder / "last.pt"
     if restart or name.startswith("random") or Path(name).exists() or not last.is_file():
         return config
     found = load(last, folder.name)["config"]
-    if found["kind"] != registry.describe(config)["kind"] or found["pretrained"] != name:
-        return config
-    if found.get("revision") or found.get("sha256") or config.revision or config.sha256:
-        return config  # they are named, and not held, or those of the hub
+    is_same = found["kind"] == registry.describe(config)["kind"] and found["pretrained"] == name
+    if not is_same or any((found.get("sha256"), config.sha256, config.revision)):
+        return config  # of others, or named and not held
     return replace(config, architecture=found["architecture"])
 
 

@@ -39,7 +39,7 @@ class PlainChunks:
         self.starts = np.cumsum([0, *(int(h.episode_ends[-1]) for h in self.headers)])
         files = [h5py.File(header.path, "r", locking=False) for header in self.headers]
         self.frames = [h5_dataset(file, "frames") for file in files]
-        self.chunk_shape = self.frames[0].chunks or ()
+        self.chunk_shape: tuple[int, ...] = self.frames[0].chunks or ()
         cache_bytes = files[0].id.get_access_plist().get_cache()[2]
         self.most_kept = max(1, cache_bytes // int(np.prod(self.chunk_shape)))
         self.kept: list[dict[int, np.ndarray]] = [{} for _ in files]

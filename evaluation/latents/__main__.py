@@ -121,7 +121,7 @@ def distances(
         model, dataset, config.split, config.num_transitions, max(horizons), config.seed
     )
     sources = len(np.unique(transitions.sources))
-    found = {"n": len(transitions.start), "transition_sources": sources}
+    found: dict[str, Any] = {"n": len(transitions.start), "transition_sources": sources}
     if isinstance(model, WorldModel):
         found["probe"] = measure_state_probe(model, dataset, transitions, horizons, config.seed)
     return measure_distances(model, transitions, horizons) | found

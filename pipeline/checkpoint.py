@@ -214,15 +214,16 @@ def build(
 
 
 def config_to_resume(config: Any, folder: Path, restart: bool) -> Any:
-    """Give the config to build from; where the folder of weights is gone, from what last.pt holds."""
+    """Give the config to build from, as last.pt holds it where the folder of weights is gone."""
     name, last = getattr(config, "pretrained", "random"), folder / "last.pt"
     if restart or name.startswith("random") or Path(name).exists() or not last.is_file():
         return config
     found = load(last, folder.name)["config"]
-    is_same = found["kind"] == registry.describe(config)["kind"] and found["pretrained"] == name
-    if not is_same or any((found.get("sha256"), config.sha256, config.revision)):
-        return config  # of others, or named and not held
-    return replace(config, architecture=found["architecture"])
+    is_same = (found["kind"], found["pretrained"]) == (registry.describe(config)["kind"], name)
+    is_named = found.get("sha256") or config.sha256 or config.revision
+    return (
+        replace(config, architecture=found["architecture"]) if is_same and not is_named else config
+    )
 
 
 def restore(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:

@@ -1,7 +1,8 @@
 """How cost grows with the data, with the model, and with what is planned.
 
 Reads   --run, a trained world (planning), and one whose tokenizer is trained (validation).
-Writes  OUT/growth.json, OUT/growth.png, OUT/growth.md, and the shards that it grows, some 2 GB.
+Writes  OUT/growth.json, OUT/growth.png, OUT/growth.md, and what it grows: shards, some 2 GB, and
+        predictors.
 Try     python -m bench.growth --parts data --episodes 12 --times 1 4
         python -m bench.growth --parts validation --run runs/demo
 
@@ -42,7 +43,7 @@ class Config(CheckedConfig):
     """A trained world to plan in; for validation a run with shards and a tokenizer."""
     episodes: Annotated[int, Range(3, 10**6)] = 480
     """Scripted episodes of Push-T that are simulated; the demo has 480."""
-    times: Annotated[tuple[int, ...], NonEmpty()] = (1, 4, 16, 64)
+    times: Annotated[tuple[int, ...], Range(1, 10**4), NonEmpty()] = (1, 4, 16, 64)
     """How many times these recordings the shards hold."""
     num_workers: Annotated[int, Range(1, 512)] = os.cpu_count() or 1
     """Processes that build shards, beside one."""
@@ -62,11 +63,16 @@ def measure(config: Config) -> Iterator[Measured]:
     if "planning" in config.parts:
         yield from model_growth.planning(config.run)
     if "validation" in config.parts:
-        yield from model_growth.validation(config.run, config.steps)
+        yield from model_growth.validation(config.run, config.out, config.steps)
 
 
 def main(config: Config) -> None:
-    config.out.mkdir(parents=True, exist_ok=True)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise ValueError(
+            f"{config.out} cannot be written ({problem.strerror}); set another folder with --out"
+        ) from None
     before, rows = load_average(), []
     for row in measure(config):
         print(f"{row.part} {row.size:g}: {row.what} {row.value:.4g}", flush=True)

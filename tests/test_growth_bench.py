@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import growth
 from bench.areas.play_speed import DEFAULT_RUN
 from bench.areas.train_speed import Workload, llama_config
 from bench.curves import data_growth, model_growth
@@ -53,6 +54,44 @@ def test_shards_of_an_earlier_measurement_are_not_measured_again(tmp_path: Path)
     (tmp_path / "x1").mkdir()
     with pytest.raises(ValueError, match="of an earlier measurement, .* give another --out"):
         next(data_growth.measure(tmp_path, 3, (1,), 1))
+
+
+@pytest.mark.parametrize("times", [(0,), (1, -4)])
+def test_shards_that_hold_recordings_no_times_are_refused_before_they_are_made(times):
+    with pytest.raises(ValueError, match=r"--times (0|-4) is out of range"):
+        growth.Config(times=times)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(ValueError, match="file cannot be written .* with --out"):
+        growth.main(growth.Config(out=file))
+    assert file.read_text() == "kept"
+
+
+def test_predictors_are_trained_beside_a_run_without_cached_latents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run, out, trained = tmp_path / "run", tmp_path / "out", []
+    with pytest.raises(ValueError, match=r"run/shards is not there; preprocess.py"):
+        next(model_growth.validation(run, out, 1))
+    (run / "tokenizer").mkdir(parents=True)
+    (run / "tokenizer/best.pt").touch()
+    (run / "shards").mkdir()
+    out.mkdir()
+
+    def stage(name: str, own: Path, *given: str) -> None:
+        trained.append(sorted(path.name for path in own.iterdir()))
+        raise ValueError("interrupted")
+
+    monkeypatch.setattr(model_growth, "run_stage", stage)
+    with pytest.raises(ValueError, match="interrupted"):
+        next(model_growth.validation(run, out, 1))
+    assert trained == [["shards", "tokenizer"]]
+    with pytest.raises(ValueError, match="predictor-64 is of an earlier measurement"):
+        next(model_growth.validation(run, out, 1))
+    assert sorted(path.name for path in run.iterdir()) == ["shards", "tokenizer"]
 
 
 def test_figures_of_shards_are_measured(tmp_path: Path):

@@ -116,3 +116,8 @@ def test_a_kind_of_transformation_is_in_every_row(kind):
     slot = {"jitter": 0, "blur": 4, "grayscale": 5, "solarize": 6, "crop": 9}[kind]
     assert (drawn[:, slot] != 0).all()
     assert (drawn[:, views.GEOMETRIC] != 0).any() == (kind == "crop")
+
+
+def test_an_action_from_a_black_view_stays_small():
+    action = views.relative(only(views.BRIGHTNESS, -1), only(views.BRIGHTNESS, 1))
+    assert action.isfinite().all() and action.abs().max() <= 2 / views.LEAST_FACTOR

@@ -64,17 +64,28 @@ def train(work: Workload) -> tuple[float, float]:
     return float(f"{millions:.3g}"), rate
 
 
-def validation(run: Path, steps: int) -> Iterator[Measured]:
+def validation(run: Path, out: Path, steps: int) -> Iterator[Measured]:
     """PSNR of imagined frames, on the validation split, of predictors that are trained alike.
 
-    `run` has shards and a tokenizer; each predictor is trained in a run of its own beside it, on
-    the same of both.
+    `run` has shards and a tokenizer; each predictor is trained in a run of its own below `out`, on
+    the same of both.  Raises ValueError where one is there: its steps would not be timed again.
     """
-    for dim, layers in PREDICTORS:
-        own = run / f"predictor-{dim}"
+    for stage, name in (("preprocess", "shards"), ("train_tokenizer", "tokenizer/best.pt")):
+        if not (run / name).exists():
+            raise ValueError(
+                f"{run / name} is not there; {stage}.py writes it, or give another --run"
+            )
+    owns = [out / f"predictor-{dim}" for dim, _ in PREDICTORS]
+    for own in owns:
+        if own.exists():
+            raise ValueError(
+                f"{own} is of an earlier measurement, and would not be trained again; delete it, "
+                f"or give another --out"
+            )
+    for own, (dim, layers) in zip(owns, PREDICTORS, strict=True):
+        own.mkdir()
         for name in ("shards", "tokenizer", "latents", "run.json"):
-            if not (own / name).exists():
-                own.mkdir(exist_ok=True)
+            if (run / name).exists():  # latents are a cache, which a run may lack
                 (own / name).symlink_to((run / name).resolve())
         seconds, _ = run_stage(
             "train_dynamics", own, "--train.steps", str(steps), "--train.eval-every", str(steps),

@@ -39,6 +39,7 @@ JITTER = (0.4, 0.4, 0.2, 0.1)
 JITTER_PROB, BLUR_PROB, GRAY_PROB, SOLARIZE_PROB = 0.8, 0.2, 0.2, 0.2
 MAX_BLUR = 2.0  # hundredths of the height: 4.5 pixels of 224
 MIN_CROP_SIDE = 0.6  # of a crop
+LEAST_FACTOR = 0.1  # by which an action divides; the strongest jitter draws factors down to 0
 LARGEST = (*JITTER, MAX_BLUR, 1.0, 1.0, *[1 - MIN_CROP_SIDE] * 2, -math.log(MIN_CROP_SIDE), 1.0)
 """What is drawn at most in each slot that is used."""
 
@@ -158,10 +159,11 @@ def relative(source: Tensor, target: Tensor) -> Tensor:
 
     Applied to the source it gives the target, but for what was clamped: factors are the target's by
     the source's, less 1, other photometric numbers differences; the crop is the target's within the
-    source's.  A difference of factors would lead to another image from each source.
+    source's.  A difference of factors would lead to another image from each source.  From a source
+    of less than LEAST_FACTOR, such as a black one, no factor leads back.
     """
     action = target - source
-    action[:, FACTORS] /= 1 + source[:, FACTORS]
+    action[:, FACTORS] /= (1 + source[:, FACTORS]).clamp(min=LEAST_FACTOR)
     side, sign = source[:, LOG_SIDE].exp(), 1 - 2 * source[:, FLIP]
     action[:, X] = action[:, X] / side * sign
     action[:, Y] = action[:, Y] / side

@@ -81,14 +81,14 @@ def measure(out: Path, episodes: int, times: tuple[int, ...], workers: int) -> I
         "--num-workers", str(workers),
     )  # fmt: skip
     frames = EpisodeDataset(first / "shards").num_frames
-    yield Measured(PART, f"simulating, {workers} processes, frames/s", 1, frames / simulated)
+    yield Measured(PART, f"simulating, --num-workers {workers}, frames/s", 1, frames / simulated)
     for count in times:
         run = out / f"x{count}"
         for processes in dict.fromkeys((1, workers)):
             copied = out / "copies"
             shutil.rmtree(copied, ignore_errors=True)
             taken, _, _ = alone(_build, first / "shards", count, copied, processes)
-            what = f"building, {processes} processes, frames/s"
+            what = f"building, --num-workers {processes}, frames/s"
             yield Measured(PART, what, count, count * frames / taken)
         taken, _, memory = alone(_build, first / "shards", count, copied, workers)
         yield Measured(PART, "building, nothing is missing, s", count, taken)

@@ -10,6 +10,7 @@ import torch
 from data.actions import ActionSpec
 from data.batch import Batch
 from models import registry
+from models.config import from_plain, to_plain
 from models.layers import views
 from models.layers.mrr import chance
 from models.layers.vit import VitConfig
@@ -278,3 +279,9 @@ def test_a_checkpoint_from_before_the_streams_is_read():
     del values["invariant_share"], values["invariant_predictor"]
     built = registry.build_tokenizer(values, registry.DataSpec((32, 32), ActionSpec("none", ())))
     assert built.config == CONFIG
+
+
+def test_weights_from_when_factors_were_subtracted_are_refused():
+    values = {k: v for k, v in to_plain(CONFIG).items() if k != "pooled_weight"}
+    with pytest.raises(ValueError, match="no pooled_weight was written by another version"):
+        from_plain(IwmConfig, values)

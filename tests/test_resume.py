@@ -13,6 +13,8 @@ import pytest
 import torch
 from test_trainer import IDENTITY, TRAIN, Line, equal, last, log, train
 
+from models.dynamics.rssm import RssmConfig
+from models.registry import describe
 from pipeline import checkpoint as ckpt
 from pipeline.training.logger import Logger
 from pipeline.training.train_step import TrainStep
@@ -52,6 +54,20 @@ def test_changed_settings_are_refused(tmp_path):
     other = IDENTITY | {"config": {"kind": "curve"}}
     with pytest.raises(ValueError, match=r"was begun with kind = line, but now it is curve"):
         Trainer("tokenizer", tmp_path, Line(), TRAIN, other)
+
+
+def test_a_training_from_before_a_setting_was_added_resumes_with_its_default(tmp_path):
+    def begin(**changed: Any) -> None:
+        config = describe(RssmConfig()) | changed
+        config = {name: value for name, value in config.items() if value is not None}
+        trainer = Trainer("tokenizer", tmp_path, Line(), TRAIN, IDENTITY | {"config": config})
+        trainer.save()
+        trainer._lock.close()
+
+    begin(frameskip=None, residual_prior=None)
+    with pytest.raises(ValueError, match="begun with residual_prior = False, but now it is True"):
+        begin(residual_prior=True)
+    begin()
 
 
 def test_a_stage_resumes_with_the_settings_that_it_was_begun_with(tmp_path):

@@ -40,8 +40,9 @@ QUERIES = 16  # predictions of an image, each among all its candidates
 
 @dataclass(frozen=True)
 class IwmConfig(CheckedConfig):
+    # not pooled_weight: before it factors of views were subtracted, and an action was another
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"invariant_share", "invariant_predictor", "whiten", "pooled_weight"}
+        {"invariant_share", "invariant_predictor", "whiten"}
     )
     image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""

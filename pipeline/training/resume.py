@@ -16,6 +16,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from data.io.messages import first_few
+from models.config import to_plain
+from models.registry import CONTROLLERS, DYNAMICS, TOKENIZERS, default_config
 from pipeline import checkpoint as ckpt
 from pipeline.trained_on import TrainedOn, read_recordings
 from pipeline.training.train_config import TrainConfig
@@ -48,7 +50,7 @@ def check_resumable(
     check_resumed_recordings(last, path, metadata.get("recordings"))
     settings = metadata.get("settings", {})
     now = metadata["config"] | {"freeze": list(train.freeze)} | settings
-    before = last["config"] | {"freeze": list(last["train"].get("freeze", ()))}
+    before = _completed(last["config"]) | {"freeze": list(last["train"].get("freeze", ()))}
     before |= last.get("settings") or settings  # begun before they were kept
     difference = _difference(before, now)
     if difference:
@@ -175,6 +177,16 @@ def check_resumed_state(step_fn: TrainStep) -> None:
         for key, value in state.get(weight, {}).items():
             if isinstance(value, Tensor) and value.ndim and value.shape != weight.shape:
                 raise ValueError(f"its optimizer's {key} is not of the model's {name}")
+
+
+def _completed(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a method, with the defaults of those that were added since (`ADDED`)."""
+    kind = config.get("kind")
+    if kind not in TOKENIZERS | DYNAMICS | CONTROLLERS:
+        return config
+    default = default_config(kind)
+    values, added = to_plain(default), getattr(default, "ADDED", frozenset())
+    return {name: values[name] for name in sorted(added)} | config
 
 
 def _difference(

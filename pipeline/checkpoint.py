@@ -2,9 +2,8 @@
 
 Fields: format, stage, config, image_size, latents, actions, data_actions, parent, recordings,
 model, fingerprint; growths and lineage where data grew (pipeline/training/resume.py); what resuming
-needs: optimizer, ema, scaler, step, best, bad_validations, lr_scale, seconds; and a digest of all
-(pipeline/tensor_file.py).  Only tensors, numbers, strings, lists and dicts, so that
-`weights_only=True` reads them.
+needs: optimizer, ema, scaler, step, best, bad_validations, lr_scale, seconds, digest.
+Only tensors, numbers, strings, lists and dicts, so that `weights_only=True` reads them.
 """
 
 from __future__ import annotations
@@ -219,11 +218,9 @@ def config_to_resume(config: Any, folder: Path, restart: bool) -> Any:
     if restart or name.startswith("random") or Path(name).exists() or not last.is_file():
         return config
     found = load(last, folder.name)["config"]
-    is_same = (found["kind"], found["pretrained"]) == (registry.describe(config)["kind"], name)
-    is_named = found.get("sha256") or config.sha256 or config.revision
-    return (
-        replace(config, architecture=found["architecture"]) if is_same and not is_named else config
-    )
+    same = (found["kind"], found["pretrained"]) == (registry.describe(config)["kind"], name)
+    named = found.get("sha256") or config.sha256 or config.revision
+    return replace(config, architecture=found["architecture"]) if same and not named else config
 
 
 def restore(model: nn.Module, checkpoint: Checkpoint, path: Path) -> None:

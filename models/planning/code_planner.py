@@ -23,7 +23,7 @@ from models.planning.plan import GoalDistance, Objective, Plan
 from models.world import World
 
 MAX_CODES = 64  # that are tried one by one
-LIKELIEST = Sampling(steps=1)
+LEAST_RISK = Sampling(steps=1)
 """A search decodes the likeliest codes, whatever a picture is drawn with."""
 
 
@@ -83,7 +83,7 @@ class CodePlanner:
         goals = goal[:, None] if goal.ndim == single else goal
         tracked = torch.stack([self.objective.start(each) for each in goals.unbind(1)], 1)
         at_once = max(1, self.config.max_parallel // (self.config.beam_width * self._count))
-        world, parts = self.world.with_sampling(LIKELIEST), []
+        world, parts = self.world.with_sampling(LEAST_RISK), []
         for rows in torch.arange(len(state), device=self.world.device).split(at_once):
             parts.append(self._search(world, state.select(rows), tracked[rows], horizon))
         codes, cost = (torch.cat(found) for found in zip(*parts, strict=True))

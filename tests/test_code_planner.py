@@ -11,7 +11,7 @@ from pointer_world import PointerWorld
 from square_world import MOVE, NAMES, VECTORS, draw, find, square_world
 
 from models.layers.sampling import Sampling
-from models.planning.code_planner import LIKELIEST, CodePlanner, CodePlannerConfig
+from models.planning.code_planner import LEAST_RISK, CodePlanner, CodePlannerConfig
 from models.planning.image_distance import ImageDistance
 from models.planning.plan_executor import PlanExecutor
 
@@ -115,14 +115,14 @@ def test_a_search_decodes_the_likeliest_and_leaves_the_sampling_of_others_alone(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(dynamics), "step", seen)
         search.plan(state, goal)
-    assert searched and set(searched) == {LIKELIEST}
+    assert searched and set(searched) == {LEAST_RISK}
     assert len(others) == len(searched) and set(others) == {Sampling(temperature=1.0)}
     assert dynamics.sampling == Sampling(temperature=1.0)
 
 
 def test_a_view_with_another_sampling_has_the_same_weights():
     world = square_world()
-    assert world.with_sampling(LIKELIEST) is world  # it samples nothing
+    assert world.with_sampling(LEAST_RISK) is world  # it samples nothing
     world.dynamics.sampling = Sampling()  # type: ignore[attr-defined]
     view = world.with_sampling(Sampling(2.0))
     assert view.dynamics is not world.dynamics and view.tokenizer is world.tokenizer

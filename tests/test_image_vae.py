@@ -281,9 +281,3 @@ def test_weights_that_are_not_finite_are_named(kl: Path, tmp_path: Path, part: s
         ValueError, match=f"{tmp_path}'s weights are not finite in {part}.conv_in.weight; get them"
     ):
         ImageVae(replace(SMALL, pretrained=str(tmp_path)))
-
-
-def test_a_home_folder_is_found(kl: Path, monkeypatch: Any):
-    monkeypatch.setenv("HOME", str(kl.parent))
-    model = ImageVae(replace(SMALL, pretrained=f"~/{kl.name}"))
-    assert model.config.pretrained == str(kl)

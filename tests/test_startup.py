@@ -52,7 +52,7 @@ def stop(command: list[str], *signals: int) -> tuple[int, str]:
 
 
 def test_every_script_starts_before_its_imports():
-    assert len(scripts()) == 15
+    assert len(scripts()) == 16
     for path in scripts():
         first = next(
             node

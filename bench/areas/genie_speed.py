@@ -186,7 +186,8 @@ def random_model(work: Workload) -> MaskGit:
         if weight.dim() == 2:
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
     nn.init.normal_(model.vectors.codebook)
-    nn.init.normal_(model.class_head, std=0.1)
+    model.code_numbers.copy_(model.vectors.codebook)
+    nn.init.normal_(model.class_head)
     nn.init.zeros_(model.copy_logit.bias)
     return model.eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -27,11 +28,21 @@ def _timed(job: Callable[..., R], *given: Any) -> tuple[float, R, float]:
     begun = time.perf_counter()
     found = job(*given)
     taken = time.perf_counter() - begun
-    return taken, found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return taken, found, _peak()
+
+
+def _peak() -> float:
+    """MiB that this process had at most.  Linux counts what its parent had in `ru_maxrss`, since a
+    process begins as a copy of it; not so in its status."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.findall(r"VmHWM:\s+(\d+)", status.read_text())[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: bytes
 
 
 def run_stage(name: str, run: Path, *given: str) -> tuple[float, float]:
-    """Run a stage script: seconds, and MiB at the peak of its process; ValueError if it fails.
+    """Run a stage script: seconds, and MiB at the peak of its process, or of this one if that is
+    more; ValueError if it fails.
 
     name: of the script, and of what it is about, such as "preprocess pusht".
     """

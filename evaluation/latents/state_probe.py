@@ -18,12 +18,12 @@ from torch import Tensor
 
 from data.shards.episode_dataset import EpisodeDataset
 from evaluation.latents.transitions import AT_ONCE, Transitions
+from evaluation.measures.intervals import bootstrap_means, confidence_interval
 from evaluation.measures.probe import TARGETS, correlations, probe_targets, ridge_predict
 from evaluation.readers.fit_estimator import layout_of, sample_frames
 from pipeline.serve.latent_model import WorldModel
 
 TRAIN_FRAMES = 8000
-RESAMPLES = 500
 
 
 def measure_state_probe(
@@ -64,14 +64,11 @@ def _intervals(
     predicted: Tensor, truth: Tensor, sources: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """95%, by a bootstrap over sources; empty where there is one source."""
-    rng, names = np.random.default_rng(0), np.unique(sources)
-    rows = [np.flatnonzero(sources == name) for name in names]
-    if len(names) < 2:
+    if len(np.unique(sources)) < 2:
         return {}
-    drawn = []
-    for _ in range(RESAMPLES):
-        picked = [rows[i] for i in rng.integers(0, len(rows), len(rows))]
-        index = torch.from_numpy(np.concatenate(picked))
-        drawn.append(list(correlations(predicted[index], truth[index]).values()))
-    low, high = np.quantile(np.array(drawn), [0.025, 0.975], axis=0)
+    x, y = ((v - v.mean(0)).double().numpy() for v in (predicted, truth))
+    moments = np.concatenate([x, y, x * y, x * x, y * y], axis=1)
+    x, y, xy, xx, yy = np.split(bootstrap_means(moments, sources), 5, axis=1)
+    r = (xy - x * y) / np.sqrt((xx - x * x) * (yy - y * y)).clip(min=1e-8)
+    low, high = confidence_interval(r)
     return dict(zip(TARGETS, zip(low.tolist(), high.tolist(), strict=True), strict=True))

@@ -19,8 +19,7 @@ class Sampling(CheckedConfig):
     """How a code is drawn from the probabilities that a model predicts."""
 
     temperature: Annotated[float, Range(0, 1000)] = 0.0
-    """0 takes the likeliest code, MaskGIT that of least risk; 1 samples from the model's
-    probabilities."""
+    """0 takes the likeliest code, MaskGIT that of least risk; 1 samples from probabilities."""
     top_k: Annotated[int, Range(0, 2**20)] = 0
     """Number of likeliest codes to sample from; 0 is all."""
     top_p: Annotated[float, Range(above=0, high=1)] = 1.0

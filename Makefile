@@ -110,7 +110,7 @@ dreamer: $(INSTALLED)
 # A goal is reached in the world that comes with the project. Watch it while the demo trains.
 $(CHECKPOINT)/play/goal.made: $(CHECKPOINT)/dynamics/best.pt
 	$(PYTHON) play.py --run $(CHECKPOINT) --headless --compare-simulator --actions policy_prior \
-	  --goal-offset 50 --episode 1 --frame 40 --steps 50
+	  --goal-offset 25 --episode 1 --frame 40 --steps 25
 	@touch $@
 
 # The task is solved there: chunks are chosen in the world, and carried out in the simulator.

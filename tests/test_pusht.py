@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.opencv import resize_area
 from data.pusht.demo_data import load_demos
 from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
@@ -64,6 +65,25 @@ def test_frames_are_those_of_gym_pusht():
     assert not ((own[..., 0] > 200) & (own[..., 1] < 50)).any()  # no red cross
     area = own.reshape(64, 8, 64, 8, 3).mean((1, 3))
     assert np.abs(world.render(64) - area).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("size", [64, 96, 128])
+def test_a_frame_does_not_depend_on_what_was_drawn_before(size):
+    """Off the screen, at other goals, among frames of another size: as if drawn as a whole."""
+    import pygame
+
+    random, world, other = np.random.default_rng(0), PushT(size), PushT(32)
+    for episode in range(40):
+        state = random_start(episode)
+        if episode % 2:
+            state = np.array([*random.uniform(-100, 600, 4), random.uniform(-7, 7)])
+        goal = GOAL if episode % 4 < 2 else np.array([*random.uniform(-50, 560, 2), 1.0])
+        world.reset(state, goal=goal)
+        other.reset(random_start(1000 + episode))
+        world.step(random.uniform(0, 512, 2))
+        other.render()
+        whole = pygame.surfarray.array3d(world._env._draw()).transpose(1, 0, 2)
+        assert np.array_equal(world.render(), resize_area(np.ascontiguousarray(whole), size))
 
 
 def test_a_block_on_the_goal_covers_it():

@@ -1,8 +1,8 @@
 """The Push-T simulator: a disc pushes a T-shaped block onto its goal (gym-pusht 0.1.8).
 
 Physics and rendering are gym-pusht's own. This file adds what datasets and planning need: a reset
-to an exact state, a step that computes neither an image nor a coverage, and rendering without
-copies. Units: pixels of the 512 x 512 world, y down, radians.
+to an exact state, a step that computes neither an image nor a coverage, and rendering of what
+moves alone. Units: pixels of the 512 x 512 world, y down, radians.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 import numpy as np
 
 from data.actions import ActionSpec
-from data.opencv import opencv_or_stub, resize_area
+from data.opencv import opencv_or_stub
+from data.pusht.canvas import draw
 
 with opencv_or_stub():  # gym-pusht draws its own images with it, which are not used
     from gym_pusht.envs.pusht import PushTEnv
@@ -151,9 +152,4 @@ class PushT:
         Rendered at 512 x 512 as gym-pusht does, and averaged over areas: at 64 pixels gym-pusht's
         own bilinear resize reads one pixel in four, which aliases thin edges.
         """
-        side = size or self.image_size
-        screen = self._env._draw()
-        memory: Any = screen.get_buffer()
-        pixels = np.frombuffer(memory, np.uint8).reshape(WINDOW_SIZE, WINDOW_SIZE, 4)
-        small = resize_area(pixels, side)
-        return np.ascontiguousarray(small[..., 2::-1])  # the screen is blue, green, red, unused
+        return draw(self._env, size or self.image_size)

@@ -9,13 +9,20 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
+class GroupNorm(nn.GroupNorm):
+    """As PyTorch's, which on a CPU takes up to four times longer where channels are last."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.contiguous() if input.is_cpu else input)
+
+
 class ResBlock(nn.Module):
     """Two convolutions after a group norm, around a skip."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.GroupNorm(8, channels),
+            GroupNorm(8, channels),
             nn.Conv2d(channels, channels, 3, 1, 1),
             nn.GELU(),
             nn.Conv2d(channels, channels, 3, 1, 1),
@@ -54,10 +61,10 @@ class ResNetBlock(nn.Module):
         super().__init__()
         groups = 8
         self.layers = nn.Sequential(
-            nn.GroupNorm(groups, channels) if kernel > 1 else PixelNorm(channels),
+            GroupNorm(groups, channels) if kernel > 1 else PixelNorm(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, kernel, padding=kernel // 2),
-            nn.GroupNorm(groups, channels) if kernel > 1 else PixelNorm(channels),
+            GroupNorm(groups, channels) if kernel > 1 else PixelNorm(channels),
             nn.SiLU(),
             nn.Conv2d(channels, channels, kernel, padding=kernel // 2),
         )

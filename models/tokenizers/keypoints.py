@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from data.ranges import CheckedConfig, NonEmpty, Range
-from models.layers.blocks import ResBlock
+from models.layers.blocks import GroupNorm, ResBlock
 from models.method import Losses
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
@@ -85,7 +85,7 @@ class Keypoints(Tokenizer):
         # Normalized: unbounded heatmaps collapse to one cell, which has no gradient, and keypoints
         # jump from cell to cell.
         self.heatmap_head = nn.Sequential(
-            nn.GroupNorm(8, channels),
+            GroupNorm(8, channels),
             nn.Conv2d(channels, config.heatmap_scale**2 * config.num_keypoints, 1),
             nn.PixelShuffle(config.heatmap_scale),
         )

@@ -69,16 +69,17 @@ SIZES = {
     "cpu": {
         "preprocess_images": {"crops": 64},
         "preprocess_pusht": pusht.PREPROCESS_CPU,
-        # 23 minutes on one core; the size of the predictor's depth comes before this one
+        # 38 minutes on one core; the size of the predictor's depth comes before this one
         "tokenizer": TOKENIZER_PREDICTOR_CPU
         | {
             "model.patch_size": 16,
             "model.ema_decay": 0.99,
             "model.pooled_weight": 1.0,
-            "model.ema_steps": 4400,
-            "train.steps": 4400,
+            "model.anchored": True,
+            "model.ema_steps": 6000,
+            "train.steps": 6000,
             "train.batch_size": 64,
-            "train.eval_every": 1100,
+            "train.eval_every": 1500,
             "train.save_every": 50,
         },
         "dynamics": DYNAMICS_CPU,

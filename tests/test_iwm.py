@@ -190,6 +190,33 @@ def test_the_error_of_the_mean_counts_what_patches_have_in_common(batch, monkeyp
         assert float(losses["pooled_prediction"]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_an_anchored_prediction_of_no_action_is_no_change(model, batch):
+    latents = model.encode(batch.frames[:, 0])
+    still = torch.zeros(6, views.SLOTS)
+    assert not torch.allclose(model.predict(latents, still), latents, atol=1e-2)
+    anchored = Iwm(replace(CONFIG, anchored=True))
+    anchored.load_state_dict(model.state_dict())
+    assert torch.allclose(anchored.predict(latents, still), latents, atol=1e-5)
+    gray = still.clone()
+    gray[:, views.GRAY] = 1
+    moved = model.predict(latents, gray) - model.predict(latents, still)
+    assert torch.allclose(anchored.predict(latents, gray), latents + moved, atol=1e-5)
+
+
+def test_an_anchored_prediction_takes_latents_from_where_its_patches_lie(batch, monkeypatch):
+    model = Iwm(replace(CONFIG, anchored=True))
+    monkeypatch.setattr(model, "_predict", lambda latents, *given: torch.ones_like(latents))
+    latents = model.encode(batch.frames[:, 0])
+    action = torch.zeros(6, views.SLOTS)
+    action[:, views.FLIP] = 1
+    mirrored = latents.unflatten(1, (4, 4)).flip(2).flatten(1, 2)
+    assert torch.allclose(model.predict(latents, action), mirrored, atol=1e-5)
+    action[:, views.FLIP], action[:, views.LOG_SIDE] = 0, torch.tensor(0.5).log()
+    places = model.encoder.positions.expand(6, -1, -1)
+    ramp = places.repeat(1, 1, 12)  # what is linear in x and y is itself between patches
+    assert torch.allclose(model.predict(ramp, action)[..., :2], 0.5 * places, atol=1e-5)
+
+
 def test_validation_does_not_depend_on_what_was_drawn_before(model, batch):
     first = model.validate(batch)
     state = torch.get_rng_state()
@@ -276,7 +303,7 @@ def test_both_streams_have_numbers_where_there_are_two(share, dims):
 
 def test_a_checkpoint_from_before_the_streams_is_read():
     values = registry.describe(CONFIG)
-    del values["invariant_share"], values["invariant_predictor"]
+    del values["invariant_share"], values["invariant_predictor"], values["anchored"]
     built = registry.build_tokenizer(values, registry.DataSpec((32, 32), ActionSpec("none", ())))
     assert built.config == CONFIG
 

@@ -44,7 +44,7 @@ TOKENIZERS = {
     "dinov2 cpu30": (6000, 64, 1e-3, 50, 3000, 100, False),
     "dinov2 debug": (6, 4, 1e-3, 2, 3, 3, False),
     "iwm": (100_000, 256, 1e-3, 50, 5000, 100, False),
-    "iwm cpu": (4400, 64, 1e-3, 50, 1100, 50, False),
+    "iwm cpu": (6000, 64, 1e-3, 50, 1500, 50, False),
     "iwm debug": (40, 16, 1e-3, 5, 20, 10, False),
     "minecraft": (20_000, 256, 1e-3, 50, 1000, 100, False),
     "minecraft 150m": (20_000, 256, 1e-3, 50, 1000, 100, False),

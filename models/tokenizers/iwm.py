@@ -42,7 +42,7 @@ QUERIES = 16  # predictions of an image, each among all its candidates
 class IwmConfig(CheckedConfig):
     # not pooled_weight: before it factors of views were subtracted, and an action was another
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"invariant_share", "invariant_predictor", "whiten"}
+        {"invariant_share", "invariant_predictor", "whiten", "anchored"}
     )
     image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
@@ -87,6 +87,9 @@ class IwmConfig(CheckedConfig):
     whiten: bool = False
     """Show the encoder light, colors and local differences at like strength (whitened), not red,
     green and blue."""
+    anchored: bool = False
+    """Add what is predicted of an action to the latents that are given, less what is predicted of
+    no action, so that no action changes nothing."""
 
     def check(self) -> None:
         super().check()
@@ -154,9 +157,13 @@ class Iwm(Tokenizer):
 
     def predict(self, latents: Tensor, action: Tensor) -> Tensor:
         """Apply a transformation to an image's latents: (B, P, D), (B, 16) -> (B, P, D)."""
-        positions = self.encoder.positions
-        wanted = views.positions_in_source(positions, action)
-        return self._predict(latents, positions.expand(len(latents), -1, -1), wanted, action)
+        positions = self.encoder.positions.expand(len(latents), -1, -1)
+        wanted = views.positions_in_source(self.encoder.positions, action)
+        found = self._predict(latents, positions, wanted, action)
+        if not self.config.anchored:
+            return found
+        still = self._predict(latents, positions, positions, torch.zeros_like(action))
+        return found + self._at(latents - still, wanted)
 
     def loss(self, batch: Batch) -> Losses:
         """Squared error of predicted latents, also of their mean where it has a weight, and the
@@ -281,6 +288,14 @@ class Iwm(Tokenizer):
         out = encoder(shown, keep).float()
         parts = [out[..., part] for part in self.streams.values()]
         return torch.cat([layer_norm(part, part.shape[-1:]) for part in parts], -1)
+
+    def _at(self, latents: Tensor, wanted: Tensor) -> Tensor:
+        """Latents between the middles of patches, bilinear: (B, P, D), (B, M, 2) -> (B, M, D)."""
+        maps = latents.float().transpose(1, 2).unflatten(2, self.latents.grid)
+        found = nn.functional.grid_sample(
+            maps, wanted[:, None].float(), padding_mode="border", align_corners=False
+        )
+        return found[:, :, 0].transpose(1, 2)
 
     def _predict(self, latents: Tensor, seen: Tensor, wanted: Tensor, action: Tensor) -> Tensor:
         """As IwmPredictor, each stream by its own; the action's numbers are about 1 at most."""

@@ -132,6 +132,9 @@ class Config(CheckedConfig):
     continuous."""
     code_planner: CodePlannerConfig = field(default_factory=CodePlannerConfig)
     """The same where actions are few codes, such as latent ones."""
+    keypoints: str = ""
+    """Folder of a run whose tokenizer is keypoints (--preset keypoints) of the same videos: the
+    search over codes then compares where keypoints are, else blurred images."""
     planner_labels: Annotated[int, Range(2, 10**6)] = 200
     """Labeled steps of the map by which latent actions are carried out in the simulator."""
     receding_horizon: Annotated[int, Range(1, 10**4)] = goals.CHUNK

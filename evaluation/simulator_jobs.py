@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,11 @@ from evaluation.task_jobs import task_jobs, why_missing_in_task
 from models.controllers.goal_policy import GoalPolicy
 from models.planning.best_of_n import Proposer
 from models.planning.code_planner import CodePlanner, can_search_codes
+from models.planning.keypoint_distance import KeypointDistance
 from models.planning.planner import Planner
+from models.tokenizers.keypoints import Keypoints
+from models.world import World
+from pipeline.inference.load_tokenizer import load_tokenizer
 
 MAX_RECORDED = 32  # attempts at goals to choose the report's video strips from
 
@@ -103,7 +108,8 @@ def latent_planners(session: Session, config: Config) -> dict[str, MpcPolicy]:
     world, action_map = session.world, action_map_of(session, config.planner_labels, config.seed)
     if action_map is None or not can_search_codes(world):
         return {}
-    planner = CodePlanner(config.code_planner, world)
+    objective = keypoint_distance(world, Path(config.keypoints)) if config.keypoints else None
+    planner = CodePlanner(config.code_planner, world, objective)
     block = config.code_planner.action_block
     # as many whole blocks as fit
     steps = max(block, min(config.receding_horizon, config.code_planner.horizon * block))
@@ -111,6 +117,17 @@ def latent_planners(session: Session, config: Config) -> dict[str, MpcPolicy]:
     # with a patience, plans stay at their full length: few blocks are too few to become fewer
     policy = LatentMpcPolicy(world, planner, steps, patience=1, action_map=action_map)
     return {"planner": policy}
+
+
+def keypoint_distance(world: World, run: Path) -> KeypointDistance:
+    """Give the distance by the keypoints of a run; ValueError where it has none that fit."""
+    tokenizer, _ = load_tokenizer(run, world.device)
+    if not isinstance(tokenizer, Keypoints):
+        raise ValueError(
+            f"--keypoints {run}: its tokenizer is {type(tokenizer).__name__}; give a run that was "
+            f"trained with --preset keypoints"
+        )
+    return KeypointDistance(world, tokenizer)
 
 
 def why_missing(
@@ -206,6 +223,8 @@ def goal_job(
         settings |= asdict(config.planner) | {"receding_horizon": receding_horizon}
     if session.world.infers_actions and isinstance(policy, LatentMpcPolicy | MappedPolicy):
         settings |= map_settings(session, config) | asdict(config.code_planner) | {"latent": True}
+        if config.keypoints:
+            settings["keypoints"] = load_tokenizer(Path(config.keypoints))[1]["fingerprint"]
     cache_key = session.cache_key(*session.depends_on(name), **settings)
     protocol_names = tuple(protocols)
     make = partial(session.play_cached, f"goal-{goal_offset}", name, play)

@@ -8,11 +8,12 @@ from typing import Any, cast
 import pytest
 import torch
 from pointer_world import PointerWorld
-from square_world import MOVE, NAMES, VECTORS, draw, find, square_world
+from square_world import MOVE, NAMES, SIDE, VECTORS, draw, find, square_world
 
 from models.layers.sampling import Sampling
 from models.planning.code_planner import LEAST_RISK, CodePlanner, CodePlannerConfig
 from models.planning.image_distance import ImageDistance
+from models.planning.keypoint_distance import KeypointDistance
 from models.planning.plan_executor import PlanExecutor
 
 START, GOAL = torch.tensor([[9.0, 9.0], [20.0, 12.0]]), torch.tensor([[15.0, 9.0], [20.0, 18.0]])
@@ -136,3 +137,35 @@ def test_a_square_is_nearer_long_before_it_overlaps_its_goal():
     places = torch.stack([torch.linspace(4, 26, 12), torch.full((12,), 9.0)], 1)
     tracked = distance.start(distance.world.embed(draw(places)))
     assert (distance.cost(tracked, tracked[-1:]).diff() < 0).all()
+
+
+class Corner(torch.nn.Module):
+    """Finds the square twice, as keypoints from -1 to 1."""
+
+    image_size = (SIDE, SIDE)
+
+    def encode(self, frames):
+        return (find(frames) / (SIDE / 2) - 1).repeat(1, 2)[:, None]
+
+
+def test_keypoints_of_what_is_drawn_lead_to_the_goal():
+    world = square_world()
+    distance = KeypointDistance(world, cast(Any, Corner()))
+    tracked = distance.start(world.embed(draw(START)))
+    assert tracked.shape == (2, 2, 2)
+    # two keypoints, each 6 pixels off
+    expected = torch.tensor([2 * 6.0, 2 * 6.0]) / (SIDE / 2)
+    found = distance.cost(tracked, distance.start(world.embed(draw(GOAL))))
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+    config = CodePlannerConfig(beam_width=16, horizon=3, action_block=1)
+    state, goal = state_and_goal(world)
+    plan = CodePlanner(config, world, distance).plan(state, goal)
+    reached = world.rollout(state, plan.actions).latents[:, 0]
+    assert (reached - GOAL).abs().max() < 1.0
+
+
+def test_keypoints_of_other_frames_are_refused():
+    other = cast(Any, Corner())
+    other.image_size = (64, 64)
+    with pytest.raises(ValueError, match="64 x 64, and this world draws 32 x 32"):
+        KeypointDistance(square_world(), other)

@@ -18,6 +18,7 @@ import train_tokenizer
 from data.batch import Batch
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
+from evaluation.simulator_jobs import keypoint_distance
 from models.dynamics.genie import Genie, GenieConfig
 from models.dynamics.latent_actions import LatentActionConfig
 from models.dynamics.maskgit import MaskGit
@@ -181,6 +182,25 @@ def test_it_is_evaluated(run: Path):
     evaluate.main(config(evaluate, "evaluate", run))
     metrics = json.loads((run / "report" / "metrics.json").read_text())
     assert metrics["open_loop"]["delta_psnr"]
+
+
+def test_its_states_are_compared_by_the_keypoints_of_another_run(run: Path, tmp_path: Path):
+    (tmp_path / "shards").symlink_to(run / "shards")
+    made = replace(
+        presets.apply(train_tokenizer.Config(), "tokenizer", ["keypoints", "debug"]), run=tmp_path
+    )
+    model = replace(made.model, image_size=(32, 32))
+    train = replace(made.train, steps=2, eval_every=2)
+    train_tokenizer.main(replace(made, model=model, train=train))
+    world = load_world(run, "cpu")
+    distance = keypoint_distance(world, tmp_path)
+    frames = EpisodeDataset(run / "shards").read(0, "frames", 0, 3)
+    latents = world.encode(torch.from_numpy(frames).movedim(-1, 1))
+    tracked = distance.start(latents)
+    assert tracked.shape[0] == 3 and tracked.shape[2] == 2
+    assert distance.cost(tracked, tracked).eq(0).all()
+    with pytest.raises(ValueError, match="its tokenizer is StVivit; give a run"):
+        keypoint_distance(world, run)
 
 
 def test_the_same_dynamics_learn_from_the_datas_own_actions(run: Path, tmp_path: Path):

@@ -128,6 +128,21 @@ def test_before_training_it_draws_the_median_of_the_first_batch():
     assert model.capturable
 
 
+def test_what_moves_weighs_as_much_as_is_asked_for_and_the_rest_as_before():
+    frames = torch.zeros(1, 2, 3, 16, 24, dtype=torch.uint8)
+    frames[:, 0, :, :4, :4] = 255  # of the first frame alone: a change in both
+    weights = {}
+    for weight in (1.0, 5.0):
+        model = tokenizer(changed_weight=weight)
+        found = torch.as_tensor(model._weight(model._to_patches(frames)))
+        weights[weight] = found.expand(1, 2, 6, 192)
+    assert (weights[1.0] == 1).all()
+    heavy = weights[5.0] > weights[5.0].min()
+    assert heavy.sum() == 2 * 3 * 16 and heavy[:, :, 0].sum() == heavy.sum()
+    torch.testing.assert_close(weights[5.0].max(), 5 * weights[5.0].min())
+    torch.testing.assert_close(weights[5.0].mean(), torch.tensor(1.0))
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

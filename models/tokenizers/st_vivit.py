@@ -25,6 +25,8 @@ from models.method import Losses
 from models.tokenizers.codes import code_counts, perplexity
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
+CHANGED = 0.05  # of a value from -1 to 1
+
 
 @dataclass(frozen=True)
 class StVivitConfig(CheckedConfig):
@@ -52,6 +54,9 @@ class StVivitConfig(CheckedConfig):
     """Codes of a patch, each for its own part of the patch's vector (product quantization)."""
     clip_length: Annotated[int, Range(1, 1000)] = 4
     """Frames of a training clip."""
+    changed_weight: Annotated[float, Range(1, 10**4)] = 1.0
+    """Weight of values that differ in the frame before or after; the others have 1.  Small things
+    that move are otherwise the first to be lost."""
 
     def check(self) -> None:
         super().check()
@@ -160,14 +165,15 @@ class StVivit(Tokenizer):
         return (pixels.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
 
     def loss(self, batch: Batch) -> Losses:
-        """Squared error of the decoded frames, times 100; FSQ needs no other term."""
+        """Squared error of the decoded frames, weighted, times 100; FSQ needs no other term."""
         (frames,) = batch.require("frames")
         target = self._to_patches(frames)
         if self.training:
             self.background.collect(target)
         quantized, codes = self._quantize(target)
+        error = (self._draw(quantized).float() - target).square()
         return {
-            "reconstruction": 100 * nn.functional.mse_loss(self._draw(quantized).float(), target),
+            "reconstruction": 100 * (self._weight(target) * error).mean(),
             "perplexity": perplexity(code_counts(codes, self.latents)),
             "code_flip_rate": (codes[:, 1:] != codes[:, :-1]).float().mean()
             if codes.shape[1] > 1
@@ -177,6 +183,17 @@ class StVivit(Tokenizer):
     def after_step(self) -> None:
         """Take the background from the first batch."""
         self.background.update()
+
+    def _weight(self, patches: Tensor) -> Tensor | float:
+        """(B, T, P, V): `changed_weight` where a frame differs from a neighbor, else 1, in units of
+        their mean."""
+        if self.config.changed_weight == 1 or patches.shape[1] == 1:
+            return 1.0
+        changed = (patches[:, 1:] - patches[:, :-1]).abs() > CHANGED
+        none = torch.zeros_like(changed[:, :1])
+        changed = torch.cat([none, changed], dim=1) | torch.cat([changed, none], dim=1)
+        weight = 1 + (self.config.changed_weight - 1) * changed
+        return weight / weight.mean()
 
     def _to_patches(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 -> (B, T, P, V), from -1 to 1."""

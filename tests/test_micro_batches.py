@@ -152,16 +152,38 @@ def test_who_would_be_answered_too_late_is_told_so_at_once():
         queue.worker.gate.clear()
         waiting = [queue.submit(FRAME)]
         await settle()
-        waiting += [queue.submit(FRAME, 1.0) for _ in range(4)]
+        waiting += [queue.submit(FRAME, 10.0) for _ in range(4)]
         with pytest.raises(Refused) as refused:
-            queue.submit(FRAME, 0.3)  # of at least 0.4 seconds that they take
+            queue.submit(FRAME, 0.3)  # of at least 0.3 seconds that they take
         assert refused.value.status == 503 and refused.value.retry_after == 1
         waiting.append(queue.submit(FRAME, 10.0))  # who has time may wait
         queue.worker.gate.set()
         await asyncio.gather(*waiting)
-        await queue.submit(FRAME, 0.3)  # nobody waits any more
+        await queue.submit(FRAME, 1.0)  # nobody waits any more
 
-    run(job)
+    run(job, max_batch=2)
+
+
+def test_one_slow_batch_refuses_nobody_after_it():
+    waiting_time = WaitingTime(max_batch=4)
+    queue = [FRAME] * 10
+    for seconds in (0.1, 9.0):
+        waiting_time.took([FRAME] * 4, seconds)
+    assert waiting_time.before(queue, FRAME.group) == pytest.approx(2 * 0.1)
+    for _ in range(3):  # a machine that has become slow
+        waiting_time.took([FRAME] * 4, 3.0)
+    assert waiting_time.before(queue, FRAME.group) == pytest.approx(2 * 3.0)
+
+
+def test_who_shares_a_batch_waits_for_none_of_it():
+    waiting_time = WaitingTime(max_batch=4)
+    waiting_time.took([FRAME], 1.0)
+    assert waiting_time.before([FRAME] * 3, FRAME.group) == 0.0
+    assert waiting_time.before([FRAME] * 3, step().group) == pytest.approx(2.0)  # as one of four
+    assert waiting_time.before([step()] * 9, FRAME.group) == 0.0  # nothing is known of these
+    plan = Work("plan", np.stack([FRAME.input] * 2), steps=2, rollouts=50)
+    waiting_time.took([plan], 10.0)
+    assert waiting_time.before([plan, plan], FRAME.group) == pytest.approx(20.0)
 
 
 def test_plans_have_fewer_places():
@@ -272,16 +294,12 @@ def test_a_prediction_from_a_mean_has_no_percentile():
     assert mean.moved is None and patches.moved is not None
 
 
-def test_waiting_time_counts_steps_of_plans_and_follows_the_last_batches():
+def test_waiting_time_counts_steps_of_plans():
     frames = np.stack([FRAME.input] * 2)
     short = Work("plan", frames, steps=2, rollouts=10)
     long = Work("plan", frames, steps=20, rollouts=10)
-    waiting_time = WaitingTime()
-    assert waiting_time.of([short, FRAME]) == 0.0  # nothing is known yet
+    waiting_time = WaitingTime(max_batch=4)
+    assert waiting_time.of([short]) == waiting_time.of([]) == 0.0  # nothing is known yet
     waiting_time.took([short], 3.0)
-    assert waiting_time.of([long, FRAME]) == pytest.approx(30.0)
-    waiting_time.took([FRAME, FRAME], 4.0)
-    assert waiting_time.of([FRAME]) == pytest.approx(2.0)
-    for _ in range(50):
-        waiting_time.took([FRAME], 1.0)
-    assert waiting_time.of([FRAME, FRAME]) == pytest.approx(2.0, rel=1e-3)
+    assert waiting_time.of([long]) == pytest.approx(30.0)
+    assert waiting_time.before([long, FRAME], FRAME.group) == pytest.approx(30.0)

@@ -190,6 +190,13 @@ def test_a_body_that_is_none_is_refused_in_one_line(client, name):
     assert client.get("/ready").status_code == 200
 
 
+def test_json_that_is_nested_too_deeply_is_told_so(client):
+    deep = b'{"z_cls": ' + b"[" * 9_000 + b"]" * 9_000 + b"}"
+    answer = client.post("/predict", content=deep, headers=JSON)
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "the body is nested too deeply"
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from models.layers.block_masks import draw_blocks
+from models.layers.packed_vit import PackedVitLayer, pack_vit_layers
 from models.layers.vit import (
     PatchEncoder,
     VitConfig,
@@ -16,6 +17,22 @@ from models.layers.vit import (
 )
 
 CONFIG = VitConfig(dim=24, num_layers=2, num_heads=2)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("bf16", 0.02)])
+def test_packed_layers_compute_the_same_in_any_batch(precision, most):
+    torch.manual_seed(0)
+    layers = VitLayers(CONFIG).eval().requires_grad_(False)
+    tokens = torch.randn(5, 16, 24)
+    expected = layers(tokens)
+    pack_vit_layers(layers, precision)
+    assert all(isinstance(layer, PackedVitLayer) for layer in layers.layers)
+    with torch.inference_mode():
+        found = torch.cat([layers(tokens[:1]), layers(tokens[1:])])
+    assert found.dtype == torch.float32
+    assert (found - expected).norm() < most * expected.norm()
+    assert not torch.allclose(found[0], found[1], atol=0.1)
 
 
 def test_a_patch_that_is_left_out_is_not_seen():

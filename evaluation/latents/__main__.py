@@ -61,7 +61,8 @@ class Config(CheckedConfig):
 def main(config: Config) -> None:
     set_device(config.device, "auto")
     started = time.perf_counter()
-    model = load_latent_model(config.run, pick_device())
+    # ranks are of the tokenizer itself, and its views differ little
+    model = load_latent_model(config.run, pick_device(), image_precision="fp32")
     shards = config.run / "shards" if config.shards is None else shards_folder(config.shards)
     dataset = EpisodeDataset(shards)
     if "predict" in model.spec.cannot:

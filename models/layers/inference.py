@@ -34,7 +34,8 @@ def cast_weights(module: nn.Module, precision: Precision) -> None:
     if precision == "fp32":
         return
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
     for submodule in module.modules():
-        if isinstance(submodule, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+        if isinstance(submodule, kinds):
             for weight in submodule.parameters(recurse=False):
                 weight.data = weight.data.to(dtype)

@@ -9,6 +9,7 @@ Letters: B rows, k steps, P patches, D width, E numbers of a pooled latent, A ac
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
@@ -17,12 +18,15 @@ import torch
 from torch import Tensor
 
 from data.actions import ActionSpec
+from models.layers.inference import cast_weights
+from models.layers.packed_vit import pack_vit_layers
+from models.layers.precision import Precision, autocast
 from models.planning.plan import PolicyPrior
 from models.planning.planner import Planner, PlannerConfig, can_plan
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 from models.world import World
 from pipeline import checkpoint
-from pipeline.device import pick_device
+from pipeline.device import pick_device, pick_precision
 from pipeline.inference.load_controllers import load_goal_policy
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.inference.load_world import load_world
@@ -158,36 +162,53 @@ class Transforms(Protocol):
 class ImageModel(LatentModel):
     """A tokenizer alone: z_cls is the mean over patches, and a step is a transformation."""
 
-    def __init__(self, tokenizer: Tokenizer, spec: RunSpec) -> None:
-        self.tokenizer, self.spec = tokenizer, spec
+    def __init__(self, tokenizer: Tokenizer, spec: RunSpec, precision: Precision = "fp32") -> None:
+        """precision: of products; the tokenizer's weights are stored in it."""
+        self.tokenizer, self.spec, self.precision = tokenizer, spec, precision
+        pack_vit_layers(tokenizer, precision)
+        cast_weights(tokenizer, precision)
 
     def encode(self, frames: Tensor) -> Tensor:
-        latents = self.tokenizer.encode_clip(frames[:, None])[:, 0]
+        with self._autocast():
+            latents = self.tokenizer.encode_clip(frames[:, None])[:, 0]
         return latents.float().view(len(frames), self.spec.num_patches, self.spec.dim)
 
     def rollout(self, latents: Tensor, actions: Tensor) -> Tensor:
         assert isinstance(self.tokenizer, Transforms)
         found = []
         for action in actions.unbind(1):
-            latents = self.tokenizer.predict(latents, action).float()
+            with self._autocast():
+                latents = self.tokenizer.predict(latents, action).float()
             found.append(latents)
         return torch.stack(found, 1)
 
     def decode(self, latents: Tensor) -> Tensor:
         if self.spec.kind == "discrete":
             latents = latents.long().flatten(1)
-        return self.tokenizer.decode_clip(latents[:, None])[:, 0]
+        with self._autocast():
+            return self.tokenizer.decode_clip(latents[:, None])[:, 0]
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return autocast(torch.device(self.spec.device), self.precision)
 
 
-def load_latent_model(run: Path, device: torch.device | None = None) -> LatentModel:
-    """Load the world of a run, or its tokenizer where it has no dynamics."""
+def load_latent_model(
+    run: Path, device: torch.device | None = None, image_precision: Precision | None = None
+) -> LatentModel:
+    """Load the world of a run, or its tokenizer where it has no dynamics.
+
+    image_precision: of the products of a tokenizer alone; by default the device's, and fp32 where
+    it was trained in it.  A world has its own (load_world).
+    """
     device = device or pick_device()
     if (run / "dynamics" / "best.pt").exists():
         world = load_world(run, device)
         prior = load_goal_policy(run, world) if can_plan(world) else None
         return WorldModel(world, world_spec(run, world), cast("PolicyPrior | None", prior))
     tokenizer, fields = load_tokenizer(run, device)
-    return ImageModel(tokenizer, image_spec(run, tokenizer, fields, device))
+    in_fp32 = fields.get("train", {}).get("precision") == "fp32"
+    precision = image_precision or pick_precision(device, "fp32" if in_fp32 else "auto")
+    return ImageModel(tokenizer, image_spec(run, tokenizer, fields, device), precision)
 
 
 def world_spec(run: Path, world: World) -> RunSpec:

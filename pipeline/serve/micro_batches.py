@@ -51,7 +51,7 @@ class MicroBatches:
         self._queue: deque[QueuedWork] = deque()
         self._arrived = asyncio.Event()
         self._before: dict[Group, int] = {}  # size of a group's last batch
-        self._waiting_time = WaitingTime()
+        self._waiting_time = WaitingTime(config.max_batch)
         self._asked: list[Work] = []  # of the batch that the model has, and since when
         self._asked_since = 0.0
         self._free_since = 0.0  # when the last batch was answered
@@ -69,7 +69,7 @@ class MicroBatches:
             plans = sum(job.work.kind == "plan" for job in self._queue)
             full = full or plans >= self.config.max_plans
         now = time.monotonic()
-        wait = self._waiting_time.of([job.work for job in self._queue])
+        wait = self._waiting_time.before([job.work for job in self._queue], work.group)
         wait += max(0.0, self._waiting_time.of(self._asked) - (now - self._asked_since))
         if full or wait > SHARE * seconds:
             raise busy(f"{self.depth} requests wait already; ask again later", math.ceil(wait))

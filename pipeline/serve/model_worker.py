@@ -22,7 +22,7 @@ from pipeline.device import pick_device, set_device
 from pipeline.serve.jobs import Done, ModelProblem, Work
 from pipeline.serve.latent_model import LatentModel, load_latent_model
 from pipeline.serve.latent_report import Measured, read_measured
-from pipeline.serve.service_config import BUCKETS
+from pipeline.serve.service_config import BUCKETS, bucket_of
 
 WARM_STEPS = (1, 5)
 
@@ -42,8 +42,7 @@ class ModelWorker:
         if kind == "plan":
             return [self._plan(work) for work in batch]
         rows = len(batch)
-        size = next(bucket for bucket in BUCKETS if bucket >= rows)
-        filled = [*batch, *[batch[-1]] * (size - rows)]
+        filled = [*batch, *[batch[-1]] * (bucket_of(rows) - rows)]
         given = torch.from_numpy(np.stack([work.input for work in filled])).to(self.device)
         if kind == "encode":
             return self._latents(batch, self.model.encode(given)[:rows])

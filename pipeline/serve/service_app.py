@@ -59,6 +59,8 @@ class JsonRequest(Request):
             return msgspec.json.decode(await self.body())
         except ValueError as problem:  # as FastAPI expects it
             raise JSONDecodeError(str(problem), "", 0) from None
+        except RecursionError:
+            raise HTTPException(400, "the body is nested too deeply") from None
 
 
 class JsonRoute(APIRoute):
@@ -268,9 +270,9 @@ def _json(fields: dict[str, Any]) -> bytes:
 def _numbers(values: np.ndarray) -> msgspec.Raw:
     """As lists; six decimals, which is more than float32 has of a number above 16.
 
-    Row by row: one call of NumPy's or msgspec's lets no other thread run.
+    Many numbers row by row: one call of NumPy's or msgspec's lets no other thread run.
     """
-    if values.ndim > 1:
+    if values.ndim > 1 and values.size > INLINE:
         return msgspec.Raw(b"[" + b",".join(bytes(_numbers(row)) for row in values) + b"]")
     return msgspec.Raw(msgspec.json.encode(np.round(values.astype(np.float64), 6).tolist()))
 

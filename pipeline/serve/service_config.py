@@ -12,6 +12,11 @@ BUCKETS = (1, 2, 4, 8, 16, 32)
 """Sizes of the batches that a model sees; others are filled up."""
 
 
+def bucket_of(count: int) -> int:
+    """The size of a batch of `count` requests."""
+    return next(bucket for bucket in BUCKETS if bucket >= count)
+
+
 @dataclass(frozen=True)
 class ServiceConfig(ListenConfig):
     port: Annotated[int, Range(0, 65535)] = 8001

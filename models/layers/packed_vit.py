@@ -1,0 +1,73 @@
+"""A vision transformer's layers for inference on a CPU: weights in oneDNN's own order, in one
+precision, so that no call orders or casts them again.
+
+Letters: B frames, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from models.layers.precision import Precision
+from models.layers.vit import VitLayer
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+class PackedLinear(nn.Module):
+    """A product, its bias, and a GELU where one follows: (..., K) -> (..., N)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, gelu: bool = False):
+        super().__init__()
+        # the rows of later calls are not known, and oneDNN takes any number of them
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), None)
+        self.bias = bias.to(dtype)
+        self.after = ("gelu", "none") if gelu else ("none", "")  # exact, not by tanh
+
+    def forward(self, x: Tensor) -> Tensor:
+        name, algorithm = self.after
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+
+
+class PackedVitLayer(nn.Module):
+    """What VitLayer computes, its sums in float32: (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, layer: VitLayer, precision: Precision) -> None:
+        super().__init__()
+        attention, dtype = layer.self_attn, DTYPES[precision]
+        self.dtype, self.num_heads = dtype, attention.num_heads
+        self.norm1, self.norm2 = layer.norm1, layer.norm2
+        self.qkv = PackedLinear(attention.in_proj_weight, attention.in_proj_bias, dtype)
+        self.out = PackedLinear(attention.out_proj.weight, attention.out_proj.bias, dtype)
+        self.up = PackedLinear(layer.linear1.weight, layer.linear1.bias, dtype, gelu=True)
+        self.down = PackedLinear(layer.linear2.weight, layer.linear2.bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames, tokens, width = x.shape
+        qkv = self.qkv(self.norm1(x).to(self.dtype))
+        # a view: einops takes as long as a small product
+        heads = qkv.view(frames, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        attended = scaled_dot_product_attention(*heads.unbind(0))
+        x = x + self.out(attended.transpose(1, 2).reshape(frames, tokens, width))
+        return x + self.down(self.up(self.norm2(x).to(self.dtype)))
+
+
+@torch.no_grad()
+def pack_vit_layers(module: nn.Module, precision: Precision) -> None:
+    """Replace the layers of every vision transformer inside; on a CPU, where PyTorch has oneDNN.
+
+    The module cannot be trained or saved afterwards.
+    """
+    weights = next(module.parameters())
+    if weights.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, VitLayer):
+                setattr(parent, name, PackedVitLayer(child, precision))

@@ -44,6 +44,11 @@ MAX_RECORDED = 32  # attempts at goals to choose the report's video strips from
 
 def jobs_in_simulator(session: Session, config: Config) -> Iterator[Job]:
     """Give all jobs that the dataset has a simulator for."""
+    if config.keypoints and not session.world.infers_actions:
+        raise ValueError(
+            f"--keypoints {config.keypoints}: only a search over latent codes compares keypoints, "
+            f"and the actions of this world are the dataset's; leave it out"
+        )
     yield from task_jobs(session, config)
     yield from goal_jobs(session, config)
     yield from return_jobs(session, config)

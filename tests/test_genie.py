@@ -210,3 +210,5 @@ def test_the_same_dynamics_learn_from_the_datas_own_actions(run: Path, tmp_path:
     train_dynamics.main(replace(made, train=replace(made.train, steps=4, eval_every=4)))
     world = load_world(tmp_path, "cpu")
     assert type(world.dynamics) is MaskGit and not world.infers_actions
+    with pytest.raises(ValueError, match="only a search over latent codes compares keypoints"):
+        evaluate.main(config(evaluate, "evaluate", tmp_path, keypoints="runs/points"))

@@ -144,19 +144,6 @@ def test_every_window_of_a_clip_is_predicted_from_its_own_past():
     assert torch.allclose(whole, torch.stack(parts).mean(), rtol=1e-4)
 
 
-def test_a_share_of_clips_goes_on_from_what_the_model_itself_predicts():
-    model = a_model(transformer=replace(BLOCKS, num_layers=1), own_past=0.5)
-    past, led = codes(frames=4), keys()
-    known = torch.arange(4).expand(4, -1) > 0
-    assert (model._with_own_past(past, led, known) == past).all()  # not where it is measured
-    own = model.train()._with_own_past(past, led, known)
-    assert (own[2:] == past[2:]).all() and (own[:, :2] == past[:, :2]).all()
-    model.eval().sampling = Sampling(steps=1)
-    after = model.step(model.start(past[:2, :2], led[:2, 1:2]), led[:2, 2]).latents
-    assert (after == own[:2, 2]).all() and (after != past[:2, 2]).any()
-    assert (own[:2, 3] != past[:2, 3]).any()
-
-
 def test_a_step_with_its_cache_equals_the_frames_together():
     """The logits of the first pass are those of all frames at once, the last one masked."""
     model = a_model(transformer=replace(BLOCKS, num_layers=1))

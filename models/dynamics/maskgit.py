@@ -54,10 +54,6 @@ class MaskGitConfig(CheckedConfig):
     token_noise: Annotated[float, Range(0, 1)] = 0.02
     """Share of the past's codes that are replaced by random ones, so that errors of a rollout are
     survived."""
-    own_past: Annotated[float, Range(0, 1)] = 0.0
-    """Share of clips whose past, behind the context, is what the model predicts of it (scheduled
-    sampling, arXiv:1506.03099), so that rollouts do not add up their errors; in whole clips of a
-    batch."""
     short_past: Annotated[float, Range(0, 1)] = 0.2
     """Share of clips whose first frames are repeats of a later one, as where a world is entered
     with fewer frames than it can use."""
@@ -156,7 +152,6 @@ class MaskGit(CodesInTurn, Dynamics):
         C - 1 are predicted, each from the C - 1 before it."""
         past, known = self._shorten(self._add_noise(latents[:, :-1]))
         led = torch.cat([actions[:, :1], actions], dim=1)  # to each frame; unknown for the first
-        past = self._with_own_past(past, led, known)
         _, cache = self._blocks(past, led[:, :-1], known)
         target, before = latents[:, self.context :], past[:, self.context - 1 :]
         masked = self._random_mask(target)
@@ -225,25 +220,6 @@ class MaskGit(CodesInTurn, Dynamics):
         """Replace some codes by random ones."""
         noisy = torch.rand(latents.shape, device=latents.device) < self.config.token_noise
         return torch.where(noisy, torch.randint_like(latents, self.latents.codebook_size), latents)
-
-    @torch.no_grad()
-    def _with_own_past(self, past: Tensor, led: Tensor, known: Tensor) -> Tensor:
-        """Replace frames behind the context by one pass each from those before them, in the first
-        clips of a batch: past (B, T - 1, N), the actions that led to it, (B, T, A)."""
-        count = round(self.config.own_past * len(past)) if self.training else 0
-        if not count or past.shape[1] == self.context:
-            return past
-        given, led = past[:count, :-1], led[:count, :-1]
-        _, cache = self._blocks(given, led[:, :-1], known[:count, :-1])
-        before, led = (
-            rearrange(x, "B W ... -> (B W) 1 ...")
-            for x in (given[:, self.context - 1 :], led[:, self.context :])
-        )
-        masked = torch.full_like(before, self.mask)
-        out = self._predict(masked, before, led, cache.windows(self.context))
-        own, _ = self.choose(out[:, 0], before[:, 0], self.output_weight(), Sampling())
-        replaced = torch.cat([past[:count, : self.context], own.unflatten(0, (count, -1))], dim=1)
-        return torch.cat([replaced, past[count:]])
 
     def _shorten(self, past: Tensor) -> tuple[Tensor, Tensor]:
         """Repeat a later frame in place of the first ones of some clips: (B, T, N).  Also whether

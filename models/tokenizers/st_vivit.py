@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,8 @@ class StVivitConfig(CheckedConfig):
     changed_weight: Annotated[float, Range(1, 10**4)] = 1.0
     """Weight of values that differ in the frame before or after; the others have 1.  Small things
     that move are otherwise the first to be lost."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"changed_weight"})
 
     def check(self) -> None:
         super().check()

@@ -164,7 +164,8 @@ class ImageModel(LatentModel):
 
     def __init__(self, tokenizer: Tokenizer, spec: RunSpec, precision: Precision = "fp32") -> None:
         """precision: of products."""
-        self.tokenizer, self.spec, self.precision = tokenizer, spec, precision
+        self.tokenizer, self.spec = tokenizer, spec
+        self.precision: Precision = precision
 
     def encode(self, frames: Tensor) -> Tensor:
         with self._autocast():

@@ -155,7 +155,7 @@ def test_who_would_be_answered_too_late_is_told_so_at_once():
         waiting += [queue.submit(FRAME, 10.0) for _ in range(4)]
         with pytest.raises(Refused) as refused:
             queue.submit(FRAME, 0.3)  # of at least 0.3 seconds that they take
-        assert refused.value.status == 503 and refused.value.retry_after == 1
+        assert refused.value.status == 503 and refused.value.retry_after >= 1
         waiting.append(queue.submit(FRAME, 10.0))  # who has time may wait
         queue.worker.gate.set()
         await asyncio.gather(*waiting)

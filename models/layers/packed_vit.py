@@ -26,8 +26,8 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor, dtype: torch.dtype, gelu: bool = False):
         super().__init__()
         # the rows of later calls are not known, and oneDNN takes any number of them
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), None)
-        self.bias = bias.to(dtype)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), None)
+        self.bias = bias.detach().to(dtype)
         self.after = ("gelu", "none") if gelu else ("none", "")  # exact, not by tanh
 
     def forward(self, x: Tensor) -> Tensor:

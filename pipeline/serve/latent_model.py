@@ -163,10 +163,9 @@ class ImageModel(LatentModel):
     """A tokenizer alone: z_cls is the mean over patches, and a step is a transformation."""
 
     def __init__(self, tokenizer: Tokenizer, spec: RunSpec, precision: Precision = "fp32") -> None:
-        """precision: of products; the tokenizer's weights are stored in it."""
-        self.tokenizer, self.spec, self.precision = tokenizer, spec, precision
-        pack_vit_layers(tokenizer, precision)
-        cast_weights(tokenizer, precision)
+        """precision: of products."""
+        self.tokenizer, self.spec = tokenizer, spec
+        self.precision: Precision = precision
 
     def encode(self, frames: Tensor) -> Tensor:
         with self._autocast():
@@ -208,7 +207,10 @@ def load_latent_model(
     tokenizer, fields = load_tokenizer(run, device)
     in_fp32 = fields.get("train", {}).get("precision") == "fp32"
     precision = image_precision or pick_precision(device, "fp32" if in_fp32 else "auto")
-    return ImageModel(tokenizer, image_spec(run, tokenizer, fields, device), precision)
+    spec = image_spec(run, tokenizer, fields, device)
+    pack_vit_layers(tokenizer, precision)
+    cast_weights(tokenizer, precision)
+    return ImageModel(tokenizer, spec, precision)
 
 
 def world_spec(run: Path, world: World) -> RunSpec:

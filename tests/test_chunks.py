@@ -71,7 +71,7 @@ def test_no_file_stays_open_behind_a_dataset(tmp_path, monkeypatch):
 def test_noise_that_blosc_leaves_as_it_is_is_read_and_checked(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
     path = tmp_path / shard_name(0)
-    write_shard(path, [Episode(frames=noise)], NOTHING)
+    write_shard(path, [Episode(frames=noise, actions=None)], NOTHING)
     dataset = EpisodeDataset(tmp_path)
     assert np.array_equal(dataset.read(0, "frames", 3, 37), noise[3:37])
     column = dataset._chunks.column(0, "frames")
@@ -80,7 +80,7 @@ def test_noise_that_blosc_leaves_as_it_is_is_read_and_checked(tmp_path):
         file.write(b"changed")
     again = EpisodeDataset(tmp_path)
     assert np.array_equal(again.read(0, "frames", 0, 16), noise[:16])
-    with pytest.raises(ValueError, match="shard-00000.h5 is damaged .frames 3 to 37.*checksums"):
+    with pytest.raises(ValueError, match="shard-00000.h5 is damaged .frames 3 to 37.*checksum"):
         again.read(0, "frames", 3, 37)
 
 
@@ -133,8 +133,8 @@ def test_a_shard_that_ends_early_since_it_was_opened_is_refused(tmp_path):
     dataset = EpisodeDataset(tmp_path)
     first = dataset.read(0, "frames")
     path = tmp_path / shard_name(0)
-    os.truncate(path, path.stat().st_size - 5000)
-    with pytest.raises(ValueError, match="shard-00000.h5 is damaged .* ends after"):
+    os.truncate(path, int(dataset._chunks.column(0, "frames").places[6, 0]) + 10)
+    with pytest.raises(ValueError, match="shard-00000.h5 is damaged .* ends after 10 of"):
         dataset.read_rows("frames", 100, 144)
     assert len(pickle.loads(pickle.dumps(dataset)).read(8, "rewards")) == 24
     with pytest.raises(ValueError, match="it has .* bytes, and had .* before"):
@@ -153,4 +153,4 @@ def test_processes_read_through_what_their_parent_opened(tmp_path: Path, method:
     with multiprocessing.get_context(method).Pool(2) as pool:
         answers = pool.map_async(_sum, [dataset] * 4)
         assert _sum(dataset) == expected
-        assert answers.get(60) == [expected] * 4
+        assert answers.get(300) == [expected] * 4

@@ -39,8 +39,8 @@ from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.pusht.simulator import WINDOW_SIZE
 from data.pusht.task_goal import TASK_GOAL, Goal, check_in_world, describe_goals
 from data.ranges import MAX_SEED, MAX_SIDE, MAX_WORKERS, MIN_SIDE, CheckedConfig, Range
-from data.shards.build_info import count_shards, read_build_info, shards_folder
-from data.shards.build_shards import Source, available_cpus, build
+from data.shards.build_info import read_build_info, shards_folder
+from data.shards.build_shards import Source, available_cpus, build, count_shards
 from data.shards.episode_dataset import EpisodeDataset
 from data.video.video_report import describe_videos
 from data.vpt.content import check_unchanged

@@ -54,6 +54,7 @@ from pipeline.inference.load_controllers import (
     load_task_cost,
 )
 from pipeline.inference.load_world import load_world
+from pipeline.lineage import check_parent
 from pipeline.trained_on import check_parent_recordings
 from pipeline.training.controller_config import (
     Config,
@@ -112,7 +113,7 @@ def train_actor_critic(config: Config, context: ControllerContext) -> None:
     path = config.run / "controller" / "bc" / "best.pt"
     bc = ckpt.load(path, "controller")
     below = context.parent[0]
-    ckpt.check_parent(bc, path, ckpt.load(below, "dynamics"), below)
+    check_parent(bc, path, ckpt.load(below, "dynamics"), below)
     check_parent_recordings(bc, path, context.recordings, context.dataset)
     ckpt.restore(model.policy, bc, path)
     clone = copy.deepcopy(model).eval()

@@ -28,6 +28,7 @@ import torch
 from bench.operations.cases import OPERATIONS
 from bench.races import plot, table
 from bench.races.pairs import Incorrect, Options, Row, reason
+from data.io.files import writable_folder
 from data.ranges import CheckedConfig, Range
 from evaluation.result_cache import write_json
 from pipeline.cli import run_cli
@@ -95,9 +96,7 @@ def main(config: Config) -> None:
             )
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    config.out.mkdir(parents=True, exist_ok=True)
-    if not os.access(config.out, os.W_OK):
-        raise ValueError(f"{config.out} is not writable; set another folder with --out")
+    writable_folder(config.out, "--out")
     device = pick_device()
     options = Options(
         rounds, config.quick, device, config.run, torch.get_num_threads(), config.tune, config.only

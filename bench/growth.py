@@ -26,7 +26,7 @@ from bench.areas.play_speed import DEFAULT_RUN
 from bench.curves import data_growth, model_growth
 from bench.curves.growth_table import Measured, as_markdown, draw
 from bench.races.table import load_average, machine_info
-from data.io.files import atomic_write
+from data.io.files import atomic_write, writable_folder
 from data.ranges import CheckedConfig, NonEmpty, Range
 from evaluation.result_cache import write_json
 from pipeline.cli import run_cli
@@ -67,12 +67,7 @@ def measure(config: Config) -> Iterator[Measured]:
 
 
 def main(config: Config) -> None:
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise ValueError(
-            f"{config.out} cannot be written ({problem.strerror}); set another folder with --out"
-        ) from None
+    writable_folder(config.out, "--out")
     before, rows = load_average(), []
     for row in measure(config):
         print(f"{row.part} {row.size:g}: {row.what} {row.value:.4g}", flush=True)

@@ -73,7 +73,7 @@ class Clips(Dataset):
                 f"no {split} episode of {dataset.folder} has the {clip_length} frames of a clip "
                 f"(the longest has {lengths.max()}); {shorter}record longer episodes"
             )
-        self._cumulative_clips = np.cumsum(num_clips)
+        self._first_clips = np.cumsum([0, *num_clips])  # of each episode, and of one behind all
         self._episodes = episodes
         self._first_rows = dataset.first_rows[episodes]
         self._end_rows = self._first_rows + lengths
@@ -91,7 +91,7 @@ class Clips(Dataset):
         return self.dataset.image_size
 
     def __len__(self) -> int:
-        return int(self._cumulative_clips[-1])
+        return int(self._first_clips[-1])
 
     def cache_on_device(self, device: torch.device, memory_limit: int) -> None:
         """Cache the frames of the split on `device` at the first batch, and return them there, if
@@ -145,9 +145,8 @@ class Clips(Dataset):
         indices = np.asarray(indices, np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"clip indices must be within 0 to {len(self) - 1}; got {indices}")
-        episode = np.searchsorted(self._cumulative_clips, indices, side="right")
-        previous = np.concatenate([[0], self._cumulative_clips])[episode]
-        return episode, self._first_rows[episode] + indices - previous
+        episode = np.searchsorted(self._first_clips, indices, side="right") - 1
+        return episode, self._first_rows[episode] + indices - self._first_clips[episode]
 
     def column(self, name: str, rows: np.ndarray) -> Tensor | None:
         """Gather a small field at `rows`, (B, T); None where the dataset does not have it."""

@@ -39,7 +39,7 @@ class JoinedClips(Clips):
             )
         rows = zip(self._first_rows, self._end_rows, strict=True)
         self._rows = np.concatenate([np.arange(first, end) for first, end in rows])
-        self._cumulative_clips = np.minimum(self._cumulative_clips, num_frames - clip_length + 1)
+        self._first_clips = np.minimum(self._first_clips, num_frames - clip_length + 1)
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Return the rows of the clips among all frames of the dataset: (B,) -> (B, T) int64."""

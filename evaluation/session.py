@@ -50,7 +50,7 @@ from pipeline.inference.load_controllers import (
     load_task_cost,
 )
 from pipeline.inference.load_world import load_world
-from pipeline.trained_on import count_trained_on
+from pipeline.lineage import count_trained_on
 
 STAGES = ("tokenizer", "dynamics", "controller")
 CONTROLLERS = (

@@ -41,7 +41,7 @@ def validate_own(
 ) -> Metrics:
     """Validate a method as it says itself, on held-out clips of the fields that it needs."""
     assert isinstance(model, Validates)
-    clips = Clips(dataset, "validation", model.clip_length)
+    clips = Clips(dataset, "validation", model.clip_length, memory_limit=0)
     indices, _ = sample_clips(clips, num_clips, seed=0)
     batch = ClipBatches(clips, model.needs, latents).batch(indices)
     return model.validate(batch.to(device))
@@ -55,9 +55,10 @@ def validate_tokenizer(
     Still images have no next frame, and no flicker.  Returns the metrics, and eight frames with
     their reconstructions: (8, 3, H, W) each.
     """
-    held_out = Clips(dataset, "validation", clip_length=_validation_length(model, dataset))
+    length = _validation_length(model, dataset)
+    held_out = Clips(dataset, "validation", length, memory_limit=0)
     indices, _ = sample_clips(held_out, num_clips, seed=0)
-    clips = held_out.batch(indices).frames.to(device)  # (B, T, 3, H, W)
+    clips = held_out.frames_of(indices).to(device)  # (B, T, 3, H, W)
     codes = torch.cat([model.encode_clip(part) for part in clips.split(64)])
     decoded = torch.cat([model.decode_clip(part) for part in codes.split(64)])
     # with all the past that the two frames are encoded with
@@ -97,7 +98,9 @@ def _validation_length(model: Tokenizer, dataset: EpisodeDataset) -> int:
 def _held_out(world: World, dataset: EpisodeDataset) -> tuple[Clips, list[int]]:
     """Clips as long as an open loop is, and its horizons, as far as episodes go."""
     horizons = horizons_within(dataset, "validation", world.context, HORIZONS)
-    clips = world_clips(world, dataset, "validation", world.context + max(horizons))
+    length = world.context + max(horizons)
+    # these clips are read once: the whole split is not kept for them
+    clips = world_clips(world, dataset, "validation", length, memory_limit=0)
     return clips, horizons
 
 

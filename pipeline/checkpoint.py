@@ -246,26 +246,6 @@ def check_same_weights(model: nn.Module, checkpoint: Checkpoint, path: Path) -> 
         )
 
 
-def check_parent(
-    child: Checkpoint, child_path: Path, parent: Checkpoint, parent_path: Path
-) -> None:
-    """Raise ValueError when `child` was trained on another parent than this one."""
-    expected = child["parent"]["fingerprint"]
-    if expected != parent["fingerprint"]:
-        again = train_command(child["stage"], child_path)
-        again += "" if follows(parent, expected) else " --restart"
-        raise ValueError(
-            f"{child_path} was trained on a {parent['stage']} with fingerprint {expected}, but "
-            f"{parent_path} has {parent['fingerprint']}; run {again}, or put the old "
-            f"{parent['stage']} back"
-        )
-
-
-def follows(checkpoint: Checkpoint, fingerprint: str) -> bool:
-    """Whether a checkpoint goes on, on grown data, from the one with this fingerprint."""
-    return fingerprint in checkpoint.get("lineage", [])
-
-
 def _wrong_field(checkpoint: Checkpoint) -> str:
     """Say which field is not what it must be; empty where all are."""
     for key, kind in TYPES.items():

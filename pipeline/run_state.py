@@ -14,6 +14,7 @@ from data.shards.build_info import read_build_info, rebuild_command, shard_paths
 from models import registry
 from pipeline import checkpoint as ckpt
 from pipeline import presets
+from pipeline.lineage import follows
 
 Progress = Literal["missing", "running", "broken", "stopped", "finished"]
 STAGE_FOLDERS = ("tokenizer", "dynamics", "controller")
@@ -187,7 +188,7 @@ def _latents(run: Path, tokenizer: dict[str, Any] | None) -> list[StageState]:
 
 
 def _fits(parent: str, below: dict[str, Any]) -> bool:
-    return parent == below["fingerprint"] or ckpt.follows(below, parent)
+    return parent == below["fingerprint"] or follows(below, parent)
 
 
 def _metric(facts: dict[str, Any]) -> str:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from data.shards.episode_dataset import EpisodeDataset
-from data.shards.shard_header import Split
 from pipeline.checkpoint import Checkpoint, train_command
 
 TrainedOn = dict[str, Any]
+NONE = torch.zeros(0, dtype=torch.int64)
 
 
 def recordings_of(dataset: EpisodeDataset, *known: Checkpoint | None) -> TrainedOn:
@@ -32,9 +32,9 @@ def recordings_of(dataset: EpisodeDataset, *known: Checkpoint | None) -> Trained
     for checkpoint in known:
         found = read_recordings(checkpoint) if checkpoint else None
         if found and found["dataset"] == fingerprint:
-            return found | {"inherited": _none()}
+            return found | {"inherited": NONE}
     digests = np.unique(episode_digests(dataset, dataset.episodes("train")))
-    return {"dataset": fingerprint, "train": torch.tensor(digests), "inherited": _none()}
+    return {"dataset": fingerprint, "train": torch.tensor(digests), "inherited": NONE}
 
 
 def read_recordings(checkpoint: Checkpoint) -> TrainedOn | None:
@@ -44,22 +44,6 @@ def read_recordings(checkpoint: Checkpoint) -> TrainedOn | None:
         return None
     inherited = found.get("inherited")
     return found | {"inherited": inherited if _is_list(inherited) else None}
-
-
-def inherit(recordings: TrainedOn | None, source: Checkpoint) -> TrainedOn | None:
-    """Add what the weights of `source`, which a training begins with, were trained on."""
-    if recordings is None:
-        return None
-    before = all_digests(source)
-    return recordings | {"inherited": None if before is None else torch.tensor(before)}
-
-
-def all_digests(checkpoint: Checkpoint) -> np.ndarray | None:
-    """Digests of all episodes that a checkpoint was trained on, (E,) int64; None if unknown."""
-    found = read_recordings(checkpoint)
-    if found is None or found["inherited"] is None:
-        return None
-    return np.union1d(found["train"].numpy(), found["inherited"].numpy())
 
 
 def check_parent_recordings(
@@ -80,24 +64,6 @@ def check_parent_recordings(
         f"{path} was trained on other recordings: {_describe(other, found, dataset)}; train it "
         f"again with {train_command(parent['stage'], path)} --restart, or put those shards back"
     )
-
-
-def count_trained_on(
-    checkpoints: Iterable[Checkpoint], dataset: EpisodeDataset, split: Split
-) -> int | None:
-    """Count the episodes of a split that any of the checkpoints was trained on.
-
-    None where none is known, and one of the checkpoints does not remember its recordings.
-    """
-    digests = episode_digests(dataset, dataset.episodes(split))
-    trained, complete = np.zeros(len(digests), bool), True
-    for checkpoint in checkpoints:
-        found = read_recordings(checkpoint)
-        complete &= found is not None and found["inherited"] is not None
-        for part in ("train", "inherited"):
-            if found is not None and found[part] is not None:
-                trained |= np.isin(digests, found[part].numpy())
-    return int(trained.sum()) if complete or trained.any() else None
 
 
 def episode_digests(dataset: EpisodeDataset, episodes: Iterable[int]) -> np.ndarray:
@@ -130,10 +96,6 @@ def _describe(other: np.ndarray, found: TrainedOn, dataset: EpisodeDataset) -> s
     return (
         f"{len(other)} of its {len(found['train'])} training episodes are not in {dataset.folder}"
     )
-
-
-def _none() -> torch.Tensor:
-    return torch.zeros(0, dtype=torch.int64)
 
 
 def _is_list(value: Any) -> bool:

@@ -166,8 +166,10 @@ def test_flags_without_an_effect_are_refused_before_anything_is_measured(tmp_pat
         main(Config(("loading",), only=("rms_norm",), out=tmp_path))
     taken = tmp_path / "file"
     taken.touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ValueError, match="file is a file, not a folder; .* another --out"):
         main(Config(("loading",), out=taken))
+    with pytest.raises(ValueError, match="file/below cannot be written to .* another --out"):
+        main(Config(("loading",), out=taken / "below"))
 
 
 def test_an_area_that_fails_is_a_row_and_an_exit_with_1(tmp_path, monkeypatch):

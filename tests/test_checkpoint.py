@@ -16,6 +16,7 @@ from models.registry import DataSpec
 from models.tokenizers.keypoints import KeypointsConfig
 from models.tokenizers.tokenizer import LatentSpec
 from pipeline import checkpoint as ckpt
+from pipeline.lineage import check_parent
 
 
 def one(stage: str = "tokenizer", **changes: Any) -> ckpt.Checkpoint:
@@ -145,8 +146,8 @@ def test_a_child_of_another_parent_is_refused(tmp_path):
     child = one("dynamics", parent={"path": "x", "fingerprint": "beef"})
     path = tmp_path / "toy" / "dynamics" / "best.pt"
     with pytest.raises(ValueError, match=r"fingerprint beef.*--run .*toy --restart"):
-        ckpt.check_parent(child, path, one(), tmp_path / "p")
-    ckpt.check_parent(
+        check_parent(child, path, one(), tmp_path / "p")
+    check_parent(
         one("dynamics", parent={"path": "x", "fingerprint": one()["fingerprint"]}),
         tmp_path / "c",
         one(),

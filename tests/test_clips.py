@@ -108,7 +108,7 @@ def test_clips_without_actions_have_actions_of_no_numbers(tmp_path, memory_limit
 def test_splits_share_no_source(tmp_path):
     dataset = EpisodeDataset(write_toy_shards(tmp_path))
     sources = [
-        {dataset.source(e) for e in dataset.episodes(split)}
+        {int(dataset.sources[e]) for e in dataset.episodes(split)}
         for split in ("train", "validation", "test")
     ]
     assert all(sources) and len(set.union(*sources)) == sum(map(len, sources)) == 12

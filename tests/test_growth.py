@@ -23,8 +23,8 @@ from models.tokenizers.codes import CodebookEmbedding
 from pipeline import checkpoint as ckpt
 from pipeline import presets
 from pipeline.inference.load_world import load_world
+from pipeline.lineage import count_trained_on, follows
 from pipeline.recording.gym_config import GymConfig
-from pipeline.trained_on import count_trained_on
 from pipeline.training.trainer import Trainer
 
 SHARDS = {"parent": {"path": "shards", "fingerprint": "one"}}
@@ -66,7 +66,7 @@ def test_a_training_takes_as_many_steps_again_and_chooses_its_best_anew(tmp_path
     finish(trainer, 0.5)  # worse than before, on other episodes
     best = ckpt.load(tmp_path / "best.pt", "tokenizer")
     assert best["best"] == 0.5 and best["fingerprint"] != before
-    assert best["lineage"] == [before] and ckpt.follows(best, before)
+    assert best["lineage"] == [before] and follows(best, before)
     assert last(tmp_path)["recordings"]["train"].tolist() == [1, 2, 3]
 
     assert begin(tmp_path, grown).finished  # it has grown once

@@ -65,7 +65,7 @@ def test_shards_that_hold_recordings_no_times_are_refused_before_they_are_made(t
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
     file = tmp_path / "file"
     file.write_text("kept")
-    with pytest.raises(ValueError, match="file cannot be written .* with --out"):
+    with pytest.raises(ValueError, match="file is a file, not a folder; .* another --out"):
         growth.main(growth.Config(out=file))
     assert file.read_text() == "kept"
 

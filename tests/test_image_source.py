@@ -57,7 +57,7 @@ def test_crops_of_an_image_share_a_split_and_differ(tmp_path):
     assert len(dataset) == 35
     by_source: dict[int, set[int]] = {}
     for episode in range(35):
-        by_source.setdefault(dataset.source(episode), set()).add(int(dataset.splits[episode]))
+        by_source.setdefault(int(dataset.sources[episode]), set()).add(int(dataset.splits[episode]))
     assert len(by_source) == 5 and all(len(splits) == 1 for splits in by_source.values())
     frames = np.concatenate([dataset.read(e, "frames") for e in range(7)])
     assert len(np.unique(frames.reshape(7, -1), axis=0)) == 7

@@ -151,3 +151,25 @@ def test_shards_that_were_not_sent_before_a_kill_are_not_replaced(
         write_toy_shards(made / "shards", episodes=18, seed=5)
     mirror(address, tmp_path / "other")
     assert len(EpisodeDataset(tmp_path / "other" / "shards")) == 18
+
+
+def test_shards_that_are_sent_without_their_headers_are_said_to_be(
+    address: str, tmp_path: Path, capfd: Any
+):
+    made = tmp_path / "made"
+    with pytest.raises(ValueError, match="the source ends"):  # noqa: SIM117
+        with sent(mirror(address, made, whole=True), makes_shards=True):
+            shards = write_toy_shards(made / "shards", episodes=18)
+            header = shards / "shard-00001.h5"
+            header.write_bytes(header.read_bytes()[:3000])
+            raise ValueError("the source ends")
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("store: ")]
+    assert len(said) == 1 and "has no shards/headers.json until all shards are made" in said[0]
+    assert "shard-00001.h5 is damaged" in said[0] and "preprocess.py" in said[0]
+    there = ObjectStore(address).stamps()
+    assert "shards/shard-00002.h5" in there and "shards/headers.json" not in there
+    (made / "shards" / "shard-00001.h5").unlink()
+    with sent(mirror(address, made, whole=True), makes_shards=True):
+        write_toy_shards(made / "shards", episodes=18)
+    assert "shards/headers.json" in ObjectStore(address).stamps()
+    assert "headers.json" not in capfd.readouterr().err

@@ -53,7 +53,7 @@ def test_reading_returns_what_was_written(tmp_path):
     for number, split in enumerate(SPLITS):
         assert dataset.episodes(split) == [e for e in range(5) if e % 3 == number]
     for number, one in enumerate(episodes):
-        assert dataset.source(number) == number and dataset.length(number) == len(one)
+        assert int(dataset.sources[number]) == number and dataset.length(number) == len(one)
         for field in ("frames", "actions", "rewards", "terminals", "states", "contacts"):
             assert np.array_equal(dataset.read(number, field), getattr(one, field))
     part = dataset.read(1, "frames", 15, 33)

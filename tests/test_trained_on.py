@@ -23,12 +23,10 @@ from data.toy import ToyEpisodes, write_toy_shards
 from evaluation.provenance import provenance
 from evaluation.session import Session
 from pipeline import presets
+from pipeline.lineage import all_digests, count_trained_on, inherit
 from pipeline.trained_on import (
-    all_digests,
     check_parent_recordings,
-    count_trained_on,
     episode_digests,
-    inherit,
     recordings_of,
 )
 

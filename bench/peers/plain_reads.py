@@ -9,6 +9,7 @@ from numcodecs import blosc  # type: ignore[attr-defined]
 from torch import Tensor
 
 from data.clips import Clips
+from data.shards.episode_dataset import CACHE_BYTES
 from data.shards.shard_header import h5_dataset
 
 CHECKSUM = 4  # bytes of Fletcher32 behind a chunk
@@ -31,7 +32,7 @@ class PlainCopy:
 
 class PlainChunks:
     """Reads the compressed chunks that clips lie in, decompresses them, and copies what belongs to
-    the clips; checks no checksum.  As many chunks of a shard are kept as HDF5 keeps."""
+    the clips; checks no checksum.  As many chunks are kept as ours keeps."""
 
     def __init__(self, clips: Clips) -> None:
         self.clips = clips
@@ -40,10 +41,9 @@ class PlainChunks:
         files = [h5py.File(header.path, "r", locking=False) for header in self.headers]
         self.frames = [h5_dataset(file, "frames") for file in files]
         self.chunk_shape: tuple[int, ...] = self.frames[0].chunks or ()
-        cache_bytes = files[0].id.get_access_plist().get_cache()[2]
-        self.most_kept = max(1, cache_bytes // int(np.prod(self.chunk_shape)))
-        self.kept: list[dict[int, np.ndarray]] = [{} for _ in files]
-        """By shard, the decompressed chunks by their first row; the last used is last."""
+        self.most_kept = max(1, CACHE_BYTES // int(np.prod(self.chunk_shape)))
+        self.kept: dict[tuple[int, int], np.ndarray] = {}
+        """The decompressed chunks by shard and first row; the last used is last."""
         blosc.set_nthreads(1)
 
     def __call__(self, indices: np.ndarray) -> Tensor:
@@ -66,13 +66,13 @@ class PlainChunks:
             done += len(part)
 
     def _chunk(self, shard: int, start: int) -> np.ndarray:
-        kept = self.kept[shard]
-        chunk = kept.pop(start, None)
+        kept = self.kept
+        chunk = kept.pop((shard, start), None)
         if chunk is None:
             full = len(kept) == self.most_kept
             place = kept.pop(next(iter(kept))) if full else np.empty(self.chunk_shape, np.uint8)
             _, packed = self.frames[shard].id.read_direct_chunk((start, 0, 0, 0))
             blosc.decompress(packed[:-CHECKSUM], place)
             chunk = place
-        kept[start] = chunk
+        kept[shard, start] = chunk
         return chunk

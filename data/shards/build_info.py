@@ -110,12 +110,6 @@ def skipped_shards(folder: Path) -> dict[int, Path]:
     return {index: path for path in paths if (index := shard_index(path)) is not None}
 
 
-def count_shards(folder: Path, count: int) -> int:
-    """Count the shards with a number below `count` that were made, or skipped."""
-    made = {shard_index(path) for path in folder.glob("shard-*.h5")} | {*skipped_shards(folder)}
-    return sum(index is not None and index < count for index in made)
-
-
 def skip_reason(path: Path) -> str:
     """Return why a shard was skipped, in one line."""
     try:

@@ -157,6 +157,12 @@ def build(
     return made
 
 
+def count_shards(folder: Path, count: int) -> int:
+    """Count the shards with a number below `count` that were made, or skipped."""
+    made = {shard_index(path) for path in folder.glob("shard-*.h5")} | {*skipped_shards(folder)}
+    return sum(index is not None and index < count for index in made)
+
+
 def _describe(source: Source, lengths: Sequence[int] | None, seed: int) -> dict[str, Any]:
     """Return the description of the shards, with how their splits are drawn."""
     description = source.description() | {"split_seed": seed}

@@ -9,39 +9,37 @@ import hashlib
 import json
 import os
 from bisect import bisect_left, bisect_right
-from functools import lru_cache
+from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import h5py
 import numpy as np
-from h5py import h5s, h5t
 
 from data.actions import ActionSpec
 from data.shards.build_info import STORE_FILE, damaged, shard_paths
-from data.shards.shard_header import SPLITS, ShardHeader, Split, h5_dataset, read_header
+from data.shards.shard_header import SPLITS, Column, ShardHeader, Split, read_header
 
-if TYPE_CHECKING:
-    from data.shards.remote_shards import RemoteShards
-
-OPEN_FILES = 256
+OPEN_FILES = 64  # of a dataset in a process
+CACHE_BYTES = 2**22  # of decompressed chunks: with more, what is decompressed goes to slow memory
 
 
 class EpisodeDataset:
     """All episodes of a folder of shards, and all frames as rows 0 ... num_frames - 1.
 
-    Opening reads the headers alone. Files are opened on the first read, once per process, so a
-    dataset may be pickled and forked; it is not thread-safe.
+    Opening reads the headers alone. Files are opened as they are read. A dataset may be pickled and
+    forked; it is not thread-safe.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self._remote: RemoteShards | None = None
+        open_file, most_open = open_shard, OPEN_FILES
         if (self.folder / STORE_FILE).exists():
             from data.shards.remote_shards import RemoteShards
 
-            self._remote = RemoteShards.of(self.folder)
-            self.headers = self._remote.headers()
+            remote = RemoteShards.of(self.folder)
+            self.headers = remote.headers()
+            open_file, most_open = remote.open, remote.most_open
         else:
             self.headers = [read_header(path) for path in shard_paths(self.folder)]
         self.description = self.headers[0].description
@@ -62,14 +60,10 @@ class EpisodeDataset:
         self._shard_starts = np.cumsum(
             [0] + [int(h.episode_ends[-1]) for h in self.headers]
         ).tolist()
-        self._files: dict[int, tuple[h5py.File, dict[str, _Column]]] = {}
-        self._process = os.getpid()
+        self._chunks = ChunkReader(self.headers, open_file, most_open)
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": {}}
 
     def has(self, field: str) -> bool:
         """Return whether the shards have a field, such as actions, rewards or states."""
@@ -85,9 +79,6 @@ class EpisodeDataset:
 
     def length(self, episode: int) -> int:  # frames of an episode
         return int(self.lengths[episode])
-
-    def source(self, episode: int) -> int:  # id of the source of an episode
-        return int(self.sources[episode])
 
     def read(self, episode: int, field: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read steps [start, stop) of one episode; frames are (T, H, W, 3) uint8."""
@@ -110,10 +101,10 @@ class EpisodeDataset:
             begin, end = self._shard_starts[shard : shard + 2]
             low, high = max(start, begin), min(stop, end)
             try:
-                column = self._column(shard, field)
                 if out is None:
+                    column = self._chunks.column(shard, field)
                     out = np.empty((stop - start, *column.row_shape), column.dtype)
-                column.read(low - begin, out[low - start : high - start])
+                self._chunks.read(shard, field, low - begin, out[low - start : high - start])
             except (OSError, RuntimeError, KeyError) as error:
                 where = f"{field} {low - begin} to {high - begin} cannot be read"
                 raise damaged(self.headers[shard].path, f"{where}: {error}") from None
@@ -132,47 +123,74 @@ class EpisodeDataset:
             )
         return digest.hexdigest()[:16]
 
-    def _column(self, shard: int, field: str) -> _Column:
-        """Return a field of a shard, looked up once: that takes as long as reading a clip."""
-        if self._process != os.getpid():  # a fork: the parent's handles are not ours
-            self._files, self._process = {}, os.getpid()
-        if shard not in self._files:
-            remote, header = self._remote, self.headers[shard]
-            while len(self._files) >= (remote.most_open if remote else OPEN_FILES):
-                self._files.pop(next(iter(self._files)))[0].close()
-            file = remote.open(header) if remote else h5py.File(header.path, "r", locking=False)
-            self._files[shard] = (file, {})
-        file, known = self._files[shard]
-        if field not in known:
-            header = self.headers[shard]
-            if field not in header.fields:
-                has = ", ".join(sorted(header.fields))
-                raise ValueError(f"{header.path} has no {field}; it holds {has}")
-            known[field] = _Column(h5_dataset(file, field))
-        return known[field]
+
+class ChunkReader:
+    """Reads rows chunk by chunk, without HDF5: many shards as fast as few, in the same memory.
+
+    open_file: opens a shard, whose header has its columns then; `most_open` are open at once.
+    """
+
+    def __init__(
+        self, headers: list[ShardHeader], open_file: Callable[[ShardHeader], FileIO], most_open: int
+    ) -> None:
+        self._headers, self._open_file, self._most_open = headers, open_file, most_open
+        self._files: dict[int, FileIO] = {}  # by shard; the last used is last, as below
+        self._kept: dict[tuple[int, str, int], np.ndarray] = {}  # by shard, field and number
+        self._kept_bytes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": {}, "_kept": {}, "_kept_bytes": 0}
+
+    def __del__(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def column(self, shard: int, field: str) -> Column:
+        """Return where a field of a shard lies; ValueError where it has no such field."""
+        header = self._headers[shard]
+        if field not in header.fields:
+            has = ", ".join(sorted(header.fields))
+            raise ValueError(f"{header.path} has no {field}; it holds {has}")
+        if not header.columns:
+            self._file(shard)
+        return header.columns[field]
+
+    def read(self, shard: int, field: str, start: int, out: np.ndarray) -> None:
+        """Read `len(out)` rows of a shard from `start` on."""
+        column, done = self.column(shard, field), 0
+        assert out.dtype == column.dtype and out.shape[1:] == column.row_shape
+        while done < len(out):
+            number, skipped = divmod(start + done, column.rows)
+            part = self._chunk(shard, field, number)[skipped : skipped + len(out) - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+
+    def _chunk(self, shard: int, field: str, number: int) -> np.ndarray:
+        key = shard, field, number
+        chunk = self._kept.pop(key, None)
+        if chunk is None:
+            chunk = self.column(shard, field).read(self._file(shard), number)
+            self._kept_bytes += chunk.nbytes
+            while self._kept_bytes > CACHE_BYTES and self._kept:
+                self._kept_bytes -= self._kept.pop(next(iter(self._kept))).nbytes
+        self._kept[key] = chunk
+        return chunk
+
+    def _file(self, shard: int) -> int:
+        file = self._files.pop(shard, None)
+        if file is None:
+            while len(self._files) >= self._most_open:
+                self._files.pop(next(iter(self._files))).close()
+            file = self._open_file(self._headers[shard])
+            size, before = os.fstat(file.fileno()).st_size, self._headers[shard].size
+            if size != before:
+                raise OSError(f"it has {size} bytes, and had {before} before")
+        self._files[shard] = file
+        return file.fileno()
 
 
-class _Column:
-    """A field of a shard. Keeps the HDF5 types and spaces that h5py creates for every slice, which
-    would take up to a third of the time to read a clip."""
-
-    def __init__(self, h5: h5py.Dataset) -> None:
-        self.row_shape, self.dtype = h5.shape[1:], h5.dtype
-        self._id, self._space = h5.id, h5.id.get_space()
-        self._h5_type = h5t.py_create(h5.dtype)
-
-    def read(self, start: int, out: np.ndarray) -> None:
-        """Read `len(out)` rows from `start` on."""
-        # HDF5 converts nothing here: with another dtype it would write past the array
-        assert out.dtype == self.dtype and out.shape[1:] == self.row_shape
-        if len(out):
-            self._space.select_hyperslab((start, *(0 for _ in self.row_shape)), out.shape)
-            self._id.read(_space(out.shape), self._space, out, self._h5_type)
-
-
-@lru_cache(maxsize=64)
-def _space(shape: tuple[int, ...]) -> h5s.SpaceID:
-    return h5s.create_simple(shape)
+def open_shard(header: ShardHeader) -> FileIO:
+    return FileIO(header.path)
 
 
 def _check_same_format(first: ShardHeader, other: ShardHeader) -> None:

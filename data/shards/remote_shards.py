@@ -10,17 +10,17 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from data.io.digests import file_digest
 from data.io.files import QUIETLY, atomic_write, lock, parse_json, read_text
 from data.io.object_store import ObjectStore
 from data.shards.build_info import STORE_FILE
-from data.shards.shard_header import ShardHeader
+from data.shards.shard_header import ShardHeader, read_header
 
 HEADERS_FILE = "headers.json"
 GIB = 2**30
@@ -97,8 +97,9 @@ class RemoteShards:
             )
         return headers
 
-    def open(self, header: ShardHeader) -> h5py.File:
-        """Open the file of a shard, which is fetched where it is not here.
+    def open(self, header: ShardHeader) -> FileIO:
+        """Open the file of a shard, which is fetched where it is not here; its header has its
+        columns then.
 
         StoreError where the store has another one by now.
         """
@@ -109,7 +110,9 @@ class RemoteShards:
                 self._store = self._store or ObjectStore(self.address)
                 self._store.fetch(path.name, path, self._hashes[path.name])
             os.utime(path)  # read now
-            return h5py.File(path, "r", locking=False)  # stays readable when others make room
+            header.columns = header.columns or read_header(path).columns
+            # stays readable when others make room
+            return FileIO(path)
 
     def _make_room(self, needed: int) -> None:
         held = [(p.stat().st_mtime_ns, p.stat().st_size, p) for p in self.folder.glob("shard-*.h5")]
@@ -131,4 +134,5 @@ def _header(folder: Path, row: dict[str, Any]) -> ShardHeader:
         source=np.array(row["source"], np.int64),
         notes=row["notes"],
         size=int(row["size"]),
+        columns={},
     )

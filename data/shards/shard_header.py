@@ -6,13 +6,16 @@ Letters: E episodes of a shard, N frames of it.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
-import hdf5plugin  # noqa: F401  (registers the filter of the columns)
 import numpy as np
+from h5py import h5z
+from numcodecs import blosc  # type: ignore[attr-defined]
+from numcodecs.fletcher32 import Fletcher32
 
 from data.actions import ActionSpec
 from data.io.files import check_regular, parse_json
@@ -38,6 +41,41 @@ STEP_FIELDS = (
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 MAX_SIDE = 8192  # pixels
+BLOSC, CHECKSUM = 32001, h5z.FILTER_FLETCHER32  # numbers of filters, as HDF5 registers them
+FILTERS = ((), (BLOSC,), (CHECKSUM,), (BLOSC, CHECKSUM))
+OVERHEAD = 20  # bytes that a stored chunk may have over its values
+blosc.use_threads = False  # threads of its own would not survive a fork
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where the K chunks of a column lie, so that HDF5 has not to look it up for every clip."""
+
+    row_shape: tuple[int, ...]
+    dtype: np.dtype
+    rows: int  # of a chunk; the last one may have fewer that count
+    filters: tuple[int, ...]  # in the order in which they were applied
+    places: np.ndarray  # (K, 3) int64: offset in the file, bytes, a bit for each filter left out
+
+    def read(self, file: int, number: int) -> np.ndarray:
+        """Read and check a chunk of an open file: (rows, ...)."""
+        offset, size, left_out = self.places[number].tolist()
+        packed: Any = os.pread(file, size, offset)
+        if len(packed) < size:
+            raise OSError(f"a chunk ends after {len(packed)} of {size} bytes")
+        # Blosc is left out where it would save nothing
+        applied = [name for place, name in enumerate(self.filters) if not left_out >> place & 1]
+        if CHECKSUM in applied:
+            packed = Fletcher32().decode(packed)
+        chunk = np.empty((self.rows, *self.row_shape), self.dtype)
+        if BLOSC not in applied and len(packed) == chunk.nbytes:
+            chunk.view(np.uint8).reshape(-1)[:] = np.frombuffer(packed, np.uint8)
+            return chunk
+        said = [int.from_bytes(packed[at : at + 4], "little") for at in (4, 12)]  # Blosc's header
+        if BLOSC not in applied or said != [chunk.nbytes, len(packed)]:
+            raise OSError(f"chunk {number} is not of {chunk.nbytes} bytes")
+        blosc.decompress(packed, chunk)
+        return chunk
 
 
 @dataclass
@@ -52,6 +90,7 @@ class ShardHeader:
     source: np.ndarray  # (E,) int64
     notes: list[dict[str, Any]]  # E of them
     size: int  # bytes of the file
+    columns: dict[str, Column]  # by field; empty until the file is here
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -77,16 +116,17 @@ def read_header(path: Path) -> ShardHeader:
 
 def _read_header(path: Path, file: h5py.File, description: dict[str, Any]) -> ShardHeader:
     actions = _check_description(description)
-    columns = {name: h5_dataset(file, name) for name in STEP_FIELDS if name in file}
-    if "frames" not in columns:
+    stored = {name: h5_dataset(file, name) for name in STEP_FIELDS if name in file}
+    if "frames" not in stored:
         raise ValueError("it has no frames")
-    if ("actions" in columns) != (actions.kind != "none"):
-        raise ValueError(f"it describes actions of kind {actions.kind!r}, but has {[*columns]}")
-    count = columns["frames"].shape[0]
-    rows = {name: column.shape[0] for name, column in columns.items()}
+    if ("actions" in stored) != (actions.kind != "none"):
+        raise ValueError(f"it describes actions of kind {actions.kind!r}, but has {[*stored]}")
+    count = stored["frames"].shape[0]
+    rows = {name: column.shape[0] for name, column in stored.items()}
     if set(rows.values()) != {count}:
         raise ValueError(f"its columns differ in length: {rows}")
-    _check_columns(columns, description, actions)
+    _check_columns(stored, description, actions)
+    columns = {name: _find_chunks(name, column) for name, column in stored.items()}
 
     ends = _whole_numbers(file, "episode_ends", count)
     split = _whole_numbers(file, "episode_split", count)
@@ -106,7 +146,7 @@ def _read_header(path: Path, file: h5py.File, description: dict[str, Any]) -> Sh
             raise ValueError("its episodes lack their notes")
     return ShardHeader(
         path, description, frozenset(columns), ends, split.astype(np.uint8), source, notes,
-        path.stat().st_size,
+        path.stat().st_size, columns,
     )  # fmt: skip
 
 
@@ -148,19 +188,33 @@ def _check_columns(
         if len(row) != len(shape) or any(
             s is not None and s != r for s, r in zip(shape, row, strict=True)
         ):
-            raise ValueError(f"{name} are {list(row)}, described as {_written(shape)}")
+            written = ", ".join("any" if side is None else str(side) for side in shape)
+            raise ValueError(f"{name} are {list(row)}, described as [{written}]")
         if column.dtype != dtypes[name]:
             raise ValueError(f"{name} are {column.dtype}, not {dtypes[name]}")
-        if not column.chunks:
-            raise ValueError(f"{name} are not stored in chunks")
-        grid = (-(-s // chunk) for s, chunk in zip(column.shape, column.chunks, strict=True))
-        needed = math.prod(grid)
-        if column.id.get_num_chunks() != needed:
-            raise ValueError(f"{name} lack some of their {needed} chunks")
 
 
-def _written(shape: tuple[int | None, ...]) -> str:
-    return f"[{', '.join('any' if side is None else str(side) for side in shape)}]"
+def _find_chunks(name: str, column: h5py.Dataset) -> Column:
+    """Ask HDF5; ValueError where the column is stored otherwise than `write_shard` does."""
+    if not column.chunks:
+        raise ValueError(f"{name} are not stored in chunks")
+    rows, *chunk_row = column.chunks
+    settings = column.id.get_create_plist()
+    filters = tuple(settings.get_filter(i)[0] for i in range(settings.get_nfilters()))
+    if tuple(chunk_row) != column.shape[1:] or filters not in FILTERS:
+        raise ValueError(f"{name} have chunks of {column.chunks} and the filters {filters}")
+    needed = max(1, -(-column.shape[0] // rows))
+    if column.id.get_num_chunks() != needed:
+        raise ValueError(f"{name} lack some of their {needed} chunks")
+    found: list[Any] = []
+    column.id.chunk_iter(found.append)
+    found.sort()  # by their first row
+    places = np.array([(c.byte_offset, c.size, c.filter_mask) for c in found], np.int64)
+    most = rows * math.prod(chunk_row) * column.dtype.itemsize + OVERHEAD
+    starts = [c.chunk_offset[0] for c in found]
+    if starts != [*range(0, rows * needed, rows)] or places.min() < 0 or places.max(0)[1] > most:
+        raise ValueError(f"its index of the chunks of {name} is wrong")
+    return Column(column.shape[1:], column.dtype, rows, filters, places)
 
 
 def _whole_numbers(file: h5py.File, name: str, most: int) -> np.ndarray:
@@ -173,9 +227,8 @@ def _whole_numbers(file: h5py.File, name: str, most: int) -> np.ndarray:
 
 def h5_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     """Return a dataset that the file itself holds: no link out of it, and no external storage."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"it has no {name} of its own")
-    item = file[name]
+    own = isinstance(file.get(name, getlink=True), h5py.HardLink)
+    item = file[name] if own else None
     if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
         raise ValueError(f"it has no {name} of its own")
     return item

@@ -48,7 +48,7 @@ def choose_frames(
 ) -> tuple[Tensor, np.ndarray]:
     """First frames of episodes, as many of each source as can be: (B, 3, H, W) uint8, sources."""
     episodes = np.array(dataset.episodes(split))
-    sources = np.array([dataset.source(episode) for episode in episodes])
+    sources = dataset.sources[episodes]
     chosen = choose_clips(sources, min(count, len(episodes)), seed)
     read = [dataset.read(int(episodes[i]), "frames", 0, 1)[0] for i in chosen]
     frames = np.stack(read)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from data.clips import Clip, Clips
+from data.clips import GIB, Clip, Clips
 from data.shards.episode_dataset import EpisodeDataset
 from data.shards.shard_header import Split
 from models.world import World
@@ -18,9 +18,14 @@ class InferredClips(Clips):
     """Clips with the actions that a world infers from their frames."""
 
     def __init__(
-        self, world: World, dataset: EpisodeDataset, split: Split, clip_length: int
+        self,
+        world: World,
+        dataset: EpisodeDataset,
+        split: Split,
+        clip_length: int,
+        memory_limit: int = GIB,
     ) -> None:
-        super().__init__(dataset, split, clip_length)
+        super().__init__(dataset, split, clip_length, memory_limit)
         self.world = world
 
     def batch(self, indices: np.ndarray) -> Clip:
@@ -46,8 +51,14 @@ def horizons_within(
     return reached or [max(1, min(longest - context, *horizons))]
 
 
-def world_clips(world: World, dataset: EpisodeDataset, split: Split, clip_length: int) -> Clips:
+def world_clips(
+    world: World,
+    dataset: EpisodeDataset,
+    split: Split,
+    clip_length: int,
+    memory_limit: int = GIB,
+) -> Clips:
     """Clips of a split, with the actions of the data, or the world's own."""
     if world.infers_actions:
-        return InferredClips(world, dataset, split, clip_length)
-    return Clips(dataset, split, clip_length)
+        return InferredClips(world, dataset, split, clip_length, memory_limit)
+    return Clips(dataset, split, clip_length, memory_limit)

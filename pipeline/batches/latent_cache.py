@@ -65,7 +65,8 @@ def cache_latents(
     """
 
     def encode(span: Span) -> Tensor:
-        frames = _read_frames(dataset, span.start - span.past, span.stop).to(device)
+        rows = dataset.read_rows("frames", span.start - span.past, span.stop)
+        frames = torch.from_numpy(rows).permute(0, 3, 1, 2).to(device)
         with torch.no_grad(), autocast(device, pick_precision(device, "auto")):
             if not span.past and encoder.temporal_context == 1:
                 return encoder.encode_clip(frames[:, None])[:, 0]
@@ -137,8 +138,3 @@ def _as_rows(encoded: Tensor, spec: LatentSpec, span: Span, dtype: Any) -> np.nd
             f"{np.abs(values).max():.3g}); train the tokenizer again with --restart"
         )
     return rows
-
-
-def _read_frames(dataset: EpisodeDataset, start: int, stop: int) -> Tensor:
-    """(T, 3, H, W) uint8."""
-    return torch.from_numpy(dataset.read_rows("frames", start, stop)).permute(0, 3, 1, 2)

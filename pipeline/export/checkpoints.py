@@ -16,6 +16,7 @@ from data.ranges import CheckedConfig
 from models.registry import reads_latents
 from pipeline import checkpoint as ckpt
 from pipeline import presets
+from pipeline.lineage import check_parent
 
 KEPT_KEYS = (
     *ckpt.REQUIRED_KEYS, "recordings", "step", "best", "seconds", "parameters", "train", "versions",
@@ -98,7 +99,7 @@ def load_all(run: Path) -> dict[Path, ckpt.Checkpoint]:
             below = "dynamics" if stage == "controller" else "tokenizer"
             parent_path = run / below / "best.pt"
             parent = found.get(parent_path) or ckpt.load(parent_path, below)
-            ckpt.check_parent(checkpoint, path, parent, parent_path)
+            check_parent(checkpoint, path, parent, parent_path)
     return found
 
 

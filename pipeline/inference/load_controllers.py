@@ -18,6 +18,7 @@ from models.registry import DataSpec, build_controller
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.inference.load_tokenizer import for_inference
+from pipeline.lineage import check_parent
 
 PROPOSERS = ("flow_policy", "canonical_policy", "distilled_policy")
 """Policies of chunks; of several the first one proposes where none is named."""
@@ -117,7 +118,7 @@ def _load_method(name: str, run: Path, world: World) -> Controller | None:
 def _load_controller(path: Path, run: Path, world: World) -> Controller:
     checkpoint = ckpt.load(path, "controller")
     parent_path = run / "dynamics" / "best.pt"
-    ckpt.check_parent(checkpoint, path, ckpt.load(parent_path, "dynamics"), parent_path)
+    check_parent(checkpoint, path, ckpt.load(parent_path, "dynamics"), parent_path)
     actions = ckpt.action_spec(checkpoint, "actions", path)
     world.actions.check_same(actions, "the world", str(path))
     data = DataSpec(world.image_size, world.actions, world.state_spec)

@@ -14,6 +14,7 @@ from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.device import pick_device, pick_precision
 from pipeline.inference.load_tokenizer import Device, for_inference, load_tokenizer
+from pipeline.lineage import check_parent
 
 
 def load_world(
@@ -34,7 +35,7 @@ def load_world(
         tokenizer: Tokenizer = dynamics
     else:
         tokenizer, parent = load_tokenizer(run, device)
-        ckpt.check_parent(checkpoint, path, parent, run / "tokenizer" / "best.pt")
+        check_parent(checkpoint, path, parent, run / "tokenizer" / "best.pt")
     dynamics = for_inference(dynamics, device)
     if int8:
         from models.layers.int8 import quantize_linears

@@ -7,7 +7,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,7 +16,7 @@ from data.io.files import PARTIAL, QUIETLY, atomic_write, lock, parse_json, read
 from data.io.messages import first_few
 from data.io.object_store import ObjectStore, StoreError, endpoint
 from data.processes import rank_and_world_size
-from data.shards.build_info import STORE_FILE, shard_index, shard_paths
+from data.shards.build_info import STORE_FILE, NoShards, shard_index, shard_paths
 from data.shards.remote_shards import HEADERS_FILE, write_headers
 from data.shards.shard_header import read_header
 
@@ -126,10 +126,17 @@ class Mirror:
         atomic_write(self.folder / BUILDING, b"")
 
     def finish_shards(self) -> None:
-        """Write the headers of all shards, where all are here."""
+        """Write the headers of all shards, where all are here; else say why there are none."""
         folder = self.folder / SHARDS
-        with suppress(ValueError):  # some are of another process, or left to be made
+        try:
             write_headers(folder, [read_header(path) for path in shard_paths(folder)])
+        except NoShards:
+            return
+        except ValueError as problem:  # some are of another process, or were not made
+            self._tell(
+                f"{self.store.address} has no {HEADERS} until all shards are made, so whoever "
+                f"reads it fetches every shard: {problem}"
+            )
 
     def end_shards(self) -> None:
         """Note that the store has what was made here."""

@@ -22,6 +22,7 @@ from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline.batches.demonstrations import demo_rows
 from pipeline.device import DeviceOption
+from pipeline.lineage import check_parent
 from pipeline.training.train_config import TrainConfig
 
 Method = Literal[
@@ -268,7 +269,7 @@ def check(
                     f"{' '.join(starts_from(config, method))} {method} makes all"
                 )
             below = config.run / "dynamics" / "best.pt"
-            ckpt.check_parent(ckpt.load(path, "controller"), path, dynamics, below)
+            check_parent(ckpt.load(path, "controller"), path, dynamics, below)
     if "canonical_policy" in methods and "task_cost" not in methods:
         settings = settings_of(config, methods, "task_cost")
         if not settings.get("goal"):

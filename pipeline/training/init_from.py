@@ -12,6 +12,8 @@ from torch import nn
 from data.io.messages import first_few
 from models.method import TrainableModule
 from pipeline import checkpoint as ckpt
+from pipeline.lineage import inherit
+from pipeline.trained_on import TrainedOn
 from pipeline.training.train_config import TrainConfig
 
 LISTED = 20
@@ -48,15 +50,15 @@ def begin(
     resuming: bool,
     flag_prefix: str,
     metadata: dict[str, Any],
-) -> tuple[list[str], ckpt.Checkpoint | None]:
-    """Do what a training config says of both; give lines to print, and the checkpoint whose weights
-    were taken.
+) -> tuple[list[str], TrainedOn | None]:
+    """Do what a training config says of both; give lines to print, and the recordings of the
+    metadata with those that the weights which were taken have seen.
 
     folder: of the training, such as RUN/controller/bc.  metadata: what a checkpoint says of the
     model.  A run that resumes has its weights.
     """
     lines: list[str] = []
-    source: ckpt.Checkpoint | None = None
+    recordings = metadata.get("recordings")
     if train.init_from and resuming:
         lines.append(f"init: {train.init_from} is not read, since this run resumes")
     elif train.init_from:
@@ -66,6 +68,7 @@ def begin(
         place = Path(*parts[first:])
         actions = metadata.get("actions")
         taken, source = init_from(model, train.init_from, place, stage, flag_prefix, actions)
+        recordings = inherit(recordings, source)
         lines += taken.describe()
         lines.append(
             f"init: the learning rate is {train.peak_learning_rate:.3g}, "
@@ -76,7 +79,7 @@ def begin(
         names = freeze(model, train.freeze, flag_prefix)
         frozen = sum(p.numel() for n, p in model.named_parameters() if n in names)
         lines.append(f"freeze: {len(names)} tensors, {frozen / 1e6:.2f} M parameters")
-    return lines, source
+    return lines, recordings
 
 
 def init_from(

@@ -19,6 +19,7 @@ from data.io.messages import first_few
 from models.config import to_plain
 from models.registry import CONTROLLERS, DYNAMICS, TOKENIZERS, default_config
 from pipeline import checkpoint as ckpt
+from pipeline.lineage import follows
 from pipeline.trained_on import TrainedOn, read_recordings
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_step import TrainStep
@@ -164,7 +165,7 @@ def _follows(
         return begun_on == found["dataset"]  # the shards, whose episodes have been checked
     stage = "controller" if key != "parent" else BELOW.get(last["stage"])
     path = Path(current["path"])
-    return stage is not None and path.is_file() and ckpt.follows(ckpt.load(path, stage), begun_on)
+    return stage is not None and path.is_file() and follows(ckpt.load(path, stage), begun_on)
 
 
 def check_resumed_state(step_fn: TrainStep) -> None:

@@ -31,7 +31,6 @@ from models.method import Best, Losses, TrainableModule
 from pipeline import checkpoint as ckpt
 from pipeline.batches.step_dataset import BatchDataset, StepDataset, hash_seed, load_batches
 from pipeline.device import data_memory_limit, describe_device, pick_device, pick_precision
-from pipeline.trained_on import inherit
 from pipeline.training.device_idle import IdleTimer
 from pipeline.training.logger import Logger, log_line
 from pipeline.training.nan_guard import NanGuard
@@ -102,11 +101,9 @@ class Trainer(Generic[M]):
         if train.init_from or train.freeze:
             from pipeline.training.init_from import begin
 
-            lines, source = begin(model, train, folder, stage, resuming, flag_prefix, metadata)
+            lines, recordings = begin(model, train, folder, stage, resuming, flag_prefix, metadata)
             self.log_line("\n".join(lines))
-            if source is not None:
-                recordings = inherit(metadata.get("recordings"), source)
-                self.metadata = metadata | {"recordings": recordings}
+            self.metadata = metadata | {"recordings": recordings}
         if not resuming and (remarks := model.remarks()):
             self.log_line("\n".join(remarks))
         self.model = model.to(self.device)

@@ -159,10 +159,18 @@ class Iwm(Tokenizer):
         """Apply a transformation to an image's latents: (B, P, D), (B, 16) -> (B, P, D)."""
         positions = self.encoder.positions.expand(len(latents), -1, -1)
         wanted = views.positions_in_source(self.encoder.positions, action)
-        found = self._predict(latents, positions, wanted, action)
         if not self.config.anchored:
-            return found
-        still = self._predict(latents, positions, positions, torch.zeros_like(action))
+            return self._predict(latents, positions, wanted, action)
+        asked = (
+            torch.cat(pair)
+            for pair in (
+                (latents, latents),
+                (positions, positions),
+                (wanted, positions),
+                (action, torch.zeros_like(action)),
+            )
+        )
+        found, still = self._predict(*asked).chunk(2)  # in one pass, which costs less than two
         return found + self._at(latents - still, wanted)
 
     def loss(self, batch: Batch) -> Losses:

@@ -37,11 +37,9 @@ class ConvNextBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        self.depthwise = (
-            nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
-            if kernel > 1
-            else nn.Identity()
-        )
+        self.depthwise: nn.Module = nn.Identity()
+        if kernel > 1:
+            self.depthwise = nn.Conv2d(channels, channels, kernel, 1, kernel // 2, groups=channels)
         self.norm = nn.LayerNorm(channels)
         self.expand = nn.Linear(channels, 2 * channels)
         self.contract = nn.Linear(2 * channels, channels)
@@ -59,15 +57,12 @@ class ResNetBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        groups = 8
-        self.layers = nn.Sequential(
-            GroupNorm(groups, channels) if kernel > 1 else PixelNorm(channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, kernel, padding=kernel // 2),
-            GroupNorm(groups, channels) if kernel > 1 else PixelNorm(channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, channels, kernel, padding=kernel // 2),
-        )
+
+        def half() -> list[nn.Module]:
+            norm = GroupNorm(8, channels) if kernel > 1 else PixelNorm(channels)
+            return [norm, nn.SiLU(), nn.Conv2d(channels, channels, kernel, padding=kernel // 2)]
+
+        self.layers = nn.Sequential(*half(), *half())
         nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:

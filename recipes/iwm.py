@@ -86,6 +86,19 @@ SIZES = {
         "controller": pusht.CONTROLLER_CPU,
         "evaluate": pusht.EVALUATE_CPU,
     },
+    # after "cpu", from its weights (--train.init-from RUN): what is predicted is the view alone
+    "unmasked": {
+        "tokenizer": {
+            "model.visible": 1.0,
+            "model.predicted": 1.0,
+            "train.freeze": ("encoder.*",),
+            "train.init_lr_scale": 1.0,
+            "train.steps": 900,
+            "train.learning_rate": 3e-4,
+            "train.warmup_steps": 50,
+            "train.eval_every": 300,
+        },
+    },
     "debug": {
         "preprocess_images": {"crops": 8},
         "preprocess_pusht": pusht.PREPROCESS_DEBUG,

@@ -217,6 +217,16 @@ def test_an_anchored_prediction_takes_latents_from_where_its_patches_lie(batch, 
     assert torch.allclose(model.predict(ramp, action)[..., :2], 0.5 * places, atol=1e-5)
 
 
+def test_a_training_from_other_weights_begins_with_the_target_encoder_and_its_first_decay(model):
+    model.after_step()
+    given, lines = model.convert_weights(model.state_dict(), {})
+    assert "num_steps" not in given and len(lines) == 1
+    for name, value in model.target_encoder.state_dict().items():
+        assert torch.equal(given[f"encoder.{name}"], value)
+        assert torch.equal(given[f"target_encoder.{name}"], value)
+    assert torch.equal(given["predictor.out.weight"], model.predictor.out.weight)
+
+
 def test_validation_does_not_depend_on_what_was_drawn_before(model, batch):
     first = model.validate(batch)
     state = torch.get_rng_state()

@@ -266,6 +266,9 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("tokenizer", "iwm equivariant", {"model.predictor.num_layers": 16}),
     ("dynamics", "iwm equivariant", {"model.predictor.num_layers": 16}),
     ("tokenizer", "iwm streams", {"model.invariant_share": 0.5}),
+    ("tokenizer", "iwm equivariant cpu unmasked", {
+        "model.visible": 1.0, "model.predictor.num_layers": 16, "train.freeze": ("encoder.*",),
+    }),
     ("tokenizer", "iwm base", {"model.image_size": (224, 224), "model.encoder.dim": 768}),
     ("tokenizer", "dinov2 cpu", {"model.input_size": 56, "model.channels": 128}),
     ("tokenizer", "dinov2 debug", {

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -234,6 +234,22 @@ class Iwm(Tokenizer):
         views.draw_destructive(destroyed)
         swapped = torch.rand(count, 1, device=device) < config.destructive_target_prob
         return source + destroyed * ~swapped, target + destroyed * swapped
+
+    def convert_weights(
+        self, state: dict[str, Tensor], config: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], list[str]]:
+        """Begin both encoders with the target encoder, which is the better one, and the moving
+        average at its first step: at the last one it would stand still."""
+        given = {name: value for name, value in state.items() if name != "num_steps"}
+        source, prefix = "target_encoder.", "encoder."
+        mine = {
+            prefix + name.removeprefix(source): value
+            for name, value in given.items()
+            if name.startswith(source)
+        }
+        return given | mine, [
+            "the encoder begins with the target encoder's weights"
+        ] if mine else []
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
-from h5py import h5z
+from h5py import h5z  # type: ignore[attr-defined]
 from numcodecs import blosc  # type: ignore[attr-defined]
 from numcodecs.fletcher32 import Fletcher32
 

@@ -270,7 +270,7 @@ class Iwm(Tokenizer):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             losses = self.loss(held_out)
-            with torch.autocast(frames.device.type, enabled=False):  # near views differ by less
+            with torch.autocast(frames.device.type, enabled=False):  # as evaluations do
                 ranks = self.mrr(frames.flatten(0, -4)[:VALIDATION_IMAGES], views.draw_photometric)
         return {name: float(values.mean()) for name, values in ranks.items()} | {
             name: float(value) for name, value in losses.items()

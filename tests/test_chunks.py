@@ -127,7 +127,7 @@ def test_a_chunk_that_says_another_size_is_refused_before_it_is_decompressed(tmp
         file.seek(offset)
         file.write(Fletcher32().encode(packed))
     with pytest.raises(ValueError, match="is damaged .*chunk 0 is not of 49152 bytes"):
-        dataset.read(0, "frames")
+        EpisodeDataset(tmp_path).read(0, "frames")
 
 
 def test_a_shard_that_ends_early_since_it_was_opened_is_refused(tmp_path):
@@ -198,7 +198,7 @@ def test_lost_bytes_of_noise_are_no_black_frames(tmp_path):
         file.seek(offset)
         file.write(bytes(size))
     with pytest.raises(ValueError, match="is damaged .*chunk 1 is empty"):
-        dataset.read(0, "frames")
+        EpisodeDataset(tmp_path).read(0, "frames")
 
 
 def test_a_chunk_behind_all_files_is_refused(tmp_path):
@@ -210,3 +210,18 @@ def test_a_chunk_behind_all_files_is_refused(tmp_path):
     path.write_bytes(packed.replace(address, address[:7] + b"\xf0"))
     with pytest.raises(ValueError, match="shard-00000.h5 is damaged"):
         EpisodeDataset(tmp_path)
+
+
+def test_a_shard_of_the_same_size_in_the_place_of_another_is_refused(tmp_path):
+    path, rng = tmp_path / shard_name(0), np.random.default_rng(0)
+    sizes = []
+    for lengths in ((10, 30), (30, 10)):
+        frames = [rng.integers(0, 256, (length, 16, 16, 3), np.uint8) for length in lengths]
+        write_shard(path, [Episode(frames=part, actions=None) for part in frames], NOTHING)
+        sizes.append(path.stat().st_size)
+        if len(sizes) == 1:
+            dataset = EpisodeDataset(tmp_path)
+    assert sizes[0] == sizes[1]
+    with pytest.raises(ValueError, match="shard-00000.h5 was written again while it was in use"):
+        dataset.read(0, "frames")
+    assert np.array_equal(EpisodeDataset(tmp_path).read(0, "frames"), frames[0])

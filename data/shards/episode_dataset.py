@@ -183,9 +183,14 @@ class ChunkReader:
             while len(self._files) >= self._most_open:
                 self._close_oldest()
             file = self._open(shard)
-            size, before = os.fstat(file.fileno()).st_size, self._headers[shard].size
-            if size != before:
-                raise OSError(f"it has {size} bytes, and had {before} before")
+            stat, before = os.fstat(file.fileno()), self._headers[shard]
+            if stat.st_size != before.size:
+                raise OSError(f"it has {stat.st_size} bytes, and had {before.size} before")
+            if before.modified not in (None, stat.st_mtime_ns):
+                raise ValueError(
+                    f"{before.path} was written again while it was in use; run the same command "
+                    f"again, which reads its shards anew"
+                )
         self._files[shard] = file
         return file.fileno()
 

@@ -93,6 +93,7 @@ class ShardHeader:
     notes: list[dict[str, Any]]  # E of them
     size: int  # bytes of the file
     columns: dict[str, Column]  # by field; empty until the file is here
+    modified: int | None = None  # when, in ns; None where a hash says that the file is the same
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -148,9 +149,10 @@ def _read_header(path: Path, file: h5py.File, description: dict[str, Any]) -> Sh
         notes = [parse_json(note) for note in h5_dataset(file, "episode_notes")[: len(ends)]]
         if len(notes) != len(ends) or not all(isinstance(note, dict) for note in notes):
             raise ValueError("its episodes lack their notes")
+    stat = path.stat()
     return ShardHeader(
         path, description, frozenset(columns), ends, split.astype(np.uint8), source, notes,
-        path.stat().st_size, columns,
+        stat.st_size, columns, stat.st_mtime_ns,
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from evaluation.session import Session
 from evaluation.task_jobs import task_jobs, why_missing_in_task
 from models.controllers.goal_policy import GoalPolicy
 from models.planning.best_of_n import Proposer
-from models.planning.code_planner import CodePlanner, can_search_codes
+from models.planning.code_planner import MAX_CODES, CodePlanner, can_search_codes
 from models.planning.keypoint_distance import KeypointDistance
 from models.planning.planner import Planner
 from models.tokenizers.keypoints import Keypoints
@@ -48,6 +48,11 @@ def jobs_in_simulator(session: Session, config: Config) -> Iterator[Job]:
         raise ValueError(
             f"--keypoints {config.keypoints}: only a search over latent codes compares keypoints, "
             f"and the actions of this world are the dataset's; leave it out"
+        )
+    if config.keypoints and not (session.has_goals and can_search_codes(session.world)):
+        raise ValueError(
+            f"--keypoints {config.keypoints}: codes are searched on Push-T, from states of its "
+            f"simulator in the shards, and where they are at most {MAX_CODES}; leave it out"
         )
     yield from task_jobs(session, config)
     yield from goal_jobs(session, config)
@@ -132,7 +137,10 @@ def keypoint_distance(world: World, run: Path) -> KeypointDistance:
             f"--keypoints {run}: its tokenizer is {type(tokenizer).__name__}; give a run that was "
             f"trained with --preset keypoints"
         )
-    return KeypointDistance(world, tokenizer)
+    try:
+        return KeypointDistance(world, tokenizer)
+    except ValueError as problem:
+        raise ValueError(f"--keypoints {run}: {problem}") from None
 
 
 def why_missing(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +127,7 @@ def test_a_chunk_that_says_another_size_is_refused_before_it_is_decompressed(tmp
         file.seek(offset)
         file.write(Fletcher32().encode(packed))
     with pytest.raises(ValueError, match="is damaged .*chunk 0 is not of 49152 bytes"):
-        dataset.read(0, "frames")
+        EpisodeDataset(tmp_path).read(0, "frames")
 
 
 def test_a_shard_that_ends_early_since_it_was_opened_is_refused(tmp_path):
@@ -154,3 +156,72 @@ def test_processes_read_through_what_their_parent_opened(tmp_path: Path, method:
         answers = pool.map_async(_sum, [dataset] * 4)
         assert _sum(dataset) == expected
         assert answers.get(300) == [expected] * 4
+
+
+def test_a_process_that_may_open_few_files_reads_many_shards(tmp_path):
+    write_toy_shards(tmp_path, episodes=60)
+    dataset = EpisodeDataset(tmp_path)
+    expected = by_hdf5(dataset, "actions")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.open(os.devnull, os.O_RDONLY)
+    os.close(spare)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare + 3, before[1]))
+        assert np.array_equal(dataset.read_rows("actions", 0, len(expected)), expected)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    ("code", "way"), [(errno.EACCES, "chmod"), (errno.EPERM, "chmod"), (errno.EMFILE, "ulimit")]
+)
+def test_a_shard_that_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch, code, way):
+    path = write_toy_shards(tmp_path) / shard_name(0)
+
+    def refuse(*_args: object, **_named: object) -> None:
+        raise OSError(code, "no", str(path))
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(ValueError, match=f"shard-00000.h5 cannot be opened .*{way}") as refused:
+        EpisodeDataset(tmp_path)
+    assert "delete" not in str(refused.value)
+
+
+def test_lost_bytes_of_noise_are_no_black_frames(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
+    path = tmp_path / shard_name(0)
+    write_shard(path, [Episode(frames=noise, actions=None)], NOTHING)
+    dataset = EpisodeDataset(tmp_path)
+    offset, size, left_out = dataset._chunks.column(0, "frames").places[1].tolist()
+    assert left_out == 1  # Blosc
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    with pytest.raises(ValueError, match="is damaged .*chunk 1 is empty"):
+        EpisodeDataset(tmp_path).read(0, "frames")
+
+
+def test_a_chunk_behind_all_files_is_refused(tmp_path):
+    path = write_toy_shards(tmp_path) / shard_name(0)
+    offset = int(EpisodeDataset(tmp_path)._chunks.column(0, "frames").places[0, 0])
+    packed = path.read_bytes()
+    address = offset.to_bytes(8, "little")
+    assert packed.count(address) == 1
+    path.write_bytes(packed.replace(address, address[:7] + b"\xf0"))
+    with pytest.raises(ValueError, match="shard-00000.h5 is damaged"):
+        EpisodeDataset(tmp_path)
+
+
+def test_a_shard_of_the_same_size_in_the_place_of_another_is_refused(tmp_path):
+    path, rng = tmp_path / shard_name(0), np.random.default_rng(0)
+    sizes = []
+    for lengths in ((10, 30), (30, 10)):
+        frames = [rng.integers(0, 256, (length, 16, 16, 3), np.uint8) for length in lengths]
+        write_shard(path, [Episode(frames=part, actions=None) for part in frames], NOTHING)
+        sizes.append(path.stat().st_size)
+        if len(sizes) == 1:
+            dataset = EpisodeDataset(tmp_path)
+    assert sizes[0] == sizes[1]
+    with pytest.raises(ValueError, match="shard-00000.h5 was written again while it was in use"):
+        dataset.read(0, "frames")
+    assert np.array_equal(EpisodeDataset(tmp_path).read(0, "frames"), frames[0])

@@ -212,3 +212,8 @@ def test_the_same_dynamics_learn_from_the_datas_own_actions(run: Path, tmp_path:
     assert type(world.dynamics) is MaskGit and not world.infers_actions
     with pytest.raises(ValueError, match="only a search over latent codes compares keypoints"):
         evaluate.main(config(evaluate, "evaluate", tmp_path, keypoints="runs/points"))
+
+
+def test_keypoints_that_no_search_compares_are_refused(run: Path):
+    with pytest.raises(ValueError, match="--keypoints runs/points: codes are searched on Push-T"):
+        evaluate.main(config(evaluate, "evaluate", run, keypoints="runs/points"))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from data.opencv import resize_area
+from data.pusht import canvas
 from data.pusht.demo_data import load_demos
 from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
@@ -273,3 +274,20 @@ def test_simulators_end_while_an_answer_waits_to_be_read():
 def test_an_error_in_a_worker_is_raised_here():
     with VectorPushT(2, 32, 1) as envs, pytest.raises(ValueError, match="five finite numbers"):
         envs.reset(np.arange(2), np.full((2, 5), np.nan), np.zeros((2, 2)))
+
+
+def test_a_frame_that_could_not_be_drawn_leaves_no_trace(monkeypatch):
+    world, other = PushT(), PushT()
+    other.reset(random_start(3))
+    expected = world.render()
+    with pytest.raises(ValueError, match="1 pixel or more, not -64"):
+        other.render(-64)
+
+    def fail(*_args: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(canvas, "resize_area", fail)
+        with pytest.raises(MemoryError):
+            other.render(100)
+    assert np.array_equal(world.render(), expected)

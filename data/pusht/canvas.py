@@ -37,9 +37,13 @@ _own = threading.local()
 
 def draw(env: Any, size: int) -> np.ndarray:
     """Draw a gym-pusht environment: (size, size, 3) uint8, RGB."""
-    if not hasattr(_own, "canvas"):
-        _own.canvas = Canvas()
-    return _own.canvas.draw(env, size)
+    if size < 1:
+        raise ValueError(f"a frame of Push-T has a side of 1 pixel or more, not {size}")
+    canvas = getattr(_own, "canvas", None) or Canvas()
+    _own.canvas = None  # what fails midway is not wiped out
+    frame = canvas.draw(env, size)
+    _own.canvas = canvas
+    return frame
 
 
 class Canvas:

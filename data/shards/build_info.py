@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +16,14 @@ from data.io.messages import first_few
 BUILD_FILE = "build.json"
 STORE_FILE = "store.json"  # says from where shards are fetched that are not here
 SKIPPED = ".skipped"  # suffix of a skipped shard's file, which holds the reason
+RAISE_LIMIT = "raise the limit of open files (ulimit -n 1024), or lower the number of workers"
+NOT_OPENED = {
+    errno.EMFILE: RAISE_LIMIT,
+    errno.ENFILE: RAISE_LIMIT,
+    errno.EACCES: "let its owner make it readable (chmod a+r)",
+    errno.EPERM: "let its owner make it readable (chmod a+r)",
+}
+"""Why a file that may be whole is not opened, and the way out."""
 SHARD_FILE = re.compile(r"shard-(\d{5,12})\.h5")
 
 
@@ -95,9 +105,12 @@ def rebuild_command(folder: Path) -> str:
     return shlex.join([*words, "--run", str(run)])
 
 
-def damaged(path: Path, reason: str) -> ValueError:
-    """Return the error of a damaged shard, with its way out."""
-    reason = " ".join(reason.split())
+def damaged(path: Path, problem: Exception, where: str = "") -> ValueError:
+    """Return the error of a shard that cannot be read, `where` of it, with its way out."""
+    code = problem.errno if isinstance(problem, OSError) else None
+    if code in NOT_OPENED:
+        return ValueError(f"{path} cannot be opened ({os.strerror(code)}); {NOT_OPENED[code]}")
+    reason = " ".join(f"{where}{problem}".split())
     return ValueError(
         f"{path} is damaged ({reason}); delete that one file and run again, which rebuilds "
         f"it and keeps the others: {rebuild_command(path.parent)}"

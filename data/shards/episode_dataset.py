@@ -5,6 +5,7 @@ A folder of shards is read as one list of episodes. Letters: E episodes of a sha
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -106,8 +107,8 @@ class EpisodeDataset:
                     out = np.empty((stop - start, *column.row_shape), column.dtype)
                 self._chunks.read(shard, field, low - begin, out[low - start : high - start])
             except (OSError, RuntimeError, KeyError) as error:
-                where = f"{field} {low - begin} to {high - begin} cannot be read"
-                raise damaged(self.headers[shard].path, f"{where}: {error}") from None
+                where = f"{field} {low - begin} to {high - begin} cannot be read: "
+                raise damaged(self.headers[shard].path, error, where) from None
         assert out is not None
         return out
 
@@ -180,13 +181,30 @@ class ChunkReader:
         file = self._files.pop(shard, None)
         if file is None:
             while len(self._files) >= self._most_open:
-                self._files.pop(next(iter(self._files))).close()
-            file = self._open_file(self._headers[shard])
-            size, before = os.fstat(file.fileno()).st_size, self._headers[shard].size
-            if size != before:
-                raise OSError(f"it has {size} bytes, and had {before} before")
+                self._close_oldest()
+            file = self._open(shard)
+            stat, before = os.fstat(file.fileno()), self._headers[shard]
+            if stat.st_size != before.size:
+                raise OSError(f"it has {stat.st_size} bytes, and had {before.size} before")
+            if before.modified not in (None, stat.st_mtime_ns):
+                raise ValueError(
+                    f"{before.path} was written again while it was in use; run the same command "
+                    f"again, which reads its shards anew"
+                )
         self._files[shard] = file
         return file.fileno()
+
+    def _open(self, shard: int) -> FileIO:
+        while True:
+            try:
+                return self._open_file(self._headers[shard])
+            except OSError as problem:
+                if problem.errno != errno.EMFILE or not self._files:
+                    raise
+            self._close_oldest()  # this process may open fewer
+
+    def _close_oldest(self) -> None:
+        self._files.pop(next(iter(self._files))).close()
 
 
 def open_shard(header: ShardHeader) -> FileIO:

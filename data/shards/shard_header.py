@@ -66,6 +66,8 @@ class Column:
         # Blosc is left out where it would save nothing
         applied = [name for place, name in enumerate(self.filters) if not left_out >> place & 1]
         if CHECKSUM in applied:
+            if applied != [*self.filters] and not any(packed[-4:]):  # so are those of lost bytes
+                raise OSError(f"chunk {number} is empty")
             packed = Fletcher32().decode(packed)
         chunk = np.empty((self.rows, *self.row_shape), self.dtype)
         if BLOSC not in applied and len(packed) == chunk.nbytes:
@@ -91,6 +93,7 @@ class ShardHeader:
     notes: list[dict[str, Any]]  # E of them
     size: int  # bytes of the file
     columns: dict[str, Column]  # by field; empty until the file is here
+    modified: int | None = None  # when, in ns; None where a hash says that the file is the same
 
 
 def read_header(path: Path) -> ShardHeader:
@@ -105,8 +108,10 @@ def read_header(path: Path) -> ShardHeader:
                 raise ValueError("its description has no fields by name")
             if description.get("format") == FORMAT:
                 return _read_header(path, file, description)
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError, MemoryError) as error:
-        raise damaged(path, str(error)) from None
+    except (
+        OSError, KeyError, ValueError, RuntimeError, TypeError, MemoryError, OverflowError
+    ) as error:  # fmt: skip
+        raise damaged(path, error) from None
     raise ValueError(
         f"{path} has shard format {str(description.get('format'))[:20]}, but this version reads "
         f"{FORMAT}; use the version that wrote it, or rebuild the shards with: "
@@ -144,9 +149,10 @@ def _read_header(path: Path, file: h5py.File, description: dict[str, Any]) -> Sh
         notes = [parse_json(note) for note in h5_dataset(file, "episode_notes")[: len(ends)]]
         if len(notes) != len(ends) or not all(isinstance(note, dict) for note in notes):
             raise ValueError("its episodes lack their notes")
+    stat = path.stat()
     return ShardHeader(
         path, description, frozenset(columns), ends, split.astype(np.uint8), source, notes,
-        path.stat().st_size, columns,
+        stat.st_size, columns, stat.st_mtime_ns,
     )  # fmt: skip
 
 

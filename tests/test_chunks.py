@@ -225,3 +225,15 @@ def test_a_shard_of_the_same_size_in_the_place_of_another_is_refused(tmp_path):
     with pytest.raises(ValueError, match="shard-00000.h5 was written again while it was in use"):
         dataset.read(0, "frames")
     assert np.array_equal(EpisodeDataset(tmp_path).read(0, "frames"), frames[0])
+
+
+@pytest.mark.parametrize("length", [1, 8, 48, 127, 128, 300])
+def test_zeros_that_are_too_few_to_compress_are_read(tmp_path, length):
+    frames = np.random.default_rng(0).integers(0, 255, (length, 16, 16, 3), np.uint8)
+    rewards, ends = np.zeros(length, np.float32), np.zeros(length, bool)
+    episode = Episode(frames, None, rewards=rewards, terminals=ends)
+    write_shard(tmp_path / shard_name(0), [episode], NOTHING)
+    dataset = EpisodeDataset(tmp_path)
+    assert np.array_equal(dataset.read(0, "rewards"), rewards)
+    assert np.array_equal(dataset.read(0, "terminals"), ends)
+    assert np.array_equal(dataset.read(0, "frames"), frames)

@@ -34,7 +34,7 @@ class EpisodeDataset:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        open_file, most_open = open_shard, OPEN_FILES
+        open_file, most_open = _open_shard, OPEN_FILES
         if (self.folder / STORE_FILE).exists():
             from data.shards.remote_shards import RemoteShards
 
@@ -207,7 +207,7 @@ class ChunkReader:
         self._files.pop(next(iter(self._files))).close()
 
 
-def open_shard(header: ShardHeader) -> FileIO:
+def _open_shard(header: ShardHeader) -> FileIO:
     return FileIO(header.path)
 
 

@@ -23,8 +23,8 @@ from data.opencv import opencv_or_stub, resize_area
 with opencv_or_stub():
     from gym_pusht.envs.pymunk_override import DrawOptions, to_pygame
 
-SIDE = 512
-"""Side of the screen, in pixels; those of the world."""
+WINDOW_SIZE = 512
+"""Side of the world in its own pixels, which are those of the screen."""
 MARGIN = 8
 """Pixels around a shape that its outline may cover."""
 GOAL_COLOR = pygame.Color("LightGreen")
@@ -50,7 +50,7 @@ class Canvas:
     """A screen that holds the walls alone, and how they look in other sizes."""
 
     def __init__(self) -> None:
-        self.screen = pygame.Surface((SIDE, SIDE))
+        self.screen = pygame.Surface((WINDOW_SIZE, WINDOW_SIZE))
         self.options = DrawOptions(self.screen)
         self.walls = np.empty((0, 0, 4), np.uint8)
         self.scaled_walls: dict[int, np.ndarray] = {}
@@ -63,7 +63,9 @@ class Canvas:
         env.space.debug_draw(self.options)
         moved = [_box(goal), _bounds(env.agent), _bounds(env.block)]
         pixels = self._pixels()
-        small = resize_area(pixels, size) if SIDE % size else self._scale(pixels, size, moved)
+        small = (
+            resize_area(pixels, size) if WINDOW_SIZE % size else self._scale(pixels, size, moved)
+        )
         for box in moved:
             pixels[box] = self.walls[box]
         return np.ascontiguousarray(small[..., 2::-1])  # the screen is blue, green, red, unused
@@ -71,7 +73,7 @@ class Canvas:
     def _pixels(self) -> np.ndarray:
         """(512, 512, 4) uint8, a view of the screen; nothing is drawn while it is held."""
         memory: Any = self.screen.get_buffer()
-        return np.frombuffer(memory, np.uint8).reshape(SIDE, SIDE, 4)
+        return np.frombuffer(memory, np.uint8).reshape(WINDOW_SIZE, WINDOW_SIZE, 4)
 
     def _draw_walls(self, env: Any) -> np.ndarray:
         """Begin with the walls of `env` on white: (512, 512, 4) uint8."""
@@ -97,7 +99,7 @@ class Canvas:
 
     def _scale(self, pixels: np.ndarray, size: int, moved: list[Box]) -> np.ndarray:
         """Scale what is not the walls alone, in squares of whole cells: (size, size, 4) uint8."""
-        cell = SIDE // size
+        cell = WINDOW_SIZE // size
         if size not in self.scaled_walls:
             self.scaled_walls[size] = resize_area(self.walls, size)
         small = self.scaled_walls[size].copy()
@@ -121,6 +123,6 @@ def _bounds(body: Body) -> Box:
 
 def _box(points: np.ndarray) -> Box:
     """Give the rows and columns around points x, y (N, 2), as far as they are on the screen."""
-    low = np.clip(np.floor(points.min(0)) - MARGIN, 0, SIDE).astype(int)
-    high = np.clip(np.ceil(points.max(0)) + MARGIN, 0, SIDE).astype(int)
+    low = np.clip(np.floor(points.min(0)) - MARGIN, 0, WINDOW_SIZE).astype(int)
+    high = np.clip(np.ceil(points.max(0)) + MARGIN, 0, WINDOW_SIZE).astype(int)
     return slice(low[1], high[1]), slice(low[0], high[0])

@@ -7,23 +7,17 @@ moves alone. Units: pixels of the 512 x 512 world, y down, radians.
 
 from __future__ import annotations
 
-import os
 from typing import Any
-
-os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no display is needed
-os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 import numpy as np
 
 from data.actions import ActionSpec
 from data.opencv import opencv_or_stub
-from data.pusht.canvas import draw
+from data.pusht.canvas import WINDOW_SIZE, draw  # first: it tells pygame that no display is needed
 
 with opencv_or_stub():  # gym-pusht draws its own images with it, which are not used
     from gym_pusht.envs.pusht import PushTEnv
 
-WINDOW_SIZE = 512
-"""Side of the world, in its own pixels."""
 GOAL = np.array([256.0, 256.0, np.pi / 4])
 """Block pose of the task: x, y, angle."""
 SUCCESS_COVERAGE = 0.95

@@ -73,32 +73,29 @@ def _read_latents(
 
 
 def ridge_predict(x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
-    """Predict by ridge regression: (n, D), (n, Y), (m, D) -> (m, Y).
+    """Predict by ridge regression: (n, D), (n, Y), (m, D) -> (m, Y)."""
+    return x_test @ fit_ridge(x, y)
+
+
+def fit_ridge(x: Tensor, y: Tensor) -> Tensor:
+    """Fit weights by ridge regression: (n, D), (n, Y) -> (D, Y).
 
     Of each target the penalty is the one that errs least on the last fifth of the rows, fitted on
     those before: with one for all, latents of about as many numbers as frames say nothing.
     """
     fitted = len(x) - len(x) // 5
-    rest = x[fitted:]
-    errors = [
-        (_ridge(x[:fitted], y[:fitted], rest, penalty) - y[fitted:]).square().sum(0)
-        for penalty in PENALTIES
-    ]
-    best = torch.stack(errors).argmin(0)
-    out = x_test.new_empty(len(x_test), y.shape[1])
-    for number in best.unique().tolist():
-        chosen = best == number
-        out[:, chosen] = _ridge(x, y[:, chosen], x_test, PENALTIES[number])
-    return out
+    errors = x[fitted:] @ _by_penalty(x[:fitted], y[:fitted]) - y[fitted:]
+    best = errors.square().sum(1).argmin(0)
+    return _by_penalty(x, y)[best, :, torch.arange(y.shape[1])].T
 
 
-def _ridge(x: Tensor, y: Tensor, x_test: Tensor, penalty: float) -> Tensor:
-    """Through the smaller of the two Gram matrices."""
-    if x.shape[1] <= len(x):
-        gram = x.T @ x + penalty * len(x) * torch.eye(x.shape[1])
-        return x_test @ torch.linalg.solve(gram, x.T @ y)
-    gram = x @ x.T + penalty * len(x) * torch.eye(len(x))
-    return x_test @ (x.T @ torch.linalg.solve(gram, y))
+def _by_penalty(x: Tensor, y: Tensor) -> Tensor:
+    """Weights by each of K penalties, through the smaller of the two Gram matrices: (K, D, Y)."""
+    wide = x.shape[1] > len(x)
+    gram, given = (x @ x.T, y) if wide else (x.T @ x, x.T @ y)
+    identity = len(x) * torch.eye(len(gram)).to(gram)
+    found = [torch.linalg.solve(gram + each * identity, given) for each in PENALTIES]
+    return torch.stack([x.T @ weights if wide else weights for weights in found])
 
 
 def _mlp(x: Tensor, y: Tensor, x_test: Tensor, seed: int, steps: int = 600) -> Tensor:

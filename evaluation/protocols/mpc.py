@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.clips import Clips
 from data.shards.episode_dataset import EpisodeDataset
+from evaluation.measures.probe import fit_ridge
 from evaluation.measures.sample_clips import sample_clips
 from evaluation.protocols.policies import Observation
 from models.dynamics.dynamics import State
@@ -26,8 +27,6 @@ class LastActionProbe:
     episode and that the model cannot predict.
     """
 
-    RIDGE = 1e-3  # for latents of variance 1
-
     def __init__(self, world: World, dataset: EpisodeDataset, num_clips: int = 2000) -> None:
         clips = Clips(dataset, "train", clip_length=2, memory_limit=0)
         indices, _ = sample_clips(clips, num_clips, seed=0)
@@ -40,9 +39,7 @@ class LastActionProbe:
         action = torch.cat([p.actions[:, 0] for p in batches]).to(x)
         self.mean, self.std = x.mean(0), x.std(0).clamp(min=1e-6)
         self.action_mean = action.mean(0)
-        x = (x - self.mean) / self.std
-        gram = x.T @ x + self.RIDGE * len(x) * torch.eye(x.shape[1]).to(x)
-        self.weight = torch.linalg.solve(gram, x.T @ (action - self.action_mean))
+        self.weight = fit_ridge((x - self.mean) / self.std, action - self.action_mean)
 
     def __call__(self, latents: Tensor) -> Tensor:
         """(B, N) codes or (B, P, D) -> the last action, (B, A), in the environment's units."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from models.layers.precision import Precision
+from models.layers.precision import DTYPES, Precision
 from models.layers.transformer import Transformer
 
 
@@ -33,7 +33,7 @@ def cast_weights(module: nn.Module, precision: Precision) -> None:
     """
     if precision == "fp32":
         return
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    dtype = DTYPES[precision]
     kinds = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.MultiheadAttention)
     for submodule in module.modules():
         if isinstance(submodule, kinds):

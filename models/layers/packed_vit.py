@@ -10,14 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from models.layers.precision import Precision
+from models.layers.precision import DTYPES, Precision
 from models.layers.vit import VitLayer
-
-DTYPES: dict[Precision, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 
 class PackedLinear(nn.Module):

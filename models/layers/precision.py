@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 Precision = Literal["bf16", "fp16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Compute products in `precision` inside a `with` block."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
 def to_float64(x: Tensor) -> Tensor:

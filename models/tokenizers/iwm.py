@@ -161,16 +161,10 @@ class Iwm(Tokenizer):
         wanted = views.positions_in_source(self.encoder.positions, action)
         if not self.config.anchored:
             return self._predict(latents, positions, wanted, action)
-        asked = (
-            torch.cat(pair)
-            for pair in (
-                (latents, latents),
-                (positions, positions),
-                (wanted, positions),
-                (action, torch.zeros_like(action)),
-            )
-        )
-        found, still = self._predict(*asked).chunk(2)  # in one pass, which costs less than two
+        asked = latents, positions, wanted, action
+        of_none = latents, positions, positions, torch.zeros_like(action)
+        pairs = [torch.cat(pair) for pair in zip(asked, of_none, strict=True)]
+        found, still = self._predict(*pairs).chunk(2)  # in one pass, which costs less than two
         return found + self._at(latents - still, wanted)
 
     def loss(self, batch: Batch) -> Losses:
@@ -247,9 +241,8 @@ class Iwm(Tokenizer):
             for name, value in given.items()
             if name.startswith(source)
         }
-        return given | mine, [
-            "the encoder begins with the target encoder's weights"
-        ] if mine else []
+        changed = ["the encoder begins with the target encoder's weights"] if mine else []
+        return given | mine, changed
 
     @torch.no_grad()
     def after_step(self) -> None:

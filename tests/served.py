@@ -18,7 +18,7 @@ from PIL import Image
 from models.layers.vit import VitConfig
 from models.tokenizers.iwm import Iwm, IwmConfig
 from pipeline.listen import ListenConfig, open_socket
-from pipeline.serve.jobs import Done, Work
+from pipeline.serve.jobs import Told, Work
 from pipeline.serve.latent_model import ImageModel, LatentModel, image_spec
 from pipeline.serve.latent_report import Measured
 from pipeline.serve.model_worker import ModelWorker
@@ -65,14 +65,15 @@ class OwnWorker:
         self._ended, self._loop = asyncio.Event(), asyncio.get_running_loop()
         return self.model.spec, self.measured, "measured by nobody"
 
-    async def answer(self, batch: list[Work]) -> list[Done]:
+    async def answer(self, batch: list[Work], told: Told) -> None:
         assert self._ended is not None
         self.batches.append(batch)
         while not self.gate.is_set():
             await asyncio.sleep(0.002)
             if self._ended.is_set():
                 raise WorkerEnded
-        return self.worker.answer(batch)
+        for part in self.worker.answers(batch):
+            told(part)
 
     def end(self) -> None:
         assert self._ended is not None

@@ -40,6 +40,15 @@ def test_predictions_are_those_of_the_world(method, tmp_path):
             state = model.world.step(state, action)
         assert torch.allclose(found[:, -1].flatten(1), state.latents.float().flatten(1), atol=1e-4)
         assert model.decode(latents).shape == (2, 3, 32, 32)
+    worker, lengths = ModelWorker(model, None), (1, 2, 1)
+    works = [
+        Work("predict", latents[i % 2].numpy(), actions[0, :steps].numpy(), patches=True)
+        for i, steps in enumerate(lengths)
+    ]
+    for done, work in zip(worker.answer(works), works, strict=True):
+        (alone,) = worker.answer([work])
+        assert done.pooled.shape == alone.pooled.shape == (work.units, model.spec.latent_dim)
+        assert np.allclose(done.pooled, alone.pooled, atol=2e-2)  # bf16, where the machine has it
     spec = model.spec
     assert spec.latent_dim == spec.num_patches * spec.dim
     assert ("plan" in spec.cannot) == (method == "vqvae") == (spec.kind == "discrete")

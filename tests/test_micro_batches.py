@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("prometheus_client", reason="requirements-serve.txt is not installed")
 from served import OwnWorker, picture, tiny_image_model, tiny_measured
@@ -79,7 +80,7 @@ def test_what_waits_together_is_answered_together_and_in_groups():
         await asyncio.gather(first, *rest)
         assert rest[3].result().pooled.shape == (2, 24)
 
-    assert run(job).sizes == [1, 3, 2, 1]
+    assert run(job).sizes == [1, 3, 3]
 
 
 def test_a_batch_is_no_larger_than_allowed_and_keeps_the_order():
@@ -109,6 +110,65 @@ def test_an_answer_does_not_depend_on_what_shares_its_batch():
         (alone,) = worker.answer([work])
         assert np.allclose(done.pooled, alone.pooled, atol=1e-5)
         assert (done.patches is None) == (not work.patches)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_rollouts_of_several_lengths_in_one_batch_are_those_alone(measured):
+    model, draw = tiny_image_model(), np.random.default_rng(0)
+    worker = ModelWorker(model, tiny_measured(model) if measured else None)
+    batch = [
+        Work(
+            "predict",
+            draw.standard_normal((16, 24), np.float32),
+            draw.uniform(-0.4, 0.4, (steps, 16)).astype(np.float32),
+            patches=steps != 2,
+        )
+        for steps in (2, 5, 1, 4, 2, 1, 5, 3, 1)
+    ]
+    together = worker.answer(batch)
+    for work, done in zip(batch, together, strict=True):
+        (alone,) = worker.answer([work])
+        assert len(done.pooled) == work.units
+        assert np.allclose(done.pooled, alone.pooled, atol=1e-5)
+        assert (done.patches is None) == (alone.patches is None) == (not work.patches)
+        if done.patches is not None and alone.patches is not None:
+            assert np.allclose(done.patches, alone.patches, atol=1e-5)
+        assert (done.moved is not None) == (alone.moved is not None) == measured
+        if done.moved is not None and alone.moved is not None:
+            assert np.allclose(done.moved, alone.moved, atol=1e-5)
+    assert not np.allclose(together[0].pooled[0], together[2].pooled[0], atol=1e-3)
+
+
+def test_the_model_steps_those_alone_who_have_steps_left(monkeypatch):
+    model = tiny_image_model()
+    predict, rows = model.tokenizer.predict, []  # type: ignore[attr-defined]
+
+    def counted(latents: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        rows.append(len(latents))
+        return predict(latents, action)
+
+    monkeypatch.setattr(model.tokenizer, "predict", counted)
+    batch = [step(steps) for steps in (1, 6, 1, 3, 1)]
+    parts = list(ModelWorker(model, None).answers(batch))
+    assert [sorted(part) for part in parts] == [[0, 2, 4], [3], [1]]  # each once it is ready
+    assert rows == [8, 2, 2, 1, 1, 1]
+
+
+def test_a_short_rollout_does_not_wait_for_a_long_one():
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        first = queue.submit(FRAME)
+        await settle()
+        ended: list[int] = []
+        answers = []
+        for steps in (60, 1):
+            answers.append(queue.submit(step(steps)))
+            answers[-1].add_done_callback(lambda _, steps=steps: ended.append(steps))
+        queue.worker.gate.set()
+        await asyncio.gather(first, *answers)
+        assert ended == [1, 60]
+
+    assert run(job).sizes == [1, 2]
 
 
 def test_who_has_gone_or_is_late_is_dropped_before_the_model_is_asked():
@@ -292,6 +352,16 @@ def test_a_prediction_from_a_mean_has_no_percentile():
     (mean,) = worker.answer([Work("predict", np.zeros(24, np.float32), actions)])
     (patches,) = worker.answer([Work("predict", np.zeros((16, 24), np.float32), actions)])
     assert mean.moved is None and patches.moved is not None
+
+
+def test_waiting_time_counts_steps_of_rollouts():
+    waiting_time = WaitingTime(max_batch=4)
+    waiting_time.took([step(3)] * 4, 0.3)
+    assert waiting_time.of([step(5)] * 4) == pytest.approx(0.5)
+    # two rows a step on average; of two rows nothing is known, so as of four
+    assert waiting_time.of([step(9), step(3), step(3), step(3)]) == pytest.approx(0.9)
+    assert waiting_time.before([step(5)] * 5, FRAME.group) == pytest.approx(1.0)
+    assert waiting_time.before([step(5)] * 5, step().group) == pytest.approx(0.5)
 
 
 def test_waiting_time_counts_steps_of_plans():

@@ -93,6 +93,30 @@ def test_a_rollout_begins_with_the_prediction(client, encoded):
     assert answer["uncertainty_seq"][1] is not None and answer["uncertainty_seq"][2] is None
 
 
+def vector(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f4")
+
+
+def test_base64_has_the_numbers_of_the_lists_exactly(client, encoded):
+    asked = {"image_b64": base64_of(file_of(picture())), "return_patches": True}
+    form = {"encoding_format": "base64"}
+    now = client.post("/encode", json=asked | form).json()
+    assert np.allclose(vector(now["z_cls"]), encoded["z_cls"], atol=1e-6, rtol=0)
+    patches = np.stack([vector(row) for row in now["z_patches"]])
+    assert np.allclose(patches, encoded["z_patches"], atol=1e-6, rtol=0)
+    start = {name: now[name] for name in ("z_cls", "z_patches")}
+    lists = {name: encoded[name] for name in ("z_cls", "z_patches")}
+    steps = {"aug_seq": [[0.2], [0.1]]}
+    found = client.post("/rollout", json=start | steps | form).json()
+    expected = client.post("/rollout", json=lists | steps).json()
+    assert np.allclose([vector(z) for z in found["z_cls_seq"]], expected["z_cls_seq"], atol=1e-5)
+    seq = [[vector(row) for row in rows] for rows in found["z_patches_seq"]]
+    assert np.allclose(seq, expected["z_patches_seq"], atol=1e-5)
+    one = client.post("/predict", json=start | {"aug_params": [0.2]} | form).json()
+    assert np.allclose(vector(one["z_cls_pred"]), vector(found["z_cls_seq"][0]), atol=1e-6)
+    assert client.post("/decode", json=start).status_code == 200
+
+
 def test_what_was_not_measured_is_null():
     service = tiny_service()
     with TestClient(make_service_app(service), base_url=LOCAL) as client:

@@ -5,6 +5,7 @@ Letters: k steps, P patches, D width, E numbers of z_cls, A action numbers, T ac
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,9 +90,9 @@ class Spec:
 
 
 def array(value: Any, name: str, ndim: int) -> np.ndarray:
-    """Numbers of an answer as float32; BadAnswer where they are none."""
+    """Numbers of an answer, or base64 of them, as float32; BadAnswer where they are none."""
     try:
-        found = np.asarray(value, np.float32)
+        found = np.asarray(_numbers(value), np.float32)
     except (TypeError, ValueError):
         raise BadAnswer(f"{name} of the answer is no array of numbers") from None
     if found.ndim != ndim or not found.size or not np.isfinite(found).all():
@@ -101,3 +102,12 @@ def array(value: Any, name: str, ndim: int) -> np.ndarray:
 
 def array_or_none(value: Any, name: str, ndim: int) -> np.ndarray | None:
     return None if value is None else array(value, name, ndim)
+
+
+def _numbers(value: Any) -> Any:
+    """A string is a vector, and a list of them several."""
+    if isinstance(value, str):
+        return np.frombuffer(base64.b64decode(value, validate=True), "<f4")
+    if isinstance(value, list) and value and isinstance(value[0], (str, list)):
+        return [_numbers(part) for part in value]
+    return value

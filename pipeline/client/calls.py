@@ -33,6 +33,7 @@ Picture = np.ndarray | bytes | Path
 Start = Encoded | Predicted
 Answer = Mapping[str, Any]
 RETRIED = (Busy, Unreachable)
+BASE64 = {"encoding_format": "base64"}  # shorter, faster and exact
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def encode(image: Picture, patches: bool) -> Call[Encoded]:
             latent_spec,
         )
 
-    return Call("/encode", read, {"image_b64": base64_of(image), "return_patches": patches})
+    asked = {"image_b64": base64_of(image), "return_patches": patches}
+    return Call("/encode", read, asked | BASE64)
 
 
 def predict(start: Start, action: Sequence[float] | np.ndarray) -> Call[Predicted]:
@@ -129,7 +131,7 @@ def predict(start: Start, action: Sequence[float] | np.ndarray) -> Call[Predicte
         )
 
     body = _latents(start) | {"aug_params": np.asarray(action, float).tolist()}
-    return Call("/predict", read, body, start.latent_spec)
+    return Call("/predict", read, body | BASE64, start.latent_spec)
 
 
 def rollout(start: Start, actions: Sequence[Sequence[float]] | np.ndarray) -> Call[RolledOut]:
@@ -144,7 +146,8 @@ def rollout(start: Start, actions: Sequence[Sequence[float]] | np.ndarray) -> Ca
         )
 
     steps = [np.asarray(step, float).tolist() for step in actions]
-    return Call("/rollout", read, _latents(start) | {"aug_seq": steps}, start.latent_spec)
+    body = _latents(start) | {"aug_seq": steps}
+    return Call("/rollout", read, body | BASE64, start.latent_spec)
 
 
 def decode(start: Start) -> Call[np.ndarray]:
@@ -180,9 +183,7 @@ def base64_of(image: Picture) -> str:
 
 
 def _latents(start: Start) -> dict[str, Any]:
-    """With the six decimals that an answer has; a float32 as a float64 would have seventeen."""
+    """Each vector as bytes, which msgspec writes as base64."""
     patches = start.z_patches
-    return {
-        "z_cls": start.z_cls.astype(float).round(6).tolist(),
-        "z_patches": None if patches is None else patches.astype(float).round(6).tolist(),
-    }
+    rows = None if patches is None else [row.astype("<f4").tobytes() for row in patches]
+    return {"z_cls": start.z_cls.astype("<f4").tobytes(), "z_patches": rows}

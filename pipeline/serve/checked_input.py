@@ -5,6 +5,8 @@ Letters: k steps, P patches, D width, E numbers of z_cls, A action numbers.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +15,9 @@ from pipeline.serve.refused import Refused
 from pipeline.serve.run_spec import ActionsSpec, RunSpec
 
 ASK = "GET /spec says what this run has"
+LARGEST = 1e6  # of a latent's numbers, as service_messages.py says of lists
+Vector = Sequence[float] | str
+"""Numbers, or base64 of them."""
 
 
 def check_spec(spec: RunSpec, claimed: str | None) -> None:
@@ -25,28 +30,41 @@ def check_spec(spec: RunSpec, claimed: str | None) -> None:
         )
 
 
-def latents_of(
-    spec: RunSpec, z_cls: Sequence[float] | None, z_patches: Sequence[Sequence[float]] | None
-) -> np.ndarray:
+def latents_of(spec: RunSpec, z_cls: Vector | None, z_patches: Sequence[Vector] | None) -> np.ndarray:
     """Return (P, D) where patches are given, else (E,); float32.
 
     Sizes of another run are another spec: 409.
     """
-    if z_cls is not None and len(z_cls) != spec.latent_dim:
+    pooled = None if z_cls is None else _numbers(z_cls, "z_cls")
+    if pooled is not None and len(pooled) != spec.latent_dim:
         raise Refused(
-            409, f"z_cls has {len(z_cls)} numbers, and this run's {spec.latent_dim}; {ASK}"
+            409, f"z_cls has {len(pooled)} numbers, and this run's {spec.latent_dim}; {ASK}"
         )
     if z_patches is None:
-        if z_cls is None:
+        if pooled is None:
             raise Refused(422, "neither z_cls nor z_patches is given")
-        return _checked(spec, np.array(z_cls, np.float32), "z_cls")
-    rows = {len(row) for row in z_patches}
-    if len(z_patches) != spec.num_patches or rows != {spec.dim}:
-        found = f"{len(z_patches)} x {'/'.join(map(str, sorted(rows)[:3]))}"
+        return _checked(spec, pooled, "z_cls")
+    patches = [_numbers(row, "z_patches") for row in z_patches]
+    rows = {len(row) for row in patches}
+    if len(patches) != spec.num_patches or rows != {spec.dim}:
+        found = f"{len(patches)} x {'/'.join(map(str, sorted(rows)[:3]))}"
         raise Refused(
             409, f"z_patches is {found}, and this run's are {spec.num_patches} x {spec.dim}; {ASK}"
         )
-    return _checked(spec, np.array(z_patches, np.float32), "z_patches")
+    return _checked(spec, np.stack(patches), "z_patches")
+
+
+def _numbers(given: Vector, name: str) -> np.ndarray:
+    """Read one vector: float32."""
+    if not isinstance(given, str):
+        return np.array(given, np.float32)
+    try:
+        values = np.frombuffer(base64.b64decode(given.encode("ascii"), validate=True), "<f4")
+    except (ValueError, binascii.Error):
+        raise Refused(422, f"{name} has a string that is no base64 of float32 numbers") from None
+    if not (np.abs(values) <= LARGEST).all():
+        raise Refused(422, f"{name} has numbers beyond {LARGEST:g}, or that are not finite")
+    return values
 
 
 def actions_of(spec: RunSpec, steps: Sequence[Sequence[float]], name: str) -> np.ndarray:

@@ -5,14 +5,15 @@ Letters: B rows, k steps, P patches, D width, E numbers of a pooled latent, A ac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 JobKind = Literal["encode", "predict", "decode", "plan"]
-Group = tuple[JobKind, int, bool]
-"""Jobs of one group share a batch: kind, steps, whether z_cls is all that is given."""
+Group = tuple[JobKind, bool]
+"""Jobs of one group share a batch: kind, whether z_cls is all that is given."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ class Work:
 
     @property
     def group(self) -> Group:
-        steps = 0 if self.actions is None else len(self.actions)
-        return self.kind, steps, self.input.ndim == 1
+        return self.kind, self.input.ndim == 1
 
     @property
     def units(self) -> int:
-        """How much it is among those of its group: the steps that a plan predicts, else 1."""
+        """How much it is among those of its group: the steps that are predicted, else 1."""
+        if self.actions is not None:
+            return len(self.actions)
         return self.steps * self.rollouts if self.kind == "plan" else 1
 
 
@@ -55,6 +57,10 @@ class Done:
     measured."""
     cost: float = 0.0
     start_cost: float | None = None
+
+
+Told = Callable[[dict[int, Done]], None]
+"""Takes answers as they come, by their numbers in the batch."""
 
 
 class ModelProblem(Exception):

@@ -3,12 +3,13 @@
 Two kinds: a world, whose steps are actions, and a tokenizer alone, which may predict what a
 transformation makes of an image.  Both speak of latents as numbers, codes included.
 
-Letters: B rows, k steps, P patches, D width, E numbers of a pooled latent, A action numbers.
+Letters: B rows, b of them, k steps, P patches, D width, E numbers of a pooled latent, A action numbers.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,13 @@ class LatentModel(ABC):
         """(B, 3, H, W) uint8 -> (B, P, D) float32."""
 
     @abstractmethod
+    def steps(self, latents: Tensor, actions: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Predict step by step from (B, P, D): actions (b, A) are of the first b rows, which are
+        never more than before; give their latents, (b, P, D)."""
+
     def rollout(self, latents: Tensor, actions: Tensor) -> Tensor:
         """(B, P, D), (B, k, A) -> (B, k, P, D), those after each step."""
+        return torch.stack(list(self.steps(latents, actions.unbind(1))), 1)
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -102,14 +108,16 @@ class WorldModel(LatentModel):
         latents = self.world.embed(frames)
         return latents.float().view(len(frames), self.spec.num_patches, self.spec.dim)
 
-    def rollout(self, latents: Tensor, actions: Tensor) -> Tensor:
-        state, found = self._state(latents), []
-        if self.world.actions.kind == "discrete":
-            actions = actions[..., 0].long()
-        for action in actions.unbind(1):
+    def steps(self, latents: Tensor, actions: Iterable[Tensor]) -> Iterator[Tensor]:
+        state, rows = self._state(latents), len(latents)
+        for action in actions:
+            if len(action) < rows:
+                rows = len(action)
+                state = state.select(torch.arange(rows, device=latents.device))
+            if self.world.actions.kind == "discrete":
+                action = action[..., 0].long()
             state = self.world.step(state, action)
-            found.append(state.latents.float().view(latents.shape))
-        return torch.stack(found, 1)
+            yield state.latents.float().view(rows, *latents.shape[1:])
 
     def decode(self, latents: Tensor) -> Tensor:
         return self.world.decode(self._state(latents))
@@ -172,14 +180,12 @@ class ImageModel(LatentModel):
             latents = self.tokenizer.encode_clip(frames[:, None])[:, 0]
         return latents.float().view(len(frames), self.spec.num_patches, self.spec.dim)
 
-    def rollout(self, latents: Tensor, actions: Tensor) -> Tensor:
+    def steps(self, latents: Tensor, actions: Iterable[Tensor]) -> Iterator[Tensor]:
         assert isinstance(self.tokenizer, Transforms)
-        found = []
-        for action in actions.unbind(1):
+        for action in actions:
             with self._autocast():
-                latents = self.tokenizer.predict(latents, action).float()
-            found.append(latents)
-        return torch.stack(found, 1)
+                latents = self.tokenizer.predict(latents[: len(action)], action).float()
+            yield latents
 
     def decode(self, latents: Tensor) -> Tensor:
         if self.spec.kind == "discrete":

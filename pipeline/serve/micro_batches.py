@@ -2,8 +2,9 @@
 
 A queue of bounded length, one batch at a time.  A batch takes what waits of the first request's
 group, and waits a few milliseconds for as many as the batch before it had: one client alone never
-waits.  Who has gone, or is too late, is dropped before the model is asked; who would be too late is
-told so at once (pipeline/serve/waiting_time.py).
+waits.  Rollouts of several lengths share one, and each is answered once its last step is.  Who has
+gone, or is too late, is dropped before the model is asked; who would be too late is told so at once
+(pipeline/serve/waiting_time.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from pipeline.serve.jobs import Done, Group, ModelProblem, Work
 from pipeline.serve.refused import Refused, busy
@@ -124,7 +126,7 @@ class MicroBatches:
         began = max(self._free_since, min(job.submitted for job in batch))
         self._asked, self._asked_since = [job.work for job in batch], time.monotonic()
         try:
-            answers = await self.worker.answer(self._asked)
+            await self.worker.answer(self._asked, partial(_tell_all, batch))
         except WorkerEnded:
             problem = busy(GONE, 2)
             for job in batch:
@@ -136,7 +138,8 @@ class MicroBatches:
         except (ModelProblem, ModelFault) as problem:
             if len(batch) > 1:  # one of them: the others are not to pay for it
                 for job in batch:
-                    await self._answer([job], start)
+                    if not job.answer.done():
+                        await self._answer([job], start)
                 return None
             if isinstance(problem, ModelFault):
                 return _tell(batch[0], Refused(500, "the model failed at this request"))
@@ -145,9 +148,6 @@ class MicroBatches:
             self._asked = []
         self._free_since = time.monotonic()
         self._waiting_time.took([job.work for job in batch], self._free_since - began)
-        for job, answer in zip(batch, answers, strict=True):
-            if not job.answer.done():
-                job.answer.set_result(answer)
         return None
 
     def _count(self, group: Group) -> int:
@@ -166,6 +166,12 @@ class MicroBatches:
             kept.append(job)
         self._queue = kept
         return bool(kept)
+
+
+def _tell_all(batch: list[QueuedWork], answers: dict[int, Done]) -> None:
+    for number, answer in answers.items():
+        if not batch[number].answer.done():
+            batch[number].answer.set_result(answer)
 
 
 def _tell(job: QueuedWork, problem: Refused) -> None:

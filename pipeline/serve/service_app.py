@@ -42,7 +42,8 @@ SAID = {
     503: "The model is being loaded, or too many ask.",
     504: "No answer before the deadline.",
 }
-INLINE = 5000  # numbers that are written faster than a thread is asked
+INLINE = {"float": 5000, "base64": 100_000}
+"""Numbers that are written faster than a thread is asked."""
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": messages.Problem, "description": text} for status, text in SAID.items()
 }
@@ -121,6 +122,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         service.answered["encode"] += 1
         return await _answer(
             spec,
+            asked.encoding_format,
             z_cls=done.pooled,
             z_patches=done.patches,
             latent_dim=spec.latent_dim,
@@ -136,6 +138,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         service.answered["predict"] += 1
         return await _answer(
             spec,
+            asked.encoding_format,
             z_cls_pred=done.pooled[0],
             z_patches_pred=None if done.patches is None else done.patches[0],
             mrr=service.mrr(asked.z_patches is not None),
@@ -163,6 +166,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         mrr = service.mrr(asked.z_patches is not None)
         return await _answer(
             spec,
+            asked.encoding_format,
             z_cls_seq=done.pooled,
             z_patches_seq=done.patches,
             mrr_seq=[mrr, *[None] * (len(actions) - 1)],
@@ -185,7 +189,7 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         latents = latents_of(spec, asked.z_cls, asked.z_patches)
         done = await service.ask(Work("decode", latents), request.receive)
         image = await asyncio.to_thread(png_of, done.pooled)
-        return await _answer(spec, image_b64=image)
+        return await _answer(spec, "float", image_b64=image)
 
     @app.post("/plan", response_model=messages.PlanAnswer, responses=PROBLEMS)
     async def plan(request: Request, asked: messages.PlanRequest) -> Response:
@@ -213,7 +217,9 @@ def _add_questions(app: FastAPI, service: Service) -> None:
             "plan", np.stack(frames), steps=asked.steps, rollouts=asked.budget, seed=asked.seed
         )
         done = await service.ask(work, request.receive)
-        return await _answer(spec, actions=done.pooled, cost=done.cost, start_cost=done.start_cost)
+        return await _answer(
+            spec, "float", actions=done.pooled, cost=done.cost, start_cost=done.start_cost
+        )
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
@@ -252,19 +258,28 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type=service.metrics.content_type)
 
 
-async def _answer(spec: RunSpec, **fields: Any) -> Response:
+async def _answer(spec: RunSpec, form: messages.EncodingFormat, **fields: Any) -> Response:
     """Many numbers are written in a thread, so that others are answered meanwhile."""
     fields |= {"timestamp": round(time.time(), 3)}
     size = sum(value.size for value in fields.values() if isinstance(value, np.ndarray))
-    content = _json(fields) if size < INLINE else await asyncio.to_thread(_json, fields)
+    is_fast = size < INLINE[form]
+    content = _json(form, fields) if is_fast else await asyncio.to_thread(_json, form, fields)
     marks = {"X-Latent-Spec": spec.latent_spec, "X-Model-Id": spec.model_id}
     return Response(content, media_type="application/json", headers=marks)
 
 
-def _json(fields: dict[str, Any]) -> bytes:
+def _json(form: messages.EncodingFormat, fields: dict[str, Any]) -> bytes:
+    written = _base64 if form == "base64" else _numbers
     return msgspec.json.encode(
-        {name: _numbers(v) if isinstance(v, np.ndarray) else v for name, v in fields.items()}
+        {name: written(v) if isinstance(v, np.ndarray) else v for name, v in fields.items()}
     )
+
+
+def _base64(values: np.ndarray) -> Any:
+    """Each vector as bytes, which msgspec writes as base64."""
+    if values.ndim > 1:
+        return [_base64(row) for row in values]
+    return values.astype("<f4").tobytes()
 
 
 def _numbers(values: np.ndarray) -> msgspec.Raw:
@@ -272,7 +287,7 @@ def _numbers(values: np.ndarray) -> msgspec.Raw:
 
     Many numbers row by row: one call of NumPy's or msgspec's lets no other thread run.
     """
-    if values.ndim > 1 and values.size > INLINE:
+    if values.ndim > 1 and values.size > INLINE["float"]:
         return msgspec.Raw(b"[" + b",".join(bytes(_numbers(row)) for row in values) + b"]")
     return msgspec.Raw(msgspec.json.encode(np.round(values.astype(np.float64), 6).tolist()))
 
@@ -305,5 +320,6 @@ async def _invalid(request: Request, problem: Exception) -> Response:
     first = problem.errors()[0]
     if first["type"] == "json_invalid":
         return _problem(400, "the body is no JSON")
-    where = ".".join(str(part) for part in first["loc"][1:5]) or "the body"
+    place = [str(part) for part in first["loc"][1:] if part not in messages.FORMS]
+    where = ".".join(place[:4]) or "the body"
     return _problem(422, f"{where[:80]}: {first['msg'][:160]}")

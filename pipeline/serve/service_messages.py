@@ -1,6 +1,6 @@
 """What clients send and get: the fields of the latent service, with their limits and examples.
 
-Numbers of an answer are rounded to six decimals.
+Numbers of an answer are rounded to six decimals; in base64 they are exact.
 
 Letters: k steps, P patches, D width, E numbers of z_cls, A action numbers, T actions.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 MAX_VECTOR = 2**18  # numbers; the size of a request is limited, too
 PIXEL = (
@@ -17,10 +17,32 @@ PIXEL = (
 )
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e6, le=1e6)]
-Vector = Annotated[list[Number], Field(min_length=1, max_length=MAX_VECTOR)]
-Patches = Annotated[
-    list[Annotated[list[Number], Field(min_length=1, max_length=2**14)]],
-    Field(min_length=1, max_length=2**14),
+Numbers = Annotated[list[Number], Field(min_length=1, max_length=MAX_VECTOR)]
+Float32 = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=6 * MAX_VECTOR,
+        description="The same as base64 of its float32 numbers, little-endian.",
+    ),
+]
+FORMS = ("float", "base64")  # of numbers: as a list, and as a string
+
+
+def _form(value: object) -> str:
+    return FORMS[isinstance(value, str)]
+
+
+Vector = Annotated[
+    Annotated[Numbers, Tag("float")] | Annotated[Float32, Tag("base64")], Discriminator(_form)
+]
+Patches = Annotated[list[Vector], Field(min_length=1, max_length=2**14)]
+EncodingFormat = Annotated[
+    Literal["float", "base64"],
+    Field(
+        description="How latents are answered: as lists of numbers, or each vector as base64 of "
+        "its float32 numbers, little-endian, which is shorter, faster and exact."
+    ),
 ]
 Step = Annotated[list[Number], Field(max_length=1024)]
 Base64 = Annotated[
@@ -41,6 +63,7 @@ class Asked(BaseModel):
 class EncodeRequest(Asked):
     image_b64: Base64
     return_patches: bool = Field(False, description="Answer z_patches, too.")
+    encoding_format: EncodingFormat = "float"
 
 
 class LatentsRequest(Asked):
@@ -50,6 +73,7 @@ class LatentsRequest(Asked):
         description="The same by patches. Where z_cls is a mean, a prediction without them starts "
         "from that mean at every patch, and is worse (mrr says by how much).",
     )
+    encoding_format: EncodingFormat = "float"
 
 
 class PredictRequest(LatentsRequest):
@@ -87,9 +111,13 @@ class PlanRequest(Asked):
     )
 
 
+Answered = list[float] | str
+"""A vector, as `encoding_format` asked for it."""
+
+
 class EncodeAnswer(BaseModel):
-    z_cls: list[float] = Field(description="The image as one vector.")
-    z_patches: list[list[float]] | None = Field(
+    z_cls: Answered = Field(description="The image as one vector.")
+    z_patches: list[Answered] | None = Field(
         description="The same by patches; null unless return_patches asked for it."
     )
     timestamp: Time
@@ -109,16 +137,16 @@ MRR = (
 
 
 class PredictAnswer(BaseModel):
-    z_cls_pred: list[float] = Field(description="z_cls after the step.")
-    z_patches_pred: list[list[float]] | None = Field(description="Null where none were given.")
+    z_cls_pred: Answered = Field(description="z_cls after the step.")
+    z_patches_pred: list[Answered] | None = Field(description="Null where none were given.")
     mrr: float | None = Field(description=MRR)
     uncertainty: float | None = Field(description=UNCERTAINTY)
     timestamp: Time
 
 
 class RolloutAnswer(BaseModel):
-    z_cls_seq: list[list[float]] = Field(description="z_cls after each step.")
-    z_patches_seq: list[list[list[float]]] | None = Field(description="Null where none were given.")
+    z_cls_seq: list[Answered] = Field(description="z_cls after each step.")
+    z_patches_seq: list[list[Answered]] | None = Field(description="Null where none were given.")
     mrr_seq: list[float | None] = Field(description=f"Of single steps; null from the second. {MRR}")
     uncertainty_seq: list[float | None] = Field(description=UNCERTAINTY)
     timestamp: Time

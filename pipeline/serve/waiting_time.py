@@ -6,7 +6,7 @@ in time is refused at once, so that the model computes nothing that comes too la
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from statistics import median_low
 
@@ -28,24 +28,28 @@ class WaitingTime:
 
     def took(self, batch: Sequence[Work], seconds: float) -> None:
         """Learn from a batch of one group, of `seconds` from when it could begin."""
-        each = seconds / batch[0].units  # a plan is a batch of its own
-        self._taken[batch[0].group][bucket_of(len(batch))].append(each)
+        steps, rows = _steps_and_rows(batch)
+        self._taken[batch[0].group][bucket_of(rows)].append(seconds / steps)
 
     def of(self, batch: Sequence[Work]) -> float:
         """Seconds of a batch of one group; 0 where it is empty, or nothing is known of its kind."""
-        return batch[0].units * self._each(batch[0].group, len(batch)) if batch else 0.0
+        if not batch:
+            return 0.0
+        steps, rows = _steps_and_rows(batch)
+        return steps * self._each(batch[0].group, rows)
 
     def before(self, queue: Sequence[Work], group: Group) -> float:
         """Seconds of all batches that are answered before a request of `group` that comes now."""
-        plans = sum(self.of([work]) for work in queue if work.kind == "plan")
-        counts = Counter(work.group for work in queue if work.kind != "plan")
-        return plans + sum(self._batches(other, n, other == group) for other, n in counts.items())
+        waiting: dict[Group, list[Work]] = defaultdict(list)
+        for work in queue:
+            waiting[work.group].append(work)
+        return sum(self._batches(works, other == group) for other, works in waiting.items())
 
-    def _batches(self, group: Group, count: int, is_own: bool) -> float:
+    def _batches(self, works: list[Work], is_own: bool) -> float:
         """is_own: the last batch, if it is not full, is that of the request itself."""
-        full, rest = divmod(count, self._max_batch)
-        seconds = full * self._each(group, self._max_batch)
-        return seconds if is_own or not rest else seconds + self._each(group, rest)
+        most = 1 if works[0].kind == "plan" else self._max_batch
+        end = len(works) - (len(works) % most if is_own else 0)
+        return sum(self.of(works[i : min(i + most, end)]) for i in range(0, end, most))
 
     def _each(self, group: Group, count: int) -> float:
         if group not in self._taken:
@@ -54,3 +58,10 @@ class WaitingTime:
         nearest = size if size in sizes else max([s for s in sizes if s < size] or [min(sizes)])
         # of batches that were not seen yet: 32 take 5 to 9 times as long as one
         return median_low(sizes[nearest]) * max(1.0, (size / nearest) ** 0.5)
+
+
+def _steps_and_rows(batch: Sequence[Work]) -> tuple[int, int]:
+    """Steps of the longest, and how many rows a step has on average: a rollout that has ended
+    leaves the batch."""
+    steps = max(work.units for work in batch)
+    return steps, -(-sum(work.units for work in batch) // steps)

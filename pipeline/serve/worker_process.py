@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.serve.jobs import Done, ModelProblem, Work
+from pipeline.serve.jobs import ModelProblem, Told, Work
 from pipeline.serve.latent_report import Measured
 from pipeline.serve.run_spec import RunSpec
 
@@ -43,8 +44,9 @@ class Worker(Protocol):
         """Load the model, also after it has ended; WorkerFailed, WorkerEnded."""
         ...
 
-    async def answer(self, batch: list[Work]) -> list[Done]:
-        """ModelProblem, ModelFault, WorkerEnded."""
+    async def answer(self, batch: list[Work], told: Told) -> None:
+        """Return once all are answered, each as soon as it is; ModelProblem, ModelFault,
+        WorkerEnded."""
         ...
 
     async def ended(self) -> None:
@@ -84,17 +86,19 @@ class WorkerProcess:
             raise WorkerFailed(what)
         return what
 
-    async def answer(self, batch: list[Work]) -> list[Done]:
-        watchdog = asyncio.get_running_loop().call_later(self.longest_seconds, self._kill)
+    async def answer(self, batch: list[Work], told: Told) -> None:
+        loop = asyncio.get_running_loop()
+        watchdog = loop.call_later(self.longest_seconds, self._kill)
         try:
-            said, what = await self._in_thread(lambda: self._ask(batch))
+            said, what = await self._in_thread(
+                lambda: self._ask(batch, partial(loop.call_soon_threadsafe, told))
+            )
         finally:
             watchdog.cancel()
         if said == "refused":
             raise ModelProblem(what)
         if said == "fault":
             raise ModelFault(what)
-        return what
 
     async def ended(self) -> None:
         process = self.process
@@ -112,14 +116,23 @@ class WorkerProcess:
     async def _in_thread(self, function: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    def _ask(self, batch: list[Work]) -> tuple[str, Any]:
+    def _ask(self, batch: list[Work], told: Told) -> tuple[str, Any]:
+        """Return the message that ends the answer."""
         if self._connection is None:
             raise WorkerEnded
         try:
             self._connection.send(batch)
         except OSError:
             raise WorkerEnded from None
-        return self._receive()
+        left = len(batch)
+        while True:
+            said, what = self._receive()
+            if said != "part":
+                return said, what
+            told(what)
+            left -= len(what)
+            if not left:
+                return said, None
 
     def _receive(self) -> tuple[str, Any]:
         assert self._connection is not None

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,13 +36,15 @@ import numpy as np
 from data.ranges import CheckedConfig, NonEmpty, Range
 from pipeline.cli import run_cli
 from pipeline.client.async_client import AsyncLatentClient
-from pipeline.client.calls import Retries
+from pipeline.client.calls import Retries, png
 from pipeline.client.errors import ServiceError
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 300.0
 ROLLOUT = 5  # steps
 POOLS = 8  # clients of 100 connections each, who ask too often
+MOST_OPEN = 500  # requests that they wait for, of the 512 connections that the service takes
+LOOKS = 100  # at the memory, in equal times
 IMAGE_SIDE = 64  # pixels of the image that is sent
 Part = Literal["latency", "throughput", "overload", "kill"]
 Ask = Callable[[], Awaitable[Any]]
@@ -84,16 +87,21 @@ async def measure(config: Config, url: str, pid: int) -> None:
 
 
 async def questions(client: AsyncLatentClient) -> dict[str, Ask]:
-    pixels = np.random.default_rng(0).integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), dtype=np.uint8)
-    start = await client.encode(pixels, patches=True)
+    image = pixels()
+    start = await client.encode(image, patches=True)
     spec = (await client.spec()).spec
     size, low = spec["actions"]["size"], spec["actions"]["low"] or [0.0]
     action = np.resize(np.asarray(low, float), size)
-    asks: dict[str, Ask] = {"encode": lambda: client.encode(pixels)}
+    asks: dict[str, Ask] = {"encode": lambda: client.encode(image)}
     if "predict" not in spec["cannot"]:
         asks["predict"] = lambda: client.predict(start, action)
         asks[f"rollout({ROLLOUT})"] = lambda: client.rollout(start, np.tile(action, (ROLLOUT, 1)))
     return asks
+
+
+def pixels() -> np.ndarray:
+    shape = (IMAGE_SIDE, IMAGE_SIDE, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 async def one_by_one(ask: Ask, count: int) -> np.ndarray:
@@ -131,46 +139,52 @@ async def overload(url: str, config: Config, pid: int) -> None:
     """Ask at twice the rate of many clients, whether or not it answers."""
     once = Retries(attempts=1)
     clients = [AsyncLatentClient(url, timeout=120, retries=once) for _ in range(POOLS)]
-    asks = [(await questions(client))["encode"] for client in clients]
+    image = png(pixels())  # made once: client and service may share a core
+    asks = [partial(client.encode, image) for client in clients]
     began, each = time.perf_counter(), config.requests // config.clients + 1
     turn = [asks[i % POOLS] for i in range(config.clients)]
     await asyncio.gather(*[one_by_one(ask, each) for ask in turn])
     rate = 2 * config.clients * each / (time.perf_counter() - began)
     seen: Counter[str] = Counter()
-    taken: list[float] = []
+    served: list[float] = []  # seconds of each, as they were answered
     open_jobs: set[asyncio.Task[None]] = set()
 
     async def ask_once(ask: Ask) -> None:
         at = time.perf_counter()
         try:
             await ask()
-            taken.append(time.perf_counter() - at)
+            served.append(time.perf_counter() - at)
             seen["200"] += 1
         except ServiceError as problem:
             seen[str(problem.status or type(problem).__name__)] += 1
 
     begin = time.perf_counter()
-    number, memory = 0, []
+    number, memory = 0, [memory_mb(pid)]
     while (now := time.perf_counter() - begin) < config.seconds:
         while number < now * rate:
             number += 1
+            if len(open_jobs) >= MOST_OPEN:  # it would wait for a connection here, not there
+                seen["not sent"] += 1
+                continue
             task = asyncio.create_task(ask_once(asks[number % POOLS]))
             open_jobs.add(task)
             task.add_done_callback(open_jobs.discard)
-        if now > config.seconds * (len(memory) + 1) / 20:
+        if now > config.seconds * len(memory) / LOOKS:
             memory.append(memory_mb(pid))
         await asyncio.sleep(0.002)
     await asyncio.gather(*open_jobs)
     for client in clients:
         await client.close()
-    grown = 100 * (memory[-1] / memory[1] - 1)
-    p50, p95, p99 = 1000 * np.percentile(taken, [50, 95, 99])
+    warm, last = memory[LOOKS // 10], memory[-1]
     print(
-        f"overload: {rate:.0f} requests/s for {config.seconds:g} s: {dict(seen)}; served at p50 "
-        f"{p50:.0f} ms, p95 {p95:.0f}, p99 {p99:.0f}; memory {memory[1]:.0f} -> {memory[-1]:.0f} "
-        f"MB ({grown:+.1f}%)",
+        f"overload: {rate:.0f} requests/s for {config.seconds:g} s: {dict(seen)}; memory "
+        f"{memory[0]:.0f} MB, {warm:.0f} after a tenth of the time, {last:.0f} at the end "
+        f"({100 * (last / warm - 1):+.1f}%), at most {max(memory):.0f}",
         flush=True,
     )
+    for name, part in (("all", served), ("last tenth", served[-len(served) // 10 :])):
+        p50, p95, p99 = 1000 * np.percentile(part, [50, 95, 99])
+        print(f"served ({name}): p50 {p50:.0f} ms, p95 {p95:.0f}, p99 {p99:.0f}, n {len(part)}")
 
 
 async def kill(client: AsyncLatentClient, ask: Ask, pid: int) -> None:

@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("prometheus_client", reason="requirements-serve.txt is not installed")
 from served import OwnWorker, picture, tiny_image_model, tiny_measured
 
+from models.tokenizers.iwm import Iwm
 from pipeline.serve.jobs import Work
 from pipeline.serve.micro_batches import MicroBatches
 from pipeline.serve.model_worker import ModelWorker
@@ -140,8 +141,9 @@ def test_rollouts_of_several_lengths_in_one_batch_are_those_alone(measured):
 
 
 def test_the_model_steps_those_alone_who_have_steps_left(monkeypatch):
-    model = tiny_image_model()
-    predict, rows = model.tokenizer.predict, []  # type: ignore[attr-defined]
+    model, rows = tiny_image_model(), []
+    assert isinstance(model.tokenizer, Iwm)
+    predict = model.tokenizer.predict
 
     def counted(latents: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         rows.append(len(latents))

@@ -13,6 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from models.layers.precision import DTYPES, Precision
 from models.layers.vit import VitLayer
 
+_linear = torch.ops.mkldnn._linear_pointwise.default
+
 
 class PackedLinear(nn.Module):
     """A product, its bias, and a GELU where one follows: (..., K) -> (..., N)."""
@@ -22,11 +24,10 @@ class PackedLinear(nn.Module):
         # the rows of later calls are not known, and oneDNN takes any number of them
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), None)
         self.bias = bias.detach().to(dtype)
-        self.after = ("gelu", "none") if gelu else ("none", "")  # exact, not by tanh
+        self.after = ("gelu", [], "none") if gelu else ("none", [], "")  # exact, not by tanh
 
     def forward(self, x: Tensor) -> Tensor:
-        name, algorithm = self.after
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+        return _linear(x, self.weight, self.bias, *self.after)
 
 
 class PackedVitLayer(nn.Module):
@@ -36,7 +37,7 @@ class PackedVitLayer(nn.Module):
         super().__init__()
         attention, dtype = layer.self_attn, DTYPES[precision]
         self.dtype, self.num_heads = dtype, attention.num_heads
-        self.norm1, self.norm2 = layer.norm1, layer.norm2
+        self.norms = [_norm(layer.norm1), _norm(layer.norm2)]
         self.qkv = PackedLinear(attention.in_proj_weight, attention.in_proj_bias, dtype)
         self.out = PackedLinear(attention.out_proj.weight, attention.out_proj.bias, dtype)
         self.up = PackedLinear(layer.linear1.weight, layer.linear1.bias, dtype, gelu=True)
@@ -44,12 +45,20 @@ class PackedVitLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         frames, tokens, width = x.shape
-        qkv = self.qkv(self.norm1(x).to(self.dtype))
+        first, second = self.norms
+        qkv = self.qkv.forward(torch.layer_norm(x, *first).to(self.dtype))
         # a view: einops takes as long as a small product
         heads = qkv.view(frames, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        attended = scaled_dot_product_attention(*heads.unbind(0))
-        x = x + self.out(attended.transpose(1, 2).reshape(frames, tokens, width))
-        return x + self.down(self.up(self.norm2(x).to(self.dtype)))
+        q, k, v = heads.unbind(0)
+        attended = scaled_dot_product_attention(q, k, v)
+        x = x + self.out.forward(attended.transpose(1, 2).reshape(frames, tokens, width))
+        hidden = self.up.forward(torch.layer_norm(x, *second).to(self.dtype))
+        return x.add_(self.down.forward(hidden))
+
+
+def _norm(norm: nn.LayerNorm) -> tuple[tuple[int, ...], Tensor, Tensor, float]:
+    """What torch.layer_norm takes: a call of the module takes a third as long as the norm."""
+    return tuple(norm.normalized_shape), norm.weight.detach(), norm.bias.detach(), norm.eps
 
 
 @torch.no_grad()

@@ -30,7 +30,9 @@ def check_spec(spec: RunSpec, claimed: str | None) -> None:
         )
 
 
-def latents_of(spec: RunSpec, z_cls: Vector | None, z_patches: Sequence[Vector] | None) -> np.ndarray:
+def latents_of(
+    spec: RunSpec, z_cls: Vector | None, z_patches: Sequence[Vector] | None
+) -> np.ndarray:
     """Return (P, D) where patches are given, else (E,); float32.
 
     Sizes of another run are another spec: 409.

@@ -3,7 +3,8 @@
 Two kinds: a world, whose steps are actions, and a tokenizer alone, which may predict what a
 transformation makes of an image.  Both speak of latents as numbers, codes included.
 
-Letters: B rows, b of them, k steps, P patches, D width, E numbers of a pooled latent, A action numbers.
+Letters: B rows, b of them, k steps, P patches, D width, E numbers of a pooled latent, A action
+numbers.
 """
 
 from __future__ import annotations

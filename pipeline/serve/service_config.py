@@ -8,7 +8,7 @@ from typing import Annotated
 from data.ranges import Range
 from pipeline.listen import ListenConfig
 
-BUCKETS = (1, 2, 4, 8, 16, 32)
+BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Sizes of the batches that a model sees; others are filled up."""
 
 

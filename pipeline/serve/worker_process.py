@@ -10,12 +10,11 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.serve.jobs import ModelProblem, Told, Work
+from pipeline.serve.jobs import Done, ModelProblem, Told, Work
 from pipeline.serve.latent_report import Measured
 from pipeline.serve.run_spec import RunSpec
 
@@ -88,11 +87,13 @@ class WorkerProcess:
 
     async def answer(self, batch: list[Work], told: Told) -> None:
         loop = asyncio.get_running_loop()
+
+        def tell(answers: dict[int, Done]) -> None:
+            loop.call_soon_threadsafe(told, answers)
+
         watchdog = loop.call_later(self.longest_seconds, self._kill)
         try:
-            said, what = await self._in_thread(
-                lambda: self._ask(batch, partial(loop.call_soon_threadsafe, told))
-            )
+            said, what = await self._in_thread(lambda: self._ask(batch, tell))
         finally:
             watchdog.cancel()
         if said == "refused":

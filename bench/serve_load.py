@@ -27,23 +27,22 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from bench.http_connections import HttpConnections
 from data.ranges import CheckedConfig, NonEmpty, Range
 from pipeline.cli import run_cli
 from pipeline.client.async_client import AsyncLatentClient
-from pipeline.client.calls import Retries, png
+from pipeline.client.calls import Retries, encode
 from pipeline.client.errors import ServiceError
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 300.0
 ROLLOUT = 5  # steps
-POOLS = 8  # clients of 100 connections each, who ask too often
-MOST_OPEN = 500  # requests that they wait for, of the 512 connections that the service takes
+MOST_OPEN = 500  # requests that wait for an answer; the service takes 512 connections
 LOOKS = 100  # at the memory, in equal times
 IMAGE_SIDE = 64  # pixels of the image that is sent
 Part = Literal["latency", "throughput", "overload", "kill"]
@@ -137,44 +136,48 @@ async def throughput(name: str, ask: Ask, config: Config) -> None:
 
 async def overload(url: str, config: Config, pid: int) -> None:
     """Ask at twice the rate of many clients, whether or not it answers."""
-    once = Retries(attempts=1)
-    clients = [AsyncLatentClient(url, timeout=120, retries=once) for _ in range(POOLS)]
-    image = png(pixels())  # made once: client and service may share a core
-    asks = [partial(client.encode, image) for client in clients]
-    began, each = time.perf_counter(), config.requests // config.clients + 1
-    turn = [asks[i % POOLS] for i in range(config.clients)]
-    await asyncio.gather(*[one_by_one(ask, each) for ask in turn])
-    rate = 2 * config.clients * each / (time.perf_counter() - began)
+    call = encode(pixels(), patches=False)
+    assert call.content is not None
+    async with HttpConnections(url, call.path, call.content) as connections:
+        began, each = time.perf_counter(), config.requests // config.clients + 1
+        jobs = [one_by_one(connections.ask, each) for _ in range(config.clients)]
+        await asyncio.gather(*jobs)
+        rate = 2 * config.clients * each / (time.perf_counter() - began)
+        await ask_at(rate, connections, config, pid)
+
+
+async def ask_at(rate: float, connections: HttpConnections, config: Config, pid: int) -> None:
+    """rate: requests a second."""
     seen: Counter[str] = Counter()
     served: list[float] = []  # seconds of each, as they were answered
     open_jobs: set[asyncio.Task[None]] = set()
 
-    async def ask_once(ask: Ask) -> None:
+    async def ask_once() -> None:
         at = time.perf_counter()
         try:
-            await ask()
+            status = await connections.ask()
+        except (OSError, EOFError) as problem:
+            seen[type(problem).__name__] += 1
+            return
+        seen[str(status)] += 1
+        if status == 200:
             served.append(time.perf_counter() - at)
-            seen["200"] += 1
-        except ServiceError as problem:
-            seen[str(problem.status or type(problem).__name__)] += 1
 
     begin = time.perf_counter()
     number, memory = 0, [memory_mb(pid)]
     while (now := time.perf_counter() - begin) < config.seconds:
         while number < now * rate:
             number += 1
-            if len(open_jobs) >= MOST_OPEN:  # it would wait for a connection here, not there
+            if len(open_jobs) >= MOST_OPEN:
                 seen["not sent"] += 1
                 continue
-            task = asyncio.create_task(ask_once(asks[number % POOLS]))
+            task = asyncio.create_task(ask_once())
             open_jobs.add(task)
             task.add_done_callback(open_jobs.discard)
         if now > config.seconds * len(memory) / LOOKS:
             memory.append(memory_mb(pid))
         await asyncio.sleep(0.002)
     await asyncio.gather(*open_jobs)
-    for client in clients:
-        await client.close()
     warm, last = memory[LOOKS // 10], memory[-1]
     print(
         f"overload: {rate:.0f} requests/s for {config.seconds:g} s: {dict(seen)}; memory "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 pytest.importorskip("prometheus_client", reason="requirements-serve.txt is not installed")
-from served import base64_of, file_of, picture, tiny_service, until
+from served import OwnWorker, base64_of, file_of, picture, tiny_service, until
 from starlette.testclient import TestClient
 
 import serve
@@ -115,6 +116,29 @@ def test_base64_has_the_numbers_of_the_lists_exactly(client, encoded):
     one = client.post("/predict", json=start | {"aug_params": [0.2]} | form).json()
     assert np.allclose(vector(one["z_cls_pred"]), vector(found["z_cls_seq"][0]), atol=1e-6)
     assert client.post("/decode", json=start).status_code == 200
+
+
+def test_who_comes_to_a_full_queue_is_told_before_anything_is_read():
+    service = tiny_service(ServiceConfig(port=0, max_queue=1))
+    asked = {"image_b64": base64_of(file_of(picture()))}
+    bad = {"content": b"no JSON", "headers": {"content-type": "application/json"}}
+    with (
+        TestClient(make_service_app(service), base_url=LOCAL) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        until(lambda: service.is_ready)
+        worker = service.worker
+        assert isinstance(worker, OwnWorker)
+        worker.gate.clear()
+        first = pool.submit(client.post, "/encode", json=asked)
+        until(lambda: bool(worker.batches))
+        second = pool.submit(client.post, "/encode", json=asked)
+        until(lambda: service.batches.depth == 1)
+        refused = client.post("/encode", **bad)
+        worker.gate.set()
+        assert first.result().status_code == second.result().status_code == 200
+        assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+        assert client.post("/encode", **bad).status_code == 400
 
 
 def test_what_was_not_measured_is_null():

@@ -176,15 +176,10 @@ def base64_of(image: Picture) -> str:
     if isinstance(image, Path):
         image = image.read_bytes()
     if isinstance(image, np.ndarray):
-        image = png(image)
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG", compress_level=1)
+        image = file.getvalue()
     return base64.b64encode(image).decode("ascii")
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 as a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 def _latents(start: Start) -> dict[str, Any]:

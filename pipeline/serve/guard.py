@@ -11,7 +11,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,8 +36,17 @@ HEADERS = {
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, config: ServiceConfig, metrics: ServiceMetrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: ServiceConfig,
+        metrics: ServiceMetrics,
+        check_place: Callable[[], None],
+    ) -> None:
+        """check_place: raises Refused where too many wait; asked before a body is parsed, as to
+        refuse all but costs as much as to answer once images are decoded."""
         self.app, self.config, self.metrics = app, config, metrics
+        self._check_place = check_place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -58,6 +67,8 @@ class Guard:
 
         try:
             body = await self._admit(scope, receive)
+            if scope["method"] == "POST":
+                self._check_place()
             await self.app(scope, _replay(body, receive), send_marked)
         except Refused as refused:
             status = refused.status

@@ -62,23 +62,36 @@ class MicroBatches:
     def depth(self) -> int:
         return len(self._queue)
 
+    def check_place(self) -> None:
+        """Refused (503) where the queue is full; cheap, so that it can be asked before a request is
+        read."""
+        self._drop()  # who has left takes no place
+        if self.depth >= self.config.max_queue:
+            raise self._too_busy(self._wait_before(self._queue[-1].work))
+
     def submit(self, work: Work, seconds: float) -> QueuedWork:
         """Put a request into the queue, to be answered within `seconds`; Refused (503) where it is
         full, or too slow for that."""
-        self._drop()  # who has left takes no place
-        full = self.depth >= self.config.max_queue
-        if work.kind == "plan":
-            plans = sum(job.work.kind == "plan" for job in self._queue)
-            full = full or plans >= self.config.max_plans
-        now = time.monotonic()
-        wait = self._waiting_time.before([job.work for job in self._queue], work.group)
-        wait += max(0.0, self._waiting_time.of(self._asked) - (now - self._asked_since))
+        self.check_place()
+        wait = self._wait_before(work)
+        plans = sum(job.work.kind == "plan" for job in self._queue)
+        full = work.kind == "plan" and plans >= self.config.max_plans
         if full or wait > SHARE * seconds:
-            raise busy(f"{self.depth} requests wait already; ask again later", math.ceil(wait))
+            raise self._too_busy(wait)
+        now = time.monotonic()
         job = QueuedWork(work, now + seconds, now)
         self._queue.append(job)
         self._arrived.set()
         return job
+
+    def _wait_before(self, work: Work) -> float:
+        """Seconds until a request that comes now could be begun."""
+        wait = self._waiting_time.before([job.work for job in self._queue], work.group)
+        gone = time.monotonic() - self._asked_since
+        return wait + max(0.0, self._waiting_time.of(self._asked) - gone)
+
+    def _too_busy(self, seconds: float) -> Refused:
+        return busy(f"{self.depth} requests wait already; ask again later", math.ceil(seconds))
 
     def refuse_all(self, problem: Refused) -> None:
         """Tell all that wait."""

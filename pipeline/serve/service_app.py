@@ -100,7 +100,7 @@ def make_service_app(service: Service) -> ASGIApp:
     app.add_exception_handler(RequestValidationError, _invalid)
     _add_questions(app, service)
     _add_state(app, service)
-    return Guard(app, service.config, service.metrics)
+    return Guard(app, service.config, service.metrics, service.batches.check_place)
 
 
 def _add_questions(app: FastAPI, service: Service) -> None:

@@ -21,7 +21,9 @@ def gaussian(sigma: Tensor, radius: int) -> Tensor:
 def filter_images(images: Tensor, weights: Tensor) -> Tensor:
     """Filter rows and columns: (B, C, H, W), (B or 1, k) -> (B, C, H, W); the border's pixel
     continues beyond it."""
-    rows, columns = (_matrix(weights, side) for side in images.shape[2:])
+    height, width = images.shape[2:]
+    rows = _matrix(weights, height)
+    columns = rows if height == width else _matrix(weights, width)
     return rows @ images @ columns.transpose(2, 3)
 
 

@@ -30,5 +30,6 @@ def whiten(images: Tensor) -> Tensor:
     gains = images.new_tensor([1.0, COLOR_GAIN, COLOR_GAIN])[:, None]
     with torch.autocast(images.device.type, enabled=False):  # differences of near numbers
         channels = torch.einsum("dc,bchw->bdhw", gains * TO_YIQ.to(images), 4 * images - 2)
-        weights = gaussian(channels.new_tensor([SIGMA]), RADIUS)
-        return channels + DETAIL_GAIN * (channels - filter_images(channels, weights))
+        surroundings = filter_images(channels, gaussian(channels.new_tensor([SIGMA]), RADIUS))
+        # channels + DETAIL_GAIN * (channels - surroundings), in one pass over memory
+        return torch.lerp(surroundings, channels, 1 + DETAIL_GAIN)

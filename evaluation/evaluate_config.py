@@ -151,6 +151,8 @@ class Config(CheckedConfig):
     """Choice among what the task's imitator would do, by the task's cost in the world."""
     num_workers: Annotated[int, Range(0, MAX_WORKERS)] = 0
     """Processes of simulators; 0 is one for each core."""
+    num_processes: Annotated[int, Range(1, MAX_WORKERS)] = 1
+    """Processes that measure parts side by side on a CPU, each with its share of the cores."""
     compile: bool = False
     """Compile the world's steps, on a CPU: a minute or two the first time, and other last digits;
     for many pairs (docs/reference/evaluate.md)."""

@@ -26,7 +26,7 @@ DYNAMICS = {
     "train.cuda_graph": True,
 }
 CONTROLLER = {  # few steps of what is not given the goal
-    "methods": ("bc", "actor_critic", "goal_policy", "task_cost", "flow_policy"),
+    "methods": ("goal_policy", "bc", "actor_critic", "task_cost", "flow_policy"),
     "bc.steps": 2000,
     "bc.eval_every": 500,
     "bc.save_every": 500,

@@ -33,8 +33,10 @@ CONTROLLER_CPU = {
     "goal_policy_train.eval_every": 100,
     "goal_policy_train.save_every": 50,
     "goal_policy_train.cuda_graph": False,
+    "num_processes": 2,
 }
 EVALUATE_CPU = {
+    "num_processes": 2,
     "horizons": (1, 2, 3, 4, 6, 8, 12, 16),
     "estimator_steps": 250,
     "idm_steps": 900,

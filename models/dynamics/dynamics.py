@@ -86,6 +86,8 @@ class Dynamics(TrainableModule, ABC):
     """What a step takes: the data's actions, or the model's own where `infers_actions`."""
     context: int
     """Frames of the past that it can use."""
+    context_interval: int = 1
+    """Frames from one that `start` reads to the next, counted back from the last."""
     has_rewards: bool
     infers_actions: ClassVar[bool] = False
 

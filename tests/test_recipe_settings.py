@@ -351,7 +351,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "goal_policy_train.cuda_graph": False, "goal_policy.max_goal_offset": 40,
     }),
     ("controller", "keypoints", {
-        "methods": ("bc", "actor_critic", "goal_policy", "task_cost", "flow_policy"),
+        "methods": ("goal_policy", "bc", "actor_critic", "task_cost", "flow_policy"),
         "min_reward": 0.7, "flow_min_reward": 0.9,
         "goal_policy_train.cuda_graph": True, "goal_policy_train.compile": "no",
     }),

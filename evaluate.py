@@ -199,8 +199,8 @@ def check_policies(session: Session, config: Config, jobs: list[Job]) -> None:
     for name in config.policies:
         if name not in known:
             others, proposer = has_other_goals(session, config), config.best_of_n.proposer
-            searches = config.num_searches > 0
-            reason = why_missing(session, name, config.protocols, others, proposer, searches)
+            left_out = config.without_episodes
+            reason = why_missing(session, name, config.protocols, others, proposer, left_out)
             raise ValueError(
                 f"--policies {name}: {reason}; choose from {', '.join(sorted(known)) or 'none'}"
             )

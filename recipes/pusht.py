@@ -42,7 +42,7 @@ EVALUATE_CPU = {
     "idm_steps": 900,
     "task_episodes": 50,
     "search_episodes": 0,
-    "oracle_episodes": 2,
+    "oracle_episodes": 0,
     "goal_pairs": 30,
     "pair_seeds": (0,),
     "oracle_pairs": 30,

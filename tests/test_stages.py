@@ -231,7 +231,9 @@ def test_methods_that_are_trained_side_by_side_are_those_of_one_process(run: Pat
     trained = sorted(path.relative_to(run) for path in run.glob("controller/**/best.pt"))
     assert len(trained) == 5
     for path in trained:
-        alone, beside = (ckpt.load(folder / path, "controller") for folder in (run, tmp_path / "run"))
+        alone, beside = (
+            ckpt.load(folder / path, "controller") for folder in (run, tmp_path / "run")
+        )
         check_equal(path, alone, beside)
 
 

@@ -357,7 +357,8 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     }),
     ("controller", "keypoints cpu", {
         "bc.learning_rate": 1e-3, "train.warmup_steps": 10, "train.log_every": 5,
-        "goal_policy_train.cuda_graph": False, "goal_policy_train.compile": "no", "num_processes": 2,
+        "goal_policy_train.cuda_graph": False, "goal_policy_train.compile": "no",
+        "num_processes": 2,
     }),
     ("controller", "keypoints cpu30", {
         "bc.learning_rate": 1e-3, "train.warmup_steps": 10, "train.log_every": 5,

@@ -39,7 +39,6 @@ from models.planning.planner import can_plan
 from models.world import World
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
-from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import (
     PROPOSERS,
     load_canonical_policy,
@@ -103,6 +102,9 @@ class Session:
             raise ValueError("--compile compiles for CPUs, and this is a GPU; leave it out")
         self.world = load_world(run, self.device)
         if compiled:
+            # the compiler takes a second to import
+            from pipeline.inference.aot_inductor import pick_compile_fn
+
             self.world.compile_steps(pick_compile_fn(self.device))
         self.controllers = load_controllers(run, self.world)
         self.goal_policy = load_goal_policy(run, self.world)

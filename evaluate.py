@@ -14,9 +14,12 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
     start(__name__)
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from data.shards.build_shards import available_cpus
@@ -35,46 +38,49 @@ from evaluation.session import Session
 from evaluation.simulator_jobs import jobs_in_simulator, why_missing
 from evaluation.task_jobs import has_other_goals, receding_horizon, search_config
 from pipeline.device import set_device
+from pipeline.side_by_side import SideBySide, Work
 
 # simulators at a time, which the world model sees as one batch: at least, and per process
 MIN_SIMULATORS, SIMULATORS_PER_PROCESS = 100, 32
+MAX_PROCESSES = 8  # there are few long parts
 # flags that change no figure
-PLACES = ("shards", "out", "num_workers", "device", "kernels", "live", "restart")
+PLACES = ("shards", "out", "num_workers", "num_processes", "device", "kernels", "live", "restart")
 SELECTIONS = ("parts", "protocol", "policies")
 
 
 def main(config: Config) -> None:
     set_device(config.device, config.kernels)
-    num_episodes = max(config.num_seeds, config.goal_pairs * len(config.pair_seeds))
-    num_envs = min(
-        num_episodes,
-        max(MIN_SIMULATORS, SIMULATORS_PER_PROCESS * (config.num_workers or available_cpus())),
-    )
-    session = Session(
-        config.run, config.shards, config.out, config.num_workers, num_envs, config.compile
-    )
-    with session:
+    beside = SideBySide(open_parts, config, config.num_processes, MAX_PROCESSES)
+    with beside, opened(config, beside.count) as session:
         cache = ResultCache(session.folder / "parts", config.restart)
         for line in session.describe():
             tqdm.write(line)
         config = within_episodes(config, session)
         metrics = empty_metrics()
-        jobs = [
-            *jobs_on_dataset(session, config),
-            *environment_jobs(session, config),
-            *latent_action_jobs(session, config),
-            *jobs_in_simulator(session, config),
-            *given_goal_jobs(session, config),
-        ]
+        jobs = all_jobs(session, config)
         check_protocols(session, config, jobs)
         check_policies(session, config, jobs)
-        log = PartLog(session.folder, [job.name for job in jobs if _is_selected(job, config)])
-        for job in tqdm(jobs, "evaluate", unit="part"):
-            if _is_selected(job, config):
-                result = cache.get_or_compute(job.name, job.cache_key, job.measure)
-                log.done(job.name, result)
-            else:
-                result = cache.load(job.name, job.cache_key)
+        selected = {job.name: job for job in jobs if _is_selected(job, config)}
+        log = PartLog(session.folder, list(selected))
+        progress = tqdm(total=len(selected), desc="evaluate", unit="part")
+
+        def measure(name: str) -> None:
+            cache.get_or_compute(name, selected[name].cache_key, selected[name].measure)
+
+        def finish(name: str, printed: str = "") -> None:
+            if printed:
+                tqdm.write(printed)
+            log.done(name, cache.load(name, selected[name].cache_key) or {})
+            progress.update()
+
+        with progress:
+            for name, printed in beside.share(groups_of(session, selected), measure):
+                finish(name, printed)
+            for name in [name for name, job in selected.items() if job.alone]:
+                measure(name)
+                finish(name)
+        for job in jobs:
+            result = cache.load(job.name, job.cache_key)
             if result is not None:
                 job.merge(metrics, result)
         metrics["provenance"] = provenance(session) | {
@@ -107,6 +113,54 @@ def main(config: Config) -> None:
         draw_plots(session.plots, metrics)
         report_path = write_report(session.folder, f"{config.run.name}: evaluation", metrics)
         tqdm.write(f"evaluate: {session.folder / 'metrics.json'} and {report_path}")
+
+
+def opened(config: Config, count: int = 1, is_first: bool = True) -> Session:
+    """Open what is measured, in one of `count` processes."""
+    num_episodes = max(config.num_seeds, config.goal_pairs * len(config.pair_seeds))
+    num_workers = config.num_workers or available_cpus()
+    num_envs = min(num_episodes, max(MIN_SIMULATORS, SIMULATORS_PER_PROCESS * num_workers))
+    return Session(
+        config.run,
+        config.shards,
+        config.out,
+        max(1, num_workers // count),
+        num_envs,
+        config.compile,
+        is_first,
+    )
+
+
+@contextmanager
+def open_parts(config: Config) -> Iterator[Work]:
+    """Open what is measured in a process that is not the first."""
+    set_device(config.device, config.kernels)
+    count = max(1, available_cpus() // torch.get_num_threads())
+    with opened(config, count, is_first=False) as session:
+        cache = ResultCache(session.folder / "parts", config.restart)
+        jobs = {job.name: job for job in all_jobs(session, within_episodes(config, session))}
+        yield lambda name: cache.get_or_compute(name, jobs[name].cache_key, jobs[name].measure)
+
+
+def all_jobs(session: Session, config: Config) -> list[Job]:
+    """Give all that can be measured."""
+    return [
+        *jobs_on_dataset(session, config),
+        *environment_jobs(session, config),
+        *latent_action_jobs(session, config),
+        *jobs_in_simulator(session, config),
+        *given_goal_jobs(session, config),
+    ]
+
+
+def groups_of(session: Session, jobs: dict[str, Job]) -> list[list[str]]:
+    """Group the names of jobs that one process measures: those of policies that act alike."""
+    groups: dict[str, list[str]] = {}
+    for name, job in jobs.items():
+        if not job.alone:
+            played = name.removesuffix(job.policy) + session.played_as(job.policy)
+            groups.setdefault(played, []).append(name)
+    return list(groups.values())
 
 
 def within_episodes(config: Config, session: Session) -> Config:
@@ -145,8 +199,8 @@ def check_policies(session: Session, config: Config, jobs: list[Job]) -> None:
     for name in config.policies:
         if name not in known:
             others, proposer = has_other_goals(session, config), config.best_of_n.proposer
-            searches = config.num_searches > 0
-            reason = why_missing(session, name, config.protocols, others, proposer, searches)
+            left_out = config.without_episodes
+            reason = why_missing(session, name, config.protocols, others, proposer, left_out)
             raise ValueError(
                 f"--policies {name}: {reason}; choose from {', '.join(sorted(known)) or 'none'}"
             )

@@ -37,7 +37,6 @@ from pipeline.cli import run_cli
 from pipeline.cuda_graph import CudaGraphedWorld
 from pipeline.device import describe_device, set_device
 from pipeline.inference.action_maps import load_action_map
-from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import load_controller
 from pipeline.inference.load_world import load_world
 from pipeline.play.action_file import read_actions, write_actions
@@ -80,6 +79,9 @@ def main(config: Config) -> None:
         measure = command("-m bench", "int8", "--run", config.run)
         print(f"play: `{measure}` measures the PSNR that 8 bits cost")
     if config.compile:
+        # the compiler takes a second to import
+        from pipeline.inference.aot_inductor import pick_compile_fn
+
         world.compile_steps(pick_compile_fn(world.device))
     if config.cuda_graph:
         world = cast(World, CudaGraphedWorld(world))

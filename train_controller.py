@@ -19,7 +19,8 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
     start(__name__)
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -55,12 +56,14 @@ from pipeline.inference.load_controllers import (
 )
 from pipeline.inference.load_world import load_world
 from pipeline.lineage import check_parent
+from pipeline.side_by_side import SideBySide, Work
 from pipeline.trained_on import check_parent_recordings
 from pipeline.training.controller_config import (
     Config,
     Method,
     check,
     demo_settings,
+    groups_of,
     possible_methods,
     starts_from,
 )
@@ -72,6 +75,25 @@ from pipeline.training.trainer import Trainer
 
 def main(config: Config) -> None:
     set_device(config.device, config.kernels)
+    most = len(groups_of(config, config.methods))
+    with SideBySide(open_methods, config, config.num_processes, most) as beside:
+        methods, context = prepare(config)
+        groups = groups_of(config, methods)
+        for _, printed in beside.share(groups, lambda name: METHODS[name](config, context)):
+            if printed:
+                print(printed)
+
+
+@contextmanager
+def open_methods(config: Config) -> Iterator[Work]:
+    """Open what is trained in a process that is not the first."""
+    set_device(config.device, config.kernels)
+    _, context = prepare(config)
+    yield lambda name: METHODS[name](config, context)
+
+
+def prepare(config: Config) -> tuple[tuple[Method, ...], ControllerContext]:
+    """Open the world and the dataset, and give the methods that they have all for."""
     dataset = EpisodeDataset(config.run / "shards")
     world = load_world(config.run)
     if world.infers_actions:
@@ -89,8 +111,7 @@ def main(config: Config) -> None:
     below = path, dynamics["fingerprint"]
     goals = goals_of(dataset)
     context = ControllerContext(config.run, world, dataset, dynamics, below, recordings, goals)
-    for method in methods:
-        METHODS[method](config, context)
+    return methods, context
 
 
 def train_bc(config: Config, context: ControllerContext) -> None:
@@ -334,7 +355,7 @@ def fit(
 
 
 # A new method is one line here.
-METHODS: dict[Method, Callable[[Config, ControllerContext], None]] = {
+METHODS: dict[str, Callable[[Config, ControllerContext], None]] = {
     "bc": train_bc,
     "actor_critic": train_actor_critic,
     "goal_policy": train_goal_policy,

@@ -98,8 +98,8 @@ class Config(CheckedConfig):
     search_episodes: Annotated[int, Range(0, 10**6)] = 100
     """Most of them for a policy that searches, the first ones: a search is expensive; 0 leaves
     these policies out.  Also the episodes towards --goal."""
-    oracle_episodes: Annotated[int, Range(1, 10**6)] = 4
-    """Most of them for a search in the true simulator, which is more expensive."""
+    oracle_episodes: Annotated[int, Range(0, 10**6)] = 4
+    """Most of them for a search in the true simulator, which is more expensive; 0 leaves it out."""
     task_seed: Annotated[int, Range(0, MAX_SEED)] = task.FIRST_SEED
     """Seed of the first episode, the next ones following; the default is the protocol's, on whose
     episodes nothing may be chosen."""
@@ -151,6 +151,8 @@ class Config(CheckedConfig):
     """Choice among what the task's imitator would do, by the task's cost in the world."""
     num_workers: Annotated[int, Range(0, MAX_WORKERS)] = 0
     """Processes of simulators; 0 is one for each core."""
+    num_processes: Annotated[int, Range(1, MAX_WORKERS)] = 1
+    """Processes that measure parts side by side on a CPU, each with its share of the cores."""
     compile: bool = False
     """Compile the world's steps, on a CPU: a minute or two the first time, and other last digits;
     for many pairs (docs/reference/evaluate.md)."""
@@ -225,3 +227,11 @@ class Config(CheckedConfig):
     def num_oracles(self) -> int:
         """Episodes of a search in the true simulator."""
         return min(self.oracle_episodes, self.task_episodes)
+
+    @property
+    def without_episodes(self) -> dict[str, str]:
+        """The policies that the task protocol leaves out, each with the reason."""
+        reason = "--{}-episodes is 0, as in a demo; give some"
+        left_out = {"planner": "search", "policy_prior": "search"} if not self.num_searches else {}
+        left_out |= {} if self.num_oracles else {"oracle_cem": "oracle"}
+        return {policy: reason.format(flag) for policy, flag in left_out.items()}

@@ -41,6 +41,8 @@ class Job:
     """The policy that is measured in the simulator, as --policies names it."""
     on_request: bool = False
     """It is measured only where --protocol names it."""
+    alone: bool = False
+    """It is a time, and nothing else is measured beside it."""
 
 
 def jobs_on_dataset(session: Session, config: Config) -> Iterator[Job]:
@@ -201,4 +203,4 @@ def play_jobs(session: Session, config: Config) -> Iterator[Job]:
         "tokenizer", "dynamics", frames=config.play_frames, device=str(session.device),
         kernels=session.kernels,
     )  # fmt: skip
-    yield Job("play", "play", cache_key, make, lambda m, r: m["play"].update(r))
+    yield Job("play", "play", cache_key, make, lambda m, r: m["play"].update(r), alone=True)

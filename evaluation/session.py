@@ -39,7 +39,6 @@ from models.planning.planner import can_plan
 from models.world import World
 from pipeline import checkpoint
 from pipeline.device import describe_device, pick_device
-from pipeline.inference.aot_inductor import pick_compile_fn
 from pipeline.inference.load_controllers import (
     PROPOSERS,
     load_canonical_policy,
@@ -79,9 +78,11 @@ class Session:
         num_workers: int,
         num_envs: int,
         compiled: bool = False,
+        is_first: bool = True,
     ) -> None:
         """num_workers: processes, 0 for one on each core; num_envs: simulators in all of them;
-        compiled: the world's steps are, on a CPU, with other last digits."""
+        compiled: the world's steps are, on a CPU, with other last digits; is_first: of the
+        processes that measure, the one that keeps others out of the folder."""
         self.run, self.num_envs, self.compiled = run, num_envs, compiled
         own_shards = run / "shards"
         shards = shards and shards_folder(shards)
@@ -101,6 +102,9 @@ class Session:
             raise ValueError("--compile compiles for CPUs, and this is a GPU; leave it out")
         self.world = load_world(run, self.device)
         if compiled:
+            # the compiler takes a second to import
+            from pipeline.inference.aot_inductor import pick_compile_fn
+
             self.world.compile_steps(pick_compile_fn(self.device))
         self.controllers = load_controllers(run, self.world)
         self.goal_policy = load_goal_policy(run, self.world)
@@ -118,7 +122,8 @@ class Session:
                 f"{where} of {self.dataset.image_size}; preprocess them at the same resolution"
             )
         self._exit_stack = ExitStack()
-        self._exit_stack.enter_context(lock(self.folder, flag="--out"))
+        if is_first:
+            self._exit_stack.enter_context(lock(self.folder, flag="--out"))
 
     def __enter__(self) -> Session:
         return self
@@ -258,10 +263,14 @@ class Session:
     ) -> dict[str, Any]:
         """Play a protocol, but only once for an actor-critic with the weights of bc: where no
         update was better, both act alike."""
-        name = "bc" if policy == "actor_critic" and self._equals_bc else policy
+        name = self.played_as(policy)
         if (protocol, name) not in self._results:
             self._results[protocol, name] = play()
         return self._results[protocol, name]
+
+    def played_as(self, policy: str) -> str:
+        """Name the policy that acts as this one does."""
+        return "bc" if policy == "actor_critic" and self._equals_bc else policy
 
     @cached_property
     def _equals_bc(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -149,11 +149,11 @@ def why_missing(
     protocols: tuple[str, ...] = (),
     other_goal: bool = False,
     proposer: Proposer = "auto",
-    searches: bool = True,
+    without_episodes: Mapping[str, str] | None = None,
 ) -> str:
     """Say in one line why this run does not measure a policy in the simulator, or in none of
     `protocols`; other_goal: the task protocol has goals that are not the dataset's; proposer: of
-    `best_of_n`; searches: the task protocol has episodes for them."""
+    `best_of_n`; without_episodes: what the task protocol has none for, and why."""
     if policy not in {*TASK_POLICIES, *GOAL_POLICIES, *RETURN_POLICIES}:
         return "unknown"
     if session.env_spec is not None:
@@ -163,7 +163,9 @@ def why_missing(
     if protocols == (GIVEN_GOAL,) and policy not in GIVEN_GOAL_POLICIES:
         return "it is given no goal"
     if protocols == ("task",) or policy not in GOAL_POLICIES:
-        return why_missing_in_task(session, policy, protocols, other_goal, proposer, searches)
+        return why_missing_in_task(
+            session, policy, protocols, other_goal, proposer, without_episodes
+        )
     if policy in ("bc", "actor_critic"):
         train = command("train_controller.py", "--run", session.run)
         return f"no controller was trained; {train} trains one"

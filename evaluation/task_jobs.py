@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -41,8 +41,6 @@ BY_IMAGES = (
     "it is given images of the recordings' own goal, and no pose; leave out --task-goal and "
     "--random-goal, or choose best_of_n"
 )
-NO_SEARCHES = "--search-episodes is 0, as in a demo; give some"
-SEARCHES = ("planner", "policy_prior")
 WITH_COST = ("best_of_n", "policy_prior", "planner", "goal_policy", "oracle_cem")
 
 
@@ -100,7 +98,11 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
         tqdm.write(f"task: {', '.join(WITH_COST)} are left out: {NO_POSE}")
         return {}
     found = {}
-    if session.has_goals and task_cost.reads_states:
+    left_out = config.without_episodes
+    for reason in dict.fromkeys(left_out.values()):
+        names = [name for name, why in left_out.items() if why == reason]
+        tqdm.write(f"task: {' and '.join(names)} {'are' if names[1:] else 'is'} left out: {reason}")
+    if session.has_goals and task_cost.reads_states and config.num_oracles:
         samples, iterations = config.oracle_samples, config.oracle_iterations
         oracle = TaskOracleCem(lambda: session.envs, samples, iterations, task_cost, config.seed)
         settings = {"num_samples": samples, "iterations": iterations, "seed": config.seed}
@@ -129,7 +131,6 @@ def cost_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:
             why = why_missing_in_task(session, "policy_prior", ())
             tqdm.write(f"task: policy_prior is left out: {why}")
     if not config.num_searches:
-        tqdm.write(f"task: {' and '.join(SEARCHES)} are left out: {NO_SEARCHES}")
         priors = {}
     for name, prior in priors.items():
         planner = Planner(planner_config, world, policy_prior=prior, objective=task_cost)
@@ -251,7 +252,7 @@ def why_missing_in_task(
     protocols: tuple[str, ...],
     other_goal: bool = False,
     proposer: Proposer = "auto",
-    searches: bool = True,
+    without_episodes: Mapping[str, str] | None = None,
 ) -> str:
     """Say in one line why a policy is not measured in the task protocol of a run of Push-T."""
     if policy not in TASK_POLICIES:
@@ -286,8 +287,8 @@ def why_missing_in_task(
             return NO_POSE
         if policy in ("policy_prior", "goal_policy"):
             return BY_IMAGES
-    if not (missing or searches) and policy in SEARCHES:
-        return NO_SEARCHES
+    if without_episodes and not missing and policy in without_episodes:
+        return without_episodes[policy]
     if missing:
         train = command("train_controller.py", "--run", session.run, "--methods", *missing)
         return f"no {' and no '.join(missing)} was trained; {train} trains it"

@@ -21,8 +21,7 @@ from kernels.reference import BlockMask
 Backend = Literal["auto", "triton", "torch"]
 
 TUNED_FILE = Path(__file__).parent / "tuned.json"
-# keys up to which one program processes several sequences at once
-SHORT = 64
+SHORT = 64  # keys up to which one program processes several sequences at once
 Pass = Literal["forward", "both"]
 
 _backend: Backend = "auto"
@@ -31,8 +30,7 @@ _backend: Backend = "auto"
 def set_backend(backend: Backend, device: torch.device | None = None) -> None:
     """Run operations on GPU tensors as Triton kernels, in PyTorch, or as whichever measured faster.
 
-    device: of the tensors; by default a GPU if there is one.
-    Raises ValueError if Triton is asked for where it cannot run.
+    device: of the tensors; by default a GPU if there is one.  ValueError where Triton cannot run.
     """
     global _backend
     on_gpu = device.type == "cuda" if device else torch.cuda.is_available()
@@ -100,17 +98,19 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@torch.compiler.assume_constant_result  # torch.compile need not trace it
 def _is_faster(operation: str, wanted: Pass) -> bool:
     ratios = tuned_speedups(_arch(torch.device("cuda"))).get(operation, {}) if has_triton() else {}
     # some have no gradients, others compute them in the forward pass: their one ratio is for both
     return ratios.get(wanted, max(ratios.values(), default=0.0)) > 1
 
 
+# torch.compile need not trace it: `assume_constant_result`, which imports the compiler, for seconds
+_is_faster._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @cache
 def tuned_speedups(arch: str) -> dict[str, dict[Pass, float]]:
-    """Read each kernel's speedup over torch.compile at its worst shape on this architecture, for
-    the forward pass and for both; some operations have one of the two."""
+    """Read each kernel's speedup over torch.compile at its worst shape here, per `Pass` it has."""
     return json.loads(TUNED_FILE.read_text()).get(arch, {}) if TUNED_FILE.exists() else {}
 
 

@@ -89,7 +89,7 @@ class World(nn.Module):
         actions = actions[:, max(0, actions.shape[1] - frames.shape[1] + 1) :]
         with self._autocast():
             frames = frames.to(self.device)
-            encoded = self._encode(frames)
+            encoded = self._encode_context(frames)
             latents = encoded[:, -self.dynamics.context :]
             actions = actions[:, actions.shape[1] - latents.shape[1] + 1 :]
             state = self.dynamics.start(latents, self.actions.normalize(actions))
@@ -344,6 +344,16 @@ class World(nn.Module):
         """Whatever reads latents outside of autocast has weights of 32 bits: clip
         (B, T, 3, H, W) uint8 -> (B, T, N) codes or (B, T, P, D) float32."""
         return _float32(self.tokenizer.encode_clip(clip))
+
+    def _encode_context(self, clip: Tensor) -> Tensor:
+        """The same of a start's frames; zeros at those that the dynamics does not read."""
+        apart, length = self.dynamics.context_interval, clip.shape[1]
+        if apart == 1 or self.temporal_context > 1:
+            return self._encode(clip)
+        read = self._encode(clip[:, (length - 1) % apart :: apart])
+        encoded = read.new_zeros(len(clip), length, *read.shape[2:])
+        encoded[:, (length - 1) % apart :: apart] = read
+        return encoded
 
     def _draw(self, latents: Tensor) -> Tensor:
         return self.tokenizer.decode_clip(latents[:, None])[:, 0]

@@ -26,7 +26,7 @@ DYNAMICS = {
     "train.cuda_graph": True,
 }
 CONTROLLER = {  # few steps of what is not given the goal
-    "methods": ("bc", "actor_critic", "goal_policy", "task_cost", "flow_policy"),
+    "methods": ("goal_policy", "bc", "actor_critic", "task_cost", "flow_policy"),
     "bc.steps": 2000,
     "bc.eval_every": 500,
     "bc.save_every": 500,
@@ -58,15 +58,22 @@ DYNAMICS_CPU = {
     "train.save_every": 100,
     "train.cuda_graph": False,
 }
+DYNAMICS_DEMO = DYNAMICS_CPU | {  # as good as 1800 steps of 128 clips, in less time
+    "train.steps": 900,
+    "train.batch_size": 256,
+    "train.learning_rate": 2e-3,
+}
 CONTROLLER_TASK_CPU = {
     "task_cost_train.steps": 2000,
     "task_cost_train.eval_every": 1000,
     "task_cost_train.save_every": 500,
     "task_cost_train.cuda_graph": False,
     "flow_policy.encoder.hidden_dim": 256,
-    "flow_policy_train.steps": 4500,
-    "flow_policy_train.learning_rate": 2e-3,
-    "flow_policy_train.eval_every": 4500,
+    "flow_policy_train.steps": 2250,
+    "flow_policy_train.batch_size": 512,
+    "flow_policy_train.learning_rate": 2.8e-3,
+    "flow_policy_train.warmup_steps": 150,
+    "flow_policy_train.eval_every": 2250,
     "flow_policy_train.save_every": 500,
     "flow_policy_train.cuda_graph": False,
 }
@@ -74,7 +81,9 @@ CONTROLLER_TASK_CPU30 = CONTROLLER_TASK_CPU | {
     "task_cost_train.steps": 4000,
     "flow_policy.encoder.hidden_dim": 384,
     "flow_policy_train.steps": 5500,
+    "flow_policy_train.batch_size": 256,
     "flow_policy_train.learning_rate": 1e-3,
+    "flow_policy_train.warmup_steps": 200,
     "flow_policy_train.eval_every": 5500,
 }
 CONTROLLER_TASK_DEBUG = {
@@ -125,7 +134,7 @@ SIZES = {
     "cpu": {
         "preprocess_pusht": pusht.PREPROCESS_CPU,
         "tokenizer": TOKENIZER_CPU,
-        "dynamics": DYNAMICS_CPU,
+        "dynamics": DYNAMICS_DEMO,
         "controller": pusht.CONTROLLER_CPU | CONTROLLER_TASK_CPU,
         "evaluate": pusht.EVALUATE_CPU,
     },

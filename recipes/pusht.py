@@ -33,14 +33,16 @@ CONTROLLER_CPU = {
     "goal_policy_train.eval_every": 100,
     "goal_policy_train.save_every": 50,
     "goal_policy_train.cuda_graph": False,
+    "num_processes": 2,
 }
 EVALUATE_CPU = {
+    "num_processes": 2,
     "horizons": (1, 2, 3, 4, 6, 8, 12, 16),
     "estimator_steps": 250,
     "idm_steps": 900,
     "task_episodes": 50,
     "search_episodes": 0,
-    "oracle_episodes": 2,
+    "oracle_episodes": 0,
     "goal_pairs": 30,
     "pair_seeds": (0,),
     "oracle_pairs": 30,

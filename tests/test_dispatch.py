@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ import kernels
 from data.batch import Batch
 from kernels import dispatch
 
+ROOT = Path(__file__).parent.parent
 MEASURED = {
     "nearest_code": {"forward": 5.0},
     "rms_norm": {"forward": 0.9, "both": 0.8},
@@ -123,3 +126,10 @@ def test_auto_takes_what_was_measured_faster_on_this_gpu_architecture(monkeypatc
         assert dispatch.use_triton("nearest_code", x, fuses=True) == torch.cuda.is_available()
     kernels.set_backend("torch")
     assert not dispatch.use_triton("nearest_code", x)
+
+
+def test_a_choice_is_constant_for_the_compiler_which_is_not_imported_for_it():
+    assert vars(dispatch._is_faster) == vars(torch.compiler.assume_constant_result(lambda: None))
+    scripts = "import play, preprocess, evaluate, train_controller, sys"
+    check = f"{scripts}; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=True)

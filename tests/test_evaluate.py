@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from untrained_run import write_run
 
@@ -31,8 +32,12 @@ def preset(run: Path, *names: str) -> evaluate.Config:
     return replace(config, run=run, num_workers=1)
 
 
-def evaluate_debug(run: Path, **changes: Any) -> dict[str, Any]:
+def evaluate_main(run: Path, **changes: Any) -> None:
     evaluate.main(replace(preset(run, "pusht", "debug"), **changes))
+
+
+def evaluate_debug(run: Path, **changes: Any) -> dict[str, Any]:
+    evaluate_main(run, **changes)
     return json.loads((run / "report" / "metrics.json").read_text())
 
 
@@ -172,6 +177,26 @@ def test_a_policy_that_is_not_measured_is_refused_with_the_reason(pusht_run: Pat
             evaluate_debug(pusht_run, policies=(policy,))
     with pytest.raises(ValueError, match="--policies random: only Push-T .*; choose from none"):
         evaluate_debug(toy_run, policies=("random",))
+
+
+def test_parts_side_by_side_are_those_of_one_process(pusht_run: Path, tmp_path: Path):
+    asked: dict[str, Any] = {"parts": ("tokenizer", "rewards", "play", "task")}
+    evaluate_main(pusht_run, out=tmp_path / "alone", **asked)
+    torch.set_num_threads(2)  # one for each
+    try:
+        evaluate_main(pusht_run, out=tmp_path / "beside", num_processes=2, **asked)
+    finally:
+        torch.set_num_threads(1)
+    alone, beside = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("alone", "beside")
+    )
+    assert beside["play"]["n"] and beside["task"]["bc"]["n"]
+    for metrics in (alone, beside):
+        del metrics["play"], metrics["provenance"]  # times
+    assert alone == beside
+    log = (tmp_path / "beside" / "log.jsonl").read_text().splitlines()
+    lines = [json.loads(line) for line in log]
+    assert sorted(line["part"] for line in lines[1:]) == sorted(lines[0]["parts"])
 
 
 @pytest.mark.parametrize("improved", [True, False])

@@ -168,3 +168,13 @@ def test_a_step_of_fixed_shapes_is_a_step(latents: LatentSpec, actions: ActionSp
             state = model.step(state, acts[:, 6])
         with pytest.raises(ValueError, match="7 real frames"):
             model.pack(model.start(seen[:, :1], acts[:, :0]))
+
+
+def test_a_start_reads_no_frame_between_context_frames() -> None:
+    model = predictor()
+    assert model.context == 7 and model.context_interval == 3
+    seen, acts = episode(frames=7)
+    other = seen.clone()
+    other[:, [1, 2, 4, 5]] = torch.nan
+    start, same = (model.start(latents, acts[:, :6]) for latents in (seen, other))
+    assert torch.equal(model.step(start, acts[:, 6]).latents, model.step(same, acts[:, 6]).latents)

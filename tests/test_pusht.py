@@ -96,6 +96,21 @@ def test_a_block_on_the_goal_covers_it():
     assert world.coverage() == 0.0
 
 
+def test_coverage_is_that_of_gym_pusht_to_the_bit_whatever_the_goal():
+    rng, world, covered = np.random.default_rng(0), PushT(), []
+    for trial in range(40):
+        goal = np.array([*rng.uniform(150, 350, 2), rng.uniform(0, 6)])
+        state = np.array(
+            [50.0, 50.0, *(goal[:2] + rng.normal(0, 20, 2)), goal[2] + rng.normal(0, 1)]
+        )
+        world.reset(state, goal=goal if trial % 3 else None)
+        for _ in range(2):
+            covered.append(world.coverage())
+            assert covered[-1] == world._env._get_coverage()
+            world.step((256, 256))
+    assert len(set(covered)) > 20
+
+
 def test_task_starts_are_drawn_in_the_legacy_order():
     random = np.random.RandomState(100_000)
     agent = [random.randint(50, 450), random.randint(50, 450)]

@@ -63,7 +63,7 @@ DYNAMICS = {
     "pusht cpu30": (2700, 16, 2e-3, 50, 1350, 100, False),
     "pusht debug": (40, 4, 1e-3, 5, 20, 10, False),
     "keypoints": (6000, 256, 1.5e-3, 50, 3000, 500, True),
-    "keypoints cpu": (1800, 128, 1.5e-3, 50, 900, 100, False),
+    "keypoints cpu": (900, 256, 2e-3, 50, 900, 100, False),
     "keypoints cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
     "keypoints debug": (40, 4, 1e-3, 5, 20, 10, False),
     "dreamer": (20_000, 16, 3e-4, 500, 2000, 500, False),
@@ -351,13 +351,14 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "goal_policy_train.cuda_graph": False, "goal_policy.max_goal_offset": 40,
     }),
     ("controller", "keypoints", {
-        "methods": ("bc", "actor_critic", "goal_policy", "task_cost", "flow_policy"),
+        "methods": ("goal_policy", "bc", "actor_critic", "task_cost", "flow_policy"),
         "min_reward": 0.7, "flow_min_reward": 0.9,
         "goal_policy_train.cuda_graph": True, "goal_policy_train.compile": "no",
     }),
     ("controller", "keypoints cpu", {
         "bc.learning_rate": 1e-3, "train.warmup_steps": 10, "train.log_every": 5,
         "goal_policy_train.cuda_graph": False, "goal_policy_train.compile": "no",
+        "num_processes": 2,
     }),
     ("controller", "keypoints cpu30", {
         "bc.learning_rate": 1e-3, "train.warmup_steps": 10, "train.log_every": 5,
@@ -397,10 +398,10 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     }),
     ("evaluate", "keypoints cpu", {
         "horizons": HORIZONS, "num_clips": 256, "task_episodes": 50, "search_episodes": 0,
-        "oracle_episodes": 2, "task_planner.num_samples": 128,
+        "oracle_episodes": 0, "task_planner.num_samples": 128, "num_processes": 2,
     }),
     ("evaluate", "keypoints cpu30", {
-        "horizons": HORIZONS, "task_episodes": 100, "search_episodes": 12,
+        "horizons": HORIZONS, "task_episodes": 100, "search_episodes": 12, "num_processes": 2,
     }),
     ("evaluate", "keypoints debug", {
         "horizons": (1, 2, 4), "num_clips": 8, "imitation_frames": 32, "num_videos": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,6 +216,39 @@ def test_rewards_that_are_all_zero_count_as_none(
     assert "is 0: all its episodes are imitated" in said
     rows = demo_rows(dataset, "train", made.min_reward)
     assert list(map(len, rows)) == [19] * len(dataset.episodes("train"))
+
+
+@pytest.mark.parametrize("run", ["keypoints"], indirect=True, scope="module")
+def test_methods_that_are_trained_side_by_side_are_those_of_one_process(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("controller"))
+    torch.set_num_threads(2)  # one for each
+    try:
+        train_controller.main(
+            replace(config(train_controller, run), run=tmp_path / "run", num_processes=2)
+        )
+    finally:
+        torch.set_num_threads(1)
+    trained = sorted(path.relative_to(run) for path in run.glob("controller/**/best.pt"))
+    assert len(trained) == 5
+    for path in trained:
+        alone, beside = (
+            ckpt.load(folder / path, "controller") for folder in (run, tmp_path / "run")
+        )
+        check_equal(path, alone, beside)
+
+
+def test_methods_that_start_from_one_another_stay_together():
+    made = train_controller.Config()
+    groups = train_controller.groups_of(
+        made, ("bc", "flow_policy", "actor_critic", "goal_policy", "task_cost", "canonical_policy")
+    )
+    assert groups == [
+        ["bc", "actor_critic"], ["flow_policy"], ["goal_policy"], ["task_cost", "canonical_policy"],
+    ]  # fmt: skip
+    methods = ("task_cost", "canonical_policy", "distilled_policy", "flow_policy")
+    expert = replace(made.distilled_policy.expert, proposer="canonical_policy")
+    both = replace(made, distilled_policy=replace(made.distilled_policy, expert=expert))
+    assert train_controller.groups_of(both, methods) == [list(methods[:3]), ["flow_policy"]]
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:

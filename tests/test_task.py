@@ -257,6 +257,13 @@ def test_without_episodes_of_searches_these_are_left_out_and_it_is_said(
         assert told in "".join(capsys.readouterr())
         with pytest.raises(ValueError, match="--policies planner: --search-episodes is 0"):
             evaluate.check_policies(session, config, jobs)
+    config = config_of(task_run, oracle_episodes=0, policies=("oracle_cem",), protocol=("task",))
+    with evaluate.Session(task_run, None, None, 1, 2) as session:
+        jobs = list(task_jobs(session, config))
+        assert "oracle_cem" not in {job.policy for job in jobs}
+        assert "oracle_cem is left out: --oracle-episodes is 0" in "".join(capsys.readouterr())
+        with pytest.raises(ValueError, match="--policies oracle_cem: --oracle-episodes is 0"):
+            evaluate.check_policies(session, config, jobs)
     with pytest.raises(ValueError, match="--goal is measured over --search-episodes, which is 0"):
         config_of(task_run, search_episodes=0, goal=("task",))
 

@@ -269,3 +269,28 @@ def test_latents_of_a_tokenizer_in_16_bits_are_handed_out_in_32(tmp_path, monkey
     assert policy is not None
     with torch.no_grad():  # a product of 16 and of 32 bits would be an error
         policy(state.latents, world.embed(real.frames[:, 3]), real.actions[:, 0])
+
+
+def test_a_reset_encodes_only_the_frames_that_the_dynamics_reads(tmp_path, monkeypatch):
+    write_toy_shards(tmp_path / "shards", episodes=12)
+    dataset = EpisodeDataset(tmp_path / "shards")
+    world = load_world(write_run(tmp_path, dataset, controllers=False, method="keypoints"))
+    real = clip(tmp_path, frames=world.context + 2)
+    frames, actions = real.frames, real.actions[:, :-1]
+    encode, encoded = world.tokenizer.encode_clip, []
+
+    def counted(clip: torch.Tensor) -> torch.Tensor:
+        encoded.append(clip.shape[1])
+        return encode(clip)
+
+    monkeypatch.setattr(world.tokenizer, "encode_clip", counted)
+    assert (world.context, world.dynamics.context_interval) == (11, 5)
+    state = world.reset(frames, actions)
+    assert encoded == [3]
+    all_encoded = world.encode_clip(frames[:, 2:])
+    expected = world.start_from(all_encoded, world.actions.normalize(actions[:, 2:]))
+    after, same = (s.latents for s in (world.step(s, actions[:, 0]) for s in (state, expected)))
+    assert torch.allclose(after, same, atol=1e-2)  # the same in 16 bits
+    encoded.clear()
+    assert world.reset(frames[:, :4], actions[:, :3]).latents.shape == state.latents.shape
+    assert encoded == [1]

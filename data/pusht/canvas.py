@@ -27,6 +27,8 @@ WINDOW_SIZE = 512
 """Side of the world in its own pixels, which are those of the screen."""
 MARGIN = 8
 """Pixels around a shape that its outline may cover."""
+MAX_GOALS = 1000
+"""Goals whose corners are kept."""
 GOAL_COLOR = pygame.Color("LightGreen")
 
 Box = tuple[slice, slice]
@@ -54,6 +56,7 @@ class Canvas:
         self.options = DrawOptions(self.screen)
         self.walls = np.empty((0, 0, 4), np.uint8)
         self.scaled_walls: dict[int, np.ndarray] = {}
+        self.goals: dict[bytes, list[Any]] = {}
 
     def draw(self, env: Any, size: int) -> np.ndarray:
         """As the function `draw`."""
@@ -88,14 +91,18 @@ class Canvas:
 
     def _draw_goal(self, env: Any) -> np.ndarray:
         """Draw the goal, and give its corners in pixels: (C, 2)."""
-        body = env.get_goal_pose_body(env.goal_pose)
-        corners = []
-        for shape in env.block.shapes:
-            world = [body.local_to_world(corner) for corner in shape.get_vertices()]
-            points = [to_pygame(corner, self.screen) for corner in world]
+        pose = env.goal_pose.tobytes()
+        if pose not in self.goals:
+            body = env.get_goal_pose_body(env.goal_pose)
+            if len(self.goals) >= MAX_GOALS:
+                self.goals.clear()
+            self.goals[pose] = [
+                [to_pygame(body.local_to_world(v), self.screen) for v in shape.get_vertices()]
+                for shape in env.block.shapes
+            ]
+        for points in self.goals[pose]:
             pygame.draw.polygon(self.screen, GOAL_COLOR, [*points, points[0]])
-            corners += points
-        return np.array(corners)
+        return np.array([point for points in self.goals[pose] for point in points])
 
     def _scale(self, pixels: np.ndarray, size: int, moved: list[Box]) -> np.ndarray:
         """Scale what is not the walls alone, in squares of whole cells: (size, size, 4) uint8."""

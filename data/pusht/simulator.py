@@ -16,7 +16,7 @@ from data.opencv import opencv_or_stub
 from data.pusht.canvas import WINDOW_SIZE, draw  # first: it tells pygame that no display is needed
 
 with opencv_or_stub():  # gym-pusht draws its own images with it, which are not used
-    from gym_pusht.envs.pusht import PushTEnv
+    from gym_pusht.envs.pusht import PushTEnv, pymunk_to_shapely
 
 GOAL = np.array([256.0, 256.0, np.pi / 4])
 """Block pose of the task: x, y, angle."""
@@ -103,6 +103,7 @@ class PushT:
         self.goal = self.goal if goal is None else goal
         self._env._setup()
         self._env.goal_pose = self.goal.copy()
+        self._goal_shape: Any = None
         self._space, self._agent, self._block = self._env.space, self._env.agent, self._env.block
         self._agent.position = float(state[0]), float(state[1])
         self._block.angle = float(state[4])  # before the position: it rotates about the center
@@ -138,7 +139,12 @@ class PushT:
 
     def coverage(self) -> float:
         """Return the fraction of the goal's area under the block."""
-        return float(self._env._get_coverage())
+        shapes = self._block.shapes
+        if self._goal_shape is None:  # the same after each step
+            body = self._env.get_goal_pose_body(self._env.goal_pose)
+            self._goal_shape = pymunk_to_shapely(body, shapes)
+        block_shape = pymunk_to_shapely(self._block, shapes)
+        return float(self._goal_shape.intersection(block_shape).area / self._goal_shape.area)
 
     def render(self, size: int | None = None) -> np.ndarray:
         """Render (size, size, 3) uint8, RGB, without the cross that marks an action.

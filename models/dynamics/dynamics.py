@@ -44,9 +44,7 @@ class State:
 
     latents: Tensor  # (B, N) int64 codes, or (B, P, D): what is planned in and fed to policies
     reward: Tensor  # (B,) expected reward of arriving here; 0 at a start, or without a head
-    continues: (
-        Tensor  # (B,) probability that the episode continues; 1 at a start, or without a head
-    )
+    continues: Tensor  # (B,) probability that the episode does; 1 at a start, or without a head
     memory: Memory
     frame_residual: FrameResidual | None = None  # kept by the World; dynamics does not read it
     history: History | None = None  # kept by the World; dynamics does not read it
@@ -86,6 +84,8 @@ class Dynamics(TrainableModule, ABC):
     """What a step takes: the data's actions, or the model's own where `infers_actions`."""
     context: int
     """Frames of the past that it can use."""
+    context_interval: int = 1
+    """Frames from one that `start` reads to the next, counted back from the last."""
     has_rewards: bool
     infers_actions: ClassVar[bool] = False
 

@@ -84,7 +84,7 @@ class FrameskipDynamics(Dynamics):
                 "recipe of codes (--preset pusht), or another --run"
             )
         self.config, self.latents, self.actions = config, latents, actions
-        self.frameskip = config.frameskip
+        self.frameskip = self.context_interval = config.frameskip
         self.context_frames = context_frames
         self.context = (context_frames - 1) * self.frameskip + 1
         self.has_rewards = config.rewards

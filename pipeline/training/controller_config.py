@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from data.pusht.task_goal import goals_of
-from data.ranges import CheckedConfig, NonEmpty, Range
+from data.ranges import MAX_WORKERS, CheckedConfig, NonEmpty, Range
 from data.shards.episode_dataset import EpisodeDataset
 from kernels import Backend
 from models import registry
@@ -157,6 +157,9 @@ class Config(CheckedConfig):
     """Run operations as Triton kernels, as PyTorch, or as what was measured faster on this GPU."""
     live: Annotated[int, Range(0, 65535)] = 0
     """Port of a page that follows the training at 127.0.0.1; 0 is no page."""
+    num_processes: Annotated[int, Range(1, MAX_WORKERS)] = 1
+    """Processes that train methods side by side on a CPU, each with its share of the cores; methods
+    that start from one another go to the same one."""
     restart: bool = False
     """Start over, although there is a checkpoint to resume from."""
 
@@ -222,6 +225,17 @@ def starts_from(config: Config, method: Method) -> tuple[Method, ...]:
         by_cost = cast(ActorCriticConfig, config.model).rewards == "task_cost"
         return ("bc", "task_cost") if by_cost else ("bc",)
     return ()
+
+
+def groups_of(config: Config, methods: tuple[Method, ...]) -> list[list[Method]]:
+    """Group methods of which one starts from another, in their order."""
+    groups: list[list[Method]] = []
+    for method in methods:
+        needed = set(starts_from(config, method))
+        linked = [group for group in groups if needed & set(group)]
+        groups = [group for group in groups if group not in linked]
+        groups.append([m for group in linked for m in group] + [method])
+    return sorted(groups, key=lambda group: methods.index(group[0]))
 
 
 def demo_settings(config: Config, method: Method) -> dict[str, float]:

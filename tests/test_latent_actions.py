@@ -174,11 +174,12 @@ def test_a_collapse_and_a_deaf_decoder_are_said_once_and_not_before_codes_have_s
 def test_micro_batches_move_the_codebook_once_and_evaluation_never():
     model = a_model(vq_start_step=0)
     frames = some_frames(8)
-    for part in frames.split(4):
-        model.train().loss(part)
-    assert not model.capturable
-    with torch.no_grad():
-        model.after_step()
+    for _ in range(3):  # units of moments, of vectors, then the codes
+        assert not model.capturable
+        for part in frames.split(4):
+            model.train().loss(part)
+        with torch.no_grad():
+            model.after_step()
     assert model.capturable and len(model.codebook.unique(dim=0)) > 1
     before = model.codebook.clone()
     model.eval().loss(frames)

@@ -164,6 +164,7 @@ class LatentActionModel(nn.Module):
     def after_step(self) -> None:
         """Move the codebook, by all micro-batches of a step together."""
         self.trained_steps += 1
+        settled = self.encoder.scale.known  # so are the vectors that k-means would start from
         for scale in (self.pixels, self.peak, self.encoder.unit, self.encoder.scale):
             scale.update()
         if not self._pending:
@@ -173,7 +174,7 @@ class LatentActionModel(nn.Module):
         if not self.quantizer.training:  # frozen
             return
         if not self.quantized:
-            if self.trained_steps >= self.config.vq_start_step:
+            if settled and self.trained_steps >= self.config.vq_start_step:
                 init_codebook(self.quantizer, vectors.repeat(4, 1))
                 self.quantized = True
             return
@@ -279,8 +280,9 @@ class _Encoder(nn.Module):
             moments = first_moments(change.float())
             if self.training:
                 self.unit.collect(moments[..., None])
-            motion = self.colors(moments / self.unit.scale)[..., 0]
-            out = self.out(pooled) + self.from_motion(motion)
+            moments = moments / self.unit.scale.float()
+        motion = self.colors(moments)[..., 0]
+        out = (self.out(pooled) + self.from_motion(motion)).float()
         if self.training and self.unit.known:
             self.scale.collect(out)
         return _shortened((out - self.scale.mean) / self.scale.scale)

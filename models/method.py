@@ -46,6 +46,11 @@ class TrainableModule(nn.Module):
         return 1
 
     @property
+    def turns(self) -> tuple[int, ...]:
+        """Steps at which another part begins to learn: the learning rate's schedule starts anew."""
+        return ()
+
+    @property
     def capturable(self) -> bool:
         """Steps are alike from now on, so that one can be captured as a CUDA graph."""
         return True

@@ -77,6 +77,12 @@ def moved(before: dict[str, Tensor], module: torch.nn.Module) -> set[str]:
     return {name for name, value in module.state_dict().items() if not before[name].equal(value)}
 
 
+def test_the_dynamics_turn_begins_with_a_schedule_of_its_own():
+    alone = replace(CONFIG, latent_action_steps=5)
+    assert Genie(alone, SPEC, (16, 16)).turns == (5,)
+    assert Genie(CONFIG, SPEC, (16, 16)).turns == ()
+
+
 def test_together_both_learn_in_each_step():
     model = a_model()
     before = weights(model)

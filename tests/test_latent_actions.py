@@ -13,6 +13,7 @@ from models.dynamics.latent_actions import (
     SETTLED_STEPS,
     LatentActionConfig,
     LatentActionModel,
+    first_moments,
 )
 
 CONFIG = LatentActionConfig(
@@ -85,6 +86,31 @@ def test_an_action_does_the_same_wherever_it_is_done():
     assert torch.allclose(moved[..., inside, inside], drawn[1][..., inside, inside], atol=1e-4)
 
 
+def a_square(x: int, y: int, color: float) -> Tensor:
+    frame = torch.ones(3, 24, 24)
+    frame[:, y : y + 3, x : x + 3] = color
+    return frame
+
+
+@pytest.mark.parametrize("way", [(1, 0), (0, -2), (5, 0), (9, 7)])
+@pytest.mark.parametrize("start", [(2, 3), (11, 10)])
+def test_first_moments_are_the_way_of_what_moved_however_far_it_is(
+    way: tuple[int, int], start: tuple[int, int]
+):
+    """Nine pixels that differ by 0.6 from the ground, times the way."""
+    before = a_square(*start, 0.4)
+    after = a_square(start[0] + way[0], start[1] + way[1], 0.4)
+    found = first_moments((after - before)[None])[0]
+    expected = torch.tensor(way).float()[:, None] * 9 * -0.6
+    torch.testing.assert_close(found, expected.expand(2, 3), atol=1e-4, rtol=1e-4)
+
+
+def test_what_comes_or_is_covered_does_not_count_as_moved():
+    before, none = a_square(17, 4, 0.4), torch.ones(3, 24, 24)
+    for change in (none - before, before - none, none - none):
+        assert first_moments(change[None]).abs().max() < 1e-4
+
+
 @pytest.fixture(scope="module")
 def learned() -> tuple[LatentActionModel, dict[str, float]]:
     model = a_model(vq_start_step=60)
@@ -148,11 +174,12 @@ def test_a_collapse_and_a_deaf_decoder_are_said_once_and_not_before_codes_have_s
 def test_micro_batches_move_the_codebook_once_and_evaluation_never():
     model = a_model(vq_start_step=0)
     frames = some_frames(8)
-    for part in frames.split(4):
-        model.train().loss(part)
-    assert not model.capturable
-    with torch.no_grad():
-        model.after_step()
+    for _ in range(3):  # units of moments, of vectors, then the codes
+        assert not model.capturable
+        for part in frames.split(4):
+            model.train().loss(part)
+        with torch.no_grad():
+            model.after_step()
     assert model.capturable and len(model.codebook.unique(dim=0)) > 1
     before = model.codebook.clone()
     model.eval().loss(frames)

@@ -45,6 +45,11 @@ class Genie(MaskGit):
         self._actions_done = False
 
     @property
+    def turns(self) -> tuple[int, ...]:
+        steps = self.config.latent_action_steps
+        return (steps,) if steps else ()
+
+    @property
     def capturable(self) -> bool:
         alone = self.config.latent_action_steps > 0
         return self.actions_done if alone else self.latent_actions.capturable

@@ -164,7 +164,8 @@ class LatentActionModel(nn.Module):
     def after_step(self) -> None:
         """Move the codebook, by all micro-batches of a step together."""
         self.trained_steps += 1
-        for scale in (self.pixels, self.peak, self.encoder.scale):
+        settled = self.encoder.scale.known  # so are the vectors that k-means would start from
+        for scale in (self.pixels, self.peak, self.encoder.unit, self.encoder.scale):
             scale.update()
         if not self._pending:
             return
@@ -173,7 +174,7 @@ class LatentActionModel(nn.Module):
         if not self.quantizer.training:  # frozen
             return
         if not self.quantized:
-            if self.trained_steps >= self.config.vq_start_step:
+            if settled and self.trained_steps >= self.config.vq_start_step:
                 init_codebook(self.quantizer, vectors.repeat(4, 1))
                 self.quantized = True
             return
@@ -242,8 +243,8 @@ class LatentActionModel(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """A pair of frames to a vector: the motion of the image as a whole, by brightness constancy
-    (Lucas and Kanade 1981), plus what convolutions make of it where something changes.
+    """A pair of frames to a vector: how far what differs moved, in its first moments, plus what
+    convolutions make of it where something changes.
 
     Convolutions alone find how much moves long before they find where to.
     """
@@ -251,55 +252,65 @@ class _Encoder(nn.Module):
     def __init__(self, config: LatentActionConfig) -> None:
         super().__init__()
         channels = config.channels
-        layers: list[nn.Module] = [nn.Conv2d(12, channels, 3, 1, 1)]
+        layers: list[nn.Module] = [nn.Conv2d(6, channels, 3, 1, 1)]
         for _ in range(config.num_layers):
             layers += [nn.SiLU(), nn.Conv2d(channels, channels, 3, 1, 1)]
         self.layers = nn.Sequential(*layers, nn.SiLU())
         self.weight = nn.Conv2d(channels, 1, 1)
         self.out = nn.Linear(channels, config.dim)
+        self.colors = nn.Linear(3, 1, bias=False)
         self.from_motion = nn.Linear(2, config.dim, bias=False)
+        nn.init.constant_(self.colors.weight, 1 / 3)
         nn.init.eye_(self.from_motion.weight)
         with torch.no_grad():
             self.out.weight[:2] *= 0.1  # the motion is a good start
         # of variance 1 after the first step: motions are small
-        self.scale = FirstBatch((config.dim,))
+        self.unit, self.scale = FirstBatch((1,)), FirstBatch((config.dim,))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, before: Tensor, change: Tensor) -> Tensor:
         """Two (R, 3, h, w) -> (R, K) float32."""
-        slopes = _slopes(before + change / 2)
-        products = slopes * change.repeat(1, 2, 1, 1)
-        pairs = torch.cat([before, change, products], dim=1)
+        pairs = torch.cat([before, change], dim=1)
         features = self.layers(pairs.contiguous(memory_format=torch.channels_last))
         attention = self.weight(features).float()
         with torch.autocast(features.device.type, enabled=False):
             moving = change.square().mean(1, keepdim=True)
             weight = (attention + (moving + 1e-6).log()).flatten(1).softmax(-1)
             pooled = torch.einsum("RN,RCN->RC", weight, features.float().flatten(2))
-            motion = _motion(slopes, products, change)
+            moments = first_moments(change.float())
+            if self.training:
+                self.unit.collect(moments[..., None])
+            moments = moments / self.unit.scale.float()
+        motion = self.colors(moments)[..., 0]
         out = (self.out(pooled) + self.from_motion(motion)).float()
-        if self.training:
+        if self.training and self.unit.known:
             self.scale.collect(out)
-        return (out - self.scale.mean) / self.scale.scale
+        return _shortened((out - self.scale.mean) / self.scale.scale)
 
 
-def _slopes(image: Tensor) -> Tensor:
-    """Differences along x and along y: (R, 3, h, w) -> (R, 6, h, w)."""
-    padded = nn.functional.pad(image, (1, 1, 1, 1), mode="replicate")
-    x = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
-    y = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-    return torch.cat([x, y], dim=1) / 2
+def first_moments(change: Tensor) -> Tensor:
+    """First moments of a change, about its own center: (R, 3, h, w) -> (R, 2, 3), of colors along
+    x and along y.
+
+    Where a thing moves over an even ground they are the way that it moved, times how much it
+    differs from the ground, however far that is.  About a fixed point, a thing that comes or is
+    covered would count as one that moves far.
+    """
+    height, width = change.shape[-2:]
+    x, y = (torch.arange(n, dtype=change.dtype, device=change.device) for n in (width, height))
+    amount = change.abs().sum(1)
+    total = amount.sum((1, 2)).clamp(min=1e-6)
+    by_column, by_row = change.sum(2), change.sum(3)
+    center = torch.stack([amount.sum(1) @ x, amount.sum(2) @ y], dim=1) / total[:, None]
+    moments = torch.stack([by_column @ x, by_row @ y], dim=1)
+    return moments - center[..., None] * change.sum((2, 3))[:, None]
 
 
-def _motion(slopes: Tensor, products: Tensor, change: Tensor) -> Tensor:
-    """The one motion, in cells along x and y, that explains the change best, where there is any:
-    (R, 6, h, w) twice and (R, 3, h, w) -> (R, 2)."""
-    x, y = (slopes * (change.abs() > 0.02).repeat(1, 2, 1, 1)).chunk(2, dim=1)
-    against_x, against_y = (-p.sum((1, 2, 3)) for p in products.chunk(2, dim=1))
-    xx, yy, xy = (p.sum((1, 2, 3)) for p in (x * x, y * y, x * y))
-    xx, yy = xx + 0.1, yy + 0.1  # a ridge, for frames in which nothing moves
-    moved = [yy * against_x - xy * against_y, xx * against_y - xy * against_x]
-    return torch.stack(moved, dim=1) / (xx * yy - xy.square())[:, None]
+def _shortened(vectors: Tensor) -> Tensor:
+    """Long vectors made shorter, like a logarithm: (R, K) -> (R, K).  Few pairs move far, and would
+    take most of the codes."""
+    length = vectors.square().sum(-1, keepdim=True).add(1e-8).sqrt()
+    return vectors * torch.asinh(2 * length) / (2 * length)
 
 
 class _Decoder(nn.Module):

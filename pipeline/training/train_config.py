@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -70,3 +72,15 @@ class TrainConfig(CheckedConfig):
     def peak_learning_rate(self) -> float:
         """After the warm-up: lower where the weights are another run's."""
         return self.learning_rate * (self.init_lr_scale if self.init_from else 1.0)
+
+    def scheduled_learning_rate(self, step: int, turns: Sequence[int] = ()) -> float:
+        """Of a step, by the schedule, which starts anew at each of `turns`."""
+        begins = [turn for turn in turns if turn < self.steps]
+        start = max((turn for turn in begins if turn <= step), default=0)
+        end = min((turn for turn in begins if turn > step), default=self.steps)
+        warmup = min(1.0, (step - start + 1) / max(1, self.warmup_steps))
+        decay = 1.0
+        if self.schedule == "cosine":
+            progress = min(1.0, (step - start) / max(1, end - start))
+            decay = 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2
+        return self.peak_learning_rate * warmup * decay

@@ -369,13 +369,9 @@ class Trainer(Generic[M]):
 
     def _learning_rate(self, step: int | None = None) -> float:
         """Of a step; the next one if none is given."""
-        train, current_step = self.train, self.global_step if step is None else step
-        warmup = min(1.0, (current_step + 1) / max(1, train.warmup_steps))
-        decay = 1.0
-        if train.schedule == "cosine":
-            progress = current_step / max(1, train.steps)
-            decay = 0.02 + 0.98 * (1 + np.cos(np.pi * min(1.0, progress))) / 2
-        return float(train.peak_learning_rate * warmup * decay * self.lr_scale)
+        current_step = self.global_step if step is None else step
+        rate = self.train.scheduled_learning_rate(current_step, self.model.turns)
+        return rate * self.lr_scale
 
     def _broadcast(self, value: float) -> float:
         """What the main process holds: a branch on it is then the same for all."""

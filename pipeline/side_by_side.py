@@ -13,14 +13,13 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
 from pipeline.device import pick_device
 
-Work = Callable[[str], None]
+Work = Callable[[str], object]
 """Do the piece of this name, and keep what comes of it."""
 Open = Callable[[Any], AbstractContextManager[Work]]
 """Open what a config is about, in a process that is not the first."""
@@ -57,7 +56,7 @@ class SideBySide:
         # spawn: a fork of a process with threads (torch has them) can hang
         context = multiprocessing.get_context("spawn")
         self._pieces = Pieces(context)
-        self._others: list[tuple[Any, Connection]] = []
+        self._others: list[tuple[Any, Any]] = []  # a process, and a pipe to it
         for _ in range(self.count - 1):
             here, there = context.Pipe()
             threads = self._threads // self.count
@@ -101,7 +100,7 @@ class SideBySide:
             torch.set_num_threads(self._threads)
 
 
-def _receive(pipe: Connection, pipes: list[Connection]) -> Iterator[tuple[str, str]]:
+def _receive(pipe: Any, pipes: list[Any]) -> Iterator[tuple[str, str]]:
     """Give what another process has finished; one that has no piece left leaves `pipes`."""
     try:
         message = pipe.recv()
@@ -117,7 +116,7 @@ def _receive(pipe: Connection, pipes: list[Connection]) -> Iterator[tuple[str, s
         yield message
 
 
-def _work(pipe: Connection, pieces: Pieces, open_pieces: Open, config: Any, threads: int) -> None:
+def _work(pipe: Any, pieces: Pieces, open_pieces: Open, config: Any, threads: int) -> None:
     """Do pieces until none is left, or the first process has ended."""
     torch.set_num_threads(threads)
     try:

@@ -234,7 +234,8 @@ def groups_of(config: Config, methods: tuple[Method, ...]) -> list[list[Method]]
         needed = set(starts_from(config, method))
         linked = [group for group in groups if needed & set(group)]
         groups = [group for group in groups if group not in linked]
-        groups.append([m for group in linked for m in group] + [method])
+        joined: list[Method] = [m for group in linked for m in group]
+        groups.append([*joined, method])
     return sorted(groups, key=lambda group: methods.index(group[0]))
 
 

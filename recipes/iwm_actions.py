@@ -21,12 +21,12 @@ DYNAMICS = iwm.DYNAMICS
 CONTROLLER = iwm.CONTROLLER
 EVALUATE = pusht.EVALUATE
 
-PREDICTOR_CPU = {
+TOKENIZER_PREDICTOR_CPU = {
     "model.predictor.dim": 256,
     "model.predictor.num_layers": 4,
     "model.predictor.num_heads": 4,
 }
-PREDICTOR_DEBUG = {
+TOKENIZER_PREDICTOR_DEBUG = {
     "model.predictor.dim": 24,
     "model.predictor.num_layers": 1,
     "model.predictor.num_heads": 2,
@@ -36,7 +36,7 @@ PREDICTOR_DEBUG = {
 SIZES = {
     "cpu": {
         "preprocess_pusht": pusht.PREPROCESS_CPU,
-        "tokenizer": PREDICTOR_CPU
+        "tokenizer": TOKENIZER_PREDICTOR_CPU
         | {
             "model.channels": 32,
             "model.num_res_blocks": 1,
@@ -49,7 +49,7 @@ SIZES = {
             "train.freeze": ("encoder.conv.*",),
         },
         "dynamics": iwm.DYNAMICS_CPU
-        | PREDICTOR_CPU
+        | TOKENIZER_PREDICTOR_CPU
         | {"model.clip_length": 16, "train.steps": 2500, "train.batch_size": 64},
         "controller": pusht.CONTROLLER_CPU,
         "evaluate": pusht.EVALUATE_CPU,
@@ -57,7 +57,7 @@ SIZES = {
     "debug": {
         "preprocess_pusht": pusht.PREPROCESS_DEBUG,
         "preprocess_gym": pusht.PREPROCESS_GYM_DEBUG,
-        "tokenizer": PREDICTOR_DEBUG
+        "tokenizer": TOKENIZER_PREDICTOR_DEBUG
         | {
             "model.patch_size": 16,
             "model.num_filters": 16,
@@ -73,7 +73,7 @@ SIZES = {
             "train.save_every": 10,
             "train.warmup_steps": 5,
         },
-        "dynamics": iwm.DYNAMICS_DEBUG | PREDICTOR_DEBUG,
+        "dynamics": iwm.DYNAMICS_DEBUG | TOKENIZER_PREDICTOR_DEBUG,
         "controller": pusht.CONTROLLER_DEBUG,
         "play": pusht.PLAY_DEBUG,
         "evaluate": pusht.EVALUATE_DEBUG,

@@ -46,6 +46,9 @@ TOKENIZERS = {
     "iwm": (100_000, 256, 1e-3, 50, 5000, 100, False),
     "iwm cpu": (6000, 64, 1e-3, 50, 1500, 50, False),
     "iwm debug": (40, 16, 1e-3, 5, 20, 10, False),
+    "iwm_actions": (100_000, 256, 1e-3, 50, 5000, 100, False),
+    "iwm_actions cpu": (3000, 64, 1e-3, 50, 1000, 100, False),
+    "iwm_actions debug": (40, 16, 1e-3, 5, 20, 10, False),
     "minecraft": (20_000, 256, 1e-3, 50, 1000, 100, False),
     "minecraft 150m": (20_000, 256, 1e-3, 50, 1000, 100, False),
     "minecraft debug": (1000, 16, 2e-3, 50, 250, 100, False),
@@ -80,6 +83,7 @@ DYNAMICS = {
     "dinov2 cpu": (1800, 128, 1.5e-3, 50, 900, 100, False),
     "dinov2 cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
     "dinov2 debug": (40, 4, 1e-3, 5, 20, 10, False),
+    "iwm_actions cpu": (2500, 64, 1e-3, 200, 500, 100, False),
     "minecraft": (100_000, 32, 3e-4, 50, 2000, 100, False),
     "minecraft 150m": (100_000, 32, 3e-4, 50, 2000, 100, False),
     "minecraft debug": (240, 16, 2e-3, 50, 80, 40, False),
@@ -168,6 +172,7 @@ EVALUATIONS = {
         for recipe in RECIPES[:5]
     },
     "iwm cpu": CPU_EVALUATION,
+    "iwm_actions cpu": CPU_EVALUATION,
     "flexible cpu": CPU_EVALUATION,
     **{f"{recipe} debug": (4, 4, 2, (0,), 2, 4, 2, 4, 2, 2) for recipe in RECIPES[:5]},
     "minecraft debug": (400, 150, 500, (0, 1, 2), 50, 300, 8, 300, 30, 30),
@@ -269,6 +274,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("tokenizer", "iwm equivariant cpu unmasked", {
         "model.visible": 1.0, "model.predictor.num_layers": 16, "train.freeze": ("encoder.*",),
     }),
+    ("tokenizer", "iwm_actions cpu", {"train.freeze": ("encoder.conv.*",)}),
     ("tokenizer", "iwm base", {"model.image_size": (224, 224), "model.encoder.dim": 768}),
     ("tokenizer", "dinov2 cpu", {"model.input_size": 56, "model.channels": 128}),
     ("tokenizer", "dinov2 debug", {

@@ -122,6 +122,24 @@ def iwm() -> Flow:
     )  # fmt: skip
 
 
+def iwm_actions() -> Flow:
+    model = tokenizer("iwm_actions cpu")
+    shape = f"(B, {model.latents.num_patches}, {model.latents.dim})"
+    t, _ = trace(model, [], lambda: model.encode(frames()))
+    return Flow(
+        "Image world model of recordings: the next frame's latents are predicted under actions",
+        [(Node("frame", "(B, 3, 64, 64) uint8", GREEN),
+          Node(f"{model.config.frameskip} steps later", "(B, 3, 64, 64) uint8", GREEN)),
+         (Node("latents", shape, ORANGE), Node("target latents", shape, ORANGE)),
+         (Node("predicted", shape, ORANGE), Node("target", shape, ORANGE))],
+        [Via(f"encoder, {t.weights('encoder')}; its average on the right"),
+         Via(f"predictor, {t.weights('predictor')}")],
+        notes=[f"The predictor also reads {SLOTS} numbers that a learned map makes of the actions.",
+               "The loss is the squared error between the last two, and a penalty on latents that "
+               "vary little or together."],
+    )  # fmt: skip
+
+
 def st_vivit() -> Flow:
     model = tokenizer("genie cpu")
     t, codes = trace(model, ["encoder", "encoder_out"], lambda: model.encode_clip(frames(2)))
@@ -304,7 +322,8 @@ def language_model() -> Flow:
 FLOWS: dict[str, Callable[[], Flow]] = {
     "vqvae": vqvae, "keypoints": keypoints, "frozen_encoder": frozen_encoder,
     "image_vae": image_vae, "jepa": jepa,
-    "iwm": iwm, "st_vivit": st_vivit, "llama": llama, "predictor": predictor,
+    "iwm": iwm, "iwm_actions": iwm_actions, "st_vivit": st_vivit,
+    "llama": llama, "predictor": predictor,
     "iwm_dynamics": iwm_dynamics, "rssm": rssm, "maskgit": maskgit, "genie": genie,
     "rssm_latents": rssm_latents, "language_model": language_model, **CONTROLLER_FLOWS,
 }  # fmt: skip

@@ -48,7 +48,8 @@ class WideEncoder(nn.Module):
     def forward(self, inverted: Tensor) -> Tensor:
         """(B, 3, H, W) from 0, white, to 1 -> (B, P, D)."""
         halved = avg_pool2d(inverted, 2).contiguous(memory_format=torch.channels_last)
-        answers = self.conv(halved).relu()
+        answers = self.conv(halved).relu_()
         pooled = [pool(answers, self.pool_size) for pool in (avg_pool2d, max_pool2d)]
-        tokens = self.proj(self.norm(torch.cat(pooled, 1).flatten(2).float()).transpose(1, 2))
+        flat = torch.cat(pooled, 1).permute(0, 2, 3, 1).flatten(0, 2)  # (B P, 2 F), in one piece
+        tokens = self.proj(self.norm(flat.float())).unflatten(0, (len(inverted), -1))
         return self.layers(tokens + self.position_emb)

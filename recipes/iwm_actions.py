@@ -50,7 +50,12 @@ SIZES = {
         },
         "dynamics": iwm.DYNAMICS_CPU
         | TOKENIZER_PREDICTOR_CPU
-        | {"model.clip_length": 16, "train.steps": 2500, "train.batch_size": 64},
+        | {
+            "model.clip_length": 16,
+            "train.steps": 1800,
+            "train.eval_every": 600,
+            "train.batch_size": 64,
+        },
         "controller": pusht.CONTROLLER_CPU,
         "evaluate": pusht.EVALUATE_CPU,
     },

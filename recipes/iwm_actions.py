@@ -40,13 +40,10 @@ SIZES = {
         | {
             "model.channels": 32,
             "model.num_res_blocks": 1,
-            "model.ema_steps": 3000,
-            "train.steps": 3000,
+            "train.steps": 1500,
             "train.batch_size": 64,
-            "train.eval_every": 1000,
+            "train.eval_every": 500,
             "train.save_every": 100,
-            # random ones already say where an object is and how it lies
-            "train.freeze": ("encoder.conv.*",),
         },
         "dynamics": iwm.DYNAMICS_CPU
         | TOKENIZER_PREDICTOR_CPU
@@ -66,12 +63,9 @@ SIZES = {
         | {
             "model.patch_size": 16,
             "model.num_filters": 16,
-            "model.encoder.dim": 24,
-            "model.encoder.num_layers": 1,
-            "model.encoder.num_heads": 2,
+            "model.latent_dim": 24,
             "model.channels": 16,
             "model.num_res_blocks": 1,
-            "model.ema_steps": 40,
             "train.steps": 40,
             "train.batch_size": 16,
             "train.eval_every": 20,

@@ -47,7 +47,7 @@ TOKENIZERS = {
     "iwm cpu": (6000, 64, 1e-3, 50, 1500, 50, False),
     "iwm debug": (40, 16, 1e-3, 5, 20, 10, False),
     "iwm_actions": (100_000, 256, 1e-3, 50, 5000, 100, False),
-    "iwm_actions cpu": (3000, 64, 1e-3, 50, 1000, 100, False),
+    "iwm_actions cpu": (1500, 64, 1e-3, 50, 500, 100, False),
     "iwm_actions debug": (40, 16, 1e-3, 5, 20, 10, False),
     "minecraft": (20_000, 256, 1e-3, 50, 1000, 100, False),
     "minecraft 150m": (20_000, 256, 1e-3, 50, 1000, 100, False),
@@ -274,7 +274,6 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("tokenizer", "iwm equivariant cpu unmasked", {
         "model.visible": 1.0, "model.predictor.num_layers": 16, "train.freeze": ("encoder.*",),
     }),
-    ("tokenizer", "iwm_actions cpu", {"train.freeze": ("encoder.conv.*",)}),
     ("tokenizer", "iwm base", {"model.image_size": (224, 224), "model.encoder.dim": 768}),
     ("tokenizer", "dinov2 cpu", {"model.input_size": 56, "model.channels": 128}),
     ("tokenizer", "dinov2 debug", {

@@ -124,19 +124,20 @@ def iwm() -> Flow:
 
 def iwm_actions() -> Flow:
     model = tokenizer("iwm_actions cpu")
-    shape = f"(B, {model.latents.num_patches}, {model.latents.dim})"
+    patches, config = model.latents.num_patches, model.config
+    shape = f"(B, {patches}, {model.latents.dim})"
     t, _ = trace(model, [], lambda: model.encode(frames()))
     return Flow(
         "Image world model of recordings: the next frame's latents are predicted under actions",
-        [(Node("frame", "(B, 3, 64, 64) uint8", GREEN),
-          Node(f"{model.config.frameskip} steps later", "(B, 3, 64, 64) uint8", GREEN)),
-         (Node("latents", shape, ORANGE), Node("target latents", shape, ORANGE)),
-         (Node("predicted", shape, ORANGE), Node("target", shape, ORANGE))],
-        [Via(f"encoder, {t.weights('encoder')}; its average on the right"),
-         Via(f"predictor, {t.weights('predictor')}")],
-        notes=[f"The predictor also reads {SLOTS} numbers that a learned map makes of the actions.",
-               "The loss is the squared error between the last two, and a penalty on latents that "
-               "vary little or together."],
+        [Node("frame", "(B, 3, 64, 64) uint8", GREEN),
+         Node("answers of wide filters", f"(B, {patches}, {2 * config.num_filters})"),
+         Node("latents", shape, ORANGE), Node("predicted latents", shape, ORANGE)],
+        [Via("random filters, 20 pixels wide", "means and maxima of each patch", INK),
+         Via(f"main components, {t.weights('encoder')}"),
+         Via(f"predictor, {t.weights('predictor')}", f"{config.frameskip} actions (B, 5, 2)")],
+        notes=[f"A learned map makes {SLOTS} numbers of the actions.",
+               "The loss is the squared error of the prediction, and what the latents lose of the "
+               "answers."],
     )  # fmt: skip
 
 

@@ -49,8 +49,8 @@ SIZES = {
         | TOKENIZER_PREDICTOR_CPU
         | {
             "model.clip_length": 16,
-            "train.steps": 1800,
-            "train.eval_every": 600,
+            "train.steps": 3000,
+            "train.eval_every": 1000,
             "train.batch_size": 64,
         },
         "controller": pusht.CONTROLLER_CPU,

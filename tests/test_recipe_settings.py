@@ -83,7 +83,7 @@ DYNAMICS = {
     "dinov2 cpu": (1800, 128, 1.5e-3, 50, 900, 100, False),
     "dinov2 cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
     "dinov2 debug": (40, 4, 1e-3, 5, 20, 10, False),
-    "iwm_actions cpu": (1800, 64, 1e-3, 200, 600, 100, False),
+    "iwm_actions cpu": (3000, 64, 1e-3, 200, 1000, 100, False),
     "minecraft": (100_000, 32, 3e-4, 50, 2000, 100, False),
     "minecraft 150m": (100_000, 32, 3e-4, 50, 2000, 100, False),
     "minecraft debug": (240, 16, 2e-3, 50, 80, 40, False),

@@ -54,7 +54,8 @@ SIZES = {
             "train.batch_size": 64,
         },
         "controller": pusht.CONTROLLER_CPU,
-        "evaluate": pusht.EVALUATE_CPU,
+        # more plans, each for fewer actions: the world errs by half of no change in five actions
+        "evaluate": pusht.EVALUATE_CPU | {"receding_horizon": 10},
     },
     "debug": {
         "preprocess_pusht": pusht.PREPROCESS_DEBUG,

@@ -4,10 +4,9 @@ the actions between them.
 What a view's numbers are to `iwm` (Garrido et al., arXiv:2403.00504), recorded actions are here: a
 learned map makes 16 numbers of them, and the predictor gives the latents of the frame that they
 lead to.  Prediction teaches the predictor alone.  The encoder keeps the main components of what
-wide filters answer (models/layers/wide_encoder.py): an encoder that is taught by prediction, with
-a target by moving average, said less of where a block is the longer it learned
-(docs/concepts/iwm.md).  Stage 3 trains the predictor on, over more frames
-(models/dynamics/iwm_dynamics.py).
+wide filters answer (models/layers/wide_encoder.py): one that was taught by prediction, with a
+target by moving average, said less of where a block is than before (docs/concepts/iwm.md).  Stage 3
+trains the predictor on, over more frames (models/dynamics/iwm_dynamics.py).
 
 Letters: B clips, T frames, H W pixels, P patches, D width, A action numbers.
 """

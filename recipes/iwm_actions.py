@@ -54,7 +54,7 @@ SIZES = {
             "train.batch_size": 64,
         },
         "controller": pusht.CONTROLLER_CPU,
-        # more plans, each for fewer actions: the world errs by half of no change in five actions
+        # more plans, each for fewer actions: its error in five actions is over half of no change
         "evaluate": pusht.EVALUATE_CPU | {"receding_horizon": 10},
     },
     "debug": {

@@ -62,6 +62,7 @@ TOKENIZERS: dict[str, Entry[Tokenizer]] = {
     "image_vae": Entry("models.tokenizers.image_vae", "ImageVaeConfig", "ImageVae"),
     "jepa": Entry("models.tokenizers.jepa", "JepaConfig", "Jepa"),
     "iwm": Entry("models.tokenizers.iwm", "IwmConfig", "Iwm"),
+    "iwm_actions": Entry("models.tokenizers.iwm_actions", "IwmActionsConfig", "IwmActions"),
     "st_vivit": Entry("models.tokenizers.st_vivit", "StVivitConfig", "StVivit"),
 }
 DYNAMICS: dict[str, Entry[Dynamics]] = {

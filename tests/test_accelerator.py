@@ -38,6 +38,7 @@ RECIPES = {  # with the sources of actions that its world has
     "dinov2": ("dataset",),
     "dreamer": ("actor_critic", "planner"),
     "iwm": ("dataset",),
+    "iwm_actions": ("planner",),
     "genie": ("dataset",),
     "flexible": ("planner",),
 }

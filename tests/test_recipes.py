@@ -35,7 +35,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "evaluate": evaluate.Config,
 }
 RECIPES = (
-    "pusht", "keypoints", "lewm", "dinov2", "dreamer", "iwm", "minecraft", "genie", "flexible"
+    "pusht", "keypoints", "lewm", "dinov2", "dreamer", "iwm", "iwm_actions", "minecraft",
+    "genie", "flexible",
 )  # fmt: skip
 # recipes that change another one
 BEHIND = ("autoregressive", "maskgit", "rssm", "atari", "loop", "value_gradients", "vae")
@@ -47,6 +48,7 @@ SIZES = {
     "dreamer": (*PUSHT_SIZES, "sharp", "absolute", "1m", "4m", "12m", "25m", "32x32"),
     "genie": ("cpu", "debug", "coinrun", "high_res"),
     "flexible": ("cpu", "debug", "high_res"),
+    "iwm_actions": ("cpu", "debug", "high_res"),
     "iwm": (
         "base",
         "core",
@@ -147,6 +149,7 @@ METHODS = {
     "lewm": ("jepa", "predictor", "goal_policy"),
     "dinov2": ("frozen_encoder", "predictor", "goal_policy"),
     "iwm": ("iwm", "iwm_dynamics", "goal_policy"),
+    "iwm_actions": ("iwm_actions", "iwm_dynamics", "goal_policy"),
     "dreamer": ("", "rssm", "goal_policy"),
     "minecraft": ("vqvae", "llama", "discrete_goal_policy"),
     "genie": ("st_vivit", "genie", "goal_policy"),

@@ -34,6 +34,7 @@ WORLDS = {
     "genie": (("genie",), POINTER, "has latent actions"),
     "maskgit": (("genie", "maskgit"), POINTER, "encodes frames with their past"),
     "iwm": (("iwm",), POINTER, "has the dynamics IwmDynamics, whose steps"),
+    "iwm_actions": (("iwm_actions",), POINTER, "has the dynamics IwmDynamics, whose steps"),
     "flexible": (("flexible",), POINTER, "has the dynamics LanguageModelDynamics, whose steps"),
 }
 NO_WORLD_OF_THEIR_OWN = {

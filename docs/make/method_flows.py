@@ -122,6 +122,25 @@ def iwm() -> Flow:
     )  # fmt: skip
 
 
+def iwm_actions() -> Flow:
+    model = tokenizer("iwm_actions cpu")
+    patches, config = model.latents.num_patches, model.config
+    shape = f"(B, {patches}, {model.latents.dim})"
+    t, _ = trace(model, [], lambda: model.encode(frames()))
+    return Flow(
+        "Image world model of recordings: the next frame's latents are predicted under actions",
+        [Node("frame", "(B, 3, 64, 64) uint8", GREEN),
+         Node("answers of wide filters", f"(B, {patches}, {2 * config.num_filters})"),
+         Node("latents", shape, ORANGE), Node("predicted latents", shape, ORANGE)],
+        [Via("random filters, 20 pixels wide", "means and maxima of each patch", INK),
+         Via(f"main components, {t.weights('encoder')}"),
+         Via(f"predictor, {t.weights('predictor')}", f"{config.frameskip} actions (B, 5, 2)")],
+        notes=[f"A learned map makes {SLOTS} numbers of the actions.",
+               "The loss is the squared error of the prediction, and what the latents lose of the "
+               "answers."],
+    )  # fmt: skip
+
+
 def st_vivit() -> Flow:
     model = tokenizer("genie cpu")
     t, codes = trace(model, ["encoder", "encoder_out"], lambda: model.encode_clip(frames(2)))
@@ -304,7 +323,8 @@ def language_model() -> Flow:
 FLOWS: dict[str, Callable[[], Flow]] = {
     "vqvae": vqvae, "keypoints": keypoints, "frozen_encoder": frozen_encoder,
     "image_vae": image_vae, "jepa": jepa,
-    "iwm": iwm, "st_vivit": st_vivit, "llama": llama, "predictor": predictor,
+    "iwm": iwm, "iwm_actions": iwm_actions, "st_vivit": st_vivit,
+    "llama": llama, "predictor": predictor,
     "iwm_dynamics": iwm_dynamics, "rssm": rssm, "maskgit": maskgit, "genie": genie,
     "rssm_latents": rssm_latents, "language_model": language_model, **CONTROLLER_FLOWS,
 }  # fmt: skip

@@ -76,7 +76,8 @@ class IwmDynamics(FrameskipDynamics):
         self.add_heads(latents.dim)
 
     def begin_with(self, tokenizer: HasCodebooks) -> None:
-        """Take the weights of the tokenizer's predictor; ValueError where it has none like it."""
+        """Take the weights of the tokenizer's predictor, and of what tells it of as many actions;
+        ValueError where it has no predictor like this one."""
         if not self.config.from_tokenizer:
             return
         theirs = getattr(tokenizer, "predictor", None)
@@ -95,6 +96,10 @@ class IwmDynamics(FrameskipDynamics):
                     f"{other}; give both the same sizes, or give --model.no-from-tokenizer"
                 )
         self.predictor.load_state_dict(theirs.state_dict())
+        told = ("frameskip", "action_dim")
+        if all(getattr(config, name, None) == getattr(self.config, name) for name in told):
+            for name in ("action_emb", "to_slots"):
+                getattr(self, name).load_state_dict(getattr(tokenizer, name).state_dict())
 
     def predict(
         self, context: Tensor, actions: Tensor, num_actions: Tensor

@@ -231,6 +231,8 @@ def _narrowed(config: type[C], default: C) -> tuple[type[C], C]:
         return config, default
     body: dict[str, Any] = {"__annotations__": methods, "__module__": config.__module__}
     body |= {name: field(default_factory=kind) for name, kind in methods.items()}
+    # pickled as the class that it narrows: it is nowhere to be imported from
+    body["__reduce__"] = lambda made: (config, tuple(getattr(made, f.name) for f in fields(made)))
     narrow: Any = dataclass(frozen=True)(type(config.__name__, (config,), body))
     values = {f.name: getattr(default, f.name) for f in fields(default)}  # type: ignore[arg-type]
     return narrow, narrow(**values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import train_controller
+from pipeline.cli import parse
 from pipeline.side_by_side import Pieces, SideBySide, Work
 
 PATIENCE = 120.0  # seconds
@@ -122,3 +125,11 @@ def test_a_process_of_several_under_torchrun_stays_alone(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with SideBySide(open_pieces, tmp_path, 2, 8) as beside:
         assert beside.count == 1
+
+
+def test_a_config_from_a_command_line_reaches_another_process():
+    flags = ["--preset", "keypoints", "cpu", "--model.horizon", "7"]
+    config = parse(train_controller.Config, "controller", flags).config
+    sent = pickle.loads(pickle.dumps(config))
+    assert type(sent) is train_controller.Config and sent.model.horizon == 7
+    assert vars(sent) == vars(config)

@@ -88,7 +88,7 @@ DYNAMICS = {
     "minecraft 150m": (100_000, 32, 3e-4, 50, 2000, 100, False),
     "minecraft debug": (240, 16, 2e-3, 50, 80, 40, False),
     "genie": (8000, 64, 5e-4, 50, 1000, 100, False),
-    "genie cpu": (4400, 8, 2e-3, 50, 2200, 50, False),
+    "genie cpu": (3200, 8, 2e-3, 50, 1600, 50, False),
     "genie debug": (40, 4, 1e-3, 5, 20, 10, False),
     "genie coinrun": (200_000, 36, 3e-5, 5000, 10_000, 100, False),
     "genie cpu maskgit cpu": (2600, 8, 2e-3, 50, 2200, 50, False),

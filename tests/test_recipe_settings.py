@@ -91,7 +91,7 @@ DYNAMICS = {
     "genie cpu": (3200, 8, 2e-3, 50, 1600, 50, False),
     "genie debug": (40, 4, 1e-3, 5, 20, 10, False),
     "genie coinrun": (200_000, 36, 3e-5, 5000, 10_000, 100, False),
-    "genie cpu maskgit cpu": (2600, 8, 2e-3, 50, 2200, 50, False),
+    "genie cpu maskgit cpu": (2300, 8, 2e-3, 50, 1600, 50, False),
     "flexible": (6000, 256, 1.5e-3, 50, 3000, 500, False),
     "flexible cpu": (5000, 128, 1.5e-3, 50, 1000, 100, False),
     "flexible debug": (40, 4, 1e-3, 5, 20, 10, False),

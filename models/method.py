@@ -39,16 +39,13 @@ class TrainableModule(nn.Module):
     needs: frozenset[str] = frozenset()
     """Fields of a Batch that its loss reads; rewards and continues where the data has them."""
     best: ClassVar[Best] = Best("psnr")
+    turns: tuple[int, ...] = ()
+    """Steps at which another part begins to learn: the learning rate's schedule starts anew."""
 
     @property
     def clip_length(self) -> int:
         """Frames of a training clip: 1 where each frame is learned alone."""
         return 1
-
-    @property
-    def turns(self) -> tuple[int, ...]:
-        """Steps at which another part begins to learn: the learning rate's schedule starts anew."""
-        return ()
 
     @property
     def capturable(self) -> bool:

@@ -43,11 +43,8 @@ class Genie(MaskGit):
         super().__init__(config, latents, ActionSpec("discrete", names))
         self.latent_actions = LatentActionModel(config.latent_actions, image_size)
         self._actions_done = False
-
-    @property
-    def turns(self) -> tuple[int, ...]:
-        steps = self.config.latent_action_steps
-        return (steps,) if steps else ()
+        if config.latent_action_steps:
+            self.turns = (config.latent_action_steps,)
 
     @property
     def capturable(self) -> bool:

@@ -75,12 +75,11 @@ class TrainConfig(CheckedConfig):
 
     def scheduled_learning_rate(self, step: int, turns: Sequence[int] = ()) -> float:
         """Of a step, by the schedule, which starts anew at each of `turns`."""
-        begins = [turn for turn in turns if turn < self.steps]
-        start = max((turn for turn in begins if turn <= step), default=0)
-        end = min((turn for turn in begins if turn > step), default=self.steps)
-        warmup = min(1.0, (step - start + 1) / max(1, self.warmup_steps))
-        decay = 1.0
+        marks = [0, *(turn for turn in turns if turn < self.steps), self.steps]
+        start = max(mark for mark in marks[:-1] if mark <= step)
+        end = min((mark for mark in marks if mark > step), default=self.steps)
+        share = min(1.0, (step - start + 1) / max(1, self.warmup_steps))
         if self.schedule == "cosine":
             progress = min(1.0, (step - start) / max(1, end - start))
-            decay = 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2
-        return self.peak_learning_rate * warmup * decay
+            share *= 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2
+        return self.peak_learning_rate * share

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+IDLE_SECONDS = 2.0  # unused for longer, a connection may be closed by the service at any moment
 
 
 class HttpConnections:
@@ -25,7 +27,7 @@ class HttpConnections:
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         self._request = head.encode() + body
-        self._idle: list[Streams] = []
+        self._idle: list[tuple[Streams, float]] = []
 
     async def ask(self) -> int:
         """Return the status of the answer; OSError or EOFError where none comes."""
@@ -41,13 +43,14 @@ class HttpConnections:
         if re.search(rb"connection: *close", head, re.IGNORECASE):
             writer.close()
         else:
-            self._idle.append((reader, writer))
+            self._idle.append(((reader, writer), time.monotonic()))
         return int(head[9:12])
 
     async def _take(self) -> Streams:
         while self._idle:
-            reader, writer = self._idle.pop()
-            if not reader.at_eof() and not writer.is_closing():
+            (reader, writer), since = self._idle.pop()
+            fresh = time.monotonic() - since < IDLE_SECONDS
+            if fresh and not reader.at_eof() and not writer.is_closing():
                 return reader, writer
             writer.close()
         return await asyncio.open_connection(*self._address)
@@ -61,5 +64,5 @@ class HttpConnections:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        for _, writer in self._idle:
+        for (_, writer), _ in self._idle:
             writer.close()

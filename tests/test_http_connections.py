@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("prometheus_client", reason="requirements-serve.txt is not installed")
 from served import listening_service, picture, tiny_service
 
+from bench import http_connections
 from bench.http_connections import HttpConnections
 from pipeline.client.calls import encode
 
@@ -37,6 +38,9 @@ def test_statuses_are_those_of_the_service_and_connections_are_used_again(url, m
             return [*together, await connections.ask()]
 
     assert asyncio.run(ask()) == [200] * 4 and len(opened) == 3
+
+    monkeypatch.setattr(http_connections, "IDLE_SECONDS", 0.0)  # all have been idle for too long
+    assert asyncio.run(ask()) == [200] * 4 and len(opened) == 3 + 4
 
     async def ask_wrongly() -> int:
         async with HttpConnections(url, "/encode", b"{}") as connections:

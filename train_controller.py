@@ -27,6 +27,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data.batch import Batch
 from data.io.files import writable_folder
@@ -79,9 +80,15 @@ def main(config: Config) -> None:
     with SideBySide(open_methods, config, config.num_processes, most) as beside:
         methods, context = prepare(config)
         groups = groups_of(config, methods)
-        for _, printed in beside.share(groups, lambda name: METHODS[name](config, context)):
-            if printed:
-                print(printed)
+        left: list[str] = list(methods)  # a bar of what another process does, too
+        with tqdm(total=len(left), desc="methods", unit="method", disable=beside.count == 1) as bar:
+            bar.set_postfix_str(", ".join(left))
+            for name, printed in beside.share(groups, lambda name: METHODS[name](config, context)):
+                if printed:
+                    tqdm.write(printed)
+                left.remove(name)
+                bar.set_postfix_str(", ".join(left))
+                bar.update()
 
 
 @contextmanager

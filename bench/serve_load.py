@@ -178,7 +178,7 @@ async def ask_at(rate: float, connections: HttpConnections, config: Config, pid:
             memory.append(memory_mb(pid))
         await asyncio.sleep(0.002)
     await asyncio.gather(*open_jobs)
-    warm, last = memory[LOOKS // 10], memory[-1]
+    warm, last = memory[len(memory) // 10], memory[-1]
     print(
         f"overload: {rate:.0f} requests/s for {config.seconds:g} s: {dict(seen)}; memory "
         f"{memory[0]:.0f} MB, {warm:.0f} after a tenth of the time, {last:.0f} at the end "
@@ -186,6 +186,9 @@ async def ask_at(rate: float, connections: HttpConnections, config: Config, pid:
         flush=True,
     )
     for name, part in (("all", served), ("last tenth", served[-len(served) // 10 :])):
+        if not part:
+            print("served: none")
+            return
         p50, p95, p99 = 1000 * np.percentile(part, [50, 95, 99])
         print(f"served ({name}): p50 {p50:.0f} ms, p95 {p95:.0f}, p99 {p99:.0f}, n {len(part)}")
 

@@ -110,7 +110,7 @@ _is_faster._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @cache
 def tuned_speedups(arch: str) -> dict[str, dict[Pass, float]]:
-    """Read each kernel's speedup over torch.compile at its worst shape here, per `Pass` it has."""
+    """Read each kernel's speedup over torch.compile at its worst shape on `arch`, for each pass."""
     return json.loads(TUNED_FILE.read_text()).get(arch, {}) if TUNED_FILE.exists() else {}
 
 

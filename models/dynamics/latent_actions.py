@@ -264,7 +264,7 @@ class _Encoder(nn.Module):
         nn.init.eye_(self.from_motion.weight)
         with torch.no_grad():
             self.out.weight[:2] *= 0.1  # the motion is a good start
-        # of variance 1 after the first step: motions are small
+        # the unit of moments after the first step, and variance 1 after the second
         self.unit, self.scale = FirstBatch((1,)), FirstBatch((config.dim,))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

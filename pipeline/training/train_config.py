@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -73,13 +72,12 @@ class TrainConfig(CheckedConfig):
         """After the warm-up: lower where the weights are another run's."""
         return self.learning_rate * (self.init_lr_scale if self.init_from else 1.0)
 
-    def scheduled_learning_rate(self, step: int, turns: Sequence[int] = ()) -> float:
-        """Of a step, by the schedule, which starts anew at each of `turns`."""
+    def scheduled_learning_rate(self, step: int, turns: tuple[int, ...] = ()) -> float:
+        """Of a step, by the schedule, which starts anew at each of `turns`; a cosine ends at 2%."""
         marks = [0, *(turn for turn in turns if turn < self.steps), self.steps]
         start = max(mark for mark in marks[:-1] if mark <= step)
-        end = min((mark for mark in marks if mark > step), default=self.steps)
+        length = max(1, marks[marks.index(start) + 1] - start)
         share = min(1.0, (step - start + 1) / max(1, self.warmup_steps))
         if self.schedule == "cosine":
-            progress = min(1.0, (step - start) / max(1, end - start))
-            share *= 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2
+            share *= 0.51 + 0.49 * math.cos(math.pi * min(1.0, (step - start) / length))
         return self.peak_learning_rate * share

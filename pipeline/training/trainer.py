@@ -69,8 +69,7 @@ class Trainer(Generic[M]):
         data_summary: str = "",
         flag_prefix: str = "train",
     ) -> None:
-        self.stage, self.folder, self.train = stage, folder, train
-        self.metadata: dict[str, Any] = metadata
+        self.stage, self.folder, self.train, self.metadata = stage, folder, train, metadata
         self.best_by, self.flag_prefix = best or model.best, flag_prefix
         self.device = pick_device()
         # autocast is ours: Accelerate holds one precision for the whole process
@@ -176,18 +175,15 @@ class Trainer(Generic[M]):
         KeyboardInterrupt.  Under several processes each gets its share of the batch."""
         if self.finished:
             return self.log_finished()
+        steps = range(self.global_step, self.train.steps)
         batches = load_batches(
             StepDataset(dataset, self.train.batch_size, self.train.seed, self.accelerator),
-            range(self.global_step, self.train.steps),
+            steps,
             self.train.num_workers,
             f"--{self.flag_prefix}.num-workers",
         )
-        progress_bar = tqdm(
-            total=self.train.steps,
-            initial=self.global_step,
-            desc=self.stage,
-            disable=not self.is_main_process,
-        )
+        silent = not self.is_main_process
+        progress_bar = tqdm(total=steps.stop, initial=steps.start, desc=self.stage, disable=silent)
         started = time.monotonic()
         with stop_on_signal(self._request_stop), progress_bar:
             for batch in self.idle_timer.time_batches(batches):
@@ -207,14 +203,12 @@ class Trainer(Generic[M]):
                     break
         if self.train.patience and self.bad_validations >= self.train.patience:
             self.log_line(
-                f"{self.stage}: stopped early, {self.bad_validations} validations without a "
-                f"better one"
+                f"{self.stage}: stopped early, {self.bad_validations} validations were no better"
             )
         if self.best is None and self.bad_validations:
             raise ValueError(
                 f"{self.stage}: no validation gave a finite {self.best_by.metric}, so there is no "
-                f"best.pt; start over with --restart and a lower "
-                f"--{self.flag_prefix}.learning-rate"
+                f"best.pt; start over with --restart and a lower --{self.flag_prefix}.learning-rate"
             )
 
     def step(self, loss_fn: LossFn, batch: Batch, *context: Any) -> Losses:
@@ -225,8 +219,10 @@ class Trainer(Generic[M]):
         if not self._looked_at_data:
             self.nan_guard.check_batch(batch, ckpt.run_of(self.stage, self.folder / "best.pt"))
             self._looked_at_data = True
+        rate = self.train.scheduled_learning_rate(self.global_step, self.model.turns)
+        rate *= self.lr_scale
         with self.idle_timer.busy():
-            losses = self.step_fn(self.global_step, self._learning_rate(), loss_fn, batch, *context)
+            losses = self.step_fn(self.global_step, rate, loss_fn, batch, *context)
         grad_norm = losses.pop("grad_norm")
         self.global_step += 1
         if self.global_step % self.train.log_every == 0 or self.global_step == 1:
@@ -237,7 +233,7 @@ class Trainer(Generic[M]):
                 self.log_line(line)
             metrics = self._last_losses | {
                 "grad_norm": float(grad_norm),
-                "learning_rate": self._learning_rate(self.global_step - 1),
+                "learning_rate": rate,
                 "device_idle": self._device_idle,
             }
             if self.step_fn.scaler.is_enabled():
@@ -366,12 +362,6 @@ class Trainer(Generic[M]):
         self._started, self.nan_guard.last_checkpoint = True, path
         self.global_step = last["step"]
         self.seconds, self.lr_scale = last["seconds"], last["lr_scale"]
-
-    def _learning_rate(self, step: int | None = None) -> float:
-        """Of a step; the next one if none is given."""
-        current_step = self.global_step if step is None else step
-        rate = self.train.scheduled_learning_rate(current_step, self.model.turns)
-        return rate * self.lr_scale
 
     def _broadcast(self, value: float) -> float:
         """What the main process holds: a branch on it is then the same for all."""

@@ -9,15 +9,14 @@ from recipes import keypoints, pusht
 RUN = "runs/images"
 SOURCE = ("images", "PATH")
 
-TOKENIZER = {
-    "model": "iwm",
-    "model.whiten": True,
+TOKENIZER_TRAIN = {
     "train.steps": 100_000,
     "train.batch_size": 256,
     "train.learning_rate": 1e-3,
     "train.weight_decay": 0.05,
     "train.eval_every": 5000,
 }
+TOKENIZER = {"model": "iwm", "model.whiten": True} | TOKENIZER_TRAIN
 DYNAMICS = {"model": "iwm_dynamics", "train.learning_rate": 3e-4, "train.warmup_steps": 200}
 TOKENIZER_PREDICTOR_CPU = {"model.predictor.dim": 96, "model.predictor.num_heads": 4}
 DYNAMICS_CPU = TOKENIZER_PREDICTOR_CPU | {

@@ -9,14 +9,7 @@ from recipes import iwm, pusht
 RUN = pusht.RUN
 SOURCE = pusht.SOURCE
 
-TOKENIZER = {
-    "model": "iwm_actions",
-    "train.steps": 100_000,
-    "train.batch_size": 256,
-    "train.learning_rate": 1e-3,
-    "train.weight_decay": 0.05,
-    "train.eval_every": 5000,
-}
+TOKENIZER = {"model": "iwm_actions"} | iwm.TOKENIZER_TRAIN
 DYNAMICS = iwm.DYNAMICS
 CONTROLLER = iwm.CONTROLLER
 EVALUATE = pusht.EVALUATE

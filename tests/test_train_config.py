@@ -10,7 +10,7 @@ TRAIN = TrainConfig(steps=100, learning_rate=1e-2, warmup_steps=10)
 
 
 def test_the_rate_warms_up_and_falls_to_a_fiftieth():
-    rates = [TRAIN.scheduled_learning_rate(step) for step in range(101)]
+    rates = [TRAIN.learning_rate_at(step) for step in range(101)]
     assert rates[0] == pytest.approx(1e-3, rel=0.01)
     assert max(rates) == rates[9] or max(rates) == rates[10]
     assert rates[10:] == sorted(rates[10:], reverse=True)
@@ -22,12 +22,12 @@ def test_each_turn_has_a_schedule_of_its_own(turn: int):
     """As of two runs, one of the steps before the turn and one of those after."""
     first = TrainConfig(steps=turn, learning_rate=1e-2, warmup_steps=10)
     second = TrainConfig(steps=100 - turn, learning_rate=1e-2, warmup_steps=10)
-    expected = [first.scheduled_learning_rate(step) for step in range(turn)]
-    expected += [second.scheduled_learning_rate(step) for step in range(100 - turn)]
-    found = [TRAIN.scheduled_learning_rate(step, (turn,)) for step in range(100)]
+    expected = [first.learning_rate_at(step) for step in range(turn)]
+    expected += [second.learning_rate_at(step) for step in range(100 - turn)]
+    found = [TRAIN.learning_rate_at(step, (turn,)) for step in range(100)]
     assert found == pytest.approx(expected)
 
 
 def test_a_turn_after_the_last_step_changes_nothing():
     for step in range(100):
-        assert TRAIN.scheduled_learning_rate(step, (100,)) == TRAIN.scheduled_learning_rate(step)
+        assert TRAIN.learning_rate_at(step, (100,)) == TRAIN.learning_rate_at(step)

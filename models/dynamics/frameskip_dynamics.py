@@ -20,7 +20,6 @@ from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
 from models.dynamics.dynamics import Dynamics, Memory, State
-from models.layers.embeddings import ActionEmbedding
 from models.layers.heads import TwoHot
 from models.method import CompileFn, Losses
 from models.tokenizers.tokenizer import LatentSpec
@@ -267,23 +266,3 @@ class FrameskipDynamics(Dynamics):
     def _no_actions(self, like: Tensor) -> Tensor:
         dtype = torch.float32 if self.actions.kind == "continuous" else torch.int64
         return torch.zeros(len(like), 0, *self.actions.shape, dtype=dtype, device=like.device)
-
-
-class ActionBlockEmbedding(nn.Module):
-    """One vector for up to `block_size` consecutive actions, each in a slot of its own."""
-
-    slots: Tensor
-
-    def __init__(self, spec: ActionSpec, block_size: int, dim: int) -> None:
-        super().__init__()
-        self.action_emb = ActionEmbedding(spec, dim)
-        self.mix = nn.Linear(block_size * dim, dim)
-        self.count_emb = nn.Embedding(block_size, dim)
-        nn.init.normal_(self.count_emb.weight, std=0.02)
-        self.register_buffer("slots", torch.arange(block_size), persistent=False)
-
-    def forward(self, actions: Tensor, num_actions: Tensor) -> Tensor:
-        """(..., block_size, A) or (..., block_size) codes, how many are given (...) -> (..., D)."""
-        mask = self.slots < num_actions[..., None]
-        embedded = self.action_emb(actions) * mask[..., None]
-        return self.mix(nn.functional.gelu(embedded).flatten(-2)) + self.count_emb(num_actions - 1)

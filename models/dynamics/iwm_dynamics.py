@@ -20,10 +20,10 @@ from data.actions import ActionSpec
 from data.ranges import Range
 from models.dynamics.dynamics import Memory
 from models.dynamics.frameskip_dynamics import (
-    ActionBlockEmbedding,
     FrameskipConfig,
     FrameskipDynamics,
 )
+from models.layers.action_block import ActionBlockEmbedding
 from models.layers.iwm_predictor import IwmPredictor
 from models.layers.views import SLOTS
 from models.layers.vit import VitConfig, patch_positions

@@ -24,7 +24,6 @@ from data.ranges import Range
 from models.dynamics import causal_backbone
 from models.dynamics.dynamics import Memory
 from models.dynamics.frameskip_dynamics import (
-    ActionBlockEmbedding,
     FrameskipConfig,
     FrameskipDynamics,
     FrameskipMemory,
@@ -41,6 +40,7 @@ from models.external_weights import (
     state_hash,
     weights_hash,
 )
+from models.layers.action_block import ActionBlockEmbedding
 from models.layers.float32_linear import Float32Linear
 from models.layers.lora import (
     ADAPTER,

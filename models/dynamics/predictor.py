@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from data.actions import ActionSpec
 from models.dynamics.dynamics import Memory, State
 from models.dynamics.frameskip_dynamics import (
-    ActionBlockEmbedding,
     FrameskipConfig,
     FrameskipDynamics,
     FrameskipMemory,
 )
+from models.layers.action_block import ActionBlockEmbedding
 from models.layers.transformer import Cache, Transformer, TransformerConfig
 from models.tokenizers.tokenizer import LatentSpec
 

@@ -72,7 +72,7 @@ class TrainConfig(CheckedConfig):
         """After the warm-up: lower where the weights are another run's."""
         return self.learning_rate * (self.init_lr_scale if self.init_from else 1.0)
 
-    def scheduled_learning_rate(self, step: int, turns: tuple[int, ...] = ()) -> float:
+    def learning_rate_at(self, step: int, turns: tuple[int, ...] = ()) -> float:
         """Of a step, by the schedule, which starts anew at each of `turns`; a cosine ends at 2%."""
         marks = [0, *(turn for turn in turns if turn < self.steps), self.steps]
         start = max(mark for mark in marks[:-1] if mark <= step)

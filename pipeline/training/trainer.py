@@ -69,7 +69,8 @@ class Trainer(Generic[M]):
         data_summary: str = "",
         flag_prefix: str = "train",
     ) -> None:
-        self.stage, self.folder, self.train, self.metadata = stage, folder, train, metadata
+        self.stage, self.folder, self.train = stage, folder, train
+        self.metadata: dict[str, Any] = metadata
         self.best_by, self.flag_prefix = best or model.best, flag_prefix
         self.device = pick_device()
         # autocast is ours: Accelerate holds one precision for the whole process
@@ -219,8 +220,7 @@ class Trainer(Generic[M]):
         if not self._looked_at_data:
             self.nan_guard.check_batch(batch, ckpt.run_of(self.stage, self.folder / "best.pt"))
             self._looked_at_data = True
-        rate = self.train.scheduled_learning_rate(self.global_step, self.model.turns)
-        rate *= self.lr_scale
+        rate = self.lr_scale * self.train.learning_rate_at(self.global_step, self.model.turns)
         with self.idle_timer.busy():
             losses = self.step_fn(self.global_step, rate, loss_fn, batch, *context)
         grad_norm = losses.pop("grad_norm")

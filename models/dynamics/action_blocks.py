@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data.actions import ActionSpec
 from data.batch import Batch
-from models.layers.action_block import ActionBlockEmbedding
+from models.layers.action_block_embedding import ActionBlockEmbedding
 
 
 class ActionBlocks(nn.Module):

@@ -23,7 +23,7 @@ from models.dynamics.frameskip_dynamics import (
     FrameskipConfig,
     FrameskipDynamics,
 )
-from models.layers.action_block import ActionBlockEmbedding
+from models.layers.action_block_embedding import ActionBlockEmbedding
 from models.layers.iwm_predictor import IwmPredictor
 from models.layers.views import SLOTS
 from models.layers.vit import VitConfig, patch_positions

@@ -40,7 +40,7 @@ from models.external_weights import (
     state_hash,
     weights_hash,
 )
-from models.layers.action_block import ActionBlockEmbedding
+from models.layers.action_block_embedding import ActionBlockEmbedding
 from models.layers.float32_linear import Float32Linear
 from models.layers.lora import (
     ADAPTER,

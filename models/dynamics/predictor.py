@@ -22,7 +22,7 @@ from models.dynamics.frameskip_dynamics import (
     FrameskipDynamics,
     FrameskipMemory,
 )
-from models.layers.action_block import ActionBlockEmbedding
+from models.layers.action_block_embedding import ActionBlockEmbedding
 from models.layers.transformer import Cache, Transformer, TransformerConfig
 from models.tokenizers.tokenizer import LatentSpec
 

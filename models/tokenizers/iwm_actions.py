@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from data.actions import ActionSpec
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
-from models.layers.action_block import ActionBlockEmbedding
+from models.layers.action_block_embedding import ActionBlockEmbedding
 from models.layers.iwm_predictor import IwmPredictor
 from models.layers.pixel_decoder import PixelDecoder
 from models.layers.views import SLOTS

@@ -1,14 +1,16 @@
 """Frames of Push-T, drawn as gym-pusht does, on a screen that is kept.
 
-Most of a frame is white and never changes.  So the screen of 512 x 512 is filled once, what was
-drawn on it is wiped out after each frame, and only the cells around block, agent and goal are
-scaled.  The pixels are those of a frame that is drawn and scaled as a whole.
+Most of a frame never changes.  So walls and goal are drawn once on the screen of 512 x 512, what
+moves is wiped out after each frame, and only the cells around it are scaled.  The pixels are those
+of a frame that is drawn and scaled as a whole.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+from itertools import pairwise
 from typing import Any
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no display is needed
@@ -21,18 +23,24 @@ from pymunk import Body, Segment, Space
 from data.opencv import opencv_or_stub, resize_area
 
 with opencv_or_stub():
-    from gym_pusht.envs.pymunk_override import DrawOptions, to_pygame
+    from gym_pusht.envs.pymunk_override import DrawOptions, light_color, to_pygame
 
 WINDOW_SIZE = 512
 """Side of the world in its own pixels, which are those of the screen."""
 MARGIN = 8
 """Pixels around a shape that its outline may cover."""
-MAX_GOALS = 1000
-"""Goals whose corners are kept."""
+WALL = 10
+"""Pixels from a side of the screen that its wall may cover."""
+EDGE_RADIUS = 2
+"""Half the width of a block's edge, in pixels."""
+MAX_GOALS = 32
+"""Goals whose screens are kept, 1 MiB each."""
 GOAL_COLOR = pygame.Color("LightGreen")
 
 Box = tuple[slice, slice]
 """Rows and columns of the screen."""
+Color = tuple[int, int, int, int]
+Point = tuple[int, int]
 
 _own = threading.local()
 
@@ -48,29 +56,80 @@ def draw(env: Any, size: int) -> np.ndarray:
     return frame
 
 
+class Pen(DrawOptions):
+    """Draws the pixels of gym-pusht's `DrawOptions`, and computes colors and corners once."""
+
+    def __init__(self, screen: pygame.Surface) -> None:
+        super().__init__(screen)
+        self.draws_walls = True
+        self.colors: dict[Any, tuple[Color, Color]] = {}
+
+    def draw_fat_segment(self, a: Any, b: Any, radius: float, outline: Any, fill: Any) -> None:
+        if self.draws_walls:
+            super().draw_fat_segment(a, b, radius, outline, fill)
+
+    def draw_polygon(self, verts: Any, radius: float, outline: Any, fill: Any) -> None:
+        del radius, outline  # as there
+        if fill not in self.colors:
+            self.colors[fill] = fill.as_int(), light_color(fill).as_int()
+        edge, inside = self.colors[fill]
+        points = [(round(x), round(y)) for x, y in verts]
+        points.append(points[0])
+        pygame.draw.polygon(self.surface, inside, points)
+        for start, end in pairwise(points):
+            self._draw_edge(start, end, edge)
+
+    def _draw_edge(self, start: Point, end: Point, color: Color) -> None:
+        """As `draw_fat_segment` there."""
+        (x1, y1), (x2, y2) = start, end
+        pygame.draw.lines(self.surface, color, False, (start, end), 2 * EDGE_RADIUS)
+        dx, dy = abs(y2 - y1), abs(x2 - x1)
+        if dx == 0 and dy == 0:
+            return
+        scale = EDGE_RADIUS / (dx * dx + dy * dy) ** 0.5
+        dx, dy = round(dx * scale), round(dy * scale)
+        corners = (x1 - dx, y1 - dy), (x1 + dx, y1 + dy), (x2 + dx, y2 + dy), (x2 - dx, y2 - dy)
+        pygame.draw.polygon(self.surface, color, corners)
+        pygame.draw.circle(self.surface, color, start, EDGE_RADIUS)
+        pygame.draw.circle(self.surface, color, end, EDGE_RADIUS)
+
+
+class Scene:
+    """Walls and goal, and how they look in other sizes."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+        self._scaled: dict[int, np.ndarray] = {}
+
+    def scaled(self, size: int) -> np.ndarray:
+        """(size, size, 4) uint8."""
+        if size not in self._scaled:
+            self._scaled[size] = resize_area(self.pixels, size)
+        return self._scaled[size]
+
+
 class Canvas:
-    """A screen that holds the walls alone, and how they look in other sizes."""
+    """A screen that holds walls and goal alone between frames."""
 
     def __init__(self) -> None:
         self.screen = pygame.Surface((WINDOW_SIZE, WINDOW_SIZE))
-        self.options = DrawOptions(self.screen)
-        self.walls = np.empty((0, 0, 4), np.uint8)
-        self.scaled_walls: dict[int, np.ndarray] = {}
-        self.goals: dict[bytes, list[Any]] = {}
+        self.pen = Pen(self.screen)
+        self.scenes: dict[bytes, Scene] = {}
+        self.shown = b""  # the goal on the screen
 
     def draw(self, env: Any, size: int) -> np.ndarray:
         """As the function `draw`."""
-        if not self.walls.size:
-            self.walls = self._draw_walls(env)
-        goal = self._draw_goal(env)
-        env.space.debug_draw(self.options)
-        moved = [_box(goal), _bounds(env.agent), _bounds(env.block)]
+        scene = self._show_scene(env)
+        moved = [_bounds(env.agent), _bounds(env.block)]
+        self.pen.draws_walls = any(_is_at_a_wall(box) for box in moved)
+        env.space.debug_draw(self.pen)
         pixels = self._pixels()
-        small = (
-            resize_area(pixels, size) if WINDOW_SIZE % size else self._scale(pixels, size, moved)
-        )
+        if WINDOW_SIZE % size:
+            small = resize_area(pixels, size)
+        else:
+            small = _scale(pixels, scene.scaled(size).copy(), moved)
         for box in moved:
-            pixels[box] = self.walls[box]
+            pixels[box] = scene.pixels[box]
         return np.ascontiguousarray(small[..., 2::-1])  # the screen is blue, green, red, unused
 
     def _pixels(self) -> np.ndarray:
@@ -78,58 +137,62 @@ class Canvas:
         memory: Any = self.screen.get_buffer()
         return np.frombuffer(memory, np.uint8).reshape(WINDOW_SIZE, WINDOW_SIZE, 4)
 
-    def _draw_walls(self, env: Any) -> np.ndarray:
-        """Begin with the walls of `env` on white: (512, 512, 4) uint8."""
+    def _show_scene(self, env: Any) -> Scene:
+        """Have walls and goal of `env` on the screen, and nothing else."""
+        goal = env.goal_pose.tobytes()
+        if goal not in self.scenes:
+            if len(self.scenes) >= MAX_GOALS:
+                self.scenes.clear()
+            self.scenes[goal] = self._draw_scene(env)
+        elif goal != self.shown:
+            self._pixels()[:] = self.scenes[goal].pixels
+        self.shown = goal
+        return self.scenes[goal]
+
+    def _draw_scene(self, env: Any) -> Scene:
         self.screen.fill((255, 255, 255))
+        body = env.get_goal_pose_body(env.goal_pose)
+        for shape in env.block.shapes:
+            points = [to_pygame(body.local_to_world(v), self.screen) for v in shape.get_vertices()]
+            pygame.draw.polygon(self.screen, GOAL_COLOR, [*points, points[0]])
         space = Space()
         for wall in env.space.static_body.shapes:
             own = Segment(space.static_body, wall.a, wall.b, wall.radius)
             own.color = wall.color
             space.add(own)
-        space.debug_draw(self.options)
-        return self._pixels().copy()
+        self.pen.draws_walls = True
+        space.debug_draw(self.pen)
+        return Scene(self._pixels().copy())
 
-    def _draw_goal(self, env: Any) -> np.ndarray:
-        """Draw the goal, and give its corners in pixels: (C, 2)."""
-        pose = env.goal_pose.tobytes()
-        if pose not in self.goals:
-            body = env.get_goal_pose_body(env.goal_pose)
-            if len(self.goals) >= MAX_GOALS:
-                self.goals.clear()
-            self.goals[pose] = [
-                [to_pygame(body.local_to_world(v), self.screen) for v in shape.get_vertices()]
-                for shape in env.block.shapes
-            ]
-        for points in self.goals[pose]:
-            pygame.draw.polygon(self.screen, GOAL_COLOR, [*points, points[0]])
-        return np.array([point for points in self.goals[pose] for point in points])
 
-    def _scale(self, pixels: np.ndarray, size: int, moved: list[Box]) -> np.ndarray:
-        """Scale what is not the walls alone, in squares of whole cells: (size, size, 4) uint8."""
-        cell = WINDOW_SIZE // size
-        if size not in self.scaled_walls:
-            self.scaled_walls[size] = resize_area(self.walls, size)
-        small = self.scaled_walls[size].copy()
-        for box in moved:
-            first = [axis.start // cell for axis in box]
-            side = max(-(-axis.stop // cell) - axis.start // cell for axis in box)
-            if side <= 0:  # outside
-                continue
-            y, x = (min(start, size - side) for start in first)
-            square = pixels[y * cell : (y + side) * cell, x * cell : (x + side) * cell]
-            small[y : y + side, x : x + side] = resize_area(square, side)
-        return small
+def _scale(pixels: np.ndarray, small: np.ndarray, moved: list[Box]) -> np.ndarray:
+    """Scale what moved in squares of whole cells, into `small` (size, size, 4)."""
+    size = len(small)
+    cell = WINDOW_SIZE // size
+    for box in moved:
+        first = [axis.start // cell for axis in box]
+        side = max(-(-axis.stop // cell) - axis.start // cell for axis in box)
+        if side <= 0:  # outside
+            continue
+        y, x = (min(start, size - side) for start in first)
+        square = pixels[y * cell : (y + side) * cell, x * cell : (x + side) * cell]
+        small[y : y + side, x : x + side] = resize_area(square, side)
+    return small
 
 
 def _bounds(body: Body) -> Box:
-    """Give the pixels that a body's shapes may cover."""
+    """Give the rows and columns that a body's shapes may cover, as far as they are on the screen."""
     boxes = [shape.cache_bb() for shape in body.shapes]
-    corners = [((box.left, box.bottom), (box.right, box.top)) for box in boxes]
-    return _box(np.array(corners).reshape(-1, 2))
+    return (
+        _span(min(box.bottom for box in boxes), max(box.top for box in boxes)),
+        _span(min(box.left for box in boxes), max(box.right for box in boxes)),
+    )
 
 
-def _box(points: np.ndarray) -> Box:
-    """Give the rows and columns around points x, y (N, 2), as far as they are on the screen."""
-    low = np.clip(np.floor(points.min(0)) - MARGIN, 0, WINDOW_SIZE).astype(int)
-    high = np.clip(np.ceil(points.max(0)) + MARGIN, 0, WINDOW_SIZE).astype(int)
-    return slice(low[1], high[1]), slice(low[0], high[0])
+def _span(low: float, high: float) -> slice:
+    first, last = math.floor(low) - MARGIN, math.ceil(high) + MARGIN
+    return slice(min(max(first, 0), WINDOW_SIZE), min(max(last, 0), WINDOW_SIZE))
+
+
+def _is_at_a_wall(box: Box) -> bool:
+    return any(axis.start < WALL or axis.stop > WINDOW_SIZE - WALL for axis in box)

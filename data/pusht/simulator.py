@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import shapely
 
 from data.actions import ActionSpec
 from data.opencv import opencv_or_stub
 from data.pusht.canvas import WINDOW_SIZE, draw  # first: it tells pygame that no display is needed
 
 with opencv_or_stub():  # gym-pusht draws its own images with it, which are not used
-    from gym_pusht.envs.pusht import PushTEnv, pymunk_to_shapely
+    from gym_pusht.envs.pusht import PushTEnv
 
 GOAL = np.array([256.0, 256.0, np.pi / 4])
 """Block pose of the task: x, y, angle."""
@@ -103,7 +104,7 @@ class PushT:
         self.goal = self.goal if goal is None else goal
         self._env._setup()
         self._env.goal_pose = self.goal.copy()
-        self._goal_shape: Any = None
+        self._goal_area: Any = None
         self._space, self._agent, self._block = self._env.space, self._env.agent, self._env.block
         self._agent.position = float(state[0]), float(state[1])
         self._block.angle = float(state[4])  # before the position: it rotates about the center
@@ -139,12 +140,19 @@ class PushT:
 
     def coverage(self) -> float:
         """Return the fraction of the goal's area under the block."""
-        shapes = self._block.shapes
-        if self._goal_shape is None:  # the same after each step
-            body = self._env.get_goal_pose_body(self._env.goal_pose)
-            self._goal_shape = pymunk_to_shapely(body, shapes)
-        block_shape = pymunk_to_shapely(self._block, shapes)
-        return float(self._goal_shape.intersection(block_shape).area / self._goal_shape.area)
+        if self._goal_area is None:  # the same after each step
+            self._corners = [
+                [*corners, corners[0]]
+                for corners in (shape.get_vertices() for shape in self._block.shapes)
+            ]
+            self._goal_area = self._area_at(self._env.get_goal_pose_body(self._env.goal_pose))
+        common = shapely.intersection(self._goal_area, self._area_at(self._block))
+        return float(shapely.area(common) / shapely.area(self._goal_area))
+
+    def _area_at(self, body: Any) -> Any:
+        """What a block's shapes cover where `body` is, as gym-pusht computes it."""
+        corners = [[body.local_to_world(corner) for corner in shape] for shape in self._corners]
+        return shapely.multipolygons(shapely.polygons(np.array(corners)))
 
     def render(self, size: int | None = None) -> np.ndarray:
         """Render (size, size, 3) uint8, RGB, without the cross that marks an action.

@@ -181,7 +181,7 @@ def _scale(pixels: np.ndarray, small: np.ndarray, moved: list[Box]) -> np.ndarra
 
 
 def _bounds(body: Body) -> Box:
-    """Give the rows and columns that a body's shapes may cover, as far as they are on the screen."""
+    """Give the rows and columns of the screen that a body's shapes may cover."""
     boxes = [shape.cache_bb() for shape in body.shapes]
     return (
         _span(min(box.bottom for box in boxes), max(box.top for box in boxes)),

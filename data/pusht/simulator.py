@@ -152,7 +152,8 @@ class PushT:
     def _area_at(self, body: Any) -> Any:
         """What a block's shapes cover where `body` is, as gym-pusht computes it."""
         corners = [[body.local_to_world(corner) for corner in shape] for shape in self._corners]
-        return shapely.multipolygons(shapely.polygons(np.array(corners)))
+        shapes: Any = shapely.polygons(np.array(corners))
+        return shapely.multipolygons(shapes)
 
     def render(self, size: int | None = None) -> np.ndarray:
         """Render (size, size, 3) uint8, RGB, without the cross that marks an action.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import kernels
-from kernels.compile_check import THEMES, programs_per_multiprocessor
+from kernels.compile_check import THEMES, one_size, programs_per_multiprocessor
 
 pytest.importorskip("triton")
 
@@ -20,13 +20,24 @@ pytest.importorskip("triton")
 def test_kernels_compile_for_sm_90_within_their_limits(tmp_path):
     surroundings = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "kernels.compile_check", "--json"],
+        [sys.executable, "-m", "kernels.compile_check", "--json", "--quick"],
         capture_output=True, text=True, env=surroundings | {"TRITON_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip
     assert done.stdout, done.stderr
     taken = json.loads(done.stdout)
-    assert len({t["name"] for t in taken}) == len(taken) == len(cases())
+    assert [t["name"] for t in taken] == [case.name for case in quick_cases()]
     assert not [t for t in taken if t["exceeded"]]
+
+
+def test_at_one_size_each_kernel_is_compiled_with_each_of_its_flags_and_types():
+    assert len({case.name for case in cases()}) == len(cases()) > len(quick_cases())
+    assert {name_of(c.kernel) for c in cases()} == {name_of(c.kernel) for c in quick_cases()}
+    found = {name: [c for c in quick_cases() if c.name.startswith(name)]
+             for name in ("rms_norm backward", "flash, gradient of keys", "flash, window,")}  # fmt: skip
+    # the largest; the one of most programs; with a flag of its own
+    assert [c.name for c in found["rms_norm backward"]] == ["rms_norm backward 768"]
+    assert [c.name for c in found["flash, gradient of keys"]] == ["flash, gradient of keys, 64 wide"]
+    assert len(found["flash, window,"]) == 3
 
 
 def test_an_unknown_theme_is_one_line():
@@ -63,6 +74,11 @@ def test_every_kernel_that_is_launched_is_compiled():
 )
 def test_programs_of_a_multiprocessor_are_counted_as_cuda_does(registers, shared, warps, programs):
     assert programs_per_multiprocessor(registers, shared, warps) == programs
+
+
+def quick_cases():
+    of_themes = (import_module(f"kernels.{theme}").COMPILE_CASES for theme in THEMES)
+    return [case for found in of_themes for case in one_size(found)]
 
 
 def cases():

@@ -123,8 +123,8 @@ def compile_case(case: CompileCase) -> Occupancy:
 
 
 def one_size(cases: list[CompileCase]) -> list[CompileCase]:
-    """Of cases of a kernel that differ in numbers alone, the one that has to hold most programs, and
-    of equal ones the last, which is the largest."""
+    """Of cases of a kernel that differ in numbers alone, the one of which a multiprocessor has to
+    hold most programs, and of equal ones the last, which is the largest."""
     kept: dict[Any, CompileCase] = {}
     for case in cases:
         flags = {name: x for name, x in case.values.items() if x is None or isinstance(x, bool)}

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from trained_points import Points
 
 from data.batch import Batch
 from models.method import Best, TrainableModule
@@ -32,16 +33,6 @@ IDENTITY = {
     "config": {"kind": "line"}, "image_size": [4, 4], "latents": {}, "actions": {},
     "data_actions": {}, "parent": {"path": "-", "fingerprint": "0"},
 }  # fmt: skip
-
-
-class Points:
-    """Thirty x from 0 to 1."""
-
-    def __len__(self) -> int:
-        return 30
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        return Batch(latents=torch.from_numpy(indices).float()[:, None] / 30)
 
 
 class Line(TrainableModule):

@@ -119,7 +119,7 @@ def test_a_parent_that_followed_as_data_grew_is_taken_and_another_is_not(tmp_pat
 # -- a whole loop ----------------------------------------------------------------------------
 
 
-SHORT = {"steps": 6, "eval_every": 3, "save_every": 3, "warmup_steps": 1}
+SHORT = {"steps": 4, "eval_every": 2, "save_every": 2, "warmup_steps": 1}
 
 
 def stage(run: Path, name: str, module: Any, **changes: Any) -> None:

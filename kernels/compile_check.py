@@ -1,6 +1,6 @@
 """Compile kernels for a Hopper GPU without one, and print the resources that they take.
 
-    python -m kernels.compile_check [--json] [THEME ...]
+    python -m kernels.compile_check [--json] [--quick] [THEME ...]
 
 Each theme (norm, flash ...) is a module that lists its kernels in `COMPILE_CASES`, as they are
 launched, and how many programs of each a multiprocessor has to hold.  Registers and spills are what
@@ -122,10 +122,23 @@ def compile_case(case: CompileCase) -> Occupancy:
     return Occupancy(case.name, registers, spills, shared, programs, wgmma, exceeded)
 
 
+def one_size(cases: list[CompileCase]) -> list[CompileCase]:
+    """Of cases of a kernel that differ in numbers alone, the one of which a multiprocessor has to
+    hold most programs, and of equal ones the last, which is the largest."""
+    kept: dict[Any, CompileCase] = {}
+    for case in cases:
+        flags = {name: x for name, x in case.values.items() if x is None or isinstance(x, bool)}
+        key = (case.kernel.fn, *sorted(case.types.items()), *sorted(flags.items()))
+        if key not in kept or case.min_programs >= kept[key].min_programs:
+            kept[key] = case
+    return list(kept.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("themes", nargs="*", help=f"{', '.join(THEMES)}; all if none is named")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="compile each kernel at one size")
     arguments = parser.parse_args()
     for theme in arguments.themes:
         if theme not in THEMES:
@@ -133,8 +146,8 @@ def main() -> None:
     os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
     occupancies = []
     for theme in arguments.themes or THEMES:
-        for case in importlib.import_module(f"kernels.{theme}").COMPILE_CASES:
-            occupancies.append(compile_case(case))
+        cases = importlib.import_module(f"kernels.{theme}").COMPILE_CASES
+        occupancies += [compile_case(x) for x in (one_size(cases) if arguments.quick else cases)]
     if arguments.json:
         print(json.dumps([asdict(t) for t in occupancies]))
     else:

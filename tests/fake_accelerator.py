@@ -17,7 +17,6 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device("mps")
 MARK = "_on_accelerator"
@@ -32,16 +31,27 @@ def is_there(tensor: Tensor) -> bool:
     return MARK in vars(tensor)
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries.  It is called for every operation, and
+    PyTorch's tree_leaves takes longer than most of them."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for each in value for tensor in tensors_in(each)]
+
+
 def mark(value: Any, there: bool) -> Any:
     """Mark every tensor in a result, in place."""
-    for tensor in tree_leaves(value):
-        if isinstance(tensor, Tensor):
-            if not there:
-                vars(tensor).pop(MARK, None)
-            elif tensor.dtype == torch.float64:
-                raise TypeError(NO_FLOAT64)
-            else:
-                vars(tensor)[MARK] = True
+    for tensor in tensors_in(value):
+        if not there:
+            vars(tensor).pop(MARK, None)
+        elif tensor.dtype == torch.float64:
+            raise TypeError(NO_FLOAT64)
+        else:
+            vars(tensor)[MARK] = True
     return value
 
 
@@ -52,7 +62,7 @@ class FakeAccelerator(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = tensors_in(args) + tensors_in(kwargs)
         there = any(is_there(x) for x in tensors)
         if func == GET_DEVICE:
             return DEVICE if there else func(*args)
@@ -71,7 +81,7 @@ class FakeAccelerator(TorchFunctionMode):
             func(*args)
             return mark(args[0], is_there(args[1]))
         result = func(*args, **kwargs)
-        if not there or not any(isinstance(x, Tensor) for x in tree_leaves(result)):
+        if not there or not tensors_in(result):
             return result
         if func not in MOVES and any(x.dim() and not is_there(x) for x in tensors):
             raise RuntimeError(f"{func.__name__} of tensors on two devices, mps and cpu")

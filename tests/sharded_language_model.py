@@ -1,15 +1,12 @@
-"""Trains a language model as dynamics for a step on one process or several, as torchrun starts
-them: FOLDER SHARDING TUNING.
+"""Trains a language model as dynamics for a step on one process or several.
 
 Every process leaves its number of trained weights, and of frozen ones, in FOLDER/weights-<number>.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -68,10 +65,3 @@ def train(folder: Path, sharding: Sharding, tuning: str) -> None:
     (folder / f"weights-{number}").write_text(f"{count[True]} {count[False]}")
     if trainer.is_main_process:
         trainer._lock.close()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for start in range(1, len(sys.argv), 3):
-        name, how, what = sys.argv[start : start + 3]
-        train(Path(name), cast(Sharding, how), what)

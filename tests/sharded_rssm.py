@@ -1,4 +1,4 @@
-"""Trains an RSSM for a step on one process or several, as torchrun starts them: FOLDER SHARDING.
+"""Trains an RSSM for a step on one process or several.
 
 The likeliest z stands for a sampled one: processes draw other random numbers for a row.
 Every process leaves its number of trained weights in FOLDER/weights-<number>.
@@ -6,10 +6,8 @@ Every process leaves its number of trained weights in FOLDER/weights-<number>.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -63,9 +61,3 @@ def train(folder: Path, sharding: Sharding = "none") -> None:
     if trainer.is_main_process:
         trainer._lock.close()
     torch.Tensor.exponential_ = random  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    for folder, sharding in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
-        train(Path(folder), cast(Sharding, sharding))

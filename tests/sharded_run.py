@@ -1,15 +1,12 @@
 """Trains on one process or several, as torchrun starts them: FOLDER STEP SHARDING, and more such.
 
 Every run has TRAIN.steps steps, and is stopped after STEP of them.  Every process leaves what it
-has seen in FOLDER/process-<number>.json, and at its very end in the first FOLDER/left-<number>
-whether it had left the process group.
+has seen in FOLDER/process-<number>.json.
 """
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +14,6 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -123,7 +119,5 @@ def train(folder: Path, stop_at: int, sharding: Sharding = "none") -> Trainer[Su
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    left = Path(sys.argv[1]) / f"left-{os.environ['RANK']}"
-    atexit.register(lambda: left.write_text(str(not dist.is_initialized())))
     for folder, step, sharding in zip(*(sys.argv[n::3] for n in (1, 2, 3)), strict=True):
         train(Path(folder), int(step), cast(Sharding, sharding))

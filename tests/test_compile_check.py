@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import kernels
-from kernels.compile_check import THEMES, programs_per_multiprocessor
+from kernels.compile_check import THEMES, main, one_size, programs_per_multiprocessor
 
 pytest.importorskip("triton")
 
@@ -20,20 +20,33 @@ pytest.importorskip("triton")
 def test_kernels_compile_for_sm_90_within_their_limits(tmp_path):
     surroundings = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "kernels.compile_check", "--json"],
+        [sys.executable, "-m", "kernels.compile_check", "--json", "--quick"],
         capture_output=True, text=True, env=surroundings | {"TRITON_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip
     assert done.stdout, done.stderr
     taken = json.loads(done.stdout)
-    assert len({t["name"] for t in taken}) == len(taken) == len(cases())
+    assert [t["name"] for t in taken] == [case.name for case in quick_cases()]
     assert not [t for t in taken if t["exceeded"]]
 
 
-def test_an_unknown_theme_is_one_line():
-    command = [sys.executable, "-m", "kernels.compile_check", "nonsense"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: unknown theme 'nonsense'; there are: norm, rope")
+def test_at_one_size_each_kernel_is_compiled_with_each_of_its_flags_and_types():
+    assert len({case.name for case in cases()}) == len(cases()) > len(quick_cases())
+    assert {name_of(c.kernel) for c in cases()} == {name_of(c.kernel) for c in quick_cases()}
+    names = [case.name for case in quick_cases()]
+    backward = [name for name in names if name.startswith("rms_norm backward")]
+    assert backward == ["rms_norm backward 768"]  # the largest
+    keys = [name for name in names if name.startswith("flash, gradient of keys")]
+    assert keys == ["flash, gradient of keys, 64 wide"]  # the one of most programs
+    assert len([name for name in names if name.startswith("flash, window,")]) == 3  # a flag
+
+
+def test_an_unknown_theme_is_one_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["kernels.compile_check", "nonsense"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = str(ended.value.code)  # a text goes to stderr, and the exit is 1
+    assert said.startswith("error: unknown theme 'nonsense'; there are: norm, rope")
+    assert "\n" not in said
 
 
 def test_every_kernel_that_is_launched_is_compiled():
@@ -63,6 +76,11 @@ def test_every_kernel_that_is_launched_is_compiled():
 )
 def test_programs_of_a_multiprocessor_are_counted_as_cuda_does(registers, shared, warps, programs):
     assert programs_per_multiprocessor(registers, shared, warps) == programs
+
+
+def quick_cases():
+    of_themes = (import_module(f"kernels.{theme}").COMPILE_CASES for theme in THEMES)
+    return [case for found in of_themes for case in one_size(found)]
 
 
 def cases():

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,12 @@ import sharded_language_model
 import sharded_rssm
 import torch
 from sharded_run import TRAIN, Sums, train
+from sharded_runs import STOP
 
 from pipeline import checkpoint as ckpt
 
 pytestmark = pytest.mark.slow
-STOP = 3
-
-
-def on_two_processes(*arguments: str | Path | int, script: str = "sharded_run.py") -> None:
-    """Train on two processes: folders, the steps to stop at, and `fsdp` or `none`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--",
-         str(Path(__file__).parent / script), *map(str, arguments)],
-        capture_output=True, text=True, timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+TUNINGS = {"full": ["transformers"], "lora": ["transformers", "peft"]}  # with what they need
 
 
 def left_behind(folder: Path, process: int = 0) -> dict[str, Any]:
@@ -54,20 +45,23 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders: `one` and `two` processes stopped at step 3, `whole` never stopped; and from copies
-    of these, `one_two` resumed by two processes and so on; `ddp`, two without sharding."""
+    of these, `one_two` resumed by two processes and so on; `ddp`, two without sharding.  Two
+    processes make all that they make in one start (sharded_runs.py)."""
     root = tmp_path_factory.mktemp("fsdp")
-    names = ("whole", "one", "two", "one_two", "two_one", "two_two", "ddp", "ddp_two")
-    runs = {name: root / name for name in names}
-    train(runs["whole"], TRAIN.steps)
-    train(runs["one"], STOP)
-    on_two_processes(runs["two"], STOP, "fsdp", runs["ddp"], STOP, "none")
-    for name in ("one_two", "two_one", "two_two", "ddp_two"):
-        shutil.copytree(runs[name.split("_")[0]], runs[name])
-    folders = ("two_two", "one_two", "ddp_two")
-    end = TRAIN.steps
-    on_two_processes(*(x for name in folders for x in (runs[name], end, "fsdp")))
-    train(runs["two_one"], end)
-    return runs
+    train(root / "whole", TRAIN.steps)
+    train(root / "one", STOP)
+    shutil.copytree(root / "one", root / "one_two")
+    tunings = [name for name, needed in TUNINGS.items() if all(map(find_spec, needed))]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--",
+         str(Path(__file__).parent / "sharded_runs.py"), str(root), *tunings],
+        capture_output=True, text=True, timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    shutil.copytree(root / "two", root / "two_one")
+    train(root / "two_one", TRAIN.steps)
+    return {folder.name: folder for folder in root.iterdir() if folder.is_dir()}
 
 
 @pytest.mark.parametrize("name", ["two", "ddp"])
@@ -101,9 +95,8 @@ def test_frozen_weights_move_after_a_step_as_in_one_process(runs):
 
 
 def test_processes_leave_the_group(runs):
-    for name in ("two", "two_two"):
-        left = [(runs[name] / f"left-{i}").read_text() for i in range(2)]
-        assert left == ["True", "True"]
+    left = [(runs["two"].parent / f"left-{i}").read_text() for i in range(2)]
+    assert left == ["True", "True"]
 
 
 def test_no_process_holds_all_weights(runs):
@@ -147,12 +140,12 @@ def test_a_run_stopped_on_some_processes_resumes_on_others(runs, name):
     assert steps[0] == steps[1] and steps[0][-1] == TRAIN.steps
 
 
-def test_a_world_that_is_trained_jointly_is_sharded_and_takes_the_step_of_one_process(tmp_path):
+def test_a_world_that_is_trained_jointly_is_sharded_and_takes_the_step_of_one_process(
+    runs, tmp_path
+):
     """Its recurrence is one unit: a forward pass gathers it once, not at every frame."""
-    folders = {name: tmp_path / name for name in ("one", "fsdp", "none")}
-    sharded_rssm.train(folders["one"])
-    arguments = [x for name in ("fsdp", "none") for x in (folders[name], name)]
-    on_two_processes(*arguments, script="sharded_rssm.py")
+    sharded_rssm.train(tmp_path)
+    folders = {"one": tmp_path, "fsdp": runs["rssm_fsdp"], "none": runs["rssm_none"]}
 
     def gradients(name: str) -> torch.Tensor:
         """Adam's first moments after one step; its step itself is but a sign."""
@@ -169,16 +162,14 @@ def test_a_world_that_is_trained_jointly_is_sharded_and_takes_the_step_of_one_pr
     assert max(count["fsdp"]) < 0.6 * count["none"][0]
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("tuning", TUNINGS)
 def test_the_layers_of_a_language_model_are_sharded_and_take_the_step_of_one_process(
-    tmp_path, tuning
+    runs, tmp_path, tuning
 ):
-    pytest.importorskip("transformers")
-    if tuning == "lora":
-        pytest.importorskip("peft")
-    one, two = tmp_path / "one", tmp_path / "two"
+    for needed in TUNINGS[tuning]:
+        pytest.importorskip(needed)
+    one, two = tmp_path, runs[f"language_model_{tuning}"]
     sharded_language_model.train(one, "none", tuning)
-    on_two_processes(two, "fsdp", tuning, script="sharded_language_model.py")
     first, second = (ckpt.load(folder / "last.pt", "dynamics") for folder in (one, two))
     moments = [
         torch.cat([m["exp_avg"].flatten() for m in saved["optimizer"]["state"].values()])

@@ -140,8 +140,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy") / "genie"
     write_toy_shards(folder / "shards", episodes=18, length=40)
     made = config(train_tokenizer, "tokenizer", folder)
-    train_tokenizer.main(replace(made, model=replace(made.model, image_size=(32, 32))))
-    train_dynamics.main(config(train_dynamics, "dynamics", folder))
+    train = replace(made.train, steps=10, eval_every=10)
+    train_tokenizer.main(replace(made, model=replace(made.model, image_size=(32, 32)), train=train))
+    made = config(train_dynamics, "dynamics", folder)
+    actions = replace(made.model.latent_actions, vq_start_step=3)
+    model = replace(made.model, latent_actions=actions, latent_action_steps=6)
+    train_dynamics.main(
+        replace(made, model=model, train=replace(made.train, steps=12, eval_every=6))
+    )
     return folder
 
 
@@ -161,7 +167,7 @@ def test_the_stages_leave_a_world_of_latent_actions(run: Path):
 def test_training_on_after_a_stop_equals_no_stop(run: Path, tmp_path: Path, alone: int):
     """Also where the stop is in the steps of the latent actions alone."""
     found = []
-    for name, parts in (("whole", (8,)), ("parts", (3, 8))):
+    for name, parts in (("whole", (6,)), ("parts", (3, 6))):
         folder = tmp_path / name
         folder.mkdir()
         for part in ("shards", "tokenizer"):
@@ -169,7 +175,7 @@ def test_training_on_after_a_stop_equals_no_stop(run: Path, tmp_path: Path, alon
         for steps in parts:
             made = config(train_dynamics, "dynamics", folder)
             train = replace(
-                made.train, steps=steps, eval_every=8, save_every=1, schedule="constant"
+                made.train, steps=steps, eval_every=6, save_every=1, schedule="constant"
             )
             model = replace(made.model, latent_action_steps=alone)
             train_dynamics.main(replace(made, model=model, train=train))

@@ -119,8 +119,15 @@ def test_a_parent_that_followed_as_data_grew_is_taken_and_another_is_not(tmp_pat
 # -- a whole loop ----------------------------------------------------------------------------
 
 
+SHORT = {"steps": 4, "eval_every": 2, "save_every": 2, "warmup_steps": 1}
+
+
 def stage(run: Path, name: str, module: Any, **changes: Any) -> None:
     config = presets.apply(module.Config(), name, ["pusht", "debug"])
+    for part in ("train", "bc", "goal_policy_train"):
+        if hasattr(config, part):
+            short = {f"{part}.{key}": value for key, value in SHORT.items()}
+            config = presets.changed(config, short, "short")
     module.main(replace(config, run=run, **changes))
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from memory_job import fill
 
 from bench import growth
 from bench.areas.play_speed import DEFAULT_RUN
 from bench.areas.train_speed import Workload, llama_config
 from bench.curves import data_growth, model_growth
 from bench.curves.growth_table import Measured, as_markdown, draw
-from bench.curves.own_process import alone, run_stage
+from bench.curves.own_process import _timed, alone, run_stage
 from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
+from models.planning.planner import PlannerConfig
 
 ROWS = [
     Measured("times", "opening, s", 1, 0.5),
@@ -36,13 +41,9 @@ def test_copies_are_the_same_episodes_of_other_sources(tmp_path: Path):
 
 
 def test_a_job_has_memory_of_its_own():
-    _, size, small = alone(_fill, 1)
-    taken, _, large = alone(_fill, 300)
+    _, size, small = alone(fill, 1)
+    taken, _, large = alone(fill, 300)
     assert size == 2**20 and large > small + 250 and taken > 0
-
-
-def _fill(mebibytes: int) -> int:
-    return len(np.ones(mebibytes * 2**17).tobytes()) // mebibytes
 
 
 def test_a_stage_that_fails_is_named(tmp_path: Path):
@@ -94,7 +95,12 @@ def test_predictors_are_trained_beside_a_run_without_cached_latents(
     assert sorted(path.name for path in run.iterdir()) == ["shards", "tokenizer"]
 
 
-def test_figures_of_shards_are_measured(tmp_path: Path):
+def test_figures_of_shards_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def here(job: Callable[..., Any], *given: Any) -> tuple[float, Any, float]:
+        """Each job begins with seconds of imports where it has a process."""
+        return _timed(pickle.loads(pickle.dumps(job)), *given)
+
+    monkeypatch.setattr(data_growth, "alone", here)
     shards = write_toy_shards(tmp_path / "shards", episodes=12)
     found = {row.what: row.value for row in data_growth.shard_costs(shards, 4)}
     assert len(found) == 6 and all(value > 0 for value in found.values())
@@ -107,6 +113,9 @@ def test_training_steps_of_a_model_are_timed():
 
 
 def test_a_plan_is_timed_at_each_size(monkeypatch: pytest.MonkeyPatch):
+    small = PlannerConfig(num_samples=8, iterations=2, num_elites=4, horizon=2)
+    monkeypatch.setattr(model_growth, "PLAN", small)
+    monkeypatch.setattr(model_growth, "STEPS", 1)
     monkeypatch.setattr(model_growth, "CANDIDATES_SIZES", (4, 8))
     monkeypatch.setattr(model_growth, "HORIZON_SIZES", (1,))
     monkeypatch.setattr(model_growth, "WORLD_SIZES", (2,))

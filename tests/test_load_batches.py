@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from alive import all_end
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from data.batch import Batch
 from pipeline.batches import worker_batches as module
@@ -60,7 +61,9 @@ def test_a_damaged_shard_is_one_line_from_a_worker_too():
         steps(Numbers(5, "refuse"), 1)
 
 
-def test_a_killed_worker_is_one_line_in_the_loop():
+def test_a_killed_worker_is_one_line_in_the_loop(monkeypatch):
+    # PyTorch looks after workers every 5 s
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
     before = signal.getsignal(signal.SIGCHLD)
     with pytest.raises(ValueError, match=r"^one of the 1 processes .* killed.*; lower --train.num"):
         steps(Numbers(4, "kill"), 1)

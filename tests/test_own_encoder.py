@@ -20,6 +20,7 @@ from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from models.registry import DataSpec, build_tokenizer, describe
 from models.tokenizers import own_encoder
+from models.tokenizers.backbone_families import TOKEN_FAMILIES
 from models.tokenizers.frozen_encoder import FrozenEncoder, FrozenEncoderConfig
 from pipeline import checkpoint as ckpt
 from pipeline import presets
@@ -151,8 +152,13 @@ def test_a_checkpoint_cannot_name_a_file_of_a_folder_of_data(
      ("random:clip", 64, 2, 768), ("random:siglip", 32, 2, 768), ("random:vit", 32, 2, 384),
      ("random:convnext", 64, 2, 768), ("random:encoders_of_tests:Patches", 32, 4, 6)],
 )  # fmt: skip
-def test_any_family_may_be_untrained(name: str, side: int, grid: int, width: int):
+def test_any_family_may_be_untrained(
+    name: str, side: int, grid: int, width: int, monkeypatch: pytest.MonkeyPatch
+):
     pytest.importorskip("transformers")
+    for kind, family in TOKEN_FAMILIES.items():
+        of_one_layer = replace(family, small=family.small | {"num_hidden_layers": 1})
+        monkeypatch.setitem(TOKEN_FAMILIES, kind, of_one_layer)
     torch.manual_seed(0)
     model = FrozenEncoder(settings(name, input_size=side))
     assert model.latents.grid == (grid, grid) and model.latents.dim == width

@@ -7,34 +7,17 @@ import os
 import pickle
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from side_by_side_pieces import open_pieces, work
 
 import train_controller
 from pipeline.cli import parse
-from pipeline.side_by_side import Pieces, SideBySide, Work
+from pipeline.side_by_side import Pieces, SideBySide
 
 PATIENCE = 120.0  # seconds
-
-
-@contextmanager
-def open_pieces(folder: Path) -> Iterator[Work]:
-    yield lambda name: work(folder, name)
-
-
-def work(folder: Path, name: str) -> None:
-    """Leave the process's number in FOLDER/NAME."""
-    print(f"{name} is done")
-    if name == "refused":
-        raise ValueError("--runs 0 is too few; give 1")
-    if name == "broken":
-        raise ZeroDivisionError("a fault of ours")
-    if name == "killed":
-        os._exit(9)
-    (folder / name).write_text(f"{os.getpid()} {torch.get_num_threads()}")
 
 
 def wait_for(path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from trained_points import Points
 
 from data.batch import Batch
 from models.method import Best, TrainableModule
@@ -32,16 +35,6 @@ IDENTITY = {
     "config": {"kind": "line"}, "image_size": [4, 4], "latents": {}, "actions": {},
     "data_actions": {}, "parent": {"path": "-", "fingerprint": "0"},
 }  # fmt: skip
-
-
-class Points:
-    """Thirty x from 0 to 1."""
-
-    def __len__(self) -> int:
-        return 30
-
-    def batch(self, indices: np.ndarray) -> Batch:
-        return Batch(latents=torch.from_numpy(indices).float()[:, None] / 30)
 
 
 class Line(TrainableModule):
@@ -351,42 +344,49 @@ def test_a_cuda_graph_without_a_gpu_says_that_it_has_no_effect(tmp_path, capsys)
 # -- interruptions -------------------------------------------------------------------------------
 
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 sys.path[:0] = ["tests", "."]
 import torch
 torch.set_num_threads(1)
 import test_trainer
-trainer = test_trainer.Trainer("tokenizer", Path(sys.argv[1]), test_trainer.Line(),
-    test_trainer.replace(test_trainer.TRAIN, steps=100000, save_every=1), test_trainer.IDENTITY)
-print("step", trainer.global_step, flush=True)
-for batch in trainer.batches(test_trainer.Points()):
-    trainer.step(trainer.model.loss, batch)
+for folder in sys.stdin:
+    number = os.fork()
+    if number:
+        print(number, flush=True)
+        os.waitpid(number, 0)
+        print("ended", flush=True)
+        continue
+    signal.alarm(600)  # ends one that does not end
+    trainer = test_trainer.Trainer("tokenizer", Path(folder.strip()), test_trainer.Line(),
+        test_trainer.replace(test_trainer.TRAIN, steps=100000, save_every=1), test_trainer.IDENTITY)
+    print("step", trainer.global_step, flush=True)
+    for batch in trainer.batches(test_trainer.Points()):
+        trainer.step(trainer.model.loss, batch)
 """
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+@pytest.fixture(scope="module")
+def trainings() -> Iterator[subprocess.Popen[str]]:
+    """Takes folders; trains in each, one after another, in a process that has its imports."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         cwd=Path(__file__).parent.parent,
-    )  # fmt: skip
-    assert process.stdout is not None
-    while not process.stdout.readline().startswith("step"):
-        assert process.poll() is None
-    return process
+    ) as process:  # fmt: skip
+        yield process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_the_checkpoint_can_be_loaded_whatever_ended_the_run(tmp_path, number):
+def test_the_checkpoint_can_be_loaded_whatever_ended_the_run(tmp_path, number, trainings):
     step = 0
     for delay in (0.15, 0.4):
-        process = start(tmp_path)
-        try:
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-        process.communicate(timeout=20)
+        print(tmp_path, file=trainings.stdin, flush=True)
+        process = int(trainings.stdout.readline())
+        assert trainings.stdout.readline().startswith("step")
+        time.sleep(delay)
+        os.kill(process, number)
+        assert trainings.stdout.readline() == "ended\n"
         if (tmp_path / "last.pt").exists():
             after = last(tmp_path)["step"]
             assert after >= step

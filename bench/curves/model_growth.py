@@ -31,6 +31,8 @@ PREDICTORS = ((64, 2), (128, 4), (192, 4), (256, 6), (384, 8))
 """Width and layers of the predictors that are trained."""
 CANDIDATES_SIZES, HORIZON_SIZES = (50, 100, 200, 400, 800), (1, 2, 5, 10, 20)
 WORLD_SIZES = (1, 2, 4, 8, 16)
+PLAN = PlannerConfig(num_samples=200, iterations=10, num_elites=20, horizon=5)
+"""Of a plan, what does not grow."""
 STEPS = 5
 
 
@@ -104,13 +106,12 @@ def validation(run: Path, out: Path, steps: int) -> Iterator[Measured]:
 
 def planning(run: Path) -> Iterator[Measured]:
     """Seconds of one plan by CEM in a trained world."""
-    base = PlannerConfig(num_samples=200, iterations=10, num_elites=20, horizon=5)
     for count in CANDIDATES_SIZES:
-        yield _plan(run, CANDIDATES, count, replace(base, num_samples=count))
+        yield _plan(run, CANDIDATES, count, replace(PLAN, num_samples=count))
     for blocks in HORIZON_SIZES:
-        yield _plan(run, HORIZON, blocks, replace(base, horizon=blocks))
+        yield _plan(run, HORIZON, blocks, replace(PLAN, horizon=blocks))
     for worlds in WORLD_SIZES:
-        yield _plan(run, WORLDS, worlds, base, worlds)
+        yield _plan(run, WORLDS, worlds, PLAN, worlds)
 
 
 def _plan(run: Path, part: str, size: int, config: PlannerConfig, worlds: int = 1) -> Measured:

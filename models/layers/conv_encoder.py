@@ -43,8 +43,13 @@ class ConvEncoder(nn.Module):
 
     def forward(self, inverted: Tensor) -> Tensor:
         features = self.conv(inverted.contiguous(memory_format=torch.channels_last))
-        flat = features.flatten(2).float()
-        rms = (flat.square().mean(2) + 1e-6).sqrt()
-        # not amax: its gradient is divided among equals, and NaN when compiled (torch 2.13)
-        pooled = torch.cat([flat.mean(2), rms, flat.max(2).values], dim=1)
-        return self.out(torch.cat([self.norm(pooled), self.spatial(features).flatten(1)], dim=1))
+        pooled = self.norm(pool(features))
+        return self.out(torch.cat([pooled, self.spatial(features).flatten(1)], dim=1))
+
+
+def pool(features: Tensor) -> Tensor:
+    """(B, F, H, W) -> (B, 3F): the mean, root mean square and maximum of each filter."""
+    flat = features.flatten(2).float()
+    rms = (flat.square().mean(2) + 1e-6).sqrt()
+    # not amax: its gradient is divided among equals, and NaN when compiled (torch 2.13)
+    return torch.cat([flat.mean(2), rms, flat.max(2).values], dim=1)

@@ -1,4 +1,4 @@
-"""play.py --browser as a process, and what its page shows: for tests in a Chromium."""
+"""play.py --browser, and what its page shows: for tests in a Chromium."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from chromium import PATIENCE, until
+from pointer_world import PointerWorld, ToTheRight
+
+import play
+from pipeline.play.browser.server_config import ServerConfig
 
 ROOT, TESTS = Path(__file__).parents[1], Path(__file__).parent
 PLAY = f"""
@@ -39,20 +48,61 @@ BLUE = """(panel) => {
 }"""  # noqa: E501
 
 
-class Server:
-    """play.py --browser, as somebody starts it."""
+@contextmanager
+def serving(run: Path, world: Any = None, controller: Any = None, **others: Any) -> Iterator[str]:
+    """Serve in a thread of this process, which starts in no time; give the address.
 
-    def __init__(self, run: Path, *flags: str, program: str = PLAY) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.run, self.flags, self.program = run, flags, program
+    Without a world it is PointerWorld and its controller.  others: to be replaced in play.py.
+    """
+    import uvicorn
+
+    if world is None:
+        world, controller = PointerWorld(), ToTheRight()
+    servers: list[uvicorn.Server] = []
+
+    class Server(uvicorn.Server):
+        def __init__(self, config: uvicorn.Config) -> None:
+            super().__init__(config)
+            servers.append(self)
+
+    # a game is kept for a minute after its page has closed, and tests do not wait for a place
+    server = ServerConfig(port=free_port(), max_players=1024)
+    config = play.Config(run=run, browser=True, fps=25, server=server)
+    thread = threading.Thread(target=play.main, args=(config,), daemon=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(uvicorn, "Server", Server)
+        patch.setattr(play, "load_world", lambda run, int8: world)
+        patch.setattr(play, "load_controller", lambda run, world: controller)
+        for name, other in others.items():
+            patch.setattr(play, name, other)
+        thread.start()
+        end = time.monotonic() + PATIENCE
+        while not (servers and servers[0].started):
+            assert thread.is_alive() and time.monotonic() < end, "the server did not begin"
+            time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.port}/"
+    servers[0].should_exit = True
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+class Server:
+    """The same as a process, as somebody starts it."""
+
+    def __init__(self, run: Path, *flags: str) -> None:
+        self.run, self.flags, self.port = run, flags, free_port()
         self.start()
 
     def start(self) -> None:
         words = ["--run", str(self.run), "--browser", "--fps", "25", *self.flags]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", self.program, *words, "--server.port", str(self.port)],
+            [sys.executable, "-c", PLAY, *words, "--server.port", str(self.port)],
             env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None

@@ -70,10 +70,15 @@ def environment(home: Path, hub: FakeHub, token: str) -> dict[str, str]:
 
 def measured_run(run: Path) -> Path:
     """Write an untrained run of the toy, with shards, presets and a report."""
+    measure(toy_run(run))
+    return run
+
+
+def toy_run(run: Path) -> Path:
+    """The same without a report."""
     write_toy_shards(run / "shards", episodes=40, factored=True)
     write_run(run, EpisodeDataset(run / "shards"), recordings=True)
     presets.remember(run, PRESETS)
-    measure(run)
     return run
 
 

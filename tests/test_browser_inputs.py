@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser_server import BLUE, PLAY, Server, goes_to, plays, point
+from browser_server import BLUE, goes_to, plays, point, serving
 from chromium import playwright_or_skip, said, until
 from untrained_run import write_run
 
@@ -33,13 +33,6 @@ LOOK = ActionSpec(
     ),
 )
 PIXELS_A_DEGREE = 3.0  # of the 512 of the world, by which the disc moves across
-PLAY_LOOK = PLAY.replace(
-    "run_cli(",
-    """
-from test_browser_inputs import LookWorld
-play.load_world, play.load_controller = lambda run, int8: LookWorld(), lambda run, world: None
-run_cli(""",
-)
 PAD = """
 window.pad = { axes: [0, 0, 0, 0], buttons:
   Array.from({ length: 17 }, () => ({ pressed: false })) };
@@ -85,9 +78,6 @@ def look_world() -> Any:
     return World(LOOK)
 
 
-LookWorld = look_world
-
-
 @dataclass(frozen=True)
 class Still:
     """Episodes in which nothing happens."""
@@ -104,21 +94,19 @@ class Still:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run = tmp_path_factory.mktemp("run")
     write_toy_shards(run / "shards", episodes=12)
-    server = Server(write_run(run, EpisodeDataset(run / "shards")))
-    yield server
-    server.stop()
+    with serving(write_run(run, EpisodeDataset(run / "shards"))) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def look_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def look_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run = tmp_path_factory.mktemp("look")
     build(Still(), run / "shards", "")
-    server = Server(run, program=PLAY_LOOK)
-    yield server
-    server.stop()
+    with serving(run, look_world()) as address:
+        yield address
 
 
 def set_pad(page: Any, script: str) -> None:
@@ -126,11 +114,11 @@ def set_pad(page: Any, script: str) -> None:
 
 
 def test_a_game_pad_steers_pauses_goes_back_and_lets_go_when_it_is_unplugged(
-    server: Server, visit: Any
+    address: str, visit: Any
 ):
     page = visit("about:blank")
     page.add_init_script(PAD)
-    page.goto(server.url)
+    page.goto(address)
     plays(page)
     set_pad(page, "pad.axes[0] = 1; pad.axes[1] = -1;")
     goes_to(page, 1.0, 0.0)
@@ -168,9 +156,9 @@ def turned(page: Any, expected: float) -> None:
 
 
 def test_a_locked_pointer_turns_the_view_by_its_motion_and_by_nothing_else(
-    look_server: Server, visit: Any
+    look_address: str, visit: Any
 ):
-    page = visit(look_server.url)
+    page = visit(look_address)
     plays_once(page)
     box = page.locator("#world").bounding_box()
     point(page, 0.2, 0.5)
@@ -205,10 +193,8 @@ def plays_once(page: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["touch", "pen"])
-def test_a_finger_or_pen_turns_the_view_by_what_it_drags(
-    look_server: Server, visit: Any, kind: str
-):
-    page = visit(look_server.url)
+def test_a_finger_or_pen_turns_the_view_by_what_it_drags(look_address: str, visit: Any, kind: str):
+    page = visit(look_address)
     plays_once(page)
     page.evaluate(DRAG, [kind, [0.2, 0.5], [0.35, 0.5]])
     turned(page, 18)
@@ -217,17 +203,17 @@ def test_a_finger_or_pen_turns_the_view_by_what_it_drags(
 
 
 @pytest.mark.parametrize("kind", ["touch", "pen"])
-def test_a_finger_or_pen_leads_the_target(server: Server, visit: Any, kind: str):
-    page = visit(server.url, has_touch=True)
+def test_a_finger_or_pen_leads_the_target(address: str, visit: Any, kind: str):
+    page = visit(address, has_touch=True)
     plays(page)
     page.evaluate(DRAG, [kind, [0.2, 0.5], [0.7, 0.8]])
     goes_to(page, 0.7, 0.8)
 
 
-def test_a_pads_sticks_look_and_walk_where_the_pointer_is_locked(look_server: Server, visit: Any):
+def test_a_pads_sticks_look_and_walk_where_the_pointer_is_locked(look_address: str, visit: Any):
     page = visit("about:blank")
     page.add_init_script(PAD)
-    page.goto(look_server.url)
+    page.goto(look_address)
     plays_once(page)
     set_pad(page, "pad.axes[1] = -1;")
     until(page, lambda: "forward" in page.inner_text("#hud"))

@@ -11,28 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_server import PLAY, Server, goes_to, plays, point
+from browser_server import Server, goes_to, plays, point, serving
 from chromium import playwright_or_skip, said, until
-from square_world import write_squares
+from square_world import square_world, write_squares
 from untrained_run import write_run
 
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
+from pipeline.play.buttons import Buttons
 
 pytest.importorskip("fastapi", reason="requirements-serve.txt is not installed")
 playwright_or_skip()
-
-PLAY_LATENT = PLAY.replace(
-    "run_cli(",
-    """
-from pipeline.play.buttons import Buttons
-from square_world import square_world
-motion = ((-0.1, 0.0), (0.0, 0.0), *[(0.04, 0.05)] * 7)
-buttons = Buttons("x", ("back", *[""] * 8), motion, (1.0,) * 9, 1)
-play.load_world, play.load_controller = lambda run, int8: square_world(), lambda run, world: None
-play.find_buttons = lambda run, world, dataset, names: buttons
-run_cli(""",
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +32,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(run: Path) -> Iterator[Server]:
-    server = Server(run)
-    yield server
-    server.stop()
+def address(run: Path) -> Iterator[str]:
+    with serving(run) as address:
+        yield address
 
 
-def test_the_mouse_leads_and_the_round_trip_is_shown(server: Server, visit: Any):
-    page = visit(server.url)
+def test_the_mouse_leads_and_the_round_trip_is_shown(address: str, visit: Any):
+    page = visit(address)
     plays(page)
     point(page, 0.8, 0.3)
     goes_to(page, 0.8, 0.3)
@@ -60,16 +48,16 @@ def test_the_mouse_leads_and_the_round_trip_is_shown(server: Server, visit: Any)
     until(page, lambda: "round trip -" not in page.inner_text("#hud"))
 
 
-def test_a_finger_leads(server: Server, visit: Any):
-    page = visit(server.url, has_touch=True)
+def test_a_finger_leads(address: str, visit: Any):
+    page = visit(address, has_touch=True)
     plays(page)
     box = page.locator("#world").bounding_box()
     page.touchscreen.tap(box["x"] + 0.7 * box["width"], box["y"] + 0.2 * box["height"])
     goes_to(page, 0.7, 0.2)
 
 
-def test_everything_can_be_done_with_keys_alone(server: Server, visit: Any):
-    page = visit(server.url)
+def test_everything_can_be_done_with_keys_alone(address: str, visit: Any):
+    page = visit(address)
     plays(page)
     assert page.evaluate("document.activeElement.id") == "world"
     for _ in range(30):
@@ -90,8 +78,8 @@ def test_everything_can_be_done_with_keys_alone(server: Server, visit: Any):
     plays(page)
 
 
-def test_z_goes_back_until_it_is_released(server: Server, visit: Any):
-    page = visit(server.url)
+def test_z_goes_back_until_it_is_released(address: str, visit: Any):
+    page = visit(address)
     plays(page)
     page.keyboard.down("z")
     said(page, "Going back")
@@ -101,8 +89,8 @@ def test_z_goes_back_until_it_is_released(server: Server, visit: Any):
     plays(page)
 
 
-def test_a_lost_focus_lets_go_of_all_keys(server: Server, visit: Any):
-    page = visit(server.url)
+def test_a_lost_focus_lets_go_of_all_keys(address: str, visit: Any):
+    page = visit(address)
     plays(page)
     page.keyboard.down("z")
     said(page, "Going back")
@@ -110,8 +98,8 @@ def test_a_lost_focus_lets_go_of_all_keys(server: Server, visit: Any):
     until(page, lambda: "Going back" not in page.inner_text("#said"))
 
 
-def test_the_simulator_and_the_controller_are_a_button_each(server: Server, visit: Any):
-    page = visit(server.url)
+def test_the_simulator_and_the_controller_are_a_button_each(address: str, visit: Any):
+    page = visit(address)
     plays(page)
     page.click("#simulator")
     until(page, lambda: page.evaluate("document.getElementById('world').width") == 512 * 2 + 4)
@@ -128,28 +116,27 @@ def test_the_simulator_and_the_controller_are_a_button_each(server: Server, visi
 
 def test_buttons_of_latent_actions_say_and_draw_what_they_do(visit: Any, tmp_path: Path):
     write_squares(tmp_path / "shards")
-    server = Server(tmp_path, program=PLAY_LATENT)
-    try:
-        page = visit(server.url)
-        buttons = page.get_by_role("group", name="Actions").get_by_role("button")
-        until(page, lambda: buttons.count() == 9)
+    motion = ((-0.1, 0.0), (0.0, 0.0), *[(0.04, 0.05)] * 7)
+    buttons = Buttons("x", ("back", *[""] * 8), motion, (1.0,) * 9, 1)
+    with serving(tmp_path, square_world(), find_buttons=lambda *_: buttons) as address:
+        page = visit(address)
+        shown = page.get_by_role("group", name="Actions").get_by_role("button")
+        until(page, lambda: shown.count() == 9)
         for number, label in enumerate(("1 back, moves left", "2, moves nothing",
                                         "3, moves down right")):  # fmt: skip
-            assert buttons.nth(number).get_attribute("aria-label") == label
-        arrows = [buttons.nth(n).locator("span").evaluate("e => [e.textContent, e.style.transform]")
+            assert shown.nth(number).get_attribute("aria-label") == label
+        arrows = [shown.nth(n).locator("span").evaluate("e => [e.textContent, e.style.transform]")
                   for n in range(3)]  # fmt: skip
         assert [sign for sign, _ in arrows] == ["\u2192", "\u00b7", "\u2192"]
         assert arrows[0][1].startswith("rotate(3.14159rad) scale(1.3)")
-        buttons.nth(0).click()
-        until(page, lambda: buttons.nth(0).get_attribute("aria-pressed") == "true")
+        shown.nth(0).click()
+        until(page, lambda: shown.nth(0).get_attribute("aria-pressed") == "true")
         until(page, lambda: "1 back" in page.locator("#hud").inner_text())
-        assert buttons.nth(1).get_attribute("aria-pressed") == "false"
-    finally:
-        server.stop()
+        assert shown.nth(1).get_attribute("aria-pressed") == "false"
 
 
-def test_a_recording_is_offered_for_download(server: Server, visit: Any):
-    page = visit(server.url)
+def test_a_recording_is_offered_for_download(address: str, visit: Any):
+    page = visit(address)
     plays(page)
     page.click("#record")
     until(page, lambda: "REC" in page.inner_text("#hud"))
@@ -160,8 +147,8 @@ def test_a_recording_is_offered_for_download(server: Server, visit: Any):
     assert Path(download.value.path()).read_bytes()[:4] == b"GIF8"
 
 
-def test_two_people_play_each_their_own_game(server: Server, visit: Any):
-    one, other = visit(server.url), visit(server.url)
+def test_two_people_play_each_their_own_game(address: str, visit: Any):
+    one, other = visit(address), visit(address)
     plays(one)
     plays(other)
     point(one, 0.9, 0.5)
@@ -170,8 +157,8 @@ def test_two_people_play_each_their_own_game(server: Server, visit: Any):
     goes_to(other, 0.1, 0.5)
 
 
-def test_a_page_that_is_loaded_again_goes_on_with_its_game(server: Server, visit: Any):
-    page = visit(server.url)
+def test_a_page_that_is_loaded_again_goes_on_with_its_game(address: str, visit: Any):
+    page = visit(address)
     plays(page)
     session = page.evaluate("sessionStorage.getItem('session')")
     page.goto("about:blank")
@@ -180,8 +167,8 @@ def test_a_page_that_is_loaded_again_goes_on_with_its_game(server: Server, visit
     assert page.evaluate("sessionStorage.getItem('session')") == session
 
 
-def test_no_network_is_told_and_mended(server: Server, visit: Any):
-    page = visit(server.url)
+def test_no_network_is_told_and_mended(address: str, visit: Any):
+    page = visit(address)
     plays(page)
     page.context.set_offline(True)
     until(page, lambda: "no network" in page.inner_text("#connection"))
@@ -190,8 +177,8 @@ def test_no_network_is_told_and_mended(server: Server, visit: Any):
     plays(page)
 
 
-def test_a_small_window_shows_the_whole_image(server: Server, visit: Any):
-    page = visit(server.url)
+def test_a_small_window_shows_the_whole_image(address: str, visit: Any):
+    page = visit(address)
     plays(page)
     page.set_viewport_size({"width": 320, "height": 640})
     box = page.locator("#world").bounding_box()
@@ -205,6 +192,7 @@ def test_a_server_that_was_killed_is_found_again_and_a_full_house_has_a_line(run
     server = Server(run, "--server.max-players", "1")
     page = visit(server.url)
     plays(page)
+    page.evaluate("Math.random = () => 0")  # tries again as soon as it may
     waiting = visit(server.url)
     until(waiting, lambda: "number 1 of 1 in line" in waiting.inner_text("#connection"))
     waiting.close()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_hub import READ_TOKEN, TOKEN, FakeHub
-from hub_client import REPO, copy_run, go_offline
+from fake_hub import READ_TOKEN, TOKEN, FakeHub, Repository, fake_hub
+from hub_client import REPO, copy_run, go_offline, toy_run, turn_client
 
 import play
 from data.io import hub_client as client
@@ -24,12 +25,32 @@ PUBLISH = ["run", REPO, "--license", "mit", "--data-license", "mit", "--no-figur
 Refused = Callable[..., str]
 
 
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy_run(tmp_path_factory.mktemp("own") / "run")
+
+
+@pytest.fixture(scope="module")
+def published(
+    own_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Repository, dict[str, bytes]]:
+    """A private run as the Hub holds it once it was published, and its large files."""
+    with fake_hub() as hub, pytest.MonkeyPatch.context() as patch:
+        turn_client(patch, tmp_path_factory.mktemp("home"), hub, TOKEN)
+        publish.main(
+            publish.Config(own_run, REPO, license="mit", data_license="mit", figures=False)
+        )
+        return hub.repositories[REPO], hub.lfs
+
+
 @pytest.fixture
-def hub(hub: FakeHub, tmp_path: Path, measured: Path) -> FakeHub:
+def hub(
+    hub: FakeHub, tmp_path: Path, own_run: Path, published: tuple[Repository, dict[str, bytes]]
+) -> FakeHub:
     """A Hub with one private run, and a working folder of the user who published it."""
-    copy_run(measured, tmp_path / "run")
-    config = publish.Config(Path("run"), REPO, license="mit", data_license="mit", figures=False)
-    publish.main(config)
+    copy_run(own_run, tmp_path / "run")
+    repository, hub.lfs = copy.deepcopy(published)
+    hub.repositories[REPO] = repository
     return hub
 
 

@@ -35,6 +35,7 @@ from pipeline.play.browser.serve import open_socket
 from pipeline.play.browser.server_config import ServerConfig
 
 KEY = "a long secret of ours"
+HURRIED = "{ const wait = setTimeout; window.setTimeout = (act, ms) => wait(act, ms / 20); }"
 
 
 def write_log(folder: Path, steps: range, more: str = "") -> None:
@@ -101,7 +102,7 @@ def test_time_is_told_in_two_units():
 def serving(run: Path, config: ServerConfig) -> Iterator[int]:
     listening = open_socket(config)
     server = Server(listening, partial(Handler, RunLog(run, {"dynamics": 100}), config))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield listening.getsockname()[1]
@@ -173,7 +174,7 @@ def test_silent_visitors_are_closed_and_no_more_than_some_are_let_in(
         with pytest.raises((OSError, http.client.HTTPException)):
             ask(port, "/now")
     assert Handler.timeout == live.PATIENCE == 10
-    monkeypatch.setattr(live, "PATIENCE", 0.5)
+    monkeypatch.setattr(live, "PATIENCE", 0.2)
     with (
         serving(run, ServerConfig(port=0)) as port,
         socket.create_connection(("127.0.0.1", port), timeout=20) as silent,
@@ -185,7 +186,7 @@ def test_silent_visitors_are_closed_and_no_more_than_some_are_let_in(
 def test_a_visitor_who_sends_a_byte_now_and_then_is_closed_too(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(live, "PATIENCE", 1.0)
+    monkeypatch.setattr(live, "PATIENCE", 0.4)
     with (
         serving(run, ServerConfig(port=0)) as port,
         socket.create_connection(("127.0.0.1", port), timeout=20) as dripping,
@@ -195,7 +196,7 @@ def test_a_visitor_who_sends_a_byte_now_and_then_is_closed_too(
             for byte in b"GET /now HTTP/1.1\r\nHost: 127.0.0.1\r\nX-More: " + b"x" * 10**4:
                 dripping.sendall(bytes([byte]))
                 time.sleep(0.05)
-        assert 0.5 < time.monotonic() - begun < 15
+        assert 0.2 < time.monotonic() - begun < 15
 
 
 def test_a_visitor_who_leaves_is_not_reported_and_a_fault_of_ours_is(
@@ -241,7 +242,9 @@ def test_the_page_shows_it_and_asks_with_its_key(run: Path):
         shown.save(run / "dynamics" / "images" / f"rollout-{step:06d}.png")
     config = ServerConfig("0.0.0.0", 0, KEY)
     with serving(run, config) as port, launched() as browser, visits(browser) as visit:
-        page = visit(f"http://127.0.0.1:{port}/#key={quote(KEY)}")
+        page = visit("about:blank")
+        page.add_init_script(HURRIED)
+        page.goto(f"http://127.0.0.1:{port}/#key={quote(KEY)}")
         until(page, lambda: "40 of 100" in page.inner_text("#facts"))
         assert "25%" in page.inner_text("#facts") and "It does not run" in page.inner_text("#state")
         assert "validation psnr" in page.inner_text("#figures")
@@ -265,7 +268,6 @@ def test_the_page_shows_it_and_asks_with_its_key(run: Path):
         until(page, lambda: "controller/bc" in page.inner_text("#title"))
         until(page, lambda: "actions" in page.inner_text("#images"))
         assert "rollout" not in page.inner_text("#images")  # which is of the stage before
-    with serving(run, config) as port, launched() as browser, visits(browser) as visit:
         page = visit(f"http://127.0.0.1:{port}/")
         until(page, lambda: "the key is another one" in page.inner_text("#state"))
 
@@ -325,11 +327,11 @@ def test_a_killed_training_takes_its_page_along(run: Path):
     with open_socket(ServerConfig(port=0)) as free:
         port = free.getsockname()[1]
     program = (
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
-        f"import os\nfrom pathlib import Path\nfrom test_live import Stage, followed\n"
-        f"with followed(Stage(Path({str(run)!r}), {port}), 'dynamics'): os._exit(9)"
+        f"import os, types\nfrom pathlib import Path\nfrom pipeline.live_page import followed\n"
+        f"stage = types.SimpleNamespace(run=Path({str(run)!r}), live={port})\n"
+        f"with followed(stage, 'shards'): os._exit(9)"
     )
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 9
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 9
     end = time.monotonic() + 30
     while True:
         try:
@@ -337,7 +339,7 @@ def test_a_killed_training_takes_its_page_along(run: Path):
         except OSError:
             break
         assert time.monotonic() < end, "the page is still there"
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def test_a_page_loads_nothing_of_the_training_and_a_training_nothing_of_the_page():

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from chromium import CHROMIUM, launched, until, visits
+from hub_client import copy_run
 from PIL import Image
 from test_live import serving
 from untrained_run import write_run
@@ -172,9 +173,19 @@ def test_an_evaluation_is_followed_part_by_part(run: Path, tmp_path: Path):
     assert (stage.step, stage.latest_done) == (2, "play")
 
 
-def test_figures_and_films_of_finished_parts_are_told(run: Path):
+def measure(run: Path, *parts: str) -> None:
     config = presets.apply(evaluate.Config(), "evaluate", ("pusht", "debug"))
-    evaluate.main(replace(config, run=run, num_workers=1, parts=("tokenizer", "open_loop")))
+    evaluate.main(replace(config, run=run, num_workers=1, parts=parts))
+
+
+@pytest.fixture(scope="module")
+def measured(run: Path) -> Path:
+    measure(run, "tokenizer", "open_loop")
+    return run
+
+
+def test_figures_and_films_of_finished_parts_are_told(measured: Path, tmp_path: Path):
+    run = copy_run(measured, tmp_path / "run")
     stage = RunLog(run, {}).stages()["report"]
     stage.update()
     assert (stage.step, stage.total, stage.latest_done) == (2, 2, "open_loop")
@@ -186,18 +197,16 @@ def test_figures_and_films_of_finished_parts_are_told(run: Path):
     film = stage.image("film-0", 0)
     assert film is not None and Image.open(film).size[1] % films["film-0"] == 0
     assert stage.image("../metrics", 0) is None and stage.image("film-0", 1) is None
-    evaluate.main(replace(config, run=run, num_workers=1, parts=("tokenizer",)))
+    measure(run, "tokenizer")
     stage.update()
     assert (stage.step, stage.total) == (1, 1)  # an evaluation starts its log again
 
 
-def test_the_page_shows_a_film_of_the_report(run: Path):
+def test_the_page_shows_a_film_of_the_report(measured: Path):
     if CHROMIUM is None:
         pytest.skip("there is no Chromium here")
-    config = presets.apply(evaluate.Config(), "evaluate", ("pusht", "debug"))
-    evaluate.main(replace(config, run=run, num_workers=1, parts=("tokenizer", "open_loop")))
     with (
-        serving(run, ServerConfig(port=0)) as port,
+        serving(measured, ServerConfig(port=0)) as port,
         launched() as browser,
         visits(browser) as visit,
     ):

@@ -1,4 +1,5 @@
-"""A world as a page without a server: what is exported, and the page in a real Chromium.
+"""A world as a page without a server: what is exported, and the page in a real Chromium, with
+WebAssembly and with WebGPU.
 
 One file because all of it needs the same export.
 """
@@ -9,13 +10,14 @@ import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from chromium import CHROMIUM, launched, said, until, visits
+from chromium import ARGUMENTS, CHROMIUM, SOFTWARE_GPU, launched, said, until, visits
 from PIL import Image
 from static_host import Host
 from untrained_run import write_run
@@ -23,8 +25,6 @@ from untrained_run import write_run
 from data.actions import as_tensor
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
-from models.dynamics.dynamics import Dynamics
-from models.dynamics.predictor import Predictor
 from pipeline.export import web
 from pipeline.export.page_starts import page_starts
 from pipeline.export.parity import Differences
@@ -41,6 +41,10 @@ ROLLOUT = """async ([number, actions]) => {
   const seen = await call("rollout", number, actions);
   return seen.map(({ frame, latents }) => [[...frame], [...latents]]);
 }"""
+NO_ADAPTER = (
+    "Object.defineProperty(navigator, 'gpu', { value: { requestAdapter: async () => null } });"
+)
+BROKEN = "Object.defineProperty(navigator, 'gpu', { value: { requestAdapter: async () => ({}) } });"
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +74,8 @@ def config(run: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="requirements-web.txt is not installed")
     # the untrained weights have all 32 bits, which 16 do not hold to 1e-3 over a rollout
-    out = tmp_path_factory.mktemp("site") / "page"
+    out = tmp_path_factory.mktemp("host") / "docs" / "world"  # below the root of its host
+    out.parent.mkdir()
     config = web.Config(
         run, out, num_starts=STARTS, goal_offset=OFFSET, dtype="fp32", runtime=runtime
     )
@@ -91,24 +96,14 @@ def test_the_graphs_compute_what_pytorch_does(config: web.Config):
     ]  # fmt: skip
 
 
-def test_other_numbers_are_no_parity():
-    for name, value in (("latents", 2e-3), ("reward", float("nan")), ("frame_levels", 2.0)):
-        with pytest.raises(ValueError, match=f"exported {name} is .* off PyTorch's"):
-            Differences(**{name: value}).check()
-    found = Differences()
-    found.note("latents", np.array([np.nan, 0.0]), torch.zeros(2))
-    found.note("latents", np.zeros(2), torch.zeros(2))
-    assert np.isnan(found.latents)
-
-
-def test_16_bits_are_half_as_large(config: web.Config, tmp_path: Path):
+def test_16_bits_are_half_as_large(config: web.Config):
     from pipeline.export.graphs import to_onnx, world_graphs
 
     world = load_world(config.run, "cpu", precision="fp32")
     start = page_starts(world, EpisodeDataset(config.run / "shards"), 1, OFFSET, 0)[0]
     decode = next(g for g in world_graphs(world, None, start.packed) if g.name == "decode")
-    whole, half = (len(to_onnx(decode, half)) for half in (False, True))
-    assert half < 0.8 * whole
+    whole = gzip.decompress((config.out / "decode.bin").read_bytes())
+    assert len(to_onnx(decode, half=True)) < 0.8 * len(whole)
 
 
 def test_an_earlier_page_is_replaced_and_nothing_else(config: web.Config, tmp_path: Path):
@@ -122,35 +117,13 @@ def test_an_earlier_page_is_replaced_and_nothing_else(config: web.Config, tmp_pa
     assert web.own_files(config.out) == {path.name for path in config.out.iterdir()} <= web.NAMES
 
 
-def test_what_the_page_cannot_play_is_refused_before_anything_is_written(
-    config: web.Config, tmp_path: Path
-):
-    write_toy_shards(tmp_path / "keys" / "shards", episodes=6, factored=True)
-    keys = write_run(tmp_path / "keys", EpisodeDataset(tmp_path / "keys" / "shards"))
-    with pytest.raises(ValueError, match="actions, and the page has 9 buttons.*play.py --browser"):
-        web.main(replace(config, run=keys, out=tmp_path / "page"))
-    with pytest.raises(ValueError, match="npm install --no-save onnxruntime-web@"):
-        web.main(replace(config, runtime=tmp_path, out=tmp_path / "page"))
-    assert not (tmp_path / "page").exists()
-
-
-def test_dynamics_without_a_step_for_the_page_are_refused(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-):
-    world = load_world(run, "cpu")
-    web.check_world(world, run)
-    monkeypatch.setattr(Predictor, "step_packed", Dynamics.step_packed)
-    with pytest.raises(ValueError, match=r"dynamics Predictor, .*--preset keypoints.*--browser"):
-        web.check_world(world, run)
-
-
 # -- the page ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def host(config: web.Config) -> Iterator[Host]:
-    host = Host(config.out)
-    yield host
+def address(config: web.Config) -> Iterator[str]:
+    host = Host(config.out.parents[1])
+    yield f"{host.url}docs/world/"
     host.stop()
 
 
@@ -165,15 +138,20 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def visit(chromium: Any, host: Host) -> Iterator[Callable[..., Any]]:
+def visit(chromium: Any, address: str) -> Iterator[Callable[..., Any]]:
     with visits(chromium) as make:
 
         def opened(**options: Any) -> Any:
-            page = make(host.url, **options)
+            page = make(address, **options)
             until(page, lambda: page.evaluate("measured.frames") > 0)
             return page
 
         yield opened
+
+
+def plays_by(page: Any, backend: str) -> None:
+    until(page, lambda: page.evaluate("measured.frames") > 3)
+    assert page.inner_text("#connection").endswith(f"by {backend}")
 
 
 def plays(page: Any) -> None:
@@ -245,14 +223,16 @@ def test_it_plays_without_a_network_once_it_was_loaded(config: web.Config, chrom
         plays(page)
 
 
-def test_nothing_is_asked_of_another_host(config: web.Config, chromium: Any, host: Host):
+def test_nothing_is_asked_of_another_host_or_another_page_of_this_one(address: str, chromium: Any):
     with visits(chromium) as make:
         page = make("about:blank")
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(host.url)
-        until(page, lambda: page.evaluate("measured.frames") > 0)
-        assert asked and all(url.startswith((host.url, "blob:", "data:")) for url in asked)
+        page.goto(address)
+        plays_by(page, "WebAssembly")
+        assert asked and all(url.startswith((address, "blob:", "data:")) for url in asked)
+        scope = "navigator.serviceWorker.ready.then((one) => one.scope)"
+        assert page.evaluate(scope) == address  # and not the whole host
 
 
 def test_the_mouse_a_finger_and_arrows_move_the_target(visit: Any):
@@ -335,3 +315,90 @@ def test_a_host_that_unpacks_files_is_no_trouble(config: web.Config, chromium: A
         page = make(host.url)
         until(page, lambda: page.evaluate("measured.frames") > 0)
     host.stop()
+
+
+# -- with WebGPU ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def with_webgpu(config: web.Config) -> web.Config:
+    """The same graphs, which are not traced again."""
+    traced = {p.stem: gzip.decompress(p.read_bytes()) for p in config.out.glob("*.bin")}
+    config = replace(config, out=config.out.with_name("webgpu"), webgpu=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web, "to_onnx", lambda graph, half: traced[graph.name])
+        web.main(config)
+    return config
+
+
+@pytest.fixture
+def gpu_address(with_webgpu: web.Config, address: str) -> str:
+    return address.replace("world", "webgpu")
+
+
+def test_webgpu_is_carried_only_where_it_is_asked_for(config: web.Config, with_webgpu: web.Config):
+    plain, about = (
+        json.loads((one.out / "world.json").read_text()) for one in (config, with_webgpu)
+    )
+    assert about["webgpu"] and not plain["webgpu"]
+    assert 2e6 < sum(about["files"].values()) - sum(plain["files"].values()) < 4e6
+
+
+@pytest.mark.parametrize("gpu", [NO_ADAPTER, BROKEN], ids=["no adapter", "broken"])
+def test_without_a_gpu_that_works_wasm_plays(gpu_address: str, chromium: Any, gpu: str):
+    with visits(chromium) as visit:
+        page = visit("about:blank")
+        told: list[str] = []
+        page.on("console", lambda message: told.append(message.text))
+        page.add_init_script(gpu)
+        page.goto(gpu_address)
+        plays_by(page, "WebAssembly")
+        assert page.evaluate("hasGpu()") is (gpu == BROKEN)
+        if gpu == BROKEN:
+            until(page, lambda: any("WebGPU is not used" in line for line in told))
+
+
+def test_a_gpu_that_never_answers_is_given_up(
+    with_webgpu: web.Config, gpu_address: str, chromium: Any
+):
+    changes = {
+        "worker.js": ("await onGpu(files)", "await new Promise(() => {})"),
+        "page.js": ("GPU_MS = 10000", "GPU_MS = 200"),
+    }
+    with visits(chromium) as visit:
+        page = visit("about:blank")
+        for name, (before, after) in changes.items():
+            text = (with_webgpu.out / name).read_text()
+            assert before in text
+            page.context.route(
+                f"**/{name}",
+                partial(fulfil, body=text.replace(before, after)),
+            )
+        told: list[str] = []
+        page.on("console", lambda message: told.append(message.text))
+        page.add_init_script(BROKEN)
+        page.goto(gpu_address)
+        plays_by(page, "WebAssembly")
+        assert "WebGPU is not used: it did not answer" in told
+
+
+def fulfil(route: Any, body: str) -> None:
+    route.fulfill(body=body, content_type="text/javascript")
+
+
+def test_a_real_adapter_is_tried_and_the_page_plays(gpu_address: str, chromium: Any):
+    """By Chromium's own software adapter, where it has one."""
+    browser = chromium.browser_type.launch(
+        executable_path=CHROMIUM,
+        args=[word for word in ARGUMENTS if word != "--disable-gpu"] + SOFTWARE_GPU,
+    )
+    with visits(browser) as visit:
+        page = visit(gpu_address)
+        until(page, lambda: page.evaluate("measured.frames") > 3)
+        if not page.evaluate("hasGpu()"):
+            pytest.skip("this Chromium has no software adapter for WebGPU")
+        tried = page.evaluate("call('gpu')")
+        if tried is None:
+            pytest.skip("the software adapter for WebGPU did not answer in time")
+        assert tried["apart"] <= 1e-2, tried
+    browser.close()

@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from test_web_export import runtime  # noqa: F401
+from untrained_run import small_configs, write_run
 
 import train_dynamics
 import train_tokenizer
 from data.actions import ActionSpec
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import KEYS, MOVES, POINTER, write_toy_shards
+from models.dynamics.dynamics import Dynamics
+from models.dynamics.predictor import Predictor
 from models.registry import DataSpec, build_dynamics, build_tokenizer, dynamics_class
 from models.tokenizers.tokenizer import Tokenizer
 from models.world import World
@@ -19,7 +25,7 @@ from pipeline import presets
 from pipeline.export import web
 from pipeline.export.graphs import to_onnx, world_graphs
 from pipeline.export.page_starts import page_starts
-from pipeline.export.parity import compare
+from pipeline.export.parity import Differences, compare
 
 PAGE = "page"
 WORLDS = {
@@ -37,6 +43,8 @@ WORLDS = {
     "iwm_actions": (("iwm_actions",), POINTER, "has the dynamics IwmDynamics, whose steps"),
     "flexible": (("flexible",), POINTER, "has the dynamics LanguageModelDynamics, whose steps"),
 }
+# worlds of these kinds are played in test_web_codes.py and test_web_export.py
+PLAYED_ELSEWHERE = {"pusht": "vqvae", "keypoints": "keypoints"}
 NO_WORLD_OF_THEIR_OWN = {
     "atari": "data for another recipe",
     "loop": "rounds of another recipe",
@@ -83,10 +91,48 @@ def test_a_world_of_a_recipe_is_played_or_refused_in_a_line(recipe: str, shards:
     world = untrained(names, actions)
     if said == PAGE:
         web.check_world(world, Path("runs/mine"))
-        compute_alike(world, shards)
+        if recipe in PLAYED_ELSEWHERE:
+            played = small_configs(PLAYED_ELSEWHERE[recipe], (64, 64))
+            assert [type(one.config) for one in (world.tokenizer, world.dynamics)] == [
+                type(config) for config in played
+            ]
+        else:
+            compute_alike(world, shards)
         return
     with pytest.raises(ValueError, match=said) as refused:
         web.check_world(world, Path("runs/mine"))
     line = str(refused.value)
     assert "\n" not in line and line.startswith("runs/mine ")
     assert line.endswith("play.py --browser plays it from a server")
+
+
+def test_what_the_page_cannot_play_is_refused_before_anything_is_written(
+    runtime: Path,  # noqa: F811
+    tmp_path: Path,
+):
+    write_toy_shards(tmp_path / "keys" / "shards", episodes=6, factored=True)
+    keys = write_run(tmp_path / "keys", EpisodeDataset(tmp_path / "keys" / "shards"))
+    config = web.Config(keys, tmp_path / "page", runtime=runtime)
+    with pytest.raises(ValueError, match="actions, and the page has 9 buttons.*play.py --browser"):
+        web.main(config)
+    with pytest.raises(ValueError, match="npm install --no-save onnxruntime-web@"):
+        web.main(replace(config, runtime=tmp_path))
+    assert not (tmp_path / "page").exists()
+
+
+def test_dynamics_without_a_step_for_the_page_are_refused(monkeypatch: pytest.MonkeyPatch):
+    world = untrained(("keypoints",), POINTER)
+    web.check_world(world, Path("runs/mine"))
+    monkeypatch.setattr(Predictor, "step_packed", Dynamics.step_packed)
+    with pytest.raises(ValueError, match=r"dynamics Predictor, .*--preset keypoints.*--browser"):
+        web.check_world(world, Path("runs/mine"))
+
+
+def test_other_numbers_are_no_parity():
+    for name, value in (("latents", 2e-3), ("reward", float("nan")), ("frame_levels", 2.0)):
+        with pytest.raises(ValueError, match=f"exported {name} is .* off PyTorch's"):
+            Differences(**{name: value}).check()
+    found = Differences()
+    found.note("latents", np.array([np.nan, 0.0]), torch.zeros(2))
+    found.note("latents", np.zeros(2), torch.zeros(2))
+    assert np.isnan(found.latents)

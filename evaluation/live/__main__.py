@@ -37,7 +37,7 @@ from pipeline.play.browser.server_config import ServerConfig
 PAGE = Path(__file__).parent / "page"
 TYPES = {"index.html": "text/html", "live.js": "text/javascript", "live.css": "text/css"}
 NICENESS = 10  # the training goes first
-WATCHED = 2.0  # seconds between two looks at the parent
+WATCHED = 0.5  # seconds between two looks at the parent
 PATIENCE = 10.0  # seconds for the whole of a visitor's next request, and for an answer to be taken
 MOST_CONNECTIONS = 64  # a browser opens six
 

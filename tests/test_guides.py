@@ -24,6 +24,7 @@ from pipeline import cli, presets
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {  # pages whose blocks have tests of their own
     "how-to/add-a-method.md": "test_template.py",
+    "how-to/layers.md": "test_layer_pages.py",
     "how-to/pretrained-encoders.md": "test_layer_pages.py",
     "how-to/your-recordings.md": "test_episode_writer.py",
     "tutorial/serve.md": "test_readme.py",

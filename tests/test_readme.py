@@ -93,6 +93,7 @@ def test_the_commands_of_the_debug_run_work_in_their_order(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setattr(evaluate, "available_cpus", lambda: 1)  # simulators without processes
     assert len(debug_run()) == 6
     for program, *words in debug_run():
         assert program == "python"

@@ -325,7 +325,7 @@ def test_two_processes_take_the_step_of_one(run: Path, tmp_path: Path):
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
     result = subprocess.run(
         [sys.executable, *many, "train_dynamics.py", "--run", f"{tmp_path}/two", *flags],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     one, two = (
@@ -350,7 +350,7 @@ def test_a_stage_that_is_killed_resumes(run: Path, tmp_path: Path):
     ]  # fmt: skip
     process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
     last = tmp_path / "tokenizer" / "last.pt"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not last.exists() and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)

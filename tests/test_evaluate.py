@@ -52,6 +52,14 @@ def pusht_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(run, EpisodeDataset(run / "shards"))
 
 
+@pytest.fixture(scope="module")
+def keypoints_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("keypoints")
+    build(ScriptedEpisodes(10, 32, 0), run / "shards", "", 0, 1)
+    dataset = EpisodeDataset(run / "shards")
+    return write_run(run, dataset, controllers=False, method="keypoints")
+
+
 @pytest.fixture
 def toy_run(tmp_path: Path) -> Path:
     write_toy_shards(tmp_path / "shards", episodes=12)
@@ -233,11 +241,8 @@ def test_compiled_steps_have_their_own_cache_key(pusht_run: Path):
     assert cache_keys[0] != cache_keys[1] and said == [False, True]
 
 
-def test_planners_are_measured_in_a_continuous_world(tmp_path: Path):
-    build(ScriptedEpisodes(10, 32, 0), tmp_path / "shards", "", 0, 1)
-    run = write_run(
-        tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False, method="keypoints"
-    )
+def test_planners_are_measured_in_a_continuous_world(keypoints_run: Path):
+    run = keypoints_run
     config = preset(run, "keypoints", "debug")
     evaluate.main(replace(config, parts=("probe",)))
     evaluate.main(replace(config, protocol=("offset50",), policies=("goal_policy",)))
@@ -266,12 +271,8 @@ def test_planners_are_measured_in_a_continuous_world(tmp_path: Path):
     "action_block, receding_horizon, length", [(5, 25, 50), (1, 3, 50), (10, 55, 55)]
 )
 def test_a_planner_with_prior_has_its_action_block_and_reaches_as_far_as_the_goal(
-    tmp_path: Path, action_block: int, receding_horizon: int, length: int
+    keypoints_run: Path, action_block: int, receding_horizon: int, length: int
 ):
-    build(ScriptedEpisodes(10, 32, 0), tmp_path / "shards", "", 0, 1)
-    run = write_run(
-        tmp_path, EpisodeDataset(tmp_path / "shards"), controllers=False, method="keypoints"
-    )
     planner = PlannerConfig(
         num_samples=4,
         iterations=2,
@@ -280,23 +281,26 @@ def test_a_planner_with_prior_has_its_action_block_and_reaches_as_far_as_the_goa
         action_block=action_block,
     )
     config = evaluate.Config(
-        run=run, planner=planner, receding_horizon=50, prior_receding_horizon=receding_horizon
+        run=keypoints_run,
+        planner=planner,
+        receding_horizon=50,
+        prior_receding_horizon=receding_horizon,
     )
-    with evaluate.Session(run, None, None, 1, 2) as session:
+    with evaluate.Session(keypoints_run, None, None, 1, 2) as session:
         executor = mpc_policies(session, config, goal_offset=50)["policy_prior"].executor
     assert executor.planner.action_block == 5
     assert executor.planner.horizon * executor.planner.action_block == length
     assert executor.receding_horizon == -(-receding_horizon // 5) * 5
 
 
-@pytest.mark.parametrize("named", ["elsewhere/shards", "elsewhere"])
-def test_another_dataset_gets_its_own_report(pusht_run: Path, tmp_path: Path, named: str):
-    other, shards = tmp_path / "elsewhere", tmp_path / named
-    build(ScriptedEpisodes(10, 64, 5), other / "shards", "", 0, 1)
+def test_another_dataset_gets_its_own_report(pusht_run: Path, tmp_path: Path):
+    other = write_toy_shards(tmp_path / "elsewhere" / "shards", episodes=6, size=64)
     config = preset(pusht_run, "pusht", "debug")
-    evaluate.main(replace(config, shards=shards, parts=("tokenizer",)))
-    metrics = json.loads((pusht_run / "report" / "on-elsewhere" / "metrics.json").read_text())
-    assert metrics["provenance"]["dataset"] == str(other / "shards")
+    written = pusht_run / "report" / "on-elsewhere" / "metrics.json"
+    for shards in (other, other.parent):
+        evaluate.main(replace(config, shards=shards, parts=("tokenizer",)))
+        assert json.loads(written.read_text())["provenance"]["dataset"] == str(other)
+        written.unlink()
 
 
 def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_loaded(
@@ -311,7 +315,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_anything_is_loaded(
 
 
 def test_a_dataset_of_another_image_size_is_refused(pusht_run: Path, tmp_path: Path):
-    build(ScriptedEpisodes(10, 32, 0), tmp_path / "shards", "", 0, 1)
+    write_toy_shards(tmp_path / "shards")
     config = preset(pusht_run, "pusht", "debug")
     with pytest.raises(ValueError, match=r"frames of \(64, 64\) pixels"):
         evaluate.main(replace(config, shards=tmp_path / "shards"))

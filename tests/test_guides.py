@@ -18,12 +18,14 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 import preprocess
 from pipeline import cli, presets
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {  # pages whose blocks have tests of their own
     "how-to/add-a-method.md": "test_template.py",
+    "how-to/layers.md": "test_layer_pages.py",
     "how-to/pretrained-encoders.md": "test_layer_pages.py",
     "how-to/your-recordings.md": "test_episode_writer.py",
     "tutorial/serve.md": "test_readme.py",
@@ -43,7 +45,11 @@ def guides() -> list[str]:
 
 
 def at_debug(words: list[str]) -> list[str]:
-    """The command at the size debug: `--preset keypoints cpu` -> `--preset keypoints debug`."""
+    """The command at the size debug: `--preset keypoints cpu` -> `--preset keypoints debug`.
+    play.py takes 5 steps of more."""
+    if "play.py" in words and "--steps" in words:
+        place = words.index("--steps") + 1
+        words = [*words[:place], str(min(5, int(words[place]))), *words[place + 1 :]]
     if "--preset" not in words:
         return words
     start = words.index("--preset") + 1
@@ -108,6 +114,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Guides:
 @pytest.fixture
 def run_in(shared: Guides, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guides]:
     monkeypatch.chdir(shared.folder)
+    monkeypatch.setattr(evaluate, "available_cpus", lambda: 1)  # simulators without processes
     monkeypatch.syspath_prepend(shared.folder)  # files that a page writes are imported
     yield shared
 
@@ -127,3 +134,4 @@ def test_a_size_becomes_debug():
     assert shlex.join(at_debug(words)).endswith("--preset keypoints debug --run runs/a")
     assert at_debug(["--preset", "dreamer", "loop"])[1:] == ["dreamer", "debug", "loop", "debug"]
     assert at_debug(["python", "play.py"]) == ["python", "play.py"]
+    assert at_debug(["play.py", "--steps", "25", "--out", "a"])[2:] == ["5", "--out", "a"]

@@ -50,21 +50,23 @@ def test_a_video_is_written_and_evaluated_without_opencv(
 ):
     run = tmp_path / "run"
     write_toy_shards(run / "shards", episodes=6)
-    write_run(run, EpisodeDataset(run / "shards"), controllers=False)
+    write_run(run, EpisodeDataset(run / "shards"), controllers=False, method="keypoints")
     flags = ["--headless", "--steps", "2", "--size", "32", "--compare-simulator"]
     commands = [
         ["play.py", "--run", str(run), *flags],
         ["evaluate.py", "--run", str(run), "--parts", "tokenizer", "--num-clips", "4"],
         ["preprocess.py", "check", str(run)],
     ]
-    started = [
-        subprocess.Popen([sys.executable, *each], cwd=ROOT, env=without_opencv, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for each in commands
-    ]  # fmt: skip
-    for process in started:
-        printed, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, printed
+    code = (
+        f"import sys; sys.path.append('tests'); from in_process import call_script\n"
+        f"for words in {commands}:\n"
+        f"    done = call_script(*words)\n"
+        f"    assert done.returncode == 0, done.stderr\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=without_opencv, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
     assert (run / "play" / "rollout.mp4").exists() and (run / "report" / "metrics.json").exists()
 
 

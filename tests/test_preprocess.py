@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import ROOT, call_script
 
 from data.checks.check import contact_sheet, describe, main_check
 from data.shards.build_info import shard_name
@@ -14,13 +15,7 @@ from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import ToyEpisodes, write_toy_shards
 
-ROOT = Path(__file__).parent.parent
 TOY = ToyEpisodes(episodes=18, length=12, size=16, episodes_per_shard=3)
-
-
-def run_preprocess(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "preprocess.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 def contents(folder: Path) -> list[bytes]:
@@ -69,25 +64,25 @@ def test_other_settings_are_refused_and_restart_starts_over(tmp_path):
 
 
 def test_a_killed_build_resumes_without_holes(tmp_path):
-    flags = ["pusht", "--preset", "debug", "--episodes", "40", "--resolution", "16"]
-    flags += ["--num-workers", "2", "--run", str(tmp_path)]
+    flags = ["pusht", "--preset", "debug", "--episodes", "21", "--resolution", "16"]
+    flags += ["--num-workers", "1", "--run", str(tmp_path)]
     process = subprocess.Popen(
         [sys.executable, "preprocess.py", *flags],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not list((tmp_path / "shards").glob("*.h5")) and time.monotonic() < until:
         time.sleep(0.02)
     os.killpg(process.pid, 9)
     process.wait()
-    cut = run_preprocess("check", str(tmp_path))
+    cut = call_script("preprocess.py", "check", str(tmp_path))
     assert cut.returncode == 1 and "finish them with: python preprocess.py" in cut.stderr
-    done = run_preprocess(*flags)
+    done = call_script("preprocess.py", *flags)
     assert done.returncode == 0, done.stderr
     dataset = EpisodeDataset(tmp_path / "shards")
-    assert sorted(dataset.sources.tolist()) == list(range(40))
+    assert sorted(dataset.sources.tolist()) == list(range(21))
     assert not list((tmp_path / "shards").glob("*.partial"))
-    assert "all shards exist" in run_preprocess(*flags).stdout
+    assert "all shards exist" in call_script("preprocess.py", *flags).stdout
 
 
 def test_check_describes_valid_shards_and_draws_them(tmp_path, capsys):
@@ -111,7 +106,7 @@ def test_check_names_a_damaged_shard_and_how_to_rebuild_it(tmp_path):
     data = bytearray(path.read_bytes())
     data[middle : middle + 200] = os.urandom(200)
     path.write_bytes(bytes(data))
-    result = run_preprocess("check", str(tmp_path))
+    result = call_script("preprocess.py", "check", str(tmp_path))
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert shard_name(1) in result.stderr and "python preprocess.py" in result.stderr
 
@@ -120,9 +115,8 @@ def test_arrays_are_converted_to_shards(tmp_path):
     random = np.random.default_rng(0)
     np.save(tmp_path / "frames.npy", random.integers(0, 255, (4, 6, 16, 16, 3), dtype=np.uint8))
     np.save(tmp_path / "actions.npy", random.integers(0, 3, (4, 6)))
-    result = run_preprocess(
-        "arrays", str(tmp_path), "--run", str(tmp_path / "run"), "--num-workers", "1"
-    )
+    flags = ["--run", str(tmp_path / "run"), "--num-workers", "1"]
+    result = call_script("preprocess.py", "arrays", str(tmp_path), *flags)
     assert result.returncode == 0, result.stderr
     dataset = EpisodeDataset(tmp_path / "run" / "shards")
     assert len(dataset) == 4 and dataset.actions.kind == "discrete"
@@ -133,11 +127,11 @@ def test_arrays_are_converted_to_shards(tmp_path):
 def test_frames_without_actions_are_converted_to_shards(tmp_path):
     np.savez(tmp_path / "0.npz", frames=np.zeros((6, 16, 16, 3), np.uint8))
     flags = ["--run", str(tmp_path / "run"), "--num-workers", "1"]
-    result = run_preprocess("arrays", str(tmp_path), *flags)
+    result = call_script("preprocess.py", "arrays", str(tmp_path), *flags)
     assert result.returncode == 0 and "without actions" in result.stdout, result.stderr
     dataset = EpisodeDataset(tmp_path / "run" / "shards")
     assert dataset.lengths.tolist() == [6] and not dataset.has("actions")
-    assert "no actions" in run_preprocess("check", str(tmp_path / "run")).stdout
+    assert "no actions" in call_script("preprocess.py", "check", str(tmp_path / "run")).stdout
 
 
 def test_mistakes_are_reported_in_one_line(tmp_path):
@@ -149,6 +143,6 @@ def test_mistakes_are_reported_in_one_line(tmp_path):
         ("arrays", "nowhere", "--run", str(tmp_path)): "nowhere is none of these",
         ("check", str(tmp_path)): "holds no shards",
     }.items():
-        result = run_preprocess(*arguments)
+        result = call_script("preprocess.py", *arguments)
         assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
         assert message in result.stderr, result.stderr

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import ROOT, call_script
 
 import evaluate
 import preprocess
@@ -20,7 +20,6 @@ from data.toy import write_toy_shards
 from pipeline import presets
 from pipeline.cli import parse, run_cli
 
-ROOT = Path(__file__).parent.parent
 CONFIGS: dict[str, type] = {
     "tokenizer": train_tokenizer.Config,
     "dynamics": train_dynamics.Config,
@@ -28,13 +27,6 @@ CONFIGS: dict[str, type] = {
     "evaluate": evaluate.Config,
 }
 PREPROCESS = ("preprocess.py", "pusht", "--num-workers", "1", "--resolution", "16")
-
-
-def run_script(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
 
 
 def written(run: Path) -> list[str]:
@@ -66,7 +58,7 @@ def run_stage(monkeypatch: pytest.MonkeyPatch, main: Any, *flags: str) -> None:
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that the first stage began with --preset keypoints debug."""
     run = tmp_path_factory.mktemp("runs") / "begun"
-    result = run_script(*PREPROCESS, "--preset", "keypoints", "debug", "--run", str(run))
+    result = call_script(*PREPROCESS, "--preset", "keypoints", "debug", "--run", str(run))
     assert result.returncode == 0, result.stderr
     return run
 
@@ -92,7 +84,7 @@ def test_later_stages_need_only_the_run(
 
 
 def test_a_later_stage_explains_the_flags_of_the_run(begun: Path):
-    result = run_script("train_tokenizer.py", "--run", str(begun), "--help")
+    result = call_script("train_tokenizer.py", "--run", str(begun), "--help")
     assert result.returncode == 0, result.stderr
     assert "presets: keypoints debug" in result.stdout
     assert "--model.num-keypoints" in result.stdout and "codebook" not in result.stdout
@@ -154,7 +146,7 @@ def test_restart_of_the_first_stage_rewrites_the_presets(tmp_path: Path):
         (("--preset", "pusht", "cpu"), ("--restart",), ["pusht", "cpu"]),
         ((), ("--restart",), ["pusht", "cpu"]),
     ):
-        result = run_script(*PREPROCESS, *flags, *presets_given, *restart)
+        result = call_script(*PREPROCESS, *flags, *presets_given, *restart)
         assert result.returncode == 0, result.stderr
         assert written(tmp_path / "run") == expected
 
@@ -248,7 +240,10 @@ def test_a_damaged_run_json_is_reported_in_one_line(tmp_path: Path, content: str
 def test_a_script_reports_a_damaged_run_json(tmp_path: Path):
     write_toy_shards(tmp_path / "shards")
     (tmp_path / "run.json").write_text('{"presets": ')
-    result = run_script("train_tokenizer.py", "--run", str(tmp_path))
+    result = subprocess.run(
+        [sys.executable, "train_tokenizer.py", "--run", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
     assert result.returncode == 1
     assert result.stderr.startswith(f"error: {tmp_path}/run.json cannot be read (JSONDecodeError")
     assert result.stderr.count("\n") == 1

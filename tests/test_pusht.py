@@ -280,15 +280,16 @@ def test_vector_pusht_equals_single_simulators():
 
 
 def test_simulators_end_while_an_answer_waits_to_be_read():
-    with VectorPushT(40, 96, 1) as envs:
-        (pipe,), (process,) = envs._pipes, envs._processes
+    with VectorPushT(80, 96, 2) as envs:
+        (pipe, _), processes = envs._pipes, envs._processes
         pipe.send(("frames", np.ones(40, bool)))  # more than a pipe holds, as after a Ctrl-C
-    assert process.exitcode is not None
+    assert len(processes) == 2 and all(process.exitcode is not None for process in processes)
 
 
 def test_an_error_in_a_worker_is_raised_here():
-    with VectorPushT(2, 32, 1) as envs, pytest.raises(ValueError, match="five finite numbers"):
-        envs.reset(np.arange(2), np.full((2, 5), np.nan), np.zeros((2, 2)))
+    for workers in (1, 2):
+        with VectorPushT(2, 32, workers) as envs, pytest.raises(ValueError, match="five finite nu"):
+            envs.reset(np.arange(2), np.full((2, 5), np.nan), np.zeros((2, 2)))
 
 
 def test_a_frame_that_could_not_be_drawn_leaves_no_trace(monkeypatch):

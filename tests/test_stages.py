@@ -17,12 +17,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from in_process import ROOT, call_script
 
 import train_controller
 import train_dynamics
 import train_tokenizer
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
+from models.tokenizers.vqvae import VqVaeConfig
 from models.world import World
 from pipeline import checkpoint as ckpt
 from pipeline import presets
@@ -33,12 +35,13 @@ from pipeline.training.imagined_rewards import improvement
 from pipeline.training.trainer import Trainer
 from recipes import pusht
 
-ROOT = Path(__file__).parent.parent
 STAGES = [
-    (train_tokenizer, "tokenizer", 40),
-    (train_dynamics, "dynamics", 40),
+    (train_tokenizer, "tokenizer", 8),
+    (train_dynamics, "dynamics", 8),
     (train_controller, "controller", 4),
 ]
+FEW_STEPS = {"train.steps": 8, "train.eval_every": 4, "train.save_every": 2}
+FEW_BC_STEPS = {"bc.steps": 8, "bc.eval_every": 4, "bc.save_every": 2}
 METHODS = ("pusht", "keypoints", "lewm", "dreamer", "minecraft", "flexible")
 JOINT = ("dreamer",)  # without stage 2
 EACH = pytest.mark.parametrize("run", METHODS, indirect=True, scope="module")
@@ -65,9 +68,12 @@ def config(stage: Any, run: Path, **changes: Any) -> Any:
         made = presets.changed(made, size, "debug")
     else:
         made = presets.apply(stage.Config(), name, [run.name, "debug"])
-    made = replace(made, run=run)
+    few = FEW_BC_STEPS if stage is train_controller else FEW_STEPS
+    made = presets.changed(replace(made, run=run), few, "few steps")
     if stage is train_tokenizer:
         made = replace(made, model=replace(made.model, image_size=(32, 32)))
+        if isinstance(made.model, VqVaeConfig):  # codes from the second step on, 16 a frame
+            made = replace(made, model=replace(made.model, vq_start_step=2, downsample=8))
     if stage is train_controller and run.name == "minecraft":  # unlike it, the toy has rewards
         made = replace(made, methods=("bc", "actor_critic", "goal_policy"))
     return replace(made, **changes)
@@ -251,12 +257,6 @@ def test_methods_that_start_from_one_another_stay_together():
     assert train_controller.groups_of(both, methods) == [list(methods[:3]), ["flow_policy"]]
 
 
-def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-
-
 @CODES
 def test_a_users_mistake_is_reported_in_one_line(run: Path, tmp_path: Path):
     write_toy_shards(tmp_path / "shards")
@@ -271,7 +271,7 @@ def test_a_users_mistake_is_reported_in_one_line(run: Path, tmp_path: Path):
         ("train_dynamics.py", "--run", f"{tmp_path}/moves"): "different action spaces",
     }
     for arguments, answer in mistakes.items():
-        result = run_script(*arguments)
+        result = call_script(*arguments)
         assert result.returncode == 1, result.stderr
         assert result.stderr.count("\n") == 1, result.stderr
         assert result.stderr.startswith("error: ") and answer in result.stderr, result.stderr
@@ -279,7 +279,7 @@ def test_a_users_mistake_is_reported_in_one_line(run: Path, tmp_path: Path):
 
 def test_a_stage_that_a_recipe_does_not_have_has_nothing_to_do(tmp_path: Path):
     """So that `make demo`, which runs all stages, goes on."""
-    result = run_script("train_tokenizer.py", "--run", f"{tmp_path}", "--preset", "dreamer", "cpu")
+    result = call_script("train_tokenizer.py", "--run", f"{tmp_path}", "--preset", "dreamer", "cpu")
     assert result.returncode == 0 and not result.stderr and not list(tmp_path.iterdir())
     assert result.stdout.startswith("dreamer has no tokenizer of its own, so there is nothing")
     assert result.stdout.count("\n") == 1
@@ -287,7 +287,7 @@ def test_a_stage_that_a_recipe_does_not_have_has_nothing_to_do(tmp_path: Path):
 
 @pytest.mark.parametrize("stage", ["train_tokenizer", "train_dynamics", "train_controller"])
 def test_help_explains_the_stage(stage: str):
-    result = run_script(f"{stage}.py", "--help")
+    result = call_script(f"{stage}.py", "--help")
     assert result.returncode == 0
     for word in ("Stage", "Reads", "Writes", "--preset", "--run", "--restart", "cpu", "debug"):
         assert word in result.stdout, word
@@ -320,14 +320,14 @@ def test_two_processes_take_the_step_of_one(run: Path, tmp_path: Path):
         "--preset", "pusht", "debug", "--train.steps", "1", "--train.precision", "fp32",
         "--train.ema-decay", "0", "--model.scheduled-sampling", "0", "--train.warmup-steps", "1",
     ]  # fmt: skip
-    script = str(ROOT / "train_dynamics.py")
+    alone = call_script("train_dynamics.py", "--run", f"{tmp_path}/one", *flags)
+    assert alone.returncode == 0, alone.stderr[-3000:]
     many = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--"]
-    for arguments in (
-        [script, "--run", f"{tmp_path}/one", *flags],
-        [*many, script, "--run", f"{tmp_path}/two", *flags],
-    ):
-        result = run_script(*arguments)
-        assert result.returncode == 0, result.stderr[-3000:]
+    result = subprocess.run(
+        [sys.executable, *many, "train_dynamics.py", "--run", f"{tmp_path}/two", *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
     one, two = (
         ckpt.load(tmp_path / name / "dynamics" / "last.pt", "dynamics") for name in ("one", "two")
     )
@@ -350,13 +350,13 @@ def test_a_stage_that_is_killed_resumes(run: Path, tmp_path: Path):
     ]  # fmt: skip
     process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
     last = tmp_path / "tokenizer" / "last.pt"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not last.exists() and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     step = ckpt.load(last, "tokenizer")["step"]
-    done = run_script(*arguments[1:-4], "--train.steps", str(step + 2))
+    done = call_script(*arguments[1:-4], "--train.steps", str(step + 2))
     assert done.returncode == 0 and f"resuming from step {step}" in done.stdout, done.stderr
     assert ckpt.load(last, "tokenizer")["step"] == step + 2
 

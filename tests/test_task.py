@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,10 +164,8 @@ def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def task_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("task")
-    build(ScriptedEpisodes(6, 32, 0), run / "shards", "", 0, 1)
-    write_run(run, EpisodeDataset(run / "shards"), method="keypoints")
+def task_run(tmp_path_factory: pytest.TempPathFactory, plain_run: Path) -> Path:
+    run = shutil.copytree(plain_run, tmp_path_factory.mktemp("task") / "run")
     add_task_cost(run)
     add_flow_policy(run)
     return run

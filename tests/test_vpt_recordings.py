@@ -1,9 +1,8 @@
 """From Minecraft recordings to shards: sizes, splits, notes and errors."""
 
 import json
+import pickle
 import shutil
-import subprocess
-import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from in_process import call_script
 from vpt_clips import line, scene, turning_lines, write_log, write_pair, write_video
 
 from data.checks.check import describe
@@ -28,8 +28,6 @@ from data.vpt.vpt_report import describe_agreement
 from data.vpt.vpt_report import report as vpt_report
 from preprocess import VptConfig
 from preprocess import vpt as vpt_command
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +50,8 @@ def first_shard(folder: Path, **options: Any) -> list[Any]:
 
 
 def test_a_recording_becomes_an_episode_with_its_inputs(recorded_pairs, tmp_path):
-    build(source(recorded_pairs), tmp_path, "again", num_workers=2)
+    sent = pickle.loads(pickle.dumps(source(recorded_pairs)))  # as it is to a worker
+    build(sent, tmp_path, "again")
     dataset = EpisodeDataset(tmp_path)
     assert len(dataset) == 3 and dataset.lengths.tolist() == [64] * 3
     assert sorted(dataset.splits) == [0, 1, 2] and dataset.image_size == (32, 32)
@@ -355,11 +354,6 @@ def test_ranks_share_the_recordings(recorded_pairs, tmp_path, capsys, monkeypatc
     assert EpisodeDataset(tmp_path / "shards").num_frames == 3 * 64
 
 
-def preprocess(*flags: str) -> subprocess.CompletedProcess:
-    words = [sys.executable, "preprocess.py", "vpt", *flags]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -368,6 +362,6 @@ def preprocess(*flags: str) -> subprocess.CompletedProcess:
     ],
 )
 def test_a_users_mistake_is_reported_in_one_line(flags, message, tmp_path):
-    result = preprocess(*flags, "--run", str(tmp_path))
+    result = call_script("preprocess.py", "vpt", *flags, "--run", str(tmp_path))
     assert result.returncode == 1 and message in result.stderr
     assert result.stderr.strip().count("\n") == 0

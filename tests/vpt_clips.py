@@ -14,6 +14,7 @@ import numpy as np
 from data.vpt.vpt_actions import CAMERA_SCALER
 
 HEIGHT, WIDTH = 360, 640
+X264 = {"crf": "12", "g": "50", "preset": "superfast"}
 PIXELS_PER_DEGREE = 9  # of a field of view of 71 degrees
 
 
@@ -63,7 +64,7 @@ def write_video(
     times: when each is shown, in units of 1 / rate seconds; by default at 0, 1, 2 and so on.
     """
     with av.open(str(path), "w", options={"movflags": "faststart"}) as file:
-        stream: Any = file.add_stream(codec, rate=rate, options={"crf": "12", "g": "50"})
+        stream: Any = file.add_stream(codec, rate=rate, options=X264)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         unit = Fraction(1, 100 * rate)

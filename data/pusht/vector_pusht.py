@@ -1,4 +1,4 @@
-"""Many Push-T simulators in several processes, stepped together.
+"""Many Push-T simulators in one or several processes, stepped together.
 
 Letters: N simulators, K candidates, T steps of a candidate.
 """
@@ -17,7 +17,7 @@ from data.pusht.simulator import GOAL, PushT
 class VectorPushT:
     """`num_envs` simulators in `num_workers` processes; use it in a `with` statement.
 
-    The results do not depend on the number of workers.
+    The results do not depend on the number of workers; one is this process.
     """
 
     def __init__(
@@ -27,10 +27,13 @@ class VectorPushT:
         self._last_frames = np.zeros((num_envs, 3, image_size, image_size), np.uint8)
         num_workers = max(1, min(num_workers, num_envs))
         self._worker_indices = np.array_split(np.arange(num_envs), num_workers)
-        # spawn: a fork of a process with threads (torch has them) can hang
-        context = multiprocessing.get_context("spawn")
         self._pipes: list[Any] = []
         self._processes = []
+        if num_workers == 1:  # another process takes seconds to import what is here
+            self._pipes.append(_Simulators(num_envs, image_size, goal))
+            return
+        # spawn: a fork of a process with threads (torch has them) can hang
+        context = multiprocessing.get_context("spawn")
         for indices in self._worker_indices:
             parent, child = context.Pipe()
             process = context.Process(
@@ -50,9 +53,10 @@ class VectorPushT:
     def close(self) -> None:
         """End the workers, whatever they are at: they hold nothing that is kept, and after an
         interruption one may wait for its answer to be read."""
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
+        for process in self._processes:
             process.terminate()
             process.join()
+        for pipe in self._pipes:
             pipe.close()
         self._pipes, self._processes = [], []
 
@@ -135,17 +139,35 @@ class VectorPushT:
         return results
 
 
+class _Simulators:
+    """Simulators that are asked as if they were at the other end of a pipe."""
+
+    def __init__(self, num_envs: int, image_size: int, goal: np.ndarray) -> None:
+        self._simulators = [PushT(image_size, goal) for _ in range(num_envs)]
+        self._scratch = PushT(image_size, goal)
+        self._answer: Any = None
+
+    def send(self, request: tuple[str, Any]) -> None:
+        name, payload = request
+        try:
+            self._answer = _HANDLERS[name](self._simulators, self._scratch, payload)
+        except ValueError as problem:
+            self._answer = problem
+
+    def recv(self) -> Any:
+        return self._answer
+
+    def close(self) -> None:
+        self._simulators = []
+
+
 def _worker(pipe: Any, num_envs: int, image_size: int, goal: np.ndarray) -> None:
-    """Answer requests until None arrives, or the pipe is closed."""
-    simulators = [PushT(image_size, goal) for _ in range(num_envs)]
-    scratch = PushT(image_size, goal)
+    """Answer requests until the pipe is closed."""
+    simulators = _Simulators(num_envs, image_size, goal)
     try:
-        while (request := pipe.recv()) is not None:
-            name, payload = request
-            try:
-                pipe.send(_HANDLERS[name](simulators, scratch, payload))
-            except ValueError as problem:
-                pipe.send(problem)
+        while True:
+            simulators.send(pipe.recv())
+            pipe.send(simulators.recv())
     except (EOFError, OSError, KeyboardInterrupt):
         return
 

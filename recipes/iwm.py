@@ -37,14 +37,19 @@ CONTROLLER = {"methods": ("bc", "goal_policy")}
 EVALUATE = pusht.EVALUATE
 
 
-def predictor(dim: int, num_layers: int, num_heads: int) -> dict[str, dict[str, int]]:
-    """The sizes of the predictor, which stage 3 takes from stage 2."""
+def predictor(
+    dim: int, num_layers: int, num_heads: int, **model: float
+) -> dict[str, dict[str, float]]:
+    """The sizes of the predictor, which stage 3 takes from stage 2; `model` is of stage 2 alone."""
     sizes = {
         "model.predictor.dim": dim,
         "model.predictor.num_layers": num_layers,
         "model.predictor.num_heads": num_heads,
     }
-    return {"tokenizer": sizes, "dynamics": dict(sizes)}
+    return {
+        "tokenizer": sizes | {f"model.{name}": value for name, value in model.items()},
+        "dynamics": sizes,
+    }
 
 
 SIZES = {
@@ -59,9 +64,9 @@ SIZES = {
             "model.encoder.num_heads": 12,
         },
     },
-    # by the depth of the predictor
+    # by the depth of the predictor, which alone makes no encoder invariant (VICReg does)
     "core": predictor(384, 8, 12),
-    "invariant": predictor(384, 4, 12),
+    "invariant": predictor(384, 4, 12, vicreg_weight=4.0),
     "equivariant": predictor(384, 16, 12),
     # half of the latents invariant, half equivariant
     "streams": {"tokenizer": {"model.invariant_share": 0.5}},

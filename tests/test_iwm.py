@@ -190,6 +190,22 @@ def test_the_error_of_the_mean_counts_what_patches_have_in_common(batch, monkeyp
         assert float(losses["pooled_prediction"]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_what_makes_views_alike_teaches_the_encoder_alone(batch):
+    torch.manual_seed(0)
+    model = Iwm(replace(CONFIG, vicreg_weight=2.0))
+    assert "vicreg" not in Iwm(CONFIG).loss(batch)
+    torch.manual_seed(1)
+    once = model.loss(batch)["vicreg"]
+    once.backward()
+    assert all(p.grad is not None for p in model.encoder.parameters())
+    for other in (model.target_encoder, model.predictor, model.decoder):
+        assert all(p.grad is None for p in other.parameters())
+    twice = Iwm(replace(CONFIG, vicreg_weight=4.0))
+    twice.load_state_dict(model.state_dict())
+    torch.manual_seed(1)
+    assert float(twice.loss(batch)["vicreg"]) == pytest.approx(2 * float(once), rel=1e-5)
+
+
 def test_an_anchored_prediction_of_no_action_is_no_change(model, batch):
     latents = model.encode(batch.frames[:, 0])
     still = torch.zeros(6, views.SLOTS)
@@ -313,7 +329,8 @@ def test_both_streams_have_numbers_where_there_are_two(share, dims):
 
 def test_a_checkpoint_from_before_the_streams_is_read():
     values = registry.describe(CONFIG)
-    del values["invariant_share"], values["invariant_predictor"], values["anchored"]
+    for name in ("invariant_share", "invariant_predictor", "anchored", "vicreg_weight"):
+        del values[name]
     built = registry.build_tokenizer(values, registry.DataSpec((32, 32), ActionSpec("none", ())))
     assert built.config == CONFIG
 

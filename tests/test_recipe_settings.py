@@ -267,7 +267,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "model.predictor.transformer.dropout": 0.0,
     }),
     ("tokenizer", "dinov2", {"model.pretrained": "facebook/dinov2-small", "model.input_size": 112}),
-    ("tokenizer", "iwm invariant", {"model.predictor.num_layers": 4}),
+    ("tokenizer", "iwm invariant", {"model.predictor.num_layers": 4, "model.vicreg_weight": 4.0}),
     ("tokenizer", "iwm equivariant", {"model.predictor.num_layers": 16}),
     ("dynamics", "iwm equivariant", {"model.predictor.num_layers": 16}),
     ("tokenizer", "iwm streams", {"model.invariant_share": 0.5}),

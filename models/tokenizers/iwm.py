@@ -29,6 +29,7 @@ from models.layers.block_masks import draw_blocks
 from models.layers.iwm_predictor import Conditioning, IwmPredictor
 from models.layers.mrr import NUM_CANDIDATES, reciprocal_ranks
 from models.layers.pixel_decoder import PixelDecoder
+from models.layers.vicreg import vicreg
 from models.layers.vit import PatchEncoder, VitConfig, take
 from models.layers.whiten import whiten
 from models.method import Best, Losses
@@ -36,13 +37,14 @@ from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
 VALIDATION_IMAGES = 16
 QUERIES = 16  # predictions of an image, each among all its candidates
+LEAST_STD = 0.5  # of a number's mean over patches, whose own deviation is 1
 
 
 @dataclass(frozen=True)
 class IwmConfig(CheckedConfig):
     # not pooled_weight: before it factors of views were subtracted, and an action was another
     ADDED: ClassVar[frozenset[str]] = frozenset(
-        {"invariant_share", "invariant_predictor", "whiten", "anchored"}
+        {"invariant_share", "invariant_predictor", "whiten", "anchored", "vicreg_weight"}
     )
     image_size: Annotated[tuple[int, int], Range(1, 4096)] = (64, 64)
     """Height and width of a frame, in pixels."""
@@ -84,6 +86,9 @@ class IwmConfig(CheckedConfig):
     pooled_weight: Annotated[float, Range(0, 10**6)] = 0.0
     """Weight of the error of the mean over the predicted patches, by which views are told apart;
     that of each patch has 1."""
+    vicreg_weight: Annotated[float, Range(0, 10**6)] = 0.0
+    """Weight of what makes the encoder invariant: the mean over patches alike for both views, and
+    different between images (VICReg)."""
     whiten: bool = False
     """Show the encoder light, colors and local differences at like strength (whitened), not red,
     green and blue."""
@@ -202,6 +207,10 @@ class Iwm(Tokenizer):
         if config.pooled_weight:  # independent errors of M patches count alike in both terms
             pooled = error.shape[1] * error.mean(1).square().mean()
             losses["pooled_prediction"] = config.pooled_weight * pooled
+        if config.vicreg_weight:
+            other = self._latents(self.encoder, target_view, visible)
+            alike = vicreg(latents.mean(1), other.mean(1), LEAST_STD)
+            losses["vicreg"] = config.vicreg_weight * alike
         with torch.no_grad():
             spread = targets - targets.mean((0, 1))
             for name, part in self.streams.items():

@@ -53,7 +53,7 @@ def test_the_actor_finds_the_rewarded_action():
     batch = Batch(latents=latents, actions=torch.zeros(32, 1, 2), extra=demos)
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     world = Spot()
-    for _ in range(250):
+    for _ in range(100):
         losses = model.loss(batch, world)  # type: ignore[arg-type]
         total = sum((v for v in losses.values() if v.requires_grad), torch.zeros(()))
         optimizer.zero_grad()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -344,49 +342,41 @@ def test_a_cuda_graph_without_a_gpu_says_that_it_has_no_effect(tmp_path, capsys)
 # -- interruptions -------------------------------------------------------------------------------
 
 SCRIPT = """
-import os, signal, sys
+import sys
 from pathlib import Path
 sys.path[:0] = ["tests", "."]
 import torch
 torch.set_num_threads(1)
 import test_trainer
-for folder in sys.stdin:
-    number = os.fork()
-    if number:
-        print(number, flush=True)
-        os.waitpid(number, 0)
-        print("ended", flush=True)
-        continue
-    signal.alarm(600)  # ends one that does not end
-    trainer = test_trainer.Trainer("tokenizer", Path(folder.strip()), test_trainer.Line(),
-        test_trainer.replace(test_trainer.TRAIN, steps=100000, save_every=1), test_trainer.IDENTITY)
-    print("step", trainer.global_step, flush=True)
-    for batch in trainer.batches(test_trainer.Points()):
-        trainer.step(trainer.model.loss, batch)
+trainer = test_trainer.Trainer("tokenizer", Path(sys.argv[1]), test_trainer.Line(),
+    test_trainer.replace(test_trainer.TRAIN, steps=100000, save_every=1), test_trainer.IDENTITY)
+print("step", trainer.global_step, flush=True)
+for batch in trainer.batches(test_trainer.Points()):
+    trainer.step(trainer.model.loss, batch)
 """
 
 
-@pytest.fixture(scope="module")
-def trainings() -> Iterator[subprocess.Popen[str]]:
-    """Takes folders; trains in each, one after another, in a process that has its imports."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+def start(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         cwd=Path(__file__).parent.parent,
-    ) as process:  # fmt: skip
-        yield process
+    )  # fmt: skip
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("step"):
+        assert process.poll() is None
+    return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_the_checkpoint_can_be_loaded_whatever_ended_the_run(tmp_path, number, trainings):
+def test_the_checkpoint_can_be_loaded_whatever_ended_the_run(tmp_path):
     step = 0
-    for delay in (0.15, 0.4):
-        print(tmp_path, file=trainings.stdin, flush=True)
-        process = int(trainings.stdout.readline())
-        assert trainings.stdout.readline().startswith("step")
-        time.sleep(delay)
-        os.kill(process, number)
-        assert trainings.stdout.readline() == "ended\n"
+    for number, delay in ((signal.SIGINT, 0.15), (signal.SIGTERM, 0.4), (signal.SIGKILL, 0.3)):
+        process = start(tmp_path)
+        try:
+            process.wait(delay)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        process.communicate(timeout=20)
         if (tmp_path / "last.pt").exists():
             after = last(tmp_path)["step"]
             assert after >= step

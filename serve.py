@@ -21,9 +21,8 @@ if __name__ in ("__main__", "__mp_main__"):  # a script, or a worker process of 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.ranges import CheckedConfig
+from data.ranges import CheckedConfig, DeviceOption
 from pipeline.cli import run_cli
-from pipeline.device import DeviceOption
 from pipeline.listen import open_socket
 from pipeline.serve.run_server import check_installed, run_server
 from pipeline.serve.service_config import ServiceConfig

@@ -17,12 +17,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 MAX_SEED = 2**32 - 1  # of NumPy's generators
 MAX_STEPS = 10**9
 MAX_WORKERS = 1024  # processes of one kind on one machine
 MIN_SIDE, MAX_SIDE = 16, 1024  # pixels of a frame's side
+# here, and not beside what they choose: that imports torch, which a config does without
+DeviceOption = Literal["auto", "cpu", "mps", "cuda"]
+PrecisionOption = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 @dataclass(frozen=True)

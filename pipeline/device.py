@@ -5,17 +5,14 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from typing import Literal
 
 import numpy as np
 import torch
 
 import kernels
+from data.ranges import DeviceOption, PrecisionOption
 from kernels import Backend
 from models.layers.precision import Precision
-
-DeviceOption = Literal["auto", "cpu", "mps", "cuda"]
-PrecisionOption = Literal["auto", "bf16", "fp16", "fp32"]
 
 _requested: DeviceOption = "auto"
 

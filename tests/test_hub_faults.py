@@ -142,6 +142,8 @@ def test_a_hub_that_is_not_reached_and_one_with_a_fault(
 def test_offline_says_what_is_set(hub: FakeHub, refused: Refused, monkeypatch: pytest.MonkeyPatch):
     go_offline(monkeypatch)
     assert "HF_HUB_OFFLINE forbids to ask the Hub; unset it" in refused(pull, ADDRESS)
+    assert "HF_HUB_OFFLINE forbids" in refused(play, "--run", ADDRESS, "--headless")
+    assert nothing_was_made()
     assert "cannot be written while HF_HUB_OFFLINE is set" in refused(publish, *PUBLISH)
 
 

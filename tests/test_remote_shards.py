@@ -47,10 +47,10 @@ def test_readers_in_several_processes_share_a_small_cache(
         subprocess.Popen(
             [sys.executable, "-c", code, str(seed)], cwd=ROOT, text=True, stdout=subprocess.PIPE
         )
-        for seed in range(3)
+        for seed in range(2)
     ]
     expected = sum(int(whole.read(e, "frames").sum()) for e in range(len(whole)))
-    assert [int(reader.communicate()[0]) for reader in readers] == [expected] * 3
+    assert [int(reader.communicate()[0]) for reader in readers] == [expected] * 2
     assert "waiting" not in capfd.readouterr().err
 
 

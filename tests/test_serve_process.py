@@ -132,3 +132,11 @@ def test_a_damaged_checkpoint_ends_it_with_one_line(run, tmp_path):
     )  # fmt: skip
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "cannot be read as a checkpoint" in done.stderr.strip().splitlines()[-1]
+
+
+def test_the_service_leaves_torch_to_its_model():
+    program = "import sys, serve, pipeline.serve.service_app; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

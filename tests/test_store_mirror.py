@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 from local_store import mirror, write
 
+import preprocess
+import train_tokenizer
 from data.io.object_store import ObjectStore, StoreError
+from pipeline.cli import run_cli, run_commands
 from pipeline.store.mirror import sent
 
 ROOT = Path(__file__).parents[1]
@@ -117,26 +120,28 @@ def test_the_end_says_what_was_not_sent_and_where_it_is(
     assert "store: the store is away; until then all is in" in capsys.readouterr().err
 
 
-def test_a_world_is_trained_in_a_store_from_two_machines(address: str, tmp_path: Path):
-    def stage(machine: str, *words: str) -> str:
-        folder = tmp_path / machine
-        folder.mkdir(exist_ok=True)
-        ended = subprocess.run(
-            [sys.executable, *words], cwd=folder, capture_output=True, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )  # fmt: skip
-        assert ended.returncode == 0, ended.stderr[-2000:]
-        return ended.stdout
-
-    def script(name: str) -> list[str]:
-        return [str(ROOT / name), *(["pusht"] if name == "preprocess.py" else [])]
+def test_a_world_is_trained_in_a_store_from_two_machines(
+    address: str, tmp_path: Path, monkeypatch: Any
+):
+    def machine(name: str, *words: str) -> None:
+        """From here on a command of this process is one of the machine of that name."""
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / name)
+        monkeypatch.setattr(sys, "argv", [f"{words[0]}.py", *words[1:]])
 
     run = ["--run", address]
-    small = ["--train.steps", "2", "--train.save-every", "1", "--train.eval-every", "2"]
-    stage("a", *script("preprocess.py"), *run, "--preset", "keypoints", "debug")
-    stage("b", *script("train_tokenizer.py"), *run, *small)
-    told = stage("a", *script("train_tokenizer.py"), *run, *small[:1], "4", *small[2:])
-    assert "from step 2" in told
+    small = ["--train.save-every", "1", "--train.eval-every", "2", "--train.steps"]
+    machine("a", "preprocess", "pusht", *run, "--preset", "keypoints", "debug")
+    run_commands(preprocess.COMMANDS, "")
+    machine("b", "train_tokenizer", *run, *small, "2")
+    run_cli(train_tokenizer.main, train_tokenizer.Config, "tokenizer")
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "train_tokenizer.py"), *run, *small, "4"],
+        cwd=tmp_path / "a", capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert "from step 2" in ended.stdout
     log = tmp_path / "a/runs/store/s3" / address.removeprefix("s3://") / "tokenizer/log.jsonl"
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps[-1] == 4

@@ -41,10 +41,8 @@ ROLLOUT = """async ([number, actions]) => {
   const seen = await call("rollout", number, actions);
   return seen.map(({ frame, latents }) => [[...frame], [...latents]]);
 }"""
-NO_ADAPTER = (
-    "Object.defineProperty(navigator, 'gpu', { value: { requestAdapter: async () => null } });"
-)
-BROKEN = "Object.defineProperty(navigator, 'gpu', { value: { requestAdapter: async () => ({}) } });"
+ADAPTER = "Object.defineProperty(navigator, 'gpu', { value: { requestAdapter: async () => %s } });"
+NO_ADAPTER, BROKEN = ADAPTER % "null", ADAPTER % "({})"
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +356,10 @@ def test_without_a_gpu_that_works_wasm_plays(gpu_address: str, chromium: Any, gp
             until(page, lambda: any("WebGPU is not used" in line for line in told))
 
 
+def fulfil(answer: dict[str, str], route: Any) -> None:
+    route.fulfill(**answer)
+
+
 def test_a_gpu_that_never_answers_is_given_up(
     with_webgpu: web.Config, gpu_address: str, chromium: Any
 ):
@@ -370,20 +372,14 @@ def test_a_gpu_that_never_answers_is_given_up(
         for name, (before, after) in changes.items():
             text = (with_webgpu.out / name).read_text()
             assert before in text
-            page.context.route(
-                f"**/{name}",
-                partial(fulfil, body=text.replace(before, after)),
-            )
+            answer = {"body": text.replace(before, after), "content_type": "text/javascript"}
+            page.context.route(f"**/{name}", partial(fulfil, answer))
         told: list[str] = []
         page.on("console", lambda message: told.append(message.text))
         page.add_init_script(BROKEN)
         page.goto(gpu_address)
         plays_by(page, "WebAssembly")
         assert "WebGPU is not used: it did not answer" in told
-
-
-def fulfil(route: Any, body: str) -> None:
-    route.fulfill(body=body, content_type="text/javascript")
 
 
 def test_a_real_adapter_is_tried_and_the_page_plays(gpu_address: str, chromium: Any):

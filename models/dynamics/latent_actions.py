@@ -18,6 +18,7 @@ from typing import Annotated
 
 import torch
 from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
 
 from data.ranges import MAX_STEPS, CheckedConfig, Range
 from kernels import nearest_code
@@ -71,8 +72,6 @@ class LatentActionModel(nn.Module):
     """Infer the latent action between two frames, by predicting the second from the first."""
 
     def __init__(self, config: LatentActionConfig, image_size: tuple[int, int]) -> None:
-        from vector_quantize_pytorch import VectorQuantize  # loads a compiler, for seconds
-
         super().__init__()
         check_patches(image_size, config.downsample)
         self.config = config

@@ -13,6 +13,7 @@ from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
+from vector_quantize_pytorch import FSQ
 
 from data.batch import Batch
 from data.ranges import CheckedConfig, Range
@@ -80,8 +81,6 @@ class StVivit(Tokenizer):
     decoder_parts = ("decoder_in", "decoder_pos", "decoder", "decoder_out", "background", "pixels")
 
     def __init__(self, config: StVivitConfig) -> None:
-        from vector_quantize_pytorch import FSQ  # loads a compiler, for seconds
-
         super().__init__()
         self.config, self.image_size = config, config.image_size
         self.latents = LatentSpec(

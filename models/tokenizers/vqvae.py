@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
 
 from data.batch import Batch
 from data.ranges import MAX_STEPS, CheckedConfig, Range
@@ -115,10 +116,9 @@ class VqVae(Tokenizer):
     all training steps do the same."""
 
     def __init__(self, config: VqVaeConfig) -> None:
-        from vector_quantize_pytorch import VectorQuantize  # loads a compiler, for seconds
-
         super().__init__()
-        self.config, self.image_size = config, config.image_size
+        self.config = config
+        self.image_size = config.image_size
         height, width = config.image_size
         grid = (height // config.downsample, width // config.downsample)
         self.latents = LatentSpec(

@@ -39,9 +39,9 @@ EVALUATE = pusht.EVALUATE
 
 def predictor(
     dim: int, num_layers: int, num_heads: int, **model: float
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, int | float]]:
     """The sizes of the predictor, which stage 3 takes from stage 2; `model` is of stage 2 alone."""
-    sizes = {
+    sizes: dict[str, int | float] = {
         "model.predictor.dim": dim,
         "model.predictor.num_layers": num_layers,
         "model.predictor.num_heads": num_heads,

@@ -206,6 +206,20 @@ def test_what_makes_views_alike_teaches_the_encoder_alone(batch):
     assert float(twice.loss(batch)["vicreg"]) == pytest.approx(2 * float(once), rel=1e-5)
 
 
+def test_views_are_alike_whatever_patches_are_seen(batch, monkeypatch):
+    """Means of the same few patches would differ between images by where these are."""
+    model = Iwm(replace(CONFIG, vicreg_weight=2.0))
+    seen, encode = [], model.encoder.forward
+
+    def spy(frames, keep=None):
+        seen.append(None if keep is None else keep.shape[1])
+        return encode(frames, keep)
+
+    monkeypatch.setattr(model.encoder, "forward", spy)
+    model.loss(batch)
+    assert seen == [int(CONFIG.visible * model.latents.num_patches), None]
+
+
 def test_an_anchored_prediction_of_no_action_is_no_change(model, batch):
     latents = model.encode(batch.frames[:, 0])
     still = torch.zeros(6, views.SLOTS)

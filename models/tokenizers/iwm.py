@@ -208,7 +208,8 @@ class Iwm(Tokenizer):
             pooled = error.shape[1] * error.mean(1).square().mean()
             losses["pooled_prediction"] = config.pooled_weight * pooled
         if config.vicreg_weight:
-            other = self._latents(self.encoder, target_view, visible)
+            # of all patches: means of the same few would differ by where these are
+            other = self._latents(self.encoder, target_view)
             alike = vicreg(latents.mean(1), other.mean(1), LEAST_STD)
             losses["vicreg"] = config.vicreg_weight * alike
         with torch.no_grad():

@@ -5,7 +5,6 @@ import json
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from data.pusht.demos import Demonstrations
 from data.pusht.perturbed_demos import PerturbedDemos
 from data.pusht.simulator import goal_of
 from data.pusht.symmetries import mirror
-from data.pusht.vector_pusht import _worker
+from data.pusht.vector_pusht import VectorPushT
 
 
 @pytest.fixture(autouse=True)
@@ -286,11 +285,10 @@ def test_frames_and_rewards_are_those_of_the_given_goal(tmp_path):
 
 def test_simulators_of_an_evaluation_have_the_goal_of_the_shards():
     goal = goal_of({"goal": [150, 300, -10]})
-    requests = iter([("reset", [(0, np.array([400, 400, *goal]), np.zeros(2), goal)]),
-                     ("step", (np.array([[400.0, 400.0]]), [True])), None])  # fmt: skip
-    answers = []
-    _worker(SimpleNamespace(recv=lambda: next(requests), send=answers.append), 1, 32, goal)
-    assert answers[1][1][0] > 0.99
+    with VectorPushT(1, 32, 1, goal) as envs:
+        envs.reset(np.arange(1), np.array([[400, 400, *goal]]), np.zeros((1, 2)))
+        _, coverages = envs.step(np.array([[400.0, 400.0]]), np.ones(1, bool))
+    assert coverages[0] > 0.99
 
 
 def test_copies_are_mirrored_only_for_the_tasks_own_goal(tmp_path):

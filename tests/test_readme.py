@@ -109,14 +109,9 @@ def test_the_commands_of_the_debug_run_work_in_their_order(
     for made in (
         "run.json",
         "shards/shard-00000.h5",
-        "tokenizer/best.pt",
-        "dynamics/best.pt",
-        "controller/best.pt",
-        "play/rollout.gif",
-        "play/rollout.mp4",
-        "play/frames/00000.png",
-        "report/metrics.json",
-        "report/index.html",
+        *(f"{stage}/best.pt" for stage in ("tokenizer", "dynamics", "controller")),
+        *(f"play/{name}" for name in ("rollout.gif", "rollout.mp4", "frames/00000.png")),
+        *(f"report/{name}" for name in ("metrics.json", "index.html")),
     ):
         assert (run / made).exists(), made
 

@@ -64,7 +64,7 @@ SIZES = {
             "model.encoder.num_heads": 12,
         },
     },
-    # by the depth of the predictor, which alone makes no encoder invariant (VICReg does)
+    # by the depth of the predictor; a shallow one alone makes no encoder invariant
     "core": predictor(384, 8, 12),
     "invariant": predictor(384, 4, 12, vicreg_weight=4.0),
     "equivariant": predictor(384, 16, 12),

@@ -42,3 +42,8 @@ def test_its_gradient_moves_images_apart_and_views_together():
     assert x.grad is not None and x.grad[0] < x.grad[1]  # a step down moves the first up
     (alone,) = torch.autograd.grad(vicreg(x + 5, y, 0.0), x)
     assert bool((alone > 0).all())
+
+
+def test_one_image_is_refused():
+    with pytest.raises(ValueError, match="--train.batch-size to 2 or more"):
+        vicreg(APART[:1], APART[:1], 0.5)

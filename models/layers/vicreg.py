@@ -14,10 +14,15 @@ EPSILON = 1e-4
 
 
 def vicreg(x: Tensor, y: Tensor, least_std: float) -> Tensor:
-    """Equation 6, divided by 25, of two views (B, E) each: B of 2 or more.
+    """Equation 6, divided by 25, of two views (B, E) each; ValueError where B is 1.
 
     least_std: the deviation of a number over images that is enough.
     """
+    if len(x) < 2:
+        raise ValueError(
+            "VICReg tells images apart, and a batch has 1; raise --train.batch-size to 2 or more, "
+            "or give --model.vicreg-weight 0"
+        )
     x, y = x.float(), y.float()
     return mse_loss(x, y) + _spread(x, least_std) + _spread(y, least_std)
 

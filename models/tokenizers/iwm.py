@@ -4,9 +4,9 @@ et al., arXiv:2403.00504).
 An encoder sees some patches of a source view; a predictor, told what leads to the target view
 (models/layers/views.py), predicts the target's latents at masked patches.  Targets are those of an
 encoder that follows by moving average.  A deep predictor that is conditioned learns to apply the
-transformation (equivariant); a shallow one teaches the encoder to drop it (invariant).  With two
-streams, a part of the latents is predicted in either way.  There is no CLS token: where one vector
-is wanted, it is the mean of the patches' latents.
+transformation (equivariant); a shallow one, with VICReg's terms, teaches the encoder to drop some
+of it (invariant).  With two streams, a part of the latents is predicted in either way.  There is no
+CLS token: where one vector is wanted, it is the mean of the patches' latents.
 
 Letters: B frames, H W pixels, P patches, N patches that are seen, M that are predicted, D width.
 """
@@ -53,7 +53,7 @@ class IwmConfig(CheckedConfig):
     encoder: VitConfig = field(default_factory=lambda: VitConfig(192, 12, 3))
     """The encoder; by default ViT-Tiny."""
     predictor: VitConfig = field(default_factory=lambda: VitConfig(384, 8, 12))
-    """The predictor: deep and conditioned it is equivariant, shallow it is invariant."""
+    """The predictor: deep and conditioned it is equivariant."""
     conditioning: Conditioning = "feature"
     """How the predictor is told what leads to the target: as features of each mask token, as a
     sequence of 16 tokens, or not at all."""
@@ -87,8 +87,8 @@ class IwmConfig(CheckedConfig):
     """Weight of the error of the mean over the predicted patches, by which views are told apart;
     that of each patch has 1."""
     vicreg_weight: Annotated[float, Range(0, 10**6)] = 0.0
-    """Weight of what makes the encoder invariant: the mean over patches alike for both views, and
-    different between images (VICReg)."""
+    """Weight of what makes the encoder less sensitive to views: means over patches that are alike
+    for both, and different between images (VICReg)."""
     whiten: bool = False
     """Show the encoder light, colors and local differences at like strength (whitened), not red,
     green and blue."""

@@ -48,7 +48,7 @@ def guides() -> list[str]:
     return [n for n in names if n not in ELSEWHERE and BLOCK.search(text_of(n))]
 
 
-FEW_STEPS = shlex.split("--train.steps 8 --train.eval-every 4 --train.save-every 4")
+FEW_STEPS = shlex.split("--train.steps 8 --train.eval-every 8 --train.save-every 8")
 SMALLER = {  # than debug; the whole of an evaluation is in test_evaluate.py and test_readme.py
     "train_tokenizer.py": FEW_STEPS,
     "train_dynamics.py": FEW_STEPS,
@@ -57,6 +57,7 @@ SMALLER = {  # than debug; the whole of an evaluation is in test_evaluate.py and
         " --task-max-steps 2 --planner.iterations 1"
     ),
 }
+FEW_SEARCHES = shlex.split("--task-planner.iterations 2 --task-planner.warm-start-iterations 1")
 POLICIES = ["--policies", "random", "planner", "policy_prior"]  # of runs of Push-T
 
 
@@ -75,9 +76,11 @@ def at_debug(words: list[str]) -> list[str]:
 
 
 def made_smaller(words: list[str]) -> list[str]:
-    """The command with the flags of SMALLER, and a Push-T run's evaluation of three policies."""
+    """The command with the flags of SMALLER, a Push-T run's evaluation of three policies, and a
+    search for the task of two iterations."""
     policies = POLICIES if words[1] == "evaluate.py" and "runs/first" in words else []
-    return [*words, *SMALLER.get(words[1], []), *policies]
+    search = FEW_SEARCHES if "task" in words else []
+    return [*words, *SMALLER.get(words[1], []), *policies, *search]
 
 
 def run_command(words: list[str]) -> None:

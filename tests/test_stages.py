@@ -69,7 +69,10 @@ def config(stage: Any, run: Path, **changes: Any) -> Any:
         made = presets.changed(made, size, "debug")
     else:
         made = presets.apply(stage.Config(), name, [run.name, "debug"])
-    few = FEW_BC_STEPS | SHORT_DREAMS if stage is train_controller else FEW_STEPS
+    few = FEW_STEPS
+    if stage is train_controller:
+        dreams = {"model.horizon": 4} if run.name == "minecraft" else SHORT_DREAMS
+        few = FEW_BC_STEPS | dreams
     made = presets.changed(replace(made, run=run), few, "few steps")
     if stage is train_tokenizer:
         made = replace(made, model=replace(made.model, image_size=(32, 32)))

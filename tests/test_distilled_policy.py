@@ -32,7 +32,7 @@ def expert() -> BestOfN:
     """The imitator goes up or down as often; the expert is to end up."""
     torch.manual_seed(0)
     imitator = FlowPolicy(replace(SMALL, receding_horizon=4), POINT, POINTER)
-    fit(imitator, 600)
+    fit(imitator, 300)
     world: Any = World()
     objective = NearestGoalDistance(world, UP)
     return BestOfN(CONFIG, world, imitator.requires_grad_(False), objective, block=2)
@@ -66,7 +66,7 @@ def test_the_student_learns_what_the_expert_decides(expert: BestOfN):
     assert before["regret"] == pytest.approx(before["imitator_regret"]) and before["regret"] > 0
     assert share_that_goes_up(model) < 0.8
     optimizer = torch.optim.AdamW(model.train().parameters(), 1e-3)
-    for _ in range(150):
+    for _ in range(75):
         loss = model.loss(starts(32), expert)["flow_matching"]
         optimizer.zero_grad()
         loss.backward()

@@ -87,7 +87,7 @@ def test_it_learns_push_t_from_a_few_frames():
         frames[row] = world.render(64)
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)
     estimator = fit_estimator(
-        PUSHT, images[:400], truth[:400], steps=120, batch_size=24, progress=False
+        PUSHT, images[:400], truth[:400], steps=90, batch_size=24, progress=False
     )
     errors = estimator.errors(truth[400:], estimator.predict(images[400:]))
     assert errors["agent_px"].median() < 10

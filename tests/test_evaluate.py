@@ -19,11 +19,13 @@ from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
+from evaluation.measures import probe
 from evaluation.provenance import provenance
 from evaluation.report.metrics_schema import empty_metrics
 from evaluation.simulator_jobs import mpc_policies
 from models.planning.planner import PlannerConfig
 from pipeline import presets
+from pipeline.inference import aot_inductor
 from pipeline.training.auto_compile import cpp_compiler
 
 
@@ -43,6 +45,17 @@ def evaluate_debug(run: Path, **changes: Any) -> dict[str, Any]:
 
 def keys(tree: Any) -> Any:
     return {k: keys(v) for k, v in tree.items()} if isinstance(tree, dict) else None
+
+
+@pytest.fixture(autouse=True)
+def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_mlp", partial(probe._mlp, steps=20))
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of figures."""
+    monkeypatch.setattr(evaluate, "draw_plots", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +85,7 @@ def keys_run(tmp_path: Path) -> Path:
     return write_run(tmp_path, EpisodeDataset(tmp_path / "shards"))
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_what_was_not_measured_is_null_and_never_absent(toy_run: Path):
     metrics = evaluate_debug(toy_run, parts=("tokenizer", "play"))
     empty = empty_metrics()
@@ -87,6 +101,7 @@ def test_what_was_not_measured_is_null_and_never_absent(toy_run: Path):
     assert (toy_run / "report" / "index.html").exists()
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_parts_are_added_one_by_one_and_computed_once(toy_run: Path):
     first = evaluate_debug(toy_run, parts=("tokenizer",))
     parts = toy_run / "report" / "parts"
@@ -111,11 +126,11 @@ def test_the_report_has_only_images_whose_metrics_were_measured(toy_run: Path):
     parts = ("tokenizer", "open_loop")
     assert images(parts=parts, num_videos=2) == [*open_loop, "reconstructions"]
     assert images(parts=("tokenizer",), seed=5) == ["reconstructions"]
-    assert images(parts=("open_loop",), num_videos=1) == list(open_loop[:3])
     assert images(parts=("open_loop",), num_videos=0) == list(open_loop[:2])
     assert not list(plots.glob("video-*.png"))
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_another_checkpoint_or_setting_invalidates_the_metrics(toy_run: Path):
     evaluate_debug(toy_run, parts=("tokenizer", "play"))
     write_run(toy_run, EpisodeDataset(toy_run / "shards"), controllers=False)  # the same weights
@@ -126,6 +141,7 @@ def test_another_checkpoint_or_setting_invalidates_the_metrics(toy_run: Path):
     assert changed["tokenizer"]["n"] is None
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_codes_with_factors_fill_controllability_and_imitation(keys_run: Path):
     metrics = evaluate_debug(keys_run, parts=("controllability", "imitation"))
     measured = metrics["controllability"]
@@ -147,6 +163,7 @@ def test_codes_with_factors_fill_controllability_and_imitation(keys_run: Path):
     assert again["controllability"] == measured
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_continuous_actions_leave_both_null(toy_run: Path):
     metrics = evaluate_debug(toy_run, parts=("controllability", "imitation"))
     assert metrics["controllability"] == empty_metrics()["controllability"]
@@ -187,8 +204,12 @@ def test_a_policy_that_is_not_measured_is_refused_with_the_reason(pusht_run: Pat
         evaluate_debug(toy_run, policies=("random",))
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_parts_side_by_side_are_those_of_one_process(pusht_run: Path, tmp_path: Path):
-    asked: dict[str, Any] = {"parts": ("tokenizer", "rewards", "play", "task")}
+    asked: dict[str, Any] = {
+        "parts": ("tokenizer", "rewards", "play", "task"),
+        "policies": ("bc", "noop"),
+    }
     evaluate_main(pusht_run, out=tmp_path / "alone", **asked)
     torch.set_num_threads(2)  # one for each
     try:
@@ -231,8 +252,9 @@ def test_an_actor_critic_with_the_weights_of_bc_is_not_played_again(
 
 
 @pytest.mark.skipif(not cpp_compiler(), reason="needs a C++ compiler")
-def test_compiled_steps_have_their_own_cache_key(pusht_run: Path):
+def test_compiled_steps_have_their_own_cache_key(pusht_run: Path, monkeypatch: pytest.MonkeyPatch):
     """Nothing is compiled before the first step."""
+    monkeypatch.setattr(aot_inductor, "compile_problem", lambda _: None)  # it compiles a trial
     cache_keys, said = [], []
     for compiled in (False, True):
         with evaluate.Session(pusht_run, None, None, 1, 2, compiled) as session:
@@ -241,6 +263,7 @@ def test_compiled_steps_have_their_own_cache_key(pusht_run: Path):
     assert cache_keys[0] != cache_keys[1] and said == [False, True]
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_planners_are_measured_in_a_continuous_world(keypoints_run: Path):
     run = keypoints_run
     config = preset(run, "keypoints", "debug")
@@ -293,6 +316,7 @@ def test_a_planner_with_prior_has_its_action_block_and_reaches_as_far_as_the_goa
     assert executor.receding_horizon == -(-receding_horizon // 5) * 5
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_another_dataset_gets_its_own_report(pusht_run: Path, tmp_path: Path):
     other = write_toy_shards(tmp_path / "elsewhere" / "shards", episodes=6, size=64)
     config = preset(pusht_run, "pusht", "debug")

@@ -128,6 +128,8 @@ def stage(run: Path, name: str, module: Any, **changes: Any) -> None:
         if hasattr(config, part):
             short = {f"{part}.{key}": value for key, value in SHORT.items()}
             config = presets.changed(config, short, "short")
+    if name == "controller":
+        config = presets.changed(config, {"model.horizon": 4}, "short")
     module.main(replace(config, run=run, **changes))
 
 

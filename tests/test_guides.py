@@ -14,13 +14,17 @@ import shlex
 import sys
 import types
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import evaluate
 import preprocess
+from evaluation.measures import probe
 from pipeline import cli, presets
+from pipeline.play import buttons
+from recipes import genie
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {  # pages whose blocks have tests of their own
@@ -44,6 +48,19 @@ def guides() -> list[str]:
     return [n for n in names if n not in ELSEWHERE and BLOCK.search(text_of(n))]
 
 
+FEW_STEPS = shlex.split("--train.steps 8 --train.eval-every 8 --train.save-every 8")
+SMALLER = {  # than debug; the whole of an evaluation is in test_evaluate.py and test_readme.py
+    "train_tokenizer.py": FEW_STEPS,
+    "train_dynamics.py": FEW_STEPS,
+    "evaluate.py": shlex.split(
+        "--goal-pairs 1 --oracle-pairs 1 --task-episodes 1 --search-episodes 1"
+        " --task-max-steps 2 --planner.iterations 1"
+    ),
+}
+FEW_SEARCHES = shlex.split("--task-planner.iterations 2 --task-planner.warm-start-iterations 1")
+POLICIES = ["--policies", "random", "planner", "policy_prior"]  # of runs of Push-T
+
+
 def at_debug(words: list[str]) -> list[str]:
     """The command at the size debug: `--preset keypoints cpu` -> `--preset keypoints debug`.
     play.py takes 5 steps of more."""
@@ -56,6 +73,14 @@ def at_debug(words: list[str]) -> list[str]:
     end = next((i for i in range(start, len(words)) if words[i].startswith("-")), len(words))
     recipes = [name for name in words[start:end] if name in presets.recipe_names()]
     return [*words[:start], *(w for name in recipes for w in (name, "debug")), *words[end:]]
+
+
+def made_smaller(words: list[str]) -> list[str]:
+    """The command with the flags of SMALLER, a Push-T run's evaluation of three policies, and a
+    search for the task of two iterations."""
+    policies = POLICIES if words[1] == "evaluate.py" and "runs/first" in words else []
+    search = FEW_SEARCHES if "task" in words else []
+    return [*words, *SMALLER.get(words[1], []), *policies, *search]
 
 
 def run_command(words: list[str]) -> None:
@@ -98,7 +123,7 @@ class Guides:
             if language == "bash":
                 for line in block.replace("\\\n", " ").splitlines():
                     if words := shlex.split(line, comments=True):
-                        run_command(at_debug(words))
+                        run_command(made_smaller(at_debug(words)))
             elif title:
                 (self.folder / title).write_text(block)
             else:
@@ -115,6 +140,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Guides:
 def run_in(shared: Guides, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guides]:
     monkeypatch.chdir(shared.folder)
     monkeypatch.setattr(evaluate, "available_cpus", lambda: 1)  # simulators without processes
+    monkeypatch.setattr(buttons, "NUM_STARTS", 4)
+    monkeypatch.setitem(genie.SIZES["debug"]["dynamics"], "model.latent_action_steps", 4)
+    monkeypatch.setattr(probe, "_mlp", partial(probe._mlp, steps=20))
     monkeypatch.syspath_prepend(shared.folder)  # files that a page writes are imported
     yield shared
 

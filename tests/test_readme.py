@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,6 +18,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from in_process import call_script
+from test_guides import made_smaller
 from untrained_run import write_run
 
 import bench.__main__
@@ -33,6 +35,7 @@ from data.toy import write_toy_shards
 from evaluation.compare import __main__ as compare
 from evaluation.latents import __main__ as latents
 from evaluation.live import __main__ as live
+from evaluation.measures import probe
 from pipeline import presets, publish, pull, runs
 from pipeline.cli import parse
 from pipeline.client import watch_video
@@ -94,9 +97,11 @@ def test_the_commands_of_the_debug_run_work_in_their_order(
 ):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setattr(evaluate, "available_cpus", lambda: 1)  # simulators without processes
+    monkeypatch.setattr(probe, "_mlp", partial(probe._mlp, steps=20))
     assert len(debug_run()) == 6
     for program, *words in debug_run():
         assert program == "python"
+        _, *words = made_smaller([program, *words])
         words = [word.replace("runs/", f"{tmp_path}/") for word in words]
         if words[0] == "train_controller.py":  # the only stage that no other test starts alone
             ended = subprocess.run(

@@ -42,6 +42,7 @@ STAGES = [
 ]
 FEW_STEPS = {"train.steps": 8, "train.eval_every": 4, "train.save_every": 2}
 FEW_BC_STEPS = {"bc.steps": 8, "bc.eval_every": 4, "bc.save_every": 2}
+SHORT_DREAMS = {"model.horizon": 4, "goal_policy.max_goal_offset": 5}
 METHODS = ("pusht", "keypoints", "lewm", "dreamer", "minecraft", "flexible")
 JOINT = ("dreamer",)  # without stage 2
 EACH = pytest.mark.parametrize("run", METHODS, indirect=True, scope="module")
@@ -68,7 +69,10 @@ def config(stage: Any, run: Path, **changes: Any) -> Any:
         made = presets.changed(made, size, "debug")
     else:
         made = presets.apply(stage.Config(), name, [run.name, "debug"])
-    few = FEW_BC_STEPS if stage is train_controller else FEW_STEPS
+    few = FEW_STEPS
+    if stage is train_controller:
+        dreams = {"model.horizon": 4} if run.name == "minecraft" else SHORT_DREAMS
+        few = FEW_BC_STEPS | dreams
     made = presets.changed(replace(made, run=run), few, "few steps")
     if stage is train_tokenizer:
         made = replace(made, model=replace(made.model, image_size=(32, 32)))

@@ -26,6 +26,7 @@ CURVE_STYLES = {  # prefix of the metric -> label, color, line
     "reconstruction_": ("tokenizer alone", "#2a9d8f", "-."),
 }
 MAX_AXIS_PSNR = 60.0  # dB; a copy of a still scene would stretch the axis
+MAX_ERROR = 160  # of 255, the brightest of the color map
 MIN_AXIS_DELTA = 0.5  # dB on either side of 0; less would make noise look like an effect
 
 
@@ -142,31 +143,37 @@ def draw_strip(
 
     rows: a name and (T, 3, H, W) uint8 each.
     """
-    fig, axes = plt.subplots(
-        len(rows) + error,
-        len(titles),
-        figsize=(1.15 * len(titles) + 0.7, 1.2 * len(rows) + 1.4),
-        squeeze=False,
-    )
-    for line, (name, video) in zip(axes, rows, strict=False):
-        for ax, frame in zip(line, video, strict=True):
-            ax.imshow(frame.permute(1, 2, 0).cpu().numpy(), interpolation="nearest")
-        line[0].set_ylabel(name, fontsize=8)
+    names, videos = [name for name, _ in rows], [_as_images(video) for _, video in rows]
     if error:
-        abs_error = (rows[0][1].int() - rows[-1][1].int()).abs().amax(1)
-        for ax, frame in zip(axes[-1], abs_error, strict=True):
-            image = frame.cpu().numpy()
-            ax.imshow(image, cmap="magma", vmin=0, vmax=160, interpolation="nearest")
-        axes[-1][0].set_ylabel("error", fontsize=8)
-    for ax, title in zip(axes[0], titles, strict=True):
-        ax.set_title(title, fontsize=8)
-    for ax in axes.flat:
-        ax.set_xticks([])
-        ax.set_yticks([])
-        for spine in ax.spines.values():
-            spine.set_color("#cccccc")
-    fig.subplots_adjust(wspace=0.04, hspace=0.04, left=0.07, right=0.995, bottom=0.01, top=0.93)
+        abs_error = (rows[0][1].int() - rows[-1][1].int()).abs().amax(1).cpu().numpy()
+        names.append("error")
+        videos.append(matplotlib.colormaps["magma"](abs_error / MAX_ERROR, bytes=True)[..., :3])
+    height, width = videos[0].shape[1:3]
+    gap = max(1, round(0.04 * width))  # pixels
+    sheet = np.full(
+        (len(videos) * (height + gap) - gap, len(titles) * (width + gap) - gap, 3), 255, np.uint8
+    )
+    for row, video in enumerate(videos):
+        for column, image in enumerate(video):
+            top, left = row * (height + gap), column * (width + gap)
+            sheet[top : top + height, left : left + width] = image
+    # one image: axes of their own would take most of an evaluation's time to draw
+    fig, ax = plt.subplots(figsize=(1.15 * len(titles) + 0.7, 1.2 * len(rows) + 1.4))
+    ax.imshow(sheet, interpolation="nearest")
+    ax.xaxis.tick_top()
+    ax.set_xticks(np.arange(len(titles)) * (width + gap) + width / 2, titles, fontsize=8)
+    ax.set_yticks(np.arange(len(names)) * (height + gap) + height / 2, names, fontsize=8)
+    for label in ax.get_yticklabels():
+        label.set(rotation="vertical", verticalalignment="center")
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    fig.subplots_adjust(left=0.07, right=0.995, bottom=0.01, top=0.93)
     _save(fig, path, tight=False)
+
+
+def _as_images(video: Tensor) -> np.ndarray:
+    """(T, 3, H, W) -> (T, H, W, 3)."""
+    return video.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _save(fig: Any, path: Path, tight: bool = True) -> None:

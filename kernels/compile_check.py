@@ -122,23 +122,30 @@ def compile_case(case: CompileCase) -> Occupancy:
     return Occupancy(case.name, registers, spills, shared, programs, wgmma, exceeded)
 
 
-def one_size(cases: list[CompileCase]) -> list[CompileCase]:
-    """Of cases of a kernel that differ in numbers alone, the one of which a multiprocessor has to
-    hold most programs, and of equal ones the last, which is the largest."""
-    kept: dict[Any, CompileCase] = {}
-    for case in cases:
-        flags = {name: x for name, x in case.values.items() if x is None or isinstance(x, bool)}
-        key = (case.kernel.fn, *sorted(case.types.items()), *sorted(flags.items()))
-        if key not in kept or case.min_programs >= kept[key].min_programs:
-            kept[key] = case
-    return list(kept.values())
+def covering(cases: list[CompileCase]) -> list[CompileCase]:
+    """Few of a theme's cases that have all of its kernels, each with all of its types, and all of
+    the theme's flags.  Of equal ones the one of which a multiprocessor has to hold most programs is
+    taken, and of those the last, which is the largest."""
+
+    def traits(case: CompileCase) -> set[tuple[Any, ...]]:
+        flags = {(name, x) for name, x in case.values.items() if isinstance(x, bool)}
+        absent = {(name, x) for name, x in case.values.items() if x is None}
+        return flags | {(case.kernel.fn, *pair) for pair in absent | set(case.types.items())}
+
+    left = set[tuple[Any, ...]]().union(*map(traits, cases))
+    kept = []
+    while left:
+        best = max(reversed(cases), key=lambda case: (len(traits(case) & left), case.min_programs))
+        left -= traits(best)
+        kept.append(best)
+    return [case for case in cases if case in kept]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("themes", nargs="*", help=f"{', '.join(THEMES)}; all if none is named")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="compile each kernel at one size")
+    parser.add_argument("--quick", action="store_true", help="compile each kernel with each type")
     arguments = parser.parse_args()
     for theme in arguments.themes:
         if theme not in THEMES:
@@ -147,7 +154,7 @@ def main() -> None:
     occupancies = []
     for theme in arguments.themes or THEMES:
         cases = importlib.import_module(f"kernels.{theme}").COMPILE_CASES
-        occupancies += [compile_case(x) for x in (one_size(cases) if arguments.quick else cases)]
+        occupancies += [compile_case(x) for x in (covering(cases) if arguments.quick else cases)]
     if arguments.json:
         print(json.dumps([asdict(t) for t in occupancies]))
     else:

@@ -25,6 +25,11 @@ NO_FLOAT64 = "Cannot convert a MPS Tensor to float64 dtype as the MPS framework 
 GET_DEVICE, SET_DATA = Tensor.device.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
 MOVES = {Tensor.to, Tensor.copy_, Tensor.__getitem__, Tensor.type_as}
 READS = {Tensor.numpy, Tensor.__array__}
+# what is the same on every device, and is asked at every operation
+SAME = {
+    Tensor.shape.__get__, Tensor.dtype.__get__, Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
+    Tensor.dim, Tensor.size, Tensor.is_floating_point, Tensor.__len__,
+}  # fmt: skip
 
 
 def is_there(tensor: Tensor) -> bool:
@@ -61,6 +66,8 @@ class FakeAccelerator(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func in SAME:
+            return func(*args, **(kwargs or {}))
         kwargs = dict(kwargs or {})
         tensors = tensors_in(args) + tensors_in(kwargs)
         there = any(is_there(x) for x in tensors)

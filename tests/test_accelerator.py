@@ -29,7 +29,15 @@ from pipeline.device import pick_device, set_device
 from pipeline.inference.load_world import load_world
 from recipes import pusht
 
-SHORT = {"steps": 2, "batch_size": 4, "eval_every": 1, "save_every": 2, "warmup_steps": 1}
+SHORT = {"steps": 2, "batch_size": 4, "eval_every": 2, "save_every": 2, "warmup_steps": 1}
+SMALL = {  # of a stage, where its method has it
+    "dynamics": {"model.transformer.num_layers": 1},
+    "controller": {
+        "model.horizon": 2,
+        "goal_policy.max_goal_offset": 5,
+        "goal_policy.num_samples": 2,
+    },
+}
 RECIPES = {  # with the sources of actions that its world has
     "pusht": ("dataset", "actor_critic"),
     "keypoints": ("goal_policy", "policy_prior"),
@@ -74,9 +82,7 @@ def config(stage: Any, key: str, run: Path) -> Any:
     if run.name == "minecraft" and key == "dynamics":
         off = {"model.transformer.activation_checkpointing": False}
         made = presets.changed(made, off, "toy")
-    if run.name == "minecraft" and key == "controller":
-        made = presets.changed(made, {"goal_policy.num_samples": 2}, "toy")
-    return made
+    return presets.changed(made, _fitting(made, SMALL.get(key, {})), "toy")
 
 
 def _fitting(made: Any, size: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def test_every_stage_runs_where_there_is_no_float64(
     recipe: str, tmp_path: Path, accelerator: None, capsys: pytest.CaptureFixture[str]
 ):
     run = tmp_path / recipe
-    write_toy_shards(run / "shards", episodes=18, length=40, factored=recipe == "minecraft")
+    write_toy_shards(run / "shards", episodes=18, length=16, factored=recipe == "minecraft")
     if recipe == "dinov2":
         write_backbone(run / "backbone")
     capsys.readouterr()

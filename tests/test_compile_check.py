@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import kernels
-from kernels.compile_check import THEMES, main, one_size, programs_per_multiprocessor
+from kernels.compile_check import THEMES, covering, main, programs_per_multiprocessor
 
 pytest.importorskip("triton")
 
@@ -29,15 +29,17 @@ def test_kernels_compile_for_sm_90_within_their_limits(tmp_path):
     assert not [t for t in taken if t["exceeded"]]
 
 
-def test_at_one_size_each_kernel_is_compiled_with_each_of_its_flags_and_types():
+def test_of_each_theme_few_cases_have_every_kernel_with_its_types_and_every_flag():
     assert len({case.name for case in cases()}) == len(cases()) > len(quick_cases())
-    assert {name_of(c.kernel) for c in cases()} == {name_of(c.kernel) for c in quick_cases()}
+    for theme in THEMES:
+        found = import_module(f"kernels.{theme}").COMPILE_CASES
+        every, quick = (set().union(*map(traits, some)) for some in (found, covering(found)))
+        assert every == quick
     names = [case.name for case in quick_cases()]
     backward = [name for name in names if name.startswith("rms_norm backward")]
     assert backward == ["rms_norm backward 768"]  # the largest
-    keys = [name for name in names if name.startswith("flash, gradient of keys")]
-    assert keys == ["flash, gradient of keys, 64 wide"]  # the one of most programs
-    assert len([name for name in names if name.startswith("flash, window,")]) == 3  # a flag
+    token = [name for name in names if name.startswith("flash, token by token,")]
+    assert token == ["flash, token by token, 64 wide"]  # the one of most programs
 
 
 def test_an_unknown_theme_is_one_line(monkeypatch):
@@ -80,11 +82,17 @@ def test_programs_of_a_multiprocessor_are_counted_as_cuda_does(registers, shared
 
 def quick_cases():
     of_themes = (import_module(f"kernels.{theme}").COMPILE_CASES for theme in THEMES)
-    return [case for found in of_themes for case in one_size(found)]
+    return [case for found in of_themes for case in covering(found)]
 
 
 def cases():
     return [case for theme in THEMES for case in import_module(f"kernels.{theme}").COMPILE_CASES]
+
+
+def traits(case):
+    flags = {(name, x) for name, x in case.values.items() if isinstance(x, bool)}
+    absent = {(name, x) for name, x in case.values.items() if x is None}
+    return flags | {(name_of(case.kernel), *pair) for pair in absent | set(case.types.items())}
 
 
 def name_of(kernel):

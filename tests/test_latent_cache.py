@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from screen import Screen
 from torch import Tensor
 
 from models.tokenizers.tokenizer import LatentSpec
@@ -213,13 +213,14 @@ def test_a_mapped_cache_stays_whole_while_another_is_made(tmp_path):
     assert (first == EXPECTED).all()
 
 
-def test_a_second_process_waits_and_uses_what_the_first_made(tmp_path, capsys):
+def test_a_second_process_waits_and_uses_what_the_first_made(tmp_path, monkeypatch):
+    screen = Screen(monkeypatch)
     started, others = threading.Event(), FakeEncoder()
 
     class Slow(FakeEncoder):
         def encode_clip(self, frames: Tensor) -> Tensor:
             started.set()
-            waiting.wait(timeout=10)
+            waiting.wait(timeout=90)
             return super().encode_clip(frames)
 
     waiting = threading.Event()
@@ -229,11 +230,7 @@ def test_a_second_process_waits_and_uses_what_the_first_made(tmp_path, capsys):
     results = []
     second = threading.Thread(target=lambda: results.append(cached(tmp_path, others)))
     second.start()
-    printed = ""
-    while "which makes the latents in" not in printed and second.is_alive():
-        printed += capsys.readouterr().err
-        time.sleep(0.01)
-    assert f"waiting for process {os.getpid()}, which makes the latents in {tmp_path}" in printed
+    screen.wait_for(f"waiting for process {os.getpid()}, which makes the latents in {tmp_path}")
     waiting.set()
     first.join()
     second.join()

@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+from screen import Screen
 
 from data.io import files
 from data.io.files import lock
@@ -59,9 +60,9 @@ def test_a_lock_that_another_holds_is_in_use(tmp_path, monkeypatch, code):
         lock(tmp_path)
 
 
-def test_a_lock_may_be_waited_for(tmp_path, capsys):
+def test_a_lock_may_be_waited_for(tmp_path, monkeypatch):
     held = lock(tmp_path)
-    done = threading.Event()
+    screen, done = Screen(monkeypatch), threading.Event()
 
     def wait() -> None:
         lock(tmp_path, "makes the latents").close()
@@ -69,10 +70,7 @@ def test_a_lock_may_be_waited_for(tmp_path, capsys):
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    printed = ""
-    while not printed and thread.is_alive():
-        printed = capsys.readouterr().err
-    assert f"waiting for process {os.getpid()}, which makes the latents" in printed
+    screen.wait_for(f"waiting for process {os.getpid()}, which makes the latents")
     assert not done.is_set()
     held.close()
     thread.join()

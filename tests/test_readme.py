@@ -92,28 +92,23 @@ def debug_run() -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_debug_run_work_in_their_order(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
+def test_the_commands_of_the_debug_run_work_in_their_order(monkeypatch: Any, tmp_path: Path):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setattr(evaluate, "available_cpus", lambda: 1)  # simulators without processes
     monkeypatch.setattr(probe, "_mlp", partial(probe._mlp, steps=20))
     assert len(debug_run()) == 6
-    for program, *words in debug_run():
+    for line in debug_run():
+        program, *words = made_smaller(line)
         assert program == "python"
-        _, *words = made_smaller([program, *words])
         words = [word.replace("runs/", f"{tmp_path}/") for word in words]
-        if words[0] == "train_controller.py":  # the only stage that no other test starts alone
-            ended = subprocess.run(
-                [sys.executable, *words], cwd=ROOT, capture_output=True, text=True
-            )
-        else:
-            ended = call_script(*words)
+        alone = words[0] == "train_controller.py"  # which no other test starts in a process
+        command = [sys.executable, *words]
+        kept = {"cwd": ROOT, "capture_output": True, "text": True}
+        ended = subprocess.run(command, **kept) if alone else call_script(*words)
         assert ended.returncode == 0, f"{shlex.join(words)}\n{ended.stdout}\n{ended.stderr}"
     run = tmp_path / "debug"
     for made in (
-        "run.json",
-        "shards/shard-00000.h5",
+        *("run.json", "shards/shard-00000.h5"),
         *(f"{stage}/best.pt" for stage in ("tokenizer", "dynamics", "controller")),
         *(f"play/{name}" for name in ("rollout.gif", "rollout.mp4", "frames/00000.png")),
         *(f"report/{name}" for name in ("metrics.json", "index.html")),

@@ -23,7 +23,7 @@ MAX_SEED = 2**32 - 1  # of NumPy's generators
 MAX_STEPS = 10**9
 MAX_WORKERS = 1024  # processes of one kind on one machine
 MIN_SIDE, MAX_SIDE = 16, 1024  # pixels of a frame's side
-# here, and not beside what they choose: that imports torch, which a config does without
+# here, not in pipeline/device.py: that imports torch, which a config does without
 DeviceOption = Literal["auto", "cpu", "mps", "cuda"]
 PrecisionOption = Literal["auto", "bf16", "fp16", "fp32"]
 

@@ -33,8 +33,8 @@ WALL = 10
 """Pixels from a side of the screen that its wall may cover."""
 EDGE_RADIUS = 2
 """Half the width of a block's edge, in pixels."""
-MAX_GOALS = 32
-"""Goals whose screens are kept, 1 MiB each."""
+MAX_GOALS = 64
+"""Goals whose screens are kept, 1 MiB each: more than are played at a time."""
 GOAL_COLOR = pygame.Color("LightGreen")
 
 Box = tuple[slice, slice]

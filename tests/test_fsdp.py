@@ -14,7 +14,7 @@ import sharded_language_model
 import sharded_rssm
 import torch
 from sharded_run import TRAIN, Sums, train
-from sharded_runs import STOP
+from torchrun_sharded import STOP
 
 from pipeline import checkpoint as ckpt
 
@@ -46,7 +46,7 @@ def close(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders: `one` and `two` processes stopped at step 3, `whole` never stopped; and from copies
     of these, `one_two` resumed by two processes and so on; `ddp`, two without sharding.  Two
-    processes make all that they make in one start (sharded_runs.py)."""
+    processes make all that they make in one start (torchrun_sharded.py)."""
     root = tmp_path_factory.mktemp("fsdp")
     train(root / "whole", TRAIN.steps)
     train(root / "one", STOP)
@@ -54,7 +54,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     tunings = [name for name, needed in TUNINGS.items() if all(map(find_spec, needed))]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--",
-         str(Path(__file__).parent / "sharded_runs.py"), str(root), *tunings],
+         str(Path(__file__).parent / "torchrun_sharded.py"), str(root), *tunings],
         capture_output=True, text=True, timeout=240,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
     )  # fmt: skip

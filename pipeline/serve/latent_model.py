@@ -32,6 +32,7 @@ from pipeline.device import pick_device, pick_precision
 from pipeline.inference.load_controllers import load_goal_policy
 from pipeline.inference.load_tokenizer import load_tokenizer
 from pipeline.inference.load_world import load_world
+from pipeline.serve.row_threads import RowThreads
 from pipeline.serve.run_spec import ActionsSpec, RunSpec
 
 NOISE_SEED = 0
@@ -175,17 +176,26 @@ class ImageModel(LatentModel):
         """precision: of products."""
         self.tokenizer, self.spec = tokenizer, spec
         self.precision: Precision = precision
+        self.threads = RowThreads(1)
 
     def encode(self, frames: Tensor) -> Tensor:
-        with self._autocast():
-            latents = self.tokenizer.encode_clip(frames[:, None])[:, 0]
-        return latents.float().view(len(frames), self.spec.num_patches, self.spec.dim)
+        def of_rows(frames: Tensor) -> Tensor:
+            with self._autocast():
+                return self.tokenizer.encode_clip(frames[:, None])[:, 0].float()
+
+        latents = self.threads.map(of_rows, frames)
+        return latents.view(len(frames), self.spec.num_patches, self.spec.dim)
 
     def steps(self, latents: Tensor, actions: Iterable[Tensor]) -> Iterator[Tensor]:
-        assert isinstance(self.tokenizer, Transforms)
-        for action in actions:
+        tokenizer = self.tokenizer
+        assert isinstance(tokenizer, Transforms)
+
+        def of_rows(latents: Tensor, action: Tensor) -> Tensor:
             with self._autocast():
-                latents = self.tokenizer.predict(latents[: len(action)], action).float()
+                return tokenizer.predict(latents, action).float()
+
+        for action in actions:
+            latents = self.threads.map(of_rows, latents[: len(action)], action)
             yield latents
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from pipeline.device import pick_device, set_device
 from pipeline.serve.jobs import Done, ModelProblem, Work
-from pipeline.serve.latent_model import LatentModel, load_latent_model
+from pipeline.serve.latent_model import ImageModel, LatentModel, load_latent_model
 from pipeline.serve.latent_report import Measured, read_measured
+from pipeline.serve.row_threads import share_cores
 from pipeline.serve.service_config import BUCKETS, bucket_of
 
 WARM_STEPS = (1, 5)
@@ -171,6 +172,8 @@ def main(connection: Connection, run: Path, device: str) -> None:
     try:
         set_device(device, "auto")  # type: ignore[arg-type]
         model = load_latent_model(run, pick_device())
+        if isinstance(model, ImageModel) and model.spec.device == "cpu":
+            model.threads = share_cores(model.spec.num_patches * model.spec.dim)
         measured, line = read_measured(run, model.spec.model_id)
         worker = ModelWorker(model, measured)
         worker.warm_up()

@@ -88,7 +88,7 @@ def _parse(
     if stage is None:
         return Parsed(_cli(config, None, arguments, description, command), [], False)
     named, flags = split_presets(arguments)
-    names = presets.check(named)
+    names = presets.check_given(named)
     default: Any = _applied(config, stage, names or default_presets)
     run = _run_of(flags, default)
     known = presets.remembered(run) if run else None

@@ -78,6 +78,20 @@ def check(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def check_given(names: Sequence[str]) -> list[str]:
+    """Check what a command line names, also that no size stands before a recipe that undoes it.
+
+    A run that was begun so keeps its presets.
+    """
+    names, known = check(names), recipe_names()
+    for index, name in enumerate(names):
+        for size in names[:index]:
+            mine = name in known and size not in known and size in _sizes(_recipe(name))
+            if mine and size not in names[index:]:
+                raise ValueError(f"{name} replaces what {size} changes; give {size} after {name}")
+    return names
+
+
 def apply(config: C, stage: str, names: Sequence[str]) -> C:
     """Apply the table that each preset has for a stage; without one it changes nothing but `run`,
     the folder of the recipe.  NoStage for one that a recipe says it does not have (None)."""

@@ -38,13 +38,13 @@ SMALL = {  # of a stage, where its method has it
         "goal_policy.num_samples": 2,
     },
 }
-RECIPES = {  # with the sources of actions that its world has
+RECIPES = {  # with the sources of actions that its world has; the quickest first
+    "dreamer": ("actor_critic", "planner"),
     "pusht": ("dataset", "actor_critic"),
     "keypoints": ("goal_policy", "policy_prior"),
     "lewm": ("planner",),
     "minecraft": ("random", "goal_policy"),
     "dinov2": ("dataset",),
-    "dreamer": ("actor_critic", "planner"),
     "iwm": ("dataset",),
     "iwm_actions": ("planner",),
     "genie": ("dataset",),

@@ -42,6 +42,7 @@ def _names(cell: str) -> list[str]:
     return re.findall(r"`([a-z_]+)`", cell)
 
 
+@pytest.mark.slow
 def test_roofline_and_loading_are_measured_and_written_as_documented(tmp_path):
     ended = bench("roofline", "loading", "--quick", "--rounds", "2", "--out", str(tmp_path))
     assert ended.returncode == 0, ended.stderr

@@ -59,6 +59,7 @@ def share_that_goes_up(model: DistilledPolicy) -> float:
     return float((chunks[:, -1, 1] > 0).float().mean())
 
 
+@pytest.mark.slow
 def test_the_student_learns_what_the_expert_decides(expert: BestOfN):
     model = student(expert)
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 
 
+@pytest.mark.slow
 def test_a_step_is_raced_after_its_parity_is_checked(tmp_path: Path, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -54,6 +54,7 @@ def trained() -> tuple[GoalPolicy, list[dict[str, float]]]:
     return model.eval(), history
 
 
+@pytest.mark.slow
 def test_it_learns_to_reach_held_out_goals(trained) -> None:
     model, history = trained
     assert history[0]["final_distance"] > 0.5 and history[-1]["final_distance"] < 0.3

@@ -29,6 +29,7 @@ def videos(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (torch.stack(pairs) * 255).to(torch.uint8), choices
 
 
+@pytest.mark.slow
 def test_it_learns_the_direction_of_shifts():
     torch.manual_seed(0)
     idm = InverseDynamics(KEYS)

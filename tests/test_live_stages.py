@@ -91,6 +91,7 @@ def followed(host: str, port: int, process: Any, stage: str) -> list[dict[str, A
     return told
 
 
+@pytest.mark.slow
 def test_preprocess_is_followed_and_its_frames_are_seen(tmp_path: Path):
     words = ("pusht", "--episodes", "11", "--num-workers", "1", "--run", str(tmp_path / "new"))
     with started("preprocess.py", *words) as (host, port, process):

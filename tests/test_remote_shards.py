@@ -30,6 +30,7 @@ def recorded(address: str, tmp_path: Path) -> tuple[str, Path]:
     return address, made
 
 
+@pytest.mark.slow
 def test_readers_in_several_processes_share_a_small_cache(
     recorded: tuple[str, Path], tmp_path: Path, capfd: Any
 ):

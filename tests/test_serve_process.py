@@ -75,6 +75,7 @@ def until_ready(client: LatentClient) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_a_run_is_served_survives_the_kill_of_its_model_and_ends_gracefully(run):
     once = Retries(attempts=1)
     with serving(run) as (process, url), LatentClient(url, retries=once, timeout=60) as client:
@@ -112,6 +113,7 @@ def test_a_run_is_served_survives_the_kill_of_its_model_and_ends_gracefully(run)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_the_model_ends_with_a_service_that_is_killed(run):
     with serving(run) as (process, url), LatentClient(url) as client:
         until_ready(client)
@@ -123,6 +125,7 @@ def test_the_model_ends_with_a_service_that_is_killed(run):
         until(lambda: not Path(f"/proc/{own}").exists())
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_ends_it_with_one_line(run, tmp_path):
     (tmp_path / "dynamics").mkdir()
     (tmp_path / "dynamics" / "best.pt").write_bytes(b"not a checkpoint")

@@ -93,6 +93,7 @@ def at(agent: Any, block: Any) -> Tensor:
     return latents_of(torch.tensor([[*agent, *block]], dtype=torch.float32))
 
 
+@pytest.mark.slow
 def test_it_reads_the_state_and_the_reward_on_held_out_clips(trained: TaskCost) -> None:
     metrics = trained.validate(clips(2000, seed=10**6))
     assert metrics["block_x"] < 1.5 and metrics["block_y"] < 1.5 and metrics["agent_x"] < 3

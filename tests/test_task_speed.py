@@ -23,6 +23,7 @@ def search():
     return BestOfN(BestOfNConfig(num_samples=4), world, policy, goal.objective, goal.action_block)
 
 
+@pytest.mark.slow
 def test_decisions_of_the_search_and_of_the_policy_are_measured(monkeypatch):
     monkeypatch.setattr(task_speed, "time_call", lambda run, device: 0.01)
     found = list(task_speed.rows(Options(quick=True)))

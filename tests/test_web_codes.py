@@ -27,18 +27,28 @@ STEPS = 6
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, runtime: Path) -> web.Config:  # noqa: F811
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason="requirements-web.txt is not installed")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("codes")
     write_toy_shards(run / "shards", episodes=12)
     write_run(run, EpisodeDataset(run / "shards"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def config(
+    tmp_path_factory: pytest.TempPathFactory,
+    run: Path,
+    runtime: Path,  # noqa: F811
+) -> web.Config:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="requirements-web.txt is not installed")
     out = tmp_path_factory.mktemp("site") / "page"
     config = web.Config(run, out, num_starts=3, goal_offset=8, dtype="fp32", runtime=runtime)
     web.main(config)
     return config
 
 
+@pytest.mark.slow
 def test_codes_are_those_of_pytorch_and_a_page_is_told_so(config: web.Config):
     about = json.loads((config.out / "world.json").read_text())
     assert about["codes"] and not about["policy"]
@@ -48,9 +58,9 @@ def test_codes_are_those_of_pytorch_and_a_page_is_told_so(config: web.Config):
 
 
 @torch.no_grad()
-def test_a_packed_step_is_the_step(config: web.Config):
-    world = load_world(config.run, "cpu", precision="fp32")
-    dataset = EpisodeDataset(config.run / "shards")
+def test_a_packed_step_is_the_step(run: Path):
+    world = load_world(run, "cpu", precision="fp32")
+    dataset = EpisodeDataset(run / "shards")
     (start,) = page_starts(world, dataset, 1, 8, 0)
     state, packed = start.state, world.dynamics.pack(start.state)
     for action in start.actions[:STEPS]:
@@ -63,15 +73,15 @@ def test_a_packed_step_is_the_step(config: web.Config):
         assert all(torch.allclose(packed[n], again[n], atol=1e-5) for n in again)
 
 
-def test_a_state_without_all_its_context_and_codes_one_by_one_cannot_be_packed(config: web.Config):
-    world = load_world(config.run, "cpu", precision="fp32")
-    frames = torch.from_numpy(EpisodeDataset(config.run / "shards").read(0, "frames"))
+def test_a_state_without_all_its_context_and_codes_one_by_one_cannot_be_packed(run: Path):
+    world = load_world(run, "cpu", precision="fp32")
+    frames = torch.from_numpy(EpisodeDataset(run / "shards").read(0, "frames"))
     frames = frames.permute(0, 3, 1, 2)[None, :1]
     with pytest.raises(ValueError, match="3 real frames"):
         world.dynamics.pack(world.reset(frames, world.actions.empty(1, 0)))
     world.dynamics.config = replace(world.dynamics.config, decoding="autoregressive")  # type: ignore[attr-defined, type-var]
     with pytest.raises(ValueError, match="predicts its codes one by one.*--browser plays it"):
-        web.check_world(world, config.run)
+        web.check_world(world, run)
 
 
 @pytest.fixture(scope="module")

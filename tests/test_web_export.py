@@ -84,6 +84,7 @@ def config(run: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -
 # -- the export -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_graphs_compute_what_pytorch_does(config: web.Config):
     about = json.loads((config.out / "world.json").read_text())
     differences = Differences(**about["parity"])

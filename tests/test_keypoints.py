@@ -84,13 +84,13 @@ def test_keypoints_and_gradients_do_not_depend_on_the_parts_of_a_batch(
 ) -> None:
     torch.manual_seed(0)
     model, results = Keypoints(SMALL), []
-    batch = Batch(frames=squares(torch.randint(0, 26, (11, 2))))
+    frames = squares(torch.randint(0, 26, (11, 2)))
     for part in (4, 11):
         monkeypatch.setattr(keypoints, "CPU_FRAMES", part)
         model.zero_grad()
-        model.loss(batch)["reconstruction"].backward()
+        model.loss(Batch(frames=frames))["reconstruction"].backward()
         assert model.stem.weight.grad is not None
-        results.append((model.encode(batch.frames), model.stem.weight.grad.clone()))
+        results.append((model.encode(frames), model.stem.weight.grad.clone()))
     assert all(torch.equal(parts, whole) for parts, whole in zip(*results, strict=True))
 
 

@@ -46,15 +46,15 @@ class _RmsNorm(torch.autograd.Function):
         return unit * weight.to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         unit, weight, scale = ctx.saved_tensors
         (grad,) = grads
-        narrow = weight.to(grad.dtype)
-        along = grad * unit
-        grad_weight = along.reshape(-1, along.shape[-1]).sum(0, dtype=weight.dtype)
+        narrow, along = weight.to(grad.dtype), grad * unit
+        grad_weight = None
+        if ctx.needs_input_grad[1]:  # not of a world that a controller learns in
+            grad_weight = along.reshape(-1, along.shape[-1]).sum(0, dtype=weight.dtype)
         share = (along @ narrow[:, None]) / grad.shape[-1]
-        grad_x = (grad * narrow).addcmul_(unit, share, value=-1).mul_(scale)
-        return grad_x, grad_weight, None
+        return (grad * narrow).addcmul_(unit, share, value=-1).mul_(scale), grad_weight, None
 
 
 class _SwiGlu(torch.autograd.Function):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
+from models.tokenizers import keypoints
 from models.tokenizers.keypoints import Keypoints, KeypointsConfig
 
 SMALL = KeypointsConfig(image_size=(32, 32), num_keypoints=6, channels=16, num_res_blocks=1)
@@ -76,6 +77,21 @@ def test_the_motion_hinge_acts_on_still_keypoints_only() -> None:
     hinge = pushed.loss(Batch(frames=anywhere))["motion_hinge"]
     (gradient,) = torch.autograd.grad(hinge, [pushed.stem.weight])
     assert hinge > 0 and gradient.abs().max() > 0
+
+
+def test_keypoints_and_gradients_do_not_depend_on_the_parts_of_a_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model, results = Keypoints(SMALL), []
+    frames = squares(torch.randint(0, 26, (11, 2)))
+    for part in (4, 11):
+        monkeypatch.setattr(keypoints, "CPU_FRAMES", part)
+        model.zero_grad()
+        model.loss(Batch(frames=frames))["reconstruction"].backward()
+        assert model.stem.weight.grad is not None
+        results.append((model.encode(frames), model.stem.weight.grad.clone()))
+    assert all(torch.equal(parts, whole) for parts, whole in zip(*results, strict=True))
 
 
 def test_heatmaps_do_not_saturate_with_large_features() -> None:

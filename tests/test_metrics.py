@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from evaluation.measures import metrics
 from evaluation.measures.metrics import (
     capped_psnr,
     code_flip_rate,
@@ -68,6 +69,13 @@ def test_ssim_agrees_with_its_definition_pixel_by_pixel():
                     / ((mean_a**2 + mean_b**2 + one) * (var_a + var_b + two))
                 )
     assert float(ssim(truth, other)) == pytest.approx(float(torch.stack(scores).mean()), abs=1e-4)
+
+
+def test_ssim_does_not_depend_on_the_parts_of_a_batch(monkeypatch):
+    truth, other = torch.randint(0, 256, (2, 7, 3, 24, 20), dtype=torch.uint8)
+    whole = ssim(truth, other)
+    monkeypatch.setattr(metrics, "PART", 3)
+    assert torch.equal(ssim(truth, other), whole)
 
 
 def test_ssim_falls_as_noise_grows():

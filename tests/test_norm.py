@@ -87,6 +87,16 @@ def test_the_norm_alone_has_the_gradients_of_the_definition(place):
     )
 
 
+def test_a_frozen_norm_passes_the_gradient_on_and_has_none():
+    weight, grads = 1 + drawn(64, seed=1), []
+    for trains in (True, False):
+        x, own = drawn(3, 64).requires_grad_(), weight.clone().requires_grad_(trains)
+        kernels.rms_norm(x, own).square().sum().backward()
+        assert (own.grad is not None) == trains
+        grads.append(x.grad)
+    assert torch.equal(*grads)
+
+
 def test_a_float32_stream_keeps_its_dtype_when_a_float16_branch_is_added():
     x = torch.randn(6, 20, requires_grad=True)
     branch = torch.randn(6, 20).half().requires_grad_()

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 
 from data.opencv import resize_area
 from data.pusht import canvas
@@ -106,7 +107,7 @@ def test_coverage_is_that_of_gym_pusht_to_the_bit_whatever_the_goal():
         world.reset(state, goal=goal if trial % 3 else None)
         for _ in range(2):
             covered.append(world.coverage())
-            assert covered[-1] == world._env._get_coverage()
+            assert covered[-1] == world.coverage() == world._env._get_coverage()
             world.step((256, 256))
     assert len(set(covered)) > 20
 
@@ -245,6 +246,16 @@ def test_an_action_leads_from_its_frame_to_the_next():
         assert reward(world.coverage()) == pytest.approx(episode.rewards[t], abs=0.01)
         world.step(episode.actions[t])
         assert error(world.state, episode.states[t + 1])[0] < 0.5
+
+
+def test_simulators_that_stand_still_are_not_measured_again(monkeypatch):
+    calls, intersection = [], shapely.intersection
+    monkeypatch.setattr(shapely, "intersection", lambda *a: calls.append(a) or intersection(*a))
+    with VectorPushT(3, 32, num_workers=1) as envs:
+        envs.reset(np.arange(3), np.tile([30.0, 30.0, *GOAL], (3, 1)), np.zeros((3, 2)))
+        for _ in range(4):
+            envs.step(np.full((3, 2), 256.0), np.array([True, False, False]))
+    assert len(calls) == 4 + 2
 
 
 def test_vector_pusht_equals_single_simulators():

@@ -105,6 +105,7 @@ class PushT:
         self._env._setup()
         self._env.goal_pose = self.goal.copy()
         self._goal_area: Any = None
+        self._coverage: float | None = None
         self._space, self._agent, self._block = self._env.space, self._env.agent, self._env.block
         self._agent.position = float(state[0]), float(state[1])
         self._block.angle = float(state[4])  # before the position: it rotates about the center
@@ -117,6 +118,7 @@ class PushT:
         """Pull the agent towards `action` (2,), a point in the world, for 0.1 s."""
         x, y = float(action[0]), float(action[1])
         self._env.n_contact_points = 0
+        self._coverage = None
         agent, step = self._agent, self._space.step
         for _ in range(SUBSTEPS):
             (px, py), (vx, vy) = agent.position, agent.velocity
@@ -139,7 +141,9 @@ class PushT:
         return np.array(self._agent.velocity)
 
     def coverage(self) -> float:
-        """Return the fraction of the goal's area under the block."""
+        """Return the fraction of the goal's area under the block, computed once a step."""
+        if self._coverage is not None:
+            return self._coverage
         if self._goal_area is None:  # the same after each step
             self._corners = [
                 [*corners, corners[0]]
@@ -147,7 +151,8 @@ class PushT:
             ]
             self._goal_area = self._area_at(self._env.get_goal_pose_body(self._env.goal_pose))
         common = shapely.intersection(self._goal_area, self._area_at(self._block))
-        return float(shapely.area(common) / shapely.area(self._goal_area))
+        self._coverage = float(shapely.area(common) / shapely.area(self._goal_area))
+        return self._coverage
 
     def _area_at(self, body: Any) -> Any:
         """What a block's shapes cover where `body` is, as gym-pusht computes it."""

@@ -21,6 +21,8 @@ from models.layers.blocks import GroupNorm, ResBlock
 from models.method import Losses
 from models.tokenizers.tokenizer import LatentSpec, Tokenizer
 
+CPU_FRAMES = 16  # frames whose heatmaps stay in a CPU's cache
+
 
 @dataclass(frozen=True)
 class KeypointsConfig(CheckedConfig):
@@ -129,9 +131,16 @@ class Keypoints(Tokenizer):
         }
 
     def _locate(self, inverted: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, K, 2): the center of mass of each heatmap (soft-argmax)."""
+        """(B, 3, H, W) -> (B, K, 2): the center of mass of each heatmap."""
         fine = self.fine(self.stem(inverted))
-        heatmaps = self.heatmap_head(self.fuse(fine + self.coarse(fine))).float()
+        heatmaps = self.heatmap_head(self.fuse(fine + self.coarse(fine)))
+        if heatmaps.is_cpu and len(heatmaps) > CPU_FRAMES:
+            return torch.cat([self._soft_argmax(part) for part in heatmaps.split(CPU_FRAMES)])
+        return self._soft_argmax(heatmaps)
+
+    def _soft_argmax(self, heatmaps: Tensor) -> Tensor:
+        """(B, K, rows, columns) -> (B, K, 2): centers of mass, x and y."""
+        heatmaps = heatmaps.float()
         probs = (self.config.softmax_beta * heatmaps).flatten(2).softmax(-1).view(heatmaps.shape)
         x = (probs.sum(2) * self.fine_columns).sum(-1)
         y = (probs.sum(3) * self.fine_rows).sum(-1)

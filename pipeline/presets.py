@@ -69,7 +69,9 @@ def check(names: Sequence[str]) -> list[str]:
     for index, name in enumerate(names):
         if name not in known:
             _owner(names[:index], name)
-        elif not hasattr(_recipe(name), "RUN"):  # it changes what is before it
+            continue
+        _check_size_kept(names, index)
+        if not hasattr(_recipe(name), "RUN"):  # it changes what is before it
             after = [other for other in names[index:] if other in known and other != name]
             if after and hasattr(_recipe(after[-1]), "RUN"):
                 raise ValueError(
@@ -202,6 +204,20 @@ def _recipe(name: str) -> ModuleType:
 
 def _sizes(module: ModuleType) -> dict[str, dict[str, dict[str, Any]]]:
     return getattr(module, "SIZES", {})
+
+
+def _check_size_kept(names: Sequence[str], index: int) -> None:
+    """Raise ValueError where the recipe at `index` comes after a size that it has too, and gets
+    none of its own: it would put its largest size over the one that was asked for."""
+    sizes = _sizes(_recipe(names[index]))
+    before = [name for name in names[:index] if name in sizes]
+    if before and not any(name in sizes for name in names[index + 1 :]):
+        size = before[-1]
+        better = " ".join([*names[: index + 1], size, *names[index + 1 :]])
+        raise ValueError(
+            f"{names[index]} after {size} replaces what {size} set, and has a size {size} of its "
+            f"own; give --preset {better}"
+        )
 
 
 def _owner(before: Sequence[str], size: str) -> ModuleType:

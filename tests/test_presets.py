@@ -281,6 +281,26 @@ def test_a_size_after_its_recipe_is_taken(names: str):
 
 
 @pytest.mark.parametrize(
+    ("names", "better"),
+    [
+        (["genie", "cpu", "maskgit"], "genie cpu maskgit cpu"),
+        (["genie", "cpu", "maskgit", "autoregressive"], "genie cpu maskgit cpu autoregressive"),
+        (["cpu", "keypoints"], "pusht cpu keypoints cpu"),
+        (["genie", "cpu", "maskgit", "cpu"], ""),
+        (["genie", "cpu", "maskgit", "debug"], ""),  # another size is a choice
+        (["dreamer", "cpu", "sharp", "atari"], ""),  # atari has no such sizes
+        (["genie", "maskgit"], ""),
+    ],
+)
+def test_a_size_that_the_next_recipe_would_undo_is_refused(names: list[str], better: str):
+    if not better:
+        assert presets.check(names) == names
+        return
+    with pytest.raises(ValueError, match=f"own; give --preset {better}$"):
+        presets.check(names)
+
+
+@pytest.mark.parametrize(
     ("names", "message"),
     [
         (["minecraft", "cpu"], "minecraft has no size 'cpu'; it has 150m, high_res, debug"),

@@ -69,9 +69,7 @@ def check(names: Sequence[str]) -> list[str]:
     for index, name in enumerate(names):
         if name not in known:
             _owner(names[:index], name)
-            continue
-        _check_size_kept(names, index)
-        if not hasattr(_recipe(name), "RUN"):  # it changes what is before it
+        elif not hasattr(_recipe(name), "RUN"):  # it changes what is before it
             after = [other for other in names[index:] if other in known and other != name]
             if after and hasattr(_recipe(after[-1]), "RUN"):
                 raise ValueError(
@@ -81,16 +79,21 @@ def check(names: Sequence[str]) -> list[str]:
 
 
 def check_given(names: Sequence[str]) -> list[str]:
-    """Check what a command line names, also that no size stands before a recipe that undoes it.
+    """Check what a command line names, also that no size stands before a recipe that has it too and
+    gets no size of its own: it would put its largest one over what was asked for.
 
     A run that was begun so keeps its presets.
     """
     names, known = check(names), recipe_names()
     for index, name in enumerate(names):
-        for size in names[:index]:
-            mine = name in known and size not in known and size in _sizes(_recipe(name))
-            if mine and size not in names[index:]:
-                raise ValueError(f"{name} replaces what {size} changes; give {size} after {name}")
+        sizes = _sizes(_recipe(name)) if name in known else {}
+        before = [size for size in names[:index] if size in sizes]
+        if before and not any(size in sizes for size in names[index + 1 :]):
+            better = " ".join([*names[: index + 1], before[-1], *names[index + 1 :]])
+            raise ValueError(
+                f"{name} after {before[-1]} replaces what {before[-1]} set, and has a size of that "
+                f"name; give --preset {better}"
+            )
     return names
 
 
@@ -204,20 +207,6 @@ def _recipe(name: str) -> ModuleType:
 
 def _sizes(module: ModuleType) -> dict[str, dict[str, dict[str, Any]]]:
     return getattr(module, "SIZES", {})
-
-
-def _check_size_kept(names: Sequence[str], index: int) -> None:
-    """Raise ValueError where the recipe at `index` comes after a size that it has too, and gets
-    none of its own: it would put its largest size over the one that was asked for."""
-    sizes = _sizes(_recipe(names[index]))
-    before = [name for name in names[:index] if name in sizes]
-    if before and not any(name in sizes for name in names[index + 1 :]):
-        size = before[-1]
-        better = " ".join([*names[: index + 1], size, *names[index + 1 :]])
-        raise ValueError(
-            f"{names[index]} after {size} replaces what {size} set, and has a size {size} of its "
-            f"own; give --preset {better}"
-        )
 
 
 def _owner(before: Sequence[str], size: str) -> ModuleType:

@@ -31,7 +31,7 @@ TOKENIZERS = {
     "pusht debug": (40, 16, 1e-3, 5, 20, 10, False),
     "pusht high_res": (20_000, 256, 1e-3, 50, 1000, 100, False),
     "keypoints": (3000, 256, 2.5e-3, 200, 1500, 500, True),
-    "keypoints cpu": (1200, 64, 2.5e-3, 200, 600, 100, False),
+    "keypoints cpu": (1600, 32, 2e-3, 200, 800, 100, False),
     "keypoints cpu30": (2400, 64, 2.5e-3, 200, 1200, 100, False),
     "keypoints debug": (40, 16, 1e-3, 5, 20, 10, False),
     "keypoints high_res": (3000, 256, 2.5e-3, 200, 1500, 500, True),

@@ -15,6 +15,7 @@ pytest.importorskip("prometheus_client", reason="requirements-serve.txt is not i
 from served import OwnWorker, picture, tiny_image_model, tiny_measured
 
 from models.tokenizers.iwm import Iwm
+from pipeline.serve import micro_batches
 from pipeline.serve.jobs import Work
 from pipeline.serve.micro_batches import MicroBatches
 from pipeline.serve.model_worker import ModelWorker
@@ -313,6 +314,27 @@ def test_a_batch_waits_for_as_many_as_before_and_one_client_does_not_wait():
         await asyncio.wait_for(queue.submit(step()), 5)  # of another group, and not waited for
 
     assert run(job, batch_window_ms=1000).sizes == [1, 2, 2, 1]
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_a_batch_is_waited_for_by_how_long_the_one_before_it_took(
+    window: float, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(micro_batches, "WAIT_SHARE", 1000.0)
+
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        first = queue.submit(FRAME)
+        await settle()
+        rest = [queue.submit(FRAME) for _ in range(2)]
+        queue.worker.gate.set()
+        await asyncio.gather(first, *rest)
+        answers = [queue.submit(FRAME)]
+        await asyncio.sleep(0.05)  # longer than the window, and shorter than 1000 batches
+        answers.append(queue.submit(FRAME))
+        await asyncio.gather(*answers)
+
+    assert run(job, batch_window_ms=window).sizes == ([1, 2, 2] if window else [1, 2, 1, 1])
 
 
 def test_who_has_left_takes_no_place_in_the_queue():

@@ -1,10 +1,10 @@
 """Requests that come at about the same time are answered in one batch.
 
 A queue of bounded length, one batch at a time.  A batch takes what waits of the first request's
-group, and waits a few milliseconds for as many as the batch before it had: one client alone never
-waits.  Rollouts of several lengths share one, and each is answered once its last step is.  Who has
-gone, or is too late, is dropped before the model is asked; who would be too late is told so at once
-(pipeline/serve/waiting_time.py).
+group, and waits a few milliseconds, or a third of what it will take, for as many as the batch
+before it had: one client alone never waits.  Rollouts of several lengths share one, and each is
+answered once its last step is.  Who has gone, or is too late, is dropped before the model is asked;
+who would be too late is told so at once (pipeline/serve/waiting_time.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from pipeline.serve.service_config import ServiceConfig
 from pipeline.serve.waiting_time import SHARE, WaitingTime
 from pipeline.serve.worker_process import ModelFault, Worker, WorkerEnded
 
+WAIT_SHARE = 1 / 3
+"""Of the seconds that the batch is expected to take: to wait as long costs less than to compute
+those apart who come a little later.  They come one after the other, as their answers are written."""
 GONE = "the model's process has ended and is started again; ask again"
 
 
@@ -113,7 +116,11 @@ class MicroBatches:
         wanted = min(self.config.max_batch, self._before.get(group, 1))
         if group[0] == "plan":
             return [self._queue.popleft()]
-        end = time.monotonic() + self.config.batch_window_ms / 1000
+        window = self.config.batch_window_ms / 1000
+        if window:
+            expected = self._waiting_time.of([self._queue[0].work] * wanted)
+            window = max(window, WAIT_SHARE * expected)
+        end = time.monotonic() + window
         while self._count(group) < wanted and (left := end - time.monotonic()) > 0:
             self._arrived.clear()
             try:

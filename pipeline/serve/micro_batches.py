@@ -25,7 +25,7 @@ from pipeline.serve.worker_process import ModelFault, Worker, WorkerEnded
 
 WAIT_SHARE = 1 / 3
 """Of the seconds that the batch is expected to take: to wait as long costs less than to compute
-those apart who come a little later.  They come one after the other, as their answers are written."""
+those apart who come a little later.  They come one by one, as their answers are written."""
 GONE = "the model's process has ended and is started again; ask again"
 
 

@@ -60,8 +60,8 @@ def visits(browser: Any) -> Iterator[Callable[..., Any]]:
         context.close()
 
 
-def until(page: Any, holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
+def until(page: Any, holds: Callable[[], bool], patience: float = PATIENCE) -> None:
+    end = time.monotonic() + patience
     while not holds():
         assert time.monotonic() < end, page.inner_text("body")
         page.wait_for_timeout(50)

@@ -82,8 +82,8 @@ def followed(host: str, port: int, process: Any, stage: str) -> list[dict[str, A
         assert time.monotonic() < end
         try:
             now = json.loads(asked(host, port, f"/now?stage={stage}"))
-        except OSError:
-            break  # the stage has just ended, and its page with it
+        except (OSError, http.client.HTTPException):
+            break  # the stage has just ended, and its page with it, perhaps amid an answer
         if now["stage"] == stage:
             told.append(now)
         time.sleep(0.3)

@@ -321,6 +321,7 @@ def test_a_batch_is_waited_for_by_how_long_the_one_before_it_took(
     window: float, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(micro_batches, "WAIT_SHARE", 1000.0)
+    monkeypatch.setattr(micro_batches, "LONGEST_WAIT", 10.0)
 
     async def job(queue: Queue) -> None:
         queue.worker.gate.clear()
@@ -335,6 +336,21 @@ def test_a_batch_is_waited_for_by_how_long_the_one_before_it_took(
         await asyncio.gather(*answers)
 
     assert run(job, batch_window_ms=window).sizes == ([1, 2, 2] if window else [1, 2, 1, 1])
+
+
+def test_no_batch_is_waited_for_as_long_as_a_slow_one_takes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(micro_batches, "WAIT_SHARE", 1e6)
+
+    async def job(queue: Queue) -> None:
+        queue.worker.gate.clear()
+        first = queue.submit(FRAME)
+        await settle()
+        rest = [queue.submit(FRAME) for _ in range(2)]
+        queue.worker.gate.set()
+        await asyncio.gather(first, *rest)
+        await asyncio.wait_for(queue.submit(FRAME), 5)  # a second one never comes
+
+    assert run(job).sizes == [1, 2, 1]
 
 
 def test_who_has_left_takes_no_place_in_the_queue():

@@ -26,6 +26,7 @@ from pipeline.serve.worker_process import ModelFault, Worker, WorkerEnded
 WAIT_SHARE = 1 / 3
 """Of the seconds that the batch is expected to take: to wait as long costs less than to compute
 those apart who come a little later.  They come one by one, as their answers are written."""
+LONGEST_WAIT = 0.1  # seconds, however long the batch takes
 GONE = "the model's process has ended and is started again; ask again"
 
 
@@ -119,7 +120,7 @@ class MicroBatches:
         window = self.config.batch_window_ms / 1000
         if window:
             expected = self._waiting_time.of([self._queue[0].work] * wanted)
-            window = max(window, WAIT_SHARE * expected)
+            window = max(window, min(LONGEST_WAIT, WAIT_SHARE * expected))
         end = time.monotonic() + window
         while self._count(group) < wanted and (left := end - time.monotonic()) > 0:
             self._arrived.clear()

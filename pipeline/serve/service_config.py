@@ -25,7 +25,7 @@ class ServiceConfig(ListenConfig):
     """What clients have to send (Authorization: Bearer KEY), 16 characters or more."""
     batch_window_ms: Annotated[float, Range(0, 1000)] = 3.0
     """Milliseconds that a batch waits for as many requests as the one before it had, or a third of
-    the time that it is expected to take, where that is longer; with 0 it never waits."""
+    the time that it is expected to take, up to 100, where that is longer; with 0 it never waits."""
     max_batch: Annotated[int, Range(1, BUCKETS[-1])] = 32
     """Requests of a batch."""
     max_queue: Annotated[int, Range(1, 10**5)] = 128

@@ -38,7 +38,7 @@ SMALL = {  # of a stage, where its method has it
         "goal_policy.num_samples": 2,
     },
 }
-RECIPES = {  # with the sources of actions that its world has; the quickest first
+RECIPES = {  # with the sources of actions that its world has; the quickest at the front
     "dreamer": ("actor_critic", "planner"),
     "pusht": ("dataset", "actor_critic"),
     "keypoints": ("goal_policy", "policy_prior"),

@@ -74,7 +74,7 @@ def test_ssim_agrees_with_its_definition_pixel_by_pixel():
 def test_ssim_does_not_depend_on_the_parts_of_a_batch(monkeypatch):
     truth, other = torch.randint(0, 256, (2, 7, 3, 24, 20), dtype=torch.uint8)
     whole = ssim(truth, other)
-    monkeypatch.setattr(metrics, "PART", 3)
+    monkeypatch.setattr(metrics, "CPU_PART", 3)
     assert torch.equal(ssim(truth, other), whole)
 
 

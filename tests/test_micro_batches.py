@@ -72,15 +72,21 @@ async def settle() -> None:
         await asyncio.sleep(0.003)
 
 
+async def one_and_then(queue: Queue, *works: Work) -> list[Any]:
+    """Ask for a frame, and for these while the model has it; the answers to these."""
+    queue.worker.gate.clear()
+    first = queue.submit(FRAME)
+    await settle()
+    rest = [queue.submit(work) for work in works]
+    queue.worker.gate.set()
+    _, *done = await asyncio.gather(first, *rest)
+    return done
+
+
 def test_what_waits_together_is_answered_together_and_in_groups():
     async def job(queue: Queue) -> None:
-        queue.worker.gate.clear()
-        first = queue.submit(FRAME)
-        await settle()
-        rest = [queue.submit(work) for work in (FRAME, step(), FRAME, step(2), step(), FRAME)]
-        queue.worker.gate.set()
-        await asyncio.gather(first, *rest)
-        assert rest[3].result().pooled.shape == (2, 24)
+        done = await one_and_then(queue, FRAME, step(), FRAME, step(2), step(), FRAME)
+        assert done[3].pooled.shape == (2, 24)
 
     assert run(job).sizes == [1, 3, 3]
 
@@ -300,12 +306,7 @@ def test_numbers_without_a_finite_answer_are_refused_alone():
 
 def test_a_batch_waits_for_as_many_as_before_and_one_client_does_not_wait():
     async def job(queue: Queue) -> None:
-        queue.worker.gate.clear()
-        first = queue.submit(FRAME)
-        await settle()
-        rest = [queue.submit(FRAME) for _ in range(2)]
-        queue.worker.gate.set()
-        await asyncio.gather(first, *rest)
+        await one_and_then(queue, FRAME, FRAME)
         answers = [queue.submit(FRAME)]  # two came before, so a second one is waited for
         await asyncio.sleep(0.02)
         assert not answers[0].done()
@@ -317,19 +318,14 @@ def test_a_batch_waits_for_as_many_as_before_and_one_client_does_not_wait():
 
 
 @pytest.mark.parametrize("window", [0, 1])
-def test_a_batch_is_waited_for_by_how_long_the_one_before_it_took(
+def test_a_batch_is_waited_for_by_how_long_it_will_take(
     window: float, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(micro_batches, "WAIT_SHARE", 1000.0)
     monkeypatch.setattr(micro_batches, "LONGEST_WAIT", 10.0)
 
     async def job(queue: Queue) -> None:
-        queue.worker.gate.clear()
-        first = queue.submit(FRAME)
-        await settle()
-        rest = [queue.submit(FRAME) for _ in range(2)]
-        queue.worker.gate.set()
-        await asyncio.gather(first, *rest)
+        await one_and_then(queue, FRAME, FRAME)
         answers = [queue.submit(FRAME)]
         await asyncio.sleep(0.05)  # longer than the window, and shorter than 1000 batches
         answers.append(queue.submit(FRAME))
@@ -342,12 +338,7 @@ def test_no_batch_is_waited_for_as_long_as_a_slow_one_takes(monkeypatch: pytest.
     monkeypatch.setattr(micro_batches, "WAIT_SHARE", 1e6)
 
     async def job(queue: Queue) -> None:
-        queue.worker.gate.clear()
-        first = queue.submit(FRAME)
-        await settle()
-        rest = [queue.submit(FRAME) for _ in range(2)]
-        queue.worker.gate.set()
-        await asyncio.gather(first, *rest)
+        await one_and_then(queue, FRAME, FRAME)
         await asyncio.wait_for(queue.submit(FRAME), 5)  # a second one never comes
 
     assert run(job).sizes == [1, 2, 1]

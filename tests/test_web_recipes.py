@@ -22,7 +22,7 @@ from models.registry import DataSpec, build_dynamics, build_tokenizer, dynamics_
 from models.tokenizers.tokenizer import Tokenizer
 from models.world import World
 from pipeline import presets
-from pipeline.export import web
+from pipeline.export import runtime_files, web
 from pipeline.export.graphs import to_onnx, world_graphs
 from pipeline.export.page_starts import page_starts
 from pipeline.export.parity import Differences, compare
@@ -106,17 +106,24 @@ def test_a_world_of_a_recipe_is_played_or_refused_in_a_line(recipe: str, shards:
     assert line.endswith("play.py --browser plays it from a server")
 
 
-def test_what_the_page_cannot_play_is_refused_before_anything_is_written(
+def test_what_the_page_cannot_play_or_lacks_is_refused_before_anything_is_written(
     runtime: Path,  # noqa: F811
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    write_toy_shards(tmp_path / "keys" / "shards", episodes=6, factored=True)
-    keys = write_run(tmp_path / "keys", EpisodeDataset(tmp_path / "keys" / "shards"))
-    config = web.Config(keys, tmp_path / "page", runtime=runtime)
-    with pytest.raises(ValueError, match="actions, and the page has 9 buttons.*play.py --browser"):
-        web.main(config)
-    with pytest.raises(ValueError, match="npm install --no-save onnxruntime-web@"):
-        web.main(replace(config, runtime=tmp_path))
+    """A world that no page plays is refused where nothing is installed for pages, too."""
+    monkeypatch.setattr(runtime_files, "find_spec", lambda name: None)
+    for name, factored in (("keys", True), ("pointer", False)):
+        write_toy_shards(tmp_path / name / "shards", episodes=6, factored=factored)
+        write_run(tmp_path / name, EpisodeDataset(tmp_path / name / "shards"))
+    keys, pointer = (web.Config(tmp_path / name, tmp_path / "page") for name in ("keys", "pointer"))
+    for config, said in (
+        (keys, "actions, and the page has 9 buttons.*play.py --browser"),
+        (replace(pointer, runtime=tmp_path), "npm install --no-save onnxruntime-web@"),
+        (replace(pointer, runtime=runtime), "needs onnx, .*pip install -r requirements-web.txt"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            web.main(config)
     assert not (tmp_path / "page").exists()
 
 

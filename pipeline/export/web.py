@@ -72,12 +72,12 @@ class Config(CheckedConfig):
 
 
 def main(config: Config) -> None:
-    check_installed()
-    script, binary = read_runtime(config.runtime, config.webgpu)
     check_out(config.out)
     # in the float32 of the page, whatever this machine multiplies fastest
     world = load_world(config.run, "cpu", precision="fp32")
-    check_world(world, config.run)
+    check_world(world, config.run)  # before anything is to be installed for it
+    script, binary = read_runtime(config.runtime, config.webgpu)
+    check_installed()
     dataset = EpisodeDataset(config.run / "shards")
     world.data_actions.check_same(dataset.actions, "the world", str(dataset.folder))
     starts = page_starts(world, dataset, config.num_starts, config.goal_offset, config.seed)

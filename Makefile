@@ -31,6 +31,13 @@ PYTHON := .venv/bin/python
 # what is imported, when it is: to make it of all takes a third of the time.
 PIP_INSTALL := $(if $(shell command -v uv),uv pip install --python $(PYTHON),\
   $(PYTHON) -m pip install --no-compile)
+# Where the environment asks for none beside the sources, bytecode is kept in .venv: without any, each
+# process would compile the sources of PyTorch anew, for four seconds.
+ifdef PYTHONDONTWRITEBYTECODE
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/bytecode
+endif
+
 INSTALLED := .venv/installed
 TESTABLE := .venv/installed-test
 DOCUMENTABLE := .venv/installed-docs

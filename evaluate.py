@@ -60,7 +60,7 @@ def main(config: Config) -> None:
         jobs = all_jobs(session, config)
         check_protocols(session, config, jobs)
         check_policies(session, config, jobs)
-        selected = {job.name: job for job in jobs if _is_selected(job, config)}
+        selected = {job.name: job for job in jobs if is_selected(job, config)}
         log = PartLog(session.folder, list(selected))
         progress = tqdm(total=len(selected), desc="evaluate", unit="part")
 
@@ -225,7 +225,8 @@ def settings_of(session: Session) -> dict[str, dict[str, Any]]:
     }
 
 
-def _is_selected(job: Job, config: Config) -> bool:
+def is_selected(job: Job, config: Config) -> bool:
+    """Whether a job is one of those that are asked for."""
     if config.policies and job.policy and job.policy not in config.policies:
         return False
     if config.protocols:

@@ -67,8 +67,7 @@ class Config(CheckedConfig):
     parts: Annotated[tuple[Part, ...], NonEmpty()] = get_args(Part)
     """What to measure; the rest keeps its earlier figures, if they still hold, or is null."""
     protocol: tuple[ProtocolName, ...] = ()
-    """Only these protocols of the simulator, and nothing else; those 100 steps away take long, and
-    are measured only where they are named here."""
+    """Only these protocols of the simulator, and nothing else."""
     policies: tuple[str, ...] = ()
     """Only these policies in the simulator, by their names in the report; all if none is named."""
     goal: tuple[str, ...] = ()
@@ -117,6 +116,8 @@ class Config(CheckedConfig):
     """Most steps of such an episode, besides the environment's own limit."""
     return_envs: Annotated[int, Range(1, 1024)] = 20
     """Such environments at a time, which the world model sees as one batch."""
+    goal_offsets: Annotated[tuple[Literal[25, 50, 100], ...], NonEmpty()] = (25, 50)
+    """Measure goals so many steps away; those that --protocol names are measured all the same."""
     goal_pairs: Annotated[int, Range(1, 10**6)] = 500
     """Pairs of start and goal for each seed."""
     pair_seeds: Annotated[tuple[int, ...], Range(0, MAX_SEED), NonEmpty()] = (0, 1, 2)

@@ -63,6 +63,11 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
     """Give the jobs of goal reaching: a policy plays an offset's pairs once, for all protocols."""
     if not session.has_goals:
         return
+    if "goal" in config.parts and 50 not in config.goal_offsets and not config.protocols:
+        tqdm.write(
+            f"goal: goals 50 steps away are left out: --goal-offsets is "
+            f"{' '.join(map(str, config.goal_offsets))}, as in a demo; give 25 50"
+        )
     pair_lists = {}
     baselines = session.goal_policies(
         config.seed,
@@ -78,7 +83,7 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
         pairs = [pair for drawn in pairs_by_seed for pair in drawn]
         pair_lists[str(goal_offset)] = goals.pairs_as_dicts(pairs)
         if not pairs:
-            if not goals.at_offset(goal_offset).on_request or config.protocols:
+            if goal_offset in config.goal_offsets or config.protocols:
                 tqdm.write(f"goal: no held-out episode is longer than {goal_offset} steps; skipped")
             continue
         planners = mpc_policies(session, config, goal_offset)
@@ -251,5 +256,5 @@ def goal_job(
         put,
         protocol_names,
         name,
-        goals.at_offset(goal_offset).on_request,
+        goal_offset not in config.goal_offsets,
     )

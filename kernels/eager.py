@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention, silu
 
-from kernels.reference import BlockMask, apply_rope
+from kernels import reference
+from kernels.reference import BlockMask
 
+# up to so many numbers, launching operations takes longer than reading memory
+FEW_NUMBERS = 2**15
 # up to so many keys, a plain softmax is faster on a CPU than PyTorch's attention
 FEW_KEYS = 64
 
@@ -22,9 +25,20 @@ FEW_KEYS = 64
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute `kernels.rms_norm`; the mean square is summed in float32 at least."""
     if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
-        # one call: on few rows, launching operations takes most of the time
-        return torch.nn.functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+        if x.numel() <= FEW_NUMBERS:
+            return torch.nn.functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+        # PyTorch's own makes float32 copies of all rows
+        return (x * _inverse_rms(x, eps)).mul_(weight.to(x.dtype))
     return _RmsNorm.apply(x, weight, eps)  # type: ignore[return-value]
+
+
+def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Compute `kernels.apply_rope`."""
+    cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
+    cosine, sine = torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return _rotate(x, cosine, sine)
+    return _Rope.apply(x, cosine, sine)  # type: ignore[return-value]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -35,12 +49,37 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGlu.apply(gate_up)  # type: ignore[return-value]
 
 
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + eps) over the last axis, which is kept."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return torch.rsqrt(length.square() / x.shape[-1] + eps).to(x.dtype)
+
+
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate by angles of full width, the first half of the sines negative: whole rows are read
+    faster than halves of them."""
+    first, second = x.chunk(2, dim=-1)
+    return (x * cosine).addcmul_(torch.cat([second, first], dim=-1), sine)
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _rotate(x, cosine, sine)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        (grad,) = grads
+        return _rotate(grad, cosine, -sine), None, None
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-        scale = torch.rsqrt(length.square() / x.shape[-1] + eps).to(x.dtype)
+        scale = _inverse_rms(x, eps)
         unit = x * scale
         ctx.save_for_backward(unit, weight, scale)
         return unit * weight.to(x.dtype)
@@ -86,8 +125,9 @@ def attention(
     """
     queries, keys = q.shape[2], k.shape[2]
     if angles is not None:
-        q = apply_rope(q, *(a[keys - queries :] for a in angles))
-        k = apply_rope(k, *angles)
+        rotate = reference.apply_rope if torch.compiler.is_compiling() else apply_rope
+        q = rotate(q, *(a[keys - queries :] for a in angles))
+        k = rotate(k, *angles)
     with torch.autocast(q.device.type, enabled=False):
         if queries == block_mask.block_size == 1 and not q.is_cuda:
             first = (

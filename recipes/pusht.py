@@ -43,6 +43,7 @@ EVALUATE_CPU = {
     "task_episodes": 50,
     "search_episodes": 0,
     "oracle_episodes": 0,
+    "goal_offsets": (25,),
     "goal_pairs": 30,
     "pair_seeds": (0,),
     "oracle_pairs": 30,
@@ -59,6 +60,7 @@ CONTROLLER_CPU30 = CONTROLLER_CPU | {
     "goal_policy_train.compile": "auto",
 }
 EVALUATE_CPU30 = EVALUATE_CPU | {
+    "goal_offsets": (25, 50),
     "goal_pairs": 100,
     "pair_seeds": (0, 1, 2),
     "task_episodes": 100,

@@ -22,7 +22,7 @@ from data.toy import write_toy_shards
 from evaluation.measures import probe
 from evaluation.provenance import provenance
 from evaluation.report.metrics_schema import empty_metrics
-from evaluation.simulator_jobs import mpc_policies
+from evaluation.simulator_jobs import goal_jobs, mpc_policies
 from models.planning.planner import PlannerConfig
 from pipeline import presets
 from pipeline.inference import aot_inductor
@@ -189,8 +189,8 @@ def test_push_t_fills_task_and_goal(pusht_run: Path):
         for policy in ("random", "noop", "goal_agent_position", "actor_critic", "oracle_cem"):
             row = metrics["goal"][protocol][policy]
             assert row["n"] == 2 and row["low"] <= row["success"] <= row["high"]
-    on_request = metrics["goal"]["offset100"].values()
-    assert all(row["n"] is None for row in on_request)
+    not_asked_for = metrics["goal"]["offset100"].values()
+    assert all(row["n"] is None for row in not_asked_for)
     assert metrics["provenance"]["fingerprints"]["dynamics"]
     pairs = json.loads((pusht_run / "report" / "pairs.json").read_text())
     assert len(pairs["25"]) == 2
@@ -252,6 +252,24 @@ def test_an_actor_critic_with_the_weights_of_bc_is_not_played_again(
 
 
 @pytest.mark.skipif(not cpp_compiler(), reason="needs a C++ compiler")
+def test_goals_are_measured_at_the_offsets_and_protocols_asked_for(
+    pusht_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    def measured(**changes: Any) -> tuple[set[int], str]:
+        config = replace(preset(pusht_run, "pusht", "debug"), **changes)
+        with evaluate.Session(pusht_run, None, None, 1, 2) as session:
+            capsys.readouterr()
+            jobs = [job for job in goal_jobs(session, config) if evaluate.is_selected(job, config)]
+        return {int(job.name.split("-")[1]) for job in jobs}, "".join(capsys.readouterr())
+
+    offsets, told = measured()
+    assert offsets == {25, 50} and "left out" not in told
+    offsets, told = measured(goal_offsets=(25,))
+    assert offsets == {25} and "50 steps away are left out: --goal-offsets is 25" in told
+    assert measured(goal_offsets=(25,), protocol=("offset50_strict",)) == ({50}, "")
+    assert "left out" not in measured(goal_offsets=(25,), parts=("tokenizer",))[1]
+
+
 def test_compiled_steps_have_their_own_cache_key(pusht_run: Path, monkeypatch: pytest.MonkeyPatch):
     """Nothing is compiled before the first step."""
     monkeypatch.setattr(aot_inductor, "compile_problem", lambda _: None)  # it compiles a trial

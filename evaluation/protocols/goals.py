@@ -62,8 +62,6 @@ class GoalProtocol:
     success: Callable[[np.ndarray], np.ndarray]
     budget: int = 50
     """Steps that there are."""
-    on_request: bool = False
-    """It takes long, and is measured only where it is named."""
 
 
 PROTOCOLS = {
@@ -72,8 +70,8 @@ PROTOCOLS = {
     "chunk_end": GoalProtocol(25, chunk_end),
     "offset50": GoalProtocol(50, first_hit),
     "offset50_strict": GoalProtocol(50, strict),
-    "offset100": GoalProtocol(100, first_hit, budget=100, on_request=True),
-    "offset100_strict": GoalProtocol(100, strict, budget=100, on_request=True),
+    "offset100": GoalProtocol(100, first_hit, budget=100),
+    "offset100_strict": GoalProtocol(100, strict, budget=100),
 }
 
 

@@ -75,9 +75,11 @@ CONTROLLER_TASK_CPU = {
     "task_cost_train.save_every": 500,
     "task_cost_train.cuda_graph": False,
     "flow_policy.encoder.hidden_dim": 256,
-    "flow_policy_train.steps": 4500,
-    "flow_policy_train.learning_rate": 2e-3,
-    "flow_policy_train.eval_every": 4500,
+    # better than 4500 steps of 256 chunks, in less time
+    "flow_policy_train.steps": 2250,
+    "flow_policy_train.batch_size": 512,
+    "flow_policy_train.learning_rate": 2.8e-3,
+    "flow_policy_train.eval_every": 2250,
     "flow_policy_train.save_every": 500,
     "flow_policy_train.cuda_graph": False,
 }
@@ -85,6 +87,7 @@ CONTROLLER_TASK_CPU30 = CONTROLLER_TASK_CPU | {
     "task_cost_train.steps": 4000,
     "flow_policy.encoder.hidden_dim": 384,
     "flow_policy_train.steps": 5500,
+    "flow_policy_train.batch_size": 256,
     "flow_policy_train.learning_rate": 1e-3,
     "flow_policy_train.eval_every": 5500,
 }

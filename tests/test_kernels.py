@@ -4,11 +4,13 @@ import pytest
 import torch
 from kernel_checks import drawn, outputs_and_gradients
 
+import kernels
 from kernels import (
     BlockMask,
     attention,
     attention_with_cache,
     decode_attention,
+    eager,
     linear_cross_entropy,
     nearest_code,
     reference,
@@ -60,6 +62,33 @@ def test_swiglu_is_its_definition_and_leaves_its_input_alone(shape, dtype):
 def _exact(x, weight):
     """The definition, which casts to float32, in float64."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * weight
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [3, eager.FEW_NUMBERS // 24 + 1])
+def test_rms_norm_without_a_gradient_is_its_definition(rows, dtype):
+    x, weight = drawn(rows, 24).to(dtype), drawn(24).to(dtype)
+    given = x.clone()
+    truth = reference.rms_norm(x.double(), weight.double())
+    assert_near([truth], [rms_norm(x, weight)], dtype)
+    assert torch.equal(x, given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 2), (5, 6), (2, 3, 7, 32)])
+def test_rotation_is_its_definition_and_leaves_its_input_alone(shape, dtype):
+    x, angle = drawn(*shape).to(dtype), 3 * drawn(shape[-2], shape[-1] // 2).double()
+    given, angles = x.clone(), (angle.cos().to(dtype), angle.sin().to(dtype))
+
+    def of(module):
+        return lambda x: module.apply_rope(x, *(a.to(x.dtype) for a in angles))
+
+    truth = gradients(of(reference), x.double())
+    assert_near(truth, gradients(of(kernels), x), dtype)
+    assert_near(truth[:1], [of(kernels)(x)], dtype)  # without a gradient
+    heads = x.mT.contiguous().mT  # of another layout
+    assert_near(truth, gradients(of(kernels), heads), dtype)
+    assert torch.equal(x, given)
 
 
 def test_the_definition_of_rms_norm_is_its_equation():

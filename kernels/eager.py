@@ -58,9 +58,9 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotate by angles of full width, the first half of the sines negative: whole rows are read
-    faster than halves of them."""
+    faster than halves of them.  The result is contiguous, as the products after it like it."""
     first, second = x.chunk(2, dim=-1)
-    return (x * cosine).addcmul_(torch.cat([second, first], dim=-1), sine)
+    return torch.cat([second, first], dim=-1).mul_(sine).addcmul_(x, cosine)
 
 
 class _Rope(torch.autograd.Function):

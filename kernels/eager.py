@@ -322,7 +322,7 @@ def linear_cross_entropy(
     if before is not None and bonus is not None:
         logits = logits.scatter_add(-1, before[:, None], bonus[:, None].to(logits.dtype))
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(wide, target, reduction="none"), logits.detach().argmax(-1)
+    return cross_entropy(wide, target, reduction="none"), logits.detach().max(-1).indices
 
 
 @torch.no_grad()

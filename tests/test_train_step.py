@@ -57,6 +57,21 @@ def test_a_step_that_overflows_fp16_is_skipped_and_the_loss_scale_halves(tmp_pat
     assert lines[5]["train/loss_scale"] == 32768 and lines[4]["train/loss_scale"] == 65536
 
 
+def test_compiling_is_timed_in_the_last_turn(tmp_path, monkeypatch):
+    """Steps of a part that learns alone first say nothing of those after it."""
+    monkeypatch.setattr("pipeline.training.auto_compile.cpp_compiler", lambda: "g++")
+    line = Line()
+    line.turns = (3, 5)
+    trainer = Trainer("tokenizer", tmp_path, line, replace(TRAIN, compile="auto"), IDENTITY)
+    trial, timed = trainer.step_fn.auto_compile, []
+    assert trial is not None
+    for batch in trainer.batches(Points()):
+        trainer.step(line.loss, batch)
+        timed.append(len(trial._eager_seconds))
+    trainer._lock.close()
+    assert timed[:8] == [0, 0, 0, 0, 0, 1, 2, 3]
+
+
 def test_fp16_learns_what_fp32_learns(tmp_path):
     losses, norms = {}, {}
     for precision in ("fp32", "fp16"):

@@ -173,26 +173,30 @@ class MaskGit(CodesInTurn, Dynamics):
             # a plain mean: the means of processes and micro-batches average to the whole
             "cross_entropy": (cross_entropy * weights).mean(),
             "changed_accuracy": changed_accuracy,
-            "action_gap": self._action_gap(rows[1], rows[2], led, windows),
+            "action_gap": self._action_gap(rows, led, windows, cross_entropy, changed),
         }
 
     @torch.no_grad()
     def _action_gap(
-        self, before: Tensor, target: Tensor, actions: Tensor, past: FrameCache
+        self,
+        rows: list[Tensor],
+        actions: Tensor,
+        past: FrameCache,
+        cross_entropy: Tensor,
+        changed: Tensor,
     ) -> Tensor:
-        """How much less a changed code costs with its own action than with that of another clip, in
-        nats: near 0 the dynamics are deaf.  before, target: (R, 1, N), actions (R, 1, A)."""
-        compared = torch.arange(min(COMPARED_WINDOWS, len(target)), device=target.device)
-        before, target, past = before[compared], target[compared], past.select(compared)
-        masked = torch.full_like(target, self.mask)
-        own, other = (
-            self.cross_entropy(
-                self._predict(masked, before, taken[compared], past), before, target
-            )[0]
-            for taken in (actions, actions.flip(0))
-        )
-        changed = before != target
-        return ((other - own) * changed).sum() / changed.sum().clamp(min=1)
+        """How much less a masked code that changes costs with its own action than with that of
+        another clip, in nats: near 0 the dynamics are deaf.
+
+        rows: inputs, codes before and target, (R, 1, N) each.  actions: (R, 1, A).  cross_entropy,
+        changed: (B, W, N), with their own actions, of the same rows.
+        """
+        compared = torch.arange(min(COMPARED_WINDOWS, len(actions)), device=actions.device)
+        inputs, before, target = (row[compared] for row in rows)
+        out = self._predict(inputs, before, actions.flip(0)[compared], past.select(compared))
+        other = self.cross_entropy(out, before, target)[0][:, 0]
+        own, counted = (x.flatten(0, 1)[compared] for x in (cross_entropy, changed))
+        return ((other - own) * counted).sum() / counted.sum().clamp(min=1)
 
     def advise(self, losses: dict[str, float]) -> list[str]:
         """Say once that the dynamics do not listen to their actions."""

@@ -55,7 +55,7 @@ class AutoCompile:
 
     @contextmanager
     def time_step(self, remaining_steps: int) -> Iterator[None]:
-        """Take a step in here; `ahead` more come after it."""
+        """Take a step in here, of the last turn, as are the `remaining_steps` after it."""
         if not self._timing:
             yield
             return

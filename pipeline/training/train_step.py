@@ -127,8 +127,8 @@ class TrainStep:
                 group["lr"].fill_(lr * group["lr_scale"])
             else:
                 group["lr"] = lr * group["lr_scale"]
-        steps_left = self.train.steps - step - 1
-        with self.auto_compile.time_step(steps_left) if self.auto_compile else nullcontext():
+        timed = self.auto_compile if step >= max(self.model.turns, default=0) else None
+        with timed.time_step(self.train.steps - step - 1) if timed else nullcontext():
             if self._graph_step is None or not self.model.capturable:
                 return self._eager_step(step, batch)
             return self._replayed_step(self._graph_step, step, batch)

@@ -35,7 +35,7 @@ PIP_INSTALL := $(if $(shell command -v uv),uv pip install --python $(PYTHON),\
 # process would compile the sources of PyTorch anew, for four seconds.
 ifdef PYTHONDONTWRITEBYTECODE
 unexport PYTHONDONTWRITEBYTECODE
-export PYTHONPYCACHEPREFIX ?= $(CURDIR)/.venv/bytecode
+export PYTHONPYCACHEPREFIX := $(or $(PYTHONPYCACHEPREFIX),$(CURDIR)/.venv/bytecode)
 endif
 
 INSTALLED := .venv/installed

@@ -63,10 +63,13 @@ def goal_jobs(session: Session, config: Config) -> Iterator[Job]:
     """Give the jobs of goal reaching: a policy plays an offset's pairs once, for all protocols."""
     if not session.has_goals:
         return
-    if "goal" in config.parts and 50 not in config.goal_offsets and not config.protocols:
+    asked = config.goal_offsets
+    left_out = [offset for offset in Config.goal_offsets if offset not in asked]
+    if left_out and "goal" in config.parts and not config.protocols:
         tqdm.write(
-            f"goal: goals 50 steps away are left out: --goal-offsets is "
-            f"{' '.join(map(str, config.goal_offsets))}, as in a demo; give 25 50"
+            f"goal: goals {' and '.join(map(str, left_out))} steps away are left out: "
+            f"--goal-offsets is {' '.join(map(str, asked))}; give "
+            f"{' '.join(map(str, sorted({*asked, *left_out})))}"
         )
     pair_lists = {}
     baselines = session.goal_policies(

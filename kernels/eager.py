@@ -33,7 +33,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Compute `kernels.apply_rope`."""
+    """Compute `kernels.apply_rope`; the definition where angles have a gradient."""
+    if torch.is_grad_enabled() and (cosine.requires_grad or sine.requires_grad):
+        return reference.apply_rope(x, cosine, sine)
     cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
     cosine, sine = torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
     if not (torch.is_grad_enabled() and x.requires_grad):
@@ -65,9 +67,12 @@ def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 class _Rope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        ctx.save_for_backward(cosine, sine)
+    def forward(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         return _rotate(x, cosine, sine)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

@@ -89,12 +89,21 @@ def check_given(names: Sequence[str]) -> list[str]:
         sizes = _sizes(_recipe(name)) if name in known else {}
         before = [size for size in names[:index] if size in sizes]
         if before and not any(size in sizes for size in names[index + 1 :]):
-            better = " ".join([*names[: index + 1], before[-1], *names[index + 1 :]])
+            better = " ".join(_each_with(before[-1], names))
             raise ValueError(
                 f"{name} after {before[-1]} replaces what {before[-1]} set, and has a size of that "
                 f"name; give --preset {better}"
             )
     return names
+
+
+def _each_with(size: str, names: Sequence[str]) -> list[str]:
+    """Presets with a size after each recipe that has it, and is given none."""
+    found: list[str] = []
+    for name, after in zip(names, [*names[1:], ""], strict=True):
+        sizes = _sizes(_recipe(name)) if name in recipe_names() else {}
+        found += [name, size] if size in sizes and after not in sizes else [name]
+    return found
 
 
 def apply(config: C, stage: str, names: Sequence[str]) -> C:

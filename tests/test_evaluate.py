@@ -264,6 +264,9 @@ def test_goals_are_measured_at_the_offsets_and_protocols_asked_for(
 
     offsets, told = measured()
     assert offsets == {25, 50} and "left out" not in told
+    offsets, told = measured(goal_offsets=(100,))
+    assert offsets <= {100} and "25 and 50 steps away are left out: --goal-offsets is 100; " in told
+    assert "give 25 50 100" in told
     offsets, told = measured(goal_offsets=(25,))
     assert offsets == {25} and "50 steps away are left out: --goal-offsets is 25" in told
     assert measured(goal_offsets=(25,), protocol=("offset50_strict",)) == ({50}, "")

@@ -86,9 +86,16 @@ def test_rotation_is_its_definition_and_leaves_its_input_alone(shape, dtype):
     truth = gradients(of(reference), x.double())
     assert_near(truth, gradients(of(kernels), x), dtype)
     assert_near(truth[:1], [of(kernels)(x)], dtype)  # without a gradient
+    summed = torch.func.grad(lambda x: (of(kernels)(x) ** 2).sum())(x)
+    assert_near([torch.func.grad(lambda x: (x**2).sum())(x.double())], [summed], dtype, 8)
     heads = x.mT.contiguous().mT  # of another layout
     assert_near(truth, gradients(of(kernels), heads), dtype)
     assert torch.equal(x, given)
+    turned = angle.requires_grad_()  # the angles' own gradient
+    kernels.apply_rope(x.double().requires_grad_(), turned.cos(), turned.sin())[
+        ..., 0
+    ].sum().backward()
+    assert turned.grad is not None and turned.grad.any()
 
 
 def test_the_definition_of_rms_norm_is_its_equation():

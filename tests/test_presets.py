@@ -273,6 +273,7 @@ def test_a_recipe_that_would_undo_the_one_before_is_refused(recipe: str):
         ("genie cpu maskgit", "genie cpu maskgit cpu"),
         ("genie cpu maskgit autoregressive", "genie cpu maskgit cpu autoregressive"),
         ("cpu keypoints", "pusht cpu keypoints cpu"),
+        ("debug genie maskgit", "pusht debug genie debug maskgit debug"),
     ],
 )
 def test_a_size_that_a_later_recipe_would_undo_is_refused_where_it_is_given(
@@ -280,6 +281,7 @@ def test_a_size_that_a_later_recipe_would_undo_is_refused_where_it_is_given(
 ):
     with pytest.raises(ValueError, match=f"give --preset {better}$"):
         parse(train_tokenizer.Config, "tokenizer", ["--preset", *names.split()])
+    assert presets.check_given(better.split()) == better.split()
     assert presets.check(names.split())  # a run that was begun so goes on
 
 

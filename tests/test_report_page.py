@@ -159,6 +159,7 @@ def test_strips_of_attempts_say_their_offset_and_protocol(tmp_path):
     for offset, protocol in ((25, "first_hit"), (50, "offset50")):
         assert f"goals {offset} steps away: failures first. Reached and failed are by the " \
                f"protocol {protocol}." in page  # fmt: skip
+    assert "<th>offset50</th>" in page and "<th>offset100</th>" not in page  # nothing is measured
 
 
 def test_shorter_episodes_are_in_the_heading_and_bold_rows_are_explained(tmp_path):

@@ -297,7 +297,8 @@ def _film(plots: Path, policies: dict[str, Any]) -> list[str]:
 
 
 def _goals(protocols: dict[str, Any]) -> list[str]:
-    if not any(_measured(policies) for policies in protocols.values()):
+    protocols = {key: rows for key, rows in protocols.items() if _measured(rows)}
+    if not protocols:
         return []
     parts = [
         "<h2>Goal reaching</h2><p>Protocols are not comparable with each other. planner, "
@@ -307,8 +308,7 @@ def _goals(protocols: dict[str, Any]) -> list[str]:
     ]
     for protocol, policies in protocols.items():
         rows = []
-        for name, row in policies.items():
-            row = row or {}
+        for name, row in ((name, row or {}) for name, row in policies.items()):
             success = number(row.get("success"), 3) + interval(row, digits=3)
             rows.append([name, success, number(row.get("n")), number(row.get("plan_seconds"), 3)])
         head = [escape(protocol), "success", "n (pairs)", "seconds per plan"]

@@ -59,9 +59,7 @@ def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         from kernels import rope
 
         return rope.apply_rope(x, cosine, sine)
-    if torch.compiler.is_compiling():
-        return reference.apply_rope(x, cosine, sine)
-    return eager.apply_rope(x, cosine, sine)
+    return reference.apply_rope(x, cosine, sine)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

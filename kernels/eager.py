@@ -13,34 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention, silu
 
-from kernels import reference
-from kernels.reference import BlockMask
+from kernels.reference import BlockMask, apply_rope
 
-# up to so many numbers, launching operations takes longer than reading memory
-FEW_NUMBERS = 2**15
-# up to so many keys, a plain softmax is faster on a CPU than PyTorch's attention
-FEW_KEYS = 64
+# on a CPU: numbers whose launches take the most time, keys for which a plain softmax is the fastest
+FEW_NUMBERS, FEW_KEYS = 2**15, 64
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute `kernels.rms_norm`; the mean square is summed in float32 at least."""
-    if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
-        if x.numel() <= FEW_NUMBERS:
-            return torch.nn.functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
-        # PyTorch's own makes float32 copies of all rows
-        return (x * _inverse_rms(x, eps)).mul_(weight.to(x.dtype))
+    learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not learns and x.numel() <= FEW_NUMBERS:  # one call, which makes float32 copies of all
+        return torch.nn.functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     return _RmsNorm.apply(x, weight, eps)  # type: ignore[return-value]
-
-
-def apply_rope(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Compute `kernels.apply_rope`; the definition where angles have a gradient."""
-    if torch.is_grad_enabled() and (cosine.requires_grad or sine.requires_grad):
-        return reference.apply_rope(x, cosine, sine)
-    cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
-    cosine, sine = torch.cat([cosine, cosine], dim=-1), torch.cat([-sine, sine], dim=-1)
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return _rotate(x, cosine, sine)
-    return _Rope.apply(x, cosine, sine)  # type: ignore[return-value]
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -51,40 +35,12 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return _SwiGlu.apply(gate_up)  # type: ignore[return-value]
 
 
-def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) over the last axis, which is kept."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    return torch.rsqrt(length.square() / x.shape[-1] + eps).to(x.dtype)
-
-
-def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate by angles of full width, the first half of the sines negative: whole rows are read
-    faster than halves of them.  The result is contiguous, as the products after it like it."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([second, first], dim=-1).mul_(sine).addcmul_(x, cosine)
-
-
-class _Rope(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        return _rotate(x, cosine, sine)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        cosine, sine = ctx.saved_tensors
-        (grad,) = grads
-        return _rotate(grad, cosine, -sine), None, None
-
-
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        scale = _inverse_rms(x, eps)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        scale = torch.rsqrt(length.square() / x.shape[-1] + eps).to(x.dtype)
         unit = x * scale
         ctx.save_for_backward(unit, weight, scale)
         return unit * weight.to(x.dtype)
@@ -130,9 +86,8 @@ def attention(
     """
     queries, keys = q.shape[2], k.shape[2]
     if angles is not None:
-        rotate = reference.apply_rope if torch.compiler.is_compiling() else apply_rope
-        q = rotate(q, *(a[keys - queries :] for a in angles))
-        k = rotate(k, *angles)
+        q = apply_rope(q, *(a[keys - queries :] for a in angles))
+        k = apply_rope(k, *angles)
     with torch.autocast(q.device.type, enabled=False):
         if queries == block_mask.block_size == 1 and not q.is_cuda:
             first = (

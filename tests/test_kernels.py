@@ -4,7 +4,6 @@ import pytest
 import torch
 from kernel_checks import drawn, outputs_and_gradients
 
-import kernels
 from kernels import (
     BlockMask,
     attention,
@@ -72,30 +71,6 @@ def test_rms_norm_without_a_gradient_is_its_definition(rows, dtype):
     truth = reference.rms_norm(x.double(), weight.double())
     assert_near([truth], [rms_norm(x, weight)], dtype)
     assert torch.equal(x, given)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 2), (5, 6), (2, 3, 7, 32)])
-def test_rotation_is_its_definition_and_leaves_its_input_alone(shape, dtype):
-    x, angle = drawn(*shape).to(dtype), 3 * drawn(shape[-2], shape[-1] // 2).double()
-    given, angles = x.clone(), (angle.cos().to(dtype), angle.sin().to(dtype))
-
-    def of(module):
-        return lambda x: module.apply_rope(x, *(a.to(x.dtype) for a in angles))
-
-    truth = gradients(of(reference), x.double())
-    assert_near(truth, gradients(of(kernels), x), dtype)
-    assert_near(truth[:1], [of(kernels)(x)], dtype)  # without a gradient
-    summed = torch.func.grad(lambda x: (of(kernels)(x) ** 2).sum())(x)
-    assert_near([torch.func.grad(lambda x: (x**2).sum())(x.double())], [summed], dtype, 8)
-    heads = x.mT.contiguous().mT  # of another layout
-    assert_near(truth, gradients(of(kernels), heads), dtype)
-    assert torch.equal(x, given)
-    turned = angle.requires_grad_()  # the angles' own gradient
-    kernels.apply_rope(x.double().requires_grad_(), turned.cos(), turned.sin())[
-        ..., 0
-    ].sum().backward()
-    assert turned.grad is not None and turned.grad.any()
 
 
 def test_the_definition_of_rms_norm_is_its_equation():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
@@ -289,19 +288,6 @@ def test_make_task_asks_for_demonstrations():
     command = ["make", "--old-file=.venv/installed", "task"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode and answer.stderr.startswith("error: make task needs human")
-
-
-def test_stages_of_make_find_the_bytecode_of_those_before_them():
-    """Without any, each process compiles PyTorch's sources, where the environment asks for none."""
-    command = ["make", "--silent", "--eval=shown:; @env", "shown"]
-    environment = dict.fromkeys(["PYTHONDONTWRITEBYTECODE"], "1") | {"PATH": os.environ["PATH"]}
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    shown = answer.stdout.splitlines()
-    assert f"PYTHONPYCACHEPREFIX={ROOT / '.venv' / 'bytecode'}" in shown
-    assert not any(line.startswith("PYTHONDONTWRITEBYTECODE") for line in shown)
-    del environment["PYTHONDONTWRITEBYTECODE"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert "PATH=" in answer.stdout and "PYTHONPYCACHEPREFIX" not in answer.stdout
 
 
 # -- links and names --------------------------------------------------------------------------

@@ -192,9 +192,8 @@ class Trainer(Generic[M]):
                 yield batch
                 self.seconds += time.monotonic() - started
                 started = time.monotonic()
-                postfix = {k: f"{v:.3g}" for k, v in list(self._last_losses.items())[:3]}
-                postfix |= {"idle": f"{self._device_idle:.0%}"}
-                progress_bar.set_postfix(postfix, refresh=False)  # drawn as often as the bar is
+                shown = {k: f"{v:.3g}" for k, v in list(self._last_losses.items())[:3]}
+                progress_bar.set_postfix(shown, idle=f"{self._device_idle:.0%}", refresh=False)
                 progress_bar.update()
                 if self._should_stop():
                     self.save()

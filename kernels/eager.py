@@ -15,14 +15,14 @@ from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attent
 
 from kernels.reference import BlockMask, apply_rope
 
-# on a CPU: numbers whose launches take the most time, keys for which a plain softmax is the fastest
+# on a CPU: fewer numbers are normalized faster in one call, fewer keys by a plain softmax
 FEW_NUMBERS, FEW_KEYS = 2**15, 64
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute `kernels.rms_norm`; the mean square is summed in float32 at least."""
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not learns and x.numel() <= FEW_NUMBERS:  # one call, which makes float32 copies of all
+    if not learns and (x.is_cuda or x.numel() <= FEW_NUMBERS):  # on a CPU it copies all to float32
         return torch.nn.functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     return _RmsNorm.apply(x, weight, eps)  # type: ignore[return-value]
 
@@ -277,7 +277,7 @@ def linear_cross_entropy(
     before: Tensor | None,
     bonus: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `kernels.linear_cross_entropy`, the product in the precision of autocast."""
+    """Compute `kernels.linear_cross_entropy` as autocast does; `argmax` is slow in bf16 on CPUs."""
     logits = linear(x, weight, bias)
     if before is not None and bonus is not None:
         logits = logits.scatter_add(-1, before[:, None], bonus[:, None].to(logits.dtype))

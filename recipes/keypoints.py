@@ -75,7 +75,7 @@ CONTROLLER_TASK_CPU = {
     "task_cost_train.save_every": 500,
     "task_cost_train.cuda_graph": False,
     "flow_policy.encoder.hidden_dim": 256,
-    # better than 4500 steps of 256 chunks, in less time
+    # as good as 4500 steps of 256 chunks, in less time
     "flow_policy_train.steps": 2250,
     "flow_policy_train.batch_size": 512,
     "flow_policy_train.learning_rate": 2.8e-3,

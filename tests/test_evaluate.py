@@ -251,7 +251,6 @@ def test_an_actor_critic_with_the_weights_of_bc_is_not_played_again(
         assert played[-1] == "another game"
 
 
-@pytest.mark.skipif(not cpp_compiler(), reason="needs a C++ compiler")
 def test_goals_are_measured_at_the_offsets_and_protocols_asked_for(
     pusht_run: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -273,6 +272,7 @@ def test_goals_are_measured_at_the_offsets_and_protocols_asked_for(
     assert "left out" not in measured(goal_offsets=(25,), parts=("tokenizer",))[1]
 
 
+@pytest.mark.skipif(not cpp_compiler(), reason="needs a C++ compiler")
 def test_compiled_steps_have_their_own_cache_key(pusht_run: Path, monkeypatch: pytest.MonkeyPatch):
     """Nothing is compiled before the first step."""
     monkeypatch.setattr(aot_inductor, "compile_problem", lambda _: None)  # it compiles a trial

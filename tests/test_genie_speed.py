@@ -68,6 +68,7 @@ def test_the_sizes_of_the_bench_are_the_recipes(work, size):
 
     dynamics: Any = presets.apply(DynamicsConfig(), "dynamics", ["genie", size]).model
     assert work.config.transformer == dynamics.transformer
+    assert work.config.sampling_steps == dynamics.sampling_steps
     tokenizer: Any = presets.apply(TokenizerConfig(), "tokenizer", ["genie", size]).model
     assert work.latents == StVivit(replace(tokenizer, encoder=NARROW, decoder=NARROW)).latents
 

@@ -62,7 +62,7 @@ def workload(
 
 
 # as the sizes of recipes/genie.py
-SMALL = workload("cpu", (128, 4, 4, 384, 3), 8, LatentSpec("discrete", (8, 8), 38, 1000, 2))
+SMALL = workload("cpu", (128, 4, 4, 384, 3), 1, LatentSpec("discrete", (8, 8), 38, 1000, 2))
 LARGE = workload("coinrun", (512, 12, 8, 2048, 16), 25, LatentSpec("discrete", (16, 16), 20, 1024))
 
 
@@ -83,8 +83,8 @@ def measure(options: Options, work: Workload, compiled: bool = True) -> Iterator
     about = f"genie {work.name}, {parameters / 1e6:.1f}M, {precision}"
     passes = work.config.sampling_steps
     yield from _race(
-        f"frame of {passes} passes, {about}", frames(model, options, precision, compiled), options,
-        work.saved,
+        f"frame of {passes} pass{'es' * (passes > 1)}, {about}",
+        frames(model, options, precision, compiled), options, work.saved,
     )  # fmt: skip
     yield from _race(
         f"ST-transformer over a frame, {about}",

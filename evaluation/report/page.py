@@ -308,9 +308,9 @@ def _goals(protocols: dict[str, Any]) -> list[str]:
     ]
     for protocol, policies in protocols.items():
         rows = []
-        for name, row in ((name, row or {}) for name, row in policies.items()):
-            success = number(row.get("success"), 3) + interval(row, digits=3)
-            rows.append([name, success, number(row.get("n")), number(row.get("plan_seconds"), 3)])
+        for name, row in policies.items():
+            success = number(row["success"], 3) + interval(row, digits=3)
+            rows.append([name, success, number(row["n"]), number(row.get("plan_seconds"), 3)])
         head = [escape(protocol), "success", "n (pairs)", "seconds per plan"]
         parts.append(table(head, rows, own_rows(policies)))
     return parts

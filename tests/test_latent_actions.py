@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +43,26 @@ def moving_dots(clips: int, seed: int) -> tuple[Tensor, Tensor]:
         for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
             frames[torch.arange(clips), t, :, at[:, 0] + dy, at[:, 1] + dx] = 0
     return frames, way
+
+
+def dots_beside_blocks(clips: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Clips (B, 4, 3, 24, 24) of a blue dot that moves in each step, and of a gray block of nine
+    times its size that moves in some; and how the dot moved, (B, 3, 2) as x and y."""
+    rng = torch.Generator().manual_seed(seed)
+    frames = torch.full((clips, 4, 3, 24, 24), 255, dtype=torch.uint8)
+    dot = torch.randint(2, 9, (clips, 2), generator=rng)
+    block = torch.randint(12, 15, (clips, 2), generator=rng)
+    moved = torch.randint(-1, 2, (clips, 3, 2), generator=rng)
+    pushed = torch.randint(-1, 2, (clips, 3, 2), generator=rng)
+    pushed *= torch.rand(clips, 3, 1, generator=rng) < 0.3
+    for clip in range(clips):
+        for t in range(4):
+            for at, size, color in ((block, 6, (119, 136, 153)), (dot, 2, (65, 105, 225))):
+                way = (moved if at is dot else pushed)[clip, :t].sum(0)
+                x, y = (at[clip] + way).clamp(0, 24 - size).tolist()
+                shade = torch.tensor(color, dtype=torch.uint8)[:, None, None]
+                frames[clip, t, :, y : y + size, x : x + size] = shade
+    return frames, moved
 
 
 def trained(model: LatentActionModel, steps: int) -> dict[str, float]:
@@ -111,6 +132,27 @@ def test_what_comes_or_is_covered_does_not_count_as_moved():
         assert first_moments(change[None]).abs().max() < 1e-4
 
 
+def test_the_motion_alone_is_that_of_what_always_moves_and_not_of_what_moves_most():
+    model = LatentActionModel(replace(CONFIG, motion_alone=True, vq_start_step=4), (24, 24))
+    for step in range(6):
+        model.train().loss(dots_beside_blocks(64, step)[0])
+        with torch.no_grad():
+            model.after_step()
+    frames, moved = dots_beside_blocks(200, seed=10**6)
+    with torch.no_grad():
+        numbers = model.eval().vectors(frames).flatten(0, 1)
+    true = moved.flatten(0, 1).float()
+    true, numbers = true - true.mean(0), numbers - numbers.mean(0)
+    residual = true - numbers @ torch.linalg.lstsq(numbers, true).solution
+    assert 1 - residual.square().sum() / true.square().sum() > 0.9
+    assert not list(model.encoder.parameters())
+
+
+def test_the_motion_alone_has_two_numbers():
+    with pytest.raises(ValueError, match="latent_actions.dim is 3, and motion_alone tells 2"):
+        replace(CONFIG, motion_alone=True, dim=3)
+
+
 @pytest.fixture(scope="module")
 def learned() -> tuple[LatentActionModel, dict[str, float]]:
     model = a_model(vq_start_step=60)
@@ -148,13 +190,14 @@ def test_a_code_changes_with_the_frame_it_leads_to_and_not_with_the_one_after(
 def test_codes_in_a_row_lead_where_their_actions_do():
     """What a code lacks is made up for by the next ones: the sums stay within a code's own error,
     while those of the nearest codes go on drifting."""
+    long = math.sinh(2 * 0.4) / 2  # of a vector that is 0.4 long when it has been shortened
     actions = torch.tensor([[0.4, 0.0]]).repeat(20, 1)[None]
     off = {}
     for carry in (0.0, 1.0):
         model = a_model(carry=carry, num_actions=4).eval()
         codes = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
         model.quantizer._codebook.embed.copy_(codes[None])  # type: ignore[union-attr, operator]
-        model.vectors = lambda frames: actions  # type: ignore[method-assign]
+        model.vectors = lambda frames: actions * long / 0.4  # type: ignore[method-assign]
         found = model.codes(some_frames(1, 21))
         off[carry] = (model.codebook[found[0]].sum(0) - actions[0].sum(0)).norm()
     assert off[0.0] == pytest.approx(8.0, abs=1e-4) and off[1.0] <= 0.5
@@ -168,7 +211,15 @@ def test_a_collapse_and_a_deaf_decoder_are_said_once_and_not_before_codes_have_s
     lines = model.advise(bad)
     assert len(lines) == 2 and "1.0 of 6 codes" in lines[0] and "deaf" in lines[1]
     assert all("--model.latent-actions." in line for line in lines)
+    assert not any("motion-alone" in line for line in lines)
     assert model.advise(bad) == []
+
+
+def test_a_deaf_decoder_of_the_motion_alone_is_told_of_the_convolutions():
+    model = a_model(motion_alone=True)
+    model.trained_steps += CONFIG.vq_start_step + SETTLED_STEPS
+    (line,) = model.advise({"action_perplexity": 6.0, "action_gain": 0.001})
+    assert "where the whole picture moves, --model.latent-actions.no-motion-alone" in line
 
 
 def test_micro_batches_move_the_codebook_once_and_evaluation_never():

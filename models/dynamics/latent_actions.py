@@ -23,6 +23,7 @@ from vector_quantize_pytorch import VectorQuantize
 from data.ranges import MAX_STEPS, CheckedConfig, Range
 from kernels import nearest_code
 from models.layers.first_batch import FirstBatch
+from models.layers.independent_components import IndependentComponents
 from models.layers.patch_image import check_patches
 from models.method import Losses
 from models.tokenizers.codebook import init_codebook, update_codebook_ema
@@ -30,6 +31,7 @@ from models.tokenizers.codebook import init_codebook, update_codebook_ema
 COMPARED_PAIRS = 16  # of a batch, on which the gain by an action is measured
 SETTLED_STEPS = 100  # of training with codes, before a collapse is one
 DEAF = 0.02  # gain by an action, as a share of the error
+ALL_MOVES = "; where the whole picture moves, --model.latent-actions.no-motion-alone"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class LatentActionConfig(CheckedConfig):
     """Channels of encoder and decoder."""
     num_layers: Annotated[int, Range(1, 100)] = 3
     """Convolutions of the encoder, and of the decoder, after the first."""
+    motion_alone: bool = False
+    """Leave the convolutions of the encoder out: an action is then how the steadiest of the things
+    moves that differ in color.  That is exact where things keep their colors over an even ground,
+    and says nothing where the whole picture moves.  `dim` is 2."""
     carry: Annotated[float, Range(0, 1)] = 0.0
     """Share of what a code lacks to its action's numbers that the next action of the clip makes up
     for (error diffusion, Floyd and Steinberg 1976), so that a sequence of codes leads where the
@@ -66,6 +72,14 @@ class LatentActionConfig(CheckedConfig):
     least (VICReg, arXiv:2105.04906)."""
     entropy_weight: Annotated[float, Range(0, 10**6)] = 0.05
     """Weight of what the soft use of the codes lacks to a uniform one, in nats."""
+
+    def check(self) -> None:
+        super().check()
+        if self.motion_alone and self.dim != 2:
+            raise ValueError(
+                f"model.latent_actions.dim is {self.dim}, and motion_alone tells 2 numbers: give "
+                f"--model.latent-actions.dim 2, or leave motion_alone out"
+            )
 
 
 class LatentActionModel(nn.Module):
@@ -105,7 +119,8 @@ class LatentActionModel(nn.Module):
         return self.quantizer.codebook.float()  # type: ignore[operator, union-attr]
 
     def vectors(self, frames: Tensor) -> Tensor:
-        """Latent actions before they are quantized: (B, T, 3, H, W) uint8 -> (B, T - 1, K)."""
+        """Latent actions before they are shortened and quantized: (B, T, 3, H, W) uint8 ->
+        (B, T - 1, K)."""
         blurred = self._blur(frames)
         before, change = blurred[:, :-1], blurred[:, 1:] - blurred[:, :-1]
         vectors = self.encoder(before.flatten(0, 1), change.flatten(0, 1))
@@ -113,7 +128,7 @@ class LatentActionModel(nn.Module):
 
     def codes(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 -> (B, T - 1) int64."""
-        vectors = self.vectors(frames).float()
+        vectors = shortened(self.vectors(frames).float())
         if not self.config.carry:
             return self._nearest(vectors)
         found, lacking = [], torch.zeros_like(vectors[:, 0])
@@ -133,7 +148,7 @@ class LatentActionModel(nn.Module):
             self.quantized = self.quantized or bool(self.quantizer._codebook.initted)  # type: ignore[union-attr]
         blurred = self._blur(frames)
         before, after = (x.flatten(0, 1) for x in (blurred[:, :-1], blurred[:, 1:]))
-        vectors = self.vectors(frames)
+        vectors = shortened(self.vectors(frames))
         codes = self._nearest(vectors)
         given = vectors
         losses: Losses = {}
@@ -165,7 +180,10 @@ class LatentActionModel(nn.Module):
         """Move the codebook, by all micro-batches of a step together."""
         self.trained_steps += 1
         settled = self.encoder.scale.known  # so are the vectors that k-means would start from
-        for scale in (self.pixels, self.peak, self.encoder.unit, self.encoder.scale):
+        if not self.encoder.things.known:
+            at_once = int(self.trained_steps) >= self.config.vq_start_step // 2
+            self._tell_things_apart(at_once)
+        for scale in (self.pixels, self.peak, self.encoder.scale):
             scale.update()
         if not self._pending:
             return
@@ -181,6 +199,15 @@ class LatentActionModel(nn.Module):
         counts = codes.new_zeros(self.config.num_actions)
         counts.scatter_add_(0, codes, torch.ones_like(codes))
         update_codebook_ema(self.quantizer, vectors, 1 / counts[codes].float())
+
+    def _tell_things_apart(self, at_once: bool) -> None:
+        """When enough changes were seen; those of the first step are in other units."""
+        things = self.encoder.things
+        if self.peak.known:
+            things.keep()
+        things.forget()
+        if at_once or things.full:
+            things.fit()
 
     def advise(self, losses: dict[str, float]) -> list[str]:
         """Say once that codes have collapsed, or that the decoder does not listen to them."""
@@ -198,7 +225,7 @@ class LatentActionModel(nn.Module):
             found["deaf"] = (
                 f"latent actions: deaf, with the action of another pair the error is only "
                 f"{gain:.1%} larger; give frames that are farther apart, more steps, or a "
-                f"finer --model.latent-actions.downsample"
+                f"finer --model.latent-actions.downsample{ALL_MOVES * self.config.motion_alone}"
             )
         new = [line for kind, line in found.items() if kind not in self._said]
         self._said |= found.keys()
@@ -243,33 +270,48 @@ class LatentActionModel(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """A pair of frames to a vector: how far what differs moved, in its first moments, plus what
-    convolutions make of it where something changes.
+    """A pair of frames to a vector: how far the steadiest of the things that differ in color moved,
+    by its first moments, plus what convolutions make of the pair where something changes.
 
-    Convolutions alone find how much moves long before they find where to.
+    Convolutions alone find how much moves long before they find where to; and a mixture of colors
+    that is learned with them tells what moves most, such as a block that is pushed now and then,
+    and not who pushes.
     """
 
     def __init__(self, config: LatentActionConfig) -> None:
         super().__init__()
-        channels = config.channels
-        layers: list[nn.Module] = [nn.Conv2d(6, channels, 3, 1, 1)]
-        for _ in range(config.num_layers):
-            layers += [nn.SiLU(), nn.Conv2d(channels, channels, 3, 1, 1)]
-        self.layers = nn.Sequential(*layers, nn.SiLU())
-        self.weight = nn.Conv2d(channels, 1, 1)
-        self.out = nn.Linear(channels, config.dim)
-        self.colors = nn.Linear(3, 1, bias=False)
-        self.from_motion = nn.Linear(2, config.dim, bias=False)
-        nn.init.constant_(self.colors.weight, 1 / 3)
-        nn.init.eye_(self.from_motion.weight)
-        with torch.no_grad():
-            self.out.weight[:2] *= 0.1  # the motion is a good start
-        # the unit of moments after the first step, and variance 1 after the second
-        self.unit, self.scale = FirstBatch((1,)), FirstBatch((config.dim,))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.things = IndependentComponents(3)
+        self.motion_alone = config.motion_alone
+        if not config.motion_alone:
+            channels = config.channels
+            layers: list[nn.Module] = [nn.Conv2d(6, channels, 3, 1, 1)]
+            for _ in range(config.num_layers):
+                layers += [nn.SiLU(), nn.Conv2d(channels, channels, 3, 1, 1)]
+            self.layers = nn.Sequential(*layers, nn.SiLU())
+            self.weight = nn.Conv2d(channels, 1, 1)
+            self.out = nn.Linear(channels, config.dim)
+            self.from_motion = nn.Linear(2, config.dim, bias=False)
+            nn.init.eye_(self.from_motion.weight)
+            with torch.no_grad():
+                self.out.weight[:2] *= 0.1  # the motion is a good start
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # of the step after the things were told apart
+        self.scale = FirstBatch((1,) if config.motion_alone else (config.dim,))
 
     def forward(self, before: Tensor, change: Tensor) -> Tensor:
         """Two (R, 3, h, w) -> (R, K) float32."""
+        with torch.autocast(change.device.type, enabled=False):
+            if self.training:
+                self.things.collect(change.movedim(1, -1).flatten(1, 2))
+            out = self.things(first_moments(change.float()))[..., 0]
+        if not self.motion_alone:
+            out = (self.from_motion(out) + self._convolved(before, change)).float()
+        if self.training and self.things.known:
+            self.scale.collect(out[..., None] if self.motion_alone else out)
+        return (out - self.scale.mean) / self.scale.scale
+
+    def _convolved(self, before: Tensor, change: Tensor) -> Tensor:
+        """Features where something changes: (R, K)."""
         pairs = torch.cat([before, change], dim=1)
         features = self.layers(pairs.contiguous(memory_format=torch.channels_last))
         attention = self.weight(features).float()
@@ -277,15 +319,7 @@ class _Encoder(nn.Module):
             moving = change.square().mean(1, keepdim=True)
             weight = (attention + (moving + 1e-6).log()).flatten(1).softmax(-1)
             pooled = torch.einsum("RN,RCN->RC", weight, features.float().flatten(2))
-            moments = first_moments(change.float())
-            if self.training:
-                self.unit.collect(moments[..., None])
-            moments = moments / self.unit.scale.float()
-        motion = self.colors(moments)[..., 0]
-        out = (self.out(pooled) + self.from_motion(motion)).float()
-        if self.training and self.unit.known:
-            self.scale.collect(out)
-        return _shortened((out - self.scale.mean) / self.scale.scale)
+        return self.out(pooled)
 
 
 def first_moments(change: Tensor) -> Tensor:
@@ -306,9 +340,9 @@ def first_moments(change: Tensor) -> Tensor:
     return moments - center[..., None] * change.sum((2, 3))[:, None]
 
 
-def _shortened(vectors: Tensor) -> Tensor:
-    """Long vectors made shorter, like a logarithm: (R, K) -> (R, K).  Few pairs move far, and would
-    take most of the codes."""
+def shortened(vectors: Tensor) -> Tensor:
+    """Long vectors made shorter, like a logarithm: (..., K) -> (..., K).  Few pairs move far, and
+    would take most of the codes."""
     length = vectors.square().sum(-1, keepdim=True).add(1e-8).sqrt()
     return vectors * torch.asinh(2 * length) / (2 * length)
 

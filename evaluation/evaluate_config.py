@@ -12,6 +12,7 @@ from data.ranges import MAX_SEED, MAX_STEPS, MAX_WORKERS, CheckedConfig, NonEmpt
 from evaluation.measures.open_loop import HORIZONS
 from evaluation.protocols import goals, returns, task
 from evaluation.readers.label_budget import BUDGETS
+from evaluation.report.metrics_schema import TASK_POLICIES
 from kernels import Backend
 from models.planning.best_of_n import BestOfNConfig
 from models.planning.code_planner import CodePlannerConfig
@@ -99,6 +100,8 @@ class Config(CheckedConfig):
     these policies out.  Also the episodes towards --goal."""
     oracle_episodes: Annotated[int, Range(0, 10**6)] = 4
     """Most of them for a search in the true simulator, which is more expensive; 0 leaves it out."""
+    task_without: tuple[str, ...] = ()
+    """Policies that the task protocol leaves out, unless --policies names them."""
     task_seed: Annotated[int, Range(0, MAX_SEED)] = task.FIRST_SEED
     """Seed of the first episode, the next ones following; the default is the protocol's, on whose
     episodes nothing may be chosen."""
@@ -179,6 +182,12 @@ class Config(CheckedConfig):
         check_in_world(self.task_goal, "--task-goal")
         check_in_world(self.goal_pose, "--goal-pose")
         self._check_goal()
+        for name in self.task_without:
+            if name not in TASK_POLICIES:
+                raise ValueError(
+                    f"--task-without {name}: no policy of the task protocol; choose from "
+                    f"{', '.join(sorted(TASK_POLICIES))}"
+                )
         check_task_search(self.task_planner, self.task_receding_horizon)
 
     def _check_goal(self) -> None:

@@ -66,8 +66,15 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
     }
     measured["random"].settings["seed"] = config.seed
     measured |= chunk_policies(session, config) | cost_policies(session, config)
+    left_out = [] if config.policies else [n for n in measured if n in config.task_without]
+    if left_out and "task" in (config.protocol or config.parts):
+        tqdm.write(
+            f"task: {' and '.join(left_out)} {'are' if left_out[1:] else 'is'} left out by "
+            f"--task-without, as in a demo; give --policies {' '.join(left_out)}"
+        )
     for name, each in measured.items():
-        yield task_job(session, config, name, each)
+        if name not in left_out:
+            yield task_job(session, config, name, each)
 
 
 def chunk_policies(session: Session, config: Config) -> dict[str, TaskPolicy]:

@@ -43,6 +43,7 @@ EVALUATE_CPU = {
     "task_episodes": 50,
     "search_episodes": 0,
     "oracle_episodes": 0,
+    "task_without": ("goal_policy", "bc", "actor_critic"),
     "goal_offsets": (25,),
     "goal_pairs": 30,
     "pair_seeds": (0,),
@@ -60,6 +61,7 @@ CONTROLLER_CPU30 = CONTROLLER_CPU | {
     "goal_policy_train.compile": "auto",
 }
 EVALUATE_CPU30 = EVALUATE_CPU | {
+    "task_without": (),
     "goal_offsets": (25, 50),
     "goal_pairs": 100,
     "pair_seeds": (0, 1, 2),

@@ -23,6 +23,7 @@ from evaluation.measures import probe
 from evaluation.provenance import provenance
 from evaluation.report.metrics_schema import empty_metrics
 from evaluation.simulator_jobs import goal_jobs, mpc_policies
+from evaluation.task_jobs import task_jobs
 from models.planning.planner import PlannerConfig
 from pipeline import presets
 from pipeline.inference import aot_inductor
@@ -270,6 +271,28 @@ def test_goals_are_measured_at_the_offsets_and_protocols_asked_for(
     assert offsets == {25} and "50 steps away are left out: --goal-offsets is 25" in told
     assert measured(goal_offsets=(25,), protocol=("offset50_strict",)) == ({50}, "")
     assert "left out" not in measured(goal_offsets=(25,), parts=("tokenizer",))[1]
+
+
+def test_policies_are_left_out_of_the_task_unless_they_are_named(
+    pusht_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    def measured(**changes: Any) -> tuple[set[str], str]:
+        config = replace(preset(pusht_run, "pusht", "debug"), **changes)
+        with evaluate.Session(pusht_run, None, None, 1, 2) as session:
+            capsys.readouterr()
+            jobs = [job for job in task_jobs(session, config) if evaluate.is_selected(job, config)]
+        return {job.name for job in jobs}, "".join(capsys.readouterr())
+
+    everything, told = measured()
+    assert {"task-random", "task-noop"} < everything and "--task-without" not in told
+    rest, told = measured(task_without=("random", "noop", "distilled_policy"))
+    assert rest == everything - {"task-random", "task-noop"}
+    assert "task: random and noop are left out by --task-without" in told
+    assert "give --policies random noop" in told
+    assert measured(task_without=("noop",), policies=("noop",)) == ({"task-noop"}, "")
+    assert measured(task_without=("noop",), parts=("tokenizer",))[1] == ""
+    with pytest.raises(ValueError, match="--task-without still: no policy of the task protocol"):
+        measured(task_without=("still",))
 
 
 @pytest.mark.skipif(not cpp_compiler(), reason="needs a C++ compiler")

@@ -54,7 +54,7 @@ class TaskPolicy:
 
 
 def task_jobs(session: Session, config: Config) -> Iterator[Job]:
-    """Give the jobs of the task protocol, those of controllers and baselines first."""
+    """Give the jobs of the task protocol, the longest first: two processes then end together."""
     if not session.is_pusht:
         return
     action_map = action_map_of(session, config.planner_labels, config.seed)
@@ -69,10 +69,10 @@ def task_jobs(session: Session, config: Config) -> Iterator[Job]:
     left_out = [] if config.policies else [n for n in measured if n in config.task_without]
     if left_out and "task" in (config.protocol or config.parts):
         tqdm.write(
-            f"task: {' and '.join(left_out)} {'are' if left_out[1:] else 'is'} left out by "
+            f"task: {', '.join(left_out)} {'are' if left_out[1:] else 'is'} left out by "
             f"--task-without, as in a demo; give --policies {' '.join(left_out)}"
         )
-    for name, each in measured.items():
+    for name, each in reversed(measured.items()):
         if name not in left_out:
             yield task_job(session, config, name, each)
 

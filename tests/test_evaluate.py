@@ -287,7 +287,7 @@ def test_policies_are_left_out_of_the_task_unless_they_are_named(
     assert {"task-random", "task-noop"} < everything and "--task-without" not in told
     rest, told = measured(task_without=("random", "noop", "distilled_policy"))
     assert rest == everything - {"task-random", "task-noop"}
-    assert "task: random and noop are left out by --task-without" in told
+    assert "task: random, noop are left out by --task-without" in told
     assert "give --policies random noop" in told
     assert measured(task_without=("noop",), policies=("noop",)) == ({"task-noop"}, "")
     assert measured(task_without=("noop",), parts=("tokenizer",))[1] == ""

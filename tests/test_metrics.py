@@ -75,7 +75,8 @@ def test_ssim_does_not_depend_on_the_parts_of_a_batch(monkeypatch):
     truth, other = torch.randint(0, 256, (2, 7, 3, 24, 20), dtype=torch.uint8)
     whole = ssim(truth, other)
     monkeypatch.setattr(metrics, "CPU_PART", 3)
-    assert torch.equal(ssim(truth, other), whole)
+    # the order of a sum may depend on how many frames are convolved together
+    torch.testing.assert_close(ssim(truth, other), whole, rtol=0, atol=1e-6)
 
 
 def test_ssim_falls_as_noise_grows():

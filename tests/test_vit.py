@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.layers.block_masks import draw_blocks
-from models.layers.packed_vit import PackedVitLayer, pack_vit_layers
+from models.layers.packed_vit import PackedVitLayer, can_pack, pack_vit_layers
 from models.layers.vit import (
     PatchEncoder,
     VitConfig,
@@ -19,9 +19,10 @@ from models.layers.vit import (
 CONFIG = VitConfig(dim=24, num_layers=2, num_heads=2)
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("bf16", 0.02)])
 def test_packed_layers_compute_the_same_in_any_batch(precision, most):
+    if not can_pack(precision):
+        pytest.skip(f"PyTorch without oneDNN, or a CPU without {precision}")
     torch.manual_seed(0)
     layers = VitLayers(CONFIG).eval().requires_grad_(False)
     tokens = torch.randn(5, 16, 24)
@@ -33,6 +34,14 @@ def test_packed_layers_compute_the_same_in_any_batch(precision, most):
     assert found.dtype == torch.float32
     assert (found - expected).norm() < most * expected.norm()
     assert not torch.allclose(found[0], found[1], atol=0.1)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_layers_stay_where_a_cpu_does_not_multiply_in_the_precision(precision, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", lambda: False)
+    layers = VitLayers(CONFIG).eval().requires_grad_(False)
+    pack_vit_layers(layers, precision)
+    assert not any(isinstance(layer, PackedVitLayer) for layer in layers.layers)
 
 
 def test_a_patch_that_is_left_out_is_not_seen():

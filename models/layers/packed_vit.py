@@ -61,6 +61,16 @@ def _norm(norm: nn.LayerNorm) -> tuple[tuple[int, ...], Tensor, Tensor, float]:
     return tuple(norm.normalized_shape), norm.weight.detach(), norm.bias.detach(), norm.eps
 
 
+def can_pack(precision: Precision) -> bool:
+    """Whether oneDNN is there, and multiplies in this precision on this CPU: 16 bits need more
+    than AVX2."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if precision == "bf16":
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return precision == "fp32" or torch.ops.mkldnn._is_mkldnn_fp16_supported()
+
+
 @torch.no_grad()
 def pack_vit_layers(module: nn.Module, precision: Precision) -> None:
     """Replace the layers of every vision transformer inside; on a CPU, where PyTorch has oneDNN.
@@ -68,7 +78,7 @@ def pack_vit_layers(module: nn.Module, precision: Precision) -> None:
     The module cannot be trained or saved afterwards.
     """
     weights = next(module.parameters())
-    if weights.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weights.device.type != "cpu" or not can_pack(precision):
         return
     for parent in list(module.modules()):
         for name, child in parent.named_children():

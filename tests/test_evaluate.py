@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from data.pusht.scripted_episodes import ScriptedEpisodes
 from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
+from evaluation.jobs import Job
 from evaluation.measures import probe
 from evaluation.provenance import provenance
 from evaluation.report.metrics_schema import empty_metrics
@@ -252,15 +254,26 @@ def test_an_actor_critic_with_the_weights_of_bc_is_not_played_again(
         assert played[-1] == "another game"
 
 
+def selected_jobs(
+    jobs_of: Callable[..., Iterable[Job]],
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    **changes: Any,
+) -> tuple[set[str], str]:
+    """Names of what is measured with these settings, and what is said."""
+    config = replace(preset(run, "pusht", "debug"), **changes)
+    with evaluate.Session(run, None, None, 1, 2) as session:
+        capsys.readouterr()
+        names = {job.name for job in jobs_of(session, config) if evaluate.is_selected(job, config)}
+    return names, "".join(capsys.readouterr())
+
+
 def test_goals_are_measured_at_the_offsets_and_protocols_asked_for(
     pusht_run: Path, capsys: pytest.CaptureFixture[str]
 ):
     def measured(**changes: Any) -> tuple[set[int], str]:
-        config = replace(preset(pusht_run, "pusht", "debug"), **changes)
-        with evaluate.Session(pusht_run, None, None, 1, 2) as session:
-            capsys.readouterr()
-            jobs = [job for job in goal_jobs(session, config) if evaluate.is_selected(job, config)]
-        return {int(job.name.split("-")[1]) for job in jobs}, "".join(capsys.readouterr())
+        names, told = selected_jobs(goal_jobs, pusht_run, capsys, **changes)
+        return {int(name.split("-")[1]) for name in names}, told
 
     offsets, told = measured()
     assert offsets == {25, 50} and "left out" not in told
@@ -276,12 +289,7 @@ def test_goals_are_measured_at_the_offsets_and_protocols_asked_for(
 def test_policies_are_left_out_of_the_task_unless_they_are_named(
     pusht_run: Path, capsys: pytest.CaptureFixture[str]
 ):
-    def measured(**changes: Any) -> tuple[set[str], str]:
-        config = replace(preset(pusht_run, "pusht", "debug"), **changes)
-        with evaluate.Session(pusht_run, None, None, 1, 2) as session:
-            capsys.readouterr()
-            jobs = [job for job in task_jobs(session, config) if evaluate.is_selected(job, config)]
-        return {job.name for job in jobs}, "".join(capsys.readouterr())
+    measured = partial(selected_jobs, task_jobs, pusht_run, capsys)
 
     everything, told = measured()
     assert {"task-random", "task-noop"} < everything and "--task-without" not in told

@@ -148,6 +148,20 @@ def test_the_motion_alone_is_that_of_what_always_moves_and_not_of_what_moves_mos
     assert not list(model.encoder.parameters())
 
 
+@pytest.mark.parametrize("start", [0, 1, 2, 8])
+def test_things_are_told_apart_by_changes_however_early_codes_begin(start: int):
+    """By those of the second step at the earliest, in the units of all that follow."""
+    model = LatentActionModel(replace(CONFIG, motion_alone=True, vq_start_step=start), (24, 24))
+    for step in range(max(2, start // 2)):
+        assert not model.encoder.things.known
+        model.train().loss(dots_beside_blocks(8, step)[0])
+        with torch.no_grad():
+            model.after_step()
+    things = model.encoder.things
+    assert things.known and int(things.count) == 8 * 3 * (max(2, start // 2) - 1)
+    assert not torch.equal(things.matrix, torch.eye(3))
+
+
 def test_the_motion_alone_has_two_numbers():
     with pytest.raises(ValueError, match="latent_actions.dim is 3, and motion_alone tells 2"):
         replace(CONFIG, motion_alone=True, dim=3)
@@ -168,6 +182,7 @@ def test_directions_become_codes_of_their_own(learned: tuple[LatentActionModel, 
         codes = model.codes(frames)[:, 0]
     agreement = sum(int(torch.bincount(way[codes == c], minlength=4).max()) for c in codes.unique())
     assert agreement / len(way) > 0.8
+    assert model.encoder.things.full  # though the largest change is the same in each pair
     assert last["action_error"] < 0.2 and last["action_gain"] > 0.5
     assert model.advise(last) == []
 
@@ -225,7 +240,7 @@ def test_a_deaf_decoder_of_the_motion_alone_is_told_of_the_convolutions():
 def test_micro_batches_move_the_codebook_once_and_evaluation_never():
     model = a_model(vq_start_step=0)
     frames = some_frames(8)
-    for _ in range(3):  # units of moments, of vectors, then the codes
+    for _ in range(4):  # units of frames, the things, units of vectors, then the codes
         assert not model.capturable
         for part in frames.split(4):
             model.train().loss(part)

@@ -3,9 +3,9 @@ few codes.
 
 The encoder reads a pair of frames, stacked (LAPO, arXiv:2312.10812), so that a code is of its own
 pair whatever the clip is.  The decoder sees the first frame of the pair alone: one that also sees
-how things moved before could do without the code.  Both are convolutions without positions, unlike
-the paper's ST-transformers: a code then does the same wherever it is done, and cannot tell where
-things are instead of how they move.
+how things moved before could do without the code.  Both are without positions, moments of the
+change and convolutions, unlike the paper's ST-transformers: a code then does the same wherever it
+is done, and cannot tell where things are instead of how they move.
 
 Letters: B clips, T frames, R pairs of frames, A actions, K numbers of a latent action, C channels,
 h w cells of the blurred frame.
@@ -181,8 +181,7 @@ class LatentActionModel(nn.Module):
         self.trained_steps += 1
         settled = self.encoder.scale.known  # so are the vectors that k-means would start from
         if not self.encoder.things.known:
-            at_once = int(self.trained_steps) >= self.config.vq_start_step // 2
-            self._tell_things_apart(at_once)
+            self._tell_things_apart()
         for scale in (self.pixels, self.peak, self.encoder.scale):
             scale.update()
         if not self._pending:
@@ -200,13 +199,15 @@ class LatentActionModel(nn.Module):
         counts.scatter_add_(0, codes, torch.ones_like(codes))
         update_codebook_ema(self.quantizer, vectors, 1 / counts[codes].float())
 
-    def _tell_things_apart(self, at_once: bool) -> None:
-        """When enough changes were seen; those of the first step are in other units."""
+    def _tell_things_apart(self) -> None:
+        """When enough changes were seen, or it is time; those of the first step are in other
+        units."""
         things = self.encoder.things
-        if self.peak.known:
-            things.keep()
-        things.forget()
-        if at_once or things.full:
+        if self.trained_steps == 1:
+            things.forget()
+            return
+        things.keep()
+        if things.full or int(self.trained_steps) >= self.config.vq_start_step // 2:
             things.fit()
 
     def advise(self, losses: dict[str, float]) -> list[str]:

@@ -74,7 +74,7 @@ class IndependentComponents(nn.Module):
 
     def fit(self) -> None:
         """To what was kept; where nothing varies, vectors stay as they are."""
-        groups = self.groups[: int(self.count)].double()
+        groups = self.groups[: int(self.count)].cpu().double()  # some devices have no float64
         self.fitted.fill_(True)
         if groups.any():
             self.matrix.copy_(independent_components(groups))
@@ -107,7 +107,6 @@ def _starts(size: int) -> list[Tensor]:
 
 def _rotation(whitened: Tensor, rotation: Tensor) -> Tensor:
     """FastICA's fixed point, all components at once: (N, C) of unit covariance, (C, C)."""
-    rotation = rotation.to(whitened.device)
     for _ in range(ROUNDS):
         parts = whitened @ rotation
         bell = (-parts.square() / 2).exp()

@@ -26,7 +26,7 @@ from pipeline.play.player import Player, StartSampler
 from pipeline.play.simulators import open_simulator
 
 FPS = 100.0
-PATIENCE = 20.0  # seconds until something that has to come is missed
+PATIENCE = 120.0  # seconds until something that has to come is missed
 ORIGIN = {"origin": "http://127.0.0.1"}
 
 

@@ -29,7 +29,7 @@ from pipeline.serve.worker_process import Ready, WorkerEnded
 
 HEADERS = {"host": "127.0.0.1"}
 SMALL = VitConfig(dim=24, num_layers=1, num_heads=2)
-PATIENCE = 20.0  # seconds until something that has to come is missed
+PATIENCE = 120.0  # seconds until something that has to come is missed
 
 
 def tiny_image_model(seed: int = 0) -> ImageModel:

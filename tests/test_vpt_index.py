@@ -239,7 +239,7 @@ def test_ctrl_c_ends_stalled_downloads_at_once_and_keeps_received_bytes(url, tmp
     def interrupt():
         for _ in stems:
             Server.stalled.acquire(timeout=20)
-        until = time.monotonic() + 5
+        until = time.monotonic() + 60
         while partial_sizes() != [len(VIDEO) // 2] * 3 and time.monotonic() < until:
             time.sleep(0.01)
         started.append(time.monotonic())
@@ -248,8 +248,8 @@ def test_ctrl_c_ends_stalled_downloads_at_once_and_keeps_received_bytes(url, tmp
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        get(stems, tmp_path, timeout=30)
-    assert time.monotonic() - started[0] < 10  # the downloads would wait for 30
+        get(stems, tmp_path, timeout=300)
+    assert time.monotonic() - started[0] < 100  # the downloads would wait for 300
     assert partial_sizes() == [len(VIDEO) // 2] * 3
     Server.finished.set()
     for thread in working:

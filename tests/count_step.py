@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
-MOST_FILES, MOST_LINES = 45, 6690
+MOST_FILES, MOST_LINES = 45, 6700
 
 
 def imported() -> dict[str, int]:

@@ -50,8 +50,10 @@ def check_resumable(
         )
     check_resumed_recordings(last, path, metadata.get("recordings"))
     settings = metadata.get("settings", {})
-    now = metadata["config"] | {"freeze": list(train.freeze)} | settings
+    now = metadata["config"] | {"freeze": list(train.freeze), "optimizer": train.optimizer}
+    now |= settings
     before = _completed(last["config"]) | {"freeze": list(last["train"].get("freeze", ()))}
+    before |= {"optimizer": last["train"].get("optimizer", "adamw")}
     before |= last.get("settings") or settings  # begun before they were kept
     difference = _difference(before, now)
     if difference:

@@ -23,7 +23,10 @@ class TrainConfig(CheckedConfig):
     """Micro-batches that a batch is cut into, to fit the memory; the step is the same but for what
     a method computes over a batch (docs/how-to/add-a-method.md)."""
     learning_rate: Annotated[float, Range(above=0, high=10)] = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: the steps of linear and convolutional layers are made orthogonal. Fewer are needed,
+    and each costs more where a batch has few rows (pipeline/training/muon.py)."""
     warmup_steps: Annotated[int, Range(0, MAX_STEPS)] = 50
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "plateau", "constant"] = "cosine"

@@ -91,7 +91,7 @@ class TrainStep:
         self._reset_graph()
 
     def _make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """AdamW. A captured step reads learning rates as tensors; a number would stay as it was."""
+        """A captured step reads learning rates as tensors; a number would stay as it was."""
         train = self.train
         self._capturable = train.cuda_graph and self.device.type == "cuda"
         for group in groups:
@@ -103,7 +103,12 @@ class TrainStep:
             raise ValueError(
                 f"--{self.flag_prefix}.freeze leaves no weight to train; leave a pattern out"
             )
-        return torch.optim.AdamW(
+        make: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+        if train.optimizer == "muon":
+            from pipeline.training.muon import muon_for
+
+            make = muon_for(self.model, self.unsharded is not None, self.flag_prefix)
+        return make(
             groups,
             betas=(0.9, train.beta2),
             weight_decay=train.weight_decay,

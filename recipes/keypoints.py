@@ -70,7 +70,7 @@ DYNAMICS_DEMO = DYNAMICS_CPU | {  # as good as 900 steps with AdamW, in less tim
     "train.batch_size": 256,
     "train.learning_rate": 2e-3,
     "train.optimizer": "muon",
-    "train.eval_every": 325,
+    "train.eval_every": 650,
 }
 CONTROLLER_TASK_CPU = {
     "task_cost_train.steps": 2000,

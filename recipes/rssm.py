@@ -2,11 +2,7 @@
 
 from recipes import dreamer
 
-DYNAMICS = dreamer.DYNAMICS | {
-    "model": "rssm_latents",
-    "train.cuda_graph": False,
-    "train.optimizer": "adamw",  # whatever the recipe before it has
-}
+DYNAMICS = dreamer.DYNAMICS | {"model": "rssm_latents", "train.cuda_graph": False}
 CONTROLLER = dreamer.CONTROLLER
 # z of a frame is what it is of a goal, and a precise vector; what stands still predicts itself, and
 # a goal 25 actions away is five states away

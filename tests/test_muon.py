@@ -68,6 +68,20 @@ def test_a_gradient_of_zeros_gives_a_step_of_zeros():
     assert torch.equal(orthogonal(torch.zeros(1, 16, 20)), torch.zeros(1, 16, 20))
 
 
+def test_a_weight_stands_still_once_it_has_no_gradient():
+    """As weights have none whose turn is over, among several processes."""
+    model = Small()
+    optimizer = Muon(model.parameters(), layer_weights(model), **SETTINGS | {"weight_decay": 0.0})
+    model.backward(0)
+    optimizer.step()
+    before = model.first.weight.detach().clone()
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        model.first.weight.grad = torch.zeros_like(model.first.weight)
+        optimizer.step()
+    assert torch.equal(model.first.weight, before)
+
+
 def test_matrices_move_as_with_pytorchs_muon_and_the_rest_as_with_adamw():
     model = Small()
     plain, theirs = copy.deepcopy(model), copy.deepcopy(model)
@@ -175,7 +189,8 @@ def test_weights_that_are_spread_over_processes_are_refused(monkeypatch: pytest.
 
 def test_a_step_that_overflows_in_fp16_is_skipped():
     model = Small()
-    optimizer, scaler = muon(model), torch.amp.GradScaler("cpu")
+    optimizer = Muon(model.parameters(), layer_weights(model), fused=True, **SETTINGS)
+    scaler = torch.amp.GradScaler("cpu")
     before = copy.deepcopy(model.state_dict())
     loss = model.first(torch.ones(1, 24)).sum() * float("inf")
     scaler.scale(loss).backward()

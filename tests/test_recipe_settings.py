@@ -250,7 +250,13 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("tokenizer", "keypoints cpu", {"train.optimizer": "muon"}),
     ("tokenizer", "keypoints cpu30", {"train.optimizer": "adamw"}),
     ("dynamics", "keypoints cpu", {"train.optimizer": "muon"}),
+    ("tokenizer", "keypoints cpu high_res", {"train.optimizer": "muon"}),
+    # what comes after it was measured with another
     ("dynamics", "keypoints cpu rssm cpu", {"train.optimizer": "adamw"}),
+    ("tokenizer", "keypoints cpu lewm cpu", {"train.optimizer": "adamw"}),
+    ("dynamics", "keypoints cpu dinov2 cpu", {"train.optimizer": "adamw"}),
+    ("tokenizer", "keypoints cpu vae", {"train.optimizer": "adamw"}),
+    ("tokenizer", "keypoints cpu cpu30", {"train.optimizer": "adamw"}),
     ("tokenizer", "lewm", {
         "model.conv_filters": 0, "model.encoder.num_layers": 12, "model.encoder.dim": 192,
         "model.latent_dim": 192, "model.predictor.transformer.num_layers": 6,

@@ -80,7 +80,9 @@ class Muon(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(weight)
         state["step"] += 1
         momentum = state["momentum"].mul_(MOMENTUM).add_(weight.grad)
-        return weight.grad.add(momentum, alpha=MOMENTUM).flatten(1)
+        # without a gradient it stands still: momentum that fades would be as long a step as ever
+        is_learning = weight.grad.any()
+        return weight.grad.add(momentum, alpha=MOMENTUM).flatten(1) * is_learning
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

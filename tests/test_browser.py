@@ -80,9 +80,14 @@ def test_a_lost_connection_finds_its_game_again(make_house: Any):
         visitor.settle(0.7, 0.7, at=5)
         guest = house.guest(visitor)
     house.until(lambda: guest.connection is None)
+
+    def stands_still() -> bool:
+        steps = guest.player.steps
+        time.sleep(10 / FPS)
+        return guest.player.steps == steps
+
+    house.until(stands_still)  # once the step that was under way is over: nobody is there
     steps = guest.player.steps
-    time.sleep(10 / FPS)
-    assert guest.player.steps == steps  # nobody is there
     with house.visit(session=visitor.session) as again:
         assert again.hear("welcome")["session"] == visitor.session
         assert again.see()[0] == 1  # the page knows no frame

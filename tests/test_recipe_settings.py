@@ -66,7 +66,7 @@ DYNAMICS = {
     "pusht cpu30": (2700, 16, 2e-3, 50, 1350, 100, False),
     "pusht debug": (40, 4, 1e-3, 5, 20, 10, False),
     "keypoints": (6000, 256, 1.5e-3, 50, 3000, 500, True),
-    "keypoints cpu": (900, 256, 2e-3, 50, 900, 100, False),
+    "keypoints cpu": (450, 256, 2e-3, 50, 450, 100, False),
     "keypoints cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
     "keypoints debug": (40, 4, 1e-3, 5, 20, 10, False),
     "dreamer": (20_000, 16, 3e-4, 500, 2000, 500, False),
@@ -131,6 +131,7 @@ CONTROLLER = tuple(
 )
 LARGE_RL = (5000, 512, 500, 100)
 CPU_BC, CPU_RL, CPU_GOALS = (700, 256, 100, 100), (40, 48, 20, 20), (300, 256, 100, 50)
+DEMO_GOALS = (300, 128, 100, 50)
 CPU30_GOALS = (6000, 256, 1000, 50)
 DEBUG = (*(20, 16, 10, 5), *(4, 4, 2, 1), *(4, 4, 2, 1))
 CONTROLLERS = {
@@ -139,7 +140,7 @@ CONTROLLERS = {
     "pusht cpu30": (*CPU_BC, *CPU_RL, *CPU30_GOALS),
     "pusht debug": DEBUG,
     "keypoints": (2000, 512, 500, 500, 300, 512, 100, 100, 10_000, 256, 1000, 500),
-    "keypoints cpu": (*CPU_BC, *CPU_RL, *CPU_GOALS),
+    "keypoints cpu": (*CPU_BC, *CPU_RL, *DEMO_GOALS),
     "keypoints cpu30": (*CPU_BC, *CPU_RL, *CPU30_GOALS),
     "keypoints debug": DEBUG,
     "dreamer": (20_000, 512, 1000, 100, *LARGE_RL, 10_000, 256, 1000, 100),
@@ -246,6 +247,13 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
         "model.num_keypoints": 4, "model.channels": 16, "model.num_res_blocks": 1,
     }),
     ("tokenizer", "keypoints high_res", {"model.image_size": (96, 96)}),
+    ("dynamics", "keypoints cpu", {"train.optimizer": "muon"}),
+    ("dynamics", "keypoints cpu high_res", {"train.optimizer": "muon"}),
+    # what comes after it was measured with another
+    ("dynamics", "keypoints", {"train.optimizer": "adamw"}),
+    ("dynamics", "keypoints cpu cpu30", {"train.optimizer": "adamw"}),
+    ("dynamics", "keypoints cpu rssm cpu", {"train.optimizer": "adamw"}),
+    ("dynamics", "keypoints cpu dinov2 cpu", {"train.optimizer": "adamw"}),
     ("tokenizer", "lewm", {
         "model.conv_filters": 0, "model.encoder.num_layers": 12, "model.encoder.dim": 192,
         "model.latent_dim": 192, "model.predictor.transformer.num_layers": 6,

@@ -64,12 +64,12 @@ DYNAMICS_CPU = {
     "train.save_every": 100,
     "train.cuda_graph": False,
 }
-DYNAMICS_DEMO = DYNAMICS_CPU | {  # as good as 900 steps with AdamW, in less time
-    "train.steps": 450,
+DYNAMICS_DEMO = DYNAMICS_CPU | {  # better than 900 steps with AdamW, in less time
+    "train.steps": 600,
     "train.batch_size": 256,
     "train.learning_rate": 2e-3,
     "train.optimizer": "muon",
-    "train.eval_every": 450,
+    "train.eval_every": 600,
 }
 CONTROLLER_TASK_CPU = {
     "task_cost_train.steps": 2000,
@@ -85,13 +85,9 @@ CONTROLLER_TASK_CPU = {
     "flow_policy_train.save_every": 500,
     "flow_policy_train.cuda_graph": False,
 }
-CONTROLLER_DEMO = (
-    pusht.CONTROLLER_CPU
-    | CONTROLLER_TASK_CPU
-    | {
-        "goal_policy_train.batch_size": 128,  # as good as 256 starts within the error, in half the time
-    }
-)
+CONTROLLER_DEMO = CONTROLLER_TASK_CPU | {  # as good as 256 starts, in half the time
+    "goal_policy_train.batch_size": 128,
+}
 CONTROLLER_TASK_CPU30 = CONTROLLER_TASK_CPU | {
     "task_cost_train.steps": 4000,
     "flow_policy.encoder.hidden_dim": 384,
@@ -149,7 +145,7 @@ SIZES = {
         "preprocess_pusht": pusht.PREPROCESS_CPU,
         "tokenizer": TOKENIZER_DEMO,
         "dynamics": DYNAMICS_DEMO,
-        "controller": CONTROLLER_DEMO,
+        "controller": pusht.CONTROLLER_CPU | CONTROLLER_DEMO,
         "evaluate": pusht.EVALUATE_CPU,
     },
     "cpu30": {

@@ -66,7 +66,7 @@ DYNAMICS = {
     "pusht cpu30": (2700, 16, 2e-3, 50, 1350, 100, False),
     "pusht debug": (40, 4, 1e-3, 5, 20, 10, False),
     "keypoints": (6000, 256, 1.5e-3, 50, 3000, 500, True),
-    "keypoints cpu": (450, 256, 2e-3, 50, 450, 100, False),
+    "keypoints cpu": (600, 256, 2e-3, 50, 600, 100, False),
     "keypoints cpu30": (5400, 128, 1.5e-3, 50, 2700, 100, False),
     "keypoints debug": (40, 4, 1e-3, 5, 20, 10, False),
     "dreamer": (20_000, 16, 3e-4, 500, 2000, 500, False),

@@ -123,7 +123,8 @@ def apply(config: C, stage: str, names: Sequence[str]) -> C:
                 table = {"run": module.RUN} | table
         else:
             table = _sizes(_owner(names[:index], name))[name].get(stage, {})
-        if {"model", "train.steps"} & table.keys():
+        has_optimizer = hasattr(getattr(config, "train", None), "optimizer")
+        if has_optimizer and {"model", "train.steps"} & table.keys():
             # an optimizer goes with the steps that were measured with it, and with no others
             table = {"train.optimizer": "adamw"} | table
         config = changed(config, table, f"--preset {name}")

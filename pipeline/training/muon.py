@@ -33,7 +33,8 @@ def muon_for(model: nn.Module, is_sharded: bool, flag_prefix: str) -> Callable[.
     if is_sharded:
         raise ValueError(
             f"--{flag_prefix}.optimizer muon needs whole matrices, which --{flag_prefix}.sharding "
-            f"fsdp spreads over the processes; leave one of them out"
+            f"fsdp spreads over the processes; leave that out, or give --{flag_prefix}.optimizer "
+            f"adamw"
         )
     return partial(Muon, matrices=layer_weights(model))
 

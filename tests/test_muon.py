@@ -14,10 +14,11 @@ from torch import nn
 
 import train_tokenizer
 from data.toy import write_toy_shards
+from models.layers.precision import DTYPES
 from models.tokenizers.keypoints import Keypoints, KeypointsConfig
 from pipeline import checkpoint as ckpt
 from pipeline.training import fsdp
-from pipeline.training.muon import Muon, layer_weights, orthogonal
+from pipeline.training.muon import Muon, layer_weights, muon_for, orthogonal
 from pipeline.training.nan_guard import NanGuard
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_step import TrainStep
@@ -62,6 +63,21 @@ def test_singular_values_end_near_one_and_directions_stay(shape: tuple[int, ...]
     kept = values > 0.02 * values[:, :1]  # smaller ones need more iterations
     assert (diagonal[kept] > 0.5).all() and (diagonal[kept] < 1.25).all()
     torch.testing.assert_close(turned - torch.diag_embed(diagonal), 0 * turned, atol=1e-3, rtol=0)
+
+
+def test_in_bf16_matrices_are_nearly_as_orthogonal():
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 32, 96) * torch.tensor([1e-6, 1e6])[:, None, None]
+    found = orthogonal(matrices, torch.bfloat16)
+    assert found.dtype == torch.float32
+    exact = orthogonal(matrices)
+    difference = (found - exact).norm(dim=(1, 2)) / exact.norm(dim=(1, 2))
+    assert (difference > 0).all() and (difference < 0.06).all()
+
+
+def test_products_of_the_optimizer_have_the_precision_of_the_training():
+    dtypes = {name: muon_for(Small(), False, name, "train").keywords["dtype"] for name in DTYPES}
+    assert dtypes == {"bf16": torch.bfloat16, "fp16": torch.float32, "fp32": torch.float32}
 
 
 def test_a_gradient_of_zeros_gives_a_step_of_zeros():

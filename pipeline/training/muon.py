@@ -5,7 +5,8 @@ The step of a matrix is its momentum, made orthogonal: all directions move by as
 matrix costs some products of its own size, so it pays where a step has many rows for each of
 them: convolutions and long sequences.
 
-PyTorch's Muon takes no convolutions, and computes in bf16, which older CPUs do not have.
+PyTorch's Muon takes no convolutions, and computes in bf16 whatever a training does, which older
+CPUs do not have.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.layers.precision import Precision
+
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic; singular values end in 0.7 to 1.2
 ITERATIONS = 5
@@ -25,10 +28,14 @@ UPDATE_RMS = 0.2  # as AdamW's steps have, so that learning rates carry over
 MIN_SIDE = 16  # of a matrix; a thinner one has few directions to even out
 
 
-def muon_for(model: nn.Module, is_sharded: bool, flag_prefix: str) -> Callable[..., Muon]:
+def muon_for(
+    model: nn.Module, is_sharded: bool, precision: Precision, flag_prefix: str
+) -> Callable[..., Muon]:
     """Return what makes the optimizer of a model from its groups of weights and AdamW's settings.
 
-    ValueError for a model whose weights are spread over processes.
+    In a training in bf16 matrices are made orthogonal in bf16, too: none needs to be so exactly.
+    The range of fp16 is too small for that.  ValueError for a model whose weights are spread over
+    processes.
     """
     if is_sharded:
         raise ValueError(
@@ -36,7 +43,8 @@ def muon_for(model: nn.Module, is_sharded: bool, flag_prefix: str) -> Callable[.
             f"fsdp spreads over the processes; leave that out, or give --{flag_prefix}.optimizer "
             f"adamw"
         )
-    return partial(Muon, matrices=layer_weights(model))
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    return partial(Muon, matrices=layer_weights(model), dtype=dtype)
 
 
 def layer_weights(model: nn.Module) -> list[Tensor]:
@@ -49,8 +57,16 @@ def layer_weights(model: nn.Module) -> list[Tensor]:
 class Muon(torch.optim.AdamW):
     """AdamW, but for `matrices`, whose rows are their first axis."""
 
-    def __init__(self, params: Any, matrices: Iterable[Tensor], **adamw: Any) -> None:
+    def __init__(
+        self,
+        params: Any,
+        matrices: Iterable[Tensor],
+        dtype: torch.dtype = torch.float32,
+        **adamw: Any,
+    ) -> None:
+        """dtype: of the products that make matrices orthogonal."""
         super().__init__(params, **adamw)
+        self._dtype = dtype
         self._matrices = {id(weight) for weight in matrices}
         # or a gradient scaler would leave it to the step to skip what has overflown
         self._step_supports_amp_scaling = False
@@ -63,7 +79,8 @@ class Muon(torch.optim.AdamW):
                 if id(weight) in self._matrices and weight.grad is not None:
                     by_shape[weight.flatten(1).shape].append(weight)
             for shape, weights in by_shape.items():
-                updates = orthogonal(torch.stack([self._average(weight) for weight in weights]))
+                averages = torch.stack([self._average(weight) for weight in weights])
+                updates = orthogonal(averages, self._dtype)
                 step_size = group["lr"] * UPDATE_RMS * max(shape) ** 0.5
                 for weight, update in zip(weights, updates, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -86,14 +103,14 @@ class Muon(torch.optim.AdamW):
         return weight.grad.add(momentum, alpha=MOMENTUM).flatten(1) * is_learning
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
+def orthogonal(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """(N, rows, columns) -> the same, with singular values near 1 (Newton-Schulz iterations)."""
     a, b, c = COEFFICIENTS
-    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:
         x = x.mT
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if is_tall else x
+    return (x.mT if is_tall else x).to(matrices.dtype)

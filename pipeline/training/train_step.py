@@ -107,7 +107,8 @@ class TrainStep:
         if train.optimizer == "muon":
             from pipeline.training.muon import muon_for
 
-            make = muon_for(self.model, self.unsharded is not None, self.flag_prefix)
+            is_sharded = self.unsharded is not None
+            make = muon_for(self.model, is_sharded, self.precision, self.flag_prefix)
         return make(
             groups,
             betas=(0.9, train.beta2),

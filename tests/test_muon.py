@@ -23,7 +23,7 @@ from pipeline.training.nan_guard import NanGuard
 from pipeline.training.train_config import TrainConfig
 from pipeline.training.train_step import TrainStep
 
-SETTINGS = {"lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.1}
+SETTINGS: dict[str, Any] = {"lr": 0.01, "betas": (0.9, 0.95), "weight_decay": 0.1}
 
 
 class Small(nn.Module):

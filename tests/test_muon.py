@@ -87,7 +87,8 @@ def test_a_gradient_of_zeros_gives_a_step_of_zeros():
 def test_a_weight_stands_still_once_it_has_no_gradient():
     """As weights have none whose turn is over, among several processes."""
     model = Small()
-    optimizer = Muon(model.parameters(), layer_weights(model), **SETTINGS | {"weight_decay": 0.0})
+    settings: dict[str, Any] = SETTINGS | {"weight_decay": 0.0}
+    optimizer = Muon(model.parameters(), layer_weights(model), **settings)
     model.backward(0)
     optimizer.step()
     before = model.first.weight.detach().clone()

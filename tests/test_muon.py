@@ -14,7 +14,7 @@ from torch import nn
 
 import train_tokenizer
 from data.toy import write_toy_shards
-from models.layers.precision import DTYPES
+from models.layers.precision import Precision
 from models.tokenizers.keypoints import Keypoints, KeypointsConfig
 from pipeline import checkpoint as ckpt
 from pipeline.training import fsdp
@@ -76,8 +76,12 @@ def test_in_bf16_matrices_are_nearly_as_orthogonal():
 
 
 def test_products_of_the_optimizer_have_the_precision_of_the_training():
-    dtypes = {name: muon_for(Small(), False, name, "train").keywords["dtype"] for name in DTYPES}
-    assert dtypes == {"bf16": torch.bfloat16, "fp16": torch.float32, "fp32": torch.float32}
+    wanted: dict[Precision, torch.dtype] = {
+        "bf16": torch.bfloat16, "fp16": torch.float32, "fp32": torch.float32
+    }  # fmt: skip
+    for precision, dtype in wanted.items():
+        optimizer = muon_for(Small(), False, precision, "train")(Small().parameters())
+        assert optimizer._dtype == dtype
 
 
 def test_a_gradient_of_zeros_gives_a_step_of_zeros():

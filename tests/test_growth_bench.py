@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_job import fill
+from untrained_run import write_run
 
 from bench import growth
 from bench.areas.play_speed import DEFAULT_RUN
@@ -21,6 +23,7 @@ from data.shards.build_shards import build
 from data.shards.episode_dataset import EpisodeDataset
 from data.toy import write_toy_shards
 from models.planning.planner import PlannerConfig
+from pipeline import presets
 
 ROWS = [
     Measured("times", "opening, s", 1, 0.5),
@@ -93,6 +96,26 @@ def test_predictors_are_trained_beside_a_run_without_cached_latents(
     with pytest.raises(ValueError, match="predictor-64 is of an earlier measurement"):
         next(model_growth.validation(run, out, 1))
     assert sorted(path.name for path in run.iterdir()) == ["shards", "tokenizer"]
+
+
+@pytest.mark.slow
+def test_a_trained_predictor_is_a_point_of_the_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    write_run(
+        run, EpisodeDataset(write_toy_shards(run / "shards", episodes=12)), method="keypoints"
+    )
+    presets.remember(run, ["keypoints", "debug"])
+    monkeypatch.setattr(model_growth, "PREDICTORS", ((32, 1),))
+    found = {row.what: row for row in model_growth.validation(run, tmp_path, 2)}
+    assert found.keys() == {
+        *(f"{name} after 2 steps, dB" for name in ("psnr", "psnr_1", "psnr_16", "delta_psnr_4")),
+        "2 steps, s",
+    }
+    logged = (tmp_path / "predictor-32/dynamics/log.jsonl").read_text().splitlines()
+    assert found["psnr_16 after 2 steps, dB"].value == json.loads(logged[-1])["validation/psnr_16"]
+    assert len({row.size for row in found.values()}) == 1 and found["2 steps, s"].size > 0
 
 
 def test_figures_of_shards_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

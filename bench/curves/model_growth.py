@@ -96,11 +96,12 @@ def validation(run: Path, out: Path, steps: int) -> Iterator[Measured]:
             "--model.transformer.mlp-dim", str(4 * dim),
         )  # fmt: skip
         lines = (own / "dynamics/log.jsonl").read_text().splitlines()
-        found = [line for line in map(json.loads, lines) if "psnr" in line][-1]
+        found = [line for line in map(json.loads, lines) if "validation/psnr" in line][-1]
         weights = torch.load(own / "dynamics/best.pt", weights_only=True)["model"]
         millions = round(sum(weight.numel() for weight in weights.values()) / 1e6, 2)
         for name in ("psnr", "psnr_1", "psnr_16", "delta_psnr_4"):
-            yield Measured(TRAINED, f"{name} after {steps} steps, dB", millions, found[name])
+            value = found[f"validation/{name}"]
+            yield Measured(TRAINED, f"{name} after {steps} steps, dB", millions, value)
         yield Measured(TRAINED, f"{steps} steps, s", millions, seconds)
 
 

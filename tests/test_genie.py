@@ -122,7 +122,8 @@ def test_inferred_actions_are_the_codes_of_their_vectors():
     with torch.no_grad():
         vectors, codes = model.latent_action_vectors(frames), model.infer_actions(frames)
     assert vectors.shape == (8, 3, 2) and codes.shape == (8, 3) and codes.dtype == torch.int64
-    nearest = torch.cdist(shortened(vectors), model.latent_actions.codebook).argmin(-1)
+    short = shortened(vectors, model.config.latent_actions.linear_length)
+    nearest = torch.cdist(short, model.latent_actions.codebook).argmin(-1)
     assert torch.equal(nearest[:, 0], codes[:, 0])  # nothing is carried to the first
     assert model.actions.size == 4 and model.actions.kind == "discrete"
 

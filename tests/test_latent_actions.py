@@ -15,6 +15,7 @@ from models.dynamics.latent_actions import (
     LatentActionConfig,
     LatentActionModel,
     first_moments,
+    shortened,
 )
 
 CONFIG = LatentActionConfig(
@@ -216,6 +217,17 @@ def test_codes_in_a_row_lead_where_their_actions_do():
         found = model.codes(some_frames(1, 21))
         off[carry] = (model.codebook[found[0]].sum(0) - actions[0].sum(0)).norm()
     assert off[0.0] == pytest.approx(8.0, abs=1e-4) and off[1.0] <= 0.5
+
+
+@pytest.mark.parametrize("linear_length", [0.5, 1.0])
+def test_long_actions_are_told_apart_by_ratios_and_short_ones_by_differences(linear_length):
+    lengths = linear_length * torch.tensor([0.01, 0.02, 100.0, 200.0])
+    directed = torch.stack([lengths * 0.6, lengths * 0.8], dim=1)
+    short = shortened(directed, linear_length)
+    assert torch.allclose(short[:, 1] / short[:, 0], torch.tensor(4 / 3))
+    found = short.norm(dim=1) / linear_length
+    assert found[1] - found[0] == pytest.approx(0.01, rel=0.02)
+    assert found[3] - found[2] == pytest.approx(math.log(2), rel=0.01)
 
 
 def test_a_collapse_and_a_deaf_decoder_are_said_once_and_not_before_codes_have_settled():

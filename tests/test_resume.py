@@ -13,6 +13,8 @@ import pytest
 import torch
 from test_trainer import IDENTITY, TRAIN, Line, equal, last, log, train
 
+from models.dynamics.genie import GenieConfig
+from models.dynamics.latent_actions import LatentActionConfig
 from models.dynamics.rssm import RssmConfig
 from models.registry import describe
 from pipeline import checkpoint as ckpt
@@ -68,6 +70,16 @@ def test_a_training_from_before_a_setting_was_added_resumes_with_its_default(tmp
     with pytest.raises(ValueError, match="begun with residual_prior = False, but now it is True"):
         begin(residual_prior=True)
     begin()
+
+
+def test_the_same_where_the_setting_is_of_a_part(tmp_path):
+    before = describe(GenieConfig())
+    del before["latent_actions"]["linear_length"]
+    begin(tmp_path, {"config": before})
+    begin(tmp_path, {"config": describe(GenieConfig())})
+    other = GenieConfig(latent_actions=LatentActionConfig(linear_length=1.0))
+    with pytest.raises(ValueError, match="latent_actions.linear_length = 0.5, but now it is 1.0"):
+        begin(tmp_path, {"config": describe(other)})
 
 
 def test_a_stage_resumes_with_the_settings_that_it_was_begun_with(tmp_path):

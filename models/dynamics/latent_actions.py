@@ -14,7 +14,7 @@ h w cells of the blurred frame.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,10 @@ class LatentActionConfig(CheckedConfig):
     """Leave the convolutions of the encoder out: an action is then how the steadiest of the things
     moves that differ in color.  That is exact where things keep their colors over an even ground,
     and says nothing where the whole picture moves.  `dim` is 2."""
+    linear_length: Annotated[float, Range(above=0, high=10**6)] = 0.5
+    """Length up to which codes tell an action's numbers apart evenly, in standard deviations.
+    Longer ones are made shorter, like a logarithm: few pairs move far, and would take most of the
+    codes."""
     carry: Annotated[float, Range(0, 1)] = 0.0
     """Share of what a code lacks to its action's numbers that the next action of the clip makes up
     for (error diffusion, Floyd and Steinberg 1976), so that a sequence of codes leads where the
@@ -72,6 +76,8 @@ class LatentActionConfig(CheckedConfig):
     least (VICReg, arXiv:2105.04906)."""
     entropy_weight: Annotated[float, Range(0, 10**6)] = 0.05
     """Weight of what the soft use of the codes lacks to a uniform one, in nats."""
+
+    ADDED: ClassVar[frozenset[str]] = frozenset({"linear_length"})
 
     def check(self) -> None:
         super().check()
@@ -128,7 +134,7 @@ class LatentActionModel(nn.Module):
 
     def codes(self, frames: Tensor) -> Tensor:
         """(B, T, 3, H, W) uint8 -> (B, T - 1) int64."""
-        vectors = shortened(self.vectors(frames).float())
+        vectors = shortened(self.vectors(frames).float(), self.config.linear_length)
         if not self.config.carry:
             return self._nearest(vectors)
         found, lacking = [], torch.zeros_like(vectors[:, 0])
@@ -148,7 +154,7 @@ class LatentActionModel(nn.Module):
             self.quantized = self.quantized or bool(self.quantizer._codebook.initted)  # type: ignore[union-attr]
         blurred = self._blur(frames)
         before, after = (x.flatten(0, 1) for x in (blurred[:, :-1], blurred[:, 1:]))
-        vectors = shortened(self.vectors(frames))
+        vectors = shortened(self.vectors(frames), config.linear_length)
         codes = self._nearest(vectors)
         given = vectors
         losses: Losses = {}
@@ -341,11 +347,10 @@ def first_moments(change: Tensor) -> Tensor:
     return moments - center[..., None] * change.sum((2, 3))[:, None]
 
 
-def shortened(vectors: Tensor) -> Tensor:
-    """Long vectors made shorter, like a logarithm: (..., K) -> (..., K).  Few pairs move far, and
-    would take most of the codes."""
-    length = vectors.square().sum(-1, keepdim=True).add(1e-8).sqrt()
-    return vectors * torch.asinh(2 * length) / (2 * length)
+def shortened(vectors: Tensor, linear_length: float) -> Tensor:
+    """Vectors longer than `linear_length` made shorter, like a logarithm: (..., K) -> (..., K)."""
+    length = vectors.square().sum(-1, keepdim=True).add(1e-8).sqrt() / linear_length
+    return vectors * torch.asinh(length) / length
 
 
 class _Decoder(nn.Module):

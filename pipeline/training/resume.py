@@ -8,7 +8,7 @@ which others may have been trained.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +187,18 @@ def _completed(config: dict[str, Any]) -> dict[str, Any]:
     kind = config.get("kind")
     if kind not in TOKENIZERS | DYNAMICS | CONTROLLERS:
         return config
-    default = default_config(kind)
+    return _with_added(default_config(kind), config)
+
+
+def _with_added(default: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """The same of a config and of those within it."""
     values, added = to_plain(default), getattr(default, "ADDED", frozenset())
-    return {name: values[name] for name in sorted(added)} | config
+    found = {name: values[name] for name in sorted(added)} | config
+    for name, value in config.items():
+        inner = getattr(default, name, None)
+        if isinstance(value, dict) and is_dataclass(inner):
+            found[name] = _with_added(inner, value)
+    return found
 
 
 def _difference(
